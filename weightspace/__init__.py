@@ -1,0 +1,92 @@
+"""Trained networks as points in weight space: merge, align, see the way between them, decode over a metric.
+
+The public names are resolved on first use, so that ``import weightspace`` costs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from weightspace.errors import CheckpointError, SpecError, WeightspaceError
+
+if TYPE_CHECKING:
+    from weightspace.checkpoints import StateDict, load_checkpoint, save_checkpoint
+    from weightspace.connectivity import Curve, barrier, loss_curve
+    from weightspace.matching import Matching, weight_matching
+    from weightspace.merging import interpolate, merge
+    from weightspace.networks import load_network
+    from weightspace.symmetry import (
+        Permutation,
+        PermutationSpec,
+        Verification,
+        derive_spec,
+        permute,
+        verify_spec,
+    )
+    from weightspace.tasks import Task, load_task, train
+
+__version__ = "0.1.0"
+
+#: Public name -> the subpackage that defines it, in the order of the data's way through the library.
+_HOMES = {
+    "StateDict": "checkpoints",
+    "load_checkpoint": "checkpoints",
+    "save_checkpoint": "checkpoints",
+    "load_network": "networks",
+    "PermutationSpec": "symmetry",
+    "Permutation": "symmetry",
+    "Verification": "symmetry",
+    "derive_spec": "symmetry",
+    "verify_spec": "symmetry",
+    "permute": "symmetry",
+    "Matching": "matching",
+    "weight_matching": "matching",
+    "merge": "merging",
+    "interpolate": "merging",
+    "Task": "tasks",
+    "load_task": "tasks",
+    "train": "tasks",
+    "Curve": "connectivity",
+    "loss_curve": "connectivity",
+    "barrier": "connectivity",
+}
+
+__all__ = [
+    "CheckpointError",
+    "Curve",
+    "Matching",
+    "Permutation",
+    "PermutationSpec",
+    "SpecError",
+    "StateDict",
+    "Task",
+    "Verification",
+    "WeightspaceError",
+    "barrier",
+    "derive_spec",
+    "interpolate",
+    "load_checkpoint",
+    "load_network",
+    "load_task",
+    "loss_curve",
+    "merge",
+    "permute",
+    "save_checkpoint",
+    "train",
+    "verify_spec",
+    "weight_matching",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the home of a public name the first time that it is asked for (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'weightspace' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"weightspace.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,13 @@
+"""What goes wrong by a user's hand: one line that says what was found, what was expected and what to do."""
+
+
+class WeightspaceError(Exception):
+    """Any mistake in the input that the library recognises; the command line prints it as one line."""
+
+
+class CheckpointError(WeightspaceError):
+    """A checkpoint cannot be read, written or used beside another one."""
+
+
+class SpecError(WeightspaceError):
+    """A permutation spec cannot be derived, is not verified, or does not fit a network or checkpoint."""
