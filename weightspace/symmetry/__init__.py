@@ -1,1 +1,15 @@
-"""symmetry."""
+"""Permutation symmetry: specs derived from a network and verified, permutations, and what they do to tensors."""
+
+from weightspace.symmetry.permuting import Permutation, check_fits, permute
+from weightspace.symmetry.spec import PermutationSpec, Verification
+from weightspace.symmetry.verify import derive_spec, verify_spec
+
+__all__ = [
+    "Permutation",
+    "PermutationSpec",
+    "Verification",
+    "check_fits",
+    "derive_spec",
+    "permute",
+    "verify_spec",
+]

@@ -1,0 +1,163 @@
+"""``weightspace inspect``: what is in a checkpoint, and how two differ."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from weightspace.checkpoints import CheckpointSummary, Comparison, TensorSummary
+
+
+@click.command("inspect")
+@click.argument("files", nargs=-1, required=True, metavar="FILE…")
+@click.option("--strip-prefix", metavar="PREFIX", help="Take PREFIX (module.) off the names.")
+@click.option("--key", metavar="NAME", help='Entry of a torch file with the tensors ("" is its top level).')
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(files: tuple[str, ...], strip_prefix: str | None, key: str | None, as_json: bool) -> None:
+    """Show the tensors of checkpoints: shapes, dtypes, norms, parameter count, metadata.
+
+    A FILE is a .safetensors or torch file, or a Hugging Face folder. Two FILEs are shown side by side,
+    with what differs and the relative distance ‖a − b‖ / ‖a‖.
+
+    \b
+    Examples:
+      weightspace inspect a.safetensors
+      weightspace inspect a.safetensors b.pt --json
+    """
+    from weightspace.checkpoints import compare, summarise
+
+    summaries = [summarise(file, strip_prefix=strip_prefix, key=key) for file in files]
+    comparison = compare(*files, strip_prefix=strip_prefix, key=key) if len(files) == 2 else None
+    if as_json:
+        content = {"checkpoints": summaries, "comparison": comparison}
+        click.echo(json.dumps(_plain(content), allow_nan=False, ensure_ascii=False))
+    elif comparison is not None:
+        _show_two(summaries[0], summaries[1], comparison)
+    else:
+        for summary in summaries:
+            _show_one(summary)
+
+
+def _show_one(summary: CheckpointSummary) -> None:
+    """Print one checkpoint."""
+    rows = [
+        (tensor.name, _shape(tensor.shape), tensor.dtype, _number(tensor.norm), _note(tensor))
+        for tensor in summary.tensors
+    ]
+    _print_table(("tensor", "shape", "dtype", "norm", ""), rows)
+    _print_totals(summary)
+
+
+def _show_two(a: CheckpointSummary, b: CheckpointSummary, comparison: Comparison) -> None:
+    """Print two checkpoints side by side, then what differs."""
+    left = {tensor.name: tensor for tensor in a.tensors}
+    right = {tensor.name: tensor for tensor in b.tensors}
+    relative = {tensor.name: tensor.relative for tensor in comparison.tensors}
+    rows: list[tuple[str, ...]] = []
+    for name in left | right:
+        both = [side[name] for side in (left, right) if name in side]
+        norms = [_number(side[name].norm) if name in side else "absent" for side in (left, right)]
+        rows.append(
+            (
+                name,
+                " | ".join(dict.fromkeys(_shape(tensor.shape) for tensor in both)),
+                " | ".join(dict.fromkeys(tensor.dtype for tensor in both)),
+                *norms,
+                _number(relative.get(name)),
+                "values differ" if name in comparison.unequal else _notes(left.get(name), right.get(name)),
+            )
+        )
+    _print_table(("tensor", "shape", "dtype", "norm a", "norm b", "relative distance", ""), rows)
+    for letter, summary in (("a", a), ("b", b)):
+        _print_totals(summary, f"{letter}: ")
+    _print_differences(comparison)
+
+
+def _print_totals(summary: CheckpointSummary, label: str = "") -> None:
+    """Print what a checkpoint comes to, and its metadata."""
+    bad = f", {summary.non_finite:,} values NaN or infinite" if summary.non_finite else ""
+    click.echo(
+        f"{label}{summary.path}: {len(summary.tensors):,} tensors, {summary.parameters:,} parameters, "
+        f"{summary.bytes:,} bytes, norm {_number(summary.norm)}{bad}"
+    )
+    for name, value in summary.metadata.items():
+        click.echo(f"  {name}: {value}")
+
+
+def _print_differences(comparison: Comparison) -> None:
+    """Print names, shapes, dtypes and values that differ, then the distance."""
+    kinds = {
+        "only in a": comparison.only_a,
+        "only in b": comparison.only_b,
+        "other shape": [difference.name for difference in comparison.shapes],
+        "other dtype": [difference.name for difference in comparison.dtypes],
+        "other integers": comparison.unequal,
+    }
+    for kind, names in kinds.items():
+        if names:
+            click.echo(f"{kind}: {len(names):,} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})")
+    click.echo(
+        f"relative distance {_number(comparison.relative)} "
+        f"(‖a − b‖ = {_number(comparison.distance)}, ‖a‖ = {_number(comparison.norm)}, "
+        f"{len(comparison.tensors):,} float tensors)"
+    )
+
+
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: with rules on a terminal, else as aligned text."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*head)
+        for row in rows:
+            table.add_row(*map(Text, row))
+        Console().print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _note(tensor: TensorSummary) -> str:
+    """Say what is unusual about a tensor."""
+    if tensor.tied_to is not None:
+        return f"tied to {tensor.tied_to}"
+    return f"{tensor.non_finite:,} NaN or infinite" if tensor.non_finite else ""
+
+
+def _notes(a: TensorSummary | None, b: TensorSummary | None) -> str:
+    """Say what is unusual about a tensor in two checkpoints, and in which if it is in one only."""
+    notes = ["" if tensor is None else _note(tensor) for tensor in (a, b)]
+    if notes[0] == notes[1]:
+        return notes[0]
+    return ", ".join(f"{note} in {letter}" for letter, note in zip("ab", notes, strict=True) if note)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    """Write a shape as ``64×3×7×7``."""
+    return "×".join(map(str, shape)) or "scalar"
+
+
+def _number(value: float | None) -> str:
+    """Write a number with six digits, and ``-`` where there is none."""
+    return "-" if value is None else f"{value:.6g}"
+
+
+def _plain(value: Any) -> Any:
+    """Turn dataclasses into what JSON holds; NaN and infinity, which it cannot, become null."""
+    if hasattr(value, "__dataclass_fields__"):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,128 @@
+"""How two checkpoints differ: in names, shapes and dtypes, and by how far where they agree.
+
+The relative distance is ‖a − b‖ / ‖a‖ over the float tensors that both have in one shape; it is infinite when
+‖a‖ is zero and b is elsewhere. A tensor tied to the same name in both counts once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+
+from weightspace.checkpoints.files import StrPath, load_checkpoint
+from weightspace.checkpoints.measure import distance, is_inexact, norm
+from weightspace.checkpoints.state import dtype_name, tied_names
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Difference(Generic[T]):
+    """A shape or dtype that tensor ``name`` has in ``a`` and in ``b``."""
+
+    name: str
+    a: T
+    b: T
+
+
+@dataclass(frozen=True)
+class TensorDistance:
+    """How far tensor ``name`` of ``b`` is from that of ``a``; ``relative`` is in units of a's norm."""
+
+    name: str
+    distance: float
+    norm: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two checkpoints beside each other.
+
+    Attributes:
+        shapes: tensors of the same name and another shape.
+        dtypes: tensors of the same name and another dtype.
+        unequal: integer and bool tensors of the same shape with other values; they have no distance.
+        tensors: the distance of each float tensor that both have in one shape.
+        distance, norm, relative: of those tensors together.
+    """
+
+    a: str
+    b: str
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    shapes: tuple[Difference[tuple[int, ...]], ...]
+    dtypes: tuple[Difference[str], ...]
+    unequal: tuple[str, ...]
+    tensors: tuple[TensorDistance, ...]
+    distance: float
+    norm: float
+    relative: float
+
+
+def compare(
+    path_a: StrPath, path_b: StrPath, *, strip_prefix: str | None = None, key: str | None = None
+) -> Comparison:
+    """Compare two checkpoints, tensor by tensor of the same name.
+
+    Args:
+        path_a: as for ``load_checkpoint``, and so are the options; distances are relative to this one.
+        path_b: the other checkpoint.
+        strip_prefix: taken off the names of both.
+        key: the entry of a torch file that holds the state dict.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be read.
+    """
+    a = load_checkpoint(path_a, strip_prefix=strip_prefix, key=key)
+    b = load_checkpoint(path_b, strip_prefix=strip_prefix, key=key)
+    common = [name for name in a if name in b]
+    aligned = [name for name in common if a[name].shape == b[name].shape]
+    floats = [name for name in aligned if is_inexact(a[name]) and is_inexact(b[name])]
+    tensors = tuple(_distance(name, a[name], b[name]) for name in floats)
+    tied = tied_names(a).items() & tied_names(b).items()
+    counted = [tensor for tensor in tensors if all(tensor.name != name for name, _ in tied)]
+    total = math.hypot(*(tensor.distance for tensor in counted))
+    length = math.hypot(*(tensor.norm for tensor in counted))
+    return Comparison(
+        a=str(path_a),
+        b=str(path_b),
+        only_a=tuple(name for name in a if name not in b),
+        only_b=tuple(name for name in b if name not in a),
+        shapes=tuple(
+            Difference(name, tuple(a[name].shape), tuple(b[name].shape))
+            for name in common
+            if name not in aligned
+        ),
+        dtypes=tuple(
+            Difference(name, dtype_name(a[name].dtype), dtype_name(b[name].dtype))
+            for name in common
+            if a[name].dtype != b[name].dtype
+        ),
+        unequal=tuple(name for name in aligned if name not in floats and not _equal(a[name], b[name])),
+        tensors=tensors,
+        distance=total,
+        norm=length,
+        relative=_relative(total, length),
+    )
+
+
+def _distance(name: str, a: torch.Tensor, b: torch.Tensor) -> TensorDistance:
+    """Measure one pair of float tensors of one shape."""
+    apart, length = distance(a, b), norm(a)
+    return TensorDistance(name, apart, length, _relative(apart, length))
+
+
+def _relative(apart: float, length: float) -> float:
+    """Return ``apart / length``, with 0 / 0 = 0."""
+    if length:
+        return apart / length
+    return math.inf if apart else 0.0
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether two tensors of one shape, not both of floats, hold the same numbers."""
+    return torch.equal(a, b) if a.dtype == b.dtype else torch.equal(a.double(), b.double())

@@ -1,0 +1,118 @@
+"""Writing so that a name on disk always shows a whole checkpoint: the old one or the new one.
+
+New data is written beside its place under a hidden name that ends in ``.tmp``, forced to the disk, then
+renamed. On any failure, an interrupt included, the hidden file is removed and the old one is as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from weightspace.errors import CheckpointError
+
+
+@contextmanager
+def one_line_errors(path: Path, action: str) -> Iterator[None]:
+    """Turn an ``OSError`` into a ``CheckpointError`` that says that ``path`` cannot be read (or written)."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"{path} cannot be {action}: {reason}.") from error
+
+
+@contextmanager
+def synced_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new file that is forced to the disk when the block ends without an error."""
+    with open(path, "x+b") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield an open file that takes the place of ``path`` when the block ends without an error.
+
+    Missing parent folders are made. A symbolic link stays, and the file that it points to is replaced.
+
+    Raises:
+        CheckpointError: ``path`` is a folder or a device, or the disk refuses (it is full, read-only, …).
+    """
+    with one_line_errors(path, "written"):
+        target = Path(os.path.realpath(path))
+        if target.exists() and not target.is_file():
+            kind = "a folder" if target.is_dir() else "not a regular file"
+            raise CheckpointError(f"{path} is {kind}; expected a file or a free name to write to.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _beside(target, "tmp")
+        try:
+            with synced_file(temporary) as file:
+                yield file
+            os.replace(temporary, target)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(target.parent)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of ``path`` when the block ends without an error.
+
+    Nothing of an old folder survives in the new one. Whether the old one may go is for the caller to check
+    before. Only a crash of the machine between two renames can leave the old folder under its hidden name,
+    ending in ``.old``.
+
+    Raises:
+        CheckpointError: the disk refuses (it is full, read-only, …).
+    """
+    with one_line_errors(path, "written"):
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = _beside(target, "tmp")
+        try:
+            staging.mkdir()
+            yield staging
+            _sync_folder(staging)
+            _swap(staging, target)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        _sync_folder(target.parent)
+
+
+def _swap(staging: Path, target: Path) -> None:
+    """Put ``staging`` in the place of ``target``, or leave ``target`` as it was."""
+    old = _beside(target, "old")
+    try:
+        if target.exists():
+            os.replace(target, old)
+        os.replace(staging, target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(target: Path, ending: str) -> Path:
+    """Return a free hidden name in the folder of ``target``, so that a rename never crosses file systems."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{ending}")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force the names in a folder to the disk, where the file system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,171 @@
+"""Checkpoints by path: one door for all formats, chosen by what the path is and how its name ends.
+
+``.safetensors`` is one file; ``.pt``, ``.pth`` and ``.bin`` are torch files; a folder is a Hugging Face
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+from weightspace.checkpoints.disk import replacing_file, replacing_folder, synced_file
+from weightspace.checkpoints.folder import (
+    WEIGHTS,
+    check_replaceable,
+    copy_companions,
+    find_weights,
+    index_metadata,
+    read_folder,
+)
+from weightspace.checkpoints.safetensors_file import (
+    TIED,
+    read_safetensors,
+    read_safetensors_metadata,
+    write_safetensors,
+)
+from weightspace.checkpoints.state import StateDict, check_finite, check_storable, without_prefix
+from weightspace.checkpoints.torch_file import read_torch, read_torch_metadata, write_torch
+from weightspace.errors import CheckpointError
+
+#: Where a checkpoint is or shall be.
+StrPath: TypeAlias = str | os.PathLike[str]
+
+_TORCH = (".pt", ".pth", ".bin")
+_SAFETENSORS = ".safetensors"
+
+
+def load_checkpoint(
+    path: StrPath, *, strip_prefix: str | None = None, key: str | None = None, finite: bool = False
+) -> StateDict:
+    """Read the named tensors of a checkpoint, memory-mapped where the format allows.
+
+    Changing a tensor in place never changes the file. Tied tensors come back tied.
+
+    Args:
+        path: a ``.safetensors`` file, a torch file (``.pt``, ``.pth``, ``.bin``) or a Hugging Face folder.
+        strip_prefix: taken off every name that starts with it, for example ``"module."``.
+        key: the entry of a torch file that holds the state dict, ``""`` for the top level; by default the top
+            level, or ``state_dict``, ``model_state_dict`` or ``model``. Other formats are flat and ignore it.
+        finite: refuse NaN and infinity; this reads every float tensor.
+
+    Returns:
+        Name -> tensor on the CPU, in the file's order, each with the shape and dtype that it was saved with.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, ambiguous, needs code to be unpickled, or is not
+            finite.
+    """
+    path = Path(path)
+    state = read_folder(path, lambda file: _read(file, key)) if path.is_dir() else _read(path, key)
+    if strip_prefix:
+        state = without_prefix(state, strip_prefix, path)
+    if finite:
+        check_finite(state, path)
+    return state
+
+
+def save_checkpoint(
+    state: StateDict,
+    path: StrPath,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    companions_from: StrPath | None = None,
+) -> None:
+    """Write named tensors so that ``path`` shows the old checkpoint or the whole new one, whatever happens.
+
+    Equal tensors and metadata give equal bytes.
+
+    Args:
+        state: name -> tensor of any shape.
+        path: one file if it ends in ``.safetensors``, a torch file if in ``.pt``, ``.pth`` or ``.bin``;
+            anything else is a Hugging Face folder, which replaces an old one if nothing but a checkpoint is
+            in there.
+        metadata: strings to keep with the tensors, usually ``provenance(…)``.
+        companions_from: a checkpoint whose configuration and tokenizer files are copied, if both it and
+            ``path`` are folders.
+
+    Raises:
+        CheckpointError: a tensor cannot be stored, or the disk refuses (it is full, read-only, …); the old
+            file is intact.
+    """
+    path = Path(path)
+    check_storable(state, path)
+    kept = _checked_metadata(metadata or {}, path)
+    suffix = path.suffix.lower()
+    if suffix in _TORCH or suffix == _SAFETENSORS:
+        write = write_torch if suffix in _TORCH else write_safetensors
+        with replacing_file(path) as file:
+            write(state, file, kept, path)
+        return
+    check_replaceable(path)
+    with replacing_folder(path) as staging:
+        with synced_file(staging / WEIGHTS) as file:
+            write_safetensors(state, file, kept, path)
+        if companions_from is not None and not Path(companions_from).is_file():
+            copy_companions(Path(companions_from), staging)
+
+
+def load_metadata(path: StrPath) -> dict[str, str]:
+    """Return the metadata of a checkpoint, without reading its tensors.
+
+    ``format`` (``pt``) is the one key that safetensors files have without being asked.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        weights = find_weights(path)
+        if weights.index is not None:
+            return index_metadata(weights.entrance)
+        path = weights.entrance
+    return read_torch_metadata(path) if _suffix(path) in _TORCH else read_safetensors_metadata(path)
+
+
+def weight_files(path: StrPath) -> tuple[Path, ...]:
+    """Return the files that hold a checkpoint's weights: the file itself, or those of the folder by name.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, or a shard is.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return find_weights(path).files
+    _suffix(path)
+    return (path,)
+
+
+def _read(path: Path, key: str | None) -> StateDict:
+    """Read one file."""
+    state = read_torch(path, key) if _suffix(path) in _TORCH else read_safetensors(path)
+    check_storable(state, path)
+    return state
+
+
+def _suffix(path: Path) -> str:
+    """Return the lower-case ending of an existing checkpoint file."""
+    if not path.exists():
+        raise CheckpointError(
+            f"{path} does not exist. Expected a checkpoint file or folder; is the path right?"
+        )
+    suffix = path.suffix.lower()
+    if not path.is_file() or suffix not in (*_TORCH, _SAFETENSORS):
+        raise CheckpointError(
+            f"{path} is not a checkpoint: expected a folder, or a file ending in "
+            f"{', '.join((_SAFETENSORS, *_TORCH))}."
+        )
+    return suffix
+
+
+def _checked_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, str]:
+    """Return a copy of the metadata if it maps strings to strings and leaves our own key alone."""
+    for name, value in metadata.items():
+        if not isinstance(name, str) or not isinstance(value, str) or name == TIED:
+            raise CheckpointError(
+                f"{path}: metadata maps strings to strings, and {TIED!r} is reserved; "
+                f"found {name!r}: {value!r}."
+            )
+    return dict(metadata)

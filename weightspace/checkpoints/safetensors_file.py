@@ -1,0 +1,118 @@
+"""One ``.safetensors`` file: read lazily by memory map, written a tensor at a time.
+
+Tied tensors are stored once, under the first of their names, as other libraries do. The other names are kept
+in the metadata under ``weightspace.tied``, a JSON object *name -> stored name*; reading gives every name
+back, still tied. The bytes written depend on the state dict and metadata only: no clock, no hash order.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from weightspace.checkpoints.safetensors_header import DTYPES, Entry, Header, encode_header, read_header
+from weightspace.checkpoints.state import StateDict, dtype_name, tied_names
+from weightspace.errors import CheckpointError
+
+#: Metadata key of the tied names.
+TIED = "weightspace.tied"
+
+
+def read_safetensors(path: Path) -> StateDict:
+    """Map every tensor of the file into memory; bytes are read from the disk when they are used.
+
+    Changing a tensor in place does not change the file.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    from safetensors import safe_open
+
+    header = read_header(path)
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            state = {name: file.get_tensor(name) for name in header.entries}
+    except Exception as error:  # the header passed our checks: whatever it is, the file is at fault
+        raise CheckpointError(f"{path} cannot be read: {_first_line(error)}.") from error
+    for name, owner in _tied(path, header).items():
+        state[name] = state[owner]
+    return state
+
+
+def read_safetensors_metadata(path: Path) -> dict[str, str]:
+    """Return the file's metadata without the record of tied names.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    return {key: value for key, value in read_header(path).metadata.items() if key != TIED}
+
+
+def write_safetensors(state: StateDict, file: BinaryIO, metadata: dict[str, str], path: Path) -> None:
+    """Write a state dict to an open file; ``path`` is for the errors only.
+
+    The metadata gains ``format: pt``, which other readers ask for.
+
+    Raises:
+        CheckpointError: a dtype is unknown to the format, or a name or metadata cannot be written in it.
+    """
+    tied = tied_names(state)
+    stored = {name: tensor for name, tensor in state.items() if name not in tied}
+    for name, tensor in stored.items():
+        if tensor.dtype not in DTYPES.values():
+            raise CheckpointError(
+                f"{path}: {name!r} has dtype {dtype_name(tensor.dtype)}, which safetensors cannot hold. "
+                "Convert it, or save to a .pt file."
+            )
+    record = {TIED: json.dumps(tied)} if tied else {}
+    entries = _layout(stored)
+    try:
+        file.write(encode_header(entries, {"format": "pt", **metadata, **record}))
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"{path}: a name or metadata value is not valid Unicode: {error}.") from error
+    for name in sorted(entries, key=lambda name: entries[name].start):
+        _write_tensor(stored[name], file)
+
+
+def _layout(state: StateDict) -> dict[str, Entry]:
+    """Give each tensor its place: wide dtypes first, so that each starts at a multiple of its item size."""
+    places: dict[str, Entry] = {}
+    end = 0
+    for name, tensor in sorted(state.items(), key=lambda item: -item[1].dtype.itemsize):
+        start, end = end, end + tensor.numel() * tensor.dtype.itemsize
+        places[name] = Entry(tensor.dtype, tuple(tensor.shape), start, end)
+    return {name: places[name] for name in state}
+
+
+def _write_tensor(tensor: torch.Tensor, file: BinaryIO) -> None:
+    """Write the elements in row-major order."""
+    if tensor.numel():
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        file.write(plain.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _tied(path: Path, header: Header) -> dict[str, str]:
+    """Return name -> stored name as recorded in the metadata."""
+    if TIED not in header.metadata:
+        return {}
+    try:
+        tied = json.loads(header.metadata[TIED])
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the metadata {TIED!r} is not valid JSON ({error}).") from error
+    if not isinstance(tied, dict):
+        raise CheckpointError(f"{path}: the metadata {TIED!r} must map names to names.")
+    for name, owner in tied.items():
+        if name in header.entries or not isinstance(owner, str) or owner not in header.entries:
+            raise CheckpointError(
+                f"{path}: the metadata {TIED!r} ties {name!r} to {owner!r}, "
+                "expected a name without data tied to one with."
+            )
+    return tied
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type."""
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")

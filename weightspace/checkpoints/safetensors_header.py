@@ -1,0 +1,183 @@
+"""The header of a safetensors file, checked entry by entry so that an error can name the tensor.
+
+A file is 8 bytes (the header's length, little-endian), the header (JSON), then the tensors' bytes. Offsets
+count from the end of the header; together the tensors cover every byte after it exactly once.
+
+Source: https://huggingface.co/docs/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from weightspace.checkpoints.disk import one_line_errors
+from weightspace.errors import CheckpointError
+
+#: The format's name of each dtype -> ours.
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+#: Longest header that the format allows, in bytes.
+MAX_HEADER = 100_000_000
+
+_METADATA = "__metadata__"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor: its dtype, shape, and its bytes from ``start`` up to ``end``."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """All tensors of a file in the header's order, and its metadata."""
+
+    entries: dict[str, Entry]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of a safetensors file.
+
+    Raises:
+        CheckpointError: the file is missing or truncated, the header is not JSON of the right form, a name
+            occurs twice, or a tensor's dtype, shape and offsets contradict each other, another tensor or the
+            file's size.
+    """
+    with one_line_errors(path, "read"), open(path, "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        content, data_start = _json_header(path, file, size)
+    metadata = _metadata(path, content.pop(_METADATA, {}))
+    entries = {name: _entry(path, name, value) for name, value in content.items()}
+    _check_cover(path, entries, size - data_start)
+    return Header(entries, metadata)
+
+
+def encode_header(entries: dict[str, Entry], metadata: dict[str, str]) -> bytes:
+    """Return length and header, padded so that the tensors after it start at a multiple of 8."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    content: dict[str, Any] = {_METADATA: metadata} if metadata else {}
+    for name, entry in entries.items():
+        offsets = [entry.start, entry.end]
+        content[name] = {"dtype": names[entry.dtype], "shape": list(entry.shape), "data_offsets": offsets}
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _json_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    """Return the parsed header and where it ends."""
+    if size < 8:
+        raise CheckpointError(
+            f"{path} has {size} bytes, but a safetensors file starts with 8: truncated or empty?"
+        )
+    (length,) = struct.unpack("<Q", file.read(8))
+    if length > MAX_HEADER or 8 + length > size:
+        raise CheckpointError(
+            f"{path}: the header claims {length:,} bytes, but the file has {size:,} "
+            f"and a header at most {MAX_HEADER:,}. Is it truncated, or not a safetensors file?"
+        )
+    try:
+        content = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: the header is not valid JSON ({error}). Is it a safetensors file?"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path}: the header is a JSON {type(content).__name__}, expected an object of tensors."
+        )
+    return content, 8 + length
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a dict from JSON pairs, refusing a name that comes twice."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} occurs twice")
+    return content
+
+
+def _metadata(path: Path, value: Any) -> dict[str, str]:
+    """Return the metadata if it maps strings to strings."""
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise CheckpointError(f"{path}: {_METADATA} must map strings to strings, found {str(value)[:80]!r}.")
+    return value
+
+
+def _entry(path: Path, name: str, value: Any) -> Entry:
+    """Return one tensor's entry if its parts agree with each other."""
+    here = f"{path}: tensor {name!r}"
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise CheckpointError(f"{here} must have dtype, shape and data_offsets, found {str(value)[:80]!r}.")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise CheckpointError(f"{here} has dtype {str(dtype)[:80]!r}, expected one of {', '.join(DTYPES)}.")
+    if not _sizes(shape):
+        raise CheckpointError(f"{here} has shape {str(shape)[:80]}, expected a list of sizes of 0 or more.")
+    if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise CheckpointError(f"{here} has data_offsets {str(offsets)[:80]}, expected [start, end].")
+    needed = math.prod(shape) * DTYPES[dtype].itemsize
+    if offsets[1] - offsets[0] != needed:
+        raise CheckpointError(
+            f"{here} of dtype {dtype} and shape {tuple(shape)} needs {needed:,} bytes, "
+            f"but its offsets {offsets} hold {offsets[1] - offsets[0]:,}. The header is damaged."
+        )
+    return Entry(DTYPES[dtype], tuple(shape), offsets[0], offsets[1])
+
+
+def _sizes(value: Any) -> bool:
+    """Return whether the value is a list of integers that an int64 holds, none of them negative."""
+    return isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value)
+
+
+def _check_cover(path: Path, entries: dict[str, Entry], available: int) -> None:
+    """Check that the tensors cover the bytes after the header exactly once."""
+    end, before = 0, "the header"
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
+        if entry.end > available:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} ends at byte {entry.end:,} of the data, "
+                f"but the file holds {available:,}. Is the file truncated? Copy it again."
+            )
+        if entry.start != end:
+            problem = "overlaps" if entry.start < end else "leaves a gap after"
+            raise CheckpointError(
+                f"{path}: tensor {name!r} {problem} {before}: starts at {entry.start}, expected {end}."
+            )
+        end, before = entry.end, repr(name)
+    if end != available:
+        raise CheckpointError(
+            f"{path}: {available - end:,} bytes after {before} belong to no tensor. The file is damaged."
+        )

@@ -1,0 +1,149 @@
+"""State dicts: named tensors in memory, and the questions asked of them before they are used or written.
+
+Two names are *tied* when they show the same view of the same memory (same address, dtype, shape and strides),
+as the embedding and the head of a language model do. Views that only overlap are not tied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import TypeAlias
+
+import torch
+
+from weightspace.checkpoints.measure import count_non_finite, is_inexact
+from weightspace.errors import CheckpointError
+
+#: Name -> tensor, in the order of the network or file that they come from.
+StateDict: TypeAlias = dict[str, torch.Tensor]
+
+#: How many names an error lists before it only counts.
+_LISTED = 3
+
+
+def check_compatible(a: StateDict, b: StateDict, names: tuple[str, str] = ("a", "b")) -> None:
+    """Check that two state dicts can be combined element by element.
+
+    Float dtypes may differ (they are promoted), and so may integer dtypes; a float against an integer not.
+
+    Args:
+        a: the first state dict.
+        b: the second state dict.
+        names: how the error calls the two, usually their paths.
+
+    Raises:
+        CheckpointError: names or shapes differ, or a tensor is float in one and integer in the other.
+    """
+    only_a = [repr(name) for name in a if name not in b]
+    only_b = [repr(name) for name in b if name not in a]
+    common = [name for name in a if name in b]
+    shapes = [
+        f"{name!r} {tuple(a[name].shape)} against {tuple(b[name].shape)}"
+        for name in common
+        if a[name].shape != b[name].shape
+    ]
+    kinds = [
+        f"{name!r} {dtype_name(a[name].dtype)} against {dtype_name(b[name].dtype)}"
+        for name in common
+        if is_inexact(a[name]) != is_inexact(b[name])
+    ]
+    found = [
+        f"{_some(only_a, 'name')} only in {names[0]}" if only_a else "",
+        f"{_some(only_b, 'name')} only in {names[1]}" if only_b else "",
+        f"{_some(shapes, 'shape')} {'differs' if len(shapes) == 1 else 'differ'}" if shapes else "",
+        f"{_some(kinds, 'tensor')} float in one and integer in the other" if kinds else "",
+    ]
+    if any(found):
+        hint = "" if common else " If one has a prefix such as 'module.', load it with strip_prefix."
+        raise CheckpointError(
+            f"{names[0]} and {names[1]} do not fit together: {'; '.join(filter(None, found))}. "
+            f"Two checkpoints of one architecture are expected.{hint}"
+        )
+
+
+def check_finite(state: StateDict, source: object) -> None:
+    """Check that no float tensor holds NaN or infinity.
+
+    Raises:
+        CheckpointError: some do; ``source`` (a path) and the first few names are in the message.
+    """
+    bad = [
+        f"{name!r} {count:,} of {tensor.numel():,}"
+        for name, tensor in state.items()
+        if (count := count_non_finite(tensor))
+    ]
+    if bad:
+        raise CheckpointError(
+            f"{source}: {_some(bad, 'tensor')} with NaN or infinite values, but finite values are asked for. "
+            "Did the training diverge, or a float16 overflow?"
+        )
+
+
+def without_prefix(state: StateDict, prefix: str, source: object) -> StateDict:
+    """Return the state dict with ``prefix`` taken off every name that starts with it.
+
+    Raises:
+        CheckpointError: two names become one, or a name becomes empty.
+    """
+    stripped: StateDict = {}
+    for name, tensor in state.items():
+        short = name.removeprefix(prefix)
+        if short in stripped or not short:
+            problem = "there are two tensors of that name" if short else "nothing is left"
+            raise CheckpointError(
+                f"{source}: without the prefix {prefix!r}, {name!r} is {short!r} and {problem}."
+            )
+        stripped[short] = tensor
+    return stripped
+
+
+def tied_names(state: StateDict) -> dict[str, str]:
+    """Return each name that shows the same memory as an earlier one -> that first name."""
+    first: dict[Hashable, str] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in state.items():
+        if tensor.numel():
+            owner = first.setdefault(_view(tensor), name)
+            if owner != name:
+                tied[name] = owner
+    return tied
+
+
+def check_storable(state: StateDict, source: object) -> None:
+    """Check that a state dict maps names to plain tensors with data.
+
+    Raises:
+        CheckpointError: it is empty, a name is not a string, or a value is not a dense tensor with data in
+            memory.
+    """
+    if not state:
+        raise CheckpointError(f"{source}: no tensors found; a checkpoint has at least one.")
+    for name, tensor in state.items():
+        if not isinstance(name, str):
+            raise CheckpointError(
+                f"{source}: tensor names are strings, found {name!r} of type {type(name).__name__}."
+            )
+        if not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(f"{source}: {name!r} is a {type(tensor).__name__}, expected a tensor.")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            kind = "quantised" if tensor.is_quantized else "without data" if tensor.is_meta else "sparse"
+            raise CheckpointError(
+                f"{source}: {name!r} is {kind}, expected a dense tensor. Convert it before saving."
+            )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the dtype as people write it: ``float32``, ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _view(tensor: torch.Tensor) -> Hashable:
+    """Return what two tensors have in common exactly when they are one view of one memory."""
+    place = (tensor.device, tensor.data_ptr(), tensor.is_conj(), tensor.is_neg())
+    return *place, tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
+def _some(items: Sequence[str], noun: str) -> str:
+    """Return ``2 names ('a', 'b')``: how many there are, then the first few."""
+    more = ", …" if len(items) > _LISTED else ""
+    return f"{len(items):,} {noun}{'' if len(items) == 1 else 's'} ({', '.join(items[:_LISTED])}{more})"

@@ -1,0 +1,94 @@
+"""What is in one checkpoint: its tensors, their norms, how many numbers they hold.
+
+Tied tensors are listed under each of their names and counted once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from weightspace.checkpoints.files import StrPath, load_checkpoint, load_metadata
+from weightspace.checkpoints.measure import count_non_finite, is_inexact, norm
+from weightspace.checkpoints.state import StateDict, dtype_name, tied_names
+
+
+@dataclass(frozen=True)
+class TensorSummary:
+    """One tensor.
+
+    Attributes:
+        norm: Euclidean; ``None`` for integers and bools.
+        non_finite: how many elements are NaN or infinite.
+        bytes: elements times item size.
+        tied_to: the earlier name of the same memory, if there is one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    norm: float | None
+    non_finite: int
+    bytes: int
+    tied_to: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointSummary:
+    """One checkpoint: its tensors in the file's order, and what they come to together.
+
+    Attributes:
+        parameters: elements of all tensors, buffers and counters included; a file does not tell them apart.
+        bytes: of all tensors.
+        norm: Euclidean, over the float tensors.
+    """
+
+    path: str
+    tensors: tuple[TensorSummary, ...]
+    parameters: int
+    bytes: int
+    norm: float
+    non_finite: int
+    metadata: dict[str, str]
+
+
+def summarise(path: StrPath, *, strip_prefix: str | None = None, key: str | None = None) -> CheckpointSummary:
+    """Summarise a checkpoint, reading every tensor once.
+
+    Args:
+        path: as for ``load_checkpoint``, and so are the options.
+        strip_prefix: taken off the names.
+        key: the entry of a torch file that holds the state dict.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+    """
+    state = load_checkpoint(path, strip_prefix=strip_prefix, key=key)
+    tensors = _summaries(state)
+    stored = [tensor for tensor in tensors if tensor.tied_to is None]
+    return CheckpointSummary(
+        path=str(path),
+        tensors=tensors,
+        parameters=sum(math.prod(tensor.shape) for tensor in stored),
+        bytes=sum(tensor.bytes for tensor in stored),
+        norm=math.hypot(*(tensor.norm for tensor in stored if tensor.norm is not None)),
+        non_finite=sum(tensor.non_finite for tensor in stored),
+        metadata=load_metadata(path),
+    )
+
+
+def _summaries(state: StateDict) -> tuple[TensorSummary, ...]:
+    """Summarise each tensor."""
+    tied = tied_names(state)
+    return tuple(
+        TensorSummary(
+            name=name,
+            shape=tuple(tensor.shape),
+            dtype=dtype_name(tensor.dtype),
+            norm=norm(tensor) if is_inexact(tensor) else None,
+            non_finite=count_non_finite(tensor),
+            bytes=tensor.numel() * tensor.dtype.itemsize,
+            tied_to=tied.get(name),
+        )
+        for name, tensor in state.items()
+    )

@@ -1,0 +1,166 @@
+"""One torch file (``.pt``, ``.pth``, ``.bin``): always read with ``weights_only=True``, never otherwise.
+
+The state dict is looked for at the top and under the usual names of training scripts. Entries that are not
+tensors (an epoch, a configuration) are left out. Our files are plain dicts, as
+``torch.save(module.state_dict(), …)`` writes them; metadata is one more record in the zip archive, which
+``torch.load`` passes over.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from weightspace.checkpoints.disk import one_line_errors
+from weightspace.checkpoints.state import StateDict, check_storable, tied_names
+from weightspace.errors import CheckpointError
+
+#: Names under which training scripts nest the state dict.
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+#: How deep a state dict may be nested.
+_DEPTH = 4
+
+_RECORD = "archive/weightspace.json"
+
+
+def read_torch(path: Path, key: str | None = None) -> StateDict:
+    """Read the tensors of a torch file, memory-mapped where the file's format allows.
+
+    Args:
+        path: the file.
+        key: the entry that holds the state dict; ``""`` is the top; by default the top, or one of
+            ``WRAPPERS``.
+
+    Raises:
+        CheckpointError: the file is damaged, needs code to be unpickled, holds no tensors, or holds several
+            state dicts.
+    """
+    content = _unpickle(path)
+    found = _unwrap(content, path) if key is None else _entry(content, path, key)
+    state = {name: value.detach() for name, value in found.items() if isinstance(value, torch.Tensor)}
+    check_storable(state, path)
+    return state
+
+
+def read_torch_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata that ``save_checkpoint`` put into the file; empty for the files of others.
+
+    Raises:
+        CheckpointError: the file is missing, or its metadata is damaged.
+    """
+    with one_line_errors(path, "read"), open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            return {}
+        try:
+            with zipfile.ZipFile(file) as archive:
+                text = archive.read(_RECORD) if _RECORD in archive.namelist() else b"{}"
+            metadata = json.loads(text)
+        except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError, EOFError) as error:
+            raise CheckpointError(f"{path}: the metadata cannot be read ({error}).") from error
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path}: the metadata must map strings to strings.")
+    return metadata
+
+
+def write_torch(state: StateDict, file: BinaryIO, metadata: dict[str, str], path: Path) -> None:
+    """Write a plain dict of tensors to an open file; tied tensors stay tied. ``path`` is for the errors only.
+
+    Raises:
+        CheckpointError: torch cannot write the tensors.
+        OSError: the disk refuses.
+    """
+    tied = tied_names(state)
+    plain: StateDict = {}
+    for name, tensor in state.items():
+        plain[name] = plain[tied[name]] if name in tied else _compact(tensor)
+    try:
+        torch.save(plain, file)
+    except RuntimeError as error:  # torch's writer hides what the disk said
+        raise _disk_error(error) or CheckpointError(f"{path} cannot be written: is the disk full?") from error
+    if metadata:
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.writestr(zipfile.ZipInfo(_RECORD), json.dumps(metadata))
+
+
+def _unpickle(path: Path) -> Any:
+    """Return the content of the file, tensors only, on the CPU."""
+    with one_line_errors(path, "read"):
+        mapped = zipfile.is_zipfile(path)
+        try:
+            with warnings.catch_warnings():  # what torch would warn of is an error here
+                warnings.simplefilter("ignore")
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except OSError:
+            raise
+        except Exception as error:  # a damaged pickle can raise anything
+            raise CheckpointError(f"{path} cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Say in one sentence why torch refused a file."""
+    code = re.search(r"(?:Unsupported global: GLOBAL|GLOBAL|class) ([\w.]+)", str(error))
+    if "weights_only" in str(error) or "Weights only" in str(error):
+        what = f" ({code.group(1)})" if code else ""
+        return f"damaged, or it needs code to be run{what}; only tensors are read. Save its state dict alone."
+    return "truncated or damaged, or not a torch file. Copy it again."
+
+
+def _entry(content: Any, path: Path, key: str) -> Mapping[Any, Any]:
+    """Return the state dict under ``key``."""
+    if key and (not isinstance(content, Mapping) or key not in content):
+        names = ", ".join(map(repr, content)) if isinstance(content, Mapping) else type(content).__name__
+        raise CheckpointError(f"{path} has no entry {key!r}, found {names[:200]}.")
+    found = content[key] if key else content
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"{path}: {key!r} is a {type(found).__name__}, expected names and tensors.")
+    return found
+
+
+def _unwrap(content: Any, path: Path) -> Mapping[Any, Any]:
+    """Return the one state dict in the content, or raise."""
+    for _ in range(_DEPTH):
+        if not isinstance(content, Mapping):
+            break
+        nested = [name for name, value in content.items() if _holds_tensors(value)]
+        wrappers = [name for name in nested if name in WRAPPERS]
+        if len(wrappers) == 1:
+            content = content[wrappers[0]]
+            continue
+        if nested:
+            names = ", ".join(repr(name) for name in nested[:5])
+            raise CheckpointError(
+                f"{path} nests tensors under {names}: say which one is the model with key=…"
+                ' (key="" is the top level).'
+            )
+        return content
+    raise CheckpointError(
+        f"{path} holds no state dict: found {type(content).__name__}, expected names and tensors."
+    )
+
+
+def _holds_tensors(value: Any, depth: int = _DEPTH) -> bool:
+    """Return whether a tensor is somewhere in nested mappings."""
+    if not isinstance(value, Mapping) or not depth:
+        return False
+    return any(isinstance(item, torch.Tensor) or _holds_tensors(item, depth - 1) for item in value.values())
+
+
+def _compact(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor on the CPU with a storage of its own size: torch saves whole storages, not views."""
+    plain = tensor.detach().cpu()
+    return plain if plain.untyped_storage().nbytes() == plain.nbytes else plain.clone()
+
+
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """Return the ``OSError`` behind an error, if there is one."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error

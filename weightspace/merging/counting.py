@@ -1,0 +1,41 @@
+"""Integer and bool tensors: nothing lies between two of them, so that a merge copies what all agree on.
+
+The exception is BatchNorm's counter ``num_batches_tracked``, a statistic of the training and no weight: two
+networks trained for different lengths merge, and the largest count is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from weightspace.errors import WeightspaceError
+from weightspace.merging.affine import output_dtype
+
+_COUNTER = "num_batches_tracked"
+
+
+def agreed(name: str, tensors: Sequence[Tensor]) -> Tensor:
+    """Return a copy of the integer or bool tensor that all models have under ``name``.
+
+    Args:
+        name: the name of the tensor; BatchNorm's counters may differ.
+        tensors: one a model, of one shape; differing integer dtypes are promoted.
+
+    Raises:
+        WeightspaceError: the tensors differ.
+    """
+    dtype = output_dtype(tensors)
+    values = [tensor.detach().to(dtype) for tensor in tensors]
+    if name.rpartition(".")[2] == _COUNTER:
+        return torch.stack(values).amax(dim=0)
+    for index, value in enumerate(values[1:], start=2):
+        if not torch.equal(values[0], value):
+            count = int((values[0] != value).sum())
+            raise WeightspaceError(
+                f"{name!r} holds {dtype} values, which cannot be averaged, and models 1 and {index} differ in "
+                f"{count:,} of {value.numel():,}. Expected equal ones: were both built with the same settings?"
+            )
+    return values[0].clone()

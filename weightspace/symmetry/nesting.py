@@ -1,0 +1,87 @@
+"""Which groups may have their own permutation for each unit of another group.
+
+Attention permutes the dimensions of each head on their own, a grouped convolution the channels of each of its
+groups. Group ``inner`` may nest in ``outer`` if, wherever its units appear, the unit of ``outer`` that they belong
+to appears beside them, and no operator combines units of ``outer`` while it keeps those of ``inner`` apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from weightspace.symmetry.axes import Atom, Axis, Product, Sum, atoms, resolve
+
+#: The atoms of a part of a tensor in which every dimension is one atom, each with the number of its axis.
+_Block = list[tuple[Atom, int]]
+
+
+@dataclass
+class Event:
+    """A tensor that appeared in the graph; its first ``reduced`` axes were combined by an operator."""
+
+    axes: Sequence[Axis]
+    reduced: int = 0
+
+    @cached_property
+    def blocks(self) -> list[_Block]:
+        """The parts in which every dimension is one atom (asked for once the graph was walked)."""
+        return list(_blocks(list(enumerate(self.axes))))
+
+
+def _blocks(dims: list[tuple[int, Axis]]) -> Iterator[_Block]:
+    for place, (number, axis) in enumerate(dims):
+        axis = resolve(axis)
+        if isinstance(axis, Product):
+            yield from _blocks([*dims[:place], *((number, one) for one in axis.factors), *dims[place + 1 :]])
+            return
+        if isinstance(axis, Sum):
+            for term in axis.terms:
+                yield from _blocks([*dims[:place], (number, term), *dims[place + 1 :]])
+            return
+        dims[place] = (number, axis)
+    yield [(axis, number) for number, axis in dims if isinstance(axis, Atom)]
+
+
+def nest(groups: Sequence[Atom], events: Sequence[Event]) -> dict[Atom, Atom]:
+    """Return inner atom -> outer atom for every group that may nest; nesting is one deep.
+
+    Args:
+        groups: the atoms that are groups, in order.
+        events: every tensor of the graph, and every one of which an operator combined axes.
+    """
+    wanted = set(groups)
+    by_atom: dict[Atom, list[Event]] = {atom: [] for atom in groups}
+    for event in events:
+        for atom in {atom for axis in event.axes for atom in atoms(axis)} & wanted:
+            by_atom[atom].append(event)
+    result: dict[Atom, Atom] = {}
+    for inner in groups:
+        first = next(block for block in by_atom[inner][0].blocks if any(atom is inner for atom, _ in block))
+        for outer in dict.fromkeys(atom for atom, _ in first if atom in wanted and atom is not inner):
+            free = outer not in result and inner not in result.values()
+            if free and all(_governed(event, inner, outer) for event in by_atom[inner]):
+                result[inner] = outer
+                break
+    return result
+
+
+def _governed(event: Event, inner: Atom, outer: Atom) -> bool:
+    for block in event.blocks:
+        for place, (atom, axis) in enumerate(block):
+            if atom is not inner:
+                continue
+            governor = _governor(block, place, outer)
+            if governor is None or (governor < event.reduced <= axis):
+                return False
+    return True
+
+
+def _governor(block: _Block, place: int, outer: Atom) -> int | None:
+    """Return the axis whose unit says which row of the inner permutation applies, or None if that is not plain."""
+    axes = [axis for atom, axis in block if atom is outer]
+    beside = [axis for atom, axis in block[:place] if atom is outer and axis == block[place][1]]
+    if beside:
+        return beside[-1]
+    return axes[0] if len(axes) == 1 else None

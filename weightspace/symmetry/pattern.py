@@ -1,0 +1,161 @@
+"""Axis patterns: how the units of one axis of one tensor are made of groups, as data and as text.
+
+``conv1``            all units of group ``conv1``
+``64``               64 fixed units, which nothing permutes
+``(conv1 49)``       a product, row-major: 49 consecutive places for each unit of ``conv1``
+``(a + b + 3)``      end to end: the units of ``a``, those of ``b``, three fixed ones
+``(heads [inner])``  for each unit of ``heads`` its own permutation of ``inner``
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Union
+
+from torch import Tensor
+
+from weightspace.errors import SpecError
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Units that nothing permutes."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class Units:
+    """All units of a group; ``inner`` groups are permuted once for each unit of their outer group."""
+
+    group: str
+    inner: bool = False
+
+
+@dataclass(frozen=True)
+class Product:
+    """Factors in row-major order."""
+
+    factors: tuple[Pattern, ...]
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Terms laid end to end."""
+
+    terms: tuple[Pattern, ...]
+
+
+Pattern = Union[Fixed, Units, Product, Concat]
+
+_TOKEN = re.compile(r"\s*([()+]|\[[^\s()+\[\]]+\]|[^\s()+\[\]]+)")
+
+
+def size_of(pattern: Pattern, groups: Mapping[str, int]) -> int:
+    """Return the number of units of an axis."""
+    if isinstance(pattern, Fixed):
+        return pattern.size
+    if isinstance(pattern, Units):
+        return groups[pattern.group]
+    if isinstance(pattern, Concat):
+        return sum(size_of(term, groups) for term in pattern.terms)
+    size = 1
+    for factor in pattern.factors:
+        size *= size_of(factor, groups)
+    return size
+
+
+def units_in(pattern: Pattern) -> Iterator[Units]:
+    """Yield the groups of a pattern from left to right."""
+    if isinstance(pattern, Units):
+        yield pattern
+    elif isinstance(pattern, Product | Concat):
+        for part in pattern.factors if isinstance(pattern, Product) else pattern.terms:
+            yield from units_in(part)
+
+
+def format_axes(axes: tuple[Pattern, ...]) -> str:
+    """Write the axes of a tensor as text."""
+    return " ".join(_format(axis) for axis in axes)
+
+
+def _format(pattern: Pattern) -> str:
+    if isinstance(pattern, Fixed):
+        return str(pattern.size)
+    if isinstance(pattern, Units):
+        return f"[{pattern.group}]" if pattern.inner else pattern.group
+    if isinstance(pattern, Product):
+        return "(" + " ".join(_format(factor) for factor in pattern.factors) + ")"
+    bare = (
+        " ".join(_format(factor) for factor in term.factors) if isinstance(term, Product) else _format(term)
+        for term in pattern.terms
+    )
+    return "(" + " + ".join(bare) + ")"
+
+
+def parse_axes(text: str) -> tuple[Pattern, ...]:
+    """Read the axes of a tensor from text.
+
+    Raises:
+        SpecError: brackets do not match, or a term is empty.
+    """
+    tokens = _TOKEN.findall(text)
+    if "".join(tokens) != re.sub(r"\s", "", text):
+        raise SpecError(f"The pattern {text!r} is not made of names, numbers, brackets and '+'.")
+    terms, rest = _parse_terms(tokens, text)
+    if rest or len(terms) > 1:
+        raise SpecError(f"The pattern {text!r} has a ')' or '+' outside of brackets.")
+    return tuple(terms[0])
+
+
+def _parse_terms(tokens: list[str], text: str) -> tuple[list[list[Pattern]], list[str]]:
+    terms: list[list[Pattern]] = [[]]
+    while tokens and tokens[0] != ")":
+        token, *tokens = tokens
+        if token == "+":
+            terms.append([])
+        elif token == "(":
+            inside, tokens = _parse_terms(tokens, text)
+            if not tokens or any(not term for term in inside):
+                raise SpecError(f"The pattern {text!r} has an unclosed '(' or an empty term.")
+            tokens = tokens[1:]
+            parts = [term[0] if len(term) == 1 else Product(tuple(term)) for term in inside]
+            terms[-1].append(parts[0] if len(parts) == 1 else Concat(tuple(parts)))
+        elif token.isdigit():
+            terms[-1].append(Fixed(int(token)))
+        else:
+            terms[-1].append(Units(token.strip("[]"), inner=token.startswith("[")))
+    return terms, tokens
+
+
+def blocks(tensor: Tensor, axes: tuple[Pattern, ...], groups: Mapping[str, int]) -> Iterator[Block]:
+    """Yield the parts of a tensor in which every dimension is one group or fixed.
+
+    The views share the tensor's storage: what is written to them is written to the tensor. Together they cover
+    every element once.
+    """
+    for dim, axis in enumerate(axes):
+        if isinstance(axis, Product):
+            sizes = [size_of(factor, groups) for factor in axis.factors]
+            view = tensor.unflatten(dim, sizes)
+            yield from blocks(view, (*axes[:dim], *axis.factors, *axes[dim + 1 :]), groups)
+            return
+        if isinstance(axis, Concat):
+            start = 0
+            for term in axis.terms:
+                size = size_of(term, groups)
+                view = tensor.narrow(dim, start, size)
+                yield from blocks(view, (*axes[:dim], term, *axes[dim + 1 :]), groups)
+                start += size
+            return
+    yield Block(tensor, tuple(axis for axis in axes if isinstance(axis, Fixed | Units)))
+
+
+@dataclass(frozen=True)
+class Block:
+    """A view of a tensor whose every dimension is one group (``Units``) or fixed."""
+
+    view: Tensor
+    dims: tuple[Fixed | Units, ...]

@@ -1,0 +1,212 @@
+"""Permutations of hidden units, and what they do to tensors.
+
+A permutation ``p`` acts by indexing: ``w'[i] = w[p[i]]``. An inner group has one row for each *resulting* unit of
+its outer group: ``w'[i, c] = w[p[i], q[i, c]]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from weightspace.checkpoints import StateDict, load_checkpoint, load_metadata, save_checkpoint
+from weightspace.errors import CheckpointError, SpecError
+from weightspace.symmetry.pattern import Block, Units, blocks
+from weightspace.symmetry.spec import PermutationSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Permutation:
+    """One permutation for each group of a spec.
+
+    Attributes:
+        spec: the spec that it belongs to.
+        indices: group -> int64 tensor of shape ``(units,)``, or ``(outer units, units)`` for an inner group.
+
+    Raises:
+        SpecError: a group is missing or unknown, or its indices are not a permutation.
+    """
+
+    spec: PermutationSpec
+    indices: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        if self.indices.keys() != self.spec.groups.keys():
+            odd = sorted(self.indices.keys() ^ self.spec.groups.keys())
+            raise SpecError(f"Groups of permutation and spec differ in {len(odd)}, the first is {odd[0]!r}.")
+        for group, index in self.indices.items():
+            shape = _index_shape(self.spec, group)
+            if tuple(index.shape) != shape or index.dtype != torch.int64:
+                raise SpecError(
+                    f"Group {group!r} needs int64 indices of shape {shape}, got {index.dtype} {tuple(index.shape)}."
+                )
+            if not torch.equal(index.sort(dim=-1).values, torch.arange(shape[-1]).expand(shape)):
+                raise SpecError(f"The indices of group {group!r} are not a permutation of 0 … {shape[-1] - 1}.")
+
+    def __getitem__(self, group: str) -> Tensor:
+        """Return the indices of a group."""
+        return self.indices[group]
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether both move every unit alike."""
+        return (
+            isinstance(other, Permutation)
+            and self.spec.digest == other.spec.digest
+            and all(torch.equal(index, other[group]) for group, index in self.indices.items())
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @classmethod
+    def identity(cls, spec: PermutationSpec) -> Permutation:
+        """Return the permutation that leaves everything where it is."""
+        shapes = {group: _index_shape(spec, group) for group in spec.groups}
+        return cls(spec, {group: torch.arange(shape[-1]).repeat(*shape[:-1], 1).view(shape) for group, shape in shapes.items()})
+
+    @classmethod
+    def random(cls, spec: PermutationSpec, *, seed: int) -> Permutation:
+        """Draw a permutation of every group, inner ones included, uniformly.
+
+        Args:
+            spec: the spec.
+            seed: the same seed gives the same permutation.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        return cls(
+            spec,
+            {
+                group: torch.rand(_index_shape(spec, group), generator=generator, dtype=torch.float64).argsort(-1)
+                for group in spec.groups
+            },
+        )
+
+    def inverse(self) -> Permutation:
+        """Return the permutation that undoes this one."""
+        indices = {group: index.argsort(-1) for group, index in self.indices.items()}
+        for inner, outer in self.spec.outer.items():
+            indices[inner] = indices[inner][indices[outer]]
+        return Permutation(self.spec, indices)
+
+    def compose(self, first: Permutation) -> Permutation:
+        """Return the permutation that acts like ``first`` and then like this one.
+
+        ``permute(spec, p.compose(q), state)`` equals ``permute(spec, p, permute(spec, q, state))``.
+
+        Raises:
+            SpecError: the two belong to different specs.
+        """
+        if self.spec.digest != first.spec.digest:
+            raise SpecError("The two permutations belong to different specs and cannot be composed.")
+        indices = {}
+        for group, index in self.indices.items():
+            before = first[group]
+            outer = self.spec.outer.get(group)
+            indices[group] = before[index] if outer is None else before[self[outer]].gather(-1, index)
+        return Permutation(self.spec, indices)
+
+    def save(self, path: str | Path) -> None:
+        """Write the permutation as .safetensors, with the digest of its spec."""
+        save_checkpoint(dict(self.indices), path, metadata={"weightspace_spec_digest": self.spec.digest})
+
+    @classmethod
+    def load(cls, path: str | Path, spec: PermutationSpec) -> Permutation:
+        """Read a permutation that was saved for this spec.
+
+        Raises:
+            SpecError: the file was saved for another spec.
+        """
+        digest = load_metadata(path).get("weightspace_spec_digest")
+        if digest != spec.digest:
+            found = "has no digest of a spec" if digest is None else f"was made for the spec {digest[:12]}…"
+            raise SpecError(f"{path}: {found}, not for the one given ({spec.digest[:12]}…).")
+        return cls(spec, load_checkpoint(path))
+
+
+def _index_shape(spec: PermutationSpec, group: str) -> tuple[int, ...]:
+    outer = spec.outer.get(group)
+    return (spec.groups[group],) if outer is None else (spec.groups[outer], spec.groups[group])
+
+
+def permute(spec: PermutationSpec, permutation: Permutation, state: StateDict) -> StateDict:
+    """Move the hidden units of a checkpoint, which leaves its function as it is.
+
+    Args:
+        spec: the architecture's spec.
+        permutation: belongs to that spec.
+        state: every tensor of the spec, by name.
+
+    Returns:
+        New tensors of the same names, shapes and dtypes; tensors that shared memory still do.
+
+    Raises:
+        SpecError: the permutation belongs to another spec.
+        CheckpointError: a tensor is missing, unknown to the spec, or of another shape.
+    """
+    if permutation.spec.digest != spec.digest:
+        raise SpecError("The permutation belongs to another spec.")
+    check_fits(spec, state)
+    done: dict[tuple[int, tuple[int, ...], tuple[int, ...], str], Tensor] = {}
+    result: StateDict = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), str(spec.axes[name]))
+        if key not in done or tensor.numel() == 0:
+            done[key] = permute_tensor(spec, permutation.indices, name, tensor)
+        result[name] = done[key]
+    return result
+
+
+def check_fits(spec: PermutationSpec, state: Mapping[str, Tensor], label: str = "The checkpoint") -> None:
+    """Raise a CheckpointError that names the first tensor in which a checkpoint and a spec differ."""
+    if missing := [name for name in spec.axes if name not in state]:
+        raise CheckpointError(f"{label} lacks {_listing(missing)}, which the spec names. Is this its spec?")
+    if unknown := [name for name in state if name not in spec.axes]:
+        raise CheckpointError(f"{label} has {_listing(unknown)}, which the spec does not know. Is this its spec?")
+    for name, tensor in state.items():
+        if tuple(tensor.shape) != spec.shape(name):
+            raise CheckpointError(
+                f"{label} has {name!r} of shape {tuple(tensor.shape)}, the spec expects {spec.shape(name)}. "
+                "Is this its spec?"
+            )
+
+
+def _listing(names: list[str]) -> str:
+    return repr(names[0]) if len(names) == 1 else f"{names[0]!r} and {len(names) - 1} more tensors"
+
+
+def permute_tensor(
+    spec: PermutationSpec, indices: Mapping[str, Tensor], name: str, tensor: Tensor
+) -> Tensor:
+    """Return a permuted copy of one tensor; the groups that ``indices`` lacks stay where they are."""
+    result = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    axes = spec.axes[name]
+    for source, target in zip(blocks(tensor, axes, spec.groups), blocks(result, axes, spec.groups), strict=True):
+        target.view.copy_(permute_block(source, indices, spec.outer))
+    return result
+
+
+def permute_block(block: Block, indices: Mapping[str, Tensor], outer: Mapping[str, str]) -> Tensor:
+    """Return the units of a block in their new order."""
+    moved = block.view
+    groups = [dim.group if isinstance(dim, Units) else None for dim in block.dims]
+    for place, group in enumerate(groups):
+        if group in indices and group not in outer:
+            moved = moved.index_select(place, indices[group].to(moved.device))
+    for place, group in enumerate(groups):
+        if group in indices and group in outer:
+            rows = [1] * moved.ndim
+            rows[place] = -1
+            rows[outer_place(groups, place, outer[group])] = indices[group].shape[0]
+            index = indices[group].to(moved.device)
+            index = index if outer_place(groups, place, outer[group]) < place else index.T
+            moved = torch.take_along_dim(moved, index.reshape(rows), dim=place)
+    return moved
+
+
+def outer_place(groups: list[str | None], place: int, outer: str) -> int:
+    """Return the dimension of a block that says which row of an inner group applies: the nearest to its left."""
+    left = [other for other in range(place) if groups[other] == outer]
+    return left[-1] if left else groups.index(outer)

@@ -1,0 +1,138 @@
+"""The only test that counts: permute every group at random and compare the outputs.
+
+Weights that are constant along a permuted axis (unit norms, zero biases, layer scales) would hide a tensor that was
+left where it was, so they are drawn at random first, running statistics included.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from weightspace.errors import SpecError
+from weightspace.symmetry.permuting import Permutation, permute
+from weightspace.symmetry.spec import PermutationSpec, Verification
+from weightspace.symmetry.trace import trace_spec
+
+#: Largest relative change of the outputs that rounding explains, by precision.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def derive_spec(module: nn.Module, example_args: tuple[Any, ...], *, verify: bool = True) -> PermutationSpec:
+    """Derive which hidden units of a network may be permuted together, and verify it.
+
+    Args:
+        module: any network that ``torch.export`` can trace; it is not changed.
+        example_args: its positional inputs, a tuple.
+        verify: permute every group at random and compare the outputs before returning.
+
+    Returns:
+        A spec for every checkpoint of this architecture.
+
+    Raises:
+        SpecError: the network cannot be traced, or the derived spec changes its function.
+
+    Source:
+        Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, for the idea that the spec is data.
+    """
+    spec = trace_spec(module, example_args)
+    if not verify:
+        return spec
+    verification = verify_spec(spec, module, example_args)
+    if not verification.passed:
+        raise SpecError(
+            f"The spec derived for {type(module).__name__} changes its output by {verification.error:.2g} (relative; "
+            f"at most {verification.tolerance:g} is allowed). Please report this network; verify=False skips the check."
+        )
+    return replace(spec, verification=verification)
+
+
+def verify_spec(
+    spec: PermutationSpec, module: nn.Module, example_args: tuple[Any, ...], *, seed: int = 0
+) -> Verification:
+    """Permute every group of a network at random and measure how much its outputs change.
+
+    Args:
+        spec: the spec to test.
+        module: a network that it should hold for; it is not changed.
+        example_args: its positional inputs, a tuple.
+        seed: seed of the permutation and of the randomised weights.
+
+    Returns:
+        The relative change of the outputs, to be below 1e-5 in float32.
+
+    Raises:
+        CheckpointError: the network's tensors do not fit the spec.
+        SpecError: the network has no floating-point output, or a non-finite one.
+    """
+    probe = copy.deepcopy(module).eval()
+    randomise(probe, seed)
+    before = outputs(probe, example_args)
+    state = {name: tensor.detach() for name, tensor in probe.state_dict().items()}
+    permuted = permute(spec, Permutation.random(spec, seed=seed), state)
+    with torch.no_grad():  # in place: load_state_dict may be overridden, and knows versions
+        for name, tensor in probe.state_dict().items():
+            tensor.copy_(permuted[name])
+    error = relative_change(before, outputs(probe, example_args))
+    return Verification(error, len(spec.groups), spec.frozen, TOLERANCE.get(before.dtype, 1e-5))
+
+
+def relative_change(before: Tensor, after: Tensor) -> float:
+    """Return ‖after − before‖ / ‖before‖ in float64."""
+    difference = (after.double() - before.double()).norm()
+    return float(difference / before.double().norm().clamp_min(1e-300))
+
+
+def outputs(module: nn.Module, example_args: tuple[Any, ...]) -> Tensor:
+    """Return all floating-point outputs of a network as one vector."""
+    with torch.no_grad():
+        leaves = tree_leaves(_plain(module(*example_args)))
+    flat = [leaf.flatten() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if not flat:
+        raise SpecError(f"{type(module).__name__} returns no floating-point tensor to verify a spec with.")
+    joined = torch.cat(flat)
+    if not bool(joined.isfinite().all()):
+        raise SpecError(f"{type(module).__name__} returns non-finite values, so that no spec can be verified.")
+    return joined
+
+
+def _plain(value: Any) -> Any:
+    """Return an output container of a library as a plain dict."""
+    return dict(value.items()) if hasattr(value, "items") else value
+
+
+def randomise(module: nn.Module, seed: int) -> None:
+    """Draw every tensor that is constant along an axis, and every running statistic, at random, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in _distinct(module):
+            if not tensor.is_floating_point():
+                continue
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            if name.endswith("running_var"):
+                tensor.copy_(noise.abs() + 0.5)
+            elif name.endswith("running_mean"):
+                tensor.copy_(noise * 0.1)
+            elif _is_constant_somewhere(tensor):
+                typical = tensor.abs().mean() or torch.tensor(0.1)
+                tensor.add_(noise * 0.3 * typical.clamp_min(0.1).double())
+
+
+def _distinct(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from ((name, buffer) for name, buffer in module.named_buffers() if name.rpartition(".")[2] in _DRAWN)
+
+
+_DRAWN = {"running_mean", "running_var"}
+
+
+def _is_constant_somewhere(tensor: Tensor) -> bool:
+    return any(
+        size > 1 and bool((tensor == tensor.narrow(axis, 0, 1)).all()) for axis, size in enumerate(tensor.shape)
+    )

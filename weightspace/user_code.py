@@ -1,0 +1,99 @@
+"""Objects out of a user's own Python file, named ``file.py:object``: the one place where their code is run.
+
+The file is run anew at each call, with its folder on ``sys.path`` meanwhile, as ``python file.py`` would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from weightspace.errors import WeightspaceError
+from weightspace.suggestions import unknown
+
+
+def is_user_code(source: str) -> bool:
+    """Return whether ``source`` has the form ``file.py:object``."""
+    path, separator, _ = source.rpartition(":")
+    return bool(separator) and path.endswith(".py")
+
+
+def load_object(source: str) -> Any:
+    """Return the object that a ``file.py:object`` source names.
+
+    Args:
+        source: path of a Python file, a colon, the name of something defined in it (``experiment.py:build``);
+            dots reach into it (``experiment.py:Tasks.small``).
+
+    Raises:
+        WeightspaceError: the source has another form, there is no such file or object, or the file fails.
+    """
+    path, _, name = source.rpartition(":")
+    if not is_user_code(source) or not name:
+        raise WeightspaceError(f"Expected file.py:object, for example experiment.py:build; found {source!r}.")
+    value: Any = _run(Path(path))
+    for part in name.split("."):
+        if not hasattr(value, part):
+            public = [known for known in vars(value) if not known.startswith("_")] if vars_of(value) else []
+            raise unknown(f"object in {path}", name, public or ["(nothing is defined there)"])
+        value = getattr(value, part)
+    return value
+
+
+def vars_of(value: Any) -> bool:
+    """Return whether ``vars(value)`` can list what is inside."""
+    return hasattr(value, "__dict__")
+
+
+def _run(path: Path) -> ModuleType:
+    """Run a Python file as a module of its own; registered, so that dataclasses and pickle find their module."""
+    if not path.is_file():
+        raise WeightspaceError(f"There is no file {path}. Expected the path of a Python file before the colon.")
+    resolved = path.resolve()
+    name = f"{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, resolved)
+    if spec is None or spec.loader is None:
+        raise WeightspaceError(f"{path} cannot be imported. Is it a Python file?")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        with _on_search_path(resolved.parent):
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise WeightspaceError(f"{_place(error, path)}: {type(error).__name__}: {_line(error)}") from error
+    return module
+
+
+@contextmanager
+def _on_search_path(folder: Path) -> Iterator[None]:
+    """Let imports find the modules of ``folder`` first."""
+    entry = str(folder)
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        if entry in sys.path:
+            sys.path.remove(entry)
+
+
+def _place(error: BaseException, path: Path) -> str:
+    """Return ``file.py:12``: the last line of the user's file that was running."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f"{path}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path.resolve())]
+    return f"{path}:{lines[-1]}" if lines else str(path)
+
+
+def _line(error: BaseException) -> str:
+    """Return the first line of what an exception says."""
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return (text.splitlines() or ["no message"])[0]
