@@ -112,7 +112,7 @@ def _print_differences(comparison: Comparison) -> None:
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table: with rules on a terminal, else as aligned text."""
-    if sys.stdout.isatty():
+    if _on_terminal():
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
@@ -132,6 +132,11 @@ def _note(tensor: TensorSummary) -> str:
     if tensor.tied_to is not None:
         return f"tied to {tensor.tied_to}"
     return f"{tensor.non_finite:,} NaN or infinite" if tensor.non_finite else ""
+
+
+def _on_terminal() -> bool:
+    """Return whether a person reads the output."""
+    return sys.stdout.isatty()
 
 
 def _notes(a: TensorSummary | None, b: TensorSummary | None) -> str:

@@ -41,15 +41,9 @@ def load_object(source: str) -> Any:
     value: Any = _run(Path(path))
     for part in name.split("."):
         if not hasattr(value, part):
-            public = [known for known in vars(value) if not known.startswith("_")] if vars_of(value) else []
-            raise unknown(f"object in {path}", name, public or ["(nothing is defined there)"])
+            raise unknown(f"object in {path}", name, [known for known in dir(value) if known[0] != "_"])
         value = getattr(value, part)
     return value
-
-
-def vars_of(value: Any) -> bool:
-    """Return whether ``vars(value)`` can list what is inside."""
-    return hasattr(value, "__dict__")
 
 
 def _run(path: Path) -> ModuleType:

@@ -7,6 +7,7 @@ The relative distance is ‖a − b‖ / ‖a‖ over the float tensors that bot
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -14,7 +15,7 @@ import torch
 
 from weightspace.checkpoints.files import StrPath, load_checkpoint
 from weightspace.checkpoints.measure import distance, is_inexact, norm
-from weightspace.checkpoints.state import dtype_name, tied_names
+from weightspace.checkpoints.state import StateDict, dtype_name, tied_names
 
 T = TypeVar("T")
 
@@ -79,8 +80,7 @@ def compare(
     """
     a = load_checkpoint(path_a, strip_prefix=strip_prefix, key=key)
     b = load_checkpoint(path_b, strip_prefix=strip_prefix, key=key)
-    common = [name for name in a if name in b]
-    aligned = [name for name in common if a[name].shape == b[name].shape]
+    aligned = [name for name in a if name in b and a[name].shape == b[name].shape]
     floats = [name for name in aligned if is_inexact(a[name]) and is_inexact(b[name])]
     tensors = tuple(_distance(name, a[name], b[name]) for name in floats)
     tied = tied_names(a).items() & tied_names(b).items()
@@ -92,22 +92,20 @@ def compare(
         b=str(path_b),
         only_a=tuple(name for name in a if name not in b),
         only_b=tuple(name for name in b if name not in a),
-        shapes=tuple(
-            Difference(name, tuple(a[name].shape), tuple(b[name].shape))
-            for name in common
-            if name not in aligned
-        ),
-        dtypes=tuple(
-            Difference(name, dtype_name(a[name].dtype), dtype_name(b[name].dtype))
-            for name in common
-            if a[name].dtype != b[name].dtype
-        ),
+        shapes=_differences(a, b, lambda tensor: tuple(tensor.shape)),
+        dtypes=_differences(a, b, lambda tensor: dtype_name(tensor.dtype)),
         unequal=tuple(name for name in aligned if name not in floats and not _equal(a[name], b[name])),
         tensors=tensors,
         distance=total,
         norm=length,
         relative=_relative(total, length),
     )
+
+
+def _differences(a: StateDict, b: StateDict, trait: Callable[[torch.Tensor], T]) -> tuple[Difference[T], ...]:
+    """Return where tensors of the same name differ in a trait."""
+    pairs = ((name, trait(a[name]), trait(b[name])) for name in a if name in b)
+    return tuple(Difference(name, left, right) for name, left, right in pairs if left != right)
 
 
 def _distance(name: str, a: torch.Tensor, b: torch.Tensor) -> TensorDistance:

@@ -13,7 +13,14 @@ from typing import BinaryIO
 
 import torch
 
-from weightspace.checkpoints.safetensors_header import DTYPES, Entry, Header, encode_header, read_header
+from weightspace.checkpoints.safetensors_header import (
+    DTYPES,
+    METADATA,
+    Entry,
+    Header,
+    encode_header,
+    read_header,
+)
 from weightspace.checkpoints.state import StateDict, dtype_name, tied_names
 from weightspace.errors import CheckpointError
 
@@ -61,6 +68,8 @@ def write_safetensors(state: StateDict, file: BinaryIO, metadata: dict[str, str]
     """
     tied = tied_names(state)
     stored = {name: tensor for name, tensor in state.items() if name not in tied}
+    if METADATA in state:
+        raise CheckpointError(f"{path}: no tensor can be called {METADATA!r} in safetensors. Rename it.")
     for name, tensor in stored.items():
         if tensor.dtype not in DTYPES.values():
             raise CheckpointError(

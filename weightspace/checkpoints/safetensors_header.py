@@ -43,7 +43,8 @@ DTYPES: dict[str, torch.dtype] = {
 #: Longest header that the format allows, in bytes.
 MAX_HEADER = 100_000_000
 
-_METADATA = "__metadata__"
+#: The one name in a header that is not a tensor.
+METADATA = "__metadata__"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def read_header(path: Path) -> Header:
         size = file.seek(0, 2)
         file.seek(0)
         content, data_start = _json_header(path, file, size)
-    metadata = _metadata(path, content.pop(_METADATA, {}))
+    metadata = _metadata(path, content.pop(METADATA, {}))
     entries = {name: _entry(path, name, value) for name, value in content.items()}
     _check_cover(path, entries, size - data_start)
     return Header(entries, metadata)
@@ -85,7 +86,7 @@ def read_header(path: Path) -> Header:
 def encode_header(entries: dict[str, Entry], metadata: dict[str, str]) -> bytes:
     """Return length and header, padded so that the tensors after it start at a multiple of 8."""
     names = {dtype: name for name, dtype in DTYPES.items()}
-    content: dict[str, Any] = {_METADATA: metadata} if metadata else {}
+    content: dict[str, Any] = {METADATA: metadata} if metadata else {}
     for name, entry in entries.items():
         offsets = [entry.start, entry.end]
         content[name] = {"dtype": names[entry.dtype], "shape": list(entry.shape), "data_offsets": offsets}
@@ -132,7 +133,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _metadata(path: Path, value: Any) -> dict[str, str]:
     """Return the metadata if it maps strings to strings."""
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
-        raise CheckpointError(f"{path}: {_METADATA} must map strings to strings, found {str(value)[:80]!r}.")
+        raise CheckpointError(f"{path}: {METADATA} must map strings to strings, found {str(value)[:80]!r}.")
     return value
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+
 from weightspace.checkpoints.files import StrPath, load_checkpoint, load_metadata
 from weightspace.checkpoints.measure import count_non_finite, is_inexact, norm
 from weightspace.checkpoints.state import StateDict, dtype_name, tied_names
@@ -80,15 +82,18 @@ def summarise(path: StrPath, *, strip_prefix: str | None = None, key: str | None
 def _summaries(state: StateDict) -> tuple[TensorSummary, ...]:
     """Summarise each tensor."""
     tied = tied_names(state)
-    return tuple(
-        TensorSummary(
-            name=name,
-            shape=tuple(tensor.shape),
-            dtype=dtype_name(tensor.dtype),
-            norm=norm(tensor) if is_inexact(tensor) else None,
-            non_finite=count_non_finite(tensor),
-            bytes=tensor.numel() * tensor.dtype.itemsize,
-            tied_to=tied.get(name),
-        )
-        for name, tensor in state.items()
+    return tuple(_summary(name, tensor, tied.get(name)) for name, tensor in state.items())
+
+
+def _summary(name: str, tensor: torch.Tensor, tied_to: str | None) -> TensorSummary:
+    """Summarise one tensor; NaN and infinity are counted only where the norm is not finite."""
+    length = norm(tensor) if is_inexact(tensor) else None
+    return TensorSummary(
+        name=name,
+        shape=tuple(tensor.shape),
+        dtype=dtype_name(tensor.dtype),
+        norm=length,
+        non_finite=0 if length is None or math.isfinite(length) else count_non_finite(tensor),
+        bytes=tensor.numel() * tensor.dtype.itemsize,
+        tied_to=tied_to,
     )

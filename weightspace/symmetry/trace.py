@@ -85,6 +85,8 @@ class _Walk:
             return fake
         name = source.target
         is_statistic = source.kind == InputKind.BUFFER and name.rpartition(".")[2] in _STATISTICS
+        if not node.users:  # an auxiliary head that this pass does not run
+            return fixed_like(tuple(fake.shape))
         if source.kind == InputKind.PARAMETER or (is_statistic and name in self.state):
             if (twin := self._twin(name)) is None:
                 self.tensors[name] = tuple(Atom(size) for size in fake.shape)

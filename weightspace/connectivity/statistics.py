@@ -1,0 +1,73 @@
+"""BatchNorm's statistics between two networks.
+
+The running mean and variance belong to the activations of the network that was trained. Those of a network
+between two are other activations, and the interpolated statistics are wrong for them: they are measured anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from weightspace.errors import WeightspaceError
+
+
+def has_batchnorm_statistics(module: nn.Module) -> bool:
+    """Return whether a BatchNorm layer with running statistics is inside."""
+    return bool(_layers(module))
+
+
+@torch.no_grad()
+def reset_batchnorm(
+    module: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any]
+) -> None:
+    """Set the running statistics of every BatchNorm layer to their plain average over the batches.
+
+    All other layers are in evaluation mode meanwhile (no dropout), so that nothing is drawn at random. Modes and
+    momenta are as before afterwards; the statistics are the only thing that changes. Nothing is done to a module
+    without such layers.
+
+    Args:
+        module: changed in place.
+        batches: training data, in pieces as large as in training.
+        forward: runs the module on a batch; what it returns is ignored (``task.loss`` will do).
+
+    Raises:
+        WeightspaceError: there are no batches.
+
+    Source:
+        Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, section 3.2; for paths between networks Jordan et
+        al. 2023, https://arxiv.org/abs/2211.08403, section 2.
+    """
+    layers = _layers(module)
+    if not layers:
+        return
+    modes = [(part, part.training) for part in module.modules()]
+    momenta = [layer.momentum for layer in layers]
+    count = 0
+    try:
+        module.eval()
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # torch's sign for a cumulative average
+            layer.training = True
+        for count, batch in enumerate(batches, start=1):  # noqa: B007
+            forward(module, batch)
+    finally:
+        for part, training in modes:
+            part.training = training
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+    if not count:
+        raise WeightspaceError("Found no batches to measure BatchNorm's statistics on; expected training data.")
+
+
+def _layers(module: nn.Module) -> list[_BatchNorm]:
+    """Return the BatchNorm layers that keep running statistics."""
+    return [
+        part for part in module.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None
+    ]

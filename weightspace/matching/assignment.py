@@ -1,0 +1,23 @@
+"""The only door to a solver of the linear assignment problem."""
+
+from __future__ import annotations
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+
+def assign(gains: Tensor) -> Tensor:
+    """Return the assignment of columns to rows with the largest total gain.
+
+    Args:
+        gains: ``(n, n)``, finite, any floating dtype; solved in float64.
+
+    Returns:
+        int64 ``(n,)``: row ``i`` is given column ``result[i]``.
+
+    Source:
+        Crouse 2016, https://doi.org/10.1109/TAES.2016.140952 (scipy's shortest augmenting paths).
+    """
+    _, columns = linear_sum_assignment(gains.double().numpy(), maximize=True)
+    return torch.from_numpy(columns)

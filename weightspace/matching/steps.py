@@ -1,0 +1,75 @@
+"""One step of coordinate ascent: the best permutation of one family of groups, the others held."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from weightspace.matching.assignment import assign
+from weightspace.matching.families import Family, Indices
+
+#: A step counts as an improvement above this share of what the family contributes (float32 rounding lies below).
+TOLERANCE = 1e-7
+
+
+def step(family: Family, indices: Indices) -> Indices | None:
+    """Return new permutations for a family's groups, or None where nothing improves."""
+    if not family.pairs:
+        return None
+    if not family.inner:
+        return _plain(family, indices)
+    first = _joint(family, indices)
+    if family.is_linear():
+        return first
+    second = _inner_only(family, {**indices, **(first or {})})
+    return {**(first or {}), **second} or None
+
+
+def _plain(family: Family, indices: Indices) -> Indices | None:
+    group = family.group
+    gains = family.gains((group,), indices)
+    best = assign(gains)
+    if torch.equal(best, indices[group]):
+        return None
+    if family.is_linear():
+        old, new = (gains.gather(1, index[:, None]).double() for index in (indices[group], best))
+        improved = new.sum() - old.sum() > TOLERANCE * new.abs().sum()
+        return {group: best} if improved else None
+    return _if_better(family, indices, {group: best})
+
+
+def _if_better(family: Family, indices: Indices, change: dict[str, Tensor]) -> Indices | None:
+    """Return a change if the family's true objective rises by it."""
+    old, new = family.objective(indices), family.objective({**indices, **change})
+    return change if new - old > TOLERANCE * max(abs(old), abs(new)) else None
+
+
+def _joint(family: Family, indices: Indices) -> Indices | None:
+    """Match the units of the outer group by what their inner units are worth at best, then the inner ones."""
+    size = family.spec.groups[family.group]
+    total = family.gains((family.group,), indices).double().clone()
+    inside: dict[str, Tensor] = {}
+    for inner in family.inner:
+        gains = family.gains((family.group, inner), indices).transpose(1, 2)
+        rows = torch.stack([torch.stack([assign(gains[i, j]) for j in range(size)]) for i in range(size)])
+        total += gains.gather(3, rows[..., None]).sum((2, 3), dtype=torch.float64)
+        inside[inner] = rows
+    best = assign(total)
+    change = {family.group: best}
+    for inner, rows in inside.items():
+        change[inner] = rows[torch.arange(size), best]
+    if all(torch.equal(index, indices[group]) for group, index in change.items()):
+        return None
+    return _if_better(family, indices, change)
+
+
+def _inner_only(family: Family, indices: Indices) -> dict[str, Tensor]:
+    """Improve the inner groups of a family whose blocks hold two of them, one at a time, the outer one held."""
+    change: dict[str, Tensor] = {}
+    for inner in family.inner:
+        now = {**indices, **change}
+        gains = family.inner_gains(inner, now)
+        best = torch.stack([assign(one) for one in gains])
+        if not torch.equal(best, now[inner]):
+            change |= _if_better(family, now, {inner: best}) or {}
+    return change

@@ -1,0 +1,152 @@
+"""Classification of arrays: the task that the built-in ones are instances of, ready for a user's own data.
+
+An epoch is cut into batches of nearly equal size, so that no example is dropped and none sits in a tiny batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Generator, Tensor, nn
+
+from weightspace.errors import WeightspaceError
+from weightspace.tasks.protocol import SPLITS, Recipe, Split
+from weightspace.tasks.threads import torch_threads
+
+#: Examples scored at a time: bounds the memory, and is the same for every caller, so that sums round alike.
+_SCORED_AT_ONCE = 512
+#: Examples in ``example_args``.
+_SHOWN = 4
+
+Batch: TypeAlias = "tuple[Tensor, Tensor]"
+
+
+class Examples(NamedTuple):
+    """Inputs of shape ``(n, …)``, as the network takes them, and classes ``0 … c−1`` of shape ``(n,)``, int64."""
+
+    inputs: Tensor
+    labels: Tensor
+
+
+def carve(examples: Examples, count: int, *, seed: int = 0) -> tuple[Examples, Examples]:
+    """Split examples at random into ``(rest, taken)``, with ``count`` of them taken; the same for equal seeds."""
+    order = torch.randperm(len(examples.labels), generator=torch.Generator().manual_seed(seed))
+    taken, rest = order[:count], order[count:]
+    return (
+        Examples(examples.inputs[rest], examples.labels[rest]),
+        Examples(examples.inputs[taken], examples.labels[taken]),
+    )
+
+
+def add_noise(inputs: Tensor, generator: Generator, *, std: float) -> Tensor:
+    """Return the inputs plus Gaussian noise of standard deviation ``std``: an augmentation."""
+    return inputs + std * torch.randn(inputs.shape, generator=generator, dtype=inputs.dtype)
+
+
+@dataclass(frozen=True)
+class ClassificationTask:
+    """A classifier with a cross-entropy loss, scored by ``loss`` (nats) and ``accuracy`` (share).
+
+    A pickled task carries its functions and not its data, which are loaded again where it arrives.
+
+    Args:
+        name: what tables and plots call the task.
+        build: returns a new network: inputs ``(n, …)`` to logits ``(n, classes)``.
+        load: returns the examples of the splits train, validation and test; called once a task and process.
+        batch_size: examples in a batch, at most.
+        augment: changes the inputs of a training batch, given a generator; it returns new inputs.
+        recipe: how ``train`` goes about it.
+        objective: the score that soups maximise.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    load: Callable[[], Mapping[Split, Examples]]
+    batch_size: int = 64
+    augment: Callable[[Tensor, Generator], Tensor] | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+    objective: str = "accuracy"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "examples"}
+
+    @cached_property
+    def examples(self) -> Mapping[Split, Examples]:
+        """The examples of every split.
+
+        Raises:
+            WeightspaceError: a split is missing or empty, or its labels don't fit its inputs.
+        """
+        examples = self.load()
+        for split in SPLITS:
+            if split not in examples:
+                raise WeightspaceError(f"Task {self.name!r} has no split {split!r}; found {', '.join(examples)}.")
+            inputs, labels = examples[split]
+            if labels.shape != inputs.shape[:1] or labels.dtype != torch.int64 or not len(labels):
+                raise WeightspaceError(
+                    f"Split {split!r} of task {self.name!r} has inputs {tuple(inputs.shape)} and labels "
+                    f"{tuple(labels.shape)} {labels.dtype}; expected (n, …) and (n,) torch.int64, n at least 1."
+                )
+        return examples
+
+    @property
+    def example_args(self) -> tuple[Tensor, ...]:
+        """The first few test inputs."""
+        return (self.examples["test"].inputs[:_SHOWN],)
+
+    def network(self) -> nn.Module:
+        """Return a new network, its weights drawn from torch's global generator."""
+        return self.build()
+
+    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy of a batch in nats, a differentiable scalar."""
+        inputs, labels = _moved(batch, module)
+        return nn.functional.cross_entropy(module(inputs), labels)
+
+    def batches(self, split: Split, seed: int) -> Iterator[Batch]:
+        """Yield ``(inputs, labels)``: training examples shuffled and augmented by the seed, others in order."""
+        inputs, labels = self._split(split)
+        pieces = math.ceil(len(labels) / self.batch_size)
+        if split != "train":
+            yield from zip(inputs.tensor_split(pieces), labels.tensor_split(pieces), strict=True)
+            return
+        generator = torch.Generator().manual_seed(seed)
+        for chosen in torch.randperm(len(labels), generator=generator).tensor_split(pieces):
+            batch = inputs[chosen]
+            yield (batch if self.augment is None else self.augment(batch, generator)), labels[chosen]
+
+    def score(self, module: nn.Module, split: Split = "test") -> dict[str, float]:
+        """Return the mean ``loss`` and the ``accuracy`` over a split, without augmentation, in evaluation mode."""
+        examples = self._split(split)
+        modes = [(part, part.training) for part in module.modules()]
+        module.eval()
+        loss, correct = 0.0, 0
+        try:
+            with torch_threads(self.recipe.threads), torch.inference_mode():
+                for batch in zip(*(part.split(_SCORED_AT_ONCE) for part in examples), strict=True):
+                    inputs, labels = _moved(batch, module)
+                    logits = module(inputs)
+                    loss += nn.functional.cross_entropy(logits.double(), labels, reduction="sum").item()
+                    correct += int((logits.argmax(dim=1) == labels).sum())
+        finally:
+            for part, training in modes:
+                part.training = training
+        count = len(examples.labels)
+        return {"loss": loss / count, "accuracy": correct / count}
+
+    def _split(self, split: Split) -> Examples:
+        """Return the examples of a split."""
+        if split not in self.examples:
+            raise WeightspaceError(f"Task {self.name!r} has no split {split!r}; expected {', '.join(SPLITS)}.")
+        return self.examples[split]
+
+
+def _moved(batch: Batch, module: nn.Module) -> Batch:
+    """Return the batch on the device of the module."""
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    return batch[0].to(device), batch[1].to(device)

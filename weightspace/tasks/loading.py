@@ -1,0 +1,67 @@
+"""A task by name: a built-in one, or ``file.py:object`` for a user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from weightspace.errors import WeightspaceError
+from weightspace.suggestions import unknown
+from weightspace.tasks.digits import digits_cnn, digits_mlp
+from weightspace.tasks.fashion import fashion_cnn, fashion_mlp
+from weightspace.tasks.protocol import Task
+from weightspace.user_code import is_user_code, load_object
+
+#: Name on the command line -> builder without arguments: the data come with the task.
+_BUNDLED: Mapping[str, Callable[[], Task]] = {"digits-mlp": digits_mlp, "digits-cnn": digits_cnn}
+#: Name on the command line -> builder that takes the folder of the data, None for the usual ones.
+_FROM_FOLDER: Mapping[str, Callable[[Path | None], Task]] = {
+    "fashion-mlp": fashion_mlp,
+    "fashion-cnn": fashion_cnn,
+}
+#: The names of the built-in tasks.
+TASKS: tuple[str, ...] = (*_BUNDLED, *_FROM_FOLDER)
+
+_MEMBERS = ("name", "objective", "example_args", "network", "score", "batches", "loss")
+
+
+def load_task(source: str, *, data: str | Path | None = None) -> Task:
+    """Return the task that ``source`` names.
+
+    Args:
+        source: a name in ``TASKS``, or ``file.py:object`` where the object is a task or returns one when called.
+        data: folder of the files that ``fashion-*`` read; by default ``$WEIGHTSPACE_DATA``, then Debian's.
+
+    Raises:
+        WeightspaceError: there is no such task, its data are missing, or the user's object isn't a task.
+    """
+    folder = None if data is None else Path(data)
+    if source in _FROM_FOLDER:
+        return _FROM_FOLDER[source](folder)
+    if folder is not None:
+        raise WeightspaceError(
+            f"Task {source!r} reads no data folder, but {folder} was given. "
+            f"Those that do: {', '.join(_FROM_FOLDER)}."
+        )
+    if source in _BUNDLED:
+        return _BUNDLED[source]()
+    if is_user_code(source):
+        return _as_task(load_object(source), source)
+    raise unknown("task", source, [*TASKS, "file.py:object"])
+
+
+def _as_task(found: Any, source: str) -> Task:
+    """Return a user's object as a task, calling it first if it is a class or a function."""
+    if isinstance(found, type) or (callable(found) and not hasattr(found, "score")):
+        try:
+            found = found()
+        except Exception as error:
+            raise WeightspaceError(f"Calling {source} raised {type(error).__name__}: {error}") from error
+    missing = [member for member in _MEMBERS if not hasattr(found, member)]
+    if missing:
+        raise WeightspaceError(
+            f"{source} is a {type(found).__name__} without {', '.join(missing)}; expected a Task, which has "
+            f"{', '.join(_MEMBERS)}."
+        )
+    return found

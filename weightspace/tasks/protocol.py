@@ -1,0 +1,87 @@
+"""The ``Task`` protocol: what a user writes once and hands to every command.
+
+Any object with these names is a task; there is nothing to inherit. Losses are in nats, accuracies shares of 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+from torch import Tensor, nn
+
+from weightspace.errors import WeightspaceError
+
+#: ``train`` is what gradients and statistics see, ``validation`` chooses, ``test`` is reported.
+Split: TypeAlias = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A network, its data and its scores.
+
+    Tasks travel to other processes: make them picklable, and load data when it is first asked for.
+    """
+
+    @property
+    def name(self) -> str:
+        """What tables and plots call the task."""
+        ...
+
+    @property
+    def objective(self) -> str:
+        """The score that soups and searches maximise; ``loss``, or a name ending in ``_loss``, is negated."""
+        ...
+
+    @property
+    def example_args(self) -> tuple[Tensor, ...]:
+        """Positional arguments of one forward pass, for tracing and verifying the network."""
+        ...
+
+    def network(self) -> nn.Module:
+        """Return a new network on every call; its weights are drawn from torch's global generator."""
+        ...
+
+    def score(self, module: nn.Module, split: Split = "test") -> Mapping[str, float]:
+        """Return ``loss``, ``accuracy`` where there is one, and any other figures, over a whole split.
+
+        The module is evaluated as for use (no dropout, BatchNorm's running statistics) and left as it was.
+        """
+        ...
+
+    def batches(self, split: Split, seed: int) -> Iterable[Any]:
+        """Return the batches of a split: shuffled (and augmented) by the seed in training, in order elsewhere."""
+        ...
+
+    def loss(self, module: nn.Module, batch: Any) -> Tensor:
+        """Return the mean loss of one batch, a differentiable scalar, with the module in the mode that it is in."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How ``train`` goes about a task: Adam at a constant rate, no weight decay.
+
+    A task may carry one as ``recipe``. Small networks want one thread: two are 5 to 10 times slower below a
+    width of 1,000. ``threads`` holds while training and scoring; None keeps torch's own setting.
+    """
+
+    epochs: int = 25
+    learning_rate: float = 1e-3
+    threads: int | None = 1
+
+
+def objective_value(task: Task, scores: Mapping[str, float]) -> float:
+    """Return the task's objective out of its scores, as a number that is better when it is larger.
+
+    Raises:
+        WeightspaceError: the scores lack the objective.
+    """
+    name = task.objective
+    if name not in scores:
+        raise WeightspaceError(
+            f"Task {task.name!r} has the objective {name!r}, but its scores are {', '.join(scores) or 'none'}."
+        )
+    return -scores[name] if name == "loss" or name.endswith("_loss") else scores[name]

@@ -1,0 +1,81 @@
+"""Training a task from a seed: a convenience that makes networks to work on, in seconds.
+
+The seed decides everything, bit for bit: initial weights, dropout, order and augmentation of the batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from weightspace.checkpoints import StateDict
+from weightspace.errors import WeightspaceError
+from weightspace.tasks.protocol import Recipe, Task
+from weightspace.tasks.threads import torch_threads
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """The end of an epoch: the ``epoch``-th of ``epochs``, with the mean training loss in nats."""
+
+    epoch: int
+    epochs: int
+    loss: float
+
+
+def train(
+    task: Task,
+    seed: int,
+    *,
+    epochs: int | None = None,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+) -> StateDict:
+    """Train a new network of the task and return its weights.
+
+    Args:
+        task: if it has a ``recipe``, this is followed; otherwise ``Recipe()`` is.
+        seed: the same seed gives the same weights bit for bit; torch's global generator is left as it was.
+        epochs: passes over the training data, instead of the recipe's number; 0 returns the initial weights.
+        on_epoch: called after every epoch.
+
+    Returns:
+        Parameters and buffers; BatchNorm's statistics are those of the training, ready for evaluation.
+
+    Raises:
+        WeightspaceError: a negative number of epochs, or a loss that isn't finite any more.
+    """
+    recipe: Recipe = getattr(task, "recipe", Recipe())
+    count = recipe.epochs if epochs is None else epochs
+    if count < 0:
+        raise WeightspaceError(f"Found {count} epochs; expected 0 or more.")
+    shuffles = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), torch_threads(recipe.threads):
+        torch.manual_seed(seed)
+        network = task.network().train()
+        optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
+        for epoch in range(1, count + 1):
+            order = int(torch.randint(2**62, (), generator=shuffles))
+            loss = _epoch(task, network, optimizer, order)
+            if on_epoch is not None:
+                on_epoch(EpochReport(epoch, count, loss))
+    return {name: tensor.detach() for name, tensor in network.eval().state_dict().items()}
+
+
+def _epoch(task: Task, network: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> float:
+    """Go over the training data once and return the mean loss of its batches in nats."""
+    losses = []
+    for batch in task.batches("train", seed):
+        optimizer.zero_grad()
+        loss = task.loss(network, batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    mean = float(torch.stack(losses).double().mean()) if losses else float("nan")
+    if not mean < float("inf"):
+        raise WeightspaceError(
+            f"The training loss of task {task.name!r} is {mean} over {len(losses)} batches; expected a finite "
+            "number. Is the learning rate too high, or the training split empty?"
+        )
+    return mean
