@@ -8,11 +8,12 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from weightspace.checkpoints.disk import replacing_file
 from weightspace.connectivity import Curve, barrier
@@ -26,8 +27,9 @@ _FORMATS: Mapping[str, Mapping[str, None]] = {
 }
 #: Okabe and Ito's colours, told apart with any colour vision; the line's style tells them apart in grey.
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_ENDS = "#333333"
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.8), (1.2, 1.4), (6, 1.5, 1.2, 1.5))
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.spines.top": False,
@@ -50,7 +52,7 @@ def draw_curves(curves: Mapping[str, Curve], path: str | Path, *, title: str | N
     """Draw loss curves, and accuracies beside them where there are any, with the barrier of each.
 
     Args:
-        curves: label -> curve, in the order of the legend; of one task and split, or the axes say nothing of it.
+        curves: label -> curve, in the order of the legend; the axes name the split if all have the same.
         path: ``.png``, ``.svg`` or ``.pdf``; equal curves give equal files.
         title: above the picture.
 
@@ -75,20 +77,19 @@ def draw_curves(curves: Mapping[str, Curve], path: str | Path, *, title: str | N
 def _figure(curves: Mapping[str, Curve], title: str | None) -> Figure:
     """Return one panel of losses and, if a curve has accuracies, one of these."""
     panels = 2 if any(curve.accuracy is not None for curve in curves.values()) else 1
-    figure = Figure(figsize=(3.5 * panels, 2.9), layout="constrained")
+    columns = 2 if panels == len(curves) == 2 else 1
+    figure = Figure(figsize=(3.5 * panels, 2.7 + 0.2 * len(curves) / columns), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     splits = {curve.split for curve in curves.values()}
     prefix = f"{splits.pop()} " if len(splits) == 1 else ""
     _panel(axes[0], curves, lambda curve: curve.loss, f"{prefix}loss (nats)")
     if panels == 2:
         _panel(axes[1], curves, lambda curve: curve.accuracy, f"{prefix}accuracy")
-        axes[1].yaxis.set_major_formatter(PercentFormatter(xmax=1))
-        _leave_room(axes[1])
-    _leave_room(axes[0])
+        axes[1].yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g} %"))
     figure.legend(
         *axes[0].get_legend_handles_labels(),
         loc="outside lower center",
-        ncols=min(len(curves), panels),
+        ncols=columns,
         frameon=False,
         handlelength=2.6,
     )
@@ -119,17 +120,13 @@ def _panel(
             clip_on=False,
         )
         ends = ((curve.positions[0], curve.positions[-1]), (values[0], values[-1]))
-        axes.plot(*ends, "o", color=colour, markersize=4, clip_on=False)
+        axes.plot(*ends, "o", color=_ENDS, markersize=4, clip_on=False, zorder=4)
     axes.set_xlabel("position λ from A (0) to B (1)")
     axes.set_title(label, loc="left")
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "¼", "½", "¾", "1"])
     axes.grid(axis="y")
     axes.set_axisbelow(True)
-
-
-def _leave_room(axes: Axes) -> None:
-    """Set round ticks, with a little room above and below the lines."""
     axes.margins(y=0.06)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
 

@@ -19,4 +19,6 @@ def unknown(kind: str, found: str, known: Iterable[str]) -> WeightspaceError:
     names = list(known)
     close = get_close_matches(found, names, n=1)
     guess = f" Did you mean {close[0]!r}?" if close else ""
-    return WeightspaceError(f"Unknown {kind} {found!r}; expected one of {', '.join(names) or '(none)'}.{guess}")
+    return WeightspaceError(
+        f"Unknown {kind} {found!r}; expected one of {', '.join(names) or '(none)'}.{guess}"
+    )

@@ -21,7 +21,7 @@ Score: TypeAlias = Literal["loss", "accuracy"]
 def barrier(curve: Curve, *, baseline: Baseline = "linear", score: Score = "loss") -> float:
     """Return the largest rise of the loss above the straight line between its ends.
 
-    ``max_λ L(λ) − [(1−λ) L(0) + λ L(1)]`` over the positions of the curve, its ends included; NaN if a score is.
+    ``max_λ L(λ) − [(1−λ) L(0) + λ L(1)]`` over the positions, ends included; NaN if a score is NaN.
 
     Args:
         curve: scores at ``S`` positions that increase from 0 to 1.
@@ -29,7 +29,7 @@ def barrier(curve: Curve, *, baseline: Baseline = "linear", score: Score = "loss
         score: ``"loss"`` (nats), or ``"accuracy"``: the largest fall below the baseline (share).
 
     Raises:
-        WeightspaceError: fewer than three positions, positions that don't increase from 0 to 1, or no accuracy.
+        WeightspaceError: fewer than three positions, they don't increase from 0 to 1, or no accuracy.
 
     Source:
         Frankle et al. 2020, https://arxiv.org/abs/1912.05671, section 2; Ainsworth et al. 2023,
@@ -39,7 +39,9 @@ def barrier(curve: Curve, *, baseline: Baseline = "linear", score: Score = "loss
         if found not in get_args(known):
             raise unknown(kind, found, get_args(known))
     if score == "accuracy" and curve.accuracy is None:
-        raise WeightspaceError(f"The curve of {curve.name or 'this task'!r} has no accuracy; use score='loss'.")
+        raise WeightspaceError(
+            f"The curve of {curve.name or 'this task'!r} has no accuracy; use score='loss'."
+        )
     positions = _checked_positions(curve)
     rise = np.array(curve.loss) if curve.accuracy is None or score == "loss" else -np.array(curve.accuracy)
     if baseline == "linear":

@@ -46,8 +46,8 @@ class Curve:
         accuracies = len(self.positions) if self.accuracy is None else len(self.accuracy)
         if not len(self.positions) == len(self.loss) == accuracies:
             raise WeightspaceError(
-                f"A curve has one score a position; found {len(self.positions)} positions, {len(self.loss)} losses "
-                f"and {accuracies} accuracies."
+                f"A curve has one score a position; found {len(self.positions)} positions, "
+                f"{len(self.loss)} losses and {accuracies} accuracies."
             )
 
     def save(self, path: str | Path) -> None:

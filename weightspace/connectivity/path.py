@@ -13,8 +13,8 @@ from weightspace.merging.interpolation import between
 def interpolated(network: nn.Module, a: StateDict, b: StateDict, position: float) -> nn.Module:
     """Set the weights of ``network`` to those at ``position`` between ``a`` and ``b``, and return it.
 
-    The weights are those of ``merging.interpolate`` bit for bit, rounded to the dtype of the network; there is
-    never more than one tensor of them beside the network's own.
+    The weights are those of ``merging.interpolate`` bit for bit, rounded to the dtype of the network; never
+    more than one tensor of them is in memory beside the network's own.
 
     Args:
         network: its parameters and buffers are overwritten.

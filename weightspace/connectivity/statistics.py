@@ -27,9 +27,9 @@ def reset_batchnorm(
 ) -> None:
     """Set the running statistics of every BatchNorm layer to their plain average over the batches.
 
-    All other layers are in evaluation mode meanwhile (no dropout), so that nothing is drawn at random. Modes and
-    momenta are as before afterwards; the statistics are the only thing that changes. Nothing is done to a module
-    without such layers.
+    All other layers are in evaluation mode meanwhile (no dropout), so that nothing is drawn at random. Modes
+    and momenta are as before afterwards: the statistics are the only thing that changes, and a module without
+    such layers stays as it is.
 
     Args:
         module: changed in place.
@@ -40,8 +40,8 @@ def reset_batchnorm(
         WeightspaceError: there are no batches.
 
     Source:
-        Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, section 3.2; for paths between networks Jordan et
-        al. 2023, https://arxiv.org/abs/2211.08403, section 2.
+        Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, section 3.2; for paths between networks
+        Jordan et al. 2023, https://arxiv.org/abs/2211.08403.
     """
     layers = _layers(module)
     if not layers:
@@ -63,7 +63,9 @@ def reset_batchnorm(
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
     if not count:
-        raise WeightspaceError("Found no batches to measure BatchNorm's statistics on; expected training data.")
+        raise WeightspaceError(
+            "Found no batches to measure BatchNorm's statistics on; expected training data."
+        )
 
 
 def _layers(module: nn.Module) -> list[_BatchNorm]:

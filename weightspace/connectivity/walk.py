@@ -16,6 +16,7 @@ from weightspace.connectivity.statistics import has_batchnorm_statistics, reset_
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 from weightspace.tasks.protocol import Split, Task
+from weightspace.tasks.threads import threads_of, torch_threads
 
 Statistics: TypeAlias = Literal["auto", "none", "reset"]
 #: Seed of the training batches that BatchNorm's statistics are measured on: the same at every point.
@@ -68,24 +69,22 @@ def loss_curve(
     """
     if points < 2:
         raise WeightspaceError(f"A curve needs two points or more, the two ends; found {points}.")
-    network, reset = _prepared(task, a, b, statistics)
-    positions = tuple(index / (points - 1) for index in range(points))
-    losses: list[float] = []
-    accuracies: list[float | None] = []
-    for index, position in enumerate(positions, start=1):
-        interpolated(network, a, b, position)
-        if reset and 0 < position < 1:
-            reset_batchnorm(network, task.batches("train", _STATISTICS_SEED), task.loss)
-        loss, accuracy = _scored(task, network, split)
-        losses.append(loss)
-        accuracies.append(accuracy)
-        if on_point is not None:
-            on_point(PointReport(index, points, position, loss, accuracy))
-    known = tuple(accuracy for accuracy in accuracies if accuracy is not None)
+    reports: list[PointReport] = []
+    with torch_threads(threads_of(task)):
+        network, reset = _prepared(task, a, b, statistics)
+        for index in range(points):
+            position = index / (points - 1)
+            interpolated(network, a, b, position)
+            if reset and 0 < position < 1:
+                reset_batchnorm(network, task.batches("train", _STATISTICS_SEED), task.loss)
+            reports.append(PointReport(index + 1, points, position, *_scored(task, network, split)))
+            if on_point is not None:
+                on_point(reports[-1])
+    accuracy = tuple(report.accuracy for report in reports if report.accuracy is not None)
     return Curve(
-        positions=positions,
-        loss=tuple(losses),
-        accuracy=known if len(known) == points else None,
+        positions=tuple(report.position for report in reports),
+        loss=tuple(report.loss for report in reports),
+        accuracy=accuracy if len(accuracy) == points else None,
         split=split,
         statistics="reset" if reset else "none",
         name=task.name,

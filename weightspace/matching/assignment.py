@@ -19,5 +19,8 @@ def assign(gains: Tensor) -> Tensor:
     Source:
         Crouse 2016, https://doi.org/10.1109/TAES.2016.140952 (scipy's shortest augmenting paths).
     """
+    best = gains.argmax(1)
+    if best.unique().numel() == len(best):  # every row can have its largest: nothing to solve
+        return best
     _, columns = linear_sum_assignment(gains.double().numpy(), maximize=True)
     return torch.from_numpy(columns)

@@ -45,22 +45,32 @@ def _if_better(family: Family, indices: Indices, change: dict[str, Tensor]) -> I
 
 
 def _joint(family: Family, indices: Indices) -> Indices | None:
-    """Match the units of the outer group by what their inner units are worth at best, then the inner ones."""
-    size = family.spec.groups[family.group]
-    total = family.gains((family.group,), indices).double().clone()
-    inside: dict[str, Tensor] = {}
-    for inner in family.inner:
-        gains = family.gains((family.group, inner), indices).transpose(1, 2)
-        rows = torch.stack([torch.stack([assign(gains[i, j]) for j in range(size)]) for i in range(size)])
-        total += gains.gather(3, rows[..., None]).sum((2, 3), dtype=torch.float64)
-        inside[inner] = rows
-    best = assign(total)
-    change = {family.group: best}
-    for inner, rows in inside.items():
-        change[inner] = rows[torch.arange(size), best]
+    gains = family.gains((family.group,), indices)
+    inner = {name: family.gains((family.group, name), indices) for name in family.inner}
+    change = match_jointly(family, gains, inner)
     if all(torch.equal(index, indices[group]) for group, index in change.items()):
         return None
     return _if_better(family, indices, change)
+
+
+def match_jointly(family: Family, gains: Tensor, inner: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Match the units of the outer group by what their inner units are worth at best, then the inner ones.
+
+    Args:
+        family: the groups.
+        gains: of the outer units alone, ``(outer, outer)``.
+        inner: inner group -> gains of its units, ``(outer, inner, outer, inner)``.
+    """
+    size = len(gains)
+    total = gains.double().clone()
+    inside: dict[str, Tensor] = {}
+    for name, values in inner.items():
+        blocks = values.transpose(1, 2)
+        rows = torch.stack([torch.stack([assign(blocks[i, j]) for j in range(size)]) for i in range(size)])
+        total += blocks.gather(3, rows[..., None]).sum((2, 3), dtype=torch.float64)
+        inside[name] = rows
+    best = assign(total)
+    return {family.group: best, **{name: rows[torch.arange(size), best] for name, rows in inside.items()}}
 
 
 def _inner_only(family: Family, indices: Indices) -> dict[str, Tensor]:

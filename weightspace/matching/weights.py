@@ -15,6 +15,7 @@ from torch import Tensor
 
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.errors import WeightspaceError
+from weightspace.matching.blind import blind_start
 from weightspace.matching.families import Family, Indices, families, pair_blocks
 from weightspace.matching.steps import step
 from weightspace.symmetry import Permutation, PermutationSpec, check_fits, permute
@@ -87,20 +88,23 @@ def weight_matching(
     check_compatible(target, source, names=("the target", "the source"))
     check_fits(spec, target, "The target")
     check_fits(spec, source, "The source")
-    indices = dict(Permutation.identity(spec).indices)
     pairs = pair_blocks(spec, target, source)
-    ascent = _Ascent(families(spec, pairs), indices)
+    listed = families(spec, pairs)
 
-    def objective() -> float:
+    def objective(indices: Indices) -> float:
         return math.fsum(pair.inner_product(indices, spec.outer) for pair in pairs)
 
-    history, converged = [objective()], False
+    converged = False
     generator = torch.Generator().manual_seed(seed)
     with _Workers(threads or torch.get_num_threads()) as workers:
+        identity = dict(Permutation.identity(spec).indices)
+        indices = max(identity, identity | blind_start(listed), key=objective)
+        history = [objective(indices)]
+        ascent = _Ascent(listed, indices)
         for number in range(1, max_sweeps + 1):
             order = torch.randperm(len(ascent.families), generator=generator).tolist()
             moved = ascent.sweep(order, workers)
-            history.append(objective() if moved else history[-1])
+            history.append(objective(indices) if moved else history[-1])
             if on_sweep is not None:
                 on_sweep(Sweep(number, history[-1], moved))
             if converged := not moved:

@@ -1,8 +1,8 @@
 r"""The one formula behind means and straight lines: an affine combination of tensors.
 
-With coefficients that sum to ``t``, :math:`\sum_i c_i x_i = t\,x_p + \sum_i c_i (x_i - x_p)` for any pivot ``p``.
-The right-hand side returns equal inputs bit for bit, and a coefficient of 1 beside zeros returns that input;
-the pivot is the input of the largest coefficient, so that the line has the same two exact ends both ways round.
+With coefficients that sum to ``t``, :math:`\sum_i c_i x_i = t\,x_p + \sum_i c_i (x_i - x_p)` for any ``p``.
+The right-hand side returns equal inputs bit for bit, and a coefficient of 1 beside zeros returns that input.
+The pivot ``p`` is the input of the largest coefficient: the line has the same exact ends both ways round.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def affine(tensors: Sequence[Tensor], coefficients: Sequence[float], total: floa
     Args:
         tensors: float tensors of one shape and dtype; the arithmetic is in this dtype (see ``widened``).
         coefficients: one a tensor; a tensor with coefficient 0 isn't looked at, be it NaN or not.
-        total: what the coefficients sum to, given beside them so that their rounding doesn't scale the result.
+        total: what the coefficients sum to, given so that their rounding doesn't scale the result.
 
     Source:
         derived; where ``x_i − x_p`` overflows or is ``∞ − ∞``, the plain sum ``Σ c_i x_i`` stands instead.
@@ -39,7 +39,7 @@ def affine(tensors: Sequence[Tensor], coefficients: Sequence[float], total: floa
 
 
 def output_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
-    """Return the dtype that a combination is written in: the common one, or the promotion of differing ones."""
+    """Return the dtype of a combination: the common one, or the promotion of differing ones."""
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
 
 

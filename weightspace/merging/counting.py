@@ -35,7 +35,7 @@ def agreed(name: str, tensors: Sequence[Tensor]) -> Tensor:
         if not torch.equal(values[0], value):
             count = int((values[0] != value).sum())
             raise WeightspaceError(
-                f"{name!r} holds {dtype} values, which cannot be averaged, and models 1 and {index} differ in "
-                f"{count:,} of {value.numel():,}. Expected equal ones: were both built with the same settings?"
+                f"{name!r} holds {dtype} values, which cannot be averaged, and models 1 and {index} "
+                f"differ in {count:,} of {value.numel():,}. Expected equal ones: were they built alike?"
             )
     return values[0].clone()

@@ -39,9 +39,10 @@ def merge(
         parameters: options of the method by name, for example ``{"normalize": False}``.
 
     Returns:
-        New tensors in the order of the first state dict and the dtype of the inputs (promoted where they differ),
-        computed in float32 at least and rounded once. Integer tensors are copied where all agree; of BatchNorm's
-        counters the largest is kept. Tensors tied in every model stay tied. Copies merge to the copy, bit for bit.
+        New tensors in the order of the first state dict and the dtype of the inputs (promoted where they
+        differ), computed in float32 at least and rounded once. Integer tensors are copied where all agree; of
+        BatchNorm's counters the largest is kept. Tensors tied in every model stay tied. Copies merge to the
+        copy, bit for bit.
 
     Raises:
         CheckpointError: names or shapes differ, or a tensor is float in one model and integer in another.

@@ -1,4 +1,4 @@
-"""Going through several state dicts name by name, so that tensors tied in all of them stay tied in the result."""
+"""Going through state dicts name by name, so that tensors tied in all of them stay tied in the result."""
 
 from __future__ import annotations
 

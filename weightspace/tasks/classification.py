@@ -1,6 +1,6 @@
 """Classification of arrays: the task that the built-in ones are instances of, ready for a user's own data.
 
-An epoch is cut into batches of nearly equal size, so that no example is dropped and none sits in a tiny batch.
+An epoch is cut into batches of nearly equal size: no example is dropped, and none sits in a tiny batch.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Batch: TypeAlias = "tuple[Tensor, Tensor]"
 
 
 class Examples(NamedTuple):
-    """Inputs of shape ``(n, …)``, as the network takes them, and classes ``0 … c−1`` of shape ``(n,)``, int64."""
+    """Inputs ``(n, …)`` as the network takes them, and classes ``0 … c−1`` of shape ``(n,)``, int64."""
 
     inputs: Tensor
     labels: Tensor
 
 
 def carve(examples: Examples, count: int, *, seed: int = 0) -> tuple[Examples, Examples]:
-    """Split examples at random into ``(rest, taken)``, with ``count`` of them taken; the same for equal seeds."""
+    """Split examples at random into ``(rest, taken)``, ``count`` of them taken; alike for equal seeds."""
     order = torch.randperm(len(examples.labels), generator=torch.Generator().manual_seed(seed))
     taken, rest = order[:count], order[count:]
     return (
@@ -85,12 +85,14 @@ class ClassificationTask:
         examples = self.load()
         for split in SPLITS:
             if split not in examples:
-                raise WeightspaceError(f"Task {self.name!r} has no split {split!r}; found {', '.join(examples)}.")
+                raise WeightspaceError(
+                    f"Task {self.name!r} has no split {split!r}; found {', '.join(examples)}."
+                )
             inputs, labels = examples[split]
             if labels.shape != inputs.shape[:1] or labels.dtype != torch.int64 or not len(labels):
                 raise WeightspaceError(
-                    f"Split {split!r} of task {self.name!r} has inputs {tuple(inputs.shape)} and labels "
-                    f"{tuple(labels.shape)} {labels.dtype}; expected (n, …) and (n,) torch.int64, n at least 1."
+                    f"Split {split!r} of task {self.name!r} has inputs {tuple(inputs.shape)} and "
+                    f"labels {tuple(labels.shape)} {labels.dtype}; expected (n, …) and (n,) torch.int64."
                 )
         return examples
 
@@ -109,7 +111,7 @@ class ClassificationTask:
         return nn.functional.cross_entropy(module(inputs), labels)
 
     def batches(self, split: Split, seed: int) -> Iterator[Batch]:
-        """Yield ``(inputs, labels)``: training examples shuffled and augmented by the seed, others in order."""
+        """Yield ``(inputs, labels)``: in training shuffled and augmented by the seed, else in order."""
         inputs, labels = self._split(split)
         pieces = math.ceil(len(labels) / self.batch_size)
         if split != "train":
@@ -121,7 +123,7 @@ class ClassificationTask:
             yield (batch if self.augment is None else self.augment(batch, generator)), labels[chosen]
 
     def score(self, module: nn.Module, split: Split = "test") -> dict[str, float]:
-        """Return the mean ``loss`` and the ``accuracy`` over a split, without augmentation, in evaluation mode."""
+        """Return the mean ``loss`` and the ``accuracy`` over a split, unaugmented, in evaluation mode."""
         examples = self._split(split)
         modes = [(part, part.training) for part in module.modules()]
         module.eval()
@@ -142,7 +144,9 @@ class ClassificationTask:
     def _split(self, split: Split) -> Examples:
         """Return the examples of a split."""
         if split not in self.examples:
-            raise WeightspaceError(f"Task {self.name!r} has no split {split!r}; expected {', '.join(SPLITS)}.")
+            raise WeightspaceError(
+                f"Task {self.name!r} has no split {split!r}; expected {', '.join(SPLITS)}."
+            )
         return self.examples[split]
 
 

@@ -27,13 +27,13 @@ _VALIDATION = 5_000
 
 
 def fashion_mlp(data: Path | None = None) -> ClassificationTask:
-    """Return the task ``fashion-mlp``: three hidden layers of 512 units, 88 % in some 30 s."""
+    """Return the task ``fashion-mlp``: three hidden layers of 512 units, 89 % in some 35 s."""
     return ClassificationTask(
         name="fashion-mlp",
         build=partial(mlp, 28 * 28, (512, 512, 512), 10),
         load=partial(fashion_examples, fashion_folder(data)),
         batch_size=128,
-        recipe=Recipe(epochs=5),
+        recipe=Recipe(epochs=5, cooldown=True),
     )
 
 

@@ -31,11 +31,14 @@ def read_idx(path: Path) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise WeightspaceError(f"{path} cannot be read: {error}. Expected a complete .gz file.") from error
     if len(data) < 4 or data[:3] != bytes((0, 0, _UNSIGNED_BYTES)) or len(data) < 4 + 4 * data[3]:
-        raise WeightspaceError(f"{path} isn't an IDX file of unsigned bytes: it begins with {data[:4].hex(' ')}.")
+        raise WeightspaceError(
+            f"{path} isn't an IDX file of unsigned bytes: it begins with {data[:4].hex(' ')}."
+        )
     start = 4 + 4 * data[3]
     shape = struct.unpack(f">{data[3]}I", data[4:start])
     if len(data) - start != math.prod(shape):
         raise WeightspaceError(
-            f"{path} has {len(data) - start:,} bytes of data, but its header says {shape}, {math.prod(shape):,} bytes."
+            f"{path} has {len(data) - start:,} bytes of data, but its header says {shape}, "
+            f"which is {math.prod(shape):,} bytes."
         )
     return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)

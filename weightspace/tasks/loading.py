@@ -30,7 +30,7 @@ def load_task(source: str, *, data: str | Path | None = None) -> Task:
     """Return the task that ``source`` names.
 
     Args:
-        source: a name in ``TASKS``, or ``file.py:object`` where the object is a task or returns one when called.
+        source: a name in ``TASKS``, or ``file.py:object`` where the object is a task or returns one.
         data: folder of the files that ``fashion-*`` read; by default ``$WEIGHTSPACE_DATA``, then Debian's.
 
     Raises:
@@ -53,15 +53,16 @@ def load_task(source: str, *, data: str | Path | None = None) -> Task:
 
 def _as_task(found: Any, source: str) -> Task:
     """Return a user's object as a task, calling it first if it is a class or a function."""
+    task: Any = found
     if isinstance(found, type) or (callable(found) and not hasattr(found, "score")):
         try:
-            found = found()
+            task = found()
         except Exception as error:
             raise WeightspaceError(f"Calling {source} raised {type(error).__name__}: {error}") from error
-    missing = [member for member in _MEMBERS if not hasattr(found, member)]
+    missing = [member for member in _MEMBERS if not hasattr(task, member)]
     if missing:
         raise WeightspaceError(
-            f"{source} is a {type(found).__name__} without {', '.join(missing)}; expected a Task, which has "
+            f"{source} is a {type(task).__name__} without {', '.join(missing)}; expected a Task, which has "
             f"{', '.join(_MEMBERS)}."
         )
-    return found
+    return task

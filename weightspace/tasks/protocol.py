@@ -1,6 +1,6 @@
 """The ``Task`` protocol: what a user writes once and hands to every command.
 
-Any object with these names is a task; there is nothing to inherit. Losses are in nats, accuracies shares of 1.
+Any object with these names is a task; there is nothing to inherit. Losses are in nats, accuracies are shares.
 """
 
 from __future__ import annotations
@@ -52,17 +52,20 @@ class Task(Protocol):
         ...
 
     def batches(self, split: Split, seed: int) -> Iterable[Any]:
-        """Return the batches of a split: shuffled (and augmented) by the seed in training, in order elsewhere."""
+        """Return the batches of a split: shuffled (and augmented) by the seed in training, else in order."""
         ...
 
     def loss(self, module: nn.Module, batch: Any) -> Tensor:
-        """Return the mean loss of one batch, a differentiable scalar, with the module in the mode that it is in."""
+        """Return the mean loss of one batch, a differentiable scalar; the module stays in its mode."""
         ...
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How ``train`` goes about a task: Adam at a constant rate, no weight decay.
+    """How ``train`` goes about a task: Adam without weight decay.
+
+    The learning rate is constant, or with ``cooldown`` falls by equal steps, an epoch each: 5 epochs have 1,
+    .8, .6, .4 and .2 of it.
 
     A task may carry one as ``recipe``. Small networks want one thread: two are 5 to 10 times slower below a
     width of 1,000. ``threads`` holds while training and scoring; None keeps torch's own setting.
@@ -70,6 +73,7 @@ class Recipe:
 
     epochs: int = 25
     learning_rate: float = 1e-3
+    cooldown: bool = False
     threads: int | None = 1
 
 
@@ -82,6 +86,7 @@ def objective_value(task: Task, scores: Mapping[str, float]) -> float:
     name = task.objective
     if name not in scores:
         raise WeightspaceError(
-            f"Task {task.name!r} has the objective {name!r}, but its scores are {', '.join(scores) or 'none'}."
+            f"Task {task.name!r} has the objective {name!r}, but its scores are "
+            f"{', '.join(scores) or 'none'}."
         )
     return -scores[name] if name == "loss" or name.endswith("_loss") else scores[name]

@@ -56,6 +56,8 @@ def train(
         network = task.network().train()
         optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
         for epoch in range(1, count + 1):
+            if recipe.cooldown:
+                optimizer.param_groups[0]["lr"] = recipe.learning_rate * (1 - (epoch - 1) / count)
             order = int(torch.randint(2**62, (), generator=shuffles))
             loss = _epoch(task, network, optimizer, order)
             if on_epoch is not None:
@@ -75,7 +77,7 @@ def _epoch(task: Task, network: torch.nn.Module, optimizer: torch.optim.Optimize
     mean = float(torch.stack(losses).double().mean()) if losses else float("nan")
     if not mean < float("inf"):
         raise WeightspaceError(
-            f"The training loss of task {task.name!r} is {mean} over {len(losses)} batches; expected a finite "
-            "number. Is the learning rate too high, or the training split empty?"
+            f"The training loss of task {task.name!r} is {mean} over {len(losses)} batches; expected a "
+            "finite number. Is the learning rate too high, or the training split empty?"
         )
     return mean

@@ -32,13 +32,15 @@ def linear(
         Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, section 2.
     """
     if base is not None:
-        raise WeightspaceError("Method 'linear' has no base, but one was given. Did you mean a task-vector method?")
+        raise WeightspaceError(
+            "Method 'linear' has no base, but one was given. Did you mean a task-vector method?"
+        )
     total = math.fsum(weights)
     if not normalize:
         return affine(tensors, weights, total)
     if abs(total) <= _CANCELLED * math.fsum(abs(weight) for weight in weights):
         raise WeightspaceError(
-            f"Weights {', '.join(f'{weight:g}' for weight in weights)} sum to 0, and a mean divides by that sum. "
+            f"Weights {', '.join(f'{weight:g}' for weight in weights)} sum to 0, by which a mean divides. "
             "Expected weights with another sum, or normalize=False."
         )
     return affine(tensors, [weight / total for weight in weights])
