@@ -1,5 +1,67 @@
-"""The command line: parse, call the library, write. One file a command."""
+"""The command line: parse, call the library, write. One file a command.
+
+Results go to stdout, progress to stderr; a user's mistake is one line and exit status 2.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from weightspace import WeightspaceError, __version__
+
+#: Command -> what the list of commands says of it. The module of that name has it as ``command``.
+COMMANDS: Mapping[str, str] = {
+    "demo": "Two networks into one basin, on real data, in a minute.",
+    "train": "Train a network of a task from a seed.",
+    "inspect": "Show what is in checkpoints, and what differs.",
+    "spec": "Derive and verify which hidden units may be permuted.",
+    "match": "Find the permutation that brings one network to another.",
+    "permute": "Move the hidden units of a checkpoint.",
+    "merge": "Merge checkpoints into one, aligned first if asked.",
+    "barrier": "Measure and draw the way between two networks.",
+}
 
 
+class _Commands(click.Group):
+    """Commands that are imported when they are called, and errors that are one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"weightspace.cli.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from weightspace.suggestions import unknown
+
+            raise click.UsageError(str(unknown("command", args[0], COMMANDS)))
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except WeightspaceError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, message="weightspace %(version)s")
 def main() -> None:
-    """Run the command line."""
+    """Work on trained networks as points in weight space.
+
+    Merge checkpoints, bring networks from different seeds into one basin, and see the way between them.
+    """

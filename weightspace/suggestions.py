@@ -7,6 +7,9 @@ from difflib import get_close_matches
 
 from weightspace.errors import WeightspaceError
 
+#: Names that an error lists, at most.
+_SHOWN = 12
+
 
 def unknown(kind: str, found: str, known: Iterable[str]) -> WeightspaceError:
     """Return the error that says that ``found`` is not one of the ``known`` names.
@@ -19,6 +22,6 @@ def unknown(kind: str, found: str, known: Iterable[str]) -> WeightspaceError:
     names = list(known)
     close = get_close_matches(found, names, n=1)
     guess = f" Did you mean {close[0]!r}?" if close else ""
-    return WeightspaceError(
-        f"Unknown {kind} {found!r}; expected one of {', '.join(names) or '(none)'}.{guess}"
-    )
+    more = f", … ({len(names):,} in all)" if len(names) > _SHOWN else ""
+    listing = ", ".join(names[:_SHOWN]) + more
+    return WeightspaceError(f"Unknown {kind} {found!r}; expected one of {listing or '(none)'}.{guess}")

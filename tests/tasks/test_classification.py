@@ -34,9 +34,7 @@ def test_scores_are_those_computed_by_hand() -> None:
     logits = network(inputs)
     scores = TASK.score(network)
     assert scores["loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-6)
-    assert scores["accuracy"] == (logits.argmax(1) == labels).float().mean().item() or scores[
-        "accuracy"
-    ] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert scores["accuracy"] == int((logits.argmax(1) == labels).sum()) / 50
 
 
 def test_scoring_leaves_modes_and_statistics_as_they_were() -> None:

@@ -3,7 +3,7 @@
 from weightspace.connectivity.barriers import Baseline, Score, barrier
 from weightspace.connectivity.curve import Curve
 from weightspace.connectivity.path import interpolated
-from weightspace.connectivity.statistics import has_batchnorm_statistics, reset_batchnorm
+from weightspace.connectivity.statistics import has_batchnorm_statistics, reset_batchnorm, reset_statistics
 from weightspace.connectivity.walk import PointReport, Statistics, loss_curve
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "interpolated",
     "loss_curve",
     "reset_batchnorm",
+    "reset_statistics",
 ]

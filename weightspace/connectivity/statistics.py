@@ -13,7 +13,12 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.errors import WeightspaceError
+from weightspace.tasks.protocol import Task
+
+#: Seed of the training batches that statistics are measured on: the same for every network.
+SEED = 0
 
 
 def has_batchnorm_statistics(module: nn.Module) -> bool:
@@ -66,6 +71,26 @@ def reset_batchnorm(
         raise WeightspaceError(
             "Found no batches to measure BatchNorm's statistics on; expected training data."
         )
+
+
+def reset_statistics(task: Task, state: StateDict) -> StateDict:
+    """Return a network's weights with BatchNorm's statistics measured anew over the task's training data.
+
+    Args:
+        task: builds the network and has the data.
+        state: weights of a network of the task; one without BatchNorm comes back as it is.
+
+    Raises:
+        CheckpointError: the weights have other names or shapes than the task's network.
+    """
+    with torch.random.fork_rng(devices=[]):  # the weights that it draws are overwritten
+        network = task.network()
+    check_compatible(network.state_dict(), state, names=(f"the network of {task.name}", "the checkpoint"))
+    network.load_state_dict(state)
+    if not has_batchnorm_statistics(network):
+        return state
+    reset_batchnorm(network, task.batches("train", SEED), task.loss)
+    return {name: tensor.detach() for name, tensor in network.state_dict().items()}
 
 
 def _layers(module: nn.Module) -> list[_BatchNorm]:

@@ -12,15 +12,13 @@ from torch import nn
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.connectivity.curve import Curve
 from weightspace.connectivity.path import interpolated
-from weightspace.connectivity.statistics import has_batchnorm_statistics, reset_batchnorm
+from weightspace.connectivity.statistics import SEED, has_batchnorm_statistics, reset_batchnorm
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 from weightspace.tasks.protocol import Split, Task
 from weightspace.tasks.threads import threads_of, torch_threads
 
 Statistics: TypeAlias = Literal["auto", "none", "reset"]
-#: Seed of the training batches that BatchNorm's statistics are measured on: the same at every point.
-_STATISTICS_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def loss_curve(
             position = index / (points - 1)
             interpolated(network, a, b, position)
             if reset and 0 < position < 1:
-                reset_batchnorm(network, task.batches("train", _STATISTICS_SEED), task.loss)
+                reset_batchnorm(network, task.batches("train", SEED), task.loss)
             reports.append(PointReport(index + 1, points, position, *_scored(task, network, split)))
             if on_point is not None:
                 on_point(reports[-1])

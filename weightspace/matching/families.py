@@ -117,8 +117,12 @@ class Family:
                 moved = permute_block(Block(pair.source.view, dims), indices, outer)  # type: ignore[arg-type]
                 above = outer_place(list(pair.groups), place, self.group)
                 rest = [dim for dim in range(moved.ndim) if dim not in (above, place)]
-                a, b = (one.permute(above, place, *rest).flatten(2) if rest else one.permute(above, place)[..., None]
-                        for one in (pair.target, moved))
+                a, b = (
+                    one.permute(above, place, *rest).flatten(2)
+                    if rest
+                    else one.permute(above, place)[..., None]
+                    for one in (pair.target, moved)
+                )
                 part = a @ b.mT
                 total = part if total is None else total + part
         assert total is not None, "an inner group stands in some block"
@@ -129,7 +133,9 @@ class Family:
         for pair in self.pairs:
             own = tuple(group for group in pair.groups if group in self.members())
             if not self.inner:  # a group twice in a block: one place moves while the other is held
-                terms += [_Term(pair, (place,)) for place, group in enumerate(pair.groups) if group == self.group]
+                terms += [
+                    _Term(pair, (place,)) for place, group in enumerate(pair.groups) if group == self.group
+                ]
             elif sorted(own) == sorted(rows):
                 terms.append(_Term(pair, tuple(pair.groups.index(group) for group in rows)))
         return terms

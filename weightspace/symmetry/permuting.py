@@ -45,7 +45,9 @@ class Permutation:
                     f"Group {group!r} needs int64 indices of shape {shape}, got {index.dtype} {tuple(index.shape)}."
                 )
             if not torch.equal(index.sort(dim=-1).values, torch.arange(shape[-1]).expand(shape)):
-                raise SpecError(f"The indices of group {group!r} are not a permutation of 0 … {shape[-1] - 1}.")
+                raise SpecError(
+                    f"The indices of group {group!r} are not a permutation of 0 … {shape[-1] - 1}."
+                )
 
     def __getitem__(self, group: str) -> Tensor:
         """Return the indices of a group."""
@@ -65,7 +67,13 @@ class Permutation:
     def identity(cls, spec: PermutationSpec) -> Permutation:
         """Return the permutation that leaves everything where it is."""
         shapes = {group: _index_shape(spec, group) for group in spec.groups}
-        return cls(spec, {group: torch.arange(shape[-1]).repeat(*shape[:-1], 1).view(shape) for group, shape in shapes.items()})
+        return cls(
+            spec,
+            {
+                group: torch.arange(shape[-1]).repeat(*shape[:-1], 1).view(shape)
+                for group, shape in shapes.items()
+            },
+        )
 
     @classmethod
     def random(cls, spec: PermutationSpec, *, seed: int) -> Permutation:
@@ -79,7 +87,9 @@ class Permutation:
         return cls(
             spec,
             {
-                group: torch.rand(_index_shape(spec, group), generator=generator, dtype=torch.float64).argsort(-1)
+                group: torch.rand(
+                    _index_shape(spec, group), generator=generator, dtype=torch.float64
+                ).argsort(-1)
                 for group in spec.groups
             },
         )
@@ -164,7 +174,9 @@ def check_fits(spec: PermutationSpec, state: Mapping[str, Tensor], label: str = 
     if missing := [name for name in spec.axes if name not in state]:
         raise CheckpointError(f"{label} lacks {_listing(missing)}, which the spec names. Is this its spec?")
     if unknown := [name for name in state if name not in spec.axes]:
-        raise CheckpointError(f"{label} has {_listing(unknown)}, which the spec does not know. Is this its spec?")
+        raise CheckpointError(
+            f"{label} has {_listing(unknown)}, which the spec does not know. Is this its spec?"
+        )
     for name, tensor in state.items():
         if tuple(tensor.shape) != spec.shape(name):
             raise CheckpointError(
@@ -177,13 +189,13 @@ def _listing(names: list[str]) -> str:
     return repr(names[0]) if len(names) == 1 else f"{names[0]!r} and {len(names) - 1} more tensors"
 
 
-def permute_tensor(
-    spec: PermutationSpec, indices: Mapping[str, Tensor], name: str, tensor: Tensor
-) -> Tensor:
+def permute_tensor(spec: PermutationSpec, indices: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
     """Return a permuted copy of one tensor; the groups that ``indices`` lacks stay where they are."""
     result = torch.empty_like(tensor, memory_format=torch.contiguous_format)
     axes = spec.axes[name]
-    for source, target in zip(blocks(tensor, axes, spec.groups), blocks(result, axes, spec.groups), strict=True):
+    for source, target in zip(
+        blocks(tensor, axes, spec.groups), blocks(result, axes, spec.groups), strict=True
+    ):
         target.view.copy_(permute_block(source, indices, spec.outer))
     return result
 

@@ -538,7 +538,9 @@ RULES: Mapping[str, Rule] = {
         "_scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention",
     ),
     **_table(embedding, "embedding"),
-    **_table(batch_norm, "batch_norm _native_batch_norm_legit_no_training native_batch_norm cudnn_batch_norm"),
+    **_table(
+        batch_norm, "batch_norm _native_batch_norm_legit_no_training native_batch_norm cudnn_batch_norm"
+    ),
     **_table(layer_norm, "layer_norm native_layer_norm rms_norm _fused_rms_norm"),
     **_table(group_norm, "group_norm native_group_norm"),
     **_table(instance_norm, "instance_norm"),

@@ -94,7 +94,9 @@ class _Walk:
             else:
                 self.tensors[name] = self.tensors[twin]
             return self.tensors[name]
-        return fixed_like(tuple(fake.shape))  # inputs, masks and tables of positions: nothing may permute them
+        return fixed_like(
+            tuple(fake.shape)
+        )  # inputs, masks and tables of positions: nothing may permute them
 
     def _call(self, node: torch.fx.Node) -> Any:
         if node.target is operator.getitem:
@@ -115,7 +117,10 @@ class _Walk:
     @staticmethod
     def _apply(call: Call, is_pointwise: bool) -> Any:
         rule = RULES.get(call.name) or (pointwise if is_pointwise else freeze_all)
-        if all(is_fixed(resolve(axis)) for axes in call.tensors() for axis in axes) and rule is not RULES["expand"]:
+        if (
+            all(is_fixed(resolve(axis)) for axes in call.tensors() for axis in axes)
+            and rule is not RULES["expand"]
+        ):
             return fixed_like(call.shape) if call.tensors() else RULES.get(call.name, freeze_all)(call)
         return rule(call)
 
@@ -150,7 +155,8 @@ class _Walk:
         return PermutationSpec(
             groups={name: atom.size for atom, name in groups.items()},
             axes={
-                name: tuple(_pattern(axis, names, outer.keys()) for axis in axes) for name, axes in tensors.items()
+                name: tuple(_pattern(axis, names, outer.keys()) for axis in axes)
+                for name, axes in tensors.items()
             },
             outer={groups[inner]: groups[atom] for inner, atom in outer.items()},
             statistics=frozenset(name for name in self.state if name not in self.parameters),

@@ -98,7 +98,9 @@ def outputs(module: nn.Module, example_args: tuple[Any, ...]) -> Tensor:
         raise SpecError(f"{type(module).__name__} returns no floating-point tensor to verify a spec with.")
     joined = torch.cat(flat)
     if not bool(joined.isfinite().all()):
-        raise SpecError(f"{type(module).__name__} returns non-finite values, so that no spec can be verified.")
+        raise SpecError(
+            f"{type(module).__name__} returns non-finite values, so that no spec can be verified."
+        )
     return joined
 
 
@@ -126,7 +128,9 @@ def randomise(module: nn.Module, seed: int) -> None:
 
 def _distinct(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
-    yield from ((name, buffer) for name, buffer in module.named_buffers() if name.rpartition(".")[2] in _DRAWN)
+    yield from (
+        (name, buffer) for name, buffer in module.named_buffers() if name.rpartition(".")[2] in _DRAWN
+    )
 
 
 _DRAWN = {"running_mean", "running_var"}
@@ -134,5 +138,6 @@ _DRAWN = {"running_mean", "running_var"}
 
 def _is_constant_somewhere(tensor: Tensor) -> bool:
     return any(
-        size > 1 and bool((tensor == tensor.narrow(axis, 0, 1)).all()) for axis, size in enumerate(tensor.shape)
+        size > 1 and bool((tensor == tensor.narrow(axis, 0, 1)).all())
+        for axis, size in enumerate(tensor.shape)
     )

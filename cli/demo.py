@@ -1,0 +1,55 @@
+"""``weightspace demo``: the main job, on real data, in a minute."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+from weightspace.cli import options
+from weightspace.cli.progress import progress
+
+
+@click.command("demo")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    default="weightspace-demo.png",
+    show_default=True,
+    help="Picture to write (.png, .svg, .pdf).",
+)
+@options.as_json
+def command(output: str, as_json: bool) -> None:
+    """Bring two networks that were trained apart into one basin, and draw the way between them.
+
+    Two networks learn handwritten digits from two seeds; their spec is derived and verified, one is matched to the
+    other, both are merged, and the loss is measured on the way between them, before and after.
+
+    \b
+    Example:
+      weightspace demo -o demo.png
+    """
+    from weightspace.demo import demo
+
+    with progress("demo") as update:
+        report = demo(output, on_stage=lambda at: update(at.number, at.stages, at.text))
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+        return
+    rows = (
+        ("", "naive", "matched"),
+        ("barrier of the test loss (nats)", f"{report.naive_barrier:.3f}", f"{report.matched_barrier:.3f}"),
+        (
+            "accuracy at the midpoint",
+            f"{report.naive_midpoint_accuracy:.1%}",
+            f"{report.matched_midpoint_accuracy:.1%}",
+        ),
+        ("accuracy of the two ends", *(f"{share:.1%}" for share in report.end_accuracies)),
+    )
+    for name, *cells in rows:
+        click.echo(f"{name:34s}" + "".join(f"{cell:>12s}" for cell in cells))
+    click.echo(
+        f"distance reduced by {report.l2_reduction:.1%}; {report.groups} groups, spec verified to {report.spec_error:.1e}"
+    )
+    click.echo(f"{report.seconds:.1f} s; the picture is {report.picture}")

@@ -1,0 +1,120 @@
+"""Options that several commands share, and how a command gets its spec from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from weightspace import WeightspaceError
+
+if TYPE_CHECKING:
+    from weightspace.networks import Network
+    from weightspace.symmetry import PermutationSpec
+    from weightspace.tasks import Task
+
+Command = Callable[..., Any]
+
+
+def as_json(command: Command) -> Command:
+    """``--json``: one object on stdout."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(command)
+
+
+def seed(help_text: str) -> Callable[[Command], Command]:
+    """``--seed``, with what it decides here."""
+    return click.option("--seed", type=int, default=0, show_default=True, help=help_text)
+
+
+def output(help_text: str, *, required: bool = True) -> Callable[[Command], Command]:
+    """``-o OUT``."""
+    return click.option("-o", "--output", metavar="OUT", required=required, help=help_text)
+
+
+def task(*, required: bool = True) -> Callable[[Command], Command]:
+    """``--task`` and ``--data``."""
+
+    def decorate(command: Command) -> Command:
+        named = click.option(
+            "--task",
+            metavar="TASK",
+            required=required,
+            help="digits-mlp, digits-cnn, fashion-mlp, fashion-cnn, or your own as file.py:object.",
+        )
+        folder = click.option(
+            "--data",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="Folder of the data that fashion-* reads.",
+        )
+        return named(folder(command))
+
+    return decorate
+
+
+def network(command: Command) -> Command:
+    """``--network`` and ``--input``."""
+    source = click.option(
+        "--network",
+        metavar="SOURCE",
+        help="torchvision:resnet18, timm:…, open_clip:…, transformers:FOLDER or file.py:callable; options after "
+        "commas (torchvision:resnet18,num_classes=10).",
+    )
+    shape = click.option(
+        "--input", "input_shape", metavar="N,…", help="Shape of the network's input, as 1,3,32,32."
+    )
+    return source(shape(command))
+
+
+def spec_source(command: Command) -> Command:
+    """``--spec``, ``--network`` and ``--input``; with ``--task`` the task's network serves as well."""
+    file = click.option("--spec", "spec_file", metavar="FILE", help="A spec that `weightspace spec` wrote.")
+    return file(network(command))
+
+
+def load_any_task(name: str | None, data: Path | None) -> Task | None:
+    """Return the task that the options name, or None."""
+    from weightspace import load_task
+
+    return None if name is None else load_task(name, data=data)
+
+
+def network_of(source: str | None, input_shape: str | None, found: Task | None) -> Network | None:
+    """Return the network that the options name: that of ``--network``, else that of the task, else None."""
+    from weightspace.networks import Network, load_network
+
+    if source is not None:
+        return load_network(source, input_shape=_shape(input_shape))
+    if found is None:
+        return None
+    return Network(found.network(), found.example_args)
+
+
+def spec_of(
+    spec_file: str | None, source: str | None, input_shape: str | None, found: Task | None = None
+) -> PermutationSpec:
+    """Return a verified spec: read from a file, or derived from the network of the options."""
+    from weightspace import PermutationSpec, derive_spec
+
+    built = network_of(source, input_shape, found)
+    if spec_file is not None:
+        if built is None or source is None:
+            return PermutationSpec.load(spec_file)
+        return PermutationSpec.load(spec_file, built.module, built.example_args)
+    if built is None:
+        raise WeightspaceError("Which network is it? Give --network, --task, or --spec with a spec file.")
+    return derive_spec(built.module, built.example_args)
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(size) for size in text.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise WeightspaceError(f"--input is a shape such as 1,3,32,32; found {text!r}.")
+    return shape

@@ -1,0 +1,46 @@
+"""``weightspace permute``: move the hidden units of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from weightspace.cli import options
+
+
+@click.command("permute")
+@click.argument("checkpoint")
+@click.argument("permutation")
+@options.spec_source
+@options.task(required=False)
+@click.option("--inverse", is_flag=True, help="Undo the permutation instead.")
+@options.output("Checkpoint to write (.safetensors, .pt, or a folder).")
+@options.as_json
+def command(
+    checkpoint: str,
+    permutation: str,
+    spec_file: str | None,
+    network: str | None,
+    input_shape: str | None,
+    task: str | None,
+    data: Path | None,
+    inverse: bool,
+    output: str,
+    as_json: bool,
+) -> None:
+    """Move the hidden units of CHECKPOINT as PERMUTATION says; its function stays the same.
+
+    \b
+    Example:
+      weightspace permute b.safetensors b_to_a.safetensors --task digits-mlp -o b_aligned.safetensors
+    """
+    from weightspace import Permutation, load_checkpoint, permute, save_checkpoint
+    from weightspace.checkpoints import provenance
+
+    spec = options.spec_of(spec_file, network, input_shape, options.load_any_task(task, data))
+    moved = Permutation.load(permutation, spec)
+    state = permute(spec, moved.inverse() if inverse else moved, load_checkpoint(checkpoint))
+    metadata = provenance([checkpoint, permutation], "permute", {"inverse": inverse, "spec": spec.digest})
+    save_checkpoint(state, output, metadata=metadata, companions_from=checkpoint)
+    click.echo(json.dumps({"output": output, "groups": len(spec.groups)}) if as_json else output)

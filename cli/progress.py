@@ -1,0 +1,46 @@
+"""Progress on stderr: a live bar on a terminal, one final line anywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+#: Takes how much is done, of how much, and what to say of it.
+Update = Callable[[int, int, str], None]
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Update]:
+    """Show how a long call goes on, and how long it took when it ends."""
+    start, last = time.perf_counter(), [""]
+
+    def close() -> None:
+        said = f": {last[0]}" if last[0] else ""
+        click.echo(f"{label}{said} ({time.perf_counter() - start:.1f} s)", err=True)
+
+    if not sys.stderr.isatty():
+        yield lambda done, total, text: last.__setitem__(0, text)
+        close()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        shown = bar.add_task(label, total=None, text="")
+
+        def update(done: int, total: int, text: str) -> None:
+            last[0] = text
+            bar.update(shown, completed=done, total=total, text=text)
+
+        yield update
+    close()

@@ -1,0 +1,78 @@
+"""``weightspace spec``: which hidden units may be permuted, derived from a network and verified."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from weightspace.cli import options
+
+from weightspace import SpecError, WeightspaceError
+
+
+@click.command("spec")
+@click.argument("spec_file", metavar="[SPEC]", required=False)
+@options.network
+@options.task(required=False)
+@options.output("Spec to write, a YAML file.", required=False)
+@options.as_json
+def command(
+    spec_file: str | None,
+    network: str | None,
+    input_shape: str | None,
+    task: str | None,
+    data: Path | None,
+    output: str | None,
+    as_json: bool,
+) -> None:
+    """Derive a permutation spec from a network and verify it; or verify a SPEC file against one.
+
+    Every group of hidden units is permuted at random, norms and biases randomised, and the outputs are compared.
+    A SPEC that was edited by hand is written again with -o once it holds.
+
+    \b
+    Examples:
+      weightspace spec --network torchvision:resnet50 -o resnet50.yaml
+      weightspace spec edited.yaml --network model.py:build --input 1,3,32,32 -o mine.yaml
+    """
+    from weightspace import PermutationSpec, derive_spec
+
+    built = options.network_of(network, input_shape, options.load_any_task(task, data))
+    if spec_file is not None:
+        arguments = () if built is None else (built.module, built.example_args)
+        spec = PermutationSpec.load(spec_file, *arguments)
+    elif built is None:
+        raise WeightspaceError("Which network is it? Give --network or --task, or a spec file to verify.")
+    else:
+        spec = derive_spec(built.module, built.example_args)
+    if spec.verification is None:
+        raise SpecError("The spec was not verified.")
+    if output is not None:
+        spec.save(output)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "groups": dict(spec.groups),
+                    "inside": dict(spec.outer),
+                    "frozen": list(spec.frozen),
+                    "error": spec.verification.error,
+                    "tolerance": spec.verification.tolerance,
+                    "digest": spec.digest,
+                    "output": output,
+                }
+            )
+        )
+        return
+    for group, size in spec.groups.items():
+        inside = f", for each unit of {spec.outer[group]}" if group in spec.outer else ""
+        click.echo(f"{group}: {size} units{inside}")
+    for note in spec.frozen:
+        click.echo(f"frozen by an operator without a rule: {note}")
+    click.echo(
+        f"{len(spec.groups)} free groups in {len(spec.axes)} tensors; all permuted at random, the outputs change by "
+        f"{spec.verification.error:.1e} (at most {spec.verification.tolerance:g})"
+    )
+    if output is not None:
+        click.echo(output)

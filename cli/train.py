@@ -1,0 +1,54 @@
+"""``weightspace train``: a network of a task, from a seed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from weightspace.cli import options
+from weightspace.cli.progress import progress
+
+
+@click.command("train")
+@options.task()
+@options.seed("Decides the weights, bit for bit.")
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=0),
+    help="Passes over the training data; the task's own number if not given.",
+)
+@options.output("Checkpoint to write (.safetensors, .pt, or a folder).")
+@options.as_json
+def command(task: str, data: Path | None, seed: int, epochs: int | None, output: str, as_json: bool) -> None:
+    """Train a network of a task: a convenience to have something to match, merge and measure.
+
+    \b
+    Example:
+      weightspace train --task digits-mlp --seed 1 -o b.safetensors
+    """
+    from weightspace import load_task, save_checkpoint, train
+    from weightspace.checkpoints import provenance
+
+    found = load_task(task, data=data)
+    with progress(f"training {found.name}") as update:
+        state = train(
+            found,
+            seed,
+            epochs=epochs,
+            on_epoch=lambda at: update(
+                at.epoch, at.epochs, f"epoch {at.epoch}/{at.epochs}, loss {at.loss:.4f}"
+            ),
+        )
+    save_checkpoint(
+        state, output, metadata=provenance([], "train", {"task": found.name, "seed": seed, "epochs": epochs})
+    )
+    module = found.network()
+    module.load_state_dict(state)
+    scores = {split: dict(found.score(module, split)) for split in ("validation", "test")}
+    if as_json:
+        click.echo(json.dumps({"output": output, "task": found.name, "seed": seed, "scores": scores}))
+        return
+    for split, values in scores.items():
+        click.echo(f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+    click.echo(output)

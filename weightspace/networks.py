@@ -1,0 +1,181 @@
+"""What module a checkpoint belongs to: ``--network SOURCE``, one door each for the libraries that build networks.
+
+Nothing is downloaded: weights are drawn at random, since a spec needs only the code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from weightspace.errors import WeightspaceError
+from weightspace.suggestions import unknown
+from weightspace.user_code import is_user_code, load_object
+
+
+@dataclass(frozen=True)
+class Network:
+    """A module with random weights, and positional inputs that it can be traced and verified with."""
+
+    module: nn.Module
+    example_args: tuple[Any, ...]
+
+
+def load_network(source: str, *, input_shape: tuple[int, ...] | None = None) -> Network:
+    """Build the network that ``source`` names, with random weights.
+
+    Args:
+        source: ``torchvision:resnet18``, ``timm:vit_tiny_patch16_224``, ``open_clip:ViT-B-32``,
+            ``transformers:FOLDER`` (built from its config.json) or ``file.py:callable``, which returns a module or
+            ``(module, example_args)``. Options of the library's builder follow after commas:
+            ``torchvision:resnet18,num_classes=10``.
+        input_shape: shape of the one floating-point input, batch included, instead of the library's own.
+
+    Raises:
+        WeightspaceError: an unknown source or option, a package that isn't installed, or a builder that fails.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if is_user_code(source):
+            network = _user_network(source, input_shape is not None)
+        else:
+            network = _library_network(source)
+    if input_shape is not None:
+        return Network(network.module, (torch.randn(input_shape, generator=generator),))
+    return network
+
+
+def _library_network(source: str) -> Network:
+    kind, _, rest = source.partition(":")
+    if kind not in _DOORS or not rest:
+        raise unknown("network source", source, [*(f"{door}:NAME" for door in _DOORS), "file.py:callable"])
+    name, *options = rest.split(",")
+    if bad := [option for option in options if "=" not in option]:
+        raise WeightspaceError(
+            f"Options of {kind}:{name} are name=value, for example num_classes=10; found {bad[0]!r}."
+        )
+    chosen = {key: yaml.safe_load(value) for key, _, value in (option.partition("=") for option in options)}
+    try:
+        return _DOORS[kind](name, chosen)
+    except WeightspaceError:
+        raise
+    except Exception as error:  # whatever the library raises at a wrong name or option
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise WeightspaceError(f"{source} cannot be built: {type(error).__name__}: {line}") from error
+
+
+def _user_network(source: str, has_input: bool) -> Network:
+    builder = load_object(source)
+    if isinstance(builder, nn.Module):
+        built: Any = builder
+    else:
+        try:
+            built = builder()
+        except Exception as error:
+            raise WeightspaceError(f"Calling {source} raised {type(error).__name__}: {error}") from error
+    module, example_args = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
+    if not isinstance(module, nn.Module):
+        raise WeightspaceError(
+            f"{source} returned a {type(module).__name__}; expected a module, or (module, example_args)."
+        )
+    if example_args is None and not has_input:
+        raise WeightspaceError(
+            f"{source} returned a module without inputs; give the shape of its input (--input 1,3,32,32), or "
+            "return (module, example_args)."
+        )
+    if isinstance(example_args, Tensor):
+        example_args = (example_args,)
+    return Network(module, tuple(example_args or ()))
+
+
+def _package(name: str, install: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # a package can be there and broken
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise WeightspaceError(
+            f"{name} cannot be imported ({type(error).__name__}: {line}); pip install {install}"
+        ) from error
+
+
+def _torchvision(name: str, options: Mapping[str, Any]) -> Network:
+    models = _package("torchvision.models", "torchvision")
+    if name not in models.list_models():
+        raise unknown("torchvision model", name, models.list_models())
+    module = models.get_model(name, weights=None, **options)
+    size = options.get("image_size", 299 if name == "inception_v3" else 224)
+    return Network(module, (torch.randn(1, 3, size, size),))
+
+
+def _timm(name: str, options: Mapping[str, Any]) -> Network:
+    timm = _package("timm", '"weightspace[timm]"')
+    if name not in timm.list_models():
+        raise unknown("timm model", name, timm.list_models())
+    module = timm.create_model(name, pretrained=False, **options)
+    size = timm.data.resolve_model_data_config(module)["input_size"]
+    return Network(module, (torch.randn(1, *size),))
+
+
+def _open_clip(name: str, options: Mapping[str, Any]) -> Network:
+    open_clip = _package("open_clip", '"weightspace[clip]"')
+    if Path(name).suffix == ".json":
+        open_clip.add_model_config(Path(name))
+        name = Path(name).stem
+    if name not in open_clip.list_models():
+        raise unknown("open_clip model", name, open_clip.list_models())
+    module = open_clip.create_model(name, pretrained=None, **options)
+    size = module.visual.image_size
+    image = torch.randn(1, 3, *(size if isinstance(size, tuple) else (size, size)))
+    text = torch.randint(1, module.vocab_size, (1, module.context_length))
+    return Network(module, (image, text))
+
+
+def _transformers(name: str, options: Mapping[str, Any]) -> Network:
+    transformers = _package("transformers", '"weightspace[transformers]"')
+    if not (Path(name) / "config.json").is_file():
+        raise WeightspaceError(
+            f"transformers:{name} needs a folder with a config.json; there is none at {name}."
+        )
+    config = transformers.AutoConfig.from_pretrained(name, local_files_only=True, **options)
+    config.use_cache = False
+    listed = getattr(config, "architectures", None) or []
+    builder = getattr(transformers, listed[0], None) if listed else None
+    module = builder(config) if builder else transformers.AutoModel.from_config(config)
+    return Network(module, _transformers_inputs(module, config))
+
+
+def _transformers_inputs(module: nn.Module, config: Any) -> tuple[Any, ...]:
+    """Return token ids, pixels, or both, in the order in which the module's forward takes them."""
+    text, vision = (getattr(config, part, None) or config for part in ("text_config", "vision_config"))
+    makers: dict[str, Callable[[], Tensor]] = {
+        "input_ids": lambda: torch.randint(1, text.vocab_size, (1, 8)),
+        "pixel_values": lambda: torch.randn(1, vision.num_channels, vision.image_size, vision.image_size),
+    }
+    names = list(inspect.signature(module.forward).parameters)
+    wanted = [name for name in names[:2] if name in makers]
+    if names[:1] == ["input_ids"] and not hasattr(config, "vision_config"):
+        wanted = ["input_ids"]
+    if not wanted:
+        raise WeightspaceError(
+            f"{type(module).__name__} takes {names[0] if names else 'no inputs'} first, which has no example here; "
+            "wrap it in a function of your own (file.py:callable) that returns (module, example_args)."
+        )
+    return tuple(makers[name]() for name in wanted)
+
+
+#: Prefix on the command line -> builder.
+_DOORS: Mapping[str, Callable[[str, Mapping[str, Any]], Network]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "open_clip": _open_clip,
+    "transformers": _transformers,
+}
