@@ -1,0 +1,102 @@
+"""The house rules that a reader relies on, checked on the source itself."""
+
+import ast
+import configparser
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+#: Imports point to the left, or stay within a layer.
+LAYERS = (
+    "errors",
+    "suggestions",
+    "user_code",
+    "checkpoints",
+    "symmetry",
+    "networks",
+    "matching",
+    "merging",
+    "tasks",
+    "connectivity",
+    "plots",
+    "demo",
+    "cli",
+)
+
+#: Library -> the only modules that import it.
+DOORS = {
+    "matplotlib": {"weightspace/plots.py"},
+    "sklearn": {"weightspace/tasks/digits.py"},
+    "safetensors": {"weightspace/checkpoints/safetensors_file.py"},
+    "rich": {"cli/progress.py", "cli/inspect.py"},
+    "click": {str(path.relative_to(ROOT)) for path in (ROOT / "cli").glob("*.py")},
+}
+
+
+def sources() -> Iterator[Path]:
+    yield from sorted((ROOT / "weightspace").rglob("*.py"))
+    yield from sorted((ROOT / "cli").rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, ast.AST]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module, node
+
+
+def layer(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "weightspace" and len(parts) > 1 else None
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down_one_list(path: Path) -> None:
+    home = "cli" if path.parent.name == "cli" else path.relative_to(ROOT / "weightspace").with_suffix("").parts[0]
+    if home == "__init__":
+        return
+    assert home in LAYERS, f"{home} has no place in the list of layers"
+    for module, _ in imports(path):
+        imported = layer(module)
+        if imported is not None:
+            assert LAYERS.index(imported) <= LAYERS.index(home), f"{path} imports {module}, which stands above it"
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_library_enters_by_its_door(path: Path) -> None:
+    relative = str(path.relative_to(ROOT))
+    for module, _ in imports(path):
+        door = DOORS.get(module.split(".")[0])
+        assert door is None or relative in door, f"{relative} imports {module}; its door is {sorted(door or ())}"
+
+
+def test_setup_cfg_lists_every_package_of_the_tree() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = set(config["options"]["packages"].split())
+    tree = {str(p.parent.relative_to(ROOT)).replace("/", ".") for p in (ROOT / "weightspace").rglob("__init__.py")}
+    assert listed == tree | {"weightspace.cli"}
+
+
+def test_the_library_never_prints() -> None:
+    for path in (ROOT / "weightspace").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"), path
+
+
+def test_nothing_is_unpickled() -> None:
+    for path in sources():
+        text = path.read_text()
+        assert "weights_only=False" not in text
+        assert "import pickle" not in text
+
+
+def test_public_names_are_few_and_all_resolve() -> None:
+    import weightspace as ws
+
+    assert len(ws.__all__) <= 40
+    assert all(hasattr(ws, name) for name in ws.__all__)
