@@ -71,9 +71,13 @@ def test_a_spec_is_derived_saved_and_verified_again(folder: Path) -> None:
 
 def test_match_permute_and_merge_do_what_the_library_does(folder: Path) -> None:
     assert run("spec", *NETWORK, "-o", "spec.yaml").exit_code == 0
-    matched = run("match", "a.safetensors", "b.safetensors", "--spec", "spec.yaml", "-o", "p.safetensors", "--json")
+    matched = run(
+        "match", "a.safetensors", "b.safetensors", "--spec", "spec.yaml", "-o", "p.safetensors", "--json"
+    )
     assert json.loads(matched.stdout)["l2_reduction"] > 0
-    done = run("permute", "b.safetensors", "p.safetensors", "--spec", "spec.yaml", "-o", "aligned.safetensors")
+    done = run(
+        "permute", "b.safetensors", "p.safetensors", "--spec", "spec.yaml", "-o", "aligned.safetensors"
+    )
     assert done.exit_code == 0
     assert run("merge", "a.safetensors", "aligned.safetensors", "-o", "step.safetensors").exit_code == 0
     at_once = run("merge", "a.safetensors", "b.safetensors", "--align", *NETWORK, "-o", "once.safetensors")
@@ -91,14 +95,26 @@ def test_permute_undoes_itself(folder: Path) -> None:
     spec = ws.PermutationSpec.load("spec.yaml")
     ws.Permutation.random(spec, seed=3).save("p.safetensors")
     run("permute", "a.safetensors", "p.safetensors", "--spec", "spec.yaml", "-o", "moved.safetensors")
-    run("permute", "moved.safetensors", "p.safetensors", "--spec", "spec.yaml", "--inverse", "-o", "back.safetensors")
+    run(
+        "permute",
+        "moved.safetensors",
+        "p.safetensors",
+        "--spec",
+        "spec.yaml",
+        "--inverse",
+        "-o",
+        "back.safetensors",
+    )
     a, moved, back = (ws.load_checkpoint(f"{name}.safetensors") for name in ("a", "moved", "back"))
     assert all(torch.equal(a[key], back[key]) for key in a)
     assert not all(torch.equal(a[key], moved[key]) for key in a)
 
 
 def test_merge_weights_and_provenance(folder: Path) -> None:
-    assert run("merge", "a.safetensors", "b.safetensors", "--weights", ".6,.4", "-o", "m.safetensors").exit_code == 0
+    assert (
+        run("merge", "a.safetensors", "b.safetensors", "--weights", ".6,.4", "-o", "m.safetensors").exit_code
+        == 0
+    )
     a, b, m = (ws.load_checkpoint(f"{name}.safetensors") for name in "abm")
     for key in a:
         torch.testing.assert_close(m[key], 0.6 * a[key] + 0.4 * b[key])
@@ -125,7 +141,9 @@ def test_barrier_prints_curves_and_draws_them(
     assert {"positions", "loss", "accuracy", "barrier", "accuracy_barrier"} <= plain.keys()
     assert plain["positions"] == [0, 0.25, 0.5, 0.75, 1]
     assert plain["barrier"] > 0.5
-    result = run("barrier", *arguments, "--matching", "weight-matching", "-o", "w.png", "-o", "w.csv", "--json")
+    result = run(
+        "barrier", *arguments, "--matching", "weight-matching", "-o", "w.png", "-o", "w.csv", "--json"
+    )
     matched = json.loads(result.stdout)
     assert matched["barrier"] < 0.05 * plain["barrier"]
     assert matched["naive"]["barrier"] == pytest.approx(plain["barrier"])
@@ -140,7 +158,9 @@ def test_demo_prints_one_object(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("weightspace.demo.train", lambda task, seed: trained(task.name, seed))
     report = json.loads(run("demo", "--json").stdout)
-    expected = "naive_barrier matched_barrier naive_midpoint_accuracy matched_midpoint_accuracy l2_reduction seconds"
+    expected = (
+        "naive_barrier matched_barrier naive_midpoint_accuracy matched_midpoint_accuracy l2_reduction seconds"
+    )
     assert set(expected.split()) <= report.keys()
     assert report["matched_barrier"] < 0.1 * report["naive_barrier"]
     assert Path(report["picture"]).is_file()
@@ -150,11 +170,34 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "missing checkpoint": ("merge", "a.safetensors", "nowhere.safetensors", "-o", "m.safetensors"),
     "truncated checkpoint": ("inspect", "short.safetensors"),
     "another architecture": ("merge", "a.safetensors", "other.safetensors", "-o", "m.safetensors"),
-    "checkpoint of another network": ("match", "other.safetensors", "other.safetensors", *NETWORK, "-o", "p.safetensors"),
+    "checkpoint of another network": (
+        "match",
+        "other.safetensors",
+        "other.safetensors",
+        *NETWORK,
+        "-o",
+        "p.safetensors",
+    ),
     "unknown task": ("train", "--task", "digit-mlp", "-o", "m.safetensors"),
     "unknown method": ("merge", "a.safetensors", "b.safetensors", "-m", "liner", "-o", "m.safetensors"),
-    "weights of another number": ("merge", "a.safetensors", "b.safetensors", "--weights", "1", "-o", "m.safetensors"),
-    "weights that are no numbers": ("merge", "a.safetensors", "b.safetensors", "--weights", "x,y", "-o", "m.safetensors"),
+    "weights of another number": (
+        "merge",
+        "a.safetensors",
+        "b.safetensors",
+        "--weights",
+        "1",
+        "-o",
+        "m.safetensors",
+    ),
+    "weights that are no numbers": (
+        "merge",
+        "a.safetensors",
+        "b.safetensors",
+        "--weights",
+        "x,y",
+        "-o",
+        "m.safetensors",
+    ),
     "no network": ("match", "a.safetensors", "b.safetensors", "-o", "p.safetensors"),
     "unknown network": ("spec", "--network", "torchvison:resnet18"),
     "unknown model": ("spec", "--network", "torchvision:resnet19"),
@@ -162,8 +205,23 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "input that is no shape": ("spec", "--network", "model.py:build", "--input", "x"),
     "input of another shape": ("spec", "--network", "model.py:build", "--input", "2,7"),
     "no such function": ("spec", "--network", "model.py:biuld", "--input", "2,6"),
-    "a permutation that is a checkpoint": ("permute", "a.safetensors", "b.safetensors", *NETWORK, "-o", "m.safetensors"),
-    "picture of another kind": ("barrier", "a.safetensors", "b.safetensors", "--task", "digits-mlp", "-o", "w.gif"),
+    "a permutation that is a checkpoint": (
+        "permute",
+        "a.safetensors",
+        "b.safetensors",
+        *NETWORK,
+        "-o",
+        "m.safetensors",
+    ),
+    "picture of another kind": (
+        "barrier",
+        "a.safetensors",
+        "b.safetensors",
+        "--task",
+        "digits-mlp",
+        "-o",
+        "w.gif",
+    ),
     "align without a network": ("merge", "a.safetensors", "b.safetensors", "--align", "-o", "m.safetensors"),
     "network without align": ("merge", "a.safetensors", "b.safetensors", *NETWORK, "-o", "m.safetensors"),
     "spec that is no spec": ("spec", "model.py"),

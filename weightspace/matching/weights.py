@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weightspace.checkpoints import StateDict, check_compatible
+from weightspace.checkpoints import StateDict, check_compatible, check_finite
 from weightspace.errors import WeightspaceError
 from weightspace.matching.blind import blind_start
 from weightspace.matching.families import Family, Indices, families, pair_blocks
@@ -88,6 +88,8 @@ def weight_matching(
     check_compatible(target, source, names=("the target", "the source"))
     check_fits(spec, target, "The target")
     check_fits(spec, source, "The source")
+    for label, state in (("The target", target), ("The source", source)):
+        check_finite({name: state[name] for name in spec.axes if name not in spec.statistics}, label)
     pairs = pair_blocks(spec, target, source)
     listed = families(spec, pairs)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.export.graph_signature import InputKind
 
 from weightspace.errors import SpecError
@@ -16,11 +19,14 @@ from weightspace.symmetry.axes import Atom, Axis, Sum, atoms, freeze, is_fixed, 
 from weightspace.symmetry.axes import Product as AxisProduct
 from weightspace.symmetry.naming import name_groups
 from weightspace.symmetry.nesting import Event, nest
+from weightspace.symmetry.outputs import Network
+from weightspace.symmetry.parts import Parts, view_as_parts
 from weightspace.symmetry.pattern import Concat, Fixed, Pattern, Product, Units
 from weightspace.symmetry.rules import RULES, Axes, Call, fixed_like, freeze_all, is_axes, pointwise
 from weightspace.symmetry.spec import PermutationSpec
 
-_STATISTICS = {"running_mean", "running_var"}
+#: What a rule raises that meets axes it was not written for.
+_MISFITS = (ValueError, IndexError, KeyError, TypeError, AttributeError)
 
 
 def trace_spec(module: nn.Module, example_args: tuple[Any, ...]) -> PermutationSpec:
@@ -38,18 +44,24 @@ def trace_spec(module: nn.Module, example_args: tuple[Any, ...]) -> PermutationS
 def _export(module: nn.Module, example_args: tuple[Any, ...]) -> torch.export.ExportedProgram:
     if not isinstance(example_args, tuple):
         raise SpecError(f"example_args must be a tuple of inputs, got {type(example_args).__name__}.")
-    training, fastpath = module.training, torch.backends.mha.get_fastpath_enabled()
+    fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused kernels that no graph shows
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            return torch.export.export(module.eval(), example_args).run_decompositions({})
+            wrapped = Network(copy.deepcopy(module)).train().eval()  # a call may leave a cache behind
+            program = torch.export.export(wrapped, example_args, strict=False)
+            try:
+                return program.run_decompositions({})
+            except (
+                Exception
+            ):  # it trips over wrapped blocks (torch.autocast); the rules know composite operators too
+                return program
     except Exception as error:  # torch.export raises whatever the user's code and dynamo raise
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise SpecError(f"torch.export cannot trace {type(module).__name__}: {first[0]}") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        module.train(training)
 
 
 class _Walk:
@@ -60,78 +72,117 @@ class _Walk:
         self.state = module.state_dict(keep_vars=True)
         self.parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         self.tensors: dict[str, Axes] = {}
-        self.values: dict[torch.fx.Node, Any] = {}
+        self.values: dict[fx.Node, Any] = {}
         self.events: list[Event] = []
         self.frozen: list[str] = []
 
     def run(self) -> None:
-        """Visit every node."""
+        """Visit every node, and freeze what leaves the network."""
         sources = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
-        for node in self.program.graph.nodes:
-            if node.op == "placeholder":
-                self.values[node] = self._placeholder(sources[node.name], node)
-            elif node.op == "call_function":
+        for node in self.program.graph.find_nodes(op="placeholder"):
+            self.values[node] = self._placeholder(sources[node.name], node)
+        for axes in _tensors([self._visit(self.program.graph)]):
+            for axis in axes:
+                freeze(axis)
+
+    def _visit(self, graph: fx.Graph) -> Any:
+        """Walk a graph whose inputs are known, and return what it returns."""
+        for node in graph.nodes:
+            if node.op == "call_function":
                 self.values[node] = self._call(node)
             elif node.op == "get_attr":
-                self.values[node] = None
+                self.values[node] = _submodule(node)
             elif node.op == "output":
-                for axes in _tensors(self._values(node.args)[0]):
-                    for axis in axes:
-                        freeze(axis)
+                return self._values(node.args)[0]
+        raise AssertionError("every graph has an output")
 
-    def _placeholder(self, source: Any, node: torch.fx.Node) -> Any:
+    def _placeholder(self, source: Any, node: fx.Node) -> Any:
         fake = node.meta.get("val")
         if not isinstance(fake, Tensor):
             return fake
-        name = source.target
-        is_statistic = source.kind == InputKind.BUFFER and name.rpartition(".")[2] in _STATISTICS
+        name = (source.target or "").removeprefix(Network.PREFIX)
+        is_table = source.kind == InputKind.BUFFER and name in self.state and fake.is_floating_point()
         if not node.users:  # an auxiliary head that this pass does not run
             return fixed_like(tuple(fake.shape))
-        if source.kind == InputKind.PARAMETER or (is_statistic and name in self.state):
+        if source.kind == InputKind.PARAMETER or is_table:
             if (twin := self._twin(name)) is None:
                 self.tensors[name] = tuple(Atom(size) for size in fake.shape)
                 self.events.append(Event(self.tensors[name]))
             else:
                 self.tensors[name] = self.tensors[twin]
             return self.tensors[name]
-        return fixed_like(
-            tuple(fake.shape)
-        )  # inputs, masks and tables of positions: nothing may permute them
+        return self._constant(source, tuple(fake.shape))
 
-    def _call(self, node: torch.fx.Node) -> Any:
+    def _constant(self, source: Any, shape: tuple[int, ...]) -> Axes:
+        """Return the axes of an input, a mask or a table: fixed, but for those along which a constant is constant."""
+        is_kept = (
+            source.kind == InputKind.BUFFER and source.persistent is False
+        )  # no checkpoint can change it
+        if not is_kept and source.kind != InputKind.CONSTANT_TENSOR:
+            return fixed_like(shape)
+        value = self.program.constants[source.target]
+        same = [size and bool((value == value.narrow(dim, 0, 1)).all()) for dim, size in enumerate(shape)]
+        return tuple(Atom(size, fixed=not free) for size, free in zip(shape, same, strict=True))
+
+    def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
             source, place = self._values(node.args)
-            return source[place] if isinstance(source, list) else None
+            return source[place] if isinstance(source, list | tuple) else None
+        if not isinstance(node.target, OpOverload):
+            return self._call_of_graph(node)
         shape = _shapes(node.meta.get("val"))
-        if not isinstance(node.target, torch._ops.OpOverload):
-            raise SpecError(f"the graph holds {node.target}, a call of a subgraph, which has no rule")
         if shape is None:  # assertions and sizes
             return None
         call = Call(node.target.overloadpacket.__name__, self._bind(node), shape, on_freeze=self._report)
-        value = self._apply(call, torch.Tag.pointwise in node.target.tags)
+        value = self._apply(node, call)
         for reduced, kept in call.mixed:
             self.events.append(Event((*reduced, *kept), reduced=len(reduced)))
         self.events += [Event(axes) for axes in _tensors([value])]
         return value
 
-    @staticmethod
-    def _apply(call: Call, is_pointwise: bool) -> Any:
-        rule = RULES.get(call.name) or (pointwise if is_pointwise else freeze_all)
+    def _call_of_graph(self, node: fx.Node) -> Any:
+        """Walk the one graph that a block such as ``torch.autocast`` wraps; freeze what several are chosen from."""
+        values = self._values(node.args)
+        graphs = [value for value in values if isinstance(value, fx.GraphModule)]
+        if len(graphs) != 1:
+            touched = {"operands": list(_tensors(values))}
+            call = Call(
+                str(node.target), touched, _shapes(node.meta.get("val")) or [], on_freeze=self._report
+            )
+            return freeze_all(call)
+        inside = graphs[0].graph
+        operands = values[values.index(graphs[0]) + 1 :]
+        self.values |= zip(inside.find_nodes(op="placeholder"), operands, strict=True)
+        return self._visit(inside)
+
+    def _apply(self, node: fx.Node, call: Call) -> Any:
+        """Apply the rule of an operator to what its arguments have become."""
+        rule = RULES.get(call.name) or (pointwise if torch.Tag.pointwise in node.target.tags else freeze_all)
+        first = next(iter(call.args.values()), None)
+        if isinstance(first, Parts):
+            named = call.args
+            return first.apply(
+                call.name, named, lambda axes: rule(replace(call, args={**named, "self": axes}))
+            )
         if (
             all(is_fixed(resolve(axis)) for axes in call.tensors() for axis in axes)
             and rule is not RULES["expand"]
         ):
             return fixed_like(call.shape) if call.tensors() else RULES.get(call.name, freeze_all)(call)
-        return rule(call)
+        try:
+            parts = view_as_parts(node, first, call.shape) if is_axes(first) else None
+            return rule(call) if parts is None else parts
+        except _MISFITS:
+            return freeze_all(call)
 
-    def _bind(self, node: torch.fx.Node) -> dict[str, Any]:
+    def _bind(self, node: fx.Node) -> dict[str, Any]:
         arguments = node.target._schema.arguments  # type: ignore[union-attr]
         bound = {arg.name: arg.default_value if arg.has_default_value() else None for arg in arguments}
         bound |= dict(zip((arg.name for arg in arguments), self._values(node.args), strict=False))
         return bound | {name: self._values(value) for name, value in node.kwargs.items()}
 
     def _values(self, argument: Any) -> Any:
-        if isinstance(argument, torch.fx.Node):
+        if isinstance(argument, fx.Node):
             return self.values[argument]
         if isinstance(argument, list | tuple):
             listed = [self._values(item) for item in argument]
@@ -175,6 +226,12 @@ class _Walk:
         return next((other for other in self.tensors if self.state.get(other) is self.state[name]), None)
 
 
+def _submodule(node: fx.Node) -> Any:
+    """Return the graph that a block wraps, or None for an attribute that is none."""
+    value = getattr(node.graph.owning_module, str(node.target), None)
+    return value if isinstance(value, fx.GraphModule) else None
+
+
 def _shapes(meta: Any) -> tuple[int, ...] | list[tuple[int, ...]] | None:
     if isinstance(meta, Tensor):
         return tuple(int(size) for size in meta.shape)
@@ -187,6 +244,8 @@ def _tensors(values: Iterable[Any]) -> Iterator[Axes]:
     for value in values:
         if is_axes(value):
             yield value
+        elif isinstance(value, Parts):
+            yield from value.alternatives
         elif isinstance(value, list | tuple):
             yield from _tensors(value)
 

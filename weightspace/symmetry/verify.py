@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from weightspace.errors import SpecError
+from weightspace.symmetry.outputs import tensors_in
 from weightspace.symmetry.permuting import Permutation, permute
 from weightspace.symmetry.spec import PermutationSpec, Verification
 from weightspace.symmetry.trace import trace_spec
@@ -71,29 +71,51 @@ def verify_spec(
         CheckpointError: the network's tensors do not fit the spec.
         SpecError: the network has no floating-point output, or a non-finite one.
     """
-    probe = copy.deepcopy(module).eval()
+    probe = (
+        copy.deepcopy(module).train().eval()
+    )  # networks that keep derived tables while in eval drop them here
     randomise(probe, seed)
-    before = outputs(probe, example_args)
+    error, dtype = _change(spec, probe, example_args, seed)
+    if error > TOLERANCE.get(dtype, 1e-5) and dtype == torch.float32:
+        error, dtype = _in_float64(spec, probe, example_args, seed) or (error, dtype)
+    return Verification(error, len(spec.groups), spec.frozen, TOLERANCE.get(dtype, 1e-5))
+
+
+def _change(
+    spec: PermutationSpec, probe: nn.Module, args: tuple[Any, ...], seed: int
+) -> tuple[float, torch.dtype]:
+    """Permute a network in place; return how much its outputs change, and their precision."""
+    before = outputs(copy.deepcopy(probe), args)  # a copy: the first call may leave a cache behind
     state = {name: tensor.detach() for name, tensor in probe.state_dict().items()}
     permuted = permute(spec, Permutation.random(spec, seed=seed), state)
     with torch.no_grad():  # in place: load_state_dict may be overridden, and knows versions
         for name, tensor in probe.state_dict().items():
             tensor.copy_(permuted[name])
-    error = relative_change(before, outputs(probe, example_args))
-    return Verification(error, len(spec.groups), spec.frozen, TOLERANCE.get(before.dtype, 1e-5))
+    return relative_change(before, outputs(probe, args)), before.dtype
+
+
+def _in_float64(
+    spec: PermutationSpec, probe: nn.Module, args: tuple[Any, ...], seed: int
+) -> tuple[float, torch.dtype] | None:
+    """Tell rounding from a wrong spec: a deep random network can lose more than the tolerance of float32."""
+    doubled = (arg.double() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)
+    try:
+        return _change(spec, probe.double(), tuple(doubled), seed)
+    except RuntimeError:  # the network insists on float32 somewhere
+        return None
 
 
 def relative_change(before: Tensor, after: Tensor) -> float:
     """Return ‖after − before‖ / ‖before‖ in float64."""
     difference = (after.double() - before.double()).norm()
-    return float(difference / before.double().norm().clamp_min(1e-300))
+    return float((difference / before.double().norm().clamp_min(1e-300)).detach())
 
 
 def outputs(module: nn.Module, example_args: tuple[Any, ...]) -> Tensor:
     """Return all floating-point outputs of a network as one vector."""
     with torch.no_grad():
-        leaves = tree_leaves(_plain(module(*example_args)))
-    flat = [leaf.flatten() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        listed = list(tensors_in(module(*example_args)))
+    flat = [tensor.flatten() for tensor in listed if tensor.is_floating_point()]
     if not flat:
         raise SpecError(f"{type(module).__name__} returns no floating-point tensor to verify a spec with.")
     joined = torch.cat(flat)
@@ -102,11 +124,6 @@ def outputs(module: nn.Module, example_args: tuple[Any, ...]) -> Tensor:
             f"{type(module).__name__} returns non-finite values, so that no spec can be verified."
         )
     return joined
-
-
-def _plain(value: Any) -> Any:
-    """Return an output container of a library as a plain dict."""
-    return dict(value.items()) if hasattr(value, "items") else value
 
 
 def randomise(module: nn.Module, seed: int) -> None:

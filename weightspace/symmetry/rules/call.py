@@ -1,0 +1,109 @@
+"""What a rule sees of an operator call, and the answers that fit many operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from weightspace.symmetry.axes import Atom, Axis, fixed, freeze, unite
+
+#: A traced tensor: one axis a dimension. Operators with several results return a tuple of these in a list.
+Axes = tuple[Axis, ...]
+
+
+@dataclass
+class Call:
+    """One operator call: ``args`` by schema name, ``shape`` of the result, and what it mixes (see ``mix``)."""
+
+    name: str
+    args: Mapping[str, Any]
+    shape: tuple[int, ...] | list[tuple[int, ...]]
+    mixed: list[tuple[Axes, Axes]] = field(default_factory=list)
+    #: Told of a call whose tensors are about to be frozen whole.
+    on_freeze: Callable[[Call], None] = lambda call: None
+
+    def __getitem__(self, name: str) -> Any:
+        return self.args[name]
+
+    def get(self, *names: str) -> Any:
+        """Return the first of several schema names that this operator has, or None."""
+        return next((self.args[name] for name in names if name in self.args), None)
+
+    def tensors(self) -> list[Axes]:
+        """Return the tensors among the arguments, those in lists included."""
+        listed = [value if isinstance(value, list) else [value] for value in self.args.values()]
+        return [item for values in listed for item in values if is_axes(item)]
+
+    def mix(self, reduced: Sequence[Axis], kept: Sequence[Axis]) -> None:
+        """Record that units along ``reduced`` were combined for each unit of ``kept``."""
+        self.mixed.append((tuple(reduced), tuple(kept)))
+
+
+Rule = Callable[[Call], Any]
+
+
+def is_axes(value: object) -> bool:
+    """Tell whether an argument is a traced tensor."""
+    return isinstance(value, tuple) and all(hasattr(axis, "size") for axis in value)
+
+
+def broadcast(values: Sequence[Axes], shape: Sequence[int]) -> Axes:
+    """Unite the axes of tensors that are broadcast against each other, and return those of the result."""
+    result: list[Axis] = []
+    for place, size in enumerate(shape):
+        here = [v[place - len(shape)] for v in values if len(v) >= len(shape) - place]
+        here = [axis for axis in here if axis.size == size]
+        for other in here[1:]:
+            unite(here[0], other)
+        result.append(here[0] if here else Atom(size))
+    return tuple(result)
+
+
+def pointwise(call: Call) -> Axes:
+    """Same unit in, same unit out."""
+    return broadcast(call.tensors(), one_shape(call))
+
+
+def identity(call: Call) -> Axes:
+    """Return the first argument's axes."""
+    return call.tensors()[0]
+
+
+def create(call: Call) -> Axes:
+    """Return a tensor whose entries are all equal: any permutation leaves it as it is."""
+    return tuple(Atom(size) for size in one_shape(call))
+
+
+def freeze_all(call: Call) -> Any:
+    """Freeze every tensor that the call touches (the answer to an operator without a rule)."""
+    call.on_freeze(call)
+    for axes in call.tensors():
+        for axis in axes:
+            freeze(axis)
+    return fixed_like(call.shape)
+
+
+def fixed_like(shape: tuple[int, ...] | list[tuple[int, ...]]) -> Any:
+    """Return fixed axes of one shape, or of each of several."""
+    if isinstance(shape, list):
+        return [fixed_like(one) for one in shape]
+    return tuple(fixed(size) for size in shape)
+
+
+def one_shape(call: Call) -> tuple[int, ...]:
+    """Return the shape of the only or the first result."""
+    return call.shape[0] if isinstance(call.shape, list) else call.shape
+
+
+def results(call: Call, first: Axes) -> Any:
+    """Return ``first``, beside fixed companions where the operator has several results."""
+    if isinstance(call.shape, list):
+        return [first, *(fixed_like(shape) for shape in call.shape[1:])]
+    return first
+
+
+def dims_of(dims: Any, rank: int) -> list[int]:
+    """Return the dimensions that an operator means, from none (all), one or a list of them."""
+    listed = range(rank) if dims is None or dims == [] else dims if isinstance(dims, list) else [dims]
+    return sorted(dim % rank for dim in listed) if rank else []
