@@ -75,9 +75,7 @@ def measure(
 @click.option("--tasks", default=",".join(TASKS), show_default=True, help="Tasks, with commas between.")
 @click.option("--pairs", default=5, show_default=True, help="Pairs of seeds: 0-1, 1-2, 2-3, …")
 @click.option("--points", default=25, show_default=True, help="Positions on the way.")
-@click.option(
-    "--output", type=click.Path(path_type=Path), default=HERE, help="Folder of results/ and figures/."
-)
+@click.option("--output", type=click.Path(path_type=Path), default=HERE, help="Folder of results/ and figures/.")
 def main(tasks: str, pairs: int, points: int, output: Path) -> None:
     """Print every pair and the median of each task; write results/two_basins.json and a figure a task."""
     measured: list[Pair] = []
@@ -89,9 +87,7 @@ def main(tasks: str, pairs: int, points: int, output: Path) -> None:
         for first in range(pairs):
             pair, curves = measure(task, states, (first, first + 1), points)
             if not first:
-                draw_curves(
-                    curves, output / "figures" / f"two_basins_{name}.png", title=f"{name}, seeds 0 and 1"
-                )
+                draw_curves(curves, output / "figures" / f"two_basins_{name}.png", title=f"{name}, seeds 0 and 1")
             measured.append(pair)
             print(
                 f"| {name} | {first}, {first + 1} | {pair.accuracies[0]:.3f}, {pair.accuracies[1]:.3f} "

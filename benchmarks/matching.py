@@ -162,9 +162,7 @@ def spawn(python: Path, method: str, folder: Path, seed: int) -> dict[str, Any]:
         [*command, "--seed", str(seed)], env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
     numbers = json.loads(done.stdout.splitlines()[-1])
-    target, source, permuted = (
-        dict(np.load(folder / f"{name}.npz")) for name in ("target", "source", method)
-    )
+    target, source, permuted = (dict(np.load(folder / f"{name}.npz")) for name in ("target", "source", method))
     return {
         "order_seed": seed,
         **numbers,
@@ -215,9 +213,7 @@ def measure(width: int, repeats: int, peer_python: Path, folder: Path) -> dict[s
 
 
 def _median(runs: list[dict[str, Any]]) -> dict[str, float]:
-    numeric = [
-        name for name, value in runs[0].items() if isinstance(value, int | float) and name != "order_seed"
-    ]
+    numeric = [name for name, value in runs[0].items() if isinstance(value, int | float) and name != "order_seed"]
     return {name: statistics.median(run[name] for run in runs) for name in numeric}
 
 

@@ -56,9 +56,7 @@ class _Commands(click.Group):
             ctx.exit(2)
 
 
-@click.group(
-    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="weightspace %(version)s")
 def main() -> None:
     """Work on trained networks as points in weight space.

@@ -23,9 +23,7 @@ _TABLES = (".csv", ".json")
 @click.argument("a")
 @click.argument("b")
 @options.task()
-@click.option(
-    "--matching", type=click.Choice(["weight-matching"]), help="Match B to A first, and show both ways."
-)
+@click.option("--matching", type=click.Choice(["weight-matching"]), help="Match B to A first, and show both ways.")
 @click.option(
     "--points",
     type=click.IntRange(min=3),

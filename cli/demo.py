@@ -50,6 +50,7 @@ def command(output: str, as_json: bool) -> None:
     for name, *cells in rows:
         click.echo(f"{name:34s}" + "".join(f"{cell:>12s}" for cell in cells))
     click.echo(
-        f"distance reduced by {report.l2_reduction:.1%}; {report.groups} groups, spec verified to {report.spec_error:.1e}"
+        f"distance reduced by {report.l2_reduction:.1%}; "
+        f"{report.groups} groups, spec verified to {report.spec_error:.1e}"
     )
     click.echo(f"{report.seconds:.1f} s; the picture is {report.picture}")

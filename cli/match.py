@@ -41,7 +41,7 @@ def command(
     """Find the permutation of SOURCE that brings its weights nearest to TARGET (weight matching).
 
     \b
-    Example:
+    Examples:
       weightspace match a.safetensors b.safetensors --task digits-mlp -o b_to_a.safetensors
       weightspace permute b.safetensors b_to_a.safetensors --task digits-mlp -o b_aligned.safetensors
     """
@@ -56,9 +56,7 @@ def command(
             b,
             seed=seed,
             max_sweeps=max_sweeps,
-            on_sweep=lambda at: update(
-                at.number, max_sweeps, f"sweep {at.number}, objective {at.objective:.6g}"
-            ),
+            on_sweep=lambda at: update(at.number, max_sweeps, f"sweep {at.number}, objective {at.objective:.6g}"),
         )
     matching.permutation.save(output)
     if as_json:
@@ -76,7 +74,5 @@ def command(
         )
         return
     click.echo(f"objective {matching.objective[0]:.6g} → {matching.objective[-1]:.6g}")
-    click.echo(
-        f"distance reduced by {matching.l2_reduction:.1%}" + ("" if matching.converged else "; not converged")
-    )
+    click.echo(f"distance reduced by {matching.l2_reduction:.1%}" + ("" if matching.converged else "; not converged"))
     click.echo(output)

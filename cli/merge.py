@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT…")
 @click.option("-m", "--method", default="linear", show_default=True, help="How to merge.")
 @click.option("--weights", metavar="W,…", help="One weight a checkpoint, as .6,.4; equal by default.")
-@click.option(
-    "--align", is_flag=True, help="First permute every checkpoint towards the first (weight matching)."
-)
+@click.option("--align", is_flag=True, help="First permute every checkpoint towards the first (weight matching).")
 @options.spec_source
 @options.task(required=False)
 @options.seed("Order of the groups in the matching.")
@@ -97,6 +95,4 @@ def _weights(text: str | None) -> list[float] | None:
     try:
         return [float(weight) for weight in text.split(",")]
     except ValueError:
-        raise WeightspaceError(
-            f"--weights are numbers with commas between, as .6,.4; found {text!r}."
-        ) from None
+        raise WeightspaceError(f"--weights are numbers with commas between, as .6,.4; found {text!r}.") from None

@@ -62,9 +62,7 @@ def network(command: Command) -> Command:
         help="torchvision:resnet18, timm:…, open_clip:…, transformers:FOLDER or file.py:callable; options after "
         "commas (torchvision:resnet18,num_classes=10).",
     )
-    shape = click.option(
-        "--input", "input_shape", metavar="N,…", help="Shape of the network's input, as 1,3,32,32."
-    )
+    shape = click.option("--input", "input_shape", metavar="N,…", help="Shape of the network's input, as 1,3,32,32.")
     return source(shape(command))
 
 

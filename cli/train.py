@@ -36,9 +36,7 @@ def command(task: str, data: Path | None, seed: int, epochs: int | None, output:
             found,
             seed,
             epochs=epochs,
-            on_epoch=lambda at: update(
-                at.epoch, at.epochs, f"epoch {at.epoch}/{at.epochs}, loss {at.loss:.4f}"
-            ),
+            on_epoch=lambda at: update(at.epoch, at.epochs, f"epoch {at.epoch}/{at.epochs}, loss {at.loss:.4f}"),
         )
     save_checkpoint(
         state, output, metadata=provenance([], "train", {"task": found.name, "seed": seed, "epochs": epochs})

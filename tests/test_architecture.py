@@ -56,20 +56,14 @@ def layer(module: str) -> str | None:
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down_one_list(path: Path) -> None:
-    home = (
-        "cli"
-        if path.parent.name == "cli"
-        else path.relative_to(ROOT / "weightspace").with_suffix("").parts[0]
-    )
+    home = "cli" if path.parent.name == "cli" else path.relative_to(ROOT / "weightspace").with_suffix("").parts[0]
     if home == "__init__":
         return
     assert home in LAYERS, f"{home} has no place in the list of layers"
     for module, _ in imports(path):
         imported = layer(module)
         if imported is not None:
-            assert LAYERS.index(imported) <= LAYERS.index(home), (
-                f"{path} imports {module}, which stands above it"
-            )
+            assert LAYERS.index(imported) <= LAYERS.index(home), f"{path} imports {module}, which stands above it"
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -77,18 +71,14 @@ def test_each_library_enters_by_its_door(path: Path) -> None:
     relative = str(path.relative_to(ROOT))
     for module, _ in imports(path):
         door = DOORS.get(module.split(".")[0])
-        assert door is None or relative in door, (
-            f"{relative} imports {module}; its door is {sorted(door or ())}"
-        )
+        assert door is None or relative in door, f"{relative} imports {module}; its door is {sorted(door or ())}"
 
 
 def test_setup_cfg_lists_every_package_of_the_tree() -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     listed = set(config["options"]["packages"].split())
-    tree = {
-        str(p.parent.relative_to(ROOT)).replace("/", ".") for p in (ROOT / "weightspace").rglob("__init__.py")
-    }
+    tree = {str(p.parent.relative_to(ROOT)).replace("/", ".") for p in (ROOT / "weightspace").rglob("__init__.py")}
     assert listed == tree | {"weightspace.cli"}
 
 

@@ -14,9 +14,7 @@ SIGNATURES = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 
 
 @pytest.mark.parametrize("suffix", SIGNATURES)
-def test_equal_curves_give_equal_files_of_the_format_that_the_suffix_names(
-    tmp_path: Path, suffix: str
-) -> None:
+def test_equal_curves_give_equal_files_of_the_format_that_the_suffix_names(tmp_path: Path, suffix: str) -> None:
     first, again = tmp_path / f"first{suffix}", tmp_path / f"again{suffix}"
     for path in (first, again):
         draw_curves(BOTH, path, title="two seeds")

@@ -142,9 +142,7 @@ def _open_clip(name: str, options: Mapping[str, Any]) -> Network:
 def _transformers(name: str, options: Mapping[str, Any]) -> Network:
     transformers = _package("transformers", '"weightspace[transformers]"')
     if not (Path(name) / "config.json").is_file():
-        raise WeightspaceError(
-            f"transformers:{name} needs a folder with a config.json; there is none at {name}."
-        )
+        raise WeightspaceError(f"transformers:{name} needs a folder with a config.json; there is none at {name}.")
     config = transformers.AutoConfig.from_pretrained(name, local_files_only=True, **options)
     config.use_cache = False
     listed = getattr(config, "architectures", None) or []

@@ -49,9 +49,7 @@ def load_object(source: str) -> Any:
 def _run(path: Path) -> ModuleType:
     """Run a Python file as a module of its own; registered, so that dataclasses and pickle find it."""
     if not path.is_file():
-        raise WeightspaceError(
-            f"There is no file {path}. Expected the path of a Python file before the colon."
-        )
+        raise WeightspaceError(f"There is no file {path}. Expected the path of a Python file before the colon.")
     resolved = path.resolve()
     name = f"{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, resolved)

@@ -83,9 +83,7 @@ def test_an_index_that_is_no_index_is_refused(text: str, tmp_path: Path) -> None
 
 def test_a_folder_without_weights_says_what_it_holds(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "other.pt")
-    with pytest.raises(
-        CheckpointError, match=r"holds no checkpoint: .* holds other\.pt: name the file itself"
-    ):
+    with pytest.raises(CheckpointError, match=r"holds no checkpoint: .* holds other\.pt: name the file itself"):
         load_checkpoint(tmp_path)
 
 
@@ -126,9 +124,7 @@ def test_shards_of_an_earlier_model_do_not_survive(state: StateDict, tmp_path: P
 
 
 @pytest.mark.parametrize("names", [["notes.md"], ["config.json"], ["model.safetensors", "thesis.tex"]])
-def test_a_folder_with_anything_else_is_never_replaced(
-    names: list[str], state: StateDict, tmp_path: Path
-) -> None:
+def test_a_folder_with_anything_else_is_never_replaced(names: list[str], state: StateDict, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     for name in names:

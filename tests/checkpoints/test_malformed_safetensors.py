@@ -134,9 +134,7 @@ def test_every_truncation_is_refused(good: Path, tmp_path: Path) -> None:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_corruption_gives_anything_but_tensors_or_a_checkpoint_error(
-    data: st.DataObject, good: Path
-) -> None:
+def test_no_corruption_gives_anything_but_tensors_or_a_checkpoint_error(data: st.DataObject, good: Path) -> None:
     content = bytearray(good.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))

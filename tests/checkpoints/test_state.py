@@ -69,16 +69,12 @@ def test_a_prefix_that_leaves_no_clear_name_is_refused(names: tuple[str, ...], t
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_value_that_is_not_finite_is_refused_on_request(
-    dtype: torch.dtype, value: float, tmp_path: Path
-) -> None:
+def test_a_value_that_is_not_finite_is_refused_on_request(dtype: torch.dtype, value: float, tmp_path: Path) -> None:
     tensor = torch.ones(4, 5, dtype=dtype)
     tensor[3, 1] = value
     save_checkpoint({"good": torch.ones(2), "bad": tensor, "n": torch.tensor(3)}, tmp_path / "a.safetensors")
     load_checkpoint(tmp_path / "a.safetensors")
-    with pytest.raises(
-        CheckpointError, match=r"a\.safetensors: 1 tensor \('bad' 1 of 20\) with NaN or infinite"
-    ):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: 1 tensor \('bad' 1 of 20\) with NaN or infinite"):
         load_checkpoint(tmp_path / "a.safetensors", finite=True)
 
 

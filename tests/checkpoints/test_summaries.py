@@ -72,9 +72,7 @@ def test_a_planted_distance_is_found(state: StateDict, tmp_path: Path) -> None:
     assert comparison.only_a + comparison.only_b + comparison.shapes + comparison.dtypes == ()
 
 
-def test_a_checkpoint_is_at_no_distance_from_itself_in_another_format(
-    state: StateDict, tmp_path: Path
-) -> None:
+def test_a_checkpoint_is_at_no_distance_from_itself_in_another_format(state: StateDict, tmp_path: Path) -> None:
     save_checkpoint(state, tmp_path / "a")
     save_checkpoint(state, tmp_path / "b.pt")
     comparison = compare(tmp_path / "a", tmp_path / "b.pt")
@@ -118,9 +116,7 @@ def test_provenance_says_what_went_in_and_repeats_itself(state: StateDict, tmp_p
     save_checkpoint(state, tmp_path / "folder")
     inputs = [tmp_path / "a.pt", tmp_path / "folder"]
     found = provenance(inputs, "linear", {"weights": [0.6, 0.4], "align": True})
-    digests = [
-        hashlib.sha256(file.read_bytes()).hexdigest() for file in (inputs[0], inputs[1] / "model.safetensors")
-    ]
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (inputs[0], inputs[1] / "model.safetensors")]
     assert json.loads(found["inputs"]) == [
         {"name": "a.pt", "sha256": digests[0]},
         {"name": "folder/model.safetensors", "sha256": digests[1]},

@@ -122,9 +122,7 @@ def test_a_dict_that_holds_itself_is_refused(tmp_path: Path) -> None:
         load_checkpoint(saved(endless, tmp_path / "a.pt"))
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"hello", b"PK\x05\x06" + bytes(18), pickle.dumps({"w": 1}), bytes(64)]
-)
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x05\x06" + bytes(18), pickle.dumps({"w": 1}), bytes(64)])
 def test_a_file_that_is_not_of_torch_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"a\.pt"):
@@ -140,9 +138,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_corruption_gives_anything_but_tensors_or_a_checkpoint_error(
-    data: st.DataObject, good: Path
-) -> None:
+def test_no_corruption_gives_anything_but_tensors_or_a_checkpoint_error(data: st.DataObject, good: Path) -> None:
     content = bytearray(good.read_bytes())
     for _ in range(data.draw(st.integers(0, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))

@@ -109,9 +109,7 @@ def test_the_new_file_takes_the_place_of_the_old_one(path: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_data_reach_the_disk_before_the_rename(
-    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_reach_the_disk_before_the_rename(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda *args: (calls.append("fsync"), fsync(*args))[1])

@@ -55,7 +55,9 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
 
 
 def test_help_does_not_import_torch() -> None:
-    code = "import sys, weightspace.cli as c; c.main(['--help'], standalone_mode=False); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, weightspace.cli as c; c.main(['--help'], standalone_mode=False); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
@@ -71,13 +73,9 @@ def test_a_spec_is_derived_saved_and_verified_again(folder: Path) -> None:
 
 def test_match_permute_and_merge_do_what_the_library_does(folder: Path) -> None:
     assert run("spec", *NETWORK, "-o", "spec.yaml").exit_code == 0
-    matched = run(
-        "match", "a.safetensors", "b.safetensors", "--spec", "spec.yaml", "-o", "p.safetensors", "--json"
-    )
+    matched = run("match", "a.safetensors", "b.safetensors", "--spec", "spec.yaml", "-o", "p.safetensors", "--json")
     assert json.loads(matched.stdout)["l2_reduction"] > 0
-    done = run(
-        "permute", "b.safetensors", "p.safetensors", "--spec", "spec.yaml", "-o", "aligned.safetensors"
-    )
+    done = run("permute", "b.safetensors", "p.safetensors", "--spec", "spec.yaml", "-o", "aligned.safetensors")
     assert done.exit_code == 0
     assert run("merge", "a.safetensors", "aligned.safetensors", "-o", "step.safetensors").exit_code == 0
     at_once = run("merge", "a.safetensors", "b.safetensors", "--align", *NETWORK, "-o", "once.safetensors")
@@ -111,10 +109,7 @@ def test_permute_undoes_itself(folder: Path) -> None:
 
 
 def test_merge_weights_and_provenance(folder: Path) -> None:
-    assert (
-        run("merge", "a.safetensors", "b.safetensors", "--weights", ".6,.4", "-o", "m.safetensors").exit_code
-        == 0
-    )
+    assert run("merge", "a.safetensors", "b.safetensors", "--weights", ".6,.4", "-o", "m.safetensors").exit_code == 0
     a, b, m = (ws.load_checkpoint(f"{name}.safetensors") for name in "abm")
     for key in a:
         torch.testing.assert_close(m[key], 0.6 * a[key] + 0.4 * b[key])
@@ -141,9 +136,7 @@ def test_barrier_prints_curves_and_draws_them(
     assert {"positions", "loss", "accuracy", "barrier", "accuracy_barrier"} <= plain.keys()
     assert plain["positions"] == [0, 0.25, 0.5, 0.75, 1]
     assert plain["barrier"] > 0.5
-    result = run(
-        "barrier", *arguments, "--matching", "weight-matching", "-o", "w.png", "-o", "w.csv", "--json"
-    )
+    result = run("barrier", *arguments, "--matching", "weight-matching", "-o", "w.png", "-o", "w.csv", "--json")
     matched = json.loads(result.stdout)
     assert matched["barrier"] < 0.05 * plain["barrier"]
     assert matched["naive"]["barrier"] == pytest.approx(plain["barrier"])
@@ -158,9 +151,7 @@ def test_demo_prints_one_object(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("weightspace.demo.train", lambda task, seed: trained(task.name, seed))
     report = json.loads(run("demo", "--json").stdout)
-    expected = (
-        "naive_barrier matched_barrier naive_midpoint_accuracy matched_midpoint_accuracy l2_reduction seconds"
-    )
+    expected = "naive_barrier matched_barrier naive_midpoint_accuracy matched_midpoint_accuracy l2_reduction seconds"
     assert set(expected.split()) <= report.keys()
     assert report["matched_barrier"] < 0.1 * report["naive_barrier"]
     assert Path(report["picture"]).is_file()

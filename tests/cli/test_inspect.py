@@ -78,9 +78,7 @@ def test_prefix_and_key_reach_the_reader(tmp_path: Path) -> None:
     assert output.splitlines()[1].split() == ["w", "1", "float32", "1"]
 
 
-def test_a_terminal_gets_a_table_with_names_as_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_terminal_gets_a_table_with_names_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint({"[bold]w": torch.ones(1)}, tmp_path / "a.pt")
     module = importlib.import_module("weightspace.cli.inspect")
     monkeypatch.setattr(module, "_on_terminal", lambda: True)

@@ -7,9 +7,7 @@ import pytest
 from weightspace.connectivity import Curve
 from weightspace.errors import CheckpointError, WeightspaceError
 
-CURVE = Curve(
-    (0.0, 1 / 3, 1.0), (0.1, 1e-17, 2.0), (0.98, 0.1 + 0.2, 1.0), "validation", "reset", "a, “task”"
-)
+CURVE = Curve((0.0, 1 / 3, 1.0), (0.1, 1e-17, 2.0), (0.98, 0.1 + 0.2, 1.0), "validation", "reset", "a, “task”")
 every_format = pytest.mark.parametrize("suffix", [".csv", ".json", ".CSV"])
 
 

@@ -51,9 +51,7 @@ def test_a_curve_in_closed_form_is_found(points: int) -> None:
     assert barrier(curve, baseline="mean") == 4
 
 
-def test_the_ends_are_the_scores_of_the_models_exactly(
-    digits_mlp, digits_cnn, mlp_states, cnn_states
-) -> None:
+def test_the_ends_are_the_scores_of_the_models_exactly(digits_mlp, digits_cnn, mlp_states, cnn_states) -> None:
     for task, states in ((digits_mlp, mlp_states), (digits_cnn, cnn_states)):
         curve = loss_curve(task, *states, points=2)
         for index, state in enumerate(states):
@@ -69,9 +67,7 @@ def test_two_seeds_are_far_apart_along_the_straight_line(digits_mlp, mlp_states)
     assert curve.statistics == "none"
 
 
-def test_two_seeds_with_batchnorm_are_far_apart_and_nearer_with_statistics_of_their_own(
-    digits_cnn, cnn_states
-) -> None:
+def test_two_seeds_with_batchnorm_are_far_apart_and_nearer_with_statistics_of_their_own(digits_cnn, cnn_states) -> None:
     reset = loss_curve(digits_cnn, *cnn_states, points=3)
     stale = loss_curve(digits_cnn, *cnn_states, points=3, statistics="none")
     assert (reset.statistics, stale.statistics) == ("reset", "none")

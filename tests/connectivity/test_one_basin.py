@@ -12,9 +12,7 @@ GATES = {"digits-mlp": (0.5, 0.05), "digits-cnn": (0.2, None), "fashion-mlp": (1
 
 
 @pytest.mark.parametrize("name", GATES)
-def test_matching_brings_two_seeds_into_one_basin(
-    name: str, trained: Callable[[str, int], StateDict]
-) -> None:
+def test_matching_brings_two_seeds_into_one_basin(name: str, trained: Callable[[str, int], StateDict]) -> None:
     task = ws.load_task(name)
     a, b = trained(name, 0), trained(name, 1)
     spec = ws.derive_spec(task.network(), task.example_args)

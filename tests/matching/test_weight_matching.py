@@ -94,9 +94,7 @@ def _moves(axis: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", [*SMALL, "shufflenet"])
-def test_the_same_seed_gives_the_same_matching_on_any_number_of_threads(
-    name: str, derived: Any, state: Any
-) -> None:
+def test_the_same_seed_gives_the_same_matching_on_any_number_of_threads(name: str, derived: Any, state: Any) -> None:
     spec, target, source = derived(name), state(name, 0), state(name, 1)
     one = weight_matching(spec, target, source, seed=3, threads=1)
     two = weight_matching(spec, target, source, seed=3, threads=2)
@@ -149,9 +147,7 @@ def test_gains_kept_from_step_to_step_equal_gains_made_anew(name: str, derived: 
     anew = families(spec, pair_blocks(spec, target, source))
     for old, new in zip(kept, anew, strict=True):
         for rows in [(old.group,), *((old.group, inner) for inner in old.inner)]:
-            torch.testing.assert_close(
-                old.gains(rows, indices), new.gains(rows, indices), rtol=1e-4, atol=1e-5
-            )
+            torch.testing.assert_close(old.gains(rows, indices), new.gains(rows, indices), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mlp", "unet"])
@@ -180,9 +176,7 @@ def test_statistics_are_carried_along_but_do_not_count(derived: Any, state: Any)
     assert torch.equal(moved["bn1.running_mean"], source["bn1.running_mean"][after.permutation["conv1"]])
 
 
-def test_a_group_on_both_axes_of_a_tensor_only_moves_where_the_objective_rises(
-    derived: Any, state: Any
-) -> None:
+def test_a_group_on_both_axes_of_a_tensor_only_moves_where_the_objective_rises(derived: Any, state: Any) -> None:
     spec = derived("recurrent")
     assert len({str(axis) for axis in spec.axes["again.weight"]}) == 1
     for seed in range(1, 6):
@@ -218,9 +212,7 @@ def test_other_precisions_are_matched_too(dtype: torch.dtype, derived: Any, stat
 
 def test_every_sweep_is_reported(derived: Any, state: Any) -> None:
     facts: list[Sweep] = []
-    matching: Matching = weight_matching(
-        derived("mlp"), state("mlp", 0), state("mlp", 1), on_sweep=facts.append
-    )
+    matching: Matching = weight_matching(derived("mlp"), state("mlp", 0), state("mlp", 1), on_sweep=facts.append)
     assert [fact.number for fact in facts] == list(range(1, len(facts) + 1))
     assert tuple(fact.objective for fact in facts) == matching.objective[1:]
     assert facts[-1].moved == 0

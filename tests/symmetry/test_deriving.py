@@ -95,20 +95,21 @@ def test_a_network_that_caches_what_it_derives_from_its_weights_is_verified_afre
     assert module.cached is None
 
 
-def test_frozen_batch_norm_buffers_are_permuted_and_a_constant_that_is_not_saved_is_not() -> None:
+@pytest.mark.parametrize("saved", [True, False])
+def test_frozen_norm_buffers_are_permuted_and_a_table_is_not(saved: bool) -> None:
     class Buffers(_Three):
         def __init__(self) -> None:
             super().__init__()
-            self.register_buffer("scale", torch.ones(7))
-            self.register_buffer("table", torch.randn(6), persistent=False)
+            self.register_buffer("weight", torch.ones(7))  # as a frozen BatchNorm has it
+            self.register_buffer("table", torch.randn(6), persistent=saved)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.c(self.b((self.a(x) * self.scale).relu()) * self.table)
+            return self.c(self.b((self.a(x) * self.weight).relu()) * self.table)
 
     spec = _derive(Buffers())
     assert list(spec.groups.values()) == [7]
-    assert spec.axes["scale"] == spec.axes["a.bias"]
-    assert spec.statistics == {"scale"}
+    assert spec.axes["weight"] == spec.axes["a.bias"]
+    assert spec.statistics == ({"weight", "table"} if saved else {"weight"})
 
 
 def test_a_constant_of_equal_entries_leaves_its_axis_free() -> None:
@@ -133,9 +134,7 @@ def test_an_einsum_is_a_contraction() -> None:
 
 
 @pytest.mark.parametrize(("name", "tensor"), [("gpt", "qkv"), ("gpt_view", "qkv")])
-def test_values_are_free_of_queries_and_keys_however_they_are_taken_apart(
-    name: str, tensor: str, derived: Any
-) -> None:
+def test_values_are_free_of_queries_and_keys_however_they_are_taken_apart(name: str, tensor: str, derived: Any) -> None:
     spec = derived(name)
     home = f"attention.inside.1.{tensor}"
     heads, inside, values = home, f"{home}/2", f"{home}/3"

@@ -48,9 +48,7 @@ def _units(axis: Pattern) -> list[dict[str, Any]]:
         return [{"place": (), axis.group: unit} for unit in range(SPEC.groups[axis.group])]
     if isinstance(axis, Concat):
         return [
-            one | {"place": (number, *one["place"])}
-            for number, term in enumerate(axis.terms)
-            for one in _units(term)
+            one | {"place": (number, *one["place"])} for number, term in enumerate(axis.terms) for one in _units(term)
         ]
     return [
         {key: value for one in several for key, value in one.items()}

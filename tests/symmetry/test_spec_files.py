@@ -76,9 +76,7 @@ def test_a_verification_that_failed_does_not_count(tmp_path: Path, derived: Any)
         PermutationSpec.load(tmp_path / "spec.yaml")
 
 
-@pytest.mark.parametrize(
-    "text", ["", "- 1", "a: 1", "{", "weightspace_spec: 1", "weightspace_spec: 2\ngroups: {}"]
-)
+@pytest.mark.parametrize("text", ["", "- 1", "a: 1", "{", "weightspace_spec: 1", "weightspace_spec: 2\ngroups: {}"])
 def test_a_foreign_file_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     path = tmp_path / "foreign.yaml"
     path.write_text(text)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -97,9 +98,7 @@ class Llama(nn.Module):
         batch, tokens, width = x.shape
         n = self.norm1(x)
         q = self.query(n).view(batch, tokens, self.heads, self.dim).transpose(1, 2)
-        k, v = (
-            f(n).view(batch, tokens, self.shared, self.dim).transpose(1, 2) for f in (self.key, self.value)
-        )
+        k, v = (f(n).view(batch, tokens, self.shared, self.dim).transpose(1, 2) for f in (self.key, self.value))
         k, v = (one.repeat_interleave(self.heads // self.shared, dim=1) for one in (self.turn(k), v))
         y = scaled_dot_product_attention(self.turn(q), k, v, is_causal=True)
         x = x + self.out(y.transpose(1, 2).reshape(batch, tokens, width))
@@ -187,7 +186,7 @@ class Recurrent(nn.Module):
 
 def _mlp(widths: tuple[int, ...] = (6, 16, 12, 3)) -> Built:
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+    for fan_in, fan_out in pairwise(widths):
         layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1]), (torch.randn(4, widths[0]),)
 
@@ -220,9 +219,7 @@ def _picture(build: Callable[..., nn.Module], size: int = 64, **options: Any) ->
 def _narrow_vgg() -> Built:
     network = vision.vgg16_bn(weights=None, num_classes=5)
     network.avgpool = nn.AdaptiveAvgPool2d(1)
-    network.classifier = nn.Sequential(
-        nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 5)
-    )
+    network.classifier = nn.Sequential(nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 5))
     return network, (torch.randn(1, 3, 32, 32),)
 
 

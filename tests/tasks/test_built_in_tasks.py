@@ -62,9 +62,7 @@ def test_without_scikit_learn_one_line_says_what_to_install(monkeypatch: pytest.
 
 def test_without_fashion_mnist_one_line_says_how_to_get_it(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEIGHTSPACE_DATA", str(tmp_path))
-    with pytest.raises(
-        WeightspaceError, match=r"apt-get install dataset-fashion-mnist, or pass --data"
-    ) as caught:
+    with pytest.raises(WeightspaceError, match=r"apt-get install dataset-fashion-mnist, or pass --data") as caught:
         load_task("fashion-mlp")
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -93,9 +91,7 @@ def test_fashion_networks_build_and_score_on_the_real_images(name: str) -> None:
 
 
 def test_an_unknown_task_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(
-        WeightspaceError, match=r"'digit-mlp'; expected .*fashion-cnn.*Did you mean 'digits-mlp'"
-    ):
+    with pytest.raises(WeightspaceError, match=r"'digit-mlp'; expected .*fashion-cnn.*Did you mean 'digits-mlp'"):
         load_task("digit-mlp")
 
 

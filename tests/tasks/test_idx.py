@@ -30,6 +30,7 @@ def test_an_array_comes_back(tmp_path: Path) -> None:
         (gzip.compress(bytes((0, 0, 8, 1)) + struct.pack(">I", 5) + b"abc"), "3 bytes of data"),
         (gzip.compress(bytes(range(256)) * 20)[:-30], "cannot be read"),
     ],
+    ids=["not gzip", "no magic", "empty", "header cut", "data cut", "gzip cut"],  # gzip's bytes hold the time
 )
 def test_a_broken_file_is_one_line_that_names_it(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "labels.gz"

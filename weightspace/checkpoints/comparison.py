@@ -64,9 +64,7 @@ class Comparison:
     relative: float
 
 
-def compare(
-    path_a: StrPath, path_b: StrPath, *, strip_prefix: str | None = None, key: str | None = None
-) -> Comparison:
+def compare(path_a: StrPath, path_b: StrPath, *, strip_prefix: str | None = None, key: str | None = None) -> Comparison:
     """Compare two checkpoints, tensor by tensor of the same name.
 
     Args:

@@ -148,14 +148,11 @@ def _read(path: Path, key: str | None) -> StateDict:
 def _suffix(path: Path) -> str:
     """Return the lower-case ending of an existing checkpoint file."""
     if not path.exists():
-        raise CheckpointError(
-            f"{path} does not exist. Expected a checkpoint file or folder; is the path right?"
-        )
+        raise CheckpointError(f"{path} does not exist. Expected a checkpoint file or folder; is the path right?")
     suffix = path.suffix.lower()
     if not path.is_file() or suffix not in (*_TORCH, _SAFETENSORS):
         raise CheckpointError(
-            f"{path} is not a checkpoint: expected a folder, or a file ending in "
-            f"{', '.join((_SAFETENSORS, *_TORCH))}."
+            f"{path} is not a checkpoint: expected a folder, or a file ending in {', '.join((_SAFETENSORS, *_TORCH))}."
         )
     return suffix
 
@@ -165,7 +162,6 @@ def _checked_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, str]
     for name, value in metadata.items():
         if not isinstance(name, str) or not isinstance(value, str) or name == TIED:
             raise CheckpointError(
-                f"{path}: metadata maps strings to strings, and {TIED!r} is reserved; "
-                f"found {name!r}: {value!r}."
+                f"{path}: metadata maps strings to strings, and {TIED!r} is reserved; found {name!r}: {value!r}."
             )
     return dict(metadata)

@@ -61,9 +61,7 @@ def find_weights(folder: Path) -> Weights:
     """
     entrance = next((folder / name for name in _ENTRANCES if (folder / name).is_file()), None)
     if entrance is None:
-        found = sorted(
-            path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".pt", ".pth")
-        )
+        found = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".pt", ".pth"))
         hint = f" It holds {', '.join(found[:3])}: name the file itself." if found else ""
         raise CheckpointError(f"{folder} holds no checkpoint: expected one of {', '.join(_ENTRANCES)}.{hint}")
     if entrance.suffix != ".json":
@@ -129,9 +127,7 @@ def check_replaceable(folder: Path) -> None:
         if not folder.exists():
             return
         if not folder.is_dir():
-            raise CheckpointError(
-                f"{folder} is a file; expected a folder, or a name that ends in .safetensors or .pt."
-            )
+            raise CheckpointError(f"{folder} is a file; expected a folder, or a name that ends in .safetensors or .pt.")
         known = (*_WEIGHT_FILES, *_COMPANIONS)
         files = sorted(folder.iterdir())
         if files and not any((folder / name).is_file() for name in _ENTRANCES):
@@ -169,7 +165,6 @@ def _read_index(path: Path) -> dict[str, Any]:
     for name, shard in places.items():
         if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", "..") or "\0" in shard:
             raise CheckpointError(
-                f"{path} places tensor {name!r} in {str(shard)[:80]!r}, "
-                "expected the name of a file beside it."
+                f"{path} places tensor {name!r} in {str(shard)[:80]!r}, expected the name of a file beside it."
             )
     return index

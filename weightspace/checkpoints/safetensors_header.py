@@ -98,9 +98,7 @@ def encode_header(entries: dict[str, Entry], metadata: dict[str, str]) -> bytes:
 def _json_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     """Return the parsed header and where it ends."""
     if size < 8:
-        raise CheckpointError(
-            f"{path} has {size} bytes, but a safetensors file starts with 8: truncated or empty?"
-        )
+        raise CheckpointError(f"{path} has {size} bytes, but a safetensors file starts with 8: truncated or empty?")
     (length,) = struct.unpack("<Q", file.read(8))
     if length > MAX_HEADER or 8 + length > size:
         raise CheckpointError(
@@ -110,13 +108,9 @@ def _json_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any],
     try:
         content = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: the header is not valid JSON ({error}). Is it a safetensors file?"
-        ) from error
+        raise CheckpointError(f"{path}: the header is not valid JSON ({error}). Is it a safetensors file?") from error
     if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path}: the header is a JSON {type(content).__name__}, expected an object of tensors."
-        )
+        raise CheckpointError(f"{path}: the header is a JSON {type(content).__name__}, expected an object of tensors.")
     return content, 8 + length
 
 

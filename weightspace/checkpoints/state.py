@@ -90,9 +90,7 @@ def without_prefix(state: StateDict, prefix: str, source: object) -> StateDict:
         short = name.removeprefix(prefix)
         if short in stripped or not short:
             problem = "there are two tensors of that name" if short else "nothing is left"
-            raise CheckpointError(
-                f"{source}: without the prefix {prefix!r}, {name!r} is {short!r} and {problem}."
-            )
+            raise CheckpointError(f"{source}: without the prefix {prefix!r}, {name!r} is {short!r} and {problem}.")
         stripped[short] = tensor
     return stripped
 
@@ -120,16 +118,12 @@ def check_storable(state: StateDict, source: object) -> None:
         raise CheckpointError(f"{source}: no tensors found; a checkpoint has at least one.")
     for name, tensor in state.items():
         if not isinstance(name, str):
-            raise CheckpointError(
-                f"{source}: tensor names are strings, found {name!r} of type {type(name).__name__}."
-            )
+            raise CheckpointError(f"{source}: tensor names are strings, found {name!r} of type {type(name).__name__}.")
         if not isinstance(tensor, torch.Tensor):
             raise CheckpointError(f"{source}: {name!r} is a {type(tensor).__name__}, expected a tensor.")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             kind = "quantised" if tensor.is_quantized else "without data" if tensor.is_meta else "sparse"
-            raise CheckpointError(
-                f"{source}: {name!r} is {kind}, expected a dense tensor. Convert it before saving."
-            )
+            raise CheckpointError(f"{source}: {name!r} is {kind}, expected a dense tensor. Convert it before saving.")
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -137,13 +137,10 @@ def _unwrap(content: Any, path: Path) -> Mapping[Any, Any]:
         if nested:
             names = ", ".join(repr(name) for name in nested[:5])
             raise CheckpointError(
-                f"{path} nests tensors under {names}: say which one is the model with key=…"
-                ' (key="" is the top level).'
+                f'{path} nests tensors under {names}: say which one is the model with key=… (key="" is the top level).'
             )
         return content
-    raise CheckpointError(
-        f"{path} holds no state dict: found {type(content).__name__}, expected names and tensors."
-    )
+    raise CheckpointError(f"{path} holds no state dict: found {type(content).__name__}, expected names and tensors.")
 
 
 def _holds_tensors(value: Any, depth: int = _DEPTH) -> bool:

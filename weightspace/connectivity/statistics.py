@@ -27,9 +27,7 @@ def has_batchnorm_statistics(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def reset_batchnorm(
-    module: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any]
-) -> None:
+def reset_batchnorm(module: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any]) -> None:
     """Set the running statistics of every BatchNorm layer to their plain average over the batches.
 
     All other layers are in evaluation mode meanwhile (no dropout), so that nothing is drawn at random. Modes
@@ -68,9 +66,7 @@ def reset_batchnorm(
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
     if not count:
-        raise WeightspaceError(
-            "Found no batches to measure BatchNorm's statistics on; expected training data."
-        )
+        raise WeightspaceError("Found no batches to measure BatchNorm's statistics on; expected training data.")
 
 
 def reset_statistics(task: Task, state: StateDict) -> StateDict:
@@ -95,6 +91,4 @@ def reset_statistics(task: Task, state: StateDict) -> StateDict:
 
 def _layers(module: nn.Module) -> list[_BatchNorm]:
     """Return the BatchNorm layers that keep running statistics."""
-    return [
-        part for part in module.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None
-    ]
+    return [part for part in module.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None]

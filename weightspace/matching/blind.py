@@ -30,16 +30,18 @@ def _recognise(family: Family) -> Indices | None:
     """Return the permutations of one family, or None where its units are not told apart."""
     if not family.pairs:
         return None
-    rows = [(family.group, inner) for inner in family.inner] or [(family.group,)]
-    gains = {row: _closeness(family, row) for row in rows}
-    for one in gains.values():
-        if one.argmax(1).unique().numel() < TOLD_APART * len(one):
-            return None
-    if not family.inner:
-        return match_jointly(family, gains[rows[0]], {})
     size = family.spec.groups[family.group]
-    shaped = {row[1]: gains[row].view(size, -1, size, family.spec.groups[row[1]]) for row in rows}
-    return match_jointly(family, torch.zeros(size, size), shaped)
+    alone = torch.zeros(size, size)
+    inside: dict[str, Tensor] = {}
+    for inner in family.inner or (None,):
+        close = _closeness(family, (family.group,) if inner is None else (family.group, inner))
+        if close.argmax(1).unique().numel() < TOLD_APART * len(close):
+            return None
+        if inner is None:
+            alone = close
+        else:
+            inside[inner] = close.view(size, len(close) // size, size, len(close) // size)
+    return match_jointly(family, alone, inside)
 
 
 def _closeness(family: Family, rows: tuple[str, ...]) -> Tensor:

@@ -54,7 +54,8 @@ def pair_blocks(spec: PermutationSpec, target: StateDict, source: StateDict) -> 
 
 
 def _precise(tensor: Tensor) -> Tensor:
-    return tensor.detach() if tensor.dtype == torch.float64 else tensor.detach().float()
+    """Return float32 (float64 as it is) in main memory, where the assignments are solved."""
+    return tensor.detach().to("cpu", torch.float64 if tensor.dtype == torch.float64 else torch.float32)
 
 
 @dataclass(eq=False)
@@ -118,9 +119,7 @@ class Family:
                 above = outer_place(list(pair.groups), place, self.group)
                 rest = [dim for dim in range(moved.ndim) if dim not in (above, place)]
                 a, b = (
-                    one.permute(above, place, *rest).flatten(2)
-                    if rest
-                    else one.permute(above, place)[..., None]
+                    one.permute(above, place, *rest).flatten(2) if rest else one.permute(above, place)[..., None]
                     for one in (pair.target, moved)
                 )
                 part = a @ b.mT
@@ -133,9 +132,7 @@ class Family:
         for pair in self.pairs:
             own = tuple(group for group in pair.groups if group in self.members())
             if not self.inner:  # a group twice in a block: one place moves while the other is held
-                terms += [
-                    _Term(pair, (place,)) for place, group in enumerate(pair.groups) if group == self.group
-                ]
+                terms += [_Term(pair, (place,)) for place, group in enumerate(pair.groups) if group == self.group]
             elif sorted(own) == sorted(rows):
                 terms.append(_Term(pair, tuple(pair.groups.index(group) for group in rows)))
         return terms

@@ -145,9 +145,7 @@ class _Ascent:
         """Cut an order into runs of families that share no tensor; the result is that of the plain order."""
         level: dict[int, int] = {}
         for number in order:
-            level[number] = 1 + max(
-                (level[other] for other in self.neighbours[number] if other in level), default=-1
-            )
+            level[number] = 1 + max((level[other] for other in self.neighbours[number] if other in level), default=-1)
         waves: list[list[int]] = [[] for _ in range(1 + max(level.values(), default=-1))]
         for number in order:
             waves[level[number]].append(number)
@@ -183,11 +181,11 @@ def l2_reduction(spec: PermutationSpec, target: StateDict, source: StateDict, pe
     """Return 1 − ‖a − π(b)‖ / ‖a − b‖ over the parameters; 0 where the networks were equal from the start."""
 
     def distance(other: StateDict) -> float:
-        names = [
-            name for name in spec.axes if name not in spec.statistics and target[name].is_floating_point()
-        ]
+        names = [name for name in spec.axes if name not in spec.statistics and target[name].is_floating_point()]
         return math.sqrt(
-            math.fsum(float((target[name].double() - other[name].double()).square().sum()) for name in names)
+            math.fsum(
+                float((target[name].cpu().double() - other[name].cpu().double()).square().sum()) for name in names
+            )
         )
 
     before = distance(source)

@@ -26,7 +26,7 @@ _FOLLOWED = _UNCHANGED | {"permute", "transpose", "unsqueeze", "squeeze"}
 
 @dataclass(frozen=True)
 class Parts:
-    """A tensor with an axis (``marker``) that is only taken apart; ``alternatives`` are the axes for each unit of it."""
+    """A tensor with an axis (``marker``) that is only taken apart, and the axes for each unit of it."""
 
     marker: Atom
     alternatives: tuple[Axes, ...]
@@ -43,9 +43,7 @@ def view_as_parts(node: fx.Node, x: Axes, shape: Sequence[int]) -> Parts | None:
     """Return the parts that a view makes, or None where no axis of it is only taken apart."""
     if _name(node) not in _VIEWS:
         return None
-    dim = next(
-        (dim for dim, size in enumerate(shape) if size > 1 and _only_picked(node, dim, len(shape))), None
-    )
+    dim = next((dim for dim, size in enumerate(shape) if size > 1 and _only_picked(node, dim, len(shape))), None)
     end = None if dim is None else _end_of_source_axis(x, shape, dim)
     if dim is None or end is None:
         return None
@@ -77,18 +75,19 @@ def _only_picked(node: fx.Node, dim: int, rank: int) -> bool:
 
 
 def _picks(user: fx.Node, dim: int, rank: int) -> bool:
-    name, args = _name(user), [*user.args[1:], *user.kwargs.values()]
+    name = _name(user)
+    args: list[Any] = [*user.args[1:], *user.kwargs.values()]
     if name in ("select", "unbind"):
-        return (args[0] if args else 0) % rank == dim  # type: ignore[operator]
+        return (args[0] if args else 0) % rank == dim
     if name in _UNCHANGED:
         return _only_picked(user, dim, rank)
     if name == "permute":
-        return _only_picked(user, [place % rank for place in args[0]].index(dim), rank)  # type: ignore[union-attr]
+        return _only_picked(user, [place % rank for place in args[0]].index(dim), rank)
     if name == "transpose":
-        first, second = (place % rank for place in args)  # type: ignore[operator]
+        first, second = (place % rank for place in args)
         return _only_picked(user, {first: second, second: first}.get(dim, dim), rank)
     if name == "unsqueeze":
-        return _only_picked(user, dim + (args[0] % (rank + 1) <= dim), rank + 1)  # type: ignore[operator]
+        return _only_picked(user, dim + (args[0] % (rank + 1) <= dim), rank + 1)
     if name == "squeeze" and args:
         dropped = [place % rank for place in (args[0] if isinstance(args[0], list | tuple) else [args[0]])]
         sizes = user.args[0].meta["val"].shape  # type: ignore[union-attr]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Union
 
 from torch import Tensor
 
@@ -48,7 +47,7 @@ class Concat:
     terms: tuple[Pattern, ...]
 
 
-Pattern = Union[Fixed, Units, Product, Concat]
+Pattern = Fixed | Units | Product | Concat
 
 _TOKEN = re.compile(r"\s*([()+]|\[[^\s()+\[\]]+\]|[^\s()+\[\]]+)")
 

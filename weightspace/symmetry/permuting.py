@@ -45,9 +45,7 @@ class Permutation:
                     f"Group {group!r} needs int64 indices of shape {shape}, got {index.dtype} {tuple(index.shape)}."
                 )
             if not torch.equal(index.sort(dim=-1).values, torch.arange(shape[-1]).expand(shape)):
-                raise SpecError(
-                    f"The indices of group {group!r} are not a permutation of 0 … {shape[-1] - 1}."
-                )
+                raise SpecError(f"The indices of group {group!r} are not a permutation of 0 … {shape[-1] - 1}.")
 
     def __getitem__(self, group: str) -> Tensor:
         """Return the indices of a group."""
@@ -69,10 +67,7 @@ class Permutation:
         shapes = {group: _index_shape(spec, group) for group in spec.groups}
         return cls(
             spec,
-            {
-                group: torch.arange(shape[-1]).repeat(*shape[:-1], 1).view(shape)
-                for group, shape in shapes.items()
-            },
+            {group: torch.arange(shape[-1]).repeat(*shape[:-1], 1).view(shape) for group, shape in shapes.items()},
         )
 
     @classmethod
@@ -87,9 +82,7 @@ class Permutation:
         return cls(
             spec,
             {
-                group: torch.rand(
-                    _index_shape(spec, group), generator=generator, dtype=torch.float64
-                ).argsort(-1)
+                group: torch.rand(_index_shape(spec, group), generator=generator, dtype=torch.float64).argsort(-1)
                 for group in spec.groups
             },
         )
@@ -119,7 +112,14 @@ class Permutation:
         return Permutation(self.spec, indices)
 
     def save(self, path: str | Path) -> None:
-        """Write the permutation as .safetensors, with the digest of its spec."""
+        """Write the permutation as .safetensors, with the digest of its spec.
+
+        Raises:
+            SpecError: the path has another suffix.
+            CheckpointError: the file cannot be written.
+        """
+        if Path(path).suffix != ".safetensors":
+            raise SpecError(f"A permutation is a .safetensors file; found {Path(path).name!r}.")
         save_checkpoint(dict(self.indices), path, metadata={"weightspace_spec_digest": self.spec.digest})
 
     @classmethod
@@ -174,9 +174,7 @@ def check_fits(spec: PermutationSpec, state: Mapping[str, Tensor], label: str = 
     if missing := [name for name in spec.axes if name not in state]:
         raise CheckpointError(f"{label} lacks {_listing(missing)}, which the spec names. Is this its spec?")
     if unknown := [name for name in state if name not in spec.axes]:
-        raise CheckpointError(
-            f"{label} has {_listing(unknown)}, which the spec does not know. Is this its spec?"
-        )
+        raise CheckpointError(f"{label} has {_listing(unknown)}, which the spec does not know. Is this its spec?")
     for name, tensor in state.items():
         if tuple(tensor.shape) != spec.shape(name):
             raise CheckpointError(
@@ -193,9 +191,7 @@ def permute_tensor(spec: PermutationSpec, indices: Mapping[str, Tensor], name: s
     """Return a permuted copy of one tensor; the groups that ``indices`` lacks stay where they are."""
     result = torch.empty_like(tensor, memory_format=torch.contiguous_format)
     axes = spec.axes[name]
-    for source, target in zip(
-        blocks(tensor, axes, spec.groups), blocks(result, axes, spec.groups), strict=True
-    ):
+    for source, target in zip(blocks(tensor, axes, spec.groups), blocks(result, axes, spec.groups), strict=True):
         target.view.copy_(permute_block(source, indices, spec.outer))
     return result
 
@@ -204,17 +200,18 @@ def permute_block(block: Block, indices: Mapping[str, Tensor], outer: Mapping[st
     """Return the units of a block in their new order."""
     moved = block.view
     groups = [dim.group if isinstance(dim, Units) else None for dim in block.dims]
-    for place, group in enumerate(groups):
-        if group in indices and group not in outer:
+    places = [(place, group) for place, group in enumerate(groups) if group is not None and group in indices]
+    for place, group in places:
+        if group not in outer:
             moved = moved.index_select(place, indices[group].to(moved.device))
-    for place, group in enumerate(groups):
-        if group in indices and group in outer:
-            rows = [1] * moved.ndim
-            rows[place] = -1
-            rows[outer_place(groups, place, outer[group])] = indices[group].shape[0]
+    for place, group in places:
+        if group in outer:
+            above = outer_place(groups, place, outer[group])
             index = indices[group].to(moved.device)
-            index = index if outer_place(groups, place, outer[group]) < place else index.T
-            moved = torch.take_along_dim(moved, index.reshape(rows), dim=place)
+            shape = [1] * moved.ndim
+            shape[above], shape[place] = index.shape
+            index = index if above < place else index.T
+            moved = torch.take_along_dim(moved, index.reshape(shape), dim=place)
     return moved
 
 

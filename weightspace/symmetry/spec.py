@@ -75,9 +75,7 @@ class PermutationSpec:
             for axis in axes:
                 for units in units_in(axis):
                     if units.group not in self.groups:
-                        raise SpecError(
-                            f"{tensor!r} names group {units.group!r}, which the spec does not have."
-                        )
+                        raise SpecError(f"{tensor!r} names group {units.group!r}, which the spec does not have.")
                     if units.inner != (units.group in self.outer):
                         raise SpecError(
                             f"{tensor!r} writes group {units.group!r} {'with' if units.inner else 'without'} "
@@ -105,9 +103,7 @@ class PermutationSpec:
             file.write(text.encode())
 
     @classmethod
-    def load(
-        cls, path: str | Path, module: Any = None, example_args: tuple[Any, ...] | None = None
-    ) -> PermutationSpec:
+    def load(cls, path: str | Path, module: Any = None, example_args: tuple[Any, ...] | None = None) -> PermutationSpec:
         """Read a spec; with a network, verify it against that network.
 
         Args:
@@ -138,9 +134,7 @@ class PermutationSpec:
                 "Give the network to verify it with (--network, or module= and example_args=)."
             )
         if spec.verification is None or not spec.verification.passed:
-            raise SpecError(
-                f"{path}: this spec was never verified. Give the network to verify it with (--network)."
-            )
+            raise SpecError(f"{path}: this spec was never verified. Give the network to verify it with (--network).")
         return spec
 
 

@@ -25,6 +25,10 @@ from weightspace.symmetry.pattern import Concat, Fixed, Pattern, Product, Units
 from weightspace.symmetry.rules import RULES, Axes, Call, fixed_like, freeze_all, is_axes, pointwise
 from weightspace.symmetry.spec import PermutationSpec
 
+#: Buffers that belong to the units of a norm and move with them. Others (tables of positions, frequencies, masks)
+#: are the same in every network of an architecture and must stay so: nothing may permute them.
+_CARRIED = {"running_mean", "running_var", "weight", "bias"}
+
 #: What a rule raises that meets axes it was not written for.
 _MISFITS = (ValueError, IndexError, KeyError, TypeError, AttributeError)
 
@@ -44,24 +48,39 @@ def trace_spec(module: nn.Module, example_args: tuple[Any, ...]) -> PermutationS
 def _export(module: nn.Module, example_args: tuple[Any, ...]) -> torch.export.ExportedProgram:
     if not isinstance(example_args, tuple):
         raise SpecError(f"example_args must be a tuple of inputs, got {type(example_args).__name__}.")
+    _run(module, example_args)
+    wrapped = Network(copy.deepcopy(module)).train().eval()  # a call may leave a cache behind
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused kernels that no graph shows
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            wrapped = Network(copy.deepcopy(module)).train().eval()  # a call may leave a cache behind
             program = torch.export.export(wrapped, example_args, strict=False)
             try:
                 return program.run_decompositions({})
-            except (
-                Exception
-            ):  # it trips over wrapped blocks (torch.autocast); the rules know composite operators too
+            except Exception:  # it trips over wrapped blocks (torch.autocast); the rules know composite operators too
                 return program
     except Exception as error:  # torch.export raises whatever the user's code and dynamo raise
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        raise SpecError(f"torch.export cannot trace {type(module).__name__}: {first[0]}") from error
+        raise SpecError(f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def _run(module: nn.Module, example_args: tuple[Any, ...]) -> None:
+    """Call a copy of the network once: its own mistakes are told more plainly than those of its trace."""
+    try:
+        with torch.no_grad():
+            copy.deepcopy(module).eval()(*example_args)
+    except Exception as error:
+        name = type(module).__name__
+        shapes = ", ".join(str(tuple(arg.shape)) for arg in example_args if isinstance(arg, Tensor)) or "no tensors"
+        raise SpecError(
+            f"{name} cannot run on its example inputs ({shapes}): {type(error).__name__}: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _Walk:
@@ -101,10 +120,10 @@ class _Walk:
         if not isinstance(fake, Tensor):
             return fake
         name = (source.target or "").removeprefix(Network.PREFIX)
-        is_table = source.kind == InputKind.BUFFER and name in self.state and fake.is_floating_point()
+        is_statistic = source.kind == InputKind.BUFFER and name in self.state and name.rpartition(".")[2] in _CARRIED
         if not node.users:  # an auxiliary head that this pass does not run
             return fixed_like(tuple(fake.shape))
-        if source.kind == InputKind.PARAMETER or is_table:
+        if source.kind == InputKind.PARAMETER or is_statistic:
             if (twin := self._twin(name)) is None:
                 self.tensors[name] = tuple(Atom(size) for size in fake.shape)
                 self.events.append(Event(self.tensors[name]))
@@ -115,12 +134,12 @@ class _Walk:
 
     def _constant(self, source: Any, shape: tuple[int, ...]) -> Axes:
         """Return the axes of an input, a mask or a table: fixed, but for those along which a constant is constant."""
-        is_kept = (
-            source.kind == InputKind.BUFFER and source.persistent is False
-        )  # no checkpoint can change it
-        if not is_kept and source.kind != InputKind.CONSTANT_TENSOR:
+        never_saved = source.kind == InputKind.BUFFER and source.persistent is False
+        value = self.program.constants[source.target] if never_saved else None
+        if source.kind == InputKind.CONSTANT_TENSOR:
+            value = self.program.constants[source.target]
+        if not isinstance(value, Tensor):
             return fixed_like(shape)
-        value = self.program.constants[source.target]
         same = [size and bool((value == value.narrow(dim, 0, 1)).all()) for dim, size in enumerate(shape)]
         return tuple(Atom(size, fixed=not free) for size, free in zip(shape, same, strict=True))
 
@@ -146,9 +165,7 @@ class _Walk:
         graphs = [value for value in values if isinstance(value, fx.GraphModule)]
         if len(graphs) != 1:
             touched = {"operands": list(_tensors(values))}
-            call = Call(
-                str(node.target), touched, _shapes(node.meta.get("val")) or [], on_freeze=self._report
-            )
+            call = Call(str(node.target), touched, _shapes(node.meta.get("val")) or [], on_freeze=self._report)
             return freeze_all(call)
         inside = graphs[0].graph
         operands = values[values.index(graphs[0]) + 1 :]
@@ -157,20 +174,17 @@ class _Walk:
 
     def _apply(self, node: fx.Node, call: Call) -> Any:
         """Apply the rule of an operator to what its arguments have become."""
-        rule = RULES.get(call.name) or (pointwise if torch.Tag.pointwise in node.target.tags else freeze_all)
-        first = next(iter(call.args.values()), None)
+        is_pointwise = isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
+        rule = RULES.get(call.name) or (pointwise if is_pointwise else freeze_all)
+        args = dict(call.args)
+        first: Any = next(iter(args.values()), None)
         if isinstance(first, Parts):
-            named = call.args
-            return first.apply(
-                call.name, named, lambda axes: rule(replace(call, args={**named, "self": axes}))
-            )
-        if (
-            all(is_fixed(resolve(axis)) for axes in call.tensors() for axis in axes)
-            and rule is not RULES["expand"]
-        ):
+            return first.apply(call.name, args, lambda axes: rule(replace(call, args=args | {"self": axes})))
+        if all(is_fixed(resolve(axis)) for axes in call.tensors() for axis in axes) and rule is not RULES["expand"]:
             return fixed_like(call.shape) if call.tensors() else RULES.get(call.name, freeze_all)(call)
         try:
-            parts = view_as_parts(node, first, call.shape) if is_axes(first) else None
+            single = isinstance(call.shape, tuple) and is_axes(first)
+            parts = view_as_parts(node, first, call.shape) if single else None  # type: ignore[arg-type]
             return rule(call) if parts is None else parts
         except _MISFITS:
             return freeze_all(call)
@@ -205,10 +219,7 @@ class _Walk:
         names = {atom: groups[atom] for atom in groups}
         return PermutationSpec(
             groups={name: atom.size for atom, name in groups.items()},
-            axes={
-                name: tuple(_pattern(axis, names, outer.keys()) for axis in axes)
-                for name, axes in tensors.items()
-            },
+            axes={name: tuple(_pattern(axis, names, outer.keys()) for axis in axes) for name, axes in tensors.items()},
             outer={groups[inner]: groups[atom] for inner, atom in outer.items()},
             statistics=frozenset(name for name in self.state if name not in self.parameters),
             frozen=tuple(self.frozen),

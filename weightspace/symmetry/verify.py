@@ -71,9 +71,7 @@ def verify_spec(
         CheckpointError: the network's tensors do not fit the spec.
         SpecError: the network has no floating-point output, or a non-finite one.
     """
-    probe = (
-        copy.deepcopy(module).train().eval()
-    )  # networks that keep derived tables while in eval drop them here
+    probe = copy.deepcopy(module).train().eval()  # networks that keep derived tables while in eval drop them here
     randomise(probe, seed)
     error, dtype = _change(spec, probe, example_args, seed)
     if error > TOLERANCE.get(dtype, 1e-5) and dtype == torch.float32:
@@ -81,9 +79,7 @@ def verify_spec(
     return Verification(error, len(spec.groups), spec.frozen, TOLERANCE.get(dtype, 1e-5))
 
 
-def _change(
-    spec: PermutationSpec, probe: nn.Module, args: tuple[Any, ...], seed: int
-) -> tuple[float, torch.dtype]:
+def _change(spec: PermutationSpec, probe: nn.Module, args: tuple[Any, ...], seed: int) -> tuple[float, torch.dtype]:
     """Permute a network in place; return how much its outputs change, and their precision."""
     before = outputs(copy.deepcopy(probe), args)  # a copy: the first call may leave a cache behind
     state = {name: tensor.detach() for name, tensor in probe.state_dict().items()}
@@ -120,9 +116,7 @@ def outputs(module: nn.Module, example_args: tuple[Any, ...]) -> Tensor:
         raise SpecError(f"{type(module).__name__} returns no floating-point tensor to verify a spec with.")
     joined = torch.cat(flat)
     if not bool(joined.isfinite().all()):
-        raise SpecError(
-            f"{type(module).__name__} returns non-finite values, so that no spec can be verified."
-        )
+        raise SpecError(f"{type(module).__name__} returns non-finite values, so that no spec can be verified.")
     return joined
 
 
@@ -145,16 +139,11 @@ def randomise(module: nn.Module, seed: int) -> None:
 
 def _distinct(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
-    yield from (
-        (name, buffer) for name, buffer in module.named_buffers() if name.rpartition(".")[2] in _DRAWN
-    )
+    yield from ((name, buffer) for name, buffer in module.named_buffers() if name.rpartition(".")[2] in _DRAWN)
 
 
 _DRAWN = {"running_mean", "running_var"}
 
 
 def _is_constant_somewhere(tensor: Tensor) -> bool:
-    return any(
-        size > 1 and bool((tensor == tensor.narrow(axis, 0, 1)).all())
-        for axis, size in enumerate(tensor.shape)
-    )
+    return any(size > 1 and bool((tensor == tensor.narrow(axis, 0, 1)).all()) for axis, size in enumerate(tensor.shape))

@@ -85,9 +85,7 @@ class ClassificationTask:
         examples = self.load()
         for split in SPLITS:
             if split not in examples:
-                raise WeightspaceError(
-                    f"Task {self.name!r} has no split {split!r}; found {', '.join(examples)}."
-                )
+                raise WeightspaceError(f"Task {self.name!r} has no split {split!r}; found {', '.join(examples)}.")
             inputs, labels = examples[split]
             if labels.shape != inputs.shape[:1] or labels.dtype != torch.int64 or not len(labels):
                 raise WeightspaceError(
@@ -144,9 +142,7 @@ class ClassificationTask:
     def _split(self, split: Split) -> Examples:
         """Return the examples of a split."""
         if split not in self.examples:
-            raise WeightspaceError(
-                f"Task {self.name!r} has no split {split!r}; expected {', '.join(SPLITS)}."
-            )
+            raise WeightspaceError(f"Task {self.name!r} has no split {split!r}; expected {', '.join(SPLITS)}.")
         return self.examples[split]
 
 

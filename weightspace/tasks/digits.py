@@ -51,8 +51,7 @@ def digits_examples() -> Mapping[Split, Examples]:
         from sklearn.datasets import load_digits
     except Exception as error:  # a broken installation raises more than ImportError
         raise WeightspaceError(
-            f"The digits are in scikit-learn, which cannot be imported ({error}): "
-            'pip install "weightspace[demo]"'
+            f'The digits are in scikit-learn, which cannot be imported ({error}): pip install "weightspace[demo]"'
         ) from error
     pixels, labels = load_digits(return_X_y=True)
     images = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8)

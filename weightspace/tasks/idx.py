@@ -31,9 +31,7 @@ def read_idx(path: Path) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise WeightspaceError(f"{path} cannot be read: {error}. Expected a complete .gz file.") from error
     if len(data) < 4 or data[:3] != bytes((0, 0, _UNSIGNED_BYTES)) or len(data) < 4 + 4 * data[3]:
-        raise WeightspaceError(
-            f"{path} isn't an IDX file of unsigned bytes: it begins with {data[:4].hex(' ')}."
-        )
+        raise WeightspaceError(f"{path} isn't an IDX file of unsigned bytes: it begins with {data[:4].hex(' ')}.")
     start = 4 + 4 * data[3]
     shape = struct.unpack(f">{data[3]}I", data[4:start])
     if len(data) - start != math.prod(shape):

@@ -41,8 +41,7 @@ def load_task(source: str, *, data: str | Path | None = None) -> Task:
         return _FROM_FOLDER[source](folder)
     if folder is not None:
         raise WeightspaceError(
-            f"Task {source!r} reads no data folder, but {folder} was given. "
-            f"Those that do: {', '.join(_FROM_FOLDER)}."
+            f"Task {source!r} reads no data folder, but {folder} was given. Those that do: {', '.join(_FROM_FOLDER)}."
         )
     if source in _BUNDLED:
         return _BUNDLED[source]()

@@ -86,7 +86,6 @@ def objective_value(task: Task, scores: Mapping[str, float]) -> float:
     name = task.objective
     if name not in scores:
         raise WeightspaceError(
-            f"Task {task.name!r} has the objective {name!r}, but its scores are "
-            f"{', '.join(scores) or 'none'}."
+            f"Task {task.name!r} has the objective {name!r}, but its scores are {', '.join(scores) or 'none'}."
         )
     return -scores[name] if name == "loss" or name.endswith("_loss") else scores[name]

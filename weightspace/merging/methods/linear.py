@@ -32,9 +32,7 @@ def linear(
         Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, section 2.
     """
     if base is not None:
-        raise WeightspaceError(
-            "Method 'linear' has no base, but one was given. Did you mean a task-vector method?"
-        )
+        raise WeightspaceError("Method 'linear' has no base, but one was given. Did you mean a task-vector method?")
     total = math.fsum(weights)
     if not normalize:
         return affine(tensors, weights, total)

@@ -39,12 +39,7 @@ def einsum(call: Call) -> Axes:
     tensors = call["tensors"]
     left, _, right = call["equation"].replace(" ", "").partition("->")
     terms = left.split(",")
-    if (
-        "." in left
-        or not right
-        or len(terms) != len(tensors)
-        or any(len(set(one)) < len(one) for one in terms)
-    ):
+    if "." in left or not right or len(terms) != len(tensors) or any(len(set(one)) < len(one) for one in terms):
         return freeze_all(call)
     axes: dict[str, Axis] = {}
     for term, tensor in zip(terms, tensors, strict=True):

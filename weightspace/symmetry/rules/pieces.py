@@ -32,7 +32,7 @@ def pieces(call: Call) -> list[Axes]:
     x = call["self"]
     dim = (call.get("dim") or 0) % len(x)
     rest, result = x[dim], []
-    for shape in call.shape:
+    for shape in (shape for shape in call.shape if not isinstance(shape, int)):
         piece, rest = cut(rest, shape[dim])
         result.append((*x[:dim], piece, *x[dim + 1 :]))
     return result

@@ -37,10 +37,7 @@ def ordered(call: Call) -> Any:
         freeze(x[dim])
     for shape in shapes:
         results.append(
-            tuple(
-                axis if place not in dims_of(dims, len(x)) else fixed(shape[place])
-                for place, axis in enumerate(x)
-            )
+            tuple(axis if place not in dims_of(dims, len(x)) else fixed(shape[place]) for place, axis in enumerate(x))
         )
     return results if isinstance(call.shape, list) else results[0]
 
