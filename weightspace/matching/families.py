@@ -95,7 +95,7 @@ class Family:
 
         Args:
             rows: the groups whose units are matched: the group alone, or it and one inside it.
-            indices: current permutations.
+            indices: current permutations; a block with a group that is not among them is left out.
 
         Returns:
             float32 (float64 for float64 weights) of shape ``(n, n)``; ``(outer, inner, outer, inner)`` for two.
@@ -146,6 +146,10 @@ class _Term:
     places: tuple[int, ...]
     seen: dict[str, Tensor] | None = None
 
+    def held(self) -> set[str]:
+        """Return the groups of the other dimensions."""
+        return {group for place, group in enumerate(self.pair.groups) if group and place not in self.places}
+
 
 class _Gains:
     """A matrix of gains that follows the permutations of the neighbours."""
@@ -157,7 +161,7 @@ class _Gains:
         self.total: Tensor | None = None
 
     def at(self, indices: Indices) -> Tensor:
-        for term in self.terms:
+        for term in (term for term in self.terms if term.held() <= indices.keys()):
             for a, b in self._news(term, indices):
                 part = _contract(a, b, term.places)
                 self.total = part if self.total is None else self.total.add_(part)
@@ -165,17 +169,16 @@ class _Gains:
 
     def _news(self, term: _Term, indices: Indices) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield what changed in a block since it was last seen: target, and new minus old source."""
-        pair = term.pair
-        held = [group for place, group in enumerate(pair.groups) if group and place not in term.places]
+        pair, held = term.pair, term.held()
         now = {group: indices[group] for group in held}
         before, term.seen = term.seen, now
         dims = tuple(dim if place not in term.places else None for place, dim in enumerate(pair.source.dims))
         block = Block(pair.source.view, dims)  # type: ignore[arg-type]
         if before is None:
             yield pair.target, permute_block(block, now, self.outer)
-        elif len(held) == 1 and held[0] not in self.outer:
-            place = next(p for p, g in enumerate(pair.groups) if g == held[0] and p not in term.places)
-            new, old = now[held[0]], before[held[0]]
+        elif len(held) == 1 and (group := next(iter(held))) not in self.outer:
+            place = next(p for p, g in enumerate(pair.groups) if g == group and p not in term.places)
+            new, old = now[group], before[group]
             moved = (new != old).nonzero().flatten()
             if len(moved):
                 source = pair.source.view

@@ -45,29 +45,24 @@ def _if_better(family: Family, indices: Indices, change: dict[str, Tensor]) -> I
 
 
 def _joint(family: Family, indices: Indices) -> Indices | None:
-    gains = family.gains((family.group,), indices)
-    inner = {name: family.gains((family.group, name), indices) for name in family.inner}
-    change = match_jointly(family, gains, inner)
+    change = match(family, indices)
     if all(torch.equal(index, indices[group]) for group, index in change.items()):
         return None
     return _if_better(family, indices, change)
 
 
-def match_jointly(family: Family, gains: Tensor, inner: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Match the units of the outer group by what their inner units are worth at best, then the inner ones.
+def match(family: Family, indices: Indices) -> dict[str, Tensor]:
+    """Return the best permutations of a family's groups, the others held.
 
-    Args:
-        family: the groups.
-        gains: of the outer units alone, ``(outer, outer)``.
-        inner: inner group -> gains of its units, ``(outer, inner, outer, inner)``.
+    The units of the outer group are matched by what their inner units are worth at best, then the inner ones.
     """
-    size = len(gains)
-    total = gains.double().clone()
+    total = family.gains((family.group,), indices)
+    size = len(total)
     inside: dict[str, Tensor] = {}
-    for name, values in inner.items():
-        blocks = values.transpose(1, 2)
+    for name in family.inner:
+        blocks = family.gains((family.group, name), indices).transpose(1, 2)
         rows = torch.stack([torch.stack([assign(blocks[i, j]) for j in range(size)]) for i in range(size)])
-        total += blocks.gather(3, rows[..., None]).sum((2, 3), dtype=torch.float64)
+        total = total + blocks.gather(3, rows[..., None]).sum((2, 3), dtype=torch.float64)
         inside[name] = rows
     best = assign(total)
     return {family.group: best, **{name: rows[torch.arange(size), best] for name, rows in inside.items()}}

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from weightspace.checkpoints import StateDict, check_compatible, check_finite
 from weightspace.errors import WeightspaceError
-from weightspace.matching.blind import blind_start
 from weightspace.matching.families import Family, Indices, families, pair_blocks
+from weightspace.matching.outward import outward_start
 from weightspace.matching.steps import step
 from weightspace.symmetry import Permutation, PermutationSpec, check_fits, permute
 
@@ -27,7 +27,7 @@ class Matching:
 
     Attributes:
         permutation: to be applied to the source: ``permute(spec, matching.permutation, source)``.
-        objective: Σ⟨target, π(source)⟩ over the parameters that the spec permutes, before the first and after
+        objective: Σ⟨target, π(source)⟩ over the parameters that the spec permutes, as the source came and after
             every sweep; never falls.
         l2_reduction: 1 − ‖a − π(b)‖ / ‖a − b‖ over all parameters, statistics excluded; 0 for equal networks.
         converged: whether a sweep without improvement ended it.
@@ -61,7 +61,8 @@ def weight_matching(
     """Permute a source towards a target by coordinate ascent on the inner product of their weights.
 
     One group at a time, the others held, gets the best permutation there is (an assignment problem). Groups whose
-    neighbours have not moved since are skipped, and a step that does not improve the objective is not taken.
+    neighbours have not moved since are skipped, and a step that does not improve the objective is not taken. The
+    start is the better of the identity and a matching that works its way outward from the inputs and outputs.
 
     Args:
         spec: the architecture's spec.
@@ -100,13 +101,13 @@ def weight_matching(
     generator = torch.Generator().manual_seed(seed)
     with _Workers(threads or torch.get_num_threads()) as workers:
         identity = dict(Permutation.identity(spec).indices)
-        indices = max(identity, identity | blind_start(listed), key=objective)
-        history = [objective(indices)]
+        indices = max(identity, identity | outward_start(listed), key=objective)
+        history = [objective(identity)]
         ascent = _Ascent(listed, indices)
         for number in range(1, max_sweeps + 1):
             order = torch.randperm(len(ascent.families), generator=generator).tolist()
             moved = ascent.sweep(order, workers)
-            history.append(objective(indices) if moved else history[-1])
+            history.append(objective(indices) if moved or number == 1 else history[-1])
             if on_sweep is not None:
                 on_sweep(Sweep(number, history[-1], moved))
             if converged := not moved:

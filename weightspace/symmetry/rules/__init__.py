@@ -113,7 +113,8 @@ RULES: Mapping[str, Rule] = {
         "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d avg_pool3d "
         "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d adaptive_max_pool2d "
         "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d "
-        "upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa",
+        "upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa "
+        "_upsample_bicubic2d_aa",
     ),
     **_table(pixel_shuffle, "pixel_shuffle"),
     **_table(unfold, "unfold"),
@@ -124,7 +125,7 @@ RULES: Mapping[str, Rule] = {
         "clone contiguous detach alias to _to_copy type_as dropout lift_fresh_copy lift_fresh "
         "feature_dropout alpha_dropout native_dropout",
     ),
-    **_table(pointwise, "where masked_fill fill fill_ relu relu_ hardswish silu mish gelu"),
+    **_table(pointwise, "where masked_fill fill fill_ copy copy_ relu relu_ hardswish silu mish gelu"),
     **_table(
         create,
         "zeros ones full empty new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like "
