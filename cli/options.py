@@ -94,16 +94,21 @@ def spec_of(
     spec_file: str | None, source: str | None, input_shape: str | None, found: Task | None = None
 ) -> PermutationSpec:
     """Return a verified spec: read from a file, or derived from the network of the options."""
-    from weightspace import PermutationSpec, derive_spec
+    from weightspace import derive_spec
 
     built = network_of(source, input_shape, found)
     if spec_file is not None:
-        if built is None or source is None:
-            return PermutationSpec.load(spec_file)
-        return PermutationSpec.load(spec_file, built.module, built.example_args)
+        return load_any_spec(spec_file, built if source is not None else None)
     if built is None:
         raise WeightspaceError("Which network is it? Give --network, --task, or --spec with a spec file.")
     return derive_spec(built.module, built.example_args)
+
+
+def load_any_spec(path: str, built: Network | None) -> PermutationSpec:
+    """Read a spec file; one that was edited needs the network."""
+    from weightspace import PermutationSpec, load_spec
+
+    return PermutationSpec.load(path) if built is None else load_spec(path, built.module, built.example_args)
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

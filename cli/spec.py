@@ -36,12 +36,11 @@ def command(
       weightspace spec --network torchvision:resnet50 -o resnet50.yaml
       weightspace spec edited.yaml --network model.py:build --input 1,3,32,32 -o mine.yaml
     """
-    from weightspace import PermutationSpec, derive_spec
+    from weightspace import derive_spec
 
     built = options.network_of(network, input_shape, options.load_any_task(task, data))
     if spec_file is not None:
-        arguments = () if built is None else (built.module, built.example_args)
-        spec = PermutationSpec.load(spec_file, *arguments)
+        spec = options.load_any_spec(spec_file, built)
     elif built is None:
         raise WeightspaceError("Which network is it? Give --network or --task, or a spec file to verify.")
     else:

@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 #: Imports point to the left, or stay within a layer.
 LAYERS = (
     "errors",
+    "version",
     "suggestions",
     "user_code",
     "checkpoints",
@@ -64,6 +66,17 @@ def test_imports_point_down_one_list(path: Path) -> None:
         imported = layer(module)
         if imported is not None:
             assert LAYERS.index(imported) <= LAYERS.index(home), f"{path} imports {module}, which stands above it"
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    files = {name_of(path): path for path in sources() if path.stem != "__init__"}
+    graph = {name: {module for module, _ in imports(path)} & files.keys() for name, path in files.items()}
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def name_of(path: Path) -> str:
+    package = "weightspace.cli" if path.parent.name == "cli" else ".".join(path.parent.relative_to(ROOT).parts)
+    return f"{package}.{path.stem}"
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from weightspace.errors import CheckpointError, SpecError, WeightspaceError
+from weightspace.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict, load_checkpoint, save_checkpoint
@@ -21,12 +22,11 @@ if TYPE_CHECKING:
         PermutationSpec,
         Verification,
         derive_spec,
+        load_spec,
         permute,
         verify_spec,
     )
     from weightspace.tasks import Task, load_task, train
-
-__version__ = "0.1.0"
 
 #: Public name -> the subpackage that defines it, in the order of the data's way through the library.
 _HOMES = {
@@ -39,6 +39,7 @@ _HOMES = {
     "Verification": "symmetry",
     "derive_spec": "symmetry",
     "verify_spec": "symmetry",
+    "load_spec": "symmetry",
     "permute": "symmetry",
     "Matching": "matching",
     "weight_matching": "matching",
@@ -68,6 +69,7 @@ __all__ = [
     "interpolate",
     "load_checkpoint",
     "load_network",
+    "load_spec",
     "load_task",
     "loss_curve",
     "merge",

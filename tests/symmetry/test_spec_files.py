@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from weightspace.errors import SpecError
-from weightspace.symmetry import Permutation, PermutationSpec, derive_spec
+from weightspace.symmetry import Permutation, PermutationSpec, derive_spec, load_spec
 from weightspace.symmetry.pattern import Concat, Fixed, Product, Units, format_axes, parse_axes
 
 
@@ -48,7 +48,7 @@ def test_an_edited_spec_is_refused_without_a_network(saved: Path) -> None:
 
 def test_an_edited_spec_is_accepted_with_a_network_that_it_holds_for(saved: Path, network: Any) -> None:
     _edit(saved, "layer.2", "second")
-    spec = PermutationSpec.load(saved, *network("mlp"))
+    spec = load_spec(saved, *network("mlp"))
     assert spec.groups == {"layer.0": 16, "second": 12}
     assert spec.verification is not None
     assert spec.verification.passed
@@ -57,7 +57,7 @@ def test_an_edited_spec_is_accepted_with_a_network_that_it_holds_for(saved: Path
 def test_an_edited_spec_that_is_wrong_is_rejected_with_its_error(saved: Path, network: Any) -> None:
     _edit(saved, "2.weight: layer.2 layer.0", "2.weight: layer.2 16")
     with pytest.raises(SpecError, match="so the spec is wrong for it"):
-        PermutationSpec.load(saved, *network("mlp"))
+        load_spec(saved, *network("mlp"))
 
 
 def test_a_spec_that_was_never_verified_is_refused_without_a_network(tmp_path: Path, network: Any) -> None:
@@ -65,7 +65,7 @@ def test_a_spec_that_was_never_verified_is_refused_without_a_network(tmp_path: P
     derive_spec(*network("mlp"), verify=False).save(path)
     with pytest.raises(SpecError, match="never verified"):
         PermutationSpec.load(path)
-    assert PermutationSpec.load(path, *network("mlp")).verification is not None
+    assert load_spec(path, *network("mlp")).verification is not None
 
 
 def test_a_verification_that_failed_does_not_count(tmp_path: Path, derived: Any) -> None:

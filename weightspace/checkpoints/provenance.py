@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightspace import __version__
 from weightspace.checkpoints.disk import one_line_errors
 from weightspace.checkpoints.files import StrPath, weight_files
 from weightspace.errors import CheckpointError
+from weightspace.version import __version__
 
 _PIECE = 2**20
 

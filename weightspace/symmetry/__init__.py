@@ -2,7 +2,7 @@
 
 from weightspace.symmetry.permuting import Permutation, check_fits, permute
 from weightspace.symmetry.spec import PermutationSpec, Verification
-from weightspace.symmetry.verify import derive_spec, verify_spec
+from weightspace.symmetry.verify import derive_spec, load_spec, verify_spec
 
 __all__ = [
     "Permutation",
@@ -10,6 +10,7 @@ __all__ = [
     "Verification",
     "check_fits",
     "derive_spec",
+    "load_spec",
     "permute",
     "verify_spec",
 ]

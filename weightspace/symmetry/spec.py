@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -103,39 +103,35 @@ class PermutationSpec:
             file.write(text.encode())
 
     @classmethod
-    def load(cls, path: str | Path, module: Any = None, example_args: tuple[Any, ...] | None = None) -> PermutationSpec:
-        """Read a spec; with a network, verify it against that network.
-
-        Args:
-            path: a YAML file.
-            module: the network that the spec is for; needed where the file was edited or never verified.
-            example_args: its positional inputs.
+    def load(cls, path: str | Path) -> PermutationSpec:
+        """Read a spec that was verified and has not been touched since; ``load_spec`` reads any other.
 
         Raises:
-            SpecError: the file is not a spec, was edited or never verified and no network is given, or does not
-                hold for the network.
+            SpecError: the file is not a spec, or it was edited, comes from elsewhere or was never verified.
         """
-        document = _read(path)
-        seal = document.pop("digest", None)
-        spec = _build(document, path)
-        if module is not None:
-            from weightspace.symmetry.verify import verify_spec
-
-            verification = verify_spec(spec, module, example_args or ())
-            if not verification.passed:
-                raise SpecError(
-                    f"{path}: permuting by this spec changes the network's output by {verification.error:.2g} "
-                    f"(relative; at most {verification.tolerance:g} is allowed), so the spec is wrong for it."
-                )
-            return replace(spec, verification=verification)
-        if seal != _sha256(document):
+        spec, untouched = read_spec(path)
+        if not untouched:
             raise SpecError(
                 f"{path}: the digest does not fit the content, so the file was edited or comes from elsewhere. "
-                "Give the network to verify it with (--network, or module= and example_args=)."
+                "Give the network to verify it with (--network, or load_spec(path, module, example_args))."
             )
         if spec.verification is None or not spec.verification.passed:
-            raise SpecError(f"{path}: this spec was never verified. Give the network to verify it with (--network).")
+            raise SpecError(
+                f"{path}: this spec was never verified. Give the network to verify it with (--network, or "
+                "load_spec(path, module, example_args))."
+            )
         return spec
+
+
+def read_spec(path: str | Path) -> tuple[PermutationSpec, bool]:
+    """Read a spec as it stands, and whether its digest fits it.
+
+    Raises:
+        SpecError: the file is not a spec.
+    """
+    document = _read(path)
+    seal = document.pop("digest", None)
+    return _build(document, path), seal == _sha256(document)
 
 
 def _content(spec: PermutationSpec) -> dict[str, Any]:

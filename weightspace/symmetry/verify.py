@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from weightspace.errors import SpecError
 from weightspace.symmetry.outputs import tensors_in
 from weightspace.symmetry.permuting import Permutation, permute
-from weightspace.symmetry.spec import PermutationSpec, Verification
+from weightspace.symmetry.spec import PermutationSpec, Verification, read_spec
 from weightspace.symmetry.trace import trace_spec
 
 #: Largest relative change of the outputs that rounding explains, by precision.
@@ -49,6 +50,28 @@ def derive_spec(module: nn.Module, example_args: tuple[Any, ...], *, verify: boo
         raise SpecError(
             f"The spec derived for {type(module).__name__} changes its output by {verification.error:.2g} (relative; "
             f"at most {verification.tolerance:g} is allowed). Please report this network; verify=False skips the check."
+        )
+    return replace(spec, verification=verification)
+
+
+def load_spec(path: str | Path, module: nn.Module, example_args: tuple[Any, ...]) -> PermutationSpec:
+    """Read a spec that was edited or comes from elsewhere, and verify it against a network.
+
+    Args:
+        path: a YAML file.
+        module: a network that the spec should hold for; it is not changed.
+        example_args: its positional inputs, a tuple.
+
+    Raises:
+        SpecError: the file is not a spec, or permuting by it changes the network's output.
+        CheckpointError: the network's tensors do not fit the spec.
+    """
+    spec, _ = read_spec(path)
+    verification = verify_spec(spec, module, example_args)
+    if not verification.passed:
+        raise SpecError(
+            f"{path}: permuting by this spec changes the network's output by {verification.error:.2g} "
+            f"(relative; at most {verification.tolerance:g} is allowed), so the spec is wrong for it."
         )
     return replace(spec, verification=verification)
 
