@@ -22,5 +22,8 @@ def assign(gains: Tensor) -> Tensor:
     best = gains.argmax(1)
     if best.unique().numel() == len(best):  # every row can have its largest: nothing to solve
         return best
-    _, columns = linear_sum_assignment(gains.double().numpy(), maximize=True)
+    costs = gains.double()
+    costs = costs.amax(1, keepdim=True) - costs
+    costs -= costs.amin(0)  # reduced costs have the same solution, which the solver finds sooner
+    _, columns = linear_sum_assignment(costs.numpy())
     return torch.from_numpy(columns)
