@@ -5,10 +5,10 @@ The public names are resolved on first use, so that ``import weightspace`` costs
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from weightspace.errors import CheckpointError, SpecError, WeightspaceError
+from weightspace.lazy import resolver
 from weightspace.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -81,13 +81,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import the home of a public name the first time that it is asked for (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'weightspace' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"weightspace.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = resolver(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

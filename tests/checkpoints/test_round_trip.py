@@ -7,7 +7,8 @@ import safetensors.torch
 import torch
 
 from weightspace.checkpoints import StateDict, load_checkpoint, load_metadata, save_checkpoint
-from weightspace.checkpoints.safetensors_header import DTYPES, read_header
+from weightspace.checkpoints.dtypes import DTYPES
+from weightspace.checkpoints.safetensors_header import read_header
 from weightspace.errors import CheckpointError
 
 PATHS = ("model.safetensors", "model.pt", "model.pth", "model.bin", "folder")
@@ -123,7 +124,7 @@ def test_safetensors_tensors_start_at_a_multiple_of_their_item_size(tmp_path: Pa
     save_checkpoint(state, tmp_path / "a.safetensors")
     header = read_header(tmp_path / "a.safetensors")
     assert list(header.entries) == ["b", "h", "d"]
-    assert all(entry.start % entry.dtype.itemsize == 0 for entry in header.entries.values())
+    assert all(entry.start % ITEMSIZES[entry.dtype] == 0 for entry in header.entries.values())
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weightspace.checkpoints.disk import one_line_errors, synced_file
-from weightspace.checkpoints.state import StateDict
 from weightspace.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from weightspace.checkpoints.state import StateDict
 
 #: The file of weights in a folder that we write.
 WEIGHTS = "model.safetensors"

@@ -13,14 +13,8 @@ from typing import BinaryIO
 
 import torch
 
-from weightspace.checkpoints.safetensors_header import (
-    DTYPES,
-    METADATA,
-    Entry,
-    Header,
-    encode_header,
-    read_header,
-)
+from weightspace.checkpoints.dtypes import NAMES
+from weightspace.checkpoints.safetensors_header import METADATA, Entry, Header, encode_header, read_header
 from weightspace.checkpoints.state import StateDict, dtype_name, tied_names
 from weightspace.errors import CheckpointError
 
@@ -71,7 +65,7 @@ def write_safetensors(state: StateDict, file: BinaryIO, metadata: dict[str, str]
     if METADATA in state:
         raise CheckpointError(f"{path}: no tensor can be called {METADATA!r} in safetensors. Rename it.")
     for name, tensor in stored.items():
-        if tensor.dtype not in DTYPES.values():
+        if tensor.dtype not in NAMES:
             raise CheckpointError(
                 f"{path}: {name!r} has dtype {dtype_name(tensor.dtype)}, which safetensors cannot hold. "
                 "Convert it, or save to a .pt file."
@@ -92,7 +86,7 @@ def _layout(state: StateDict) -> dict[str, Entry]:
     end = 0
     for name, tensor in sorted(state.items(), key=lambda item: -item[1].dtype.itemsize):
         start, end = end, end + tensor.numel() * tensor.dtype.itemsize
-        places[name] = Entry(tensor.dtype, tuple(tensor.shape), start, end)
+        places[name] = Entry(NAMES[tensor.dtype], tuple(tensor.shape), start, end)
     return {name: places[name] for name in state}
 
 

@@ -15,29 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
 from weightspace.checkpoints.disk import one_line_errors
 from weightspace.errors import CheckpointError
 
-#: The format's name of each dtype -> ours.
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "C64": torch.complex64,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+#: The format's name of each dtype -> bytes of one element.
+ITEMSIZES: dict[str, int] = {
+    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8},
+    **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1},
 }
 
 #: Longest header that the format allows, in bytes.
@@ -49,9 +33,9 @@ METADATA = "__metadata__"
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor: its dtype, shape, and its bytes from ``start`` up to ``end``."""
+    """One tensor: the format's name of its dtype, its shape, and its bytes from ``start`` up to ``end``."""
 
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int, ...]
     start: int
     end: int
@@ -59,10 +43,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """All tensors of a file in the header's order, and its metadata."""
+    """All tensors of a file in the header's order, its metadata, and the byte at which the tensors begin."""
 
     entries: dict[str, Entry]
     metadata: dict[str, str]
+    data_start: int
 
 
 def read_header(path: Path) -> Header:
@@ -80,16 +65,15 @@ def read_header(path: Path) -> Header:
     metadata = _metadata(path, content.pop(METADATA, {}))
     entries = {name: _entry(path, name, value) for name, value in content.items()}
     _check_cover(path, entries, size - data_start)
-    return Header(entries, metadata)
+    return Header(entries, metadata, data_start)
 
 
 def encode_header(entries: dict[str, Entry], metadata: dict[str, str]) -> bytes:
     """Return length and header, padded so that the tensors after it start at a multiple of 8."""
-    names = {dtype: name for name, dtype in DTYPES.items()}
     content: dict[str, Any] = {METADATA: metadata} if metadata else {}
     for name, entry in entries.items():
         offsets = [entry.start, entry.end]
-        content[name] = {"dtype": names[entry.dtype], "shape": list(entry.shape), "data_offsets": offsets}
+        content[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
@@ -137,19 +121,19 @@ def _entry(path: Path, name: str, value: Any) -> Entry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{here} must have dtype, shape and data_offsets, found {str(value)[:80]!r}.")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CheckpointError(f"{here} has dtype {str(dtype)[:80]!r}, expected one of {', '.join(DTYPES)}.")
+    if not isinstance(dtype, str) or dtype not in ITEMSIZES:
+        raise CheckpointError(f"{here} has dtype {str(dtype)[:80]!r}, expected one of {', '.join(ITEMSIZES)}.")
     if not _sizes(shape):
         raise CheckpointError(f"{here} has shape {str(shape)[:80]}, expected a list of sizes of 0 or more.")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CheckpointError(f"{here} has data_offsets {str(offsets)[:80]}, expected [start, end].")
-    needed = math.prod(shape) * DTYPES[dtype].itemsize
+    needed = math.prod(shape) * ITEMSIZES[dtype]
     if offsets[1] - offsets[0] != needed:
         raise CheckpointError(
             f"{here} of dtype {dtype} and shape {tuple(shape)} needs {needed:,} bytes, "
             f"but its offsets {offsets} hold {offsets[1] - offsets[0]:,}. The header is damaged."
         )
-    return Entry(DTYPES[dtype], tuple(shape), offsets[0], offsets[1])
+    return Entry(dtype, tuple(shape), offsets[0], offsets[1])
 
 
 def _sizes(value: Any) -> bool:
