@@ -13,7 +13,7 @@ import click
 
 from weightspace import WeightspaceError, __version__
 
-#: Command -> what the list of commands says of it. The module of that name has it as ``command``.
+#: Command -> what the list of commands says of it. The module of that name (``_`` for ``-``) has it as ``command``.
 COMMANDS: Mapping[str, str] = {
     "demo": "Two networks into one basin, on real data, in a minute.",
     "train": "Train a network of a task from a seed.",
@@ -21,7 +21,10 @@ COMMANDS: Mapping[str, str] = {
     "spec": "Derive and verify which hidden units may be permuted.",
     "match": "Find the permutation that brings one network to another.",
     "permute": "Move the hidden units of a checkpoint.",
+    "evidence": "Collect what a merge by Fisher information or by RegMean needs.",
     "merge": "Merge checkpoints into one, aligned first if asked.",
+    "extract-lora": "Extract a LoRA adapter from a fine-tuned checkpoint.",
+    "merge-adapters": "Merge LoRA adapters of one model into one.",
     "barrier": "Measure and draw the way between two networks.",
 }
 
@@ -35,7 +38,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(f"weightspace.cli.{cmd_name}").command
+        return importlib.import_module(f"weightspace.cli.{cmd_name.replace('-', '_')}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

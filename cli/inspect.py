@@ -88,7 +88,26 @@ def _print_totals(summary: CheckpointSummary, label: str = "") -> None:
         f"{summary.bytes:,} bytes, norm {_number(summary.norm)}{bad}"
     )
     for name, value in summary.metadata.items():
+        _print_metadata(name, value)
+
+
+def _print_metadata(name: str, value: str) -> None:
+    """Print an entry of the metadata: on its line, or below its name if it has several."""
+    lines = _digests(value) if name == "inputs" else value.splitlines()
+    if len(lines) < 2:
         click.echo(f"  {name}: {value}")
+        return
+    click.echo(f"  {name}:")
+    for line in lines:
+        click.echo(f"    {line}")
+
+
+def _digests(value: str) -> list[str]:
+    """Return a line for each input that provenance names; none where it is in another form."""
+    try:
+        return [f"{entry['name']}  sha256 {entry['sha256'] or 'not taken'}" for entry in json.loads(value)]
+    except (ValueError, TypeError, KeyError):
+        return []
 
 
 def _print_differences(comparison: Comparison) -> None:

@@ -1,98 +1,289 @@
-"""``weightspace merge``: several checkpoints into one."""
+"""``weightspace merge``: several checkpoints into one, from files to files."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli import options
-from weightspace.cli.progress import progress
+from weightspace.cli.progress import byte_progress
 
 from weightspace import WeightspaceError
+from weightspace.merging import METHODS
 
 if TYPE_CHECKING:
-    from weightspace.checkpoints import StateDict
-    from weightspace.symmetry import PermutationSpec
+    from weightspace.merging import Alignment, Finish, MergeReport, Reproduction
+
+#: Sizes as people write them.
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
+
+#: Exit status of a command that Ctrl-C stopped, as shells have it.
+_SIGINT = 130
+
+Command = Callable[..., Any]
+
+
+def _parameter_options(command: Command) -> Command:
+    """Give the command an option for every parameter of every method."""
+    users: dict[str, list[str]] = {}
+    said: dict[str, str] = {}
+    for row in METHODS.values():
+        for parameter in row.parameters:
+            users.setdefault(parameter.name, []).append(row.name)
+            said.setdefault(parameter.name, parameter.help)
+    for name in sorted(users.keys() - {"seed"}, reverse=True):
+        flag = f"--{name.replace('_', '-')}"
+        text = f"{', '.join(users[name])}: {said[name]}."
+        command = click.option(flag, f"parameter_{name}", metavar="VALUE", help=text)(command)
+    return command
 
 
 @click.command("merge")
-@click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT…")
-@click.option("-m", "--method", default="linear", show_default=True, help="How to merge.")
+@click.argument("sources", nargs=-1, metavar="RECIPE.yml | CHECKPOINT…")
+@options.output(
+    "OUT.safetensors is one file, OUT.pt a torch file, anything else a Hugging Face folder.", required=False
+)
+@click.option(
+    "-m", "--method", metavar="METHOD", help=f"{', '.join(METHODS)}, or your own as file.py:function. [linear]"
+)
+@click.option("--base", metavar="CHECKPOINT", help="The pretrained model that the others differ from.")
 @click.option("--weights", metavar="W,…", help="One weight a checkpoint, as .6,.4; equal by default.")
-@click.option("--align", is_flag=True, help="First permute every checkpoint towards the first (weight matching).")
+@click.option(
+    "--evidence", metavar="FILE,…", help="Statistics of data, one file a checkpoint (`weightspace evidence`)."
+)
+@click.option(
+    "--dtype", metavar="DTYPE", help="Of the output: float32, float16, bfloat16; that of the inputs by default."
+)
+@click.option("--out-dtype", metavar="DTYPE", help="The same, as recipes call it.")
+@click.option(
+    "--align", metavar="METHOD", help="First bring networks that were trained apart into one basin: weight-matching."
+)
 @options.spec_source
 @options.task(required=False)
-@options.seed("Order of the groups in the matching.")
-@options.output("OUT.safetensors is one file, OUT.pt a torch file, anything else a Hugging Face folder.")
+@options.seed("Of random masks and of the matching.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@click.option("--reproduce", metavar="OUT", help="Make OUT again from its metadata and compare the bytes.")
+@click.option("--lenient", is_flag=True, help="Warn of what is refused otherwise: unknown keys, missing tensors.")
+@click.option("--allow-nonfinite", is_flag=True, help="Merge NaN and infinity too.")
+@click.option("--shard-size", metavar="SIZE", default="5GB", show_default=True, help="Of a folder's files.")
+@click.option(
+    "--memory", metavar="MB", type=click.IntRange(min=1), default=256, show_default=True, help="Private memory."
+)
+@click.option("--threads", metavar="N", type=click.IntRange(min=1), help="Default: one a core, at most 4.")
+@click.option("--hash/--no-hash", "hashes", default=True, help="Keep the inputs' SHA-256 in the metadata.")
+@click.option("--fsync/--no-fsync", default=True, help="Force the output to the disk.")
+@click.option("--executor", default="threads", show_default=True, help="threads, processes, or ray: shard after shard.")
+@click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Of processes and ray.")
+@_parameter_options
 @options.as_json
-def command(
-    checkpoints: tuple[str, ...],
-    method: str,
-    weights: str | None,
-    align: bool,
-    spec_file: str | None,
-    network: str | None,
-    input_shape: str | None,
-    task: str | None,
-    data: Path | None,
-    seed: int,
-    output: str,
-    as_json: bool,
-) -> None:
-    """Merge CHECKPOINTs of one architecture into one.
+def command(sources: tuple[str, ...], output: str | None, reproduce: str | None, as_json: bool, **said: Any) -> None:
+    """Merge checkpoints of one architecture into one: a recipe (mergekit's YAML), or CHECKPOINTs and a method.
 
-    Networks that were trained apart need --align, with --network, --task or --spec to say what they are: the spec is
-    derived and verified, the networks are matched, then merged. With --task, BatchNorm's statistics of the result
-    are measured anew on the training data.
+    Nothing is held in memory whole, and nothing is half-written: an interrupted merge goes on when it is called again.
+    MODEL+ADAPTER adds a LoRA adapter to a model. A CHECKPOINT may be a URL (hf://org/model, s3://bucket/model): it is
+    brought into $WEIGHTSPACE_CACHE and stays there. Networks that were trained apart need --align, with --network,
+    --task or --spec to say what they are; with --task, BatchNorm's statistics of the result are measured anew.
 
     \b
     Examples:
-      weightspace merge a.safetensors b.safetensors --weights .6,.4 -o merged.safetensors
-      weightspace merge a.safetensors b.safetensors --align --task digits-mlp -o merged.safetensors
-      weightspace merge a.pt b.pt --align --network torchvision:resnet18,num_classes=10 -o merged
+      weightspace merge recipe.yml -o merged
+      weightspace merge a b -m slerp --t 0.3 -o merged
+      weightspace merge a b -m ties --base pretrained --density 0.5 --weights .6,.4 -o merged
+      weightspace merge a.safetensors b.safetensors --align weight-matching --task digits-mlp -o merged.safetensors
+      weightspace merge hf://org/a hf://org/b -o merged --dry-run
+      weightspace merge --reproduce merged
     """
-    from weightspace import load_checkpoint, merge, save_checkpoint
-    from weightspace.checkpoints import provenance
-    from weightspace.connectivity import reset_statistics
+    align, finish, recorded = _network_options(said)
+    if reproduce is not None:
+        if sources or output is not None:
+            raise WeightspaceError("--reproduce OUT takes sources and recipe from OUT. Leave out CHECKPOINTs and -o.")
+        _reproduce(reproduce, align, finish, said, as_json)
+        return
+    if not sources or output is None:
+        raise click.UsageError("Expected a recipe or checkpoints, and -o OUT.")
+    with byte_progress(f"merging into {output}", shown=not said["dry_run"]) as update:
+        try:
+            report = _merge(sources, output, align, finish, recorded, said, update)
+        except KeyboardInterrupt:
+            click.echo(_interrupted(output), err=True)
+            raise SystemExit(_SIGINT) from None
+    _show(report, dry_run=said["dry_run"], as_json=as_json)
 
-    if not align and any((spec_file, network, input_shape)):
+
+def _merge(
+    sources: tuple[str, ...],
+    output: str,
+    align: Alignment | None,
+    finish: Finish | None,
+    recorded: dict[str, Any],
+    said: dict[str, Any],
+    update: Callable[[int, int], None],
+) -> MergeReport:
+    """Call ``merge_files`` with what the options say."""
+    from weightspace.merging import merge_files
+
+    is_recipe = len(sources) == 1 and sources[0].endswith((".yml", ".yaml"))
+    parameters = {
+        name.removeprefix("parameter_"): _value(value)
+        for name, value in said.items()
+        if name.startswith("parameter_") and value is not None
+    }
+    method = said["method"] or "linear"
+    if not is_recipe and method in METHODS and any(one.name == "seed" for one in METHODS[method].parameters):
+        parameters["seed"] = said["seed"]
+    given = {
+        "method": said["method"],
+        "base": said["base"],
+        "weights": _numbers("--weights", said["weights"]),
+        "parameters": parameters or None,
+        "evidence": None if said["evidence"] is None else said["evidence"].split(","),
+        "dtype": said["dtype"],
+        "out_dtype": said["out_dtype"],
+    }
+    return merge_files(
+        sources[0] if is_recipe else sources,
+        output,
+        **{name: value for name, value in given.items() if value is not None},
+        align=align,
+        finish=finish,
+        options=recorded,
+        allow_nonfinite=said["allow_nonfinite"],
+        shard_size=_size(said["shard_size"]),
+        memory=said["memory"] * 2**20,
+        threads=said["threads"],
+        hashes=said["hashes"],
+        fsync=said["fsync"],
+        executor=said["executor"],
+        workers=said["workers"],
+        dry_run=said["dry_run"],
+        lenient=said["lenient"],
+        warn=lambda line: click.echo(f"Warning: {line}", err=True),
+        progress=update,
+    )
+
+
+def _network_options(said: dict[str, Any]) -> tuple[Alignment | None, Finish | None, dict[str, Any]]:
+    """Return the alignment, what follows the merge, and what the metadata says of that."""
+    network = (said.pop("spec_file"), said.pop("network"), said.pop("input_shape"))
+    method, task, data = said.pop("align"), said.pop("task"), said.pop("data")
+    if method is None and any(network):
         raise WeightspaceError("--spec, --network and --input are for --align, which was not given.")
-    factors = _weights(weights)
+    if method is None and task is None:
+        return None, None, {}
+    from weightspace.connectivity import reset_statistics
+    from weightspace.merging import Alignment
+
     found = options.load_any_task(task, data)
-    states = [load_checkpoint(path) for path in checkpoints]
-    parameters: dict[str, Any] = {"weights": factors}
-    if align:
-        spec = options.spec_of(spec_file, network, input_shape, found)
-        states = _aligned(spec, states, seed)
-        parameters |= {"align": "weight-matching", "seed": seed, "spec": spec.digest}
-    merged = merge(states, method, weights=factors)
-    if found is not None:
-        merged = reset_statistics(found, merged)
-        parameters["statistics"] = "reset"
-    metadata = provenance(checkpoints, method, parameters)
-    save_checkpoint(merged, output, metadata=metadata, companions_from=checkpoints[0])
-    click.echo(json.dumps({"output": output, "method": method, **parameters}) if as_json else output)
+    align = None if method is None else Alignment(options.spec_of(*network, found), method, said["seed"])
+    if found is None:
+        return align, None, {}
+    return align, lambda state: reset_statistics(found, state), {"statistics": "reset", "task": task}
 
 
-def _aligned(spec: PermutationSpec, states: list[StateDict], seed: int) -> list[StateDict]:
-    """Permute every network but the first towards the first."""
-    from weightspace import permute, weight_matching
+def _reproduce(out: str, align: Alignment | None, finish: Finish | None, said: dict[str, Any], as_json: bool) -> None:
+    """Make a merge again and say whether its bytes are the same."""
+    from weightspace.merging import reproduce
 
-    aligned = states[:1]
-    for number, source in enumerate(states[1:], start=2):
-        with progress(f"matching checkpoint {number} to the first") as update:
-            matching = weight_matching(spec, states[0], source, seed=seed)
-            update(1, 1, f"distance reduced by {matching.l2_reduction:.1%}")
-        aligned.append(permute(spec, matching.permutation, source))
-    return aligned
+    with byte_progress(f"making {out} again") as update:
+        found = reproduce(
+            out,
+            align=align,
+            finish=finish,
+            memory=said["memory"] * 2**20,
+            threads=said["threads"],
+            progress=update,
+        )
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+    elif found.equal:
+        click.echo(f"{out}: the same bytes")
+    if not found.equal:
+        raise WeightspaceError(_difference(found))
 
 
-def _weights(text: str | None) -> list[float] | None:
+def _difference(found: Reproduction) -> str:
+    """Say what came out otherwise."""
+    why = f"inputs that have changed since: {', '.join(found.changed)}" if found.changed else "the inputs are the same"
+    return f"{found.out} came out otherwise: {', '.join(found.differing)} differ; {why}."
+
+
+def _show(report: MergeReport, *, dry_run: bool, as_json: bool) -> None:
+    """Print what was done, or what would be."""
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+        return
+    if not dry_run:
+        click.echo(report.out)
+        return
+    rows = {
+        "method": report.method,
+        "output": f"{report.out} ({', '.join(report.files)})",
+        "tensors": f"{report.tensors:,}",
+        "reads": _bytes(report.read_bytes),
+        **({"fetches": _bytes(report.fetched_bytes)} if report.fetched_bytes else {}),
+        "writes": _bytes(report.written_bytes),
+        "memory": f"about {_bytes(report.memory)} beside the interpreter",
+        "time": f"about {report.seconds:,.0f} s" if report.seconds >= 1 else "about a second",
+    }
+    for name, value in rows.items():
+        click.echo(f"{name:8} {value}")
+
+
+def _interrupted(output: str) -> str:
+    kept = Path(os.path.realpath(output)).with_name(f".{Path(output).name}.merge")
+    if not kept.exists():
+        return "\nStopped before anything was written."
+    return f"\nStopped. What is done is kept in {kept}: the same command goes on from there; delete it to give up."
+
+
+def _value(text: str) -> Any:
+    """Return a parameter as a recipe would have it: a number, a bool, a word, or a list of them."""
+    if "," in text:
+        return [_value(part) for part in text.split(",")]
+    words = {"true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
     if text is None:
         return None
     try:
-        return [float(weight) for weight in text.split(",")]
+        return [float(number) for number in text.split(",")]
     except ValueError:
-        raise WeightspaceError(f"--weights are numbers with commas between, as .6,.4; found {text!r}.") from None
+        raise WeightspaceError(f"{option} are numbers with commas between, as .6,.4; found {text!r}.") from None
+
+
+def _size(text: str) -> int:
+    """Return a size such as 5GB in bytes."""
+    number, factor = text.upper().strip(), 1
+    for unit, size in _UNITS.items():
+        if number.endswith(unit):
+            number, factor = number.removesuffix(unit), size
+            break
+    try:
+        size = int(float(number) * factor)
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise WeightspaceError(f"--shard-size is a size such as 5GB or 500MB, found {text!r}.")
+    return size
+
+
+def _bytes(count: int) -> str:
+    """Return a number of bytes as people read it."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count} bytes"

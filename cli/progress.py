@@ -44,3 +44,39 @@ def progress(label: str) -> Iterator[Update]:
 
         yield update
     close()
+
+
+@contextmanager
+def byte_progress(label: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """Show bytes, rate and the time that is left: live on a terminal, in one final line anywhere else."""
+    start, seen = time.perf_counter(), [0, 0]
+
+    def note(done: int, total: int) -> None:
+        seen[:] = done, total
+
+    if not shown or not sys.stderr.isatty():
+        yield note
+    else:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(label, total=None)
+
+            def update(done: int, total: int) -> None:
+                note(done, total)
+                bar.update(task, completed=done, total=total)
+
+            yield update
+    if shown:
+        seconds = time.perf_counter() - start
+        rate = f", {seen[1] / 1e6 / max(seconds, 1e-9):,.0f} MB/s" if seen[1] else ""
+        click.echo(f"{label}: {seen[1] / 1e6:,.1f} MB ({seconds:.1f} s{rate})", err=True)

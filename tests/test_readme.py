@@ -7,6 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from weightspace import cli
+from weightspace.merging import METHODS
+from weightspace.merging.recipe import parse_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -47,3 +49,14 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
 def test_every_command_is_in_the_readme() -> None:
     for name in cli.COMMANDS:
         assert f"weightspace {name}" in README, name
+
+
+def test_every_method_of_merging_is_in_the_readme_as_the_table_has_it() -> None:
+    for row in METHODS.values():
+        assert f"| `{row.name}`" in README, row.name
+        assert row.formula.replace("|", r"\|") in README, row.name
+
+
+def test_the_recipe_of_the_readme_is_one() -> None:
+    recipe = parse_recipe(next(block for block in blocks("yaml") if "merge_method" in block), "README.md")
+    assert recipe.method == "ties"

@@ -14,8 +14,9 @@ from weightspace.version import __version__ as __version__
 if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict, load_checkpoint, save_checkpoint
     from weightspace.connectivity import Curve, barrier, loss_curve
+    from weightspace.evidence import collect_evidence
     from weightspace.matching import Matching, weight_matching
-    from weightspace.merging import interpolate, merge
+    from weightspace.merging import METHODS, Alignment, MergeReport, interpolate, merge, merge_files, reproduce
     from weightspace.networks import load_network
     from weightspace.symmetry import (
         Permutation,
@@ -43,20 +44,29 @@ _HOMES = {
     "permute": "symmetry",
     "Matching": "matching",
     "weight_matching": "matching",
+    "METHODS": "merging",
     "merge": "merging",
+    "merge_files": "merging",
+    "reproduce": "merging",
+    "Alignment": "merging",
+    "MergeReport": "merging",
     "interpolate": "merging",
     "Task": "tasks",
     "load_task": "tasks",
     "train": "tasks",
+    "collect_evidence": "evidence",
     "Curve": "connectivity",
     "loss_curve": "connectivity",
     "barrier": "connectivity",
 }
 
 __all__ = [
+    "METHODS",
+    "Alignment",
     "CheckpointError",
     "Curve",
     "Matching",
+    "MergeReport",
     "Permutation",
     "PermutationSpec",
     "SpecError",
@@ -65,6 +75,7 @@ __all__ = [
     "Verification",
     "WeightspaceError",
     "barrier",
+    "collect_evidence",
     "derive_spec",
     "interpolate",
     "load_checkpoint",
@@ -73,7 +84,9 @@ __all__ = [
     "load_task",
     "loss_curve",
     "merge",
+    "merge_files",
     "permute",
+    "reproduce",
     "save_checkpoint",
     "train",
     "verify_spec",

@@ -8,7 +8,7 @@ import torch
 
 from weightspace.checkpoints import StateDict, load_checkpoint, load_metadata, save_checkpoint
 from weightspace.checkpoints.dtypes import DTYPES
-from weightspace.checkpoints.safetensors_header import read_header
+from weightspace.checkpoints.safetensors_header import ITEMSIZES, read_header
 from weightspace.errors import CheckpointError
 
 PATHS = ("model.safetensors", "model.pt", "model.pth", "model.bin", "folder")

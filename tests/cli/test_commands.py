@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner, Result
 from torch import nn
 
@@ -78,7 +79,9 @@ def test_match_permute_and_merge_do_what_the_library_does(folder: Path) -> None:
     done = run("permute", "b.safetensors", "p.safetensors", "--spec", "spec.yaml", "-o", "aligned.safetensors")
     assert done.exit_code == 0
     assert run("merge", "a.safetensors", "aligned.safetensors", "-o", "step.safetensors").exit_code == 0
-    at_once = run("merge", "a.safetensors", "b.safetensors", "--align", *NETWORK, "-o", "once.safetensors")
+    at_once = run(
+        "merge", "a.safetensors", "b.safetensors", "--align", "weight-matching", *NETWORK, "-o", "once.safetensors"
+    )
     assert at_once.exit_code == 0, at_once.output
     spec = ws.PermutationSpec.load("spec.yaml")
     a, b = ws.load_checkpoint("a.safetensors"), ws.load_checkpoint("b.safetensors")
@@ -114,7 +117,8 @@ def test_merge_weights_and_provenance(folder: Path) -> None:
     for key in a:
         torch.testing.assert_close(m[key], 0.6 * a[key] + 0.4 * b[key])
     metadata = ws.checkpoints.load_metadata("m.safetensors")  # type: ignore[attr-defined]
-    assert json.loads(metadata["parameters"])["weights"] == [0.6, 0.4]
+    recipe = yaml.safe_load(metadata["recipe"])
+    assert [model["parameters"]["weight"] for model in recipe["models"]] == [0.6, 0.4]
     assert [entry["name"] for entry in json.loads(metadata["inputs"])] == ["a.safetensors", "b.safetensors"]
 
 
@@ -213,7 +217,16 @@ MISTAKES: dict[str, tuple[str, ...]] = {
         "-o",
         "w.gif",
     ),
-    "align without a network": ("merge", "a.safetensors", "b.safetensors", "--align", "-o", "m.safetensors"),
+    "align without a network": (
+        "merge",
+        "a.safetensors",
+        "b.safetensors",
+        "--align",
+        "weight-matching",
+        "-o",
+        "m.safetensors",
+    ),
+    "unknown alignment": ("merge", "a.safetensors", "b.safetensors", "--align", "matching", *NETWORK, "-o", "m.pt"),
     "network without align": ("merge", "a.safetensors", "b.safetensors", *NETWORK, "-o", "m.safetensors"),
     "spec that is no spec": ("spec", "model.py"),
     "unknown command": ("merg", "a.safetensors"),

@@ -1,117 +1,524 @@
 """Properties that every row of the table of merging methods has."""
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samples import (
+    DTYPES,
+    ROWS,
+    VARIANTS,
+    Variant,
+    assert_same_bits,
+    copied,
+    error,
+    evidence_of,
+    floats,
+    normals,
+    random_state,
+    same_bits,
+    sample,
+    scaled,
+)
 
 from weightspace.checkpoints import StateDict
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging import METHODS, merge
 
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-every_method = pytest.mark.parametrize("method", METHODS)
+#: Methods whose result at an element hangs on no sum over the tensor, unless they restore a norm.
+ELEMENTWISE = {
+    *("linear", "task_arithmetic", "wise_ft", "ties", "dare_linear", "dare_ties", "della", "della_linear"),
+    *("breadcrumbs", "breadcrumbs_ties", "nearswap", "arcee_fusion", "ram", "ramplus_tl", "passthrough", "fisher"),
+}
+
+BASED = [variant for variant in VARIANTS if variant.with_base]
+MEANS = [
+    variant
+    for variant in VARIANTS
+    if variant.row.normalised
+    and not variant.with_base
+    and variant.parameters.get("normalize", True)
+    and variant.parameters.get("normalize_weights", True)
+]
+
+SUMMING = [v for v in VARIANTS if v.method not in ELEMENTWISE or v.parameters.get("rescale") or v.random]
+
+every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
+every_row = pytest.mark.parametrize("variant", ROWS, ids=str)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+shapes = st.lists(st.integers(1, 9), max_size=4).map(tuple)
 
 
-def random_state(seed: int, dtype: torch.dtype = torch.float32) -> StateDict:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "layer.weight": torch.randn(7, 5, generator=generator).to(dtype),
-        "layer.bias": torch.randn(7, generator=generator).to(dtype),
-        "scale": torch.randn((), generator=generator).to(dtype),
-        "nothing": torch.empty(0, 3, dtype=dtype),
-        "index": torch.arange(4),
-        "mask": torch.tensor([True, False]),
-    }
+def some_weights(variant: Variant) -> list[float] | None:
+    return [0.3, 1.1, 0.7][: variant.count] if variant.row.weighted else None
 
 
-def bits(tensor: Tensor) -> list[int]:
-    return list(tensor.detach().contiguous().reshape(-1).view(torch.uint8)) if tensor.numel() else []
+@pytest.mark.parametrize("variant", BASED, ids=str)
+def test_models_equal_to_the_base_merge_to_the_base_bit_for_bit(variant: Variant) -> None:
+    for dtype in DTYPES:
+        base = random_state(0, dtype)
+        models = [copied(base) for _ in range(variant.count)]
+        assert_same_bits(variant(models, base, weights=some_weights(variant)), base)
 
 
-def assert_same_bits(found: StateDict, expected: StateDict) -> None:
-    assert list(found) == list(expected)
-    for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype
-        assert found[name].shape == tensor.shape
-        assert bits(found[name]) == bits(tensor), name
+@pytest.mark.parametrize("variant", [variant for variant in BASED if variant.row.weighted], ids=str)
+@given(
+    weights=st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3).filter(lambda weights: abs(sum(weights[:2])) > 1),
+    shape=shapes,
+)
+@settings(max_examples=10, deadline=None)
+def test_the_base_comes_out_bit_for_bit_whatever_the_weights_are(
+    variant: Variant, weights: list[float], shape: tuple[int, ...]
+) -> None:
+    weights[2] = abs(weights[2]) * (1 if sum(weights[:2]) > 0 else -1)  # so that they don't cancel
+    base = {"w": normals(0, shape)}
+    models = [copied(base) for _ in range(variant.count)]
+    assert_same_bits(variant(models, base, weights=weights[: variant.count]), base)
 
 
-@every_method
+@pytest.mark.parametrize("variant", MEANS, ids=str)
 @every_dtype
-@pytest.mark.parametrize("copies", [1, 2, 3, 7])
-def test_copies_merge_to_the_copy_bit_for_bit(method: str, dtype: torch.dtype, copies: int) -> None:
-    state = random_state(0, dtype)
-    state["layer.bias"][0] = -0.0
-    clones = [{name: tensor.clone() for name, tensor in state.items()} for _ in range(copies)]
-    assert_same_bits(merge(clones, method, weights=[0.1 + index for index in range(copies)]), state)
+@given(weights=st.lists(st.floats(1e-3, 1e3), min_size=3, max_size=3), shape=shapes)
+@settings(max_examples=5, deadline=None)
+def test_equal_models_merge_to_the_copy_bit_for_bit_whatever_the_weights_are(
+    variant: Variant, dtype: torch.dtype, weights: list[float], shape: tuple[int, ...]
+) -> None:
+    model = {**random_state(1, dtype), "more": normals(0, shape, dtype)}
+    models = [copied(model) for _ in range(variant.count)]
+    merged = variant(models, weights=weights[: variant.count] if variant.row.weighted else None)
+    assert_same_bits(merged, model)
 
 
-@every_method
-def test_the_inputs_are_unchanged_and_the_result_shares_no_memory_with_them(method: str) -> None:
-    states = [random_state(seed) for seed in range(3)]
-    before = [{name: tensor.clone() for name, tensor in state.items()} for state in states]
-    for tensor in merge(states, method).values():
+@pytest.mark.parametrize("variant", [variant for variant in MEANS if variant.row.models[1] is None], ids=str)
+@pytest.mark.parametrize("copies", [1, 2, 7])
+def test_any_number_of_copies_merges_to_the_copy_bit_for_bit(variant: Variant, copies: int) -> None:
+    model = random_state(1)
+    assert_same_bits(variant([copied(model) for _ in range(copies)]), model)
+
+
+@every_row
+def test_the_inputs_are_unchanged_and_the_result_shares_no_memory_with_them(variant: Variant) -> None:
+    models, base = sample(variant)
+    before = [copied(state) for state in [*models, base]]
+    for tensor in variant(models, base).values():
         tensor.zero_()
-    for state, old in zip(states, before, strict=True):
+    for state, old in zip([*models, base], before, strict=True):
         assert_same_bits(state, old)
 
 
-@every_method
-@every_dtype
-def test_the_dtype_is_kept(method: str, dtype: torch.dtype) -> None:
-    merged = merge([random_state(0, dtype), random_state(1, dtype)], method)
-    assert {merged[name].dtype for name in ("layer.weight", "scale", "nothing")} == {dtype}
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant.row.evidence], ids=str)
+def test_evidence_is_unchanged(variant: Variant) -> None:
+    models, base = sample(variant)
+    evidence = evidence_of(variant.row, models) or []
+    before = [copied(state) for state in evidence]
+    variant(models, base, evidence=evidence)
+    for state, old in zip(evidence, before, strict=True):
+        assert_same_bits(state, old)
 
 
-@every_method
-def test_differing_float_dtypes_are_promoted(method: str) -> None:
-    merged = merge([random_state(0, torch.bfloat16), random_state(1, torch.float16)], method)
-    assert merged["layer.weight"].dtype == torch.float32
+@every_row
+def test_the_same_merge_twice_gives_the_same_bits(variant: Variant) -> None:
+    models, base = sample(variant)
+    assert_same_bits(variant(models, base), variant(models, base))
 
 
-@every_method
-def test_the_order_of_the_names_is_irrelevant(method: str) -> None:
-    a, b = random_state(0), random_state(1)
-    reordered = dict(reversed(list(b.items())))
-    assert_same_bits(merge([a, reordered], method), merge([a, b], method))
+@every_variant
+def test_names_shapes_and_dtypes_are_kept_and_narrow_ones_computed_in_float32_and_rounded_once(
+    variant: Variant,
+) -> None:
+    for dtype in DTYPES:
+        models, base = sample(variant, dtype)
+        merged = variant(models, base)
+        assert list(merged) == list(models[0])
+        wide = torch.promote_types(dtype, torch.float32)
+        exact = merged
+        if wide != dtype:
+            exact = variant([{**model, **{n: t.to(wide) for n, t in floats(model).items()}} for model in models], base)
+        for name, tensor in floats(models[0]).items():
+            assert merged[name].shape == tensor.shape
+            assert merged[name].isfinite().all()
+            assert same_bits(merged[name], exact[name].to(dtype)), name
 
 
-@every_method
-def test_tensors_tied_in_every_model_stay_tied_and_others_do_not(method: str) -> None:
-    def language_model(seed: int, tied: bool) -> StateDict:
-        embedding = torch.randn(6, 2, generator=torch.Generator().manual_seed(seed))
-        return {"embedding": embedding, "head": embedding if tied else embedding + 1}
+@every_row
+def test_differing_float_dtypes_are_promoted(variant: Variant) -> None:
+    dtypes = [torch.bfloat16, torch.float16, torch.bfloat16][: variant.count]
+    models = [random_state(seed, dtype) for seed, dtype in enumerate(dtypes, start=1)]
+    merged = variant(models, random_state(0, torch.bfloat16))
+    expected = torch.bfloat16 if variant.count == 1 else torch.float32
+    assert {tensor.dtype for tensor in floats(merged).values()} == {expected}
 
-    both = merge([language_model(0, True), language_model(1, True)], method)
+
+@pytest.mark.parametrize("variant", [row for row in ROWS if row.with_base], ids=str)
+def test_a_base_of_a_wider_dtype_does_not_widen_the_result(variant: Variant) -> None:
+    models, base = sample(variant, torch.bfloat16)
+    exact = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in base.items()}
+    merged = variant(models, exact)
+    assert {tensor.dtype for tensor in floats(merged).values()} == {torch.bfloat16}
+    for name, tensor in floats(variant(models, base)).items():
+        assert error(merged[name], tensor) < 1e-2, name
+
+
+@every_variant
+def test_the_order_of_the_names_is_irrelevant(variant: Variant) -> None:
+    models, base = sample(variant)
+    turned = [dict(reversed(list(state.items()))) for state in [*models, base]]
+    expected = variant(models, base)
+    assert_same_bits(variant([models[0], *turned[1:-1]], turned[-1]), expected)
+    assert_same_bits(variant(turned[:-1], turned[-1]), dict(reversed(list(expected.items()))))
+
+
+@every_row
+def test_a_view_with_strides_merges_as_its_copy(variant: Variant) -> None:
+    models, base = sample(variant)
+    expected = variant(models, base)
+    turned = [
+        {**state, "tall.weight": state["tall.weight"].T.contiguous().T, "bias": state["bias"].repeat(2, 1).T[:, 0]}
+        for state in [*models, base]
+    ]
+    assert not turned[0]["tall.weight"].is_contiguous()
+    assert_same_bits(variant(turned[:-1], turned[-1]), expected)
+
+
+@pytest.mark.parametrize("variant", [*ROWS, *(variant for variant in SUMMING if variant not in ROWS)], ids=str)
+def test_the_number_of_threads_is_irrelevant(variant: Variant) -> None:
+    """One matrix that torch shares out. Singular vectors hang on the order of LAPACK's sums too, so those to 1e-4: of
+    two near singular values they turn by their rounding over the gap."""
+    shape = (60, 50) if variant.singular else (40, 1000)
+    states = [{"w": normals(seed, shape)} for seed in range(variant.count + 1)]
+    assert torch.get_num_threads() == 1
+    expected = variant(states[1:], states[0])["w"]
+    try:
+        torch.set_num_threads(2)
+        found = variant(states[1:], states[0])["w"]
+    finally:
+        torch.set_num_threads(1)
+    assert error(found, expected) < 1e-4 if variant.singular else same_bits(found, expected)
+
+
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant.row.scale_free], ids=str)
+def test_scaling_everything_by_a_power_of_two_scales_the_result_exactly(variant: Variant) -> None:
+    """Exactly, as no bit but the exponents changes; where singular vectors are in it, to 1e-5."""
+    models, base = sample(variant)
+    unscaled = variant(models, base)
+    for factor in (2.0**-20, 2.0**20):
+        expected = scaled(unscaled, factor)
+        found = variant([scaled(model, factor) for model in models], scaled(base, factor))
+        if not variant.singular:
+            assert_same_bits(found, expected)
+        for name, tensor in floats(expected).items():
+            assert error(found[name], tensor) < 1e-5, name
+
+
+@pytest.mark.parametrize(("method", "parameter"), [("nearswap", "t"), ("ram", "epsilon"), ("ramplus_tl", "epsilon")])
+def test_a_parameter_in_the_unit_of_the_weights_scales_with_them(method: str, parameter: str) -> None:
+    variant = next(row for row in ROWS if row.method == method)
+    models, base = sample(variant)
+    expected = scaled(variant(models, base, parameters={parameter: 0.5}), 2.0**20)
+    large = [scaled(state, 2.0**20) for state in [*models, base]]
+    assert_same_bits(variant(large[:-1], large[-1], parameters={parameter: 0.5 * 2.0**20}), expected)
+    unscaled = variant(large[:-1], large[-1], parameters={parameter: 0.5})
+    assert not torch.equal(unscaled["conv.weight"], expected["conv.weight"])
+
+
+def language_model(seed: int, tied: bool) -> StateDict:
+    embedding = normals(seed, (6, 2))
+    return {"embedding": embedding, "head": embedding if tied else embedding.flip(0).contiguous()}
+
+
+@every_row
+def test_tensors_tied_everywhere_stay_tied_and_others_do_not(variant: Variant) -> None:
+    models, base = [language_model(seed, True) for seed in range(variant.count)], language_model(9, True)
+    both = variant(models, base)
     assert both["head"] is both["embedding"]
-    one = merge([language_model(0, True), language_model(1, False)], method)
+    one = variant([language_model(7, False), *models[1:]], base)
+    assert one["head"] is not one["embedding"]
     assert not torch.equal(one["head"], one["embedding"])
 
 
-@every_method
-def test_parameters_that_require_gradients_merge_to_plain_tensors(method: str) -> None:
-    states = [{"weight": torch.nn.Parameter(torch.ones(2))}, {"weight": torch.nn.Parameter(torch.zeros(2))}]
-    assert not merge(states, method)["weight"].requires_grad
+@every_row
+def test_parameters_that_require_gradients_merge_to_plain_tensors(variant: Variant) -> None:
+    models, base = sample(variant)
+    expected = variant(models, base)
+    trainable: Sequence[Any] = [
+        {n: torch.nn.Parameter(t) if t.is_floating_point() else t for n, t in state.items()}
+        for state in [*models, base]
+    ]
+    merged = variant(trainable[:-1], trainable[-1])
+    assert not any(tensor.requires_grad for tensor in merged.values())
+    assert_same_bits(merged, expected)
 
 
-@every_method
-def test_an_unknown_parameter_is_refused_with_the_known_ones(method: str) -> None:
-    with pytest.raises(WeightspaceError, match="Unknown parameter of method"):
-        merge([random_state(0)], method, parameters={"normalise_it": True})
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if not variant.random], ids=str)
+@given(shape=shapes, pieces=st.integers(5, 60))
+@settings(max_examples=8, deadline=None)
+def test_a_tensor_in_many_pieces_merges_as_in_one(variant: Variant, shape: tuple[int, ...], pieces: int) -> None:
+    states = [{"w": normals(seed, shape)} for seed in range(variant.count + 1)]
+    expected = variant(states[1:], states[0])["w"]
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("stack", "methods.method", "consensus"):
+            patch.setattr(f"weightspace.merging.{module}.PIECE", pieces)
+        found = variant(states[1:], states[0])["w"]
+    if variant.method in ELEMENTWISE and not variant.parameters.get("rescale"):
+        assert same_bits(found, expected)
+    assert error(found, expected) < 1e-6
 
 
-@every_method
+@every_row
+@pytest.mark.parametrize("value", [math.nan, -math.inf], ids=str)
+def test_a_value_that_is_not_finite_is_refused_by_name(variant: Variant, value: float) -> None:
+    models, base = sample(variant)
+    holders = {f"model {variant.count}": models[-1], **({"the base": base} if variant.with_base else {})}
+    for holder, state in holders.items():
+        kept = state["conv.weight"]
+        state["conv.weight"] = kept.clone()
+        state["conv.weight"][0, 1, 2, 0] = value
+        with pytest.raises(WeightspaceError, match=rf"'conv.weight' of {holder} holds (NaN|infinite) values .*1 of"):
+            variant(models, base)
+        state["conv.weight"] = kept
+
+
+@every_variant
+def test_values_that_are_not_finite_are_merged_where_they_are_allowed(variant: Variant) -> None:
+    """What they make of their own tensor is open, but the others come out as ever."""
+    models, base = sample(variant)
+    expected = variant(models, base)
+    damaged = ["scale", "bias", "tall.weight", "conv.weight"]
+    for value in (math.nan, math.inf, -math.inf):
+        spoilt = copied(models[-1])
+        for name in damaged:
+            spoilt[name].view(-1)[:1] = value
+        merged = variant([*models[:-1], spoilt], base, allow_nonfinite=True)
+        assert merged.keys() == expected.keys()
+        others = expected.keys() - damaged if variant.parameters.get("scope") != "model" else ["index"]
+        assert all(same_bits(merged[name], expected[name]) for name in others)
+
+
+@pytest.mark.parametrize("variant", [row for row in ROWS if row.method != "arcee_fusion"], ids=str)
+def test_a_value_that_is_not_finite_does_not_come_out_finite_by_accident(variant: Variant) -> None:
+    """With every element of every model NaN. Arcee fusion, which takes outstanding elements alone, takes none."""
+    models, base = sample(variant)
+    spoilt = [{**model, "bias": torch.full((7,), math.nan)} for model in models]
+    merged = variant(spoilt, base, allow_nonfinite=True)["bias"]
+    assert not merged.isfinite().any()
+
+
+@every_row
+def test_integers_and_bools_are_copied_where_all_models_agree(variant: Variant) -> None:
+    models, base = sample(variant)
+    merged = variant(
+        models, base if variant.row.base == "end" else {**base, "index": torch.zeros(4, dtype=torch.int64)}
+    )
+    assert same_bits(merged["index"], torch.arange(4))
+    assert same_bits(merged["mask"], torch.tensor([True, False]))
+
+
+@pytest.mark.parametrize("variant", [row for row in ROWS if row.count > 1], ids=str)
+def test_integers_that_differ_between_the_models_are_refused_by_name(variant: Variant) -> None:
+    models, base = sample(variant)
+    models[-1]["index"] = torch.tensor([0, 1, 3, 2])
+    with pytest.raises(WeightspaceError, match=r"'index' holds torch.int64 .* differ in 2 of 4"):
+        variant(models, base)
+
+
+@pytest.mark.parametrize("variant", [row for row in ROWS if row.row.base == "end"], ids=str)
+def test_integers_that_differ_between_the_ends_of_a_line_are_refused_by_name(variant: Variant) -> None:
+    models, base = sample(variant)
+    base["index"] = torch.tensor([0, 1, 3, 2])
+    with pytest.raises(WeightspaceError, match=r"'index' holds torch.int64 .* differ in 2 of 4"):
+        variant(models, base)
+
+
+@pytest.mark.parametrize("variant", [row for row in ROWS if row.count > 1], ids=str)
+def test_of_counters_of_batches_the_largest_is_kept(variant: Variant) -> None:
+    models, base = sample(variant)
+    for index, model in enumerate(models):
+        model["norm.num_batches_tracked"] = torch.tensor(40 - index)
+    base["norm.num_batches_tracked"] = torch.tensor(90)
+    assert variant(models, base)["norm.num_batches_tracked"].item() == 40
+
+
+@every_row
+def test_an_unknown_parameter_is_refused_with_the_known_ones(variant: Variant) -> None:
+    models, base = sample(variant)
+    with pytest.raises(WeightspaceError, match=f"Unknown parameter of method '{variant.method}'"):
+        variant(models, base, parameters={"normalise_it": True})
+
+
+@pytest.mark.parametrize(
+    ("variant", "name"), [(row, parameter.name) for row in ROWS for parameter in row.row.parameters], ids=str
+)
+def test_values_that_a_parameter_cannot_have_are_refused(variant: Variant, name: str) -> None:
+    models, base = sample(variant)
+    parameter = next(one for one in variant.row.parameters if one.name == name)
+    wrong: list[Any] = ["nonsense", [[]]]
+    if not parameter.choices:
+        wrong += [math.nan, math.inf, 2] if isinstance(parameter.default, bool) else [math.nan, math.inf, True]
+    if parameter.low > -math.inf:
+        wrong.append(parameter.low - 1)
+    if parameter.high < math.inf:
+        wrong.append(parameter.high * 2 + 1)
+    if isinstance(parameter.default, int):
+        wrong.append(1.5)
+    wrong.append([0.5] * (variant.count + 1))
+    for value in wrong:
+        with pytest.raises(WeightspaceError, match=rf"arameter '{name}'"):
+            variant(models, base, parameters={name: value})
+
+
+@pytest.mark.parametrize("variant", [row for row in ROWS if row.parameters], ids=str)
+def test_a_parameter_without_a_default_has_to_be_given(variant: Variant) -> None:
+    models, base = sample(variant)
+    with pytest.raises(WeightspaceError, match=f"Method '{variant.method}' needs the parameter 't'"):
+        merge(models, variant.method, base=base)
+
+
+@every_row
 @pytest.mark.parametrize("damage", ["missing", "extra", "shape", "kind"])
-def test_models_that_do_not_fit_together_are_refused(method: str, damage: str) -> None:
-    a, b = random_state(0), random_state(1)
+def test_models_that_do_not_fit_together_are_refused(variant: Variant, damage: str) -> None:
+    models, base = sample(variant)
+    last = models[-1] if variant.count > 1 else base
+    if variant.count == 1 and not variant.with_base:
+        models = [*models, last]
     if damage == "missing":
-        del b["scale"]
+        del last["scale"]
     if damage == "extra":
-        b["more"] = torch.ones(1)
+        last["more"] = torch.ones(1)
     if damage == "shape":
-        b["layer.bias"] = torch.ones(6)
+        last["bias"] = torch.ones(6)
     if damage == "kind":
-        b["layer.bias"] = torch.ones(7, dtype=torch.int64)
-    with pytest.raises(CheckpointError, match="model 1 and model 2"):
-        merge([a, b], method)
+        last["bias"] = torch.ones(7, dtype=torch.int64)
+    with pytest.raises(CheckpointError, match=r"model 1 and (model \d|the base) do not fit"):
+        variant(models, base)
+
+
+@pytest.mark.parametrize("variant", [row for row in ROWS if row.with_base], ids=str)
+def test_a_base_that_does_not_fit_is_refused(variant: Variant) -> None:
+    models, base = sample(variant)
+    base["bias"] = torch.ones(6)
+    with pytest.raises(CheckpointError, match="model 1 and the base do not fit"):
+        variant(models, base)
+
+
+@every_row
+def test_a_base_is_taken_by_the_methods_that_have_one_and_by_no_others(variant: Variant) -> None:
+    models, base = sample(variant)
+    arguments: dict[str, Any] = {"parameters": variant.parameters, "evidence": evidence_of(variant.row, models)}
+    if variant.row.base == "none":
+        with pytest.raises(WeightspaceError, match="has no base"):
+            merge(models, variant.method, base=base, **arguments)
+    elif variant.row.base in ("required", "end"):
+        with pytest.raises(WeightspaceError, match="needs a base"):
+            merge(models, variant.method, **arguments)
+    else:
+        plain = merge(models, variant.method, **arguments)["bias"]
+        assert not torch.equal(merge(models, variant.method, base=base, **arguments)["bias"], plain)
+
+
+@pytest.mark.parametrize("variant", [row for row in ROWS if row.row.base == "end"], ids=str)
+def test_the_first_of_two_models_is_the_end_where_no_base_is_named(variant: Variant) -> None:
+    models, base = sample(variant)
+    found = merge([base, *models], variant.method, parameters=variant.parameters)
+    assert_same_bits(found, variant(models, base))
+
+
+@pytest.mark.parametrize("variant", [row for row in ROWS if row.with_base], ids=str)
+def test_a_base_that_is_also_among_the_models_is_none_of_them(variant: Variant) -> None:
+    models, base = sample(variant)
+    assert_same_bits(variant([base, *models], base), variant(models, base))
+
+
+@every_row
+def test_a_number_of_models_that_a_method_does_not_take_is_refused(variant: Variant) -> None:
+    low, high = variant.row.models
+    for count in {low - 1, *([] if high is None else [high + 1])} - {0}:
+        models = [random_state(seed) for seed in range(1, count + 1)]
+        with pytest.raises(WeightspaceError, match=rf"takes {low}.* models.*, found {count}"):
+            variant(models, random_state(0))
+
+
+@every_row
+def test_weights_are_one_finite_number_a_model_and_only_where_models_have_weights(variant: Variant) -> None:
+    models, base = sample(variant)
+    wrong = {
+        "4 weights for": [1.0] * 4,
+        "Weights are finite": [math.nan, *[1.0] * (variant.count - 1)],
+        "finite numbers": [math.inf, *[1.0] * (variant.count - 1)],
+    }
+    for message, weights in wrong.items():
+        with pytest.raises(WeightspaceError, match=message if variant.row.weighted else "has no weights"):
+            variant(models, base, weights=weights)
+
+
+@every_row
+def test_evidence_is_needed_by_the_methods_that_have_it_and_refused_by_the_others(variant: Variant) -> None:
+    models, base = sample(variant)
+    wrong = None if variant.row.evidence else [copied(model) for model in models]
+    with pytest.raises(WeightspaceError, match="needs .* evidence" if variant.row.evidence else "no use for evidence"):
+        merge(
+            models,
+            variant.method,
+            base=base if variant.with_base else None,
+            parameters=variant.parameters,
+            evidence=wrong,
+        )
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("linear", {}),
+        ("multislerp", {}),
+        ("task_arithmetic", {"normalize": True}),
+        ("dare_linear", {"normalize": True}),
+        ("della_linear", {"normalize": True}),
+        ("breadcrumbs", {"normalize": True}),
+        ("knots", {"inner": "task_arithmetic"}),
+        ("core_space", {"inner": "task_arithmetic"}),
+    ],
+)
+def test_weights_that_cancel_are_refused_where_a_method_divides_by_their_sum(
+    method: str, parameters: dict[str, Any]
+) -> None:
+    variant = Variant(method, parameters, METHODS[method].base == "required")
+    models, base = sample(variant)
+    with pytest.raises(WeightspaceError, match="sum to 0"):
+        variant(models, base, weights=[1, -0.75, -0.25])
+    other = {"normalize_weights" if method == "multislerp" else "normalize": False}
+    merged = variant(models, base, weights=[1, -0.75, -0.25], parameters=other)
+    assert all(tensor.isfinite().all() for tensor in floats(merged).values())
+
+
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if not variant.random], ids=str)
+def test_the_models_may_come_in_any_order(variant: Variant) -> None:
+    """To the rounding of their sum."""
+    models, base = sample(variant)
+    evidence = evidence_of(variant.row, models)
+    weights = [0.5, 0.25, 0.125][: variant.count] if variant.row.weighted else None
+    density = variant.parameters.get("density")
+    expected = variant(models, base, weights=weights)
+    found = variant(
+        models[::-1],
+        base,
+        weights=weights and weights[::-1],
+        parameters={"density": density[::-1]} if isinstance(density, list) else {},
+        evidence=evidence and evidence[::-1],
+    )
+    for name, tensor in floats(expected).items():
+        assert error(found[name], tensor) < (1e-4 if variant.singular else 2e-6), name
+
+
+def test_the_table_says_what_its_rows_do() -> None:
+    for name, row in METHODS.items():
+        assert row.name == name
+        assert row.formula
+        assert "https://" in row.source
+        low, high = row.models
+        assert low >= 1
+        assert high is None or low <= high
+        assert len({parameter.name for parameter in row.parameters}) == len(row.parameters)
+        assert all(parameter.help for parameter in row.parameters)

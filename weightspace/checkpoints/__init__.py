@@ -13,7 +13,7 @@ from weightspace.lazy import resolver
 if TYPE_CHECKING:
     from weightspace.checkpoints.comparison import Comparison, Difference, TensorDistance, compare
     from weightspace.checkpoints.files import load_checkpoint, load_metadata, save_checkpoint
-    from weightspace.checkpoints.provenance import provenance
+    from weightspace.checkpoints.origins import provenance
     from weightspace.checkpoints.state import StateDict, check_compatible, check_finite
     from weightspace.checkpoints.summary import CheckpointSummary, TensorSummary, summarise
 
@@ -30,7 +30,7 @@ _HOMES = {
     "compare": "comparison",
     "load_checkpoint": "files",
     "load_metadata": "files",
-    "provenance": "provenance",
+    "provenance": "origins",
     "save_checkpoint": "files",
     "summarise": "summary",
 }

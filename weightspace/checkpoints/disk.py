@@ -60,7 +60,7 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
 
 @contextmanager
@@ -81,12 +81,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         try:
             staging.mkdir()
             yield staging
-            _sync_folder(staging)
+            sync_folder(staging)
             _swap(staging, target)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
 
 def _swap(staging: Path, target: Path) -> None:
@@ -108,7 +108,7 @@ def _beside(target: Path, ending: str) -> Path:
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{ending}")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Force the names in a folder to the disk, where the file system can."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

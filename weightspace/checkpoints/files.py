@@ -12,29 +12,30 @@ from pathlib import Path
 from typing import TypeAlias
 
 from weightspace.checkpoints.disk import replacing_file, replacing_folder, synced_file
+from weightspace.checkpoints.fetching import fetched_path, local_path
 from weightspace.checkpoints.folder import (
+    SAFETENSORS_SUFFIX,
+    TORCH_SUFFIXES,
     WEIGHTS,
     check_replaceable,
     copy_companions,
+    file_suffix,
     find_weights,
     index_metadata,
     read_folder,
 )
 from weightspace.checkpoints.safetensors_file import (
-    TIED,
     read_safetensors,
     read_safetensors_metadata,
     write_safetensors,
 )
+from weightspace.checkpoints.safetensors_header import TIED
 from weightspace.checkpoints.state import StateDict, check_finite, check_storable, without_prefix
 from weightspace.checkpoints.torch_file import read_torch, read_torch_metadata, write_torch
 from weightspace.errors import CheckpointError
 
 #: Where a checkpoint is or shall be.
 StrPath: TypeAlias = str | os.PathLike[str]
-
-_TORCH = (".pt", ".pth", ".bin")
-_SAFETENSORS = ".safetensors"
 
 
 def load_checkpoint(
@@ -45,7 +46,8 @@ def load_checkpoint(
     Changing a tensor in place never changes the file. Tied tensors come back tied.
 
     Args:
-        path: a ``.safetensors`` file, a torch file (``.pt``, ``.pth``, ``.bin``) or a Hugging Face folder.
+        path: a ``.safetensors`` file, a torch file (``.pt``, ``.pth``, ``.bin``) or a Hugging Face folder; or, as a
+            string, a URL of one (``hf://org/model``), which is brought into ``$WEIGHTSPACE_CACHE`` first.
         strip_prefix: taken off every name that starts with it, for example ``"module."``.
         key: the entry of a torch file that holds the state dict, ``""`` for the top level; by default the top
             level, or ``state_dict``, ``model_state_dict`` or ``model``. Other formats are flat and ignore it.
@@ -58,7 +60,7 @@ def load_checkpoint(
         CheckpointError: the checkpoint is missing, damaged, ambiguous, needs code to be unpickled, or is not
             finite.
     """
-    path = Path(path)
+    path = fetched_path(path)
     state = read_folder(path, lambda file: _read(file, key)) if path.is_dir() else _read(path, key)
     if strip_prefix:
         state = without_prefix(state, strip_prefix, path)
@@ -95,8 +97,8 @@ def save_checkpoint(
     check_storable(state, path)
     kept = _checked_metadata(metadata or {}, path)
     suffix = path.suffix.lower()
-    if suffix in _TORCH or suffix == _SAFETENSORS:
-        write = write_torch if suffix in _TORCH else write_safetensors
+    if suffix in TORCH_SUFFIXES or suffix == SAFETENSORS_SUFFIX:
+        write = write_torch if suffix in TORCH_SUFFIXES else write_safetensors
         with replacing_file(path) as file:
             write(state, file, kept, path)
         return
@@ -116,45 +118,20 @@ def load_metadata(path: StrPath) -> dict[str, str]:
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
     """
-    path = Path(path)
+    path = local_path(path)
     if path.is_dir():
         weights = find_weights(path)
         if weights.index is not None:
             return index_metadata(weights.entrance)
         path = weights.entrance
-    return read_torch_metadata(path) if _suffix(path) in _TORCH else read_safetensors_metadata(path)
-
-
-def weight_files(path: StrPath) -> tuple[Path, ...]:
-    """Return the files that hold a checkpoint's weights: the file itself, or those of the folder by name.
-
-    Raises:
-        CheckpointError: the checkpoint is missing, or a shard is.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return find_weights(path).files
-    _suffix(path)
-    return (path,)
+    return read_torch_metadata(path) if file_suffix(path) in TORCH_SUFFIXES else read_safetensors_metadata(path)
 
 
 def _read(path: Path, key: str | None) -> StateDict:
     """Read one file."""
-    state = read_torch(path, key) if _suffix(path) in _TORCH else read_safetensors(path)
+    state = read_torch(path, key) if file_suffix(path) in TORCH_SUFFIXES else read_safetensors(path)
     check_storable(state, path)
     return state
-
-
-def _suffix(path: Path) -> str:
-    """Return the lower-case ending of an existing checkpoint file."""
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist. Expected a checkpoint file or folder; is the path right?")
-    suffix = path.suffix.lower()
-    if not path.is_file() or suffix not in (*_TORCH, _SAFETENSORS):
-        raise CheckpointError(
-            f"{path} is not a checkpoint: expected a folder, or a file ending in {', '.join((_SAFETENSORS, *_TORCH))}."
-        )
-    return suffix
 
 
 def _checked_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,24 +20,35 @@ from weightspace.errors import CheckpointError
 if TYPE_CHECKING:
     from weightspace.checkpoints.state import StateDict
 
+#: How the name of one file of weights ends.
+SAFETENSORS_SUFFIX = ".safetensors"
+TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+
 #: The file of weights in a folder that we write.
 WEIGHTS = "model.safetensors"
 
 #: What may hold the weights, best first.
-_ENTRANCES = (WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+ENTRANCES = (WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 #: Every file that holds weights or says where they are.
-_WEIGHT_FILES = (*_ENTRANCES, "model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
+_WEIGHT_FILES = (*ENTRANCES, "model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
 
-#: What belongs to a model beside its weights: copied to a new folder, and replaced with an old one.
+#: What belongs to a model beside its weights and tokenizer: copied to a new folder, and replaced with an old one.
 _COMPANIONS = (
     *("config.json", "generation_config.json", "open_clip_config.json"),
+    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
+)
+
+#: Those of the companions that are the tokenizer.
+_TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
     *("special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "*.tiktoken"),
-    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
     *("chat_template.json", "chat_template.jinja"),
 )
+
+#: The model card: written anew with every merge, so that it never speaks of other weights.
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -61,14 +72,14 @@ def find_weights(folder: Path) -> Weights:
     Raises:
         CheckpointError: there are none, the index is damaged, or a shard is missing.
     """
-    entrance = next((folder / name for name in _ENTRANCES if (folder / name).is_file()), None)
+    entrance = next((folder / name for name in ENTRANCES if (folder / name).is_file()), None)
     if entrance is None:
         found = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".pt", ".pth"))
         hint = f" It holds {', '.join(found[:3])}: name the file itself." if found else ""
-        raise CheckpointError(f"{folder} holds no checkpoint: expected one of {', '.join(_ENTRANCES)}.{hint}")
+        raise CheckpointError(f"{folder} holds no checkpoint: expected one of {', '.join(ENTRANCES)}.{hint}")
     if entrance.suffix != ".json":
         return Weights(entrance, (entrance,), None)
-    index = _read_index(entrance)["weight_map"]
+    index = read_index(entrance)["weight_map"]
     files = tuple(folder / shard for shard in sorted(set(index.values())))
     for file in files:
         if not file.is_file():
@@ -81,6 +92,33 @@ def find_weights(folder: Path) -> Weights:
     return Weights(entrance, files, index)
 
 
+def weight_files(path: Path) -> tuple[Path, ...]:
+    """Return the files that hold a checkpoint's weights: the file itself, or those of the folder by name.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, or a shard is.
+    """
+    if path.is_dir():
+        return find_weights(path).files
+    file_suffix(path)
+    return (path,)
+
+
+def file_suffix(path: Path) -> str:
+    """Return the lower-case ending of an existing checkpoint file.
+
+    Raises:
+        CheckpointError: there is no such file, or it is no checkpoint by its name.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist. Expected a checkpoint file or folder; is the path right?")
+    suffix = path.suffix.lower()
+    if not path.is_file() or suffix not in (*TORCH_SUFFIXES, SAFETENSORS_SUFFIX):
+        endings = ", ".join((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES))
+        raise CheckpointError(f"{path} is not a checkpoint: expected a folder, or a file ending in {endings}.")
+    return suffix
+
+
 def read_folder(folder: Path, read_file: Callable[[Path], StateDict]) -> StateDict:
     """Return all tensors of a folder, in the order of its index if it has shards.
 
@@ -91,20 +129,37 @@ def read_folder(folder: Path, read_file: Callable[[Path], StateDict]) -> StateDi
     if weights.index is None:
         return read_file(weights.files[0])
     shards = {file.name: read_file(file) for file in weights.files}
-    for name, shard in weights.index.items():
+    check_index(folder, weights.entrance, weights.index, shards)
+    return {name: shards[shard][name] for name, shard in weights.index.items()}
+
+
+def check_index(
+    folder: Path, entrance: Path, index: Mapping[str, str], shards: Mapping[str, Mapping[str, object]]
+) -> None:
+    """Check that an index and its shards agree about every tensor.
+
+    Args:
+        folder: the checkpoint.
+        entrance: the file of the index.
+        index: tensor -> name of its shard.
+        shards: name of a shard -> what it holds, by name of the tensor.
+
+    Raises:
+        CheckpointError: they disagree; the message names a tensor and its shard.
+    """
+    for name, shard in index.items():
         if name not in shards[shard]:
             raise CheckpointError(
-                f"{folder / shard} lacks tensor {name!r}, which {weights.entrance.name} says it holds. "
+                f"{folder / shard} lacks tensor {name!r}, which {entrance.name} says it holds. "
                 "Do index and shards come from one checkpoint?"
             )
     for shard, tensors in shards.items():
         for name in tensors:
-            if weights.index.get(name) != shard:
+            if index.get(name) != shard:
                 raise CheckpointError(
-                    f"{folder / shard} holds tensor {name!r}, which {weights.entrance.name} "
+                    f"{folder / shard} holds tensor {name!r}, which {entrance.name} "
                     "does not place there. Do index and shards come from one checkpoint?"
                 )
-    return {name: shards[shard][name] for name, shard in weights.index.items()}
 
 
 def index_metadata(entrance: Path) -> dict[str, str]:
@@ -113,7 +168,7 @@ def index_metadata(entrance: Path) -> dict[str, str]:
     Raises:
         CheckpointError: the index is damaged.
     """
-    metadata = _read_index(entrance).get("metadata", {})
+    metadata = read_index(entrance).get("metadata", {})
     if not isinstance(metadata, dict):
         raise CheckpointError(f"{entrance}: the metadata must be an object, found {type(metadata).__name__}.")
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
@@ -130,9 +185,9 @@ def check_replaceable(folder: Path) -> None:
             return
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is a file; expected a folder, or a name that ends in .safetensors or .pt.")
-        known = (*_WEIGHT_FILES, *_COMPANIONS)
+        known = (*_WEIGHT_FILES, *_COMPANIONS, *_TOKENIZER, CARD)
         files = sorted(folder.iterdir())
-        if files and not any((folder / name).is_file() for name in _ENTRANCES):
+        if files and not any((folder / name).is_file() for name in ENTRANCES):
             raise CheckpointError(
                 f"{folder} exists and is not a checkpoint: it holds {files[0].name!r}. Choose a new folder."
             )
@@ -144,18 +199,28 @@ def check_replaceable(folder: Path) -> None:
                 )
 
 
-def copy_companions(source: Path, folder: Path) -> None:
-    """Copy configuration and tokenizer files from one folder into another."""
+def is_companion(name: str, *, tokenizer_only: bool = False) -> bool:
+    """Return whether a file of that name is configuration or tokenizer (or: tokenizer)."""
+    return any(fnmatch(name, pattern) for pattern in (_TOKENIZER if tokenizer_only else (*_COMPANIONS, *_TOKENIZER)))
+
+
+def copy_companions(source: Path, folder: Path, *, tokenizer_only: bool = False) -> None:
+    """Copy configuration and tokenizer files from one folder into another, over those that are there."""
     with one_line_errors(source, "read"):
         files = sorted(path for path in source.iterdir() if path.is_file())
     for path in files:
-        if any(fnmatch(path.name, pattern) for pattern in _COMPANIONS):
+        if is_companion(path.name, tokenizer_only=tokenizer_only):
+            (folder / path.name).unlink(missing_ok=True)
             with open(path, "rb") as original, synced_file(folder / path.name) as copy:
                 shutil.copyfileobj(original, copy)
 
 
-def _read_index(path: Path) -> dict[str, Any]:
-    """Return an index whose ``weight_map`` maps tensor names to names of files beside it."""
+def read_index(path: Path) -> dict[str, Any]:
+    """Return an index whose ``weight_map`` maps tensor names to names of files beside it.
+
+    Raises:
+        CheckpointError: it is damaged, or places a tensor elsewhere.
+    """
     with one_line_errors(path, "read"):
         try:
             index = json.loads(path.read_bytes())

@@ -14,12 +14,16 @@ from typing import BinaryIO
 import torch
 
 from weightspace.checkpoints.dtypes import NAMES
-from weightspace.checkpoints.safetensors_header import METADATA, Entry, Header, encode_header, read_header
+from weightspace.checkpoints.safetensors_header import (
+    METADATA,
+    TIED,
+    encode_header,
+    place_entries,
+    read_header,
+    tied_entries,
+)
 from weightspace.checkpoints.state import StateDict, dtype_name, tied_names
 from weightspace.errors import CheckpointError
-
-#: Metadata key of the tied names.
-TIED = "weightspace.tied"
 
 
 def read_safetensors(path: Path) -> StateDict:
@@ -38,7 +42,7 @@ def read_safetensors(path: Path) -> StateDict:
             state = {name: file.get_tensor(name) for name in header.entries}
     except Exception as error:  # the header passed our checks: whatever it is, the file is at fault
         raise CheckpointError(f"{path} cannot be read: {_first_line(error)}.") from error
-    for name, owner in _tied(path, header).items():
+    for name, owner in tied_entries(path, header).items():
         state[name] = state[owner]
     return state
 
@@ -71,7 +75,7 @@ def write_safetensors(state: StateDict, file: BinaryIO, metadata: dict[str, str]
                 "Convert it, or save to a .pt file."
             )
     record = {TIED: json.dumps(tied)} if tied else {}
-    entries = _layout(stored)
+    entries = place_entries({name: (NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in stored.items()})
     try:
         file.write(encode_header(entries, {"format": "pt", **metadata, **record}))
     except UnicodeEncodeError as error:
@@ -80,40 +84,11 @@ def write_safetensors(state: StateDict, file: BinaryIO, metadata: dict[str, str]
         _write_tensor(stored[name], file)
 
 
-def _layout(state: StateDict) -> dict[str, Entry]:
-    """Give each tensor its place: wide dtypes first, so that each starts at a multiple of its item size."""
-    places: dict[str, Entry] = {}
-    end = 0
-    for name, tensor in sorted(state.items(), key=lambda item: -item[1].dtype.itemsize):
-        start, end = end, end + tensor.numel() * tensor.dtype.itemsize
-        places[name] = Entry(NAMES[tensor.dtype], tuple(tensor.shape), start, end)
-    return {name: places[name] for name in state}
-
-
 def _write_tensor(tensor: torch.Tensor, file: BinaryIO) -> None:
     """Write the elements in row-major order."""
     if tensor.numel():
         plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
         file.write(plain.reshape(-1).view(torch.uint8).numpy().data)
-
-
-def _tied(path: Path, header: Header) -> dict[str, str]:
-    """Return name -> stored name as recorded in the metadata."""
-    if TIED not in header.metadata:
-        return {}
-    try:
-        tied = json.loads(header.metadata[TIED])
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the metadata {TIED!r} is not valid JSON ({error}).") from error
-    if not isinstance(tied, dict):
-        raise CheckpointError(f"{path}: the metadata {TIED!r} must map names to names.")
-    for name, owner in tied.items():
-        if name in header.entries or not isinstance(owner, str) or owner not in header.entries:
-            raise CheckpointError(
-                f"{path}: the metadata {TIED!r} ties {name!r} to {owner!r}, "
-                "expected a name without data tied to one with."
-            )
-    return tied
 
 
 def _first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +24,9 @@ ITEMSIZES: dict[str, int] = {
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8},
     **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1},
 }
+
+#: Metadata key of the tied names: a JSON object *name -> stored name*.
+TIED = "weightspace.tied"
 
 #: Longest header that the format allows, in bytes.
 MAX_HEADER = 100_000_000
@@ -77,6 +81,46 @@ def encode_header(entries: dict[str, Entry], metadata: dict[str, str]) -> bytes:
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
+
+
+def place_entries(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Entry]:
+    """Give each tensor its place: wide dtypes first, so that each starts at a multiple of its item size.
+
+    Args:
+        tensors: name -> the format's name of the dtype, and the shape.
+
+    Returns:
+        The entries in the order of ``tensors``.
+    """
+    places: dict[str, Entry] = {}
+    end = 0
+    for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: -ITEMSIZES[item[1][0]]):
+        start, end = end, end + math.prod(shape) * ITEMSIZES[dtype]
+        places[name] = Entry(dtype, shape, start, end)
+    return {name: places[name] for name in tensors}
+
+
+def tied_entries(path: Path, header: Header) -> dict[str, str]:
+    """Return name -> stored name of the tied tensors, as recorded in the metadata.
+
+    Raises:
+        CheckpointError: the record is damaged.
+    """
+    if TIED not in header.metadata:
+        return {}
+    try:
+        tied = json.loads(header.metadata[TIED])
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the metadata {TIED!r} is not valid JSON ({error}).") from error
+    if not isinstance(tied, dict):
+        raise CheckpointError(f"{path}: the metadata {TIED!r} must map names to names.")
+    for name, owner in tied.items():
+        if name in header.entries or not isinstance(owner, str) or owner not in header.entries:
+            raise CheckpointError(
+                f"{path}: the metadata {TIED!r} ties {name!r} to {owner!r}, "
+                "expected a name without data tied to one with."
+            )
+    return tied
 
 
 def _json_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:

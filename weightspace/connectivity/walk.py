@@ -15,8 +15,8 @@ from weightspace.connectivity.path import interpolated
 from weightspace.connectivity.statistics import SEED, has_batchnorm_statistics, reset_batchnorm
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
-from weightspace.tasks.protocol import Split, Task
-from weightspace.tasks.threads import threads_of, torch_threads
+from weightspace.tasks.protocol import Split, Task, threads_of
+from weightspace.threads import torch_threads
 
 Statistics: TypeAlias = Literal["auto", "none", "reset"]
 

@@ -7,8 +7,8 @@ The pivot ``p`` is the input of the largest coefficient: the line has the same e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from functools import reduce
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ def affine(tensors: Sequence[Tensor], coefficients: Sequence[float], total: floa
     """Return ``Σ c_i x_i``, of one shape with every input, in a new tensor.
 
     Args:
-        tensors: float tensors of one shape and dtype; the arithmetic is in this dtype (see ``widened``).
+        tensors: float tensors of one shape and dtype; the arithmetic is in this dtype (see ``precision``).
         coefficients: one a tensor; a tensor with coefficient 0 isn't looked at, be it NaN or not.
         total: what the coefficients sum to, given so that their rounding doesn't scale the result.
 
@@ -27,31 +27,46 @@ def affine(tensors: Sequence[Tensor], coefficients: Sequence[float], total: floa
     """
     pivot = max(range(len(tensors)), key=lambda index: abs(coefficients[index]))
     origin = tensors[pivot]
-    shift = torch.zeros_like(origin)
-    for index, (tensor, coefficient) in enumerate(zip(tensors, coefficients, strict=True)):
-        if index != pivot and coefficient != 0:
-            shift.add_(tensor - origin, alpha=coefficient)
-    start = origin if total == 1 else origin * total
-    # Where nothing moves the input stays as it is: -0.0 + 0.0 would lose its sign.
-    combined = torch.where(shift == 0, start, start + shift)
+    others = [index for index in range(len(tensors)) if index != pivot and coefficients[index] != 0]
+    if total == 1 and len(others) == 1 and 0.5 <= coefficients[pivot] <= 1:
+        combined = torch.lerp(tensors[others[0]], origin, coefficients[pivot])  # the same formula in one pass
+    else:
+        start = origin if total == 1 else origin * total
+        combined = _shifted(start, origin, [tensors[i] for i in others], [coefficients[i] for i in others])
+    if math.isfinite(combined.abs().sum().item() if combined.is_complex() else combined.sum().item()):
+        return combined
     finite = torch.isfinite(combined)
     return combined if bool(finite.all()) else torch.where(finite, combined, _plain(tensors, coefficients))
 
 
-def output_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
-    """Return the dtype of a combination: the common one, or the promotion of differing ones."""
-    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+def shifted(origin: Tensor, tensors: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
+    """Return ``b + Σ c_i (x_i − b)`` in a new tensor; where nothing differs from ``b``, its very bits.
 
-
-def widened(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors in the dtype to compute in: that of the output, float32 at least.
-
-    A tensor that is in this dtype already is returned itself, not a copy.
+    Args:
+        origin: ``b``.
+        tensors: ``x_i``, of one shape and dtype with ``b``.
+        coefficients: one a tensor; a tensor with coefficient 0 isn't looked at.
     """
-    dtype = output_dtype(tensors)
-    # float8 has no promotion rules of its own; float32 holds every value of it.
-    wide = torch.float32 if dtype.itemsize == 1 else torch.promote_types(dtype, torch.float32)
-    return [tensor.detach().to(wide) for tensor in tensors]
+    used = [(tensor, factor) for tensor, factor in zip(tensors, coefficients, strict=True) if factor != 0]
+    return _shifted(origin, origin, [tensor for tensor, _ in used], [factor for _, factor in used])
+
+
+def _shifted(start: Tensor, origin: Tensor, tensors: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
+    """Return ``start + Σ c_i (x_i − origin)``, computed as ``start − Σ |c_i| (±(origin − x_i))``.
+
+    Equal tensors differ by +0.0 either way round, and ``x − (+0.0)`` is ``x`` for both zeros; ``x + 0.0`` is not.
+    """
+    if not tensors:
+        return start.clone()
+    moves = [
+        origin - tensor if factor > 0 else tensor - origin for tensor, factor in zip(tensors, factors, strict=True)
+    ]
+    if len(moves) == 1:
+        return start.sub(moves[0], alpha=abs(factors[0]))
+    shift = moves[0].mul_(abs(factors[0]))
+    for move, factor in zip(moves[1:], factors[1:], strict=True):
+        shift.add_(move, alpha=abs(factor))
+    return start - shift
 
 
 def _plain(tensors: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:

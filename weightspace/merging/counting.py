@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weightspace.errors import WeightspaceError
-from weightspace.merging.affine import output_dtype
+from weightspace.merging.precision import output_dtype
 
 _COUNTER = "num_batches_tracked"
 
@@ -27,7 +27,7 @@ def agreed(name: str, tensors: Sequence[Tensor]) -> Tensor:
     Raises:
         WeightspaceError: the tensors differ.
     """
-    dtype = output_dtype(tensors)
+    dtype = output_dtype(tensor.dtype for tensor in tensors)
     values = [tensor.detach().to(dtype) for tensor in tensors]
     if name.rpartition(".")[2] == _COUNTER:
         return torch.stack(values).amax(dim=0)

@@ -13,8 +13,9 @@ from torch import Tensor
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.measure import is_inexact
 from weightspace.errors import WeightspaceError
-from weightspace.merging.affine import affine, output_dtype, widened
+from weightspace.merging.affine import affine
 from weightspace.merging.counting import agreed
+from weightspace.merging.precision import output_dtype, widened
 from weightspace.merging.tying import by_name
 
 
@@ -47,7 +48,7 @@ def between(name: str, a: Tensor, b: Tensor, position: float) -> Tensor:
     Integer tensors are those of ``a`` or ``b`` at the ends, and what the two agree on elsewhere.
     """
     if is_inexact(a):
-        return affine(widened([a, b]), (1 - position, position)).to(output_dtype([a, b]))
+        return affine(widened([a, b]), (1 - position, position)).to(output_dtype((a.dtype, b.dtype)))
     if position in (0, 1):
-        return (b if position else a).detach().to(output_dtype([a, b]), copy=True)
+        return (b if position else a).detach().to(output_dtype((a.dtype, b.dtype)), copy=True)
     return agreed(name, [a, b])

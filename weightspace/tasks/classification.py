@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from weightspace.errors import WeightspaceError
 from weightspace.tasks.protocol import SPLITS, Recipe, Split
-from weightspace.tasks.threads import torch_threads
+from weightspace.threads import torch_threads
 
 #: Examples scored at a time: bounds the memory, and is the same for every caller, so that sums round alike.
 _SCORED_AT_ONCE = 512

@@ -77,6 +77,11 @@ class Recipe:
     threads: int | None = 1
 
 
+def threads_of(task: Task) -> int | None:
+    """Return the number of threads that the task's recipe asks for; None if it has no recipe or no wish."""
+    return getattr(getattr(task, "recipe", None), "threads", None)
+
+
 def objective_value(task: Task, scores: Mapping[str, float]) -> float:
     """Return the task's objective out of its scores, as a number that is better when it is larger.
 

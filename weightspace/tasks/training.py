@@ -13,7 +13,7 @@ import torch
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.tasks.protocol import Recipe, Task
-from weightspace.tasks.threads import torch_threads
+from weightspace.threads import torch_threads
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weightspace.checkpoints.disk import one_line_errors
-from weightspace.checkpoints.files import StrPath, weight_files
+from weightspace.checkpoints.folder import weight_files
+from weightspace.checkpoints.hashing import sha256_of
 from weightspace.errors import CheckpointError
 from weightspace.version import __version__
 
-_PIECE = 2**20
 
-
-def provenance(inputs: Sequence[StrPath], method: str, parameters: Mapping[str, Any]) -> dict[str, str]:
+def provenance(inputs: Sequence[str | Path], method: str, parameters: Mapping[str, Any]) -> dict[str, str]:
     """Describe how a checkpoint was made, to be passed to ``save_checkpoint`` as metadata.
 
     There is no time and no folder of somebody's machine in it: the same inputs give the same bytes anywhere.
@@ -35,13 +32,26 @@ def provenance(inputs: Sequence[StrPath], method: str, parameters: Mapping[str, 
     Raises:
         CheckpointError: an input is missing or cannot be read, or JSON cannot hold the parameters.
     """
+    files = {Path(path): weight_files(Path(path)) for path in inputs}
+    digests = {file: sha256_of(file) for several in files.values() for file in several}
+    return described([(Path(path), files[Path(path)]) for path in inputs], digests, method, parameters)
+
+
+def described(
+    inputs: Sequence[tuple[Path, Sequence[Path]]],
+    digests: Mapping[Path, str],
+    method: str,
+    parameters: Mapping[str, Any],
+) -> dict[str, str]:
+    """Return the same as ``provenance`` for checkpoints with their files, whose digests (hexadecimal) are known.
+
+    Raises:
+        CheckpointError: JSON cannot hold the parameters.
+    """
     files = [
-        {
-            "name": file.name if file == Path(path) else f"{Path(path).resolve().name}/{file.name}",
-            "sha256": _sha256(file),
-        }
-        for path in inputs
-        for file in weight_files(path)
+        {"name": file.name if file == path else f"{path.resolve().name}/{file.name}", "sha256": digests[file]}
+        for path, several in inputs
+        for file in several
     ]
     try:
         encoded = json.dumps(dict(parameters), sort_keys=True, allow_nan=False)
@@ -53,12 +63,3 @@ def provenance(inputs: Sequence[StrPath], method: str, parameters: Mapping[str, 
         "parameters": encoded,
         "version": f"weightspace {__version__}",
     }
-
-
-def _sha256(path: Path) -> str:
-    """Return the hexadecimal digest of a file, read a piece at a time."""
-    digest = hashlib.sha256()
-    with one_line_errors(path, "read"), open(path, "rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()

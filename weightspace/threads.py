@@ -1,6 +1,7 @@
 """How many threads torch computes with, for the length of a block.
 
-Small networks want one: two are 5 to 10 times slower below a width of 1,000, more so on a busy machine.
+Small networks want one: two are 5 to 10 times slower below a width of 1,000, more so on a busy machine. And products
+have the same bits everywhere on one thread only.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-
-from weightspace.tasks.protocol import Task
 
 
 @contextmanager
@@ -23,8 +22,3 @@ def torch_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def threads_of(task: Task) -> int | None:
-    """Return the number of threads that the task's recipe asks for; None if it has no recipe or no wish."""
-    return getattr(getattr(task, "recipe", None), "threads", None)

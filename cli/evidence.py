@@ -1,0 +1,60 @@
+"""``weightspace evidence``: statistics of a task's data for the methods that merge by them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from weightspace.cli import options
+from weightspace.cli.progress import progress
+
+
+@click.command("evidence")
+@click.argument("checkpoint")
+@click.option("--kind", required=True, metavar="KIND", help="gram (for merge -m regmean) or fisher (for -m fisher).")
+@options.task()
+@click.option("--examples", type=click.IntRange(min=1), default=256, show_default=True, help="Of training, at most.")
+@options.seed("Order of the examples.")
+@click.option("--device", default="cpu", show_default=True, help="Where the network runs.")
+@options.output("File to write (.safetensors).")
+@options.as_json
+def command(
+    checkpoint: str,
+    kind: str,
+    task: str,
+    data: Path | None,
+    examples: int,
+    seed: int,
+    device: str,
+    output: str,
+    as_json: bool,
+) -> None:
+    """Collect what RegMean and Fisher merging need to know of a CHECKPOINT's own data.
+
+    \b
+    Examples:
+      weightspace evidence a.safetensors --task digits-mlp --kind fisher -o a-fisher.safetensors
+      weightspace merge a.safetensors b.safetensors -m fisher --evidence a-fisher.safetensors,b-fisher.safetensors -o m
+    """
+    from weightspace.checkpoints import load_checkpoint, provenance, save_checkpoint
+    from weightspace.evidence import collect_evidence
+    from weightspace.tasks import load_task
+
+    found = load_task(task, data=data)
+    with progress(f"{kind} of {checkpoint}") as update:
+        state = collect_evidence(
+            found,
+            load_checkpoint(checkpoint),
+            kind,
+            examples=examples,
+            seed=seed,
+            device=device,
+            progress=lambda done, total: update(done, total, f"{done:,} examples"),
+        )
+    said = {"task": found.name, "kind": kind, "examples": examples, "seed": seed}
+    save_checkpoint(state, output, metadata=provenance([checkpoint], "evidence", said))
+    if as_json:
+        click.echo(json.dumps({"output": output, "tensors": len(state), **said}))
+        return
+    click.echo(f"{output}: {len(state):,} tensors")

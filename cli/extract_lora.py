@@ -1,0 +1,62 @@
+"""``weightspace extract-lora``: a LoRA adapter out of a fine-tuned checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+from weightspace.cli import options
+from weightspace.cli.progress import progress
+
+
+@click.command("extract-lora")
+@click.argument("base")
+@click.argument("model")
+@click.option("--rank", type=click.IntRange(min=1), default=16, show_default=True, help="Of the factors.")
+@click.option("--fan-in-fan-out", is_flag=True, help="Linear layers keep their weights as (in, out), as GPT-2's do.")
+@click.option("--lenient", is_flag=True, help="Leave out what differs and is no matrix: norms, biases.")
+@options.seed("Of the iteration that finds the singular vectors of large matrices.")
+@click.option("--device", default="cpu", show_default=True, help="Where the decompositions run.")
+@options.output("Folder of the adapter to write, as PEFT reads it.")
+@options.as_json
+def command(
+    base: str,
+    model: str,
+    rank: int,
+    fan_in_fan_out: bool,
+    lenient: bool,
+    seed: int,
+    device: str,
+    output: str,
+    as_json: bool,
+) -> None:
+    """Extract the LoRA adapter that is nearest to the difference of MODEL from BASE.
+
+    \b
+    Examples:
+      weightspace extract-lora base tuned --rank 16 -o adapter
+      weightspace merge base+adapter -m passthrough -o tuned-again
+    """
+    from weightspace.adapters import extract_lora_files
+
+    with progress(f"extracting into {output}") as update:
+        report = extract_lora_files(
+            base,
+            model,
+            output,
+            rank=rank,
+            fan_in_fan_out=fan_in_fan_out,
+            lenient=lenient,
+            seed=seed,
+            device=device,
+            progress=lambda done, total: update(done, total, f"{done:,} of {total:,} tensors"),
+        )
+    if as_json:
+        click.echo(json.dumps({"output": output, "energy": report.energy, **asdict(report)}))
+        return
+    worst = max(report.errors, key=lambda name: report.errors[name])
+    click.echo(f"{output}: {len(report.errors):,} tensors, {report.energy:.2%} of the squared difference")
+    click.echo(f"relative error {report.error:.4g}; largest {report.errors[worst]:.4g} ({worst})")
+    if report.left_out:
+        click.echo(f"left out: {', '.join(report.left_out)}")

@@ -1,0 +1,83 @@
+"""``weightspace merge-adapters``: several LoRA adapters of one model into one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+from weightspace.cli import options
+from weightspace.cli.progress import progress
+
+from weightspace import WeightspaceError
+
+
+@click.command("merge-adapters")
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER…")
+@click.option("-m", "--method", default="knots", show_default=True, metavar="METHOD", help="knots, core_space, linear.")
+@click.option(
+    "--inner", metavar="METHOD", help="What merges the coordinates: ties, task_arithmetic, dare_ties, … [ties]"
+)
+@click.option("--weights", metavar="W,…", help="One weight an adapter, as .6,.4.")
+@click.option("--density", metavar="D", help="Of the inner method: share that is kept; one value, or one an adapter.")
+@click.option(
+    "--lambda", "lambda_", type=float, metavar="L", help="Of the inner method: factor of the merged difference."
+)
+@click.option("--normalize/--no-normalize", default=None, help="Of the inner method: divide by the sum of the weights.")
+@click.option("--seed", type=int, help="Of the inner method's random masks.")
+@options.output("Folder of the adapter to write, as PEFT reads it.")
+@options.as_json
+def command(
+    adapters: tuple[str, ...],
+    method: str,
+    inner: str | None,
+    weights: str | None,
+    density: str | None,
+    lambda_: float | None,
+    normalize: bool | None,
+    seed: int | None,
+    output: str,
+    as_json: bool,
+) -> None:
+    """Merge LoRA ADAPTERs of one model into one.
+
+    knots and core_space merge coordinates that all adapters share by another method (--inner); linear adds the adapters
+    up, weighted, into one whose rank is the sum of theirs.
+
+    \b
+    Examples:
+      weightspace merge-adapters a b -m core_space --inner ties --density .5 --weights .5,.5 -o merged
+      weightspace merge-adapters a b -m linear --weights 1,-1 -o difference
+      weightspace merge base+merged -m passthrough -o model
+    """
+    from weightspace.merging import merge_adapters
+
+    densities = _numbers("--density", density)
+    said = {"normalize": normalize, "seed": seed}
+    with progress(f"merging into {output}"):
+        report = merge_adapters(
+            adapters,
+            output,
+            method=method,
+            inner=inner,
+            weights=_numbers("--weights", weights),
+            density=densities[0] if densities is not None and len(densities) == 1 else densities,
+            lambda_=lambda_,
+            parameters={name: value for name, value in said.items() if value is not None},
+        )
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+        return
+    low, high = min(report.ranks.values()), max(report.ranks.values())
+    ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
+    click.echo(f"{report.out}: {len(report.ranks):,} tensors, {ranks}")
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    """Return the numbers of an option."""
+    if text is None:
+        return None
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise WeightspaceError(f"{option} takes numbers with commas between, as .6,.4; found {text!r}.") from None

@@ -1,0 +1,86 @@
+"""Networks that were trained apart, merged from files in one call: aligned first, statistics measured after."""
+
+from pathlib import Path
+
+import pytest
+
+import weightspace as ws
+from weightspace.checkpoints import StateDict
+from weightspace.connectivity import reset_statistics
+from weightspace.errors import WeightspaceError
+from weightspace.merging import Alignment, merge_files, reproduce
+from weightspace.tasks import Task
+
+
+def saved(states: tuple[StateDict, StateDict], folder: Path) -> list[Path]:
+    paths = [folder / "a.safetensors", folder / "b.safetensors"]
+    for state, path in zip(states, paths, strict=True):
+        ws.save_checkpoint(state, path)
+    return paths
+
+
+def accuracy(task: Task, path: Path) -> float:
+    module = task.network()
+    module.load_state_dict(ws.load_checkpoint(path))
+    return task.score(module)["accuracy"]
+
+
+def alignment(task: Task) -> Alignment:
+    return Alignment(ws.derive_spec(task.network(), task.example_args))
+
+
+def test_aligned_sources_merge_to_what_the_steps_one_by_one_give(
+    digits_mlp: Task, mlp_states: tuple[StateDict, StateDict], tmp_path: Path
+) -> None:
+    a, b = mlp_states
+    spec = ws.derive_spec(digits_mlp.network(), digits_mlp.example_args)
+    merge_files(saved(mlp_states, tmp_path), tmp_path / "out.safetensors", align=Alignment(spec), weights=[0.6, 0.4])
+    moved = ws.permute(spec, ws.weight_matching(spec, a, b, seed=0).permutation, b)
+    expected, found = ws.merge([a, moved], weights=[0.6, 0.4]), ws.load_checkpoint(tmp_path / "out.safetensors")
+    assert all(found[name].equal(tensor) for name, tensor in expected.items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", "out.safetensors"]
+
+
+def test_a_network_with_batchnorm_works_once_aligned_and_measured_anew(
+    digits_cnn: Task, cnn_states: tuple[StateDict, StateDict], tmp_path: Path
+) -> None:
+    paths = saved(cnn_states, tmp_path)
+    merge_files(paths, tmp_path / "plain.safetensors")
+    merge_files(
+        paths,
+        tmp_path / "out.safetensors",
+        align=alignment(digits_cnn),
+        finish=lambda state: reset_statistics(digits_cnn, state),
+        options={"statistics": "reset"},
+    )
+    parents = min(accuracy(digits_cnn, path) for path in paths)
+    assert accuracy(digits_cnn, tmp_path / "out.safetensors") > parents - 0.1
+    assert accuracy(digits_cnn, tmp_path / "out.safetensors") > accuracy(digits_cnn, tmp_path / "plain.safetensors")
+
+
+def test_methods_with_a_base_align_everything_to_it(
+    digits_mlp: Task, mlp_states: tuple[StateDict, StateDict], tmp_path: Path
+) -> None:
+    base, b = saved(mlp_states, tmp_path)
+    for method in ("ties", "slerp"):
+        parameters = {"t": 0.5} if method == "slerp" else {}
+        out = tmp_path / f"{method}.safetensors"
+        merge_files([b], out, method=method, base=base, align=alignment(digits_mlp), parameters=parameters)
+        assert accuracy(digits_mlp, out) > 0.9, method
+
+
+def test_an_aligned_merge_is_reproduced_with_the_same_alignment_only(
+    digits_mlp: Task, mlp_states: tuple[StateDict, StateDict], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.safetensors"
+    merge_files(saved(mlp_states, tmp_path), out, align=alignment(digits_mlp))
+    assert reproduce(out, align=alignment(digits_mlp)).equal
+    with pytest.raises(WeightspaceError, match="was made with the alignment"):
+        reproduce(out)
+    with pytest.raises(WeightspaceError, match="was made with seed 0, found 1"):
+        reproduce(out, align=Alignment(alignment(digits_mlp).spec, seed=1))
+
+
+def test_an_unknown_alignment_is_refused(digits_mlp: Task) -> None:
+    with pytest.raises(WeightspaceError, match=r"Unknown alignment 'weights'.*weight-matching"):
+        Alignment(alignment(digits_mlp).spec, "weights")

@@ -1,0 +1,94 @@
+"""The same bytes, whoever makes the shards: threads, processes, or workers on a Ray cluster."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import weightspace as ws
+from weightspace.errors import WeightspaceError
+from weightspace.executors import run_pieces
+from weightspace.merging import merge_files
+
+#: Above two pieces, so that pieces matter; in a gradient over layers, with random masks.
+RECIPE = """
+merge_method: dare_ties
+base_model: FOLDER/base
+models:
+- {model: FOLDER/a, parameters: {weight: [0.2, 0.9], density: 0.6}}
+- {model: FOLDER/b, parameters: {weight: 0.5, density: 0.4}}
+parameters: {seed: 3}
+dtype: bfloat16
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("base", "a", "b")):
+        generator = torch.Generator().manual_seed(seed)
+        state = {f"layers.{layer}.weight": torch.randn(600, 500, generator=generator) for layer in range(4)}
+        state |= {f"layers.{layer}.bias": torch.randn(600, generator=generator) for layer in range(4)}
+        ws.save_checkpoint({key: tensor.bfloat16() for key, tensor in state.items()}, folder / name)
+    (folder / "recipe.yml").write_text(RECIPE.replace("FOLDER", str(folder)))
+    return folder
+
+
+def merged(folder: Path, out: Path, **options: Any) -> dict[str, bytes]:
+    merge_files(folder / "recipe.yml", out, shard_size=700_000, **options)
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    found = merged(folder, tmp_path_factory.mktemp("one") / "out", threads=1)
+    assert len(found) > 4
+    return found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"threads": 2}, {"threads": 7}, {"executor": "processes", "workers": 2}],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_threads_and_processes_make_the_same_bytes(
+    options: dict[str, Any], folder: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    assert merged(folder, tmp_path / "out", **options) == expected
+
+
+def test_ray_with_two_workers_makes_the_same_bytes(folder: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    assert merged(folder, tmp_path / "out", executor="ray", workers=2) == expected
+
+
+def test_an_unfinished_merge_goes_on_with_another_executor(
+    folder: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    def stop(done: int, total: int) -> None:
+        if done > total / 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merged(folder, tmp_path / "out", executor="processes", workers=1, progress=stop)
+    assert not (tmp_path / "out").exists()
+    report = merge_files(folder / "recipe.yml", tmp_path / "out", shard_size=700_000, threads=1)
+    assert report.resumed > 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == expected
+
+
+def test_a_mistake_in_a_worker_is_the_error_that_it_would_be_here(folder: Path, tmp_path: Path) -> None:
+    state = ws.load_checkpoint(folder / "a")
+    state["layers.2.bias"][5] = float("nan")
+    ws.save_checkpoint(state, tmp_path / "bad")
+    recipe = (folder / "recipe.yml").read_text().replace(f"{folder}/a,", f"{tmp_path}/bad,")
+    (tmp_path / "recipe.yml").write_text(recipe)
+    with pytest.raises(WeightspaceError, match=r"'layers.2.bias' of bad holds NaN"):
+        merge_files(tmp_path / "recipe.yml", tmp_path / "out", shard_size=700_000, executor="processes")
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_an_unknown_executor_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(WeightspaceError, match=r"Unknown executor 'rai'.*ray"):
+        list(run_pieces("rai", len, [[1]], workers=1))

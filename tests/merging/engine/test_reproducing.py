@@ -1,0 +1,63 @@
+"""A merge made once more from what its output says of itself."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import weightspace as ws
+from weightspace.errors import CheckpointError
+from weightspace.merging import merge_files, reproduce
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("base", "a", "b")):
+        generator = torch.Generator().manual_seed(seed)
+        state = {f"layers.{layer}.weight": torch.randn(30, 20, generator=generator) for layer in range(5)}
+        ws.save_checkpoint(state, name)
+    return ["a", "b"]
+
+
+@pytest.mark.parametrize("out", ["out.safetensors", "out.pt", "out", "sharded"])
+def test_a_merge_with_random_masks_comes_out_the_same(out: str, sources: list[str]) -> None:
+    shard_size = 5_000 if out == "sharded" else 10**9
+    parameters = {"density": [0.5, 0.7], "seed": 7}
+    merge_files(sources, out, method="dare_ties", base="base", parameters=parameters, shard_size=shard_size)
+    found = reproduce(out)
+    assert found.equal
+    assert not found.differing
+    assert not [path for path in Path().iterdir() if ".again." in path.name]
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_an_input_that_has_changed_since_is_named(hashes: bool, sources: list[str]) -> None:
+    merge_files(sources, "out", hashes=hashes)
+    state = {name: tensor.clone() for name, tensor in ws.load_checkpoint("b").items()}
+    state["layers.3.weight"][0, 0] += 1
+    ws.save_checkpoint(state, "b")
+    found = reproduce("out")
+    assert not found.equal
+    assert found.differing == ("model.safetensors",)
+    assert found.changed == (("b/model.safetensors",) if hashes else ())
+
+
+def test_merges_that_let_nan_through_and_users_methods_are_reproduced(sources: list[str]) -> None:
+    Path("mine.py").write_text(
+        "def mean(tensors, weights, base, *, power=1.0):\n"
+        "    return sum(w * t for w, t in zip(weights, tensors)) / sum(weights) ** power\n"
+    )
+    state = {name: tensor.clone() for name, tensor in ws.load_checkpoint("b").items()}
+    state["layers.0.weight"][0, 0] = float("nan")
+    ws.save_checkpoint(state, "b")
+    merge_files(sources, "out", method="mine.py:mean", parameters={"power": 1.0}, allow_nonfinite=True)
+    assert torch.isnan(ws.load_checkpoint("out")["layers.0.weight"]).sum() == 1
+    assert reproduce("out").equal
+
+
+def test_what_does_not_say_how_it_was_made_is_refused(sources: list[str]) -> None:
+    with pytest.raises(CheckpointError, match="a does not say how it was made"):
+        reproduce("a")
+    with pytest.raises(CheckpointError, match="nowhere"):
+        reproduce("nowhere")

@@ -1,0 +1,533 @@
+"""Every merge method once more, in float64 and as slowly as MERGING.md's formulas read; nothing here knows the package.
+
+Models and base are numpy arrays of one shape; weights, densities and such are one number a model. Masks are given, not
+drawn. Sparsifying methods keep the largest by size, equal ones from the first position on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Arrays = Sequence[Array]
+
+
+def deltas(models: Arrays, base: Array) -> list[Array]:
+    return [model - base for model in models]
+
+
+def norm(array: Array) -> float:
+    """The Euclidean norm, with no overflow or underflow on the way."""
+    largest = float(np.abs(array).max(initial=0.0))
+    return largest * math.sqrt(float(np.sum((array / largest) ** 2))) if largest > 0 else 0.0
+
+
+def cosine(a: Array, b: Array) -> float:
+    """The cosine of two tensors, 0 beside a zero one; of collinear ones it is 1 or -1 to the last bit."""
+    if not norm(a) or not norm(b):
+        return 0.0
+    return max(-1.0, min(1.0, float(np.sum((a / norm(a)) * (b / norm(b))))))
+
+
+# Means and arcs
+
+
+def linear(models: Arrays, weights: Sequence[float], normalize: bool = True) -> Array:
+    total = math.fsum(weights) if normalize else 1.0
+    return sum(w * x for w, x in zip(weights, models, strict=True)) / total
+
+
+def slerp(base: Array, model: Array, t: float) -> Array:
+    cos = cosine(base, model)
+    if abs(cos) > 0.9995:
+        return (1 - t) * base + t * model
+    return arc(base, model, math.acos(cos), t)
+
+
+def arc(a: Array, b: Array, theta: float, t: float) -> Array:
+    return math.sin((1 - t) * theta) / math.sin(theta) * a + math.sin(t * theta) / math.sin(theta) * b
+
+
+def nuslerp(
+    models: Arrays,
+    weights: Sequence[float],
+    base: Array | None = None,
+    flatten: bool = True,
+    row_wise: bool = False,
+) -> Array:
+    if base is not None:
+        return base + nuslerp(deltas(models, base), weights, None, flatten, row_wise)
+    total = sum(weights)
+    t = 0.5 if abs(total) < 1e-6 else weights[1] / total
+    a, b = models
+    if flatten or a.ndim < 2:
+        return nuslerp_line(a, b, t)
+    axis = 0 if row_wise else -1
+    lines_a, lines_b = np.moveaxis(a, axis, -1), np.moveaxis(b, axis, -1)
+    merged = np.empty_like(lines_a)
+    for place in np.ndindex(lines_a.shape[:-1]):
+        merged[place] = nuslerp_line(lines_a[place], lines_b[place], t)
+    return np.moveaxis(merged, -1, axis)
+
+
+def nuslerp_line(a: Array, b: Array, t: float) -> Array:
+    cos = cosine(a, b)
+    if 1 - cos**2 <= 1e-14:  # 1e-16 in MERGING.md, which is less than the rounding of cos
+        return (1 - t) * a + t * b
+    return arc(a, b, math.acos(cos), t)
+
+
+def multislerp(
+    models: Arrays, weights: Sequence[float], base: Array | None = None, normalize_weights: bool = True
+) -> Array:
+    if base is not None:
+        return base + multislerp(deltas(models, base), weights, None, normalize_weights)
+    shares = [w / math.fsum(weights) for w in weights] if normalize_weights else list(weights)
+    length = sum(w * norm(x) for w, x in zip(shares, models, strict=True))
+    units = [w * x / norm(x) for w, x in zip(shares, models, strict=True) if norm(x) > 0]
+    return rescaled(sum(units, np.zeros_like(models[0])), length)
+
+
+def rescaled(vector: Array, length: float) -> Array:
+    """A vector of that length; 0 where there is no direction but what rounding has left."""
+    return vector / norm(vector) * length if norm(vector) > 1e-9 else np.zeros_like(vector)
+
+
+def karcher(models: Arrays, max_iter: int = 10, tol: float = 1e-5) -> Array:
+    units = [x / norm(x) for x in models if norm(x) > 0]
+    length = sum(norm(x) for x in models) / len(models)
+    u = sum(units, np.zeros_like(models[0])) / max(1, len(units))
+    if norm(u) < 1e-9:
+        return np.zeros_like(u)
+    u = u / norm(u)
+    for _ in range(max_iter):
+        tangent = sum((logarithm(u, v) for v in units), np.zeros_like(u)) / len(units)
+        angle = norm(tangent)
+        if angle < tol:
+            break
+        u = math.cos(angle) * u + math.sin(angle) * tangent / angle
+        u = u / norm(u)
+    return u * length
+
+
+def logarithm(u: Array, v: Array) -> Array:
+    """The tangent at ``u`` that leads to ``v``."""
+    cos = max(-1.0, min(1.0, float(np.sum(u * v))))
+    theta = math.acos(cos)
+    return (theta / math.sin(theta) if theta > 0 else 1.0) * (v - cos * u)
+
+
+# Differences from a base
+
+
+def task_arithmetic(
+    models: Arrays, base: Array, weights: Sequence[float], factor: float = 1.0, normalize: bool = False
+) -> Array:
+    return base + factor * weighted_sum(deltas(models, base), weights, normalize)
+
+
+def weighted_sum(terms: Arrays, weights: Sequence[float], normalize: bool) -> Array:
+    return linear(terms, weights, normalize)
+
+
+def wise_ft(model: Array, base: Array, alpha: float) -> Array:
+    return (1 - alpha) * base + alpha * model
+
+
+def order(delta: Array) -> NDArray[np.intp]:
+    """Positions by falling size, equal ones from the first on."""
+    return np.argsort(-np.abs(delta).ravel(), kind="stable")
+
+
+def largest(delta: Array, count: int) -> Array:
+    """The delta with all but its ``count`` largest elements at 0."""
+    kept = np.zeros(delta.size)
+    places = order(delta)[:count]
+    kept[places] = delta.ravel()[places]
+    return kept.reshape(delta.shape)
+
+
+def trim_count(density: float, size: int) -> int:
+    return size if density >= 1 else max(1, math.floor(density * size))
+
+
+def l1_restored(kept: Array, delta: Array) -> Array:
+    left = np.abs(kept).sum()
+    return kept * (np.abs(delta).sum() / left) if left > 0 else kept
+
+
+def consensus(terms: Arrays, weights: Sequence[float], normalize: bool, votes: Arrays | None = None) -> Array:
+    """The sum of the (weighted) terms that agree with the elected sign, over the sum of their weights."""
+    sign = np.where(sum(terms if votes is None else votes) >= 0, 1.0, -1.0)
+    total, divisor = np.zeros_like(terms[0]), np.zeros_like(terms[0])
+    for term, weight in zip(terms, weights, strict=True):
+        agrees = np.sign(term) == sign
+        total += np.where(agrees, term, 0)
+        divisor += np.where(agrees, weight, 0)
+    return total / np.where(divisor == 0, 1, divisor) if normalize else total
+
+
+def ties(
+    models: Arrays,
+    base: Array,
+    weights: Sequence[float],
+    density: Sequence[float],
+    factor: float = 1.0,
+    normalize: bool = True,
+    rescale: bool = False,
+) -> Array:
+    trimmed = []
+    for delta, share in zip(deltas(models, base), density, strict=True):
+        kept = largest(delta, trim_count(share, delta.size))
+        trimmed.append(l1_restored(kept, delta) if rescale else kept)
+    terms = [w * kept for w, kept in zip(weights, trimmed, strict=True)]
+    return base + factor * consensus(terms, weights, normalize)
+
+
+def dropped(delta: Array, mask: NDArray[np.bool_], density: float, rescale: str) -> Array:
+    """A delta under a mask and rescaled; density 1 keeps all and rescales nothing."""
+    if density >= 1:
+        return delta
+    kept = delta * mask
+    if rescale == "l1":
+        return l1_restored(kept, delta)
+    return kept / density if rescale == "density" and density > 0 else kept
+
+
+def masked_linear(
+    models: Arrays,
+    base: Array,
+    weights: Sequence[float],
+    density: Sequence[float],
+    masks: Sequence[NDArray[np.bool_]],
+    factor: float = 1.0,
+    normalize: bool = False,
+    rescale: str = "l1",
+) -> Array:
+    """dare_linear and della_linear, which differ in the masks."""
+    terms = [dropped(*each, rescale) for each in zip(deltas(models, base), masks, density, strict=True)]
+    return base + factor * weighted_sum(terms, weights, normalize)
+
+
+def masked_consensus(
+    models: Arrays,
+    base: Array,
+    weights: Sequence[float],
+    density: Sequence[float],
+    masks: Sequence[NDArray[np.bool_]],
+    factor: float = 1.0,
+    normalize: bool = False,
+    rescale: str = "l1",
+) -> Array:
+    """dare_ties (normalize false by default) and della (true)."""
+    kept = [dropped(*each, rescale) for each in zip(deltas(models, base), masks, density, strict=True)]
+    terms = [w * each for w, each in zip(weights, kept, strict=True)]
+    return base + factor * consensus(terms, weights, normalize)
+
+
+def della_probabilities(delta: Array, density: float, epsilon: float) -> Array:
+    """The probabilities to be kept, by the rank of the size along dim 1; a vector is one row."""
+    if delta.ndim < 2:
+        return della_probabilities(delta.reshape(1, -1), density, epsilon).reshape(delta.shape)
+    lines = np.moveaxis(np.abs(delta), 1, -1)
+    found = np.full_like(lines, density)
+    count = lines.shape[-1]
+    if count > 1:
+        for place in np.ndindex(lines.shape[:-1]):
+            for rank, index in enumerate(np.argsort(lines[place], kind="stable")):
+                found[(*place, index)] = density - epsilon + 2 * epsilon * rank / (count - 1)
+    return np.moveaxis(found, -1, 1)
+
+
+def crumbs(delta: Array, density: float, gamma: float) -> Array:
+    """The delta without its largest elements, and without so many of the smallest that its density remains."""
+    size = delta.size
+    remaining = size if density >= 1 else math.floor(density * size)
+    top = math.floor(gamma * size)
+    if top + remaining > size:
+        top = size - remaining
+    places = order(delta)[top : top + remaining]
+    kept = np.zeros(size)
+    kept[places] = delta.ravel()[places]
+    return kept.reshape(delta.shape)
+
+
+def breadcrumbs(
+    models: Arrays,
+    base: Array,
+    weights: Sequence[float],
+    density: Sequence[float],
+    gamma: Sequence[float],
+    factor: float = 1.0,
+    normalize: bool = False,
+    rescale: bool = False,
+    elect: bool = False,
+) -> Array:
+    """With ``elect`` breadcrumbs_ties."""
+    kept = [crumbs(*each) for each in zip(deltas(models, base), density, gamma, strict=True)]
+    if rescale:
+        kept = [l1_restored(*pair) for pair in zip(kept, deltas(models, base), strict=True)]
+    if elect:
+        return base + factor * consensus([w * k for w, k in zip(weights, kept, strict=True)], weights, normalize)
+    return base + factor * weighted_sum(kept, weights, normalize)
+
+
+def model_stock(models: Arrays, base: Array, filter_wise: bool = False) -> Array:
+    if filter_wise and base.ndim > 1:
+        rows = range(len(base))
+        return np.stack([model_stock([model[row] for model in models], base[row]) for row in rows])
+    ds, count = deltas(models, base), len(models)
+    cos = float(np.mean([cosine(a, b) for a, b in itertools.combinations(ds, 2)]))
+    below = 1 + (count - 1) * cos
+    t = 0.0 if below <= 1e-12 or not any(norm(d) for d in ds) else count * cos / below
+    return t * sum(models) / count + (1 - t) * base
+
+
+def sce(models: Arrays, base: Array, select_topk: float = 1.0) -> Array:
+    ds = deltas(models, base)
+    if select_topk < 1:
+        shifts = np.stack(models) - models[0]
+        variance = len(models) * (shifts**2).sum(axis=0) - shifts.sum(axis=0) ** 2  # times N²; whole numbers stay exact
+        count = math.floor(select_topk * np.count_nonzero(variance))
+        mask = largest(variance, count) != 0
+        ds = [d * mask for d in ds]
+    energies = [float(np.mean(d**2)) for d in ds]
+    whole = sum(energies)
+    shares = [energy / whole for energy in energies] if whole > 0 else [1 / len(ds)] * len(ds)
+    return base + consensus([w * d for w, d in zip(shares, ds, strict=True)], shares, True, votes=ds)
+
+
+def nearswap(model: Array, base: Array, t: float) -> Array:
+    gap = np.abs(base - model)
+    weight = np.clip(np.divide(t, gap, out=np.ones_like(gap), where=gap > 0), 0, 1)
+    return base + weight * (model - base)
+
+
+def log_softmax(array: Array) -> Array:
+    shifted = array - array.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def arcee_fusion(model: Array, base: Array) -> Array:
+    x, b = np.atleast_1d(model), np.atleast_1d(base)
+    p, q = log_softmax(x), log_softmax(b)
+    importance = np.abs(x - b) * np.maximum((np.exp(p) * (p - q)).sum(axis=-1, keepdims=True), 0)
+    low, median, high = (lower_quantile(importance, share) for share in (0.25, 0.5, 0.75))
+    return np.where(importance >= median + 1.5 * (high - low), x, b).reshape(base.shape)
+
+
+def lower_quantile(array: Array, share: float) -> float:
+    return float(np.sort(array, axis=None)[int(share * (array.size - 1))])
+
+
+def ram(models: Arrays, base: Array, epsilon: float = 1e-5, alone: Sequence[float] | None = None) -> Array:
+    ds = deltas(models, base)
+    changed = [np.abs(d) > epsilon for d in ds]
+    count = sum(mask.astype(int) for mask in changed)
+    merged = np.zeros_like(base)
+    for d, mask, factor in zip(ds, changed, alone or [1.0] * len(ds), strict=True):
+        merged += np.where(mask & (count == 1), factor * d, 0)
+        merged += np.where(mask & (count > 1), d / np.maximum(count, 1), 0)
+    return base + merged
+
+
+def ramplus_tl(models: Arrays, base: Array, epsilon: float = 1e-5, r: float = 0.1, alpha: float = 0.2) -> Array:
+    changed = [np.abs(d) > epsilon for d in deltas(models, base)]
+    count = sum(mask.astype(int) for mask in changed)
+    factors = []
+    for mask in changed:
+        unique, shared = int((mask & (count == 1)).sum()), int((mask & (count > 1)).sum())
+        factors.append(1 + r * min(max(shared / unique if unique else alpha, 0), alpha))
+    return ram(models, base, epsilon, factors)
+
+
+# Singular vectors, and statistics of data
+
+
+def svd(matrix: Array, rank: int | None = None, whole: Array | None = None) -> tuple[Array, Array, Array]:
+    """The leading singular triples, without those that are rounding (in a residual, that of the whole)."""
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    size = values[0] if whole is None else norm(whole)
+    kept = min(int((values > 1e-12 * size).sum()), len(values) if rank is None else rank)
+    return left[:, :kept], values[:kept], right[:kept]
+
+
+def polar(matrix: Array) -> Array:
+    left, _, right = svd(matrix)
+    return left @ right
+
+
+def tsv_m(models: Arrays, base: Array, factor: float = 1.0) -> Array:
+    ds = deltas(models, base)
+    if base.ndim != 2:
+        return base + factor * sum(ds) / len(ds)
+    kept = max(1, min(base.shape) // len(ds))
+    lefts, values, rights = [], [], []
+    for d in ds:
+        left, sigma, right = svd(d, kept)
+        lefts.append(left)
+        values.append(sigma)
+        rights.append(right)
+    return base + factor * polar(np.hstack(lefts)) @ np.diag(np.concatenate(values)) @ polar(np.vstack(rights))
+
+
+def iso_c(models: Arrays, base: Array, factor: float = 1.0) -> Array:
+    ds = deltas(models, base)
+    if base.ndim != 2:
+        return base + factor * sum(ds) / len(ds)
+    left, sigma, right = svd(sum(ds))
+    return base + factor * sigma.mean() * left @ right
+
+
+def iso_cts(models: Arrays, base: Array, factor: float = 1.0, common: float = 0.8) -> Array:
+    ds = deltas(models, base)
+    if base.ndim != 2:
+        return base + factor * sum(ds) / len(ds)
+    rank = min(base.shape)
+    own = round((rank - int(common * rank)) / len(ds))
+    parts = [svd(sum(ds), rank - own * len(ds))]
+    shared = parts[0][0]
+    parts += [svd(d - shared @ shared.T @ d, own, whole=d) for d in ds]
+    lefts, values, rights = zip(*parts, strict=True)
+    return base + factor * np.concatenate(values).mean() * polar(np.hstack(lefts)) @ polar(np.vstack(rights))
+
+
+def knots(
+    models: Arrays,
+    base: Array,
+    weights: Sequence[float],
+    density: Sequence[float],
+    factor: float = 1.0,
+    normalize: bool = True,
+    inner: str = "ties",
+) -> Array:
+    ds = deltas(models, base)
+    if base.ndim != 2:
+        return base + factor * elementwise(ds, weights, density, normalize, inner)
+    left, sigma, right = np.linalg.svd(np.hstack(ds), full_matrices=False)
+    columns = base.shape[1]
+    parts = [np.diag(sigma) @ right[:, i * columns : (i + 1) * columns] for i in range(len(ds))]
+    return base + factor * left @ elementwise(parts, weights, density, normalize, inner)
+
+
+def core_space(
+    models: Arrays,
+    base: Array,
+    weights: Sequence[float],
+    density: Sequence[float],
+    factor: float = 1.0,
+    normalize: bool = True,
+    inner: str = "ties",
+) -> Array:
+    ds = deltas(models, base)
+    if base.ndim != 2:
+        return base + factor * elementwise(ds, weights, density, normalize, inner)
+    left = np.linalg.svd(np.hstack(ds), full_matrices=False)[0]
+    right = np.linalg.svd(np.vstack(ds), full_matrices=False)[2]
+    cores = [left.T @ d @ right.T for d in ds]
+    return base + factor * left @ elementwise(cores, weights, density, normalize, inner) @ right
+
+
+def elementwise(
+    terms: Arrays, weights: Sequence[float], density: Sequence[float], normalize: bool, inner: str
+) -> Array:
+    nothing = np.zeros_like(terms[0])
+    if inner == "ties":
+        return ties(terms, nothing, weights, density, normalize=normalize)
+    return task_arithmetic(terms, nothing, weights, normalize=normalize)
+
+
+def regmean(models: Arrays, grams: Arrays | None, reduce: float = 0.9) -> Array:
+    if grams is None:
+        return sum(models) / len(models)
+    reduced = [reduce * g + (1 - reduce) * np.diag(np.diag(g)) for g in grams]
+    rows = [x.reshape(len(x), -1) for x in models]
+    merged = np.linalg.solve(sum(reduced).T, sum(x @ g for x, g in zip(rows, reduced, strict=True)).T).T
+    return merged.reshape(models[0].shape)
+
+
+def fisher(models: Arrays, weights: Sequence[float], informations: Arrays) -> Array:
+    factors = [w * f for w, f in zip(weights, informations, strict=True)]
+    whole = sum(factors)
+    merged = sum(f * x for f, x in zip(factors, models, strict=True)) / np.where(whole > 0, whole, 1)
+    return np.where(whole > 0, merged, linear(models, weights))
+
+
+# Any of them by its name
+
+
+def merged(
+    method: str,
+    models: Arrays,
+    base: Array | None,
+    weights: Sequence[float],
+    parameters: Mapping[str, Any],
+    *,
+    masks: Sequence[NDArray[np.bool_]] = (),
+    evidence: Arrays | None = None,
+) -> Array:
+    """The result of a method, with its parameters as recipes and the command line name them."""
+    options = {_ARGUMENTS.get(name, name): value for name, value in parameters.items()}
+    for name, default in _PER_MODEL.get(method, {}).items():
+        value = options.get(name, default)
+        options[name] = (
+            [default if one is None else one for one in value] if isinstance(value, list) else [value] * len(models)
+        )
+    if method in ("slerp", "nearswap"):
+        first, second = (base, models[0]) if method == "slerp" else (models[0], base)
+        return globals()[method](first, second, options["t"])
+    if method in ("wise_ft", "arcee_fusion"):
+        return globals()[method](models[0], base, *([options.get("alpha", 0.5)] if method == "wise_ft" else []))
+    if method == "passthrough":
+        return models[0] * options.get("scale", 1.0)
+    if method in ("nuslerp", "multislerp"):
+        return globals()[method](models, weights, base, **options)
+    if method == "linear":
+        return linear(models, weights, **options)
+    if method == "karcher":
+        return karcher(models, **options)
+    if method == "regmean":
+        return regmean(models, evidence, **options)
+    if method == "fisher":
+        assert evidence is not None
+        return fisher(models, weights, evidence)
+    assert base is not None
+    if method.startswith(("dare", "della")):
+        return _masked(method, models, base, weights, masks, options)
+    if method.startswith("breadcrumbs"):
+        return breadcrumbs(models, base, weights, **options, elect=method == "breadcrumbs_ties")
+    weighted = [weights] if method in ("task_arithmetic", "ties", "knots", "core_space") else []
+    return globals()[method](models, base, *weighted, **options)
+
+
+def _masked(
+    method: str,
+    models: Arrays,
+    base: Array,
+    weights: Sequence[float],
+    masks: Sequence[NDArray[np.bool_]],
+    options: Mapping[str, Any],
+) -> Array:
+    words = {True: "l1", "true": "l1", False: "none", "false": "none"}
+    rescale = options.get("rescale", "l1")
+    function = masked_linear if method.endswith("linear") else masked_consensus
+    normalize = options.get("normalize", method == "della")
+    factor = options.get("factor", 1.0)
+    return function(models, base, weights, options["density"], masks, factor, normalize, words.get(rescale, rescale))
+
+
+#: Names in recipes that the functions above call otherwise.
+_ARGUMENTS = {"lambda": "factor", "nuslerp_flatten": "flatten", "nuslerp_row_wise": "row_wise"}
+
+#: Parameters that are one number a model, and what they are where nobody says anything.
+_PER_MODEL = {
+    **{name: {"density": 1.0} for name in ("ties", "dare_linear", "dare_ties", "della", "della_linear")},
+    **{name: {"density": 1.0} for name in ("knots", "core_space")},
+    **{name: {"density": 1.0, "gamma": 0.01} for name in ("breadcrumbs", "breadcrumbs_ties")},
+}

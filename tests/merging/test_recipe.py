@@ -1,0 +1,156 @@
+"""Recipes: what is read, what it means for a tensor, and what is refused in one line that names the key."""
+
+from pathlib import Path
+
+import pytest
+
+from weightspace.errors import WeightspaceError
+from weightspace.merging.recipe import parse_recipe, read_recipe, recipe_of
+from weightspace.merging.schedule import resolve, unmatched_filters
+
+TIES = """
+merge_method: ties
+base_model: base
+models:
+  - model: base
+  - model: a
+    parameters: {weight: 0.6, density: [1, 0.5, 0]}
+  - model: b
+    parameters:
+      weight:
+        - {filter: self_attn, value: [0, 1]}
+        - {filter: mlp, value: 0.25}
+        - {value: 0.5}
+      density: 0.3
+parameters: {normalize: true, int8_mask: true, lambda: 1e-1}
+dtype: bfloat16
+tokenizer_source: base
+"""
+
+SLICES = """
+merge_method: slerp
+base_model: a
+slices:
+  - sources:
+      - {model: a, layer_range: [0, 2]}
+      - {model: b, layer_range: [0, 2]}
+    parameters: {t: 0.9}
+  - sources:
+      - {model: a, layer_range: [2, 4]}
+      - {model: b, layer_range: [2, 4]}
+parameters:
+  t:
+    - {filter: self_attn, value: [0, 0.5, 0.3, 0.7, 1]}
+    - {filter: "*", value: 0.5}
+"""
+
+
+def read(text: str):
+    return parse_recipe(text, "recipe.yml")
+
+
+def test_a_recipe_of_whole_models_is_read() -> None:
+    recipe = read(TIES)
+    assert recipe.method == "ties"
+    assert recipe.base == "base"
+    assert [source.model for source in recipe.slices[0].sources] == ["base", "a", "b"]
+    assert recipe.parameters == {"normalize": True, "lambda": 0.1}
+    assert (recipe.dtype, recipe.out_dtype, recipe.tokenizer_source) == ("bfloat16", None, "base")
+
+
+@pytest.mark.parametrize(
+    ("name", "position", "weights", "densities"),
+    [
+        ("model.layers.0.mlp.up_proj.weight", 0.0, [1, 0.6, 0.25], [None, 1, 0.3]),
+        ("model.layers.3.self_attn.q_proj.weight", 1.0, [1, 0.6, 1], [None, 0, 0.3]),
+        ("model.layers.1.self_attn.q_proj.weight", 0.25, [1, 0.6, 0.25], [None, 0.75, 0.3]),
+        ("model.norm.weight", 0.0, [1, 0.6, 0.5], [None, 1, 0.3]),
+    ],
+)
+def test_gradients_and_filters_give_each_tensor_its_own_values(
+    name: str, position: float, weights: list[float], densities: list[float | None]
+) -> None:
+    found, values = resolve(read(TIES), 0, name, position)
+    assert found == pytest.approx(weights)
+    assert values.pop("density") == densities
+    assert values == {"normalize": True, "lambda": 0.1}
+
+
+def test_the_slice_beats_the_recipe_and_the_source_beats_both() -> None:
+    recipe = read(SLICES)
+    assert recipe.slices[1].sources[0].layer_range == (2, 4)
+    assert resolve(recipe, 0, "layers.0.self_attn", 1.0) == (None, {"t": 0.9})
+    assert resolve(recipe, 1, "layers.3.self_attn", 1.0) == (None, {"t": 1})
+    assert resolve(recipe, 1, "layers.2.self_attn", 0.125) == (None, {"t": 0.25})
+    assert resolve(recipe, 1, "lm_head.weight", 0.0) == (None, {"t": 0.5})
+
+
+def test_a_recipe_comes_back_from_its_own_text() -> None:
+    for text in (TIES, SLICES):
+        again = read(read(text).to_yaml())
+        assert again == read(text)
+
+
+def test_options_make_the_recipe_that_one_would_write() -> None:
+    recipe = recipe_of(["a", "b"], "ties", base="c", weights=[1, 2], parameters={"density": [0.5, 0.6], "lambda": 2})
+    assert recipe == read(
+        "{merge_method: ties, models: [{model: a, parameters: {weight: 1, density: 0.5}}, "
+        "{model: b, parameters: {weight: 2, density: 0.6}}], base_model: c, parameters: {lambda: 2}}"
+    )
+
+
+def test_filters_that_match_nothing_are_found() -> None:
+    assert unmatched_filters(read(TIES), ["model.layers.0.mlp.up_proj.weight"]) == [("weight", "self_attn")]
+
+
+MISTAKES = {
+    "key": ("merge_methd: ties", r"Unknown key in recipe.yml: 'merge_methd'.*Did you mean 'merge_method'"),
+    "parameter": (TIES.replace("density: 0.3", "densty: 0.3"), r"models\[2\].parameters.densty'.*density'\?"),
+    "method": (TIES.replace("merge_method: ties", "merge_method: tie"), "Unknown merging method 'tie'"),
+    "both": (TIES + "slices: []", "models or slices: expected one of the two"),
+    "neither": ("merge_method: linear", "models or slices: expected one of the two"),
+    "twice": ("merge_method: linear\nmerge_method: ties\nmodels: [{model: a}]", "'merge_method' comes twice"),
+    "documents": ("merge_method: linear\n---\nmerge_method: ties", "2 YAML documents"),
+    "yaml": ("models: [", "not valid YAML"),
+    "scalar": ("just text", "is a mapping"),
+    "empty": ("", "is a mapping.*nothing"),
+    "no models": ("{merge_method: linear, models: []}", "models is a list with an entry or more"),
+    "no model": ("{merge_method: linear, models: [{parameters: {weight: 1}}]}", r"models\[0\].model is missing"),
+    "layer range": (SLICES.replace("[2, 4]", "[4, 2]"), r"slices\[1\].sources\[0\].layer_range is empty"),
+    "layer type": (SLICES.replace("[2, 4]", "4"), "layer_range is two whole numbers"),
+    "dtype": (TIES.replace("bfloat16", "bf16"), r"'bf16'.*bfloat16"),
+    "tokens": (TIES + "tokenizer: {source: base, tokens: {}}", "tokenizer.tokens is not supported"),
+    "modules": (TIES + "modules: {}", "modules"),
+    "gradient": (TIES.replace("[1, 0.5, 0]", "[1, high]"), "gradient of numbers"),
+    "empty gradient": (TIES.replace("[1, 0.5, 0]", "[]"), "empty list"),
+    "filter value": (TIES.replace("{value: 0.5}", "{filter: norm}"), r"weight\[2\].value is missing"),
+    "weight of a method without": (SLICES.replace("t: 0.9", "weight: 0.9"), "parameters of method 'slerp'"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_that_names_the_key(mistake: str) -> None:
+    text, message = MISTAKES[mistake]
+    with pytest.raises(WeightspaceError, match=message) as error:
+        read(text)
+    assert "\n" not in str(error.value)
+
+
+def test_a_lenient_reading_warns_of_unknown_keys_and_leaves_them_out() -> None:
+    warnings: list[str] = []
+    text = TIES.replace("density: 0.3", "densty: 0.3") + "allow_crimes: true"
+    recipe = parse_recipe(text, "recipe.yml", warn=warnings.append)
+    assert len(warnings) == 2
+    assert "density" not in recipe.slices[0].sources[2].parameters
+
+
+def test_one_value_is_expected_of_a_parameter_that_the_method_has_once() -> None:
+    models = "[{model: a, parameters: {t: 1}}, {model: b, parameters: {t: 2}}]"
+    text = f"{{merge_method: nearswap, base_model: a, models: {models}}}"
+    with pytest.raises(WeightspaceError, match="one 't' for all models"):
+        resolve(read(text), 0, "w", 0)
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(WeightspaceError, match=r"nowhere\.yml cannot be read"):
+        read_recipe(tmp_path / "nowhere.yml")

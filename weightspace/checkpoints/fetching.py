@@ -1,0 +1,256 @@
+"""Checkpoints behind URLs brought to this machine: headers first, for a plan, and the tensors when they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from weightspace.checkpoints.disk import one_line_errors, sync_folder
+from weightspace.checkpoints.folder import (
+    ENTRANCES,
+    SAFETENSORS_SUFFIX,
+    TORCH_SUFFIXES,
+    is_companion,
+    read_index,
+)
+from weightspace.checkpoints.hashing import sha256_of
+from weightspace.checkpoints.mirror import Mirror, cache_folder, incomplete, locked, write_record
+from weightspace.checkpoints.remote import Remote, RemoteFile, is_url
+from weightspace.checkpoints.safetensors_header import MAX_HEADER, read_header
+from weightspace.errors import CheckpointError
+
+#: A LoRA adapter's files: its weights are small.
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+
+
+def local_path(source: str | os.PathLike[str], *, weights: bool = True) -> Path:
+    """Return a path that has the names, sizes and headers of a checkpoint; that of a local one is its own.
+
+    Args:
+        source: a path, or a URL of a file or folder that fsspec reads.
+        weights: False: only configuration and tokenizer are wanted.
+
+    Returns:
+        The path itself, or that of the mirror, whose tensors are not there before ``fetch``.
+
+    Raises:
+        CheckpointError: there is nothing behind the URL, or no checkpoint; it cannot be read; the disk refuses.
+    """
+    url = os.fspath(source)
+    if not is_url(url):
+        return Path(url)
+    remote = Remote(url)
+    if remote.local is not None:
+        return remote.local
+    is_folder, listing = remote.listing()
+    wanted = _wanted(url, listing, is_folder, weights)
+    identity = json.dumps([url, is_folder, [(name, file.size, file.stamp) for name, file in sorted(wanted.items())]])
+    home = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()
+    path = home / "files" / remote.name
+    with one_line_errors(home, "written"):
+        for folder in (home / "parts", home / "whole", path if is_folder else path.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        mirror = Mirror(url, home, path, wanted)
+        if not mirror.ready.exists():
+            with locked(home):
+                write_record(mirror)
+                _fill(mirror, remote, is_folder, weights)
+                mirror.ready.touch()
+    return path
+
+
+def fetched_path(source: str | os.PathLike[str]) -> Path:
+    """Return the same as ``local_path``, the tensors in it."""
+    path = local_path(source)
+    if is_url(source):
+        fetch(sorted(path.iterdir()) if path.is_dir() else [path])
+    return path
+
+
+def fetch(files: Sequence[Path], *, report: Callable[[int], None] | None = None) -> None:
+    """Bring the tensors of mirrored files, those of an interrupted download from its last byte on.
+
+    Args:
+        files: files of mirrors; any others are left alone.
+        report: is told how many bytes came since it was last called.
+
+    Raises:
+        CheckpointError: a remote file has changed since its header was read, or came damaged; the network fails; the
+            disk has no room or refuses.
+    """
+    for mirror, names in incomplete(files):
+        with one_line_errors(mirror.home, "written"), locked(mirror.home):
+            _check_room(mirror, names)
+            remote = Remote(mirror.url)
+            for name in names:
+                if not mirror.is_whole(name):  # another process may have brought it meanwhile
+                    _download(mirror, remote, name, report or (lambda _: None))
+
+
+def missing_bytes(files: Sequence[Path]) -> int:
+    """Return how many bytes ``fetch`` would bring."""
+    return sum(mirror.missing(name) for mirror, names in incomplete(files) for name in names)
+
+
+def _wanted(url: str, listing: dict[str, RemoteFile], is_folder: bool, weights: bool) -> dict[str, RemoteFile]:
+    """Return the files of a listing that belong to the checkpoint, and perhaps some more of weights."""
+    endings = (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES)
+    if not is_folder:
+        if not all(name.lower().endswith(endings) for name in listing):
+            hint = " Pages of huggingface.co are read as hf://ORG/MODEL." if "://huggingface.co/" in url else ""
+            raise CheckpointError(
+                f"{url} is not a checkpoint: expected a folder, or a file ending in {', '.join(endings)}.{hint}"
+            )
+        found = listing
+    else:
+        found = {name: file for name, file in listing.items() if is_companion(name) or name in _ADAPTER}
+        entrance = next((name for name in ENTRANCES if name in listing), None)
+        if weights and entrance is not None:
+            suffix = Path(entrance.removesuffix(".index.json")).suffix
+            kept = {name: file for name, file in listing.items() if name.endswith(suffix)}
+            found |= {entrance: listing[entrance]} | (kept if entrance.endswith(".json") else {})
+        elif weights and "adapter_config.json" not in listing:
+            others = sorted(name for name in listing if name.lower().endswith(endings))
+            hint = f" It holds {', '.join(others[:3])}: name the file itself." if others else ""
+            raise CheckpointError(f"{url} holds no checkpoint: expected one of {', '.join(ENTRANCES)}.{hint}")
+    for name, file in found.items():
+        if file.size < 0:
+            raise CheckpointError(f"{url}: the size of {name} is not known. Download it, and name the local file.")
+    return found
+
+
+def _fill(mirror: Mirror, remote: Remote, is_folder: bool, weights: bool) -> None:
+    """Bring small files and headers, those that are not there yet."""
+    names = list(mirror.files)
+    if is_folder:
+        entrance = next((name for name in ENTRANCES if name in mirror.files and weights), None)
+        names = [name for name in mirror.files if is_companion(name) or name in (*_ADAPTER, entrance)]
+        if entrance is not None and entrance.endswith(".json"):
+            _bring(mirror, remote, entrance)
+            names += _shards(mirror, entrance)
+    for name in names:
+        _bring(mirror, remote, name)
+
+
+def _bring(mirror: Mirror, remote: Remote, name: str) -> None:
+    """Bring a file, of safetensors that may be large only the header."""
+    if mirror.place(name).exists() and (mirror.is_whole(name) or name.endswith(SAFETENSORS_SUFFIX)):
+        return
+    if name.endswith(SAFETENSORS_SUFFIX) and name not in _ADAPTER:
+        _write_header(mirror, remote, name)
+    elif not mirror.is_whole(name):
+        _check_room(mirror, [name])
+        _download(mirror, remote, name, lambda _: None)
+
+
+def _shards(mirror: Mirror, entrance: str) -> list[str]:
+    """Return the names of the shards of an index."""
+    with _said_of(mirror):
+        index: dict[str, str] = read_index(mirror.place(entrance))["weight_map"]
+    shards = sorted(set(index.values()))
+    for shard in shards:
+        if shard not in mirror.files:
+            name = next(name for name, holder in index.items() if holder == shard)
+            raise CheckpointError(f"{mirror.url}: {shard} is missing, but {entrance} says that it holds {name!r}.")
+    return shards
+
+
+def _write_header(mirror: Mirror, remote: Remote, name: str) -> None:
+    """Put a file in place that has its true size and of its content only the header."""
+    file = mirror.files[name]
+    start = b"".join(remote.chunks(file, 0, min(8, file.size)))
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    header = b"" if length > MAX_HEADER else b"".join(remote.chunks(file, 8, min(8 + length, file.size)))
+    sparse = mirror.home / f"{name}.header"
+    try:
+        with open(sparse, "wb") as opened:
+            opened.write(start + header)
+            opened.truncate(file.size)
+        with _said_of(mirror, sparse):
+            read_header(sparse)
+        _settle(mirror, name, sparse)
+    finally:
+        sparse.unlink(missing_ok=True)
+
+
+def _download(mirror: Mirror, remote: Remote, name: str, report: Callable[[int], None]) -> None:
+    """Bring the rest of a file and put the whole in its place."""
+    file, part = mirror.files[name], mirror.part(name)
+    _check_unchanged(mirror, remote, name)
+    with one_line_errors(part, "written"):
+        with open(part, "ab") as opened:
+            at = opened.seek(0, 2)
+            if at > file.size:
+                at = opened.truncate(0)
+            for chunk in remote.chunks(file, at, file.size):
+                opened.write(chunk)
+                report(len(chunk))
+            opened.flush()
+            os.fsync(opened.fileno())
+        try:
+            _check_unchanged(mirror, remote, name)
+            _check_digest(mirror, name)
+        except CheckpointError:
+            part.unlink()
+            raise
+        mirror.marker(name).touch()
+        sync_folder(mirror.marker(name).parent)
+        _settle(mirror, name, part)
+
+
+def _settle(mirror: Mirror, name: str, path: Path) -> None:
+    """Give a file its place, and a time of change that says no more than which content it is.
+
+    A merge knows its inputs by size and time of change; those of a header and of the whole file must be the same.
+    """
+    stamp = int(hashlib.sha256(mirror.files[name].stamp.encode()).hexdigest()[:8], 16)
+    seconds = 10**9 + stamp % 2**29
+    os.utime(path, (seconds, seconds))
+    os.replace(path, mirror.place(name))
+    sync_folder(mirror.place(name).parent)
+
+
+def _check_unchanged(mirror: Mirror, remote: Remote, name: str) -> None:
+    """Check that a remote file is what it was when the mirror was made."""
+    found, expected = remote.listing()[1].get(name), mirror.files[name]
+    if found is None or (found.size, found.stamp) != (expected.size, expected.stamp):
+        what = "is gone" if found is None else f"has {found.size:,} bytes and {found.stamp}"
+        raise CheckpointError(
+            f"{mirror.url}: {name} has changed while it was read: it {what}, expected {expected.size:,} bytes and "
+            f"{expected.stamp}. Run the command again."
+        )
+
+
+def _check_digest(mirror: Mirror, name: str) -> None:
+    """Check the bytes that came, where the other side says what they are."""
+    expected = mirror.files[name].sha256
+    if expected and (found := sha256_of(mirror.part(name))) != expected:
+        raise CheckpointError(
+            f"{mirror.url}: {name} came damaged: SHA-256 {found[:12]}…, expected {expected[:12]}…. "
+            "Run the command again."
+        )
+
+
+def _check_room(mirror: Mirror, names: Sequence[str]) -> None:
+    """Check that the disk has room for what is to come."""
+    needed, free = sum(mirror.missing(name) for name in names), shutil.disk_usage(mirror.home).free
+    if needed > free:
+        raise CheckpointError(
+            f"{mirror.url} needs {needed / 1e9:,.2f} GB more in {mirror.home.parent}, but that disk has "
+            f"{free / 1e9:,.2f} GB free. Make room, or set WEIGHTSPACE_CACHE to a folder on another disk."
+        )
+
+
+@contextmanager
+def _said_of(mirror: Mirror, path: Path | None = None) -> Iterator[None]:
+    """Let errors about a mirrored file speak of the URL."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(str(path or mirror.path), mirror.url)) from error

@@ -1,0 +1,313 @@
+"""Files behind URLs, read through fsspec: what is there, and its bytes by range. The one door to that library.
+
+A stamp stands for what a file holds: it changes when the file does. Nothing here waits for ever, and whatever a file
+system raises becomes one line that begins with the URL.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from difflib import get_close_matches
+from pathlib import Path
+from threading import Thread
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from weightspace.errors import CheckpointError
+
+T = TypeVar("T")
+
+#: Seconds that one request may take.
+TIMEOUT = 120.0
+
+#: Bytes that are asked for at a time.
+CHUNK = 8 * 2**20
+
+#: How often a request is made again where the network failed, the seconds before the first such time, and those without
+#: a byte after which it is not: some libraries have tried it several times by then.
+RETRIES = 3
+PAUSE = 1.0
+PATIENCE = 15.0
+
+#: What file systems say of a file that changes with its content, best first.
+_STAMPS = (
+    *(
+        "sha256",
+        "xet_hash",
+        "blob_id",
+        "sha",
+        "ETag",
+        "etag",
+        "Content-MD5",
+        "md5",
+        "md5Hash",
+        "content_md5",
+        "checksum",
+    ),
+    *("crc32c", "generation", "version_id", "mtime", "LastModified", "Last-Modified", "last_modified", "modified"),
+    *("created", "CRC"),
+)
+
+#: Class names of errors of networks and of missing rights: the libraries share no base class.
+_NETWORK = re.compile("Connect|Transport|Network|Timeout|RemoteProtocol|IncompleteRead|ClientPayload|SSL|gaierror")
+_DENIED = re.compile("NoCredentials|PartialCredentials|Unauthorized|Forbidden|AccessDenied|GatedRepo|Authentication")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a file system.
+
+    Attributes:
+        path: as its file system calls it.
+        size: in bytes.
+        stamp: another one means other content.
+        sha256: of the content where the file system knows it, else "".
+    """
+
+    path: str
+    size: int
+    stamp: str
+    sha256: str = ""
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path has a scheme, as ``hf://org/model`` has."""
+    return re.match(r"[A-Za-z][\w+.:-]*://", os.fspath(path)) is not None
+
+
+class Remote:
+    """A file or a folder behind a URL.
+
+    Attributes:
+        url: as the user wrote it.
+        name: the last part of it.
+        local: its path where it lies on this machine (``file://``), else None.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Find the file system of a URL.
+
+        Raises:
+            CheckpointError: there is no such scheme, its library is missing, or the URL holds a password.
+        """
+        _check_no_password(url)
+        self.url = url
+        with _one_line(url):
+            from fsspec.core import url_to_fs
+            from fsspec.implementations.local import LocalFileSystem
+
+            self._system, self._root = _timed(url_to_fs, url)
+            self.name = _basename(self._root) or "model"
+            self.local = Path(self._root) if isinstance(self._system, LocalFileSystem) else None
+
+    def listing(self) -> tuple[bool, dict[str, RemoteFile]]:
+        """Return whether this is a folder, and the files that are in it (or the file itself) by name, as of now.
+
+        Raises:
+            CheckpointError: there is nothing there, it may not be read, or the network fails.
+        """
+        with _one_line(self.url):
+            self._system.invalidate_cache()
+            info = _timed(self._system.info, self._root)
+            is_folder = info["type"] == "directory"
+            entries = _timed(self._system.ls, self._root, True) if is_folder else [info]
+        files = [entry for entry in entries if entry["type"] != "directory" and not entry["name"].endswith("/")]
+        return is_folder, {_basename(entry["name"]): _remote_file(entry) for entry in files}
+
+    def chunks(self, file: RemoteFile, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes of a file from ``start`` up to ``end``, at most ``CHUNK`` at a time.
+
+        Raises:
+            CheckpointError: the file is gone or shorter, it may not be read, or the network fails.
+        """
+        failures, last = 0, time.monotonic()
+        while start < end:
+            try:
+                for piece in self._read(file, start, end):
+                    yield piece
+                    start += len(piece)
+                    failures, last = 0, time.monotonic()
+            except Exception as error:
+                failures += 1
+                if failures > RETRIES or not _may_pass(error) or time.monotonic() - last > PATIENCE:
+                    with _one_line(self.url, file.path):
+                        raise
+                time.sleep(PAUSE * 2 ** (failures - 1))
+
+    def _read(self, file: RemoteFile, start: int, end: int) -> Iterator[bytes]:
+        """Yield bytes of one opened file; what it raises is not translated."""
+        opened = _timed(lambda: self._system.open(file.path, "rb", block_size=CHUNK, cache_type="none"))
+        try:
+            at = _moved(opened, start)
+            while at < end:
+                piece = _timed(opened.read, min(CHUNK, end - at))
+                if not piece:
+                    raise EOFError(f"{file.path} ends at byte {at:,}, expected {file.size:,}: has it changed?")
+                at += len(piece)
+                if at > start:  # a stream that cannot be moved begins at its first byte
+                    yield piece[-(at - start) :] if at - len(piece) < start else piece
+        finally:
+            with suppress(Exception):
+                opened.close()
+
+
+def _basename(path: str) -> str:
+    """Return the last part of a path, without the query that an address of the web may have."""
+    if path.startswith(("http://", "https://")):
+        path = urlsplit(path).path
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _moved(opened: Any, start: int) -> int:
+    """Go to a byte of an opened file; return where it is then: 0 where it can only be read from the front."""
+    if start:
+        try:
+            return _timed(opened.seek, start)
+        except (ValueError, NotImplementedError):
+            return 0
+    return 0
+
+
+def _remote_file(info: Mapping[str, Any]) -> RemoteFile:
+    """Return a file of what its file system says of it; its size is -1 where it does not say."""
+    lfs = info.get("lfs")
+    sha256 = (lfs.get("sha256") if isinstance(lfs, Mapping) else getattr(lfs, "sha256", None)) or ""
+    found: Mapping[str, Any] = {**info, "sha256": sha256}
+    key = next((key for key in _STAMPS if found.get(key)), None)
+    value = found[key] if key is not None else ""
+    stamp = repr(value.timestamp()) if isinstance(value, datetime) else str(value)
+    size = info.get("size")
+    return RemoteFile(info["name"], -1 if size is None else int(size), f"{key}:{stamp}", sha256)
+
+
+def _timed(call: Callable[..., T], *args: Any) -> T:
+    """Return ``call(*args)``, or raise ``TimeoutError`` where that takes too long.
+
+    The call is left to itself then, on a thread that does not keep the process alive: few file systems can be told
+    how long to wait, and none of them in the same way.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call(*args))
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, name="remote", daemon=True).start()
+    try:
+        return future.result(TIMEOUT)
+    except FutureTimeoutError:  # of Python 3.10, where it is not yet the builtin one
+        raise TimeoutError(f"no answer within {TIMEOUT:,.0f} s") from None
+
+
+def _check_no_password(url: str) -> None:
+    """Refuse a password in a URL, which would be kept in the output's metadata for all to read."""
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        if parts.password:
+            raise CheckpointError(
+                f"A URL of {parts.scheme}://{parts.hostname} holds a password, and URLs are kept in the output's "
+                "metadata. Leave it out, and give it to fsspec in its configuration or the environment."
+            )
+
+
+@contextmanager
+def _one_line(url: str, path: str = "") -> Iterator[None]:
+    """Turn whatever a file system raises into a ``CheckpointError`` of one line."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        where = f"{url} ({path.rsplit('/', 1)[-1]})" if path and not url.endswith(path.rsplit("/", 1)[-1]) else url
+        raise CheckpointError(f"{where} cannot be read: {_reason(url, error)}") from error
+
+
+def _reason(url: str, error: Exception) -> str:
+    """Say in a line what went wrong and what to do."""
+    scheme = url.split("://")[0].split("::")[0]
+    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception) and scheme != "hf":
+        error = error.__cause__  # fsspec says of a web server that cannot be reached that the file is not there
+    said = _first_line(error)
+    if isinstance(error, ImportError):
+        return _missing_library(scheme, error)
+    if isinstance(error, ValueError) and said.startswith("Protocol not known"):
+        return _unknown_scheme(url)
+    if _is_denied(error):
+        login = " (hf auth login)" if scheme == "hf" else ""
+        return f"access is denied ({said}). Log in{login}, or ask for access to it."
+    if isinstance(error, FileNotFoundError | NotADirectoryError) or _status(error) == 404:
+        private = " A private repository needs a login (hf auth login)." if scheme == "hf" else ""
+        return f"there is no such file or folder. Expected a checkpoint; is the URL right?{private}"
+    if _is_network(error):
+        return f"no connection ({said}). Is there a network? The same command goes on from here when there is."
+    return f"{said}."
+
+
+def _missing_library(scheme: str, error: ImportError) -> str:
+    """Name the library that a scheme needs."""
+    from fsspec.registry import known_implementations
+
+    cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error
+    home = known_implementations.get(scheme, {}).get("class", "").split(".")[0]
+    library = home if home not in ("", "fsspec", "morefs") else (cause.name or "").split(".")[0]
+    if not library or (cause.name or library).split(".")[0] != library:
+        return f"{scheme}:// needs a library that cannot be imported ({_first_line(cause)}). Install it."
+    name = {"smbclient": "smbprotocol"}.get(library, library)
+    return f"{scheme}:// needs the library {library}, which is not installed. Run: pip install {name}"
+
+
+def _unknown_scheme(url: str) -> str:
+    """Name the schemes that there are."""
+    from fsspec import available_protocols
+
+    head = url.split("://")[0]
+    known = available_protocols()
+    scheme = next((part for part in head.split("::") if part not in known), head)
+    close = get_close_matches(scheme, known, n=1)
+    guess = f" Did you mean {close[0]}://?" if close else ""
+    return f"the scheme {scheme!r} is not known; expected hf, s3, gs, az, https or another one of fsspec.{guess}"
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether the same request may succeed a moment later."""
+    return not _is_denied(error) and not isinstance(error, FileNotFoundError) and _is_network(error)
+
+
+def _is_denied(error: Exception) -> bool:
+    return isinstance(error, PermissionError) or _status(error) in (401, 403) or _has_name(error, _DENIED)
+
+
+def _is_network(error: Exception) -> bool:
+    if isinstance(error, ConnectionError | TimeoutError) or (_status(error) or 0) in (408, 429, *range(500, 600)):
+        return True
+    return _has_name(error, _NETWORK)
+
+
+def _has_name(error: Exception, pattern: re.Pattern[str]) -> bool:
+    """Return whether the class of an error, or one above it, has a name of that kind."""
+    return any(pattern.search(kind.__name__) for kind in type(error).__mro__)
+
+
+def _status(error: Exception) -> int | None:
+    """Return the HTTP status that an error speaks of."""
+    for holder in (error, getattr(error, "response", None)):
+        for name in ("status_code", "status"):
+            status = getattr(holder, name, None)
+            if isinstance(status, int):
+                return status
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

@@ -1,0 +1,213 @@
+"""Statistics of data that some merging methods read beside the weights: what each model's own task says of them.
+
+They are state dicts under the names of the weights that they speak of, and are kept in files like any checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.checkpoints import StateDict, check_compatible
+from weightspace.errors import WeightspaceError
+from weightspace.suggestions import unknown
+from weightspace.tasks.protocol import Task
+
+#: What there is -> what it is for.
+KINDS = {
+    "gram": "XᵀX / n of the inputs of every linear layer and convolution, for regmean",
+    "fisher": "mean squares of every example's gradient, for fisher",
+}
+
+#: Takes how many examples were used so far, of how many.
+Progress = Callable[[int, int], None]
+
+
+def collect_evidence(
+    task: Task,
+    state: StateDict,
+    kind: str,
+    *,
+    examples: int = 256,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> StateDict:
+    """Return statistics of a model on the training data of its task.
+
+    Args:
+        task: that the model was trained for; builds the network and has the data.
+        state: the model's weights.
+        kind: ``gram`` gives for every weight of a linear layer or an ungrouped 2-d convolution the mean of ``xᵀx``
+            over its inputs ``x``, float64 of shape ``(n, n)`` for ``n`` inputs a unit. ``fisher`` gives for every
+            parameter the mean over the examples of the squared gradient of the loss, float32 of its shape: the
+            empirical Fisher information, with the labels of the data.
+        examples: how many are used, at most.
+        seed: of the task's batches.
+        device: where the network runs.
+        progress: is told how far it is.
+
+    Raises:
+        CheckpointError: the weights have other names or shapes than the task's network.
+        WeightspaceError: there is no such kind, there are no examples, or a batch cannot be taken apart.
+
+    Source:
+        Jin et al. 2023, https://arxiv.org/abs/2212.09849, section 3; Matena and Raffel 2022,
+        https://arxiv.org/abs/2111.09832, section 3.2.
+    """
+    if kind not in KINDS:
+        raise unknown("kind of evidence", kind, KINDS)
+    if examples < 1:
+        raise WeightspaceError(f"Evidence needs an example at least, found examples={examples}.")
+    module = _network(task, state).to(device).eval()
+    batches = _first(task.batches("train", seed), examples)
+    collect = _grams if kind == "gram" else _squared_gradients
+    return {name: tensor.cpu() for name, tensor in collect(task, module, batches, examples, progress).items()}
+
+
+def _network(task: Task, state: StateDict) -> nn.Module:
+    """Return the task's network with these weights."""
+    with torch.random.fork_rng(devices=[]):  # the weights that it draws are overwritten
+        network = task.network()
+    check_compatible(network.state_dict(), state, names=(f"the network of {task.name}", "the checkpoint"))
+    network.load_state_dict(state)
+    return network
+
+
+@torch.no_grad()
+def _grams(
+    task: Task, module: nn.Module, batches: Iterator[Any], examples: int, progress: Progress | None
+) -> StateDict:
+    """Return the mean of ``xᵀx`` by name of the weight."""
+    totals: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def recorder(name: str, rows_of: Callable[[Any, Tensor], Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def record(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            rows = rows_of(layer, inputs[0]).double()
+            totals[name] = totals.get(name, 0) + rows.T @ rows
+            counts[name] = counts.get(name, 0) + len(rows)
+
+        return record
+
+    handles = [
+        layer.register_forward_pre_hook(recorder(f"{name}.weight", rows_of))
+        for name, layer in module.named_modules()
+        if (rows_of := _rows_of(layer)) is not None
+    ]
+    try:
+        used = 0
+        for batch in batches:
+            task.loss(module, batch)
+            used += _length(batch)
+            if progress is not None:
+                progress(used, examples)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: total / counts[name] for name, total in totals.items()}
+
+
+def _rows_of(layer: nn.Module) -> Callable[[Any, Tensor], Tensor] | None:
+    """Return what turns the inputs of a layer into rows, one for every product with its weight."""
+    if isinstance(layer, nn.Linear):
+        return _linear_rows
+    if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros":
+        return _convolution_rows
+    return None
+
+
+def _linear_rows(layer: nn.Linear, inputs: Tensor) -> Tensor:
+    return inputs.reshape(-1, inputs.shape[-1])
+
+
+def _convolution_rows(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
+    padding = layer.padding
+    if isinstance(padding, str):
+        sizes = zip(layer.dilation, layer.kernel_size, strict=True)
+        both = [0 if padding == "valid" else dilation * (size - 1) for dilation, size in sizes]
+        inputs = nn.functional.pad(inputs, [side for total in both[::-1] for side in (total // 2, total - total // 2)])
+        padding = (0, 0)
+    patches = nn.functional.unfold(
+        inputs, layer.kernel_size, dilation=layer.dilation, padding=padding, stride=layer.stride
+    )
+    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+
+
+def _squared_gradients(
+    task: Task, module: nn.Module, batches: Iterator[Any], examples: int, progress: Progress | None
+) -> StateDict:
+    """Return the mean squares of the gradients of single examples, by name of the parameter."""
+    parameters = {name: one for name, one in module.named_parameters(remove_duplicate=False) if one.requires_grad}
+    totals = {name: torch.zeros_like(one, dtype=torch.float32) for name, one in parameters.items()}
+    used = 0
+    for batch in batches:
+        for index in range(_length(batch)):
+            loss = task.loss(module, _part(batch, index, index + 1))
+            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            for total, gradient in zip(totals.values(), gradients, strict=True):
+                if gradient is not None:
+                    total += gradient.float().square()
+            used += 1
+        if progress is not None:
+            progress(used, examples)
+    return {name: total / used for name, total in totals.items()}
+
+
+def _first(batches: Any, examples: int) -> Iterator[Any]:
+    """Yield batches up to a number of examples.
+
+    Raises:
+        WeightspaceError: there are none.
+    """
+    left = examples
+    for batch in batches:
+        length = _length(batch)
+        yield batch if length <= left else _part(batch, 0, left)
+        left -= length
+        if left <= 0:
+            return
+    if left == examples:
+        raise WeightspaceError("Found no batches to collect evidence from; expected training data.")
+
+
+def _length(batch: Any) -> int:
+    """Return how many examples a batch has.
+
+    Raises:
+        WeightspaceError: its tensors don't say so.
+    """
+    lengths = {len(tensor) if tensor.dim() else -1 for tensor in _tensors(batch)}
+    if len(lengths) != 1 or -1 in lengths:
+        raise WeightspaceError(
+            f"A batch is a {type(batch).__name__} whose tensors have the first sizes {sorted(lengths)}; expected "
+            "tuples, lists or dicts of tensors with one row an example."
+        )
+    return lengths.pop()
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a batch."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _tensors(value)
+    elif isinstance(batch, Sequence) and not isinstance(batch, str):
+        for value in batch:
+            yield from _tensors(value)
+
+
+def _part(batch: Any, start: int, stop: int) -> Any:
+    """Return some examples of a batch, in its form."""
+    if isinstance(batch, Tensor):
+        return batch[start:stop]
+    if isinstance(batch, Mapping):
+        return {name: _part(value, start, stop) for name, value in batch.items()}
+    if isinstance(batch, Sequence) and not isinstance(batch, str):
+        parts = [_part(value, start, stop) for value in batch]
+        return parts if isinstance(batch, list) else tuple(parts)
+    return batch

@@ -1,0 +1,74 @@
+"""What a merge costs in memory and time, estimated from shapes before anything is read."""
+
+from __future__ import annotations
+
+import math
+
+from weightspace.checkpoints.safetensors_header import ITEMSIZES
+from weightspace.merging.engine.plan import Job, Plan, Ref
+from weightspace.merging.methods.method import PIECE
+
+#: Copies of a piece that a method holds at a time, beside one a model: the widened base, moves, masks, the result.
+_COPIES = 6
+
+#: Copies of the whole tensor that a method of singular vectors holds for each model: factors, and workspace.
+_WHOLE_COPIES = 5
+
+#: Nanoseconds of a singular value decomposition, by elements of the matrix and its smaller side.
+_SVD = 1.0
+
+#: Seconds before the first tensor: importing torch.
+_START = 2.0
+
+
+def job_memory(plan: Plan, job: Job) -> int:
+    """Return the bytes that a job takes, roughly and rather too many."""
+    return _job_memory(plan, job) + sum(_factor_memory(plan, ref) for ref in job.refs)
+
+
+def _factor_memory(plan: Plan, ref: Ref) -> int:
+    """Return the bytes of an adapter's factors, widened, and of a block of their product."""
+    factors = plan.factors(ref)
+    if factors is None:
+        return 0
+    rows = factors.shape[0]
+    columns = math.prod(factors.shape[1:])
+    return 8 * (2 * factors.rank * (rows + columns) + max(columns, PIECE))
+
+
+def _job_memory(plan: Plan, job: Job) -> int:
+    """Return the bytes that a job takes beside the factors of adapters."""
+    models = len(job.refs)
+    if plan.method.evidence == "gram" and len(job.info.shape) > 1:
+        width = job.info.numel // max(1, job.info.shape[0])
+        return 8 * (width * width * (len(job.inputs) + 4) + job.info.numel * (models + 3))
+    itemsize = max(4, *(ITEMSIZES[plan.info(ref).dtype] for ref in job.refs))
+    if plan.method.grain == "whole" and job.kind == "merge":
+        return itemsize * job.info.numel * (models + 1) * _WHOLE_COPIES
+    return itemsize * _span(plan, job) * (2 * models + _COPIES)
+
+
+def plan_memory(plan: Plan, threads: int) -> int:
+    """Return the bytes that the largest jobs take together, one a thread."""
+    return sum(sorted((job_memory(plan, job) for job in plan.jobs), reverse=True)[:threads])
+
+
+def estimated_seconds(plan: Plan, threads: int) -> float:
+    """Return about how long the tensors take, from what the method costs an element on a laptop's core."""
+    nanoseconds = _START * 1e9 * threads
+    for job in plan.jobs:
+        nanoseconds += job.info.numel * len(job.refs) * plan.method.cost
+        if plan.method.grain == "whole" and job.kind == "merge" and len(job.info.shape) > 1:
+            rows = job.info.shape[0]
+            columns = job.info.numel // max(1, rows)
+            nanoseconds += job.info.numel * len(job.inputs) * min(rows, columns) * _SVD
+    return nanoseconds / 1e9 / threads
+
+
+def _span(plan: Plan, job: Job) -> int:
+    """Return the elements of a piece."""
+    shape = job.info.shape
+    if plan.method.grain == "slices" and job.kind == "merge":
+        row = math.prod(shape[1:]) if len(shape) > 1 else job.info.numel
+        return min(job.info.numel, max(row, PIECE))
+    return min(job.info.numel, PIECE)

@@ -1,0 +1,222 @@
+"""What a merge will do, as data: every tensor with its sources, weights, parameters and its place in the output.
+
+A plan is made from headers, holds no tensor and needs no torch; it can be printed, compared and sent elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from weightspace.checkpoints.contents import Contents, TensorInfo
+from weightspace.merging.methods import Method
+
+if TYPE_CHECKING:
+    from weightspace.adapters.adapter import Adapter, Factors
+
+#: Bytes that a merge may take beside the interpreter and its libraries.
+MEMORY = 256 * 2**20
+
+#: A tensor of a member: its index in ``Plan.members``, and the tensor's name there.
+Ref: TypeAlias = tuple[int, str]
+
+#: ``merge``: by the method. ``agree``: integers, copied where all models have the same. ``copy``: of the first one.
+Kind: TypeAlias = Literal["merge", "agree", "copy"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A checkpoint that takes part.
+
+    Attributes:
+        source: as the user wrote it.
+        label: the shortest end of its path that no other member has; errors and random masks know it by this.
+        contents: its tensors, the adapter on top.
+        adapter: a LoRA adapter that is added on the fly, or None.
+        evidence: statistics of data for it, or None.
+        stored: its tensors as they are in its files, where the adapter makes others of them; else None.
+        borrowed: tensor without one of its own in the files -> the one that it was tied to, and starts from.
+    """
+
+    source: str
+    label: str
+    contents: Contents
+    adapter: Adapter | None = None
+    evidence: Contents | None = None
+    stored: Contents | None = None
+    borrowed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> tuple[tuple[Path, tuple[Path, ...]], ...]:
+        """What it is read from, evidence aside: a path and its files, of the model and of the adapter."""
+        model = (self.contents.path, self.contents.files)
+        return (model,) if self.adapter is None else (model, (self.adapter.path, self.adapter.files))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of the model and of the adapter."""
+        return tuple(file for _, files in self.inputs for file in files)
+
+    @property
+    def untied(self) -> bool:
+        """Whether the adapter sets tensors apart that share memory in the model."""
+        return bool(self.borrowed) or (self.stored is not None and self.stored.tied != self.contents.tied)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One tensor of the output.
+
+    Attributes:
+        name: its name there.
+        kind: how it is made.
+        inputs: the models' tensors.
+        base: the base's, or None.
+        weights: one a model.
+        arguments: keyword arguments of the method.
+        info: dtype and shape in the output.
+        shard: the file that it goes to.
+        offset: its first byte there.
+    """
+
+    name: str
+    kind: Kind
+    inputs: tuple[Ref, ...]
+    base: Ref | None
+    weights: tuple[float, ...]
+    arguments: Mapping[str, Any]
+    info: TensorInfo
+    shard: int = 0
+    offset: int = 0
+
+    @property
+    def refs(self) -> tuple[Ref, ...]:
+        """Everything that is read for it."""
+        return self.inputs if self.base is None else (*self.inputs, self.base)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of the output: its name, its header without digests, and its size in bytes."""
+
+    name: str
+    header: bytes
+    size: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A merge from files to files.
+
+    Attributes:
+        method: the row of the table.
+        members: the checkpoints that take part.
+        jobs: the tensors of the output, in its order.
+        tied: name in the output -> the name that it shares memory with; no jobs of their own.
+        shards: the files of the output.
+        metadata: where the output comes from, without the digests of the inputs.
+        finite: refuse NaN and infinity.
+        title: what the output is called.
+        donor: the folder that configuration and tokenizer come from, or None.
+        tokenizer: another folder that the tokenizer comes from, or None.
+        layers: how many layers the output has, where a recipe puts slices together; else None.
+        untied: the output has a head of its own where some model used its embedding.
+        identity: everything that decides the output's bytes; an unfinished run goes on only where it is the same.
+    """
+
+    method: Method
+    members: tuple[Member, ...]
+    jobs: tuple[Job, ...]
+    tied: Mapping[str, str]
+    shards: tuple[Shard, ...]
+    metadata: Mapping[str, str]
+    finite: bool
+    identity: str
+    title: str
+    donor: Path | None = None
+    tokenizer: Path | None = None
+    layers: int | None = None
+    untied: bool = False
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the identity."""
+        return hashlib.sha256(self.identity.encode()).hexdigest()
+
+    @property
+    def input_files(self) -> tuple[Path, ...]:
+        """The files that are read, each once."""
+        files = [file for member in self.members for file in member.files]
+        return tuple(dict.fromkeys(files))
+
+    @property
+    def read_files(self) -> tuple[Path, ...]:
+        """The input files and those of the evidence, each once."""
+        evidence = [file for member in self.members if member.evidence for file in member.evidence.files]
+        return tuple(dict.fromkeys([*self.input_files, *evidence]))
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of all sources of all tensors, each counted once a use."""
+        return sum(self._source_bytes(ref) for job in self.jobs for ref in job.refs)
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes of the output's files of weights."""
+        return sum(shard.size for shard in self.shards)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of the output's tensors."""
+        return sum(job.info.nbytes for job in self.jobs)
+
+    def info(self, ref: Ref) -> TensorInfo:
+        """Return dtype and shape of a source."""
+        member, name = ref
+        return self.members[member].contents.tensors[name]
+
+    def factors(self, ref: Ref) -> Factors | None:
+        """Return what an adapter adds to a source, if one does."""
+        member, name = ref
+        adapter = self.members[member].adapter
+        return None if adapter is None else adapter.factors.get(name)
+
+    def _source_bytes(self, ref: Ref) -> int:
+        """Return the bytes that are read for a source: its elements, and an adapter's factors."""
+        factors = self.factors(ref)
+        adapter = self.members[ref[0]].adapter
+        if factors is None or adapter is None:
+            return self.info(ref).nbytes
+        return self.info(ref).nbytes + sum(
+            adapter.contents.tensors[name].nbytes for name in (factors.a_name, factors.b_name)
+        )
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a merge runs; none of it changes the bytes.
+
+    Attributes:
+        memory: bytes that it may take beside the interpreter and its libraries.
+        threads: tensors made at a time; None: one a core, at most 4.
+        hashes: take the inputs' SHA-256 for the metadata.
+        fsync: force everything to the disk, so that it survives a crash of the machine as well.
+        executor: ``threads``, ``processes`` or ``ray``; the latter two take shard after shard.
+        workers: how many shards are made at a time by processes or on Ray.
+    """
+
+    memory: int = MEMORY
+    threads: int | None = None
+    hashes: bool = True
+    fsync: bool = True
+    executor: str = "threads"
+    workers: int = 2
+
+    @property
+    def crew(self) -> int:
+        """Threads of one process."""
+        return self.threads or min(4, os.cpu_count() or 1)

@@ -1,0 +1,209 @@
+"""From a recipe and the headers of its checkpoints to a plan. Every mistake that can be seen there is an error here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightspace.checkpoints.contents import TensorInfo
+from weightspace.checkpoints.origins import described
+from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.merging.engine.layout import lay_out
+from weightspace.merging.engine.members import open_members
+from weightspace.merging.engine.names import Output, outputs
+from weightspace.merging.engine.plan import Job, Kind, Member, Plan, Ref
+from weightspace.merging.engine.promotion import FLOATS, promoted
+from weightspace.merging.engine.staging import is_file_name
+from weightspace.merging.engine.vocabularies import tokenizer_folder
+from weightspace.merging.methods import Method
+from weightspace.merging.recipe import Recipe, Warn
+from weightspace.merging.roles import find_method, split_base
+from weightspace.merging.schedule import resolve, unmatched_filters
+
+#: Bytes of tensors in a shard, where nothing else is asked for.
+SHARD_SIZE = 5 * 10**9
+
+
+@dataclass(frozen=True)
+class Making:
+    """How a recipe is made, apart from what it says: all of it decides the output's bytes.
+
+    Attributes:
+        shard_size: bytes of tensors in a shard of a folder, at most.
+        finite: refuse NaN and infinity.
+        hashes: keep the inputs' SHA-256 in the metadata.
+        options: what else was done (alignment, statistics), for the metadata: anything that JSON can hold.
+    """
+
+    shard_size: int = SHARD_SIZE
+    finite: bool = True
+    hashes: bool = True
+    options: Mapping[str, Any] | None = None
+
+
+def make_plan(recipe: Recipe, out: Path, making: Making, *, warn: Warn | None = None) -> Plan:
+    """Plan a merge from headers.
+
+    Args:
+        recipe: what to merge, and how.
+        out: where the output goes; its name says whether it is a file or a folder.
+        making: what else decides the bytes.
+        warn: takes lines about what a strict reading refuses; None: refuse it.
+
+    Raises:
+        CheckpointError: a checkpoint is missing or damaged, or names, shapes or kinds of tensors do not fit together.
+        WeightspaceError: the method, its parameters or the weights do not fit.
+    """
+    row = find_method(recipe.method)
+    members = open_members(*_sources(recipe))
+    named = outputs(recipe, members, base=row.base != "none", warn=warn)
+    _check_filters(recipe, [output.name for output in named.outputs], warn)
+    planner = _Planner(recipe, row, members, making.finite)
+    jobs = [planner.job(output) for output in named.outputs]
+    metadata = _metadata(recipe, members, making)
+    file = _weights_file(out)
+    placed, shards = lay_out(jobs, named.tied, metadata, file, making.shard_size)
+    donor = _donor(recipe, members)
+    return Plan(
+        row,
+        members,
+        placed,
+        named.tied,
+        shards,
+        metadata,
+        making.finite,
+        _identity(metadata, members, making, out),
+        _title(out),
+        donor,
+        tokenizer_folder(recipe, members, donor),
+        named.layers,
+        named.untied or any(member.untied for member in members),
+    )
+
+
+class _Planner:
+    """Makes the jobs of a recipe; what many tensors share is checked once."""
+
+    def __init__(self, recipe: Recipe, row: Method, members: Sequence[Member], finite: bool) -> None:
+        self.recipe = recipe
+        self.row = row
+        self.members = members
+        self.finite = finite
+        self.checked: dict[str, dict[str, Any]] = {}
+
+    def job(self, output: Output) -> Job:
+        """Return the job of one tensor of the output, without its place."""
+        refs, base = output.inputs, output.base
+        if output.copied:
+            return self._job("copy", output, refs[:1], None, [1.0], {})
+        infos = [self._info(ref) for ref in refs]
+        self._check_fit(output, [*refs, *([] if base is None else [base])])
+        if not infos[0].is_inexact:
+            return self._job("agree", output, refs, None, [1.0] * len(refs), {})
+        weights, values = resolve(self.recipe, output.slice, output.name, output.position)
+        origin = base if self.row.base != "none" else None
+        listed = [index for index, ref in enumerate(refs) if ref == base]
+        models, origin, factors = split_base(self.row, refs, origin, listed, weights)
+        kept = [index for index, ref in enumerate(refs) if ref in models]
+        return self._job("merge", output, models, origin, factors, self._arguments(values, kept, len(refs)))
+
+    def _arguments(self, values: Mapping[str, Any], kept: Sequence[int], sources: int) -> dict[str, Any]:
+        """Return the method's arguments for these values, those of the sources that are the base left out."""
+        own = {
+            name: [value[index] for index in kept] if isinstance(value, list) and len(value) == sources else value
+            for name, value in values.items()
+        }
+        key = json.dumps(own, sort_keys=True)
+        if key not in self.checked:
+            self.checked[key] = self.row.arguments(own, len(kept))
+        return self.checked[key]
+
+    def _job(
+        self,
+        kind: Kind,
+        output: Output,
+        inputs: Sequence[Ref],
+        base: Ref | None,
+        weights: Sequence[float],
+        arguments: Mapping[str, Any],
+    ) -> Job:
+        infos = [self._info(ref) for ref in inputs]
+        dtype = promoted(output.name, [info.dtype for info in infos])
+        asked = self.recipe.out_dtype or self.recipe.dtype
+        if infos[0].is_inexact and dtype != "C64" and asked is not None:
+            dtype = FLOATS[asked]
+        info = TensorInfo(dtype, infos[0].shape)
+        return Job(output.name, kind, tuple(inputs), base, tuple(weights), arguments, info)
+
+    def _info(self, ref: Ref) -> TensorInfo:
+        member, name = ref
+        return self.members[member].contents.tensors[name]
+
+    def _check_fit(self, output: Output, refs: Sequence[Ref]) -> None:
+        """Check that the sources of a tensor have one shape, and are all of floats or all of integers."""
+        first, infos = self._info(refs[0]), [self._info(ref) for ref in refs]
+        for ref, info in zip(refs, infos, strict=True):
+            if info.shape != first.shape or info.is_inexact != first.is_inexact:
+                here, there = self.members[refs[0][0]], self.members[ref[0]]
+                vocabulary = len(info.shape) == 2 and info.shape[1:] == first.shape[1:]
+                hint = " Are the vocabularies different?" if vocabulary and "embed" in output.name else ""
+                raise CheckpointError(
+                    f"{output.name!r} is {first.dtype} {first.shape} in {here.label} and {info.dtype} {info.shape} in "
+                    f"{there.label}; expected one shape, and floats or integers in both.{hint}"
+                )
+
+
+def _check_filters(recipe: Recipe, names: Sequence[str], warn: Warn | None) -> None:
+    """Refuse filters that match nothing, or warn of them."""
+    for key, text in unmatched_filters(recipe, names):
+        line = f"The filter {text!r} of {key!r} matches no tensor, of {names[0]!r} and {len(names) - 1:,} more."
+        if warn is None:
+            raise WeightspaceError(f"{line} Is it misspelt?")
+        warn(line)
+
+
+def _sources(recipe: Recipe) -> tuple[list[str], dict[str, str]]:
+    """Return the checkpoints of a recipe, each once, and the evidence by checkpoint."""
+    sources = [source for part in recipe.slices for source in part.sources]
+    names = dict.fromkeys([source.model for source in sources] + ([recipe.base] if recipe.base else []))
+    return list(names), {source.model: source.evidence for source in sources if source.evidence is not None}
+
+
+def _metadata(recipe: Recipe, members: Sequence[Member], making: Making) -> dict[str, str]:
+    """Return where the output comes from; in place of the digests stand as many zeros."""
+    blank = "0" * 64 if making.hashes else ""
+    paths = [entry for member in members for entry in member.inputs]
+    digests = {file: blank for member in members for file in member.files}
+    options = {"shard_size": making.shard_size, **(making.options or {})}
+    if not making.finite:
+        options["allow_nonfinite"] = True
+    return {**described(paths, digests, recipe.method, options), "recipe": recipe.to_yaml()}
+
+
+def _identity(metadata: Mapping[str, str], members: Sequence[Member], making: Making, out: Path) -> str:
+    """Return what decides the bytes, the inputs by size and time of change."""
+    stamps = [
+        (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns)
+        for member in members
+        for file in member.files
+    ]
+    return json.dumps([dict(metadata), stamps, making.hashes, out.name])
+
+
+def _weights_file(out: Path) -> str | None:
+    """Return the name of the one file of weights, None for a folder; torch files are made from safetensors."""
+    return f"{out.stem}.safetensors" if is_file_name(out) else None
+
+
+def _donor(recipe: Recipe, members: Sequence[Member]) -> Path | None:
+    """Return the folder that configuration and tokenizer come from: the base's, else the first model's."""
+    first = recipe.base or recipe.slices[0].sources[0].model
+    path = next(member.contents.path for member in members if member.source == first)
+    return path if path.is_dir() else None
+
+
+def _title(out: Path) -> str:
+    return out.resolve().name

@@ -1,0 +1,256 @@
+"""``merge_files``: checkpoints in, a checkpoint out, out of core and resumable."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weightspace.checkpoints.disk import one_line_errors
+from weightspace.checkpoints.fetching import cache_folder, fetch, missing_bytes
+from weightspace.checkpoints.folder import TORCH_SUFFIXES, check_replaceable
+from weightspace.checkpoints.hashing import Hashing
+from weightspace.checkpoints.origins import described
+from weightspace.checkpoints.safetensors_header import encode_header, read_header
+from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.merging.engine.costs import estimated_seconds, job_memory, plan_memory
+from weightspace.merging.engine.finishing import finish_folder
+from weightspace.merging.engine.plan import Plan, Running
+from weightspace.merging.engine.staging import Staging, is_file_name, open_staging
+
+if TYPE_CHECKING:
+    from weightspace.checkpoints import StateDict
+    from weightspace.merging.engine.aligning import Alignment
+
+#: Takes the bytes fetched from URLs and written to the output so far, and of how many.
+Progress = Callable[[int, int], None]
+
+#: Takes the merged state dict and returns one of the same names, shapes and dtypes.
+Finish = Callable[["StateDict"], "StateDict"]
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did, or would do.
+
+    Attributes:
+        out: the checkpoint that it made.
+        method: the method's name.
+        files: names of its files of weights.
+        tensors: how many tensors it has, tied names aside.
+        resumed: how many of them an interrupted run had made.
+        read_bytes: bytes of all sources of all tensors.
+        written_bytes: bytes of the files of weights.
+        memory: private bytes that the merge takes at most, roughly, beside the interpreter and its libraries.
+        seconds: from the plan to the last rename; a rough estimate where nothing was done.
+        warnings: what a strict reading would have refused.
+        fetched_bytes: bytes that came from URLs, or would come.
+    """
+
+    out: str
+    method: str
+    files: tuple[str, ...]
+    tensors: int
+    resumed: int
+    read_bytes: int
+    written_bytes: int
+    memory: int
+    seconds: float
+    warnings: tuple[str, ...] = ()
+    fetched_bytes: int = 0
+
+
+def run_plan(
+    plan: Plan,
+    out: Path,
+    running: Running,
+    *,
+    align: Alignment | None = None,
+    finish: Finish | None = None,
+    progress: Progress | None = None,
+) -> MergeReport:
+    """Carry out a plan.
+
+    Args:
+        plan: what to do.
+        out: where the output goes; what is there is replaced at the end.
+        running: how.
+        align: align the sources first.
+        finish: what to do to the merged network.
+        progress: is told how far it is.
+
+    Raises:
+        CheckpointError: ``out`` holds something else than a checkpoint, the disk has no room or refuses, or another
+            merge is writing there.
+        WeightspaceError: the memory does not suffice; integers differ; a tensor holds NaN or infinity; as the method.
+    """
+    start = time.perf_counter()
+    check_runnable(plan, out, running)
+    fetched = missing_bytes(plan.read_files)
+    progress = _fetch(plan, fetched, progress)
+    with open_staging(out, plan.digest) as staging, _hashing(plan, running) as hashing:
+        resumed = _make_tensors(_aligned(plan, align, staging), staging, running, progress)
+        digests = hashing.digests() or dict.fromkeys(plan.input_files, "")
+        metadata = {**plan.metadata, **_inputs(plan, digests)}
+        with one_line_errors(out, "written"):
+            _finish(plan, staging, metadata, finish, running)
+        staging.promote()
+    done = report(plan, out, running, resumed=resumed, seconds=time.perf_counter() - start)
+    return replace(done, fetched_bytes=fetched)
+
+
+def report(plan: Plan, out: Path, running: Running, *, resumed: int = 0, seconds: float | None = None) -> MergeReport:
+    """Return the report of a plan that was carried out, or of one that was not: then ``seconds`` are estimated."""
+    return MergeReport(
+        str(out),
+        plan.method.name,
+        tuple(shard.name for shard in plan.shards),
+        len(plan.jobs),
+        resumed,
+        plan.read_bytes,
+        plan.written_bytes,
+        plan_memory(plan, running.crew),
+        estimated_seconds(plan, running.crew) if seconds is None else seconds,
+        fetched_bytes=missing_bytes(plan.read_files),
+    )
+
+
+def check_runnable(plan: Plan, out: Path, running: Running) -> None:
+    """Check what can be checked before a byte is written.
+
+    Raises:
+        CheckpointError: ``out`` cannot be replaced, or the disk has no room.
+        WeightspaceError: a tensor needs more memory than there may be used.
+    """
+    if not is_file_name(out):
+        check_replaceable(out)
+    elif out.is_dir():
+        raise CheckpointError(f"{out} is a folder; expected a file or a free name to write to.")
+    for job in plan.jobs:
+        needed = job_memory(plan, job)
+        if needed > running.memory:
+            raise WeightspaceError(
+                f"{job.name!r} needs about {needed / 2**20:,.0f} MB in one piece with method {plan.method.name!r}, but "
+                f"{running.memory / 2**20:,.0f} MB may be used. Expected --memory {needed // 2**20 + 1} (MB) or more."
+            )
+    _check_room(plan, out)
+
+
+def _check_room(plan: Plan, out: Path) -> None:
+    """Check that the disk has room for the output, beside what an interrupted run has written of it."""
+    target = Path(os.path.realpath(out))
+    existing = next(folder for folder in target.parents if folder.exists())
+    with one_line_errors(out, "written"):
+        free = shutil.disk_usage(existing).free
+        parts = target.with_name(f".{target.name}.merge") / "parts"
+        written = sum(file.stat().st_blocks * 512 for file in parts.glob("*")) if parts.is_dir() else 0
+    needed = plan.written_bytes * (2 if _is_torch(out) else 1)
+    needed += _fetched_beside(plan, existing)
+    if needed > free + written:
+        raise CheckpointError(
+            f"{out} needs {needed / 1e9:,.2f} GB, but the disk has {(free + written) / 1e9:,.2f} GB free. "
+            "Make room, or write somewhere else."
+        )
+
+
+def _fetched_beside(plan: Plan, folder: Path) -> int:
+    """Return the bytes that are still to be fetched onto the disk of a folder."""
+    cache = cache_folder()
+    if not cache.exists() or os.stat(cache).st_dev != os.stat(folder).st_dev:
+        return 0
+    return missing_bytes(plan.read_files)
+
+
+def _fetch(plan: Plan, missing: int, progress: Progress | None) -> Progress | None:
+    """Bring the tensors that lie behind URLs; return a progress that goes on from there."""
+    if not missing or progress is None:
+        fetch(plan.read_files)
+        return progress
+    total, done = missing + plan.tensor_bytes, 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(min(done, missing), total)
+
+    fetch(plan.read_files, report=count)
+    return lambda written, _: progress(missing + written, total)
+
+
+def _make_tensors(plan: Plan, staging: Staging, running: Running, progress: Progress | None) -> int:
+    """Make the tensors that are not there yet; return how many were."""
+    from weightspace.merging.engine.journal import read_journal
+    from weightspace.merging.engine.shards import make_shards
+
+    done = [read_journal(staging.journal(number, shard.name)) for number, shard in enumerate(plan.shards)]
+    pending = [job for job in plan.jobs if job.name not in done[job.shard]]
+    written = plan.tensor_bytes - sum(job.info.nbytes for job in pending)
+
+    def count(more: int) -> None:
+        nonlocal written
+        written += more
+        if progress is not None:
+            progress(written, plan.tensor_bytes)
+
+    count(0)
+    with one_line_errors(staging.out, "written"):
+        make_shards(plan, pending, staging, running, count)
+    return len(plan.jobs) - len(pending)
+
+
+def _hashing(plan: Plan, running: Running) -> Hashing:
+    """Return what takes the digests of the inputs while the merge reads them."""
+    return Hashing([member.files for member in plan.members] if running.hashes else ())
+
+
+def _inputs(plan: Plan, digests: Mapping[Path, str]) -> dict[str, str]:
+    """Return the metadata that names the inputs."""
+    paths = [entry for member in plan.members for entry in member.inputs]
+    return {"inputs": described(paths, digests, "", {})["inputs"]}
+
+
+def _aligned(plan: Plan, align: Alignment | None, staging: Staging) -> Plan:
+    """Return the plan, of aligned copies of the checkpoints if that is asked for."""
+    if align is None:
+        return plan
+    from weightspace.merging.engine.aligning import aligned
+
+    return aligned(plan, align, staging.folder / "aligned")
+
+
+def _finish(plan: Plan, staging: Staging, metadata: Mapping[str, str], finish: Finish | None, running: Running) -> None:
+    """Add what is known only at the end, and what stands beside the weights."""
+    if finish is not None:
+        from weightspace.merging.engine.shards import rewrite
+
+        rewrite(plan, staging, finish, fsync=running.fsync)
+    if len(plan.shards) == 1:
+        _fill_header(staging.parts / plan.shards[0].name, metadata, fsync=running.fsync)
+    if not is_file_name(staging.out):
+        finish_folder(plan, staging.parts, metadata)
+    elif _is_torch(staging.out):
+        from weightspace.checkpoints import load_checkpoint, save_checkpoint
+
+        staged = staging.parts / plan.shards[0].name
+        save_checkpoint(load_checkpoint(staged), staging.parts / staging.out.name, metadata=metadata)
+
+
+def _fill_header(path: Path, metadata: Mapping[str, str], *, fsync: bool) -> None:
+    """Put the digests into the room that the header has for them."""
+    header = read_header(path)
+    filled = encode_header(header.entries, {**header.metadata, **metadata})
+    with open(path, "r+b") as file:
+        if len(filled) != header.data_start:
+            raise CheckpointError(f"{path}: the header has {header.data_start} bytes, expected {len(filled)}.")
+        file.write(filled)
+        file.flush()
+        if fsync:
+            os.fsync(file.fileno())
+
+
+def _is_torch(out: Path) -> bool:
+    return out.suffix.lower() in TORCH_SUFFIXES

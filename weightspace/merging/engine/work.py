@@ -1,0 +1,177 @@
+"""The work itself: tensors taken one after the other by a few threads, merged in pieces and written to their places."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightspace.checkpoints.dtypes import DTYPES
+from weightspace.merging.counting import agreed
+from weightspace.merging.engine.costs import job_memory
+from weightspace.merging.engine.plan import Job, Plan
+from weightspace.merging.engine.sources import Sources
+from weightspace.merging.engine.writing import ShardFile
+from weightspace.merging.methods.method import PIECE
+from weightspace.merging.pieces import merged_pieces
+from weightspace.merging.precision import real_dtype
+from weightspace.threads import torch_threads
+
+#: Seconds between two entries in the journals.
+_COMMIT = 0.25
+
+#: Jobs above this share of all bytes go first: started last, one would keep the other threads waiting.
+_LARGE = 1 / 32
+
+#: Jobs up to so many elements are the interpreter's work, at which threads only stand in each other's way.
+_TINY = 2**14
+
+
+def do_jobs(
+    plan: Plan,
+    jobs: Sequence[Job],
+    files: Mapping[int, ShardFile],
+    sources: Sources,
+    surveyed: Mapping[str, Mapping[str, Any]],
+    *,
+    threads: int,
+    memory: int,
+    progress: Callable[[int], None],
+) -> None:
+    """Make tensors and write them to their places; the journals say which ones are there.
+
+    Args:
+        plan: what they belong to.
+        jobs: the tensors.
+        files: open files of their shards, by number.
+        sources: the plan's checkpoints.
+        surveyed: what the method's pass over the whole model adds to its arguments, by name.
+        threads: how many are made at a time; the bytes don't depend on it.
+        memory: bytes that they may take together.
+        progress: is told, on this thread, how many bytes of the output were written since it was last called.
+
+    Raises:
+        WeightspaceError: as the method; a tensor holds NaN or infinity.
+        OSError: the disk refuses.
+    """
+    with torch_threads(1), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        tiny = deque(job for job in jobs if job.info.numel <= _TINY)
+        others = deque(_ordered([job for job in jobs if job.info.numel > _TINY]))
+        crew = _Crew(plan, files, sources, surveyed, _Budget(memory))
+        queues = [[tiny, others], *[[others]] * (threads - 1)]
+        running: set[Future[None]] = {pool.submit(crew.run, several) for several in queues}
+        try:
+            while running:
+                finished, running = wait(running, _COMMIT, FIRST_EXCEPTION)
+                for future in finished:
+                    future.result()
+                for file in files.values():
+                    file.journal.commit()
+                progress(crew.take_written())
+        finally:
+            crew.stop.set()
+
+
+class _Crew:
+    """What the threads share."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        files: Mapping[int, ShardFile],
+        sources: Sources,
+        surveyed: Mapping[str, Mapping[str, Any]],
+        budget: _Budget,
+    ) -> None:
+        self.plan = plan
+        self.files = files
+        self.sources = sources
+        self.surveyed = surveyed
+        self.budget = budget
+        self.stop = threading.Event()
+        self.written = 0
+        self.lock = threading.Lock()
+
+    def run(self, queues: Sequence[deque[Job]]) -> None:
+        """Take jobs until there are none, queue after queue."""
+        with torch.no_grad():
+            for queue in queues:
+                while not self.stop.is_set() and (job := _next(queue)) is not None:
+                    with self.budget.of(job_memory(self.plan, job)):
+                        if self._do(job):
+                            self.files[job.shard].journal.add(job.name)
+
+    def take_written(self) -> int:
+        """Return the bytes written since the last call."""
+        with self.lock:
+            written, self.written = self.written, 0
+        return written
+
+    def _do(self, job: Job) -> bool:
+        """Make one tensor; return whether it is complete."""
+        file = self.files[job.shard]
+        for start, elements in self._elements(job):
+            if self.stop.is_set():
+                return False
+            file.write(job.offset + start * elements.itemsize, elements)
+            with self.lock:
+                self.written += elements.nbytes
+        return True
+
+    def _elements(self, job: Job) -> Iterator[tuple[int, Tensor]]:
+        """Yield the elements of the result in order, in the dtype of the output."""
+        dtype = real_dtype(DTYPES[job.info.dtype])
+        if job.kind == "merge":
+            stack = self.sources.stack(job)
+            arguments = {**job.arguments, **self.surveyed.get(job.name, {})}
+            yield from merged_pieces(self.plan.method, stack, job.weights, arguments, dtype)
+            return
+        flats = [self.sources.flat(ref) for ref in job.inputs]
+        count = math.prod(flats[0].shape)
+        for start in range(0, count, PIECE):
+            pieces = [flat.read(start, min(start + PIECE, count)) for flat in flats]
+            yield start, (agreed(job.name, pieces) if job.kind == "agree" else pieces[0]).to(dtype)
+
+
+class _Budget:
+    """Bytes that the jobs under way may take together; a job that needs more than all of them runs alone."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.used = 0
+        self.changed = threading.Condition()
+
+    @contextmanager
+    def of(self, needed: int) -> Iterator[None]:
+        """Wait for room, and hold it for the length of the block."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.used or self.used + needed <= self.total)
+            self.used += needed
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.used -= needed
+                self.changed.notify_all()
+
+
+def _next(queue: deque[Job]) -> Job | None:
+    """Take the first job of a queue that other threads take from, too."""
+    try:
+        return queue.popleft()
+    except IndexError:
+        return None
+
+
+def _ordered(jobs: Sequence[Job]) -> list[Job]:
+    """Return the large jobs first, then the others in the order of the files."""
+    bound = _LARGE * sum(job.info.nbytes for job in jobs)
+    large = sorted((job for job in jobs if job.info.nbytes > bound), key=lambda job: -job.info.nbytes)
+    return [*large, *(job for job in jobs if job.info.nbytes <= bound)]

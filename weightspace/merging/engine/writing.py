@@ -1,0 +1,83 @@
+"""The files of the output while they grow: at their full size from the start, every tensor written to its place."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from weightspace.merging.engine.journal import Journal
+from weightspace.merging.engine.plan import Plan
+from weightspace.merging.engine.staging import Staging
+
+
+class ShardFile:
+    """One open file of the output, and its journal."""
+
+    def __init__(self, descriptor: int, journal: Journal) -> None:
+        self.descriptor = descriptor
+        self.journal = journal
+
+    def write(self, offset: int, elements: Tensor) -> None:
+        """Write 1-D elements in the dtype of the output to a byte offset.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        view = memoryview(elements.view(torch.uint8).numpy().data)
+        while view:
+            written = os.pwrite(self.descriptor, view, offset)
+            view, offset = view[written:], offset + written
+
+
+@contextmanager
+def open_shards(plan: Plan, staging: Staging, numbers: Sequence[int], *, fsync: bool) -> Iterator[dict[int, ShardFile]]:
+    """Yield the files of some shards by number; new ones are made at their full size, with their header.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    opened: dict[int, ShardFile] = {}
+    try:
+        for number in numbers:
+            shard = plan.shards[number]
+            journal = staging.journal(number, shard.name)
+            descriptor = _open(staging.parts / shard.name, shard.size, shard.header)
+            opened[number] = ShardFile(descriptor, Journal(journal, descriptor, fsync=fsync))
+        yield opened
+    finally:
+        for file in opened.values():
+            try:
+                file.journal.commit()
+            finally:
+                file.journal.close()
+                os.close(file.descriptor)
+
+
+def _open(path: Path, size: int, header: bytes) -> int:
+    """Return a descriptor of a file of that size."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if os.fstat(descriptor).st_size != size:
+            _reserve(descriptor, size)
+        os.pwrite(descriptor, header, 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Give a file its size, and the disk's promise of the room for it where the file system can promise."""
+    if size and hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    os.ftruncate(descriptor, size)

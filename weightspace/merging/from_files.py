@@ -1,0 +1,144 @@
+"""``merge_files``: checkpoints in, a checkpoint out, out of core, exact, resumable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightspace.checkpoints.remote import is_url
+from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.merging.engine.plan import MEMORY, Running
+from weightspace.merging.engine.planning import SHARD_SIZE, Making, make_plan
+from weightspace.merging.engine.run import Finish, MergeReport, Progress, check_runnable, report, run_plan
+from weightspace.merging.recipe import Recipe, Warn, read_recipe, recipe_of
+
+if TYPE_CHECKING:
+    from weightspace.merging.engine.aligning import Alignment
+
+
+def merge_files(
+    recipe_or_sources: str | os.PathLike[str] | Recipe | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    method: str | None = None,
+    base: str | os.PathLike[str] | None = None,
+    weights: Sequence[float] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    evidence: Sequence[str | os.PathLike[str]] | None = None,
+    dtype: str | None = None,
+    out_dtype: str | None = None,
+    align: Alignment | None = None,
+    finish: Finish | None = None,
+    options: Mapping[str, Any] | None = None,
+    allow_nonfinite: bool = False,
+    shard_size: int = SHARD_SIZE,
+    memory: int = MEMORY,
+    threads: int | None = None,
+    hashes: bool = True,
+    fsync: bool = True,
+    executor: str = "threads",
+    workers: int = 2,
+    dry_run: bool = False,
+    lenient: bool = False,
+    warn: Warn | None = None,
+    progress: Progress | None = None,
+) -> MergeReport:
+    """Merge checkpoints of one architecture, from files to files, without holding a model in memory.
+
+    All mistakes that the headers show are errors before a byte is written. The output grows in a hidden folder beside
+    ``out`` and gets its name at the end; a call that was interrupted, by ``kill -9`` too, goes on where it was when
+    it is made again.
+
+    Args:
+        recipe_or_sources: a recipe (a path that ends in ``.yml`` or ``.yaml``, or a ``Recipe``), or the checkpoints:
+            safetensors files, torch files, Hugging Face folders; ``MODEL+ADAPTER`` adds a LoRA adapter to a model.
+            Each may be a URL (``hf://org/model``, ``s3://…``) as a string: a plan reads its header, and a merge brings
+            the whole into ``$WEIGHTSPACE_CACHE`` (``~/.cache/weightspace/remote``), where it stays.
+        out: ``OUT.safetensors`` is one file, ``OUT.pt`` a torch file, anything else a Hugging Face folder.
+        method: a name in ``METHODS`` (default ``linear``), or a user's ``file.py:function``. This and what follows
+            up to ``out_dtype`` belongs to sources; a recipe says it itself.
+        base: the pretrained model, for methods that work on the difference from it.
+        weights: one finite number a model; equal by default.
+        parameters: options of the method by name; those that may differ by model take one value or a list.
+        evidence: checkpoints of statistics of data, one a model, for methods that need them.
+        dtype: of the output's float tensors, as ``bfloat16``; that of the inputs by default.
+        out_dtype: the same; it has the last word, as in recipes.
+        align: bring networks that were trained apart into one basin first.
+        finish: takes the merged state dict and returns one of the same names and shapes (BatchNorm's statistics
+            measured anew, say) whose tensors take its place.
+        options: what to keep in the metadata of ``finish``: anything that JSON can hold.
+        allow_nonfinite: merge NaN and infinity too.
+        shard_size: bytes of tensors in a shard of a folder, at most.
+        memory: private bytes that the merge may take beside the interpreter and its libraries.
+        threads: tensors made at a time; the bytes don't depend on it. Default: one a core, at most 4.
+        hashes: keep the SHA-256 of the inputs in the metadata.
+        fsync: force everything to the disk, so that it survives a crash of the machine as well.
+        executor: ``threads`` of this process; ``processes``, or ``ray`` over a file system that all workers see,
+            take shard after shard. The bytes don't depend on it.
+        workers: shards made at a time by processes or on Ray.
+        dry_run: plan and check, but write nothing.
+        lenient: what a strict reading refuses (unknown keys, filters that match nothing, tensors that a model
+            lacks) becomes a warning.
+        warn: takes the warnings as they come; they are in the report as well.
+        progress: is told the bytes of the output written so far, and of how many; those fetched count too.
+
+    Returns:
+        What was done, or would be.
+
+    Raises:
+        CheckpointError: a checkpoint is missing or damaged, or a URL cannot be read; names, shapes or kinds of tensors
+            do not fit together; the disk has no room or refuses; ``out`` is something else, or is being written by
+            another merge.
+        WeightspaceError: the recipe, the method, a parameter or the weights don't fit; the memory does not suffice;
+            integer tensors differ; a tensor or the result holds NaN or infinity.
+    """
+    if is_url(out):
+        raise CheckpointError(f"{out} is a URL; expected a local path to write to. Merge to a local path and copy it.")
+    warnings: list[str] = []
+
+    def warned(line: str) -> None:
+        warnings.append(line)
+        if warn is not None:
+            warn(line)
+
+    paths = None if evidence is None else [os.fspath(one) for one in evidence]
+    said = {"base": None if base is None else os.fspath(base), "weights": weights, "parameters": parameters}
+    said |= {"evidence": paths, "dtype": dtype, "out_dtype": out_dtype}
+    recipe = _recipe(recipe_or_sources, method, said, warned if lenient else None)
+    recorded = {**({} if align is None else align.described()), **(options or {})}
+    making = Making(shard_size, not allow_nonfinite, hashes, recorded)
+    plan = make_plan(recipe, Path(out), making, warn=warned if lenient else None)
+    running = Running(memory, threads, hashes, fsync, executor, workers)
+    if dry_run:
+        check_runnable(plan, Path(out), running)
+        done = report(plan, Path(out), running)
+    else:
+        done = run_plan(plan, Path(out), running, align=align, finish=finish, progress=progress)
+    return replace(done, warnings=tuple(warnings))
+
+
+def _recipe(
+    given: str | os.PathLike[str] | Recipe | Sequence[str | os.PathLike[str]],
+    method: str | None,
+    said: Mapping[str, Any],
+    warn: Warn | None,
+) -> Recipe:
+    """Return the recipe that is given, or that of the sources."""
+    if isinstance(given, Recipe) or (isinstance(given, str | os.PathLike) and is_recipe(given)):
+        for name, value in {"method": method, **said}.items():
+            if value is not None:
+                raise WeightspaceError(
+                    f"A recipe says {name!r} itself, but {value!r} was given beside it. Edit the recipe."
+                )
+        return given if isinstance(given, Recipe) else read_recipe(Path(given), warn=warn)
+    if isinstance(given, str | os.PathLike) or not given:
+        raise WeightspaceError(f"Expected a recipe (.yml or .yaml) or a list of checkpoints, found {given!r}.")
+    return recipe_of([os.fspath(one) for one in given], method or "linear", warn=warn, **said)
+
+
+def is_recipe(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is that of a recipe, by its name."""
+    return Path(path).suffix.lower() in (".yml", ".yaml")

@@ -1,0 +1,81 @@
+"""Inner products of all models of a stack with each other, in one pass.
+
+Products are summed in the stack's dtype by torch's cascade, whose error does not grow with the number of elements, in
+runs whose sums are added in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from weightspace.merging.stack import Piece, Stack
+from weightspace.merging.sums import row_sums
+
+#: Vectors at nearly 180° are multiplied in float64: what is left where they cancel must not be rounding. Scalars of
+#: opposite signs, and differences in one element alone, are at exactly 180°.
+_OPPOSED = 0.999
+
+#: So are vectors whose squares would be lost below, or beyond, the range of float32.
+_LOW = 1e-28
+
+
+def gram(stack: Stack, *, deltas: bool = False) -> list[list[float]]:
+    """Return ``⟨x_i, x_j⟩`` over the whole tensor, as ``N`` rows of ``N`` numbers.
+
+    Args:
+        stack: the models.
+        deltas: of the differences from the base, ``⟨x_i − b, x_j − b⟩``.
+    """
+    total = torch.zeros(len(stack.sources), len(stack.sources), dtype=torch.float64)
+    for piece in stack.pieces():
+        total += _products([tensor.reshape(1, -1) for tensor in vectors(piece, deltas=deltas)])[..., 0]
+    return total.tolist()
+
+
+def row_grams(stack: Stack, *, deltas: bool = False) -> Tensor:
+    """Return the same for every slice along dim 0, of shape ``(N, N, rows)``, in float64.
+
+    A tensor without rows is one.
+    """
+    parts = []
+    for piece in stack.pieces():
+        rows = [tensor.reshape(tensor.shape[0], -1) for tensor in vectors(piece, deltas=deltas)]
+        parts.append(_products(rows))
+    return torch.cat(parts, dim=-1)
+
+
+def with_base(stack: Stack) -> Stack:
+    """Return a stack of the base and the models, in this order."""
+    base = [] if stack.base is None else [stack.base]
+    return replace(stack, sources=[*base, *stack.sources], base=None, labels=["the base", *stack.labels])
+
+
+def vectors(piece: Piece, *, deltas: bool) -> Sequence[Tensor]:
+    """Return the models of a piece, or their differences from its base."""
+    return piece.deltas() if deltas else piece.tensors
+
+
+def _products(rows: Sequence[Tensor]) -> Tensor:
+    """Return the inner products of matrices row by row, ``(N, N, rows)`` in float64."""
+    products = _row_products(rows)
+    squares = products.diagonal().T
+    norms = squares.sqrt()
+    opposed = products < -_OPPOSED * norms[:, None] * norms[None]
+    if bool(opposed.any()) or not _LOW < float(squares.min()) <= float(squares.max()) < math.inf:
+        return _row_products([row.to(torch.float64) for row in rows])
+    return products
+
+
+def _row_products(rows: Sequence[Tensor]) -> Tensor:
+    """Return the same, multiplied in the rows' dtype."""
+    count = len(rows)
+    products = torch.empty(count, count, len(rows[0]), dtype=torch.float64)
+    for i in range(count):
+        for j in range(i, count):
+            products[i, j] = products[j, i] = row_sums(rows[i] * rows[j])
+    return products

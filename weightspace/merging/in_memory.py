@@ -1,0 +1,138 @@
+"""``merge``: state dicts in, one state dict out, by any row of the table of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightspace.checkpoints import StateDict, check_compatible
+from weightspace.checkpoints.measure import is_inexact
+from weightspace.errors import WeightspaceError
+from weightspace.merging.counting import agreed
+from weightspace.merging.methods import Method
+from weightspace.merging.methods.loading import load_survey
+from weightspace.merging.pieces import merged_pieces
+from weightspace.merging.precision import compute_dtype, output_dtype
+from weightspace.merging.roles import checked_evidence, find_method, split_base
+from weightspace.merging.stack import InMemory, Stack, real
+from weightspace.merging.tying import by_name
+
+
+@torch.no_grad()
+def merge(
+    states: Sequence[StateDict],
+    method: str = "linear",
+    *,
+    base: StateDict | None = None,
+    weights: Sequence[float] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    evidence: Sequence[StateDict] | None = None,
+    allow_nonfinite: bool = False,
+) -> StateDict:
+    """Merge networks of one architecture into one.
+
+    Args:
+        states: state dicts with the same names and shapes, one a model. One that is the base itself is left out.
+        method: a name in ``METHODS``, or a user's ``file.py:function``.
+        base: the pretrained model, for methods that work on the difference from it. Of slerp, nearswap and
+            arcee_fusion it is the end ``t = 0``; without one, that is the first of two states.
+        weights: one finite number a model; equal by default.
+        parameters: options of the method by name, for example ``{"normalize": False}``; those that may differ by
+            model take one value or a list.
+        evidence: for methods that need statistics of data (``Method.evidence``), those of every model by name.
+        allow_nonfinite: merge NaN and infinity too.
+
+    Returns:
+        New tensors in the order of the first state dict and the dtype of the inputs (promoted where they
+        differ), computed in float32 at least and rounded once. Integer tensors are copied where all agree; of
+        BatchNorm's counters the largest is kept. Tensors tied in every model stay tied. Copies merge to the
+        copy, bit for bit.
+
+    Raises:
+        CheckpointError: names or shapes differ, or a tensor is float in one model and integer in another.
+        WeightspaceError: the method, a parameter or the weights don't fit, integer tensors differ, or a tensor
+            or the result holds NaN or infinity.
+    """
+    row = find_method(method)
+    _check_models(states, base)
+    listed = [index for index, state in enumerate(states) if state is base]
+    models, origin, factors = split_base(row, states, base, listed, weights)
+    merging = _Merging(row, factors, row.arguments(parameters or {}, len(models)), evidence, not allow_nonfinite)
+    everything = models if origin is None else [*models, origin]
+    merging.survey(everything, has_base=origin is not None)
+
+    def combine(name: str, tensors: list[Tensor]) -> Tensor:
+        if not is_inexact(tensors[0]):
+            # A base that is the end of a line is one of the models; any other one is not part of the result.
+            return agreed(name, tensors if row.base == "end" else tensors[: len(models)])
+        return merging.tensor(name, tensors, has_base=origin is not None)
+
+    return by_name(everything, combine)
+
+
+def _check_models(states: Sequence[StateDict], base: StateDict | None) -> None:
+    """Check that there are models and that they fit together."""
+    if isinstance(states, Mapping) or not states:
+        found = "one state dict" if isinstance(states, Mapping) else "an empty list"
+        raise WeightspaceError(f"merge takes a list of state dicts, [a, b, …]; found {found}.")
+    for index, state in enumerate(states[1:], start=2):
+        check_compatible(states[0], state, names=("model 1", f"model {index}"))
+    if base is not None:
+        check_compatible(states[0], base, names=("model 1", "the base"))
+
+
+class _Merging:
+    """A method with its weights and parameters, applied to the tensors of one name after the other."""
+
+    def __init__(
+        self,
+        row: Method,
+        weights: Sequence[float],
+        arguments: Mapping[str, Any],
+        evidence: Sequence[StateDict] | None,
+        finite: bool,
+    ) -> None:
+        self.row = row
+        self.weights = weights
+        self.arguments = arguments
+        self.evidence = checked_evidence(row, evidence, len(weights))
+        self.finite = finite
+        self.surveyed: Mapping[str, Mapping[str, Any]] = {}
+
+    def survey(self, states: Sequence[StateDict], *, has_base: bool) -> None:
+        """Make the method's pass over the whole model, where it has one."""
+        survey = load_survey(self.row)
+        if survey is not None:
+            names = [name for name in sorted(states[0]) if is_inexact(states[0][name])]
+            stacks = [self._stack(name, [state[name] for state in states], has_base) for name in names]
+            self.surveyed = survey(stacks, [self.arguments] * len(stacks))
+
+    def tensor(self, name: str, tensors: Sequence[Tensor], *, has_base: bool) -> Tensor:
+        """Return the merged tensor of a name; the base's stands last."""
+        models = tensors[: len(self.weights)]
+        dtype = output_dtype(tensor.dtype for tensor in models)
+        merged = torch.empty(models[0].shape, dtype=dtype)
+        elements = real(merged).view(-1)
+        arguments = {**self.arguments, **self.surveyed.get(name, {})}
+        stack = self._stack(name, tensors, has_base)
+        for start, values in merged_pieces(self.row, stack, self.weights, arguments, elements.dtype):
+            elements[start : start + len(values)] = values
+        return merged
+
+    def _stack(self, name: str, tensors: Sequence[Tensor], has_base: bool) -> Stack:
+        """Return the tensors of a name as the method reads them."""
+        flats = [InMemory(tensor) for tensor in tensors]
+        count = len(self.weights)
+        return Stack(
+            name,
+            flats[:count],
+            flats[count] if has_base else None,
+            [f"model {number}" for number in range(1, count + 1)],
+            self.row.grain,
+            self.finite,
+            compute_dtype(flat.dtype for flat in flats),
+            [InMemory(state[name]) if name in state else None for state in self.evidence],
+        )

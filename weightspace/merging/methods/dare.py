@@ -1,0 +1,142 @@
+r"""DARE: differences from the base dropped at random, and what is left enlarged.
+
+.. math:: \tilde\delta_i = c_i\, m_i \odot (x_i - b), \qquad m_i \sim \operatorname{Bernoulli}(p_i)
+
+then task arithmetic (``dare_linear``) or the consensus of signs (``dare_ties``). With ``rescale: density`` the factor
+is :math:`1/p_i`, as in the paper, and the mean over all masks is the difference itself; with ``l1``, as in mergekit,
+the factor restores the L1 norm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from weightspace.merging.consensus import absolute_sums, back_differences, elected_mean, restored, summed, taken_from
+from weightspace.merging.masks import random_words
+from weightspace.merging.methods.linear import normalised
+from weightspace.merging.stack import Formula, Piece, Stack
+
+
+def dare_linear(
+    stack: Stack,
+    weights: Sequence[float],
+    *,
+    density: Sequence[float],
+    lambda_: float,
+    normalize: bool,
+    rescale: str,
+    seed: int,
+) -> Formula:
+    """Return the formula of task arithmetic on dropped differences.
+
+    Args:
+        stack: the models and their base.
+        weights: any finite numbers.
+        density: share of the differences that is kept, one a model; 1 keeps all, and scales nothing.
+        lambda_: factor of the merged difference.
+        normalize: divide by the sum of the weights.
+        rescale: ``l1``, ``density`` or ``none``.
+        seed: of the masks, which depend on it, the tensor's name and the model's label alone.
+
+    Raises:
+        WeightspaceError: with ``normalize``, the weights sum to zero.
+
+    Source:
+        Yu et al. 2024, https://arxiv.org/abs/2311.03099, section 3.
+    """
+    masked = Masked(stack, density, seed, lambda _, index: density[index])
+    return masked_sum(masked, weights, lambda_, normalize, rescale)
+
+
+def dare_ties(
+    stack: Stack,
+    weights: Sequence[float],
+    *,
+    density: Sequence[float],
+    lambda_: float,
+    normalize: bool,
+    rescale: str,
+    seed: int,
+) -> Formula:
+    """Return the formula of the consensus of signs on dropped differences.
+
+    Args, raises and source: as ``dare_linear``; ``normalize`` divides by the weights of those that agree.
+    """
+    masked = Masked(stack, density, seed, lambda _, index: density[index])
+    return masked_consensus(masked, weights, lambda_, normalize, rescale)
+
+
+class Masked:
+    """The differences of a stack under random masks.
+
+    ``keep(sizes, index)`` gives, for the sizes of a piece's differences and a model, the probabilities that they stay:
+    one number, or one an element.
+    """
+
+    def __init__(
+        self, stack: Stack, density: Sequence[float], seed: int, keep: Callable[[Tensor, int], float | np.ndarray]
+    ) -> None:
+        self.stack = stack
+        self.density = density
+        self.seed = seed
+        self.keep = keep
+
+    def scales(self, rescale: str) -> list[float]:
+        """Return the factors of what is kept."""
+        if rescale in ("none", "false"):
+            return [1.0] * len(self.density)
+        if rescale == "density":
+            return [1 / share if 0 < share < 1 else 1.0 for share in self.density]
+        if all(share >= 1 for share in self.density):
+            return [1.0] * len(self.density)
+        before, after = np.zeros(len(self.density)), np.zeros(len(self.density))
+        for piece in self.stack.pieces():
+            backs = back_differences(piece)
+            before += absolute_sums(backs)
+            after += absolute_sums([self._drop(back, index, piece.start) for index, back in enumerate(backs)])
+        sums = zip(before.tolist(), after.tolist(), self.density, strict=True)
+        return [restored(whole, kept) if share < 1 else 1.0 for whole, kept, share in sums]
+
+    def terms(self, piece: Piece, factors: Sequence[float]) -> list[Tensor]:
+        """Return the masked differences of a piece, times the factors."""
+        backs = back_differences(piece)
+        return [
+            self._drop(back, index, piece.start).mul_(factor)
+            for index, (back, factor) in enumerate(zip(backs, factors, strict=True))
+        ]
+
+    def _drop(self, back: Tensor, index: int, start: int) -> Tensor:
+        """Set the elements of a difference to zero that its mask drops, in place."""
+        share = self.density[index]
+        if share < 1:
+            label = self.stack.labels[index]
+            words = random_words(self.seed, self.stack.name, label, start, back.numel()).reshape(back.shape)
+            array = back.numpy()
+            np.multiply(array, words < np.rint(np.float64(2**32) * self.keep(back, index)), out=array)
+        return back
+
+
+def masked_sum(masked: Masked, weights: Sequence[float], factor: float, normalize: bool, rescale: str) -> Formula:
+    """Return the formula of task arithmetic on masked differences.
+
+    Raises:
+        WeightspaceError: with ``normalize``, the weights sum to zero.
+    """
+    shares = normalised(weights, math.fsum(weights)) if normalize else weights
+    factors = [share * scale for share, scale in zip(shares, masked.scales(rescale), strict=True)]
+    return lambda piece: taken_from(piece.origin, summed(masked.terms(piece, factors)), factor)
+
+
+def masked_consensus(masked: Masked, weights: Sequence[float], factor: float, normalize: bool, rescale: str) -> Formula:
+    """Return the formula of the consensus of signs on masked differences."""
+    factors = [weight * scale for weight, scale in zip(weights, masked.scales(rescale), strict=True)]
+
+    def formula(piece: Piece) -> Tensor:
+        agreed = elected_mean(masked.terms(piece, factors), weights, normalize=normalize)
+        return taken_from(piece.origin, agreed, factor)
+
+    return formula

@@ -1,0 +1,57 @@
+r"""Fisher merging: every element weighted by how much its model's predictions depend on it.
+
+.. math:: \frac{\sum_i w_i F_i x_i}{\sum_i w_i F_i}
+
+with :math:`F_i` the diagonal of the Fisher information.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from weightspace.errors import WeightspaceError
+from weightspace.merging.affine import affine
+from weightspace.merging.evidence import known_evidence
+from weightspace.merging.methods.linear import normalised
+from weightspace.merging.stack import Formula, Piece, Stack
+
+
+def fisher(stack: Stack, weights: Sequence[float]) -> Formula:
+    """Return the formula of Fisher merging.
+
+    Args:
+        stack: the models, with their Fisher informations as evidence: of each tensor's shape, 0 or more. Where all are
+            0, and for tensors of which no model has any, the weighted mean stands.
+        weights: 0 or more.
+
+    Raises:
+        WeightspaceError: a weight or an information is negative, or some models have one for a tensor and some don't.
+
+    Source:
+        Matena and Raffel 2022, https://arxiv.org/abs/2111.09832, equation 4.
+    """
+    if min(weights) < 0:
+        raise WeightspaceError(f"Method 'fisher' takes weights of 0 or more, found {min(weights):g}.")
+    shares = normalised(weights, math.fsum(weights))
+    evidence = known_evidence(stack, stack.shape)
+    if not evidence:
+        return lambda piece: affine(piece.tensors, shares)
+
+    def formula(piece: Piece) -> Tensor:
+        stop = piece.start + piece.tensors[0].numel()
+        known = [one.read(piece.start, stop).to(torch.float64) for one in evidence]
+        if min(float(one.min()) for one in known) < 0:
+            raise WeightspaceError(f"A Fisher information of {stack.name!r} is negative. Expected mean squares.")
+        factors = [one * share for one, share in zip(known, shares, strict=True)]
+        total = sum(factors[1:], factors[0])
+        mean = affine(piece.tensors, shares)
+        shift = torch.zeros_like(mean)
+        for tensor, factor in zip(piece.tensors, factors, strict=True):
+            shift += (mean - tensor) * (factor / total).to(mean.dtype)
+        return torch.where(total > 0, mean - shift, mean)
+
+    return formula

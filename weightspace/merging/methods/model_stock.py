@@ -1,0 +1,65 @@
+r"""Model Stock: how far to go from the base to the mean is read off the angle between the fine-tunes.
+
+.. math:: t\,\bar x + (1 - t)\,b, \qquad t = \frac{N\cos\theta}{1 + (N - 1)\cos\theta}
+
+with :math:`\cos\theta` the mean over all pairs of the cosine between :math:`x_i - b` and :math:`x_j - b`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from weightspace.merging.affine import shifted
+from weightspace.merging.consensus import back_differences, summed
+from weightspace.merging.gram import gram, row_grams
+from weightspace.merging.stack import Formula, Piece, Stack
+
+#: The line through the base and the mean has no nearest point where ``1 + (N − 1) cos θ`` is not above this.
+_DEGENERATE = 1e-12
+
+
+def model_stock(stack: Stack, weights: Sequence[float], *, filter_wise: bool) -> Formula:
+    """Return the formula of Model Stock.
+
+    Args:
+        stack: two models or more, and their base.
+        weights: not used.
+        filter_wise: an angle for every slice along dim 0, else one for the tensor.
+
+    Source:
+        Jang et al. 2024, https://arxiv.org/abs/2403.19522, equation 7.
+    """
+    count = len(weights)
+    if not filter_wise or len(stack.shape) < 2:
+        ratio = ratios(torch.tensor(gram(stack, deltas=True), dtype=torch.float64)[..., None])[0].item()
+        return lambda piece: shifted(piece.origin, piece.tensors, [ratio / count] * count)
+    by_row = ratios(row_grams(stack, deltas=True)) / count
+    width = stack.numel // max(1, stack.shape[0])
+
+    def formula(piece: Piece) -> Tensor:
+        first = piece.start // width
+        rows = by_row[first : first + len(piece.origin)].to(piece.origin.dtype)
+        shift = summed(back_differences(piece))
+        return piece.origin - shift * rows.view(-1, *[1] * (shift.dim() - 1))
+
+    return formula
+
+
+def ratios(products: Tensor) -> Tensor:
+    """Return ``t`` for every slice.
+
+    Args:
+        products: inner products of the differences, ``(N, N, slices)`` in float64.
+    """
+    count = len(products)
+    norms = products.diagonal().T.sqrt()
+    lengths = norms[:, None] * norms[None]
+    cosines = torch.where(lengths > 0, products / lengths.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    mean = (cosines.sum(dim=(0, 1)) - cosines.diagonal().sum(dim=1)) / (count * (count - 1))
+    divisor = 1 + (count - 1) * mean
+    usable = (divisor > _DEGENERATE) & (norms > 0).any(dim=0)
+    ratio = torch.where(usable, count * mean / torch.where(usable, divisor, 1.0), 0.0)
+    return torch.where(products.isfinite().all(dim=0).all(dim=0), ratio, torch.nan)

@@ -1,0 +1,88 @@
+r"""Slerp of two models by their weights, of the whole tensor or of every row or column by itself.
+
+With :math:`t = w_2 / (w_1 + w_2)`, the arc between the two models, or between their differences from a base.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from weightspace.merging.affine import affine, shifted
+from weightspace.merging.gram import gram, vectors
+from weightspace.merging.methods.slerp import arc
+from weightspace.merging.stack import Formula, Piece, Stack
+from weightspace.merging.sums import row_sums
+
+#: Weights whose sum is below this count as equal.
+_CANCELLED = 1e-6
+
+#: Straight where ``1 − cos²`` is not above this: the rounding of a cosine, which vectors at 180° would be divided by.
+_STRAIGHT = 1e-14
+
+
+def nuslerp(stack: Stack, weights: Sequence[float], *, nuslerp_flatten: bool, nuslerp_row_wise: bool) -> Formula:
+    """Return the formula of the arc between two models, or between their differences from the base.
+
+    Args:
+        stack: two models, and a base or none.
+        weights: of the two; their ratio is the position.
+        nuslerp_flatten: one arc for the whole tensor.
+        nuslerp_row_wise: without flattening, vectors run along dim 0, else along the last dim.
+
+    Source:
+        mergekit, https://arxiv.org/abs/2403.13257, ``nuslerp``.
+    """
+    total = sum(weights)
+    t = 0.5 if abs(total) < _CANCELLED else weights[1] / total
+    deltas = stack.base is not None
+    if nuslerp_flatten or len(stack.shape) < 2:
+        (aa, ab), (_, bb) = gram(stack, deltas=deltas)
+        start, end, total = arc(aa, ab, bb, t, parallel=math.sqrt(1 - _STRAIGHT))
+        if deltas:
+            return lambda piece: shifted(piece.origin, piece.tensors, [start, end])
+        return lambda piece: affine(piece.tensors, [start, end], total)
+    products = _column_products(stack, deltas) if nuslerp_row_wise else lambda piece: _row_products(piece, deltas)
+    return lambda piece: _along(piece, products(piece), t, deltas)
+
+
+def _row_products(piece: Piece, deltas: bool) -> list[Tensor]:
+    """Return ``aa, ab, bb`` of the vectors along the last dim, in float64."""
+    a, b = (vector.double() for vector in vectors(piece, deltas=deltas))
+    return [_along_last(one * other) for one, other in ((a, a), (a, b), (b, b))]
+
+
+def _along_last(tensor: Tensor) -> Tensor:
+    """Return the sums along the last dim, which is kept."""
+    return row_sums(tensor.reshape(-1, tensor.shape[-1])).view(*tensor.shape[:-1], 1)
+
+
+def _column_products(stack: Stack, deltas: bool) -> Callable[[Piece], list[Tensor]]:
+    """Return the same for the vectors along dim 0, which run through all pieces."""
+    sums = [torch.zeros(1, *stack.shape[1:], dtype=torch.float64) for _ in range(3)]
+    for piece in stack.pieces():
+        a, b = (vector.double() for vector in vectors(piece, deltas=deltas))
+        for total, (one, other) in zip(sums, ((a, a), (a, b), (b, b)), strict=True):
+            total += (one * other).sum(dim=0, keepdim=True)
+    return lambda piece: sums
+
+
+def _along(piece: Piece, products: Sequence[Tensor], t: float, deltas: bool) -> Tensor:
+    """Return the points at ``t`` on the arcs of the vectors whose inner products are given."""
+    aa, ab, bb = products
+    lengths = aa.sqrt() * bb.sqrt()
+    cosine = torch.where(lengths > 0, ab / lengths.clamp_min(torch.finfo(torch.float64).tiny), 0.0).clamp(-1, 1)
+    theta, sine = cosine.acos(), (1 - cosine**2).sqrt()
+    straight = (1 - cosine**2 <= _STRAIGHT) | ((aa == ab) & (ab == bb))
+    sine = torch.where(straight, 1.0, sine)
+    start = torch.where(straight, 1 - t, torch.sin((1 - t) * theta) / sine)
+    end = torch.where(straight, t, torch.sin(t * theta) / sine)
+    a, b = piece.tensors
+    origin = piece.origin if deltas else a
+    # a·start + b·end as a sum of moves, so that equal tensors come out bit for bit.
+    first = (start if deltas else start + end - 1).to(a.dtype)
+    moved = (a - origin if deltas else a) * first + (b - origin) * end.to(a.dtype)
+    return torch.where(moved == 0, origin, origin + moved)

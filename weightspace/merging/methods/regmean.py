@@ -1,0 +1,60 @@
+r"""RegMean: the linear layer whose outputs are nearest to those of every model on its own data.
+
+.. math:: W = \Bigl(\sum_i W_i G_i\Bigr) \Bigl(\sum_i G_i\Bigr)^{-1}, \qquad G_i = X_i^\top X_i
+
+with :math:`X_i` the layer's inputs in model ``i``, and what is off the diagonal of :math:`G_i` reduced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from weightspace.errors import WeightspaceError
+from weightspace.merging.affine import affine
+from weightspace.merging.evidence import known_evidence
+from weightspace.merging.stack import Flat, Formula, Piece, Stack
+
+
+def regmean(stack: Stack, weights: Sequence[float], *, reduce: float) -> Formula:
+    """Return the formula of RegMean.
+
+    Args:
+        stack: the models, with ``X_iᵀX_i`` as evidence for the weights of linear layers and convolutions: ``(n, n)``
+            for a weight of ``n`` elements a row. Tensors of which no model has any get the mean, and so do directions
+            in which no model has data.
+        weights: not used.
+        reduce: factor of what is off the diagonal.
+
+    Raises:
+        WeightspaceError: a matrix is not symmetric, or some models have one for a tensor and some don't.
+
+    Source:
+        Jin et al. 2023, https://arxiv.org/abs/2212.09849, equation 2 and section 4.
+    """
+    shares = [1 / len(weights)] * len(weights)
+    width = stack.numel // max(1, stack.shape[0]) if stack.shape else 0
+    evidence = known_evidence(stack, (width, width))
+    if not evidence:
+        return lambda piece: affine(piece.tensors, shares)
+
+    def formula(piece: Piece) -> Tensor:
+        products = [_reduced(one, width, reduce, stack.name) for one in evidence]
+        mean = affine(piece.tensors, shares)
+        moved = torch.zeros(len(mean), width, dtype=torch.float64)
+        for tensor, product in zip(piece.tensors, products, strict=True):
+            moved += (mean - tensor).view(len(mean), -1).double() @ product
+        moved @= torch.linalg.pinv(sum(products[1:], products[0]), hermitian=True)
+        return mean - moved.to(mean.dtype).view_as(mean)
+
+    return formula
+
+
+def _reduced(flat: Flat, width: int, reduce: float, name: str) -> Tensor:
+    """Return one ``G_i`` in float64 with what is off its diagonal reduced."""
+    product = flat.read(0, width * width).to(torch.float64).view(width, width)
+    if not torch.allclose(product, product.T, rtol=1e-4, atol=1e-4 * float(product.abs().max())):
+        raise WeightspaceError(f"The evidence of {name!r} is not symmetric. Expected XᵀX of the layer's inputs.")
+    return torch.lerp(product.diagonal().diag(), product, reduce)

@@ -1,0 +1,92 @@
+r"""SCE: select the elements in which the models differ most, weigh the models by what is left, erase minorities.
+
+.. math:: b + \frac{\sum_{i \in A} w_i \delta_i}{\sum_{i \in A} w_i}, \qquad
+    w_i \propto \operatorname{mean}(\delta_i^2), \quad
+    A = \{i : \operatorname{sign}\delta_i = \operatorname{sign}\textstyle\sum_j \delta_j\}
+
+with :math:`\delta_i = x_i - b` where the variance over the models is among the largest, and 0 elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.merging.consensus import back_differences, elected_mean, runs, taken_from
+from weightspace.merging.selection import EVERYTHING, Chunks, Cut, largest
+from weightspace.merging.stack import Formula, Piece, Stack
+from weightspace.merging.sums import total_square
+
+
+def sce(stack: Stack, weights: Sequence[float], *, select_topk: float) -> Formula:
+    """Return the formula of SCE.
+
+    Args:
+        stack: the models and their base.
+        weights: not used.
+        select_topk: share of the elements of non-zero variance that is kept; 1 keeps all elements.
+
+    Source:
+        Wan et al. 2024, https://arxiv.org/abs/2408.07990, section 3.2.
+    """
+    cut = EVERYTHING if select_topk >= 1 else _cut(stack, select_topk)
+    squares = np.zeros(len(weights))
+    for piece in stack.pieces():
+        squares += [total_square(back) for back in _selected(piece, cut)]
+    whole = float(squares.sum())
+    shares = (squares / whole).tolist() if whole > 0 else [1 / len(weights)] * len(weights)
+
+    def formula(piece: Piece) -> Tensor:
+        backs = _selected(piece, cut)
+        terms = [back * share for back, share in zip(backs, shares, strict=True)]
+        return taken_from(piece.origin, elected_mean(terms, shares, normalize=True, votes=backs), 1.0)
+
+    return formula
+
+
+def _cut(stack: Stack, select_topk: float) -> Cut:
+    """Return where the variances are cut."""
+    changed = sum(int(np.count_nonzero(_variance(piece))) for piece in stack.pieces())
+    (cut,) = largest(
+        _variances(stack.pieces), [math.floor(select_topk * changed)], [stack.numel], _variances(runs(stack))
+    )
+    return cut
+
+
+def _variances(pieces: Callable[[], Iterator[Piece]]) -> Chunks:
+    """Return the variances over the models, as ``selection`` reads them."""
+
+    def chunks() -> Iterator[tuple[int, list[np.ndarray]]]:
+        for piece in pieces():
+            yield piece.start, [_variance(piece)]
+
+    return chunks
+
+
+def _variance(piece: Piece) -> np.ndarray:
+    """Return ``N²`` times the variance over the models of every element; exactly 0 where all are equal.
+
+    That is ``N Σd² − (Σd)²``, with nothing to cancel as ``d = x_i − x_1``; of few bits, as bfloat16 has, it is exact,
+    so that variances which are equal are found so.
+    """
+    total, squares = torch.zeros_like(piece.tensors[0]), torch.zeros_like(piece.tensors[0])
+    for tensor in piece.tensors[1:]:
+        other = tensor - piece.tensors[0]
+        total += other
+        squares.addcmul_(other, other)
+    return squares.mul_(len(piece.tensors)).sub_(total.square_()).reshape(-1).numpy()
+
+
+def _selected(piece: Piece, cut: Cut) -> list[Tensor]:
+    """Return ``b − x_i`` where the variance is kept, a zero elsewhere."""
+    backs = back_differences(piece)
+    if cut != EVERYTHING:
+        mask = cut.kept(_variance(piece), piece.start)
+        for back in backs:
+            array = back.numpy()
+            np.multiply(array, mask, out=array)
+    return backs

@@ -1,0 +1,54 @@
+r"""Spherical linear interpolation: along the arc between two directions.
+
+.. math:: \frac{\sin((1-t)\theta)}{\sin\theta}\, b + \frac{\sin(t\theta)}{\sin\theta}\, x, \qquad \cos\theta =
+    \frac{\langle b, x\rangle}{\lVert b\rVert \lVert x\rVert}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from weightspace.merging.affine import affine
+from weightspace.merging.gram import gram, with_base
+from weightspace.merging.stack import Formula, Stack
+
+#: Above this cosine the arc is a straight line.
+_PARALLEL = 0.9995
+
+
+def slerp(stack: Stack, weights: Sequence[float], *, t: float) -> Formula:
+    """Return the formula of the arc from the base to the one model.
+
+    The tensors keep their lengths: the arc is that of their directions. A zero tensor stands at a right angle.
+
+    Args:
+        stack: one model and the base.
+        weights: not used.
+        t: 0 is the base, 1 the model; the arc goes on beyond both.
+
+    Source:
+        Shoemake 1985, https://doi.org/10.1145/325334.325242; mergekit's threshold for straight lines.
+    """
+    (bb, bx), (_, xx) = gram(with_base(stack))
+    start, end, total = arc(bb, bx, xx, t, parallel=_PARALLEL)
+    return lambda piece: affine([piece.origin, *piece.tensors], [start, end], total)
+
+
+def arc(aa: float, ab: float, bb: float, t: float, *, parallel: float) -> tuple[float, float, float]:
+    """Return the coefficients of ``a`` and ``b`` at ``t`` on their arc, and their sum.
+
+    Args:
+        aa: ``⟨a, a⟩``.
+        ab: ``⟨a, b⟩``.
+        bb: ``⟨b, b⟩``.
+        t: the position.
+        parallel: above this absolute cosine the line is straight.
+    """
+    lengths = math.sqrt(aa) * math.sqrt(bb)
+    cosine = max(-1.0, min(1.0, ab / lengths)) if lengths > 0 else 0.0
+    if aa == ab == bb or abs(cosine) > parallel:
+        return 1 - t, t, 1.0
+    theta = math.acos(cosine)
+    start, end = math.sin((1 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta)
+    return start, end, start + end

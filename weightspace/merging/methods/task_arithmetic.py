@@ -1,0 +1,42 @@
+r"""Task arithmetic: differences from a base, scaled and added to it.
+
+.. math:: b + \lambda \sum_i w_i (x_i - b) \qquad\text{with normalize, divided by}\quad \sum_i w_i
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from weightspace.merging.affine import affine, shifted
+from weightspace.merging.methods.linear import normalised
+from weightspace.merging.stack import Formula, Stack
+
+
+def task_arithmetic(stack: Stack, weights: Sequence[float], *, lambda_: float, normalize: bool) -> Formula:
+    """Return the formula of task arithmetic.
+
+    Args:
+        stack: the models and their base.
+        weights: any finite numbers; negative ones forget a task.
+        lambda_: factor of the merged difference.
+        normalize: divide by the sum of the weights.
+
+    Raises:
+        WeightspaceError: with ``normalize``, the weights sum to zero.
+
+    Source:
+        Ilharco et al. 2023, https://arxiv.org/abs/2212.04089, section 2.
+    """
+    factors = normalised(weights, math.fsum(weights)) if normalize else weights
+    scaled = [lambda_ * factor for factor in factors]
+    return lambda piece: shifted(piece.origin, piece.tensors, scaled)
+
+
+def wise_ft(stack: Stack, weights: Sequence[float], *, alpha: float) -> Formula:
+    """Return the formula of WiSE-FT: the straight line from the base (0) to one fine-tuned model (1).
+
+    Source:
+        Wortsman et al. 2022, https://arxiv.org/abs/2109.01903, section 3.
+    """
+    return lambda piece: affine([piece.origin, *piece.tensors], [1 - alpha, alpha])

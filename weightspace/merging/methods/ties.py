@@ -1,0 +1,119 @@
+r"""TIES: trim the differences from the base, elect a sign element by element, average those that agree.
+
+.. math:: b + \lambda\, \frac{\sum_{i \in A} s_i}{\sum_{i \in A} w_i}, \qquad s_i = w_i \operatorname{trim}(x_i - b),
+    \quad A = \{i : \operatorname{sign} s_i = \operatorname{sign} \textstyle\sum_j s_j\}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from weightspace.merging.consensus import (
+    absolute_sums,
+    back_differences,
+    elected_mean,
+    largest_differences,
+    magnitudes,
+    restored,
+    sampled_magnitudes,
+    taken_from,
+    trimmed,
+)
+from weightspace.merging.selection import Chunks, Cut, largest
+from weightspace.merging.stack import Formula, Piece, Stack
+
+
+def ties(
+    stack: Stack,
+    weights: Sequence[float],
+    *,
+    density: Sequence[float],
+    lambda_: float,
+    normalize: bool,
+    rescale: bool,
+    scope: str,
+    cuts: Sequence[Cut] | None = None,
+) -> Formula:
+    """Return the formula of TIES.
+
+    Args:
+        stack: the models and their base.
+        weights: any finite numbers; negative ones vote for the opposite.
+        density: share of the largest differences that is kept, at least one element, one a model.
+        lambda_: factor of the merged difference.
+        normalize: divide by the weights of those that agree.
+        rescale: scale the trimmed differences to the L1 norm that they had.
+        scope: ``tensor`` trims tensor by tensor; ``model`` over the whole model, which is what ``survey`` is for.
+        cuts: where the differences are cut, one a model, as the survey found.
+
+    Source:
+        Yadav et al. 2023, https://arxiv.org/abs/2306.01708, algorithm 1; the sign is elected by the weighted sum, as
+        in mergekit.
+    """
+    found = cuts or largest_differences(stack, [kept_count(share, stack.numel) for share in density])
+    scales = _scales(stack, found) if rescale else [1.0] * len(found)
+
+    def formula(piece: Piece) -> Tensor:
+        terms = [
+            trimmed(back, cut, piece.start).mul_(weight * scale)
+            for back, cut, weight, scale in zip(back_differences(piece), found, weights, scales, strict=True)
+        ]
+        return taken_from(piece.origin, elected_mean(terms, weights, normalize=normalize), lambda_)
+
+    return formula
+
+
+def kept_count(density: float, count: int) -> int:
+    """Return how many of the largest of ``count`` numbers a density keeps: ``max(1, ⌊density · n⌋)``, or all."""
+    return count if density >= 1 else max(1, math.floor(density * count))
+
+
+def survey(stacks: Sequence[Stack], arguments: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return where every tensor is cut when the densities hold over the whole model (``scope: model``).
+
+    The tensors follow each other in the order of their names: equal differences are kept from the first one on.
+
+    Args:
+        stacks: all tensors, by name.
+        arguments: of the method for each of them; the first one's density counts.
+    """
+    if not arguments or arguments[0]["scope"] != "model":
+        return {}
+    offsets = np.cumsum([0, *(stack.numel for stack in stacks)]).tolist()
+    density, total = arguments[0]["density"], offsets[-1]
+    cuts = largest(
+        _joined([magnitudes(stack) for stack in stacks], offsets),
+        [kept_count(share, total) for share in density],
+        [total] * len(density),
+        _joined([sampled_magnitudes(stack) for stack in stacks], offsets),
+    )
+    return {
+        stack.name: {"cuts": [Cut(cut.value, cut.position - offset) for cut in cuts]}
+        for stack, offset in zip(stacks, offsets, strict=False)
+    }
+
+
+def _joined(parts: Sequence[Chunks], offsets: Sequence[int]) -> Chunks:
+    """Return the chunks of several tensors as those of one."""
+
+    def chunks() -> Iterator[tuple[int, Sequence[np.ndarray]]]:
+        for part, offset in zip(parts, offsets, strict=False):
+            for start, statistics in part():
+                yield offset + start, statistics
+
+    return chunks
+
+
+def _scales(stack: Stack, cuts: Sequence[Cut]) -> list[float]:
+    """Return the factors that restore the L1 norms of the trimmed differences."""
+    before, after = np.zeros(len(cuts)), np.zeros(len(cuts))
+    for piece in stack.pieces():
+        backs = back_differences(piece)
+        before += absolute_sums(backs)
+        after += absolute_sums([trimmed(back, cut, piece.start) for back, cut in zip(backs, cuts, strict=True)])
+    return [restored(*sums) for sums in zip(before.tolist(), after.tolist(), strict=True)]

@@ -1,0 +1,122 @@
+"""A merge made once more from what its output says of itself, and compared byte by byte."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightspace.checkpoints.files import load_metadata
+from weightspace.checkpoints.folder import weight_files
+from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.merging.engine.aligning import Alignment
+from weightspace.merging.engine.plan import MEMORY
+from weightspace.merging.engine.run import Finish, Progress
+from weightspace.merging.from_files import merge_files
+from weightspace.merging.recipe import parse_recipe
+
+#: What ``described`` writes of an alignment or of what follows the merge, and a second merge must be given again.
+_AGAIN = {"align": "the alignment (--spec, --network or --task)", "statistics": "the task whose statistics were taken"}
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came of a second merge.
+
+    Attributes:
+        out: the checkpoint that was made again.
+        equal: every file of weights has the same bytes.
+        differing: names of the files that have not.
+        changed: names of the inputs whose SHA-256 is another than then.
+    """
+
+    out: str
+    equal: bool
+    differing: tuple[str, ...]
+    changed: tuple[str, ...]
+
+
+def reproduce(
+    out: str | os.PathLike[str],
+    *,
+    align: Alignment | None = None,
+    finish: Finish | None = None,
+    memory: int = MEMORY,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Reproduction:
+    """Make a merge again from the recipe in its metadata, beside it, and compare the bytes.
+
+    Args:
+        out: a checkpoint that ``merge_files`` made. Its inputs must lie where the recipe says.
+        align: the alignment, if one was used.
+        finish: what was done to the merged network, if anything was.
+        memory: see ``merge_files``.
+        threads: see ``merge_files``.
+        progress: see ``merge_files``.
+
+    Raises:
+        CheckpointError: there is no recipe in the metadata, or as ``merge_files``.
+        WeightspaceError: the merge was aligned, or finished, in another way.
+    """
+    path = Path(out)
+    metadata = load_metadata(path)
+    if "recipe" not in metadata:
+        raise CheckpointError(f"{path} does not say how it was made: expected a checkpoint of `weightspace merge`.")
+    options = json.loads(metadata["parameters"])
+    _check_options(path, options, align, finish)
+    recorded = {key: value for key, value in options.items() if key not in ("shard_size", "allow_nonfinite")}
+    for key in () if align is None else align.described():
+        recorded.pop(key, None)
+    with tempfile.TemporaryDirectory(prefix=f".{path.resolve().name}.again.", dir=path.resolve().parent) as folder:
+        again = Path(folder) / path.resolve().name
+        merge_files(
+            parse_recipe(metadata["recipe"], str(path)),
+            again,
+            align=align,
+            finish=finish,
+            options=recorded,
+            allow_nonfinite=options.get("allow_nonfinite", False),
+            shard_size=options["shard_size"],
+            hashes=_has_hashes(metadata),
+            fsync=False,
+            threads=threads,
+            progress=progress,
+            memory=memory,
+        )
+        return _compared(path, again)
+
+
+def _compared(path: Path, again: Path) -> Reproduction:
+    """Compare the weights of two checkpoints file by file."""
+    old, new = ({file.name: file for file in weight_files(one)} for one in (path, again))
+    differing = [
+        name
+        for name in sorted(old.keys() | new.keys())
+        if name not in old or name not in new or not filecmp.cmp(old[name], new[name], shallow=False)
+    ]
+    then, now = (json.loads(load_metadata(one)["inputs"]) for one in (path, again))
+    digests = {entry["name"]: entry["sha256"] for entry in then}
+    changed = [entry["name"] for entry in now if digests.get(entry["name"]) != entry["sha256"]]
+    return Reproduction(str(path), not differing, tuple(differing), tuple(changed))
+
+
+def _check_options(path: Path, options: Mapping[str, Any], align: Alignment | None, finish: Finish | None) -> None:
+    """Check that what the recipe does not say is given again."""
+    given = {"align": align, "statistics": finish}
+    for key, name in _AGAIN.items():
+        if (key in options) != (given[key] is not None):
+            raise WeightspaceError(f"{path} was made {'with' if key in options else 'without'} {name}: give the same.")
+    if align is not None:
+        for key, value in align.described().items():
+            if options.get(key) != value:
+                raise WeightspaceError(f"{path} was made with {key} {options.get(key)}, found {value}: give the same.")
+
+
+def _has_hashes(metadata: Mapping[str, str]) -> bool:
+    return any(entry["sha256"] for entry in json.loads(metadata["inputs"]))

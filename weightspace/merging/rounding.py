@@ -1,0 +1,57 @@
+"""The one rounding of a merge, to the dtype of the output, and where float32 is too coarse for it.
+
+Weights such as 0.3 put results exactly half-way between two numbers of bfloat16 or float16, at which the smallest error
+decides. Mostly float32 is exact there; where the differences are as large as the weights of the network it is not, and
+then many results lie beside a half-way point by an error of their last bits. That shows in the results themselves.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.merging.stack import Stack, check_finite
+
+#: Narrow dtype -> bits of float32 that it lacks.
+_LACKING = {torch.bfloat16: 16, torch.float16: 13}
+
+#: A result is beside a half-way point within so many units in the last place of float32.
+_BESIDE = 4
+
+#: Elements of a piece that are looked at.
+_SAMPLE = 2**14
+
+#: So many times what chance puts beside half-way points is no chance; so few are not worth it.
+_TIMES, _FEW = 6, 2
+
+
+def needs_float64(values: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether more of the results lie just beside half-way points of a narrow dtype than chance puts there.
+
+    Args:
+        values: results, in the dtype that they were computed in.
+        dtype: of the output.
+    """
+    if dtype not in _LACKING or values.dtype != torch.float32:
+        return False
+    lacking = _LACKING[dtype]
+    sample = values.reshape(-1)[:_SAMPLE].numpy().view(np.uint32)
+    # What the dtype lacks, moved to the top, so that the half-way point is 2^31; shifted to stand at _BESIDE above 0.
+    place = np.left_shift(sample, 32 - lacking)
+    place += np.uint32(2**31 + (_BESIDE << (32 - lacking)) & 2**32 - 1)
+    near = np.count_nonzero(place <= np.uint32(2 * _BESIDE << (32 - lacking)))
+    exact = np.count_nonzero(place == np.uint32(_BESIDE << (32 - lacking)))
+    return bool(near - exact > max(_FEW, _TIMES * len(sample) * 2 * _BESIDE / 2**lacking))
+
+
+def rounded(stack: Stack, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return merged elements in the dtype of the output.
+
+    Raises:
+        WeightspaceError: one is NaN or infinite, or becomes it in this dtype (``stack.finite``).
+    """
+    result = values.to(torch.float32).to(dtype) if dtype in _LACKING else values.to(dtype)
+    if stack.finite:
+        check_finite(result, stack.name, "the result")
+    return result

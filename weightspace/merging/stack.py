@@ -1,0 +1,181 @@
+"""A stack: what all models have under one name, read a piece at a time, as often as a method needs it.
+
+A method never sees a whole model, and an elementwise one never a whole tensor. Pieces have a fixed size, so that
+sums, thresholds and random masks are the same from memory and from files, on any number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from weightspace.errors import WeightspaceError
+from weightspace.merging.methods.method import PIECE, Grain
+
+
+class Flat(Protocol):
+    """One float tensor of one model, read by range of its elements in row-major order."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its dtype in the file, or in memory."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        ...
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return the elements from ``start`` up to ``stop``, 1-D, in any float dtype; not to be modified."""
+        ...
+
+
+class InMemory:
+    """A tensor in memory, or mapped into it, as a ``Flat``. Complex numbers are pairs of real ones along a new axis."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        plain = real(tensor.detach())
+        self.dtype = plain.dtype
+        self.shape = tuple(plain.shape)
+        self._elements = plain.reshape(-1)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return a view of the elements."""
+        return self._elements[start:stop]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The same stretch of elements of every model, in the dtype to compute in; not to be modified.
+
+    Attributes:
+        tensors: one a model. 1-D by grain ``elements``; whole slices ``(rows, …)`` by grain ``slices``, where a
+            vector is one row ``(1, n)``; of the full shape by grain ``whole``.
+        base: the base's, of the same shape, or None.
+        start: row-major index of the first element in the tensor.
+    """
+
+    tensors: list[Tensor]
+    base: Tensor | None
+    start: int
+
+    @property
+    def origin(self) -> Tensor:
+        """The base, where a method needs one."""
+        if self.base is None:
+            raise WeightspaceError("This method works on the difference from a base, but no base was given.")
+        return self.base
+
+    def deltas(self) -> list[Tensor]:
+        """Return ``x_i − b``, one new tensor a model."""
+        return [tensor - self.origin for tensor in self.tensors]
+
+
+#: The second step of a method: the merged elements of a piece, in its shape and dtype.
+Formula: TypeAlias = Callable[[Piece], Tensor]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The tensors of one name, of one shape.
+
+    Attributes:
+        name: the tensor's name.
+        sources: one a model.
+        base: the base's tensor, or None.
+        labels: what the models are called in errors and in the seeds of their random masks, one a source.
+        grain: what a piece is (see ``Piece``).
+        finite: refuse NaN and infinity when they are read.
+        dtype: what is computed in: that of the inputs, float32 at least.
+        evidence: the statistics of data of each model, for methods that need them; None where a model has none
+            for this tensor.
+    """
+
+    name: str
+    sources: Sequence[Flat]
+    base: Flat | None
+    labels: Sequence[str]
+    grain: Grain = "elements"
+    finite: bool = True
+    dtype: torch.dtype = torch.float32
+    evidence: Sequence[Flat | None] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape that all of them have."""
+        return self.sources[0].shape
+
+    @property
+    def numel(self) -> int:
+        """Elements of one tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def span(self) -> int:
+        """Elements of a piece, the last one aside."""
+        if self.grain == "elements":
+            return PIECE
+        if self.grain == "whole" or len(self.shape) < 2:
+            return max(1, self.numel)
+        row = max(1, math.prod(self.shape[1:]))
+        return row * max(1, PIECE // row)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Read the tensors once, in order."""
+        for start in range(0, self.numel, self.span):
+            yield self.read(start, min(start + self.span, self.numel))
+
+    def read(self, start: int, stop: int) -> Piece:
+        """Read a range of elements: whole slices where the grain has slices."""
+        shape = self._shape(stop - start)
+        tensors = [
+            self._read(source, label, start, stop).view(shape)
+            for source, label in zip(self.sources, self.labels, strict=True)
+        ]
+        base = None if self.base is None else self._read(self.base, "the base", start, stop).view(shape)
+        return Piece(tensors, base, start)
+
+    def _shape(self, count: int) -> tuple[int, ...]:
+        """Return the shape of a piece of ``count`` elements."""
+        if self.grain == "elements":
+            return (count,)
+        if self.grain == "whole":
+            return self.shape
+        return (1, count) if len(self.shape) < 2 else (-1, *self.shape[1:])
+
+    def _read(self, source: Flat, label: str, start: int, stop: int) -> Tensor:
+        """Return a range of one tensor in the dtype to compute in."""
+        tensor = source.read(start, stop).to(self.dtype)
+        if self.finite:
+            check_finite(tensor, self.name, label)
+        return tensor
+
+
+def real(tensor: Tensor) -> Tensor:
+    """Return a view of a complex tensor as pairs of real numbers; any other tensor as it is."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def check_finite(tensor: Tensor, name: str, holder: str) -> None:
+    """Check that a tensor holds no NaN and no infinity.
+
+    Raises:
+        WeightspaceError: it does; the message names the tensor and who holds it.
+    """
+    # The sum is one fast pass; it can also overflow, so that only the slow check has the last word.
+    narrow = tensor.dtype == torch.float16 or tensor.dtype.itemsize == 1
+    if math.isfinite(tensor.sum(dtype=torch.float32 if narrow else None).item()):
+        return
+    finite = tensor.isfinite()
+    if not bool(finite.all()):
+        bad = "NaN" if bool(tensor.isnan().any()) else "infinite"
+        raise WeightspaceError(
+            f"{name!r} of {holder} holds {bad} values (found in {int((~finite).sum()):,} of the {tensor.numel():,} "
+            "elements looked at). Expected finite ones; allow_nonfinite (--allow-nonfinite) merges them all the same."
+        )

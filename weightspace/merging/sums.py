@@ -1,0 +1,38 @@
+"""Sums over many elements that are the same on any number of threads.
+
+torch splits a sum that has one result among its threads, and its last bits hang on how. Runs of a fixed length have a
+result each, which one thread finds; these are added in float64.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+#: Elements that are summed in their own dtype, by torch's cascade.
+_RUN = 4096
+
+#: Sums of squares up to this may have lost some that lie below the range of float32.
+_LOW = 1e-28
+
+
+def row_sums(matrix: Tensor) -> Tensor:
+    """Return the sums of the rows of a ``(rows, n)`` tensor, of shape ``(rows,)`` in float64."""
+    whole = matrix.shape[1] // _RUN * _RUN
+    rest = matrix[:, whole:].sum(dim=1).to(torch.float64)
+    if not whole:
+        return rest
+    return rest + matrix[:, :whole].unflatten(1, (-1, _RUN)).sum(dim=2).sum(dim=1, dtype=torch.float64)
+
+
+def total_square(tensor: Tensor) -> float:
+    """Return the sum of the squares of all elements, in float64 where float32 has no room for them."""
+    found = total(tensor * tensor)
+    return found if _LOW < found < math.inf else total(tensor.to(torch.float64).square())
+
+
+def total(tensor: Tensor) -> float:
+    """Return the sum of all elements."""
+    return row_sums(tensor.reshape(1, -1)).item()
