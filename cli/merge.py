@@ -139,7 +139,7 @@ def _merge(
     given = {
         "method": said["method"],
         "base": said["base"],
-        "weights": _numbers("--weights", said["weights"]),
+        "weights": options.numbers("--weights", said["weights"]),
         "parameters": parameters or None,
         "evidence": None if said["evidence"] is None else said["evidence"].split(","),
         "dtype": said["dtype"],
@@ -254,15 +254,6 @@ def _value(text: str) -> Any:
         except ValueError:
             continue
     return text
-
-
-def _numbers(option: str, text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError:
-        raise WeightspaceError(f"{option} are numbers with commas between, as .6,.4; found {text!r}.") from None
 
 
 def _size(text: str) -> int:

@@ -9,8 +9,6 @@ import click
 from weightspace.cli import options
 from weightspace.cli.progress import progress
 
-from weightspace import WeightspaceError
-
 
 @click.command("merge-adapters")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER…")
@@ -52,7 +50,7 @@ def command(
     """
     from weightspace.merging import merge_adapters
 
-    densities = _numbers("--density", density)
+    densities = options.numbers("--density", density)
     said = {"normalize": normalize, "seed": seed}
     with progress(f"merging into {output}"):
         report = merge_adapters(
@@ -60,7 +58,7 @@ def command(
             output,
             method=method,
             inner=inner,
-            weights=_numbers("--weights", weights),
+            weights=options.numbers("--weights", weights),
             density=densities[0] if densities is not None and len(densities) == 1 else densities,
             lambda_=lambda_,
             parameters={name: value for name, value in said.items() if value is not None},
@@ -71,13 +69,3 @@ def command(
     low, high = min(report.ranks.values()), max(report.ranks.values())
     ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
     click.echo(f"{report.out}: {len(report.ranks):,} tensors, {ranks}")
-
-
-def _numbers(option: str, text: str | None) -> list[float] | None:
-    """Return the numbers of an option."""
-    if text is None:
-        return None
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError:
-        raise WeightspaceError(f"{option} takes numbers with commas between, as .6,.4; found {text!r}.") from None

@@ -111,6 +111,16 @@ def load_any_spec(path: str, built: Network | None) -> PermutationSpec:
     return PermutationSpec.load(path) if built is None else load_spec(path, built.module, built.example_args)
 
 
+def numbers(option: str, text: str | None) -> list[float] | None:
+    """Return the numbers of an option, ``.6,.4``; None where it was not given."""
+    if text is None:
+        return None
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise WeightspaceError(f"{option} takes numbers with commas between, as .6,.4; found {text!r}.") from None
+
+
 def _shape(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
