@@ -28,11 +28,8 @@ def affine(tensors: Sequence[Tensor], coefficients: Sequence[float], total: floa
     pivot = max(range(len(tensors)), key=lambda index: abs(coefficients[index]))
     origin = tensors[pivot]
     others = [index for index in range(len(tensors)) if index != pivot and coefficients[index] != 0]
-    if total == 1 and len(others) == 1 and 0.5 <= coefficients[pivot] <= 1:
-        combined = torch.lerp(tensors[others[0]], origin, coefficients[pivot])  # the same formula in one pass
-    else:
-        start = origin if total == 1 else origin * total
-        combined = _shifted(start, origin, [tensors[i] for i in others], [coefficients[i] for i in others])
+    start = origin if total == 1 else origin * total
+    combined = _shifted(start, origin, [tensors[i] for i in others], [coefficients[i] for i in others])
     if math.isfinite(combined.abs().sum().item() if combined.is_complex() else combined.sum().item()):
         return combined
     finite = torch.isfinite(combined)
@@ -62,7 +59,7 @@ def _shifted(start: Tensor, origin: Tensor, tensors: Sequence[Tensor], factors: 
         origin - tensor if factor > 0 else tensor - origin for tensor, factor in zip(tensors, factors, strict=True)
     ]
     if len(moves) == 1:
-        return start.sub(moves[0], alpha=abs(factors[0]))
+        return torch.sub(start, moves[0], alpha=abs(factors[0]), out=moves[0])
     shift = moves[0].mul_(abs(factors[0]))
     for move, factor in zip(moves[1:], factors[1:], strict=True):
         shift.add_(move, alpha=abs(factor))

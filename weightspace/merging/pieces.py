@@ -35,7 +35,7 @@ def merged_pieces(
     formula = load_function(method)(stack, weights, **arguments)
     for piece in stack.pieces():
         values = formula(piece)
-        if needs_float64(values, dtype):
+        if needs_float64(values, piece.base, dtype):
             exact = replace(stack, dtype=torch.float64)
             values = formula(exact.read(piece.start, piece.start + piece.tensors[0].numel()))
         yield piece.start, rounded(stack, values.reshape(-1), dtype)

@@ -2,7 +2,8 @@
 
 Weights such as 0.3 put results exactly half-way between two numbers of bfloat16 or float16, at which the smallest error
 decides. Mostly float32 is exact there; where the differences are as large as the weights of the network it is not, and
-then many results lie beside a half-way point by an error of their last bits. That shows in the results themselves.
+then many results lie beside a half-way point by an error of their last bits. Models that cancel their base, as pruned
+ones do, leave nothing but such errors. Both show in the results themselves.
 """
 
 from __future__ import annotations
@@ -22,21 +23,33 @@ _BESIDE = 4
 #: Elements of a piece that are looked at.
 _SAMPLE = 2**14
 
+#: A result below this share of the base is what cancellation left.
+_CANCELLED = 2.0**-18
+
 #: So many times what chance puts beside half-way points is no chance; so few are not worth it.
 _TIMES, _FEW = 6, 2
 
 
-def needs_float64(values: Tensor, dtype: torch.dtype) -> bool:
-    """Return whether more of the results lie just beside half-way points of a narrow dtype than chance puts there.
+def needs_float64(values: Tensor, base: Tensor | None, dtype: torch.dtype) -> bool:
+    """Return whether the errors of float32 would be seen in more of the results than chance makes them.
 
     Args:
         values: results, in the dtype that they were computed in.
+        base: what the differences were taken from, of their shape, or None.
         dtype: of the output.
     """
     if dtype not in _LACKING or values.dtype != torch.float32:
         return False
-    lacking = _LACKING[dtype]
-    sample = values.reshape(-1)[:_SAMPLE].numpy().view(np.uint32)
+    sample = values.reshape(-1)[:_SAMPLE].numpy()
+    if base is not None:
+        bound = np.abs(base.reshape(-1)[:_SAMPLE].numpy()) * np.float32(_CANCELLED)
+        if np.count_nonzero((np.abs(sample) < bound) & (sample != 0)) > _FEW:
+            return True
+    return _many_beside_half_way(sample.view(np.uint32), _LACKING[dtype])
+
+
+def _many_beside_half_way(sample: np.ndarray, lacking: int) -> bool:
+    """Return whether more numbers lie just beside half-way points than chance puts there, by their bits."""
     # What the dtype lacks, moved to the top, so that the half-way point is 2^31; shifted to stand at _BESIDE above 0.
     place = np.left_shift(sample, 32 - lacking)
     place += np.uint32(2**31 + (_BESIDE << (32 - lacking)) & 2**32 - 1)
