@@ -34,7 +34,8 @@ def test_a_tensor_of_several_pieces_with_many_equal_differences_agrees_with_the_
     method: str, options: dict
 ) -> None:
     models, base = [large(seed) for seed in (1, 2)], large(0)
-    assert_agrees(method, models, base, [0.6, 0.4], density=[0.3, 0.7], gamma=[0.1, 0.02], **options)
+    # Of weights such as .6 and .4 the rounding would decide where votes cancel: these are exact.
+    assert_agrees(method, models, base, [0.75, 0.25], density=[0.3, 0.7], gamma=[0.1, 0.02], **options)
 
 
 def test_exactly_as_many_as_the_density_says_remain_of_equal_differences_in_several_pieces() -> None:

@@ -25,15 +25,20 @@ def affine(tensors: Sequence[Tensor], coefficients: Sequence[float], total: floa
     Source:
         derived; where ``x_i − x_p`` overflows or is ``∞ − ∞``, the plain sum ``Σ c_i x_i`` stands instead.
     """
-    pivot = max(range(len(tensors)), key=lambda index: abs(coefficients[index]))
-    origin = tensors[pivot]
-    others = [index for index in range(len(tensors)) if index != pivot and coefficients[index] != 0]
-    start = origin if total == 1 else origin * total
-    combined = _shifted(start, origin, [tensors[i] for i in others], [coefficients[i] for i in others])
+    combined = combination(tensors, coefficients, total)
     if math.isfinite(combined.abs().sum().item() if combined.is_complex() else combined.sum().item()):
         return combined
     finite = torch.isfinite(combined)
     return combined if bool(finite.all()) else torch.where(finite, combined, _plain(tensors, coefficients))
+
+
+def combination(tensors: Sequence[Tensor], coefficients: Sequence[float], total: float = 1.0) -> Tensor:
+    """Return the same for callers that look themselves whether the result is finite."""
+    pivot = max(range(len(tensors)), key=lambda index: abs(coefficients[index]))
+    origin = tensors[pivot]
+    others = [index for index in range(len(tensors)) if index != pivot and coefficients[index] != 0]
+    start = origin if total == 1 else origin * total
+    return _shifted(start, origin, [tensors[i] for i in others], [coefficients[i] for i in others])
 
 
 def shifted(origin: Tensor, tensors: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from weightspace.merging.methods import Method
 from weightspace.merging.methods.loading import load_function
 from weightspace.merging.rounding import needs_float64, rounded
-from weightspace.merging.stack import Stack
+from weightspace.merging.stack import Stack, check_finite, is_finite
 
 
 def merged_pieces(
@@ -33,9 +33,13 @@ def merged_pieces(
     if not stack.numel:
         return
     formula = load_function(method)(stack, weights, **arguments)
-    for piece in stack.pieces():
+    shows = method.transparent and 0 not in (*weights, arguments.get("lambda_", 1.0))
+    for piece in (replace(stack, finite=False) if shows else stack).pieces():
         values = formula(piece)
-        if needs_float64(values, piece.base, dtype):
-            exact = replace(stack, dtype=torch.float64)
-            values = formula(exact.read(piece.start, piece.start + piece.tensors[0].numel()))
-        yield piece.start, rounded(stack, values.reshape(-1), dtype)
+        result = rounded(values, dtype)
+        if needs_float64(values, piece.base, dtype) or not is_finite(result):
+            exact = stack.read(piece.start, piece.start + piece.tensors[0].numel(), torch.float64)
+            result = rounded(formula(exact), dtype)
+            if stack.finite:
+                check_finite(result, stack.name, "the result")
+        yield piece.start, result.reshape(-1)

@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightspace.merging.stack import Stack, check_finite
-
 #: Narrow dtype -> bits of float32 that it lacks.
 _LACKING = {torch.bfloat16: 16, torch.float16: 13}
 
@@ -21,7 +19,7 @@ _LACKING = {torch.bfloat16: 16, torch.float16: 13}
 _BESIDE = 4
 
 #: Elements of a piece that are looked at.
-_SAMPLE = 2**14
+_SAMPLE = 2**13
 
 #: A result below this share of the base is what cancellation left.
 _CANCELLED = 2.0**-18
@@ -58,13 +56,6 @@ def _many_beside_half_way(sample: np.ndarray, lacking: int) -> bool:
     return bool(near - exact > max(_FEW, _TIMES * len(sample) * 2 * _BESIDE / 2**lacking))
 
 
-def rounded(stack: Stack, values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return merged elements in the dtype of the output.
-
-    Raises:
-        WeightspaceError: one is NaN or infinite, or becomes it in this dtype (``stack.finite``).
-    """
-    result = values.to(torch.float32).to(dtype) if dtype in _LACKING else values.to(dtype)
-    if stack.finite:
-        check_finite(result, stack.name, "the result")
-    return result
+def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return results in the dtype of the output; those in float64 by way of float32, at which its last errors end."""
+    return values.to(torch.float32).to(dtype) if dtype in _LACKING else values.to(dtype)

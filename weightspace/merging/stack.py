@@ -127,19 +127,26 @@ class Stack:
         return row * max(1, PIECE // row)
 
     def pieces(self) -> Iterator[Piece]:
-        """Read the tensors once, in order."""
-        for start in range(0, self.numel, self.span):
-            yield self.read(start, min(start + self.span, self.numel))
+        """Read the tensors once, in order; each piece takes the memory of the one before."""
+        numel, span = self.numel, self.span
+        room = torch.empty(len(self.sources) + (self.base is not None), min(span, numel), dtype=self.dtype)
+        for start in range(0, numel, span):
+            yield self._piece(start, min(start + span, numel), room)
 
-    def read(self, start: int, stop: int) -> Piece:
-        """Read a range of elements: whole slices where the grain has slices."""
+    def read(self, start: int, stop: int, dtype: torch.dtype | None = None) -> Piece:
+        """Read a range of elements: whole slices where the grain has slices; in ``dtype``, or that of the stack."""
+        count = len(self.sources) + (self.base is not None)
+        return self._piece(start, stop, torch.empty(count, stop - start, dtype=dtype or self.dtype))
+
+    def _piece(self, start: int, stop: int, room: Tensor) -> Piece:
+        """Read a range of elements into rows of ``room``, whose dtype they get."""
         shape = self._shape(stop - start)
+        sources = [*self.sources, *(() if self.base is None else (self.base,))]
         tensors = [
-            self._read(source, label, start, stop).view(shape)
-            for source, label in zip(self.sources, self.labels, strict=True)
+            self._read(source, label, start, stop, row).view(shape)
+            for source, label, row in zip(sources, (*self.labels, "the base"), room, strict=False)
         ]
-        base = None if self.base is None else self._read(self.base, "the base", start, stop).view(shape)
-        return Piece(tensors, base, start)
+        return Piece(tensors[: len(self.sources)], None if self.base is None else tensors[-1], start)
 
     def _shape(self, count: int) -> tuple[int, ...]:
         """Return the shape of a piece of ``count`` elements."""
@@ -149,9 +156,11 @@ class Stack:
             return self.shape
         return (1, count) if len(self.shape) < 2 else (-1, *self.shape[1:])
 
-    def _read(self, source: Flat, label: str, start: int, stop: int) -> Tensor:
-        """Return a range of one tensor in the dtype to compute in."""
-        tensor = source.read(start, stop).to(self.dtype)
+    def _read(self, source: Flat, label: str, start: int, stop: int, room: Tensor) -> Tensor:
+        """Return a range of one tensor: as it is, or in ``room`` if that has another dtype."""
+        tensor = source.read(start, stop)
+        if tensor.dtype != room.dtype:
+            tensor = room[: stop - start].copy_(tensor)
         if self.finite:
             check_finite(tensor, self.name, label)
         return tensor
@@ -162,18 +171,21 @@ def real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor holds no NaN and no infinity."""
+    # The sum is one fast pass; it can also overflow, so that only the slow check has the last word.
+    narrow = tensor.dtype == torch.float16 or tensor.dtype.itemsize == 1
+    return math.isfinite(tensor.sum(dtype=torch.float32 if narrow else None).item()) or bool(tensor.isfinite().all())
+
+
 def check_finite(tensor: Tensor, name: str, holder: str) -> None:
     """Check that a tensor holds no NaN and no infinity.
 
     Raises:
         WeightspaceError: it does; the message names the tensor and who holds it.
     """
-    # The sum is one fast pass; it can also overflow, so that only the slow check has the last word.
-    narrow = tensor.dtype == torch.float16 or tensor.dtype.itemsize == 1
-    if math.isfinite(tensor.sum(dtype=torch.float32 if narrow else None).item()):
-        return
-    finite = tensor.isfinite()
-    if not bool(finite.all()):
+    if not is_finite(tensor):
+        finite = tensor.isfinite()
         bad = "NaN" if bool(tensor.isnan().any()) else "infinite"
         raise WeightspaceError(
             f"{name!r} of {holder} holds {bad} values (found in {int((~finite).sum()):,} of the {tensor.numel():,} "

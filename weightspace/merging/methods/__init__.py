@@ -37,6 +37,7 @@ _ROWS = (
         "Wortsman et al. 2022, https://arxiv.org/abs/2203.05482",
         (_normalize(True),),
         normalised=True,
+        transparent=True,
     ),
     Method(
         "slerp",
@@ -94,6 +95,7 @@ _ROWS = (
         "Ilharco et al. 2023, https://arxiv.org/abs/2212.04089",
         (_LAMBDA, _normalize(False)),
         base="required",
+        transparent=True,
     ),
     Method(
         "wise_ft",

@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from weightspace.errors import WeightspaceError
-from weightspace.merging.affine import affine
-from weightspace.merging.stack import Formula, Stack
+from weightspace.merging.affine import affine, combination
+from weightspace.merging.stack import Formula, Piece, Stack
 
 #: Weights whose sum is below this share of their size cancel; what is left is rounding.
 _CANCELLED = 1e-12
@@ -31,10 +34,14 @@ def linear(stack: Stack, weights: Sequence[float], *, normalize: bool) -> Formul
         Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, section 2.
     """
     total = math.fsum(weights)
-    if not normalize:
-        return lambda piece: affine(piece.tensors, weights, total)
-    shares = normalised(weights, total)
-    return lambda piece: affine(piece.tensors, shares)
+    shares, whole = (normalised(weights, total), 1.0) if normalize else (weights, total)
+
+    def formula(piece: Piece) -> Tensor:
+        # What is not finite in float32 is computed once more in float64: the fast way does not look.
+        combine = combination if piece.tensors[0].dtype == torch.float32 else affine
+        return combine(piece.tensors, shares, whole)
+
+    return formula
 
 
 def normalised(weights: Sequence[float], total: float) -> list[float]:

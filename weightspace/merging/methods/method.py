@@ -13,8 +13,8 @@ from weightspace.suggestions import unknown
 #: What a method must see at once: any stretch of elements, whole slices along dim 0, or the whole tensor.
 Grain: TypeAlias = Literal["elements", "slices", "whole"]
 
-#: Elements in a piece: three or four of them in float32 stay in a core's cache.
-PIECE = 2**17
+#: Elements in a piece: few enough for a few copies in float32 to stay near the core, enough to outweigh each call.
+PIECE = 2**18
 
 #: Where a base stands. ``end``: it is the end ``t = 0`` of a line, and the first of two models where none is named.
 Base: TypeAlias = Literal["none", "optional", "required", "end"]
@@ -91,6 +91,7 @@ class Method:
         grain: what it must see at once.
         weighted: whether the models have weights.
         normalised: equal models without a base give that model, whatever the weights.
+        transparent: NaN or infinity in a model shows in the result, unless its weight or the factor of all is 0.
         scale_free: multiplying all models and the base by a number multiplies the result by it.
         survey: ``file:function`` of a pass over the whole model before the first tensor, or "".
         evidence: the statistics of data that it needs of every model (``gram``, ``fisher``), or "".
@@ -107,6 +108,7 @@ class Method:
     grain: Grain = "elements"
     weighted: bool = True
     normalised: bool = False
+    transparent: bool = False
     scale_free: bool = True
     survey: str = ""
     evidence: str = ""
