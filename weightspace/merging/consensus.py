@@ -18,7 +18,7 @@ from weightspace.merging.stack import PIECE, Piece, Stack
 from weightspace.merging.sums import total
 
 #: A sample of large tensors: runs of this many elements, one in so many.
-_RUN, _EVERY = 256, 16_384
+_RUN, _EVERY = 1024, 65_536
 
 
 def magnitudes(stack: Stack) -> Chunks:
