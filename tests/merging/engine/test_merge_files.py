@@ -243,3 +243,16 @@ def test_where_a_merge_comes_from_is_kept_and_its_digests_are_those_of_the_files
     ]
     merge_files(sources, tmp_path / "out", shard_size=4_000)
     assert load_metadata(tmp_path / "out")["inputs"] == metadata["inputs"]
+
+
+def test_integers_that_differ_between_the_ends_of_a_line_are_refused(models: list[StateDict], tmp_path: Path) -> None:
+    ws.save_checkpoint({**models[0], "position_ids": torch.arange(7) + 1}, tmp_path / "base.safetensors")
+    with pytest.raises(WeightspaceError, match="position_ids"):
+        merge_files(
+            [tmp_path / "b.safetensors"],
+            tmp_path / "out",
+            method="slerp",
+            base=tmp_path / "base.safetensors",
+            parameters={"t": 0.5},
+        )
+    assert not (tmp_path / "out").exists()

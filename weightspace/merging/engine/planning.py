@@ -102,7 +102,8 @@ class _Planner:
         infos = [self._info(ref) for ref in refs]
         self._check_fit(output, [*refs, *([] if base is None else [base])])
         if not infos[0].is_inexact:
-            return self._job("agree", output, refs, None, [1.0] * len(refs), {})
+            ends = [base] if self.row.base == "end" and base is not None and base not in refs else []
+            return self._job("agree", output, [*refs, *ends], None, [1.0] * len([*refs, *ends]), {})
         weights, values = resolve(self.recipe, output.slice, output.name, output.position)
         origin = base if self.row.base != "none" else None
         listed = [index for index, ref in enumerate(refs) if ref == base]
