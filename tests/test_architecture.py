@@ -23,9 +23,10 @@ LAYERS = (
     "adapters",
     "symmetry",
     "networks",
-    "matching",
-    "merging",
     "tasks",
+    "matching",
+    "spectra",
+    "merging",
     "evidence",
     "connectivity",
     "plots",
@@ -35,7 +36,7 @@ LAYERS = (
 
 #: Library -> the only modules that import it.
 DOORS = {
-    "matplotlib": {"weightspace/plots.py"},
+    "matplotlib": {"weightspace/plots/picture.py"},
     "sklearn": {"weightspace/tasks/digits.py"},
     "safetensors": {"weightspace/checkpoints/safetensors_file.py"},
     "fsspec": {"weightspace/checkpoints/remote.py"},

@@ -1,51 +1,15 @@
-"""Pictures: the only door to matplotlib.
-
-Figures are made as objects and written to files; there is no window and no state shared between calls.
-"""
+"""Curves of loss and accuracy on the way between two networks, with their barriers."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-from weightspace.checkpoints.disk import replacing_file
 from weightspace.connectivity import Curve, barrier
 from weightspace.errors import WeightspaceError
+from weightspace.plots.picture import COLOURS, DASHES, Axes, Figure, FuncFormatter, MaxNLocator, write_picture
 
-#: Format -> metadata that would make two pictures of one curve differ.
-_FORMATS: Mapping[str, Mapping[str, None]] = {
-    ".png": {},
-    ".svg": {"Date": None},
-    ".pdf": {"CreationDate": None},
-}
-#: Okabe and Ito's colours, told apart with any colour vision; the line's style tells them apart in grey.
-_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _ENDS = "#333333"
-_DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.8), (1.2, 1.4), (6, 1.5, 1.2, 1.5))
-_STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
-    "axes.linewidth": 0.8,
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "xtick.labelcolor": "black",
-    "ytick.labelcolor": "black",
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.7,
-    "svg.hashsalt": "weightspace",
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,
-}
 
 
 def draw_curves(curves: Mapping[str, Curve], path: str | Path, *, title: str | None = None) -> None:
@@ -60,18 +24,9 @@ def draw_curves(curves: Mapping[str, Curve], path: str | Path, *, title: str | N
         CheckpointError: the file cannot be written.
         WeightspaceError: there are no curves, a curve has no barrier, or the path has another suffix.
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in _FORMATS:
-        raise WeightspaceError(f"A picture is a {', '.join(_FORMATS)} file; found {path.name!r}.")
     if not curves:
         raise WeightspaceError("There are no curves to draw; expected one or more.")
-    with rc_context(_STYLE):
-        picture = io.BytesIO()
-        figure = _figure(curves, title)
-        figure.savefig(picture, format=suffix[1:], dpi=200, metadata=dict(_FORMATS[suffix]))
-    with replacing_file(path) as file:
-        file.write(picture.getvalue())
+    write_picture(path, lambda: _figure(curves, title))
 
 
 def _figure(curves: Mapping[str, Curve], title: str | None) -> Figure:
@@ -109,12 +64,12 @@ def _panel(
         values = scores(curve)
         if values is None:
             continue
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = COLOURS[index % len(COLOURS)]
         axes.plot(
             curve.positions,
             values,
             color=colour,
-            dashes=_DASHES[index % len(_DASHES)],
+            dashes=DASHES[index % len(DASHES)],
             linewidth=1.8,
             label=f"{name}: barrier {_signed(barrier(curve))} nats",
             clip_on=False,

@@ -1,0 +1,69 @@
+"""Picture files: the only door to matplotlib, and the one style of all pictures.
+
+Figures are made as objects and written to files; there is no window and no state shared between calls.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes as Axes
+from matplotlib.figure import Figure as Figure
+from matplotlib.ticker import FuncFormatter as FuncFormatter
+from matplotlib.ticker import MaxNLocator as MaxNLocator
+
+from weightspace.checkpoints.disk import replacing_file
+from weightspace.errors import WeightspaceError
+
+#: Format -> metadata that would make two pictures of the same data differ.
+FORMATS: Mapping[str, Mapping[str, None]] = {
+    ".png": {},
+    ".svg": {"Date": None},
+    ".pdf": {"CreationDate": None},
+}
+#: Okabe and Ito's colours, told apart with any colour vision; the line's style tells them apart in grey.
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.8), (1.2, 1.4), (6, 1.5, 1.2, 1.5))
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.linewidth": 0.8,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "xtick.labelcolor": "black",
+    "ytick.labelcolor": "black",
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.7,
+    "svg.hashsalt": "weightspace",
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
+}
+
+
+def write_picture(path: str | Path, draw: Callable[[], Figure]) -> None:
+    """Write the figure that ``draw`` returns, in the style of the house; the same data give the same bytes.
+
+    Args:
+        path: ``.png``, ``.svg`` or ``.pdf``.
+        draw: called once, after the path was checked.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+        WeightspaceError: the path has another suffix.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise WeightspaceError(f"A picture is a {', '.join(FORMATS)} file; found {path.name!r}.")
+    with rc_context(_STYLE):
+        picture = io.BytesIO()
+        draw().savefig(picture, format=suffix[1:], dpi=200, metadata=dict(FORMATS[suffix]))
+    with replacing_file(path) as file:
+        file.write(picture.getvalue())
