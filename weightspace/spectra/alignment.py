@@ -72,7 +72,9 @@ def singular_alignment(
     check_gamma(gamma)
     check_compatible(a, b)
     chosen = None if names is None else list(names)
-    ours, theirs = (weight_matrices(state, names=chosen, spec=spec) for state in (a, b))
+    ours, theirs = (
+        weight_matrices(state, names=chosen, spec=spec, label=label) for label, state in (("a", a), ("b", b))
+    )
     for label, matrices in (("a", ours), ("b", theirs)):
         check_finite({name: one.matrix for name, one in matrices.items()}, label)
     return _gathered(

@@ -85,6 +85,7 @@ def spectrum(
     gamma: float = 0.0,
     names: Iterable[str] | None = None,
     spec: PermutationSpec | None = None,
+    label: str = "The network",
     progress: Progress | None = None,
 ) -> Spectrum:
     """Return the singular values of every weight matrix of a network, and the vectors of its large ones.
@@ -95,6 +96,7 @@ def spectrum(
             2 to 14 times faster.
         names: names or patterns of the tensors; default: all linear layers and convolutions (``weight_matrices``).
         spec: its statistics are left out.
+        label: what an error calls the network, such as its path.
         progress: is told how far it is.
 
     Raises:
@@ -102,8 +104,8 @@ def spectrum(
         WeightspaceError: ``gamma`` is not between 0 and 1, or there are no weight matrices.
     """
     check_gamma(gamma)
-    matrices = weight_matrices(state, names=names, spec=spec)
-    check_finite({name: one.matrix for name, one in matrices.items()}, "The network")
+    matrices = weight_matrices(state, names=names, spec=spec, label=label)
+    check_finite({name: one.matrix for name, one in matrices.items()}, label)
     layers: dict[str, LayerSpectrum] = {}
     for name, one in matrices.items():
         layers[name] = layer_spectrum(one, gamma)
@@ -157,7 +159,8 @@ def paired(a: Spectrum, b: Spectrum) -> dict[str, tuple[LayerSpectrum, LayerSpec
     Raises:
         CheckpointError: the networks have other names or shapes.
     """
-    check_compatible(*({name: layer.matrix for name, layer in one.layers.items()} for one in (a, b)))
+    ours, theirs = ({name: layer.matrix for name, layer in one.layers.items()} for one in (a, b))
+    check_compatible(ours, theirs)
     return {name: (layer, b.layers[name]) for name, layer in a.layers.items()}
 
 

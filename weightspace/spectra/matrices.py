@@ -40,7 +40,11 @@ class WeightMatrix:
 
 
 def weight_matrices(
-    state: StateDict, *, names: Iterable[str] | None = None, spec: PermutationSpec | None = None
+    state: StateDict,
+    *,
+    names: Iterable[str] | None = None,
+    spec: PermutationSpec | None = None,
+    label: str = "The network",
 ) -> dict[str, WeightMatrix]:
     """Return the weight matrices of a network by name, in the order of the state dict.
 
@@ -61,6 +65,7 @@ def weight_matrices(
         state: float tensors of any precision.
         names: names or patterns (``layer4.*``) of the tensors to take instead; embeddings too.
         spec: its statistics are left out.
+        label: what an error calls the network, such as its path.
 
     Raises:
         WeightspaceError: there are no matrices, or none of a name that was given.
@@ -72,7 +77,7 @@ def weight_matrices(
         wanted = not _is_table(name) if chosen is None else any(fnmatchcase(name, one) for one in chosen)
         if wanted and name not in statistics and _is_weight(name, tensor, chosen):
             found.update((one.name, one) for one in _matrices(name, tensor.detach()))
-    _check_found(found, state, chosen)
+    _check_found(found, state, chosen, label)
     return found
 
 
@@ -103,20 +108,20 @@ def _matrices(name: str, tensor: Tensor) -> Iterator[WeightMatrix]:
         yield WeightMatrix(name, name, matrix)
 
 
-def _check_found(found: dict[str, WeightMatrix], state: StateDict, chosen: Sequence[str] | None) -> None:
+def _check_found(found: dict[str, WeightMatrix], state: StateDict, chosen: Sequence[str] | None, label: str) -> None:
     """Raise unless there are matrices, and some for every name that was chosen."""
     taken = {one.tensor for one in found.values()}
     for pattern in chosen or ():
         if not any(fnmatchcase(name, pattern) for name in taken):
             if pattern in state:
                 raise WeightspaceError(
-                    f"{pattern!r} is {state[pattern].dtype} of shape {tuple(state[pattern].shape)} and counts as no "
+                    f"{label}: {pattern!r} is {state[pattern].dtype} of shape {tuple(state[pattern].shape)} and counts as no "
                     "matrix; expected a float parameter of two dimensions or more."
                 )
             raise unknown("weight matrix", pattern, weight_names(state))
     if not found:
         raise WeightspaceError(
-            f"There are no weight matrices among {len(state):,} tensors; expected float tensors of two dimensions or "
+            f"{label}: no weight matrices among {len(state):,} tensors; expected float tensors of two dimensions or "
             "more that are no embeddings. Choose tensors by name (names, --names) if these are called so."
         )
 
