@@ -83,9 +83,7 @@ def _check(b: str | None, said: dict[str, Any]) -> None:
     if not said["inputs"]:
         serves["--task"] = said["task"]
     if said["matching"] is None and (idle := [option for option, value in serves.items() if value is not None]):
-        raise WeightspaceError(
-            f"{idle[0]} says what network to match. Give --matching weight-matching, or leave it out."
-        )
+        raise WeightspaceError(f"{idle[0]} says what network to match. Give --matching too, or leave it out.")
 
 
 def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: dict[str, Any]) -> Found:

@@ -96,8 +96,9 @@ def test_a_permutation_of_a_convolution_and_the_next_layer_leaves_their_values(
 def test_a_change_of_basis_that_both_networks_make_leaves_r_as_it_is(gamma: float, orthogonal: Rotation) -> None:
     a, b = ({"weight": network(seed)["first.weight"]} for seed in (0, 1))
     left, right = orthogonal(7, 2), orthogonal(5, 3)
-    moved = ({"weight": left @ one["weight"] @ right.T} for one in (a, b))
-    assert singular_alignment(*moved, gamma).total == pytest.approx(singular_alignment(a, b, gamma).total, abs=1e-10)
+    moved_a, moved_b = ({"weight": left @ one["weight"] @ right.T} for one in (a, b))
+    expected = singular_alignment(a, b, gamma).total
+    assert singular_alignment(moved_a, moved_b, gamma).total == pytest.approx(expected, abs=1e-10)
 
 
 def test_neither_the_signs_of_vectors_nor_bases_of_equal_values_matter(orthogonal: Rotation) -> None:
@@ -170,8 +171,8 @@ def test_a_zero_matrix_has_no_alignment_and_does_not_count() -> None:
     found = singular_alignment(a, b, 0.0)
     assert math.isnan(found.per_layer["first.weight"])
     assert found.kept["first.weight"] == (0, 5)
-    others = [{name: one for name, one in state.items() if name != "first.weight"} for state in (a, b)]
-    assert found.total == pytest.approx(singular_alignment(*others, 0.0).total)
+    names = [name for name in a if name != "first.weight"]
+    assert found.total == pytest.approx(singular_alignment(a, b, 0.0, names=names).total)
     assert math.isnan(singular_alignment({"weight": torch.zeros(2, 2)}, {"weight": torch.eye(2)}).total)
 
 
@@ -188,8 +189,8 @@ def test_a_cut_between_nearly_equal_values_is_warned_about(distance: float, warn
     values = torch.tensor([1.0, 0.5 + distance, 0.5 - distance, 0.1], dtype=torch.float64)
     a = {"near.weight": torch.diag(values), "far.weight": torch.diag(torch.tensor([1.0, 0.9, 0.1])).double()}
     b = {"near.weight": orthogonal(4, 0), "far.weight": orthogonal(3, 1)}
-    for pair in ((a, b), (b, a)):
-        assert singular_alignment(*pair, 0.5).near_degenerate == (("near.weight",) if warned else ())
+    for one, other in ((a, b), (b, a)):
+        assert singular_alignment(one, other, 0.5).near_degenerate == (("near.weight",) if warned else ())
     assert singular_alignment(a, b, 0.3).near_degenerate == ()
 
 

@@ -34,6 +34,8 @@ LEFT_OUT = {
     "cls_token": (1, 1, 3),
     "attn.relative_position_bias_table": (5, 3),
     "attn.rel_pos_h": (5, 3),
+    "SelfAttention.relative_attention_bias.weight": (5, 3),
+    "experts.gate_up_proj_bias": (4, 5),
     "shared.weight": (5, 3),
     "layer_scale": (5, 1, 1),
     "experts.gate_up_proj": (4, 5, 3),

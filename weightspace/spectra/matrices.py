@@ -20,8 +20,9 @@ from weightspace.symmetry import PermutationSpec
 #: Names of tensors in which queries, keys and values are stacked, in this order and one below the other.
 _FUSED = ("in_proj_weight", "qkv.weight", "qkv_proj.weight", "Wqkv.weight", "c_attn.weight")
 #: Words, between underscores, of what looks rows up or adds them; and of what is linear in spite of such a word.
-_TABLE = re.compile(r"(^|_)(emb|embed|embedding|embeddings|wte|wpe|pos|position|positional|tokens?)(_|$)|^shared$")
+_TABLE = re.compile(r"(^|_)(emb|embed|embedding|embeddings|wte|wpe|pos|position|positional|tokens?)(_|$)")
 _LINEAR = re.compile(r"(^|_)(patch|out|proj|projection|mapping)(_|$)")
+_NEVER_LINEAR = re.compile(r"^shared$|(^|_)(bias|biases|table)$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +58,9 @@ def weight_matrices(
 
     Left out are embeddings, which are told by the name of the tensor, or of its module if it is called ``weight``:
     a word between its underscores is emb, embed, embedding(s), wte, wpe, pos, position, positional or token(s), and
-    none is patch, out, proj, projection or mapping; or it is ``shared``. So are tensors of fewer than two dimensions,
-    of more that aren't called ``weight`` (positions, scales, stacked experts), integer, complex and empty ones.
+    none is patch, out, proj, projection or mapping; or the last is bias(es) or table, or all is ``shared``. So are
+    tensors of fewer than two dimensions, of more that aren't called ``weight`` (positions, scales, stacked experts),
+    integer, complex and empty ones.
     An output layer that is tied to an embedding is the linear layer that it is.
 
     Args:
@@ -92,6 +94,8 @@ def _is_table(name: str) -> bool:
     """Return whether a tensor is an embedding by its name."""
     path, _, own = name.rpartition(".")
     word = path.rpartition(".")[2] if own == "weight" else own
+    if _NEVER_LINEAR.search(word):
+        return True
     return _TABLE.search(word) is not None and _LINEAR.search(word) is None
 
 
@@ -115,8 +119,8 @@ def _check_found(found: dict[str, WeightMatrix], state: StateDict, chosen: Seque
         if not any(fnmatchcase(name, pattern) for name in taken):
             if pattern in state:
                 raise WeightspaceError(
-                    f"{label}: {pattern!r} is {state[pattern].dtype} of shape {tuple(state[pattern].shape)} and counts as no "
-                    "matrix; expected a float parameter of two dimensions or more."
+                    f"{label}: {pattern!r} is {state[pattern].dtype} of shape {tuple(state[pattern].shape)} and counts "
+                    "as no matrix; expected a float parameter of two dimensions or more."
                 )
             raise unknown("weight matrix", pattern, weight_names(state))
     if not found:
