@@ -56,10 +56,12 @@ class LayerSpectrum:
 
     @property
     def effective_rank(self) -> float:
-        """``exp(−Σ p_i log p_i)`` with ``p_i = σ_i / Σσ``: 1 … min(m, n) for equal values; 0 for a zero matrix.
+        """``exp(−Σ p_i log p_i)`` with ``p_i = σ_i / Σσ``: 1 for a single direction, ``k`` for ``k`` equal values.
+
+        0 for a zero matrix.
 
         Source:
-            Roy and Vetterli 2007, The effective rank: a measure of effective dimensionality, EUSIPCO, definition 1,
+            Roy and Vetterli 2007, The effective rank: a measure of effective dimensionality, EUSIPCO,
             https://ieeexplore.ieee.org/document/7098875.
         """
         total = float(self.values.sum())
@@ -147,6 +149,7 @@ def _decomposed(matrix: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _kept(values: Tensor, matrix: Tensor, gamma: float) -> int:
+    """Return ``LayerSpectrum.kept`` for values of any scale."""
     precision = torch.finfo(torch.float64 if matrix.dtype == torch.float64 else torch.float32).eps
     largest = float(values[0])
     on_the_cut = values >= (gamma - _ON_THE_CUT) * largest

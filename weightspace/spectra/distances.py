@@ -59,7 +59,7 @@ def spectral_distances(a: Spectrum, b: Spectrum) -> SpectralDistances:
         CheckpointError: the networks have other names or shapes.
 
     Source:
-        Mirsky 1960, Symmetric gauge functions and unitarily invariant norms, theorem 5,
+        Mirsky 1960, Symmetric gauge functions and unitarily invariant norms,
         https://doi.org/10.1093/qmath/11.1.50; on matchings, Ito et al. 2025, https://arxiv.org/abs/2402.04051.
     """
     layers = {name: _distance(*pair) for name, pair in paired(a, b).items()}

@@ -72,7 +72,7 @@ def midpoint_change(a: Spectrum, b: Spectrum, grams: Mapping[str, Tensor]) -> di
         CheckpointError: the networks have other names or shapes, or a Gram matrix does not fit.
 
     Source:
-        Ito et al. 2025, https://arxiv.org/abs/2402.04051, section 3.
+        Ito et al. 2025, https://arxiv.org/abs/2402.04051.
     """
     pairs = paired(a, b)
     result = {}
