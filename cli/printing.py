@@ -18,7 +18,9 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(*head)
+        table = Table()
+        for name in head:
+            table.add_column(name, overflow="fold")  # a long name goes on in the next line, whole
         for row in rows:
             table.add_row(*map(Text, row))
         Console().print(table)
