@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from weightspace.matching import Matching, weight_matching
     from weightspace.merging import METHODS, Alignment, MergeReport, interpolate, merge, merge_files, reproduce
     from weightspace.networks import load_network
+    from weightspace.spectra import SingularAlignment, Spectrum, singular_alignment, spectrum
     from weightspace.symmetry import (
         Permutation,
         PermutationSpec,
@@ -44,6 +45,10 @@ _HOMES = {
     "permute": "symmetry",
     "Matching": "matching",
     "weight_matching": "matching",
+    "SingularAlignment": "spectra",
+    "Spectrum": "spectra",
+    "singular_alignment": "spectra",
+    "spectrum": "spectra",
     "METHODS": "merging",
     "merge": "merging",
     "merge_files": "merging",
@@ -69,7 +74,9 @@ __all__ = [
     "MergeReport",
     "Permutation",
     "PermutationSpec",
+    "SingularAlignment",
     "SpecError",
+    "Spectrum",
     "StateDict",
     "Task",
     "Verification",
@@ -88,6 +95,8 @@ __all__ = [
     "permute",
     "reproduce",
     "save_checkpoint",
+    "singular_alignment",
+    "spectrum",
     "train",
     "verify_spec",
     "weight_matching",

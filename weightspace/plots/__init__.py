@@ -1,5 +1,6 @@
 """Pictures: one file a kind, one door to matplotlib."""
 
 from weightspace.plots.curves import draw_curves
+from weightspace.plots.spectra import draw_alignment, draw_heat_maps, draw_spectra
 
-__all__ = ["draw_curves"]
+__all__ = ["draw_alignment", "draw_curves", "draw_heat_maps", "draw_spectra"]

@@ -13,6 +13,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes as Axes
 from matplotlib.figure import Figure as Figure
+from matplotlib.image import AxesImage as AxesImage
 from matplotlib.ticker import FuncFormatter as FuncFormatter
 from matplotlib.ticker import MaxNLocator as MaxNLocator
 
@@ -59,11 +60,21 @@ def write_picture(path: str | Path, draw: Callable[[], Figure]) -> None:
         WeightspaceError: the path has another suffix.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in FORMATS:
-        raise WeightspaceError(f"A picture is a {', '.join(FORMATS)} file; found {path.name!r}.")
+    suffix = picture_format(path)
     with rc_context(_STYLE):
         picture = io.BytesIO()
         draw().savefig(picture, format=suffix[1:], dpi=200, metadata=dict(FORMATS[suffix]))
     with replacing_file(path) as file:
         file.write(picture.getvalue())
+
+
+def picture_format(path: Path) -> str:
+    """Return the suffix of a picture: ``.png``, ``.svg`` or ``.pdf``.
+
+    Raises:
+        WeightspaceError: it has another one.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise WeightspaceError(f"A picture is a {', '.join(FORMATS)} file; found {path.name!r}.")
+    return suffix
