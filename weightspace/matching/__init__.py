@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
+    from weightspace.matching.ascent import Sweep
     from weightspace.matching.losses import Losses
     from weightspace.matching.matching import Matching, l2_reduction
-    from weightspace.matching.weights import Sweep, weight_matching
+    from weightspace.matching.weights import weight_matching
 
 #: Public name -> the file that defines it.
 _HOMES = {
     "Losses": "losses",
     "Matching": "matching",
     "l2_reduction": "matching",
-    "Sweep": "weights",
+    "Sweep": "ascent",
     "weight_matching": "weights",
 }
 
