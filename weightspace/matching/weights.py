@@ -16,27 +16,10 @@ from torch import Tensor
 from weightspace.checkpoints import StateDict, check_compatible, check_finite
 from weightspace.errors import WeightspaceError
 from weightspace.matching.families import Family, Indices, families, pair_blocks
+from weightspace.matching.matching import Matching, l2_reduction
 from weightspace.matching.outward import outward_start
 from weightspace.matching.steps import step
 from weightspace.symmetry import Permutation, PermutationSpec, check_fits, permute
-
-
-@dataclass(frozen=True)
-class Matching:
-    """A permutation of the source, and how well it did.
-
-    Attributes:
-        permutation: to be applied to the source: ``permute(spec, matching.permutation, source)``.
-        objective: Σ⟨target, π(source)⟩ over the parameters that the spec permutes, as the source came and after
-            every sweep; never falls.
-        l2_reduction: 1 − ‖a − π(b)‖ / ‖a − b‖ over all parameters, statistics excluded; 0 for equal networks.
-        converged: whether a sweep without improvement ended it.
-    """
-
-    permutation: Permutation
-    objective: tuple[float, ...]
-    l2_reduction: float
-    converged: bool
 
 
 @dataclass(frozen=True)
@@ -176,18 +159,3 @@ class _Workers:
     def __exit__(self, *_: object) -> None:
         self.pool.shutdown()
         torch.set_num_threads(self.before)
-
-
-def l2_reduction(spec: PermutationSpec, target: StateDict, source: StateDict, permuted: StateDict) -> float:
-    """Return 1 − ‖a − π(b)‖ / ‖a − b‖ over the parameters; 0 where the networks were equal from the start."""
-
-    def distance(other: StateDict) -> float:
-        names = [name for name in spec.axes if name not in spec.statistics and target[name].is_floating_point()]
-        return math.sqrt(
-            math.fsum(
-                float((target[name].cpu().double() - other[name].cpu().double()).square().sum()) for name in names
-            )
-        )
-
-    before = distance(source)
-    return 1 - distance(permuted) / before if before else 0.0

@@ -1,0 +1,43 @@
+"""What every way of matching returns: a permutation of the source, towards the target, and how well it did."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from weightspace.checkpoints import StateDict
+from weightspace.symmetry import Permutation, PermutationSpec
+
+
+@dataclass(frozen=True)
+class Matching:
+    """A permutation of the source, and how well it did.
+
+    Attributes:
+        permutation: to be applied to the source: ``permute(spec, matching.permutation, source)``.
+        objective: what the method raises or lowers, as the source came and from there on; the method says what
+            it is. Of weight matching, Σ⟨target, π(source)⟩ over the parameters that the spec permutes, after
+            every sweep; it never falls.
+        l2_reduction: 1 − ‖a − π(b)‖ / ‖a − b‖ over all parameters, statistics excluded; 0 for equal networks.
+        converged: whether the method ended by itself, and not at a limit of its steps.
+    """
+
+    permutation: Permutation
+    objective: tuple[float, ...]
+    l2_reduction: float
+    converged: bool
+
+
+def l2_reduction(spec: PermutationSpec, target: StateDict, source: StateDict, permuted: StateDict) -> float:
+    """Return 1 − ‖a − π(b)‖ / ‖a − b‖ over the parameters; 0 where the networks were equal from the start."""
+
+    def distance(other: StateDict) -> float:
+        names = [name for name in spec.axes if name not in spec.statistics and target[name].is_floating_point()]
+        return math.sqrt(
+            math.fsum(
+                float((target[name].cpu().double() - other[name].cpu().double()).square().sum()) for name in names
+            )
+        )
+
+    before = distance(source)
+    return 1 - distance(permuted) / before if before else 0.0
