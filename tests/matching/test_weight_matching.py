@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weightspace.checkpoints import StateDict
-from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.errors import CheckpointError, SpecError, WeightspaceError
 from weightspace.matching import Matching, Sweep, l2_reduction, weight_matching
 from weightspace.matching.families import families, pair_blocks
 from weightspace.matching.steps import step
@@ -224,6 +224,40 @@ def test_a_limit_on_sweeps_is_kept(derived: Any, state: Any) -> None:
     assert not matching.converged
     with pytest.raises(WeightspaceError, match="max_sweeps must be at least 1, got 0"):
         weight_matching(derived("mlp"), state("mlp"), state("mlp"), max_sweeps=0)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_warm_start_is_climbed_from(name: str, derived: Any, state: Any) -> None:
+    spec, target, source = derived(name), state(name, 0), state(name, 1)
+    start = Permutation.random(spec, seed=4)
+    warm = weight_matching(spec, target, source, start=start)
+    moved = _inner_product(spec, target, permute(spec, start, source))
+    assert warm.objective[0] == pytest.approx(moved, rel=1e-5)
+    assert all(after >= before for before, after in itertools.pairwise(warm.objective))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_where_an_ascent_ended_another_has_nothing_to_do(name: str, derived: Any, state: Any) -> None:
+    spec, target, source = derived(name), state(name, 0), state(name, 1)
+    first = weight_matching(spec, target, source)
+    again = weight_matching(spec, target, source, start=first.permutation)
+    assert again.permutation == first.permutation
+    assert len(again.objective) == 2
+
+
+def test_restarts_keep_the_highest_objective(derived: Any, state: Any) -> None:
+    spec, target, source = derived("recurrent"), state("recurrent", 0), state("recurrent", 2)
+    heights = [weight_matching(spec, target, source, restarts=count).objective[-1] for count in range(6)]
+    assert heights == sorted(heights)
+    assert heights[-1] > heights[0]
+    with pytest.raises(WeightspaceError, match="restarts must be 0 or more, got -1"):
+        weight_matching(spec, target, source, restarts=-1)
+
+
+def test_a_start_of_another_spec_is_an_error(derived: Any, state: Any) -> None:
+    start = Permutation.identity(derived("gated"))
+    with pytest.raises(SpecError, match="to start from belongs to another spec"):
+        weight_matching(derived("mlp"), state("mlp"), state("mlp"), start=start)
 
 
 def _with(state: StateDict, name: str, tensor: Tensor) -> StateDict:

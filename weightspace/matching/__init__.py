@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
+    from weightspace.matching.ascent import Sweep
     from weightspace.matching.cycle_consistent import cycle_consistent
     from weightspace.matching.losses import Losses
     from weightspace.matching.many import ManyMatching
     from weightspace.matching.matching import Matching, l2_reduction
     from weightspace.matching.merge_many import merge_many
-    from weightspace.matching.weights import Sweep, weight_matching
+    from weightspace.matching.weights import weight_matching
 
 #: Public name -> the file that defines it.
 _HOMES = {
@@ -21,8 +22,8 @@ _HOMES = {
     "Matching": "matching",
     "cycle_consistent": "cycle_consistent",
     "l2_reduction": "matching",
+    "Sweep": "ascent",
     "merge_many": "merge_many",
-    "Sweep": "weights",
     "weight_matching": "weights",
 }
 

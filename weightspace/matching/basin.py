@@ -19,9 +19,10 @@ from weightspace.elementwise.mean import mean
 from weightspace.elementwise.precision import compute_dtype
 from weightspace.elementwise.tying import by_name
 from weightspace.errors import WeightspaceError
+from weightspace.matching.ascent import Sweep
 from weightspace.matching.families import pair_blocks
 from weightspace.matching.many import ManyMatching
-from weightspace.matching.weights import Sweep, weight_matching
+from weightspace.matching.weights import weight_matching
 from weightspace.symmetry import Permutation, PermutationSpec, check_fits, permute
 
 

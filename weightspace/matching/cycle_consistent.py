@@ -11,10 +11,10 @@ from torch import Tensor
 
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
+from weightspace.matching.ascent import Sweep
 from weightspace.matching.basin import Basin
 from weightspace.matching.many import ManyMatching
 from weightspace.matching.relaxed import Relaxation, stiff_groups
-from weightspace.matching.weights import Sweep
 from weightspace.symmetry import Permutation, PermutationSpec
 
 #: Frank–Wolfe ends where the best direction rises less steeply than this share of the first one. Turns do the rest in

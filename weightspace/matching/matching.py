@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from weightspace.checkpoints import StateDict
-from weightspace.symmetry import Permutation, PermutationSpec
+from weightspace.checkpoints import StateDict, check_compatible, check_finite
+from weightspace.errors import SpecError
+from weightspace.symmetry import Permutation, PermutationSpec, check_fits, permute
 
 
 @dataclass(frozen=True)
@@ -41,3 +42,35 @@ def l2_reduction(spec: PermutationSpec, target: StateDict, source: StateDict, pe
 
     before = distance(source)
     return 1 - distance(permuted) / before if before else 0.0
+
+
+def matched(
+    spec: PermutationSpec,
+    target: StateDict,
+    source: StateDict,
+    permutation: Permutation,
+    objective: tuple[float, ...],
+    *,
+    converged: bool,
+) -> Matching:
+    """Return a matching, with its reduction of the distance."""
+    reduction = l2_reduction(spec, target, source, permute(spec, permutation, source))
+    return Matching(permutation, objective, reduction, converged)
+
+
+def check_matchable(
+    spec: PermutationSpec, target: StateDict, source: StateDict, start: Permutation | None = None
+) -> None:
+    """Check what every method of matching needs.
+
+    Raises:
+        CheckpointError: a checkpoint does not fit the spec or holds non-finite weights.
+        SpecError: the start belongs to another spec.
+    """
+    check_compatible(target, source, names=("the target", "the source"))
+    for label, state in (("The target", target), ("The source", source)):
+        check_fits(spec, state, label)
+    for label, state in (("The target", target), ("The source", source)):
+        check_finite({name: state[name] for name in spec.axes if name not in spec.statistics}, label)
+    if start is not None and start.spec.digest != spec.digest:
+        raise SpecError("The permutation to start from belongs to another spec.")

@@ -8,9 +8,9 @@ import torch
 
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
+from weightspace.matching.ascent import Sweep
 from weightspace.matching.basin import Basin
 from weightspace.matching.many import ManyMatching
-from weightspace.matching.weights import Sweep
 from weightspace.symmetry import PermutationSpec
 
 

@@ -5,30 +5,17 @@ The convention: the *source* is permuted, towards the *target*, which stays.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
-from weightspace.checkpoints import StateDict, check_compatible, check_finite
+from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
-from weightspace.matching.families import Family, Indices, families, pair_blocks
-from weightspace.matching.matching import Matching, l2_reduction
+from weightspace.matching.ascent import Climb, Sweep, Workers
+from weightspace.matching.families import pair_blocks
+from weightspace.matching.matching import Matching, check_matchable, matched
 from weightspace.matching.outward import outward_start
-from weightspace.matching.steps import step
-from weightspace.symmetry import Permutation, PermutationSpec, check_fits, permute
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A fact for a progress display: one pass over all groups ended."""
-
-    number: int
-    objective: float
-    moved: int
+from weightspace.symmetry import Permutation, PermutationSpec
 
 
 def weight_matching(
@@ -37,6 +24,8 @@ def weight_matching(
     source: StateDict,
     *,
     seed: int = 0,
+    start: Permutation | None = None,
+    restarts: int = 0,
     max_sweeps: int = 100,
     threads: int | None = None,
     on_sweep: Callable[[Sweep], None] | None = None,
@@ -51,111 +40,41 @@ def weight_matching(
         spec: the architecture's spec.
         target: stays as it is.
         source: the checkpoint to permute; not changed.
-        seed: order of the groups in each sweep.
-        max_sweeps: passes over all groups, at most.
+        seed: order of the groups in each sweep, and the starts of restarts.
+        start: where to begin instead, as another matching left it.
+        restarts: further ascents, each from a random permutation of every group; the highest objective wins.
+        max_sweeps: passes over all groups of one ascent, at most.
         threads: groups that share no tensor are solved side by side; the result does not depend on it. Default:
             as many as torch uses.
         on_sweep: told of every sweep.
 
     Returns:
-        The permutation of the source, with the objective of every sweep.
+        The permutation of the source, with the objective of every sweep: Σ⟨target, π(source)⟩, first at the
+        identity, or at ``start``.
 
     Raises:
         CheckpointError: a checkpoint does not fit the spec or holds non-finite weights.
-        WeightspaceError: ``max_sweeps`` is below one.
+        SpecError: ``start`` belongs to another spec.
+        WeightspaceError: ``max_sweeps`` is below one, or ``restarts`` below zero.
 
     Source:
         Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, algorithm 1.
     """
     if max_sweeps < 1:
         raise WeightspaceError(f"max_sweeps must be at least 1, got {max_sweeps}.")
-    check_compatible(target, source, names=("the target", "the source"))
-    check_fits(spec, target, "The target")
-    check_fits(spec, source, "The source")
-    for label, state in (("The target", target), ("The source", source)):
-        check_finite({name: state[name] for name in spec.axes if name not in spec.statistics}, label)
-    pairs = pair_blocks(spec, target, source)
-    listed = families(spec, pairs)
-
-    def objective(indices: Indices) -> float:
-        return math.fsum(pair.inner_product(indices, spec.outer) for pair in pairs)
-
-    converged = False
+    if restarts < 0:
+        raise WeightspaceError(f"restarts must be 0 or more, got {restarts}.")
+    check_matchable(spec, target, source, start)
     generator = torch.Generator().manual_seed(seed)
-    with _Workers(threads or torch.get_num_threads()) as workers:
-        identity = dict(Permutation.identity(spec).indices)
-        indices = max(identity, identity | outward_start(listed), key=objective)
-        history = [objective(identity)]
-        ascent = _Ascent(listed, indices)
-        for number in range(1, max_sweeps + 1):
-            order = torch.randperm(len(ascent.families), generator=generator).tolist()
-            moved = ascent.sweep(order, workers)
-            history.append(objective(indices) if moved or number == 1 else history[-1])
-            if on_sweep is not None:
-                on_sweep(Sweep(number, history[-1], moved))
-            if converged := not moved:
-                break
-    permutation = Permutation(spec, indices)
-    reduction = l2_reduction(spec, target, source, permute(spec, permutation, source))
-    return Matching(permutation, tuple(history), reduction, converged)
-
-
-class _Ascent:
-    """The state of coordinate ascent: permutations, and which families may still improve."""
-
-    def __init__(self, listed: list[Family], indices: dict[str, Tensor]) -> None:
-        self.families = listed
-        self.indices = indices
-        home = {group: number for number, family in enumerate(listed) for group in family.members()}
-        self.neighbours = [{home[group] for group in family.neighbours()} for family in listed]
-        self.stale = [True] * len(listed)
-
-    def sweep(self, order: list[int], workers: _Workers) -> int:
-        """Step every stale family once, as if in this order, and return how many moved."""
-        moved = 0
-        for wave in self._waves(order):
-            stale = [number for number in wave if self.stale[number]]
-            for number, change in zip(stale, workers.map(self._step, stale), strict=True):
-                self.stale[number] = False
-                if change is not None:
-                    self.indices.update(change)
-                    moved += 1
-                    for other in self.neighbours[number]:
-                        self.stale[other] = True
-                    self.stale[number] = not self.families[number].is_linear()
-        return moved
-
-    def _waves(self, order: list[int]) -> list[list[int]]:
-        """Cut an order into runs of families that share no tensor; the result is that of the plain order."""
-        level: dict[int, int] = {}
-        for number in order:
-            level[number] = 1 + max((level[other] for other in self.neighbours[number] if other in level), default=-1)
-        waves: list[list[int]] = [[] for _ in range(1 + max(level.values(), default=-1))]
-        for number in order:
-            waves[level[number]].append(number)
-        return waves
-
-    def _step(self, number: int) -> Indices | None:
-        return step(self.families[number], self.indices)
-
-
-class _Workers:
-    """Threads that each keep their products to one core, so that sums come out alike on any number of them."""
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self.before = torch.get_num_threads()
-
-    def __enter__(self) -> _Workers:
-        torch.set_num_threads(1)
-        self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
-        return self
-
-    def map(self, function: Callable[[int], Indices | None], items: list[int]) -> Iterable[Indices | None]:
-        if self.threads == 1 or len(items) < 2:
-            return [function(item) for item in items]
-        return list(self.pool.map(function, items))
-
-    def __exit__(self, *_: object) -> None:
-        self.pool.shutdown()
-        torch.set_num_threads(self.before)
+    with Workers(threads or torch.get_num_threads()) as workers:
+        climb = Climb(spec, pair_blocks(spec, target, source), workers, max_sweeps=max_sweeps, on_sweep=on_sweep)
+        first = dict((start or Permutation.identity(spec)).indices)
+        begin = first
+        if start is None:
+            begin = max(first, first | outward_start(climb.families), key=climb.objective)
+        best = climb.ascend(begin, generator)
+        for _ in range(restarts):
+            drawn = Permutation.random(spec, seed=int(torch.randint(2**62, (), generator=generator)))
+            best = max(best, climb.ascend(dict(drawn.indices), generator), key=lambda one: one.history[-1])
+        history = (climb.objective(first), *best.history)
+    return matched(spec, target, source, Permutation(spec, best.indices), history, converged=best.converged)
