@@ -9,6 +9,7 @@ from torch import Tensor
 
 from weightspace.checkpoints import StateDict
 from weightspace.matching.relaxed import Relaxation, stiff_groups
+from weightspace.matching.soft import matrices_of, permute_softly
 from weightspace.symmetry import Permutation, PermutationSpec, permute
 from weightspace.symmetry.pattern import parse_axes
 
@@ -41,38 +42,21 @@ def all_permutations(spec: PermutationSpec) -> list[Permutation]:
     return [Permutation(spec, dict(zip(spec.groups, indices, strict=True))) for indices in every]
 
 
-def objective(spec: PermutationSpec, states: list[StateDict]) -> float:
-    """Sum over pairs of models of the inner product of what some group touches."""
-    total = 0.0
-    for a, b in itertools.combinations(states, 2):
-        for name in spec.axes:
-            part = slice(None, 2) if name == "between" else slice(None)  # its last row is fixed, but its columns move
-            total += float((a[name][part] * b[name][part]).sum())
-            total += float((a[name][2:] * b[name][2:]).sum()) if name == "between" else 0.0
-    return total
+def objective(states: list[StateDict]) -> float:
+    """Sum over pairs of models; every element of these specs has a group on some axis."""
+    pairs = itertools.combinations(states, 2)
+    return sum(float((a[name] * b[name]).sum()) for a, b in pairs for name in a)
 
 
 def on_the_way(spec: PermutationSpec, state: StateDict, goal: Permutation, share: float) -> StateDict:
     """Multiply by the matrices (1 − t) I + t D themselves."""
-
-    def matrix(group: str) -> Tensor:
-        size = spec.groups[group]
-        return (1 - share) * torch.eye(size).double() + share * torch.eye(size).double()[goal[group]]
-
-    if spec is NESTED:  # one matrix for heads with their dimensions, one for heads alone
-        index = (3 * goal["h"][:, None] + goal["d"]).flatten()
-        joint = (1 - share) * torch.eye(6).double() + share * torch.eye(6).double()[index]
-        return {"in": joint @ state["in"], "scale": matrix("h") @ state["scale"], "out": state["out"] @ joint.T}
-    if spec is TWICE:
-        soft = matrix("h")
-        return {"in": soft @ state["in"], "again": soft @ state["again"] @ soft.T}
-    h, k = matrix("h"), matrix("k")
-    between = torch.einsum("abc,jb->ajc", state["between"], h)
-    return {
-        "in": h @ state["in"],
-        "between": torch.cat([torch.einsum("abc,ja->jbc", between[:2], k), between[2:]]),
-        "out": state["out"] @ k.T,
-    }
+    start, end = (matrices_of(one, torch.float64) for one in (Permutation.identity(spec), goal))
+    soft = {group: torch.lerp(start[group], end[group], share) for group in start}
+    if not spec.outer:
+        return permute_softly(spec, soft, state)
+    index = (3 * goal["h"][:, None] + goal["d"]).flatten()  # heads with their dimensions have one matrix
+    joint = torch.lerp(torch.eye(6).double(), torch.eye(6).double()[index], share)
+    return {"in": joint @ state["in"], "scale": soft["h"] @ state["scale"], "out": state["out"] @ joint.T}
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -83,7 +67,7 @@ def test_the_line_is_what_matrices_give(name: str, share: float) -> None:
     goals = [Permutation.random(spec, seed=seed) for seed in range(3)]
     relaxation = Relaxation(spec, states, spread=False)
     line = relaxation.line([goal.indices for goal in goals])
-    expected = objective(spec, [on_the_way(spec, s, p, share) for s, p in zip(states, goals, strict=True)])
+    expected = objective([on_the_way(spec, s, p, share) for s, p in zip(states, goals, strict=True)])
     assert line(share) == pytest.approx(expected, rel=1e-12)
     relaxation.advance([goal.indices for goal in goals], share)
     assert relaxation.line([{}] * 3)(0) == pytest.approx(expected, rel=1e-12)
@@ -100,7 +84,7 @@ def test_a_spread_start_is_the_mean_over_all_permutations(name: str) -> None:
         return {key: torch.stack([one[key] for one in moved]).mean(0) for key in state}
 
     found = Relaxation(spec, states, spread=True).line([{}] * 3)(0)
-    assert found == pytest.approx(objective(spec, [states[0], spread(states[1]), spread(states[2])]), rel=1e-12)
+    assert found == pytest.approx(objective([states[0], spread(states[1]), spread(states[2])]), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", SPECS)

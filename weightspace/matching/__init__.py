@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from weightspace.matching.many import ManyMatching
     from weightspace.matching.matching import Matching, l2_reduction
     from weightspace.matching.merge_many import merge_many
+    from weightspace.matching.straight_through_many import straight_through_many
     from weightspace.matching.weights import weight_matching
 
 #: Public name -> the file that defines it.
@@ -24,6 +25,7 @@ _HOMES = {
     "l2_reduction": "matching",
     "Sweep": "ascent",
     "merge_many": "merge_many",
+    "straight_through_many": "straight_through_many",
     "weight_matching": "weights",
 }
 
@@ -35,6 +37,7 @@ __all__ = [
     "cycle_consistent",
     "l2_reduction",
     "merge_many",
+    "straight_through_many",
     "weight_matching",
 ]
 

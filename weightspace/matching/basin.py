@@ -34,8 +34,9 @@ class Basin:
         states: two models or more; not changed.
 
     Attributes:
+        wide: the models as they came, in main memory, in float32 at least.
         permutations: one a model, of the tensors as they came.
-        moved: the permuted tensors, in main memory, in float32 at least.
+        moved: the permuted tensors of ``wide``.
         objective: Σ_{i<j} ⟨π_i θ_i, π_j θ_j⟩ over the parameters that the spec permutes, in float64.
 
     Raises:
@@ -48,17 +49,17 @@ class Basin:
         self.spec = spec
         self.states = tuple(states)
         wide = {name: compute_dtype(s[name].dtype for s in states) for name, t in states[0].items() if is_inexact(t)}
-        self._wide = [
+        self.wide = [
             by_name([state], lambda name, one: one[0].detach().to("cpu", wide.get(name, one[0].dtype)))
             for state in states
         ]
-        self._norms = math.fsum(self._square([state]) for state in self._wide)
+        self._norms = math.fsum(self._square([state]) for state in self.wide)
         self.place([Permutation.identity(spec)] * len(states))
 
     def place(self, permutations: Sequence[Permutation]) -> None:
         """Give every model a permutation of the tensors as they came."""
         self.permutations = list(permutations)
-        self.moved = [permute(self.spec, one, state) for one, state in zip(permutations, self._wide, strict=True)]
+        self.moved = [permute(self.spec, one, state) for one, state in zip(permutations, self.wide, strict=True)]
         self.objective = self._objective()
 
     def turn(self, index: int, seed: int) -> bool:
@@ -110,7 +111,7 @@ def _sum(_: str, tensors: Sequence[Tensor]) -> Tensor:
 
 def _check(spec: PermutationSpec, states: Sequence[StateDict]) -> None:
     if len(states) < 2:
-        raise WeightspaceError(f"Found {len(states)} models; expected two or more to bring into one basin.")
+        raise WeightspaceError(f"Expected two models or more to bring into one basin, found {len(states)}.")
     for number, state in enumerate(states, start=1):
         check_fits(spec, state, f"Model {number}")
         check_compatible(states[0], state, names=("model 1", f"model {number}"))
