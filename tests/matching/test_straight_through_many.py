@@ -124,7 +124,7 @@ def test_batchnorm_is_carried_along(digits_cnn: Task, trained: Callable[[str, in
 
 
 def test_mistakes_are_plain_errors(task: Task, spec: PermutationSpec, models: list[StateDict]) -> None:
-    with pytest.raises(WeightspaceError, match="two models or more.*found 1"):
+    with pytest.raises(WeightspaceError, match=r"two models or more.*found 1"):
         straight_through_many(spec, task, models[:1])
     with pytest.raises(WeightspaceError, match="epochs must be 0 or more, got -1"):
         straight_through_many(spec, task, models, epochs=-1)
