@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict, load_checkpoint, save_checkpoint
     from weightspace.connectivity import Curve, barrier, loss_curve
     from weightspace.evidence import collect_evidence
-    from weightspace.matching import Matching, weight_matching
+    from weightspace.matching import (
+        Matching,
+        cycle_consistent,
+        merge_many,
+        straight_through_many,
+        weight_matching,
+    )
     from weightspace.merging import METHODS, Alignment, MergeReport, interpolate, merge, merge_files, reproduce
     from weightspace.networks import load_network
     from weightspace.symmetry import (
@@ -44,6 +50,9 @@ _HOMES = {
     "permute": "symmetry",
     "Matching": "matching",
     "weight_matching": "matching",
+    "merge_many": "matching",
+    "cycle_consistent": "matching",
+    "straight_through_many": "matching",
     "METHODS": "merging",
     "merge": "merging",
     "merge_files": "merging",
@@ -76,6 +85,7 @@ __all__ = [
     "WeightspaceError",
     "barrier",
     "collect_evidence",
+    "cycle_consistent",
     "derive_spec",
     "interpolate",
     "load_checkpoint",
@@ -85,9 +95,11 @@ __all__ = [
     "loss_curve",
     "merge",
     "merge_files",
+    "merge_many",
     "permute",
     "reproduce",
     "save_checkpoint",
+    "straight_through_many",
     "train",
     "verify_spec",
     "weight_matching",

@@ -6,12 +6,12 @@ indexing. So of every block all products are kept in which some of its places ar
 matrices are formed of the gains only.
 
 What rises is Σ_{i<j} ⟨P_i θ_i, P_j θ_j⟩. On the way to permutations of all groups of all models it is a polynomial in
-``t``, known exactly.
+``t``, known exactly. (``soft.permute_softly`` multiplies matrices out, for gradients of a loss.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from numpy.polynomial import Polynomial
@@ -37,15 +37,16 @@ class Relaxation:
     Args:
         spec: the architecture's spec.
         states: float tensors in main memory, one state dict a model.
-        spread: whether the models but the first start as the mean over all permutations, instead of as they are.
+        spread: whether the models but the first start evenly spread over all permutations, instead of as they are.
     """
 
     def __init__(self, spec: PermutationSpec, states: Sequence[StateDict], *, spread: bool) -> None:
+        self.spec = spec
         pairs = [pair_blocks(spec, states[0], state) for state in states]
         self.families = [one for one in families(spec, pairs[0]) if one.pairs and _is_soft(one)]
         self.blocks = [
-            [_SoftBlock(pair, self.families, spread=spread and model > 0) for pair in of_model]
-            for model, of_model in enumerate(pairs)
+            [_SoftBlock(pair.source, self._places(pair), spec.outer, spread=spread and model > 0) for pair in listed]
+            for model, listed in enumerate(pairs)
         ]
         self._add()
 
@@ -85,12 +86,15 @@ class Relaxation:
                 self.advance([change if other == model else {} for other in range(len(result))], 1.0)
         return result
 
+    def _places(self, pair: Pair) -> list[Place]:
+        return [place for family in self.families for place in family.places(pair)]
+
     def _best(self, model: int, family: Family) -> dict[str, Tensor]:
         return best(family, lambda rows: self._gains(model, rows))
 
     def _gains(self, model: int, rows: tuple[str, ...]) -> Tensor:
         """Return the derivative of the objective in a matrix of one model."""
-        shape = tuple(self.families[0].spec.groups[group] for group in rows) * 2
+        shape = tuple(self.spec.groups[group] for group in rows) * 2
         parts = [
             contract(whole - block.soft, block.without(number), place.dims)
             for block, whole in zip(self.blocks[model], self._whole, strict=True)
@@ -123,12 +127,10 @@ class _SoftBlock:
         tables: ``tables[mask]`` is the block with the places permuted whose bit is set.
     """
 
-    def __init__(self, pair: Pair, listed: Sequence[Family], *, spread: bool) -> None:
-        self.dims = pair.source.dims
-        self.places = [place for family in listed for place in family.places(pair)]
-        self.outer = listed[0].spec.outer if listed else {}
-        self.tables = [pair.source.view]
-        for place in self.places:
+    def __init__(self, block: Block, places: Sequence[Place], outer: Mapping[str, str], *, spread: bool) -> None:
+        self.dims, self.places, self.outer = block.dims, places, outer
+        self.tables = [block.view]
+        for place in places:
             self.tables += [
                 table.mean(place.dims, keepdim=True).expand_as(table) if spread else table for table in self.tables
             ]
