@@ -20,6 +20,7 @@ LAYERS = (
     "executors",
     "threads",
     "checkpoints",
+    "elementwise",
     "adapters",
     "symmetry",
     "networks",

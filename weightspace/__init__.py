@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict, load_checkpoint, save_checkpoint
     from weightspace.connectivity import Curve, barrier, loss_curve
     from weightspace.evidence import collect_evidence
-    from weightspace.matching import Matching, weight_matching
+    from weightspace.matching import Matching, cycle_consistent, merge_many, straight_through_many, weight_matching
     from weightspace.merging import METHODS, Alignment, MergeReport, interpolate, merge, merge_files, reproduce
     from weightspace.networks import load_network
     from weightspace.spectra import SingularAlignment, Spectrum, singular_alignment, spectrum
@@ -45,6 +45,9 @@ _HOMES = {
     "permute": "symmetry",
     "Matching": "matching",
     "weight_matching": "matching",
+    "merge_many": "matching",
+    "cycle_consistent": "matching",
+    "straight_through_many": "matching",
     "SingularAlignment": "spectra",
     "Spectrum": "spectra",
     "singular_alignment": "spectra",
@@ -83,6 +86,7 @@ __all__ = [
     "WeightspaceError",
     "barrier",
     "collect_evidence",
+    "cycle_consistent",
     "derive_spec",
     "interpolate",
     "load_checkpoint",
@@ -92,11 +96,13 @@ __all__ = [
     "loss_curve",
     "merge",
     "merge_files",
+    "merge_many",
     "permute",
     "reproduce",
     "save_checkpoint",
     "singular_alignment",
     "spectrum",
+    "straight_through_many",
     "train",
     "verify_spec",
     "weight_matching",

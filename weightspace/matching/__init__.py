@@ -8,19 +8,37 @@ from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
     from weightspace.matching.ascent import Sweep
+    from weightspace.matching.cycle_consistent import cycle_consistent
     from weightspace.matching.losses import Losses
+    from weightspace.matching.many import ManyMatching
     from weightspace.matching.matching import Matching, l2_reduction
+    from weightspace.matching.merge_many import merge_many
+    from weightspace.matching.straight_through_many import straight_through_many
     from weightspace.matching.weights import weight_matching
 
 #: Public name -> the file that defines it.
 _HOMES = {
     "Losses": "losses",
+    "ManyMatching": "many",
     "Matching": "matching",
+    "cycle_consistent": "cycle_consistent",
     "l2_reduction": "matching",
     "Sweep": "ascent",
+    "merge_many": "merge_many",
+    "straight_through_many": "straight_through_many",
     "weight_matching": "weights",
 }
 
-__all__ = ["Losses", "Matching", "Sweep", "l2_reduction", "weight_matching"]
+__all__ = [
+    "Losses",
+    "ManyMatching",
+    "Matching",
+    "Sweep",
+    "cycle_consistent",
+    "l2_reduction",
+    "merge_many",
+    "straight_through_many",
+    "weight_matching",
+]
 
 __getattr__ = resolver(__name__, _HOMES)
