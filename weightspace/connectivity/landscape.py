@@ -44,7 +44,7 @@ def loss_plane(
     c: StateDict,
     *,
     names: Sequence[str] = ("a", "b", "c"),
-    resolution: int = 21,
+    resolution: int = 25,
     margin: float = 0.2,
     statistics: Statistics = "auto",
     split: Split = "test",
@@ -76,7 +76,7 @@ def loss_plane(
     Source:
         Garipov et al. 2018, https://arxiv.org/abs/1802.10026, figure 1 and appendix.
     """
-    _check_settings(resolution, margin, statistics)
+    _check_settings(names, resolution, margin, statistics)
     states = (a, b, c)
     with torch_threads(threads_of(task)):
         network = blank_network(task)
@@ -111,8 +111,10 @@ def loss_plane(
     )
 
 
-def _check_settings(resolution: int, margin: float, statistics: str) -> None:
+def _check_settings(names: Sequence[str], resolution: int, margin: float, statistics: str) -> None:
     """Check that the settings make a grid."""
+    if len(names) != 3 or len(set(names)) != 3:
+        raise WeightspaceError(f"A plane goes through three models of different names; found {', '.join(names)}.")
     if resolution < 2:
         raise WeightspaceError(f"A grid has two points or more along an axis; found resolution={resolution}.")
     if not 0 <= margin < math.inf:
@@ -141,7 +143,7 @@ def _coordinates(names: Iterable[str], a: StateDict, b: StateDict, c: StateDict)
         ways = [(state[name].detach().double() - a[name].detach().double()).flatten() for state in (b, c)]
         inner += [[float(first @ second) for second in ways] for first in ways]
     width = math.sqrt(inner[0, 0])
-    along = inner[0, 1] / width if width else 0.0
+    along = float(inner[0, 1]) / width if width else 0.0
     height = math.sqrt(max(inner[1, 1] - along**2, 0.0))
     if not height > _FLAT * max(width, math.sqrt(inner[1, 1])) or not width:
         raise WeightspaceError(
