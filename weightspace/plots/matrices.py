@@ -61,10 +61,8 @@ def _panel(axes: Axes, models: tuple[str, ...], square: np.ndarray, norm: Normal
     axes.imshow(off, cmap=SIZES, norm=norm)
     for (i, j), value in np.ndenumerate(square):
         if i != j:
-            dark = np.isfinite(value) and norm(value) > 0.6
-            axes.text(
-                j, i, _short(value, digits), ha="center", va="center", fontsize=8, color="white" if dark else "black"
-            )
+            colour = "white" if np.isfinite(value) and norm(value) > 0.6 else "black"
+            axes.text(j, i, signed(value, digits), ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(range(len(models)), models, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(models)), models)
     axes.tick_params(length=0)
