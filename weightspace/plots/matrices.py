@@ -9,7 +9,7 @@ import numpy as np
 
 from weightspace.connectivity import BarrierMatrix
 from weightspace.errors import WeightspaceError
-from weightspace.plots.picture import SIZES, Axes, Figure, Normalize, write_picture
+from weightspace.plots.picture import SIZES, Axes, Figure, Normalize, signed, write_picture
 
 #: Inches a cell.
 _CELL = 0.55
