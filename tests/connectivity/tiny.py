@@ -138,7 +138,9 @@ def outputs(found: Any, state: StateDict, layers: tuple[str, ...]) -> dict[str, 
     network.load_state_dict(state)
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
     for name in layers:
-        network.get_submodule(name).register_forward_hook(lambda layer, _, out, name=name: seen[name].append(out.clone()))
+        network.get_submodule(name).register_forward_hook(
+            lambda layer, _, out, name=name: seen[name].append(out.clone())
+        )
     with torch.no_grad():
         for inputs, _ in found.batches("train", 0):
             network(inputs)

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weightspace.checkpoints import StateDict
 from weightspace.connectivity.statistics import SEED
@@ -59,7 +59,8 @@ def taylor_barrier(task: Task, a: StateDict, b: StateDict, *, split: Split = "tr
         check_belongs(task, network, state, name)
     way = {name: b[name].detach() - a[name].detach() for name, _ in network.named_parameters(remove_duplicate=False)}
     losses = Losses(task)
-    with torch_threads(threads_of(task)):
+    # The fused kernels of attention have no second derivative.
+    with torch_threads(threads_of(task)), sdpa_kernel(SDPBackend.MATH):
         first_a, second_a = _derivatives(losses, a, way, split)
         first_b, second_b = _derivatives(losses, b, way, split)
     return _highest(first_a - first_b, second_a, second_b)
@@ -94,6 +95,8 @@ def _highest(slope: float, curvature_a: float, curvature_b: float) -> float:
     level, tilt = slope + curvature_b / 2, (curvature_a - curvature_b) / 2
     if not math.isfinite(level + tilt):
         return math.nan
-    rise = np.polynomial.Polynomial([0, level, tilt - level, -tilt])
-    flat = [root.real for root in rise.deriv().roots() if abs(root.imag) < 1e-9 and 0 < root.real < 1]
-    return max([0.0, *(float(rise(position)) for position in flat)])
+    # The derivative is square·λ² + linear·λ + level; of its two roots none is a difference of nearly equal numbers.
+    square, linear = -3 * tilt, 2 * (tilt - level)
+    larger = -(linear + math.copysign(math.sqrt(max(linear**2 - 4 * square * level, 0.0)), linear)) / 2
+    roots = [over / under for over, under in ((larger, square), (level, larger)) if under]
+    return max([0.0, *(root * (1 - root) * (level + tilt * root) for root in roots if 0 < root < 1)])

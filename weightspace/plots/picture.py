@@ -15,7 +15,6 @@ from matplotlib.axes import Axes as Axes
 from matplotlib.colors import LogNorm as LogNorm
 from matplotlib.colors import Normalize as Normalize
 from matplotlib.figure import Figure as Figure
-from matplotlib.patheffects import withStroke as withStroke
 from matplotlib.ticker import FuncFormatter as FuncFormatter
 from matplotlib.ticker import MaxNLocator as MaxNLocator
 

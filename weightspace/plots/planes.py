@@ -18,7 +18,6 @@ from weightspace.plots.picture import (
     LogNorm,
     MaxNLocator,
     Normalize,
-    withStroke,
     write_picture,
 )
 
@@ -91,11 +90,11 @@ def _panel(axes: Axes, plane: Plane, levels: np.ndarray, norm: Normalize) -> Any
         axes.annotate(
             model,
             (x, y),
-            xytext=(0, 11 if y > middle else -11),  # away from the other models
+            xytext=(0, 13 if y > middle else -13),  # away from the other models
             textcoords="offset points",
             ha="center",
             va="center",
-            path_effects=[withStroke(linewidth=2.2, foreground="white")],
+            bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
         )
     axes.set_aspect("equal")
     axes.spines[:].set_visible(True)
