@@ -1,42 +1,37 @@
-"""``weightspace barrier``: the loss on the way between two networks."""
+"""``weightspace barrier``: the loss on the way between networks."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from weightspace.cli import options
-from weightspace.cli.progress import progress
+from weightspace.cli import options, ways
 
 from weightspace import WeightspaceError
-
-if TYPE_CHECKING:
-    from weightspace.connectivity import Curve
-
-_PICTURES = (".png", ".svg", ".pdf")
-_TABLES = (".csv", ".json")
 
 
 @click.command("barrier")
 @click.argument("a")
 @click.argument("b")
+@click.argument("others", nargs=-1, metavar="[C]...")
 @options.task()
-@click.option("--matching", type=click.Choice(["weight-matching"]), help="Match B to A first, and show both ways.")
+@options.matching("Match the others to A first, and show both.")
 @click.option(
     "--points",
     type=click.IntRange(min=3),
     default=25,
     show_default=True,
-    help="Positions on the way, ends included.",
+    help="Positions on a way, ends included.",
 )
 @click.option(
     "--statistics",
-    type=click.Choice(["auto", "none", "reset"]),
+    type=click.Choice(["auto", "none", "reset", "repair"]),
     default="auto",
     show_default=True,
-    help="BatchNorm's statistics between the ends: measured anew, or interpolated.",
+    help="Between the networks: BatchNorm's statistics measured anew (reset), all hidden units set (repair), nothing "
+    "(none); auto resets where there is BatchNorm.",
 )
 @click.option(
     "--baseline",
@@ -52,6 +47,23 @@ _TABLES = (".csv", ".json")
     show_default=True,
     help="Data to score.",
 )
+@click.option("--taylor", is_flag=True, help="Estimate the barrier from the two ends too, by Taylor expansion.")
+@click.option("--temperature", is_flag=True, help="Fit a temperature to the midpoint, and show its loss with it.")
+@click.option("--plane", is_flag=True, help="Score the plane through three networks instead of the ways.")
+@click.option(
+    "--resolution",
+    type=click.IntRange(min=2),
+    default=25,
+    show_default=True,
+    help="Points along either side of the plane.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Ways to walk at a time, between three networks or more.",
+)
 @options.seed("Order of the groups in the matching.")
 @click.option(
     "-o",
@@ -65,6 +77,7 @@ _TABLES = (".csv", ".json")
 def command(
     a: str,
     b: str,
+    others: tuple[str, ...],
     task: str,
     data: Path | None,
     matching: str | None,
@@ -72,74 +85,78 @@ def command(
     statistics: Any,
     baseline: Any,
     split: Any,
+    taylor: bool,
+    temperature: bool,
+    plane: bool,
+    resolution: int,
+    workers: int,
     seed: int,
     outputs: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Score the networks on the straight way from A to B: the barrier, a table, a picture.
 
+    With three networks or more, the barriers between every two of them; with --plane, the plane through three.
+
     \b
     Examples:
       weightspace barrier a.safetensors b.safetensors --task digits-mlp
       weightspace barrier a.pt b.pt --task digits-mlp --matching weight-matching -o way.png -o way.csv
+      weightspace barrier a.pt b.pt --task digits-cnn --statistics repair --taylor --temperature
+      weightspace barrier a.pt b.pt c.pt --task digits-mlp --matching weight-matching -o barriers.pdf
+      weightspace barrier a.pt b.pt c.pt --task digits-mlp --plane -o plane.pdf
     """
-    from weightspace import barrier, load_checkpoint, load_task, loss_curve, permute, weight_matching
-
-    if bad := [path for path in outputs if Path(path).suffix.lower() not in _PICTURES + _TABLES]:
-        raise WeightspaceError(
-            f"{bad[0]} is neither a picture ({', '.join(_PICTURES)}) nor a table ({', '.join(_TABLES)})."
+    paths = (a, b, *others)
+    _check(paths, outputs, plane=plane, ends_only=taylor or temperature)
+    models = _models(paths, task, data, matching, seed)
+    if plane:
+        report = ways.planes(models, resolution=resolution, statistics=statistics, split=split)
+    elif others:
+        report = ways.matrices(
+            models, points=points, statistics=statistics, baseline=baseline, split=split, workers=workers
         )
-    found = load_task(task, data=data)
-    first, second = load_checkpoint(a), load_checkpoint(b)
-    ends = {"naive" if matching else "linear": second}
-    if matching:
-        spec = options.spec_of(None, None, None, found)
-        ends[matching] = permute(spec, weight_matching(spec, first, second, seed=seed).permutation, second)
-    curves: dict[str, Curve] = {}
-    for label, end in ends.items():
-        with progress(f"{label} curve") as update:
-            curves[label] = loss_curve(
-                found,
-                first,
-                end,
-                points,
-                statistics=statistics,
-                split=split,
-                on_point=lambda at, show=update: show(at.index, at.points, f"{at.index}/{at.points}"),
-            )
-    for path in outputs:
-        _write(curves, Path(path))
-    figures = {
-        label: {
-            "positions": curve.positions,
-            "loss": curve.loss,
-            "accuracy": curve.accuracy,
-            "barrier": barrier(curve, baseline=baseline),
-            "accuracy_barrier": curve.accuracy and barrier(curve, baseline=baseline, score="accuracy"),
-            "statistics": curve.statistics,
-        }
-        for label, curve in curves.items()
-    }
-    if as_json:
-        *others, last = figures.items()
-        click.echo(json.dumps(last[1] | dict(others)))
-        return
-    for label, values in figures.items():
-        accuracy = values["accuracy_barrier"]
-        share = "" if accuracy is None else f", {accuracy:.2%} of accuracy"
-        click.echo(f"{label}: barrier {values['barrier']:.4f} nats{share}")
-    for path in outputs:
-        click.echo(path)
-
-
-def _write(curves: dict[str, Curve], path: Path) -> None:
-    """Draw all curves into a picture, or save them as tables (one file a curve where there are two)."""
-    if path.suffix.lower() in _PICTURES:
-        from weightspace.plots import draw_curves
-
-        draw_curves(curves, path)
-    elif len(curves) == 1:
-        next(iter(curves.values())).save(path)
     else:
-        for label, curve in curves.items():
-            curve.save(path.with_name(f"{path.stem}-{label}{path.suffix}"))
+        report = ways.curves(
+            models,
+            points=points,
+            statistics=statistics,
+            baseline=baseline,
+            split=split,
+            taylor=taylor,
+            temperature=temperature,
+        )
+    for path in outputs:
+        report.write(Path(path))
+    if as_json:
+        *before, (_, last) = report.figures.items()
+        click.echo(json.dumps(last | dict(before)))
+        return
+    for line in (*report.lines, *outputs):
+        click.echo(line)
+
+
+def _check(paths: tuple[str, ...], outputs: tuple[str, ...], *, plane: bool, ends_only: bool) -> None:
+    """Check that the options fit together, before anything is loaded."""
+    if bad := [path for path in outputs if Path(path).suffix.lower() not in ways.PICTURES + ways.TABLES]:
+        raise WeightspaceError(
+            f"{bad[0]} is neither a picture ({', '.join(ways.PICTURES)}) nor a table ({', '.join(ways.TABLES)})."
+        )
+    if plane and len(paths) != 3:
+        raise WeightspaceError(f"--plane goes through three networks; found {len(paths)}.")
+    if ends_only and (plane or len(paths) != 2):
+        raise WeightspaceError(f"--taylor and --temperature are of the way between two networks; found {len(paths)}.")
+    if len(set(paths)) != len(paths) > 2:
+        raise WeightspaceError(f"Three networks or more must be different ones; found {', '.join(paths)}.")
+
+
+def _models(paths: tuple[str, ...], task: str, data: Path | None, matching: str | None, seed: int) -> ways.Models:
+    """Return the task and the networks, under a label as they come and under another one matched."""
+    from weightspace import load_checkpoint, load_task
+
+    found = load_task(task, data=data)
+    states = [load_checkpoint(path) for path in paths]
+    stems = tuple(Path(path).stem for path in paths)
+    labelled = {"naive" if matching else "linear": states}
+    if matching:
+        labelled[matching] = options.matched(matching, found, states, seed)
+    return ways.Models(found, stems if len(set(stems)) == len(stems) else paths, labelled)

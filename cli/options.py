@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,15 @@ import click
 from weightspace import WeightspaceError
 
 if TYPE_CHECKING:
+    from weightspace.checkpoints import StateDict
     from weightspace.networks import Network
     from weightspace.symmetry import PermutationSpec
     from weightspace.tasks import Task
 
 Command = Callable[..., Any]
+
+#: What ``--matching`` knows.
+MATCHINGS = ("weight-matching",)
 
 
 def as_json(command: Command) -> Command:
@@ -70,6 +74,22 @@ def spec_source(command: Command) -> Command:
     """``--spec``, ``--network`` and ``--input``; with ``--task`` the task's network serves as well."""
     file = click.option("--spec", "spec_file", metavar="FILE", help="A spec that `weightspace spec` wrote.")
     return file(network(command))
+
+
+def matching(help_text: str) -> Callable[[Command], Command]:
+    """``--matching METHOD``; ``matched`` does it."""
+    return click.option("--matching", type=click.Choice(MATCHINGS), help=help_text)
+
+
+def matched(method: str, found: Task, states: Sequence[StateDict], seed: int) -> list[StateDict]:
+    """Return the first of the states as it is, and the others matched to it by a method of ``--matching``."""
+    from weightspace import permute, weight_matching
+
+    matchers = {"weight-matching": weight_matching}
+    spec = spec_of(None, None, None, found)
+    target, *sources = states
+    found_ones = [matchers[method](spec, target, source, seed=seed) for source in sources]
+    return [target, *(permute(spec, one.permutation, source) for one, source in zip(found_ones, sources, strict=True))]
 
 
 def load_any_task(name: str | None, data: Path | None) -> Task | None:

@@ -1,11 +1,12 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from weightspace.connectivity import Curve
+from weightspace.connectivity import BarrierMatrix, Curve, Plane
 from weightspace.errors import WeightspaceError
-from weightspace.plots import draw_curves
+from weightspace.plots import draw_curves, draw_matrices, draw_planes
 
 NAIVE = Curve((0.0, 0.5, 1.0), (0.1, 1.2, 0.1), (0.98, 0.60, 0.97))
 MATCHED = Curve((0.0, 0.5, 1.0), (0.1, 0.11, 0.1), (0.98, 0.98, 0.97))
@@ -58,4 +59,71 @@ def test_many_curves_can_be_drawn(tmp_path: Path) -> None:
 def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(tmp_path, curves, name, message) -> None:
     with pytest.raises(WeightspaceError, match=message):
         draw_curves(curves, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+PLANE = Plane(
+    models=("first", "second", "third"),
+    positions=((0.0, 0.0), (2.0, 0.0), (1.0, 1.5)),
+    model_loss=(0.1, 0.1, 0.1),
+    x=(-0.5, 1.0, 2.5),
+    y=(-0.5, 0.5, 2.0),
+    loss=((0.1, 2.0, 0.1), (0.5, 3.0, math.inf), (1.0, 0.1, 1.0)),
+)
+MATRIX = BarrierMatrix(
+    models=("first", "second"),
+    barrier=((0.0, 1.25), (1.25, 0.0)),
+    loss=(0.1, 0.1),
+    accuracy_barrier=((0.0, -0.0204), (-0.0204, 0.0)),
+    accuracy=(0.9, 0.9),
+)
+
+
+@pytest.mark.parametrize(("draw", "result"), [(draw_planes, PLANE), (draw_matrices, MATRIX)])
+@pytest.mark.parametrize("suffix", SIGNATURES)
+def test_equal_planes_and_matrices_give_equal_files(tmp_path: Path, draw, result, suffix: str) -> None:
+    first, again = tmp_path / f"first{suffix}", tmp_path / f"again{suffix}"
+    for path in (first, again):
+        draw({"naive": result, "matched": result}, path, title="three seeds")
+    assert first.read_bytes().startswith(SIGNATURES[suffix])
+    assert first.read_bytes() == again.read_bytes()
+
+
+def test_the_picture_of_a_plane_names_its_models_and_its_scale(tmp_path: Path) -> None:
+    draw_planes({"naive": PLANE}, tmp_path / "plane.svg", title="three seeds")
+    text = (tmp_path / "plane.svg").read_text()
+    for words in ("three seeds", "first", "second", "third", "test loss (nats)", "distance in weight space"):
+        assert words in text
+    assert "naive" not in text  # one plane needs no label
+
+
+@pytest.mark.parametrize("level", [0.0, 0.7])
+def test_a_flat_plane_can_be_drawn(tmp_path: Path, level: float) -> None:
+    draw_planes({"flat": replace(PLANE, loss=((level,) * 3,) * 3)}, tmp_path / "flat.png")
+    assert (tmp_path / "flat.png").is_file()
+
+
+def test_the_picture_of_a_matrix_has_the_barriers_as_numbers(tmp_path: Path) -> None:
+    draw_matrices({"naive": MATRIX, "matched": MATRIX}, tmp_path / "matrix.svg")
+    text = (tmp_path / "matrix.svg").read_text()
+    for words in ("first", "second", "1.250", "−2.04", "barrier of the test loss (nats)", "naive", "matched"):
+        assert words in text
+
+
+def test_a_matrix_without_accuracies_has_one_panel(tmp_path: Path) -> None:
+    draw_matrices({"x": replace(MATRIX, accuracy_barrier=None, accuracy=None)}, tmp_path / "matrix.svg")
+    assert "accuracy" not in (tmp_path / "matrix.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("draw", "results", "message"),
+    [
+        (draw_planes, {}, "no planes"),
+        (draw_planes, {"x": replace(PLANE, loss=((math.nan,) * 3,) * 3)}, "no finite loss"),
+        (draw_matrices, {}, "no matrices"),
+    ],
+)
+def test_planes_and_matrices_that_cannot_be_drawn_are_refused(tmp_path: Path, draw, results, message: str) -> None:
+    with pytest.raises(WeightspaceError, match=message):
+        draw(results, tmp_path / "picture.png")
     assert not list(tmp_path.iterdir())

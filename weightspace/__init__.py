@@ -13,7 +13,7 @@ from weightspace.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict, load_checkpoint, save_checkpoint
-    from weightspace.connectivity import Curve, barrier, loss_curve
+    from weightspace.connectivity import Curve, barrier, barrier_matrix, loss_curve, loss_plane, repair, taylor_barrier
     from weightspace.evidence import collect_evidence
     from weightspace.matching import Matching, cycle_consistent, merge_many, straight_through_many, weight_matching
     from weightspace.merging import METHODS, Alignment, MergeReport, interpolate, merge, merge_files, reproduce
@@ -66,6 +66,10 @@ _HOMES = {
     "Curve": "connectivity",
     "loss_curve": "connectivity",
     "barrier": "connectivity",
+    "barrier_matrix": "connectivity",
+    "taylor_barrier": "connectivity",
+    "repair": "connectivity",
+    "loss_plane": "connectivity",
 }
 
 __all__ = [
@@ -85,6 +89,7 @@ __all__ = [
     "Verification",
     "WeightspaceError",
     "barrier",
+    "barrier_matrix",
     "collect_evidence",
     "cycle_consistent",
     "derive_spec",
@@ -94,15 +99,18 @@ __all__ = [
     "load_spec",
     "load_task",
     "loss_curve",
+    "loss_plane",
     "merge",
     "merge_files",
     "merge_many",
     "permute",
+    "repair",
     "reproduce",
     "save_checkpoint",
     "singular_alignment",
     "spectrum",
     "straight_through_many",
+    "taylor_barrier",
     "train",
     "verify_spec",
     "weight_matching",

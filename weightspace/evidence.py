@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightspace.checkpoints import StateDict, check_compatible
+from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
+from weightspace.tasks.building import network_with
 from weightspace.tasks.protocol import Task
 
 #: What there is -> what it is for.
@@ -62,19 +63,10 @@ def collect_evidence(
         raise unknown("kind of evidence", kind, KINDS)
     if examples < 1:
         raise WeightspaceError(f"Evidence needs an example at least, found examples={examples}.")
-    module = _network(task, state).to(device).eval()
+    module = network_with(task, state).to(device)
     batches = _first(task.batches("train", seed), examples)
     collect = _grams if kind == "gram" else _squared_gradients
     return {name: tensor.cpu() for name, tensor in collect(task, module, batches, examples, progress).items()}
-
-
-def _network(task: Task, state: StateDict) -> nn.Module:
-    """Return the task's network with these weights."""
-    with torch.random.fork_rng(devices=[]):  # the weights that it draws are overwritten
-        network = task.network()
-    check_compatible(network.state_dict(), state, names=(f"the network of {task.name}", "the checkpoint"))
-    network.load_state_dict(state)
-    return network
 
 
 @torch.no_grad()

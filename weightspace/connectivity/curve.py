@@ -5,18 +5,16 @@ Losses are in nats, accuracies shares of 1; position 0 is the network ``a``, pos
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from weightspace.checkpoints.disk import replacing_file
+from weightspace.connectivity.files import load_result, numbers, numbers_or_none, save_result, table_of
 from weightspace.errors import WeightspaceError
 
-_COLUMNS = ("position", "loss", "accuracy", "split", "statistics", "name")
-_FIELDS = ("positions", "loss", "accuracy", "split", "statistics", "name")
+_LABELS = ("split", "statistics", "name")
+_COLUMNS = ("position", "loss", "accuracy", *_LABELS)
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Curve:
         loss: in nats, of length ``S``.
         accuracy: shares, of length ``S``; None where the task has none.
         split: the data that were scored: train, validation or test.
-        statistics: ``"reset"`` if BatchNorm's statistics were reset between the ends, else ``"none"``.
+        statistics: what was done between the ends: ``"none"``, ``"reset"`` (of BatchNorm's) or ``"repair"``.
         name: of the task.
 
     Raises:
@@ -57,10 +55,7 @@ class Curve:
             CheckpointError: the file cannot be written.
             WeightspaceError: the path has another suffix.
         """
-        path = Path(path)
-        text = self._csv() if _suffix(path) == ".csv" else json.dumps(asdict(self), indent=2) + "\n"
-        with replacing_file(path) as file:
-            file.write(text.encode())
+        save_result(path, "curve", asdict(self), self._table)
 
     @classmethod
     def load(cls, path: str | Path) -> Curve:
@@ -69,57 +64,30 @@ class Curve:
         Raises:
             WeightspaceError: the file cannot be read, or isn't a curve.
         """
-        path = Path(path)
-        read = _from_csv if _suffix(path) == ".csv" else _from_json
-        try:
-            return read(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise WeightspaceError(f"{path} cannot be read: {error.strerror or error}.") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise WeightspaceError(
-                f"{path} isn't a curve ({error}); expected {', '.join(_COLUMNS)} as Curve.save writes them."
-            ) from error
+        return load_result(path, "curve", _COLUMNS, _from_fields, _from_rows)
 
-    def _csv(self) -> str:
+    def _table(self) -> str:
         """Return a row a position, every row complete in itself."""
-        lines = io.StringIO()
-        writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        accuracy = self.accuracy or ("",) * len(self.positions)
-        for scores in zip(self.positions, self.loss, accuracy, strict=True):
-            writer.writerow([*scores, self.split, self.statistics, self.name])
-        return lines.getvalue()
+        accuracy = self.accuracy or (None,) * len(self.positions)
+        scores = zip(self.positions, self.loss, accuracy, strict=True)
+        return table_of(_COLUMNS, ([*row, self.split, self.statistics, self.name] for row in scores))
 
 
-def _suffix(path: Path) -> str:
-    """Return the suffix that decides the format."""
-    suffix = path.suffix.lower()
-    if suffix not in (".csv", ".json"):
-        raise WeightspaceError(f"A curve is a .csv or a .json file; found {path.name!r}.")
-    return suffix
-
-
-def _from_json(text: str) -> Curve:
-    """Return the curve in the text of a JSON file."""
-    fields: dict[str, Any] = json.loads(text)
-    accuracy = fields["accuracy"]
+def _from_fields(fields: Mapping[str, Any]) -> Curve:
+    """Return the curve of a JSON file."""
     return Curve(
-        positions=tuple(map(float, fields["positions"])),
-        loss=tuple(map(float, fields["loss"])),
-        accuracy=None if accuracy is None else tuple(map(float, accuracy)),
-        **{name: str(fields[name]) for name in _FIELDS[3:]},
+        positions=numbers(fields["positions"]),
+        loss=numbers(fields["loss"]),
+        accuracy=numbers_or_none(fields["accuracy"]),
+        **{name: str(fields[name]) for name in _LABELS},
     )
 
 
-def _from_csv(text: str) -> Curve:
-    """Return the curve in the text of a CSV file."""
-    rows = list(csv.DictReader(io.StringIO(text)))
-    if not rows:
-        raise ValueError("no rows")
-    accuracy = tuple(float(row["accuracy"]) for row in rows if row["accuracy"])
+def _from_rows(rows: list[dict[str, str]]) -> Curve:
+    """Return the curve of a CSV file."""
     return Curve(
-        positions=tuple(float(row["position"]) for row in rows),
-        loss=tuple(float(row["loss"]) for row in rows),
-        accuracy=accuracy or None,
-        **{name: rows[0][name] for name in _FIELDS[3:]},
+        positions=numbers(row["position"] for row in rows),
+        loss=numbers(row["loss"] for row in rows),
+        accuracy=numbers_or_none([row["accuracy"] for row in rows]),
+        **{name: rows[0][name] for name in _LABELS},
     )

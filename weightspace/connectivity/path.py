@@ -1,12 +1,18 @@
-"""The straight way between two networks, walked in place: one module, and the two state dicts beside it."""
+"""Networks on the line or the plane through others, in place: one module, and the state dicts beside it."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from weightspace.checkpoints import StateDict
+from weightspace.checkpoints.measure import is_inexact
+from weightspace.merging.affine import affine
+from weightspace.merging.counting import agreed
 from weightspace.merging.interpolation import between
+from weightspace.merging.precision import widened
 
 
 @torch.no_grad()
@@ -27,4 +33,22 @@ def interpolated(network: nn.Module, a: StateDict, b: StateDict, position: float
     """
     for name, tensor in network.state_dict().items():
         tensor.copy_(between(name, a[name], b[name], position))
+    return network
+
+
+@torch.no_grad()
+def combined(network: nn.Module, states: Sequence[StateDict], coefficients: Sequence[float]) -> nn.Module:
+    """Set the weights of ``network`` to ``Σ c_i states_i``, and return it.
+
+    Args:
+        network: its parameters and buffers are overwritten.
+        states: their names and shapes are those of the network.
+        coefficients: one a state; they sum to 1.
+
+    Raises:
+        WeightspaceError: integer tensors of the states differ.
+    """
+    for name, tensor in network.state_dict().items():
+        models = [state[name] for state in states]
+        tensor.copy_(affine(widened(models), coefficients) if is_inexact(tensor) else agreed(name, models))
     return network

@@ -6,15 +6,17 @@ between two are other activations, and the interpolated statistics are wrong for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from weightspace.checkpoints import StateDict, check_compatible
+from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
+from weightspace.tasks.building import network_with
 from weightspace.tasks.protocol import Task
 
 #: Seed of the training batches that statistics are measured on: the same for every network.
@@ -26,13 +28,56 @@ def has_batchnorm_statistics(module: nn.Module) -> bool:
     return bool(_layers(module))
 
 
+@contextmanager
+def batch_statistics(module: nn.Module) -> Iterator[None]:
+    """Let BatchNorm normalise by the batch at hand inside the block, and average the statistics of these batches.
+
+    The running statistics are the plain average over the batches afterwards. All other layers are in evaluation mode
+    meanwhile (no dropout), so that nothing is drawn at random; modes and momenta are as before afterwards.
+
+    Args:
+        module: its BatchNorm layers with running statistics are changed in place.
+    """
+    layers = _layers(module)
+    modes = [(part, part.training) for part in module.modules()]
+    momenta = [layer.momentum for layer in layers]
+    try:
+        module.eval()
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # torch's sign for a cumulative average
+            layer.training = True
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+
+
 @torch.no_grad()
+def run_over(module: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any]) -> None:
+    """Run a module over batches, without gradients, for what its layers see.
+
+    Args:
+        module: is handed to ``forward``.
+        batches: training data, in pieces as large as in training.
+        forward: runs the module on a batch; what it returns is ignored (``task.loss`` will do).
+
+    Raises:
+        WeightspaceError: there are no batches.
+    """
+    count = 0
+    for count, batch in enumerate(batches, start=1):  # noqa: B007
+        forward(module, batch)
+    if not count:
+        raise WeightspaceError("Found no batches to measure statistics on; expected training data.")
+
+
 def reset_batchnorm(module: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any]) -> None:
     """Set the running statistics of every BatchNorm layer to their plain average over the batches.
 
-    All other layers are in evaluation mode meanwhile (no dropout), so that nothing is drawn at random. Modes
-    and momenta are as before afterwards: the statistics are the only thing that changes, and a module without
-    such layers stays as it is.
+    The statistics are the only thing that changes, and a module without such layers stays as it is.
 
     Args:
         module: changed in place.
@@ -46,27 +91,9 @@ def reset_batchnorm(module: nn.Module, batches: Iterable[Any], forward: Callable
         Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, section 3.2; for paths between networks
         Jordan et al. 2023, https://arxiv.org/abs/2211.08403.
     """
-    layers = _layers(module)
-    if not layers:
-        return
-    modes = [(part, part.training) for part in module.modules()]
-    momenta = [layer.momentum for layer in layers]
-    count = 0
-    try:
-        module.eval()
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # torch's sign for a cumulative average
-            layer.training = True
-        for count, batch in enumerate(batches, start=1):  # noqa: B007
-            forward(module, batch)
-    finally:
-        for part, training in modes:
-            part.training = training
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-    if not count:
-        raise WeightspaceError("Found no batches to measure BatchNorm's statistics on; expected training data.")
+    if has_batchnorm_statistics(module):
+        with batch_statistics(module):
+            run_over(module, batches, forward)
 
 
 def reset_statistics(task: Task, state: StateDict) -> StateDict:
@@ -79,10 +106,7 @@ def reset_statistics(task: Task, state: StateDict) -> StateDict:
     Raises:
         CheckpointError: the weights have other names or shapes than the task's network.
     """
-    with torch.random.fork_rng(devices=[]):  # the weights that it draws are overwritten
-        network = task.network()
-    check_compatible(network.state_dict(), state, names=(f"the network of {task.name}", "the checkpoint"))
-    network.load_state_dict(state)
+    network = network_with(task, state)
     if not has_batchnorm_statistics(network):
         return state
     reset_batchnorm(network, task.batches("train", SEED), task.loss)

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
 
-import torch
-from torch import nn
-
-from weightspace.checkpoints import StateDict, check_compatible
+from weightspace.checkpoints import StateDict
 from weightspace.connectivity.curve import Curve
-from weightspace.connectivity.path import interpolated
-from weightspace.connectivity.statistics import SEED, has_batchnorm_statistics, reset_batchnorm
+from weightspace.connectivity.scoring import scored
+from weightspace.connectivity.way import Statistics, Way
 from weightspace.errors import WeightspaceError
-from weightspace.suggestions import unknown
 from weightspace.tasks.protocol import Split, Task, threads_of
 from weightspace.threads import torch_threads
-
-Statistics: TypeAlias = Literal["auto", "none", "reset"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,7 @@ def loss_curve(
     """Score the networks on the straight line from ``a`` to ``b``.
 
     One network is in memory beside the two state dicts. The ends are the models as they were trained, so that
-    their scores are those of the models exactly; BatchNorm's statistics are reset between the ends only.
+    their scores are those of the models exactly; statistics are put right between the ends only.
 
     Args:
         task: builds and scores the networks.
@@ -53,7 +46,8 @@ def loss_curve(
         b: weights at position 1.
         points: evenly spaced positions from 0 to 1, two or more; an odd number has the midpoint among them.
         statistics: ``"reset"`` measures BatchNorm's statistics anew over the training data, ``"none"``
-            interpolates them, ``"auto"`` resets where the network has such layers.
+            interpolates them, ``"auto"`` resets where the network has such layers, and ``"repair"`` sets mean and
+            standard deviation of all hidden units (see ``repair``), with BatchNorm or without.
         split: the data to score on.
         on_point: called after every point.
 
@@ -62,20 +56,17 @@ def loss_curve(
         WeightspaceError: fewer than two points, or the task's scores have no loss.
 
     Source:
-        Frankle et al. 2020, https://arxiv.org/abs/1912.05671, section 2; for ``"reset"`` Jordan et al. 2023,
-        https://arxiv.org/abs/2211.08403.
+        Frankle et al. 2020, https://arxiv.org/abs/1912.05671, section 2; for ``"reset"`` and ``"repair"``
+        Jordan et al. 2023, https://arxiv.org/abs/2211.08403.
     """
     if points < 2:
         raise WeightspaceError(f"A curve needs two points or more, the two ends; found {points}.")
     reports: list[PointReport] = []
     with torch_threads(threads_of(task)):
-        network, reset = _prepared(task, a, b, statistics)
+        way = Way(task, a, b, statistics)
         for index in range(points):
             position = index / (points - 1)
-            interpolated(network, a, b, position)
-            if reset and 0 < position < 1:
-                reset_batchnorm(network, task.batches("train", SEED), task.loss)
-            reports.append(PointReport(index + 1, points, position, *_scored(task, network, split)))
+            reports.append(PointReport(index + 1, points, position, *scored(task, way.at(position), split)))
             if on_point is not None:
                 on_point(reports[-1])
     accuracy = tuple(report.accuracy for report in reports if report.accuracy is not None)
@@ -84,29 +75,6 @@ def loss_curve(
         loss=tuple(report.loss for report in reports),
         accuracy=accuracy if len(accuracy) == points else None,
         split=split,
-        statistics="reset" if reset else "none",
+        statistics=way.statistics,
         name=task.name,
     )
-
-
-def _prepared(task: Task, a: StateDict, b: StateDict, statistics: Statistics) -> tuple[nn.Module, bool]:
-    """Return a network that both state dicts fit, and whether its statistics are to be reset."""
-    if statistics not in get_args(Statistics):
-        raise unknown("choice of statistics", statistics, get_args(Statistics))
-    with torch.random.fork_rng(devices=[]):  # the weights that it draws are overwritten
-        network = task.network().eval()
-    expected = network.state_dict()
-    for state, name in ((a, "a"), (b, "b")):
-        check_compatible(expected, state, names=(f"the network of {task.name}", name))
-    return network, statistics != "none" and has_batchnorm_statistics(network)
-
-
-def _scored(task: Task, network: nn.Module, split: Split) -> tuple[float, float | None]:
-    """Return the loss and the accuracy, if there is one."""
-    scores = task.score(network, split)
-    if "loss" not in scores:
-        raise WeightspaceError(
-            f"The scores of task {task.name!r} are {', '.join(scores) or 'none'}; expected 'loss' among them."
-        )
-    accuracy = scores.get("accuracy")
-    return float(scores["loss"]), None if accuracy is None else float(accuracy)

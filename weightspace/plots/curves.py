@@ -7,7 +7,7 @@ from pathlib import Path
 
 from weightspace.connectivity import Curve, barrier
 from weightspace.errors import WeightspaceError
-from weightspace.plots.picture import COLOURS, DASHES, Axes, Figure, FuncFormatter, MaxNLocator, write_picture
+from weightspace.plots.picture import COLOURS, DASHES, Axes, Figure, FuncFormatter, MaxNLocator, signed, write_picture
 
 _ENDS = "#333333"
 
@@ -71,7 +71,7 @@ def _panel(
             color=colour,
             dashes=DASHES[index % len(DASHES)],
             linewidth=1.8,
-            label=f"{name}: barrier {_signed(barrier(curve))} nats",
+            label=f"{name}: barrier {signed(barrier(curve))} nats",
             clip_on=False,
         )
         ends = ((curve.positions[0], curve.positions[-1]), (values[0], values[-1]))
@@ -84,9 +84,3 @@ def _panel(
     axes.set_axisbelow(True)
     axes.margins(y=0.06)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-
-
-def _signed(value: float) -> str:
-    """Return three decimals, with a true minus sign and no minus zero."""
-    text = f"{value:.3f}"
-    return "0.000" if text == "-0.000" else text.replace("-", "−")

@@ -12,6 +12,8 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes as Axes
+from matplotlib.colors import LogNorm as LogNorm
+from matplotlib.colors import Normalize as Normalize
 from matplotlib.figure import Figure as Figure
 from matplotlib.image import AxesImage as AxesImage
 from matplotlib.ticker import FuncFormatter as FuncFormatter
@@ -29,6 +31,8 @@ FORMATS: Mapping[str, Mapping[str, None]] = {
 #: Okabe and Ito's colours, told apart with any colour vision; the line's style tells them apart in grey.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.8), (1.2, 1.4), (6, 1.5, 1.2, 1.5))
+#: Colour maps whose lightness goes one way, so that they can be read in grey: depth below a surface, size of a number.
+DEPTHS, SIZES = "YlGnBu_r", "OrRd"
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -78,3 +82,9 @@ def picture_format(path: Path) -> str:
     if suffix not in FORMATS:
         raise WeightspaceError(f"A picture is a {', '.join(FORMATS)} file; found {path.name!r}.")
     return suffix
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """Return a number with so many decimals, with a true minus sign and no minus zero."""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")

@@ -1,0 +1,157 @@
+"""What ``weightspace barrier`` measures: curves between two networks, a matrix between many, a plane through three.
+
+Each is a function that returns a ``Report``; labels tell the networks as they came from the matched ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightspace.cli.progress import progress
+
+if TYPE_CHECKING:
+    from weightspace.checkpoints import StateDict
+    from weightspace.connectivity import BarrierMatrix
+    from weightspace.tasks import Task
+
+PICTURES = (".png", ".svg", ".pdf")
+TABLES = (".csv", ".json")
+
+
+@dataclass(frozen=True)
+class Models:
+    """The networks under one label, with their names."""
+
+    task: Task
+    names: tuple[str, ...]
+    states: Mapping[str, Sequence[StateDict]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured under every label: results that save themselves, figures for JSON, lines for people."""
+
+    results: Mapping[str, Any]
+    figures: Mapping[str, dict[str, Any]]
+    lines: Iterable[str]
+    draw: Callable[[Mapping[str, Any], Path], None]
+
+    def write(self, path: Path) -> None:
+        """Draw all results into a picture, or save them as tables (one file a label where there are two)."""
+        if path.suffix.lower() in PICTURES:
+            self.draw(self.results, path)
+            return
+        for label, result in self.results.items():
+            result.save(path if len(self.results) == 1 else path.with_name(f"{path.stem}-{label}{path.suffix}"))
+
+
+def curves(
+    models: Models, *, points: int, statistics: Any, baseline: Any, split: Any, taylor: bool, temperature: bool
+) -> Report:
+    """Walk the way between two networks."""
+    from weightspace import barrier, loss_curve, taylor_barrier
+    from weightspace.connectivity import midpoint_temperature
+    from weightspace.plots import draw_curves
+
+    results, figures, lines = {}, {}, []
+    for label, (a, b) in models.states.items():
+        with progress(f"{label} curve") as update:
+            curve = loss_curve(
+                models.task,
+                a,
+                b,
+                points,
+                statistics=statistics,
+                split=split,
+                on_point=lambda at, show=update: show(at.index, at.points, f"{at.index}/{at.points}"),
+            )
+        rise = barrier(curve, baseline=baseline)
+        fall = curve.accuracy and barrier(curve, baseline=baseline, score="accuracy")
+        results[label] = curve
+        figures[label] = {
+            "positions": curve.positions,
+            "loss": curve.loss,
+            "accuracy": curve.accuracy,
+            "barrier": rise,
+            "accuracy_barrier": fall,
+            "statistics": curve.statistics,
+        }
+        lines.append(f"{label}: barrier {rise:.4f} nats" + ("" if fall is None else f", {fall:.2%} of accuracy"))
+        if taylor:
+            estimate = taylor_barrier(models.task, a, b, split=split)
+            figures[label]["taylor"] = estimate
+            off = f", {abs(estimate / rise - 1):.0%} off" if rise > 0 else ""
+            lines.append(f"{label}: Taylor estimate {estimate:.4f} nats{off}")
+        if temperature:
+            fitted = midpoint_temperature(models.task, a, b, statistics=statistics, split=split)
+            figures[label]["temperature"] = asdict(fitted)
+            lines.append(
+                f"{label}: loss at the midpoint {fitted.loss:.4f}, {fitted.tempered_loss:.4f} at temperature "
+                f"{fitted.value:.3f}"
+            )
+    return Report(results, figures, lines, draw_curves)
+
+
+def matrices(models: Models, *, points: int, statistics: Any, baseline: Any, split: Any, workers: int) -> Report:
+    """Walk the ways between every two of many networks."""
+    from weightspace import barrier_matrix
+    from weightspace.plots import draw_matrices
+
+    results = {}
+    for label, states in models.states.items():
+        with progress(f"{label} barriers") as update:
+            results[label] = barrier_matrix(
+                models.task,
+                states,
+                names=models.names,
+                points=points,
+                statistics=statistics,
+                baseline=baseline,
+                split=split,
+                workers=workers,
+                on_pair=lambda at, show=update: show(at.index, at.pairs, f"pair {at.index}/{at.pairs}"),
+            )
+    figures = {label: asdict(matrix) for label, matrix in results.items()}
+    lines = [line for label, matrix in results.items() for line in _table(label, matrix)]
+    return Report(results, figures, lines, draw_matrices)
+
+
+def planes(models: Models, *, resolution: int, statistics: Any, split: Any) -> Report:
+    """Score the plane through three networks."""
+    from weightspace import loss_plane
+    from weightspace.plots import draw_planes
+
+    results, lines = {}, []
+    for label, states in models.states.items():
+        with progress(f"{label} plane") as update:
+            plane = loss_plane(
+                models.task,
+                *states,
+                names=models.names,
+                resolution=resolution,
+                statistics=statistics,
+                split=split,
+                on_point=lambda at, show=update: show(at.index, at.points, f"{at.index}/{at.points}"),
+            )
+        results[label] = plane
+        losses = [loss for row in plane.loss for loss in row]
+        of_models = ", ".join(f"{name} {loss:.4f}" for name, loss in zip(plane.models, plane.model_loss, strict=True))
+        lines.append(f"{label}: loss of {of_models}; on the plane from {min(losses):.4f} to {max(losses):.4f} nats")
+    return Report(results, {label: asdict(plane) for label, plane in results.items()}, lines, draw_planes)
+
+
+def _table(label: str, matrix: BarrierMatrix) -> list[str]:
+    """Return the lines of a table with the barriers of the loss above the diagonal, those of the accuracy below."""
+    falls = matrix.accuracy_barrier
+    width = max(9, *(len(name) + 2 for name in matrix.models))
+    below = "" if falls is None else ", below the diagonal of the accuracy"
+    lines = [f"{label}: barriers of the loss (nats){below}"]
+    lines.append(" " * width + "".join(f"{name:>{width}s}" for name in matrix.models))
+    for i, name in enumerate(matrix.models):
+        cells = [f"{value:.4f}" for value in matrix.barrier[i]]
+        cells[: i + 1] = ["" if falls is None else f"{value:.2%}" for value in (falls or matrix.barrier)[i][:i]] + ["·"]
+        lines.append(f"{name:{width}s}" + "".join(f"{cell:>{width}s}" for cell in cells))
+    return lines

@@ -1,0 +1,115 @@
+"""``weightspace barrier``: two networks, many, and the plane through three."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import weightspace as ws
+from weightspace import cli
+from weightspace.checkpoints import StateDict
+from weightspace.connectivity import BarrierMatrix, Plane
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, ["barrier", *arguments])
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Callable[[str, int], StateDict]) -> None:
+    """Two networks a.pt and b.pt of digits-mlp, and a third that is a permuted copy of the second."""
+    monkeypatch.chdir(tmp_path)
+    task = ws.load_task("digits-mlp")
+    spec = ws.derive_spec(task.network(), task.example_args)
+    a, b = trained("digits-mlp", 0), trained("digits-mlp", 1)
+    for name, state in zip("abc", (a, b, ws.permute(spec, ws.Permutation.random(spec, seed=1), b)), strict=True):
+        ws.save_checkpoint(state, f"{name}.pt")
+
+
+TASK = ("--task", "digits-mlp")
+
+
+@pytest.mark.usefixtures("models")
+def test_three_networks_have_a_matrix_before_and_after_matching() -> None:
+    result = run("a.pt", "b.pt", "c.pt", *TASK, "--points", "3", "-o", "m.csv", "-o", "m.png", "--json", *MATCHED)
+    matrix = json.loads(result.stdout)
+    assert matrix["models"] == ["a", "b", "c"]
+    assert matrix["naive"]["barrier"][1][2] > 0.3
+    assert abs(matrix["barrier"][1][2]) < 1e-6  # the copies are matched to a, and so to each other
+    assert matrix["barrier"][0][1] < 0.1 * matrix["naive"]["barrier"][0][1]
+    assert BarrierMatrix.load("m-naive.csv").barrier[1][2] == matrix["naive"]["barrier"][1][2]
+    assert Path("m-weight-matching.csv").is_file()
+    assert Path("m.png").read_bytes()[:4] == b"\x89PNG"
+
+
+MATCHED = ("--matching", "weight-matching")
+
+
+@pytest.mark.usefixtures("models")
+def test_the_matrix_is_printed_as_a_table() -> None:
+    lines = run("a.pt", "b.pt", "c.pt", *TASK, "--points", "3").stdout.splitlines()
+    assert lines[0] == "linear: barriers of the loss (nats), below the diagonal of the accuracy"
+    assert lines[1].split() == ["a", "b", "c"]
+    a, b, c = (ws.load_checkpoint(f"{name}.pt") for name in "abc")
+    curve = ws.loss_curve(ws.load_task("digits-mlp"), a, b, 3)
+    assert lines[2].split()[:3] == ["a", "·", f"{ws.barrier(curve):.4f}"]
+    assert lines[3].split()[:3] == ["b", f"{ws.barrier(curve, score='accuracy'):.2%}", "·"]
+    assert c.keys() == a.keys()
+
+
+@pytest.mark.usefixtures("models")
+def test_the_plane_through_three_networks_is_scored_saved_and_drawn() -> None:
+    options = ("--plane", "--resolution", "3", "-o", "p.json", "-o", "p.svg")
+    plane = json.loads(run("a.pt", "b.pt", "c.pt", *TASK, *options, "--json").stdout)
+    assert [len(row) for row in plane["loss"]] == [3, 3, 3]
+    assert Plane.load("p.json").loss == tuple(map(tuple, plane["loss"]))
+    assert "test loss (nats)" in Path("p.svg").read_text()
+    assert "on the plane from" in run("a.pt", "b.pt", "c.pt", *TASK, *options).stdout
+
+
+@pytest.mark.usefixtures("models")
+def test_taylor_and_temperature_stand_beside_the_barrier() -> None:
+    arguments = ("a.pt", "b.pt", *TASK, "--points", "3", "--taylor", "--temperature")
+    found = json.loads(run(*arguments, "--json").stdout)
+    states = [ws.load_checkpoint(f"{name}.pt") for name in "ab"]
+    assert found["taylor"] == ws.taylor_barrier(ws.load_task("digits-mlp"), *states, split="test")
+    assert found["temperature"]["loss"] == found["loss"][1]
+    assert found["temperature"]["tempered_loss"] < found["loss"][1]
+    text = run(*arguments).stdout
+    assert "linear: Taylor estimate" in text
+    assert "at temperature" in text
+
+
+@pytest.mark.usefixtures("models")
+def test_repair_is_a_choice_of_statistics() -> None:
+    plain, repaired = (
+        json.loads(run("a.pt", "b.pt", *TASK, "--points", "3", "--statistics", kind, "--json").stdout)
+        for kind in ("none", "repair")
+    )
+    assert repaired["statistics"] == "repair"
+    assert repaired["barrier"] < 0.5 * plain["barrier"]
+
+
+MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
+    "plane of two": (("a.pt", "b.pt", "--plane"), "three networks; found 2"),
+    "plane with repair": (("a.pt", "b.pt", "c.pt", "--plane", "--statistics", "repair"), "REPAIR sets units"),
+    "taylor of three": (("a.pt", "b.pt", "c.pt", "--taylor"), "between two networks; found 3"),
+    "temperature of a plane": (("a.pt", "b.pt", "c.pt", "--plane", "--temperature"), "between two networks"),
+    "one network twice": (("a.pt", "b.pt", "a.pt"), "different ones"),
+    "a plane flat as a line": (("a.pt", "b.pt", "b2.pt", "--plane"), "on a line"),
+    "table of another kind": (("a.pt", "b.pt", "c.pt", "-o", "m.xlsx"), "neither a picture"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.usefixtures("models")
+def test_a_mistake_is_one_line_and_exit_status_2(mistake: str) -> None:
+    Path("b2.pt").write_bytes(Path("b.pt").read_bytes())
+    arguments, message = MISTAKES[mistake]
+    result: Any = run(*arguments, *TASK, "--resolution", "2", "--points", "3")
+    assert result.exit_code == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert message in line

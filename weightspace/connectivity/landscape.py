@@ -1,0 +1,186 @@
+"""Scoring a plane through three models: orthonormal axes by Gram and Schmidt, a grid, one network at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from weightspace.checkpoints import StateDict
+from weightspace.connectivity.path import combined, interpolated
+from weightspace.connectivity.plane import Plane
+from weightspace.connectivity.scoring import scored
+from weightspace.connectivity.statistics import SEED, reset_batchnorm
+from weightspace.connectivity.way import Statistics, resolved
+from weightspace.errors import WeightspaceError
+from weightspace.tasks.building import blank_network, check_belongs
+from weightspace.tasks.protocol import Split, Task, threads_of
+from weightspace.threads import torch_threads
+
+#: Three models whose triangle is flatter than this share of its longest side lie on a line.
+_FLAT = 1e-6
+
+Score = tuple[float, "float | None"]
+
+
+@dataclass(frozen=True)
+class GridReport:
+    """The ``index``-th of ``points`` of the grid was scored (from 1): where it is, and its loss in nats."""
+
+    index: int
+    points: int
+    x: float
+    y: float
+    loss: float
+
+
+def loss_plane(
+    task: Task,
+    a: StateDict,
+    b: StateDict,
+    c: StateDict,
+    *,
+    names: Sequence[str] = ("a", "b", "c"),
+    resolution: int = 25,
+    margin: float = 0.2,
+    statistics: Statistics = "auto",
+    split: Split = "test",
+    on_point: Callable[[GridReport], None] | None = None,
+) -> Plane:
+    """Score the networks on a grid of the plane through three.
+
+    With ``u = b − a`` and ``v = (c − a) − ⟨c − a, u⟩/‖u‖² u``, the point ``(x, y)`` is the network
+    ``a + x u/‖u‖ + y v/‖v‖``. The grid is the bounding box of the three and a margin around it.
+
+    Args:
+        task: builds and scores the networks.
+        a: at the origin.
+        b: on the axis of ``x``.
+        c: above it.
+        names: what tables and pictures call the three.
+        resolution: points along either axis, two or more; the networks scored are the square of it, and three.
+        margin: around the three, a share of the larger side of their bounding box.
+        statistics: ``"reset"`` measures BatchNorm's statistics anew at every point of the grid, ``"none"`` combines
+            them, ``"auto"`` resets where the network has such layers. The three models themselves are scored as they
+            are.
+        split: the data to score on.
+        on_point: called after every point of the grid.
+
+    Raises:
+        CheckpointError: a model has other names or shapes than the network.
+        WeightspaceError: the three lie on a line, a setting makes no grid, or the task's scores have no loss.
+
+    Source:
+        Garipov et al. 2018, https://arxiv.org/abs/1802.10026, figure 1 and appendix.
+    """
+    _check_settings(names, resolution, margin, statistics)
+    states = (a, b, c)
+    with torch_threads(threads_of(task)):
+        network = blank_network(task)
+        for state, name in zip(states, names, strict=True):
+            check_belongs(task, network, state, name)
+        positions = _coordinates([name for name, _ in network.named_parameters()], *states)
+        x, y = _axes(positions, resolution, margin)
+        reset = resolved(statistics, network) == "reset"
+        corners = [scored(task, interpolated(network, state, state, 0), split) for state in states]
+        rows: list[list[Score]] = []
+        for up in y:
+            rows.append([])
+            for right in x:
+                combined(network, states, _coefficients(right, up, positions))
+                rows[-1].append(_scored(task, network, split, reset))
+                if on_point is not None:
+                    index = (len(rows) - 1) * len(x) + len(rows[-1])
+                    on_point(GridReport(index, len(x) * len(y), right, up, rows[-1][-1][0]))
+    has_accuracy = all(share is not None for row in [corners, *rows] for _, share in row)
+    return Plane(
+        models=tuple(names),
+        positions=positions,
+        model_loss=_losses(corners),
+        x=x,
+        y=y,
+        loss=tuple(map(_losses, rows)),
+        model_accuracy=_accuracies(corners) if has_accuracy else None,
+        accuracy=tuple(map(_accuracies, rows)) if has_accuracy else None,
+        split=split,
+        statistics="reset" if reset else "none",
+        name=task.name,
+    )
+
+
+def _check_settings(names: Sequence[str], resolution: int, margin: float, statistics: str) -> None:
+    """Check that the settings make a grid."""
+    if len(names) != 3 or len(set(names)) != 3:
+        raise WeightspaceError(f"A plane goes through three models of different names; found {', '.join(names)}.")
+    if resolution < 2:
+        raise WeightspaceError(f"A grid has two points or more along an axis; found resolution={resolution}.")
+    if not 0 <= margin < math.inf:
+        raise WeightspaceError(f"A margin is a number from 0 up, found {margin}.")
+    if statistics == "repair":
+        raise WeightspaceError(
+            "REPAIR sets units between two networks; on a plane, beyond its three models too, there are none such. "
+            "Use statistics='auto', 'reset' or 'none'."
+        )
+
+
+def _coordinates(names: Iterable[str], a: StateDict, b: StateDict, c: StateDict) -> tuple[tuple[float, float], ...]:
+    """Return the positions of the three models in the orthonormal axes of their plane.
+
+    Args:
+        names: of the parameters, each once.
+        a: the origin.
+        b: gives the first axis.
+        c: gives the second.
+
+    Raises:
+        WeightspaceError: the three lie on a line, or hold values that aren't finite.
+    """
+    inner = np.zeros((2, 2))
+    for name in names:
+        ways = [(state[name].detach().double() - a[name].detach().double()).flatten() for state in (b, c)]
+        inner += [[float(first @ second) for second in ways] for first in ways]
+    width = math.sqrt(inner[0, 0])
+    along = float(inner[0, 1]) / width if width else 0.0
+    height = math.sqrt(max(inner[1, 1] - along**2, 0.0))
+    if not height > _FLAT * max(width, math.sqrt(inner[1, 1])) or not width:
+        raise WeightspaceError(
+            f"Three models that lie on a line, or are not finite, make no plane: b is {width:g} away from a, and c "
+            f"{height:g} away from the line through the two. Is one of them there twice?"
+        )
+    return (0.0, 0.0), (width, 0.0), (along, height)
+
+
+def _axes(
+    positions: Sequence[tuple[float, float]], resolution: int, margin: float
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the ``x`` of the columns and the ``y`` of the rows."""
+    spans = [(min(side), max(side)) for side in zip(*positions, strict=True)]
+    around = margin * max(high - low for low, high in spans)
+    x, y = (tuple(np.linspace(low - around, high + around, resolution).tolist()) for low, high in spans)
+    return x, y
+
+
+def _coefficients(x: float, y: float, positions: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    """Return the coefficients of the three models, which sum to 1, at a point."""
+    _, (width, _), (along, height) = positions
+    third = y / height
+    second = (x - third * along) / width
+    return 1 - second - third, second, third
+
+
+def _scored(task: Task, network: nn.Module, split: Split, reset: bool) -> Score:
+    """Return loss and accuracy of a point of the grid."""
+    if reset:
+        reset_batchnorm(network, task.batches("train", SEED), task.loss)
+    return scored(task, network, split)
+
+
+def _losses(scores: Iterable[Score]) -> tuple[float, ...]:
+    return tuple(loss for loss, _ in scores)
+
+
+def _accuracies(scores: Iterable[Score]) -> tuple[float, ...]:
+    return tuple(share for _, share in scores if share is not None)

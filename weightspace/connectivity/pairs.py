@@ -1,0 +1,124 @@
+"""The ways between every two of many models, each an independent piece of work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from weightspace.checkpoints import StateDict
+from weightspace.connectivity.barriers import Baseline, barrier
+from weightspace.connectivity.curve import Curve
+from weightspace.connectivity.matrix import BarrierMatrix, square
+from weightspace.connectivity.walk import loss_curve
+from weightspace.connectivity.way import Statistics
+from weightspace.errors import WeightspaceError
+from weightspace.executors import run_pieces
+from weightspace.tasks.protocol import Split, Task
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """The ``index``-th of ``pairs`` to be finished (from 1): two models, and the barrier between them in nats."""
+
+    index: int
+    pairs: int
+    a: str
+    b: str
+    barrier: float
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A piece of work, complete in itself: the way between two models, which travels to where it is walked."""
+
+    a: int
+    b: int
+    task: Task
+    states: tuple[StateDict, StateDict]
+    options: Mapping[str, Any]
+
+
+def barrier_matrix(
+    task: Task,
+    states: Sequence[StateDict],
+    *,
+    names: Sequence[str] | None = None,
+    points: int = 25,
+    statistics: Statistics = "auto",
+    baseline: Baseline = "linear",
+    split: Split = "test",
+    executor: str = "processes",
+    workers: int = 1,
+    on_pair: Callable[[PairReport], None] | None = None,
+) -> BarrierMatrix:
+    """Measure the barrier between every two of many models.
+
+    Args:
+        task: builds and scores the networks; with more workers than one it must be picklable.
+        states: the models, two or more.
+        names: of the models, all different; their numbers from 0 if not given.
+        points: as for ``loss_curve``, three or more, and so are ``statistics`` and ``split``.
+        baseline: as for ``barrier``.
+        executor: where the pairs are walked if there are several workers: ``processes`` or ``ray``.
+        workers: pairs at a time; with one, all are walked here. The result does not depend on it.
+        on_pair: called after every pair.
+
+    Raises:
+        CheckpointError: a model has other names or shapes than the network.
+        WeightspaceError: fewer than two models, names that repeat or are of another number, fewer than three points.
+
+    Source:
+        Frankle et al. 2020, https://arxiv.org/abs/1912.05671, section 2.
+    """
+    models = tuple(map(str, range(len(states)) if names is None else names))
+    if len(models) != len(states):
+        raise WeightspaceError(f"Found {len(models)} names for {len(states)} models; expected one each.")
+    if len(models) < 2 or len(set(models)) != len(models) or points < 3 or workers < 1:
+        raise WeightspaceError(
+            f"Barriers need two models or more of different names, three points and one worker at least; found "
+            f"{', '.join(models) or 'no models'}, points={points}, workers={workers}."
+        )
+    options = {"points": points, "statistics": statistics, "split": split}
+    pairs = [_Pair(i, j, task, (states[i], states[j]), options) for i, j in combinations(range(len(states)), 2)]
+    curves: dict[tuple[int, int], Curve] = {}
+    for i, j, curve in _walked(pairs, executor, workers):
+        curves[i, j] = curve
+        if on_pair is not None:
+            on_pair(PairReport(len(curves), len(pairs), models[i], models[j], barrier(curve, baseline=baseline)))
+    return _matrix(models, curves, baseline)
+
+
+def _walked(pairs: Sequence[_Pair], executor: str, workers: int) -> Iterator[tuple[int, int, Curve]]:
+    if workers == 1:
+        return map(_walk, pairs)
+    return run_pieces(executor, _walk, pairs, workers=workers)
+
+
+def _walk(pair: _Pair) -> tuple[int, int, Curve]:
+    """Return the numbers of two models and the curve between them."""
+    return pair.a, pair.b, loss_curve(pair.task, *pair.states, **pair.options)
+
+
+def _matrix(models: tuple[str, ...], curves: Mapping[tuple[int, int], Curve], baseline: Baseline) -> BarrierMatrix:
+    """Return the matrix out of the curves of all pairs."""
+    first = curves[0, 1]
+    # Every model is the end of a curve that starts at the first, but for the first itself.
+    ends = [(first, 0), *((curves[0, other], -1) for other in range(1, len(models)))]
+    accuracies = [curve.accuracy[end] for curve, end in ends if curve.accuracy is not None]
+    measured = {pair: barrier(curve, baseline=baseline) for pair, curve in curves.items()}
+    falls = None
+    if len(accuracies) == len(models):
+        falls = {pair: barrier(curve, baseline=baseline, score="accuracy") for pair, curve in curves.items()}
+    return BarrierMatrix(
+        models=models,
+        barrier=square(len(models), measured),
+        loss=tuple(curve.loss[end] for curve, end in ends),
+        accuracy_barrier=None if falls is None else square(len(models), falls),
+        accuracy=None if falls is None else tuple(accuracies),
+        baseline=baseline,
+        split=first.split,
+        statistics=first.statistics,
+        name=first.name,
+    )

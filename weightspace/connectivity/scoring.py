@@ -1,0 +1,23 @@
+"""The two scores that curves, planes and matrices are made of: a loss always, an accuracy where there is one."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from weightspace.errors import WeightspaceError
+from weightspace.tasks.protocol import Split, Task
+
+
+def scored(task: Task, network: nn.Module, split: Split) -> tuple[float, float | None]:
+    """Return the loss in nats and the accuracy as a share, None if the task has none.
+
+    Raises:
+        WeightspaceError: the task's scores have no loss.
+    """
+    scores = task.score(network, split)
+    if "loss" not in scores:
+        raise WeightspaceError(
+            f"The scores of task {task.name!r} are {', '.join(scores) or 'none'}; expected 'loss' among them."
+        )
+    accuracy = scores.get("accuracy")
+    return float(scores["loss"]), None if accuracy is None else float(accuracy)

@@ -1,0 +1,106 @@
+"""One number that makes a network between two as sure of itself as it should be.
+
+A network between two has smaller logits than the two, so that part of its loss is lack of confidence and not lack of
+knowledge. Divided by a temperature, fitted on the validation split, the logits tell the two apart.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from scipy.optimize import minimize_scalar
+from torch import Tensor, nn
+
+from weightspace.checkpoints import StateDict
+from weightspace.connectivity.scoring import scored
+from weightspace.connectivity.way import Statistics, Way
+from weightspace.errors import WeightspaceError
+from weightspace.tasks.protocol import Split, Task, threads_of
+from weightspace.threads import torch_threads
+
+#: Temperatures are looked for between ``1 / _LARGEST`` and ``_LARGEST``.
+_LARGEST = 1000.0
+_FITTED_ON: Split = "validation"
+
+
+class Tempered(nn.Module):
+    """A network whose output, a tensor of logits, is divided by a temperature."""
+
+    def __init__(self, module: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.module, self.temperature = module, temperature
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the logits of the network, divided by the temperature."""
+        logits = self.module(*args, **kwargs)
+        if not isinstance(logits, Tensor):
+            raise WeightspaceError(f"A temperature divides a tensor of logits; the network returns {type(logits)}.")
+        return logits / self.temperature
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """A fitted temperature, and what it is good for.
+
+    Attributes:
+        value: without unit; below 1 the network was not sure enough of itself.
+        loss: of the network as it is, in nats.
+        tempered_loss: of the network with its logits divided by the temperature.
+        split: the data of the two losses; the fit saw the validation split.
+    """
+
+    value: float
+    loss: float
+    tempered_loss: float
+    split: str
+
+
+def fit_temperature(task: Task, network: nn.Module, *, split: Split = "test") -> Temperature:
+    """Return the temperature with the smallest validation loss, and the losses without and with it.
+
+    The network is run over the validation split for each of some thirty temperatures that are tried.
+
+    Args:
+        task: scores the network; its loss has one minimum in the temperature, as cross-entropy does.
+        network: returns logits; stays as it is.
+        split: data to report the losses on.
+
+    Raises:
+        WeightspaceError: the scores have no loss, or the network returns something else than a tensor.
+
+    Source:
+        Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2.
+    """
+
+    def loss(logarithm: float) -> float:
+        return scored(task, Tempered(network, math.exp(logarithm)), _FITTED_ON)[0]
+
+    with torch_threads(threads_of(task)):
+        bounds = (-math.log(_LARGEST), math.log(_LARGEST))
+        found: Any = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-5})
+        value = math.exp(found.x)
+        before, after = (scored(task, module, split)[0] for module in (network, Tempered(network, value)))
+    return Temperature(value, before, after, split)
+
+
+def midpoint_temperature(
+    task: Task, a: StateDict, b: StateDict, *, statistics: Statistics = "auto", split: Split = "test"
+) -> Temperature:
+    """Return the temperature of the network halfway between two, as ``loss_curve`` would score it.
+
+    Args:
+        task: builds and scores the networks.
+        a: weights at position 0.
+        b: weights at position 1.
+        statistics: as for ``loss_curve``.
+        split: data to report the losses on.
+
+    Raises:
+        CheckpointError: ``a`` or ``b`` has other names or shapes than the network.
+        WeightspaceError: the scores have no loss, or the network returns something else than a tensor.
+    """
+    with torch_threads(threads_of(task)):
+        network = Way(task, a, b, statistics).at(0.5)
+    return fit_temperature(task, network, split=split)

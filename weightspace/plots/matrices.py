@@ -1,0 +1,69 @@
+"""Matrices of barriers as tables in colour: a row and a column a model, the barrier of every pair as a number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from weightspace.connectivity import BarrierMatrix
+from weightspace.errors import WeightspaceError
+from weightspace.plots.picture import SIZES, Axes, Figure, Normalize, signed, write_picture
+
+#: Inches a cell.
+_CELL = 0.55
+
+
+def draw_matrices(matrices: Mapping[str, BarrierMatrix], path: str | Path, *, title: str | None = None) -> None:
+    """Draw matrices of barriers side by side, those of the accuracy below those of the loss, a row in one colour scale.
+
+    Args:
+        matrices: label -> matrix, from left to right; the label stands above its column where there are several.
+        path: ``.png``, ``.svg`` or ``.pdf``; equal matrices give equal files.
+        title: above the picture.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+        WeightspaceError: there are no matrices, or the path has another suffix.
+    """
+    if not matrices:
+        raise WeightspaceError("There are no matrices to draw; expected one or more.")
+    write_picture(path, lambda: _figure(matrices, title))
+
+
+def _figure(matrices: Mapping[str, BarrierMatrix], title: str | None) -> Figure:
+    """Return a panel for every matrix and score."""
+    splits = {matrix.split for matrix in matrices.values()}
+    prefix = f"{splits.pop()} " if len(splits) == 1 else ""
+    rows = [(f"barrier of the {prefix}loss (nats)", 3, [np.array(matrix.barrier) for matrix in matrices.values()])]
+    if all(matrix.accuracy_barrier is not None for matrix in matrices.values()):
+        falls = [100 * np.array(matrix.accuracy_barrier) for matrix in matrices.values()]
+        rows.append((f"barrier of the {prefix}accuracy (%)", 2, falls))
+    shape = (len(rows), len(matrices)) if len(matrices) > 1 else (1, len(rows))
+    side = 1.1 + _CELL * max(len(matrix.models) for matrix in matrices.values())
+    figure = Figure(figsize=(side * shape[1], (side + 0.1) * shape[0]), layout="constrained")
+    panels = iter(figure.subplots(*shape, squeeze=False).flat)
+    for heading, digits, squares in rows:
+        largest = max(float(np.max(square, initial=0, where=np.isfinite(square))) for square in squares)
+        norm = Normalize(0, largest or 1)
+        for (label, matrix), square, axes in zip(matrices.items(), squares, panels, strict=False):
+            _panel(axes, matrix.models, square, norm, digits)
+            axes.set_title(f"{heading}\n{label}" if len(matrices) > 1 else heading, loc="left", fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _panel(axes: Axes, models: tuple[str, ...], square: np.ndarray, norm: Normalize, digits: int) -> None:
+    """Draw one matrix; the diagonal, where a model meets itself, stays empty."""
+    off = np.ma.masked_where(np.eye(len(models), dtype=bool), square)
+    axes.imshow(off, cmap=SIZES, norm=norm)
+    for (i, j), value in np.ndenumerate(square):
+        if i != j:
+            colour = "white" if np.isfinite(value) and norm(value) > 0.6 else "black"
+            axes.text(j, i, signed(value, digits), ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(len(models)), models, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(models)), models)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
