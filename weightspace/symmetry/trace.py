@@ -194,11 +194,13 @@ class _Walk:
         args = dict(call.args)
         first: Any = next(iter(args.values()), None)
         parts: Any = None
+
+        def alone(axes: Axes) -> Axes:
+            return rule(replace(call, args={**args, "self": axes}))
+
         try:
             if isinstance(first, Parts):
-                parts = first.apply(
-                    call.name, args, call.shape, lambda axes: rule(replace(call, args=args | {"self": axes}))
-                )
+                parts = first.apply(call.name, args, call.shape, alone)
             elif isinstance(call.shape, tuple) and is_axes(first):
                 parts = view_as_parts(node, first, call.shape)
             return rule(call) if parts is None else parts

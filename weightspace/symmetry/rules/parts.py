@@ -35,7 +35,7 @@ class Parts:
         return next(place for place, axis in enumerate(self.alternatives[0]) if axis is self.marker)
 
     def apply(
-        self, name: str, args: dict[str, Any], shape: Sequence[int], rule: Callable[[Axes], Axes]
+        self, name: str, args: dict[str, Any], shape: Sequence[Any], rule: Callable[[Axes], Axes]
     ) -> Parts | Axes | list[Axes] | None:
         """Return what an operator makes of the parts one by one, or None if it sees them together."""
         place, first = self.place, self.alternatives[0]

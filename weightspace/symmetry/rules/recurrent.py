@@ -91,5 +91,5 @@ def _rows(state: Axes | Parts, batch: Axis, count: int) -> Iterator[Axis | None]
 def _stack(units: Sequence[Axis], batch: Axis) -> Axes | Parts:
     """Return last states ``(layers, batch, units)``, whose rows have units of their own."""
     marker = fixed(len(units))
-    rows = tuple((marker, batch, one) for one in units)
-    return Parts(marker, rows) if len(rows) > 1 else rows[0]
+    rows: list[Axes] = [(marker, batch, one) for one in units]
+    return Parts(marker, tuple(rows)) if len(rows) > 1 else rows[0]
