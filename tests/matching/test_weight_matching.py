@@ -38,9 +38,11 @@ PLANTED = [
         "unet",
     ),
     *("gated", "group_norm", "prelu", "padded_shortcut", "tied", "recurrent"),
+    *("lstm", "lstm_both_ways", "gru", "gru_both_ways", "gru_all_layers", "rnn", "translator"),
+    *("lstm_cell", "gru_cell", "rnn_cell"),
 ]
 #: One of each kind, small: for the properties that cost several matchings.
-SMALL = ["mlp", "gpt", "llama", "group_norm", "unet", "gated", "tied", "recurrent"]
+SMALL = ["mlp", "gpt", "llama", "group_norm", "unet", "gated", "tied", "recurrent", "lstm_both_ways", "gru"]
 
 
 @pytest.mark.parametrize("name", PLANTED)

@@ -37,6 +37,16 @@ GROUPS = {
     "padded_shortcut": (3, 0),
     "tied": (1, 0),
     "recurrent": (1, 0),
+    "lstm": (3, 0),
+    "lstm_both_ways": (9, 0),
+    "gru": (3, 0),
+    "gru_both_ways": (5, 0),
+    "gru_all_layers": (4, 0),
+    "rnn": (3, 0),
+    "translator": (2, 0),
+    "lstm_cell": (1, 0),
+    "gru_cell": (1, 0),
+    "rnn_cell": (1, 0),
 }
 
 
@@ -71,6 +81,16 @@ GAUGES = {
     "padded_shortcut": set(),
     "tied": set(),
     "recurrent": set(),
+    "lstm": set(),
+    "lstm_both_ways": set(),
+    "gru": set(),
+    "gru_both_ways": set(),
+    "gru_all_layers": set(),
+    "rnn": set(),
+    "translator": set(),
+    "lstm_cell": set(),
+    "gru_cell": set(),
+    "rnn_cell": set(),
 }
 
 

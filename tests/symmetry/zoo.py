@@ -184,6 +184,63 @@ class Recurrent(nn.Module):
         return self.leave(x)
 
 
+class Reader(nn.Module):
+    """A classifier of words: embedding, recurrent layers, a head on what ``state`` takes from their outputs."""
+
+    def __init__(self, layers: nn.RNNBase, state: Callable[..., Tensor], width: int) -> None:
+        super().__init__()
+        self.words, self.layers, self.state = nn.Embedding(17, layers.input_size), layers, state
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.head(self.state(*self.layers(self.words(words))))
+
+
+class Translator(nn.Module):
+    """The decoder starts from the encoder's last states, layer by layer; the encoder from one that it learnt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.LSTM(5, 8, proj_size=6), nn.LSTM(5, 8, 1, proj_size=6)
+        self.start, self.head = nn.Parameter(torch.randn(1, 1, 6)), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = self.start.expand(-1, x.shape[1], -1).contiguous()
+        _, states = self.encoder(x, (start, x.new_zeros(1, x.shape[1], 8)))
+        return self.head(self.decoder(x, states)[0])
+
+
+class Steps(nn.Module):
+    """A recurrence that is written out, step by step."""
+
+    def __init__(self, cell: nn.RNNCellBase) -> None:
+        super().__init__()
+        self.cell, self.head = cell, nn.Linear(cell.hidden_size, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = None
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+        return self.head(state[0] if isinstance(state, tuple) else state)
+
+
+def _last(outputs: Tensor, _: Any) -> Tensor:
+    return outputs[:, -1]
+
+
+def _last_of_both(_: Tensor, states: Any) -> Tensor:
+    hidden = states[0] if isinstance(states, tuple) else states
+    return torch.cat([hidden[-2], hidden[-1]], dim=1)
+
+
+def _all_layers(_: Tensor, states: Tensor) -> Tensor:
+    return states.transpose(0, 1).flatten(1)
+
+
+def _reader(kind: type[nn.RNNBase], state: Callable[..., Tensor], width: int, **options: Any) -> Callable[[], Built]:
+    return lambda: (Reader(kind(7, 10, batch_first=True, **options), state, width), (WORDS,))
+
+
 def _mlp(widths: tuple[int, ...] = (6, 16, 12, 3)) -> Built:
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):
@@ -268,6 +325,16 @@ BUILDERS: dict[str, Callable[[], Built]] = {
     "padded_shortcut": lambda: (PaddedShortcut(), (torch.randn(2, 3, 8, 8),)),
     "tied": lambda: (Tied(), (torch.randn(4, 8),)),
     "recurrent": lambda: (Recurrent(), (torch.randn(4, 5),)),
+    "lstm": _reader(nn.LSTM, _last, 10, num_layers=2),
+    "lstm_both_ways": _reader(nn.LSTM, _last_of_both, 12, num_layers=2, bidirectional=True, proj_size=6),
+    "gru": _reader(nn.GRU, _last, 10, num_layers=2),
+    "gru_both_ways": _reader(nn.GRU, _last_of_both, 20, num_layers=2, bidirectional=True),
+    "gru_all_layers": _reader(nn.GRU, _all_layers, 30, num_layers=3),
+    "rnn": _reader(nn.RNN, _last, 10, num_layers=2, nonlinearity="relu", bias=False),
+    "translator": lambda: (Translator(), (torch.randn(4, 2, 5),)),
+    "lstm_cell": lambda: (Steps(nn.LSTMCell(5, 8)), (torch.randn(2, 3, 5),)),
+    "gru_cell": lambda: (Steps(nn.GRUCell(5, 8)), (torch.randn(2, 3, 5),)),
+    "rnn_cell": lambda: (Steps(nn.RNNCell(5, 8)), (torch.randn(2, 3, 5),)),
 }
 
 

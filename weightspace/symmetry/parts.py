@@ -8,40 +8,19 @@ of its units, it is a sum of three parts instead, and each part is followed on i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx
 
-from weightspace.symmetry.axes import Atom, Axis, cut, fixed
-from weightspace.symmetry.rules.call import Axes
+from weightspace.symmetry.axes import Axis, cut, fixed
+from weightspace.symmetry.rules.parts import UNCHANGED, VIEWS, Axes, Parts
 from weightspace.symmetry.rules.views import factor, regroup
-
-_UNCHANGED = {"clone", "contiguous", "alias", "detach", "_to_copy"}
-_VIEWS = {"view", "reshape", "_unsafe_view", "unflatten"}
-#: Operators that are applied to each part on its own.
-_FOLLOWED = _UNCHANGED | {"permute", "transpose", "unsqueeze", "squeeze"}
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A tensor with an axis (``marker``) that is only taken apart, and the axes for each unit of it."""
-
-    marker: Atom
-    alternatives: tuple[Axes, ...]
-
-    def apply(self, name: str, args: dict[str, Any], rule: Callable[[Axes], Axes]) -> Any:
-        """Return what an operator makes of the parts: parts again, or those that it picks."""
-        if name in _FOLLOWED:
-            return Parts(self.marker, tuple(rule(axes) for axes in self.alternatives))
-        picked = [tuple(axis for axis in axes if axis is not self.marker) for axes in self.alternatives]
-        return picked if name == "unbind" else picked[args["index"]]
 
 
 def view_as_parts(node: fx.Node, x: Axes, shape: Sequence[int]) -> Parts | None:
     """Return the parts that a view makes, or None where no axis of it is only taken apart."""
-    if _name(node) not in _VIEWS:
+    if _name(node) not in VIEWS:
         return None
     dim = next((dim for dim, size in enumerate(shape) if size > 1 and _only_picked(node, dim, len(shape))), None)
     end = None if dim is None else _end_of_source_axis(x, shape, dim)
@@ -79,7 +58,7 @@ def _picks(user: fx.Node, dim: int, rank: int) -> bool:
     args: list[Any] = [*user.args[1:], *user.kwargs.values()]
     if name in ("select", "unbind"):
         return (args[0] if args else 0) % rank == dim
-    if name in _UNCHANGED:
+    if name in UNCHANGED:
         return _only_picked(user, dim, rank)
     if name == "permute":
         return _only_picked(user, [place % rank for place in args[0]].index(dim), rank)

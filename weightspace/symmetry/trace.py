@@ -20,9 +20,21 @@ from weightspace.symmetry.axes import Product as AxisProduct
 from weightspace.symmetry.naming import name_groups
 from weightspace.symmetry.nesting import Event, nest
 from weightspace.symmetry.outputs import Network
-from weightspace.symmetry.parts import Parts, view_as_parts
+from weightspace.symmetry.parts import view_as_parts
 from weightspace.symmetry.pattern import Concat, Fixed, Pattern, Product, Units
-from weightspace.symmetry.rules import RULES, Axes, Call, fixed_like, freeze_all, is_axes, pointwise
+from weightspace.symmetry.rules import (
+    RULES,
+    Axes,
+    Call,
+    Uniform,
+    create,
+    expand,
+    fixed_like,
+    freeze_all,
+    is_axes,
+    pointwise,
+)
+from weightspace.symmetry.rules.parts import Parts
 from weightspace.symmetry.spec import PermutationSpec
 
 #: Buffers that belong to the units of a norm and move with them. Others (tables of positions, frequencies, masks)
@@ -141,7 +153,8 @@ class _Walk:
         if not isinstance(value, Tensor):
             return fixed_like(shape)
         same = [size and bool((value == value.narrow(dim, 0, 1)).all()) for dim, size in enumerate(shape)]
-        return tuple(Atom(size, fixed=not free) for size, free in zip(shape, same, strict=True))
+        axes = (Atom(size, fixed=not free) for size, free in zip(shape, same, strict=True))
+        return Uniform(axes) if all(same) else tuple(axes)
 
     def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
@@ -176,15 +189,20 @@ class _Walk:
         """Apply the rule of an operator to what its arguments have become."""
         is_pointwise = isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
         rule = RULES.get(call.name) or (pointwise if is_pointwise else freeze_all)
+        if rule not in (create, expand) and all(is_fixed(resolve(axis)) for axis in call.axes()):
+            return fixed_like(call.shape)
         args = dict(call.args)
         first: Any = next(iter(args.values()), None)
-        if isinstance(first, Parts):
-            return first.apply(call.name, args, lambda axes: rule(replace(call, args=args | {"self": axes})))
-        if all(is_fixed(resolve(axis)) for axes in call.tensors() for axis in axes) and rule is not RULES["expand"]:
-            return fixed_like(call.shape) if call.tensors() else RULES.get(call.name, freeze_all)(call)
+        parts: Any = None
+
+        def alone(axes: Axes) -> Axes:
+            return rule(replace(call, args={**args, "self": axes}))
+
         try:
-            single = isinstance(call.shape, tuple) and is_axes(first)
-            parts = view_as_parts(node, first, call.shape) if single else None  # type: ignore[arg-type]
+            if isinstance(first, Parts):
+                parts = first.apply(call.name, args, call.shape, alone)
+            elif isinstance(call.shape, tuple) and is_axes(first):
+                parts = view_as_parts(node, first, call.shape)
             return rule(call) if parts is None else parts
         except _MISFITS:
             return freeze_all(call)
@@ -204,7 +222,7 @@ class _Walk:
         return argument
 
     def _report(self, call: Call) -> None:
-        touched = {atom for axes in call.tensors() for axis in axes for atom in atoms(axis) if not atom.fixed}
+        touched = {atom for axis in call.axes() for atom in atoms(axis) if not atom.fixed}
         names = [n for n, axes in self.tensors.items() if touched & {a for axis in axes for a in atoms(axis)}]
         if names:
             note = f"{call.name}: {', '.join(names)}"

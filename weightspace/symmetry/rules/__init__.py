@@ -13,6 +13,7 @@ from weightspace.symmetry.rules.call import (
     Axes,
     Call,
     Rule,
+    Uniform,
     create,
     fixed_like,
     freeze_all,
@@ -43,6 +44,7 @@ from weightspace.symmetry.rules.pieces import (
     unbind,
 )
 from weightspace.symmetry.rules.positions import columns, from_columns, pixel_shuffle, spatial, unfold
+from weightspace.symmetry.rules.recurrent import cell, recurrent
 from weightspace.symmetry.rules.reductions import ordered, reduce, triangle
 from weightspace.symmetry.rules.views import (
     expand,
@@ -55,7 +57,7 @@ from weightspace.symmetry.rules.views import (
     view,
 )
 
-__all__ = ["RULES", "Axes", "Call", "fixed_like", "freeze_all", "is_axes", "pointwise"]
+__all__ = ["RULES", "Axes", "Call", "Uniform", "create", "expand", "fixed_like", "freeze_all", "is_axes", "pointwise"]
 
 
 def _table(rule: Rule, names: str) -> dict[str, Rule]:
@@ -74,6 +76,8 @@ RULES: Mapping[str, Rule] = {
         "_scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention",
     ),
     **_table(embedding, "embedding"),
+    **_table(recurrent, "lstm gru rnn_tanh rnn_relu"),
+    **_table(cell, "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
     **_table(
         batch_norm,
         "batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit native_batch_norm cudnn_batch_norm",

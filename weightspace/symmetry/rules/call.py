@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from weightspace.symmetry.axes import Atom, Axis, fixed, freeze, unite
+from weightspace.symmetry.rules.parts import Axes, Parts
 
-#: A traced tensor: one axis a dimension. Operators with several results return a tuple of these in a list.
-Axes = tuple[Axis, ...]
+
+class Uniform(tuple[Axis, ...]):
+    """The axes of a tensor whose entries are all equal (zeros, as a rule): each of its rows may have other units."""
+
+    __slots__ = ()
 
 
 @dataclass
 class Call:
-    """One operator call: ``args`` by schema name, ``shape`` of the result, and what it mixes (see ``mix``)."""
+    """One operator call: ``args`` by schema name, ``shape`` of the result, and what it mixes (see ``mix``).
+
+    A rule that reads an argument by ``call[name]`` sees parts together; ``args`` has them as they are.
+    """
 
     name: str
     args: Mapping[str, Any]
@@ -24,16 +31,23 @@ class Call:
     on_freeze: Callable[[Call], None] = lambda call: None
 
     def __getitem__(self, name: str) -> Any:
-        return self.args[name]
+        return _together(self.args[name])
 
     def get(self, *names: str) -> Any:
         """Return the first of several schema names that this operator has, or None."""
-        return next((self.args[name] for name in names if name in self.args), None)
+        return next((self[name] for name in names if name in self.args), None)
 
     def tensors(self) -> list[Axes]:
         """Return the tensors among the arguments, those in lists included."""
-        listed = [value if isinstance(value, list) else [value] for value in self.args.values()]
+        listed = [value if isinstance(value, list) else [value] for value in map(_together, self.args.values())]
         return [item for values in listed for item in values if is_axes(item)]
+
+    def axes(self) -> Iterator[Axis]:
+        """Yield every axis of the arguments, those of parts one by one."""
+        for value in self.args.values():
+            for item in value if isinstance(value, list) else [value]:
+                alternatives = item.alternatives if isinstance(item, Parts) else [item] if is_axes(item) else []
+                yield from (axis for axes in alternatives for axis in axes)
 
     def mix(self, reduced: Sequence[Axis], kept: Sequence[Axis]) -> None:
         """Record that units along ``reduced`` were combined for each unit of ``kept``."""
@@ -46,6 +60,12 @@ Rule = Callable[[Call], Any]
 def is_axes(value: object) -> bool:
     """Tell whether an argument is a traced tensor."""
     return isinstance(value, tuple) and all(hasattr(axis, "size") for axis in value)
+
+
+def _together(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_together(item) for item in value]
+    return value.together() if isinstance(value, Parts) else value
 
 
 def broadcast(values: Sequence[Axes], shape: Sequence[int]) -> Axes:
@@ -72,15 +92,14 @@ def identity(call: Call) -> Axes:
 
 def create(call: Call) -> Axes:
     """Return a tensor whose entries are all equal: any permutation leaves it as it is."""
-    return tuple(Atom(size) for size in one_shape(call))
+    return Uniform(Atom(size) for size in one_shape(call))
 
 
 def freeze_all(call: Call) -> Any:
     """Freeze every tensor that the call touches (the answer to an operator without a rule)."""
     call.on_freeze(call)
-    for axes in call.tensors():
-        for axis in axes:
-            freeze(axis)
+    for axis in call.axes():
+        freeze(axis)
     return fixed_like(call.shape)
 
 
