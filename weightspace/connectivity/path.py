@@ -9,10 +9,10 @@ from torch import nn
 
 from weightspace.checkpoints import StateDict
 from weightspace.checkpoints.measure import is_inexact
-from weightspace.merging.affine import affine
-from weightspace.merging.counting import agreed
+from weightspace.elementwise.affine import affine
+from weightspace.elementwise.counting import agreed
+from weightspace.elementwise.precision import widened
 from weightspace.merging.interpolation import between
-from weightspace.merging.precision import widened
 
 
 @torch.no_grad()
