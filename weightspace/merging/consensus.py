@@ -110,14 +110,12 @@ def elected_mean(terms: Tensor, weights: Sequence[float], *, normalize: bool, vo
     Source:
         Yadav et al. 2023, https://arxiv.org/abs/2306.01708, section 3.
     """
-    # The sign turned round: ``copysign`` has one for zeros, and ``0 − Σ`` makes that of every zero plus.
-    total = summed(terms if votes is None else votes)
-    against = torch.copysign(torch.ones((), dtype=total.dtype), torch.rsub(total, 0))
-    agreeing = (terms * against).clamp_max_(0)
+    sign = summed(terms if votes is None else votes).sign_().sub_(0.5).sign_()
+    agreeing = (terms * sign).clamp_min_(0)
     result = summed(agreeing)
     if normalize:
-        result /= _without_zeros(summed(scale(agreeing.sign_().neg_(), weights)), weights)
-    return result.mul_(against)
+        result /= _without_zeros(summed(scale(agreeing.sign_(), weights)), weights)
+    return result.mul_(sign)
 
 
 def _without_zeros(divisor: Tensor, weights: Sequence[float]) -> Tensor:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,9 +15,7 @@ import numpy as np
 _STEPS, _FINER = 2.0**8, 2.0**32
 
 
-def random_mask(
-    seed: int, tensor: str, model: str, start: int, keep: float | np.ndarray, shape: Sequence[int]
-) -> np.ndarray:
+def random_mask(seed: int, tensor: str, model: str, start: int, count: int, keep: float | np.ndarray) -> np.ndarray:
     """Draw which elements of a piece stay.
 
     Args:
@@ -27,15 +23,14 @@ def random_mask(
         tensor: its name.
         model: its label.
         start: index of the piece's first element.
+        count: elements in the piece.
         keep: the probability that an element stays, from 0 to below 1: one number, or one an element.
-        shape: of the piece.
 
     Returns:
-        Bools of that shape, each True with its probability, up to 2⁻⁴⁰.
+        Bools of shape ``(count,)``, each True with its probability, up to 2⁻⁴⁰.
     """
     key = json.dumps([seed, tensor, model, start]).encode()
     generator = np.random.Generator(np.random.SFC64(int.from_bytes(hashlib.sha256(key).digest(), "little")))
-    count = math.prod(shape)
     words = _words(generator, (count + 7) // 8).view("u1")[:count]
     scaled = np.ravel(keep) * _STEPS
     steps = scaled.astype(np.uint8)
@@ -45,7 +40,7 @@ def random_mask(
         undecided = np.flatnonzero(words == steps)
         finer = _words(generator, (len(undecided) + 1) // 2).view("<u4")[: len(undecided)]
         mask[undecided] = finer < _FINER * (rest if len(rest) == 1 else rest[undecided])
-    return mask.reshape(shape)
+    return mask
 
 
 def _words(generator: np.random.Generator, count: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from torch import Tensor
 from weightspace.merging.consensus import back_differences, elected_mean, restored, scale, summed, taken_from
 from weightspace.merging.masks import random_mask
 from weightspace.merging.methods.linear import normalised
+from weightspace.merging.methods.method import PIECE
 from weightspace.merging.stack import Formula, Piece, Stack
 from weightspace.merging.sums import total
 
@@ -71,6 +72,10 @@ def dare_ties(
     return masked_consensus(masked, weights, lambda_, normalize, rescale)
 
 
+#: Masks that are kept for the next pass, of a piece and a model each: 8 MB of bits.
+_KEPT = 2**26 // PIECE
+
+
 class Masked:
     """The differences of a stack under random masks.
 
@@ -85,6 +90,7 @@ class Masked:
         self.density = density
         self.seed = seed
         self.keep = keep
+        self._bits: dict[tuple[int, int], np.ndarray] = {}
 
     def scales(self, rescale: str) -> list[float]:
         """Return the factors of what is kept."""
@@ -110,10 +116,20 @@ class Masked:
         """Set the elements of differences to zero that their masks drop, in place."""
         for index, (back, share) in enumerate(zip(backs, self.density, strict=True)):
             if share < 1:
-                array, label = back.numpy(), self.stack.labels[index]
-                keep = self.keep(back, index)
-                np.multiply(array, random_mask(self.seed, self.stack.name, label, start, keep, array.shape), out=array)
+                array = back.numpy()
+                np.multiply(array, self._mask(back, index, start).reshape(array.shape), out=array)
         return backs
+
+    def _mask(self, back: Tensor, index: int, start: int) -> np.ndarray:
+        """Return a mask, 1-D: drawn once where it can be kept for the next pass, as it takes longer than all else."""
+        bits = self._bits.get((index, start))
+        if bits is not None:
+            return np.unpackbits(bits, count=back.numel()).view(bool)
+        name, label = self.stack.name, self.stack.labels[index]
+        mask = random_mask(self.seed, name, label, start, back.numel(), self.keep(back, index))
+        if len(self._bits) < _KEPT:
+            self._bits[index, start] = np.packbits(mask)
+        return mask
 
 
 def masked_sum(masked: Masked, weights: Sequence[float], factor: float, normalize: bool, rescale: str) -> Formula:
