@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = {
     "merge": "Merge checkpoints into one, aligned first if asked.",
     "extract-lora": "Extract a LoRA adapter from a fine-tuned checkpoint.",
     "merge-adapters": "Merge LoRA adapters of one model into one.",
+    "spectrum": "Show singular values, and whether two networks share their vectors.",
     "barrier": "Measure and draw the way between two networks.",
 }
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
+from weightspace.cli.printing import plain, print_table
 
 if TYPE_CHECKING:
     from weightspace.checkpoints import CheckpointSummary, Comparison, TensorSummary
@@ -37,7 +34,7 @@ def command(files: tuple[str, ...], strip_prefix: str | None, key: str | None, a
     comparison = compare(*files, strip_prefix=strip_prefix, key=key) if len(files) == 2 else None
     if as_json:
         content = {"checkpoints": summaries, "comparison": comparison}
-        click.echo(json.dumps(_plain(content), allow_nan=False, ensure_ascii=False))
+        click.echo(json.dumps(plain(content), allow_nan=False, ensure_ascii=False))
     elif comparison is not None:
         _show_two(summaries[0], summaries[1], comparison)
     else:
@@ -51,7 +48,7 @@ def _show_one(summary: CheckpointSummary) -> None:
         (tensor.name, _shape(tensor.shape), tensor.dtype, _number(tensor.norm), _note(tensor))
         for tensor in summary.tensors
     ]
-    _print_table(("tensor", "shape", "dtype", "norm", ""), rows)
+    print_table(("tensor", "shape", "dtype", "norm", ""), rows)
     _print_totals(summary)
 
 
@@ -74,7 +71,7 @@ def _show_two(a: CheckpointSummary, b: CheckpointSummary, comparison: Comparison
                 "values differ" if name in comparison.unequal else _notes(left.get(name), right.get(name)),
             )
         )
-    _print_table(("tensor", "shape", "dtype", "norm a", "norm b", "relative distance", ""), rows)
+    print_table(("tensor", "shape", "dtype", "norm a", "norm b", "relative distance", ""), rows)
     for letter, summary in (("a", a), ("b", b)):
         _print_totals(summary, f"{letter}: ")
     _print_differences(comparison)
@@ -129,33 +126,11 @@ def _print_differences(comparison: Comparison) -> None:
     )
 
 
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: with rules on a terminal, else as aligned text."""
-    if _on_terminal():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(*head)
-        for row in rows:
-            table.add_row(*map(Text, row))
-        Console().print(table)
-        return
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
 def _note(tensor: TensorSummary) -> str:
     """Say what is unusual about a tensor."""
     if tensor.tied_to is not None:
         return f"tied to {tensor.tied_to}"
     return f"{tensor.non_finite:,} NaN or infinite" if tensor.non_finite else ""
-
-
-def _on_terminal() -> bool:
-    """Return whether a person reads the output."""
-    return sys.stdout.isatty()
 
 
 def _notes(a: TensorSummary | None, b: TensorSummary | None) -> str:
@@ -174,14 +149,3 @@ def _shape(shape: tuple[int, ...]) -> str:
 def _number(value: float | None) -> str:
     """Write a number with six digits, and ``-`` where there is none."""
     return "-" if value is None else f"{value:.6g}"
-
-
-def _plain(value: Any) -> Any:
-    """Turn dataclasses into what JSON holds; NaN and infinity, which it cannot, become null."""
-    if hasattr(value, "__dataclass_fields__"):
-        return _plain(asdict(value))
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

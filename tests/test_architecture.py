@@ -41,7 +41,7 @@ DOORS = {
     "safetensors": {"weightspace/checkpoints/safetensors_file.py"},
     "fsspec": {"weightspace/checkpoints/remote.py"},
     "ray": {"weightspace/executors.py"},
-    "rich": {"cli/progress.py", "cli/inspect.py"},
+    "rich": {"cli/progress.py", "cli/printing.py"},
     "click": {str(path.relative_to(ROOT)) for path in (ROOT / "cli").glob("*.py")},
 }
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from weightspace.matching import Matching, weight_matching
     from weightspace.merging import METHODS, Alignment, MergeReport, interpolate, merge, merge_files, reproduce
     from weightspace.networks import load_network
+    from weightspace.spectra import SingularAlignment, Spectrum, singular_alignment, spectrum
     from weightspace.symmetry import (
         Permutation,
         PermutationSpec,
@@ -44,6 +45,10 @@ _HOMES = {
     "permute": "symmetry",
     "Matching": "matching",
     "weight_matching": "matching",
+    "SingularAlignment": "spectra",
+    "Spectrum": "spectra",
+    "singular_alignment": "spectra",
+    "spectrum": "spectra",
     "METHODS": "merging",
     "merge": "merging",
     "merge_files": "merging",
@@ -73,7 +78,9 @@ __all__ = [
     "MergeReport",
     "Permutation",
     "PermutationSpec",
+    "SingularAlignment",
     "SpecError",
+    "Spectrum",
     "StateDict",
     "Task",
     "Verification",
@@ -95,6 +102,8 @@ __all__ = [
     "repair",
     "reproduce",
     "save_checkpoint",
+    "singular_alignment",
+    "spectrum",
     "taylor_barrier",
     "train",
     "verify_spec",

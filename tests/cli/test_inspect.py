@@ -80,8 +80,8 @@ def test_prefix_and_key_reach_the_reader(tmp_path: Path) -> None:
 
 def test_a_terminal_gets_a_table_with_names_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint({"[bold]w": torch.ones(1)}, tmp_path / "a.pt")
-    module = importlib.import_module("weightspace.cli.inspect")
-    monkeypatch.setattr(module, "_on_terminal", lambda: True)
+    module = importlib.import_module("weightspace.cli.printing")
+    monkeypatch.setattr(module, "on_terminal", lambda: True)
     assert "[bold]w" in inspect(tmp_path / "a.pt").output
 
 

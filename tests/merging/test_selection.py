@@ -15,8 +15,8 @@ ARRAYS = st.lists(VALUES, min_size=1, max_size=60).map(lambda values: np.array(v
 
 
 def in_pieces(arrays: Sequence[np.ndarray], size: int) -> Chunks:
-    def chunks() -> Iterator[tuple[int, list[np.ndarray]]]:
-        for start in range(0, len(arrays[0]), size):
+    def chunks(first: int) -> Iterator[tuple[int, list[np.ndarray]]]:
+        for start in range(first, len(arrays[0]), size):
             yield start, [array[start : start + size] for array in arrays]
 
     return chunks
@@ -75,7 +75,7 @@ def test_no_sample_and_no_shortage_of_memory_changes_what_is_kept(
 def test_one_pass_is_enough_for_a_small_population_without_ties() -> None:
     array, passes = np.arange(1000.0), []
 
-    def chunks() -> Iterator[tuple[int, list[np.ndarray]]]:
+    def chunks(first: int) -> Iterator[tuple[int, list[np.ndarray]]]:
         passes.append(1)
         yield 0, [array]
 
@@ -83,8 +83,21 @@ def test_one_pass_is_enough_for_a_small_population_without_ties() -> None:
     assert len(passes) == 1
 
 
+def test_of_equal_numbers_the_last_kept_one_is_looked_for_in_its_own_piece_alone() -> None:
+    array, begun = np.repeat([1.0, 2.0, 3.0], 100), []
+    inner = in_pieces([array], 10)
+
+    def chunks(first: int) -> Iterator[tuple[int, Sequence[np.ndarray]]]:
+        begun.append(first)
+        return inner(first)
+
+    (cut,) = largest(chunks, [145], [300])
+    assert kept(cut, array, 10) == by_sorting(array, 145)
+    assert begun == [0, 140]
+
+
 def test_what_keeps_all_or_nothing_reads_nothing() -> None:
-    def chunks() -> Iterator[tuple[int, list[np.ndarray]]]:
+    def chunks(first: int) -> Iterator[tuple[int, list[np.ndarray]]]:
         raise AssertionError("read")
 
     everything, nothing = largest(chunks, [10, 0], [10, 10])

@@ -7,7 +7,7 @@ the very bits of ``b``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -24,8 +24,8 @@ _RUN, _EVERY = 1024, 65_536
 def magnitudes(stack: Stack) -> Chunks:
     """Return the sizes of the differences of every model, as ``selection`` reads them."""
 
-    def chunks() -> Iterator[tuple[int, list[np.ndarray]]]:
-        for piece in stack.pieces():
+    def chunks(first: int) -> Iterator[tuple[int, list[np.ndarray]]]:
+        for piece in stack.pieces(first):
             yield piece.start, _sizes(piece)
 
     return chunks
@@ -34,18 +34,18 @@ def magnitudes(stack: Stack) -> Chunks:
 def sampled_magnitudes(stack: Stack) -> Chunks:
     """Return the same for short runs spread over the tensor."""
 
-    def chunks() -> Iterator[tuple[int, list[np.ndarray]]]:
-        for piece in runs(stack)():
+    def chunks(first: int) -> Iterator[tuple[int, list[np.ndarray]]]:
+        for piece in runs(stack)(first):
             yield piece.start, _sizes(piece)
 
     return chunks
 
 
-def runs(stack: Stack) -> Callable[[], Iterator[Piece]]:
+def runs(stack: Stack) -> Callable[[int], Iterator[Piece]]:
     """Return what reads short runs spread over a large tensor, and nothing of one that a pass or two deal with."""
 
-    def pieces() -> Iterator[Piece]:
-        for start in range(0, stack.numel if stack.numel > 2 * PIECE else 0, _EVERY):
+    def pieces(first: int) -> Iterator[Piece]:
+        for start in range(first, stack.numel if stack.numel > 2 * PIECE else 0, _EVERY):
             yield stack.read(start, min(start + _RUN, stack.numel))
 
     return pieces
@@ -61,39 +61,47 @@ def largest_differences(stack: Stack, ranks: Sequence[int]) -> list[Cut]:
     return largest(magnitudes(stack), ranks, [stack.numel] * len(ranks), sampled_magnitudes(stack))
 
 
-def back_differences(piece: Piece) -> list[Tensor]:
-    """Return ``b − x_i``, one new tensor a model."""
-    return [piece.origin - tensor for tensor in piece.tensors]
+def back_differences(piece: Piece) -> Tensor:
+    """Return ``b − x_i`` in a new tensor, the models along dim 0."""
+    return piece.origin - piece.models
 
 
-def trimmed(back: Tensor, cut: Cut, start: int) -> Tensor:
-    """Return a 1-D difference, ``+0.0`` or ``-0.0`` where its size is cut off.
+def trim(backs: Tensor, cuts: Sequence[Cut], start: int) -> Tensor:
+    """Set differences to ``+0.0`` or ``-0.0``, in place, where their size is cut off.
 
     Args:
-        back: the difference; it may be changed.
-        cut: of the sizes.
-        start: position of its first element.
+        backs: the differences, ``(N, n)``.
+        cuts: of the sizes, one a model.
+        start: position of the first element.
     """
-    if cut.value == -math.inf:
-        return back
-    bound = cut.position - start
-    if 0 < bound < len(back):
+    for back, cut in zip(backs, cuts, strict=True):
+        bound = cut.position - start
+        if cut.value == -math.inf:
+            continue
         array = back.numpy()
-        np.multiply(array, cut.kept(np.abs(array), start), out=array)
-        return back
-    value = np.asarray(cut.value, dtype=back.numpy().dtype)
-    # What equals the value is kept before the position: that is, what is above the next smaller number.
-    threshold = value if bound <= 0 else np.nextafter(value, -np.inf, dtype=value.dtype)
-    return torch.nn.functional.hardshrink(back, float(threshold)) if threshold >= 0 else back
+        if 0 < bound < len(back):
+            np.multiply(array, cut.kept(np.abs(array), start), out=array)
+            continue
+        value = np.asarray(cut.value, dtype=array.dtype)
+        # What equals the value is kept before the position: that is, what is above the next smaller number.
+        threshold = value if bound <= 0 else np.nextafter(value, -np.inf, dtype=value.dtype)
+        if threshold >= 0:
+            torch.hardshrink(back, float(threshold), out=back)
+    return backs
 
 
-def elected_mean(
-    terms: Sequence[Tensor], weights: Sequence[float], *, normalize: bool, votes: Sequence[Tensor] | None = None
-) -> Tensor:
+def scale(backs: Tensor, factors: Sequence[float]) -> Tensor:
+    """Multiply each model's differences, along dim 0, by its factor, in place."""
+    for back, factor in zip(backs, factors, strict=True):
+        back.mul_(factor)
+    return backs
+
+
+def elected_mean(terms: Tensor, weights: Sequence[float], *, normalize: bool, votes: Tensor | None = None) -> Tensor:
     """Return the sum of the terms that agree with the elected sign, or their weighted mean.
 
     Args:
-        terms: ``w_i (b − x_i)`` after trimming, of one shape. Where their sum is above 0 that is the sign; where it is
+        terms: ``w_i (b − x_i)`` after trimming, along dim 0. Where their sum is above 0 that is the sign; where it is
             0 or below, minus (an increase of ``x``) is.
         weights: ``w_i``.
         normalize: divide by the weights of those that agree; a sum of 0 counts as 1. A term of 0 agrees with nothing.
@@ -102,36 +110,44 @@ def elected_mean(
     Source:
         Yadav et al. 2023, https://arxiv.org/abs/2306.01708, section 3.
     """
-    sign = summed(votes or terms).sign_().sub_(0.5).sign_()
-    result, divisor = torch.zeros_like(sign), torch.zeros_like(sign)
-    for term, weight in zip(terms, weights, strict=True):
-        agreeing = (term * sign).clamp_min_(0)
-        result += agreeing
-        if normalize:
-            divisor.add_(agreeing.sign_(), alpha=weight)
+    # The sign turned round: ``copysign`` has one for zeros, and ``0 − Σ`` makes that of every zero plus.
+    total = summed(terms if votes is None else votes)
+    against = torch.copysign(torch.ones((), dtype=total.dtype), torch.rsub(total, 0))
+    agreeing = (terms * against).clamp_max_(0)
+    result = summed(agreeing)
     if normalize:
-        numbers = divisor.numpy()
-        numbers += numbers == 0
-        result /= divisor
-    return result.mul_(sign)
+        result /= _without_zeros(summed(scale(agreeing.sign_().neg_(), weights)), weights)
+    return result.mul_(against)
 
 
-def summed(terms: Sequence[Tensor]) -> Tensor:
-    """Return the sum of tensors, in a new one."""
-    total = terms[0].clone()
-    for term in terms[1:]:
+def _without_zeros(divisor: Tensor, weights: Sequence[float]) -> Tensor:
+    """Return sums of weights, each 0 replaced by a number that does: 1, or where only zeros are divided by it, any."""
+    if min(weights) >= 0:  # a sum of 0 has nothing that agrees
+        return divisor.clamp_min_(min((weight for weight in weights if weight > 0), default=1.0) / 2)
+    numbers = divisor.numpy()
+    numbers += numbers == 0
+    return divisor
+
+
+def summed(terms: Iterable[Tensor]) -> Tensor:
+    """Return the sum of tensors (of a tensor: along dim 0), in their order, in a new one."""
+    first, *others = terms
+    if not others:
+        return first.clone()
+    total = first + others[0]
+    for term in others[1:]:
         total += term
     return total
 
 
 def taken_from(origin: Tensor, back: Tensor, factor: float) -> Tensor:
-    """Return ``b − factor · back``, with the very bits of ``b`` where ``back`` is a zero; ``back`` is changed."""
-    return origin - back.mul_(factor).add_(0.0)
+    """Return ``b − factor · back`` in a new tensor, with the very bits of ``b`` where ``back`` is a zero."""
+    return origin - torch.add(torch.zeros((), dtype=back.dtype), back, alpha=factor)  # +0.0, never −0.0
 
 
-def absolute_sums(tensors: Sequence[Tensor]) -> np.ndarray:
-    """Return ``Σ |x|`` of each tensor, in float64."""
-    return np.array([total(tensor.abs()) for tensor in tensors])
+def absolute_sums(backs: Tensor) -> np.ndarray:
+    """Return ``Σ |x|`` of each model's differences, along dim 0, in float64."""
+    return np.array([total(sizes) for sizes in backs.abs()])
 
 
 def restored(before: float, after: float) -> float:
@@ -140,4 +156,4 @@ def restored(before: float, after: float) -> float:
 
 
 def _sizes(piece: Piece) -> list[np.ndarray]:
-    return [back.abs_().reshape(-1).numpy() for back in back_differences(piece)]
+    return list(back_differences(piece).abs_().numpy())

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor
 
 from weightspace.merging.stack import Piece, Stack
-from weightspace.merging.sums import row_sums
+from weightspace.merging.sums import row_sums, total
 
 #: Vectors at nearly 180° are multiplied in float64: what is left where they cancel must not be rounding. Scalars of
 #: opposite signs, and differences in one element alone, are at exactly 180°.
@@ -31,10 +32,12 @@ def gram(stack: Stack, *, deltas: bool = False) -> list[list[float]]:
         stack: the models.
         deltas: of the differences from the base, ``⟨x_i − b, x_j − b⟩``.
     """
-    total = torch.zeros(len(stack.sources), len(stack.sources), dtype=torch.float64)
+    count = range(len(stack.sources))
+    sums = {pair: 0.0 for pair in combinations_with_replacement(count, 2)}
     for piece in stack.pieces():
-        total += _products([tensor.reshape(1, -1) for tensor in vectors(piece, deltas=deltas)])[..., 0]
-    return total.tolist()
+        found = _flat_products(vectors(piece, deltas=deltas))
+        sums = {pair: product + found[pair] for pair, product in sums.items()}
+    return [[sums[min(i, j), max(i, j)] for j in count] for i in count]
 
 
 def row_grams(stack: Stack, *, deltas: bool = False) -> Tensor:
@@ -58,6 +61,22 @@ def with_base(stack: Stack) -> Stack:
 def vectors(piece: Piece, *, deltas: bool) -> Sequence[Tensor]:
     """Return the models of a piece, or their differences from its base."""
     return piece.deltas() if deltas else piece.tensors
+
+
+def _flat_products(tensors: Sequence[Tensor]) -> dict[tuple[int, int], float]:
+    """Return the inner products of whole tensors, each pair once; what ``_products`` does for rows, with less ado."""
+    numbered = list(enumerate(tensors))
+    found = {(i, j): total(a * b) for (i, a), (j, b) in combinations_with_replacement(numbered, 2)}
+    if all(_is_sound(product, found[i, i], found[j, j]) for (i, j), product in found.items()):
+        return found
+    wide = [(index, tensor.to(torch.float64)) for index, tensor in numbered]
+    return {(i, j): total(a * b) for (i, a), (j, b) in combinations_with_replacement(wide, 2)}
+
+
+def _is_sound(product: float, first: float, second: float) -> bool:
+    """Return whether float32 had the range and the digits for a product, by those of each vector with itself."""
+    opposed = product < -_OPPOSED * math.sqrt(max(0.0, first)) * math.sqrt(max(0.0, second))
+    return not opposed and min(first, second) > _LOW and max(first, second) < math.inf
 
 
 def _products(rows: Sequence[Tensor]) -> Tensor:

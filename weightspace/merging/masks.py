@@ -1,4 +1,4 @@
-"""Random numbers for masks that come from names alone: the same in any order, on any number of threads and workers.
+"""Random masks that come from names alone: the same in any order, on any number of threads and workers.
 
 Every piece of every tensor of every model has a generator of its own, numpy's SFC64, whose stream never changes between
 versions; its seed is a SHA-256 of the merge's seed, the tensor, the model and the piece.
@@ -8,21 +8,46 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
+#: An element is decided by 8 bits, and where these are the first 8 of its probability, by 32 more.
+_STEPS, _FINER = 2.0**8, 2.0**32
 
-def random_words(seed: int, tensor: str, model: str, start: int, count: int) -> np.ndarray:
-    """Return ``count`` random numbers below 2³², uint32.
+
+def random_mask(
+    seed: int, tensor: str, model: str, start: int, keep: float | np.ndarray, shape: Sequence[int]
+) -> np.ndarray:
+    """Draw which elements of a piece stay.
 
     Args:
         seed: of the merge.
         tensor: its name.
         model: its label.
         start: index of the piece's first element.
-        count: how many.
+        keep: the probability that an element stays, from 0 to below 1: one number, or one an element.
+        shape: of the piece.
+
+    Returns:
+        Bools of that shape, each True with its probability, up to 2⁻⁴⁰.
     """
     key = json.dumps([seed, tensor, model, start]).encode()
-    entropy = int.from_bytes(hashlib.sha256(key).digest(), "little")
-    words = np.random.SFC64(entropy).random_raw((count + 1) // 2).astype("<u8", copy=False)
-    return words.view("<u4")[:count]
+    generator = np.random.Generator(np.random.SFC64(int.from_bytes(hashlib.sha256(key).digest(), "little")))
+    count = math.prod(shape)
+    words = _words(generator, (count + 7) // 8).view("u1")[:count]
+    scaled = np.ravel(keep) * _STEPS
+    steps = scaled.astype(np.uint8)
+    mask = words < steps
+    rest = scaled - steps
+    if rest.any():
+        undecided = np.flatnonzero(words == steps)
+        finer = _words(generator, (len(undecided) + 1) // 2).view("<u4")[: len(undecided)]
+        mask[undecided] = finer < _FINER * (rest if len(rest) == 1 else rest[undecided])
+    return mask.reshape(shape)
+
+
+def _words(generator: np.random.Generator, count: int) -> np.ndarray:
+    """Draw 64 random bits ``count`` times; ``random_raw`` would do the same, but hold the interpreter meanwhile."""
+    return generator.integers(0, 2**64 - 1, count, dtype=np.uint64, endpoint=True).astype("<u8", copy=False)

@@ -38,7 +38,7 @@ def merged_pieces(
         values = formula(piece)
         result = rounded(values, dtype)
         if needs_float64(values, piece.base, dtype) or not is_finite(result):
-            exact = stack.read(piece.start, piece.start + piece.tensors[0].numel(), torch.float64)
+            exact = stack.read(piece.start, piece.start + values.numel(), torch.float64)
             result = rounded(formula(exact), dtype)
             if stack.finite:
                 check_finite(result, stack.name, "the result")

@@ -19,7 +19,7 @@ _LACKING = {torch.bfloat16: 16, torch.float16: 13}
 _BESIDE = 4
 
 #: Elements of a piece that are looked at.
-_SAMPLE = 2**13
+_SAMPLE = 2**11
 
 #: A result below this share of the base is what cancellation left.
 _CANCELLED = 2.0**-18

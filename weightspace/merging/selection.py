@@ -8,13 +8,17 @@ are told apart by position, the first one first, so that exactly ``k`` are kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-#: Gives, piece by piece and every time anew, the position of a first element and the statistic of each population.
-Chunks = Callable[[], Iterator[tuple[int, Sequence[np.ndarray]]]]
+#: Gives, piece by piece and every time anew, the position of a first element and the statistic of each population: from
+#: the start, or from the piece on that began at a given position.
+Chunks = Callable[[int], Iterator[tuple[int, Sequence[np.ndarray]]]]
+
+#: Behind every element.
+_END = 2**63 - 1
 
 #: Numbers gathered inside a bracket at most: 4 MB of float32.
 _HELD = 2**20
@@ -47,7 +51,7 @@ class Cut:
 
 
 #: Keeps everything; keeps nothing.
-EVERYTHING = Cut(-math.inf, 2**63 - 1)
+EVERYTHING = Cut(-math.inf, _END)
 NOTHING = Cut(math.inf, 0)
 
 
@@ -64,22 +68,27 @@ def largest(chunks: Chunks, ranks: Sequence[int], sizes: Sequence[int], sample: 
     searches = [_Search(rank, size) for rank, size in zip(ranks, sizes, strict=True)]
     if sample is not None and any(search.open for search in searches):
         parts: list[list[np.ndarray]] = [[] for _ in searches]
-        for _, statistics in sample():
+        for _, statistics in sample(0):
             for part, statistic in zip(parts, statistics, strict=True):
                 part.append(statistic)
         for search, part in zip(searches, parts, strict=True):
             search.narrow(np.concatenate(part) if part else np.empty(0), search.rank, search.size)
     while any(search.open for search in searches):
-        for start, statistics in chunks():
+        for start, statistics in chunks(0):
             for search, statistic in zip(searches, statistics, strict=True):
                 if search.open:
                     search.see(start, statistic)
         for search in searches:
             if search.open:
                 search.conclude()
-    if any(search.cut is None for search in searches):
-        _settle_ties(searches, chunks)
-    return [search.cut or EVERYTHING for search in searches]
+    return [search.cut or _settled(search, index, chunks) for index, search in enumerate(searches)]
+
+
+def _settled(search: _Search, index: int, chunks: Chunks) -> Cut:
+    """Return the cut behind the last kept one of equal numbers, from the one piece that it lies in."""
+    start, statistics = next(chunks(search.place))
+    equal = np.flatnonzero(statistics[index] == search.value)
+    return Cut(search.value, start + int(equal[search.missing - 1]) + 1)
 
 
 @dataclass
@@ -90,29 +99,25 @@ class _Search:
         rank: how many are to be kept.
         size: how many there are.
         low, high: the bracket, both bounds outside of it.
-        above, at_high, inside, at_low: what a pass found; ``inside`` is thinned evenly where it grows too long.
+        above, inside, within: what a pass found above the bracket, and in it; ``inside`` is thinned evenly where it
+            grows too long.
+        at_high, at_low: how many numbers of each piece equal a bound.
         value: the wanted value, once it is known.
-        missing: how many of those that equal it are kept.
-        ties: how many equal it; None: not counted.
+        place: start of the piece that the last kept one of those that equal it lies in.
+        missing: how many of those in that piece are kept.
     """
 
     rank: int
     size: int
     low: float = -math.inf
     high: float = math.inf
-    value: float | None = None
+    value: float = math.nan
+    place: int = 0
     missing: int = 0
-    ties: int | None = None
     cut: Cut | None = None
-    inside: list[np.ndarray] = field(default_factory=list)
-    held: int = 0
-    stride: int = 1
-    above: int = 0
-    at_high: int = 0
-    within: int = 0
-    at_low: int = 0
 
     def __post_init__(self) -> None:
+        self._forget()
         if self.rank >= self.size:
             self.cut = EVERYTHING
         elif self.rank <= 0:
@@ -121,52 +126,66 @@ class _Search:
     @property
     def open(self) -> bool:
         """Whether the value is still wanted."""
-        return self.cut is None and self.value is None
+        return self.cut is None and math.isnan(self.value)
 
     def see(self, start: int, statistic: np.ndarray) -> None:
         """Count a piece, and gather what lies inside the bracket."""
         mask = statistic < self.high
         below = int(np.count_nonzero(mask))
         if self.high < math.inf:
-            at_high = int(np.count_nonzero(statistic == self.high))
-            self.at_high += at_high
-            below += at_high
+            self.at_high[start] = int(np.count_nonzero(statistic == self.high))
+            below += self.at_high[start]
         self.above += len(statistic) - below  # with infinity and NaN
         if self.low > -math.inf:
-            self.at_low += int(np.count_nonzero(statistic == self.low))
+            self.at_low[start] = int(np.count_nonzero(statistic == self.low))
             mask &= statistic > self.low
-        found = statistic.take(np.flatnonzero(mask))
-        self.within += len(found)
-        self.inside.append(found[:: self.stride].copy())
-        self.held += len(self.inside[-1])
+        count = int(np.count_nonzero(mask))
+        if not count:
+            return
+        found = statistic[mask]
+        self.within += count
+        self.inside[start] = found if self.stride == 1 else found[:: self.stride].copy()
+        self.held += len(self.inside[start])
         while self.held > _HELD:
             self.stride *= 2
-            self.inside = [np.concatenate(self.inside)[::2]]
+            self.inside = {0: np.concatenate(list(self.inside.values()))[::2]}
             self.held = len(self.inside[0])
 
     def conclude(self) -> None:
         """End a pass: take the value, or the next bracket."""
-        inside = np.concatenate(self.inside) if self.inside else np.empty(0)
+        at_high, at_low = sum(self.at_high.values()), sum(self.at_low.values())
         rank = self.rank - self.above
         if rank <= 0 and self.high == math.inf:
-            self.cut = Cut(math.inf, 2**63 - 1)
+            self.cut = Cut(math.inf, _END)
         elif rank <= 0:
             self.low, self.high = self.high, math.inf
-        elif rank <= self.at_high:
+        elif rank <= at_high:
             self._take(self.high, rank, self.at_high)
-        elif (inner := rank - self.at_high) <= self.within:
-            if self.stride == 1:
-                value = float(np.partition(inside, len(inside) - inner)[len(inside) - inner])
-                more = int(np.count_nonzero(inside > value))
-                self._take(value, inner - more, int(np.count_nonzero(inside == value)))
-            else:
-                self.narrow(inside, inner, self.within)
-        elif (last := inner - self.within) <= self.at_low:
+        elif (inner := rank - at_high) <= self.within:
+            self._look_inside(inner)
+        elif (last := inner - self.within) <= at_low:
             self._take(self.low, last, self.at_low)
         else:
             self.low, self.high = -math.inf, self.low
-        self.inside, self.held, self.stride = [], 0, 1
-        self.above = self.at_high = self.within = self.at_low = 0
+        self._forget()
+
+    def _look_inside(self, rank: int) -> None:
+        """Take the ``rank``-th largest number inside the bracket, or a narrower bracket where not all are at hand."""
+        inside = np.concatenate(list(self.inside.values()))
+        if self.stride > 1:
+            self.narrow(inside, rank, self.within)
+            return
+        value = float(np.partition(inside, len(inside) - rank)[len(inside) - rank])
+        ties = {start: int(np.count_nonzero(part == value)) for start, part in self.inside.items()}
+        self._take(value, rank - int(np.count_nonzero(inside > value)), ties)
+
+    def _forget(self) -> None:
+        """Forget what a pass found."""
+        self.inside: dict[int, np.ndarray] = {}
+        self.at_high: dict[int, int] = {}
+        self.at_low: dict[int, int] = {}
+        self.held = self.above = self.within = 0
+        self.stride = 1
 
     def narrow(self, sample: np.ndarray, rank: int, size: int) -> None:
         """Set the bracket around the ``rank``-th largest of ``size`` numbers, of which there is a sample."""
@@ -182,23 +201,14 @@ class _Search:
         high_value = float(ordered[high]) if high < count else self.high
         self.low, self.high = max(self.low, low_value), min(self.high, high_value)
 
-    def _take(self, value: float, missing: int, ties: int) -> None:
-        """Settle on a value; where not all that equal it are kept, their positions are looked up later."""
-        self.value, self.missing, self.ties = value, missing, ties
-        if missing == ties:
-            self.cut = Cut(value, 2**63 - 1)
-
-
-def _settle_ties(searches: Sequence[_Search], chunks: Chunks) -> None:
-    """Find where the last kept one of equal numbers lies."""
-    for start, statistics in chunks():
-        for search, statistic in zip(searches, statistics, strict=True):
-            if search.cut is None and search.value is not None:
-                equal = statistic == search.value
-                count = int(np.count_nonzero(equal))
-                if count >= search.missing:
-                    index = int(np.flatnonzero(equal)[search.missing - 1])
-                    search.cut = Cut(search.value, start + index + 1)
-                search.missing -= count
-        if all(search.cut is not None for search in searches):
+    def _take(self, value: float, missing: int, ties: Mapping[int, int]) -> None:
+        """Settle on a value of which ``missing`` are kept, the first ones; ``ties`` is how many each piece has."""
+        self.value = value
+        if missing == sum(ties.values()):
+            self.cut = Cut(value, _END)
             return
+        for start, count in ties.items():
+            if missing <= count:
+                self.place, self.missing = start, missing
+                return
+            missing -= count

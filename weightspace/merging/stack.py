@@ -55,15 +55,20 @@ class Piece:
     """The same stretch of elements of every model, in the dtype to compute in; not to be modified.
 
     Attributes:
-        tensors: one a model. 1-D by grain ``elements``; whole slices ``(rows, …)`` by grain ``slices``, where a
-            vector is one row ``(1, n)``; of the full shape by grain ``whole``.
-        base: the base's, of the same shape, or None.
+        models: along dim 0. Each is 1-D by grain ``elements``; whole slices ``(rows, …)`` by grain ``slices``, where
+            a vector is one row ``(1, n)``; of the full shape by grain ``whole``.
+        base: the base's, of the shape of one of them, or None.
         start: row-major index of the first element in the tensor.
     """
 
-    tensors: list[Tensor]
+    models: Tensor
     base: Tensor | None
     start: int
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The models one by one."""
+        return list(self.models)
 
     @property
     def origin(self) -> Tensor:
@@ -74,7 +79,7 @@ class Piece:
 
     def deltas(self) -> list[Tensor]:
         """Return ``x_i − b``, one new tensor a model."""
-        return [tensor - self.origin for tensor in self.tensors]
+        return list(self.models - self.origin)
 
 
 #: The second step of a method: the merged elements of a piece, in its shape and dtype.
@@ -128,31 +133,41 @@ class Stack:
         row = max(1, math.prod(self.shape[1:]))
         return row * max(1, PIECE // row)
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self, first: int = 0) -> Iterator[Piece]:
         """Read the tensors once, in order; each piece takes the memory of the one before.
 
         A whole pass finds NaN and infinity; those after it don't look again.
+
+        Args:
+            first: where to begin: the start of a piece.
         """
         numel, span = self.numel, self.span
-        room = torch.empty(len(self.sources) + (self.base is not None), min(span, numel), dtype=self.dtype)
-        for start in range(0, numel, span):
-            yield self._piece(start, min(start + span, numel), room)
-        self.passes.append(self.finite)
+        room = self._room(min(span, numel), self.dtype)
+        for start in range(first, numel, span):
+            yield self._piece(start, room[:, : numel - start])
+        if not first:
+            self.passes.append(self.finite)
 
     def read(self, start: int, stop: int, dtype: torch.dtype | None = None) -> Piece:
         """Read a range of elements: whole slices where the grain has slices; in ``dtype``, or that of the stack."""
-        count = len(self.sources) + (self.base is not None)
-        return self._piece(start, stop, torch.empty(count, stop - start, dtype=dtype or self.dtype))
+        return self._piece(start, self._room(stop - start, dtype or self.dtype))
 
-    def _piece(self, start: int, stop: int, room: Tensor) -> Piece:
-        """Read a range of elements into rows of ``room``, whose dtype they get."""
-        shape = self._shape(stop - start)
-        sources = [*self.sources, *(() if self.base is None else (self.base,))]
-        tensors = [
-            self._read(source, label, start, stop, row).view(shape)
-            for source, label, row in zip(sources, (*self.labels, "the base"), room, strict=False)
-        ]
-        return Piece(tensors[: len(self.sources)], None if self.base is None else tensors[-1], start)
+    def _room(self, count: int, dtype: torch.dtype) -> Tensor:
+        """Return memory for a piece of ``count`` elements: a row a model, the base's below."""
+        return torch.empty(len(self.sources) + (self.base is not None), count, dtype=dtype)
+
+    def _piece(self, start: int, room: Tensor) -> Piece:
+        """Read as many elements as ``room`` has columns, in its dtype."""
+        stop = start + room.shape[1]
+        sources = self.sources if self.base is None else (*self.sources, self.base)
+        for source, row in zip(sources, room, strict=True):
+            row.copy_(source.read(start, stop))
+        if self.finite and True not in self.passes and not is_finite(room):
+            for label, row in zip((*self.labels, "the base"), room, strict=False):
+                check_finite(row, self.name, label)
+        tensors = room.view(len(sources), *self._shape(stop - start))
+        count = len(self.sources)
+        return Piece(tensors[:count], None if self.base is None else tensors[count], start)
 
     def _shape(self, count: int) -> tuple[int, ...]:
         """Return the shape of a piece of ``count`` elements."""
@@ -161,15 +176,6 @@ class Stack:
         if self.grain == "whole":
             return self.shape
         return (1, count) if len(self.shape) < 2 else (-1, *self.shape[1:])
-
-    def _read(self, source: Flat, label: str, start: int, stop: int, room: Tensor) -> Tensor:
-        """Return a range of one tensor: as it is, or in ``room`` if that has another dtype."""
-        tensor = source.read(start, stop)
-        if tensor.dtype != room.dtype:
-            tensor = room[: stop - start].copy_(tensor)
-        if self.finite and True not in self.passes:
-            check_finite(tensor, self.name, label)
-        return tensor
 
 
 def real(tensor: Tensor) -> Tensor:

@@ -34,5 +34,8 @@ def total_square(tensor: Tensor) -> float:
 
 
 def total(tensor: Tensor) -> float:
-    """Return the sum of all elements."""
-    return row_sums(tensor.reshape(1, -1)).item()
+    """Return the sum of all elements, as ``row_sums`` finds it."""
+    flat = tensor.reshape(-1)
+    whole = len(flat) // _RUN * _RUN
+    found = flat[:whole].view(-1, _RUN).sum(dim=1).sum(dtype=torch.float64).item() if whole else 0.0
+    return found + flat[whole:].sum().item() if whole < len(flat) else found

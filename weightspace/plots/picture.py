@@ -15,6 +15,7 @@ from matplotlib.axes import Axes as Axes
 from matplotlib.colors import LogNorm as LogNorm
 from matplotlib.colors import Normalize as Normalize
 from matplotlib.figure import Figure as Figure
+from matplotlib.image import AxesImage as AxesImage
 from matplotlib.ticker import FuncFormatter as FuncFormatter
 from matplotlib.ticker import MaxNLocator as MaxNLocator
 
@@ -63,9 +64,7 @@ def write_picture(path: str | Path, draw: Callable[[], Figure]) -> None:
         WeightspaceError: the path has another suffix.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in FORMATS:
-        raise WeightspaceError(f"A picture is a {', '.join(FORMATS)} file; found {path.name!r}.")
+    suffix = picture_format(path)
     with rc_context(_STYLE):
         picture = io.BytesIO()
         draw().savefig(picture, format=suffix[1:], dpi=200, metadata=dict(FORMATS[suffix]))
@@ -77,3 +76,15 @@ def signed(value: float, digits: int = 3) -> str:
     """Return a number with so many decimals, with a true minus sign and no minus zero."""
     text = f"{value:.{digits}f}"
     return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
+
+
+def picture_format(path: Path) -> str:
+    """Return the suffix of a picture: ``.png``, ``.svg`` or ``.pdf``.
+
+    Raises:
+        WeightspaceError: it has another one.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise WeightspaceError(f"A picture is a {', '.join(FORMATS)} file; found {path.name!r}.")
+    return suffix

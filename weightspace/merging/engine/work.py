@@ -30,6 +30,9 @@ _COMMIT = 0.25
 #: Jobs above this share of all bytes go first: started last, one would keep the other threads waiting.
 _LARGE = 1 / 32
 
+#: Bytes of a block that glibc learns from how much freed memory to keep; it learns from no larger one than 32 MB.
+_KEPT = 2**24
+
 #: Jobs up to so many elements are the interpreter's work, at which threads only stand in each other's way.
 _TINY = 2**14
 
@@ -61,6 +64,7 @@ def do_jobs(
         WeightspaceError: as the method; a tensor holds NaN or infinity.
         OSError: the disk refuses.
     """
+    _keep_freed_memory()
     with torch_threads(1), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         tiny = deque(job for job in jobs if job.info.numel <= _TINY)
         others = deque(_ordered([job for job in jobs if job.info.numel > _TINY]))
@@ -160,6 +164,14 @@ class _Budget:
             with self.changed:
                 self.used -= needed
                 self.changed.notify_all()
+
+
+def _keep_freed_memory() -> None:
+    """Free a large block: from then on glibc keeps up to twice as much of what is freed, for the next piece.
+
+    Otherwise it gives every piece back to the system, which has to clear its pages for the next one.
+    """
+    torch.empty(_KEPT, dtype=torch.uint8)
 
 
 def _next(queue: deque[Job]) -> Job | None:

@@ -33,14 +33,14 @@ def arcee_fusion(stack: Stack, weights: Sequence[float]) -> Formula:
     """
     count = stack.numel
 
-    def chunks() -> Iterator[tuple[int, list[np.ndarray]]]:
-        for piece in stack.pieces():
+    def chunks(first: int) -> Iterator[tuple[int, list[np.ndarray]]]:
+        for piece in stack.pieces(first):
             yield piece.start, [_importance(piece).reshape(-1).numpy()] * 3
 
     # The q-quantile is number ⌊q (n − 1)⌋ from below: the smallest of the n − ⌊q (n − 1)⌋ largest.
     ranks = [count - int(share * (count - 1)) for share in (0.25, 0.5, 0.75)]
     low, median, high = (
-        min(float(found[0].min()) for _, found in chunks()) if cut == EVERYTHING else cut.value
+        min(float(found[0].min()) for _, found in chunks(0)) if cut == EVERYTHING else cut.value
         for cut in largest(chunks, ranks, [count] * 3)
     )
     bound = median + 1.5 * (high - low)

@@ -18,9 +18,10 @@ from weightspace.merging.consensus import (
     elected_mean,
     largest_differences,
     restored,
+    scale,
     summed,
     taken_from,
-    trimmed,
+    trim,
 )
 from weightspace.merging.methods.linear import normalised
 from weightspace.merging.stack import Formula, Piece, Stack
@@ -92,17 +93,14 @@ class _Trail:
         self.lower = largest_differences(stack, [keep + drop for keep, drop in zip(kept, dropped, strict=True)])
         self.scales = self._scales(stack) if rescale else [1.0] * len(kept)
 
-    def terms(self, piece: Piece, factors: Sequence[float]) -> list[Tensor]:
+    def terms(self, piece: Piece, factors: Sequence[float]) -> Tensor:
         """Return what remains of the differences of a piece, times the factors."""
         between = self._between(piece.start, back_differences(piece))
-        return [back.mul_(factor * scale) for back, factor, scale in zip(between, factors, self.scales, strict=True)]
+        return scale(between, [factor * own for factor, own in zip(factors, self.scales, strict=True)])
 
-    def _between(self, start: int, backs: Sequence[Tensor]) -> list[Tensor]:
+    def _between(self, start: int, backs: Tensor) -> Tensor:
         """Return what lies between the cuts."""
-        return [
-            trimmed(back.clone(), lower, start) - trimmed(back, upper, start)
-            for back, lower, upper in zip(backs, self.lower, self.upper, strict=True)
-        ]
+        return trim(backs.clone(), self.lower, start) - trim(backs, self.upper, start)
 
     def _scales(self, stack: Stack) -> list[float]:
         """Return the factors that restore the L1 norms."""

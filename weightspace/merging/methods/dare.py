@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
-from weightspace.merging.consensus import absolute_sums, back_differences, elected_mean, restored, summed, taken_from
-from weightspace.merging.masks import random_words
+from weightspace.merging.consensus import back_differences, elected_mean, restored, scale, summed, taken_from
+from weightspace.merging.masks import random_mask
 from weightspace.merging.methods.linear import normalised
 from weightspace.merging.stack import Formula, Piece, Stack
+from weightspace.merging.sums import total
 
 
 def dare_linear(
@@ -95,29 +96,24 @@ class Masked:
             return [1.0] * len(self.density)
         before, after = np.zeros(len(self.density)), np.zeros(len(self.density))
         for piece in self.stack.pieces():
-            backs = back_differences(piece)
-            before += absolute_sums(backs)
-            after += absolute_sums([self._drop(back, index, piece.start) for index, back in enumerate(backs)])
+            sizes = back_differences(piece).abs_()
+            before += [total(of_model) for of_model in sizes]
+            after += [total(of_model) for of_model in self._drop(sizes, piece.start)]
         sums = zip(before.tolist(), after.tolist(), self.density, strict=True)
         return [restored(whole, kept) if share < 1 else 1.0 for whole, kept, share in sums]
 
-    def terms(self, piece: Piece, factors: Sequence[float]) -> list[Tensor]:
+    def terms(self, piece: Piece, factors: Sequence[float]) -> Tensor:
         """Return the masked differences of a piece, times the factors."""
-        backs = back_differences(piece)
-        return [
-            self._drop(back, index, piece.start).mul_(factor)
-            for index, (back, factor) in enumerate(zip(backs, factors, strict=True))
-        ]
+        return scale(self._drop(back_differences(piece), piece.start), factors)
 
-    def _drop(self, back: Tensor, index: int, start: int) -> Tensor:
-        """Set the elements of a difference to zero that its mask drops, in place."""
-        share = self.density[index]
-        if share < 1:
-            label = self.stack.labels[index]
-            words = random_words(self.seed, self.stack.name, label, start, back.numel()).reshape(back.shape)
-            array = back.numpy()
-            np.multiply(array, words < np.rint(np.float64(2**32) * self.keep(back, index)), out=array)
-        return back
+    def _drop(self, backs: Tensor, start: int) -> Tensor:
+        """Set the elements of differences to zero that their masks drop, in place."""
+        for index, (back, share) in enumerate(zip(backs, self.density, strict=True)):
+            if share < 1:
+                array, label = back.numpy(), self.stack.labels[index]
+                keep = self.keep(back, index)
+                np.multiply(array, random_mask(self.seed, self.stack.name, label, start, keep, array.shape), out=array)
+        return backs
 
 
 def masked_sum(masked: Masked, weights: Sequence[float], factor: float, normalize: bool, rescale: str) -> Formula:

@@ -38,7 +38,7 @@ def linear(stack: Stack, weights: Sequence[float], *, normalize: bool) -> Formul
 
     def formula(piece: Piece) -> Tensor:
         # What is not finite in float32 is computed once more in float64: the fast way does not look.
-        combine = combination if piece.tensors[0].dtype == torch.float32 else affine
+        combine = combination if piece.models.dtype == torch.float32 else affine
         return combine(piece.tensors, shares, whole)
 
     return formula

@@ -14,7 +14,7 @@ from weightspace.suggestions import unknown
 Grain: TypeAlias = Literal["elements", "slices", "whole"]
 
 #: Elements in a piece: few enough for a few copies in float32 to stay near the core, enough to outweigh each call.
-PIECE = 2**18
+PIECE = 2**17
 
 #: Where a base stands. ``end``: it is the end ``t = 0`` of a line, and the first of two models where none is named.
 Base: TypeAlias = Literal["none", "optional", "required", "end"]

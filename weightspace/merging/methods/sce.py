@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightspace.merging.consensus import back_differences, elected_mean, runs, taken_from
+from weightspace.merging.consensus import back_differences, elected_mean, runs, scale, taken_from
 from weightspace.merging.selection import EVERYTHING, Chunks, Cut, largest
 from weightspace.merging.stack import Formula, Piece, Stack
 from weightspace.merging.sums import total_square
@@ -42,7 +42,7 @@ def sce(stack: Stack, weights: Sequence[float], *, select_topk: float) -> Formul
 
     def formula(piece: Piece) -> Tensor:
         backs = _selected(piece, cut)
-        terms = [back * share for back, share in zip(backs, shares, strict=True)]
+        terms = scale(backs.clone(), shares)
         return taken_from(piece.origin, elected_mean(terms, shares, normalize=True, votes=backs), 1.0)
 
     return formula
@@ -50,18 +50,18 @@ def sce(stack: Stack, weights: Sequence[float], *, select_topk: float) -> Formul
 
 def _cut(stack: Stack, select_topk: float) -> Cut:
     """Return where the variances are cut."""
-    changed = sum(int(np.count_nonzero(_variance(piece))) for piece in stack.pieces())
+    changed = sum(_count_changed(piece.models) for piece in stack.pieces())
     (cut,) = largest(
         _variances(stack.pieces), [math.floor(select_topk * changed)], [stack.numel], _variances(runs(stack))
     )
     return cut
 
 
-def _variances(pieces: Callable[[], Iterator[Piece]]) -> Chunks:
+def _variances(pieces: Callable[[int], Iterator[Piece]]) -> Chunks:
     """Return the variances over the models, as ``selection`` reads them."""
 
-    def chunks() -> Iterator[tuple[int, list[np.ndarray]]]:
-        for piece in pieces():
+    def chunks(first: int) -> Iterator[tuple[int, list[np.ndarray]]]:
+        for piece in pieces(first):
             yield piece.start, [_variance(piece)]
 
     return chunks
@@ -71,22 +71,29 @@ def _variance(piece: Piece) -> np.ndarray:
     """Return ``N²`` times the variance over the models of every element; exactly 0 where all are equal.
 
     That is ``N Σd² − (Σd)²``, with nothing to cancel as ``d = x_i − x_1``; of few bits, as bfloat16 has, it is exact,
-    so that variances which are equal are found so.
+    so that variances which are equal are found so. Of two models it leaves ``d²``.
     """
-    total, squares = torch.zeros_like(piece.tensors[0]), torch.zeros_like(piece.tensors[0])
-    for tensor in piece.tensors[1:]:
-        other = tensor - piece.tensors[0]
+    first, *others = piece.tensors
+    if len(others) == 1:
+        return (others[0] - first).square_().numpy()
+    total, squares = torch.zeros_like(first), torch.zeros_like(first)
+    for tensor in others:
+        other = tensor - first
         total += other
         squares.addcmul_(other, other)
-    return squares.mul_(len(piece.tensors)).sub_(total.square_()).reshape(-1).numpy()
+    return squares.mul_(len(piece.models)).sub_(total.square_()).numpy()
 
 
-def _selected(piece: Piece, cut: Cut) -> list[Tensor]:
+def _count_changed(models: Tensor) -> int:
+    """Return the number of elements in which the models are not all equal."""
+    arrays = models.numpy()
+    return int(np.count_nonzero((arrays[1:] != arrays[0]).any(axis=0)))
+
+
+def _selected(piece: Piece, cut: Cut) -> Tensor:
     """Return ``b − x_i`` where the variance is kept, a zero elsewhere."""
     backs = back_differences(piece)
     if cut != EVERYTHING:
-        mask = cut.kept(_variance(piece), piece.start)
-        for back in backs:
-            array = back.numpy()
-            np.multiply(array, mask, out=array)
+        array = backs.numpy()
+        np.multiply(array, cut.kept(_variance(piece), piece.start), out=array)
     return backs

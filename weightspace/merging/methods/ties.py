@@ -21,8 +21,9 @@ from weightspace.merging.consensus import (
     magnitudes,
     restored,
     sampled_magnitudes,
+    scale,
     taken_from,
-    trimmed,
+    trim,
 )
 from weightspace.merging.selection import Chunks, Cut, largest
 from weightspace.merging.stack import Formula, Piece, Stack
@@ -56,13 +57,12 @@ def ties(
         in mergekit.
     """
     found = cuts or largest_differences(stack, [kept_count(share, stack.numel) for share in density])
-    scales = _scales(stack, found) if rescale else [1.0] * len(found)
+    factors = list(weights)
+    if rescale:
+        factors = [weight * restoring for weight, restoring in zip(weights, _restoring(stack, found), strict=True)]
 
     def formula(piece: Piece) -> Tensor:
-        terms = [
-            trimmed(back, cut, piece.start).mul_(weight * scale)
-            for back, cut, weight, scale in zip(back_differences(piece), found, weights, scales, strict=True)
-        ]
+        terms = scale(trim(back_differences(piece), found, piece.start), factors)
         return taken_from(piece.origin, elected_mean(terms, weights, normalize=normalize), lambda_)
 
     return formula
@@ -101,19 +101,20 @@ def survey(stacks: Sequence[Stack], arguments: Sequence[Mapping[str, Any]]) -> d
 def _joined(parts: Sequence[Chunks], offsets: Sequence[int]) -> Chunks:
     """Return the chunks of several tensors as those of one."""
 
-    def chunks() -> Iterator[tuple[int, Sequence[np.ndarray]]]:
-        for part, offset in zip(parts, offsets, strict=False):
-            for start, statistics in part():
-                yield offset + start, statistics
+    def chunks(first: int) -> Iterator[tuple[int, Sequence[np.ndarray]]]:
+        for part, offset, end in zip(parts, offsets, offsets[1:], strict=False):
+            if first < end:
+                for start, statistics in part(max(0, first - offset)):
+                    yield offset + start, statistics
 
     return chunks
 
 
-def _scales(stack: Stack, cuts: Sequence[Cut]) -> list[float]:
+def _restoring(stack: Stack, cuts: Sequence[Cut]) -> list[float]:
     """Return the factors that restore the L1 norms of the trimmed differences."""
     before, after = np.zeros(len(cuts)), np.zeros(len(cuts))
     for piece in stack.pieces():
         backs = back_differences(piece)
         before += absolute_sums(backs)
-        after += absolute_sums([trimmed(back, cut, piece.start) for back, cut in zip(backs, cuts, strict=True)])
+        after += absolute_sums(trim(backs, cuts, piece.start))
     return [restored(*sums) for sums in zip(before.tolist(), after.tolist(), strict=True)]

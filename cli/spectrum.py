@@ -1,0 +1,144 @@
+"""``weightspace spectrum``: singular values of a network, and whether two networks share their vectors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from weightspace.cli import options
+from weightspace.cli.printing import plain
+from weightspace.cli.progress import progress
+from weightspace.cli.spectrum_report import Found, as_object, draw, show
+
+from weightspace import WeightspaceError
+
+if TYPE_CHECKING:
+    from weightspace.checkpoints import StateDict
+    from weightspace.spectra import Spectrum
+    from weightspace.symmetry import PermutationSpec
+
+
+@click.command("spectrum")
+@click.argument("a")
+@click.argument("b", required=False)
+@options.spec_source
+@options.task(required=False)
+@click.option("--matching", type=click.Choice(["weight-matching"]), help="Match B to A too, and show both.")
+@click.option("--against", metavar="MERGED", help="Show A beside MERGED too, and beside the unaligned mean of A and B.")
+@click.option("--inputs", is_flag=True, help="Show the energy of A's inputs on its leading right vectors, on --task.")
+@click.option(
+    "--gamma",
+    "gammas",
+    type=click.FloatRange(0, 1),
+    multiple=True,
+    default=(0.3,),
+    show_default=True,
+    help="Singular values of at least this share of the largest count; may be repeated.",
+)
+@click.option("--names", metavar="NAME,…", help="Tensors or patterns instead of all linear layers and convolutions.")
+@options.seed("Order of the groups in the matching.")
+@options.output(
+    "Picture (.png, .svg, .pdf); of two networks OUT-alignment, OUT-vectors and OUT-values.", required=False
+)
+@options.as_json
+def command(a: str, b: str | None, gammas: tuple[float, ...], output: str | None, as_json: bool, **said: Any) -> None:
+    """Show the singular values of A, and with B how far the two networks' singular vectors agree (R, -1 to 1).
+
+    R counts the vectors of values of at least gamma times the largest; 0 is chance, 1 is agreement. The distance is
+    relative, 1 for unrelated networks; the gap is the part of it that no matching can change, and direction the share
+    of the rest. The row of the networks as they are is always there: a merged network is near its parents without any
+    alignment.
+
+    \b
+    Examples:
+      weightspace spectrum a.safetensors
+      weightspace spectrum a.safetensors b.safetensors --gamma .3 --gamma .7
+      weightspace spectrum a.safetensors b.safetensors --matching weight-matching --task digits-mlp -o ab.png
+    """
+    _check(b, said)
+    if output is not None:
+        from weightspace.plots.picture import picture_format
+
+        picture_format(Path(output))
+    found = _found(a, b, tuple(dict.fromkeys(gammas)), output is not None, said)
+    pictures = draw(found, Path(output)) if output is not None else []
+    if as_json:
+        click.echo(json.dumps(plain(as_object(found)) | {"pictures": pictures}, allow_nan=False, ensure_ascii=False))
+        return
+    show(found)
+    for path in pictures:
+        click.echo(path)
+
+
+def _check(b: str | None, said: dict[str, Any]) -> None:
+    """Raise where options need others that are missing, or would do nothing."""
+    for option in ("matching", "against"):
+        if b is None and said[option] is not None:
+            raise WeightspaceError(f"--{option} compares two networks. Give A and B.")
+    if said["inputs"] and said["task"] is None:
+        raise WeightspaceError("--inputs runs A on data. Say on which: --task digits-mlp, or file.py:object.")
+    serves = {"--network": said["network"], "--spec": said["spec_file"], "--input": said["input_shape"]}
+    if not said["inputs"]:
+        serves["--task"] = said["task"]
+    if said["matching"] is None and (idle := [option for option, value in serves.items() if value is not None]):
+        raise WeightspaceError(f"{idle[0]} says what network to match. Give --matching too, or leave it out.")
+
+
+def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: dict[str, Any]) -> Found:
+    """Load, match and decompose what was asked for."""
+    from weightspace import load_checkpoint, spectrum
+    from weightspace.checkpoints import check_compatible
+
+    task = options.load_any_task(said["task"], said["data"])
+    names = None if said["names"] is None else said["names"].split(",")
+    given = {"a": a, "b": b, "merged": said["against"]}
+    paths = {label: path for label, path in given.items() if path is not None}
+    states = {label: load_checkpoint(path) for label, path in paths.items()}
+    for label, path in paths.items():
+        check_compatible(states["a"], states[label], names=(a, path))
+    spec = None
+    if said["matching"]:
+        spec = options.spec_of(said["spec_file"], said["network"], said["input_shape"], task)
+    least = 0.0 if drawn and b is not None else min(gammas)
+
+    def decomposed(label: str, state: StateDict) -> Spectrum:
+        with progress(f"singular values of {label}") as update:
+            return spectrum(
+                state,
+                gamma=least,
+                names=names,
+                spec=spec,
+                label=label,
+                progress=lambda done, total: update(done, total, f"{done:,} of {total:,} matrices"),
+            )
+
+    found = Found(paths, gammas, decomposed(a, states["a"]))
+    for label, (said_as, state) in _others(states, paths, said["matching"], spec, said["seed"]).items():
+        found.others[label] = decomposed(said_as, state)
+    if said["inputs"] and task is not None:
+        from weightspace import collect_evidence
+
+        with progress("inputs"):
+            found.grams = collect_evidence(task, states["a"], "gram", seed=said["seed"])
+    return found
+
+
+def _others(
+    states: dict[str, StateDict], paths: dict[str, str], matching: str | None, spec: PermutationSpec | None, seed: int
+) -> dict[str, tuple[str, StateDict]]:
+    """Return what A is compared with: comparison -> what progress and errors call the network, and its weights."""
+    from weightspace import interpolate, permute, weight_matching
+
+    if "b" not in states:
+        return {}
+    a, b = states["a"], states["b"]
+    others = {"unaligned": (paths["b"], b)}
+    if matching is not None and spec is not None:
+        permutation = weight_matching(spec, a, b, seed=seed).permutation
+        others[matching] = (f"{paths['b']} matched", permute(spec, permutation, b))
+    if "merged" in states:
+        others["merged"] = (paths["merged"], states["merged"])
+        others["unaligned mean"] = ("the unaligned mean", interpolate(a, b, 0.5))
+    return others

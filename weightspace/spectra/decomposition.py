@@ -1,0 +1,177 @@
+"""Singular values of every weight matrix, and singular vectors of the large ones: ``W = Σ σ_i u_i v_iᵀ``.
+
+Computed in float64 in main memory. Vectors are columns; a pair's sign is free, as are bases of equal values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightspace.checkpoints import StateDict, check_compatible, check_finite
+from weightspace.errors import WeightspaceError
+from weightspace.spectra.matrices import WeightMatrix, weight_matrices
+from weightspace.symmetry import PermutationSpec
+
+#: Cuts below this, relative to σ_max, take a singular value decomposition; see ``_decomposed``.
+_GRAM = 1e-2
+#: Values nearer to a cut than this, relative to σ_max, lie on it.
+_ON_THE_CUT = 1e-10
+
+#: Takes how many matrices are done, of how many.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSpectrum:
+    """The singular values of one weight matrix, and its leading singular vectors.
+
+    Attributes:
+        name: of the matrix (``weight_matrices``).
+        tensor: the name of the tensor that it is part of.
+        matrix: ``(m, n)``, in the dtype and memory of the network.
+        values: all ``min(m, n)`` singular values, descending, float64.
+        left: the vectors ``u_i`` of the leading ``k`` values, ``(m, k)``, float64.
+        right: the vectors ``v_i``, ``(n, k)``, float64.
+    """
+
+    name: str
+    tensor: str
+    matrix: Tensor
+    values: Tensor
+    left: Tensor
+    right: Tensor
+
+    def kept(self, gamma: float) -> int:
+        """Return how many singular values are at least ``gamma`` times the largest.
+
+        Those that are rounding, up to ``max(m, n)`` times the precision of float32 (float64 for a float64 matrix)
+        times the largest, have no direction of their own and never count.
+        """
+        return _kept(self.values, self.matrix, gamma)
+
+    @property
+    def effective_rank(self) -> float:
+        """``exp(−Σ p_i log p_i)`` with ``p_i = σ_i / Σσ``: 1 for a single direction, ``k`` for ``k`` equal values.
+
+        0 for a zero matrix.
+
+        Source:
+            Roy and Vetterli 2007, The effective rank: a measure of effective dimensionality, EUSIPCO,
+            https://ieeexplore.ieee.org/document/7098875.
+        """
+        total = float(self.values.sum())
+        return math.exp(float(torch.special.entr(self.values / total).sum())) if total else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """The spectra of a network's weight matrices.
+
+    Attributes:
+        gamma: vectors are there for values of at least ``gamma`` times the largest of their matrix.
+        layers: name of the matrix -> its spectrum, in the order of the network.
+    """
+
+    gamma: float
+    layers: Mapping[str, LayerSpectrum]
+
+
+def spectrum(
+    state: StateDict,
+    *,
+    gamma: float = 0.0,
+    names: Iterable[str] | None = None,
+    spec: PermutationSpec | None = None,
+    label: str = "The network",
+    progress: Progress | None = None,
+) -> Spectrum:
+    """Return the singular values of every weight matrix of a network, and the vectors of its large ones.
+
+    Args:
+        state: the network's weights.
+        gamma: vectors are wanted for values of at least ``gamma`` times the largest, 0 to 1. From .01 on this is
+            2 to 14 times faster.
+        names: names or patterns of the tensors; default: all linear layers and convolutions (``weight_matrices``).
+        spec: its statistics are left out.
+        label: what an error calls the network, such as its path.
+        progress: is told how far it is.
+
+    Raises:
+        CheckpointError: a weight matrix is not finite.
+        WeightspaceError: ``gamma`` is not between 0 and 1, or there are no weight matrices.
+    """
+    check_gamma(gamma)
+    matrices = weight_matrices(state, names=names, spec=spec, label=label)
+    check_finite({name: one.matrix for name, one in matrices.items()}, label)
+    layers: dict[str, LayerSpectrum] = {}
+    for name, one in matrices.items():
+        layers[name] = layer_spectrum(one, gamma)
+        if progress is not None:
+            progress(len(layers), len(matrices))
+    return Spectrum(gamma, layers)
+
+
+def layer_spectrum(weight: WeightMatrix, gamma: float) -> LayerSpectrum:
+    """Return the spectrum of one finite matrix, with the vectors for values from ``gamma`` times the largest on."""
+    matrix = weight.matrix.to("cpu", torch.float64)
+    scale = float(matrix.abs().max())
+    left, values, right = _decomposed(matrix / (scale or 1.0), gamma)
+    kept = _kept(values, weight.matrix, gamma)
+    left, right = (vectors[:, :kept].contiguous() for vectors in (left, right))
+    return LayerSpectrum(weight.name, weight.tensor, weight.matrix, values * scale, left, right)
+
+
+def _decomposed(matrix: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return left vectors, all values and right vectors, of which those below the cut may be left out.
+
+    The eigenvectors of the smaller Gram matrix are the singular vectors of one side, and multiplied with the matrix
+    those of the other: 2 to 14 times faster than a decomposition, and faster than Lanczos iterations. The price is a
+    squared condition: an error of ``(σ_max / σ_i)²`` times float64's precision in the i-th vectors, below 1e-11 for
+    values from .01 of the largest on, and of 1e-8 σ_max at most in the smallest values. Smaller cuts pay for the
+    decomposition.
+    """
+    if gamma < _GRAM:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        return left, values, right.T
+    if matrix.shape[0] > matrix.shape[1]:
+        right, values, left = _decomposed(matrix.T, gamma)
+        return left, values, right
+    squares, left = torch.linalg.eigh(matrix @ matrix.T)
+    values = squares.flip(0).clamp(min=0).sqrt()
+    kept = int((values >= (gamma - _ON_THE_CUT) * values[0]).sum()) if values[0] else 0
+    left = left.flip(1)[:, :kept]
+    return left, values, (matrix.T @ left) / values[:kept]
+
+
+def _kept(values: Tensor, matrix: Tensor, gamma: float) -> int:
+    """Return ``LayerSpectrum.kept`` for values of any scale."""
+    precision = torch.finfo(torch.float64 if matrix.dtype == torch.float64 else torch.float32).eps
+    largest = float(values[0])
+    on_the_cut = values >= (gamma - _ON_THE_CUT) * largest
+    return int((on_the_cut & (values > max(matrix.shape) * precision * largest)).sum())
+
+
+def paired(a: Spectrum, b: Spectrum) -> dict[str, tuple[LayerSpectrum, LayerSpectrum]]:
+    """Return the layers of two networks side by side, in the order of ``a``.
+
+    Raises:
+        CheckpointError: the networks have other names or shapes.
+    """
+    ours, theirs = ({name: layer.matrix for name, layer in one.layers.items()} for one in (a, b))
+    check_compatible(ours, theirs)
+    return {name: (layer, b.layers[name]) for name, layer in a.layers.items()}
+
+
+def check_gamma(gamma: float, *networks: Spectrum) -> None:
+    """Raise unless ``gamma`` is a share of the largest singular value, and spectra have the vectors from there on."""
+    if not 0 <= gamma <= 1:
+        raise WeightspaceError(f"gamma is a share of the largest singular value, 0 to 1; found {gamma}.")
+    if (least := max((network.gamma for network in networks), default=0.0)) > gamma:
+        raise WeightspaceError(
+            f"Found gamma {gamma:g}, but the spectrum has vectors from {least:g} on. Make it with a smaller gamma."
+        )
