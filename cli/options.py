@@ -85,11 +85,10 @@ def matched(method: str, found: Task, states: Sequence[StateDict], seed: int) ->
     """Return the first of the states as it is, and the others matched to it by a method of ``--matching``."""
     from weightspace import permute, weight_matching
 
-    matchers = {"weight-matching": weight_matching}
+    match = {"weight-matching": weight_matching}[method]
     spec = spec_of(None, None, None, found)
     target, *sources = states
-    found_ones = [matchers[method](spec, target, source, seed=seed) for source in sources]
-    return [target, *(permute(spec, one.permutation, source) for one, source in zip(found_ones, sources, strict=True))]
+    return [target, *(permute(spec, match(spec, target, one, seed=seed).permutation, one) for one in sources)]
 
 
 def load_any_task(name: str | None, data: Path | None) -> Task | None:

@@ -125,7 +125,7 @@ def test_copies_are_repaired_to_the_copy() -> None:
 
 
 def test_two_uncorrelated_units_between_lose_half_their_variance_and_get_it_back() -> None:
-    """The case of the paper's introduction: X_a and X_b independent, of variance 1."""
+    """The collapse of the variance in its simplest form: one unit, which sees another input in either network."""
 
     def build() -> nn.Module:
         return nn.Sequential(nn.Linear(6, 1), nn.ReLU(), nn.Linear(1, 4))

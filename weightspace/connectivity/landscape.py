@@ -74,7 +74,7 @@ def loss_plane(
         WeightspaceError: the three lie on a line, a setting makes no grid, or the task's scores have no loss.
 
     Source:
-        Garipov et al. 2018, https://arxiv.org/abs/1802.10026, figure 1 and appendix.
+        Garipov et al. 2018, https://arxiv.org/abs/1802.10026, figure 1.
     """
     _check_settings(names, resolution, margin, statistics)
     states = (a, b, c)

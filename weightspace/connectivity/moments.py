@@ -42,7 +42,7 @@ def pooled(first: Moments, second: Moments) -> Moments:
     """Return the moments of two sets of values together.
 
     Source:
-        Chan, Golub, LeVeque 1979, http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf, equation 2.1.
+        Chan, Golub, LeVeque 1979, http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf.
     """
     count = first.count + second.count
     share = second.count / count

@@ -70,7 +70,8 @@ def repair(
             that differ.
 
     Source:
-        Jordan et al. 2023, https://arxiv.org/abs/2211.08403, section 4.
+        Jordan et al. 2023, https://arxiv.org/abs/2211.08403; BatchNorm's reset on paths
+        Izmailov et al. 2018, https://arxiv.org/abs/1803.05407.
     """
     if method not in get_args(RepairMethod):
         raise unknown("method of repair", method, get_args(RepairMethod))

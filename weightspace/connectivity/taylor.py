@@ -52,7 +52,7 @@ def taylor_barrier(task: Task, a: StateDict, b: StateDict, *, split: Split = "tr
 
     Source:
         derived; that the estimate fails after weight matching is the observation of Ito, Yamada, Kumagai 2024,
-        https://arxiv.org/abs/2402.04051, section 3.
+        https://arxiv.org/abs/2402.04051.
     """
     network = blank_network(task)
     for state, name in ((a, "a"), (b, "b")):

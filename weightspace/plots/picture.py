@@ -72,6 +72,12 @@ def write_picture(path: str | Path, draw: Callable[[], Figure]) -> None:
         file.write(picture.getvalue())
 
 
+def signed(value: float, digits: int = 3) -> str:
+    """Return a number with so many decimals, with a true minus sign and no minus zero."""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
+
+
 def picture_format(path: Path) -> str:
     """Return the suffix of a picture: ``.png``, ``.svg`` or ``.pdf``.
 
@@ -82,9 +88,3 @@ def picture_format(path: Path) -> str:
     if suffix not in FORMATS:
         raise WeightspaceError(f"A picture is a {', '.join(FORMATS)} file; found {path.name!r}.")
     return suffix
-
-
-def signed(value: float, digits: int = 3) -> str:
-    """Return a number with so many decimals, with a true minus sign and no minus zero."""
-    text = f"{value:.{digits}f}"
-    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
