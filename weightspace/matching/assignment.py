@@ -20,7 +20,8 @@ def assign(gains: Tensor) -> Tensor:
     Source:
         Crouse 2016, https://doi.org/10.1109/TAES.2016.140952 (scipy's shortest augmenting paths).
     """
-    table = gains.detach().cpu().numpy()  # numpy finds places of maxima ten times as fast as torch
+    gains = gains.detach().cpu().to(torch.promote_types(gains.dtype, torch.float32))
+    table = gains.numpy()  # numpy finds the places of maxima ten times as fast as torch
     best = table.argmax(1)
     if len(np.unique(best)) == len(best):  # every row can have its largest: nothing to solve
         return torch.from_numpy(best)
