@@ -18,13 +18,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-METHODS = ("weightspace", "rebasin", "naive")
+#: ``first sweep`` is weightspace with ``max_sweeps=1``.
+METHODS = ("weightspace", "first sweep", "rebasin", "naive")
+OURS = METHODS[:2]
 #: Seconds after which the peer and the naive algorithm begin no further sweep.
 LIMIT = 900.0
 #: A share of the objective within which two local optima count as equal.
@@ -69,7 +72,9 @@ class Sweeps:
         return {"sweeps": self.count, "converged": not self.moved}
 
 
-def run_weightspace(name: str, target: State, source: State, seed: int) -> tuple[State, dict[str, Any]]:
+def run_weightspace(
+    name: str, target: State, source: State, seed: int, max_sweeps: int = 100
+) -> tuple[State, dict[str, Any]]:
     """Match with this library, and time its parts."""
     import torch
     from networks import case
@@ -81,7 +86,7 @@ def run_weightspace(name: str, target: State, source: State, seed: int) -> tuple
     spec = derive_spec(one.build().eval(), (torch.zeros(one.example),))
     a, b = ({key: torch.from_numpy(x) for key, x in state.items()} for state in (target, source))
     with Parts() as parts, Clock() as clock:
-        matching = weight_matching(spec, a, b, seed=seed, threads=1)
+        matching = weight_matching(spec, a, b, seed=seed, threads=1, max_sweeps=max_sweeps)
     permuted = permute(spec, matching.permutation, b)
     sweeps = {"sweeps": len(matching.objective) - 1, "converged": matching.converged}
     result = {**clock.read, **sweeps, **parts.shares(clock.read["seconds"])}
@@ -161,7 +166,8 @@ def child(method: str, name: str, folder: Path, seed: int) -> None:
 
         torch.set_num_threads(1)
     target, source = (dict(np.load(folder / f"{side}.npz")) for side in ("target", "source"))
-    run = {"weightspace": run_weightspace, "rebasin": run_rebasin, "naive": run_naive}[method]
+    once = partial(run_weightspace, max_sweeps=1)
+    run = {"weightspace": run_weightspace, "first sweep": once, "rebasin": run_rebasin, "naive": run_naive}[method]
     permuted, numbers = run(name, target, source, seed)
     np.savez(folder / f"{method}.npz", **permuted)
     print(json.dumps(numbers | {"versions": _versions()}))
@@ -246,27 +252,25 @@ def _median(runs: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def verdict(name: str, median: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """Return the ratios to the peer, and whether they pass the gate of that case.
+    """Return what ours is beside the peer, and whether a whole matching passes the gate of that case.
 
-    The gate looks at processor time, which a busy machine disturbs less than wall time.
+    The gate looks at processor time, which a busy machine disturbs less than wall time, and asks for an objective
+    that is no lower than the peer's. The first sweep alone is for information: no gate looks at it.
     """
     from networks import case
 
-    ours, peer = median["weightspace"], median["rebasin"]
-    faster, better = (
-        peer["processor_seconds"] / ours["processor_seconds"],
-        ours["objective"] / peer["objective"],
-    )
-    gate = case(name).gate
-    passed = None if gate is None else faster >= gate and better >= 1 - EQUAL
-    wall = peer["seconds"] / ours["seconds"]
-    return {
-        "times_faster": faster,
-        "times_faster_wall": wall,
-        "objective_ratio": better,
-        "gate": gate,
-        "passed": passed,
-    }
+    peer, gate = median["rebasin"], case(name).gate
+    facts: dict[str, Any] = {"gate": gate, "passed": None}
+    for method in OURS:
+        ours = median[method]
+        faster = peer["processor_seconds"] / ours["processor_seconds"]
+        better = ours["objective"] / peer["objective"]
+        wall = peer["seconds"] / ours["seconds"]
+        facts[method] = {"times_faster": faster, "times_faster_wall": wall, "objective_ratio": better}
+    if gate is not None:
+        whole = facts["weightspace"]
+        facts["passed"] = whole["times_faster"] >= gate and whole["objective_ratio"] >= 1 - EQUAL
+    return facts
 
 
 def environment(cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -309,10 +313,13 @@ def table(cases: dict[str, dict[str, Any]]) -> str:
 def report(name: str, measured: dict[str, Any]) -> str:
     """Return the verdict of one case as a sentence, and where our time went."""
     facts, parts = measured["verdict"], measured["median"]["weightspace"]
-    passed = {None: "no gate", True: "gate passed", False: "gate NOT passed"}[facts["passed"]]
+    passed = {None: "none", True: "passed", False: "NOT passed"}[facts["passed"]]
+    whole, first = (
+        f"{facts[method]['times_faster']:.1f} times faster at {facts[method]['objective_ratio']:.4f} of its objective"
+        for method in OURS
+    )
     return (
-        f"{name}: {facts['times_faster']:.1f} times faster than rebasin (gate {facts['gate']}), "
-        f"objective {facts['objective_ratio']:.4f} of its: {passed}. "
+        f"{name}, beside rebasin: {whole} (gate {facts['gate']}: {passed}); the first sweep alone {first}. "
         f"Of our time {parts['assignment_share']:.0%} in {parts['assignments']:.0f} assignments, "
         f"{parts['products_share']:.0%} in products."
     )

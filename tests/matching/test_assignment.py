@@ -23,3 +23,11 @@ def test_an_assignment_has_the_largest_gain_of_all(size: int, seed: int) -> None
 
 def test_equal_gains_give_some_permutation() -> None:
     assert sorted(assign(torch.zeros(4, 4)).tolist()) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_gains_of_any_precision_are_assigned_and_left_as_they_are(dtype: torch.dtype) -> None:
+    gains = torch.tensor([[1.0, 3.0, 0.0], [2.0, 3.5, 0.0], [0.0, 9.0, 1.0]], dtype=dtype, requires_grad=True)
+    assert assign(gains).tolist() == [2, 0, 1]
+    assert assign(gains).dtype == torch.int64
+    assert gains.detach()[2].tolist() == [0.0, 9.0, 1.0]

@@ -5,7 +5,8 @@ Rotary positions turn pairs of dimensions at frequencies of their own, so that q
 that share keys and values move with them, and among themselves.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 
 from weightspace.matching import weight_matching
 from weightspace.symmetry import Permutation, PermutationSpec, derive_spec, permute
-from weightspace.symmetry.pattern import format_axes
+from weightspace.symmetry.pattern import format_axes, parse_axes
 
 WORDS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
 Built = tuple[nn.Module, tuple[torch.Tensor, ...]]
@@ -177,3 +178,42 @@ def test_rotary_queries_and_keys_have_no_freedom_that_the_spec_misses(swap: list
                 layer.weight.copy_(layer.weight.unflatten(0, (-1, 8))[:, swap].flatten(0, 1))
         after: Any = network(*args).logits
     assert float((after - before).norm() / before.norm()) > 1e-3
+
+
+_SHARED = PermutationSpec(
+    groups={"key": 3, "query": 2, "value": 2},
+    outer={"query": "key", "value": "key"},
+    axes={
+        "q": parse_axes("(key [query] 4) 5"),
+        "k": parse_axes("(key 4) 5"),
+        "v": parse_axes("(key [value]) 5"),
+        "out": parse_axes("5 (key [query] [value])"),
+    },
+)
+
+
+def _random(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(_SHARED.shape(name), generator=generator) for name in _SHARED.axes}
+
+
+def test_heads_that_share_keys_are_matched_nearly_as_well_as_possible() -> None:
+    shares = []
+    for seed in range(8):
+        target, source = _random(seed), _random(100 + seed)
+        best = max(_inner_product(target, permute(_SHARED, one, source)) for one in _every())
+        shares.append(weight_matching(_SHARED, target, source).objective[-1] / best)
+    assert max(shares) == pytest.approx(1, rel=1e-6)
+    assert sum(shares) / len(shares) > 0.95
+
+
+def _every() -> Iterator[Permutation]:
+    """Yield every permutation of key heads, their queries and their values."""
+    heads, pairs = ([torch.tensor(one) for one in itertools.permutations(range(size))] for size in (3, 2))
+    for head, *inside in itertools.product(heads, *[pairs] * 6):
+        indices = {"key": head, "query": torch.stack(inside[:3]), "value": torch.stack(inside[3:])}
+        yield Permutation(_SHARED, indices)
+
+
+def _inner_product(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    return sum(float((a[name] * b[name]).sum()) for name in a)

@@ -107,6 +107,19 @@ def test_one_learnt_initial_state_of_several_layers_ties_their_units() -> None:
     assert spec.groups == {"start": 6}
 
 
+def test_a_learnt_state_of_a_step_belongs_to_its_units_and_keeps_its_batch() -> None:
+    class Started(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.GRUCell(4, 6), nn.Linear(6, 2)
+            self.start = nn.Parameter(torch.randn(2, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cell(x[:, 0], self.start))
+
+    assert _texts(derive_spec(Started(), (SEQUENCE,)))["start"] == "2 start"
+
+
 @pytest.mark.parametrize("zeros", ["zeros", "new_zeros"])
 def test_initial_states_of_zeros_tie_nothing(zeros: str) -> None:
     class Zeros(_Outputs):

@@ -7,6 +7,7 @@ from step to step: when a neighbour moves ``k`` of its ``n`` units, only their s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -30,11 +31,16 @@ class Pair:
     source: Block
     #: Group of each dimension, None where it is fixed.
     groups: tuple[str | None, ...]
+    #: The permutations that the inner product was last asked for, and what it was.
+    _known: tuple[tuple[Tensor, ...], float] | None = None
 
     def inner_product(self, indices: Indices, outer: Mapping[str, str]) -> float:
-        """Return ⟨A, π(B)⟩, accumulated in float64."""
-        moved = permute_block(self.source, indices, outer)
-        return float(torch.sum(self.target * moved, dtype=torch.float64))
+        """Return ⟨A, π(B)⟩; sums over rows are accumulated in float64."""
+        asked = tuple(indices[group] for group in self.groups if group)
+        if self._known is None or any(one is not other for one, other in zip(asked, self._known[0], strict=True)):
+            products = self.target * permute_block(self.source, indices, outer)
+            self._known = asked, float(products.reshape(len(products), -1).sum(1).double().sum())
+        return self._known[1]
 
 
 def pair_blocks(spec: PermutationSpec, target: StateDict, source: StateDict) -> list[Pair]:
@@ -173,8 +179,8 @@ class _Gains:
     def at(self, indices: Indices) -> Tensor:
         for term in (term for term in self.terms if term.held() <= indices.keys()):
             for a, b in self._news(term, indices):
-                part = contract(a, b, term.places)
-                self.total = part if self.total is None else self.total.add_(part)
+                rows, columns = unfold(a, term.places), unfold(b, term.places).T
+                self.total = rows @ columns if self.total is None else self.total.addmm_(rows, columns)
         return torch.zeros(self.shape) if self.total is None else self.total.view(self.shape)
 
     def _news(self, term: _Term, indices: Indices) -> Iterator[tuple[Tensor, Tensor]]:
@@ -203,12 +209,13 @@ class _Gains:
 
 def contract(a: Tensor, b: Tensor, places: tuple[int, ...]) -> Tensor:
     """Return the products of all units of two blocks, summed over the other dimensions."""
-    rest = [dim for dim in range(a.ndim) if dim not in places]
-    order = [*places, *rest]
-    rows = 1
-    for place in places:
-        rows *= a.shape[place]
-    return a.permute(order).reshape(rows, -1) @ b.permute(order).reshape(rows, -1).T
+    return unfold(a, places) @ unfold(b, places).T
+
+
+def unfold(block: Tensor, places: tuple[int, ...]) -> Tensor:
+    """Return a matrix with a row for every unit at some dimensions of a block."""
+    rest = [dim for dim in range(block.ndim) if dim not in places]
+    return block.permute(*places, *rest).reshape(math.prod(block.shape[place] for place in places), -1)
 
 
 def families(spec: PermutationSpec, pairs: list[Pair]) -> list[Family]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from weightspace.matching.assignment import assign
 from weightspace.matching.families import Family, Indices
+from weightspace.matching.nested import match_nested
 
 #: A step counts as an improvement above this share of what the family contributes (float32 rounding lies below).
 TOLERANCE = 1e-7
@@ -72,7 +73,7 @@ def _if_better(family: Family, indices: Indices, change: dict[str, Tensor]) -> I
 
 
 def _joint(family: Family, indices: Indices) -> Indices | None:
-    change = match(family, indices)
+    change = match(family, indices) if family.is_linear() else match_nested(family, indices)
     if all(torch.equal(index, indices[group]) for group, index in change.items()):
         return None
     return _if_better(family, indices, change)

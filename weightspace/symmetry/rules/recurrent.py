@@ -38,10 +38,13 @@ def recurrent(call: Call) -> list[Axes | Parts]:
 
 def cell(call: Call) -> Axes | list[Axes]:
     """Make one step of one layer."""
+    batch, inputs = call["input"]
     states = call["hx"] if call.name == "lstm_cell" else [call["hx"]]
+    for state in states:
+        unite(state[0], batch)
     weights = [axes for axes in (call[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh")) if is_axes(axes)]
-    units = _layer(call, call["input"][-1], weights, [state[-1] for state in states])
-    new = [(*call["input"][:-1], axis) for axis in units]
+    units = _layer(call, inputs, weights, [state[1] for state in states])
+    new = [(batch, axis) for axis in units]
     return new if call.name == "lstm_cell" else new[0]
 
 
