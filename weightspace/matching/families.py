@@ -46,7 +46,7 @@ def pair_blocks(spec: PermutationSpec, target: StateDict, source: StateDict) -> 
         if name in spec.statistics or tensor.numel() == 0 or key in seen or not tensor.is_floating_point():
             continue
         seen.add(key)
-        both = (blocks(_precise(state[name]), axes, spec.groups) for state in (target, source))
+        both = (blocks(precise(state[name]), axes, spec.groups) for state in (target, source))
         for a, b in zip(*both, strict=True):
             groups = tuple(dim.group if isinstance(dim, Units) else None for dim in a.dims)
             if any(groups):
@@ -54,7 +54,7 @@ def pair_blocks(spec: PermutationSpec, target: StateDict, source: StateDict) -> 
     return result
 
 
-def _precise(tensor: Tensor) -> Tensor:
+def precise(tensor: Tensor) -> Tensor:
     """Return float32 (float64 as it is) in main memory, where the assignments are solved."""
     return tensor.detach().to("cpu", torch.float64 if tensor.dtype == torch.float64 else torch.float32)
 

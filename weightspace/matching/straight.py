@@ -1,0 +1,118 @@
+"""Straight-through estimators: permutations in the forward pass, gradients that pass them by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from weightspace.checkpoints import StateDict
+from weightspace.errors import WeightspaceError
+from weightspace.matching.descent import Schedule, Trial, Way, descend, endless
+from weightspace.matching.ends import Ends
+from weightspace.matching.losses import Losses
+from weightspace.matching.matching import Matching, check_matchable
+from weightspace.matching.projecting import Projecting
+from weightspace.matching.scoring import Scoring, Start
+from weightspace.matching.weights import weight_matching
+from weightspace.suggestions import unknown
+from weightspace.symmetry import PermutationSpec
+from weightspace.tasks.protocol import Task, threads_of
+from weightspace.threads import torch_threads
+
+#: How the forward pass comes by its permutation. The two end in different places: see ``straight_through``.
+Projection: TypeAlias = Literal["weight-matching", "sinkhorn"]
+
+#: Projection -> step length of Adam: on weights, and on scores.
+_RATES = {"weight-matching": 1e-3, "sinkhorn": 0.1}
+
+
+def straight_through(
+    spec: PermutationSpec,
+    task: Task,
+    target: StateDict,
+    source: StateDict,
+    *,
+    projection: Projection = "weight-matching",
+    seed: int = 0,
+    steps: int = 200,
+    learning_rate: float | None = None,
+    start: Start | None = None,
+    temperature: float = 1.0,
+    sweeps: int = 2,
+    every: int = 20,
+    device: torch.device | str | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
+) -> Matching:
+    """Permute a source towards a target by the loss halfway between them, with a straight-through estimator.
+
+    ``"weight-matching"`` keeps a free copy of the target's weights, matches the source to it at every step, and
+    hands the gradient at the midpoint on to the copy. It begins at weight matching, and the singular vectors that
+    this has aligned stay aligned. ``"sinkhorn"`` learns scores of all pairs of units; the forward pass sees their
+    best assignment, the gradient goes to the soft permutation that Sinkhorn's operator makes of them. It knows
+    nothing of the weights but what the loss says, and lowers the barrier without aligning them.
+
+    Args:
+        spec: the architecture's spec.
+        task: has the training batches that are learnt from, the validation batches that judge, and the loss.
+        target: stays as it is.
+        source: the checkpoint to permute; not changed.
+        projection: which of the two.
+        seed: of the order of batches and groups, and of the noise.
+        steps: of Adam, a batch each.
+        learning_rate: by default 1e-3 on weights, 0.1 on scores.
+        start: of the scores of ``"sinkhorn"``: ``"noise"`` (the default), or ``"identity"`` with noise.
+        temperature: that the scores of ``"sinkhorn"`` are divided by.
+        sweeps: passes over all groups in a projection by weight matching, at most.
+        every: steps after which the permutation is judged.
+        device: where the network runs; where the task builds it if not given.
+        on_trial: told of every judgement.
+
+    Returns:
+        The permutation with the lowest mean validation loss at the midpoint; the objective is that loss in nats, the
+        lowest so far: as the source came, at the start, and after every trial. It has converged if the last trial
+        was no better.
+
+    Raises:
+        CheckpointError: a checkpoint does not fit the spec or the task, or holds non-finite weights.
+        WeightspaceError: an option that the projection does not have, or a loss that is not finite any more.
+
+    Source:
+        ``"weight-matching"``: Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, section 3.3.
+        ``"sinkhorn"``: Peña et al. 2023, https://arxiv.org/abs/2212.12042.
+    """
+    if projection not in _RATES:
+        raise unknown("projection", projection, _RATES)
+    if start is not None and projection != "sinkhorn":
+        raise WeightspaceError(
+            f"start={start!r} was given for the projection {projection!r}, which starts at the target; only "
+            "'sinkhorn' has a choice."
+        )
+    schedule = Schedule(steps, _RATES[projection] if learning_rate is None else learning_rate, every)
+    check_matchable(spec, target, source)
+    ends = Ends(spec, target, source)
+    generator = torch.Generator().manual_seed(seed)
+    with torch_threads(threads_of(task)):
+        losses = Losses(task, device=device)
+
+        def halfway(moved: StateDict, batch: Any) -> Tensor:
+            return losses(ends.between(moved, 0.5), batch)
+
+        way: Way
+        if projection == "sinkhorn":
+            way = Scoring(
+                ends, halfway, start=start or "noise", temperature=temperature, hard=True, generator=generator
+            )
+        else:
+            begin = weight_matching(spec, target, source, seed=seed).permutation.indices
+            way = Projecting(ends, losses, start=begin, sweeps=sweeps, generator=generator)
+        return descend(
+            ends,
+            way,
+            lambda moved: losses.mean(ends.between(moved, 0.5)),
+            endless(task, generator),
+            schedule,
+            on_trial,
+        )
