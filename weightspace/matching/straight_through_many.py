@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,14 +12,16 @@ from weightspace.checkpoints import StateDict
 from weightspace.elementwise.affine import affine
 from weightspace.elementwise.mean import mean
 from weightspace.elementwise.tying import by_name
-from weightspace.errors import WeightspaceError
 from weightspace.matching.basin import Basin
+from weightspace.matching.descent import Schedule, Trial, endless, search
+from weightspace.matching.ends import Ends
+from weightspace.matching.families import Indices
 from weightspace.matching.losses import Losses
 from weightspace.matching.many import ManyMatching
+from weightspace.matching.projecting import Projecting
 from weightspace.matching.weights import weight_matching
-from weightspace.symmetry import PermutationSpec
-from weightspace.tasks import EpochReport, Task
-from weightspace.tasks.protocol import threads_of
+from weightspace.symmetry import Permutation, PermutationSpec
+from weightspace.tasks.protocol import Task, threads_of
 from weightspace.threads import torch_threads
 
 
@@ -30,111 +31,103 @@ def straight_through_many(
     states: Sequence[StateDict],
     *,
     seed: int = 0,
-    epochs: int = 10,
+    steps: int = 200,
     learning_rate: float = 1e-3,
+    sweeps: int = 2,
+    every: int = 20,
     device: torch.device | str | None = None,
-    on_epoch: Callable[[EpochReport], None] | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
 ) -> ManyMatching:
     """Bring several models into one basin by the loss of their mixtures (STE-MM).
 
-    The first model stays. Each other has a latent copy of the weights, which starts at those of the first. At every
-    step each model is projected onto its latent copy by weight matching, from the permutation that it has; the loss
-    is that of a mixture of the permuted models, with shares drawn uniformly from the simplex; and its gradient goes
-    to the latent copies as if a projection were its latent copy, by Adam. Of the permutations at the start and after
-    every epoch, those count whose mean network has the lowest held-out loss.
+    The first model stays. For each other there is a free copy of the first one's weights, to which it is matched at
+    every step, from the permutation that it had. The loss is that of a mixture of the permuted models, its shares
+    drawn uniformly from the simplex, and the gradient goes to the free copies as if matching changed nothing.
 
     Args:
         spec: the architecture's spec.
-        task: has the loss; its training batches drive the search, its validation batches choose.
+        task: has the training batches that are learnt from, the validation batches that judge, and the loss.
         states: two models or more; not changed.
-        seed: shares, order and augmentation of the batches, order of the groups in the projections.
-        epochs: passes over the training data; 0 leaves weight matching to the first model.
+        seed: of the shares, and of the order of batches and groups.
+        steps: of Adam, a batch each.
         learning_rate: of Adam.
-        device: where the losses are computed; where the task builds the network if not given.
-        on_epoch: told of every epoch, with the mean training loss of the mixtures in nats.
+        sweeps: passes over all groups in a projection, at most.
+        every: steps after which the permutations are judged.
+        device: where the network runs; where the task builds it if not given.
+        on_trial: told of every judgement.
 
     Returns:
-        One permutation a model, their mean, and minus the lowest held-out loss of the mean so far, in nats: as the
-        models came, matched to the first, and after every epoch.
+        The permutations with the lowest mean validation loss of the mean network, and that mean; the objective is
+        minus that loss in nats, the highest so far: as the models came, matched to the first, and after every trial.
 
     Raises:
         CheckpointError: a model does not fit the spec or the task, or holds non-finite weights.
-        WeightspaceError: there are fewer than two models, their integer tensors differ, ``epochs`` is negative, or
-            the loss is not finite any more.
+        WeightspaceError: there are fewer than two models, their integer tensors differ, an option is out of range,
+            or the loss is not finite any more.
 
     Source:
         Ito et al. 2025, https://proceedings.mlr.press/v267/ito25a.html, algorithm 1.
     """
-    if epochs < 0:
-        raise WeightspaceError(f"epochs must be 0 or more, got {epochs}.")
+    schedule = Schedule(steps, learning_rate, every)
+    basin = Basin(spec, states)
+    first, others = states[0], states[1:]
     generator = torch.Generator().manual_seed(seed)
-    basin, losses = Basin(spec, states), Losses(task, device=device)
     with torch_threads(threads_of(task)):
-        history = [-losses.mean(mean(basin.moved))]
-        latents = Latents(basin, losses, seed=seed, learning_rate=learning_rate)
-        best = tuple(basin.permutations)
-        for epoch in range(epochs + 1):
-            if epoch:
-                order = int(torch.randint(2**62, (), generator=generator))
-                found = [latents.step(batch, generator) for batch in task.batches("train", order)]
-                if on_epoch is not None:
-                    on_epoch(EpochReport(epoch, epochs, math.fsum(found) / len(found)))
-            latents.project()
-            value = -losses.mean(mean(basin.moved))
-            if value > history[-1]:
-                best = tuple(basin.permutations)
-            history.append(max(history[-1], value))
-    basin.place(best)
-    return basin.result(history)
+        losses = Losses(task, device=device)
+        projections = [
+            Projecting(
+                Ends(spec, first, other),
+                losses,
+                start=weight_matching(spec, first, other, seed=seed).permutation.indices,
+                sweeps=sweeps,
+                generator=generator,
+            )
+            for other in others
+        ]
+        way = Mixing(projections, losses, generator)
+        came = (Permutation.identity(spec).indices,) * len(others)
+        best = search(way, way.judge, came, endless(task, generator), schedule, on_trial)
+    basin.place([Permutation.identity(spec), *(Permutation(spec, indices) for indices in best.found)])
+    return basin.result([-loss for loss in best.history])
 
 
-class Latents:
-    """Latent copies of the weights of all models but the first, and the optimiser that moves them."""
+class Mixing:
+    """A way down in which random mixtures of the first model and the projected others are what the loss sees.
 
-    def __init__(self, basin: Basin, losses: Losses, *, seed: int, learning_rate: float) -> None:
-        self.basin, self.losses, self.seed = basin, losses, seed
-        first, statistics = basin.wide[0], basin.spec.statistics
-        self.names = [name for name, tensor in first.items() if tensor.is_floating_point() and name not in statistics]
-        self.copies = [by_name([first], lambda _, one: one[0].clone()) for _ in basin.wide[1:]]
-        tensors = {id(copy[name]): copy[name] for copy in self.copies for name in self.names}
-        self.optimizer = torch.optim.Adam(tensors.values(), lr=learning_rate)
-        self.matched = False
+    Args:
+        projections: one for each model but the first, their target.
+        losses: of the task.
+        generator: draws the shares.
+    """
 
-    def project(self) -> None:
-        """Permute every model towards its latent copy, from where it stands."""
-        permutations = self.basin.permutations[:1]
-        for model, copy in enumerate(self.copies, start=1):
-            start = self.basin.permutations[model] if self.matched else None
-            found = weight_matching(self.basin.spec, copy, self.basin.wide[model], seed=self.seed, start=start)
-            permutations.append(found.permutation)
-        self.basin.place(permutations)
-        self.matched = True
+    def __init__(self, projections: Sequence[Projecting], losses: Losses, generator: Generator) -> None:
+        self.projections, self.losses, self.generator = projections, losses, generator
 
-    def step(self, batch: Any, generator: Generator) -> float:
-        """Project, and move the latent copies down the gradient at a random mixture; return its loss."""
-        self.project()
-        shares = simplex(len(self.basin.moved), generator)
-        mixture = by_name(self.basin.moved, lambda _, tensors: _mixed(tensors, shares))
-        wanted = {id(mixture[name]): mixture[name].requires_grad_() for name in self.names}
-        loss = self.losses(mixture, batch)
-        if not loss.isfinite():
-            raise WeightspaceError(f"The loss of a mixture is {float(loss.detach())}. Is the learning rate too high?")
-        found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
-        gradients = dict(zip(wanted, found, strict=True))
-        for share, copy in zip(shares[1:], self.copies, strict=True):
-            for name in self.names:
-                gradient = gradients[id(mixture[name])]
-                copy[name].grad = None if gradient is None else share * gradient
-        self.optimizer.step()
-        return float(loss.detach())
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The free weights of all projections."""
+        return [leaf for projection in self.projections for leaf in projection.leaves]
 
+    def loss(self, batch: Any) -> Tensor:
+        """Return the loss at a random mixture, its gradient handed on to the free weights."""
+        first = self.projections[0].ends
+        models = [first.fixed, *(projection.through() for projection in self.projections)]
+        shares = simplex(len(models), self.generator)
+        mixture = by_name(models, lambda _, tensors: affine(tensors, shares))
+        return self.losses({**first.target, **mixture}, batch)
 
-def _mixed(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    return affine(tensors, shares) if tensors[0].is_floating_point() else tensors[0]
+    def indices(self) -> tuple[Indices, ...]:
+        """Return the permutations of all models but the first as they are now."""
+        return tuple(projection.indices() for projection in self.projections)
+
+    def judge(self, found: Sequence[Indices]) -> float:
+        """Return the mean validation loss of the mean network."""
+        first = self.projections[0].ends
+        moved = [projection.ends.permuted(indices) for projection, indices in zip(self.projections, found, strict=True)]
+        return self.losses.mean({**first.target, **mean([first.fixed, *moved])})
 
 
 def simplex(count: int, generator: Generator) -> list[float]:
-    """Draw shares that sum to one, uniformly: gaps between sorted points of an interval."""
+    """Draw shares that sum to one, uniformly: the gaps between random points of an interval."""
     cuts = torch.rand(count - 1, generator=generator, dtype=torch.float64).sort().values
-    ends = torch.cat([torch.zeros(1), cuts, torch.ones(1)])
-    return ends.diff().tolist()
+    return torch.cat([torch.zeros(1), cuts, torch.ones(1)]).diff().tolist()
