@@ -19,7 +19,7 @@ from torch import Tensor
 
 from weightspace.checkpoints import StateDict
 from weightspace.matching.families import Family, Indices, Pair, Place, contract, families, pair_blocks
-from weightspace.matching.steps import best
+from weightspace.matching.steps import match_by
 from weightspace.symmetry import PermutationSpec
 from weightspace.symmetry.pattern import Block
 from weightspace.symmetry.permuting import permute_block
@@ -90,7 +90,7 @@ class Relaxation:
         return [place for family in self.families for place in family.places(pair)]
 
     def _best(self, model: int, family: Family) -> dict[str, Tensor]:
-        return best(family, lambda rows: self._gains(model, rows))
+        return match_by(family, lambda rows: self._gains(model, rows))
 
     def _gains(self, model: int, rows: tuple[str, ...]) -> Tensor:
         """Return the derivative of the objective in a matrix of one model."""

@@ -30,14 +30,14 @@ def step(family: Family, indices: Indices) -> Indices | None:
 def _plain(family: Family, indices: Indices) -> Indices | None:
     group = family.group
     gains = family.gains((group,), indices)
-    chosen = assign(gains)
-    if torch.equal(chosen, indices[group]):
+    best = assign(gains)
+    if torch.equal(best, indices[group]):
         return None
     if family.is_linear():
-        old, new = (gains.gather(1, index[:, None]).double() for index in (indices[group], chosen))
+        old, new = (gains.gather(1, index[:, None]).double() for index in (indices[group], best))
         improved = new.sum() - old.sum() > TOLERANCE * new.abs().sum()
-        return {group: chosen} if improved else None
-    return _if_better(family, indices, {group: chosen})
+        return {group: best} if improved else None
+    return _if_better(family, indices, {group: best})
 
 
 def _if_better(family: Family, indices: Indices, change: dict[str, Tensor]) -> Indices | None:
@@ -55,17 +55,17 @@ def _joint(family: Family, indices: Indices) -> Indices | None:
 
 def match(family: Family, indices: Indices) -> dict[str, Tensor]:
     """Return the best permutations of a family's groups, the others held."""
-    return best(family, lambda rows: family.gains(rows, indices))
+    return match_by(family, lambda rows: family.gains(rows, indices))
 
 
-def best(family: Family, gains: Callable[[tuple[str, ...]], Tensor]) -> dict[str, Tensor]:
+def match_by(family: Family, gains: Callable[[tuple[str, ...]], Tensor]) -> dict[str, Tensor]:
     """Return the permutations of a family's groups that gain most.
 
     The units of the outer group are matched by what their inner units are worth at best, then the inner ones.
 
     Args:
         family: a group and those inside it.
-        gains: the matrix of gains of the group alone, or of it and one inside it, as ``Family.gains`` gives it.
+        gains: returns the gains of the group alone, or of it and one inside it, as ``Family.gains`` does.
     """
     total = gains((family.group,))
     size = len(total)
@@ -75,8 +75,8 @@ def best(family: Family, gains: Callable[[tuple[str, ...]], Tensor]) -> dict[str
         rows = torch.stack([torch.stack([assign(blocks[i, j]) for j in range(size)]) for i in range(size)])
         total = total + blocks.gather(3, rows[..., None]).sum((2, 3), dtype=torch.float64)
         inside[name] = rows
-    chosen = assign(total)
-    return {family.group: chosen, **{name: rows[torch.arange(size), chosen] for name, rows in inside.items()}}
+    best = assign(total)
+    return {family.group: best, **{name: rows[torch.arange(size), best] for name, rows in inside.items()}}
 
 
 def _inner_only(family: Family, indices: Indices) -> dict[str, Tensor]:
@@ -85,7 +85,7 @@ def _inner_only(family: Family, indices: Indices) -> dict[str, Tensor]:
     for inner in family.inner:
         now = {**indices, **change}
         gains = family.inner_gains(inner, now)
-        chosen = torch.stack([assign(one) for one in gains])
-        if not torch.equal(chosen, now[inner]):
-            change |= _if_better(family, now, {inner: chosen}) or {}
+        best = torch.stack([assign(one) for one in gains])
+        if not torch.equal(best, now[inner]):
+            change |= _if_better(family, now, {inner: best}) or {}
     return change
