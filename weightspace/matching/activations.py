@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.matching.ascent import Climb, Workers
 from weightspace.matching.correlations import correlated
-from weightspace.matching.families import Family, families, pair_blocks
+from weightspace.matching.families import families, pair_blocks
 from weightspace.matching.matching import Matching, check_matchable, matched
 from weightspace.matching.outward import outward_start
-from weightspace.matching.steps import match_inside, step
+from weightspace.matching.undecided import decide_by_weights, still_units
 from weightspace.suggestions import unknown
 from weightspace.symmetry import Permutation, PermutationSpec
 
@@ -45,7 +45,8 @@ def activation_matching(
     A group is looked at where a layer reads its units, after the nonlinearity before it: at the inputs of modules with
     a matrix. Groups that nothing reads so (queries and keys) are looked at wherever a module takes or gives them. The
     places are found by permuting a copy of the target and seeing what moves. Samples are the examples of all batches
-    times the positions of each; correlations at several places are added.
+    times the positions of each; correlations at several places are added. Among units that never change (dead ones)
+    the weights decide.
 
     Args:
         spec: the architecture's spec.
@@ -84,10 +85,8 @@ def activation_matching(
         climb = Climb(spec, pairs, workers, max_sweeps=_MAX_SWEEPS)
         identity = dict(Permutation.identity(spec).indices)
         found = climb.ascend(identity | outward_start(climb.families), generator)
-        indices = found.indices
-        if missing:
-            weights = families(spec, pair_blocks(spec, target, source))
-            indices = _by_weights(weights, {group: indices[group] for group in spec.groups if group in seen}, identity)
+        still = still_units(climb.families, found.indices)
+        indices = decide_by_weights(families(spec, pair_blocks(spec, target, source)), found.indices, missing, still)
     history = (climb.objective(identity), *found.history)
     return matched(spec, target, source, Permutation(spec, indices), history, converged=found.converged)
 
@@ -117,23 +116,3 @@ def _check_missing(spec: PermutationSpec, missing: list[str], unseen: Unseen) ->
             f"{len(missing)} of {len(spec.groups)} groups appear at no module's input or output, the first is "
             f"{missing[0]!r}. Match them by weights (unseen='weights', or weight_matching for all)."
         )
-
-
-def _by_weights(listed: list[Family], known: dict[str, Tensor], start: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the known permutations, and those of the other groups that fit the weights best.
-
-    Args:
-        listed: families of the weights.
-        known: stays as it is.
-        start: of the groups that cannot be reached from the known ones.
-    """
-    indices = start | outward_start(listed, known)
-    waiting = [(family, [group for group in family.members() if group not in known]) for family in listed]
-    for _ in range(_MAX_SWEEPS):
-        moved = False
-        for family, free in waiting:
-            change = step(family, indices) if family.group in free else match_inside(family, free, indices)
-            indices, moved = {**indices, **(change or {})}, moved or bool(change)
-        if not moved:
-            break
-    return indices

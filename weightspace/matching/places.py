@@ -69,10 +69,10 @@ def places_of(spec: PermutationSpec, network: nn.Module, forward: Forward, batch
         after = Recorder(_permuted(spec, permutation, network), before.keys()).run(forward, batch)
         candidates = [place for place in candidates if _carries(spec, permutation, place, before, after)]
         moved.update(place for place in candidates if not _is_close(before[place.tap], after[place.tap]))
-    once: dict[Tap, Place] = {}
-    for place in candidates:
+    once: dict[int, Place] = {}
+    for place in sorted(candidates, key=lambda place: not place.is_read):  # of taps that meet one tensor, the reader's
         if place in moved:
-            once.setdefault(place.tap, place)
+            once.setdefault(id(before[place.tap]), place)
     return _chosen(spec, list(once.values()))
 
 

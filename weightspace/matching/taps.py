@@ -28,7 +28,7 @@ class Recorder:
 
     Args:
         network: its hooks are removed and its modes put back when a run ends.
-        wanted: the taps to record; without them every tensor is recorded where it is first seen.
+        wanted: the taps to record; without them all are. Taps that meet one tensor unchanged share a copy.
     """
 
     def __init__(self, network: nn.Module, wanted: Collection[Tap] | None = None) -> None:
@@ -39,7 +39,7 @@ class Recorder:
         """Run the network in evaluation mode on a batch, and return what was at the taps."""
         self.found: dict[Tap, Tensor] = {}
         self.calls: dict[tuple[str, str], int] = {}
-        self.seen: dict[tuple[int, int], Tensor] = {}  # holds the tensors, so that no address is used again
+        self.copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         with self._hooks(), _as_in_use(self.network):
             forward(self.network, batch)
         return self.found
@@ -71,15 +71,15 @@ class Recorder:
         self.calls[name, side] = call + 1
         for number, tensor in enumerate(tensors_in(value)):
             tap = Tap(name, side, call, number)
-            if tensor.is_floating_point() and (self._is_new(tensor) if self.wanted is None else tap in self.wanted):
-                self.found[tap] = tensor.detach().clone()
+            if tensor.is_floating_point() and (self.wanted is None or tap in self.wanted):
+                self.found[tap] = self._copy(tensor)
 
-    def _is_new(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor with this content was not seen before: in-place operators raise its version."""
+    def _copy(self, tensor: Tensor) -> Tensor:
+        """Return a copy of a tensor, the same one as long as it is unchanged: in-place operators raise its version."""
         key = id(tensor), 0 if tensor.is_inference() else tensor._version
-        is_new = key not in self.seen
-        self.seen[key] = tensor
-        return is_new
+        if key not in self.copies:  # the original is held too, so that nothing else gets its address
+            self.copies[key] = tensor, tensor.detach().clone()
+        return self.copies[key][1]
 
 
 @contextmanager
