@@ -13,8 +13,8 @@ from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.matching import Losses, straight_through_many, weight_matching
 from weightspace.matching.descent import Trial
 from weightspace.matching.ends import Ends
+from weightspace.matching.mixtures import Mixing, simplex
 from weightspace.matching.projecting import Projecting
-from weightspace.matching.straight_through_many import Mixing, simplex
 from weightspace.symmetry import Permutation, PermutationSpec, derive_spec, permute
 from weightspace.tasks import Task, load_task, train
 from weightspace.tasks.architectures import mlp
