@@ -1,4 +1,4 @@
-"""``weightspace match``: the permutation that brings one network to another."""
+"""``weightspace match``: the permutations that bring networks into one basin."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from pathlib import Path
 
 import click
 from weightspace.cli import options
+from weightspace.cli.match_many import check_two, match_many
 from weightspace.cli.progress import progress
+
+from weightspace.matching.methods import MATCHINGS
 
 
 @click.command("match")
 @click.argument("target")
 @click.argument("source")
+@click.argument("others", nargs=-1)
+@click.option(
+    "--method",
+    type=click.Choice(list(MATCHINGS)),
+    help="weight-matching for two checkpoints (the default), the others for two or more (merge-many by default).",
+)
 @options.spec_source
 @options.task(required=False)
 @options.seed("Order of the groups in each sweep.")
@@ -23,11 +32,14 @@ from weightspace.cli.progress import progress
     show_default=True,
     help="Passes over all groups, at most.",
 )
-@options.output("Permutation to write (.safetensors).")
+@options.output("Permutation to write (.safetensors); of a method for several checkpoints a folder, one for each.")
+@click.option("--merged", metavar="OUT", help="Also write the mean of the permuted checkpoints.")
 @options.as_json
 def command(
     target: str,
     source: str,
+    others: tuple[str, ...],
+    method: str | None,
     spec_file: str | None,
     network: str | None,
     input_shape: str | None,
@@ -36,18 +48,29 @@ def command(
     seed: int,
     max_sweeps: int,
     output: str,
+    merged: str | None,
     as_json: bool,
 ) -> None:
-    """Find the permutation of SOURCE that brings its weights nearest to TARGET (weight matching).
+    """Find the permutation of SOURCE that brings it to TARGET, or those that bring all checkpoints into one basin.
 
     \b
     Examples:
       weightspace match a.safetensors b.safetensors --task digits-mlp -o b_to_a.safetensors
       weightspace permute b.safetensors b_to_a.safetensors --task digits-mlp -o b_aligned.safetensors
+      weightspace match a.pt b.pt c.pt --method merge-many --task digits-mlp -o permutations --merged merged.pt
     """
     from weightspace import load_checkpoint, weight_matching
 
-    spec = options.spec_of(spec_file, network, input_shape, options.load_any_task(task, data))
+    method = method or ("merge-many" if others else "weight-matching")
+    several = MATCHINGS[method].networks == "two or more"
+    if not several:
+        check_two(method, others, merged)
+    found = options.load_any_task(task, data)
+    spec = options.spec_of(spec_file, network, input_shape, found)
+    if several:
+        paths = (target, source, *others)
+        match_many(method, spec, paths, found, seed=seed, output=output, merged=merged, as_json=as_json)
+        return
     a, b = load_checkpoint(target), load_checkpoint(source)
     with progress("weight matching") as update:
         matching = weight_matching(

@@ -11,10 +11,12 @@ import torch
 from weightspace.checkpoints import StateDict
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.matching import Losses, straight_through_many, weight_matching
-from weightspace.matching.basin import Basin
-from weightspace.matching.straight_through_many import Latents, simplex
+from weightspace.matching.descent import Trial
+from weightspace.matching.ends import Ends
+from weightspace.matching.mixtures import Mixing, simplex
+from weightspace.matching.projecting import Projecting
 from weightspace.symmetry import Permutation, PermutationSpec, derive_spec, permute
-from weightspace.tasks import EpochReport, Task, load_task, train
+from weightspace.tasks import Task, load_task, train
 from weightspace.tasks.architectures import mlp
 
 
@@ -41,12 +43,13 @@ def is_equal(a: StateDict, b: StateDict) -> bool:
 def test_the_held_out_loss_falls_below_that_of_weight_matching(
     task: Task, spec: PermutationSpec, models: list[StateDict]
 ) -> None:
-    reports: list[EpochReport] = []
-    matching = straight_through_many(spec, task, models, epochs=4, learning_rate=1e-2, on_epoch=reports.append)
+    trials: list[Trial] = []
+    matching = straight_through_many(spec, task, models, steps=75, learning_rate=1e-2, every=20, on_trial=trials.append)
     assert all(after >= before for before, after in itertools.pairwise(matching.objective))
     assert matching.objective[-1] > matching.objective[1] > matching.objective[0]
     assert Losses(task).mean(matching.merged) == pytest.approx(-matching.objective[-1], rel=1e-5)
-    assert [(report.epoch, report.epochs) for report in reports] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [(trial.step, trial.steps) for trial in trials] == [(20, 75), (40, 75), (60, 75), (75, 75)]
+    assert tuple(-trial.best for trial in trials) == matching.objective[2:]
     assert matching.permutations[0] == Permutation.identity(spec)
     cycle = matching.between(0, 1).compose(matching.between(1, 2)).compose(matching.between(2, 0))
     assert cycle == Permutation.identity(spec)
@@ -55,7 +58,7 @@ def test_the_held_out_loss_falls_below_that_of_weight_matching(
 def test_without_training_it_is_weight_matching_to_the_first(
     task: Task, spec: PermutationSpec, models: list[StateDict]
 ) -> None:
-    matching = straight_through_many(spec, task, models, epochs=0)
+    matching = straight_through_many(spec, task, models, steps=0)
     for model, permutation in zip(models[1:], matching.permutations[1:], strict=True):
         assert permutation == weight_matching(spec, models[0], model).permutation
 
@@ -64,35 +67,38 @@ def test_copies_are_brought_together_and_merge_to_the_copy(
     task: Task, spec: PermutationSpec, models: list[StateDict]
 ) -> None:
     copies = [permute(spec, Permutation.random(spec, seed=seed), models[0]) for seed in range(4)]
-    assert is_equal(straight_through_many(spec, task, copies, epochs=1).merged, copies[0])
+    assert is_equal(straight_through_many(spec, task, copies, steps=20).merged, copies[0])
 
 
 def test_one_step_is_that_of_autograd_through_the_straight_through_trick(
     task: Task, spec: PermutationSpec, models: list[StateDict]
 ) -> None:
-    basin, losses = Basin(spec, models), Losses(task)
-    latents = Latents(basin, losses, seed=0, learning_rate=1e-2)
+    first, losses, generator = models[0], Losses(task), torch.Generator()
+    starts = [weight_matching(spec, first, other).permutation for other in models[1:]]
+    projections = [
+        Projecting(Ends(spec, first, other), losses, start=start.indices, sweeps=2, generator=generator)
+        for other, start in zip(models[1:], starts, strict=True)
+    ]
+    way = Mixing(projections, losses, torch.Generator().manual_seed(5))
     batch = next(iter(task.batches("train", 0)))
-    loss = latents.step(batch, torch.Generator().manual_seed(5))
+    loss = way.loss(batch)
+    loss.backward()
 
     shares = simplex(3, torch.Generator().manual_seed(5))
-    naive = [{name: tensor.clone().requires_grad_() for name, tensor in models[0].items()} for _ in models[1:]]
-    moved = [permute(spec, weight_matching(spec, models[0], one).permutation, one) for one in models[1:]]
+    moved = [permute(spec, start, other) for start, other in zip(starts, models[1:], strict=True)]
     mixture = {
-        name: shares[0] * first
-        + sum(
-            share * (hard[name] + soft[name] - soft[name].detach())
-            for share, hard, soft in zip(shares[1:], moved, naive, strict=True)
-        )
-        for name, first in models[0].items()
+        name: (shares[0] * first[name] + shares[1] * moved[0][name] + shares[2] * moved[1][name]).requires_grad_()
+        for name in first
     }
     expected = losses(mixture, batch)
     expected.backward()
-    torch.optim.Adam([tensor for copy in naive for tensor in copy.values()], lr=1e-2).step()
-    assert loss == pytest.approx(expected.item(), rel=1e-5)
-    for found, copy in zip(latents.copies, naive, strict=True):
-        for name, tensor in copy.items():
-            torch.testing.assert_close(found[name], tensor.detach(), rtol=1e-3, atol=1e-4)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for share, projection in zip(shares[1:], projections, strict=True):
+        for name, tensor in mixture.items():
+            found, plain = projection.free[name].grad, tensor.grad
+            assert found is not None
+            assert plain is not None
+            torch.testing.assert_close(found, share * plain, rtol=1e-3, atol=1e-6)
 
 
 def test_shares_are_uniform_on_the_simplex() -> None:
@@ -109,7 +115,7 @@ def test_the_same_seed_gives_the_same_and_inputs_stay(
     task: Task, spec: PermutationSpec, models: list[StateDict]
 ) -> None:
     before = [{name: tensor.clone() for name, tensor in one.items()} for one in models]
-    first, second = (straight_through_many(spec, task, models, epochs=1, seed=2) for _ in range(2))
+    first, second = (straight_through_many(spec, task, models, steps=20, seed=2) for _ in range(2))
     assert first.objective == second.objective
     assert first.permutations == second.permutations
     assert all(map(is_equal, models, before))
@@ -118,7 +124,7 @@ def test_the_same_seed_gives_the_same_and_inputs_stay(
 def test_batchnorm_is_carried_along(digits_cnn: Task, trained: Callable[[str, int], StateDict]) -> None:
     spec = derive_spec(digits_cnn.network(), digits_cnn.example_args)
     models = [trained("digits-cnn", seed) for seed in range(2)]
-    matching = straight_through_many(spec, digits_cnn, models, epochs=0)
+    matching = straight_through_many(spec, digits_cnn, models, steps=0)
     assert matching.objective[1] > 0.5 * matching.objective[0]
     assert torch.equal(matching.merged["norm1.num_batches_tracked"], models[0]["norm1.num_batches_tracked"])
 
@@ -126,8 +132,8 @@ def test_batchnorm_is_carried_along(digits_cnn: Task, trained: Callable[[str, in
 def test_mistakes_are_plain_errors(task: Task, spec: PermutationSpec, models: list[StateDict]) -> None:
     with pytest.raises(WeightspaceError, match=r"two models or more.*found 1"):
         straight_through_many(spec, task, models[:1])
-    with pytest.raises(WeightspaceError, match="epochs must be 0 or more, got -1"):
-        straight_through_many(spec, task, models, epochs=-1)
+    with pytest.raises(WeightspaceError, match=r"0 steps or more.*found -1"):
+        straight_through_many(spec, task, models, steps=-1)
     wider = replace(task, name="wider", build=partial(mlp, 64, (25, 24), 10))  # type: ignore[type-var]
     with pytest.raises(CheckpointError, match="the network of wider"):
         straight_through_many(spec, wider, models)

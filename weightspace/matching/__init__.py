@@ -8,12 +8,12 @@ from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
     from weightspace.matching.ascent import Sweep
-    from weightspace.matching.cycle_consistent import cycle_consistent
     from weightspace.matching.losses import Losses
     from weightspace.matching.many import ManyMatching
     from weightspace.matching.matching import Matching, l2_reduction
-    from weightspace.matching.merge_many import merge_many
-    from weightspace.matching.straight_through_many import straight_through_many
+    from weightspace.matching.mixtures import straight_through_many
+    from weightspace.matching.turns import merge_many
+    from weightspace.matching.universe import cycle_consistent
     from weightspace.matching.weights import weight_matching
 
 #: Public name -> the file that defines it.
@@ -21,11 +21,11 @@ _HOMES = {
     "Losses": "losses",
     "ManyMatching": "many",
     "Matching": "matching",
-    "cycle_consistent": "cycle_consistent",
+    "cycle_consistent": "universe",
     "l2_reduction": "matching",
     "Sweep": "ascent",
-    "merge_many": "merge_many",
-    "straight_through_many": "straight_through_many",
+    "merge_many": "turns",
+    "straight_through_many": "mixtures",
     "weight_matching": "weights",
 }
 

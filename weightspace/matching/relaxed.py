@@ -19,7 +19,7 @@ from torch import Tensor
 
 from weightspace.checkpoints import StateDict
 from weightspace.matching.families import Family, Indices, Pair, Place, contract, families, pair_blocks
-from weightspace.matching.steps import best
+from weightspace.matching.steps import match_by
 from weightspace.symmetry import PermutationSpec
 from weightspace.symmetry.pattern import Block
 from weightspace.symmetry.permuting import permute_block
@@ -48,7 +48,7 @@ class Relaxation:
             [_SoftBlock(pair.source, self._places(pair), spec.outer, spread=spread and model > 0) for pair in listed]
             for model, listed in enumerate(pairs)
         ]
-        self._add()
+        self._whole = [_sum([block.soft for block in blocks]) for blocks in zip(*self.blocks, strict=True)]
 
     def directions(self) -> list[dict[str, Tensor]]:
         """Return for every model the permutations along which the objective rises most steeply."""
@@ -62,16 +62,16 @@ class Relaxation:
         total = Polynomial([0.0])
         for blocks in zip(*self.blocks, strict=True):
             lines = [block.line(indices)[-1] for block, indices in zip(blocks, permutations, strict=True)]
-            whole = [torch.stack(power).sum(0) for power in zip(*lines, strict=True)]
+            whole = [_sum(power) for power in zip(*lines, strict=True)]
             total += (_square(whole) - sum((_square(line) for line in lines), Polynomial([0.0]))) / 2
         return total
 
     def advance(self, permutations: Sequence[Indices], share: float) -> None:
         """Go a share of the way to permutations; groups without one stay."""
-        for blocks, indices in zip(self.blocks, permutations, strict=True):
-            for block in blocks:
-                block.advance(indices, share)
-        self._add()
+        for number, blocks in enumerate(zip(*self.blocks, strict=True)):
+            moved = [block.advance(indices, share) for block, indices in zip(blocks, permutations, strict=True)]
+            if any(moved):
+                self._whole[number] = _sum([block.soft for block in blocks])
 
     def harden(self) -> list[dict[str, Tensor]]:
         """Turn soft permutations into permutations, one after the other, and return those of every model.
@@ -90,7 +90,7 @@ class Relaxation:
         return [place for family in self.families for place in family.places(pair)]
 
     def _best(self, model: int, family: Family) -> dict[str, Tensor]:
-        return best(family, lambda rows: self._gains(model, rows))
+        return match_by(family, lambda rows: self._gains(model, rows))
 
     def _gains(self, model: int, rows: tuple[str, ...]) -> Tensor:
         """Return the derivative of the objective in a matrix of one model."""
@@ -101,12 +101,7 @@ class Relaxation:
             for number, place in enumerate(block.places)
             if place.rows == rows
         ]
-        return torch.stack(parts).sum(0).view(shape) if parts else torch.zeros(shape)
-
-    def _add(self) -> None:
-        self._whole = [
-            torch.stack([block.soft for block in blocks]).sum(0) for blocks in zip(*self.blocks, strict=True)
-        ]
+        return _sum(parts).view(shape) if parts else torch.zeros(shape)
 
 
 def stiff_groups(spec: PermutationSpec, state: StateDict) -> list[str]:
@@ -155,13 +150,18 @@ class _SoftBlock:
                         lines[mask | 1 << number] = _between(lines[mask | 1 << number], moved)
         return lines
 
-    def advance(self, indices: Indices, share: float) -> None:
-        """Go a share of the way to permutations."""
+    def advance(self, indices: Indices, share: float) -> bool:
+        """Go a share of the way to permutations, and tell whether any of them acts here."""
         self.tables = [_at(line, share) for line in self.line(indices)]
+        return any(place.rows[0] in indices for place in self.places)
 
     def _moved(self, tensor: Tensor, place: Place, indices: Indices) -> Tensor:
         dims = tuple(dim if number in place.dims else None for number, dim in enumerate(self.dims))
         return permute_block(Block(tensor, dims), indices, self.outer)  # type: ignore[arg-type]
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(tensors)).sum(0)
 
 
 def _between(stay: _Line, go: _Line) -> _Line:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -24,19 +24,19 @@ def step(family: Family, indices: Indices) -> Indices | None:
     first = _joint(family, indices)
     if family.is_linear():
         return first
-    second = _inner_only(family, {**indices, **(first or {})})
+    second = match_inside(family, family.inner, {**indices, **(first or {})})
     return {**(first or {}), **second} or None
 
 
 def _plain(family: Family, indices: Indices) -> Indices | None:
     group = family.group
     gains = family.gains((group,), indices)
-    chosen = assign(gains)
-    if torch.equal(chosen, indices[group]):
+    best = assign(gains)
+    if torch.equal(best, indices[group]):
         return None
-    old, new = (gains.gather(1, index[:, None]).double() for index in (indices[group], chosen))
+    old, new = (gains.gather(1, index[:, None]).double() for index in (indices[group], best))
     improved = new.sum() - old.sum() > TOLERANCE * new.abs().sum()
-    return {group: chosen} if improved else None
+    return {group: best} if improved else None
 
 
 def _quadratic(family: Family, indices: Indices) -> Indices | None:
@@ -81,17 +81,17 @@ def _joint(family: Family, indices: Indices) -> Indices | None:
 
 def match(family: Family, indices: Indices) -> dict[str, Tensor]:
     """Return the best permutations of a family's groups, the others held."""
-    return best(family, lambda rows: family.gains(rows, indices))
+    return match_by(family, lambda rows: family.gains(rows, indices))
 
 
-def best(family: Family, gains: Callable[[tuple[str, ...]], Tensor]) -> dict[str, Tensor]:
+def match_by(family: Family, gains: Callable[[tuple[str, ...]], Tensor]) -> dict[str, Tensor]:
     """Return the permutations of a family's groups that gain most.
 
     The units of the outer group are matched by what their inner units are worth at best, then the inner ones.
 
     Args:
         family: a group and those inside it.
-        gains: the matrix of gains of the group alone, or of it and one inside it, as ``Family.gains`` gives it.
+        gains: returns the gains of the group alone, or of it and one inside it, as ``Family.gains`` does.
     """
     total = gains((family.group,))
     size = len(total)
@@ -101,17 +101,17 @@ def best(family: Family, gains: Callable[[tuple[str, ...]], Tensor]) -> dict[str
         rows = torch.stack([torch.stack([assign(blocks[i, j]) for j in range(size)]) for i in range(size)])
         total = total + blocks.gather(3, rows[..., None]).sum((2, 3), dtype=torch.float64)
         inside[name] = rows
-    chosen = assign(total)
-    return {family.group: chosen, **{name: rows[torch.arange(size), chosen] for name, rows in inside.items()}}
+    best = assign(total)
+    return {family.group: best, **{name: rows[torch.arange(size), best] for name, rows in inside.items()}}
 
 
-def _inner_only(family: Family, indices: Indices) -> dict[str, Tensor]:
-    """Improve the inner groups of a family whose blocks hold two of them, one at a time, the outer one held."""
+def match_inside(family: Family, inside: Iterable[str], indices: Indices) -> dict[str, Tensor]:
+    """Return what improves if some inner groups of a family move, one at a time, the outer one held."""
     change: dict[str, Tensor] = {}
-    for inner in family.inner:
+    for inner in inside:
         now = {**indices, **change}
         gains = family.inner_gains(inner, now)
-        chosen = torch.stack([assign(one) for one in gains])
-        if not torch.equal(chosen, now[inner]):
-            change |= _if_better(family, now, {inner: chosen}) or {}
+        best = torch.stack([assign(one) for one in gains])
+        if not torch.equal(best, now[inner]):
+            change |= _if_better(family, now, {inner: best}) or {}
     return change
