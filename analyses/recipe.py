@@ -26,24 +26,33 @@ from weightspace.tasks.digits import digits_examples
 
 #: Units of each hidden layer, if nothing else is said.
 WIDTH = 128
+RECIPE = Recipe(epochs=30, learning_rate=1e-3)
+NOISE = 0.1
 #: Where networks are kept, if nothing else is said.
 CACHE = Path(__file__).parent / ".cache"
-_NOISE = 0.3
+
+
+def digits_pixels() -> Mapping[Split, Examples]:
+    """Return the digits with pixels from 0 to 1."""
+    splits = digits_examples()
+    low, high = splits["train"].inputs.aminmax()
+    return {name: Examples((split.inputs - low) / (high - low), split.labels) for name, split in splits.items()}
 
 
 def digits_task(
     width: int = WIDTH,
     *,
-    recipe: Recipe | None = None,
-    load: Callable[[], Mapping[Split, Examples]] = digits_examples,
+    recipe: Recipe = RECIPE,
+    noise: float = NOISE,
+    load: Callable[[], Mapping[Split, Examples]] = digits_pixels,
     note: str = "",
 ) -> ClassificationTask:
-    """Return the task of the claims on digits: an MLP 64-w-w-w-10 with ReLU on images of 8×8 pixels.
+    """Return the task of the claims on digits: an MLP 64-w-w-w-10 with ReLU, batches of 64 images of 8×8 pixels.
 
     Args:
         width: units of each hidden layer.
-        recipe: how it is trained; by default 25 epochs of Adam, learning rate 1e-3, no weight decay. Batches are of
-            64 images, with Gaussian noise of standard deviation .3 on their standardised pixels.
+        recipe: how it is trained; by default 30 epochs of Adam, learning rate 1e-3, no weight decay.
+        noise: standard deviation of the noise on the pixels, which go from 0 to 1, in training.
         load: the examples, if not all digits.
         note: is appended to the name, ``digits-mlp-WIDTH``.
     """
@@ -52,8 +61,8 @@ def digits_task(
         build=partial(mlp, 64, (width, width, width), 10),
         load=load,
         batch_size=64,
-        augment=partial(add_noise, std=_NOISE),
-        recipe=recipe or Recipe(epochs=25, learning_rate=1e-3),
+        augment=partial(add_noise, std=noise),
+        recipe=recipe,
     )
 
 
