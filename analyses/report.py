@@ -1,7 +1,7 @@
 """What all scripts have in common: options, a table of every pair with the median, gates, and a file of results.
 
-A script has *rows*: it yields a label and the figures of one pair (or triple, or set) of networks after the other. A gate is
-a bound on the **median** of one figure.
+A script has *rows*: it yields a label and the figures of one pair (or triple, or set) of networks after the other. A
+gate is a bound on the **median** of one figure.
 """
 
 from __future__ import annotations

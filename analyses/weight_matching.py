@@ -1,8 +1,8 @@
 """Weight matching connects two networks, and not by the distance: it aligns the vectors of large singular values.
 
 Between networks from two seeds, before and after weight matching: the barrier of the test loss, the distance, what the
-second-order Taylor expansion makes of the barrier, the alignment R of the singular vectors, and how much of the energy of
-hidden inputs lies on the leading right ones.
+second-order Taylor expansion makes of the barrier, the alignment R of the singular vectors, and how much of the energy
+of hidden inputs lies on the leading right ones.
 
     python analyses/weight_matching.py
 """
