@@ -32,11 +32,11 @@ class Pair:
     #: Group of each dimension, None where it is fixed.
     groups: tuple[str | None, ...]
     #: The permutations that the inner product was last asked for, and what it was.
-    _known: tuple[tuple[Tensor, ...], float] | None = None
+    _known: tuple[tuple[Tensor | None, ...], float] | None = None
 
     def inner_product(self, indices: Indices, outer: Mapping[str, str]) -> float:
         """Return ⟨A, π(B)⟩; sums over rows are accumulated in float64."""
-        asked = tuple(indices[group] for group in self.groups if group)
+        asked = tuple(indices.get(group) for group in self.groups if group)
         if self._known is None or any(one is not other for one, other in zip(asked, self._known[0], strict=True)):
             products = self.target * permute_block(self.source, indices, outer)
             self._known = asked, float(products.reshape(len(products), -1).sum(1).double().sum())
