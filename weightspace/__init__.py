@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict, load_checkpoint, save_checkpoint
     from weightspace.connectivity import Curve, barrier, loss_curve
     from weightspace.evidence import collect_evidence
-    from weightspace.matching import Matching, weight_matching
+    from weightspace.matching import Matching, activation_matching, sinkhorn_rebasin, straight_through, weight_matching
     from weightspace.merging import METHODS, Alignment, MergeReport, interpolate, merge, merge_files, reproduce
     from weightspace.networks import load_network
     from weightspace.symmetry import (
@@ -44,6 +44,9 @@ _HOMES = {
     "permute": "symmetry",
     "Matching": "matching",
     "weight_matching": "matching",
+    "activation_matching": "matching",
+    "straight_through": "matching",
+    "sinkhorn_rebasin": "matching",
     "METHODS": "merging",
     "merge": "merging",
     "merge_files": "merging",
@@ -74,6 +77,7 @@ __all__ = [
     "Task",
     "Verification",
     "WeightspaceError",
+    "activation_matching",
     "barrier",
     "collect_evidence",
     "derive_spec",
@@ -88,6 +92,8 @@ __all__ = [
     "permute",
     "reproduce",
     "save_checkpoint",
+    "sinkhorn_rebasin",
+    "straight_through",
     "train",
     "verify_spec",
     "weight_matching",
