@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import tiny_tasks
 import torch
+from torch import nn
 
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.matching import MATCHINGS, Matching, MatchingMethod, l2_reduction, run_matching
-from weightspace.symmetry import Permutation, permute
+from weightspace.symmetry import Permutation, derive_spec, permute
+from weightspace.tasks import ClassificationTask, train
 
 KINDS = tuple(tiny_tasks.BUILDERS)
 
@@ -88,6 +90,20 @@ def test_checkpoints_of_another_network_are_an_error(method: str) -> None:
     other = tiny_tasks.trained("cnn", 0)
     with pytest.raises(CheckpointError):
         run_matching(method, tiny_tasks.spec("mlp"), other, other, task=tiny_tasks.task("mlp"))
+
+
+def without_hidden_units() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+
+
+@pytest.mark.parametrize("method", MATCHINGS)
+def test_a_network_without_hidden_units_stays_as_it_is(method: str) -> None:
+    task = ClassificationTask("flat", without_hidden_units, tiny_tasks.clouds)
+    a, b = (train(task, seed, epochs=0) for seed in (0, 1))
+    spec = derive_spec(task.network(), task.example_args)
+    found = run_matching(method, spec, a, b, task=task)
+    assert not found.permutation.indices
+    assert found.l2_reduction == 0
 
 
 @pytest.mark.parametrize("method", MATCHINGS.values(), ids=list(MATCHINGS))

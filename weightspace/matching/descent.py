@@ -115,8 +115,9 @@ def descend(
 
     offer(Permutation.identity(ends.spec).indices)
     offer(way.indices())
-    optimizer = torch.optim.Adam(way.leaves, lr=schedule.learning_rate)
-    for step, batch in zip(range(1, schedule.steps + 1), batches, strict=False):
+    steps = schedule.steps if ends.spec.groups else 0  # without groups there is nothing to learn
+    optimizer = torch.optim.Adam([{"params": way.leaves}], lr=schedule.learning_rate)
+    for step, batch in zip(range(1, steps + 1), batches, strict=False):
         optimizer.zero_grad()
         loss = way.loss(batch)
         if not bool(loss.isfinite()):
