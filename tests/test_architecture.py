@@ -20,6 +20,7 @@ LAYERS = (
     "executors",
     "threads",
     "checkpoints",
+    "elementwise",
     "adapters",
     "symmetry",
     "networks",
@@ -121,3 +122,14 @@ def test_public_names_are_few_and_all_resolve() -> None:
 
     assert len(ws.__all__) <= 40
     assert all(hasattr(ws, name) for name in ws.__all__)
+
+
+PACKAGES = sorted((ROOT / "weightspace").rglob("__init__.py"))
+
+
+@pytest.mark.parametrize("path", PACKAGES, ids=lambda path: str(path.parent.relative_to(ROOT)))
+def test_no_name_that_is_resolved_on_first_use_is_that_of_a_file_beside_it(path: Path) -> None:
+    # Once such a file is imported, the package has the module under that name, and nothing is resolved any more.
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES":
+            assert not ast.literal_eval(node.value).keys() & {beside.stem for beside in path.parent.iterdir()}

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict, load_checkpoint, save_checkpoint
     from weightspace.connectivity import Curve, barrier, loss_curve
     from weightspace.evidence import collect_evidence
-    from weightspace.matching import Matching, activation_matching, sinkhorn_rebasin, straight_through, weight_matching
+    from weightspace.matching import (
+        Matching,
+        activation_matching,
+        cycle_consistent,
+        merge_many,
+        sinkhorn_rebasin,
+        straight_through,
+        straight_through_many,
+        weight_matching,
+    )
     from weightspace.merging import METHODS, Alignment, MergeReport, interpolate, merge, merge_files, reproduce
     from weightspace.networks import load_network
     from weightspace.symmetry import (
@@ -47,6 +56,9 @@ _HOMES = {
     "activation_matching": "matching",
     "straight_through": "matching",
     "sinkhorn_rebasin": "matching",
+    "merge_many": "matching",
+    "cycle_consistent": "matching",
+    "straight_through_many": "matching",
     "METHODS": "merging",
     "merge": "merging",
     "merge_files": "merging",
@@ -80,6 +92,7 @@ __all__ = [
     "activation_matching",
     "barrier",
     "collect_evidence",
+    "cycle_consistent",
     "derive_spec",
     "interpolate",
     "load_checkpoint",
@@ -89,11 +102,13 @@ __all__ = [
     "loss_curve",
     "merge",
     "merge_files",
+    "merge_many",
     "permute",
     "reproduce",
     "save_checkpoint",
     "sinkhorn_rebasin",
     "straight_through",
+    "straight_through_many",
     "train",
     "verify_spec",
     "weight_matching",

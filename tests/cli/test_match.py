@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 import weightspace as ws
 from weightspace import cli
-from weightspace.matching import MATCHINGS
+from weightspace.matching import MANY_MATCHINGS, MATCHINGS
 
 TASK = """
 import torch
@@ -66,7 +66,7 @@ def test_every_method_writes_its_permutation_and_says_how_well_it_did(method: st
 
 def test_help_lists_every_method_with_its_paper_and_costs_no_torch() -> None:
     text = re.sub(r"\s+", " ", CliRunner().invoke(cli.main, ["match", "--help"]).output)
-    for row in MATCHINGS.values():
+    for row in (*MATCHINGS.values(), *MANY_MATCHINGS.values()):
         assert f"{row.name} " in text
         assert row.source in text
     code = (

@@ -10,7 +10,15 @@ import torch
 from torch import nn
 
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.matching import MATCHINGS, Matching, MatchingMethod, l2_reduction, run_matching
+from weightspace.matching import (
+    MANY_MATCHINGS,
+    MATCHINGS,
+    Matching,
+    MatchingMethod,
+    l2_reduction,
+    run_many,
+    run_matching,
+)
 from weightspace.symmetry import Permutation, derive_spec, permute
 from weightspace.tasks import ClassificationTask, train
 
@@ -106,16 +114,23 @@ def test_a_network_without_hidden_units_stays_as_it_is(method: str) -> None:
     assert found.l2_reduction == 0
 
 
-@pytest.mark.parametrize("method", MATCHINGS.values(), ids=list(MATCHINGS))
-def test_a_method_says_what_it_needs(method: MatchingMethod) -> None:
+@pytest.mark.parametrize("method", [*MATCHINGS.values(), *MANY_MATCHINGS.values()], ids=lambda row: row.name)
+def test_a_method_says_where_it_is_from_and_what_it_needs(method: MatchingMethod) -> None:
     assert "https://" in method.source
-    spec, state = tiny_tasks.spec("mlp"), tiny_tasks.trained("mlp", 0)
+    assert {**MATCHINGS, **MANY_MATCHINGS}[method.name] is method
     if method.needs_task:
+        spec, state = tiny_tasks.spec("mlp"), tiny_tasks.trained("mlp", 0)
+        run_any: Any = run_matching if method.name in MATCHINGS else run_many
+        networks = (state, state) if method.name in MATCHINGS else ([state, state],)
         with pytest.raises(WeightspaceError, match=f"'{method.name}' looks at data: give it the task"):
-            run_matching(method.name, spec, state, state)
-    else:
-        options: dict[str, Any] = {"steps": 1} if "steps" in method.options else {}
-        assert run_matching(method.name, spec, state, state, **options).permutation == Permutation.identity(spec)
+            run_any(method.name, spec, *networks)
+
+
+@pytest.mark.parametrize("method", [row for row in MATCHINGS.values() if not row.needs_task], ids=lambda row: row.name)
+def test_equal_networks_are_left_as_they_are(method: MatchingMethod) -> None:
+    spec, state = tiny_tasks.spec("mlp"), tiny_tasks.trained("mlp", 0)
+    options: dict[str, Any] = {"steps": 1} if "steps" in method.options else {}
+    assert run_matching(method.name, spec, state, state, **options).permutation == Permutation.identity(spec)
 
 
 def test_unknown_methods_and_options_are_errors_that_list_those_there_are() -> None:

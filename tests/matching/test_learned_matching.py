@@ -102,13 +102,13 @@ def test_the_scores_are_seen_hard_and_changed_softly() -> None:
 
 
 def test_the_best_is_a_copy_that_later_steps_do_not_change() -> None:
-    best, current = Best(), {"h": torch.tensor([1, 0])}
-    best.offer(current, 1.0)
+    current = {"h": torch.tensor([1, 0])}
+    best = Best(current, 1.0)
     current["h"].copy_(torch.tensor([0, 1]))
     current["g"] = torch.tensor([0])
     best.offer(current, 2.0)
-    assert best.indices.keys() == {"h"}
-    assert best.indices["h"].tolist() == [1, 0]
+    assert best.found.keys() == {"h"}
+    assert best.found["h"].tolist() == [1, 0]
     assert best.history == [1.0, 1.0]
 
 
@@ -117,7 +117,7 @@ def test_what_is_judged_may_be_changed_without_harm(monkeypatch: pytest.MonkeyPa
     offered: list[dict[str, torch.Tensor]] = []
     plain = Best.offer
 
-    def spoil(self: Best, indices: Any, loss: float) -> None:
+    def spoil(self: Best[Any], indices: Any, loss: float) -> None:
         for old in offered:
             for index in old.values():
                 index.fill_(-1)

@@ -6,8 +6,9 @@ The best permutation is copied when it is found, so that no later step can chang
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -19,6 +20,10 @@ from weightspace.matching.families import Indices
 from weightspace.matching.matching import Matching, matched
 from weightspace.symmetry import Permutation
 from weightspace.tasks.protocol import Task
+
+#: What a search finds: the permutation of one model, or those of several.
+Found = TypeVar("Found")
+Found_co = TypeVar("Found_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,8 @@ class Schedule:
             raise WeightspaceError(f"The learning rate must be above 0, got {self.learning_rate}.")
 
 
-class Way(Protocol):
-    """What is descended: some leaves, a loss that reaches them, and the permutation that they stand for."""
+class Way(Protocol[Found_co]):
+    """What is descended: some leaves, a loss that reaches them, and the permutations that they stand for."""
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -60,36 +65,74 @@ class Way(Protocol):
         """Return the loss of a batch, differentiable in the leaves."""
         ...
 
-    def indices(self) -> Indices:
-        """Return the permutation that the leaves stand for now."""
+    def indices(self) -> Found_co:
+        """Return what the leaves stand for now: the permutation of one model, or of several."""
         ...
 
 
-class Best:
-    """The best permutation so far, and the best loss after every trial."""
+class Best(Generic[Found]):
+    """The best permutations so far, and the best loss after every trial."""
 
-    def __init__(self) -> None:
-        self.indices: dict[str, Tensor] = {}
-        self.history: list[float] = []
+    def __init__(self, found: Found, loss: float) -> None:
+        self.found, self.history = deepcopy(found), [loss]
 
-    def offer(self, indices: Indices, loss: float) -> None:
-        """Keep a copy of a permutation if it has the lowest loss so far; of equals the first is kept."""
-        if not self.history or loss < self.history[-1]:
-            self.indices = {group: index.clone() for group, index in indices.items()}
-            self.history.append(loss)
-        else:
-            self.history.append(self.history[-1])
+    def offer(self, found: Found, loss: float) -> None:
+        """Keep a copy of what has the lowest loss so far; of equals the first is kept."""
+        if loss < self.history[-1]:
+            self.found = deepcopy(found)
+        self.history.append(min(loss, self.history[-1]))
+
+
+def search(
+    way: Way[Found],
+    judge: Callable[[Found], float],
+    came: Found,
+    batches: Iterable[Any],
+    schedule: Schedule,
+    on_trial: Callable[[Trial], None] | None,
+) -> Best[Found]:
+    """Take the steps of a schedule, and return the best permutations that they led to.
+
+    Args:
+        way: what is descended.
+        judge: returns how bad permutations are.
+        came: the permutations of networks that stay as they came.
+        batches: as many as steps, at least.
+        schedule: how many steps, how long.
+        on_trial: told of every trial.
+
+    Returns:
+        What is judged lowest, and the lowest so far of ``came``, at the start of the way, and after every trial.
+
+    Raises:
+        WeightspaceError: the loss is not finite any more.
+    """
+    best = Best(came, judge(came))
+    best.offer(start := way.indices(), judge(start))
+    optimizer = torch.optim.Adam([{"params": way.leaves}], lr=schedule.learning_rate)
+    for step, batch in zip(range(1, schedule.steps + 1), batches, strict=False):
+        optimizer.zero_grad()
+        loss = way.loss(batch)
+        if not bool(loss.isfinite()):
+            raise WeightspaceError(f"The loss is {loss.item()} at step {step}. Is the learning rate too high?")
+        loss.backward()
+        optimizer.step()
+        if step % schedule.every == 0 or step == schedule.steps:
+            best.offer(found := way.indices(), bad := judge(found))
+            if on_trial is not None:
+                on_trial(Trial(step, schedule.steps, bad, best.history[-1]))
+    return best
 
 
 def descend(
     ends: Ends,
-    way: Way,
+    way: Way[Indices],
     judge: Callable[[StateDict], float],
     batches: Iterable[Any],
     schedule: Schedule,
     on_trial: Callable[[Trial], None] | None,
 ) -> Matching:
-    """Take the steps of a schedule, and return the best permutation that they led to.
+    """Search for the permutation of the source whose permuted parameters are judged lowest.
 
     Args:
         ends: the two networks.
@@ -99,38 +142,17 @@ def descend(
         schedule: how many steps, how long.
         on_trial: told of every trial.
 
-    Returns:
-        The permutation of the lowest judgement, and the lowest so far as the source came, at the start of the way,
-        and after every trial.
-
     Raises:
         WeightspaceError: the loss is not finite any more.
     """
-    best = Best()
-
-    def offer(indices: Indices) -> float:
-        found = judge(ends.permuted(indices))
-        best.offer(indices, found)
-        return found
-
-    offer(Permutation.identity(ends.spec).indices)
-    offer(way.indices())
-    steps = schedule.steps if ends.spec.groups else 0  # without groups there is nothing to learn
-    optimizer = torch.optim.Adam([{"params": way.leaves}], lr=schedule.learning_rate)
-    for step, batch in zip(range(1, steps + 1), batches, strict=False):
-        optimizer.zero_grad()
-        loss = way.loss(batch)
-        if not bool(loss.isfinite()):
-            raise WeightspaceError(f"The loss is {float(loss.detach())} at step {step}. Is the learning rate too high?")
-        loss.backward()
-        optimizer.step()
-        if step % schedule.every == 0 or step == schedule.steps:
-            found = offer(way.indices())
-            if on_trial is not None:
-                on_trial(Trial(step, schedule.steps, found, best.history[-1]))
-    settled = len(best.history) > 2 and best.history[-1] == best.history[-2]
-    permutation = Permutation(ends.spec, best.indices)
-    return matched(ends.spec, ends.target, ends.source, permutation, tuple(best.history), converged=settled)
+    if not ends.spec.groups:  # nothing to learn
+        schedule = replace(schedule, steps=0)
+    came = Permutation.identity(ends.spec).indices
+    best = search(way, lambda indices: judge(ends.permuted(indices)), came, batches, schedule, on_trial)
+    history = tuple(best.history)
+    settled = len(history) > 2 and history[-1] == history[-2]
+    permutation = Permutation(ends.spec, best.found)
+    return matched(ends.spec, ends.target, ends.source, permutation, history, converged=settled)
 
 
 def endless(task: Task, generator: Generator) -> Iterator[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +57,13 @@ def pair_blocks(spec: PermutationSpec, target: StateDict, source: StateDict) -> 
 def precise(tensor: Tensor) -> Tensor:
     """Return float32 (float64 as it is) in main memory, where the assignments are solved."""
     return tensor.detach().to("cpu", torch.float64 if tensor.dtype == torch.float64 else torch.float32)
+
+
+class Place(NamedTuple):
+    """Units of a group, or of it and of one inside it, and the dimensions of a block along which they stand."""
+
+    rows: tuple[str, ...]
+    dims: tuple[int, ...]
 
 
 @dataclass(eq=False)
@@ -127,15 +135,17 @@ class Family:
         assert total is not None, "an inner group stands in some block"
         return total
 
+    def places(self, pair: Pair) -> list[Place]:
+        """Return where a family's units stand in a block; nowhere if it has several groups inside the group."""
+        own = [place for place, group in enumerate(pair.groups) if group in self.members()]
+        if not self.inner:  # a group twice in a block: one place moves while the other is held
+            return [Place((self.group,), (place,)) for place in own]
+        own.sort(key=lambda place: pair.groups[place] != self.group)
+        rows = tuple(str(pair.groups[place]) for place in own)
+        return [Place(rows, tuple(own))] if len(rows) <= 2 and rows.count(self.group) == 1 else []
+
     def _terms(self, rows: tuple[str, ...]) -> list[_Term]:
-        terms = []
-        for pair in self.pairs:
-            own = tuple(group for group in pair.groups if group in self.members())
-            if not self.inner:  # a group twice in a block: one place moves while the other is held
-                terms += [_Term(pair, (place,)) for place, group in enumerate(pair.groups) if group == self.group]
-            elif sorted(own) == sorted(rows):
-                terms.append(_Term(pair, tuple(pair.groups.index(group) for group in rows)))
-        return terms
+        return [_Term(pair, place.dims) for pair in self.pairs for place in self.places(pair) if place.rows == rows]
 
 
 @dataclass(eq=False)
@@ -163,7 +173,7 @@ class _Gains:
     def at(self, indices: Indices) -> Tensor:
         for term in (term for term in self.terms if term.held() <= indices.keys()):
             for a, b in self._news(term, indices):
-                part = _contract(a, b, term.places)
+                part = contract(a, b, term.places)
                 self.total = part if self.total is None else self.total.add_(part)
         return torch.zeros(self.shape) if self.total is None else self.total.view(self.shape)
 
@@ -191,7 +201,7 @@ class _Gains:
             )
 
 
-def _contract(a: Tensor, b: Tensor, places: tuple[int, ...]) -> Tensor:
+def contract(a: Tensor, b: Tensor, places: tuple[int, ...]) -> Tensor:
     """Return the products of all units of two blocks, summed over the other dimensions."""
     rest = [dim for dim in range(a.ndim) if dim not in places]
     order = [*places, *rest]

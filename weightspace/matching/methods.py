@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
@@ -14,9 +14,14 @@ if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict
     from weightspace.matching.ascent import Sweep
     from weightspace.matching.descent import Trial
+    from weightspace.matching.many import ManyMatching
     from weightspace.matching.matching import Matching
+    from weightspace.matching.universe import Step
     from weightspace.symmetry import PermutationSpec
     from weightspace.tasks.protocol import Task
+
+#: Told of what a method reports: sweeps, steps or trials.
+OnFact: TypeAlias = "Callable[[Sweep | Step | Trial], None] | None"
 
 _GIT_REBASIN = "Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836"
 _PENA = "Peña et al. 2023, https://arxiv.org/abs/2212.12042"
@@ -32,9 +37,11 @@ class MatchingMethod:
         source: the paper that it is from, with a link.
         objective: what ``Matching.objective`` is.
         needs_task: whether it needs data, and a network to run them through.
-        function: ``file:function`` in this package. ``function(spec, task, target, source, *, seed, on_trial, …)``.
+        function: ``file:function`` in this package, ``function(spec, task, target, source, *, seed, …)``; of several
+            networks ``function(spec, states, *, seed, …)``, with the task before the states if it needs one.
         preset: keywords of the function that make it this method.
         options: keywords of the function that are the user's.
+        reports: keywords of the function that take what is told of every sweep, step or trial.
     """
 
     name: str
@@ -45,6 +52,7 @@ class MatchingMethod:
     function: str
     preset: Mapping[str, Any] = field(default_factory=dict)
     options: tuple[str, ...] = ("steps", "learning_rate", "start")
+    reports: tuple[str, ...] = ("on_trial",)
 
 
 _ROWS = (
@@ -56,6 +64,7 @@ _ROWS = (
         needs_task=False,
         function="running:by_weights",
         options=("restarts", "max_sweeps"),
+        reports=("on_sweep",),
     ),
     MatchingMethod(
         "activation-matching",
@@ -65,6 +74,7 @@ _ROWS = (
         needs_task=True,
         function="running:by_activations",
         options=(),
+        reports=("on_sweep",),
     ),
     MatchingMethod(
         "activation-then-weights",
@@ -74,6 +84,7 @@ _ROWS = (
         needs_task=True,
         function="running:by_activations_then_weights",
         options=("restarts", "max_sweeps"),
+        reports=("on_sweep",),
     ),
     MatchingMethod(
         "straight-through",
@@ -123,8 +134,42 @@ _ROWS = (
     ),
 )
 
-#: Name on the command line -> method. tests/matching/test_every_method.py checks every row.
+_MANY_ROWS = (
+    MatchingMethod(
+        "merge-many",
+        "each network in turn to the mean of the others, by weight matching",
+        f"{_GIT_REBASIN}, algorithm 3",
+        "inner product of the weights, summed over pairs",
+        needs_task=False,
+        function="turns:merge_many",
+        options=("max_sweeps",),
+        reports=("on_sweep",),
+    ),
+    MatchingMethod(
+        "cycle-consistent",
+        "Frank–Wolfe over soft permutations of all networks into one universe",
+        "Crisostomi et al. 2024, https://arxiv.org/abs/2405.17897",
+        "inner product of the weights, summed over pairs",
+        needs_task=False,
+        function="universe:cycle_consistent",
+        options=("max_sweeps",),
+        reports=("on_step", "on_sweep"),
+    ),
+    MatchingMethod(
+        "straight-through-many",
+        "straight-through estimation by the loss of random mixtures",
+        "Ito et al. 2025, https://proceedings.mlr.press/v267/ito25a.html",
+        "minus the validation loss of the mean, in nats",
+        needs_task=True,
+        function="mixtures:straight_through_many",
+        options=("steps", "learning_rate"),
+    ),
+)
+
+#: Name on the command line -> method for two networks. tests/matching/test_every_method.py checks every row.
 MATCHINGS: Mapping[str, MatchingMethod] = {row.name: row for row in _ROWS}
+#: Name on the command line -> method for two networks or more.
+MANY_MATCHINGS: Mapping[str, MatchingMethod] = {row.name: row for row in _MANY_ROWS}
 
 
 def run_matching(
@@ -135,7 +180,7 @@ def run_matching(
     *,
     task: Task | None = None,
     seed: int = 0,
-    on_fact: Callable[[Sweep | Trial], None] | None = None,
+    on_fact: OnFact = None,
     **options: Any,
 ) -> Matching:
     """Permute a source towards a target by a method of the table.
@@ -156,13 +201,56 @@ def run_matching(
     """
     if method not in MATCHINGS:
         raise unknown("matching method", method, MATCHINGS)
-    row = MATCHINGS[method]
+    function, keywords = _prepared(MATCHINGS[method], task, on_fact, options)
+    return function(spec, task, target, source, seed=seed, **keywords)
+
+
+def run_many(
+    method: str,
+    spec: PermutationSpec,
+    states: Sequence[StateDict],
+    *,
+    task: Task | None = None,
+    seed: int = 0,
+    on_fact: OnFact = None,
+    **options: Any,
+) -> ManyMatching:
+    """Bring two networks or more into one basin by a method of the table for several.
+
+    Args:
+        method: a name in ``MANY_MATCHINGS``.
+        spec: the architecture's spec.
+        states: the networks; not changed.
+        task: that all were trained for; some methods need it (``needs_task``).
+        seed: of whatever the method draws.
+        on_fact: told of every sweep, step or trial.
+        options: those that the method has (``options``); None is as good as not given.
+
+    Raises:
+        CheckpointError: a network does not fit the spec or the task, or holds non-finite weights.
+        WeightspaceError: no such method or option, no task for a method that needs one, or too few networks.
+    """
+    if method not in MANY_MATCHINGS:
+        raise unknown("matching method for several networks", method, MANY_MATCHINGS)
+    row = MANY_MATCHINGS[method]
+    function, keywords = _prepared(row, task, on_fact, options)
+    return function(spec, *([task] if row.needs_task else []), states, seed=seed, **keywords)
+
+
+def _prepared(
+    row: MatchingMethod, task: Task | None, on_fact: OnFact, options: Mapping[str, Any]
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Return the function of a row, and its keywords.
+
+    Raises:
+        WeightspaceError: it has no such option, or needs a task.
+    """
     given = {name: value for name, value in options.items() if value is not None}
     if odd := [name for name in given if name not in row.options]:
         has = f"its options are {', '.join(row.options)}" if row.options else "it has none"
-        raise WeightspaceError(f"The method {method!r} has no option {odd[0]!r}; {has}.")
+        raise WeightspaceError(f"The method {row.name!r} has no option {odd[0]!r}; {has}.")
     if row.needs_task and task is None:
-        raise WeightspaceError(f"The method {method!r} looks at data: give it the task of the networks (--task).")
+        raise WeightspaceError(f"The method {row.name!r} looks at data: give it the task of the networks (--task).")
     file, _, function = row.function.partition(":")
     call = getattr(importlib.import_module(f"weightspace.matching.{file}"), function)
-    return call(spec, task, target, source, seed=seed, on_trial=on_fact, **row.preset, **given)
+    return call, {**dict.fromkeys(row.reports, on_fact), **row.preset, **given}

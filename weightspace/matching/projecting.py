@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from weightspace.checkpoints import StateDict
 from weightspace.matching.ascent import Ascent, Workers
 from weightspace.matching.ends import Ends
 from weightspace.matching.families import Indices, families, pair_blocks
@@ -40,9 +41,13 @@ class Projecting:
 
     def loss(self, batch: Any) -> Tensor:
         """Return the loss at the midpoint, its gradient handed on to the free weights."""
+        return self.losses(self.ends.between(self.through(), 0.5), batch)
+
+    def through(self) -> StateDict:
+        """Return the parameters of the source as matched now; their gradient goes to the free weights."""
         moved = self.ends.permuted(self.indices())
-        through = {name: tensor + (self.free[name] - self.free[name].detach()) for name, tensor in moved.items()}
-        return self.losses(self.ends.between(through, 0.5), batch)
+        passing = {tensor: tensor + (self.free[name] - self.free[name].detach()) for name, tensor in moved.items()}
+        return {name: passing[tensor] for name, tensor in moved.items()}
 
     @torch.no_grad()
     def indices(self) -> Indices:

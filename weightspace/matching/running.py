@@ -29,11 +29,11 @@ def by_weights(
     source: StateDict,
     *,
     seed: int,
-    on_trial: Callable[[Sweep], None] | None,
+    on_sweep: Callable[[Sweep], None] | None,
     **options: Any,
 ) -> Matching:
     """Return what weight matching finds; the task is not looked at."""
-    return weight_matching(spec, target, source, seed=seed, on_sweep=on_trial, **options)
+    return weight_matching(spec, target, source, seed=seed, on_sweep=on_sweep, **options)
 
 
 def by_activations(
@@ -43,13 +43,13 @@ def by_activations(
     source: StateDict,
     *,
     seed: int,
-    on_trial: Callable[[Sweep], None] | None = None,
+    on_sweep: Callable[[Sweep], None] | None = None,
 ) -> Matching:
     """Return what activation matching finds over the training batches of a task."""
     ends = [_network(task, state, label) for state, label in ((target, "the target"), (source, "the source"))]
     with torch_threads(threads_of(task)):
         batches = islice(task.batches("train", seed), _BATCHES)
-        return activation_matching(spec, ends[0], ends[1], batches, forward=task.loss, seed=seed, on_sweep=on_trial)
+        return activation_matching(spec, ends[0], ends[1], batches, forward=task.loss, seed=seed, on_sweep=on_sweep)
 
 
 def by_activations_then_weights(
@@ -59,12 +59,12 @@ def by_activations_then_weights(
     source: StateDict,
     *,
     seed: int,
-    on_trial: Callable[[Sweep], None] | None,
+    on_sweep: Callable[[Sweep], None] | None,
     **options: Any,
 ) -> Matching:
     """Return what weight matching finds from where activation matching ends."""
     start = by_activations(spec, task, target, source, seed=seed).permutation
-    return weight_matching(spec, target, source, seed=seed, start=start, on_sweep=on_trial, **options)
+    return weight_matching(spec, target, source, seed=seed, start=start, on_sweep=on_sweep, **options)
 
 
 def _network(task: Task, state: StateDict, label: str) -> nn.Module:

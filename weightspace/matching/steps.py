@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -54,15 +54,24 @@ def _joint(family: Family, indices: Indices) -> Indices | None:
 
 
 def match(family: Family, indices: Indices) -> dict[str, Tensor]:
-    """Return the best permutations of a family's groups, the others held.
+    """Return the best permutations of a family's groups, the others held."""
+    return match_by(family, lambda rows: family.gains(rows, indices))
+
+
+def match_by(family: Family, gains: Callable[[tuple[str, ...]], Tensor]) -> dict[str, Tensor]:
+    """Return the permutations of a family's groups that gain most.
 
     The units of the outer group are matched by what their inner units are worth at best, then the inner ones.
+
+    Args:
+        family: a group and those inside it.
+        gains: returns the gains of the group alone, or of it and one inside it, as ``Family.gains`` does.
     """
-    total = family.gains((family.group,), indices)
+    total = gains((family.group,))
     size = len(total)
     inside: dict[str, Tensor] = {}
     for name in family.inner:
-        blocks = family.gains((family.group, name), indices).transpose(1, 2)
+        blocks = gains((family.group, name)).transpose(1, 2)
         rows = torch.stack([torch.stack([assign(blocks[i, j]) for j in range(size)]) for i in range(size)])
         total = total + blocks.gather(3, rows[..., None]).sum((2, 3), dtype=torch.float64)
         inside[name] = rows

@@ -12,6 +12,7 @@ from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.matching.descent import Schedule, Trial, Way, descend, endless
 from weightspace.matching.ends import Ends
+from weightspace.matching.families import Indices
 from weightspace.matching.losses import Losses
 from weightspace.matching.matching import Matching, check_matchable
 from weightspace.matching.projecting import Projecting
@@ -100,7 +101,7 @@ def straight_through(
         def halfway(moved: StateDict, batch: Any) -> Tensor:
             return losses(ends.between(moved, 0.5), batch)
 
-        way: Way
+        way: Way[Indices]
         if projection == "sinkhorn":
             way = Scoring(
                 ends, halfway, start=start or "noise", temperature=temperature, hard=True, generator=generator

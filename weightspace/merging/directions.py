@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from weightspace.merging.affine import affine, shifted
+from weightspace.elementwise.affine import affine, shifted
 from weightspace.merging.stack import Formula
 
 #: A combination of unit vectors whose length is below this share of its coefficients cancels.

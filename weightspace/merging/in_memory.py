@@ -10,15 +10,15 @@ from torch import Tensor
 
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.measure import is_inexact
+from weightspace.elementwise.counting import agreed
+from weightspace.elementwise.precision import compute_dtype, output_dtype
+from weightspace.elementwise.tying import by_name
 from weightspace.errors import WeightspaceError
-from weightspace.merging.counting import agreed
 from weightspace.merging.methods import Method
 from weightspace.merging.methods.loading import load_survey
 from weightspace.merging.pieces import merged_pieces
-from weightspace.merging.precision import compute_dtype, output_dtype
 from weightspace.merging.roles import checked_evidence, find_method, split_base
 from weightspace.merging.stack import InMemory, Stack, real
-from weightspace.merging.tying import by_name
 
 
 @torch.no_grad()

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.measure import is_inexact
+from weightspace.elementwise.affine import affine
+from weightspace.elementwise.counting import agreed
+from weightspace.elementwise.precision import output_dtype, widened
+from weightspace.elementwise.tying import by_name
 from weightspace.errors import WeightspaceError
-from weightspace.merging.affine import affine
-from weightspace.merging.counting import agreed
-from weightspace.merging.precision import output_dtype, widened
-from weightspace.merging.tying import by_name
 
 
 def interpolate(a: StateDict, b: StateDict, position: float) -> StateDict:

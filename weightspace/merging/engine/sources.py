@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from weightspace.adapters.low_rank import Adapted
 from weightspace.checkpoints.dtypes import DTYPES
 from weightspace.checkpoints.mapped import Mapped
+from weightspace.elementwise.precision import compute_dtype
 from weightspace.merging.engine.plan import Job, Plan, Ref
-from weightspace.merging.precision import compute_dtype
 from weightspace.merging.stack import Flat, InMemory, Stack
 
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from weightspace.checkpoints.dtypes import DTYPES
-from weightspace.merging.counting import agreed
+from weightspace.elementwise.counting import agreed
+from weightspace.elementwise.precision import real_dtype
 from weightspace.merging.engine.costs import job_memory
 from weightspace.merging.engine.plan import Job, Plan
 from weightspace.merging.engine.sources import Sources
 from weightspace.merging.engine.writing import ShardFile
 from weightspace.merging.methods.method import PIECE
 from weightspace.merging.pieces import merged_pieces
-from weightspace.merging.precision import real_dtype
 from weightspace.threads import torch_threads
 
 #: Seconds between two entries in the journals.

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from weightspace.elementwise.affine import affine
 from weightspace.errors import WeightspaceError
-from weightspace.merging.affine import affine
 from weightspace.merging.evidence import known_evidence
 from weightspace.merging.methods.linear import normalised
 from weightspace.merging.stack import Formula, Piece, Stack

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from weightspace.elementwise.affine import affine, combination
 from weightspace.errors import WeightspaceError
-from weightspace.merging.affine import affine, combination
 from weightspace.merging.stack import Formula, Piece, Stack
 
 #: Weights whose sum is below this share of their size cancel; what is left is rounding.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from weightspace.merging.affine import shifted
+from weightspace.elementwise.affine import shifted
 from weightspace.merging.consensus import back_differences, summed
 from weightspace.merging.gram import gram, row_grams
 from weightspace.merging.stack import Formula, Piece, Stack

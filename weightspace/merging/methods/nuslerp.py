@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from weightspace.merging.affine import affine, shifted
+from weightspace.elementwise.affine import affine, shifted
 from weightspace.merging.gram import gram, vectors
 from weightspace.merging.methods.slerp import arc
 from weightspace.merging.stack import Formula, Piece, Stack

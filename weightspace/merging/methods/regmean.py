@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from weightspace.elementwise.affine import affine
 from weightspace.errors import WeightspaceError
-from weightspace.merging.affine import affine
 from weightspace.merging.evidence import known_evidence
 from weightspace.merging.stack import Flat, Formula, Piece, Stack
 

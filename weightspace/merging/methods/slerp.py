@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from weightspace.merging.affine import affine
+from weightspace.elementwise.affine import affine
 from weightspace.merging.gram import gram, with_base
 from weightspace.merging.stack import Formula, Stack
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from weightspace.merging.affine import affine, shifted
+from weightspace.elementwise.affine import affine, shifted
 from weightspace.merging.methods.linear import normalised
 from weightspace.merging.stack import Formula, Stack
 

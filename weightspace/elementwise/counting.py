@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from weightspace.elementwise.precision import output_dtype
 from weightspace.errors import WeightspaceError
-from weightspace.merging.precision import output_dtype
 
 _COUNTER = "num_batches_tracked"
 

@@ -1,0 +1,73 @@
+"""What ``weightspace match`` does with a method for several checkpoints: a permutation for each, and their mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from weightspace.cli.match_progress import shown
+from weightspace.cli.progress import progress
+
+from weightspace import WeightspaceError
+from weightspace.matching.methods import MANY_MATCHINGS, run_many
+
+if TYPE_CHECKING:
+    from weightspace.symmetry import PermutationSpec
+    from weightspace.tasks import Task
+
+
+def match_many(
+    method: str,
+    spec: PermutationSpec,
+    paths: Sequence[str],
+    task: Task | None,
+    *,
+    seed: int,
+    given: Mapping[str, Any],
+    output: str,
+    merged: str | None,
+    as_json: bool,
+) -> None:
+    """Match checkpoints, write their permutations as ``1-name.safetensors`` … into a folder, and say how it went."""
+    from weightspace import load_checkpoint, save_checkpoint
+    from weightspace.checkpoints import provenance
+
+    folder = Path(output)
+    if folder.suffix or folder.is_file():
+        raise WeightspaceError(f"{method} writes one permutation a checkpoint: {output} must be a folder, not a file.")
+    states = [load_checkpoint(path) for path in paths]
+    with progress(method) as update:
+        found = run_many(method, spec, states, task=task, seed=seed, on_fact=shown(update), **given)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{number}-{Path(path).stem}.safetensors" for number, path in enumerate(paths, start=1)]
+    for permutation, file in zip(found.permutations, files, strict=True):
+        permutation.save(file)
+    if merged is not None:
+        metadata = provenance(paths, method, {"seed": seed, "spec": spec.digest})
+        save_checkpoint(found.merged, merged, metadata=metadata, companions_from=paths[0])
+    if as_json:
+        report = {
+            "output": output,
+            "permutations": [str(file) for file in files],
+            "merged": merged,
+            "method": method,
+            "objective": found.objective,
+            "groups": len(spec.groups),
+        }
+        click.echo(json.dumps(report))
+        return
+    click.echo(f"{MANY_MATCHINGS[method].objective}: {found.objective[0]:.6g} → {found.objective[-1]:.6g}")
+    for path in (*files, *([merged] if merged else [])):
+        click.echo(path)
+
+
+def check_two(method: str, others: Sequence[str], merged: str | None) -> None:
+    """Raise a WeightspaceError where a method for two checkpoints is asked for what those for several do."""
+    several = ", ".join(MANY_MATCHINGS)
+    if others:
+        raise WeightspaceError(f"{method} takes two checkpoints, found {2 + len(others)}. For more: {several}.")
+    if merged is not None:
+        raise WeightspaceError(f"{method} merges nothing: --merged belongs to {several}.")

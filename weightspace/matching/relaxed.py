@@ -1,0 +1,186 @@
+"""Several models under soft permutations: doubly stochastic matrices, which are never multiplied out.
+
+A soft permutation is a convex combination of permutations. One that goes a share ``t`` of the way to a permutation
+does to a tensor what it did, to the share ``1 − t``, and what the permutation does, to the share ``t``, which is
+indexing. So of every block all products are kept in which some of its places are permuted and the rest is not, and
+matrices are formed of the gains only.
+
+What rises is Σ_{i<j} ⟨P_i θ_i, P_j θ_j⟩. On the way to permutations of all groups of all models it is a polynomial in
+``t``, known exactly. (``soft.permute_softly`` multiplies matrices out, for gradients of a loss.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from numpy.polynomial import Polynomial
+from torch import Tensor
+
+from weightspace.checkpoints import StateDict
+from weightspace.matching.families import Family, Indices, Pair, Place, contract, families, pair_blocks
+from weightspace.matching.steps import match_by
+from weightspace.symmetry import PermutationSpec
+from weightspace.symmetry.pattern import Block
+from weightspace.symmetry.permuting import permute_block
+
+#: A tensor for each power of ``t``.
+_Line = list[Tensor]
+
+
+class Relaxation:
+    """Soft permutations of several models.
+
+    A family is soft if its groups stand at most one inside another in a block; those of grouped convolutions, with
+    two groups inside a third, stay as they are. An inner group and its outer one have one matrix together.
+
+    Args:
+        spec: the architecture's spec.
+        states: float tensors in main memory, one state dict a model.
+        spread: whether the models but the first start evenly spread over all permutations, instead of as they are.
+    """
+
+    def __init__(self, spec: PermutationSpec, states: Sequence[StateDict], *, spread: bool) -> None:
+        self.spec = spec
+        pairs = [pair_blocks(spec, states[0], state) for state in states]
+        self.families = [one for one in families(spec, pairs[0]) if one.pairs and _is_soft(one)]
+        self.blocks = [
+            [_SoftBlock(pair.source, self._places(pair), spec.outer, spread=spread and model > 0) for pair in listed]
+            for model, listed in enumerate(pairs)
+        ]
+        self._whole = [_sum([block.soft for block in blocks]) for blocks in zip(*self.blocks, strict=True)]
+
+    def directions(self) -> list[dict[str, Tensor]]:
+        """Return for every model the permutations along which the objective rises most steeply."""
+        return [
+            {group: index for family in self.families for group, index in self._best(model, family).items()}
+            for model in range(len(self.blocks))
+        ]
+
+    def line(self, permutations: Sequence[Indices]) -> Polynomial:
+        """Return the objective on the way to permutations, at ``t`` from 0 to 1."""
+        total = Polynomial([0.0])
+        for blocks in zip(*self.blocks, strict=True):
+            lines = [block.line(indices)[-1] for block, indices in zip(blocks, permutations, strict=True)]
+            whole = [_sum(power) for power in zip(*lines, strict=True)]
+            total += (_square(whole) - sum((_square(line) for line in lines), Polynomial([0.0]))) / 2
+        return total
+
+    def advance(self, permutations: Sequence[Indices], share: float) -> None:
+        """Go a share of the way to permutations; groups without one stay."""
+        for number, blocks in enumerate(zip(*self.blocks, strict=True)):
+            moved = [block.advance(indices, share) for block, indices in zip(blocks, permutations, strict=True)]
+            if any(moved):
+                self._whole[number] = _sum([block.soft for block in blocks])
+
+    def harden(self) -> list[dict[str, Tensor]]:
+        """Turn soft permutations into permutations, one after the other, and return those of every model.
+
+        Each is the best there is while the others are as soft or hard as they are by then. The objective is linear in
+        it, unless its group stands twice in a block, and so does not fall.
+        """
+        result: list[dict[str, Tensor]] = [{} for _ in self.blocks]
+        for model, found in enumerate(result):
+            for family in self.families:
+                found |= (change := self._best(model, family))
+                self.advance([change if other == model else {} for other in range(len(result))], 1.0)
+        return result
+
+    def _places(self, pair: Pair) -> list[Place]:
+        return [place for family in self.families for place in family.places(pair)]
+
+    def _best(self, model: int, family: Family) -> dict[str, Tensor]:
+        return match_by(family, lambda rows: self._gains(model, rows))
+
+    def _gains(self, model: int, rows: tuple[str, ...]) -> Tensor:
+        """Return the derivative of the objective in a matrix of one model."""
+        shape = tuple(self.spec.groups[group] for group in rows) * 2
+        parts = [
+            contract(whole - block.soft, block.without(number), place.dims)
+            for block, whole in zip(self.blocks[model], self._whole, strict=True)
+            for number, place in enumerate(block.places)
+            if place.rows == rows
+        ]
+        return _sum(parts).view(shape) if parts else torch.zeros(shape)
+
+
+def stiff_groups(spec: PermutationSpec, state: StateDict) -> list[str]:
+    """Return the groups that cannot be relaxed: of families where a block has two groups that stand inside a third."""
+    listed = families(spec, pair_blocks(spec, state, state))
+    return [group for family in listed if not _is_soft(family) for group in family.members()]
+
+
+def _is_soft(family: Family) -> bool:
+    return not family.inner or family.is_linear()
+
+
+class _SoftBlock:
+    """A block under soft permutations, with the products that lack some of them.
+
+    Attributes:
+        places: where the soft permutations act.
+        tables: ``tables[mask]`` is the block with the places permuted whose bit is set.
+    """
+
+    def __init__(self, block: Block, places: Sequence[Place], outer: Mapping[str, str], *, spread: bool) -> None:
+        self.dims, self.places, self.outer = block.dims, places, outer
+        self.tables = [block.view]
+        for place in places:
+            self.tables += [
+                table.mean(place.dims, keepdim=True).expand_as(table) if spread else table for table in self.tables
+            ]
+
+    @property
+    def soft(self) -> Tensor:
+        """The block with all places permuted."""
+        return self.tables[-1]
+
+    def without(self, number: int) -> Tensor:
+        """Return the block with all places permuted but one."""
+        return self.tables[-1 - (1 << number)]
+
+    def line(self, indices: Indices) -> list[_Line]:
+        """Return all tables on the way to permutations, as polynomials."""
+        lines = [[table] for table in self.tables]
+        for number, place in enumerate(self.places):
+            if place.rows[0] in indices:
+                for mask in range(len(lines)):
+                    if not mask >> number & 1:
+                        moved = [self._moved(power, place, indices) for power in lines[mask]]
+                        lines[mask | 1 << number] = _between(lines[mask | 1 << number], moved)
+        return lines
+
+    def advance(self, indices: Indices, share: float) -> bool:
+        """Go a share of the way to permutations, and tell whether any of them acts here."""
+        self.tables = [_at(line, share) for line in self.line(indices)]
+        return any(place.rows[0] in indices for place in self.places)
+
+    def _moved(self, tensor: Tensor, place: Place, indices: Indices) -> Tensor:
+        dims = tuple(dim if number in place.dims else None for number, dim in enumerate(self.dims))
+        return permute_block(Block(tensor, dims), indices, self.outer)  # type: ignore[arg-type]
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(tensors)).sum(0)
+
+
+def _between(stay: _Line, go: _Line) -> _Line:
+    """Return ``(1 − t) stay + t go`` of two polynomials of one degree."""
+    steps = [b - a for a, b in zip(stay, go, strict=True)]
+    return [stay[0], *(a + step for a, step in zip(stay[1:], steps[:-1], strict=True)), steps[-1]]
+
+
+def _at(line: _Line, share: float) -> Tensor:
+    result = line[-1]
+    for power in reversed(line[:-1]):
+        result = power + share * result
+    return result
+
+
+def _square(line: _Line) -> Polynomial:
+    """Return ‖line‖² as a polynomial, accumulated in float64."""
+    powers = [0.0] * (2 * len(line) - 1)
+    for i, a in enumerate(line):
+        for j, b in enumerate(line):
+            powers[i + j] += float(torch.sum(a * b, dtype=torch.float64))
+    return Polynomial(powers)

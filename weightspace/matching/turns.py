@@ -1,0 +1,53 @@
+"""MergeMany: each model in turn is matched to the mean of the others, until none moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from weightspace.checkpoints import StateDict
+from weightspace.errors import WeightspaceError
+from weightspace.matching.ascent import Sweep
+from weightspace.matching.basin import Basin
+from weightspace.matching.many import ManyMatching
+from weightspace.symmetry import PermutationSpec
+
+
+def merge_many(
+    spec: PermutationSpec,
+    states: Sequence[StateDict],
+    *,
+    seed: int = 0,
+    max_sweeps: int = 100,
+    on_sweep: Callable[[Sweep], None] | None = None,
+) -> ManyMatching:
+    """Bring several models into one basin by turns: weight matching of each to the mean of the others.
+
+    A turn is taken only if it raises Σ_{i<j} ⟨π_i θ_i, π_j θ_j⟩ over the parameters that the spec permutes, which so
+    never falls; of two models that is the objective of weight matching.
+
+    Args:
+        spec: the architecture's spec.
+        states: two models or more; not changed.
+        seed: order of the models in each sweep, and of the groups in each matching. The models are numbered by
+            their place in ``states``: another order of them acts like another seed.
+        max_sweeps: turns of every model, at most.
+        on_sweep: told of every sweep; ``moved`` counts models.
+
+    Returns:
+        One permutation a model, their mean, and the objective as the models came and after every sweep.
+
+    Raises:
+        CheckpointError: a model does not fit the spec or holds non-finite weights.
+        WeightspaceError: there are fewer than two models, their integer tensors differ, or ``max_sweeps`` is below
+            one.
+
+    Source:
+        Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, algorithm 3.
+    """
+    if max_sweeps < 1:
+        raise WeightspaceError(f"max_sweeps must be at least 1, got {max_sweeps}.")
+    generator = torch.Generator().manual_seed(seed)
+    basin = Basin(spec, states)
+    return basin.result([basin.objective, *basin.settle(generator, max_sweeps, on_sweep)])
