@@ -3,35 +3,59 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli import options
 from weightspace.cli.match_many import check_two, match_many
+from weightspace.cli.match_progress import shown
 from weightspace.cli.progress import progress
 
-from weightspace.matching.methods import MATCHINGS
+from weightspace.matching.methods import MANY_MATCHINGS, MATCHINGS, MatchingMethod
+
+if TYPE_CHECKING:
+    from weightspace.matching import Matching
+
+_ALL = {**MATCHINGS, **MANY_MATCHINGS}
 
 
-@click.command("match")
+def _table() -> str:
+    """Return every method with what it does and where it is from, as the help shows it."""
+    two, several = ("\n".join(_described(row) for row in table.values()) for table in (MATCHINGS, MANY_MATCHINGS))
+    return f"\b\nMethods for two checkpoints:\n{two}\n\n\b\nMethods for two or more:\n{several}"
+
+
+def _described(row: MatchingMethod) -> str:
+    needs = "  (needs --task)" if row.needs_task else ""
+    return f"  {row.name}{needs}\n    {row.summary}\n    {row.source}"
+
+
+def _users(option: str) -> str:
+    """Return the methods that have an option."""
+    return ", ".join(row.name for row in _ALL.values() if option in row.options)
+
+
+@click.command("match", epilog=_table())
 @click.argument("target")
 @click.argument("source")
 @click.argument("others", nargs=-1)
 @click.option(
     "--method",
-    type=click.Choice(list(MATCHINGS)),
-    help="weight-matching for two checkpoints (the default), the others for two or more (merge-many by default).",
+    metavar="METHOD",
+    help="One of those listed below: weight-matching by default, for more than two checkpoints merge-many.",
 )
 @options.spec_source
 @options.task(required=False)
-@options.seed("Order of the groups in each sweep.")
+@options.seed("Whatever a method draws: order of groups and batches, noise.")
+@click.option("--restarts", type=click.IntRange(min=0), help=f"{_users('restarts')}: further random starts. [0]")
 @click.option(
-    "--max-sweeps",
-    type=click.IntRange(min=1),
-    default=100,
-    show_default=True,
-    help="Passes over all groups, at most.",
+    "--max-sweeps", type=click.IntRange(min=1), help=f"{_users('max_sweeps')}: passes over all groups, at most. [100]"
 )
+@click.option("--steps", type=click.IntRange(min=0), help=f"{_users('steps')}: of Adam. [200]")
+@click.option("--learning-rate", type=float, help=f"{_users('learning_rate')}: of Adam.")
+@click.option("--start", metavar="START", help=f"{_users('start')}: noise or identity.")
 @options.output("Permutation to write (.safetensors); of a method for several checkpoints a folder, one for each.")
 @click.option("--merged", metavar="OUT", help="Also write the mean of the permuted checkpoints.")
 @options.as_json
@@ -46,56 +70,59 @@ def command(
     task: str | None,
     data: Path | None,
     seed: int,
-    max_sweeps: int,
     output: str,
     merged: str | None,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Find the permutation of SOURCE that brings it to TARGET, or those that bring all checkpoints into one basin.
 
     \b
     Examples:
       weightspace match a.safetensors b.safetensors --task digits-mlp -o b_to_a.safetensors
+      weightspace match a.pt b.pt --task digits-mlp --method straight-through -o b_to_a.safetensors
       weightspace permute b.safetensors b_to_a.safetensors --task digits-mlp -o b_aligned.safetensors
       weightspace match a.pt b.pt c.pt --method merge-many --task digits-mlp -o permutations --merged merged.pt
     """
-    from weightspace import load_checkpoint, weight_matching
+    from weightspace import load_checkpoint
+    from weightspace.matching import run_matching
+    from weightspace.suggestions import unknown
 
     method = method or ("merge-many" if others else "weight-matching")
-    several = MATCHINGS[method].networks == "two or more"
-    if not several:
+    if method not in _ALL:
+        raise unknown("matching method", method, _ALL)
+    if method in MATCHINGS:
         check_two(method, others, merged)
     found = options.load_any_task(task, data)
     spec = options.spec_of(spec_file, network, input_shape, found)
-    if several:
+    if method in MANY_MATCHINGS:
         paths = (target, source, *others)
-        match_many(method, spec, paths, found, seed=seed, output=output, merged=merged, as_json=as_json)
+        match_many(method, spec, paths, found, seed=seed, given=given, output=output, merged=merged, as_json=as_json)
         return
     a, b = load_checkpoint(target), load_checkpoint(source)
-    with progress("weight matching") as update:
-        matching = weight_matching(
-            spec,
-            a,
-            b,
-            seed=seed,
-            max_sweeps=max_sweeps,
-            on_sweep=lambda at: update(at.number, max_sweeps, f"sweep {at.number}, objective {at.objective:.6g}"),
-        )
+    begin = time.perf_counter()
+    with progress(method) as update:
+        matching = run_matching(method, spec, a, b, task=found, seed=seed, on_fact=shown(update), **given)
+    seconds = time.perf_counter() - begin
     matching.permutation.save(output)
+    _report(matching, method, output, seed=seed, seconds=seconds, as_json=as_json)
+
+
+def _report(matching: Matching, method: str, output: str, *, seed: int, seconds: float, as_json: bool) -> None:
+    """Print how well a matching did."""
     if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "output": output,
-                    "method": "weight-matching",
-                    "objective": list(matching.objective),
-                    "l2_reduction": matching.l2_reduction,
-                    "converged": matching.converged,
-                    "groups": len(spec.groups),
-                }
-            )
-        )
+        report = {
+            "output": output,
+            "method": method,
+            "seed": seed,
+            "objective": list(matching.objective),
+            "l2_reduction": matching.l2_reduction,
+            "converged": matching.converged,
+            "groups": len(matching.permutation.spec.groups),
+            "seconds": seconds,
+        }
+        click.echo(json.dumps(report))
         return
-    click.echo(f"objective {matching.objective[0]:.6g} → {matching.objective[-1]:.6g}")
+    click.echo(f"{MATCHINGS[method].objective}: {matching.objective[0]:.6g} → {matching.objective[-1]:.6g}")
     click.echo(f"distance reduced by {matching.l2_reduction:.1%}" + ("" if matching.converged else "; not converged"))
     click.echo(output)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from weightspace.cli.match_progress import shown
 from weightspace.cli.progress import progress
 
 from weightspace import WeightspaceError
-from weightspace.matching.methods import MATCHINGS, run_many
+from weightspace.matching.methods import MANY_MATCHINGS, run_many
 
 if TYPE_CHECKING:
-    from weightspace.matching import Sweep
-    from weightspace.matching.descent import Trial
-    from weightspace.matching.universe import Step
     from weightspace.symmetry import PermutationSpec
     from weightspace.tasks import Task
 
@@ -28,6 +26,7 @@ def match_many(
     task: Task | None,
     *,
     seed: int,
+    given: Mapping[str, Any],
     output: str,
     merged: str | None,
     as_json: bool,
@@ -41,7 +40,7 @@ def match_many(
         raise WeightspaceError(f"{method} writes one permutation a checkpoint: {output} must be a folder, not a file.")
     states = [load_checkpoint(path) for path in paths]
     with progress(method) as update:
-        found = run_many(method, spec, states, task=task, seed=seed, on_fact=lambda fact: update(0, 0, _said(fact)))
+        found = run_many(method, spec, states, task=task, seed=seed, on_fact=shown(update), **given)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{number}-{Path(path).stem}.safetensors" for number, path in enumerate(paths, start=1)]
     for permutation, file in zip(found.permutations, files, strict=True):
@@ -60,23 +59,14 @@ def match_many(
         }
         click.echo(json.dumps(report))
         return
-    click.echo(f"objective {found.objective[0]:.6g} → {found.objective[-1]:.6g}")
+    click.echo(f"{MANY_MATCHINGS[method].objective}: {found.objective[0]:.6g} → {found.objective[-1]:.6g}")
     for path in (*files, *([merged] if merged else [])):
         click.echo(path)
 
 
-def _said(fact: Sweep | Step | Trial) -> str:
-    from weightspace.matching import Sweep
-    from weightspace.matching.descent import Trial
-
-    if isinstance(fact, Trial):
-        return f"step {fact.step}/{fact.steps}, loss {fact.best:.4g}"
-    return f"{'sweep' if isinstance(fact, Sweep) else 'step'} {fact.number}, objective {fact.objective:.6g}"
-
-
 def check_two(method: str, others: Sequence[str], merged: str | None) -> None:
     """Raise a WeightspaceError where a method for two checkpoints is asked for what those for several do."""
-    several = ", ".join(name for name, row in MATCHINGS.items() if row.networks == "two or more")
+    several = ", ".join(MANY_MATCHINGS)
     if others:
         raise WeightspaceError(f"{method} takes two checkpoints, found {2 + len(others)}. For more: {several}.")
     if merged is not None:

@@ -10,7 +10,6 @@ from torch import nn
 
 import weightspace as ws
 from weightspace import cli
-from weightspace.matching.methods import MATCHINGS
 
 MODEL = """
 from torch import nn
@@ -79,10 +78,3 @@ def test_a_mistake_is_one_line_and_writes_nothing(mistake: str) -> None:
     assert len([line for line in result.stderr.splitlines() if line.startswith("Error: ")]) == 1
     assert "Traceback" not in result.output
     assert [path for path in sorted(Path().iterdir()) if path.name != "__pycache__"] == before
-
-
-def test_every_row_of_the_table_says_where_it_comes_from() -> None:
-    for name, row in MATCHINGS.items():
-        assert row.name == name
-        assert "https://" in row.source
-        assert row.networks in ("two", "two or more")

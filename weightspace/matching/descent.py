@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -109,7 +109,7 @@ def search(
     """
     best = Best(came, judge(came))
     best.offer(start := way.indices(), judge(start))
-    optimizer = torch.optim.Adam(way.leaves, lr=schedule.learning_rate)
+    optimizer = torch.optim.Adam([{"params": way.leaves}], lr=schedule.learning_rate)
     for step, batch in zip(range(1, schedule.steps + 1), batches, strict=False):
         optimizer.zero_grad()
         loss = way.loss(batch)
@@ -145,6 +145,8 @@ def descend(
     Raises:
         WeightspaceError: the loss is not finite any more.
     """
+    if not ends.spec.groups:  # nothing to learn
+        schedule = replace(schedule, steps=0)
     came = Permutation.identity(ends.spec).indices
     best = search(way, lambda indices: judge(ends.permuted(indices)), came, batches, schedule, on_trial)
     history = tuple(best.history)

@@ -1,13 +1,11 @@
-"""The ways to match, by name: what each does, where it comes from, and how many networks it takes.
-
-The table is read without torch, by the help of the command line.
-"""
+"""The table of matching methods, a row each. Reading it costs no torch."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
@@ -17,9 +15,16 @@ if TYPE_CHECKING:
     from weightspace.matching.ascent import Sweep
     from weightspace.matching.descent import Trial
     from weightspace.matching.many import ManyMatching
+    from weightspace.matching.matching import Matching
     from weightspace.matching.universe import Step
     from weightspace.symmetry import PermutationSpec
-    from weightspace.tasks import Task
+    from weightspace.tasks.protocol import Task
+
+#: Told of what a method reports: sweeps, steps or trials.
+OnFact: TypeAlias = "Callable[[Sweep | Step | Trial], None] | None"
+
+_GIT_REBASIN = "Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836"
+_PENA = "Peña et al. 2023, https://arxiv.org/abs/2212.12042"
 
 
 @dataclass(frozen=True)
@@ -29,51 +34,175 @@ class MatchingMethod:
     Attributes:
         name: on the command line.
         summary: what it does, in a line.
-        source: paper and link.
-        needs_task: whether it needs data and a loss.
-        networks: how many it takes.
+        source: the paper that it is from, with a link.
+        objective: what ``Matching.objective`` is.
+        needs_task: whether it needs data, and a network to run them through.
+        function: ``file:function`` in this package, ``function(spec, task, target, source, *, seed, …)``; of several
+            networks ``function(spec, states, *, seed, …)``, with the task before the states if it needs one.
+        preset: keywords of the function that make it this method.
+        options: keywords of the function that are the user's.
+        reports: keywords of the function that take what is told of every sweep, step or trial.
     """
 
     name: str
     summary: str
     source: str
+    objective: str
     needs_task: bool
-    networks: Literal["two", "two or more"]
+    function: str
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    options: tuple[str, ...] = ("steps", "learning_rate", "start")
+    reports: tuple[str, ...] = ("on_trial",)
 
 
 _ROWS = (
     MatchingMethod(
         "weight-matching",
-        "coordinate ascent on the inner product of the weights",
-        "Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836",
+        "maximise the inner product of the weights, group by group",
+        f"{_GIT_REBASIN}, section 3.2",
+        "inner product of the weights",
         needs_task=False,
-        networks="two",
+        function="running:by_weights",
+        options=("restarts", "max_sweeps"),
+        reports=("on_sweep",),
     ),
+    MatchingMethod(
+        "activation-matching",
+        "pair the units whose activations are correlated",
+        f"Li et al. 2016, https://arxiv.org/abs/1511.07543; {_GIT_REBASIN}, section 3.1",
+        "sum of the correlations",
+        needs_task=True,
+        function="running:by_activations",
+        options=(),
+        reports=("on_sweep",),
+    ),
+    MatchingMethod(
+        "activation-then-weights",
+        "weight matching that starts where activation matching ends",
+        f"{_GIT_REBASIN}, sections 3.1 and 3.2",
+        "inner product of the weights",
+        needs_task=True,
+        function="running:by_activations_then_weights",
+        options=("restarts", "max_sweeps"),
+        reports=("on_sweep",),
+    ),
+    MatchingMethod(
+        "straight-through",
+        "learn weights whose matching to the source has the lowest loss at the midpoint",
+        f"{_GIT_REBASIN}, section 3.3",
+        "validation loss at the midpoint, in nats",
+        needs_task=True,
+        function="straight:straight_through",
+        preset={"projection": "weight-matching"},
+        options=("steps", "learning_rate"),
+    ),
+    MatchingMethod(
+        "straight-through-sinkhorn",
+        "learn scores of all pairs; the forward pass sees their best assignment",
+        _PENA,
+        "validation loss at the midpoint, in nats",
+        needs_task=True,
+        function="straight:straight_through",
+        preset={"projection": "sinkhorn"},
+    ),
+    MatchingMethod(
+        "sinkhorn-midpoint",
+        "learn soft permutations by the loss at the midpoint",
+        _PENA,
+        "validation loss at the midpoint, in nats",
+        needs_task=True,
+        function="rebasin:sinkhorn_rebasin",
+        preset={"loss": "midpoint"},
+    ),
+    MatchingMethod(
+        "sinkhorn-random",
+        "learn soft permutations by the loss at random positions",
+        _PENA,
+        "validation loss at the midpoint, in nats",
+        needs_task=True,
+        function="rebasin:sinkhorn_rebasin",
+        preset={"loss": "random"},
+    ),
+    MatchingMethod(
+        "sinkhorn-l2",
+        "learn soft permutations by the distance of the weights",
+        _PENA,
+        "squared distance of the weights",
+        needs_task=False,
+        function="rebasin:sinkhorn_rebasin",
+        preset={"loss": "l2"},
+    ),
+)
+
+_MANY_ROWS = (
     MatchingMethod(
         "merge-many",
         "each network in turn to the mean of the others, by weight matching",
-        "Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836",
+        f"{_GIT_REBASIN}, algorithm 3",
+        "inner product of the weights, summed over pairs",
         needs_task=False,
-        networks="two or more",
+        function="turns:merge_many",
+        options=("max_sweeps",),
+        reports=("on_sweep",),
     ),
     MatchingMethod(
         "cycle-consistent",
         "Frank–Wolfe over soft permutations of all networks into one universe",
         "Crisostomi et al. 2024, https://arxiv.org/abs/2405.17897",
+        "inner product of the weights, summed over pairs",
         needs_task=False,
-        networks="two or more",
+        function="universe:cycle_consistent",
+        options=("max_sweeps",),
+        reports=("on_step", "on_sweep"),
     ),
     MatchingMethod(
         "straight-through-many",
         "straight-through estimation by the loss of random mixtures",
         "Ito et al. 2025, https://proceedings.mlr.press/v267/ito25a.html",
+        "minus the validation loss of the mean, in nats",
         needs_task=True,
-        networks="two or more",
+        function="mixtures:straight_through_many",
+        options=("steps", "learning_rate"),
     ),
 )
 
-#: Name -> method.
+#: Name on the command line -> method for two networks. tests/matching/test_every_method.py checks every row.
 MATCHINGS: Mapping[str, MatchingMethod] = {row.name: row for row in _ROWS}
+#: Name on the command line -> method for two networks or more.
+MANY_MATCHINGS: Mapping[str, MatchingMethod] = {row.name: row for row in _MANY_ROWS}
+
+
+def run_matching(
+    method: str,
+    spec: PermutationSpec,
+    target: StateDict,
+    source: StateDict,
+    *,
+    task: Task | None = None,
+    seed: int = 0,
+    on_fact: OnFact = None,
+    **options: Any,
+) -> Matching:
+    """Permute a source towards a target by a method of the table.
+
+    Args:
+        method: a name in ``MATCHINGS``.
+        spec: the architecture's spec.
+        target: stays as it is.
+        source: the checkpoint to permute; not changed.
+        task: that both were trained for; some methods need it (``needs_task``).
+        seed: of whatever the method draws.
+        on_fact: told of every sweep or trial, where the method has them.
+        options: those that the method has (``options``); None is as good as not given.
+
+    Raises:
+        CheckpointError: a checkpoint does not fit the spec or the task, or holds non-finite weights.
+        WeightspaceError: no such method or option, or no task for a method that needs one.
+    """
+    if method not in MATCHINGS:
+        raise unknown("matching method", method, MATCHINGS)
+    function, keywords = _prepared(MATCHINGS[method], task, on_fact, options)
+    return function(spec, task, target, source, seed=seed, **keywords)
 
 
 def run_many(
@@ -83,32 +212,45 @@ def run_many(
     *,
     task: Task | None = None,
     seed: int = 0,
-    on_fact: Callable[[Sweep | Step | Trial], None] | None = None,
+    on_fact: OnFact = None,
+    **options: Any,
 ) -> ManyMatching:
-    """Match two networks or more by the name of a method that takes as many.
+    """Bring two networks or more into one basin by a method of the table for several.
 
     Args:
-        method: a name in ``MATCHINGS``.
+        method: a name in ``MANY_MATCHINGS``.
         spec: the architecture's spec.
-        states: not changed.
-        task: for methods that need one.
-        seed: of everything that the method draws.
-        on_fact: told of everything that the method reports.
+        states: the networks; not changed.
+        task: that all were trained for; some methods need it (``needs_task``).
+        seed: of whatever the method draws.
+        on_fact: told of every sweep, step or trial.
+        options: those that the method has (``options``); None is as good as not given.
 
     Raises:
-        WeightspaceError: there is no such method, it takes just two networks, or it needs a task.
+        CheckpointError: a network does not fit the spec or the task, or holds non-finite weights.
+        WeightspaceError: no such method or option, no task for a method that needs one, or too few networks.
     """
-    from weightspace.matching.mixtures import straight_through_many
-    from weightspace.matching.turns import merge_many
-    from weightspace.matching.universe import cycle_consistent
+    if method not in MANY_MATCHINGS:
+        raise unknown("matching method for several networks", method, MANY_MATCHINGS)
+    row = MANY_MATCHINGS[method]
+    function, keywords = _prepared(row, task, on_fact, options)
+    return function(spec, *([task] if row.needs_task else []), states, seed=seed, **keywords)
 
-    several = {name: row for name, row in MATCHINGS.items() if row.networks == "two or more"}
-    if method not in several:
-        raise unknown("matching of several networks", method, several)
-    if method == "straight-through-many":
-        if task is None:
-            raise WeightspaceError(f"{method} goes by the loss: which task is it?")
-        return straight_through_many(spec, task, states, seed=seed, on_trial=on_fact)
-    if method == "cycle-consistent":
-        return cycle_consistent(spec, states, seed=seed, on_step=on_fact, on_sweep=on_fact)
-    return merge_many(spec, states, seed=seed, on_sweep=on_fact)
+
+def _prepared(
+    row: MatchingMethod, task: Task | None, on_fact: OnFact, options: Mapping[str, Any]
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Return the function of a row, and its keywords.
+
+    Raises:
+        WeightspaceError: it has no such option, or needs a task.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if odd := [name for name in given if name not in row.options]:
+        has = f"its options are {', '.join(row.options)}" if row.options else "it has none"
+        raise WeightspaceError(f"The method {row.name!r} has no option {odd[0]!r}; {has}.")
+    if row.needs_task and task is None:
+        raise WeightspaceError(f"The method {row.name!r} looks at data: give it the task of the networks (--task).")
+    file, _, function = row.function.partition(":")
+    call = getattr(importlib.import_module(f"weightspace.matching.{file}"), function)
+    return call, {**dict.fromkeys(row.reports, on_fact), **row.preset, **given}
