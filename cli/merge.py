@@ -133,6 +133,8 @@ def _merge(
         for name, value in said.items()
         if name.startswith("parameter_") and value is not None
     }
+    if is_recipe and align is None and _was_given("seed"):
+        raise WeightspaceError("--seed was given beside a recipe, which says its own: put `seed` under its parameters.")
     method = said["method"] or "linear"
     if not is_recipe and method in METHODS and any(one.name == "seed" for one in METHODS[method].parameters):
         parameters["seed"] = said["seed"]
@@ -165,6 +167,12 @@ def _merge(
         warn=lambda line: click.echo(f"Warning: {line}", err=True),
         progress=update,
     )
+
+
+def _was_given(option: str) -> bool:
+    """Return whether an option stands on the command line."""
+    source = click.get_current_context().get_parameter_source(option)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def _network_options(said: dict[str, Any]) -> tuple[Alignment | None, Finish | None, dict[str, Any]]:

@@ -51,7 +51,8 @@ def _processes(function: Callable[[Item], Result], items: Sequence[Item], worker
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_die_with_parent) as pool:
         futures = [pool.submit(function, item) for item in items]
         try:
             for future in as_completed(futures):
@@ -59,6 +60,22 @@ def _processes(function: Callable[[Item], Result], items: Sequence[Item], worker
         finally:
             for future in futures:
                 future.cancel()
+
+
+def _die_with_parent() -> None:
+    """End this process as soon as the one that started it is gone, killed too: nobody waits for its work any more."""
+    import os
+    import threading
+    from multiprocessing import parent_process
+    from multiprocessing.connection import wait
+
+    def watch() -> None:
+        parent = parent_process()
+        if parent is not None:
+            wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def _ray(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:

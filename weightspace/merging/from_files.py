@@ -109,7 +109,7 @@ def merge_files(
     said |= {"evidence": paths, "dtype": dtype, "out_dtype": out_dtype}
     recipe = _recipe(recipe_or_sources, method, said, warned if lenient else None)
     recorded = {**({} if align is None else align.described()), **(options or {})}
-    making = Making(shard_size, not allow_nonfinite, hashes, recorded)
+    making = Making(shard_size, not allow_nonfinite, hashes, recorded, lenient)
     plan = make_plan(recipe, Path(out), making, warn=warned if lenient else None)
     running = Running(memory, threads, hashes, fsync, executor, workers)
     if dry_run:

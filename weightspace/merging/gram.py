@@ -7,7 +7,7 @@ runs whose sums are added in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations_with_replacement
 
@@ -17,8 +17,8 @@ from torch import Tensor
 from weightspace.merging.stack import Piece, Stack
 from weightspace.merging.sums import row_sums, total
 
-#: Vectors at nearly 180° are multiplied in float64: what is left where they cancel must not be rounding. Scalars of
-#: opposite signs, and differences in one element alone, are at exactly 180°.
+#: Vectors at nearly 180°, and more that nearly cancel, are multiplied in float64: what is left must not be rounding.
+#: Scalars of opposite signs, and differences in one element alone, are at exactly 180°.
 _OPPOSED = 0.999
 
 #: So are vectors whose squares would be lost below, or beyond, the range of float32.
@@ -67,16 +67,21 @@ def _flat_products(tensors: Sequence[Tensor]) -> dict[tuple[int, int], float]:
     """Return the inner products of whole tensors, each pair once; what ``_products`` does for rows, with less ado."""
     numbered = list(enumerate(tensors))
     found = {(i, j): total(a * b) for (i, a), (j, b) in combinations_with_replacement(numbered, 2)}
-    if all(_is_sound(product, found[i, i], found[j, j]) for (i, j), product in found.items()):
+    if _is_sound(found, len(tensors)):
         return found
     wide = [(index, tensor.to(torch.float64)) for index, tensor in numbered]
     return {(i, j): total(a * b) for (i, a), (j, b) in combinations_with_replacement(wide, 2)}
 
 
-def _is_sound(product: float, first: float, second: float) -> bool:
-    """Return whether float32 had the range and the digits for a product, by those of each vector with itself."""
-    opposed = product < -_OPPOSED * math.sqrt(max(0.0, first)) * math.sqrt(max(0.0, second))
-    return not opposed and min(first, second) > _LOW and max(first, second) < math.inf
+def _is_sound(products: Mapping[tuple[int, int], float], count: int) -> bool:
+    """Return whether float32 had the range and the digits for the products of some vectors, each pair's once."""
+    squares = [products[index, index] for index in range(count)]
+    if not _LOW < min(squares) <= max(squares) < math.inf:
+        return False
+    cosines = {(i, j): found / math.sqrt(squares[i]) / math.sqrt(squares[j]) for (i, j), found in products.items()}
+    # The directions nearly cancel: two at 180°, three at 120°, and so on.
+    sum_of_all = math.fsum(cosine * (1 if i == j else 2) for (i, j), cosine in cosines.items())
+    return min(cosines.values()) >= -_OPPOSED and sum_of_all >= (1 - _OPPOSED) * count
 
 
 def _products(rows: Sequence[Tensor]) -> Tensor:

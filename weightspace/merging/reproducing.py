@@ -24,6 +24,10 @@ from weightspace.merging.recipe import parse_recipe
 _AGAIN = {"align": "the alignment (--spec, --network or --task)", "statistics": "the task whose statistics were taken"}
 
 
+#: What a plan writes itself.
+_OWN = ("shard_size", "allow_nonfinite", "lenient", "code")
+
+
 @dataclass(frozen=True)
 class Reproduction:
     """What came of a second merge.
@@ -32,7 +36,7 @@ class Reproduction:
         out: the checkpoint that was made again.
         equal: every file of weights has the same bytes.
         differing: names of the files that have not.
-        changed: names of the inputs whose SHA-256 is another than then.
+        changed: names of the inputs, and of the user's code, whose SHA-256 is another than then.
     """
 
     out: str
@@ -70,7 +74,7 @@ def reproduce(
         raise CheckpointError(f"{path} does not say how it was made: expected a checkpoint of `weightspace merge`.")
     options = json.loads(metadata["parameters"])
     _check_options(path, options, align, finish)
-    recorded = {key: value for key, value in options.items() if key not in ("shard_size", "allow_nonfinite")}
+    recorded = {key: value for key, value in options.items() if key not in _OWN}
     for key in () if align is None else align.described():
         recorded.pop(key, None)
     with tempfile.TemporaryDirectory(prefix=f".{path.resolve().name}.again.", dir=path.resolve().parent) as folder:
@@ -82,6 +86,7 @@ def reproduce(
             finish=finish,
             options=recorded,
             allow_nonfinite=options.get("allow_nonfinite", False),
+            lenient=options.get("lenient", False),
             shard_size=options["shard_size"],
             hashes=_has_hashes(metadata),
             fsync=False,
@@ -103,6 +108,8 @@ def _compared(path: Path, again: Path) -> Reproduction:
     then, now = (json.loads(load_metadata(one)["inputs"]) for one in (path, again))
     digests = {entry["name"]: entry["sha256"] for entry in then}
     changed = [entry["name"] for entry in now if digests.get(entry["name"]) != entry["sha256"]]
+    if _code(path) != _code(again):
+        changed.append(load_metadata(path)["method"])
     return Reproduction(str(path), not differing, tuple(differing), tuple(changed))
 
 
@@ -116,6 +123,11 @@ def _check_options(path: Path, options: Mapping[str, Any], align: Alignment | No
         for key, value in align.described().items():
             if options.get(key) != value:
                 raise WeightspaceError(f"{path} was made with {key} {options.get(key)}, found {value}: give the same.")
+
+
+def _code(path: Path) -> str | None:
+    """Return the SHA-256 of the user's code that a checkpoint was made by."""
+    return json.loads(load_metadata(path)["parameters"]).get("code")
 
 
 def _has_hashes(metadata: Mapping[str, str]) -> bool:

@@ -136,8 +136,9 @@ class _Search:
             self.at_high[start] = int(np.count_nonzero(statistic == self.high))
             below += self.at_high[start]
         self.above += len(statistic) - below  # with infinity and NaN
-        if self.low > -math.inf:
+        if self.low > -math.inf and self.low < self.high:  # what equals both bounds is counted once
             self.at_low[start] = int(np.count_nonzero(statistic == self.low))
+        if self.low > -math.inf:
             mask &= statistic > self.low
         count = int(np.count_nonzero(mask))
         if not count:

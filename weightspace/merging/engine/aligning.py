@@ -53,7 +53,7 @@ def aligned(plan: Plan, alignment: Alignment, folder: Path) -> Plan:
 
     Raises:
         CheckpointError: a checkpoint cannot be read or does not fit the spec, or the disk refuses.
-        WeightspaceError: a model has an adapter.
+        WeightspaceError: a model has an adapter, or evidence that was collected before it was permuted.
     """
     from weightspace.checkpoints import load_checkpoint, save_checkpoint
     from weightspace.matching import weight_matching
@@ -65,6 +65,11 @@ def aligned(plan: Plan, alignment: Alignment, folder: Path) -> Plan:
     for index, member in enumerate(members):
         if member.adapter is not None:
             raise WeightspaceError(f"{member.source}: a model with an adapter cannot be aligned. Merge the two first.")
+        if member.evidence is not None:
+            raise WeightspaceError(
+                f"{member.source} has evidence, which belongs to its units in their order, and would be aligned. "
+                "Match and permute it first (weightspace match, permute), and collect the evidence of that."
+            )
         if index != first:
             source = load_checkpoint(member.contents.path)
             found = weight_matching(alignment.spec, target, source, seed=alignment.seed)

@@ -52,13 +52,13 @@ class Member:
 
     @property
     def inputs(self) -> tuple[tuple[Path, tuple[Path, ...]], ...]:
-        """What it is read from, evidence aside: a path and its files, of the model and of the adapter."""
-        model = (self.contents.path, self.contents.files)
-        return (model,) if self.adapter is None else (model, (self.adapter.path, self.adapter.files))
+        """What it is read from: a path and its files, of the model, of the adapter and of the evidence."""
+        parts = (self.contents, self.adapter, self.evidence)
+        return tuple((part.path, part.files) for part in parts if part is not None)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files of the model and of the adapter."""
+        """The files of all of these."""
         return tuple(file for _, files in self.inputs for file in files)
 
     @property
@@ -152,12 +152,6 @@ class Plan:
         """The files that are read, each once."""
         files = [file for member in self.members for file in member.files]
         return tuple(dict.fromkeys(files))
-
-    @property
-    def read_files(self) -> tuple[Path, ...]:
-        """The input files and those of the evidence, each once."""
-        evidence = [file for member in self.members if member.evidence for file in member.evidence.files]
-        return tuple(dict.fromkeys([*self.input_files, *evidence]))
 
     @property
     def read_bytes(self) -> int:

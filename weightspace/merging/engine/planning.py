@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from weightspace.checkpoints.contents import TensorInfo
+from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.origins import described
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.engine.layout import lay_out
@@ -22,6 +23,7 @@ from weightspace.merging.methods import Method
 from weightspace.merging.recipe import Recipe, Warn
 from weightspace.merging.roles import find_method, split_base
 from weightspace.merging.schedule import resolve, unmatched_filters
+from weightspace.user_code import is_user_code
 
 #: Bytes of tensors in a shard, where nothing else is asked for.
 SHARD_SIZE = 5 * 10**9
@@ -36,12 +38,14 @@ class Making:
         finite: refuse NaN and infinity.
         hashes: keep the inputs' SHA-256 in the metadata.
         options: what else was done (alignment, statistics), for the metadata: anything that JSON can hold.
+        lenient: what a strict reading refuses was a warning.
     """
 
     shard_size: int = SHARD_SIZE
     finite: bool = True
     hashes: bool = True
     options: Mapping[str, Any] | None = None
+    lenient: bool = False
 
 
 def make_plan(recipe: Recipe, out: Path, making: Making, *, warn: Warn | None = None) -> Plan:
@@ -181,6 +185,10 @@ def _metadata(recipe: Recipe, members: Sequence[Member], making: Making) -> dict
     options = {"shard_size": making.shard_size, **(making.options or {})}
     if not making.finite:
         options["allow_nonfinite"] = True
+    if making.lenient:
+        options["lenient"] = True
+    if is_user_code(recipe.method):
+        options["code"] = sha256_of(Path(recipe.method.rpartition(":")[0]))
     return {**described(paths, digests, recipe.method, options), "recipe": recipe.to_yaml()}
 
 

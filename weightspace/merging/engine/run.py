@@ -90,7 +90,7 @@ def run_plan(
     """
     start = time.perf_counter()
     check_runnable(plan, out, running)
-    fetched = missing_bytes(plan.read_files)
+    fetched = missing_bytes(plan.input_files)
     progress = _fetch(plan, fetched, progress)
     with open_staging(out, plan.digest) as staging, _hashing(plan, running) as hashing:
         resumed = _make_tensors(_aligned(plan, align, staging), staging, running, progress)
@@ -115,7 +115,7 @@ def report(plan: Plan, out: Path, running: Running, *, resumed: int = 0, seconds
         plan.written_bytes,
         plan_memory(plan, running.crew),
         estimated_seconds(plan, running.crew) if seconds is None else seconds,
-        fetched_bytes=missing_bytes(plan.read_files),
+        fetched_bytes=missing_bytes(plan.input_files),
     )
 
 
@@ -130,6 +130,7 @@ def check_runnable(plan: Plan, out: Path, running: Running) -> None:
         check_replaceable(out)
     elif out.is_dir():
         raise CheckpointError(f"{out} is a folder; expected a file or a free name to write to.")
+    _check_apart(plan, out)
     for job in plan.jobs:
         needed = job_memory(plan, job)
         if needed > running.memory:
@@ -138,6 +139,15 @@ def check_runnable(plan: Plan, out: Path, running: Running) -> None:
                 f"{running.memory / 2**20:,.0f} MB may be used. Expected --memory {needed // 2**20 + 1} (MB) or more."
             )
     _check_room(plan, out)
+
+
+def _check_apart(plan: Plan, out: Path) -> None:
+    """Check that the output takes the place of nothing that it is made from."""
+    target = Path(os.path.realpath(out))
+    for path in (path for member in plan.members for path, _ in member.inputs):
+        place = Path(os.path.realpath(path))
+        if target == place or target in place.parents:
+            raise CheckpointError(f"{out} would replace {path}, which it is made from. Write somewhere else.")
 
 
 def _check_room(plan: Plan, out: Path) -> None:
@@ -162,13 +172,13 @@ def _fetched_beside(plan: Plan, folder: Path) -> int:
     cache = cache_folder()
     if not cache.exists() or os.stat(cache).st_dev != os.stat(folder).st_dev:
         return 0
-    return missing_bytes(plan.read_files)
+    return missing_bytes(plan.input_files)
 
 
 def _fetch(plan: Plan, missing: int, progress: Progress | None) -> Progress | None:
     """Bring the tensors that lie behind URLs; return a progress that goes on from there."""
     if not missing or progress is None:
-        fetch(plan.read_files)
+        fetch(plan.input_files)
         return progress
     total, done = missing + plan.tensor_bytes, 0
 
@@ -177,7 +187,7 @@ def _fetch(plan: Plan, missing: int, progress: Progress | None) -> Progress | No
         done += more
         progress(min(done, missing), total)
 
-    fetch(plan.read_files, report=count)
+    fetch(plan.input_files, report=count)
     return lambda written, _: progress(missing + written, total)
 
 

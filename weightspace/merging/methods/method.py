@@ -62,6 +62,10 @@ class Parameter:
             if not isinstance(value, bool):
                 raise WeightspaceError(f"Parameter {self.name!r} is true or false, found {value!r}.")
             return value
+        if isinstance(self.default, str):
+            if not isinstance(value, str):
+                raise WeightspaceError(f"Parameter {self.name!r} is a word, found {value!r}.")
+            return value
         return self._number(value)
 
     def _number(self, value: Any) -> int | float:
