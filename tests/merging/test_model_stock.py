@@ -73,3 +73,12 @@ def test_a_model_that_did_not_move_counts_as_orthogonal() -> None:
     cosine = 0.5 / 3
     ratio = 3 * cosine / (1 + 2 * cosine)
     assert error(merged, ratio * (a + b) / 3) < 1e-6
+
+
+def test_three_models_whose_differences_cancel_give_the_base() -> None:
+    generator = torch.Generator().manual_seed(0)
+    r = torch.randn(1000, generator=generator)
+    signs = [(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)]  # at 180° together, no two of them
+    models = [{"w": torch.cat([sign * r for sign in several])} for several in signs]
+    base = {"w": torch.zeros(3000)}
+    assert torch.equal(merge(models, "model_stock", base=base)["w"], base["w"])

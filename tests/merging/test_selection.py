@@ -96,6 +96,13 @@ def test_of_equal_numbers_the_last_kept_one_is_looked_for_in_its_own_piece_alone
     assert begun == [0, 140]
 
 
+@pytest.mark.parametrize("rank", [1, 100, 101, 150, 200, 201, 299])
+def test_a_sample_that_is_one_number_misleads_nobody(rank: int) -> None:
+    array = np.concatenate([np.full(100, 2.0), np.linspace(0.0, 1.0, 200)])
+    (cut,) = largest(in_pieces([array], 7), [rank], [300], in_pieces([np.full(100, 2.0)], 100))
+    assert kept(cut, array, 7) == by_sorting(array, rank)
+
+
 def test_what_keeps_all_or_nothing_reads_nothing() -> None:
     def chunks(first: int) -> Iterator[tuple[int, list[np.ndarray]]]:
         raise AssertionError("read")

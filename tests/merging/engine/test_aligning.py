@@ -84,3 +84,11 @@ def test_an_aligned_merge_is_reproduced_with_the_same_alignment_only(
 def test_an_unknown_alignment_is_refused(digits_mlp: Task) -> None:
     with pytest.raises(WeightspaceError, match=r"Unknown alignment 'weights'.*weight-matching"):
         Alignment(alignment(digits_mlp).spec, "weights")
+
+
+def test_evidence_of_networks_that_would_be_permuted_is_refused(
+    digits_mlp: Task, mlp_states: tuple[StateDict, StateDict], tmp_path: Path
+) -> None:
+    paths = saved(mlp_states, tmp_path)
+    with pytest.raises(WeightspaceError, match="evidence"):
+        merge_files(paths, tmp_path / "out", method="fisher", evidence=paths, align=alignment(digits_mlp))

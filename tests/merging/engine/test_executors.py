@@ -1,5 +1,9 @@
 """The same bytes, whoever makes the shards: threads, processes, or workers on a Ray cluster."""
 
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +96,41 @@ def test_a_mistake_in_a_worker_is_the_error_that_it_would_be_here(folder: Path, 
 def test_an_unknown_executor_is_refused_with_the_known_ones() -> None:
     with pytest.raises(WeightspaceError, match=r"Unknown executor 'rai'.*ray"):
         list(run_pieces("rai", len, [[1]], workers=1))
+
+
+#: A program whose worker notes its process and then works for a minute.
+PROGRAM = """
+import os, pathlib, time
+from weightspace.executors import run_pieces
+
+def work(note):
+    pathlib.Path(note).write_text(str(os.getpid()))
+    time.sleep(60)
+
+if __name__ == "__main__":
+    list(run_pieces("processes", work, ["note"], workers=1))
+"""
+
+
+def test_workers_do_not_outlive_the_process_that_started_them(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    note = tmp_path / "note"
+    with subprocess.Popen([sys.executable, "program.py"], cwd=tmp_path) as parent:
+        wait_for(lambda: note.exists() and note.read_text() != "")
+        parent.kill()
+    worker = int(note.read_text())
+    wait_for(lambda: not is_alive(worker))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -256,3 +256,13 @@ def test_integers_that_differ_between_the_ends_of_a_line_are_refused(models: lis
             parameters={"t": 0.5},
         )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("out", ["a.safetensors", "."])
+def test_an_output_takes_the_place_of_none_of_its_inputs(
+    out: str, models: list[StateDict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError):
+        merge_files(["a.safetensors", "b.safetensors"], out)
+    assert_equal(ws.load_checkpoint("a.safetensors"), models[0])

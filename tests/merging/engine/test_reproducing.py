@@ -61,3 +61,27 @@ def test_what_does_not_say_how_it_was_made_is_refused(sources: list[str]) -> Non
         reproduce("a")
     with pytest.raises(CheckpointError, match="nowhere"):
         reproduce("nowhere")
+
+
+def test_users_code_that_has_changed_since_is_named(sources: list[str]) -> None:
+    code = "def mine(tensors, weights, base, *, mode='mean'):\n    return {} * tensors[0] if mode == 'mean' else None\n"
+    Path("mine.py").write_text(code.format(2))
+    merge_files(sources, "out", method="mine.py:mine", parameters={"mode": "mean"})
+    assert reproduce("out").equal
+    Path("mine.py").write_text(code.format(3))
+    assert reproduce("out").changed == ("mine.py:mine",)
+
+
+def test_a_lenient_merge_is_reproduced_leniently(sources: list[str]) -> None:
+    ws.save_checkpoint({**ws.load_checkpoint("a"), "more": torch.ones(3)}, "a")
+    assert merge_files(sources, "out", lenient=True).warnings
+    assert reproduce("out").equal
+
+
+def test_evidence_that_has_changed_since_is_named(sources: list[str]) -> None:
+    for name in sources:
+        ws.save_checkpoint({key: t.square() for key, t in ws.load_checkpoint(name).items()}, f"{name}-fisher")
+    merge_files(sources, "out", method="fisher", evidence=["a-fisher", "b-fisher"])
+    assert reproduce("out").equal
+    ws.save_checkpoint({key: t + 1 for key, t in ws.load_checkpoint("a-fisher").items()}, "a-fisher")
+    assert reproduce("out").changed == ("a-fisher/model.safetensors",)
