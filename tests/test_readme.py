@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from weightspace import cli
+from weightspace.matching.methods import MANY_MATCHINGS, MATCHINGS
 from weightspace.merging import METHODS
 from weightspace.merging.recipe import parse_recipe
 
@@ -55,6 +56,11 @@ def test_every_method_of_merging_is_in_the_readme_as_the_table_has_it() -> None:
     for row in METHODS.values():
         assert f"| `{row.name}`" in README, row.name
         assert row.formula.replace("|", r"\|") in README, row.name
+
+
+def test_every_method_of_matching_is_in_the_readme_as_the_tables_have_it() -> None:
+    for row in [*MATCHINGS.values(), *MANY_MATCHINGS.values()]:
+        assert f"| `{row.name}` | {row.summary} |" in README, row.name
 
 
 def test_the_recipe_of_the_readme_is_one() -> None:
