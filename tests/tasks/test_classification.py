@@ -97,6 +97,20 @@ def test_no_epochs_are_the_initial_weights() -> None:
         train(TASK, 0, epochs=-1)
 
 
+def test_weight_decay_shrinks_the_weights_with_either_optimizer() -> None:
+    norms = {}
+    for optimizer in ("adam", "sgd"):
+        for decay in (0.0, 0.1):
+            recipe = replace(TASK.recipe, optimizer=optimizer, weight_decay=decay)
+            norms[optimizer, decay] = float(train(replace(TASK, recipe=recipe), 0)["0.weight"].norm())
+    assert norms["adam", 0.1] < norms["adam", 0.0] != norms["sgd", 0.0] > norms["sgd", 0.1]
+
+
+def test_an_unknown_optimizer_is_refused() -> None:
+    with pytest.raises(WeightspaceError, match="'adam'"):
+        train(replace(TASK, recipe=replace(TASK.recipe, optimizer="adm")), 0)
+
+
 def test_a_training_that_diverges_is_an_error() -> None:
     with pytest.raises(WeightspaceError, match="learning rate"):
         train(replace(TASK, augment=lambda inputs, _: inputs * float("nan")), 0)

@@ -16,6 +16,7 @@ from weightspace.errors import WeightspaceError
 #: ``train`` is what gradients and statistics see, ``validation`` chooses, ``test`` is reported.
 Split: TypeAlias = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+OptimizerName: TypeAlias = Literal["adam", "sgd"]
 
 
 @runtime_checkable
@@ -62,7 +63,10 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How ``train`` goes about a task: Adam without weight decay.
+    """How ``train`` goes about a task: Adam without weight decay, if nothing else is said.
+
+    ``optimizer`` is ``"adam"`` or ``"sgd"``, which has a momentum of .9; ``weight_decay`` adds that many times the
+    weights to their gradients.
 
     The learning rate is constant, or with ``cooldown`` falls by equal steps, an epoch each: 5 epochs have 1,
     .8, .6, .4 and .2 of it.
@@ -75,6 +79,8 @@ class Recipe:
     learning_rate: float = 1e-3
     cooldown: bool = False
     threads: int | None = 1
+    optimizer: OptimizerName = "adam"
+    weight_decay: float = 0.0
 
 
 def threads_of(task: Task) -> int | None:

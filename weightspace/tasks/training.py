@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
-from weightspace.tasks.protocol import Recipe, Task
+from weightspace.suggestions import unknown
+from weightspace.tasks.protocol import OptimizerName, Recipe, Task
 from weightspace.threads import torch_threads
+
+_MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def train(
         Parameters and buffers; BatchNorm's statistics are those of the training, ready for evaluation.
 
     Raises:
-        WeightspaceError: a negative number of epochs, or a loss that isn't finite any more.
+        WeightspaceError: a negative number of epochs, no such optimizer, or a loss that isn't finite any more.
     """
     recipe: Recipe = getattr(task, "recipe", Recipe())
     count = recipe.epochs if epochs is None else epochs
@@ -54,7 +58,7 @@ def train(
     with torch.random.fork_rng(devices=[]), torch_threads(recipe.threads):
         torch.manual_seed(seed)
         network = task.network().train()
-        optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
+        optimizer = _optimizer(recipe, network)
         for epoch in range(1, count + 1):
             if recipe.cooldown:
                 optimizer.param_groups[0]["lr"] = recipe.learning_rate * (1 - (epoch - 1) / count)
@@ -63,6 +67,17 @@ def train(
             if on_epoch is not None:
                 on_epoch(EpochReport(epoch, count, loss))
     return {name: tensor.detach() for name, tensor in network.eval().state_dict().items()}
+
+
+def _optimizer(recipe: Recipe, network: torch.nn.Module) -> torch.optim.Optimizer:
+    """Return the optimiser of a recipe."""
+    if recipe.optimizer not in get_args(OptimizerName):
+        raise unknown("optimizer", recipe.optimizer, get_args(OptimizerName))
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            network.parameters(), lr=recipe.learning_rate, momentum=_MOMENTUM, weight_decay=recipe.weight_decay
+        )
+    return torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
 
 def _epoch(task: Task, network: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> float:
