@@ -29,6 +29,7 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(outputs)))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the features of images ``(n, inputs, h, w)``."""
         hidden = self.norm1(self.conv1(images)).relu()
         return (self.norm2(self.conv2(hidden)) + self.shortcut(images)).relu()
 
