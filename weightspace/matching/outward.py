@@ -8,16 +8,23 @@ ends higher than from the identity, and a permuted copy is recovered outright.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from weightspace.matching.families import Family
 from weightspace.matching.steps import match
 
 
-def outward_start(listed: list[Family]) -> dict[str, Tensor]:
-    """Return permutations of every group that can be reached; a group that is not stays out of the result."""
-    result: dict[str, Tensor] = {}
-    waiting = [family for family in listed if family.pairs]
+def outward_start(listed: list[Family], known: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return permutations of every group that can be reached; a group that is not stays out of the result.
+
+    Args:
+        listed: the families.
+        known: permutations that stay as they are, to work outward from as well.
+    """
+    result = dict(known or {})
+    waiting = [family for family in listed if family.pairs and family.group not in result]
     while waiting:
         family = max(waiting, key=lambda one: _known_share(one, result))  # the first of equals
         if not _known_share(family, result):

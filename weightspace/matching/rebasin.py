@@ -85,7 +85,8 @@ def sinkhorn_rebasin(
     generator = torch.Generator().manual_seed(seed)
     with torch_threads(None if task is None else threads_of(task)):
         if task is None or loss == "l2":
-            (aim, judge), batches = _by_distance(ends), repeat(None)
+            aim, judge = _by_distance(ends)
+            batches = repeat(None)
         else:
             (aim, judge), batches = (
                 _by_loss(ends, Losses(task, device=device), loss, generator),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ def step(family: Family, indices: Indices) -> Indices | None:
     first = _joint(family, indices)
     if family.is_linear():
         return first
-    second = _inner_only(family, {**indices, **(first or {})})
+    second = match_inside(family, family.inner, {**indices, **(first or {})})
     return {**(first or {}), **second} or None
 
 
@@ -104,10 +104,10 @@ def best(family: Family, gains: Callable[[tuple[str, ...]], Tensor]) -> dict[str
     return {family.group: chosen, **{name: rows[torch.arange(size), chosen] for name, rows in inside.items()}}
 
 
-def _inner_only(family: Family, indices: Indices) -> dict[str, Tensor]:
-    """Improve the inner groups of a family whose blocks hold two of them, one at a time, the outer one held."""
+def match_inside(family: Family, inside: Iterable[str], indices: Indices) -> dict[str, Tensor]:
+    """Return what improves if some inner groups of a family move, one at a time, the outer one held."""
     change: dict[str, Tensor] = {}
-    for inner in family.inner:
+    for inner in inside:
         now = {**indices, **change}
         gains = family.inner_gains(inner, now)
         chosen = torch.stack([assign(one) for one in gains])

@@ -1,0 +1,104 @@
+"""Weight matching connects two networks, and not by the distance: it aligns the vectors of large singular values.
+
+Between networks from two seeds, before and after weight matching: the barrier of the test loss, the distance, what the
+second-order Taylor expansion makes of the barrier, the alignment R of the singular vectors, and how much of the energy
+of hidden inputs lies on the leading right ones.
+
+    python analyses/weight_matching.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from recipe import digits_task, trained
+from report import Gate, Row, script
+
+import weightspace as ws
+from weightspace.plots import draw_alignment, draw_curves, draw_heat_maps, draw_spectra
+from weightspace.spectra import alignments, cross_products, input_energy
+
+TASK = digits_task()
+POINTS = 25
+GATES = (
+    Gate("Weight matching connects", "matched / naive", "≤", 0.05),
+    Gate("… but hardly shortens the distance", "L2 reduction", "<", 0.35),
+    Gate("Taylor's expansion cannot explain it", "Taylor error", ">", 0.5),
+    Gate("Unmatched networks share no singular vectors", "R_.3 before", "<", 0.1),
+    Gate("Matched ones share those of large values", "R_.3", ">", 0.3),
+    Gate("… the more, the larger: R_.3 above R_0", "R_.3 − R_0", ">", 0.0),
+    Gate("… and R_.7 above R_.3", "R_.7 − R_.3", ">", 0.0),
+    Gate("Hidden inputs live on the leading right vectors", "input energy", "≥", 3.0),
+)
+
+
+def rows(pairs: int, cache: Path) -> Iterator[tuple[str, Row]]:
+    """Measure pairs of networks with seeds 0 and 1, 1 and 2, …"""
+    spec = ws.derive_spec(TASK.network(), TASK.example_args)
+    for seed in range(pairs):
+        a, b = (trained(TASK, one, cache=cache) for one in (seed, seed + 1))
+        yield f"{seed}, {seed + 1}", measure(spec, a, b)
+
+
+def measure(spec: ws.PermutationSpec, a: ws.StateDict, b: ws.StateDict) -> Row:
+    """Return the figures of one pair, ``b`` matched to ``a``."""
+    matching = ws.weight_matching(spec, a, b)
+    matched = ws.permute(spec, matching.permutation, b)
+    naive_barrier, matched_barrier = (ws.barrier(ws.loss_curve(TASK, a, end, POINTS)) for end in (b, matched))
+    before = ws.singular_alignment(a, b, 0.3).total
+    cut = {gamma: ws.singular_alignment(a, matched, gamma).total for gamma in (0.0, 0.3, 0.7)}
+    return {
+        "naive": naive_barrier,
+        "matched": matched_barrier,
+        "matched / naive": matched_barrier / naive_barrier,
+        "L2 reduction": matching.l2_reduction,
+        "Taylor error": taylor_error(a, matched),
+        "R_.3 before": before,
+        "R_.3": cut[0.3],
+        "R_.3 − R_0": cut[0.3] - cut[0.0],
+        "R_.7 − R_.3": cut[0.7] - cut[0.3],
+        "input energy": least_input_energy(a),
+    }
+
+
+def taylor_error(a: ws.StateDict, b: ws.StateDict) -> float:
+    """Return how far the Taylor estimate is from the barrier of the training loss, relative to that barrier."""
+    found = ws.barrier(ws.loss_curve(TASK, a, b, POINTS, split="train"))
+    return abs(ws.taylor_barrier(TASK, a, b, split="train") - found) / abs(found)
+
+
+def least_input_energy(state: ws.StateDict) -> float:
+    """Return share of energy / share of directions on the right vectors down to .3 σ_max, in the layer that has least.
+
+    Of the layers that are fed hidden units; the images that the first one sees are not what is claimed about.
+    """
+    energies = input_energy(ws.spectrum(state, gamma=0.3), ws.collect_evidence(TASK, state, "gram"))
+    return min(energy.ratio for layer, energy in energies.items() if layer != "hidden1.weight")
+
+
+def draw(cache: Path, folder: Path) -> None:
+    """Draw the first pair: the way between the networks, R against γ, the vectors' products, the values."""
+    spec = ws.derive_spec(TASK.network(), TASK.example_args)
+    a, b = (trained(TASK, seed, cache=cache) for seed in (0, 1))
+    matched = ws.permute(spec, ws.weight_matching(spec, a, b).permutation, b)
+    ends = {"unmatched": b, "weight matching": matched}
+    curves = {label: ws.loss_curve(TASK, a, end, POINTS) for label, end in ends.items()}
+    draw_curves(curves, folder / "weight_matching_way.png", title=f"{TASK.name}, seeds 0 and 1")
+    spectra = {label: ws.spectrum(state) for label, state in {"seed 0": a, **ends}.items()}
+    first = spectra.pop("seed 0")
+    gammas = [step / 20 for step in range(21)]
+    draw_alignment(
+        {label: alignments(first, other, gammas) for label, other in spectra.items()},
+        folder / "weight_matching_alignment.png",
+    )
+    maps = {
+        layer: {label: cross_products(one, other.layers[layer]) for label, other in spectra.items()}
+        for layer, one in first.layers.items()
+    }
+    draw_heat_maps(maps, folder / "weight_matching_vectors.png")
+    draw_spectra({"seed 0": first, "seed 1": spectra["unmatched"]}, folder / "weight_matching_values.png", gamma=0.3)
+
+
+if __name__ == "__main__":
+    script("weight_matching", __doc__, task=TASK, rows=rows, gates=GATES, draw=draw)()
