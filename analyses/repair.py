@@ -34,7 +34,7 @@ RECIPE = Recipe(epochs=4, learning_rate=3e-3, cooldown=True)
 POINTS = 7
 #: What ``loss_curve`` does about statistics between the ends -> how it is called here.
 TREATMENTS = {"none": "nothing", "reset": "reset", "repair": "REPAIR"}
-GATE = Gate("REPAIR lowers the barrier", "REPAIR / nothing", "<", 1.0)
+GATE = Gate("REPAIR lowers the barrier", "nothing − REPAIR", ">", 0.0)
 
 #: Label of a pair -> its figures, of each width.
 Measured = Mapping[float, Mapping[str, Row]]
@@ -81,7 +81,7 @@ def figures(curves: Mapping[str, Curve]) -> Row:
     return {
         "accuracy": min(ends[0], ends[-1]),
         **loss,
-        "REPAIR / nothing": loss["REPAIR"] / loss["nothing"],
+        "nothing − REPAIR": loss["nothing"] - loss["REPAIR"],
         **accuracy,
     }
 

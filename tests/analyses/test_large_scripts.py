@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import weightspace as ws
-from weightspace.tasks import ClassificationTask, Examples, Recipe
+from weightspace.tasks import ClassificationTask, Examples, Recipe, network_with
 
 ANALYSES = Path(__file__).parents[2] / "analyses"
 
@@ -46,51 +46,56 @@ def images_of_noise(*_: object) -> dict[Any, Examples]:
 
 def test_a_permuted_copy_is_found_again_and_all_figures_say_so(script: Script) -> None:
     task = script("recipe").digits_task(12)
-    network = ws.train(task, 0, epochs=1)
+    network = ws.train(task, 0, epochs=8)
     spec = ws.derive_spec(task.network(), task.example_args)
-    states = {0: network, 1: ws.permute(spec, ws.Permutation.random(spec, seed=3), network)}
-    pair, curves = script("pairs").measure(task, states, (0, 1), points=5)
-    assert pair.matched == pytest.approx(0, abs=1e-5)
-    assert pair.naive > 0.01
-    assert pair.l2_reduction == pytest.approx(1)
-    assert pair.aligned == pytest.approx(1)
-    assert pair.aligned_before < 0.9
-    assert pair.accuracies == curves["as they are"].accuracy[:1] * 2
+    moved = ws.permute(spec, ws.Permutation.random(spec, seed=3), network)
+    row = script("pairs").measure(task, network, moved, points=5)
+    assert row["matched"] == pytest.approx(0, abs=1e-5)
+    assert row["naive"] > 0.1
+    assert row["L2 reduction"] == pytest.approx(1)
+    assert row["R_.3"] == pytest.approx(1)
+    assert row["R_.3 before"] < 0.5
 
 
-def test_medians_are_of_the_pairs_and_the_ratio_is_a_pair_s_own(script: Script) -> None:
-    pairs = script("pairs")
-    found = [
-        pairs.Pair((i, i + 1), (0.9 + i / 100, 0.99), naive, matched, 0.1, 0.0, 0.5, 1.0)
-        for i, (naive, matched) in enumerate([(1.0, 0.1), (4.0, 0.2), (2.0, 1.0)])
-    ]
-    middle = pairs.medians(found)
-    assert middle["least_accuracy"] == 0.9
-    assert (middle["naive"], middle["matched"]) == (2.0, 0.2)
-    assert middle["matched_by_naive"] == 0.1
-
-
-def test_neighbours_share_a_seed(script: Script) -> None:
-    assert script("pairs").neighbours(3) == [(0, 1), (1, 2), (2, 3)]
+def test_the_accuracy_of_a_pair_is_that_of_the_worse_one(script: Script) -> None:
+    task = script("recipe").digits_task(12)
+    networks = [ws.train(task, 0, epochs=epochs) for epochs in (8, 1)]
+    accuracies = [task.score(network_with(task, network))["accuracy"] for network in networks]
+    assert accuracies[1] < accuracies[0]
+    for order in (networks, networks[::-1]):
+        assert script("pairs").measure(task, *order, points=3)["accuracy"] == accuracies[1]
 
 
 # --- Sweeps ---
 
 
-def test_a_sweep_changes_one_thing_of_the_recipe(script: Script) -> None:
-    sweeps = script("sweeps")
-    for name, sweep in sweeps.SWEEPS.items():
-        described = [script("recipe").description(sweep.task(value)) for value in sweep.values]
-        changed = {key for key in described[0] if described[0][key] != described[1][key]}
-        assert changed - {"task"} == {{"width": "network"}.get(name, name.replace("-", "_"))}
+@pytest.mark.parametrize(
+    ("name", "changed"), [("width", "network"), ("learning-rate", "learning_rate"), ("weight-decay", "weight_decay")]
+)
+def test_a_sweep_changes_one_thing_of_the_recipe(script: Script, name: str, changed: str) -> None:
+    sweep = script("sweeps").SWEEPS[name]
+    first, *others = (script("recipe").description(sweep.task(value)) for value in sweep.values)
+    for other in others:
+        assert {key for key in first if first[key] != other[key]} == {"task", changed}
 
 
-def test_a_sweep_runs_and_is_drawn(script: Script, tmp_path: Path) -> None:
+def test_a_sweep_runs_and_is_drawn(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweeps, digits_task = script("sweeps"), script("recipe").digits_task
-    found = {width: sweeps.sweep_pairs(digits_task(width, recipe=Recipe(epochs=1)), 2, 3, tmp_path) for width in (4, 8)}
-    assert [pair.seeds for pair in found[8]] == [(0, 1), (1, 2)]
+
+    def small(width: float) -> ClassificationTask:
+        return digits_task(int(width), recipe=Recipe(epochs=8))
+
+    monkeypatch.setattr(sweeps, "SWEEPS", {"width": sweeps.Sweep("width", (8, 16), small)})
+    found = sweeps.swept("width", 2, tmp_path)
+    assert {width: list(rows) for width, rows in found.items()} == {key: ["0, 1", "1, 2"] for key in (8, 16)}
     sweeps.draw_sweeps({"width": found}, tmp_path / "sweeps.png")
     assert (tmp_path / "sweeps.png").stat().st_size > 10_000
+
+
+def test_the_verdict_on_weight_decay_goes_by_the_median(script: Script) -> None:
+    sweeps = script("sweeps")
+    far = {"a": {"R_.3": 0.45}, "b": {"R_.3": 0.5}, "c": {"R_.3": 9.0}}
+    assert [one["holds"] for one in sweeps.verdicts({0.0: far, 5e-3: far})] == [True, False]
 
 
 # --- REPAIR ---
@@ -112,17 +117,33 @@ def test_the_resnet_has_twenty_layers_and_a_spec_that_holds(script: Script, widt
     assert ws.verify_spec(spec, network, example)
 
 
-def test_treatments_differ_between_the_ends_only(script: Script) -> None:
+def test_treatments_differ_between_the_ends_only(script: Script, tmp_path: Path) -> None:
     repair, task = script("repair"), toy_resnet(script)
-    states = [ws.train(task, seed, epochs=2) for seed in (0, 1)]
-    rows, curves = repair.treated(task, *states, points=3)
-    assert [(row.matched, row.statistics) for row in rows] == [
-        (False, "none"),
-        (True, "none"),
-        (True, "reset"),
-        (True, "repair"),
-    ]
+    curves = repair.ways(task, *(ws.train(task, seed, epochs=2) for seed in (0, 1)))
+    assert {label: curve.statistics for label, curve in curves.items()} == {
+        "unmatched": "none",
+        "nothing": "none",
+        "reset": "reset",
+        "REPAIR": "repair",
+    }
     ends = [(curve.loss[0], curve.loss[-1]) for curve in curves.values()]
     for found in ends[1:]:
         assert found == pytest.approx(ends[0], rel=1e-4)
-    assert len({row.middle_loss for row in rows}) == 4
+    assert len({curve.loss[repair.POINTS // 2] for curve in curves.values()}) == 4
+    row = repair.figures(curves)
+    assert row["nothing − REPAIR"] == ws.barrier(curves["nothing"]) - ws.barrier(curves["REPAIR"])
+    repair.draw_widths({0.25: {"0, 1": row}}, tmp_path / "repair.png")
+    assert (tmp_path / "repair.png").stat().st_size > 10_000
+
+
+# --- The results that are kept ---
+
+
+def test_the_kept_sweeps_show_what_is_claimed() -> None:
+    found = {name: {row["value"]: row["median"] for row in rows} for name, rows in kept("sweeps")["sweeps"].items()}
+    decays = found["weight-decay"]
+    assert decays[0.0]["R_.3"] == pytest.approx(0.44, abs=0.1)
+    assert decays[5e-3]["R_.3"] == pytest.approx(0.79, abs=0.1)
+    for rows in found.values():
+        alignments = [row["R_.3"] for row in rows.values()]
+        assert alignments
