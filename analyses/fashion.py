@@ -20,6 +20,7 @@ from report import Gate, Row, script
 import weightspace as ws
 from weightspace.plots import draw_alignment
 from weightspace.spectra import alignments, spectrum
+from weightspace.tasks.fashion import fashion_mlp
 
 POINTS = 11
 GAMMAS = [step / 20 for step in range(20)]
@@ -33,12 +34,12 @@ GATES = (
 
 def rows(pairs: int, cache: Path) -> Iterator[tuple[str, Row]]:
     """Measure pairs of networks with seeds 0 and 1, 1 and 2, …"""
-    return pair_rows(ws.load_task("fashion-mlp"), pairs, points=POINTS, cache=cache)
+    return pair_rows(fashion_mlp(), pairs, points=POINTS, cache=cache)
 
 
 def draw(cache: Path, folder: Path) -> None:
     """Draw R against γ for the first pair, before and after weight matching."""
-    task = ws.load_task("fashion-mlp")
+    task = fashion_mlp()
     target, source = (trained(task, seed, cache=cache) for seed in (0, 1))
     spec = ws.derive_spec(task.network(), task.example_args)
     permuted = ws.permute(spec, ws.weight_matching(spec, target, source).permutation, source)
@@ -49,4 +50,4 @@ def draw(cache: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    script("fashion", __doc__, task=ws.load_task("fashion-mlp"), rows=rows, gates=GATES, draw=draw)()
+    script("fashion", __doc__, task=fashion_mlp(), rows=rows, gates=GATES, draw=draw)()

@@ -9,7 +9,7 @@ them. Each gets its own default number of steps, and a process of its own, which
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -24,8 +24,15 @@ from report import HERE, Row, save
 import weightspace as ws
 from weightspace.matching import MATCHINGS, run_matching
 from weightspace.plots.picture import COLOURS, Figure, write_picture
+from weightspace.tasks import ClassificationTask
+from weightspace.tasks.digits import digits_cnn, digits_mlp
+from weightspace.tasks.fashion import fashion_mlp
 
-TASKS = ("digits-mlp", "digits-cnn", "fashion-mlp")
+TASKS: Mapping[str, Callable[[], ClassificationTask]] = {
+    "digits-mlp": digits_mlp,
+    "digits-cnn": digits_cnn,
+    "fashion-mlp": fashion_mlp,
+}
 SEEDS, POINTS = (0, 1), 11
 COLUMNS = ("naive", "matched", "matched / naive", "L2 reduction", "R_.3 before", "R_.3", "seconds")
 
@@ -33,14 +40,18 @@ COLUMNS = ("naive", "matched", "matched / naive", "L2 reduction", "R_.3 before",
 def run(method: str, task: str, cache: Path = CACHE) -> Row:
     """Match two networks of a built-in task by a method and return what it brought."""
     torch.set_num_threads(1)
-    found = ws.load_task(task)
+    found = TASKS[task]()
     target, source = (trained(found, seed, cache=cache) for seed in SEEDS)
     matcher = partial(run_matching, method, task=found)
     return measure(found, target, source, points=POINTS, matcher=matcher)
 
 
 def within(limit: float, method: str, task: str, cache: Path) -> Row | None:
-    """Return what ``run`` does, from a process of its own; None if that takes more seconds than the limit."""
+    """Return what ``run`` does, from a process of its own; None if that takes more seconds than the limit.
+
+    Raises:
+        WeightspaceError: the process ended without a result.
+    """
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(theirs, method, task, cache))
@@ -48,6 +59,8 @@ def within(limit: float, method: str, task: str, cache: Path) -> Row | None:
     theirs.close()
     try:
         return ours.recv() if ours.poll(limit) else None
+    except EOFError:
+        raise ws.WeightspaceError(f"{method} on {task} ended without a result; what it said is above.") from None
     finally:
         process.kill()
         process.join()
@@ -90,7 +103,7 @@ def main(tasks: str, methods: str, limit: float, cache: Path, output: Path) -> N
     found: dict[str, dict[str, Row | None]] = {}
     recipes = {}
     for name in tasks.split(","):
-        task = ws.load_task(name)
+        task = TASKS[name]()
         recipes[name] = description(task)
         for seed in SEEDS:
             trained(task, seed, cache=cache)

@@ -23,7 +23,7 @@ from report import HERE, Gate, Row, medians, printed, save
 from resnet20 import resnet20
 
 import weightspace as ws
-from weightspace.connectivity import Curve
+from weightspace.connectivity import Curve, Statistics
 from weightspace.plots import draw_curves
 from weightspace.plots.picture import COLOURS, DASHES, Axes, Figure, FuncFormatter, write_picture
 from weightspace.tasks import ClassificationTask, Examples, Recipe, Split
@@ -33,7 +33,7 @@ TRAINED_ON, MEASURED_ON, TESTED_ON = 12_000, 3_000, 3_000
 RECIPE = Recipe(epochs=4, learning_rate=3e-3, cooldown=True)
 POINTS = 7
 #: What ``loss_curve`` does about statistics between the ends -> how it is called here.
-TREATMENTS = {"none": "nothing", "reset": "reset", "repair": "REPAIR"}
+TREATMENTS: Mapping[Statistics, str] = {"none": "nothing", "reset": "reset", "repair": "REPAIR"}
 GATE = Gate("REPAIR lowers the barrier", "nothing − REPAIR", ">", 0.0)
 
 #: Label of a pair -> its figures, of each width.

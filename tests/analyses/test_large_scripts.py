@@ -136,14 +136,51 @@ def test_treatments_differ_between_the_ends_only(script: Script, tmp_path: Path)
     assert (tmp_path / "repair.png").stat().st_size > 10_000
 
 
+# --- Every method ---
+
+
+def test_a_method_is_measured_and_drawn(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods, task = script("methods"), script("recipe").digits_task(16, recipe=Recipe(epochs=8))
+    monkeypatch.setattr(methods, "TASKS", {"toy": lambda: task})
+    row = methods.run("weight-matching", "toy", tmp_path)
+    states = [script("recipe").trained(task, seed, cache=tmp_path) for seed in methods.SEEDS]
+    expected = script("pairs").measure(task, *states, points=methods.POINTS)
+    assert {**row, "seconds": 0} == {**expected, "seconds": 0}
+    methods.draw_methods({"toy": {"weight-matching": row, "too slow": None}}, tmp_path / "methods.png")
+    assert (tmp_path / "methods.png").stat().st_size > 10_000
+
+
+def test_a_method_that_takes_too_long_is_ended(script: Script, tmp_path: Path) -> None:
+    assert script("methods").within(0.1, "straight-through", "digits-mlp", tmp_path) is None
+
+
 # --- The results that are kept ---
 
 
 def test_the_kept_sweeps_show_what_is_claimed() -> None:
-    found = {name: {row["value"]: row["median"] for row in rows} for name, rows in kept("sweeps")["sweeps"].items()}
-    decays = found["weight-decay"]
-    assert decays[0.0]["R_.3"] == pytest.approx(0.44, abs=0.1)
-    assert decays[5e-3]["R_.3"] == pytest.approx(0.79, abs=0.1)
-    for rows in found.values():
-        alignments = [row["R_.3"] for row in rows.values()]
-        assert alignments
+    found = kept("sweeps")
+    assert [gate["holds"] for gate in found["gates"]] == [True, True]
+    for name in ("learning-rate", "weight-decay"):
+        alignments = [value["median"]["R_.3"] for value in found["sweeps"][name]]
+        assert alignments == sorted(alignments)
+    matched = [value["median"]["matched / naive"] for value in found["sweeps"]["width"]]
+    assert matched == sorted(matched, reverse=True)
+
+
+def test_the_kept_results_on_fashion_are_within_their_gates() -> None:
+    assert [gate["holds"] for gate in kept("fashion")["gates"]] == [True] * 4
+
+
+def test_in_the_kept_results_repair_lowers_the_barrier_of_every_width() -> None:
+    widths = kept("repair")["widths"]
+    assert [width["width"] for width in widths] == [0.25, 0.5, 1]
+    for width in widths:
+        assert width["median"]["REPAIR"] < width["median"]["nothing"]
+        assert width["median"]["accuracy"] > 0.85
+
+
+def test_the_kept_table_has_every_method_on_every_task(script: Script) -> None:
+    methods = script("methods")
+    assert {task: set(rows) for task, rows in kept("methods")["rows"].items()} == {
+        task: set(methods.MATCHINGS) for task in methods.TASKS
+    }
