@@ -44,7 +44,7 @@ def draw(cache: Path, folder: Path) -> None:
     spec = ws.derive_spec(task.network(), task.example_args)
     permuted = ws.permute(spec, ws.weight_matching(spec, target, source).permutation, source)
     base = spectrum(target, spec=spec)
-    ends = {"as trained": source, "matched": permuted}
+    ends = {"unmatched": source, "matched": permuted}
     curves = {label: alignments(base, spectrum(end, spec=spec), GAMMAS) for label, end in ends.items()}
     draw_alignment(curves, folder / "fashion_alignment.png", title=f"{task.name}, seeds 0 and 1")
 

@@ -101,8 +101,8 @@ def _figure(measured: Mapping[str, Measured]) -> Figure:
     figure = Figure(figsize=(3 * len(measured) + 0.4, 5), layout="constrained")
     rows = figure.subplots(2, len(measured), squeeze=False, sharey="row")
     for (alignment, barrier), (name, found) in zip(rows.T, measured.items(), strict=True):
-        _panel(alignment, found, {"as trained": "R_.3 before", "matched": "R_.3"})
-        _panel(barrier, found, {"as trained": "naive", "matched": "matched"})
+        _panel(alignment, found, {"unmatched": "R_.3 before", "matched": "R_.3"})
+        _panel(barrier, found, {"unmatched": "naive", "matched": "matched"})
         barrier.set_xlabel(SWEEPS[name].label)
     rows[0, 0].set_title("alignment of singular vectors, $R_{.3}$", loc="left")
     rows[1, 0].set_title("barrier of the test loss (nats)", loc="left")
