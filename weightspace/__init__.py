@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict, load_checkpoint, save_checkpoint
     from weightspace.connectivity import Curve, barrier, barrier_matrix, loss_curve, loss_plane, repair, taylor_barrier
     from weightspace.evidence import collect_evidence
-    from weightspace.matching import Matching, cycle_consistent, merge_many, straight_through_many, weight_matching
+    from weightspace.matching import (
+        Matching,
+        activation_matching,
+        cycle_consistent,
+        merge_many,
+        sinkhorn_rebasin,
+        straight_through,
+        straight_through_many,
+        weight_matching,
+    )
     from weightspace.merging import METHODS, Alignment, MergeReport, interpolate, merge, merge_files, reproduce
     from weightspace.networks import load_network
     from weightspace.spectra import SingularAlignment, Spectrum, singular_alignment, spectrum
@@ -48,6 +57,9 @@ _HOMES = {
     "merge_many": "matching",
     "cycle_consistent": "matching",
     "straight_through_many": "matching",
+    "activation_matching": "matching",
+    "straight_through": "matching",
+    "sinkhorn_rebasin": "matching",
     "SingularAlignment": "spectra",
     "Spectrum": "spectra",
     "singular_alignment": "spectra",
@@ -88,6 +100,7 @@ __all__ = [
     "Task",
     "Verification",
     "WeightspaceError",
+    "activation_matching",
     "barrier",
     "barrier_matrix",
     "collect_evidence",
@@ -108,7 +121,9 @@ __all__ = [
     "reproduce",
     "save_checkpoint",
     "singular_alignment",
+    "sinkhorn_rebasin",
     "spectrum",
+    "straight_through",
     "straight_through_many",
     "taylor_barrier",
     "train",

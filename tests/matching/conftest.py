@@ -1,6 +1,10 @@
-"""The zoo of tests/symmetry, and pairs of checkpoints of which one is a permuted copy of the other."""
+"""The zoo of tests/symmetry, and pairs of checkpoints of which one is a permuted copy of the other.
+
+Puts this folder on the path too, which --import-mode=importlib leaves off it, for ``tiny_tasks``.
+"""
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,6 +16,7 @@ from torch import nn
 from weightspace.checkpoints import StateDict
 from weightspace.symmetry import PermutationSpec, derive_spec
 
+sys.path.insert(0, str(Path(__file__).parent))
 _PATH = Path(__file__).parent.parent / "symmetry" / "zoo.py"
 _SPEC = importlib.util.spec_from_file_location("weightspace_zoo", _PATH)
 assert _SPEC is not None

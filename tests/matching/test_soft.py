@@ -12,8 +12,8 @@ from weightspace.symmetry.pattern import parse_axes
 
 #: Every kind of pattern: products, concatenations, nested and doubled groups, tied tensors, integers.
 NAMES = [
-    *("mlp", "gpt", "gpt_view", "llama", "multihead_attention", "shufflenet", "unet", "gated", "group_norm"),
-    *("prelu", "padded_shortcut", "tied", "recurrent", "vit_narrow", "resnet18"),
+    *("mlp", "gpt", "gpt_view", "llama", "multihead_attention", "unet", "gated", "group_norm"),
+    *("prelu", "padded_shortcut", "tied", "recurrent", "encoder_layer"),
 ]
 
 

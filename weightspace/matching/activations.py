@@ -15,7 +15,7 @@ from torch import nn
 
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
-from weightspace.matching.ascent import Climb, Workers
+from weightspace.matching.ascent import Climb, Sweep, Workers
 from weightspace.matching.correlations import correlated
 from weightspace.matching.families import families, pair_blocks
 from weightspace.matching.matching import Matching, check_matchable, matched
@@ -39,6 +39,7 @@ def activation_matching(
     forward: Callable[[nn.Module, Any], Any] | None = None,
     unseen: Unseen = "weights",
     seed: int = 0,
+    on_sweep: Callable[[Sweep], None] | None = None,
 ) -> Matching:
     """Permute a source towards a target by the correlation of their activations.
 
@@ -59,6 +60,7 @@ def activation_matching(
         unseen: groups that appear at no module's input or output are matched by ``"weights"``, all others held, or
             are an ``"error"``.
         seed: order of the groups in each sweep; matters only where two groups share an axis.
+        on_sweep: told of every sweep over the correlations.
 
     Returns:
         The permutation of the source's state dict. The objective is the sum of the correlations of paired units over
@@ -82,7 +84,7 @@ def activation_matching(
         _check_missing(spec, missing, unseen)
     generator = torch.Generator().manual_seed(seed)
     with Workers(torch.get_num_threads()) as workers:
-        climb = Climb(spec, pairs, workers, max_sweeps=_MAX_SWEEPS)
+        climb = Climb(spec, pairs, workers, max_sweeps=_MAX_SWEEPS, on_sweep=on_sweep)
         identity = dict(Permutation.identity(spec).indices)
         found = climb.ascend(identity | outward_start(climb.families), generator)
         still = still_units(climb.families, found.indices)

@@ -120,7 +120,7 @@ def descend(
         optimizer.zero_grad()
         loss = way.loss(batch)
         if not bool(loss.isfinite()):
-            raise WeightspaceError(f"The loss is {float(loss)} at step {step}. Is the learning rate too high?")
+            raise WeightspaceError(f"The loss is {float(loss.detach())} at step {step}. Is the learning rate too high?")
         loss.backward()
         optimizer.step()
         if step % schedule.every == 0 or step == schedule.steps:

@@ -112,17 +112,16 @@ def _matrix_axes(spec: PermutationSpec, name: str, module: nn.Module) -> Iterato
 
 def _telling(spec: PermutationSpec) -> list[Permutation]:
     """Return permutations that together move every group, and no two groups of equal size alike."""
-    signatures: dict[str, tuple[Any, ...]] = dict.fromkeys(spec.groups, ())
-    still = {group: index.tolist() for group, index in Permutation.identity(spec).indices.items()}
+    identity = Permutation.identity(spec)
     chosen: list[Permutation] = []
+    told = 0
     for seed in range(_DRAWS):
-        permutation = Permutation.random(spec, seed=seed)
-        finer = {group: (*signatures[group], str(permutation[group].tolist())) for group in spec.groups}
-        moved = {group for group in finer if any(row != str(still[group]) for row in finer[group])}
-        if len(set(finer.values())) > len(set(signatures.values())) or not chosen:
-            chosen.append(permutation)
-            signatures = finer
-        if len(set(signatures.values())) == len(spec.groups) == len(moved):
+        more = [*chosen, Permutation.random(spec, seed=seed)]
+        moves = {str([one[group].tolist() for one in more]) for group in spec.groups}
+        still = {str([identity[group].tolist() for _ in more]) for group in spec.groups}
+        if len(moves | still) > told:
+            chosen, told = more, len(moves | still)
+        if told == len(spec.groups) + len(still):
             break
     return chosen
 

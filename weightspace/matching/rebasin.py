@@ -83,7 +83,7 @@ def sinkhorn_rebasin(
     check_matchable(spec, target, source)
     ends = Ends(spec, target, source)
     generator = torch.Generator().manual_seed(seed)
-    with torch_threads(None if task is None else threads_of(task)):
+    with torch_threads(1 if task is None else threads_of(task)):
         if task is None or loss == "l2":
             aim, judge = _by_distance(ends)
             batches = repeat(None)

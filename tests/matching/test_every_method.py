@@ -1,0 +1,115 @@
+"""What holds for every row of the table of matching methods."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import tiny_tasks
+import torch
+
+from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.matching import MATCHINGS, Matching, MatchingMethod, l2_reduction, run_matching
+from weightspace.symmetry import Permutation, permute
+
+KINDS = tuple(tiny_tasks.BUILDERS)
+
+
+def run(method: str, kind: str, *, seed: int = 0, **options: Any) -> Matching:
+    """Match two trained networks, in few steps where the method takes steps."""
+    if "steps" in MATCHINGS[method].options:
+        options = {"steps": 12, **options}
+    a, b = tiny_tasks.trained(kind, 0), tiny_tasks.trained(kind, 1)
+    return run_matching(method, tiny_tasks.spec(kind), a, b, task=tiny_tasks.task(kind), seed=seed, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", MATCHINGS)
+def test_the_source_keeps_its_function_and_the_numbers_are_those_of_the_permutation(method: str, kind: str) -> None:
+    spec, target, source = tiny_tasks.spec(kind), tiny_tasks.trained(kind, 0), tiny_tasks.trained(kind, 1)
+    matching = run(method, kind)
+    moved = permute(spec, matching.permutation, source)
+    inputs = tiny_tasks.clouds()["test"].inputs
+    with torch.no_grad():
+        before, after = (tiny_tasks.network(kind, state)(inputs) for state in (source, moved))
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
+    assert matching.l2_reduction == l2_reduction(spec, target, source, moved)
+    assert len(matching.objective) >= 2
+
+
+@pytest.mark.parametrize("method", MATCHINGS)
+def test_the_objective_only_gets_better(method: str) -> None:
+    history = run(method, "mlp").objective
+    falls = MATCHINGS[method].objective.split()[0] in ("validation", "squared")
+    assert list(history) == sorted(history, reverse=falls)
+    assert history[0] != history[-1]
+
+
+@pytest.mark.parametrize("method", MATCHINGS)
+def test_the_same_seed_gives_the_same_matching_and_nothing_is_drawn_from_global_state(method: str) -> None:
+    drawn, threads = torch.get_rng_state(), torch.get_num_threads()
+    one = run(method, "cnn", seed=5)
+    torch.manual_seed(99)
+    two = run(method, "cnn", seed=5)
+    assert one.permutation == two.permutation
+    assert one.objective == two.objective
+    torch.manual_seed(99)
+    assert torch.get_num_threads() == threads
+    torch.set_rng_state(drawn)
+    run(method, "cnn", seed=5)
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+@pytest.mark.parametrize("method", MATCHINGS)
+def test_inputs_are_not_changed(method: str) -> None:
+    states = [tiny_tasks.trained("resnet", seed) for seed in (0, 1)]
+    before = [{name: tensor.clone() for name, tensor in state.items()} for state in states]
+    run(method, "resnet")
+    for state, old in zip(states, before, strict=True):
+        assert all(torch.equal(tensor, old[name]) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("method", MATCHINGS)
+def test_a_planted_permutation_is_recovered_or_as_good(method: str) -> None:
+    spec, target = tiny_tasks.spec("mlp"), tiny_tasks.trained("mlp", 0)
+    planted = Permutation.random(spec, seed=3)
+    options: dict[str, Any] = {"steps": 300} if "steps" in MATCHINGS[method].options else {}
+    task = tiny_tasks.task("mlp")
+    matching = run_matching(method, spec, target, permute(spec, planted, target), task=task, **options)
+    if MATCHINGS[method].objective.startswith("validation"):  # the loss at the midpoint does not ask for more
+        assert matching.objective[-1] < 0.25 * matching.objective[0]
+    else:
+        assert matching.permutation == planted.inverse()
+        assert matching.l2_reduction == 1.0
+
+
+@pytest.mark.parametrize("method", MATCHINGS)
+def test_checkpoints_of_another_network_are_an_error(method: str) -> None:
+    other = tiny_tasks.trained("cnn", 0)
+    with pytest.raises(CheckpointError):
+        run_matching(method, tiny_tasks.spec("mlp"), other, other, task=tiny_tasks.task("mlp"))
+
+
+@pytest.mark.parametrize("method", MATCHINGS.values(), ids=list(MATCHINGS))
+def test_a_method_says_what_it_needs(method: MatchingMethod) -> None:
+    assert "https://" in method.source
+    spec, state = tiny_tasks.spec("mlp"), tiny_tasks.trained("mlp", 0)
+    if method.needs_task:
+        with pytest.raises(WeightspaceError, match=f"'{method.name}' looks at data: give it the task"):
+            run_matching(method.name, spec, state, state)
+    else:
+        options: dict[str, Any] = {"steps": 1} if "steps" in method.options else {}
+        assert run_matching(method.name, spec, state, state, **options).permutation == Permutation.identity(spec)
+
+
+def test_unknown_methods_and_options_are_errors_that_list_those_there_are() -> None:
+    spec, state = tiny_tasks.spec("mlp"), tiny_tasks.trained("mlp", 0)
+    with pytest.raises(WeightspaceError, match="Did you mean 'weight-matching'"):
+        run_matching("weigth-matching", spec, state, state)
+    with pytest.raises(WeightspaceError, match="has no option 'steps'; its options are restarts, max_sweeps"):
+        run_matching("weight-matching", spec, state, state, steps=3)
+
+
+def test_the_table_is_read_without_torch() -> None:
+    code = "import sys, weightspace.matching.methods as m; assert m.MATCHINGS; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

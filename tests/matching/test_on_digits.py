@@ -1,0 +1,40 @@
+"""Every method brings two networks that read digits into one basin."""
+
+from functools import lru_cache, partial
+
+import pytest
+
+import weightspace as ws
+from weightspace.matching import MATCHINGS, run_matching
+from weightspace.tasks import ClassificationTask, Recipe
+from weightspace.tasks.architectures import mlp
+from weightspace.tasks.classification import add_noise
+from weightspace.tasks.digits import digits_examples
+
+TASK = ClassificationTask(
+    name="narrow digits",
+    build=partial(mlp, 64, (64, 64), 10),
+    load=digits_examples,
+    augment=partial(add_noise, std=0.3),
+    recipe=Recipe(epochs=15),
+)
+
+
+@lru_cache
+def trained(seed: int) -> ws.StateDict:
+    return ws.train(TASK, seed)
+
+
+@lru_cache
+def spec() -> ws.PermutationSpec:
+    return ws.derive_spec(TASK.network(), TASK.example_args)
+
+
+def barrier(end: ws.StateDict) -> float:
+    return ws.barrier(ws.loss_curve(TASK, trained(0), end, points=5))
+
+
+@pytest.mark.parametrize("method", MATCHINGS)
+def test_the_barrier_falls(method: str) -> None:
+    matching = run_matching(method, spec(), trained(0), trained(1), task=TASK)
+    assert barrier(ws.permute(spec(), matching.permutation, trained(1))) < 0.15 * barrier(trained(1))
