@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 from recipe import digits_task, trained
 from report import Gate, Row, script
 
 import weightspace as ws
-from weightspace.matching.straight import straight_through
 
-TASK = digits_task()
-STEPS = 400
+#: Half as wide, an estimator that brings the barrier below a tenth has aligned half of what weight matching aligns.
+WIDTH = 256
+TASK = digits_task(WIDTH)
 METHODS = ("weights", "Sinkhorn", "projected")
 GATES = (
     Gate("A data-driven estimator need not align", "R Sinkhorn / R weights", "<", 0.5),
@@ -30,10 +29,9 @@ GATES = (
 
 
 def rows(pairs: int, cache: Path) -> Iterator[tuple[str, Row]]:
-    """Measure pairs of networks with seeds 0 and 1, 0 and 2, 1 and 2, 1 and 3, …"""
-    neighbours = ((seed, seed + step) for seed in range(pairs) for step in (1, 2))
-    for target, source in islice(neighbours, pairs):
-        yield f"{target}, {source}", measure(target, source, cache)
+    """Measure pairs of networks with seeds 0 and 1, 1 and 2, …"""
+    for seed in range(pairs):
+        yield f"{seed}, {seed + 1}", measure(seed, seed + 1, cache)
 
 
 def measure(target: int, source: int, cache: Path) -> Row:
@@ -65,9 +63,9 @@ def matched(method: str, target: int, source: int, cache: Path) -> ws.StateDict:
         matching = ws.weight_matching(spec, a, b)
     else:
         projection = "sinkhorn" if method == "Sinkhorn" else "weight-matching"
-        matching = straight_through(spec, TASK, a, b, projection=projection, steps=STEPS)
+        matching = ws.straight_through(spec, TASK, a, b, projection=projection)
     return ws.permute(spec, matching.permutation, b)
 
 
 if __name__ == "__main__":
-    script("straight_through", __doc__, task=TASK, rows=rows, gates=GATES, pairs=10)()
+    script("straight_through", __doc__, task=TASK, rows=rows, gates=GATES)()
