@@ -45,7 +45,8 @@ def measure(
 
     Returns:
         The lesser accuracy of the two; barriers in nats of the source as it is and permuted; 1 − distance after /
-        distance before; R_.3, the alignment of the singular vectors, before and after; processor seconds of the matching.
+        distance before; R_.3, the alignment of the singular vectors, before and after; the matching's seconds of
+        processor time, which does not depend on what else runs.
     """
     spec = ws.derive_spec(task.network(), task.example_args)
     start = process_time()
