@@ -31,6 +31,13 @@ GATES = tuple(
     for decay, expected in EXPECTED.items()
 )
 
+#: Title of a row of panels -> label of a line -> figure of the pairs.
+PANELS: Mapping[str, Mapping[str, str]] = {
+    "alignment of singular vectors, $R_{0.3}$": {"unmatched": "R_.3 before", "matched": "R_.3"},
+    "barrier of the test loss (nats)": {"unmatched": "naive", "matched": "matched"},
+    "barrier, matched / unmatched": {"matched": "matched / naive"},
+}
+
 #: Label of a pair -> its figures, of each value of a sweep.
 Measured = Mapping[float, Mapping[str, Row]]
 
@@ -98,28 +105,29 @@ def draw_sweeps(measured: Mapping[str, Measured], path: Path) -> None:
 
 
 def _figure(measured: Mapping[str, Measured]) -> Figure:
-    figure = Figure(figsize=(3 * len(measured) + 0.4, 5), layout="constrained")
-    rows = figure.subplots(2, len(measured), squeeze=False, sharey="row")
-    for (alignment, barrier), (name, found) in zip(rows.T, measured.items(), strict=True):
-        _panel(alignment, found, {"unmatched": "R_.3 before", "matched": "R_.3"})
-        _panel(barrier, found, {"unmatched": "naive", "matched": "matched"})
-        barrier.set_xlabel(SWEEPS[name].label)
-    rows[0, 0].set_title("alignment of singular vectors, $R_{.3}$", loc="left")
-    rows[1, 0].set_title("barrier of the test loss (nats)", loc="left")
+    figure = Figure(figsize=(3 * len(measured) + 0.4, 6.4), layout="constrained")
+    rows = figure.subplots(len(PANELS), len(measured), squeeze=False, sharey="row")
+    for column, (name, found) in zip(rows.T, measured.items(), strict=True):
+        for axes, lines in zip(column, PANELS.values(), strict=True):
+            _panel(axes, found, lines)
+        column[-1].set_xlabel(SWEEPS[name].label)
+    for axes, title in zip(rows[:, 0], PANELS, strict=True):
+        axes.set_title(title, loc="left")
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     figure.legend(*rows[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
 def _panel(axes: Axes, found: Measured, lines: Mapping[str, str]) -> None:
     """Draw figures of the pairs against the values of a sweep, which stand at equal distances."""
-    for index, (label, figure) in enumerate(lines.items()):
+    for label, figure in lines.items():
+        index = int(label == "matched")
         style = {"color": COLOURS[index], "dashes": DASHES[index]}
         axes.plot([medians(rows.values())[figure] for rows in found.values()], linewidth=1.8, label=label, **style)
         for place, rows in enumerate(found.values()):
             heights = [row[figure] for row in rows.values()]
             axes.plot([place] * len(rows), heights, "o", color=COLOURS[index], alpha=0.45, markersize=3.5, mew=0)
     axes.set_xticks(range(len(found)), [f"{value:g}" for value in found])
-    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     axes.grid(axis="y")
     axes.set_axisbelow(True)
 
