@@ -1,7 +1,7 @@
-"""Width, learning rate and weight decay: what makes networks connect, and align their singular vectors.
+"""What width, learning rate and weight decay do to the barrier, and to the alignment of singular vectors.
 
-Ito, Yamada and Kumagai (https://arxiv.org/abs/2402.04051) state that wider networks, larger learning rates and stronger
-weight decay leave fewer large singular values, whose vectors weight matching can align.
+Ito, Yamada and Kumagai (https://arxiv.org/abs/2402.04051) explain by the singular vectors of large singular values why
+weight matching connects networks. Which recipes make these vectors align more, and does the barrier follow?
 
     python analyses/sweeps.py                                    # all three, five pairs each, some three minutes
     python analyses/sweeps.py --sweeps weight-decay --pairs 2    # a quick look
