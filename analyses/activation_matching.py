@@ -16,7 +16,6 @@ from recipe import digits_task, trained
 from report import Gate, Row, script
 
 import weightspace as ws
-from weightspace.matching.activations import activation_matching
 from weightspace.tasks import network_with
 
 TASK = digits_task()
@@ -46,7 +45,7 @@ def rows(pairs: int, cache: Path) -> Iterator[tuple[str, Row]]:
 def by_activations(spec: ws.PermutationSpec, target: ws.StateDict, source: ws.StateDict) -> ws.Matching:
     """Match by the correlation of the activations on the training images."""
     networks = (network_with(TASK, state) for state in (target, source))
-    return activation_matching(spec, *networks, TASK.batches("train", seed=0))
+    return ws.activation_matching(spec, *networks, TASK.batches("train", seed=0))
 
 
 if __name__ == "__main__":

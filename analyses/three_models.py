@@ -1,0 +1,58 @@
+"""Two sources that are matched to one target lie in one basin after weight matching, and not after an estimator.
+
+Weight matching gives all three the same singular vectors, so that the sources are matched to each other as well. The
+straight-through estimator on scores (Sinkhorn) connects each source to the target by its own way.
+
+    python analyses/three_models.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from recipe import trained
+from report import Gate, Row, script
+from straight_through import TASK, barrier, matched
+
+import weightspace as ws
+from weightspace.plots import draw_planes
+
+METHODS = ("weights", "Sinkhorn")
+GATES = (Gate("Sources matched to one target meet after weight matching", "weights / Sinkhorn", "<", 0.5),)
+
+
+def rows(triples: int, cache: Path) -> Iterator[tuple[str, Row]]:
+    """Measure a target and two sources of seeds 0, 1 and 2; 1, 2 and 3; …"""
+    for target in range(triples):
+        yield f"{target} ← {target + 1}, {target + 2}", measure(target, cache)
+
+
+def measure(target: int, cache: Path) -> Row:
+    """Return the barriers of the test loss between two sources, as they came and matched to a target, in nats."""
+    first, second = (trained(TASK, target + step, cache=cache) for step in (1, 2))
+    weights, sinkhorn = (
+        barrier(*(matched(method, target, target + step, cache) for step in (1, 2))) for method in METHODS
+    )
+    return {
+        "naive": barrier(first, second),
+        "weights": weights,
+        "Sinkhorn": sinkhorn,
+        "weights / Sinkhorn": weights / sinkhorn,
+    }
+
+
+def draw(cache: Path, folder: Path) -> None:
+    """Draw the planes through the target and the two sources of the first triple."""
+    target = trained(TASK, 0, cache=cache)
+    titles = {"weights": "weight matching", "Sinkhorn": "straight-through, Sinkhorn"}
+    names = ("target", "source 1", "source 2")
+    planes = {
+        titles[method]: ws.loss_plane(TASK, target, *(matched(method, 0, seed, cache) for seed in (1, 2)), names=names)
+        for method in METHODS
+    }
+    draw_planes(planes, folder / "three_models_planes.png", title=f"{TASK.name}, seeds 0, 1 and 2")
+
+
+if __name__ == "__main__":
+    script("three_models", __doc__, task=TASK, rows=rows, gates=GATES, draw=draw)()

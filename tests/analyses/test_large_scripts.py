@@ -1,0 +1,186 @@
+"""The larger analyses from end to end on toys, and what their kept results must show."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import weightspace as ws
+from weightspace.tasks import ClassificationTask, Examples, Recipe, network_with
+
+ANALYSES = Path(__file__).parents[2] / "analyses"
+
+Script = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    """Return a function that imports a script as the others beside it do."""
+    monkeypatch.syspath_prepend(ANALYSES)
+    return importlib.import_module
+
+
+def kept(name: str) -> Any:
+    """Return the results of a script that the repository keeps."""
+    return json.loads((ANALYSES / "results" / f"{name}.json").read_text())
+
+
+def images_of_noise(*_: object) -> dict[Any, Examples]:
+    """Return images of four classes, each brighter in a quarter of its own."""
+    labels = torch.arange(96) % 4
+    images = 0.3 * torch.randn(96, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for index, label in enumerate(labels.tolist()):
+        images[index, 0, 4 * (label // 2) :, 4 * (label % 2) :] += 1
+    return {split: Examples(images, labels) for split in ("train", "validation", "test")}
+
+
+# --- What is measured ---
+
+
+def test_a_permuted_copy_is_found_again_and_all_figures_say_so(script: Script) -> None:
+    task = script("recipe").digits_task(12)
+    network = ws.train(task, 0, epochs=8)
+    spec = ws.derive_spec(task.network(), task.example_args)
+    moved = ws.permute(spec, ws.Permutation.random(spec, seed=3), network)
+    row = script("pairs").measure(task, network, moved, points=5)
+    assert row["matched"] == pytest.approx(0, abs=1e-5)
+    assert row["naive"] > 0.1
+    assert row["L2 reduction"] == pytest.approx(1)
+    assert row["R_.3"] == pytest.approx(1)
+    assert row["R_.3 before"] < 0.5
+
+
+def test_the_accuracy_of_a_pair_is_that_of_the_worse_one(script: Script) -> None:
+    task = script("recipe").digits_task(12)
+    networks = [ws.train(task, 0, epochs=epochs) for epochs in (8, 1)]
+    accuracies = [task.score(network_with(task, network))["accuracy"] for network in networks]
+    assert accuracies[1] < accuracies[0]
+    for order in (networks, networks[::-1]):
+        assert script("pairs").measure(task, *order, points=3)["accuracy"] == accuracies[1]
+
+
+# --- Sweeps ---
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"), [("width", "network"), ("learning-rate", "learning_rate"), ("weight-decay", "weight_decay")]
+)
+def test_a_sweep_changes_one_thing_of_the_recipe(script: Script, name: str, changed: str) -> None:
+    sweep = script("sweeps").SWEEPS[name]
+    first, *others = (script("recipe").description(sweep.task(value)) for value in sweep.values)
+    for other in others:
+        assert {key for key in first if first[key] != other[key]} == {"task", changed}
+
+
+def test_a_sweep_runs_and_is_drawn(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweeps, digits_task = script("sweeps"), script("recipe").digits_task
+
+    def small(width: float) -> ClassificationTask:
+        return digits_task(int(width), recipe=Recipe(epochs=8))
+
+    monkeypatch.setattr(sweeps, "SWEEPS", {"width": sweeps.Sweep("width", (8, 16), small)})
+    found = sweeps.swept("width", 2, tmp_path)
+    assert {width: list(rows) for width, rows in found.items()} == {key: ["0, 1", "1, 2"] for key in (8, 16)}
+    sweeps.draw_sweeps({"width": found}, tmp_path / "sweeps.png")
+    assert (tmp_path / "sweeps.png").stat().st_size > 10_000
+
+
+def test_the_verdict_on_weight_decay_goes_by_the_median(script: Script) -> None:
+    sweeps = script("sweeps")
+    far = {"a": {"R_.3": 0.45}, "b": {"R_.3": 0.5}, "c": {"R_.3": 9.0}}
+    assert [one["holds"] for one in sweeps.verdicts({0.0: far, 5e-3: far})] == [True, False]
+
+
+# --- REPAIR ---
+
+
+def toy_resnet(script: Script) -> ClassificationTask:
+    build = script("resnet20").resnet20
+    return ClassificationTask("toy", lambda: build(0.25, classes=4), images_of_noise, batch_size=48)
+
+
+@pytest.mark.parametrize("width", [0.25, 0.5])
+def test_the_resnet_has_twenty_layers_and_a_spec_that_holds(script: Script, width: float) -> None:
+    network = script("resnet20").resnet20(width)
+    layers = [name for name, part in network.named_modules() if isinstance(part, (torch.nn.Conv2d, torch.nn.Linear))]
+    assert len([name for name in layers if "shortcut" not in name]) == 20
+    example = (torch.randn(2, 1, 12, 12),)
+    spec = ws.derive_spec(network, example)
+    assert sum(spec.groups.values()) == width * 4 * (16 + 32 + 64)  # a stage: its output and three within blocks
+    assert ws.verify_spec(spec, network, example)
+
+
+def test_treatments_differ_between_the_ends_only(script: Script, tmp_path: Path) -> None:
+    repair, task = script("repair"), toy_resnet(script)
+    curves = repair.ways(task, *(ws.train(task, seed, epochs=2) for seed in (0, 1)))
+    assert {label: curve.statistics for label, curve in curves.items()} == {
+        "unmatched": "none",
+        "matched": "none",
+        "matched, reset": "reset",
+        "matched, REPAIR": "repair",
+    }
+    ends = [(curve.loss[0], curve.loss[-1]) for curve in curves.values()]
+    for found in ends[1:]:
+        assert found == pytest.approx(ends[0], rel=1e-4)
+    assert len({curve.loss[repair.POINTS // 2] for curve in curves.values()}) == 4
+    row = repair.figures(curves)
+    assert row["REPAIR removes"] == ws.barrier(curves["matched"]) - ws.barrier(curves["matched, REPAIR"])
+    repair.draw_widths({0.25: {"0, 1": row}}, tmp_path / "repair.png")
+    assert (tmp_path / "repair.png").stat().st_size > 10_000
+
+
+# --- Every method ---
+
+
+def test_a_method_is_measured_and_drawn(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods, task = script("methods"), script("recipe").digits_task(16, recipe=Recipe(epochs=8))
+    monkeypatch.setattr(methods, "TASKS", {"toy": lambda: task})
+    row = methods.run("weight-matching", "toy", tmp_path)
+    states = [script("recipe").trained(task, seed, cache=tmp_path) for seed in methods.SEEDS]
+    expected = script("pairs").measure(task, *states, points=methods.POINTS)
+    assert {**row, "seconds": 0} == {**expected, "seconds": 0}
+    methods.draw_methods({"toy": {"weight-matching": row, "too slow": None}}, tmp_path / "methods.png")
+    assert (tmp_path / "methods.png").stat().st_size > 10_000
+
+
+def test_a_method_that_takes_too_long_is_ended(script: Script, tmp_path: Path) -> None:
+    assert script("methods").within(0.1, "straight-through", "digits-mlp", tmp_path) is None
+
+
+# --- The results that are kept ---
+
+
+def test_the_kept_sweeps_show_what_is_claimed() -> None:
+    found = kept("sweeps")
+    assert [gate["holds"] for gate in found["gates"]] == [True, True]
+    for name in ("learning-rate", "weight-decay"):
+        alignments = [value["median"]["R_.3"] for value in found["sweeps"][name]]
+        assert alignments == sorted(alignments)
+    matched = [value["median"]["matched / naive"] for value in found["sweeps"]["width"]]
+    assert matched == sorted(matched, reverse=True)
+
+
+def test_the_kept_results_on_fashion_are_within_their_gates() -> None:
+    assert [gate["holds"] for gate in kept("fashion")["gates"]] == [True] * 4
+
+
+def test_in_the_kept_results_repair_lowers_the_barrier_of_every_width() -> None:
+    widths = kept("repair")["widths"]
+    assert [width["width"] for width in widths] == [0.25, 0.5, 1]
+    for width in widths:
+        assert width["median"]["matched, REPAIR"] < width["median"]["matched"]
+        assert width["median"]["accuracy"] > 0.83
+
+
+def test_the_kept_table_has_every_method_on_every_task(script: Script) -> None:
+    methods = script("methods")
+    assert {task: set(rows) for task, rows in kept("methods")["rows"].items()} == {
+        task: set(methods.MATCHINGS) for task in methods.TASKS
+    }
