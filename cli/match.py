@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _ALL = {**MATCHINGS, **MANY_MATCHINGS}
 
+#: What ``--method`` is where it stands alone.
+_LIST = "?"
+
 
 def _table() -> str:
     """Return every method with what it does and where it is from, as the help shows it."""
@@ -37,6 +40,14 @@ def _users(option: str) -> str:
     return ", ".join(row.name for row in _ALL.values() if option in row.options)
 
 
+def _list_methods(context: click.Context, _: click.Parameter, method: str | None) -> str | None:
+    """Print the methods where none is named."""
+    if method == _LIST:
+        click.echo(_table().replace("\b\n", ""))
+        context.exit()
+    return method
+
+
 @click.command("match", epilog=_table())
 @click.argument("target")
 @click.argument("source")
@@ -44,7 +55,12 @@ def _users(option: str) -> str:
 @click.option(
     "--method",
     metavar="METHOD",
-    help="One of those listed below: weight-matching by default, for more than two checkpoints merge-many.",
+    is_flag=False,
+    flag_value=_LIST,
+    callback=_list_methods,
+    is_eager=True,
+    help="One of those listed below, and where no name follows: weight-matching by default, for more than two "
+    "checkpoints merge-many.",
 )
 @options.spec_source
 @options.task(required=False)

@@ -108,3 +108,11 @@ def test_options_reach_the_method() -> None:
         result = run(*spec_of, "--restarts", restarts, "-o", "p.safetensors", "--json")
         ends.append(json.loads(result.stdout)["objective"][-1])
     assert ends[0] < ends[1]
+
+
+def test_method_without_a_name_lists_every_method_with_its_paper() -> None:
+    result = CliRunner().invoke(cli.main, ["match", "--method"])
+    assert result.exit_code == 0
+    for row in [*MATCHINGS.values(), *MANY_MATCHINGS.values()]:
+        assert row.name in result.output
+        assert row.source in result.output
