@@ -158,5 +158,5 @@ def _models(paths: tuple[str, ...], task: str, data: Path | None, matching: str 
     stems = tuple(Path(path).stem for path in paths)
     labelled = {"naive" if matching else "linear": states}
     if matching:
-        labelled[matching] = options.matched(matching, found, states, seed)
+        labelled[matching] = options.matched(matching, options.spec_of(None, None, None, found), states, seed, found)
     return ways.Models(found, stems if len(set(stems)) == len(stems) else paths, labelled)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weightspace import WeightspaceError
+from weightspace.matching.methods import MATCHINGS
 
 if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from weightspace.tasks import Task
 
 Command = Callable[..., Any]
-
-#: What ``--matching`` knows.
-MATCHINGS = ("weight-matching",)
 
 
 def as_json(command: Command) -> Command:
@@ -78,17 +76,20 @@ def spec_source(command: Command) -> Command:
 
 def matching(help_text: str) -> Callable[[Command], Command]:
     """``--matching METHOD``; ``matched`` does it."""
-    return click.option("--matching", type=click.Choice(MATCHINGS), help=help_text)
+    listed = f"{help_text} METHOD: {', '.join(MATCHINGS)}."
+    return click.option("--matching", type=click.Choice(list(MATCHINGS)), metavar="METHOD", help=listed)
 
 
-def matched(method: str, found: Task, states: Sequence[StateDict], seed: int) -> list[StateDict]:
+def matched(
+    method: str, spec: PermutationSpec, states: Sequence[StateDict], seed: int, found: Task | None
+) -> list[StateDict]:
     """Return the first of the states as it is, and the others matched to it by a method of ``--matching``."""
-    from weightspace import permute, weight_matching
+    from weightspace import permute
+    from weightspace.matching import run_matching
 
-    match = {"weight-matching": weight_matching}[method]
-    spec = spec_of(None, None, None, found)
     target, *sources = states
-    return [target, *(permute(spec, match(spec, target, one, seed=seed).permutation, one) for one in sources)]
+    matchings = (run_matching(method, spec, target, one, task=found, seed=seed) for one in sources)
+    return [target, *(permute(spec, one.permutation, state) for one, state in zip(matchings, sources, strict=True))]
 
 
 def load_any_task(name: str | None, data: Path | None) -> Task | None:

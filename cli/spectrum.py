@@ -17,7 +17,6 @@ from weightspace import WeightspaceError
 if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict
     from weightspace.spectra import Spectrum
-    from weightspace.symmetry import PermutationSpec
 
 
 @click.command("spectrum")
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 @click.argument("b", required=False)
 @options.spec_source
 @options.task(required=False)
-@click.option("--matching", type=click.Choice(["weight-matching"]), help="Match B to A too, and show both.")
+@options.matching("Match B to A too, and show both.")
 @click.option("--against", metavar="MERGED", help="Show A beside MERGED too, and beside the unaligned mean of A and B.")
 @click.option("--inputs", is_flag=True, help="Show the energy of A's inputs on its leading right vectors, on --task.")
 @click.option(
@@ -115,7 +114,10 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
             )
 
     found = Found(paths, gammas, decomposed(a, states["a"]))
-    for label, (said_as, state) in _others(states, paths, said["matching"], spec, said["seed"]).items():
+    matched = None
+    if spec is not None:
+        matched = options.matched(said["matching"], spec, [states["a"], states["b"]], said["seed"], task)[1]
+    for label, (said_as, state) in _others(states, paths, said["matching"], matched).items():
         found.others[label] = decomposed(said_as, state)
     if said["inputs"] and task is not None:
         from weightspace import collect_evidence
@@ -126,18 +128,17 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
 
 
 def _others(
-    states: dict[str, StateDict], paths: dict[str, str], matching: str | None, spec: PermutationSpec | None, seed: int
+    states: dict[str, StateDict], paths: dict[str, str], matching: str | None, matched: StateDict | None
 ) -> dict[str, tuple[str, StateDict]]:
     """Return what A is compared with: comparison -> what progress and errors call the network, and its weights."""
-    from weightspace import interpolate, permute, weight_matching
+    from weightspace import interpolate
 
     if "b" not in states:
         return {}
     a, b = states["a"], states["b"]
     others = {"unaligned": (paths["b"], b)}
-    if matching is not None and spec is not None:
-        permutation = weight_matching(spec, a, b, seed=seed).permutation
-        others[matching] = (f"{paths['b']} matched", permute(spec, permutation, b))
+    if matching is not None and matched is not None:
+        others[matching] = (f"{paths['b']} matched", matched)
     if "merged" in states:
         others["merged"] = (paths["merged"], states["merged"])
         others["unaligned mean"] = ("the unaligned mean", interpolate(a, b, 0.5))
