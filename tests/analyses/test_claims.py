@@ -6,6 +6,7 @@ What every claim says, and where it comes from, is in analyses/README.md.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from types import ModuleType
 
@@ -41,7 +42,8 @@ def on_one_worker(name: str) -> pytest.MarkDecorator:
 @pytest.fixture(scope="module")
 def medians(script: Callable[[str], ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Medians:
     """Return the medians of a script's figures, measured when first asked for."""
-    networks = tmp_path_factory.getbasetemp() / "networks"
+    folder = tmp_path_factory.getbasetemp()
+    networks = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "networks"
 
     @functools.cache
     def find(name: str) -> Mapping[str, float]:

@@ -98,6 +98,15 @@ def test_a_gate_is_a_bound(script: Script, relation: str, verdicts: list[bool]) 
     assert [gate.verdict(value).endswith(": holds") for value in (0.5, 1.0, 1.5)] == verdicts
 
 
+def test_a_shifted_image_is_the_image_elsewhere(script: Script) -> None:
+    image = torch.zeros(1, 1, 5, 5)
+    image[..., 2, 2] = 1
+    moved = script("recipes").shifted(image.expand(200, -1, -1, -1), torch.Generator().manual_seed(0), by=1)
+    places = {tuple(place) for place in moved.nonzero()[:, 2:].tolist()}
+    assert places == {(y, x) for y in (1, 2, 3) for x in (1, 2, 3)}
+    assert torch.equal(moved.sum((1, 2, 3)), torch.ones(200))
+
+
 def test_a_script_prints_every_row_the_median_and_the_gates_and_writes_them(
     script: Script, task: ClassificationTask, tmp_path: Path
 ) -> None:
