@@ -65,8 +65,8 @@ def medians(rows: Iterable[Row]) -> dict[str, float]:
     return {figure: median(row[figure] for row in listed) for figure in listed[0]}
 
 
-def printed(rows: Iterable[tuple[str, Row]]) -> dict[str, Row]:
-    """Print a table, each row as soon as it is there and the medians last, and return the rows."""
+def printed(rows: Iterable[tuple[str, Row]], *, middle: bool = True) -> dict[str, Row]:
+    """Print a table, each row as soon as it is there and (``middle``) the medians last, and return the rows."""
     kept: dict[str, Row] = {}
     for label, row in rows:
         if not kept:
@@ -74,7 +74,8 @@ def printed(rows: Iterable[tuple[str, Row]]) -> dict[str, Row]:
             print("|---" * (len(row) + 1) + "|")
         kept[label] = row
         _print_row(label, row)
-    _print_row("**median**", medians(kept.values()))
+    if middle:
+        _print_row("**median**", medians(kept.values()))
     return kept
 
 
@@ -119,7 +120,7 @@ def script(
         about: the help text: the docstring of the script.
         task: whose recipe is stated.
         rows: what is measured.
-        gates: bounds on the medians.
+        gates: bounds on the medians; without any, no medians are taken.
         draw: makes the pictures.
         pairs: how many, if nothing else is said.
     """
@@ -131,8 +132,8 @@ def script(
     def main(pairs: int, cache: Path, output: Path) -> None:
         torch.set_num_threads(1)
         print(summary(task), end="\n\n")
-        found = printed(rows(pairs, cache))
-        middle = medians(found.values())
+        found = printed(rows(pairs, cache), middle=bool(gates))
+        middle = medians(found.values()) if gates else {}
         print()
         for gate in gates:
             print(gate.verdict(middle[gate.figure]))

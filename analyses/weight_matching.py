@@ -19,6 +19,7 @@ from report import Gate, Row, script
 import weightspace as ws
 from weightspace.plots import draw_alignment, draw_curves, draw_heat_maps, draw_spectra
 from weightspace.spectra import alignments, cross_products, input_energy
+from weightspace.tasks import ClassificationTask
 
 TASK = digits_task()
 GATES = (
@@ -33,49 +34,49 @@ GATES = (
 )
 
 
-def rows(pairs: int, cache: Path) -> Iterator[tuple[str, Row]]:
+def rows(pairs: int, cache: Path, *, task: ClassificationTask = TASK) -> Iterator[tuple[str, Row]]:
     """Measure pairs of networks with seeds 0 and 1, 1 and 2, …"""
     for seed in range(pairs):
-        a, b = (trained(TASK, one, cache=cache) for one in (seed, seed + 1))
-        yield f"{seed}, {seed + 1}", {**measure(TASK, a, b), **explanations(a, permuted(a, b))}
+        a, b = (trained(task, one, cache=cache) for one in (seed, seed + 1))
+        yield f"{seed}, {seed + 1}", {**measure(task, a, b), **explanations(task, a, permuted(task, a, b))}
 
 
-def permuted(a: ws.StateDict, b: ws.StateDict) -> ws.StateDict:
+def permuted(task: ClassificationTask, a: ws.StateDict, b: ws.StateDict) -> ws.StateDict:
     """Return ``b`` with its units in the order of those of ``a``, by weight matching."""
-    spec = ws.derive_spec(TASK.network(), TASK.example_args)
+    spec = ws.derive_spec(task.network(), task.example_args)
     return ws.permute(spec, ws.weight_matching(spec, a, b).permutation, b)
 
 
-def explanations(a: ws.StateDict, matched: ws.StateDict) -> Row:
+def explanations(task: ClassificationTask, a: ws.StateDict, matched: ws.StateDict) -> Row:
     """Return what might explain why the way between two matched networks is flat."""
     cut = {gamma: ws.singular_alignment(a, matched, gamma).total for gamma in (0.0, 0.3, 0.7)}
     return {
-        "Taylor error": taylor_error(a, matched),
+        "Taylor error": taylor_error(task, a, matched),
         "R_.3 − R_0": cut[0.3] - cut[0.0],
         "R_.7 − R_.3": cut[0.7] - cut[0.3],
-        "input energy": least_input_energy(a),
+        "input energy": least_input_energy(task, a),
     }
 
 
-def taylor_error(a: ws.StateDict, b: ws.StateDict) -> float:
+def taylor_error(task: ClassificationTask, a: ws.StateDict, b: ws.StateDict) -> float:
     """Return how far the Taylor estimate is from the barrier of the training loss, relative to that barrier."""
-    found = ws.barrier(ws.loss_curve(TASK, a, b, split="train"))
-    return abs(ws.taylor_barrier(TASK, a, b, split="train") - found) / abs(found)
+    found = ws.barrier(ws.loss_curve(task, a, b, split="train"))
+    return abs(ws.taylor_barrier(task, a, b, split="train") - found) / abs(found)
 
 
-def least_input_energy(state: ws.StateDict) -> float:
+def least_input_energy(task: ClassificationTask, state: ws.StateDict) -> float:
     """Return share of energy / share of directions on the right vectors down to .3 σ_max, in the layer that has least.
 
     Of the layers that are fed hidden units; the images that the first one sees are not what is claimed about.
     """
-    energies = input_energy(ws.spectrum(state, gamma=0.3), ws.collect_evidence(TASK, state, "gram"))
+    energies = input_energy(ws.spectrum(state, gamma=0.3), ws.collect_evidence(task, state, "gram"))
     return min(energy.ratio for layer, energy in energies.items() if layer != "hidden1.weight")
 
 
 def draw(cache: Path, folder: Path) -> None:
     """Draw the first pair: the way between the networks, R against γ, the vectors' products, the values."""
     a, b = (trained(TASK, seed, cache=cache) for seed in (0, 1))
-    ends = {"unmatched": b, "weight matching": permuted(a, b)}
+    ends = {"unmatched": b, "weight matching": permuted(TASK, a, b)}
     curves = {label: ws.loss_curve(TASK, a, end) for label, end in ends.items()}
     draw_curves(curves, folder / "weight_matching_way.png", title=f"{TASK.name}, seeds 0 and 1")
     spectra = {label: ws.spectrum(state) for label, state in {"seed 0": a, **ends}.items()}
