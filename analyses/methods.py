@@ -57,12 +57,14 @@ def within(limit: float, method: str, task: str, cache: Path) -> Row | None:
     process = context.Process(target=_send, args=(theirs, method, task, cache))
     process.start()
     theirs.close()
+    in_time = ours.poll(limit)
+    if not in_time:
+        process.kill()
     try:
-        return ours.recv() if ours.poll(limit) else None
+        return ours.recv() if in_time else None
     except EOFError:
         raise ws.WeightspaceError(f"{method} on {task} ended without a result; what it said is above.") from None
     finally:
-        process.kill()
         process.join()
 
 
@@ -82,9 +84,11 @@ def _figure(found: Mapping[str, Mapping[str, Row | None]]) -> Figure:
         for index, (method, row) in enumerate(by_method.items()):
             if row is not None:
                 marker, colour = "osD^v<>P"[index % 8], COLOURS[index % len(COLOURS)]
-                axes.plot(row["R_.3"], row["matched / naive"], marker, color=colour, markersize=7, label=method)
+                axes.plot(
+                    row["R_.3"], row["matched / naive"], marker, color=colour, fillstyle="none", mew=1.6, label=method
+                )
         axes.set_title(task, loc="left")
-        axes.set_xlabel("alignment after, $R_{.3}$")
+        axes.set_xlabel("alignment after, $R_{0.3}$")
         axes.grid()
         axes.set_axisbelow(True)
     panels[0].set_ylabel("barrier after / before")
@@ -95,7 +99,7 @@ def _figure(found: Mapping[str, Mapping[str, Row | None]]) -> Figure:
 @click.command()
 @click.option("--tasks", default=",".join(TASKS), show_default=True, help="Built-in tasks, with commas between.")
 @click.option("--methods", default=",".join(MATCHINGS), help="Methods, with commas between; default: all.")
-@click.option("--limit", default=300.0, show_default=True, help="Seconds that a method may take on a task.")
+@click.option("--limit", default=300.0, show_default=True, help="Seconds for a method on a task, scoring and all.")
 @click.option("--cache", type=click.Path(path_type=Path), default=CACHE, help="Folder of trained networks.")
 @click.option("--output", type=click.Path(path_type=Path), default=HERE, help="Folder of results/ and figures/.")
 def main(tasks: str, methods: str, limit: float, cache: Path, output: Path) -> None:

@@ -52,7 +52,7 @@ def resnet_task(width: float) -> ClassificationTask:
         name=f"fashion-resnet20-x{width:g}",
         build=partial(resnet20, width),
         load=partial(images, TRAINED_ON, TESTED_ON),
-        batch_size=128,
+        batch_size=64,
         recipe=RECIPE,
     )
 

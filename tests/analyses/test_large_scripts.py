@@ -169,3 +169,25 @@ def test_the_kept_sweeps_show_what_is_claimed() -> None:
 
 def test_the_kept_results_on_fashion_are_within_their_gates() -> None:
     assert [gate["holds"] for gate in kept("fashion")["gates"]] == [True] * 4
+
+
+def test_in_the_kept_results_repair_lowers_the_barrier_of_every_width() -> None:
+    widths = kept("repair")["widths"]
+    assert [width["width"] for width in widths] == [0.25, 0.5, 1]
+    for width in widths:
+        assert width["median"]["matched, REPAIR"] < width["median"]["matched"]
+        assert width["median"]["accuracy"] > 0.84
+
+
+def test_the_kept_table_has_every_method_on_every_task(script: Script) -> None:
+    methods = script("methods")
+    assert {task: set(rows) for task, rows in kept("methods")["rows"].items()} == {
+        task: set(methods.MATCHINGS) for task in methods.TASKS
+    }
+
+
+def test_in_the_kept_table_the_sinkhorn_estimator_connects_without_aligning() -> None:
+    for rows in kept("methods")["rows"].values():
+        by_loss, by_weights = rows["straight-through-sinkhorn"], rows["weight-matching"]
+        assert by_loss["matched / naive"] < 0.1
+        assert by_loss["R_.3"] < 0.5 * by_weights["R_.3"]
