@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +17,6 @@ from weightspace.tasks import ClassificationTask, Examples, Recipe, network_with
 ANALYSES = Path(__file__).parents[2] / "analyses"
 
 Script = Callable[[str], ModuleType]
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Script:
-    """Return a function that imports a script as the others beside it do."""
-    monkeypatch.syspath_prepend(ANALYSES)
-    return importlib.import_module
 
 
 def kept(name: str) -> Any:

@@ -24,7 +24,7 @@ def random_mask(seed: int, tensor: str, model: str, start: int, count: int, keep
         model: its label.
         start: index of the piece's first element.
         count: elements in the piece.
-        keep: the probability that an element stays, from 0 to below 1: one number, or one an element.
+        keep: the probability that an element stays, from 0 to 1: one number, or one an element.
 
     Returns:
         Bools of shape ``(count,)``, each True with its probability, up to 2⁻⁴⁰.
@@ -33,7 +33,7 @@ def random_mask(seed: int, tensor: str, model: str, start: int, count: int, keep
     generator = np.random.Generator(np.random.SFC64(int.from_bytes(hashlib.sha256(key).digest(), "little")))
     words = _words(generator, (count + 7) // 8).view("u1")[:count]
     scaled = np.ravel(keep) * _STEPS
-    steps = scaled.astype(np.uint8)
+    steps = np.minimum(scaled, _STEPS - 1).astype(np.uint8)  # 1 is the last step and all of what follows it
     mask = words < steps
     rest = scaled - steps
     if rest.any():
