@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from weightspace.merging import METHODS, Alignment, MergeReport, interpolate, merge, merge_files, reproduce
     from weightspace.networks import load_network
+    from weightspace.soups import Soup, greedy_soup, learned_soup, uniform_soup, wise_ft
     from weightspace.spectra import SingularAlignment, Spectrum, singular_alignment, spectrum
     from weightspace.symmetry import (
         Permutation,
@@ -82,6 +83,11 @@ _HOMES = {
     "taylor_barrier": "connectivity",
     "repair": "connectivity",
     "loss_plane": "connectivity",
+    "Soup": "soups",
+    "uniform_soup": "soups",
+    "greedy_soup": "soups",
+    "learned_soup": "soups",
+    "wise_ft": "soups",
 }
 
 __all__ = [
@@ -94,6 +100,7 @@ __all__ = [
     "Permutation",
     "PermutationSpec",
     "SingularAlignment",
+    "Soup",
     "SpecError",
     "Spectrum",
     "StateDict",
@@ -106,7 +113,9 @@ __all__ = [
     "collect_evidence",
     "cycle_consistent",
     "derive_spec",
+    "greedy_soup",
     "interpolate",
+    "learned_soup",
     "load_checkpoint",
     "load_network",
     "load_spec",
@@ -127,8 +136,10 @@ __all__ = [
     "straight_through_many",
     "taylor_barrier",
     "train",
+    "uniform_soup",
     "verify_spec",
     "weight_matching",
+    "wise_ft",
 ]
 
 

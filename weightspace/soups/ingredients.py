@@ -1,0 +1,44 @@
+"""Ingredients: the fine-tunes that a soup is made of, as files that are read one at a time, or as state dicts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from weightspace.checkpoints import StateDict, load_checkpoint
+from weightspace.errors import WeightspaceError
+
+#: A checkpoint by its path (or URL), or its tensors.
+Source: TypeAlias = "StateDict | str | os.PathLike[str]"
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """One model: its name in tables and errors, and where its tensors are."""
+
+    name: str
+    source: Source
+
+    def load(self) -> StateDict:
+        """Return the tensors: those of a file are mapped into memory, where the format allows it.
+
+        Raises:
+            CheckpointError: the checkpoint is missing or damaged.
+        """
+        return self.source if isinstance(self.source, dict) else load_checkpoint(self.source)
+
+
+def ingredients_of(sources: Sequence[Source]) -> tuple[Ingredient, ...]:
+    """Return the ingredients: a file is called by its path, a state dict by its number from 0.
+
+    Raises:
+        WeightspaceError: there are none.
+    """
+    if isinstance(sources, str | os.PathLike | dict) or not len(sources):
+        raise WeightspaceError(f"A soup needs a list of one checkpoint or state dict at least; found {sources!r:.80}.")
+    return tuple(
+        Ingredient(str(number) if isinstance(source, dict) else os.fspath(source), source)
+        for number, source in enumerate(sources)
+    )

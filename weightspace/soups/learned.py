@@ -1,0 +1,223 @@
+r"""The learned soup: coefficients of the ingredients, found by gradient descent on held-out data.
+
+The logits are :math:`\beta f(x; \sum_i \alpha_i \theta_i)`, with :math:`\alpha = \mathrm{softmax}(a)` for every tensor,
+every layer, or the whole model. The gradient needs no graph through the ingredients: with
+:math:`g = \partial L / \partial \theta` at the mixture :math:`\theta`,
+:math:`\partial L / \partial a_i = \alpha_i \langle g, \theta_i - \theta \rangle`, summed up a tensor at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.checkpoints import StateDict, check_compatible
+from weightspace.checkpoints.measure import is_inexact
+from weightspace.connectivity.statistics import batch_statistics
+from weightspace.elementwise.affine import affine
+from weightspace.elementwise.counting import agreed
+from weightspace.elementwise.precision import output_dtype, widened
+from weightspace.elementwise.tying import by_name
+from weightspace.errors import WeightspaceError
+from weightspace.soups.ingredients import Source, ingredients_of
+from weightspace.soups.scoring import Scorer, Statistics, settled
+from weightspace.suggestions import unknown
+from weightspace.tasks.protocol import Task, threads_of
+from weightspace.threads import torch_threads
+
+#: What has coefficients of its own.
+Per: TypeAlias = Literal["tensor", "layer", "model"]
+
+
+@dataclass(frozen=True)
+class EpochOfSoup:
+    """The end of an epoch: the ``epoch``-th of ``epochs``, with the mean validation loss in nats."""
+
+    epoch: int
+    epochs: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class LearnedSoup:
+    """A learned soup.
+
+    Attributes:
+        state: the weights, ``Σ α_i θ_i``.
+        coefficients: tensor, layer or ``""`` (the model) -> ``α``, one an ingredient as given; they sum to 1.
+        scale: ``β``, what the logits were multiplied by; the state does not contain it.
+        losses: mean validation loss of every epoch, in nats.
+    """
+
+    state: StateDict
+    coefficients: Mapping[str, tuple[float, ...]]
+    scale: float
+    losses: tuple[float, ...]
+
+
+def learned_soup(
+    paths: Sequence[Source],
+    task: Task,
+    per: Per = "tensor",
+    *,
+    epochs: int = 5,
+    learning_rate: float = 0.05,
+    statistics: Statistics = "auto",
+    on_epoch: Callable[[EpochOfSoup], None] | None = None,
+) -> LearnedSoup:
+    """Learn how much of every ingredient goes into the soup, by AdamW on the validation split.
+
+    All ingredients are open at a time, unlike in the other recipes: mapped from their files where the format allows
+    it, so that of private memory a network, its gradient and one tensor are needed; but every step reads all twice.
+    BatchNorm normalises by the batch at hand meanwhile, where its statistics are measured anew afterwards.
+
+    Args:
+        paths: checkpoints or state dicts, one or more, of the same names and shapes.
+        task: has the loss and the held-out batches.
+        per: what has coefficients of its own: every ``"tensor"``, every ``"layer"`` (module), or the ``"model"``.
+        epochs: passes over the validation batches.
+        learning_rate: of AdamW, for the logits of the coefficients and the logarithm of ``β``.
+        statistics: BatchNorm's in the soup; see ``greedy_soup``.
+        on_epoch: called after every epoch.
+
+    Raises:
+        CheckpointError: an ingredient cannot be read, or has other names or shapes than the first.
+        WeightspaceError: there are no validation batches, the loss isn't finite, the network returns no tensor of
+            logits, integer tensors differ.
+
+    Source:
+        Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, appendix I; that the gradient is an inner product with
+        each ingredient: derived.
+    """
+    if per not in get_args(Per):
+        raise unknown("grouping of coefficients", per, get_args(Per))
+    ingredients = ingredients_of(paths)
+    states = [ingredient.load() for ingredient in ingredients]
+    scorer = Scorer(task, statistics)
+    for ingredient, state in zip(ingredients, states, strict=True):
+        check_compatible(states[0], state, names=(ingredients[0].name, ingredient.name))
+        scorer.check(state, ingredient.name)
+    mixture = _Mixture(states, scorer.network, per)
+    context = batch_statistics(scorer.network) if scorer.resets else nullcontext()
+    with torch_threads(threads_of(task)), context:
+        losses = _descend(mixture, task, epochs, learning_rate, on_epoch)
+    alphas = mixture.alphas()
+    coefficients = {group: tuple(alpha.tolist()) for group, alpha in alphas.items()}
+    state = settled(task, mixture.state(), statistics)
+    return LearnedSoup(state, coefficients, float(mixture.log_scale.detach().exp()), tuple(losses))
+
+
+def _descend(
+    mixture: _Mixture, task: Task, epochs: int, learning_rate: float, on_epoch: Callable[[EpochOfSoup], None] | None
+) -> list[float]:
+    """Learn the coefficients, and return the mean loss of every epoch."""
+    optimizer = torch.optim.AdamW([*mixture.logits.values(), mixture.log_scale], lr=learning_rate, weight_decay=0.0)
+    means = []
+    for epoch in range(1, epochs + 1):
+        losses = [_step(mixture, task, optimizer, batch) for batch in task.batches("validation", epoch)]
+        mean = sum(losses) / len(losses) if losses else float("nan")
+        if not abs(mean) < float("inf"):
+            raise WeightspaceError(
+                f"The validation loss of task {task.name!r} is {mean} over {len(losses)} batches; expected a finite "
+                "number. A smaller learning rate may help, or has the validation split no batches?"
+            )
+        means.append(mean)
+        if on_epoch is not None:
+            on_epoch(EpochOfSoup(epoch, epochs, mean))
+    return means
+
+
+def _step(mixture: _Mixture, task: Task, optimizer: torch.optim.Optimizer, batch: Any) -> float:
+    """Make one step of the optimiser and return the loss before it, in nats."""
+    optimizer.zero_grad()
+    mixture.mix()
+    with mixture.scaled() as network:
+        loss = task.loss(network, batch)
+        loss.backward()
+    mixture.pull()
+    optimizer.step()
+    return float(loss.detach())
+
+
+class _Mixture:
+    """A network with the weights ``Σ α_i θ_i``, and the logits of ``α`` with their gradients."""
+
+    def __init__(self, states: Sequence[StateDict], network: nn.Module, per: Per) -> None:
+        self.states, self.network = states, network
+        self.parameters = {name: one for name, one in network.named_parameters() if is_inexact(one)}
+        self.groups = {name: _group(name, per) for name in states[0]}
+        own = dict.fromkeys(self.groups[name] for name in self.parameters)
+        self.logits = {group: torch.zeros(len(states), dtype=torch.float64, requires_grad=True) for group in own}
+        self.log_scale = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        for parameter in network.parameters():
+            parameter.requires_grad_(is_inexact(parameter))
+
+    def alphas(self) -> dict[str, Tensor]:
+        """Return the coefficients of every group: float64 of shape ``(ingredients,)``."""
+        return {group: logits.detach().softmax(0) for group, logits in self.logits.items()}
+
+    @torch.no_grad()
+    def mix(self) -> None:
+        """Set the weights of the network."""
+        alphas = self.alphas()
+        for name, tensor in self.network.state_dict().items():
+            tensor.copy_(self._mixed(name, [state[name] for state in self.states], alphas))
+        for parameter in self.network.parameters():
+            parameter.grad = None
+
+    @torch.no_grad()
+    def pull(self) -> None:
+        """Carry the gradient of the weights over to the logits of the coefficients."""
+        alphas = self.alphas()
+        slopes = {group: torch.zeros_like(alpha) for group, alpha in alphas.items()}
+        for name, parameter in self.parameters.items():
+            if parameter.grad is None:
+                continue
+            for number, state in enumerate(self.states):
+                away = state[name].to(parameter) - parameter
+                slopes[self.groups[name]][number] += (parameter.grad * away).sum(dtype=torch.float64).cpu()
+        for group, alpha in alphas.items():
+            self.logits[group].grad = alpha * slopes[group]
+
+    def state(self) -> StateDict:
+        """Return the mixture, in the dtype of the ingredients."""
+        alphas = self.alphas()
+        return by_name(self.states, lambda name, tensors: self._mixed(name, tensors, alphas))
+
+    @contextmanager
+    def scaled(self) -> Iterator[nn.Module]:
+        """Multiply what the network returns by ``β`` inside the block."""
+
+        def multiply(module: nn.Module, inputs: Any, output: Any) -> Tensor:
+            if not isinstance(output, Tensor):
+                raise WeightspaceError(f"A learned soup scales logits; the network returns a {type(output).__name__}.")
+            return output * self.log_scale.exp().to(output)
+
+        handle = self.network.register_forward_hook(multiply)
+        try:
+            with torch.enable_grad():
+                yield self.network
+        finally:
+            handle.remove()
+
+    @torch.no_grad()
+    def _mixed(self, name: str, tensors: list[Tensor], alphas: Mapping[str, Tensor]) -> Tensor:
+        if not is_inexact(tensors[0]):
+            return agreed(name, tensors)
+        alpha = alphas.get(self.groups[name])
+        if alpha is None:  # a buffer: no gradient decides about it, so that it goes with its layer, else with all
+            layer = name.rpartition(".")[0]
+            near = [one for group, one in alphas.items() if group.rpartition(".")[0] == layer] or list(alphas.values())
+            alpha = torch.stack(near).mean(0)
+        dtype = output_dtype(tensor.dtype for tensor in tensors)
+        return affine(widened(tensors), alpha.tolist()).to(dtype)
+
+
+def _group(name: str, per: Per) -> str:
+    """Return the name of what a tensor shares its coefficients with."""
+    return {"tensor": name, "layer": name.rpartition(".")[0], "model": ""}[per]

@@ -1,0 +1,122 @@
+"""Candidates of a soup, scored: one network of a task into which their tensors are put, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from weightspace.checkpoints import StateDict
+from weightspace.connectivity.statistics import SEED, has_batchnorm_statistics, reset_batchnorm
+from weightspace.errors import WeightspaceError
+from weightspace.suggestions import unknown
+from weightspace.tasks.building import blank_network, check_belongs
+from weightspace.tasks.protocol import Split, Task, threads_of
+from weightspace.threads import torch_threads
+
+#: What becomes of BatchNorm's statistics in a mixture: averaged, measured anew, or that where it can be done.
+Statistics: TypeAlias = Literal["auto", "none", "reset"]
+#: Name and tensor, one after the other.
+Tensors: TypeAlias = "Iterable[tuple[str, Tensor]]"
+
+
+class Scorer:
+    """A network of a task that takes the weights of one candidate after the other.
+
+    Args:
+        task: builds and scores the network.
+        statistics: what becomes of BatchNorm's statistics in mixtures.
+        device: where the network runs.
+
+    Attributes:
+        network: in evaluation mode.
+        resets: whether BatchNorm's statistics are measured anew.
+
+    Raises:
+        WeightspaceError: there is no such choice of statistics.
+    """
+
+    def __init__(self, task: Task, statistics: Statistics = "auto", *, device: str = "cpu") -> None:
+        if statistics not in get_args(Statistics):
+            raise unknown("choice of statistics", statistics, get_args(Statistics))
+        self.task, self.network = task, blank_network(task).to(device)
+        self.resets = (
+            statistics != "none"
+            and has_batchnorm_statistics(self.network)
+            and (statistics == "reset" or has_training_batches(task))
+        )
+
+    def check(self, state: StateDict, name: str) -> None:
+        """Check that a model has the names and shapes of the network.
+
+        Raises:
+            CheckpointError: it has not.
+        """
+        check_belongs(self.task, self.network, state, name)
+
+    @torch.no_grad()
+    def put(self, tensors: Tensors, *, mixed: bool) -> nn.Module:
+        """Set the weights of the network and return it.
+
+        Args:
+            tensors: all tensors of a model that was checked.
+            mixed: the model is a mixture, whose activations BatchNorm has not seen.
+        """
+        own = self.network.state_dict()
+        for name, tensor in tensors:
+            own[name].copy_(tensor)
+        if mixed and self.resets:
+            with torch_threads(threads_of(self.task)):
+                reset_batchnorm(self.network, self.task.batches("train", SEED), self.task.loss)
+        return self.network
+
+    def scores(self, split: Split) -> Mapping[str, float]:
+        """Return what the task finds over a split, as plain floats."""
+        with torch_threads(threads_of(self.task)):
+            found = self.task.score(self.network, split)
+        return {name: float(value) for name, value in found.items()}
+
+
+def has_training_batches(task: Task) -> bool:
+    """Return whether the task has any data to measure statistics on."""
+    return next(iter(task.batches("train", SEED)), None) is not None
+
+
+def settled(task: Task | None, state: StateDict, statistics: Statistics) -> StateDict:
+    """Return a mixture with BatchNorm's statistics measured anew, where there is anything to do.
+
+    Args:
+        task: has the data; without a task nothing is done.
+        state: weights of the task's network.
+        statistics: ``"none"`` does nothing; see ``Scorer``.
+
+    Raises:
+        CheckpointError: the weights have other names or shapes than the task's network.
+        WeightspaceError: the statistics shall be reset, but there are no training batches.
+    """
+    if task is None:
+        if statistics == "reset":
+            raise WeightspaceError("Statistics are measured anew over a task's training batches; found no task.")
+        return state
+    scorer = Scorer(task, statistics)
+    scorer.check(state, "the soup")
+    if not scorer.resets:
+        return state
+    network = scorer.put(state.items(), mixed=True)
+    measured = {
+        f"{prefix}.{name}" if prefix else name: buffer
+        for prefix, layer in network.named_modules()
+        if isinstance(layer, _BatchNorm)
+        for name, buffer in layer.named_buffers(recurse=False)
+    }
+    return {
+        name: measured[name].to(tensor.device, tensor.dtype, copy=True) if name in measured else tensor
+        for name, tensor in state.items()
+    }
+
+
+#: A user's own score of a state dict: higher is better.
+Score: TypeAlias = Callable[[StateDict], float]
