@@ -57,13 +57,7 @@ from weightspace import WeightspaceError
     show_default=True,
     help="Points along either side of the plane.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Ways to walk at a time, between three networks or more.",
-)
+@options.execution("Positions between two networks, or ways between many,")
 @options.seed("Order of the groups in the matching.")
 @click.option(
     "-o",
@@ -90,6 +84,8 @@ def command(
     plane: bool,
     resolution: int,
     workers: int,
+    executor: str,
+    ray_address: str | None,
     seed: int,
     outputs: tuple[str, ...],
     as_json: bool,
@@ -108,12 +104,13 @@ def command(
     """
     paths = (a, b, *others)
     _check(paths, outputs, plane=plane, ends_only=taylor or temperature)
+    place = {"executor": executor, "workers": workers, "ray_address": ray_address}
     models = _models(paths, task, data, matching, seed)
     if plane:
         report = ways.planes(models, resolution=resolution, statistics=statistics, split=split)
     elif others:
         report = ways.matrices(
-            models, points=points, statistics=statistics, baseline=baseline, split=split, workers=workers
+            models, points=points, statistics=statistics, baseline=baseline, split=split, place=place
         )
     else:
         report = ways.curves(
@@ -124,6 +121,7 @@ def command(
             split=split,
             taylor=taylor,
             temperature=temperature,
+            place=place,
         )
     for path in outputs:
         report.write(Path(path))

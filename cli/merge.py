@@ -79,6 +79,7 @@ def _parameter_options(command: Command) -> Command:
 @click.option("--fsync/--no-fsync", default=True, help="Force the output to the disk.")
 @click.option("--executor", default="threads", show_default=True, help="threads, processes, or ray: shard after shard.")
 @click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Of processes and ray.")
+@options.ray_address
 @_parameter_options
 @options.as_json
 def command(sources: tuple[str, ...], output: str | None, reproduce: str | None, as_json: bool, **said: Any) -> None:
@@ -162,6 +163,7 @@ def _merge(
         fsync=said["fsync"],
         executor=said["executor"],
         workers=said["workers"],
+        ray_address=said["ray_address"],
         dry_run=said["dry_run"],
         lenient=said["lenient"],
         warn=lambda line: click.echo(f"Warning: {line}", err=True),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weightspace import WeightspaceError
+from weightspace.executors import EXECUTORS
 from weightspace.matching.methods import MATCHINGS
 
 if TYPE_CHECKING:
@@ -90,6 +91,32 @@ def matched(
     target, *sources = states
     matchings = (run_matching(method, spec, target, one, task=found, seed=seed) for one in sources)
     return [target, *(permute(spec, one.permutation, state) for one, state in zip(matchings, sources, strict=True))]
+
+
+def ray_address(command: Command) -> Command:
+    """``--ray-address``."""
+    return click.option(
+        "--ray-address", metavar="ADDRESS", help="Of a Ray cluster that is running, as auto or 10.0.0.1:6379."
+    )(command)
+
+
+def execution(help_text: str) -> Callable[[Command], Command]:
+    """``--workers``, with what each does here, ``--executor`` and ``--ray-address``."""
+
+    def decorate(command: Command) -> Command:
+        workers = click.option(
+            "--workers", type=click.IntRange(min=1), default=1, show_default=True, help=f"{help_text} at a time."
+        )
+        executor = click.option(
+            "--executor",
+            type=click.Choice(list(EXECUTORS)),
+            default="processes",
+            show_default=True,
+            help="Where they run; one worker of processes is this process.",
+        )
+        return workers(executor(ray_address(command)))
+
+    return decorate
 
 
 def load_any_task(name: str | None, data: Path | None) -> Task | None:

@@ -49,7 +49,15 @@ class Report:
 
 
 def curves(
-    models: Models, *, points: int, statistics: Any, baseline: Any, split: Any, taylor: bool, temperature: bool
+    models: Models,
+    *,
+    points: int,
+    statistics: Any,
+    baseline: Any,
+    split: Any,
+    taylor: bool,
+    temperature: bool,
+    place: Mapping[str, Any],
 ) -> Report:
     """Walk the way between two networks."""
     from weightspace import barrier, loss_curve, taylor_barrier
@@ -67,6 +75,7 @@ def curves(
                 statistics=statistics,
                 split=split,
                 on_point=lambda at, show=update: show(at.index, at.points, f"{at.index}/{at.points}"),
+                **place,
             )
         rise = barrier(curve, baseline=baseline)
         fall = curve.accuracy and barrier(curve, baseline=baseline, score="accuracy")
@@ -95,7 +104,9 @@ def curves(
     return Report(results, figures, lines, draw_curves)
 
 
-def matrices(models: Models, *, points: int, statistics: Any, baseline: Any, split: Any, workers: int) -> Report:
+def matrices(
+    models: Models, *, points: int, statistics: Any, baseline: Any, split: Any, place: Mapping[str, Any]
+) -> Report:
     """Walk the ways between every two of many networks."""
     from weightspace import barrier_matrix
     from weightspace.plots import draw_matrices
@@ -111,8 +122,8 @@ def matrices(models: Models, *, points: int, statistics: Any, baseline: Any, spl
                 statistics=statistics,
                 baseline=baseline,
                 split=split,
-                workers=workers,
                 on_pair=lambda at, show=update: show(at.index, at.pairs, f"pair {at.index}/{at.pairs}"),
+                **place,
             )
     figures = {label: asdict(matrix) for label, matrix in results.items()}
     lines = [line for label, matrix in results.items() for line in _table(label, matrix)]

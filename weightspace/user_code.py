@@ -9,14 +9,18 @@ import hashlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
+
+#: Name of a module that was made of a user's file -> the file.
+_LOADED: dict[str, str] = {}
 
 
 def is_user_code(source: str) -> bool:
@@ -46,6 +50,35 @@ def load_object(source: str) -> Any:
     return value
 
 
+def loaded_files() -> dict[str, str]:
+    """Return the modules that were made of users' files: name -> file, for ``find_modules`` of another process."""
+    return dict(_LOADED)
+
+
+def find_modules(files: Mapping[str, str]) -> None:
+    """Let imports in this process find the modules that another one made of users' files.
+
+    Objects that are defined in them arrive by pickle, which imports a module by its name. The file is run when that
+    happens.
+
+    Args:
+        files: what ``loaded_files`` returned there.
+    """
+    new = {name: file for name, file in files.items() if name not in _LOADED}
+    _LOADED.update(new)
+    sys.path.extend(folder for folder in {str(Path(file).parent): None for file in new.values()})
+    if _Finder not in sys.meta_path:
+        sys.meta_path.append(_Finder)  # pyright: ignore[reportArgumentType]
+
+
+class _Finder:
+    """Finds users' files by the names of their modules."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return importlib.util.spec_from_file_location(name, _LOADED[name]) if name in _LOADED else None
+
+
 def _run(path: Path) -> ModuleType:
     """Run a Python file as a module of its own; registered, so that dataclasses and pickle find it."""
     if not path.is_file():
@@ -57,11 +90,12 @@ def _run(path: Path) -> ModuleType:
         raise WeightspaceError(f"{path} cannot be imported. Is it a Python file?")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    _LOADED[name] = str(resolved)
     try:
         with _on_search_path(resolved.parent):
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        del sys.modules[name]
+        del sys.modules[name], _LOADED[name]
         raise WeightspaceError(f"{_place(error, path)}: {type(error).__name__}: {_line(error)}") from error
     return module
 

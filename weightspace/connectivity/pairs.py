@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -14,7 +14,7 @@ from weightspace.connectivity.matrix import BarrierMatrix, square
 from weightspace.connectivity.walk import loss_curve
 from weightspace.connectivity.way import Statistics
 from weightspace.errors import WeightspaceError
-from weightspace.executors import run_pieces
+from weightspace.executors import here_or, run_pieces
 from weightspace.tasks.protocol import Split, Task
 
 
@@ -29,17 +29,6 @@ class PairReport:
     barrier: float
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A piece of work, complete in itself: the way between two models, which travels to where it is walked."""
-
-    a: int
-    b: int
-    task: Task
-    states: tuple[StateDict, StateDict]
-    options: Mapping[str, Any]
-
-
 def barrier_matrix(
     task: Task,
     states: Sequence[StateDict],
@@ -51,18 +40,20 @@ def barrier_matrix(
     split: Split = "test",
     executor: str = "processes",
     workers: int = 1,
+    ray_address: str | None = None,
     on_pair: Callable[[PairReport], None] | None = None,
 ) -> BarrierMatrix:
     """Measure the barrier between every two of many models.
 
     Args:
-        task: builds and scores the networks; with more workers than one it must be picklable.
+        task: builds and scores the networks; with more workers than one it travels, and so must be picklable.
         states: the models, two or more.
         names: of the models, all different; their numbers from 0 if not given.
         points: as for ``loss_curve``, three or more, and so are ``statistics`` and ``split``.
         baseline: as for ``barrier``.
-        executor: where the pairs are walked if there are several workers: ``processes`` or ``ray``.
-        workers: pairs at a time; with one, all are walked here. The result does not depend on it.
+        executor: where the pairs are walked: ``processes``, ``ray``, or ``serial``: here.
+        workers: pairs at a time; with one process, all are walked here. The result does not depend on it.
+        ray_address: of a Ray cluster that is running; by default ``$RAY_ADDRESS``, else one of this machine.
         on_pair: called after every pair.
 
     Raises:
@@ -81,24 +72,21 @@ def barrier_matrix(
             f"{', '.join(models) or 'no models'}, points={points}, workers={workers}."
         )
     options = {"points": points, "statistics": statistics, "split": split}
-    pairs = [_Pair(i, j, task, (states[i], states[j]), options) for i, j in combinations(range(len(states)), 2)]
+    pairs = list(combinations(range(len(states)), 2))
+    pieces = [(task, states[i], states[j], options) for i, j in pairs]
+    place = {"workers": workers, "ray_address": ray_address}
     curves: dict[tuple[int, int], Curve] = {}
-    for i, j, curve in _walked(pairs, executor, workers):
+    walked = run_pieces(here_or(executor, workers), _walk, pieces, **place)
+    for (i, j), curve in zip(pairs, walked, strict=True):
         curves[i, j] = curve
         if on_pair is not None:
             on_pair(PairReport(len(curves), len(pairs), models[i], models[j], barrier(curve, baseline=baseline)))
     return _matrix(models, curves, baseline)
 
 
-def _walked(pairs: Sequence[_Pair], executor: str, workers: int) -> Iterator[tuple[int, int, Curve]]:
-    if workers == 1:
-        return map(_walk, pairs)
-    return run_pieces(executor, _walk, pairs, workers=workers)
-
-
-def _walk(pair: _Pair) -> tuple[int, int, Curve]:
-    """Return the numbers of two models and the curve between them."""
-    return pair.a, pair.b, loss_curve(pair.task, *pair.states, **pair.options)
+def _walk(task: Task, a: StateDict, b: StateDict, options: Mapping[str, Any]) -> Curve:
+    """Return the curve between two models: a piece of work that travels to where it is walked."""
+    return loss_curve(task, a, b, **options)
 
 
 def _matrix(models: tuple[str, ...], curves: Mapping[tuple[int, int], Curve], baseline: Baseline) -> BarrierMatrix:

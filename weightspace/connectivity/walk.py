@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from weightspace.checkpoints import StateDict
 from weightspace.connectivity.curve import Curve
 from weightspace.connectivity.scoring import scored
-from weightspace.connectivity.way import Statistics, Way
+from weightspace.connectivity.way import Statistics, Way, resolved
 from weightspace.errors import WeightspaceError
+from weightspace.executors import here_or, run_pieces
+from weightspace.tasks.building import blank_network
 from weightspace.tasks.protocol import Split, Task, threads_of
 from weightspace.threads import torch_threads
 
@@ -33,6 +36,9 @@ def loss_curve(
     *,
     statistics: Statistics = "auto",
     split: Split = "test",
+    executor: str = "processes",
+    workers: int = 1,
+    ray_address: str | None = None,
     on_point: Callable[[PointReport], None] | None = None,
 ) -> Curve:
     """Score the networks on the straight line from ``a`` to ``b``.
@@ -49,7 +55,10 @@ def loss_curve(
             interpolates them, ``"auto"`` resets where the network has such layers, and ``"repair"`` sets mean and
             standard deviation of all hidden units (see ``repair``), with BatchNorm or without.
         split: the data to score on.
-        on_point: called after every point.
+        executor: where points are scored: ``processes``, ``ray``, or ``serial``: here.
+        workers: how many score points at a time; with one process, all are scored here. The curve is the same.
+        ray_address: of a Ray cluster that is running; by default ``$RAY_ADDRESS``, else one of this machine.
+        on_point: called after every point, in their order.
 
     Raises:
         CheckpointError: ``a`` or ``b`` has other names or shapes than the network.
@@ -61,20 +70,40 @@ def loss_curve(
     """
     if points < 2:
         raise WeightspaceError(f"A curve needs two points or more, the two ends; found {points}.")
+    done = resolved(statistics, blank_network(task))
+    positions = [index / (points - 1) for index in range(points)]
+    if (place := here_or(executor, workers)) == "serial":
+        found = _points(task, a, b, statistics, split, positions)
+    else:  # every worker takes each so manieth position, and sets its way up once
+        pieces = [(task, a, b, statistics, split, positions[first::workers]) for first in range(min(workers, points))]
+        shares = [iter(share) for share in run_pieces(place, _share, pieces, workers=workers, ray_address=ray_address)]
+        found = (next(shares[index % len(shares)]) for index in range(points))
     reports: list[PointReport] = []
-    with torch_threads(threads_of(task)):
-        way = Way(task, a, b, statistics)
-        for index in range(points):
-            position = index / (points - 1)
-            reports.append(PointReport(index + 1, points, position, *scored(task, way.at(position), split)))
-            if on_point is not None:
-                on_point(reports[-1])
+    for index, (position, scores) in enumerate(zip(positions, found, strict=True), start=1):
+        reports.append(PointReport(index, points, position, *scores))
+        if on_point is not None:
+            on_point(reports[-1])
     accuracy = tuple(report.accuracy for report in reports if report.accuracy is not None)
     return Curve(
         positions=tuple(report.position for report in reports),
         loss=tuple(report.loss for report in reports),
         accuracy=accuracy if len(accuracy) == points else None,
         split=split,
-        statistics=way.statistics,
+        statistics=done,
         name=task.name,
     )
+
+
+def _points(
+    task: Task, a: StateDict, b: StateDict, statistics: Statistics, split: Split, positions: Sequence[float]
+) -> Iterator[tuple[float, float | None]]:
+    """Yield the scores at some positions of a way."""
+    with torch_threads(threads_of(task)):
+        way = Way(task, a, b, statistics)
+        for position in positions:
+            yield scored(task, way.at(position), split)
+
+
+def _share(*way: Any) -> list[tuple[float, float | None]]:
+    """Return the scores at some positions: a piece of work that travels."""
+    return list(_points(*way))

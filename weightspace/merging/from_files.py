@@ -41,6 +41,7 @@ def merge_files(
     fsync: bool = True,
     executor: str = "threads",
     workers: int = 2,
+    ray_address: str | None = None,
     dry_run: bool = False,
     lenient: bool = False,
     warn: Warn | None = None,
@@ -79,6 +80,7 @@ def merge_files(
         executor: ``threads`` of this process; ``processes``, or ``ray`` over a file system that all workers see,
             take shard after shard. The bytes don't depend on it.
         workers: shards made at a time by processes or on Ray.
+        ray_address: of a Ray cluster that is running; by default ``$RAY_ADDRESS``, else one of this machine.
         dry_run: plan and check, but write nothing.
         lenient: what a strict reading refuses (unknown keys, filters that match nothing, tensors that a model
             lacks) becomes a warning.
@@ -111,7 +113,7 @@ def merge_files(
     recorded = {**({} if align is None else align.described()), **(options or {})}
     making = Making(shard_size, not allow_nonfinite, hashes, recorded, lenient)
     plan = make_plan(recipe, Path(out), making, warn=warned if lenient else None)
-    running = Running(memory, threads, hashes, fsync, executor, workers)
+    running = Running(memory, threads, hashes, fsync, executor, workers, ray_address)
     if dry_run:
         check_runnable(plan, Path(out), running)
         done = report(plan, Path(out), running)

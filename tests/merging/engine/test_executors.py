@@ -95,7 +95,7 @@ def test_a_mistake_in_a_worker_is_the_error_that_it_would_be_here(folder: Path, 
 
 def test_an_unknown_executor_is_refused_with_the_known_ones() -> None:
     with pytest.raises(WeightspaceError, match=r"Unknown executor 'rai'.*ray"):
-        list(run_pieces("rai", len, [[1]], workers=1))
+        list(run_pieces("rai", len, [([1],)], workers=1))
 
 
 #: A program whose worker notes its process and then works for a minute.
@@ -108,7 +108,7 @@ def work(note):
     time.sleep(60)
 
 if __name__ == "__main__":
-    list(run_pieces("processes", work, ["note"], workers=1))
+    list(run_pieces("processes", work, [("note",)], workers=1))
 """
 
 

@@ -199,8 +199,9 @@ class Running:
         threads: tensors made at a time; None: one a core, at most 4.
         hashes: take the inputs' SHA-256 for the metadata.
         fsync: force everything to the disk, so that it survives a crash of the machine as well.
-        executor: ``threads``, ``processes`` or ``ray``; the latter two take shard after shard.
+        executor: ``threads``, ``serial``, ``processes`` or ``ray``; all but the first take shard after shard.
         workers: how many shards are made at a time by processes or on Ray.
+        ray_address: of a Ray cluster that is running.
     """
 
     memory: int = MEMORY
@@ -209,6 +210,7 @@ class Running:
     fsync: bool = True
     executor: str = "threads"
     workers: int = 2
+    ray_address: str | None = None
 
     @property
     def crew(self) -> int:

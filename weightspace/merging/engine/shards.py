@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from weightspace.checkpoints import StateDict, load_checkpoint
-from weightspace.executors import run_pieces
+from weightspace.executors import EXECUTORS, run_pieces
 from weightspace.merging.engine.plan import Job, Plan, Running
 from weightspace.merging.engine.sources import Sources
 from weightspace.merging.engine.staging import Staging
 from weightspace.merging.engine.work import do_jobs
 from weightspace.merging.engine.writing import open_shards
 from weightspace.merging.methods.loading import load_survey
+from weightspace.suggestions import unknown
 from weightspace.threads import torch_threads
 
 
@@ -51,12 +52,15 @@ def make_shards(
     if running.executor == "threads":
         _make(ShardWork(plan, tuple(jobs), staging, running, surveyed), numbers, report)
         return
+    if running.executor not in EXECUTORS:
+        raise unknown("executor", running.executor, ("threads", *EXECUTORS))
     with open_shards(plan, staging, numbers, fsync=running.fsync):  # makes those that have no tensors, too
         pass
     by_shard = {number: tuple(job for job in jobs if job.shard == number) for number in numbers}
-    pieces = [ShardWork(plan, part, staging, running, surveyed) for part in by_shard.values() if part]
-    for written in run_pieces(running.executor, make_shard, pieces, workers=running.workers):
-        report(written)
+    pieces = [(ShardWork(plan, part, staging, running, surveyed),) for part in by_shard.values() if part]
+    place = {"workers": running.workers, "ray_address": running.ray_address}
+    for _ in run_pieces(running.executor, make_shard, pieces, on_done=lambda _, written: report(written), **place):
+        pass
 
 
 def make_shard(work: ShardWork) -> int:

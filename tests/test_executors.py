@@ -1,0 +1,262 @@
+"""Pieces of work: the same results in the same order wherever they run, and workers may die."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import weightspace as ws
+from weightspace.checkpoints import StateDict
+from weightspace.errors import WeightspaceError
+from weightspace.executors import EXECUTORS, run_pieces
+from weightspace.user_code import load_object
+
+PLACES = list(EXECUTORS)
+AWAY = [name for name in EXECUTORS if name != "serial"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_cluster() -> Iterator[None]:
+    """Start one local Ray of two workers, and two GPUs that it only believes in, for all tests here."""
+    import ray
+
+    ray.init(num_cpus=2, num_gpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+# --- Pieces: the module that they are in is written to a file, since tests are not importable from elsewhere. ---
+
+PIECES = '''
+import os
+import pathlib
+import signal
+import time
+
+
+def late(number, seconds):
+    time.sleep(seconds)
+    return number * number
+
+
+def fail(number):
+    if number == 1:
+        raise ValueError(f"piece {number} is bad")
+    return number
+
+
+def die_once(folder, number):
+    """Kill the worker when the piece is tried first, and note every try."""
+    with open(pathlib.Path(folder) / str(number), "a") as note:
+        note.write("x")
+    if number == 1 and (pathlib.Path(folder) / "1").stat().st_size == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def die(number):
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def add(state, factor):
+    return float(factor * state["w"].sum())
+
+
+def devices(number):
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "")
+'''
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """Return functions of a user's file by their names."""
+    path = tmp_path_factory.mktemp("code") / "pieces.py"
+    path.write_text(PIECES)
+    found = {name: load_object(f"{path}:{name}") for name in ("late",)}
+
+    def find(name: str) -> Any:
+        import sys
+
+        module = sys.modules[found["late"].__module__]
+        return getattr(module, name)
+
+    return find
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_results_come_in_the_order_of_the_pieces_and_are_told_as_they_are_done(place: str, pieces: Any) -> None:
+    told: list[tuple[int, int]] = []
+    calls = [(0, 1.0), (1, 0.0), (2, 0.0), (3, 0.0)]
+    found = list(run_pieces(place, pieces("late"), calls, workers=2, on_done=lambda *done: told.append(done)))
+    assert found == [0, 1, 4, 9]
+    assert sorted(told) == list(enumerate(found))
+    assert (told[0][0] == 0) == (place == "serial")  # elsewhere the quick ones are not kept back
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_a_piece_raises_is_raised_here(place: str, pieces: Any) -> None:
+    with pytest.raises(ValueError, match="piece 1 is bad"):
+        list(run_pieces(place, pieces("fail"), [(number,) for number in range(4)], workers=2))
+
+
+@pytest.mark.parametrize("place", AWAY)
+def test_a_piece_whose_worker_died_is_tried_again(place: str, pieces: Any, tmp_path: Path) -> None:
+    calls = [(str(tmp_path), number) for number in range(4)]
+    assert list(run_pieces(place, pieces("die_once"), calls, workers=1)) == [0, 1, 2, 3]
+    tries = {path.name: len(path.read_text()) for path in tmp_path.iterdir()}
+    assert tries["1"] == 2
+    assert tries["0"] == 1  # what was done is not done again
+
+
+@pytest.mark.parametrize("place", AWAY)
+def test_a_piece_that_kills_every_worker_is_given_up(place: str, pieces: Any) -> None:
+    with pytest.raises(WeightspaceError, match="4 times"):
+        list(run_pieces(place, pieces("die"), [(number,) for number in range(3)], workers=1))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_state_dicts_that_pieces_share_arrive_whole(place: str, pieces: Any) -> None:
+    state = {"w": torch.arange(1000.0)}
+    calls = [(state, float(factor)) for factor in range(3)]
+    assert list(run_pieces(place, pieces("add"), calls, workers=2)) == [0.0, 499500.0, 999000.0]
+
+
+@pytest.mark.parametrize("place", AWAY)
+def test_workers_compute_with_as_many_threads_as_this_process(place: str, tmp_path: Path) -> None:
+    path = tmp_path / "threads.py"
+    path.write_text("import torch\n\ndef threads():\n    return torch.get_num_threads()\n")
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert list(run_pieces(place, load_object(f"{path}:threads"), [()], workers=1)) == [3]
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("place", "gpus", "expected"),
+    [("ray", 1, {"0", "1"}), ("processes", 1, {"0", "1"}), ("processes", 2, {"0,1"}), ("processes", 0.5, {"0", "1"})],
+)
+def test_a_worker_sees_the_gpus_that_it_asked_for(
+    place: str, gpus: float, expected: set[str], pieces: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    seen = set(run_pieces(place, pieces("devices"), [(number,) for number in range(4)], workers=2, gpus=gpus))
+    assert seen
+    assert seen <= expected
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_more_gpus_than_there_are_is_an_error(place: str, pieces: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(WeightspaceError, match=r"asks for 3 GPUs, but .* has 2"):
+        list(run_pieces(place, pieces("late"), [(1, 0.0)], gpus=3))
+
+
+@pytest.mark.parametrize("place", AWAY)
+def test_what_cannot_travel_is_said(place: str, pieces: Any) -> None:
+    with pytest.raises(WeightspaceError, match=r"cannot travel to another process.*no lambda"):
+        list(run_pieces(place, pieces("late"), [((number for number in "ab"), 0.0)], workers=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"executor": "rai"}, r"Unknown executor 'rai'.*serial, processes, ray"),
+        ({"workers": 0}, "found 0"),
+        ({"gpus": -1}, "found 1, -1"),
+        ({"ray_address": "auto"}, "executor is 'serial', not 'ray'"),
+    ],
+)
+def test_what_cannot_run_is_refused(options: dict[str, Any], message: str, pieces: Any) -> None:
+    with pytest.raises(WeightspaceError, match=message):
+        list(run_pieces(**{"executor": "serial", "function": pieces("late"), "pieces": [(1, 0.0)], **options}))
+
+
+# --- What the library does with it ---
+
+
+def test_a_curve_is_the_same_wherever_its_points_are_scored(
+    digits_cnn: Any, cnn_states: tuple[StateDict, StateDict]
+) -> None:
+    told: list[int] = []
+    curves = [
+        ws.loss_curve(
+            digits_cnn,
+            *cnn_states,
+            4,
+            executor=place,
+            workers=2,
+            on_point=lambda at: told.append(at.index),
+        )
+        for place in PLACES
+    ]
+    assert curves[0] == curves[1] == curves[2]
+    assert told == [1, 2, 3, 4] * 3
+
+
+def test_a_matrix_is_the_same_on_ray(digits_mlp: Any, mlp_states: tuple[StateDict, StateDict]) -> None:
+    states = [*mlp_states, mlp_states[0]]
+    here, there = (
+        ws.barrier_matrix(digits_mlp, states, points=3, executor=place, workers=2) for place in ("serial", "ray")
+    )
+    assert here == there
+
+
+USER_TASK = '''
+import neighbour
+from weightspace.tasks import ClassificationTask
+
+class Mine(ClassificationTask):
+    """A task with a class of its own, which other processes know nothing about."""
+
+    def score(self, module, split="test"):
+        return {name: value + neighbour.SHIFT for name, value in super().score(module, split).items()}
+
+def build():
+    return neighbour.mlp(64, (16,), 10)
+
+task = Mine("mine", build, neighbour.digits_examples)
+'''
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_task_of_a_users_file_travels(place: str, tmp_path: Path) -> None:
+    (tmp_path / "neighbour.py").write_text(
+        "from weightspace.tasks.architectures import mlp\n"
+        "from weightspace.tasks.digits import digits_examples\n"
+        "SHIFT = 5.0\n"
+    )
+    (tmp_path / "experiment.py").write_text(USER_TASK)
+    task = ws.load_task(f"{tmp_path}/experiment.py:task")
+    a, b = ws.train(task, 0, epochs=1), ws.train(task, 1, epochs=1)
+    expected = ws.loss_curve(task, a, b, 3, executor="serial")
+    assert min(expected.loss) > 5
+    assert ws.loss_curve(task, a, b, 3, executor=place, workers=2) == expected
+
+
+def test_without_a_cluster_at_the_address_it_says_so(monkeypatch: pytest.MonkeyPatch, pieces: Any) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", _refuse)
+    with pytest.raises(WeightspaceError, match=r"No Ray cluster answers at 10\.0\.0\.1:1: nobody there"):
+        list(run_pieces("ray", pieces("late"), [(1, 0.0)], ray_address="10.0.0.1:1"))
+
+
+def _refuse(**options: Any) -> None:
+    assert options["address"] == "10.0.0.1:1"
+    raise ConnectionError("nobody there")
+
+
+def test_an_interrupt_ends_the_pool_at_once(pieces: Any) -> None:
+    begin = time.monotonic()
+    running = run_pieces("processes", pieces("late"), [(0, 0.0), (1, 30.0), (2, 30.0)], workers=1)
+    assert next(running) == 0
+    del running
+    assert time.monotonic() - begin < 25
