@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
+from weightspace.soups.candidates import Alone, Joined
 from weightspace.soups.ingredients import Ingredient, Source, ingredients_of
+from weightspace.soups.judging import Judge, Place
+from weightspace.soups.measures import TaskMeasure
 from weightspace.soups.running import RunningMean
-from weightspace.soups.scoring import Score, Scorer, Statistics, Tensors, settled
+from weightspace.soups.scoring import Score, Statistics, settled
 from weightspace.suggestions import unknown
-from weightspace.tasks.protocol import Task, objective_value
+from weightspace.tasks.protocol import Task
 
 Tie: TypeAlias = Literal["accept", "reject"]
 
@@ -69,11 +72,18 @@ def greedy_soup(
     *,
     tie: Tie = "accept",
     statistics: Statistics = "auto",
+    cache: bool = True,
+    cache_key: str | None = None,
+    executor: str = "processes",
+    workers: int = 1,
+    gpus: float = 0.0,
+    ray_address: str | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> Soup:
     """Add ingredients in the order of their scores, best first, each if the score of the mean does not fall.
 
-    The soup scores no less than the best ingredient *on the data of the score*; on others it may.
+    The soup scores no less than the best ingredient *on the data of the score*; on others it may. However many
+    ingredients there are, a float64 mean and one network are in memory, if they come from files.
 
     Args:
         states_or_paths: state dicts or checkpoints (paths, URLs), one or more, of the same names and shapes.
@@ -83,6 +93,13 @@ def greedy_soup(
             its authors' code does.
         statistics: BatchNorm's in a soup of two or more: ``"reset"`` measures them over the task's training batches,
             ``"none"`` averages them; ``"auto"`` resets where there are such batches. A function has none.
+        cache: keep every evaluation on the disk (``$WEIGHTSPACE_CACHE/evaluations``) and repeat none that is there,
+            under the digests of the ingredients, of the task's source and data, and the version.
+        cache_key: what a function's scores depend on, in words of your own; without it they are not kept.
+        executor: where ingredients are scored: ``processes``, ``ray``, or ``serial``: here.
+        workers: how many score at a time; with one process, all are scored here. The soup is the same.
+        gpus: that scoring a network needs; with any, the network of a task runs on ``cuda``.
+        ray_address: of a Ray cluster that is running; by default ``$RAY_ADDRESS``, else one of this machine.
         on_trial: called after every evaluation.
 
     Raises:
@@ -94,65 +111,69 @@ def greedy_soup(
     """
     if tie not in get_args(Tie):
         raise unknown("choice for ties", tie, get_args(Tie))
-    ingredients = ingredients_of(states_or_paths)
-    judge = _judge(score, statistics)
-    return _Search(ingredients, judge, tie, on_trial).soup(score if isinstance(score, Task) else None, statistics)
+    place = Place(executor, workers, gpus, ray_address)
+    judge = Judge(score, statistics, cache=cache, cache_key=cache_key, place=place)
+    try:
+        return greedily(ingredients_of(states_or_paths), judge, tie=tie, on_trial=on_trial)
+    finally:
+        judge.measure.forget()
 
 
-def _judge(score: Score | Task, statistics: Statistics) -> Callable[[Ingredient, Tensors, bool], float]:
-    """Return what scores a candidate: given its last ingredient, its tensors, and whether it is a mixture."""
-    if not isinstance(score, Task):
-        return lambda ingredient, tensors, mixed: float(score(dict(tensors)))
-    scorer = Scorer(score, statistics)
-
-    def judged(ingredient: Ingredient, tensors: Tensors, mixed: bool) -> float:
-        scorer.put(tensors, mixed=mixed)
-        return float(objective_value(score, scorer.scores("validation")))
-
-    return judged
+def greedily(
+    ingredients: Sequence[Ingredient], judge: Judge, *, tie: Tie, on_trial: Callable[[Trial], None] | None = None
+) -> Soup:
+    """Return the greedy soup by a judge that may know scores already."""
+    search = _Search(ingredients, judge, tie, on_trial)
+    singles = search.singles()
+    if all(math.isnan(score) for score in singles):
+        raise WeightspaceError(f"The score of all {len(singles)} ingredients is NaN; expected a number.")
+    first, *others = sorted(range(len(singles)), key=lambda number: (math.isnan(singles[number]), -singles[number]))
+    search.take(first, singles[first], ingredients[first].load())
+    for number in others:
+        search.attempt(number)
+    return search.soup()
 
 
 class _Search:
     """The search for a soup, step by step."""
 
-    def __init__(self, ingredients, judge, tie, on_trial) -> None:
+    def __init__(
+        self, ingredients: Sequence[Ingredient], judge: Judge, tie: Tie, on_trial: Callable[[Trial], None] | None
+    ) -> None:
         self.ingredients, self.judge, self.tie, self.on_trial = ingredients, judge, tie, on_trial
         self.trials: list[Trial] = []
-        self.mean = RunningMean()
+        self.mean, self.taken, self.scores = RunningMean(), list[int](), list[float]()
 
-    def soup(self, task: Task | None, statistics: Statistics) -> Soup:
-        singles = [self._single(number) for number in range(len(self.ingredients))]
-        if all(math.isnan(score) for score in singles):
-            raise WeightspaceError(f"The score of all {len(singles)} ingredients is NaN; expected a number.")
-        first, *others = sorted(range(len(singles)), key=lambda number: (math.isnan(singles[number]), -singles[number]))
-        self.mean.add(self.ingredients[first].load(), self.ingredients[first].name)
-        taken, scores = [first], [singles[first]]
-        for number in others:
-            score, accepted = self._joined(number, scores[-1])
-            if accepted:
-                taken.append(number)
-                scores.append(score)
-        state = self.mean.state()
-        if len(taken) > 1 and task is not None:
-            state = settled(task, state, statistics)
-        return Soup(state, tuple(taken), tuple(scores), tuple(self.trials))
+    def singles(self) -> list[float]:
+        """Score every ingredient alone."""
+        alone = [Alone(ingredient) for ingredient in self.ingredients]
+        found = self.judge.many(alone, ("validation",), lambda at, one: self._note(at, 1, self.judge.value(one), None))
+        self.trials.sort(key=lambda trial: trial.ingredient)
+        self.trials = [replace(trial, index=index) for index, trial in enumerate(self.trials, start=1)]
+        return [self.judge.value(scores) for scores in found]
 
-    def _single(self, number: int) -> float:
-        ingredient = self.ingredients[number]
-        score = self.judge(ingredient, ingredient.load().items(), False)
-        self._note(number, 1, score, None)
-        return score
+    def take(self, number: int, score: float, state: StateDict) -> None:
+        """Take an ingredient in."""
+        self.mean.add(state, self.ingredients[number].name)
+        self.taken.append(number)
+        self.scores.append(score)
 
-    def _joined(self, number: int, best: float) -> tuple[float, bool]:
+    def attempt(self, number: int) -> None:
         """Score the soup with an ingredient more, and take it in if it is good for it."""
-        ingredient = self.ingredients[number]
-        state = ingredient.load()
-        score = self.judge(ingredient, self.mean.joined(state, ingredient.name), True)
+        ingredient, best, size = self.ingredients[number], self.scores[-1], len(self.taken) + 1
+        joined = Joined(self.mean, [self.ingredients[one] for one in self.taken], ingredient)
+        score = self.judge.value(self.judge.one(joined, ("validation",)))
         accepted = score >= best if self.tie == "accept" else score > best
         if accepted:
-            self.mean.add(state, ingredient.name)
-        self._note(number, len(self.mean.names) + (not accepted), score, accepted)
-        return score, accepted
+            self.take(number, score, ingredient.load())
+        self._note(number, size, score, accepted)
+
+    def soup(self) -> Soup:
+        """Return what has come about."""
+        state, measure = self.mean.state(), self.judge.measure
+        if len(self.taken) > 1 and isinstance(measure, TaskMeasure):
+            state = settled(measure.task, state, measure.statistics)
+        return Soup(state, tuple(self.taken), tuple(self.scores), tuple(self.trials))
 
     def _note(self, number: int, size: int, score: float, accepted: bool | None) -> None:
         total = 2 * len(self.ingredients) - 1

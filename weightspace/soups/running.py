@@ -48,12 +48,11 @@ class RunningMean:
         if not self.names:
             self._dtypes = {key: tensor.dtype for key, tensor in state.items()}
             self._tied = tied
+        for key in [key for key, owner in self._tied.items() if tied.get(key) != owner]:
+            self._means[key] = self._means[self._tied.pop(key)].clone()  # tied in all before, but not in this one
         for key, tensor in state.items():
-            if key in self._tied and tied.get(key) == self._tied[key]:
-                continue
-            if key in self._tied:  # tied in all networks before, but not in this one
-                self._means[key] = self._means[self._tied.pop(key)].clone()
-            self._means[key] = self._joined(key, tensor, name)
+            if key not in self._tied:
+                self._means[key] = self._joined(key, tensor, name)
             self._dtypes[key] = output_dtype((self._dtypes[key], tensor.dtype))
         self.names.append(name)
 

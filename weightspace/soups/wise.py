@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.merging.interpolation import interpolate
+from weightspace.soups.candidates import OnLine
 from weightspace.soups.ingredients import Source, ingredients_of
-from weightspace.soups.scoring import Scorer, Statistics, settled
-from weightspace.tasks.protocol import SPLITS, Split, Task, objective_value
+from weightspace.soups.judging import Judge, Place
+from weightspace.soups.scoring import Statistics, settled
+from weightspace.tasks.protocol import SPLITS, Split, Task
 
 #: Positions on the line, if nothing else is said.
 POSITIONS = tuple(step / 10 for step in range(11))
@@ -41,7 +43,12 @@ def wise_ft(
     *,
     splits: Sequence[Split] = ("validation", "test"),
     statistics: Statistics = "auto",
-    on_position: Callable[[int, float], None] | None = None,
+    cache: bool = True,
+    executor: str = "processes",
+    workers: int = 1,
+    gpus: float = 0.0,
+    ray_address: str | None = None,
+    on_position: Callable[[float, float], None] | None = None,
 ) -> WiseFT:
     """Score the networks from the pretrained model to the fine-tuned one, and return the best on validation data.
 
@@ -51,8 +58,9 @@ def wise_ft(
         task: scores; its objective on the validation split chooses.
         positions: finite numbers, without unit.
         splits: data to score on, ``validation`` among them.
-        statistics: BatchNorm's between the two; see ``greedy_soup``.
-        on_position: called after each, with how many are done and the validation objective there.
+        statistics: BatchNorm's between the two; see ``greedy_soup``, and so for ``cache``, ``executor``, ``workers``,
+            ``gpus`` and ``ray_address``.
+        on_position: called as soon as a position is scored, with it and the validation objective there.
 
     Raises:
         CheckpointError: a checkpoint cannot be read, or the two do not fit together.
@@ -67,23 +75,20 @@ def wise_ft(
             f"{len(positions)} positions and {', '.join(splits) or 'no splits'}."
         )
     a, b = ingredients_of([pretrained, finetuned])
-    start, end = a.load(), b.load()
-    scorer = Scorer(task, statistics)
-    scorer.check(start, a.name)
-    scorer.check(end, b.name)
-    found: dict[Split, list[Mapping[str, float]]] = {split: [] for split in splits}
-    for done, position in enumerate(positions, start=1):
-        scorer.put(interpolate(start, end, position).items(), mixed=position not in (0, 1))
-        for split in splits:
-            found[split].append(scorer.scores(split))
-        if on_position is not None:
-            on_position(done, objective_value(task, found["validation"][-1]))
-    values = [objective_value(task, scores) for scores in found["validation"]]
-    best = float(positions[max(range(len(values)), key=values.__getitem__)])
-    state = interpolate(start, end, best)
+    place = Place(executor, workers, gpus, ray_address)
+    judge = Judge(task, statistics, cache=cache, cache_key=None, place=place)
+    report = on_position or (lambda position, value: None)
+    points = [OnLine(a, b, float(position)) for position in positions]
+    try:
+        found = judge.many(points, splits, lambda at, scores: report(points[at].position, judge.value(scores)))
+    finally:
+        judge.measure.forget()
+    values = [judge.value(scores) for scores in found]
+    best = points[max(range(len(values)), key=values.__getitem__)]
+    state = interpolate(a.load(), b.load(), best.position)
     return WiseFT(
-        positions=tuple(map(float, positions)),
-        scores={split: tuple(scores) for split, scores in found.items()},
-        position=best,
-        state=state if best in (0, 1) else settled(task, state, statistics),
+        positions=tuple(point.position for point in points),
+        scores={split: tuple(scores[split] for scores in found) for split in splits},
+        position=best.position,
+        state=settled(task, state, statistics) if best.mixed else state,
     )

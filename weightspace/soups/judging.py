@@ -1,0 +1,151 @@
+"""Judging candidates, here or wherever executors run them; no evaluation is made twice."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from weightspace.executors import here_or, run_pieces
+from weightspace.soups.candidates import Candidate
+from weightspace.soups.evaluations import Evaluations, kept_evaluations
+from weightspace.soups.fingerprints import fingerprint_of_state
+from weightspace.soups.ingredients import Ingredient
+from weightspace.soups.measures import FunctionMeasure, TaskMeasure
+from weightspace.soups.scoring import Score, Statistics
+from weightspace.tasks.protocol import Split, Task
+
+#: Split -> name -> score.
+Scores = dict[Split, Mapping[str, float]]
+#: Takes the number of an ingredient, from 0, and its scores.
+OnScores = Callable[[int, Scores], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where independent evaluations run: the options of ``executors.run_pieces``."""
+
+    executor: str = "processes"
+    workers: int = 1
+    gpus: float = 0.0
+    ray_address: str | None = None
+
+
+class Judge:
+    """Scores candidates of one soup, and keeps the scores.
+
+    Args:
+        score: a task, or a function of a state dict.
+        statistics: what becomes of BatchNorm's in mixtures.
+        cache: whether evaluations are kept on the disk; those of a function only with its key.
+        cache_key: what a function's scores depend on.
+        place: where ingredients are scored.
+    """
+
+    def __init__(
+        self, score: Score | Task, statistics: Statistics, *, cache: bool, cache_key: str | None, place: Place
+    ) -> None:
+        if isinstance(score, Task):
+            device = "cuda" if place.gpus else "cpu"
+            self.measure: TaskMeasure | FunctionMeasure = TaskMeasure(score, statistics, device, secrets.token_hex(8))
+            self.measure.scorer()  # says what is wrong with the choices, before anything is read
+        else:
+            self.measure = FunctionMeasure(score, cache_key)
+            cache = cache and cache_key is not None
+        self.place, self._kept = place, kept_evaluations(cache)
+        self._keys: dict[tuple[Split, bool], Mapping[str, Any]] = {}
+        self._digests: dict[str, str] = {}
+
+    def many(
+        self, candidates: Sequence[Candidate], splits: Sequence[Split], on_scores: OnScores | None = None
+    ) -> list[Scores]:
+        """Return the scores of candidates that travel, in their order.
+
+        Args:
+            candidates: in any number.
+            splits: to score them on.
+            on_scores: called as soon as the scores of a candidate are there, in whatever order that is.
+        """
+        asked = [self._asked(candidate, splits) for candidate in candidates]
+        known = [self._known(one) for one in asked]
+        missing = [number for number, found in enumerate(known) if found is None]
+        report = on_scores or (lambda number, scores: None)
+        for number, found in enumerate(known):
+            if found is not None:
+                report(number, found)
+        done = run_pieces(
+            here_or(self.place.executor, self.place.workers),
+            _score,
+            [(self.measure, candidates[number], asked[number], self._kept) for number in missing],
+            workers=self.place.workers,
+            gpus=self.place.gpus,
+            ray_address=self.place.ray_address,
+            on_done=lambda at, scores: report(missing[at], self._keep(asked[missing[at]], scores)),
+        )
+        for number, scores in zip(missing, done, strict=True):
+            known[number] = scores
+        return [scores for scores in known if scores is not None]
+
+    def one(self, candidate: Candidate, splits: Sequence[Split]) -> Scores:
+        """Return the scores of a candidate, which is made here if they are not known."""
+        asked = self._asked(candidate, splits)
+        return self._known(asked) or _score(self.measure, candidate, asked, self._kept)
+
+    def kept(
+        self, candidate: Candidate, splits: Sequence[Split], score: Callable[[Split], Mapping[str, float]]
+    ) -> Scores:
+        """Return the scores that ``score`` finds for a candidate, or those that it once found."""
+        asked = self._asked(candidate, splits)
+        return self._known(asked) or self._keep(asked, {split: score(split) for split in splits})
+
+    def value(self, scores: Scores, split: Split = "validation") -> float:
+        """Return the score that decides: higher is better."""
+        return self.measure.value(scores[split])
+
+    def _asked(self, candidate: Candidate, splits: Sequence[Split]) -> dict[Split, Mapping[str, Any]]:
+        """Return the keys of a candidate's evaluations."""
+        if self._kept.folder is None:
+            return {split: {} for split in splits}
+        digests = [self._digest(one) for one in candidate.weights]
+        return {
+            split: {"weights": digests, **candidate.recipe, **self._depends(split, mixed=candidate.mixed)}
+            for split in splits
+        }
+
+    def _depends(self, split: Split, *, mixed: bool) -> Mapping[str, Any]:
+        if (split, mixed) not in self._keys:
+            self._keys[split, mixed] = self.measure.key(split, mixed=mixed)
+        return self._keys[split, mixed]
+
+    def _digest(self, ingredient: Ingredient) -> str:
+        if ingredient.name not in self._digests:
+            self._digests[ingredient.name] = fingerprint_of_state(ingredient.load())
+        return self._digests[ingredient.name]
+
+    def _known(self, asked: Mapping[Split, Mapping[str, Any]]) -> Scores | None:
+        found: Scores = {}
+        for split, key in asked.items():
+            if (scores := self._kept.find(key)) is None:
+                return None
+            found[split] = scores
+        return found
+
+    def _keep(self, asked: Mapping[Split, Mapping[str, Any]], scores: Scores) -> Scores:
+        for split, key in asked.items():
+            if self._kept.find(key) is None:
+                self._kept.keep(key, scores[split])
+        return scores
+
+
+def _score(
+    measure: TaskMeasure | FunctionMeasure,
+    candidate: Candidate,
+    asked: Mapping[Split, Mapping[str, Any]],
+    kept: Evaluations,
+) -> Scores:
+    """Score a candidate: a piece of work that travels. A worker keeps what it found before it tells of it."""
+    scores = measure.scores(candidate.tensors(measure.check), tuple(asked), mixed=candidate.mixed)
+    for split, key in asked.items():
+        kept.keep(key, scores[split])
+    return scores

@@ -1,0 +1,124 @@
+"""What a candidate is measured by: a task, or a function of the user's. Both travel to where ingredients are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from weightspace.checkpoints import StateDict
+from weightspace.soups.fingerprints import fingerprint_of_data, fingerprint_of_task
+from weightspace.soups.scoring import Score, Scorer, Statistics, Tensors
+from weightspace.tasks.protocol import Split, Task, objective_value
+
+
+class Measure(Protocol):
+    """Scores candidates, and says what the scores depend on beside the weights."""
+
+    def check(self, state: StateDict, name: str) -> None:
+        """Check that a model can be scored."""
+        ...
+
+    def scores(self, tensors: Tensors, splits: Sequence[Split], *, mixed: bool) -> dict[Split, Mapping[str, float]]:
+        """Return what is found of a model over every split."""
+        ...
+
+    def key(self, split: Split, *, mixed: bool) -> Mapping[str, Any]:
+        """Return what the scores depend on beside the weights."""
+        ...
+
+    def value(self, scores: Mapping[str, float]) -> float:
+        """Return the score that decides: higher is better."""
+        ...
+
+
+@dataclass(frozen=True)
+class TaskMeasure:
+    """A task as a measure.
+
+    Attributes:
+        task: scores, and has the data.
+        statistics: what becomes of BatchNorm's in mixtures.
+        device: where the network runs.
+        run: a name of this use, by which a process knows the network again that it has built.
+    """
+
+    task: Task
+    statistics: Statistics
+    device: str
+    run: str
+
+    def scorer(self) -> Scorer:
+        """Return the network of this process into which candidates are put: one, built once."""
+        if self.run not in _SCORERS:
+            _SCORERS.clear()
+            _SCORERS[self.run] = Scorer(self.task, self.statistics, device=self.device)
+        return _SCORERS[self.run]
+
+    def check(self, state: StateDict, name: str) -> None:
+        """Check that a model has the names and shapes of the task's network.
+
+        Raises:
+            CheckpointError: it has not.
+        """
+        self.scorer().check(state, name)
+
+    def scores(self, tensors: Tensors, splits: Sequence[Split], *, mixed: bool) -> dict[Split, Mapping[str, float]]:
+        """Return what the task finds over every split."""
+        scorer = self.scorer()
+        scorer.put(tensors, mixed=mixed)
+        return {split: scorer.scores(split) for split in splits}
+
+    def key(self, split: Split, *, mixed: bool) -> Mapping[str, Any]:
+        """Return the fingerprints of the task and of the data.
+
+        Raises:
+            WeightspaceError: one of them has none.
+        """
+        resets = mixed and self.scorer().resets
+        data = {part: fingerprint_of_data(self.task, part) for part in ((split, "train") if resets else (split,))}
+        if self.run not in _FINGERPRINTS:  # once, since scoring may leave something behind in a task
+            _FINGERPRINTS[self.run] = fingerprint_of_task(self.task)
+        return {"task": _FINGERPRINTS[self.run], "data": data, "split": split, "device": self.device}
+
+    def value(self, scores: Mapping[str, float]) -> float:
+        """Return the task's objective."""
+        return float(objective_value(self.task, scores))
+
+    def forget(self) -> None:
+        """Let go of the network."""
+        _SCORERS.pop(self.run, None)
+        _FINGERPRINTS.pop(self.run, None)
+
+
+@dataclass(frozen=True)
+class FunctionMeasure:
+    """A function of a state dict as a measure; ``cache_key`` is its word for what it depends on."""
+
+    function: Score
+    cache_key: str | None
+
+    def check(self, state: StateDict, name: str) -> None:
+        """Let anything pass: the function will say."""
+
+    def scores(self, tensors: Tensors, splits: Sequence[Split], *, mixed: bool) -> dict[Split, Mapping[str, float]]:
+        """Return the one score, which has no split."""
+        score = float(self.function(dict(tensors)))
+        return {split: {"score": score} for split in splits}
+
+    def key(self, split: Split, *, mixed: bool) -> Mapping[str, Any]:
+        """Return the function's own word."""
+        return {"function": self.cache_key}
+
+    def value(self, scores: Mapping[str, float]) -> float:
+        """Return the one score."""
+        return scores["score"]
+
+    def forget(self) -> None:
+        """Do nothing."""
+
+
+#: The network that this process scores with, by its use.
+_SCORERS: dict[str, Scorer] = {}
+#: The fingerprint of a task, by its use.
+_FINGERPRINTS: dict[str, str] = {}
