@@ -26,6 +26,8 @@ COMMANDS: Mapping[str, str] = {
     "extract-lora": "Extract a LoRA adapter from a fine-tuned checkpoint.",
     "merge-adapters": "Merge LoRA adapters of one model into one.",
     "spectrum": "Show singular values, and whether two networks share their vectors.",
+    "soup": "Make one network out of many fine-tunes of one model.",
+    "ensemble": "Score the logit ensemble beside the soup, and predict which is better.",
     "barrier": "Measure and draw the way between two networks.",
 }
 

@@ -119,6 +119,32 @@ def execution(help_text: str) -> Callable[[Command], Command]:
     return decorate
 
 
+def gpus(command: Command) -> Command:
+    """``--gpus``."""
+    return click.option(
+        "--gpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="That scoring one network needs."
+    )(command)
+
+
+def cache(command: Command) -> Command:
+    """``--no-cache``."""
+    return click.option(
+        "--cache/--no-cache", default=True, help="Keep evaluations in $WEIGHTSPACE_CACHE, and repeat none of them."
+    )(command)
+
+
+def soup_statistics(command: Command) -> Command:
+    """``--statistics`` of mixtures."""
+    return click.option(
+        "--statistics",
+        type=click.Choice(["auto", "none", "reset"]),
+        default="auto",
+        show_default=True,
+        help="BatchNorm's in a mixture: measured anew (reset), averaged (none); auto resets if there are training "
+        "data.",
+    )(command)
+
+
 def load_any_task(name: str | None, data: Path | None) -> Task | None:
     """Return the task that the options name, or None."""
     from weightspace import load_task

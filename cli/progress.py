@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import click
@@ -44,6 +44,22 @@ def progress(label: str) -> Iterator[Update]:
 
         yield update
     close()
+
+
+@contextmanager
+def live_table(head: Sequence[str]) -> Iterator[Callable[[Sequence[str]], None]]:
+    """Show rows as they come on stderr: a table that grows on a terminal, a line each anywhere else."""
+    if not sys.stderr.isatty():
+        yield lambda row: click.echo("  ".join(row), err=True)
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*head)
+    with Live(table, console=Console(stderr=True), vertical_overflow="visible"):
+        yield lambda row: table.add_row(*map(Text, row))
 
 
 @contextmanager

@@ -30,6 +30,7 @@ def test_the_python_block_runs_as_written(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_command_lines_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WEIGHTSPACE_CACHE", str(tmp_path / "cache"))
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("weightspace ")]
     assert len(lines) >= 4
     for line in lines:

@@ -3,6 +3,17 @@
 from weightspace.plots.curves import draw_curves
 from weightspace.plots.matrices import draw_matrices
 from weightspace.plots.planes import draw_planes
+from weightspace.plots.soups import draw_points, draw_predictions, draw_soups
 from weightspace.plots.spectra import draw_alignment, draw_heat_maps, draw_spectra
 
-__all__ = ["draw_alignment", "draw_curves", "draw_heat_maps", "draw_matrices", "draw_planes", "draw_spectra"]
+__all__ = [
+    "draw_alignment",
+    "draw_curves",
+    "draw_heat_maps",
+    "draw_matrices",
+    "draw_planes",
+    "draw_points",
+    "draw_predictions",
+    "draw_soups",
+    "draw_spectra",
+]

@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING
 from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
+    from weightspace.soups.around import Flatness, Gain, angle, flatness, gain
+    from weightspace.soups.ensembles import ensemble
+    from weightspace.soups.fingerprints import fingerprint_of_data, fingerprint_of_state, fingerprint_of_task
     from weightspace.soups.greedy import Soup, Trial, greedy_soup
     from weightspace.soups.ingredients import Ingredient
-    from weightspace.soups.learned import LearnedSoup, learned_soup
+    from weightspace.soups.learned import EpochOfSoup, LearnedSoup, learned_soup
+    from weightspace.soups.prediction import Agreement, SoupAgainstEnsemble, agreement, soup_against_ensemble
+    from weightspace.soups.report import RECIPES, Row, SoupReport, compare_recipes
     from weightspace.soups.running import RunningMean
     from weightspace.soups.uniform import uniform_soup
     from weightspace.soups.wise import WiseFT, wise_ft
@@ -22,21 +27,57 @@ _HOMES = {
     "Soup": "greedy",
     "Trial": "greedy",
     "greedy_soup": "greedy",
+    "EpochOfSoup": "learned",
     "LearnedSoup": "learned",
     "learned_soup": "learned",
     "WiseFT": "wise",
     "wise_ft": "wise",
+    "ensemble": "ensembles",
+    "RECIPES": "report",
+    "Row": "report",
+    "SoupReport": "report",
+    "compare_recipes": "report",
+    "Agreement": "prediction",
+    "SoupAgainstEnsemble": "prediction",
+    "agreement": "prediction",
+    "soup_against_ensemble": "prediction",
+    "Flatness": "around",
+    "Gain": "around",
+    "angle": "around",
+    "flatness": "around",
+    "gain": "around",
+    "fingerprint_of_data": "fingerprints",
+    "fingerprint_of_state": "fingerprints",
+    "fingerprint_of_task": "fingerprints",
 }
 
 __all__ = [
+    "RECIPES",
+    "Agreement",
+    "EpochOfSoup",
+    "Flatness",
+    "Gain",
     "Ingredient",
     "LearnedSoup",
+    "Row",
     "RunningMean",
     "Soup",
+    "SoupAgainstEnsemble",
+    "SoupReport",
     "Trial",
     "WiseFT",
+    "agreement",
+    "angle",
+    "compare_recipes",
+    "ensemble",
+    "fingerprint_of_data",
+    "fingerprint_of_state",
+    "fingerprint_of_task",
+    "flatness",
+    "gain",
     "greedy_soup",
     "learned_soup",
+    "soup_against_ensemble",
     "uniform_soup",
     "wise_ft",
 ]

@@ -14,16 +14,16 @@ from weightspace.soups.judging import Judge, Place, Scores
 from weightspace.soups.logits import hearing, nth
 from weightspace.soups.measures import TaskMeasure
 from weightspace.soups.scoring import Scorer, Tensors
-from weightspace.tasks.protocol import Split, Task
+from weightspace.tasks.protocol import Task
 
 
 def ensemble(
     states_or_paths: Sequence[Source],
     task: Task,
     *,
-    splits: Sequence[Split] = ("validation", "test"),
+    splits: Sequence[str] = ("validation", "test"),
     cache: bool = True,
-) -> Mapping[Split, Mapping[str, float]]:
+) -> Mapping[str, Mapping[str, float]]:
     """Return the scores of the mean of the logits of all networks.
 
     One network is in memory at a time, and the logits of a split in float64.
@@ -45,7 +45,7 @@ def ensemble(
         judge.measure.forget()
 
 
-def ensembled(ingredients: Sequence[Ingredient], judge: Judge, splits: Sequence[Split]) -> Scores:
+def ensembled(ingredients: Sequence[Ingredient], judge: Judge, splits: Sequence[str]) -> Scores:
     """Return the scores of an ensemble by a judge that may know them already."""
     measure = judge.measure
     if not isinstance(measure, TaskMeasure):
@@ -68,7 +68,7 @@ class _Ensemble:
         raise NotImplementedError
 
 
-def _scores(scorer: Scorer, ingredients: Sequence[Ingredient], split: Split) -> Mapping[str, float]:
+def _scores(scorer: Scorer, ingredients: Sequence[Ingredient], split: str) -> Mapping[str, float]:
     """Run one network after the other over a split; the scores of the last are those of the mean of all."""
     means: list[Tensor] = []
     found: Mapping[str, float] = {}

@@ -120,11 +120,24 @@ def greedy_soup(
 
 
 def greedily(
-    ingredients: Sequence[Ingredient], judge: Judge, *, tie: Tie, on_trial: Callable[[Trial], None] | None = None
+    ingredients: Sequence[Ingredient],
+    judge: Judge,
+    *,
+    tie: Tie,
+    on_trial: Callable[[Trial], None] | None = None,
+    splits: Sequence[str] = ("validation",),
 ) -> Soup:
-    """Return the greedy soup by a judge that may know scores already."""
+    """Return the greedy soup by a judge that may know scores already.
+
+    Args:
+        ingredients: one or more.
+        judge: scores.
+        tie: as for ``greedy_soup``, and so is ``on_trial``.
+        on_trial: called after every evaluation.
+        splits: to score the ingredients on while they are there; only ``validation``, one of them, decides.
+    """
     search = _Search(ingredients, judge, tie, on_trial)
-    singles = search.singles()
+    singles = search.singles(splits)
     if all(math.isnan(score) for score in singles):
         raise WeightspaceError(f"The score of all {len(singles)} ingredients is NaN; expected a number.")
     first, *others = sorted(range(len(singles)), key=lambda number: (math.isnan(singles[number]), -singles[number]))
@@ -144,10 +157,10 @@ class _Search:
         self.trials: list[Trial] = []
         self.mean, self.taken, self.scores = RunningMean(), list[int](), list[float]()
 
-    def singles(self) -> list[float]:
+    def singles(self, splits: Sequence[str]) -> list[float]:
         """Score every ingredient alone."""
         alone = [Alone(ingredient) for ingredient in self.ingredients]
-        found = self.judge.many(alone, ("validation",), lambda at, one: self._note(at, 1, self.judge.value(one), None))
+        found = self.judge.many(alone, splits, lambda at, one: self._note(at, 1, self.judge.value(one), None))
         self.trials.sort(key=lambda trial: trial.ingredient)
         self.trials = [replace(trial, index=index) for index, trial in enumerate(self.trials, start=1)]
         return [self.judge.value(scores) for scores in found]

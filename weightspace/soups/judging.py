@@ -14,10 +14,10 @@ from weightspace.soups.fingerprints import fingerprint_of_state
 from weightspace.soups.ingredients import Ingredient
 from weightspace.soups.measures import FunctionMeasure, TaskMeasure
 from weightspace.soups.scoring import Score, Statistics
-from weightspace.tasks.protocol import Split, Task
+from weightspace.tasks.protocol import Task
 
 #: Split -> name -> score.
-Scores = dict[Split, Mapping[str, float]]
+Scores = dict[str, Mapping[str, float]]
 #: Takes the number of an ingredient, from 0, and its scores.
 OnScores = Callable[[int, Scores], None]
 
@@ -54,11 +54,11 @@ class Judge:
             self.measure = FunctionMeasure(score, cache_key)
             cache = cache and cache_key is not None
         self.place, self._kept = place, kept_evaluations(cache)
-        self._keys: dict[tuple[Split, bool], Mapping[str, Any]] = {}
+        self._keys: dict[tuple[str, bool], Mapping[str, Any]] = {}
         self._digests: dict[str, str] = {}
 
     def many(
-        self, candidates: Sequence[Candidate], splits: Sequence[Split], on_scores: OnScores | None = None
+        self, candidates: Sequence[Candidate], splits: Sequence[str], on_scores: OnScores | None = None
     ) -> list[Scores]:
         """Return the scores of candidates that travel, in their order.
 
@@ -87,23 +87,21 @@ class Judge:
             known[number] = scores
         return [scores for scores in known if scores is not None]
 
-    def one(self, candidate: Candidate, splits: Sequence[Split]) -> Scores:
+    def one(self, candidate: Candidate, splits: Sequence[str]) -> Scores:
         """Return the scores of a candidate, which is made here if they are not known."""
         asked = self._asked(candidate, splits)
         return self._known(asked) or _score(self.measure, candidate, asked, self._kept)
 
-    def kept(
-        self, candidate: Candidate, splits: Sequence[Split], score: Callable[[Split], Mapping[str, float]]
-    ) -> Scores:
+    def kept(self, candidate: Candidate, splits: Sequence[str], score: Callable[[str], Mapping[str, float]]) -> Scores:
         """Return the scores that ``score`` finds for a candidate, or those that it once found."""
         asked = self._asked(candidate, splits)
         return self._known(asked) or self._keep(asked, {split: score(split) for split in splits})
 
-    def value(self, scores: Scores, split: Split = "validation") -> float:
+    def value(self, scores: Scores, split: str = "validation") -> float:
         """Return the score that decides: higher is better."""
         return self.measure.value(scores[split])
 
-    def _asked(self, candidate: Candidate, splits: Sequence[Split]) -> dict[Split, Mapping[str, Any]]:
+    def _asked(self, candidate: Candidate, splits: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         """Return the keys of a candidate's evaluations."""
         if self._kept.folder is None:
             return {split: {} for split in splits}
@@ -113,7 +111,7 @@ class Judge:
             for split in splits
         }
 
-    def _depends(self, split: Split, *, mixed: bool) -> Mapping[str, Any]:
+    def _depends(self, split: str, *, mixed: bool) -> Mapping[str, Any]:
         if (split, mixed) not in self._keys:
             self._keys[split, mixed] = self.measure.key(split, mixed=mixed)
         return self._keys[split, mixed]
@@ -123,7 +121,7 @@ class Judge:
             self._digests[ingredient.name] = fingerprint_of_state(ingredient.load())
         return self._digests[ingredient.name]
 
-    def _known(self, asked: Mapping[Split, Mapping[str, Any]]) -> Scores | None:
+    def _known(self, asked: Mapping[str, Mapping[str, Any]]) -> Scores | None:
         found: Scores = {}
         for split, key in asked.items():
             if (scores := self._kept.find(key)) is None:
@@ -131,7 +129,7 @@ class Judge:
             found[split] = scores
         return found
 
-    def _keep(self, asked: Mapping[Split, Mapping[str, Any]], scores: Scores) -> Scores:
+    def _keep(self, asked: Mapping[str, Mapping[str, Any]], scores: Scores) -> Scores:
         for split, key in asked.items():
             if self._kept.find(key) is None:
                 self._kept.keep(key, scores[split])
@@ -141,7 +139,7 @@ class Judge:
 def _score(
     measure: TaskMeasure | FunctionMeasure,
     candidate: Candidate,
-    asked: Mapping[Split, Mapping[str, Any]],
+    asked: Mapping[str, Mapping[str, Any]],
     kept: Evaluations,
 ) -> Scores:
     """Score a candidate: a piece of work that travels. A worker keeps what it found before it tells of it."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from weightspace.checkpoints import StateDict
 from weightspace.soups.fingerprints import fingerprint_of_data, fingerprint_of_task
 from weightspace.soups.scoring import Score, Scorer, Statistics, Tensors
-from weightspace.tasks.protocol import Split, Task, objective_value
+from weightspace.tasks.protocol import Task, objective_value
 
 
 class Measure(Protocol):
@@ -19,11 +19,11 @@ class Measure(Protocol):
         """Check that a model can be scored."""
         ...
 
-    def scores(self, tensors: Tensors, splits: Sequence[Split], *, mixed: bool) -> dict[Split, Mapping[str, float]]:
+    def scores(self, tensors: Tensors, splits: Sequence[str], *, mixed: bool) -> dict[str, Mapping[str, float]]:
         """Return what is found of a model over every split."""
         ...
 
-    def key(self, split: Split, *, mixed: bool) -> Mapping[str, Any]:
+    def key(self, split: str, *, mixed: bool) -> Mapping[str, Any]:
         """Return what the scores depend on beside the weights."""
         ...
 
@@ -63,13 +63,13 @@ class TaskMeasure:
         """
         self.scorer().check(state, name)
 
-    def scores(self, tensors: Tensors, splits: Sequence[Split], *, mixed: bool) -> dict[Split, Mapping[str, float]]:
+    def scores(self, tensors: Tensors, splits: Sequence[str], *, mixed: bool) -> dict[str, Mapping[str, float]]:
         """Return what the task finds over every split."""
         scorer = self.scorer()
         scorer.put(tensors, mixed=mixed)
         return {split: scorer.scores(split) for split in splits}
 
-    def key(self, split: Split, *, mixed: bool) -> Mapping[str, Any]:
+    def key(self, split: str, *, mixed: bool) -> Mapping[str, Any]:
         """Return the fingerprints of the task and of the data.
 
         Raises:
@@ -101,12 +101,12 @@ class FunctionMeasure:
     def check(self, state: StateDict, name: str) -> None:
         """Let anything pass: the function will say."""
 
-    def scores(self, tensors: Tensors, splits: Sequence[Split], *, mixed: bool) -> dict[Split, Mapping[str, float]]:
+    def scores(self, tensors: Tensors, splits: Sequence[str], *, mixed: bool) -> dict[str, Mapping[str, float]]:
         """Return the one score, which has no split."""
         score = float(self.function(dict(tensors)))
         return {split: {"score": score} for split in splits}
 
-    def key(self, split: Split, *, mixed: bool) -> Mapping[str, Any]:
+    def key(self, split: str, *, mixed: bool) -> Mapping[str, Any]:
         """Return the function's own word."""
         return {"function": self.cache_key}
 

@@ -97,7 +97,8 @@ def soup_against_ensemble(
     """
     if not 0 < position < 1:
         raise WeightspaceError(f"A soup of two lies strictly between 0 and 1; found the position {position}.")
-    pair = _Pair(*ingredients_of([a, b]), Scorer(task, statistics), split)
+    first, second = ingredients_of([a, b])
+    pair = _Pair(first, second, Scorer(task, statistics), split)
     if scale is None:
         pair.put(position)
         scale = 1 / fit_temperature(task, pair.scorer.network, split=split).value

@@ -12,7 +12,7 @@ from weightspace.soups.candidates import OnLine
 from weightspace.soups.ingredients import Source, ingredients_of
 from weightspace.soups.judging import Judge, Place
 from weightspace.soups.scoring import Statistics, settled
-from weightspace.tasks.protocol import SPLITS, Split, Task
+from weightspace.tasks.protocol import SPLITS, Task
 
 #: Positions on the line, if nothing else is said.
 POSITIONS = tuple(step / 10 for step in range(11))
@@ -30,7 +30,7 @@ class WiseFT:
     """
 
     positions: tuple[float, ...]
-    scores: Mapping[Split, tuple[Mapping[str, float], ...]]
+    scores: Mapping[str, tuple[Mapping[str, float], ...]]
     position: float
     state: StateDict
 
@@ -41,7 +41,7 @@ def wise_ft(
     task: Task,
     positions: Sequence[float] = POSITIONS,
     *,
-    splits: Sequence[Split] = ("validation", "test"),
+    splits: Sequence[str] = ("validation", "test"),
     statistics: Statistics = "auto",
     cache: bool = True,
     executor: str = "processes",

@@ -1,0 +1,126 @@
+"""``weightspace ensemble``: what running all networks would give, and whether their soup does as well."""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from weightspace.cli import options
+from weightspace.cli.printing import plain, print_table
+from weightspace.cli.progress import live_table, progress
+from weightspace.cli.soup_table import PICTURES, table_of, trial_row
+
+from weightspace import WeightspaceError
+
+if TYPE_CHECKING:
+    from weightspace.soups import SoupAgainstEnsemble
+
+
+@click.command("ensemble")
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CKPT...")
+@options.task()
+@click.option(
+    "--pairs",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Pairs to predict soup against ensemble for, drawn at random where there are more.",
+)
+@options.seed("Which pairs.")
+@options.soup_statistics
+@options.cache
+@options.execution("Networks to score")
+@options.gpus
+@click.option("-o", "--output", metavar="FILE", help="Picture of the predictions (.png, .svg, .pdf).")
+@options.as_json
+def command(
+    checkpoints: tuple[str, ...],
+    task: str,
+    data: Path | None,
+    pairs: int,
+    seed: int,
+    output: str | None,
+    as_json: bool,
+    **said: Any,
+) -> None:
+    """Score the mean of the logits of networks CKPT... beside the best of them and their soup.
+
+    With --pairs, the difference of the losses of soup and ensemble is predicted for pairs of them from the curvature
+    of the loss and the spread of the logits, and printed beside the truth.
+
+    \b
+    Examples:
+      weightspace ensemble runs/*.pt --task digits-mlp
+      weightspace ensemble runs/*.pt --task digits-mlp --pairs 20 -o predictions.png
+    """
+    from weightspace import load_task
+    from weightspace.soups import compare_recipes
+
+    _check(checkpoints, pairs, output)
+    found = load_task(task, data=data)
+    with live_table(("", "candidate", "models", found.objective, "")) as show:
+        report = compare_recipes(
+            checkpoints, found, ("uniform", "ensemble"), on_trial=lambda trial: show(trial_row(trial)), **said
+        )
+    drawn = list(combinations(checkpoints, 2))
+    drawn = sorted(random.Random(seed).sample(drawn, pairs)) if pairs < len(drawn) else drawn
+    measured = _measured(drawn, found, said["statistics"]) if pairs else []
+    figures = _agreement(measured)
+    if output is not None:
+        from weightspace.plots import draw_predictions
+
+        draw_predictions(measured, output, title=found.name)
+    if as_json:
+        listed = [
+            {"a": a, "b": b, "difference": pair.difference, **plain(pair)}
+            for (a, b), pair in zip(drawn, measured, strict=False)
+        ]
+        click.echo(json.dumps({**plain(report), "pairs": plain(listed), "agreement": plain(figures), "output": output}))
+        return
+    print_table(*table_of(report))
+    if measured:
+        print_table(("pair", "soup − ensemble", "predicted", "soup", "ensemble"), _rows(drawn, measured))
+    if figures is not None:
+        click.echo(f"correlation {figures.correlation:.3f}, equal signs {figures.sign:.1%} of {figures.pairs} pairs")
+    if output is not None:
+        click.echo(output)
+
+
+def _check(checkpoints: tuple[str, ...], pairs: int, output: str | None) -> None:
+    """Check that the options fit together, before anything is loaded."""
+    if len(checkpoints) < 2:
+        raise WeightspaceError(f"An ensemble has two networks or more; found {len(checkpoints)}.")
+    if output is not None and not pairs:
+        raise WeightspaceError("-o draws predictions for pairs; say how many with --pairs.")
+    if output is not None and Path(output).suffix.lower() not in PICTURES:
+        raise WeightspaceError(f"{output} isn't a picture ({', '.join(PICTURES)}).")
+
+
+def _measured(drawn: list[tuple[str, str]], task: Any, statistics: Any) -> list[SoupAgainstEnsemble]:
+    """Score soup and ensemble of every pair, and predict the difference."""
+    from weightspace.soups import soup_against_ensemble
+
+    measured = []
+    with progress("pairs") as update:
+        for number, (a, b) in enumerate(drawn, start=1):
+            measured.append(soup_against_ensemble(a, b, task, statistics=statistics))
+            update(number, len(drawn), f"{number}/{len(drawn)}")
+    return measured
+
+
+def _agreement(measured: list[SoupAgainstEnsemble]) -> Any:
+    """Return how well predictions agree, None where there are too few pairs to say."""
+    from weightspace.soups import agreement
+
+    return agreement(measured) if len(measured) > 2 else None
+
+
+def _rows(drawn: list[tuple[str, str]], measured: list[SoupAgainstEnsemble]) -> list[list[str]]:
+    return [
+        [f"{a} {b}", *(f"{value:.4f}" for value in (pair.difference, pair.predicted, pair.soup, pair.ensemble))]
+        for (a, b), pair in zip(drawn, measured, strict=False)
+    ]

@@ -1,0 +1,68 @@
+"""How soups are shown: a row a recipe, a line a candidate, and what is to be said of a soup that is worse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weightspace import WeightspaceError
+
+if TYPE_CHECKING:
+    from weightspace.soups import Row, SoupReport, Trial
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def check_reports(paths: Sequence[str]) -> None:
+    """Check that reports can be written, before anything is scored."""
+    if bad := [path for path in paths if Path(path).suffix.lower() not in (*PICTURES, ".json")]:
+        raise WeightspaceError(f"{bad[0]} is neither a picture ({', '.join(PICTURES)}) nor a .json file.")
+
+
+def write_reports(report: SoupReport, paths: Sequence[str]) -> None:
+    """Draw or save a report."""
+    from weightspace.plots import draw_soups
+
+    for path in paths:
+        if Path(path).suffix.lower() == ".json":
+            report.save(path)
+        else:
+            draw_soups(report, path)
+
+
+def trial_row(trial: Trial) -> tuple[str, ...]:
+    """Return a candidate as a row: how many of how many, what, of how many models, its score, what became of it."""
+    verdict = {None: "", True: "accepted", False: "rejected"}[trial.accepted]
+    name = trial.name if trial.accepted is None else f"+ {trial.name}"
+    return (f"{trial.index}/{trial.trials}", name, str(trial.size), f"{trial.score:.4f}", verdict)
+
+
+def table_of(report: SoupReport) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of the table of recipes."""
+    splits = ["validation", "test", *report.shifts]
+    head = ["recipe", "networks", *(f"{split} {report.objective}" for split in splits)]
+    if report.shifts:
+        head.append("mean of shifts")
+    return head, [_cells(report, row, splits) for row in report.rows]
+
+
+def _cells(report: SoupReport, row: Row, splits: Sequence[str]) -> list[str]:
+    cells = [row.name, str(row.models), *(f"{row.scores[split][report.objective]:.4f}" for split in splits)]
+    return [*cells, f"{report.shifted(row.scores):.4f}"] if report.shifts else cells
+
+
+def lines_of(report: SoupReport, recipe: str) -> list[str]:
+    """Return what is to be said of the soup that is written."""
+    rows = {row.name: row for row in report.rows}
+    soup, best = rows[recipe], rows["best single"]
+    lines = [f"{recipe}: {len(soup.chosen)} of {len(report.names)} models"]
+    if recipe == "greedy":
+        lines[0] += f", in this order: {', '.join(report.names[number] for number in soup.chosen)}"
+    lines.append(f"best single model: {report.names[best.chosen[0]]}")
+    down = report.objective == "loss" or report.objective.endswith("_loss")
+    for split in ("validation", "test", *report.shifts):
+        ours, theirs = (row.scores[split][report.objective] for row in (soup, best))
+        if ours > theirs if down else ours < theirs:
+            lines.append(f"on {split} the soup is worse than the best single model: {ours:.4f} against {theirs:.4f}")
+    return lines

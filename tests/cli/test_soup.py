@@ -1,0 +1,132 @@
+"""``weightspace soup`` and ``weightspace ensemble``: tables, files, and what is said of a soup that is worse."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import weightspace as ws
+from weightspace import cli
+from weightspace.soups import SoupReport
+from weightspace.user_code import load_object
+
+KITCHEN = Path(__file__).parents[1] / "soups" / "kitchen.py"
+TASK = ("--task", f"{KITCHEN}:TASK")
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, list(arguments))
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the paths of four fine-tunes in the working directory; base.pt is the model before."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WEIGHTSPACE_CACHE", str(tmp_path / "cache"))
+    task = ws.load_task(TASK[1])
+    kitchen: Any = sys.modules[load_object(f"{KITCHEN}:network").__module__]
+    base, states = kitchen.fine_tunes(task, 4)
+    ws.save_checkpoint(base, "base.pt")
+    return [str(path) for path in kitchen.saved(states, Path("runs"))]
+
+
+def test_the_greedy_soup_is_written_with_its_table_and_its_candidates(models: list[str]) -> None:
+    result = run("soup", *models, *TASK, "-o", "soup.safetensors")
+    assert result.exit_code == 0, result.output
+    expected = ws.greedy_soup(models, ws.load_task(TASK[1]))
+    found = ws.load_checkpoint("soup.safetensors")
+    assert all(found[name].equal(tensor) for name, tensor in expected.state.items())
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["recipe", "networks", "validation", "accuracy", "test", "accuracy"]
+    assert [line.split("  ")[0] for line in lines[1:4]] == ["best single", "greedy", "oracle"]
+    assert f"greedy: {len(expected.ingredients)} of 4 models, in this order: runs/" in result.stdout
+    candidates = [line for line in result.stderr.splitlines() if line[:1].isdigit()]
+    assert len(candidates) == 7  # a line each, since this is no terminal
+    assert all(word in result.stderr for word in ("1/7  runs/000.safetensors  1  0.", "+ runs/", "ed"))
+    described = ws.checkpoints.load_metadata("soup.safetensors")  # type: ignore[attr-defined]
+    assert described["method"] == "greedy-soup"
+    assert json.loads(described["parameters"])["ingredients"] == list(expected.ingredients)
+
+
+def test_all_recipes_are_compared_saved_and_drawn(models: list[str]) -> None:
+    options = ("--compare", "--recipe", "learned", "--per", "layer", "-o", "soup.pt", "--json")
+    result = run("soup", *models, *TASK, *options, "--report", "soups.json", "--report", "soups.png")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    names = ["best single", "uniform", "greedy", "learned", "ensemble", "oracle"]
+    assert [row["name"] for row in found["rows"]] == names
+    assert [row["models"] for row in found["rows"]] == [1, 1, 1, 1, 4, 1]
+    rows = {row.name: row for row in SoupReport.load("soups.json").rows}
+    assert rows["greedy"].scores["validation"]["accuracy"] >= rows["best single"].scores["validation"]["accuracy"]
+    assert rows["oracle"].scores["test"]["accuracy"] >= rows["best single"].scores["test"]["accuracy"]
+    assert Path("soups.png").read_bytes()[:4] == b"\x89PNG"
+    task = ws.load_task(TASK[1])
+    module = task.network()
+    module.load_state_dict(ws.load_checkpoint("soup.pt"))
+    assert task.score(module)["accuracy"] == rows["learned"].scores["test"]["accuracy"]
+
+
+def test_where_a_soup_is_worse_than_the_best_model_a_line_says_so(models: list[str]) -> None:
+    report = json.loads(run("soup", *models, *TASK, "--recipe", "uniform", "-o", "u.pt", "--json").stdout)
+    best, uniform = (row["scores"]["test"]["accuracy"] for row in report["rows"][:2])
+    said = f"on test the soup is worse than the best single model: {uniform:.4f} against {best:.4f}"
+    assert (said in run("soup", *models, *TASK, "--recipe", "uniform", "-o", "u.pt").stdout) == (uniform < best)
+    assert uniform < best  # these fine-tunes are such
+
+
+def test_the_uniform_soup_needs_no_task(models: list[str]) -> None:
+    assert run("soup", *models, "--recipe", "uniform", "-o", "soup.pt").stdout == "soup.pt\n"
+    found, expected = ws.load_checkpoint("soup.pt"), ws.uniform_soup(models)
+    assert all(found[name].equal(tensor) for name, tensor in expected.items())
+
+
+def test_the_line_of_wise_ft_is_scored_and_its_best_written(models: list[str]) -> None:
+    arguments = ("soup", "base.pt", models[0], *TASK, "--recipe", "wise-ft", "--positions", "0,.5,1", "-o", "w.pt")
+    found = json.loads(run(*arguments, "--json").stdout)
+    line = ws.wise_ft("base.pt", models[0], ws.load_task(TASK[1]), (0, 0.5, 1))
+    assert found["position"] == line.position
+    assert found["scores"]["test"] == [dict(scores) for scores in line.scores["test"]]
+    assert f"{line.position:g} ←" in run(*arguments).stdout
+
+
+def test_the_ensemble_stands_beside_the_soup_and_pairs_are_predicted(models: list[str]) -> None:
+    result = run("ensemble", *models, *TASK, "--pairs", "4", "-o", "pairs.png", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert [row["name"] for row in found["rows"]] == ["best single", "uniform", "ensemble", "oracle"]
+    assert len(found["pairs"]) == found["agreement"]["pairs"] == 4
+    assert Path("pairs.png").read_bytes()[:4] == b"\x89PNG"
+    text = run("ensemble", *models, *TASK, "--pairs", "9").stdout
+    assert "of 6 pairs" in text
+    assert "soup − ensemble" in text
+
+
+MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
+    "no task": (("soup", "a.pt", "-o", "s.pt"), "--recipe greedy needs --task"),
+    "report without a task": (
+        ("soup", "a.pt", "--recipe", "uniform", "-o", "s.pt", "--report", "r.png"),
+        "need --task",
+    ),
+    "report of another kind": (("soup", "a.pt", *TASK, "-o", "s.pt", "--report", "r.xls"), "r.xls is neither a pict"),
+    "missing checkpoint": (("soup", "a.pt", *TASK, "-o", "s.pt"), "a.pt does not exist"),
+    "line of one": (("soup", "a.pt", *TASK, "--recipe", "wise-ft", "-o", "s.pt"), "found 1 checkpoints"),
+    "ensemble of one": (("ensemble", "a.pt", *TASK), "two networks or more; found 1"),
+    "picture without pairs": (("ensemble", "a.pt", "b.pt", *TASK, "-o", "p.png"), "how many with --pairs"),
+    "picture of another kind": (("ensemble", "a.pt", "b.pt", *TASK, "--pairs", "1", "-o", "p.xls"), "isn't a picture"),
+    "ray without Ray": (("soup", "a.pt", *TASK, "-o", "s.pt", "--ray-address", "x"), "not 'ray'"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_status_2(mistake: str, models: list[str]) -> None:
+    arguments, message = MISTAKES[mistake]
+    if mistake == "ray without Ray":
+        Path("a.pt").write_bytes(Path("base.pt").read_bytes())
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert message in line
+    assert not Path("s.pt").exists()

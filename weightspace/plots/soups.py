@@ -1,0 +1,170 @@
+"""Soups as their papers draw them: every model a point, and the recipes among them; predictions against the truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from weightspace.errors import WeightspaceError
+from weightspace.plots.picture import COLOURS, Axes, Figure, FuncFormatter, MaxNLocator, write_picture
+from weightspace.soups import SoupAgainstEnsemble, SoupReport
+
+#: Marks of the rows of a report: told apart without colour.
+_MARKS = {"best single": "o", "uniform": "s", "greedy": "*", "learned": "^", "ensemble": "D", "oracle": "X"}
+_SINGLES = "#9A9A9A"
+
+
+def draw_soups(report: SoupReport, path: str | Path, *, title: str | None = None) -> None:
+    """Draw the models and the recipes: test against the mean of the shifts, without shifts validation against test.
+
+    Args:
+        report: what ``compare_recipes`` found.
+        path: ``.png``, ``.svg`` or ``.pdf``; equal reports give equal files.
+        title: above the picture.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+        WeightspaceError: the path has another suffix.
+    """
+    write_picture(path, lambda: _soups(report, title))
+
+
+def _soups(report: SoupReport, title: str | None) -> Figure:
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    singles = [report.single(number) for number in range(len(report.names))]
+    axes.plot(*_places(report, singles), "o", color=_SINGLES, markersize=4.5, label=f"{len(singles)} models")
+    for index, row in enumerate(report.rows):
+        mark, place = _MARKS.get(row.name, "P"), _places(report, [row.scores])
+        size = 13 if mark == "*" else 8
+        filled = row.name not in ("best single", "oracle")  # these two are models: rings around their points
+        axes.plot(
+            *place,
+            mark,
+            color=COLOURS[index % len(COLOURS)],
+            markersize=size,
+            fillstyle="full" if filled else "none",
+            markeredgewidth=0.8 if filled else 1.8,
+            markeredgecolor="white" if filled else COLOURS[index % len(COLOURS)],
+            label=row.name + (f" ({row.models} networks)" if row.models > 1 else ""),
+            zorder=3 if filled else 4,
+        )
+    name = report.objective
+    if report.shifts:
+        _finish(axes, f"test {name}", f"{name}, mean of {len(report.shifts)} shifts")
+    else:
+        _finish(axes, f"validation {name}", f"test {name}")
+    if report.objective.endswith("accuracy"):
+        percent = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
+        axes.xaxis.set_major_formatter(percent)
+        axes.yaxis.set_major_formatter(percent)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    axes.set_title(title or f"{report.task}: {len(report.names)} models and their soups", loc="left")
+    return figure
+
+
+def _places(
+    report: SoupReport, several: Sequence[Mapping[str, Mapping[str, float]]]
+) -> tuple[list[float], list[float]]:
+    """Return where scores lie."""
+    name = report.objective
+    if report.shifts:
+        return [scores["test"][name] for scores in several], [report.shifted(scores) for scores in several]
+    return [scores["validation"][name] for scores in several], [scores["test"][name] for scores in several]
+
+
+def draw_predictions(
+    pairs: Sequence[SoupAgainstEnsemble],
+    path: str | Path,
+    *,
+    colours: Sequence[float] | None = None,
+    label: str = "",
+    title: str | None = None,
+) -> None:
+    """Draw the predicted difference of soup and ensemble against the true one, pair by pair.
+
+    Args:
+        pairs: one or more.
+        path: ``.png``, ``.svg`` or ``.pdf``.
+        colours: a number a pair, for the colour of its point, light to dark.
+        label: what the colours mean.
+        title: above the picture.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+        WeightspaceError: there are no pairs, or the path has another suffix.
+    """
+    if not pairs:
+        raise WeightspaceError("There are no pairs to draw; expected one or more.")
+    write_picture(path, lambda: _predictions(pairs, colours, label, title))
+
+
+def _predictions(
+    pairs: Sequence[SoupAgainstEnsemble], colours: Sequence[float] | None, label: str, title: str | None
+) -> Figure:
+    figure = Figure(figsize=(4.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    found, predicted = [pair.difference for pair in pairs], [pair.predicted for pair in pairs]
+    finite = [value for value in (*found, *predicted) if math.isfinite(value)]
+    bounds = [min(finite, default=0.0), max(finite, default=1.0)]
+    axes.plot(bounds, bounds, color="#777777", linewidth=1, dashes=(4, 2), label="prediction = truth")
+    axes.axhline(0, color="#CCCCCC", linewidth=0.8, zorder=0)
+    axes.axvline(0, color="#CCCCCC", linewidth=0.8, zorder=0)
+    points = axes.scatter(
+        predicted,
+        found,
+        c=colours if colours is not None else COLOURS[1],
+        cmap="viridis_r" if colours is not None else None,
+        s=18,
+        edgecolors="white",
+        linewidths=0.4,
+        zorder=3,
+    )
+    if colours is not None:
+        figure.colorbar(points, ax=axes, label=label, fraction=0.05)
+    _finish(axes, "predicted: loss of soup − ensemble (nats)", "found: loss of soup − ensemble (nats)")
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    if title:
+        axes.set_title(title, loc="left")
+    return figure
+
+
+def draw_points(
+    x: Sequence[float], y: Sequence[float], path: str | Path, *, labels: tuple[str, str], title: str | None = None
+) -> None:
+    """Draw points: angles between fine-tunes against what their mean gains, say.
+
+    Args:
+        x: to the right.
+        y: upwards, as many.
+        path: ``.png``, ``.svg`` or ``.pdf``.
+        labels: of the two axes.
+        title: above the picture.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+        WeightspaceError: the path has another suffix.
+    """
+
+    def draw() -> Figure:
+        figure = Figure(figsize=(4.2, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(x, y, "o", color=COLOURS[1], markersize=4.5, markeredgecolor="white", markeredgewidth=0.4)
+        axes.axhline(0, color="#CCCCCC", linewidth=0.8, zorder=0)
+        _finish(axes, *labels)
+        if title:
+            axes.set_title(title, loc="left")
+        return figure
+
+    write_picture(path, draw)
+
+
+def _finish(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid()
+    axes.set_axisbelow(True)
+    axes.margins(0.08)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=5))
