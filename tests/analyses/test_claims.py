@@ -29,6 +29,8 @@ CLAIMS = [
     ("straight_through", "Sinkhorn / naive", "<", 0.1),
     ("three_models", "weights / Sinkhorn", "<", 0.5),
     ("merge_many", "parts: merged / best", "<", 1.0),
+    ("soups_against_ensembles", "correlation", ">", 0.7),
+    ("soups_against_ensembles", "sign", ">", 0.8),
 ]
 
 Medians = Callable[[str], Mapping[str, float]]
@@ -70,6 +72,11 @@ def test_the_estimator_on_weights_keeps_the_alignment_of_weight_matching(medians
     found = medians("straight_through")
     assert found["projected / naive"] < 0.05
     assert found["R projected / R weights"] > 0.9
+
+
+@on_one_worker("soups_against_ensembles")
+def test_beyond_the_basin_the_prediction_says_little(medians: Medians) -> None:
+    assert medians("soups_against_ensembles")["correlation, beyond"] < 0.7
 
 
 @on_one_worker("merge_many")

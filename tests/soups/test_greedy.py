@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kitchen import PLAIN, TASK, equal, fine_tunes, saved
 
@@ -41,6 +41,7 @@ def oracle(states: list[StateDict], score: Callable[[StateDict], float], *, stri
     return tuple(taken)
 
 
+@settings(deadline=None)
 @given(points=vectors, tie=st.sampled_from(["accept", "reject"]))
 def test_it_takes_what_the_paper_takes_and_never_scores_less_than_the_best(points: Any, tie: Any) -> None:
     states = states_of(points)
@@ -52,6 +53,7 @@ def test_it_takes_what_the_paper_takes_and_never_scores_less_than_the_best(point
     assert soup.scores[0] == max(map(waves, states))
 
 
+@settings(deadline=None)
 @given(points=vectors)
 def test_every_evaluation_is_told_in_order(points: Any) -> None:
     told: list[Trial] = []

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kitchen import PLAIN, TASK, equal, fine_tunes, saved
 
@@ -24,6 +24,7 @@ def random_state(seed: int, dtype: torch.dtype = torch.float32) -> StateDict:
     return {"weight": (scale * torch.randn(7, 5, generator=generator)).to(dtype), "steps": torch.tensor([3, 4])}
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 70), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99))
 def test_the_soup_of_copies_is_the_copy_bit_for_bit(count: int, dtype: torch.dtype, seed: int) -> None:
     state = random_state(seed, dtype)
@@ -31,6 +32,7 @@ def test_the_soup_of_copies_is_the_copy_bit_for_bit(count: int, dtype: torch.dty
     assert equal(ws.uniform_soup([state] * count), state)
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 9), seed=st.integers(0, 99))
 def test_it_is_the_mean_of_the_ingredients_rounded_once(count: int, seed: int) -> None:
     states = [random_state(seed + number) for number in range(count)]

@@ -60,13 +60,14 @@ def _shifted(start: Tensor, origin: Tensor, tensors: Sequence[Tensor], factors: 
     """
     if not tensors:
         return start.clone()
-    moves = [
+    moves = (  # one at a time, however many tensors there are
         origin - tensor if factor > 0 else tensor - origin for tensor, factor in zip(tensors, factors, strict=True)
-    ]
-    if len(moves) == 1:
-        return torch.sub(start, moves[0], alpha=abs(factors[0]), out=moves[0])
-    shift = moves[0].mul_(abs(factors[0]))
-    for move, factor in zip(moves[1:], factors[1:], strict=True):
+    )
+    first = next(moves)
+    if len(tensors) == 1:
+        return torch.sub(start, first, alpha=abs(factors[0]), out=first)
+    shift = first.mul_(abs(factors[0]))
+    for move, factor in zip(moves, factors[1:], strict=True):
         shift.add_(move, alpha=abs(factor))
     return start - shift
 

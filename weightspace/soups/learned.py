@@ -73,7 +73,8 @@ def learned_soup(
     """Learn how much of every ingredient goes into the soup, by AdamW on the validation split.
 
     All ingredients are open at a time, unlike in the other recipes: mapped from their files where the format allows
-    it, so that of private memory a network, its gradient and one tensor are needed; but every step reads all twice.
+    it, so that of private memory a network, its gradient and a few copies of one tensor are needed (one an ingredient
+    where they are narrower than float32); but every step reads all twice.
     BatchNorm normalises by the batch at hand meanwhile, where its statistics are measured anew afterwards.
 
     Args:

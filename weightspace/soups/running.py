@@ -17,6 +17,9 @@ from weightspace.checkpoints.state import tied_names
 from weightspace.elementwise.counting import agreed
 from weightspace.elementwise.precision import output_dtype
 
+#: Elements taken at a time, so that what is made on the way stays small: 1 MiB.
+_PIECE = 2**17
+
 
 class RunningMean:
     """The mean of the networks added so far.
@@ -74,7 +77,7 @@ class RunningMean:
         self._check(state, name)
         for key, tensor in state.items():
             dtype = output_dtype((self._dtypes.get(key, tensor.dtype), tensor.dtype))
-            yield key, self._joined(key, tensor, name).to(dtype)
+            yield key, self._joined(key, tensor, name, dtype)
 
     def state(self) -> StateDict:
         """Return the mean in the dtype of the networks; names that are tied in all of them stay tied.
@@ -94,14 +97,21 @@ class RunningMean:
     def _ties(self) -> StateDict:
         return {key: self._means[owner] for key, owner in self._tied.items()}
 
-    def _joined(self, key: str, tensor: Tensor, name: str) -> Tensor:
-        """Return one tensor of the mean with a network more, in float64 (complex128)."""
+    def _joined(self, key: str, tensor: Tensor, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Return one tensor of the mean with a network more: in a dtype, or in the place of the mean itself."""
         mean = self._means.get(self._tied.get(key, key))
         if not is_inexact(tensor):
-            return tensor.clone() if mean is None else agreed(key, [mean, tensor], models=(self.names[0], name))
-        wide = tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)
+            whole = tensor.clone() if mean is None else agreed(key, [mean, tensor], models=(self.names[0], name))
+            return whole if dtype is None else whole.to(dtype)
+        wide = torch.complex128 if tensor.is_complex() else torch.float64
         if mean is None:
-            return wide.clone() if wide is tensor.detach() or wide.data_ptr() == tensor.data_ptr() else wide
-        # Equal elements differ by +0.0, and x − (+0.0) is x for both zeros; ∞ − ∞ is nothing to go by.
-        step = (mean - wide).masked_fill_(mean == wide, 0.0)
-        return torch.sub(mean, step.div_(len(self.names) + 1))
+            return tensor.detach().to(dtype or wide, copy=True, memory_format=torch.contiguous_format)
+        joined = mean if dtype is None else torch.empty_like(mean, dtype=dtype)
+        count = len(self.names) + 1
+        pieces = (one.reshape(-1).split(_PIECE) for one in (mean, tensor.detach(), joined))
+        for old, new, into in zip(*pieces, strict=True):
+            new = new.to(wide)
+            # Equal elements differ by +0.0, and x − (+0.0) is x for both zeros; ∞ − ∞ is nothing to go by.
+            step = (old - new).masked_fill_(old == new, 0.0).div_(count)
+            into.copy_(torch.sub(old, step, out=step))
+        return joined
