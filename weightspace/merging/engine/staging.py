@@ -1,8 +1,8 @@
 """The hidden folder beside the output in which a merge grows: resumed after a crash, renamed at the end.
 
 ``.OUT.merge/`` holds ``plan`` (the digest of what is being made), ``parts/`` (the output's files at their full
-size), ``journal.N`` (the tensors of shard ``N`` that are on the disk) and ``lock``. Until the last rename there is
-nothing under the final name but what was there before.
+size), ``journal.N.P`` (which tensors of shard ``N`` the maker of part ``P`` has put on the disk) and ``lock``. Until
+the last rename there is nothing under the final name but what was there before.
 """
 
 from __future__ import annotations
@@ -34,12 +34,18 @@ class Staging:
         self.parts = folder / "parts"
         self.resumed = resumed
 
-    def journal(self, shard: int, name: str) -> Path:
-        """Return the journal of a shard; one that speaks of a file which is not there any more is thrown away."""
-        path = self.folder / f"journal.{shard}"
-        if not (self.parts / name).exists():
-            path.unlink(missing_ok=True)
-        return path
+    def journal(self, shard: int, part: int) -> Path:
+        """Return the journal of a shard that the maker of a part of it writes."""
+        return self.folder / f"journal.{shard}.{part}"
+
+    def journals(self, shard: int, name: str) -> list[Path]:
+        """Return all journals of a shard; those of a file which is not there any more are thrown away."""
+        paths = sorted(self.folder.glob(f"journal.{shard}.*"))
+        if (self.parts / name).exists():
+            return paths
+        for path in paths:
+            path.unlink()
+        return []
 
     def promote(self) -> None:
         """Give the output its name: the whole folder, or the one file where the name has a suffix of a file."""
