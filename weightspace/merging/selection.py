@@ -130,21 +130,18 @@ class _Search:
 
     def see(self, start: int, statistic: np.ndarray) -> None:
         """Count a piece, and gather what lies inside the bracket."""
-        mask = statistic < self.high
-        below = int(np.count_nonzero(mask))
-        if self.high < math.inf:
-            self.at_high[start] = int(np.count_nonzero(statistic == self.high))
-            below += self.at_high[start]
-        self.above += len(statistic) - below  # with infinity and NaN
-        if self.low > -math.inf and self.low < self.high:  # what equals both bounds is counted once
-            self.at_low[start] = int(np.count_nonzero(statistic == self.low))
+        mask = statistic <= self.high if self.high < math.inf else statistic < math.inf
+        self.above += len(statistic) - int(np.count_nonzero(mask))  # with infinity and NaN
         if self.low > -math.inf:
-            mask &= statistic > self.low
-        count = int(np.count_nonzero(mask))
-        if not count:
+            mask &= statistic >= self.low
+        found = statistic[np.flatnonzero(mask)]
+        self.at_high[start] = int(np.count_nonzero(found == self.high))
+        if self.low < self.high:  # what equals both bounds is counted once
+            self.at_low[start] = int(np.count_nonzero(found == self.low))
+        found = found[(found > self.low) & (found < self.high)]
+        if not len(found):
             return
-        found = statistic[mask]
-        self.within += count
+        self.within += len(found)
         self.inside[start] = found if self.stride == 1 else found[:: self.stride].copy()
         self.held += len(self.inside[start])
         while self.held > _HELD:

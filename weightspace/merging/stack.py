@@ -52,11 +52,12 @@ class InMemory:
 
 @dataclass(frozen=True)
 class Piece:
-    """The same stretch of elements of every model, in the dtype to compute in; not to be modified.
+    """The same stretch of elements of every model, in the dtype to compute in, read to be used up.
 
     Attributes:
-        models: along dim 0. Each is 1-D by grain ``elements``; whole slices ``(rows, …)`` by grain ``slices``, where
-            a vector is one row ``(1, n)``; of the full shape by grain ``whole``.
+        models: along dim 0; whoever has the piece may overwrite them. Each is 1-D by grain ``elements``; whole slices
+            ``(rows, …)`` by grain ``slices``, where a vector is one row ``(1, n)``; of the full shape by grain
+            ``whole``.
         base: the base's, of the shape of one of them, or None.
         start: row-major index of the first element in the tensor.
     """
@@ -78,8 +79,8 @@ class Piece:
         return self.base
 
     def deltas(self) -> list[Tensor]:
-        """Return ``x_i − b``, one new tensor a model."""
-        return list(self.models - self.origin)
+        """Return ``x_i − b``, one tensor a model, in the place of the models."""
+        return list(torch.sub(self.models, self.origin, out=self.models))
 
 
 #: The second step of a method: the merged elements of a piece, in its shape and dtype.
