@@ -15,10 +15,10 @@ from torch import Tensor
 
 from weightspace.merging.selection import Chunks, Cut, largest
 from weightspace.merging.stack import PIECE, Piece, Stack
-from weightspace.merging.sums import total
+from weightspace.merging.sums import row_sums
 
-#: A sample of large tensors: runs of this many elements, one in so many.
-_RUN, _EVERY = 1024, 65_536
+#: A sample of large tensors: runs of this many elements, one in so many; and runs that are read at a time.
+_RUN, _EVERY, _TOGETHER = 1024, 65_536, 256
 
 
 def magnitudes(stack: Stack) -> Chunks:
@@ -45,8 +45,9 @@ def runs(stack: Stack) -> Callable[[int], Iterator[Piece]]:
     """Return what reads short runs spread over a large tensor, and nothing of one that a pass or two deal with."""
 
     def pieces(first: int) -> Iterator[Piece]:
-        for start in range(first, stack.numel if stack.numel > 2 * PIECE else 0, _EVERY):
-            yield stack.read(start, min(start + _RUN, stack.numel))
+        starts = range(first, stack.numel - _RUN + 1 if stack.numel > 2 * PIECE else 0, _EVERY)
+        for index in range(0, len(starts), _TOGETHER):
+            yield stack.scattered(starts[index : index + _TOGETHER], _RUN)
 
     return pieces
 
@@ -93,7 +94,8 @@ def trim(backs: Tensor, cuts: Sequence[Cut], start: int) -> Tensor:
 def scale(backs: Tensor, factors: Sequence[float]) -> Tensor:
     """Multiply each model's differences, along dim 0, by its factor, in place."""
     for back, factor in zip(backs, factors, strict=True):
-        back.mul_(factor)
+        if factor != 1:
+            back.mul_(factor)
     return backs
 
 
@@ -113,7 +115,7 @@ def elected_mean(terms: Tensor, weights: Sequence[float], *, normalize: bool) ->
 
 def elected_sign(votes: Tensor) -> Tensor:
     """Return 1 where the sum of the votes along dim 0 is above 0; where it is 0 or below, −1: an increase of ``x``."""
-    return summed(votes).sign_().sub_(0.5).sign_()
+    return torch.threshold_(summed(votes), 0.0, -1.0).sign_()
 
 
 def agreeing_mean(terms: Tensor, sign: Tensor, weights: Sequence[float], *, normalize: bool) -> Tensor:
@@ -122,14 +124,18 @@ def agreeing_mean(terms: Tensor, sign: Tensor, weights: Sequence[float], *, norm
     if not normalize:
         return summed(agreeing, out=agreeing[0]).mul_(sign)
     result = summed(agreeing)
-    shares = scale(agreeing.sign_(), weights)
-    return result.div_(_without_zeros(summed(shares, out=shares[0]), weights)).mul_(sign)
+    first, *others = agreeing.sign_()
+    divisor = first.mul_(weights[0])
+    for other, weight in zip(others, weights[1:], strict=True):
+        divisor.add_(other, alpha=weight)
+    return result.div_(_without_zeros(divisor, weights)).mul_(sign)
 
 
 def _without_zeros(divisor: Tensor, weights: Sequence[float]) -> Tensor:
     """Return sums of weights, each 0 replaced by a number that does: 1, or where only zeros are divided by it, any."""
     if min(weights) >= 0:  # a sum of 0 has nothing that agrees
-        return divisor.clamp_min_(min((weight for weight in weights if weight > 0), default=1.0) / 2)
+        least = min((weight for weight in weights if weight > 0), default=1.0) / 2
+        return divisor.clamp_min_(max(least, torch.finfo(divisor.dtype).tiny))
     numbers = divisor.numpy()
     numbers += numbers == 0
     return divisor
@@ -154,7 +160,7 @@ def taken_from(origin: Tensor, back: Tensor, factor: float) -> Tensor:
 
 def absolute_sums(backs: Tensor) -> np.ndarray:
     """Return ``Σ |x|`` of each model's differences, along dim 0, in float64."""
-    return np.array([total(sizes) for sizes in backs.abs()])
+    return row_sums(backs.abs().flatten(1)).numpy()
 
 
 def restored(before: float, after: float) -> float:

@@ -131,7 +131,7 @@ class _Merging:
             flats[:count],
             flats[count] if has_base else None,
             [f"model {number}" for number in range(1, count + 1)],
-            self.row.grain,
+            self.row.grain_of(self.arguments),
             self.finite,
             compute_dtype(flat.dtype for flat in flats),
             [InMemory(state[name]) if name in state else None for state in self.evidence],

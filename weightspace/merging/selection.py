@@ -130,15 +130,17 @@ class _Search:
 
     def see(self, start: int, statistic: np.ndarray) -> None:
         """Count a piece, and gather what lies inside the bracket."""
-        mask = statistic <= self.high if self.high < math.inf else statistic < math.inf
-        self.above += len(statistic) - int(np.count_nonzero(mask))  # with infinity and NaN
+        mask = statistic < self.high
+        below = int(np.count_nonzero(mask))
+        if self.high < math.inf:
+            self.at_high[start] = int(np.count_nonzero(statistic == self.high))
+            below += self.at_high[start]
+        self.above += len(statistic) - below  # with infinity and NaN
         if self.low > -math.inf:
-            mask &= statistic >= self.low
-        found = statistic[np.flatnonzero(mask)]
-        self.at_high[start] = int(np.count_nonzero(found == self.high))
-        if self.low < self.high:  # what equals both bounds is counted once
-            self.at_low[start] = int(np.count_nonzero(found == self.low))
-        found = found[(found > self.low) & (found < self.high)]
+            if self.low < self.high:  # what equals both bounds is counted once
+                self.at_low[start] = int(np.count_nonzero(statistic == self.low))
+            mask &= statistic > self.low
+        found = statistic[np.flatnonzero(mask)]  # few: of bfloat16, most in a bracket equal a bound
         if not len(found):
             return
         self.within += len(found)

@@ -93,7 +93,7 @@ def run_plan(
     check_runnable(plan, out, running)
     fetched = missing_bytes(plan.input_files)
     progress = _fetch(plan, fetched, progress)
-    with open_staging(out, plan.digest) as staging, _hashing(plan, running) as hashing:
+    with open_staging(out, plan.digest, fsync=running.fsync) as staging, _hashing(plan, running) as hashing:
         resumed = _make_tensors(_aligned(plan, align, staging), staging, running, progress)
         digests = hashing.digests() or dict.fromkeys(plan.input_files, "")
         metadata = {**plan.metadata, **_inputs(plan, digests)}

@@ -73,7 +73,7 @@ def is_file_name(path: Path) -> bool:
 
 
 @contextmanager
-def open_staging(out: Path, digest: str) -> Iterator[Staging]:
+def open_staging(out: Path, digest: str, *, fsync: bool = True) -> Iterator[Staging]:
     """Yield the staging folder of an output; it goes when the block ends well, and stays to be resumed otherwise.
 
     It also goes after a user's mistake that no second try can mend (a NaN in an input, say), and it stays where the
@@ -82,6 +82,7 @@ def open_staging(out: Path, digest: str) -> Iterator[Staging]:
     Args:
         out: the final path.
         digest: of the plan; what another plan left behind is thrown away.
+        fsync: force what is noted here to the disk.
 
     Raises:
         CheckpointError: another process is writing ``out``, or the disk refuses.
@@ -92,7 +93,7 @@ def open_staging(out: Path, digest: str) -> Iterator[Staging]:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(exist_ok=True)
     with _locked(folder, out):
-        resumed = _restart(target, folder, digest)
+        resumed = _restart(target, folder, digest, fsync=fsync)
         staging = Staging(target, folder, resumed=resumed)
         try:
             yield staging
@@ -104,7 +105,7 @@ def open_staging(out: Path, digest: str) -> Iterator[Staging]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _restart(target: Path, folder: Path, digest: str) -> bool:
+def _restart(target: Path, folder: Path, digest: str, *, fsync: bool) -> bool:
     """Return whether the folder continues the same plan; otherwise leave it empty, with the plan's digest."""
     with one_line_errors(folder, "written"):
         plan = folder / "plan"
@@ -116,7 +117,7 @@ def _restart(target: Path, folder: Path, digest: str) -> bool:
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         (folder / "parts").mkdir()
-        with synced_file(plan) as file:
+        with synced_file(plan) if fsync else open(plan, "xb") as file:
             file.write(digest.encode())
         return False
 
