@@ -105,7 +105,7 @@ class _Merging:
     def survey(self, states: Sequence[StateDict], *, has_base: bool) -> None:
         """Make the method's pass over the whole model, where it has one."""
         survey = load_survey(self.row)
-        if survey is not None:
+        if survey is not None and self.row.surveys(self.arguments):
             names = [name for name in sorted(states[0]) if is_inexact(states[0][name])]
             stacks = [self._stack(name, [state[name] for state in states], has_base) for name in names]
             self.surveyed = survey(stacks, [self.arguments] * len(stacks))

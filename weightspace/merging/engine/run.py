@@ -215,7 +215,7 @@ def _make_tensors(plan: Plan, staging: Staging, running: Running, progress: Prog
 def _make(plan: Plan, jobs: Sequence[Job], staging: Staging, running: Running, report: Callable[[int], None]) -> None:
     """Make tensors where ``running`` says."""
     surveyed: Mapping[str, Mapping[str, Any]] = {}
-    if jobs and plan.method.survey:
+    if any(plan.method.surveys(job.arguments) for job in jobs):
         from weightspace.merging.engine.shards import survey
 
         surveyed = survey(plan)

@@ -123,6 +123,7 @@ _ROWS = (
         ),
         base="required",
         survey="ties:survey",
+        surveyed_for=("scope", "model"),
         cost=8,
     ),
     Method(

@@ -99,6 +99,7 @@ class Method:
         transparent: NaN or infinity in a model shows in the result, unless its weight or the factor of all is 0.
         scale_free: multiplying all models and the base by a number multiplies the result by it.
         survey: ``file:function`` of a pass over the whole model before the first tensor, or "".
+        surveyed_for: a parameter and the value with which that pass is made.
         evidence: the statistics of data that it needs of every model (``gram``, ``fisher``), or "".
         cost: nanoseconds of one core for an element of one source, reading included, for estimates.
         copies: of a slice in float32 that it holds at a time, beside two a model, for estimates.
@@ -118,6 +119,7 @@ class Method:
     transparent: bool = False
     scale_free: bool = True
     survey: str = ""
+    surveyed_for: tuple[str, str] = ("", "")
     evidence: str = ""
     cost: float = 1.5
     copies: int = 6
@@ -127,6 +129,10 @@ class Method:
         if self.flat is not None and arguments.get(self.flat[0]) == self.flat[1]:
             return "elements"
         return self.grain
+
+    def surveys(self, arguments: Mapping[str, Any]) -> bool:
+        """Return whether it makes a pass over the whole model first, its parameters being what they are."""
+        return bool(self.survey) and arguments.get(self.surveyed_for[0]) == self.surveyed_for[1]
 
     def arguments(self, values: Mapping[str, Any], models: int) -> dict[str, Any]:
         """Return the keyword arguments of the function, checked and with all defaults.
