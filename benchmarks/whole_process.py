@@ -1,6 +1,7 @@
 """One command as a whole process: its wall and processor seconds, and the most private memory that it held.
 
-Private is ``RssAnon`` of ``/proc/PID/status``, sampled: the pages of a mapped file are clean and don't count.
+Private is ``RssAnon`` of ``/proc/PID/status``, sampled: the pages of a mapped file are clean and don't count. Both
+seconds and memory are those of the process and of all that it started, together.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,11 +63,25 @@ def run_whole(command: Sequence[str], folder: Path, environment: Mapping[str, st
 
 
 def _sample(pid: int, peak: list[int], ended: threading.Event) -> None:
-    """Keep the largest private memory of a process in ``peak`` until it ended."""
+    """Keep the largest private memory of a process and its descendants in ``peak`` until it ended."""
     while not ended.wait(INTERVAL):
-        try:
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        except (FileNotFoundError, ProcessLookupError):
-            return
-        found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")]
-        peak[0] = max(peak[0], *found) if found else peak[0]
+        peak[0] = max(peak[0], sum(map(_private, _family(pid))))
+
+
+def _family(pid: int) -> list[int]:
+    """Return a process and all that descend from it."""
+    found = [pid]
+    for member in found:
+        with suppress(OSError):
+            for thread in Path(f"/proc/{member}/task").iterdir():
+                found += [int(child) for child in (thread / "children").read_text().split()]
+    return found
+
+
+def _private(pid: int) -> int:
+    """Return the private memory of one process in bytes, 0 of one that is gone."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return 0

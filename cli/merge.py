@@ -74,11 +74,13 @@ def _parameter_options(command: Command) -> Command:
 @click.option(
     "--memory", metavar="MB", type=click.IntRange(min=1), default=256, show_default=True, help="Private memory."
 )
-@click.option("--threads", metavar="N", type=click.IntRange(min=1), help="Default: one a core, at most 4.")
+@click.option(
+    "--threads", metavar="N", type=click.IntRange(min=1), help="Tensors at a time. Default: one a core, at most 4."
+)
 @click.option("--hash/--no-hash", "hashes", default=True, help="Keep the inputs' SHA-256 in the metadata.")
 @click.option("--fsync/--no-fsync", default=True, help="Force the output to the disk.")
-@click.option("--executor", default="threads", show_default=True, help="threads, processes, or ray: shard after shard.")
-@click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Of processes and ray.")
+@click.option("--executor", default="processes", show_default=True, help="threads, processes or ray.")
+@click.option("--workers", type=click.IntRange(min=1), help="Of processes (default: as --threads) and ray (2).")
 @options.ray_address
 @_parameter_options
 @options.as_json

@@ -115,7 +115,7 @@ def test_a_piece_whose_worker_died_is_tried_again(place: str, pieces: Any, tmp_p
 
 @pytest.mark.parametrize("place", AWAY)
 def test_a_piece_that_kills_every_worker_is_given_up(place: str, pieces: Any) -> None:
-    with pytest.raises(WeightspaceError, match="4 times"):
+    with pytest.raises(WeightspaceError, match=r"3 worker processes died .* exit code -9|begun 3 times"):
         list(run_pieces(place, pieces("die"), [(number,) for number in range(3)], workers=1))
 
 

@@ -8,15 +8,21 @@ wherever they were made: workers compute with as many threads as this process do
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections import Counter
+import traceback
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 from weightspace.user_code import find_modules, loaded_files
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
 
 Result = TypeVar("Result")
 #: Takes the number of a piece, from 0, and what it returned.
@@ -28,8 +34,8 @@ EXECUTORS = {
     "processes": "processes of this machine",
     "ray": "a Ray cluster over a shared file system",
 }
-#: How often a piece is tried again whose worker died.
-RETRIES = 3
+#: How often a piece of work is begun, where its worker dies.
+TRIES = 3
 
 
 def run_pieces(
@@ -44,21 +50,19 @@ def run_pieces(
 ) -> Iterator[Result]:
     """Yield ``function(*piece)`` for every piece, in their order.
 
-    A piece whose worker died (killed, out of memory) is tried again, three times; one that raised is not.
+    A piece whose worker died (killed, out of memory) is begun again by another one, twice; one that raised is not.
 
     Args:
         executor: ``serial``, ``processes`` or ``ray``.
-        function: defined at the top of a module, or of a user's ``file.py``.
+        function: of the top of a module or a user's ``file.py``, or an instance of a class that is; sent once a worker.
         pieces: its arguments. On Ray, an argument that several pieces share (the same object) is sent once.
         workers: how many run at a time, on this machine or at most on the cluster.
         gpus: that each piece needs; shares of one are possible. Workers see their own devices only.
-        ray_address: of a cluster that is running. By default that of ``$RAY_ADDRESS``, otherwise one is started on this
-            machine.
+        ray_address: of a running cluster. By default that of ``$RAY_ADDRESS``, else one is started on this machine.
         on_done: called in this process as soon as a piece is done, in whatever order that happens.
 
     Raises:
-        WeightspaceError: there is no such executor; Ray is not installed, or does not answer; there are not as many
-            GPUs; a piece or its result cannot travel; the workers of a piece keep dying.
+        WeightspaceError: no such executor, no Ray, too few GPUs; a piece cannot travel, or its workers keep dying.
         Exception: whatever a piece raised; pieces that have not begun are not begun any more.
     """
     if executor not in EXECUTORS:
@@ -83,8 +87,7 @@ def here_or(executor: str, workers: int) -> str:
 def _serial(
     function: Callable[..., Result], pieces: Sequence[tuple[Any, ...]], gpus: float, report: OnDone
 ) -> Iterator[Result]:
-    if gpus:
-        _gpu_slots(gpus)
+    _ = gpus and _gpu_slots(gpus)  # says if there are too few
     for number, piece in enumerate(pieces):
         result = function(*piece)
         report(number, result)
@@ -105,83 +108,156 @@ def _in_order(finished: Iterator[tuple[int, Result]]) -> Iterator[Result]:
         finished.close()  # type: ignore[attr-defined]  # a generator, whose pool ends with it
 
 
+@dataclass
+class _Work:
+    """A piece of work: its number, its arguments, and how often it was begun."""
+
+    number: int
+    arguments: tuple[Any, ...]
+    tries: int = 0
+
+
+class _Worker:
+    """A process that does one piece after the other; the function is sent to it once."""
+
+    def __init__(self, function: Callable[..., Any], device: str | None) -> None:
+        import multiprocessing
+
+        spawn = multiprocessing.get_context("spawn")  # inherits no locks and no threads
+        self.device, self.work = device, _Work(-1, ())
+        self.connection, other = spawn.Pipe()
+        start = (other, _threads(), loaded_files(), device)
+        self.process: BaseProcess = spawn.Process(target=_serve, args=start, daemon=True)
+        self.process.start()
+        other.close()
+        self._send(function)
+
+    def begin(self, work: _Work) -> None:
+        """Send a piece of work."""
+        work.tries += 1
+        self.work = work
+        self._send(work.arguments)
+
+    def end(self) -> Any:
+        """Return the result of the piece that was begun.
+
+        Raises:
+            EOFError, ConnectionError: the process is dead.
+            Exception: what the function raised.
+        """
+        good, result, trace = self.connection.recv()
+        if good:
+            return result
+        raise result from _RemoteError(trace)
+
+    def stop(self) -> None:
+        """End the process, whatever it does."""
+        self.connection.close()
+        self.process.terminate()
+
+    def _send(self, value: Any) -> None:
+        try:
+            self.connection.send(value)
+        except ConnectionError:
+            pass  # it died: its end says so
+        except Exception as error:  # whatever an object raises that does not want to be pickled
+            self.stop()
+            raise _cannot_travel(error) from error
+
+
+class _RemoteError(Exception):
+    """The traceback of an error in another process."""
+
+
 def _processes(
     function: Callable[..., Result], pieces: Sequence[tuple[Any, ...]], workers: int, gpus: float, report: OnDone
 ) -> Iterator[tuple[int, Result]]:
-    """Run pieces in new processes, which inherit no locks and no threads; after a death, the rest in a new pool."""
-    from concurrent.futures.process import BrokenProcessPool
+    """Run pieces in new processes and yield them as they are done."""
+    from multiprocessing.connection import wait
 
-    left, deaths = set(range(len(pieces))), 0
-    while left:
-        before = len(left)
-        try:
-            for number, result in _pool(function, pieces, sorted(left), workers, gpus):
-                left.discard(number)
+    free: list[str | None] = [None] * workers
+    if gpus:
+        free[:] = _gpu_slots(gpus)[:workers]
+    waiting = deque(_Work(number, arguments) for number, arguments in enumerate(pieces))
+    team: list[_Worker] = []
+    try:
+        while waiting or team:
+            while waiting and free:
+                team.append(_Worker(function, free.pop()))
+                team[-1].begin(waiting.popleft())
+            ready = wait([worker.connection for worker in team])
+            for worker in [worker for worker in team if worker.connection in ready]:
+                number = worker.work.number
+                try:
+                    result = worker.end()
+                except (EOFError, ConnectionError):
+                    team.remove(worker)
+                    free.append(worker.device)
+                    waiting.appendleft(_after_death(worker))
+                    continue
+                if waiting:
+                    worker.begin(waiting.popleft())
+                else:
+                    team.remove(worker)
+                    worker.stop()
                 report(number, result)
                 yield number, result
-        except BrokenProcessPool:
-            deaths = 1 if len(left) < before else deaths + 1
-            if deaths > RETRIES:
-                raise _died(min(left)) from None
+    finally:
+        for worker in team:
+            worker.stop()
 
 
-def _pool(
-    function: Callable[..., Result], pieces: Sequence[tuple[Any, ...]], numbers: list[int], workers: int, gpus: float
-) -> Iterator[tuple[int, Result]]:
-    """Run the pieces of these numbers in one pool of processes and yield them as they are done."""
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-
-    spawn = multiprocessing.get_context("spawn")
-    devices = None
-    if gpus:
-        slots = _gpu_slots(gpus)
-        workers, devices = min(workers, len(slots)), spawn.SimpleQueue()
-        for slot in slots[:workers]:
-            devices.put(slot)
-    threads, start = _threads(), (loaded_files(), devices)
-    with ProcessPoolExecutor(min(workers, len(numbers)), spawn, _start_worker, start) as pool:
-        running: dict[Future[Result], int] = {
-            pool.submit(_do, threads, function, *pieces[number]): number for number in numbers
-        }
-        try:
-            while running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield running.pop(future), _result_of(future)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+def _after_death(worker: _Worker) -> _Work:
+    """Return the piece of a worker that died, to be begun again."""
+    worker.stop()
+    worker.process.join()
+    if worker.work.tries < TRIES:
+        return worker.work
+    raise WeightspaceError(
+        f"{TRIES} worker processes died one after the other on the same piece of work, the last with exit code "
+        f"{worker.process.exitcode}. Is the memory short? Expected less work at a time (--workers 1, --memory)."
+    )
 
 
-def _result_of(future: Future[Result]) -> Result:
-    """Return what a process returned, and say of what cannot be pickled how it could."""
-    try:
-        return future.result()
-    except Exception as error:
-        if "pickle" in f"{type(error).__name__} {error}".lower():
-            raise _cannot_travel(error) from error
-        raise
-
-
-def _start_worker(files: dict[str, str], devices: Any) -> None:
-    """Make a new process ready for pieces."""
+def _serve(connection: Connection, threads: int | None, files: dict[str, str], device: str | None) -> None:
+    """Do pieces of work until there are no more, or the process that sends them is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the process that sends the work answers it
     _die_with_parent()
-    if devices is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices.get()
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
     find_modules(files)
+    function: Any = None
+    while True:
+        try:
+            if function is None:
+                function = _received(connection)
+            answer = (True, _do(threads, function, *_received(connection)), "")
+        except Exception as error:
+            answer = (False, error, traceback.format_exc())
+        try:
+            connection.send(answer)
+        except Exception as error:  # a result, or an error, that does not want to be pickled
+            connection.send((False, _cannot_travel(error), traceback.format_exc()))
+
+
+def _received(connection: Connection) -> Any:
+    try:
+        return connection.recv()
+    except (EOFError, ConnectionError):
+        sys.stderr.flush()
+        os._exit(0)  # all is written; taking libraries down in order takes longer than a small piece of work
 
 
 def _do(threads: int | None, function: Callable[..., Result], *piece: Any) -> Result:
     """Do a piece of work with as many threads as the process that it is for; its modules are there by now."""
-    torch = sys.modules.get("torch")
-    if torch is not None and threads is not None:
+    if threads is not None and (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(threads)
     return function(*piece)
 
 
 def _threads() -> int | None:
     """Return the number of threads that torch computes with here, None if it isn't used."""
-    torch = sys.modules.get("torch")
-    return None if torch is None else torch.get_num_threads()
+    return None if (torch := sys.modules.get("torch")) is None else torch.get_num_threads()
 
 
 def _die_with_parent() -> None:
@@ -200,11 +276,7 @@ def _die_with_parent() -> None:
 
 
 def _gpu_slots(gpus: float) -> list[str]:
-    """Return ``CUDA_VISIBLE_DEVICES`` of every worker that the GPUs of this machine suffice for.
-
-    Raises:
-        WeightspaceError: they suffice for none.
-    """
+    """Return ``CUDA_VISIBLE_DEVICES`` of every worker that this machine has GPUs for; an error if there is none."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         devices = [device.strip() for device in named.split(",") if device.strip()]
@@ -236,8 +308,8 @@ def _ray(
     try:
         if gpus > (found := ray.cluster_resources().get("GPU", 0)):
             raise _too_few_gpus(gpus, found, "the cluster has")
-        remote = ray.remote(max_retries=RETRIES, num_gpus=gpus)(_work)
-        common = (_threads(), loaded_files(), _packed(ray, function))
+        remote = ray.remote(max_retries=TRIES - 1, num_gpus=gpus)(_work)
+        common = (_threads(), loaded_files(), ray.put(_packed(ray, function)))
         sent = _sent(ray, pieces)
         waiting = list(enumerate(pieces))[::-1]
         while waiting or running:
@@ -274,8 +346,7 @@ def _connect(ray: Any, address: str | None, workers: int) -> None:
         else:
             ray.init(num_cpus=workers, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise WeightspaceError(f"No Ray cluster answers at {named or 'this machine'}: {line}") from error
+        raise WeightspaceError(f"No Ray cluster answers at {named or 'this machine'}: {_line(error)}") from error
 
 
 def _sent(ray: Any, pieces: Sequence[tuple[Any, ...]]) -> dict[int, Any]:
@@ -300,8 +371,7 @@ def _fetched(ray: Any, reference: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:
-        line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise WeightspaceError(f"Ray gave a piece of work up, tried {RETRIES + 1} times: {line}") from error
+        raise WeightspaceError(f"Ray gave a piece of work up, begun {TRIES} times: {_line(error)}") from error
 
 
 def _import_ray() -> Any:
@@ -312,19 +382,16 @@ def _import_ray() -> Any:
     return ray
 
 
-def _died(number: int) -> WeightspaceError:
-    return WeightspaceError(
-        f"The worker of piece {number + 1} died {RETRIES + 1} times. Was it killed, or is the memory too small? "
-        "Fewer workers need less."
-    )
-
-
 def _cannot_travel(error: Exception) -> WeightspaceError:
-    line = next(iter(str(error).splitlines()), type(error).__name__)
     return WeightspaceError(
-        f"A piece of work cannot travel to another process: {line}. Define what a task holds at the top of a file "
-        "(no lambda, no open file), or use the executor 'serial'."
+        f"A piece of work cannot travel to another process: {_line(error)}. Define what a task holds at the top of a "
+        "file (no lambda, no open file), or use the executor 'serial'."
     )
+
+
+def _line(error: Exception) -> str:
+    """Return the first line of an error."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _too_few_gpus(gpus: float, found: float, owner: str) -> WeightspaceError:

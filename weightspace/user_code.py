@@ -96,8 +96,13 @@ def _run(path: Path) -> ModuleType:
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name], _LOADED[name]
-        raise WeightspaceError(f"{_place(error, path)}: {type(error).__name__}: {_line(error)}") from error
+        raise failure(error, path) from error
     return module
+
+
+def failure(error: BaseException, path: Path) -> WeightspaceError:
+    """Return the one line that says where in a user's file something was raised, and what."""
+    return WeightspaceError(f"{_place(error, path)}: {type(error).__name__}: {_line(error)}")
 
 
 @contextmanager

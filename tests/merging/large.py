@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import named_oracles
 import numpy as np
-import oracles
 import torch
 from samples import error, normals
 from torch import Tensor
@@ -40,7 +40,7 @@ def assert_agrees(
         weights=weights,
         parameters=options,
     )["w"]
-    expected = oracles.merged(
+    expected = named_oracles.merged(
         method,
         [model.double().numpy() for model in models],
         None if base is None else base.double().numpy(),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import named_oracles
 import numpy as np
 import oracles
 import pytest
@@ -58,7 +59,7 @@ def by_oracle(
     parameters: dict[str, Any] = {key: value for key, value in variant.parameters.items() if key != "seed"}
     if variant.method.startswith(("dare", "della")):
         parameters.pop("epsilon", None)
-    return oracles.merged(
+    return named_oracles.merged(
         variant.method,
         arrays([model[name] for model in models]),
         base[name].double().numpy() if variant.with_base else None,

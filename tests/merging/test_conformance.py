@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import named_oracles
 import numpy as np
-import oracles
 import pytest
 import torch
 import yaml
@@ -111,7 +111,7 @@ class Recipe:
         """Return what the oracle makes of it, in float64."""
         models, base, weights, parameters = self.arguments(name)
         arrays = [model.double().numpy() for model in models]
-        found = oracles.merged(
+        found = named_oracles.merged(
             self.method,
             arrays,
             None if base is None else base.double().numpy(),
@@ -196,7 +196,7 @@ def exact_edge(case: Mapping[str, Any], inputs: StateDict) -> Tensor:
     weights = parameters.pop("weight", [1.0] * len(arrays))
     base = None if case["base_index"] is None else arrays.pop(case["base_index"])
     return torch.as_tensor(
-        oracles.merged(case["method"], arrays, base, weights[len(weights) - len(arrays) :], parameters)
+        named_oracles.merged(case["method"], arrays, base, weights[len(weights) - len(arrays) :], parameters)
     )
 
 

@@ -154,3 +154,8 @@ def test_one_value_is_expected_of_a_parameter_that_the_method_has_once() -> None
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(WeightspaceError, match=r"nowhere\.yml cannot be read"):
         read_recipe(tmp_path / "nowhere.yml")
+
+
+def test_weights_of_a_method_that_takes_none_are_refused_with_what_it_takes() -> None:
+    with pytest.raises(WeightspaceError, match=r"Method 'slerp' takes no weights, found \[0.3, 0.7\]; expected t"):
+        recipe_of(["a", "b"], "slerp", weights=[0.3, 0.7])

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from weightspace.merging.selection import Chunks, Cut, largest
 from weightspace.merging.stack import PIECE, Piece, Stack
-from weightspace.merging.sums import total
+from weightspace.merging.sums import row_sums
 
-#: A sample of large tensors: runs of this many elements, one in so many.
-_RUN, _EVERY = 1024, 65_536
+#: A sample of large tensors: runs of this many elements, one in so many; and runs that are read at a time.
+_RUN, _EVERY, _TOGETHER = 1024, 65_536, 256
 
 
 def magnitudes(stack: Stack) -> Chunks:
@@ -45,8 +45,9 @@ def runs(stack: Stack) -> Callable[[int], Iterator[Piece]]:
     """Return what reads short runs spread over a large tensor, and nothing of one that a pass or two deal with."""
 
     def pieces(first: int) -> Iterator[Piece]:
-        for start in range(first, stack.numel if stack.numel > 2 * PIECE else 0, _EVERY):
-            yield stack.read(start, min(start + _RUN, stack.numel))
+        starts = range(first, stack.numel - _RUN + 1 if stack.numel > 2 * PIECE else 0, _EVERY)
+        for index in range(0, len(starts), _TOGETHER):
+            yield stack.scattered(starts[index : index + _TOGETHER], _RUN)
 
     return pieces
 
@@ -62,8 +63,8 @@ def largest_differences(stack: Stack, ranks: Sequence[int]) -> list[Cut]:
 
 
 def back_differences(piece: Piece) -> Tensor:
-    """Return ``b − x_i`` in a new tensor, the models along dim 0."""
-    return piece.origin - piece.models
+    """Return ``b − x_i``, the models along dim 0, in the place of the models: near memory is what sets the speed."""
+    return torch.sub(piece.origin, piece.models, out=piece.models)
 
 
 def trim(backs: Tensor, cuts: Sequence[Cut], start: int) -> Tensor:
@@ -93,59 +94,73 @@ def trim(backs: Tensor, cuts: Sequence[Cut], start: int) -> Tensor:
 def scale(backs: Tensor, factors: Sequence[float]) -> Tensor:
     """Multiply each model's differences, along dim 0, by its factor, in place."""
     for back, factor in zip(backs, factors, strict=True):
-        back.mul_(factor)
+        if factor != 1:
+            back.mul_(factor)
     return backs
 
 
-def elected_mean(terms: Tensor, weights: Sequence[float], *, normalize: bool, votes: Tensor | None = None) -> Tensor:
-    """Return the sum of the terms that agree with the elected sign, or their weighted mean.
+def elected_mean(terms: Tensor, weights: Sequence[float], *, normalize: bool) -> Tensor:
+    """Return the sum of the terms that agree with the sign that they elect, or their weighted mean.
 
     Args:
-        terms: ``w_i (b − x_i)`` after trimming, along dim 0. Where their sum is above 0 that is the sign; where it is
-            0 or below, minus (an increase of ``x``) is.
+        terms: ``w_i (b − x_i)`` after trimming, along dim 0; they are overwritten.
         weights: ``w_i``.
         normalize: divide by the weights of those that agree; a sum of 0 counts as 1. A term of 0 agrees with nothing.
-        votes: what elects the sign, where it isn't the terms.
 
     Source:
         Yadav et al. 2023, https://arxiv.org/abs/2306.01708, section 3.
     """
-    sign = summed(terms if votes is None else votes).sign_().sub_(0.5).sign_()
-    agreeing = (terms * sign).clamp_min_(0)
+    return agreeing_mean(terms, elected_sign(terms), weights, normalize=normalize)
+
+
+def elected_sign(votes: Tensor) -> Tensor:
+    """Return 1 where the sum of the votes along dim 0 is above 0; where it is 0 or below, −1: an increase of ``x``."""
+    return torch.threshold_(summed(votes), 0.0, -1.0).sign_()
+
+
+def agreeing_mean(terms: Tensor, sign: Tensor, weights: Sequence[float], *, normalize: bool) -> Tensor:
+    """Return the sum of the terms of a given sign, or their weighted mean; args as ``elected_mean``."""
+    agreeing = terms.mul_(sign).clamp_min_(0)
+    if not normalize:
+        return summed(agreeing, out=agreeing[0]).mul_(sign)
     result = summed(agreeing)
-    if normalize:
-        result /= _without_zeros(summed(scale(agreeing.sign_(), weights)), weights)
-    return result.mul_(sign)
+    first, *others = agreeing.sign_()
+    divisor = first.mul_(weights[0])
+    for other, weight in zip(others, weights[1:], strict=True):
+        divisor.add_(other, alpha=weight)
+    return result.div_(_without_zeros(divisor, weights)).mul_(sign)
 
 
 def _without_zeros(divisor: Tensor, weights: Sequence[float]) -> Tensor:
     """Return sums of weights, each 0 replaced by a number that does: 1, or where only zeros are divided by it, any."""
     if min(weights) >= 0:  # a sum of 0 has nothing that agrees
-        return divisor.clamp_min_(min((weight for weight in weights if weight > 0), default=1.0) / 2)
+        least = min((weight for weight in weights if weight > 0), default=1.0) / 2
+        return divisor.clamp_min_(max(least, torch.finfo(divisor.dtype).tiny))
     numbers = divisor.numpy()
     numbers += numbers == 0
     return divisor
 
 
-def summed(terms: Iterable[Tensor]) -> Tensor:
-    """Return the sum of tensors (of a tensor: along dim 0), in their order, in a new one."""
+def summed(terms: Iterable[Tensor], out: Tensor | None = None) -> Tensor:
+    """Return the sum of tensors (of a tensor: along dim 0), in their order, in a new one or in ``out``: the first."""
     first, *others = terms
     if not others:
-        return first.clone()
-    total = first + others[0]
+        return first.clone() if out is None else first
+    total = torch.add(first, others[0], out=out)
     for term in others[1:]:
         total += term
     return total
 
 
 def taken_from(origin: Tensor, back: Tensor, factor: float) -> Tensor:
-    """Return ``b − factor · back`` in a new tensor, with the very bits of ``b`` where ``back`` is a zero."""
-    return origin - torch.add(torch.zeros((), dtype=back.dtype), back, alpha=factor)  # +0.0, never −0.0
+    """Return ``b − factor · back``, in the place of ``back``, with the very bits of ``b`` where that is a zero."""
+    torch.add(torch.zeros((), dtype=back.dtype), back, alpha=factor, out=back)  # +0.0, never −0.0
+    return torch.sub(origin, back, out=back)
 
 
 def absolute_sums(backs: Tensor) -> np.ndarray:
     """Return ``Σ |x|`` of each model's differences, along dim 0, in float64."""
-    return np.array([total(sizes) for sizes in backs.abs()])
+    return row_sums(backs.abs().flatten(1)).numpy()
 
 
 def restored(before: float, after: float) -> float:

@@ -66,7 +66,8 @@ def vectors(piece: Piece, *, deltas: bool) -> Sequence[Tensor]:
 def _flat_products(tensors: Sequence[Tensor]) -> dict[tuple[int, int], float]:
     """Return the inner products of whole tensors, each pair once; what ``_products`` does for rows, with less ado."""
     numbered = list(enumerate(tensors))
-    found = {(i, j): total(a * b) for (i, a), (j, b) in combinations_with_replacement(numbered, 2)}
+    room = torch.empty_like(tensors[0])
+    found = {(i, j): total(torch.mul(a, b, out=room)) for (i, a), (j, b) in combinations_with_replacement(numbered, 2)}
     if _is_sound(found, len(tensors)):
         return found
     wide = [(index, tensor.to(torch.float64)) for index, tensor in numbered]

@@ -105,7 +105,7 @@ class _Merging:
     def survey(self, states: Sequence[StateDict], *, has_base: bool) -> None:
         """Make the method's pass over the whole model, where it has one."""
         survey = load_survey(self.row)
-        if survey is not None:
+        if survey is not None and self.row.surveys(self.arguments):
             names = [name for name in sorted(states[0]) if is_inexact(states[0][name])]
             stacks = [self._stack(name, [state[name] for state in states], has_base) for name in names]
             self.surveyed = survey(stacks, [self.arguments] * len(stacks))
@@ -131,7 +131,7 @@ class _Merging:
             flats[:count],
             flats[count] if has_base else None,
             [f"model {number}" for number in range(1, count + 1)],
-            self.row.grain,
+            self.row.grain_of(self.arguments),
             self.finite,
             compute_dtype(flat.dtype for flat in flats),
             [InMemory(state[name]) if name in state else None for state in self.evidence],

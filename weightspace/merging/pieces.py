@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,14 +33,15 @@ def merged_pieces(
     """
     if not stack.numel:
         return
-    formula = load_function(method)(stack, weights, **arguments)
-    shows = method.transparent and 0 not in (*weights, arguments.get("lambda_", 1.0))
-    for piece in (replace(stack, finite=False) if shows else stack).pieces():
-        values = formula(piece)
-        result = rounded(values, dtype)
-        if needs_float64(values, piece.base, dtype) or not is_finite(result):
-            exact = stack.read(piece.start, piece.start + values.numel(), torch.float64)
-            result = rounded(formula(exact), dtype)
-            if stack.finite:
-                check_finite(result, stack.name, "the result")
-        yield piece.start, result.reshape(-1)
+    with np.errstate(all="ignore"):  # numbers that aren't finite are found, or allowed
+        formula = load_function(method)(stack, weights, **arguments)
+        shows = method.transparent and 0 not in (*weights, arguments.get("lambda_", 1.0))
+        for piece in (replace(stack, finite=False) if shows else stack).pieces():
+            values = formula(piece)
+            result = rounded(values, dtype)
+            if needs_float64(values, piece.base, dtype) or not is_finite(result):
+                exact = stack.read(piece.start, piece.start + values.numel(), torch.float64)
+                result = rounded(formula(exact), dtype)
+                if stack.finite:
+                    check_finite(result, stack.name, "the result")
+            yield piece.start, result.reshape(-1)

@@ -146,9 +146,13 @@ def recipe_of(
     Raises:
         WeightspaceError: a list has not one value a model, or as ``read_recipe``.
     """
+    row = find_method(method)
+    if weights is not None and not row.weighted:
+        words = ", ".join(one.name for one in row.parameters) or "no parameters"
+        raise WeightspaceError(f"Method {method!r} takes no weights, found {list(weights)}; expected {words}.")
     models: list[dict[str, Any]] = [{"model": source} for source in sources]
     shared: dict[str, Any] = {}
-    per_model = {one.name for one in find_method(method).parameters if one.per_model}
+    per_model = {one.name for one in row.parameters if one.per_model}
     lists = {"weight": weights, **(parameters or {})}
     for name, value in lists.items():
         if isinstance(value, list | tuple) and (name == "weight" or name in per_model):

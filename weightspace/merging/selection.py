@@ -136,15 +136,14 @@ class _Search:
             self.at_high[start] = int(np.count_nonzero(statistic == self.high))
             below += self.at_high[start]
         self.above += len(statistic) - below  # with infinity and NaN
-        if self.low > -math.inf and self.low < self.high:  # what equals both bounds is counted once
-            self.at_low[start] = int(np.count_nonzero(statistic == self.low))
         if self.low > -math.inf:
+            if self.low < self.high:  # what equals both bounds is counted once
+                self.at_low[start] = int(np.count_nonzero(statistic == self.low))
             mask &= statistic > self.low
-        count = int(np.count_nonzero(mask))
-        if not count:
+        found = statistic[np.flatnonzero(mask)]  # few: of bfloat16, most in a bracket equal a bound
+        if not len(found):
             return
-        found = statistic[mask]
-        self.within += count
+        self.within += len(found)
         self.inside[start] = found if self.stride == 1 else found[:: self.stride].copy()
         self.held += len(self.inside[start])
         while self.held > _HELD:

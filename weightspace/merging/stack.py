@@ -52,11 +52,12 @@ class InMemory:
 
 @dataclass(frozen=True)
 class Piece:
-    """The same stretch of elements of every model, in the dtype to compute in; not to be modified.
+    """The same stretch of elements of every model, in the dtype to compute in, read to be used up.
 
     Attributes:
-        models: along dim 0. Each is 1-D by grain ``elements``; whole slices ``(rows, …)`` by grain ``slices``, where
-            a vector is one row ``(1, n)``; of the full shape by grain ``whole``.
+        models: along dim 0; whoever has the piece may overwrite them. Each is 1-D by grain ``elements``; whole slices
+            ``(rows, …)`` by grain ``slices``, where a vector is one row ``(1, n)``; of the full shape by grain
+            ``whole``.
         base: the base's, of the shape of one of them, or None.
         start: row-major index of the first element in the tensor.
     """
@@ -78,8 +79,8 @@ class Piece:
         return self.base
 
     def deltas(self) -> list[Tensor]:
-        """Return ``x_i − b``, one new tensor a model."""
-        return list(self.models - self.origin)
+        """Return ``x_i − b``, one tensor a model, in the place of the models."""
+        return list(torch.sub(self.models, self.origin, out=self.models))
 
 
 #: The second step of a method: the merged elements of a piece, in its shape and dtype.
@@ -152,6 +153,14 @@ class Stack:
         """Read a range of elements: whole slices where the grain has slices; in ``dtype``, or that of the stack."""
         return self._piece(start, self._room(stop - start, dtype or self.dtype))
 
+    def scattered(self, starts: Sequence[int], length: int) -> Piece:
+        """Read runs of ``length`` elements that begin at ``starts``, one after the other in a piece of their own."""
+        room = self._room(len(starts) * length, self.dtype)
+        for source, row in zip(self._sources, room.view(len(room), len(starts), length), strict=True):
+            for start, run in zip(starts, row, strict=True):
+                run.copy_(source.read(start, start + length))
+        return self._made(starts[0], room)
+
     def _room(self, count: int, dtype: torch.dtype) -> Tensor:
         """Return memory for a piece of ``count`` elements: a row a model, the base's below."""
         return torch.empty(len(self.sources) + (self.base is not None), count, dtype=dtype)
@@ -159,15 +168,23 @@ class Stack:
     def _piece(self, start: int, room: Tensor) -> Piece:
         """Read as many elements as ``room`` has columns, in its dtype."""
         stop = start + room.shape[1]
-        sources = self.sources if self.base is None else (*self.sources, self.base)
-        for source, row in zip(sources, room, strict=True):
+        for source, row in zip(self._sources, room, strict=True):
             row.copy_(source.read(start, stop))
+        return self._made(start, room)
+
+    def _made(self, start: int, room: Tensor) -> Piece:
+        """Return the piece of the elements in ``room``, looked at where nobody has looked yet."""
         if self.finite and True not in self.passes and not is_finite(room):
             for label, row in zip((*self.labels, "the base"), room, strict=False):
                 check_finite(row, self.name, label)
-        tensors = room.view(len(sources), *self._shape(stop - start))
+        tensors = room.view(len(room), *self._shape(room.shape[1]))
         count = len(self.sources)
         return Piece(tensors[:count], None if self.base is None else tensors[count], start)
+
+    @property
+    def _sources(self) -> Sequence[Flat]:
+        """The models' tensors, and the base's behind them."""
+        return self.sources if self.base is None else (*self.sources, self.base)
 
     def _shape(self, count: int) -> tuple[int, ...]:
         """Return the shape of a piece of ``count`` elements."""

@@ -1,5 +1,6 @@
 """The same bytes, whoever makes the shards: threads, processes, or workers on a Ray cluster."""
 
+import os
 import subprocess
 import sys
 import time
@@ -14,6 +15,9 @@ import weightspace as ws
 from weightspace.errors import WeightspaceError
 from weightspace.executors import run_pieces
 from weightspace.merging import merge_files
+from weightspace.merging.engine.parts import parts
+from weightspace.merging.engine.planning import Making, make_plan
+from weightspace.merging.recipe import read_recipe
 
 #: Above two pieces, so that pieces matter; in a gradient over layers, with random masks.
 RECIPE = """
@@ -62,6 +66,25 @@ def test_threads_and_processes_make_the_same_bytes(
     assert merged(folder, tmp_path / "out", **options) == expected
 
 
+def test_processes_share_the_tensors_of_one_file(folder: Path, tmp_path: Path) -> None:
+    reports = [
+        merge_files(folder / "recipe.yml", tmp_path / f"{executor}.safetensors", executor=executor, hashes=False)
+        for executor in ("threads", "processes")
+    ]
+    assert [report.tensors for report in reports] == [8, 8]
+    assert (tmp_path / "threads.safetensors").read_bytes() == (tmp_path / "processes.safetensors").read_bytes()
+
+
+def test_the_parts_of_a_plan_hold_every_tensor_once_and_every_shard(folder: Path, tmp_path: Path) -> None:
+    plan = make_plan(read_recipe(folder / "recipe.yml"), tmp_path / "out", Making(700_000, True, False, {}, False))
+    for jobs in (plan.jobs, plan.jobs[3:5], ()):
+        made = parts(plan, jobs, workers=2)
+        assert sorted(plan.jobs[index].name for part in made for index in part.jobs) == sorted(j.name for j in jobs)
+        assert {part.shard for part in made} == set(range(len(plan.shards)))
+        assert all(plan.jobs[index].shard == part.shard for part in made for index in part.jobs)
+        assert len({part.number for part in made}) == len(made)
+
+
 def test_ray_with_two_workers_makes_the_same_bytes(folder: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
     assert merged(folder, tmp_path / "out", executor="ray", workers=2) == expected
 
@@ -96,6 +119,38 @@ def test_a_mistake_in_a_worker_is_the_error_that_it_would_be_here(folder: Path, 
 def test_an_unknown_executor_is_refused_with_the_known_ones() -> None:
     with pytest.raises(WeightspaceError, match=r"Unknown executor 'rai'.*ray"):
         list(run_pieces("rai", len, [([1],)], workers=1))
+
+
+#: A program whose worker dies the first time that it is given a piece of work.
+MORTAL = """
+import os, pathlib
+from weightspace.executors import run_pieces
+
+def die_at_first(note):
+    if not pathlib.Path(note).exists():
+        pathlib.Path(note).write_text("dying")
+        os._exit(9)
+    return note
+
+if __name__ == "__main__":
+    print(*sorted(run_pieces("processes", die_at_first, [("0",), ("1",), ("2",)], workers=2)))
+"""
+
+
+def test_the_work_of_a_process_that_died_is_begun_again(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(MORTAL)
+    done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("0 1 2\n", "")
+
+
+def test_work_whose_processes_keep_dying_is_an_error_that_says_so() -> None:
+    with pytest.raises(WeightspaceError, match=r"3 worker processes died .* exit code 9.*--memory"):
+        list(run_pieces("processes", os._exit, [(9,)], workers=1))
+
+
+def test_an_unknown_executor_is_refused_before_anything_is_planned(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightspaceError, match=r"Unknown executor 'threds'.*threads"):
+        merge_files(folder / "recipe.yml", tmp_path / "out", executor="threds", dry_run=True)
 
 
 #: A program whose worker notes its process and then works for a minute.

@@ -266,3 +266,12 @@ def test_an_output_takes_the_place_of_none_of_its_inputs(
     with pytest.raises(CheckpointError):
         merge_files(["a.safetensors", "b.safetensors"], out)
     assert_equal(ws.load_checkpoint("a.safetensors"), models[0])
+
+
+def test_an_exception_of_a_users_method_is_one_line_that_says_where(models: list[StateDict], tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def merge(tensors, weights, base):\n    return tensors[2]\n")
+    with pytest.raises(
+        WeightspaceError, match=r"cannot be merged by .*own.py:merge: .*own.py:2: IndexError: list index"
+    ):
+        merge_files([tmp_path / "a.safetensors"], tmp_path / "out", method=f"{tmp_path}/own.py:merge")
+    assert not list(tmp_path.glob(".out*"))

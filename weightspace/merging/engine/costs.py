@@ -8,7 +8,7 @@ from weightspace.checkpoints.safetensors_header import ITEMSIZES
 from weightspace.merging.engine.plan import Job, Plan, Ref
 from weightspace.merging.methods.method import PIECE
 
-#: Copies of a piece that a method holds at a time, beside one a model: the widened base, moves, masks, the result.
+#: Copies of a piece that a method holds at a time, beside two a model: the widened base, moves, masks, the result.
 _COPIES = 6
 
 #: Copies of the whole tensor that a method of singular vectors holds for each model: factors, and workspace.
@@ -45,7 +45,15 @@ def _job_memory(plan: Plan, job: Job) -> int:
     itemsize = max(4, *(ITEMSIZES[plan.info(ref).dtype] for ref in job.refs))
     if plan.method.grain == "whole" and job.kind == "merge":
         return itemsize * job.info.numel * (models + 1) * _WHOLE_COPIES
-    return itemsize * _span(plan, job) * (2 * models + _COPIES)
+    if _by_slices(plan, job):
+        row = math.prod(job.info.shape[1:]) if len(job.info.shape) > 1 else job.info.numel
+        return itemsize * min(job.info.numel, max(row, PIECE)) * (2 * models + plan.method.copies)
+    return itemsize * min(job.info.numel, PIECE) * (2 * models + _COPIES)
+
+
+def _by_slices(plan: Plan, job: Job) -> bool:
+    """Return whether a job takes its tensor slice by slice."""
+    return job.kind == "merge" and plan.method.grain_of(job.arguments) == "slices"
 
 
 def plan_memory(plan: Plan, threads: int) -> int:
@@ -63,12 +71,3 @@ def estimated_seconds(plan: Plan, threads: int) -> float:
             columns = job.info.numel // max(1, rows)
             nanoseconds += job.info.numel * len(job.inputs) * min(rows, columns) * _SVD
     return nanoseconds / 1e9 / threads
-
-
-def _span(plan: Plan, job: Job) -> int:
-    """Return the elements of a piece."""
-    shape = job.info.shape
-    if plan.method.grain == "slices" and job.kind == "merge":
-        row = math.prod(shape[1:]) if len(shape) > 1 else job.info.numel
-        return min(job.info.numel, max(row, PIECE))
-    return min(job.info.numel, PIECE)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 
 class Journal:
-    """The journal of one shard, and the file that it speaks of.
+    """A journal of one shard, and the file that it speaks of.
 
     Names are collected by any thread and written by ``commit``, after the bytes of their tensors.
     """
@@ -58,11 +59,9 @@ class Journal:
         os.close(self._file)
 
 
-def read_journal(path: Path) -> set[str]:
-    """Return the names in a journal; a last line that was cut short does not count."""
-    if not path.is_file():
-        return set()
-    return {json.loads(line) for line in _whole_lines(path).splitlines()}
+def read_journals(paths: Iterable[Path]) -> set[str]:
+    """Return the names in journals; a last line that was cut short does not count."""
+    return {json.loads(line) for path in paths for line in _whole_lines(path).splitlines()}
 
 
 def _whole_lines(path: Path) -> bytes:

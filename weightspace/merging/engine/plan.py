@@ -199,8 +199,8 @@ class Running:
         threads: tensors made at a time; None: one a core, at most 4.
         hashes: take the inputs' SHA-256 for the metadata.
         fsync: force everything to the disk, so that it survives a crash of the machine as well.
-        executor: ``threads``, ``serial``, ``processes`` or ``ray``; all but the first take shard after shard.
-        workers: how many shards are made at a time by processes or on Ray.
+        executor: ``threads``, ``serial``, ``processes`` or ``ray``.
+        workers: how many processes, or pieces of work at a time on Ray; None: as many processes as threads, two on Ray.
         ray_address: of a Ray cluster that is running.
     """
 
@@ -209,10 +209,10 @@ class Running:
     hashes: bool = True
     fsync: bool = True
     executor: str = "threads"
-    workers: int = 2
+    workers: int | None = None
     ray_address: str | None = None
 
     @property
     def crew(self) -> int:
-        """Threads of one process."""
+        """Tensors made at a time on one machine."""
         return self.threads or min(4, os.cpu_count() or 1)

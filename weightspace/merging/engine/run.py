@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weightspace.checkpoints.disk import one_line_errors
 from weightspace.checkpoints.fetching import cache_folder, fetch, missing_bytes
@@ -19,7 +19,8 @@ from weightspace.checkpoints.safetensors_header import encode_header, read_heade
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.engine.costs import estimated_seconds, job_memory, plan_memory
 from weightspace.merging.engine.finishing import finish_folder
-from weightspace.merging.engine.plan import Plan, Running
+from weightspace.merging.engine.parts import make_elsewhere
+from weightspace.merging.engine.plan import Job, Plan, Running
 from weightspace.merging.engine.staging import Staging, is_file_name, open_staging
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def run_plan(
     check_runnable(plan, out, running)
     fetched = missing_bytes(plan.input_files)
     progress = _fetch(plan, fetched, progress)
-    with open_staging(out, plan.digest) as staging, _hashing(plan, running) as hashing:
+    with open_staging(out, plan.digest, fsync=running.fsync) as staging, _hashing(plan, running) as hashing:
         resumed = _make_tensors(_aligned(plan, align, staging), staging, running, progress)
         digests = hashing.digests() or dict.fromkeys(plan.input_files, "")
         metadata = {**plan.metadata, **_inputs(plan, digests)}
@@ -193,10 +194,9 @@ def _fetch(plan: Plan, missing: int, progress: Progress | None) -> Progress | No
 
 def _make_tensors(plan: Plan, staging: Staging, running: Running, progress: Progress | None) -> int:
     """Make the tensors that are not there yet; return how many were."""
-    from weightspace.merging.engine.journal import read_journal
-    from weightspace.merging.engine.shards import make_shards
+    from weightspace.merging.engine.journal import read_journals
 
-    done = [read_journal(staging.journal(number, shard.name)) for number, shard in enumerate(plan.shards)]
+    done = [read_journals(staging.journals(number, shard.name)) for number, shard in enumerate(plan.shards)]
     pending = [job for job in plan.jobs if job.name not in done[job.shard]]
     written = plan.tensor_bytes - sum(job.info.nbytes for job in pending)
 
@@ -208,8 +208,24 @@ def _make_tensors(plan: Plan, staging: Staging, running: Running, progress: Prog
 
     count(0)
     with one_line_errors(staging.out, "written"):
-        make_shards(plan, pending, staging, running, count)
+        _make(plan, pending, staging, running, count)
     return len(plan.jobs) - len(pending)
+
+
+def _make(plan: Plan, jobs: Sequence[Job], staging: Staging, running: Running, report: Callable[[int], None]) -> None:
+    """Make tensors where ``running`` says."""
+    surveyed: Mapping[str, Mapping[str, Any]] = {}
+    if any(plan.method.surveys(job.arguments) for job in jobs):
+        from weightspace.merging.engine.shards import survey
+
+        surveyed = survey(plan)
+    if running.executor != "threads":
+        make_elsewhere(plan, jobs, staging, running, surveyed, report)
+        return
+    from weightspace.merging.engine.shards import make_jobs
+    from weightspace.merging.engine.sources import Sources
+
+    make_jobs(jobs, range(len(plan.shards)), Sources(plan), staging, running, surveyed, report)
 
 
 def _hashing(plan: Plan, running: Running) -> Hashing:

@@ -46,7 +46,7 @@ class Sources:
             flats,
             base,
             labels,
-            self.plan.method.grain,
+            self.plan.method.grain_of(job.arguments),
             self.plan.finite,
             wide,
             self._evidence(job),

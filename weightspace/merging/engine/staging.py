@@ -1,8 +1,8 @@
 """The hidden folder beside the output in which a merge grows: resumed after a crash, renamed at the end.
 
 ``.OUT.merge/`` holds ``plan`` (the digest of what is being made), ``parts/`` (the output's files at their full
-size), ``journal.N`` (the tensors of shard ``N`` that are on the disk) and ``lock``. Until the last rename there is
-nothing under the final name but what was there before.
+size), ``journal.N.P`` (which tensors of shard ``N`` the maker of part ``P`` has put on the disk) and ``lock``. Until
+the last rename there is nothing under the final name but what was there before.
 """
 
 from __future__ import annotations
@@ -34,12 +34,18 @@ class Staging:
         self.parts = folder / "parts"
         self.resumed = resumed
 
-    def journal(self, shard: int, name: str) -> Path:
-        """Return the journal of a shard; one that speaks of a file which is not there any more is thrown away."""
-        path = self.folder / f"journal.{shard}"
-        if not (self.parts / name).exists():
-            path.unlink(missing_ok=True)
-        return path
+    def journal(self, shard: int, part: int) -> Path:
+        """Return the journal of a shard that the maker of a part of it writes."""
+        return self.folder / f"journal.{shard}.{part}"
+
+    def journals(self, shard: int, name: str) -> list[Path]:
+        """Return all journals of a shard; those of a file which is not there any more are thrown away."""
+        paths = sorted(self.folder.glob(f"journal.{shard}.*"))
+        if (self.parts / name).exists():
+            return paths
+        for path in paths:
+            path.unlink()
+        return []
 
     def promote(self) -> None:
         """Give the output its name: the whole folder, or the one file where the name has a suffix of a file."""
@@ -67,7 +73,7 @@ def is_file_name(path: Path) -> bool:
 
 
 @contextmanager
-def open_staging(out: Path, digest: str) -> Iterator[Staging]:
+def open_staging(out: Path, digest: str, *, fsync: bool = True) -> Iterator[Staging]:
     """Yield the staging folder of an output; it goes when the block ends well, and stays to be resumed otherwise.
 
     It also goes after a user's mistake that no second try can mend (a NaN in an input, say), and it stays where the
@@ -76,6 +82,7 @@ def open_staging(out: Path, digest: str) -> Iterator[Staging]:
     Args:
         out: the final path.
         digest: of the plan; what another plan left behind is thrown away.
+        fsync: force what is noted here to the disk.
 
     Raises:
         CheckpointError: another process is writing ``out``, or the disk refuses.
@@ -86,7 +93,7 @@ def open_staging(out: Path, digest: str) -> Iterator[Staging]:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(exist_ok=True)
     with _locked(folder, out):
-        resumed = _restart(target, folder, digest)
+        resumed = _restart(target, folder, digest, fsync=fsync)
         staging = Staging(target, folder, resumed=resumed)
         try:
             yield staging
@@ -98,7 +105,7 @@ def open_staging(out: Path, digest: str) -> Iterator[Staging]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _restart(target: Path, folder: Path, digest: str) -> bool:
+def _restart(target: Path, folder: Path, digest: str, *, fsync: bool) -> bool:
     """Return whether the folder continues the same plan; otherwise leave it empty, with the plan's digest."""
     with one_line_errors(folder, "written"):
         plan = folder / "plan"
@@ -110,7 +117,7 @@ def _restart(target: Path, folder: Path, digest: str) -> bool:
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         (folder / "parts").mkdir()
-        with synced_file(plan) as file:
+        with synced_file(plan) if fsync else open(plan, "xb") as file:
             file.write(digest.encode())
         return False
 

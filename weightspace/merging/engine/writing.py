@@ -36,8 +36,12 @@ class ShardFile:
 
 
 @contextmanager
-def open_shards(plan: Plan, staging: Staging, numbers: Sequence[int], *, fsync: bool) -> Iterator[dict[int, ShardFile]]:
+def open_shards(
+    plan: Plan, staging: Staging, numbers: Sequence[int], *, fsync: bool, part: int = 0
+) -> Iterator[dict[int, ShardFile]]:
     """Yield the files of some shards by number; new ones are made at their full size, with their header.
+
+    ``part`` names the journals: each is written by one process at a time.
 
     Raises:
         OSError: the disk refuses.
@@ -46,7 +50,7 @@ def open_shards(plan: Plan, staging: Staging, numbers: Sequence[int], *, fsync: 
     try:
         for number in numbers:
             shard = plan.shards[number]
-            journal = staging.journal(number, shard.name)
+            journal = staging.journal(number, part)
             descriptor = _open(staging.parts / shard.name, shard.size, shard.header)
             opened[number] = ShardFile(descriptor, Journal(journal, descriptor, fsync=fsync))
         yield opened

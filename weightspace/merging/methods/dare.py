@@ -20,7 +20,7 @@ from weightspace.merging.masks import random_mask
 from weightspace.merging.methods.linear import normalised
 from weightspace.merging.methods.method import PIECE
 from weightspace.merging.stack import Formula, Piece, Stack
-from weightspace.merging.sums import total
+from weightspace.merging.sums import row_sums
 
 
 def dare_linear(
@@ -103,8 +103,8 @@ class Masked:
         before, after = np.zeros(len(self.density)), np.zeros(len(self.density))
         for piece in self.stack.pieces():
             sizes = back_differences(piece).abs_()
-            before += [total(of_model) for of_model in sizes]
-            after += [total(of_model) for of_model in self._drop(sizes, piece.start)]
+            before += row_sums(sizes.flatten(1)).numpy()
+            after += row_sums(self._drop(sizes, piece.start).flatten(1)).numpy()
         sums = zip(before.tolist(), after.tolist(), self.density, strict=True)
         return [restored(whole, kept) if share < 1 else 1.0 for whole, kept, share in sums]
 

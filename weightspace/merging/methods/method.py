@@ -93,13 +93,16 @@ class Method:
         base: whether it works on the difference from a base.
         models: how many models it takes, the base aside: at least, at most.
         grain: what it must see at once.
+        flat: a parameter and its value with which any stretch of elements does.
         weighted: whether the models have weights.
         normalised: equal models without a base give that model, whatever the weights.
         transparent: NaN or infinity in a model shows in the result, unless its weight or the factor of all is 0.
         scale_free: multiplying all models and the base by a number multiplies the result by it.
         survey: ``file:function`` of a pass over the whole model before the first tensor, or "".
+        surveyed_for: a parameter and the value with which that pass is made.
         evidence: the statistics of data that it needs of every model (``gram``, ``fisher``), or "".
         cost: nanoseconds of one core for an element of one source, reading included, for estimates.
+        copies: of a slice in float32 that it holds at a time, beside two a model, for estimates.
     """
 
     name: str
@@ -110,13 +113,26 @@ class Method:
     base: Base = "none"
     models: tuple[int, int | None] = (1, None)
     grain: Grain = "elements"
+    flat: tuple[str, bool] | None = None
     weighted: bool = True
     normalised: bool = False
     transparent: bool = False
     scale_free: bool = True
     survey: str = ""
+    surveyed_for: tuple[str, str] = ("", "")
     evidence: str = ""
     cost: float = 1.5
+    copies: int = 6
+
+    def grain_of(self, arguments: Mapping[str, Any]) -> Grain:
+        """Return what it must see at once, its parameters being what they are."""
+        if self.flat is not None and arguments.get(self.flat[0]) == self.flat[1]:
+            return "elements"
+        return self.grain
+
+    def surveys(self, arguments: Mapping[str, Any]) -> bool:
+        """Return whether it makes a pass over the whole model first, its parameters being what they are."""
+        return bool(self.survey) and arguments.get(self.surveyed_for[0]) == self.surveyed_for[1]
 
     def arguments(self, values: Mapping[str, Any], models: int) -> dict[str, Any]:
         """Return the keyword arguments of the function, checked and with all defaults.

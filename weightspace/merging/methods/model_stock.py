@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from weightspace.elementwise.affine import shifted
-from weightspace.merging.consensus import back_differences, summed
+from weightspace.merging.consensus import back_differences, summed, taken_from
 from weightspace.merging.gram import gram, row_grams
 from weightspace.merging.stack import Formula, Piece, Stack
 
@@ -35,17 +34,23 @@ def model_stock(stack: Stack, weights: Sequence[float], *, filter_wise: bool) ->
     count = len(weights)
     if not filter_wise or len(stack.shape) < 2:
         ratio = ratios(torch.tensor(gram(stack, deltas=True), dtype=torch.float64)[..., None])[0].item()
-        return lambda piece: shifted(piece.origin, piece.tensors, [ratio / count] * count)
+        return lambda piece: taken_from(piece.origin, _summed_backs(piece), ratio / count)
     by_row = ratios(row_grams(stack, deltas=True)) / count
     width = stack.numel // max(1, stack.shape[0])
 
     def formula(piece: Piece) -> Tensor:
         first = piece.start // width
         rows = by_row[first : first + len(piece.origin)].to(piece.origin.dtype)
-        shift = summed(back_differences(piece))
-        return piece.origin - shift * rows.view(-1, *[1] * (shift.dim() - 1))
+        shift = _summed_backs(piece)
+        return piece.origin - shift.mul_(rows.view(-1, *[1] * (shift.dim() - 1)))
 
     return formula
+
+
+def _summed_backs(piece: Piece) -> Tensor:
+    """Return ``Σ (b − x_i)``."""
+    backs = back_differences(piece)
+    return summed(backs, out=backs[0])
 
 
 def ratios(products: Tensor) -> Tensor:

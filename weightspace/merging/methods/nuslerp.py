@@ -51,7 +51,7 @@ def nuslerp(stack: Stack, weights: Sequence[float], *, nuslerp_flatten: bool, nu
 
 def _row_products(piece: Piece, deltas: bool) -> list[Tensor]:
     """Return ``aa, ab, bb`` of the vectors along the last dim, in float64."""
-    a, b = (vector.double() for vector in vectors(piece, deltas=deltas))
+    a, b = ((tensor - piece.origin if deltas else tensor).double() for tensor in piece.tensors)
     return [_along_last(one * other) for one, other in ((a, a), (a, b), (b, b))]
 
 

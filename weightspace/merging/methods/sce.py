@@ -9,14 +9,16 @@ with :math:`\delta_i = x_i - b` where the variance over the models is among the 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from weightspace.merging.consensus import back_differences, elected_mean, runs, scale, taken_from
+from weightspace.merging.consensus import agreeing_mean, back_differences, elected_sign, runs, scale, taken_from
 from weightspace.merging.selection import EVERYTHING, Chunks, Cut, largest
 from weightspace.merging.stack import Formula, Piece, Stack
 from weightspace.merging.sums import total_square
@@ -42,17 +44,18 @@ def sce(stack: Stack, weights: Sequence[float], *, select_topk: float) -> Formul
 
     def formula(piece: Piece) -> Tensor:
         backs = _selected(piece, cut)
-        terms = scale(backs.clone(), shares)
-        return taken_from(piece.origin, elected_mean(terms, shares, normalize=True, votes=backs), 1.0)
+        sign = elected_sign(backs)
+        return taken_from(piece.origin, agreeing_mean(scale(backs, shares), sign, shares, normalize=True), 1.0)
 
     return formula
 
 
 def _cut(stack: Stack, select_topk: float) -> Cut:
     """Return where the variances are cut."""
-    changed = sum(_count_changed(piece.models) for piece in stack.pieces())
+    models = replace(stack, base=None, finite=False)  # the pass after these reads the base, and looks at all
+    changed = sum(_count_changed(piece.models) for piece in models.pieces())
     (cut,) = largest(
-        _variances(stack.pieces), [math.floor(select_topk * changed)], [stack.numel], _variances(runs(stack))
+        _variances(models.pieces), [math.floor(select_topk * changed)], [stack.numel], _variances(runs(models))
     )
     return cut
 
@@ -86,14 +89,16 @@ def _variance(piece: Piece) -> np.ndarray:
 
 def _count_changed(models: Tensor) -> int:
     """Return the number of elements in which the models are not all equal."""
-    arrays = models.numpy()
-    return int(np.count_nonzero((arrays[1:] != arrays[0]).any(axis=0)))
+    first, *others = models.numpy()
+    changed = [other != first for other in others]
+    return int(np.count_nonzero(functools.reduce(np.logical_or, changed))) if changed else 0
 
 
 def _selected(piece: Piece, cut: Cut) -> Tensor:
     """Return ``b − x_i`` where the variance is kept, a zero elsewhere."""
+    kept = None if cut == EVERYTHING else cut.kept(_variance(piece), piece.start)
     backs = back_differences(piece)
-    if cut != EVERYTHING:
+    if kept is not None:
         array = backs.numpy()
-        np.multiply(array, cut.kept(_variance(piece), piece.start), out=array)
+        np.multiply(array, kept, out=array)
     return backs

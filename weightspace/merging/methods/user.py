@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from weightspace.errors import WeightspaceError
 from weightspace.merging.methods.method import Method, Parameter
 from weightspace.merging.stack import Formula, Piece, Stack
-from weightspace.user_code import load_object
+from weightspace.user_code import failure, load_object
 
 
 def user_method(source: str) -> Method:
@@ -54,7 +55,11 @@ def load_user_method(source: str) -> Callable[..., Formula]:
         def formula(piece: Piece) -> Tensor:
             # Theirs may work in place, on tensors that belong to the caller of merge.
             base = None if piece.base is None else piece.base.clone()
-            merged = function([tensor.clone() for tensor in piece.tensors], list(weights), base, **parameters)
+            try:
+                merged = function([tensor.clone() for tensor in piece.tensors], list(weights), base, **parameters)
+            except Exception as error:
+                said = failure(error, Path(source.rpartition(":")[0]))
+                raise WeightspaceError(f"{stack.name!r} cannot be merged by {source}: {said}") from error
             if not isinstance(merged, Tensor) or merged.shape != piece.tensors[0].shape:
                 found = tuple(merged.shape) if isinstance(merged, Tensor) else type(merged).__name__
                 raise WeightspaceError(

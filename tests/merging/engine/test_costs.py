@@ -1,0 +1,80 @@
+"""What is promised of the memory holds, at the grains where a method takes many copies of a slice."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import weightspace as ws
+from weightspace.merging import merge_files
+
+#: Copies of a tensor's slice are far above what else a merge takes: 8 MB each in float32.
+SHAPE = (2, 2048, 1024)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("experts")
+    for seed, name in enumerate(("base", "a", "b")):
+        tensor = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+        ws.save_checkpoint({"experts": tensor.bfloat16()}, folder / f"{name}.safetensors")
+    return folder
+
+
+def private_memory() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+
+@contextmanager
+def sampled(peak: list[int]) -> Iterator[None]:
+    ended = threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(0.001):
+            peak[0] = max(peak[0], private_memory())
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": True}),
+        ("nuslerp", {"nuslerp_flatten": False}),
+        ("arcee_fusion", {}),
+        ("della", {"density": 0.5, "epsilon": 0.1}),
+        ("model_stock", {"filter_wise": True}),
+    ],
+    ids=str,
+)
+def test_a_merge_by_slices_takes_no_more_memory_than_it_says(
+    method: str, parameters: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    sources = [folder / "a.safetensors", folder / "b.safetensors"][: 1 if method == "arcee_fusion" else 2]
+    options: dict[str, Any] = {"method": method, "parameters": parameters, "base": folder / "base.safetensors"}
+    options |= {"hashes": False, "fsync": False, "memory": 2**32, "threads": 1}
+    merge_files(sources, tmp_path / "first", **options)  # imports what it needs
+    time.sleep(0.01)
+    before, peak = private_memory(), [0]
+    with sampled(peak):
+        report = merge_files(sources, tmp_path / "second", **options)
+    assert peak[0] - before < report.memory
+
+
+def test_what_needs_no_slices_is_promised_and_read_in_pieces(folder: Path, tmp_path: Path) -> None:
+    sources = [folder / "a.safetensors", folder / "b.safetensors"]
+    for method in ("nuslerp", "model_stock"):
+        report = merge_files(sources, tmp_path / "out", method=method, base=folder / "base.safetensors", dry_run=True)
+        assert report.memory < 8 * 2**20
