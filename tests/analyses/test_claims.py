@@ -14,6 +14,8 @@ import pytest
 
 #: Pairs (triples, sets) of networks.
 PAIRS = 5
+#: Script -> seeds in a group, where it is no pair.
+SIZES = {"straight_through": 3, "three_models": 3, "merge_many": 3}
 #: Script, figure, and what its median must be.
 CLAIMS = [
     ("weight_matching", "matched / naive", "≤", 0.05),
@@ -47,7 +49,8 @@ def medians(script: Callable[[str], ModuleType], tmp_path_factory: pytest.TempPa
 
     @functools.cache
     def find(name: str) -> Mapping[str, float]:
-        return script("report").medians(row for _, row in script(name).rows(PAIRS, networks))
+        groups = script("recipe").seed_groups(PAIRS, SIZES.get(name, 2))
+        return script("report").medians(row for _, row in script(name).rows(groups, networks))
 
     return find
 
