@@ -118,8 +118,7 @@ class Permutation:
             SpecError: the path has another suffix.
             CheckpointError: the file cannot be written.
         """
-        if Path(path).suffix != ".safetensors":
-            raise SpecError(f"A permutation is a .safetensors file; found {Path(path).name!r}.")
+        check_permutation_path(path)
         save_checkpoint(dict(self.indices), path, metadata={"weightspace_spec_digest": self.spec.digest})
 
     @classmethod
@@ -134,6 +133,16 @@ class Permutation:
             found = "has no digest of a spec" if digest is None else f"was made for the spec {digest[:12]}…"
             raise SpecError(f"{path}: {found}, not for the one given ({spec.digest[:12]}…).")
         return cls(spec, load_checkpoint(path))
+
+
+def check_permutation_path(path: str | Path) -> None:
+    """Check that a permutation can be written under this name, before one is searched for.
+
+    Raises:
+        SpecError: the path has another suffix than ``.safetensors``.
+    """
+    if Path(path).suffix != ".safetensors":
+        raise SpecError(f"A permutation is a .safetensors file; found {Path(path).name!r}.")
 
 
 def _index_shape(spec: PermutationSpec, group: str) -> tuple[int, ...]:
