@@ -9,11 +9,13 @@ less barrier once it is set right. Here: ResNet-20 of three widths on Fashion-MN
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -30,6 +32,8 @@ from weightspace.tasks import ClassificationTask, Examples, Recipe, Split
 from weightspace.tasks.fashion import fashion_examples, fashion_folder
 
 TRAINED_ON, MEASURED_ON, TESTED_ON = 12_000, 1_000, 1_000
+#: Images that networks are trained on, that statistics are measured on, and that losses are.
+COUNTS = {"trained_on": TRAINED_ON, "measured_on": MEASURED_ON, "tested_on": TESTED_ON}
 RECIPE = Recipe(epochs=4, learning_rate=3e-3, cooldown=True)
 POINTS = 7
 #: What ``loss_curve`` does about statistics between the ends -> how it is called here.
@@ -135,23 +139,31 @@ def _panel(axes: Axes, found: Measured, suffix: str) -> None:
 @click.option("--cache", type=click.Path(path_type=Path), default=CACHE, help="Folder of trained networks.")
 @click.option("--output", type=click.Path(path_type=Path), default=HERE, help="Folder of results/ and figures/.")
 def main(widths: str, networks: int, first_seed: int, cache: Path, output: Path) -> None:
-    """Print the barriers of every width; write results/repair.json, a figure a width and one of all."""
+    """Print the barriers of every width; write results/repair.json, a figure a width and one of all.
+
+    Widths that are in the file and were not asked for stay as they are.
+    """
     torch.set_num_threads(1)
-    found: dict[float, Mapping[str, Row]] = {}
+    kept = {width["width"]: width for width in kept_widths(output)}
     seeds = range(first_seed, first_seed + networks)
-    results = []
     for width in map(float, widths.split(",")):
         task = resnet_task(width)
         print(f"\n{summary(task)}; trained on {TRAINED_ON:,} images, statistics measured on {MEASURED_ON:,}\n")
-        found[width] = printed(rows(width, seeds, cache, output / "figures"))
-        middle = medians(found[width].values())
+        found = printed(rows(width, seeds, cache, output / "figures"))
+        middle = medians(found.values())
         print(f"\n{GATE.verdict(middle[GATE.figure])}", flush=True)
         verdict = {**asdict(GATE), "median": middle[GATE.figure], "holds": GATE.holds(middle[GATE.figure])}
-        kept = {"recipe": description(task), "gates": [verdict], "median": middle, "rows": found[width]}
-        results.append({"width": width, **kept})
-    counts = {"trained_on": TRAINED_ON, "measured_on": MEASURED_ON, "tested_on": TESTED_ON}
-    save("repair", {"images": counts, "points": POINTS, "widths": results}, output)
-    draw_widths(found, output / "figures" / "repair.png")
+        said = {"width": width, "images": COUNTS, "recipe": description(task)}
+        kept[width] = {**said, "gates": [verdict], "median": middle, "rows": found}
+    results = [kept[width] for width in sorted(kept)]
+    save("repair", {"points": POINTS, "widths": results}, output)
+    draw_widths({width["width"]: width["rows"] for width in results}, output / "figures" / "repair.png")
+
+
+def kept_widths(output: Path) -> list[dict[str, Any]]:
+    """Return what the file of results says of every width."""
+    path = output / "results" / "repair.json"
+    return json.loads(path.read_text())["widths"] if path.exists() else []
 
 
 if __name__ == "__main__":
