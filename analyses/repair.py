@@ -3,7 +3,7 @@
 Jordan et al. (https://arxiv.org/abs/2211.08403) state that averaged units lose their variance, and report 60 to 100 %
 less barrier once it is set right. Here: ResNet-20 of three widths on Fashion-MNIST, matched by their weights.
 
-    python analyses/repair.py                                # all pairs of four networks a width, half an hour
+    python analyses/repair.py                                # all pairs of four networks a width, an hour
     python analyses/repair.py --widths 0.25 --networks 2     # one pair of the narrowest, some two minutes
 """
 
@@ -31,7 +31,7 @@ from weightspace.plots.picture import COLOURS, DASHES, Axes, Figure, FuncFormatt
 from weightspace.tasks import ClassificationTask, Examples, Recipe, Split
 from weightspace.tasks.fashion import fashion_examples, fashion_folder
 
-TRAINED_ON, MEASURED_ON, TESTED_ON = 12_000, 1_000, 1_000
+TRAINED_ON, MEASURED_ON, TESTED_ON = 12_000, 3_000, 3_000
 #: Images that networks are trained on, that statistics are measured on, and that losses are.
 COUNTS = {"trained_on": TRAINED_ON, "measured_on": MEASURED_ON, "tested_on": TESTED_ON}
 RECIPE = Recipe(epochs=4, learning_rate=3e-3, cooldown=True)
