@@ -23,6 +23,7 @@ LAYERS = (
     "elementwise",
     "adapters",
     "symmetry",
+    "labels",
     "networks",
     "tasks",
     "matching",

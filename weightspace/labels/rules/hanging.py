@@ -1,0 +1,159 @@
+"""Trees, and graphs with trees that hang from a core: exact in O(nodes) a row, and O(core × anchors) for the core.
+
+In preorder, mass and moment of a subtree are differences of two prefix sums, of w and of w·h (h: distance to the root of
+the tree). With P = Σw, and for a node c below its parent at distance ℓ, A0 = mass of the subtree of c, g = Σ w d(·, parent)
+over it:  F1(c) = F1(parent) + ℓ(P − 2 A0),  F2(c) = F2(parent) + 2ℓ F1(parent) + ℓ²P − 4ℓ g.
+
+Costs of the core: F2(v) = Σ D(v,a)² S0(a) + 2 D(v,a) S1(a) + S2(a), with the moments S of the tree of every anchor a.
+
+Source:
+    Roberts et al. 2023, https://arxiv.org/abs/2307.12226, for the rule; the sums are derived from it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.labels.fringe import Fringe
+from weightspace.labels.rules.descent import Descent
+from weightspace.labels.rules.rule import DistancesFrom, Rule, in_tiles
+
+#: A tree that is deeper is not descended, but gets all its costs.
+_DEEPEST = 256
+#: Rows of the core's distances that are multiplied at once.
+_BLOCK = 512
+
+
+class HangingTrees(Rule):
+    """Expected distances (exponent 1) or squared distances (2) on a graph that was peeled."""
+
+    def __init__(
+        self, fringe: Fringe, core_distances: DistancesFrom, observed: np.ndarray, outputs: np.ndarray, exponent: int
+    ) -> None:
+        super().__init__()
+        nodes = len(fringe.order)
+        position = fringe.position
+        self.nodes, self.outputs, self.exponent, self.width = nodes, len(outputs), exponent, nodes
+        self.whole = len(outputs) == nodes and bool((outputs == np.arange(nodes)).all())
+        self.shallow = bool(fringe.depth.max() <= _DEEPEST)
+        source = np.zeros(nodes, dtype=np.int64)
+        present = np.zeros(nodes)
+        source[position[observed]], present[position[observed]] = np.arange(len(observed)), 1.0
+        self.full = bool(present.all())
+        self.table("source", source)
+        self.table("present", present)
+        self.table("seen", position[observed])
+        self.table("height", fringe.height)
+        self.table("answers", position[outputs])
+        self.table("node", fringe.order)
+        self._keep_subtrees(fringe)
+        self._keep_core(fringe, core_distances, np.unique(fringe.tree[position[observed]]))
+        self.descent = Descent(fringe, exponent) if self.shallow else None
+
+    def _keep_subtrees(self, fringe: Fringe) -> None:
+        here = np.arange(self.nodes)
+        postorder = np.lexsort((-here, fringe.last))
+        closed = here - fringe.depth  # subtrees that end before a position: all that began but its ancestors
+        self.table("last", fringe.last)
+        self.table("parent", fringe.parent)
+        self.table("length", fringe.length)
+        self.table("postorder", postorder)
+        self.table("closed", np.maximum(closed - 1, 0))
+        self.table("some_closed", (closed > 0).astype(np.float64))
+        self.table("tree", fringe.tree)
+        self.table("roots", fringe.roots)
+        self.table("ends", fringe.last[fringe.roots])
+
+    def _keep_core(self, fringe: Fringe, core_distances: DistancesFrom, anchors: np.ndarray) -> None:
+        self.single = len(fringe.roots) == 1
+        if self.single:
+            return
+        table = np.empty((len(fringe.roots), len(anchors)), dtype=np.float32)
+        for start in range(0, len(anchors), _BLOCK):
+            found = core_distances(anchors[start : start + _BLOCK]).T  # (core, anchors)
+            if table.dtype == np.float32 and ((found != np.rint(found)).any() or found.max() >= 1 << 24):
+                table = table.astype(np.float64)
+            table[:, start : start + _BLOCK] = found
+        self.table("anchors", anchors)
+        self.table("between", table)
+
+    def spread(self, weights: Tensor) -> Tensor:
+        """Return weights in preorder, float64 of shape (B, nodes)."""
+        placed = weights.index_select(1, self.source).double()
+        return placed if self.full else placed * self.present
+
+    def costs(self, weights: Tensor) -> Tensor:
+        """See :class:`Rule`."""
+        w = self.spread(weights)
+        mass, moment = w.cumsum(1), (w * self.height).cumsum(1)
+        total = mass[:, -1:]
+        first, second = self.core_costs(w, mass, moment)
+        below = mass.index_select(1, self.last) - mass + w
+        first = first.index_select(1, self.tree) + self._along_paths(self.length * (total - 2 * below))
+        if self.exponent == 1:
+            return first.index_select(1, self.answers)
+        inner = moment.index_select(1, self.last) - moment + w * self.height
+        above = inner - (self.height - self.length) * below
+        step = self.length * (2 * first.index_select(1, self.parent) + self.length * total - 4 * above)
+        return (second.index_select(1, self.tree) + self._along_paths(step)).index_select(1, self.answers)
+
+    def _along_paths(self, steps: Tensor) -> Tensor:
+        """Return for every position the sum of the steps from its root to it: all begun, less all closed by then."""
+        closed = steps.index_select(1, self.postorder).cumsum(1).index_select(1, self.closed)
+        return steps.cumsum(1) - closed * self.some_closed
+
+    def core_costs(self, w: Tensor, mass: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
+        """Return F1 and F2 of every node of the core, float64 (B, core)."""
+        square = (w @ (self.height * self.height)).unsqueeze(1)
+        if self.single:
+            return moment[:, -1:], square
+        mass, moment = self._of_trees(w, mass), self._of_trees(w * self.height, moment)
+        mass, offset = mass.index_select(1, self.anchors), moment.sum(1, keepdim=True)
+        moment = moment.index_select(1, self.anchors)
+        first, second = [], []
+        for start in range(0, len(self.between), _BLOCK):
+            block = self.between[start : start + _BLOCK].double().T
+            first.append(mass @ block + offset)
+            if self.exponent == 2:
+                second.append(mass @ (block * block) + 2 * (moment @ block) + square)
+        return torch.cat(first, 1), torch.cat(second, 1) if second else square
+
+    def _of_trees(self, values: Tensor, sums: Tensor) -> Tensor:
+        """Return the sums over whole trees."""
+        starts = sums.index_select(1, self.roots) - values.index_select(1, self.roots)
+        return sums.index_select(1, self.ends) - starts
+
+    def decide(self, weights: Tensor) -> Tensor:
+        """See :class:`Rule`: descend from the root, or from the one node of the core that has half of F1 below it."""
+        if torch.compiler.is_compiling() or self.descent is None or not self.whole:
+            return in_tiles(lambda rows: self.costs(rows).argmin(-1), weights, max(1, self.tile // 4))
+        if self.exponent == 1 and not self.single:
+            return in_tiles(lambda rows: self.costs(rows).argmin(-1), weights, max(1, self.tile // 4))
+        return in_tiles(self._descend, weights, self.tile)
+
+    def _descend(self, weights: Tensor) -> Tensor:
+        assert self.descent is not None
+        w = self.spread(weights)
+        mass, moment = w.cumsum(1), (w * self.height).cumsum(1)
+        total = mass[:, -1]
+        rows = torch.arange(len(w), device=w.device)
+        if self.single:
+            start, first, best = self.roots.expand(len(w)), moment[:, -1], None
+        else:
+            firsts, costs = self.core_costs(w, mass, moment)
+            heavy = self._of_trees(w * self.height, moment) > firsts / 2
+            best = costs.argmin(1)
+            branch = torch.where(heavy.any(1), heavy.byte().argmax(1), best)
+            start, first = self.roots[branch], firsts[rows, branch]
+        end, gained, tied = self.descent(mass, moment, start, first, total)
+        found = self.node[end]
+        if best is not None:
+            least, below = costs[rows, best], costs[rows, branch] + gained
+            other = self.node[self.roots[best]]
+            found = torch.where((least < below) | ((least == below) & (other < found)), other, found)
+        if bool(tied.any()):  # rare: all costs, so that the lowest index of equal ones is found
+            again = tied.nonzero()[:, 0]
+            found[again] = in_tiles(lambda some: self.costs(some).argmin(-1), weights[again], max(1, self.tile // 4))
+        return found
