@@ -31,32 +31,31 @@ class Descent(Rule):
         self.table("child_last", fringe.last[children])
 
     def forward(
-        self, mass: Tensor, moment: Tensor, start: Tensor, first: Tensor, total: Tensor
+        self, mass: Tensor, moment: Tensor, rank: Tensor, start: Tensor, first: Tensor, total: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return where every row ends, what its cost has changed by, and whether another node costs the same.
 
         Args:
-            mass: prefix sums of the weights in preorder, float64 (B, nodes).
-            moment: prefix sums of the weights times heights, float64 (B, nodes).
+            mass: sums of the first 0, 1, … weights in preorder, float64 (B, observed + 1).
+            moment: the same of weights times heights.
+            rank: how many observed labels are before a position, int64 (nodes + 1,).
             start: position where every row begins, int64 (B,).
             first: expected distance there, F1, float64 (B,).
             total: sum of the weights, float64 (B,).
         """
-        nodes = mass.shape[1]
-        row = torch.arange(len(mass), device=mass.device) * nodes
+        sums = _Sums(mass, moment, rank)
         at, first, gained = start.clone(), first.clone(), torch.zeros_like(first)
         tied = torch.zeros_like(at, dtype=torch.bool)
         live = torch.arange(len(mass), device=mass.device)  # rows that still move
-        mass, moment = mass.view(-1), moment.view(-1)
         for _ in range(self.depth):
-            here, base, f1, p = at[live], row[live], first[live], total[live]
+            here, f1, p = at[live], first[live], total[live]
             half = (f1 if self.exponent == 2 else p) / 2
-            child, exists = self._candidate(mass, moment, here, base, half, strict=False)
-            step, drop = self._step(mass, moment, child, base, here, f1, p)
+            child, exists = self._candidate(sums, here, live, half, strict=False)
+            step, drop = self._step(sums, child, here, live, f1, p)
             tied[live] |= exists & (step == 0)
             if self.exponent == 1:
-                other, also = self._candidate(mass, moment, here, base, half, strict=True)
-                tied[live] |= also & (self._step(mass, moment, other, base, here, f1, p)[0] == 0)
+                other, also = self._candidate(sums, here, live, half, strict=True)
+                tied[live] |= also & (self._step(sums, other, here, live, f1, p)[0] == 0)
             moves = exists & (step < 0)
             if not bool(moves.any()):
                 break
@@ -68,38 +67,44 @@ class Descent(Rule):
         return at, gained, tied
 
     def _candidate(
-        self, mass: Tensor, moment: Tensor, here: Tensor, base: Tensor, half: Tensor, *, strict: bool
+        self, sums: _Sums, here: Tensor, row: Tensor, half: Tensor, *, strict: bool
     ) -> tuple[Tensor, Tensor]:
         """Return the child in which the sum over the children's subtrees reaches a half, and whether there is one."""
         low, stop = self.first[here], self.first[here + 1]
         high, end = stop, len(self.child) - 1
-        origin = mass[base + here]
-        if self.exponent == 2:
-            height = self.height[here]
-            origin = moment[base + here] - height * origin
+        height = self.height[here] if self.exponent == 2 else None
+        origin = sums.before(row, here + 1, height)
         for _ in range(self.halvings):
             middle = (low + high) // 2
-            place = base + self.child_last[middle.clamp(max=end)]
-            reached = mass[place]
-            if self.exponent == 2:
-                reached = moment[place] - height * reached
-            reached = reached - origin
+            reached = sums.before(row, self.child_last[middle.clamp(max=end)] + 1, height) - origin
             enough = (reached > half if strict else reached >= half) | (low >= high)
             low = torch.where(enough, low, middle + 1)
             high = torch.where(enough & (low < high), middle, high)
         return self.child[low.clamp(max=end)], low < stop
 
     def _step(
-        self, mass: Tensor, moment: Tensor, child: Tensor, base: Tensor, here: Tensor, first: Tensor, total: Tensor
+        self, sums: _Sums, child: Tensor, here: Tensor, row: Tensor, first: Tensor, total: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return what the cost and F1 change by on the way to a child."""
-        length = self.length[child]
-        stop, before = base + self.last[child], base + child - 1
-        below = mass[stop] - mass[before]
+        length, stop = self.length[child], self.last[child] + 1
+        below = sums.before(row, stop) - sums.before(row, child)
         drop = length * (total - 2 * below)
         if self.exponent == 1:
             return drop, drop
-        inner = moment[stop] - moment[before] - self.height[here] * below
+        height = self.height[here]
+        inner = sums.before(row, stop, height) - sums.before(row, child, height)
         return length * (2 * first + length * total - 4 * inner), drop
 
 
+class _Sums:
+    """Prefix sums that are looked up by row and position."""
+
+    def __init__(self, mass: Tensor, moment: Tensor, rank: Tensor) -> None:
+        self.mass, self.moment, self.rank = mass, moment, rank
+
+    def before(self, row: Tensor, position: Tensor, height: Tensor | None = None) -> Tensor:
+        """Return the mass before a position, or its moment about a height."""
+        rank = self.rank[position]
+        if height is None:
+            return self.mass[row, rank]
+        return self.moment[row, rank] - height * self.mass[row, rank]

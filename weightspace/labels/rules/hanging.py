@@ -18,7 +18,7 @@ from torch import Tensor
 
 from weightspace.labels.fringe import Fringe
 from weightspace.labels.rules.descent import Descent
-from weightspace.labels.rules.rule import DistancesFrom, Rule, in_tiles
+from weightspace.labels.rules.rule import TILE, DistancesFrom, Rule, in_tiles
 
 #: A tree that is deeper is not descended, but gets all its costs.
 _DEEPEST = 256
@@ -35,7 +35,8 @@ class HangingTrees(Rule):
         super().__init__()
         nodes = len(fringe.order)
         position = fringe.position
-        self.nodes, self.outputs, self.exponent, self.width = nodes, len(outputs), exponent, nodes
+        self.nodes, self.outputs, self.exponent, self.width = nodes, len(outputs), exponent, 4 * nodes
+        self.observed = len(observed)
         self.whole = len(outputs) == nodes and bool((outputs == np.arange(nodes)).all())
         self.shallow = bool(fringe.depth.max() <= _DEEPEST)
         source = np.zeros(nodes, dtype=np.int64)
@@ -44,7 +45,12 @@ class HangingTrees(Rule):
         self.full = bool(present.all())
         self.table("source", source)
         self.table("present", present)
-        self.table("seen", position[observed])
+        sorted_columns = np.argsort(position[observed], kind="stable")
+        places = position[observed][sorted_columns]
+        self.sorted = bool((sorted_columns == np.arange(len(observed))).all())
+        self.table("sorted_columns", sorted_columns)
+        self.table("heights", fringe.height[places])
+        self.table("rank", np.searchsorted(places, np.arange(nodes + 1)))  # observed labels before a position
         self.table("height", fringe.height)
         self.table("answers", position[outputs])
         self.table("node", fringe.order)
@@ -105,13 +111,16 @@ class HangingTrees(Rule):
         return steps.cumsum(1) - closed * self.some_closed
 
     def core_costs(self, w: Tensor, mass: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
-        """Return F1 and F2 of every node of the core, float64 (B, core)."""
+        """Return F1 and F2 of every node of the core, float64 (B, core), from what is in preorder."""
         square = (w @ (self.height * self.height)).unsqueeze(1)
         if self.single:
             return moment[:, -1:], square
         mass, moment = self._of_trees(w, mass), self._of_trees(w * self.height, moment)
-        mass, offset = mass.index_select(1, self.anchors), moment.sum(1, keepdim=True)
-        moment = moment.index_select(1, self.anchors)
+        return self._core(mass.index_select(1, self.anchors), moment.index_select(1, self.anchors), square)
+
+    def _core(self, mass: Tensor, moment: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+        """Return F1 and F2 of the core from the moments of the anchors' trees, (B, anchors), and their sum of squares."""
+        offset = moment.sum(1, keepdim=True)
         first, second = [], []
         for start in range(0, len(self.between), _BLOCK):
             block = self.between[start : start + _BLOCK].double().T
@@ -127,33 +136,40 @@ class HangingTrees(Rule):
 
     def decide(self, weights: Tensor) -> Tensor:
         """See :class:`Rule`: descend from the root, or from the one node of the core that has half of F1 below it."""
-        if torch.compiler.is_compiling() or self.descent is None or not self.whole:
-            return in_tiles(lambda rows: self.costs(rows).argmin(-1), weights, max(1, self.tile // 4))
-        if self.exponent == 1 and not self.single:
-            return in_tiles(lambda rows: self.costs(rows).argmin(-1), weights, max(1, self.tile // 4))
-        return in_tiles(self._descend, weights, self.tile)
-
-    def _descend(self, weights: Tensor) -> Tensor:
-        assert self.descent is not None
-        w = self.spread(weights)
-        mass, moment = w.cumsum(1), (w * self.height).cumsum(1)
-        total = mass[:, -1]
-        rows = torch.arange(len(w), device=w.device)
-        if self.single:
-            start, first, best = self.roots.expand(len(w)), moment[:, -1], None
-        else:
-            firsts, costs = self.core_costs(w, mass, moment)
-            heavy = self._of_trees(w * self.height, moment) > firsts / 2
-            best = costs.argmin(1)
-            branch = torch.where(heavy.any(1), heavy.byte().argmax(1), best)
-            start, first = self.roots[branch], firsts[rows, branch]
-        end, gained, tied = self.descent(mass, moment, start, first, total)
-        found = self.node[end]
-        if best is not None:
-            least, below = costs[rows, best], costs[rows, branch] + gained
-            other = self.node[self.roots[best]]
-            found = torch.where((least < below) | ((least == below) & (other < found)), other, found)
-        if bool(tied.any()):  # rare: all costs, so that the lowest index of equal ones is found
-            again = tied.nonzero()[:, 0]
-            found[again] = in_tiles(lambda some: self.costs(some).argmin(-1), weights[again], max(1, self.tile // 4))
+        descends = self.descent is not None and self.whole and (self.single or self.exponent == 2)
+        if torch.compiler.is_compiling() or not descends:
+            return in_tiles(lambda rows: self.costs(rows).argmin(-1), weights, self.tile)
+        rows = max(1, min(len(weights), TILE // (2 * self.observed + 2)))
+        with torch.no_grad():
+            scratch = torch.zeros(2, rows, self.observed + 1, dtype=torch.float64, device=weights.device)
+            found = in_tiles(lambda some: self._descend(some, scratch[:, : len(some)]), weights, rows)
+        again = (found < 0).nonzero()[:, 0]  # ties, which are rare: all costs find the lowest index
+        if len(again):
+            found[again] = in_tiles(lambda some: self.costs(some).argmin(-1), weights[again], self.tile)
         return found
+
+    def _descend(self, weights: Tensor, scratch: Tensor) -> Tensor:
+        """Return the labels of some rows, -1 where neighbours tie; prefix sums go to ``scratch``."""
+        assert self.descent is not None
+        w = weights if self.sorted else weights.index_select(1, self.sorted_columns)
+        mass, moment = scratch
+        torch.cumsum(w, 1, dtype=torch.float64, out=mass[:, 1:])
+        torch.mul(w, self.heights, out=moment[:, 1:]).cumsum_(1)
+        total = mass[:, -1]
+        if self.single:
+            end, _, tied = self.descent(mass, moment, self.rank, self.roots.expand(len(w)), moment[:, -1], total)
+            return torch.where(tied, -1, self.node[end])
+        starts, stops = self.rank[self.roots[self.anchors]], self.rank[self.ends[self.anchors] + 1]
+        inside, hanging = (sums.index_select(1, stops) - sums.index_select(1, starts) for sums in scratch)
+        square = (w.double() @ (self.heights * self.heights)).unsqueeze(1)
+        firsts, costs = self._core(inside, hanging, square)
+        heavy = hanging > firsts.index_select(1, self.anchors) / 2
+        best = costs.argmin(1)
+        branch = torch.where(heavy.any(1), self.anchors[heavy.byte().argmax(1)], best)
+        rows = torch.arange(len(w), device=w.device)
+        start, first = self.roots[branch], firsts[rows, branch]
+        end, gained, tied = self.descent(mass, moment, self.rank, start, first, total)
+        least, below = costs[rows, best], costs[rows, branch] + gained
+        found, other = self.node[end], self.node[self.roots[best]]
+        found = torch.where((least < below) | ((least == below) & (other < found)), other, found)
+        return torch.where(tied, -1, found)
