@@ -18,10 +18,15 @@ from torch import Tensor
 
 from weightspace.labels.fringe import Fringe
 from weightspace.labels.rules.descent import Descent
-from weightspace.labels.rules.rule import TILE, DistancesFrom, Rule, in_tiles
+from weightspace.labels.rules.rule import DistancesFrom, Rule, in_tiles
 
 #: A tree that is deeper is not descended, but gets all its costs.
 _DEEPEST = 256
+#: Float64 numbers of a batch's prefix sums that are held at once (28 MB, which malloc gives again without new pages),
+#: or those of so many rows, where that is more.
+_SCRATCH, _ROWS = 7 << 19, 16
+#: Weights of a row that are summed up at once.
+_PIECE = 8192
 #: Rows of the core's distances that are multiplied at once.
 _BLOCK = 512
 
@@ -139,29 +144,43 @@ class HangingTrees(Rule):
         descends = self.descent is not None and self.whole and (self.single or self.exponent == 2)
         if torch.compiler.is_compiling() or not descends:
             return in_tiles(lambda rows: self.costs(rows).argmin(-1), weights, self.tile)
-        rows = max(1, min(len(weights), TILE // (2 * self.observed + 2)))
+        rows = min(len(weights), max(_ROWS, _SCRATCH // (2 * self.observed + 2)))
         with torch.no_grad():
-            scratch = torch.zeros(2, rows, self.observed + 1, dtype=torch.float64, device=weights.device)
+            scratch = torch.empty(2, rows, self.observed + 1, dtype=torch.float64, device=weights.device)
+            scratch[:, :, 0] = 0
             found = in_tiles(lambda some: self._descend(some, scratch[:, : len(some)]), weights, rows)
         again = (found < 0).nonzero()[:, 0]  # ties, which are rare: all costs find the lowest index
         if len(again):
             found[again] = in_tiles(lambda some: self.costs(some).argmin(-1), weights[again], self.tile)
         return found
 
+    def _sum_up(self, weights: Tensor, mass: Tensor, moment: Tensor) -> None:
+        """Write prefix sums of the weights, and of these times heights, a piece at a time: pieces stay in the cache."""
+        placed = weights if self.sorted else weights.index_select(1, self.sorted_columns)
+        for start in range(0, self.observed, _PIECE):
+            stop = min(self.observed, start + _PIECE)
+            w, moments = mass[:, start + 1 : stop + 1], moment[:, start + 1 : stop + 1]
+            w.copy_(placed[:, start:stop])
+            torch.mul(w, self.heights[start:stop], out=moments)
+            if start:
+                w[:, 0] += mass[:, start]
+                moments[:, 0] += moment[:, start]
+            w.cumsum_(1)
+            moments.cumsum_(1)
+
     def _descend(self, weights: Tensor, scratch: Tensor) -> Tensor:
         """Return the labels of some rows, -1 where neighbours tie; prefix sums go to ``scratch``."""
         assert self.descent is not None
-        w = weights if self.sorted else weights.index_select(1, self.sorted_columns)
         mass, moment = scratch
-        torch.cumsum(w, 1, dtype=torch.float64, out=mass[:, 1:])
-        torch.mul(w, self.heights, out=moment[:, 1:]).cumsum_(1)
+        self._sum_up(weights, mass, moment)
         total = mass[:, -1]
         if self.single:
-            end, _, tied = self.descent(mass, moment, self.rank, self.roots.expand(len(w)), moment[:, -1], total)
+            end, _, tied = self.descent(mass, moment, self.rank, self.roots.expand(len(weights)), moment[:, -1], total)
             return torch.where(tied, -1, self.node[end])
         starts, stops = self.rank[self.roots[self.anchors]], self.rank[self.ends[self.anchors] + 1]
         inside, hanging = (sums.index_select(1, stops) - sums.index_select(1, starts) for sums in scratch)
-        square = (w.double() @ (self.heights * self.heights)).unsqueeze(1)
+        w = weights.index_select(1, self.sorted_columns).double()
+        square = (w @ (self.heights * self.heights)).unsqueeze(1)
         firsts, costs = self._core(inside, hanging, square)
         heavy = hanging > firsts.index_select(1, self.anchors) / 2
         best = costs.argmin(1)

@@ -70,7 +70,7 @@ def powered(distances: Tensor, exponent: float) -> Tensor:
 
 def in_tiles(decide: Callable[[Tensor], Tensor], weights: Tensor, rows: int) -> Tensor:
     """Return what ``decide`` says of all rows, so many at a time."""
-    parts = [decide(weights[start : start + rows]) for start in range(0, len(weights), rows)]
+    parts = [decide(weights[start : start + rows]) for start in range(0, len(weights), max(1, rows))]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=weights.device)
 
 
