@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "merge-adapters": "Merge LoRA adapters of one model into one.",
     "spectrum": "Show singular values, and whether two networks share their vectors.",
     "barrier": "Measure and draw the way between two networks.",
+    "labels": "Decode predictions over a metric on the labels.",
 }
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict, load_checkpoint, save_checkpoint
     from weightspace.connectivity import Curve, barrier, barrier_matrix, loss_curve, loss_plane, repair, taylor_barrier
     from weightspace.evidence import collect_evidence
-    from weightspace.labels import LabelMetric
+    from weightspace.labels import FrechetClassifier, LabelMetric
     from weightspace.matching import (
         Matching,
         activation_matching,
@@ -83,6 +83,7 @@ _HOMES = {
     "taylor_barrier": "connectivity",
     "repair": "connectivity",
     "loss_plane": "connectivity",
+    "FrechetClassifier": "labels",
     "LabelMetric": "labels",
 }
 
@@ -91,6 +92,7 @@ __all__ = [
     "Alignment",
     "CheckpointError",
     "Curve",
+    "FrechetClassifier",
     "LabelMetric",
     "Matching",
     "MergeReport",

@@ -67,17 +67,27 @@ class Names(Sequence[Any]):
         Raises:
             WeightspaceError: a name is not there, or twice, or ``names`` is a single string.
         """
+        positions = self.positions_of(names, what)
+        if len(np.unique(positions)) != len(positions):
+            _, first = np.unique(positions, return_index=True)
+            again = np.setdiff1d(np.arange(len(positions)), first)[0]
+            twice = self._names[int(positions[again])]
+            raise WeightspaceError(f"The label {twice!r} is twice among the {what}; expected every one once.")
+        return positions
+
+    def positions_of(self, names: Iterable[Label], what: str) -> np.ndarray:
+        """Return the positions of names, which may repeat, int64.
+
+        Raises:
+            WeightspaceError: a name is not there, or ``names`` is a single string.
+        """
         if isinstance(names, str):
             raise WeightspaceError(f"The {what} are a list of names; found the string {names!r}.")
         found = [plain(name) for name in names]
         missing = [name for name in found if name not in self._positions]
         if missing:
             raise self._missing(missing, what)
-        positions = np.fromiter((self._positions[name] for name in found), np.int64, len(found))
-        if len(set(found)) != len(found):
-            twice = next(name for index, name in enumerate(found) if name in found[:index])
-            raise WeightspaceError(f"The label {twice!r} is twice among the {what}; expected every one once.")
-        return positions
+        return np.fromiter((self._positions[name] for name in found), np.int64, len(found))
 
     def _missing(self, missing: list[Label], what: str) -> WeightspaceError:
         if all(isinstance(name, str) for name in (missing[0], *self._names[:1])):

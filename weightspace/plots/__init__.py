@@ -1,8 +1,20 @@
 """Pictures: one file a kind, one door to matplotlib."""
 
+from weightspace.plots.calibration import draw_calibration
 from weightspace.plots.curves import draw_curves
+from weightspace.plots.label_spaces import draw_locus, draw_simplex
 from weightspace.plots.matrices import draw_matrices
 from weightspace.plots.planes import draw_planes
 from weightspace.plots.spectra import draw_alignment, draw_heat_maps, draw_spectra
 
-__all__ = ["draw_alignment", "draw_curves", "draw_heat_maps", "draw_matrices", "draw_planes", "draw_spectra"]
+__all__ = [
+    "draw_alignment",
+    "draw_calibration",
+    "draw_curves",
+    "draw_heat_maps",
+    "draw_locus",
+    "draw_matrices",
+    "draw_planes",
+    "draw_simplex",
+    "draw_spectra",
+]

@@ -69,7 +69,9 @@ def powered(distances: Tensor, exponent: float) -> Tensor:
 
 
 def in_tiles(decide: Callable[[Tensor], Tensor], weights: Tensor, rows: int) -> Tensor:
-    """Return what ``decide`` says of all rows, so many at a time."""
+    """Return what ``decide`` says of all rows, so many at a time; under tracing all at once, for any number of them."""
+    if torch.compiler.is_compiling():
+        return decide(weights)
     parts = [decide(weights[start : start + rows]) for start in range(0, len(weights), max(1, rows))]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=weights.device)
 
