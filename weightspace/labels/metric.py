@@ -286,9 +286,10 @@ class LabelMetric:
         return found
 
     def distances(self, sources: Sequence[Label], targets: Sequence[Label] | None = None) -> np.ndarray:
-        """Return the distances from some labels to others, or to all, float64 (sources, targets)."""
-        rows = self.geometry.distances(self.nodes[self.names.positions(sources, "sources")])
-        goals = np.arange(len(self)) if targets is None else self.names.positions(targets, "targets")
+        """Return the distances from some labels to others, or to all, float64 (sources, targets); both may repeat."""
+        places, where = np.unique(self.nodes[self.names.positions_of(sources, "sources")], return_inverse=True)
+        rows = self.geometry.distances(places)[where]
+        goals = np.arange(len(self)) if targets is None else self.names.positions_of(targets, "targets")
         return rows[:, self.nodes[goals]]
 
     # --- What can be predicted at all ---
