@@ -1,7 +1,7 @@
 """Which classes to observe: chosen to enlarge the locus, against drawn at random, on random trees.
 
-From two random classes on, more are added in steps; the locus is counted, and an oracle-like classifier, whose logits are
-minus the distances with noise, is scored by the mean squared distance of its Fréchet mean.
+From two random classes on, more are added in steps; the locus is counted, and an oracle-like classifier, whose logits
+are minus the distances with noise, is scored by the mean squared distance of its Fréchet mean.
 
     python analyses/active_classes.py
 """

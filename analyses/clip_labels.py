@@ -25,9 +25,7 @@ import weightspace as ws
 from weightspace.labels import ZeroShotClassifier, decision_report, fit_temperature
 from weightspace.tasks.fashion import fashion_examples, fashion_folder
 
-NAMES = (
-    *("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
-)
+NAMES = (*("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),)
 SEEN = ("t-shirt", "trouser", "coat", "sneaker", "bag")
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of the {}.")
 CONFIG = {

@@ -61,7 +61,7 @@ def rows(observed: tuple[int, ...], test: int, seed: int, choices: tuple[str, ..
 
 
 def neighbours(similarity: object, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Return the votes of the nearest items, weighted by their similarity; all classes alike where nothing is shared."""
+    """Return the votes of the nearest items, weighted by their similarity; by frequency where nothing is shared."""
     matrix = similarity.tocsr()  # type: ignore[attr-defined]
     votes = np.zeros((matrix.shape[0], classes))
     for row in range(matrix.shape[0]):

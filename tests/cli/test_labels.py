@@ -65,7 +65,9 @@ def test_evaluation_puts_the_decisions_side_by_side(folder: Path) -> None:
         "always animal",
     ]
     assert Path("calibration.png").read_bytes()[:4] == b"\x89PNG"
-    fitted = run(*arguments, "--truth", "truth.txt", "--validation", "logits.npy", "--validation-truth", "truth.txt", "--json")
+    fitted = run(
+        *arguments, "--truth", "truth.txt", "--validation", "logits.npy", "--validation-truth", "truth.txt", "--json"
+    )
     found = json.loads(fitted.stdout)
     assert found["frechet"]["squared_distance"] <= found["argmax"]["squared_distance"]
     assert found["temperature"]["after"] <= found["temperature"]["before"]

@@ -69,8 +69,14 @@ def test_expected_costs_are_the_exact_ones(name: str, conformance: Path) -> None
         np.testing.assert_allclose(found, costs, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [name for name in cases("tree", "graph") if "D" in np.load(
-    Path(__file__).parents[1] / "data" / "conformance" / "labels" / CASES[name]["file"]).files])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in cases("tree", "graph")
+        if "D" in np.load(Path(__file__).parents[1] / "data" / "conformance" / "labels" / CASES[name]["file"]).files
+    ],
+)
 def test_the_matrix_of_its_distances_predicts_the_same(name: str, conformance: Path) -> None:
     data = read(conformance, name)
     metric = ws.LabelMetric.from_distance_matrix(data["D"], labels=names(int(data["N"])))
@@ -106,9 +112,7 @@ def test_loci_are_the_expected_ones(name: str, conformance: Path) -> None:
     labels = names(len(data["D"]))
     metric = ws.LabelMetric.from_distance_matrix(data["D"], labels=labels)
     for index in range(CASES[name]["n_lambda"]):
-        observed, locus, unique = (
-            [labels[i] for i in data[f"{which}{index}"]] for which in ("lam", "locus", "unique")
-        )
+        observed, locus, unique = ([labels[i] for i in data[f"{which}{index}"]] for which in ("lam", "locus", "unique"))
         assert metric.locus(observed) == locus
         assert metric.locus(observed, unique=True) == unique
         assert metric.is_locus_cover(observed) == (len(locus) == len(labels))

@@ -11,6 +11,7 @@ import torch
 from spaces import SPACES, names
 
 import weightspace as ws
+from weightspace.labels.wordnet import read_wordnet
 
 TREE = ws.LabelMetric.from_tree
 GRAPH = ws.LabelMetric.from_graph
@@ -176,8 +177,6 @@ def test_wordnet_keeps_several_parents_and_takes_ids_synsets_and_words(tmp_path:
     with pytest.raises(ws.WeightspaceError, match="Unknown synset 'dogg'"):
         ws.LabelMetric.from_wordnet(["dogg"], folder=tmp_path)
     (tmp_path / "data.noun").write_text("what is this\n")
+    read_wordnet.cache_clear()
     with pytest.raises(ws.WeightspaceError, match="isn't WordNet"):
-        from weightspace.labels.wordnet import read_wordnet
-
-        read_wordnet.cache_clear()
         ws.LabelMetric.from_wordnet(folder=tmp_path)

@@ -139,11 +139,12 @@ def test_the_discrete_metric_is_argmax_however_small_the_difference() -> None:
     p = np.full((1, 5), 1e-30)
     p[0, 3], p[0, 0] = 2e-30, 1
     metric = ws.LabelMetric.discrete("abcde")
-    assert metric.predict(p[:, 1:], observed="b c d e".split())[0] == 3
+    assert metric.predict(p[:, 1:], observed=["b", "c", "d", "e"])[0] == 3
     rng = np.random.default_rng(10)
     rows = rng.dirichlet(np.ones(5), size=100)
-    np.testing.assert_array_equal(metric.predict(rows, observed=list("ecbad")), 
-                                  [("abcde").index("ecbad"[i]) for i in rows.argmax(1)])
+    np.testing.assert_array_equal(
+        metric.predict(rows, observed=list("ecbad")), [("abcde").index("ecbad"[i]) for i in rows.argmax(1)]
+    )
 
 
 def test_weighted_and_unweighted_ways_agree_with_floyd_and_warshall() -> None:

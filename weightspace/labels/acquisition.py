@@ -7,25 +7,23 @@ number. In general the best next label is found by trying all; for several of th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from weightspace.errors import WeightspaceError
 from weightspace.labels.geometry import GraphGeometry
-from weightspace.labels.hops import distances_from
+from weightspace.labels.hops import Graph, distances_from
 from weightspace.labels.locus import in_locus, on_ways, whole_tree
 from weightspace.labels.names import Label
-
-if TYPE_CHECKING:
-    from weightspace.labels.metric import LabelMetric
+from weightspace.labels.space import LabelSpace
 
 #: Labels up to which every one is tried.
 _TRIED = 200
 
 
-def next_classes(metric: LabelMetric, observed: Sequence[Label], n: int = 1) -> list[Any]:
+def next_classes(metric: LabelSpace, observed: Sequence[Label], n: int = 1) -> list[Any]:
     """Return ``n`` labels that are not observed; see :meth:`LabelMetric.next_classes`.
 
     Source:
@@ -41,7 +39,7 @@ def next_classes(metric: LabelMetric, observed: Sequence[Label], n: int = 1) -> 
     return [metric.labels[i] for i in chosen]
 
 
-def _on_tree(metric: LabelMetric, seen: np.ndarray, n: int) -> list[int]:
+def _on_tree(metric: LabelSpace, seen: np.ndarray, n: int) -> list[int]:
     """Return the ends of the longest ways out of the locus, then whatever is left."""
     assert isinstance(metric.geometry, GraphGeometry)
     tree = metric.geometry.graph
@@ -56,7 +54,7 @@ def _on_tree(metric: LabelMetric, seen: np.ndarray, n: int) -> list[int]:
     return chosen + [i for i in range(len(metric)) if i not in taken][: n - len(chosen)]
 
 
-def _ends_of_ways(tree: csr_array, inside: np.ndarray) -> list[int]:
+def _ends_of_ways(tree: Graph, inside: np.ndarray) -> list[int]:
     """Return the leaves outside, by the length of the way that each adds after those before it."""
     indptr, indices = tree.indptr.tolist(), tree.indices.tolist()
     order = np.flatnonzero(inside).tolist()
@@ -83,7 +81,7 @@ def _ends_of_ways(tree: csr_array, inside: np.ndarray) -> list[int]:
     return [-end for _, end in sorted(ways, reverse=True)]
 
 
-def _by_trial(metric: LabelMetric, seen: np.ndarray, n: int) -> list[int]:
+def _by_trial(metric: LabelSpace, seen: np.ndarray, n: int) -> list[int]:
     """Return the best next label, again and again, the lowest of equal ones."""
     if len(metric) > _TRIED and n > 0:
         raise WeightspaceError(

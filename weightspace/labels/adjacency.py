@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import csr_array, issparse
 
 from weightspace.errors import WeightspaceError
-from weightspace.labels.hops import components
+from weightspace.labels.hops import Graph, components
 from weightspace.labels.names import Label, Names, plain
 
 _SHOWN = 4
@@ -22,7 +22,7 @@ _SHOWN = 4
 Edges = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def tree_of_edges(edges: Iterable[Any], labels: Iterable[Label] | None, weights: Any) -> tuple[Names, csr_array]:
+def tree_of_edges(edges: Iterable[Any], labels: Iterable[Label] | None, weights: Any) -> tuple[Names, Graph]:
     """Return names and graph of a tree from its edges, ``(u, v)`` or ``(u, v, weight)``.
 
     Raises:
@@ -42,7 +42,7 @@ def tree_of_edges(edges: Iterable[Any], labels: Iterable[Label] | None, weights:
 
 def tree_of_parents(
     parents: Mapping[Any, Any] | Sequence[Any], labels: Iterable[Label] | None, weights: Any
-) -> tuple[Names, csr_array]:
+) -> tuple[Names, Graph]:
     """Return names and graph of a tree from the parent of every label.
 
     Args:
@@ -83,7 +83,7 @@ def tree_of_parents(
     return names, _checked_tree(names, u, v, lengths)
 
 
-def graph_of(graph: Any, labels: Iterable[Label] | None, weight: str) -> tuple[Names, csr_array]:
+def graph_of(graph: Any, labels: Iterable[Label] | None, weight: str) -> tuple[Names, Graph]:
     """Return names and graph from a networkx graph or a sparse matrix; directions are not looked at.
 
     Raises:
@@ -108,7 +108,7 @@ def graph_of(graph: Any, labels: Iterable[Label] | None, weight: str) -> tuple[N
     return names, adjacency
 
 
-def adjacency_of(nodes: int, u: np.ndarray, v: np.ndarray, lengths: np.ndarray) -> csr_array:
+def adjacency_of(nodes: int, u: np.ndarray, v: np.ndarray, lengths: np.ndarray) -> Graph:
     """Return the symmetric matrix of edges, the shortest of parallel ones, without loops."""
     keep = u != v
     ends = np.concatenate([u[keep] * nodes + v[keep], v[keep] * nodes + u[keep]])
@@ -122,7 +122,7 @@ def adjacency_of(nodes: int, u: np.ndarray, v: np.ndarray, lengths: np.ndarray) 
     return csr_array((both[single], columns, indptr), shape=(nodes, nodes))
 
 
-def check_connected(names: Names, adjacency: csr_array) -> None:
+def check_connected(names: Names, adjacency: Graph) -> None:
     """Raise if there are labels without a way between them.
 
     Raises:
@@ -140,11 +140,11 @@ def check_connected(names: Names, adjacency: csr_array) -> None:
         parts.append(f"{sizes[one]:,} labels ({first}{', …' if len(members) > _SHOWN else ''})")
     raise WeightspaceError(
         f"The labels fall into {count:,} components without a way between them: {'; '.join(parts)}"
-        f"{'; …' if count > _SHOWN else ''}. Expected a connected graph: add the missing edges, or leave out what is apart."
+        f"{'; …' if count > _SHOWN else ''}. Expected a connected graph: add edges, or leave out what is apart."
     )
 
 
-def _checked_tree(names: Names, u: np.ndarray, v: np.ndarray, lengths: np.ndarray) -> csr_array:
+def _checked_tree(names: Names, u: np.ndarray, v: np.ndarray, lengths: np.ndarray) -> Graph:
     if cycle := _cycle(len(names), u.tolist(), v.tolist()):
         shown = " – ".join(repr(names[i]) for i in cycle[: 2 * _SHOWN])
         raise WeightspaceError(
@@ -204,14 +204,14 @@ def _positions(names: Names, ends: list[Any]) -> np.ndarray:
         return np.fromiter((names.position(end) for end in ends), np.int64, len(ends))
     except KeyError as error:
         unnamed = error.args[0]
-    if isinstance(unnamed, numbers.Integral) and not any(isinstance(name, numbers.Real) for name in names):
+    if isinstance(unnamed, int) and not any(isinstance(name, numbers.Real) for name in names):
         if bad := next((end for end in ends if not isinstance(end, numbers.Real)), None):
-            raise WeightspaceError(f"The endpoints {unnamed!r} and {bad!r} are a position and a name; expected one kind.")
+            raise WeightspaceError(f"The endpoints {unnamed!r} and {bad!r} are of two kinds; expected one.")
         found = np.asarray(ends, dtype=np.int64)
         if (found < 0).any() or (found >= len(names)).any():
             raise WeightspaceError(
-                f"An endpoint is at position {int(found.max() if (found >= 0).all() else found.min()):,}, but there are "
-                f"{len(names):,} labels."
+                f"An endpoint is at position {int(found.min() if (found < 0).any() else found.max()):,}, but there "
+                f"are {len(names):,} labels."
             )
         return found
     names.positions([unnamed], "endpoints")
@@ -230,19 +230,21 @@ def _lengths(names: Names, u: np.ndarray, v: np.ndarray, weights: Any) -> np.nda
     if bad.any():
         at = int(bad.argmax())
         raise WeightspaceError(
-            f"The edge between {names[int(u[at])]!r} and {names[int(v[at])]!r} has the length {lengths[at]:g}; expected "
-            "a positive number."
+            f"The edge between {names[int(u[at])]!r} and {names[int(v[at])]!r} has the length {lengths[at]:g}; "
+            "expected a positive number."
         )
     return lengths
 
 
 def _of_matrix(graph: Any, labels: Iterable[Label] | None) -> tuple[Names, Edges]:
-    entries = csr_array(graph).tocoo()
+    entries: Any = csr_array(graph).tocoo()
     rows, columns = entries.shape
     names = Names(range(rows) if labels is None else labels)
     if rows != columns or rows != len(names):
-        raise WeightspaceError(f"The graph is a {rows:,} × {columns:,} matrix; expected a row and column for each of the "
-                               f"{len(names):,} labels.")
+        raise WeightspaceError(
+            f"The graph is a {rows:,} × {columns:,} matrix; expected a row and column for each of the "
+            f"{len(names):,} labels."
+        )
     u, v = entries.coords[0].astype(np.int64), entries.coords[1].astype(np.int64)
     lengths = _lengths(names, u, v, entries.data)
     shared = csr_array((lengths, (u, v)), shape=entries.shape)
@@ -260,7 +262,7 @@ def _of_matrix(graph: Any, labels: Iterable[Label] | None) -> tuple[Names, Edges
 def _is_root(parent: Any, child: Label, names: Names) -> bool:
     if parent == child:
         return True
-    if isinstance(parent, numbers.Integral) and parent not in names:
+    if isinstance(parent, int) and parent not in names:
         return parent == -1 or (0 <= parent < len(names) and names[int(parent)] == child)
     return False
 

@@ -21,7 +21,8 @@ from weightspace.labels.pairs import pair_distances
 from weightspace.labels.probabilities import as_tensor
 
 if TYPE_CHECKING:
-    from weightspace.labels.metric import LabelMetric, Outputs
+    from weightspace.labels.metric import LabelMetric
+    from weightspace.labels.space import Outputs
 
 Objective: TypeAlias = Literal["distance", "nll"]
 
@@ -122,13 +123,11 @@ def mean_cost(metric: LabelMetric, found: np.ndarray, true: np.ndarray, exponent
     return float(np.mean(pair_distances(metric.geometry, metric.nodes[found], metric.nodes[true]) ** exponent))
 
 
-def _by_likelihood(
-    rows: Tensor, seen: np.ndarray, true: np.ndarray, metric: LabelMetric
-) -> tuple[float, float, float]:
+def _by_likelihood(rows: Tensor, seen: np.ndarray, true: np.ndarray, metric: LabelMetric) -> tuple[float, float, float]:
     column = {position: index for index, position in enumerate(seen.tolist())}
     if missing := next((position for position in true.tolist() if position not in column), None):
         raise WeightspaceError(
-            f"The true label {metric.labels[missing]!r} was not observed and has no likelihood; use objective='distance'."
+            f"The true label {metric.labels[missing]!r} was not observed: no likelihood. Use objective='distance'."
         )
     targets = torch.tensor([column[position] for position in true.tolist()])
 

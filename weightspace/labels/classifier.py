@@ -10,14 +10,15 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from weightspace.errors import WeightspaceError
 
 if TYPE_CHECKING:
-    from weightspace.labels.metric import LabelMetric, Outputs
+    from weightspace.labels.metric import LabelMetric
+    from weightspace.labels.space import Outputs
 
 
 class FrechetClassifier(ClassifierMixin, BaseEstimator):
     """Wraps a classifier: its probabilities, the labels of least expected cost.
 
-    The observed classes are the estimator's ``classes_``, by name. An estimator that is fitted already predicts at once;
-    ``fit`` fits a clone.
+    The observed classes are the estimator's ``classes_``, by name. An estimator that is fitted already predicts at
+    once; ``fit`` fits a clone.
 
     Args:
         estimator: has ``predict_proba``.
@@ -46,7 +47,8 @@ class FrechetClassifier(ClassifierMixin, BaseEstimator):
         """
         metric, _ = self._parts()
         metric.names.positions(np.unique(np.asarray(y)), "labels in y")
-        self.estimator_ = clone(self.estimator).fit(X, y, **options)
+        unfitted: Any = clone(self.estimator)
+        self.estimator_ = unfitted.fit(X, y, **options)
         self.n_features_in_ = getattr(self.estimator_, "n_features_in_", None)
         return self
 
@@ -79,7 +81,7 @@ class FrechetClassifier(ClassifierMixin, BaseEstimator):
     def _parts(self) -> tuple[LabelMetric, Any]:
         """Return the metric and the fitted estimator, or the one to be fitted."""
         if self.metric is None or self.estimator is None:
-            raise WeightspaceError("FrechetClassifier needs an estimator and a metric: FrechetClassifier(estimator, metric).")
+            raise WeightspaceError("Found no estimator or no metric; expected FrechetClassifier(estimator, metric).")
         if not hasattr(self.estimator, "predict_proba"):
             raise WeightspaceError(
                 f"{type(self.estimator).__name__} has no predict_proba; expected a classifier with probabilities "

@@ -7,16 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from weightspace.errors import WeightspaceError
 from weightspace.labels.geometry import DiscreteGeometry, GraphGeometry
 from weightspace.labels.locus import is_mean, squared_distances, whole_tree
-
-if TYPE_CHECKING:
-    from weightspace.labels.metric import LabelMetric
+from weightspace.labels.space import LabelSpace
 
 #: Labels and sets of them up to which a smallest cover is searched for.
 _SEARCHED, _SETS = 16, 20_000
@@ -47,7 +45,7 @@ class Cover:
         return len(self.labels) == self.lower_bound
 
 
-def minimum_cover(metric: LabelMetric, *, identifying: bool = False) -> list[Any]:
+def minimum_cover(metric: LabelSpace, *, identifying: bool = False) -> list[Any]:
     """Return the labels of :func:`find_cover`, with a warning where it may not be the smallest."""
     cover = find_cover(metric, identifying=identifying)
     if not cover.exact:
@@ -60,7 +58,7 @@ def minimum_cover(metric: LabelMetric, *, identifying: bool = False) -> list[Any
     return list(cover.labels)
 
 
-def find_cover(metric: LabelMetric, *, identifying: bool = False) -> Cover:
+def find_cover(metric: LabelSpace, *, identifying: bool = False) -> Cover:
     """Return a smallest cover where that can be found, else a small one, with the bound.
 
     A tree's leaves are its only smallest cover if all its nodes are labels. A label that no weights of all the others
@@ -119,12 +117,12 @@ def _without(labels: tuple[int, ...], one: int) -> tuple[int, ...]:
     return tuple(label for label in labels if label != one)
 
 
-def _leaves(metric: LabelMetric) -> np.ndarray:
+def _leaves(metric: LabelSpace) -> np.ndarray:
     assert isinstance(metric.geometry, GraphGeometry)
     return np.flatnonzero(np.diff(metric.geometry.graph.indptr) <= 1)
 
 
-def _leaves_and_core(metric: LabelMetric, cover: Any) -> Cover:
+def _leaves_and_core(metric: LabelSpace, cover: Any) -> Cover:
     """Return the cover of a large graph: what hangs from the core lies on the ways between leaves and core."""
     geometry = metric.geometry
     if not isinstance(geometry, GraphGeometry) or len(metric) != geometry.nodes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +12,7 @@ from torch import Tensor
 from weightspace.errors import WeightspaceError
 from weightspace.labels.probabilities import checked_rows
 from weightspace.labels.rules.rule import Rule, check_exponent
-
-if TYPE_CHECKING:
-    from weightspace.labels.metric import LabelMetric
+from weightspace.labels.space import LabelSpace
 
 
 @dataclass(frozen=True)
@@ -28,13 +26,13 @@ class Decision:
         rule: decides among the outputs in the order of their positions.
     """
 
-    metric: LabelMetric
+    metric: LabelSpace
     observed: np.ndarray
     outputs: np.ndarray
     rule: Rule
 
     @classmethod
-    def make(cls, metric: LabelMetric, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Decision:
+    def make(cls, metric: LabelSpace, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Decision:
         """Return the decision for positions of the metric.
 
         Raises:

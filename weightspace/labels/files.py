@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +21,12 @@ from weightspace.labels.geometry import (
     PointGeometry,
 )
 from weightspace.labels.names import Names
-
-if TYPE_CHECKING:
-    from weightspace.labels.metric import LabelMetric
+from weightspace.labels.space import LabelSpace
 
 _KIND, _LABELS = "weightspace.labels.kind", "weightspace.labels.names"
 
 
-def save_metric(metric: LabelMetric, path: str | Path) -> None:
+def save_metric(metric: LabelSpace, path: str | Path) -> None:
     """Write a metric.
 
     Raises:
@@ -46,14 +44,12 @@ def save_metric(metric: LabelMetric, path: str | Path) -> None:
     save_checkpoint(arrays, path, metadata={_KIND: metric.geometry.kind, _LABELS: labels})
 
 
-def load_metric(path: str | Path) -> LabelMetric:
-    """Read a metric that :func:`save_metric` wrote.
+def read_metric(path: str | Path) -> tuple[Names, Geometry, np.ndarray | None]:
+    """Return names, geometry and the names' places in it (None: all), of a file that :func:`save_metric` wrote.
 
     Raises:
         WeightspaceError: the file cannot be read, or holds something else.
     """
-    from weightspace.labels.metric import LabelMetric
-
     metadata = load_metadata(path)
     if _KIND not in metadata:
         raise WeightspaceError(f"{path} isn't a label metric; expected a file of LabelMetric.save or `labels build`.")
@@ -63,7 +59,7 @@ def load_metric(path: str | Path) -> LabelMetric:
         arrays = {name: tensor.clone() for name, tensor in state.items()}
         nodes = arrays.get("nodes_of_labels")
         geometry = _geometry(metadata[_KIND], arrays, len(names))
-        return LabelMetric(names, geometry, None if nodes is None else nodes.numpy())
+        return names, geometry, None if nodes is None else nodes.numpy()
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise WeightspaceError(f"{path} is a damaged label metric ({error}); build it again.") from error
 

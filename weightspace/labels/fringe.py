@@ -12,10 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
+from weightspace.labels.hops import Graph
+
 
 @dataclass(frozen=True)
 class Fringe:
-    """The hanging trees of a graph with ``n`` nodes; arrays are int64 of shape (n,), by preorder, if not said otherwise.
+    """The hanging trees of a graph with ``n`` nodes; arrays are int64 of shape (n,), by preorder, if not said
+    otherwise.
 
     Attributes:
         order: the node at every position.
@@ -41,7 +44,7 @@ class Fringe:
     roots: np.ndarray
     children: np.ndarray
     first: np.ndarray
-    core: csr_array
+    core: Graph
 
     @property
     def position(self) -> np.ndarray:
@@ -51,7 +54,7 @@ class Fringe:
         return position
 
 
-def peel(graph: csr_array, root: int | None = None) -> Fringe:
+def peel(graph: Graph, root: int | None = None) -> Fringe:
     """Peel a connected symmetric graph down to its 2-core, or to ``root`` where it is a tree.
 
     Args:
@@ -62,7 +65,7 @@ def peel(graph: csr_array, root: int | None = None) -> Fringe:
     return _in_preorder(graph, parent, length, peeled)
 
 
-def _peeled(graph: csr_array, root: int | None) -> tuple[list[int], list[float], list[int]]:
+def _peeled(graph: Graph, root: int | None) -> tuple[list[int], list[float], list[int]]:
     """Return parents (-1 in the core), distances to them, and the peeled nodes in the order of their going."""
     indptr, indices, data = graph.indptr.tolist(), graph.indices.tolist(), graph.data.tolist()
     nodes = graph.shape[0]
@@ -87,7 +90,7 @@ def _peeled(graph: csr_array, root: int | None) -> tuple[list[int], list[float],
     return parent, length, peeled[:at]
 
 
-def _in_preorder(graph: csr_array, parent: list[int], length: list[float], peeled: list[int]) -> Fringe:
+def _in_preorder(graph: Graph, parent: list[int], length: list[float], peeled: list[int]) -> Fringe:
     nodes = len(parent)
     size = [1] * nodes
     for node in peeled:

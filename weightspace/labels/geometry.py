@@ -12,10 +12,9 @@ from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from weightspace.labels.fringe import Fringe, peel
-from weightspace.labels.hops import distances_from
+from weightspace.labels.hops import Graph, distances_from
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +49,7 @@ class Geometry(Protocol):
 class GraphGeometry:
     """Shortest paths on a connected symmetric graph with positive lengths; trees and what hangs from a core go fast."""
 
-    graph: csr_array
+    graph: Graph
     kind: ClassVar[str] = "graph"
 
     @property

@@ -1,7 +1,7 @@
 """Heads: modules that take the place of ``argmax`` at the end of a classifier.
 
-Outside of tracing the fastest rule decides; under ``torch.compile`` and ``torch.export`` all costs are computed by plain
-tensor operations, so that an exported program needs nothing of this library. Both find the same labels.
+Outside of tracing the fastest rule decides; under ``torch.compile`` and ``torch.export`` all costs are computed by
+plain tensor operations, so that an exported program needs nothing of this library. Both find the same labels.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class FrechetHead(nn.Module):
         return costs.reshape(*logits.shape[:-1], len(self.order))
 
     def topk(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Return the ``k`` least expected costs, float64 (..., k), and their positions, int64 (..., k), in their order."""
+        """Return the ``k`` least expected costs, float64 (..., k), and their positions, int64 (..., k), rising."""
         if not 1 <= k <= len(self.answers):
             raise WeightspaceError(f"Found k={k}; expected 1 to {len(self.answers):,}, the number of outputs.")
         costs, found = self.rule.costs(self._weights(logits)).sort(dim=-1, stable=True)
@@ -82,7 +82,7 @@ class FrechetHead(nn.Module):
         weights = torch.softmax(logits.reshape(-1, self.classes).double() / self.temperature, -1)
         if not torch.compiler.is_compiling() and bool(weights.isnan().any()):
             row = int(weights.isnan().any(1).nonzero()[0])
-            raise WeightspaceError(f"Row {row:,} of the logits has no probabilities: it holds NaN or +inf, or -inf alone.")
+            raise WeightspaceError(f"Row {row:,} of the logits has no softmax: it holds NaN or +inf, or -inf alone.")
         return weights
 
     def _apply(self, fn: Any, recurse: bool = True) -> FrechetHead:

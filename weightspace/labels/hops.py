@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import numpy as np
-from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, dijkstra
+
+#: A symmetric ``scipy.sparse.csr_array``, whose stubs hide what it has.
+Graph: TypeAlias = Any
 
 #: Sources whose distances are sought at once, so that the memory of a call is bounded.
 SOURCES = 512
 
 
-def distances_from(graph: csr_array, sources: np.ndarray) -> np.ndarray:
+def distances_from(graph: Graph, sources: np.ndarray) -> np.ndarray:
     """Return the distances from some nodes to all nodes, float64 of shape (sources, nodes).
 
     Args:
@@ -27,12 +31,12 @@ def distances_from(graph: csr_array, sources: np.ndarray) -> np.ndarray:
     return np.atleast_2d(dijkstra(graph, directed=False, indices=sources))
 
 
-def components(graph: csr_array) -> tuple[int, np.ndarray]:
+def components(graph: Graph) -> tuple[int, np.ndarray]:
     """Return how many components a graph has, and the component of every node."""
     return connected_components(graph, directed=False)
 
 
-def _hops(graph: csr_array, sources: np.ndarray) -> np.ndarray:
+def _hops(graph: Graph, sources: np.ndarray) -> np.ndarray:
     """Return hops by breadth-first search from all sources at once, a bit for each; int32 (sources, nodes)."""
     nodes, bits = graph.shape[0], -(-len(sources) // 64) * 64
     hops = np.zeros((nodes, bits), dtype=np.int32)
@@ -50,7 +54,7 @@ def _hops(graph: csr_array, sources: np.ndarray) -> np.ndarray:
         words = reached & ~seen
         seen |= words
         level += 1
-        rows = words.any(axis=1).nonzero()[0]
+        rows = np.flatnonzero(words.any(axis=1))
         fresh = np.unpackbits(words[rows].view(np.uint8), axis=1)
         hops[rows] += fresh.astype(np.int32) * level
     return hops[:, : len(sources)].T

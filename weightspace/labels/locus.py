@@ -1,25 +1,23 @@
 """The locus of observed classes: every label that is a Fréchet mean under some weights of them.
 
-On a tree, the union of the ways between observed labels. In general a linear program a label, exact: y belongs to it iff
-max t ≥ 0 subject to Σ w_i (d²(y, i) − d²(z, i)) + t ≤ 0 for all z ≠ y, w on the simplex, and is the only mean for some w
-iff max t > 0. The locus of many classes is more than the union over pairs of them.
+On a tree, the union of the ways between observed labels. In general a linear program a label, exact: y belongs to it
+iff max t ≥ 0 subject to Σ w_i (d²(y, i) − d²(z, i)) + t ≤ 0 for all z ≠ y, w on the simplex, and is the only mean for
+some w iff max t > 0. The locus of many classes is more than the union over pairs of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.optimize import linprog
-from scipy.sparse import csr_array
 
 from weightspace.errors import WeightspaceError
 from weightspace.labels.geometry import DiscreteGeometry, GraphGeometry
+from weightspace.labels.hops import Graph
 from weightspace.labels.names import Label
-
-if TYPE_CHECKING:
-    from weightspace.labels.metric import LabelMetric
+from weightspace.labels.space import LabelSpace
 
 #: Labels of a space without a shortcut, at most: there is a linear program for each.
 LARGEST = 2_000
@@ -29,7 +27,7 @@ _TOLERANCE = 1e-9
 _FIRST, _MORE = 64, 16
 
 
-def locus(metric: LabelMetric, observed: Sequence[Label], *, unique: bool = False) -> list[Any]:
+def locus(metric: LabelSpace, observed: Sequence[Label], *, unique: bool = False) -> list[Any]:
     """Return the labels that are a Fréchet mean (exponent 2) under some weights; see :meth:`LabelMetric.locus`.
 
     Source:
@@ -42,7 +40,7 @@ def locus(metric: LabelMetric, observed: Sequence[Label], *, unique: bool = Fals
     return [metric.labels[i] for i in np.flatnonzero(in_locus(metric, seen, unique=unique))]
 
 
-def in_locus(metric: LabelMetric, seen: np.ndarray, *, unique: bool = False) -> np.ndarray:
+def in_locus(metric: LabelSpace, seen: np.ndarray, *, unique: bool = False) -> np.ndarray:
     """Return which labels are in the locus of some positions, bool (labels,)."""
     if whole_tree(metric):
         assert isinstance(metric.geometry, GraphGeometry)
@@ -57,13 +55,13 @@ def in_locus(metric: LabelMetric, seen: np.ndarray, *, unique: bool = False) -> 
     return inside
 
 
-def whole_tree(metric: LabelMetric) -> bool:
+def whole_tree(metric: LabelSpace) -> bool:
     """Return whether the labels are all nodes of a tree."""
     geometry = metric.geometry
     return isinstance(geometry, GraphGeometry) and geometry.is_tree and len(metric) == geometry.nodes
 
 
-def squared_distances(metric: LabelMetric, seen: np.ndarray) -> np.ndarray:
+def squared_distances(metric: LabelSpace, seen: np.ndarray) -> np.ndarray:
     """Return d² of all labels to some, float64 (labels, seen).
 
     Raises:
@@ -123,7 +121,7 @@ def _best_margin(excess: np.ndarray) -> tuple[float, np.ndarray]:
     return float(found.x[-1]), np.asarray(found.x[:-1])
 
 
-def on_ways(tree: csr_array, seen: np.ndarray) -> np.ndarray:
+def on_ways(tree: Graph, seen: np.ndarray) -> np.ndarray:
     """Return which nodes of a tree lie on a way between some nodes: what is left when other leaves are cut."""
     nodes = tree.shape[0]
     degree = np.diff(tree.indptr).tolist()

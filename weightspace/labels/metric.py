@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from weightspace.errors import WeightspaceError
-from weightspace.labels.geometry import DiscreteGeometry, Geometry, GraphGeometry, GridGeometry, MatrixGeometry
-from weightspace.labels.geometry import PointGeometry
+from weightspace.labels.geometry import (
+    DiscreteGeometry,
+    Geometry,
+    GraphGeometry,
+    GridGeometry,
+    MatrixGeometry,
+    PointGeometry,
+)
 from weightspace.labels.names import Label, Names
+from weightspace.labels.space import Outputs
 
 if TYPE_CHECKING:
     from weightspace.labels.covers import Cover
     from weightspace.labels.deciding import Decision
     from weightspace.labels.head import FrechetHead
-
-#: Which labels may be predicted: all of the metric, the observed ones, or those of a list.
-Outputs: TypeAlias = "str | Sequence[Label]"
 
 #: Rules that are kept for the next call with the same classes.
 _KEPT = 4
@@ -85,9 +89,12 @@ class LabelMetric:
         from weightspace.labels.adjacency import tree_of_edges, tree_of_parents
 
         if (parents is None) == (edges is None):
-            raise WeightspaceError("A tree is given by its parents, or by edges=[(u, v, weight), …]; expected one of them.")
-        made = tree_of_edges(edges, labels, weights) if edges is not None else tree_of_parents(parents, labels, weights)  # type: ignore[arg-type]
-        return cls(made[0], GraphGeometry(made[1]))
+            raise WeightspaceError("A tree has parents, or edges=[(u, v, weight), …]; expected one of them.")
+        if edges is not None:
+            names, graph = tree_of_edges(edges, labels, weights)
+        else:
+            names, graph = tree_of_parents(parents or {}, labels, weights)
+        return cls(names, GraphGeometry(graph))
 
     @classmethod
     def from_graph(cls, graph: Any, *, labels: Iterable[Label] | None = None, weight: str = "weight") -> LabelMetric:
@@ -323,7 +330,7 @@ class LabelMetric:
         return minimum_cover(self, identifying=identifying)
 
     def cover(self, *, identifying: bool = False) -> Cover:
-        """Return a smallest cover, how it was found and the bound on its size: trees exactly, small spaces by search."""
+        """Return a smallest cover, how it was found and the bound on its size; see :func:`find_cover`."""
         from weightspace.labels.covers import find_cover
 
         return find_cover(self, identifying=identifying)
@@ -356,6 +363,6 @@ class LabelMetric:
         Raises:
             WeightspaceError: the file cannot be read, or isn't a label metric.
         """
-        from weightspace.labels.files import load_metric
+        from weightspace.labels.files import read_metric
 
-        return load_metric(path)
+        return cls(*read_metric(path))

@@ -73,6 +73,4 @@ def _check(rows: Tensor, start: int) -> None:
                 f"Row {start + row:,}, column {column:,} of the probabilities {label} ({float(values[column]):g}); "
                 "expected numbers of zero or more. Are these logits? Take their softmax, or use metric.head."
             )
-    raise WeightspaceError(
-        f"Row {start + row:,} of the probabilities has a sum of 0; expected a class with weight."
-    )
+    raise WeightspaceError(f"Row {start + row:,} of the probabilities has a sum of 0; expected a class with weight.")

@@ -15,7 +15,8 @@ from weightspace.labels.pairs import pair_distances
 from weightspace.labels.probabilities import checked_rows
 
 if TYPE_CHECKING:
-    from weightspace.labels.metric import LabelMetric, Outputs
+    from weightspace.labels.metric import LabelMetric
+    from weightspace.labels.space import Outputs
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,9 @@ def decision_report(
     rows = checked_rows(probabilities, len(observed))
     true = metric.names.positions_of(truth, "true labels")
     if len(true) != len(rows) or len(rows) == 0:
-        raise WeightspaceError(f"Found {len(rows):,} rows of probabilities and {len(true):,} true labels; expected as many.")
+        raise WeightspaceError(
+            f"Found {len(rows):,} rows of probabilities and {len(true):,} true labels; expected as many."
+        )
     seen = metric.names.positions(observed, "observed classes")
     frechet = metric.predict(rows, observed=observed, outputs=outputs, exponent=exponent)
     plain = seen[rows.argmax(-1).cpu().numpy()]

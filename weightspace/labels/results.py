@@ -21,7 +21,8 @@ from weightspace.labels.names import Label
 from weightspace.labels.probabilities import checked_rows
 
 if TYPE_CHECKING:
-    from weightspace.labels.metric import LabelMetric, Outputs
+    from weightspace.labels.metric import LabelMetric
+    from weightspace.labels.space import Outputs
 
 
 @dataclass(frozen=True)

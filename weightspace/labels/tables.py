@@ -1,4 +1,4 @@
-"""Matrices of distances and embeddings as callers have them -> tensors, checked and not copied where that is possible."""
+"""Matrices of distances and embeddings as callers have them -> tensors, checked, not copied where possible."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def distance_matrix(values: Any, names: Names | None) -> Tensor:
         if bool(wrong.any()):
             i, j = (int(at) for at in wrong.nonzero()[0])
             raise WeightspaceError(
-                f"The distance between {named[i]!r} and {named[j]!r} {what.format(float(matrix[i, j]), float(matrix[j, i]))} "
+                f"The distance between {named[i]!r} and {named[j]!r} "
+                f"{what.format(float(matrix[i, j]), float(matrix[j, i]))} "
                 f"(row {i:,}, column {j:,}). Expected a symmetric matrix of finite numbers of zero or more."
             )
 

@@ -16,10 +16,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from weightspace.errors import WeightspaceError
 from weightspace.labels.adjacency import adjacency_of
+from weightspace.labels.hops import Graph
 from weightspace.labels.names import Names
 from weightspace.suggestions import unknown
 
@@ -127,8 +127,8 @@ def _senses(text: str) -> Iterable[tuple[str, list[str]]]:
 
 def wordnet_labels(
     names: Iterable[str] | None, *, ancestors: bool, folder: str | Path | None
-) -> tuple[Names, csr_array, np.ndarray | None]:
-    """Return labels, the graph of all nouns, and the labels' nodes in it (None: all); see ``LabelMetric.from_wordnet``."""
+) -> tuple[Names, Graph, np.ndarray | None]:
+    """Return labels, the graph of all nouns, and the labels' nodes in it (None: all)."""
     wordnet = read_wordnet(wordnet_folder(folder))
     nodes = len(wordnet.ids)
     u, v = wordnet.above.T
@@ -142,7 +142,9 @@ def wordnet_labels(
     if len(set(places)) != len(places):
         twice = next(i for i, place in enumerate(places) if place in places[:i])
         first = places.index(places[twice])
-        raise WeightspaceError(f"{labels[first]!r} and {labels[twice]!r} are the same synset, {wordnet.ids[places[twice]]}.")
+        raise WeightspaceError(
+            f"{labels[first]!r} and {labels[twice]!r} are the same synset, {wordnet.ids[places[twice]]}."
+        )
     if ancestors:
         more = [place for place in _all_above(wordnet, places) if place not in set(places)]
         labels, places = Names([*labels, *(wordnet.names[place] for place in more)]), [*places, *more]

@@ -6,16 +6,14 @@ The model and its tokenizer come in as they are; open_clip itself isn't imported
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from weightspace.errors import WeightspaceError
 from weightspace.labels.names import Label
-
-if TYPE_CHECKING:
-    from weightspace.labels.metric import LabelMetric, Outputs
+from weightspace.labels.space import LabelSpace, Outputs
 
 #: Texts that are encoded at once.
 _TEXTS = 256
@@ -48,7 +46,9 @@ def class_embeddings(model: Any, tokenizer: Any, names: Sequence[str], templates
     model.eval()
     try:
         device = next(model.parameters()).device
-        parts = [model.encode_text(tokenizer(texts[at : at + _TEXTS]).to(device)) for at in range(0, len(texts), _TEXTS)]
+        parts = [
+            model.encode_text(tokenizer(texts[at : at + _TEXTS]).to(device)) for at in range(0, len(texts), _TEXTS)
+        ]
     finally:
         model.train(training)
     found = nn.functional.normalize(torch.cat(parts).float(), dim=-1).view(len(names), len(templates), -1)
@@ -56,7 +56,7 @@ def class_embeddings(model: Any, tokenizer: Any, names: Sequence[str], templates
 
 
 class ZeroShotClassifier(nn.Module):
-    """Images -> positions in the metric's labels, by an open_clip model that knows the observed classes from their texts.
+    """Images -> positions in the metric's labels, by an open_clip model that knows classes from their texts.
 
     Args:
         model: has ``encode_image``, ``encode_text`` and ``logit_scale``; kept as it is.
@@ -75,7 +75,7 @@ class ZeroShotClassifier(nn.Module):
         self,
         model: Any,
         tokenizer: Any,
-        metric: LabelMetric,
+        metric: LabelSpace,
         *,
         observed: Sequence[Label],
         templates: Sequence[str] = _TEMPLATES,

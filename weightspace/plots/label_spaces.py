@@ -77,7 +77,14 @@ def _locus_figure(metric: LabelMetric, seen: np.ndarray, inside: np.ndarray, tit
 def _write_names(axes: Axes, metric: LabelMetric, places: np.ndarray) -> None:
     for name, (x, y) in zip(metric.labels, places, strict=True):
         axes.annotate(
-            str(name), (x, y), xytext=(0, -6), textcoords="offset points", fontsize=6.5, ha="right", va="top", rotation=35
+            str(name),
+            (x, y),
+            xytext=(0, -6),
+            textcoords="offset points",
+            fontsize=6.5,
+            ha="right",
+            va="top",
+            rotation=35,
         )
 
 
@@ -153,7 +160,14 @@ def _simplex_figure(metric: LabelMetric, observed: Sequence[Any], title: str | N
             rasterized=True,
         )
     for name, (x, y), where in zip(observed, corners, ("top", "top", "bottom"), strict=True):
-        axes.annotate(str(name), (x, y), xytext=(0, -6 if where == "top" else 6), textcoords="offset points", ha="center", va=where)
+        axes.annotate(
+            str(name),
+            (x, y),
+            xytext=(0, -6 if where == "top" else 6),
+            textcoords="offset points",
+            ha="center",
+            va=where,
+        )
     axes.set_aspect("equal")
     axes.set_axis_off()
     axes.margins(0.12)

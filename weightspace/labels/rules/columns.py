@@ -34,9 +34,7 @@ def columns(
 class StreamedColumns(Rule):
     """Costs that are summed up over blocks of observed labels, whose distances are found again in every call."""
 
-    def __init__(
-        self, distances: DistancesFrom, observed: np.ndarray, outputs: np.ndarray, exponent: float
-    ) -> None:
+    def __init__(self, distances: DistancesFrom, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> None:
         super().__init__()
         self.distances, self.observed, self.names, self.exponent = distances, observed, outputs, exponent
         self.outputs = self.width = len(outputs)
@@ -50,7 +48,7 @@ class StreamedColumns(Rule):
         if torch.compiler.is_compiling():
             raise WeightspaceError(
                 f"{len(self.observed):,} observed labels × {self.outputs:,} outputs are too many distances to keep, "
-                "and what is found again in every call cannot be traced. Observe or name fewer labels, or don't compile."
+                "and what is found again in every call cannot be traced. Observe or name fewer, or don't compile."
             )
         total = torch.zeros(len(weights), self.outputs, dtype=torch.float64, device=weights.device)
         for start in range(0, len(self.observed), _SOURCES):

@@ -1,7 +1,8 @@
 """Distances as a matrix: a product, screened in bfloat16 or float32 and decided in float64.
 
-All terms are non-negative, so that rounding moves a cost by a relative amount: in bfloat16 (inputs and output rounded to
-2⁻⁹) by less than .6 %, and whatever is best lies within 2 % of the best seen. Those candidates alone are summed in float64.
+All terms are non-negative, so that rounding moves a cost by a relative amount: in bfloat16 (inputs and output rounded
+to 2⁻⁹) by less than .6 %, and whatever is best lies within 2 % of the best seen. Those candidates alone are summed in
+float64.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ _KEPT = 1 << 30
 
 
 class Dense(Rule):
-    """Costs by a matrix of distances, (outputs, observed), in the dtype that it came in; it is neither copied nor changed."""
+    """Costs by a matrix of distances, (outputs, observed), in its own dtype; neither copied nor changed."""
+
+    matrix: Tensor
 
     def __init__(self, matrix: Tensor, exponent: float) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """From the root of a tree down to the node of least expected cost, for many rows at once.
 
-Costs are convex along paths, so that at most one child is better than its parent, and it holds more than half: of F1 (for
-squared distances), or of the mass (for distances). A binary search among the children by prefix sums finds it.
+Costs are convex along paths, so that at most one child is better than its parent, and it holds more than half: of F1
+(for squared distances), or of the mass (for distances). A binary search among the children by prefix sums finds it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,13 @@ from weightspace.labels.rules.rule import Rule
 
 class Descent(Rule):
     """Descends by tables of a peeled graph; ``exponent`` is 1 or 2."""
+
+    height: Tensor
+    length: Tensor
+    last: Tensor
+    first: Tensor
+    child: Tensor
+    child_last: Tensor
 
     def __init__(self, fringe: Fringe, exponent: int) -> None:
         super().__init__()

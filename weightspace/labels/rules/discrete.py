@@ -11,6 +11,9 @@ from weightspace.labels.rules.rule import Rule
 class MostProbable(Rule):
     """Distances of 0 and 1 among ``nodes`` labels."""
 
+    column: Tensor
+    present: Tensor
+
     def __init__(self, nodes: int, observed: np.ndarray, outputs: np.ndarray) -> None:
         super().__init__()
         column, present = np.zeros(nodes, dtype=np.int64), np.zeros(nodes)

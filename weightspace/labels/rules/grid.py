@@ -1,4 +1,4 @@
-"""Labels on a grid, with the sum of the differences of coordinates as distance: by marginals, one or two axes at a time.
+"""Labels on a grid, as far apart as their coordinates in sum: by marginals, one or two axes at a time.
 
 (Σ_a d_a)² = Σ_a d_a² + 2 Σ_{a<b} d_a d_b, and every term depends on the weights through the marginal of its axes alone.
 """
@@ -18,6 +18,10 @@ from weightspace.labels.rules.rule import Rule, in_tiles
 
 class OnGrid(Rule):
     """Expected distances (exponent 1) or squared distances (2) on a grid, whose last axis varies fastest."""
+
+    column: Tensor
+    present: Tensor
+    answers: Tensor
 
     def __init__(self, shape: Sequence[int], observed: np.ndarray, outputs: np.ndarray, exponent: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """Trees, and graphs with trees that hang from a core: exact in O(nodes) a row, and O(core × anchors) for the core.
 
-In preorder, mass and moment of a subtree are differences of two prefix sums, of w and of w·h (h: distance to the root of
-the tree). With P = Σw, and for a node c below its parent at distance ℓ, A0 = mass of the subtree of c, g = Σ w d(·, parent)
-over it:  F1(c) = F1(parent) + ℓ(P − 2 A0),  F2(c) = F2(parent) + 2ℓ F1(parent) + ℓ²P − 4ℓ g.
+In preorder, mass and moment of a subtree are differences of two prefix sums, of w and of w·h (h: distance to the root
+of the tree). With P = Σw, and for a node c below its parent at distance ℓ, A0 = mass of the subtree of c, and
+g = Σ w d(·, parent) over it:  F1(c) = F1(parent) + ℓ(P − 2 A0),  F2(c) = F2(parent) + 2ℓ F1(parent) + ℓ²P − 4ℓ g.
 
 Costs of the core: F2(v) = Σ D(v,a)² S0(a) + 2 D(v,a) S1(a) + S2(a), with the moments S of the tree of every anchor a.
 
@@ -33,6 +33,26 @@ _BLOCK = 512
 
 class HangingTrees(Rule):
     """Expected distances (exponent 1) or squared distances (2) on a graph that was peeled."""
+
+    source: Tensor
+    present: Tensor
+    height: Tensor
+    answers: Tensor
+    node: Tensor
+    sorted_columns: Tensor
+    heights: Tensor
+    rank: Tensor
+    last: Tensor
+    parent: Tensor
+    length: Tensor
+    postorder: Tensor
+    closed: Tensor
+    some_closed: Tensor
+    tree: Tensor
+    roots: Tensor
+    ends: Tensor
+    anchors: Tensor
+    between: Tensor
 
     def __init__(
         self, fringe: Fringe, core_distances: DistancesFrom, observed: np.ndarray, outputs: np.ndarray, exponent: int
@@ -124,7 +144,7 @@ class HangingTrees(Rule):
         return self._core(mass.index_select(1, self.anchors), moment.index_select(1, self.anchors), square)
 
     def _core(self, mass: Tensor, moment: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-        """Return F1 and F2 of the core from the moments of the anchors' trees, (B, anchors), and their sum of squares."""
+        """Return F1 and F2 of the core from the moments of the anchors' trees, (B, anchors), and Σ w h²."""
         offset = moment.sum(1, keepdim=True)
         first, second = [], []
         for start in range(0, len(self.between), _BLOCK):

@@ -21,6 +21,11 @@ _MANY = 1 / 16
 class Nearest(Rule):
     """Squared distances between points of shape (outputs, d) and (observed, d), float32 or float64."""
 
+    points: Tensor
+    observed: Tensor
+    squares: Tensor
+    seen: Tensor
+
     def __init__(self, outputs: Tensor, observed: Tensor) -> None:
         super().__init__()
         self.outputs, self.width = len(outputs), -(-len(outputs) // 4)

@@ -83,5 +83,7 @@ def check_exponent(exponent: float) -> float:
         WeightspaceError: it isn't a positive number.
     """
     if isinstance(exponent, bool) or not isinstance(exponent, int | float) or not 0 < exponent < float("inf"):
-        raise WeightspaceError(f"An exponent of distances is a positive number, 2 for a Fréchet mean; found {exponent!r}.")
+        raise WeightspaceError(
+            f"An exponent of distances is a positive number, 2 for a Fréchet mean; found {exponent!r}."
+        )
     return exponent
