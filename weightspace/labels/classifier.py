@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
 
 from weightspace.errors import WeightspaceError
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin, clone
+except Exception as error:  # a broken installation raises more than ImportError
+    raise WeightspaceError(f'scikit-learn cannot be imported ({error}): pip install "weightspace[demo]"') from error
 
 if TYPE_CHECKING:
     from weightspace.labels.metric import LabelMetric

@@ -104,13 +104,13 @@ def _tree_places(geometry: Any) -> np.ndarray:
 
 
 def _graph_places(geometry: Any) -> np.ndarray:
-    """Return places whose distances are like those of the graph: classical scaling, the same for equal graphs."""
-    squares = np.square(geometry.distances(np.arange(geometry.nodes)))
-    centred = -(squares - squares.mean(0) - squares.mean(1, keepdims=True) + squares.mean()) / 2
-    values, vectors = np.linalg.eigh(centred)
-    top = vectors[:, -2:][:, ::-1]
-    top = top * np.sign(top[np.abs(top).argmax(0), [0, 1]] if len(top) > 1 else 1)
-    return top * np.sqrt(np.maximum(values[-2:][::-1], 1e-12))
+    """Return places as far apart as the nodes are, as nearly as a plane allows; the same for equal graphs."""
+    import networkx
+
+    gaps = geometry.distances(np.arange(geometry.nodes))
+    listed = {i: dict(enumerate(row)) for i, row in enumerate(gaps.tolist())}
+    places = networkx.kamada_kawai_layout(networkx.from_scipy_sparse_array(geometry.graph), dist=listed)
+    return np.asarray([places[i] for i in range(geometry.nodes)])
 
 
 def draw_simplex(metric: LabelMetric, observed: Sequence[Any], path: str | Path, *, title: str | None = None) -> None:
