@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from weightspace.labels.fringe import Fringe
+from weightspace.labels.rules.dense import least_of
 from weightspace.labels.rules.descent import Descent
 from weightspace.labels.rules.rule import DistancesFrom, Rule, in_tiles
 
@@ -200,15 +201,42 @@ class HangingTrees(Rule):
         starts, stops = self.rank[self.roots[self.anchors]], self.rank[self.ends[self.anchors] + 1]
         inside, hanging = (sums.index_select(1, stops) - sums.index_select(1, starts) for sums in scratch)
         w = weights.index_select(1, self.sorted_columns).double()
-        square = (w @ (self.heights * self.heights)).unsqueeze(1)
-        firsts, costs = self._core(inside, hanging, square)
-        heavy = hanging > firsts.index_select(1, self.anchors) / 2
-        best = costs.argmin(1)
-        branch = torch.where(heavy.any(1), self.anchors[heavy.byte().argmax(1)], best)
-        rows = torch.arange(len(w), device=w.device)
-        start, first = self.roots[branch], firsts[rows, branch]
+        sums = inside, hanging, w @ (self.heights * self.heights)
+        best = self._best_of_core(*sums)
+        heaviest = self.anchors[hanging.argmax(1)]  # no other can have half of its F1 below it
+        first, _ = self._at(*sums, heaviest)
+        branch = torch.where(hanging.amax(1) > first / 2, heaviest, best)
+        least, (first, below) = self._at(*sums, best)[1], self._at(*sums, branch)
+        start = self.roots[branch]
         end, gained, tied = self.descent(mass, moment, self.rank, start, first, total)
-        least, below = costs[rows, best], costs[rows, branch] + gained
+        below = below + gained
         found, other = self.node[end], self.node[self.roots[best]]
         found = torch.where((least < below) | ((least == below) & (other < found)), other, found)
         return torch.where(tied, -1, found)
+
+    def _at(self, mass: Tensor, moment: Tensor, square: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return F1 and F2 of one node of the core for every row, float64 (B,)."""
+        apart = self.between[nodes].double()
+        once = (mass * apart).sum(1)
+        return once + moment.sum(1), ((mass * apart + 2 * moment) * apart).sum(1) + square
+
+    def _best_of_core(self, mass: Tensor, moment: Tensor, square: Tensor) -> Tensor:
+        """Return the node of the core with the least F2, the lowest of equal ones: seen in float32, decided in float64.
+
+        All terms are non-negative, so that rounding moves a cost by a relative amount.
+        """
+        total = mass.sum(1, keepdim=True)
+        shares, moments, rest = (part.float() for part in (mass / total, 2 * moment / total, square[:, None] / total))
+        seen = torch.empty(len(mass), len(self.between), dtype=torch.float32, device=mass.device)
+        for start in range(0, len(self.between), _BLOCK):
+            block = self.between[start : start + _BLOCK].float().T
+            seen[:, start : start + _BLOCK] = shares @ (block * block) + moments @ block + rest
+        margin = 4 * 2.0**-24 * (2 * mass.shape[1] + 8)
+        near = seen <= seen.amin(1, keepdim=True) * (1 + margin)
+        rows, nodes = near.nonzero(as_tuple=True)
+        costs = torch.empty(len(rows), dtype=torch.float64, device=mass.device)
+        for start in range(0, len(rows), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            row = rows[part]
+            costs[part] = self._at(mass[row], moment[row], square[row], nodes[part])[1]
+        return least_of(costs, rows, nodes, len(mass))
