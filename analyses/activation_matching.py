@@ -8,11 +8,11 @@ weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pairs import measure
-from recipe import digits_task, trained
+from recipe import digits_task, label_of, trained
 from report import Gate, Row, script
 
 import weightspace as ws
@@ -22,13 +22,13 @@ TASK = digits_task()
 GATES = (Gate("Activation matching resembles weight matching", "R ratio", ">", 0.7),)
 
 
-def rows(pairs: int, cache: Path) -> Iterator[tuple[str, Row]]:
-    """Measure pairs of networks with seeds 0 and 1, 1 and 2, …"""
-    for seed in range(pairs):
-        a, b = (trained(TASK, one, cache=cache) for one in (seed, seed + 1))
+def rows(pairs: Sequence[range], cache: Path) -> Iterator[tuple[str, Row]]:
+    """Measure pairs of networks of these seeds."""
+    for seeds in pairs:
+        a, b = (trained(TASK, seed, cache=cache) for seed in seeds)
         weights, activations = (measure(TASK, a, b, matcher=one) for one in (ws.weight_matching, by_activations))
         yield (
-            f"{seed}, {seed + 1}",
+            label_of(seeds),
             {
                 "naive": weights["naive"],
                 "weights / naive": weights["matched / naive"],

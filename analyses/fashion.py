@@ -10,11 +10,11 @@ come to lie along each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pairs import pair_rows
-from recipe import trained
+from recipe import label_of, trained
 from report import Gate, Row, script
 
 import weightspace as ws
@@ -32,21 +32,21 @@ GATES = (
 )
 
 
-def rows(pairs: int, cache: Path) -> Iterator[tuple[str, Row]]:
-    """Measure pairs of networks with seeds 0 and 1, 1 and 2, …"""
+def rows(pairs: Sequence[range], cache: Path) -> Iterator[tuple[str, Row]]:
+    """Measure pairs of networks of these seeds."""
     return pair_rows(fashion_mlp(), pairs, points=POINTS, cache=cache)
 
 
-def draw(cache: Path, folder: Path) -> None:
-    """Draw R against γ for the first pair, before and after weight matching."""
+def draw(seeds: range, cache: Path, folder: Path) -> None:
+    """Draw R against γ for a pair, before and after weight matching."""
     task = fashion_mlp()
-    target, source = (trained(task, seed, cache=cache) for seed in (0, 1))
+    target, source = (trained(task, seed, cache=cache) for seed in seeds)
     spec = ws.derive_spec(task.network(), task.example_args)
     permuted = ws.permute(spec, ws.weight_matching(spec, target, source).permutation, source)
     base = spectrum(target, spec=spec)
     ends = {"unmatched": source, "matched": permuted}
     curves = {label: alignments(base, spectrum(end, spec=spec), GAMMAS) for label, end in ends.items()}
-    draw_alignment(curves, folder / "fashion_alignment.png", title=f"{task.name}, seeds 0 and 1")
+    draw_alignment(curves, folder / "fashion_alignment.png", title=f"{task.name}, seeds {label_of(seeds)}")
 
 
 if __name__ == "__main__":

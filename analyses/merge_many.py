@@ -8,12 +8,12 @@ a home, the part that holds 80 % of its images, and the rest is spread over the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from recipe import digits_pixels, digits_task, trained
+from recipe import digits_pixels, digits_task, label_of, trained
 from report import Gate, Row, script
 
 import weightspace as ws
@@ -31,14 +31,13 @@ GATES = (
 )
 
 
-def rows(sets: int, cache: Path) -> Iterator[tuple[str, Row]]:
-    """Measure sets of networks; no seed is in two of them."""
-    for number in range(sets):
-        seeds = range(number * MODELS, (number + 1) * MODELS)
-        tasks = [digits_task(WIDTH, load=partial(digits_part, one, MODELS, number)) for one in range(MODELS)]
+def rows(sets: Sequence[range], cache: Path) -> Iterator[tuple[str, Row]]:
+    """Measure sets of networks of these seeds."""
+    for seeds in sets:
+        tasks = [digits_task(WIDTH, load=partial(digits_part, one, MODELS, seeds[0])) for one in range(MODELS)]
         same = [trained(TASK, seed, cache=cache) for seed in seeds]
         parts = [trained(task, seed, cache=cache) for task, seed in zip(tasks, seeds, strict=True)]
-        yield f"seeds {seeds[0]}–{seeds[-1]}", {**measure("same", same), **measure("parts", parts)}
+        yield label_of(seeds), {**measure("same", same), **measure("parts", parts)}
 
 
 def measure(kind: str, states: list[ws.StateDict]) -> Row:
@@ -74,4 +73,4 @@ def digits_part(part: int, parts: int, seed: int) -> Mapping[Split, Examples]:
 
 
 if __name__ == "__main__":
-    script("merge_many", __doc__, task=TASK, rows=rows, gates=GATES)()
+    script("merge_many", __doc__, task=TASK, rows=rows, gates=GATES, size=MODELS)()

@@ -1,12 +1,12 @@
-"""What is measured between two networks, of neighbouring seeds, before and after one is permuted towards the other."""
+"""What is measured between two networks of different seeds before and after one is permuted towards the other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import process_time
 
-from recipe import CACHE, trained
+from recipe import CACHE, label_of, trained
 from report import Row
 
 import weightspace as ws
@@ -18,12 +18,12 @@ Matcher = Callable[[ws.PermutationSpec, ws.StateDict, ws.StateDict], ws.Matching
 
 
 def pair_rows(
-    task: ClassificationTask, pairs: int, *, points: int = 25, cache: Path = CACHE
+    task: ClassificationTask, pairs: Sequence[range], *, points: int = 25, cache: Path = CACHE
 ) -> Iterator[tuple[str, Row]]:
-    """Yield the figures of pairs of networks of a task after weight matching, seeds 0 and 1, 1 and 2, …"""
-    for seed in range(pairs):
-        target, source = (trained(task, one, cache=cache) for one in (seed, seed + 1))
-        yield f"{seed}, {seed + 1}", measure(task, target, source, points=points)
+    """Yield the figures of pairs of networks of a task, by their seeds, after weight matching."""
+    for seeds in pairs:
+        target, source = (trained(task, seed, cache=cache) for seed in seeds)
+        yield label_of(seeds), measure(task, target, source, points=points)
 
 
 def measure(

@@ -7,7 +7,7 @@ One thing at a time is changed. Every row is the median over five pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from weightspace.tasks.classification import add_noise
 from weightspace.tasks.digits import digits_examples
 
 TASK = digits_task()
-SHOWN = ("matched / naive", "L2 reduction", "Taylor error", "R_.3", "input energy")
+SHOWN = ("matched / naive", "L2 reduction", "Taylor error", "R_.3", "R_.3 − R_0", "R_.7 − R_.3", "input energy")
 
 
 def shifted(inputs: Tensor, generator: Generator, *, by: int) -> Tensor:
@@ -46,7 +46,7 @@ RECIPES: Mapping[str, ClassificationTask] = {
 }
 
 
-def rows(pairs: int, cache: Path) -> Iterator[tuple[str, Row]]:
+def rows(pairs: Sequence[range], cache: Path) -> Iterator[tuple[str, Row]]:
     """Return the medians of every recipe."""
     for label, task in RECIPES.items():
         middle = medians(row for _, row in weight_matching.rows(pairs, cache, task=task))

@@ -3,22 +3,25 @@
 Jordan et al. (https://arxiv.org/abs/2211.08403) state that averaged units lose their variance, and report 60 to 100 %
 less barrier once it is set right. Here: ResNet-20 of three widths on Fashion-MNIST, matched by their weights.
 
-    python analyses/repair.py                   # some ten minutes
-    python analyses/repair.py --widths 0.25     # the narrowest only, some two
+    python analyses/repair.py                                # all pairs of four networks a width, an hour
+    python analyses/repair.py --widths 0.25 --networks 2     # one pair of the narrowest, some two minutes
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 from pairs import shares
-from recipe import CACHE, description, summary, trained
-from report import HERE, Gate, Row, medians, printed, save
+from recipe import CACHE, description, label_of, summary, trained
+from report import HERE, Gate, Row, first_seed, medians, printed, save
 from resnet20 import resnet20
 
 import weightspace as ws
@@ -29,6 +32,8 @@ from weightspace.tasks import ClassificationTask, Examples, Recipe, Split
 from weightspace.tasks.fashion import fashion_examples, fashion_folder
 
 TRAINED_ON, MEASURED_ON, TESTED_ON = 12_000, 3_000, 3_000
+#: Images that networks are trained on, that statistics are measured on, and that losses are.
+COUNTS = {"trained_on": TRAINED_ON, "measured_on": MEASURED_ON, "tested_on": TESTED_ON}
 RECIPE = Recipe(epochs=4, learning_rate=3e-3, cooldown=True)
 POINTS = 7
 #: What ``loss_curve`` does about statistics between the ends -> how it is called here.
@@ -85,15 +90,15 @@ def figures(curves: Mapping[str, Curve]) -> Row:
     }
 
 
-def rows(width: float, pairs: int, cache: Path, folder: Path) -> Iterator[tuple[str, Row]]:
-    """Measure pairs of networks of a width with seeds 0 and 1, 1 and 2, …, and draw the first."""
+def rows(width: float, seeds: Sequence[int], cache: Path, folder: Path) -> Iterator[tuple[str, Row]]:
+    """Measure all pairs of networks of a width and of these seeds, and draw the first."""
     task = resnet_task(width)
-    for seed in range(pairs):
-        target, source = (trained(task, one, cache=cache) for one in (seed, seed + 1))
+    for number, pair in enumerate(combinations(seeds, 2)):
+        target, source = (trained(task, seed, cache=cache) for seed in pair)
         curves = ways(measuring(task), target, source)
-        if not seed:
-            draw_curves(curves, folder / f"repair_x{width:g}.png", title=f"{task.name}, seeds 0 and 1")
-        yield f"{seed}, {seed + 1}", figures(curves)
+        if not number:
+            draw_curves(curves, folder / f"repair_x{width:g}.png", title=f"{task.name}, seeds {label_of(pair)}")
+        yield label_of(pair), figures(curves)
 
 
 def draw_widths(found: Measured, path: Path) -> None:
@@ -129,26 +134,36 @@ def _panel(axes: Axes, found: Measured, suffix: str) -> None:
 
 @click.command()
 @click.option("--widths", default="0.25,0.5,1", show_default=True, help="Widths, with commas between.")
-@click.option("--pairs", default=1, show_default=True, help="Pairs of seeds: 0-1, 1-2, 2-3, …")
+@click.option("--networks", default=4, show_default=True, help="Networks of a width; all pairs are measured.")
+@first_seed
 @click.option("--cache", type=click.Path(path_type=Path), default=CACHE, help="Folder of trained networks.")
 @click.option("--output", type=click.Path(path_type=Path), default=HERE, help="Folder of results/ and figures/.")
-def main(widths: str, pairs: int, cache: Path, output: Path) -> None:
-    """Print the barriers of every width; write results/repair.json, a figure a width and one of all."""
+def main(widths: str, networks: int, first_seed: int, cache: Path, output: Path) -> None:
+    """Print the barriers of every width; write results/repair.json, a figure a width and one of all.
+
+    Widths that are in the file and were not asked for stay as they are.
+    """
     torch.set_num_threads(1)
-    found: dict[float, Mapping[str, Row]] = {}
-    results = []
+    kept = {width["width"]: width for width in kept_widths(output)}
+    seeds = range(first_seed, first_seed + networks)
     for width in map(float, widths.split(",")):
         task = resnet_task(width)
         print(f"\n{summary(task)}; trained on {TRAINED_ON:,} images, statistics measured on {MEASURED_ON:,}\n")
-        found[width] = printed(rows(width, pairs, cache, output / "figures"))
-        middle = medians(found[width].values())
+        found = printed(rows(width, seeds, cache, output / "figures"))
+        middle = medians(found.values())
         print(f"\n{GATE.verdict(middle[GATE.figure])}", flush=True)
         verdict = {**asdict(GATE), "median": middle[GATE.figure], "holds": GATE.holds(middle[GATE.figure])}
-        kept = {"recipe": description(task), "gates": [verdict], "median": middle, "rows": found[width]}
-        results.append({"width": width, **kept})
-    counts = {"trained_on": TRAINED_ON, "measured_on": MEASURED_ON, "tested_on": TESTED_ON}
-    save("repair", {"images": counts, "points": POINTS, "widths": results}, output)
-    draw_widths(found, output / "figures" / "repair.png")
+        said = {"width": width, "images": COUNTS, "recipe": description(task)}
+        kept[width] = {**said, "gates": [verdict], "median": middle, "rows": found}
+    results = [kept[width] for width in sorted(kept)]
+    save("repair", {"points": POINTS, "widths": results}, output)
+    draw_widths({width["width"]: width["rows"] for width in results}, output / "figures" / "repair.png")
+
+
+def kept_widths(output: Path) -> list[dict[str, Any]]:
+    """Return what the file of results says of every width."""
+    path = output / "results" / "repair.json"
+    return json.loads(path.read_text())["widths"] if path.exists() else []
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import click
 import numpy
 import scipy
 import torch
-from recipe import CACHE, description, summary
+from recipe import CACHE, FIRST_SEED, description, seed_groups, summary
 
 import weightspace as ws
 from weightspace.tasks import ClassificationTask
@@ -34,10 +34,10 @@ _RELATIONS: Mapping[str, Callable[[float, float], bool]] = {
 
 #: Figure -> value, for one pair of networks.
 Row: TypeAlias = Mapping[str, float]
-#: Takes the number of pairs and the folder of trained networks.
-Rows: TypeAlias = Callable[[int, Path], Iterator[tuple[str, Row]]]
-#: Takes the folder of trained networks and that of the pictures.
-Draw: TypeAlias = Callable[[Path, Path], None]
+#: Takes the seeds of every pair (triple, set) and the folder of trained networks.
+Rows: TypeAlias = Callable[[Sequence[range], Path], Iterator[tuple[str, Row]]]
+#: Takes the seeds of one pair (triple, set), the folder of trained networks and that of the pictures.
+Draw: TypeAlias = Callable[[range, Path, Path], None]
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def first_seed(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--first-seed``: networks have the seeds from this one on."""
+    named = click.option("--first-seed", default=FIRST_SEED, show_default=True, help="Networks have it and the next.")
+    return named(command)
+
+
 def script(
     name: str,
     about: str | None,
@@ -112,6 +118,7 @@ def script(
     gates: Sequence[Gate],
     draw: Draw | None = None,
     pairs: int = 5,
+    size: int = 2,
 ) -> click.Command:
     """Return the command of a script: print every row, the medians and the gates, write the results, draw.
 
@@ -121,18 +128,23 @@ def script(
         task: whose recipe is stated.
         rows: what is measured.
         gates: bounds on the medians; without any, no medians are taken.
-        draw: makes the pictures.
+        draw: makes the pictures, of the first pair.
         pairs: how many, if nothing else is said.
+        size: seeds in each of them: 2 for pairs, 3 for triples.
     """
 
     @click.command(help=f"\b\n{about}")
-    @click.option("--pairs", default=pairs, show_default=True, help="Pairs (triples, sets) of networks.")
+    @click.option(
+        "--pairs", default=pairs, show_default=True, help="Pairs (triples, sets) of networks, no network in two."
+    )
+    @first_seed
     @click.option("--cache", type=click.Path(path_type=Path), default=CACHE, help="Folder of trained networks.")
     @click.option("--output", type=click.Path(path_type=Path), default=HERE, help="Folder of results/ and figures/.")
-    def main(pairs: int, cache: Path, output: Path) -> None:
+    def main(pairs: int, first_seed: int, cache: Path, output: Path) -> None:
         torch.set_num_threads(1)
+        groups = seed_groups(pairs, size, first=first_seed)
         print(summary(task), end="\n\n")
-        found = printed(rows(pairs, cache), middle=bool(gates))
+        found = printed(rows(groups, cache), middle=bool(gates))
         middle = medians(found.values()) if gates else {}
         print()
         for gate in gates:
@@ -140,6 +152,6 @@ def script(
         verdicts = [{**asdict(g), "median": middle[g.figure], "holds": g.holds(middle[g.figure])} for g in gates]
         save(name, {"recipe": description(task), "gates": verdicts, "median": middle, "rows": found}, output)
         if draw is not None:
-            draw(cache, output / "figures")
+            draw(groups[0], cache, output / "figures")
 
     return main

@@ -10,10 +10,10 @@ matching, and keeps what that has aligned.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from recipe import digits_task, trained
+from recipe import digits_task, label_of, trained
 from report import Gate, Row, script
 
 import weightspace as ws
@@ -28,10 +28,10 @@ GATES = (
 )
 
 
-def rows(pairs: int, cache: Path) -> Iterator[tuple[str, Row]]:
-    """Measure pairs of networks with seeds 0 and 1, 1 and 2, …"""
-    for seed in range(pairs):
-        yield f"{seed}, {seed + 1}", measure(seed, seed + 1, cache)
+def rows(triples: Sequence[range], cache: Path) -> Iterator[tuple[str, Row]]:
+    """Measure the first two networks of every triple of seeds: three_models matches them as well, and all three."""
+    for target, source, _ in triples:
+        yield label_of((target, source)), measure(target, source, cache)
 
 
 def measure(target: int, source: int, cache: Path) -> Row:
@@ -68,4 +68,4 @@ def matched(method: str, target: int, source: int, cache: Path) -> ws.StateDict:
 
 
 if __name__ == "__main__":
-    script("straight_through", __doc__, task=TASK, rows=rows, gates=GATES)()
+    script("straight_through", __doc__, task=TASK, rows=rows, gates=GATES, size=3)()

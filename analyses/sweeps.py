@@ -9,15 +9,15 @@ weight matching connects networks. Which recipes make these vectors align more, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
 import torch
 from pairs import pair_rows
-from recipe import CACHE, RECIPE, WIDTH, description, digits_task, summary
-from report import HERE, Gate, Row, medians, printed, save
+from recipe import CACHE, RECIPE, WIDTH, description, digits_task, seed_groups, summary
+from report import HERE, Gate, Row, first_seed, medians, printed, save
 
 from weightspace.plots.picture import COLOURS, DASHES, Axes, Figure, write_picture
 from weightspace.tasks import ClassificationTask, Recipe
@@ -73,7 +73,7 @@ SWEEPS: Mapping[str, Sweep] = {
 }
 
 
-def swept(name: str, pairs: int, cache: Path = CACHE) -> Measured:
+def swept(name: str, pairs: Sequence[range], cache: Path = CACHE) -> Measured:
     """Measure pairs of networks at every value of a sweep, print them, and the medians at the end."""
     sweep, found = SWEEPS[name], {}
     for value in sweep.values:
@@ -134,13 +134,14 @@ def _panel(axes: Axes, found: Measured, lines: Mapping[str, str]) -> None:
 
 @click.command()
 @click.option("--sweeps", default=",".join(SWEEPS), show_default=True, help="Quantities, with commas between.")
-@click.option("--pairs", default=5, show_default=True, help="Pairs of seeds: 0-1, 1-2, 2-3, …")
+@click.option("--pairs", default=5, show_default=True, help="Pairs of networks, no network in two of them.")
+@first_seed
 @click.option("--cache", type=click.Path(path_type=Path), default=CACHE, help="Folder of trained networks.")
 @click.option("--output", type=click.Path(path_type=Path), default=HERE, help="Folder of results/ and figures/.")
-def main(sweeps: str, pairs: int, cache: Path, output: Path) -> None:
+def main(sweeps: str, pairs: int, first_seed: int, cache: Path, output: Path) -> None:
     """Print every pair and the medians of each value; write results/sweeps.json and figures/sweeps.png."""
     torch.set_num_threads(1)
-    measured = {name: swept(name, pairs, cache) for name in sweeps.split(",")}
+    measured = {name: swept(name, seed_groups(pairs, first=first_seed), cache) for name in sweeps.split(",")}
     gates = verdicts(measured["weight-decay"]) if "weight-decay" in measured else []
     results = {
         name: [

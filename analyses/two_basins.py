@@ -15,8 +15,8 @@ from pathlib import Path
 import click
 import torch
 from pairs import pair_rows
-from recipe import CACHE, description, summary, trained
-from report import HERE, medians, printed, save
+from recipe import CACHE, description, label_of, seed_groups, summary, trained
+from report import HERE, first_seed, medians, printed, save
 
 import weightspace as ws
 from weightspace.plots import draw_curves
@@ -25,30 +25,32 @@ from weightspace.tasks import ClassificationTask
 TASKS = ("digits-mlp", "digits-cnn", "fashion-mlp")
 
 
-def draw(task: ClassificationTask, cache: Path, folder: Path) -> None:
-    """Draw the way between the first two networks."""
-    a, b = (trained(task, seed, cache=cache) for seed in (0, 1))
+def draw(task: ClassificationTask, seeds: range, cache: Path, folder: Path) -> None:
+    """Draw the way between two networks."""
+    a, b = (trained(task, seed, cache=cache) for seed in seeds)
     spec = ws.derive_spec(task.network(), task.example_args)
     ends = {"naive": b, "weight matching": ws.permute(spec, ws.weight_matching(spec, a, b).permutation, b)}
     curves = {label: ws.loss_curve(task, a, end) for label, end in ends.items()}
-    draw_curves(curves, folder / f"two_basins_{task.name}.png", title=f"{task.name}, seeds 0 and 1")
+    draw_curves(curves, folder / f"two_basins_{task.name}.png", title=f"{task.name}, seeds {label_of(seeds)}")
 
 
 @click.command()
 @click.option("--tasks", default=",".join(TASKS), show_default=True, help="Built-in tasks, with commas between.")
-@click.option("--pairs", default=5, show_default=True, help="Pairs of seeds: 0-1, 1-2, 2-3, …")
+@click.option("--pairs", default=5, show_default=True, help="Pairs of networks, no network in two of them.")
+@first_seed
 @click.option("--cache", type=click.Path(path_type=Path), default=CACHE, help="Folder of trained networks.")
 @click.option("--output", type=click.Path(path_type=Path), default=HERE, help="Folder of results/ and figures/.")
-def main(tasks: str, pairs: int, cache: Path, output: Path) -> None:
+def main(tasks: str, pairs: int, first_seed: int, cache: Path, output: Path) -> None:
     """Print every pair and the medians of each task; write results/two_basins.json and a figure a task."""
     torch.set_num_threads(1)
     results = {}
+    groups = seed_groups(pairs, first=first_seed)
     for name in tasks.split(","):
         task = ws.load_task(name)
         print(f"\n{summary(task)}\n")
-        rows = printed(pair_rows(task, pairs, cache=cache))
+        rows = printed(pair_rows(task, groups, cache=cache))
         results[name] = {"recipe": description(task), "median": medians(rows.values()), "rows": rows}
-        draw(task, cache, output / "figures")
+        draw(task, groups[0], cache, output / "figures")
     save("two_basins", {"tasks": results}, output)
 
 

@@ -9,11 +9,11 @@ of hidden inputs lies on the leading right ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pairs import measure
-from recipe import digits_task, trained
+from recipe import digits_task, label_of, trained
 from report import Gate, Row, script
 
 import weightspace as ws
@@ -34,11 +34,11 @@ GATES = (
 )
 
 
-def rows(pairs: int, cache: Path, *, task: ClassificationTask = TASK) -> Iterator[tuple[str, Row]]:
-    """Measure pairs of networks with seeds 0 and 1, 1 and 2, …"""
-    for seed in range(pairs):
-        a, b = (trained(task, one, cache=cache) for one in (seed, seed + 1))
-        yield f"{seed}, {seed + 1}", {**measure(task, a, b), **explanations(task, a, permuted(task, a, b))}
+def rows(pairs: Sequence[range], cache: Path, *, task: ClassificationTask = TASK) -> Iterator[tuple[str, Row]]:
+    """Measure pairs of networks of these seeds."""
+    for seeds in pairs:
+        a, b = (trained(task, seed, cache=cache) for seed in seeds)
+        yield label_of(seeds), {**measure(task, a, b), **explanations(task, a, permuted(task, a, b))}
 
 
 def permuted(task: ClassificationTask, a: ws.StateDict, b: ws.StateDict) -> ws.StateDict:
@@ -73,14 +73,14 @@ def least_input_energy(task: ClassificationTask, state: ws.StateDict) -> float:
     return min(energy.ratio for layer, energy in energies.items() if layer != "hidden1.weight")
 
 
-def draw(cache: Path, folder: Path) -> None:
-    """Draw the first pair: the way between the networks, R against γ, the vectors' products, the values."""
-    a, b = (trained(TASK, seed, cache=cache) for seed in (0, 1))
+def draw(seeds: range, cache: Path, folder: Path) -> None:
+    """Draw a pair: the way between the networks, R against γ, the vectors' products, the values."""
+    a, b = (trained(TASK, seed, cache=cache) for seed in seeds)
     ends = {"unmatched": b, "weight matching": permuted(TASK, a, b)}
     curves = {label: ws.loss_curve(TASK, a, end) for label, end in ends.items()}
-    draw_curves(curves, folder / "weight_matching_way.png", title=f"{TASK.name}, seeds 0 and 1")
-    spectra = {label: ws.spectrum(state) for label, state in {"seed 0": a, **ends}.items()}
-    first = spectra.pop("seed 0")
+    draw_curves(curves, folder / "weight_matching_way.png", title=f"{TASK.name}, seeds {label_of(seeds)}")
+    spectra = {label: ws.spectrum(state) for label, state in {"target": a, **ends}.items()}
+    first = spectra.pop("target")
     gammas = [step / 20 for step in range(21)]
     draw_alignment(
         {label: alignments(first, other, gammas) for label, other in spectra.items()},
@@ -91,7 +91,8 @@ def draw(cache: Path, folder: Path) -> None:
         for layer, one in first.layers.items()
     }
     draw_heat_maps(maps, folder / "weight_matching_vectors.png")
-    draw_spectra({"seed 0": first, "seed 1": spectra["unmatched"]}, folder / "weight_matching_values.png", gamma=0.3)
+    values = {f"seed {seeds[0]}": first, f"seed {seeds[1]}": spectra["unmatched"]}
+    draw_spectra(values, folder / "weight_matching_values.png", gamma=0.3)
 
 
 if __name__ == "__main__":

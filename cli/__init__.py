@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, str] = {
     "soup": "Make one network out of many fine-tunes of one model.",
     "ensemble": "Score the logit ensemble beside the soup, and predict which is better.",
     "barrier": "Measure and draw the way between two networks.",
+    "labels": "Decode predictions over a metric on the labels.",
 }
 
 

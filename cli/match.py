@@ -103,12 +103,14 @@ def command(
     from weightspace import load_checkpoint
     from weightspace.matching import run_matching
     from weightspace.suggestions import unknown
+    from weightspace.symmetry import check_permutation_path
 
     method = method or ("merge-many" if others else "weight-matching")
     if method not in _ALL:
         raise unknown("matching method", method, _ALL)
     if method in MATCHINGS:
         check_two(method, others, merged)
+        check_permutation_path(output)
     found = options.load_any_task(task, data)
     spec = options.spec_of(spec_file, network, input_shape, found)
     if method in MANY_MATCHINGS:

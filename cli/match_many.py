@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +40,10 @@ def match_many(
     if folder.suffix or folder.is_file():
         raise WeightspaceError(f"{method} writes one permutation a checkpoint: {output} must be a folder, not a file.")
     states = [load_checkpoint(path) for path in paths]
+    begin = time.perf_counter()
     with progress(method) as update:
         found = run_many(method, spec, states, task=task, seed=seed, on_fact=shown(update), **given)
+    seconds = time.perf_counter() - begin
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{number}-{Path(path).stem}.safetensors" for number, path in enumerate(paths, start=1)]
     for permutation, file in zip(found.permutations, files, strict=True):
@@ -54,8 +57,10 @@ def match_many(
             "permutations": [str(file) for file in files],
             "merged": merged,
             "method": method,
+            "seed": seed,
             "objective": found.objective,
             "groups": len(spec.groups),
+            "seconds": seconds,
         }
         click.echo(json.dumps(report))
         return

@@ -14,6 +14,7 @@ from weightspace.cli import options
 from weightspace.cli.progress import byte_progress
 
 from weightspace import WeightspaceError
+from weightspace.matching.methods import MATCHINGS
 from weightspace.merging import METHODS
 
 if TYPE_CHECKING:
@@ -61,7 +62,10 @@ def _parameter_options(command: Command) -> Command:
 )
 @click.option("--out-dtype", metavar="DTYPE", help="The same, as recipes call it.")
 @click.option(
-    "--align", metavar="METHOD", help="First bring networks that were trained apart into one basin: weight-matching."
+    "--align",
+    metavar="METHOD",
+    help=f"First bring networks that were trained apart into the basin of the first, or of the base: "
+    f"{', '.join(MATCHINGS)} (`weightspace match --method`).",
 )
 @options.spec_source
 @options.task(required=False)
@@ -191,7 +195,7 @@ def _network_options(said: dict[str, Any]) -> tuple[Alignment | None, Finish | N
     from weightspace.merging import Alignment
 
     found = options.load_any_task(task, data)
-    align = None if method is None else Alignment(options.spec_of(*network, found), method, said["seed"])
+    align = None if method is None else Alignment(options.spec_of(*network, found), method, said["seed"], found)
     if found is None:
         return align, None, {}
     return align, lambda state: reset_statistics(found, state), {"statistics": "reset", "task": task}

@@ -19,13 +19,22 @@ if TYPE_CHECKING:
     from weightspace.spectra import Spectrum
 
 
+#: What ``--against`` is called where no checkpoint is meant.
+_MEAN = "merged"
+
+
 @click.command("spectrum")
 @click.argument("a")
 @click.argument("b", required=False)
 @options.spec_source
 @options.task(required=False)
 @options.matching("Match B to A too, and show both.")
-@click.option("--against", metavar="MERGED", help="Show A beside MERGED too, and beside the unaligned mean of A and B.")
+@click.option(
+    "--against",
+    metavar="MERGED",
+    help="Show A beside MERGED too, a checkpoint, and beside the unaligned mean of A and B. The word `merged` stands "
+    "for the mean of A and the matched B.",
+)
 @click.option("--inputs", is_flag=True, help="Show the energy of A's inputs on its leading right vectors, on --task.")
 @click.option(
     "--gamma",
@@ -55,6 +64,7 @@ def command(a: str, b: str | None, gammas: tuple[float, ...], output: str | None
       weightspace spectrum a.safetensors
       weightspace spectrum a.safetensors b.safetensors --gamma .3 --gamma .7
       weightspace spectrum a.safetensors b.safetensors --matching weight-matching --task digits-mlp -o ab.png
+      weightspace spectrum a.safetensors b.safetensors --matching weight-matching --task digits-mlp --against merged
     """
     _check(b, said)
     if output is not None:
@@ -76,6 +86,8 @@ def _check(b: str | None, said: dict[str, Any]) -> None:
     for option in ("matching", "against"):
         if b is None and said[option] is not None:
             raise WeightspaceError(f"--{option} compares two networks. Give A and B.")
+    if _is_mean(said["against"]) and said["matching"] is None:
+        raise WeightspaceError(f"--against {_MEAN} is the mean of A and B matched. Give --matching, or a checkpoint.")
     if said["inputs"] and said["task"] is None:
         raise WeightspaceError("--inputs runs A on data. Say on which: --task digits-mlp, or file.py:object.")
     serves = {"--network": said["network"], "--spec": said["spec_file"], "--input": said["input_shape"]}
@@ -85,14 +97,19 @@ def _check(b: str | None, said: dict[str, Any]) -> None:
         raise WeightspaceError(f"{idle[0]} says what network to match. Give --matching too, or leave it out.")
 
 
+def _is_mean(against: str | None) -> bool:
+    """Return whether what A is compared with is to be made; a checkpoint of that name goes before."""
+    return against == _MEAN and not Path(_MEAN).exists()
+
+
 def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: dict[str, Any]) -> Found:
     """Load, match and decompose what was asked for."""
-    from weightspace import load_checkpoint, spectrum
+    from weightspace import interpolate, load_checkpoint, spectrum
     from weightspace.checkpoints import check_compatible
 
     task = options.load_any_task(said["task"], said["data"])
     names = None if said["names"] is None else said["names"].split(",")
-    given = {"a": a, "b": b, "merged": said["against"]}
+    given = {"a": a, "b": b, "merged": None if _is_mean(said["against"]) else said["against"]}
     paths = {label: path for label, path in given.items() if path is not None}
     states = {label: load_checkpoint(path) for label, path in paths.items()}
     for label, path in paths.items():
@@ -117,6 +134,9 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
     matched = None
     if spec is not None:
         matched = options.matched(said["matching"], spec, [states["a"], states["b"]], said["seed"], task)[1]
+        if _is_mean(said["against"]):
+            states["merged"] = interpolate(states["a"], matched, 0.5)
+            paths["merged"] = f"the mean of {a} and {b} matched"
     for label, (said_as, state) in _others(states, paths, said["matching"], matched).items():
         found.others[label] = decomposed(said_as, state)
     if said["inputs"] and task is not None:

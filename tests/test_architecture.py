@@ -23,6 +23,7 @@ LAYERS = (
     "elementwise",
     "adapters",
     "symmetry",
+    "labels",
     "networks",
     "tasks",
     "matching",
@@ -39,7 +40,7 @@ LAYERS = (
 #: Library -> the only modules that import it.
 DOORS = {
     "matplotlib": {"weightspace/plots/picture.py"},
-    "sklearn": {"weightspace/tasks/digits.py"},
+    "sklearn": {"weightspace/tasks/digits.py", "weightspace/labels/classifier.py"},
     "safetensors": {"weightspace/checkpoints/safetensors_file.py"},
     "fsspec": {"weightspace/checkpoints/remote.py"},
     "ray": {"weightspace/executors.py"},

@@ -3,10 +3,14 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
+import weightspace as ws
 from weightspace import cli
+from weightspace.labels import ZeroShotClassifier
 from weightspace.matching.methods import MANY_MATCHINGS, MATCHINGS
 from weightspace.merging import METHODS
 from weightspace.merging.recipe import parse_recipe
@@ -21,16 +25,56 @@ def blocks(language: str) -> list[str]:
 
 def test_the_python_block_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (block,) = blocks("python")
+    block = blocks("python")[0]
     names: dict[str, object] = {}
     exec(compile(block, "README.md", "exec"), names)
     assert names["after"] < 0.1 * names["before"]  # type: ignore[operator]
     assert (tmp_path / "way.png").stat().st_size > 10_000
 
 
+def test_the_heads_take_the_place_of_argmax_in_three_lines() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        clip = open_clip_model()
+        given = {
+            "network": torch.nn.Linear(4, 3),
+            "inputs": torch.randn(5, 4),
+            "X": torch.randn(30, 4).numpy(),
+            "y": ["cat", "dog", "car"] * 10,
+            "LogisticRegression": LogisticRegression,
+            "clip": clip,
+            "images": torch.randn(5, 3, 32, 32),
+            "tokenizer": lambda texts: torch.tensor([[len(text) + i for i in range(8)] for text in texts]),
+            "ZeroShotClassifier": ZeroShotClassifier,
+            "torch": torch,
+            "ws": ws,
+        }
+    three = blocks("python")[1:]
+    assert len(three) == 3
+    for block in three:
+        assert len(block.splitlines()) == 3
+        exec(compile(block, "README.md", "exec"), given)
+        labels = set(given["metric"].labels)  # type: ignore[attr-defined]
+        assert set(given["predicted"]) <= labels
+
+
+def open_clip_model() -> torch.nn.Module:
+    """Return a CLIP of a few thousand weights."""
+    import open_clip
+
+    vision = {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16}
+    text = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
+    return open_clip.CLIP(embed_dim=8, vision_cfg=vision, text_cfg=text)
+
+
 def test_the_command_lines_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WEIGHTSPACE_CACHE", str(tmp_path / "cache"))
+    Path("tree.csv").write_text("entity,animal\nanimal,cat\nanimal,dog\nentity,car\n")
+    Path("truth.txt").write_text("cat\nanimal\ncar\n")
+    np.save("logits.npy", np.asarray([[3.0, 0, 0], [1, 1, 0], [0, 0, 3]]))
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("weightspace ")]
     assert len(lines) >= 4
     for line in lines:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict, load_checkpoint, save_checkpoint
     from weightspace.connectivity import Curve, barrier, barrier_matrix, loss_curve, loss_plane, repair, taylor_barrier
     from weightspace.evidence import collect_evidence
+    from weightspace.labels import FrechetClassifier, LabelMetric
     from weightspace.matching import (
         Matching,
         activation_matching,
@@ -88,6 +89,8 @@ _HOMES = {
     "greedy_soup": "soups",
     "learned_soup": "soups",
     "wise_ft": "soups",
+    "FrechetClassifier": "labels",
+    "LabelMetric": "labels",
 }
 
 __all__ = [
@@ -95,6 +98,8 @@ __all__ = [
     "Alignment",
     "CheckpointError",
     "Curve",
+    "FrechetClassifier",
+    "LabelMetric",
     "Matching",
     "MergeReport",
     "Permutation",

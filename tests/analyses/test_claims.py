@@ -1,22 +1,27 @@
-"""The claims on digits: each gate holds for the median over five pairs (triples, sets) or more.
+"""The claims on digits: each gate holds for the median over five pairs (triples, sets), or its failure is reported.
 
-What every claim says, and where it comes from, is in analyses/README.md.
+The networks are those of the kept results, whose seeds had no part in the choice of the recipe. What every claim says,
+and where it comes from, is in analyses/README.md.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 #: Pairs (triples, sets) of networks.
 PAIRS = 5
+#: Script -> seeds in a group, where it is no pair.
+SIZES = {"straight_through": 3, "three_models": 3, "merge_many": 3}
 #: Script, figure, and what its median must be.
 CLAIMS = [
-    ("weight_matching", "matched / naive", "≤", 0.05),
     ("weight_matching", "L2 reduction", "<", 0.35),
     ("weight_matching", "Taylor error", ">", 0.5),
     ("weight_matching", "R_.3 before", "<", 0.1),
@@ -28,12 +33,23 @@ CLAIMS = [
     ("straight_through", "R Sinkhorn / R weights", "<", 0.5),
     ("straight_through", "Sinkhorn / naive", "<", 0.1),
     ("three_models", "weights / Sinkhorn", "<", 0.5),
-    ("merge_many", "parts: merged / best", "<", 1.0),
     ("soups_against_ensembles", "correlation", ">", 0.7),
     ("soups_against_ensembles", "sign", ">", 0.8),
 ]
+#: Gates that the kept results miss, and how near to them the median must be on any machine: what is said of them in
+#: analyses/README.md.
+MISSED = [
+    ("weight_matching", "matched / naive", "≤", 0.05, (0.0, 0.1)),
+    ("merge_many", "same: merged / best", "<", 1.0, (1.0, 2.0)),
+    ("merge_many", "parts: merged / best", "<", 1.0, (0.7, 1.4)),
+]
 
 Medians = Callable[[str], Mapping[str, float]]
+
+
+def kept(name: str) -> Any:
+    """Return the results of a script that the repository keeps."""
+    return json.loads((Path(__file__).parents[2] / "analyses" / "results" / f"{name}.json").read_text())
 
 
 def on_one_worker(name: str) -> pytest.MarkDecorator:
@@ -49,7 +65,8 @@ def medians(script: Callable[[str], ModuleType], tmp_path_factory: pytest.TempPa
 
     @functools.cache
     def find(name: str) -> Mapping[str, float]:
-        return script("report").medians(row for _, row in script(name).rows(PAIRS, networks))
+        groups = script("recipe").seed_groups(PAIRS, SIZES.get(name, 2))
+        return script("report").medians(row for _, row in script(name).rows(groups, networks))
 
     return find
 
@@ -67,6 +84,40 @@ def test_a_claim_holds_for_the_median(
     assert gate.holds(value), gate.verdict(value)
 
 
+@pytest.mark.parametrize(
+    ("name", "figure", "relation", "bound", "found"),
+    [pytest.param(*gate, marks=on_one_worker(gate[0]), id=" ".join(map(str, gate[:4]))) for gate in MISSED],
+)
+def test_a_gate_that_is_missed_is_reported_as_missed(
+    script: Callable[[str], ModuleType],
+    medians: Medians,
+    name: str,
+    figure: str,
+    relation: str,
+    bound: float,
+    found: tuple[float, float],
+) -> None:
+    gate = next(gate for gate in kept(name)["gates"] if gate["figure"] == figure)
+    assert (gate["relation"], gate["bound"], gate["holds"]) == (relation, bound, False)
+    least, most = found
+    assert least <= medians(name)[figure] < most
+
+
+@pytest.mark.parametrize("name", sorted({name for name, *_ in CLAIMS + MISSED}))
+def test_the_kept_results_are_of_these_networks_and_of_all_gates(
+    script: Callable[[str], ModuleType], name: str
+) -> None:
+    results, first = kept(name), script("recipe").FIRST_SEED
+    assert len(results["rows"]) == PAIRS
+    assert str(first) in next(iter(results["rows"]))
+    assert {gate["figure"]: gate["holds"] for gate in results["gates"]} == {
+        figure: holds
+        for listed, holds in ((CLAIMS, True), (MISSED, False))
+        for one, figure, *_ in listed
+        if one == name
+    }
+
+
 @on_one_worker("straight_through")
 def test_the_estimator_on_weights_keeps_the_alignment_of_weight_matching(medians: Medians) -> None:
     found = medians("straight_through")
@@ -80,7 +131,6 @@ def test_beyond_the_basin_the_prediction_says_little(medians: Medians) -> None:
 
 
 @on_one_worker("merge_many")
-def test_that_a_merged_network_beats_the_best_of_those_of_the_same_data_does_not_reproduce(medians: Medians) -> None:
+def test_networks_of_the_same_data_are_merged_without_losing_much_accuracy(medians: Medians) -> None:
     found = medians("merge_many")
-    assert 1 < found["same: merged / best"] < 2
-    assert found["same: merged accuracy"] > 0.97
+    assert found["same: merged accuracy"] > found["same: best accuracy"] - 0.03

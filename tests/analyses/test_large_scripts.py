@@ -78,8 +78,8 @@ def test_a_sweep_runs_and_is_drawn(script: Script, tmp_path: Path, monkeypatch: 
         return digits_task(int(width), recipe=Recipe(epochs=8))
 
     monkeypatch.setattr(sweeps, "SWEEPS", {"width": sweeps.Sweep("width", (8, 16), small)})
-    found = sweeps.swept("width", 2, tmp_path)
-    assert {width: list(rows) for width, rows in found.items()} == {key: ["0, 1", "1, 2"] for key in (8, 16)}
+    found = sweeps.swept("width", [range(2), range(2, 4)], tmp_path)
+    assert {width: list(rows) for width, rows in found.items()} == {key: ["0, 1", "2, 3"] for key in (8, 16)}
     sweeps.draw_sweeps({"width": found}, tmp_path / "sweeps.png")
     assert (tmp_path / "sweeps.png").stat().st_size > 10_000
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -105,6 +105,35 @@ def test_a_shifted_image_is_the_image_elsewhere(script: Script) -> None:
     places = {tuple(place) for place in moved.nonzero()[:, 2:].tolist()}
     assert places == {(y, x) for y in (1, 2, 3) for x in (1, 2, 3)}
     assert torch.equal(moved.sum((1, 2, 3)), torch.ones(200))
+
+
+def test_no_network_is_in_two_groups_and_none_chose_the_recipe(script: Script) -> None:
+    recipe = script("recipe")
+    groups = recipe.seed_groups(4, 3)
+    assert [len(group) for group in groups] == [3] * 4
+    seeds = {seed for group in groups for seed in group}
+    assert len(seeds) == 12
+    assert min(seeds) == recipe.FIRST_SEED == 1000
+
+
+def test_a_script_measures_the_seeds_that_are_asked_for(
+    script: Script, task: ClassificationTask, tmp_path: Path
+) -> None:
+    report = script("report")
+    asked: list[object] = []
+
+    def rows(groups: list[range], _: Path) -> Iterator[tuple[str, dict[str, float]]]:
+        asked.extend(groups)
+        yield "", {"barrier": 1.0}
+
+    def draw(seeds: range, *_: Path) -> None:
+        asked.append(seeds)
+
+    command = report.script("name", "About.", task=task, rows=rows, gates=(), draw=draw, size=3)
+    arguments = ["--output", str(tmp_path), "--first-seed", "7", "--pairs", "2"]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    assert asked == [range(7, 10), range(10, 13), range(7, 10)]
 
 
 def test_a_script_prints_every_row_the_median_and_the_gates_and_writes_them(

@@ -93,6 +93,12 @@ def test_a_mistake_is_one_line(arguments: tuple[str, ...], message: str) -> None
     assert not Path("p.safetensors").exists()
 
 
+def test_a_name_that_no_permutation_can_have_is_refused_before_one_is_searched_for() -> None:
+    result = run(*NAMED, "--method", "straight-through", "--steps", "1000000", "-o", "p.txt")
+    assert result.exit_code == 2
+    assert result.stderr == "Error: A permutation is a .safetensors file; found 'p.txt'.\n"
+
+
 def test_a_method_that_needs_a_task_says_so(tmp_path: Path) -> None:
     network = ("--network", "signs.py:build", "--input", "2,6")
     result = run(*network, "--method", "activation-matching", "-o", "p.safetensors")

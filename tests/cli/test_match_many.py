@@ -49,6 +49,8 @@ def test_permutations_and_the_merged_network_are_those_of_the_library(method: st
     assert report["permutations"] == ["p/1-a.safetensors", "p/2-b.safetensors", "p/3-c.safetensors"]
     assert [ws.Permutation.load(path, spec) for path in report["permutations"]] == list(expected.permutations)
     assert report["objective"] == list(expected.objective)
+    assert (report["method"], report["seed"]) == (method, 3)
+    assert report["seconds"] > 0
     merged = ws.load_checkpoint("m.safetensors")
     assert all(torch.equal(merged[name], tensor) for name, tensor in expected.merged.items())
 

@@ -71,6 +71,21 @@ def test_two_networks_are_compared_as_the_library_does_unaligned_always(
     assert found["midpoint_change"]["weight-matching"]["head.weight"] < 0.1
 
 
+def test_the_mean_of_the_matched_is_made_where_no_checkpoint_has_its_name(
+    folder: Path, mlp_states: tuple[StateDict, StateDict]
+) -> None:
+    a, b = mlp_states
+    matched = ("a.safetensors", "b.safetensors", *TASK, "--matching", "weight-matching", "--json")
+    task = ws.load_task("digits-mlp")
+    spec = ws.derive_spec(task.network(), task.example_args)
+    merged = ws.interpolate(a, ws.permute(spec, ws.weight_matching(spec, a, b).permutation, b), 0.5)
+    found = json.loads(run(*matched, "--against", "merged").stdout)["alignment"]
+    assert found["merged"][0]["total"] == pytest.approx(ws.singular_alignment(a, merged, spec=spec).total, abs=1e-9)
+    ws.save_checkpoint(ws.interpolate(a, b, 0.5), "merged")
+    other = json.loads(run(*matched, "--against", "merged").stdout)["alignment"]
+    assert other["merged"][0]["total"] == pytest.approx(other["unaligned mean"][0]["total"], abs=1e-6)
+
+
 def test_the_tables_have_a_row_a_layer_and_the_whole(folder: Path) -> None:
     result = run("a.safetensors", "b.safetensors", *TASK, "--matching", "weight-matching", "--inputs")
     assert result.exit_code == 0, result.output
@@ -120,6 +135,7 @@ def test_a_zero_matrix_is_a_dash_and_null(tmp_path: Path, monkeypatch: pytest.Mo
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "matching one network": (("a.safetensors", "--matching", "weight-matching", *TASK), "Give A and B"),
     "merged of one network": (("a.safetensors", "--against", "m.safetensors"), "Give A and B"),
+    "merged without matching": (("a.safetensors", "b.safetensors", "--against", "merged"), "Give --matching, or a"),
     "matching what": (("a.safetensors", "b.safetensors", "--matching", "weight-matching"), "Which network is it?"),
     "inputs of what": (("a.safetensors", "--inputs"), "Say on which: --task"),
     "a task for nothing": (("a.safetensors", *TASK), "--task says what network to match"),

@@ -180,3 +180,5 @@ def test_what_cannot_be_compared_is_an_error() -> None:
         activation_matching(spec, network, network, [torch.ones(2, 12), torch.full((2, 12), torch.inf)])
     with pytest.raises(CheckpointError, match="do not fit together"):
         activation_matching(spec, network, tiny_tasks.cnn(), [torch.ones(2, 12)])
+    with pytest.raises(WeightspaceError, match="The source is a dict; expected a network"):
+        activation_matching(spec, network, state, [torch.ones(2, 12)])  # type: ignore[arg-type]

@@ -100,6 +100,16 @@ def test_checkpoints_of_another_network_are_an_error(method: str) -> None:
         run_matching(method, tiny_tasks.spec("mlp"), other, other, task=tiny_tasks.task("mlp"))
 
 
+def test_a_module_or_a_task_in_the_place_of_weights_is_an_error_that_says_so() -> None:
+    task, state = tiny_tasks.task("mlp"), tiny_tasks.trained("mlp", 0)
+    network = tiny_tasks.network("mlp", state)
+    for ends, message in (((network, state), "The target is a "), ((state, task), "The source is a Classification")):
+        with pytest.raises(CheckpointError, match=message):
+            run_matching("weight-matching", tiny_tasks.spec("mlp"), *ends)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="Model 2 is a "):
+        run_many("merge-many", tiny_tasks.spec("mlp"), [state, network])  # type: ignore[list-item]
+
+
 def without_hidden_units() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
 

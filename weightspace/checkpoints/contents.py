@@ -14,7 +14,7 @@ from weightspace.checkpoints.safetensors_header import ITEMSIZES, read_header, t
 from weightspace.errors import CheckpointError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One tensor: the safetensors name of its dtype (``BF16``), and its shape."""
 
@@ -37,7 +37,7 @@ class TensorInfo:
         return self.dtype[0] in "FBC" and self.dtype != "BOOL"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where the bytes of a tensor are: the safetensors file, and the first byte in it."""
 

@@ -68,7 +68,8 @@ def activation_matching(
 
     Raises:
         CheckpointError: a network does not fit the spec or holds non-finite weights.
-        WeightspaceError: there are no batches, activations are not finite, or no group appears anywhere.
+        WeightspaceError: an end is no module, there are no batches, activations are not finite, or no group appears
+            anywhere.
 
     Source:
         Li et al. 2016, https://arxiv.org/abs/1511.07543; as a matching for merging Ainsworth et al. 2023,
@@ -76,7 +77,7 @@ def activation_matching(
     """
     if unseen not in get_args(Unseen):
         raise unknown("choice for unseen groups", unseen, get_args(Unseen))
-    target, source = (_state(network) for network in (target_network, source_network))
+    target, source = (_state(one, end) for one, end in ((target_network, "target"), (source_network, "source")))
     check_matchable(spec, target, source)
     pairs = correlated(spec, target_network, source_network, forward or feed, batches)
     seen = {group for pair in pairs for group in pair.groups if group}
@@ -107,7 +108,12 @@ def feed(network: nn.Module, batch: Any) -> Any:
     return network(*batch[: max(required, 1)])
 
 
-def _state(network: nn.Module) -> StateDict:
+def _state(network: nn.Module, end: str) -> StateDict:
+    if not isinstance(network, nn.Module):
+        raise WeightspaceError(
+            f"The {end} is a {type(network).__name__}; expected a network, whose activations are looked at: a module "
+            "that the weights were loaded into."
+        )
     return {name: tensor.detach() for name, tensor in network.state_dict().items()}
 
 

@@ -61,12 +61,19 @@ class Basin:
         self.permutations = list(permutations)
         self.moved = [permute(self.spec, one, state) for one, state in zip(permutations, self.wide, strict=True)]
         self.objective = self._objective()
+        self._had_turn: set[int] = set()
 
     def turn(self, index: int, seed: int) -> bool:
-        """Match a model to the mean of the others; tell whether it moved, which it does only to raise the objective."""
+        """Match a model to the mean of the others; tell whether it moved, which it does only to raise the objective.
+
+        A model's first turn begins at the better of where it stands and a start from nothing, later ones where it
+        stands: the others have hardly moved since.
+        """
         before = self.permutations[index], self.moved[index], self.objective
         target = mean([state for other, state in enumerate(self.moved) if other != index])
-        change = weight_matching(self.spec, target, self.moved[index], seed=seed).permutation
+        start = Permutation.identity(self.spec) if index in self._had_turn else None
+        self._had_turn.add(index)
+        change = weight_matching(self.spec, target, self.moved[index], seed=seed, start=start).permutation
         self.permutations[index] = change.compose(self.permutations[index])
         self.moved[index] = permute(self.spec, change, self.moved[index])
         self.objective = self._objective()

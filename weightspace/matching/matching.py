@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from weightspace.checkpoints import StateDict, check_compatible, check_finite
 from weightspace.errors import SpecError
-from weightspace.symmetry import Permutation, PermutationSpec, check_fits, permute
+from weightspace.symmetry import Permutation, PermutationSpec, check_fits, check_named_tensors, permute
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,11 @@ def check_matchable(
     """Check what every method of matching needs.
 
     Raises:
-        CheckpointError: a checkpoint does not fit the spec or holds non-finite weights.
+        CheckpointError: a checkpoint is none, does not fit the spec or holds non-finite weights.
         SpecError: the start belongs to another spec.
     """
+    for label, state in (("The target", target), ("The source", source)):
+        check_named_tensors(state, label)
     check_compatible(target, source, names=("the target", "the source"))
     for label, state in (("The target", target), ("The source", source)):
         check_fits(spec, state, label)

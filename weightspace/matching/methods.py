@@ -237,6 +237,16 @@ def run_many(
     return function(spec, *([task] if row.needs_task else []), states, seed=seed, **keywords)
 
 
+def check_task(row: MatchingMethod, task: Task | None) -> None:
+    """Check that a method that needs a task has one.
+
+    Raises:
+        WeightspaceError: it has none.
+    """
+    if row.needs_task and task is None:
+        raise WeightspaceError(f"The method {row.name!r} looks at data: give it the task of the networks (--task).")
+
+
 def _prepared(
     row: MatchingMethod, task: Task | None, on_fact: OnFact, options: Mapping[str, Any]
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -249,8 +259,7 @@ def _prepared(
     if odd := [name for name in given if name not in row.options]:
         has = f"its options are {', '.join(row.options)}" if row.options else "it has none"
         raise WeightspaceError(f"The method {row.name!r} has no option {odd[0]!r}; {has}.")
-    if row.needs_task and task is None:
-        raise WeightspaceError(f"The method {row.name!r} looks at data: give it the task of the networks (--task).")
+    check_task(row, task)
     file, _, function = row.function.partition(":")
     call = getattr(importlib.import_module(f"weightspace.matching.{file}"), function)
     return call, {**dict.fromkeys(row.reports, on_fact), **row.preset, **given}

@@ -1,6 +1,8 @@
 """Pictures: one file a kind, one door to matplotlib."""
 
+from weightspace.plots.calibration import draw_calibration
 from weightspace.plots.curves import draw_curves
+from weightspace.plots.label_spaces import draw_locus, draw_simplex
 from weightspace.plots.matrices import draw_matrices
 from weightspace.plots.planes import draw_planes
 from weightspace.plots.soups import draw_points, draw_predictions, draw_soups
@@ -8,12 +10,15 @@ from weightspace.plots.spectra import draw_alignment, draw_heat_maps, draw_spect
 
 __all__ = [
     "draw_alignment",
+    "draw_calibration",
     "draw_curves",
     "draw_heat_maps",
+    "draw_locus",
     "draw_matrices",
     "draw_planes",
     "draw_points",
     "draw_predictions",
+    "draw_simplex",
     "draw_soups",
     "draw_spectra",
 ]

@@ -118,8 +118,7 @@ class Permutation:
             SpecError: the path has another suffix.
             CheckpointError: the file cannot be written.
         """
-        if Path(path).suffix != ".safetensors":
-            raise SpecError(f"A permutation is a .safetensors file; found {Path(path).name!r}.")
+        check_permutation_path(path)
         save_checkpoint(dict(self.indices), path, metadata={"weightspace_spec_digest": self.spec.digest})
 
     @classmethod
@@ -134,6 +133,16 @@ class Permutation:
             found = "has no digest of a spec" if digest is None else f"was made for the spec {digest[:12]}…"
             raise SpecError(f"{path}: {found}, not for the one given ({spec.digest[:12]}…).")
         return cls(spec, load_checkpoint(path))
+
+
+def check_permutation_path(path: str | Path) -> None:
+    """Check that a permutation can be written under this name, before one is searched for.
+
+    Raises:
+        SpecError: the path has another suffix than ``.safetensors``.
+    """
+    if Path(path).suffix != ".safetensors":
+        raise SpecError(f"A permutation is a .safetensors file; found {Path(path).name!r}.")
 
 
 def _index_shape(spec: PermutationSpec, group: str) -> tuple[int, ...]:
@@ -171,6 +180,7 @@ def permute(spec: PermutationSpec, permutation: Permutation, state: StateDict) -
 
 def check_fits(spec: PermutationSpec, state: Mapping[str, Tensor], label: str = "The checkpoint") -> None:
     """Raise a CheckpointError that names the first tensor in which a checkpoint and a spec differ."""
+    check_named_tensors(state, label)
     if missing := [name for name in spec.axes if name not in state]:
         raise CheckpointError(f"{label} lacks {_listing(missing)}, which the spec names. Is this its spec?")
     if unknown := [name for name in state if name not in spec.axes]:
@@ -181,6 +191,15 @@ def check_fits(spec: PermutationSpec, state: Mapping[str, Tensor], label: str = 
                 f"{label} has {name!r} of shape {tuple(tensor.shape)}, the spec expects {spec.shape(name)}. "
                 "Is this its spec?"
             )
+
+
+def check_named_tensors(state: object, label: str) -> None:
+    """Raise a CheckpointError where something else than tensors by their names is given."""
+    if not isinstance(state, Mapping):
+        raise CheckpointError(
+            f"{label} is a {type(state).__name__}; expected tensors by name: a module's state_dict(), or what "
+            "load_checkpoint returns."
+        )
 
 
 def _listing(names: list[str]) -> str:

@@ -1,13 +1,15 @@
 """Networks that were trained apart, merged from files in one call: aligned first, statistics measured after."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 import weightspace as ws
-from weightspace.checkpoints import StateDict
+from weightspace.checkpoints import StateDict, load_metadata
 from weightspace.connectivity import reset_statistics
 from weightspace.errors import WeightspaceError
+from weightspace.matching import run_matching
 from weightspace.merging import Alignment, merge_files, reproduce
 from weightspace.tasks import Task
 
@@ -39,6 +41,39 @@ def test_aligned_sources_merge_to_what_the_steps_one_by_one_give(
     expected, found = ws.merge([a, moved], weights=[0.6, 0.4]), ws.load_checkpoint(tmp_path / "out.safetensors")
     assert all(found[name].equal(tensor) for name, tensor in expected.items())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", "out.safetensors"]
+
+
+@pytest.mark.parametrize("method", ["activation-matching", "activation-then-weights", "sinkhorn-l2"])
+def test_sources_are_aligned_by_every_way_to_match_two(
+    digits_mlp: Task, mlp_states: tuple[StateDict, StateDict], tmp_path: Path, method: str
+) -> None:
+    a, b = mlp_states
+    spec = alignment(digits_mlp).spec
+    align = Alignment(spec, method, seed=2, task=digits_mlp)
+    merge_files(saved(mlp_states, tmp_path), tmp_path / "out.safetensors", align=align)
+    found = run_matching(method, spec, a, b, task=digits_mlp, seed=2)
+    expected = ws.merge([a, ws.permute(spec, found.permutation, b)])
+    merged = ws.load_checkpoint(tmp_path / "out.safetensors")
+    assert all(merged[name].equal(tensor) for name, tensor in expected.items())
+
+
+def test_the_task_of_an_alignment_is_kept_where_the_method_looks_at_it(
+    digits_mlp: Task, mlp_states: tuple[StateDict, StateDict], tmp_path: Path
+) -> None:
+    spec = alignment(digits_mlp).spec
+    assert "align_task" not in Alignment(spec, task=digits_mlp).described()
+    by_data = Alignment(spec, "activation-matching", task=digits_mlp)
+    out = tmp_path / "out.safetensors"
+    merge_files(saved(mlp_states, tmp_path), out, align=by_data)
+    assert json.loads(load_metadata(out)["parameters"])["align_task"] == "digits-mlp"
+    assert reproduce(out, align=by_data).equal
+    with pytest.raises(WeightspaceError, match="was made with align activation-matching, found weight-matching"):
+        reproduce(out, align=alignment(digits_mlp))
+
+
+def test_an_alignment_by_data_needs_a_task(digits_mlp: Task) -> None:
+    with pytest.raises(WeightspaceError, match=r"'straight-through' looks at data: give it the task"):
+        Alignment(alignment(digits_mlp).spec, "straight-through")
 
 
 def test_a_network_with_batchnorm_works_once_aligned_and_measured_anew(

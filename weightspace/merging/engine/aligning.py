@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from weightspace.checkpoints.contents import read_contents
 from weightspace.errors import WeightspaceError
+from weightspace.matching.methods import MATCHINGS, check_task
 from weightspace.merging.engine.plan import Plan
 from weightspace.suggestions import unknown
 
 if TYPE_CHECKING:
     from weightspace.symmetry import PermutationSpec
-
-#: Name on the command line -> what it is.
-ALIGNMENTS = {
-    "weight-matching": "Git Re-Basin's weight matching, Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836"
-}
+    from weightspace.tasks.protocol import Task
 
 
 @dataclass(frozen=True)
@@ -26,21 +23,30 @@ class Alignment:
 
     Attributes:
         spec: what may be permuted, verified for their architecture.
-        method: a name in ``ALIGNMENTS``.
+        method: a name in ``weightspace.matching.MATCHINGS``: a way to match two networks.
         seed: of the matching.
+        task: that the networks were trained for; some methods need it.
+
+    Raises:
+        WeightspaceError: no such method, or no task for a method that needs one.
     """
 
     spec: PermutationSpec
     method: str = "weight-matching"
     seed: int = 0
+    task: Task | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in ALIGNMENTS:
-            raise unknown("alignment", self.method, ALIGNMENTS)
+        if self.method not in MATCHINGS:
+            raise unknown("alignment", self.method, MATCHINGS)
+        check_task(MATCHINGS[self.method], self.task)
 
     def described(self) -> dict[str, Any]:
         """Return what the metadata says of it."""
-        return {"align": self.method, "seed": self.seed, "spec": self.spec.digest}
+        said = {"align": self.method, "seed": self.seed, "spec": self.spec.digest}
+        if self.task is not None and MATCHINGS[self.method].needs_task:
+            said["align_task"] = self.task.name
+        return said
 
 
 def aligned(plan: Plan, alignment: Alignment, folder: Path) -> Plan:
@@ -56,7 +62,7 @@ def aligned(plan: Plan, alignment: Alignment, folder: Path) -> Plan:
         WeightspaceError: a model has an adapter, or evidence that was collected before it was permuted.
     """
     from weightspace.checkpoints import load_checkpoint, save_checkpoint
-    from weightspace.matching import weight_matching
+    from weightspace.matching import run_matching
     from weightspace.symmetry import permute
 
     first = next(job.base or job.inputs[0] for job in plan.jobs if job.kind == "merge")[0]
@@ -72,7 +78,9 @@ def aligned(plan: Plan, alignment: Alignment, folder: Path) -> Plan:
             )
         if index != first:
             source = load_checkpoint(member.contents.path)
-            found = weight_matching(alignment.spec, target, source, seed=alignment.seed)
+            found = run_matching(
+                alignment.method, alignment.spec, target, source, task=alignment.task, seed=alignment.seed
+            )
             copy = folder / f"{index}.safetensors"
             save_checkpoint(permute(alignment.spec, found.permutation, source), copy)
             members[index] = replace(member, contents=replace(read_contents(copy), tied=member.contents.tied))

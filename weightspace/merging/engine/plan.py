@@ -67,7 +67,7 @@ class Member:
         return bool(self.borrowed) or (self.stored is not None and self.stored.tied != self.contents.tied)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """One tensor of the output.
 

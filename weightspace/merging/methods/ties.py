@@ -82,6 +82,8 @@ def survey(stacks: Sequence[Stack], arguments: Sequence[Mapping[str, Any]]) -> d
         stacks: all tensors, by name.
         arguments: of the method for each of them; the first one's density counts.
     """
+    if not stacks:
+        return {}
     offsets = np.cumsum([0, *(stack.numel for stack in stacks)]).tolist()
     density, total = arguments[0]["density"], offsets[-1]
     cuts = largest(

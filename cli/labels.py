@@ -1,0 +1,29 @@
+"""``weightspace labels``: predictions over a metric on the labels, in the place of ``argmax``."""
+
+from __future__ import annotations
+
+import click
+from weightspace.cli.labels_build import build
+from weightspace.cli.labels_locus import cover, locus, next_
+from weightspace.cli.labels_predict import evaluate, predict
+
+
+@click.group("labels")
+def command() -> None:
+    """Decode probabilities over a metric on the labels: the Fréchet mean in the place of argmax.
+
+    Classes are named, never numbered; a list of names is a file with one a line, a JSON list, or a,b,c.
+    Every command below has --json.
+
+    \b
+    Examples:
+      weightspace labels build --edges tree.csv -o tree.safetensors
+      weightspace labels predict tree.safetensors logits.npy --logits --observed classes.txt
+      weightspace labels evaluate tree.safetensors logits.npy --logits --observed classes.txt --truth truth.txt
+      weightspace labels locus tree.safetensors --observed cat,dog -o locus.png
+      weightspace labels next tree.safetensors --observed cat,dog -n 3
+    """
+
+
+for _command in (build, predict, evaluate, locus, cover, next_):
+    command.add_command(_command)

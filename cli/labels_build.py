@@ -1,0 +1,80 @@
+"""``weightspace labels build``: a metric file from edges, parents, a matrix, embeddings or WordNet."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+from weightspace.cli import options
+
+from weightspace import WeightspaceError
+
+if TYPE_CHECKING:
+    from weightspace import LabelMetric
+
+_SOURCES = ("edges", "parents", "graph", "matrix", "embeddings", "wordnet", "discrete")
+
+
+@click.command("build")
+@click.option("--edges", metavar="FILE", help="Edges of a tree: name,name[,length] a line.")
+@click.option("--parents", metavar="FILE", help="Edges of a tree as name,parent[,length].")
+@click.option("--graph", metavar="FILE", help="Edges of any connected graph.")
+@click.option("--matrix", metavar="FILE", help="Distances (not squared), .npy, .npz, .safetensors or .csv.")
+@click.option("--embeddings", metavar="FILE", help="A row a label, .npy, .npz, .safetensors or .csv.")
+@click.option("--wordnet", metavar="NAMES", help="Synsets (n02084071, dog.n.01, dog), or all.")
+@click.option("--discrete", metavar="NAMES", help="Names that are equally far from each other.")
+@click.option("--labels", metavar="NAMES", help="Names of the rows, or of all nodes in the order of their numbers.")
+@click.option("--metric", type=click.Choice(["euclidean", "cosine"]), default="euclidean", show_default=True)
+@click.option("--ancestors", is_flag=True, help="With --wordnet: all synsets above those are labels too.")
+@click.option("--key", metavar="NAME", help="Which array of an .npz or .safetensors.")
+@options.output("Metric to write, .safetensors.")
+@options.as_json
+def build(output: str, as_json: bool, **given: Any) -> None:
+    """Write a label metric to a file.
+
+    \b
+    Examples:
+      weightspace labels build --edges tree.csv -o tree.safetensors
+      weightspace labels build --wordnet imagenet_ids.txt --ancestors -o imagenet.safetensors
+      weightspace labels build --embeddings text.npy --labels names.txt --metric cosine -o text.safetensors
+    """
+    chosen = [name for name in _SOURCES if given[name] is not None]
+    if len(chosen) != 1:
+        said = " and ".join(f"--{name}" for name in chosen) or "none"
+        raise WeightspaceError(f"A metric has one source, of {', '.join(f'--{s}' for s in _SOURCES)}; found {said}.")
+    metric = _built(chosen[0], given)
+    metric.save(output)
+    if as_json:
+        click.echo(json.dumps({"output": output, "kind": metric.geometry.kind, "labels": len(metric)}))
+    else:
+        click.echo(f"{metric.geometry.kind}, {len(metric):,} labels\n{output}")
+
+
+def _built(source: str, given: dict[str, Any]) -> LabelMetric:
+    from weightspace import LabelMetric
+    from weightspace.labels.inputs import read_array, read_names, read_pairs
+
+    file = given[source]
+    labels = read_names(given["labels"]) if given["labels"] else None
+    if source == "edges":
+        return LabelMetric.from_tree(edges=read_pairs(file), labels=labels)
+    if source == "parents":
+        return LabelMetric.from_tree(edges=[row for row in read_pairs(file) if row[1]], labels=labels)
+    if source == "graph":
+        import networkx
+
+        graph = networkx.Graph()
+        graph.add_nodes_from(labels or [])
+        graph.add_weighted_edges_from((row[0], row[1], row[2] if len(row) == 3 else 1.0) for row in read_pairs(file))
+        return LabelMetric.from_graph(graph, labels=labels)
+    if source == "matrix":
+        distances = read_array(file, given["key"])
+        return LabelMetric.from_distance_matrix(distances, labels=labels or [str(i) for i in range(len(distances))])
+    if source == "embeddings":
+        rows = read_array(file, given["key"])
+        labels = labels or [str(i) for i in range(len(rows))]
+        return LabelMetric.from_embeddings(rows, labels=labels, metric=given["metric"])
+    if source == "wordnet":
+        return LabelMetric.from_wordnet(None if file == "all" else read_names(file), ancestors=given["ancestors"])
+    return LabelMetric.discrete(read_names(file))

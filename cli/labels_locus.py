@@ -1,0 +1,85 @@
+"""``weightspace labels locus``, ``cover`` and ``next``: what can be predicted from which classes."""
+
+from __future__ import annotations
+
+import json
+
+import click
+from weightspace.cli import options
+
+_OBSERVED = click.option("--observed", metavar="NAMES", required=True, help="The classes of the classifier.")
+
+
+@click.command("locus")
+@click.argument("metric", metavar="METRIC")
+@_OBSERVED
+@click.option("--unique", is_flag=True, help="Only labels that are the only mean for some probabilities.")
+@options.output("Picture of the locus, or of three classes' simplex (--simplex), .png, .svg or .pdf.", required=False)
+@click.option("--simplex", is_flag=True, help="Draw what is predicted for all probabilities of three classes.")
+@options.as_json
+def locus(metric: str, observed: str, unique: bool, output: str | None, simplex: bool, as_json: bool) -> None:
+    """Print the labels that can be predicted from the observed classes.
+
+    \b
+    Examples:
+      weightspace labels locus tree.safetensors --observed cat,dog -o locus.png
+      weightspace labels locus tree.safetensors --observed cat,dog,car --simplex -o simplex.png
+    """
+    from weightspace import LabelMetric, WeightspaceError
+    from weightspace.labels.inputs import read_names
+    from weightspace.plots import draw_locus, draw_simplex
+
+    if simplex and output is None:
+        raise WeightspaceError("--simplex draws: say where to with -o, for example -o simplex.png.")
+    space, names = LabelMetric.load(metric), read_names(observed)
+    found = space.locus(names, unique=unique)
+    if output is not None:
+        (draw_simplex if simplex else draw_locus)(space, names, output)
+    _show(found, {"labels": len(space), "observed": names, "picture": output}, "locus", as_json)
+
+
+@click.command("cover")
+@click.argument("metric", metavar="METRIC")
+@click.option("--identifying", is_flag=True, help="Every label must be the only mean for some probabilities.")
+@options.as_json
+def cover(metric: str, identifying: bool, as_json: bool) -> None:
+    """Print a smallest set of classes from which every label can be predicted.
+
+    \b
+    Example:
+      weightspace labels cover tree.safetensors
+    """
+    from weightspace import LabelMetric
+
+    space = LabelMetric.load(metric)
+    found = space.cover(identifying=identifying)
+    facts = {"method": found.method, "exact": found.exact, "lower_bound": found.lower_bound}
+    _show(list(found.labels), facts, "cover", as_json)
+    if not found.exact:
+        click.echo(f"Found by {found.method}; none has fewer than {found.lower_bound:,}.", err=True)
+
+
+@click.command("next")
+@click.argument("metric", metavar="METRIC")
+@_OBSERVED
+@click.option("-n", "count", type=int, default=1, show_default=True, help="How many.")
+@options.as_json
+def next_(metric: str, observed: str, count: int, as_json: bool) -> None:
+    """Print which classes to observe next, so that the most labels can be predicted.
+
+    \b
+    Example:
+      weightspace labels next tree.safetensors --observed cat,dog -n 3
+    """
+    from weightspace import LabelMetric
+    from weightspace.labels.inputs import read_names
+
+    space, names = LabelMetric.load(metric), read_names(observed)
+    _show(space.next_classes(names, count), {"observed": names}, "next", as_json)
+
+
+def _show(found: list[object], facts: dict[str, object], name: str, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({name: found, **facts}, ensure_ascii=False))
+    else:
+        click.echo("\n".join(str(label) for label in found))

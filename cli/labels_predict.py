@@ -1,0 +1,145 @@
+"""``weightspace labels predict`` and ``evaluate``: from logits or probabilities to labels, and how good they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from weightspace.cli import options
+from weightspace.cli.printing import plain, print_table
+
+from weightspace import WeightspaceError
+
+if TYPE_CHECKING:
+    from weightspace import LabelMetric
+
+Command = Callable[..., Any]
+
+
+def _shared(command: Command) -> Command:
+    """Add what both commands take."""
+    decorators = (
+        click.argument("metric", metavar="METRIC"),
+        click.argument("scores", metavar="SCORES"),
+        click.option("--observed", metavar="NAMES", required=True, help="The classes, in the order of the columns."),
+        click.option("--outputs", metavar="NAMES", default="all", show_default=True, help="all, observed, or names."),
+        click.option("--exponent", type=float, default=2.0, show_default=True, help="Of the distance."),
+        click.option("--logits", is_flag=True, help="SCORES are logits: take their softmax first."),
+        click.option("--temperature", type=float, help="That logits are divided by.  [1]"),
+        click.option("--key", metavar="NAME", help="Which array of an .npz or .safetensors."),
+    )
+    for decorate in reversed(decorators):
+        command = decorate(command)
+    return command
+
+
+@click.command("predict")
+@_shared
+@options.output("Also write the table, .csv or .json, or the ids, .npy.", required=False)
+@options.as_json
+def predict(metric: str, scores: str, output: str | None, as_json: bool, **given: Any) -> None:
+    """Print the label of least expected cost for every row of SCORES, .npy, .npz, .safetensors or .csv.
+
+    \b
+    Examples:
+      weightspace labels predict tree.safetensors probabilities.npy --observed classes.txt
+      weightspace labels predict tree.safetensors logits.npy --logits --observed cat,dog,car -o predicted.csv
+    """
+    from weightspace.labels.results import Predictions
+
+    space, observed, outputs, p = _read(metric, scores, given)
+    found = Predictions.of(space, p, observed=observed, outputs=outputs, exponent=given["exponent"])
+    if output is not None:
+        found.save(output)
+    if as_json:
+        click.echo(json.dumps(plain(found), ensure_ascii=False))
+        return
+    rows = zip(found.ids, found.names, found.expected_cost, strict=True)
+    head = ("row", "id", "label", "expected cost")
+    print_table(head, [(str(row), str(i), str(name), f"{cost:.6g}") for row, (i, name, cost) in enumerate(rows)])
+
+
+@click.command("evaluate")
+@_shared
+@click.option("--truth", metavar="NAMES", required=True, help="The true label of every row.")
+@click.option("--validation", metavar="SCORES", help="Logits to fit the temperature on, instead of --temperature.")
+@click.option("--validation-truth", metavar="NAMES", help="Their true labels.")
+@options.output("Picture of reliability and temperatures, .png, .svg or .pdf; logits only.", required=False)
+@options.as_json
+def evaluate(
+    metric: str,
+    scores: str,
+    truth: str,
+    validation: str | None,
+    validation_truth: str | None,
+    output: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Show argmax, the Fréchet mean and the best constant label side by side, and which one to take.
+
+    \b
+    Examples:
+      weightspace labels evaluate tree.safetensors test.npy --logits --observed classes.txt --truth test.txt
+      weightspace labels evaluate tree.safetensors test.npy --logits --observed classes.txt --truth test.txt \\
+          --validation val.npy --validation-truth val.txt -o temperature.png
+    """
+    from weightspace.labels import decision_report, fit_temperature
+    from weightspace.labels.inputs import read_array, read_names
+    from weightspace.plots import draw_calibration
+
+    if (validation is None) != (validation_truth is None):
+        raise WeightspaceError("--validation and --validation-truth belong together; found one of them.")
+    if (validation is not None or output is not None) and not given["logits"]:
+        raise WeightspaceError("A temperature divides logits: give them as SCORES, with --logits.")
+    fit = None
+    if validation is not None and validation_truth is not None:
+        if given["temperature"] is not None:
+            raise WeightspaceError("--temperature says what --validation would find; give one of them.")
+        space, observed, outputs = _classes(metric, given)
+        chosen = {"metric": space, "observed": observed, "outputs": outputs, "exponent": given["exponent"]}
+        fit = fit_temperature(read_array(validation, given["key"]), read_names(validation_truth), **chosen)
+        given["temperature"] = fit.temperature
+    space, observed, outputs, p = _read(metric, scores, given)
+    names = read_names(truth)
+    chosen = {"metric": space, "observed": observed, "outputs": outputs, "exponent": given["exponent"]}
+    report = decision_report(p, names, **chosen)
+    if output is not None:
+        draw_calibration(read_array(scores, given["key"]), names, output, temperature=given["temperature"], **chosen)
+    if as_json:
+        content = {**plain(report), "keep_argmax": report.keep_argmax, "advice": report.advice}
+        click.echo(json.dumps({**content, "temperature": plain(fit) if fit else None}, ensure_ascii=False))
+        return
+    if fit is not None:
+        click.echo(f"temperature {fit.temperature:.4g}, fitted on {Path(validation or '').name}\n")
+    rows = {"argmax": report.argmax, "Fréchet mean": report.frechet, f"always {report.constant_label}": report.constant}
+    table = [(name, f"{s.squared_distance:.4g}", f"{s.distance:.4g}", f"{s.accuracy:.1%}") for name, s in rows.items()]
+    print_table(("decision", "mean d²", "mean d", "accuracy"), table)
+    click.echo(f"\n{report.advice}" + (f"\n{output}" if output else ""))
+
+
+def _classes(metric: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any], Any]:
+    """Return the metric, the observed classes and the outputs."""
+    from weightspace import LabelMetric
+    from weightspace.labels.inputs import read_names
+
+    outputs = given["outputs"]
+    named = outputs if outputs in ("all", "observed") else read_names(outputs)
+    return LabelMetric.load(metric), read_names(given["observed"]), named
+
+
+def _read(metric: str, scores: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any], Any, Any]:
+    """Return the metric, the observed classes, the outputs and the probabilities."""
+    from weightspace.labels.inputs import read_array
+    from weightspace.labels.results import probabilities_of
+
+    space, observed, outputs = _classes(metric, given)
+    found = read_array(scores, given["key"])
+    if given["logits"]:
+        return space, observed, outputs, probabilities_of(found, len(observed), given["temperature"])
+    if given["temperature"] is not None:
+        raise WeightspaceError("--temperature divides logits: say --logits if SCORES are some.")
+    return space, observed, outputs, found

@@ -1,0 +1,149 @@
+"""``weightspace labels`` from files to tables, JSON, files and pictures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import weightspace as ws
+from weightspace import cli
+
+EDGES = "animal,cat\nanimal,dog\nthing,car\nentity,animal\nentity,thing\n"
+CLASSES = ["dog", "cat", "car"]
+P = [[0.9, 0.1, 0.0], [0.5, 0.5, 0.0], [0.4, 0.3, 0.3]]
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, ["labels", *arguments])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the working directory with a metric, probabilities, logits and names."""
+    monkeypatch.chdir(tmp_path)
+    Path("edges.csv").write_text(EDGES)
+    Path("classes.txt").write_text("\n".join(CLASSES) + "\n")
+    Path("truth.txt").write_text("dog\nanimal\nentity\n")
+    np.save("p.npy", np.asarray(P))
+    np.save("logits.npy", np.log(np.asarray(P) + 1e-9))
+    np.savez("two.npz", a=np.asarray(P), b=np.zeros(3))
+    assert run("build", "--edges", "edges.csv", "-o", "tree.safetensors").exit_code == 0
+    return tmp_path
+
+
+def test_predictions_are_those_of_the_library(folder: Path) -> None:
+    metric = ws.LabelMetric.load("tree.safetensors")
+    expected = metric.predict(np.asarray(P), observed=CLASSES)
+    result = run("predict", "tree.safetensors", "p.npy", "--observed", "classes.txt", "--json", "-o", "out.csv")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["ids"] == expected.tolist()
+    assert found["names"] == [metric.labels[i] for i in expected]
+    costs = metric.expected_cost(np.asarray(P), observed=CLASSES)
+    np.testing.assert_allclose(found["expected_cost"], costs.min(1))
+    rows = Path("out.csv").read_text().splitlines()
+    assert rows[0] == "row,id,label,expected_cost"
+    assert [row.split(",")[2] for row in rows[1:]] == found["names"]
+    again = run("predict", "tree.safetensors", "logits.npy", "--logits", "--observed", "dog,cat,car", "-o", "ids.npy")
+    assert [line.split()[2] for line in again.stdout.splitlines()[1:]] == found["names"]
+    np.testing.assert_array_equal(np.load("ids.npy"), expected)
+    torch_file = run("predict", "tree.safetensors", "two.npz", "--key", "a", "--observed", "classes.txt")
+    assert [line.split()[2] for line in torch_file.stdout.splitlines()[1:]] == found["names"]
+
+
+def test_evaluation_puts_the_decisions_side_by_side(folder: Path) -> None:
+    arguments = ("evaluate", "tree.safetensors", "logits.npy", "--logits", "--observed", "classes.txt")
+    result = run(*arguments, "--truth", "truth.txt", "-o", "calibration.png")
+    assert result.exit_code == 0, result.output
+    assert [line.split("  ")[0] for line in result.stdout.splitlines()[:4]] == [
+        "decision",
+        "argmax",
+        "Fréchet mean",
+        "always animal",
+    ]
+    assert Path("calibration.png").read_bytes()[:4] == b"\x89PNG"
+    fitted = run(
+        *arguments, "--truth", "truth.txt", "--validation", "logits.npy", "--validation-truth", "truth.txt", "--json"
+    )
+    found = json.loads(fitted.stdout)
+    assert found["frechet"]["squared_distance"] <= found["argmax"]["squared_distance"]
+    assert found["temperature"]["after"] <= found["temperature"]["before"]
+
+
+def test_locus_cover_and_next(folder: Path) -> None:
+    observed = ("--observed", "cat,dog")
+    assert run("locus", "tree.safetensors", *observed, "-o", "locus.png").stdout.split() == ["animal", "cat", "dog"]
+    assert sorted(run("cover", "tree.safetensors").stdout.split()) == ["car", "cat", "dog"]
+    assert run("next", "tree.safetensors", *observed).stdout.split() == ["car"]
+    assert json.loads(run("cover", "tree.safetensors", "--json").stdout)["exact"]
+    drawn = run("locus", "tree.safetensors", "--observed", "cat,dog,car", "--simplex", "-o", "simplex.png", "--json")
+    assert json.loads(drawn.stdout)["picture"] == "simplex.png"
+    assert all(Path(name).read_bytes()[:4] == b"\x89PNG" for name in ("locus.png", "simplex.png"))
+
+
+def test_every_source_builds_the_same_tree(folder: Path) -> None:
+    metric = ws.LabelMetric.load("tree.safetensors")
+    labels = list(metric.labels)
+    Path("parents.csv").write_text("entity,\ncat,animal\ndog,animal\ncar,thing\nanimal,entity\nthing,entity\n")
+    Path("labels.json").write_text(json.dumps(labels))
+    np.save("d.npy", metric.distances(labels))
+    ws.save_checkpoint({"points": torch.eye(6)}, "e.safetensors")
+    sources = {
+        "parents": ("--parents", "parents.csv", "--labels", ",".join(labels)),
+        "graph": ("--graph", "edges.csv", "--labels", "labels.json"),
+        "matrix": ("--matrix", "d.npy", "--labels", "labels.json"),
+    }
+    for name, source in sources.items():
+        assert run("build", *source, "-o", f"{name}.safetensors").exit_code == 0
+        built = ws.LabelMetric.load(f"{name}.safetensors")
+        assert built.labels == metric.labels
+        np.testing.assert_array_equal(built.distances(labels), metric.distances(labels))
+    for source in (("--embeddings", "e.safetensors", "--metric", "cosine"), ("--discrete", "a,b,c")):
+        result = run("build", *source, "-o", "other.safetensors", "--json")
+        assert json.loads(result.stdout)["labels"] in (3, 6)
+
+
+PREDICT = ("predict", "tree.safetensors")
+MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
+    "no source": (("build", "-o", "x.safetensors"), "A metric has one source"),
+    "two sources": (("build", "--edges", "edges.csv", "--discrete", "a,b", "-o", "x.safetensors"), "one source"),
+    "another suffix": (("build", "--edges", "edges.csv", "-o", "x.json"), "is a .safetensors file"),
+    "a cycle": (("build", "--edges", "cycle.csv", "-o", "x.safetensors"), "run in a cycle: 'c' – 'b' – 'a' – 'c'"),
+    "not an edge": (("build", "--edges", "classes.txt", "-o", "x.safetensors"), "line 1"),
+    "no such file": (("build", "--matrix", "none.npy", "-o", "x.safetensors"), "none.npy cannot be read"),
+    "which array": ((*PREDICT, "two.npz", "--observed", "classes.txt"), "--key"),
+    "no such class": ((*PREDICT, "p.npy", "--observed", "dog,cat,carrr"), "Did you mean 'car'?"),
+    "too few classes": ((*PREDICT, "p.npy", "--observed", "dog,cat"), "2 classes were observed"),
+    "logits unsaid": ((*PREDICT, "logits.npy", "--observed", "classes.txt"), "Are these logits?"),
+    "a temperature of probabilities": (
+        (*PREDICT, "p.npy", "--observed", "classes.txt", "--temperature", "2"),
+        "say --logits",
+    ),
+    "not a metric": (("locus", "other.safetensors", "--observed", "a"), "isn't a label metric"),
+    "a simplex of two": (
+        ("locus", "tree.safetensors", "--observed", "cat,dog", "--simplex", "-o", "x.png"),
+        "three classes",
+    ),
+    "a simplex nowhere": (("locus", "tree.safetensors", "--observed", "cat,dog,car", "--simplex"), "with -o"),
+    "too many next": (("next", "tree.safetensors", "--observed", "cat", "-n", "9"), "expected 0 to 5"),
+    "no WordNet": (("build", "--wordnet", "doggg", "-o", "x.safetensors"), "WordNet isn't in nowhere"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_nothing_is_written(
+    mistake: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEIGHTSPACE_WORDNET", "nowhere")
+    Path("cycle.csv").write_text("a,b\nb,c\nc,a\n")
+    ws.save_checkpoint({"a": torch.zeros(1)}, "other.safetensors")
+    before = sorted(folder.iterdir())
+    arguments, message = MISTAKES[mistake]
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert message in line
+    assert sorted(folder.iterdir()) == before

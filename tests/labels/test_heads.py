@@ -1,0 +1,190 @@
+"""Heads: the same labels as ``predict`` by every route, outside of tracing, compiled and exported."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from spaces import SPACES, names
+from torch import Tensor, nn
+
+import weightspace as ws
+from weightspace.errors import WeightspaceError
+
+TRACED = ["tree", "weighted tree", "path", "graph", "matrix", "points", "discrete", "grid"]
+
+
+class Model(nn.Module):
+    """A classifier that ends in a head."""
+
+    def __init__(self, head: nn.Module, classes: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.linear = nn.Linear(7, classes)
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(3 * self.linear(x))
+
+
+def inputs(rows: int = 64) -> Tensor:
+    return torch.randn(rows, 7, generator=torch.Generator().manual_seed(1))
+
+
+def observed_of(space: str) -> list[str]:
+    labels = SPACES[space].labels
+    return [labels[i] for i in np.random.default_rng(2).permutation(len(labels))[: max(2, 2 * len(labels) // 3)]]
+
+
+def model_of(space: str, **options: object) -> Model:
+    observed = observed_of(space)
+    return Model(SPACES[space].head(observed=observed, temperature=0.7, **options), len(observed)).eval()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_a_head_predicts_what_the_metric_does(space: str) -> None:
+    observed = list(SPACES[space].labels)
+    logits = torch.randn(5, 4, len(observed), generator=torch.Generator().manual_seed(3))
+    head = SPACES[space].head(observed=observed, temperature=0.5)
+    p = torch.softmax(logits.double() / 0.5, -1)
+    assert head(logits).shape == (5, 4)
+    np.testing.assert_array_equal(head(logits).numpy(), SPACES[space].predict(p, observed=observed))
+    costs = SPACES[space].expected_cost(p, observed=observed)
+    np.testing.assert_allclose(head.expected_cost(logits).numpy(), costs, rtol=1e-12, atol=1e-12)
+    least, found = head.topk(logits, min(3, len(observed)))
+    assert torch.equal(found[..., 0], head(logits))
+    np.testing.assert_allclose(least.numpy(), np.sort(costs, -1)[..., : least.shape[-1]], atol=1e-12)
+    assert head.names(found[0, 0])[0] == SPACES[space].labels[int(found[0, 0, 0])]
+    assert head.names(found[0, 0, 0]) == SPACES[space].labels[int(found[0, 0, 0])]
+
+
+@pytest.mark.parametrize("space", ["tree", "graph", "points", "grid"])
+def test_the_compiled_head_agrees(space: str) -> None:
+    torch._dynamo.reset()
+    model = model_of(space)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    for rows in (64, 33):
+        assert torch.equal(compiled(inputs(rows)), model(inputs(rows)))
+
+
+@pytest.mark.parametrize(("space", "exponent"), [("graph", 1), ("tree", 3)])
+def test_the_compiled_head_agrees_for_other_exponents_and_restricted_outputs(space: str, exponent: float) -> None:
+    torch._dynamo.reset()
+    outputs = list(SPACES[space].labels)[5:17]
+    model = model_of(space, exponent=exponent, outputs=outputs)
+    assert torch.equal(torch.compile(model, fullgraph=True)(inputs()), model(inputs()))
+    costs = torch.compile(model.head.expected_cost, fullgraph=True)  # type: ignore[operator]
+    logits = model.linear(inputs())
+    torch.testing.assert_close(costs(logits), model.head.expected_cost(logits))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("exponent", [1, 2])
+@pytest.mark.parametrize("space", TRACED)
+def test_the_exported_head_agrees_for_any_batch(space: str, exponent: float, tmp_path: Path) -> None:
+    model = model_of(space, exponent=exponent)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.export.export(model, (inputs(),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    for rows in (64, 1, 129):
+        assert torch.equal(loaded(inputs(rows)), model(inputs(rows)))
+    assert torch.equal(program.run_decompositions().module()(inputs()), model(inputs()))
+
+
+def test_the_state_is_the_temperature_and_casts_leave_the_tables_alone() -> None:
+    model = model_of("graph")
+    head = model.head
+    assert list(head.state_dict()) == ["temperature"]
+    logits = model.linear(inputs()).detach()
+    before = head(logits)
+    head.half().to(torch.bfloat16).float()
+    assert torch.equal(head(logits), before)
+    assert head.temperature.dtype == torch.float64
+    other = SPACES["graph"].head(observed=observed_of("graph"))
+    other.load_state_dict(head.state_dict())
+    assert float(other.temperature) == 0.7
+
+
+def test_expected_costs_can_be_trained_on() -> None:
+    for space in TRACED:
+        model = model_of(space)
+        costs = model.head.expected_cost(model.linear(inputs()))  # type: ignore[operator]
+        costs.mean().backward()
+        assert model.linear.weight.grad is not None
+        assert torch.isfinite(model.linear.weight.grad).all()
+
+
+MISTAKES = {
+    "another number of logits": (torch.zeros(2, 5), "classes were observed"),
+    "NaN": (torch.full((2, 40), float("nan")), "Row 0"),
+    "plus infinity": (torch.tensor([[0.0] * 40, [float("inf")] * 40]), "Row 1"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_logits_that_are_none_are_errors(mistake: str) -> None:
+    logits, message = MISTAKES[mistake]
+    head = SPACES["tree"].head(observed=names(40))
+    with pytest.raises(WeightspaceError, match=message):
+        head(logits)
+    for temperature in (0, -1, float("nan")):
+        with pytest.raises(WeightspaceError, match="positive"):
+            SPACES["tree"].head(observed=names(40), temperature=temperature)
+    with pytest.raises(WeightspaceError, match="k=41"):
+        head.topk(torch.zeros(1, 40), 41)
+
+
+def test_scikit_learn_predicts_labels_that_it_never_saw() -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_score
+
+    rng = np.random.default_rng(0)
+    steps = rng.integers(0, 5, 400)
+    x = (steps + rng.normal(0, 0.8, 400))[:, None]
+    metric = ws.LabelMetric.from_tree(edges=[(f"{i}", f"{i + 1}") for i in range(4)])
+    y = np.asarray([f"{i}" for i in steps])
+    known = steps != 2
+    fitted = LogisticRegression().fit(x[known], y[known])
+    predicted = ws.FrechetClassifier(fitted, metric).predict(x)
+    assert set(predicted) == {"0", "1", "2", "3", "4"}
+    distance = np.abs(predicted.astype(int) - steps) ** 2
+    assert distance.mean() < 0.9 * (np.abs(fitted.predict(x).astype(int) - steps) ** 2).mean()
+    model = ws.FrechetClassifier(LogisticRegression(), metric).fit(x, y)
+    np.testing.assert_array_equal(model.classes_, metric.labels)
+    assert model.expected_cost(x).shape == (400, 5)
+    assert cross_val_score(ws.FrechetClassifier(LogisticRegression(), metric), x, y, cv=3).mean() > 0.3
+    with pytest.raises(WeightspaceError, match="labels in y"):
+        ws.FrechetClassifier(LogisticRegression(), metric).fit(x, np.asarray(["a", "b"] * 200))
+
+
+class Tower(nn.Module):
+    """What open_clip's models have, tiny: texts and images as bags of numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(3.0))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return nn.functional.one_hot(tokens, 128).sum(1).float()
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return images
+
+
+def tokenizer(texts: list[str]) -> Tensor:
+    return torch.tensor([[ord(letter) for letter in text.ljust(24)] for text in texts])
+
+
+def test_zero_shot_over_a_metric_of_the_text_tower() -> None:
+    from weightspace.labels import ZeroShotClassifier
+
+    tower, classes = Tower(), ["cat", "cats", "dog", "dogs"]
+    metric = ws.LabelMetric.from_open_clip(tower, tokenizer, classes, templates=["a {}", "the {}"])
+    assert metric.labels == tuple(classes)
+    assert metric.distances(["cat"], ["cats"]) < metric.distances(["cat"], ["dog"])
+    model = ZeroShotClassifier(tower, tokenizer, metric, observed=["dog", "cat"], templates=["a {}"])
+    images = tower.encode_text(tokenizer(["a dog", "a cat"]))
+    assert model.head.names(model(images)) == ["dog", "cat"]
+    with pytest.raises(WeightspaceError, match=r"no \{\}"):
+        ws.LabelMetric.from_open_clip(tower, tokenizer, classes, templates=["a"])

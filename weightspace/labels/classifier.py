@@ -1,0 +1,94 @@
+"""A scikit-learn classifier that predicts over a label metric."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from weightspace.errors import WeightspaceError
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin, clone
+except Exception as error:  # a broken installation raises more than ImportError
+    raise WeightspaceError(f'scikit-learn cannot be imported ({error}): pip install "weightspace[demo]"') from error
+
+if TYPE_CHECKING:
+    from weightspace.labels.metric import LabelMetric
+    from weightspace.labels.space import Outputs
+
+
+class FrechetClassifier(ClassifierMixin, BaseEstimator):
+    """Wraps a classifier: its probabilities, the labels of least expected cost.
+
+    The observed classes are the estimator's ``classes_``, by name. An estimator that is fitted already predicts at
+    once; ``fit`` fits a clone.
+
+    Args:
+        estimator: has ``predict_proba``.
+        metric: over labels, those in ``y`` among them.
+        outputs: as for ``metric.predict``.
+        exponent: as for ``metric.predict``.
+
+    Attributes:
+        estimator_: the fitted clone.
+        classes_: the labels that can be predicted.
+    """
+
+    def __init__(
+        self, estimator: Any = None, metric: LabelMetric | None = None, *, outputs: Outputs = "all", exponent: float = 2
+    ) -> None:
+        self.estimator = estimator
+        self.metric = metric
+        self.outputs = outputs
+        self.exponent = exponent
+
+    def fit(self, X: Any, y: Any, **options: Any) -> FrechetClassifier:
+        """Fit a clone of the estimator.
+
+        Raises:
+            WeightspaceError: the metric lacks a label of ``y``, or there is no ``predict_proba``.
+        """
+        metric, _ = self._parts()
+        metric.names.positions(np.unique(np.asarray(y)), "labels in y")
+        unfitted: Any = clone(self.estimator)
+        self.estimator_ = unfitted.fit(X, y, **options)
+        self.n_features_in_ = getattr(self.estimator_, "n_features_in_", None)
+        return self
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """The labels that can be predicted, in the metric's order."""
+        metric, fitted = self._parts()
+        decision = metric.decision(observed=fitted.classes_, outputs=self.outputs, exponent=self.exponent)
+        return np.asarray([metric.labels[i] for i in decision.answers])
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the names of the labels of least expected cost, (n,)."""
+        metric, fitted = self._parts()
+        chosen = {"observed": fitted.classes_, "outputs": self.outputs, "exponent": self.exponent}
+        return np.asarray(metric.labels)[metric.predict(fitted.predict_proba(X), **chosen)]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the estimator's probabilities, of the observed classes, (n, K)."""
+        return self._parts()[1].predict_proba(X)
+
+    def expected_cost(self, X: Any) -> np.ndarray:
+        """Return the expected cost of every output, (n, outputs)."""
+        metric, fitted = self._parts()
+        chosen = {"observed": fitted.classes_, "outputs": self.outputs, "exponent": self.exponent}
+        return metric.expected_cost(fitted.predict_proba(X), **chosen)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "estimator_") or hasattr(self.estimator, "classes_")
+
+    def _parts(self) -> tuple[LabelMetric, Any]:
+        """Return the metric and the fitted estimator, or the one to be fitted."""
+        if self.metric is None or self.estimator is None:
+            raise WeightspaceError("Found no estimator or no metric; expected FrechetClassifier(estimator, metric).")
+        if not hasattr(self.estimator, "predict_proba"):
+            raise WeightspaceError(
+                f"{type(self.estimator).__name__} has no predict_proba; expected a classifier with probabilities "
+                "(CalibratedClassifierCV gives them to others)."
+            )
+        return self.metric, getattr(self, "estimator_", self.estimator)

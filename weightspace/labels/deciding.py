@@ -1,0 +1,76 @@
+"""A metric with its classes chosen: what predicts from arrays, and what heads are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.errors import WeightspaceError
+from weightspace.labels.probabilities import checked_rows
+from weightspace.labels.rules.rule import Rule, check_exponent
+from weightspace.labels.space import LabelSpace
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A rule, and the labels that its numbers stand for.
+
+    Attributes:
+        metric: that it is made from.
+        observed: positions of the columns in ``metric.labels``, int64.
+        outputs: positions that can be predicted, as they were asked for, int64.
+        rule: decides among the outputs in the order of their positions.
+    """
+
+    metric: LabelSpace
+    observed: np.ndarray
+    outputs: np.ndarray
+    rule: Rule
+
+    @classmethod
+    def make(cls, metric: LabelSpace, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Decision:
+        """Return the decision for positions of the metric.
+
+        Raises:
+            WeightspaceError: nothing is observed, or the exponent isn't a positive number.
+        """
+        if len(observed) == 0:
+            raise WeightspaceError("There are no observed classes; expected at least one.")
+        check_exponent(exponent)
+        sorted_nodes = metric.nodes[np.sort(outputs)]
+        return cls(metric, observed, outputs, metric.geometry.rule(metric.nodes[observed], sorted_nodes, exponent))
+
+    @property
+    def answers(self) -> np.ndarray:
+        """What the rule's indices are: positions in ``metric.labels``, rising."""
+        return np.sort(self.outputs)
+
+    @property
+    def order(self) -> np.ndarray:
+        """The rule's index of every output, in the order that was asked for."""
+        return np.searchsorted(self.answers, self.outputs)
+
+    def predict(self, probabilities: Any) -> np.ndarray:
+        """Return positions in ``metric.labels``, int64 (...), of probabilities (..., K)."""
+        rows = checked_rows(probabilities, len(self.observed))
+        with torch.no_grad():
+            found = self.rule.decide(rows.cpu())
+        return self.answers[found.numpy()].reshape(_leading(probabilities))
+
+    def expected_cost(self, probabilities: Any) -> np.ndarray:
+        """Return the expected costs, float64 (..., outputs)."""
+        rows = checked_rows(probabilities, len(self.observed)).cpu()
+        found = np.empty((len(rows), len(self.outputs)))
+        with torch.no_grad():
+            for start in range(0, len(rows), self.rule.tile):
+                costs: Tensor = self.rule.costs(rows[start : start + self.rule.tile])
+                found[start : start + self.rule.tile] = costs.numpy()[:, self.order]
+        return found.reshape(*_leading(probabilities), len(self.outputs))
+
+
+def _leading(probabilities: Any) -> tuple[int, ...]:
+    return tuple(np.shape(probabilities) if not isinstance(probabilities, Tensor) else probabilities.shape)[:-1]

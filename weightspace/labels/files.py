@@ -1,0 +1,88 @@
+"""A label metric as one ``.safetensors`` file: the arrays that it is made of, and the labels in the metadata."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from weightspace.checkpoints import load_checkpoint, load_metadata, save_checkpoint
+from weightspace.errors import WeightspaceError
+from weightspace.labels.adjacency import adjacency_of
+from weightspace.labels.geometry import (
+    DiscreteGeometry,
+    Geometry,
+    GraphGeometry,
+    GridGeometry,
+    MatrixGeometry,
+    PointGeometry,
+)
+from weightspace.labels.names import Names
+from weightspace.labels.space import LabelSpace
+
+_KIND, _LABELS = "weightspace.labels.kind", "weightspace.labels.names"
+
+
+def save_metric(metric: LabelSpace, path: str | Path) -> None:
+    """Write a metric.
+
+    Raises:
+        WeightspaceError: the path isn't a ``.safetensors``, or a label is neither text nor number nor made of them.
+    """
+    if Path(path).suffix != ".safetensors":
+        raise WeightspaceError(f"A label metric is a .safetensors file; found {Path(path).name!r}.")
+    for label in metric.labels:
+        if not _fits(label):
+            raise WeightspaceError(f"The label {label!r} is a {type(label).__name__}; files hold text and numbers.")
+    arrays = {name: torch.as_tensor(values) for name, values in metric.geometry.arrays().items()}
+    if len(metric.nodes) != metric.geometry.nodes or (metric.nodes != np.arange(len(metric))).any():
+        arrays |= {"nodes_of_labels": torch.from_numpy(metric.nodes), "nodes": torch.tensor([metric.geometry.nodes])}
+    labels = json.dumps(metric.labels, ensure_ascii=False)
+    save_checkpoint(arrays, path, metadata={_KIND: metric.geometry.kind, _LABELS: labels})
+
+
+def read_metric(path: str | Path) -> tuple[Names, Geometry, np.ndarray | None]:
+    """Return names, geometry and the names' places in it (None: all), of a file that :func:`save_metric` wrote.
+
+    Raises:
+        WeightspaceError: the file cannot be read, or holds something else.
+    """
+    metadata = load_metadata(path)
+    if _KIND not in metadata:
+        raise WeightspaceError(f"{path} isn't a label metric; expected a file of LabelMetric.save or `labels build`.")
+    state = load_checkpoint(path)
+    try:
+        names = Names(_plain(label) for label in json.loads(metadata[_LABELS]))
+        arrays = {name: tensor.clone() for name, tensor in state.items()}
+        nodes = arrays.get("nodes_of_labels")
+        geometry = _geometry(metadata[_KIND], arrays, len(names))
+        return names, geometry, None if nodes is None else nodes.numpy()
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise WeightspaceError(f"{path} is a damaged label metric ({error}); build it again.") from error
+
+
+def _geometry(kind: str, arrays: dict[str, Any], labels: int) -> Geometry:
+    if kind == "graph":
+        nodes = int(arrays["nodes"][0]) if "nodes" in arrays else labels
+        u, v = arrays["ends"].numpy()
+        return GraphGeometry(adjacency_of(nodes, u, v, arrays["lengths"].numpy()))
+    if kind == "matrix":
+        return MatrixGeometry(arrays["matrix"])
+    if kind == "points":
+        return PointGeometry(arrays["points"])
+    if kind == "grid":
+        return GridGeometry(tuple(arrays["shape"].tolist()))
+    if kind == "discrete":
+        return DiscreteGeometry(int(arrays["nodes"][0]))
+    raise ValueError(f"unknown kind {kind!r}")
+
+
+def _fits(label: Any) -> bool:
+    return isinstance(label, str | int | float) or (isinstance(label, tuple) and all(map(_fits, label)))
+
+
+def _plain(label: Any) -> Any:
+    return tuple(map(_plain, label)) if isinstance(label, list) else label

@@ -1,0 +1,97 @@
+"""Heads: modules that take the place of ``argmax`` at the end of a classifier.
+
+Outside of tracing the fastest rule decides; under ``torch.compile`` and ``torch.export`` all costs are computed by
+plain tensor operations, so that an exported program needs nothing of this library. Both find the same labels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.errors import WeightspaceError
+
+if TYPE_CHECKING:
+    from weightspace.labels.deciding import Decision
+
+
+class FrechetHead(nn.Module):
+    """Logits (..., K) -> positions of labels (...), int64: of least expected cost under softmax(logits / temperature).
+
+    The ``state_dict`` holds the temperature alone. Tables of the metric move with the module and keep their dtype.
+    Under tracing a row takes memory for a few float64 numbers of every label.
+
+    Attributes:
+        labels: the names that positions stand for.
+        temperature: float64 buffer without dimensions.
+    """
+
+    temperature: Tensor
+    answers: Tensor
+    order: Tensor
+
+    def __init__(self, decision: Decision, temperature: float = 1.0) -> None:
+        super().__init__()
+        if not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
+            raise WeightspaceError(f"A temperature is a positive number; found {temperature!r}.")
+        self.labels = decision.metric.labels
+        self.classes = len(decision.observed)
+        self.rule = decision.rule
+        self.register_buffer("temperature", torch.tensor(float(temperature), dtype=torch.float64))
+        self.register_buffer("answers", torch.from_numpy(decision.answers), persistent=False)
+        self.register_buffer("order", torch.from_numpy(decision.order), persistent=False)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return positions in ``labels`` of least expected cost; of equal costs the lowest.
+
+        Raises:
+            WeightspaceError: another number of logits, or a NaN among them (not looked for under tracing).
+        """
+        weights = self._weights(logits)
+        return self.answers[self.rule.decide(weights)].reshape(logits.shape[:-1])
+
+    def expected_cost(self, logits: Tensor) -> Tensor:
+        """Return the expected costs of the outputs as they were asked for, float64 (..., outputs); differentiable."""
+        costs = self.rule.costs(self._weights(logits)).index_select(1, self.order)
+        return costs.reshape(*logits.shape[:-1], len(self.order))
+
+    def topk(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Return the ``k`` least expected costs, float64 (..., k), and their positions, int64 (..., k), rising."""
+        if not 1 <= k <= len(self.answers):
+            raise WeightspaceError(f"Found k={k}; expected 1 to {len(self.answers):,}, the number of outputs.")
+        costs, found = self.rule.costs(self._weights(logits)).sort(dim=-1, stable=True)
+        shape = (*logits.shape[:-1], k)
+        return costs[:, :k].reshape(shape), self.answers[found[:, :k]].reshape(shape)
+
+    def names(self, positions: Tensor) -> Any:
+        """Return the names of positions: one name, or lists of the tensor's shape."""
+        return _named(positions.tolist(), self.labels)
+
+    def extra_repr(self) -> str:
+        """Return the sizes for ``print``."""
+        return f"observed={self.classes}, outputs={len(self.answers)}, labels={len(self.labels)}"
+
+    def _weights(self, logits: Tensor) -> Tensor:
+        if logits.dim() < 1 or logits.shape[-1] != self.classes:
+            raise WeightspaceError(
+                f"Logits have shape {tuple(logits.shape)}, but {self.classes:,} classes were observed; expected "
+                f"(..., {self.classes}), in the order of `observed`."
+            )
+        weights = torch.softmax(logits.reshape(-1, self.classes).double() / self.temperature, -1)
+        if not torch.compiler.is_compiling() and bool(weights.isnan().any()):
+            row = int(weights.isnan().any(1).nonzero()[0])
+            raise WeightspaceError(f"Row {row:,} of the logits has no softmax: it holds NaN or +inf, or -inf alone.")
+        return weights
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FrechetHead:
+        kept = self.temperature
+        super()._apply(fn, recurse)
+        if self.temperature.dtype != kept.dtype:
+            self.temperature = kept.to(self.temperature.device)
+        return self
+
+
+def _named(positions: Any, labels: tuple[Any, ...]) -> Any:
+    return [_named(one, labels) for one in positions] if isinstance(positions, list) else labels[positions]

@@ -1,0 +1,111 @@
+"""What the command line reads: arrays, lists of names, edges and parents, from files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weightspace.errors import WeightspaceError
+from weightspace.suggestions import unknown
+
+ARRAYS = (".npy", ".npz", ".safetensors", ".csv", ".tsv")
+
+
+def read_array(path: str | Path, key: str | None = None) -> Any:
+    """Return the array of a ``.npy``, ``.npz``, ``.safetensors``, ``.csv`` or ``.tsv`` file; nothing is unpickled.
+
+    Args:
+        path: of the file.
+        key: which array, where the file has several.
+
+    Raises:
+        WeightspaceError: the file cannot be read, has another suffix, or does not say which array is meant.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in ARRAYS:
+        raise WeightspaceError(f"An array is a {', '.join(ARRAYS)} file; found {path.name!r}.")
+    try:
+        if suffix == ".safetensors":
+            from weightspace.checkpoints import load_checkpoint
+
+            return _chosen(dict(load_checkpoint(path)), key, path)
+        if suffix in (".csv", ".tsv"):
+            return np.loadtxt(path, delimiter="," if suffix == ".csv" else "\t", ndmin=2)
+        if suffix == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.load(path, allow_pickle=False) as file:
+            return _chosen(dict(file), key, path)
+    except OSError as error:
+        raise WeightspaceError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, EOFError) as error:
+        raise WeightspaceError(f"{path} isn't a {suffix} file of numbers: {error}.") from error
+
+
+def _chosen(arrays: dict[str, Any], key: str | None, path: Path) -> Any:
+    if key is not None:
+        if key not in arrays:
+            raise unknown(f"array of {path.name}", key, arrays)
+        return arrays[key]
+    if len(arrays) != 1:
+        raise WeightspaceError(f"{path} has {len(arrays)} arrays ({', '.join(sorted(arrays))}); say which with --key.")
+    return next(iter(arrays.values()))
+
+
+def read_names(source: str | Path) -> list[str]:
+    """Return names from a ``.json`` list or a text file with one a line; a file that isn't there is ``a,b,c`` itself.
+
+    Raises:
+        WeightspaceError: the file cannot be read, or isn't a list of names.
+    """
+    path = Path(source)
+    if not path.is_file():
+        if path.suffix in (".txt", ".json", ".csv"):
+            raise WeightspaceError(f"{path} cannot be read: there is no such file.")
+        return [name for name in (part.strip() for part in str(source).split(",")) if name]
+    text = _text(path)
+    if path.suffix.lower() != ".json":
+        return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
+    try:
+        names = json.loads(text)
+    except ValueError as error:
+        raise WeightspaceError(f"{path} isn't JSON: {error}.") from error
+    if not isinstance(names, list) or not all(isinstance(name, str | int | float) for name in names):
+        raise WeightspaceError(f"{path} isn't a JSON list of names.")
+    return [str(name) for name in names]
+
+
+def read_pairs(path: str | Path) -> list[tuple[Any, ...]]:
+    """Return rows ``(a, b)`` or ``(a, b, length)`` of a ``.csv`` or ``.tsv`` file without a head.
+
+    Raises:
+        WeightspaceError: the file cannot be read, or a row is something else.
+    """
+    path = Path(path)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    rows: list[tuple[Any, ...]] = []
+    for number, row in enumerate(csv.reader(_text(path).splitlines(), delimiter=delimiter), start=1):
+        if not row:
+            continue
+        try:
+            if len(row) not in (2, 3):
+                raise ValueError
+            rows.append((*(cell.strip() for cell in row[:2]), *map(float, row[2:])))
+        except ValueError:
+            raise WeightspaceError(
+                f"{path}, line {number}: found {delimiter.join(row)!r}; expected two names, and a length if you like."
+            ) from None
+    if not rows:
+        raise WeightspaceError(f"{path} is empty; expected a line for each edge.")
+    return rows
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightspaceError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error

@@ -1,0 +1,368 @@
+"""Label metrics: a set of labels by name, a distance between any two, and predictions that respect it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from weightspace.errors import WeightspaceError
+from weightspace.labels.geometry import (
+    DiscreteGeometry,
+    Geometry,
+    GraphGeometry,
+    GridGeometry,
+    MatrixGeometry,
+    PointGeometry,
+)
+from weightspace.labels.names import Label, Names
+from weightspace.labels.space import Outputs
+
+if TYPE_CHECKING:
+    from weightspace.labels.covers import Cover
+    from weightspace.labels.deciding import Decision
+    from weightspace.labels.head import FrechetHead
+
+#: Rules that are kept for the next call with the same classes.
+_KEPT = 4
+
+
+class LabelMetric:
+    """Labels and the distances between them; immutable.
+
+    Make one by :meth:`from_tree`, :meth:`from_graph`, :meth:`from_distance_matrix`, :meth:`from_embeddings`,
+    :meth:`from_wordnet`, :meth:`from_open_clip`, :meth:`from_grid` or :meth:`discrete`. Classes are named, never
+    numbered: ``observed`` lists the classifier's classes in the order of its columns.
+
+    Attributes:
+        labels: the names, in the order of the positions that predictions are.
+        geometry: where the distances come from.
+    """
+
+    def __init__(self, labels: Iterable[Label], geometry: Geometry, nodes: np.ndarray | None = None) -> None:
+        """Use a constructor of the class; ``nodes`` are the places of the labels in the geometry, all if None."""
+        self.names = labels if isinstance(labels, Names) else Names(labels)
+        self.geometry = geometry
+        self.nodes = np.arange(geometry.nodes) if nodes is None else nodes
+        if len(self.names) != len(self.nodes):
+            raise WeightspaceError(f"There are {len(self.names):,} labels at {len(self.nodes):,} places.")
+        self._decisions: OrderedDict[Any, Decision] = OrderedDict()
+
+    @property
+    def labels(self) -> tuple[Any, ...]:
+        """The names of the labels."""
+        return tuple(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"LabelMetric({self.geometry.kind}, {len(self):,} labels)"
+
+    # --- Making one ---
+
+    @classmethod
+    def from_tree(
+        cls,
+        parents: Mapping[Any, Any] | Sequence[Any] | None = None,
+        *,
+        edges: Iterable[Any] | None = None,
+        labels: Iterable[Label] | None = None,
+        weights: Any = None,
+    ) -> LabelMetric:
+        """Return the metric of the ways along a tree.
+
+        Args:
+            parents: label -> parent, or the parents in the order of ``labels``; None, -1 or itself for the root.
+            edges: instead of parents, pairs ``(u, v)`` or triples ``(u, v, weight)``.
+            labels: the names of all nodes, in the order of positions. Endpoints are names; where no label is a
+                number, numbers as endpoints are positions.
+            weights: positive lengths, one an edge, 1 if not given; with parents also label -> length.
+
+        Raises:
+            WeightspaceError: a cycle, parts without a way between them, a label twice or unknown, a length that is
+                not positive.
+        """
+        from weightspace.labels.adjacency import tree_of_edges, tree_of_parents
+
+        if (parents is None) == (edges is None):
+            raise WeightspaceError("A tree has parents, or edges=[(u, v, weight), …]; expected one of them.")
+        if edges is not None:
+            names, graph = tree_of_edges(edges, labels, weights)
+        else:
+            names, graph = tree_of_parents(parents or {}, labels, weights)
+        return cls(names, GraphGeometry(graph))
+
+    @classmethod
+    def from_graph(cls, graph: Any, *, labels: Iterable[Label] | None = None, weight: str = "weight") -> LabelMetric:
+        """Return the metric of shortest ways on a graph; directions are not looked at.
+
+        Args:
+            graph: of networkx, or a symmetric or triangular ``scipy.sparse`` matrix of lengths.
+            labels: the nodes' names in the order of positions; of a matrix, those of its rows.
+            weight: edge attribute of a networkx graph with the length; 1 where it is missing.
+
+        Raises:
+            WeightspaceError: parts without a way between them, a label twice or unknown, a length that is not
+                positive.
+        """
+        from weightspace.labels.adjacency import graph_of
+
+        names, adjacency = graph_of(graph, labels, weight)
+        return cls(names, GraphGeometry(adjacency))
+
+    @classmethod
+    def from_distance_matrix(cls, matrix: Any, *, labels: Iterable[Label] | None = None) -> LabelMetric:
+        """Return the metric of a matrix.
+
+        Args:
+            matrix: distances, not their squares, (K, K); symmetric, finite, with zeros on the diagonal. It is not
+                copied if it is float32 or float64.
+            labels: names of the rows; ``0 … K-1`` if not given.
+
+        Raises:
+            WeightspaceError: the matrix isn't one of distances; it names the entry.
+        """
+        from weightspace.labels.tables import distance_matrix
+
+        names = None if labels is None else Names(labels)
+        distances = distance_matrix(matrix, names)
+        return cls(names or Names(range(len(distances))), MatrixGeometry(distances))
+
+    @classmethod
+    def from_embeddings(
+        cls, embeddings: Any, *, labels: Iterable[Label] | None = None, metric: str = "euclidean"
+    ) -> LabelMetric:
+        """Return the metric of points.
+
+        Args:
+            embeddings: one row a label, (K, d). Not copied for ``euclidean`` if float32 or float64.
+            labels: names of the rows; ``0 … K-1`` if not given.
+            metric: ``"euclidean"``, or ``"cosine"``: the chordal distance √(2(1 − cos)), so that exponent 2 costs
+                2(1 − cos).
+
+        Raises:
+            WeightspaceError: a number that is not finite, another shape, a zero row for ``"cosine"``.
+        """
+        from weightspace.labels.tables import embeddings as checked
+
+        names = None if labels is None else Names(labels)
+        points = checked(embeddings, names, metric)
+        return cls(names or Names(range(len(points))), PointGeometry(points))
+
+    @classmethod
+    def from_wordnet(
+        cls, names: Iterable[str] | None = None, *, ancestors: bool = False, folder: str | Path | None = None
+    ) -> LabelMetric:
+        """Return hops between noun synsets of WordNet 3.0, all of them or some.
+
+        Args:
+            names: ids (``n02084071``), synsets (``dog.n.01``) or words (``dog``: the first sense), which become the
+                labels as they are; None takes all 82,115 synsets as ``dog.n.01``.
+            ancestors: add every synset above those as a label, so that a prediction can be more general.
+            folder: with ``data.noun`` and ``index.noun``; else ``$WEIGHTSPACE_WORDNET``, ``/usr/share/wordnet``.
+
+        Raises:
+            WeightspaceError: the database isn't there, or has no such synset.
+        """
+        from weightspace.labels.wordnet import wordnet_labels
+
+        found, graph, nodes = wordnet_labels(names, ancestors=ancestors, folder=folder)
+        return cls(found, GraphGeometry(graph), nodes)
+
+    @classmethod
+    def from_open_clip(
+        cls, model: Any, tokenizer: Any, names: Sequence[str], *, templates: Sequence[str] = ("a photo of a {}.",)
+    ) -> LabelMetric:
+        """Return the chordal metric between class embeddings of an open_clip model's text tower.
+
+        Args:
+            model: has ``encode_text``.
+            tokenizer: texts -> tokens, of ``open_clip.get_tokenizer``.
+            names: of the classes, the labels.
+            templates: a class is the mean of its texts' directions; ``{}`` is its name.
+
+        Raises:
+            WeightspaceError: there are no names or templates, or one has no place for the name.
+        """
+        from weightspace.labels.zero_shot import class_embeddings
+
+        return cls.from_embeddings(class_embeddings(model, tokenizer, names, templates), labels=names, metric="cosine")
+
+    @classmethod
+    def from_grid(cls, shape: Sequence[int], *, labels: Iterable[Label] | None = None) -> LabelMetric:
+        """Return the sum of the differences of coordinates on a grid.
+
+        Args:
+            shape: sizes of the axes; the last one varies fastest.
+            labels: names; the coordinates if not given.
+
+        Raises:
+            WeightspaceError: a size below 1, or another number of labels.
+        """
+        sizes = tuple(int(size) for size in shape)
+        if not sizes or min(sizes) < 1:
+            raise WeightspaceError(f"A grid has sizes of one or more; found {tuple(shape)}.")
+        return cls(Names(np.ndindex(sizes) if labels is None else labels), GridGeometry(sizes))
+
+    @classmethod
+    def discrete(cls, labels: Iterable[Label]) -> LabelMetric:
+        """Return a distance of one between any two labels: predictions are ``argmax``."""
+        names = Names(labels)
+        return cls(names, DiscreteGeometry(len(names)))
+
+    # --- Predicting ---
+
+    def predict(
+        self, probabilities: Any, *, observed: Sequence[Label], outputs: Outputs = "all", exponent: float = 2
+    ) -> np.ndarray:
+        """Return the labels of least expected cost Σ p_i d(y, i)^exponent, the Fréchet mean for exponent 2.
+
+        Args:
+            probabilities: (..., K), not negative; rows need not sum to one. Not changed.
+            observed: the names of the K classes, in the order of the columns.
+            outputs: which labels can be predicted: ``"all"``, ``"observed"`` or a list of names.
+            exponent: of the distance; 1 and 2 are fast.
+
+        Returns:
+            int64 (...): positions in ``labels``; of equal costs the lowest.
+
+        Raises:
+            WeightspaceError: a name that the metric does not have, another number of columns, a row that is NaN,
+                infinite, negative or zero.
+
+        Source:
+            Roberts et al. 2023, https://arxiv.org/abs/2307.12226, section 2.
+        """
+        return self.decision(observed=observed, outputs=outputs, exponent=exponent).predict(probabilities)
+
+    def expected_cost(
+        self, probabilities: Any, *, observed: Sequence[Label], outputs: Outputs = "all", exponent: float = 2
+    ) -> np.ndarray:
+        """Return Σ p_i d(y, i)^exponent of every output, float64 (..., outputs), in the order of ``outputs``.
+
+        Args and errors are those of :meth:`predict`; rows are not normalised.
+        """
+        return self.decision(observed=observed, outputs=outputs, exponent=exponent).expected_cost(probabilities)
+
+    def head(
+        self,
+        *,
+        observed: Sequence[Label],
+        outputs: Outputs = "all",
+        exponent: float = 2,
+        temperature: float = 1.0,
+    ) -> FrechetHead:
+        """Return a module that takes the place of ``argmax``: logits (..., K) -> positions in ``labels`` (...).
+
+        Args:
+            observed: the names of the K classes, in the order of the logits.
+            outputs: as for :meth:`predict`.
+            exponent: as for :meth:`predict`.
+            temperature: that logits are divided by.
+        """
+        from weightspace.labels.head import FrechetHead
+
+        return FrechetHead(self.decision(observed=observed, outputs=outputs, exponent=exponent), temperature)
+
+    def decision(self, *, observed: Sequence[Label], outputs: Outputs = "all", exponent: float = 2) -> Decision:
+        """Return the rule for these classes, made once and kept."""
+        from weightspace.labels.deciding import Decision
+
+        seen = self.names.positions(observed, "observed classes")
+        named = seen if outputs == "observed" else self._outputs(outputs)
+        key = (seen.tobytes(), named.tobytes(), float(exponent) if isinstance(exponent, int | float) else exponent)
+        if key not in self._decisions:
+            self._decisions[key] = Decision.make(self, seen, named, exponent)
+            while len(self._decisions) > _KEPT:
+                self._decisions.popitem(last=False)
+        self._decisions.move_to_end(key)
+        return self._decisions[key]
+
+    def _outputs(self, outputs: Outputs) -> np.ndarray:
+        if isinstance(outputs, str):
+            if outputs != "all":
+                raise WeightspaceError(f"Outputs are 'all', 'observed' or a list of names; found {outputs!r}.")
+            return np.arange(len(self))
+        found = self.names.positions(outputs, "outputs")
+        if len(found) == 0:
+            raise WeightspaceError("There are no outputs; expected at least one label.")
+        return found
+
+    def distances(self, sources: Sequence[Label], targets: Sequence[Label] | None = None) -> np.ndarray:
+        """Return the distances from some labels to others, or to all, float64 (sources, targets); both may repeat."""
+        places, where = np.unique(self.nodes[self.names.positions_of(sources, "sources")], return_inverse=True)
+        rows = self.geometry.distances(places)[where]
+        goals = np.arange(len(self)) if targets is None else self.names.positions_of(targets, "targets")
+        return rows[:, self.nodes[goals]]
+
+    # --- What can be predicted at all ---
+
+    def locus(self, observed: Sequence[Label], *, unique: bool = False) -> list[Any]:
+        """Return the labels that are a Fréchet mean under some weights of the observed ones, in order of position.
+
+        Args:
+            observed: names.
+            unique: only those that are the only mean for some weights.
+
+        Raises:
+            WeightspaceError: a name is unknown, or there are too many labels for what is neither tree nor discrete.
+        """
+        from weightspace.labels.locus import locus
+
+        return locus(self, observed, unique=unique)
+
+    def is_locus_cover(self, observed: Sequence[Label], *, identifying: bool = False) -> bool:
+        """Return whether every label can be predicted from these classes, alone (``identifying``) or in a tie."""
+        return len(self.locus(observed, unique=identifying)) == len(self)
+
+    def minimum_cover(self, *, identifying: bool = False) -> list[Any]:
+        """Return a smallest set of classes to observe from which every label can be predicted; see :meth:`cover`.
+
+        Warns:
+            UserWarning: the set may not be the smallest; it says how small that can be.
+        """
+        from weightspace.labels.covers import minimum_cover
+
+        return minimum_cover(self, identifying=identifying)
+
+    def cover(self, *, identifying: bool = False) -> Cover:
+        """Return a smallest cover, how it was found and the bound on its size; see :func:`find_cover`."""
+        from weightspace.labels.covers import find_cover
+
+        return find_cover(self, identifying=identifying)
+
+    def next_classes(self, observed: Sequence[Label], n: int = 1) -> list[Any]:
+        """Return which ``n`` classes to observe next, so that the most labels can be predicted.
+
+        On a tree the choice is optimal for every n. Elsewhere each one is the best next one, which says nothing of
+        several together.
+
+        Raises:
+            WeightspaceError: a name is unknown, or there are fewer labels left.
+        """
+        from weightspace.labels.acquisition import next_classes
+
+        return next_classes(self, observed, n)
+
+    # --- Files ---
+
+    def save(self, path: str | Path) -> None:
+        """Write the metric to a ``.safetensors`` file; :meth:`load` gives back an equal one."""
+        from weightspace.labels.files import save_metric
+
+        save_metric(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> LabelMetric:
+        """Read a metric that :meth:`save` wrote.
+
+        Raises:
+            WeightspaceError: the file cannot be read, or isn't a label metric.
+        """
+        from weightspace.labels.files import read_metric
+
+        return cls(*read_metric(path))

@@ -1,0 +1,76 @@
+"""Rows of probabilities as they come in: checked, never changed, and not asked to sum to one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.errors import WeightspaceError
+
+
+def checked_rows(probabilities: Any, columns: int) -> Tensor:
+    """Return probabilities as a floating tensor of shape (B, columns); memory is shared where that is possible.
+
+    Args:
+        probabilities: array or tensor of shape (..., columns), float; not negative, and no row without any weight.
+        columns: how many classes were observed.
+
+    Raises:
+        WeightspaceError: another shape, or a row that is NaN, infinite, negative or zero; it names the first.
+    """
+    rows = as_tensor(probabilities, "Probabilities")
+    if rows.dim() < 1 or rows.shape[-1] != columns:
+        raise WeightspaceError(
+            f"Probabilities have shape {tuple(rows.shape)}, but {columns:,} classes were observed; expected "
+            f"(..., {columns}), one column for every name in `observed`, in that order."
+        )
+    rows = rows.reshape(-1, columns)
+    if not rows.dtype.is_floating_point:
+        rows = rows.double()
+    for start in range(0, len(rows), _CHECKED):
+        _check(rows[start : start + _CHECKED], start)
+    return rows
+
+
+#: Rows that are checked at once, so that no second copy of a large batch is made.
+_CHECKED = 64
+
+
+def as_tensor(values: Any, what: str) -> Tensor:
+    """Return an array, a list or a tensor as a tensor on its device, without its gradient.
+
+    Raises:
+        WeightspaceError: it is none of them.
+    """
+    if isinstance(values, Tensor):
+        return values.detach()
+    try:
+        array = np.asarray(values)
+        if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+            array = array.copy()
+        return torch.from_numpy(array)
+    except (TypeError, ValueError) as error:
+        raise WeightspaceError(f"{what} are an array or a tensor of numbers; found {type(values).__name__}.") from error
+
+
+def _check(rows: Tensor, start: int) -> None:
+    """Raise if a row is no weight."""
+    if rows.numel() == 0:
+        return
+    least, largest = rows.amin(-1), rows.amax(-1)  # NaN is both
+    bad = ~((least >= 0) & (largest > 0) & (largest < torch.inf))
+    if not bool(bad.any()):
+        return
+    row = int(bad.nonzero()[0])
+    values = rows[row]
+    for label, wrong in (("is NaN", values.isnan()), ("is infinite", values.isinf()), ("is negative", values < 0)):
+        if bool(wrong.any()):
+            column = int(wrong.nonzero()[0])
+            raise WeightspaceError(
+                f"Row {start + row:,}, column {column:,} of the probabilities {label} ({float(values[column]):g}); "
+                "expected numbers of zero or more. Are these logits? Take their softmax, or use metric.head."
+            )
+    raise WeightspaceError(f"Row {start + row:,} of the probabilities has a sum of 0; expected a class with weight.")

@@ -1,0 +1,62 @@
+"""Any exponent on any structure: distances from the observed labels only, kept where they are few, else found again.
+
+A table of outputs × observed labels is kept up to 256 MiB. Beyond, distances are sought for a block of observed labels
+after the other in every call: slow, but in bounded memory.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.errors import WeightspaceError
+from weightspace.labels.rules.dense import Dense
+from weightspace.labels.rules.rule import DistancesFrom, Rule, in_tiles, powered
+
+#: Bytes that a table of distances may take, and observed labels whose distances are sought at once.
+KEPT, _SOURCES = 256 << 20, 128
+
+
+def columns(
+    distances: DistancesFrom, observed: np.ndarray, outputs: np.ndarray, exponent: float, kept: int = KEPT
+) -> Rule:
+    """Return the rule by distances from the observed labels to the outputs."""
+    if 8 * len(observed) * len(outputs) > kept:
+        return StreamedColumns(distances, observed, outputs, exponent)
+    table = np.empty((len(outputs), len(observed)))
+    for start in range(0, len(observed), _SOURCES):
+        block = slice(start, start + _SOURCES)
+        table[:, block] = distances(observed[block])[:, outputs].T
+    return Dense(torch.from_numpy(table), exponent)
+
+
+class StreamedColumns(Rule):
+    """Costs that are summed up over blocks of observed labels, whose distances are found again in every call."""
+
+    def __init__(self, distances: DistancesFrom, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> None:
+        super().__init__()
+        self.distances, self.observed, self.names, self.exponent = distances, observed, outputs, exponent
+        self.outputs = self.width = len(outputs)
+
+    def costs(self, weights: Tensor) -> Tensor:
+        """See :class:`Rule`.
+
+        Raises:
+            WeightspaceError: the call is being traced.
+        """
+        if torch.compiler.is_compiling():
+            raise WeightspaceError(
+                f"{len(self.observed):,} observed labels × {self.outputs:,} outputs are too many distances to keep, "
+                "and what is found again in every call cannot be traced. Observe or name fewer, or don't compile."
+            )
+        total = torch.zeros(len(weights), self.outputs, dtype=torch.float64, device=weights.device)
+        for start in range(0, len(self.observed), _SOURCES):
+            block = slice(start, start + _SOURCES)
+            found = torch.from_numpy(self.distances(self.observed[block])[:, self.names]).to(weights.device)
+            total += weights[:, block].double() @ powered(found, self.exponent)
+        return total
+
+    def decide(self, weights: Tensor) -> Tensor:
+        """See :class:`Rule`."""
+        return in_tiles(lambda rows: self.costs(rows).argmin(-1), weights, self.tile)

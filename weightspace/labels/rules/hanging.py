@@ -1,0 +1,242 @@
+"""Trees, and graphs with trees that hang from a core: exact in O(nodes) a row, and O(core × anchors) for the core.
+
+In preorder, mass and moment of a subtree are differences of two prefix sums, of w and of w·h (h: distance to the root
+of the tree). With P = Σw, and for a node c below its parent at distance ℓ, A0 = mass of the subtree of c, and
+g = Σ w d(·, parent) over it:  F1(c) = F1(parent) + ℓ(P − 2 A0),  F2(c) = F2(parent) + 2ℓ F1(parent) + ℓ²P − 4ℓ g.
+
+Costs of the core: F2(v) = Σ D(v,a)² S0(a) + 2 D(v,a) S1(a) + S2(a), with the moments S of the tree of every anchor a.
+
+Source:
+    Roberts et al. 2023, https://arxiv.org/abs/2307.12226, for the rule; the sums are derived from it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.labels.fringe import Fringe
+from weightspace.labels.rules.dense import least_of
+from weightspace.labels.rules.descent import Descent
+from weightspace.labels.rules.rule import DistancesFrom, Rule, in_tiles
+
+#: A tree that is deeper is not descended, but gets all its costs.
+_DEEPEST = 256
+#: Float64 numbers of a batch's prefix sums that are held at once (28 MB, which malloc gives again without new pages),
+#: or those of so many rows, where that is more.
+_SCRATCH, _ROWS = 7 << 19, 16
+#: Weights of a row that are summed up at once.
+_PIECE = 8192
+#: Rows of the core's distances that are multiplied at once.
+_BLOCK = 512
+
+
+class HangingTrees(Rule):
+    """Expected distances (exponent 1) or squared distances (2) on a graph that was peeled."""
+
+    source: Tensor
+    present: Tensor
+    height: Tensor
+    answers: Tensor
+    node: Tensor
+    sorted_columns: Tensor
+    heights: Tensor
+    rank: Tensor
+    last: Tensor
+    parent: Tensor
+    length: Tensor
+    postorder: Tensor
+    closed: Tensor
+    some_closed: Tensor
+    tree: Tensor
+    roots: Tensor
+    ends: Tensor
+    anchors: Tensor
+    between: Tensor
+
+    def __init__(
+        self, fringe: Fringe, core_distances: DistancesFrom, observed: np.ndarray, outputs: np.ndarray, exponent: int
+    ) -> None:
+        super().__init__()
+        nodes = len(fringe.order)
+        position = fringe.position
+        self.nodes, self.outputs, self.exponent, self.width = nodes, len(outputs), exponent, 4 * nodes
+        self.observed = len(observed)
+        self.whole = len(outputs) == nodes and bool((outputs == np.arange(nodes)).all())
+        self.shallow = bool(fringe.depth.max() <= _DEEPEST)
+        source = np.zeros(nodes, dtype=np.int64)
+        present = np.zeros(nodes)
+        source[position[observed]], present[position[observed]] = np.arange(len(observed)), 1.0
+        self.full = bool(present.all())
+        self.table("source", source)
+        self.table("present", present)
+        sorted_columns = np.argsort(position[observed], kind="stable")
+        places = position[observed][sorted_columns]
+        self.sorted = bool((sorted_columns == np.arange(len(observed))).all())
+        self.table("sorted_columns", sorted_columns)
+        self.table("heights", fringe.height[places])
+        self.table("rank", np.searchsorted(places, np.arange(nodes + 1)))  # observed labels before a position
+        self.table("height", fringe.height)
+        self.table("answers", position[outputs])
+        self.table("node", fringe.order)
+        self._keep_subtrees(fringe)
+        self._keep_core(fringe, core_distances, np.unique(fringe.tree[position[observed]]))
+        self.descent = Descent(fringe, exponent) if self.shallow else None
+
+    def _keep_subtrees(self, fringe: Fringe) -> None:
+        here = np.arange(self.nodes)
+        postorder = np.lexsort((-here, fringe.last))
+        closed = here - fringe.depth  # subtrees that end before a position: all that began but its ancestors
+        self.table("last", fringe.last)
+        self.table("parent", fringe.parent)
+        self.table("length", fringe.length)
+        self.table("postorder", postorder)
+        self.table("closed", np.maximum(closed - 1, 0))
+        self.table("some_closed", (closed > 0).astype(np.float64))
+        self.table("tree", fringe.tree)
+        self.table("roots", fringe.roots)
+        self.table("ends", fringe.last[fringe.roots])
+
+    def _keep_core(self, fringe: Fringe, core_distances: DistancesFrom, anchors: np.ndarray) -> None:
+        self.single = len(fringe.roots) == 1
+        if self.single:
+            return
+        table = np.empty((len(fringe.roots), len(anchors)), dtype=np.float32)
+        for start in range(0, len(anchors), _BLOCK):
+            found = core_distances(anchors[start : start + _BLOCK]).T  # (core, anchors)
+            if table.dtype == np.float32 and ((found != np.rint(found)).any() or found.max() >= 1 << 24):
+                table = table.astype(np.float64)
+            table[:, start : start + _BLOCK] = found
+        self.table("anchors", anchors)
+        self.table("between", table)
+
+    def spread(self, weights: Tensor) -> Tensor:
+        """Return weights in preorder, float64 of shape (B, nodes)."""
+        placed = weights.index_select(1, self.source).double()
+        return placed if self.full else placed * self.present
+
+    def costs(self, weights: Tensor) -> Tensor:
+        """See :class:`Rule`."""
+        w = self.spread(weights)
+        mass, moment = w.cumsum(1), (w * self.height).cumsum(1)
+        total = mass[:, -1:]
+        first, second = self.core_costs(w, mass, moment)
+        below = mass.index_select(1, self.last) - mass + w
+        first = first.index_select(1, self.tree) + self._along_paths(self.length * (total - 2 * below))
+        if self.exponent == 1:
+            return first.index_select(1, self.answers)
+        inner = moment.index_select(1, self.last) - moment + w * self.height
+        above = inner - (self.height - self.length) * below
+        step = self.length * (2 * first.index_select(1, self.parent) + self.length * total - 4 * above)
+        return (second.index_select(1, self.tree) + self._along_paths(step)).index_select(1, self.answers)
+
+    def _along_paths(self, steps: Tensor) -> Tensor:
+        """Return for every position the sum of the steps from its root to it: all begun, less all closed by then."""
+        closed = steps.index_select(1, self.postorder).cumsum(1).index_select(1, self.closed)
+        return steps.cumsum(1) - closed * self.some_closed
+
+    def core_costs(self, w: Tensor, mass: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
+        """Return F1 and F2 of every node of the core, float64 (B, core), from what is in preorder."""
+        square = (w @ (self.height * self.height)).unsqueeze(1)
+        if self.single:
+            return moment[:, -1:], square
+        mass, moment = self._of_trees(w, mass), self._of_trees(w * self.height, moment)
+        return self._core(mass.index_select(1, self.anchors), moment.index_select(1, self.anchors), square)
+
+    def _core(self, mass: Tensor, moment: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+        """Return F1 and F2 of the core from the moments of the anchors' trees, (B, anchors), and Σ w h²."""
+        offset = moment.sum(1, keepdim=True)
+        first, second = [], []
+        for start in range(0, len(self.between), _BLOCK):
+            block = self.between[start : start + _BLOCK].double().T
+            first.append(mass @ block + offset)
+            if self.exponent == 2:
+                second.append(mass @ (block * block) + 2 * (moment @ block) + square)
+        return torch.cat(first, 1), torch.cat(second, 1) if second else square
+
+    def _of_trees(self, values: Tensor, sums: Tensor) -> Tensor:
+        """Return the sums over whole trees."""
+        starts = sums.index_select(1, self.roots) - values.index_select(1, self.roots)
+        return sums.index_select(1, self.ends) - starts
+
+    def decide(self, weights: Tensor) -> Tensor:
+        """See :class:`Rule`: descend from the root, or from the one node of the core that has half of F1 below it."""
+        descends = self.descent is not None and self.whole and (self.single or self.exponent == 2)
+        if torch.compiler.is_compiling() or not descends:
+            return in_tiles(lambda rows: self.costs(rows).argmin(-1), weights, self.tile)
+        rows = min(len(weights), max(_ROWS, _SCRATCH // (2 * self.observed + 2)))
+        with torch.no_grad():
+            scratch = torch.empty(2, rows, self.observed + 1, dtype=torch.float64, device=weights.device)
+            scratch[:, :, 0] = 0
+            found = in_tiles(lambda some: self._descend(some, scratch[:, : len(some)]), weights, rows)
+        again = (found < 0).nonzero()[:, 0]  # ties, which are rare: all costs find the lowest index
+        if len(again):
+            found[again] = in_tiles(lambda some: self.costs(some).argmin(-1), weights[again], self.tile)
+        return found
+
+    def _sum_up(self, weights: Tensor, mass: Tensor, moment: Tensor) -> None:
+        """Write prefix sums of the weights, and of these times heights, a piece at a time: pieces stay in the cache."""
+        placed = weights if self.sorted else weights.index_select(1, self.sorted_columns)
+        for start in range(0, self.observed, _PIECE):
+            stop = min(self.observed, start + _PIECE)
+            w, moments = mass[:, start + 1 : stop + 1], moment[:, start + 1 : stop + 1]
+            w.copy_(placed[:, start:stop])
+            torch.mul(w, self.heights[start:stop], out=moments)
+            if start:
+                w[:, 0] += mass[:, start]
+                moments[:, 0] += moment[:, start]
+            w.cumsum_(1)
+            moments.cumsum_(1)
+
+    def _descend(self, weights: Tensor, scratch: Tensor) -> Tensor:
+        """Return the labels of some rows, -1 where neighbours tie; prefix sums go to ``scratch``."""
+        assert self.descent is not None
+        mass, moment = scratch
+        self._sum_up(weights, mass, moment)
+        total = mass[:, -1]
+        if self.single:
+            end, _, tied = self.descent(mass, moment, self.rank, self.roots.expand(len(weights)), moment[:, -1], total)
+            return torch.where(tied, -1, self.node[end])
+        starts, stops = self.rank[self.roots[self.anchors]], self.rank[self.ends[self.anchors] + 1]
+        inside, hanging = (sums.index_select(1, stops) - sums.index_select(1, starts) for sums in scratch)
+        w = weights.index_select(1, self.sorted_columns).double()
+        sums = inside, hanging, w @ (self.heights * self.heights)
+        best = self._best_of_core(*sums)
+        heaviest = self.anchors[hanging.argmax(1)]  # no other can have half of its F1 below it
+        first, _ = self._at(*sums, heaviest)
+        branch = torch.where(hanging.amax(1) > first / 2, heaviest, best)
+        least, (first, below) = self._at(*sums, best)[1], self._at(*sums, branch)
+        start = self.roots[branch]
+        end, gained, tied = self.descent(mass, moment, self.rank, start, first, total)
+        below = below + gained
+        found, other = self.node[end], self.node[self.roots[best]]
+        found = torch.where((least < below) | ((least == below) & (other < found)), other, found)
+        return torch.where(tied, -1, found)
+
+    def _at(self, mass: Tensor, moment: Tensor, square: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return F1 and F2 of one node of the core for every row, float64 (B,)."""
+        apart = self.between[nodes].double()
+        once = (mass * apart).sum(1)
+        return once + moment.sum(1), ((mass * apart + 2 * moment) * apart).sum(1) + square
+
+    def _best_of_core(self, mass: Tensor, moment: Tensor, square: Tensor) -> Tensor:
+        """Return the node of the core with the least F2, the lowest of equal ones: seen in float32, decided in float64.
+
+        All terms are non-negative, so that rounding moves a cost by a relative amount.
+        """
+        total = mass.sum(1, keepdim=True)
+        shares, moments, rest = (part.float() for part in (mass / total, 2 * moment / total, square[:, None] / total))
+        seen = torch.empty(len(mass), len(self.between), dtype=torch.float32, device=mass.device)
+        for start in range(0, len(self.between), _BLOCK):
+            block = self.between[start : start + _BLOCK].float().T
+            seen[:, start : start + _BLOCK] = shares @ (block * block) + moments @ block + rest
+        margin = 4 * 2.0**-24 * (2 * mass.shape[1] + 8)
+        near = seen <= seen.amin(1, keepdim=True) * (1 + margin)
+        rows, nodes = near.nonzero(as_tuple=True)
+        costs = torch.empty(len(rows), dtype=torch.float64, device=mass.device)
+        for start in range(0, len(rows), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            row = rows[part]
+            costs[part] = self._at(mass[row], moment[row], square[row], nodes[part])[1]
+        return least_of(costs, rows, nodes, len(mass))

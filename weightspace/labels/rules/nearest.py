@@ -1,0 +1,84 @@
+"""Squared Euclidean distances: the expected cost is least at the point nearest to the weighted mean.
+
+Σ w_i |y − x_i|² = P|y|² − 2 y·Σ w_i x_i + Σ w_i |x_i|²: O(K d) a row, and no distances. A screen in float32 leaves the
+points that rounding cannot tell from the nearest, which are decided in float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from weightspace.labels.rules.dense import least_of
+from weightspace.labels.rules.rule import TILE, Rule, in_tiles
+
+#: Points that are converted and multiplied at once.
+_BLOCK = 4096
+_SMALL = 1 << 24
+_MANY = 1 / 16
+
+
+class Nearest(Rule):
+    """Squared distances between points of shape (outputs, d) and (observed, d), float32 or float64."""
+
+    points: Tensor
+    observed: Tensor
+    squares: Tensor
+    seen: Tensor
+
+    def __init__(self, outputs: Tensor, observed: Tensor) -> None:
+        super().__init__()
+        self.outputs, self.width = len(outputs), -(-len(outputs) // 4)
+        self.table("points", outputs)
+        self.table("observed", observed)
+        squares = [outputs[at : at + _BLOCK].double().square().sum(1) for at in range(0, len(outputs), _BLOCK)]
+        self.table("squares", torch.cat(squares))
+        self.table("seen", observed.double().square().sum(1) if observed is not outputs else self.squares)
+
+    def costs(self, weights: Tensor) -> Tensor:
+        """See :class:`Rule`."""
+        mean, total = self._sums(weights)
+        products = [mean @ self.points[at : at + _BLOCK].double().T for at in range(0, self.outputs, _BLOCK)]
+        spread = (weights.double() @ self.seen).unsqueeze(1)
+        return (total * self.squares - 2 * torch.cat(products, 1) + spread).clamp_min(0)
+
+    def decide(self, weights: Tensor) -> Tensor:
+        """See :class:`Rule`."""
+        if torch.compiler.is_compiling() or len(weights) * self.points.numel() < _SMALL:
+            return in_tiles(self._exact, weights, self.tile)
+        return in_tiles(self._screened, weights, self.tile)
+
+    def _sums(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return Σ w_i x_i, (B, d), and Σ w_i, (B, 1), float64."""
+        sums = [
+            weights[:, at : at + _BLOCK].double() @ self.observed[at : at + _BLOCK].double()
+            for at in range(0, len(self.observed), _BLOCK)
+        ]
+        return torch.stack(sums).sum(0), weights.sum(1, keepdim=True, dtype=torch.float64)
+
+    def _exact(self, weights: Tensor) -> Tensor:
+        mean, total = self._sums(weights)
+        products = [mean @ self.points[at : at + _BLOCK].double().T for at in range(0, self.outputs, _BLOCK)]
+        return (total * self.squares - 2 * torch.cat(products, 1)).argmin(-1)
+
+    def _screened(self, weights: Tensor) -> Tensor:
+        mean, total = self._sums(weights)
+        centre, squares = (mean / total).float(), self.squares.float()
+        seen = torch.empty(len(weights), self.outputs, dtype=torch.float32, device=weights.device)
+        for at in range(0, self.outputs, _BLOCK):
+            block = slice(at, at + _BLOCK)
+            torch.addmm(squares[block], centre, self.points[block].float().T, alpha=-2, out=seen[:, block])
+        norm, largest = centre.norm(dim=1, keepdim=True), squares.max().sqrt()
+        unit = 2.0**-24
+        slack = 8 * unit * largest * ((self.points.shape[1] + 4) * norm + largest)
+        near = seen <= seen.amin(1, keepdim=True) + slack
+        if int(near.sum()) > _MANY * near.numel():
+            return self._exact(weights)
+        rows, candidates = near.nonzero(as_tuple=True)
+        costs = torch.empty(len(rows), dtype=torch.float64, device=weights.device)
+        step = max(1, TILE // self.points.shape[1])
+        for start in range(0, len(rows), step):
+            row, candidate = rows[start : start + step], candidates[start : start + step]
+            product = (self.points[candidate].double() * mean[row]).sum(1)
+            costs[start : start + step] = total[row, 0] * self.squares[candidate] - 2 * product
+        return least_of(costs, rows, candidates, len(weights))
