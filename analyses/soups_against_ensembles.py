@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from recipe import trained
+from recipe import label_of, trained
 from report import Gate, Row, script
 
 import weightspace as ws
@@ -41,14 +41,14 @@ GATES = (
 )
 
 
-def rows(sets: int, cache: Path, *, task: ClassificationTask = TASK) -> Iterator[tuple[str, Row]]:
-    """Measure all pairs of fine-tunes of models pretrained from seeds 0, 1, …"""
-    for seed in range(sets):
+def rows(sets: Sequence[range], cache: Path, *, task: ClassificationTask = TASK) -> Iterator[tuple[str, Row]]:
+    """Measure all pairs of fine-tunes of models pretrained from these seeds, one a set."""
+    for (seed,) in sets:
         within = predictions(task, fine_tunes(task, seed, RATES, cache))
         found = agreement(within)
         beyond = agreement(predictions(task, fine_tunes(task, seed, (*RATES, BEYOND), cache)))
         yield (
-            str(seed),
+            label_of([seed]),
             {
                 "correlation": found.correlation,
                 "sign": found.sign,
@@ -83,10 +83,10 @@ def predictions(task: ClassificationTask, states: Sequence[ws.StateDict]) -> lis
     return [soup_against_ensemble(a, b, task) for a, b in itertools.combinations(states, 2)]
 
 
-def draw(cache: Path, folder: Path) -> None:
-    """Draw the first set: the predictions, and the gain of averaging against the angle."""
-    states = fine_tunes(TASK, 0, RATES, cache)
-    base = trained(TASK, 0, cache=cache)
+def draw(seeds: range, cache: Path, folder: Path) -> None:
+    """Draw a set: the predictions, and the gain of averaging against the angle."""
+    states = fine_tunes(TASK, seeds[0], RATES, cache)
+    base = trained(TASK, seeds[0], cache=cache)
     gains = [gain(base, a, b, TASK) for a, b in itertools.combinations(states, 2)]
     draw_predictions(
         predictions(TASK, states),
@@ -104,4 +104,4 @@ def draw(cache: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    script("soups_against_ensembles", __doc__, task=TASK, rows=rows, gates=GATES, draw=draw)()
+    script("soups_against_ensembles", __doc__, task=TASK, rows=rows, gates=GATES, draw=draw, size=1)()

@@ -19,7 +19,7 @@ import pytest
 #: Pairs (triples, sets) of networks.
 PAIRS = 5
 #: Script -> seeds in a group, where it is no pair.
-SIZES = {"straight_through": 3, "three_models": 3, "merge_many": 3}
+SIZES = {"straight_through": 3, "three_models": 3, "merge_many": 3, "soups_against_ensembles": 1}
 #: Script, figure, and what its median must be.
 CLAIMS = [
     ("weight_matching", "L2 reduction", "<", 0.35),
