@@ -44,7 +44,7 @@ def task(*, required: bool = True) -> Callable[[Command], Command]:
             "--task",
             metavar="TASK",
             required=required,
-            help="digits-mlp, digits-cnn, fashion-mlp, fashion-cnn, or your own as file.py:object.",
+            help="digits-mlp, digits-cnn, fashion-mlp, fashion-cnn, fashion-clip, or your own as file.py:object.",
         )
         folder = click.option(
             "--data",

@@ -18,19 +18,38 @@ from weightspace.cli.progress import progress
     type=click.IntRange(min=0),
     help="Passes over the training data; the task's own number if not given.",
 )
+@click.option("--learning-rate", type=float, metavar="RATE", help="Instead of the task's own.")
+@click.option(
+    "--augmentation",
+    metavar="NAME",
+    help="What training changes about the inputs: none, flip, jitter or distort with images.",
+)
 @options.output("Checkpoint to write (.safetensors, .pt, or a folder).")
 @options.as_json
-def command(task: str, data: Path | None, seed: int, epochs: int | None, output: str, as_json: bool) -> None:
+def command(
+    task: str,
+    data: Path | None,
+    seed: int,
+    epochs: int | None,
+    learning_rate: float | None,
+    augmentation: str | None,
+    output: str,
+    as_json: bool,
+) -> None:
     """Train a network of a task: a convenience to have something to match, merge and measure.
 
+    A network with pretrained weights is fine-tuned; --epochs 0 writes it as it is.
+
     \b
-    Example:
+    Examples:
       weightspace train --task digits-mlp --seed 1 -o b.safetensors
+      weightspace train --task fashion-clip --learning-rate 2e-3 --augmentation jitter -o fine-tuned.safetensors
     """
     from weightspace import load_task, save_checkpoint, train
     from weightspace.checkpoints import provenance
+    from weightspace.tasks import variant
 
-    found = load_task(task, data=data)
+    found = variant(load_task(task, data=data), learning_rate=learning_rate, augmentation=augmentation)
     with progress(f"training {found.name}") as update:
         state = train(
             found,
@@ -38,12 +57,12 @@ def command(task: str, data: Path | None, seed: int, epochs: int | None, output:
             epochs=epochs,
             on_epoch=lambda at: update(at.epoch, at.epochs, f"epoch {at.epoch}/{at.epochs}, loss {at.loss:.4f}"),
         )
-    save_checkpoint(
-        state, output, metadata=provenance([], "train", {"task": found.name, "seed": seed, "epochs": epochs})
-    )
+    chosen = {"seed": seed, "epochs": epochs, "learning_rate": learning_rate, "augmentation": augmentation}
+    save_checkpoint(state, output, metadata=provenance([], "train", {"task": found.name, **chosen}))
     module = found.network()
     module.load_state_dict(state)
-    scores = {split: dict(found.score(module, split)) for split in ("validation", "test")}
+    splits = ("validation", "test", *getattr(found, "shifts", ()))
+    scores = {split: dict(found.score(module, split)) for split in splits}
     if as_json:
         click.echo(json.dumps({"output": output, "task": found.name, "seed": seed, "scores": scores}))
         return

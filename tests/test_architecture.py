@@ -24,6 +24,7 @@ LAYERS = (
     "adapters",
     "symmetry",
     "labels",
+    "clip",
     "networks",
     "tasks",
     "matching",
@@ -40,6 +41,7 @@ LAYERS = (
 #: Library -> the only modules that import it.
 DOORS = {
     "matplotlib": {"weightspace/plots/picture.py"},
+    "open_clip": {"weightspace/clip.py"},
     "sklearn": {"weightspace/tasks/digits.py", "weightspace/labels/classifier.py"},
     "safetensors": {"weightspace/checkpoints/safetensors_file.py"},
     "fsspec": {"weightspace/checkpoints/remote.py"},

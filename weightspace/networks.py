@@ -16,6 +16,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from weightspace.clip import build_clip, pixels_of
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 from weightspace.user_code import is_user_code, load_object
@@ -126,17 +127,10 @@ def _timm(name: str, options: Mapping[str, Any]) -> Network:
 
 
 def _open_clip(name: str, options: Mapping[str, Any]) -> Network:
-    open_clip = _package("open_clip", '"weightspace[clip]"')
-    if Path(name).suffix == ".json":
-        open_clip.add_model_config(Path(name))
-        name = Path(name).stem
-    if name not in open_clip.list_models():
-        raise unknown("open_clip model", name, open_clip.list_models())
-    module = open_clip.create_model(name, pretrained=None, **options)
-    size = module.visual.image_size
-    image = torch.randn(1, 3, *(size if isinstance(size, tuple) else (size, size)))
+    module: Any = build_clip(name, options=options)
+    size = pixels_of(module).size
     text = torch.randint(1, module.vocab_size, (1, module.context_length))
-    return Network(module, (image, text))
+    return Network(module, (torch.randn(1, 3, size, size), text))
 
 
 def _transformers(name: str, options: Mapping[str, Any]) -> Network:

@@ -1,13 +1,16 @@
 """Tasks: what a network is for. How to build it, what it is fed, how it is scored.
 
-A user writes one task and hands it to every command; ``digits-*`` and ``fashion-*`` are built in.
+A user writes one task and hands it to every command; ``digits-*`` and ``fashion-*`` are built in; ``clip_task`` makes
+one of an open_clip model and images.
 """
 
 from weightspace.tasks.building import blank_network, check_belongs, network_with
 from weightspace.tasks.classification import ClassificationTask, Examples, carve
+from weightspace.tasks.clip_tasks import clip_task
 from weightspace.tasks.loading import TASKS, load_task
 from weightspace.tasks.protocol import Recipe, Split, Task, objective_value
 from weightspace.tasks.training import EpochReport, train
+from weightspace.tasks.variants import variant
 
 __all__ = [
     "TASKS",
@@ -20,8 +23,10 @@ __all__ = [
     "blank_network",
     "carve",
     "check_belongs",
+    "clip_task",
     "load_task",
     "network_with",
     "objective_value",
     "train",
+    "variant",
 ]

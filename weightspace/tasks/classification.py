@@ -24,12 +24,16 @@ _SCORED_AT_ONCE = 512
 _SHOWN = 4
 
 Batch: TypeAlias = "tuple[Tensor, Tensor]"
+Augmentation: TypeAlias = "Callable[[Tensor, Generator], Tensor]"
 
 
 class Examples(NamedTuple):
-    """Inputs ``(n, …)`` as the network takes them, and classes ``0 … c−1`` of shape ``(n,)``, int64."""
+    """Inputs ``(n, …)`` as the network takes them, and classes ``0 … c−1`` of shape ``(n,)``, int64.
 
-    inputs: Tensor
+    The inputs are a tensor, or ``Images``, which make the rows that they are indexed by.
+    """
+
+    inputs: Any
     labels: Tensor
 
 
@@ -57,18 +61,21 @@ class ClassificationTask:
     Args:
         name: what tables and plots call the task.
         build: returns a new network: inputs ``(n, …)`` to logits ``(n, classes)``.
-        load: returns the examples of the splits train, validation and test; called once a task and process.
+        load: returns the examples of the splits train, validation and test, and of any further ones, which are
+            ``shifts``; called once a task and process.
         batch_size: examples in a batch, at most.
         augment: changes the inputs of a training batch, given a generator; it returns new inputs.
+        augmentations: others to choose from by name, with ``variant`` or ``weightspace train --augmentation``.
         recipe: how ``train`` goes about it.
         objective: the score that soups maximise.
     """
 
     name: str
     build: Callable[[], nn.Module]
-    load: Callable[[], Mapping[Split, Examples]]
+    load: Callable[[], Mapping[Any, Examples]]
     batch_size: int = 64
-    augment: Callable[[Tensor, Generator], Tensor] | None = None
+    augment: Augmentation | None = None
+    augmentations: Mapping[str, Augmentation | None] = field(default_factory=dict)
     recipe: Recipe = field(default_factory=Recipe)
     objective: str = "accuracy"
 
@@ -76,17 +83,16 @@ class ClassificationTask:
         return {name: value for name, value in self.__dict__.items() if name != "examples"}
 
     @cached_property
-    def examples(self) -> Mapping[Split, Examples]:
+    def examples(self) -> Mapping[str, Examples]:
         """The examples of every split.
 
         Raises:
             WeightspaceError: a split is missing or empty, or its labels don't fit its inputs.
         """
         examples = self.load()
-        for split in SPLITS:
-            if split not in examples:
-                raise WeightspaceError(f"Task {self.name!r} has no split {split!r}; found {', '.join(examples)}.")
-            inputs, labels = examples[split]
+        if missing := [split for split in SPLITS if split not in examples]:
+            raise WeightspaceError(f"Task {self.name!r} has no split {missing[0]!r}; found {', '.join(examples)}.")
+        for split, (inputs, labels) in examples.items():
             if labels.shape != inputs.shape[:1] or labels.dtype != torch.int64 or not len(labels):
                 raise WeightspaceError(
                     f"Split {split!r} of task {self.name!r} has inputs {tuple(inputs.shape)} and "
@@ -99,6 +105,11 @@ class ClassificationTask:
         """The first few test inputs."""
         return (self.examples["test"].inputs[:_SHOWN],)
 
+    @property
+    def shifts(self) -> tuple[str, ...]:
+        """The names of the splits beyond train, validation and test: test data from elsewhere."""
+        return tuple(split for split in self.examples if split not in SPLITS)
+
     def network(self) -> nn.Module:
         """Return a new network, its weights drawn from torch's global generator."""
         return self.build()
@@ -108,28 +119,29 @@ class ClassificationTask:
         inputs, labels = _moved(batch, module)
         return nn.functional.cross_entropy(module(inputs), labels)
 
-    def batches(self, split: Split, seed: int) -> Iterator[Batch]:
+    def batches(self, split: Split | str, seed: int) -> Iterator[Batch]:
         """Yield ``(inputs, labels)``: in training shuffled and augmented by the seed, else in order."""
         inputs, labels = self._split(split)
         pieces = math.ceil(len(labels) / self.batch_size)
         if split != "train":
-            yield from zip(inputs.tensor_split(pieces), labels.tensor_split(pieces), strict=True)
+            yield from ((inputs[chosen], labels[chosen]) for chosen in _slices(len(labels), pieces))
             return
         generator = torch.Generator().manual_seed(seed)
         for chosen in torch.randperm(len(labels), generator=generator).tensor_split(pieces):
             batch = inputs[chosen]
             yield (batch if self.augment is None else self.augment(batch, generator)), labels[chosen]
 
-    def score(self, module: nn.Module, split: Split = "test") -> dict[str, float]:
-        """Return the mean ``loss`` and the ``accuracy`` over a split, unaugmented, in evaluation mode."""
+    def score(self, module: nn.Module, split: Split | str = "test") -> dict[str, float]:
+        """Return the mean ``loss`` and the ``accuracy`` over a split or a shift, unaugmented, in evaluation mode."""
         examples = self._split(split)
         modes = [(part, part.training) for part in module.modules()]
         module.eval()
         loss, correct = 0.0, 0
         try:
             with torch_threads(self.recipe.threads), torch.inference_mode():
-                for batch in zip(*(part.split(_SCORED_AT_ONCE) for part in examples), strict=True):
-                    inputs, labels = _moved(batch, module)
+                for start in range(0, len(examples.labels), _SCORED_AT_ONCE):
+                    chosen = slice(start, start + _SCORED_AT_ONCE)
+                    inputs, labels = _moved((examples.inputs[chosen], examples.labels[chosen]), module)
                     logits = module(inputs)
                     loss += nn.functional.cross_entropy(logits.double(), labels, reduction="sum").item()
                     correct += int((logits.argmax(dim=1) == labels).sum())
@@ -139,10 +151,10 @@ class ClassificationTask:
         count = len(examples.labels)
         return {"loss": loss / count, "accuracy": correct / count}
 
-    def _split(self, split: Split) -> Examples:
+    def _split(self, split: str) -> Examples:
         """Return the examples of a split."""
         if split not in self.examples:
-            raise WeightspaceError(f"Task {self.name!r} has no split {split!r}; expected {', '.join(SPLITS)}.")
+            raise WeightspaceError(f"Task {self.name!r} has no split {split!r}; expected {', '.join(self.examples)}.")
         return self.examples[split]
 
 
@@ -150,3 +162,13 @@ def _moved(batch: Batch, module: nn.Module) -> Batch:
     """Return the batch on the device of the module."""
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     return batch[0].to(device), batch[1].to(device)
+
+
+def _slices(count: int, pieces: int) -> Iterator[slice]:
+    """Yield the slices of ``count`` examples in pieces of nearly equal size, the larger ones first."""
+    size, larger = divmod(count, pieces)
+    start = 0
+    for piece in range(pieces):
+        stop = start + size + (piece < larger)
+        yield slice(start, stop)
+        start = stop

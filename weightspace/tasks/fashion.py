@@ -71,20 +71,29 @@ def fashion_examples(folder: Path) -> Mapping[Split, Examples]:
     Raises:
         WeightspaceError: a file is missing or broken.
     """
-    training, validation = carve(_read(folder, "train"), _VALIDATION)
+    training, validation = carve(_floats(read_fashion(folder, "train")), _VALIDATION)
     std, mean = torch.std_mean(training.inputs)
     splits: dict[Split, Examples] = {
         "train": training,
         "validation": validation,
-        "test": _read(folder, "t10k"),
+        "test": _floats(read_fashion(folder, "t10k")),
     }
     return {name: Examples(split.inputs.sub_(mean).div_(std), split.labels) for name, split in splits.items()}
 
 
-def _read(folder: Path, prefix: str) -> Examples:
-    """Return the images, with pixels from 0 to 1, and the labels of one pair of files."""
-    images = torch.tensor(read_idx(folder / f"{prefix}-images-idx3-ubyte.gz"), dtype=torch.float32)
+def read_fashion(folder: Path, prefix: str) -> Examples:
+    """Return the images, uint8 ``(n, 1, 28, 28)``, and the labels of one pair of files, ``train`` or ``t10k``.
+
+    Raises:
+        WeightspaceError: a file is missing or broken.
+    """
+    images = torch.tensor(read_idx(folder / f"{prefix}-images-idx3-ubyte.gz"))
     labels = torch.tensor(read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz"), dtype=torch.int64)
     if len(images) != len(labels):
         raise WeightspaceError(f"{folder} has {len(images):,} {prefix} images and {len(labels):,} labels.")
-    return Examples(images.unsqueeze(1) / 255, labels)
+    return Examples(images.unsqueeze(1), labels)
+
+
+def _floats(examples: Examples) -> Examples:
+    """Return the examples with pixels from 0 to 1."""
+    return Examples(examples.inputs.float() / 255, examples.labels)

@@ -10,6 +10,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 from weightspace.tasks.digits import digits_cnn, digits_mlp
 from weightspace.tasks.fashion import fashion_cnn, fashion_mlp
+from weightspace.tasks.fashion_clip import fashion_clip
 from weightspace.tasks.protocol import Task
 from weightspace.user_code import is_user_code, load_object
 
@@ -19,6 +20,7 @@ _BUNDLED: Mapping[str, Callable[[], Task]] = {"digits-mlp": digits_mlp, "digits-
 _FROM_FOLDER: Mapping[str, Callable[[Path | None], Task]] = {
     "fashion-mlp": fashion_mlp,
     "fashion-cnn": fashion_cnn,
+    "fashion-clip": fashion_clip,
 }
 #: The names of the built-in tasks.
 TASKS: tuple[str, ...] = (*_BUNDLED, *_FROM_FOLDER)

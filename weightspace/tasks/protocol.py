@@ -24,6 +24,8 @@ class Task(Protocol):
     """A network, its data and its scores.
 
     Tasks travel to other processes: make them picklable, and load data when it is first asked for.
+
+    A task may also have ``shifts``, the names of further splits that ``score`` takes: test data from elsewhere.
     """
 
     @property

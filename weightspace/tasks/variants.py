@@ -1,0 +1,40 @@
+"""Variants of a task: fine-tunes that differ in learning rate and augmentation, which soups are made of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from weightspace.errors import WeightspaceError
+from weightspace.suggestions import unknown
+from weightspace.tasks.classification import ClassificationTask
+from weightspace.tasks.protocol import Task
+
+
+def variant(task: Task, *, learning_rate: float | None = None, augmentation: str | None = None) -> Task:
+    """Return the task with another learning rate or augmentation: fine-tunes that differ are what soups are made of.
+
+    Args:
+        task: a ``ClassificationTask``, if anything is to be changed.
+        learning_rate: instead of that of the recipe.
+        augmentation: name in the task's ``augmentations``.
+
+    Raises:
+        WeightspaceError: the task has no such augmentation, or isn't a ``ClassificationTask``; a rate that isn't
+            above 0.
+    """
+    if learning_rate is None and augmentation is None:
+        return task
+    if not isinstance(task, ClassificationTask):
+        raise WeightspaceError(
+            f"Task {task.name!r} is a {type(task).__name__}; expected a ClassificationTask, whose learning rate and "
+            "augmentation can be changed from outside."
+        )
+    if learning_rate is not None:
+        if not 0 < learning_rate < float("inf"):
+            raise WeightspaceError(f"Found a learning rate of {learning_rate}; expected a number above 0.")
+        task = replace(task, recipe=replace(task.recipe, learning_rate=learning_rate))
+    if augmentation is not None:
+        if augmentation not in task.augmentations:
+            raise unknown(f"augmentation of task {task.name!r},", augmentation, task.augmentations)
+        task = replace(task, augment=task.augmentations[augmentation])
+    return task
