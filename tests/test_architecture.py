@@ -42,6 +42,8 @@ LAYERS = (
 DOORS = {
     "matplotlib": {"weightspace/plots/picture.py"},
     "open_clip": {"weightspace/clip.py"},
+    "PIL": {"weightspace/tasks/images.py"},
+    "tokenizers": {"weightspace/tasks/text_encoder.py"},
     "sklearn": {"weightspace/tasks/digits.py", "weightspace/labels/classifier.py"},
     "safetensors": {"weightspace/checkpoints/safetensors_file.py"},
     "fsspec": {"weightspace/checkpoints/remote.py"},

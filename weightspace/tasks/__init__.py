@@ -9,6 +9,7 @@ from weightspace.tasks.classification import ClassificationTask, Examples, carve
 from weightspace.tasks.clip_tasks import clip_task
 from weightspace.tasks.loading import TASKS, load_task
 from weightspace.tasks.protocol import Recipe, Split, Task, objective_value
+from weightspace.tasks.text import Texts, text_task
 from weightspace.tasks.training import EpochReport, train
 from weightspace.tasks.variants import variant
 
@@ -20,6 +21,7 @@ __all__ = [
     "Recipe",
     "Split",
     "Task",
+    "Texts",
     "blank_network",
     "carve",
     "check_belongs",
@@ -27,6 +29,7 @@ __all__ = [
     "load_task",
     "network_with",
     "objective_value",
+    "text_task",
     "train",
     "variant",
 ]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -92,10 +93,29 @@ class ShiftedImages:
         return torch.cat(shifted) if shifted else images
 
 
+@dataclass(frozen=True)
+class KeptShift:
+    """Shifted images in memory, as bytes: made when the first of them is asked for."""
+
+    images: ArrayImages
+    shift: Shift
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the images."""
+        return self.images.shape
+
+    def __getitem__(self, chosen: Chosen) -> Tensor:
+        """Return the shifted images at some positions, float32 from 0 to 1."""
+        return self._made[chosen]
+
+    @cached_property
+    def _made(self) -> ArrayImages:
+        made = ShiftedImages(self.images, self.shift)
+        parts = (made[part] for part in torch.arange(self.shape[0]).split(512))
+        return ArrayImages(torch.cat([(255 * part).round().to(torch.uint8) for part in parts]), self.images.size)
+
+
 def shifted(images: Images, shift: Shift) -> Images:
-    """Return the shifted images: kept as bytes if the images are in memory, else made when they are asked for."""
-    made = ShiftedImages(images, shift)
-    if not isinstance(images, ArrayImages):
-        return made
-    parts = (made[part] for part in torch.arange(images.shape[0]).split(512))
-    return ArrayImages(torch.cat([(255 * part).round().to(torch.uint8) for part in parts]), images.size)
+    """Return the shifted images: kept as bytes if the images are in memory, else made whenever they are asked for."""
+    return KeptShift(images, shift) if isinstance(images, ArrayImages) else ShiftedImages(images, shift)

@@ -1,0 +1,70 @@
+"""Tasks of classifying texts: the upper layers of an encoder of BERT's architecture, fine-tuned, and a linear head.
+
+Embeddings and lower layers stay as they are and are no part of the network, so that checkpoints are small. All
+fine-tunes of a task start at one point, which ``train(task, seed, epochs=0)`` returns; seeds differ in the order of the
+batches and in dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from weightspace.tasks.classification import ClassificationTask, Examples
+from weightspace.tasks.protocol import Recipe
+from weightspace.tasks.text_encoder import frozen_features, text_classifier
+
+#: Adam, falling.
+RECIPE = Recipe(epochs=3, learning_rate=1e-4, cooldown=True)
+
+
+class Texts(NamedTuple):
+    """Texts, and their classes ``0 … c−1`` of shape ``(n,)``, int64."""
+
+    texts: Sequence[str]
+    labels: Tensor
+
+
+def text_task(
+    name: str,
+    encoder: str | Path,
+    load: Callable[[], Mapping[str, Texts]],
+    classes: int,
+    *,
+    trained: int = 2,
+    length: int = 32,
+    batch_size: int = 32,
+    recipe: Recipe = RECIPE,
+) -> ClassificationTask:
+    """Return the task of fine-tuning an encoder on texts.
+
+    Args:
+        name: what tables and plots call the task.
+        encoder: Hugging Face folder of BERT's architecture, with tokenizer.json.
+        load: returns texts by split: train, validation, test, and any further ones, which are shifts.
+        classes: number of logits.
+        trained: layers at the top that are fine-tuned.
+        length: tokens of a text, at most.
+        batch_size: texts in a batch, at most.
+        recipe: how ``train`` goes about it.
+    """
+    folder = Path(encoder)
+    return ClassificationTask(
+        name=name,
+        build=partial(text_classifier, folder, classes, trained=trained),
+        load=partial(_encoded, folder, load, trained, length),
+        batch_size=batch_size,
+        recipe=recipe,
+    )
+
+
+def _encoded(folder: Path, load: Callable[[], Mapping[str, Texts]], trained: int, length: int) -> dict[str, Examples]:
+    """Return the texts of every split as the frozen layers leave them."""
+    return {
+        split: Examples(frozen_features(folder, texts, trained=trained, length=length), labels)
+        for split, (texts, labels) in load().items()
+    }
