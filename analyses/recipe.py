@@ -127,8 +127,8 @@ def _named(function: Callable[..., Any] | None) -> str:
 def _data_digest(task: ClassificationTask) -> str:
     """Return a digest of the examples that are trained on."""
     digest = hashlib.sha256()
-    for tensor in task.examples["train"]:
-        digest.update(tensor.contiguous().numpy().data)
+    for part in task.examples["train"]:
+        digest.update(part[:].contiguous().numpy().data)
     return digest.hexdigest()
 
 
