@@ -217,6 +217,8 @@ def test_a_learning_rate_is_above_0(task: ClassificationTask, rate: float, messa
     with pytest.raises(WeightspaceError, match=message):
         variant(task, learning_rate=rate)
     assert variant(task) is task
+    with pytest.raises(WeightspaceError, match="'digits-mlp' has no augmentations to choose from; found 'flip'"):
+        variant(ws.load_task("digits-mlp"), augmentation="flip")
 
 
 @pytest.mark.skipif(

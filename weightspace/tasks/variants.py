@@ -34,7 +34,9 @@ def variant(task: Task, *, learning_rate: float | None = None, augmentation: str
             raise WeightspaceError(f"Found a learning rate of {learning_rate}; expected a number above 0.")
         task = replace(task, recipe=replace(task.recipe, learning_rate=learning_rate))
     if augmentation is not None:
+        if not task.augmentations:
+            raise WeightspaceError(f"Task {task.name!r} has no augmentations to choose from; found {augmentation!r}.")
         if augmentation not in task.augmentations:
-            raise unknown(f"augmentation of task {task.name!r},", augmentation, task.augmentations)
+            raise unknown(f"augmentation of task {task.name!r}:", augmentation, task.augmentations)
         task = replace(task, augment=task.augmentations[augmentation])
     return task
