@@ -232,7 +232,7 @@ def draw_scatter(
 
 
 def _scatter(pots: Mapping[str, Pot], start: str | None, x: str, y: str) -> Figure:
-    columns = min(4, len(pots))
+    columns = min(5, len(pots))
     rows = -(-len(pots) // columns)
     figure = Figure(figsize=(3.1 * columns + 0.4, 3.0 * rows + 0.7), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
@@ -258,7 +258,7 @@ def _scatter(pots: Mapping[str, Pot], start: str | None, x: str, y: str) -> Figu
         axes.set_title(label, loc="left")
         axes.grid()
         axes.set_axisbelow(True)
-    for axes in panels[-1]:
+    for axes in panels.flat[: len(pots)]:
         axes.set_xlabel(f"{x}, %")
     for axes in panels[:, 0]:
         axes.set_ylabel(f"{y}, %")

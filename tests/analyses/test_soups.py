@@ -118,11 +118,29 @@ def kept(name: str) -> Any:
     return json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("name", ["soups_clip"])
-def test_in_the_kept_results_greedy_is_never_below_the_best_single_model_on_validation(name: str) -> None:
-    found = kept(name)
-    assert len(found["splits"]) >= 3
-    for pot in found["splits"].values():
-        assert len(pot["singles"]) >= 8
-        assert pot["gains"]["greedy soup"]["validation"] >= 0
-        assert pot["recipes"]["best single"] == pot["singles"][pot["best"]]
+def kept_groups() -> dict[str, dict[str, Any]]:
+    return {"clip": kept("soups_clip")["splits"], **kept("soups_text")["groups"]}
+
+
+def test_in_the_kept_results_greedy_is_never_below_the_best_single_model_on_validation() -> None:
+    groups = kept_groups()
+    assert set(groups) == {"clip", "tweets", "movies", "products", "editorials", "across domains"}
+    for pots in groups.values():
+        assert len(pots) == 3
+        for pot in pots.values():
+            assert pot["gains"]["greedy soup"]["validation"] >= 0
+            assert pot["recipes"]["best single"] == pot["singles"][pot["best"]]
+    assert all(len(pot["singles"]) >= 8 for pot in groups["clip"].values())
+
+
+def test_the_kept_results_show_what_is_claimed() -> None:
+    groups = kept_groups()
+    gains = {name: [pot["gains"] for pot in pots.values()] for name, pots in groups.items()}
+    for gain in gains["clip"]:
+        assert gain["uniform soup"]["shifted"] > 2
+        assert gain["uniform soup"]["in distribution"] < 0
+    for recipe in ("uniform soup", "greedy soup", "learned soup"):
+        assert all(gain[recipe]["in distribution"] > 1 for gain in gains["across domains"])
+    within = [gain for name in ("tweets", "movies", "products", "editorials") for gain in gains[name]]
+    assert sum(gain["greedy soup"]["in distribution"] < 0 for gain in within) == 5
+    assert sum(gain["learned soup"]["in distribution"] < 0 for gain in within) == 3
