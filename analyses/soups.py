@@ -194,7 +194,8 @@ def verdicts(pots: Mapping[str, Pot]) -> list[str]:
             ]
             losses = sum(gain < 0 for gain in gains)
             listed = ", ".join(f"{gain:+.2f}" for gain in gains)
-            outcome = f"LOSES in {losses} of {len(gains)}" if losses else "never loses"
+            ties = sum(gain == 0 for gain in gains)
+            outcome = f"LOSES in {losses} of {len(gains)}" if losses else f"wins {len(gains) - ties}, ties {ties}"
             said.append(f"{recipe} − best single, {measure}: {listed} points: {outcome}")
     return said
 

@@ -80,7 +80,7 @@ def test_a_loss_against_the_best_single_model_is_said(
     }
     said = soups.verdicts(pots)
     assert "greedy soup − best single, in distribution: +0.00, -1.00 points: LOSES in 1 of 2" in said
-    assert "greedy soup − best single, validation: +0.00, +0.00 points: never loses" in said
+    assert "greedy soup − best single, validation: +0.00, +0.00 points: wins 0, ties 2" in said
 
 
 def test_the_ensemble_sums_logits(script: Script, task: ClassificationTask, states: dict[str, ws.StateDict]) -> None:
