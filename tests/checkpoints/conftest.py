@@ -1,3 +1,10 @@
+import http.server
+import json
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -17,3 +24,69 @@ def state() -> StateDict:
         "layer.bias": torch.randn(5, generator=generator).bfloat16(),
         "steps": torch.tensor(7),
     }
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the Hugging Face hub, and of any web server with ranges, as reading needs."""
+
+    url: str
+    folder: Path
+    sent = 0
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0]
+        if path == "/api/models/org/model":
+            return self._json({"id": "org/model", "sha": "0" * 40, "siblings": []})
+        if re.fullmatch("/api/models/org/model/tree/[^/]+", path):
+            return self._json([self._entry(file) for file in sorted(self.folder.iterdir())])
+        file = self.folder / path.rsplit("/", 1)[-1]
+        if not file.is_file() or not path.startswith(("/org/model/resolve/main/", "/files/")):
+            return self.send_error(404)
+        return self._file(file)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._json([])
+
+    def _entry(self, file: Path) -> dict[str, object]:
+        return {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": f"{file.stat().st_mtime_ns:040}"}
+
+    def _file(self, file: Path) -> None:
+        content = file.read_bytes()
+        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        start = int(found[1]) if found else 0
+        end = int(found[2]) + 1 if found and found[2] else len(content)
+        self.send_response(206 if found else 200)
+        self.send_header("Content-Length", str(len(content[start:end])))
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("ETag", f'"{file.stat().st_mtime_ns}"')
+        if found:
+            self.send_header("Content-Range", f"bytes {start}-{min(end, len(content)) - 1}/{len(content)}")
+        self.end_headers()
+        if self.command == "GET":
+            Hub.sent += len(content[start:end])
+            self.wfile.write(content[start:end])
+
+    def _json(self, content: object) -> None:
+        data = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(sharded: str, tmp_path: Path) -> Iterator[type[Hub]]:
+    """Serve the folder that ``sharded`` was made of."""
+    Hub.folder, Hub.sent = tmp_path / "model", 0
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        Hub.url = f"http://127.0.0.1:{server.server_port}"
+        yield Hub
+        server.shutdown()

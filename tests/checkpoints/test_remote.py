@@ -1,16 +1,15 @@
 """Checkpoints behind URLs: what is asked for over the network and when, and what is said when it fails."""
 
-import http.server
 import io
 import json
 import multiprocessing
 import os
-import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -360,78 +359,15 @@ def test_an_adapter_and_a_tokenizer_come_whole(system: MemoryFileSystem, tmp_pat
     assert [file.name for file in local_path("memory://words", weights=False).iterdir()] == ["tokenizer.json"]
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hugging Face hub, and of any web server with ranges, as reading needs."""
-
-    folder: Path
-    sent = 0
-
-    def do_GET(self) -> None:
-        path = self.path.split("?")[0]
-        if path == "/api/models/org/model":
-            return self._json({"id": "org/model", "sha": "0" * 40, "siblings": []})
-        if re.fullmatch("/api/models/org/model/tree/[^/]+", path):
-            return self._json([self._entry(file) for file in sorted(self.folder.iterdir())])
-        file = self.folder / path.rsplit("/", 1)[-1]
-        if not file.is_file() or not path.startswith(("/org/model/resolve/main/", "/files/")):
-            return self.send_error(404)
-        return self._file(file)
-
-    do_HEAD = do_GET  # noqa: N815
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self._json([])
-
-    def _entry(self, file: Path) -> dict[str, object]:
-        return {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": f"{file.stat().st_mtime_ns:040}"}
-
-    def _file(self, file: Path) -> None:
-        content = file.read_bytes()
-        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        start = int(found[1]) if found else 0
-        end = int(found[2]) + 1 if found and found[2] else len(content)
-        self.send_response(206 if found else 200)
-        self.send_header("Content-Length", str(len(content[start:end])))
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", f'"{file.stat().st_mtime_ns}"')
-        if found:
-            self.send_header("Content-Range", f"bytes {start}-{min(end, len(content)) - 1}/{len(content)}")
-        self.end_headers()
-        if self.command == "GET":
-            Hub.sent += len(content[start:end])
-            self.wfile.write(content[start:end])
-
-    def _json(self, content: object) -> None:
-        data = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def hub(sharded: str, tmp_path: Path) -> Iterator[str]:
-    Hub.folder, Hub.sent = tmp_path / "model", 0
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-def test_a_model_of_the_hub_is_planned_from_headers_and_loaded(hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_the_hub_is_planned_from_headers_and_loaded(hub: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     huggingface_hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
-    template = f"{hub}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     huggingface_hub.HfFileSystem.clear_instance_cache()
     path = local_path("hf://org/model")
-    assert Hub.sent < 5_000
-    assert read_contents(path).tensors == read_contents(Hub.folder).tensors
+    assert hub.sent < 5_000
+    assert read_contents(path).tensors == read_contents(hub.folder).tensors
     assert path.name == "model"
     assert equal(ws.load_checkpoint("hf://org/model"), state())
     with pytest.raises(CheckpointError, match=r"hf://org/none cannot be read: there is no such file.*hf auth login"):
@@ -439,11 +375,11 @@ def test_a_model_of_the_hub_is_planned_from_headers_and_loaded(hub: str, monkeyp
     huggingface_hub.HfFileSystem.clear_instance_cache()
 
 
-def test_a_file_of_the_web_is_planned_from_its_header_and_loaded(hub: str) -> None:
+def test_a_file_of_the_web_is_planned_from_its_header_and_loaded(hub: type[Any]) -> None:
     pytest.importorskip("aiohttp")
-    url = f"{hub}/files/{SHARDS[0]}"
+    url = f"{hub.url}/files/{SHARDS[0]}"
     assert set(read_contents(local_path(f"{url}?download=true")).tensors) == set(list(state())[:2])
-    assert Hub.sent < 2_000
+    assert hub.sent < 2_000
     assert equal(ws.load_checkpoint(url), dict(list(state().items())[:2]))
     with pytest.raises(CheckpointError, match="there is no such file"):
-        local_path(f"{hub}/files/none.safetensors")
+        local_path(f"{hub.url}/files/none.safetensors")
