@@ -121,15 +121,14 @@ class Masked:
         return backs
 
     def _mask(self, back: Tensor, index: int, start: int) -> np.ndarray:
-        """Return a mask, 1-D: drawn once where it can be kept for the next pass, as it takes longer than all else."""
+        """Return a mask of 0 and 1, 1-D: drawn once where its bits can be kept for the next pass."""
         bits = self._bits.get((index, start))
-        if bits is not None:
-            return np.unpackbits(bits, count=back.numel()).view(bool)
-        name, label = self.stack.name, self.stack.labels[index]
-        mask = random_mask(self.seed, name, label, start, back.numel(), self.keep(back, index))
-        if len(self._bits) < _KEPT:
-            self._bits[index, start] = np.packbits(mask)
-        return mask
+        if bits is None:
+            name, label = self.stack.name, self.stack.labels[index]
+            bits = random_mask(self.seed, name, label, start, back.numel(), self.keep(back, index))
+            if len(self._bits) < _KEPT:
+                self._bits[index, start] = bits
+        return np.unpackbits(bits, count=back.numel())
 
 
 def masked_sum(masked: Masked, weights: Sequence[float], factor: float, normalize: bool, rescale: str) -> Formula:

@@ -71,7 +71,7 @@ def della_linear(
     return masked_sum(masked, weights, lambda_, normalize, rescale)
 
 
-def _by_rank(density: Sequence[float], epsilon: Sequence[float]) -> Callable[[Tensor, int], np.ndarray]:
+def _by_rank(density: Sequence[float], epsilon: Sequence[float]) -> Callable[[Tensor, int], float | np.ndarray]:
     """Return the function from a piece's differences and a model to their probabilities."""
     for share, half in zip(density, epsilon, strict=True):
         if share < 1 and not (share - half > 0 and share + half < 1):
@@ -80,11 +80,11 @@ def _by_rank(density: Sequence[float], epsilon: Sequence[float]) -> Callable[[Te
                 f"{share + half:g}; expected them between 0 and 1. Choose a smaller epsilon."
             )
 
-    def probabilities(back: Tensor, index: int) -> np.ndarray:
+    def probabilities(back: Tensor, index: int) -> float | np.ndarray:
         sizes = np.abs(back.numpy())
         count = sizes.shape[1]
-        if count == 1:
-            return np.full(sizes.shape, density[index])
+        if count == 1 or not epsilon[index]:
+            return density[index]
         order = _order(sizes)
         ranks = np.empty_like(order)
         steps = np.arange(count).reshape(1, count, *[1] * (sizes.ndim - 2))
