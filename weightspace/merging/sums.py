@@ -21,10 +21,8 @@ _LOW = 1e-28
 def row_sums(matrix: Tensor) -> Tensor:
     """Return the sums of the rows of a ``(rows, n)`` tensor, of shape ``(rows,)`` in float64."""
     whole = matrix.shape[1] // _RUN * _RUN
-    rest = matrix[:, whole:].sum(dim=1).to(torch.float64)
-    if not whole:
-        return rest
-    return rest + matrix[:, :whole].unflatten(1, (-1, _RUN)).sum(dim=2).sum(dim=1, dtype=torch.float64)
+    runs = matrix[:, :whole].unflatten(1, (-1, _RUN)).sum(dim=2).sum(dim=1, dtype=torch.float64)
+    return runs if whole == matrix.shape[1] else runs + matrix[:, whole:].sum(dim=1)
 
 
 def total_square(tensor: Tensor) -> float:

@@ -72,8 +72,10 @@ def dare_ties(
     return masked_consensus(masked, weights, lambda_, normalize, rescale)
 
 
-#: Masks that are kept for the next pass, of a piece and a model each: 8 MB of bits.
-_KEPT = 2**26 // PIECE
+#: Elements whose masks are drawn at once: beginning costs as much as thousands of bits.
+_BLOCK = 8 * PIECE
+#: Blocks that are kept for the next pass: 8 MB of bits.
+_KEPT = 2**26 // _BLOCK
 
 
 class Masked:
@@ -122,13 +124,18 @@ class Masked:
 
     def _mask(self, back: Tensor, index: int, start: int) -> np.ndarray:
         """Return a mask of 0 and 1, 1-D: drawn once where its bits can be kept for the next pass."""
-        bits = self._bits.get((index, start))
+        first, count = start, back.numel()
+        if self.stack.grain == "elements":
+            first -= start % _BLOCK
+            count = min(_BLOCK, self.stack.numel - first)
+        bits = self._bits.get((index, first))
         if bits is None:
             name, label = self.stack.name, self.stack.labels[index]
-            bits = random_mask(self.seed, name, label, start, back.numel(), self.keep(back, index))
-            if len(self._bits) < _KEPT:
-                self._bits[index, start] = bits
-        return np.unpackbits(bits, count=back.numel())
+            bits = random_mask(self.seed, name, label, first, count, self.keep(back, index))
+            if len(self._bits) >= _KEPT:
+                self._bits.pop((index, first - _BLOCK), None)
+            self._bits[index, first] = bits
+        return np.unpackbits(bits[(start - first) // 8 :], count=back.numel())
 
 
 def masked_sum(masked: Masked, weights: Sequence[float], factor: float, normalize: bool, rescale: str) -> Formula:
