@@ -24,6 +24,8 @@ from weightspace.plots.picture import COLOURS, DASHES, Figure, write_picture
 LABELS, ROWS = 300, 1000
 OBSERVED = (5, 10, 30, 100, 300)
 TEMPERATURES = (0.1, 0.3, 1.0, 3.0, 10.0)
+#: One for every number of classes, as there are fewer dashes.
+MARKERS = "osD^v"
 
 
 def gains(trees: int) -> Iterator[tuple[str, Row]]:
@@ -55,7 +57,8 @@ def draw(rows: dict[str, Row], path: Path) -> None:
         axes = made.subplots()
         for index, (name, row) in enumerate(rows.items()):
             values = [row[f"T = {temperature:g}"] for temperature in TEMPERATURES]
-            axes.plot(TEMPERATURES, values, color=COLOURS[index], dashes=DASHES[index % 4], marker="o", label=name)
+            line = axes.plot(TEMPERATURES, values, color=COLOURS[index], dashes=DASHES[index % 4], label=name)[0]
+            line.set(marker=MARKERS[index], markersize=4)
         axes.axhline(0, color="#999999", linewidth=0.8)
         axes.set_xscale("log")
         axes.set_ylim(-1.5, 1)

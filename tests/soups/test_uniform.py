@@ -78,7 +78,7 @@ def test_names_tied_in_all_stay_tied_and_those_tied_in_some_do_not() -> None:
 def test_of_counters_the_largest_is_kept_and_other_integers_must_agree() -> None:
     states = [{"norm.num_batches_tracked": torch.tensor(count)} for count in (3, 9, 5)]
     assert ws.uniform_soup(states)["norm.num_batches_tracked"] == 9
-    with pytest.raises(WeightspaceError, match=r"'steps' holds .* models 0 and 1 differ in 1 of 2"):
+    with pytest.raises(WeightspaceError, match=r"'steps' holds .* models 0 and 1 differ in 1 of the 2 looked at"):
         ws.uniform_soup([random_state(0), {**random_state(1), "steps": torch.tensor([3, 5])}])
 
 

@@ -38,6 +38,6 @@ def agreed(name: str, tensors: Sequence[Tensor], *, models: Sequence[object] | N
             count = int((values[0] != value).sum())
             raise WeightspaceError(
                 f"{name!r} holds {dtype} values, which cannot be averaged, and models {called[0]} and {label} "
-                f"differ in {count:,} of {value.numel():,}. Expected equal ones: were they built alike?"
+                f"differ in {count:,} of the {value.numel():,} looked at. Expected equal ones: were they built alike?"
             )
     return values[0].clone()

@@ -68,6 +68,7 @@ class Scorer:
         own = self.network.state_dict()
         for name, tensor in tensors:
             own[name].copy_(tensor)
+            del tensor  # before the next one is made
         if mixed and self.resets:
             with torch_threads(threads_of(self.task)):
                 reset_batchnorm(self.network, self.task.batches("train", SEED), self.task.loss)

@@ -13,6 +13,7 @@ import torch
 import weightspace as ws
 from weightspace.errors import CheckpointError
 from weightspace.merging import MergeReport, merge_files
+from weightspace.merging.engine.staging import Staging
 
 KILLS = 20
 
@@ -119,3 +120,26 @@ def test_two_merges_into_one_output_do_not_meet(models: Path, tmp_path: Path) ->
         os.kill(process.pid, signal.SIGCONT)
         process.join()
     assert process.exitcode == 0
+
+
+def test_what_finish_does_is_done_once_however_often_the_merge_is_stopped(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def merge_doubled() -> None:
+        merge_files(
+            [models / "a.safetensors"],
+            tmp_path / "out.safetensors",
+            finish=lambda state: {name: 2 * tensor for name, tensor in state.items()},
+        )
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Staging, "promote", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            merge_doubled()
+    merge_doubled()
+    found, a = ws.load_checkpoint(tmp_path / "out.safetensors"), ws.load_checkpoint(models / "a.safetensors")
+    assert all(torch.equal(found[name], 2 * a[name]) for name in a)
+
+
+def interrupt(staging: Staging) -> None:
+    raise KeyboardInterrupt

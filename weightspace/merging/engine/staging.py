@@ -47,6 +47,11 @@ class Staging:
             path.unlink()
         return []
 
+    def forget(self) -> None:
+        """Forget what is made, before it is changed: a run that goes on here has to begin with what was merged."""
+        for path in self.folder.glob("journal.*"):
+            path.unlink()
+
     def promote(self) -> None:
         """Give the output its name: the whole folder, or the one file where the name has a suffix of a file."""
         made = self.parts if not is_file_name(self.out) else self.parts / self.out.name

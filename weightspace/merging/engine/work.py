@@ -138,10 +138,11 @@ class _Crew:
             yield from merged_pieces(self.plan.method, stack, job.weights, arguments, dtype)
             return
         flats = [self.sources.flat(ref) for ref in job.inputs]
+        labels = [self.plan.members[index].label for index, _ in job.inputs]
         count = math.prod(flats[0].shape)
         for start in range(0, count, PIECE):
             pieces = [flat.read(start, min(start + PIECE, count)) for flat in flats]
-            yield start, (agreed(job.name, pieces) if job.kind == "agree" else pieces[0]).to(dtype)
+            yield start, (agreed(job.name, pieces, models=labels) if job.kind == "agree" else pieces[0]).to(dtype)
 
 
 class _Budget:
