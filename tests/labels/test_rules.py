@@ -112,6 +112,19 @@ def test_the_screen_of_points_never_changes_the_answer(monkeypatch: pytest.Monke
     np.testing.assert_array_equal(metric.predict(p, observed=range(300)), costs.argmin(1))
 
 
+@pytest.mark.parametrize(("dtype", "scale"), [("f4", 1e-42), ("f4", 1e30), ("f8", 1e-200), ("f8", 1e200)])
+def test_the_screen_of_points_takes_weights_of_any_size(
+    dtype: str, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nearest, "_SMALL", 0)
+    rng = np.random.default_rng(3)
+    points = rng.normal(size=(200, 5)).astype(np.float32)
+    p = (rng.integers(0, 9, size=(50, 200)) * scale).astype(dtype)
+    costs = p.astype(float) / scale @ np.square(points[:, None].astype(float) - points[None]).sum(-1)
+    found = ws.LabelMetric.from_embeddings(points).predict(p, observed=range(200))
+    np.testing.assert_array_equal(found, costs.argmin(1))
+
+
 def test_equal_points_tie_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nearest, "_SMALL", 0)
     points = np.tile(np.asarray([[0.0, 1], [2, 3], [4, 0]], dtype=np.float32), (20, 1))

@@ -11,107 +11,105 @@ import torch
 from torch import Tensor
 
 from weightspace.labels.fringe import Fringe
+from weightspace.labels.rules.prefix import Sums
 from weightspace.labels.rules.rule import Rule
 
 
 class Descent(Rule):
-    """Descends by tables of a peeled graph; ``exponent`` is 1 or 2."""
+    """Descends by tables of a peeled graph; ``exponent`` is 1 or 2, ``rank`` the observed labels before a position."""
 
     height: Tensor
     length: Tensor
-    last: Tensor
+    before: Tensor
+    after: Tensor
     first: Tensor
     child: Tensor
-    child_last: Tensor
+    child_after: Tensor
 
-    def __init__(self, fringe: Fringe, exponent: int) -> None:
+    def __init__(self, fringe: Fringe, rank: np.ndarray, exponent: int) -> None:
         super().__init__()
         self.exponent = exponent
         self.depth = int(fringe.depth.max())
         self.halvings = int(np.diff(fringe.first).max(initial=0)).bit_length()
         self.table("height", fringe.height)
         self.table("length", fringe.length)
-        self.table("last", fringe.last)
+        self.table("before", rank)
+        self.table("after", rank[fringe.last + 1])  # the whole subtree
         self.table("first", fringe.first)
-        children = fringe.children if len(fringe.children) else np.zeros(1, dtype=np.int64)
+        children = np.append(fringe.children, 0)  # one more, to look at where there is none
         self.table("child", children)
-        self.table("child_last", fringe.last[children])
+        self.table("child_after", rank[fringe.last[children] + 1])
 
-    def forward(
-        self, mass: Tensor, moment: Tensor, rank: Tensor, start: Tensor, first: Tensor, total: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, sums: Sums, start: Tensor, first: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return where every row ends, what its cost has changed by, and whether another node costs the same.
 
         Args:
-            mass: sums of the first 0, 1, … weights in preorder, float64 (B, observed + 1).
-            moment: the same of weights times heights.
-            rank: how many observed labels are before a position, int64 (nodes + 1,).
+            sums: of the weights of B rows.
             start: position where every row begins, int64 (B,).
             first: expected distance there, F1, float64 (B,).
             total: sum of the weights, float64 (B,).
         """
-        sums = _Sums(mass, moment, rank)
-        at, first, gained = start.clone(), first.clone(), torch.zeros_like(first)
+        at, gained = start.clone(), torch.zeros_like(first)
         tied = torch.zeros_like(at, dtype=torch.bool)
-        live = torch.arange(len(mass), device=mass.device)  # rows that still move
+        live = torch.arange(len(start), device=start.device)  # rows that still move; what follows is of these
+        here, gain = start, gained.clone()
         for _ in range(self.depth):
-            here, f1, p = at[live], first[live], total[live]
-            half = (f1 if self.exponent == 2 else p) / 2
-            child, exists = self._candidate(sums, here, live, half, strict=False)
-            step, drop = self._step(sums, child, here, live, f1, p)
-            tied[live] |= exists & (step == 0)
+            below = _Below(self, sums, live, self.height[here])
+            half = (first if self.exponent == 2 else total) / 2
+            child, exists = below.candidate(here, half, strict=False)
+            step, drop = below.step(child, first, total)
+            ties, moves = exists & (step == 0), exists & (step < 0)
             if self.exponent == 1:
-                other, also = self._candidate(sums, here, live, half, strict=True)
-                tied[live] |= also & (self._step(sums, other, here, live, f1, p)[0] == 0)
-            moves = exists & (step < 0)
-            if not bool(moves.any()):
+                other, also = below.candidate(here, half, strict=True)
+                ties |= also & ~moves & (below.step(other, first, total)[0] == 0)
+            at[live], gained[live], tied[live] = here, gain, ties
+            moving = moves.nonzero()[:, 0]
+            if not len(moving):
                 break
-            live, child = live[moves], child[moves]
-            at[live] = child
-            first[live] = f1[moves] + drop[moves]
-            gained[live] += step[moves]
-            tied[live] = False
+            here, first, gain = (values[moving] for values in (child, first + drop, gain + step))
+            live, total = live[moving], total[moving]
+        else:
+            at[live], gained[live], tied[live] = here, gain, False
         return at, gained, tied
 
-    def _candidate(
-        self, sums: _Sums, here: Tensor, row: Tensor, half: Tensor, *, strict: bool
-    ) -> tuple[Tensor, Tensor]:
+
+class _Below:
+    """What lies below the nodes at which some rows stand."""
+
+    def __init__(self, tables: Descent, sums: Sums, row: Tensor, height: Tensor) -> None:
+        self.tables, self.sums, self.row, self.height = tables, sums, row, height
+
+    def candidate(self, here: Tensor, half: Tensor, *, strict: bool) -> tuple[Tensor, Tensor]:
         """Return the child in which the sum over the children's subtrees reaches a half, and whether there is one."""
-        low, stop = self.first[here], self.first[here + 1]
-        high, end = stop, len(self.child) - 1
-        height = self.height[here] if self.exponent == 2 else None
-        origin = sums.before(row, here + 1, height)
-        for _ in range(self.halvings):
-            middle = (low + high) // 2
-            reached = sums.before(row, self.child_last[middle.clamp(max=end)] + 1, height) - origin
+        tables = self.tables
+        low, stop = tables.first[here], tables.first[here + 1]
+        high, origin = stop, None
+        for _ in range(tables.halvings):
+            middle = (low + high) >> 1
+            rank = tables.child_after.index_select(0, middle)
+            if origin is None:
+                origin, reached = (pair[tables.exponent - 1] for pair in self._of(tables.before[here + 1], rank))
+            else:
+                reached = self._of(rank)[0][tables.exponent - 1]
+            reached = reached - origin
             enough = (reached > half if strict else reached >= half) | (low >= high)
             low = torch.where(enough, low, middle + 1)
             high = torch.where(enough & (low < high), middle, high)
-        return self.child[low.clamp(max=end)], low < stop
+        return tables.child[low], low < stop
 
-    def _step(
-        self, sums: _Sums, child: Tensor, here: Tensor, row: Tensor, first: Tensor, total: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, child: Tensor, first: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the cost and F1 change by on the way to a child."""
-        length, stop = self.length[child], self.last[child] + 1
-        below = sums.before(row, stop) - sums.before(row, child)
-        drop = length * (total - 2 * below)
-        if self.exponent == 1:
+        length = self.tables.length[child]
+        (mass, moment), (mass_before, moment_before) = self._of(self.tables.after[child], self.tables.before[child])
+        drop = length * (total - 2 * (mass - mass_before))
+        if self.tables.exponent == 1:
             return drop, drop
-        height = self.height[here]
-        inner = sums.before(row, stop, height) - sums.before(row, child, height)
-        return length * (2 * first + length * total - 4 * inner), drop
+        return length * (2 * first + length * total - 4 * (moment - moment_before)), drop
 
-
-class _Sums:
-    """Prefix sums that are looked up by row and position."""
-
-    def __init__(self, mass: Tensor, moment: Tensor, rank: Tensor) -> None:
-        self.mass, self.moment, self.rank = mass, moment, rank
-
-    def before(self, row: Tensor, position: Tensor, height: Tensor | None = None) -> Tensor:
-        """Return the mass before a position, or its moment about a height."""
-        rank = self.rank[position]
-        if height is None:
-            return self.mass[row, rank]
-        return self.moment[row, rank] - height * self.mass[row, rank]
+    def _of(self, *ranks: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return mass and moment of the first weights of every row: for one rank a row or two, looked up at once."""
+        if len(ranks) == 1:
+            return [self.sums.before(self.row, ranks[0], self.height)]
+        rank, row, height = (torch.cat(parts) for parts in (ranks, [self.row] * 2, [self.height] * 2))
+        mass, moment = self.sums.before(row, rank, height)
+        return list(zip(mass.chunk(2), moment.chunk(2), strict=True))

@@ -19,7 +19,8 @@ from torch import Tensor
 from weightspace.labels.fringe import Fringe
 from weightspace.labels.rules.dense import least_of
 from weightspace.labels.rules.descent import Descent
-from weightspace.labels.rules.rule import DistancesFrom, Rule, in_tiles
+from weightspace.labels.rules.prefix import BLOCK, AllSums, Blocks
+from weightspace.labels.rules.rule import TILE, DistancesFrom, Rule, in_tiles
 
 #: A tree that is deeper is not descended, but gets all its costs.
 _DEEPEST = 256
@@ -82,7 +83,8 @@ class HangingTrees(Rule):
         self.table("node", fringe.order)
         self._keep_subtrees(fringe)
         self._keep_core(fringe, core_distances, np.unique(fringe.tree[position[observed]]))
-        self.descent = Descent(fringe, exponent) if self.shallow else None
+        self.descent = Descent(fringe, self.rank.numpy(), exponent) if self.shallow else None
+        self.blocks = Blocks(self.sorted_columns, self.heights)
 
     def _keep_subtrees(self, fringe: Fringe) -> None:
         here = np.arange(self.nodes)
@@ -165,11 +167,8 @@ class HangingTrees(Rule):
         descends = self.descent is not None and self.whole and (self.single or self.exponent == 2)
         if torch.compiler.is_compiling() or not descends:
             return in_tiles(lambda rows: self.costs(rows).argmin(-1), weights, self.tile)
-        rows = min(len(weights), max(_ROWS, _SCRATCH // (2 * self.observed + 2)))
         with torch.no_grad():
-            scratch = torch.empty(2, rows, self.observed + 1, dtype=torch.float64, device=weights.device)
-            scratch[:, :, 0] = 0
-            found = in_tiles(lambda some: self._descend(some, scratch[:, : len(some)]), weights, rows)
+            found = self._descend_tree(weights) if self.single else self._descend_core(weights)
         again = (found < 0).nonzero()[:, 0]  # ties, which are rare: all costs find the lowest index
         if len(again):
             found[again] = in_tiles(lambda some: self.costs(some).argmin(-1), weights[again], self.tile)
@@ -189,15 +188,31 @@ class HangingTrees(Rule):
             w.cumsum_(1)
             moments.cumsum_(1)
 
+    def _descend_tree(self, weights: Tensor) -> Tensor:
+        """Return the labels of all rows on a tree, -1 where neighbours tie."""
+
+        def decide(rows: Tensor) -> Tensor:
+            assert self.descent is not None
+            sums = self.blocks.sums(rows)
+            root = self.roots.expand(len(rows))
+            end, _, tied = self.descent(sums, root, sums.moment[:, -1], sums.mass[:, -1])
+            return torch.where(tied, -1, self.node[end])
+
+        return in_tiles(decide, weights, max(1, TILE * BLOCK // (2 * self.observed)))
+
+    def _descend_core(self, weights: Tensor) -> Tensor:
+        """Return the same of rows on a graph with a core."""
+        rows = min(len(weights), max(_ROWS, _SCRATCH // (2 * self.observed + 2)))
+        scratch = torch.empty(2, rows, self.observed + 1, dtype=torch.float64, device=weights.device)
+        scratch[:, :, 0] = 0
+        return in_tiles(lambda some: self._descend(some, scratch[:, : len(some)]), weights, rows)
+
     def _descend(self, weights: Tensor, scratch: Tensor) -> Tensor:
         """Return the labels of some rows, -1 where neighbours tie; prefix sums go to ``scratch``."""
         assert self.descent is not None
         mass, moment = scratch
         self._sum_up(weights, mass, moment)
         total = mass[:, -1]
-        if self.single:
-            end, _, tied = self.descent(mass, moment, self.rank, self.roots.expand(len(weights)), moment[:, -1], total)
-            return torch.where(tied, -1, self.node[end])
         starts, stops = self.rank[self.roots[self.anchors]], self.rank[self.ends[self.anchors] + 1]
         inside, hanging = (sums.index_select(1, stops) - sums.index_select(1, starts) for sums in scratch)
         w = weights.index_select(1, self.sorted_columns).double()
@@ -208,7 +223,7 @@ class HangingTrees(Rule):
         branch = torch.where(hanging.amax(1) > first / 2, heaviest, best)
         least, (first, below) = self._at(*sums, best)[1], self._at(*sums, branch)
         start = self.roots[branch]
-        end, gained, tied = self.descent(mass, moment, self.rank, start, first, total)
+        end, gained, tied = self.descent(AllSums(mass, moment), start, first, total)
         below = below + gained
         found, other = self.node[end], self.node[self.roots[best]]
         found = torch.where((least < below) | ((least == below) & (other < found)), other, found)

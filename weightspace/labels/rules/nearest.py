@@ -1,7 +1,7 @@
 """Squared Euclidean distances: the expected cost is least at the point nearest to the weighted mean.
 
-Σ w_i |y − x_i|² = P|y|² − 2 y·Σ w_i x_i + Σ w_i |x_i|²: O(K d) a row, and no distances. A screen in float32 leaves the
-points that rounding cannot tell from the nearest, which are decided in float64.
+Σ w_i |y − x_i|² = P|y|² − 2 y·Σ w_i x_i + Σ w_i |x_i|²: O(K d) a row, and no distances. A screen in float32, mean and
+all, leaves the points that rounding cannot tell from the nearest; where there are several, float64 decides.
 """
 
 from __future__ import annotations
@@ -14,6 +14,12 @@ from weightspace.labels.rules.rule import TILE, Rule, in_tiles
 
 #: Points that are converted and multiplied at once.
 _BLOCK = 4096
+#: Points that the mean is summed up from in float32, before float64 takes over.
+_ROUGH = 1024
+#: Half a unit in the last place of float32.
+_UNIT = 2.0**-24
+#: Weights of rows whose largest is below this, or above its inverse, are scaled first.
+_LEAST = 2.0**-60
 _SMALL = 1 << 24
 _MANY = 1 / 16
 
@@ -62,19 +68,46 @@ class Nearest(Rule):
         return (total * self.squares - 2 * torch.cat(products, 1)).argmin(-1)
 
     def _screened(self, weights: Tensor) -> Tensor:
-        mean, total = self._sums(weights)
-        centre, squares = (mean / total).float(), self.squares.float()
+        mean, error = self._rough_mean(weights)
+        centre, squares = mean.float(), self.squares.float()
         seen = torch.empty(len(weights), self.outputs, dtype=torch.float32, device=weights.device)
         for at in range(0, self.outputs, _BLOCK):
             block = slice(at, at + _BLOCK)
             torch.addmm(squares[block], centre, self.points[block].float().T, alpha=-2, out=seen[:, block])
         norm, largest = centre.norm(dim=1, keepdim=True), squares.max().sqrt()
-        unit = 2.0**-24
-        slack = 8 * unit * largest * ((self.points.shape[1] + 4) * norm + largest)
+        slack = 8 * _UNIT * largest * ((self.points.shape[1] + 4) * norm + largest) + 4 * largest * error.float()
         near = seen <= seen.amin(1, keepdim=True) + slack
-        if int(near.sum()) > _MANY * near.numel():
+        if int(near.count_nonzero()) > _MANY * near.numel():
             return self._exact(weights)
         rows, candidates = near.nonzero(as_tuple=True)
+        counts = torch.bincount(rows, minlength=len(weights))
+        found = candidates[counts.cumsum(0) - counts]
+        several = counts > 1  # points that rounding cannot tell apart
+        if bool(several.any()):
+            of_these = several[rows]
+            row = (several.cumsum(0) - 1)[rows[of_these]]
+            found[several] = self._nearest_of(weights[several], row, candidates[of_these])
+        return found
+
+    def _rough_mean(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return Σ w_i x_i / Σ w_i, float64 (B, d), from sums in float32, and a bound of its error's norm, (B, 1)."""
+        most = weights.amax(1, keepdim=True)
+        if weights.dtype != torch.float32 or not bool(((most > _LEAST) & (most < 1 / _LEAST)).all()):
+            weights = weights / most
+        mean = torch.zeros(len(weights), self.observed.shape[1], dtype=torch.float64, device=weights.device)
+        total, lengths = mean.new_zeros(len(weights), 1), mean.new_zeros(len(weights), 1)
+        length = self.seen.sqrt().float().unsqueeze(1)
+        for at in range(0, len(self.observed), _ROUGH):
+            block = slice(at, at + _ROUGH)
+            part = weights[:, block].float()
+            mean += part @ self.observed[block].float()
+            lengths += part @ length[block]
+            total += part.sum(1, keepdim=True)
+        return mean / total, 3 * (_ROUGH + 4) * _UNIT * lengths / total
+
+    def _nearest_of(self, weights: Tensor, rows: Tensor, candidates: Tensor) -> Tensor:
+        """Return the nearest of some points of every row, in float64: ``candidates`` of ``rows``, which ascend."""
+        mean, total = self._sums(weights)
         costs = torch.empty(len(rows), dtype=torch.float64, device=weights.device)
         step = max(1, TILE // self.points.shape[1])
         for start in range(0, len(rows), step):
