@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from weightspace.labels.rules.rule import Rule
 
-#: A block has 2^SHIFT weights and one sum; so many weights, of one row at least, are taken at once and stay in the cache.
+#: A block has 2^SHIFT weights and one sum; so many weights, or one row, are taken at a time and stay in the cache.
 SHIFT, _PIECE = 5, 2**17
 BLOCK = 1 << SHIFT
 
