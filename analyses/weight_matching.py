@@ -96,4 +96,4 @@ def draw(seeds: range, cache: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    script("weight_matching", __doc__, task=TASK, rows=rows, gates=GATES, draw=draw)()
+    script("weight_matching", __doc__, task=TASK, rows=rows, gates=GATES, draw=draw, pairs=25)()
