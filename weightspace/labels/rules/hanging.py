@@ -84,7 +84,7 @@ class HangingTrees(Rule):
         self._keep_subtrees(fringe)
         self._keep_core(fringe, core_distances, np.unique(fringe.tree[position[observed]]))
         self.descent = Descent(fringe, self.rank.numpy(), exponent) if self.shallow else None
-        self.blocks = Blocks(self.sorted_columns, self.heights)
+        self.blocks = Blocks(self.sorted_columns, self.heights) if self.single else None
 
     def _keep_subtrees(self, fringe: Fringe) -> None:
         here = np.arange(self.nodes)
@@ -193,6 +193,7 @@ class HangingTrees(Rule):
 
         def decide(rows: Tensor) -> Tensor:
             assert self.descent is not None
+            assert self.blocks is not None
             sums = self.blocks.sums(rows)
             root = self.roots.expand(len(rows))
             end, _, tied = self.descent(sums, root, sums.moment[:, -1], sums.mass[:, -1])
