@@ -168,7 +168,9 @@ def test_in_the_kept_results_repair_lowers_the_barrier_of_every_width() -> None:
     assert [width["width"] for width in widths] == [0.25, 0.5, 1]
     for width in widths:
         assert width["median"]["matched, REPAIR"] < width["median"]["matched"]
-        assert width["median"]["accuracy"] > 0.84
+        assert width["median"]["accuracy"] > 0.8
+        for row in width["rows"].values():
+            assert row["matched, REPAIR"] < row["matched"]
 
 
 def test_the_kept_table_has_every_method_on_every_task(script: Script) -> None:
