@@ -125,6 +125,23 @@ def test_the_screen_of_points_takes_weights_of_any_size(
     np.testing.assert_array_equal(found, costs.argmin(1))
 
 
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_where_products_may_be_rough_no_screen_counts_on_float32(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nearest, "_SMALL", 0)
+    monkeypatch.setattr(nearest.Nearest, "_screened", lambda self, weights: pytest.fail("screened"))
+    points = np.random.default_rng(3).normal(size=(50, 5)).astype(np.float32)
+    metric = ws.LabelMetric.from_embeddings(points)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert not rule.float32_is_whole()
+        np.testing.assert_array_equal(metric.predict(np.eye(50), observed=range(50)), np.arange(50))
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_equal_points_tie_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nearest, "_SMALL", 0)
     points = np.tile(np.asarray([[0.0, 1], [2, 3], [4, 0]], dtype=np.float32), (20, 1))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weightspace.labels.rules.rule import TILE, Rule, in_tiles, powered
+from weightspace.labels.rules.rule import TILE, Rule, float32_is_whole, in_tiles, powered
 
 #: Products of a batch below which screening is not worth its while.
 _SMALL = 1 << 26
@@ -64,7 +64,8 @@ class Dense(Rule):
             block = self._powers(start, dtype) if screen is None else screen[start : start + _BLOCK]
             largest = max(largest, float(block.max()))
             seen[:, start : start + _BLOCK] = rough @ block.T
-        margin = _BF16_MARGIN if dtype is torch.bfloat16 else 4 * 2.0**-24 * (self.observed + 4)
+        fine = dtype is torch.float32 and float32_is_whole()
+        margin = 4 * 2.0**-24 * (self.observed + 4) if fine else _BF16_MARGIN
         flushed = self.observed * 1e-37 * largest  # of weights that are zero in the short dtype
         near = seen <= seen.amin(1, keepdim=True) * (1 + margin) + flushed
         if int(near.sum()) > _MANY * near.numel():

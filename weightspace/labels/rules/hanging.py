@@ -20,7 +20,7 @@ from weightspace.labels.fringe import Fringe
 from weightspace.labels.rules.dense import least_of
 from weightspace.labels.rules.descent import Descent
 from weightspace.labels.rules.prefix import BLOCK, AllSums, Blocks
-from weightspace.labels.rules.rule import TILE, DistancesFrom, Rule, in_tiles
+from weightspace.labels.rules.rule import TILE, DistancesFrom, Rule, float32_is_whole, in_tiles
 
 #: A tree that is deeper is not descended, but gets all its costs.
 _DEEPEST = 256
@@ -164,8 +164,8 @@ class HangingTrees(Rule):
 
     def decide(self, weights: Tensor) -> Tensor:
         """See :class:`Rule`: descend from the root, or from the one node of the core that has half of F1 below it."""
-        descends = self.descent is not None and self.whole and (self.single or self.exponent == 2)
-        if torch.compiler.is_compiling() or not descends:
+        descends = not torch.compiler.is_compiling() and self.descent is not None and self.whole
+        if not descends or not (self.single or (self.exponent == 2 and float32_is_whole())):
             return in_tiles(lambda rows: self.costs(rows).argmin(-1), weights, self.tile)
         with torch.no_grad():
             found = self._descend_tree(weights) if self.single else self._descend_core(weights)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weightspace.labels.rules.dense import least_of
-from weightspace.labels.rules.rule import TILE, Rule, in_tiles
+from weightspace.labels.rules.rule import TILE, Rule, float32_is_whole, in_tiles
 
 #: Points that are converted and multiplied at once.
 _BLOCK = 4096
@@ -50,7 +50,8 @@ class Nearest(Rule):
 
     def decide(self, weights: Tensor) -> Tensor:
         """See :class:`Rule`."""
-        if torch.compiler.is_compiling() or len(weights) * self.points.numel() < _SMALL:
+        small = torch.compiler.is_compiling() or len(weights) * self.points.numel() < _SMALL
+        if small or not float32_is_whole():
             return in_tiles(self._exact, weights, self.tile)
         return in_tiles(self._screened, weights, self.tile)
 

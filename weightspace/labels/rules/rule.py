@@ -76,6 +76,17 @@ def in_tiles(decide: Callable[[Tensor], Tensor], weights: Tensor, rows: int) -> 
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=weights.device)
 
 
+def float32_is_whole() -> bool:
+    """Return whether products of float32 are made in float32, and not in TF32 or bfloat16, as torch may be told to.
+
+    Screens in float32 count on its rounding.
+    """
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # somebody used the newer settings, of which there are several
+        return False
+
+
 def check_exponent(exponent: float) -> float:
     """Return an exponent that costs can have.
 
