@@ -136,6 +136,7 @@ def test_logits_that_are_none_are_errors(mistake: str) -> None:
 
 
 def test_scikit_learn_predicts_labels_that_it_never_saw() -> None:
+    from sklearn.exceptions import NotFittedError
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_score
 
@@ -156,6 +157,8 @@ def test_scikit_learn_predicts_labels_that_it_never_saw() -> None:
     assert cross_val_score(ws.FrechetClassifier(LogisticRegression(), metric), x, y, cv=3).mean() > 0.3
     with pytest.raises(WeightspaceError, match="labels in y"):
         ws.FrechetClassifier(LogisticRegression(), metric).fit(x, np.asarray(["a", "b"] * 200))
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        ws.FrechetClassifier(LogisticRegression(), metric).predict(x)
 
 
 class Tower(nn.Module):

@@ -142,6 +142,32 @@ def test_where_products_may_be_rough_no_screen_counts_on_float32(
         torch.set_float32_matmul_precision(before)
 
 
+def test_weights_in_bfloat16_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest, "_SMALL", 0)
+    points = torch.eye(65, 64)
+    points[64, 0] = -1
+    seen = torch.cat([4 * points[[0] * 4], 4 * points[[64] * 4], 0 * points[:1]])
+    weights = torch.cat(
+        [torch.rand(2000, 8, generator=torch.Generator().manual_seed(0)) * 0.45 + 0.5, torch.ones(2000, 1)], 1
+    )
+    screened = nearest.Nearest(points, seen)
+    rough = weights.bfloat16()
+    assert torch.equal(screened.decide(rough), screened.decide(rough.double()))
+    assert torch.equal(screened.decide(rough), screened.costs(rough.double()).argmin(1))
+
+
+@pytest.mark.parametrize("scale", [1e-22, 1e-15, 1e15, 1e19])
+def test_points_beyond_the_range_of_float32_squares_are_decided_in_float64(
+    scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nearest, "_SMALL", 0)
+    rng = np.random.default_rng(3)
+    points, p = rng.normal(size=(100, 8)), rng.dirichlet(np.ones(100), size=200)
+    costs = p @ np.square(points[:, None] - points[None]).sum(-1)
+    found = ws.LabelMetric.from_embeddings(points * scale).predict(p, observed=range(100))
+    np.testing.assert_array_equal(found, costs.argmin(1))
+
+
 def test_equal_points_tie_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nearest, "_SMALL", 0)
     points = np.tile(np.asarray([[0.0, 1], [2, 3], [4, 0]], dtype=np.float32), (20, 1))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from weightspace.errors import WeightspaceError
 from weightspace.merging import merge
+from weightspace.merging.methods import dare
 
 
 def della(delta: Tensor, **parameters: Any) -> Tensor:
@@ -97,3 +98,14 @@ def test_the_l1_norm_of_the_difference_is_restored() -> None:
     delta = normals(0, (700, 300))
     found = della(delta, density=0.3)
     assert found.abs().double().sum().item() == pytest.approx(delta.abs().double().sum().item(), rel=1e-6)
+
+
+def test_masks_that_have_no_room_are_drawn_again_and_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of 999, so that pieces and blocks do not divide each other, and the masks of the second pass matter."""
+    delta = normals(0, (700, 999))
+    for epsilon in (0.0, 0.2):
+        expected = della(delta, density=0.5, epsilon=epsilon, rescale="l1")
+        for room in (0, 20_000):
+            monkeypatch.setattr(dare, "_KEPT", room)
+            assert torch.equal(della(delta, density=0.5, epsilon=epsilon, rescale="l1"), expected)
+        monkeypatch.undo()

@@ -118,6 +118,8 @@ def test_scores_that_are_not_numbers_come_last_and_never_in() -> None:
     assert equal(soup.state, states[1])
     with pytest.raises(WeightspaceError, match="all 3 ingredients is NaN"):
         ws.greedy_soup(states, lambda state: math.nan)
+    with pytest.raises(WeightspaceError, match="returned 'good'; expected a number"):
+        ws.greedy_soup(states, lambda state: "good")  # type: ignore[arg-type,return-value]
 
 
 def test_what_makes_no_soup_is_refused() -> None:

@@ -10,6 +10,7 @@ from weightspace.errors import WeightspaceError
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, clone
+    from sklearn.utils.validation import check_is_fitted
 except Exception as error:  # a broken installation raises more than ImportError
     raise WeightspaceError(f'scikit-learn cannot be imported ({error}): pip install "weightspace[demo]"') from error
 
@@ -59,28 +60,38 @@ class FrechetClassifier(ClassifierMixin, BaseEstimator):
     @property
     def classes_(self) -> np.ndarray:
         """The labels that can be predicted, in the metric's order."""
-        metric, fitted = self._parts()
+        metric, fitted = self._fitted()
         decision = metric.decision(observed=fitted.classes_, outputs=self.outputs, exponent=self.exponent)
         return np.asarray([metric.labels[i] for i in decision.answers])
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the names of the labels of least expected cost, (n,)."""
-        metric, fitted = self._parts()
+        metric, fitted = self._fitted()
         chosen = {"observed": fitted.classes_, "outputs": self.outputs, "exponent": self.exponent}
         return np.asarray(metric.labels)[metric.predict(fitted.predict_proba(X), **chosen)]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the estimator's probabilities, of the observed classes, (n, K)."""
-        return self._parts()[1].predict_proba(X)
+        return self._fitted()[1].predict_proba(X)
 
     def expected_cost(self, X: Any) -> np.ndarray:
         """Return the expected cost of every output, (n, outputs)."""
-        metric, fitted = self._parts()
+        metric, fitted = self._fitted()
         chosen = {"observed": fitted.classes_, "outputs": self.outputs, "exponent": self.exponent}
         return metric.expected_cost(fitted.predict_proba(X), **chosen)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "estimator_") or hasattr(self.estimator, "classes_")
+
+    def _fitted(self) -> tuple[LabelMetric, Any]:
+        """Return the metric and the fitted estimator.
+
+        Raises:
+            NotFittedError: it isn't.
+        """
+        parts = self._parts()
+        check_is_fitted(self)
+        return parts
 
     def _parts(self) -> tuple[LabelMetric, Any]:
         """Return the metric and the fitted estimator, or the one to be fitted."""

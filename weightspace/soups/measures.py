@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from weightspace.checkpoints import StateDict
+from weightspace.errors import WeightspaceError
 from weightspace.soups.fingerprints import fingerprint_of_data, fingerprint_of_task
 from weightspace.soups.scoring import Score, Scorer, Statistics, Tensors
 from weightspace.tasks.protocol import Task, objective_value
@@ -103,7 +104,11 @@ class FunctionMeasure:
 
     def scores(self, tensors: Tensors, splits: Sequence[str], *, mixed: bool) -> dict[str, Mapping[str, float]]:
         """Return the one score, which has no split."""
-        score = float(self.function(dict(tensors)))
+        found = self.function(dict(tensors))
+        try:
+            score = float(found)
+        except (TypeError, ValueError) as error:
+            raise WeightspaceError(f"The function of scores returned {found!r}; expected a number.") from error
         return {split: {"score": score} for split in splits}
 
     def key(self, split: str, *, mixed: bool) -> Mapping[str, Any]:

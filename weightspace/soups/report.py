@@ -131,7 +131,7 @@ def compare_recipes(
         tie: of the greedy soup.
         per: of the learned soup.
         statistics: see ``greedy_soup``, and so for ``cache``, ``executor``, ``workers``, ``gpus``, ``ray_address``.
-        cache: evaluations; the learned soup is learned each time, and its scores are not kept.
+        cache: evaluations; the learned soup is learned each time, and its scores are known by its weights.
         on_trial: told of the evaluations that the greedy soup needs: of the ingredients in any case.
         on_state: given every soup that is made, before the next one.
 

@@ -20,6 +20,8 @@ _ROUGH = 1024
 _UNIT = 2.0**-24
 #: Weights of rows whose largest is below this, or above its inverse, are scaled first.
 _LEAST = 2.0**-60
+#: Squares of lengths whose float32 has room on both sides.
+_TINY, _HUGE = 1e-30, 1e30
 _SMALL = 1 << 24
 _MANY = 1 / 16
 
@@ -40,6 +42,8 @@ class Nearest(Rule):
         squares = [outputs[at : at + _BLOCK].double().square().sum(1) for at in range(0, len(outputs), _BLOCK)]
         self.table("squares", torch.cat(squares))
         self.table("seen", observed.double().square().sum(1) if observed is not outputs else self.squares)
+        largest = [float(squares.max()) for squares in (self.squares, self.seen)]
+        self._fits = _TINY < largest[0] < _HUGE and largest[1] < _HUGE
 
     def costs(self, weights: Tensor) -> Tensor:
         """See :class:`Rule`."""
@@ -51,7 +55,7 @@ class Nearest(Rule):
     def decide(self, weights: Tensor) -> Tensor:
         """See :class:`Rule`."""
         small = torch.compiler.is_compiling() or len(weights) * self.points.numel() < _SMALL
-        if small or not float32_is_whole():
+        if small or not (float32_is_whole() and self._fits):
             return in_tiles(self._exact, weights, self.tile)
         return in_tiles(self._screened, weights, self.tile)
 
@@ -92,8 +96,9 @@ class Nearest(Rule):
 
     def _rough_mean(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return Σ w_i x_i / Σ w_i, float64 (B, d), from sums in float32, and a bound of its error's norm, (B, 1)."""
+        weights = weights if weights.dtype == torch.float64 else weights.float()
         most = weights.amax(1, keepdim=True)
-        if weights.dtype != torch.float32 or not bool(((most > _LEAST) & (most < 1 / _LEAST)).all()):
+        if weights.dtype == torch.float64 or not bool(((most > _LEAST) & (most < 1 / _LEAST)).all()):
             weights = weights / most
         mean = torch.zeros(len(weights), self.observed.shape[1], dtype=torch.float64, device=weights.device)
         total, lengths = mean.new_zeros(len(weights), 1), mean.new_zeros(len(weights), 1)

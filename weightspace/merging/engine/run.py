@@ -253,7 +253,7 @@ def _finish(plan: Plan, staging: Staging, metadata: Mapping[str, str], finish: F
     if finish is not None:
         from weightspace.merging.engine.shards import rewrite
 
-        staging.forget()
+        staging.forget(fsync=running.fsync)
         rewrite(plan, staging, finish, fsync=running.fsync)
     if len(plan.shards) == 1:
         _fill_header(staging.parts / plan.shards[0].name, metadata, fsync=running.fsync)

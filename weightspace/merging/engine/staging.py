@@ -47,10 +47,12 @@ class Staging:
             path.unlink()
         return []
 
-    def forget(self) -> None:
+    def forget(self, *, fsync: bool) -> None:
         """Forget what is made, before it is changed: a run that goes on here has to begin with what was merged."""
         for path in self.folder.glob("journal.*"):
             path.unlink()
+        if fsync:
+            sync_folder(self.folder)
 
     def promote(self) -> None:
         """Give the output its name: the whole folder, or the one file where the name has a suffix of a file."""

@@ -74,8 +74,8 @@ def dare_ties(
 
 #: Elements whose masks are drawn at once: beginning costs as much as thousands of bits.
 _BLOCK = 8 * PIECE
-#: Blocks that are kept for the next pass: 8 MB of bits.
-_KEPT = 2**26 // _BLOCK
+#: Bytes of masks that are kept for the next pass.
+_KEPT = 2**23
 
 
 class Masked:
@@ -93,6 +93,8 @@ class Masked:
         self.seed = seed
         self.keep = keep
         self._bits: dict[tuple[int, int], np.ndarray] = {}
+        self._last: dict[int, tuple[int, np.ndarray]] = {}  # of every model the last one that had no room
+        self._room = _KEPT
 
     def scales(self, rescale: str) -> list[float]:
         """Return the factors of what is kept."""
@@ -129,12 +131,16 @@ class Masked:
             first -= start % _BLOCK
             count = min(_BLOCK, self.stack.numel - first)
         bits = self._bits.get((index, first))
+        if bits is None and index in self._last and self._last[index][0] == first:
+            bits = self._last[index][1]
         if bits is None:
             name, label = self.stack.name, self.stack.labels[index]
             bits = random_mask(self.seed, name, label, first, count, self.keep(back, index))
-            if len(self._bits) >= _KEPT:
-                self._bits.pop((index, first - _BLOCK), None)
-            self._bits[index, first] = bits
+            if bits.nbytes <= self._room:
+                self._room -= bits.nbytes
+                self._bits[index, first] = bits
+            else:
+                self._last[index] = first, bits
         return np.unpackbits(bits[(start - first) // 8 :], count=back.numel())
 
 
