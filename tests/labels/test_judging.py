@@ -117,7 +117,27 @@ def test_covers_beyond_search_say_what_they_are() -> None:
     assert discrete.minimum_cover() == names(5)
     assert discrete.locus(names(2)) == names(2)
     assert discrete.is_locus_cover(names(5))
+    assert ws.LabelMetric.discrete(range(300)).next_classes([0, 2], 2) == [1, 3]
     small = ws.LabelMetric.from_graph(random_graph(18, 4, 7), labels=names(18))
     assert small.is_locus_cover(small.cover().labels)
     with pytest.raises(ws.WeightspaceError, match="linear program"):
         ws.LabelMetric.from_embeddings(np.random.default_rng(0).normal(size=(3000, 2))).locus([0, 1])
+
+
+@pytest.mark.parametrize(("dimensions", "method"), [(1, "convex hull"), (2, "convex hull"), (20, "all labels")])
+def test_covers_of_many_points_are_the_corners_of_their_hull(dimensions: int, method: str) -> None:
+    metric = ws.LabelMetric.from_embeddings(np.random.default_rng(0).normal(size=(120, dimensions)))
+    cover = metric.cover()
+    assert (cover.method, cover.lower_bound) == (method, 2)
+    assert len(cover.labels) == {1: 2, 2: 9, 20: 120}[dimensions]
+    assert cover.exact == (dimensions == 1)
+    assert metric.is_locus_cover(cover.labels)
+
+
+def test_points_in_a_plane_and_matrices_are_covered_by_all_labels() -> None:
+    flat = np.random.default_rng(0).normal(size=(120, 2)) @ np.ones((2, 3))
+    gaps = np.abs(np.subtract.outer(np.arange(120.0), np.arange(120.0)))
+    for metric in (ws.LabelMetric.from_embeddings(flat), ws.LabelMetric.from_distance_matrix(gaps)):
+        assert metric.cover().method == "all labels"
+        with pytest.warns(UserWarning, match="all labels and may not be the smallest; none has fewer than 2"):
+            assert len(metric.minimum_cover()) == 120

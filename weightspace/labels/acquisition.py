@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from weightspace.errors import WeightspaceError
-from weightspace.labels.geometry import GraphGeometry
+from weightspace.labels.geometry import DiscreteGeometry, GraphGeometry
 from weightspace.labels.hops import Graph, distances_from
 from weightspace.labels.locus import in_locus, on_ways, whole_tree
 from weightspace.labels.names import Label
@@ -83,6 +83,8 @@ def _ends_of_ways(tree: Graph, inside: np.ndarray) -> list[int]:
 
 def _by_trial(metric: LabelSpace, seen: np.ndarray, n: int) -> list[int]:
     """Return the best next label, again and again, the lowest of equal ones."""
+    if isinstance(metric.geometry, DiscreteGeometry):  # each adds itself
+        return np.setdiff1d(np.arange(len(metric)), seen)[:n].tolist()
     if len(metric) > _TRIED and n > 0:
         raise WeightspaceError(
             f"Every one of {len(metric):,} labels would have to be tried; expected {_TRIED} at most, or a tree."

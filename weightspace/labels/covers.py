@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
 from typing import Any
 
 import numpy as np
+import torch
+from scipy.spatial import ConvexHull, QhullError
 
-from weightspace.errors import WeightspaceError
-from weightspace.labels.geometry import DiscreteGeometry, GraphGeometry
+from weightspace.labels.geometry import DiscreteGeometry, GraphGeometry, PointGeometry
 from weightspace.labels.locus import is_mean, squared_distances, whole_tree
 from weightspace.labels.space import LabelSpace
 
@@ -20,6 +22,8 @@ from weightspace.labels.space import LabelSpace
 _SEARCHED, _SETS = 16, 20_000
 #: Labels up to which those are taken away one by one that are not needed.
 _DELETED = 100
+#: Dimensions up to which a convex hull is found: its facets are too many beyond.
+_FLAT = 8
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,9 @@ class Cover:
 
     Attributes:
         labels: names, in the order of their positions.
-        method: ``leaves`` (of a tree), ``all labels`` (discrete), ``search``, or an approximation:
-            ``reverse deletion`` (no label of it can be left out) or ``leaves and core`` (of a large graph).
+        method: ``leaves`` (of a tree), ``all labels`` (discrete), ``search``, or an approximation: ``reverse deletion``
+            (no label of it can be left out), and for more labels ``leaves and core`` (of a graph), ``convex hull``
+            (its corners, of points in up to 8 dimensions) or ``all labels``.
         lower_bound: no cover is smaller than this.
         identifying: whether every label is the only mean for some weights, not only one of several.
     """
@@ -62,10 +67,8 @@ def find_cover(metric: LabelSpace, *, identifying: bool = False) -> Cover:
     """Return a smallest cover where that can be found, else a small one, with the bound.
 
     A tree's leaves are its only smallest cover if all its nodes are labels. A label that no weights of all the others
-    predict is in every cover: the bound.
-
-    Raises:
-        WeightspaceError: there are too many labels of a space that is neither a tree, discrete nor a graph.
+    predict is in every cover: the bound. Of large spaces it is the leaves of a graph, or 2, as one class predicts none
+    but what equals it.
     """
 
     def cover(positions: Any, method: str, bound: int) -> Cover:
@@ -78,7 +81,7 @@ def find_cover(metric: LabelSpace, *, identifying: bool = False) -> Cover:
         leaves = _leaves(metric)
         return cover(leaves, "leaves", len(leaves))
     if count > _DELETED:
-        return _leaves_and_core(metric, cover)
+        return cover(*_approximate(metric))
     squares = squared_distances(metric, np.arange(count))
     everything = tuple(range(count))
     forced = [i for i in everything if not _covers(squares, _without(everything, i), identifying, only=i)]
@@ -122,14 +125,24 @@ def _leaves(metric: LabelSpace) -> np.ndarray:
     return np.flatnonzero(np.diff(metric.geometry.graph.indptr) <= 1)
 
 
-def _leaves_and_core(metric: LabelSpace, cover: Any) -> Cover:
-    """Return the cover of a large graph: what hangs from the core lies on the ways between leaves and core."""
+def _approximate(metric: LabelSpace) -> tuple[Any, str, int]:
+    """Return a cover of many labels, what it is called, and the bound."""
     geometry = metric.geometry
-    if not isinstance(geometry, GraphGeometry) or len(metric) != geometry.nodes:
-        raise WeightspaceError(
-            f"Covers of {len(metric):,} labels can be found on trees and graphs whose nodes are all labels, or of a "
-            f"discrete metric; elsewhere of {_DELETED} labels at most."
-        )
-    leaves = _leaves(metric)
-    core = geometry.fringe.order[geometry.fringe.roots]
-    return cover({*leaves.tolist(), *core.tolist()}, "leaves and core", max(1, len(leaves)))
+    if isinstance(geometry, GraphGeometry) and len(metric) == geometry.nodes:
+        # What hangs from the core lies on the ways between leaves and core.
+        leaves = _leaves(metric)
+        core = geometry.fringe.order[geometry.fringe.roots]
+        return {*leaves.tolist(), *core.tolist()}, "leaves and core", max(1, len(leaves))
+    bound = 2 if bool((geometry.distances(metric.nodes[:1])[:, metric.nodes] > 0).any()) else 1
+    if isinstance(geometry, PointGeometry) and geometry.points.shape[1] <= _FLAT:
+        points = geometry.points[torch.from_numpy(metric.nodes)].double().numpy()
+        with suppress(QhullError):  # of points that lie in a plane
+            return _corners(points), "convex hull", bound
+    return range(len(metric)), "all labels", bound
+
+
+def _corners(points: np.ndarray) -> list[int]:
+    """Return the corners of the hull, of which every point is a mean: at the point itself the cost is least."""
+    if points.shape[1] == 1:
+        return sorted({int(points.argmin()), int(points.argmax())})
+    return ConvexHull(points).vertices.tolist()
