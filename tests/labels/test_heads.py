@@ -59,10 +59,11 @@ def test_a_head_predicts_what_the_metric_does(space: str) -> None:
     assert head.names(found[0, 0, 0]) == SPACES[space].labels[int(found[0, 0, 0])]
 
 
-@pytest.mark.parametrize("space", ["tree", "graph", "points", "grid"])
-def test_the_compiled_head_agrees(space: str) -> None:
+@pytest.mark.parametrize("exponent", [1, 2])
+@pytest.mark.parametrize("space", TRACED)
+def test_the_compiled_head_agrees(space: str, exponent: float) -> None:
     torch._dynamo.reset()
-    model = model_of(space)
+    model = model_of(space, exponent=exponent)
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     for rows in (64, 33):
         assert torch.equal(compiled(inputs(rows)), model(inputs(rows)))
