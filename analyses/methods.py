@@ -1,25 +1,27 @@
-"""Every method of matching beside the others, on a pair of networks of every built-in task.
+"""Every method of matching beside the others, on pairs of networks of every built-in task.
 
 The methods are the rows of ``weightspace.matching.MATCHINGS``, each with its paper; ``weightspace match --method`` runs
-them. Each gets its own default number of steps, and a process of its own, which is ended when its time is up.
+them. Each gets its own default number of steps, and for a pair a process of its own, which is ended when its time is
+up: then the table says so instead of the medians.
 
-    python analyses/methods.py                                           # all tasks
-    python analyses/methods.py --tasks digits-mlp --limit 60             # a quick look
+    python analyses/methods.py                                           # all tasks, five pairs, some 40 minutes
+    python analyses/methods.py --tasks digits-cnn --pairs 1              # a quick look
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TypeAlias
 
 import click
 import torch
 from pairs import measure
-from recipe import CACHE, description, summary, trained
-from report import HERE, Row, save
+from recipe import CACHE, description, label_of, seed_groups, summary, trained
+from report import HERE, Row, first_seed, medians, save
 
 import weightspace as ws
 from weightspace.matching import MATCHINGS, run_matching
@@ -33,20 +35,23 @@ TASKS: Mapping[str, Callable[[], ClassificationTask]] = {
     "digits-cnn": digits_cnn,
     "fashion-mlp": fashion_mlp,
 }
-SEEDS, POINTS = (0, 1), 11
+POINTS = 11
 COLUMNS = ("naive", "matched", "matched / naive", "L2 reduction", "R_.3 before", "R_.3", "seconds")
 
+#: Label of a pair -> its figures; None where a method was not done in time.
+Rows: TypeAlias = Mapping[str, Row | None]
 
-def run(method: str, task: str, cache: Path = CACHE) -> Row:
-    """Match two networks of a built-in task by a method and return what it brought."""
+
+def run(method: str, task: str, seeds: Sequence[int], cache: Path = CACHE) -> Row:
+    """Match two networks of a built-in task, of these seeds, by a method and return what it brought."""
     torch.set_num_threads(1)
     found = TASKS[task]()
-    target, source = (trained(found, seed, cache=cache) for seed in SEEDS)
+    target, source = (trained(found, seed, cache=cache) for seed in seeds)
     matcher = partial(run_matching, method, task=found)
     return measure(found, target, source, points=POINTS, matcher=matcher)
 
 
-def within(limit: float, method: str, task: str, cache: Path) -> Row | None:
+def within(limit: float, method: str, task: str, seeds: Sequence[int], cache: Path) -> Row | None:
     """Return what ``run`` does, from a process of its own; None if that takes more seconds than the limit.
 
     Raises:
@@ -54,7 +59,7 @@ def within(limit: float, method: str, task: str, cache: Path) -> Row | None:
     """
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(theirs, method, task, cache))
+    process = context.Process(target=_send, args=(theirs, method, task, seeds, cache))
     process.start()
     theirs.close()
     in_time = ours.poll(limit)
@@ -68,21 +73,27 @@ def within(limit: float, method: str, task: str, cache: Path) -> Row | None:
         process.join()
 
 
-def _send(connection: Connection, method: str, task: str, cache: Path) -> None:
-    connection.send(run(method, task, cache))
+def _send(connection: Connection, method: str, task: str, seeds: Sequence[int], cache: Path) -> None:
+    connection.send(run(method, task, seeds, cache))
 
 
-def draw_methods(found: Mapping[str, Mapping[str, Row | None]], path: Path) -> None:
-    """Draw what is left of the barrier against the alignment that each method reaches, a panel a task."""
+def middle(rows: Rows) -> Row | None:
+    """Return the medians over the pairs; None if a pair was not done in time."""
+    done = [row for row in rows.values() if row is not None]
+    return medians(done) if len(done) == len(rows) else None
+
+
+def draw_methods(found: Mapping[str, Mapping[str, Rows]], path: Path) -> None:
+    """Draw what is left of the barrier against the alignment that each method reaches, medians, a panel a task."""
     write_picture(path, lambda: _figure(found))
 
 
-def _figure(found: Mapping[str, Mapping[str, Row | None]]) -> Figure:
+def _figure(found: Mapping[str, Mapping[str, Rows]]) -> Figure:
     figure = Figure(figsize=(3 * len(found) + 0.4, 3.4), layout="constrained")
     panels = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
     for axes, (task, by_method) in zip(panels, found.items(), strict=True):
-        for index, (method, row) in enumerate(by_method.items()):
-            if row is not None:
+        for index, (method, rows) in enumerate(by_method.items()):
+            if (row := middle(rows)) is not None:
                 marker, colour = "osD^v<>P"[index % 8], COLOURS[index % len(COLOURS)]
                 axes.plot(
                     row["R_.3"], row["matched / naive"], marker, color=colour, fillstyle="none", mew=1.6, label=method
@@ -99,27 +110,34 @@ def _figure(found: Mapping[str, Mapping[str, Row | None]]) -> Figure:
 @click.command()
 @click.option("--tasks", default=",".join(TASKS), show_default=True, help="Built-in tasks, with commas between.")
 @click.option("--methods", default=",".join(MATCHINGS), help="Methods, with commas between; default: all.")
-@click.option("--limit", default=300.0, show_default=True, help="Seconds for a method on a task, scoring and all.")
+@click.option("--pairs", default=5, show_default=True, help="Pairs of networks, no network in two.")
+@first_seed
+@click.option("--limit", default=300.0, show_default=True, help="Seconds for a method on a pair, scoring and all.")
 @click.option("--cache", type=click.Path(path_type=Path), default=CACHE, help="Folder of trained networks.")
 @click.option("--output", type=click.Path(path_type=Path), default=HERE, help="Folder of results/ and figures/.")
-def main(tasks: str, methods: str, limit: float, cache: Path, output: Path) -> None:
-    """Print a table a task; write results/methods.json and figures/methods.png."""
-    found: dict[str, dict[str, Row | None]] = {}
+def main(tasks: str, methods: str, pairs: int, first_seed: int, limit: float, cache: Path, output: Path) -> None:
+    """Print a table of medians a task; write every pair to results/methods.json, and figures/methods.png."""
+    groups = seed_groups(pairs, first=first_seed)
+    found: dict[str, dict[str, Rows]] = {}
     recipes = {}
     for name in tasks.split(","):
         task = TASKS[name]()
         recipes[name] = description(task)
-        for seed in SEEDS:
+        for seed in (seed for seeds in groups for seed in seeds):
             trained(task, seed, cache=cache)
-        print(f"\n{summary(task)}; seeds {SEEDS[0]} and {SEEDS[1]}\n")
+        print(f"\n{summary(task)}; medians of {pairs} pairs, seeds from {first_seed}\n")
         print(f"| {name} | {' | '.join(COLUMNS)} |\n{'|---' * (len(COLUMNS) + 1)}|", flush=True)
         found[name] = {}
         for method in methods.split(","):
-            found[name][method] = row = within(limit, method, name, cache)
+            rows = {label_of(seeds): within(limit, method, name, seeds, cache) for seeds in groups}
+            found[name][method] = rows
+            row = middle(rows)
             cells = [f"{row[column]:.3f}" for column in COLUMNS] if row else [f"not within {limit:g} s"]
             print(f"| {method} | {' | '.join(cells)} |", flush=True)
     sources = {method: MATCHINGS[method].source for method in methods.split(",")}
-    save("methods", {"seeds": SEEDS, "points": POINTS, "sources": sources, "recipes": recipes, "rows": found}, output)
+    median = {name: {method: middle(rows) for method, rows in table.items()} for name, table in found.items()}
+    said = {"points": POINTS, "sources": sources, "recipes": recipes, "median": median, "rows": found}
+    save("methods", said, output)
     draw_methods(found, output / "figures" / "methods.png")
 
 

@@ -3,7 +3,7 @@
 Jordan et al. (https://arxiv.org/abs/2211.08403) state that averaged units lose their variance, and report 60 to 100 %
 less barrier once it is set right. Here: ResNet-20 of three widths on Fashion-MNIST, matched by their weights.
 
-    python analyses/repair.py                                # all pairs of three networks a width, half an hour
+    python analyses/repair.py                                # all pairs of four networks a width, an hour
     python analyses/repair.py --widths 0.25 --networks 2     # one pair of the narrowest, some two minutes
 """
 
@@ -134,7 +134,7 @@ def _panel(axes: Axes, found: Measured, suffix: str) -> None:
 
 @click.command()
 @click.option("--widths", default="0.25,0.5,1", show_default=True, help="Widths, with commas between.")
-@click.option("--networks", default=3, show_default=True, help="Networks of a width; all pairs are measured.")
+@click.option("--networks", default=4, show_default=True, help="Networks of a width; all pairs are measured.")
 @first_seed
 @click.option("--cache", type=click.Path(path_type=Path), default=CACHE, help="Folder of trained networks.")
 @click.option("--output", type=click.Path(path_type=Path), default=HERE, help="Folder of results/ and figures/.")

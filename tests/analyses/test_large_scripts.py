@@ -134,16 +134,19 @@ def test_treatments_differ_between_the_ends_only(script: Script, tmp_path: Path)
 def test_a_method_is_measured_and_drawn(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     methods, task = script("methods"), script("recipe").digits_task(16, recipe=Recipe(epochs=8))
     monkeypatch.setattr(methods, "TASKS", {"toy": lambda: task})
-    row = methods.run("weight-matching", "toy", tmp_path)
-    states = [script("recipe").trained(task, seed, cache=tmp_path) for seed in methods.SEEDS]
+    row = methods.run("weight-matching", "toy", (3, 4), tmp_path)
+    states = [script("recipe").trained(task, seed, cache=tmp_path) for seed in (3, 4)]
     expected = script("pairs").measure(task, *states, points=methods.POINTS)
     assert {**row, "seconds": 0} == {**expected, "seconds": 0}
-    methods.draw_methods({"toy": {"weight-matching": row, "too slow": None}}, tmp_path / "methods.png")
+    assert methods.middle({"3, 4": row, "5, 6": row}) == row
+    assert methods.middle({"3, 4": row, "5, 6": None}) is None  # no median of those that were fast
+    found = {"toy": {"weight-matching": {"3, 4": row}, "too slow": {"3, 4": None}}}
+    methods.draw_methods(found, tmp_path / "methods.png")
     assert (tmp_path / "methods.png").stat().st_size > 10_000
 
 
 def test_a_method_that_takes_too_long_is_ended(script: Script, tmp_path: Path) -> None:
-    assert script("methods").within(0.1, "straight-through", "digits-mlp", tmp_path) is None
+    assert script("methods").within(0.1, "straight-through", "digits-mlp", (0, 1), tmp_path) is None
 
 
 # --- The results that are kept ---
@@ -164,24 +167,28 @@ def test_the_kept_results_on_fashion_are_within_their_gates() -> None:
 
 
 def test_in_the_kept_results_repair_lowers_the_barrier_of_every_width() -> None:
+    """By the medians of six pairs; one pair in eighteen goes the other way, as analyses/README.md says."""
     widths = kept("repair")["widths"]
     assert [width["width"] for width in widths] == [0.25, 0.5, 1]
     for width in widths:
         assert width["median"]["matched, REPAIR"] < width["median"]["matched"]
         assert width["median"]["accuracy"] > 0.8
-        for row in width["rows"].values():
-            assert row["matched, REPAIR"] < row["matched"]
+        assert len(width["rows"]) >= 5
+    against = [label for width in widths for label, row in width["rows"].items() if row["REPAIR removes"] <= 0]
+    assert against == ["1002, 1003"]
 
 
 def test_the_kept_table_has_every_method_on_every_task(script: Script) -> None:
-    methods = script("methods")
-    assert {task: set(rows) for task, rows in kept("methods")["rows"].items()} == {
+    methods, rows = script("methods"), kept("methods")["rows"]
+    assert {task: set(table) for task, table in rows.items()} == {
         task: set(methods.MATCHINGS) for task in methods.TASKS
     }
+    labels = {script("recipe").label_of(seeds) for seeds in script("recipe").seed_groups(5)}
+    assert all(set(by_pair) == labels for table in rows.values() for by_pair in table.values())
 
 
 def test_in_the_kept_table_the_sinkhorn_estimator_connects_without_aligning() -> None:
-    for rows in kept("methods")["rows"].values():
+    for rows in kept("methods")["median"].values():
         by_loss, by_weights = rows["straight-through-sinkhorn"], rows["weight-matching"]
         assert by_loss["matched / naive"] < 0.1
         assert by_loss["R_.3"] < 0.5 * by_weights["R_.3"]

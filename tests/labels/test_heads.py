@@ -42,6 +42,14 @@ def model_of(space: str, **options: object) -> Model:
     return Model(SPACES[space].head(observed=observed, temperature=0.7, **options), len(observed)).eval()  # type: ignore[arg-type]
 
 
+def assert_agrees(found: Tensor, model: Model, x: Tensor) -> None:
+    """Assert that the labels are the model's, or cost the same but for rounding, which other machines do otherwise."""
+    expected = model(x)
+    costs = model.head.expected_cost(3 * model.linear(x))  # type: ignore[operator]
+    torch.testing.assert_close(costs.gather(1, found[:, None]), costs.gather(1, expected[:, None]), rtol=1e-13, atol=0)
+    assert (found != expected).sum() <= 0.05 * len(x)
+
+
 @pytest.mark.parametrize("space", SPACES)
 def test_a_head_predicts_what_the_metric_does(space: str) -> None:
     observed = list(SPACES[space].labels)
@@ -66,7 +74,7 @@ def test_the_compiled_head_agrees(space: str, exponent: float) -> None:
     model = model_of(space, exponent=exponent)
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     for rows in (64, 33):
-        assert torch.equal(compiled(inputs(rows)), model(inputs(rows)))
+        assert_agrees(compiled(inputs(rows)), model, inputs(rows))
 
 
 @pytest.mark.parametrize(("space", "exponent"), [("graph", 1), ("tree", 3)])
@@ -89,8 +97,8 @@ def test_the_exported_head_agrees_for_any_batch(space: str, exponent: float, tmp
     torch.export.save(program, tmp_path / "model.pt2")
     loaded = torch.export.load(tmp_path / "model.pt2").module()
     for rows in (64, 1, 129):
-        assert torch.equal(loaded(inputs(rows)), model(inputs(rows)))
-    assert torch.equal(program.run_decompositions().module()(inputs()), model(inputs()))
+        assert_agrees(loaded(inputs(rows)), model, inputs(rows))
+    assert_agrees(program.run_decompositions().module()(inputs()), model, inputs())
 
 
 def test_the_state_is_the_temperature_and_casts_leave_the_tables_alone() -> None:

@@ -150,6 +150,21 @@ def test_what_cannot_be_predicted_is_an_error(mistake: str) -> None:
         SPACES["tree"].predict(p, **{"observed": names(3), **options})
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_rows_are_judged_by_their_values_in_every_dtype(dtype: torch.dtype) -> None:
+    good = torch.tensor([[0.25, 0.0, 0.75], [-0.0, 1e-7, 0.0], [2.0, 60000.0, -0.0]], dtype=dtype)
+    assert SPACES["tree"].predict(good, observed=names(3)).shape == (3,)
+    bad = {"NaN": [torch.nan, -torch.nan], "infinite": [torch.inf, -torch.inf], "negative": [-1.0, -1e-7]}
+    for value, what in ((value, what) for what, values in bad.items() for value in values):
+        rows = good.clone()
+        rows[2, 1] = value
+        with pytest.raises(ws.WeightspaceError, match=f"Row 2, column 1 of the probabilities is {what}"):
+            SPACES["tree"].predict(rows, observed=names(3))
+    good[1] = 0
+    with pytest.raises(ws.WeightspaceError, match=r"Row 1 .* sum of 0"):
+        SPACES["tree"].predict(good.T.contiguous().T, observed=names(3))
+
+
 def test_wordnet_keeps_several_parents_and_takes_ids_synsets_and_words(tmp_path: Path) -> None:
     lines = (
         "00000001 03 n 01 entity 0 000 | what is\n"
