@@ -17,27 +17,36 @@ from recipe import digits_pixels, digits_task, label_of, trained
 from report import Gate, Row, script
 
 import weightspace as ws
-from weightspace.tasks import Examples, Split, network_with
+from weightspace.tasks import ClassificationTask, Examples, Split, network_with
 
-WIDTH = 512
+WIDTH = 1024
 TASK = digits_task(WIDTH)
 #: Networks in a set.
 MODELS = 3
 #: Share of a class that is in one part.
 HOME = 0.8
+#: What the networks of a set were trained on: all images, or a part each.
+KINDS = ("same", "parts")
 GATES = (
     Gate("The merged network beats the best of those of disjoint data", "parts: merged / best", "<", 1.0),
     Gate("… and the best of those of the same data", "same: merged / best", "<", 1.0),
 )
 
 
-def rows(sets: Sequence[range], cache: Path) -> Iterator[tuple[str, Row]]:
+def rows(sets: Sequence[range], cache: Path, kinds: Sequence[str] = KINDS) -> Iterator[tuple[str, Row]]:
     """Measure sets of networks of these seeds."""
     for seeds in sets:
-        tasks = [digits_task(WIDTH, load=partial(digits_part, one, MODELS, seeds[0])) for one in range(MODELS)]
-        same = [trained(TASK, seed, cache=cache) for seed in seeds]
-        parts = [trained(task, seed, cache=cache) for task, seed in zip(tasks, seeds, strict=True)]
-        yield label_of(seeds), {**measure("same", same), **measure("parts", parts)}
+        row: dict[str, float] = {}
+        for kind in kinds:
+            tasks = [TASK] * MODELS if kind == "same" else parts_of(seeds[0])
+            states = [trained(task, seed, cache=cache) for task, seed in zip(tasks, seeds, strict=True)]
+            row |= measure(kind, states)
+        yield label_of(seeds), row
+
+
+def parts_of(seed: int) -> list[ClassificationTask]:
+    """Return tasks on disjoint parts of the digits, as many as there are networks in a set."""
+    return [digits_task(WIDTH, load=partial(digits_part, one, MODELS, seed)) for one in range(MODELS)]
 
 
 def measure(kind: str, states: list[ws.StateDict]) -> Row:

@@ -27,6 +27,7 @@ _SOURCES = ("edges", "parents", "graph", "matrix", "embeddings", "wordnet", "dis
 @click.option("--labels", metavar="NAMES", help="Names of the rows, or of all nodes in the order of their numbers.")
 @click.option("--metric", type=click.Choice(["euclidean", "cosine"]), default="euclidean", show_default=True)
 @click.option("--ancestors", is_flag=True, help="With --wordnet: all synsets above those are labels too.")
+@click.option("--folder", metavar="DIR", help="With --wordnet: the database, data.noun and index.noun of WordNet 3.0.")
 @click.option("--key", metavar="NAME", help="Which array of an .npz or .safetensors.")
 @options.output("Metric to write, .safetensors.")
 @options.as_json
@@ -76,5 +77,6 @@ def _built(source: str, given: dict[str, Any]) -> LabelMetric:
         labels = labels or [str(i) for i in range(len(rows))]
         return LabelMetric.from_embeddings(rows, labels=labels, metric=given["metric"])
     if source == "wordnet":
-        return LabelMetric.from_wordnet(None if file == "all" else read_names(file), ancestors=given["ancestors"])
+        names = None if file == "all" else read_names(file)
+        return LabelMetric.from_wordnet(names, ancestors=given["ancestors"], folder=given["folder"])
     return LabelMetric.discrete(read_names(file))

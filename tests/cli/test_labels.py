@@ -129,6 +129,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "a simplex nowhere": (("locus", "tree.safetensors", "--observed", "cat,dog,car", "--simplex"), "with -o"),
     "too many next": (("next", "tree.safetensors", "--observed", "cat", "-n", "9"), "expected 0 to 5"),
+    "no WordNet there": (("build", "--wordnet", "all", "--folder", "there", "-o", "x.safetensors"), "isn't in there"),
     "no WordNet": (("build", "--wordnet", "doggg", "-o", "x.safetensors"), "WordNet isn't in nowhere"),
 }
 

@@ -142,6 +142,8 @@ def test_logits_that_are_none_are_errors(mistake: str) -> None:
             SPACES["tree"].head(observed=names(40), temperature=temperature)
     with pytest.raises(WeightspaceError, match="k=41"):
         head.topk(torch.zeros(1, 40), 41)
+    with pytest.raises(WeightspaceError, match=r"integers that head\(logits\) returns; found torch\.float32"):
+        head.names(torch.zeros(1, 40))
 
 
 def test_scikit_learn_predicts_labels_that_it_never_saw() -> None:

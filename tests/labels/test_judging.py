@@ -38,8 +38,9 @@ def test_the_temperature_of_a_classifier_that_is_too_sure_is_found() -> None:
     assert 2 < by_distance.temperature < 8
     assert by_distance.after == min(cost for _, cost in by_distance.tried) <= by_distance.before
     assert not by_distance.keep_argmax
-    with pytest.raises(ws.WeightspaceError, match="was not observed"):
-        fit_temperature(logits[:, :8], truth, metric=metric, observed=names(8), objective="nll")
+    for unseen, part in ((8, slice(8)), (0, slice(1, 9))):
+        with pytest.raises(ws.WeightspaceError, match=f"'{names(9)[unseen]}' was not observed"):
+            fit_temperature(logits[:, part], truth, metric=metric, observed=names(9)[part], objective="nll")
     with pytest.raises(ws.WeightspaceError, match="expected as many"):
         fit_temperature(logits, truth[:5], **chosen)
 

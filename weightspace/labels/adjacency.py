@@ -66,11 +66,10 @@ def tree_of_parents(
         if len(of) != len(names):
             raise WeightspaceError(f"Found {len(of):,} parents of {len(names):,} labels; expected one for each.")
     children = [i for i, p in enumerate(of) if p is not None and not _is_root(p, names[i], names)]
-    if len(names) - len(children) != 1:
+    if len(names) - len(children) > 1:  # with none there is a cycle, which is told below
         roots = [repr(name) for i, name in enumerate(names) if i not in set(children)]
         raise WeightspaceError(
-            f"Found {len(roots):,} roots ({', '.join(roots[:_SHOWN]) or 'none: the parents run in a cycle'}); expected "
-            "one label without a parent."
+            f"Found {len(roots):,} roots ({', '.join(roots[:_SHOWN])}); expected one label without a parent."
         )
     v = np.asarray(children, dtype=np.int64)
     u = _positions(names, [of[i] for i in children])

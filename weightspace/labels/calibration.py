@@ -125,7 +125,8 @@ def mean_cost(metric: LabelMetric, found: np.ndarray, true: np.ndarray, exponent
 
 def _by_likelihood(rows: Tensor, seen: np.ndarray, true: np.ndarray, metric: LabelMetric) -> tuple[float, float, float]:
     column = {position: index for index, position in enumerate(seen.tolist())}
-    if missing := next((position for position in true.tolist() if position not in column), None):
+    missing = next((position for position in true.tolist() if position not in column), None)
+    if missing is not None:
         raise WeightspaceError(
             f"The true label {metric.labels[missing]!r} was not observed: no likelihood. Use objective='distance'."
         )

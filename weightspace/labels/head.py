@@ -66,7 +66,15 @@ class FrechetHead(nn.Module):
         return costs[:, :k].reshape(shape), self.answers[found[:, :k]].reshape(shape)
 
     def names(self, positions: Tensor) -> Any:
-        """Return the names of positions: one name, or lists of the tensor's shape."""
+        """Return the names of positions: one name, or lists of the tensor's shape.
+
+        Raises:
+            WeightspaceError: they are no positions.
+        """
+        if positions.dtype.is_floating_point or positions.dtype.is_complex:
+            raise WeightspaceError(
+                f"Names are those of positions, integers that head(logits) returns; found {positions.dtype}."
+            )
         return _named(positions.tolist(), self.labels)
 
     def extra_repr(self) -> str:
