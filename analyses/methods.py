@@ -1,10 +1,11 @@
 """Every method of matching beside the others, on pairs of networks of every built-in task.
 
-The methods are the rows of ``weightspace.matching.MATCHINGS``, each with its paper; ``weightspace match --method`` runs
-them. Each gets its own default number of steps, and for a pair a process of its own, which is ended when its time is
-up: then the table says so instead of the medians.
+The methods are the rows of ``weightspace.matching.MATCHINGS``, each with its paper, and those of ``MANY_MATCHINGS``,
+which take several networks and get the two; ``weightspace match --method`` runs them. Each gets its own default number
+of steps, and for a pair a process of its own, which is ended when its time is up: then the table says so instead of the
+medians.
 
-    python analyses/methods.py                                           # all tasks, five pairs, some 40 minutes
+    python analyses/methods.py                                           # all tasks, five pairs, about an hour
     python analyses/methods.py --tasks digits-cnn --pairs 1              # a quick look
 """
 
@@ -24,7 +25,7 @@ from recipe import CACHE, description, label_of, seed_groups, summary, trained
 from report import HERE, Row, first_seed, medians, save
 
 import weightspace as ws
-from weightspace.matching import MATCHINGS, run_matching
+from weightspace.matching import MANY_MATCHINGS, MATCHINGS, Matching, l2_reduction, run_many, run_matching
 from weightspace.plots.picture import COLOURS, Figure, write_picture
 from weightspace.tasks import ClassificationTask
 from weightspace.tasks.digits import digits_cnn, digits_mlp
@@ -35,6 +36,7 @@ TASKS: Mapping[str, Callable[[], ClassificationTask]] = {
     "digits-cnn": digits_cnn,
     "fashion-mlp": fashion_mlp,
 }
+METHODS = {**MATCHINGS, **MANY_MATCHINGS}
 POINTS = 11
 COLUMNS = ("naive", "matched", "matched / naive", "L2 reduction", "R_.3 before", "R_.3", "seconds")
 
@@ -47,8 +49,18 @@ def run(method: str, task: str, seeds: Sequence[int], cache: Path = CACHE) -> Ro
     torch.set_num_threads(1)
     found = TASKS[task]()
     target, source = (trained(found, seed, cache=cache) for seed in seeds)
-    matcher = partial(run_matching, method, task=found)
+    matcher = partial(run_matching if method in MATCHINGS else _of_two, method, task=found)
     return measure(found, target, source, points=POINTS, matcher=matcher)
+
+
+def _of_two(
+    method: str, spec: ws.PermutationSpec, target: ws.StateDict, source: ws.StateDict, *, task: ws.Task
+) -> Matching:
+    """Match two networks by a method for several."""
+    found = run_many(method, spec, [target, source], task=task)
+    permutation = found.between(0, 1)
+    shorter = l2_reduction(spec, target, source, ws.permute(spec, permutation, source))
+    return Matching(permutation, found.objective, shorter, converged=True)
 
 
 def within(limit: float, method: str, task: str, seeds: Sequence[int], cache: Path) -> Row | None:
@@ -109,7 +121,7 @@ def _figure(found: Mapping[str, Mapping[str, Rows]]) -> Figure:
 
 @click.command()
 @click.option("--tasks", default=",".join(TASKS), show_default=True, help="Built-in tasks, with commas between.")
-@click.option("--methods", default=",".join(MATCHINGS), help="Methods, with commas between; default: all.")
+@click.option("--methods", default=",".join(METHODS), help="Methods, with commas between; default: all.")
 @click.option("--pairs", default=5, show_default=True, help="Pairs of networks, no network in two.")
 @first_seed
 @click.option("--limit", default=300.0, show_default=True, help="Seconds for a method on a pair, scoring and all.")
@@ -134,7 +146,7 @@ def main(tasks: str, methods: str, pairs: int, first_seed: int, limit: float, ca
             row = middle(rows)
             cells = [f"{row[column]:.3f}" for column in COLUMNS] if row else [f"not within {limit:g} s"]
             print(f"| {method} | {' | '.join(cells)} |", flush=True)
-    sources = {method: MATCHINGS[method].source for method in methods.split(",")}
+    sources = {method: METHODS[method].source for method in methods.split(",")}
     median = {name: {method: middle(rows) for method, rows in table.items()} for name, table in found.items()}
     said = {"points": POINTS, "sources": sources, "recipes": recipes, "median": median, "rows": found}
     save("methods", said, output)

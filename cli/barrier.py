@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from weightspace.cli import options, ways
+from weightspace.cli.printing import plain
 
 from weightspace import WeightspaceError
 
@@ -127,7 +128,7 @@ def command(
         report.write(Path(path))
     if as_json:
         *before, (_, last) = report.figures.items()
-        click.echo(json.dumps(last | dict(before)))
+        click.echo(json.dumps(plain(last | dict(before)), allow_nan=False))
         return
     for line in (*report.lines, *outputs):
         click.echo(line)

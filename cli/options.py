@@ -28,7 +28,8 @@ def as_json(command: Command) -> Command:
 
 def seed(help_text: str) -> Callable[[Command], Command]:
     """``--seed``, with what it decides here."""
-    return click.option("--seed", type=int, default=0, show_default=True, help=help_text)
+    whole = click.IntRange(-(2**63), 2**63 - 1)
+    return click.option("--seed", type=whole, default=0, show_default=True, help=help_text)
 
 
 def output(help_text: str, *, required: bool = True) -> Callable[[Command], Command]:

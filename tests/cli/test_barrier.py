@@ -113,3 +113,13 @@ def test_a_mistake_is_one_line_and_exit_status_2(mistake: str) -> None:
     assert result.exit_code == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert message in line
+
+
+@pytest.mark.usefixtures("models")
+def test_what_is_no_number_is_null_in_json() -> None:
+    state = dict(ws.load_checkpoint("b.pt"))
+    state["head.bias"] = state["head.bias"].clone()
+    state["head.bias"][0] = float("nan")
+    ws.save_checkpoint(state, "n.pt")
+    found = run("a.pt", "n.pt", *TASK, "--points", "3", "--json")
+    assert json.loads(found.stdout, parse_constant=pytest.fail)["barrier"] is None

@@ -89,6 +89,21 @@ def test_small_groups_of_one_size_are_told_apart() -> None:
     assert found == {"2": {"layer.0"}, "4": {"layer.2"}, "6": {"layer.4"}}
 
 
+@pytest.mark.parametrize(("samples", "pixels"), [(6, 7), (4, 7), (6, 4)])
+def test_dimensions_as_long_as_a_group_inside_a_group_are_none(samples: int, pixels: int) -> None:
+    """A grouped convolution has four channels a group; so may samples be, or pixels."""
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2, padding=1), nn.ReLU()]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        target = nn.Sequential(*layers, nn.Conv2d(8, 5, 3, padding=1))
+        inputs = torch.randn(samples, 3, pixels, pixels)
+    spec = derive_spec(target, (inputs,))
+    planted = Permutation.random(spec, seed=1)
+    source = copy.deepcopy(target)
+    source.load_state_dict(permute(spec, planted, target.state_dict()))
+    assert ws.activation_matching(spec, target, source, [inputs]).permutation == planted.inverse()
+
+
 def test_correlations_of_batches_are_those_of_all_samples_at_once() -> None:
     generator = torch.Generator().manual_seed(0)
     a = 1e3 + torch.randn(100, 4, generator=generator)

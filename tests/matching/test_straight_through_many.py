@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from weightspace.checkpoints import StateDict
+from weightspace.elementwise.affine import affine
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.matching import Losses, straight_through_many, weight_matching
 from weightspace.matching.descent import Trial
@@ -53,6 +54,14 @@ def test_the_held_out_loss_falls_below_that_of_weight_matching(
     assert matching.permutations[0] == Permutation.identity(spec)
     cycle = matching.between(0, 1).compose(matching.between(1, 2)).compose(matching.between(2, 0))
     assert cycle == Permutation.identity(spec)
+
+
+def test_two_models_and_shares_of_zero_are_trained(task: Task, spec: PermutationSpec, models: list[StateDict]) -> None:
+    matching = straight_through_many(spec, task, models[:2], steps=30, learning_rate=1e-2, every=10)
+    assert matching.objective[-1] >= matching.objective[1]
+    tensors = [torch.randn(4, requires_grad=True) for _ in range(3)]
+    affine(tensors, [0.6, 0.4, 0.0]).sum().backward()
+    assert [None if one.grad is None else one.grad[0].item() for one in tensors] == pytest.approx([0.6, 0.4, None])
 
 
 def test_without_training_it_is_weight_matching_to_the_first(

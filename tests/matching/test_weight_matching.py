@@ -226,6 +226,8 @@ def test_a_limit_on_sweeps_is_kept(derived: Any, state: Any) -> None:
     assert not matching.converged
     with pytest.raises(WeightspaceError, match="max_sweeps must be at least 1, got 0"):
         weight_matching(derived("mlp"), state("mlp"), state("mlp"), max_sweeps=0)
+    with pytest.raises(WeightspaceError, match="threads must be at least 1, got -1"):
+        weight_matching(derived("mlp"), state("mlp"), state("mlp"), threads=-1)
 
 
 @pytest.mark.parametrize("name", SMALL)

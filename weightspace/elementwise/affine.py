@@ -65,7 +65,7 @@ def _shifted(start: Tensor, origin: Tensor, tensors: Sequence[Tensor], factors: 
     )
     first = next(moves)
     if len(tensors) == 1:
-        return torch.sub(start, first, alpha=abs(factors[0]), out=first)
+        return torch.sub(start, first, alpha=abs(factors[0]), out=None if first.requires_grad else first)
     shift = first.mul_(abs(factors[0]))
     for move, factor in zip(moves, factors[1:], strict=True):
         shift.add_(move, alpha=abs(factor))

@@ -5,6 +5,7 @@ The best permutation is copied when it is found, so that no later step can chang
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -49,8 +50,8 @@ class Schedule:
             raise WeightspaceError(
                 f"A descent has 0 steps or more and is judged every 1 or more; found {self.steps} and {self.every}."
             )
-        if not self.learning_rate > 0:
-            raise WeightspaceError(f"The learning rate must be above 0, got {self.learning_rate}.")
+        if not 0 < self.learning_rate < math.inf:
+            raise WeightspaceError(f"The learning rate must be above 0 and finite, got {self.learning_rate}.")
 
 
 class Way(Protocol[Found_co]):

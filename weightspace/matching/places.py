@@ -87,11 +87,15 @@ def _permuted(spec: PermutationSpec, permutation: Permutation, network: nn.Modul
 
 
 def _candidates(spec: PermutationSpec, network: nn.Module, tensors: dict[Tap, Tensor]) -> list[Place]:
-    """Return every dimension of every tensor, with every pattern of the spec that has its size."""
+    """Return every dimension of every tensor, with every pattern of the spec that has its size.
+
+    One of an inner group without its outer one is that of a weight whose other axis has the outer: no activation's.
+    """
     by_size: dict[int, dict[Pattern, None]] = {}
     for axes in spec.axes.values():
         for axis in axes:
-            if any(units_in(axis)):
+            groups = {units.group for units in units_in(axis)}
+            if groups and all(spec.outer.get(group, group) in groups for group in groups):
                 by_size.setdefault(size_of(axis, spec.groups), {})[axis] = None
     readers = {name: set(_matrix_axes(spec, name, module)) for name, module in network.named_modules()}
     return [

@@ -55,7 +55,7 @@ def weight_matching(
     Raises:
         CheckpointError: a checkpoint does not fit the spec or holds non-finite weights.
         SpecError: ``start`` belongs to another spec.
-        WeightspaceError: ``max_sweeps`` is below one, or ``restarts`` below zero.
+        WeightspaceError: ``max_sweeps`` or ``threads`` is below one, or ``restarts`` below zero.
 
     Source:
         Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, algorithm 1.
@@ -64,6 +64,8 @@ def weight_matching(
         raise WeightspaceError(f"max_sweeps must be at least 1, got {max_sweeps}.")
     if restarts < 0:
         raise WeightspaceError(f"restarts must be 0 or more, got {restarts}.")
+    if threads is not None and threads < 1:
+        raise WeightspaceError(f"threads must be at least 1, got {threads}.")
     check_matchable(spec, target, source, start)
     generator = torch.Generator().manual_seed(seed)
     with Workers(threads or torch.get_num_threads()) as workers:
