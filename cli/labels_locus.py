@@ -26,12 +26,13 @@ def locus(metric: str, observed: str, unique: bool, output: str | None, simplex:
       weightspace labels locus tree.safetensors --observed cat,dog,car --simplex -o simplex.png
     """
     from weightspace import LabelMetric, WeightspaceError
-    from weightspace.labels.inputs import read_names
+    from weightspace.labels.inputs import read_labels
     from weightspace.plots import draw_locus, draw_simplex
 
     if simplex and output is None:
         raise WeightspaceError("--simplex draws: say where to with -o, for example -o simplex.png.")
-    space, names = LabelMetric.load(metric), read_names(observed)
+    space = LabelMetric.load(metric)
+    names = read_labels(observed, space.labels)
     found = space.locus(names, unique=unique)
     if output is not None:
         (draw_simplex if simplex else draw_locus)(space, names, output)
@@ -72,9 +73,10 @@ def next_(metric: str, observed: str, count: int, as_json: bool) -> None:
       weightspace labels next tree.safetensors --observed cat,dog -n 3
     """
     from weightspace import LabelMetric
-    from weightspace.labels.inputs import read_names
+    from weightspace.labels.inputs import read_labels
 
-    space, names = LabelMetric.load(metric), read_names(observed)
+    space = LabelMetric.load(metric)
+    names = read_labels(observed, space.labels)
     _show(space.next_classes(names, count), {"observed": names}, "next", as_json)
 
 

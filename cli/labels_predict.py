@@ -88,7 +88,7 @@ def evaluate(
           --validation val.npy --validation-truth val.txt -o temperature.png
     """
     from weightspace.labels import decision_report, fit_temperature
-    from weightspace.labels.inputs import read_array, read_names
+    from weightspace.labels.inputs import read_array, read_labels
     from weightspace.plots import draw_calibration
 
     if (validation is None) != (validation_truth is None):
@@ -101,10 +101,12 @@ def evaluate(
             raise WeightspaceError("--temperature says what --validation would find; give one of them.")
         space, observed, outputs = _classes(metric, given)
         chosen = {"metric": space, "observed": observed, "outputs": outputs, "exponent": given["exponent"]}
-        fit = fit_temperature(read_array(validation, given["key"]), read_names(validation_truth), **chosen)
+        fit = fit_temperature(
+            read_array(validation, given["key"]), read_labels(validation_truth, space.labels), **chosen
+        )
         given["temperature"] = fit.temperature
     space, observed, outputs, p = _read(metric, scores, given)
-    names = read_names(truth)
+    names = read_labels(truth, space.labels)
     chosen = {"metric": space, "observed": observed, "outputs": outputs, "exponent": given["exponent"]}
     report = decision_report(p, names, **chosen)
     if output is not None:
@@ -124,11 +126,11 @@ def evaluate(
 def _classes(metric: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any], Any]:
     """Return the metric, the observed classes and the outputs."""
     from weightspace import LabelMetric
-    from weightspace.labels.inputs import read_names
+    from weightspace.labels.inputs import read_labels
 
-    outputs = given["outputs"]
-    named = outputs if outputs in ("all", "observed") else read_names(outputs)
-    return LabelMetric.load(metric), read_names(given["observed"]), named
+    space, outputs = LabelMetric.load(metric), given["outputs"]
+    named = outputs if outputs in ("all", "observed") else read_labels(outputs, space.labels)
+    return space, read_labels(given["observed"], space.labels), named
 
 
 def _read(metric: str, scores: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any], Any, Any]:

@@ -10,7 +10,6 @@ from click.testing import CliRunner
 
 import weightspace as ws
 from weightspace import cli
-from weightspace.labels import ZeroShotClassifier
 from weightspace.matching.methods import MANY_MATCHINGS, MATCHINGS
 from weightspace.merging import METHODS
 from weightspace.merging.recipe import parse_recipe
@@ -47,7 +46,6 @@ def test_the_heads_take_the_place_of_argmax_in_three_lines() -> None:
             "clip": clip,
             "images": torch.randn(5, 3, 32, 32),
             "tokenizer": lambda texts: torch.tensor([[len(text) + i for i in range(8)] for text in texts]),
-            "ZeroShotClassifier": ZeroShotClassifier,
             "torch": torch,
             "ws": ws,
         }

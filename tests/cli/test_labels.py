@@ -106,6 +106,15 @@ def test_every_source_builds_the_same_tree(folder: Path) -> None:
         assert json.loads(result.stdout)["labels"] in (3, 6)
 
 
+def test_labels_that_are_numbers_are_written_as_such(folder: Path) -> None:
+    places = np.arange(3.0)
+    ws.LabelMetric.from_distance_matrix(np.abs(places[:, None] - places)).save("numbers.safetensors")
+    np.save("ends.npy", np.asarray([[0.5, 0.5]]))
+    found = run("predict", "numbers.safetensors", "ends.npy", "--observed", "0,2", "--json")
+    assert json.loads(found.stdout)["names"] == [1]
+    assert run("locus", "numbers.safetensors", "--observed", "0,2").stdout.split() == ["0", "1", "2"]
+
+
 PREDICT = ("predict", "tree.safetensors")
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "no source": (("build", "-o", "x.safetensors"), "A metric has one source"),

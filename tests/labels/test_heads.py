@@ -115,6 +115,19 @@ def test_the_state_is_the_temperature_and_casts_leave_the_tables_alone() -> None
     assert float(other.temperature) == 0.7
 
 
+def test_a_head_moves_without_its_metric() -> None:
+    for space in TRACED:
+        head = SPACES[space].head(observed=observed_of(space))
+        logits = torch.randn(3, head.classes, generator=torch.Generator().manual_seed(0))
+        p, before = torch.softmax(logits.double(), -1), head(logits)
+        assert all(a.data_ptr() == b.data_ptr() for a, b in zip(
+            head.rule.buffers(), SPACES[space].decision(observed=observed_of(space)).rule.buffers(), strict=True
+        ))  # fmt: skip
+        head.to("meta")
+        assert SPACES[space].predict(p, observed=observed_of(space)).tolist() == before.tolist()
+        assert torch.equal(SPACES[space].head(observed=observed_of(space))(logits), before)
+
+
 def test_expected_costs_can_be_trained_on() -> None:
     for space in TRACED:
         model = model_of(space)
@@ -142,8 +155,15 @@ def test_logits_that_are_none_are_errors(mistake: str) -> None:
             SPACES["tree"].head(observed=names(40), temperature=temperature)
     with pytest.raises(WeightspaceError, match="k=41"):
         head.topk(torch.zeros(1, 40), 41)
-    with pytest.raises(WeightspaceError, match=r"integers that head\(logits\) returns; found torch\.float32"):
-        head.names(torch.zeros(1, 40))
+    for positions, found in (
+        (torch.zeros(1, 40), "torch.float32"),
+        ([True], "torch.bool"),
+        ([-1], "others"),
+        ([99], "o"),
+    ):
+        with pytest.raises(WeightspaceError, match=f"integers from 0 to 39 .* found {found}"):
+            head.names(positions)
+    assert head.names(np.asarray([[3, 0]])) == [["class 3", "class 0"]]
 
 
 def test_scikit_learn_predicts_labels_that_it_never_saw() -> None:
@@ -170,6 +190,20 @@ def test_scikit_learn_predicts_labels_that_it_never_saw() -> None:
         ws.FrechetClassifier(LogisticRegression(), metric).fit(x, np.asarray(["a", "b"] * 200))
     with pytest.raises(NotFittedError, match="not fitted yet"):
         ws.FrechetClassifier(LogisticRegression(), metric).predict(x)
+
+
+def test_classes_keep_their_types_beside_others() -> None:
+    from sklearn.dummy import DummyClassifier
+
+    y = np.asarray([0, 1, 1, 0, 1])
+    tree = ws.LabelMetric.from_tree(edges=[("root", 0), ("root", 1)])
+    model = ws.FrechetClassifier(DummyClassifier(), tree, outputs="observed").fit(y[:, None], y)
+    assert set(model.predict(y[:, None])) == {1}
+    assert model.score(y[:, None], y) == 0.6
+    grid = ws.LabelMetric.from_grid([2, 2])
+    fitted = DummyClassifier().fit(y[:, None], y)
+    fitted.classes_ = [(0, 0), (1, 1)]
+    assert ws.FrechetClassifier(fitted, grid).predict(y[:, None]).shape == (5,)
 
 
 class Tower(nn.Module):

@@ -88,6 +88,7 @@ def sparse(entries: list[list[float]]) -> Any:
 MISTAKES: dict[str, tuple[Any, str]] = {
     "neither parents nor edges": (lambda: TREE(), "expected one of them"),
     "a cycle": (lambda: TREE(edges=[(0, 1), (1, 2), (2, 0)], labels="abc"), "cycle: 'c' – 'b' – 'a' – 'c'"),
+    "a weight of nothing": (lambda: TREE({"a": None, "b": "a"}, weights={"bb": 2}), "Unknown label 'bb'"),
     "parents in a cycle": (lambda: TREE({"a": "b", "b": "c", "c": "a"}), "cycle: 'a' – 'b' – 'c' – 'a'"),
     "two roots": (lambda: TREE([-1, -1, 0], labels="abc"), "2 roots"),
     "a forest": (lambda: TREE(edges=[("a", "b")], labels="abc"), r"2 components.*'c'"),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -234,3 +235,36 @@ def test_a_large_shallow_tree_agrees_with_all_its_costs() -> None:
         assert isinstance(rule, hanging.HangingTrees)
         assert rule.shallow
         assert torch.equal(rule.decide(p), rule.costs(p).argmin(1))
+
+
+@pytest.mark.parametrize("away", [0.0, 1e6, 1e9])
+def test_points_far_from_the_origin_are_told_apart(away: float) -> None:
+    rng = np.random.default_rng(0)
+    points = away + rng.normal(size=(50, 3))
+    metric = ws.LabelMetric.from_embeddings(points, labels=names(50))
+    p = rng.dirichlet(np.full(50, 0.05), size=200)
+    centred = points - points.mean(0)
+    exact = ((p @ centred)[:, None, :] - centred).__pow__(2).sum(2)
+    found = metric.predict(p, observed=names(50))
+    assert (exact[np.arange(200), found] <= exact.min(1) * (1 + 1e-6)).all()
+    spread = p @ (centred**2).sum(1) - ((p @ centred) ** 2).sum(1)
+    costs = metric.expected_cost(p, observed=names(50))
+    np.testing.assert_allclose(costs, exact + spread[:, None], rtol=1e-4)
+
+
+def test_distances_beyond_the_squares_of_float32_are_decided_in_float64() -> None:
+    rng = np.random.default_rng(0)
+    places = rng.normal(size=600) * 1e25
+    far = ws.LabelMetric.from_distance_matrix(np.abs(places[:, None] - places), labels=names(600))
+    p = rng.dirichlet(np.full(600, 0.01), size=256)
+    exact = ((p @ places)[:, None] - places) ** 2
+    found = far.predict(p, observed=names(600))
+    assert (exact[np.arange(256), found] <= exact.min(1) * (1 + 1e-6)).all()
+    graph = nx.cycle_graph(12)
+    graph.add_edges_from((i, 12 + i) for i in range(12))
+    weights = rng.dirichlet(np.full(24, 0.2), size=50)
+    unit = ws.LabelMetric.from_graph(graph, labels=range(24)).predict(weights, observed=range(24))
+    for _, _, edge in graph.edges(data=True):
+        edge["weight"] = 1e20
+    large = ws.LabelMetric.from_graph(graph, labels=range(24)).predict(weights, observed=range(24))
+    np.testing.assert_array_equal(large, unit)

@@ -110,6 +110,23 @@ def test_a_name_in_another_layer_changes_its_outermost_number_alone() -> None:
     assert Layers(MIXTRAL).renumbered(MIXTRAL[0], 9) == "model.layers.9.block_sparse_moe.experts.0.w1.weight"
 
 
+def test_the_number_of_a_wrapper_counts_no_layers() -> None:
+    """A text encoder beside its pooling and its head in an nn.Sequential, as sentence-transformers keep them."""
+    inside = [f"0.auto_model.encoder.layer.{number}.output.dense.weight" for number in range(4)]
+    layers = Layers([*inside, "0.auto_model.embeddings.weight", "2.linear.weight"])
+    assert [layers.number(name) for name in inside] == [0, 1, 2, 3]
+    assert layers.number("2.linear.weight") is None
+    assert layers.renumbered(inside[1], 3) == inside[3]
+    blocks = Layers([f"{number}.conv.{one}.weight" for number in range(2) for one in range(2)])
+    assert blocks.number("1.conv.0.weight") == 1
+
+
+def test_stages_are_not_renumbered() -> None:
+    layers = Layers([f"layer{stage}.{block}.conv.weight" for stage in (1, 2) for block in range(3)])
+    with pytest.raises(WeightspaceError, match=r"one number counts from 0; found 'layer2.0.conv.weight' in layer 3"):
+        layers.renumbered("layer2.0.conv.weight", 4)
+
+
 @pytest.mark.parametrize("names", [["weight", "bias"], CLIP])
 def test_slices_of_models_without_one_stack_are_refused(names: list[str]) -> None:
     with pytest.raises(WeightspaceError, match="one stack of numbered layers"):

@@ -74,6 +74,8 @@ def tree_of_parents(
     v = np.asarray(children, dtype=np.int64)
     u = _positions(names, [of[i] for i in children])
     if isinstance(weights, Mapping):
+        weights = {plain(label): weight for label, weight in weights.items()}
+        names.positions(weights, "labels with a weight")
         weights = [weights.get(names[i], 1.0) for i in children]
     elif weights is not None:
         weights = np.asarray(weights, dtype=float)

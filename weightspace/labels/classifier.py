@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weightspace.errors import WeightspaceError
+from weightspace.labels.names import label_array
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, clone
@@ -62,13 +63,14 @@ class FrechetClassifier(ClassifierMixin, BaseEstimator):
         """The labels that can be predicted, in the metric's order."""
         metric, fitted = self._fitted()
         decision = metric.decision(observed=fitted.classes_, outputs=self.outputs, exponent=self.exponent)
-        return np.asarray([metric.labels[i] for i in decision.answers])
+        return label_array([metric.labels[i] for i in decision.answers])
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the names of the labels of least expected cost, (n,)."""
         metric, fitted = self._fitted()
         chosen = {"observed": fitted.classes_, "outputs": self.outputs, "exponent": self.exponent}
-        return np.asarray(metric.labels)[metric.predict(fitted.predict_proba(X), **chosen)]
+        found = metric.predict(fitted.predict_proba(X), **chosen)
+        return label_array([metric.labels[i] for i in found])
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the estimator's probabilities, of the observed classes, (n, K)."""

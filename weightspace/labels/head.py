@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.errors import WeightspaceError
+from weightspace.labels.rules.rule import own
 
 if TYPE_CHECKING:
     from weightspace.labels.deciding import Decision
@@ -38,7 +39,7 @@ class FrechetHead(nn.Module):
             raise WeightspaceError(f"A temperature is a positive number; found {temperature!r}.")
         self.labels = decision.metric.labels
         self.classes = len(decision.observed)
-        self.rule = decision.rule
+        self.rule = own(decision.rule)
         self.register_buffer("temperature", torch.tensor(float(temperature), dtype=torch.float64))
         self.register_buffer("answers", torch.from_numpy(decision.answers), persistent=False)
         self.register_buffer("order", torch.from_numpy(decision.order), persistent=False)
@@ -65,17 +66,20 @@ class FrechetHead(nn.Module):
         shape = (*logits.shape[:-1], k)
         return costs[:, :k].reshape(shape), self.answers[found[:, :k]].reshape(shape)
 
-    def names(self, positions: Tensor) -> Any:
+    def names(self, positions: Any) -> Any:
         """Return the names of positions: one name, or lists of the tensor's shape.
 
         Raises:
             WeightspaceError: they are no positions.
         """
-        if positions.dtype.is_floating_point or positions.dtype.is_complex:
+        found = torch.as_tensor(positions)
+        whole = not (found.dtype.is_floating_point or found.dtype.is_complex or found.dtype is torch.bool)
+        if not whole or bool(((found < 0) | (found >= len(self.labels))).any()):
             raise WeightspaceError(
-                f"Names are those of positions, integers that head(logits) returns; found {positions.dtype}."
+                f"Names are those of positions, integers from 0 to {len(self.labels) - 1:,} as head(logits) returns "
+                f"them; found {'others' if whole else found.dtype}."
             )
-        return _named(positions.tolist(), self.labels)
+        return _named(found.tolist(), self.labels)
 
     def extra_repr(self) -> str:
         """Return the sizes for ``print``."""

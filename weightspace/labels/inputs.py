@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,14 @@ def read_names(source: str | Path) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str | int | float) for name in names):
         raise WeightspaceError(f"{path} isn't a JSON list of names.")
     return [str(name) for name in names]
+
+
+def read_labels(source: str | Path, labels: Iterable[Any]) -> list[Any]:
+    """Return what :func:`read_names` does, as a metric's labels call it: some are numbers, which files have as text."""
+    listed = list(labels)
+    written = {str(label): label for label in listed if not isinstance(label, str)}
+    written |= {label: label for label in listed if isinstance(label, str)}
+    return [written.get(name, name) for name in read_names(source)]
 
 
 def read_pairs(path: str | Path) -> list[tuple[Any, ...]]:

@@ -110,3 +110,14 @@ def plain(name: Any) -> Label:
 def _listed(names: Sequence[Label]) -> str:
     more = ", …" if len(names) > _SHOWN else ""
     return ", ".join(repr(name) for name in names[:_SHOWN]) + more
+
+
+def label_array(labels: Sequence[Any]) -> np.ndarray:
+    """Return labels as a vector; of objects where numpy would make text of numbers, or rows of tuples."""
+    kinds = {type(label) for label in labels}
+    if len(kinds) <= 1 and tuple not in kinds:
+        return np.asarray(labels)
+    found = np.empty(len(labels), dtype=object)
+    for index, label in enumerate(labels):
+        found[index] = label
+    return found

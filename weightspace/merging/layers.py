@@ -1,13 +1,15 @@
 """Layers, found from the names of tensors alone: ``model.layers.12.mlp.up_proj.weight`` belongs to layer 12.
 
-The outermost number of a path counts the layers of a stack; an expert or a projection inside a layer may be numbered
-too. Stages (``layer3.2.conv1.weight`` of a ResNet) and the way down and up again of a U-Net are one stack. Two towers
-are two stacks, each counted by itself.
+The outermost number of a path counts the layers of a stack, but not that of a wrapper which holds nearly everything
+(``0.auto_model.encoder.layer.3`` of a model beside its head in an ``nn.Sequential``); an expert or a projection inside
+a layer may be numbered too. Stages (``layer3.2.conv1.weight`` of a ResNet) and the way down and up again of a U-Net are
+one stack. Two towers are two stacks, each counted by itself.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import TypeAlias
 
@@ -25,6 +27,9 @@ _STAGE = re.compile(r"([A-Za-z_]+?)(\d+)")
 #: A stack with less than this share of the tensors of the largest one is no stack of layers, but a head or a stem.
 _SMALL = 0.2
 
+#: A number at the very front under which more than this share of the numbered tensors lie is that of a wrapper.
+_WRAPPED = 0.8
+
 
 class Layers:
     """The stacks of layers in a list of names."""
@@ -35,7 +40,9 @@ class Layers:
         Args:
             names: of all tensors of a model.
         """
-        found = {name: place for name in names if (place := _place(name)) is not None}
+        names = list(names)
+        self._wrapper = _wrapper(names)
+        found = {name: place for name in names if (place := _place(name, self._wrapper)) is not None}
         stacks: dict[str, list[Index]] = {}
         for stack, index in found.values():
             stacks.setdefault(stack, []).append(index)
@@ -73,17 +80,38 @@ class Layers:
         return 0.0 if place is None else place[1] / (self._counts[place[0]] - 1)
 
     def renumbered(self, name: str, number: int) -> str:
-        """Return the name that a tensor of a layer has in another layer of its stack."""
+        """Return the name that a tensor of a layer has in another layer of its stack.
+
+        Raises:
+            WeightspaceError: the layers are not numbered from 0 by one number, as stages are not.
+        """
         parts = name.split(".")
-        index = next(index for index, part in enumerate(parts) if part.isdigit())
+        after = len(self._wrapper.split(".")) if self._wrapper else 0
+        index = next(index for index, part in enumerate(parts) if part.isdigit() and index >= after)
+        if parts[index] != str(self.number(name)):
+            raise WeightspaceError(
+                f"Slices need layers that one number counts from 0; found {name!r} in layer {self.number(name)}."
+            )
         parts[index] = str(number)
         return ".".join(parts)
 
 
-def _place(name: str) -> tuple[str, Index] | None:
-    """Return the stack and the index in it that a name has, if it has a number."""
+def _wrapper(names: list[str]) -> str:
+    """Return the number at the front of nearly all names that have one anywhere, or an empty text."""
+    numbered = [name.split(".") for name in names if any(part.isdigit() for part in name.split("."))]
+    for front, count in Counter(parts[0] for parts in numbered if parts[0].isdigit()).most_common(1):
+        inside = any(part.isdigit() for parts in numbered if parts[0] == front for part in parts[1:])
+        if inside and count > _WRAPPED * len(numbered):
+            return front
+    return ""
+
+
+def _place(name: str, wrapper: str) -> tuple[str, Index] | None:
+    """Return the stack and the index in it that a name has, if it has a number beside its wrapper's."""
     parts = name.split(".")
     for position, part in enumerate(parts):
+        if not position and part == wrapper:
+            continue
         parent = ".".join(parts[:position])
         if part in _SECTIONS:
             section = _SECTIONS[part]

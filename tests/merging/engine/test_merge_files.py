@@ -140,13 +140,14 @@ def test_tied_tensors_stay_tied(tmp_path: Path) -> None:
     assert_equal(found, ws.merge(states))
 
 
-def test_a_head_that_one_model_ties_to_its_embedding_is_merged_with_the_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_name", [False, True])
+def test_a_head_that_one_model_ties_to_its_embedding_is_merged_with_the_others(has_name: bool, tmp_path: Path) -> None:
     a, b = language_model(0), language_model(1)
+    b["lm_head.weight"] = b["model.embed_tokens.weight"]
     ws.save_checkpoint(a, tmp_path / "a")
-    ws.save_checkpoint({name: t for name, t in b.items() if name != "lm_head.weight"}, tmp_path / "b")
+    ws.save_checkpoint({name: t for name, t in b.items() if has_name or name != "lm_head.weight"}, tmp_path / "b")
     (tmp_path / "a" / "config.json").write_text(json.dumps({"tie_word_embeddings": True}))
     merge_files([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
-    b["lm_head.weight"] = b["model.embed_tokens.weight"]
     assert_equal(ws.load_checkpoint(tmp_path / "out"), ws.merge([a, b]))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
 

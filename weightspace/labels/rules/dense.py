@@ -19,6 +19,8 @@ _BLOCK = 2048
 #: Share of all pairs above which candidates are too many to be looked at one by one.
 _MANY = 1 / 16
 _BF16_MARGIN = 0.02
+#: Powers of distances beyond this are near the end of float32's range, and not screened in it.
+_HUGE = 1e37
 #: Bytes that a kept copy in bfloat16 may take.
 _KEPT = 1 << 30
 
@@ -64,6 +66,8 @@ class Dense(Rule):
             block = self._powers(start, dtype) if screen is None else screen[start : start + _BLOCK]
             largest = max(largest, float(block.max()))
             seen[:, start : start + _BLOCK] = rough @ block.T
+        if largest > _HUGE:
+            return self.costs(weights).argmin(-1)
         fine = dtype is torch.float32 and float32_is_whole()
         margin = 4 * 2.0**-24 * (self.observed + 4) if fine else _BF16_MARGIN
         flushed = self.observed * 1e-37 * largest  # of weights that are zero in the short dtype

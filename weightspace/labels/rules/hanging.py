@@ -248,7 +248,9 @@ class HangingTrees(Rule):
             block = self.between[start : start + _BLOCK].float().T
             seen[:, start : start + _BLOCK] = shares @ (block * block) + moments @ block + rest
         margin = 4 * 2.0**-24 * (2 * mass.shape[1] + 8)
-        near = seen <= seen.amin(1, keepdim=True) * (1 + margin)
+        beyond = ~seen.isfinite()  # of float32's range: not told apart here
+        least = seen.masked_fill(beyond, torch.inf).amin(1, keepdim=True)
+        near = (seen <= least * (1 + margin)) | beyond
         rows, nodes = near.nonzero(as_tuple=True)
         costs = torch.empty(len(rows), dtype=torch.float64, device=mass.device)
         for start in range(0, len(rows), _BLOCK):

@@ -22,6 +22,8 @@ _UNIT = 2.0**-24
 _LEAST = 2.0**-60
 #: Squares of lengths whose float32 has room on both sides.
 _TINY, _HUGE = 1e-30, 1e30
+#: Points whose centre is so many times farther from the origin than they are from it are taken from there.
+_FAR = 8.0
 _SMALL = 1 << 24
 _MANY = 1 / 16
 
@@ -36,6 +38,7 @@ class Nearest(Rule):
 
     def __init__(self, outputs: Tensor, observed: Tensor) -> None:
         super().__init__()
+        outputs, observed = _centred(outputs, observed)
         self.outputs, self.width = len(outputs), -(-len(outputs) // 4)
         self.table("points", outputs)
         self.table("observed", observed)
@@ -121,3 +124,14 @@ class Nearest(Rule):
             product = (self.points[candidate].double() * mean[row]).sum(1)
             costs[start : start + step] = total[row, 0] * self.squares[candidate] - 2 * product
         return least_of(costs, rows, candidates, len(weights))
+
+
+def _centred(outputs: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the points from their centre, float64, if they lie far from the origin, where squares would cancel."""
+    blocks = range(0, len(outputs), _BLOCK)
+    centre = torch.stack([outputs[at : at + _BLOCK].double().sum(0) for at in blocks]).sum(0) / len(outputs)
+    spread = max(float((outputs[at : at + _BLOCK].double() - centre).square().sum(1).max()) for at in blocks)
+    if float(centre.square().sum()) <= _FAR**2 * spread:
+        return outputs, observed
+    near = outputs.double() - centre
+    return near, near if observed is outputs else observed.double() - centre

@@ -6,6 +6,7 @@ is free to be faster, but finds what ``costs(...).argmin(-1)`` would, ties to th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -59,6 +60,12 @@ class Rule(nn.Module):
             if tensor is not None and moved is not None and moved.dtype != tensor.dtype:
                 self._buffers[name] = tensor.to(moved.device)
         return self
+
+
+def own(rule: Rule) -> Rule:
+    """Return a rule of one's own, to move and cast, over the same memory."""
+    tensors = (value for module in rule.modules() for value in (*vars(module).values(), *module.buffers(recurse=False)))
+    return copy.deepcopy(rule, {id(value): value for value in tensors if isinstance(value, Tensor)})
 
 
 def powered(distances: Tensor, exponent: float) -> Tensor:

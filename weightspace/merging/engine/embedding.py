@@ -18,7 +18,7 @@ def tied_embedding(contents: Contents, head: str) -> str | None:
         contents: the model, without a tensor of that name.
         head: the name, such as ``lm_head.weight``.
     """
-    if _module(head) not in _HEADS:
+    if not is_head(head):
         return None
     found = [name for name in contents.tensors if _module(name) in _EMBEDDINGS and name.endswith(".weight")]
     return found[0] if len(found) == 1 else None
@@ -26,7 +26,7 @@ def tied_embedding(contents: Contents, head: str) -> str | None:
 
 def is_tied_by_configuration(contents: Contents, embedding: str) -> bool:
     """Return whether a model's head is this embedding, has no tensor of its own, and its configuration says so."""
-    if _module(embedding) not in _EMBEDDINGS or any(_module(name) in _HEADS for name in contents.tensors):
+    if _module(embedding) not in _EMBEDDINGS or any(map(is_head, contents.tensors)):
         return False
     try:
         config = json.loads((contents.path / "config.json").read_bytes())
@@ -37,6 +37,11 @@ def is_tied_by_configuration(contents: Contents, embedding: str) -> bool:
     heads = [str(name) for name in config.get("architectures") or []]
     usual = any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in heads)
     return bool(config.get("tie_word_embeddings", usual))
+
+
+def is_head(name: str) -> bool:
+    """Return whether a tensor is called as heads of language models are."""
+    return _module(name) in _HEADS
 
 
 def is_embedding(name: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging.engine.embedding import is_embedding, tied_embedding
+from weightspace.merging.engine.embedding import is_embedding, is_head, tied_embedding
 from weightspace.merging.engine.plan import Member, Ref
 from weightspace.merging.layers import Layers
 from weightspace.merging.recipe import Recipe, Slice, Source
@@ -63,7 +63,9 @@ def outputs(recipe: Recipe, members: Sequence[Member], *, base: bool, warn: Call
     else:
         found, layers = list(finder.slices()), sum(_count(part) for part in recipe.slices)
     tied = finder.tied({output.name for output in found})
-    return Outputs(tuple(output for output in found if output.name not in tied), tied, layers, finder.untied)
+    once = {pair for member in members for pair in member.contents.tied.items() if tied.get(pair[0]) != pair[1]}
+    untied = finder.untied or any(is_head(one) or is_head(other) for one, other in once)
+    return Outputs(tuple(output for output in found if output.name not in tied), tied, layers, untied)
 
 
 class _Finder:
