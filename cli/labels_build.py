@@ -61,7 +61,8 @@ def _built(source: str, given: dict[str, Any]) -> LabelMetric:
     if source == "edges":
         return LabelMetric.from_tree(edges=read_pairs(file), labels=labels)
     if source == "parents":
-        return LabelMetric.from_tree(edges=[row for row in read_pairs(file) if row[1]], labels=labels)
+        edges = [row for row in read_pairs(file) if row[1] not in ("", row[0])]  # but for the root
+        return LabelMetric.from_tree(edges=edges, labels=labels)
     if source == "graph":
         import networkx
 

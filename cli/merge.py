@@ -134,7 +134,7 @@ def _merge(
     """Call ``merge_files`` with what the options say."""
     from weightspace.merging import merge_files
 
-    is_recipe = len(sources) == 1 and sources[0].endswith((".yml", ".yaml"))
+    is_recipe = len(sources) == 1 and sources[0].lower().endswith((".yml", ".yaml"))
     parameters = {
         name.removeprefix("parameter_"): _value(value)
         for name, value in said.items()

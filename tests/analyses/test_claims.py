@@ -57,10 +57,15 @@ def on_one_worker(name: str) -> pytest.MarkDecorator:
 
 
 @pytest.fixture(scope="module")
-def medians(script: Callable[[str], ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Medians:
-    """Return the medians of a script's figures, measured when first asked for."""
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of trained networks, which all workers share."""
     folder = tmp_path_factory.getbasetemp()
-    networks = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "networks"
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "networks"
+
+
+@pytest.fixture(scope="module")
+def medians(script: Callable[[str], ModuleType], networks: Path) -> Medians:
+    """Return the medians of a script's figures, measured when first asked for."""
 
     @functools.cache
     def find(name: str) -> Mapping[str, float]:
@@ -81,6 +86,15 @@ def test_a_claim_holds_for_the_median(
     gate = next(gate for gate in script(name).GATES if gate.figure == figure)
     assert (gate.relation, gate.bound) == (relation, bound)  # what the script says is what is tested
     assert gate.holds(value), gate.verdict(value)
+
+
+def test_weight_decay_aligns_the_singular_vectors(script: Callable[[str], ModuleType], networks: Path) -> None:
+    sweeps, pairs = script("sweeps"), script("recipe").seed_groups(PAIRS)
+    found = {
+        decay: dict(script("pairs").pair_rows(sweeps.of_weight_decay(decay), pairs, points=3, cache=networks))
+        for decay in sweeps.EXPECTED
+    }
+    assert [verdict["holds"] for verdict in sweeps.verdicts(found)] == [True, True]
 
 
 @pytest.mark.parametrize(("name", "figure", "relation", "bound"), MISSED)

@@ -87,7 +87,7 @@ def test_locus_cover_and_next(folder: Path) -> None:
 def test_every_source_builds_the_same_tree(folder: Path) -> None:
     metric = ws.LabelMetric.load("tree.safetensors")
     labels = list(metric.labels)
-    Path("parents.csv").write_text("entity,\ncat,animal\ndog,animal\ncar,thing\nanimal,entity\nthing,entity\n")
+    Path("parents.csv").write_text("entity,entity\ncat,animal\ndog,animal\ncar,thing\nanimal,entity\nthing,entity\n")
     Path("labels.json").write_text(json.dumps(labels))
     np.save("d.npy", metric.distances(labels))
     ws.save_checkpoint({"points": torch.eye(6)}, "e.safetensors")

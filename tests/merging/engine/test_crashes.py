@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -80,6 +82,28 @@ def test_a_merge_killed_at_any_moment_goes_on_to_the_same_bytes(models: Path, tm
             break
     assert killed >= KILLS
     assert resumed >= 5
+
+
+def test_a_merge_by_processes_that_is_killed_goes_on_to_the_same_bytes(models: Path, tmp_path: Path) -> None:
+    code = "import sys; from weightspace.cli import main; main()"
+    sources = ("merge", str(models / "a.safetensors"), str(models / "b.safetensors"), "-m", "task_arithmetic")
+    given = ("--base", str(models / "base.safetensors"), "--shard-size", "6MB", "--threads", "2", "-o", "out")
+    command = (sys.executable, "-c", code, *sources, *given)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    begun = time.perf_counter()
+    subprocess.run(command, cwd=whole, check=True, capture_output=True)
+    seconds = time.perf_counter() - begun
+    for share in (0.5, 0.7, 0.8, 0.9):
+        place = tmp_path / str(share)
+        place.mkdir()
+        process = subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(share * seconds)
+        process.kill()
+        process.wait()
+        subprocess.run(command, cwd=place, check=True, capture_output=True)
+        assert files(place / "out") == files(whole / "out")
+        assert [path.name for path in place.iterdir()] == ["out"]
 
 
 def test_the_old_output_stands_until_the_new_one_is_whole(models: Path, tmp_path: Path) -> None:
