@@ -86,8 +86,8 @@ class Layers:
             WeightspaceError: the layers are not numbered from 0 by one number, as stages are not.
         """
         parts = name.split(".")
-        after = len(self._wrapper.split(".")) if self._wrapper else 0
-        index = next(index for index, part in enumerate(parts) if part.isdigit() and index >= after)
+        outermost = 1 if self._wrapper else 0
+        index = next(index for index in range(outermost, len(parts)) if parts[index].isdigit())
         if parts[index] != str(self.number(name)):
             raise WeightspaceError(
                 f"Slices need layers that one number counts from 0; found {name!r} in layer {self.number(name)}."
