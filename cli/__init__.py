@@ -6,12 +6,14 @@ Results go to stdout, progress to stderr; a user's mistake is one line and exit 
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from weightspace import WeightspaceError, __version__
+from weightspace.errors import WeightspaceWarning
 
 #: Command -> what the list of commands says of it. The module of that name (``_`` for ``-``) has it as ``command``.
 COMMANDS: Mapping[str, str] = {
@@ -57,10 +59,20 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
         except WeightspaceError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(2)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **_: Any) -> None:
+    """Print a warning of the library as one line, and any other as Python does."""
+    if issubclass(category, WeightspaceWarning):
+        click.echo(f"Warning: {message}", err=True)
+    else:
+        click.echo(warnings.formatwarning(message, category, *place[:2]), err=True, nl=False)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

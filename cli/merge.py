@@ -61,6 +61,9 @@ def _parameter_options(command: Command) -> Command:
     "--dtype", metavar="DTYPE", help="Of the output: float32, float16, bfloat16; that of the inputs by default."
 )
 @click.option("--out-dtype", metavar="DTYPE", help="The same, as recipes call it.")
+@click.option("--key", metavar="NAME", help='Entry of torch files with the network ("" is their top level).')
+@click.option("--strip-prefix", metavar="PREFIX", help="Take PREFIX (module.) off all names that begin with it.")
+@click.option("--no-strip", is_flag=True, help="Take off no prefix that one model alone has.")
 @click.option(
     "--align",
     metavar="METHOD",
@@ -154,9 +157,13 @@ def _merge(
         "dtype": said["dtype"],
         "out_dtype": said["out_dtype"],
     }
+    if said["no_strip"] and said["strip_prefix"] is not None:
+        raise WeightspaceError("--no-strip and --strip-prefix contradict each other. Give one of the two.")
     return merge_files(
         sources[0] if is_recipe else sources,
         output,
+        key=said["key"],
+        strip_prefix="" if said["no_strip"] else said["strip_prefix"],
         **{name: value for name, value in given.items() if value is not None},
         align=align,
         finish=finish,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from weightspace.errors import CheckpointError, SpecError, WeightspaceError
+from weightspace.errors import CheckpointError, SpecError, WeightspaceError, WeightspaceWarning
 from weightspace.lazy import resolver
 from weightspace.version import __version__ as __version__
 
@@ -112,6 +112,7 @@ __all__ = [
     "Task",
     "Verification",
     "WeightspaceError",
+    "WeightspaceWarning",
     "activation_matching",
     "barrier",
     "barrier_matrix",

@@ -11,3 +11,7 @@ class CheckpointError(WeightspaceError):
 
 class SpecError(WeightspaceError):
     """A permutation spec cannot be derived, is not verified, or does not fit a network or checkpoint."""
+
+
+class WeightspaceWarning(UserWarning):
+    """Something that the library decided and a user may want otherwise; the command line prints it as one line."""

@@ -95,14 +95,14 @@ def test_missing_and_foreign_paths_are_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "a.txt")
 
 
-def test_companions_are_copied_and_nothing_else(state: StateDict, tmp_path: Path) -> None:
+def test_all_but_weights_and_training_is_copied(state: StateDict, tmp_path: Path) -> None:
     source = tmp_path / "source"
     save_checkpoint({"old": torch.ones(1)}, source)
     for name in ("config.json", "tokenizer.json", "optimizer.pt", "notes.md", INDEX):
         (source / name).write_text(name)
     save_checkpoint(state, tmp_path / "out", companions_from=source)
     found = {path.name for path in (tmp_path / "out").iterdir()}
-    assert found == {"model.safetensors", "config.json", "tokenizer.json"}
+    assert found == {"model.safetensors", "config.json", "tokenizer.json", "notes.md"}
     assert (tmp_path / "out" / "config.json").read_text() == "config.json"
     assert list(load_checkpoint(tmp_path / "out")) == list(state)
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, from its headers alone: names, dtypes and shapes, without reading a tensor.
+"""The tensors of a checkpoint by its headers alone: names, dtypes and shapes, without reading one.
 
 Safetensors files cost no torch; the list of a torch file is in its pickle, which only torch reads.
 """
@@ -6,10 +6,12 @@ Safetensors files cost no torch; the list of a torch file is in its pickle, whic
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from weightspace.checkpoints.folder import SAFETENSORS_SUFFIX, Weights, check_index, file_suffix, find_weights
+from weightspace.checkpoints.file_format import file_format
+from weightspace.checkpoints.folder import Weights, check_index, find_weights
 from weightspace.checkpoints.safetensors_header import ITEMSIZES, read_header, tied_entries
 from weightspace.errors import CheckpointError
 
@@ -55,6 +57,9 @@ class Contents:
         tensors: name -> dtype and shape.
         tied: name -> earlier name that shows the same memory.
         places: name -> where its bytes are; empty for torch files, which only torch reads.
+        key: the entry of a torch file that holds the tensors, where it was asked for.
+        renamed: name -> name in the file, where the two differ.
+        notes: lines about what was chosen in the files.
     """
 
     path: Path
@@ -62,24 +67,49 @@ class Contents:
     tensors: dict[str, TensorInfo]
     tied: dict[str, str]
     places: dict[str, Place]
+    key: str | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def without_prefix(self, prefix: str) -> Contents:
+        """Return the same tensors with a prefix taken off every name that begins with it.
+
+        Raises:
+            CheckpointError: two names become one, or a name becomes empty.
+        """
+        names = {name: name.removeprefix(prefix) for name in self.tensors}
+        shorts: dict[str, str] = {}
+        for name, short in names.items():
+            if not short or short in shorts:
+                problem = f"{shorts[short]!r} is, too" if short else "nothing is left"
+                raise CheckpointError(f"{self.path}: without the prefix {prefix!r}, {name!r} is {short!r}; {problem}.")
+            shorts[short] = name
+        return replace(
+            self,
+            tensors={names[name]: info for name, info in self.tensors.items()},
+            tied={names[name]: names[owner] for name, owner in self.tied.items()},
+            places={names[name]: place for name, place in self.places.items()},
+            renamed={short: self.renamed.get(name, name) for short, name in shorts.items()},
+        )
 
 
-def read_contents(path: Path) -> Contents:
+def read_contents(path: Path, *, key: str | None = None) -> Contents:
     """Return what a checkpoint holds.
 
     Args:
-        path: a ``.safetensors`` file, a torch file, or a Hugging Face folder.
+        path: a safetensors file, a torch file, or a Hugging Face folder.
+        key: the entry of torch files that holds the state dict; see ``load_checkpoint``.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
     """
     if not path.is_dir():
-        return _file_contents(path)
+        return _file_contents(path, key)
     weights = find_weights(path)
-    parts = {file.name: _file_contents(file) for file in weights.files}
+    parts = {file.name: _file_contents(file, key) for file in weights.files}
     if weights.index is None:
         (part,) = parts.values()
-        return Contents(path, part.files, part.tensors, part.tied, part.places)
+        return replace(part, path=path)
     return _sharded(path, weights, parts, weights.index)
 
 
@@ -89,13 +119,14 @@ def _sharded(path: Path, weights: Weights, parts: dict[str, Contents], index: di
     tensors = {name: parts[shard].tensors[name] for name, shard in index.items()}
     tied = {name: owner for part in parts.values() for name, owner in part.tied.items()}
     places = {name: place for part in parts.values() for name, place in part.places.items()}
-    return Contents(path, weights.files, tensors, tied, places)
+    notes = tuple(note for part in parts.values() for note in part.notes)
+    return Contents(path, weights.files, tensors, tied, places, next(iter(parts.values())).key, notes=notes)
 
 
-def _file_contents(path: Path) -> Contents:
+def _file_contents(path: Path, key: str | None) -> Contents:
     """Return the contents of one file."""
-    if file_suffix(path) != SAFETENSORS_SUFFIX:
-        return _torch_contents(path)
+    if file_format(path) == "torch":
+        return _torch_contents(path, key)
     header = read_header(path)
     tied = tied_entries(path, header)
     tensors = {name: TensorInfo(entry.dtype, entry.shape) for name, entry in header.entries.items()}
@@ -105,17 +136,17 @@ def _file_contents(path: Path) -> Contents:
     return Contents(path, (path,), tensors, tied, places)
 
 
-def _torch_contents(path: Path) -> Contents:
+def _torch_contents(path: Path, key: str | None) -> Contents:
     """Return the contents of a torch file."""
     from weightspace.checkpoints.dtypes import NAMES
-    from weightspace.checkpoints.files import load_checkpoint
+    from weightspace.checkpoints.files import read_state
     from weightspace.checkpoints.state import dtype_name, tied_names
 
-    state = load_checkpoint(path)
+    state, notes = read_state(path, key)
     for name, tensor in state.items():
         if tensor.dtype not in NAMES:
             raise CheckpointError(
                 f"{path}: {name!r} has dtype {dtype_name(tensor.dtype)}, which cannot be merged. Convert it first."
             )
     tensors = {name: TensorInfo(NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in state.items()}
-    return Contents(path, (path,), tensors, tied_names(state), {})
+    return Contents(path, (path,), tensors, tied_names(state), {}, key, notes=notes)

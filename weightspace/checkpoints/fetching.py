@@ -11,19 +11,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from weightspace.checkpoints.companions import is_companion
 from weightspace.checkpoints.disk import one_line_errors, sync_folder
-from weightspace.checkpoints.folder import (
-    ENTRANCES,
-    SAFETENSORS_SUFFIX,
-    TORCH_SUFFIXES,
-    is_companion,
-    read_index,
-)
+from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
+from weightspace.checkpoints.folder import ENTRANCES, read_index
 from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.mirror import Mirror, cache_folder, incomplete, locked, write_record
 from weightspace.checkpoints.remote import Remote, RemoteFile, is_url
 from weightspace.checkpoints.safetensors_header import MAX_HEADER, read_header
 from weightspace.errors import CheckpointError
+
+#: Endings under which training scripts write torch files; URLs are known by them, local files by their bytes.
+_TORCH_ENDINGS = (*TORCH_SUFFIXES, ".ckpt", ".th", ".pkl", ".pth.tar", ".model")
+
+#: Largest file beside the weights that is brought with a model, in bytes.
+_LARGEST_COMPANION = 2**28
 
 #: A LoRA adapter's files: its weights are small.
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -100,7 +102,7 @@ def missing_bytes(files: Sequence[Path]) -> int:
 
 def _wanted(url: str, listing: dict[str, RemoteFile], is_folder: bool, weights: bool) -> dict[str, RemoteFile]:
     """Return the files of a listing that belong to the checkpoint, and perhaps some more of weights."""
-    endings = (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES)
+    endings = (SAFETENSORS_SUFFIX, *_TORCH_ENDINGS)
     if not is_folder:
         if not all(name.lower().endswith(endings) for name in listing):
             hint = " Pages of huggingface.co are read as hf://ORG/MODEL." if "://huggingface.co/" in url else ""
@@ -109,7 +111,7 @@ def _wanted(url: str, listing: dict[str, RemoteFile], is_folder: bool, weights: 
             )
         found = listing
     else:
-        found = {name: file for name, file in listing.items() if is_companion(name) or name in _ADAPTER}
+        found = {name: file for name, file in listing.items() if _is_small(name, file) or name in _ADAPTER}
         entrance = next((name for name in ENTRANCES if name in listing), None)
         if weights and entrance is not None:
             suffix = Path(entrance.removesuffix(".index.json")).suffix
@@ -123,6 +125,11 @@ def _wanted(url: str, listing: dict[str, RemoteFile], is_folder: bool, weights: 
         if file.size < 0:
             raise CheckpointError(f"{url}: the size of {name} is not known. Download it, and name the local file.")
     return found
+
+
+def _is_small(name: str, file: RemoteFile) -> bool:
+    """Return whether a file belongs to the model beside its weights, and is no data set."""
+    return is_companion(name) and file.size <= _LARGEST_COMPANION
 
 
 def _fill(mirror: Mirror, remote: Remote, is_folder: bool, weights: bool) -> None:

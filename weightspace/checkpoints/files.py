@@ -1,29 +1,22 @@
-"""Checkpoints by path: one door for all formats, chosen by what the path is and how its name ends.
+"""Checkpoints by path: one door for all formats.
 
-``.safetensors`` is one file; ``.pt``, ``.pth`` and ``.bin`` are torch files; a folder is a Hugging Face
-checkpoint.
+A file is read by what its first bytes say it is, whatever its name; a folder is a Hugging Face checkpoint. A file is
+written as its name says: ``.safetensors``, or a torch file with ``.pt``, ``.pth`` or ``.bin``.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
+from weightspace.checkpoints.companions import check_replaceable, copy_companions, find_companions
 from weightspace.checkpoints.disk import replacing_file, replacing_folder, synced_file
 from weightspace.checkpoints.fetching import fetched_path, local_path
-from weightspace.checkpoints.folder import (
-    SAFETENSORS_SUFFIX,
-    TORCH_SUFFIXES,
-    WEIGHTS,
-    check_replaceable,
-    copy_companions,
-    file_suffix,
-    find_weights,
-    index_metadata,
-    read_folder,
-)
+from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, file_format
+from weightspace.checkpoints.folder import WEIGHTS, find_weights, index_metadata, read_folder
 from weightspace.checkpoints.safetensors_file import (
     read_safetensors,
     read_safetensors_metadata,
@@ -32,7 +25,7 @@ from weightspace.checkpoints.safetensors_file import (
 from weightspace.checkpoints.safetensors_header import TIED
 from weightspace.checkpoints.state import StateDict, check_finite, check_storable, without_prefix
 from weightspace.checkpoints.torch_file import read_torch, read_torch_metadata, write_torch
-from weightspace.errors import CheckpointError
+from weightspace.errors import CheckpointError, WeightspaceWarning
 
 #: Where a checkpoint is or shall be.
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -46,11 +39,13 @@ def load_checkpoint(
     Changing a tensor in place never changes the file. Tied tensors come back tied.
 
     Args:
-        path: a ``.safetensors`` file, a torch file (``.pt``, ``.pth``, ``.bin``) or a Hugging Face folder; or, as a
-            string, a URL of one (``hf://org/model``), which is brought into ``$WEIGHTSPACE_CACHE`` first.
+        path: a safetensors file, a torch file (any name will do: ``.pt``, ``.ckpt``, ``.pth.tar``) or a Hugging Face
+            folder; or, as a string, a URL of one (``hf://org/model``), which is brought into ``$WEIGHTSPACE_CACHE``
+            first.
         strip_prefix: taken off every name that starts with it, for example ``"module."``.
         key: the entry of a torch file that holds the state dict, ``""`` for the top level; by default the top
-            level, or ``state_dict``, ``model_state_dict`` or ``model``. Other formats are flat and ignore it.
+            level, or ``state_dict``, ``model_state_dict`` or ``model``, with a ``WeightspaceWarning`` where another
+            network (``state_dict_ema``) lies beside it. Other formats are flat and ignore it.
         finite: refuse NaN and infinity; this reads every float tensor.
 
     Returns:
@@ -61,12 +56,34 @@ def load_checkpoint(
             finite.
     """
     path = fetched_path(path)
-    state = read_folder(path, lambda file: _read(file, key)) if path.is_dir() else _read(path, key)
+    state, notes = read_state(path, key)
+    for note in notes:
+        warnings.warn(note, WeightspaceWarning, stacklevel=2)
     if strip_prefix:
         state = without_prefix(state, strip_prefix, path)
     if finite:
         check_finite(state, path)
     return state
+
+
+def read_state(path: Path, key: str | None = None) -> tuple[StateDict, tuple[str, ...]]:
+    """Return the named tensors of a local checkpoint, and lines about what was chosen on the way.
+
+    See ``load_checkpoint``.
+    """
+    notes: list[str] = []
+
+    def read(file: Path) -> StateDict:
+        if file_format(file) == "safetensors":
+            state = read_safetensors(file)
+            check_storable(state, file)
+        else:
+            state, choices = read_torch(file, key)
+            notes.extend(choices)
+        return state
+
+    state = read_folder(path, read) if path.is_dir() else read(path)
+    return state, tuple(notes)
 
 
 def save_checkpoint(
@@ -86,8 +103,8 @@ def save_checkpoint(
             anything else is a Hugging Face folder, which replaces an old one if nothing but a checkpoint is
             in there.
         metadata: strings to keep with the tensors, usually ``provenance(…)``.
-        companions_from: a checkpoint whose configuration and tokenizer files are copied, if both it and
-            ``path`` are folders.
+        companions_from: a checkpoint whose files beside the weights (configuration, tokenizer, code) are copied, if
+            both it and ``path`` are folders.
 
     Raises:
         CheckpointError: a tensor cannot be stored, or the disk refuses (it is full, read-only, …); the old
@@ -102,12 +119,13 @@ def save_checkpoint(
         with replacing_file(path) as file:
             write(state, file, kept, path)
         return
-    check_replaceable(path)
+    donor = None if companions_from is None or Path(companions_from).is_file() else Path(companions_from)
+    check_replaceable(path, () if donor is None else find_companions(donor).copied)
     with replacing_folder(path) as staging:
         with synced_file(staging / WEIGHTS) as file:
             write_safetensors(state, file, kept, path)
-        if companions_from is not None and not Path(companions_from).is_file():
-            copy_companions(Path(companions_from), staging)
+        if donor is not None:
+            copy_companions(donor, staging)
 
 
 def load_metadata(path: StrPath) -> dict[str, str]:
@@ -124,14 +142,7 @@ def load_metadata(path: StrPath) -> dict[str, str]:
         if weights.index is not None:
             return index_metadata(weights.entrance)
         path = weights.entrance
-    return read_torch_metadata(path) if file_suffix(path) in TORCH_SUFFIXES else read_safetensors_metadata(path)
-
-
-def _read(path: Path, key: str | None) -> StateDict:
-    """Read one file."""
-    state = read_torch(path, key) if file_suffix(path) in TORCH_SUFFIXES else read_safetensors(path)
-    check_storable(state, path)
-    return state
+    return read_torch_metadata(path) if file_format(path) == "torch" else read_safetensors_metadata(path)
 
 
 def _checked_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Hugging Face folders: weights in one file or in shards named by an index, configuration and tokenizer.
+"""The weights of Hugging Face folders: one file, or shards named by an index.
 
 Looked for in the order of the transformers library: ``model.safetensors``, its index, ``pytorch_model.bin``,
 its index. An index is believed only as far as its shards agree with it.
@@ -7,45 +7,23 @@ its index. An index is believed only as far as its shards agree with it.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightspace.checkpoints.disk import one_line_errors, synced_file
+from weightspace.checkpoints.disk import one_line_errors
+from weightspace.checkpoints.file_format import file_format
 from weightspace.errors import CheckpointError
 
 if TYPE_CHECKING:
     from weightspace.checkpoints.state import StateDict
-
-#: How the name of one file of weights ends.
-SAFETENSORS_SUFFIX = ".safetensors"
-TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 
 #: The file of weights in a folder that we write.
 WEIGHTS = "model.safetensors"
 
 #: What may hold the weights, best first.
 ENTRANCES = (WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-
-#: Every file that holds weights or says where they are.
-_WEIGHT_FILES = (*ENTRANCES, "model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
-
-#: What belongs to a model beside its weights and tokenizer: copied to a new folder, and replaced with an old one.
-_COMPANIONS = (
-    *("config.json", "generation_config.json", "open_clip_config.json"),
-    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
-)
-
-#: Those of the companions that are the tokenizer.
-_TOKENIZER = (
-    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
-    *("special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "*.tiktoken"),
-    *("chat_template.json", "chat_template.jinja"),
-)
 
 #: The model card: written anew with every merge, so that it never speaks of other weights.
 CARD = "README.md"
@@ -100,23 +78,8 @@ def weight_files(path: Path) -> tuple[Path, ...]:
     """
     if path.is_dir():
         return find_weights(path).files
-    file_suffix(path)
+    file_format(path)
     return (path,)
-
-
-def file_suffix(path: Path) -> str:
-    """Return the lower-case ending of an existing checkpoint file.
-
-    Raises:
-        CheckpointError: there is no such file, or it is no checkpoint by its name.
-    """
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist. Expected a checkpoint file or folder; is the path right?")
-    suffix = path.suffix.lower()
-    if not path.is_file() or suffix not in (*TORCH_SUFFIXES, SAFETENSORS_SUFFIX):
-        endings = ", ".join((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES))
-        raise CheckpointError(f"{path} is not a checkpoint: expected a folder, or a file ending in {endings}.")
-    return suffix
 
 
 def read_folder(folder: Path, read_file: Callable[[Path], StateDict]) -> StateDict:
@@ -172,47 +135,6 @@ def index_metadata(entrance: Path) -> dict[str, str]:
     if not isinstance(metadata, dict):
         raise CheckpointError(f"{entrance}: the metadata must be an object, found {type(metadata).__name__}.")
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
-
-
-def check_replaceable(folder: Path) -> None:
-    """Check that nothing but a checkpoint is lost when the folder is replaced.
-
-    Raises:
-        CheckpointError: the path is a file, or the folder holds something that is not part of a checkpoint.
-    """
-    with one_line_errors(folder, "written"):
-        if not folder.exists():
-            return
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder} is a file; expected a folder, or a name that ends in .safetensors or .pt.")
-        known = (*_WEIGHT_FILES, *_COMPANIONS, *_TOKENIZER, CARD)
-        files = sorted(folder.iterdir())
-        if files and not any((folder / name).is_file() for name in ENTRANCES):
-            raise CheckpointError(
-                f"{folder} exists and is not a checkpoint: it holds {files[0].name!r}. Choose a new folder."
-            )
-        for path in files:
-            if path.is_dir() or not any(fnmatch(path.name, pattern) for pattern in known):
-                raise CheckpointError(
-                    f"{folder} exists and holds {path.name!r}, which is not part of a checkpoint "
-                    "and would be lost. Choose a new folder, or move it away."
-                )
-
-
-def is_companion(name: str, *, tokenizer_only: bool = False) -> bool:
-    """Return whether a file of that name is configuration or tokenizer (or: tokenizer)."""
-    return any(fnmatch(name, pattern) for pattern in (_TOKENIZER if tokenizer_only else (*_COMPANIONS, *_TOKENIZER)))
-
-
-def copy_companions(source: Path, folder: Path, *, tokenizer_only: bool = False) -> None:
-    """Copy configuration and tokenizer files from one folder into another, over those that are there."""
-    with one_line_errors(source, "read"):
-        files = sorted(path for path in source.iterdir() if path.is_file())
-    for path in files:
-        if is_companion(path.name, tokenizer_only=tokenizer_only):
-            (folder / path.name).unlink(missing_ok=True)
-            with open(path, "rb") as original, synced_file(folder / path.name) as copy:
-                shutil.copyfileobj(original, copy)
 
 
 def read_index(path: Path) -> dict[str, Any]:

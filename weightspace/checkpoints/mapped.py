@@ -14,8 +14,14 @@ from torch import Tensor
 from weightspace.checkpoints.contents import Contents, Place
 from weightspace.checkpoints.disk import one_line_errors
 from weightspace.checkpoints.dtypes import DTYPES
-from weightspace.checkpoints.files import load_checkpoint
+from weightspace.checkpoints.files import read_state
 from weightspace.checkpoints.state import StateDict
+
+
+def load_contents(contents: Contents) -> StateDict:
+    """Return all tensors of a checkpoint under the names of its contents."""
+    state, _ = read_state(contents.path, contents.key)
+    return {name: state[contents.renamed.get(name, name)] for name in contents.tensors}
 
 
 class Mapped:
@@ -38,8 +44,8 @@ class Mapped:
         place = self.contents.places.get(name)
         if place is None:
             if self._loaded is None:
-                self._loaded = load_checkpoint(self.contents.path)
-            return self._loaded[name]
+                self._loaded, _ = read_state(self.contents.path, self.contents.key)
+            return self._loaded[self.contents.renamed.get(name, name)]
         info = self.contents.tensors[name]
         dtype = DTYPES[info.dtype]
         content = self._bytes(place)[place.start : place.start + info.nbytes]

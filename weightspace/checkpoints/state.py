@@ -11,7 +11,9 @@ from typing import TypeAlias
 
 import torch
 
+from weightspace.checkpoints.dtypes import NAMES
 from weightspace.checkpoints.measure import count_non_finite, is_inexact
+from weightspace.checkpoints.quantisation import check_not_quantised, find_quantised
 from weightspace.errors import CheckpointError
 
 #: Name -> tensor, in the order of the network or file that they come from.
@@ -32,8 +34,11 @@ def check_compatible(a: StateDict, b: StateDict, names: tuple[str, str] = ("a", 
         names: how the error calls the two, usually their paths.
 
     Raises:
-        CheckpointError: names or shapes differ, or a tensor is float in one and integer in the other.
+        CheckpointError: names or shapes differ, a tensor is float in one and integer in the other, or one is
+            quantised.
     """
+    for state, label in zip((a, b), names, strict=True):
+        check_not_quantised(label, find_quantised({name: _dtype_and_axes(tensor) for name, tensor in state.items()}))
     only_a = [repr(name) for name in a if name not in b]
     only_b = [repr(name) for name in b if name not in a]
     common = [name for name in a if name in b]
@@ -54,11 +59,26 @@ def check_compatible(a: StateDict, b: StateDict, names: tuple[str, str] = ("a", 
         f"{_some(kinds, 'tensor')} float in one and integer in the other" if kinds else "",
     ]
     if any(found):
-        hint = "" if common else " If one has a prefix such as 'module.', load it with strip_prefix."
+        hint = "" if common else _prefix_hint(a, b)
         raise CheckpointError(
             f"{names[0]} and {names[1]} do not fit together: {'; '.join(filter(None, found))}. "
             f"Two checkpoints of one architecture are expected.{hint}"
         )
+
+
+def _prefix_hint(a: StateDict, b: StateDict) -> str:
+    """Say by which prefix the names of two state dicts differ, if that is all."""
+    for short, long in ((a, b), (b, a)):
+        for name in long:
+            prefix = next((name.removesuffix(other) for other in short if name.endswith(f".{other}")), "")
+            if prefix:
+                return f" They differ by the prefix {prefix!r}: load with strip_prefix={prefix!r}."
+    return ""
+
+
+def _dtype_and_axes(tensor: torch.Tensor) -> tuple[str, int]:
+    """Return the safetensors name of a tensor's dtype (or torch's, where it has none), and its number of axes."""
+    return NAMES.get(tensor.dtype, dtype_name(tensor.dtype).upper()), tensor.dim()
 
 
 def check_finite(state: StateDict, source: object) -> None:

@@ -1,7 +1,8 @@
-"""One torch file (``.pt``, ``.pth``, ``.bin``): always read with ``weights_only=True``, never otherwise.
+"""Torch files: always read with ``weights_only=True``, never otherwise.
 
 The state dict is looked for at the top and under the usual names of training scripts. Entries that are not
-tensors (an epoch, a configuration) are left out. Our files are plain dicts, as
+tensors (an epoch, a configuration) are left out, and so is the optimizer; a second network beside the one that is
+taken (an exponential moving average, a teacher) is told. Our files are plain dicts, as
 ``torch.save(module.state_dict(), …)`` writes them; metadata is one more record in the zip archive, which
 ``torch.load`` passes over.
 """
@@ -12,13 +13,14 @@ import json
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from weightspace.checkpoints.disk import one_line_errors
+from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX
 from weightspace.checkpoints.state import StateDict, check_storable, tied_names
 from weightspace.errors import CheckpointError
 
@@ -31,7 +33,7 @@ _DEPTH = 4
 _RECORD = "archive/weightspace.json"
 
 
-def read_torch(path: Path, key: str | None = None) -> StateDict:
+def read_torch(path: Path, key: str | None = None) -> tuple[StateDict, tuple[str, ...]]:
     """Read the tensors of a torch file, memory-mapped where the file's format allows.
 
     Args:
@@ -39,15 +41,19 @@ def read_torch(path: Path, key: str | None = None) -> StateDict:
         key: the entry that holds the state dict; ``""`` is the top; by default the top, or one of
             ``WRAPPERS``.
 
+    Returns:
+        The tensors by name; and a line for each choice that was made between several networks in the file.
+
     Raises:
         CheckpointError: the file is damaged, needs code to be unpickled, holds no tensors, or holds several
             state dicts.
     """
     content = _unpickle(path)
-    found = _unwrap(content, path) if key is None else _entry(content, path, key)
-    state = {name: value.detach() for name, value in found.items() if isinstance(value, torch.Tensor)}
+    notes: list[str] = []
+    entries = _unwrap(content, path, notes) if key is None else _entry(content, path, key)
+    state = {name: value.detach() for name, value in entries.items() if isinstance(value, torch.Tensor)}
     check_storable(state, path)
-    return state
+    return state, tuple(notes)
 
 
 def read_torch_metadata(path: Path) -> dict[str, str]:
@@ -97,6 +103,9 @@ def _unpickle(path: Path) -> Any:
         try:
             with warnings.catch_warnings():  # what torch would warn of is an error here
                 warnings.simplefilter("ignore")
+                if path.suffix.lower() == SAFETENSORS_SUFFIX:  # torch would believe the name
+                    with open(path, "rb") as file:
+                        return torch.load(file, map_location="cpu", weights_only=True)
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except OSError:
             raise
@@ -124,23 +133,44 @@ def _entry(content: Any, path: Path, key: str) -> Mapping[Any, Any]:
     return found
 
 
-def _unwrap(content: Any, path: Path) -> Mapping[Any, Any]:
-    """Return the one state dict in the content, or raise."""
+def _unwrap(content: Any, path: Path, notes: list[str]) -> Mapping[Any, Any]:
+    """Return the one state dict in the content, or raise; note which networks were left beside it."""
     for _ in range(_DEPTH):
         if not isinstance(content, Mapping):
             break
         nested = [name for name, value in content.items() if _holds_tensors(value)]
         wrappers = [name for name in nested if name in WRAPPERS]
         if len(wrappers) == 1:
+            notes.extend(_rivals(content, wrappers[0], nested, path))
             content = content[wrappers[0]]
             continue
         if nested:
             names = ", ".join(repr(name) for name in nested[:5])
             raise CheckpointError(
-                f'{path} nests tensors under {names}: say which one is the model with key=… (key="" is the top level).'
+                f"{path} nests tensors under {names}: say which one is the model with key=… or --key "
+                '("" is the top level).'
             )
         return content
     raise CheckpointError(f"{path} holds no state dict: found {type(content).__name__}, expected names and tensors.")
+
+
+def _rivals(content: Mapping[Any, Any], taken: str, nested: Sequence[Any], path: Path) -> Iterator[str]:
+    """Yield a line for each entry beside the one taken that holds the same network once more."""
+    own = _last_names(content[taken])
+    for name in nested:
+        if name != taken and isinstance(name, str) and not own.isdisjoint(_last_names(content[name])):
+            yield f"{path} holds {taken!r} and {name!r}: {taken!r} is taken. --key {name} (key=…) takes the other."
+
+
+def _last_names(value: Any, depth: int = _DEPTH) -> set[tuple[str, tuple[int, ...]]]:
+    """Return the last part of each tensor's name, and its shape, in nested mappings."""
+    names: set[tuple[str, tuple[int, ...]]] = set()
+    for name, item in value.items():
+        if isinstance(item, torch.Tensor) and isinstance(name, str):
+            names.add((name.rpartition(".")[2], tuple(item.shape)))
+        elif isinstance(item, Mapping) and depth:
+            names |= _last_names(item, depth - 1)
+    return names
 
 
 def _holds_tensors(value: Any, depth: int = _DEPTH) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.executors import EXECUTORS
+from weightspace.merging.engine.members import Reading
 from weightspace.merging.engine.plan import MEMORY, Running
 from weightspace.merging.engine.planning import SHARD_SIZE, Making, make_plan
 from weightspace.merging.engine.run import Finish, MergeReport, Progress, check_runnable, report, run_plan
@@ -32,6 +33,8 @@ def merge_files(
     evidence: Sequence[str | os.PathLike[str]] | None = None,
     dtype: str | None = None,
     out_dtype: str | None = None,
+    key: str | None = None,
+    strip_prefix: str | None = None,
     align: Alignment | None = None,
     finish: Finish | None = None,
     options: Mapping[str, Any] | None = None,
@@ -69,6 +72,10 @@ def merge_files(
         evidence: checkpoints of statistics of data, one a model, for methods that need them.
         dtype: of the output's float tensors, as ``bfloat16``; that of the inputs by default.
         out_dtype: the same; it has the last word, as in recipes.
+        key: the entry of torch files that holds the state dict (``state_dict_ema``); see ``load_checkpoint``.
+        strip_prefix: taken off every name that begins with it; ``""`` takes none off. By default a prefix that all
+            names of a model have and those of the others lack (``module.``, ``_orig_mod.``) is taken off, and a
+            warning says so; ``lenient`` takes names as they are.
         align: bring networks that were trained apart into one basin first.
         finish: takes the merged state dict and returns one of the same names and shapes (BatchNorm's statistics
             measured anew, say) whose tensors take its place.
@@ -87,7 +94,8 @@ def merge_files(
         dry_run: plan and check, but write nothing.
         lenient: what a strict reading refuses (unknown keys, filters that match nothing, tensors that a model
             lacks) becomes a warning.
-        warn: takes the warnings as they come; they are in the report as well.
+        warn: takes the warnings as they come; they are in the report as well. Configurations, tokens and prefixes that
+            differ, a network beside the one that was taken, and files that are not copied are warnings, too.
         progress: is told the bytes of the output written so far, and of how many; those fetched count too.
 
     Returns:
@@ -116,8 +124,9 @@ def merge_files(
     said |= {"evidence": paths, "dtype": dtype, "out_dtype": out_dtype}
     recipe = _recipe(recipe_or_sources, method, said, warned if lenient else None)
     recorded = {**({} if align is None else align.described()), **(options or {})}
-    making = Making(shard_size, not allow_nonfinite, hashes, recorded, lenient)
-    plan = make_plan(recipe, Path(out), making, warn=warned if lenient else None)
+    prefix = "" if lenient and strip_prefix is None else strip_prefix
+    making = Making(shard_size, not allow_nonfinite, hashes, recorded, lenient, Reading(key, prefix))
+    plan = make_plan(recipe, Path(out), making, warn=warned if lenient else None, notice=warned)
     running = Running(memory, threads, hashes, fsync, executor, workers, ray_address)
     if dry_run:
         check_runnable(plan, Path(out), running)

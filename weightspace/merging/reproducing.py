@@ -25,7 +25,7 @@ _AGAIN = {"align": "the alignment (--spec, --network or --task)", "statistics": 
 
 
 #: What a plan writes itself.
-_OWN = ("shard_size", "allow_nonfinite", "lenient", "code")
+_OWN = ("shard_size", "allow_nonfinite", "lenient", "code", "key", "strip_prefix")
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ def reproduce(
             options=recorded,
             allow_nonfinite=options.get("allow_nonfinite", False),
             lenient=options.get("lenient", False),
+            key=options.get("key"),
+            strip_prefix=options.get("strip_prefix"),
             shard_size=options["shard_size"],
             hashes=_has_hashes(metadata),
             fsync=False,

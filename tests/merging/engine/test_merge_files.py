@@ -101,11 +101,13 @@ def test_the_configuration_and_the_tokenizer_come_along_and_agree_with_the_weigh
         config = {"torch_dtype": "float32", "num_hidden_layers": 3, "tie_word_embeddings": False}
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"x": 0}}}))
-        (tmp_path / name / "notes.txt").write_text("not part of the model")
+        (tmp_path / name / "notes.txt").write_text("kept")
+        (tmp_path / name / "optimizer.pt").write_text("of the training")
     merge_files([tmp_path / "a", tmp_path / "b"], tmp_path / "out", out_dtype="bfloat16")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tmp_path / "a" / "tokenizer.json").read_bytes()
-    assert not (tmp_path / "out" / "notes.txt").exists()
+    assert (tmp_path / "out" / "notes.txt").read_text() == "kept"
+    assert not (tmp_path / "out" / "optimizer.pt").exists()
     card = (tmp_path / "out" / "README.md").read_text()
     assert "merge_method: linear" in card
     assert "a/model.safetensors" in card

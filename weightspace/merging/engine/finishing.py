@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from weightspace.checkpoints.companions import copy_companions
 from weightspace.checkpoints.disk import one_line_errors, synced_file
-from weightspace.checkpoints.folder import CARD, copy_companions
+from weightspace.checkpoints.folder import CARD
 from weightspace.errors import CheckpointError
 from weightspace.merging.engine.plan import Plan
 
@@ -30,10 +31,11 @@ def finish_folder(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> None:
     Raises:
         CheckpointError: a configuration is damaged, or the disk refuses.
     """
+    own_tokenizer = plan.tokenizer is not None and plan.tokenizer != plan.donor
     if plan.donor is not None:
-        copy_companions(plan.donor, parts)
-    if plan.tokenizer is not None and plan.tokenizer != plan.donor:
-        copy_companions(plan.tokenizer, parts, tokenizer_only=True)
+        copy_companions(plan.donor, parts, tokenizer=False if own_tokenizer else None)
+    if plan.tokenizer is not None and own_tokenizer:
+        copy_companions(plan.tokenizer, parts, tokenizer=True)
     _adapt_config(plan, parts / "config.json")
     if len(plan.shards) > 1:
         _write(parts / "model.safetensors.index.json", _json(_index(plan, metadata)))
@@ -94,6 +96,7 @@ def _card(plan: Plan, metadata: Mapping[str, str]) -> str:
         metadata["recipe"].strip(),
         "```",
         "",
+        *(["## Notices", "", *(f"- {line}" for line in plan.notices), ""] if plan.notices else []),
         "## Files that went in",
         "",
         "| file | SHA-256 |",

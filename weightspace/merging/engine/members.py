@@ -2,41 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from weightspace.adapters.adapter import read_adapter
-from weightspace.checkpoints.contents import Contents, read_contents
+from weightspace.checkpoints.contents import read_contents
 from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError
 from weightspace.merging.engine.adapting import adapted
 from weightspace.merging.engine.plan import Member
+from weightspace.merging.engine.prefixes import strip_prefixes
 
 
-def open_members(sources: Sequence[str], evidence: Mapping[str, str]) -> tuple[Member, ...]:
-    """Return one member a source.
+@dataclass(frozen=True)
+class Reading:
+    """How checkpoints are read.
+
+    Attributes:
+        key: the entry of torch files that holds the state dict; None: the usual one.
+        strip_prefix: taken off names that begin with it; ``""``: nothing is; None: what all names of a model begin
+            with and those of the others lack.
+    """
+
+    key: str | None = None
+    strip_prefix: str | None = None
+
+
+def open_members(
+    sources: Sequence[str], evidence: Mapping[str, str], reading: Reading, notice: Callable[[str], None]
+) -> tuple[Member, ...]:
+    """Return one member per source.
 
     Args:
         sources: paths or URLs as the recipe has them, each once; ``MODEL+ADAPTER`` adds a LoRA adapter to a model.
         evidence: path of the statistics of data, by source.
+        reading: how they are read.
+        notice: takes lines about what was chosen in the files.
 
     Raises:
         CheckpointError: a checkpoint or adapter is missing or damaged, or an adapter does not fit its model.
     """
-    labels = dict(zip(sources, _labels(sources), strict=True))
-    read: dict[Path, Contents] = {}
-
-    def contents(path: Path) -> Contents:
-        if path not in read:
-            read[path] = read_contents(path)
-        return read[path]
-
+    labels = _labels(sources)
+    paths = [split_adapter(source) for source in sources]
+    read = {path: read_contents(path, key=reading.key) for path in dict.fromkeys(path for path, _ in paths)}
+    for contents in read.values():
+        for note in contents.notes:
+            notice(note)
+    models = strip_prefixes([read[path] for path, _ in paths], labels, strip=reading.strip_prefix, notice=notice)
     members = []
-    for source in sources:
-        path, adapter = split_adapter(source)
-        statistics = contents(local_path(evidence[source])) if source in evidence else None
-        member = Member(source, labels[source], contents(path), evidence=statistics)
+    for source, label, contents, (_, adapter) in zip(sources, labels, models, paths, strict=True):
+        statistics = read_contents(local_path(evidence[source])) if source in evidence else None
+        member = Member(source, label, contents, evidence=statistics)
         members.append(member if adapter is None else adapted(member, read_adapter(adapter)))
     return tuple(members)
 

@@ -125,6 +125,8 @@ class Plan:
         tokenizer: another folder that the tokenizer comes from, or None.
         layers: how many layers the output has, where a recipe puts slices together; else None.
         untied: the output has a head of its own where some model used its embedding.
+        companions: files beside the weights that come from donor and tokenizer, as paths relative to the folder.
+        notices: lines about what was decided on the way; the model card repeats them.
         identity: everything that decides the output's bytes; an unfinished run goes on only where it is the same.
     """
 
@@ -141,6 +143,8 @@ class Plan:
     tokenizer: Path | None = None
     layers: int | None = None
     untied: bool = False
+    companions: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:

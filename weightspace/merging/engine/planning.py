@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,19 @@ from weightspace.checkpoints.contents import TensorInfo
 from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.origins import described
 from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.merging.engine.input_checks import (
+    check_evidence,
+    check_plain,
+    check_something_in_common,
+    compare_folders,
+)
 from weightspace.merging.engine.layout import lay_out
-from weightspace.merging.engine.members import open_members
-from weightspace.merging.engine.names import Output, outputs
+from weightspace.merging.engine.members import Reading, open_members
+from weightspace.merging.engine.names import Output, Outputs, outputs
 from weightspace.merging.engine.plan import Job, Kind, Member, Plan, Ref
 from weightspace.merging.engine.promotion import FLOATS, promoted
 from weightspace.merging.engine.staging import is_file_name
-from weightspace.merging.engine.vocabularies import tokenizer_folder
+from weightspace.merging.engine.vocabularies import check_tokens, tokenizer_folder
 from weightspace.merging.methods import Method
 from weightspace.merging.recipe import Recipe, Warn
 from weightspace.merging.roles import find_method, split_base
@@ -39,6 +45,7 @@ class Making:
         hashes: keep the inputs' SHA-256 in the metadata.
         options: what else was done (alignment, statistics), for the metadata: anything that JSON can hold.
         lenient: what a strict reading refuses was a warning.
+        reading: how the checkpoints are read.
     """
 
     shard_size: int = SHARD_SIZE
@@ -46,9 +53,12 @@ class Making:
     hashes: bool = True
     options: Mapping[str, Any] | None = None
     lenient: bool = False
+    reading: Reading = field(default_factory=Reading)
 
 
-def make_plan(recipe: Recipe, out: Path, making: Making, *, warn: Warn | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe, out: Path, making: Making, *, warn: Warn | None = None, notice: Warn | None = None
+) -> Plan:
     """Plan a merge from headers.
 
     Args:
@@ -56,21 +66,33 @@ def make_plan(recipe: Recipe, out: Path, making: Making, *, warn: Warn | None = 
         out: where the output goes; its name says whether it is a file or a folder.
         making: what else decides the bytes.
         warn: takes lines about what a strict reading refuses; None: refuse it.
+        notice: takes lines about what was decided, and about what differs between the models and may be meant so.
 
     Raises:
         CheckpointError: a checkpoint is missing or damaged, or names, shapes or kinds of tensors do not fit together.
         WeightspaceError: the method, its parameters or the weights do not fit.
     """
+    notices: list[str] = []
+
+    def note(line: str) -> None:
+        notices.append(line)
+        if notice is not None:
+            notice(line)
+
     row = find_method(recipe.method)
-    members = open_members(*_sources(recipe))
-    named = outputs(recipe, members, base=row.base != "none", warn=warn)
-    _check_filters(recipe, [output.name for output in named.outputs], warn)
+    members = open_members(*_sources(recipe), making.reading, note)
+    check_plain(members)
+    named = _outputs(recipe, row, members, warn)
     planner = _Planner(recipe, row, members, making.finite)
     jobs = [planner.job(output) for output in named.outputs]
-    metadata = _metadata(recipe, members, making)
-    file = _weights_file(out)
-    placed, shards = lay_out(jobs, named.tied, metadata, file, making.shard_size)
+    check_evidence(row, _models(recipe, members), jobs)
     donor = _donor(recipe, members)
+    tokenizer = tokenizer_folder(recipe, members, donor)
+    if tokenizer is None:
+        check_tokens(members, donor, note)
+    companions = compare_folders(members, donor, note, sliced=named.layers is not None)
+    metadata = _metadata(recipe, members, making)
+    placed, shards = lay_out(jobs, named.tied, metadata, _weights_file(out), making.shard_size)
     return Plan(
         row,
         members,
@@ -82,10 +104,30 @@ def make_plan(recipe: Recipe, out: Path, making: Making, *, warn: Warn | None = 
         _identity(metadata, members, making, out),
         _title(out),
         donor,
-        tokenizer_folder(recipe, members, donor),
+        tokenizer,
         named.layers,
         named.untied or any(member.untied for member in members),
+        companions.copied,
+        tuple(notices),
     )
+
+
+def _outputs(recipe: Recipe, row: Method, members: Sequence[Member], warn: Warn | None) -> Outputs:
+    """Return the tensors of the output, after a look at whether the models have any in common."""
+    has_base = row.base != "none"
+    if recipe.slices[0].sources[0].layer_range is None:
+        whole = _models(recipe, members)
+        base = [member for member in members if has_base and member.source == recipe.base]
+        check_something_in_common([*whole, *(member for member in base if member not in whole)])
+    named = outputs(recipe, members, base=has_base, warn=warn)
+    _check_filters(recipe, [output.name for output in named.outputs], warn)
+    return named
+
+
+def _models(recipe: Recipe, members: Sequence[Member]) -> list[Member]:
+    """Return the models of a recipe, the base aside where it is not one of them."""
+    sources = {source.model for part in recipe.slices for source in part.sources}
+    return [member for member in members if member.source in sources]
 
 
 class _Planner:
@@ -187,6 +229,10 @@ def _metadata(recipe: Recipe, members: Sequence[Member], making: Making) -> dict
         options["allow_nonfinite"] = True
     if making.lenient:
         options["lenient"] = True
+    if making.reading.key is not None:
+        options["key"] = making.reading.key
+    if making.reading.strip_prefix is not None:
+        options["strip_prefix"] = making.reading.strip_prefix
     if is_user_code(recipe.method):
         options["code"] = sha256_of(Path(recipe.method.rpartition(":")[0]))
     return {**described(paths, digests, recipe.method, options), "recipe": recipe.to_yaml()}

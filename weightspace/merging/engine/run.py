@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightspace.checkpoints.companions import check_replaceable
 from weightspace.checkpoints.disk import one_line_errors
 from weightspace.checkpoints.fetching import cache_folder, fetch, missing_bytes
-from weightspace.checkpoints.folder import TORCH_SUFFIXES, check_replaceable
+from weightspace.checkpoints.file_format import TORCH_SUFFIXES
 from weightspace.checkpoints.hashing import Hashing
 from weightspace.checkpoints.origins import described
 from weightspace.checkpoints.safetensors_header import encode_header, read_header
@@ -128,7 +129,7 @@ def check_runnable(plan: Plan, out: Path, running: Running) -> None:
         WeightspaceError: a tensor needs more memory than there may be used.
     """
     if not is_file_name(out):
-        check_replaceable(out)
+        check_replaceable(out, plan.companions)
     elif out.is_dir():
         raise CheckpointError(f"{out} is a folder; expected a file or a free name to write to.")
     _check_apart(plan, out)

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from weightspace.checkpoints.disk import one_line_errors, sync_folder, synced_file
-from weightspace.checkpoints.folder import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
+from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
 from weightspace.errors import CheckpointError, WeightspaceError
 
 

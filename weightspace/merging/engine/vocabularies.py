@@ -1,23 +1,28 @@
-"""Where the output's tokenizer comes from, and whether the models can share it."""
+"""Whether the models of a merge share their tokens, and where the output's tokenizer comes from.
+
+Rows of embeddings are merged by their index: the same token at another index would be averaged with a stranger.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from weightspace.checkpoints.fetching import local_path
+from weightspace.checkpoints.vocabulary import Tokens, Vocabulary, read_vocabulary, same_tokenizer
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.engine.plan import Member
 from weightspace.merging.recipe import Recipe
+
+#: Tokens that a line names.
+_LISTED = 3
 
 
 def tokenizer_folder(recipe: Recipe, members: Sequence[Member], donor: Path | None) -> Path | None:
     """Return the folder that a recipe's ``tokenizer_source`` names; None: the donor of the configuration.
 
     Raises:
-        CheckpointError: the source is no folder.
+        CheckpointError: the source is no folder, or a file of a tokenizer is damaged.
         WeightspaceError: it is ``union``, or a folder, and the models' vocabularies differ.
     """
     source = recipe.tokenizer_source
@@ -28,29 +33,98 @@ def tokenizer_folder(recipe: Recipe, members: Sequence[Member], donor: Path | No
         raise CheckpointError(
             f"tokenizer_source {source!r}: there is no such folder. Expected that of a model, or base."
         )
-    own = _vocabulary(folder)
+    own = read_vocabulary(folder)
     for member in members:
-        other = _vocabulary(member.contents.path)
-        if own is not None and other is not None and own != other:
-            raise WeightspaceError(
-                f"tokenizer_source {source!r}: the vocabulary of {member.label} ({len(other):,} tokens) is not that of "
-                f"{folder} ({len(own):,}). Models are merged token by token: expected one vocabulary in all."
-            )
+        path = member.contents.path
+        if path.is_dir() and not same_tokenizer(folder, path):
+            _check_equal(source, folder, own, member.label, read_vocabulary(path))
     return folder
 
 
-def _vocabulary(folder: Path) -> dict[str, Any] | None:
-    """Return a tokenizer's vocabulary, token -> id; None where it is not kept as JSON."""
-    for name in ("tokenizer.json", "vocab.json"):
-        path = folder / name
-        if path.is_file():
-            try:
-                content = json.loads(path.read_bytes())
-            except ValueError as error:
-                raise CheckpointError(f"{path} is not valid JSON ({error}).") from error
-            vocabulary = content.get("model", {}).get("vocab") if name == "tokenizer.json" else content
-            if isinstance(vocabulary, dict):
-                return vocabulary
-            if isinstance(vocabulary, list):  # unigram models: token and score
-                return {token: index for index, (token, *_) in enumerate(vocabulary)}
-    return None
+def check_tokens(members: Sequence[Member], donor: Path | None, notice: Callable[[str], None]) -> None:
+    """Check that no token has another id in another model.
+
+    Args:
+        members: the models.
+        donor: the folder whose tokenizer the output gets.
+        notice: takes lines about tokens that only some models have, and about what cannot be compared.
+
+    Raises:
+        CheckpointError: a file of a tokenizer is damaged.
+        WeightspaceError: a token has different ids.
+    """
+    folders = [(member.label, member.contents.path) for member in members if member.contents.path.is_dir()]
+    if donor is None or len(folders) < 2:
+        return
+    label = next(label for label, path in folders if path == donor)
+    others = [(other, path) for other, path in folders if path != donor and not same_tokenizer(donor, path)]
+    if not others:
+        return
+    known = [(label, read_vocabulary(donor))]
+    for other, path in others:
+        vocabulary = read_vocabulary(path)
+        for known_label, known_vocabulary in known:
+            _check_ids(known_label, known_vocabulary, other, vocabulary)
+        for line in _differences(label, known[0][1], other, vocabulary):
+            notice(line)
+        known.append((other, vocabulary))
+
+
+def _check_equal(source: str, folder: Path, own: Vocabulary, label: str, other: Vocabulary) -> None:
+    """Refuse a vocabulary that is not that of the tokenizer's source."""
+    for kind in own.tokens.keys() & other.tokens.keys():
+        if own.tokens[kind] != other.tokens[kind]:
+            raise WeightspaceError(
+                f"tokenizer_source {source!r}: the vocabulary of {label} ({len(other.tokens[kind]):,} tokens) is not "
+                f"that of {folder} ({len(own.tokens[kind]):,}), by {kind}. Models are merged token by token: expected "
+                "one vocabulary in all."
+            )
+
+
+def _check_ids(label: str, one: Vocabulary, other_label: str, other: Vocabulary) -> None:
+    """Refuse a token that has another id in another model."""
+    for kind in sorted(one.tokens.keys() & other.tokens.keys()):
+        ids, other_ids = one.tokens[kind], other.tokens[kind]
+        moved = [token for token, number in ids.items() if other_ids.get(token, number) != number]
+        if moved:
+            token = moved[0]
+            raise WeightspaceError(
+                f"{token!r} has id {ids[token]} in {label} and {other_ids[token]} in {other_label} ({kind}; "
+                f"{len(moved):,} tokens differ so). Embeddings are merged row by row: expected one id for each token. "
+                "Give both models the same tokenizer first."
+            )
+
+
+def _differences(label: str, one: Vocabulary, other_label: str, other: Vocabulary) -> list[str]:
+    """Return lines about what differs beside ids."""
+    lines: list[str] = []
+    kinds = one.tokens.keys() & other.tokens.keys()
+    if one.is_empty != other.is_empty or (not kinds and (one.tokens or other.tokens)):
+        lines.append(
+            f"The tokens of {label} ({_files(one)}) and of {other_label} ({_files(other)}) cannot be compared; rows of "
+            "embeddings are merged by their index."
+        )
+    for kind in sorted(kinds):
+        lines.extend(_only_in(label, one.tokens[kind], other_label, other.tokens[kind], kind))
+        lines.extend(_only_in(other_label, other.tokens[kind], label, one.tokens[kind], kind))
+    for kind in sorted(one.merges.keys() & other.merges.keys()):
+        if one.merges[kind] != other.merges[kind]:
+            lines.append(f"{kind} of {other_label} splits text into other tokens than that of {label}: merges differ.")
+    for name in sorted(one.others.keys() & other.others.keys()):
+        if one.others[name] != other.others[name]:
+            lines.append(f"{name} differs between {label} and {other_label} and cannot be compared token by token.")
+    return lines
+
+
+def _only_in(label: str, tokens: Tokens, other_label: str, others: Tokens, kind: str) -> list[str]:
+    """Return a line about tokens that one model has and the other lacks."""
+    extra = [token for token in tokens if token not in others]
+    if not extra:
+        return []
+    names = ", ".join(f"{token!r} ({tokens[token]})" for token in extra[:_LISTED])
+    more = ", …" if len(extra) > _LISTED else ""
+    return [f"{label} has {len(extra):,} tokens that {other_label} lacks ({kind}): {names}{more}."]
+
+
+def _files(vocabulary: Vocabulary) -> str:
+    return ", ".join([*vocabulary.tokens, *vocabulary.others]) or "no tokenizer"

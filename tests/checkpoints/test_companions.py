@@ -1,0 +1,96 @@
+"""Files beside the weights: what belongs to a model comes along, and nothing of a user's is lost."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from weightspace.checkpoints import StateDict, save_checkpoint
+from weightspace.checkpoints.companions import check_replaceable, copy_companions, find_companions, is_tokenizer
+from weightspace.errors import CheckpointError
+
+#: A text model with code of its own, a sentence encoder, a translation model, an image model, a speech model.
+BELONGING = (
+    *("config.json", "generation_config.json", "modeling_x.py", "configuration_x.py", "chat_template.jinja"),
+    *("additional_chat_templates/tool_use.jinja", "modules.json", "config_sentence_transformers.json"),
+    *("1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "3_Dense/pytorch_model.bin"),
+    *("source.spm", "target.spm", "vocab.json", "dict.txt", "bpe.codes", "vocab.bpe", "tokenizer.model.v3"),
+    *("preprocessor_config.json", "normalizer.json", "tekken.json", "spk_stats.npy", "labels.csv", "LICENSE"),
+    *("emoji.tiktoken", "assets/logo.svg", "mean_std.npz"),
+)
+
+LEFT = (
+    *("pytorch_model-00001-of-00002.bin", "tf_model.h5", "flax_model.msgpack", "model.onnx", "q4.gguf"),
+    *("optimizer.pt", "training_args.bin", "trainer_state.json", "rng_state.pth", "consolidated.00.pth"),
+    *("checkpoint-500/config.json", "onnx/model.onnx", "original/params.json", "fp16/model.safetensors"),
+)
+
+
+def folder_of(path: Path, *names: str) -> Path:
+    for name in ("model.safetensors", *names):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(name)
+    return path
+
+
+@pytest.mark.parametrize("name", BELONGING)
+def test_what_belongs_to_a_model_is_copied(name: str, tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "a", name)
+    assert find_companions(source).copied == (name,)
+    (tmp_path / "out").mkdir()
+    copy_companions(source, tmp_path / "out")
+    assert (tmp_path / "out" / name).read_text() == name
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_other_copies_of_the_weights_and_training_states_are_left_and_named(name: str, tmp_path: Path) -> None:
+    companions = find_companions(folder_of(tmp_path / "a", name))
+    assert companions.copied == ()
+    assert companions.left == (f"{name.split('/')[0]}/" if "/" in name else name,)
+
+
+@pytest.mark.parametrize(
+    "name", [".git/HEAD", ".gitattributes", ".cache/x", "README.md", "model.safetensors.index.json"]
+)
+def test_hidden_files_and_the_card_are_no_part_of_a_model(name: str, tmp_path: Path) -> None:
+    companions = find_companions(folder_of(tmp_path / "a", name))
+    assert (companions.copied, companions.left) == ((), ())
+
+
+def test_the_tokenizer_is_copied_alone_or_left_out(tmp_path: Path) -> None:
+    source = folder_of(
+        tmp_path / "a", "config.json", "tokenizer.json", "tekken.json", "additional_chat_templates/x.jinja"
+    )
+    for tokenizer in (True, False):
+        out = tmp_path / str(tokenizer)
+        out.mkdir()
+        copy_companions(source, out, tokenizer=tokenizer)
+        files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+        assert files == {name for name in find_companions(source).copied if is_tokenizer(name) == tokenizer}
+
+
+def test_a_folder_may_be_written_again_with_the_files_of_its_donor(state: StateDict, tmp_path: Path) -> None:
+    donor = folder_of(tmp_path / "a", "2_Dense/model.safetensors", "modeling_x.py", "statistics.npy")
+    for _ in range(2):
+        save_checkpoint(state, tmp_path / "out", companions_from=donor)
+    assert (tmp_path / "out" / "2_Dense" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "data/train.csv", "weights.safetensors", "run.py"])
+def test_a_folder_with_a_file_of_the_users_is_not_replaced(name: str, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "out", "config.json", name)
+    with pytest.raises(CheckpointError, match=rf"holds '{name}', which is not part of a checkpoint"):
+        check_replaceable(folder, ["config.json", "modeling_x.py"])
+
+
+def test_a_link_that_leads_nowhere_is_left_and_named(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "a")
+    (folder / "config.json").symlink_to(tmp_path / "nowhere")
+    assert find_companions(folder).left == ("config.json",)
+
+
+def test_snapshots_of_links_are_followed(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "blob")
+    folder = folder_of(tmp_path / "a")
+    (folder / "statistics.npz").symlink_to(tmp_path / "blob")
+    assert find_companions(folder).copied == ("statistics.npz",)

@@ -1,0 +1,125 @@
+"""Quantised weights are recognised by their companions, and plain ones are left in peace."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import weightspace as ws
+from weightspace.checkpoints.quantisation import find_quantised, find_quantised_folder
+from weightspace.errors import CheckpointError
+
+FP8, E5M2 = "F8_E4M3", "F8_E5M2"
+
+#: Format -> tensors of one layer, as its files hold them: name -> dtype and number of axes.
+QUANTISED = {
+    "FP8 with block scales": {"q.weight": (FP8, 2), "q.weight_scale_inv": ("F32", 2)},
+    "FP8 with scales": {"q.weight": (FP8, 2), "q.weight_scale": ("F32", 0), "q.input_scale": ("F32", 0)},
+    "FP8 with scales, e5m2": {"q.weight": (E5M2, 2), "q.scale_weight": ("F32", 0)},
+    "FP8 with scales, of the inputs alone": {"q.weight": (FP8, 2), "q.input_scale": ("F32", 0)},
+    "FP8 with scales (ComfyUI)": {"scaled_fp8": (FP8, 1), "q.weight": (FP8, 2)},
+    "FP8 with scales, experts": {"experts.gate_up_proj": (FP8, 3), "experts.gate_up_proj_scale": ("F32", 3)},
+    "MXFP4": {"experts.down_proj_blocks": ("U8", 4), "experts.down_proj_scales": ("U8", 3)},
+    "GPTQ": {"q.qweight": ("I32", 2), "q.qzeros": ("I32", 2), "q.scales": ("F16", 2), "q.g_idx": ("I32", 1)},
+    "AWQ": {"q.qweight": ("I32", 2), "q.qzeros": ("I32", 2), "q.scales": ("F16", 2)},
+    "bitsandbytes 4-bit": {
+        **{"q.weight": ("U8", 2), "q.weight.absmax": ("U8", 1), "q.weight.quant_map": ("F32", 1)},
+        **{"q.weight.quant_state.bitsandbytes__nf4": ("U8", 1)},
+    },
+    "bitsandbytes 8-bit": {"q.weight": ("I8", 2), "q.SCB": ("F32", 1)},
+    "NVFP4": {"q.weight": ("U8", 2), "q.weight_scale": (FP8, 2), "q.weight_scale_2": ("F32", 0)},
+    "compressed-tensors": {"q.weight_packed": ("I32", 2), "q.weight_scale": ("F16", 2), "q.weight_shape": ("I64", 1)},
+    "HQQ": {"q.W_q": ("U8", 2), "q.scale": ("F16", 2), "q.zero": ("F16", 2)},
+    "EXL2": {"q.q_weight": ("I32", 2), "q.q_scale": ("I32", 2), "q.q_groups": ("I16", 1)},
+    "AQLM": {"q.codes": ("I8", 3), "q.codebooks": ("F16", 4), "q.scales": ("F16", 4)},
+    "EETQ": {"q.weight": ("I8", 2), "q.weight_scales": ("F16", 1)},
+    "integers with scales": {"q.weight": ("I8", 2), "q.weight_scale": ("F32", 2)},
+    "integers in a format that is not known": {"q.weight": ("U8", 2), "q.bias": ("F32", 1)},
+}
+
+#: Networks that are none of these.
+PLAIN = {
+    "a cast to FP8": {"q.weight": (FP8, 2), "q.bias": (FP8, 1), "norm.weight": (FP8, 1)},
+    "CLIP cast to FP8": {"text_projection": (FP8, 2), "logit_scale": ("F32", 0), "proj.weight": (FP8, 2)},
+    "attention with a matrix called W_q": {"attention.W_q": ("F32", 2), "attention.W_k": ("F32", 2)},
+    "a scale that is learnt": {"conv.weight": ("F32", 4), "conv.weight_scale": ("F32", 1), "input_scale": ("F32", 0)},
+    "a vector quantiser": {"quantizer.codebooks": ("F32", 3), "encoder.weight": ("F32", 2)},
+    "integer buffers": {"position_ids": ("I64", 2), "relative_position_index": ("I64", 2), "w": ("F32", 2)},
+    "layer scale": {"blocks.0.ls1.gamma": ("F32", 1), "blocks.0.attn.scale": ("F32", 1), "blocks.0.w": ("BF16", 2)},
+}
+
+
+@pytest.mark.parametrize("case", QUANTISED)
+def test_every_format_is_recognised_by_its_tensors(case: str) -> None:
+    tensors = {f"model.layers.0.{name}": info for name, info in QUANTISED[case].items()}
+    quantised = find_quantised({"model.embed.weight": ("BF16", 2), **tensors})
+    assert quantised is not None
+    assert case.split(",")[0] in quantised.format
+    assert quantised.evidence in tensors
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_networks_that_are_not_quantised_are_left_in_peace(case: str) -> None:
+    assert find_quantised(PLAIN[case]) is None
+
+
+CONFIGS = {
+    "at the top": ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+    "of the text model": ({"text_config": {"quantization_config": {"quant_method": "mxfp4"}}}, "mxfp4"),
+    "of sparse weights": ({"compression_config": {"format": "pack-quantized"}}, "an unnamed format"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_configuration_says_that_weights_are_quantised(case: str, tmp_path: Path) -> None:
+    config, method = CONFIGS[case]
+    quantised = find_quantised_folder(tmp_path, config)
+    assert quantised is not None
+    assert quantised.format == method
+    assert find_quantised_folder(tmp_path, {"quantization_config": None, "text_config": {}}) is None
+
+
+@pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])
+def test_a_file_of_a_quantiser_says_so_too(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("{}")
+    quantised = find_quantised_folder(tmp_path, {})
+    assert quantised is not None
+    assert quantised.evidence == name
+
+
+def fp8_state(value: float, scale: float) -> dict[str, torch.Tensor]:
+    weight = torch.full((2, 2), value).to(torch.float8_e4m3fn)
+    return {"q.weight": weight, "q.weight_scale": torch.tensor(scale), "b": torch.ones(2)}
+
+
+@pytest.mark.parametrize("place", ["model", "base"])
+def test_a_quantised_file_is_refused_wherever_it_stands(place: str, tmp_path: Path) -> None:
+    paths = {name: tmp_path / f"{name}.safetensors" for name in ("fp8", "plain")}
+    ws.save_checkpoint(fp8_state(4.0, 0.25), paths["fp8"])
+    ws.save_checkpoint({"q.weight": torch.ones(2, 2), "b": torch.ones(2)}, paths["plain"])
+    base = paths["fp8"] if place == "base" else paths["plain"]
+    model = paths["plain"] if place == "base" else paths["fp8"]
+    with pytest.raises(CheckpointError, match=r"fp8\.safetensors is quantised: FP8 with scales"):
+        ws.merge_files([model], tmp_path / "out.safetensors", method="ties", base=base)
+    assert sorted(tmp_path.iterdir()) == sorted(paths.values())
+
+
+def test_quantised_states_in_memory_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="model 1 is quantised: FP8 with scales"):
+        ws.merge([fp8_state(4.0, 0.25), fp8_state(1.0, 3.0)])
+
+
+def test_a_folder_whose_configuration_is_quantised_is_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        ws.save_checkpoint({"q.weight": torch.ones(2, 2)}, tmp_path / name)
+    (tmp_path / "b" / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(CheckpointError, match=r"b is quantised: gptq \(quantization_config in config.json\)"):
+        ws.merge_files([tmp_path / "a", tmp_path / "b"], tmp_path / "out", dry_run=True)
+
+
+def test_soups_and_paths_of_quantised_weights_are_refused_too() -> None:
+    states = [fp8_state(4.0, 0.25), fp8_state(1.0, 3.0)]
+    for combine in (lambda: ws.uniform_soup(states), lambda: ws.interpolate(*states, 0.5)):
+        with pytest.raises(CheckpointError, match="is quantised"):
+            combine()

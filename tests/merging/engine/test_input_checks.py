@@ -1,0 +1,297 @@
+"""Models that do not fit together for reasons beyond their shapes: prefixes, tokens, configurations, statistics."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import weightspace as ws
+from weightspace.checkpoints import StateDict
+from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.merging import merge_files
+
+
+def network(value: float, prefix: str = "") -> StateDict:
+    names = ("embed.weight", "layers.0.weight", "layers.1.weight", "head.weight")
+    return {f"{prefix}{name}": torch.full((2, 2), value) for name in names}
+
+
+def files(folder: Path, **states: StateDict) -> list[Path]:
+    for name, state in states.items():
+        ws.save_checkpoint(state, folder / f"{name}.safetensors")
+    return [folder / f"{name}.safetensors" for name in states]
+
+
+def folders(folder: Path, beside: dict[str, dict[str, Any]]) -> list[Path]:
+    """Write a small model per name, with JSON files beside its weights."""
+    for number, (name, contents) in enumerate(beside.items()):
+        ws.save_checkpoint(network(float(number)), folder / name)
+        for file, content in contents.items():
+            (folder / name / file).write_text(content if isinstance(content, str) else json.dumps(content))
+    return [folder / name for name in beside]
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.", "model.", "a.b."]
+)
+@pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
+def test_a_prefix_that_one_model_alone_has_is_taken_off(prefix: str, first: bool, tmp_path: Path) -> None:
+    states = [network(1.0, prefix if first else ""), network(3.0, "" if first else prefix)]
+    report = merge_files(files(tmp_path, a=states[0], b=states[1]), tmp_path / "out.safetensors")
+    assert ws.load_checkpoint(tmp_path / "out.safetensors").keys() == network(2.0).keys()
+    assert ws.load_checkpoint(tmp_path / "out.safetensors")["embed.weight"][0, 0] == 2.0
+    (line,) = report.warnings
+    assert f"begin with {prefix!r}" in line
+
+
+def test_two_wrappers_are_both_taken_off(tmp_path: Path) -> None:
+    report = merge_files(
+        files(tmp_path, a=network(1.0, "module."), b=network(3.0, "_orig_mod.")), tmp_path / "out.safetensors"
+    )
+    assert ws.load_checkpoint(tmp_path / "out.safetensors").keys() == network(0.0).keys()
+    assert len(report.warnings) == 2
+
+
+def test_a_prefix_of_a_torch_file_and_of_the_base_is_taken_off_too(tmp_path: Path) -> None:
+    ws.save_checkpoint(network(3.0), tmp_path / "a.safetensors")
+    torch.save({"state_dict": network(1.0, "module.")}, tmp_path / "base.ckpt")
+    merge_files(
+        [tmp_path / "a.safetensors"],
+        tmp_path / "out.pt",
+        method="task_arithmetic",
+        base=tmp_path / "base.ckpt",
+        weights=[0.5],
+    )
+    assert ws.load_checkpoint(tmp_path / "out.pt")["head.weight"][0, 0] == 2.0
+
+
+def test_a_prefix_that_all_models_have_stays(tmp_path: Path) -> None:
+    report = merge_files(
+        files(tmp_path, a=network(1.0, "module."), b=network(3.0, "module.")), tmp_path / "out.safetensors"
+    )
+    assert "module.embed.weight" in ws.load_checkpoint(tmp_path / "out.safetensors")
+    assert report.warnings == ()
+
+
+def test_a_tied_model_beside_one_with_a_head_keeps_its_prefix(tmp_path: Path) -> None:
+    tied = {"model.embed_tokens.weight": torch.ones(2, 2), "model.layers.0.w": torch.ones(2, 2)}
+    merge_files(files(tmp_path, a=tied, b={**tied, "lm_head.weight": torch.ones(2, 2)}), tmp_path / "out.safetensors")
+    assert set(ws.load_checkpoint(tmp_path / "out.safetensors")) == {*tied, "lm_head.weight"}
+
+
+def test_a_prefix_of_some_names_is_taken_off_when_it_is_asked_for(tmp_path: Path) -> None:
+    masked = {**network(3.0, "bert."), "cls.bias": torch.ones(2)}
+    paths = files(tmp_path, a={**network(1.0), "cls.bias": torch.ones(2)}, b=masked)
+    with pytest.raises(CheckpointError, match=r"Did you mean 'bert\.embed\.weight'"):
+        merge_files(paths, tmp_path / "out.safetensors")
+    merge_files(paths, tmp_path / "out.safetensors", strip_prefix="bert.")
+    assert ws.load_checkpoint(tmp_path / "out.safetensors")["embed.weight"][0, 0] == 2.0
+
+
+def test_no_prefix_is_taken_off_when_that_is_asked_for(tmp_path: Path) -> None:
+    paths = files(tmp_path, a=network(1.0), b=network(3.0, "module."))
+    with pytest.raises(CheckpointError, match=r"no tensor in common: .* --strip-prefix module\. takes the prefix off"):
+        merge_files(paths, tmp_path / "out.safetensors", strip_prefix="")
+
+
+def test_names_that_become_one_without_a_prefix_are_refused(tmp_path: Path) -> None:
+    paths = files(tmp_path, a={"w": torch.ones(1), "m.w": torch.ones(1)}, b=network(1.0))
+    with pytest.raises(CheckpointError, match=r"without the prefix 'm\.'"):
+        merge_files(paths, tmp_path / "out.safetensors", strip_prefix="m.")
+
+
+@pytest.mark.parametrize("lenient", [True, False])
+def test_models_without_a_common_tensor_are_refused(lenient: bool, tmp_path: Path) -> None:
+    foreign = {"conv.weight": torch.ones(2, 2)}
+    for states in ((network(1.0), foreign), (network(1.0), network(3.0), foreign)):
+        paths = files(tmp_path, **dict(zip("abc", states, strict=False)))
+        with pytest.raises(CheckpointError, match="have no tensor in common"):
+            merge_files(paths, tmp_path / "out.safetensors", lenient=lenient)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+TRAINING = {
+    "timm": ({"state_dict": 1.0, "state_dict_ema": 9.0}, "state_dict", "state_dict_ema"),
+    "yolo": ({"ema": 9.0, "model": 1.0}, "model", "ema"),
+    "distillation": ({"model": 1.0, "teacher": 9.0}, "model", "teacher"),
+    "nested": ({"model_state_dict": 1.0, "ema_state": 9.0}, "model_state_dict", "ema_state"),
+}
+
+
+@pytest.mark.parametrize("case", TRAINING)
+def test_the_network_that_was_taken_from_a_training_file_is_told(case: str, tmp_path: Path) -> None:
+    values, taken, other = TRAINING[case]
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(2, 2)}}}
+    torch.save({**{key: network(value) for key, value in values.items()}, "optimizer": optimizer}, tmp_path / "a.pt")
+    report = merge_files([tmp_path / "a.pt", tmp_path / "a.pt"], tmp_path / "out.safetensors")
+    assert ws.load_checkpoint(tmp_path / "out.safetensors")["embed.weight"][0, 0] == 1.0
+    (line,) = report.warnings
+    assert f"{taken!r} is taken" in line
+    assert f"--key {other}" in line
+    report = merge_files([tmp_path / "a.pt"], tmp_path / "out.safetensors", key=other)
+    assert ws.load_checkpoint(tmp_path / "out.safetensors")["embed.weight"][0, 0] == 9.0
+    assert report.warnings == ()
+    with pytest.warns(ws.WeightspaceWarning, match=f"{taken!r} is taken"):
+        ws.load_checkpoint(tmp_path / "a.pt")
+
+
+def tokenizer(**ids: int) -> dict[str, Any]:
+    added = [{"id": number, "content": token} for token, number in ids.items()]
+    return {"model": {"vocab": {"x": 0, "y": 1}, "merges": []}, "added_tokens": added}
+
+
+MOVED: dict[str, tuple[str, Any, Any]] = {
+    "added tokens": ("tokenizer.json", tokenizer(start=2, end=3), tokenizer(end=2, start=3)),
+    "the vocabulary": ("vocab.json", {"x": 0, "y": 1}, {"x": 1, "y": 0}),
+    "WordPiece": ("vocab.txt", "[PAD]\nx\ny", "[PAD]\ny\nx"),
+    "added_tokens.json": ("added_tokens.json", {"start": 5}, {"start": 6}),
+    "the tokenizer's configuration": (
+        "tokenizer_config.json",
+        {"added_tokens_decoder": {"5": {"content": "start"}}},
+        {"added_tokens_decoder": {"6": {"content": "start"}}},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MOVED)
+@pytest.mark.parametrize("base", [True, False], ids=["tokenizer_source: base", "by default"])
+def test_a_token_with_two_ids_is_refused(case: str, base: bool, tmp_path: Path) -> None:
+    file, one, other = MOVED[case]
+    a, b = folders(tmp_path, {"a": {file: one}, "b": {file: other}})
+    recipe = tmp_path / "r.yml"
+    extra = f"base_model: {a}\ntokenizer_source: base\n" if base else ""
+    recipe.write_text(f"merge_method: linear\nmodels: [{{model: {a}}}, {{model: {b}}}]\n{extra}")
+    with pytest.raises(WeightspaceError, match="one vocabulary in all" if base else "has id . in a and . in b"):
+        merge_files(recipe, tmp_path / "out", dry_run=True)
+
+
+def test_two_fine_tunes_that_move_a_token_are_refused_although_their_base_lacks_it(tmp_path: Path) -> None:
+    base, a, b = folders(
+        tmp_path,
+        {
+            "base": {"tokenizer.json": tokenizer()},
+            "a": {"tokenizer.json": tokenizer(start=2)},
+            "b": {"tokenizer.json": tokenizer(start=3)},
+        },
+    )
+    with pytest.raises(WeightspaceError, match="'start' has id 2 in a and 3 in b"):
+        merge_files([a, b], tmp_path / "out", method="task_arithmetic", base=base, dry_run=True)
+
+
+TOLD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "a token of one alone": (
+        {"tokenizer.json": tokenizer()},
+        {"tokenizer.json": tokenizer(start=2)},
+        r"b has 1 tokens that a lacks \(tokenizer.json\): 'start' \(2\)",
+    ),
+    "no tokenizer": ({"tokenizer.json": tokenizer()}, {}, r"of b \(no tokenizer\) cannot be compared"),
+    "other kinds of files": ({"vocab.txt": "x\ny"}, {"vocab.json": {"x": 1}}, "cannot be compared"),
+    "bytes": ({"tekken.json": "1"}, {"tekken.json": "2"}, "tekken.json differs"),
+    "merges": (
+        {"vocab.json": {"x": 0}, "merges.txt": "#version: 0.2\nx y"},
+        {"vocab.json": {"x": 0}, "merges.txt": "#version: 0.2\ny x"},
+        "merges.txt of b splits text",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOLD)
+def test_tokens_that_cannot_be_compared_or_stand_alone_are_told(case: str, tmp_path: Path) -> None:
+    one, other, message = TOLD[case]
+    report = merge_files(folders(tmp_path, {"a": one, "b": other}), tmp_path / "out", dry_run=True)
+    assert any(re.search(message, line) for line in report.warnings), report.warnings
+
+
+LLAMA = {"architectures": ["LlamaForCausalLM"], "rope_theta": 1e4, "rms_norm_eps": 1e-5, "transformers_version": "4.40"}
+
+DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
+    "rope_theta": ({**LLAMA, "rope_theta": 1e6}, r"rope_theta 1000000\.0 \(not 10000\.0\)"),
+    "rope_scaling": ({**LLAMA, "rope_scaling": {"rope_type": "llama3"}}, r"rope_scaling .*llama3.* \(not unset\)"),
+    "architectures": ({**LLAMA, "architectures": ["MistralForCausalLM"]}, "MistralForCausalLM"),
+    "labels": ({**LLAMA, "id2label": {"0": "no", "1": "yes"}}, "id2label"),
+    "a nested field": ({**LLAMA, "vision_config": {"hidden_act": "gelu"}}, r"vision_config\.hidden_act"),
+    "rope_parameters": (
+        {"architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5, "rope_parameters": {"rope_theta": 5e5}},
+        r"rope_theta 500000\.0",
+    ),
+}
+
+ALIKE: dict[str, dict[str, Any]] = {
+    "another version of transformers": {
+        **LLAMA,
+        "transformers_version": "5.0",
+        "dtype": "bfloat16",
+        "use_cache": False,
+    },
+    "the new spelling of rope": {
+        "architectures": ["LlamaForCausalLM"],
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"},
+    },
+    "a field that is null": {**LLAMA, "rope_scaling": None, "attention_bias": False},
+    "dropout": {**LLAMA, "attention_dropout": 0.1, "resid_pdrop": 0.2},
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENT)
+def test_configurations_that_differ_are_told_with_field_and_values(case: str, tmp_path: Path) -> None:
+    config, message = DIFFERENT[case]
+    paths = folders(tmp_path, {"a": {"config.json": LLAMA}, "b": {"config.json": config}})
+    report = merge_files(paths, tmp_path / "out")
+    (line,) = report.warnings
+    assert re.search(f"b was made for another configuration than a.*{message}", line), line
+    assert line in (tmp_path / "out" / "README.md").read_text()
+    assert merge_files(paths, tmp_path / "out", dry_run=True).warnings == (line,)
+
+
+@pytest.mark.parametrize("case", ALIKE)
+def test_configurations_that_say_the_same_function_are_not_told(case: str, tmp_path: Path) -> None:
+    paths = folders(tmp_path, {"a": {"config.json": LLAMA}, "b": {"config.json": ALIKE[case]}})
+    assert merge_files(paths, tmp_path / "out").warnings == ()
+
+
+def test_files_that_are_left_behind_are_told(tmp_path: Path) -> None:
+    paths = folders(tmp_path, {"a": {"optimizer.pt": "", "notes.txt": "kept"}, "b": {}})
+    report = merge_files(paths, tmp_path / "out")
+    assert report.warnings == (
+        "Not copied from a: optimizer.pt (weights in other formats, or the state of a training).",
+    )
+    assert (tmp_path / "out" / "notes.txt").read_text() == "kept"
+
+
+def test_weights_of_modules_that_follow_the_network_are_copied_and_told_where_they_differ(tmp_path: Path) -> None:
+    paths = folders(tmp_path, {"a": {}, "b": {}})
+    for path, value in zip(paths, (1.0, 2.0), strict=True):
+        (path / "2_Dense").mkdir()
+        ws.save_checkpoint({"linear.weight": torch.full((2, 2), value)}, path / "2_Dense" / "model.safetensors")
+    report = merge_files(paths, tmp_path / "out")
+    assert ws.load_checkpoint(tmp_path / "out" / "2_Dense" / "model.safetensors")["linear.weight"][0, 0] == 1.0
+    assert report.warnings == ("2_Dense/model.safetensors of b is not that of a, which is copied: it is not merged.",)
+
+
+@pytest.mark.parametrize("method", ["regmean", "fisher"])
+def test_methods_that_need_evidence_are_refused_without(method: str, tmp_path: Path) -> None:
+    a, b = files(tmp_path, a=network(1.0), b=network(3.0))
+    with pytest.raises(WeightspaceError, match=rf"{method!r} needs .* evidence of every model; a\.safetensors, b"):
+        merge_files([a, b], tmp_path / "out.safetensors", method=method, dry_run=True)
+    recipe = tmp_path / "r.yml"
+    recipe.write_text(f"merge_method: {method}\nmodels: [{{model: {a}, evidence: {b}}}, {{model: {b}}}]\n")
+    with pytest.raises(WeightspaceError, match=r"b\.safetensors has none"):
+        merge_files(recipe, tmp_path / "out.safetensors")
+    with pytest.raises(WeightspaceError, match=r"needs .* evidence"):
+        ws.merge([network(1.0), network(3.0)], method)
+
+
+def test_evidence_of_another_network_is_refused(tmp_path: Path) -> None:
+    a, b, other = files(tmp_path, a=network(1.0), b=network(3.0), other={"conv.weight": torch.ones(2, 2)})
+    with pytest.raises(CheckpointError, match=r"other\.safetensors is no evidence for a\.safetensors"):
+        merge_files([a, b], tmp_path / "out.safetensors", method="fisher", evidence=[other, other])
+
+
+def test_evidence_for_a_method_that_reads_none_is_refused(tmp_path: Path) -> None:
+    a, b = files(tmp_path, a=network(1.0), b=network(3.0))
+    with pytest.raises(WeightspaceError, match="'linear' has no use for evidence"):
+        merge_files([a, b], tmp_path / "out.safetensors", evidence=[a, b])

@@ -1,0 +1,184 @@
+"""The files of a model's folder beside its weights: what is copied into a new folder, and what is left behind.
+
+All that is not weights belongs to the model (configuration, tokenizer, code, pooling modules with weights of their
+own) and is copied. Left behind, and named, are the same weights in other formats, and the state of a training.
+Hidden files (``.git``, ``.cache``) are no part of a model.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from weightspace.checkpoints.disk import one_line_errors, synced_file
+from weightspace.checkpoints.folder import CARD, ENTRANCES
+from weightspace.errors import CheckpointError
+
+#: Files and folders of weights in any format, of this or another library.
+_WEIGHTS = (
+    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pth.tar", "*.index.json"),
+    *("*.gguf", "*.ggml", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.onnx.data", "*.ot", "*.tflite"),
+    *("*.mlmodel", "*.mlpackage", "*.engine", "model.ckpt*", "openvino_model.xml", "*.tar", "*.zip"),
+)
+_WEIGHT_FOLDERS = ("onnx", "openvino", "coreml", "original", "gguf", "tflite", "tensorrt", "*.mlpackage")
+
+#: What a training leaves: its state, its logs.
+_TRAINING = (
+    *("optimizer*", "scheduler*", "scaler*", "rng_state*", "random_states*", "trainer_state.json"),
+    *("training_args*", "zero_to_fp32.py", "latest", "events.out.tfevents*", "trainer_log.jsonl", "all_results.json"),
+    *("train_results.json", "eval_results.json", "training_loss.png", "*.log"),
+)
+_TRAINING_FOLDERS = ("checkpoint-*", "global_step*", "runs", "wandb", "logs", "tensorboard", "__pycache__")
+
+#: Folders of modules that follow the network, as sentence-transformers numbers them; their weights are their own.
+_MODULE = re.compile(r"\d+_\w+")
+
+#: The tokenizer's files.
+_TOKENIZER = (
+    *("tokenizer*", "tokenization_*.py", "special_tokens_map.json", "added_tokens.json", "normalizer.json"),
+    *("vocab*", "merges.txt", "bpe.codes", "dict*.txt", "*.tiktoken", "*.spm", "spiece.model", "sentencepiece*.model"),
+    *("spm.model", "tekken.json", "chat_template*", "additional_chat_templates/*"),
+)
+
+#: What may lie in a folder that is replaced, beside weights and tokenizer.
+_REPLACEABLE = (
+    *ENTRANCES,
+    *("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin"),
+    *("config.json", "generation_config.json", "open_clip_config.json", "quantization_config.json"),
+    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "image_processor*.json"),
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "LICENSE*"),
+    *("configuration_*.py", "modeling_*.py", "processing_*.py", "image_processing_*.py"),
+    CARD,
+)
+
+
+@dataclass(frozen=True)
+class Companions:
+    """The files beside the weights of a folder, as paths relative to it, with ``/``.
+
+    Attributes:
+        copied: belong to the model.
+        left: files and folders that are no part of it.
+    """
+
+    copied: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+def find_companions(folder: Path, weights: Collection[str] = ()) -> Companions:
+    """Return the files beside the weights of a folder.
+
+    Args:
+        folder: of a model.
+        weights: names of its files of weights.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
+    """
+    copied: list[str] = []
+    left: list[str] = []
+    with one_line_errors(folder, "read"):
+        for path in sorted(folder.iterdir()):
+            name = path.name
+            if name.startswith(".") or name == CARD or name in weights or name in ENTRANCES:
+                continue
+            if path.is_dir():
+                inside = [f"{name}/{file}" for file in _files_in(path)] if not is_left(name, folder=True) else []
+                wanted = _MODULE.fullmatch(name) or not any(_matches(file, _WEIGHTS) for file in inside)
+                copied.extend(inside if wanted else ())
+                left.extend([] if inside and wanted else [f"{name}/"])
+            elif path.is_file() and is_companion(name):
+                copied.append(name)
+            else:
+                left.append(name)
+    return Companions(tuple(copied), tuple(left))
+
+
+def is_companion(name: str) -> bool:
+    """Return whether a file of that name, beside the weights, belongs to the model."""
+    return not name.startswith(".") and name != CARD and name not in ENTRANCES and not is_left(name)
+
+
+def is_left(name: str, *, folder: bool = False) -> bool:
+    """Return whether a file (or folder) of that name beside the weights is no part of the model."""
+    if folder:
+        return _matches(name, (*_WEIGHT_FOLDERS, *_TRAINING_FOLDERS))
+    return _matches(name, (*_WEIGHTS, *_TRAINING))
+
+
+def is_tokenizer(name: str) -> bool:
+    """Return whether a file of that name is part of a tokenizer."""
+    return _matches(name, _TOKENIZER)
+
+
+def copy_companions(source: Path, folder: Path, *, tokenizer: bool | None = None) -> None:
+    """Copy the files beside the weights of one folder into another, over those that are there.
+
+    Args:
+        source: a model's folder.
+        folder: the new one.
+        tokenizer: True: only the tokenizer; False: all but the tokenizer; None: everything.
+
+    Raises:
+        CheckpointError: a file cannot be read or written.
+    """
+    for name in find_companions(source).copied:
+        if tokenizer is None or is_tokenizer(name) == tokenizer:
+            target = folder / name
+            with one_line_errors(source / name, "copied"):
+                target.parent.mkdir(exist_ok=True, parents=True)
+                target.unlink(missing_ok=True)
+                with open(source / name, "rb") as original, synced_file(target) as copy:
+                    shutil.copyfileobj(original, copy)
+
+
+def check_replaceable(folder: Path, again: Collection[str] = ()) -> None:
+    """Check that nothing but a checkpoint is lost when the folder is replaced.
+
+    Args:
+        folder: what is to be replaced; it need not exist.
+        again: files that the new folder will hold, too, as paths relative to it.
+
+    Raises:
+        CheckpointError: the path is a file, or the folder holds something that is not part of a checkpoint.
+    """
+    with one_line_errors(folder, "written"):
+        if not folder.exists():
+            return
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is a file; expected a folder, or a name that ends in .safetensors or .pt.")
+        paths = sorted(folder.iterdir())
+        if paths and not any((folder / name).is_file() for name in ENTRANCES):
+            raise CheckpointError(
+                f"{folder} exists and is not a checkpoint: it holds {paths[0].name!r}. Choose a new folder."
+            )
+        files = [path.name for path in paths if not path.is_dir()]
+        nested = [f"{path.name}/{file}" for path in paths if path.is_dir() for file in _files_in(path) or [""]]
+        for name in (*files, *nested):
+            if name not in again and not _matches(name, (*_REPLACEABLE, *_TOKENIZER)):
+                raise CheckpointError(
+                    f"{folder} exists and holds {name.rstrip('/')!r}, which is not part of a checkpoint "
+                    "and would be lost. Choose a new folder, or move it away."
+                )
+
+
+def _files_in(folder: Path) -> list[str]:
+    """Return the files in a folder and below, hidden ones aside, as relative paths with ``/``."""
+    return sorted(_walk(folder))
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and (Path(root) / name).is_file():
+                yield (Path(root) / name).relative_to(folder).as_posix()
+
+
+def _matches(name: str, patterns: Collection[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)

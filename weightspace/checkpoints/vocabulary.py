@@ -1,0 +1,229 @@
+"""The tokens of a folder: token -> id, by each of the files that tokenizers keep them in.
+
+Files of one kind are comparable between folders; a SentencePiece model and a ``tokenizer.json`` may count from
+different starts. What is in no known format is compared by its bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import filecmp
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from weightspace.checkpoints.companions import is_tokenizer
+from weightspace.checkpoints.disk import one_line_errors
+from weightspace.checkpoints.json_file import read_json_object
+from weightspace.errors import CheckpointError
+
+#: Token -> id.
+Tokens: TypeAlias = dict[str, int]
+
+#: Files of tokens, and the text that their ids belong to, which say nothing of ids themselves.
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template*", "tokenization_*.py")
+
+_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a folder.
+
+    Attributes:
+        tokens: name of the file -> its tokens and their ids.
+        merges: name of the file -> digest of the order in which byte pairs are merged.
+        others: name of a file in no known format -> digest of its bytes.
+    """
+
+    tokens: Mapping[str, Tokens]
+    merges: Mapping[str, str]
+    others: Mapping[str, str]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the folder has no tokenizer."""
+        return not self.tokens and not self.others
+
+
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """Return the tokens of a folder; empty where it has no tokenizer.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    tokens: dict[str, Tokens] = {}
+    merges: dict[str, str] = {}
+    others: dict[str, str] = {}
+    for path in _files(folder):
+        reader = _reader(path.name)
+        if path.name == "tokenizer.json":
+            content = read_json_object(path)
+            tokens[path.name] = _of_tokenizer_json(content, path)
+            merges[path.name] = _digest_of_merges(_model(content).get("merges"))
+        elif path.name == "tokenizer_config.json":
+            if added := _of_decoder(read_json_object(path), path):
+                tokens["added_tokens_decoder"] = added
+        elif path.name == "merges.txt":
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            merges[path.name] = _digest_of_merges([line for line in lines if not line.startswith("#version")])
+        elif reader is not None:
+            tokens[path.name] = reader(path)
+        elif not any(Path(path.name).match(pattern) for pattern in _SETTINGS):
+            others[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Vocabulary(tokens, merges, others)
+
+
+def same_tokenizer(one: Path, other: Path) -> bool:
+    """Return whether two folders have the same tokenizer files, byte by byte."""
+    files = [{path.name: path for path in _files(folder)} for folder in (one, other)]
+    return files[0].keys() == files[1].keys() and all(
+        filecmp.cmp(path, files[1][name], shallow=False) for name, path in files[0].items()
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the tokenizer files of a folder."""
+    with one_line_errors(folder, "read"):
+        return sorted(path for path in folder.iterdir() if is_tokenizer(path.name) and path.is_file())
+
+
+def _reader(name: str) -> Callable[[Path], Tokens] | None:
+    """Return what reads the tokens of a file of that name, where it has any."""
+    if name in ("vocab.json", "added_tokens.json"):
+        return _of_json
+    if name == "vocab.txt":
+        return _of_lines
+    if name in _SENTENCEPIECE or name.endswith(".spm"):
+        return _of_sentencepiece
+    if name.endswith(".tiktoken"):
+        return _of_tiktoken
+    return None
+
+
+def _model(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    model = content.get("model")
+    return model if isinstance(model, dict) else {}
+
+
+def _of_tokenizer_json(content: Mapping[str, Any], path: Path) -> Tokens:
+    """Return the tokens of the model and those added to it."""
+    listed = _model(content).get("vocab", {})
+    if isinstance(listed, list):  # unigram models: token and score
+        listed = {pair[0]: index for index, pair in enumerate(listed) if isinstance(pair, list) and pair}
+    added = content.get("added_tokens") or []
+    if not isinstance(listed, dict) or not isinstance(added, list) or not all(isinstance(one, dict) for one in added):
+        raise CheckpointError(f"{path} is no tokenizer: expected a model with a vocab, and a list of added_tokens.")
+    return _checked({**listed, **{str(one.get("content")): one.get("id") for one in added}}, path)
+
+
+def _of_decoder(content: Mapping[str, Any], path: Path) -> Tokens:
+    """Return the tokens that a tokenizer's configuration adds."""
+    decoder = content.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict) or not all(isinstance(one, dict) for one in decoder.values()):
+        raise CheckpointError(f"{path}: added_tokens_decoder maps ids to tokens, found another form.")
+    pairs = {str(one.get("content")): int(number) for number, one in decoder.items() if number.isdecimal()}
+    return _checked(pairs, path)
+
+
+def _of_json(path: Path) -> Tokens:
+    """Return the tokens of a JSON object; those of several languages are kept by language."""
+    content = read_json_object(path)
+    if content and all(isinstance(value, dict) for value in content.values()):
+        content = {
+            f"{language}/{token}": number for language, part in content.items() for token, number in part.items()
+        }
+    return _checked(content, path)
+
+
+def _of_lines(path: Path) -> Tokens:
+    """Return the tokens of WordPiece: a line is a token, its number the id."""
+    with one_line_errors(path, "read"):
+        return {token: number for number, token in enumerate(path.read_bytes().decode("utf-8", "replace").split("\n"))}
+
+
+def _of_tiktoken(path: Path) -> Tokens:
+    """Return the tokens of a file of base64 tokens and ranks."""
+    tokens: dict[str, Any] = {}
+    with one_line_errors(path, "read"):
+        lines = path.read_bytes().splitlines()
+    for line in filter(None, lines):
+        token, _, rank = line.partition(b" ")
+        try:
+            tokens[base64.b64decode(token, validate=True).decode("latin-1")] = int(rank)
+        except ValueError:
+            raise CheckpointError(
+                f"{path}: expected lines of a base64 token and its rank, found {line[:40]!r}."
+            ) from None
+    return tokens
+
+
+def _of_sentencepiece(path: Path) -> Tokens:
+    """Return the pieces of a SentencePiece model, which is a protocol buffer: field 1 repeats a piece."""
+    with one_line_errors(path, "read"):
+        content = path.read_bytes()
+    try:
+        pieces = [
+            next(text for number, text in _fields(piece) if number == 1).decode("utf-8", "replace")
+            for number, piece in _fields(content)
+            if number == 1
+        ]
+    except (IndexError, StopIteration, ValueError):
+        raise CheckpointError(f"{path} is no SentencePiece model, or is damaged. Copy it again.") from None
+    return {piece: index for index, piece in enumerate(pieces)}
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield number and bytes of the fields of a protocol buffer; those without a length are empty.
+
+    Source:
+        https://protobuf.dev/programming-guides/encoding
+    """
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        kind = tag & 7
+        if kind == 0:
+            _, at = _varint(message, at)
+            yield tag >> 3, b""
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+            yield tag >> 3, b""
+        elif kind == 2:
+            length, at = _varint(message, at)
+            if at + length > len(message):
+                raise ValueError("truncated")
+            yield tag >> 3, message[at : at + length]
+            at += length
+        else:
+            raise ValueError("unknown wire type")
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """Return the number that begins at a byte, and where the next field begins."""
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+        if shift > 63:
+            raise ValueError("a number of more than 64 bits")
+
+
+def _checked(pairs: Mapping[str, Any], path: Path) -> Tokens:
+    """Return token -> id, all of them whole numbers."""
+    for token, number in pairs.items():
+        if type(number) is not int:
+            raise CheckpointError(f"{path}: the id of token {token[:40]!r} is {str(number)[:40]!r}, expected a number.")
+    return dict(pairs)
+
+
+def _digest_of_merges(merges: Any) -> str:
+    """Return a digest of byte pairs, which are kept as ``"a b"`` or as ``["a", "b"]``."""
+    pairs = [" ".join(map(str, pair)) if isinstance(pair, list) else str(pair) for pair in merges or []]
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()

@@ -1,0 +1,105 @@
+"""Configurations that say different functions for equal shapes: another rope_theta, another activation.
+
+A merge takes the configuration of one model; the weights of the others were trained under theirs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from weightspace.checkpoints.json_file import read_json_object
+
+#: Keys that do not change what the weights compute: where they come from, how they are stored, trained and generated
+#: with. A head that only some models tie to their embedding is merged as what it is.
+_HARMLESS = (
+    *("_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "*_version", "auto_map"),
+    *("torch_dtype", "dtype", "use_cache", "*attn_implementation*", "use_flash_attn", "return_dict", "output_*"),
+    *("*dropout*", "*_pdrop", "*_drop", "*layerdrop*", "drop_path_rate", "initializer_*", "init_*", "*_init_std"),
+    *("gradient_checkpointing*", "problem_type", "finetuning_task", "router_aux_loss_coef", "pretraining_tp"),
+    *("tie_word_embeddings", "unsloth_*", "max_length", "do_sample", "temperature", "top_k", "top_p"),
+)
+
+#: Keys that count layers, or have an entry for each: slices write them anew.
+_LAYERS = ("*layers*", "n_layer", "layer_types", "*layer_idx*", "*_block_types", "attention_types", "depths")
+
+#: Fields that a line names, and characters of a value.
+_LISTED, _WIDTH = 6, 60
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Return the ``config.json`` of a folder, None where there is none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = folder / "config.json"
+    return read_json_object(path) if path.exists() else None
+
+
+def config_differences(
+    label: str, config: Mapping[str, Any], others: Sequence[tuple[str, Mapping[str, Any]]], *, sliced: bool
+) -> list[str]:
+    """Return a line for each model whose configuration says another function than the output's.
+
+    Args:
+        label: how lines call the model whose configuration the output gets.
+        config: of that model.
+        others: label and configuration of each other model.
+        sliced: layers are put together anew, so that their number may differ.
+    """
+    own = _fields(config)
+    lines = []
+    for other_label, other in others:
+        theirs = _fields(other)
+        keys = [key for key in own | theirs if own.get(key) != theirs.get(key) and _matters(key, sliced)]
+        if keys:
+            listed = "; ".join(f"{key} {_value(theirs, key)} (not {_value(own, key)})" for key in keys[:_LISTED])
+            more = f"; and {len(keys) - _LISTED:,} more" if len(keys) > _LISTED else ""
+            lines.append(
+                f"{other_label} was made for another configuration than {label}, whose the output gets: {listed}{more}."
+            )
+    return lines
+
+
+def _fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the fields that are set by their paths; what is null or false counts as not set."""
+    fields: dict[str, Any] = {}
+    for key, value in _plain_rope(config).items():
+        if isinstance(value, Mapping) and key.endswith("config"):
+            fields |= _fields(value, f"{prefix}{key}.")
+        elif value is not None and value is not False and value not in ([], {}):
+            fields[f"{prefix}{key}"] = value
+    return fields
+
+
+def _plain_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a configuration with ``rope_parameters`` as transformers before 5 wrote them."""
+    parameters = config.get("rope_parameters")
+    if not isinstance(parameters, Mapping) or any(isinstance(value, Mapping) for value in parameters.values()):
+        return _without_default_rope(config)
+    scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
+    rest = {key: value for key, value in config.items() if key != "rope_parameters"}
+    theta = {"rope_theta": parameters["rope_theta"]} if "rope_theta" in parameters else {}
+    return _without_default_rope({"rope_scaling": scaling, **theta, **rest})
+
+
+def _without_default_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a configuration without a ``rope_scaling`` that scales nothing."""
+    scaling = config.get("rope_scaling")
+    if isinstance(scaling, Mapping) and scaling.get("rope_type", scaling.get("type")) == "default":
+        return {key: value for key, value in config.items() if key != "rope_scaling"}
+    return config
+
+
+def _matters(path: str, sliced: bool) -> bool:
+    key = path.rpartition(".")[2]
+    return not any(fnmatch(key, pattern) for pattern in (*_HARMLESS, *(_LAYERS if sliced else ())))
+
+
+def _value(fields: Mapping[str, Any], key: str) -> str:
+    text = json.dumps(fields[key], ensure_ascii=False) if key in fields else "unset"
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"

@@ -1,0 +1,107 @@
+"""Prefixes before every name of a model (``module.``, ``_orig_mod.``, ``model.``), taken off where others lack them.
+
+The same network is saved as ``layers.0.weight``, as ``module.layers.0.weight`` from ``DistributedDataParallel``, as
+``_orig_mod.layers.0.weight`` from ``torch.compile``, or as ``model.layers.0.weight`` from a class that wraps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from weightspace.checkpoints.contents import Contents
+
+#: Wrappers of training, which no network is built of.
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+def strip_prefixes(
+    contents: Sequence[Contents],
+    labels: Sequence[str],
+    *,
+    strip: str | None,
+    notice: Callable[[str], None],
+) -> list[Contents]:
+    """Return checkpoints whose names agree.
+
+    Args:
+        contents: of the models.
+        labels: how lines about them call them.
+        strip: a prefix to take off every name that begins with it; ``""`` takes none off; None takes off what all
+            names of a model have and those of the others lack.
+        notice: takes a line about each prefix that was taken off.
+
+    Raises:
+        CheckpointError: two names of a model become one.
+    """
+    if strip is not None:
+        return [model.without_prefix(strip) if strip else model for model in contents]
+    prefixes = _prefixes([list(model.tensors) for model in contents])
+    for prefix, label in zip(prefixes, labels, strict=True):
+        if prefix:
+            notice(
+                f"{label}: all names begin with {prefix!r}, which those of the other models lack; it is taken off. "
+                "--no-strip keeps it."
+            )
+    return [model.without_prefix(prefix) if prefix else model for model, prefix in zip(contents, prefixes, strict=True)]
+
+
+def suggested_prefix(name: str, names: Iterable[str]) -> str:
+    """Return the prefix by which a name of another model differs from one of ``names``, or ``""``."""
+    for other in names:
+        longer, shorter = (other, name) if len(other) > len(name) else (name, other)
+        if longer.endswith(f".{shorter}"):
+            return longer.removesuffix(shorter)
+    return ""
+
+
+def _prefixes(models: Sequence[Sequence[str]]) -> list[str]:
+    """Return the prefix to take off the names of each model."""
+    if len({frozenset(names) for names in models}) < 2:
+        return [""] * len(models)
+    wrappers = [_wrapper(names) for names in models]
+    if len(set(wrappers)) == 1:
+        wrappers = [""] * len(models)
+    bare = [_stripped(names, wrapper) for names, wrapper in zip(models, wrappers, strict=True)]
+    return [wrapper + _lacking(index, bare) for index, wrapper in enumerate(wrappers)]
+
+
+def _wrapper(names: Sequence[str]) -> str:
+    """Return the wrappers of training that all names begin with."""
+    prefix = ""
+    while wrapper := next((one for one in _WRAPPERS if all(name.startswith(prefix + one) for name in names)), ""):
+        prefix += wrapper
+    return prefix
+
+
+def _lacking(index: int, models: Sequence[set[str]]) -> str:
+    """Return the prefix that all names of one model have, no name of the others has, and that makes names agree."""
+    others = [names for number, names in enumerate(models) if number != index]
+    best, agreeing = "", _agreeing(models[index], others)
+    for prefix in _common_prefixes(models[index]):
+        apart = [names for names in others if not all(name.startswith(prefix) for name in names)]
+        if any(name.startswith(prefix) for names in apart for name in names):
+            continue
+        count = _agreeing(_stripped(models[index], prefix), apart)
+        if count > agreeing:
+            best, agreeing = prefix, count
+    return best
+
+
+def _common_prefixes(names: Collection[str]) -> list[str]:
+    """Return the dotted prefixes that all names begin with, the shortest first."""
+    prefixes: list[str] = []
+    parts = [name.split(".") for name in names]
+    for depth in range(min(map(len, parts)) - 1):
+        if len({part[depth] for part in parts}) > 1:
+            break
+        prefixes.append(".".join(parts[0][: depth + 1]) + ".")
+    return prefixes
+
+
+def _stripped(names: Collection[str], prefix: str) -> set[str]:
+    return {name.removeprefix(prefix) for name in names}
+
+
+def _agreeing(names: set[str], others: Sequence[set[str]]) -> int:
+    """Return how many names another model has as well."""
+    return max((len(names & other) for other in others), default=0)
