@@ -77,6 +77,11 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     return Vocabulary(tokens, merges, others)
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder holds files of a tokenizer."""
+    return bool(_files(folder))
+
+
 def same_tokenizer(one: Path, other: Path) -> bool:
     """Return whether two folders have the same tokenizer files, byte by byte."""
     files = [{path.name: path for path in _files(folder)} for folder in (one, other)]

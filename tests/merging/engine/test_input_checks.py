@@ -295,3 +295,23 @@ def test_evidence_for_a_method_that_reads_none_is_refused(tmp_path: Path) -> Non
     a, b = files(tmp_path, a=network(1.0), b=network(3.0))
     with pytest.raises(WeightspaceError, match="'linear' has no use for evidence"):
         merge_files([a, b], tmp_path / "out.safetensors", evidence=[a, b])
+
+
+def test_evidence_follows_the_names_of_its_model(tmp_path: Path) -> None:
+    a, b = files(tmp_path, a=network(1.0), b=network(4.0, "module."))
+    one, other = files(tmp_path, one=network(2.0), other=network(1.0, "module."))
+    merge_files([a, b], tmp_path / "out.safetensors", method="fisher", evidence=[one, other])
+    assert ws.load_checkpoint(tmp_path / "out.safetensors")["embed.weight"][0, 0] == 2.0
+
+
+def test_a_tokenizer_that_was_saved_with_an_adapter_is_compared(tmp_path: Path) -> None:
+    (model,) = folders(tmp_path, {"a": {"tokenizer.json": tokenizer(start=2, end=3)}})
+    adapter = tmp_path / "adapter"
+    names = ("base_model.model.embed.lora_A.weight", "base_model.model.embed.lora_B.weight")
+    adapter.mkdir()
+    ws.save_checkpoint({name: torch.ones(2, 2) for name in names}, adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2}))
+    merge_files([f"{model}+{adapter}"], tmp_path / "out", method="passthrough")
+    (adapter / "tokenizer.json").write_text(json.dumps(tokenizer(end=2, start=3)))
+    with pytest.raises(WeightspaceError, match=r"'start' has id 2 in .* and 3 in the adapter adapter"):
+        merge_files([f"{model}+{adapter}"], tmp_path / "out", method="passthrough")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightspace.adapters.adapter import read_adapter
-from weightspace.checkpoints.contents import read_contents
+from weightspace.checkpoints.contents import Contents, read_contents
 from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError
@@ -53,10 +53,17 @@ def open_members(
     models = strip_prefixes([read[path] for path, _ in paths], labels, strip=reading.strip_prefix, notice=notice)
     members = []
     for source, label, contents, (_, adapter) in zip(sources, labels, models, paths, strict=True):
-        statistics = read_contents(local_path(evidence[source])) if source in evidence else None
+        statistics = _evidence(evidence[source], contents) if source in evidence else None
         member = Member(source, label, contents, evidence=statistics)
         members.append(member if adapter is None else adapted(member, read_adapter(adapter)))
     return tuple(members)
+
+
+def _evidence(path: str, contents: Contents) -> Contents:
+    """Return the statistics of a model under the names that its tensors go by."""
+    statistics = read_contents(local_path(path))
+    short, long = next(iter(contents.renamed.items()), ("", ""))
+    return statistics.without_prefix(long.removesuffix(short)) if short != long else statistics
 
 
 def split_adapter(source: str) -> tuple[Path, Path | None]:

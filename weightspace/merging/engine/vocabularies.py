@@ -5,11 +5,11 @@ Rows of embeddings are merged by their index: the same token at another index wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from weightspace.checkpoints.fetching import local_path
-from weightspace.checkpoints.vocabulary import Tokens, Vocabulary, read_vocabulary, same_tokenizer
+from weightspace.checkpoints.vocabulary import Tokens, Vocabulary, has_tokenizer, read_vocabulary, same_tokenizer
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.engine.plan import Member
 from weightspace.merging.recipe import Recipe
@@ -53,11 +53,10 @@ def check_tokens(members: Sequence[Member], donor: Path | None, notice: Callable
         CheckpointError: a file of a tokenizer is damaged.
         WeightspaceError: a token has different ids.
     """
-    folders = [(member.label, member.contents.path) for member in members if member.contents.path.is_dir()]
-    if donor is None or len(folders) < 2:
+    if donor is None:
         return
-    label = next(label for label, path in folders if path == donor)
-    others = [(other, path) for other, path in folders if path != donor and not same_tokenizer(donor, path)]
+    label = next(member.label for member in members if member.contents.path == donor)
+    others = [(other, path) for other, path in _folders(members) if path != donor and not same_tokenizer(donor, path)]
     if not others:
         return
     known = [(label, read_vocabulary(donor))]
@@ -68,6 +67,15 @@ def check_tokens(members: Sequence[Member], donor: Path | None, notice: Callable
         for line in _differences(label, known[0][1], other, vocabulary):
             notice(line)
         known.append((other, vocabulary))
+
+
+def _folders(members: Sequence[Member]) -> Iterator[tuple[str, Path]]:
+    """Yield the folders that may hold a tokenizer: those of models, and of adapters that were saved with one."""
+    for member in members:
+        if member.contents.path.is_dir():
+            yield member.label, member.contents.path
+        if member.adapter is not None and has_tokenizer(member.adapter.path):
+            yield f"the adapter {member.adapter.path.name}", member.adapter.path
 
 
 def _check_equal(source: str, folder: Path, own: Vocabulary, label: str, other: Vocabulary) -> None:
