@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 #: Imports point to the left, or stay within a layer.
 LAYERS = (
+    "escaping",
     "errors",
     "version",
     "lazy",

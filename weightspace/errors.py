@@ -1,8 +1,16 @@
 """What goes wrong by a user's hand: one line that says what was found, what was expected and what to do."""
 
+from weightspace.escaping import one_line
+
 
 class WeightspaceError(Exception):
-    """Any mistake in the input that the library recognises; the command line prints it as one line."""
+    """Any mistake in the input that the library recognises; the command line prints it as one line.
+
+    Whatever the input holds, the message is one line of fewer than 500 characters, none of which drives a terminal.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(one_line(value) if isinstance(value, str) else value for value in args))
 
 
 class CheckpointError(WeightspaceError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import struct
@@ -16,7 +15,7 @@ from weightspace.checkpoints.disk import one_line_errors, sync_folder
 from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
 from weightspace.checkpoints.folder import ENTRANCES, read_index
 from weightspace.checkpoints.hashing import sha256_of
-from weightspace.checkpoints.mirror import Mirror, cache_folder, incomplete, locked, write_record
+from weightspace.checkpoints.mirror import Mirror, incomplete, locked, mirror_home, write_record
 from weightspace.checkpoints.remote import Remote, RemoteFile, is_url
 from weightspace.checkpoints.safetensors_header import MAX_HEADER, read_header
 from weightspace.errors import CheckpointError
@@ -52,13 +51,12 @@ def local_path(source: str | os.PathLike[str], *, weights: bool = True) -> Path:
         return remote.local
     is_folder, listing = remote.listing()
     wanted = _wanted(url, listing, is_folder, weights)
-    identity = json.dumps([url, is_folder, [(name, file.size, file.stamp) for name, file in sorted(wanted.items())]])
-    home = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()
+    home = mirror_home(url, is_folder, wanted)
     path = home / "files" / remote.name
+    mirror = Mirror(url, home, path, wanted)
     with one_line_errors(home, "written"):
         for folder in (home / "parts", home / "whole", path if is_folder else path.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        mirror = Mirror(url, home, path, wanted)
         if not mirror.ready.exists():
             with locked(home):
                 write_record(mirror)
@@ -202,7 +200,7 @@ def _download(mirror: Mirror, remote: Remote, name: str, report: Callable[[int],
             os.fsync(opened.fileno())
         try:
             _check_unchanged(mirror, remote, name)
-            _check_digest(mirror, name)
+            _check_arrived(mirror, name)
         except CheckpointError:
             part.unlink()
             raise
@@ -234,9 +232,14 @@ def _check_unchanged(mirror: Mirror, remote: Remote, name: str) -> None:
         )
 
 
-def _check_digest(mirror: Mirror, name: str) -> None:
-    """Check the bytes that came, where the other side says what they are."""
-    expected = mirror.files[name].sha256
+def _check_arrived(mirror: Mirror, name: str) -> None:
+    """Check how many bytes came, and which, where the other side says what they are."""
+    size, expected = mirror.files[name].size, mirror.files[name].sha256
+    if mirror.part(name).stat().st_size != size:
+        raise CheckpointError(
+            f"{mirror.url}: {name} came with {mirror.part(name).stat().st_size:,} bytes, expected {size:,}. "
+            "Run the command again."
+        )
     if expected and (found := sha256_of(mirror.part(name))) != expected:
         raise CheckpointError(
             f"{mirror.url}: {name} came damaged: SHA-256 {found[:12]}…, expected {expected[:12]}…. "

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightspace.checkpoints.disk import one_line_errors
 from weightspace.checkpoints.file_format import file_format
+from weightspace.checkpoints.json_file import read_json_object
 from weightspace.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -143,12 +143,8 @@ def read_index(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is damaged, or places a tensor elsewhere.
     """
-    with one_line_errors(path, "read"):
-        try:
-            index = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} is not valid JSON ({error}).") from error
-    places = index.get("weight_map") if isinstance(index, dict) else None
+    index = read_json_object(path)
+    places = index.get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{path} has no 'weight_map' from tensor names to files.")
     for name, shard in places.items():

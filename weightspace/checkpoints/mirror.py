@@ -6,7 +6,9 @@ files (configuration, tokenizer, an adapter) and torch files, which have no head
 
 Mirrors lie in ``$WEIGHTSPACE_CACHE``, by default ``~/.cache/weightspace/remote``, each in a folder named by the
 SHA-256 of the URL and of what the remote files were when they were seen: other content is another mirror. They stay
-for the next merge, and may be deleted whenever none is running. In a mirror's folder are
+for the next merge, and may be deleted whenever none is running. A record is believed only there, in a folder that has
+the name which follows from it: one that comes with somebody's checkpoint is a file like any other. In a mirror's folder
+are
 
 - ``weightspace-mirror.json``: the URL, and size and stamp of each file;
 - ``ready``: all headers and small files are there;
@@ -18,17 +20,18 @@ for the next merge, and may be deleted whenever none is running. In a mirror's f
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 
-from weightspace.checkpoints.disk import one_line_errors
-from weightspace.checkpoints.remote import TIMEOUT, RemoteFile
+from weightspace.checkpoints.json_file import read_json
+from weightspace.checkpoints.remote import TIMEOUT, RemoteFile, is_url
 from weightspace.errors import CheckpointError
 
 _RECORD = "weightspace-mirror.json"
@@ -43,12 +46,20 @@ class Mirror:
         home: its folder in the cache.
         path: what stands for the URL.
         files: what it may hold, by name.
+
+    Raises:
+        CheckpointError: a name leads out of the mirror's folder.
     """
 
     url: str
     home: Path
     path: Path
     files: dict[str, RemoteFile]
+
+    def __post_init__(self) -> None:
+        for name in (self.path.name, *self.files):
+            if not is_plain_name(name):
+                raise CheckpointError(f"{self.url} has a file called {name!r}, expected a name without a path.")
 
     @property
     def ready(self) -> Path:
@@ -70,6 +81,10 @@ class Mirror:
     def is_whole(self, name: str) -> bool:
         """Return whether a file is there in full."""
         return self.marker(name).exists() and not self.part(name).exists() and self.place(name).exists()
+
+    def lacks(self, place: Path) -> bool:
+        """Return whether a path is that of a file of the mirror which is not there in full."""
+        return place.name in self.files and self.place(place.name) == place and not self.is_whole(place.name)
 
     def missing(self, name: str) -> int:
         """Return how many bytes of a file are still to come."""
@@ -96,30 +111,63 @@ def write_record(mirror: Mirror) -> None:
         os.replace(temporary, record)
 
 
-def _read_record(home: Path) -> Mirror:
-    """Return the mirror in a folder of the cache."""
-    with one_line_errors(home / _RECORD, "read"):
-        try:
-            content = json.loads((home / _RECORD).read_bytes())
-            files = {name: RemoteFile(**file) for name, file in content["files"].items()}
-            return Mirror(content["url"], home, home / "files" / content["path"], files)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{home / _RECORD} is damaged ({error}). Delete {home}.") from error
+def mirror_home(url: str, is_folder: bool, files: Mapping[str, RemoteFile]) -> Path:
+    """Return the folder of the mirror of a URL whose files are these: other content is another folder."""
+    listed = [(name, file.size, file.stamp) for name, file in sorted(files.items())]
+    return cache_folder() / hashlib.sha256(json.dumps([url, is_folder, listed]).encode()).hexdigest()
+
+
+def is_plain_name(name: str) -> bool:
+    """Return whether a name is that of a file in a folder, and leads nowhere else on any system."""
+    return name not in ("", ".", "..") and not any(letter in "/\\\x7f" or letter < " " for letter in name)
 
 
 def incomplete(files: Sequence[Path]) -> list[tuple[Mirror, list[str]]]:
     """Return the mirrors of files, each with the names of those that are not whole."""
-    by_home: dict[Path, list[str]] = {}
+    by_home: dict[Path, list[Path]] = {}
     for file in dict.fromkeys(files):
-        home = next((folder for folder in file.parents[1:3] if (folder / _RECORD).is_file()), None)
+        place = Path(os.path.realpath(file))
+        home = _home_of(place)
         if home is not None:
-            by_home.setdefault(home, []).append(file.name)
-    mirrors = [(_read_record(home), names) for home, names in by_home.items()]
+            by_home.setdefault(home, []).append(place)
+    mirrors = [(_read_record(home), places) for home, places in by_home.items()]
     return [
         (mirror, missing)
-        for mirror, names in mirrors
-        if (missing := [name for name in names if name in mirror.files and not mirror.is_whole(name)])
+        for mirror, places in mirrors
+        if (missing := [place.name for place in places if mirror.lacks(place)])
     ]
+
+
+def _home_of(place: Path) -> Path | None:
+    """Return the folder of the mirror that a file belongs to, which lies in the cache and nowhere else."""
+    cache = Path(os.path.realpath(cache_folder()))
+    if cache not in place.parents:
+        return None
+    home = cache / place.relative_to(cache).parts[0]
+    return home if (home / _RECORD).is_file() else None
+
+
+def _read_record(home: Path) -> Mirror:
+    """Return the mirror in a folder of the cache.
+
+    Raises:
+        CheckpointError: the record is damaged, or that of another folder.
+    """
+    record = home / _RECORD
+    content = read_json(record)
+    try:
+        url, name, listed = content["url"], content["path"], content["files"]
+        files = {file: RemoteFile(**fields) for file, fields in listed.items()}
+        texts = [url, name, *(text for file in files.values() for text in (file.path, file.stamp, file.sha256))]
+        if not all(isinstance(text, str) for text in texts) or not is_url(url):
+            raise TypeError("a text is missing")
+        if not all(type(file.size) is int and file.size >= 0 for file in files.values()):
+            raise TypeError("a size is missing")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{record} is damaged ({error}). Delete {home}.") from error
+    if home.name not in (mirror_home(url, is_folder, files).name for is_folder in (True, False)):
+        raise CheckpointError(f"{record} is not that of this folder. Delete {home}.")
+    return Mirror(url, home, home / "files" / name, files)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from weightspace.checkpoints.disk import one_line_errors
+from weightspace.checkpoints.json_file import parse_json
 from weightspace.errors import CheckpointError
 
 #: The format's name of each dtype -> bytes of one element.
@@ -30,6 +31,10 @@ TIED = "weightspace.tied"
 
 #: Longest header that the format allows, in bytes.
 MAX_HEADER = 100_000_000
+
+#: Dimensions and elements of a tensor, at most.
+MAX_DIMENSIONS = 64
+MAX_ELEMENTS = 2**63 - 1
 
 #: The one name in a header that is not a tensor.
 METADATA = "__metadata__"
@@ -108,10 +113,7 @@ def tied_entries(path: Path, header: Header) -> dict[str, str]:
     """
     if TIED not in header.metadata:
         return {}
-    try:
-        tied = json.loads(header.metadata[TIED])
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the metadata {TIED!r} is not valid JSON ({error}).") from error
+    tied = parse_json(header.metadata[TIED], f"{path}: the metadata {TIED!r}")
     if not isinstance(tied, dict):
         raise CheckpointError(f"{path}: the metadata {TIED!r} must map names to names.")
     for name, owner in tied.items():
@@ -134,22 +136,12 @@ def _json_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any],
             f"and a header at most {MAX_HEADER:,}. Is it truncated, or not a safetensors file?"
         )
     try:
-        content = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the header is not valid JSON ({error}). Is it a safetensors file?") from error
+        content = parse_json(file.read(length), f"{path}: the header")
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} Is it a safetensors file?") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: the header is a JSON {type(content).__name__}, expected an object of tensors.")
     return content, 8 + length
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a dict from JSON pairs, refusing a name that comes twice."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} occurs twice")
-    return content
 
 
 def _metadata(path: Path, value: Any) -> dict[str, str]:
@@ -171,12 +163,16 @@ def _entry(path: Path, name: str, value: Any) -> Entry:
         raise CheckpointError(f"{here} has shape {str(shape)[:80]}, expected a list of sizes of 0 or more.")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CheckpointError(f"{here} has data_offsets {str(offsets)[:80]}, expected [start, end].")
+    if len(shape) > MAX_DIMENSIONS:
+        raise CheckpointError(f"{here} has {len(shape):,} dimensions, expected {MAX_DIMENSIONS} at most.")
     needed = math.prod(shape) * ITEMSIZES[dtype]
     if offsets[1] - offsets[0] != needed:
         raise CheckpointError(
             f"{here} of dtype {dtype} and shape {tuple(shape)} needs {needed:,} bytes, "
             f"but its offsets {offsets} hold {offsets[1] - offsets[0]:,}. The header is damaged."
         )
+    if math.prod(size or 1 for size in shape) > MAX_ELEMENTS:  # where one size is 0
+        raise CheckpointError(f"{here} has shape {tuple(shape)}, which no tensor can have. The header is damaged.")
     return Entry(dtype, tuple(shape), offsets[0], offsets[1])
 
 

@@ -21,7 +21,10 @@ import torch
 
 from weightspace.checkpoints.disk import one_line_errors
 from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX
+from weightspace.checkpoints.json_file import MAX_BYTES, parse_json
 from weightspace.checkpoints.state import StateDict, check_storable, tied_names
+from weightspace.checkpoints.torch_archive import check_torch_file, is_archive
+from weightspace.checkpoints.zip_directory import ZipError, read_directory, read_record
 from weightspace.errors import CheckpointError
 
 #: Names under which training scripts nest the state dict.
@@ -63,14 +66,14 @@ def read_torch_metadata(path: Path) -> dict[str, str]:
         CheckpointError: the file is missing, or its metadata is damaged.
     """
     with one_line_errors(path, "read"), open(path, "rb") as file:
-        if not zipfile.is_zipfile(file):
+        if not is_archive(file):
             return {}
         try:
-            with zipfile.ZipFile(file) as archive:
-                text = archive.read(_RECORD) if _RECORD in archive.namelist() else b"{}"
-            metadata = json.loads(text)
-        except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError, EOFError) as error:
-            raise CheckpointError(f"{path}: the metadata cannot be read ({error}).") from error
+            record = read_directory(file).get(_RECORD)
+            text = b"{}" if record is None else read_record(file, record, MAX_BYTES)
+        except ZipError as error:
+            raise CheckpointError(f"{path}: the metadata cannot be read: {error}.") from error
+    metadata = parse_json(text, f"{path}: the metadata")
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: the metadata must map strings to strings.")
     return metadata
@@ -99,7 +102,7 @@ def write_torch(state: StateDict, file: BinaryIO, metadata: dict[str, str], path
 def _unpickle(path: Path) -> Any:
     """Return the content of the file, tensors only, on the CPU."""
     with one_line_errors(path, "read"):
-        mapped = zipfile.is_zipfile(path)
+        mapped = check_torch_file(path)
         try:
             with warnings.catch_warnings():  # what torch would warn of is an error here
                 warnings.simplefilter("ignore")

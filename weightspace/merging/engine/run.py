@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from weightspace.checkpoints.companions import check_replaceable
 from weightspace.checkpoints.disk import one_line_errors
-from weightspace.checkpoints.fetching import cache_folder, fetch, missing_bytes
+from weightspace.checkpoints.fetching import fetch, missing_bytes
 from weightspace.checkpoints.file_format import TORCH_SUFFIXES
 from weightspace.checkpoints.hashing import Hashing
+from weightspace.checkpoints.mirror import cache_folder
 from weightspace.checkpoints.origins import described
 from weightspace.checkpoints.safetensors_header import encode_header, read_header
 from weightspace.errors import CheckpointError, WeightspaceError

@@ -1,0 +1,121 @@
+"""Checks of a torch file before torch reads it: that every storage is there, as long as the pickle says.
+
+There are two formats: a zip archive with a record for each storage, and five pickles in a row followed by the storages,
+each behind its number of elements, which torch wrote before 1.6.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+from weightspace.checkpoints.disk import one_line_errors
+from weightspace.checkpoints.torch_pickle import (
+    MAX_PICKLE,
+    Storage,
+    TorchPickleError,
+    check_memory,
+    follow_pickle,
+)
+from weightspace.checkpoints.zip_directory import (
+    MAGIC,
+    STORED,
+    ZipError,
+    ZipRecord,
+    check_record,
+    read_directory,
+    read_record,
+)
+from weightspace.errors import CheckpointError
+
+#: Bytes at whose multiples a storage must begin for its elements to be used in place.
+_ALIGNMENT = 8
+
+#: The first number of a file of the old format.
+_OLD_MAGIC = 0x1950A86A20F9469CFC6C
+
+_HINT = "Copy it again."
+
+
+def check_torch_file(path: Path) -> bool:
+    """Check that a torch file is whole, and return whether it can be mapped into memory.
+
+    It can where every storage is there uncompressed, exactly where it should be, at an address that its elements can
+    have. The checksums of storages are taken where they are not mapped, since they are read then anyway.
+
+    Raises:
+        CheckpointError: the file is damaged, or asks for more than it holds.
+    """
+    with one_line_errors(path, "read"), open(path, "rb") as file:
+        try:
+            if is_archive(file):
+                return _check_archive(file)
+            _check_old_file(file)
+        except ZipError as error:
+            raise CheckpointError(f"{path} is a damaged archive: {error}. {_HINT}") from error
+        except TorchPickleError as error:
+            raise CheckpointError(f"{path} cannot be read: {error}. {_HINT}") from error
+    return False
+
+
+def is_archive(file: BinaryIO) -> bool:
+    """Return whether an open torch file is of the format that is a zip archive, as torch decides it."""
+    file.seek(0)
+    return file.read(len(MAGIC)) == MAGIC
+
+
+def _check_archive(file: BinaryIO) -> bool:
+    """Check an archive; return whether it can be mapped."""
+    records = read_directory(file)
+    folder = next(iter(records), "").split("/")[0]
+    if f"{folder}/constants.pkl" in records:
+        raise TorchPickleError("it is a TorchScript program; expected a state dict, as torch.save writes it")
+    pickled = records.get(f"{folder}/data.pkl")
+    if pickled is None:
+        raise ZipError("it holds no data.pkl, as files of torch.save do")
+    content = read_record(file, pickled, MAX_PICKLE)
+    check_memory(content)
+    claimed = [
+        _record_of(records, folder, storage) for storage in follow_pickle(content).storages.values() if storage.nbytes
+    ]
+    if all(record.method == STORED and record.fits and record.start % _ALIGNMENT == 0 for record in claimed):
+        return True
+    for record in claimed:
+        check_record(file, record)
+    return False
+
+
+def _record_of(records: dict[str, ZipRecord], folder: str, storage: Storage) -> ZipRecord:
+    """Return the record of a storage, which is as long as the pickle says."""
+    record = records.get(f"{folder}/data/{storage.key}")
+    if record is None:
+        raise ZipError(f"the storage {storage.key[:80]!r} is missing")
+    if record.size != storage.nbytes:
+        raise ZipError(
+            f"the storage {storage.key[:80]!r} has {record.size:,} bytes, but the pickle claims {storage.nbytes:,}"
+        )
+    return record
+
+
+def _check_old_file(file: BinaryIO) -> None:
+    """Check a file of the old format."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    content = file.read(MAX_PICKLE)
+    if content[:1] != b"\x80":
+        raise TorchPickleError("it is not a torch file")
+    check_memory(content)
+    magic = follow_pickle(content)
+    if magic.value != _OLD_MAGIC:
+        raise TorchPickleError("it is a pickle, but not a torch file")
+    end = magic.end
+    for _ in range(2):  # the protocol, then sizes of numbers on the machine that wrote it
+        end = follow_pickle(content, end).end
+    claims = follow_pickle(content, end)
+    keys = follow_pickle(content, claims.end)
+    listed = keys.value
+    if not isinstance(listed, list) or sorted(map(str, listed)) != sorted(claims.storages):
+        raise TorchPickleError("the storages that it lists are not those of its tensors")
+    needed = sum(8 + storage.nbytes for storage in claims.storages.values())
+    if size - keys.end < needed:
+        raise TorchPickleError(f"its storages need {needed:,} bytes, but {size - keys.end:,} follow: is it truncated?")

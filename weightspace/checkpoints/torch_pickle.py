@@ -1,0 +1,355 @@
+"""The storages and views that the pickle of a torch file asks for, found without unpickling anything.
+
+torch believes the lengths in the pickle: a view beyond the end of its storage shows whatever follows in the file, or in
+memory. So the pickle is followed here first, by the instructions that torch knows and with symbols for values; no
+object that it names is made, no function is called.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+#: Bytes of a pickle, at most: those of a hundred thousand tensors have some 15 million.
+MAX_PICKLE = 20_000_000
+
+#: Bytes that its objects may take, by a bound from above; bytes of one made by each instruction.
+_MAX_MEMORY = 600_000_000
+_COSTS = {b"]": 64, b"}": 72, b"(": 130, b"\x8f": 224, b"\x85": 64, b"\x86": 64, b"\x87": 72, b"R": 250, b"\x81": 250}
+
+#: Bytes that views may show beyond what their storages hold (``expand`` repeats elements), all of a file together.
+_MAX_EXPANDED = 2**27
+
+_MAX_DEPTH = 100
+_MAX_DIMENSIONS = 64
+
+#: Storage types -> bytes of an element.
+_ITEMSIZES = {
+    **{"DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2},
+    **{"LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1},
+    **{"ComplexDoubleStorage": 16, "ComplexFloatStorage": 8, "UntypedStorage": 1},
+    **{"QInt8Storage": 1, "QUInt8Storage": 1, "QInt32Storage": 4, "QUInt4x2Storage": 1, "QUInt2x4Storage": 1},
+}
+
+#: Functions that show a storage as a tensor: (storage, offset, size, stride, …).
+_VIEWS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_qtensor")
+
+#: Functions that take tensors and make one.
+_TENSORS = (
+    *("_rebuild_parameter", "_rebuild_parameter_with_state", "_rebuild_sparse_tensor"),
+    *("_rebuild_meta_tensor_no_storage", "_rebuild_device_tensor_from_cpu_tensor"),
+)
+
+#: Functions that torch would call and that take memory, or show it, without being asked by a storage.
+_REFUSED = ("bytearray", "_rebuild_nested_tensor", "_rebuild_wrapper_subclass", "_rebuild_device_tensor_from_numpy")
+
+
+class TorchPickleError(ValueError):
+    """Says in a few words what is wrong with a pickle."""
+
+
+class Global(NamedTuple):
+    """A name that the pickle imports."""
+
+    module: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What a pickle says of a storage: its name in the file, bytes of an element, and of all."""
+
+    key: str
+    itemsize: int
+    nbytes: int
+
+
+@dataclass
+class Claims:
+    """What a pickle asks for.
+
+    Attributes:
+        storages: by name.
+        value: what the pickle is as a whole, in symbols: numbers, texts, tuples and lists as they are.
+        end: where the next bytes begin.
+    """
+
+    storages: dict[str, Storage] = field(default_factory=dict)
+    value: Any = None
+    end: int = 0
+
+
+class _Tuple(tuple[Any, ...]):
+    """A tuple that knows how deep it is nested: hashing a deep one ends the process."""
+
+    depth = 1
+
+
+#: Stand for a tensor, and for anything else that is no plain value.
+_TENSOR, _OPAQUE = object(), object()
+
+_EMPTY = _Tuple()
+
+
+def check_memory(content: bytes) -> None:
+    """Check that a pickle does not make more objects than can be held in memory.
+
+    Raises:
+        TorchPickleError: it does.
+    """
+    needed = 12 * len(content) + sum(cost * content.count(code) for code, cost in _COSTS.items())
+    if len(content) > MAX_PICKLE or needed > _MAX_MEMORY:
+        raise TorchPickleError(f"its pickle of {len(content):,} bytes makes more objects than can be held in memory")
+
+
+def follow_pickle(content: bytes, start: int = 0) -> Claims:
+    """Return what a pickle asks for.
+
+    Args:
+        content: bytes in which a pickle stands.
+        start: where it begins.
+
+    Raises:
+        TorchPickleError: the pickle is damaged, or asks for something that only code could make; a view shows more than
+            its storage holds.
+    """
+    machine = _Machine(content, start)
+    try:
+        machine.run()
+    except TorchPickleError:
+        raise
+    except (IndexError, KeyError, TypeError, AttributeError, ValueError, struct.error) as error:
+        raise TorchPickleError(f"its pickle is damaged ({type(error).__name__} at byte {machine.at:,})") from error
+    return machine.claims
+
+
+class _Machine:
+    """Follows the instructions of a pickle, those that torch's own reader of weights knows."""
+
+    def __init__(self, content: bytes, start: int) -> None:
+        self.content = content
+        self.at = start
+        self.stack: list[Any] = []
+        self.marked: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        self.expanded = 0
+        self.claims = Claims()
+
+    def run(self) -> None:
+        """Follow the pickle to its end."""
+        while True:
+            code = self.content[self.at]
+            self.at += 1
+            if code == _STOP:
+                self.claims.value, self.claims.end = self.stack.pop(), self.at
+                return
+            _INSTRUCTIONS[code](self)
+
+    def take(self, length: int) -> bytes:
+        """Return the next bytes."""
+        taken = self.content[self.at : self.at + length]
+        if len(taken) != length:
+            raise TorchPickleError("its pickle ends too early")
+        self.at += length
+        return taken
+
+    def number(self, code: str) -> int:
+        """Return the number that comes next."""
+        (value,) = struct.unpack(code, self.take(struct.calcsize(code)))
+        return value
+
+    def push(self, value: Any) -> None:
+        """Put a value on the stack."""
+        self.stack.append(value)
+
+    def mark(self) -> None:
+        """Begin a stack of its own."""
+        self.marked.append(self.stack)
+        self.stack = []
+
+    def since_mark(self) -> list[Any]:
+        """Return that stack and go on with the one before."""
+        items, self.stack = self.stack, self.marked.pop()
+        return items
+
+    def tuple_of(self, items: list[Any]) -> None:
+        """Push a tuple."""
+        made = _Tuple(items)
+        made.depth = 1 + max((item.depth for item in items if type(item) is _Tuple), default=0)
+        if made.depth > _MAX_DEPTH:
+            raise TorchPickleError(f"its tuples are nested more than {_MAX_DEPTH} deep")
+        self.push(made)
+
+    def last(self, count: int) -> list[Any]:
+        """Take the last values from the stack."""
+        if len(self.stack) < count:
+            raise TorchPickleError("its pickle is damaged")
+        items = self.stack[-count:]
+        del self.stack[-count:]
+        return items
+
+    def extend(self, items: list[Any]) -> None:
+        """Put values into the container below them."""
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(items)
+
+    def import_name(self) -> None:
+        """Push a name that torch would look up."""
+        module, name, _ = self.content[self.at : self.at + 1000].split(b"\n", 2)
+        self.at += len(module) + len(name) + 2
+        self.push(Global(module.decode(), name.decode()))
+
+    def call(self) -> None:
+        """Follow a call."""
+        function, arguments = self.last(2)
+        self.push(self.result(function, arguments))
+
+    def result(self, function: Any, arguments: Any) -> Any:
+        """Return what a function makes of arguments, in symbols."""
+        if not isinstance(function, Global) or type(arguments) is not _Tuple:
+            raise TorchPickleError("it calls something that is no function")
+        module, name = function
+        if name in _REFUSED or (module.startswith("torch") and name.endswith("Tensor")):
+            raise TorchPickleError(f"it makes something that is no part of a checkpoint ({module}.{name})")
+        if module == "torch._tensor" and name == "_rebuild_from_type_v2":
+            return self.result(arguments[0], arguments[2])
+        if module == "torch._utils" and name in _VIEWS:
+            self.check_view(arguments, _itemsize_of(arguments[6]) if name == "_rebuild_tensor_v3" else None)
+            return _TENSOR
+        if name in _TENSORS or name == "Parameter":
+            return _TENSOR
+        return arguments[0] if function == ("torch", "Size") and arguments else _OPAQUE
+
+    def build(self) -> None:
+        """Follow the setting of an object's state."""
+        thing, _ = self.last(2)
+        if thing is _TENSOR:
+            raise TorchPickleError("it changes a tensor after it was made, as torch before 0.4 did")
+        self.push(thing)
+
+    def load_storage(self) -> None:
+        """Note a storage that is asked for."""
+        kind, storage_type, key, _, count, *view = self.stack.pop()
+        if kind not in ("storage", b"storage") or not isinstance(key, str) or not _is_size(count):
+            raise TorchPickleError("it asks for something that is no storage")
+        itemsize = _ITEMSIZES.get(storage_type.name)
+        if itemsize is None:
+            raise TorchPickleError(f"it asks for a storage of an unknown type, {storage_type.name[:80]!r}")
+        storage = Storage(key, itemsize, count * itemsize)
+        if self.claims.storages.setdefault(key, storage) != storage:
+            raise TorchPickleError(f"it claims two lengths or types of the storage {key[:80]!r}")
+        self.push(self.part(storage, view[0]) if view and view[0] is not None else storage)
+
+    def part(self, storage: Storage, view: tuple[Any, ...]) -> Storage:
+        """Return a stretch of a storage, which old files have."""
+        key, offset, count = view
+        if not isinstance(key, str) or not _is_size(offset) or not _is_size(count):
+            raise TorchPickleError("it asks for something that is no storage")
+        if (offset + count) * storage.itemsize > storage.nbytes:
+            raise TorchPickleError(f"a part of the storage {storage.key[:80]!r} lies beyond its end")
+        return Storage(key, storage.itemsize, count * storage.itemsize)
+
+    def check_view(self, arguments: tuple[Any, ...], itemsize: int | None) -> None:
+        """Check that a view shows elements of its storage only."""
+        storage, offset, sizes, strides = arguments[:4]
+        fine = isinstance(storage, Storage) and _is_size(offset) and _are_sizes(sizes) and _are_sizes(strides)
+        if not fine or len(sizes) != len(strides):
+            raise TorchPickleError("a tensor has no storage, or sizes and strides that no tensor can have")
+        if 0 in sizes:
+            return
+        last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+        if (last + 1) * (itemsize or storage.itemsize) > storage.nbytes:
+            raise TorchPickleError(
+                f"a tensor shows more than its storage {storage.key[:80]!r} holds, {storage.nbytes:,} bytes"
+            )
+        shown = math.prod(sizes) * (itemsize or storage.itemsize)
+        self.expanded += shown if shown > storage.nbytes else 0
+        if self.expanded > _MAX_EXPANDED:
+            raise TorchPickleError(f"its tensors repeat elements (expand) to more than {_MAX_EXPANDED:,} bytes")
+
+
+def _itemsize_of(dtype: Any) -> int:
+    """Return the bytes of an element of a dtype by its name."""
+    import torch
+
+    found = getattr(torch, dtype.name, None) if isinstance(dtype, Global) and dtype.module == "torch" else None
+    if not isinstance(found, torch.dtype):
+        raise TorchPickleError("it has a tensor of an unknown dtype")
+    return found.itemsize
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _are_sizes(values: Any) -> bool:
+    return type(values) is _Tuple and len(values) <= _MAX_DIMENSIONS and all(map(_is_size, values))
+
+
+def _set_item(machine: _Machine) -> None:
+    machine.last(2)
+
+
+def _long(machine: _Machine) -> int:
+    return int.from_bytes(machine.take(machine.number("<B")), "little", signed=True)
+
+
+def _text(machine: _Machine) -> str:
+    return machine.take(machine.number("<I")).decode("utf-8", "surrogatepass")
+
+
+def _remember(code: str) -> Callable[[_Machine], None]:
+    return lambda machine: machine.memo.__setitem__(machine.number(code), machine.stack[-1])
+
+
+def _recall(code: str) -> Callable[[_Machine], None]:
+    return lambda machine: machine.push(machine.memo[machine.number(code)])
+
+
+def _pushing(value_of: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
+    return lambda machine: machine.push(value_of(machine))
+
+
+_STOP = ord(".")
+
+_INSTRUCTIONS: dict[int, Callable[[_Machine], Any]] = {
+    code[0]: follow
+    for code, follow in {
+        b"\x80": lambda machine: machine.take(1),
+        b"(": _Machine.mark,
+        b"c": _Machine.import_name,
+        b"N": _pushing(lambda _: None),
+        b"\x88": _pushing(lambda _: True),
+        b"\x89": _pushing(lambda _: False),
+        b")": _pushing(lambda _: _EMPTY),
+        b"]": _pushing(lambda _: []),
+        b"}": _pushing(lambda _: _OPAQUE),
+        b"\x8f": _pushing(lambda _: _OPAQUE),
+        b"J": _pushing(lambda machine: machine.number("<i")),
+        b"K": _pushing(lambda machine: machine.number("<B")),
+        b"M": _pushing(lambda machine: machine.number("<H")),
+        b"G": _pushing(lambda machine: machine.number(">d")),
+        b"\x8a": _pushing(_long),
+        b"X": _pushing(_text),
+        b"U": _pushing(lambda machine: machine.take(machine.number("<B"))),
+        b"t": lambda machine: machine.tuple_of(machine.since_mark()),
+        b"\x85": lambda machine: machine.tuple_of(machine.last(1)),
+        b"\x86": lambda machine: machine.tuple_of(machine.last(2)),
+        b"\x87": lambda machine: machine.tuple_of(machine.last(3)),
+        b"a": lambda machine: machine.extend(machine.last(1)),
+        b"e": lambda machine: machine.extend(machine.since_mark()),
+        b"s": _set_item,
+        b"u": _Machine.since_mark,
+        b"q": _remember("<B"),
+        b"r": _remember("<I"),
+        b"h": _recall("<B"),
+        b"j": _recall("<I"),
+        b"R": _Machine.call,
+        b"\x81": _Machine.call,
+        b"b": _Machine.build,
+        b"Q": _Machine.load_storage,
+    }.items()
+}
