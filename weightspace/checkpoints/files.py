@@ -24,6 +24,7 @@ from weightspace.checkpoints.folder import (
     index_metadata,
     read_folder,
 )
+from weightspace.checkpoints.outputs import check_name
 from weightspace.checkpoints.safetensors_file import (
     read_safetensors,
     read_safetensors_metadata,
@@ -102,6 +103,7 @@ def save_checkpoint(
         with replacing_file(path) as file:
             write(state, file, kept, path)
         return
+    check_name(path)
     check_replaceable(path)
     with replacing_folder(path) as staging:
         with synced_file(staging / WEIGHTS) as file:

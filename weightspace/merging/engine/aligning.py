@@ -61,12 +61,13 @@ def aligned(plan: Plan, alignment: Alignment, folder: Path) -> Plan:
         CheckpointError: a checkpoint cannot be read or does not fit the spec, or the disk refuses.
         WeightspaceError: a model has an adapter, or evidence that was collected before it was permuted.
     """
-    from weightspace.checkpoints import load_checkpoint, save_checkpoint
+    from weightspace.checkpoints import save_checkpoint
+    from weightspace.checkpoints.reader import CheckpointReader
     from weightspace.matching import run_matching
     from weightspace.symmetry import permute
 
     first = next(job.base or job.inputs[0] for job in plan.jobs if job.kind == "merge")[0]
-    target = load_checkpoint(plan.members[first].contents.path)
+    target = CheckpointReader(plan.members[first].contents).state()
     members = list(plan.members)
     for index, member in enumerate(members):
         if member.adapter is not None:
@@ -77,7 +78,7 @@ def aligned(plan: Plan, alignment: Alignment, folder: Path) -> Plan:
                 "Match and permute it first (weightspace match, permute), and collect the evidence of that."
             )
         if index != first:
-            source = load_checkpoint(member.contents.path)
+            source = CheckpointReader(member.contents).state()
             found = run_matching(
                 alignment.method, alignment.spec, target, source, task=alignment.task, seed=alignment.seed
             )

@@ -126,6 +126,7 @@ class Plan:
         layers: how many layers the output has, where a recipe puts slices together; else None.
         untied: the output has a head of its own where some model used its embedding.
         identity: everything that decides the output's bytes; an unfinished run goes on only where it is the same.
+        stamps: size and time of change, in nanoseconds, of every file that is read.
     """
 
     method: Method
@@ -141,6 +142,7 @@ class Plan:
     tokenizer: Path | None = None
     layers: int | None = None
     untied: bool = False
+    stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -202,6 +204,8 @@ class Running:
         executor: ``threads``, ``serial``, ``processes`` or ``ray``.
         workers: how many processes, or pieces of work at a time on Ray; None: as many processes as threads, two on Ray.
         ray_address: of a Ray cluster that is running.
+        force: replace a file that is no checkpoint.
+        reads: what else is read, and so may not be written over: the recipe, a user's code.
     """
 
     memory: int = MEMORY
@@ -211,6 +215,8 @@ class Running:
     executor: str = "threads"
     workers: int | None = None
     ray_address: str | None = None
+    force: bool = False
+    reads: tuple[Path, ...] = ()
 
     @property
     def crew(self) -> int:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from weightspace.checkpoints.contents import TensorInfo
+from weightspace.checkpoints.folder import WEIGHTS
 from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.origins import described
 from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.merging.engine.inputs import stamps_of
 from weightspace.merging.engine.layout import lay_out
 from weightspace.merging.engine.members import open_members
 from weightspace.merging.engine.names import Output, outputs
@@ -24,6 +27,9 @@ from weightspace.merging.recipe import Recipe, Warn
 from weightspace.merging.roles import find_method, split_base
 from weightspace.merging.schedule import resolve, unmatched_filters
 from weightspace.user_code import is_user_code
+
+#: Bytes of a file's name, at most; a torch file's own may be longer than the one that it is made from allows.
+_LONGEST = 255
 
 #: Bytes of tensors in a shard, where nothing else is asked for.
 SHARD_SIZE = 5 * 10**9
@@ -71,6 +77,7 @@ def make_plan(recipe: Recipe, out: Path, making: Making, *, warn: Warn | None = 
     file = _weights_file(out)
     placed, shards = lay_out(jobs, named.tied, metadata, file, making.shard_size)
     donor = _donor(recipe, members)
+    stamps = stamps_of(members)
     return Plan(
         row,
         members,
@@ -79,12 +86,13 @@ def make_plan(recipe: Recipe, out: Path, making: Making, *, warn: Warn | None = 
         shards,
         metadata,
         making.finite,
-        _identity(metadata, members, making, out),
+        _identity(metadata, stamps, making, out),
         _title(out),
         donor,
         tokenizer_folder(recipe, members, donor),
         named.layers,
         named.untied or any(member.untied for member in members),
+        stamps,
     )
 
 
@@ -192,19 +200,18 @@ def _metadata(recipe: Recipe, members: Sequence[Member], making: Making) -> dict
     return {**described(paths, digests, recipe.method, options), "recipe": recipe.to_yaml()}
 
 
-def _identity(metadata: Mapping[str, str], members: Sequence[Member], making: Making, out: Path) -> str:
+def _identity(metadata: Mapping[str, str], stamps: Mapping[Path, tuple[int, int]], making: Making, out: Path) -> str:
     """Return what decides the bytes, the inputs by size and time of change."""
-    stamps = [
-        (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns)
-        for member in members
-        for file in member.files
-    ]
-    return json.dumps([dict(metadata), stamps, making.hashes, out.name])
+    files = [(os.path.realpath(file), *stamp) for file, stamp in stamps.items()]
+    return json.dumps([dict(metadata), files, making.hashes, out.name])
 
 
 def _weights_file(out: Path) -> str | None:
     """Return the name of the one file of weights, None for a folder; torch files are made from safetensors."""
-    return f"{out.stem}.safetensors" if is_file_name(out) else None
+    if not is_file_name(out):
+        return None
+    name = f"{out.stem}.safetensors"
+    return name if len(os.fsencode(name)) <= _LONGEST else WEIGHTS
 
 
 def _donor(recipe: Recipe, members: Sequence[Member]) -> Path | None:
@@ -215,4 +222,4 @@ def _donor(recipe: Recipe, members: Sequence[Member]) -> Path | None:
 
 
 def _title(out: Path) -> str:
-    return out.resolve().name
+    return Path(os.path.realpath(out)).name
