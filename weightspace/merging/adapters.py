@@ -32,8 +32,8 @@ from weightspace.adapters.writing import (
 from weightspace.checkpoints import StateDict
 from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.hashing import sha256_of
-from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.checkpoints.origins import described
+from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.in_memory import merge
 from weightspace.merging.roles import find_method, split_base
