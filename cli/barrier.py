@@ -60,13 +60,8 @@ from weightspace import WeightspaceError
 )
 @options.execution("Positions between two networks, or ways between many,")
 @options.seed("Order of the groups in the matching.")
-@click.option(
-    "-o",
-    "--output",
-    "outputs",
-    multiple=True,
-    metavar="FILE",
-    help="Picture (.png, .svg, .pdf) or table (.csv, .json); may be repeated.",
+@options.output(
+    "Picture (.png, .svg, .pdf) or table (.csv, .json); may be repeated.", required=False, kind="file", several=True
 )
 @options.as_json
 def command(
@@ -105,6 +100,8 @@ def command(
     """
     paths = (a, b, *others)
     _check(paths, outputs, plane=plane, ends_only=taylor or temperature)
+    for path in outputs:
+        options.check_apart(path, *paths, task)
     place = {"executor": executor, "workers": workers, "ray_address": ray_address}
     models = _models(paths, task, data, matching, seed)
     if plane:

@@ -11,13 +11,12 @@ from weightspace.cli.progress import progress
 
 
 @click.command("demo")
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
+@options.output(
+    "Picture to write (.png, .svg, .pdf).",
+    required=False,
+    kind="file",
     default="weightspace-demo.png",
     show_default=True,
-    help="Picture to write (.png, .svg, .pdf).",
 )
 @options.as_json
 def command(output: str, as_json: bool) -> None:

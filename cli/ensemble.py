@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @options.cache
 @options.execution("Networks to score")
 @options.gpus
-@click.option("-o", "--output", metavar="FILE", help="Picture of the predictions (.png, .svg, .pdf).")
+@options.output("Picture of the predictions (.png, .svg, .pdf).", required=False, kind="file")
 @options.as_json
 def command(
     checkpoints: tuple[str, ...],
@@ -61,6 +61,7 @@ def command(
     from weightspace.soups import compare_recipes
 
     _check(checkpoints, pairs, output)
+    options.check_apart(output, *checkpoints, task)
     found = load_task(task, data=data)
     with live_table(("", "candidate", "models", found.objective, "")) as show:
         report = compare_recipes(

@@ -41,6 +41,7 @@ def command(
     from weightspace.evidence import collect_evidence
     from weightspace.tasks import load_task
 
+    options.check_apart(output, checkpoint, task)
     found = load_task(task, data=data)
     with progress(f"{kind} of {checkpoint}") as update:
         state = collect_evidence(

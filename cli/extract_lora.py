@@ -18,7 +18,7 @@ from weightspace.cli.progress import progress
 @click.option("--lenient", is_flag=True, help="Leave out what differs and is no matrix: norms, biases.")
 @options.seed("Of the iteration that finds the singular vectors of large matrices.")
 @click.option("--device", default="cpu", show_default=True, help="Where the decompositions run.")
-@options.output("Folder of the adapter to write, as PEFT reads it.")
+@options.output("Folder of the adapter to write, as PEFT reads it.", kind="adapter")
 @options.as_json
 def command(
     base: str,
@@ -40,6 +40,7 @@ def command(
     """
     from weightspace.adapters import extract_lora_files
 
+    options.check_apart(output, base, model)
     with progress(f"extracting into {output}") as update:
         report = extract_lora_files(
             base,

@@ -29,7 +29,7 @@ _SOURCES = ("edges", "parents", "graph", "matrix", "embeddings", "wordnet", "dis
 @click.option("--ancestors", is_flag=True, help="With --wordnet: all synsets above those are labels too.")
 @click.option("--folder", metavar="DIR", help="With --wordnet: the database, data.noun and index.noun of WordNet 3.0.")
 @click.option("--key", metavar="NAME", help="Which array of an .npz or .safetensors.")
-@options.output("Metric to write, .safetensors.")
+@options.output("Metric to write, .safetensors.", kind="file")
 @options.as_json
 def build(output: str, as_json: bool, **given: Any) -> None:
     """Write a label metric to a file.
@@ -44,6 +44,7 @@ def build(output: str, as_json: bool, **given: Any) -> None:
     if len(chosen) != 1:
         said = " and ".join(f"--{name}" for name in chosen) or "none"
         raise WeightspaceError(f"A metric has one source, of {', '.join(f'--{s}' for s in _SOURCES)}; found {said}.")
+    options.check_apart(output, given[chosen[0]], given["labels"], given["folder"])
     metric = _built(chosen[0], given)
     metric.save(output)
     if as_json:

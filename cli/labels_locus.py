@@ -14,7 +14,9 @@ _OBSERVED = click.option("--observed", metavar="NAMES", required=True, help="The
 @click.argument("metric", metavar="METRIC")
 @_OBSERVED
 @click.option("--unique", is_flag=True, help="Only labels that are the only mean for some probabilities.")
-@options.output("Picture of the locus, or of three classes' simplex (--simplex), .png, .svg or .pdf.", required=False)
+@options.output(
+    "Picture of the locus, or of three classes' simplex (--simplex), .png, .svg or .pdf.", required=False, kind="file"
+)
 @click.option("--simplex", is_flag=True, help="Draw what is predicted for all probabilities of three classes.")
 @options.as_json
 def locus(metric: str, observed: str, unique: bool, output: str | None, simplex: bool, as_json: bool) -> None:
@@ -31,6 +33,7 @@ def locus(metric: str, observed: str, unique: bool, output: str | None, simplex:
 
     if simplex and output is None:
         raise WeightspaceError("--simplex draws: say where to with -o, for example -o simplex.png.")
+    options.check_apart(output, metric, observed)
     space = LabelMetric.load(metric)
     names = read_labels(observed, space.labels)
     found = space.locus(names, unique=unique)

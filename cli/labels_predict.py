@@ -38,7 +38,7 @@ def _shared(command: Command) -> Command:
 
 @click.command("predict")
 @_shared
-@options.output("Also write the table, .csv or .json, or the ids, .npy.", required=False)
+@options.output("Also write the table, .csv or .json, or the ids, .npy.", required=False, kind="file")
 @options.as_json
 def predict(metric: str, scores: str, output: str | None, as_json: bool, **given: Any) -> None:
     """Print the label of least expected cost for every row of SCORES, .npy, .npz, .safetensors or .csv.
@@ -50,6 +50,7 @@ def predict(metric: str, scores: str, output: str | None, as_json: bool, **given
     """
     from weightspace.labels.results import Predictions
 
+    options.check_apart(output, metric, scores, given["observed"], given["outputs"])
     space, observed, outputs, p = _read(metric, scores, given)
     found = Predictions.of(space, p, observed=observed, outputs=outputs, exponent=given["exponent"])
     if output is not None:
@@ -67,7 +68,9 @@ def predict(metric: str, scores: str, output: str | None, as_json: bool, **given
 @click.option("--truth", metavar="NAMES", required=True, help="The true label of every row.")
 @click.option("--validation", metavar="SCORES", help="Logits to fit the temperature on, instead of --temperature.")
 @click.option("--validation-truth", metavar="NAMES", help="Their true labels.")
-@options.output("Picture of reliability and temperatures, .png, .svg or .pdf; logits only.", required=False)
+@options.output(
+    "Picture of reliability and temperatures, .png, .svg or .pdf; logits only.", required=False, kind="file"
+)
 @options.as_json
 def evaluate(
     metric: str,
@@ -91,6 +94,9 @@ def evaluate(
     from weightspace.labels.inputs import read_array, read_labels
     from weightspace.plots import draw_calibration
 
+    options.check_apart(
+        output, metric, scores, given["observed"], given["outputs"], truth, validation, validation_truth
+    )
     if (validation is None) != (validation_truth is None):
         raise WeightspaceError("--validation and --validation-truth belong together; found one of them.")
     if (validation is not None or output is not None) and not given["logits"]:

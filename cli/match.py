@@ -72,7 +72,9 @@ def _list_methods(context: click.Context, _: click.Parameter, method: str | None
 @click.option("--steps", type=click.IntRange(min=0), help=f"{_users('steps')}: of Adam. [200]")
 @click.option("--learning-rate", type=float, help=f"{_users('learning_rate')}: of Adam.")
 @click.option("--start", metavar="START", help=f"{_users('start')}: noise or identity.")
-@options.output("Permutation to write (.safetensors); of a method for several checkpoints a folder, one for each.")
+@options.output(
+    "Permutation to write (.safetensors); of a method for several checkpoints a folder, one for each.", kind=None
+)
 @click.option("--merged", metavar="OUT", help="Also write the mean of the permuted checkpoints.")
 @options.as_json
 def command(
@@ -111,6 +113,11 @@ def command(
     if method in MATCHINGS:
         check_two(method, others, merged)
         check_permutation_path(output)
+        options.check_writable(output, "file")
+    if merged is not None:
+        options.check_writable(merged, "checkpoint")
+    for path in (output, merged):
+        options.check_apart(path, target, source, *others, spec_file, network, task)
     found = options.load_any_task(task, data)
     spec = options.spec_of(spec_file, network, input_shape, found)
     if method in MANY_MATCHINGS:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli.match_progress import shown
+from weightspace.cli.options import check_apart, check_writable
 from weightspace.cli.progress import progress
 
 from weightspace import WeightspaceError
@@ -39,13 +40,16 @@ def match_many(
     folder = Path(output)
     if folder.suffix or folder.is_file():
         raise WeightspaceError(f"{method} writes one permutation a checkpoint: {output} must be a folder, not a file.")
+    files = [folder / f"{number}-{Path(path).stem}.safetensors" for number, path in enumerate(paths, start=1)]
+    for file in files:
+        check_writable(file, "file")
+        check_apart(file, *paths)
     states = [load_checkpoint(path) for path in paths]
     begin = time.perf_counter()
     with progress(method) as update:
         found = run_many(method, spec, states, task=task, seed=seed, on_fact=shown(update), **given)
     seconds = time.perf_counter() - begin
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{number}-{Path(path).stem}.safetensors" for number, path in enumerate(paths, start=1)]
     for permutation, file in zip(found.permutations, files, strict=True):
         permutation.save(file)
     if merged is not None:

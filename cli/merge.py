@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,8 @@ from weightspace.cli.progress import byte_progress
 from weightspace import WeightspaceError
 from weightspace.matching.methods import MATCHINGS
 from weightspace.merging import METHODS
+from weightspace.suggestions import unknown
+from weightspace.user_code import is_user_code
 
 if TYPE_CHECKING:
     from weightspace.merging import Alignment, Finish, MergeReport, Reproduction
@@ -47,7 +48,9 @@ def _parameter_options(command: Command) -> Command:
 @click.command("merge")
 @click.argument("sources", nargs=-1, metavar="RECIPE.yml | CHECKPOINT…")
 @options.output(
-    "OUT.safetensors is one file, OUT.pt a torch file, anything else a Hugging Face folder.", required=False
+    "OUT.safetensors is one file, OUT.pt a torch file, anything else a Hugging Face folder.",
+    required=False,
+    kind=None,
 )
 @click.option(
     "-m", "--method", metavar="METHOD", help=f"{', '.join(METHODS)}, or your own as file.py:function. [linear]"
@@ -73,8 +76,9 @@ def _parameter_options(command: Command) -> Command:
 @options.spec_source
 @options.task(required=False)
 @options.seed("Of random masks and of the matching.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the plan; write nothing, and run no code of file.py.")
 @click.option("--reproduce", metavar="OUT", help="Make OUT again from its metadata and compare the bytes.")
+@click.option("--allow-code", is_flag=True, help="--reproduce: run the file.py:function that OUT names. Read it first.")
 @click.option("--lenient", is_flag=True, help="Warn of what is refused otherwise: unknown keys, missing tensors.")
 @click.option("--allow-nonfinite", is_flag=True, help="Merge NaN and infinity too.")
 @click.option("--shard-size", metavar="SIZE", default="5GB", show_default=True, help="Of a folder's files.")
@@ -95,6 +99,8 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
     """Merge checkpoints of one architecture into one: a recipe (mergekit's YAML), or CHECKPOINTs and a method.
 
     Nothing is held in memory whole, and nothing is half-written: an interrupted merge goes on when it is called again.
+    Inputs are never written over, and a file that is no checkpoint only with --force. An input that changes meanwhile
+    is an error. --reproduce believes OUT what it says of itself, but runs code that it names only with --allow-code.
     MODEL+ADAPTER adds a LoRA adapter to a model. A CHECKPOINT may be a URL (hf://org/model, s3://bucket/model): it is
     brought into $WEIGHTSPACE_CACHE and stays there. Networks that were trained apart need --align, with --network,
     --task or --spec to say what they are; with --task, BatchNorm's statistics of the result are measured anew.
@@ -108,7 +114,10 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
       weightspace merge hf://org/a hf://org/b -o merged --dry-run
       weightspace merge --reproduce merged
     """
-    align, finish, recorded = _network_options(said)
+    if said["allow_code"] and reproduce is None:
+        raise WeightspaceError("--allow-code is for --reproduce: code that the command line or a recipe names is run.")
+    unrun = _unrun(said) if said["dry_run"] else ()
+    align, finish, recorded = _network_options(said, run=not unrun)
     if reproduce is not None:
         if sources or output is not None:
             raise WeightspaceError("--reproduce OUT takes sources and recipe from OUT. Leave out CHECKPOINTs and -o.")
@@ -122,6 +131,9 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
         except KeyboardInterrupt:
             click.echo(_interrupted(output), err=True)
             raise SystemExit(_SIGINT) from None
+    for line in unrun:
+        click.echo(f"Warning: {line}", err=True)
+    report = replace(report, warnings=(*report.warnings, *unrun))
     _show(report, dry_run=said["dry_run"], as_json=as_json)
 
 
@@ -178,6 +190,7 @@ def _merge(
         workers=said["workers"],
         ray_address=said["ray_address"],
         dry_run=said["dry_run"],
+        force=options.forced(),
         lenient=said["lenient"],
         warn=lambda line: click.echo(f"Warning: {line}", err=True),
         progress=update,
@@ -190,13 +203,22 @@ def _was_given(option: str) -> bool:
     return source is click.core.ParameterSource.COMMANDLINE
 
 
-def _network_options(said: dict[str, Any]) -> tuple[Alignment | None, Finish | None, dict[str, Any]]:
-    """Return the alignment, what follows the merge, and what the metadata says of that."""
+def _unrun(said: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a line for each source of code that a dry run does not load, and so cannot check."""
+    named = [said[option] for option in ("task", "network") if said[option] is not None]
+    lines = (f"{one} was not loaded: a dry run runs no code, and plans without it." for one in named)
+    return tuple(line for one, line in zip(named, lines, strict=True) if is_user_code(one))
+
+
+def _network_options(said: dict[str, Any], *, run: bool) -> tuple[Alignment | None, Finish | None, dict[str, Any]]:
+    """Return the alignment, what follows the merge, and what the metadata says of that; nothing if no code may run."""
     network = (said.pop("spec_file"), said.pop("network"), said.pop("input_shape"))
     method, task, data = said.pop("align"), said.pop("task"), said.pop("data")
     if method is None and any(network):
         raise WeightspaceError("--spec, --network and --input are for --align, which was not given.")
-    if method is None and task is None:
+    if method is not None and method not in MATCHINGS:
+        raise unknown("alignment", method, MATCHINGS)
+    if not run or (method is None and task is None):
         return None, None, {}
     from weightspace.connectivity import reset_statistics
     from weightspace.merging import Alignment
@@ -217,6 +239,7 @@ def _reproduce(out: str, align: Alignment | None, finish: Finish | None, said: d
             out,
             align=align,
             finish=finish,
+            allow_code=said["allow_code"],
             memory=said["memory"] * 2**20,
             threads=said["threads"],
             progress=update,
@@ -258,7 +281,9 @@ def _show(report: MergeReport, *, dry_run: bool, as_json: bool) -> None:
 
 
 def _interrupted(output: str) -> str:
-    kept = Path(os.path.realpath(output)).with_name(f".{Path(output).name}.merge")
+    from weightspace.merging.engine.staging import staging_folder
+
+    kept = staging_folder(Path(output))
     if not kept.exists():
         return "\nStopped before anything was written."
     return f"\nStopped. What is done is kept in {kept}: the same command goes on from there; delete it to give up."

@@ -23,7 +23,7 @@ from weightspace.cli.progress import progress
 )
 @click.option("--normalize/--no-normalize", default=None, help="Of the inner method: divide by the sum of the weights.")
 @click.option("--seed", type=int, help="Of the inner method's random masks.")
-@options.output("Folder of the adapter to write, as PEFT reads it.")
+@options.output("Folder of the adapter to write, as PEFT reads it.", kind="adapter")
 @options.as_json
 def command(
     adapters: tuple[str, ...],
@@ -50,6 +50,7 @@ def command(
     """
     from weightspace.merging import merge_adapters
 
+    options.check_apart(output, *adapters)
     densities = options.numbers("--density", density)
     said = {"normalize": normalize, "seed": seed}
     with progress(f"merging into {output}"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 
+#: Where a context keeps whether ``--force`` was given.
+_FORCE = "weightspace.force"
+
 
 def as_json(command: Command) -> Command:
     """``--json``: one object on stdout."""
@@ -32,9 +36,80 @@ def seed(help_text: str) -> Callable[[Command], Command]:
     return click.option("--seed", type=whole, default=0, show_default=True, help=help_text)
 
 
-def output(help_text: str, *, required: bool = True) -> Callable[[Command], Command]:
-    """``-o OUT``."""
-    return click.option("-o", "--output", metavar="OUT", required=required, help=help_text)
+def output(
+    help_text: str, *, required: bool = True, kind: str | None = "checkpoint", several: bool = False, **settings: Any
+) -> Callable[[Command], Command]:
+    """``-o OUT`` and ``--force``; what stands under that name already is looked at before anything is done.
+
+    Args:
+        help_text: of ``-o``.
+        required: it must be given.
+        kind: ``checkpoint`` (a file or a folder), ``adapter`` (a folder), ``spec``, or ``file``: what the ending says.
+            None: the command checks.
+        several: it may be repeated.
+        settings: of the option.
+    """
+    settings = {"metavar": "FILE" if kind == "file" else "OUT", "required": required, "help": help_text} | settings
+
+    def checked(context: click.Context, _: click.Parameter, value: Any) -> Any:
+        for path in value if several else [] if value is None else [value]:
+            check_writable(path, kind)
+        return value
+
+    def decorate(command: Command) -> Command:
+        named = ("-o", "--output", "outputs") if several else ("-o", "--output")
+        return click.option(*named, multiple=several, callback=checked, **settings)(force(command))
+
+    return decorate
+
+
+def force(command: Command) -> Command:
+    """``--force``, which ``forced`` knows."""
+
+    def remember(context: click.Context, _: click.Parameter, value: bool) -> None:
+        context.meta[_FORCE] = value
+
+    return click.option(
+        "--force",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=remember,
+        help="Replace a file that is something else than what is written.",
+    )(command)
+
+
+def forced() -> bool:
+    """Return whether ``--force`` was given."""
+    return bool(click.get_current_context().meta.get(_FORCE))
+
+
+def check_writable(path: str | Path, kind: str | None) -> None:
+    """Check that a command may write under a name; see ``output`` for the kinds."""
+    from weightspace.checkpoints import outputs
+
+    if kind == "checkpoint":
+        outputs.check_checkpoint_output(Path(path), force=forced())
+    elif kind == "adapter":
+        outputs.check_name(Path(path), folder_only=True)
+    elif kind is not None:
+        outputs.check_file_output(Path(path), kind=None if kind == "file" else kind, force=forced())
+
+
+def check_apart(output: str | Path | None, *inputs: str | Path | None) -> None:
+    """Check that an output takes the place of no input, through links and hard links too."""
+    from weightspace.checkpoints.outputs import check_apart
+    from weightspace.checkpoints.remote import is_url
+
+    if output is not None:
+        paths = [path for one in inputs if one is not None and not is_url(one) for path in parts_of(str(one))]
+        check_apart(Path(output), paths)
+
+
+def parts_of(source: str) -> list[Path]:
+    """Return the paths that an input names: a file or folder, the file of ``file.py:object``, ``MODEL+ADAPTER``."""
+    paths = [Path(source), Path(source.rpartition(":")[0] or source), *map(Path, source.split("+"))]
+    return [path for path in dict.fromkeys(paths) if os.path.lexists(path)]
 
 
 def task(*, required: bool = True) -> Callable[[Command], Command]:

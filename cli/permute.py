@@ -38,6 +38,7 @@ def command(
     from weightspace import Permutation, load_checkpoint, permute, save_checkpoint
     from weightspace.checkpoints import provenance
 
+    options.check_apart(output, checkpoint, permutation, spec_file, network, task)
     spec = options.spec_of(spec_file, network, input_shape, options.load_any_task(task, data))
     moved = Permutation.load(permutation, spec)
     state = permute(spec, moved.inverse() if inverse else moved, load_checkpoint(checkpoint))

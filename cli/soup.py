@@ -77,6 +77,8 @@ def command(
       weightspace soup pretrained.pt tuned.pt --task digits-mlp --recipe wise-ft -o soup.pt
     """
     check_reports(reports)
+    for path in (output, *reports):
+        options.check_apart(path, *checkpoints, task)
     found = options.load_any_task(task, data)
     if found is None:
         _mean(checkpoints, recipe, output, reports, said, as_json=as_json)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weightspace.cli.options import check_writable
+
 from weightspace import WeightspaceError
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ def check_reports(paths: Sequence[str]) -> None:
     """Check that reports can be written, before anything is scored."""
     if bad := [path for path in paths if Path(path).suffix.lower() not in (*PICTURES, ".json")]:
         raise WeightspaceError(f"{bad[0]} is neither a picture ({', '.join(PICTURES)}) nor a .json file.")
+    for path in paths:
+        check_writable(path, "file")
 
 
 def write_reports(report: SoupReport, paths: Sequence[str]) -> None:

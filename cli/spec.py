@@ -15,7 +15,7 @@ from weightspace import SpecError, WeightspaceError
 @click.argument("spec_file", metavar="[SPEC]", required=False)
 @options.network
 @options.task(required=False)
-@options.output("Spec to write, a YAML file.", required=False)
+@options.output("Spec to write, a YAML file.", required=False, kind="spec")
 @options.as_json
 def command(
     spec_file: str | None,
@@ -38,6 +38,7 @@ def command(
     """
     from weightspace import derive_spec
 
+    options.check_apart(output, network, task, None if output == spec_file else spec_file)
     built = options.network_of(network, input_shape, options.load_any_task(task, data))
     if spec_file is not None:
         spec = options.load_any_spec(spec_file, built)

@@ -48,7 +48,9 @@ _MEAN = "merged"
 @click.option("--names", metavar="NAME,…", help="Tensors or patterns instead of all linear layers and convolutions.")
 @options.seed("Order of the groups in the matching.")
 @options.output(
-    "Picture (.png, .svg, .pdf); of two networks OUT-alignment, OUT-vectors and OUT-values.", required=False
+    "Picture (.png, .svg, .pdf); of two networks OUT-alignment, OUT-vectors and OUT-values.",
+    required=False,
+    kind="file",
 )
 @options.as_json
 def command(a: str, b: str | None, gammas: tuple[float, ...], output: str | None, as_json: bool, **said: Any) -> None:
@@ -67,6 +69,7 @@ def command(a: str, b: str | None, gammas: tuple[float, ...], output: str | None
       weightspace spectrum a.safetensors b.safetensors --matching weight-matching --task digits-mlp --against merged
     """
     _check(b, said)
+    options.check_apart(output, a, b, said["against"], said["task"], said["network"], said["spec_file"])
     if output is not None:
         from weightspace.plots.picture import picture_format
 

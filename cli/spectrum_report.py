@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from weightspace.cli.options import check_writable
 from weightspace.cli.printing import print_table
 
 if TYPE_CHECKING:
@@ -205,6 +206,8 @@ def draw(found: Found, path: Path) -> list[str]:
         draw_spectra(networks, path, gamma=found.gammas[0])
         return [str(path)]
     files = {kind: path.with_name(f"{path.stem}-{kind}{path.suffix}") for kind in ("alignment", "vectors", "values")}
+    for file in files.values():
+        check_writable(file, "file")
     curves = {
         f"A and {label}" if label in _MERGED else f"A and B, {label}": alignments(found.a, one, _CURVE)
         for label, one in found.others.items()

@@ -49,6 +49,7 @@ def command(
     from weightspace.checkpoints import provenance
     from weightspace.tasks import variant
 
+    options.check_apart(output, task)
     found = variant(load_task(task, data=data), learning_rate=learning_rate, augmentation=augmentation)
     with progress(f"training {found.name}") as update:
         state = train(

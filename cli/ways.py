@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightspace.cli.options import check_writable
 from weightspace.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ class Report:
             self.draw(self.results, path)
             return
         for label, result in self.results.items():
-            result.save(path if len(self.results) == 1 else path.with_name(f"{path.stem}-{label}{path.suffix}"))
+            file = path if len(self.results) == 1 else path.with_name(f"{path.stem}-{label}{path.suffix}")
+            check_writable(file, "file")
+            result.save(file)
 
 
 def curves(

@@ -137,11 +137,15 @@ def _transformers(name: str, options: Mapping[str, Any]) -> Network:
     transformers = _package("transformers", '"weightspace[transformers]"')
     if not (Path(name) / "config.json").is_file():
         raise WeightspaceError(f"transformers:{name} needs a folder with a config.json; there is none at {name}.")
-    config = transformers.AutoConfig.from_pretrained(name, local_files_only=True, **options)
+    own_code = {"trust_remote_code": False}  # code that lies beside a configuration is run where the user says so
+    config = transformers.AutoConfig.from_pretrained(name, local_files_only=True, **(own_code | dict(options)))
     config.use_cache = False
-    listed = getattr(config, "architectures", None) or []
-    builder = getattr(transformers, listed[0], None) if listed else None
-    module = builder(config) if builder else transformers.AutoModel.from_config(config)
+    listed = getattr(config, "architectures", None) or [""]
+    builder = getattr(transformers, str(listed[0]), None)
+    if isinstance(builder, type) and issubclass(builder, transformers.PreTrainedModel):
+        module = builder(config)
+    else:
+        module = transformers.AutoModel.from_config(config, **own_code)
     return Network(module, _transformers_inputs(module, config))
 
 

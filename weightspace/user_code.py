@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -22,11 +23,29 @@ from weightspace.suggestions import unknown
 #: Name of a module that was made of a user's file -> the file.
 _LOADED: dict[str, str] = {}
 
+#: Whether users' files may be run here.
+_ALLOWED: ContextVar[bool] = ContextVar("allowed", default=True)
+
 
 def is_user_code(source: str) -> bool:
     """Return whether ``source`` has the form ``file.py:object``."""
     path, separator, _ = source.rpartition(":")
     return bool(separator) and path.endswith(".py")
+
+
+@contextmanager
+def running_no_code() -> Iterator[None]:
+    """Run no user's file in the block: ``load_object`` is an error there."""
+    token = _ALLOWED.set(False)
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+
+
+def may_run_code() -> bool:
+    """Return whether users' files may be run here."""
+    return _ALLOWED.get()
 
 
 def load_object(source: str) -> Any:
@@ -37,8 +56,11 @@ def load_object(source: str) -> Any:
             dots reach into it (``experiment.py:Tasks.small``).
 
     Raises:
-        WeightspaceError: the source has another form, there is no such file or object, or the file fails.
+        WeightspaceError: the source has another form, there is no such file or object, the file fails, or no code may
+            run here.
     """
+    if not may_run_code():
+        raise WeightspaceError(f"{source[:200]} would be run, and no code is run here. Leave out --dry-run.")
     path, _, name = source.rpartition(":")
     if not is_user_code(source) or not name:
         raise WeightspaceError(f"Expected file.py:object, for example experiment.py:build; found {source!r}.")
@@ -48,6 +70,19 @@ def load_object(source: str) -> Any:
             raise unknown(f"object in {path}", name, [known for known in dir(value) if known[0] != "_"])
         value = getattr(value, part)
     return value
+
+
+def read_source(path: Path) -> bytes:
+    """Return the content of a Python file, which is not run.
+
+    Raises:
+        WeightspaceError: there is no such file, or it cannot be read.
+    """
+    _check_file(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise WeightspaceError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def loaded_files() -> dict[str, str]:
@@ -81,8 +116,7 @@ class _Finder:
 
 def _run(path: Path) -> ModuleType:
     """Run a Python file as a module of its own; registered, so that dataclasses and pickle find it."""
-    if not path.is_file():
-        raise WeightspaceError(f"There is no file {path}. Expected the path of a Python file before the colon.")
+    _check_file(path)
     resolved = path.resolve()
     name = f"{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, resolved)
@@ -98,6 +132,18 @@ def _run(path: Path) -> ModuleType:
         del sys.modules[name], _LOADED[name]
         raise failure(error, path) from error
     return module
+
+
+def _check_file(path: Path) -> None:
+    """Check that there is a regular file of that name: a pipe would keep who reads it waiting."""
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or none at all
+        there = False
+    if not there:
+        raise WeightspaceError(
+            f"There is no file {str(path)[:200]}. Expected the path of a Python file before the colon."
+        )
 
 
 def failure(error: BaseException, path: Path) -> WeightspaceError:

@@ -17,6 +17,7 @@ from weightspace.adapters.configuration import CONFIG
 from weightspace.checkpoints import StateDict, save_checkpoint
 from weightspace.checkpoints.disk import one_line_errors, replacing_folder, synced_file
 from weightspace.checkpoints.folder import CARD
+from weightspace.checkpoints.outputs import check_name
 from weightspace.errors import CheckpointError
 
 #: What a folder may hold to be replaced.
@@ -70,6 +71,7 @@ def check_adapter_replaceable(folder: str | os.PathLike[str]) -> None:
         CheckpointError: it is a file, or holds something else.
     """
     path = Path(folder)
+    check_name(path, folder_only=True)
     with one_line_errors(path, "written"):
         if not path.exists():
             return

@@ -41,10 +41,17 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the bytes of a tensor are: the safetensors file, and the first byte in it."""
+    """Where the bytes of a tensor are.
+
+    Attributes:
+        file: that holds them.
+        start: the first of them.
+        strides: of the elements, where these are not in row-major order; else None.
+    """
 
     file: Path
     start: int
+    strides: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class Contents:
         files: the files that hold the weights.
         tensors: name -> dtype and shape.
         tied: name -> earlier name that shows the same memory.
-        places: name -> where its bytes are; empty for torch files, which only torch reads.
+        places: name -> where its bytes are; those that only torch can read have none.
         key: the entry of a torch file that holds the tensors, where it was asked for.
         renamed: name -> name in the file, where the two differ.
         notes: lines about what was chosen in the files.
@@ -140,6 +147,7 @@ def _torch_contents(path: Path, key: str | None) -> Contents:
     """Return the contents of a torch file."""
     from weightspace.checkpoints.dtypes import NAMES
     from weightspace.checkpoints.files import read_state
+    from weightspace.checkpoints.mapping import mapped_places
     from weightspace.checkpoints.state import dtype_name, tied_names
 
     state, notes = read_state(path, key)
@@ -149,4 +157,5 @@ def _torch_contents(path: Path, key: str | None) -> Contents:
                 f"{path}: {name!r} has dtype {dtype_name(tensor.dtype)}, which cannot be merged. Convert it first."
             )
     tensors = {name: TensorInfo(NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in state.items()}
-    return Contents(path, (path,), tensors, tied_names(state), {}, key, notes=notes)
+    places = {name: Place(path, start, strides) for name, (start, strides) in mapped_places(path, state).items()}
+    return Contents(path, (path,), tensors, tied_names(state), places, key, notes=notes)

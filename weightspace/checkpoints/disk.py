@@ -1,11 +1,13 @@
 """Writing so that a name on disk always shows a whole checkpoint: the old one or the new one.
 
 New data is written beside its place under a hidden name that ends in ``.tmp``, forced to the disk, then
-renamed. On any failure, an interrupt included, the hidden file is removed and the old one is as it was.
+renamed. On any failure, an interrupt included, the hidden file is removed and the old one is as it was; what a process
+that was killed left is removed by the next one that writes there.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -14,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from weightspace.checkpoints.exchange import exchange
+from weightspace.checkpoints.temporary import hidden_beside, temporary_file, temporary_folder
 from weightspace.errors import CheckpointError
 
 
@@ -46,20 +50,17 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
         CheckpointError: ``path`` is a folder or a device, or the disk refuses (it is full, read-only, …).
     """
     with one_line_errors(path, "written"):
-        target = Path(os.path.realpath(path))
+        target = final_target(path)
         if target.exists() and not target.is_file():
             kind = "a folder" if target.is_dir() else "not a regular file"
             raise CheckpointError(f"{path} is {kind}; expected a file or a free name to write to.")
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _beside(target, "tmp")
-        try:
-            with synced_file(temporary) as file:
+        with temporary_file(target) as temporary:
+            with open(temporary, "r+b") as file:
                 yield file
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, target)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
         sync_folder(target.parent)
 
 
@@ -68,44 +69,50 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of ``path`` when the block ends without an error.
 
     Nothing of an old folder survives in the new one. Whether the old one may go is for the caller to check
-    before. Only a crash of the machine between two renames can leave the old folder under its hidden name,
-    ending in ``.old``.
+    before. Only where the file system cannot exchange two names can a crash between two renames leave the old folder
+    under its hidden name, ending in ``.old``.
 
     Raises:
         CheckpointError: the disk refuses (it is full, read-only, …).
     """
     with one_line_errors(path, "written"):
-        target = Path(os.path.realpath(path))
+        target = final_target(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = _beside(target, "tmp")
-        try:
-            staging.mkdir()
+        with temporary_folder(target) as staging:
             yield staging
             sync_folder(staging)
             _swap(staging, target)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
         sync_folder(target.parent)
+
+
+def final_target(path: Path) -> Path:
+    """Return where a path leads through links, whether or not there is anything yet.
+
+    Raises:
+        OSError: its links lead in a circle.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():  # realpath gives up on a circle and returns a link
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return target
 
 
 def _swap(staging: Path, target: Path) -> None:
     """Put ``staging`` in the place of ``target``, or leave ``target`` as it was."""
-    old = _beside(target, "old")
+    if not target.exists():
+        os.replace(staging, target)
+        return
+    if exchange(staging, target):
+        return
+    old = hidden_beside(target, f"{secrets.token_hex(4)}.old")
+    os.replace(target, old)
     try:
-        if target.exists():
-            os.replace(target, old)
         os.replace(staging, target)
     except BaseException:
-        if old.exists() and not target.exists():
+        if not target.exists():
             os.rename(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _beside(target: Path, ending: str) -> Path:
-    """Return a free hidden name in the folder of ``target``, so that a rename never crosses file systems."""
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{ending}")
 
 
 def sync_folder(folder: Path) -> None:

@@ -17,6 +17,7 @@ from weightspace.checkpoints.disk import replacing_file, replacing_folder, synce
 from weightspace.checkpoints.fetching import fetched_path, local_path
 from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, file_format
 from weightspace.checkpoints.folder import WEIGHTS, find_weights, index_metadata, read_folder
+from weightspace.checkpoints.outputs import check_name
 from weightspace.checkpoints.safetensors_file import (
     read_safetensors,
     read_safetensors_metadata,
@@ -120,6 +121,7 @@ def save_checkpoint(
             write(state, file, kept, path)
         return
     donor = None if companions_from is None or Path(companions_from).is_file() else Path(companions_from)
+    check_name(path)
     check_replaceable(path, () if donor is None else find_companions(donor).copied)
     with replacing_folder(path) as staging:
         with synced_file(staging / WEIGHTS) as file:

@@ -32,8 +32,8 @@ from weightspace.adapters.writing import (
 from weightspace.checkpoints import StateDict
 from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.hashing import sha256_of
-from weightspace.checkpoints.mapped import Mapped
 from weightspace.checkpoints.origins import described
+from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.in_memory import merge
 from weightspace.merging.roles import find_method, split_base
@@ -124,7 +124,7 @@ def merge_adapters(
     check_adapter_replaceable(out)
     adapters = [read_adapter(local_path(folder)) for folder in folders]
     targets = _targets(adapters)
-    states = [Mapped(adapter.contents) for adapter in adapters]
+    states = [CheckpointReader(adapter.contents) for adapter in adapters]
     state: StateDict = {}
     ranks: dict[str, int] = {}
     for group in merging.groups(list(targets)):
@@ -240,7 +240,7 @@ def _targets(adapters: Sequence[Adapter]) -> dict[str, Factors]:
     return {name: factors for name, (_, factors) in targets.items()}
 
 
-def _pair(adapter: Adapter, state: Mapped, name: str, like: Factors) -> Pair:
+def _pair(adapter: Adapter, state: CheckpointReader, name: str, like: Factors) -> Pair:
     """Return the factors of one adapter as matrices in float64."""
     shape = like.shape[::-1] if like.transposed else like.shape
     factors = adapter.factors.get(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,10 @@ from weightspace.merging.engine.members import Reading
 from weightspace.merging.engine.plan import MEMORY, Running
 from weightspace.merging.engine.planning import SHARD_SIZE, Making, make_plan
 from weightspace.merging.engine.run import Finish, MergeReport, Progress, check_runnable, report, run_plan
+from weightspace.merging.methods.unrun import UnrunMethod
 from weightspace.merging.recipe import Recipe, Warn, read_recipe, recipe_of
 from weightspace.suggestions import unknown
+from weightspace.user_code import is_user_code, running_no_code
 
 if TYPE_CHECKING:
     from weightspace.merging.engine.aligning import Alignment
@@ -48,6 +51,7 @@ def merge_files(
     workers: int | None = None,
     ray_address: str | None = None,
     dry_run: bool = False,
+    force: bool = False,
     lenient: bool = False,
     warn: Warn | None = None,
     progress: Progress | None = None,
@@ -91,7 +95,9 @@ def merge_files(
             workers see. The bytes don't depend on it.
         workers: how many processes (default: as ``threads``), or pieces of work at a time on Ray (default: 2).
         ray_address: of a Ray cluster that is running; by default ``$RAY_ADDRESS``, else one of this machine.
-        dry_run: plan and check, but write nothing.
+        dry_run: plan and check, but write nothing and run nobody's code: of a user's method the parameters are read
+            from its source, and a warning says so.
+        force: replace a file that is no checkpoint.
         lenient: what a strict reading refuses (unknown keys, filters that match nothing, tensors that a model
             lacks) becomes a warning.
         warn: takes the warnings as they come; they are in the report as well. Configurations, tokens and prefixes that
@@ -103,8 +109,8 @@ def merge_files(
 
     Raises:
         CheckpointError: a checkpoint is missing or damaged, or a URL cannot be read; names, shapes or kinds of tensors
-            do not fit together; the disk has no room or refuses; ``out`` is something else, or is being written by
-            another merge.
+            do not fit together; an input changes meanwhile; the disk has no room or refuses; ``out`` is something else,
+            is made from, or is being written by another merge.
         WeightspaceError: the recipe, the method, a parameter or the weights don't fit; the memory does not suffice;
             integer tensors differ; a tensor or the result holds NaN or infinity.
     """
@@ -122,13 +128,17 @@ def merge_files(
     paths = None if evidence is None else [os.fspath(one) for one in evidence]
     said = {"base": None if base is None else os.fspath(base), "weights": weights, "parameters": parameters}
     said |= {"evidence": paths, "dtype": dtype, "out_dtype": out_dtype}
-    recipe = _recipe(recipe_or_sources, method, said, warned if lenient else None)
     recorded = {**({} if align is None else align.described()), **(options or {})}
     prefix = "" if lenient and strip_prefix is None else strip_prefix
     making = Making(shard_size, not allow_nonfinite, hashes, recorded, lenient, Reading(key, prefix))
-    plan = make_plan(recipe, Path(out), making, warn=warned if lenient else None, notice=warned)
-    running = Running(memory, threads, hashes, fsync, executor, workers, ray_address)
+    with running_no_code() if dry_run else nullcontext():
+        recipe = _recipe(recipe_or_sources, method, said, warned if lenient else None)
+        plan = make_plan(recipe, Path(out), making, warn=warned if lenient else None, notice=warned)
+    reads = _also_read(recipe_or_sources, recipe)
+    running = Running(memory, threads, hashes, fsync, executor, workers, ray_address, force, reads)
     if dry_run:
+        if isinstance(plan.method, UnrunMethod):
+            warned(plan.method.note)
         check_runnable(plan, Path(out), running)
         done = report(plan, Path(out), running)
     else:
@@ -153,6 +163,13 @@ def _recipe(
     if isinstance(given, str | os.PathLike) or not given:
         raise WeightspaceError(f"Expected a recipe (.yml or .yaml) or a list of checkpoints, found {given!r}.")
     return recipe_of([os.fspath(one) for one in given], method or "linear", warn=warn, **said)
+
+
+def _also_read(given: object, recipe: Recipe) -> tuple[Path, ...]:
+    """Return the files that are read beside the checkpoints: the recipe's own, and that of a user's method."""
+    own = [Path(given)] if isinstance(given, str | os.PathLike) else []
+    code = [Path(recipe.method.rpartition(":")[0])] if is_user_code(recipe.method) else []
+    return (*own, *code)
 
 
 def is_recipe(path: str | os.PathLike[str]) -> bool:

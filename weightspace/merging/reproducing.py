@@ -1,24 +1,29 @@
-"""A merge made once more from what its output says of itself, and compared byte by byte."""
+"""A merge made once more from what its output says of itself, and compared byte by byte.
+
+What a file says of itself comes from whoever made it: code that it names is run only where that is allowed.
+"""
 
 from __future__ import annotations
 
 import filecmp
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weightspace.checkpoints.disk import final_target, one_line_errors
 from weightspace.checkpoints.files import load_metadata
 from weightspace.checkpoints.folder import weight_files
+from weightspace.checkpoints.temporary import temporary_folder
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.engine.aligning import Alignment
 from weightspace.merging.engine.plan import MEMORY
 from weightspace.merging.engine.run import Finish, Progress
 from weightspace.merging.from_files import merge_files
-from weightspace.merging.recipe import parse_recipe
+from weightspace.merging.recipe import Recipe, parse_recipe
+from weightspace.user_code import is_user_code, running_no_code
 
 #: What ``described`` writes of an alignment or of what follows the merge, and a second merge must be given again.
 _AGAIN = {"align": "the alignment (--spec, --network or --task)", "statistics": "the task whose statistics were taken"}
@@ -50,6 +55,7 @@ def reproduce(
     *,
     align: Alignment | None = None,
     finish: Finish | None = None,
+    allow_code: bool = False,
     memory: int = MEMORY,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -60,27 +66,31 @@ def reproduce(
         out: a checkpoint that ``merge_files`` made. Its inputs must lie where the recipe says.
         align: the alignment, if one was used.
         finish: what was done to the merged network, if anything was.
+        allow_code: run the Python file that the metadata name as the method, if they name one. Read it before.
         memory: see ``merge_files``.
         threads: see ``merge_files``.
         progress: see ``merge_files``.
 
     Raises:
-        CheckpointError: there is no recipe in the metadata, or as ``merge_files``.
-        WeightspaceError: the merge was aligned, or finished, in another way.
+        CheckpointError: there is no recipe in the metadata, they are damaged, or as ``merge_files``.
+        WeightspaceError: the merge was aligned, or finished, in another way; or it needs code that is not allowed.
     """
     path = Path(out)
     metadata = load_metadata(path)
     if "recipe" not in metadata:
         raise CheckpointError(f"{path} does not say how it was made: expected a checkpoint of `weightspace merge`.")
-    options = json.loads(metadata["parameters"])
+    options = _options(path, metadata)
+    with running_no_code():
+        recipe = parse_recipe(metadata["recipe"], str(path))
+    _check_code(path, recipe, allow_code)
     _check_options(path, options, align, finish)
     recorded = {key: value for key, value in options.items() if key not in _OWN}
     for key in () if align is None else align.described():
         recorded.pop(key, None)
-    with tempfile.TemporaryDirectory(prefix=f".{path.resolve().name}.again.", dir=path.resolve().parent) as folder:
-        again = Path(folder) / path.resolve().name
+    with one_line_errors(path, "made again"), temporary_folder(final_target(path)) as folder:
+        again = folder / path.name
         merge_files(
-            parse_recipe(metadata["recipe"], str(path)),
+            recipe,
             again,
             align=align,
             finish=finish,
@@ -99,6 +109,37 @@ def reproduce(
         return _compared(path, again)
 
 
+def _options(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the options of the merge as its output has them."""
+    try:
+        options, inputs = json.loads(metadata["parameters"]), json.loads(metadata["inputs"])
+        _digests(inputs)
+        size = options["shard_size"]
+        whole = isinstance(size, int) and not isinstance(size, bool) and size > 0
+        if whole and all(isinstance(options.get(key, False), bool) for key in ("allow_nonfinite", "lenient")):
+            return dict(options)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        pass
+    raise CheckpointError(
+        f"{path}: the metadata of the merge are damaged: expected `parameters` with a shard_size, and `inputs` with "
+        "name and sha256, as `weightspace merge` writes them."
+    )
+
+
+def _digests(inputs: Any) -> dict[str, str]:
+    """Return name -> SHA-256 of the inputs in the metadata."""
+    return {str(entry["name"]): str(entry["sha256"]) for entry in inputs}
+
+
+def _check_code(path: Path, recipe: Recipe, allowed: bool) -> None:
+    """Check that code which the metadata name may be run."""
+    if is_user_code(recipe.method) and not allowed:
+        raise WeightspaceError(
+            f"{path} says that it was made by the code {recipe.method[:200]!r}, which would be run. Read that file, "
+            "then allow it: --allow-code (allow_code=True)."
+        )
+
+
 def _compared(path: Path, again: Path) -> Reproduction:
     """Compare the weights of two checkpoints file by file."""
     old, new = ({file.name: file for file in weight_files(one)} for one in (path, again))
@@ -107,9 +148,8 @@ def _compared(path: Path, again: Path) -> Reproduction:
         for name in sorted(old.keys() | new.keys())
         if name not in old or name not in new or not filecmp.cmp(old[name], new[name], shallow=False)
     ]
-    then, now = (json.loads(load_metadata(one)["inputs"]) for one in (path, again))
-    digests = {entry["name"]: entry["sha256"] for entry in then}
-    changed = [entry["name"] for entry in now if digests.get(entry["name"]) != entry["sha256"]]
+    then, now = (_digests(json.loads(load_metadata(one)["inputs"])) for one in (path, again))
+    changed = [name for name, digest in now.items() if then.get(name) != digest]
     if _code(path) != _code(again):
         changed.append(load_metadata(path)["method"])
     return Reproduction(str(path), not differing, tuple(differing), tuple(changed))

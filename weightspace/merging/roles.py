@@ -8,8 +8,9 @@ from typing import TypeVar
 
 from weightspace.errors import WeightspaceError
 from weightspace.merging.methods import METHODS, Method
+from weightspace.merging.methods.unrun import unrun_method
 from weightspace.suggestions import unknown
-from weightspace.user_code import is_user_code
+from weightspace.user_code import is_user_code, may_run_code
 
 Model = TypeVar("Model")
 
@@ -17,11 +18,15 @@ Model = TypeVar("Model")
 def find_method(name: str) -> Method:
     """Return the row of a method: one of the table, or a user's ``file.py:function``.
 
+    Where no code may run (``running_no_code``), the parameters of a user's method are read from its source.
+
     Raises:
         WeightspaceError: there is no such method.
     """
     if name in METHODS:
         return METHODS[name]
+    if is_user_code(name) and not may_run_code():
+        return unrun_method(name)
     if is_user_code(name):
         from weightspace.merging.methods.user import user_method
 

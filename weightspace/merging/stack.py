@@ -14,6 +14,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from weightspace.checkpoints.reader import StoredTensor
 from weightspace.errors import WeightspaceError
 from weightspace.merging.methods.method import PIECE, Grain
 
@@ -169,7 +170,10 @@ class Stack:
         """Read as many elements as ``room`` has columns, in its dtype."""
         stop = start + room.shape[1]
         for source, row in zip(self._sources, room, strict=True):
-            row.copy_(source.read(start, stop))
+            if isinstance(source, StoredTensor) and source.dtype == row.dtype:  # no copy beside the one of the system
+                source.read_into(row, start)
+            else:
+                row.copy_(source.read(start, stop))
         return self._made(start, room)
 
     def _made(self, start: int, room: Tensor) -> Piece:

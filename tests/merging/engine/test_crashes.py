@@ -170,5 +170,5 @@ def test_what_finish_does_is_done_once_however_often_the_merge_is_stopped(
     assert all(torch.equal(found[name], 2 * a[name]) for name in a)
 
 
-def interrupt(staging: Staging) -> None:
+def interrupt(staging: Staging, made: str | None) -> None:
     raise KeyboardInterrupt

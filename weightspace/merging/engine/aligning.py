@@ -62,12 +62,12 @@ def aligned(plan: Plan, alignment: Alignment, folder: Path) -> Plan:
         WeightspaceError: a model has an adapter, or evidence that was collected before it was permuted.
     """
     from weightspace.checkpoints import save_checkpoint
-    from weightspace.checkpoints.mapped import load_contents
+    from weightspace.checkpoints.reader import CheckpointReader
     from weightspace.matching import run_matching
     from weightspace.symmetry import permute
 
     first = next(job.base or job.inputs[0] for job in plan.jobs if job.kind == "merge")[0]
-    target = load_contents(plan.members[first].contents)
+    target = CheckpointReader(plan.members[first].contents).state()
     members = list(plan.members)
     for index, member in enumerate(members):
         if member.adapter is not None:
@@ -78,7 +78,7 @@ def aligned(plan: Plan, alignment: Alignment, folder: Path) -> Plan:
                 "Match and permute it first (weightspace match, permute), and collect the evidence of that."
             )
         if index != first:
-            source = load_contents(member.contents)
+            source = CheckpointReader(member.contents).state()
             found = run_matching(
                 alignment.method, alignment.spec, target, source, task=alignment.task, seed=alignment.seed
             )

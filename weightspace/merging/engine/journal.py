@@ -1,6 +1,6 @@
 """Which tensors of a shard are on the disk: one JSON string a line, appended after their bytes are safe.
 
-A crash can cut the last line short; then that tensor is made again.
+A crash can cut the last line short, or leave zeros in its place; then that tensor is made again.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import os
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -26,7 +27,7 @@ class Journal:
             descriptor: the open file of the shard.
             fsync: force bytes and journal to the disk, so that they survive a crash of the machine too.
         """
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
         os.ftruncate(self._file, len(_whole_lines(path)))
         self._data = descriptor
         self._fsync = fsync
@@ -60,8 +61,15 @@ class Journal:
 
 
 def read_journals(paths: Iterable[Path]) -> set[str]:
-    """Return the names in journals; a last line that was cut short does not count."""
-    return {json.loads(line) for path in paths for line in _whole_lines(path).splitlines()}
+    """Return the names in journals; what is no JSON string on a line of its own does not count."""
+    names: set[str] = set()
+    for path in paths:
+        for line in _whole_lines(path).splitlines():
+            with suppress(ValueError, RecursionError):
+                name = json.loads(line)
+                if isinstance(name, str):
+                    names.add(name)
+    return names
 
 
 def _whole_lines(path: Path) -> bytes:

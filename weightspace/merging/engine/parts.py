@@ -6,7 +6,7 @@ What is done here costs no torch: the processes import it at the same time, each
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,7 @@ def _workers(plan: Plan, running: Running) -> tuple[int, Running]:
     workers = running.workers or running.crew
     while workers > 1 and plan_memory(plan, workers) > running.memory:
         workers -= 1
-    return workers, Running(running.memory // workers, 1, running.hashes, running.fsync)
+    return workers, replace(running, memory=running.memory // workers, threads=1, executor="threads")
 
 
 def parts(plan: Plan, jobs: Sequence[Job], workers: int) -> list[Part]:

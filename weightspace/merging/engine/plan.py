@@ -128,6 +128,7 @@ class Plan:
         companions: files beside the weights that come from donor and tokenizer, as paths relative to the folder.
         notices: lines about what was decided on the way; the model card repeats them.
         identity: everything that decides the output's bytes; an unfinished run goes on only where it is the same.
+        stamps: size and time of change, in nanoseconds, of every file that is read.
     """
 
     method: Method
@@ -145,6 +146,7 @@ class Plan:
     untied: bool = False
     companions: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -206,6 +208,8 @@ class Running:
         executor: ``threads``, ``serial``, ``processes`` or ``ray``.
         workers: how many processes, or pieces of work at a time on Ray; None: as many processes as threads, two on Ray.
         ray_address: of a Ray cluster that is running.
+        force: replace a file that is no checkpoint.
+        reads: what else is read, and so may not be written over: the recipe, a user's code.
     """
 
     memory: int = MEMORY
@@ -215,6 +219,8 @@ class Running:
     executor: str = "threads"
     workers: int | None = None
     ray_address: str | None = None
+    force: bool = False
+    reads: tuple[Path, ...] = ()
 
     @property
     def crew(self) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from weightspace.checkpoints.contents import TensorInfo
+from weightspace.checkpoints.folder import WEIGHTS
 from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.origins import described
 from weightspace.errors import CheckpointError, WeightspaceError
@@ -18,6 +20,7 @@ from weightspace.merging.engine.input_checks import (
     check_something_in_common,
     compare_folders,
 )
+from weightspace.merging.engine.inputs import stamps_of
 from weightspace.merging.engine.layout import lay_out
 from weightspace.merging.engine.members import Reading, open_members
 from weightspace.merging.engine.names import Output, Outputs, outputs
@@ -30,6 +33,9 @@ from weightspace.merging.recipe import Recipe, Warn
 from weightspace.merging.roles import find_method, split_base
 from weightspace.merging.schedule import resolve, unmatched_filters
 from weightspace.user_code import is_user_code
+
+#: Bytes of a file's name, at most; a torch file's own may be longer than the one that it is made from allows.
+_LONGEST = 255
 
 #: Bytes of tensors in a shard, where nothing else is asked for.
 SHARD_SIZE = 5 * 10**9
@@ -93,6 +99,7 @@ def make_plan(
     companions = compare_folders(members, donor, note, sliced=named.layers is not None)
     metadata = _metadata(recipe, members, making)
     placed, shards = lay_out(jobs, named.tied, metadata, _weights_file(out), making.shard_size)
+    stamps = stamps_of(members)
     return Plan(
         row,
         members,
@@ -101,7 +108,7 @@ def make_plan(
         shards,
         metadata,
         making.finite,
-        _identity(metadata, members, making, out),
+        _identity(metadata, stamps, making, out),
         _title(out),
         donor,
         tokenizer,
@@ -109,6 +116,7 @@ def make_plan(
         named.untied or any(member.untied for member in members),
         companions.copied,
         tuple(notices),
+        stamps,
     )
 
 
@@ -238,19 +246,18 @@ def _metadata(recipe: Recipe, members: Sequence[Member], making: Making) -> dict
     return {**described(paths, digests, recipe.method, options), "recipe": recipe.to_yaml()}
 
 
-def _identity(metadata: Mapping[str, str], members: Sequence[Member], making: Making, out: Path) -> str:
+def _identity(metadata: Mapping[str, str], stamps: Mapping[Path, tuple[int, int]], making: Making, out: Path) -> str:
     """Return what decides the bytes, the inputs by size and time of change."""
-    stamps = [
-        (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns)
-        for member in members
-        for file in member.files
-    ]
-    return json.dumps([dict(metadata), stamps, making.hashes, out.name])
+    files = [(os.path.realpath(file), *stamp) for file, stamp in stamps.items()]
+    return json.dumps([dict(metadata), files, making.hashes, out.name])
 
 
 def _weights_file(out: Path) -> str | None:
     """Return the name of the one file of weights, None for a folder; torch files are made from safetensors."""
-    return f"{out.stem}.safetensors" if is_file_name(out) else None
+    if not is_file_name(out):
+        return None
+    name = f"{out.stem}.safetensors"
+    return name if len(os.fsencode(name)) <= _LONGEST else WEIGHTS
 
 
 def _donor(recipe: Recipe, members: Sequence[Member]) -> Path | None:
@@ -261,4 +268,4 @@ def _donor(recipe: Recipe, members: Sequence[Member]) -> Path | None:
 
 
 def _title(out: Path) -> str:
-    return out.resolve().name
+    return Path(os.path.realpath(out)).name

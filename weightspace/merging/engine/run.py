@@ -5,25 +5,27 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightspace.checkpoints.companions import check_replaceable
 from weightspace.checkpoints.disk import one_line_errors
 from weightspace.checkpoints.fetching import fetch, missing_bytes
 from weightspace.checkpoints.file_format import TORCH_SUFFIXES
 from weightspace.checkpoints.hashing import Hashing
 from weightspace.checkpoints.mirror import cache_folder
 from weightspace.checkpoints.origins import described
+from weightspace.checkpoints.outputs import check_apart, check_checkpoint_output
 from weightspace.checkpoints.safetensors_header import encode_header, read_header
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.engine.costs import estimated_seconds, job_memory, plan_memory
 from weightspace.merging.engine.finishing import finish_folder
+from weightspace.merging.engine.inputs import check_unchanged, read_paths
 from weightspace.merging.engine.parts import make_elsewhere
 from weightspace.merging.engine.plan import Job, Plan, Running
-from weightspace.merging.engine.staging import Staging, is_file_name, open_staging
+from weightspace.merging.engine.staging import Staging, is_file_name, open_staging, staging_folder
 
 if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict
@@ -87,8 +89,8 @@ def run_plan(
         progress: is told how far it is.
 
     Raises:
-        CheckpointError: ``out`` holds something else than a checkpoint, the disk has no room or refuses, or another
-            merge is writing there.
+        CheckpointError: ``out`` holds something else than a checkpoint, the disk has no room or refuses, another merge
+            is writing there, or an input changes meanwhile.
         WeightspaceError: the memory does not suffice; integers differ; a tensor holds NaN or infinity; as the method.
     """
     start = time.perf_counter()
@@ -96,12 +98,14 @@ def run_plan(
     fetched = missing_bytes(plan.input_files)
     progress = _fetch(plan, fetched, progress)
     with open_staging(out, plan.digest, fsync=running.fsync) as staging, _hashing(plan, running) as hashing:
-        resumed = _make_tensors(_aligned(plan, align, staging), staging, running, progress)
-        digests = hashing.digests() or dict.fromkeys(plan.input_files, "")
-        metadata = {**plan.metadata, **_inputs(plan, digests)}
-        with one_line_errors(out, "written"):
-            _finish(plan, staging, metadata, finish, running)
-        staging.promote()
+        with _changes_told(plan):
+            resumed = _make_tensors(_aligned(plan, align, staging), staging, running, progress)
+            digests = hashing.digests() or dict.fromkeys(plan.input_files, "")
+            metadata = {**plan.metadata, **_inputs(plan, digests)}
+            with one_line_errors(out, "written"):
+                made = _finish(plan, staging, metadata, finish, running)
+        check_unchanged(plan.stamps)
+        staging.promote(made)
     done = report(plan, out, running, resumed=resumed, seconds=time.perf_counter() - start)
     return replace(done, fetched_bytes=fetched)
 
@@ -129,11 +133,11 @@ def check_runnable(plan: Plan, out: Path, running: Running) -> None:
         CheckpointError: ``out`` cannot be replaced, or the disk has no room.
         WeightspaceError: a tensor needs more memory than there may be used.
     """
-    if not is_file_name(out):
-        check_replaceable(out, plan.companions)
-    elif out.is_dir():
-        raise CheckpointError(f"{out} is a folder; expected a file or a free name to write to.")
-    _check_apart(plan, out)
+    check_checkpoint_output(out, again=plan.companions, force=running.force)
+    with one_line_errors(out, "written"):
+        places = (out, staging_folder(out))
+    for place in places:
+        check_apart(place, (*read_paths(plan), *running.reads))
     for job in plan.jobs:
         needed = job_memory(plan, job)
         if needed > running.memory:
@@ -144,23 +148,14 @@ def check_runnable(plan: Plan, out: Path, running: Running) -> None:
     _check_room(plan, out)
 
 
-def _check_apart(plan: Plan, out: Path) -> None:
-    """Check that the output takes the place of nothing that it is made from."""
-    target = Path(os.path.realpath(out))
-    for path in (path for member in plan.members for path, _ in member.inputs):
-        place = Path(os.path.realpath(path))
-        if target == place or target in place.parents:
-            raise CheckpointError(f"{out} would replace {path}, which it is made from. Write somewhere else.")
-
-
 def _check_room(plan: Plan, out: Path) -> None:
     """Check that the disk has room for the output, beside what an interrupted run has written of it."""
-    target = Path(os.path.realpath(out))
-    existing = next(folder for folder in target.parents if folder.exists())
     with one_line_errors(out, "written"):
+        parts = staging_folder(out) / "parts"
+        existing = next(folder for folder in parts.parents if folder.exists())
         free = shutil.disk_usage(existing).free
-        parts = target.with_name(f".{target.name}.merge") / "parts"
-        written = sum(file.stat().st_blocks * 512 for file in parts.glob("*")) if parts.is_dir() else 0
+        files = os.scandir(parts) if parts.is_dir() and not parts.is_symlink() else ()
+        written = sum(file.stat(follow_symlinks=False).st_blocks * 512 for file in files)
     needed = plan.written_bytes * (2 if _is_torch(out) else 1)
     needed += _fetched_beside(plan, existing)
     if needed > free + written:
@@ -198,7 +193,7 @@ def _make_tensors(plan: Plan, staging: Staging, running: Running, progress: Prog
     """Make the tensors that are not there yet; return how many were."""
     from weightspace.merging.engine.journal import read_journals
 
-    done = [read_journals(staging.journals(number, shard.name)) for number, shard in enumerate(plan.shards)]
+    done = [read_journals(staging.journals(number, shard.name, shard.size)) for number, shard in enumerate(plan.shards)]
     pending = [job for job in plan.jobs if job.name not in done[job.shard]]
     written = plan.tensor_bytes - sum(job.info.nbytes for job in pending)
 
@@ -250,8 +245,27 @@ def _aligned(plan: Plan, align: Alignment | None, staging: Staging) -> Plan:
     return aligned(plan, align, staging.folder / "aligned")
 
 
-def _finish(plan: Plan, staging: Staging, metadata: Mapping[str, str], finish: Finish | None, running: Running) -> None:
-    """Add what is known only at the end, and what stands beside the weights."""
+@contextmanager
+def _changes_told(plan: Plan) -> Iterator[None]:
+    """Say of a mistake that it is one of an input that has changed meanwhile, where one has."""
+    try:
+        yield
+    except WeightspaceError as error:
+        if not isinstance(error.__cause__, OSError):
+            try:
+                check_unchanged(plan.stamps)
+            except CheckpointError as changed:
+                raise changed from error
+        raise
+
+
+def _finish(
+    plan: Plan, staging: Staging, metadata: Mapping[str, str], finish: Finish | None, running: Running
+) -> str | None:
+    """Add what is known only at the end, and what stands beside the weights; return the name of the file if it is one.
+
+    The name is that of a file in ``Staging.parts``; None: the output is the folder.
+    """
     if finish is not None:
         from weightspace.merging.engine.shards import rewrite
 
@@ -261,11 +275,15 @@ def _finish(plan: Plan, staging: Staging, metadata: Mapping[str, str], finish: F
         _fill_header(staging.parts / plan.shards[0].name, metadata, fsync=running.fsync)
     if not is_file_name(staging.out):
         finish_folder(plan, staging.parts, metadata)
-    elif _is_torch(staging.out):
-        from weightspace.checkpoints import load_checkpoint, save_checkpoint
+        return None
+    if not _is_torch(staging.out):
+        return plan.shards[0].name
+    from weightspace.checkpoints import load_checkpoint, save_checkpoint
 
-        staged = staging.parts / plan.shards[0].name
-        save_checkpoint(load_checkpoint(staged), staging.parts / staging.out.name, metadata=metadata)
+    staged = staging.parts / plan.shards[0].name
+    torch_file = staged.with_suffix(staging.out.suffix)
+    save_checkpoint(load_checkpoint(staged), torch_file, metadata=metadata)
+    return torch_file.name
 
 
 def _fill_header(path: Path, metadata: Mapping[str, str], *, fsync: bool) -> None:

@@ -1,12 +1,13 @@
-"""The tensors of a plan's members, mapped into memory: their pages come and go with the system's cache."""
+"""The tensors of a plan's members, read from their files a range at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from weightspace.adapters.low_rank import Adapted
+from weightspace.checkpoints.contents import Contents
 from weightspace.checkpoints.dtypes import DTYPES
-from weightspace.checkpoints.mapped import Mapped
+from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.elementwise.precision import compute_dtype
 from weightspace.merging.engine.plan import Job, Plan, Ref
 from weightspace.merging.stack import Flat, InMemory, Stack
@@ -17,18 +18,19 @@ class Sources:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.states = [Mapped(member.stored or member.contents) for member in plan.members]
-        self.adapters = [None if member.adapter is None else Mapped(member.adapter.contents) for member in plan.members]
-        self.evidence = [None if member.evidence is None else Mapped(member.evidence) for member in plan.members]
+        members = plan.members
+        self.states = [CheckpointReader(member.stored or member.contents) for member in members]
+        self.adapters = [_reader(None if member.adapter is None else member.adapter.contents) for member in members]
+        self.evidence = [_reader(member.evidence) for member in members]
 
     def flat(self, ref: Ref) -> Flat:
         """Return a tensor, with its adapter's part added where it has one."""
         index, name = ref
         member, state = self.plan.members[index], self.adapters[index]
         if member.adapter is None or state is None:
-            return InMemory(self.states[index][name])
+            return _flat(self.states[index], name)
         saved, factors = member.adapter.saved.get(name), member.adapter.factors.get(name)
-        flat = InMemory(self.states[index][member.borrowed.get(name, name)] if saved is None else state[saved])
+        flat = _flat(self.states[index], member.borrowed.get(name, name)) if saved is None else _flat(state, saved)
         if factors is None:
             return flat
         return Adapted(flat, state[factors.a_name], state[factors.b_name], factors.scale, transposed=factors.transposed)
@@ -58,6 +60,16 @@ class Sources:
             return ()
         found = [self.evidence[index] for index, _ in job.inputs]
         return [
-            InMemory(state[name]) if state is not None and name in state else None
+            _flat(state, name) if state is not None and name in state else None
             for state, (_, name) in zip(found, job.inputs, strict=True)
         ]
+
+
+def _reader(contents: Contents | None) -> CheckpointReader | None:
+    """Return a reader of a member's adapter or evidence, where it has one."""
+    return None if contents is None else CheckpointReader(contents)
+
+
+def _flat(reader: CheckpointReader, name: str) -> Flat:
+    """Return a tensor to be read by range; one whose elements are not in order in a file is read whole."""
+    return reader.stored(name) or InMemory(reader[name])

@@ -1,8 +1,9 @@
 """The hidden folder beside the output in which a merge grows: resumed after a crash, renamed at the end.
 
-``.OUT.merge/`` holds ``plan`` (the digest of what is being made), ``parts/`` (the output's files at their full
-size), ``journal.N.P`` (which tensors of shard ``N`` the maker of part ``P`` has put on the disk) and ``lock``. Until
-the last rename there is nothing under the final name but what was there before.
+``.OUT.merge/`` holds ``plan`` (the digest of what is being made, and which folder ``parts`` is), ``parts/`` (the
+output's files at their full size), ``journal.N.P`` (which tensors of shard ``N`` the maker of part ``P`` has put on the
+disk) and ``lock``. Until the last rename there is nothing under the final name but what was there before. What merges
+don't make (links, pipes, names with a second place elsewhere) is never followed: nothing outside is written or removed.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 
-from weightspace.checkpoints.disk import one_line_errors, sync_folder, synced_file
+from weightspace.checkpoints.disk import final_target, one_line_errors, sync_folder, synced_file
+from weightspace.checkpoints.exchange import exchange
 from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
+from weightspace.checkpoints.temporary import hidden_beside, try_lock
 from weightspace.errors import CheckpointError, WeightspaceError
 
 
@@ -22,14 +26,16 @@ class Staging:
     """An open staging folder, locked against other processes.
 
     Attributes:
-        out: the final path.
+        out: the path as the user wrote it, whose ending says what the output is.
+        target: where that path leads through links.
         folder: the staging folder.
         parts: where the output's files grow.
         resumed: whether an earlier run of the same plan left something behind.
     """
 
-    def __init__(self, out: Path, folder: Path, *, resumed: bool) -> None:
+    def __init__(self, out: Path, target: Path, folder: Path, *, resumed: bool) -> None:
         self.out = out
+        self.target = target
         self.folder = folder
         self.parts = folder / "parts"
         self.resumed = resumed
@@ -38,11 +44,12 @@ class Staging:
         """Return the journal of a shard that the maker of a part of it writes."""
         return self.folder / f"journal.{shard}.{part}"
 
-    def journals(self, shard: int, name: str) -> list[Path]:
-        """Return all journals of a shard; those of a file which is not there any more are thrown away."""
+    def journals(self, shard: int, name: str, size: int) -> list[Path]:
+        """Return all journals of a shard; those of a file that is gone, or has another size, are thrown away."""
         paths = sorted(self.folder.glob(f"journal.{shard}.*"))
-        if (self.parts / name).exists():
-            return paths
+        with suppress(OSError):
+            if (self.parts / name).stat().st_size == size:
+                return paths
         for path in paths:
             path.unlink()
         return []
@@ -54,29 +61,49 @@ class Staging:
         if fsync:
             sync_folder(self.folder)
 
-    def promote(self) -> None:
-        """Give the output its name: the whole folder, or the one file where the name has a suffix of a file."""
-        made = self.parts if not is_file_name(self.out) else self.parts / self.out.name
-        with one_line_errors(self.out, "written"):
-            if made.is_file():
-                os.replace(made, self.out)
-            else:
-                self._swap(made)
-            sync_folder(self.out.parent)
+    def promote(self, made: str | None) -> None:
+        """Give the output its name.
 
-    def _swap(self, made: Path) -> None:
-        """Put a folder in the place of the old one, which is set aside where the next run would find it."""
-        sync_folder(made)
-        old = self.folder / "old"
-        if self.out.exists():
+        Args:
+            made: the name of the one file in ``parts``; None: all of the folder.
+
+        Raises:
+            CheckpointError: the disk refuses.
+        """
+        with one_line_errors(self.out, "written"):
+            if made is not None:
+                os.replace(self.parts / made, self.target)
+            else:
+                self._swap()
+            sync_folder(self.target.parent)
+
+    def _swap(self) -> None:
+        """Put the folder in the place of the old one, in one step where the system can.
+
+        Otherwise the old one is set aside first, where the next run finds it.
+        """
+        sync_folder(self.parts)
+        if self.target.exists():
+            if exchange(self.parts, self.target):
+                return
+            old = self.folder / "old"
             shutil.rmtree(old, ignore_errors=True)
-            os.replace(self.out, old)
-        os.replace(made, self.out)
+            os.replace(self.target, old)
+        os.replace(self.parts, self.target)
 
 
 def is_file_name(path: Path) -> bool:
     """Return whether an output of that name is one file; any other name is a Hugging Face folder."""
     return path.suffix.lower() in (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES)
+
+
+def staging_folder(out: Path) -> Path:
+    """Return where an output grows.
+
+    Raises:
+        OSError: the links of the output lead in a circle.
+    """
+    return hidden_beside(final_target(out), "merge")
 
 
 @contextmanager
@@ -92,16 +119,21 @@ def open_staging(out: Path, digest: str, *, fsync: bool = True) -> Iterator[Stag
         fsync: force what is noted here to the disk.
 
     Raises:
-        CheckpointError: another process is writing ``out``, or the disk refuses.
+        CheckpointError: another process is writing ``out``, something else stands in the way, or the disk refuses.
     """
-    target = Path(os.path.realpath(out))
-    folder = target.with_name(f".{target.name}.merge")
     with one_line_errors(out, "written"):
+        target = final_target(out)
+        folder = staging_folder(out)
         target.parent.mkdir(parents=True, exist_ok=True)
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise CheckpointError(
+                f"{folder} is {'a link' if folder.is_symlink() else 'a file'}; expected a folder in which {out.name} "
+                "grows. Remove it."
+            )
         folder.mkdir(exist_ok=True)
     with _locked(folder, out):
         resumed = _restart(target, folder, digest, fsync=fsync)
-        staging = Staging(target, folder, resumed=resumed)
+        staging = Staging(out, target, folder, resumed=resumed)
         try:
             yield staging
         except WeightspaceError as error:
@@ -115,46 +147,55 @@ def open_staging(out: Path, digest: str, *, fsync: bool = True) -> Iterator[Stag
 def _restart(target: Path, folder: Path, digest: str, *, fsync: bool) -> bool:
     """Return whether the folder continues the same plan; otherwise leave it empty, with the plan's digest."""
     with one_line_errors(folder, "written"):
-        plan = folder / "plan"
-        if plan.is_file() and plan.read_text() == digest:
-            (folder / "parts").mkdir(exist_ok=True)  # a crash can come after the last rename, too
+        plan, parts = folder / "plan", folder / "parts"
+        if _is_plain(folder) and plan.is_file() and parts.is_dir() and plan.read_bytes() == _note(digest, parts):
             return True
         _restore(target, folder)
         for path in folder.iterdir():
             if path.name != "lock":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (folder / "parts").mkdir()
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        parts.mkdir()
         with synced_file(plan) if fsync else open(plan, "xb") as file:
-            file.write(digest.encode())
+            file.write(_note(digest, parts))
         return False
+
+
+def _note(digest: str, parts: Path) -> bytes:
+    """Return what ``plan`` says: what is made, and in which folder.
+
+    After the last rename ``parts`` can be the old output, which is not to be taken for the new one.
+    """
+    return f"{digest} {os.lstat(parts).st_ino}".encode()
+
+
+def _is_plain(folder: Path) -> bool:
+    """Return whether there are only folders, and files that have no name elsewhere."""
+    for path, folders, files in os.walk(folder):
+        modes = [os.lstat(Path(path, name)) for name in (*folders, *files)]
+        if not all(S_ISDIR(one.st_mode) or (S_ISREG(one.st_mode) and one.st_nlink == 1) for one in modes):
+            return False
+    return True
 
 
 def _restore(target: Path, folder: Path) -> None:
     """Put the old output back if a crash came between the two renames of the swap."""
     old = folder / "old"
-    if old.exists() and not target.exists():
+    if old.is_dir() and not old.is_symlink() and not target.exists():
         os.replace(old, target)
 
 
 @contextmanager
 def _locked(folder: Path, out: Path) -> Iterator[None]:
     """Hold the lock of a staging folder: it goes with the process that holds it, however that ends."""
+    lock = folder / "lock"
+    with one_line_errors(lock, "written"):
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     try:
-        import fcntl
-    except ImportError:  # Windows has no such lock
-        yield
-        return
-    with one_line_errors(folder, "written"):
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(
-                f"{out} is being written by another merge. Wait for it, or choose another name."
-            ) from None
-        except OSError:  # a file system without locks: the user's care has to do
-            pass
+        status = os.fstat(descriptor)
+        if not S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise CheckpointError(f"{lock} is no plain file of ours. Remove {folder}.")
+        if try_lock(descriptor) is False:
+            raise CheckpointError(f"{out} is being written by another merge. Wait for it, or choose another name.")
         yield
     finally:
         with suppress(OSError):

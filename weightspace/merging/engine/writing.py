@@ -65,7 +65,7 @@ def open_shards(
 
 def _open(path: Path, size: int, header: bytes) -> int:
     """Return a descriptor of a file of that size."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         if os.fstat(descriptor).st_size != size:
             _reserve(descriptor, size)
