@@ -1,8 +1,8 @@
-"""Tensors that are no weights to average, told by their names and shapes: counters, indices, variances, parametrizations.
+"""Tensors that are no weights to average, told by their names and shapes.
 
-Names are enough to plan a merge from headers; nothing here needs torch. Two kinds of tensors are functions of others and
-change with them: weight norm keeps ``w = g v/‖v‖`` as a magnitude ``g`` and a direction ``v``, spectral norm keeps the
-leading singular vectors ``u, v`` beside the weight that it divides by ``σ = uᵀWv``.
+Names are enough to plan a merge from headers; nothing here needs torch. Two kinds of tensors are functions of others
+and change with them: weight norm keeps ``w = g v/‖v‖`` as a magnitude ``g`` and a direction ``v``, spectral norm keeps
+the leading singular vectors ``u, v`` beside the weight that it divides by ``σ = uᵀWv``.
 """
 
 from __future__ import annotations
@@ -160,6 +160,27 @@ def effective_name(name: str) -> str:
     return re.sub(r"_(v|orig|bar)$", "", name)
 
 
+def check_ties(parametrizations: Parametrizations, tied: Mapping[str, str]) -> None:
+    """Check that of a parametrized weight either all tensors share memory with others, or none, or its matrix alone.
+
+    Args:
+        parametrizations: of a model.
+        tied: name -> the name that it shares memory with.
+
+    Raises:
+        WeightspaceError: some do and some do not.
+    """
+    for name, norm in parametrizations:
+        parts = [part for part in norm.functions if part in tied]
+        matrix_alone = name in tied and not parts and isinstance(norm, SpectralNorm)
+        if not matrix_alone and len({part in tied for part in (name, *norm.functions)}) > 1:
+            alone = name if name in tied else parts[0]
+            raise WeightspaceError(
+                f"{alone!r} shares its memory with {tied[alone]!r}, but the other tensors of the weight "
+                f"{effective_name(name)!r} do not. Expected weight norm or spectral norm removed in every model first."
+            )
+
+
 def check_evidence(model: str, names: Iterable[str], parametrizations: Parametrizations) -> None:
     """Check that statistics of data speak of whole weights, and not of what they are made of.
 
@@ -175,9 +196,9 @@ def check_evidence(model: str, names: Iterable[str], parametrizations: Parametri
     for name in names:
         if name in parts:
             raise WeightspaceError(
-                f"The evidence of {model} speaks of {name!r}, a part of the weight {effective_name(name)!r} under weight "
-                "norm, and only whole weights can be merged by it. Expected weight norm removed in every model, and "
-                "evidence collected after that."
+                f"The evidence of {model} speaks of {name!r}, a part of the weight {effective_name(name)!r} under "
+                "weight norm, and only whole weights can be merged by it. Expected weight norm removed in every model, "
+                "and evidence collected after that."
             )
 
 

@@ -51,7 +51,6 @@ def combined(network: nn.Module, states: Sequence[StateDict], coefficients: Sequ
         WeightspaceError: integer tensors of the states differ.
     """
 
-
     def combine(name: str, tensors: list[Tensor]) -> Tensor:
         kept = unaveraged(name, tensors)
         if kept is not None:

@@ -49,8 +49,8 @@ def taylor_barrier(task: Task, a: StateDict, b: StateDict, *, split: Split = "tr
 
     Raises:
         CheckpointError: ``a`` or ``b`` has other names or shapes than the network.
-        WeightspaceError: the split has no batches, or the network has weight norm or spectral norm: between two of these
-            the curve is no straight line in the parameters that the loss is expanded in.
+        WeightspaceError: the split has no batches, or the network has weight norm or spectral norm: the curve between
+            two of these is no straight line in the parameters that the loss is expanded in.
 
     Source:
         derived; that the estimate fails after weight matching is the observation of Ito, Yamada, Kumagai 2024,
@@ -73,8 +73,8 @@ def _check_plain(state: StateDict) -> None:
     """Refuse weights that are functions of others."""
     for name, _ in find_parametrizations({name: tuple(tensor.shape) for name, tensor in state.items()}):
         raise WeightspaceError(
-            f"The barrier is estimated in plain weights, but {name!r} is under weight norm or spectral norm. Expected the "
-            "parametrization removed (torch.nn.utils.parametrize.remove_parametrizations), or measure a loss curve."
+            f"The barrier is estimated in plain weights, but {name!r} is under weight norm or spectral norm. Expected "
+            "the parametrization removed (torch.nn.utils.parametrize.remove_parametrizations), or measure a loss curve."
         )
 
 

@@ -30,8 +30,8 @@ def unaveraged(name: str, tensors: Sequence[Tensor], *, models: Sequence[object]
     Raises:
         WeightspaceError: the tensors differ, and are no counters.
     """
-    if is_counter(name, tensors[0].shape) and (largest := _largest(tensors)) is not None:
-        return largest
+    if is_counter(name, tensors[0].shape) and (count := largest(tensors)) is not None:
+        return count
     if is_fixed(name) or not all(is_inexact(tensor) for tensor in tensors):
         return agreed(name, tensors, models=models)
     return None
@@ -63,15 +63,22 @@ def agreed(name: str, tensors: Sequence[Tensor], *, models: Sequence[object] | N
     return first.clone()
 
 
-def _largest(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Return the largest counts; None where floats are no whole numbers, or more than one number."""
+def largest(tensors: Sequence[Tensor]) -> Tensor | None:
+    """Return the largest counts, of integers where one of the tensors has integers.
+
+    Args:
+        tensors: one a model, of one shape.
+
+    Returns:
+        A new tensor, or None where floats are no whole numbers, or more than one number.
+    """
     floats = [tensor for tensor in tensors if is_inexact(tensor)]
     if any(one.is_complex() or one.numel() != 1 or not float(one.item()).is_integer() for one in floats):
         return None
     dtype = output_dtype(tensor.dtype for tensor in tensors)
     order = torch.float64 if dtype.is_floating_point else torch.int64  # unsigned integers have no order in torch
-    largest = tensors[0].detach().to(dtype)
+    found = tensors[0].detach().to(dtype)
     for tensor in tensors[1:]:
         other = tensor.detach().to(dtype)
-        largest = torch.where(other.to(order) > largest.to(order), other, largest)
-    return largest.clone()
+        found = torch.where(other.to(order) > found.to(order), other, found)
+    return found.clone()

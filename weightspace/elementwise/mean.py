@@ -24,8 +24,8 @@ def mean(states: Sequence[StateDict]) -> StateDict:
 
     Returns:
         New tensors in the dtype of the inputs (promoted where they differ), computed in float32 at least. Integer
-        tensors are those that all agree on, of counters the largest. Weights under weight norm are averaged as such, and
-        spectral norm's vectors belong to the mean. Tensors tied in every network stay tied.
+        tensors are those that all agree on, of counters the largest. Weights under weight norm are averaged as such,
+        and spectral norm's vectors belong to the mean. Tensors tied in every network stay tied.
 
     Raises:
         WeightspaceError: integer tensors differ.

@@ -16,6 +16,7 @@ from weightspace.checkpoints.buffers import (
     Parametrizations,
     SpectralNorm,
     WeightNorm,
+    check_ties,
     find_parametrizations,
 )
 from weightspace.checkpoints.state import tied_names
@@ -35,6 +36,7 @@ class Coordinates:
         models: networks that are combined, or the first of them: where a combination is the same as one of these, their
             parts come back bit for bit.
         dtypes: of the result by name, as far as they are known; else those of the models, promoted.
+        finite: refuse directions of length zero, which make NaN.
 
     Attributes:
         names: of the coordinates, in the order of the first network.
@@ -44,16 +46,22 @@ class Coordinates:
         WeightspaceError: a parametrization cannot be understood.
     """
 
-    def __init__(self, models: Sequence[StateDict], dtypes: Mapping[str, torch.dtype] | None = None) -> None:
-        self.models, self._dtypes = models, {} if dtypes is None else dtypes
+    def __init__(
+        self,
+        models: Sequence[StateDict],
+        dtypes: Mapping[str, torch.dtype] | None = None,
+        *,
+        finite: bool = True,
+    ) -> None:
+        self.models, self._dtypes, self._finite = models, {} if dtypes is None else dtypes, finite
         self.parametrizations = find_parametrizations({name: tuple(one.shape) for name, one in models[0].items()})
         self.functions = self.parametrizations.functions
         self.names = [name for name in models[0] if name not in self.functions]
         for name, _ in self.parametrizations:
             if models[0][name].is_complex():
                 raise WeightspaceError(
-                    f"{name!r} is complex and has weight norm or spectral norm, which can be merged for real weights only. "
-                    "Expected the parametrization removed in every model first."
+                    f"{name!r} is complex and under weight norm or spectral norm, and only real weights can be merged "
+                    "so. Expected the parametrization removed in every model first."
                 )
 
     def of(self, state: StateDict, name: str) -> Tensor:
@@ -61,8 +69,10 @@ class Coordinates:
         norm = self.parametrizations.weight_norms.get(name)
         if norm is None:
             return state[name]
-        weight = self._weight(norm, state)
-        return torch.cat([piece for _, piece in pieces_of(weight)] or [state[name].double().flatten()]).view(weight.shape)
+        weight, whole = self._weight(norm, state), torch.empty(state[name].shape, dtype=torch.float64)
+        for start, piece in pieces_of(weight):
+            whole.view(-1)[start : start + len(piece)] = piece
+        return whole
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype that a combined coordinate is expected in: that of the result, or float64 for a pair."""
@@ -99,15 +109,16 @@ class Coordinates:
         """Yield magnitude and direction of a combined weight."""
         held = Held(combined)
         divided = split([self._weight(norm, state) for state in self.models], lambda: pieces_of(held))
-        magnitude, direction = self.models[0][norm.magnitude], torch.empty(combined.shape, dtype=torch.float64)
+        direction, like = torch.empty(combined.shape, dtype=torch.float64), self.models[0][norm.magnitude]
         for start, piece in pieces_of(held):
             direction.view(-1)[start : start + len(piece)] = divided.direction(start, piece)
-        yield norm.magnitude, divided.magnitudes().view(magnitude.shape).to(magnitude.device, self._dtype(norm.magnitude))
-        yield norm.direction, direction.to(magnitude.device, self._dtype(norm.direction))
+        magnitude = divided.magnitudes().view(like.shape)
+        yield norm.magnitude, magnitude.to(like.device, self._dtype(norm.magnitude))
+        yield norm.direction, direction.to(like.device, self._dtype(norm.direction))
 
     def _weight(self, norm: WeightNorm, state: StateDict) -> EffectiveWeight:
         parts = (Held(state[norm.magnitude].cpu()), Held(state[norm.direction].cpu()))
-        return EffectiveWeight(*parts, name=norm.direction)
+        return EffectiveWeight(*parts, name=norm.direction, finite=self._finite)
 
     def _spectral_model(self, norm: SpectralNorm, state: StateDict) -> SpectralModel:
         below = self.parametrizations.weight_norms.get(norm.matrix)
@@ -120,7 +131,7 @@ class Coordinates:
 
 
 def combined_tensors(
-    states: Sequence[StateDict], combine: Combine, *, without: Collection[str] = ()
+    states: Sequence[StateDict], combine: Combine, *, without: Collection[str] = (), finite: bool = True
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a combination by name, one after the other as they are made.
 
@@ -128,52 +139,30 @@ def combined_tensors(
         states: state dicts with the same names.
         combine: makes one coordinate of those of the models, which are float64 where they stand for pairs.
         without: coordinates that are left out, with what follows from them.
+        finite: see ``Coordinates``.
     """
-    coordinates = Coordinates(states)
+    coordinates = Coordinates(states, finite=finite)
     for name in coordinates.names:
         if name not in without:
             yield from coordinates.tensors(name, combine(name, [coordinates.of(state, name) for state in states]))
 
 
-def combined(states: Sequence[StateDict], combine: Combine) -> StateDict:
+def combined(states: Sequence[StateDict], combine: Combine, *, finite: bool = True) -> StateDict:
     """Return a combination of networks in the order of the first; names tied in all of them are made once.
 
     Args:
         states: state dicts with the same names.
         combine: as for ``combined_tensors``.
+        finite: see ``Coordinates``.
 
     Raises:
-        WeightspaceError: of a pair of weight norm one tensor is tied, and the other is not.
+        WeightspaceError: a parametrization cannot be understood, or some of its tensors are tied and some are not.
     """
     found = find_parametrizations({name: tuple(tensor.shape) for name, tensor in states[0].items()})
-    tied = kept_ties(found, dict(set.intersection(*(set(tied_names(state).items()) for state in states))))
-    made = dict(combined_tensors(states, combine, without=made_elsewhere(found, tied)))
+    tied = dict(set.intersection(*(set(tied_names(state).items()) for state in states)))
+    check_ties(found, tied)
+    made = dict(combined_tensors(states, combine, without=made_elsewhere(found, tied), finite=finite))
     return {name: made[tied.get(name, name)] for name in states[0]}
-
-
-def kept_ties(found: Parametrizations, tied: Mapping[str, str]) -> dict[str, str]:
-    """Return which names can share the memory of others in a result.
-
-    Args:
-        found: the parametrized weights.
-        tied: name -> the name that it shares memory with in every model.
-
-    Raises:
-        WeightspaceError: of a pair of weight norm one tensor is tied, and the other is not.
-    """
-    kept = dict(tied)
-    for name, norm in found:
-        ties = {part: tied[part] for part in (name, *norm.functions) if part in tied}
-        if isinstance(norm, WeightNorm) and len(ties) == 1:
-            alone, other = ties.popitem()
-            raise WeightspaceError(
-                f"{alone!r} shares its memory with {other!r}, but the rest of its weight norm does not. Expected both of "
-                "a pair tied, or none: remove weight norm in every model first."
-            )
-        if name not in tied:
-            for part in ties:
-                del kept[part]
-    return kept
 
 
 def made_elsewhere(found: Parametrizations, tied: Mapping[str, str]) -> set[str]:

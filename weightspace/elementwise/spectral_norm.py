@@ -1,4 +1,4 @@
-r"""Spectral norm, :math:`W/\sigma` with :math:`\sigma = u^\top W v`: its singular vectors, made anew for a merged weight.
+r"""Spectral norm, :math:`W/\sigma` with :math:`\sigma = u^\top W v`: its singular vectors for a merged weight.
 
 The mean of unit vectors is shorter than they are, and the vectors of one model belong to its own weight: either makes
 :math:`\sigma` too small and the network explode. What is merged are the weights ``W`` themselves; their leading vectors
@@ -46,8 +46,8 @@ def spectral_vectors(merged: Tensor, models: Sequence[SpectralModel]) -> Spectra
             result, and tell which axis of the weight the left vector belongs to.
 
     Returns:
-        Vectors of length 1 with ``uᵀWv = σ``, pointing where those of the first model point; its own where the weight is
-        zero, or not finite.
+        Vectors of length 1 with ``uᵀWv = σ``, pointing where those of the first model point; its own where the weight
+        is zero, or not finite.
     """
     for model in models:
         if _is_same(model.weight, merged):

@@ -1,11 +1,12 @@
 r"""Weight norm, :math:`w = g\,v/\lVert v\rVert`, merged as the weight that it stands for.
 
 Averages of ``g`` and of ``v`` make no average of ``w``: directions are averaged by lengths that mean nothing (training
-lets :math:`\lVert v\rVert` grow, and nothing else depends on it), and where they differ the mean magnitude belongs to no
-mean weight. A merge is therefore that of the weights :math:`w_i`, by whatever method, and is written as torch writes a
-weight to which weight norm is applied: :math:`v = w`, :math:`g = \lVert w\rVert`. A slice (what has one norm, the weights
-of a unit mostly) that comes out as that of a model keeps this model's ``g`` and ``v`` bit for bit; of a slice that comes
-out as zero, which has no direction, the first model's ``v`` is kept beside :math:`g = 0`.
+lets :math:`\lVert v\rVert` grow, and the network does not depend on it), and the mean magnitude is longer than the mean
+weight. A merge is therefore that of the weights :math:`w_i`, by whatever method, and is written as torch writes a
+weight to which weight norm is applied: :math:`v = w`, :math:`g = \lVert w\rVert`. A slice (what has one norm, the
+weights of a unit mostly) that comes out as that of a model keeps this model's ``g`` and ``v`` bit for bit, so that
+copies merge to the copy and a line ends in its ends; of a slice that comes out as zero, which has no direction, the
+first model's ``v`` is kept beside :math:`g = 0`.
 
 Everything is in float64 and goes by ranges of elements, so that tensors may lie in files.
 """

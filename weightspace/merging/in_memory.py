@@ -76,7 +76,7 @@ def merge(
         whole = kept(name, tensors)
         return merging.tensor(name, tensors, has_base=origin is not None) if whole is None else whole
 
-    return combined(everything, combine)
+    return combined(everything, combine, finite=not allow_nonfinite)
 
 
 def _check_models(states: Sequence[StateDict], base: StateDict | None) -> None:
@@ -113,7 +113,7 @@ class _Merging:
         self, states: Sequence[StateDict], kept: Callable[[str, list[Tensor]], Tensor | None], *, has_base: bool
     ) -> None:
         """Make the method's pass over the whole model, where it has one; ``kept`` says what is not merged by it."""
-        coordinates = Coordinates(states)
+        coordinates = Coordinates(states, finite=self.finite)
         self.weight_norms = coordinates.parametrizations.weight_norms
         for number, evidence in enumerate(self.evidence, start=1):
             check_evidence(f"model {number}", evidence, coordinates.parametrizations)

@@ -1,7 +1,7 @@
 """The straight line between two networks, which is the merge of two with the weights ``1 − λ`` and ``λ``.
 
-Position 0 is ``a`` and 1 is ``b``, both exactly; beyond them the line goes on. Of weights under weight norm it is the line
-between the weights; running variances stop at zero (see ``elementwise.variances``).
+Position 0 is ``a`` and 1 is ``b``, both exactly; beyond them the line goes on. Of weights under weight norm it is the
+line between the weights; running variances stop at zero (see ``elementwise.variances``).
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ def interpolate(a: StateDict, b: StateDict, position: float) -> StateDict:
     if not math.isfinite(position):
         raise WeightspaceError(f"A position on the line is a finite number, found {position}.")
     if position in (0, 1):
-        return by_name([a, b], lambda name, tensors: _end(*tensors, position))
-    return combined([a, b], lambda name, tensors: _between(name, *tensors, position))
+        return by_name([a, b], lambda name, tensors: _end(tensors[0], tensors[1], position))
+    return combined([a, b], lambda name, tensors: _between(name, tensors, position))
 
 
 @torch.no_grad()
 def line(a: StateDict, b: StateDict, position: float) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of ``interpolate`` by name, one after the other as they are made; ``a`` and ``b`` fit together."""
+    """Yield the tensors of ``interpolate`` by name, as they are made; ``a`` and ``b`` are known to fit together."""
     if position in (0, 1):
         yield from ((name, _end(tensor, b[name], position)) for name, tensor in a.items())
     else:
-        yield from combined_tensors([a, b], lambda name, tensors: _between(name, *tensors, position))
+        yield from combined_tensors([a, b], lambda name, tensors: _between(name, tensors, position))
 
 
 def _end(a: Tensor, b: Tensor, position: float) -> Tensor:
@@ -62,10 +62,10 @@ def _end(a: Tensor, b: Tensor, position: float) -> Tensor:
     return (b if position else a).detach().to(output_dtype((a.dtype, b.dtype)), copy=True)
 
 
-def _between(name: str, a: Tensor, b: Tensor, position: float) -> Tensor:
+def _between(name: str, ends: list[Tensor], position: float) -> Tensor:
     """Return one tensor of the line, not at an end."""
-    kept = unaveraged(name, [a, b])
+    kept = unaveraged(name, ends)
     if kept is not None:
         return kept
-    moved = affine(widened([a, b]), (1 - position, position)).to(output_dtype((a.dtype, b.dtype)))
-    return not_negative(name, moved, lambda: [a, b])
+    moved = affine(widened(ends), (1 - position, position)).to(output_dtype(end.dtype for end in ends))
+    return not_negative(name, moved, lambda: ends)

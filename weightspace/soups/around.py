@@ -10,9 +10,9 @@ import torch
 
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.measure import is_inexact
-from weightspace.elementwise.parametrized import Coordinates
 from weightspace.connectivity import Curve, loss_curve
 from weightspace.connectivity.scoring import scored
+from weightspace.elementwise.parametrized import Coordinates
 from weightspace.errors import WeightspaceError
 from weightspace.soups.candidates import OnLine
 from weightspace.soups.ingredients import Source, ingredients_of

@@ -3,8 +3,8 @@ r"""The learned soup: coefficients of the ingredients, found by gradient descent
 The logits are :math:`\beta f(x; \sum_i \alpha_i \theta_i)`, with :math:`\alpha = \mathrm{softmax}(a)` for every tensor,
 every layer, or the whole model. The gradient needs no graph through the ingredients: with
 :math:`g = \partial L / \partial \theta` at the mixture :math:`\theta`,
-:math:`\partial L / \partial a_i = \alpha_i \langle g, \theta_i - \theta \rangle`, summed up a tensor at a time. Pairs of
-weight norm are mixed as the weights that they stand for, and have the coefficients of their direction.
+:math:`\partial L / \partial a_i = \alpha_i \langle g, \theta_i - \theta \rangle`, summed up a tensor at a time.
+Pairs of weight norm are mixed as the weights that they stand for, and have the coefficients of their direction.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 r"""The running mean of networks in float64: one set of tensors, however many networks go in.
 
 :math:`m_k = m_{k-1} - (m_{k-1} - x_k) / k`, of which copies are a fixed point bit for bit, in every dtype (a running
-sum has that for float32 only: :math:`3x` is not a float64 for every float64 :math:`x`). Pairs of weight norm are averaged
-as the weights that they stand for, and of spectral norm's vectors, which follow from the mean, those of the first network
-are kept (see ``elementwise.parametrized``).
+sum has that for float32 only: :math:`3x` is not a float64 for every float64 :math:`x`). Pairs of weight norm are
+averaged as the weights that they stand for, and of spectral norm's vectors, which follow from the mean, those of the
+first network are kept (see ``elementwise.parametrized``).
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from weightspace.checkpoints import StateDict, check_compatible
+from weightspace.checkpoints.buffers import check_ties
 from weightspace.checkpoints.state import tied_names
 from weightspace.elementwise.counting import unaveraged
-from weightspace.elementwise.parametrized import Coordinates, kept_ties, made_elsewhere
+from weightspace.elementwise.parametrized import Coordinates, made_elsewhere
 from weightspace.elementwise.precision import output_dtype
 
 #: Elements taken at a time, so that what is made on the way stays small: 1 MiB.
@@ -52,7 +53,8 @@ class RunningMean:
         """
         self._check(state, name)
         coordinates = self._coordinates or Coordinates([state], self._dtypes)
-        tied = kept_ties(coordinates.parametrizations, tied_names(state))
+        tied = tied_names(state)
+        check_ties(coordinates.parametrizations, tied)
         if not self.names:
             self._coordinates = coordinates
             self._dtypes.update((key, tensor.dtype) for key, tensor in state.items())
