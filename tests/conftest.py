@@ -1,7 +1,11 @@
-"""What all tests share: one torch thread, and networks that are trained once, also by several workers."""
+"""What all tests share: one torch thread, and networks that are trained once, also by several workers.
+
+This folder is put on the path, which --import-mode=importlib leaves off it, for ``parametrized_networks``.
+"""
 
 import fcntl
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +14,8 @@ import torch
 
 from weightspace.checkpoints import StateDict
 from weightspace.tasks import Task, load_task, train
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True, scope="session")

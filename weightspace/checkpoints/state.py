@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import torch
 
+from weightspace.checkpoints.buffers import holds_whole_numbers
 from weightspace.checkpoints.dtypes import NAMES
 from weightspace.checkpoints.measure import count_non_finite, is_inexact
 from weightspace.checkpoints.quantisation import check_not_quantised, find_quantised
@@ -26,7 +27,8 @@ _LISTED = 3
 def check_compatible(a: StateDict, b: StateDict, names: tuple[str, str] = ("a", "b")) -> None:
     """Check that two state dicts can be combined element by element.
 
-    Float dtypes may differ (they are promoted), and so may integer dtypes; a float against an integer not.
+    Float dtypes may differ (they are promoted), and so may integer dtypes; a float against an integer only in buffers
+    of whole numbers (``position_ids``, counters, masks).
 
     Args:
         a: the first state dict.
@@ -50,7 +52,7 @@ def check_compatible(a: StateDict, b: StateDict, names: tuple[str, str] = ("a", 
     kinds = [
         f"{name!r} {dtype_name(a[name].dtype)} against {dtype_name(b[name].dtype)}"
         for name in common
-        if is_inexact(a[name]) != is_inexact(b[name])
+        if is_inexact(a[name]) != is_inexact(b[name]) and not holds_whole_numbers(name, a[name].shape)
     ]
     found = [
         f"{_some(only_a, 'name')} only in {names[0]}" if only_a else "",

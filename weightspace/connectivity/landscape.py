@@ -15,6 +15,7 @@ from weightspace.connectivity.plane import Plane
 from weightspace.connectivity.scoring import scored
 from weightspace.connectivity.statistics import SEED, reset_batchnorm
 from weightspace.connectivity.way import Statistics, resolved
+from weightspace.elementwise.parametrized import Coordinates
 from weightspace.errors import WeightspaceError
 from weightspace.tasks.building import blank_network, check_belongs
 from weightspace.tasks.protocol import Split, Task, threads_of
@@ -53,7 +54,8 @@ def loss_plane(
     """Score the networks on a grid of the plane through three.
 
     With ``u = b − a`` and ``v = (c − a) − ⟨c − a, u⟩/‖u‖² u``, the point ``(x, y)`` is the network
-    ``a + x u/‖u‖ + y v/‖v‖``. The grid is the bounding box of the three and a margin around it.
+    ``a + x u/‖u‖ + y v/‖v‖``. The grid is the bounding box of the three and a margin around it. Of weight norm the
+    weights count, not magnitude and direction; spectral norm's vectors belong to the network at a point.
 
     Args:
         task: builds and scores the networks.
@@ -138,9 +140,12 @@ def _coordinates(names: Iterable[str], a: StateDict, b: StateDict, c: StateDict)
     Raises:
         WeightspaceError: the three lie on a line, or hold values that aren't finite.
     """
-    inner = np.zeros((2, 2))
+    inner, coordinates = np.zeros((2, 2)), Coordinates((a, b, c))
     for name in names:
-        ways = [(state[name].detach().double() - a[name].detach().double()).flatten() for state in (b, c)]
+        if name in coordinates.functions:
+            continue
+        origin, *others = (coordinates.of(state, name).detach().double() for state in (a, b, c))
+        ways = [(other - origin).flatten() for other in others]
         inner += [[float(first @ second) for second in ways] for first in ways]
     width = math.sqrt(inner[0, 0])
     along = float(inner[0, 1]) / width if width else 0.0

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from weightspace.checkpoints import StateDict
-from weightspace.checkpoints.measure import is_inexact
 from weightspace.elementwise.affine import affine
-from weightspace.elementwise.counting import agreed
+from weightspace.elementwise.counting import unaveraged
+from weightspace.elementwise.parametrized import combined_tensors
 from weightspace.elementwise.precision import widened
-from weightspace.merging.interpolation import between
+from weightspace.elementwise.variances import not_negative
+from weightspace.merging.interpolation import line
 
 
 @torch.no_grad()
@@ -20,7 +21,7 @@ def interpolated(network: nn.Module, a: StateDict, b: StateDict, position: float
     """Set the weights of ``network`` to those at ``position`` between ``a`` and ``b``, and return it.
 
     The weights are those of ``merging.interpolate`` bit for bit, rounded to the dtype of the network; never
-    more than one tensor of them is in memory beside the network's own.
+    more than a tensor of them, and what follows from it, is in memory beside the network's own.
 
     Args:
         network: its parameters and buffers are overwritten.
@@ -31,8 +32,9 @@ def interpolated(network: nn.Module, a: StateDict, b: StateDict, position: float
     Raises:
         WeightspaceError: integer tensors of ``a`` and ``b`` differ.
     """
-    for name, tensor in network.state_dict().items():
-        tensor.copy_(between(name, a[name], b[name], position))
+    own = network.state_dict()
+    for name, tensor in line(a, b, position):
+        own[name].copy_(tensor)
     return network
 
 
@@ -48,7 +50,14 @@ def combined(network: nn.Module, states: Sequence[StateDict], coefficients: Sequ
     Raises:
         WeightspaceError: integer tensors of the states differ.
     """
-    for name, tensor in network.state_dict().items():
-        models = [state[name] for state in states]
-        tensor.copy_(affine(widened(models), coefficients) if is_inexact(tensor) else agreed(name, models))
+
+    def combine(name: str, tensors: list[Tensor]) -> Tensor:
+        kept = unaveraged(name, tensors)
+        if kept is not None:
+            return kept
+        return not_negative(name, affine(widened(tensors), coefficients), lambda: tensors)
+
+    own = network.state_dict()
+    for name, tensor in combined_tensors(states, combine):
+        own[name].copy_(tensor)
     return network

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weightspace.checkpoints import StateDict
+from weightspace.checkpoints.buffers import find_parametrizations
 from weightspace.connectivity.statistics import SEED
 from weightspace.errors import WeightspaceError
 from weightspace.matching import Losses
@@ -48,7 +49,8 @@ def taylor_barrier(task: Task, a: StateDict, b: StateDict, *, split: Split = "tr
 
     Raises:
         CheckpointError: ``a`` or ``b`` has other names or shapes than the network.
-        WeightspaceError: the split has no batches.
+        WeightspaceError: the split has no batches, or the network has weight norm or spectral norm: the curve between
+            two of these is no straight line in the parameters that the loss is expanded in.
 
     Source:
         derived; that the estimate fails after weight matching is the observation of Ito, Yamada, Kumagai 2024,
@@ -57,6 +59,7 @@ def taylor_barrier(task: Task, a: StateDict, b: StateDict, *, split: Split = "tr
     network = blank_network(task)
     for state, name in ((a, "a"), (b, "b")):
         check_belongs(task, network, state, name)
+    _check_plain(a)
     way = {name: b[name].detach() - a[name].detach() for name, _ in network.named_parameters(remove_duplicate=False)}
     losses = Losses(task)
     # The fused kernels of attention have no second derivative.
@@ -64,6 +67,15 @@ def taylor_barrier(task: Task, a: StateDict, b: StateDict, *, split: Split = "tr
         first_a, second_a = _derivatives(losses, a, way, split)
         first_b, second_b = _derivatives(losses, b, way, split)
     return _highest(first_a - first_b, second_a, second_b)
+
+
+def _check_plain(state: StateDict) -> None:
+    """Refuse weights that are functions of others."""
+    for name, _ in find_parametrizations({name: tuple(tensor.shape) for name, tensor in state.items()}):
+        raise WeightspaceError(
+            f"The barrier is estimated in plain weights, but {name!r} is under weight norm or spectral norm. Expected "
+            "the parametrization removed (torch.nn.utils.parametrize.remove_parametrizations), or measure a loss curve."
+        )
 
 
 def _derivatives(losses: Losses, state: StateDict, way: StateDict, split: Split) -> tuple[float, float]:

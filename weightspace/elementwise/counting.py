@@ -1,7 +1,8 @@
-"""Integer and bool tensors: nothing lies between two of them, so that a merge copies what all agree on.
+"""Tensors that no average is right for: integers, counters of the training, and indices.
 
-The exception is BatchNorm's counter ``num_batches_tracked``, a statistic of the training and no weight: two
-networks trained for different lengths merge, and the largest count is kept.
+Nothing lies between two integers, so that a merge copies what all models agree on. Of counters (BatchNorm's
+``num_batches_tracked``, ``n_averaged``, ``num_updates``, an optimiser's ``step``) the largest is kept, be they integers
+or whole floats: a merge of two networks has seen no fewer steps than either.
 """
 
 from __future__ import annotations
@@ -11,17 +12,36 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from weightspace.checkpoints.buffers import is_counter, is_fixed
+from weightspace.checkpoints.measure import is_inexact
 from weightspace.elementwise.precision import output_dtype
 from weightspace.errors import WeightspaceError
 
-_COUNTER = "num_batches_tracked"
+
+def unaveraged(name: str, tensors: Sequence[Tensor], *, models: Sequence[object] | None = None) -> Tensor | None:
+    """Return the merged tensor of a name that has no average, or None for any other.
+
+    Args:
+        name: the name of the tensor.
+        tensors: one a model, of one shape. Integers and floats may both occur, as the whole numbers of an index may be
+            kept in both; the result is of integers then.
+        models: how an error calls them; by their numbers from 1 if not given.
+
+    Raises:
+        WeightspaceError: the tensors differ, and are no counters.
+    """
+    if is_counter(name, tensors[0].shape) and (count := largest(tensors)) is not None:
+        return count
+    if is_fixed(name) or not all(is_inexact(tensor) for tensor in tensors):
+        return agreed(name, tensors, models=models)
+    return None
 
 
 def agreed(name: str, tensors: Sequence[Tensor], *, models: Sequence[object] | None = None) -> Tensor:
-    """Return a copy of the integer or bool tensor that all models have under ``name``.
+    """Return a copy of the tensor that all models have under ``name``, integers where one of them has integers.
 
     Args:
-        name: the name of the tensor; BatchNorm's counters may differ.
+        name: the name of the tensor.
         tensors: one a model, of one shape; differing integer dtypes are promoted.
         models: how an error calls them; by their numbers from 1 if not given.
 
@@ -29,15 +49,36 @@ def agreed(name: str, tensors: Sequence[Tensor], *, models: Sequence[object] | N
         WeightspaceError: the tensors differ.
     """
     dtype = output_dtype(tensor.dtype for tensor in tensors)
-    values = [tensor.detach().to(dtype) for tensor in tensors]
-    if name.rpartition(".")[2] == _COUNTER:
-        return torch.stack(values).amax(dim=0)
-    called = range(1, len(values) + 1) if models is None else models
-    for label, value in zip(called, values, strict=True):
-        if not torch.equal(values[0], value):
-            count = int((values[0] != value).sum())
+    called = range(1, len(tensors) + 1) if models is None else models
+    first = tensors[0].detach().to(dtype)
+    for label, tensor in zip(called, tensors, strict=True):
+        value = tensor.detach().to(dtype)
+        other = (first != value) | (value.to(tensor.dtype) != tensor)  # the latter where a float is no whole number
+        if bool(other.any()):
             raise WeightspaceError(
-                f"{name!r} holds {dtype} values, which cannot be averaged, and models {called[0]} and {label} "
-                f"differ in {count:,} of the {value.numel():,} looked at. Expected equal ones: were they built alike?"
+                f"{name!r} holds {dtype} values, which cannot be averaged, and models {called[0]} and {label} differ "
+                f"in {int(other.sum()):,} of the {value.numel():,} looked at. Expected equal ones: were they built "
+                "alike?"
             )
-    return values[0].clone()
+    return first.clone()
+
+
+def largest(tensors: Sequence[Tensor]) -> Tensor | None:
+    """Return the largest counts, of integers where one of the tensors has integers.
+
+    Args:
+        tensors: one a model, of one shape.
+
+    Returns:
+        A new tensor, or None where floats are no whole numbers, or more than one number.
+    """
+    floats = [tensor for tensor in tensors if is_inexact(tensor)]
+    if any(one.is_complex() or one.numel() != 1 or not float(one.item()).is_integer() for one in floats):
+        return None
+    dtype = output_dtype(tensor.dtype for tensor in tensors)
+    order = torch.float64 if dtype.is_floating_point else torch.int64  # unsigned integers have no order in torch
+    found = tensors[0].detach().to(dtype)
+    for tensor in tensors[1:]:
+        other = tensor.detach().to(dtype)
+        found = torch.where(other.to(order) > found.to(order), other, found)
+    return found.clone()

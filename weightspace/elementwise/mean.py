@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from weightspace.checkpoints import StateDict
-from weightspace.checkpoints.measure import is_inexact
 from weightspace.elementwise.affine import affine
-from weightspace.elementwise.counting import agreed
+from weightspace.elementwise.counting import unaveraged
+from weightspace.elementwise.parametrized import combined
 from weightspace.elementwise.precision import output_dtype, widened
 from weightspace.elementwise.tying import by_name
 
@@ -24,17 +24,24 @@ def mean(states: Sequence[StateDict]) -> StateDict:
 
     Returns:
         New tensors in the dtype of the inputs (promoted where they differ), computed in float32 at least. Integer
-        tensors are those that all agree on, of BatchNorm's counters the largest. Tensors tied in every network
-        stay tied.
+        tensors are those that all agree on, of counters the largest. Weights under weight norm are averaged as such,
+        and spectral norm's vectors belong to the mean. Tensors tied in every network stay tied.
 
     Raises:
         WeightspaceError: integer tensors differ.
     """
-    shares = [1 / len(states)] * len(states)
+    return combined(states, _mean)
 
-    def combine(name: str, tensors: list[Tensor]) -> Tensor:
-        if not is_inexact(tensors[0]):
-            return agreed(name, tensors)
-        return affine(widened(tensors), shares).to(output_dtype(tensor.dtype for tensor in tensors))
 
-    return by_name(states, combine)
+@torch.no_grad()
+def mean_of_tensors(states: Sequence[StateDict]) -> StateDict:
+    """Return the means of tensors, whatever network they make: what matching compares is tensors by themselves."""
+    return by_name(states, _mean)
+
+
+def _mean(name: str, tensors: list[Tensor]) -> Tensor:
+    kept = unaveraged(name, tensors)
+    if kept is not None:
+        return kept
+    shares = [1 / len(tensors)] * len(tensors)
+    return affine(widened(tensors), shares).to(output_dtype(tensor.dtype for tensor in tensors))

@@ -8,10 +8,29 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from weightspace.errors import WeightspaceError
+
 
 def output_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    """Return the dtype of a merge: the common one, or the promotion of differing ones."""
-    return reduce(torch.promote_types, dtypes)
+    """Return the dtype of a merge: the common one, or the promotion of differing ones.
+
+    Where floats meet integers, both hold whole numbers (see ``counting``), and the result is of integers.
+    """
+    distinct = list(dict.fromkeys(dtypes))
+    integers = [dtype for dtype in distinct if not (dtype.is_floating_point or dtype.is_complex)]
+    return _joint_integers(integers) if integers else reduce(torch.promote_types, distinct)
+
+
+def _joint_integers(dtypes: Sequence[torch.dtype]) -> torch.dtype:
+    """Return the integer dtype that holds the values of all; torch has no rule for the larger unsigned ones."""
+    if not set(dtypes) & {torch.uint16, torch.uint32, torch.uint64} or len(dtypes) == 1:
+        return reduce(torch.promote_types, dtypes)
+    signed = [dtype.itemsize for dtype in dtypes if dtype.is_signed]
+    unsigned = [dtype.itemsize for dtype in dtypes if not dtype.is_signed]
+    size = max([*signed, *(2 * size if signed else size for size in unsigned)])
+    if size > 8:
+        raise WeightspaceError(f"No integer dtype holds the values of {' and '.join(map(str, dtypes))} together.")
+    return getattr(torch, f"{'' if signed else 'u'}int{8 * size}")
 
 
 def compute_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:

@@ -14,8 +14,8 @@ from torch import Generator, Tensor
 
 from weightspace.checkpoints import StateDict, check_compatible, check_finite
 from weightspace.checkpoints.measure import is_inexact
-from weightspace.elementwise.counting import agreed
-from weightspace.elementwise.mean import mean
+from weightspace.elementwise.counting import unaveraged
+from weightspace.elementwise.mean import mean, mean_of_tensors
 from weightspace.elementwise.precision import compute_dtype
 from weightspace.elementwise.tying import by_name
 from weightspace.errors import WeightspaceError
@@ -70,7 +70,7 @@ class Basin:
         stands: the others have hardly moved since.
         """
         before = self.permutations[index], self.moved[index], self.objective
-        target = mean([state for other, state in enumerate(self.moved) if other != index])
+        target = mean_of_tensors([state for other, state in enumerate(self.moved) if other != index])
         start = Permutation.identity(self.spec) if index in self._had_turn else None
         self._had_turn.add(index)
         change = weight_matching(self.spec, target, self.moved[index], seed=seed, start=start).permutation
@@ -126,4 +126,4 @@ def _check(spec: PermutationSpec, states: Sequence[StateDict]) -> None:
         check_finite(weights, f"Model {number}")
     for name, tensor in states[0].items():
         if not is_inexact(tensor):
-            agreed(name, [state[name] for state in states])
+            unaveraged(name, [state[name] for state in states])

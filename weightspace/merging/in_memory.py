@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from weightspace.checkpoints import StateDict, check_compatible
-from weightspace.checkpoints.measure import is_inexact
-from weightspace.elementwise.counting import agreed
+from weightspace.checkpoints.buffers import WeightNorm, check_evidence, effective_name
+from weightspace.elementwise.counting import unaveraged
+from weightspace.elementwise.parametrized import Coordinates, combined
 from weightspace.elementwise.precision import compute_dtype, output_dtype
-from weightspace.elementwise.tying import by_name
 from weightspace.errors import WeightspaceError
 from weightspace.merging.methods import Method
 from weightspace.merging.methods.loading import load_survey
 from weightspace.merging.pieces import merged_pieces
 from weightspace.merging.roles import checked_evidence, find_method, split_base
 from weightspace.merging.stack import InMemory, Stack, real
+from weightspace.merging.variances import sound_pieces
 
 
 @torch.no_grad()
@@ -48,13 +49,14 @@ def merge(
     Returns:
         New tensors in the order of the first state dict and the dtype of the inputs (promoted where they
         differ), computed in float32 at least and rounded once. Integer tensors are copied where all agree; of
-        BatchNorm's counters the largest is kept. Tensors tied in every model stay tied. Copies merge to the
-        copy, bit for bit.
+        counters the largest is kept. Of weight norm the weights are merged, spectral norm's vectors belong to the
+        merged weight, and no running variance is negative. Tensors tied in every model stay tied. Copies merge to
+        the copy, bit for bit.
 
     Raises:
         CheckpointError: names or shapes differ, or a tensor is float in one model and integer in another.
-        WeightspaceError: the method, a parameter or the weights don't fit, integer tensors differ, or a tensor
-            or the result holds NaN or infinity.
+        WeightspaceError: the method, a parameter or the weights don't fit, integer tensors differ, a tensor
+            or the result holds NaN or infinity, or evidence speaks of parts of a weight under weight norm.
     """
     row = find_method(method)
     _check_models(states, base)
@@ -62,15 +64,19 @@ def merge(
     models, origin, factors = split_base(row, states, base, listed, weights)
     merging = _Merging(row, factors, row.arguments(parameters or {}, len(models)), evidence, not allow_nonfinite)
     everything = models if origin is None else [*models, origin]
-    merging.survey(everything, has_base=origin is not None)
+    # A base that is the end of a line is one of the models; any other one is not part of the result.
+    ends = len(everything) if row.base == "end" else len(models)
+
+    def kept(name: str, tensors: list[Tensor]) -> Tensor | None:
+        return unaveraged(name, tensors[:ends])
+
+    merging.survey(everything, kept, has_base=origin is not None)
 
     def combine(name: str, tensors: list[Tensor]) -> Tensor:
-        if not is_inexact(tensors[0]):
-            # A base that is the end of a line is one of the models; any other one is not part of the result.
-            return agreed(name, tensors if row.base == "end" else tensors[: len(models)])
-        return merging.tensor(name, tensors, has_base=origin is not None)
+        whole = kept(name, tensors)
+        return merging.tensor(name, tensors, has_base=origin is not None) if whole is None else whole
 
-    return by_name(everything, combine)
+    return combined(everything, combine, finite=not allow_nonfinite)
 
 
 def _check_models(states: Sequence[StateDict], base: StateDict | None) -> None:
@@ -101,13 +107,21 @@ class _Merging:
         self.evidence = checked_evidence(row, evidence, len(weights))
         self.finite = finite
         self.surveyed: Mapping[str, Mapping[str, Any]] = {}
+        self.weight_norms: Mapping[str, WeightNorm] = {}
 
-    def survey(self, states: Sequence[StateDict], *, has_base: bool) -> None:
-        """Make the method's pass over the whole model, where it has one."""
+    def survey(
+        self, states: Sequence[StateDict], kept: Callable[[str, list[Tensor]], Tensor | None], *, has_base: bool
+    ) -> None:
+        """Make the method's pass over the whole model, where it has one; ``kept`` says what is not merged by it."""
+        coordinates = Coordinates(states, finite=self.finite)
+        self.weight_norms = coordinates.parametrizations.weight_norms
+        for number, evidence in enumerate(self.evidence, start=1):
+            check_evidence(f"model {number}", evidence, coordinates.parametrizations)
         survey = load_survey(self.row)
         if survey is not None and self.row.surveys(self.arguments):
-            names = [name for name in sorted(states[0]) if is_inexact(states[0][name])]
-            stacks = [self._stack(name, [state[name] for state in states], has_base) for name in names]
+            tensors = {name: [coordinates.of(state, name) for state in states] for name in sorted(coordinates.names)}
+            merged = {name: several for name, several in tensors.items() if kept(name, several) is None}
+            stacks = [self._stack(name, several, has_base) for name, several in merged.items()]
             self.surveyed = survey(stacks, [self.arguments] * len(stacks))
 
     def tensor(self, name: str, tensors: Sequence[Tensor], *, has_base: bool) -> Tensor:
@@ -118,7 +132,8 @@ class _Merging:
         elements = real(merged).view(-1)
         arguments = {**self.arguments, **self.surveyed.get(name, {})}
         stack = self._stack(name, tensors, has_base)
-        for start, values in merged_pieces(self.row, stack, self.weights, arguments, elements.dtype):
+        pieces = merged_pieces(self.row, stack, self.weights, arguments, elements.dtype)
+        for start, values in sound_pieces(stack, pieces):
             elements[start : start + len(values)] = values
         return merged
 
@@ -126,6 +141,7 @@ class _Merging:
         """Return the tensors of a name as the method reads them."""
         flats = [InMemory(tensor) for tensor in tensors]
         count = len(self.weights)
+        known = effective_name(name) if name in self.weight_norms else name
         return Stack(
             name,
             flats[:count],
@@ -134,5 +150,5 @@ class _Merging:
             self.row.grain_of(self.arguments),
             self.finite,
             compute_dtype(flat.dtype for flat in flats),
-            [InMemory(state[name]) if name in state else None for state in self.evidence],
+            [InMemory(state[known]) if known in state else None for state in self.evidence],
         )

@@ -1,24 +1,28 @@
 """The straight line between two networks, which is the merge of two with the weights ``1 − λ`` and ``λ``.
 
-Position 0 is ``a`` and 1 is ``b``, both exactly; beyond them the line goes on.
+Position 0 is ``a`` and 1 is ``b``, both exactly; beyond them the line goes on. Of weights under weight norm it is the
+line between the weights; running variances stop at zero (see ``elementwise.variances``).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from weightspace.checkpoints import StateDict, check_compatible
-from weightspace.checkpoints.measure import is_inexact
 from weightspace.elementwise.affine import affine
-from weightspace.elementwise.counting import agreed
+from weightspace.elementwise.counting import unaveraged
+from weightspace.elementwise.parametrized import combined, combined_tensors
 from weightspace.elementwise.precision import output_dtype, widened
 from weightspace.elementwise.tying import by_name
+from weightspace.elementwise.variances import not_negative
 from weightspace.errors import WeightspaceError
 
 
+@torch.no_grad()
 def interpolate(a: StateDict, b: StateDict, position: float) -> StateDict:
     """Return the network at ``position`` on the straight line from ``a`` to ``b``.
 
@@ -29,7 +33,8 @@ def interpolate(a: StateDict, b: StateDict, position: float) -> StateDict:
 
     Returns:
         New tensors in the dtype of the inputs (the promoted one where they differ), computed in float32 at
-        least. Tensors that are tied in both stay tied.
+        least. Tensors that are tied in both stay tied. Between and beyond the ends integers are those that both
+        have, of counters the larger; spectral norm's vectors belong to the network there.
 
     Raises:
         CheckpointError: names or shapes differ.
@@ -38,17 +43,29 @@ def interpolate(a: StateDict, b: StateDict, position: float) -> StateDict:
     check_compatible(a, b)
     if not math.isfinite(position):
         raise WeightspaceError(f"A position on the line is a finite number, found {position}.")
-    return by_name([a, b], lambda name, tensors: between(name, tensors[0], tensors[1], position))
+    if position in (0, 1):
+        return by_name([a, b], lambda name, tensors: _end(tensors[0], tensors[1], position))
+    return combined([a, b], lambda name, tensors: _between(name, tensors, position))
 
 
 @torch.no_grad()
-def between(name: str, a: Tensor, b: Tensor, position: float) -> Tensor:
-    """Return one tensor of the line: ``interpolate`` for callers that go tensor by tensor.
-
-    Integer tensors are those of ``a`` or ``b`` at the ends, and what the two agree on elsewhere.
-    """
-    if is_inexact(a):
-        return affine(widened([a, b]), (1 - position, position)).to(output_dtype((a.dtype, b.dtype)))
+def line(a: StateDict, b: StateDict, position: float) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of ``interpolate`` by name, as they are made; ``a`` and ``b`` are known to fit together."""
     if position in (0, 1):
-        return (b if position else a).detach().to(output_dtype((a.dtype, b.dtype)), copy=True)
-    return agreed(name, [a, b])
+        yield from ((name, _end(tensor, b[name], position)) for name, tensor in a.items())
+    else:
+        yield from combined_tensors([a, b], lambda name, tensors: _between(name, tensors, position))
+
+
+def _end(a: Tensor, b: Tensor, position: float) -> Tensor:
+    """Return the tensor of the model at an end."""
+    return (b if position else a).detach().to(output_dtype((a.dtype, b.dtype)), copy=True)
+
+
+def _between(name: str, ends: list[Tensor], position: float) -> Tensor:
+    """Return one tensor of the line, not at an end."""
+    kept = unaveraged(name, ends)
+    if kept is not None:
+        return kept
+    moved = affine(widened(ends), (1 - position, position)).to(output_dtype(end.dtype for end in ends))
+    return not_negative(name, moved, lambda: ends)

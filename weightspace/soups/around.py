@@ -12,6 +12,7 @@ from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.measure import is_inexact
 from weightspace.connectivity import Curve, loss_curve
 from weightspace.connectivity.scoring import scored
+from weightspace.elementwise.parametrized import Coordinates
 from weightspace.errors import WeightspaceError
 from weightspace.soups.candidates import OnLine
 from weightspace.soups.ingredients import Source, ingredients_of
@@ -67,7 +68,7 @@ def flatness(
     """Return the loss along random directions from a network, and on the lines to its ingredients.
 
     A direction is Gaussian, in every parameter tensor as long as that tensor. BatchNorm's statistics are not moved;
-    they are measured anew where ``statistics`` says so.
+    they are measured anew where ``statistics`` says so. Spectral norm's vectors follow the weights.
 
     Args:
         state: usually a soup.
@@ -93,12 +94,14 @@ def flatness(
     scorer = Scorer(task, statistics)
     scorer.check(weights, centre.name)
     generator = torch.Generator().manual_seed(seed)
+    coordinates = Coordinates([weights])
     random = []
     for _ in range(directions):
         direction = _direction(weights, scorer, generator)
         losses = []
         for radius in radii:
             moved = {name: tensor + radius * direction.get(name, 0) for name, tensor in weights.items()}
+            moved.update(coordinates.following(moved))
             network = scorer.put(moved.items(), mixed=radius != 0)
             losses.append(scored(task, network, split)[0])
         random.append(tuple(losses))
@@ -136,7 +139,7 @@ def gain(pretrained: Source, a: Source, b: Source, task: Task, *, split: Split =
 def angle(pretrained: StateDict, a: StateDict, b: StateDict) -> float:
     """Return the angle between ``a − pretrained`` and ``b − pretrained``, over all float tensors, in degrees.
 
-    BatchNorm's statistics are left out.
+    BatchNorm's statistics and spectral norm's vectors are left out; of weight norm the weights count.
 
     Raises:
         CheckpointError: names or shapes differ.
@@ -146,9 +149,11 @@ def angle(pretrained: StateDict, a: StateDict, b: StateDict) -> float:
         check_compatible(pretrained, state, names=("pretrained", name))
     product = lengths = 0.0
     squares = [0.0, 0.0]
-    for name, tensor in pretrained.items():
+    coordinates = Coordinates([pretrained])
+    for name in coordinates.names:
+        tensor = coordinates.of(pretrained, name)
         if is_inexact(tensor) and name.rpartition(".")[2] not in _STATISTICS:
-            first, second = ((state[name].double() - tensor.double()).flatten() for state in (a, b))
+            first, second = ((coordinates.of(state, name).double() - tensor.double()).flatten() for state in (a, b))
             product += float(first @ second)
             squares = [squares[0] + float(first @ first), squares[1] + float(second @ second)]
     lengths = math.sqrt(squares[0] * squares[1])

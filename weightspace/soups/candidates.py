@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from weightspace.checkpoints import StateDict, check_compatible
-from weightspace.merging.interpolation import between
+from weightspace.merging.interpolation import line
 from weightspace.soups.ingredients import Ingredient
 from weightspace.soups.running import RunningMean
 from weightspace.soups.scoring import Tensors
@@ -144,4 +144,4 @@ class OnLine:
         check_compatible(start, end, names=(self.start.name, self.end.name))
         check(start, self.start.name)
         check(end, self.end.name)
-        return ((name, between(name, start[name], end[name], self.position)) for name in start)
+        return line(start, end, self.position)

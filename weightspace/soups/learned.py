@@ -4,6 +4,7 @@ The logits are :math:`\beta f(x; \sum_i \alpha_i \theta_i)`, with :math:`\alpha 
 every layer, or the whole model. The gradient needs no graph through the ingredients: with
 :math:`g = \partial L / \partial \theta` at the mixture :math:`\theta`,
 :math:`\partial L / \partial a_i = \alpha_i \langle g, \theta_i - \theta \rangle`, summed up a tensor at a time.
+Pairs of weight norm are mixed as the weights that they stand for, and have the coefficients of their direction.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.measure import is_inexact
 from weightspace.connectivity.statistics import batch_statistics
 from weightspace.elementwise.affine import affine
-from weightspace.elementwise.counting import agreed
+from weightspace.elementwise.counting import unaveraged
+from weightspace.elementwise.parametrized import Coordinates, combined
 from weightspace.elementwise.precision import output_dtype, widened
-from weightspace.elementwise.tying import by_name
+from weightspace.elementwise.weight_norm import weight_and_gradient
 from weightspace.errors import WeightspaceError
 from weightspace.soups.ingredients import Source, ingredients_of
 from weightspace.soups.scoring import Scorer, Statistics, settled
@@ -150,9 +152,10 @@ class _Mixture:
 
     def __init__(self, states: Sequence[StateDict], network: nn.Module, per: Per) -> None:
         self.states, self.network = states, network
+        self.coordinates = Coordinates(states)
         self.parameters = {name: one for name, one in network.named_parameters() if is_inexact(one)}
-        self.groups = {name: _group(name, per) for name in states[0]}
-        own = dict.fromkeys(self.groups[name] for name in self.parameters)
+        self.groups = {name: _group(name, per) for name in self.coordinates.names}
+        own = dict.fromkeys(self.groups[name] for name in self.parameters if name in self.groups)
         self.logits = {group: torch.zeros(len(states), dtype=torch.float64, requires_grad=True) for group in own}
         self.log_scale = torch.zeros((), dtype=torch.float64, requires_grad=True)
         for parameter in network.parameters():
@@ -165,9 +168,11 @@ class _Mixture:
     @torch.no_grad()
     def mix(self) -> None:
         """Set the weights of the network."""
-        alphas = self.alphas()
-        for name, tensor in self.network.state_dict().items():
-            tensor.copy_(self._mixed(name, [state[name] for state in self.states], alphas))
+        alphas, own = self.alphas(), self.network.state_dict()
+        for name in self.coordinates.names:
+            mixed = self._mixed(name, [self.coordinates.of(state, name) for state in self.states], alphas)
+            for part, tensor in self.coordinates.tensors(name, mixed):
+                own[part].copy_(tensor)
         for parameter in self.network.parameters():
             parameter.grad = None
 
@@ -176,19 +181,29 @@ class _Mixture:
         """Carry the gradient of the weights over to the logits of the coefficients."""
         alphas = self.alphas()
         slopes = {group: torch.zeros_like(alpha) for group, alpha in alphas.items()}
-        for name, parameter in self.parameters.items():
-            if parameter.grad is None:
+        for name in self.parameters:
+            slope = self._slope(name) if name in self.groups else None
+            if slope is None:
                 continue
+            weight, gradient = slope
             for number, state in enumerate(self.states):
-                away = state[name].to(parameter) - parameter
-                slopes[self.groups[name]][number] += (parameter.grad * away).sum(dtype=torch.float64).cpu()
+                away = self.coordinates.of(state, name).to(weight) - weight
+                slopes[self.groups[name]][number] += (gradient * away).sum(dtype=torch.float64).cpu()
         for group, alpha in alphas.items():
             self.logits[group].grad = alpha * slopes[group]
 
     def state(self) -> StateDict:
         """Return the mixture, in the dtype of the ingredients."""
         alphas = self.alphas()
-        return by_name(self.states, lambda name, tensors: self._mixed(name, tensors, alphas))
+        return combined(self.states, lambda name, tensors: self._mixed(name, tensors, alphas))
+
+    def _slope(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """Return a coordinate of the network, and the gradient by it; None where there is none."""
+        parameter, norm = self.parameters[name], self.coordinates.parametrizations.weight_norms.get(name)
+        if parameter.grad is None or norm is None:
+            return None if parameter.grad is None else (parameter, parameter.grad)
+        magnitude = self.parameters[norm.magnitude]
+        return None if magnitude.grad is None else weight_and_gradient(magnitude, parameter)
 
     @contextmanager
     def scaled(self) -> Iterator[nn.Module]:
@@ -208,8 +223,9 @@ class _Mixture:
 
     @torch.no_grad()
     def _mixed(self, name: str, tensors: list[Tensor], alphas: Mapping[str, Tensor]) -> Tensor:
-        if not is_inexact(tensors[0]):
-            return agreed(name, tensors)
+        kept = unaveraged(name, tensors)
+        if kept is not None:
+            return kept
         alpha = alphas.get(self.groups[name])
         if alpha is None:  # a buffer: no gradient decides about it, so that it goes with its layer, else with all
             layer = name.rpartition(".")[0]

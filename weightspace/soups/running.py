@@ -1,7 +1,9 @@
 r"""The running mean of networks in float64: one set of tensors, however many networks go in.
 
 :math:`m_k = m_{k-1} - (m_{k-1} - x_k) / k`, of which copies are a fixed point bit for bit, in every dtype (a running
-sum has that for float32 only: :math:`3x` is not a float64 for every float64 :math:`x`).
+sum has that for float32 only: :math:`3x` is not a float64 for every float64 :math:`x`). Pairs of weight norm are
+averaged as the weights that they stand for, and of spectral norm's vectors, which follow from the mean, those of the
+first network are kept (see ``elementwise.parametrized``).
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ import torch
 from torch import Tensor
 
 from weightspace.checkpoints import StateDict, check_compatible
-from weightspace.checkpoints.measure import is_inexact
+from weightspace.checkpoints.buffers import check_ties
 from weightspace.checkpoints.state import tied_names
-from weightspace.elementwise.counting import agreed
+from weightspace.elementwise.counting import unaveraged
+from weightspace.elementwise.parametrized import Coordinates, made_elsewhere
 from weightspace.elementwise.precision import output_dtype
 
 #: Elements taken at a time, so that what is made on the way stays small: 1 MiB.
@@ -33,29 +36,37 @@ class RunningMean:
         self._means: StateDict = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._tied: dict[str, str] = {}
+        self._coordinates: Coordinates | None = None
 
     @torch.no_grad()
     def add(self, state: StateDict, name: str) -> None:
         """Take in a network.
 
         Args:
-            state: its tensors, of the names and shapes of those before; not kept.
+            state: its tensors, of the names and shapes of those before. Of the first network those under weight norm
+                and spectral norm are kept as long as the mean is, of any other nothing.
             name: of the network, for errors.
 
         Raises:
             CheckpointError: names or shapes differ from those before.
-            WeightspaceError: an integer tensor differs, other than BatchNorm's counter of batches.
+            WeightspaceError: an integer tensor differs, other than a counter.
         """
         self._check(state, name)
+        coordinates = self._coordinates or Coordinates([state], self._dtypes)
         tied = tied_names(state)
+        check_ties(coordinates.parametrizations, tied)
         if not self.names:
-            self._dtypes = {key: tensor.dtype for key, tensor in state.items()}
+            self._coordinates = coordinates
+            self._dtypes.update((key, tensor.dtype) for key, tensor in state.items())
             self._tied = tied
         for key in [key for key, owner in self._tied.items() if tied.get(key) != owner]:
-            self._means[key] = self._means[self._tied.pop(key)].clone()  # tied in all before, but not in this one
-        for key, tensor in state.items():
+            owner = self._tied.pop(key)  # tied in all before, but not in this one
+            if owner in self._means:
+                self._means[key] = self._means[owner].clone()
+        for key in coordinates.names:
             if key not in self._tied:
-                self._means[key] = self._joined(key, tensor, name)
+                self._means[key] = self._joined(key, coordinates.of(state, key), name)
+        for key, tensor in state.items():
             self._dtypes[key] = output_dtype((self._dtypes[key], tensor.dtype))
         self.names.append(name)
 
@@ -75,33 +86,45 @@ class RunningMean:
             WeightspaceError: an integer tensor differs.
         """
         self._check(state, name)
-        for key, tensor in state.items():
-            dtype = output_dtype((self._dtypes.get(key, tensor.dtype), tensor.dtype))
-            yield key, self._joined(key, tensor, name, dtype)
+        dtypes = {
+            key: output_dtype((self._dtypes.get(key, tensor.dtype), tensor.dtype)) for key, tensor in state.items()
+        }
+        first = state if self._coordinates is None else self._coordinates.models[0]
+        coordinates = Coordinates([first], dtypes)
+        for key in coordinates.names:
+            mean = self._joined(key, coordinates.of(state, key), name, coordinates.dtype(key))
+            yield from coordinates.tensors(key, mean)
 
     def state(self) -> StateDict:
         """Return the mean in the dtype of the networks; names that are tied in all of them stay tied.
 
         It is the end of the running mean, which is given up a tensor at a time.
         """
-        state: StateDict = {}
-        for key, dtype in self._dtypes.items():
-            owner = self._tied.get(key)
-            state[key] = state[owner] if owner else self._means.pop(key).to(dtype)
-        return state
+        if self._coordinates is None:
+            return {}
+        coordinates, made = self._coordinates, StateDict()
+        elsewhere = made_elsewhere(coordinates.parametrizations, self._tied)
+        for key in coordinates.names:
+            if key not in elsewhere:
+                mean = self._means.pop(key) if key not in self._tied else made[self._tied[key]]
+                made.update(coordinates.tensors(key, mean.to(coordinates.dtype(key))))
+        return {key: made[self._tied.get(key, key)] for key in self._dtypes}
 
     def _check(self, state: StateDict, name: str) -> None:
-        if self.names:
-            check_compatible({**self._ties(), **self._means}, state, names=(self.names[0], name))
+        if self._coordinates is not None:
+            first, functions = self._coordinates.models[0], self._coordinates.functions
+            following = {key: first[key] for key in first if key in functions}
+            known = {**self._ties(), **following, **self._means}
+            check_compatible(known, state, names=(self.names[0], name))
 
     def _ties(self) -> StateDict:
-        return {key: self._means[owner] for key, owner in self._tied.items()}
+        return {key: self._means[owner] for key, owner in self._tied.items() if owner in self._means}
 
     def _joined(self, key: str, tensor: Tensor, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """Return one tensor of the mean with a network more: in a dtype, or in the place of the mean itself."""
         mean = self._means.get(self._tied.get(key, key))
-        if not is_inexact(tensor):
-            whole = tensor.clone() if mean is None else agreed(key, [mean, tensor], models=(self.names[0], name))
+        whole = unaveraged(key, [tensor] if mean is None else [mean, tensor], models=[*self.names[:1], name])
+        if whole is not None:
             return whole if dtype is None else whole.to(dtype)
         wide = torch.complex128 if tensor.is_complex() else torch.float64
         if mean is None:

@@ -66,7 +66,7 @@ def aligned(plan: Plan, alignment: Alignment, folder: Path) -> Plan:
     from weightspace.matching import run_matching
     from weightspace.symmetry import permute
 
-    first = next(job.base or job.inputs[0] for job in plan.jobs if job.kind == "merge")[0]
+    first = next(job.base or job.inputs[0] for job in plan.jobs if job.merges)[0]
     target = CheckpointReader(plan.members[first].contents).state()
     members = list(plan.members)
     for index, member in enumerate(members):

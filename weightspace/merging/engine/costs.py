@@ -14,6 +14,10 @@ _COPIES = 6
 #: Copies of the whole tensor that a method of singular vectors holds for each model: factors, and workspace.
 _WHOLE_COPIES = 5
 
+#: What is computed in float64, from whole weights under weight norm or spectral norm; copies of a piece for that, and
+#: of a matrix whose singular vectors are looked for.
+_DERIVED, _DERIVED_COPIES, _MATRIX_COPIES = ("direction", "magnitude", "vector"), 8, 3
+
 #: Nanoseconds of a singular value decomposition, by elements of the matrix and its smaller side.
 _SVD = 1.0
 
@@ -38,22 +42,31 @@ def _factor_memory(plan: Plan, ref: Ref) -> int:
 
 def _job_memory(plan: Plan, job: Job) -> int:
     """Return the bytes that a job takes beside the factors of adapters."""
-    models = len(job.refs)
-    if plan.method.evidence == "gram" and len(job.info.shape) > 1:
-        width = job.info.numel // max(1, job.info.shape[0])
-        return 8 * (width * width * (len(job.inputs) + 4) + job.info.numel * (models + 3))
-    itemsize = max(4, *(ITEMSIZES[plan.info(ref).dtype] for ref in job.refs))
-    if plan.method.grain == "whole" and job.kind == "merge":
-        return itemsize * job.info.numel * (models + 1) * _WHOLE_COPIES
+    shape = plan.info(job.inputs[0]).shape
+    if job.kind not in _DERIVED:
+        itemsize = max(4, *(ITEMSIZES[plan.info(ref).dtype] for ref in job.refs))
+        return _merge_memory(plan, job, shape, itemsize)
+    pieces = _merge_memory(plan, job, shape, 8) + 8 * PIECE * _DERIVED_COPIES
+    return pieces + (8 * math.prod(shape) * _MATRIX_COPIES if job.kind == "vector" else 0)
+
+
+def _merge_memory(plan: Plan, job: Job, shape: tuple[int, ...], itemsize: int) -> int:
+    """Return the bytes that merging a tensor takes."""
+    models, numel = len(job.models), math.prod(shape)
+    if plan.method.evidence == "gram" and len(shape) > 1:
+        width = numel // max(1, shape[0])
+        return 8 * (width * width * (len(job.inputs) + 4) + numel * (models + 3))
+    if plan.method.grain == "whole" and job.merges:
+        return itemsize * numel * (models + 1) * _WHOLE_COPIES
     if _by_slices(plan, job):
-        row = math.prod(job.info.shape[1:]) if len(job.info.shape) > 1 else job.info.numel
-        return itemsize * min(job.info.numel, max(row, PIECE)) * (2 * models + plan.method.copies)
-    return itemsize * min(job.info.numel, PIECE) * (2 * models + _COPIES)
+        row = math.prod(shape[1:]) if len(shape) > 1 else numel
+        return itemsize * min(numel, max(row, PIECE)) * (2 * models + plan.method.copies)
+    return itemsize * min(numel, PIECE) * (2 * models + _COPIES)
 
 
 def _by_slices(plan: Plan, job: Job) -> bool:
     """Return whether a job takes its tensor slice by slice."""
-    return job.kind == "merge" and plan.method.grain_of(job.arguments) == "slices"
+    return job.merges and plan.method.grain_of(job.arguments) == "slices"
 
 
 def plan_memory(plan: Plan, threads: int) -> int:
@@ -65,9 +78,10 @@ def estimated_seconds(plan: Plan, threads: int) -> float:
     """Return about how long the tensors take, from what the method costs an element on a laptop's core."""
     nanoseconds = _START * 1e9 * threads
     for job in plan.jobs:
-        nanoseconds += job.info.numel * len(job.refs) * plan.method.cost
-        if plan.method.grain == "whole" and job.kind == "merge" and len(job.info.shape) > 1:
-            rows = job.info.shape[0]
-            columns = job.info.numel // max(1, rows)
-            nanoseconds += job.info.numel * len(job.inputs) * min(rows, columns) * _SVD
+        info = plan.info(job.inputs[0])
+        nanoseconds += info.numel * len(job.models) * plan.method.cost
+        if plan.method.grain == "whole" and job.merges and len(info.shape) > 1:
+            rows = info.shape[0]
+            columns = info.numel // max(1, rows)
+            nanoseconds += info.numel * len(job.inputs) * min(rows, columns) * _SVD
     return nanoseconds / 1e9 / threads

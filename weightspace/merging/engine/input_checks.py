@@ -6,6 +6,7 @@ import filecmp
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from weightspace.checkpoints.buffers import effective_name
 from weightspace.checkpoints.companions import Companions, find_companions, is_tokenizer
 from weightspace.checkpoints.quantisation import check_not_quantised, find_quantised, find_quantised_folder
 from weightspace.errors import CheckpointError, WeightspaceError
@@ -73,7 +74,7 @@ def check_evidence(row: Method, sources: Sequence[Member], jobs: Sequence[Job]) 
             f"Method {row.name!r} needs {row.evidence} evidence of every model; {', '.join(lacking[:3])} has none. "
             "Collect it (`weightspace evidence`) and give it with --evidence; without, the result is a plain mean."
         )
-    merged = {job.name for job in jobs if job.kind == "merge"}
+    merged = {name for job in jobs if job.merges for name in (job.name, effective_name(job.name))}
     for member in sources:
         if member.evidence is not None and merged.isdisjoint(member.evidence.tensors):
             raise CheckpointError(

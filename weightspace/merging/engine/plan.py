@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -25,7 +26,9 @@ MEMORY = 256 * 2**20
 Ref: TypeAlias = tuple[int, str]
 
 #: ``merge``: by the method. ``agree``: integers, copied where all models have the same. ``copy``: of the first one.
-Kind: TypeAlias = Literal["merge", "agree", "copy"]
+#: ``largest``: a counter. ``direction`` and ``magnitude``: of a merged weight under weight norm. ``vector``: a singular
+#: vector of a merged weight under spectral norm.
+Kind: TypeAlias = Literal["merge", "agree", "copy", "largest", "direction", "magnitude", "vector"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,10 @@ class Job:
         info: dtype and shape in the output.
         shard: the file that it goes to.
         offset: its first byte there.
+        follows: the tensor of the output that it follows from, for magnitudes and vectors; ``inputs`` are that one's.
+        companions: what stands beside the inputs, one a model, the base last: the magnitudes of directions; of vectors
+            all left ones, all right ones and all values, as far as there are any.
+        part: which of a spectral norm's tensors a vector is: ``left``, ``right`` or ``value``.
     """
 
     name: str
@@ -92,11 +99,24 @@ class Job:
     info: TensorInfo
     shard: int = 0
     offset: int = 0
+    follows: str = ""
+    companions: tuple[tuple[Ref, ...], ...] = ()
+    part: str = ""
+
+    @property
+    def models(self) -> tuple[Ref, ...]:
+        """The models' tensors, and the base's behind them."""
+        return self.inputs if self.base is None else (*self.inputs, self.base)
 
     @property
     def refs(self) -> tuple[Ref, ...]:
         """Everything that is read for it."""
-        return self.inputs if self.base is None else (*self.inputs, self.base)
+        return (*self.models, *(ref for refs in self.companions for ref in refs))
+
+    @property
+    def merges(self) -> bool:
+        """Whether the method is used for it."""
+        return self.kind in ("merge", "largest", "direction", "magnitude", "vector")
 
 
 @dataclass(frozen=True)
@@ -147,6 +167,11 @@ class Plan:
     companions: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
     stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Job]:
+        """The jobs by the name of their tensor."""
+        return {job.name: job for job in self.jobs}
 
     @property
     def digest(self) -> str:

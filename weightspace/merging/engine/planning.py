@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weightspace.checkpoints.buffers import holds_whole_numbers, is_counter, is_fixed
 from weightspace.checkpoints.contents import TensorInfo
 from weightspace.checkpoints.folder import WEIGHTS
 from weightspace.checkpoints.hashing import sha256_of
@@ -24,6 +25,7 @@ from weightspace.merging.engine.inputs import stamps_of
 from weightspace.merging.engine.layout import lay_out
 from weightspace.merging.engine.members import Reading, open_members
 from weightspace.merging.engine.names import Output, Outputs, outputs
+from weightspace.merging.engine.parametrized import with_parametrizations
 from weightspace.merging.engine.plan import Job, Kind, Member, Plan, Ref
 from weightspace.merging.engine.promotion import FLOATS, promoted
 from weightspace.merging.engine.staging import is_file_name
@@ -90,7 +92,7 @@ def make_plan(
     check_plain(members)
     named = _outputs(recipe, row, members, warn)
     planner = _Planner(recipe, row, members, making.finite)
-    jobs = [planner.job(output) for output in named.outputs]
+    jobs = with_parametrizations([planner.job(output) for output in named.outputs], named.tied, members)
     check_evidence(row, _models(recipe, members), jobs)
     donor = _donor(recipe, members)
     tokenizer = tokenizer_folder(recipe, members, donor)
@@ -155,15 +157,18 @@ class _Planner:
             return self._job("copy", output, refs[:1], None, [1.0], {})
         infos = [self._info(ref) for ref in refs]
         self._check_fit(output, [*refs, *([] if base is None else [base])])
-        if not infos[0].is_inexact:
+        floats, counts = all(info.is_inexact for info in infos), is_counter(output.name, infos[0].shape)
+        if not floats or is_fixed(output.name):
             ends = [base] if self.row.base == "end" and base is not None and base not in refs else []
-            return self._job("agree", output, [*refs, *ends], None, [1.0] * len([*refs, *ends]), {})
+            kind = "largest" if counts else "agree"
+            return self._job(kind, output, [*refs, *ends], None, [1.0] * len([*refs, *ends]), {})
         weights, values = resolve(self.recipe, output.slice, output.name, output.position)
         origin = base if self.row.base != "none" else None
         listed = [index for index, ref in enumerate(refs) if ref == base]
         models, origin, factors = split_base(self.row, refs, origin, listed, weights)
         kept = [index for index, ref in enumerate(refs) if ref in models]
-        return self._job("merge", output, models, origin, factors, self._arguments(values, kept, len(refs)))
+        kind = "largest" if counts and infos[0].numel == 1 else "merge"
+        return self._job(kind, output, models, origin, factors, self._arguments(values, kept, len(refs)))
 
     def _arguments(self, values: Mapping[str, Any], kept: Sequence[int], sources: int) -> dict[str, Any]:
         """Return the method's arguments for these values, those of the sources that are the base left out."""
@@ -186,9 +191,11 @@ class _Planner:
         arguments: Mapping[str, Any],
     ) -> Job:
         infos = [self._info(ref) for ref in inputs]
-        dtype = promoted(output.name, [info.dtype for info in infos])
+        integers = [info.dtype for info in infos if not info.is_inexact]
+        dtype = promoted(output.name, integers or [info.dtype for info in infos])
         asked = self.recipe.out_dtype or self.recipe.dtype
-        if infos[0].is_inexact and dtype != "C64" and asked is not None:
+        kept = is_fixed(output.name) or (is_counter(output.name, infos[0].shape) and infos[0].numel == 1)
+        if not integers and not kept and dtype != "C64" and asked is not None:
             dtype = FLOATS[asked]
         info = TensorInfo(dtype, infos[0].shape)
         return Job(output.name, kind, tuple(inputs), base, tuple(weights), arguments, info)
@@ -201,7 +208,8 @@ class _Planner:
         """Check that the sources of a tensor have one shape, and are all of floats or all of integers."""
         first, infos = self._info(refs[0]), [self._info(ref) for ref in refs]
         for ref, info in zip(refs, infos, strict=True):
-            if info.shape != first.shape or info.is_inexact != first.is_inexact:
+            other_kind = info.is_inexact != first.is_inexact and not holds_whole_numbers(output.name, first.shape)
+            if info.shape != first.shape or other_kind:
                 here, there = self.members[refs[0][0]], self.members[ref[0]]
                 vocabulary = len(info.shape) == 2 and info.shape[1:] == first.shape[1:]
                 hint = " Are the vocabularies different?" if vocabulary and "embed" in output.name else ""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from weightspace.checkpoints import StateDict, load_checkpoint
+from weightspace.merging.engine.elements import is_merged
 from weightspace.merging.engine.plan import Job, Plan, Running
 from weightspace.merging.engine.sources import Sources
 from weightspace.merging.engine.staging import Staging
@@ -62,7 +63,7 @@ def survey(plan: Plan) -> Mapping[str, Mapping[str, Any]]:
     if function is None:
         return {}
     sources = Sources(plan)
-    jobs = sorted((job for job in plan.jobs if job.kind == "merge"), key=lambda job: job.name)
+    jobs = sorted((job for job in plan.jobs if is_merged(job, sources)), key=lambda job: job.name)
     with torch_threads(1):  # as the tensors are made: the sums of adapters have the same bits then
         return function([sources.stack(job) for job in jobs], [job.arguments for job in jobs])
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weightspace.adapters.low_rank import Adapted
+from weightspace.checkpoints.buffers import effective_name
 from weightspace.checkpoints.contents import Contents
 from weightspace.checkpoints.dtypes import DTYPES
 from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.elementwise.precision import compute_dtype
+from weightspace.elementwise.spectral_norm import SpectralModel
+from weightspace.elementwise.weight_norm import EffectiveWeight, Split
 from weightspace.merging.engine.plan import Job, Plan, Ref
 from weightspace.merging.stack import Flat, InMemory, Stack
 
@@ -22,6 +25,9 @@ class Sources:
         self.states = [CheckpointReader(member.stored or member.contents) for member in members]
         self.adapters = [_reader(None if member.adapter is None else member.adapter.contents) for member in members]
         self.evidence = [_reader(member.evidence) for member in members]
+        #: What several jobs need: merged weights in magnitude and direction, and singular vectors, by tensor.
+        self.splits: dict[str, Split] = {}
+        self.vectors: dict[str, SpectralModel] = {}
 
     def flat(self, ref: Ref) -> Flat:
         """Return a tensor, with its adapter's part added where it has one."""
@@ -35,12 +41,24 @@ class Sources:
             return flat
         return Adapted(flat, state[factors.a_name], state[factors.b_name], factors.scale, transposed=factors.transposed)
 
+    def weights(self, job: Job) -> list[Flat]:
+        """Return the tensors of the models and the base as they are merged: weights in the place of directions."""
+        flats = [self.flat(ref) for ref in job.models]
+        if job.kind != "direction":
+            return flats
+        magnitudes = [self.flat(ref) for ref in job.companions[0]]
+        labels = [self.plan.members[index].label for index, _ in job.models]
+        return [
+            EffectiveWeight(*pair, name=job.name, model=label, finite=self.plan.finite)
+            for pair, label in zip(zip(magnitudes, flats, strict=True), labels, strict=True)
+        ]
+
     def stack(self, job: Job) -> Stack:
         """Return the stack of a job."""
-        flats = [self.flat(ref) for ref in job.inputs]
-        base = None if job.base is None else self.flat(job.base)
+        everything = self.weights(job)
+        flats, base = everything[: len(job.inputs)], everything[-1] if job.base is not None else None
         out = DTYPES[job.info.dtype]
-        dtypes = [flat.dtype for flat in (*flats, *([] if base is None else [base]))]
+        dtypes = [flat.dtype for flat in everything]
         wide = compute_dtype(dtypes if out.is_complex else [*dtypes, out])
         labels = [self.plan.members[index].label for index, _ in job.inputs]
         return Stack(
@@ -59,9 +77,10 @@ class Sources:
         if not self.plan.method.evidence:
             return ()
         found = [self.evidence[index] for index, _ in job.inputs]
+        names = [effective_name(name) if job.kind == "direction" else name for _, name in job.inputs]
         return [
             _flat(state, name) if state is not None and name in state else None
-            for state, (_, name) in zip(found, job.inputs, strict=True)
+            for state, name in zip(found, names, strict=True)
         ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,17 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from weightspace.checkpoints.dtypes import DTYPES
-from weightspace.elementwise.counting import agreed
-from weightspace.elementwise.precision import real_dtype
 from weightspace.merging.engine.costs import job_memory
+from weightspace.merging.engine.elements import elements_of
 from weightspace.merging.engine.plan import Job, Plan
 from weightspace.merging.engine.sources import Sources
 from weightspace.merging.engine.writing import ShardFile
-from weightspace.merging.methods.method import PIECE
-from weightspace.merging.pieces import merged_pieces
 from weightspace.threads import torch_threads
 
 #: Seconds between two entries in the journals.
@@ -66,8 +60,8 @@ def do_jobs(
     """
     _keep_freed_memory()
     with torch_threads(1), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        tiny = deque(job for job in jobs if job.info.numel <= _TINY)
-        others = deque(_ordered([job for job in jobs if job.info.numel > _TINY]))
+        tiny = deque(job for job in jobs if _elements_read(plan, job) <= _TINY)
+        others = deque(_ordered([job for job in jobs if _elements_read(plan, job) > _TINY]))
         crew = _Crew(plan, files, sources, surveyed, _Budget(memory))
         queues = [[tiny, others], *[[others]] * (threads - 1)]
         running: set[Future[None]] = {pool.submit(crew.run, several) for several in queues}
@@ -121,28 +115,13 @@ class _Crew:
     def _do(self, job: Job) -> bool:
         """Make one tensor; return whether it is complete."""
         file = self.files[job.shard]
-        for start, elements in self._elements(job):
+        for start, elements in elements_of(job, self.sources, self.surveyed):
             if self.stop.is_set():
                 return False
             file.write(job.offset + start * elements.itemsize, elements)
             with self.lock:
                 self.written += elements.nbytes
         return True
-
-    def _elements(self, job: Job) -> Iterator[tuple[int, Tensor]]:
-        """Yield the elements of the result in order, in the dtype of the output."""
-        dtype = real_dtype(DTYPES[job.info.dtype])
-        if job.kind == "merge":
-            stack = self.sources.stack(job)
-            arguments = {**job.arguments, **self.surveyed.get(job.name, {})}
-            yield from merged_pieces(self.plan.method, stack, job.weights, arguments, dtype)
-            return
-        flats = [self.sources.flat(ref) for ref in job.inputs]
-        labels = [self.plan.members[index].label for index, _ in job.inputs]
-        count = math.prod(flats[0].shape)
-        for start in range(0, count, PIECE):
-            pieces = [flat.read(start, min(start + PIECE, count)) for flat in flats]
-            yield start, (agreed(job.name, pieces, models=labels) if job.kind == "agree" else pieces[0]).to(dtype)
 
 
 class _Budget:
@@ -173,6 +152,11 @@ def _keep_freed_memory() -> None:
     Otherwise it gives every piece back to the system, which has to clear its pages for the next one.
     """
     torch.empty(_KEPT, dtype=torch.uint8)
+
+
+def _elements_read(plan: Plan, job: Job) -> int:
+    """Return how many elements of each model a job reads: those of a whole weight for what follows from it."""
+    return plan.info(job.inputs[0]).numel
 
 
 def _next(queue: deque[Job]) -> Job | None:

@@ -1,0 +1,280 @@
+"""Tensors that are no weights to average, told by their names and shapes.
+
+Names are enough to plan a merge from headers; nothing here needs torch. Two kinds of tensors are functions of others
+and change with them: weight norm keeps ``w = g v/‖v‖`` as a magnitude ``g`` and a direction ``v``, spectral norm keeps
+the leading singular vectors ``u, v`` beside the weight that it divides by ``σ = uᵀWv``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from weightspace.errors import WeightspaceError
+
+Shape = Sequence[int]
+
+#: Steps of a training so far: BatchNorm, moving averages (of diffusion models too), optimisers, trainers.
+_COUNTER = re.compile(
+    r"(?:.*_)?(?:num_batches_tracked|num_updates|n_averaged|num_averaged|update_count|step_count|num_iterations)"
+)
+
+#: The same where they are single numbers; lists of steps are called so, too.
+_SINGLE_COUNTER = re.compile(
+    r"(?:.*_)?(?:global_steps?|num_steps|train(?:ing)?_steps?)|steps?|iters?|iterations?|n_iter|(?:last_)?epochs?|counts?"
+)
+
+#: Buffers that index other tensors, whose numbers mean nothing in between.
+_INDEX = re.compile(
+    r"(?:.*_)?(?:position_ids?|token_type_ids|rel(?:ative)?_pos(?:ition)?_ind(?:ex|ices)|relative_position_bucket)"
+)
+
+#: Masks, which are kept as bools, integers or floats.
+_MASK = re.compile(r"(?:attn|attention|causal)?_?mask|tril")
+
+#: Second moments of activations, and their roots.
+_VARIANCE = re.compile(r"(?:running|moving|pop(?:ulation)?|ema)_(?:var(?:iance)?|std)")
+
+#: The point from which an orthogonal parametrization counts its angles; fixed during training.
+_ORTHOGONAL_BASE = re.compile(r"(?:.*\.)?parametrizations\.[^.]+\.\d+\.base")
+
+#: A tensor of ``torch.nn.utils.parametrizations``: module, parameter, what it is.
+_PARAMETRIZED = re.compile(r"((?:.*\.)?)parametrizations\.([^.]+)\.(.+)")
+
+
+def is_counter(name: str, shape: Shape) -> bool:
+    """Return whether a tensor counts the steps of a training, of which a merge keeps the largest number."""
+    last = _last(name)
+    single = math.prod(shape) == 1 and _SINGLE_COUNTER.fullmatch(last) is not None
+    return single or _COUNTER.fullmatch(last) is not None
+
+
+def is_variance(name: str) -> bool:
+    """Return whether a tensor is a running variance or deviation, which is never negative."""
+    return _VARIANCE.fullmatch(_last(name)) is not None
+
+
+def is_fixed(name: str) -> bool:
+    """Return whether a tensor has to be the same in all models that are merged, be it of floats or of integers."""
+    return _INDEX.fullmatch(_last(name)) is not None or _ORTHOGONAL_BASE.fullmatch(name) is not None
+
+
+def holds_whole_numbers(name: str, shape: Shape) -> bool:
+    """Return whether a tensor may be of floats in one model and of integers in another: counters, indices, masks."""
+    last = _last(name)
+    causal = last == "bias" and len(shape) == 4 and shape[0] == shape[1] == 1 and shape[2] == shape[3]  # of GPT-2
+    return causal or is_counter(name, shape) or _INDEX.fullmatch(last) is not None or _MASK.fullmatch(last) is not None
+
+
+@dataclass(frozen=True)
+class WeightNorm:
+    """A weight kept as magnitude and direction, ``w = g v/‖v‖`` with a norm for each element of ``g``."""
+
+    magnitude: str
+    direction: str
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """The names that do not stand for the weight."""
+        return (self.magnitude,)
+
+
+@dataclass(frozen=True)
+class SpectralNorm:
+    """The leading singular vectors of a weight.
+
+    Attributes:
+        matrix: the weight, or the direction of the weight norm that it goes through first.
+        left: ``u``.
+        right: ``v``, or None where only ``u`` is kept.
+        value: ``σ``, or None.
+    """
+
+    matrix: str
+    left: str
+    right: str | None = None
+    value: str | None = None
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """The names of the tensors that follow from the weight."""
+        return tuple(name for name in (self.left, self.right, self.value) if name is not None)
+
+
+@dataclass(frozen=True)
+class Parametrizations:
+    """The parametrized weights of a checkpoint.
+
+    Attributes:
+        weight_norms: by the name of the direction.
+        spectral_norms: by the name of the matrix.
+    """
+
+    weight_norms: Mapping[str, WeightNorm] = field(default_factory=dict)
+    spectral_norms: Mapping[str, tuple[SpectralNorm, ...]] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[tuple[str, WeightNorm | SpectralNorm]]:
+        """Yield every one with the name of the tensor that stands for the weight."""
+        yield from self.weight_norms.items()
+        yield from ((matrix, norm) for matrix, norms in self.spectral_norms.items() for norm in norms)
+
+    @property
+    def functions(self) -> set[str]:
+        """The names of all tensors that follow from a merged weight."""
+        return {name for _, norm in self for name in norm.functions}
+
+
+def find_parametrizations(shapes: Mapping[str, Shape]) -> Parametrizations:
+    """Return the weight norms and spectral norms among the tensors of a checkpoint.
+
+    Known are ``torch.nn.utils.parametrizations`` (``parametrizations.weight.original0``, ``.0._u``), the functions
+    before them (``weight_g``, ``weight_v``; ``weight_orig``, ``weight_u``), and two spellings of spectral norm in
+    generative adversarial networks (``weight_bar``; ``u0`` and ``sv0``).
+
+    Args:
+        shapes: of all tensors by name.
+
+    Raises:
+        WeightspaceError: a spectral norm stands on another parametrization, whose weight cannot be told.
+    """
+    weight_norms: dict[str, WeightNorm] = {}
+    spectral_norms: dict[str, list[SpectralNorm]] = {}
+    for name in shapes:
+        weight_norm = _weight_norm(name, shapes)
+        if weight_norm is not None:
+            weight_norms[weight_norm.direction] = weight_norm
+    for name in shapes:
+        spectral_norm = _spectral_norm(name, shapes, weight_norms)
+        if spectral_norm is not None:
+            spectral_norms.setdefault(spectral_norm.matrix, []).append(spectral_norm)
+    return Parametrizations(weight_norms, {matrix: tuple(norms) for matrix, norms in spectral_norms.items()})
+
+
+def effective_name(name: str) -> str:
+    """Return what a parametrized weight is called in its module: ``0.weight`` of ``0.weight_v``."""
+    match = _PARAMETRIZED.fullmatch(name)
+    if match is not None:
+        return f"{match[1]}{match[2]}"
+    return re.sub(r"_(v|orig|bar)$", "", name)
+
+
+def check_ties(parametrizations: Parametrizations, tied: Mapping[str, str]) -> None:
+    """Check that of a parametrized weight either all tensors share memory with others, or none, or its matrix alone.
+
+    Args:
+        parametrizations: of a model.
+        tied: name -> the name that it shares memory with.
+
+    Raises:
+        WeightspaceError: some do and some do not.
+    """
+    for name, norm in parametrizations:
+        parts = [part for part in norm.functions if part in tied]
+        matrix_alone = name in tied and not parts and isinstance(norm, SpectralNorm)
+        if not matrix_alone and len({part in tied for part in (name, *norm.functions)}) > 1:
+            alone = name if name in tied else parts[0]
+            raise WeightspaceError(
+                f"{alone!r} shares its memory with {tied[alone]!r}, but the other tensors of the weight "
+                f"{effective_name(name)!r} do not. Expected weight norm or spectral norm removed in every model first."
+            )
+
+
+def check_evidence(model: str, names: Iterable[str], parametrizations: Parametrizations) -> None:
+    """Check that statistics of data speak of whole weights, and not of what they are made of.
+
+    Args:
+        model: how an error calls the one that they belong to.
+        names: of the tensors that there are statistics of.
+        parametrizations: of the models.
+
+    Raises:
+        WeightspaceError: they speak of the magnitude or direction of a weight norm.
+    """
+    parts = {part for name, norm in parametrizations.weight_norms.items() for part in (name, norm.magnitude)}
+    for name in names:
+        if name in parts:
+            raise WeightspaceError(
+                f"The evidence of {model} speaks of {name!r}, a part of the weight {effective_name(name)!r} under "
+                "weight norm, and only whole weights can be merged by it. Expected weight norm removed in every model, "
+                "and evidence collected after that."
+            )
+
+
+def _weight_norm(name: str, shapes: Mapping[str, Shape]) -> WeightNorm | None:
+    """Return the weight norm whose magnitude has that name."""
+    if name.endswith(".original0") and _PARAMETRIZED.fullmatch(name):
+        prefix = name.removesuffix("0")
+        several = f"{prefix}2" in shapes
+        found, strict = WeightNorm(name, f"{prefix}1"), False
+    elif name.endswith("_g"):
+        stem = name.removesuffix("_g")
+        several = f"{stem}_orig" in shapes
+        # Pairs of vectors are called so by others, too (RWKV's time_maa_g and time_maa_v).
+        found, strict = WeightNorm(name, f"{stem}_v"), "weight" not in _last(stem)
+    else:
+        return None
+    if several or found.direction not in shapes:
+        return None
+    return found if _is_magnitude(shapes[name], shapes[found.direction], strict=strict) else None
+
+
+def _is_magnitude(magnitude: Shape, direction: Shape, *, strict: bool) -> bool:
+    """Return whether a shape is that of norms over all axes of a direction, or over all but one.
+
+    Strictly, the norms are fewer than the elements.
+    """
+    if strict and math.prod(magnitude) == math.prod(direction):
+        return False
+    if not magnitude:
+        return len(direction) > 0
+    kept = [size for size in magnitude if size != 1]
+    fits = len(magnitude) == len(direction) and all(a in (1, b) for a, b in zip(magnitude, direction, strict=True))
+    return fits and len(kept) <= 1
+
+
+def _spectral_norm(
+    name: str, shapes: Mapping[str, Shape], weight_norms: Mapping[str, WeightNorm]
+) -> SpectralNorm | None:
+    """Return the spectral norm whose left vector has that name."""
+    if name.endswith("._u") and (match := _PARAMETRIZED.fullmatch(name)):
+        found = SpectralNorm(_matrix_below(name, match, shapes, weight_norms), name, f"{name[:-1]}v")
+    elif name.endswith("_u"):
+        stem = name.removesuffix("_u")
+        matrix = next((f"{stem}_{end}" for end in ("orig", "bar") if f"{stem}_{end}" in shapes), "")
+        found = SpectralNorm(matrix, name, f"{stem}_v" if f"{stem}_v" in shapes else None)
+    elif _last(name) == "u0" and f"{name[:-2]}sv0" in shapes:
+        found = SpectralNorm(f"{name[:-2]}weight", name, None, f"{name[:-2]}sv0")
+    else:
+        return None
+    if found.matrix not in shapes or not all(part in shapes for part in found.functions):
+        return None
+    sizes, rows = shapes[found.matrix], math.prod(shapes[name])
+    whole = math.prod(sizes) if found.right is None else rows * math.prod(shapes[found.right])
+    return found if rows in sizes and whole == math.prod(sizes) else None
+
+
+def _matrix_below(
+    name: str, match: re.Match[str], shapes: Mapping[str, Shape], weight_norms: Mapping[str, WeightNorm]
+) -> str:
+    """Return the tensor whose singular vectors a parametrization keeps.
+
+    Raises:
+        WeightspaceError: something else than weight norm and spectral norm comes before it.
+    """
+    prefix = f"{match[1]}parametrizations.{match[2]}."
+    number = int(match[3].partition(".")[0])
+    matrix = f"{prefix}original1" if f"{prefix}original1" in weight_norms else f"{prefix}original"
+    first = 1 if matrix in weight_norms else 0  # weight norm comes first of all, and has no buffers
+    if any(f"{prefix}{below}._u" not in shapes for below in range(first, number)):
+        raise WeightspaceError(
+            f"{name!r} belongs to a spectral norm on top of another parametrization, so that its weight cannot be told "
+            "from the checkpoint. Expected torch.nn.utils.parametrize.remove_parametrizations on every model first."
+        )
+    return matrix
+
+
+def _last(name: str) -> str:
+    """Return the last part of a name."""
+    return name.rpartition(".")[2]
