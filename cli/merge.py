@@ -76,6 +76,7 @@ def _parameter_options(command: Command) -> Command:
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--reproduce", metavar="OUT", help="Make OUT again from its metadata and compare the bytes.")
 @click.option("--lenient", is_flag=True, help="Warn of what is refused otherwise: unknown keys, missing tensors.")
+@click.option("--strict", is_flag=True, help="Refuse what is a warning otherwise: settings without effect.")
 @click.option("--allow-nonfinite", is_flag=True, help="Merge NaN and infinity too.")
 @click.option("--shard-size", metavar="SIZE", default="5GB", show_default=True, help="Of a folder's files.")
 @click.option(
@@ -179,6 +180,7 @@ def _merge(
         ray_address=said["ray_address"],
         dry_run=said["dry_run"],
         lenient=said["lenient"],
+        strict=said["strict"],
         warn=lambda line: click.echo(f"Warning: {line}", err=True),
         progress=update,
     )

@@ -80,7 +80,7 @@ def reproduce(
     with tempfile.TemporaryDirectory(prefix=f".{path.resolve().name}.again.", dir=path.resolve().parent) as folder:
         again = Path(folder) / path.resolve().name
         merge_files(
-            parse_recipe(metadata["recipe"], str(path)),
+            parse_recipe(metadata["recipe"], str(path), warn=_drop if options.get("lenient") else None, ignored=_drop),
             again,
             align=align,
             finish=finish,
@@ -97,6 +97,10 @@ def reproduce(
             memory=memory,
         )
         return _compared(path, again)
+
+
+def _drop(line: str) -> None:
+    """Take a warning that the first merge gave already."""
 
 
 def _compared(path: Path, again: Path) -> Reproduction:
