@@ -80,6 +80,7 @@ def _parameter_options(command: Command) -> Command:
 @click.option("--reproduce", metavar="OUT", help="Make OUT again from its metadata and compare the bytes.")
 @click.option("--allow-code", is_flag=True, help="--reproduce: run the file.py:function that OUT names. Read it first.")
 @click.option("--lenient", is_flag=True, help="Warn of what is refused otherwise: unknown keys, missing tensors.")
+@click.option("--strict", is_flag=True, help="Refuse what is a warning otherwise: settings without effect.")
 @click.option("--allow-nonfinite", is_flag=True, help="Merge NaN and infinity too.")
 @click.option("--shard-size", metavar="SIZE", default="5GB", show_default=True, help="Of a folder's files.")
 @click.option(
@@ -192,6 +193,7 @@ def _merge(
         dry_run=said["dry_run"],
         force=options.forced(),
         lenient=said["lenient"],
+        strict=said["strict"],
         warn=lambda line: click.echo(f"Warning: {line}", err=True),
         progress=update,
     )

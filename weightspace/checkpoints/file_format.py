@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from weightspace.checkpoints.disk import one_line_errors
+from weightspace.checkpoints.hub_names import missing_checkpoint
 from weightspace.errors import CheckpointError
 
 Format: TypeAlias = Literal["safetensors", "torch"]
@@ -43,7 +44,7 @@ def file_format(path: Path) -> Format:
         CheckpointError: there is no such file, it cannot be read, or it is no checkpoint.
     """
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist. Expected a checkpoint file or folder; is the path right?")
+        raise CheckpointError(missing_checkpoint(str(path)))
     if not path.is_file():
         raise CheckpointError(f"{path} is not a checkpoint: expected a folder or a regular file.")
     with one_line_errors(path, "read"), open(path, "rb") as file:

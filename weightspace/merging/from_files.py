@@ -53,6 +53,7 @@ def merge_files(
     dry_run: bool = False,
     force: bool = False,
     lenient: bool = False,
+    strict: bool = False,
     warn: Warn | None = None,
     progress: Progress | None = None,
 ) -> MergeReport:
@@ -98,8 +99,9 @@ def merge_files(
         dry_run: plan and check, but write nothing and run nobody's code: of a user's method the parameters are read
             from its source, and a warning says so.
         force: replace a file that is no checkpoint.
-        lenient: what a strict reading refuses (unknown keys, filters that match nothing, tensors that a model
-            lacks) becomes a warning.
+        lenient: what is refused otherwise (unknown keys of a recipe, tensors that a model lacks) becomes a warning.
+        strict: what is a warning otherwise (what mergekit ignores in a recipe: parameters that the method has not,
+            filters that match nothing) is refused.
         warn: takes the warnings as they come; they are in the report as well. Configurations, tokens and prefixes that
             differ, a network beside the one that was taken, and files that are not copied are warnings, too.
         progress: is told the bytes of the output written so far, and of how many; those fetched count too.
@@ -128,12 +130,15 @@ def merge_files(
     paths = None if evidence is None else [os.fspath(one) for one in evidence]
     said = {"base": None if base is None else os.fspath(base), "weights": weights, "parameters": parameters}
     said |= {"evidence": paths, "dtype": dtype, "out_dtype": out_dtype}
+    if lenient and strict:
+        raise WeightspaceError("A merge is lenient or strict; expected one of the two at most.")
+    refused, ignored = warned if lenient else None, None if strict else warned
     recorded = {**({} if align is None else align.described()), **(options or {})}
     prefix = "" if lenient and strip_prefix is None else strip_prefix
     making = Making(shard_size, not allow_nonfinite, hashes, recorded, lenient, Reading(key, prefix))
     with running_no_code() if dry_run else nullcontext():
-        recipe = _recipe(recipe_or_sources, method, said, warned if lenient else None)
-        plan = make_plan(recipe, Path(out), making, warn=warned if lenient else None, notice=warned)
+        recipe = _recipe(recipe_or_sources, method, said, refused, ignored)
+        plan = make_plan(recipe, Path(out), making, warn=refused, notice=warned, ignored=ignored)
     reads = _also_read(recipe_or_sources, recipe)
     running = Running(memory, threads, hashes, fsync, executor, workers, ray_address, force, reads)
     if dry_run:
@@ -151,6 +156,7 @@ def _recipe(
     method: str | None,
     said: Mapping[str, Any],
     warn: Warn | None,
+    ignored: Warn | None,
 ) -> Recipe:
     """Return the recipe that is given, or that of the sources."""
     if isinstance(given, Recipe) or (isinstance(given, str | os.PathLike) and is_recipe(given)):
@@ -159,7 +165,7 @@ def _recipe(
                 raise WeightspaceError(
                     f"A recipe says {name!r} itself, but {value!r} was given beside it. Edit the recipe."
                 )
-        return given if isinstance(given, Recipe) else read_recipe(Path(given), warn=warn)
+        return given if isinstance(given, Recipe) else read_recipe(Path(given), warn=warn, ignored=ignored)
     if isinstance(given, str | os.PathLike) or not given:
         raise WeightspaceError(f"Expected a recipe (.yml or .yaml) or a list of checkpoints, found {given!r}.")
     return recipe_of([os.fspath(one) for one in given], method or "linear", warn=warn, **said)

@@ -81,7 +81,8 @@ def reproduce(
         raise CheckpointError(f"{path} does not say how it was made: expected a checkpoint of `weightspace merge`.")
     options = _options(path, metadata)
     with running_no_code():
-        recipe = parse_recipe(metadata["recipe"], str(path))
+        lenient = _drop if options.get("lenient") else None
+        recipe = parse_recipe(metadata["recipe"], str(path), warn=lenient, ignored=_drop)
     _check_code(path, recipe, allow_code)
     _check_options(path, options, align, finish)
     recorded = {key: value for key, value in options.items() if key not in _OWN}
@@ -138,6 +139,10 @@ def _check_code(path: Path, recipe: Recipe, allowed: bool) -> None:
             f"{path} says that it was made by the code {recipe.method[:200]!r}, which would be run. Read that file, "
             "then allow it: --allow-code (allow_code=True)."
         )
+
+
+def _drop(line: str) -> None:
+    """Take a warning that the first merge gave already."""
 
 
 def _compared(path: Path, again: Path) -> Reproduction:

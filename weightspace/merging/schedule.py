@@ -32,7 +32,7 @@ def resolve(recipe: Recipe, part: int, name: str, position: float) -> tuple[list
         WeightspaceError: sources differ in a parameter that the method has once, or a source alone lacks one.
     """
     piece = recipe.slices[part]
-    levels = (piece.parameters, recipe.parameters)
+    levels = (piece.parameters, piece.module_parameters, recipe.parameters)
     names = dict.fromkeys(key for level in (*(s.parameters for s in piece.sources), *levels) for key in level)
     own = {parameter.name for parameter in find_method(recipe.method).parameters if parameter.per_model}
     weights: list[float] | None = None
@@ -71,7 +71,8 @@ def unmatched_filters(recipe: Recipe, names: Iterable[str]) -> list[tuple[str, s
 def _filters(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield every filter with the parameter that it belongs to."""
     for piece in recipe.slices:
-        for level in (*(source.parameters for source in piece.sources), piece.parameters, recipe.parameters):
+        levels = (piece.parameters, piece.module_parameters, recipe.parameters)
+        for level in (*(source.parameters for source in piece.sources), *levels):
             for key, setting in level.items():
                 if is_filtered(setting):
                     yield from ((key, choice.get("filter")) for choice in setting)
@@ -102,9 +103,11 @@ def _value(setting: Any, name: str, position: float) -> Any:
     return _interpolated(setting, position) if isinstance(setting, list) else setting
 
 
-def _interpolated(anchors: list[float], position: float) -> float:
-    """Return the value at a position of the straight lines through equally spaced anchors."""
+def _interpolated(anchors: list[Any], position: float) -> Any:
+    """Return the value at a position of the straight lines through equally spaced anchors; words are not mixed."""
     place = position * (len(anchors) - 1)
+    if any(isinstance(anchor, bool | str) for anchor in anchors):
+        return anchors[int(place)]
     before = min(int(place), max(0, len(anchors) - 2))
     if place == before or len(anchors) == 1:
         return anchors[before]

@@ -130,7 +130,7 @@ def test_what_the_headers_show_is_an_error_before_anything_is_written(
     recipe = {"merge_method": "passthrough", "slices": slices, **change}
     (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
     with pytest.raises((CheckpointError, WeightspaceError), match=message):
-        merge_files(tmp_path / "recipe.yml", tmp_path / "out")
+        merge_files(tmp_path / "recipe.yml", tmp_path / "out", strict=True)
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yml"]
 
 

@@ -11,6 +11,7 @@ from weightspace.checkpoints.companions import copy_companions
 from weightspace.checkpoints.disk import one_line_errors, synced_file
 from weightspace.checkpoints.folder import CARD
 from weightspace.errors import CheckpointError
+from weightspace.merging.engine.chat_templates import write_template
 from weightspace.merging.engine.plan import Plan
 
 #: The safetensors name of a dtype -> how configurations call it.
@@ -36,6 +37,8 @@ def finish_folder(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> None:
         copy_companions(plan.donor, parts, tokenizer=False if own_tokenizer else None)
     if plan.tokenizer is not None and own_tokenizer:
         copy_companions(plan.tokenizer, parts, tokenizer=True)
+    if plan.chat_template is not None:
+        write_template(parts, plan.chat_template)
     _adapt_config(plan, parts / "config.json")
     if len(plan.shards) > 1:
         _write(parts / "model.safetensors.index.json", _json(_index(plan, metadata)))

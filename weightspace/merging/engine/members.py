@@ -72,10 +72,9 @@ def split_adapter(source: str) -> tuple[Path, Path | None]:
     Raises:
         CheckpointError: the adapter does not exist.
     """
-    whole = Path(source)
-    if whole.exists() or "+" not in source:
-        return local_path(source), None
-    model, _, adapter = source.rpartition("+")
+    if Path(source).exists() or "+" not in source:
+        return local_path(_located(source)), None
+    model, adapter = map(_located, _divided(source))
     if is_url(source) and not is_url(adapter) and not Path(adapter).is_dir():
         return local_path(source), None
     folder = local_path(adapter)
@@ -84,6 +83,30 @@ def split_adapter(source: str) -> tuple[Path, Path | None]:
             f"{source}: {adapter} is no folder. Expected MODEL+ADAPTER with the folder of a LoRA adapter."
         )
     return local_path(model), folder
+
+
+def ignored_revision(source: str) -> str | None:
+    """Return the part of a source that names a revision of a path on this machine, which has none; or None."""
+    parts = (source,) if Path(source).exists() or "+" not in source else _divided(source)
+    return next((part for part in parts if _located(part) != part), None)
+
+
+def _divided(source: str) -> tuple[str, str]:
+    """Return the parts at the ``+`` that has a model before it and a folder behind it, at the last one by default."""
+    signs = [index for index, character in enumerate(source) if character == "+"]
+    splits = [(source[:sign], source[sign + 1 :]) for sign in reversed(signs)]
+    for model, adapter in splits:
+        if Path(_located(adapter)).is_dir() and (is_url(model) or Path(_located(model)).exists()):
+            return model, adapter
+    return splits[0]
+
+
+def _located(source: str) -> str:
+    """Return a source without the revision that it names, where that is a path on this machine."""
+    path, separator, _ = source.rpartition("@")
+    if not separator or is_url(source) or Path(source).exists() or not Path(path).exists():
+        return source
+    return path
 
 
 def _labels(sources: Sequence[str]) -> list[str]:

@@ -77,7 +77,7 @@ class _Finder:
         self.recipe = recipe
         self.members = members
         self.index = {member.source: number for number, member in enumerate(members)}
-        self.base = self.index[recipe.base] if base and recipe.base is not None else None
+        self.bases = [self.index[source] if base and source is not None else None for source in recipe.bases]
         self.warn = warn
         self.untied = False
         self.layers: dict[int, Layers] = {}
@@ -139,15 +139,15 @@ class _Finder:
     def _output(self, name: str, part: int, position: float, wanted: Sequence[Ref], in_base: str) -> Output:
         """Return one tensor of the output; ``wanted`` are its sources if the models have them."""
         refs = [self._find(ref) for ref in wanted]
-        base = None
-        if self.base is not None:
-            listed = [ref for ref, (index, _) in zip(refs, wanted, strict=True) if index == self.base]
-            base = listed[0] if listed else self._find((self.base, in_base))
-            wanted = [*wanted, (self.base, in_base)]
+        base, number = None, self.bases[part]
+        if number is not None:
+            listed = [ref for ref, (index, _) in zip(refs, wanted, strict=True) if index == number]
+            base = listed[0] if listed else self._find((number, in_base))
+            wanted = [*wanted, (number, in_base)]
             refs = [*refs, base]
         found = [ref for ref in refs if ref is not None]
         if len(found) == len(refs):
-            inputs = found if self.base is None else found[:-1]
+            inputs = found if number is None else found[:-1]
             return Output(name, part, position, tuple(inputs), base)
         self._lacking([ref for ref, one in zip(wanted, refs, strict=True) if one is None], found[0])
         return Output(name, part, position, tuple(found[:1]), None, copied=True)

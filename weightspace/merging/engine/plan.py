@@ -147,6 +147,7 @@ class Plan:
         untied: the output has a head of its own where some model used its embedding.
         companions: files beside the weights that come from donor and tokenizer, as paths relative to the folder.
         notices: lines about what was decided on the way; the model card repeats them.
+        chat_template: Jinja in the place of the tokenizer's own template, or None.
         identity: everything that decides the output's bytes; an unfinished run goes on only where it is the same.
         stamps: size and time of change, in nanoseconds, of every file that is read.
     """
@@ -166,6 +167,7 @@ class Plan:
     untied: bool = False
     companions: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    chat_template: str | None = None
     stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
 
     @cached_property

@@ -15,6 +15,7 @@ from weightspace.checkpoints.folder import WEIGHTS
 from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.origins import described
 from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.merging.engine.chat_templates import chat_template
 from weightspace.merging.engine.input_checks import (
     check_evidence,
     check_plain,
@@ -23,7 +24,7 @@ from weightspace.merging.engine.input_checks import (
 )
 from weightspace.merging.engine.inputs import stamps_of
 from weightspace.merging.engine.layout import lay_out
-from weightspace.merging.engine.members import Reading, open_members
+from weightspace.merging.engine.members import Reading, ignored_revision, open_members
 from weightspace.merging.engine.names import Output, Outputs, outputs
 from weightspace.merging.engine.parametrized import with_parametrizations
 from weightspace.merging.engine.plan import Job, Kind, Member, Plan, Ref
@@ -65,7 +66,13 @@ class Making:
 
 
 def make_plan(
-    recipe: Recipe, out: Path, making: Making, *, warn: Warn | None = None, notice: Warn | None = None
+    recipe: Recipe,
+    out: Path,
+    making: Making,
+    *,
+    warn: Warn | None = None,
+    notice: Warn | None = None,
+    ignored: Warn | None = None,
 ) -> Plan:
     """Plan a merge from headers.
 
@@ -73,8 +80,9 @@ def make_plan(
         recipe: what to merge, and how.
         out: where the output goes; its name says whether it is a file or a folder.
         making: what else decides the bytes.
-        warn: takes lines about what a strict reading refuses; None: refuse it.
+        warn: takes lines about tensors that a model lacks; None: refuse them.
         notice: takes lines about what was decided, and about what differs between the models and may be meant so.
+        ignored: takes lines about what has no effect, as in mergekit; None: refuse it.
 
     Raises:
         CheckpointError: a checkpoint is missing or damaged, or names, shapes or kinds of tensors do not fit together.
@@ -91,6 +99,8 @@ def make_plan(
     members = open_members(*_sources(recipe), making.reading, note)
     check_plain(members)
     named = _outputs(recipe, row, members, warn)
+    _check_revisions(recipe, ignored)
+    _check_filters(recipe, [output.name for output in named.outputs], ignored)
     planner = _Planner(recipe, row, members, making.finite)
     jobs = with_parametrizations([planner.job(output) for output in named.outputs], named.tied, members)
     check_evidence(row, _models(recipe, members), jobs)
@@ -100,7 +110,9 @@ def make_plan(
         check_tokens(members, donor, note)
     companions = compare_folders(members, donor, note, sliced=named.layers is not None)
     metadata = _metadata(recipe, members, making)
-    placed, shards = lay_out(jobs, named.tied, metadata, _weights_file(out), making.shard_size)
+    file = _weights_file(out)
+    placed, shards = lay_out(jobs, named.tied, metadata, file, making.shard_size)
+    template = chat_template(recipe, members, None if file else tokenizer or donor, ignored)
     stamps = stamps_of(members)
     return Plan(
         row,
@@ -118,6 +130,7 @@ def make_plan(
         named.untied or any(member.untied for member in members),
         companions.copied,
         tuple(notices),
+        template,
         stamps,
     )
 
@@ -127,11 +140,9 @@ def _outputs(recipe: Recipe, row: Method, members: Sequence[Member], warn: Warn 
     has_base = row.base != "none"
     if recipe.slices[0].sources[0].layer_range is None:
         whole = _models(recipe, members)
-        base = [member for member in members if has_base and member.source == recipe.base]
+        base = [member for member in members if has_base and member.source in recipe.bases]
         check_something_in_common([*whole, *(member for member in base if member not in whole)])
-    named = outputs(recipe, members, base=has_base, warn=warn)
-    _check_filters(recipe, [output.name for output in named.outputs], warn)
-    return named
+    return outputs(recipe, members, base=has_base, warn=warn)
 
 
 def _models(recipe: Recipe, members: Sequence[Member]) -> list[Member]:
@@ -219,20 +230,29 @@ class _Planner:
                 )
 
 
-def _check_filters(recipe: Recipe, names: Sequence[str], warn: Warn | None) -> None:
-    """Refuse filters that match nothing, or warn of them."""
+def _check_revisions(recipe: Recipe, ignored: Warn | None) -> None:
+    """Refuse revisions of folders on this machine, or tell of them."""
+    for part in dict.fromkeys(filter(None, map(ignored_revision, recipe.models))):
+        path, _, revision = part.rpartition("@")
+        line = f"The revision {revision!r} of {path} has no effect: it is a path on this machine."
+        if ignored is None:
+            raise WeightspaceError(f"{line} Leave it out.")
+        ignored(line)
+
+
+def _check_filters(recipe: Recipe, names: Sequence[str], ignored: Warn | None) -> None:
+    """Refuse filters that match nothing, or tell of them."""
     for key, text in unmatched_filters(recipe, names):
         line = f"The filter {text!r} of {key!r} matches no tensor, of {names[0]!r} and {len(names) - 1:,} more."
-        if warn is None:
+        if ignored is None:
             raise WeightspaceError(f"{line} Is it misspelt?")
-        warn(line)
+        ignored(line)
 
 
 def _sources(recipe: Recipe) -> tuple[list[str], dict[str, str]]:
     """Return the checkpoints of a recipe, each once, and the evidence by checkpoint."""
     sources = [source for part in recipe.slices for source in part.sources]
-    names = dict.fromkeys([source.model for source in sources] + ([recipe.base] if recipe.base else []))
-    return list(names), {source.model: source.evidence for source in sources if source.evidence is not None}
+    return list(recipe.models), {source.model: source.evidence for source in sources if source.evidence is not None}
 
 
 def _metadata(recipe: Recipe, members: Sequence[Member], making: Making) -> dict[str, str]:
@@ -270,7 +290,7 @@ def _weights_file(out: Path) -> str | None:
 
 def _donor(recipe: Recipe, members: Sequence[Member]) -> Path | None:
     """Return the folder that configuration and tokenizer come from: the base's, else the first model's."""
-    first = recipe.base or recipe.slices[0].sources[0].model
+    first = recipe.base or recipe.bases[0] or recipe.slices[0].sources[0].model
     path = next(member.contents.path for member in members if member.source == first)
     return path if path.is_dir() else None
 

@@ -1,0 +1,185 @@
+"""Chat templates of recipes: the built-in formats, that of most models, Jinja; read by transformers from the output."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import weightspace as ws
+from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.merging import merge_files
+
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+
+TALK = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "Bye"},
+]
+
+#: The same talk in the formats that models were trained on; the last message waits for an answer.
+FORMATS = {
+    "chatml": (
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+        "<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"
+    ),
+    "llama3": (
+        "<s><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nHello.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    ),
+    "mistral": "<s> [INST] Be kind.\n\nHi [/INST] Hello.</s> [INST] Bye [/INST]",
+    "alpaca": "Be kind.\n\n### Instruction:\nHi\n\n### Response:\nHello.\n\n### Instruction:\nBye\n\n### Response:\n",
+    "exaone": (
+        "[|system|]Be kind.[|endofturn|]\n[|user|]Hi\n[|assistant|]Hello.[|endofturn|]\n[|user|]Bye\n[|assistant|]"
+    ),
+}
+
+FIRST = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+SECOND = "{% for message in messages %}{{ message['role'] }}{% endfor %}"
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with models ``a``, ``b``, ``c`` of one tokenizer without a template."""
+    words = tokenizers.models.WordLevel({"<s>": 0, "</s>": 1}, unk_token="<s>")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(words),
+        bos_token="<s>",
+        eos_token="</s>",
+    )
+    for number, name in enumerate("abc"):
+        ws.save_checkpoint({"model.embed_tokens.weight": torch.full((2, 2), float(number))}, tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def merge(template: str | None, out: str = "out", base: str | None = None, **options: bool) -> tuple[str, ...]:
+    recipe = {"merge_method": "linear", "models": [{"model": name} for name in "abc"], "base_model": base}
+    Path("recipe.yml").write_text(json.dumps({**recipe, "chat_template": template}))
+    return merge_files("recipe.yml", out, fsync=False, **options).warnings
+
+
+def rendered(talk: list[dict[str, str]]) -> str:
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained("out")
+    return str(tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_built_in_template_gives_the_format_of_its_models(name: str, folders: Path) -> None:
+    assert merge(name) == ()
+    assert rendered(TALK) == FORMATS[name]
+    configuration = json.loads(Path("out/tokenizer_config.json").read_text())
+    assert configuration["chat_template"] == Path("out/chat_template.jinja").read_text()
+
+
+def test_without_a_system_message_the_formats_begin_with_the_user(folders: Path) -> None:
+    starts = {
+        "chatml": "<|im_start|>user\nHi",
+        "llama3": "<s><|start_header_id|>user<|end_header_id|>\n\nHi",
+        "mistral": "<s> [INST] Hi",
+        "alpaca": "### Instruction:\nHi",
+        "exaone": "[|system|][|endofturn|]\n[|user|]Hi",
+    }
+    for name, start in starts.items():
+        merge(name)
+        assert rendered(TALK[1:2]).startswith(start)
+
+
+def test_mistral_takes_user_and_assistant_in_turn(folders: Path) -> None:
+    merge("mistral")
+    for talk in (TALK[2:], [*TALK, TALK[-1]], [{"role": "tool", "content": "x"}]):
+        with pytest.raises(Exception, match="user and assistant in turn"):
+            rendered(talk)
+
+
+def test_a_template_in_jinja_is_written_as_it_is(folders: Path) -> None:
+    merge(SECOND)
+    assert Path("out/chat_template.jinja").read_text() == SECOND
+    assert rendered(TALK) == "systemuserassistantuser"
+
+
+def test_the_only_template_of_the_output_is_the_one_asked_for(folders: Path) -> None:
+    Path("a/chat_template.json").write_text(json.dumps({"chat_template": FIRST}))
+    Path("a/processor_config.json").write_text(json.dumps({"chat_template": FIRST, "patch": 2}))
+    merge(SECOND)
+    assert rendered(TALK) == "systemuserassistantuser"
+    assert not Path("out/chat_template.json").exists()
+    assert json.loads(Path("out/processor_config.json").read_text()) == {"patch": 2}
+
+
+def test_without_the_key_the_template_of_the_base_stays(folders: Path) -> None:
+    Path("a/chat_template.jinja").write_text(FIRST)
+    assert merge(None) == ()
+    assert Path("out/chat_template.jinja").read_text() == FIRST
+
+
+@pytest.mark.parametrize("place", ["jinja", "config", "named", "legacy"])
+def test_auto_takes_the_template_that_most_models_have_wherever_they_keep_it(place: str, folders: Path) -> None:
+    Path("a/chat_template.jinja").write_text(FIRST)
+    Path("b/chat_template.jinja").write_text(SECOND + "\n")
+    named = [{"name": "tool_use", "template": FIRST}, {"name": "default", "template": SECOND}]
+    if place == "jinja":
+        Path("c/chat_template.jinja").write_text(SECOND)
+    elif place == "legacy":
+        Path("c/chat_template.json").write_text(json.dumps({"chat_template": SECOND}))
+    else:
+        fields = json.loads(Path("c/tokenizer_config.json").read_text())
+        fields["chat_template"] = SECOND if place == "config" else named
+        Path("c/tokenizer_config.json").write_text(json.dumps(fields))
+    merge("auto")
+    assert rendered(TALK) == "systemuserassistantuser"
+
+
+def test_auto_takes_the_template_of_the_base_among_equals(folders: Path) -> None:
+    Path("a/chat_template.jinja").write_text(FIRST)
+    Path("c/chat_template.jinja").write_text(SECOND)
+    merge("auto", base="c")
+    assert rendered(TALK) == "systemuserassistantuser"
+
+
+def test_a_template_that_nothing_can_hold_is_a_warning_or_an_error(folders: Path) -> None:
+    (warning,) = merge("chatml", "out.safetensors")
+    assert "chat_template has no effect: the output has no tokenizer" in warning
+    assert [warning for warning in merge("auto") if "none of the models has one" in warning]
+    shutil.rmtree("out")
+    for name in "abc":
+        for file in Path(name).glob("tokenizer*"):
+            file.unlink()
+    (warning,) = merge("chatml")
+    assert "the output has no tokenizer" in warning
+    assert not Path("out/chat_template.jinja").exists()
+    with pytest.raises(WeightspaceError, match="chat_template has no effect"):
+        merge("chatml", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("chatlm", "Unknown chat_template 'chatlm'.*Did you mean 'chatml'"),
+        ("llama-3", "Did you mean 'llama3'"),
+        ("{{ x }}", "too short for a Jinja template"),
+        ("x" * 4000, r"Unknown chat_template '.{100}'"),
+    ],
+)
+def test_a_template_that_is_none_is_refused_with_what_there_is(template: str, message: str, folders: Path) -> None:
+    with pytest.raises(WeightspaceError, match=message) as error:
+        merge(template)
+    assert len(str(error.value)) < 500
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000])
+def test_a_damaged_configuration_is_one_line_before_anything_is_written(content: str, folders: Path) -> None:
+    Path("b/tokenizer_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json is"):
+        merge("auto")
+    assert not Path("out").exists()

@@ -1,0 +1,184 @@
+"""What mergekit ignores in a recipe is a warning, or an error where a reading is strict; unknown keys stay errors."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import weightspace as ws
+from weightspace.errors import WeightspaceError
+from weightspace.merging import merge_files, reproduce
+from weightspace.merging.recipe import parse_recipe
+from weightspace.merging.schedule import resolve
+
+DATA = Path(__file__).parents[1] / "data" / "recipes"
+PLAIN: dict[str, str] = yaml.safe_load((DATA / "plain.yml").read_text())
+WARNED: dict[str, dict[str, str]] = yaml.safe_load((DATA / "warned.yml").read_text())
+
+
+@pytest.fixture
+def models(conformance: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with models ``base``, ``a``, ``b``, ``c`` of four layers, and an adapter ``lora`` of ``a``."""
+    for name in ("base", "a", "b", "c"):
+        shutil.copytree(conformance / "merging" / "inputs" / "fp32" / name, tmp_path / name)
+        (tmp_path / name / "tokenizer.json").write_text('{"model": {"vocab": {"x": 0, "y": 1}}}')
+        (tmp_path / name / "tokenizer_config.json").write_text('{"chat_template": "{{ messages[0].content }}"}')
+    adapter(tmp_path / "lora")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def adapter(folder: Path) -> None:
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    factors = {f"{name}.lora_A.weight": torch.ones(1, 32), f"{name}.lora_B.weight": torch.ones(32, 1)}
+    ws.save_checkpoint(factors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}'
+    )
+
+
+def plan(text: str, **options: bool) -> tuple[str, ...]:
+    Path("recipe.yml").write_text(text)
+    return merge_files("recipe.yml", "out", dry_run=True, **options).warnings
+
+
+@pytest.mark.parametrize("recipe", PLAIN)
+def test_a_recipe_of_mergekit_is_planned_as_it_is(recipe: str, models: Path) -> None:
+    assert plan(PLAIN[recipe]) == ()
+    assert plan(PLAIN[recipe], strict=True) == ()
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("recipe", WARNED)
+def test_what_mergekit_ignores_is_one_warning_that_names_it_or_an_error(recipe: str, models: Path) -> None:
+    text, name = WARNED[recipe]["recipe"], WARNED[recipe]["warning"]
+    (warning,) = plan(text)
+    assert name in warning
+    assert "\n" not in warning
+    assert plan(text, lenient=True) == (warning,)
+    with pytest.raises(WeightspaceError) as error:
+        plan(text, strict=True)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("merge_method: linear\nmodelss: [{model: a}]", "'modelss'.*Did you mean 'models'"),
+        (PLAIN["ties"].replace("density", "densitiy"), "densitiy'.*density'"),
+        (PLAIN["ties"].replace("parameters: {density: 0.5, weight: 0.5}", "weight: 0.5"), r"models\[1\].weight'"),
+        (PLAIN["slerp in slices"].replace("layer_range", "layer_rang"), "layer_rang'.*layer_range'"),
+        (PLAIN["a base of slices"].replace("base_model", "base_modl"), r"slices\[0\].base_modl'.*base_model'"),
+        (PLAIN["one module in slices"].replace("slices", "slcies"), "modules.default.slcies'.*slices'"),
+        (PLAIN["a tokenizer section"].replace("source", "sorce"), "tokenizer.sorce'.*source'"),
+        (PLAIN["a model as a mapping"].replace("override_arch", "overide_arch"), "override_architecture'"),
+    ],
+)
+def test_a_key_that_nobody_knows_is_an_error_with_what_was_meant(text: str, message: str, models: Path) -> None:
+    with pytest.raises(WeightspaceError, match=message):
+        plan(text)
+
+
+def test_a_merge_is_lenient_or_strict(models: Path) -> None:
+    with pytest.raises(WeightspaceError, match="lenient or strict"):
+        plan(PLAIN["linear"], lenient=True, strict=True)
+
+
+def test_the_parameters_of_a_users_method_are_its_own(models: Path) -> None:
+    Path("mine.py").write_text("def mine(tensors, weights, base, *, share=1.0):\n    return tensors[0]\n")
+    with pytest.raises(WeightspaceError, match=r"parameters.density'.*share"):
+        plan("merge_method: mine.py:mine\nmodels: [{model: a}]\nparameters: {density: 0.5}\n")
+
+
+def test_places_of_an_ignored_key_are_gathered_in_one_line() -> None:
+    models = ", ".join(f"{{model: m{index}, parameters: {{weight: 1}}}}" for index in range(6))
+    lines: list[str] = []
+    parse_recipe(f"merge_method: model_stock\nbase_model: b\nmodels: [{models}]", "r.yml", ignored=lines.append)
+    assert lines == [
+        "r.yml: models[0].parameters.weight, models[1].parameters.weight, models[2].parameters.weight and 3 more have "
+        "no effect: it is no parameter of method 'model_stock'."
+    ]
+
+
+def test_a_base_without_a_weight_for_all_models_is_no_model_of_linear() -> None:
+    text = "merge_method: linear\nbase_model: c\nmodels: [{model: a, parameters: {weight: 1}}]\n"
+    assert [source.model for source in parse_recipe(text, "r.yml").slices[0].sources] == ["a"]
+    lines: list[str] = []
+    recipe = parse_recipe(f"{text}parameters: {{weight: 2}}\n", "r.yml", ignored=lines.append)
+    assert [source.model for source in recipe.slices[0].sources] == ["a", "c"]
+    assert resolve(recipe, 0, "w", 0)[0] == [1, 2]
+    assert len(lines) == 1
+
+
+def test_a_base_given_beside_models_of_a_method_without_one_is_refused(models: Path) -> None:
+    with pytest.raises(WeightspaceError, match="'karcher' has no base"):
+        merge_files(["a", "b"], "out", method="karcher", base="c", dry_run=True)
+
+
+def test_settings_of_a_module_stand_between_those_of_its_slices_and_of_the_recipe() -> None:
+    recipe = parse_recipe(
+        """
+merge_method: ties
+base_model: base
+modules:
+  default:
+    slices:
+      - sources: [{model: a, layer_range: [0, 1]}]
+        parameters: {weight: [{filter: mlp, value: 3}]}
+    parameters: {weight: [{filter: attn, value: 2}], lambda: 5}
+parameters: {weight: 1, lambda: 6}
+""",
+        "r.yml",
+    )
+    weights = [resolve(recipe, 0, name, 0)[0] for name in ("mlp.up", "attn.q", "norm")]
+    assert weights == [[3], [2], [1]]
+    assert resolve(recipe, 0, "norm", 0)[1] == {"lambda": 5}
+
+
+def test_words_and_truths_of_a_gradient_are_taken_not_mixed() -> None:
+    recipe = parse_recipe(
+        "merge_method: nuslerp\nmodels: [{model: a}, {model: b}]\nparameters: {nuslerp_flatten: [true, false, true]}",
+        "r.yml",
+    )
+    taken = [resolve(recipe, 0, "w", position)[1]["nuslerp_flatten"] for position in (0, 0.49, 0.5, 0.99, 1)]
+    assert taken == [True, True, False, False, True]
+
+
+def test_a_merge_with_warnings_is_reproduced(models: Path) -> None:
+    Path("recipe.yml").write_text(WARNED["density in task arithmetic"]["recipe"])
+    assert len(merge_files("recipe.yml", "out").warnings) == 1
+    assert reproduce("out").equal
+
+
+def test_a_lenient_recipe_is_reproduced(models: Path) -> None:
+    Path("recipe.yml").write_text("allow_crimes: true\n" + PLAIN["linear"])
+    assert len(merge_files("recipe.yml", "out", lenient=True).warnings) == 1
+    assert reproduce("out").equal
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("org/model", r"hf://org/model.*`hf download org/model`"),
+        ("org/model@v1.0", r"`hf download org/model --revision v1.0`"),
+        ("org/model+lora", r"`hf download org/model`"),
+        ("a/nowhere", "is the path right"),
+        ("nowhere", "is the path right"),
+        ("/org/model", "is the path right"),
+    ],
+)
+def test_a_name_of_the_hub_comes_with_the_command_that_fetches_it(path: str, advice: str, models: Path) -> None:
+    with pytest.raises(WeightspaceError, match=advice):
+        plan(f"merge_method: linear\nmodels: [{{model: {path}}}, {{model: b}}]\nparameters: {{weight: 1}}\n")
+
+
+@pytest.mark.parametrize("name", ["a+b", "a@b", "a+b@c"])
+def test_paths_with_the_signs_of_references_are_paths(name: str, models: Path) -> None:
+    shutil.copytree("a", name)
+    shutil.copytree("lora", f"{name}-lora")
+    for model in (name, f"{name}+lora", f"{name}+{name}-lora"):
+        assert (
+            plan(f"merge_method: linear\nmodels: [{{model: {model}}}, {{model: b}}]\nparameters: {{weight: 1}}\n") == ()
+        )

@@ -1,0 +1,24 @@
+"""Names of models on the Hugging Face Hub, where a path was expected: ``ORG/MODEL`` and ``ORG/MODEL@REVISION``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_NAME = re.compile(r"(?P<model>(?P<owner>\w[\w.-]{0,95})/\w[\w.-]{0,95})(@(?P<revision>[\w./-]{1,80}))?")
+
+
+def missing_checkpoint(path: str) -> str:
+    """Return what to say of a path at which there is nothing: how to fetch it, where it looks like a name of the Hub.
+
+    Args:
+        path: as the user wrote it; nothing has that name here.
+    """
+    match = _NAME.fullmatch(path)
+    if match is None or Path(match["owner"]).exists():
+        return f"{path} does not exist. Expected a checkpoint file or folder; is the path right?"
+    revision = f" --revision {match['revision']}" if match["revision"] else ""
+    return (
+        f"{path} does not exist here. If it is a model of the Hugging Face Hub, write hf://{path}, or the folder that "
+        f"`hf download {match['model']}{revision}` prints."
+    )

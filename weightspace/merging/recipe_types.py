@@ -1,0 +1,97 @@
+"""Recipes as data: the models of a merge, slices of their layers, and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+#: Takes a line about something in a recipe that is questionable.
+Warn = Callable[[str], None]
+
+#: What the output's dtype can be.
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model of a slice.
+
+    Attributes:
+        model: ``MODEL``, a path as written or the name of another document; ``MODEL+ADAPTER`` adds a LoRA adapter.
+        parameters: its own settings.
+        layer_range: the layers that it gives, from the first up to the second; None: the whole model.
+        evidence: path of its statistics of data, or None.
+    """
+
+    model: str
+    parameters: Mapping[str, Any]
+    layer_range: tuple[int, int] | None
+    evidence: str | None
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Sources that are merged into some layers, or into a whole model or module.
+
+    Attributes:
+        sources: the models.
+        parameters: settings for all of them.
+        base: path of the base of these layers, where it is not that of the recipe.
+        module: the part of the model that the slice belongs to; None: the recipe has no modules.
+        module_parameters: settings of that module.
+    """
+
+    sources: tuple[Source, ...]
+    parameters: Mapping[str, Any]
+    base: str | None = None
+    module: str | None = None
+    module_parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A merge as it is written down.
+
+    Attributes:
+        method: name of the method.
+        base: path of the base, or None.
+        slices: from the first layers to the last; one without layer ranges merges models whole.
+        parameters: settings of all slices.
+        dtype, out_dtype: of the output; the latter has the last word. None: that of the inputs.
+        tokenizer_source: ``base``, ``union``, a path, or None.
+        content: everything, as YAML has it.
+        name: what other documents of the file call the result, or None.
+        chat_template: ``auto``, the name of a template, a Jinja template, or None: that of the base is kept.
+        documents: the other documents of the file, each after those that it uses as models.
+    """
+
+    method: str
+    base: str | None
+    slices: tuple[Slice, ...]
+    parameters: Mapping[str, Any]
+    dtype: str | None
+    out_dtype: str | None
+    tokenizer_source: str | None
+    content: Mapping[str, Any]
+    name: str | None = None
+    chat_template: str | None = None
+    documents: tuple[Recipe, ...] = ()
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML, one document or several; equal recipes give equal text."""
+        contents = [dict(recipe.content) for recipe in (*self.documents, self)]
+        return yaml.safe_dump_all(contents, sort_keys=False, allow_unicode=True)
+
+    @property
+    def bases(self) -> tuple[str | None, ...]:
+        """The base of every slice."""
+        return tuple(part.base or self.base for part in self.slices)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every model that is read, the bases last, each once."""
+        sources = [source.model for part in self.slices for source in part.sources]
+        return tuple(dict.fromkeys([*sources, *(base for base in (*self.bases, self.base) if base)]))
