@@ -1,7 +1,7 @@
 """Recipes: what to merge and how, in mergekit's YAML.
 
 Paths are relative to the working directory. Reading is strict: what is not known is an error that names the key, or a
-warning where the caller takes warnings. Of ours are ``evidence`` of a source and the methods beyond mergekit.
+warning where the caller takes warnings. Beyond mergekit are ``evidence`` and ``stack`` of a source, and more methods.
 """
 
 from __future__ import annotations
@@ -47,12 +47,15 @@ class Source:
         parameters: its own settings.
         layer_range: the layers that it gives, from the first up to the second; None: the whole model.
         evidence: path of its statistics of data, or None.
+        stack: path of the stack of layers that ``layer_range`` counts, where the model has several; None: the text
+            model's.
     """
 
     model: str
     parameters: Mapping[str, Any]
     layer_range: tuple[int, int] | None
     evidence: str | None
+    stack: str | None = None
 
 
 @dataclass(frozen=True)
@@ -236,12 +239,13 @@ class _Reader:
 
     def _source(self, content: Any, path: str, row: Method, *, sliced: bool) -> Source:
         source = self._mapping(content, path)
-        self._known(source, ("model", "parameters", "evidence", *(("layer_range",) if sliced else ())), path)
+        self._known(source, ("model", "parameters", "evidence", *(("layer_range", "stack") if sliced else ())), path)
         model = self._text(source, "model", path)
         if model is None:
             raise self._error(f"{path}.model", "is missing: expected the path of a checkpoint")
         layers = self._layer_range(source, path) if sliced else None
-        return Source(model, self._parameters(source, row, path), layers, self._text(source, "evidence", path))
+        stack = self._text(source, "stack", path) if sliced else None
+        return Source(model, self._parameters(source, row, path), layers, self._text(source, "evidence", path), stack)
 
     def _layer_range(self, source: Mapping[str, Any], path: str) -> tuple[int, int]:
         found = source.get("layer_range")

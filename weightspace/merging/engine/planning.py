@@ -12,6 +12,7 @@ from weightspace.checkpoints.contents import TensorInfo
 from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.origins import described
 from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.merging.engine.configuration import adapted_configurations
 from weightspace.merging.engine.input_checks import (
     check_evidence,
     check_plain,
@@ -90,7 +91,7 @@ def make_plan(
     tokenizer = tokenizer_folder(recipe, members, donor)
     if tokenizer is None:
         check_tokens(members, donor, note)
-    companions = compare_folders(members, donor, note, sliced=named.layers is not None)
+    companions = compare_folders(members, donor, note, sliced=named.stacking is not None)
     metadata = _metadata(recipe, members, making)
     placed, shards = lay_out(jobs, named.tied, metadata, _weights_file(out), making.shard_size)
     return Plan(
@@ -105,8 +106,7 @@ def make_plan(
         _title(out),
         donor,
         tokenizer,
-        named.layers,
-        named.untied or any(member.untied for member in members),
+        _configurations(named, members, placed, None if is_file_name(out) else donor),
         companions.copied,
         tuple(notices),
     )
@@ -122,6 +122,16 @@ def _outputs(recipe: Recipe, row: Method, members: Sequence[Member], warn: Warn 
     named = outputs(recipe, members, base=has_base, warn=warn)
     _check_filters(recipe, [output.name for output in named.outputs], warn)
     return named
+
+
+def _configurations(
+    named: Outputs, members: Sequence[Member], jobs: Sequence[Job], donor: Path | None
+) -> dict[str, str]:
+    """Return what the donor's configurations say in the output, where that is something else."""
+    if donor is None:
+        return {}
+    untied = named.untied or any(member.untied for member in members)
+    return adapted_configurations(donor, jobs, untied=untied, stacking=named.stacking)
 
 
 def _models(recipe: Recipe, members: Sequence[Member]) -> list[Member]:
