@@ -90,7 +90,7 @@ def real_names(network: str) -> list[str]:
 
 def test_the_blocks_of_a_resnet_count_on_over_its_stages() -> None:
     layers = Layers(real_names("resnet50"))
-    assert layers.count == 3 + 4 + 6 + 3
+    assert layers.stacks["layer#"] == 3 + 4 + 6 + 3
     assert layers.number("layer1.0.downsample.0.weight") == 0
     assert layers.number("layer2.0.conv1.weight") == 3
     assert layers.number("layer4.2.bn3.running_var") == 15
@@ -100,7 +100,7 @@ def test_the_blocks_of_a_resnet_count_on_over_its_stages() -> None:
 
 def test_the_blocks_of_a_vit_are_its_layers() -> None:
     layers = Layers(real_names("vit_tiny_patch16_224"))
-    assert layers.count == 12
+    assert layers.stacks == {"blocks": 12}
     assert layers.number("blocks.11.attn.qkv.weight") == 11
     assert layers.number("patch_embed.proj.weight") is None
     assert layers.number("head.weight") is None
@@ -125,9 +125,3 @@ def test_stages_are_not_renumbered() -> None:
     layers = Layers([f"layer{stage}.{block}.conv.weight" for stage in (1, 2) for block in range(3)])
     with pytest.raises(WeightspaceError, match=r"one number counts from 0; found 'layer2.0.conv.weight' in layer 3"):
         layers.renumbered("layer2.0.conv.weight", 4)
-
-
-@pytest.mark.parametrize("names", [["weight", "bias"], CLIP])
-def test_slices_of_models_without_one_stack_are_refused(names: list[str]) -> None:
-    with pytest.raises(WeightspaceError, match="one stack of numbered layers"):
-        _ = Layers(names).count

@@ -42,32 +42,32 @@ class Layers:
         """
         names = list(names)
         self._wrapper = _wrapper(names)
-        found = {name: place for name in names if (place := _place(name, self._wrapper)) is not None}
-        stacks: dict[str, list[Index]] = {}
-        for stack, index in found.values():
-            stacks.setdefault(stack, []).append(index)
-        largest = max(map(len, stacks.values()), default=0)
+        places = {name: place for name in names if (place := _place(name, self._wrapper)) is not None}
+        indices: dict[str, list[Index]] = {}
+        for stack, index in places.values():
+            indices.setdefault(stack, []).append(index)
+        self._sizes = {stack: len(found) for stack, found in indices.items()}
+        largest = max(self._sizes.values(), default=0)
         ranks = {
-            stack: {index: rank for rank, index in enumerate(sorted(set(indices)))}
-            for stack, indices in stacks.items()
-            if len(set(indices)) > 1 and len(indices) >= _SMALL * largest
+            stack: {index: rank for rank, index in enumerate(sorted(set(found)))} for stack, found in indices.items()
         }
-        self._numbers = {name: (stack, ranks[stack][index]) for name, (stack, index) in found.items() if stack in ranks}
-        self._counts = {stack: len(indices) for stack, indices in ranks.items()}
+        self._all = {name: (stack, ranks[stack][index]) for name, (stack, index) in places.items()}
+        self._counts = {stack: len(known) for stack, known in ranks.items()}
+        counted = {stack for stack, size in self._sizes.items() if self._counts[stack] > 1 and size >= _SMALL * largest}
+        self._numbers = {name: place for name, place in self._all.items() if place[0] in counted}
 
     @property
-    def count(self) -> int:
-        """How many layers there are.
+    def stacks(self) -> dict[str, int]:
+        """The number of layers of every stack, those of small ones (heads, adapters) and of single layers included."""
+        return dict(self._counts)
 
-        Raises:
-            WeightspaceError: the names have no layers, or several stacks of them.
-        """
-        if len(self._counts) != 1:
-            found = ", ".join(f"{stack or 'the top'} ({count})" for stack, count in self._counts.items()) or "none"
-            raise WeightspaceError(
-                f"Slices need one stack of numbered layers in the names of the tensors; found {found}."
-            )
-        return next(iter(self._counts.values()))
+    def size(self, stack: str) -> int:
+        """Return how many tensors a stack has."""
+        return self._sizes[stack]
+
+    def numbers(self, stack: str) -> dict[str, int]:
+        """Return the layer of every tensor of a stack, counted from 0."""
+        return {name: number for name, (own, number) in self._all.items() if own == stack}
 
     def number(self, name: str) -> int | None:
         """Return the layer that a tensor belongs to, counted from 0 in its stack; None outside the layers."""
@@ -82,16 +82,20 @@ class Layers:
     def renumbered(self, name: str, number: int) -> str:
         """Return the name that a tensor of a layer has in another layer of its stack.
 
+        Args:
+            name: that of a tensor in any layer, whether the model has it there or not.
+            number: the other layer.
+
         Raises:
             WeightspaceError: the layers are not numbered from 0 by one number, as stages are not.
         """
         parts = name.split(".")
         outermost = 1 if self._wrapper else 0
-        index = next(index for index in range(outermost, len(parts)) if parts[index].isdigit())
-        if parts[index] != str(self.number(name)):
-            raise WeightspaceError(
-                f"Slices need layers that one number counts from 0; found {name!r} in layer {self.number(name)}."
-            )
+        index = next((index for index in range(outermost, len(parts)) if parts[index].isdigit()), None)
+        own = self._all.get(name)
+        if index is None or (own is not None and parts[index] != str(own[1])):
+            layer = "no layer" if own is None else f"layer {own[1]}"
+            raise WeightspaceError(f"Slices need layers that one number counts from 0; found {name!r} in {layer}.")
         parts[index] = str(number)
         return ".".join(parts)
 

@@ -1,7 +1,8 @@
 """Recipes: what to merge and how, in mergekit's YAML.
 
 Paths are relative to the working directory. What is not known is an error that names the key, or a warning where the
-caller takes warnings, and so is what mergekit ignores. ``evidence`` of a source and some methods are not mergekit's.
+caller takes warnings, and so is what mergekit ignores. Beyond mergekit are ``evidence`` and
+``stack`` of a source, and more methods.
 """
 
 from __future__ import annotations

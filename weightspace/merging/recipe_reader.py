@@ -144,13 +144,14 @@ class RecipeReader:
 
     def _source(self, content: Any, path: str, *, sliced: bool) -> Source:
         source = self.document.mapping(content, path)
-        self._known(source, ("model", "parameters", "evidence", *(("layer_range",) if sliced else ())), path)
+        self._known(source, ("model", "parameters", "evidence", *(("layer_range", "stack") if sliced else ())), path)
         model = model_reference(self.document, source.get("model"), f"{path}.model")
         if model is None:
             raise self.document.error(f"{path}.model", "is missing: expected the path of a checkpoint")
         layers = self._layer_range(source, path) if sliced else None
         parameters = read_parameters(self.document, source, self.row, path, single=True)
-        return Source(model, parameters, layers, self.document.text(source, "evidence", path))
+        stack = self.document.text(source, "stack", path) if sliced else None
+        return Source(model, parameters, layers, self.document.text(source, "evidence", path), stack)
 
     def _layer_range(self, source: Mapping[str, Any], path: str) -> tuple[int, int]:
         """Return the first layer and the one behind the last; they are the same where there is none between them."""

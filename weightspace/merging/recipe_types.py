@@ -24,12 +24,15 @@ class Source:
         parameters: its own settings.
         layer_range: the layers that it gives, from the first up to the second; None: the whole model.
         evidence: path of its statistics of data, or None.
+        stack: path of the stack of layers that ``layer_range`` counts, where the model has several; None: the text
+            model's.
     """
 
     model: str
     parameters: Mapping[str, Any]
     layer_range: tuple[int, int] | None
     evidence: str | None
+    stack: str | None = None
 
 
 @dataclass(frozen=True)

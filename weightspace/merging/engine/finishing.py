@@ -10,15 +10,8 @@ from typing import Any
 from weightspace.checkpoints.companions import copy_companions
 from weightspace.checkpoints.disk import one_line_errors, synced_file
 from weightspace.checkpoints.folder import CARD
-from weightspace.errors import CheckpointError
 from weightspace.merging.engine.chat_templates import write_template
 from weightspace.merging.engine.plan import Plan
-
-#: The safetensors name of a dtype -> how configurations call it.
-_CONFIG_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-#: Keys under which configurations keep their number of layers.
-_LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 def finish_folder(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> None:
@@ -30,7 +23,7 @@ def finish_folder(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> None:
         metadata: where they come from.
 
     Raises:
-        CheckpointError: a configuration is damaged, or the disk refuses.
+        CheckpointError: the disk refuses.
     """
     own_tokenizer = plan.tokenizer is not None and plan.tokenizer != plan.donor
     if plan.donor is not None:
@@ -39,7 +32,9 @@ def finish_folder(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> None:
         copy_companions(plan.tokenizer, parts, tokenizer=True)
     if plan.chat_template is not None:
         write_template(parts, plan.chat_template)
-    _adapt_config(plan, parts / "config.json")
+    for name, text in plan.configurations.items():
+        if (parts / name).is_file():
+            _write(parts / name, text)
     if len(plan.shards) > 1:
         _write(parts / "model.safetensors.index.json", _json(_index(plan, metadata)))
     _write(parts / CARD, _card(plan, metadata))
@@ -51,29 +46,6 @@ def _index(plan: Plan, metadata: Mapping[str, str]) -> dict[str, Any]:
     places |= {alias: places[owner] for alias, owner in plan.tied.items()}
     total = sum(job.info.nbytes for job in plan.jobs)
     return {"metadata": {"total_size": total, **metadata}, "weight_map": places}
-
-
-def _adapt_config(plan: Plan, path: Path) -> None:
-    """Make the configuration agree with the weights: their dtype, the layers of slices, a head of its own."""
-    if not path.is_file():
-        return
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{plan.donor}/config.json is not valid JSON ({error}).") from error
-    before = dict(config)
-    largest = max((job for job in plan.jobs if job.info.is_inexact), key=lambda job: job.info.nbytes, default=None)
-    for key in ("torch_dtype", "dtype"):
-        if key in config and largest is not None and largest.info.dtype in _CONFIG_DTYPES:
-            config[key] = _CONFIG_DTYPES[largest.info.dtype]
-    for key in _LAYER_KEYS:
-        if key in config and plan.layers is not None:
-            config[key] = plan.layers
-    if plan.untied and config.get("tie_word_embeddings"):
-        config["tie_word_embeddings"] = False
-    if config != before:
-        path.unlink()
-        _write(path, _json(config))
 
 
 def _card(plan: Plan, metadata: Mapping[str, str]) -> str:

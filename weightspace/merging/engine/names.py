@@ -4,43 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
-from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging.engine.embedding import is_embedding, is_head, tied_embedding
-from weightspace.merging.engine.plan import Member, Ref
+from weightspace.merging.engine.embedding import is_head
+from weightspace.merging.engine.finder import Output, TensorFinder
+from weightspace.merging.engine.plan import Member
+from weightspace.merging.engine.slices import stack_slices
+from weightspace.merging.engine.stacking import Stacking
 from weightspace.merging.layers import Layers
-from weightspace.merging.recipe import Recipe, Slice, Source
-
-
-@dataclass(frozen=True)
-class Output:
-    """A tensor of the output.
-
-    Attributes:
-        name: its name.
-        slice: index of the recipe's slice that it belongs to.
-        position: in [0, 1], how deep its layer lies in the slice; 0 outside the layers.
-        inputs: its sources, one a source of the slice, those that are the base included.
-        base: the base's tensor, or None.
-        copied: some models lack it, and it is copied from the first of ``inputs``.
-    """
-
-    name: str
-    slice: int
-    position: float
-    inputs: tuple[Ref, ...]
-    base: Ref | None
-    copied: bool = False
+from weightspace.merging.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """All tensors of the output in order, tied names -> owners, the number of layers of slices, a head set free."""
+    """All tensors of the output.
+
+    Attributes:
+        outputs: in order.
+        tied: name -> the name that it shares memory with.
+        stacking: how slices are put on top of one another; None where models are merged whole.
+        untied: the output has a head of its own where some model used its embedding.
+    """
 
     outputs: tuple[Output, ...]
     tied: Mapping[str, str]
-    layers: int | None
+    stacking: Stacking | None
     untied: bool
 
 
@@ -54,139 +41,45 @@ def outputs(recipe: Recipe, members: Sequence[Member], *, base: bool, warn: Call
         warn: takes a line about tensors that some models lack; None: they are an error.
 
     Raises:
-        CheckpointError: models lack tensors or layers that others have.
+        CheckpointError: models lack tensors or layers that others have, or slices do not fit on top of one another.
         WeightspaceError: the layers cannot be told from the names, or a slice's sources have differing numbers of them.
     """
-    finder = _Finder(recipe, members, base, warn)
+    finder = TensorFinder(recipe, members, base, warn)
+    stacking = None
     if recipe.slices[0].sources[0].layer_range is None:
-        found, layers = list(finder.whole()), None
+        named = list(_whole(finder))
     else:
-        found, layers = list(finder.slices()), sum(_count(part) for part in recipe.slices)
-    tied = finder.tied({output.name for output in found})
+        named, stacking = stack_slices(finder)
+    tied = _tied(members, named, stacking)
     once = {pair for member in members for pair in member.contents.tied.items() if tied.get(pair[0]) != pair[1]}
-    untied = finder.untied or any(is_head(one) or is_head(other) for one, other in once)
-    return Outputs(tuple(output for output in found if output.name not in tied), tied, layers, untied)
+    untied = finder.untied or any(is_head(name) or is_head(owner) for name, owner in once)
+    return Outputs(tuple(output for output in named if output.name not in tied), tied, stacking, untied)
 
 
-class _Finder:
-    """Finds the sources of tensors by name."""
-
-    def __init__(
-        self, recipe: Recipe, members: Sequence[Member], base: bool, warn: Callable[[str], None] | None
-    ) -> None:
-        self.recipe = recipe
-        self.members = members
-        self.index = {member.source: number for number, member in enumerate(members)}
-        self.bases = [self.index[source] if base and source is not None else None for source in recipe.bases]
-        self.warn = warn
-        self.untied = False
-        self.layers: dict[int, Layers] = {}
-
-    def whole(self) -> Iterator[Output]:
-        """Yield the tensors of models that are merged whole."""
-        sources = [self.index[source.model] for source in self.recipe.slices[0].sources]
-        names = dict.fromkeys(name for index in sources for name in self.members[index].contents.tensors)
-        layers = Layers(names)
-        for name in names:
-            yield self._output(name, 0, layers.position(name), [(index, name) for index in sources], name)
-
-    def slices(self) -> Iterator[Output]:
-        """Yield the tensors of slices: embeddings of the first one, the layers, then what follows the last one."""
-        self.layers = {index: Layers(member.contents.tensors) for index, member in enumerate(self.members)}
-        first, last = self.recipe.slices[0], self.recipe.slices[-1]
-        for name in self._outside(first):
-            if is_embedding(name):
-                yield self._outside_output(name, 0, first)
-        number = 0
-        for index, part in enumerate(self.recipe.slices):
-            count = _count(part)
-            for step in range(count):
-                position = step / (count - 1) if count > 1 else 0.0
-                yield from self._layer(part, index, step, number, position)
-                number += 1
-        for name in self._outside(last):
-            if not is_embedding(name):
-                yield self._outside_output(name, len(self.recipe.slices) - 1, last)
-
-    def tied(self, names: set[str]) -> dict[str, str]:
-        """Return the names of the output that share memory with another one in every model."""
-        shared = set.intersection(*(set(member.contents.tied.items()) for member in self.members))
-        return {name: owner for name, owner in sorted(shared) if name in names and owner in names}
-
-    def _layer(self, part: Slice, index: int, step: int, number: int, position: float) -> Iterator[Output]:
-        """Yield the tensors of one layer of a slice, as layer ``number`` of the output."""
-        sources = [(self.index[source.model], first + step) for source, (first, _) in _ranges(part)]
-        member, layer = sources[0]
-        layers = self.layers[member]
-        names = [name for name in self.members[member].contents.tensors if layers.number(name) == layer]
-        if not names:
-            raise CheckpointError(
-                f"{self.members[member].label} has no layer {layer}; expected a layer_range within 0 to {layers.count}."
-            )
-        for name in names:
-            refs = [(source, layers.renumbered(name, other)) for source, other in sources]
-            yield self._output(layers.renumbered(name, number), index, position, refs, name)
-
-    def _outside(self, part: Slice) -> list[str]:
-        """Return the names of a slice's models that belong to no layer."""
-        members = [self.index[source.model] for source in part.sources]
-        names = {name: self.layers[index] for index in members for name in self.members[index].contents.tensors}
-        return [name for name, layers in names.items() if layers.number(name) is None]
-
-    def _outside_output(self, name: str, index: int, part: Slice) -> Output:
-        return self._output(name, index, 0.0, [(self.index[source.model], name) for source in part.sources], name)
-
-    def _output(self, name: str, part: int, position: float, wanted: Sequence[Ref], in_base: str) -> Output:
-        """Return one tensor of the output; ``wanted`` are its sources if the models have them."""
-        refs = [self._find(ref) for ref in wanted]
-        base, number = None, self.bases[part]
-        if number is not None:
-            listed = [ref for ref, (index, _) in zip(refs, wanted, strict=True) if index == number]
-            base = listed[0] if listed else self._find((number, in_base))
-            wanted = [*wanted, (number, in_base)]
-            refs = [*refs, base]
-        found = [ref for ref in refs if ref is not None]
-        if len(found) == len(refs):
-            inputs = found if number is None else found[:-1]
-            return Output(name, part, position, tuple(inputs), base)
-        self._lacking([ref for ref, one in zip(wanted, refs, strict=True) if one is None], found[0])
-        return Output(name, part, position, tuple(found[:1]), None, copied=True)
-
-    def _find(self, ref: Ref) -> Ref | None:
-        """Return where a member has a tensor: under its name, or as the embedding that its head is tied to."""
-        index, name = ref
-        contents = self.members[index].contents
-        if name in contents.tensors:
-            return ref
-        embedding = tied_embedding(contents, name)
-        if embedding is None:
-            return None
-        self.untied = True
-        return index, embedding
-
-    def _lacking(self, lacking: Sequence[Ref], found: Ref) -> None:
-        """Refuse, or warn of, a tensor that some models lack."""
-        index, name = lacking[0]
-        own, known = self.members[index].contents.tensors, self.members[found[0]].contents.tensors
-        close = get_close_matches(name, [other for other in own if other not in known], n=1)
-        has, lacks = self.members[found[0]].label, self.members[index].label
-        line = f"{lacks} has no tensor {name!r}, which {has} has."
-        if self.warn is None:
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise CheckpointError(f"{line}{hint} Expected the same tensors in all; --lenient copies it from {has}.")
-        self.warn(f"{line} It is copied from {has}.")
+def _whole(finder: TensorFinder) -> Iterator[Output]:
+    """Yield the tensors of models that are merged whole."""
+    sources = finder.sources(finder.recipe.slices[0])
+    names = dict.fromkeys(name for index in sources for name in finder.members[index].contents.tensors)
+    layers = Layers(names)
+    for name in names:
+        yield finder.output(name, 0, layers.position(name), [(index, name) for index in sources], name)
 
 
-def _ranges(part: Slice) -> list[tuple[Source, tuple[int, int]]]:
-    """Return the sources of a slice with their layers."""
-    return [(source, source.layer_range) for source in part.sources if source.layer_range is not None]
+def _tied(members: Sequence[Member], outputs: Sequence[Output], stacking: Stacking | None) -> dict[str, str]:
+    """Return the names of the output that share memory with another one in every model."""
+    shared = set.intersection(*(set(member.contents.tied.items()) for member in members))
+    known = {output.name: output for output in outputs}
+    return {
+        name: owner
+        for name, owner in sorted(shared)
+        if name in known and owner in known and (stacking is None or _stay_tied(known[name], known[owner], stacking))
+    }
 
 
-def _count(part: Slice) -> int:
-    """Return how many layers a slice has."""
-    counts = [stop - start for _, (start, stop) in _ranges(part)]
-    if len(set(counts)) != 1:
-        raise WeightspaceError(
-            f"The sources of a slice have {', '.join(map(str, counts))} layers. Expected as many of each."
-        )
-    return counts[0]
+def _stay_tied(output: Output, owner: Output, stacking: Stacking) -> bool:
+    """Return whether tensors that are tied in the models stay so in slices, whose layers may come from elsewhere."""
+    inside = stacking.models[stacking.donor].inside
+    if output.name not in inside and owner.name not in inside:
+        return True  # a head and its embedding
+    moved = any(name != own.name for own in (output, owner) for _, name in own.inputs)
+    return not moved and [number for number, _ in output.inputs] == [number for number, _ in owner.inputs]

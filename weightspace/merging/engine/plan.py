@@ -143,8 +143,7 @@ class Plan:
         title: what the output is called.
         donor: the folder that configuration and tokenizer come from, or None.
         tokenizer: another folder that the tokenizer comes from, or None.
-        layers: how many layers the output has, where a recipe puts slices together; else None.
-        untied: the output has a head of its own where some model used its embedding.
+        configurations: what files of the donor say in the output, by name, where that is something else.
         companions: files beside the weights that come from donor and tokenizer, as paths relative to the folder.
         notices: lines about what was decided on the way; the model card repeats them.
         chat_template: Jinja in the place of the tokenizer's own template, or None.
@@ -163,8 +162,7 @@ class Plan:
     title: str
     donor: Path | None = None
     tokenizer: Path | None = None
-    layers: int | None = None
-    untied: bool = False
+    configurations: Mapping[str, str] = field(default_factory=dict)
     companions: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
     chat_template: str | None = None

@@ -16,6 +16,7 @@ from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.origins import described
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.engine.chat_templates import chat_template
+from weightspace.merging.engine.configuration import adapted_configurations
 from weightspace.merging.engine.input_checks import (
     check_evidence,
     check_plain,
@@ -108,7 +109,7 @@ def make_plan(
     tokenizer = tokenizer_folder(recipe, members, donor)
     if tokenizer is None:
         check_tokens(members, donor, note)
-    companions = compare_folders(members, donor, note, sliced=named.layers is not None)
+    companions = compare_folders(members, donor, note, sliced=named.stacking is not None)
     metadata = _metadata(recipe, members, making)
     file = _weights_file(out)
     placed, shards = lay_out(jobs, named.tied, metadata, file, making.shard_size)
@@ -126,8 +127,7 @@ def make_plan(
         _title(out),
         donor,
         tokenizer,
-        named.layers,
-        named.untied or any(member.untied for member in members),
+        _configurations(named, members, placed, None if is_file_name(out) else donor),
         companions.copied,
         tuple(notices),
         template,
@@ -143,6 +143,16 @@ def _outputs(recipe: Recipe, row: Method, members: Sequence[Member], warn: Warn 
         base = [member for member in members if has_base and member.source in recipe.bases]
         check_something_in_common([*whole, *(member for member in base if member not in whole)])
     return outputs(recipe, members, base=has_base, warn=warn)
+
+
+def _configurations(
+    named: Outputs, members: Sequence[Member], jobs: Sequence[Job], donor: Path | None
+) -> dict[str, str]:
+    """Return what the donor's configurations say in the output, where that is something else."""
+    if donor is None:
+        return {}
+    untied = named.untied or any(member.untied for member in members)
+    return adapted_configurations(donor, jobs, untied=untied, stacking=named.stacking)
 
 
 def _models(recipe: Recipe, members: Sequence[Member]) -> list[Member]:

@@ -1,0 +1,117 @@
+"""A tensor of the output found in the models by its name, or in the embedding that a model's head is tied to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from weightspace.errors import CheckpointError
+from weightspace.merging.engine.embedding import tied_embedding
+from weightspace.merging.engine.plan import Member, Ref
+from weightspace.merging.recipe import Recipe, Slice
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor of the output.
+
+    Attributes:
+        name: its name.
+        slice: index of the recipe's slice that it belongs to.
+        position: in [0, 1], how deep its layer lies in the slice; 0 outside the layers.
+        inputs: its sources, one a source of the slice, those that are the base included.
+        base: the base's tensor, or None.
+        copied: some models lack it, and it is copied from the first of ``inputs``.
+    """
+
+    name: str
+    slice: int
+    position: float
+    inputs: tuple[Ref, ...]
+    base: Ref | None
+    copied: bool = False
+
+
+class TensorFinder:
+    """Finds the sources of tensors by name.
+
+    Attributes:
+        recipe: the models that are merged.
+        members: its checkpoints.
+        index: source as written in the recipe -> its place in ``members``.
+        bases: for each slice the place of its base, where the method reads one; else None.
+        warn: takes a line about tensors that some models lack; None: they are an error.
+        untied: a head was found in the embedding that it is tied to.
+    """
+
+    def __init__(
+        self, recipe: Recipe, members: Sequence[Member], base: bool, warn: Callable[[str], None] | None
+    ) -> None:
+        self.recipe = recipe
+        self.members = members
+        self.index = {member.source: number for number, member in enumerate(members)}
+        self.bases = [self.index[source] if base and source is not None else None for source in recipe.bases]
+        self.warn = warn
+        self.untied = False
+
+    def sources(self, part: Slice) -> list[int]:
+        """Return the members that are the sources of a slice."""
+        return [self.index[source.model] for source in part.sources]
+
+    def output(self, name: str, part: int, position: float, wanted: Sequence[Ref], in_base: str) -> Output:
+        """Return one tensor of the output.
+
+        Args:
+            name: its name there.
+            part: index of its slice.
+            position: how deep its layer lies in the slice.
+            wanted: its sources if the models have them.
+            in_base: its name in the base.
+
+        Raises:
+            CheckpointError: a model lacks it.
+        """
+        refs = [self._find(ref) for ref in wanted]
+        base, number = None, self.bases[part]
+        if number is not None:
+            listed = [ref for ref, (index, _) in zip(refs, wanted, strict=True) if index == number]
+            base = listed[0] if listed else self._find((number, in_base))
+            wanted = [*wanted, (number, in_base)]
+            refs = [*refs, base]
+        present = [ref for ref in refs if ref is not None]
+        if len(present) == len(refs):
+            inputs = present if number is None else present[:-1]
+            return Output(name, part, position, tuple(inputs), base)
+        self._lacking([ref for ref, own in zip(wanted, refs, strict=True) if own is None], present[0])
+        return Output(name, part, position, tuple(present[:1]), None, copied=True)
+
+    def has(self, ref: Ref) -> bool:
+        """Return whether a member has a tensor, or an embedding that stands for it."""
+        index, name = ref
+        contents = self.members[index].contents
+        return name in contents.tensors or tied_embedding(contents, name) is not None
+
+    def _find(self, ref: Ref) -> Ref | None:
+        """Return where a member has a tensor: under its name, or as the embedding that its head is tied to."""
+        index, name = ref
+        contents = self.members[index].contents
+        if name in contents.tensors:
+            return ref
+        embedding = tied_embedding(contents, name)
+        if embedding is None:
+            return None
+        self.untied = True
+        return index, embedding
+
+    def _lacking(self, lacking: Sequence[Ref], present: Ref) -> None:
+        """Refuse, or warn of, a tensor that some models lack."""
+        index, name = lacking[0]
+        own, known = self.members[index].contents.tensors, self.members[present[0]].contents.tensors
+        close = get_close_matches(name, [other for other in own if other not in known], n=1)
+        has, lacks = self.members[present[0]].label, self.members[index].label
+        line = f"{lacks} has no tensor {name!r}, which {has} has."
+        if self.warn is None:
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise CheckpointError(f"{line}{hint} Expected the same tensors in all; --lenient copies it from {has}.")
+        self.warn(f"{line} It is copied from {has}.")
