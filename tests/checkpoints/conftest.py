@@ -39,7 +39,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return self._json({"id": "org/model", "sha": "0" * 40, "siblings": []})
         if re.fullmatch("/api/models/org/model/tree/[^/]+", path):
             return self._json([self._entry(file) for file in sorted(self.folder.iterdir())])
-        file = self.folder / path.rsplit("/", 1)[-1]
+        if inner := re.fullmatch("/api/models/org/model/tree/[^/]+/([^/]+)", path):
+            return self._json([self._entry(file) for file in sorted((self.folder / inner[1]).iterdir())])
+        file = self.folder / path.removeprefix("/org/model/resolve/main/").rpartition("/files/")[2]
         if not file.is_file() or not path.startswith(("/org/model/resolve/main/", "/files/")):
             return self.send_error(404)
         return self._file(file)
@@ -51,7 +53,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self._json([])
 
     def _entry(self, file: Path) -> dict[str, object]:
-        return {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": f"{file.stat().st_mtime_ns:040}"}
+        name = file.relative_to(self.folder).as_posix()
+        kind = "directory" if file.is_dir() else "file"
+        return {"type": kind, "path": name, "size": file.stat().st_size, "oid": f"{file.stat().st_mtime_ns:040}"}
 
     def _file(self, file: Path) -> None:
         content = file.read_bytes()

@@ -20,7 +20,7 @@ from weightspace.merging import merge_files
 
 RECORD = "weightspace-mirror.json"
 #: Names that a file system could list, none of which is that of a file in a folder.
-ODD_NAMES = ["", ".", "..", "../evil", "a/b", "/etc/passwd", "a\\b", "..\\b", "a\0b", "a\nb", "\x1b[2J", "\x7f"]
+ODD_NAMES = ["", ".", "..", "../evil", "a/..", "a//b", "a/b/c", "/etc/passwd", "a\\b", "..\\b", "a\0b", "a\nb", "\x1b[2J", "\x7f"]
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,7 @@ def test_a_mirror_has_no_name_that_leads_elsewhere(name: str, tmp_path: Path) ->
 def test_a_listing_with_odd_names_is_refused_and_writes_nothing(
     name: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Remote, "listing", lambda _: (False, {name: RemoteFile("/x", 1, "created:1")}))
+    monkeypatch.setattr(Remote, "listing", lambda *_: (False, {name: RemoteFile("/x", 1, "created:1")}))
     with pytest.raises(CheckpointError, match=r"expected a name without a path|is not a checkpoint") as caught:
         local_path("memory://x.safetensors")
     assert "\n" not in str(caught.value)
@@ -140,7 +140,7 @@ def test_a_listing_with_odd_names_is_refused_and_writes_nothing(
 
 @pytest.mark.parametrize("url", ["memory://bucket/..", "memory://bucket/a\\b"])
 def test_a_url_that_ends_in_an_odd_name_is_refused(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Remote, "listing", lambda _: (True, {"model.safetensors": RemoteFile("/x", 1, "created:1")}))
+    monkeypatch.setattr(Remote, "listing", lambda *_: (True, {"model.safetensors": RemoteFile("/x", 1, "created:1")}))
     with pytest.raises(CheckpointError):
         local_path(url)
     assert not cache.exists() or not all_files(cache)

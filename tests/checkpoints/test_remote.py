@@ -139,6 +139,30 @@ def test_a_folder_shows_all_its_headers_and_only_they_are_read(
     assert missing_bytes(weights(path)) == sum(file.stat().st_size for file in weights(path))
 
 
+def test_the_modules_that_follow_a_network_come_with_it(system: MemoryFileSystem, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    ws.save_checkpoint(state(), folder / "model.safetensors")
+    ws.save_checkpoint(state(), folder / "2_Dense" / "model.safetensors")
+    for name in (
+        "modules.json",
+        "1_Pooling/config.json",
+        "templates/x.jinja",
+        "onnx/model.onnx",
+        "fp16/model.safetensors",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    system.put(str(folder), "/bucket/", recursive=True)
+    path = local_path("memory://bucket/model")
+    names = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+    assert names == {
+        *("model.safetensors", "modules.json", "1_Pooling/config.json"),
+        *("2_Dense/model.safetensors", "templates/x.jinja"),
+    }
+    assert equal(ws.load_checkpoint(path / "2_Dense"), state())
+    assert missing_bytes(weights(path)) == (folder / "model.safetensors").stat().st_size
+
+
 def test_headers_are_read_once(sharded: str, traffic: Traffic) -> None:
     path = local_path(sharded)
     before = traffic.read

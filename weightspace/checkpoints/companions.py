@@ -88,10 +88,10 @@ def find_companions(folder: Path, weights: Collection[str] = ()) -> Companions:
             if name.startswith(".") or name == CARD or name in weights or name in ENTRANCES:
                 continue
             if path.is_dir():
-                inside = [f"{name}/{file}" for file in _files_in(path)] if not is_left(name, folder=True) else []
-                wanted = _MODULE.fullmatch(name) or not any(_matches(file, _WEIGHTS) for file in inside)
+                inside = [f"{name}/{file}" for file in _files_in(path)] if may_hold_companions(name) else []
+                wanted = bool(inside) and is_in_companion_folder(inside[0], inside)
                 copied.extend(inside if wanted else ())
-                left.extend([] if inside and wanted else [f"{name}/"])
+                left.extend([] if wanted else [f"{name}/"])
             elif path.is_file() and is_companion(name):
                 copied.append(name)
             else:
@@ -102,6 +102,25 @@ def find_companions(folder: Path, weights: Collection[str] = ()) -> Companions:
 def is_companion(name: str) -> bool:
     """Return whether a file of that name, beside the weights, belongs to the model."""
     return not name.startswith(".") and name != CARD and name not in ENTRANCES and not is_left(name)
+
+
+def may_hold_companions(folder: str) -> bool:
+    """Return whether files in a folder of that name, inside a model's folder, may belong to the model."""
+    return not folder.startswith(".") and not is_left(folder, folder=True)
+
+
+def is_in_companion_folder(name: str, names: Collection[str]) -> bool:
+    """Return whether a file ``FOLDER/NAME`` belongs to the model.
+
+    Args:
+        name: of the file.
+        names: of all files of the model's folder.
+    """
+    folder, nested, _ = name.partition("/")
+    if not nested or not may_hold_companions(folder):
+        return False
+    inside = [other for other in names if other.startswith(f"{folder}/")]
+    return bool(_MODULE.fullmatch(folder)) or not any(_matches(other, _WEIGHTS) for other in inside)
 
 
 def is_left(name: str, *, folder: bool = False) -> bool:

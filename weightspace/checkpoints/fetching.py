@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from weightspace.checkpoints.companions import is_companion
+from weightspace.checkpoints.companions import is_companion, is_in_companion_folder, may_hold_companions
 from weightspace.checkpoints.disk import one_line_errors, sync_folder
 from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
 from weightspace.checkpoints.folder import ENTRANCES, read_index
@@ -49,7 +49,7 @@ def local_path(source: str | os.PathLike[str], *, weights: bool = True) -> Path:
     remote = Remote(url)
     if remote.local is not None:
         return remote.local
-    is_folder, listing = remote.listing()
+    is_folder, listing = remote.listing(may_hold_companions)
     wanted = _wanted(url, listing, is_folder, weights)
     home = mirror_home(url, is_folder, wanted)
     path = home / "files" / remote.name
@@ -109,11 +109,12 @@ def _wanted(url: str, listing: dict[str, RemoteFile], is_folder: bool, weights: 
             )
         found = listing
     else:
-        found = {name: file for name, file in listing.items() if _is_small(name, file) or name in _ADAPTER}
+        small = _companions(listing)
+        found = {name: file for name, file in listing.items() if name in small or name in _ADAPTER}
         entrance = next((name for name in ENTRANCES if name in listing), None)
         if weights and entrance is not None:
             suffix = Path(entrance.removesuffix(".index.json")).suffix
-            kept = {name: file for name, file in listing.items() if name.endswith(suffix)}
+            kept = {name: file for name, file in listing.items() if name.endswith(suffix) and "/" not in name}
             found |= {entrance: listing[entrance]} | (kept if entrance.endswith(".json") else {})
         elif weights and "adapter_config.json" not in listing:
             others = sorted(name for name in listing if name.lower().endswith(endings))
@@ -125,9 +126,14 @@ def _wanted(url: str, listing: dict[str, RemoteFile], is_folder: bool, weights: 
     return found
 
 
-def _is_small(name: str, file: RemoteFile) -> bool:
-    """Return whether a file belongs to the model beside its weights, and is no data set."""
-    return is_companion(name) and file.size <= _LARGEST_COMPANION
+def _companions(files: dict[str, RemoteFile]) -> list[str]:
+    """Return the files that belong to a model beside its weights, and are no data sets."""
+    return [
+        name
+        for name, file in files.items()
+        if (is_companion(name) if "/" not in name else is_in_companion_folder(name, files.keys()))
+        and file.size <= _LARGEST_COMPANION
+    ]
 
 
 def _fill(mirror: Mirror, remote: Remote, is_folder: bool, weights: bool) -> None:
@@ -135,7 +141,8 @@ def _fill(mirror: Mirror, remote: Remote, is_folder: bool, weights: bool) -> Non
     names = list(mirror.files)
     if is_folder:
         entrance = next((name for name in ENTRANCES if name in mirror.files and weights), None)
-        names = [name for name in mirror.files if is_companion(name) or name in (*_ADAPTER, entrance)]
+        small = _companions(mirror.files)
+        names = [*small, *(name for name in mirror.files if name not in small and name in (*_ADAPTER, entrance))]
         if entrance is not None and entrance.endswith(".json"):
             _bring(mirror, remote, entrance)
             names += _shards(mirror, entrance)
@@ -147,7 +154,9 @@ def _bring(mirror: Mirror, remote: Remote, name: str) -> None:
     """Bring a file, of safetensors that may be large only the header."""
     if mirror.place(name).exists() and (mirror.is_whole(name) or name.endswith(SAFETENSORS_SUFFIX)):
         return
-    if name.endswith(SAFETENSORS_SUFFIX) and name not in _ADAPTER:
+    with one_line_errors(mirror.home, "written"):
+        mirror.place(name).parent.mkdir(exist_ok=True)
+    if name.endswith(SAFETENSORS_SUFFIX) and name not in _ADAPTER and "/" not in name:
         _write_header(mirror, remote, name)
     elif not mirror.is_whole(name):
         _check_room(mirror, [name])
@@ -223,7 +232,7 @@ def _settle(mirror: Mirror, name: str, path: Path) -> None:
 
 def _check_unchanged(mirror: Mirror, remote: Remote, name: str) -> None:
     """Check that a remote file is what it was when the mirror was made."""
-    found, expected = remote.listing()[1].get(name), mirror.files[name]
+    found, expected = remote.listing(may_hold_companions)[1].get(name), mirror.files[name]
     if found is None or (found.size, found.stamp) != (expected.size, expected.stamp):
         what = "is gone" if found is None else f"has {found.size:,} bytes and {found.stamp}"
         raise CheckpointError(

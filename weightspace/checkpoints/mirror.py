@@ -45,7 +45,7 @@ class Mirror:
         url: as the user wrote it.
         home: its folder in the cache.
         path: what stands for the URL.
-        files: what it may hold, by name.
+        files: what it may hold, by name; in a folder inside the model's by ``FOLDER/NAME``.
 
     Raises:
         CheckpointError: a name leads out of the mirror's folder.
@@ -58,7 +58,8 @@ class Mirror:
 
     def __post_init__(self) -> None:
         for name in (self.path.name, *self.files):
-            if not is_plain_name(name):
+            parts = name.split("/")
+            if len(parts) > 2 or not all(map(is_plain_name, parts)):
                 raise CheckpointError(f"{self.url} has a file called {name!r}, expected a name without a path.")
 
     @property
@@ -72,19 +73,24 @@ class Mirror:
 
     def part(self, name: str) -> Path:
         """Return where a file grows."""
-        return self.home / "parts" / name
+        return self.home / "parts" / name.replace("/", "%2F")
 
     def marker(self, name: str) -> Path:
         """Return what says that a file is whole."""
-        return self.home / "whole" / name
+        return self.home / "whole" / name.replace("/", "%2F")
 
     def is_whole(self, name: str) -> bool:
         """Return whether a file is there in full."""
         return self.marker(name).exists() and not self.part(name).exists() and self.place(name).exists()
 
+    def name_of(self, place: Path) -> str:
+        """Return the name of the file that lies at a path."""
+        return place.relative_to(self.path).as_posix() if self.path in place.parents else place.name
+
     def lacks(self, place: Path) -> bool:
         """Return whether a path is that of a file of the mirror which is not there in full."""
-        return place.name in self.files and self.place(place.name) == place and not self.is_whole(place.name)
+        name = self.name_of(place)
+        return name in self.files and self.place(name) == place and not self.is_whole(name)
 
     def missing(self, name: str) -> int:
         """Return how many bytes of a file are still to come."""
@@ -134,7 +140,7 @@ def incomplete(files: Sequence[Path]) -> list[tuple[Mirror, list[str]]]:
     return [
         (mirror, missing)
         for mirror, places in mirrors
-        if (missing := [place.name for place in places if mirror.lacks(place)])
+        if (missing := [mirror.name_of(place) for place in places if mirror.lacks(place)])
     ]
 
 

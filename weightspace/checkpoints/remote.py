@@ -108,8 +108,11 @@ class Remote:
             self.name = _basename(self._root) or "model"
             self.local = Path(self._root) if isinstance(self._system, LocalFileSystem) else None
 
-    def listing(self) -> tuple[bool, dict[str, RemoteFile]]:
+    def listing(self, enters: Callable[[str], bool] = lambda _: False) -> tuple[bool, dict[str, RemoteFile]]:
         """Return whether this is a folder, and the files that are in it (or the file itself) by name, as of now.
+
+        Args:
+            enters: whether the files of a folder of that name inside it are listed too, as ``FOLDER/NAME``.
 
         Raises:
             CheckpointError: there is nothing there, it may not be read, or the network fails.
@@ -119,8 +122,14 @@ class Remote:
             info = _timed(self._system.info, self._root)
             is_folder = info["type"] == "directory"
             entries = _timed(self._system.ls, self._root, True) if is_folder else [info]
-        files = [entry for entry in entries if entry["type"] != "directory" and not entry["name"].endswith("/")]
-        return is_folder, {_basename(entry["name"]): _remote_file(entry) for entry in files}
+            inner = [
+                (f"{_basename(entry['name'])}/", _timed(self._system.ls, entry["name"], True))
+                for entry in entries
+                if entry["type"] == "directory" and enters(_basename(entry["name"]))
+            ]
+        listed = [(prefix, entry) for prefix, inside in (("", entries), *inner) for entry in inside]
+        files = [pair for pair in listed if pair[1]["type"] != "directory" and not pair[1]["name"].endswith("/")]
+        return is_folder, {f"{prefix}{_basename(entry['name'])}": _remote_file(entry) for prefix, entry in files}
 
     def chunks(self, file: RemoteFile, start: int, end: int) -> Iterator[bytes]:
         """Yield the bytes of a file from ``start`` up to ``end``, at most ``CHUNK`` at a time.
