@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
+from weightspace.checkpoints.yaml_file import parse_yaml
 from weightspace.clip import build_clip, pixels_of
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
@@ -64,7 +64,9 @@ def _library_network(source: str) -> Network:
         raise WeightspaceError(
             f"Options of {kind}:{name} are name=value, for example num_classes=10; found {bad[0]!r}."
         )
-    chosen = {key: yaml.safe_load(value) for key, _, value in (option.partition("=") for option in options)}
+    chosen = {
+        key: _value(value, f"The option {key}") for key, _, value in (option.partition("=") for option in options)
+    }
     try:
         return _DOORS[kind](name, chosen)
     except WeightspaceError:
@@ -72,6 +74,12 @@ def _library_network(source: str) -> Network:
     except Exception as error:  # whatever the library raises at a wrong name or option
         line = (str(error).strip().splitlines() or [""])[0]
         raise WeightspaceError(f"{source} cannot be built: {type(error).__name__}: {line}") from error
+
+
+def _value(text: str, where: str) -> Any:
+    """Return the value of an option, which is written as in YAML."""
+    documents = parse_yaml(text, where)
+    return documents[0] if documents else None
 
 
 def _user_network(source: str, has_input: bool) -> Network:

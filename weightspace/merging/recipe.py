@@ -11,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from weightspace.checkpoints.disk import one_line_errors
+from weightspace.checkpoints.yaml_file import parse_yaml, read_yaml
 from weightspace.errors import WeightspaceError
 from weightspace.merging.recipe_document import Document
 from weightspace.merging.recipe_documents import arranged
@@ -36,17 +34,16 @@ def read_recipe(path: Path, *, warn: Warn | None = None, ignored: Warn | None = 
     Raises:
         WeightspaceError: the file cannot be read, or says something that is not understood; the message names the key.
     """
-    with one_line_errors(path, "read"):
-        text = path.read_text(encoding="utf-8", errors="replace")
-    return parse_recipe(text, str(path), warn=warn, ignored=ignored)
+    return _recipe_in(read_yaml(path), str(path), warn, ignored)
 
 
 def parse_recipe(text: str, where: str, *, warn: Warn | None = None, ignored: Warn | None = None) -> Recipe:
     """Read a recipe from text; ``where`` is what errors call it. See ``read_recipe``."""
-    try:
-        contents = list(yaml.load_all(text, _UniqueKeys))
-    except yaml.YAMLError as error:
-        raise WeightspaceError(f"{where} is not valid YAML: {' '.join(str(error).split())}.") from None
+    return _recipe_in(parse_yaml(text, where), where, warn, ignored)
+
+
+def _recipe_in(contents: Sequence[Any], where: str, warn: Warn | None, ignored: Warn | None) -> Recipe:
+    """Return the recipe of the documents of a file."""
     filled = [content for content in contents if content is not None] or [None]
     names = [where] if len(filled) == 1 else [f"{where}, document {index + 1}" for index in range(len(filled))]
     recipes = [
@@ -112,18 +109,3 @@ def _one_each(name: str, values: Sequence[Any], models: int) -> Sequence[Any]:
     if len(values) != models:
         raise WeightspaceError(f"Found {len(values)} values of {name!r} for {models} models; expected one a model.")
     return values
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Reads plain YAML and refuses a key that comes twice, of which the last one would win in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # its keys are defaults, beside others of their names
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} comes twice", problem_mark=key_node.start_mark)
-            seen.add(key if isinstance(key, str) else None)
-        return super().construct_mapping(node, deep)

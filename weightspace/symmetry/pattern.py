@@ -49,6 +49,13 @@ class Concat:
 
 Pattern = Fixed | Units | Product | Concat
 
+#: Brackets inside brackets, and names, numbers, brackets and signs of a pattern, at most.
+_MAX_DEPTH = 20
+_MAX_TOKENS = 10_000
+
+#: Units of an axis, at most: what a tensor can have.
+MAX_UNITS = 2**63 - 1
+
 _TOKEN = re.compile(r"\s*([()+]|\[[^\s()+\[\]]+\]|[^\s()+\[\]]+)")
 
 
@@ -103,30 +110,43 @@ def parse_axes(text: str) -> tuple[Pattern, ...]:
     tokens = _TOKEN.findall(text)
     if "".join(tokens) != re.sub(r"\s", "", text):
         raise SpecError(f"The pattern {text!r} is not made of names, numbers, brackets and '+'.")
-    terms, rest = _parse_terms(tokens, text)
-    if rest or len(terms) > 1:
+    if len(tokens) > _MAX_TOKENS:
+        raise SpecError(f"The pattern {text!r} has {len(tokens):,} parts, expected {_MAX_TOKENS:,} at most.")
+    terms, at = _parse_terms(tokens, 0, text, 0)
+    if at < len(tokens) or len(terms) > 1:
         raise SpecError(f"The pattern {text!r} has a ')' or '+' outside of brackets.")
     return tuple(terms[0])
 
 
-def _parse_terms(tokens: list[str], text: str) -> tuple[list[list[Pattern]], list[str]]:
+def _parse_terms(tokens: list[str], at: int, text: str, depth: int) -> tuple[list[list[Pattern]], int]:
+    """Return the terms from a token on to the bracket that closes them, and where that is."""
+    if depth > _MAX_DEPTH:
+        raise SpecError(f"The pattern {text!r} has more than {_MAX_DEPTH} brackets inside each other.")
     terms: list[list[Pattern]] = [[]]
-    while tokens and tokens[0] != ")":
-        token, *tokens = tokens
+    while at < len(tokens) and tokens[at] != ")":
+        token = tokens[at]
+        at += 1
         if token == "+":
             terms.append([])
         elif token == "(":
-            inside, tokens = _parse_terms(tokens, text)
-            if not tokens or any(not term for term in inside):
+            inside, at = _parse_terms(tokens, at, text, depth + 1)
+            if at == len(tokens) or any(not term for term in inside):
                 raise SpecError(f"The pattern {text!r} has an unclosed '(' or an empty term.")
-            tokens = tokens[1:]
+            at += 1
             parts = [term[0] if len(term) == 1 else Product(tuple(term)) for term in inside]
             terms[-1].append(parts[0] if len(parts) == 1 else Concat(tuple(parts)))
-        elif token.isdigit():
-            terms[-1].append(Fixed(int(token)))
+        elif token.isdecimal():
+            terms[-1].append(Fixed(_number(token, text)))
         else:
             terms[-1].append(Units(token.strip("[]"), inner=token.startswith("[")))
-    return terms, tokens
+    return terms, at
+
+
+def _number(token: str, text: str) -> int:
+    """Return a number of units."""
+    if len(token) > len(str(MAX_UNITS)) or int(token) > MAX_UNITS:
+        raise SpecError(f"The pattern {text!r} has more units than a tensor can have.")
+    return int(token)
 
 
 def blocks(tensor: Tensor, axes: tuple[Pattern, ...], groups: Mapping[str, int]) -> Iterator[Block]:

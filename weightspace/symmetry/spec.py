@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,8 +18,9 @@ from typing import Any
 import yaml
 
 from weightspace.checkpoints.disk import replacing_file
-from weightspace.errors import SpecError
-from weightspace.symmetry.pattern import Pattern, format_axes, parse_axes, size_of, units_in
+from weightspace.checkpoints.yaml_file import read_yaml
+from weightspace.errors import SpecError, WeightspaceError
+from weightspace.symmetry.pattern import MAX_UNITS, Pattern, format_axes, parse_axes, size_of, units_in
 
 _FORMAT = 1
 _HEADER = """\
@@ -131,7 +133,7 @@ def read_spec(path: str | Path) -> tuple[PermutationSpec, bool]:
     """
     document = _read(path)
     seal = document.pop("digest", None)
-    return _build(document, path), seal == _sha256(document)
+    return _build(document, path), seal is not None and seal == _seal(document)
 
 
 def _content(spec: PermutationSpec) -> dict[str, Any]:
@@ -163,33 +165,79 @@ def _sha256(content: Mapping[str, Any]) -> str:
 
 def _read(path: str | Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: not YAML ({str(error).splitlines()[0]}).") from error
+        documents = read_yaml(Path(path))
+    except WeightspaceError as error:
+        raise SpecError(str(error)) from error
+    document = documents[0] if len(documents) == 1 else None
     if not isinstance(document, dict) or document.get("weightspace_spec") != _FORMAT:
         raise SpecError(f"{path}: not a permutation spec (no 'weightspace_spec: {_FORMAT}' in it).")
     return document
 
 
+def _seal(document: Mapping[str, Any]) -> str | None:
+    """Return the digest of a document; None of one that no spec is saved as."""
+    try:
+        return _sha256(document)
+    except (TypeError, ValueError):
+        return None
+
+
 def _build(document: Mapping[str, Any], path: str | Path) -> PermutationSpec:
     try:
-        listed: dict[str, Any] = document["groups"]
+        listed = _mapping(document, "groups")
         sizes = {name: entry["size"] if isinstance(entry, dict) else entry for name, entry in listed.items()}
-        if bad := [name for name, size in sizes.items() if not isinstance(size, int) or size < 1]:
-            raise SpecError(f"{path}: group {bad[0]!r} has no positive number of units.")
-        record = document.get("verification")
-        frozen = tuple(document.get("frozen", ()))
-        return PermutationSpec(
+        if bad := [name for name, size in sizes.items() if type(size) is not int or not 1 <= size <= MAX_UNITS]:
+            raise SpecError(f"group {bad[0]!r} has no positive number of units.")
+        frozen = _names(document, "frozen")
+        spec = PermutationSpec(
             groups=sizes,
-            axes={name: parse_axes(text) for name, text in document["tensors"].items()},
-            outer={name: entry["inside"] for name, entry in listed.items() if isinstance(entry, dict)},
-            statistics=frozenset(document.get("statistics", ())),
+            axes={name: parse_axes(str(text)) for name, text in _mapping(document, "tensors").items()},
+            outer={name: str(entry["inside"]) for name, entry in listed.items() if isinstance(entry, dict)},
+            statistics=frozenset(_names(document, "statistics")),
             frozen=frozen,
-            verification=record and Verification(frozen=frozen, **record),
+            verification=_verification(document.get("verification"), frozen),
         )
+        _check_sizes(spec)
+        return spec
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise SpecError(f"{path}: not a permutation spec ({type(error).__name__}: {error}).") from error
+    except KeyError as error:
+        raise SpecError(f"{path}: not a permutation spec (there is no {error}).") from error
+
+
+def _mapping(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return a part of the document that has names."""
+    found = document[key]
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise SpecError(
+            f"not a permutation spec: {key!r} is a {type(found).__name__}, expected names and what they are."
+        )
+    return found
+
+
+def _names(document: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """Return a part of the document that is a list of names, or is not there."""
+    found = document.get(key, ())
+    if not isinstance(found, list | tuple) or not all(isinstance(name, str) for name in found):
+        raise SpecError(f"not a permutation spec: {key!r} is a {type(found).__name__}, expected a list of names.")
+    return tuple(found)
+
+
+def _verification(record: Any, frozen: tuple[str, ...]) -> Verification | None:
+    if record is None:
+        return None
+    fields: dict[str, Any] = record if isinstance(record, dict) else {}
+    error, tolerance, groups = fields.get("error"), fields.get("tolerance"), fields.get("groups")
+    if not isinstance(error, int | float) or not isinstance(tolerance, int | float) or not isinstance(groups, int):
+        raise SpecError("not a permutation spec: 'verification' lacks the numbers error, tolerance and groups.")
+    return Verification(float(error), groups, frozen, float(tolerance))
+
+
+def _check_sizes(spec: PermutationSpec) -> None:
+    """Check that tensors can have these shapes, and that each group has its place in one."""
+    for name in spec.axes:
+        if math.prod(size or 1 for size in spec.shape(name)) > MAX_UNITS:
+            raise SpecError(f"{name!r} has more units than a tensor can have.")
+    used = {units.group for axes in spec.axes.values() for axis in axes for units in units_in(axis)}
+    if unused := [group for group in spec.groups if group not in used]:
+        raise SpecError(f"group {unused[0]!r} is on no axis of a tensor.")

@@ -1,0 +1,144 @@
+"""YAML of recipes, specs and options, read so that no file can do harm: plain data of bounded size and depth.
+
+As PyYAML's ``safe_load``, except that dates stay text, tags beyond the core schema are refused, and so are a key that
+comes twice, aliases that multiply and numbers longer than a float can hold.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from weightspace.checkpoints.disk import one_line_errors
+from weightspace.errors import WeightspaceError
+
+#: Bytes of a file, at most: a spec of fifty thousand tensors has some four million.
+MAX_BYTES = 4_000_000
+
+#: How deep lists and mappings may be nested, and how many items there may be, those of aliases counted each time.
+MAX_DEPTH = 50
+MAX_ITEMS = 300_000
+
+#: Characters of a number, at most.
+_MAX_DIGITS = 300
+
+_TAG = "tag:yaml.org,2002:"
+_CORE = tuple(_TAG + name for name in ("null", "bool", "int", "float", "str", "seq", "map"))
+_MERGE = _TAG + "merge"
+_BRACKETS = re.compile(r"[\[\]{}]")
+
+
+def read_yaml(path: Path) -> list[Any]:
+    """Return the documents of a YAML file.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        WeightspaceError: as ``parse_yaml``.
+    """
+    with one_line_errors(path, "read"):
+        if path.exists() and not path.is_file():
+            raise WeightspaceError(f"{path} is not a regular file; expected a YAML file.")
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    try:
+        return parse_yaml(content.decode("utf-8-sig"), str(path))
+    except UnicodeDecodeError as error:
+        raise WeightspaceError(f"{path} is not valid YAML: byte {error.start:,} is not UTF-8.") from None
+
+
+def parse_yaml(text: str, where: str) -> list[Any]:
+    """Return the documents of YAML text; ``where`` is what the error calls it.
+
+    Raises:
+        WeightspaceError: it is not valid YAML, or not plain data of bounded size.
+    """
+    try:
+        if len(text) > MAX_BYTES:
+            raise yaml.YAMLError(f"it has more than {MAX_BYTES:,} bytes")
+        _check_brackets(text)
+        _check_events(text)
+        return list(yaml.load_all(text, _LOADER))
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
+        raise WeightspaceError(f"{where} is not valid YAML: {reason}.") from None
+
+
+class _PlainData:
+    """Builds plain data, and refuses a key that comes twice, of which the last one would win in silence."""
+
+    def construct_mapping(self: Any, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == _MERGE:
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                problem = f"the key {str(key)[:200]!r} comes twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)  # type: ignore[misc]
+
+    def construct_number(self: Any, node: Any) -> int | float:
+        """Return a number of bounded length."""
+        text = self.construct_scalar(node)
+        if len(text) > _MAX_DIGITS:
+            raise yaml.MarkedYAMLError(problem=f"a number of {len(text):,} digits", problem_mark=node.start_mark)
+        return self.construct_yaml_int(node) if node.tag == _TAG + "int" else self.construct_yaml_float(node)
+
+
+def loader_on(base: Any) -> Any:
+    """Return a loader of plain data on one of PyYAML's."""
+    resolvers = {
+        first: [(tag, pattern) for tag, pattern in listed if tag != _TAG + "timestamp"]
+        for first, listed in base.yaml_implicit_resolvers.items()
+    }
+    constructors = {tag: base.yaml_constructors[tag] for tag in (*_CORE, None)}
+    constructors |= dict.fromkeys((_TAG + "int", _TAG + "float"), _PlainData.construct_number)
+    tables = {"yaml_implicit_resolvers": resolvers, "yaml_constructors": constructors}
+    return type("PlainLoader", (_PlainData, base), tables)
+
+
+#: On the parser in C where PyYAML was built with it: ten times as fast.
+_LOADER = loader_on(getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def _check_brackets(text: str) -> None:
+    """Refuse lists that are nested beyond reason before they are parsed, which takes the square of their depth."""
+    depth = 0
+    for bracket in _BRACKETS.finditer(text):
+        depth = depth + 1 if bracket[0] in "[{" else max(0, depth - 1)
+        if depth > 2 * MAX_DEPTH:
+            raise yaml.YAMLError("lists are nested beyond reason")
+
+
+def _check_events(text: str) -> None:
+    """Check depth, number of items and Unicode before anything is built; an alias counts as all that it stands for."""
+    sizes: dict[str, int] = {}
+    open_items: list[tuple[str | None, int]] = [(None, 0)]
+    for event in yaml.parse(text, _LOADER):
+        size, anchor = 0, getattr(event, "anchor", None)
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_items.append((anchor, 1))
+            if len(open_items) > MAX_DEPTH:
+                raise yaml.YAMLError(f"lists and mappings are nested more than {MAX_DEPTH} deep")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = open_items.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            if anchor not in sizes:
+                raise yaml.YAMLError(f"the alias {anchor!r} stands for nothing, or for a part of itself")
+            size, anchor = sizes[anchor], None
+        elif isinstance(event, yaml.ScalarEvent):
+            event.value.encode()  # halves of surrogate pairs cannot be written again
+            if "\0" in event.value:
+                raise yaml.YAMLError("a text holds a null byte")
+            size = 1
+        if anchor is not None and size:
+            sizes[anchor] = size
+        above, count = open_items[-1]
+        open_items[-1] = (above, count + size)
+        if count + size > MAX_ITEMS:
+            raise yaml.YAMLError(f"it has more than {MAX_ITEMS:,} items, those of aliases counted each time")
