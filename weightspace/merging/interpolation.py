@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from weightspace.adapters.factor_files import check_is_model
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.measure import is_inexact
 from weightspace.elementwise.affine import affine
@@ -36,6 +37,7 @@ def interpolate(a: StateDict, b: StateDict, position: float) -> StateDict:
         WeightspaceError: the position isn't finite, or integer tensors differ.
     """
     check_compatible(a, b)
+    check_is_model(a, "a")
     if not math.isfinite(position):
         raise WeightspaceError(f"A position on the line is a finite number, found {position}.")
     return by_name([a, b], lambda name, tensors: between(name, tensors[0], tensors[1], position))

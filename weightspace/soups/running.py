@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from weightspace.adapters.factor_files import check_is_model
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.measure import is_inexact
 from weightspace.checkpoints.state import tied_names
@@ -91,6 +92,7 @@ class RunningMean:
         return state
 
     def _check(self, state: StateDict, name: str) -> None:
+        check_is_model(state, name)
         if self.names:
             check_compatible({**self._ties(), **self._means}, state, names=(self.names[0], name))
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from weightspace.adapters.tied_weights import untied
 from weightspace.checkpoints.disk import one_line_errors, synced_file
 from weightspace.checkpoints.folder import CARD, copy_companions
 from weightspace.errors import CheckpointError
@@ -64,8 +65,8 @@ def _adapt_config(plan: Plan, path: Path) -> None:
     for key in _LAYER_KEYS:
         if key in config and plan.layers is not None:
             config[key] = plan.layers
-    if plan.untied and config.get("tie_word_embeddings"):
-        config["tie_word_embeddings"] = False
+    if plan.untied and isinstance(config, dict):
+        config = untied(config)
     if config != before:
         path.unlink()
         _write(path, _json(config))

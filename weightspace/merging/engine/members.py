@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from weightspace.adapters.adapter import read_adapter
+from weightspace.adapters.factor_files import check_is_model, check_no_adapter_folder
 from weightspace.checkpoints.contents import Contents, read_contents
 from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.remote import is_url
@@ -29,7 +30,9 @@ def open_members(sources: Sequence[str], evidence: Mapping[str, str]) -> tuple[M
 
     def contents(path: Path) -> Contents:
         if path not in read:
+            check_no_adapter_folder(path)
             read[path] = read_contents(path)
+            check_is_model(read[path].tensors, path)
         return read[path]
 
     members = []

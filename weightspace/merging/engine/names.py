@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
+from weightspace.adapters.tied_weights import missing_aliases
+from weightspace.checkpoints.contents import TensorInfo
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging.engine.embedding import is_embedding, is_head, tied_embedding
+from weightspace.merging.engine.embedding import counterpart, has_own_head, is_embedding
 from weightspace.merging.engine.plan import Member, Ref
 from weightspace.merging.layers import Layers
 from weightspace.merging.recipe import Recipe, Slice, Source
@@ -63,8 +65,10 @@ def outputs(recipe: Recipe, members: Sequence[Member], *, base: bool, warn: Call
     else:
         found, layers = list(finder.slices()), sum(_count(part) for part in recipe.slices)
     tied = finder.tied({output.name for output in found})
-    once = {pair for member in members for pair in member.contents.tied.items() if tied.get(pair[0]) != pair[1]}
-    untied = finder.untied or any(is_head(one) or is_head(other) for one, other in once)
+    untied = finder.untied or has_own_head([output.name for output in found], tied, members)
+    if untied:  # transformers 5 ties nothing then, so that every name needs a tensor
+        own = {output.name: output for output in found}
+        found += [replace(own[owner], name=alias) for alias, owner in missing_aliases(own).items()]
     return Outputs(tuple(output for output in found if output.name not in tied), tied, layers, untied)
 
 
@@ -138,11 +142,13 @@ class _Finder:
 
     def _output(self, name: str, part: int, position: float, wanted: Sequence[Ref], in_base: str) -> Output:
         """Return one tensor of the output; ``wanted`` are its sources if the models have them."""
-        refs = [self._find(ref) for ref in wanted]
+        asked = [*wanted, *([] if self.base is None else [(self.base, in_base)])]
+        shape = next(tensors[name].shape for index, name in asked if name in (tensors := self._tensors(index)))
+        refs = [self._find(ref, shape) for ref in wanted]
         base = None
         if self.base is not None:
             listed = [ref for ref, (index, _) in zip(refs, wanted, strict=True) if index == self.base]
-            base = listed[0] if listed else self._find((self.base, in_base))
+            base = listed[0] if listed else self._find((self.base, in_base), shape)
             wanted = [*wanted, (self.base, in_base)]
             refs = [*refs, base]
         found = [ref for ref in refs if ref is not None]
@@ -152,17 +158,19 @@ class _Finder:
         self._lacking([ref for ref, one in zip(wanted, refs, strict=True) if one is None], found[0])
         return Output(name, part, position, tuple(found[:1]), None, copied=True)
 
-    def _find(self, ref: Ref) -> Ref | None:
-        """Return where a member has a tensor: under its name, or as the embedding that its head is tied to."""
+    def _tensors(self, index: int) -> Mapping[str, TensorInfo]:
+        return self.members[index].contents.tensors
+
+    def _find(self, ref: Ref, shape: tuple[int, ...]) -> Ref | None:
+        """Return where a member has a tensor of a shape: under its name, or as the one that it is tied to."""
         index, name = ref
-        contents = self.members[index].contents
-        if name in contents.tensors:
+        if name in self._tensors(index):
             return ref
-        embedding = tied_embedding(contents, name)
-        if embedding is None:
+        found = counterpart(self.members[index], name, shape)
+        if found is None:
             return None
-        self.untied = True
-        return index, embedding
+        self.untied = self.untied or name.endswith(".weight")
+        return index, found
 
     def _lacking(self, lacking: Sequence[Ref], found: Ref) -> None:
         """Refuse, or warn of, a tensor that some models lack."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weightspace.adapters.low_rank import Adapted
+from weightspace.adapters.low_rank import Adapted, Scaled
 from weightspace.checkpoints.dtypes import DTYPES
 from weightspace.checkpoints.mapped import Mapped
 from weightspace.elementwise.precision import compute_dtype
@@ -29,9 +29,10 @@ class Sources:
             return InMemory(self.states[index][name])
         saved, factors = member.adapter.saved.get(name), member.adapter.factors.get(name)
         flat = InMemory(self.states[index][member.borrowed.get(name, name)] if saved is None else state[saved])
-        if factors is None:
-            return flat
-        return Adapted(flat, state[factors.a_name], state[factors.b_name], factors.scale, transposed=factors.transposed)
+        if factors is not None:
+            a, b = state[factors.a_name], state[factors.b_name]
+            flat = Adapted(flat, a, b, factors.scale, transposed=factors.transposed)
+        return Scaled(flat, member.scales[name]) if name in member.scales else flat
 
     def stack(self, job: Job) -> Stack:
         """Return the stack of a job."""
