@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,12 +121,28 @@ def read_adapter(folder: Path) -> Adapter:
             embedding = factor["embedding"]
             pair = pairs.setdefault((factor["module"], embedding is not None), {})
             _put(folder, pair, embedding or factor["side"], name)
+    _check_parameters(configuration, [module for module, _ in pairs])
     factors = {
         f"{module}.weight": _factors(configuration, contents.tensors, module, embedding, pair)
         for (module, embedding), pair in pairs.items()
     }
     files = (folder / CONFIG, *contents.files)
     return Adapter(folder, files, factors, saved, contents, configuration, _repeated(weights))
+
+
+def _check_parameters(configuration: Configuration, modules: Sequence[str]) -> None:
+    """Refuse factors of parameters that are no module's weight, such as those of all experts of a layer.
+
+    An extracted adapter has factors of the single experts in their place, which PEFT puts together.
+    """
+    for parameter in configuration.parameters:
+        container, _, last = parameter.rpartition(".")
+        single = re.compile(rf"(.*\.)?{re.escape(container)}\.\d+\..+")
+        if last != "weight" and not (container and any(map(single.fullmatch, modules))):
+            raise CheckpointError(
+                f"{configuration.folder} is made for the parameter {parameter!r} (target_parameters in {CONFIG}), such "
+                "as that of fused experts; expected factors of modules. Merge it into its model with PEFT first."
+            )
 
 
 def _repeated(weights: Path) -> frozenset[str]:

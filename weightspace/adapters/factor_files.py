@@ -17,10 +17,13 @@ from weightspace.errors import CheckpointError
 #: A part of a name that only tensors of adapters have: the factors of PEFT, torchtune and kohya, LyCORIS's Hadamard and
 #: Kronecker products, rotations and magnitudes, and what PEFT's other kinds are made of.
 _PART = re.compile(
-    r"lora_([AB]|[ab]|embedding_[AB]|magnitude_vector|up|down|mid)|(.+_)?lora_linear_layer"
+    r"lora_([AB]|[ab]|embedding_[AB]|magnitude_vector|up|down|mid|controlnet)|(.+_)?lora_linear_layer"
     r"|hada_(w[12]_[ab]|t[12])|lokr_(w[12](_[ab])?|t2)|dora_scale|b?oft_(blocks|diag|[RrSs])"
     r"|ia3_l|vera_([AB]|lambda_[bd])|randlora_(lambda|gamma)|fourierft_spectrum|hra_u|(bone|miss)_block|c3a_kernel"
 )
+
+#: Names without any of these are none of an adapter's, which is soon seen.
+_HINT = re.compile(r"lora|hada|lokr|oft|dora|ia3|vera|fourierft|hra_|bone|miss_|c3a|base_model|:")
 
 #: What every tensor of PEFT's adapters has in front, and what begins a part of those of its other kinds.
 _PEFT = "base_model.model."
@@ -59,8 +62,8 @@ def check_is_model(names: Iterable[str], source: object) -> None:
         return
     if _holds_model(names, factors):
         raise CheckpointError(
-            f"{_shown(source)} holds a model beside an adapter that was never merged into it ({_shown(factors[0])}): the "
-            "mean of factors is not the mean of what they add. Expected plain weights; merge the adapter into its "
+            f"{_shown(source)} holds a model beside an adapter that was never merged into it ({_shown(factors[0])}): "
+            "the mean of factors is not the mean of what they add. Expected plain weights; merge the adapter into its "
             "model first (PEFT's merge_and_unload)."
         )
     raise CheckpointError(
@@ -85,6 +88,8 @@ def check_no_adapter_folder(path: Path) -> None:
 
 def is_factor(name: str) -> bool:
     """Return whether a tensor belongs to an adapter, by its name."""
+    if _HINT.search(name) is None:
+        return False
     parts = name.split(".")
     if any(map(_PART.fullmatch, parts)) or (name.startswith(_PEFT) and any(map(_KIND.fullmatch, parts))):
         return True

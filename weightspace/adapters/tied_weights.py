@@ -55,7 +55,9 @@ _TOKENS = re.compile(
 )
 
 #: Classes with a head for tokens.
-_LANGUAGE = re.compile(r".*(ForCausalLM|LMHeadModel|ForConditionalGeneration|ForMaskedLM|ForPreTraining|ForVision2Seq)")
+_LANGUAGE = re.compile(
+    r".*(?P<plain>ForCausalLM|LMHeadModel|ForConditionalGeneration|MTModel)|.*(ForMaskedLM|ForPreTraining)"
+)
 
 #: Types whose ``tie_word_embeddings`` also says that the decoder's output is multiplied by ``d_model ** -0.5``, and
 #: those of which some versions of transformers do that and some don't.
@@ -203,10 +205,11 @@ def _missing_head(config: dict[str, Any], shapes: Shapes) -> str | None:
     found, front = architecture(config), ""
     if found in _COMPOSITE and isinstance(config.get("decoder"), dict):
         config, found, front = config["decoder"], "ForCausalLM", "decoder."
-    if "auto_map" in config or _LANGUAGE.fullmatch(found) is None or any(map(is_head, shapes)):
+    kind = _LANGUAGE.fullmatch(found)
+    if "auto_map" in config or kind is None or any(map(is_head, shapes)):
         return None
-    head = _HEAD_OF_TYPE.get(str(config.get("model_type")), "lm_head")
-    if head == "lm_head" and not found.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+    head = _HEAD_OF_TYPE.get(str(config.get("model_type")), "lm_head" if kind["plain"] else None)
+    if head is None:
         return None
     if any(name.startswith("language_model.model.") for name in shapes):
         front = "language_model."
