@@ -99,7 +99,7 @@ def test_what_is_equal_has_no_factors_and_nothing_is_an_error(normal: Normal) ->
 def test_what_is_no_matrix_is_refused_or_left_out(name: str, normal: Normal) -> None:
     base = {"q.weight": normal(4, 4), "norm.weight": normal(4), "q.bias": normal(4), "steps": torch.tensor(3)}
     model = {**base, "q.weight": normal(4, 4), name: base[name] + 1}
-    with pytest.raises(WeightspaceError, match=f"no matrices: '{name}'"):
+    with pytest.raises(WeightspaceError, match=f"no factors for: '{name}'"):
         extract_lora(base, model, rank=2)
     report = extract_lora(base, model, rank=2, lenient=True).report
     assert report.left_out == (name,)

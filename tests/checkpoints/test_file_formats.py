@@ -33,6 +33,16 @@ def test_a_torch_file_that_is_called_safetensors_is_read_as_what_it_is(tmp_path:
     assert load_checkpoint(tmp_path / "a.safetensors")["w"].tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("length", [0x0280, 0x0380, 0x0480, 0x0580])
+def test_a_header_whose_length_has_the_bytes_of_a_pickle_is_one(length: int, state: StateDict, tmp_path: Path) -> None:
+    for padding in range(8, length):
+        save_checkpoint(state, tmp_path / "a.safetensors", metadata={"note": "x" * padding})
+        if int.from_bytes((tmp_path / "a.safetensors").read_bytes()[:8], "little") == length:
+            break
+    assert (tmp_path / "a.safetensors").read_bytes()[:2] == length.to_bytes(2, "little")
+    assert list(load_checkpoint(tmp_path / "a.safetensors")) == list(state)
+
+
 FOREIGN = {
     "a GGUF file": (b"GGUF\x03\x00\x00\x00", "is a GGUF file"),
     "an HDF5 file": (b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),

@@ -5,18 +5,23 @@ PEFT's names begin with ``base_model.model.``; what follows is the module's name
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from weightspace.adapters.configuration import CONFIG, Configuration, read_configuration
 from weightspace.checkpoints.contents import Contents, TensorInfo, read_contents
+from weightspace.checkpoints.safetensors_header import read_header
 from weightspace.errors import CheckpointError
 
 #: The file of weights that PEFT writes, and the one that old versions wrote.
 WEIGHTS = "adapter_model.safetensors"
 TORCH_WEIGHTS = "adapter_model.bin"
+
+#: Key of the metadata: a JSON list of tensors whose factors are those of the embedding that they are tied to.
+REPEATED = "weightspace.repeated"
 
 #: What PEFT puts before a module's name.
 PREFIX = "base_model.model."
@@ -64,6 +69,7 @@ class Adapter:
         saved: tensor of the model -> tensor of the adapter that takes its place.
         contents: the tensors of the adapter's file.
         configuration: what the configuration says.
+        repeated: tensors whose factors are those of the embedding that they are tied to, once more.
     """
 
     path: Path
@@ -72,6 +78,7 @@ class Adapter:
     saved: Mapping[str, str]
     contents: Contents
     configuration: Configuration
+    repeated: frozenset[str] = frozenset()
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -114,11 +121,38 @@ def read_adapter(folder: Path) -> Adapter:
             embedding = factor["embedding"]
             pair = pairs.setdefault((factor["module"], embedding is not None), {})
             _put(folder, pair, embedding or factor["side"], name)
+    _check_parameters(configuration, [module for module, _ in pairs])
     factors = {
         f"{module}.weight": _factors(configuration, contents.tensors, module, embedding, pair)
         for (module, embedding), pair in pairs.items()
     }
-    return Adapter(folder, (folder / CONFIG, *contents.files), factors, saved, contents, configuration)
+    files = (folder / CONFIG, *contents.files)
+    return Adapter(folder, files, factors, saved, contents, configuration, _repeated(weights))
+
+
+def _check_parameters(configuration: Configuration, modules: Sequence[str]) -> None:
+    """Refuse factors of parameters that are no module's weight, such as those of all experts of a layer.
+
+    An extracted adapter has factors of the single experts in their place, which PEFT puts together.
+    """
+    for parameter in configuration.parameters:
+        container, _, last = parameter.rpartition(".")
+        single = re.compile(rf"(.*\.)?{re.escape(container)}\.\d+\..+")
+        if last != "weight" and not (container and any(map(single.fullmatch, modules))):
+            raise CheckpointError(
+                f"{configuration.folder} is made for the parameter {parameter!r} (target_parameters in {CONFIG}), such "
+                "as that of fused experts; expected factors of modules. Merge it into its model with PEFT first."
+            )
+
+
+def _repeated(weights: Path) -> frozenset[str]:
+    """Return the tensors that an extracted adapter has the factors of once more, as its metadata says."""
+    text = read_header(weights).metadata.get(REPEATED) if weights.name == WEIGHTS else None
+    try:
+        names = json.loads(text or "[]")
+    except (ValueError, RecursionError):
+        names = []
+    return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
 
 
 def _inner(folder: Path, name: str) -> str:
@@ -146,9 +180,9 @@ def _saved_target(configuration: Configuration, name: str) -> str:
     marked = _SAVED.fullmatch(inner)
     if marked is not None:
         return f"{marked['module']}.{marked['rest']}"
-    target = inner.replace(".base_layer.", ".")  # PEFT saves embeddings beside their factors
+    target = inner.replace(".base_layer.", ".")  # PEFT saves embeddings and heads beside their factors
     module, _, parameter = target.rpartition(".")
-    if configuration.saves(module):
+    if configuration.saves(module) or ".base_layer." in inner:
         return target
     if parameter == "bias" and "lora_" not in inner:
         raise CheckpointError(

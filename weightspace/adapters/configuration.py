@@ -30,7 +30,6 @@ _VARIANTS = {
     "arrow_config": "Arrow, a router over several adapters",
     "alora_invocation_tokens": "an activated LoRA, which works from some token on",
     "layer_replication": "made for a model whose layers are repeated",
-    "target_parameters": "made for parameters of fused experts",
     "trainable_token_indices": "made for single tokens of an embedding",
     "lora_bias": "one with biases of its own",
 }
@@ -59,6 +58,7 @@ class Configuration:
         modules_to_save: modules that were trained whole.
         bias: which biases were trained: ``none``, ``all`` or ``lora_only``.
         tying: tied weights were adapted together.
+        parameters: parameters that have factors, beside modules.
         fields: the whole file.
     """
 
@@ -72,11 +72,12 @@ class Configuration:
     modules_to_save: tuple[str, ...]
     bias: str
     tying: bool
+    parameters: tuple[str, ...]
     fields: Mapping[str, Any]
 
     def rank_of(self, module: str) -> int:
         """Return the rank of the factors of a module."""
-        return _matched(self.rank_pattern, module, self.rank)
+        return _matched(self.rank_pattern, self._key(module), self.rank)
 
     def scale_of(self, module: str) -> float:
         """Return what ``B A`` of a module is multiplied by.
@@ -86,7 +87,13 @@ class Configuration:
             https://arxiv.org/abs/2312.03732.
         """
         rank = self.rank_of(module)
-        return _matched(self.alpha_pattern, module, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
+        return _matched(self.alpha_pattern, self._key(module), self.alpha) / (math.sqrt(rank) if self.rslora else rank)
+
+    def _key(self, module: str) -> str:
+        """Return what patterns are matched against: a parameter where the factors are on one, else the module."""
+        weight = f"{module}.weight"
+        reached = any(weight == name or weight.endswith(f".{name}") for name in self.parameters)
+        return weight if reached else module
 
     def saves(self, module: str) -> bool:
         """Return whether a module, or one that it is a part of, was trained whole."""
@@ -115,6 +122,7 @@ def read_configuration(folder: Path) -> Configuration:
         tuple(str(name) for name in _field(folder, fields, "modules_to_save", [])),
         _field(folder, fields, "bias", "none"),
         _field(folder, fields, "ensure_weight_tying", False),
+        tuple(str(name) for name in _field(folder, fields, "target_parameters", [])),
         fields,
     )
 

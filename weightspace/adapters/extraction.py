@@ -7,25 +7,28 @@ the nearest matrix of that rank; kernels of convolutions are unfolded to ``(out,
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from weightspace.adapters.adapter import REPEATED
+from weightspace.adapters.layout import Kind, Layout
 from weightspace.adapters.low_rank import wide_dtype
-from weightspace.adapters.writing import (
-    check_adapter_replaceable,
-    factor_names,
-    lora_config,
-    shaped,
-    write_adapter,
-)
+from weightspace.adapters.model_config import read_config
+from weightspace.adapters.module_names import is_renamed
+from weightspace.adapters.pairing import shared_ties, with_counterparts
+from weightspace.adapters.tied_weights import is_head
+from weightspace.adapters.writing import check_adapter_replaceable, factor_names, shaped, write_adapter
 from weightspace.checkpoints import StateDict, check_compatible, load_checkpoint, provenance
+from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.measure import is_inexact
 from weightspace.errors import WeightspaceError
 
@@ -34,12 +37,6 @@ _EXACT = 8
 
 #: Vectors beyond the rank, and passes over the matrix and its transpose, of the subspace iteration.
 _MORE, _PASSES = 16, 4
-
-#: Modules that look tokens or positions up, by their last name: PEFT keeps their factors under other names.
-_EMBEDDINGS = (
-    *("embed_tokens", "embed_in", "tok_embeddings", "word_embeddings", "position_embeddings", "token_type_embeddings"),
-    *("wte", "wpe", "shared", "embed_positions", "relative_attention_bias"),
-)
 
 #: Takes how many tensors were looked at, and of how many.
 Progress = Callable[[int, int], None]
@@ -69,11 +66,19 @@ class ExtractionReport:
 
 @dataclass(frozen=True)
 class Extraction:
-    """An adapter in PEFT's names, its configuration, and what it leaves of the difference."""
+    """An adapter.
+
+    Attributes:
+        state: PEFT's name -> factor.
+        config: what goes into ``adapter_config.json``.
+        report: what it leaves of the difference.
+        repeated: tensors of the model that are tied to another one, and have its factors once more.
+    """
 
     state: StateDict
     config: dict[str, Any]
     report: ExtractionReport
+    repeated: tuple[str, ...] = ()
 
 
 @torch.no_grad()
@@ -86,22 +91,28 @@ def extract_lora(
     lenient: bool = False,
     seed: int = 0,
     device: str = "cpu",
+    config: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Extraction:
     """Return the LoRA adapter of a rank that is nearest to a model's difference from its base.
 
     Args:
         base: the pretrained model.
-        model: a fine-tune of it, with the same names and shapes.
-        rank: of the factors; smaller for a matrix with fewer rows or columns.
-        fan_in_fan_out: Linear layers keep their weights as ``(in, out)``, as GPT-2's do.
-        lenient: leave tensors out that differ and are no matrices or kernels, instead of refusing them.
+        model: a fine-tune of it, with the same names and shapes; of the two, one may have a head that the other ties
+            to its embedding.
+        rank: of the factors; smaller for a matrix with fewer rows or columns. Where transformers fuses experts, those
+            of the experts, of their router and of layers of their names have one rank, filled up with zeros.
+        fan_in_fan_out: Linear layers keep their weights as ``(in, out)``, where the configuration does not tell.
+        lenient: leave tensors out that differ and that PEFT has no factors for, instead of refusing them.
         seed: of the subspace iteration.
         device: where the decompositions run.
+        config: of the base (``config.json``): from it the names of transformers' modules are known, the layers that
+            are kept as ``(in, out)``, and the weights that are tied. Without it, names are those of modules.
         progress: is told how far it is.
 
     Returns:
-        Factors in float32 at least, balanced (``√σ`` on both sides) with a scale of 1.
+        Factors in float32 at least, balanced (``√σ`` on both sides) with a scale of 1. Tied weights have the same
+        factors each, because PEFT adapts every module by itself.
 
     Raises:
         CheckpointError: names or shapes differ.
@@ -114,13 +125,19 @@ def extract_lora(
     """
     if rank < 1:
         raise WeightspaceError(f"The rank of an adapter is 1 or more, found {rank}.")
+    fields = dict(config or {})
+    base, model = with_counterparts(base, model, fields), with_counterparts(model, base, fields)
     check_compatible(base, model, names=("the base", "the model"))
-    work = _Work(rank, fan_in_fan_out, seed, device)
+    layout = Layout({name: tuple(tensor.shape) for name, tensor in base.items()}, fields, fan_in_fan_out=fan_in_fan_out)
+    work = _Work(rank, layout, seed, device)
+    ties = shared_ties(base, model)
     for number, name in enumerate(base, start=1):
-        if not _same(base[name], model[name]):
+        if name not in ties and not _same(base[name], model[name]):
             work.add(name, base[name], model[name])
         if progress is not None:
             progress(number, len(base))
+    for alias, owner in {**ties, **layout.ties}.items():
+        work.repeat(alias, owner)
     return work.extraction(lenient=lenient)
 
 
@@ -138,7 +155,8 @@ def extract_lora_files(
 ) -> ExtractionReport:
     """Write the LoRA adapter that is nearest to a checkpoint's difference from its base, as a PEFT folder.
 
-    Tensors are read one after the other from mapped files.
+    Tensors are read one after the other from mapped files. The adapter has the names that transformers 5 gives to the
+    modules of the base, if the base is a folder with its configuration.
 
     Args:
         base: the pretrained checkpoint.
@@ -146,7 +164,7 @@ def extract_lora_files(
         out: a new folder, or that of an adapter, which is replaced.
         rank: see ``extract_lora``; so are the other options.
         fan_in_fan_out: see ``extract_lora``.
-        lenient: see ``extract_lora``.
+        lenient: see ``extract_lora``; where transformers has other names that are not known, keep those of the files.
         seed: see ``extract_lora``.
         device: see ``extract_lora``.
         progress: see ``extract_lora``.
@@ -154,9 +172,17 @@ def extract_lora_files(
     Raises:
         CheckpointError: a checkpoint is missing or damaged, they don't fit together, ``out`` is something else than an
             adapter, or the disk refuses.
-        WeightspaceError: as ``extract_lora``.
+        WeightspaceError: as ``extract_lora``; or transformers builds the model under other names than those of its
+            files, by rules that are not known here.
     """
     check_adapter_replaceable(out)
+    config = read_config(local_path(base))
+    if is_renamed(config) and not lenient:
+        raise WeightspaceError(
+            f"{os.fspath(base)} is of a type ({config.get('model_type')}) that transformers builds under other names "
+            "than those of its files, by rules that are not known here. lenient (--lenient) keeps the names of the "
+            "files, for MODEL+ADAPTER."
+        )
     found = extract_lora(
         load_checkpoint(base),
         load_checkpoint(model),
@@ -165,10 +191,13 @@ def extract_lora_files(
         lenient=lenient,
         seed=seed,
         device=device,
+        config=config,
         progress=progress,
     )
     said = {"rank": rank, "seed": seed, "fan_in_fan_out": fan_in_fan_out, "lenient": lenient}
     metadata = provenance([Path(base), Path(model)], "extract-lora", said)
+    if found.repeated:
+        metadata[REPEATED] = json.dumps(found.repeated)
     write_adapter(found.state, {**found.config, "base_model_name_or_path": os.fspath(base)}, out, metadata=metadata)
     return found.report
 
@@ -176,54 +205,80 @@ def extract_lora_files(
 class _Work:
     """The factors found so far."""
 
-    def __init__(self, rank: int, fan_in_fan_out: bool, seed: int, device: str) -> None:
+    def __init__(self, rank: int, layout: Layout, seed: int, device: str) -> None:
         self.rank = rank
-        self.fan_in_fan_out = fan_in_fan_out
+        self.layout = layout
         self.seed = seed
         self.device = device
-        self.state: StateDict = {}
-        self.ranks: dict[str, int] = {}
+        self.kinds: dict[str, Kind] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.factors: dict[str, tuple[Tensor, Tensor]] = {}
         self.rests: dict[str, float] = {}
         self.wholes: dict[str, float] = {}
         self.left_out: list[str] = []
+        self.repeated: list[str] = []
 
     def add(self, name: str, base: Tensor, model: Tensor) -> None:
         """Take a tensor that differs."""
         floats = is_inexact(base) and is_inexact(model) and not base.is_complex()
-        if not floats or base.dim() not in (2, 4) or not name.endswith(".weight") or not base.numel():
+        kind = self.layout.kind(name) if floats and base.numel() else None
+        if kind is None:
             self.left_out.append(name)
             return
         dtype = wide_dtype(base.dtype, model.dtype)
         difference = model.to(self.device, dtype) - base.to(self.device, dtype)
         if not bool(difference.isfinite().all()):
             raise WeightspaceError(f"The difference of {name!r} holds NaN or infinity; expected finite checkpoints.")
-        module = name.removesuffix(".weight")
-        embedding = base.dim() == 2 and module.rpartition(".")[2] in _EMBEDDINGS
-        turned = embedding or (self.fan_in_fan_out and base.dim() == 2)
+        turned = kind in ("embedding", "in_out")
         matrix = difference.T if turned else difference.flatten(1)
         a, b = nearest_factors(matrix, self.rank, seed=self.seed)
-        self.ranks[name] = len(a)
         self.rests[name] = float((matrix - b @ a).norm())
         self.wholes[name] = float(difference.norm())
-        shape = tuple(matrix.shape) if turned else tuple(base.shape)
-        factors = shaped(a.cpu(), b.cpu(), shape)
-        self.state |= dict(zip(factor_names(module, embedding=embedding), factors, strict=True))
+        self.kinds[name] = kind
+        self.shapes[name] = tuple(matrix.shape) if turned else tuple(base.shape)
+        self.factors[name] = a.cpu(), b.cpu()
+
+    def repeat(self, alias: str, owner: str) -> None:
+        """Give the factors of a tensor to one that is tied to it."""
+        if owner not in self.factors:
+            self.left_out += [alias] * (owner in self.left_out)
+            return
+        a, b = self.factors[owner]
+        turned = (self.kinds[owner] == "embedding") == is_head(alias)
+        self.kinds[alias] = "linear" if is_head(alias) else "embedding"
+        self.shapes[alias] = self.shapes[owner][::-1] if turned else self.shapes[owner]
+        self.factors[alias] = (b.T, a.T) if turned else (a, b)
+        self.repeated.append(alias)
 
     def extraction(self, *, lenient: bool) -> Extraction:
         """Return what was found."""
         if self.left_out and not lenient:
             names = ", ".join(map(repr, self.left_out[:3])) + (", …" if len(self.left_out) > 3 else "")
             raise WeightspaceError(
-                f"{len(self.left_out):,} tensors differ that are no matrices: {names}. An adapter cannot hold them; "
-                "lenient (--lenient) leaves them as they are in the base."
+                f"{len(self.left_out):,} tensors differ that PEFT has no factors for: {names}. An adapter cannot hold "
+                "them; lenient (--lenient) leaves them as they are in the base."
             )
-        if not self.ranks:
+        if not self.factors:
             raise WeightspaceError("No matrix of the model differs from the base: there is nothing to extract.")
+        self._fill_up()
+        state: StateDict = {}
+        for name, (a, b) in self.factors.items():
+            names = factor_names(self.layout.module(name), embedding=self.kinds[name] == "embedding")
+            state |= dict(zip(names, shaped(a, b, self.shapes[name]), strict=True))
+        ranks = {name: len(a) for name, (a, _) in self.factors.items()}
         errors = {name: self.rests[name] / whole for name, whole in self.wholes.items()}
         total = math.hypot(*self.rests.values()) / math.hypot(*self.wholes.values())
-        ranks = {name.removesuffix(".weight"): rank for name, rank in self.ranks.items()}
-        config = lora_config(ranks, fan_in_fan_out=self.fan_in_fan_out)
-        return Extraction(self.state, config, ExtractionReport(errors, self.ranks, total, tuple(self.left_out)))
+        report = ExtractionReport(errors, ranks, total, tuple(self.left_out))
+        repeated = tuple(f"{self.layout.module(name)}.weight" for name in self.repeated)
+        return Extraction(state, self.layout.configuration(ranks, self.kinds), report, repeated)
+
+    def _fill_up(self) -> None:
+        """Give the factors of experts and of what PEFT puts beside them one rank."""
+        fused = [name for name in self.factors if self.layout.is_fused(name)]
+        rank = max((len(self.factors[name][0]) for name in fused), default=0)
+        for name in fused:
+            a, b = self.factors[name]
+            self.factors[name] = pad(a, (0, 0, 0, rank - len(a))), pad(b, (0, rank - len(a)))
 
 
 def nearest_factors(matrix: Tensor, rank: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -70,6 +70,26 @@ class Adapted:
         return values
 
 
+class Scaled:
+    """A tensor times a number, in float32 at least."""
+
+    def __init__(self, base: Flat, factor: float) -> None:
+        """Multiply a tensor.
+
+        Args:
+            base: the tensor.
+            factor: what it is multiplied by.
+        """
+        self.shape = base.shape
+        self.dtype = wide_dtype(base.dtype)
+        self._base = base
+        self._factor = factor
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return new elements from ``start`` up to ``stop``."""
+        return self._base.read(start, stop).to(torch.float64).mul(self._factor).to(self.dtype)
+
+
 def wide_dtype(*dtypes: torch.dtype) -> torch.dtype:
     """Return the dtype to compute in: float64 if there is one, else float32."""
     return torch.float64 if torch.float64 in dtypes else torch.float32

@@ -24,14 +24,15 @@ from weightspace.errors import CheckpointError
 _KNOWN = (CONFIG, WEIGHTS, TORCH_WEIGHTS, CARD)
 
 
-def lora_config(ranks: Mapping[str, int], **fields: Any) -> dict[str, Any]:
+def lora_config(ranks: Mapping[str, int], *, common: int | None = None, **fields: Any) -> dict[str, Any]:
     """Return the configuration of a plain LoRA whose scales are all 1.
 
     Args:
         ranks: module -> rank of its factors.
+        common: the rank where no pattern says another; by default the one that most modules have.
         fields: what else it says: ``base_model_name_or_path``, ``fan_in_fan_out``, …
     """
-    common = Counter(sorted(ranks.values())).most_common(1)[0][0]
+    common = common or Counter(sorted(ranks.values())).most_common(1)[0][0]
     others = {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != common}
     return {
         "peft_type": "LORA",

@@ -48,7 +48,10 @@ def file_format(path: Path) -> Format:
     if not path.is_file():
         raise CheckpointError(f"{path} is not a checkpoint: expected a folder or a regular file.")
     with one_line_errors(path, "read"), open(path, "rb") as file:
-        start = file.read(32)
+        start, size = file.read(32), file.seek(0, 2)
+    # The length of a header comes first, and may have the very bytes that a pickle begins with.
+    if start[8:9] == b"{" and 8 + int.from_bytes(start[:8], "little") <= size:
+        return "safetensors"
     for magic, description in _FOREIGN.items():
         if start.startswith(magic):
             raise CheckpointError(f"{path} is {description}.")

@@ -54,6 +54,8 @@ def find_weights(folder: Path) -> Weights:
     if entrance is None:
         found = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".pt", ".pth"))
         hint = f" It holds {', '.join(found[:3])}: name the file itself." if found else ""
+        if (folder / "adapter_config.json").is_file():
+            hint = " It is an adapter: merge adapters by `weightspace merge-adapters`, or add it: MODEL+ADAPTER."
         raise CheckpointError(f"{folder} holds no checkpoint: expected one of {', '.join(ENTRANCES)}.{hint}")
     if entrance.suffix != ".json":
         return Weights(entrance, (entrance,), None)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from weightspace.adapters.factor_files import check_is_model
 from weightspace.checkpoints import StateDict
 from weightspace.connectivity.path import combined, interpolated
 from weightspace.connectivity.plane import Plane
@@ -83,6 +84,7 @@ def loss_plane(
     with torch_threads(threads_of(task)):
         network = blank_network(task)
         for state, name in zip(states, names, strict=True):
+            check_is_model(state, name)
             check_belongs(task, network, state, name)
         positions = _coordinates([name for name, _ in network.named_parameters()], *states)
         x, y = _axes(positions, resolution, margin)

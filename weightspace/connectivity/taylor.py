@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from weightspace.adapters.factor_files import check_is_model
 from weightspace.checkpoints import StateDict
 from weightspace.checkpoints.buffers import find_parametrizations
 from weightspace.connectivity.statistics import SEED
@@ -58,6 +59,7 @@ def taylor_barrier(task: Task, a: StateDict, b: StateDict, *, split: Split = "tr
     """
     network = blank_network(task)
     for state, name in ((a, "a"), (b, "b")):
+        check_is_model(state, name)
         check_belongs(task, network, state, name)
     _check_plain(a)
     way = {name: b[name].detach() - a[name].detach() for name, _ in network.named_parameters(remove_duplicate=False)}

@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 
+from weightspace.adapters.factor_files import check_is_model
 from weightspace.checkpoints import StateDict
 from weightspace.connectivity.path import interpolated
 from weightspace.connectivity.renormalising import Renormaliser
@@ -44,6 +45,7 @@ class Way:
         self.task, self.a, self.b, self.passes = task, a, b, passes
         self.network = blank_network(task)
         for state, name in ((a, "a"), (b, "b")):
+            check_is_model(state, name)
             check_belongs(task, self.network, state, name)
         self.statistics = resolved(statistics, self.network)
         self._renormalise = Renormaliser(task, self.network, a, b) if self.statistics == "repair" else None

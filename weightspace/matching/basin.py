@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor
 
+from weightspace.adapters.factor_files import check_is_model
 from weightspace.checkpoints import StateDict, check_compatible, check_finite
 from weightspace.checkpoints.measure import is_inexact
 from weightspace.elementwise.counting import unaveraged
@@ -121,6 +122,7 @@ def _check(spec: PermutationSpec, states: Sequence[StateDict]) -> None:
         raise WeightspaceError(f"Expected two models or more to bring into one basin, found {len(states)}.")
     for number, state in enumerate(states, start=1):
         check_fits(spec, state, f"Model {number}")
+        check_is_model(state, f"model {number}")
         check_compatible(states[0], state, names=("model 1", f"model {number}"))
         weights = {name: state[name] for name in spec.axes if name not in spec.statistics}
         check_finite(weights, f"Model {number}")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightspace.adapters.factor_files import check_is_model
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.buffers import WeightNorm, check_evidence, effective_name
 from weightspace.elementwise.counting import unaveraged
@@ -84,6 +85,8 @@ def _check_models(states: Sequence[StateDict], base: StateDict | None) -> None:
     if isinstance(states, Mapping) or not states:
         found = "one state dict" if isinstance(states, Mapping) else "an empty list"
         raise WeightspaceError(f"merge takes a list of state dicts, [a, b, …]; found {found}.")
+    for index, state in enumerate(states, start=1):
+        check_is_model(state, f"model {index}")
     for index, state in enumerate(states[1:], start=2):
         check_compatible(states[0], state, names=("model 1", f"model {index}"))
     if base is not None:

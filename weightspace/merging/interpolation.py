@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from weightspace.adapters.factor_files import check_is_model
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.elementwise.affine import affine
 from weightspace.elementwise.counting import unaveraged
@@ -41,6 +42,7 @@ def interpolate(a: StateDict, b: StateDict, position: float) -> StateDict:
         WeightspaceError: the position isn't finite, or integer tensors differ.
     """
     check_compatible(a, b)
+    check_is_model(a, "a")
     if not math.isfinite(position):
         raise WeightspaceError(f"A position on the line is a finite number, found {position}.")
     if position in (0, 1):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from weightspace.adapters.factor_files import check_is_model
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.merging.interpolation import line
 from weightspace.soups.ingredients import Ingredient
@@ -142,6 +143,7 @@ class OnLine:
         """Return those of the line, made as they are asked for."""
         start, end = self.start.load(), self.end.load()
         check_compatible(start, end, names=(self.start.name, self.end.name))
+        check_is_model(start, self.start.name)
         check(start, self.start.name)
         check(end, self.end.name)
         return line(start, end, self.position)

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from weightspace.adapters.factor_files import check_is_model
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.measure import is_inexact
 from weightspace.connectivity.statistics import batch_statistics
@@ -103,6 +104,7 @@ def learned_soup(
     states = [ingredient.load() for ingredient in ingredients]
     scorer = Scorer(task, statistics)
     for ingredient, state in zip(ingredients, states, strict=True):
+        check_is_model(state, ingredient.name)
         check_compatible(states[0], state, names=(ingredients[0].name, ingredient.name))
         scorer.check(state, ingredient.name)
     mixture = _Mixture(states, scorer.network, per)

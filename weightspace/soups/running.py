@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from weightspace.adapters.factor_files import check_is_model
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.buffers import check_ties
 from weightspace.checkpoints.state import tied_names
@@ -111,6 +112,7 @@ class RunningMean:
         return {key: made[self._tied.get(key, key)] for key in self._dtypes}
 
     def _check(self, state: StateDict, name: str) -> None:
+        check_is_model(state, name)
         if self._coordinates is not None:
             first, functions = self._coordinates.models[0], self._coordinates.functions
             following = {key: first[key] for key in first if key in functions}

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from weightspace.adapters.tied_weights import untied as with_own_head
 from weightspace.errors import WeightspaceError
 from weightspace.merging.engine.config_sections import (
     KeyPath,
@@ -57,8 +58,8 @@ def adapted_configurations(
     if config is not None:
         before = copy.deepcopy(config)
         _set_dtypes(config, jobs)
-        if untied and config.get("tie_word_embeddings"):
-            config["tie_word_embeddings"] = False
+        if untied:
+            config = with_own_head(config)
         if stacking is not None:
             _stack(config, stacking)
         if config != before:

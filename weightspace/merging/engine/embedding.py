@@ -2,53 +2,70 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Collection, Mapping, Sequence
 
+from weightspace.adapters.model_config import read_config
+from weightspace.adapters.tied_weights import (
+    head_scale,
+    is_declared_tied,
+    is_head,
+    is_scaled,
+    is_token_embedding,
+    tied_counterpart,
+)
 from weightspace.checkpoints.contents import Contents
+from weightspace.errors import CheckpointError
+from weightspace.merging.engine.plan import Member
 
-#: What heads are called, and what the embeddings that they can share.
-_HEADS = ("lm_head", "embed_out", "output")
-_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "shared", "wpe")
+#: Names of embeddings, of tokens and of positions.
+_EMBEDDINGS = ("wte", "word_embeddings", "tok_embeddings", "shared", "wpe")
 
 
-def tied_embedding(contents: Contents, head: str) -> str | None:
-    """Return the embedding that a model uses where others have the tensor ``head``; None if it isn't a head.
+def shapes_of(contents: Contents) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a checkpoint's tensors by name."""
+    return {name: info.shape for name, info in contents.tensors.items()}
+
+
+def counterpart(member: Member, name: str, shape: tuple[int, ...]) -> str | None:
+    """Return the tensor that a model uses where others have one of that name, which it lacks.
 
     Args:
-        contents: the model, without a tensor of that name.
-        head: the name, such as ``lm_head.weight``.
+        member: the model.
+        name: of the tensor.
+        shape: of the tensor in another model.
+
+    Raises:
+        CheckpointError: it is a head that works on another scale when it is tied.
     """
-    if not is_head(head):
+    contents = member.contents
+    found = tied_counterpart(shapes_of(contents), name, shape)
+    if found is None:
         return None
-    found = [name for name in contents.tensors if _module(name) in _EMBEDDINGS and name.endswith(".weight")]
-    return found[0] if len(found) == 1 else None
+    config = read_config(contents.path)
+    if is_head(name) and is_declared_tied(config) is False:
+        return None
+    if (is_head(name) or is_head(found)) and head_scale(config, contents.tensors) != 1:
+        raise CheckpointError(
+            f"{member.label} has no tensor {name!r}: its head is {found!r} on the scale of a tied head, which is not "
+            "that of a head of its own. Expected heads in all models, or in none."
+        )
+    return found
 
 
-def is_tied_by_configuration(contents: Contents, embedding: str) -> bool:
-    """Return whether a model's head is this embedding, has no tensor of its own, and its configuration says so."""
-    if _module(embedding) not in _EMBEDDINGS or any(map(is_head, contents.tensors)):
+def has_own_head(names: Collection[str], tied: Mapping[str, str], members: Sequence[Member]) -> bool:
+    """Return whether the head of a merge has a tensor of its own, which a configuration must say.
+
+    Args:
+        names: of all tensors of the output.
+        tied: those of them that share memory with another one.
+        members: the models.
+    """
+    shared = {*tied, *tied.values()}
+    if not any(is_head(name) and name not in shared for name in names) or not any(map(is_token_embedding, names)):
         return False
-    try:
-        config = json.loads((contents.path / "config.json").read_bytes())
-    except (OSError, ValueError):  # a single file, or one that is refused elsewhere
-        return False
-    if not isinstance(config, dict):
-        return False
-    heads = [str(name) for name in config.get("architectures") or []]
-    usual = any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in heads)
-    return bool(config.get("tie_word_embeddings", usual))
-
-
-def is_head(name: str) -> bool:
-    """Return whether a tensor is called as heads of language models are."""
-    return _module(name) in _HEADS
+    return not any(is_scaled(read_config(member.contents.path)) for member in members)
 
 
 def is_embedding(name: str) -> bool:
     """Return whether a tensor outside the layers stands before them, by its name: ``model.embed_tokens.weight``."""
     return any(part in _EMBEDDINGS or "embed" in part for part in name.split("."))
-
-
-def _module(name: str) -> str:
-    """Return the last module of a tensor's name."""
-    return name.rpartition(".")[0].rpartition(".")[2]

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from weightspace.adapters.tied_weights import tied_embedding
+from weightspace.checkpoints.contents import TensorInfo
 from weightspace.errors import CheckpointError
-from weightspace.merging.engine.embedding import tied_embedding
+from weightspace.merging.engine.embedding import counterpart, shapes_of
 from weightspace.merging.engine.plan import Member, Ref
 from weightspace.merging.recipe import Recipe, Slice
 
@@ -72,12 +74,14 @@ class TensorFinder:
         Raises:
             CheckpointError: a model lacks it.
         """
-        refs = [self._find(ref) for ref in wanted]
         base, number = None, self.bases[part]
+        asked = [*wanted, *([] if number is None else [(number, in_base)])]
+        shape = next(info.shape for info in map(self._info, asked) if info is not None)
+        refs = [self._find(ref, shape) for ref in wanted]
         if number is not None:
             listed = [ref for ref, (index, _) in zip(refs, wanted, strict=True) if index == number]
-            base = listed[0] if listed else self._find((number, in_base))
-            wanted = [*wanted, (number, in_base)]
+            base = listed[0] if listed else self._find((number, in_base), shape)
+            wanted = asked
             refs = [*refs, base]
         present = [ref for ref in refs if ref is not None]
         if len(present) == len(refs):
@@ -90,19 +94,21 @@ class TensorFinder:
         """Return whether a member has a tensor, or an embedding that stands for it."""
         index, name = ref
         contents = self.members[index].contents
-        return name in contents.tensors or tied_embedding(contents, name) is not None
+        return name in contents.tensors or tied_embedding(shapes_of(contents), name) is not None
 
-    def _find(self, ref: Ref) -> Ref | None:
-        """Return where a member has a tensor: under its name, or as the embedding that its head is tied to."""
+    def _info(self, ref: Ref) -> TensorInfo | None:
+        return self.members[ref[0]].contents.tensors.get(ref[1])
+
+    def _find(self, ref: Ref, shape: tuple[int, ...]) -> Ref | None:
+        """Return where a member has a tensor of a shape: under its name, or as the one that it is tied to."""
         index, name = ref
-        contents = self.members[index].contents
-        if name in contents.tensors:
+        if name in self.members[index].contents.tensors:
             return ref
-        embedding = tied_embedding(contents, name)
-        if embedding is None:
+        tied = counterpart(self.members[index], name, shape)
+        if tied is None:
             return None
-        self.untied = True
-        return index, embedding
+        self.untied = self.untied or name.endswith(".weight")
+        return index, tied
 
     def _lacking(self, lacking: Sequence[Ref], present: Ref) -> None:
         """Refuse, or warn of, a tensor that some models lack."""

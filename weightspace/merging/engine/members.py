@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightspace.adapters.adapter import read_adapter
+from weightspace.adapters.factor_files import check_is_model, check_no_adapter_folder
 from weightspace.checkpoints.contents import Contents, read_contents
 from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.remote import is_url
@@ -46,8 +47,12 @@ def open_members(
     """
     labels = _labels(sources)
     paths = [split_adapter(source) for source in sources]
-    read = {path: read_contents(path, key=reading.key) for path in dict.fromkeys(path for path, _ in paths)}
-    for contents in read.values():
+    folders = dict.fromkeys(path for path, _ in paths)
+    for path in folders:
+        check_no_adapter_folder(path)
+    read = {path: read_contents(path, key=reading.key) for path in folders}
+    for path, contents in read.items():
+        check_is_model(contents.tensors, path)
         for note in contents.notes:
             notice(note)
     models = strip_prefixes([read[path] for path, _ in paths], labels, strip=reading.strip_prefix, notice=notice)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from weightspace.merging.engine.embedding import is_head
+from weightspace.adapters.tied_weights import missing_aliases
+from weightspace.merging.engine.embedding import has_own_head
 from weightspace.merging.engine.finder import Output, TensorFinder
 from weightspace.merging.engine.plan import Member
 from weightspace.merging.engine.slices import stack_slices
@@ -51,8 +52,10 @@ def outputs(recipe: Recipe, members: Sequence[Member], *, base: bool, warn: Call
     else:
         named, stacking = stack_slices(finder)
     tied = _tied(members, named, stacking)
-    once = {pair for member in members for pair in member.contents.tied.items() if tied.get(pair[0]) != pair[1]}
-    untied = finder.untied or any(is_head(name) or is_head(owner) for name, owner in once)
+    untied = finder.untied or has_own_head([output.name for output in named], tied, members)
+    if untied:  # transformers 5 ties nothing then, so that every name needs a tensor
+        own = {output.name: output for output in named}
+        named += [replace(own[owner], name=alias) for alias, owner in missing_aliases(own).items()]
     return Outputs(tuple(output for output in named if output.name not in tied), tied, stacking, untied)
 
 

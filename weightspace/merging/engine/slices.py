@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from weightspace.adapters.tied_weights import is_head
 from weightspace.errors import CheckpointError
 from weightspace.merging.engine.boundaries import Boundaries
-from weightspace.merging.engine.embedding import is_head
 from weightspace.merging.engine.finder import Output, TensorFinder
 from weightspace.merging.engine.layer_shapes import check_layers
 from weightspace.merging.engine.layer_values import LayerValues, check_configurations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weightspace.adapters.low_rank import Adapted
+from weightspace.adapters.low_rank import Adapted, Scaled
 from weightspace.checkpoints.buffers import effective_name
 from weightspace.checkpoints.contents import Contents
 from weightspace.checkpoints.dtypes import DTYPES
@@ -37,9 +37,10 @@ class Sources:
             return _flat(self.states[index], name)
         saved, factors = member.adapter.saved.get(name), member.adapter.factors.get(name)
         flat = _flat(self.states[index], member.borrowed.get(name, name)) if saved is None else _flat(state, saved)
-        if factors is None:
-            return flat
-        return Adapted(flat, state[factors.a_name], state[factors.b_name], factors.scale, transposed=factors.transposed)
+        if factors is not None:
+            a, b = state[factors.a_name], state[factors.b_name]
+            flat = Adapted(flat, a, b, factors.scale, transposed=factors.transposed)
+        return Scaled(flat, member.scales[name]) if name in member.scales else flat
 
     def weights(self, job: Job) -> list[Flat]:
         """Return the tensors of the models and the base as they are merged: weights in the place of directions."""

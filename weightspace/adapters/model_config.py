@@ -1,0 +1,51 @@
+"""``config.json`` of a transformers model, read without transformers: what adapters must know of their model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from weightspace.checkpoints.folder import ENTRANCES
+
+#: Types of models whose Linear layers are ``Conv1D`` of transformers -> the last names of these layers, whose weights
+#: are kept as ``(in, out)``.
+_IN_OUT: Mapping[str, tuple[str, ...]] = dict.fromkeys(
+    ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"), ("c_attn", "c_proj", "c_fc", "q_attn")
+)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the configuration of a model.
+
+    Args:
+        path: its folder, or the file of weights in it; other files stand for themselves.
+
+    Returns:
+        The JSON object; an empty one where there is none, or none that can be read.
+    """
+    folder = path.parent if path.name in ENTRANCES else path
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):  # a single file, or a configuration that is refused elsewhere
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def architecture(config: dict[str, Any]) -> str:
+    """Return the class that a model was saved from, an empty text if it isn't said."""
+    architectures = config.get("architectures")
+    return str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+
+
+def is_in_out(config: dict[str, Any], module: str, *, default: bool) -> bool:
+    """Return whether a module's weight is kept as ``(in, out)``.
+
+    Args:
+        config: of the model, or an empty one.
+        module: its name.
+        default: what holds for a model that the configuration does not tell of.
+    """
+    layers = _IN_OUT.get(str(config.get("model_type")))
+    return default if layers is None else module.rpartition(".")[2] in layers
