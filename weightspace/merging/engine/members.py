@@ -8,6 +8,7 @@ from pathlib import Path
 
 from weightspace.adapters.adapter import read_adapter
 from weightspace.checkpoints.contents import Contents, read_contents
+from weightspace.checkpoints.disk import one_line_errors
 from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError
@@ -73,13 +74,16 @@ def split_adapter(source: str) -> tuple[Path, Path | None]:
         CheckpointError: the adapter does not exist.
     """
     whole = Path(source)
-    if whole.exists() or "+" not in source:
-        return local_path(source), None
+    with one_line_errors(whole, "read"):
+        if whole.exists() or "+" not in source:
+            return local_path(source), None
     model, _, adapter = source.rpartition("+")
-    if is_url(source) and not is_url(adapter) and not Path(adapter).is_dir():
-        return local_path(source), None
-    folder = local_path(adapter)
-    if not folder.is_dir():
+    with one_line_errors(Path(adapter), "read"):
+        if is_url(source) and not is_url(adapter) and not Path(adapter).is_dir():
+            return local_path(source), None
+        folder = local_path(adapter)
+        there = folder.is_dir()
+    if not there:
         raise CheckpointError(
             f"{source}: {adapter} is no folder. Expected MODEL+ADAPTER with the folder of a LoRA adapter."
         )

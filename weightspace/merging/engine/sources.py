@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weightspace.adapters.low_rank import Adapted
-from weightspace.checkpoints.contents import Contents
 from weightspace.checkpoints.dtypes import DTYPES
+from weightspace.checkpoints.open_files import OpenFiles
 from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.elementwise.precision import compute_dtype
 from weightspace.merging.engine.plan import Job, Plan, Ref
@@ -18,10 +18,11 @@ class Sources:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        members = plan.members
-        self.states = [CheckpointReader(member.stored or member.contents) for member in members]
-        self.adapters = [_reader(None if member.adapter is None else member.adapter.contents) for member in members]
-        self.evidence = [_reader(member.evidence) for member in members]
+        members, files = plan.members, OpenFiles()
+        adapters = [None if member.adapter is None else member.adapter.contents for member in members]
+        self.states = [CheckpointReader(member.stored or member.contents, files) for member in members]
+        self.adapters = [contents and CheckpointReader(contents, files) for contents in adapters]
+        self.evidence = [member.evidence and CheckpointReader(member.evidence, files) for member in members]
 
     def flat(self, ref: Ref) -> Flat:
         """Return a tensor, with its adapter's part added where it has one."""
@@ -63,11 +64,6 @@ class Sources:
             _flat(state, name) if state is not None and name in state else None
             for state, (_, name) in zip(found, job.inputs, strict=True)
         ]
-
-
-def _reader(contents: Contents | None) -> CheckpointReader | None:
-    """Return a reader of a member's adapter or evidence, where it has one."""
-    return None if contents is None else CheckpointReader(contents)
 
 
 def _flat(reader: CheckpointReader, name: str) -> Flat:
