@@ -89,7 +89,7 @@ def test_whatever_changes_about_a_file_the_old_output_stays(
     change: Change, out: str, merge: Callable[..., None], tmp_path: Path
 ) -> None:
     ws.save_checkpoint({"old": torch.ones(3)}, tmp_path / out)
-    with pytest.raises(CheckpointError, match="a.safetensors has changed while it was merged"):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors has changed while it was merged"):
         merge(change, tmp_path / "a.safetensors", out=out)
     assert list(ws.load_checkpoint(tmp_path / out)) == ["old"]
     assert not list(tmp_path.glob(".*"))
@@ -107,7 +107,7 @@ def test_what_a_change_makes_of_the_values_is_told_as_the_change(merge: Callable
             file.seek(-4, os.SEEK_END)
             file.write(b"\0\0\xc0\x7f")  # NaN
 
-    with pytest.raises(CheckpointError, match="a.safetensors has changed while it was merged, at its old size"):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors has changed while it was merged, at its old size"):
         merge(spoil, tmp_path / "a.safetensors")
 
 
@@ -134,9 +134,9 @@ def test_evidence_and_adapters_are_watched_too(tmp_path: Path, monkeypatch: pyte
     def changing(path: str) -> Callable[[int, int], None]:
         return lambda done, total: None if done else shorten(Path(path))
 
-    with pytest.raises(CheckpointError, match="b-fisher.safetensors has changed"):
-        evidence = ["a-fisher.safetensors", "b-fisher.safetensors"]
-        merge_files(["a", "b"], "out", method="fisher", evidence=evidence, progress=changing("b-fisher.safetensors"))
+    evidence = ["a-fisher.safetensors", "b-fisher.safetensors"]
+    with pytest.raises(CheckpointError, match=r"b-fisher\.safetensors has changed"):
+        merge_files(["a", "b"], "out", method="fisher", evidence=evidence, progress=changing(evidence[1]))
     for name in ("lora/adapter_model.safetensors", "lora/adapter_config.json"):
         content = Path(name).read_bytes()
         with pytest.raises(CheckpointError, match=f"{name} has changed"):
