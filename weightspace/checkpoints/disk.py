@@ -20,9 +20,6 @@ from weightspace.checkpoints.exchange import exchange
 from weightspace.checkpoints.temporary import hidden_beside, temporary_file, temporary_folder
 from weightspace.errors import CheckpointError
 
-#: Characters of a path in an error, at most: those at its end.
-_SHOWN = 400
-
 
 @contextmanager
 def one_line_errors(path: Path, action: str) -> Iterator[None]:
@@ -30,9 +27,8 @@ def one_line_errors(path: Path, action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason, name = error.strerror or str(error), str(path)
-        shown = name if len(name) <= _SHOWN else f"…{name[-_SHOWN:]}"
-        raise CheckpointError(f"{shown} cannot be {action}: {reason}.") from error
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"{path} cannot be {action}: {reason}.") from error
 
 
 @contextmanager

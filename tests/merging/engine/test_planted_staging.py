@@ -1,4 +1,4 @@
-"""Links, pipes, odd names and damaged notes where a merge writes: never followed, never waited for, one line at most."""
+"""Links, pipes, odd names and damaged notes where a merge writes: never followed, never waited for, one line."""
 
 import json
 import os
@@ -307,7 +307,7 @@ def test_a_longer_name_of_an_input_is_one_line(folder: Path) -> None:
         with pytest.raises(CheckpointError) as found:
             merge_files(["a.safetensors", name], "out")
         assert "\n" not in str(found.value)
-        assert len(str(found.value)) < 700
+        assert len(str(found.value)) < 500
 
 
 @pytest.mark.parametrize("ending", [".SAFETENSORS", ".PT"])
