@@ -5,6 +5,7 @@ Results go to stdout, progress to stderr; a user's mistake is one line and exit 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import warnings
 from collections.abc import Mapping
@@ -64,6 +65,12 @@ class _Commands(click.Group):
                 return super().invoke(ctx)
         except WeightspaceError as error:
             click.echo(f"Error: {error}", err=True)
+            ctx.exit(2)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # who reads the output has had enough
+                raise
+            line = WeightspaceError(f"{error.filename or 'The system'}: {error.strerror or error}.")
+            click.echo(f"Error: {line}", err=True)
             ctx.exit(2)
 
 

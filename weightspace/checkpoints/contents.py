@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from weightspace.checkpoints.disk import one_line_errors
 from weightspace.checkpoints.file_format import file_format
 from weightspace.checkpoints.folder import Weights, check_index, find_weights
 from weightspace.checkpoints.safetensors_header import ITEMSIZES, read_header, tied_entries
@@ -110,10 +111,11 @@ def read_contents(path: Path, *, key: str | None = None) -> Contents:
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
     """
-    if not path.is_dir():
-        return _file_contents(path, key)
-    weights = find_weights(path)
-    parts = {file.name: _file_contents(file, key) for file in weights.files}
+    with one_line_errors(path, "read"):
+        if not path.is_dir():
+            return _file_contents(path, key)
+        weights = find_weights(path)
+        parts = {file.name: _file_contents(file, key) for file in weights.files}
     if weights.index is None:
         (part,) = parts.values()
         return replace(part, path=path)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from weightspace.checkpoints.companions import check_replaceable, copy_companions, find_companions
-from weightspace.checkpoints.disk import replacing_file, replacing_folder, synced_file
+from weightspace.checkpoints.disk import one_line_errors, replacing_file, replacing_folder, synced_file
 from weightspace.checkpoints.fetching import fetched_path, local_path
 from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, file_format
 from weightspace.checkpoints.folder import WEIGHTS, find_weights, index_metadata, read_folder
@@ -57,7 +57,8 @@ def load_checkpoint(
             finite.
     """
     path = fetched_path(path)
-    state, notes = read_state(path, key)
+    with one_line_errors(path, "read"):
+        state, notes = read_state(path, key)
     for note in notes:
         warnings.warn(note, WeightspaceWarning, stacklevel=2)
     if strip_prefix:
@@ -139,12 +140,13 @@ def load_metadata(path: StrPath) -> dict[str, str]:
         CheckpointError: the checkpoint is missing or damaged.
     """
     path = local_path(path)
-    if path.is_dir():
-        weights = find_weights(path)
-        if weights.index is not None:
-            return index_metadata(weights.entrance)
-        path = weights.entrance
-    return read_torch_metadata(path) if file_format(path) == "torch" else read_safetensors_metadata(path)
+    with one_line_errors(path, "read"):
+        if path.is_dir():
+            weights = find_weights(path)
+            if weights.index is not None:
+                return index_metadata(weights.entrance)
+            path = weights.entrance
+        return read_torch_metadata(path) if file_format(path) == "torch" else read_safetensors_metadata(path)
 
 
 def _checked_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, str]:

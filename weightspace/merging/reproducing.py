@@ -117,7 +117,8 @@ def _options(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         _digests(inputs)
         size = options["shard_size"]
         whole = isinstance(size, int) and not isinstance(size, bool) and size > 0
-        if whole and all(isinstance(options.get(key, False), bool) for key in ("allow_nonfinite", "lenient")):
+        words = all(options.get(key) is None or isinstance(options[key], str) for key in ("key", "strip_prefix"))
+        if whole and words and all(options.get(key, False) in (True, False) for key in ("allow_nonfinite", "lenient")):
             return dict(options)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         pass

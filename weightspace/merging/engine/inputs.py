@@ -27,7 +27,7 @@ def check_unchanged(stamps: Mapping[Path, tuple[int, int]]) -> None:
     """Check that files are what they were when their headers were read.
 
     Raises:
-        CheckpointError: one is gone or has changed.
+        CheckpointError: one has changed, or is gone: then an ``OSError`` is the cause, and it may come back.
     """
     for file, stamp in stamps.items():
         try:
@@ -36,7 +36,7 @@ def check_unchanged(stamps: Mapping[Path, tuple[int, int]]) -> None:
             raise CheckpointError(
                 f"{file} has gone while it was merged ({error.strerror}); nothing was written. Bring it back, and run "
                 "the command again."
-            ) from None
+            ) from error
         if found != stamp:
             sizes = f"from {stamp[0]:,} to {found[0]:,} bytes" if found[0] != stamp[0] else "at its old size"
             raise CheckpointError(

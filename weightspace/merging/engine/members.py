@@ -9,6 +9,7 @@ from pathlib import Path
 from weightspace.adapters.adapter import read_adapter
 from weightspace.adapters.factor_files import check_is_model, check_no_adapter_folder
 from weightspace.checkpoints.contents import Contents, read_contents
+from weightspace.checkpoints.disk import one_line_errors
 from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError
@@ -77,13 +78,15 @@ def split_adapter(source: str) -> tuple[Path, Path | None]:
     Raises:
         CheckpointError: the adapter does not exist.
     """
-    if Path(source).exists() or "+" not in source:
-        return local_path(_located(source)), None
-    model, adapter = map(_located, _divided(source))
-    if is_url(source) and not is_url(adapter) and not Path(adapter).is_dir():
-        return local_path(source), None
-    folder = local_path(adapter)
-    if not folder.is_dir():
+    with one_line_errors(Path(source), "read"):
+        if Path(source).exists() or "+" not in source:
+            return local_path(_located(source)), None
+        model, adapter = map(_located, _divided(source))
+        if is_url(source) and not is_url(adapter) and not Path(adapter).is_dir():
+            return local_path(source), None
+        folder = local_path(adapter)
+        there = folder.is_dir()
+    if not there:
         raise CheckpointError(
             f"{source}: {adapter} is no folder. Expected MODEL+ADAPTER with the folder of a LoRA adapter."
         )

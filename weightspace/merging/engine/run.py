@@ -251,11 +251,10 @@ def _changes_told(plan: Plan) -> Iterator[None]:
     try:
         yield
     except WeightspaceError as error:
-        if not isinstance(error.__cause__, OSError):
-            try:
-                check_unchanged(plan.stamps)
-            except CheckpointError as changed:
-                raise changed from error
+        try:
+            check_unchanged(plan.stamps)
+        except CheckpointError as changed:
+            raise changed from changed.__cause__ or error
         raise
 
 

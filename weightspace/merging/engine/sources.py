@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from weightspace.adapters.low_rank import Adapted, Scaled
 from weightspace.checkpoints.buffers import effective_name
-from weightspace.checkpoints.contents import Contents
 from weightspace.checkpoints.dtypes import DTYPES
+from weightspace.checkpoints.open_files import OpenFiles
 from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.elementwise.precision import compute_dtype
 from weightspace.elementwise.spectral_norm import SpectralModel
@@ -21,10 +21,11 @@ class Sources:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        members = plan.members
-        self.states = [CheckpointReader(member.stored or member.contents) for member in members]
-        self.adapters = [_reader(None if member.adapter is None else member.adapter.contents) for member in members]
-        self.evidence = [_reader(member.evidence) for member in members]
+        members, files = plan.members, OpenFiles()
+        adapters = [None if member.adapter is None else member.adapter.contents for member in members]
+        self.states = [CheckpointReader(member.stored or member.contents, files) for member in members]
+        self.adapters = [contents and CheckpointReader(contents, files) for contents in adapters]
+        self.evidence = [member.evidence and CheckpointReader(member.evidence, files) for member in members]
         #: What several jobs need: merged weights in magnitude and direction, and singular vectors, by tensor.
         self.splits: dict[str, Split] = {}
         self.vectors: dict[str, SpectralModel] = {}
@@ -83,11 +84,6 @@ class Sources:
             _flat(state, name) if state is not None and name in state else None
             for state, name in zip(found, names, strict=True)
         ]
-
-
-def _reader(contents: Contents | None) -> CheckpointReader | None:
-    """Return a reader of a member's adapter or evidence, where it has one."""
-    return None if contents is None else CheckpointReader(contents)
 
 
 def _flat(reader: CheckpointReader, name: str) -> Flat:

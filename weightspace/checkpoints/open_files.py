@@ -1,0 +1,93 @@
+"""Files that stay open between reads: as many as are used, and no more than a process may have."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from weightspace.checkpoints.disk import one_line_errors
+from weightspace.errors import CheckpointError
+
+#: Files that are open at a time, at most.
+_MOST = 128
+
+
+class OpenFile:
+    """A file that is open for reading; it is closed when nothing speaks of it any more.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: it is gone, or cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = -1
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def read_into(self, elements: Tensor, offset: int) -> None:
+        """Fill a contiguous tensor with the bytes from an offset on.
+
+        Raises:
+            CheckpointError: the file ends before, or cannot be read.
+        """
+        if not elements.numel():
+            return
+        view = memoryview(elements.view(torch.uint8).numpy().data)
+        with one_line_errors(self.path, "read"):
+            while view:
+                count = os.preadv(self._descriptor, [view], offset)
+                if not count:
+                    raise CheckpointError(
+                        f"{self.path} ends at byte {offset:,}, but its header promises {len(view):,} more: it has "
+                        "become shorter since the header was read. Is something still writing it? Run the command "
+                        "again when it is whole."
+                    )
+                view, offset = view[count:], offset + count
+
+
+class OpenFiles:
+    """Open files by their paths, the ones used last; those that are dropped stay open while they are being read."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, OpenFile] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, path: Path) -> OpenFile:
+        """Return a file, opened if it isn't.
+
+        Raises:
+            CheckpointError: it is gone, or cannot be read.
+        """
+        with self._lock, one_line_errors(path, "read"):
+            file = self._files.pop(path, None) or self._opened(path)
+            self._files[path] = file  # the last one now
+            return file
+
+    def _opened(self, path: Path) -> OpenFile:
+        """Open a file, in the place of others where there are too many."""
+        if len(self._files) >= _MOST:
+            self._drop(1)
+        while True:
+            try:
+                return OpenFile(path)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._files:
+                    raise
+            self._drop(1 + len(self._files) // 2)
+
+    def _drop(self, count: int) -> None:
+        """Forget the files that were not used for the longest time."""
+        for path in list(self._files)[:count]:
+            del self._files[path]
