@@ -24,6 +24,7 @@ from weightspace.merging.engine.members import Reading, open_members
 from weightspace.merging.engine.names import Output, Outputs, outputs
 from weightspace.merging.engine.plan import Job, Kind, Member, Plan, Ref
 from weightspace.merging.engine.promotion import FLOATS, promoted
+from weightspace.merging.engine.slice_notices import slice_notices
 from weightspace.merging.engine.staging import is_file_name
 from weightspace.merging.engine.vocabularies import check_tokens, tokenizer_folder
 from weightspace.merging.methods import Method
@@ -84,6 +85,8 @@ def make_plan(
     members = open_members(*_sources(recipe), making.reading, note)
     check_plain(members)
     named = _outputs(recipe, row, members, warn)
+    for line in () if named.stacking is None else slice_notices(named.stacking):
+        note(line)
     planner = _Planner(recipe, row, members, making.finite)
     jobs = [planner.job(output) for output in named.outputs]
     check_evidence(row, _models(recipe, members), jobs)
