@@ -53,13 +53,19 @@ class Layers:
         }
         self._all = {name: (stack, ranks[stack][index]) for name, (stack, index) in places.items()}
         self._counts = {stack: len(known) for stack, known in ranks.items()}
-        counted = {stack for stack, size in self._sizes.items() if self._counts[stack] > 1 and size >= _SMALL * largest}
-        self._numbers = {name: place for name, place in self._all.items() if place[0] in counted}
+        self._counted = {
+            stack for stack, size in self._sizes.items() if self._counts[stack] > 1 and size >= _SMALL * largest
+        }
+        self._numbers = {name: place for name, place in self._all.items() if place[0] in self._counted}
 
     @property
     def stacks(self) -> dict[str, int]:
         """The number of layers of every stack, those of small ones (heads, adapters) and of single layers included."""
         return dict(self._counts)
+
+    def is_counted(self, stack: str) -> bool:
+        """Return whether a stack is large enough for its tensors to have positions."""
+        return stack in self._counted
 
     def size(self, stack: str) -> int:
         """Return how many tensors a stack has."""

@@ -102,8 +102,9 @@ def _asked(layers: Layers, model: str, asked: str) -> str:
     if asked in stacks:
         return asked
     parts = _large(layers, [stack for stack in stacks if f".{asked}." in f".{stack}."])
-    if len(parts) == 1:
-        return parts[0]
+    front = [stack for stack in parts if f"{stack}.".startswith(f"{asked}.")]
+    if len(parts) == 1 or len(front) == 1:
+        return (front or parts)[0]
     if parts:
         raise WeightspaceError(
             f"stack: {_short(asked)} could be {_listing(stacks, parts)} in {model}; expected the whole path of one."

@@ -153,8 +153,8 @@ def _count_elsewhere(config: dict[str, Any], stacking: Stacking, name: str) -> N
     keys = count_keys(part_of(config, path), model.side)
     if not keys and len(stacking.layers) != model.count:
         raise WeightspaceError(
-            f"{name} of {model.member.label} does not say in a key that is known how many layers {model.stack!r} has: "
-            f"it cannot say that there are {len(stacking.layers)} now. Write to OUT.safetensors to get the tensors alone."
+            f"{name} of {model.member.label} does not say in a key that is known how many layers {model.stack!r} "
+            f"has: it cannot say that there are {len(stacking.layers)} now. Expected an OUT.safetensors instead."
         )
     _change(config, path, dict.fromkeys(keys, len(stacking.layers)))
 

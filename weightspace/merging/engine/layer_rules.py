@@ -13,7 +13,7 @@ from typing import Any
 
 from weightspace.merging.engine.config_sections import Config, Side
 from weightspace.merging.engine.layer_lists import LayerRule, list_rules
-from weightspace.merging.engine.layer_types import layer_types, layer_types_rule, rope_rule
+from weightspace.merging.engine.layer_types import layer_types, layer_types_rule, rope_rule, sliding_rule
 from weightspace.merging.engine.sparse_layers import sparse_rules
 
 #: Keys of periods, unless a rule knows them better or a list of layers stands above them.
@@ -74,8 +74,7 @@ def _special(section: Config) -> Iterator[LayerRule]:
     """Yield the rules that are no lists with one entry per layer."""
     if isinstance(section.get("layer_types"), list) or layer_types(section, 1) is not None:
         yield layer_types_rule()
-    if (rope := rope_rule(section)) is not None:
-        yield rope
+    yield from (rule for rule in (sliding_rule(section), rope_rule(section)) if rule is not None)
     if isinstance(section.get("attention_types"), list):
         yield LayerRule("attention_types", _expanded, lambda _, wanted: {"attention_types": [[wanted, 1]]})
     if isinstance(section.get("block_types"), list) and section["block_types"]:
@@ -96,6 +95,8 @@ def _special(section: Config) -> Iterator[LayerRule]:
         yield LayerRule("model_type", _number)
     if section.get("scale_attn_by_inverse_layer_idx") is True:
         yield LayerRule("scale_attn_by_inverse_layer_idx", _number)
+    if section.get("stagger_local_blocks") is True:  # in every second layer of PEGASUS-X
+        yield LayerRule("stagger_local_blocks", lambda _, count: [layer % 2 for layer in range(count)])
     if section.get("model_type") in _BY_NUMBER_AND_COUNT:
         yield LayerRule("model_type", _number_and_count)
     if section.get("hidden_size_per_layer_input"):  # embeddings for all layers, in one tensor

@@ -142,8 +142,8 @@ def _check_places(stacking: Stacking, number: int, shapes: Sequence[Shapes], kin
                 if (layer == end) != ends[end]:
                     raise CheckpointError(
                         f"Layer {end} of {model.member.label} has other tensors than the rest of {model.stack!r} and "
-                        f"can only be the {'first' if end == 0 else 'last'} one, but layer {layer} is at place {place}. "
-                        "Expected slices that keep it there."
+                        f"can only be the {'first' if end == 0 else 'last'} one, but layer {layer} is at place "
+                        f"{place}. Expected slices that keep it there."
                     )
 
 

@@ -40,6 +40,7 @@ _PERIODS: Mapping[str, tuple[str, str | None, int]] = {
 _FIRST_FULL: Mapping[str, tuple[str, int]] = {
     "modernbert": ("global_attn_every_n_layers", 3),
     "modernbert-decoder": ("global_attn_every_n_layers", 3),
+    "cwm": ("", 4),
     "granite_swa": ("", 4),
     "granitemoe_swa": ("", 4),
 }
@@ -49,6 +50,13 @@ _UPPER_SLIDING = ("qwen2", "qwen3", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "
 
 #: Model types that make full attention of their last layer, whatever the configuration says.
 _LAST_IS_FULL = ("gemma4", "gemma4_text", "gemma4_unified_text")
+
+#: Model types of which every layer has the sliding window that the configuration gives.
+_ALL_SLIDING = (
+    *("mistral", "mixtral", "ministral", "ministral3", "phi3", "phi4_multimodal", "phimoe", "starcoder2", "dots1"),
+    *("kyutai_speech_to_text", "mimi", "moshi", "moshi_depth", "voxtral_realtime_text", "voxtral_realtime_encoder"),
+    *("openai_privacy_filter", "cohere_compass_text", "laguna", "mellum"),
+)
 
 #: Model types without rotary embedding in every n-th layer, and the default of n.
 _ROPE_INTERVALS = {"smollm3": 4, "llama4_text": 4}
@@ -62,7 +70,8 @@ def layer_types(config: Config, count: int) -> list[str] | None:
     kind = str(config.get("model_type"))
     if kind in _PERIODS:
         most, key, default = _PERIODS[kind]
-        return _every(config.get(key, default) if key else default, most, count, first=False)
+        types = _every(config.get(key, default) if key else default, most, count, first=False)
+        return [*types[:-1], _FULL] if types and kind in _LAST_IS_FULL else types
     if kind in _FIRST_FULL:
         key, default = _FIRST_FULL[kind]
         return _every(config.get(key, default) if key else default, _SLIDING, count, first=True)
@@ -92,6 +101,16 @@ def layer_types_rule() -> LayerRule:
         return {"layer_types": wanted} if followed else None
 
     return LayerRule("layer_types", layer_types, rewrite)
+
+
+def sliding_rule(config: Config) -> LayerRule | None:
+    """Return the rule of a sliding window of which it is not known what layers have it; None where that is known."""
+    window, kind = config.get("sliding_window"), config.get("model_type")
+    if type(window) is not int or window < 1 or config.get("use_sliding_window") is False or not kind:
+        return None
+    if kind in _ALL_SLIDING or isinstance(config.get("layer_types"), list) or layer_types(config, 1) is not None:
+        return None
+    return LayerRule("sliding_window", lambda _, count: list(range(count)))
 
 
 def rope_rule(config: Config) -> LayerRule | None:

@@ -51,7 +51,7 @@ class LayerValues:
         """
         values = self._values[rule.key]
         donor = self._stacking.donor
-        chosen = [next((own for own in sources if own[0] == donor), sources[0]) for sources in self._stacking.layers]
+        chosen = [_chosen(sources, donor) for sources in self._stacking.layers]
         wanted = [_at(values[model], layer) for model, layer in chosen]
         if values[donor] is None and len({repr(own) for own in wanted}) == 1:
             return None
@@ -63,6 +63,21 @@ class LayerValues:
                     f"do: it cannot be told for layer {layer}. Expected configurations with the same keys."
                 )
         return wanted
+
+    def differences(self) -> list[tuple[str, tuple[int, int], tuple[int, int]]]:
+        """Return the keys by which layers that are merged differ, each with the layer that counts and another one."""
+        found = {}
+        for key, values in self._values.items():
+            for sources in self._stacking.layers:
+                own = _chosen(sources, self._stacking.donor)
+                for other in sources:
+                    if (
+                        values[own[0]]
+                        and values[other[0]]
+                        and _at(values[own[0]], own[1]) != _at(values[other[0]], other[1])
+                    ):
+                        found.setdefault(key, (key, own, other))
+        return list(found.values())
 
     def _of(self, model: SlicedModel, rule: LayerRule, donors: Sequence[Any] | None) -> list[Any] | None:
         """Return what a rule says of a model's layers; a model without configuration is one like the donor."""
@@ -106,6 +121,11 @@ def check_configurations(stacking: Stacking) -> None:
 def _rules(model: SlicedModel) -> list[LayerRule]:
     """Return the rules in the configuration of a model."""
     return layer_rules(model.part, model.count, model.side)
+
+
+def _chosen(sources: Sequence[tuple[int, int]], donor: int) -> tuple[int, int]:
+    """Return the source that says what a merged layer is: the donor of the configuration, else the first one."""
+    return next((own for own in sources if own[0] == donor), sources[0])
 
 
 def _at(values: Sequence[Any] | None, layer: int) -> Any:

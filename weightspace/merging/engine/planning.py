@@ -30,6 +30,7 @@ from weightspace.merging.engine.names import Output, Outputs, outputs
 from weightspace.merging.engine.parametrized import with_parametrizations
 from weightspace.merging.engine.plan import Job, Kind, Member, Plan, Ref
 from weightspace.merging.engine.promotion import FLOATS, promoted
+from weightspace.merging.engine.slice_notices import slice_notices
 from weightspace.merging.engine.staging import is_file_name
 from weightspace.merging.engine.vocabularies import check_tokens, tokenizer_folder
 from weightspace.merging.methods import Method
@@ -102,6 +103,8 @@ def make_plan(
     named = _outputs(recipe, row, members, warn)
     _check_revisions(recipe, ignored)
     _check_filters(recipe, [output.name for output in named.outputs], ignored)
+    for line in () if named.stacking is None else slice_notices(named.stacking):
+        note(line)
     planner = _Planner(recipe, row, members, making.finite)
     jobs = with_parametrizations([planner.job(output) for output in named.outputs], named.tied, members)
     check_evidence(row, _models(recipe, members), jobs)

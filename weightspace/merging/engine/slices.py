@@ -85,10 +85,10 @@ class _Slicer:
         return any(map(is_head, self.stacking.models[number].member.contents.tensors))
 
     def check_outside(self, outputs: Sequence[Output]) -> None:
-        """Check that what lies outside the layers has the shapes that the configuration's donor has.
+        """Check that what lies outside the layers is what the configuration's donor has there.
 
         Raises:
-            CheckpointError: a shape differs.
+            CheckpointError: a shape differs, or a tensor is missing.
         """
         donor = self.finder.members[self.stacking.donor]
         for output in outputs:
@@ -99,9 +99,18 @@ class _Slicer:
                 hint = " Are the vocabularies different?" if vocabulary else ""
                 label = self.finder.members[number].label
                 raise CheckpointError(
-                    f"{output.name!r} is {shape} in {label} and {expected} in {donor.label}, and "
-                    f"slices of both stand in one network: expected one shape.{hint}"
+                    f"{output.name!r} is {shape} in {label} and {expected} in {donor.label}, and slices of both stand in "
+                    f"one network: expected one shape.{hint}"
                 )
+        known = {*self.stacking.models[self.stacking.donor].inside, *(output.name for output in outputs)}
+        lost = [name for name in donor.contents.tensors if name not in known and not is_head(name)]
+        if lost and self.stacking.donor not in self.outer:
+            line = (
+                f"{donor.label}, which config.json comes from, has {lost[0]!r}; the first and the last slice have not."
+            )
+            if self.finder.warn is None:
+                raise CheckpointError(f"{line} Expected models of one architecture.")
+            self.finder.warn(line)
 
     def _layer(
         self, template: str, part: int, position: float, sources: Sequence[tuple[int, int]], place: int
