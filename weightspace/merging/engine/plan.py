@@ -43,6 +43,7 @@ class Member:
         evidence: statistics of data for it, or None.
         stored: its tensors as they are in its files, where the adapter makes others of them; else None.
         borrowed: tensor without one of its own in the files -> the one that it was tied to, and starts from.
+        dtypes: tensor -> the dtype that it counts as where dtypes are promoted, where that is not the one of its file.
     """
 
     source: str
@@ -52,6 +53,7 @@ class Member:
     evidence: Contents | None = None
     stored: Contents | None = None
     borrowed: Mapping[str, str] = field(default_factory=dict)
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def inputs(self) -> tuple[tuple[Path, tuple[Path, ...]], ...]:
