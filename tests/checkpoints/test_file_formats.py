@@ -1,5 +1,6 @@
 """The format of a file is in its bytes: names of training scripts are read, and what is something else is named."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,16 @@ def test_a_safetensors_file_is_read_under_any_name(name: str, state: StateDict, 
 def test_a_torch_file_that_is_called_safetensors_is_read_as_what_it_is(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2)}, tmp_path / "a.safetensors")
     assert load_checkpoint(tmp_path / "a.safetensors")["w"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
+@pytest.mark.parametrize("length", [0x0280, 0x0380, 0x0480, 0x0580, 0x8B1F, 0x10480])
+def test_a_header_whose_length_begins_like_a_pickle_is_that_of_safetensors(
+    length: int, ending: str, tmp_path: Path
+) -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(length)
+    (tmp_path / f"a{ending}").write_bytes(length.to_bytes(8, "little") + header + torch.ones(1).numpy().tobytes())
+    assert load_checkpoint(tmp_path / f"a{ending}")["w"].tolist() == [1.0]
 
 
 FOREIGN = {

@@ -119,9 +119,9 @@ def _check(steps: Sequence[Step], folders: StageFolders, running: Running) -> No
     """
     for step in steps[:-1]:
         folders.check(str(step.recipe.name))
+    folders.check_room(sum(step.plan.written_bytes for step in steps))
     for step in steps:
         check_runnable(step.plan, step.out, running)
-    folders.check_room(sum(step.plan.written_bytes for step in steps))
 
 
 def _run(
@@ -212,9 +212,7 @@ def _tell_of_unused(recipe: Recipe, documents: Sequence[Recipe], listeners: List
     unused = [repr(document.name) for document in recipe.documents if document not in documents]
     if unused and listeners.notice is not None:
         names = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")
-        listeners.notice(
-            f"The output is not made from {names}: not merged. --intermediate-dir DIR merges all documents."
-        )
+        listeners.notice(f"Not merged: {names}; the output is not made from them. --intermediate-dir DIR merges all.")
 
 
 class _Parts:
