@@ -334,7 +334,7 @@ def test_a_disk_without_room_for_all_results_is_said_before_anything_is_written(
 
 def test_documents_cannot_be_aligned(folder: Path) -> None:
     network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
-    spec = ws.derive_spec(network, torch.zeros(1, 2))
+    spec = ws.derive_spec(network, (torch.zeros(1, 2),))
     with pytest.raises(WeightspaceError, match="3 documents cannot be aligned"):
         merge(ALL, align=ws.merging.Alignment(spec))
 
