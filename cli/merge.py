@@ -77,6 +77,9 @@ def _parameter_options(command: Command) -> Command:
 @options.task(required=False)
 @options.seed("Of random masks and of the matching.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing, and run no code of file.py.")
+@click.option(
+    "--intermediate-dir", metavar="DIR", help="Keep the results of a recipe's named documents there, in float32."
+)
 @click.option("--reproduce", metavar="OUT", help="Make OUT again from its metadata and compare the bytes.")
 @click.option("--allow-code", is_flag=True, help="--reproduce: run the file.py:function that OUT names. Read it first.")
 @click.option("--lenient", is_flag=True, help="Warn of what is refused otherwise: unknown keys, missing tensors.")
@@ -192,6 +195,7 @@ def _merge(
         ray_address=said["ray_address"],
         dry_run=said["dry_run"],
         force=options.forced(),
+        intermediate_dir=said["intermediate_dir"],
         lenient=said["lenient"],
         strict=said["strict"],
         warn=lambda line: click.echo(f"Warning: {line}", err=True),
@@ -284,11 +288,16 @@ def _show(report: MergeReport, *, dry_run: bool, as_json: bool) -> None:
 
 def _interrupted(output: str) -> str:
     from weightspace.merging.engine.staging import staging_folder
+    from weightspace.merging.stage_folders import hidden_folder
 
-    kept = staging_folder(Path(output))
-    if not kept.exists():
+    kept = [str(path) for path in (staging_folder(Path(output)), hidden_folder(Path(output))) if path.exists()]
+    if not kept:
         return "\nStopped before anything was written."
-    return f"\nStopped. What is done is kept in {kept}: the same command goes on from there; delete it to give up."
+    them = "it" if len(kept) == 1 else "them"
+    places = " and ".join(kept)
+    return (
+        f"\nStopped. What is done is kept in {places}: the same command goes on from there; delete {them} to give up."
+    )
 
 
 def _value(text: str) -> Any:

@@ -6,11 +6,13 @@ its bytes.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from weightspace.checkpoints.disk import one_line_errors
 from weightspace.checkpoints.hub_names import missing_checkpoint
+from weightspace.checkpoints.safetensors_header import MAX_HEADER
 from weightspace.errors import CheckpointError
 
 Format: TypeAlias = Literal["safetensors", "torch"]
@@ -48,9 +50,11 @@ def file_format(path: Path) -> Format:
     if not path.is_file():
         raise CheckpointError(f"{path} is not a checkpoint: expected a folder or a regular file.")
     with one_line_errors(path, "read"), open(path, "rb") as file:
-        start, size = file.read(32), file.seek(0, 2)
-    # The length of a header comes first, and may have the very bytes that a pickle begins with.
-    if start[8:9] == b"{" and 8 + int.from_bytes(start[:8], "little") <= size:
+        start = file.read(32)
+        size = os.fstat(file.fileno()).st_size
+    # First: the length of a header can look like the start of anything else (1,152 bytes like that of a pickle), while
+    # no other format has the length of a header there that the file could hold.
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= min(size - 8, MAX_HEADER):
         return "safetensors"
     for magic, description in _FOREIGN.items():
         if start.startswith(magic):

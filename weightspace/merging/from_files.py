@@ -18,6 +18,7 @@ from weightspace.merging.engine.planning import SHARD_SIZE, Making, make_plan
 from weightspace.merging.engine.run import Finish, MergeReport, Progress, check_runnable, report, run_plan
 from weightspace.merging.methods.unrun import UnrunMethod
 from weightspace.merging.recipe import Recipe, Warn, read_recipe, recipe_of
+from weightspace.merging.stages import Listeners, merge_documents
 from weightspace.suggestions import unknown
 from weightspace.user_code import is_user_code, running_no_code
 
@@ -52,6 +53,7 @@ def merge_files(
     ray_address: str | None = None,
     dry_run: bool = False,
     force: bool = False,
+    intermediate_dir: str | os.PathLike[str] | None = None,
     lenient: bool = False,
     strict: bool = False,
     warn: Warn | None = None,
@@ -99,6 +101,8 @@ def merge_files(
         dry_run: plan and check, but write nothing and run nobody's code: of a user's method the parameters are read
             from its source, and a warning says so.
         force: replace a file that is no checkpoint.
+        intermediate_dir: where the results of a recipe's named documents are kept, in float32; by default they grow
+            beside ``out`` and are removed at the end.
         lenient: what is refused otherwise (unknown keys of a recipe, tensors that a model lacks) becomes a warning.
         strict: what is a warning otherwise (what mergekit ignores in a recipe: parameters that the method has not,
             filters that match nothing) is refused.
@@ -136,11 +140,26 @@ def merge_files(
     recorded = {**({} if align is None else align.described()), **(options or {})}
     prefix = "" if lenient and strip_prefix is None else strip_prefix
     making = Making(shard_size, not allow_nonfinite, hashes, recorded, lenient, Reading(key, prefix))
+    listeners = Listeners(refused, warned, ignored)
     with running_no_code() if dry_run else nullcontext():
         recipe = _recipe(recipe_or_sources, method, said, refused, ignored)
+        reads = _also_read(recipe_or_sources, recipe)
+        running = Running(memory, threads, hashes, fsync, executor, workers, ray_address, force, reads)
+        if recipe.documents:
+            _check_unaligned(recipe, align)
+            done = merge_documents(
+                recipe,
+                Path(out),
+                making,
+                running,
+                listeners,
+                folder=None if intermediate_dir is None else Path(intermediate_dir),
+                dry_run=dry_run,
+                finish=finish,
+                progress=progress,
+            )
+            return replace(done, warnings=tuple(warnings))
         plan = make_plan(recipe, Path(out), making, warn=refused, notice=warned, ignored=ignored)
-    reads = _also_read(recipe_or_sources, recipe)
-    running = Running(memory, threads, hashes, fsync, executor, workers, ray_address, force, reads)
     if dry_run:
         if isinstance(plan.method, UnrunMethod):
             warned(plan.method.note)
@@ -149,6 +168,14 @@ def merge_files(
     else:
         done = run_plan(plan, Path(out), running, align=align, finish=finish, progress=progress)
     return replace(done, warnings=tuple(warnings))
+
+
+def _check_unaligned(recipe: Recipe, align: Alignment | None) -> None:
+    """Refuse to align the models of several documents, which are made one after the other."""
+    if align is not None:
+        raise WeightspaceError(
+            f"A recipe of {len(recipe.documents) + 1} documents cannot be aligned. Align and merge them one by one."
+        )
 
 
 def _recipe(
@@ -172,10 +199,10 @@ def _recipe(
 
 
 def _also_read(given: object, recipe: Recipe) -> tuple[Path, ...]:
-    """Return the files that are read beside the checkpoints: the recipe's own, and that of a user's method."""
+    """Return the files that are read beside the checkpoints: the recipe's own, and those of users' methods."""
     own = [Path(given)] if isinstance(given, str | os.PathLike) else []
-    code = [Path(recipe.method.rpartition(":")[0])] if is_user_code(recipe.method) else []
-    return (*own, *code)
+    methods = dict.fromkeys(document.method for document in (*recipe.documents, recipe))
+    return (*own, *(Path(method.rpartition(":")[0]) for method in methods if is_user_code(method)))
 
 
 def is_recipe(path: str | os.PathLike[str]) -> bool:

@@ -132,5 +132,5 @@ def _place(name: str, wrapper: str) -> tuple[str, Index] | None:
             stage = _STAGE.fullmatch(parts[position - 1]) if position else None
             if stage is None:
                 return parent, (int(part),)
-            return f"{'.'.join(parts[: position - 1])}.{stage[1]}#", (int(stage[2]), int(part))
+            return ".".join([*parts[: position - 1], f"{stage[1]}#"]), (int(stage[2]), int(part))
     return None

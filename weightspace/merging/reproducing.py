@@ -30,7 +30,7 @@ _AGAIN = {"align": "the alignment (--spec, --network or --task)", "statistics": 
 
 
 #: What a plan writes itself.
-_OWN = ("shard_size", "allow_nonfinite", "lenient", "code", "key", "strip_prefix")
+_OWN = ("shard_size", "allow_nonfinite", "lenient", "code", "key", "strip_prefix", "stages")
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,23 @@ def _digests(inputs: Any) -> dict[str, str]:
     return {str(entry["name"]): str(entry["sha256"]) for entry in inputs}
 
 
+def _all_digests(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return the digests of the inputs, with those of what intermediate results were made from."""
+    stages = json.loads(metadata["parameters"]).get("stages", {})
+    return {
+        **_digests(entry for stage in stages.values() for entry in stage),
+        **_digests(json.loads(metadata["inputs"])),
+    }
+
+
 def _check_code(path: Path, recipe: Recipe, allowed: bool) -> None:
     """Check that code which the metadata name may be run."""
-    if is_user_code(recipe.method) and not allowed:
-        raise WeightspaceError(
-            f"{path} says that it was made by the code {recipe.method[:200]!r}, which would be run. Read that file, "
-            "then allow it: --allow-code (allow_code=True)."
-        )
+    for method in (document.method for document in (*recipe.documents, recipe)):
+        if is_user_code(method) and not allowed:
+            raise WeightspaceError(
+                f"{path} says that it was made by the code {method[:200]!r}, which would be run. Read that file, "
+                "then allow it: --allow-code (allow_code=True)."
+            )
 
 
 def _drop(line: str) -> None:
@@ -154,7 +164,7 @@ def _compared(path: Path, again: Path) -> Reproduction:
         for name in sorted(old.keys() | new.keys())
         if name not in old or name not in new or not filecmp.cmp(old[name], new[name], shallow=False)
     ]
-    then, now = (_digests(json.loads(load_metadata(one)["inputs"])) for one in (path, again))
+    then, now = (_all_digests(load_metadata(one)) for one in (path, again))
     changed = [name for name, digest in now.items() if then.get(name) != digest]
     if _code(path) != _code(again):
         changed.append(load_metadata(path)["method"])

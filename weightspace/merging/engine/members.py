@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from weightspace.adapters.adapter import read_adapter
@@ -16,6 +16,20 @@ from weightspace.errors import CheckpointError
 from weightspace.merging.engine.adapting import adapted
 from weightspace.merging.engine.plan import Member
 from weightspace.merging.engine.prefixes import strip_prefixes
+from weightspace.merging.model_reference import without_adapter
+
+
+@dataclass(frozen=True)
+class Intermediate:
+    """The result of another document of a recipe.
+
+    Attributes:
+        folder: where it lies, in float32 at least.
+        dtypes: tensor -> the dtype that its document asks for.
+    """
+
+    folder: Path
+    dtypes: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -26,10 +40,12 @@ class Reading:
         key: the entry of torch files that holds the state dict; None: the usual one.
         strip_prefix: taken off names that begin with it; ``""``: nothing is; None: what all names of a model begin
             with and those of the others lack.
+        intermediates: results of other documents by their names, which come before paths.
     """
 
     key: str | None = None
     strip_prefix: str | None = None
+    intermediates: Mapping[str, Intermediate] = field(default_factory=dict)
 
 
 def open_members(
@@ -47,7 +63,7 @@ def open_members(
         CheckpointError: a checkpoint or adapter is missing or damaged, or an adapter does not fit its model.
     """
     labels = _labels(sources)
-    paths = [split_adapter(source) for source in sources]
+    paths = [split_adapter(source, reading.intermediates) for source in sources]
     folders = dict.fromkeys(path for path, _ in paths)
     for path in folders:
         check_no_adapter_folder(path)
@@ -60,7 +76,9 @@ def open_members(
     members = []
     for source, label, contents, (_, adapter) in zip(sources, labels, models, paths, strict=True):
         statistics = _evidence(evidence[source], contents) if source in evidence else None
-        member = Member(source, label, contents, evidence=statistics)
+        intermediate = reading.intermediates.get(without_adapter(source))
+        dtypes = {} if intermediate is None else intermediate.dtypes
+        member = Member(source, label, contents, evidence=statistics, dtypes=dtypes)
         members.append(member if adapter is None else adapted(member, read_adapter(adapter)))
     return tuple(members)
 
@@ -72,25 +90,38 @@ def _evidence(path: str, contents: Contents) -> Contents:
     return statistics.without_prefix(long.removesuffix(short)) if short != long else statistics
 
 
-def split_adapter(source: str) -> tuple[Path, Path | None]:
+def split_adapter(source: str, intermediates: Mapping[str, Intermediate]) -> tuple[Path, Path | None]:
     """Return the model and the adapter of a source ``MODEL+ADAPTER``; a path that exists as it is has no adapter.
+
+    Args:
+        source: as the recipe has it.
+        intermediates: results of other documents by name.
 
     Raises:
         CheckpointError: the adapter does not exist.
     """
+    name = without_adapter(source)
     with one_line_errors(Path(source), "read"):
+        if name in intermediates:
+            adapter = source[len(name) + 1 :]
+            return intermediates[name].folder, _adapter_folder(source, _located(adapter)) if adapter else None
         if Path(source).exists() or "+" not in source:
             return local_path(_located(source)), None
         model, adapter = map(_located, _divided(source))
         if is_url(source) and not is_url(adapter) and not Path(adapter).is_dir():
             return local_path(source), None
-        folder = local_path(adapter)
-        there = folder.is_dir()
-    if not there:
+        folder = _adapter_folder(source, adapter)
+        return local_path(model), folder
+
+
+def _adapter_folder(source: str, adapter: str) -> Path:
+    """Return the folder of an adapter."""
+    folder = local_path(adapter)
+    if not folder.is_dir():
         raise CheckpointError(
             f"{source}: {adapter} is no folder. Expected MODEL+ADAPTER with the folder of a LoRA adapter."
         )
-    return local_path(model), folder
+    return folder
 
 
 def ignored_revision(source: str) -> str | None:

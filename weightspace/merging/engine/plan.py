@@ -44,6 +44,7 @@ class Member:
         stored: its tensors as they are in its files, where the adapter makes others of them; else None.
         borrowed: tensor without one of its own in the files -> the one that it was tied to, and starts from.
         scales: those of them that are multiplied by a number, because a tied head works on another scale.
+        dtypes: tensor -> the dtype that it counts as where dtypes are promoted, where that is not the one of its file.
     """
 
     source: str
@@ -54,6 +55,7 @@ class Member:
     stored: Contents | None = None
     borrowed: Mapping[str, str] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def inputs(self) -> tuple[tuple[Path, tuple[Path, ...]], ...]:

@@ -14,9 +14,10 @@ from weightspace.checkpoints.contents import TensorInfo
 from weightspace.checkpoints.folder import WEIGHTS
 from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.origins import described
-from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.errors import CheckpointError
 from weightspace.merging.engine.chat_templates import chat_template
 from weightspace.merging.engine.configuration import adapted_configurations
+from weightspace.merging.engine.effects import check_effects
 from weightspace.merging.engine.input_checks import (
     check_evidence,
     check_plain,
@@ -25,7 +26,7 @@ from weightspace.merging.engine.input_checks import (
 )
 from weightspace.merging.engine.inputs import stamps_of
 from weightspace.merging.engine.layout import lay_out
-from weightspace.merging.engine.members import Reading, ignored_revision, open_members
+from weightspace.merging.engine.members import Reading, open_members
 from weightspace.merging.engine.names import Output, Outputs, outputs
 from weightspace.merging.engine.parametrized import with_parametrizations
 from weightspace.merging.engine.plan import Job, Kind, Member, Plan, Ref
@@ -36,7 +37,7 @@ from weightspace.merging.engine.vocabularies import check_tokens, tokenizer_fold
 from weightspace.merging.methods import Method
 from weightspace.merging.recipe import Recipe, Warn
 from weightspace.merging.roles import find_method, split_base
-from weightspace.merging.schedule import resolve, unmatched_filters
+from weightspace.merging.schedule import resolve
 from weightspace.user_code import is_user_code
 
 #: Bytes of a file's name, at most; a torch file's own may be longer than the one that it is made from allows.
@@ -101,15 +102,14 @@ def make_plan(
     members = open_members(*_sources(recipe), making.reading, note)
     check_plain(members)
     named = _outputs(recipe, row, members, warn)
-    _check_revisions(recipe, ignored)
-    _check_filters(recipe, [output.name for output in named.outputs], ignored)
     for line in () if named.stacking is None else slice_notices(named.stacking):
         note(line)
+    check_effects(recipe, [output.name for output in named.outputs], making.reading, ignored)
     planner = _Planner(recipe, row, members, making.finite)
     jobs = with_parametrizations([planner.job(output) for output in named.outputs], named.tied, members)
     check_evidence(row, _models(recipe, members), jobs)
     donor = _donor(recipe, members)
-    tokenizer = tokenizer_folder(recipe, members, donor)
+    tokenizer = tokenizer_folder(recipe, members, donor, making.reading)
     if tokenizer is None:
         check_tokens(members, donor, note)
     companions = compare_folders(members, donor, note, sliced=named.stacking is not None)
@@ -216,13 +216,22 @@ class _Planner:
     ) -> Job:
         infos = [self._info(ref) for ref in inputs]
         integers = [info.dtype for info in infos if not info.is_inexact]
-        dtype = promoted(output.name, integers or [info.dtype for info in infos])
+        dtypes = [
+            self.members[member].dtypes.get(name, info.dtype)
+            for (member, name), info in zip(inputs, infos, strict=True)
+        ]
+        dtype = promoted(output.name, integers or dtypes)
         asked = self.recipe.out_dtype or self.recipe.dtype
         kept = is_fixed(output.name) or (is_counter(output.name, infos[0].shape) and infos[0].numel == 1)
         if not integers and not kept and dtype != "C64" and asked is not None:
             dtype = FLOATS[asked]
         info = TensorInfo(dtype, infos[0].shape)
         return Job(output.name, kind, tuple(inputs), base, tuple(weights), arguments, info)
+
+    def _dtype(self, ref: Ref) -> str:
+        """Return the dtype that a source counts as."""
+        member, name = ref
+        return self.members[member].dtypes.get(name, self._info(ref).dtype)
 
     def _info(self, ref: Ref) -> TensorInfo:
         member, name = ref
@@ -241,25 +250,6 @@ class _Planner:
                     f"{output.name!r} is {first.dtype} {first.shape} in {here.label} and {info.dtype} {info.shape} in "
                     f"{there.label}; expected one shape, and floats or integers in both.{hint}"
                 )
-
-
-def _check_revisions(recipe: Recipe, ignored: Warn | None) -> None:
-    """Refuse revisions of folders on this machine, or tell of them."""
-    for part in dict.fromkeys(filter(None, map(ignored_revision, recipe.models))):
-        path, _, revision = part.rpartition("@")
-        line = f"The revision {revision!r} of {path} has no effect: it is a path on this machine."
-        if ignored is None:
-            raise WeightspaceError(f"{line} Leave it out.")
-        ignored(line)
-
-
-def _check_filters(recipe: Recipe, names: Sequence[str], ignored: Warn | None) -> None:
-    """Refuse filters that match nothing, or tell of them."""
-    for key, text in unmatched_filters(recipe, names):
-        line = f"The filter {text!r} of {key!r} matches no tensor, of {names[0]!r} and {len(names) - 1:,} more."
-        if ignored is None:
-            raise WeightspaceError(f"{line} Is it misspelt?")
-        ignored(line)
 
 
 def _sources(recipe: Recipe) -> tuple[list[str], dict[str, str]]:

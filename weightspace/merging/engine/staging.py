@@ -131,7 +131,7 @@ def open_staging(out: Path, digest: str, *, fsync: bool = True) -> Iterator[Stag
                 "grows. Remove it."
             )
         folder.mkdir(exist_ok=True)
-    with _locked(folder, out):
+    with locked(folder, out):
         resumed = _restart(target, folder, digest, fsync=fsync)
         staging = Staging(out, target, folder, resumed=resumed)
         try:
@@ -185,7 +185,7 @@ def _restore(target: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, out: Path) -> Iterator[None]:
+def locked(folder: Path, out: Path) -> Iterator[None]:
     """Hold the lock of a staging folder: it goes with the process that holds it, however that ends."""
     lock = folder / "lock"
     with one_line_errors(lock, "written"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.vocabulary import Tokens, Vocabulary, has_tokenizer, read_vocabulary, same_tokenizer
 from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.merging.engine.members import Reading
 from weightspace.merging.engine.plan import Member
 from weightspace.merging.recipe import Recipe
 
@@ -18,7 +19,7 @@ from weightspace.merging.recipe import Recipe
 _LISTED = 3
 
 
-def tokenizer_folder(recipe: Recipe, members: Sequence[Member], donor: Path | None) -> Path | None:
+def tokenizer_folder(recipe: Recipe, members: Sequence[Member], donor: Path | None, reading: Reading) -> Path | None:
     """Return the folder that a recipe's ``tokenizer_source`` names; None: the donor of the configuration.
 
     Raises:
@@ -28,7 +29,7 @@ def tokenizer_folder(recipe: Recipe, members: Sequence[Member], donor: Path | No
     source = recipe.tokenizer_source
     if source is None:
         return None
-    folder = donor if source in ("base", "union") else local_path(source, weights=False)
+    folder = donor if source in ("base", "union") else _named(source, reading)
     if folder is None or not folder.is_dir():
         raise CheckpointError(
             f"tokenizer_source {source!r}: there is no such folder. Expected that of a model, or base."
@@ -39,6 +40,12 @@ def tokenizer_folder(recipe: Recipe, members: Sequence[Member], donor: Path | No
         if path.is_dir() and not same_tokenizer(folder, path):
             _check_equal(source, folder, own, member.label, read_vocabulary(path))
     return folder
+
+
+def _named(source: str, reading: Reading) -> Path:
+    """Return the folder that a recipe names, by its path or as the result of another document."""
+    intermediate = reading.intermediates.get(source)
+    return local_path(source, weights=False) if intermediate is None else intermediate.folder
 
 
 def check_tokens(members: Sequence[Member], donor: Path | None, notice: Callable[[str], None]) -> None:
