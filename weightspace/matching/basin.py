@@ -121,8 +121,8 @@ def _check(spec: PermutationSpec, states: Sequence[StateDict]) -> None:
     if len(states) < 2:
         raise WeightspaceError(f"Expected two models or more to bring into one basin, found {len(states)}.")
     for number, state in enumerate(states, start=1):
-        check_fits(spec, state, f"Model {number}")
         check_is_model(state, f"model {number}")
+        check_fits(spec, state, f"Model {number}")
         check_compatible(states[0], state, names=("model 1", f"model {number}"))
         weights = {name: state[name] for name in spec.axes if name not in spec.statistics}
         check_finite(weights, f"Model {number}")
