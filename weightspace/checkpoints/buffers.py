@@ -157,7 +157,7 @@ def effective_name(name: str) -> str:
     match = _PARAMETRIZED.fullmatch(name)
     if match is not None:
         return f"{match[1]}{match[2]}"
-    return re.sub(r"_(v|orig|bar)$", "", name)
+    return re.sub(r"_(g|v|orig|bar)$", "", name)
 
 
 def check_ties(parametrizations: Parametrizations, tied: Mapping[str, str]) -> None:
