@@ -66,11 +66,11 @@ def unwrapped(task: ClassificationTask, state: StateDict) -> StateDict:
 
 def test_the_curve_under_weight_norm_is_that_of_the_plain_networks() -> None:
     a, b = (trained(WEIGHT_NORM, seed) for seed in range(2))
-    found = loss_curve(WEIGHT_NORM, a, b, 5)
+    result = loss_curve(WEIGHT_NORM, a, b, 5)
     expected = loss_curve(PLAIN, unwrapped(WEIGHT_NORM, a), unwrapped(WEIGHT_NORM, b), 5)
-    assert found.loss == pytest.approx(expected.loss, rel=1e-9)
+    assert result.loss == pytest.approx(expected.loss, rel=1e-9)
     there_and_back = loss_curve(WEIGHT_NORM, b, a, 5).loss
-    assert there_and_back[::-1] == pytest.approx(found.loss, rel=1e-9)
+    assert there_and_back[::-1] == pytest.approx(result.loss, rel=1e-9)
 
 
 def norms(network: nn.Module) -> list[float]:
@@ -99,19 +99,19 @@ def test_networks_on_the_plane_have_spectral_norm_one(coefficients: tuple[float,
 
 def test_the_plane_under_weight_norm_is_that_of_the_plain_networks() -> None:
     states = [trained(WEIGHT_NORM, seed) for seed in range(3)]
-    found = loss_plane(WEIGHT_NORM, *states, resolution=3)
+    result = loss_plane(WEIGHT_NORM, *states, resolution=3)
     expected = loss_plane(PLAIN, *(unwrapped(WEIGHT_NORM, state) for state in states), resolution=3)
-    for row, other in zip((found.model_loss, *found.loss), (expected.model_loss, *expected.loss), strict=True):
+    for row, other in zip((result.model_loss, *result.loss), (expected.model_loss, *expected.loss), strict=True):
         assert row == pytest.approx(other, rel=1e-9)
-    assert found.x == pytest.approx(expected.x, rel=1e-9)
-    assert found.y == pytest.approx(expected.y, rel=1e-9)
+    assert result.x == pytest.approx(expected.x, rel=1e-9)
+    assert result.y == pytest.approx(expected.y, rel=1e-9)
 
 
 def test_barriers_by_any_number_of_workers_are_the_same() -> None:
     states = [trained(SPECTRAL_NORM, seed) for seed in range(3)]
-    one = barrier_matrix(SPECTRAL_NORM, states, points=3, executor="serial")
+    result = barrier_matrix(SPECTRAL_NORM, states, points=3, executor="serial")
     matrix = [[curve_barrier(a, b) for b in states] for a in states]
-    for row, other in zip(one.barrier, matrix, strict=True):
+    for row, other in zip(result.barrier, matrix, strict=True):
         assert row == pytest.approx(other, abs=1e-9)
 
 
@@ -128,8 +128,8 @@ def curve_barrier(a: StateDict, b: StateDict) -> float:
 @pytest.mark.parametrize("task", [WEIGHT_NORM, SPECTRAL_NORM], ids=["weight norm", "spectral norm"])
 def test_repair_leaves_parametrized_layers_as_they_are_merged(task: ClassificationTask) -> None:
     a, b = (trained(task, seed) for seed in range(2))
-    found, expected = repair(task, a, b, 0.5), interpolate(a, b, 0.5)
-    for name, tensor in found.items():
+    result, expected = repair(task, a, b, 0.5), interpolate(a, b, 0.5)
+    for name, tensor in result.items():
         if not name.startswith("4."):
             torch.testing.assert_close(tensor, expected[name])
 
@@ -151,8 +151,8 @@ def test_no_variance_on_a_plane_is_negative(statistics: Any) -> None:
     states = [weights(task, seed) for seed in range(3)]
     for seed, state in enumerate(states):
         state["1.running_var"].fill_(0.01 + 5 * (seed == 0))
-    found = loss_plane(task, *states, resolution=3, margin=2.0, statistics=statistics)
-    assert all(loss == loss for row in found.loss for loss in row)
+    result = loss_plane(task, *states, resolution=3, margin=2.0, statistics=statistics)
+    assert all(loss == loss for row in result.loss for loss in row)
 
 
 def test_steps_on_the_line_are_the_larger_ones_between_its_ends() -> None:
@@ -163,5 +163,5 @@ def test_steps_on_the_line_are_the_larger_ones_between_its_ends() -> None:
 
 def test_a_network_between_copies_is_the_copy() -> None:
     (state,) = fine_tunes(SPECTRAL_NORMS["convolution"], 1)
-    found = interpolate(state, dict(state), 0.37)
-    assert all(bits(found[name]) == bits(tensor) for name, tensor in state.items())
+    result = interpolate(state, dict(state), 0.37)
+    assert all(bits(result[name]) == bits(tensor) for name, tensor in state.items())

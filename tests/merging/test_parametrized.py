@@ -46,9 +46,9 @@ def split(states: Sequence[StateDict]) -> tuple[list[StateDict], StateDict]:
 
 def plain(state: StateDict) -> StateDict:
     """Return the state with float64 weights in the place of pairs, under the names of the directions."""
-    found = find_parametrizations({name: tuple(tensor.shape) for name, tensor in state.items()})
-    made = {name: tensor for name, tensor in state.items() if name not in found.functions}
-    for direction, norm in found.weight_norms.items():
+    result = find_parametrizations({name: tuple(tensor.shape) for name, tensor in state.items()})
+    made = {name: tensor for name, tensor in state.items() if name not in result.functions}
+    for direction, norm in result.weight_norms.items():
         size, weight = state[norm.magnitude].double(), state[direction].double()
         axes = [axis for axis, length in enumerate(size.shape) if length == 1]
         norms = weight.square().sum(axes, keepdim=True).sqrt() if size.dim() else weight.norm()
@@ -69,9 +69,9 @@ def test_a_merge_of_weight_norm_is_that_of_the_weights(variant: Variant) -> None
         models, base = split(fine_tunes(WEIGHT_NORMS[kind], variant.count + 1))
         weights = [plain(state) for state in models]
         evidence = evidence_of(variant.row, weights)
-        found = plain(variant(models, base, evidence=named(evidence)))
+        result = plain(variant(models, base, evidence=named(evidence)))
         for name, expected in variant(weights, plain(base), evidence=evidence).items():
-            torch.testing.assert_close(found[name].double(), expected.double(), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(result[name].double(), expected.double(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("variant", COPYING, ids=str)
@@ -86,8 +86,8 @@ def test_models_equal_to_the_base_merge_to_the_base_bit_for_bit(variant: Variant
 def test_a_merge_of_spectral_norm_has_spectral_norm_one(variant: Variant) -> None:
     for kind in ("convolution", "transposed and square, old"):
         models, base = split(fine_tunes(SPECTRAL_NORMS[kind], variant.count + 1))
-        found = variant(models, base, evidence=[{}] * variant.count if variant.row.evidence else None)
-        weight = weight_of(SPECTRAL_NORMS[kind], found)
+        result = variant(models, base, evidence=[{}] * variant.count if variant.row.evidence else None)
+        weight = weight_of(SPECTRAL_NORMS[kind], result)
         assert largest_singular_value(SPECTRAL_NORMS[kind], weight) == pytest.approx(1, abs=1e-5), kind
 
 
@@ -107,10 +107,10 @@ def test_spectral_norm_on_weight_norm_is_merged() -> None:
 def test_the_survey_of_a_whole_model_counts_a_pair_once() -> None:
     models, base = split(fine_tunes(WEIGHT_NORMS["convolution"], 3))
     options = {"base": base, "parameters": {"density": 0.3, "scope": "model"}}
-    found = plain(merge(models, "ties", **options))
+    result = plain(merge(models, "ties", **options))
     expected = merge([plain(state) for state in models], "ties", **{**options, "base": plain(base)})
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(result[name], tensor, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("part", ["weight_g", "weight_v"])
@@ -128,8 +128,8 @@ def test_a_direction_of_length_zero_is_refused_unless_nan_is_allowed(allow: bool
         with pytest.raises(WeightspaceError, match="'weight_v' is zero in 1 of its 2 slices"):
             merge(states)
     else:
-        found = merge(states, allow_nonfinite=True)
-        assert found["weight_v"].tolist()[1] == [0.0, 0.0]  # as both have it
+        result = merge(states, allow_nonfinite=True)
+        assert result["weight_v"].tolist()[1] == [0.0, 0.0]  # as both have it
 
 
 def batchnorm(variance: float, dtype: torch.dtype = torch.float32) -> StateDict:
@@ -158,18 +158,18 @@ def test_no_variance_is_negative(method: str, options: dict[str, object], dtype:
     models = [batchnorm(variance, dtype) for variance in (0.3, 0.2)[: METHODS[method].models[1] or 2]]
     if METHODS[method].base != "none":
         options = {**options, "base": batchnorm(1.0, dtype)}
-    found = merge(models, method, **options)["1.running_var"]  # type: ignore[arg-type]
-    assert bool((found >= 0).all())
-    assert found.dtype == dtype
+    result = merge(models, method, **options)["1.running_var"]  # type: ignore[arg-type]
+    assert bool((result >= 0).all())
+    assert result.dtype == dtype
 
 
 @pytest.mark.parametrize("name", ["norm.running_var", "norm.moving_variance", "normaliser.running_std"])
 def test_a_negative_variance_becomes_the_mean_and_no_other_value_changes(name: str) -> None:
     values = ([1.0, 1.0], [0.3, 1.5], [0.1, 2])
     base, a, b = ({name: torch.tensor(row), "w": torch.tensor(row)} for row in values)
-    found = merge([a, b], "task_arithmetic", base=base)
-    torch.testing.assert_close(found[name], torch.tensor([0.2, 2.5]))
-    torch.testing.assert_close(found["w"], torch.tensor([-0.6, 2.5]))
+    result = merge([a, b], "task_arithmetic", base=base)
+    torch.testing.assert_close(result[name], torch.tensor([0.2, 2.5]))
+    torch.testing.assert_close(result["w"], torch.tensor([-0.6, 2.5]))
 
 
 def test_what_is_negative_in_a_model_already_stays() -> None:
@@ -185,15 +185,15 @@ def test_counters_and_indices_are_merged_by_no_method(method: str) -> None:
 
     models = [state(470_000, torch.int32), state(840_000, torch.int64)][: METHODS[method].models[1] or 2]
     base = {} if METHODS[method].base == "none" else {"base": state(900_000, torch.int64)}
-    found = merge(models, method, parameters={"t": 0.3} if method == "slerp" else {}, **base)  # type: ignore[arg-type]
+    result = merge(models, method, parameters={"t": 0.3} if method == "slerp" else {}, **base)  # type: ignore[arg-type]
     largest = 900_000 if METHODS[method].base == "end" else 840_000
-    assert (int(found["ema.num_updates"]), float(found["optimizer.step"])) == (largest, largest)
-    assert float(found["ema.decay"]) == pytest.approx(0.999)
-    assert found["position_ids"].tolist() == [0, 1, 2]
+    assert (int(result["ema.num_updates"]), float(result["optimizer.step"])) == (largest, largest)
+    assert float(result["ema.decay"]) == pytest.approx(0.999)
+    assert result["position_ids"].tolist() == [0, 1, 2]
 
 
 def test_a_float_beside_an_integer_is_no_weight() -> None:
     with pytest.raises(CheckpointError, match="'w' float32 against int64"):
         merge([{"w": torch.ones(2)}, {"w": torch.ones(2, dtype=torch.int64)}])
-    found = merge([{"position_ids": torch.arange(2.0)}, {"position_ids": torch.arange(2)}])
-    assert found["position_ids"].dtype == torch.int64
+    result = merge([{"position_ids": torch.arange(2.0)}, {"position_ids": torch.arange(2)}])
+    assert result["position_ids"].dtype == torch.int64

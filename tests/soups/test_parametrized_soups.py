@@ -67,9 +67,9 @@ ONE = pytest.approx([1, 1], abs=1e-4)
 @pytest.mark.parametrize("kind", [*WEIGHT_NORMS, *SPECTRAL_NORMS])
 def test_the_uniform_soup_is_the_mean_of_the_weights(kind: str) -> None:
     states = fine_tunes({**WEIGHT_NORMS, **SPECTRAL_NORMS}[kind], 3)
-    found = ws.uniform_soup(states)
+    result = ws.uniform_soup(states)
     for name, tensor in mean(states).items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(result[name], tensor, rtol=1e-4, atol=1e-6)
     assert equal(ws.uniform_soup(states[:1] * 3), states[0])
 
 
@@ -91,9 +91,9 @@ def test_the_mean_with_one_network_more_is_the_mean_after_taking_it_in() -> None
     for number, state in enumerate(states):
         joined = dict(running.joined(state, str(number)))
         running.add(state, str(number))
-    found = running.state()
-    assert joined.keys() == found.keys()
-    for name, tensor in found.items():
+    result = running.state()
+    assert joined.keys() == result.keys()
+    for name, tensor in result.items():
         torch.testing.assert_close(joined[name], tensor)
     assert spectral_norms(joined) == ONE
 
@@ -104,9 +104,9 @@ def test_pairs_that_stop_being_tied_are_untied_in_the_soup() -> None:
         both = {f"a.{name}": tensor for name, tensor in state.items()}
         other = state if seed != 1 else {name: tensor * 2 for name, tensor in state.items()}
         states.append({**both, **{f"b.{name}": tensor for name, tensor in other.items()}})
-    found = ws.uniform_soup(states)
-    assert found["a.weight_v"].data_ptr() != found["b.weight_v"].data_ptr()
-    torch.testing.assert_close(found["b.weight_v"], mean(states)["b.weight_v"])
+    result = ws.uniform_soup(states)
+    assert result["a.weight_v"].data_ptr() != result["b.weight_v"].data_ptr()
+    torch.testing.assert_close(result["b.weight_v"], mean(states)["b.weight_v"])
     tied = ws.uniform_soup(states[::2])
     assert tied["a.weight_v"].data_ptr() == tied["b.weight_v"].data_ptr()
     assert tied["a.weight_g"].data_ptr() == tied["b.weight_g"].data_ptr()
@@ -183,16 +183,16 @@ def test_the_gradient_of_a_learned_soup_is_that_of_the_loss_by_the_coefficients(
 
 def test_the_learned_soup_has_spectral_norm_one_and_is_the_mixture_of_the_weights() -> None:
     states = ingredients(3)
-    found = ws.learned_soup(states, TASK, epochs=2)
-    assert spectral_norms(found.state) == ONE
-    assert not {name for name in found.coefficients if name.endswith(("original0", "_u", "_v"))}
+    result = ws.learned_soup(states, TASK, epochs=2)
+    assert spectral_norms(result.state) == ONE
+    assert not {name for name in result.coefficients if name.endswith(("original0", "_u", "_v"))}
     assert equal(ws.learned_soup([states[0]] * 2, TASK, epochs=1).state, states[0])
 
 
 def test_wise_ft_stays_right_beyond_its_ends() -> None:
     a, b = ingredients(2)
-    found = ws.wise_ft(a, b, TASK, positions=(1.5,), cache=False)
-    assert spectral_norms(found.state) == ONE
+    result = ws.wise_ft(a, b, TASK, positions=(1.5,), cache=False)
+    assert spectral_norms(result.state) == ONE
     assert equal(ws.wise_ft(a, b, TASK, positions=(1.0,), cache=False).state, b)
 
 
@@ -203,9 +203,9 @@ def test_wise_ft_beyond_its_ends_has_no_negative_variance(statistics: Any) -> No
     )
     a, b = ({name: tensor.clone() for name, tensor in task.network().state_dict().items()} for _ in range(2))
     b["1.running_var"] *= 0.1
-    found = ws.wise_ft(a, b, task, positions=(1.9,), cache=False, statistics=statistics)
-    assert bool((found.state["1.running_var"] > 0).all())
-    assert found.scores["validation"][0]["loss"] < float("inf")
+    result = ws.wise_ft(a, b, task, positions=(1.9,), cache=False, statistics=statistics)
+    assert bool((result.state["1.running_var"] > 0).all())
+    assert result.scores["validation"][0]["loss"] < float("inf")
 
 
 def test_flatness_is_measured_on_networks_of_spectral_norm_one() -> None:
@@ -234,5 +234,5 @@ def test_a_half_tied_pair_makes_no_soup() -> None:
     (state,) = fine_tunes(WEIGHT_NORMS["linear, old"], 1)
     both = {f"{layer}.{name}": tensor for layer in "ab" for name, tensor in state.items()}
     both["b.weight_g"] = both["b.weight_g"] * 2
-    with pytest.raises(WeightspaceError, match="'b.weight_v' shares its memory"):
+    with pytest.raises(WeightspaceError, match=r"'b\.weight_v' shares its memory"):
         ws.uniform_soup([both, dict(both)])

@@ -93,10 +93,10 @@ def test_files_merge_to_what_memory_merges_to(method: str, tmp_path: Path) -> No
     if method != "dare_ties":
         expected = ws.merge(states, method, base=None if based == "none" else base, **METHODS[method])
         assert equal(ws.load_checkpoint(tmp_path / "out.safetensors"), expected)
-    found = ws.load_checkpoint(tmp_path / "out.safetensors")
+    result = ws.load_checkpoint(tmp_path / "out.safetensors")
     for name, kind in KINDS.items():
         if kind is BOTH or "spectral" in name or name == "old":
-            layer = {part.removeprefix(f"layers.0.{name}."): one for part, one in found.items() if f".{name}." in part}
+            layer = {part.removeprefix(f"layers.0.{name}."): t for part, t in result.items() if f".{name}." in part}
             assert largest_singular_value(kind, weight_of(kind, layer)) == pytest.approx(1, abs=1e-5)
 
 
@@ -152,12 +152,12 @@ def test_the_output_dtype_is_that_of_weights_and_not_of_counters(tmp_path: Path)
         state["position_ids"] = torch.arange(300.0)
         state["step"] += 470_000
     merge_files(saved(states, tmp_path), tmp_path / "out.safetensors", out_dtype="bfloat16")
-    found = ws.load_checkpoint(tmp_path / "out.safetensors")
-    assert (found["step"].dtype, float(found["step"])) == (torch.float32, 471_001.0)
-    assert bits(found["position_ids"]) == bits(states[0]["position_ids"])
+    result = ws.load_checkpoint(tmp_path / "out.safetensors")
+    assert (result["step"].dtype, float(result["step"])) == (torch.float32, 471_001.0)
+    assert bits(result["position_ids"]) == bits(states[0]["position_ids"])
     kept = {"step", "position_ids", "norm.num_batches_tracked"}
-    assert {tensor.dtype for name, tensor in found.items() if name not in kept} == {torch.bfloat16}
-    layer = {name.removeprefix("layers.0.old."): tensor.float() for name, tensor in found.items() if ".old." in name}
+    assert {tensor.dtype for name, tensor in result.items() if name not in kept} == {torch.bfloat16}
+    layer = {name.removeprefix("layers.0.old."): tensor.float() for name, tensor in result.items() if ".old." in name}
     norm = largest_singular_value(KINDS["old"], weight_of(KINDS["old"], layer))
     assert norm == pytest.approx(1, abs=0.01)
 
@@ -201,8 +201,8 @@ def test_no_variance_is_negative(tmp_path: Path) -> None:
     states = [{"norm.running_var": torch.tensor(values)} for values in ([0.3, 1.5], [0.1, 2.0], [1.0, 1.0])]
     paths = saved(states, tmp_path)
     merge_files(paths[:2], tmp_path / "out.safetensors", method="task_arithmetic", base=paths[2])
-    found = ws.load_checkpoint(tmp_path / "out.safetensors")["norm.running_var"]
-    torch.testing.assert_close(found, torch.tensor([0.2, 2.5]))
+    result = ws.load_checkpoint(tmp_path / "out.safetensors")["norm.running_var"]
+    torch.testing.assert_close(result, torch.tensor([0.2, 2.5]))
 
 
 def test_what_cannot_be_merged_is_refused_while_planning(tmp_path: Path) -> None:
@@ -239,15 +239,16 @@ def test_evidence_of_half_a_weight_is_refused_while_planning(tmp_path: Path) -> 
         merge_files(paths[:2], tmp_path / "out", method="fisher", evidence=paths[2:], dry_run=True)
 
 
-def test_evidence_of_a_weight_is_found_under_the_name_of_its_module(tmp_path: Path) -> None:
-    states = fine_tunes(WEIGHT_NORMS["linear"], 2)
-    inputs = torch.randn(2, 12, 4, generator=torch.Generator().manual_seed(0))
-    evidence = [{"weight": one.T @ one} for one in inputs]
+@pytest.mark.parametrize("kind", [WEIGHT_NORMS["linear"], WEIGHT_NORMS["linear, old"], SPECTRAL_NORMS["square"]])
+def test_evidence_of_a_weight_is_found_under_the_name_of_its_module(kind: Any, tmp_path: Path) -> None:
+    states = fine_tunes(kind, 2)
+    inputs = torch.randn(2, 30, kind[1][1], generator=torch.Generator().manual_seed(0))
+    evidence = [{"weight": rows.T @ rows} for rows in inputs]
     paths = saved([*states, *evidence], tmp_path)
     merge_files(paths[:2], tmp_path / "out.safetensors", method="regmean", evidence=paths[2:])
-    found = ws.load_checkpoint(tmp_path / "out.safetensors")
-    assert equal(found, ws.merge(states, "regmean", evidence=evidence))
-    assert not equal(found, ws.merge(states))
+    result = ws.load_checkpoint(tmp_path / "out.safetensors")
+    assert equal(result, ws.merge(states, "regmean", evidence=evidence))
+    assert not equal(result, ws.merge(states))
 
 
 def test_tied_pairs_and_shared_matrices_are_made_once(tmp_path: Path) -> None:
@@ -266,9 +267,9 @@ def test_tied_pairs_and_shared_matrices_are_made_once(tmp_path: Path) -> None:
     for path, state in zip(paths, states, strict=True):
         ws.save_checkpoint(state, path)
     merge_files(paths, tmp_path / "out.pt")
-    found, expected = ws.load_checkpoint(tmp_path / "out.pt"), ws.merge(states)
-    assert equal(found, expected)
-    for state in (found, expected):
+    result, expected = ws.load_checkpoint(tmp_path / "out.pt"), ws.merge(states)
+    assert equal(result, expected)
+    for state in (result, expected):
         for name in ("a.parametrizations.weight.original1", "c.parametrizations.weight.original"):
             assert state[name].data_ptr() == state[f"{chr(ord(name[0]) + 1)}{name[1:]}"].data_ptr()
         for end in "uv":
@@ -280,8 +281,8 @@ def test_leniently_a_layer_that_one_model_lacks_is_copied_with_all_its_parts(tmp
     a, b = models(2)
     lacking = {name: tensor for name, tensor in b.items() if ".both." not in name}
     merge_files(saved([a, lacking], tmp_path), tmp_path / "out.safetensors", lenient=True)
-    found = ws.load_checkpoint(tmp_path / "out.safetensors")
-    assert all(bits(found[name]) == bits(a[name]) for name in a if ".both." in name)
+    result = ws.load_checkpoint(tmp_path / "out.safetensors")
+    assert all(bits(result[name]) == bits(a[name]) for name in a if ".both." in name)
     half = {name: tensor for name, tensor in b.items() if not name.endswith("both.parametrizations.weight.original0")}
     with pytest.raises(CheckpointError, match=r"original[01]' is a part of the weight 'layers\.0\.both\.weight'"):
         merge_files(saved([a, half], tmp_path), tmp_path / "out.safetensors", lenient=True, dry_run=True)
@@ -289,7 +290,7 @@ def test_leniently_a_layer_that_one_model_lacks_is_copied_with_all_its_parts(tmp
 
 def test_layers_of_slices_take_their_parts_along(tmp_path: Path) -> None:
     states = [
-        {f"model.layers.{layer}.{name}": tensor for layer, one in enumerate(layers) for name, tensor in one.items()}
+        {f"model.layers.{layer}.{name}": tensor for layer, state in enumerate(layers) for name, tensor in state.items()}
         for layers in (fine_tunes(SPECTRAL_NORMS["linear"], 3), fine_tunes(SPECTRAL_NORMS["linear"], 6)[3:])
     ]
     paths = saved(states, tmp_path)
@@ -301,13 +302,13 @@ slices:
 """
     (tmp_path / "recipe.yml").write_text(recipe)
     merge_files(tmp_path / "recipe.yml", tmp_path / "out.safetensors")
-    found = ws.load_checkpoint(tmp_path / "out.safetensors")
+    result = ws.load_checkpoint(tmp_path / "out.safetensors")
     for layer in range(3):
-        own = {name.split(".", 3)[3]: t for name, t in found.items() if name.startswith(f"model.layers.{layer}.")}
+        own = {name.split(".", 3)[3]: t for name, t in result.items() if name.startswith(f"model.layers.{layer}.")}
         weight = weight_of(SPECTRAL_NORMS["linear"], own)
         assert largest_singular_value(SPECTRAL_NORMS["linear"], weight) == pytest.approx(1, abs=1e-5)
     name = "model.layers.{}.parametrizations.weight.0._u"
-    assert bits(found[name.format(2)]) == bits(states[1][name.format(0)])
+    assert bits(result[name.format(2)]) == bits(states[1][name.format(0)])
 
 
 def test_what_a_job_takes_is_promised_by_the_weight_that_it_is_made_from(large: list[Path], tmp_path: Path) -> None:
