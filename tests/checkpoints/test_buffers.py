@@ -24,36 +24,36 @@ def shapes(network: nn.Module, prefix: str = "") -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize("kind", WEIGHT_NORMS)
 def test_the_pairs_of_weight_norm_are_found(kind: str, prefix: str) -> None:
     make, _, weight = WEIGHT_NORMS[kind]
-    found = find_parametrizations(shapes(build(make), prefix))
-    (direction,) = found.weight_norms
+    result = find_parametrizations(shapes(build(make), prefix))
+    (direction,) = result.weight_norms
     assert effective_name(direction) == f"{prefix}{weight}"
-    assert {direction, *found.functions} == {
+    assert {direction, *result.functions} == {
         name for name in shapes(build(make), prefix) if "_g" in name or "_v" in name
     } | {name for name in shapes(build(make), prefix) if "original" in name}
-    assert not found.spectral_norms
+    assert not result.spectral_norms
 
 
 @pytest.mark.parametrize("prefix", ["", "encoder.0."])
 @pytest.mark.parametrize("kind", SPECTRAL_NORMS)
 def test_the_vectors_of_spectral_norm_are_found(kind: str, prefix: str) -> None:
-    found = find_parametrizations(shapes(build(SPECTRAL_NORMS[kind][0]), prefix))
-    ((matrix, (norm,)),) = found.spectral_norms.items()
+    result = find_parametrizations(shapes(build(SPECTRAL_NORMS[kind][0]), prefix))
+    ((matrix, (norm,)),) = result.spectral_norms.items()
     assert effective_name(matrix) == f"{prefix}weight"
     assert (norm.left[-2:], (norm.right or "")[-2:]) == ("_u", "_v")
-    assert not found.weight_norms
+    assert not result.weight_norms
 
 
 def test_spectral_norm_on_weight_norm_belongs_to_the_direction() -> None:
-    found = find_parametrizations(shapes(build(BOTH[0])))
-    assert list(found.weight_norms) == list(found.spectral_norms) == ["parametrizations.weight.original1"]
-    assert found.functions == {f"parametrizations.weight.{end}" for end in ("original0", "1._u", "1._v")}
+    result = find_parametrizations(shapes(build(BOTH[0])))
+    assert list(result.weight_norms) == list(result.spectral_norms) == ["parametrizations.weight.original1"]
+    assert result.functions == {f"parametrizations.weight.{end}" for end in ("original0", "1._u", "1._v")}
 
 
 def test_the_vectors_of_a_generator_are_found() -> None:
-    found = find_parametrizations(
+    result = find_parametrizations(
         {"blocks.0.conv.weight": (6, 4, 3, 3), "blocks.0.conv.u0": (1, 6), "blocks.0.conv.sv0": (1,)}
     )
-    assert found.functions == {"blocks.0.conv.u0", "blocks.0.conv.sv0"}
+    assert result.functions == {"blocks.0.conv.u0", "blocks.0.conv.sv0"}
 
 
 @pytest.mark.parametrize(

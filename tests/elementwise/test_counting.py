@@ -17,8 +17,8 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.uint16, to
 @pytest.mark.parametrize("dtype", [*INTEGERS, torch.uint64, torch.float32, torch.float64, torch.bfloat16])
 def test_of_counters_the_largest_is_kept(name: str, dtype: torch.dtype) -> None:
     for order in permutations((3, 96, 40)):
-        found = mean([{name: torch.tensor(count).to(dtype)} for count in order])[name]
-        assert (found.dtype, float(found)) == (dtype, 96.0)
+        result = mean([{name: torch.tensor(count).to(dtype)} for count in order])[name]
+        assert (result.dtype, float(result)) == (dtype, 96.0)
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,10 @@ def indices(dtype: torch.dtype) -> dict[str, Tensor]:
 @pytest.mark.parametrize("first", [*INTEGERS, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("second", [torch.int64, torch.int8, torch.float16])
 def test_equal_indices_of_any_dtypes_are_kept(first: torch.dtype, second: torch.dtype) -> None:
-    found = mean([indices(first), indices(second)])["embeddings.position_ids"]
+    result = mean([indices(first), indices(second)])["embeddings.position_ids"]
     floats = first.is_floating_point and second.is_floating_point
-    assert found.dtype.is_floating_point == floats
-    assert found.tolist() == [list(range(7))]
+    assert result.dtype.is_floating_point == floats
+    assert result.tolist() == [list(range(7))]
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_a_float_between_two_integers_is_no_index() -> None:
 
 
 def test_masks_of_bools_and_floats_agree() -> None:
-    found = mean([{"attn_mask": torch.tensor([True, False])}, {"attn_mask": torch.tensor([1.0, 0.0])}])
-    assert found["attn_mask"].tolist() == [True, False]
+    result = mean([{"attn_mask": torch.tensor([True, False])}, {"attn_mask": torch.tensor([1.0, 0.0])}])
+    assert result["attn_mask"].tolist() == [True, False]
 
 
 def test_integers_that_no_dtype_holds_together_are_refused() -> None:

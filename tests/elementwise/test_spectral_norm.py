@@ -12,9 +12,9 @@ from weightspace.merging import interpolate
 
 
 def vectors(merged: Tensor, *models: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    found = spectral_vectors(merged, [SpectralModel(Held(weight), left, right) for weight, left, right in models])
-    assert found.right is not None
-    return found.left, found.right
+    result = spectral_vectors(merged, [SpectralModel(Held(weight), left, right) for weight, left, right in models])
+    assert result.right is not None
+    return result.left, result.right
 
 
 def leading(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,18 +28,18 @@ def test_vectors_are_those_of_the_singular_value_decomposition(shape: tuple[int,
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
     left, right = vectors(b, (a, *leading(a)))
-    for found, expected in zip((left, right), leading(b), strict=True):
-        assert abs(float(found @ expected)) == pytest.approx(1, abs=1e-10)
-        assert float(found.norm()) == pytest.approx(1, abs=1e-12)
+    for result, expected in zip((left, right), leading(b), strict=True):
+        assert abs(float(result @ expected)) == pytest.approx(1, abs=1e-10)
+        assert float(result.norm()) == pytest.approx(1, abs=1e-12)
     assert float(left @ b.double() @ right) > 0
 
 
 def test_a_start_at_right_angles_to_the_answer_is_left_behind() -> None:
     a, b = torch.diag(torch.tensor([3.0, 1, 0.5])), torch.diag(torch.tensor([1.0, 5, 0.5]))
-    one, two, _ = torch.eye(3)
-    left, right = vectors((a + b) / 2, (a, one, one), (b, two, two))
-    torch.testing.assert_close(left.abs(), two.double(), atol=1e-10, rtol=0)
-    torch.testing.assert_close(right.abs(), two.double(), atol=1e-10, rtol=0)
+    first, second, _ = torch.eye(3)
+    left, right = vectors((a + b) / 2, (a, first, first), (b, second, second))
+    torch.testing.assert_close(left.abs(), second.double(), atol=1e-10, rtol=0)
+    torch.testing.assert_close(right.abs(), second.double(), atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("gap", [0.0, 1e-12, 1e-6, 1e-3])
@@ -103,10 +103,10 @@ def test_vectors_have_the_dtype_of_the_models(dtype: torch.dtype) -> None:
     states = [
         {name: tensor.to(dtype) for name, tensor in state.items()} for state in fine_tunes(SPECTRAL_NORMS["linear"], 2)
     ]
-    found = mean(states)
-    assert {tensor.dtype for tensor in found.values()} == {dtype}
-    left, right = (found[f"parametrizations.weight.0._{end}"].double() for end in "uv")
-    matrix = found["parametrizations.weight.original"].double()
+    result = mean(states)
+    assert {tensor.dtype for tensor in result.values()} == {dtype}
+    left, right = (result[f"parametrizations.weight.0._{end}"].double() for end in "uv")
+    matrix = result["parametrizations.weight.original"].double()
     assert float(left @ matrix @ right) == pytest.approx(float(torch.linalg.matrix_norm(matrix, 2)), rel=1e-2)
 
 
@@ -120,7 +120,7 @@ def test_the_vectors_and_the_value_of_a_generator_are_made_anew() -> None:
     generator = torch.Generator().manual_seed(4)
     weights = torch.randn(3, 6, 4, 3, generator=generator)
     states = [{"weight": weight, "u0": torch.ones(1, 6), "sv0": torch.ones(1)} for weight in weights]
-    found = mean(states)
-    left, values, _ = torch.linalg.svd(found["weight"].flatten(1))
-    assert float(found["sv0"]) == pytest.approx(float(values[0]), rel=1e-5)
-    assert abs(float(found["u0"][0] @ left[:, 0])) == pytest.approx(1, abs=1e-5)
+    result = mean(states)
+    left, values, _ = torch.linalg.svd(result["weight"].flatten(1))
+    assert float(result["sv0"]) == pytest.approx(float(values[0]), rel=1e-5)
+    assert abs(float(result["u0"][0] @ left[:, 0])) == pytest.approx(1, abs=1e-5)

@@ -40,15 +40,15 @@ def test_the_line_is_that_between_the_weights_and_ends_in_the_models(kind: str) 
     ends = [weight_of(WEIGHT_NORMS[kind], state).double() for state in (a, b)]
     for position in (-0.5, 0.25, 1.5):
         expected = (1 - position) * ends[0] + position * ends[1]
-        found = weight_of(WEIGHT_NORMS[kind], interpolate(a, b, position)).double()
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        result = weight_of(WEIGHT_NORMS[kind], interpolate(a, b, position)).double()
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-6)
     assert equal(interpolate(a, b, 0), a)
     assert equal(interpolate(a, b, 1), b)
 
 
 def test_a_merged_weight_is_written_as_torch_writes_one() -> None:
-    found = mean(fine_tunes(WEIGHT_NORMS["convolution"], 3))
-    magnitude, direction = (found[f"parametrizations.weight.original{number}"] for number in (0, 1))
+    result = mean(fine_tunes(WEIGHT_NORMS["convolution"], 3))
+    magnitude, direction = (result[f"parametrizations.weight.original{number}"] for number in (0, 1))
     torch.testing.assert_close(direction.flatten(1).norm(dim=1), magnitude.flatten())
 
 
@@ -56,11 +56,11 @@ def test_units_that_all_models_have_keep_their_pair_beside_others_that_change() 
     a, b = ({name: tensor.clone() for name, tensor in state.items()} for state in fine_tunes(WEIGHT_NORMS["linear"], 2))
     for name in ("parametrizations.weight.original0", "parametrizations.weight.original1"):
         b[name][1] = a[name][1]
-    found = mean([a, b])
+    result = mean([a, b])
     for name in ("parametrizations.weight.original0", "parametrizations.weight.original1"):
-        assert bits(found[name][1]) == bits(a[name][1])
-    assert float(found["parametrizations.weight.original1"][0].norm()) == pytest.approx(
-        float(found["parametrizations.weight.original0"][0]), rel=1e-6
+        assert bits(result[name][1]) == bits(a[name][1])
+    assert float(result["parametrizations.weight.original1"][0].norm()) == pytest.approx(
+        float(result["parametrizations.weight.original0"][0]), rel=1e-6
     )
 
 
@@ -75,10 +75,10 @@ def test_lengths_of_directions_mean_nothing() -> None:
 def test_a_unit_that_comes_out_as_zero_has_a_direction_and_no_magnitude(magnitudes: tuple[float, float]) -> None:
     direction = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
     states = [{"weight_g": torch.tensor([[size], [2.0]]), "weight_v": direction.clone()} for size in magnitudes]
-    found = mean(states)
-    assert found["weight_g"].tolist() == [[0.0], [2.0]]
-    assert found["weight_v"].tolist() == direction.tolist()
-    assert bool(torch._weight_norm(found["weight_v"], found["weight_g"], 0).isfinite().all())
+    result = mean(states)
+    assert result["weight_g"].tolist() == [[0.0], [2.0]]
+    assert result["weight_v"].tolist() == direction.tolist()
+    assert bool(torch._weight_norm(result["weight_v"], result["weight_g"], 0).isfinite().all())
 
 
 def test_a_direction_of_length_zero_is_refused() -> None:
@@ -102,9 +102,9 @@ def test_pairs_tied_in_all_models_stay_tied_and_halves_are_refused() -> None:
     for copy in twice:
         for name in ("weight_g", "weight_v"):
             copy[f"b.{name}"] = copy[f"a.{name}"]
-    found = mean(twice)
-    assert found["a.weight_v"] is found["b.weight_v"]
-    assert found["a.weight_g"] is found["b.weight_g"]
+    result = mean(twice)
+    assert result["a.weight_v"] is result["b.weight_v"]
+    assert result["a.weight_g"] is result["b.weight_g"]
     for copy in twice:
         copy["b.weight_g"] = copy["b.weight_g"] * 2
     with pytest.raises(WeightspaceError, match=r"'b.weight_v' shares its memory with 'a.weight_v', but the other"):
@@ -119,13 +119,13 @@ def test_complex_pairs_are_refused() -> None:
 
 def test_weight_norm_below_spectral_norm_is_merged_too() -> None:
     states = fine_tunes(BOTH, 2)
-    found, expected = mean(states), None
+    result, expected = mean(states), None
     for state in states:
         weight = torch._weight_norm(
             state["parametrizations.weight.original1"].double(), state["parametrizations.weight.original0"].double(), 0
         )
         expected = weight / 2 if expected is None else expected + weight / 2
-    torch.testing.assert_close(found["parametrizations.weight.original1"].double(), expected, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(result["parametrizations.weight.original1"].double(), expected, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +161,6 @@ def test_the_gradient_by_the_weight_is_that_of_autograd(kind: str) -> None:
     free = weight().detach().requires_grad_()
     for values in (weight(), free):
         (values.sin() * torch.arange(values.numel()).view(values.shape)).sum().backward()
-    found, gradient = weight_and_gradient(magnitude, direction)
-    torch.testing.assert_close(found, free)
+    result, gradient = weight_and_gradient(magnitude, direction)
+    torch.testing.assert_close(result, free)
     torch.testing.assert_close(gradient, free.grad)

@@ -157,7 +157,7 @@ def effective_name(name: str) -> str:
     match = _PARAMETRIZED.fullmatch(name)
     if match is not None:
         return f"{match[1]}{match[2]}"
-    return re.sub(r"_(v|orig|bar)$", "", name)
+    return re.sub(r"_(g|v|orig|bar)$", "", name)
 
 
 def check_ties(parametrizations: Parametrizations, tied: Mapping[str, str]) -> None:
@@ -185,7 +185,7 @@ def check_evidence(model: str, names: Iterable[str], parametrizations: Parametri
     """Check that statistics of data speak of whole weights, and not of what they are made of.
 
     Args:
-        model: how an error calls the one that they belong to.
+        model: how an error calls the model that they belong to.
         names: of the tensors that there are statistics of.
         parametrizations: of the models.
 
@@ -206,18 +206,18 @@ def _weight_norm(name: str, shapes: Mapping[str, Shape]) -> WeightNorm | None:
     """Return the weight norm whose magnitude has that name."""
     if name.endswith(".original0") and _PARAMETRIZED.fullmatch(name):
         prefix = name.removesuffix("0")
-        several = f"{prefix}2" in shapes
-        found, strict = WeightNorm(name, f"{prefix}1"), False
+        other_kind = f"{prefix}2" in shapes
+        norm, strict = WeightNorm(name, f"{prefix}1"), False
     elif name.endswith("_g"):
         stem = name.removesuffix("_g")
-        several = f"{stem}_orig" in shapes
+        other_kind = f"{stem}_orig" in shapes
         # Pairs of vectors are called so by others, too (RWKV's time_maa_g and time_maa_v).
-        found, strict = WeightNorm(name, f"{stem}_v"), "weight" not in _last(stem)
+        norm, strict = WeightNorm(name, f"{stem}_v"), "weight" not in _last(stem)
     else:
         return None
-    if several or found.direction not in shapes:
+    if other_kind or norm.direction not in shapes:
         return None
-    return found if _is_magnitude(shapes[name], shapes[found.direction], strict=strict) else None
+    return norm if _is_magnitude(shapes[name], shapes[norm.direction], strict=strict) else None
 
 
 def _is_magnitude(magnitude: Shape, direction: Shape, *, strict: bool) -> bool:
@@ -239,20 +239,20 @@ def _spectral_norm(
 ) -> SpectralNorm | None:
     """Return the spectral norm whose left vector has that name."""
     if name.endswith("._u") and (match := _PARAMETRIZED.fullmatch(name)):
-        found = SpectralNorm(_matrix_below(name, match, shapes, weight_norms), name, f"{name[:-1]}v")
+        norm = SpectralNorm(_matrix_below(name, match, shapes, weight_norms), name, f"{name[:-1]}v")
     elif name.endswith("_u"):
         stem = name.removesuffix("_u")
         matrix = next((f"{stem}_{end}" for end in ("orig", "bar") if f"{stem}_{end}" in shapes), "")
-        found = SpectralNorm(matrix, name, f"{stem}_v" if f"{stem}_v" in shapes else None)
+        norm = SpectralNorm(matrix, name, f"{stem}_v" if f"{stem}_v" in shapes else None)
     elif _last(name) == "u0" and f"{name[:-2]}sv0" in shapes:
-        found = SpectralNorm(f"{name[:-2]}weight", name, None, f"{name[:-2]}sv0")
+        norm = SpectralNorm(f"{name[:-2]}weight", name, None, f"{name[:-2]}sv0")
     else:
         return None
-    if found.matrix not in shapes or not all(part in shapes for part in found.functions):
+    if norm.matrix not in shapes or not all(part in shapes for part in norm.functions):
         return None
-    sizes, rows = shapes[found.matrix], math.prod(shapes[name])
-    whole = math.prod(sizes) if found.right is None else rows * math.prod(shapes[found.right])
-    return found if rows in sizes and whole == math.prod(sizes) else None
+    sizes, rows = shapes[norm.matrix], math.prod(shapes[name])
+    elements = math.prod(sizes) if norm.right is None else rows * math.prod(shapes[norm.right])
+    return norm if rows in sizes and elements == math.prod(sizes) else None
 
 
 def _matrix_below(

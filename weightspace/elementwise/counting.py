@@ -23,8 +23,8 @@ def unaveraged(name: str, tensors: Sequence[Tensor], *, models: Sequence[object]
 
     Args:
         name: the name of the tensor.
-        tensors: one a model, of one shape. Integers and floats may both occur, as the whole numbers of an index may be
-            kept in both; the result is of integers then.
+        tensors: one per model, of one shape. Integers and floats may both occur, as the whole numbers of an index may
+            be kept in both; the result is of integers then.
         models: how an error calls them; by their numbers from 1 if not given.
 
     Raises:
@@ -67,18 +67,18 @@ def largest(tensors: Sequence[Tensor]) -> Tensor | None:
     """Return the largest counts, of integers where one of the tensors has integers.
 
     Args:
-        tensors: one a model, of one shape.
+        tensors: one per model, of one shape.
 
     Returns:
         A new tensor, or None where floats are no whole numbers, or more than one number.
     """
     floats = [tensor for tensor in tensors if is_inexact(tensor)]
-    if any(one.is_complex() or one.numel() != 1 or not float(one.item()).is_integer() for one in floats):
+    if any(tensor.is_complex() or tensor.numel() != 1 or tensor.item() % 1 != 0 for tensor in floats):
         return None
     dtype = output_dtype(tensor.dtype for tensor in tensors)
     order = torch.float64 if dtype.is_floating_point else torch.int64  # unsigned integers have no order in torch
-    found = tensors[0].detach().to(dtype)
+    maximum = tensors[0].detach().to(dtype)
     for tensor in tensors[1:]:
-        other = tensor.detach().to(dtype)
-        found = torch.where(other.to(order) > found.to(order), other, found)
-    return found.clone()
+        count = tensor.detach().to(dtype)
+        maximum = torch.where(count.to(order) > maximum.to(order), count, maximum)
+    return maximum.clone()

@@ -54,7 +54,7 @@ class Coordinates:
         finite: bool = True,
     ) -> None:
         self.models, self._dtypes, self._finite = models, {} if dtypes is None else dtypes, finite
-        self.parametrizations = find_parametrizations({name: tuple(one.shape) for name, one in models[0].items()})
+        self.parametrizations = find_parametrizations({name: tuple(tensor.shape) for name, tensor in models[0].items()})
         self.functions = self.parametrizations.functions
         self.names = [name for name in models[0] if name not in self.functions]
         for name, _ in self.parametrizations:
@@ -101,8 +101,8 @@ class Coordinates:
 
     def vectors(self, norm: SpectralNorm, combined: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield the singular vectors of a combined matrix by name."""
-        found = spectral_vectors(combined, [self._spectral_model(norm, state) for state in self.models])
-        parts = (norm.left, found.left), (norm.right, found.right), (norm.value, found.value)
+        result = spectral_vectors(combined, [self._spectral_model(norm, state) for state in self.models])
+        parts = (norm.left, result.left), (norm.right, result.right), (norm.value, result.value)
         yield from ((name, part.to(self._dtype(name), copy=True)) for name, part in parts if name and part is not None)
 
     def _pair(self, norm: WeightNorm, combined: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -158,14 +158,15 @@ def combined(states: Sequence[StateDict], combine: Combine, *, finite: bool = Tr
     Raises:
         WeightspaceError: a parametrization cannot be understood, or some of its tensors are tied and some are not.
     """
-    found = find_parametrizations({name: tuple(tensor.shape) for name, tensor in states[0].items()})
+    parametrizations = find_parametrizations({name: tuple(tensor.shape) for name, tensor in states[0].items()})
     tied = dict(set.intersection(*(set(tied_names(state).items()) for state in states)))
-    check_ties(found, tied)
-    made = dict(combined_tensors(states, combine, without=made_elsewhere(found, tied), finite=finite))
+    check_ties(parametrizations, tied)
+    without = made_elsewhere(parametrizations, tied)
+    made = dict(combined_tensors(states, combine, without=without, finite=finite))
     return {name: made[tied.get(name, name)] for name in states[0]}
 
 
-def made_elsewhere(found: Parametrizations, tied: Mapping[str, str]) -> set[str]:
+def made_elsewhere(parametrizations: Parametrizations, tied: Mapping[str, str]) -> set[str]:
     """Return the tied coordinates of which nothing has to be made: what follows from them is tied as well."""
-    alone = {name for name, norm in found if any(part not in tied for part in norm.functions)}
+    alone = {name for name, norm in parametrizations if any(part not in tied for part in norm.functions)}
     return set(tied) - alone

@@ -140,22 +140,22 @@ class Split:
 
     def magnitudes(self) -> Tensor:
         """Return ``g``, float64 of shape ``(count,)``."""
-        found = self.norms.clone()
+        magnitudes = self.norms.clone()
         for number, model in enumerate(self.models):
-            found = torch.where(self.owners == number, model.magnitudes(), found)
-        return found
+            magnitudes = torch.where(self.owners == number, model.magnitudes(), magnitudes)
+        return magnitudes
 
     def direction(self, start: int, merged: Tensor) -> Tensor:
         """Return ``v`` for a range of elements of the merged weight, in float64."""
         slices = self.models[0].slices.of(start, start + len(merged))
         owners = self.owners[slices]
         kept = torch.where((self.norms[slices] == 0) & (owners < 0), 0, owners)
-        found = merged
+        direction = merged
         for number in kept.unique().tolist():
             if number >= 0:
                 own = self.models[number].direction.read(start, start + len(merged)).to(torch.float64)
-                found = torch.where(kept == number, own, found)
-        return found
+                direction = torch.where(kept == number, own, direction)
+        return direction
 
 
 def split(models: Sequence[EffectiveWeight], merged: Callable[[], Iterable[Piece]]) -> Split:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from weightspace.adapters.factor_files import check_is_model
 from weightspace.checkpoints import StateDict, check_compatible
-from weightspace.checkpoints.buffers import WeightNorm, check_evidence, effective_name
+from weightspace.checkpoints.buffers import check_evidence, effective_name
 from weightspace.elementwise.counting import unaveraged
 from weightspace.elementwise.parametrized import Coordinates, combined
 from weightspace.elementwise.precision import compute_dtype, output_dtype
@@ -110,21 +110,20 @@ class _Merging:
         self.evidence = checked_evidence(row, evidence, len(weights))
         self.finite = finite
         self.surveyed: Mapping[str, Mapping[str, Any]] = {}
-        self.weight_norms: Mapping[str, WeightNorm] = {}
+        self.parametrized: Collection[str] = ()
 
     def survey(
         self, states: Sequence[StateDict], kept: Callable[[str, list[Tensor]], Tensor | None], *, has_base: bool
     ) -> None:
         """Make the method's pass over the whole model, where it has one; ``kept`` says what is not merged by it."""
         coordinates = Coordinates(states, finite=self.finite)
-        self.weight_norms = coordinates.parametrizations.weight_norms
+        self.parametrized = {name for name, _ in coordinates.parametrizations}
         for number, evidence in enumerate(self.evidence, start=1):
             check_evidence(f"model {number}", evidence, coordinates.parametrizations)
         survey = load_survey(self.row)
         if survey is not None and self.row.surveys(self.arguments):
             tensors = {name: [coordinates.of(state, name) for state in states] for name in sorted(coordinates.names)}
-            merged = {name: several for name, several in tensors.items() if kept(name, several) is None}
-            stacks = [self._stack(name, several, has_base) for name, several in merged.items()]
+            stacks = [self._stack(name, own, has_base) for name, own in tensors.items() if kept(name, own) is None]
             self.surveyed = survey(stacks, [self.arguments] * len(stacks))
 
     def tensor(self, name: str, tensors: Sequence[Tensor], *, has_base: bool) -> Tensor:
@@ -144,7 +143,8 @@ class _Merging:
         """Return the tensors of a name as the method reads them."""
         flats = [InMemory(tensor) for tensor in tensors]
         count = len(self.weights)
-        known = effective_name(name) if name in self.weight_norms else name
+        inside = effective_name(name) if name in self.parametrized else name
+        evidence = [state.get(name, state.get(inside)) for state in self.evidence]
         return Stack(
             name,
             flats[:count],
@@ -153,5 +153,5 @@ class _Merging:
             self.row.grain_of(self.arguments),
             self.finite,
             compute_dtype(flat.dtype for flat in flats),
-            [InMemory(state[known]) if known in state else None for state in self.evidence],
+            [None if tensor is None else InMemory(tensor) for tensor in evidence],
         )

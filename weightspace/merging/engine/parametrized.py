@@ -31,18 +31,18 @@ def with_parametrizations(jobs: Sequence[Job], tied: Mapping[str, str], members:
     """
     made = {job.name: job for job in jobs}
     shapes = {name: job.info.shape for name, job in made.items()}
-    found = find_parametrizations({**shapes, **{alias: shapes[owner] for alias, owner in tied.items()}})
-    check_ties(found, tied)
+    parametrizations = find_parametrizations({**shapes, **{alias: shapes[owner] for alias, owner in tied.items()}})
+    check_ties(parametrizations, tied)
     for member in members:
         if member.evidence is not None:
-            check_evidence(member.label, member.evidence.tensors, found)
-    for name, norm in found:
+            check_evidence(member.label, member.evidence.tensors, parametrizations)
+    for name, norm in parametrizations:
         if norm.functions[0] not in tied:
-            _join(made, tied.get(name, name), norm, members)
+            _join(made, tied.get(name, name), norm)
     return [made[job.name] for job in jobs]
 
 
-def _join(made: dict[str, Job], name: str, norm: WeightNorm | SpectralNorm, members: Sequence[Member]) -> None:
+def _join(made: dict[str, Job], name: str, norm: WeightNorm | SpectralNorm) -> None:
     """Put the jobs of a weight and of its parts in the place of those of plain tensors."""
     weight, parts = made[name], [made[part] for part in norm.functions]
     if {job.kind for job in (weight, *parts)} == {"copy"} and len({job.inputs[0][0] for job in (weight, *parts)}) == 1:
@@ -51,8 +51,7 @@ def _join(made: dict[str, Job], name: str, norm: WeightNorm | SpectralNorm, memb
         if not job.merges or job.info.dtype == "C64" or _owners(job) != _owners(weight):
             raise CheckpointError(
                 f"{job.name!r} is a part of the weight {effective_name(name)!r} under weight norm or spectral norm, "
-                f"and not every model has that in real numbers. Expected {', '.join((name, *norm.functions))} in "
-                f"{', '.join(member.label for member in members)}."
+                f"and not every model has that in real numbers. Expected {', '.join((name, *norm.functions))} in all."
             )
     if isinstance(norm, WeightNorm):
         companions = (parts[0].models,)

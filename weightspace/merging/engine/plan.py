@@ -177,6 +177,11 @@ class Plan:
         """The jobs by the name of their tensor."""
         return {job.name: job for job in self.jobs}
 
+    @cached_property
+    def parametrized(self) -> frozenset[str]:
+        """The names of the weights that other tensors of the output follow from."""
+        return frozenset(job.follows for job in self.jobs if job.follows)
+
     @property
     def digest(self) -> str:
         """SHA-256 of the identity."""

@@ -78,12 +78,14 @@ class Sources:
         """Return each model's evidence about the tensor."""
         if not self.plan.method.evidence:
             return ()
-        found = [self.evidence[index] for index, _ in job.inputs]
-        names = [effective_name(name) if job.kind == "direction" else name for _, name in job.inputs]
-        return [
-            _flat(state, name) if state is not None and name in state else None
-            for state, name in zip(found, names, strict=True)
-        ]
+        return [self._evidence_of(job, index, name) for index, name in job.inputs]
+
+    def _evidence_of(self, job: Job, index: int, name: str) -> Flat | None:
+        """Return a model's evidence: under the name of the tensor, or of the weight that it is the main part of."""
+        state = self.evidence[index]
+        names = (name, effective_name(name)) if job.name in self.plan.parametrized else (name,)
+        known = next((known for known in names if state is not None and known in state), None)
+        return None if state is None or known is None else _flat(state, known)
 
 
 def _flat(reader: CheckpointReader, name: str) -> Flat:
