@@ -69,7 +69,7 @@ def command(
         inside = f", for each unit of {spec.outer[group]}" if group in spec.outer else ""
         click.echo(f"{group}: {size} units{inside}")
     for note in spec.frozen:
-        click.echo(f"frozen by an operator without a rule: {note}")
+        click.echo(f"frozen: {note}")
     click.echo(
         f"{len(spec.groups)} free groups in {len(spec.axes)} tensors; all permuted at random, the outputs change by "
         f"{spec.verification.error:.1e} (at most {spec.verification.tolerance:g})"

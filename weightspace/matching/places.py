@@ -6,7 +6,6 @@ spec say carries those units there. That holds for any module, of torch or of a 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from weightspace.matching.taps import Recorder, Tap
 from weightspace.symmetry import Permutation, PermutationSpec, permute
+from weightspace.symmetry.copying import copy_module
 from weightspace.symmetry.pattern import Block, Fixed, Pattern, blocks, size_of, units_in
 from weightspace.symmetry.permuting import permute_block
 
@@ -78,7 +78,7 @@ def places_of(spec: PermutationSpec, network: nn.Module, forward: Forward, batch
 
 def _permuted(spec: PermutationSpec, permutation: Permutation, network: nn.Module) -> nn.Module:
     """Return a copy of a network with its hidden units moved."""
-    probe = copy.deepcopy(network)
+    probe = copy_module(network)
     moved = permute(spec, permutation, {name: tensor.detach() for name, tensor in network.state_dict().items()})
     with torch.no_grad():  # in place: load_state_dict may be overridden
         for name, tensor in probe.state_dict().items():

@@ -3,25 +3,42 @@
 An axis is a tree: an ``Atom``, a ``Product`` of axes (row-major, ``(heads dim)``) or a ``Sum`` of axes laid end
 to end (``a + b``). Uniting two axes says that one permutation acts on both; what cannot be expressed is frozen,
 which is always safe: a frozen atom is one that nothing may permute.
+
+A frozen atom carries its cause: ``""`` where no symmetry is lost (inputs, positions, a table of words), a name that is
+reported when hidden units meet the atom, or None while the operator that froze it is still at work (see ``losses``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Union
 
 Axis = Union["Atom", "Product", "Sum"]
 
 
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """An index tensor whose values are units of ``units``: each place on its ``dims`` axes belongs to one of them."""
+
+    units: Axis
+    dims: int
+
+
 class Atom:
-    """A set of units permuted together; ``bound`` once it was united with, or refined into, another axis."""
+    """A set of units permuted together; ``bound`` once it was united with, or refined into, another axis.
 
-    __slots__ = ("bound", "fixed", "size")
+    A fixed atom may be one of the axes of a ``choice``, along which units of another axis were looked up.
+    """
 
-    def __init__(self, size: int, *, fixed: bool = False) -> None:
+    __slots__ = ("bound", "cause", "choice", "fixed", "size")
+
+    def __init__(self, size: int, *, fixed: bool = False, cause: str | None = "", choice: Choice | None = None) -> None:
         self.size = size
         self.fixed = fixed
+        self.cause = cause
+        self.choice = choice
         self.bound: Axis | None = None
 
 
@@ -45,9 +62,9 @@ class Sum:
         self.size = sum(term.size for term in terms)
 
 
-def fixed(size: int) -> Atom:
+def fixed(size: int, cause: str | None = "") -> Atom:
     """Return an atom that nothing may permute."""
-    return Atom(size, fixed=True)
+    return Atom(size, fixed=True, cause=cause)
 
 
 def product(*factors: Axis) -> Axis:
@@ -58,7 +75,7 @@ def product(*factors: Axis) -> Axis:
             if part.size == 1:
                 continue
             if flat and is_fixed(flat[-1]) and is_fixed(part):
-                flat[-1] = fixed(flat[-1].size * part.size)
+                flat[-1] = fixed(flat[-1].size * part.size, _joint_cause(flat[-1], part))
             else:
                 flat.append(part)
     return flat[0] if len(flat) == 1 else Product(tuple(flat)) if flat else fixed(1)
@@ -72,10 +89,16 @@ def concat(*terms: Axis) -> Axis:
             if part.size == 0:
                 continue
             if flat and is_fixed(flat[-1]) and is_fixed(part):
-                flat[-1] = fixed(flat[-1].size + part.size)
+                flat[-1] = fixed(flat[-1].size + part.size, _joint_cause(flat[-1], part))
             else:
                 flat.append(part)
     return flat[0] if len(flat) == 1 else Sum(tuple(flat)) if flat else fixed(0)
+
+
+def _joint_cause(*frozen: Axis) -> str | None:
+    """Return what is to be reported of fixed atoms that become one."""
+    causes = [atom.cause for atom in frozen if isinstance(atom, Atom)]
+    return None if None in causes else next(filter(None, causes), "")
 
 
 def resolve(axis: Axis) -> Axis:
@@ -102,10 +125,28 @@ def atoms(axis: Axis) -> Iterator[Atom]:
             yield from atoms(part)
 
 
-def freeze(axis: Axis) -> None:
-    """Forbid every permutation of an axis."""
-    for atom in atoms(axis):
-        atom.fixed = True
+def leaves(axis: Axis) -> Iterator[Atom]:
+    """Yield the atoms of an axis as they are, neighbouring fixed ones apart."""
+    while isinstance(axis, Atom):
+        if axis.bound is None:
+            yield axis
+            return
+        axis = axis.bound
+    for part in axis.factors if isinstance(axis, Product) else axis.terms:
+        yield from leaves(part)
+
+
+def freeze(axis: Axis, cause: str | None = None) -> None:
+    """Forbid every permutation of an axis; by default the operator at work is the cause, ``""`` loses no symmetry."""
+    for atom in leaves(axis):
+        if not atom.fixed:
+            atom.fixed, atom.cause = True, cause
+
+
+def cause_of(axis: Axis) -> str | None:
+    """Return the cause of a fixed axis."""
+    axis = resolve(axis)
+    return axis.cause if isinstance(axis, Atom) else ""
 
 
 def unite(a: Axis, b: Axis) -> None:
@@ -116,9 +157,9 @@ def unite(a: Axis, b: Axis) -> None:
     if a.size != b.size:
         raise ValueError(f"axes of {a.size} and {b.size} units cannot share a permutation")
     if is_fixed(a):
-        freeze(b)
+        freeze(b, cause_of(a))
     elif is_fixed(b):
-        freeze(a)
+        freeze(a, cause_of(b))
     elif isinstance(a, Atom):
         a.bound = b
     elif isinstance(b, Atom):
@@ -143,6 +184,11 @@ def _unite_products(a: Product, b: Product) -> None:
         unite(parts_a[1], parts_b[1])
 
 
+def _like(atom: Atom, size: int) -> Atom:
+    """Return an atom of another size that is as free as this one."""
+    return Atom(size, fixed=atom.fixed, cause=atom.cause)
+
+
 def split(axis: Axis, outer: int) -> tuple[Axis, Axis] | None:
     """View an axis as ``(outer inner)`` and return both, or None where the boundaries do not allow it."""
     axis = resolve(axis)
@@ -154,7 +200,7 @@ def split(axis: Axis, outer: int) -> tuple[Axis, Axis] | None:
         return None
     inner = axis.size // outer
     if isinstance(axis, Atom):
-        parts = Atom(outer, fixed=axis.fixed), Atom(inner, fixed=axis.fixed)
+        parts = _like(axis, outer), _like(axis, inner)
         if not axis.fixed:
             axis.bound = Product(parts)
         return parts
@@ -185,12 +231,12 @@ def _split_product(axis: Product, outer: int) -> tuple[Axis, Axis] | None:
 
 
 def cut(axis: Axis, position: int) -> tuple[Axis, Axis]:
-    """Return the first ``position`` units of an axis and the rest, freezing what a cut cannot go through."""
+    """Return the first ``position`` units of an axis and the rest, refining it where the cut goes through."""
     axis = resolve(axis)
     if position in (0, axis.size):
         return (fixed(0), axis) if position == 0 else (axis, fixed(0))
     if isinstance(axis, Atom):
-        parts = Atom(position, fixed=axis.fixed), Atom(axis.size - position, fixed=axis.fixed)
+        parts = _like(axis, position), _like(axis, axis.size - position)
         if not axis.fixed:
             axis.bound = Sum(parts)
         return parts
@@ -201,13 +247,11 @@ def cut(axis: Axis, position: int) -> tuple[Axis, Axis]:
     if part == 0:
         left, right = cut(first, whole)
         return product(left, rest), product(right, rest)
-    freeze(first)  # the cut goes through one of its units
+    before, others = cut(first, whole)  # the cut goes through the unit between these and those after it
+    after = cut(others, 1)[1]
     left, right = cut(rest, part)
     rest = resolve(rest)
-    return (
-        concat(product(fixed(whole), rest), left) if whole else left,
-        concat(right, product(fixed(first.size - whole - 1), rest)) if first.size > whole + 1 else right,
-    )
+    return concat(product(before, rest), left), concat(right, product(after, rest))
 
 
 def _cut_sum(axis: Sum, position: int) -> tuple[Axis, Axis]:

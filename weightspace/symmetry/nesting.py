@@ -2,7 +2,8 @@
 
 Attention permutes the dimensions of each head on their own, a grouped convolution the channels of each of its
 groups. Group ``inner`` may nest in ``outer`` if, wherever its units appear, the unit of ``outer`` that they belong
-to appears beside them, and no operator combines units of ``outer`` while it keeps those of ``inner`` apart.
+to appears beside them, and no operator combines units of ``outer`` while it keeps those of ``inner`` apart. Where units
+of ``outer`` were looked up (the experts that a router chose), the axes of the indices stand for it.
 """
 
 from __future__ import annotations
@@ -72,16 +73,23 @@ def _governed(event: Event, inner: Atom, outer: Atom) -> bool:
         for place, (atom, axis) in enumerate(block):
             if atom is not inner:
                 continue
-            governor = _governor(block, place, outer)
-            if governor is None or (governor < event.reduced <= axis):
+            governors = _governors(block, place, outer)
+            if not governors or any(governor < event.reduced <= axis for governor in governors):
                 return False
     return True
 
 
-def _governor(block: _Block, place: int, outer: Atom) -> int | None:
-    """Return the axis whose unit says which row of the inner permutation applies, or None if that is not plain."""
+def _governors(block: _Block, place: int, outer: Atom) -> list[int]:
+    """Return the axes whose units say which row of the inner permutation applies, none where that is not plain."""
     axes = [axis for atom, axis in block if atom is outer]
     beside = [axis for atom, axis in block[:place] if atom is outer and axis == block[place][1]]
-    if beside:
-        return beside[-1]
-    return axes[0] if len(axes) == 1 else None
+    choices = {atom.choice for atom, _ in block if atom.choice and outer in _factors(atom.choice.units)}
+    if not choices:
+        return beside[-1:] or (axes if len(axes) == 1 else [])
+    chosen = [axis for atom, axis in block if atom.choice in choices]
+    return chosen if len(choices) == 1 and not axes and len(chosen) == next(iter(choices)).dims else []
+
+
+def _factors(axis: Axis) -> tuple[Axis, ...]:
+    axis = resolve(axis)
+    return axis.factors if isinstance(axis, Product) else (axis,)

@@ -36,7 +36,7 @@ class Verification:
     Attributes:
         error: relative change of the outputs, ‖f(π(θ)) − f(θ)‖ / ‖f(θ)‖.
         groups: number of groups that were permuted.
-        frozen: operators without a rule, each with the tensors that it froze.
+        frozen: as in the spec.
         tolerance: the largest error that passes.
     """
 
@@ -61,7 +61,8 @@ class PermutationSpec:
         outer: inner group -> the group each of whose units has its own permutation of it.
         axes: tensor -> one pattern an axis.
         statistics: tensors that are carried along but do not count in a matching (running statistics, counters).
-        frozen: operators without a rule, each with the tensors that it froze.
+        frozen: what cost the network symmetries, each an operator (or a buffer) and the tensors whose units it froze:
+            one without a rule, or one that depends on the order of the units or tells each of them apart.
         verification: the check that the spec passed, or None.
     """
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import operator
-import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,32 +11,37 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.export.graph_signature import InputKind
 
-from weightspace.errors import SpecError
-from weightspace.symmetry.axes import Atom, Axis, Sum, atoms, freeze, is_fixed, resolve
+from weightspace.symmetry.axes import Atom, Axis, Choice, Sum, fixed, freeze, is_fixed, resolve
 from weightspace.symmetry.axes import Product as AxisProduct
+from weightspace.symmetry.buffers import moves_with_units
+from weightspace.symmetry.copying import keep_random_state
+from weightspace.symmetry.exporting import export_graph
+from weightspace.symmetry.losses import Losses, free_units
 from weightspace.symmetry.naming import name_groups
 from weightspace.symmetry.nesting import Event, nest
 from weightspace.symmetry.outputs import Network
 from weightspace.symmetry.parts import view_as_parts
 from weightspace.symmetry.pattern import Concat, Fixed, Pattern, Product, Units
 from weightspace.symmetry.rules import (
-    RULES,
     Axes,
     Call,
+    Indices,
     Uniform,
-    create,
-    expand,
+    cat,
     fixed_like,
+    follow,
     freeze_all,
     is_axes,
-    pointwise,
+    name_of,
+    rule_of,
+    stack,
+    takes_constants,
+    takes_indices,
 )
+from weightspace.symmetry.rules.operators import KEEPS_INDICES, VIEWS
 from weightspace.symmetry.rules.parts import Parts
+from weightspace.symmetry.shapes import shapes_of
 from weightspace.symmetry.spec import PermutationSpec
-
-#: Buffers that belong to the units of a norm and move with them. Others (tables of positions, frequencies, masks)
-#: are the same in every network of an architecture and must stay so: nothing may permute them.
-_CARRIED = {"running_mean", "running_var", "weight", "bias"}
 
 #: What a rule raises that meets axes it was not written for.
 _MISFITS = (ValueError, IndexError, KeyError, TypeError, AttributeError)
@@ -49,50 +51,12 @@ def trace_spec(module: nn.Module, example_args: tuple[Any, ...]) -> PermutationS
     """Derive the spec of a network without verifying it.
 
     Raises:
-        SpecError: torch.export cannot trace the network, or it has no tensors.
+        SpecError: the network cannot be copied, run or traced.
     """
-    program = _export(module, example_args)
-    walk = _Walk(module, program)
+    with keep_random_state(module):
+        walk = _Walk(module, export_graph(module, example_args))
     walk.run()
     return walk.spec()
-
-
-def _export(module: nn.Module, example_args: tuple[Any, ...]) -> torch.export.ExportedProgram:
-    if not isinstance(example_args, tuple):
-        raise SpecError(f"example_args must be a tuple of inputs, got {type(example_args).__name__}.")
-    _run(module, example_args)
-    wrapped = Network(copy.deepcopy(module)).train().eval()  # a call may leave a cache behind
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # fused kernels that no graph shows
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(wrapped, example_args, strict=False)
-            try:
-                return program.run_decompositions({})
-            except Exception:  # it trips over wrapped blocks (torch.autocast); the rules know composite operators too
-                return program
-    except Exception as error:  # torch.export raises whatever the user's code and dynamo raise
-        raise SpecError(f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}") from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-
-
-def _run(module: nn.Module, example_args: tuple[Any, ...]) -> None:
-    """Call a copy of the network once: its own mistakes are told more plainly than those of its trace."""
-    try:
-        with torch.no_grad():
-            copy.deepcopy(module).eval()(*example_args)
-    except Exception as error:
-        name = type(module).__name__
-        shapes = ", ".join(str(tuple(arg.shape)) for arg in example_args if isinstance(arg, Tensor)) or "no tensors"
-        raise SpecError(
-            f"{name} cannot run on its example inputs ({shapes}): {type(error).__name__}: {_first_line(error)}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _Walk:
@@ -105,7 +69,9 @@ class _Walk:
         self.tensors: dict[str, Axes] = {}
         self.values: dict[fx.Node, Any] = {}
         self.events: list[Event] = []
-        self.frozen: list[str] = []
+        self.losses = Losses(self.tensors)
+        self.unused: list[str] = []
+        self.choices: dict[Any, Choice] = {}
 
     def run(self) -> None:
         """Visit every node, and freeze what leaves the network."""
@@ -113,8 +79,9 @@ class _Walk:
         for node in self.program.graph.find_nodes(op="placeholder"):
             self.values[node] = self._placeholder(sources[node.name], node)
         for axes in _tensors([self._visit(self.program.graph)]):
-            for axis in axes:
-                freeze(axis)
+            for axis in (*axes, *([axes.units] if isinstance(axes, Indices) else [])):
+                freeze(axis, "")
+        self.losses.add("unused when run", [name for name in self.unused if not self._twin(name)])
 
     def _visit(self, graph: fx.Graph) -> Any:
         """Walk a graph whose inputs are known, and return what it returns."""
@@ -132,8 +99,10 @@ class _Walk:
         if not isinstance(fake, Tensor):
             return fake
         name = (source.target or "").removeprefix(Network.PREFIX)
-        is_statistic = source.kind == InputKind.BUFFER and name in self.state and name.rpartition(".")[2] in _CARRIED
+        is_statistic = source.kind == InputKind.BUFFER and name in self.state and moves_with_units(name)
         if not node.users:  # an auxiliary head that this pass does not run
+            if source.kind == InputKind.PARAMETER and fake.numel() > 1:
+                self.unused.append(name)
             return fixed_like(tuple(fake.shape))
         if source.kind == InputKind.PARAMETER or is_statistic:
             if (twin := self._twin(name)) is None:
@@ -146,14 +115,18 @@ class _Walk:
 
     def _constant(self, source: Any, shape: tuple[int, ...]) -> Axes:
         """Return the axes of an input, a mask or a table: fixed, but for those along which a constant is constant."""
+        if source.kind == InputKind.USER_INPUT:
+            return fixed_like(shape)
+        label = (source.target or "").removeprefix(Network.PREFIX)
+        cause = f"the buffer {label}" if source.kind == InputKind.BUFFER else "a constant"
         never_saved = source.kind == InputKind.BUFFER and source.persistent is False
         value = self.program.constants[source.target] if never_saved else None
         if source.kind == InputKind.CONSTANT_TENSOR:
             value = self.program.constants[source.target]
         if not isinstance(value, Tensor):
-            return fixed_like(shape)
+            return tuple(fixed(size, cause) for size in shape)
         same = [size and bool((value == value.narrow(dim, 0, 1)).all()) for dim, size in enumerate(shape)]
-        axes = (Atom(size, fixed=not free) for size, free in zip(shape, same, strict=True))
+        axes = (Atom(size) if free else fixed(size, cause) for size, free in zip(shape, same, strict=True))
         return Uniform(axes) if all(same) else tuple(axes)
 
     def _call(self, node: fx.Node) -> Any:
@@ -162,24 +135,35 @@ class _Walk:
             return source[place] if isinstance(source, list | tuple) else None
         if not isinstance(node.target, OpOverload):
             return self._call_of_graph(node)
-        shape = _shapes(node.meta.get("val"))
+        shape = shapes_of(node.meta.get("val"))
         if shape is None:  # assertions and sizes
             return None
-        call = Call(node.target.overloadpacket.__name__, self._bind(node), shape, on_freeze=self._report)
+        call = Call(name_of(node.target), self._bind(node), shape, is_table=self._is_table(node))
+        free = free_units(call.axes())
         value = self._apply(node, call)
+        self.losses.settle(call, free)
         for reduced, kept in call.mixed:
             self.events.append(Event((*reduced, *kept), reduced=len(reduced)))
         self.events += [Event(axes) for axes in _tensors([value])]
         return value
+
+    def _is_table(self, node: fx.Node) -> bool:
+        """Tell whether an operator looks up rows of a parameter as it stands."""
+        if name_of(node.target) not in ("index", "index_select"):
+            return False
+        value = self._values(node.args[0])
+        return any(value is axes for axes in self.tensors.values())
 
     def _call_of_graph(self, node: fx.Node) -> Any:
         """Walk the one graph that a block such as ``torch.autocast`` wraps; freeze what several are chosen from."""
         values = self._values(node.args)
         graphs = [value for value in values if isinstance(value, fx.GraphModule)]
         if len(graphs) != 1:
-            touched = {"operands": list(_tensors(values))}
-            call = Call(str(node.target), touched, _shapes(node.meta.get("val")) or [], on_freeze=self._report)
-            return freeze_all(call)
+            call = Call(str(node.target), {"operands": list(_tensors(values))}, shapes_of(node.meta.get("val")) or [])
+            free = free_units(call.axes())
+            frozen = freeze_all(call)
+            self.losses.settle(call, free)
+            return frozen
         inside = graphs[0].graph
         operands = values[values.index(graphs[0]) + 1 :]
         self.values |= zip(inside.find_nodes(op="placeholder"), operands, strict=True)
@@ -187,25 +171,36 @@ class _Walk:
 
     def _apply(self, node: fx.Node, call: Call) -> Any:
         """Apply the rule of an operator to what its arguments have become."""
-        is_pointwise = isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
-        rule = RULES.get(call.name) or (pointwise if is_pointwise else freeze_all)
-        if rule not in (create, expand) and all(is_fixed(resolve(axis)) for axis in call.axes()):
-            return fixed_like(call.shape)
-        args = dict(call.args)
-        first: Any = next(iter(args.values()), None)
-        parts: Any = None
-
-        def alone(axes: Axes) -> Axes:
-            return rule(replace(call, args={**args, "self": axes}))
-
+        rule = rule_of(node.target)
+        if not takes_constants(call.name) and all(is_fixed(resolve(axis)) for axis in call.axes()):
+            return fixed_like(call.shape, "" if any(call.axes()) else call.name)
+        if not takes_indices(call.name):
+            for indices in call.indices():  # numbers like any other
+                freeze(indices.units)
+        first: Any = next(iter(call.args.values()), None)
         try:
-            if isinstance(first, Parts):
-                parts = first.apply(call.name, args, call.shape, alone)
-            elif isinstance(call.shape, tuple) and is_axes(first):
+            parts = follow(call, rule)
+            if parts is None and isinstance(call.shape, tuple) and is_axes(first) and not isinstance(first, Indices):
                 parts = view_as_parts(node, first, call.shape)
-            return rule(call) if parts is None else parts
+            if parts is not None:
+                return parts
+            if call.name in VIEWS or rule in (cat, stack):  # others that see parts together have to
+                self.losses.unite(call)
+            value = rule(call)
         except _MISFITS:
             return freeze_all(call)
+        if _sizes(value) != call.shape:
+            return freeze_all(call)
+        return self._indices(node, value, first) if isinstance(first, Indices) and _keeps_indices(node) else value
+
+    def _indices(self, node: fx.Node, value: Any, source: Indices, number: int = 0) -> Any:
+        """Return what became of indices; the same of the same ones is the same choice."""
+        if isinstance(value, list):
+            return [self._indices(node, item, source, number) for number, item in enumerate(value)]
+        key = (source.choice, node.target, str(node.args[1:]), str(node.kwargs), number)
+        result = Indices(value, source.units, self.choices.get(key))
+        self.choices[key] = result.choice
+        return result
 
     def _bind(self, node: fx.Node) -> dict[str, Any]:
         arguments = node.target._schema.arguments  # type: ignore[union-attr]
@@ -221,14 +216,6 @@ class _Walk:
             return listed if isinstance(argument, list) else tuple(listed)
         return argument
 
-    def _report(self, call: Call) -> None:
-        touched = {atom for axis in call.axes() for atom in atoms(axis) if not atom.fixed}
-        names = [n for n, axes in self.tensors.items() if touched & {a for axis in axes for a in atoms(axis)}]
-        if names:
-            note = f"{call.name}: {', '.join(names)}"
-            if note not in self.frozen:
-                self.frozen.append(note)
-
     def spec(self) -> PermutationSpec:
         """Turn what the axes have become into data."""
         tensors = {name: self._axes_of(name) for name in self.state}
@@ -240,7 +227,7 @@ class _Walk:
             axes={name: tuple(_pattern(axis, names, outer.keys()) for axis in axes) for name, axes in tensors.items()},
             outer={groups[inner]: groups[atom] for inner, atom in outer.items()},
             statistics=frozenset(name for name in self.state if name not in self.parameters),
-            frozen=tuple(self.frozen),
+            frozen=tuple(self.losses.notes),
         )
 
     def _axes_of(self, name: str) -> Axes:
@@ -261,12 +248,17 @@ def _submodule(node: fx.Node) -> Any:
     return value if isinstance(value, fx.GraphModule) else None
 
 
-def _shapes(meta: Any) -> tuple[int, ...] | list[tuple[int, ...]] | None:
-    if isinstance(meta, Tensor):
-        return tuple(int(size) for size in meta.shape)
-    if isinstance(meta, list | tuple) and any(isinstance(item, Tensor) for item in meta):
-        return [tuple(int(size) for size in item.shape) if isinstance(item, Tensor) else () for item in meta]
-    return None
+def _keeps_indices(node: fx.Node) -> bool:
+    """Tell whether what becomes of indices still numbers the same units."""
+    result = node.meta["val"]
+    listed = result if isinstance(result, list | tuple) else [result]
+    return name_of(node.target) in KEEPS_INDICES and all(item.dtype != torch.bool for item in listed)
+
+
+def _sizes(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_sizes(item) for item in value]
+    return tuple(value.sizes if isinstance(value, Parts) else (axis.size for axis in value))
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Axes]:

@@ -6,7 +6,6 @@ left where it was, so they are drawn at random first, running statistics include
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.errors import SpecError
+from weightspace.symmetry.buffers import moves_with_units
+from weightspace.symmetry.copying import copy_module, keep_random_state
 from weightspace.symmetry.outputs import tensors_in
 from weightspace.symmetry.permuting import Permutation, permute
 from weightspace.symmetry.spec import PermutationSpec, Verification, read_spec
@@ -94,22 +95,25 @@ def verify_spec(
         CheckpointError: the network's tensors do not fit the spec.
         SpecError: the network has no floating-point output, or a non-finite one.
     """
-    probe = copy.deepcopy(module).train().eval()  # networks that keep derived tables while in eval drop them here
-    randomise(probe, seed)
-    error, dtype = _change(spec, probe, example_args, seed)
-    if error > TOLERANCE.get(dtype, 1e-5) and dtype == torch.float32:
-        error, dtype = _in_float64(spec, probe, example_args, seed) or (error, dtype)
+    with keep_random_state(module):
+        probe = copy_module(module).train().eval()  # networks that keep derived tables while in eval drop them here
+        randomise(probe, seed)
+        error, dtype = _change(spec, probe, example_args, seed)
+        if error > TOLERANCE.get(dtype, 1e-5) and dtype == torch.float32:
+            error, dtype = _in_float64(spec, probe, example_args, seed) or (error, dtype)
     return Verification(error, len(spec.groups), spec.frozen, TOLERANCE.get(dtype, 1e-5))
 
 
 def _change(spec: PermutationSpec, probe: nn.Module, args: tuple[Any, ...], seed: int) -> tuple[float, torch.dtype]:
     """Permute a network in place; return how much its outputs change, and their precision."""
-    before = outputs(copy.deepcopy(probe), args)  # a copy: the first call may leave a cache behind
+    torch.default_generator.manual_seed(seed)  # a network that draws noise draws the same before and after
+    before = outputs(copy_module(probe), args)  # a copy: the first call may leave a cache behind
     state = {name: tensor.detach() for name, tensor in probe.state_dict().items()}
     permuted = permute(spec, Permutation.random(spec, seed=seed), state)
     with torch.no_grad():  # in place: load_state_dict may be overridden, and knows versions
         for name, tensor in probe.state_dict().items():
             tensor.copy_(permuted[name])
+    torch.default_generator.manual_seed(seed)
     return relative_change(before, outputs(probe, args)), before.dtype
 
 
@@ -162,10 +166,7 @@ def randomise(module: nn.Module, seed: int) -> None:
 
 def _distinct(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
-    yield from ((name, buffer) for name, buffer in module.named_buffers() if name.rpartition(".")[2] in _DRAWN)
-
-
-_DRAWN = {"running_mean", "running_var"}
+    yield from ((name, buffer) for name, buffer in module.named_buffers() if moves_with_units(name))
 
 
 def _is_constant_somewhere(tensor: Tensor) -> bool:

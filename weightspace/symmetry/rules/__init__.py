@@ -7,21 +7,40 @@ it touches; nothing is guessed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
 
 from weightspace.symmetry.rules.call import (
     Axes,
     Call,
+    Indices,
     Rule,
     Uniform,
     create,
+    dims_of,
     fixed_like,
     freeze_all,
     identity,
     is_axes,
     pointwise,
 )
-from weightspace.symmetry.rules.contractions import attention, convolution, einsum, embedding, linear, matmul
+from weightspace.symmetry.rules.choosing import (
+    choose,
+    compare,
+    count_up,
+    embedding,
+    gather,
+    index,
+    index_add,
+    index_put,
+    one_hot,
+    scatter,
+)
+from weightspace.symmetry.rules.contractions import attention, convolution, einsum, linear, matmul
+from weightspace.symmetry.rules.fused import follow
 from weightspace.symmetry.rules.normalisation import (
     batch_norm,
     group_norm,
@@ -31,10 +50,10 @@ from weightspace.symmetry.rules.normalisation import (
     softmax,
     weight_norm,
 )
+from weightspace.symmetry.rules.operators import KEEPS_INDICES, PASS_THROUGH, POINTWISE, VIEWS, name_of
 from weightspace.symmetry.rules.pieces import (
     cat,
     glu,
-    index,
     pad,
     pieces,
     select,
@@ -47,6 +66,8 @@ from weightspace.symmetry.rules.positions import columns, from_columns, pixel_sh
 from weightspace.symmetry.rules.recurrent import cell, recurrent
 from weightspace.symmetry.rules.reductions import ordered, reduce, triangle
 from weightspace.symmetry.rules.views import (
+    as_complex,
+    as_real,
     expand,
     permute,
     repeat,
@@ -57,16 +78,57 @@ from weightspace.symmetry.rules.views import (
     view,
 )
 
-__all__ = ["RULES", "Axes", "Call", "Uniform", "create", "expand", "fixed_like", "freeze_all", "is_axes", "pointwise"]
+__all__ = [
+    "RULES",
+    "Axes",
+    "Call",
+    "Indices",
+    "Rule",
+    "Uniform",
+    "cat",
+    "dims_of",
+    "fixed_like",
+    "follow",
+    "freeze_all",
+    "is_axes",
+    "name_of",
+    "ordered",
+    "pointwise",
+    "reduce",
+    "rule_of",
+    "stack",
+    "takes_constants",
+    "takes_indices",
+]
 
 
-def _table(rule: Rule, names: str) -> dict[str, Rule]:
-    return dict.fromkeys(names.split(), rule)
+def rule_of(operator: Any) -> Rule:
+    """Return the rule of an operator, one that freezes all if there is none."""
+    name = name_of(operator)
+    is_pointwise = isinstance(operator, OpOverload) and torch.Tag.pointwise in operator.tags
+    return RULES.get(name) or (pointwise if is_pointwise else freeze_all)
+
+
+def takes_indices(name: str) -> bool:
+    """Tell whether an operator on indices does no more than move them, or look units up."""
+    return name in KEEPS_INDICES or RULES.get(name) in _LOOK_UPS
+
+
+_LOOK_UPS = (compare, embedding, gather, index, index_add, index_put, one_hot, scatter, create, cat, stack)
+
+
+def takes_constants(name: str) -> bool:
+    """Tell whether a rule has more to say of fixed axes than that they stay fixed."""
+    return name in KEEPS_INDICES or RULES.get(name) in (create, expand, count_up)
+
+
+def _table(rule: Rule, names: str | Iterable[str]) -> dict[str, Rule]:
+    return dict.fromkeys(names.split() if isinstance(names, str) else sorted(names), rule)
 
 
 #: Operator (overload packet) -> rule. Operators that torch itself tags as pointwise need no row.
 RULES: Mapping[str, Rule] = {
-    **_table(matmul, "mm bmm matmul addmm baddbmm"),
+    **_table(matmul, "mm bmm mv dot vdot matmul addmm baddbmm addmv"),
     **_table(linear, "linear"),
     **_table(einsum, "einsum"),
     **_table(convolution, "convolution _convolution conv1d conv2d conv3d conv_transpose1d conv_transpose2d"),
@@ -90,11 +152,22 @@ RULES: Mapping[str, Rule] = {
     **_table(prelu, "prelu"),
     **_table(
         reduce,
-        "mean sum amax amin max min var std norm linalg_vector_norm logsumexp prod any all argmax argmin var_mean",
+        "mean sum amax amin max min var std norm linalg_vector_norm logsumexp prod any all var_mean "
+        "count_nonzero median nanmedian",
     ),
-    **_table(ordered, "cumsum cumprod sort topk argsort flip roll logcumsumexp"),
+    **_table(choose, "topk sort argsort argmax argmin kthvalue mode"),
+    **_table(count_up, "arange"),
+    **_table(one_hot, "one_hot"),
+    **_table(compare, "eq ne"),
+    **_table(gather, "gather take_along_dim"),
+    **_table(scatter, "scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_"),
+    **_table(index_add, "index_add index_add_ index_copy index_copy_ index_reduce index_fill index_fill_"),
+    **_table(index_put, "index_put index_put_"),
+    **_table(ordered, "cumsum cumprod flip roll logcumsumexp cummax cummin"),
     **_table(triangle, "tril triu"),
-    **_table(view, "view reshape _unsafe_view flatten unflatten view_as reshape_as"),
+    **_table(view, VIEWS),
+    **_table(as_complex, "view_as_complex"),
+    **_table(as_real, "view_as_real"),
     **_table(permute, "permute"),
     **_table(transpose, "transpose t swapaxes numpy_T"),
     **_table(unsqueeze, "unsqueeze"),
@@ -124,12 +197,8 @@ RULES: Mapping[str, Rule] = {
     **_table(unfold, "unfold"),
     **_table(columns, "im2col"),
     **_table(from_columns, "col2im"),
-    **_table(
-        identity,
-        "clone contiguous detach alias to _to_copy type_as dropout lift_fresh_copy lift_fresh "
-        "feature_dropout alpha_dropout native_dropout",
-    ),
-    **_table(pointwise, "where masked_fill fill fill_ copy copy_ relu relu_ hardswish silu mish gelu"),
+    **_table(identity, PASS_THROUGH),
+    **_table(pointwise, POINTWISE),
     **_table(
         create,
         "zeros ones full empty new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from weightspace.symmetry.axes import Atom, Axis, fixed, freeze, unite
+from weightspace.symmetry.axes import Atom, Axis, Choice, fixed, freeze, resolve, unite
 from weightspace.symmetry.rules.parts import Axes, Parts
 
 
@@ -14,6 +14,27 @@ class Uniform(tuple[Axis, ...]):
     """The axes of a tensor whose entries are all equal (zeros, as a rule): each of its rows may have other units."""
 
     __slots__ = ()
+
+
+class Indices(tuple[Axis, ...]):
+    """The axes of an integer tensor whose values number the units of another axis, which is not among them.
+
+    ``topk`` returns such a tensor, and so does ``arange``: it stays what it is when the units are permuted, as long
+    as all that is done with it is to look up units of that axis.
+    """
+
+    choice: Choice
+
+    def __new__(cls, axes: Iterable[Axis], units: Axis, choice: Choice | None = None) -> Indices:
+        """Return indices of ``units`` in a tensor with these axes, of the same values as all with this choice."""
+        self = super().__new__(cls, axes)
+        self.choice = choice or Choice(units, sum(axis.size > 1 for axis in self))
+        return self
+
+    @property
+    def units(self) -> Axis:
+        """The axis whose units the values number."""
+        return self.choice.units
 
 
 @dataclass
@@ -27,8 +48,8 @@ class Call:
     args: Mapping[str, Any]
     shape: tuple[int, ...] | list[tuple[int, ...]]
     mixed: list[tuple[Axes, Axes]] = field(default_factory=list)
-    #: Told of a call whose tensors are about to be frozen whole.
-    on_freeze: Callable[[Call], None] = lambda call: None
+    #: Rows of a parameter are looked up, as it stands and not computed.
+    is_table: bool = False
 
     def __getitem__(self, name: str) -> Any:
         return _together(self.args[name])
@@ -43,11 +64,17 @@ class Call:
         return [item for values in listed for item in values if is_axes(item)]
 
     def axes(self) -> Iterator[Axis]:
-        """Yield every axis of the arguments, those of parts one by one."""
+        """Yield every axis of the arguments, those of parts one by one, and those that indices number the units of."""
         for value in self.args.values():
             for item in value if isinstance(value, list) else [value]:
                 alternatives = item.alternatives if isinstance(item, Parts) else [item] if is_axes(item) else []
                 yield from (axis for axes in alternatives for axis in axes)
+        yield from (indices.units for indices in self.indices())
+
+    def indices(self) -> Iterator[Indices]:
+        """Yield the arguments whose values number units."""
+        for value in self.args.values():
+            yield from (item for item in (value if isinstance(value, list) else [value]) if isinstance(item, Indices))
 
     def mix(self, reduced: Sequence[Axis], kept: Sequence[Axis]) -> None:
         """Record that units along ``reduced`` were combined for each unit of ``kept``."""
@@ -74,10 +101,19 @@ def broadcast(values: Sequence[Axes], shape: Sequence[int]) -> Axes:
     for place, size in enumerate(shape):
         here = [v[place - len(shape)] for v in values if len(v) >= len(shape) - place]
         here = [axis for axis in here if axis.size == size]
-        for other in here[1:]:
-            unite(here[0], other)
-        result.append(here[0] if here else Atom(size))
+        result.append(shared(here) if here else Atom(size))
     return tuple(result)
+
+
+def shared(axes: Sequence[Axis]) -> Axis:
+    """Unite axes of one size, and return the one that knows by which choice its places were looked up."""
+    for other in axes[1:]:
+        unite(axes[0], other)
+    choices = {axis.choice for axis in map(resolve, axes) if isinstance(axis, Atom) and axis.choice}
+    if not choices:
+        return axes[0]
+    chosen = (axis for axis in map(resolve, axes) if isinstance(axis, Atom) and axis.choice)
+    return next(chosen) if len(choices) == 1 else fixed(axes[0].size)
 
 
 def pointwise(call: Call) -> Axes:
@@ -85,9 +121,9 @@ def pointwise(call: Call) -> Axes:
     return broadcast(call.tensors(), one_shape(call))
 
 
-def identity(call: Call) -> Axes:
+def identity(call: Call) -> Any:
     """Return the first argument's axes."""
-    return call.tensors()[0]
+    return results(call, call.tensors()[0])
 
 
 def create(call: Call) -> Axes:
@@ -97,17 +133,16 @@ def create(call: Call) -> Axes:
 
 def freeze_all(call: Call) -> Any:
     """Freeze every tensor that the call touches (the answer to an operator without a rule)."""
-    call.on_freeze(call)
     for axis in call.axes():
         freeze(axis)
     return fixed_like(call.shape)
 
 
-def fixed_like(shape: tuple[int, ...] | list[tuple[int, ...]]) -> Any:
+def fixed_like(shape: tuple[int, ...] | list[tuple[int, ...]], cause: str = "") -> Any:
     """Return fixed axes of one shape, or of each of several."""
     if isinstance(shape, list):
-        return [fixed_like(one) for one in shape]
-    return tuple(fixed(size) for size in shape)
+        return [fixed_like(item, cause) for item in shape]
+    return tuple(fixed(size, cause) for size in shape)
 
 
 def one_shape(call: Call) -> tuple[int, ...]:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from weightspace.symmetry.axes import Axis, fixed, freeze, product, split, unite
-from weightspace.symmetry.rules.call import Axes, Call, broadcast, freeze_all, is_axes, one_shape, results
+from weightspace.symmetry.rules.call import Axes, Call, broadcast, freeze_all, is_axes, one_shape, results, shared
 
 
 def matmul(call: Call) -> Axes:
     """Contract the last axis of one with the last but one of the other; batch axes are broadcast."""
-    a = call.get("mat1", "batch1", "self")
-    b = call.get("batch2", "mat2", "other")
+    a = call.get("mat1", "batch1", "mat", "self")
+    b = call.get("batch2", "mat2", "vec", "tensor", "other")
     shape = one_shape(call)
     unite(a[-1], b[-2] if len(b) > 1 else b[0])
     batch = broadcast([a[:-2], b[:-2]], shape[: max(len(a), len(b)) - 2]) if max(len(a), len(b)) > 2 else ()
     call.mix(a[-1:], a[:-1])
     call.mix(b[-2:-1] if len(b) > 1 else b, (*b[:-2], *b[-1:]) if len(b) > 1 else ())
     result = (*batch, *(a[-2:-1] if len(a) > 1 else ()), *(b[-1:] if len(b) > 1 else ()))
-    if call.name in ("addmm", "baddbmm"):
+    if call.name in ("addmm", "baddbmm", "addmv"):
         return broadcast([result, call["self"]], shape)
     return result
 
@@ -47,7 +47,7 @@ def einsum(call: Call) -> Axes:
             if letter not in axes or axes[letter].size == 1:
                 axes[letter] = axis
             elif axis.size > 1:
-                unite(axes[letter], axis)
+                axes[letter] = shared([axes[letter], axis])
     for term, tensor in zip(terms, tensors, strict=True):
         named = list(zip(term, tensor, strict=True))
         summed = [axis for letter, axis in named if letter not in right]
@@ -60,7 +60,7 @@ def convolution(call: Call) -> Axes:
     x, weight, bias, groups = call["input"], call["weight"], call.get("bias"), call["groups"]
     channel = len(x) - len(weight) + 1
     for axis in (*x[channel + 1 :], *weight[2:]):
-        freeze(axis)
+        freeze(axis, "")
     transposed = "transpose" in call.name or bool(call.get("transposed"))
     inputs = split(x[channel], groups)
     weights = split(weight[0], groups)
@@ -107,10 +107,3 @@ def attention(call: Call) -> Any:
     call.mix(value[-2:-1], (*value[:-2], *value[-1:]))
     out = (*lead, *query[len(lead) : -1], value[-1])
     return results(call, out)
-
-
-def embedding(call: Call) -> Axes:
-    """Rows looked up by index: the vocabulary is fixed, the features pass."""
-    weight, indices = call["weight"], call["indices"]
-    freeze(weight[0])
-    return (*indices, weight[1])

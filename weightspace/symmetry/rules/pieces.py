@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from weightspace.symmetry.axes import Atom, concat, cut, fixed, freeze, unite
-from weightspace.symmetry.rules.call import Axes, Call, broadcast, freeze_all, one_shape
+from collections.abc import Sequence
+
+from weightspace.symmetry.axes import Atom, Axis, concat, cut, fixed, freeze, split, unite
+from weightspace.symmetry.rules.call import Axes, Call, Indices, broadcast, freeze_all, one_shape, shared
 
 
 def cat(call: Call) -> Axes:
     """Lay tensors end to end."""
     tensors = [axes for axes in call["tensors"] if not (len(axes) == 1 and axes[0].size == 0)]
+    units = _numbered(tensors)
     dim = call["dim"] % len(tensors[0])
     for other in tensors[1:]:
         for place, (a, b) in enumerate(zip(tensors[0], other, strict=True)):
             if place != dim:
                 unite(a, b)
     joined = concat(*(axes[dim] for axes in tensors))
-    return (*tensors[0][:dim], joined, *tensors[0][dim + 1 :])
+    if len(tensors) > 1 and joined.size == len(tensors):  # one unit of each: tensors laid along an axis of their own
+        joined = fixed(joined.size, call.name)
+    result = (*tensors[0][:dim], joined, *tensors[0][dim + 1 :])
+    return Indices(result, units) if units else result
+
+
+def _numbered(tensors: Sequence[Axes]) -> Axis | None:
+    """Return the axis whose units all of some tensors number, None where they are not all indices of one."""
+    indices = [axes for axes in tensors if isinstance(axes, Indices)]
+    if len(indices) == len(tensors) and len({own.units.size for own in indices}) == 1:
+        return shared([own.units for own in indices])
+    for own in indices:
+        freeze(own.units)
+    return None
 
 
 def stack(call: Call) -> Axes:
@@ -24,7 +40,9 @@ def stack(call: Call) -> Axes:
     dim = call["dim"] % (len(tensors[0]) + 1)
     for other in tensors[1:]:
         broadcast([tensors[0], other], [axis.size for axis in other])
-    return (*tensors[0][:dim], fixed(len(tensors)), *tensors[0][dim:])
+    result = (*tensors[0][:dim], fixed(len(tensors), call.name), *tensors[0][dim:])
+    units = _numbered(tensors)
+    return Indices(result, units) if units else result
 
 
 def pieces(call: Call) -> list[Axes]:
@@ -47,16 +65,26 @@ def glu(call: Call) -> Axes:
     return (*x[:dim], left, *x[dim + 1 :])
 
 
+def start_of(call: Call, size: int) -> int:
+    """Return where a range of an axis of this size begins."""
+    start = call.args["start"] or 0
+    return min(max(start + (size if start < 0 else 0), 0), size)
+
+
 def slice_(call: Call) -> Axes:
     """Keep a range of one axis."""
     x, dim = call["self"], call["dim"] % len(call["self"])
     size, kept = x[dim].size, one_shape(call)[dim]
-    start = min(max((call["start"] or 0) + (size if (call["start"] or 0) < 0 else 0), 0), size)
+    start = start_of(call, size)
     if kept == size:
         return x
     if call["step"] != 1:
-        freeze(x[dim])
-        return (*x[:dim], fixed(kept), *x[dim + 1 :])
+        halves = split(x[dim], kept) if kept * call["step"] == size else None
+        if halves is None:
+            freeze(x[dim])
+        else:  # every n-th unit: n wholes that lie interleaved
+            freeze(halves[1], "")
+        return (*x[:dim], fixed(kept) if halves is None else halves[0], *x[dim + 1 :])
     _, rest = cut(x[dim], start)
     piece, _ = cut(rest, kept)
     return (*x[:dim], piece, *x[dim + 1 :])
@@ -66,7 +94,7 @@ def slice_scatter(call: Call) -> Axes:
     """Write a tensor over a range of one axis."""
     x, source, dim = call["self"], call["src"], call["dim"] % len(call["self"])
     size = x[dim].size
-    start = min(max((call["start"] or 0) + (size if (call["start"] or 0) < 0 else 0), 0), size)
+    start = start_of(call, size)
     if call["step"] != 1:
         return freeze_all(call)
     left, rest = cut(x[dim], start)
@@ -86,23 +114,6 @@ def select(call: Call) -> Axes:
 def unbind(call: Call) -> list[Axes]:
     """Take every unit of an axis apart."""
     return [select(call) for _ in call.shape]
-
-
-def index(call: Call) -> Axes:
-    """Gather by index tensors: indexed axes are frozen, the others pass."""
-    x, indices = call["self"], call["indices"]
-    if "index" in call.args:
-        indices = [None] * (call["dim"] % len(x)) + [call["index"]]
-    places = [place for place, one in enumerate(indices) if one is not None]
-    for place in places:
-        freeze(x[place])
-        for axis in indices[place]:
-            freeze(axis)
-    kept = [axis for place, axis in enumerate(x) if place not in places]
-    count = len(one_shape(call)) - len(kept)
-    start = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
-    gathered = [fixed(size) for size in one_shape(call)[start : start + count]]
-    return (*kept[:start], *gathered, *kept[start:])
 
 
 def pad(call: Call) -> Axes:

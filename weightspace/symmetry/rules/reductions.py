@@ -6,20 +6,20 @@ from typing import Any
 
 from weightspace.symmetry.axes import fixed, freeze
 from weightspace.symmetry.rules.call import Axes, Call, dims_of, is_axes, pointwise
+from weightspace.symmetry.rules.choosing import choose
 
 
 def reduce(call: Call) -> Any:
     """Combine the units of some axes in a way that their order does not change."""
     if is_axes(call.get("other")):  # max(a, b) takes the larger of two tensors
         return pointwise(call)
+    if call.name in ("max", "min", "median", "nanmedian") and isinstance(call.shape, list):
+        return choose(call)
     x = call.tensors()[0]
     dims = dims_of(call.get("dim"), len(x))
     reduced = [x[dim] for dim in dims]
     kept = [axis for place, axis in enumerate(x) if place not in dims]
     call.mix(reduced, kept)
-    if call.name in ("argmax", "argmin") or (isinstance(call.shape, list) and call.name in ("max", "min")):
-        for axis in reduced:  # the result counts positions
-            freeze(axis)
     if call.get("keepdim", "keepdims"):
         kept = [fixed(1) if place in dims else axis for place, axis in enumerate(x)]
     if isinstance(call.shape, list):
@@ -28,7 +28,7 @@ def reduce(call: Call) -> Any:
 
 
 def ordered(call: Call) -> Any:
-    """Depend on the order along one axis (cumsum, sort, flip, roll, …): it is frozen, the others pass."""
+    """Depend on the order along one axis (cumsum, flip, roll, …): it is frozen, the others pass."""
     x = call.tensors()[0]
     dims = call.get("dim", "dims")
     shapes = call.shape if isinstance(call.shape, list) else [call.shape]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from weightspace.symmetry.axes import Atom, Axis, fixed, freeze, product, split
@@ -45,6 +46,13 @@ def factor(axis: Axis, sizes: list[int]) -> list[Axis]:
         result.append(halves[0])
         rest = halves[1]
     return result
+
+
+def place_in_view(shape: Sequence[int], dim: int, viewed: Sequence[int]) -> int | None:
+    """Return the axis of a view that is one axis of its source, neither split nor merged, or None."""
+    before = math.prod(shape[:dim])
+    places = (place for place, size in enumerate(viewed) if size == shape[dim] and math.prod(viewed[:place]) == before)
+    return next(places, None)
 
 
 def permute(call: Call) -> Axes:
@@ -95,3 +103,15 @@ def repeat_interleave(call: Call) -> Axes:
         return freeze_all(call)
     dim %= len(x)
     return (*x[:dim], product(x[dim], Atom(repeats)), *x[dim + 1 :])
+
+
+def as_complex(call: Call) -> Axes:
+    """Take the last axis as real and imaginary parts."""
+    x = call["self"]
+    freeze(x[-1], "")
+    return x[:-1]
+
+
+def as_real(call: Call) -> Axes:
+    """Lay real and imaginary parts along a last axis."""
+    return (*call["self"], fixed(2))
