@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from weightspace.checkpoints.disk import one_line_errors
+from weightspace.adapters.patterns import PatternError, Patterns
+from weightspace.checkpoints.json_file import read_json
 from weightspace.errors import CheckpointError
 
 #: The file's name.
@@ -65,8 +65,8 @@ class Configuration:
     folder: Path
     rank: int
     alpha: float
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    rank_pattern: Patterns[int]
+    alpha_pattern: Patterns[float]
     rslora: bool
     fan_in_fan_out: bool
     modules_to_save: tuple[str, ...]
@@ -77,7 +77,7 @@ class Configuration:
 
     def rank_of(self, module: str) -> int:
         """Return the rank of the factors of a module."""
-        return _matched(self.rank_pattern, self._key(module), self.rank)
+        return self._matched(self.rank_pattern, module, self.rank)
 
     def scale_of(self, module: str) -> float:
         """Return what ``B A`` of a module is multiplied by.
@@ -87,7 +87,15 @@ class Configuration:
             https://arxiv.org/abs/2312.03732.
         """
         rank = self.rank_of(module)
-        return _matched(self.alpha_pattern, self._key(module), self.alpha) / (math.sqrt(rank) if self.rslora else rank)
+        alpha = self._matched(self.alpha_pattern, module, self.alpha)
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def _matched(self, patterns: Patterns[Value], module: str, default: Value) -> Value:
+        """Return the value of the first pattern that matches a module's name, as PEFT does."""
+        try:
+            return patterns.find(self._key(module), default)
+        except PatternError as error:
+            raise CheckpointError(f"{self.folder}/{CONFIG}: {error}. Expected module names.") from error
 
     def _key(self, module: str) -> str:
         """Return what patterns are matched against: a parameter where the factors are on one, else the module."""
@@ -97,7 +105,7 @@ class Configuration:
 
     def saves(self, module: str) -> bool:
         """Return whether a module, or one that it is a part of, was trained whole."""
-        return any(re.search(rf"(^|\.){re.escape(name)}(\.|$)", module) for name in self.modules_to_save)
+        return any(f".{name}." in f".{module}." for name in self.modules_to_save)
 
 
 def read_configuration(folder: Path) -> Configuration:
@@ -115,8 +123,8 @@ def read_configuration(folder: Path) -> Configuration:
         folder,
         _rank(folder, "r", fields.get("r")),
         _alpha(folder, "lora_alpha", fields.get("lora_alpha", 8)),
-        {key: _rank(folder, key, rank) for key, rank in _patterns(folder, fields, "rank_pattern").items()},
-        {key: _alpha(folder, key, alpha) for key, alpha in _patterns(folder, fields, "alpha_pattern").items()},
+        _patterns(folder, fields, "rank_pattern", _rank),
+        _patterns(folder, fields, "alpha_pattern", _alpha),
         _field(folder, fields, "use_rslora", False),
         _field(folder, fields, "fan_in_fan_out", False),
         tuple(str(name) for name in _field(folder, fields, "modules_to_save", [])),
@@ -135,11 +143,7 @@ def _read(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder} is not a LoRA adapter: {found}. Expected a folder that PEFT saved; is the path right?"
         )
-    with one_line_errors(path, "read"):
-        try:
-            fields = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} is not valid JSON ({error}). Save the adapter again.") from error
+    fields = read_json(path)
     if not isinstance(fields, dict):
         raise CheckpointError(f"{path} is a JSON {type(fields).__name__}, expected an object. Save the adapter again.")
     return fields
@@ -175,18 +179,16 @@ def _field(folder: Path, fields: Mapping[str, Any], key: str, default: Value) ->
     return value
 
 
-def _patterns(folder: Path, fields: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return an object whose keys are regular expressions."""
+def _patterns(
+    folder: Path, fields: Mapping[str, Any], key: str, checked: Callable[[Path, str, Any], Value]
+) -> Patterns[Value]:
+    """Return an object whose keys are regular expressions, its values checked."""
     empty: dict[str, Any] = {}
-    patterns = _field(folder, fields, key, empty)
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise CheckpointError(
-                f"{folder}/{CONFIG}: {pattern!r} of {key!r} is no regular expression ({error}). Expected module names."
-            ) from error
-    return patterns
+    values = _field(folder, fields, key, empty)
+    try:
+        return Patterns({pattern: checked(folder, pattern, value) for pattern, value in values.items()})
+    except PatternError as error:
+        raise CheckpointError(f"{folder}/{CONFIG}: {key!r}: {error}. Expected module names.") from error
 
 
 def _rank(folder: Path, key: str, value: Any) -> int:
@@ -204,8 +206,3 @@ def _alpha(folder: Path, key: str, value: Any) -> float:
 def _unexpected(folder: Path, key: str, value: Any, expected: str) -> CheckpointError:
     found = json.dumps(value)[:80]
     return CheckpointError(f"{folder}/{CONFIG}: {key!r} is {found}, expected {expected}. Save the adapter again.")
-
-
-def _matched(patterns: Mapping[str, Value], module: str, default: Value) -> Value:
-    """Return the value of the first pattern that matches a module's name, as PEFT does."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
