@@ -1,5 +1,6 @@
 """Soups of networks with weight norm, spectral norm and BatchNorm."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def spectral_norms(state: StateDict) -> list[float]:
     module.load_state_dict(state)
     with torch.no_grad():
         module(torch.ones(1, 6))
-    return [float(torch.linalg.matrix_norm(module.get_submodule(name).weight, 2)) for name in SPECTRAL]  # type: ignore
+        return [float(torch.linalg.matrix_norm(module.get_submodule(name).weight, 2)) for name in SPECTRAL]  # type: ignore
 
 
 ONE = pytest.approx([1, 1], abs=1e-4)
@@ -96,6 +97,16 @@ def test_the_mean_with_one_network_more_is_the_mean_after_taking_it_in() -> None
     for name, tensor in result.items():
         torch.testing.assert_close(joined[name], tensor)
     assert spectral_norms(joined) == ONE
+
+
+def test_of_the_first_network_nothing_is_held_but_parametrized_weights() -> None:
+    state = ingredients(1)[0]
+    plain, direction = (weakref.ref(state[name]) for name in ("4.bias", "0.parametrizations.weight.original1"))
+    running = RunningMean()
+    running.add(state, "first")
+    del state
+    assert plain() is None
+    assert direction() is not None
 
 
 def test_pairs_that_stop_being_tied_are_untied_in_the_soup() -> None:
@@ -215,7 +226,9 @@ def test_flatness_is_measured_on_networks_of_spectral_norm_one() -> None:
         def score(self, module: Any, split: Any = "test") -> Any:
             with torch.no_grad():
                 module(torch.ones(1, 6))
-            seen.append([float(torch.linalg.matrix_norm(module.get_submodule(name).weight, 2)) for name in SPECTRAL])
+                seen.append(
+                    [float(torch.linalg.matrix_norm(module.get_submodule(name).weight, 2)) for name in SPECTRAL]
+                )
             return super().score(module, split)
 
     state, other = ingredients(2)

@@ -7,6 +7,7 @@ from the combined weight, spectral norm's vectors from the combined matrix (see 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -63,6 +64,14 @@ class Coordinates:
                     f"{name!r} is complex and under weight norm or spectral norm, and only real weights can be merged "
                     "so. Expected the parametrization removed in every model first."
                 )
+
+    def without_weights(self, dtypes: Mapping[str, torch.dtype]) -> Coordinates:
+        """Return the same for a result of other dtypes, which of the models holds parametrized tensors only."""
+        kept = {part for name, norm in self.parametrizations for part in (name, *norm.functions)}
+        other = copy(self)
+        other.models = [{name: state[name] for name in state if name in kept} for state in self.models]
+        other._dtypes = dtypes
+        return other
 
     def of(self, state: StateDict, name: str) -> Tensor:
         """Return a coordinate of a network: a tensor of it, or the float64 weight that a pair stands for."""

@@ -53,7 +53,7 @@ class RunningMean:
             WeightspaceError: an integer tensor differs, other than a counter.
         """
         self._check(state, name)
-        coordinates = self._coordinates or Coordinates([state], self._dtypes)
+        coordinates = self._coordinates or Coordinates([state]).without_weights(self._dtypes)
         tied = tied_names(state)
         check_ties(coordinates.parametrizations, tied)
         if not self.names:
@@ -90,8 +90,7 @@ class RunningMean:
         dtypes = {
             key: output_dtype((self._dtypes.get(key, tensor.dtype), tensor.dtype)) for key, tensor in state.items()
         }
-        first = state if self._coordinates is None else self._coordinates.models[0]
-        coordinates = Coordinates([first], dtypes)
+        coordinates = (self._coordinates or Coordinates([state])).without_weights(dtypes)
         for key in coordinates.names:
             mean = self._joined(key, coordinates.of(state, key), name, coordinates.dtype(key))
             yield from coordinates.tensors(key, mean)
