@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 from weightspace.errors import WeightspaceError
 from weightspace.merging.layers import Layers
-from weightspace.merging.towers import tower
+from weightspace.merging.towers import is_language_model, tower
 
 #: A stack with less than this share of the tensors of the largest one beside it is a head or a stem.
 _SMALL = 0.2
@@ -67,6 +67,9 @@ def _candidates(layers: Layers) -> list[str]:
     """Return the stacks that could be meant: those of the text model, else of any tower."""
     stacks = [stack for stack, count in layers.stacks.items() if count > 1] or list(layers.stacks)
     trunk = [stack for stack in stacks if tower(stack) == "text"]
+    named = [stack for stack in trunk if is_language_model(stack)]
+    if len(named) == 1:
+        return named
     return _large(layers, trunk or [stack for stack in stacks if tower(stack) != "stem"] or stacks)
 
 
