@@ -59,7 +59,7 @@ def choose_stack(
     example = max((stack for stack in candidates if "#" not in stack), key=layers.size, default=candidates[0])
     raise WeightspaceError(
         f"{model} has {len(candidates)} stacks of layers that layer_range could mean: {_listing(stacks, candidates)}. "
-        f"Say which one beside it: `layer_range: [{first}, {end}]` with `stack: {_short(example)}`."
+        f"Say which one beside it: `layer_range: [{first}, {end}]` with `stack: {_short(example, 2 * _WIDTH)}`."
     )
 
 
@@ -127,7 +127,7 @@ def _listing(stacks: Mapping[str, int], names: Sequence[str]) -> str:
     return f"{listed or 'none'}{more}"
 
 
-def _short(name: str) -> str:
+def _short(name: str, width: int = _WIDTH) -> str:
     """Return a name as errors show it: its end where it is long, escaped where it cannot be printed."""
-    shown = name if len(name) <= _WIDTH else f"…{name[1 - _WIDTH :]}"
+    shown = name if len(name) <= width else f"…{name[1 - width :]}"
     return (shown if shown.isprintable() else ascii(shown)) or "(the top)"

@@ -284,7 +284,7 @@ def test_layers_of_differing_kinds_that_nothing_tells_apart_keep_their_places(wo
         workshop.model(name, *mixture(value, "dsds", {}))
     merged = workshop.merge(("a", 0, 2), ("b", 2, 4), out="out")
     assert order(merged, "model.layers", "attn.weight") == [0, 1, 102, 103]
-    with pytest.raises(CheckpointError, match="config.json does not say by which rule"):
+    with pytest.raises(CheckpointError, match=r"config.json does not say by which rule"):
         workshop.merge(("a", 0, 3), ("b", 1, 4), out="other")
 
 
@@ -375,7 +375,7 @@ def test_the_configurations_donor_must_have_what_the_slices_have(workshop: Works
 def test_gaps_in_the_numbers_of_layers_are_refused(workshop: Workshop) -> None:
     workshop.model("a", {name: tensor for name, tensor in llama(0.0, 4).items() if "layers.1." not in name})
     with pytest.raises(
-        WeightspaceError, match="one number counts from 0; found 'model.layers.2.attn.weight' in layer 1"
+        WeightspaceError, match=r"one number counts from 0; found 'model.layers.2.attn.weight' in layer 1"
     ):
         workshop.merge(("a", 0, 2))
 
