@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 from weightspace.errors import WeightspaceError
 from weightspace.merging.layers import Layers
-from weightspace.merging.towers import tower
+from weightspace.merging.towers import is_language_model, tower
 
 #: A stack with less than this share of the tensors of the largest one beside it is a head or a stem.
 _SMALL = 0.2
@@ -59,7 +59,7 @@ def choose_stack(
     example = max((stack for stack in candidates if "#" not in stack), key=layers.size, default=candidates[0])
     raise WeightspaceError(
         f"{model} has {len(candidates)} stacks of layers that layer_range could mean: {_listing(stacks, candidates)}. "
-        f"Say which one beside it: `layer_range: [{first}, {end}]` with `stack: {_short(example)}`."
+        f"Say which one beside it: `layer_range: [{first}, {end}]` with `stack: {_short(example, 2 * _WIDTH)}`."
     )
 
 
@@ -67,6 +67,9 @@ def _candidates(layers: Layers) -> list[str]:
     """Return the stacks that could be meant: those of the text model, else of any tower."""
     stacks = [stack for stack, count in layers.stacks.items() if count > 1] or list(layers.stacks)
     trunk = [stack for stack in stacks if tower(stack) == "text"]
+    named = [stack for stack in trunk if is_language_model(stack)]
+    if len(named) == 1:
+        return named
     return _large(layers, trunk or [stack for stack in stacks if tower(stack) != "stem"] or stacks)
 
 
@@ -124,7 +127,7 @@ def _listing(stacks: Mapping[str, int], names: Sequence[str]) -> str:
     return f"{listed or 'none'}{more}"
 
 
-def _short(name: str) -> str:
+def _short(name: str, width: int = _WIDTH) -> str:
     """Return a name as errors show it: its end where it is long, escaped where it cannot be printed."""
-    shown = name if len(name) <= _WIDTH else f"…{name[1 - _WIDTH :]}"
+    shown = name if len(name) <= width else f"…{name[1 - width :]}"
     return (shown if shown.isprintable() else ascii(shown)) or "(the top)"

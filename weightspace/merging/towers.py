@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 #: What a tower is for, in the order in which data flows through a model.
@@ -36,22 +37,24 @@ _WORDS: dict[Tower, frozenset[str]] = {
         }
     ),
     "audio": frozenset({"audio", "speech", "acoustic", "sound", "mel", "wav", "waveform", "spectrogram"}),
-    "output": frozenset(
-        {"talker", "code2wav", "token2wav", "vocoder", "mtp", "nextn", "medusa", "eagle", "draft", "postnet", "depth"}
-    ),
+    "output": frozenset({"talker", "vocoder", "mtp", "nextn", "medusa", "eagle", "draft", "postnet", "depth"}),
     "text": frozenset({"text", "language", "llm"}),
 }
 
 #: Convolutions in front of audio encoders, which are numbered too.
 _STEMS = ("feature_extractor", "feature_projection", "conv_layers")
 
+#: Modules that make sound of tokens.
+_VOCODERS = ("code2wav", "token2wav")
+
 _ORDER: tuple[Tower, ...] = ("stem", "vision", "audio", "connector", "text", "output")
 
 
-def words(component: str) -> list[str]:
+@lru_cache(maxsize=4096)
+def words(component: str) -> tuple[str, ...]:
     """Return the words of one component of a name: ``visionTower_2`` gives ``vision`` and ``tower``."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", component)
-    return [word for word in re.split(r"[^a-z]+", re.sub(r"2(?=wav)", "", spaced).lower()) if word]
+    return tuple(word for word in re.split(r"[^a-z]+", spaced.lower()) if word)
 
 
 def named_tower(components: Iterable[str]) -> Tower | None:
@@ -75,13 +78,22 @@ def tower(name: str) -> Tower:
     return named_tower(name.split(".")) or "text"
 
 
+def is_language_model(stack: str) -> bool:
+    """Return whether a stack's path names a language model, not only an encoder of text."""
+    parts = stack.split(".")
+    return any(part == "text_model" or not {"language", "llm"}.isdisjoint(words(part)) for part in parts)
+
+
 def precedes(tower: Tower, other: Tower) -> bool:
     """Return whether data flows through a tower before it flows through the other one."""
     return _ORDER.index(tower) < _ORDER.index(other)
 
 
+@lru_cache(maxsize=4096)
 def _tower_of_component(component: str) -> Tower | None:
     """Return the tower that one component names."""
+    if component.lower() in _VOCODERS:
+        return "output"
     own = set(words(component))
     told: list[Tower] = [name for name, known in _WORDS.items() if own & known]
     if "text" in told and len(told) > 1:  # a layer between two towers: vision_language_adapter

@@ -71,7 +71,7 @@ _STEMS = _EMBEDDINGS | frozenset(
 
 #: Final norms, and words of last modules that say little by themselves.
 _NORM = re.compile(r"norm|(^|_)ln(\d|_|$)")
-_LAST = frozenset({"projection", "proj", "dense", "linear", "adapter", "value", "critic", "actor"})
+_LAST = frozenset({"projection", "projector", "proj", "dense", "linear", "adapter", "value", "critic", "actor"})
 
 
 class Boundaries:
@@ -91,6 +91,8 @@ class Boundaries:
         """
         self._stack = stack.split(".")
         self._tower: Tower = tower(stack)
+        towers = {tower(name) for name in tensors}
+        self._has_media = not towers.isdisjoint({"vision", "audio"})
         self._early_norm = early_norm or any(".rel_embeddings." in name for name in tensors)  # DeBERTa's norm is theirs
         order = {} if _is_sorted(tensors) else {name: place for place, name in enumerate(tensors)}
         self._order = order
@@ -109,7 +111,8 @@ class Boundaries:
     def _by_tower(self, name: str, parts: Sequence[str], depth: int) -> bool | None:
         """Return whether a tensor of another tower, side or place in a sequence lies before; None in the same one."""
         flow = tower(name)
-        if flow != self._tower:
+        # A projector in a model of one tower is part of its head.
+        if flow != self._tower and (flow != "connector" or self._has_media):
             return precedes(flow, self._tower)
         if depth >= min(len(parts), len(self._stack)):
             return None

@@ -48,7 +48,7 @@ def sections(config: Config, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Conf
     yield path, config
     for key, value in config.items():
         nested = isinstance(value, dict) and key != "quantization_config" and len(path) < _DEPTH
-        if nested and (words(key)[-1:] in (["config"], ["cfg"]) or "model_type" in value):
+        if nested and (words(key)[-1:] in (("config",), ("cfg",)) or "model_type" in value):
             yield from sections(value, (*path, key))
 
 

@@ -86,6 +86,8 @@ def list_rules(section: Config, count: int, side: Side | None = None) -> Iterato
         own = set(words(key))
         if not isinstance(value, list | int) or isinstance(value, bool) or other in own or own & {"mtp", "nextn"}:
             continue
+        if side == "decoder" and key == "attention_window":  # of the encoder's layers, in LED
+            continue
         if _READ.fullmatch(key):
             yield LayerRule(key, _reads(key), _rewrite_reads(key))
         elif isinstance(value, list) and _NUMBERS.fullmatch(key):

@@ -35,11 +35,8 @@ _BELOW = {
 #: Model types whose code depends on a layer's number, and those where it depends on how many layers there are too.
 _BY_NUMBER = ("beam", "diffllama", "evolla", "zamba", "zamba2")
 _BY_NUMBER_AND_COUNT = (
-    "esmc",
-    "granite_speech_encoder",
-    "granite_speech_plus_encoder",
-    "granite_speech5_encoder",
-    "minimax",
+    *("esmc", "granite_speech_encoder", "granite_speech_plus_encoder", "granite_speech5_encoder"),
+    *("idefics", "minimax"),
 )
 
 

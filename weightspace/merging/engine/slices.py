@@ -99,8 +99,8 @@ class _Slicer:
                 hint = " Are the vocabularies different?" if vocabulary else ""
                 label = self.finder.members[number].label
                 raise CheckpointError(
-                    f"{output.name!r} is {shape} in {label} and {expected} in {donor.label}, and slices of both stand in "
-                    f"one network: expected one shape.{hint}"
+                    f"{output.name!r} is {shape} in {label} and {expected} in {donor.label}, and slices of both stand "
+                    f"in one network: expected one shape.{hint}"
                 )
         known = {*self.stacking.models[self.stacking.donor].inside, *(output.name for output in outputs)}
         lost = [name for name in donor.contents.tensors if name not in known and not is_head(name)]
