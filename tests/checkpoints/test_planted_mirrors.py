@@ -20,7 +20,22 @@ from weightspace.merging import merge_files
 
 RECORD = "weightspace-mirror.json"
 #: Names that a file system could list, none of which is that of a file in a folder.
-ODD_NAMES = ["", ".", "..", "../evil", "a/..", "a//b", "a/b/c", "/etc/passwd", "a\\b", "..\\b", "a\0b", "a\nb", "\x1b[2J", "\x7f"]
+ODD_NAMES = [
+    "",
+    ".",
+    "..",
+    "../evil",
+    "a/..",
+    "a//b",
+    "a/b/c",
+    "/etc/passwd",
+    "a\\b",
+    "..\\b",
+    "a\0b",
+    "a\nb",
+    "\x1b[2J",
+    "\x7f",
+]
 
 
 @pytest.fixture(autouse=True)
