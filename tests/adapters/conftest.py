@@ -1,6 +1,10 @@
-"""Adapters written by hand, without PEFT: names, factors and configuration as a test wants them."""
+"""Adapters written by hand, without PEFT: names, factors and configuration as a test wants them.
+
+The tests import their neighbour `families` by name.
+"""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,8 @@ import torch
 from torch import Tensor
 
 import weightspace as ws
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 Write = Callable[..., Path]
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from weightspace.adapters.configuration import CONFIG, Configuration, read_configuration
+from weightspace.adapters.fused_experts import FUSED, Part, fused_parameter
 from weightspace.checkpoints.contents import Contents, TensorInfo, read_contents
 from weightspace.checkpoints.safetensors_header import read_header
 from weightspace.errors import CheckpointError
@@ -47,6 +48,7 @@ class Factors:
         transposed: add ``(B A)ᵀ``: embeddings, and Linear layers kept as ``(in, out)``.
         embedding: they are called ``lora_embedding_A`` and ``lora_embedding_B``.
         shape: of the tensor.
+        part: what of ``A`` and ``B`` are the tensor's, where they are those of all experts of a layer.
     """
 
     a_name: str
@@ -56,6 +58,7 @@ class Factors:
     transposed: bool
     embedding: bool
     shape: tuple[int, ...]
+    part: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Adapter:
         saved: tensor of the model -> tensor of the adapter that takes its place.
         contents: the tensors of the adapter's file.
         configuration: what the configuration says.
+        fused: parameter of all experts of a layer -> its factors, whose shape is that of one expert's part.
         repeated: tensors whose factors are those of the embedding that they are tied to, once more.
     """
 
@@ -78,6 +82,7 @@ class Adapter:
     saved: Mapping[str, str]
     contents: Contents
     configuration: Configuration
+    fused: Mapping[str, Factors] = field(default_factory=dict)
     repeated: frozenset[str] = frozenset()
 
     @property
@@ -121,28 +126,32 @@ def read_adapter(folder: Path) -> Adapter:
             embedding = factor["embedding"]
             pair = pairs.setdefault((factor["module"], embedding is not None), {})
             _put(folder, pair, embedding or factor["side"], name)
+    factors, fused = {}, {}
+    for (module, embedding), pair in pairs.items():
+        parameter = fused_parameter(configuration, module)
+        if parameter is None:
+            factors[f"{module}.weight"] = _factors(configuration, contents.tensors, module, embedding, pair)
+        else:
+            fused[parameter] = _stacked_factors(configuration, contents.tensors, parameter, pair)
     _check_parameters(configuration, [module for module, _ in pairs])
-    factors = {
-        f"{module}.weight": _factors(configuration, contents.tensors, module, embedding, pair)
-        for (module, embedding), pair in pairs.items()
-    }
     files = (folder / CONFIG, *contents.files)
-    return Adapter(folder, files, factors, saved, contents, configuration, _repeated(weights))
+    return Adapter(folder, files, factors, saved, contents, configuration, fused, _repeated(weights))
 
 
 def _check_parameters(configuration: Configuration, modules: Sequence[str]) -> None:
-    """Refuse factors of parameters that are no module's weight, such as those of all experts of a layer.
-
-    An extracted adapter has factors of the single experts in their place, which PEFT puts together.
-    """
+    """Refuse factors of parameters that are neither weights of modules nor those of all experts of a layer."""
     for parameter in configuration.parameters:
-        container, _, last = parameter.rpartition(".")
-        single = re.compile(rf"(.*\.)?{re.escape(container)}\.\d+\..+")
-        if last != "weight" and not (container and any(map(single.fullmatch, modules))):
+        if parameter.rpartition(".")[2] not in ("weight", *FUSED):
             raise CheckpointError(
-                f"{configuration.folder} is made for the parameter {parameter!r} (target_parameters in {CONFIG}), such "
-                "as that of fused experts; expected factors of modules. Merge it into its model with PEFT first."
+                f"{configuration.folder} is made for the parameter {parameter!r} (target_parameters in {CONFIG}); "
+                f"expected factors of modules. Merge it into its model with PEFT first."
             )
+    stray = next((module for module in modules if module.rpartition(".")[2] == "base_layer"), None)
+    if stray is not None and fused_parameter(configuration, stray) is None:
+        raise CheckpointError(
+            f"{configuration.folder} has factors inside others ({stray!r}), which {CONFIG} has no target_parameters "
+            "for; expected factors of modules. Merge it into its model with PEFT first."
+        )
 
 
 def _repeated(weights: Path) -> frozenset[str]:
@@ -195,6 +204,22 @@ def _saved_target(configuration: Configuration, name: str) -> str:
         f"{configuration.folder} holds the tensor {name!r}, which is no part of a plain LoRA: expected lora_A and "
         "lora_B of modules, or modules_to_save. Merge it into its model with PEFT first."
     )
+
+
+def _stacked_factors(
+    configuration: Configuration, tensors: Mapping[str, TensorInfo], parameter: str, pair: Mapping[str, str]
+) -> Factors:
+    """Return the factors of a parameter of all experts, whose shape is that of one expert's part of it."""
+    rank = configuration.rank_of(parameter)
+    a, b = (tensors.get(pair.get(side, "")) for side in "AB")
+    fits = a is not None and b is not None and len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1]
+    if a is None or b is None or not fits or a.shape[0] % rank or not a.is_inexact or not b.is_inexact:
+        raise CheckpointError(
+            f"{configuration.folder}: the factors of {parameter!r} don't fit together; expected floats of shapes "
+            f"({rank} · experts, in) and (out, {rank} · experts). Save the adapter again."
+        )
+    scale = configuration.scale_of(parameter)
+    return Factors(pair["A"], pair["B"], rank, scale, False, False, (b.shape[0], a.shape[1]))
 
 
 def _factors(

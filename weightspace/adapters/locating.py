@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from weightspace.adapters.adapter import Adapter, Factors
+from weightspace.adapters.fused_experts import spread
 from weightspace.adapters.model_config import is_in_out
 from weightspace.adapters.targets import Targets
 from weightspace.adapters.tied_weights import Shapes, is_head
@@ -46,6 +47,7 @@ def located(adapter: Adapter, shapes: Shapes, config: dict[str, Any], source: st
                 f"{name!r}. Expected one of them; is this adapter for that model?"
             )
     factors = {names[target]: _oriented(own, names[target], target, config) for target, own in adapter.factors.items()}
+    factors |= spread(adapter, lambda name, shape: targets.candidates(name, [shape]), source)
     saved = {names[target]: own for target, own in adapter.saved.items()}
     repeated = frozenset(names[target] for target in adapter.repeated if target in names)
     return replace(adapter, factors=factors, saved=saved, repeated=repeated)

@@ -230,6 +230,11 @@ def _targets(adapters: Sequence[Adapter]) -> dict[str, Factors]:
                 f"{adapter.path} replaces {next(iter(adapter.saved))!r} whole (modules_to_save); expected factors "
                 "alone. Merge the models instead: `weightspace merge MODEL+ADAPTER …`."
             )
+        for name in adapter.fused:
+            raise CheckpointError(
+                f"{adapter.path} changes {name!r}, the parameter of all experts of a layer; expected factors of "
+                "modules. Merge the models instead: `weightspace merge MODEL+ADAPTER …`."
+            )
         for name, factors in adapter.factors.items():
             first, other = targets.setdefault(name, (adapter, factors))
             if (factors.shape, factors.transposed) != (other.shape, other.transposed):

@@ -40,6 +40,7 @@ class Sources:
         flat = _flat(self.states[index], member.borrowed.get(name, name)) if saved is None else _flat(state, saved)
         if factors is not None:
             a, b = state[factors.a_name], state[factors.b_name]
+            a, b = (a, b) if factors.part is None else factors.part.of(a, b)
             flat = Adapted(flat, a, b, factors.scale, transposed=factors.transposed)
         return Scaled(flat, member.scales[name]) if name in member.scales else flat
 
