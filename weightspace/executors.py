@@ -142,10 +142,13 @@ class _Worker:
         """Return the result of the piece that was begun.
 
         Raises:
-            EOFError, ConnectionError: the process is dead.
+            EOFError: the process is dead.
             Exception: what the function raised.
         """
-        good, result, trace = self.connection.recv()
+        try:
+            good, result, trace = self.connection.recv()
+        except OSError as error:  # it died before, or in the middle of its answer
+            raise EOFError from error
         if good:
             return result
         raise result from _RemoteError(trace)
@@ -190,7 +193,7 @@ def _processes(
                 number = worker.work.number
                 try:
                     result = worker.end()
-                except (EOFError, ConnectionError):
+                except EOFError:
                     team.remove(worker)
                     free.append(worker.device)
                     waiting.appendleft(_after_death(worker))

@@ -13,7 +13,7 @@ from weightspace.soups.ingredients import Ingredient, Source, ingredients_of
 from weightspace.soups.judging import Judge, Place, Scores
 from weightspace.soups.logits import hearing, nth
 from weightspace.soups.measures import TaskMeasure
-from weightspace.soups.scoring import Scorer, Tensors
+from weightspace.soups.scoring import Tensors
 from weightspace.tasks.protocol import Task
 
 
@@ -50,7 +50,7 @@ def ensembled(ingredients: Sequence[Ingredient], judge: Judge, splits: Sequence[
     measure = judge.measure
     if not isinstance(measure, TaskMeasure):
         raise TypeError("an ensemble is scored by a task")
-    return judge.kept(_Ensemble(ingredients), splits, lambda split: _scores(measure.scorer(), ingredients, split))
+    return judge.kept(_Ensemble(ingredients), splits, lambda split: _scores(measure, ingredients, split))
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ class _Ensemble:
         raise NotImplementedError
 
 
-def _scores(scorer: Scorer, ingredients: Sequence[Ingredient], split: str) -> Mapping[str, float]:
+def _scores(measure: TaskMeasure, ingredients: Sequence[Ingredient], split: str) -> Mapping[str, float]:
     """Run one network after the other over a split; the scores of the last are those of the mean of all."""
+    scorer = measure.scorer()
     means: list[Tensor] = []
     found: Mapping[str, float] = {}
     for count, ingredient in enumerate(ingredients, start=1):
@@ -85,5 +86,5 @@ def _scores(scorer: Scorer, ingredients: Sequence[Ingredient], split: str) -> Ma
 
         scorer.put(Alone(ingredient).tensors(scorer.check), mixed=False)
         with hearing(scorer.network, join):
-            found = scorer.scores(split)
+            found = measure.score(split)
     return found

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 from weightspace.checkpoints import StateDict, load_checkpoint
+from weightspace.checkpoints.disk import one_line_errors
+from weightspace.checkpoints.folder import weight_files
+from weightspace.checkpoints.remote import is_url
 from weightspace.errors import WeightspaceError
 
 #: A checkpoint by its path (or URL), or its tensors.
@@ -28,6 +32,19 @@ class Ingredient:
             CheckpointError: the checkpoint is missing or damaged.
         """
         return self.source if isinstance(self.source, dict) else load_checkpoint(self.source)
+
+    def stamp(self) -> tuple[tuple[int, int], ...]:
+        """Return size and time of change, in nanoseconds, of its files; nothing for tensors and URLs.
+
+        Raises:
+            CheckpointError: a file is gone, or cannot be read.
+        """
+        if isinstance(self.source, dict) or is_url(self.source):
+            return ()
+        path = Path(self.source)
+        with one_line_errors(path, "read"):
+            statuses = [file.stat() for file in weight_files(path)]
+        return tuple((status.st_size, status.st_mtime_ns) for status in statuses)
 
 
 def ingredients_of(sources: Sequence[Source]) -> tuple[Ingredient, ...]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+from weightspace.errors import CheckpointError
 from weightspace.executors import here_or, run_pieces
 from weightspace.soups.candidates import Candidate
 from weightspace.soups.evaluations import Evaluations, kept_evaluations
@@ -18,6 +19,8 @@ from weightspace.tasks.protocol import Task
 
 #: Split -> name -> score.
 Scores = dict[str, Mapping[str, float]]
+#: Size and time of change of an ingredient's files.
+Stamp: TypeAlias = "tuple[tuple[int, int], ...]"
 #: Takes the number of an ingredient, from 0, and its scores.
 OnScores = Callable[[int, Scores], None]
 
@@ -55,7 +58,7 @@ class Judge:
             cache = cache and cache_key is not None
         self.place, self._kept = place, kept_evaluations(cache)
         self._keys: dict[tuple[str, bool], Mapping[str, Any]] = {}
-        self._digests: dict[str, str] = {}
+        self._digests: dict[int, tuple[Ingredient, str, Stamp]] = {}
 
     def many(
         self, candidates: Sequence[Candidate], splits: Sequence[str], on_scores: OnScores | None = None
@@ -71,31 +74,39 @@ class Judge:
         known = [self._known(one) for one in asked]
         missing = [number for number, found in enumerate(known) if found is None]
         report = on_scores or (lambda number, scores: None)
-        for number, found in enumerate(known):
-            if found is not None:
-                report(number, found)
+        for number, scores in enumerate(known):
+            if scores is not None:
+                report(number, scores)
         done = run_pieces(
             here_or(self.place.executor, self.place.workers),
             _score,
-            [(self.measure, candidates[number], asked[number], self._kept) for number in missing],
+            [
+                (self.measure, candidates[number], asked[number], self._kept, self._stamps(candidates[number]))
+                for number in missing
+            ],
             workers=self.place.workers,
             gpus=self.place.gpus,
             ray_address=self.place.ray_address,
-            on_done=lambda at, scores: report(missing[at], self._keep(asked[missing[at]], scores)),
+            on_done=lambda at, scored: report(missing[at], self._keep(asked[missing[at]], *scored)),
         )
-        for number, scores in zip(missing, done, strict=True):
+        for number, (scores, _) in zip(missing, done, strict=True):
             known[number] = scores
         return [scores for scores in known if scores is not None]
 
     def one(self, candidate: Candidate, splits: Sequence[str]) -> Scores:
         """Return the scores of a candidate, which is made here if they are not known."""
         asked = self._asked(candidate, splits)
-        return self._known(asked) or _score(self.measure, candidate, asked, self._kept)
+        known = self._known(asked)
+        return known or _score(self.measure, candidate, asked, self._kept, self._stamps(candidate))[0]
 
     def kept(self, candidate: Candidate, splits: Sequence[str], score: Callable[[str], Mapping[str, float]]) -> Scores:
         """Return the scores that ``score`` finds for a candidate, or those that it once found."""
         asked = self._asked(candidate, splits)
-        return self._known(asked) or self._keep(asked, {split: score(split) for split in splits})
+        known = self._known(asked)
+        if known is not None:
+            return known
+        scores = {split: score(split) for split in splits}
+        return self._keep(asked, scores, self.measure.reads())
 
     def value(self, scores: Scores, split: str = "validation") -> float:
         """Return the score that decides: higher is better."""
@@ -117,22 +128,29 @@ class Judge:
         return self._keys[split, mixed]
 
     def _digest(self, ingredient: Ingredient) -> str:
-        if ingredient.name not in self._digests:
-            self._digests[ingredient.name] = fingerprint_of_state(ingredient.load())
-        return self._digests[ingredient.name]
+        if id(ingredient) not in self._digests:  # with the ingredient, whose identity stays its own
+            stamp = ingredient.stamp()
+            self._digests[id(ingredient)] = ingredient, fingerprint_of_state(ingredient.load()), stamp
+        return self._digests[id(ingredient)][1]
+
+    def _stamps(self, candidate: Candidate) -> list[Stamp] | None:
+        """Return what tells whether the files of a candidate are still those whose digests were taken."""
+        if self._kept.folder is None:
+            return None
+        return [self._digests[id(one)][2] for one in candidate.weights]
 
     def _known(self, asked: Mapping[str, Mapping[str, Any]]) -> Scores | None:
         found: Scores = {}
         for split, key in asked.items():
-            if (scores := self._kept.find(key)) is None:
+            if (scores := self._kept.find(key)) is None or not self.measure.has(scores):
                 return None
             found[split] = scores
         return found
 
-    def _keep(self, asked: Mapping[str, Mapping[str, Any]], scores: Scores) -> Scores:
+    def _keep(self, asked: Mapping[str, Mapping[str, Any]], scores: Scores, reads: Mapping[str, str]) -> Scores:
         for split, key in asked.items():
             if self._kept.find(key) is None:
-                self._kept.keep(key, scores[split])
+                self._kept.keep(key, scores[split], reads)
         return scores
 
 
@@ -141,9 +159,26 @@ def _score(
     candidate: Candidate,
     asked: Mapping[str, Mapping[str, Any]],
     kept: Evaluations,
-) -> Scores:
-    """Score a candidate: a piece of work that travels. A worker keeps what it found before it tells of it."""
+    stamps: Sequence[Stamp] | None,
+) -> tuple[Scores, dict[str, str]]:
+    """Score a candidate: a piece of work that travels. A worker keeps what it found before it tells of it.
+
+    Returns:
+        The scores, and path -> SHA-256 of what was read for them.
+
+    Raises:
+        CheckpointError: a file of the candidate has changed since its digest was taken.
+    """
     scores = measure.scores(candidate.tensors(measure.check), tuple(asked), mixed=candidate.mixed)
+    if stamps is None:
+        return scores, {}
+    for ingredient, stamp in zip(candidate.weights, stamps, strict=True):
+        if ingredient.stamp() != stamp:
+            raise CheckpointError(
+                f"{ingredient.name} has changed while the soup was made; expected one checkpoint from begin to end. "
+                "Run the command again when it is whole."
+            )
+    reads = measure.reads()
     for split, key in asked.items():
-        kept.keep(key, scores[split])
-    return scores
+        kept.keep(key, scores[split], reads)
+    return scores, reads

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.soups.fingerprints import fingerprint_of_data, fingerprint_of_task
+from weightspace.soups.reading import noting_reads, reads_of
 from weightspace.soups.scoring import Score, Scorer, Statistics, Tensors
 from weightspace.tasks.protocol import Task, objective_value
 
@@ -32,6 +34,14 @@ class Measure(Protocol):
         """Return the score that decides: higher is better."""
         ...
 
+    def has(self, scores: Mapping[str, float]) -> bool:
+        """Return whether the score that decides is among scores."""
+        ...
+
+    def reads(self) -> dict[str, str]:
+        """Return path -> SHA-256 of what was read for scores in this process."""
+        ...
+
 
 @dataclass(frozen=True)
 class TaskMeasure:
@@ -53,7 +63,8 @@ class TaskMeasure:
         """Return the network of this process into which candidates are put: one, built once."""
         if self.run not in _SCORERS:
             _SCORERS.clear()
-            _SCORERS[self.run] = Scorer(self.task, self.statistics, device=self.device)
+            with self._noting_reads():
+                _SCORERS[self.run] = Scorer(self.task, self.statistics, device=self.device)
         return _SCORERS[self.run]
 
     def check(self, state: StateDict, name: str) -> None:
@@ -68,7 +79,13 @@ class TaskMeasure:
         """Return what the task finds over every split."""
         scorer = self.scorer()
         scorer.put(tensors, mixed=mixed)
-        return {split: scorer.scores(split) for split in splits}
+        return {split: self.score(split) for split in splits}
+
+    def score(self, split: str) -> Mapping[str, float]:
+        """Return what the task finds over a split of the network that stands there."""
+        scorer = self.scorer()
+        with self._noting_reads():
+            return scorer.scores(split)
 
     def key(self, split: str, *, mixed: bool) -> Mapping[str, Any]:
         """Return the fingerprints of the task and of the data.
@@ -77,14 +94,27 @@ class TaskMeasure:
             WeightspaceError: one of them has none.
         """
         resets = mixed and self.scorer().resets
-        data = {part: fingerprint_of_data(self.task, part) for part in ((split, "train") if resets else (split,))}
         if self.run not in _FINGERPRINTS:  # once, since scoring may leave something behind in a task
             _FINGERPRINTS[self.run] = fingerprint_of_task(self.task)
+        with self._noting_reads():
+            data = {part: fingerprint_of_data(self.task, part) for part in ((split, "train") if resets else (split,))}
         return {"task": _FINGERPRINTS[self.run], "data": data, "split": split, "device": self.device}
 
     def value(self, scores: Mapping[str, float]) -> float:
         """Return the task's objective."""
         return float(objective_value(self.task, scores))
+
+    def has(self, scores: Mapping[str, float]) -> bool:
+        """Return whether the task's objective is there."""
+        return self.task.objective in scores
+
+    def reads(self) -> dict[str, str]:
+        """Return what was read for the task."""
+        return reads_of(self.task.name)
+
+    def _noting_reads(self) -> AbstractContextManager[None]:
+        """Note what is read; a task that has a word for its data (``fingerprint``) speaks for their files as well."""
+        return noting_reads(self.task.name, files=not callable(getattr(self.task, "fingerprint", None)))
 
     def forget(self) -> None:
         """Let go of the network."""
@@ -118,6 +148,14 @@ class FunctionMeasure:
     def value(self, scores: Mapping[str, float]) -> float:
         """Return the one score."""
         return scores["score"]
+
+    def has(self, scores: Mapping[str, float]) -> bool:
+        """Return whether the one score is there."""
+        return "score" in scores
+
+    def reads(self) -> dict[str, str]:
+        """Return nothing: the function's own word counts."""
+        return {}
 
     def forget(self) -> None:
         """Do nothing."""
