@@ -160,7 +160,7 @@ class RecipeReader:
             raise self.document.error(f"{path}.layer_range", f"is two whole numbers, [first, end), found {bounds!r}")
         if not 0 <= bounds[0] <= bounds[1]:
             raise self.document.error(f"{path}.layer_range", f"is empty or negative: {bounds}")
-        if bounds[0] == bounds[1]:
+        if bounds[0] == bounds[1] and not (path.startswith("modules.") and bounds == [0, 0]):  # a module without layers
             self.document.ignore("layer_range", path, "it is empty and gives no layers")
         return bounds[0], bounds[1]
 

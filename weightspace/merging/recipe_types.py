@@ -94,6 +94,16 @@ class Recipe:
         return tuple(part.base or self.base for part in self.slices)
 
     @property
+    def donor(self) -> str:
+        """The model that configuration and tokenizer come from: the base, else the first one."""
+        return self.base or self.bases[0] or self.slices[0].sources[0].model
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that it names, each once."""
+        return tuple(dict.fromkeys(part.module for part in self.slices if part.module is not None))
+
+    @property
     def models(self) -> tuple[str, ...]:
         """Every model that is read, the bases last, each once."""
         sources = [source.model for part in self.slices for source in part.sources]

@@ -36,7 +36,7 @@ _COUNTING = ("open_clip_config.json", "params.json")
 
 
 def adapted_configurations(
-    donor: Path, jobs: Sequence[Job], *, untied: bool, stacking: Stacking | None
+    donor: Path, jobs: Sequence[Job], *, untied: bool, stackings: Sequence[Stacking]
 ) -> dict[str, str]:
     """Return the files of a folder that must say something else in the output.
 
@@ -44,7 +44,7 @@ def adapted_configurations(
         donor: the folder that the configuration comes from.
         jobs: the tensors of the output.
         untied: the output has a head of its own where some model used its embedding.
-        stacking: how slices are put on top of one another, or None.
+        stackings: how slices are put on top of one another, module by module.
 
     Returns:
         Text by the name of a file.
@@ -60,17 +60,19 @@ def adapted_configurations(
         _set_dtypes(config, jobs)
         if untied:
             config = with_own_head(config)
-        if stacking is not None:
+        for stacking in stackings:
             _stack(config, stacking)
         if config != before:
             changed["config.json"] = _json(config)
-    for name in _COUNTING if stacking is not None and stacking.moves else ():
+    moved = [stacking for stacking in stackings if stacking.moves]
+    for name in _COUNTING if moved else ():
         other = read_configuration(donor, name)
-        if stacking is not None and other is not None:
-            _count_elsewhere(other, stacking, name)
+        if other is not None:
+            for stacking in moved:
+                _count_elsewhere(other, stacking, name)
             changed[name] = _json(other)
-    heads = None if stacking is None else _alignment_heads(donor, stacking)
-    return changed if heads is None else {**changed, "generation_config.json": heads}
+    heads = [text for stacking in moved if (text := _alignment_heads(donor, stacking)) is not None]
+    return {**changed, "generation_config.json": heads[0]} if heads else changed
 
 
 def _set_dtypes(config: dict[str, Any], jobs: Sequence[Job]) -> None:

@@ -1,21 +1,20 @@
-"""Settings of a recipe without effect, as the checkpoints show: filters that match nothing, revisions of folders."""
+"""What a recipe leaves as it is, as the checkpoints show: filters that match nothing, tensors outside its modules."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from weightspace.errors import WeightspaceError
 from weightspace.merging.engine.members import Reading, ignored_revision
+from weightspace.merging.engine.names import Outputs
 from weightspace.merging.recipe import Recipe, Warn
 from weightspace.merging.schedule import unmatched_filters
 
 
-def check_effects(recipe: Recipe, names: Sequence[str], reading: Reading, ignored: Warn | None) -> None:
-    """Tell of settings that change nothing.
+def check_effects(recipe: Recipe, named: Outputs, reading: Reading, ignored: Warn | None) -> None:
+    """Tell of settings that change nothing, and of tensors that no setting is for.
 
     Args:
         recipe: the recipe.
-        names: of the output's tensors.
+        named: the output's tensors.
         reading: how the checkpoints are read.
         ignored: takes a line for each; None: they are refused.
 
@@ -27,6 +26,13 @@ def check_effects(recipe: Recipe, names: Sequence[str], reading: Reading, ignore
         path, _, revision = part.rpartition("@")
         line = f"The revision {revision!r} of {path} has no effect: it is a path on this machine."
         _tell(line, "Leave it out.", ignored)
+    names = [output.name for output in named.outputs]
+    if named.beside:
+        example = (
+            f"{named.beside[0]!r} and {len(named.beside) - 1:,} more" if named.beside[1:] else f"{named.beside[0]!r}"
+        )
+        line = f"The recipe's modules do not have {example}: copied from {recipe.donor}."
+        _tell(line, "Expected all modules of the model.", ignored)
     for key, text in unmatched_filters(recipe, names):
         line = f"The filter {text!r} of {key!r} matches no tensor, of {names[0]!r} and {len(names) - 1:,} more."
         _tell(line, "Is it misspelt?", ignored)

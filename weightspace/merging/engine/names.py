@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from weightspace.adapters.tied_weights import missing_aliases
 from weightspace.merging.engine.embedding import has_own_head
 from weightspace.merging.engine.finder import Output, TensorFinder
+from weightspace.merging.engine.modules import divide, module_recipe, within
 from weightspace.merging.engine.plan import Member
 from weightspace.merging.engine.slices import stack_slices
 from weightspace.merging.engine.stacking import Stacking
@@ -22,41 +23,76 @@ class Outputs:
     Attributes:
         outputs: in order.
         tied: name -> the name that it shares memory with.
-        stacking: how slices are put on top of one another; None where models are merged whole.
+        stackings: how slices are put on top of one another, module by module; none where models are merged whole.
         untied: the output has a head of its own where some model used its embedding.
+        beside: names of tensors that are in none of the recipe's modules, and copied.
     """
 
     outputs: tuple[Output, ...]
     tied: Mapping[str, str]
-    stacking: Stacking | None
+    stackings: tuple[Stacking, ...]
     untied: bool
+    beside: tuple[str, ...] = ()
 
 
 def outputs(recipe: Recipe, members: Sequence[Member], *, base: bool, warn: Callable[[str], None] | None) -> Outputs:
     """Return the tensors of the output.
 
     Args:
-        recipe: models that are merged whole, or slices of their layers put on top of each other.
+        recipe: models that are merged whole, or slices of their layers put on top of each other; all or by modules.
         members: its checkpoints.
         base: whether the method reads the recipe's base.
         warn: takes a line about tensors that some models lack; None: they are an error.
 
     Raises:
         CheckpointError: models lack tensors or layers that others have, or slices do not fit on top of one another.
-        WeightspaceError: the layers cannot be told from the names, or a slice's sources have differing numbers of them.
+        WeightspaceError: the layers cannot be told from the names, or a slice's sources have differing numbers of
+            them; or there is no such module.
     """
-    finder = TensorFinder(recipe, members, base, warn)
-    stacking = None
-    if recipe.slices[0].sources[0].layer_range is None:
-        named = list(_whole(finder))
-    else:
-        named, stacking = stack_slices(finder)
-    tied = _tied(members, named, stacking)
-    untied = finder.untied or has_own_head([output.name for output in named], tied, members)
+    names = dict.fromkeys(name for member in members for name in member.contents.tensors)
+    modules = divide(names, recipe.modules)
+    named: list[Output] = []
+    stackings: list[Stacking] = []
+    untied = False
+    for module, inside in modules.items():
+        first, part = module_recipe(recipe, module)
+        finder = TensorFinder(part, within(members, inside, names), base, warn)
+        if part.slices[0].sources[0].layer_range is None or _has_no_layers(part, inside):
+            found = list(_whole(finder))
+        else:
+            found, stacking = stack_slices(finder, recipe.donor)
+            stackings.append(stacking)
+        named.extend(replace(output, slice=first + output.slice) for output in found)
+        untied |= finder.untied
+    beside = list(_beside(recipe, members, modules))
+    named += beside
+    tied = _tied(members, named, stackings)
+    untied = untied or has_own_head([output.name for output in named], tied, members)
     if untied:  # transformers 5 ties nothing then, so that every name needs a tensor
         own = {output.name: output for output in named}
         named += [replace(own[owner], name=alias) for alias, owner in missing_aliases(own).items()]
-    return Outputs(tuple(output for output in named if output.name not in tied), tied, stacking, untied)
+    kept = tuple(output for output in named if output.name not in tied)
+    return Outputs(kept, tied, tuple(stackings), untied, tuple(output.name for output in beside))
+
+
+def _has_no_layers(recipe: Recipe, names: Collection[str]) -> bool:
+    """Return whether a module without layers, as a projector is, is given as one slice without layers."""
+    ranges = [source.layer_range for part in recipe.slices for source in part.sources]
+    return len(recipe.slices) == 1 and ranges == [(0, 0)] * len(ranges) and not Layers(names).stacks
+
+
+def _beside(
+    recipe: Recipe, members: Sequence[Member], modules: Mapping[str | None, Collection[str]]
+) -> Iterator[Output]:
+    """Yield the tensors that no module has: they are copied from the model that the configuration comes from."""
+    donor = next(number for number, member in enumerate(members) if member.source == recipe.donor)
+    order = [donor, *(number for number in range(len(members)) if number != donor)]
+    if None not in modules:
+        divided = set().union(*modules.values())
+        holders = {name: number for number in reversed(order) for name in members[number].contents.tensors}
+        for name in dict.fromkeys(name for number in order for name in members[number].contents.tensors):
+            if name not in divided:
+                yield Output(name, 0, 0.0, ((holders[name], name),), None, copied=True)
 
 
 def _whole(finder: TensorFinder) -> Iterator[Output]:
@@ -68,14 +104,16 @@ def _whole(finder: TensorFinder) -> Iterator[Output]:
         yield finder.output(name, 0, layers.position(name), [(index, name) for index in sources], name)
 
 
-def _tied(members: Sequence[Member], outputs: Sequence[Output], stacking: Stacking | None) -> dict[str, str]:
+def _tied(members: Sequence[Member], outputs: Sequence[Output], stackings: Sequence[Stacking]) -> dict[str, str]:
     """Return the names of the output that share memory with another one in every model."""
     shared = set.intersection(*(set(member.contents.tied.items()) for member in members))
     known = {output.name: output for output in outputs}
     return {
         name: owner
         for name, owner in sorted(shared)
-        if name in known and owner in known and (stacking is None or _stay_tied(known[name], known[owner], stacking))
+        if name in known
+        and owner in known
+        and all(_stay_tied(known[name], known[owner], stacking) for stacking in stackings)
     }
 
 

@@ -102,9 +102,10 @@ def make_plan(
     members = open_members(*_sources(recipe), making.reading, note)
     check_plain(members)
     named = _outputs(recipe, row, members, warn)
-    for line in () if named.stacking is None else slice_notices(named.stacking):
-        note(line)
-    check_effects(recipe, [output.name for output in named.outputs], making.reading, ignored)
+    for stacking in named.stackings:
+        for line in slice_notices(stacking):
+            note(line)
+    check_effects(recipe, named, making.reading, ignored)
     planner = _Planner(recipe, row, members, making.finite)
     jobs = with_parametrizations([planner.job(output) for output in named.outputs], named.tied, members)
     check_evidence(row, _models(recipe, members), jobs)
@@ -112,7 +113,7 @@ def make_plan(
     tokenizer = tokenizer_folder(recipe, members, donor, making.reading)
     if tokenizer is None:
         check_tokens(members, donor, note)
-    companions = compare_folders(members, donor, note, sliced=named.stacking is not None)
+    companions = compare_folders(members, donor, note, sliced=bool(named.stackings))
     metadata = _metadata(recipe, members, making)
     file = _weights_file(out)
     placed, shards = lay_out(jobs, named.tied, metadata, file, making.shard_size)
@@ -155,7 +156,7 @@ def _configurations(
     if donor is None:
         return {}
     untied = named.untied or any(member.untied for member in members)
-    return adapted_configurations(donor, jobs, untied=untied, stacking=named.stacking)
+    return adapted_configurations(donor, jobs, untied=untied, stackings=named.stackings)
 
 
 def _models(recipe: Recipe, members: Sequence[Member]) -> list[Member]:
@@ -200,7 +201,7 @@ class _Planner:
             name: [value[index] for index in kept] if isinstance(value, list) and len(value) == sources else value
             for name, value in values.items()
         }
-        key = json.dumps(own, sort_keys=True)
+        key = json.dumps([len(kept), own], sort_keys=True)
         if key not in self.checked:
             self.checked[key] = self.row.arguments(own, len(kept))
         return self.checked[key]
@@ -293,8 +294,7 @@ def _weights_file(out: Path) -> str | None:
 
 def _donor(recipe: Recipe, members: Sequence[Member]) -> Path | None:
     """Return the folder that configuration and tokenizer come from: the base's, else the first model's."""
-    first = recipe.base or recipe.bases[0] or recipe.slices[0].sources[0].model
-    path = next(member.contents.path for member in members if member.source == first)
+    path = next(member.contents.path for member in members if member.source == recipe.donor)
     return path if path.is_dir() else None
 
 

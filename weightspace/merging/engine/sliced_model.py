@@ -86,7 +86,9 @@ def open_sliced(member: Member, *, stack: str | None, layer_range: tuple[int, in
     told = None if config is None else text_layers(config)
     chosen = choose_stack(layers, member.label, asked=stack, text_layers=told, layer_range=layer_range)
     section: KeyPath = () if config is None else section_of(config, chosen)
-    side = None if {"encoder", "decoder"} & set(section) else side_of(chosen, layers.stacks)
+    # The other side may be another module of the recipe, whose tensors are not here.
+    others = [*layers.stacks, "encoder", "decoder"] if config and config.get("is_encoder_decoder") else layers.stacks
+    side = None if {"encoder", "decoder"} & set(section) else side_of(chosen, others)
     count = layers.stacks[chosen]
     further = _further({} if config is None else part_of(config, section), side, count)
     inside = layers.numbers(chosen)

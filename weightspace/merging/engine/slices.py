@@ -18,14 +18,18 @@ from weightspace.merging.engine.plan import Ref
 from weightspace.merging.engine.stacking import Stacking, plan_stacking
 
 
-def stack_slices(finder: TensorFinder) -> tuple[list[Output], Stacking]:
+def stack_slices(finder: TensorFinder, donor: str) -> tuple[list[Output], Stacking]:
     """Return the tensors of a recipe's slices in the order of the output, and how they are put on top of one another.
+
+    Args:
+        finder: of the slices.
+        donor: the model that the configuration comes from.
 
     Raises:
         CheckpointError: models lack tensors or layers, or layers do not fit on top of one another.
         WeightspaceError: the stack of layers cannot be told, or sources have differing numbers of layers.
     """
-    stacking = plan_stacking(finder.recipe, finder.members)
+    stacking = plan_stacking(finder.recipe, finder.members, donor)
     check_configurations(stacking)
     extra = check_layers(stacking, LayerValues(stacking), finder.warn)
     slicer = _Slicer(finder, stacking, extra)

@@ -39,12 +39,13 @@ class Stacking:
         return not stay or len(self.layers) != self.models[self.donor].count
 
 
-def plan_stacking(recipe: Recipe, members: Sequence[Member]) -> Stacking:
+def plan_stacking(recipe: Recipe, members: Sequence[Member], donor: str) -> Stacking:
     """Return how the slices of a recipe are put on top of one another.
 
     Args:
         recipe: slices of layers.
         members: its checkpoints.
+        donor: the model that the configuration comes from.
 
     Raises:
         CheckpointError: a model lacks a layer, or a configuration is damaged.
@@ -52,15 +53,15 @@ def plan_stacking(recipe: Recipe, members: Sequence[Member]) -> Stacking:
     """
     index = {member.source: number for number, member in enumerate(members)}
     sources = [source for part in recipe.slices for source in part.sources]
-    donor = index[recipe.base or sources[0].model]
+    place = index[donor]
     asked = _asked(recipe)
     example = sources[0].layer_range or (0, 2)
-    used = dict.fromkeys([donor, *(index[source.model] for source in sources)])
+    used = dict.fromkeys([place, *(index[source.model] for source in sources)])
     models = {number: open_sliced(members[number], stack=asked, layer_range=example) for number in used}
     for model in models.values():
-        if model.stack != models[donor].stack:
+        if model.stack != models[place].stack:
             raise WeightspaceError(
-                f"layer_range counts {models[donor].stack!r} in {models[donor].member.label} and {model.stack!r} in "
+                f"layer_range counts {models[place].stack!r} in {models[place].member.label} and {model.stack!r} in "
                 f"{model.member.label}; expected one name in all models. `stack:` beside it chooses another stack."
             )
     layers: list[tuple[tuple[int, int], ...]] = []
@@ -73,7 +74,7 @@ def plan_stacking(recipe: Recipe, members: Sequence[Member]) -> Stacking:
             # A gradient takes its last value in a slice of one layer, as in mergekit.
             slices.append((number, step / (count - 1) if count > 1 else 1.0))
             _check_there(models, layers[-1])
-    return Stacking(models, donor, tuple(layers), tuple(slices))
+    return Stacking(models, place, tuple(layers), tuple(slices))
 
 
 def _asked(recipe: Recipe) -> str | None:
