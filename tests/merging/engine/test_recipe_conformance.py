@@ -60,7 +60,11 @@ def test_a_recipe_in_bfloat16_gives_the_rounded_exact_result(
 ) -> None:
     narrow = merged(case, "bf16", tmp_path / "narrow", monkeypatch, out_dtype="bfloat16")
     exact = merged(case, "bf16", tmp_path / "exact", monkeypatch, out_dtype="float64")
-    equal = torch.cat([(narrow[name] == exact[name].bfloat16()).flatten() for name in exact])
+    # Elements that cancel hold nothing but the rounding of float64.
+    same = [
+        (narrow[name] == t.bfloat16()) | ((narrow[name].abs() < 1e-7) & (t.abs() < 1e-12)) for name, t in exact.items()
+    ]
+    equal = torch.cat([one.flatten() for one in same])
     assert equal.double().mean() >= 0.999
     theirs = of_case(case, "bf16")
     assert narrow.keys() == theirs.keys()
