@@ -65,14 +65,14 @@ def outputs(recipe: Recipe, members: Sequence[Member], *, base: bool, warn: Call
         named.extend(replace(output, slice=first + output.slice) for output in found)
         untied |= finder.untied
     beside = list(_beside(recipe, members, modules))
-    tied = _tied(members, [*named, *beside], stackings)
-    everything = {output.name: output for output in (*named, *beside)}
-    untied |= has_own_head(everything, tied, members)
+    named += beside
+    tied = _tied(members, named, stackings)
+    untied = untied or has_own_head([output.name for output in named], tied, members)
     if untied:  # transformers 5 ties nothing then, so that every name needs a tensor
-        aliases = missing_aliases(everything)
-        everything |= {alias: replace(everything[owner], name=alias) for alias, owner in aliases.items()}
-    own = tuple(output for name, output in everything.items() if name not in tied)
-    return Outputs(own, tied, tuple(stackings), untied, tuple(output.name for output in beside))
+        own = {output.name: output for output in named}
+        named += [replace(own[owner], name=alias) for alias, owner in missing_aliases(own).items()]
+    kept = tuple(output for output in named if output.name not in tied)
+    return Outputs(kept, tied, tuple(stackings), untied, tuple(output.name for output in beside))
 
 
 def _has_no_layers(recipe: Recipe, names: Collection[str]) -> bool:
