@@ -18,6 +18,7 @@ LAYERS = (
     "lazy",
     "suggestions",
     "user_code",
+    "worker",
     "executors",
     "threads",
     "checkpoints",

@@ -57,6 +57,29 @@ def die_once(folder, number):
     return number
 
 
+def die_answering(folder, number):
+    """Die in the middle of the answer when the piece is tried first."""
+    from multiprocessing.connection import Connection
+
+    def half(self, message):
+        os.write(self._handle, bytes(message)[: len(message) // 2])
+        os._exit(9)
+
+    note = pathlib.Path(folder) / str(number)
+    if number == 1 and not note.exists():
+        note.touch()
+        Connection._send = half
+    return number
+
+
+def end_of_file(number):
+    raise EOFError("a file of mine is too short")
+
+
+def broken_pipe(number):
+    raise BrokenPipeError("a pipe of mine is broken")
+
+
 def die(number):
     if number == 2:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -111,6 +134,17 @@ def test_a_piece_whose_worker_died_is_tried_again(place: str, pieces: Any, tmp_p
     tries = {path.name: len(path.read_text()) for path in tmp_path.iterdir()}
     assert tries["1"] == 2
     assert tries["0"] == 1  # what was done is not done again
+
+
+def test_a_worker_that_dies_in_the_middle_of_its_answer_is_one_that_died(pieces: Any, tmp_path: Path) -> None:
+    calls = [(str(tmp_path), number) for number in range(3)]
+    assert list(run_pieces("processes", pieces("die_answering"), calls, workers=1)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("name", "error"), [("end_of_file", EOFError), ("broken_pipe", BrokenPipeError)])
+def test_what_a_piece_raises_is_not_taken_for_a_death(name: str, error: type[Exception], pieces: Any) -> None:
+    with pytest.raises(error, match="of mine"):
+        list(run_pieces("processes", pieces(name), [(1,)], workers=1))
 
 
 @pytest.mark.parametrize("place", AWAY)

@@ -8,9 +8,7 @@ wherever they were made: workers compute with as many threads as this process do
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 from weightspace.user_code import find_modules, loaded_files
+from weightspace.worker import cannot_travel, do_piece, first_line, message_from, serve, unpacked
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
 
 Result = TypeVar("Result")
@@ -127,7 +125,7 @@ class _Worker:
         self.device, self.work = device, _Work(-1, ())
         self.connection, other = spawn.Pipe()
         start = (other, _threads(), loaded_files(), device)
-        self.process: BaseProcess = spawn.Process(target=_serve, args=start, daemon=True)
+        self.process: BaseProcess = spawn.Process(target=serve, args=start, daemon=True)
         self.process.start()
         other.close()
         self._send(function)
@@ -142,13 +140,14 @@ class _Worker:
         """Return the result of the piece that was begun.
 
         Raises:
-            EOFError: the process is dead.
+            _DeathError: the process is dead.
             Exception: what the function raised.
         """
         try:
-            good, result, trace = self.connection.recv()
-        except OSError as error:  # it died before, or in the middle of its answer
-            raise EOFError from error
+            message = message_from(self.connection)
+        except EOFError as error:
+            raise _DeathError from error
+        good, result, trace = unpacked(message)
         if good:
             return result
         raise result from _RemoteError(trace)
@@ -165,7 +164,11 @@ class _Worker:
             pass  # it died: its end says so
         except Exception as error:  # whatever an object raises that does not want to be pickled
             self.stop()
-            raise _cannot_travel(error) from error
+            raise cannot_travel(error) from error
+
+
+class _DeathError(Exception):
+    """A process that has died before it answered."""
 
 
 class _RemoteError(Exception):
@@ -193,7 +196,7 @@ def _processes(
                 number = worker.work.number
                 try:
                     result = worker.end()
-                except EOFError:
+                except _DeathError:
                     team.remove(worker)
                     free.append(worker.device)
                     waiting.appendleft(_after_death(worker))
@@ -222,60 +225,9 @@ def _after_death(worker: _Worker) -> _Work:
     )
 
 
-def _serve(connection: Connection, threads: int | None, files: dict[str, str], device: str | None) -> None:
-    """Do pieces of work until there are no more, or the process that sends them is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the process that sends the work answers it
-    _die_with_parent()
-    if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
-    find_modules(files)
-    function: Any = None
-    while True:
-        try:
-            if function is None:
-                function = _received(connection)
-            answer = (True, _do(threads, function, *_received(connection)), "")
-        except Exception as error:
-            answer = (False, error, traceback.format_exc())
-        try:
-            connection.send(answer)
-        except Exception as error:  # a result, or an error, that does not want to be pickled
-            connection.send((False, _cannot_travel(error), traceback.format_exc()))
-
-
-def _received(connection: Connection) -> Any:
-    try:
-        return connection.recv()
-    except (EOFError, ConnectionError):
-        sys.stderr.flush()
-        os._exit(0)  # all is written; taking libraries down in order takes longer than a small piece of work
-
-
-def _do(threads: int | None, function: Callable[..., Result], *piece: Any) -> Result:
-    """Do a piece of work with as many threads as the process that it is for; its modules are there by now."""
-    if threads is not None and (torch := sys.modules.get("torch")) is not None:
-        torch.set_num_threads(threads)
-    return function(*piece)
-
-
 def _threads() -> int | None:
     """Return the number of threads that torch computes with here, None if it isn't used."""
     return None if (torch := sys.modules.get("torch")) is None else torch.get_num_threads()
-
-
-def _die_with_parent() -> None:
-    """End this process as soon as the one that started it is gone, killed too: nobody waits for its work any more."""
-    import threading
-    from multiprocessing import parent_process
-    from multiprocessing.connection import wait
-
-    def watch() -> None:
-        parent = parent_process()
-        if parent is not None:
-            wait([parent.sentinel])
-            os._exit(1)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def _gpu_slots(gpus: float) -> list[str]:
@@ -337,7 +289,7 @@ def _work(threads: int | None, files: dict[str, str], *packed: bytes) -> Any:
 
     find_modules(files)
     function, *piece = map(loads, packed)
-    return _do(threads, function, *piece)
+    return do_piece(threads, function, *piece)
 
 
 def _connect(ray: Any, address: str | None, workers: int) -> None:
@@ -349,7 +301,7 @@ def _connect(ray: Any, address: str | None, workers: int) -> None:
         else:
             ray.init(num_cpus=workers, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise WeightspaceError(f"No Ray cluster answers at {named or 'this machine'}: {_line(error)}") from error
+        raise WeightspaceError(f"No Ray cluster answers at {named or 'this machine'}: {first_line(error)}") from error
 
 
 def _sent(ray: Any, pieces: Sequence[tuple[Any, ...]]) -> dict[int, Any]:
@@ -364,7 +316,7 @@ def _packed(ray: Any, value: Any) -> bytes:
     try:
         return ray.cloudpickle.dumps(value)
     except Exception as error:  # whatever an object raises that does not want to be pickled
-        raise _cannot_travel(error) from error
+        raise cannot_travel(error) from error
 
 
 def _fetched(ray: Any, reference: Any) -> Any:
@@ -374,7 +326,7 @@ def _fetched(ray: Any, reference: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:
-        raise WeightspaceError(f"Ray gave a piece of work up, begun {TRIES} times: {_line(error)}") from error
+        raise WeightspaceError(f"Ray gave a piece of work up, begun {TRIES} times: {first_line(error)}") from error
 
 
 def _import_ray() -> Any:
@@ -383,18 +335,6 @@ def _import_ray() -> Any:
     except ImportError as error:
         raise WeightspaceError("The executor 'ray' needs Ray: pip install 'weightspace[ray]'.") from error
     return ray
-
-
-def _cannot_travel(error: Exception) -> WeightspaceError:
-    return WeightspaceError(
-        f"A piece of work cannot travel to another process: {_line(error)}. Define what a task holds at the top of a "
-        "file (no lambda, no open file), or use the executor 'serial'."
-    )
-
-
-def _line(error: Exception) -> str:
-    """Return the first line of an error."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _too_few_gpus(gpus: float, found: float, owner: str) -> WeightspaceError:
