@@ -372,6 +372,17 @@ def test_the_configurations_donor_must_have_what_the_slices_have(workshop: Works
         workshop.merge(("a", 0, 2), ("a", 1, 3), base="c", out="out")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["esm.contact_head.regression.weight", "layer_weights", "resid_lambdas", "model.embed_tokens_per_layer.weight"],
+)
+def test_a_tensor_with_an_entry_for_each_layer_keeps_the_layers_where_they_are(name: str, workshop: Workshop) -> None:
+    workshop.model("a", {**llama(0.0), name: torch.ones(3, 4)})
+    assert order(workshop.merge(("a", 0, 1), ("a", 1, 3)), "model.layers") == [0, 1, 2]
+    with pytest.raises(CheckpointError, match="has an entry for each layer"):
+        workshop.merge(("a", 0, 2), ("a", 1, 3))
+
+
 def test_gaps_in_the_numbers_of_layers_are_refused(workshop: Workshop) -> None:
     workshop.model("a", {name: tensor for name, tensor in llama(0.0, 4).items() if "layers.1." not in name})
     with pytest.raises(

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from weightspace.adapters.tied_weights import tied_embedding
 from weightspace.checkpoints.contents import TensorInfo
 from weightspace.errors import CheckpointError
-from weightspace.merging.engine.embedding import counterpart, shapes_of
+from weightspace.merging.engine.embedding import counterpart
 from weightspace.merging.engine.plan import Member, Ref
 from weightspace.merging.recipe import Recipe, Slice
 
@@ -61,7 +60,16 @@ class TensorFinder:
         """Return the members that are the sources of a slice."""
         return [self.index[source.model] for source in part.sources]
 
-    def output(self, name: str, part: int, position: float, wanted: Sequence[Ref], in_base: str) -> Output:
+    def output(
+        self,
+        name: str,
+        part: int,
+        position: float,
+        wanted: Sequence[Ref],
+        in_base: str,
+        *,
+        shape: tuple[int, ...] | None = None,
+    ) -> Output:
         """Return one tensor of the output.
 
         Args:
@@ -70,13 +78,14 @@ class TensorFinder:
             position: how deep its layer lies in the slice.
             wanted: its sources if the models have them.
             in_base: its name in the base.
+            shape: of the tensor, where all of these may lack it and use another one in its place.
 
         Raises:
             CheckpointError: a model lacks it.
         """
         base, number = None, self.bases[part]
         asked = [*wanted, *([] if number is None else [(number, in_base)])]
-        shape = next(info.shape for info in map(self._info, asked) if info is not None)
+        shape = shape or next(info.shape for info in map(self._info, asked) if info is not None)
         refs = [self._find(ref, shape) for ref in wanted]
         if number is not None:
             listed = [ref for ref, (index, _) in zip(refs, wanted, strict=True) if index == number]
@@ -90,11 +99,10 @@ class TensorFinder:
         self._lacking([ref for ref, own in zip(wanted, refs, strict=True) if own is None], present[0])
         return Output(name, part, position, tuple(present[:1]), None, copied=True)
 
-    def has(self, ref: Ref) -> bool:
-        """Return whether a member has a tensor, or an embedding that stands for it."""
+    def has(self, ref: Ref, shape: tuple[int, ...]) -> bool:
+        """Return whether a member has a tensor of a shape, or one that it is tied to."""
         index, name = ref
-        contents = self.members[index].contents
-        return name in contents.tensors or tied_embedding(shapes_of(contents), name) is not None
+        return self._info(ref) is not None or counterpart(self.members[index], name, shape) is not None
 
     def _info(self, ref: Ref) -> TensorInfo | None:
         return self.members[ref[0]].contents.tensors.get(ref[1])

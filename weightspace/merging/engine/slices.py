@@ -6,6 +6,7 @@ is cut (a vision tower in front of a language model); what lies after the layers
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from weightspace.adapters.tied_weights import is_head
@@ -16,6 +17,12 @@ from weightspace.merging.engine.layer_shapes import check_layers
 from weightspace.merging.engine.layer_values import LayerValues, check_configurations
 from weightspace.merging.engine.plan import Ref
 from weightspace.merging.engine.stacking import Stacking, plan_stacking
+
+#: Tensors outside the layers that have an entry, or a row of them, for each layer.
+_ENTRIES = re.compile(
+    r"(.*\.)?(contact_head\.regression\.(weight|bias)|layer_weights|scalar_mix\.\S+|\w*_lambdas"
+    r"|embed_tokens_per_layer\.weight|per_layer_model_projection\.weight)"
+)
 
 
 def stack_slices(finder: TensorFinder, donor: str) -> tuple[list[Output], Stacking]:
@@ -92,10 +99,15 @@ class _Slicer:
         """Check that what lies outside the layers is what the configuration's donor has there.
 
         Raises:
-            CheckpointError: a shape differs, or a tensor is missing.
+            CheckpointError: a shape differs, a tensor is missing, or one has an entry for each layer.
         """
         donor = self.finder.members[self.stacking.donor]
         for output in outputs:
+            if self.stacking.moves and _ENTRIES.fullmatch(output.name):
+                raise CheckpointError(
+                    f"{output.name!r} has an entry for each layer, which slices put in another order. Expected slices "
+                    "that keep each layer at its place; merge the models whole."
+                )
             number, name = output.inputs[0]
             shape, expected = self._shape((number, name)), self._shape((self.stacking.donor, output.name))
             if expected is not None and shape != expected:
@@ -128,9 +140,10 @@ class _Slicer:
     def _outside(self, name: str, part: int, side: str) -> Output:
         """Return a tensor outside the layers, from the models of a slice."""
         sources = self.parts[part]
-        if not any(self.finder.has((number, name)) for number in sources):
+        owners = ((number, shape) for number in self.outer if (shape := self._shape((number, name))) is not None)
+        other, shape = next(owners)
+        if not any(self.finder.has((number, name), shape) for number in sources):
             lacking = self.finder.members[sources[0]].label
-            other = next(number for number in self.outer if name in self.finder.members[number].contents.tensors)
             has = self.finder.members[other].label
             line = f"{lacking} has no tensor {name!r}, which {has} has and which lies {side} the layers."
             if self.finder.warn is None:
@@ -138,7 +151,9 @@ class _Slicer:
             self.finder.warn(f"{line} It is copied from {has}.")
             return Output(name, part, 0.0, ((other, name),), None, copied=True)
         position = self.stacking.models[sources[0]].layers.position(name)
-        return self.finder.output(name, part, position, [(number, name) for number in sources], name)
+        refs = [(number, name) for number in sources]
+        own = any(self._shape(ref) is not None for ref in refs)
+        return self.finder.output(name, part, position, refs, name, shape=None if own else shape)
 
     def _further(self) -> Iterator[Output]:
         """Yield the layers for further tokens, which follow the last layer whatever its number."""
