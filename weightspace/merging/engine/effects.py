@@ -28,10 +28,8 @@ def check_effects(recipe: Recipe, named: Outputs, reading: Reading, ignored: War
         _tell(line, "Leave it out.", ignored)
     names = [output.name for output in named.outputs]
     if named.beside:
-        example = (
-            f"{named.beside[0]!r} and {len(named.beside) - 1:,} more" if named.beside[1:] else f"{named.beside[0]!r}"
-        )
-        line = f"The recipe's modules do not have {example}: copied from {recipe.donor}."
+        more = f" and {len(named.beside) - 1:,} more tensors" if named.beside[1:] else ""
+        line = f"{named.beside[0]!r}{more} belong to none of the recipe's modules: copied from {recipe.donor}."
         _tell(line, "Expected all modules of the model.", ignored)
     for key, text in unmatched_filters(recipe, names):
         line = f"The filter {text!r} of {key!r} matches no tensor, of {names[0]!r} and {len(names) - 1:,} more."
