@@ -161,6 +161,6 @@ def test_a_folder_that_is_no_adapter_is_not_replaced(held: str, normal: Normal, 
     with pytest.raises(CheckpointError, match="would be lost"):
         extract_lora_files(*files, out, rank=1)
     assert (out / held).exists()
-    with pytest.raises(CheckpointError, match="is a file"):
+    with pytest.raises(CheckpointError, match="would be a folder"):
         extract_lora_files(*files, files[0], rank=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.safetensors", "out", "tuned.safetensors"]
