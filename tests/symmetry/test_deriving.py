@@ -47,7 +47,7 @@ def test_an_operator_that_depends_on_order_freezes_that_axis_only() -> None:
 
     spec = _derive(Cumulated())
     assert spec.groups == {"b": 6}
-    assert spec.frozen == ()
+    assert spec.frozen == ("cumsum: a.weight, a.bias",)
 
 
 def test_blocks_that_wrap_a_graph_are_walked() -> None:

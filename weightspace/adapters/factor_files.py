@@ -56,7 +56,7 @@ def check_is_model(names: Iterable[str], source: object) -> None:
     Raises:
         CheckpointError: they are an adapter's, or an adapter lies in the model that was never merged into it.
     """
-    names = list(names)
+    names = [name for name in names if isinstance(name, str)]  # what is no state dict is refused elsewhere
     factors = [name for name in names if is_factor(name)] or _differences(names)
     if not factors:
         return

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from weightspace.adapters.adapter import Adapter, Factors
-from weightspace.adapters.fused_experts import spread
+from weightspace.adapters.expert_factors import spread
 from weightspace.adapters.model_config import is_in_out
 from weightspace.adapters.targets import Targets
 from weightspace.adapters.tied_weights import Shapes, is_head
