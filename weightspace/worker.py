@@ -7,7 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from weightspace.errors import WeightspaceError
 from weightspace.user_code import find_modules
@@ -45,7 +45,15 @@ def _received(connection: Connection) -> Any:
     return unpacked(message)
 
 
-def message_from(connection: Connection) -> bytes:
+class Receiver(Protocol):
+    """An end of a pipe."""
+
+    def recv_bytes(self) -> bytes:
+        """Return the next message."""
+        ...
+
+
+def message_from(connection: Receiver) -> bytes:
     """Return a message as it came.
 
     Raises:
@@ -61,7 +69,7 @@ def unpacked(message: bytes) -> Any:
     """Return what a message holds; whatever that raises is raised by what it holds."""
     from multiprocessing.reduction import ForkingPickler
 
-    return ForkingPickler.loads(message)
+    return ForkingPickler.loads(message)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _answer(connection: Connection, answer: tuple[bool, Any, str]) -> None:
