@@ -9,9 +9,10 @@ from torch import nn
 
 from weightspace.checkpoints import StateDict
 from weightspace.checkpoints.measure import is_inexact
-from weightspace.elementwise.affine import affine
+from weightspace.elementwise.coefficients import shares
+from weightspace.elementwise.combination import combine
 from weightspace.elementwise.counting import agreed
-from weightspace.elementwise.precision import widened
+from weightspace.elementwise.precision import output_dtype
 from weightspace.merging.interpolation import between
 
 
@@ -50,5 +51,8 @@ def combined(network: nn.Module, states: Sequence[StateDict], coefficients: Sequ
     """
     for name, tensor in network.state_dict().items():
         models = [state[name] for state in states]
-        tensor.copy_(affine(widened(models), coefficients) if is_inexact(tensor) else agreed(name, models))
+        if is_inexact(tensor):
+            tensor.copy_(combine(models, shares(tuple(coefficients)), output_dtype(model.dtype for model in models)))
+        else:
+            tensor.copy_(agreed(name, models))
     return network

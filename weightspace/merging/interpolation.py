@@ -12,9 +12,10 @@ from torch import Tensor
 
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.measure import is_inexact
-from weightspace.elementwise.affine import affine
+from weightspace.elementwise.coefficients import shifts
+from weightspace.elementwise.combination import combine
 from weightspace.elementwise.counting import agreed
-from weightspace.elementwise.precision import output_dtype, widened
+from weightspace.elementwise.precision import output_dtype
 from weightspace.elementwise.tying import by_name
 from weightspace.errors import WeightspaceError
 
@@ -28,8 +29,8 @@ def interpolate(a: StateDict, b: StateDict, position: float) -> StateDict:
         position: any finite real number, without unit.
 
     Returns:
-        New tensors in the dtype of the inputs (the promoted one where they differ), computed in float32 at
-        least. Tensors that are tied in both stay tied.
+        New tensors in the dtype of the inputs (the promoted one where they differ): the exact values, rounded once.
+        Tensors that are tied in both stay tied.
 
     Raises:
         CheckpointError: names or shapes differ.
@@ -48,7 +49,7 @@ def between(name: str, a: Tensor, b: Tensor, position: float) -> Tensor:
     Integer tensors are those of ``a`` or ``b`` at the ends, and what the two agree on elsewhere.
     """
     if is_inexact(a):
-        return affine(widened([a, b]), (1 - position, position)).to(output_dtype((a.dtype, b.dtype)))
+        return combine([b, a], shifts((position,)), output_dtype((a.dtype, b.dtype)))
     if position in (0, 1):
         return (b if position else a).detach().to(output_dtype((a.dtype, b.dtype)), copy=True)
     return agreed(name, [a, b])

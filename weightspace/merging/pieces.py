@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from weightspace.elementwise.nonfinite import is_finite
+from weightspace.merging.combining import LinearFormula, combined_pieces
 from weightspace.merging.methods import Method
 from weightspace.merging.methods.loading import load_function
 from weightspace.merging.rounding import needs_float64, rounded
-from weightspace.merging.stack import Stack, check_finite, is_finite
+from weightspace.merging.stack import Stack, check_finite
 
 
 def merged_pieces(
@@ -28,6 +29,9 @@ def merged_pieces(
         arguments: as ``method.arguments`` returns them, and what its survey adds.
         dtype: of the output.
 
+    Yields:
+        Elements that the next ones may overwrite.
+
     Raises:
         WeightspaceError: the stack or the result holds NaN or infinity (``stack.finite``), or as the method.
     """
@@ -35,8 +39,10 @@ def merged_pieces(
         return
     with np.errstate(all="ignore"):  # numbers that aren't finite are found, or allowed
         formula = load_function(method)(stack, weights, **arguments)
-        shows = method.transparent and 0 not in (*weights, arguments.get("lambda_", 1.0))
-        for piece in (replace(stack, finite=False) if shows else stack).pieces():
+        if isinstance(formula, LinearFormula):
+            yield from combined_pieces(formula, stack, dtype)
+            return
+        for piece in stack.pieces():
             values = formula(piece)
             result = rounded(values, dtype)
             if needs_float64(values, piece.base, dtype) or not is_finite(result):

@@ -14,6 +14,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from weightspace.elementwise.nonfinite import finite, is_finite
 from weightspace.errors import WeightspaceError
 from weightspace.merging.methods.method import PIECE, Grain
 
@@ -200,13 +201,6 @@ def real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Return whether a tensor holds no NaN and no infinity."""
-    # The sum is one fast pass; it can also overflow, so that only the slow check has the last word.
-    narrow = tensor.dtype == torch.float16 or tensor.dtype.itemsize == 1
-    return math.isfinite(tensor.sum(dtype=torch.float32 if narrow else None).item()) or bool(tensor.isfinite().all())
-
-
 def check_finite(tensor: Tensor, name: str, holder: str) -> None:
     """Check that a tensor holds no NaN and no infinity.
 
@@ -214,9 +208,9 @@ def check_finite(tensor: Tensor, name: str, holder: str) -> None:
         WeightspaceError: it does; the message names the tensor and who holds it.
     """
     if not is_finite(tensor):
-        finite = tensor.isfinite()
+        good = finite(tensor)
         bad = "NaN" if bool(tensor.isnan().any()) else "infinite"
         raise WeightspaceError(
-            f"{name!r} of {holder} holds {bad} values (found in {int((~finite).sum()):,} of the {tensor.numel():,} "
+            f"{name!r} of {holder} holds {bad} values (found in {int((~good).sum()):,} of the {tensor.numel():,} "
             "elements looked at). Expected finite ones; allow_nonfinite (--allow-nonfinite) merges them all the same."
         )

@@ -20,6 +20,8 @@ from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.measure import is_inexact
 from weightspace.connectivity.statistics import batch_statistics
 from weightspace.elementwise.affine import affine
+from weightspace.elementwise.coefficients import shares
+from weightspace.elementwise.combination import combine
 from weightspace.elementwise.counting import agreed
 from weightspace.elementwise.precision import output_dtype, widened
 from weightspace.elementwise.tying import by_name
@@ -167,7 +169,11 @@ class _Mixture:
         """Set the weights of the network."""
         alphas = self.alphas()
         for name, tensor in self.network.state_dict().items():
-            tensor.copy_(self._mixed(name, [state[name] for state in self.states], alphas))
+            tensors = [state[name] for state in self.states]
+            if is_inexact(tensors[0]):
+                tensor.copy_(affine(widened(tensors), self._alpha(name, alphas).tolist()))
+            else:
+                tensor.copy_(agreed(name, tensors))
         for parameter in self.network.parameters():
             parameter.grad = None
 
@@ -186,9 +192,16 @@ class _Mixture:
             self.logits[group].grad = alpha * slopes[group]
 
     def state(self) -> StateDict:
-        """Return the mixture, in the dtype of the ingredients."""
+        """Return the mixture, in the dtype of the ingredients, rounded once."""
         alphas = self.alphas()
-        return by_name(self.states, lambda name, tensors: self._mixed(name, tensors, alphas))
+
+        def mixed(name: str, tensors: list[Tensor]) -> Tensor:
+            if not is_inexact(tensors[0]):
+                return agreed(name, tensors)
+            own = shares(tuple(self._alpha(name, alphas).tolist()))
+            return combine(tensors, own, output_dtype(tensor.dtype for tensor in tensors))
+
+        return by_name(self.states, mixed)
 
     @contextmanager
     def scaled(self) -> Iterator[nn.Module]:
@@ -206,17 +219,15 @@ class _Mixture:
         finally:
             handle.remove()
 
-    @torch.no_grad()
-    def _mixed(self, name: str, tensors: list[Tensor], alphas: Mapping[str, Tensor]) -> Tensor:
-        if not is_inexact(tensors[0]):
-            return agreed(name, tensors)
+    def _alpha(self, name: str, alphas: Mapping[str, Tensor]) -> Tensor:
+        """Return the coefficients of a tensor."""
         alpha = alphas.get(self.groups[name])
-        if alpha is None:  # a buffer: no gradient decides about it, so that it goes with its layer, else with all
-            layer = name.rpartition(".")[0]
-            near = [one for group, one in alphas.items() if group.rpartition(".")[0] == layer] or list(alphas.values())
-            alpha = torch.stack(near).mean(0)
-        dtype = output_dtype(tensor.dtype for tensor in tensors)
-        return affine(widened(tensors), alpha.tolist()).to(dtype)
+        if alpha is not None:
+            return alpha
+        # A buffer: no gradient decides about it, so that it goes with its layer, else with all.
+        layer = name.rpartition(".")[0]
+        near = [one for group, one in alphas.items() if group.rpartition(".")[0] == layer] or list(alphas.values())
+        return torch.stack(near).mean(0)
 
 
 def _group(name: str, per: Per) -> str:

@@ -54,7 +54,7 @@ def breadcrumbs(
     Source:
         Davari and Belilovsky 2024, https://arxiv.org/abs/2312.06795, section 3.
     """
-    factors = normalised(weights, math.fsum(weights)) if normalize else weights
+    factors = normalised(weights) if normalize else weights
     trail = _Trail(stack, density, gamma, rescale)
     return lambda piece: taken_from(piece.origin, summed(trail.terms(piece, factors)), lambda_)
 

@@ -9,7 +9,6 @@ the factor restores the L1 norm.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -150,7 +149,7 @@ def masked_sum(masked: Masked, weights: Sequence[float], factor: float, normaliz
     Raises:
         WeightspaceError: with ``normalize``, the weights sum to zero.
     """
-    shares = normalised(weights, math.fsum(weights)) if normalize else weights
+    shares = normalised(weights) if normalize else weights
     factors = [share * scale for share, scale in zip(shares, masked.scales(rescale), strict=True)]
     return lambda piece: taken_from(piece.origin, summed(masked.terms(piece, factors)), factor)
 

@@ -96,7 +96,6 @@ class Method:
         flat: a parameter and its value with which any stretch of elements does.
         weighted: whether the models have weights.
         normalised: equal models without a base give that model, whatever the weights.
-        transparent: NaN or infinity in a model shows in the result, unless its weight or the factor of all is 0.
         scale_free: multiplying all models and the base by a number multiplies the result by it.
         survey: ``file:function`` of a pass over the whole model before the first tensor, or "".
         surveyed_for: a parameter and the value with which that pass is made.
@@ -116,7 +115,6 @@ class Method:
     flat: tuple[str, bool] | None = None
     weighted: bool = True
     normalised: bool = False
-    transparent: bool = False
     scale_free: bool = True
     survey: str = ""
     surveyed_for: tuple[str, str] = ("", "")

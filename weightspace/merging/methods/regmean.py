@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from weightspace.elementwise.affine import affine
+from weightspace.elementwise.coefficients import shares as exact_shares
 from weightspace.errors import WeightspaceError
+from weightspace.merging.combining import LinearFormula
 from weightspace.merging.evidence import known_evidence
 from weightspace.merging.stack import Flat, Formula, Piece, Stack
 
@@ -38,7 +40,7 @@ def regmean(stack: Stack, weights: Sequence[float], *, reduce: float) -> Formula
     width = stack.numel // max(1, stack.shape[0]) if stack.shape else 0
     evidence = known_evidence(stack, (width, width))
     if not evidence:
-        return lambda piece: affine(piece.tensors, shares)
+        return LinearFormula(exact_shares((1.0,) * len(weights)))
 
     def formula(piece: Piece) -> Tensor:
         products = [_reduced(one, width, reduce, stack.name) for one in evidence]
