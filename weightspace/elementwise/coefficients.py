@@ -138,6 +138,16 @@ def _shifts(factors: tuple[float | Fraction, ...], divisor: float | Fraction) ->
     return Coefficients((*exact, below - sum(exact, Fraction(0))), below)
 
 
+def simplest(number: float) -> Fraction:
+    """Return the simple fraction that a computed number stands for, or the number itself.
+
+    Unlike a weight, which is taken as it is, it differs from a simple fraction by the rounding of what it comes from.
+    """
+    exact = Fraction(number)
+    simple = exact.limit_denominator(_DENOMINATOR)
+    return simple if abs(exact - simple) <= _NEAR * abs(exact) else exact
+
+
 def _exponent(number: Fraction) -> int:
     """Return an ``e`` with ``2^(e − 1) < |number| < 2^(e + 1)``."""
     return number.numerator.bit_length() - number.denominator.bit_length()

@@ -52,6 +52,12 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[Fraction], bits: i
     return _normalised(high, low)
 
 
+def two_sum(a: Tensor, b: Tensor) -> DoubleWord:
+    """Return ``a + b`` without any error."""
+    total = a + b
+    return total, _lost(a.clone(), b.clone(), total, torch.empty_like(a))
+
+
 def _lost(a: Tensor, b: Tensor, total: Tensor, spare: Tensor) -> Tensor:
     """Return what the rounding of ``a + b`` to ``total`` lost, in the place of ``a``; ``b`` is used up.
 

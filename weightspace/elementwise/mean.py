@@ -33,9 +33,9 @@ def mean(states: Sequence[StateDict]) -> StateDict:
     """
     equal = shares((1.0,) * len(states))
 
-    def combine(name: str, tensors: list[Tensor]) -> Tensor:
+    def averaged(name: str, tensors: list[Tensor]) -> Tensor:
         if not is_inexact(tensors[0]):
             return agreed(name, tensors)
         return combine(tensors, equal, output_dtype(tensor.dtype for tensor in tensors))
 
-    return by_name(states, combine)
+    return by_name(states, averaged)

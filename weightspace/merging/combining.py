@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from weightspace.elementwise.coefficients import Coefficients, ratios
+from weightspace.elementwise.coefficients import Coefficients, ratios, shifts, simplest
 from weightspace.elementwise.combination import BLOCK, PIECE, Combiner, combine
 from weightspace.elementwise.nonfinite import is_finite
 from weightspace.merging.stack import Flat, Formula, InMemory, Piece, Stack, check_finite
@@ -34,19 +34,18 @@ class LinearFormula:
         return combine(tensors, self.coefficients, piece.models.dtype)
 
 
-def linear_formula(
-    values: Sequence[float | Fraction], divisor: float | Fraction = 1, *, with_base: bool = False
-) -> Formula:
-    """Return the formula of ``Σ v_i x_i / d``; of coefficients that aren't finite nothing but NaN comes.
+def computed_formula(factors: Sequence[float], *, base: Literal["none", "term", "origin"] = "none") -> Formula:
+    """Return the formula of a linear combination whose coefficients were computed from the tensors.
 
     Args:
-        values: of the models, and behind them of the base where it is part of the sum.
-        divisor: ``d``.
-        with_base: whether it is.
+        factors: ``f_i``; if one of them isn't finite, nothing but NaN comes out.
+        base: ``none``: the sum is ``Σ f_i x_i`` over the models; ``term``: the last one is that of the base;
+            ``origin``: it is ``b + Σ f_i (x_i − b)``.
     """
-    if not all(map(math.isfinite, (*values, divisor))):
+    if not all(map(math.isfinite, factors)):
         return lambda piece: torch.full_like(piece.tensors[0], torch.nan)
-    return LinearFormula(ratios(tuple(values), divisor), with_base)
+    exact = tuple(map(simplest, factors))
+    return LinearFormula(shifts(exact) if base == "origin" else ratios(exact), with_base=base != "none")
 
 
 def combined_pieces(formula: LinearFormula, stack: Stack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:

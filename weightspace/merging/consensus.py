@@ -67,28 +67,45 @@ def back_differences(piece: Piece) -> Tensor:
     return torch.sub(piece.origin, piece.models, out=piece.models)
 
 
-def trim(backs: Tensor, cuts: Sequence[Cut], start: int) -> Tensor:
+def trim(backs: Tensor, cuts: Sequence[Cut], start: int, selected: torch.dtype) -> Tensor:
     """Set differences to ``+0.0`` or ``-0.0``, in place, where their size is cut off.
 
     Args:
         backs: the differences, ``(N, n)``.
         cuts: of the sizes, one a model.
         start: position of the first element.
+        selected: the dtype in which the cuts were found; sizes count as what they are in it.
     """
     for back, cut in zip(backs, cuts, strict=True):
         bound = cut.position - start
         if cut.value == -math.inf:
             continue
-        array = back.numpy()
         if 0 < bound < len(back):
-            np.multiply(array, cut.kept(np.abs(array), start), out=array)
+            array = back.numpy()
+            np.multiply(array, cut.kept(np.abs(back.to(selected).numpy()), start), out=array)
             continue
-        value = np.asarray(cut.value, dtype=array.dtype)
-        # What equals the value is kept before the position: that is, what is above the next smaller number.
-        threshold = value if bound <= 0 else np.nextafter(value, -np.inf, dtype=value.dtype)
+        threshold = _threshold(cut.value, bound > 0, selected, back.dtype)
         if threshold >= 0:
-            torch.hardshrink(back, float(threshold), out=back)
+            torch.hardshrink(back, threshold, out=back)
     return backs
+
+
+def _threshold(value: float, kept: bool, selected: torch.dtype, dtype: torch.dtype) -> float:
+    """Return the largest number of ``dtype`` that is dropped.
+
+    Args:
+        value: where sizes are cut.
+        kept: keep what equals it.
+        selected: the dtype in which they are cut.
+        dtype: of the sizes, which are rounded to that first.
+    """
+    narrow = np.float32 if selected == torch.float32 else np.float64
+    dropped = np.nextafter(narrow(value), narrow(-np.inf)) if kept else narrow(value)
+    if dtype == selected:
+        return float(dropped)
+    # Half-way to the next number rounds to the even one of the two.
+    half = (float(dropped) + float(np.nextafter(dropped, narrow(np.inf)))) / 2
+    return half if narrow(half) == dropped else math.nextafter(half, -math.inf)
 
 
 def scale(backs: Tensor, factors: Sequence[float]) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from weightspace.elementwise.coefficients import shares, shifts
-from weightspace.merging.combining import LinearFormula, linear_formula
+from weightspace.elementwise.coefficients import shares
+from weightspace.merging.combining import LinearFormula, computed_formula
 from weightspace.merging.stack import Formula
 
 #: A combination of unit vectors whose length is below this share of its coefficients cancels.
@@ -58,10 +58,8 @@ def scaled_sum(directions: Directions, coefficients: Sequence[float], length: fl
         scale * coefficient / norm if norm != 0 else 0.0
         for coefficient, norm in zip(coefficients, directions.norms, strict=True)
     ]
-    if not all(map(math.isfinite, factors)):
-        return linear_formula(factors)
     if deltas:
-        return LinearFormula(shifts(factors), with_base=True)
+        return computed_formula(factors, base="origin")
     if directions.equal and abs(math.fsum(factors) - 1) < _CANCELLED:
         return LinearFormula(shares(tuple(factors)))  # copies merge to the copy, whatever the rounding of norms
-    return linear_formula(factors)
+    return computed_formula(factors)

@@ -134,5 +134,5 @@ class _Merging:
             self.row.grain_of(self.arguments),
             self.finite,
             compute_dtype(flat.dtype for flat in flats),
-            [InMemory(state[name]) if name in state else None for state in self.evidence],
+            evidence=[InMemory(state[name]) if name in state else None for state in self.evidence],
         )

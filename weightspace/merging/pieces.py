@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from weightspace.merging.combining import LinearFormula, combined_pieces
 from weightspace.merging.methods import Method
 from weightspace.merging.methods.loading import load_function
 from weightspace.merging.rounding import needs_float64, rounded
-from weightspace.merging.stack import Stack, check_finite
+from weightspace.merging.stack import Formula, Stack, check_finite
 
 
 def merged_pieces(
@@ -30,24 +31,38 @@ def merged_pieces(
         dtype: of the output.
 
     Yields:
-        Elements that the next ones may overwrite.
+        Elements in memory that is used again for the next ones.
 
     Raises:
         WeightspaceError: the stack or the result holds NaN or infinity (``stack.finite``), or as the method.
     """
     if not stack.numel:
         return
+    stack = replace(stack, work=_work_dtype(stack, dtype))
     with np.errstate(all="ignore"):  # numbers that aren't finite are found, or allowed
         formula = load_function(method)(stack, weights, **arguments)
-        if isinstance(formula, LinearFormula):
-            yield from combined_pieces(formula, stack, dtype)
-            return
-        for piece in stack.pieces():
-            values = formula(piece)
-            result = rounded(values, dtype)
-            if needs_float64(values, piece.base, dtype) or not is_finite(result):
-                exact = stack.read(piece.start, piece.start + values.numel(), torch.float64)
-                result = rounded(formula(exact), dtype)
-                if stack.finite:
-                    check_finite(result, stack.name, "the result")
-            yield piece.start, result.reshape(-1)
+        combined = isinstance(formula, LinearFormula)
+        pieces = combined_pieces(formula, stack, dtype) if combined else _computed_pieces(formula, stack, dtype)
+        for start, merged in pieces:
+            if not stack.finite:
+                places, held = stack.shared_nonfinite(start, start + len(merged))
+                merged[places] = held.to(dtype)
+            yield start, merged
+
+
+def _work_dtype(stack: Stack, dtype: torch.dtype) -> torch.dtype:
+    """Return what to compute in: twice the digits of the output, except for singular vectors and the users' methods."""
+    return torch.float64 if dtype == torch.float32 and stack.grain != "whole" else stack.dtype
+
+
+def _computed_pieces(formula: Formula, stack: Stack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    """Yield the merged tensor piece by piece, each computed as a whole."""
+    for piece in stack.working_pieces():
+        values = formula(piece)
+        result = rounded(values, dtype)
+        if needs_float64(values, piece.base, dtype) or not is_finite(result):
+            exact = stack.read(piece.start, piece.start + values.numel(), torch.float64)
+            result = rounded(formula(exact), dtype)
+            if stack.finite:
+                check_finite(result, stack.name, "the result")
+        yield piece.start, result.reshape(-1)

@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weightspace.elementwise.double_word import narrowed
+
 #: Narrow dtype -> bits of float32 that it lacks.
 _LACKING = {torch.bfloat16: 16, torch.float16: 13}
 
 #: A result is beside a half-way point within so many units in the last place of float32.
 _BESIDE = 4
 
-#: Elements of a piece that are looked at.
+#: Elements of a piece that are looked at, from all over it.
 _SAMPLE = 2**11
 
 #: A result below this share of the base is what cancellation left.
@@ -38,9 +40,10 @@ def needs_float64(values: Tensor, base: Tensor | None, dtype: torch.dtype) -> bo
     """
     if dtype not in _LACKING or values.dtype != torch.float32:
         return False
-    sample = values.reshape(-1)[:_SAMPLE].numpy()
+    step = values.numel() // _SAMPLE + 1
+    sample = values.reshape(-1)[::step].contiguous().numpy()
     if base is not None:
-        bound = np.abs(base.reshape(-1)[:_SAMPLE].numpy()) * np.float32(_CANCELLED)
+        bound = np.abs(base.reshape(-1)[::step].numpy()) * np.float32(_CANCELLED)
         if np.count_nonzero((np.abs(sample) < bound) & (sample != 0)) > _FEW:
             return True
     return _many_beside_half_way(sample.view(np.uint32), _LACKING[dtype])
@@ -58,4 +61,4 @@ def _many_beside_half_way(sample: np.ndarray, lacking: int) -> bool:
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Return results in the dtype of the output; those in float64 by way of float32, at which its last errors end."""
-    return values.to(torch.float32).to(dtype) if dtype in _LACKING else values.to(dtype)
+    return narrowed(values, dtype) if dtype.itemsize < 4 else values.to(dtype)

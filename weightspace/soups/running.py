@@ -1,12 +1,15 @@
-r"""The running mean of networks in float64: one set of tensors, however many networks go in.
+r"""The running mean of networks: one set of sums, however many networks go in.
 
-:math:`m_k = m_{k-1} - (m_{k-1} - x_k) / k`, of which copies are a fixed point bit for bit, in every dtype (a running
-sum has that for float32 only: :math:`3x` is not a float64 for every float64 :math:`x`).
+:math:`m_k = (x_1 + \dots + x_k) / k` from sums in float64, and from what these lose where they lose anything, so that
+neither order nor number shows: the mean is the exact one, rounded once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -15,10 +18,14 @@ from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.measure import is_inexact
 from weightspace.checkpoints.state import tied_names
 from weightspace.elementwise.counting import agreed
+from weightspace.elementwise.double_word import quotient, rounded_once, two_sum
 from weightspace.elementwise.precision import output_dtype
 
 #: Elements taken at a time, so that what is made on the way stays small: 1 MiB.
 _PIECE = 2**17
+
+#: Numbers whose sums overflow are added times this.
+_SMALLER = 2.0**-128
 
 
 class RunningMean:
@@ -30,7 +37,7 @@ class RunningMean:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self._means: StateDict = {}
+        self._sums: dict[str, _Sum] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._tied: dict[str, str] = {}
 
@@ -52,10 +59,10 @@ class RunningMean:
             self._dtypes = {key: tensor.dtype for key, tensor in state.items()}
             self._tied = tied
         for key in [key for key, owner in self._tied.items() if tied.get(key) != owner]:
-            self._means[key] = self._means[self._tied.pop(key)].clone()  # tied in all before, but not in this one
+            self._sums[key] = self._sums[self._tied.pop(key)].copy()  # tied in all before, but not in this one
         for key, tensor in state.items():
             if key not in self._tied:
-                self._means[key] = self._joined(key, tensor, name)
+                self._add(key, tensor, name)
             self._dtypes[key] = output_dtype((self._dtypes[key], tensor.dtype))
         self.names.append(name)
 
@@ -77,7 +84,13 @@ class RunningMean:
         self._check(state, name)
         for key, tensor in state.items():
             dtype = output_dtype((self._dtypes.get(key, tensor.dtype), tensor.dtype))
-            yield key, self._joined(key, tensor, name, dtype)
+            known = self._sums.get(self._tied.get(key, key))
+            if known is None:
+                yield key, tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+            elif is_inexact(tensor):
+                yield key, known.mean_with(tensor, len(self.names) + 1, dtype)
+            else:
+                yield key, agreed(key, [known.high, tensor], models=(self.names[0], name)).to(dtype)
 
     def state(self) -> StateDict:
         """Return the mean in the dtype of the networks; names that are tied in all of them stay tied.
@@ -87,31 +100,117 @@ class RunningMean:
         state: StateDict = {}
         for key, dtype in self._dtypes.items():
             owner = self._tied.get(key)
-            state[key] = state[owner] if owner else self._means.pop(key).to(dtype)
+            state[key] = state[owner] if owner else self._sums.pop(key).mean(len(self.names), dtype)
         return state
+
+    def _add(self, key: str, tensor: Tensor, name: str) -> None:
+        """Add one tensor to its sum; of counters the largest stays."""
+        known = self._sums.get(key)
+        if known is None:
+            self._sums[key] = _Sum.of(tensor)
+        elif is_inexact(tensor):
+            known.add(tensor)
+        else:
+            known.high = agreed(key, [known.high, tensor], models=(self.names[0], name))
 
     def _check(self, state: StateDict, name: str) -> None:
         if self.names:
-            check_compatible({**self._ties(), **self._means}, state, names=(self.names[0], name))
+            known = {key: self._sums[self._tied.get(key, key)].high for key in self._dtypes}
+            check_compatible(known, state, names=(self.names[0], name))
 
-    def _ties(self) -> StateDict:
-        return {key: self._means[owner] for key, owner in self._tied.items()}
 
-    def _joined(self, key: str, tensor: Tensor, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """Return one tensor of the mean with a network more: in a dtype, or in the place of the mean itself."""
-        mean = self._means.get(self._tied.get(key, key))
-        if not is_inexact(tensor):
-            whole = tensor.clone() if mean is None else agreed(key, [mean, tensor], models=(self.names[0], name))
-            return whole if dtype is None else whole.to(dtype)
+@dataclass
+class _Sum:
+    """The sum of tensors; of integers, what they agree on.
+
+    Attributes:
+        high: float64, or complex128.
+        low: what its roundings lost, None where that is nothing.
+        scale: what the tensors were multiplied by.
+    """
+
+    high: Tensor
+    low: Tensor | None = None
+    scale: float = 1.0
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Sum:
+        """Begin with a tensor."""
         wide = torch.complex128 if tensor.is_complex() else torch.float64
-        if mean is None:
-            return tensor.detach().to(dtype or wide, copy=True, memory_format=torch.contiguous_format)
-        joined = mean if dtype is None else torch.empty_like(mean, dtype=dtype)
-        count = len(self.names) + 1
-        pieces = (one.reshape(-1).split(_PIECE) for one in (mean, tensor.detach(), joined))
-        for old, new, into in zip(*pieces, strict=True):
-            new = new.to(wide)
-            # Equal elements differ by +0.0, and x − (+0.0) is x for both zeros; ∞ − ∞ is nothing to go by.
-            step = (old - new).masked_fill_(old == new, 0.0).div_(count)
-            into.copy_(torch.sub(old, step, out=step))
-        return joined
+        dtype = wide if is_inexact(tensor) else tensor.dtype
+        return cls(tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format))
+
+    def copy(self) -> _Sum:
+        """Return a sum in memory of its own."""
+        return _Sum(self.high.clone(), None if self.low is None else self.low.clone(), self.scale)
+
+    def add(self, tensor: Tensor) -> None:
+        """Add a tensor."""
+        self._make_room(tensor)
+        for start, high, low, total, lost in self._with(tensor):
+            high.copy_(total)
+            if low is None and bool(lost.count_nonzero()):
+                self.low = torch.zeros_like(self.high)
+            if self.low is not None:
+                _flat(self.low)[start : start + len(lost)] += lost
+
+    def mean(self, count: int, dtype: torch.dtype) -> Tensor:
+        """Return the sum over ``count``, rounded once."""
+        if not is_inexact(self.high):
+            return self.high.to(dtype)
+        out = torch.empty_like(self.high, dtype=dtype)
+        for start, high, low in self._pieces():
+            into = _flat(out)[start : start + len(high)]
+            _divide(high, torch.zeros_like(high) if low is None else low, count, self.scale, into)
+        return out
+
+    def mean_with(self, tensor: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+        """Return the same of this sum and a tensor, which is not added to it."""
+        self._make_room(tensor)
+        out = torch.empty_like(self.high, dtype=dtype)
+        for start, _, low, total, lost in self._with(tensor):
+            _divide(
+                total, lost if low is None else lost + low, count, self.scale, _flat(out)[start : start + len(total)]
+            )
+        return out
+
+    def _make_room(self, tensor: Tensor) -> None:
+        """Scale the sum where it would overflow with a tensor."""
+        if self.scale == 1 and tensor.dtype in (torch.float64, torch.complex128) and tensor.numel():
+            sizes = (_flat(one).abs().nan_to_num_(posinf=0.0).max() for one in (self.high, tensor.detach()))
+            if float(sum(sizes)) == math.inf:
+                self.scale = _SMALLER
+                self.high *= self.scale
+                if self.low is not None:
+                    self.low *= self.scale
+
+    def _pieces(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """Yield the index of a first element, and views of the real numbers from there on."""
+        high = _flat(self.high)
+        for start in range(0, len(high), _PIECE):
+            stop = start + _PIECE
+            yield start, high[start:stop], None if self.low is None else _flat(self.low)[start:stop]
+
+    def _with(self, tensor: Tensor) -> Iterator[tuple[int, Tensor, Tensor | None, Tensor, Tensor]]:
+        """Yield the same, and the sum with the elements of a tensor, and what its rounding lost."""
+        new = _flat(tensor.detach())
+        for start, high, low in self._pieces():
+            total, lost = two_sum(high, new[start : start + len(high)].to(torch.float64) * self.scale)
+            yield start, high, low, total, lost.masked_fill_(~total.isfinite(), 0.0)
+
+
+def _divide(high: Tensor, low: Tensor, count: int, scale: float, out: Tensor) -> None:
+    """Put a sum over ``count · scale`` into ``out``, rounded once."""
+    plain = high / count
+    if out.dtype not in (torch.float32, torch.float64) or bool(low.count_nonzero()):
+        first, rest = quotient((high.clone(), low.clone()), Fraction(count))
+        exact = rounded_once((first / scale, rest / scale), out.dtype)
+        finite = plain.isfinite() & (plain != 0)
+        out.copy_(torch.where(finite, exact, (plain / scale).to(out.dtype)))
+    else:
+        out.copy_(plain.div_(scale))
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """Return the real numbers of a tensor, 1-D."""
+    return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).reshape(-1)

@@ -87,6 +87,7 @@ class _Trail:
 
     def __init__(self, stack: Stack, density: Sequence[float], gamma: Sequence[float], rescale: bool) -> None:
         count = stack.numel
+        self.selected = stack.dtype
         kept = [count if share >= 1 else math.floor(share * count) for share in density]
         dropped = [min(math.floor(share * count), count - keep) for share, keep in zip(gamma, kept, strict=True)]
         self.upper = largest_differences(stack, dropped)
@@ -100,12 +101,12 @@ class _Trail:
 
     def _between(self, start: int, backs: Tensor) -> Tensor:
         """Return what lies between the cuts."""
-        return trim(backs.clone(), self.lower, start) - trim(backs, self.upper, start)
+        return trim(backs.clone(), self.lower, start, self.selected) - trim(backs, self.upper, start, self.selected)
 
     def _scales(self, stack: Stack) -> list[float]:
         """Return the factors that restore the L1 norms."""
         before, after = np.zeros(len(self.upper)), np.zeros(len(self.upper))
-        for piece in stack.pieces():
+        for piece in stack.working_pieces():
             backs = back_differences(piece)
             before += absolute_sums(backs)
             after += absolute_sums(self._between(piece.start, backs))

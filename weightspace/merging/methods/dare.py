@@ -104,7 +104,7 @@ class Masked:
         if all(share >= 1 for share in self.density):
             return [1.0] * len(self.density)
         before, after = np.zeros(len(self.density)), np.zeros(len(self.density))
-        for piece in self.stack.pieces():
+        for piece in self.stack.working_pieces():
             sizes = back_differences(piece).abs_()
             before += row_sums(sizes.flatten(1)).numpy()
             after += row_sums(self._drop(sizes, piece.start).flatten(1)).numpy()
@@ -134,7 +134,7 @@ class Masked:
             bits = self._last[index][1]
         if bits is None:
             name, label = self.stack.name, self.stack.labels[index]
-            bits = random_mask(self.seed, name, label, first, count, self.keep(back, index))
+            bits = random_mask(self.seed, name, label, first, count, self.keep(back.to(self.stack.dtype), index))
             if bits.nbytes <= self._room:
                 self._room -= bits.nbytes
                 self._bits[index, first] = bits

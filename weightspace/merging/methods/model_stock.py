@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from weightspace.elementwise.coefficients import shifts
-from weightspace.merging.combining import LinearFormula, linear_formula
+from weightspace.elementwise.coefficients import shifts, simplest
+from weightspace.merging.combining import LinearFormula, computed_formula
 from weightspace.merging.consensus import back_differences, summed
 from weightspace.merging.gram import gram, row_grams
 from weightspace.merging.stack import Formula, Piece, Stack
@@ -38,8 +38,8 @@ def model_stock(stack: Stack, weights: Sequence[float], *, filter_wise: bool) ->
     if not filter_wise or len(stack.shape) < 2:
         ratio = ratios(torch.tensor(gram(stack, deltas=True), dtype=torch.float64)[..., None])[0].item()
         if not math.isfinite(ratio):
-            return linear_formula([ratio])
-        return LinearFormula(shifts([ratio] * count, count), with_base=True)
+            return computed_formula([ratio])
+        return LinearFormula(shifts([simplest(ratio)] * count, count), with_base=True)
     by_row = ratios(row_grams(stack, deltas=True)) / count
     width = stack.numel // max(1, stack.shape[0])
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weightspace.elementwise.coefficients import shares, shifts
-from weightspace.merging.combining import LinearFormula, linear_formula
+from weightspace.merging.combining import LinearFormula, computed_formula
 from weightspace.merging.gram import gram, vectors
 from weightspace.merging.methods.slerp import arc
 from weightspace.merging.stack import Formula, Piece, Stack
@@ -46,9 +46,7 @@ def nuslerp(stack: Stack, weights: Sequence[float], *, nuslerp_flatten: bool, nu
         if found is None:
             exact = shares(pair)
             return LinearFormula(shifts(exact.numerators, exact.divisor) if deltas else exact, with_base=deltas)
-        if deltas and all(map(math.isfinite, found)):
-            return LinearFormula(shifts(found), with_base=True)
-        return linear_formula(found)
+        return computed_formula(found, base="origin" if deltas else "none")
     products = _column_products(stack, deltas) if nuslerp_row_wise else lambda piece: _row_products(piece, deltas)
     return lambda piece: _along(piece, products(piece), t, deltas)
 

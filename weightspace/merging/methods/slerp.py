@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from weightspace.elementwise.coefficients import shifts
-from weightspace.merging.combining import LinearFormula, linear_formula
+from weightspace.merging.combining import LinearFormula, computed_formula
 from weightspace.merging.gram import gram, with_base
 from weightspace.merging.stack import Formula, Stack
 
@@ -35,7 +35,7 @@ def slerp(stack: Stack, weights: Sequence[float], *, t: float) -> Formula:
     found = arc(bb, bx, xx, t, parallel=_PARALLEL)
     if found is None:
         return LinearFormula(shifts((t,)), with_base=True)
-    return linear_formula(found[::-1], with_base=True)
+    return computed_formula(found[::-1], base="term")
 
 
 def arc(aa: float, ab: float, bb: float, t: float, *, parallel: float) -> tuple[float, float] | None:

@@ -62,7 +62,7 @@ def ties(
         factors = [weight * restoring for weight, restoring in zip(weights, _restoring(stack, found), strict=True)]
 
     def formula(piece: Piece) -> Tensor:
-        terms = scale(trim(back_differences(piece), found, piece.start), factors)
+        terms = scale(trim(back_differences(piece), found, piece.start, stack.dtype), factors)
         return taken_from(piece.origin, elected_mean(terms, weights, normalize=normalize), lambda_)
 
     return formula
@@ -113,8 +113,8 @@ def _joined(parts: Sequence[Chunks], offsets: Sequence[int]) -> Chunks:
 def _restoring(stack: Stack, cuts: Sequence[Cut]) -> list[float]:
     """Return the factors that restore the L1 norms of the trimmed differences."""
     before, after = np.zeros(len(cuts)), np.zeros(len(cuts))
-    for piece in stack.pieces():
+    for piece in stack.working_pieces():
         backs = back_differences(piece)
         before += absolute_sums(backs)
-        after += absolute_sums(trim(backs, cuts, piece.start))
+        after += absolute_sums(trim(backs, cuts, piece.start, stack.dtype))
     return [restored(*sums) for sums in zip(before.tolist(), after.tolist(), strict=True)]
