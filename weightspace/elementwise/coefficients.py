@@ -17,6 +17,9 @@ import numpy as np
 #: Denominators of simple fractions: of larger ones fewer than one sum in so many is half-way between two numbers.
 _DENOMINATOR = 4096
 
+#: Ratios of deviations are made whole up to this.
+_RATIO = 256
+
 #: A coefficient stands for a simple fraction that is as near as this, relative to the largest coefficient.
 _NEAR = Fraction(1, 2**48)
 
@@ -104,9 +107,11 @@ class Coefficients:
 
     @cached_property
     def ways(self) -> tuple[float, ...]:
-        """The deviations, relative to the largest of them."""
-        size = max(map(abs, self.deviations), default=Fraction(0))
-        return tuple(float(one / size) if size else 0.0 for one in self.deviations)
+        """Numbers in the ratios of the deviations: small whole ones where there are, else of 1 at most."""
+        size = max(map(abs, self.deviations), default=Fraction(0)) or Fraction(1)
+        ratios = [one / size for one in self.deviations]
+        multiple = math.lcm(*(one.denominator for one in ratios)) if self.deviating else 1
+        return tuple(float(one * multiple) if multiple <= _RATIO else float(one) for one in ratios)
 
     def deviated(self, factor: float) -> list[float]:
         """Return the coefficients as far from the simple fractions as ``factor`` times their deviations."""
@@ -143,9 +148,16 @@ def simplest(number: float) -> Fraction:
 
     Unlike a weight, which is taken as it is, it differs from a simple fraction by the rounding of what it comes from.
     """
+    simple = simple_or_none(number)
+    return Fraction(number) if simple is None else simple
+
+
+@lru_cache(maxsize=1024)
+def simple_or_none(number: float) -> Fraction | None:
+    """Return the simple fraction that a finite number stands for, or None."""
     exact = Fraction(number)
     simple = exact.limit_denominator(_DENOMINATOR)
-    return simple if abs(exact - simple) <= _NEAR * abs(exact) else exact
+    return simple if abs(exact - simple) <= _NEAR * abs(exact) else None
 
 
 def _exponent(number: Fraction) -> int:

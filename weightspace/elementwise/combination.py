@@ -102,29 +102,35 @@ class Combiner:
             if self._coefficients.deviating:
                 self._cancelling, self._enlarging = self._judge.cancels(), self._judge.enlarging()
 
-    def into(self, out: Tensor, tensors: Sequence[Tensor]) -> None:
+    def into(self, out: Tensor, tensors: Sequence[Tensor]) -> bool:
         """Combine one piece.
 
         Args:
             out: takes the result, 1-D and contiguous.
             tensors: one a coefficient, of the size of ``out``; not modified.
+
+        Returns:
+            Whether the result holds no NaN and no infinity.
         """
         used = [tensors[index] for index in self._used]
         if not used:
             out.zero_()
-            return
+            return True
         if self._copies and used[0].dtype == self.dtype:
             out.copy_(used[0])
-            return
+            return is_finite(out)
         if self._arithmetic is not None:
             self._compute(out, used, self._arithmetic)
-        if self._arithmetic is None or not is_finite(out):
-            self._compute_exactly(out, used)
-            if not is_finite(out):
-                replace_nonfinite(out, used, self._coefficients.values)
-        elif self._keeps_zeros:
-            return
+            if is_finite(out):
+                if not self._keeps_zeros:
+                    restore_negative_zeros(out, used)
+                return True
+        self._compute_exactly(out, used)
+        whole = is_finite(out)
+        if not whole:
+            replace_nonfinite(out, used, self._coefficients.values)
         restore_negative_zeros(out, used)
+        return whole
 
     # --- In float32 or float64 ---
 
@@ -133,11 +139,11 @@ class Combiner:
         *terms, spare = self._read(tensors, dtype)
         own = self._coefficients
         if own.whole is None:
-            total = _weighted_sum(terms, own.values)
+            total = _weighted_sum(terms, own.values, terms[0])
         elif not own.deviating:
             total = _whole_sum(terms, *own.whole, terms[0])
         elif self.dtype == torch.float32 and not self._cancelling:
-            total = _weighted_sum(terms, own.deviated(self._enlarging))
+            total = _weighted_sum(terms, own.deviated(self._enlarging), terms[0])
         else:
             total = self._nudged(terms, spare)
         out.copy_(total if self.dtype.itemsize >= total.itemsize / 2 else narrowed(total, self.dtype))
@@ -156,30 +162,34 @@ class Combiner:
 
     def _nudged(self, terms: list[Tensor], spare: Tensor) -> Tensor:
         """Return the sum, moved by a little to the side of the deviations of the coefficients."""
-        total, away = self._total_and_away(terms, spare)
-        size = nudge(total.dtype, self.dtype)
+        total, away, sign = self._total_and_away(terms, spare)
+        size = sign * nudge(total.dtype, self.dtype)
         if self.dtype.itemsize < 4 and total.dtype == torch.float64:
             total, away = total.to(torch.float32), away.to(torch.float32)
-        if len(terms) < 3:
+        if not self._cancelling:
             return total.sub_(torch.copysign(total, away, out=away), alpha=size)
-        # Where models are equal, deviations can cancel: what is half-way then stays so.
+        # Where models are equal, deviations can leave nothing of each other: what is half-way then stays so.
         return total.addcmul_(total.abs(), away.sign_(), value=-size)
 
-    def _total_and_away(self, terms: list[Tensor], spare: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sum, and what has the sign that the sum of the deviations has not."""
-        own, ways = self._coefficients, self._coefficients.ways
+    def _total_and_away(self, terms: list[Tensor], spare: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Return the sum, and what times a sign, which is the third, leads away from the sum of the deviations."""
+        own = self._coefficients
         if self._line:
             # From the end of the line that the deviations lead away from. Equal ends differ by +0.0.
-            near, far = (0, 1) if ways[0] < 0 else (1, 0)
+            near, far = (0, 1) if own.ways[0] < 0 else (1, 0)
             away = torch.sub(terms[near], terms[far], out=terms[far])
-            return torch.sub(terms[near], away, alpha=own.values[far], out=spare), away
-        against = [-way for way in ways]
-        if len(terms) > 2 and own.whole is not None:
-            return _whole_sum(terms, *own.whole, spare), _weighted_sum(terms, against)
-        torch.mul(terms[0], against[0], out=spare)
-        for term, way in zip(terms[1:], against[1:], strict=True):
-            spare.add_(term, alpha=way)
-        return _weighted_sum(terms, own.values), spare
+            return torch.sub(terms[near], away, alpha=own.values[far], out=spare), away, 1.0
+        if self._cancelling and own.whole is not None:
+            total = _whole_sum(terms, *own.whole, spare)
+        else:
+            total = _weighted_sum(terms, own.values, spare)
+        ways = {index: way for index, way in enumerate(own.ways) if way}
+        first = min(ways, key=lambda index: abs(abs(ways[index]) - 1))
+        away = terms[first] if abs(ways[first]) == 1 else terms[first].mul_(abs(ways[first]))
+        sign = math.copysign(1, ways.pop(first))
+        for index, way in ways.items():
+            away.add_(terms[index], alpha=sign * way)
+        return total, away, -sign
 
     # --- By double words ---
 
@@ -207,9 +217,9 @@ def _whole_sum(terms: Sequence[Tensor], numerators: Sequence[int], divisor: int,
     return total.div_(divisor)
 
 
-def _weighted_sum(terms: Sequence[Tensor], values: Sequence[float]) -> Tensor:
-    """Return ``Σ c_i x_i``, in the place of the first term."""
-    total = terms[0].mul_(values[0])
+def _weighted_sum(terms: Sequence[Tensor], values: Sequence[float], out: Tensor) -> Tensor:
+    """Return ``Σ c_i x_i`` in ``out``, which may be the first term."""
+    total = torch.mul(terms[0], values[0], out=out)
     for term, value in zip(terms[1:], values[1:], strict=True):
         total.add_(term, alpha=value)
     return total

@@ -11,10 +11,12 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
+
+_Number = TypeVar("_Number", float, Tensor)
 
 #: ``(high, low)``, two float64 tensors of one shape.
 DoubleWord: TypeAlias = tuple[Tensor, Tensor]
@@ -86,8 +88,8 @@ def _multiply(tensor: Tensor, factor: float, product: Tensor, error: Tensor, spa
     return error.add_(lower, alpha=upper_factor).add_(lower, alpha=lower_factor)
 
 
-def _halves(number: float) -> tuple[float, float]:
-    """Split a number into halves of 26 bits, whose products are exact."""
+def _halves(number: _Number) -> tuple[_Number, _Number]:
+    """Split numbers into halves of 26 bits, whose products are exact."""
     large = number * _SPLITTER
     upper = large - (large - number)
     return upper, number - upper
@@ -136,6 +138,23 @@ def quotient(dividend: DoubleWord, divisor: Fraction) -> DoubleWord:
     return _normalised(digit, remainder.div_(first))
 
 
+def quotient_of(dividend: DoubleWord, divisor: DoubleWord) -> DoubleWord:
+    """Return the quotients of double words, as ``quotient``; neither is used up."""
+    digit = dividend[0] / divisor[0]
+    product, spare = torch.empty_like(digit), torch.empty_like(digit)
+    error = _multiply_each(digit, divisor[0], product, spare)
+    remainder = (dividend[0] - product).sub_(error).add_(dividend[1] - digit * divisor[1])
+    return _normalised(digit, remainder.div_(divisor[0]))
+
+
+def _multiply_each(a: Tensor, b: Tensor, product: Tensor, spare: Tensor) -> Tensor:
+    """Put the products of tensors into ``product``, and return what their roundings lost."""
+    (upper_a, lower_a), (upper_b, lower_b) = _halves(a), _halves(b)
+    torch.mul(a, b, out=product)
+    error = torch.mul(upper_a, upper_b, out=spare).sub_(product)
+    return error.add_(upper_a * lower_b).add_(lower_a * upper_b).add_(lower_a * lower_b)
+
+
 def _normalised(high: Tensor, low: Tensor) -> DoubleWord:
     """Return the pair of the same sum whose first number is the nearest to it; ``|low|`` is below ``|high|``."""
     total = high + low
@@ -175,9 +194,9 @@ def _to_odd(number: Tensor, rest: Tensor) -> Tensor:
 
 
 def narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return float32 or float64 numbers in a dtype, by way of float32; what float8_e4m3fn has no number for becomes NaN.
+    """Return numbers of float32 or float64 in a dtype, by way of float32.
 
-    torch saturates there: of 500 it would make 448, and of infinity as well.
+    What float8_e4m3fn has no number for becomes NaN. torch saturates: of 500, and of infinity, it would make 448.
     """
     single = values.to(torch.float32)
     if dtype.itemsize > 1 or dtype == torch.float8_e5m2:

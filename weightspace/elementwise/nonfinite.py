@@ -14,7 +14,8 @@ from weightspace.elementwise.double_word import narrowed
 def is_finite(tensor: Tensor) -> bool:
     """Return whether a real tensor holds no NaN and no infinity."""
     # The sum is one fast pass; it can also overflow, so that only the slow check has the last word.
-    total = tensor.sum(dtype=torch.float32 if tensor.itemsize < 4 else None).item()
+    narrow = tensor.dtype == torch.float16 or tensor.itemsize == 1
+    total = tensor.sum(dtype=torch.float32 if narrow else None).item()
     return math.isfinite(total) or bool(finite(tensor).all())
 
 

@@ -19,6 +19,12 @@ _TOLERATED = 3e-3
 #: Bits of the significands; of 8 bits, at most.
 _BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 
+#: About how often sums are all but half-way between two numbers, and their error decides.
+_HALF_WAY = 0.02
+
+#: A sum below this share of its terms is their rounding.
+_NONE = 2.0**-40
+
 _TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -81,7 +87,11 @@ class Judge:
             wrong[spread > 2.0 ** (digits - 4)] = 1.0
         else:
             wrong = self._doubtful(digits)
-            bound = 0.25 / nudge(dtype, self._out)
+            size, bound = nudge(dtype, self._out), 0.25 / nudge(dtype, self._out)
+            if self._deviating:
+                # Where sums aren't moved by more than their error, those that are half-way get the wrong side.
+                error = 2.0 ** (significand_bits(self._out) + 1) * size
+                wrong = np.maximum(wrong, np.where(wrong > error, _HALF_WAY, 0.0))
             spread = self._spread(bound) if self._deviating else None
             if spread is not None:
                 wrong[spread > bound] = 1.0  # a term is less than what sums are moved by
@@ -99,7 +109,8 @@ class Judge:
         Where models are equal, what is half-way between two numbers can be so exactly.
         """
         equal = (self._values == self._values[0]).all(axis=0)
-        return bool((~equal & (self._sums[1] == 0)).any())
+        none = self._sums[1] <= _NONE * (np.abs(self._rows[1]) @ self._magnitudes)
+        return bool((~equal & none).any())
 
     def _doubtful(self, digits: int) -> np.ndarray:
         """Return how likely each element rounds to the wrong side, for what its terms leave of each other."""

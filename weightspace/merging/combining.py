@@ -12,7 +12,6 @@ from torch import Tensor
 
 from weightspace.elementwise.coefficients import Coefficients, ratios, shifts, simplest
 from weightspace.elementwise.combination import BLOCK, PIECE, Combiner, combine
-from weightspace.elementwise.nonfinite import is_finite
 from weightspace.merging.stack import Flat, Formula, InMemory, Piece, Stack, check_finite
 
 
@@ -73,9 +72,9 @@ def combined_pieces(formula: LinearFormula, stack: Stack, dtype: torch.dtype) ->
         for start in range(0, len(block[0]), PIECE):
             parts = [tensor[start : start + PIECE] for tensor in block]
             merged = out[: len(parts[0])]
-            combiner.into(merged, parts)
-            if stack.finite and (unseen or not is_finite(merged)):
-                _check(stack, first + start, merged, None if not is_finite(merged) else unseen)
+            whole = combiner.into(merged, parts)
+            if stack.finite and (unseen or not whole):
+                _check(stack, first + start, merged, unseen if whole else None)
             yield first + start, merged
 
 

@@ -14,6 +14,7 @@ from weightspace.elementwise.nonfinite import is_finite
 from weightspace.merging.combining import LinearFormula, combined_pieces
 from weightspace.merging.methods import Method
 from weightspace.merging.methods.loading import load_function
+from weightspace.merging.refining import RefinedFormula, refined_pieces
 from weightspace.merging.rounding import needs_float64, rounded
 from weightspace.merging.stack import Formula, Stack, check_finite
 
@@ -38,21 +39,29 @@ def merged_pieces(
     """
     if not stack.numel:
         return
-    stack = replace(stack, work=_work_dtype(stack, dtype))
+    stack = replace(stack, work=_work_dtype(method, stack, dtype))
     with np.errstate(all="ignore"):  # numbers that aren't finite are found, or allowed
         formula = load_function(method)(stack, weights, **arguments)
-        combined = isinstance(formula, LinearFormula)
-        pieces = combined_pieces(formula, stack, dtype) if combined else _computed_pieces(formula, stack, dtype)
-        for start, merged in pieces:
+        for start, merged in _formula_pieces(formula, stack, dtype):
             if not stack.finite:
                 places, held = stack.shared_nonfinite(start, start + len(merged))
                 merged[places] = held.to(dtype)
             yield start, merged
 
 
-def _work_dtype(stack: Stack, dtype: torch.dtype) -> torch.dtype:
+def _formula_pieces(formula: Formula, stack: Stack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    """Yield the merged tensor piece by piece, as its formula is made."""
+    if isinstance(formula, LinearFormula):
+        return combined_pieces(formula, stack, dtype)
+    if isinstance(formula, RefinedFormula) and dtype != torch.float64:
+        return refined_pieces(formula, stack, dtype)
+    return _computed_pieces(formula, stack, dtype)
+
+
+def _work_dtype(method: Method, stack: Stack, dtype: torch.dtype) -> torch.dtype:
     """Return what to compute in: twice the digits of the output, except for singular vectors and the users' methods."""
-    return torch.float64 if dtype == torch.float32 and stack.grain != "whole" else stack.dtype
+    doubles = dtype == torch.float32 and method.doubles and stack.grain != "whole"
+    return torch.float64 if doubles else stack.dtype
 
 
 def _computed_pieces(formula: Formula, stack: Stack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:

@@ -192,6 +192,11 @@ class Stack:
         """Read the tensors once in the dtype that sums and results are computed in."""
         return self.pieces(dtype=self.work)
 
+    def elements(self, start: int, stop: int, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Return some elements of a range, of the models ``(N, n)`` and of the base ``(n,)``, in float64."""
+        rows = torch.stack([source.read(start, stop)[places].to(torch.float64) for source in self._sources])
+        return rows[: len(self.sources)], rows[-1]
+
     def shared_nonfinite(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Return where in a range all tensors, base included, hold the same NaN or infinity, and what they hold."""
         first = self._sources[0].read(start, stop)

@@ -8,8 +8,9 @@ from weightspace.checkpoints.safetensors_header import ITEMSIZES
 from weightspace.merging.engine.plan import Job, Plan, Ref
 from weightspace.merging.methods.method import PIECE
 
-#: Copies of a piece that a method holds at a time, beside two a model: the widened base, moves, masks, the result.
-_COPIES = 6
+#: Copies of a piece that a method holds at a time, beside two a model: the widened base, moves, masks, the result, and
+#: results that wait for others.
+_COPIES = 14
 
 #: Copies of the whole tensor that a method of singular vectors holds for each model: factors, and workspace.
 _WHOLE_COPIES = 5
@@ -43,6 +44,8 @@ def _job_memory(plan: Plan, job: Job) -> int:
         width = job.info.numel // max(1, job.info.shape[0])
         return 8 * (width * width * (len(job.inputs) + 4) + job.info.numel * (models + 3))
     itemsize = max(4, *(ITEMSIZES[plan.info(ref).dtype] for ref in job.refs))
+    if job.info.dtype == "F32" and plan.method.doubles and plan.method.grain != "whole":
+        itemsize = 8  # computed in float64
     if plan.method.grain == "whole" and job.kind == "merge":
         return itemsize * job.info.numel * (models + 1) * _WHOLE_COPIES
     if _by_slices(plan, job):

@@ -225,6 +225,7 @@ _ROWS = (
         copies=48,
         weighted=False,
         scale_free=False,
+        doubles=False,
         cost=60,
     ),
     Method(

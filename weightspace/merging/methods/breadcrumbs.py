@@ -22,6 +22,7 @@ from weightspace.merging.consensus import (
     summed,
     taken_from,
     trim,
+    visible,
 )
 from weightspace.merging.methods.linear import normalised
 from weightspace.merging.stack import Formula, Piece, Stack
@@ -54,9 +55,10 @@ def breadcrumbs(
     Source:
         Davari and Belilovsky 2024, https://arxiv.org/abs/2312.06795, section 3.
     """
-    factors = normalised(weights) if normalize else weights
+    shown, (factor,) = visible(weights, stack), visible([lambda_], stack)
+    factors = normalised(shown) if normalize else shown
     trail = _Trail(stack, density, gamma, rescale)
-    return lambda piece: taken_from(piece.origin, summed(trail.terms(piece, factors)), lambda_)
+    return lambda piece: taken_from(piece.origin, summed(trail.terms(piece, factors)), factor)
 
 
 def breadcrumbs_ties(
@@ -73,11 +75,12 @@ def breadcrumbs_ties(
 
     Args and source: as ``breadcrumbs``; ``normalize`` divides by the weights of those that agree.
     """
+    shown, (factor,) = visible(weights, stack), visible([lambda_], stack)
     trail = _Trail(stack, density, gamma, rescale)
 
     def formula(piece: Piece) -> Tensor:
-        agreed = elected_mean(trail.terms(piece, weights), weights, normalize=normalize)
-        return taken_from(piece.origin, agreed, lambda_)
+        agreed = elected_mean(trail.terms(piece, shown), shown, normalize=normalize)
+        return taken_from(piece.origin, agreed, factor)
 
     return formula
 

@@ -97,6 +97,7 @@ class Method:
         weighted: whether the models have weights.
         normalised: equal models without a base give that model, whatever the weights.
         scale_free: multiplying all models and the base by a number multiplies the result by it.
+        doubles: results of float32 are computed in float64; else they are elements of a model, as they are.
         survey: ``file:function`` of a pass over the whole model before the first tensor, or "".
         surveyed_for: a parameter and the value with which that pass is made.
         evidence: the statistics of data that it needs of every model (``gram``, ``fisher``), or "".
@@ -116,6 +117,7 @@ class Method:
     weighted: bool = True
     normalised: bool = False
     scale_free: bool = True
+    doubles: bool = True
     survey: str = ""
     surveyed_for: tuple[str, str] = ("", "")
     evidence: str = ""

@@ -44,12 +44,13 @@ def regmean(stack: Stack, weights: Sequence[float], *, reduce: float) -> Formula
 
     def formula(piece: Piece) -> Tensor:
         products = [_reduced(one, width, reduce, stack.name) for one in evidence]
-        mean = affine(piece.tensors, shares)
+        tensors = [tensor.double() for tensor in piece.tensors]
+        mean = affine(tensors, shares)
         moved = torch.zeros(len(mean), width, dtype=torch.float64)
-        for tensor, product in zip(piece.tensors, products, strict=True):
-            moved += (mean - tensor).view(len(mean), -1).double() @ product
+        for tensor, product in zip(tensors, products, strict=True):
+            moved += (mean - tensor).view(len(mean), -1) @ product
         moved @= torch.linalg.pinv(sum(products[1:], products[0]), hermitian=True)
-        return mean - moved.to(mean.dtype).view_as(mean)
+        return mean - moved.view_as(mean)
 
     return formula
 

@@ -45,7 +45,7 @@ def sce(stack: Stack, weights: Sequence[float], *, select_topk: float) -> Formul
     def formula(piece: Piece) -> Tensor:
         backs = _selected(piece, cut, stack.dtype)
         sign = elected_sign(backs)
-        return taken_from(piece.origin, agreeing_mean(scale(backs, shares), sign, shares, normalize=True), 1.0)
+        return taken_from(piece.origin, agreeing_mean(scale(backs, shares), sign, shares), 1.0)
 
     return formula
 
