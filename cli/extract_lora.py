@@ -14,8 +14,17 @@ from weightspace.cli.progress import progress
 @click.argument("base")
 @click.argument("model")
 @click.option("--rank", type=click.IntRange(min=1), default=16, show_default=True, help="Of the factors.")
-@click.option("--fan-in-fan-out", is_flag=True, help="Linear layers keep their weights as (in, out), as GPT-2's do.")
-@click.option("--lenient", is_flag=True, help="Leave out what differs and is no matrix: norms, biases.")
+@click.option(
+    "--fan-in-fan-out",
+    is_flag=True,
+    help="Linear layers keep their weights as (in, out), as GPT-2's do; not needed where BASE has a config.json.",
+)
+@click.option(
+    "--lenient",
+    is_flag=True,
+    help="Leave out what differs and PEFT has no factors for (norms, biases); keep the files' names for families whose "
+    "modules transformers renames by unknown rules.",
+)
 @options.seed("Of the iteration that finds the singular vectors of large matrices.")
 @click.option("--device", default="cpu", show_default=True, help="Where the decompositions run.")
 @options.output("Folder of the adapter to write, as PEFT reads it.", kind="adapter")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from weightspace.adapters.low_rank import Adapted
+from weightspace.adapters.low_rank import Adapted, Scaled
 from weightspace.merging.stack import InMemory
 from weightspace.threads import torch_threads
 
@@ -81,3 +81,13 @@ def test_never_more_than_the_range_and_a_block_is_made(normal: Normal, monkeypat
     monkeypatch.setattr(torch.Tensor, "__matmul__", spy)
     adapted.read(1000, 9000)
     assert sum(one.numel() for one in made) <= 8000 + 2 * 2**14
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_scaled_tensor_is_the_tensor_times_the_number_rounded_once(dtype: torch.dtype, normal: Normal) -> None:
+    tensor = normal(7, 5, dtype=dtype)
+    scaled = Scaled(InMemory(tensor), 0.3)
+    expected = (tensor.double() * 0.3).to(scaled.dtype).view(-1)
+    assert scaled.shape == (7, 5)
+    assert torch.equal(scaled.read(0, 35), expected)
+    assert torch.equal(scaled.read(8, 21), expected[8:21])

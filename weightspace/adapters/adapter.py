@@ -126,14 +126,15 @@ def read_adapter(folder: Path) -> Adapter:
             embedding = factor["embedding"]
             pair = pairs.setdefault((factor["module"], embedding is not None), {})
             _put(folder, pair, embedding or factor["side"], name)
-    factors, fused = {}, {}
+    _check_parameters(configuration, [module for module, _ in pairs])
+    factors: dict[str, Factors] = {}
+    fused: dict[str, Factors] = {}
     for (module, embedding), pair in pairs.items():
         parameter = fused_parameter(configuration, module)
         if parameter is None:
             factors[f"{module}.weight"] = _factors(configuration, contents.tensors, module, embedding, pair)
         else:
             fused[parameter] = _stacked_factors(configuration, contents.tensors, parameter, pair)
-    _check_parameters(configuration, [module for module, _ in pairs])
     files = (folder / CONFIG, *contents.files)
     return Adapter(folder, files, factors, saved, contents, configuration, fused, _repeated(weights))
 

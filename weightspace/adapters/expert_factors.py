@@ -28,6 +28,8 @@ def spread(adapter: Adapter, find: Callable[[str, tuple[int, ...]], list[str]], 
         count = adapter.contents.tensors[own.a_name].shape[0] // own.rank
         for parts in PARTS[name]:
             shape = (rows // len(parts), columns)
+            if not find(f"{container}.{count - 1}.{parts[0]}.weight", shape):
+                continue
             wanted = [(expert, place, part) for expert in range(count) for place, part in enumerate(parts)]
             found = [find(f"{container}.{expert}.{part}.weight", shape) for expert, _, part in wanted]
             more = find(f"{container}.{count}.{parts[0]}.weight", shape)

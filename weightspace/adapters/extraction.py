@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from weightspace.adapters.adapter import REPEATED
 from weightspace.adapters.layout import Kind, Layout
-from weightspace.adapters.low_rank import wide_dtype
+from weightspace.adapters.low_rank import filled_up, wide_dtype
 from weightspace.adapters.model_config import read_config
 from weightspace.adapters.module_names import is_renamed
+from weightspace.adapters.nearest import nearest_factors
 from weightspace.adapters.pairing import shared_ties, with_counterparts
 from weightspace.adapters.tied_weights import is_head
 from weightspace.adapters.writing import check_adapter_replaceable, factor_names, shaped, write_adapter
@@ -31,12 +31,6 @@ from weightspace.checkpoints import StateDict, check_compatible, load_checkpoint
 from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.measure import is_inexact
 from weightspace.errors import WeightspaceError
-
-#: Ranks in the smaller side of a matrix, above which its leading singular vectors are found by subspace iteration.
-_EXACT = 8
-
-#: Vectors beyond the rank, and passes over the matrix and its transpose, of the subspace iteration.
-_MORE, _PASSES = 16, 4
 
 #: Takes how many tensors were looked at, and of how many.
 Progress = Callable[[int, int], None]
@@ -277,36 +271,7 @@ class _Work:
         fused = [name for name in self.factors if self.layout.is_fused(name)]
         rank = max((len(self.factors[name][0]) for name in fused), default=0)
         for name in fused:
-            a, b = self.factors[name]
-            self.factors[name] = pad(a, (0, 0, 0, rank - len(a))), pad(b, (0, rank - len(a)))
-
-
-def nearest_factors(matrix: Tensor, rank: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return balanced ``A`` of ``(r, n)`` and ``B`` of ``(m, r)`` whose product is nearest to a matrix.
-
-    Args:
-        matrix: ``(m, n)``, in the dtype to compute in.
-        rank: ``r``, clamped to the smaller side.
-        seed: of the subspace iteration, which finds the vectors of large matrices.
-    """
-    kept = min(rank, *matrix.shape)
-    if min(matrix.shape) > _EXACT * rank:
-        left, values, right = _leading(matrix, min(kept + _MORE, *matrix.shape), seed)
-    else:
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    roots = values[:kept].sqrt()
-    return roots[:, None] * right[:kept], left[:, :kept] * roots
-
-
-def _leading(matrix: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return about the leading singular triples; ``torch.svd_lowrank`` without its global random numbers."""
-    generator = torch.Generator().manual_seed(seed)
-    probe = torch.randn(matrix.shape[1], count, generator=generator, dtype=matrix.dtype).to(matrix.device)
-    basis = torch.linalg.qr(matrix @ probe).Q
-    for _ in range(_PASSES):
-        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
-    left, values, right = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
-    return basis @ left, values, right
+            self.factors[name] = filled_up(*self.factors[name], rank)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -7,7 +7,7 @@ loads them, if all have one rank, and takes the parameters that they go to from 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from weightspace.adapters.model_config import is_in_out
@@ -49,6 +49,20 @@ _CONVERTED = ("mixtral", "minimax", "minimax_m2")
 #: Modules beside the experts that choose among them.
 _ROUTERS = ("gate", "router")
 
+#: What stands in the names of experts' weights after the module that their router is in.
+_BESIDE = (".experts.", ".input_linear.")
+
+
+def fused_names(names: Collection[str]) -> list[str]:
+    """Return the weights of experts and of the routers beside them, whose factors PEFT wants to have one rank.
+
+    Args:
+        names: weights with factors, by the names of files or of modules.
+    """
+    experts = {match["experts"] for name in names if (match := _EXPERT.fullmatch(name))}
+    routers = {f"{container.removesuffix('experts')}{router}.weight" for container in experts for router in _ROUTERS}
+    return [name for name in names if name in routers or _EXPERT.fullmatch(name)]
+
 
 class Layout:
     """The weights of a model as PEFT sees them."""
@@ -69,6 +83,8 @@ class Layout:
         matches = [match for name in shapes if config and (match := _EXPERT.fullmatch(name))]
         self._experts = {match["experts"] for match in matches}
         self._parts = {match["part"] for match in matches}
+        marked = (self._names.module(name).partition(mark) for mark in _BESIDE for name in shapes if config)
+        self._mixtures = {front for front, mark, _ in marked if mark}
         self.ties = hidden_ties(config, shapes)
 
     def module(self, name: str) -> str:
@@ -95,7 +111,7 @@ class Layout:
 
     def is_fused(self, name: str) -> bool:
         """Return whether the factors of a weight have the rank that all experts share."""
-        return (name in self._shapes) and (self._is_expert(name) or self._is_parameter(name))
+        return name in self._shapes and (self._is_expert(name) or self._is_parameter(name))
 
     def configuration(self, ranks: Mapping[str, int], kinds: Mapping[str, Kind]) -> dict[str, Any]:
         """Return the configuration of an adapter.
@@ -137,16 +153,11 @@ class Layout:
         parent, _, last = self.module(name).rpartition(".")
         if len(self._shapes[name]) != 2 or self._is_expert(name) or not self._config:
             return False
-        beside = (f"{parent}.experts.", f"{parent}.input_linear.")
-        return last in self._parts or (last in _ROUTERS and any(map(self._has_below, beside)))
+        return last in self._parts or (last in _ROUTERS and parent in self._mixtures)
 
     def _is_expert(self, name: str) -> bool:
         """Return whether a weight is that of one expert, which transformers puts together with the others'."""
         return bool(self._experts) and _EXPERT.fullmatch(name) is not None
-
-    def _has_below(self, front: str) -> bool:
-        """Return whether a module has weights."""
-        return any(self._names.module(name).startswith(front) for name in self._shapes)
 
     def _is_convolution(self, layer: str, shape: tuple[int, ...]) -> bool:
         """Return whether a weight is that of a convolution without groups, by the end of its name and its shape."""

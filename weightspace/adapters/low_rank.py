@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 #: Elements of a block of rows, one row at least.
 _BLOCK = 2**14
@@ -93,6 +94,11 @@ class Scaled:
 def wide_dtype(*dtypes: torch.dtype) -> torch.dtype:
     """Return the dtype to compute in: float64 if there is one, else float32."""
     return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def filled_up(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return ``A`` of ``(r, in)`` and ``B`` of ``(out, r)`` with zeros up to a rank."""
+    return pad(a, (0, 0, 0, rank - len(a))), pad(b, (0, rank - len(a)))
 
 
 def matrices(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -196,7 +196,7 @@ def names_of(config: Mapping[str, Any]) -> Names:
 def is_renamed(config: Mapping[str, Any]) -> bool:
     """Return whether transformers 5 builds a model under other names than its files', by rules not known here."""
     parts = [config, *(config.get(key) for key in _PARTS)]
-    return any(isinstance(part, Mapping) and part.get("model_type") in UNKNOWN for part in parts)
+    return any(isinstance(part, Mapping) and str(part.get("model_type")) in UNKNOWN for part in parts)
 
 
 def all_names() -> Iterator[Names]:

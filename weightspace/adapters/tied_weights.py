@@ -131,9 +131,7 @@ def missing_aliases(names: Collection[str]) -> dict[str, str]:
     aliases: dict[str, str] = {}
     for name in names:
         for owner, alias in _pairs(name):
-            stack = alias.removesuffix("embed_tokens.weight")
-            used = f"{stack[: -len('.bias')]}.weight" in names if stack == alias else _any_below(names, stack)
-            if owner == name and alias not in names and used:
+            if owner == name and alias not in names and _is_used(alias, names):
                 aliases[alias] = owner
     return aliases
 
@@ -152,7 +150,7 @@ def hidden_ties(config: dict[str, Any], shapes: Shapes) -> dict[str, str]:
         embedding = tied_embedding(shapes, head)
         if embedding is not None:
             ties[head] = embedding
-    return ties | missing_aliases({*shapes, *ties})
+    return ties | missing_aliases({**shapes, **ties})
 
 
 def has_unknown_head(config: dict[str, Any], shapes: Shapes) -> bool:
@@ -184,7 +182,7 @@ def head_scale(config: dict[str, Any], names: Collection[str]) -> float | None:
     if model_type not in _SCALED or config.get("scale_decoder_outputs") is False:
         return 1.0
     width = config.get("d_model")
-    return width**-0.5 if isinstance(width, int) and width > 0 else None
+    return width**-0.5 if isinstance(width, int) and 0 < width < 2**31 else None
 
 
 def is_scaled(config: dict[str, Any]) -> bool:
@@ -231,9 +229,12 @@ def _pairs(name: str) -> Iterator[tuple[str, str]]:
             yield name.removesuffix(alias) + owner, name
 
 
-def _any_below(names: Collection[str], front: str) -> bool:
-    """Return whether there is a tensor of a module."""
-    return any(name.startswith(front) for name in names)
+def _is_used(alias: str, names: Collection[str]) -> bool:
+    """Return whether a model has the layer of a bias, or the stack of an embedding."""
+    if alias.endswith(".bias"):
+        return f"{alias.removesuffix('bias')}weight" in names
+    stack = alias.removesuffix("embed_tokens.weight")
+    return any(name.startswith(stack) for name in names)
 
 
 def _is_numbered(name: str) -> bool:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from weightspace.adapters.adapter import Adapter, Factors, read_adapter
-from weightspace.adapters.low_rank import matrices, wide_dtype
+from weightspace.adapters.layout import fused_names
+from weightspace.adapters.low_rank import filled_up, matrices, wide_dtype
 from weightspace.adapters.writing import (
     check_adapter_replaceable,
     factor_names,
@@ -125,17 +126,24 @@ def merge_adapters(
     adapters = [read_adapter(local_path(folder)) for folder in folders]
     targets = _targets(adapters)
     states = [CheckpointReader(adapter.contents) for adapter in adapters]
-    state: StateDict = {}
-    ranks: dict[str, int] = {}
+    merged: dict[str, tuple[Tensor, Tensor]] = {}
     for group in merging.groups(list(targets)):
         pairs = {
             name: [_pair(*both, name, targets[name]) for both in zip(adapters, states, strict=True)] for name in group
         }
-        for name, (b, a) in merging.merged(pairs).items():
-            ranks[name] = len(a)
-            state |= _stored(name, targets[name], b, a, _dtype(adapters, name))
+        merged |= merging.merged(pairs)
+    fused = fused_names(merged)  # of experts, which PEFT puts together if they have one rank
+    common = max((len(merged[name][1]) for name in fused), default=None)
+    for name in fused:
+        b, a = merged[name]
+        a, b = filled_up(a, b, common or 0)
+        merged[name] = b, a
+    state: StateDict = {}
+    for name, (b, a) in merged.items():
+        state |= _stored(name, targets[name], b, a, _dtype(adapters, name))
+    ranks = {name: len(a) for name, (_, a) in merged.items()}
     said = {"inner": merging.inner, "weights": list(merging.weights), "parameters": options}
-    write_adapter(state, _config(adapters, ranks), out, metadata=_metadata(adapters, method, said))
+    write_adapter(state, _config(adapters, ranks, common), out, metadata=_metadata(adapters, method, said))
     return AdapterMergeReport(os.fspath(out), method, merging.inner, ranks)
 
 
@@ -230,10 +238,10 @@ def _targets(adapters: Sequence[Adapter]) -> dict[str, Factors]:
                 f"{adapter.path} replaces {next(iter(adapter.saved))!r} whole (modules_to_save); expected factors "
                 "alone. Merge the models instead: `weightspace merge MODEL+ADAPTER …`."
             )
-        for name in adapter.fused:
+        if adapter.configuration.parameters:
             raise CheckpointError(
-                f"{adapter.path} changes {name!r}, the parameter of all experts of a layer; expected factors of "
-                "modules. Merge the models instead: `weightspace merge MODEL+ADAPTER …`."
+                f"{adapter.path} changes the parameter {adapter.configuration.parameters[0]!r}, as those of fused "
+                "experts; expected factors of modules. Merge the models instead: `weightspace merge MODEL+ADAPTER …`."
             )
         for name, factors in adapter.factors.items():
             first, other = targets.setdefault(name, (adapter, factors))
@@ -280,13 +288,13 @@ def _dtype(adapters: Sequence[Adapter], name: str) -> torch.dtype:
     return wide_dtype(*(torch.float64 for dtype in found if dtype == "F64"))
 
 
-def _config(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> dict[str, Any]:
-    """Return the configuration of the merged adapter."""
+def _config(adapters: Sequence[Adapter], ranks: Mapping[str, int], common: int | None) -> dict[str, Any]:
+    """Return the configuration of the merged adapter, with the common rank of experts if there are any."""
     fields = adapters[0].configuration.fields
     kept = {key: fields[key] for key in ("base_model_name_or_path", "task_type", "auto_mapping") if key in fields}
     turned = any(adapter.configuration.fan_in_fan_out for adapter in adapters)
     modules = {name.removesuffix(".weight"): max(1, rank) for name, rank in ranks.items()}
-    return lora_config(modules, fan_in_fan_out=turned, **kept)
+    return lora_config(modules, common=common, fan_in_fan_out=turned, **kept)
 
 
 def _metadata(adapters: Sequence[Adapter], method: str, said: Mapping[str, Any]) -> dict[str, str]:
