@@ -14,15 +14,18 @@ either end.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from weightspace.adapters.factor_files import check_is_model
 from weightspace.checkpoints import StateDict
-from weightspace.checkpoints.buffers import find_parametrizations
 from weightspace.connectivity.statistics import SEED
+from weightspace.elementwise.parametrized import Coordinates
+from weightspace.elementwise.weight_norm import slice_norms
 from weightspace.errors import WeightspaceError
 from weightspace.matching import Losses
 from weightspace.tasks.building import blank_network, check_belongs
@@ -37,7 +40,7 @@ def taylor_barrier(task: Task, a: StateDict, b: StateDict, *, split: Split = "tr
     one of the curve with ``statistics="reset"``. Its derivatives are means over the batches of the split, which all
     count alike. The training batches are those of one epoch, shuffled and augmented by a fixed seed: the loss that the
     networks were trained to make small. Where the estimate and the barrier part, the networks are not near each other
-    in the sense of Taylor.
+    in the sense of Taylor. Under weight norm the loss is expanded in the weights, as the curve is straight in these.
 
     Args:
         task: builds the network, and has the data and the loss.
@@ -50,8 +53,8 @@ def taylor_barrier(task: Task, a: StateDict, b: StateDict, *, split: Split = "tr
 
     Raises:
         CheckpointError: ``a`` or ``b`` has other names or shapes than the network.
-        WeightspaceError: the split has no batches, or the network has weight norm or spectral norm: the curve between
-            two of these is no straight line in the parameters that the loss is expanded in.
+        WeightspaceError: the split has no batches, or the network has spectral norm, whose singular vectors the
+            expansion would have to follow.
 
     Source:
         derived; that the estimate fails after weight matching is the observation of Ito, Yamada, Kumagai 2024,
@@ -61,22 +64,36 @@ def taylor_barrier(task: Task, a: StateDict, b: StateDict, *, split: Split = "tr
     for state, name in ((a, "a"), (b, "b")):
         check_is_model(state, name)
         check_belongs(task, network, state, name)
-    _check_plain(a)
-    way = {name: b[name].detach() - a[name].detach() for name, _ in network.named_parameters(remove_duplicate=False)}
+    coordinates = Coordinates([a, b])
+    _check_followed(coordinates)
+    names = [name for name, _ in network.named_parameters(remove_duplicate=False) if name not in coordinates.functions]
+    way = {name: coordinates.of(b, name).detach() - coordinates.of(a, name).detach() for name in names}
     losses = Losses(task)
     # The fused kernels of attention have no second derivative.
-    with torch_threads(threads_of(task)), sdpa_kernel(SDPBackend.MATH):
+    with torch_threads(threads_of(task)), sdpa_kernel(SDPBackend.MATH), _PlainWeightNorm():
         first_a, second_a = _derivatives(losses, a, way, split)
         first_b, second_b = _derivatives(losses, b, way, split)
     return _highest(first_a - first_b, second_a, second_b)
 
 
-def _check_plain(state: StateDict) -> None:
-    """Refuse weights that are functions of others."""
-    for name, _ in find_parametrizations({name: tuple(tensor.shape) for name, tensor in state.items()}):
+class _PlainWeightNorm(TorchFunctionMode):
+    """Compute weight norm by its formula: the second derivative of torch's own kernel takes norms for constants."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Replace the one function, and leave all others as they are."""
+        if getattr(func, "__name__", "") == "_weight_norm":
+            direction, magnitude = args[:2]
+            return direction * (magnitude / slice_norms(direction, magnitude.shape))
+        return func(*args, **(kwargs or {}))
+
+
+def _check_followed(coordinates: Coordinates) -> None:
+    """Refuse singular vectors, which change along the way."""
+    for name in coordinates.parametrizations.spectral_norms:
         raise WeightspaceError(
-            f"The barrier is estimated in plain weights, but {name!r} is under weight norm or spectral norm. Expected "
-            "the parametrization removed (torch.nn.utils.parametrize.remove_parametrizations), or measure a loss curve."
+            f"The barrier is estimated by derivatives along a line, and {name!r} is under spectral norm, whose vectors "
+            "change on it. Expected the parametrization removed (torch.nn.utils.parametrize.remove_parametrizations), "
+            "or measure a loss curve."
         )
 
 
@@ -85,11 +102,14 @@ def _derivatives(losses: Losses, state: StateDict, way: StateDict, split: Split)
 
     Both are derivatives by one number, the step ``t`` along ``Δ``, so that nothing as large as the weights is kept.
     """
-    firsts, seconds = [], []
+    firsts, seconds, coordinates = [], [], Coordinates([state])
+    start = {name: coordinates.of(state, name).detach() for name in way}
     for batch in losses.task.batches(split, SEED):
         step = torch.zeros((), dtype=torch.float64, requires_grad=True)
         moved = {name: tensor.detach() for name, tensor in state.items()}
-        moved |= {name: moved[name] + step * delta for name, delta in way.items()}
+        moved |= {name: start[name] + step * delta for name, delta in way.items()}
+        for direction, norm in coordinates.parametrizations.weight_norms.items():
+            moved[norm.magnitude] = slice_norms(moved[direction], state[norm.magnitude].shape)
         (first,) = torch.autograd.grad(losses(moved, batch), step, create_graph=True)
         firsts.append(first.item())
         seconds.append(_derivative(first, step))

@@ -186,6 +186,14 @@ def pieces_of(elements: Elements) -> Iterator[Piece]:
         yield start, elements.read(start, min(start + PIECE, count))
 
 
+def slice_norms(weight: Tensor, magnitude: Sequence[int]) -> Tensor:
+    """Return the norms of the slices of a weight, differentiable in it, of the shape of its magnitude."""
+    axes = [axis for axis, size in enumerate(magnitude) if size == 1]
+    if not len(magnitude):
+        return torch.linalg.vector_norm(weight)
+    return torch.linalg.vector_norm(weight, dim=axes, keepdim=True) if axes else weight.abs()
+
+
 def weight_and_gradient(magnitude: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     r"""Return the weight of a pair with gradients, and the gradient of the loss by it.
 
@@ -197,8 +205,7 @@ def weight_and_gradient(magnitude: Tensor, direction: Tensor) -> tuple[Tensor, T
     """
     if magnitude.grad is None or direction.grad is None:
         raise WeightspaceError("A pair of weight norm has no gradient. Expected a loss that depends on it.")
-    axes = [axis for axis, size in enumerate(magnitude.shape) if size == 1] if magnitude.dim() else None
-    norms = direction.abs() if axes == [] else torch.linalg.vector_norm(direction, dim=axes, keepdim=bool(axes))
+    norms = slice_norms(direction, magnitude.shape)
     unit = direction / norms
     across = torch.where(magnitude != 0, norms / magnitude, 0.0)
     return magnitude * unit, across * direction.grad + magnitude.grad * unit
