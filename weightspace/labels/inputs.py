@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from weightspace.checkpoints.disk import check_regular
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 
@@ -115,6 +116,7 @@ def read_pairs(path: str | Path) -> list[tuple[Any, ...]]:
 
 def _text(path: Path) -> str:
     try:
+        check_regular(path)
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise WeightspaceError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
