@@ -32,6 +32,7 @@ def read_array(path: str | Path, key: str | None = None) -> Any:
     if suffix not in ARRAYS:
         raise WeightspaceError(f"An array is a {', '.join(ARRAYS)} file; found {path.name!r}.")
     try:
+        check_regular(path)
         if suffix == ".safetensors":
             from weightspace.checkpoints import load_checkpoint
 
