@@ -3,13 +3,14 @@
     python benchmarks/kills.py [--count 150] [--seed 0] [--dir SCRATCH]
 
 Each run is a whole command in a session of its own. It gets KILL, TERM or INT, to all its processes at once, to the
-first alone, or to one worker alone, at a moment that is drawn from the seed: a quarter of them anywhere, the others
-once something is being written. Half of the commands find an older output under the name. Then
+first alone, or to two workers one after the other, at moments that are drawn from the seed: a quarter of them anywhere,
+the others once something is being written. Half of the commands find an older output under the name. Then
 
 - under the name there is what was there before, or the whole new output;
 - no process of the session is left;
-- where only a worker was hit, the command has gone on and succeeded;
-- the command is run again, succeeds, gives the bytes of a run that nobody disturbed, and leaves nothing beside them.
+- where only workers were hit, the command has gone on and succeeded;
+- the command is run again and killed again, up to three times in all;
+- at last it runs to its end, gives the bytes of a run that nobody ever disturbed, and leaves nothing beside them.
 
 Prints a table, a row for each command and signal, and ends with status 1 if anything else was seen.
 """
@@ -20,13 +21,14 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +38,9 @@ import weightspace as ws
 
 #: Seconds that a command may take, and that its processes have to be gone after it.
 LONGEST, GRACE = 600, 20
+
+#: Whom a signal hits, and how often a command is killed before it may end.
+WHOM, CHAIN = ("all", "first", "worker"), 3
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
@@ -166,34 +171,33 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[bytes]
             return True
         if process.poll() is not None:
             return False
-        time.sleep(0.002)
+        time.sleep(0.01)
     raise TimeoutError("a command takes too long")
 
 
 class Trial:
-    """One command that is killed once and run again."""
+    """One command that is killed, run again and killed again, and run to its end at last."""
 
     def __init__(self, command: Command, folder: Path, new: dict[str, bytes], old: dict[str, bytes] | None) -> None:
         self.command, self.folder, self.new, self.old = command, folder, new, old
         self.out = folder / command.out
         self.problems: list[str] = []
 
-    def run(self, number: int, whom: str, moment: float, *, anywhere: bool) -> str:
-        """Kill the command and run it again; return what was under its name in between."""
+    def strike(self, number: int, whom: str, moments: Sequence[float], *, anywhere: bool) -> tuple[int, str]:
+        """Run the command and hit it at some moments; return how often it was hit, and what was under its name then."""
         process = start(self.command, self.folder)
-        ready = (lambda: True) if anywhere else (lambda: self.command.under_way(self.folder))
-        hit = wait_until(ready, process)
-        time.sleep(moment)
-        if whom == "worker":
-            hit = wait_until(lambda: workers(process.pid), process)
-        hit = self._signal(process, number, whom) and hit
+        wait_until((lambda: True) if anywhere else (lambda: self.command.under_way(self.folder)), process)
+        hits = 0
+        for moment in moments:
+            time.sleep(moment)
+            if whom != "worker" or wait_until(lambda: workers(process.pid), process):
+                hits += self._signal(process, number, whom)
         process.wait(LONGEST)
         self._check_gone(process.pid)
         seen = self._seen()
-        if hit and whom == "worker" and (process.returncode or seen != "new"):
-            self.problems.append(f"a worker was hit, and the command ended with {process.returncode}")
-        self._run_again()
-        return seen if hit else "too late"
+        if hits and whom == "worker" and (process.returncode or seen != "new"):
+            self.problems.append(f"workers were hit, and the command ended with {process.returncode}")
+        return hits, seen
 
     def _signal(self, process: subprocess.Popen[bytes], number: int, whom: str) -> bool:
         try:
@@ -226,7 +230,8 @@ class Trial:
         self.problems.append("something else than the old output or the new one")
         return "half"
 
-    def _run_again(self) -> None:
+    def run_again(self) -> None:
+        """Run the command to its end, and check what it wrote and left."""
         process = start(self.command, self.folder)
         if process.wait(LONGEST):
             self.problems.append(f"the second run ended with {process.returncode}")
@@ -263,6 +268,22 @@ def older(command: Command, folder: Path) -> dict[str, bytes] | None:
     return contents(folder / command.out)
 
 
+def killed(trial: Trial, draw: random.Random, seconds: float, table: Counter[tuple[str, str, str, str]]) -> int:
+    """Kill a command a few times, note down what came of it, and return how often it was hit."""
+    command, done = trial.command, 0
+    for _ in range(CHAIN):
+        number, whom = draw.choice(SIGNALS), draw.choice(WHOM if command.workers else WHOM[:2])
+        anywhere = draw.random() < 0.25
+        moments = [draw.uniform(0, seconds * (2 if anywhere else 1))]
+        moments += [draw.uniform(0, seconds)] if whom == "worker" else []
+        hits, seen = trial.strike(number, whom, moments, anywhere=anywhere)
+        done += hits
+        table[command.name, signal.Signals(number).name, whom, seen if hits else "too late"] += max(1, hits)
+        if seen == "new":
+            break
+    return done
+
+
 def main() -> int:
     """Kill commands and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -278,17 +299,15 @@ def main() -> int:
         expected = {one.name: undisturbed(one, Path(scratch) / f"whole{at}") for at, one in enumerate(listed)}
         done = attempt = 0
         while done < options.count:
-            command, number = listed[attempt % len(listed)], SIGNALS[attempt // len(listed) % len(SIGNALS)]
-            whom = draw.choice(("all", "first", "worker") if command.workers else ("all", "first"))
-            anywhere, aged = draw.random() < 0.25, draw.random() < 0.5
+            command, aged = listed[attempt % len(listed)], draw.random() < 0.5
             new, seconds = expected[command.name]
             folder = Path(scratch) / f"run{attempt}"
             folder.mkdir()
             trial = Trial(command, folder, new, older(command, folder) if aged else None)
-            seen = trial.run(number, whom, draw.uniform(0, seconds * (3 if anywhere else 1)), anywhere=anywhere)
-            done, attempt = done + (seen != "too late"), attempt + 1
-            table[command.name, signal.Signals(number).name, whom, seen] += 1
-            problems += [f"run {attempt - 1}, {command.name}, {number!r} to {whom}: {one}" for one in trial.problems]
+            done, attempt = done + killed(trial, draw, seconds, table), attempt + 1
+            trial.run_again()
+            problems += [f"run {attempt - 1}, {command.name}: {one}" for one in trial.problems]
+            shutil.rmtree(folder, ignore_errors=True)
             print(f"\r{done}/{options.count} kills, {len(problems)} problems", end="", file=sys.stderr, flush=True)
     show(table)
     for problem in problems:
@@ -306,10 +325,6 @@ def show(table: Counter[tuple[str, str, str, str]]) -> None:
         hits = [sum(c for (whom, seen), c in rows.items() if whom == one and seen != "too late") for one in WHOM]
         seen = [sum(count for (_, what), count in rows.items() if what == column) for column in columns]
         print(f"| {name} | {number} | {' / '.join(map(str, hits))} | {' | '.join(map(str, seen))} |")
-
-
-#: Whom a signal hits.
-WHOM = ("all", "first", "worker")
 
 
 if __name__ == "__main__":

@@ -125,6 +125,44 @@ def test_files_that_other_programs_wrote_are_known(tmp_path: Path) -> None:
         check_file_output(path)
 
 
+def test_every_result_that_we_write_is_known_again(tmp_path: Path) -> None:
+    from weightspace.connectivity import BarrierMatrix, Curve, Plane
+    from weightspace.labels.results import Predictions
+    from weightspace.soups import SoupReport
+
+    common = {"split": "test", "statistics": "none", "name": "x"}
+    results = {
+        "curve": Curve(positions=(0.0, 1.0), loss=(1.0, 2.0), accuracy=None, **common),
+        "matrix": BarrierMatrix(
+            models=("a", "b"),
+            barrier=((0.0, 1.0), (1.0, 0.0)),
+            loss=(1.0, 1.0),
+            accuracy_barrier=None,
+            accuracy=None,
+            baseline="linear",
+            **common,
+        ),
+        "plane": Plane(
+            models=("a", "b", "c"),
+            positions=((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)),
+            model_loss=(1.0, 1.0, 1.0),
+            x=(0.0, 1.0),
+            y=(0.0, 1.0),
+            loss=((1.0, 1.0), (1.0, 1.0)),
+            model_accuracy=None,
+            accuracy=None,
+            **common,
+        ),
+        "predictions": Predictions((0,), ("x",), (0.5,)),
+    }
+    paths = [(one, tmp_path / f"{name}{ending}") for name, one in results.items() for ending in (".json", ".csv")]
+    paths.append((results["predictions"], tmp_path / "ids.npy"))
+    paths.append((SoupReport("t", "accuracy", ("a",), {}, ()), tmp_path / "report.json"))
+    for result, path in paths:
+        result.save(path)
+        check_file_output(path)
+
+
 def test_an_empty_file_is_free(tmp_path: Path) -> None:
     for ending in (".safetensors", ".pt", ".json", ".png"):
         (tmp_path / f"x{ending}").touch()

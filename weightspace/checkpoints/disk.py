@@ -31,6 +31,18 @@ def one_line_errors(path: Path, action: str) -> Iterator[None]:
         raise CheckpointError(f"{path} cannot be {action}: {reason}.") from error
 
 
+def check_regular(path: Path) -> None:
+    """Check that a file which is there is a regular one: a pipe would keep who reads it waiting.
+
+    Raises:
+        CheckpointError: it is something else.
+        OSError: the name cannot be looked at.
+    """
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "not a regular file"
+        raise CheckpointError(f"{path} is {what}; expected a file.")
+
+
 @contextmanager
 def synced_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a new file that is forced to the disk when the block ends without an error."""

@@ -65,7 +65,10 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
     def make(path: Path) -> int:
         path.mkdir()
-        return os.open(path, os.O_RDONLY)
+        try:
+            return os.open(path, os.O_RDONLY)
+        except PermissionError:  # Windows opens no folders, and locks none
+            return os.open(os.devnull, os.O_RDONLY)
 
     sweep(target)
     path, descriptor = _held(target, make)
@@ -117,7 +120,7 @@ def _held(target: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
 def _remove_unheld(path: Path) -> None:
     """Remove a temporary file or folder that no process holds."""
     with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
         try:
             mode = os.fstat(descriptor).st_mode
             if (S_ISREG(mode) or S_ISDIR(mode)) and try_lock(descriptor):

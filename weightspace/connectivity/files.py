@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from weightspace.checkpoints.disk import replacing_file
+from weightspace.checkpoints.disk import check_regular, replacing_file
 from weightspace.errors import WeightspaceError
 
 Result = TypeVar("Result")
@@ -56,6 +56,7 @@ def load_result(
     path = Path(path)
     suffix = _suffix(path, noun)
     try:
+        check_regular(path)
         text = path.read_text(encoding="utf-8")
         return from_rows(_rows(text)) if suffix == ".csv" else from_fields(json.loads(text))
     except OSError as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from weightspace.checkpoints.disk import check_regular
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 
@@ -31,6 +32,7 @@ def read_array(path: str | Path, key: str | None = None) -> Any:
     if suffix not in ARRAYS:
         raise WeightspaceError(f"An array is a {', '.join(ARRAYS)} file; found {path.name!r}.")
     try:
+        check_regular(path)
         if suffix == ".safetensors":
             from weightspace.checkpoints import load_checkpoint
 
@@ -115,6 +117,7 @@ def read_pairs(path: str | Path) -> list[tuple[Any, ...]]:
 
 def _text(path: Path) -> str:
     try:
+        check_regular(path)
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise WeightspaceError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error

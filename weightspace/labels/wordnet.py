@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from weightspace.checkpoints.disk import check_regular
 from weightspace.errors import WeightspaceError
 from weightspace.labels.adjacency import adjacency_of
 from weightspace.labels.hops import Graph
@@ -89,6 +90,8 @@ def read_wordnet(folder: Path) -> WordNet:
         WeightspaceError: a file cannot be read or is of another format.
     """
     try:
+        for name in ("data.noun", "index.noun"):
+            check_regular(folder / name)
         lines = (folder / "data.noun").read_text(encoding="latin-1").splitlines()
         rows = [_synset(line) for line in lines if not line.startswith(" ")]
         senses = dict(_senses((folder / "index.noun").read_text(encoding="latin-1")))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weightspace.checkpoints import StateDict
-from weightspace.checkpoints.disk import replacing_file
+from weightspace.checkpoints.disk import check_regular, replacing_file
 from weightspace.errors import WeightspaceError
 from weightspace.soups.candidates import Alone, Mean
 from weightspace.soups.ensembles import ensembled
@@ -93,6 +93,7 @@ class SoupReport:
             WeightspaceError: the file cannot be read, or isn't a report of soups.
         """
         try:
+            check_regular(Path(path))
             fields: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
             rows = tuple(Row(**{**row, "chosen": tuple(row["chosen"])}) for row in fields.pop("rows"))
             singles = {split: tuple(scores) for split, scores in fields.pop("singles").items()}

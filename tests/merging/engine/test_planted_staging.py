@@ -231,6 +231,15 @@ def test_an_old_output_is_never_taken_for_the_new_one(
     assert not list(Path().glob(".*"))
 
 
+def test_what_an_interrupted_run_left_beside_the_weights_does_not_get_into_the_output(folder: Path) -> None:
+    staging = interrupted("out")
+    (staging / "parts" / "stale.json").write_text("{}")
+    (staging / "parts" / "stale").mkdir()
+    (staging / "parts" / "stale" / "file").write_text("{}")
+    assert merge("out") == 6
+    assert sorted(os.listdir("out")) == ["README.md", "model.safetensors"]
+
+
 # --- What lies under the name of the output ---
 
 

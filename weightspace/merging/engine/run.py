@@ -270,6 +270,7 @@ def _finish(
 
         staging.forget(fsync=running.fsync)
         rewrite(plan, staging, finish, fsync=running.fsync)
+    staging.keep_only([shard.name for shard in plan.shards])
     if len(plan.shards) == 1:
         _fill_header(staging.parts / plan.shards[0].name, metadata, fsync=running.fsync)
     if not is_file_name(staging.out):

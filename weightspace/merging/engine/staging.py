@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -60,6 +60,12 @@ class Staging:
             path.unlink()
         if fsync:
             sync_folder(self.folder)
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Remove what an interrupted run left among the parts, but for files of these names."""
+        for path in self.parts.iterdir():
+            if path.name not in names:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def promote(self, made: str | None) -> None:
         """Give the output its name.
