@@ -74,6 +74,7 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
             {"thinker_config": {"text_config": {"num_hidden_layers": 6}}},
         ),
         ("model.layers", {"num_hidden_layers": 9}, {"num_hidden_layers": 6}),
+        ("model.layers", {"num_hidden_layers": 8, "num_layers": 4}, {"num_layers": 6}),
     ],
 )
 def test_the_number_of_layers_is_said_where_the_stack_is_described(
@@ -199,6 +200,17 @@ def test_a_configuration_that_cannot_follow_is_refused_unless_a_file_is_asked_fo
     if "entries" not in message:
         merge_files(tmp_path / "recipe.yml", tmp_path / "out.safetensors", fsync=False)
         assert len(ws.load_checkpoint(tmp_path / "out.safetensors")) == 12
+
+
+@pytest.mark.parametrize(("read", "refused"), [(-2, False), ([-1, -2], False), (3, True), ([1, -1], True)])
+def test_layers_that_a_language_model_reads_by_number_keep_it(read: object, refused: bool, tmp_path: Path) -> None:
+    config = {"vision_feature_layer": read, "vision_config": {"num_hidden_layers": 4}}
+    save(tmp_path / "a", {**stack("vision_tower.layers", 4), **stack("language_model.layers", 4)}, config=config)
+    if refused:
+        with pytest.raises(WeightspaceError, match=r"vision_feature_layer: .* place 3 gets layer 1 of a"):
+            sliced(tmp_path / "a", (0, 3), (1, 4), stack="vision_tower")
+    else:
+        assert sliced(tmp_path / "a", (0, 3), (1, 4), stack="vision_tower")["vision_config"] == {"num_hidden_layers": 6}
 
 
 def test_layers_that_share_tensors_do_not_come_from_several_models(tmp_path: Path) -> None:

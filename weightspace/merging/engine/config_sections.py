@@ -90,19 +90,20 @@ def text_layers(config: Config) -> int | None:
     return None
 
 
-def count_keys(section: Config, side: Side | None) -> list[str]:
+def count_keys(section: Config, side: Side | None, count: int | None = None) -> list[str]:
     """Return the keys that hold the number of layers of a stack.
 
     Args:
         section: the part of the configuration that describes the stack.
         side: the side that it is of a model with two; None where it is the only one.
+        count: how many layers the stack has; where a key says so, the others mean something else.
     """
     known = [key for key, value in section.items() if type(value) is int]
     plain = [key for key in _COUNTS if key in known]
     if side is None:
         own = [key for names in _SIDE_COUNTS.values() for key in names if key in known]
         # Half of an encoder-decoder, as the audio tower of a language model, keeps the keys of both.
-        first = plain[:1] or own[:1]
+        first = [key for key in (*plain, *own) if section[key] == count] or plain[:1] or own[:1]
         return [key for key in (*plain, *own) if section[key] == section[first[0]]] if first else []
     own = [key for key in _SIDE_COUNTS[side] if key in known]
     if side == "decoder":

@@ -93,6 +93,7 @@ def _set_dtypes(config: dict[str, Any], jobs: Sequence[Job]) -> None:
 def _stack(config: dict[str, Any], stacking: Stacking) -> None:
     """Make a configuration describe the layers of slices."""
     model = stacking.models[stacking.donor]
+    _check_read_layers(config, stacking)
     values = LayerValues(stacking)
     changes: dict[str, Any] = {}
     counted = _counts(model, len(stacking.layers)) if stacking.moves else {}
@@ -105,17 +106,26 @@ def _stack(config: dict[str, Any], stacking: Stacking) -> None:
         if told is not None:
             changes |= told
         elif not rule.optional:
-            raise _inexpressible(rule.key, stacking)
+            raise _inexpressible(rule.key, model.part.get(rule.key), stacking)
     _change(config, model.section, {**counted, **changes})
     if model.section and named_tower(model.section) == "text":  # written twice by older releases
         old = {key: value for key, value in model.part.items() if key in counted}
         _change(config, (), {key: counted[key] for key in counted if config.get(key) == old.get(key) and key in config})
 
 
+def _check_read_layers(config: dict[str, Any], stacking: Stacking) -> None:
+    """Refuse to move layers of a vision tower that a language model reads by their numbers."""
+    content = config.get("vision_feature_layer")
+    numbers = content if isinstance(content, list) else [content]
+    by_number = any(type(number) is int and number >= 0 for number in numbers)
+    if by_number and stacking.moves and tower(stacking.stack) == "vision":
+        raise _inexpressible("vision_feature_layer", content, stacking)
+
+
 def _counts(model: SlicedModel, total: int) -> dict[str, int]:
     """Return the keys that count the layers of a stack, with their number."""
     part, side = model.part, model.side
-    keys = count_keys(part, side)
+    keys = count_keys(part, side, model.count)
     counted = dict.fromkeys(keys, total)
     if not keys and side == "decoder":
         counted["decoder_layers" if "encoder_layers" in part else "num_decoder_layers"] = total
@@ -152,7 +162,7 @@ def _count_elsewhere(config: dict[str, Any], stacking: Stacking, name: str) -> N
     """Set the number of layers in a file beside the configuration."""
     model = stacking.models[stacking.donor]
     path = section_of(config, model.stack)
-    keys = count_keys(part_of(config, path), model.side)
+    keys = count_keys(part_of(config, path), model.side, model.count)
     if not keys and len(stacking.layers) != model.count:
         raise WeightspaceError(
             f"{name} of {model.member.label} does not say in a key that is known how many layers {model.stack!r} "
@@ -178,10 +188,10 @@ def _alignment_heads(donor: Path, stacking: Stacking) -> str | None:
     return _json(config)
 
 
-def _inexpressible(key: str, stacking: Stacking) -> WeightspaceError:
+def _inexpressible(key: str, content: object, stacking: Stacking) -> WeightspaceError:
     """Return the error of a rule that slices break."""
     model = stacking.models[stacking.donor]
-    value = repr(model.part.get(key))
+    value = repr(content)
     place, (source, layer) = next(
         ((place, own) for place, sources in enumerate(stacking.layers) for own in sources if own[1] != place),
         (len(stacking.layers), (stacking.donor, model.count)),

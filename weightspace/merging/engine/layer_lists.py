@@ -42,21 +42,9 @@ _PER_LAYER = frozenset(
 _NEVER = frozenset(
     {
         *("token", "tokens", "architectures", "section", "sections", "image", "patch", "grid", "kernel", "stride"),
-        *(
-            "strides",
-            "conv",
-            "dilation",
-            "language",
-            "languages",
-            "label",
-            "labels",
-            "mean",
-            "std",
-            "channels",
-            "ratios",
-        ),
-        *("pinpoints", "keys", "features", "stage", "depths", "mtp", "nextn", "modules", "crop", "tile", "tasks"),
-        *("suppress", "resolution", "resolutions", "tdnn", "hidden", "pool", "feature", "stages", "indices"),
+        *("strides", "conv", "dilation", "language", "languages", "label", "labels", "mean", "std", "channels"),
+        *("ratios", "pinpoints", "keys", "features", "stage", "depths", "mtp", "nextn", "modules", "crop", "tile"),
+        *("tasks", "suppress", "resolution", "resolutions", "tdnn", "hidden", "pool", "feature", "stages", "indices"),
     }
 )
 
@@ -93,11 +81,8 @@ def list_rules(section: Config, count: int, side: Side | None = None) -> Iterato
         elif isinstance(value, list) and _NUMBERS.fullmatch(key):
             yield _numbers(key)
         elif isinstance(value, list) and len(value) == count and value and not own & _NEVER:
-            yield (
-                _per_layer(key)
-                if own & _PER_LAYER and not own & {"source", "target"}
-                else LayerRule(key, _entries(key))
-            )
+            known = own & _PER_LAYER and not own & {"source", "target"}
+            yield _per_layer(key) if known else LayerRule(key, _entries(key))
 
 
 def wrong_length(section: Config, count: int) -> str | None:
@@ -117,7 +102,8 @@ def _numbers(key: str) -> LayerRule:
             return None
         if not all(0 <= number < count for number in listed):  # counted from 1, or of other layers
             return list(range(count))
-        return [number in listed for number in range(count)]
+        own = set(listed)
+        return [number in own for number in range(count)]
 
     def rewrite(_: Config, wanted: list[Any]) -> dict[str, Any] | None:
         if not all(isinstance(own, bool) for own in wanted):

@@ -7,7 +7,6 @@ layer is of which kind, or where each layer keeps its number.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -16,25 +15,24 @@ from weightspace.errors import CheckpointError
 from weightspace.merging.engine.layer_values import LayerValues
 from weightspace.merging.engine.sliced_model import SlicedModel
 from weightspace.merging.engine.stacking import Stacking
+from weightspace.merging.towers import words
 
 #: The tensors of a layer: the name that each has in the first layer -> its shape.
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 #: Buffers that networks make anew.
-_BUFFER = re.compile(r".*\.(inv_freq|masked_bias)")
+_BUFFERS = (".inv_freq", ".masked_bias")
 
-#: Norms that have the width of what flows through the layers: not those of queries, keys or states.
-_NORM = re.compile(
-    r"(?!.*\b(q|k|v|kv|b|c|dt|query|key|value)_)(.*\.)?(\w*norm\w*|ln(_?\w+)?|bn\d*)\.weight", re.IGNORECASE
-)
+#: Words of norms that have another width than what flows through the layers: those of queries, keys, states.
+_INNER = frozenset({"q", "k", "v", "kv", "b", "c", "dt", "query", "key", "value"})
 
 
 def layer_shapes(model: SlicedModel) -> list[Shapes]:
     """Return the tensors of each layer of a model by their names in the first layer."""
     tensors = model.member.contents.tensors
     return [
-        {model.template(name): tensors[name].shape for name in names if not _is_buffer(name, tensors[name])}
-        for names in model.by_layer()[: model.count]
+        {first: tensors[name].shape for first, name in names.items() if not _is_buffer(name, tensors[name])}
+        for names in model.by_layer[: model.count]
     ]
 
 
@@ -67,10 +65,10 @@ def check_layers(
         CheckpointError: layers have other shapes or other tensors, or cannot stand at another place.
     """
     shapes = {number: layer_shapes(model) for number, model in stacking.models.items()}
-    for sources in stacking.layers:
-        for model, layer in sources:
-            if model != stacking.donor:
-                _check_like_donor(stacking, shapes, model, layer, warn)
+    donor = _Donor(stacking.models[stacking.donor], shapes[stacking.donor])
+    for model, layer in dict.fromkeys(own for sources in stacking.layers for own in sources):
+        if model != stacking.donor:
+            donor.check(stacking.models[model], layer, shapes[model][layer], warn)
     extra = {}
     for number, model in stacking.models.items():
         kinds = [values.of(number, layer) for layer in range(model.count)]
@@ -84,42 +82,44 @@ def check_layers(
     return extra
 
 
-def _check_like_donor(
-    stacking: Stacking,
-    shapes: Mapping[int, Sequence[Shapes]],
-    model: int,
-    layer: int,
-    warn: Callable[[str], None] | None,
-) -> None:
-    """Check that the donor has a layer like one of another model."""
-    donor, own = stacking.models[stacking.donor], shapes[model][layer]
-    label = stacking.models[model].member.label
-    for name, shape in own.items():
-        known = dict.fromkeys(there[name] for there in shapes[stacking.donor] if name in there)
-        if known and shape not in known:
-            full = stacking.models[model].layers.renumbered(name, layer)
-            raise CheckpointError(
-                f"{full!r} is {shape} in {label}, but such tensors are {next(iter(known))} in {donor.member.label}, "
-                "and slices of both stand in one network: expected layers of one shape."
-            )
-    if any(set(there) == set(own) for there in shapes[stacking.donor]):
-        return
-    nearest = min(shapes[stacking.donor], key=lambda there: len(set(there) ^ set(own)))
-    name = sorted(set(nearest) ^ set(own))[0]
-    has, lacks = (label, donor.member.label) if name in own else (donor.member.label, label)
-    line = (
-        f"Layer {layer} of {label} is unlike any layer of {donor.member.label}: {name!r} is in {has}, not in {lacks}."
-    )
-    if warn is None:
-        raise CheckpointError(f"{line} Slices need layers with the same tensors; --lenient takes them as they are.")
-    warn(f"{line} It is taken as it is.")
+class _Donor:
+    """The layers of the model that the configuration comes from, which those of other models must be like."""
+
+    def __init__(self, model: SlicedModel, shapes: Sequence[Shapes]) -> None:
+        self._label = model.member.label
+        self._kinds = list(dict.fromkeys(frozenset(own) for own in shapes))
+        self._known: dict[str, dict[tuple[int, ...], None]] = {}
+        for own in shapes:
+            for name, shape in own.items():
+                self._known.setdefault(name, {})[shape] = None
+
+    def check(self, model: SlicedModel, layer: int, own: Shapes, warn: Callable[[str], None] | None) -> None:
+        """Check that the donor has a layer like one of another model."""
+        label = model.member.label
+        for name, shape in own.items():
+            known = self._known.get(name)
+            if known and shape not in known:
+                raise CheckpointError(
+                    f"{model.layers.renumbered(name, layer)!r} is {shape} in {label}, but such tensors are "
+                    f"{next(iter(known))} in {self._label}, and slices of both stand in one network: expected layers "
+                    "of one shape."
+                )
+        if frozenset(own) in self._kinds:
+            return
+        nearest = min(self._kinds, key=lambda kind: len(kind ^ set(own)))
+        name = min(nearest ^ set(own))
+        has, lacks = (label, self._label) if name in own else (self._label, label)
+        line = f"Layer {layer} of {label} is unlike any layer of {self._label}: {name!r} is in {has}, not in {lacks}."
+        if warn is None:
+            raise CheckpointError(f"{line} Slices need layers with the same tensors; --lenient takes them as they are.")
+        warn(f"{line} It is taken as it is.")
 
 
 def _check_widths(model: SlicedModel, shapes: Sequence[Shapes]) -> None:
     """Check that the layers of a model are no stages of differing widths."""
     for name in shapes[0]:
         found = dict.fromkeys(own[name] for own in shapes if name in own)
-        if len(found) > 1 and len(next(iter(found))) == 1 and _NORM.fullmatch(name):
+        if len(found) > 1 and len(next(iter(found))) == 1 and _is_norm(name):
             first, second = list(found)[:2]
             raise CheckpointError(
                 f"The layers of {model.member.label} in {model.stack!r} are stages of differing widths ({name!r} is "
@@ -174,8 +174,14 @@ def _refuse_place(stacking: Stacking, number: int, shapes: Sequence[Shapes], lay
         )
 
 
+def _is_norm(name: str) -> bool:
+    """Return whether a tensor scales what flows through the layers."""
+    module = name.rpartition(".")[0].rpartition(".")[2].lower()
+    named = "norm" in module or module.startswith(("ln", "bn"))
+    return name.endswith(".weight") and named and _INNER.isdisjoint(words(module))
+
+
 def _is_buffer(name: str, info: TensorInfo) -> bool:
     """Return whether a tensor is a mask or a table that the network makes anew, and some files lack."""
-    return bool(_BUFFER.fullmatch(name)) or (
-        name.endswith(".bias") and info.shape[:2] == (1, 1) and len(info.shape) == 4
-    )
+    mask = name.endswith(".bias") and info.shape[:2] == (1, 1) and len(info.shape) == 4
+    return mask or name.endswith(_BUFFERS)

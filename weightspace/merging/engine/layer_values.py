@@ -71,11 +71,8 @@ class LayerValues:
             for sources in self._stacking.layers:
                 own = _chosen(sources, self._stacking.donor)
                 for other in sources:
-                    if (
-                        values[own[0]]
-                        and values[other[0]]
-                        and _at(values[own[0]], own[1]) != _at(values[other[0]], other[1])
-                    ):
+                    known = values[own[0]] is not None and values[other[0]] is not None
+                    if known and _at(values[own[0]], own[1]) != _at(values[other[0]], other[1]):
                         found.setdefault(key, (key, own, other))
         return list(found.values())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from weightspace.merging.engine.config_sections import (
@@ -56,16 +57,13 @@ class SlicedModel:
         """The part of the configuration that describes the stack; empty without one."""
         return {} if self.config is None else part_of(self.config, self.section)
 
-    def by_layer(self) -> list[list[str]]:
-        """Return the names of each layer's tensors."""
-        names: list[list[str]] = [[] for _ in range(self.count + self.further)]
+    @cached_property
+    def by_layer(self) -> list[dict[str, str]]:
+        """The tensors of each layer: the name that each has in the first layer -> its name."""
+        names: list[dict[str, str]] = [{} for _ in range(self.count + self.further)]
         for name, layer in self.inside.items():
-            names[layer].append(name)
+            names[layer][self.layers.renumbered(name, 0)] = name
         return names
-
-    def template(self, name: str) -> str:
-        """Return the name that a tensor of the stack has in the first layer."""
-        return self.layers.renumbered(name, 0)
 
 
 def open_sliced(member: Member, *, stack: str | None, layer_range: tuple[int, int]) -> SlicedModel:

@@ -43,8 +43,6 @@ def stack_slices(finder: TensorFinder, donor: str) -> tuple[list[Output], Stacki
     before, after = slicer.outside()
     outputs = [*before, *slicer.inside(), *after]
     slicer.check_outside([*before, *after])
-    if any(is_head(output.name) for output in after) and not all(map(slicer.has_head, slicer.outer)):
-        finder.untied = True
     return outputs, stacking
 
 
@@ -76,24 +74,19 @@ class _Slicer:
 
     def inside(self) -> Iterator[Output]:
         """Yield the tensors of the layers."""
-        names = {number: model.by_layer() for number, model in self.stacking.models.items()}
         for place, sources in enumerate(self.stacking.layers):
             part, position = self.stacking.slices[place]
             templates = dict.fromkeys(
                 template
                 for number, layer in sources
-                for name in names[number][layer]
-                if (template := self.stacking.models[number].template(name)) not in self.extra[number]
+                for template in self.stacking.models[number].by_layer[layer]
+                if template not in self.extra[number]
             )
             for template in templates:
                 yield self._layer(template, part, position, sources, place)
             if place == 0:
                 for template in dict.fromkeys(name for number, _ in sources for name in sorted(self.extra[number])):
                     yield self._layer(template, part, position, [(number, 0) for number, _ in sources], 0)
-
-    def has_head(self, number: int) -> bool:
-        """Return whether a model has a head of its own."""
-        return any(map(is_head, self.stacking.models[number].member.contents.tensors))
 
     def check_outside(self, outputs: Sequence[Output]) -> None:
         """Check that what lies outside the layers is what the configuration's donor has there.
@@ -159,8 +152,8 @@ class _Slicer:
         """Yield the layers for further tokens, which follow the last layer whatever its number."""
         sources = self.parts[-1]
         model = self.stacking.models[sources[0]]
-        for layer, names in enumerate(model.by_layer()[model.count :]):
-            for name in names:
+        for layer, names in enumerate(model.by_layer[model.count :]):
+            for name in names.values():
                 renumbered = model.layers.renumbered(name, len(self.stacking.layers) + layer)
                 refs = [(number, name) for number in sources]
                 yield self.finder.output(renumbered, len(self.parts) - 1, 0.0, refs, name)

@@ -12,6 +12,9 @@ from weightspace.merging.engine.layer_lists import LayerRule
 #: Keys of the number of dense layers in front of those of experts.
 _DENSE = ("first_k_dense_replace", "num_dense_layers")
 
+#: Sparse layers that are tried, at most.
+_MOST = 100
+
 
 def sparse_rules(section: Config, side: Side | None) -> Iterator[LayerRule]:
     """Yield the rules of a part of a configuration that are no lists.
@@ -78,8 +81,10 @@ def _periodic(period: str, offset: str) -> LayerRule:
         return [layer % length == start for layer in range(count)] if type(length) is int and length > 0 else None
 
     def rewrite(config: Config, wanted: list[bool]) -> dict[str, Any] | None:
-        lengths = sorted(range(1, len(wanted) + 2), key=lambda length: length != config[period])
-        choices = ({period: length, offset: start} for length in lengths for start in range(length))
+        own = [layer for layer, kind in enumerate(wanted) if kind]
+        start = own[0] if own else len(wanted)
+        length = own[1] - own[0] if len(own) > 1 else len(wanted) + 1
+        choices = [{period: config[period], offset: start % config[period]}, {period: length, offset: start}]
         return next((choice for choice in choices if values({**config, **choice}, len(wanted)) == wanted), None)
 
     return LayerRule(period, values, rewrite)
@@ -124,7 +129,7 @@ def _switch(key: str) -> LayerRule:
         return [sparse > 0 and (layer % step == 1 or step == 1) for layer in range(count)]
 
     def rewrite(config: Config, wanted: list[bool]) -> dict[str, Any] | None:
-        counts = ({key: sparse} for sparse in range(len(wanted) + 1))
+        counts = ({key: sparse} for sparse in range(min(len(wanted), _MOST) + 1))
         return next((choice for choice in counts if values({**config, **choice}, len(wanted)) == wanted), None)
 
     return LayerRule(key, values, rewrite)
