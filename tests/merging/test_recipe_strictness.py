@@ -174,6 +174,37 @@ def test_a_name_of_the_hub_comes_with_the_command_that_fetches_it(path: str, adv
         plan(f"merge_method: linear\nmodels: [{{model: {path}}}, {{model: b}}]\nparameters: {{weight: 1}}\n")
 
 
+TABLES = {
+    "model.layers.0.self_attn.rotary_emb.inv_freq": (4,),
+    "transformer.h.0.attn.bias": (1, 1, 3, 3),
+    "transformer.h.0.attn.masked_bias": (),
+    "bert.embeddings.position_ids": (1, 5),
+}
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_that_networks_compute_may_be_in_some_files_alone(name: str, lacking: int, tmp_path: Path) -> None:
+    states = [{"w": torch.ones(2)}, {"w": torch.ones(2)}]
+    states[1 - lacking][name] = torch.full(TABLES[name], 3.0)
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for path, state in zip(paths, states, strict=True):
+        ws.save_checkpoint(state, path)
+    report = merge_files(paths, tmp_path / "out.safetensors", fsync=False)
+    assert torch.equal(ws.load_checkpoint(tmp_path / "out.safetensors")[name], torch.full(TABLES[name], 3.0))
+    assert len([line for line in report.warnings if "networks compute them" in line]) == 1
+    with pytest.raises(WeightspaceError, match="Expected the same tensors in all"):
+        merge_files(paths, tmp_path / "out.safetensors", strict=True)
+
+
+@pytest.mark.parametrize("name", ["layers.0.attn.bias", "layers.0.q_proj.bias", "inv_freq.weight", "positions"])
+def test_any_other_tensor_that_a_model_lacks_is_an_error(name: str, tmp_path: Path) -> None:
+    ws.save_checkpoint({"w": torch.ones(2), name: torch.ones(3)}, tmp_path / "a.safetensors")
+    ws.save_checkpoint({"w": torch.ones(2)}, tmp_path / "b.safetensors")
+    with pytest.raises(WeightspaceError, match=f"b.safetensors has no tensor '{name}'"):
+        merge_files([tmp_path / "a.safetensors", tmp_path / "b.safetensors"], tmp_path / "out.safetensors")
+
+
 @pytest.mark.parametrize("name", ["a+b", "a@b", "a+b@c"])
 def test_paths_with_the_signs_of_references_are_paths(name: str, models: Path) -> None:
     shutil.copytree("a", name)

@@ -1,8 +1,10 @@
 """Recipes of several documents, from files to files: the same as the stages by hand, resumed, cleaned up, or kept."""
 
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -224,6 +226,36 @@ def test_an_interrupted_merge_takes_the_results_that_are_whole(
     assert listing() == ["out"]
     merge(ALL, "again")
     assert Path("out/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("replacements", range(1, 6))
+def test_a_killed_merge_of_documents_goes_on_to_the_same_bytes(replacements: int, folder: Path) -> None:
+    merge(ALL, "whole")
+
+    def die() -> None:
+        real, calls = os.replace, 0
+
+        def replace(*args: object, **options: object) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == replacements:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(*args, **options)  # pyright: ignore[reportArgumentType]
+
+        os.replace = replace
+        merge(ALL)
+
+    process = multiprocessing.get_context("fork").Process(target=die)
+    process.start()
+    process.join()
+    if process.exitcode:
+        assert process.exitcode == -signal.SIGKILL
+        assert not Path("out").exists()
+    for path in Path("../temporary").iterdir():
+        shutil.rmtree(path)
+    merge(ALL)
+    assert listing() == ["out", "whole"]
+    assert Path("out/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("change", ["recipe", "model", "result"])

@@ -34,6 +34,9 @@ _INDEX = re.compile(
 #: Masks, which are kept as bools, integers or floats.
 _MASK = re.compile(r"(?:attn|attention|causal)?_?mask|tril")
 
+#: Tables that a network computes when it is built, which older files hold and newer ones lack.
+_COMPUTED = re.compile(r"inv_freq|masked_bias|position_ids")
+
 #: Second moments of activations, and their roots.
 _VARIANCE = re.compile(r"(?:running|moving|pop(?:ulation)?|ema)_(?:var(?:iance)?|std)")
 
@@ -64,8 +67,22 @@ def is_fixed(name: str) -> bool:
 def holds_whole_numbers(name: str, shape: Shape) -> bool:
     """Return whether a tensor may be of floats in one model and of integers in another: counters, indices, masks."""
     last = _last(name)
-    causal = last == "bias" and len(shape) == 4 and shape[0] == shape[1] == 1 and shape[2] == shape[3]  # of GPT-2
-    return causal or is_counter(name, shape) or _INDEX.fullmatch(last) is not None or _MASK.fullmatch(last) is not None
+    return (
+        _is_causal(name, shape)
+        or is_counter(name, shape)
+        or _INDEX.fullmatch(last) is not None
+        or _MASK.fullmatch(last) is not None
+    )
+
+
+def is_computed(name: str, shape: Shape) -> bool:
+    """Return whether a tensor is a table or mask that the network computes itself, whether a file holds it or not."""
+    return _COMPUTED.fullmatch(_last(name)) is not None or _is_causal(name, shape)
+
+
+def _is_causal(name: str, shape: Shape) -> bool:
+    """Return whether a tensor is the causal mask of GPT-2, which is called as biases are."""
+    return _last(name) == "bias" and len(shape) == 4 and shape[0] == shape[1] == 1 and shape[2] == shape[3]
 
 
 @dataclass(frozen=True)

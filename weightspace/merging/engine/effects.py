@@ -31,6 +31,12 @@ def check_effects(recipe: Recipe, named: Outputs, reading: Reading, ignored: War
         more = f" and {len(named.beside) - 1:,} more tensors" if named.beside[1:] else ""
         line = f"{named.beside[0]!r}{more} belong to none of the recipe's modules: copied from {recipe.donor}."
         _tell(line, "Expected all modules of the model.", ignored)
+    if named.computed:
+        more = f" and {len(named.computed) - 1:,} like it" if named.computed[1:] else ""
+        line = (
+            f"Not all models have {named.computed[0]!r}{more}: copied, since networks compute them when they are built."
+        )
+        _tell(line, "Expected the same tensors in all.", ignored)
     for key, text in unmatched_filters(recipe, names):
         line = f"The filter {text!r} of {key!r} matches no tensor, of {names[0]!r} and {len(names) - 1:,} more."
         _tell(line, "Is it misspelt?", ignored)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from weightspace.checkpoints.buffers import is_computed
 from weightspace.checkpoints.contents import TensorInfo
 from weightspace.errors import CheckpointError
 from weightspace.merging.engine.embedding import counterpart
@@ -44,6 +45,7 @@ class TensorFinder:
         bases: for each slice the place of its base, where the method reads one; else None.
         warn: takes a line about tensors that some models lack; None: they are an error.
         untied: a head was found in the embedding that it is tied to.
+        computed: names of tables that some models lack because networks compute them.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class TensorFinder:
         self.bases = [self.index[source] if base and source is not None else None for source in recipe.bases]
         self.warn = warn
         self.untied = False
+        self.computed: list[str] = []
 
     def sources(self, part: Slice) -> list[int]:
         """Return the members that are the sources of a slice."""
@@ -96,6 +99,9 @@ class TensorFinder:
         if len(present) == len(refs):
             inputs = present if number is None else present[:-1]
             return Output(name, part, position, tuple(inputs), base)
+        if is_computed(name, shape):
+            self.computed.append(name)
+            return Output(name, part, position, tuple(present[:1]), None, copied=True)
         self._lacking([ref for ref, own in zip(wanted, refs, strict=True) if own is None], present[0])
         return Output(name, part, position, tuple(present[:1]), None, copied=True)
 

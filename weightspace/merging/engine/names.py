@@ -26,6 +26,7 @@ class Outputs:
         stackings: how slices are put on top of one another, module by module; none where models are merged whole.
         untied: the output has a head of its own where some model used its embedding.
         beside: names of tensors that are in none of the recipe's modules, and copied.
+        computed: names of tables that networks compute, which some models lack, and which are copied.
     """
 
     outputs: tuple[Output, ...]
@@ -33,6 +34,7 @@ class Outputs:
     stackings: tuple[Stacking, ...]
     untied: bool
     beside: tuple[str, ...] = ()
+    computed: tuple[str, ...] = ()
 
 
 def outputs(recipe: Recipe, members: Sequence[Member], *, base: bool, warn: Callable[[str], None] | None) -> Outputs:
@@ -53,7 +55,7 @@ def outputs(recipe: Recipe, members: Sequence[Member], *, base: bool, warn: Call
     modules = divide(names, recipe.modules)
     named: list[Output] = []
     stackings: list[Stacking] = []
-    untied = False
+    untied, computed = False, []
     for module, inside in modules.items():
         first, part = module_recipe(recipe, module)
         finder = TensorFinder(part, within(members, inside, names), base, warn)
@@ -64,6 +66,7 @@ def outputs(recipe: Recipe, members: Sequence[Member], *, base: bool, warn: Call
             stackings.append(stacking)
         named.extend(replace(output, slice=first + output.slice) for output in found)
         untied |= finder.untied
+        computed += finder.computed
     beside = list(_beside(recipe, members, modules))
     named += beside
     tied = _tied(members, named, stackings)
@@ -72,7 +75,7 @@ def outputs(recipe: Recipe, members: Sequence[Member], *, base: bool, warn: Call
         own = {output.name: output for output in named}
         named += [replace(own[owner], name=alias) for alias, owner in missing_aliases(own).items()]
     kept = tuple(output for output in named if output.name not in tied)
-    return Outputs(kept, tied, tuple(stackings), untied, tuple(output.name for output in beside))
+    return Outputs(kept, tied, tuple(stackings), untied, tuple(output.name for output in beside), tuple(computed))
 
 
 def _has_no_layers(recipe: Recipe, names: Collection[str]) -> bool:

@@ -1,0 +1,76 @@
+"""Recipes from the command line: warnings, ``--strict``, and the intermediate results of several documents."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import weightspace as ws
+from weightspace import cli
+from weightspace.merging import stages
+
+DOCUMENTS = """
+name: half
+merge_method: linear
+models: [{model: a}, {model: b}]
+parameters: {weight: 1}
+---
+merge_method: slerp
+base_model: a
+models: [{model: half, parameters: {density: 0.5}}]
+parameters: {t: 0.5}
+"""
+
+
+def run(*options: str) -> Result:
+    return CliRunner().invoke(cli.main, ["merge", "recipe.yml", "-o", "out", "--executor", "threads", *options])
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate("ab"):
+        ws.save_checkpoint({"layers.0.weight": torch.eye(3) + number}, tmp_path / name)
+    (tmp_path / "recipe.yml").write_text(DOCUMENTS)
+    return tmp_path
+
+
+def test_what_has_no_effect_is_a_warning_and_an_error_with_strict(folder: Path) -> None:
+    result = run("--strict")
+    assert result.exit_code == 2
+    assert len(result.output.strip().splitlines()) == 1
+    assert "density" in result.output
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b", "recipe.yml"]
+    result = run()
+    assert result.exit_code == 0
+    assert "Warning: recipe.yml, document 2: models[0].parameters.density has no effect" in result.output
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b", "out", "recipe.yml"]
+
+
+def test_intermediate_results_are_kept_where_they_are_asked_for(folder: Path) -> None:
+    assert run("--intermediate-dir", "kept").exit_code == 0
+    assert torch.equal(ws.load_checkpoint("kept/half")["layers.0.weight"], torch.eye(3) + 0.5)
+
+
+def test_a_dry_run_shows_the_plan_of_all_documents(folder: Path) -> None:
+    result = run("--dry-run")
+    assert result.exit_code == 0
+    assert "slerp" in result.output
+    assert not Path("out").exists()
+
+
+def test_a_merge_that_ctrl_c_stops_says_where_its_results_are_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = stages.run_plan
+
+    def stop(plan: object, out: Path, *args: object, **options: object) -> object:
+        if out.name == "out":
+            raise KeyboardInterrupt
+        return real(plan, out, *args, **options)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(stages, "run_plan", stop)
+    result = run()
+    assert result.exit_code == 130
+    assert ".out.stages: the same command goes on" in result.output
