@@ -40,16 +40,6 @@ def test_an_unknown_operator_freezes_what_it_touches_and_is_reported() -> None:
     assert spec.verification.frozen == spec.frozen
 
 
-def test_an_operator_that_depends_on_order_freezes_that_axis_only() -> None:
-    class Cumulated(_Three):
-        def between(self, h: Tensor) -> Tensor:
-            return h.cumsum(-1)
-
-    spec = _derive(Cumulated())
-    assert spec.groups == {"b": 6}
-    assert spec.frozen == ()
-
-
 def test_blocks_that_wrap_a_graph_are_walked() -> None:
     class Wrapped(_Three):
         def between(self, h: Tensor) -> Tensor:

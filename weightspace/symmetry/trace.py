@@ -70,6 +70,7 @@ class _Walk:
         self.values: dict[fx.Node, Any] = {}
         self.events: list[Event] = []
         self.losses = Losses(self.tensors)
+        self.learnt: set[fx.Node] = set()
         self.unused: list[str] = []
         self.choices: dict[Any, Choice] = {}
 
@@ -105,6 +106,7 @@ class _Walk:
                 self.unused.append(name)
             return fixed_like(tuple(fake.shape))
         if source.kind == InputKind.PARAMETER or is_statistic:
+            self.learnt.add(node)
             if (twin := self._twin(name)) is None:
                 self.tensors[name] = tuple(Atom(size) for size in fake.shape)
                 self.events.append(Event(self.tensors[name]))
@@ -130,6 +132,8 @@ class _Walk:
         return Uniform(axes) if all(same) else tuple(axes)
 
     def _call(self, node: fx.Node) -> Any:
+        if is_learnt := any(source in self.learnt for source in node.all_input_nodes):
+            self.learnt.add(node)
         if node.target is operator.getitem:
             source, place = self._values(node.args)
             return source[place] if isinstance(source, list | tuple) else None
@@ -138,7 +142,7 @@ class _Walk:
         shape = shapes_of(node.meta.get("val"))
         if shape is None:  # assertions and sizes
             return None
-        call = Call(name_of(node.target), self._bind(node), shape, is_table=self._is_table(node))
+        call = Call(name_of(node.target), self._bind(node), shape, is_table=self._is_table(node), is_learnt=is_learnt)
         free = free_units(call.axes())
         value = self._apply(node, call)
         self.losses.settle(call, free)
@@ -172,7 +176,8 @@ class _Walk:
     def _apply(self, node: fx.Node, call: Call) -> Any:
         """Apply the rule of an operator to what its arguments have become."""
         rule = rule_of(node.target)
-        if not takes_constants(call.name) and all(is_fixed(resolve(axis)) for axis in call.axes()):
+        is_laid = call.is_learnt and rule in (cat, stack)
+        if not takes_constants(call.name) and not is_laid and all(is_fixed(resolve(axis)) for axis in call.axes()):
             return fixed_like(call.shape, "" if any(call.axes()) else call.name)
         if not takes_indices(call.name):
             for indices in call.indices():  # numbers like any other

@@ -50,6 +50,8 @@ class Call:
     mixed: list[tuple[Axes, Axes]] = field(default_factory=list)
     #: Rows of a parameter are looked up, as it stands and not computed.
     is_table: bool = False
+    #: The arguments depend on parameters.
+    is_learnt: bool = False
 
     def __getitem__(self, name: str) -> Any:
         return _together(self.args[name])
