@@ -3,6 +3,7 @@
 import threading
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ class _Keeps(nn.Module):
         hidden = self.a(x).relu()
         self.kept.append((hidden, [hidden * 2]))
         self.named["hidden"] = {"here": hidden}
+        self.record = SimpleNamespace(hidden=hidden)
         self.last = hidden
         return self.b(hidden)
 

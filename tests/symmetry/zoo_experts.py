@@ -132,6 +132,13 @@ def in_groups(self: Experts, x: Tensor) -> Tensor:
     return _mixed(torch.zeros_like(scores).scatter(1, chosen, scores.gather(1, chosen)), self.all_of(x))
 
 
+def reordered(self: Experts, x: Tensor) -> Tensor:
+    values, chosen = self.scores(x).topk(2, -1, sorted=False)
+    order = (values * values).argsort(-1)
+    values, chosen = values.gather(1, order), chosen.gather(1, order)
+    return _mixed(torch.zeros_like(self.gate(x)).scatter(1, chosen, values), self.all_of(x))
+
+
 def with_capacity(self: Experts, x: Tensor) -> Tensor:
     values, chosen = self.scores(x).max(-1)
     hits = one_hot(chosen, EXPERTS)
@@ -185,6 +192,23 @@ def token_by_token(self: ModuleExperts, x: Tensor) -> Tensor:
     return result
 
 
+def first_or_not(self: Experts, x: Tensor) -> Tensor:
+    probabilities = self.scores(x)
+    first = probabilities.argmax(-1, keepdim=True).bool()
+    return _mixed(probabilities * first, self.all_of(x))
+
+
+def too_many_rows(self: Experts, x: Tensor) -> Tensor:
+    rows = torch.cat([self.e_score_correction_bias, x.new_zeros(1)])
+    return self.all_of(x).sum(1) * nn.functional.embedding(self.gate(x).argmax(-1), rows.unsqueeze(-1))
+
+
+def written(self: Experts, x: Tensor) -> Tensor:
+    numbers = torch.zeros(len(x), EXPERTS, dtype=torch.long)
+    numbers = numbers.scatter(1, torch.zeros_like(numbers[:, :1]), self.gate(x).argmax(-1, keepdim=True))
+    return self.all_of(x).sum(1) * numbers.sum(-1, keepdim=True)
+
+
 def ranked(self: Experts, x: Tensor) -> Tensor:
     probabilities = self.scores(x)
     return _mixed(probabilities * (probabilities.argsort(-1).argsort(-1) >= 2), self.all_of(x))
@@ -215,7 +239,7 @@ ROUTED = {
     f"experts_{route.__name__}": _routed(route)
     for route in (
         *(scattered, as_vectors, looked_up, rank_by_rank, best, outputs_gathered, masked, hits_only),
-        *(balanced, in_groups, with_capacity, experts_choose),
+        *(balanced, in_groups, reordered, with_capacity, experts_choose),
     )
 }
 
@@ -236,7 +260,13 @@ TOLD_APART: dict[str, tuple[Callable[[], nn.Module], str]] = {
     },
     **{
         route.__name__: (partial(Experts, route), operator)
-        for route, operator in {ranked: "argsort", sorted_by_expert: "argsort"}.items()
+        for route, operator in {
+            ranked: "argsort",
+            sorted_by_expert: "argsort",
+            first_or_not: "_to_copy",
+            too_many_rows: "embedding",
+            written: "scatter",
+        }.items()
     },
 }
 
