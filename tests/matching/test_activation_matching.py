@@ -1,6 +1,7 @@
 """Activation matching finds where units appear, compares them as numpy does, and says what it cannot see."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -197,3 +198,22 @@ def test_what_cannot_be_compared_is_an_error() -> None:
         activation_matching(spec, network, tiny_tasks.cnn(), [torch.ones(2, 12)])
     with pytest.raises(WeightspaceError, match="The source is a dict; expected a network"):
         activation_matching(spec, network, state, [torch.ones(2, 12)])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_networks_that_keep_their_normalised_weights_are_matched(norm: Callable[..., nn.Module]) -> None:
+    def network(state: Any = None) -> nn.Module:
+        built = nn.Sequential(norm(nn.Linear(12, 8)), nn.ReLU(), norm(nn.Linear(8, 7)), nn.ReLU(), nn.Linear(7, 3))
+        if state is not None:
+            built.load_state_dict(state)
+        return built.eval()
+
+    x = torch.randn(64, 12)
+    target = network()
+    target(x)  # the weight that it keeps hangs on the graph of its gradients
+    spec = derive_spec(target, (x,))
+    planted = Permutation.random(spec, seed=1)
+    source = network(permute(spec, planted, {key: tensor.detach() for key, tensor in target.state_dict().items()}))
+    source(x)
+    assert activation_matching(spec, target, source, [x]).permutation == planted.inverse()

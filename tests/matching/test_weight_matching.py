@@ -38,6 +38,8 @@ PLANTED = [
         "unet",
     ),
     *("gated", "group_norm", "prelu", "padded_shortcut", "tied", "recurrent"),
+    *("experts_scattered", "experts_as_vectors", "experts_looked_up", "experts_best", "experts_balanced"),
+    *("experts_in_groups", "experts_masked", "spectral_norm", "spectral_norm_old", "weight_norm", "weight_norm_old"),
     *("lstm", "lstm_both_ways", "gru", "gru_both_ways", "gru_all_layers", "rnn", "translator"),
     *("lstm_cell", "gru_cell", "rnn_cell"),
 ]

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from zoo_experts import NORMED, ROUTED
 
 from weightspace.symmetry import Permutation, PermutationSpec, derive_spec, permute
 from weightspace.symmetry.verify import randomise
@@ -47,6 +48,13 @@ GROUPS = {
     "lstm_cell": (1, 0),
     "gru_cell": (1, 0),
     "rnn_cell": (1, 0),
+    **dict.fromkeys((name for name in ROUTED if name != "experts_in_groups"), (3, 1)),
+    "experts_in_groups": (4, 2),
+    "spectral_norm": (5, 1),
+    "spectral_norm_old": (5, 1),
+    "spectral_norm_own": (1, 0),
+    "weight_norm": (3, 0),
+    "weight_norm_old": (3, 0),
 }
 
 
@@ -91,6 +99,7 @@ GAUGES = {
     "lstm_cell": set(),
     "gru_cell": set(),
     "rnn_cell": set(),
+    **{name: set() for name in (*ROUTED, *NORMED)},
 }
 
 

@@ -5,14 +5,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision.models as vision
 from torch import Tensor, nn
 from torch.nn.functional import glu, scaled_dot_product_attention
+
+sys.path.insert(0, str(Path(__file__).parent))  # which --import-mode=importlib leaves off it
+
+from zoo_experts import NORMED, ROUTED
 
 Built = tuple[nn.Module, tuple[Any, ...]]
 WORDS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
@@ -335,6 +341,8 @@ BUILDERS: dict[str, Callable[[], Built]] = {
     "lstm_cell": lambda: (Steps(nn.LSTMCell(5, 8)), (torch.randn(2, 3, 5),)),
     "gru_cell": lambda: (Steps(nn.GRUCell(5, 8)), (torch.randn(2, 3, 5),)),
     "rnn_cell": lambda: (Steps(nn.RNNCell(5, 8)), (torch.randn(2, 3, 5),)),
+    **ROUTED,
+    **NORMED,
 }
 
 

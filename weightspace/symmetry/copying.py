@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -38,16 +38,22 @@ def keep_random_state(module: nn.Module) -> AbstractContextManager[None]:
     return torch.random.fork_rng(devices=sorted({tensor.get_device() for tensor in tensors if tensor.is_cuda}))
 
 
+#: How deep tensors are looked for in what a module keeps.
+_DEPTH = 6
+
+
 def _attributes(module: nn.Module) -> Iterator[Tensor]:
-    """Yield the tensors among the attributes of all submodules, those in containers included."""
+    """Yield the tensors among the attributes of all submodules, those in containers and plain objects included."""
+    seen: set[int] = set()
     for part in module.modules():
-        yield from _tensors(vars(part), set())
+        yield from _tensors(vars(part), seen, _DEPTH)
 
 
-def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
+def _tensors(value: Any, seen: set[int], depth: int) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping | list | tuple | set) and id(value) not in seen:
+    elif depth and id(value) not in seen and not isinstance(value, nn.Module | type) and not callable(value):
         seen.add(id(value))
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(item, seen)
+        held = value if isinstance(value, list | tuple | set) else getattr(value, "__dict__", {}).values()
+        for item in value.values() if isinstance(value, dict) else held:
+            yield from _tensors(item, seen, depth - 1)

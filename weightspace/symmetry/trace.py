@@ -32,13 +32,13 @@ from weightspace.symmetry.rules import (
     follow,
     freeze_all,
     is_axes,
+    looks_up,
     name_of,
     rule_of,
     stack,
     takes_constants,
-    takes_indices,
 )
-from weightspace.symmetry.rules.operators import KEEPS_INDICES, VIEWS
+from weightspace.symmetry.rules.operators import KEEPS_INDICES, PICKS_INDICES, VIEWS
 from weightspace.symmetry.rules.parts import Parts
 from weightspace.symmetry.shapes import shapes_of
 from weightspace.symmetry.spec import PermutationSpec
@@ -70,6 +70,7 @@ class _Walk:
         self.values: dict[fx.Node, Any] = {}
         self.events: list[Event] = []
         self.losses = Losses(self.tensors)
+        self.learnt: set[fx.Node] = set()
         self.unused: list[str] = []
         self.choices: dict[Any, Choice] = {}
 
@@ -105,6 +106,7 @@ class _Walk:
                 self.unused.append(name)
             return fixed_like(tuple(fake.shape))
         if source.kind == InputKind.PARAMETER or is_statistic:
+            self.learnt.add(node)
             if (twin := self._twin(name)) is None:
                 self.tensors[name] = tuple(Atom(size) for size in fake.shape)
                 self.events.append(Event(self.tensors[name]))
@@ -130,6 +132,8 @@ class _Walk:
         return Uniform(axes) if all(same) else tuple(axes)
 
     def _call(self, node: fx.Node) -> Any:
+        if is_learnt := any(source in self.learnt for source in node.all_input_nodes):
+            self.learnt.add(node)
         if node.target is operator.getitem:
             source, place = self._values(node.args)
             return source[place] if isinstance(source, list | tuple) else None
@@ -138,7 +142,7 @@ class _Walk:
         shape = shapes_of(node.meta.get("val"))
         if shape is None:  # assertions and sizes
             return None
-        call = Call(name_of(node.target), self._bind(node), shape, is_table=self._is_table(node))
+        call = Call(name_of(node.target), self._bind(node), shape, is_table=self._is_table(node), is_learnt=is_learnt)
         free = free_units(call.axes())
         value = self._apply(node, call)
         self.losses.settle(call, free)
@@ -167,15 +171,17 @@ class _Walk:
         inside = graphs[0].graph
         operands = values[values.index(graphs[0]) + 1 :]
         self.values |= zip(inside.find_nodes(op="placeholder"), operands, strict=True)
+        self.learnt |= set(inside.find_nodes(op="placeholder") if node in self.learnt else ())
         return self._visit(inside)
 
     def _apply(self, node: fx.Node, call: Call) -> Any:
         """Apply the rule of an operator to what its arguments have become."""
         rule = rule_of(node.target)
-        if not takes_constants(call.name) and all(is_fixed(resolve(axis)) for axis in call.axes()):
+        is_laid = call.is_learnt and rule in (cat, stack)
+        if not takes_constants(call.name) and not is_laid and all(is_fixed(resolve(axis)) for axis in call.axes()):
             return fixed_like(call.shape, "" if any(call.axes()) else call.name)
-        if not takes_indices(call.name):
-            for indices in call.indices():  # numbers like any other
+        for name, indices in call.named_indices():
+            if not looks_up(call.name, name):  # numbers like any other
                 freeze(indices.units)
         first: Any = next(iter(call.args.values()), None)
         try:
@@ -191,7 +197,12 @@ class _Walk:
             return freeze_all(call)
         if _sizes(value) != call.shape:
             return freeze_all(call)
-        return self._indices(node, value, first) if isinstance(first, Indices) and _keeps_indices(node) else value
+        if not isinstance(first, Indices) or call.name not in KEEPS_INDICES | PICKS_INDICES:
+            return value
+        if _is_logical(node):  # nought or not tells one of the units apart
+            freeze(first.units)
+            return value
+        return self._indices(node, value, first)
 
     def _indices(self, node: fx.Node, value: Any, source: Indices, number: int = 0) -> Any:
         """Return what became of indices; the same of the same ones is the same choice."""
@@ -248,11 +259,9 @@ def _submodule(node: fx.Node) -> Any:
     return value if isinstance(value, fx.GraphModule) else None
 
 
-def _keeps_indices(node: fx.Node) -> bool:
-    """Tell whether what becomes of indices still numbers the same units."""
+def _is_logical(node: fx.Node) -> bool:
     result = node.meta["val"]
-    listed = result if isinstance(result, list | tuple) else [result]
-    return name_of(node.target) in KEEPS_INDICES and all(item.dtype != torch.bool for item in listed)
+    return any(item.dtype == torch.bool for item in (result if isinstance(result, list | tuple) else [result]))
 
 
 def _sizes(value: Any) -> Any:

@@ -91,6 +91,7 @@ __all__ = [
     "follow",
     "freeze_all",
     "is_axes",
+    "looks_up",
     "name_of",
     "ordered",
     "pointwise",
@@ -98,7 +99,6 @@ __all__ = [
     "rule_of",
     "stack",
     "takes_constants",
-    "takes_indices",
 ]
 
 
@@ -109,12 +109,9 @@ def rule_of(operator: Any) -> Rule:
     return RULES.get(name) or (pointwise if is_pointwise else freeze_all)
 
 
-def takes_indices(name: str) -> bool:
-    """Tell whether an operator on indices does no more than move them, or look units up."""
-    return name in KEEPS_INDICES or RULES.get(name) in _LOOK_UPS
-
-
-_LOOK_UPS = (compare, embedding, gather, index, index_add, index_put, one_hot, scatter, create, cat, stack)
+def looks_up(name: str, argument: str) -> bool:
+    """Tell whether an operator does no more with indices in this argument than move them, or look units up."""
+    return name in KEEPS_INDICES or argument in _LOOK_UPS.get(RULES.get(name, freeze_all), ())
 
 
 def takes_constants(name: str) -> bool:
@@ -204,4 +201,19 @@ RULES: Mapping[str, Rule] = {
         "zeros ones full empty new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like "
         "scalar_tensor zero zero_",
     ),
+}
+
+#: Rule -> the arguments in which it takes indices as what they are.
+_LOOK_UPS: Mapping[Rule, tuple[str, ...]] = {
+    cat: ("tensors",),
+    stack: ("tensors",),
+    compare: ("self", "other"),
+    create: ("self",),
+    embedding: ("indices",),
+    gather: ("self", "index", "indices"),
+    index: ("self", "index", "indices"),
+    index_add: ("index",),
+    index_put: ("indices",),
+    one_hot: ("self",),
+    scatter: ("index",),
 }

@@ -50,6 +50,8 @@ class Call:
     mixed: list[tuple[Axes, Axes]] = field(default_factory=list)
     #: Rows of a parameter are looked up, as it stands and not computed.
     is_table: bool = False
+    #: The arguments depend on parameters.
+    is_learnt: bool = False
 
     def __getitem__(self, name: str) -> Any:
         return _together(self.args[name])
@@ -73,8 +75,14 @@ class Call:
 
     def indices(self) -> Iterator[Indices]:
         """Yield the arguments whose values number units."""
-        for value in self.args.values():
-            yield from (item for item in (value if isinstance(value, list) else [value]) if isinstance(item, Indices))
+        yield from (indices for _, indices in self.named_indices())
+
+    def named_indices(self) -> Iterator[tuple[str, Indices]]:
+        """Yield the arguments whose values number units, those in lists included, by their names."""
+        for name, value in self.args.items():
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, Indices):
+                    yield name, item
 
     def mix(self, reduced: Sequence[Axis], kept: Sequence[Axis]) -> None:
         """Record that units along ``reduced`` were combined for each unit of ``kept``."""

@@ -72,12 +72,8 @@ def compare(call: Call) -> Axes:
 def embedding(call: Call) -> Axes:
     """Rows looked up by index: the vocabulary is fixed, the features pass."""
     weight, indices = call["weight"], call["indices"]
-    if not isinstance(indices, Indices) or indices.units.size != weight[0].size:  # words, or the first positions
-        for axis in (weight[0], *([indices.units] if isinstance(indices, Indices) else [])):
-            freeze(axis, "")
-        return (*indices, weight[1])
-    meet(weight[0], indices)
-    return (*_places_of([indices]), weight[1])
+    meet(weight[0], indices, is_table=True)
+    return (*(_places_of([indices]) if isinstance(indices, Indices) else indices), weight[1])
 
 
 def index(call: Call) -> Axes:
@@ -85,11 +81,7 @@ def index(call: Call) -> Axes:
     x, indices = call["self"], call.get("indices")
     if "index" in call.args:
         indices = [None] * (call["dim"] % len(x)) + [call["index"]]
-    if call.is_table:  # parameters looked up by what is no choice of the network's
-        for axis, own in zip(x, indices, strict=False):
-            if own is not None and not isinstance(own, Indices):
-                freeze(axis, "")
-    kept, start = _look_up(x, indices)
+    kept, start = _look_up(x, indices, is_table=call.is_table)
     chosen = [own for own in indices if own is not None]
     if all(isinstance(own, Indices) for own in chosen):
         gathered = _places_of(chosen)
@@ -112,21 +104,24 @@ def index_put(call: Call) -> Axes:
     return x
 
 
-def _look_up(x: Axes, indices: Sequence[Axes | None]) -> tuple[Axes, int]:
+def _look_up(x: Axes, indices: Sequence[Axes | None], *, is_table: bool = False) -> tuple[Axes, int]:
     """Look up units; return the axes that are not indexed, and before which of them the looked up places stand."""
     places = [place for place, own in enumerate(indices) if own is not None]
     for place in places:
-        meet(x[place], indices[place] or ())
+        meet(x[place], indices[place] or (), is_table=is_table)
     kept = tuple(axis for place, axis in enumerate(x) if place not in places)
     return kept, places[0] if places == list(range(places[0], places[-1] + 1)) else 0
 
 
-def meet(axis: Axis, indices: Axes) -> None:
-    """Look up units of an axis, which is frozen unless the indices number its units."""
+def meet(axis: Axis, indices: Axes, *, is_table: bool = False) -> None:
+    """Look up units of an axis, which is frozen unless the indices number its units.
+
+    Rows of a table that are looked up by something else (words, the first positions) were never units.
+    """
     if isinstance(indices, Indices) and indices.units.size == axis.size:
         unite(indices.units, axis)
         return
-    freeze(axis)
+    freeze(axis, "" if is_table else None)
     if isinstance(indices, Indices):
         freeze(indices.units)
 

@@ -59,7 +59,9 @@ def convolution(call: Call) -> Axes:
     """Contract channels within groups; positions are fixed."""
     x, weight, bias, groups = call["input"], call["weight"], call.get("bias"), call["groups"]
     channel = len(x) - len(weight) + 1
-    for axis in (*x[channel + 1 :], *weight[2:]):
+    for axis in x[channel + 1 :]:
+        freeze(axis)
+    for axis in weight[2:]:
         freeze(axis, "")
     transposed = "transpose" in call.name or bool(call.get("transposed"))
     inputs = split(x[channel], groups)

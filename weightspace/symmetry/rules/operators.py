@@ -43,3 +43,6 @@ NORMALISATIONS = _names(
 
 #: What these make of indices are indices of the same units.
 KEEPS_INDICES = PASS_THROUGH | VIEWS | REARRANGEMENTS | CUTS | _names("expand expand_as broadcast_to repeat flip roll")
+
+#: So are indices that are looked up themselves.
+PICKS_INDICES = _names("gather take_along_dim index index_select")

@@ -19,7 +19,7 @@ def cat(call: Call) -> Axes:
                 unite(a, b)
     joined = concat(*(axes[dim] for axes in tensors))
     if len(tensors) > 1 and joined.size == len(tensors):  # one unit of each: tensors laid along an axis of their own
-        joined = fixed(joined.size, call.name)
+        joined = fixed(joined.size, call.name if call.is_learnt else "")
     result = (*tensors[0][:dim], joined, *tensors[0][dim + 1 :])
     return Indices(result, units) if units else result
 
@@ -40,7 +40,8 @@ def stack(call: Call) -> Axes:
     dim = call["dim"] % (len(tensors[0]) + 1)
     for other in tensors[1:]:
         broadcast([tensors[0], other], [axis.size for axis in other])
-    result = (*tensors[0][:dim], fixed(len(tensors), call.name), *tensors[0][dim:])
+    which = fixed(len(tensors), call.name if call.is_learnt else "")
+    result = (*tensors[0][:dim], which, *tensors[0][dim:])
     units = _numbered(tensors)
     return Indices(result, units) if units else result
 

@@ -13,7 +13,7 @@ def spatial(call: Call) -> Any:
     x = call.tensors()[0]
     count = next(int(letter) for letter in call.name if letter.isdigit())
     for axis in x[-count:]:
-        freeze(axis, "")
+        freeze(axis)
     shapes = call.shape if isinstance(call.shape, list) else [call.shape]
     results = [(*x[:-count], *(fixed(size) for size in shape[-count:])) for shape in shapes]
     return results if isinstance(call.shape, list) else results[0]
@@ -27,7 +27,7 @@ def pixel_shuffle(call: Call) -> Axes:
         return freeze_all(call)
     freeze(halves[1], "")
     for axis in x[-2:]:
-        freeze(axis, "")
+        freeze(axis)
     return (*x[:-3], halves[0], *(fixed(size) for size in one_shape(call)[-2:]))
 
 
@@ -43,7 +43,7 @@ def columns(call: Call) -> Axes:
     """Lay the positions of a window beside their channel (im2col)."""
     x, shape = call["self"], one_shape(call)
     for axis in x[-2:]:
-        freeze(axis, "")
+        freeze(axis)
     return (*x[:-3], product(x[-3], fixed(shape[-2] // x[-3].size)), fixed(shape[-1]))
 
 
@@ -54,5 +54,5 @@ def from_columns(call: Call) -> Axes:
     if halves is None:
         return freeze_all(call)
     freeze(halves[1], "")
-    freeze(x[-1], "")
+    freeze(x[-1])
     return (*x[:-2], halves[0], *(fixed(size) for size in shape[-2:]))

@@ -22,7 +22,7 @@ def recurrent(call: Call) -> list[Axes | Parts]:
     """Run layers over time; return the outputs of the last and, a row a layer and direction, the last states."""
     x = call["input"]
     time, batch = (1, 0) if call["batch_first"] else (0, 1)
-    freeze(x[time], "")
+    freeze(x[time])
     directions = 2 if call["bidirectional"] else 1
     count = len(call["params"]) // (call["num_layers"] * directions)
     layers = [call["params"][start : start + count] for start in range(0, len(call["params"]), count)]
