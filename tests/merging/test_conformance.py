@@ -155,6 +155,13 @@ def cancelled(merged: Tensor, exact: Tensor, inputs: Sequence[Tensor]) -> Tensor
     return (exact.abs() <= size) & (merged.double().abs() <= size)
 
 
+def half_way(merged: Tensor, exact: Tensor) -> Tensor:
+    """Return where a result is one of two numbers that the exact one lies half-way between, but for the last digits of
+    weights such as 0.3: float64, in which the oracle computes, does not know them. test_rounding.py does."""
+    below, above = ((exact * (1 + way * 2.0**-22)).to(torch.bfloat16) for way in (-1, 1))
+    return (below != above) & ((merged == below) | (merged == above))
+
+
 @pytest.mark.parametrize("case", cases("bf16"), ids=lambda case: case["id"])
 def test_every_method_gives_the_correctly_rounded_result_in_bfloat16(case: dict[str, Any], conformance: Path) -> None:
     recipe = Recipe(conformance / "merging", case)
@@ -164,7 +171,7 @@ def test_every_method_gives_the_correctly_rounded_result_in_bfloat16(case: dict[
         assert merged.dtype == torch.bfloat16
         models, base, _, _ = recipe.arguments(name)
         gone = cancelled(merged, exact, models if base is None else [*models, base])
-        different[name] = int(((merged != exact.to(torch.bfloat16)) & ~gone).sum())
+        different[name] = int(((merged != exact.to(torch.bfloat16)) & ~gone & ~half_way(merged, exact)).sum())
         count += merged.numel()
     assert sum(different.values()) <= 0.001 * count, {name: number for name, number in different.items() if number}
 
