@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from samples import error
+from samples import error, half_way
 from torch import Tensor
 
 import weightspace as ws
@@ -153,13 +153,6 @@ def cancelled(merged: Tensor, exact: Tensor, inputs: Sequence[Tensor]) -> Tensor
     """Return where base and difference cancel, and both results are the rounding of float64: a model planted as 0."""
     size = 1e-15 * torch.stack([one.double().abs() for one in inputs]).amax(dim=0)
     return (exact.abs() <= size) & (merged.double().abs() <= size)
-
-
-def half_way(merged: Tensor, exact: Tensor) -> Tensor:
-    """Return where a result is one of two numbers that the exact one lies half-way between, but for the last digits of
-    weights such as 0.3: float64, in which the oracle computes, does not know them. test_rounding.py does."""
-    below, above = ((exact * (1 + way * 2.0**-22)).to(torch.bfloat16) for way in (-1, 1))
-    return (below != above) & ((merged == below) | (merged == above))
 
 
 @pytest.mark.parametrize("case", cases("bf16"), ids=lambda case: case["id"])

@@ -21,8 +21,8 @@ from weightspace.elementwise.nonfinite import is_finite, replace_nonfinite
 from weightspace.elementwise.sampling import Judge, nudge, significand_bits
 from weightspace.elementwise.small import not_all_zero, restore_negative_zeros, small_places
 
-#: Elements that are judged at a time; that are combined at a time, for which memory is held; and by double words.
-BLOCK, PIECE, _SMALL = 2**20, 2**17, 2**16
+#: Elements that are judged and combined at a time, for which memory is held; and by double words.
+PIECE, _SMALL = 2**17, 2**16
 
 #: A result below this share of the terms of others is what its own leave of each other.
 _SMALL_SHARE = 2.0**-20
@@ -45,12 +45,8 @@ def combine(tensors: Sequence[Tensor], coefficients: Coefficients, dtype: torch.
     out = torch.empty(tensors[0].shape, dtype=dtype, device=tensors[0].device)
     combiner = Combiner(coefficients, dtype)
     flat, flats = out.view(-1), [tensor.detach().reshape(-1) for tensor in tensors]
-    for first in range(0, len(flat), BLOCK):
-        block = _ranges(flats, first, first + BLOCK)
-        combiner.judge(block)
-        for start in range(0, len(block[0]), PIECE):
-            place = slice(first + start, first + start + min(PIECE, len(block[0]) - start))
-            combiner.into(flat[place], _ranges(block, start, start + PIECE))
+    for start in range(0, len(flat), PIECE):
+        combiner.into(flat[start : start + PIECE], _ranges(flats, start, start + PIECE))
     return out
 
 
@@ -81,15 +77,8 @@ class Combiner:
         self._cancelling, self._enlarging, self._small = False, 1.0, 0.0
         self._rooms: dict[torch.dtype, list[Tensor]] = {}
 
-    def judge(self, tensors: Sequence[Tensor]) -> None:
-        """Choose the arithmetic of what follows.
-
-        Args:
-            tensors: one a coefficient, 1-D; all that is combined until the next call.
-        """
-        used = [tensors[index] for index in self._used]
-        if not used or not len(used[0]):
-            return
+    def _judge_piece(self, used: Sequence[Tensor]) -> None:
+        """Choose the arithmetic of a piece."""
         own = self._coefficients
         narrow = self.dtype.itemsize < 4 and all(tensor.itemsize < 4 for tensor in used)
         if self._of_two:
@@ -126,6 +115,7 @@ class Combiner:
         if self._copies and used[0].dtype == self.dtype:
             out.copy_(used[0])
             return is_finite(out)
+        self._judge_piece(used)
         if self._arithmetic is not None:
             self._compute(out, used, self._arithmetic)
             if is_finite(out):

@@ -108,6 +108,8 @@ def _parts(weight: Fraction, bits: int) -> tuple[tuple[float, bool], ...]:
         if first - exponent > _WEIGHT_BITS:
             break
         part = math.ldexp(round(rest * Fraction(2) ** (length - 1 - exponent)), exponent - length + 1)
+        if not part:  # less than float64 has numbers for
+            break
         found.append((part, bits + length <= _BITS or _length(part) == 1))
         rest -= Fraction(part)
     return tuple(found)

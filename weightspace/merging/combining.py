@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from weightspace.elementwise.coefficients import Coefficients, ratios, shifts, simplest
-from weightspace.elementwise.combination import BLOCK, PIECE, Combiner, combine
-from weightspace.merging.stack import Flat, Formula, InMemory, Piece, Stack, check_finite
+from weightspace.elementwise.combination import PIECE, Combiner, combine
+from weightspace.merging.stack import Flat, Formula, Piece, Stack, check_finite
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,13 @@ def combined_pieces(formula: LinearFormula, stack: Stack, dtype: torch.dtype) ->
     silent = [*(set(range(len(sources))) - set(formula.coefficients.used)), *range(len(sources), len(stack.labels) + 1)]
     unseen = silent if stack.finite and True not in stack.passes else []
     out = torch.empty(min(PIECE, stack.numel), dtype=dtype)
-    span = BLOCK if all(isinstance(source, InMemory) for source in sources) else PIECE
-    for first in range(0, stack.numel, span):
-        block = [source.read(first, min(first + span, stack.numel)) for source in sources]
-        combiner.judge(block)
-        for start in range(0, len(block[0]), PIECE):
-            parts = [tensor[start : start + PIECE] for tensor in block]
-            merged = out[: len(parts[0])]
-            whole = combiner.into(merged, parts)
-            if stack.finite and (unseen or not whole):
-                _check(stack, first + start, merged, unseen if whole else None)
-            yield first + start, merged
+    for start in range(0, stack.numel, PIECE):
+        parts = [source.read(start, min(start + PIECE, stack.numel)) for source in sources]
+        merged = out[: len(parts[0])]
+        whole = combiner.into(merged, parts)
+        if stack.finite and (unseen or not whole):
+            _check(stack, start, merged, unseen if whole else None)
+        yield start, merged
 
 
 def _check(stack: Stack, start: int, merged: Tensor, which: Sequence[int] | None) -> None:

@@ -125,12 +125,12 @@ def scale(backs: Tensor, factors: Sequence[float]) -> Tensor:
 
 
 def visible(numbers: Sequence[float], stack: Stack) -> list[float]:
-    """Return weights as float64 has to see them; where something else is computed in, themselves.
+    """Return weights as float64 has to see them for results in float32; for any others, themselves.
 
     Where a result is half-way between two numbers but for the last digit of a weight such as 0.3, its rounding would
     decide instead. The deviation of 0.3 from 3/10 is enlarged by so much that it shows there, and in no other result.
     """
-    if stack.work != torch.float64:
+    if stack.work != torch.float64 or stack.dtype == torch.float64:
         return list(numbers)
     pairs = [(Fraction(number), simple_or_none(number)) for number in numbers]
     return [float(exact if near is None else near + _ENLARGED * (exact - near)) for exact, near in pairs]

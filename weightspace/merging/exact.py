@@ -8,6 +8,7 @@ with :math:`A` the models whose difference is kept at an element, or those of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -47,6 +48,11 @@ class MaskedSum:
     lambda_: float
     normalize: bool
     elect: bool = True
+
+    @cached_property
+    def finite(self) -> bool:
+        """Whether float64 holds all of these numbers, and their products."""
+        return all(math.isfinite(self.lambda_ * number) for number in (1.0, *self.factors, *self.weights))
 
     @cached_property
     def deviating(self) -> bool:

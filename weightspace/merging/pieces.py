@@ -53,7 +53,7 @@ def _formula_pieces(formula: Formula, stack: Stack, dtype: torch.dtype) -> Itera
     """Yield the merged tensor piece by piece, as its formula is made."""
     if isinstance(formula, LinearFormula):
         return combined_pieces(formula, stack, dtype)
-    if isinstance(formula, RefinedFormula) and dtype != torch.float64:
+    if isinstance(formula, RefinedFormula) and formula.exact.finite and dtype != torch.float64:
         return refined_pieces(formula, stack, dtype)
     return _computed_pieces(formula, stack, dtype)
 

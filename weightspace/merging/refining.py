@@ -85,7 +85,8 @@ def _quickly(
     unsure = doubtful(values, piece.origin if cancelling else None, dtype)
     for votes in close or ():
         unsure |= votes.numpy()
-    return result, np.flatnonzero(unsure) + piece.start
+    places = np.flatnonzero(unsure)
+    return result, places[result[places].isfinite().numpy()] + piece.start
 
 
 def _loses(formula: RefinedFormula, stack: Stack, parts: Sequence[tuple[int, Tensor]]) -> bool:

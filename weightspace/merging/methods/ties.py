@@ -60,8 +60,9 @@ def ties(
         in mergekit.
     """
     found = cuts or largest_differences(stack, [kept_count(share, stack.numel) for share in density])
-    if normalize and min(weights) == max(weights) > 0:
-        weights = [1.0] * len(weights)  # only their ratios count
+    if normalize and min(weights) > 0:  # only their ratios count
+        equal, exponent = min(weights) == max(weights), math.frexp(max(weights))[1]
+        weights = [1.0 if equal else math.ldexp(weight, -exponent) for weight in weights]
     factors = list(weights)
     if rescale:
         factors = [weight * restoring for weight, restoring in zip(weights, _restoring(stack, found), strict=True)]
