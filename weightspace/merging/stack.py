@@ -254,5 +254,12 @@ def check_finite(tensor: Tensor, name: str, holder: str) -> None:
         bad = "NaN" if bool(tensor.isnan().any()) else "infinite"
         raise WeightspaceError(
             f"{name!r} of {holder} holds {bad} values (found in {int((~good).sum()):,} of the {tensor.numel():,} "
-            "elements looked at). Expected finite ones; allow_nonfinite (--allow-nonfinite) merges them all the same."
+            f"elements looked at). Expected finite ones{_limit(tensor.dtype)}; allow_nonfinite (--allow-nonfinite) "
+            "merges them all the same."
         )
+
+
+def _limit(dtype: torch.dtype) -> str:
+    """Return where a dtype ends whose numbers a merge easily leaves."""
+    largest = torch.finfo(dtype).max
+    return f", up to the {largest:g} at which {str(dtype).removeprefix('torch.')} ends" if largest < 1e6 else ""
