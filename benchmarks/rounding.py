@@ -14,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,38 +121,39 @@ def shares(elements: int, seed: int) -> None:
 
 @main.command()
 @click.option("--earlier", type=click.Path(exists=True, file_okay=False), required=True, help="A checkout.")
-@click.option("--elements", default=2**24, show_default=True)
+@click.option("--elements", default=2**22, show_default=True, help="Of every tensor.")
 @click.option("--repeats", default=5, show_default=True)
 def cost(earlier: str, elements: int, repeats: int) -> None:
     """Print the seconds of merges in memory, on one thread, beside those of an earlier version."""
-    print("| method | dtype | now s | earlier s | ratio |\n|---|---|---|---|---|")
+    runs: dict[str, list[dict[str, float]]] = {str(HERE.parent): [], earlier: []}
+    for _ in range(repeats):
+        for checkout, times in runs.items():
+            command = [sys.executable, str(HERE / "rounding.py"), "run", str(elements)]
+            environment = {**os.environ, "PYTHONPATH": checkout, "OMP_NUM_THREADS": "1"}
+            times.append(json.loads(subprocess.check_output(command, env=environment)))
+    print(f"{elements:,} elements, medians of {repeats} processes\n| method | dtype | ms | earlier ms | ratio |")
+    print("|---|---|---|---|---|")
     for case in CASES:
         for label in DTYPES:
-            runs: dict[str, list[float]] = {str(HERE.parent): [], earlier: []}
-            for _ in range(repeats):
-                for checkout, times in runs.items():
-                    command = [sys.executable, str(HERE / "rounding.py"), "run", case, label, str(elements)]
-                    environment = {**os.environ, "PYTHONPATH": checkout, "OMP_NUM_THREADS": "1"}
-                    times.append(json.loads(subprocess.check_output(command, env=environment)))
-            now, before = (statistics.median(times) for times in runs.values())
-            print(f"| {case} | {label} | {now:.3f} | {before:.3f} | {now / before:.2f} |", flush=True)
+            now, before = (statistics.median(run[f"{case} {label}"] for run in times) for times in runs.values())
+            print(f"| {case} | {label} | {1e3 * now:.1f} | {1e3 * before:.1f} | {now / before:.2f} |")
 
 
 @main.command()
-@click.argument("case")
-@click.argument("label")
 @click.argument("elements", type=int)
-def run(case: str, label: str, elements: int) -> None:
-    """Print the processor seconds of one merge of fine-tunes, the second one of the process."""
-    import time
-
+def run(elements: int) -> None:
+    """Print the processor seconds of every merge of fine-tunes: the least of three."""
     torch.set_num_threads(1)
-    count, has_base, _ = CASES[case]
-    given = tensors("fine_tunes", count + has_base, DTYPES[label], elements)
-    for _ in range(2):
-        start = time.process_time()
-        merged(case, given)
-        seconds = time.process_time() - start
+    seconds = {}
+    for case, (count, has_base, _) in CASES.items():
+        wide = tensors("fine_tunes", count + has_base, torch.float32, elements)
+        for label, dtype in DTYPES.items():
+            given, times = [one.to(dtype) for one in wide], []
+            for _ in range(3):
+                start = time.process_time()
+                merged(case, given)
+                times.append(time.process_time() - start)
+            seconds[f"{case} {label}"] = min(times)
     print(json.dumps(seconds))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -17,12 +18,16 @@ from torch import Tensor
 
 from weightspace.elementwise.coefficients import Coefficients
 from weightspace.elementwise.double_word import narrowed, quotient, rounded_once, weighted_sum
+from weightspace.elementwise.formats import nearest, significand_bits
 from weightspace.elementwise.nonfinite import is_finite, replace_nonfinite
-from weightspace.elementwise.sampling import Judge, nudge, significand_bits
-from weightspace.elementwise.small import not_all_zero, restore_negative_zeros, small_places
+from weightspace.elementwise.sampling import Judge, nudge
+from weightspace.elementwise.small import restore_negative_zeros, small_places
 
-#: Elements that are judged and combined at a time, for which memory is held; and by double words.
-PIECE, _SMALL = 2**17, 2**16
+#: Elements that are judged together; that are combined at a time, for which memory is held; and by double words.
+BLOCK, _PIECE, _SMALL = 2**19, 2**17, 2**16
+
+#: So few elements are faster combined one by one.
+_FEW = 12
 
 #: A result below this share of the terms of others is what its own leave of each other.
 _SMALL_SHARE = 2.0**-20
@@ -45,8 +50,8 @@ def combine(tensors: Sequence[Tensor], coefficients: Coefficients, dtype: torch.
     out = torch.empty(tensors[0].shape, dtype=dtype, device=tensors[0].device)
     combiner = Combiner(coefficients, dtype)
     flat, flats = out.view(-1), [tensor.detach().reshape(-1) for tensor in tensors]
-    for start in range(0, len(flat), PIECE):
-        combiner.into(flat[start : start + PIECE], _ranges(flats, start, start + PIECE))
+    for start in range(0, len(flat), BLOCK):
+        combiner.into(flat[start : start + BLOCK], _ranges(flats, start, start + BLOCK))
     return out
 
 
@@ -56,7 +61,7 @@ def _ranges(tensors: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
 
 
 class Combiner:
-    """Combines tensors piece by piece in the same memory.
+    """Combines tensors block by block in the same memory.
 
     Args:
         coefficients: of all tensors.
@@ -77,8 +82,8 @@ class Combiner:
         self._cancelling, self._enlarging, self._small = False, 1.0, 0.0
         self._rooms: dict[torch.dtype, list[Tensor]] = {}
 
-    def _judge_piece(self, used: Sequence[Tensor]) -> None:
-        """Choose the arithmetic of a piece."""
+    def _judge_block(self, used: Sequence[Tensor]) -> None:
+        """Choose the arithmetic of a block."""
         own = self._coefficients
         narrow = self.dtype.itemsize < 4 and all(tensor.itemsize < 4 for tensor in used)
         if self._of_two:
@@ -95,14 +100,16 @@ class Combiner:
             dtypes = (torch.float32, torch.float64)[0 if single else 1 :]
             self._arithmetic = next((dtype for dtype in dtypes if self._judge.suits(dtype)), None)
             if own.deviating:
-                self._cancelling, self._enlarging = self._judge.cancels(), self._judge.enlarging()
                 self._small = _SMALL_SHARE * self._judge.size()
+            if self._judge.moves:
+                self._cancelling = self._judge.cancels()
+                self._enlarging = self._judge.enlarging() if self.dtype == torch.float32 else 1.0
 
     def into(self, out: Tensor, tensors: Sequence[Tensor]) -> bool:
-        """Combine one piece.
+        """Combine one block.
 
         Args:
-            out: takes the result, 1-D and contiguous.
+            out: takes the result, 1-D and contiguous; of ``BLOCK`` elements where it is not the last one.
             tensors: one a coefficient, of the size of ``out``; not modified.
 
         Returns:
@@ -115,11 +122,11 @@ class Combiner:
         if self._copies and used[0].dtype == self.dtype:
             out.copy_(used[0])
             return is_finite(out)
-        self._judge_piece(used)
+        self._judge_block(used)
         if self._arithmetic is not None:
-            self._compute(out, used, self._arithmetic)
+            places = self._compute_pieces(out, used, self._arithmetic)
             if is_finite(out):
-                self._mend_small(out, used)
+                self._mend_small(out, places, used)
                 return True
         self._compute_exactly(out, used)
         whole = is_finite(out)
@@ -128,18 +135,35 @@ class Combiner:
         restore_negative_zeros(out, small_places(out, 0.0), used)
         return whole
 
-    def _mend_small(self, out: Tensor, tensors: Sequence[Tensor]) -> None:
+    def _compute_pieces(self, out: Tensor, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """Combine in float32 or float64; return the positions of results whose digits or sign that may have lost."""
+        places = [torch.empty(0, dtype=torch.int64)]
+        for start in range(0, len(out), _PIECE):
+            piece = out[start : start + _PIECE]
+            self._compute(piece, _ranges(tensors, start, start + _PIECE), dtype)
+            if not self._keeps_zeros:
+                places.append(small_places(piece, self._small).add_(start))
+        return torch.cat(places)
+
+    def _mend_small(self, out: Tensor, places: Tensor, tensors: Sequence[Tensor]) -> None:
         """Compute by double words what terms leave that cancel, and restore the signs of zeros, in place."""
-        deviating = self._coefficients.deviating
-        if self._keeps_zeros and not deviating:
-            return
-        places = small_places(out, self._small if deviating else 0.0)
-        cancelled = not_all_zero(places, tensors) if deviating and len(places) else places[:0]
-        if len(cancelled):
-            found = torch.empty(len(cancelled), dtype=out.dtype, device=out.device)
-            self._compute_exactly(found, [tensor[cancelled] for tensor in tensors])
-            out[cancelled] = found
-        restore_negative_zeros(out, places, tensors)
+        if not self._coefficients.deviating or not len(places):
+            restore_negative_zeros(out, places, tensors)
+        elif len(places) <= _FEW:
+            for place in places.tolist():
+                out[place] = self._element([tensor[place].item() for tensor in tensors])
+        else:
+            mended = torch.empty(len(places), dtype=out.dtype, device=out.device)
+            self._compute_exactly(mended, [tensor[places] for tensor in tensors])
+            out[places] = mended
+            restore_negative_zeros(out, places, tensors)
+
+    def _element(self, values: Sequence[float]) -> float:
+        """Return one element, rounded once; the sum of nothing but −0.0 is −0.0."""
+        if not any(values):
+            return -0.0 if all(math.copysign(1.0, value) < 0 for value in values) else 0.0
+        pairs = zip(self._coefficients.exact, values, strict=True)
+        return nearest(sum((coefficient * Fraction(value) for coefficient, value in pairs), Fraction(0)), self.dtype)
 
     # --- In float32 or float64 ---
 
@@ -147,7 +171,7 @@ class Combiner:
         """Combine in one of them."""
         *terms, spare = self._read(tensors, dtype)
         own = self._coefficients
-        if own.whole is None:
+        if own.whole is None or (own.deviating and not self._judge.moves):
             total = _weighted_sum(terms, own.values, terms[0])
         elif not own.deviating:
             total = _whole_sum(terms, *own.whole, terms[0])

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from weightspace.elementwise.coefficients import Coefficients
+from weightspace.elementwise.formats import least_exponent, significand_bits
 
-#: Elements of a block that are looked at, about.
-_SAMPLE = 2048
+#: Elements of a piece that are looked at, about: runs of so many.
+_SAMPLE, _RUN = 1024, 16
 
 #: The share of elements that may round to the wrong side by a pessimistic estimate, several times what comes out.
 _TOLERATED = 3e-3
-
-#: Bits of the significands; of 8 bits, at most.
-_BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 
 #: About how often sums are all but half-way between two numbers, and their error decides.
 _HALF_WAY = 0.02
@@ -25,12 +23,10 @@ _HALF_WAY = 0.02
 #: A sum below this share of its terms is their rounding.
 _NONE = 2.0**-40
 
+#: A sum is half-way between two numbers within this share of their distance: float64 is finer, and less is no chance.
+_BESIDE = 2.0**-32
+
 _TINY = float(np.finfo(np.float64).tiny)
-
-
-def significand_bits(dtype: torch.dtype) -> int:
-    """Return the bits of the significands of a real float dtype."""
-    return _BITS.get(dtype, 4)
 
 
 def nudge(dtype: torch.dtype, out: torch.dtype) -> float:
@@ -50,12 +46,18 @@ def nudge(dtype: torch.dtype, out: torch.dtype) -> float:
 
 
 class Judge:
-    """Says of block after block whether float32 or float64 suffices.
+    """Says of piece after piece whether float32 or float64 suffices.
 
     Args:
         coefficients: of all tensors, none of them 0.
         out: the dtype of the results.
+
+    Attributes:
+        moves: whether deviations of the coefficients decide to which side sums round, for all that was looked at. Where
+            they decide so rarely that none is seen, half of these sums are right without.
     """
+
+    moves = False
 
     def __init__(self, coefficients: Coefficients, out: torch.dtype) -> None:
         self._deviating = coefficients.deviating
@@ -66,13 +68,16 @@ class Judge:
 
     def look(self, tensors: Sequence[Tensor]) -> None:
         """Take elements from all over some tensors, 1-D and of one length."""
-        step = len(tensors[0]) // _SAMPLE + 1
-        self._values = np.empty((len(tensors), (len(tensors[0]) - 1) // step + 1))
+        count = len(tensors[0])
+        runs, run = (_SAMPLE // _RUN, _RUN) if count > 2 * _SAMPLE else (1, count)
+        apart = count // runs
+        self._values = np.empty((len(tensors), runs * run))
         for row, tensor in zip(torch.from_numpy(self._values), tensors, strict=True):
-            row.copy_(tensor[::step])
+            row.view(runs, run).copy_(tensor[: runs * apart].view(runs, apart)[:, :run])
         self._bits = max(significand_bits(tensor.dtype) for tensor in tensors)
         self._sums = np.abs(self._rows @ self._values)
         self._magnitudes = np.abs(self._values)
+        self.moves = self._deviating and self._is_half_way()
 
     def suits(self, dtype: torch.dtype) -> bool:
         """Return whether few enough elements round to the wrong side when combined in float32 or float64."""
@@ -88,11 +93,11 @@ class Judge:
         else:
             wrong = self._doubtful(digits)
             size, bound = nudge(dtype, self._out), 0.25 / nudge(dtype, self._out)
-            if self._deviating:
+            if self.moves:
                 # Where sums aren't moved by more than their error, those that are half-way get the wrong side.
                 error = 2.0 ** (significand_bits(self._out) + 1) * size
                 wrong = np.maximum(wrong, np.where(wrong > error, _HALF_WAY, 0.0))
-            spread = self._spread(bound) if self._deviating else None
+            spread = self._spread(bound) if self.moves else None
             if spread is not None:
                 wrong[spread > bound] = 1.0  # a term is less than what sums are moved by
         return bool(wrong.sum() <= _TOLERATED * len(wrong))
@@ -115,6 +120,14 @@ class Judge:
         equal = (self._values == self._values[0]).all(axis=0)
         none = self._sums[1] <= _NONE * (np.abs(self._rows[1]) @ self._magnitudes)
         return bool((~equal & none).any())
+
+    def _is_half_way(self) -> bool:
+        """Return whether some sum is half-way between two numbers of the output, but for deviations."""
+        if self._out == torch.float32:
+            return True
+        exponents = np.maximum(np.frexp(self._sums[0])[1], least_exponent(self._out) + 1)
+        steps = np.ldexp(self._sums[0], significand_bits(self._out) - exponents)
+        return bool((np.abs(steps - np.floor(steps) - 0.5) < _BESIDE).any())
 
     def _doubtful(self, digits: int) -> np.ndarray:
         """Return how likely each element rounds to the wrong side, for what its terms leave of each other."""

@@ -23,18 +23,11 @@ def small_places(out: Tensor, bound: float) -> Tensor:
     if out.device.type != "cpu" or number is None:
         return (_plain(out).abs() <= bound).nonzero()[:, 0]
     # Without their sign the bits of numbers sort as the numbers do.
-    bits = out.view(_INTEGERS[out.itemsize]).numpy().view(number)
-    limit = torch.tensor([bound]).to(out.dtype).view(_INTEGERS[out.itemsize]).numpy().view(number)[0]
-    small = np.left_shift(bits, number(1)) <= limit * number(2)
-    return torch.from_numpy(np.flatnonzero(small)) if small.any() else torch.empty(0, dtype=torch.int64)
-
-
-def not_all_zero(places: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """Return those of some positions at which a tensor is not 0."""
-    zeros = torch.ones_like(places, dtype=torch.bool)
-    for tensor in tensors:
-        zeros &= _plain(tensor[places]) == 0
-    return places[~zeros]
+    bits = np.left_shift(out.view(_INTEGERS[out.itemsize]).numpy().view(number), number(1))
+    limit = torch.tensor([bound]).to(out.dtype).view(_INTEGERS[out.itemsize]).numpy().view(number)[0] * number(2)
+    return torch.from_numpy(
+        np.flatnonzero(bits <= limit) if bits.min(initial=limit) <= limit else np.empty(0, np.int64)
+    )
 
 
 def restore_negative_zeros(out: Tensor, places: Tensor, tensors: Sequence[Tensor]) -> None:

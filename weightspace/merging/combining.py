@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weightspace.elementwise.coefficients import Coefficients, ratios, shifts, simplest
-from weightspace.elementwise.combination import PIECE, Combiner, combine
+from weightspace.elementwise.combination import BLOCK, Combiner, combine
 from weightspace.merging.stack import Flat, Formula, Piece, Stack, check_finite
 
 
@@ -64,9 +64,9 @@ def combined_pieces(formula: LinearFormula, stack: Stack, dtype: torch.dtype) ->
     # NaN and infinity show in the sum, except those of what is no part of it.
     silent = [*(set(range(len(sources))) - set(formula.coefficients.used)), *range(len(sources), len(stack.labels) + 1)]
     unseen = silent if stack.finite and True not in stack.passes else []
-    out = torch.empty(min(PIECE, stack.numel), dtype=dtype)
-    for start in range(0, stack.numel, PIECE):
-        parts = [source.read(start, min(start + PIECE, stack.numel)) for source in sources]
+    out = torch.empty(min(BLOCK, stack.numel), dtype=dtype)
+    for start in range(0, stack.numel, BLOCK):
+        parts = [source.read(start, min(start + BLOCK, stack.numel)) for source in sources]
         merged = out[: len(parts[0])]
         whole = combiner.into(merged, parts)
         if stack.finite and (unseen or not whole):

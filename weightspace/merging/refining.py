@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weightspace.elementwise.formats import significand_bits
 from weightspace.elementwise.nonfinite import is_finite
-from weightspace.elementwise.sampling import significand_bits
 from weightspace.merging.exact import MaskedSum
 from weightspace.merging.rounding import doubtful, loses, rounded
 from weightspace.merging.stack import Piece, Stack, check_finite

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from weightspace.elementwise.double_word import narrowed
-from weightspace.elementwise.sampling import significand_bits
+from weightspace.elementwise.formats import significand_bits
 
 #: Narrow dtype -> bits of float32 that it lacks.
 _LACKING = {torch.bfloat16: 16, torch.float16: 13}
