@@ -44,7 +44,7 @@ class Coefficients:
     @cached_property
     def values(self) -> tuple[float, ...]:
         """``c_i``, each rounded to float64."""
-        return tuple(_as_float(one) for one in self.exact)
+        return tuple(_as_float(coefficient) for coefficient in self.exact)
 
     @cached_property
     def used(self) -> tuple[int, ...]:
@@ -60,40 +60,40 @@ class Coefficients:
     def scaled(self) -> tuple[tuple[Fraction, ...], Fraction, int]:
         """Numerators and a divisor of a size near 1, and the exponent of the power of two that is missing."""
         numerators, divisor = self.numerators, self.divisor
-        if self.whole is not None and not self.deviating:
-            numerators, divisor = tuple(map(Fraction, self.whole[0])), Fraction(self.whole[1])
+        if self.integers is not None and not self.deviating:
+            numerators, divisor = tuple(map(Fraction, self.integers[0])), Fraction(self.integers[1])
         above, below = _exponent(sum(map(abs, numerators), Fraction(0))), _exponent(divisor)
         two = Fraction(2)
-        return tuple(one / two**above for one in numerators), divisor / two**below, above - below
+        return tuple(numerator / two**above for numerator in numerators), divisor / two**below, above - below
 
     @cached_property
     def simple(self) -> tuple[Fraction, ...] | None:
         """The simple fractions that all of them stand for, or None."""
-        near = _NEAR * max((abs(one) for one in self.exact), default=Fraction(0))
-        simple = tuple(one.limit_denominator(_DENOMINATOR) for one in self.exact)
-        fits = all(abs(one - fraction) <= near for one, fraction in zip(self.exact, simple, strict=True))
+        near = _NEAR * max((abs(coefficient) for coefficient in self.exact), default=Fraction(0))
+        simple = tuple(number.limit_denominator(_DENOMINATOR) for number in self.exact)
+        fits = all(abs(number - fraction) <= near for number, fraction in zip(self.exact, simple, strict=True))
         small = all(abs(fraction.numerator) <= _DENOMINATOR for fraction in simple)
         return simple if fits and small else None
 
     @cached_property
-    def whole(self) -> tuple[tuple[int, ...], int] | None:
+    def integers(self) -> tuple[tuple[int, ...], int] | None:
         """Small whole numbers ``p_i`` and ``q``, the simple fractions being ``p_i / q``, or None."""
         if self.simple is None:
             return None
-        divisor = math.lcm(*(one.denominator for one in self.simple))
-        numerators = tuple(int(one * divisor) for one in self.simple)
+        divisor = math.lcm(*(fraction.denominator for fraction in self.simple))
+        numerators = tuple(int(fraction * divisor) for fraction in self.simple)
         return (numerators, divisor) if divisor + sum(map(abs, numerators)) <= _DENOMINATOR else None
 
     @cached_property
     def deviations(self) -> tuple[Fraction, ...]:
         """How far they are from ``p_i / q``; all 0 where there are no such numbers."""
-        simple = self.exact if self.whole is None or self.simple is None else self.simple
-        return tuple(one - fraction for one, fraction in zip(self.exact, simple, strict=True))
+        simple = self.exact if self.integers is None or self.simple is None else self.simple
+        return tuple(number - fraction for number, fraction in zip(self.exact, simple, strict=True))
 
     @cached_property
     def rows(self) -> np.ndarray:
         """The coefficients and their deviations, ``(2, N)`` in float64."""
-        return np.array([self.values, [float(one) for one in self.deviations]])
+        return np.array([self.values, [float(deviation) for deviation in self.deviations]])
 
     @cached_property
     def deviating(self) -> bool:
@@ -106,12 +106,12 @@ class Coefficients:
         return sum(self.numerators, Fraction(0)) == self.divisor
 
     @cached_property
-    def ways(self) -> tuple[float, ...]:
+    def directions(self) -> tuple[float, ...]:
         """Numbers in the ratios of the deviations: small whole ones where there are, else of 1 at most."""
         size = max(map(abs, self.deviations), default=Fraction(0)) or Fraction(1)
-        ratios = [one / size for one in self.deviations]
-        multiple = math.lcm(*(one.denominator for one in ratios)) if self.deviating else 1
-        return tuple(float(one * multiple) if multiple <= _RATIO else float(one) for one in ratios)
+        ratios = [deviation / size for deviation in self.deviations]
+        multiple = math.lcm(*(ratio.denominator for ratio in ratios)) if self.deviating else 1
+        return tuple(float(ratio * multiple) if multiple <= _RATIO else float(ratio) for ratio in ratios)
 
     def deviated(self, factor: float) -> list[float]:
         """Return the coefficients as far from the simple fractions as ``factor`` times their deviations."""
@@ -122,7 +122,7 @@ class Coefficients:
 @lru_cache(maxsize=1024)
 def ratios(numerators: tuple[float | Fraction, ...], divisor: float | Fraction = 1) -> Coefficients:
     """Return ``n_i / d`` of finite numbers that are taken as they are."""
-    return Coefficients(tuple(Fraction(one) for one in numerators), Fraction(divisor))
+    return Coefficients(tuple(Fraction(numerator) for numerator in numerators), Fraction(divisor))
 
 
 @lru_cache(maxsize=1024)

@@ -2,7 +2,7 @@ r"""Linear combinations of tensors, :math:`\sum_i c_i x_i`: the exact value of e
 
 Float32 suffices for most combinations of bfloat16, and float64 for the others; a sample of the elements says where they
 don't: where terms cancel, or differ so much in size that the small ones are lost. There double words are used. What is
-half-way between two numbers of the output but for the last digits of a weight (see ``coefficients``) is moved to its
+half-ratio between two numbers of the output but for the last digits of a weight (see ``coefficients``) is moved to its
 side by so much that the arithmetic can see it.
 """
 
@@ -29,7 +29,7 @@ BLOCK, _PIECE, _SMALL = 2**19, 2**17, 2**16
 #: So few elements are faster combined one by one.
 _FEW = 12
 
-#: A result below this share of the terms of others is what its own leave of each other.
+#: A result below this share of the terms of others is what its own terms leave of each other.
 _SMALL_SHARE = 2.0**-20
 
 #: The sums and means of two numbers.
@@ -71,20 +71,20 @@ class Combiner:
     def __init__(self, coefficients: Coefficients, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._used = coefficients.used
-        own = self._coefficients = coefficients.without_zeros
-        self._copies = own.exact == (1,)
-        self._of_two = own.whole in _OF_TWO and not own.deviating
+        coefficients = self._coefficients = coefficients.without_zeros
+        self._copies = coefficients.exact == (1,)
+        self._of_two = coefficients.integers in _OF_TWO and not coefficients.deviating
         # Sums of −0.0 keep their sign, unless a factor or a nudge turns it.
-        self._line = len(own.used) == 2 and own.affine
-        self._keeps_zeros = min(own.exact, default=0) > 0 and not own.deviating
-        self._judge = Judge(own, dtype)
+        self._line = len(coefficients.used) == 2 and coefficients.affine
+        self._keeps_zeros = min(coefficients.exact, default=0) > 0 and not coefficients.deviating
+        self._judge = Judge(coefficients, dtype)
         self._arithmetic: torch.dtype | None = None
         self._cancelling, self._enlarging, self._small = False, 1.0, 0.0
         self._rooms: dict[torch.dtype, list[Tensor]] = {}
 
     def _judge_block(self, used: Sequence[Tensor]) -> None:
         """Choose the arithmetic of a block."""
-        own = self._coefficients
+        coefficients = self._coefficients
         narrow = self.dtype.itemsize < 4 and all(tensor.itemsize < 4 for tensor in used)
         if self._of_two:
             # One of two terms that is too small for their sum doesn't bring it near the middle of two numbers.
@@ -96,10 +96,11 @@ class Combiner:
         with np.errstate(all="ignore"):
             self._judge.look(used)
             # Float64 holds every sum of a few numbers of float16, so that their order doesn't show.
-            single = narrow and not (self.dtype == torch.float16 and own.whole is not None and not own.deviating)
+            exact = self.dtype == torch.float16 and coefficients.integers is not None and not coefficients.deviating
+            single = narrow and not exact
             dtypes = (torch.float32, torch.float64)[0 if single else 1 :]
             self._arithmetic = next((dtype for dtype in dtypes if self._judge.suits(dtype)), None)
-            if own.deviating:
+            if coefficients.deviating:
                 self._small = _SMALL_SHARE * self._judge.size()
             if self._judge.moves:
                 self._cancelling = self._judge.cancels()
@@ -170,13 +171,13 @@ class Combiner:
     def _compute(self, out: Tensor, tensors: Sequence[Tensor], dtype: torch.dtype) -> None:
         """Combine in one of them."""
         *terms, spare = self._read(tensors, dtype)
-        own = self._coefficients
-        if own.whole is None or (own.deviating and not self._judge.moves):
-            total = _weighted_sum(terms, own.values, terms[0])
-        elif not own.deviating:
-            total = _whole_sum(terms, *own.whole, terms[0])
+        coefficients = self._coefficients
+        if coefficients.integers is None or (coefficients.deviating and not self._judge.moves):
+            total = _weighted_sum(terms, coefficients.values, terms[0])
+        elif not coefficients.deviating:
+            total = _whole_sum(terms, *coefficients.integers, terms[0])
         elif self.dtype == torch.float32 and not self._cancelling:
-            total = _weighted_sum(terms, own.deviated(self._enlarging), terms[0])
+            total = _weighted_sum(terms, coefficients.deviated(self._enlarging), terms[0])
         else:
             total = self._nudged(terms, spare)
         out.copy_(total if self.dtype.itemsize >= total.itemsize / 2 else narrowed(total, self.dtype))
@@ -201,27 +202,27 @@ class Combiner:
             total, away = total.to(torch.float32), away.to(torch.float32)
         if not self._cancelling:
             return total.sub_(torch.copysign(total, away, out=away), alpha=size)
-        # Where models are equal, deviations can leave nothing of each other: what is half-way then stays so.
+        # Where models are equal, deviations can leave nothing of each other: what is half-ratio then stays so.
         return total.addcmul_(total.abs(), away.sign_(), value=-size)
 
     def _total_and_away(self, terms: list[Tensor], spare: Tensor) -> tuple[Tensor, Tensor, float]:
         """Return the sum, and what times a sign, which is the third, leads away from the sum of the deviations."""
-        own = self._coefficients
+        coefficients = self._coefficients
         if self._line:
             # From the end of the line that the deviations lead away from. Equal ends differ by +0.0.
-            near, far = (0, 1) if own.ways[0] < 0 else (1, 0)
+            near, far = (0, 1) if coefficients.directions[0] < 0 else (1, 0)
             away = torch.sub(terms[near], terms[far], out=terms[far])
-            return torch.sub(terms[near], away, alpha=own.values[far], out=spare), away, 1.0
-        if self._cancelling and own.whole is not None:
-            total = _whole_sum(terms, *own.whole, spare)
+            return torch.sub(terms[near], away, alpha=coefficients.values[far], out=spare), away, 1.0
+        if self._cancelling and coefficients.integers is not None:
+            total = _whole_sum(terms, *coefficients.integers, spare)
         else:
-            total = _weighted_sum(terms, own.values, spare)
-        ways = {index: way for index, way in enumerate(own.ways) if way}
-        first = min(ways, key=lambda index: abs(abs(ways[index]) - 1))
-        away = terms[first] if abs(ways[first]) == 1 else terms[first].mul_(abs(ways[first]))
-        sign = math.copysign(1, ways.pop(first))
-        for index, way in ways.items():
-            away.add_(terms[index], alpha=sign * way)
+            total = _weighted_sum(terms, coefficients.values, spare)
+        directions = {index: ratio for index, ratio in enumerate(coefficients.directions) if ratio}
+        first = min(directions, key=lambda index: abs(abs(directions[index]) - 1))
+        away = terms[first] if abs(directions[first]) == 1 else terms[first].mul_(abs(directions[first]))
+        sign = math.copysign(1, directions.pop(first))
+        for index, ratio in directions.items():
+            away.add_(terms[index], alpha=sign * ratio)
         return total, away, -sign
 
     # --- By double words ---
@@ -233,10 +234,10 @@ class Combiner:
         for start in range(0, len(out), _SMALL):
             wide = [_single(part).to(torch.float64) for part in _ranges(tensors, start, start + _SMALL)]
             shift = _shift(wide) if bits == significand_bits(torch.float64) else 0
-            value = weighted_sum([_scaled(one, shift) for one in wide], numerators, bits)
+            value = weighted_sum([_scaled(tensor, shift) for tensor in wide], numerators, bits)
             if divisor != 1:
                 value = quotient(value, divisor)
-            high, low = (_scaled(one, exponent - shift) for one in value)
+            high, low = (_scaled(part, exponent - shift) for part in value)
             out[start : start + _SMALL] = rounded_once((high, low), self.dtype)
 
 
@@ -259,7 +260,7 @@ def _weighted_sum(terms: Sequence[Tensor], values: Sequence[float], out: Tensor)
 
 
 def _single(tensor: Tensor) -> Tensor:
-    """Return narrow numbers in float32, from which torch is faster on the way to float64."""
+    """Return narrow numbers in float32, from which torch is faster on the ratio to float64."""
     return tensor.to(torch.float32) if tensor.itemsize < 4 else tensor
 
 

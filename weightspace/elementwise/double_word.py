@@ -100,7 +100,7 @@ def _parts(weight: Fraction, bits: int) -> tuple[tuple[float, bool], ...]:
     """Return numbers that a binary fraction is the sum of, and whether a product of so many bits by each is exact."""
     # Where the parts are short enough, no product rounds.
     length = _BITS - bits if bits <= _BITS // 2 else _BITS
-    found: list[tuple[float, bool]] = []
+    parts: list[tuple[float, bool]] = []
     first, rest = 0, weight
     while rest:
         exponent = rest.numerator.bit_length() - rest.denominator.bit_length()
@@ -110,9 +110,9 @@ def _parts(weight: Fraction, bits: int) -> tuple[tuple[float, bool], ...]:
         part = math.ldexp(round(rest * Fraction(2) ** (length - 1 - exponent)), exponent - length + 1)
         if not part:  # less than float64 has numbers for
             break
-        found.append((part, bits + length <= _BITS or _length(part) == 1))
+        parts.append((part, bits + length <= _BITS or _length(part) == 1))
         rest -= Fraction(part)
-    return tuple(found)
+    return tuple(parts)
 
 
 def _length(number: float) -> int:

@@ -73,7 +73,7 @@ class ExactSum:
     def _make_room(self, tensor: Tensor) -> None:
         """Scale the sum where it would overflow with a tensor."""
         if self.scale == 1 and tensor.dtype in (torch.float64, torch.complex128) and tensor.numel():
-            sizes = (_flat(one).abs().nan_to_num_(posinf=0.0).max() for one in (self.high, tensor.detach()))
+            sizes = (_flat(part).abs().nan_to_num_(posinf=0.0).max() for part in (self.high, tensor.detach()))
             if float(sum(sizes)) == math.inf:
                 self.scale = _SMALLER
                 self.high *= self.scale

@@ -61,7 +61,7 @@ class Judge:
 
     def __init__(self, coefficients: Coefficients, out: torch.dtype) -> None:
         self._deviating = coefficients.deviating
-        self._whole = None if self._deviating else coefficients.whole
+        self._integers = None if self._deviating else coefficients.integers
         self._rows = coefficients.rows
         self._sizes = np.abs(self._rows[0])
         self._out = out
@@ -82,9 +82,9 @@ class Judge:
     def suits(self, dtype: torch.dtype) -> bool:
         """Return whether few enough elements round to the wrong side when combined in float32 or float64."""
         digits = significand_bits(dtype)
-        if self._whole is not None:
+        if self._integers is not None:
             # Sums of numbers of few bits have no error; beyond that, one that must not be all of a term.
-            room = digits - self._bits - sum(map(abs, self._whole[0])).bit_length()
+            room = digits - self._bits - sum(map(abs, self._integers[0])).bit_length()
             spread = self._spread(2.0**room)
             if spread is None:
                 return True

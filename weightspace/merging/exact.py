@@ -18,7 +18,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from weightspace.elementwise.coefficients import simple_or_none
+from weightspace.elementwise.coefficients import simplest
 from weightspace.elementwise.double_word import DoubleWord, quotient_of, rounded_once, weighted_sum
 
 #: From models ``(N, n)``, their base and the positions of the elements to which differences are kept, bools ``(N, n)``.
@@ -58,8 +58,7 @@ class MaskedSum:
     def deviating(self) -> bool:
         """Whether a number stands for a simple fraction that it isn't quite, so that half-ways hang on what it is."""
         numbers = (*self.factors, *self.weights, self.lambda_)
-        simple = [simple_or_none(number) for number in numbers]
-        return any(one is not None and one != Fraction(number) for one, number in zip(simple, numbers, strict=True))
+        return any(simplest(number) != Fraction(number) for number in numbers)
 
     @cached_property
     def _votes(self) -> tuple[Fraction, ...]:
@@ -121,9 +120,9 @@ class MaskedSum:
         """The sums of the weights of all subsets, by number."""
         sums = [Fraction(0)]
         for share in self._shares:
-            sums += [one + share for one in sums]
-        highs = [float(one) for one in sums]
-        lows = [float(one - Fraction(high)) for one, high in zip(sums, highs, strict=True)]
+            sums += [total + share for total in sums]
+        highs = [float(total) for total in sums]
+        lows = [float(total - Fraction(high)) for total, high in zip(sums, highs, strict=True)]
         return torch.tensor(highs, dtype=torch.float64), torch.tensor(lows, dtype=torch.float64)
 
     def _agreeing(self, kept: Tensor, models: Tensor, base: Tensor, bits: int) -> Tensor:

@@ -111,10 +111,10 @@ def _refine(exact: MaskedSum, stack: Stack, parts: Sequence[tuple[int, Tensor]],
     first, stop = parts[0][0], parts[-1][0] + len(parts[-1][1])
     for some in torch.from_numpy(positions).split(_TOGETHER):
         models, base = stack.elements(first, stop, some - first)
-        found = exact(models, base, some, parts[0][1].dtype, bits)
+        exact_results = exact(models, base, some, parts[0][1].dtype, bits)
         bounds = torch.searchsorted(some, torch.tensor([start for start, _ in parts] + [stop])).tolist()
         for (start, result), low, high in zip(parts, bounds, bounds[1:], strict=False):
-            result[some[low:high] - start] = found[low:high]
+            result[some[low:high] - start] = exact_results[low:high]
 
 
 def _settle(formula: RefinedFormula, stack: Stack, start: int, result: Tensor) -> None:
