@@ -87,13 +87,7 @@ def moved_loss(found: Any, a: StateDict, b: StateDict, step: float) -> float:
     return Losses(found).mean({name: a[name] + step * (b[name] - a[name]) for name in a}, "validation")
 
 
-def test_a_network_under_weight_norm_is_refused() -> None:
-    found = task("shared")
-    with pytest.raises(WeightspaceError, match="estimated in plain weights"):
-        taylor_barrier(found, weights(found, 1), weights(found, 2))
-
-
-@pytest.mark.parametrize("name", sorted(NETWORKS.keys() - {"shared"}))
+@pytest.mark.parametrize("name", NETWORKS)
 def test_it_is_the_same_both_ways_and_nothing_from_a_network_to_itself(name: str) -> None:
     found = task(name)
     a, b = weights(found, 1), weights(found, 2)

@@ -217,3 +217,12 @@ def error(found: Tensor, expected: Tensor) -> float:
     difference = (found.double() - expected.double()).norm().item()
     size = expected.double().norm().item()
     return difference / size if size > 0 else difference
+
+
+def half_way(narrow: Tensor, wide: Tensor) -> Tensor:
+    """Return where bfloat16 results are one of two numbers that those in float64 lie half-way between.
+
+    But for the last digits of weights such as 0.3, which float64 doesn't know; test_rounding.py does.
+    """
+    below, above = ((wide * (1 + way * 2.0**-22)).to(torch.bfloat16) for way in (-1, 1))
+    return (below != above) & ((narrow == below) | (narrow == above))

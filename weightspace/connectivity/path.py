@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.checkpoints import StateDict
-from weightspace.elementwise.affine import affine
+from weightspace.elementwise.coefficients import shares
+from weightspace.elementwise.combination import combine
 from weightspace.elementwise.counting import unaveraged
 from weightspace.elementwise.parametrized import combined_tensors
-from weightspace.elementwise.precision import widened
+from weightspace.elementwise.precision import output_dtype
 from weightspace.elementwise.variances import not_negative
 from weightspace.merging.interpolation import line
 
@@ -50,14 +51,15 @@ def combined(network: nn.Module, states: Sequence[StateDict], coefficients: Sequ
     Raises:
         WeightspaceError: integer tensors of the states differ.
     """
+    exact = shares(tuple(coefficients))
 
-    def combine(name: str, tensors: list[Tensor]) -> Tensor:
+    def point(name: str, tensors: list[Tensor]) -> Tensor:
         kept = unaveraged(name, tensors)
         if kept is not None:
             return kept
-        return not_negative(name, affine(widened(tensors), coefficients), lambda: tensors)
+        return not_negative(name, combine(tensors, exact, output_dtype(one.dtype for one in tensors)), lambda: tensors)
 
     own = network.state_dict()
-    for name, tensor in combined_tensors(states, combine):
+    for name, tensor in combined_tensors(states, point):
         own[name].copy_(tensor)
     return network

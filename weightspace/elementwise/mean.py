@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from weightspace.checkpoints import StateDict
-from weightspace.elementwise.affine import affine
+from weightspace.elementwise.coefficients import shares
+from weightspace.elementwise.combination import combine
 from weightspace.elementwise.counting import unaveraged
 from weightspace.elementwise.parametrized import combined
-from weightspace.elementwise.precision import output_dtype, widened
+from weightspace.elementwise.precision import output_dtype
 from weightspace.elementwise.tying import by_name
 
 
@@ -23,9 +24,10 @@ def mean(states: Sequence[StateDict]) -> StateDict:
         states: one or more state dicts with the same names and shapes.
 
     Returns:
-        New tensors in the dtype of the inputs (promoted where they differ), computed in float32 at least. Integer
-        tensors are those that all agree on, of counters the largest. Weights under weight norm are averaged as such,
-        and spectral norm's vectors belong to the mean. Tensors tied in every network stay tied.
+        New tensors in the dtype of the inputs (promoted where they differ): the exact mean, rounded once, whatever the
+        order of the networks. Integer tensors are those that all agree on, of counters the largest. Weights under
+        weight norm are averaged as such, and spectral norm's vectors belong to the mean. Tensors tied in every network
+        stay tied.
 
     Raises:
         WeightspaceError: integer tensors differ.
@@ -43,5 +45,4 @@ def _mean(name: str, tensors: list[Tensor]) -> Tensor:
     kept = unaveraged(name, tensors)
     if kept is not None:
         return kept
-    shares = [1 / len(tensors)] * len(tensors)
-    return affine(widened(tensors), shares).to(output_dtype(tensor.dtype for tensor in tensors))
+    return combine(tensors, shares((1.0,) * len(tensors)), output_dtype(tensor.dtype for tensor in tensors))

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from weightspace.elementwise.coefficients import simple_or_none
 from weightspace.merging.selection import Chunks, Cut, largest
 from weightspace.merging.stack import PIECE, Piece, Stack
 from weightspace.merging.sums import row_sums
+
+#: A sum of votes below this share of the largest one is rounding.
+_CLOSE = 2.0**-18
+
+#: Deviations of weights times this show in float64.
+_ENLARGED = 2**13
 
 #: A sample of large tensors: runs of this many elements, one in so many; and runs that are read at a time.
 _RUN, _EVERY, _TOGETHER = 1024, 65_536, 256
@@ -67,28 +75,45 @@ def back_differences(piece: Piece) -> Tensor:
     return torch.sub(piece.origin, piece.models, out=piece.models)
 
 
-def trim(backs: Tensor, cuts: Sequence[Cut], start: int) -> Tensor:
+def trim(backs: Tensor, cuts: Sequence[Cut], start: int, selected: torch.dtype) -> Tensor:
     """Set differences to ``+0.0`` or ``-0.0``, in place, where their size is cut off.
 
     Args:
         backs: the differences, ``(N, n)``.
         cuts: of the sizes, one a model.
         start: position of the first element.
+        selected: the dtype in which the cuts were found; sizes count as what they are in it.
     """
     for back, cut in zip(backs, cuts, strict=True):
         bound = cut.position - start
         if cut.value == -math.inf:
             continue
-        array = back.numpy()
         if 0 < bound < len(back):
-            np.multiply(array, cut.kept(np.abs(array), start), out=array)
+            array = back.numpy()
+            np.multiply(array, cut.kept(np.abs(back.to(selected).numpy()), start), out=array)
             continue
-        value = np.asarray(cut.value, dtype=array.dtype)
-        # What equals the value is kept before the position: that is, what is above the next smaller number.
-        threshold = value if bound <= 0 else np.nextafter(value, -np.inf, dtype=value.dtype)
+        threshold = _threshold(cut.value, bound > 0, selected, back.dtype)
         if threshold >= 0:
-            torch.hardshrink(back, float(threshold), out=back)
+            torch.hardshrink(back, threshold, out=back)
     return backs
+
+
+def _threshold(value: float, kept: bool, selected: torch.dtype, dtype: torch.dtype) -> float:
+    """Return the largest number of ``dtype`` that is dropped.
+
+    Args:
+        value: where sizes are cut.
+        kept: keep what equals it.
+        selected: the dtype in which they are cut.
+        dtype: of the sizes, which are rounded to that first.
+    """
+    narrow = np.float32 if selected == torch.float32 else np.float64
+    dropped = np.nextafter(narrow(value), narrow(-np.inf)) if kept else narrow(value)
+    if dtype == selected:
+        return float(dropped)
+    # Half-way to the next number rounds to the even one of the two.
+    half = (float(dropped) + float(np.nextafter(dropped, narrow(np.inf)))) / 2
+    return half if narrow(half) == dropped else math.nextafter(half, -math.inf)
 
 
 def scale(backs: Tensor, factors: Sequence[float]) -> Tensor:
@@ -99,36 +124,63 @@ def scale(backs: Tensor, factors: Sequence[float]) -> Tensor:
     return backs
 
 
-def elected_mean(terms: Tensor, weights: Sequence[float], *, normalize: bool) -> Tensor:
+def visible(numbers: Sequence[float], stack: Stack) -> list[float]:
+    """Return weights as float64 has to see them for results in float32; for any others, themselves.
+
+    Where a result is half-way between two numbers but for the last digit of a weight such as 0.3, its rounding would
+    decide instead. The deviation of 0.3 from 3/10 is enlarged by so much that it shows there, and in no other result.
+    """
+    if stack.work != torch.float64 or stack.dtype == torch.float64:
+        return list(numbers)
+    pairs = [(Fraction(number), simple_or_none(number)) for number in numbers]
+    return [float(exact if near is None else near + _ENLARGED * (exact - near)) for exact, near in pairs]
+
+
+def elected_mean(
+    terms: Tensor, weights: Sequence[float], *, normalize: bool, close: list[Tensor] | None = None
+) -> Tensor:
     """Return the sum of the terms that agree with the sign that they elect, or their weighted mean.
 
     Args:
         terms: ``w_i (b − x_i)`` after trimming, along dim 0; they are overwritten.
         weights: ``w_i``.
         normalize: divide by the weights of those that agree; a sum of 0 counts as 1. A term of 0 agrees with nothing.
+        close: is appended where the votes leave next to nothing of each other.
 
     Source:
         Yadav et al. 2023, https://arxiv.org/abs/2306.01708, section 3.
     """
-    return agreeing_mean(terms, elected_sign(terms), weights, normalize=normalize)
+    votes = summed(terms)
+    sign = _sign_of(votes)
+    agreeing = terms.mul_(sign).clamp_min_(0)
+    result = summed(agreeing, out=None if normalize else agreeing[0])
+    if close is not None:
+        close.append(votes.abs_() < result * _CLOSE)
+    return _mean_of(result, agreeing, weights).mul_(sign) if normalize else result.mul_(sign)
 
 
 def elected_sign(votes: Tensor) -> Tensor:
     """Return 1 where the sum of the votes along dim 0 is above 0; where it is 0 or below, −1: an increase of ``x``."""
-    return torch.threshold_(summed(votes), 0.0, -1.0).sign_()
+    return _sign_of(summed(votes))
 
 
-def agreeing_mean(terms: Tensor, sign: Tensor, weights: Sequence[float], *, normalize: bool) -> Tensor:
-    """Return the sum of the terms of a given sign, or their weighted mean; args as ``elected_mean``."""
+def _sign_of(total: Tensor) -> Tensor:
+    return torch.threshold(total, 0.0, -1.0).sign_()
+
+
+def agreeing_mean(terms: Tensor, sign: Tensor, weights: Sequence[float]) -> Tensor:
+    """Return the weighted mean of the terms of a given sign; args as ``elected_mean``."""
     agreeing = terms.mul_(sign).clamp_min_(0)
-    if not normalize:
-        return summed(agreeing, out=agreeing[0]).mul_(sign)
-    result = summed(agreeing)
+    return _mean_of(summed(agreeing), agreeing, weights).mul_(sign)
+
+
+def _mean_of(total: Tensor, agreeing: Tensor, weights: Sequence[float]) -> Tensor:
+    """Return a sum, in place, over the weights of those that are not 0, which are overwritten."""
     first, *others = agreeing.sign_()
     divisor = first.mul_(weights[0])
     for other, weight in zip(others, weights[1:], strict=True):
         divisor.add_(other, alpha=weight)
-    return result.div_(_without_zeros(divisor, weights)).mul_(sign)
+    return total.div_(_without_zeros(divisor, weights))
 
 
 def _without_zeros(divisor: Tensor, weights: Sequence[float]) -> Tensor:

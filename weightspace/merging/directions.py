@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from weightspace.elementwise.affine import affine, shifted
+from weightspace.elementwise.coefficients import shares
+from weightspace.merging.combining import LinearFormula, computed_formula
 from weightspace.merging.stack import Formula
 
 #: A combination of unit vectors whose length is below this share of its coefficients cancels.
@@ -57,9 +58,8 @@ def scaled_sum(directions: Directions, coefficients: Sequence[float], length: fl
         scale * coefficient / norm if norm != 0 else 0.0
         for coefficient, norm in zip(coefficients, directions.norms, strict=True)
     ]
-    total = math.fsum(factors)
-    if directions.equal and abs(total - 1) < _CANCELLED:
-        total = 1.0  # copies merge to the copy, whatever the rounding of norms
     if deltas:
-        return lambda piece: shifted(piece.origin, piece.tensors, factors)
-    return lambda piece: affine(piece.tensors, factors, total)
+        return computed_formula(factors, base="origin")
+    if directions.equal and abs(math.fsum(factors) - 1) < _CANCELLED:
+        return LinearFormula(shares(tuple(factors)))  # copies merge to the copy, whatever the rounding of norms
+    return computed_formula(factors)

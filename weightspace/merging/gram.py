@@ -1,7 +1,7 @@
 """Inner products of all models of a stack with each other, in one pass.
 
-Products are summed in the stack's dtype by torch's cascade, whose error does not grow with the number of elements, in
-runs whose sums are added in float64.
+Products are summed in the dtype that the stack computes in by torch's cascade, whose error does not grow with the
+number of elements, in runs whose sums are added in float64.
 """
 
 from __future__ import annotations
@@ -24,20 +24,37 @@ _OPPOSED = 0.999
 #: So are vectors whose squares would be lost below, or beyond, the range of float32.
 _LOW = 1e-28
 
+#: Vectors whose largest square is below this, in float64, are multiplied once more, times a power of two.
+_IN_RANGE = 1e-250
+
 
 def gram(stack: Stack, *, deltas: bool = False) -> list[list[float]]:
     """Return ``⟨x_i, x_j⟩`` over the whole tensor, as ``N`` rows of ``N`` numbers.
+
+    Where their squares leave the range of float64, all vectors are taken times one power of two.
 
     Args:
         stack: the models.
         deltas: of the differences from the base, ``⟨x_i − b, x_j − b⟩``.
     """
     count = range(len(stack.sources))
-    sums = {pair: 0.0 for pair in combinations_with_replacement(count, 2)}
-    for piece in stack.pieces():
-        found = _flat_products(vectors(piece, deltas=deltas))
-        sums = {pair: product + found[pair] for pair, product in sums.items()}
+    sums = _summed(stack, deltas, 1.0)
+    if stack.dtype == torch.float64 and not _IN_RANGE < max(sums[index, index] for index in count) < math.inf:
+        pieces = (vectors(piece, deltas=deltas) for piece in stack.pieces())
+        largest = max(float(vector.abs().max()) for piece in pieces for vector in piece)
+        if 0 < largest < math.inf:
+            sums = _summed(stack, deltas, 2.0 ** -max(-1000, math.frexp(largest)[1]))
     return [[sums[min(i, j), max(i, j)] for j in count] for i in count]
+
+
+def _summed(stack: Stack, deltas: bool, scale: float) -> dict[tuple[int, int], float]:
+    """Return the inner products of all vectors times ``scale``, each pair once."""
+    sums = {pair: 0.0 for pair in combinations_with_replacement(range(len(stack.sources)), 2)}
+    for piece in stack.working_pieces():
+        tensors = vectors(piece, deltas=deltas)
+        found = _flat_products(tensors if scale == 1 else [tensor.double().mul_(scale) for tensor in tensors])
+        sums = {pair: product + found[pair] for pair, product in sums.items()}
+    return sums
 
 
 def row_grams(stack: Stack, *, deltas: bool = False) -> Tensor:
@@ -46,7 +63,7 @@ def row_grams(stack: Stack, *, deltas: bool = False) -> Tensor:
     A tensor without rows is one.
     """
     parts = []
-    for piece in stack.pieces():
+    for piece in stack.working_pieces():
         rows = [tensor.reshape(tensor.shape[0], -1) for tensor in vectors(piece, deltas=deltas)]
         parts.append(_products(rows))
     return torch.cat(parts, dim=-1)

@@ -153,5 +153,5 @@ class _Merging:
             self.row.grain_of(self.arguments),
             self.finite,
             compute_dtype(flat.dtype for flat in flats),
-            [None if tensor is None else InMemory(tensor) for tensor in evidence],
+            evidence=[None if tensor is None else InMemory(tensor) for tensor in evidence],
         )

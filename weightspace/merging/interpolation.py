@@ -14,10 +14,11 @@ from torch import Tensor
 
 from weightspace.adapters.factor_files import check_is_model
 from weightspace.checkpoints import StateDict, check_compatible
-from weightspace.elementwise.affine import affine
+from weightspace.elementwise.coefficients import shifts
+from weightspace.elementwise.combination import combine
 from weightspace.elementwise.counting import unaveraged
 from weightspace.elementwise.parametrized import combined, combined_tensors
-from weightspace.elementwise.precision import output_dtype, widened
+from weightspace.elementwise.precision import output_dtype
 from weightspace.elementwise.tying import by_name
 from weightspace.elementwise.variances import not_negative
 from weightspace.errors import WeightspaceError
@@ -33,9 +34,9 @@ def interpolate(a: StateDict, b: StateDict, position: float) -> StateDict:
         position: any finite real number, without unit.
 
     Returns:
-        New tensors in the dtype of the inputs (the promoted one where they differ), computed in float32 at
-        least. Tensors that are tied in both stay tied. Between and beyond the ends integers are those that both
-        have, of counters the larger; spectral norm's vectors belong to the network there.
+        New tensors in the dtype of the inputs (the promoted one where they differ): the exact values, rounded once.
+        Tensors that are tied in both stay tied. Between and beyond the ends integers are those that both have, of
+        counters the larger; spectral norm's vectors belong to the network there.
 
     Raises:
         CheckpointError: names or shapes differ.
@@ -69,5 +70,5 @@ def _between(name: str, ends: list[Tensor], position: float) -> Tensor:
     kept = unaveraged(name, ends)
     if kept is not None:
         return kept
-    moved = affine(widened(ends), (1 - position, position)).to(output_dtype(end.dtype for end in ends))
+    moved = combine(ends[::-1], shifts((position,)), output_dtype(end.dtype for end in ends))
     return not_negative(name, moved, lambda: ends)

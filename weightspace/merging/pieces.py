@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weightspace.elementwise.nonfinite import is_finite
+from weightspace.merging.combining import LinearFormula, combined_pieces
 from weightspace.merging.methods import Method
 from weightspace.merging.methods.loading import load_function
+from weightspace.merging.refining import RefinedFormula, refined_pieces
 from weightspace.merging.rounding import needs_float64, rounded
-from weightspace.merging.stack import Stack, check_finite, is_finite
+from weightspace.merging.stack import Formula, Stack, check_finite
 
 
 def merged_pieces(
@@ -28,20 +31,47 @@ def merged_pieces(
         arguments: as ``method.arguments`` returns them, and what its survey adds.
         dtype: of the output.
 
+    Yields:
+        Elements in memory that is used again for the next ones.
+
     Raises:
         WeightspaceError: the stack or the result holds NaN or infinity (``stack.finite``), or as the method.
     """
     if not stack.numel:
         return
+    stack = replace(stack, work=_work_dtype(method, stack, dtype))
     with np.errstate(all="ignore"):  # numbers that aren't finite are found, or allowed
         formula = load_function(method)(stack, weights, **arguments)
-        shows = method.transparent and 0 not in (*weights, arguments.get("lambda_", 1.0))
-        for piece in (replace(stack, finite=False) if shows else stack).pieces():
-            values = formula(piece)
-            result = rounded(values, dtype)
-            if needs_float64(values, piece.base, dtype) or not is_finite(result):
-                exact = stack.read(piece.start, piece.start + values.numel(), torch.float64)
-                result = rounded(formula(exact), dtype)
-                if stack.finite:
-                    check_finite(result, stack.name, "the result")
-            yield piece.start, result.reshape(-1)
+        for start, merged in _formula_pieces(formula, stack, dtype):
+            if not stack.finite:
+                places, held = stack.shared_nonfinite(start, start + len(merged))
+                merged[places] = held.to(dtype)
+            yield start, merged
+
+
+def _formula_pieces(formula: Formula, stack: Stack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    """Yield the merged tensor piece by piece, as its formula is made."""
+    if isinstance(formula, LinearFormula):
+        return combined_pieces(formula, stack, dtype)
+    if isinstance(formula, RefinedFormula) and formula.exact.finite and dtype != torch.float64:
+        return refined_pieces(formula, stack, dtype)
+    return _computed_pieces(formula, stack, dtype)
+
+
+def _work_dtype(method: Method, stack: Stack, dtype: torch.dtype) -> torch.dtype:
+    """Return what to compute in: twice the digits of the output, except for singular vectors and the users' methods."""
+    doubles = dtype == torch.float32 and method.doubles and stack.grain != "whole"
+    return torch.float64 if doubles else stack.dtype
+
+
+def _computed_pieces(formula: Formula, stack: Stack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    """Yield the merged tensor piece by piece, each computed as a whole."""
+    for piece in stack.working_pieces():
+        values = formula(piece)
+        result = rounded(values, dtype)
+        if needs_float64(values, piece.base, dtype) or not is_finite(result):
+            exact = stack.read(piece.start, piece.start + values.numel(), torch.float64)
+            result = rounded(formula(exact), dtype)
+            if stack.finite:
+                check_finite(result, stack.name, "the result")
+        yield piece.start, result.reshape(-1)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 #: Gives, piece by piece and every time anew, the position of a first element and the statistic of each population: from
 #: the start, or from the piece on that began at a given position.
@@ -48,6 +49,10 @@ class Cut:
         if bound > 0:
             mask[:bound] |= statistic[:bound] == self.value
         return mask
+
+    def kept_at(self, statistic: Tensor, positions: Tensor) -> Tensor:
+        """Return which elements at some positions are kept, as bools; ``statistic`` are their numbers, 1-D."""
+        return (statistic > self.value) | ((statistic == self.value) & (positions < self.position))
 
 
 #: Keeps everything; keeps nothing.

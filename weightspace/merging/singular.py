@@ -29,7 +29,7 @@ def on_matrices(stack: Stack, merge: Matrices, lambda_: float) -> Formula:
     def formula(piece: Piece) -> Tensor:
         backs = back_differences(piece)
         merged = decomposed(list(backs), merge) if len(stack.shape) == 2 else summed(backs) / len(backs)
-        return taken_from(piece.origin, merged, lambda_)
+        return taken_from(piece.origin.double(), merged.double(), lambda_)
 
     return formula
 

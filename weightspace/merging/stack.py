@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from weightspace.checkpoints.reader import StoredTensor
+from weightspace.elementwise.nonfinite import finite, is_finite
 from weightspace.errors import WeightspaceError
 from weightspace.merging.methods.method import PIECE, Grain
 
@@ -98,10 +99,12 @@ class Stack:
         base: the base's tensor, or None.
         labels: what the models are called in errors and in the seeds of their random masks, one a source.
         grain: what a piece is (see ``Piece``).
-        finite: refuse NaN and infinity when they are read.
-        dtype: what is computed in: that of the inputs, float32 at least.
+        finite: refuse NaN and infinity when they are read. Else those that all tensors share, base included, are read
+            as 0, so that sums over the tensor don't see them (``shared_nonfinite``).
+        dtype: what the inputs are read and selected in: theirs, float32 at least.
         evidence: the statistics of data of each model, for methods that need them; None where a model has none
             for this tensor.
+        work: what sums and results are computed in, ``dtype`` if None.
         passes: whether each of the whole passes so far looked for NaN and infinity.
     """
 
@@ -113,6 +116,7 @@ class Stack:
     finite: bool = True
     dtype: torch.dtype = torch.float32
     evidence: Sequence[Flat | None] = ()
+    work: torch.dtype | None = None
     passes: list[bool] = field(default_factory=list, compare=False)
 
     @property
@@ -135,16 +139,17 @@ class Stack:
         row = max(1, math.prod(self.shape[1:]))
         return row * max(1, PIECE // row)
 
-    def pieces(self, first: int = 0) -> Iterator[Piece]:
+    def pieces(self, first: int = 0, dtype: torch.dtype | None = None) -> Iterator[Piece]:
         """Read the tensors once, in order; each piece takes the memory of the one before.
 
         A whole pass finds NaN and infinity; those after it don't look again.
 
         Args:
             first: where to begin: the start of a piece.
+            dtype: of the pieces, that of the stack if not given.
         """
         numel, span = self.numel, self.span
-        room = self._room(min(span, numel), self.dtype)
+        room = self._room(min(span, numel), dtype or self.dtype)
         for start in range(first, numel, span):
             yield self._piece(start, room[:, : numel - start])
         if not first:
@@ -178,12 +183,33 @@ class Stack:
 
     def _made(self, start: int, room: Tensor) -> Piece:
         """Return the piece of the elements in ``room``, looked at where nobody has looked yet."""
-        if self.finite and True not in self.passes and not is_finite(room):
+        if not self.finite:
+            _blank_shared(room)
+        elif True not in self.passes and not is_finite(room):
             for label, row in zip((*self.labels, "the base"), room, strict=False):
                 check_finite(row, self.name, label)
         tensors = room.view(len(room), *self._shape(room.shape[1]))
         count = len(self.sources)
         return Piece(tensors[:count], None if self.base is None else tensors[count], start)
+
+    def working_pieces(self) -> Iterator[Piece]:
+        """Read the tensors once in the dtype that sums and results are computed in."""
+        return self.pieces(dtype=self.work)
+
+    def elements(self, start: int, stop: int, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Return some elements of a range, of the models ``(N, n)`` and of the base ``(n,)``, in float64."""
+        rows = torch.stack([source.read(start, stop)[places].to(torch.float64) for source in self._sources])
+        return rows[: len(self.sources)], rows[-1]
+
+    def shared_nonfinite(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Return where in a range all tensors, base included, hold the same NaN or infinity, and what they hold."""
+        first = self._sources[0].read(start, stop)
+        places = torch.empty(0, dtype=torch.int64) if is_finite(first) else (~finite(first)).nonzero()[:, 0]
+        if not len(places):
+            return places, first[places]
+        rows = torch.stack([source.read(start, stop)[places].to(self.dtype) for source in self._sources])
+        places = places[_shared(rows)]
+        return places, first[places]
 
     @property
     def _sources(self) -> Sequence[Flat]:
@@ -199,16 +225,22 @@ class Stack:
         return (1, count) if len(self.shape) < 2 else (-1, *self.shape[1:])
 
 
+def _blank_shared(rows: Tensor) -> None:
+    """Set to 0, in place, what is the same NaN or infinity in all rows."""
+    if not is_finite(rows[0]):
+        places = (~rows[0].isfinite()).nonzero()[:, 0]
+        rows[:, places[_shared(rows[:, places])]] = 0.0
+
+
+def _shared(rows: Tensor) -> Tensor:
+    """Return which columns hold the same bits in all rows."""
+    bits = rows.view(torch.int64 if rows.dtype == torch.float64 else torch.int32)
+    return (bits == bits[0]).all(dim=0)
+
+
 def real(tensor: Tensor) -> Tensor:
     """Return a view of a complex tensor as pairs of real numbers; any other tensor as it is."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Return whether a tensor holds no NaN and no infinity."""
-    # The sum is one fast pass; it can also overflow, so that only the slow check has the last word.
-    narrow = tensor.dtype == torch.float16 or tensor.dtype.itemsize == 1
-    return math.isfinite(tensor.sum(dtype=torch.float32 if narrow else None).item()) or bool(tensor.isfinite().all())
 
 
 def check_finite(tensor: Tensor, name: str, holder: str) -> None:
@@ -218,9 +250,16 @@ def check_finite(tensor: Tensor, name: str, holder: str) -> None:
         WeightspaceError: it does; the message names the tensor and who holds it.
     """
     if not is_finite(tensor):
-        finite = tensor.isfinite()
+        good = finite(tensor)
         bad = "NaN" if bool(tensor.isnan().any()) else "infinite"
         raise WeightspaceError(
-            f"{name!r} of {holder} holds {bad} values (found in {int((~finite).sum()):,} of the {tensor.numel():,} "
-            "elements looked at). Expected finite ones; allow_nonfinite (--allow-nonfinite) merges them all the same."
+            f"{name!r} of {holder} holds {bad} values (found in {int((~good).sum()):,} of the {tensor.numel():,} "
+            f"elements looked at). Expected finite ones{_limit(tensor.dtype)}; allow_nonfinite (--allow-nonfinite) "
+            "merges them all the same."
         )
+
+
+def _limit(dtype: torch.dtype) -> str:
+    """Return where a dtype ends whose numbers a merge easily leaves."""
+    largest = torch.finfo(dtype).max
+    return f", up to the {largest:g} at which {str(dtype).removeprefix('torch.')} ends" if largest < 1e6 else ""

@@ -67,6 +67,6 @@ def in_subspace(stack: Stack, inner: Inner, lambda_: float, matrices: Matrices) 
     def formula(piece: Piece) -> Tensor:
         differences = piece.deltas()
         merged = decomposed(differences, matrices) if len(stack.shape) == 2 else inner.merged(differences)
-        return taken_from(piece.origin, merged, -lambda_)
+        return taken_from(piece.origin.double(), merged.double(), -lambda_)
 
     return formula

@@ -22,6 +22,8 @@ from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.measure import is_inexact
 from weightspace.connectivity.statistics import batch_statistics
 from weightspace.elementwise.affine import affine
+from weightspace.elementwise.coefficients import shares
+from weightspace.elementwise.combination import combine
 from weightspace.elementwise.counting import unaveraged
 from weightspace.elementwise.parametrized import Coordinates, combined
 from weightspace.elementwise.precision import output_dtype, widened
@@ -172,7 +174,9 @@ class _Mixture:
         """Set the weights of the network."""
         alphas, own = self.alphas(), self.network.state_dict()
         for name in self.coordinates.names:
-            mixed = self._mixed(name, [self.coordinates.of(state, name) for state in self.states], alphas)
+            tensors = [self.coordinates.of(state, name) for state in self.states]
+            kept = unaveraged(name, tensors)
+            mixed = affine(widened(tensors), self._alpha(name, alphas).tolist()) if kept is None else kept
             for part, tensor in self.coordinates.tensors(name, mixed):
                 own[part].copy_(tensor)
         for parameter in self.network.parameters():
@@ -195,9 +199,17 @@ class _Mixture:
             self.logits[group].grad = alpha * slopes[group]
 
     def state(self) -> StateDict:
-        """Return the mixture, in the dtype of the ingredients."""
+        """Return the mixture, in the dtype of the ingredients, rounded once."""
         alphas = self.alphas()
-        return combined(self.states, lambda name, tensors: self._mixed(name, tensors, alphas))
+
+        def mixed(name: str, tensors: list[Tensor]) -> Tensor:
+            kept = unaveraged(name, tensors)
+            if kept is not None:
+                return kept
+            own = shares(tuple(self._alpha(name, alphas).tolist()))
+            return combine(tensors, own, output_dtype(tensor.dtype for tensor in tensors))
+
+        return combined(self.states, mixed)
 
     def _slope(self, name: str) -> tuple[Tensor, Tensor] | None:
         """Return a coordinate of the network, and the gradient by it; None where there is none."""
@@ -223,18 +235,15 @@ class _Mixture:
         finally:
             handle.remove()
 
-    @torch.no_grad()
-    def _mixed(self, name: str, tensors: list[Tensor], alphas: Mapping[str, Tensor]) -> Tensor:
-        kept = unaveraged(name, tensors)
-        if kept is not None:
-            return kept
+    def _alpha(self, name: str, alphas: Mapping[str, Tensor]) -> Tensor:
+        """Return the coefficients of a tensor."""
         alpha = alphas.get(self.groups[name])
-        if alpha is None:  # a buffer: no gradient decides about it, so that it goes with its layer, else with all
-            layer = name.rpartition(".")[0]
-            near = [one for group, one in alphas.items() if group.rpartition(".")[0] == layer] or list(alphas.values())
-            alpha = torch.stack(near).mean(0)
-        dtype = output_dtype(tensor.dtype for tensor in tensors)
-        return affine(widened(tensors), alpha.tolist()).to(dtype)
+        if alpha is not None:
+            return alpha
+        # A buffer: no gradient decides about it, so that it goes with its layer, else with all.
+        layer = name.rpartition(".")[0]
+        near = [one for group, one in alphas.items() if group.rpartition(".")[0] == layer] or list(alphas.values())
+        return torch.stack(near).mean(0)
 
 
 def _group(name: str, per: Per) -> str:

@@ -1,7 +1,6 @@
-r"""The running mean of networks in float64: one set of tensors, however many networks go in.
+r"""The running mean of networks: one set of sums, however many networks go in.
 
-:math:`m_k = m_{k-1} - (m_{k-1} - x_k) / k`, of which copies are a fixed point bit for bit, in every dtype (a running
-sum has that for float32 only: :math:`3x` is not a float64 for every float64 :math:`x`). Pairs of weight norm are
+:math:`m_k = (x_1 + \dots + x_k) / k` from exact sums, so that neither order nor number shows. Pairs of weight norm are
 averaged as the weights that they stand for, and of spectral norm's vectors, which follow from the mean, those of the
 first network are kept (see ``elementwise.parametrized``).
 """
@@ -16,13 +15,12 @@ from torch import Tensor
 from weightspace.adapters.factor_files import check_is_model
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.buffers import check_ties
+from weightspace.checkpoints.measure import is_inexact
 from weightspace.checkpoints.state import tied_names
 from weightspace.elementwise.counting import unaveraged
+from weightspace.elementwise.exact_sum import ExactSum
 from weightspace.elementwise.parametrized import Coordinates, made_elsewhere
 from weightspace.elementwise.precision import output_dtype
-
-#: Elements taken at a time, so that what is made on the way stays small: 1 MiB.
-_PIECE = 2**17
 
 
 class RunningMean:
@@ -34,7 +32,8 @@ class RunningMean:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self._means: StateDict = {}
+        self._sums: dict[str, ExactSum] = {}
+        self._unaveraged: StateDict = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._tied: dict[str, str] = {}
         self._coordinates: Coordinates | None = None
@@ -62,11 +61,13 @@ class RunningMean:
             self._tied = tied
         for key in [key for key, owner in self._tied.items() if tied.get(key) != owner]:
             owner = self._tied.pop(key)  # tied in all before, but not in this one
-            if owner in self._means:
-                self._means[key] = self._means[owner].clone()
+            if owner in self._sums:
+                self._sums[key] = self._sums[owner].copy()
+            if owner in self._unaveraged:
+                self._unaveraged[key] = self._unaveraged[owner]
         for key in coordinates.names:
             if key not in self._tied:
-                self._means[key] = self._joined(key, coordinates.of(state, key), name)
+                self._add(key, coordinates.of(state, key), name)
         for key, tensor in state.items():
             self._dtypes[key] = output_dtype((self._dtypes[key], tensor.dtype))
         self.names.append(name)
@@ -106,8 +107,9 @@ class RunningMean:
         elsewhere = made_elsewhere(coordinates.parametrizations, self._tied)
         for key in coordinates.names:
             if key not in elsewhere:
-                mean = self._means.pop(key) if key not in self._tied else made[self._tied[key]]
-                made.update(coordinates.tensors(key, mean.to(coordinates.dtype(key))))
+                owner, dtype = self._tied.get(key), coordinates.dtype(key)
+                mean = self._mean(key, dtype) if owner is None else made[owner].to(dtype)
+                made.update(coordinates.tensors(key, mean))
         return {key: made[self._tied.get(key, key)] for key in self._dtypes}
 
     def _check(self, state: StateDict, name: str) -> None:
@@ -115,27 +117,42 @@ class RunningMean:
         if self._coordinates is not None:
             first, functions = self._coordinates.models[0], self._coordinates.functions
             following = {key: first[key] for key in first if key in functions}
-            known = {**self._ties(), **following, **self._means}
-            check_compatible(known, state, names=(self.names[0], name))
+            own = {key: total.high for key, total in self._sums.items()} | self._unaveraged
+            ties = {key: own[owner] for key, owner in self._tied.items() if owner in own}
+            check_compatible({**ties, **following, **own}, state, names=(self.names[0], name))
 
-    def _ties(self) -> StateDict:
-        return {key: self._means[owner] for key, owner in self._tied.items() if owner in self._means}
+    def _add(self, key: str, tensor: Tensor, name: str) -> None:
+        """Add one tensor to its sum, and keep what it is where it has no average."""
+        kept = self._without_average(key, tensor, name)
+        if is_inexact(tensor):
+            if key in self._sums:
+                self._sums[key].add(tensor)
+            else:
+                self._sums[key] = ExactSum.of(tensor)
+        if kept is not None:
+            self._unaveraged[key] = kept
+        else:
+            self._unaveraged.pop(key, None)
 
-    def _joined(self, key: str, tensor: Tensor, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """Return one tensor of the mean with a network more: in a dtype, or in the place of the mean itself."""
-        mean = self._means.get(self._tied.get(key, key))
-        whole = unaveraged(key, [tensor] if mean is None else [mean, tensor], models=[*self.names[:1], name])
-        if whole is not None:
-            return whole if dtype is None else whole.to(dtype)
-        wide = torch.complex128 if tensor.is_complex() else torch.float64
-        if mean is None:
-            return tensor.detach().to(dtype or wide, copy=True, memory_format=torch.contiguous_format)
-        joined = mean if dtype is None else torch.empty_like(mean, dtype=dtype)
-        count = len(self.names) + 1
-        pieces = (one.reshape(-1).split(_PIECE) for one in (mean, tensor.detach(), joined))
-        for old, new, into in zip(*pieces, strict=True):
-            new = new.to(wide)
-            # Equal elements differ by +0.0, and x − (+0.0) is x for both zeros; ∞ − ∞ is nothing to go by.
-            step = (old - new).masked_fill_(old == new, 0.0).div_(count)
-            into.copy_(torch.sub(old, step, out=step))
-        return joined
+    def _mean(self, key: str, dtype: torch.dtype) -> Tensor:
+        """Return one tensor of the mean, which is given up."""
+        kept = self._unaveraged.pop(key, None)
+        return self._sums.pop(key).mean(len(self.names), dtype) if kept is None else kept.to(dtype)
+
+    def _joined(self, key: str, tensor: Tensor, name: str, dtype: torch.dtype) -> Tensor:
+        """Return one tensor of the mean with a network more."""
+        owner = self._tied.get(key, key)
+        kept = self._without_average(owner, tensor, name)
+        if kept is not None:
+            return kept.to(dtype)
+        total = self._sums.get(owner)
+        if total is None:
+            return tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+        return total.mean_with(tensor, len(self.names) + 1, dtype)
+
+    def _without_average(self, key: str, tensor: Tensor, name: str) -> Tensor | None:
+        """Return what one tensor is with a network more where it has no average, else None."""
+        known = self._unaveraged.get(key)
+        if known is None and key in self._sums:
+            return None
+        return unaveraged(key, [tensor] if known is None else [known, tensor], models=[*self.names[:1], name])

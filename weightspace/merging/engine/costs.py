@@ -8,8 +8,9 @@ from weightspace.checkpoints.safetensors_header import ITEMSIZES
 from weightspace.merging.engine.plan import Job, Plan, Ref
 from weightspace.merging.methods.method import PIECE
 
-#: Copies of a piece that a method holds at a time, beside two a model: the widened base, moves, masks, the result.
-_COPIES = 6
+#: Copies of a piece that a method holds at a time, beside two a model: the widened base, moves, masks, the result, and
+#: results that wait for others.
+_COPIES = 14
 
 #: Copies of the whole tensor that a method of singular vectors holds for each model: factors, and workspace.
 _WHOLE_COPIES = 5
@@ -45,6 +46,8 @@ def _job_memory(plan: Plan, job: Job) -> int:
     shape = plan.info(job.inputs[0]).shape
     if job.kind not in _DERIVED:
         itemsize = max(4, *(ITEMSIZES[plan.info(ref).dtype] for ref in job.refs))
+        if job.info.dtype == "F32" and plan.method.doubles and plan.method.grain != "whole":
+            itemsize = 8  # computed in float64
         return _merge_memory(plan, job, shape, itemsize)
     pieces = _merge_memory(plan, job, shape, 8) + 8 * PIECE * _DERIVED_COPIES
     return pieces + (8 * math.prod(shape) * _MATRIX_COPIES if job.kind == "vector" else 0)

@@ -72,7 +72,7 @@ class Sources:
             self.plan.method.grain_of(job.arguments),
             self.plan.finite,
             wide,
-            self._evidence(job),
+            evidence=self._evidence(job),
         )
 
     def _evidence(self, job: Job) -> Sequence[Flat | None]:

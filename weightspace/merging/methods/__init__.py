@@ -37,7 +37,6 @@ _ROWS = (
         "Wortsman et al. 2022, https://arxiv.org/abs/2203.05482",
         (_normalize(True),),
         normalised=True,
-        transparent=True,
     ),
     Method(
         "slerp",
@@ -97,7 +96,6 @@ _ROWS = (
         "Ilharco et al. 2023, https://arxiv.org/abs/2212.04089",
         (_LAMBDA, _normalize(False)),
         base="required",
-        transparent=True,
     ),
     Method(
         "wise_ft",
@@ -227,6 +225,7 @@ _ROWS = (
         copies=48,
         weighted=False,
         scale_free=False,
+        doubles=False,
         cost=60,
     ),
     Method(

@@ -22,6 +22,7 @@ from weightspace.merging.consensus import (
     summed,
     taken_from,
     trim,
+    visible,
 )
 from weightspace.merging.methods.linear import normalised
 from weightspace.merging.stack import Formula, Piece, Stack
@@ -54,9 +55,10 @@ def breadcrumbs(
     Source:
         Davari and Belilovsky 2024, https://arxiv.org/abs/2312.06795, section 3.
     """
-    factors = normalised(weights, math.fsum(weights)) if normalize else weights
+    shown, (factor,) = visible(weights, stack), visible([lambda_], stack)
+    factors = normalised(shown) if normalize else shown
     trail = _Trail(stack, density, gamma, rescale)
-    return lambda piece: taken_from(piece.origin, summed(trail.terms(piece, factors)), lambda_)
+    return lambda piece: taken_from(piece.origin, summed(trail.terms(piece, factors)), factor)
 
 
 def breadcrumbs_ties(
@@ -73,11 +75,12 @@ def breadcrumbs_ties(
 
     Args and source: as ``breadcrumbs``; ``normalize`` divides by the weights of those that agree.
     """
+    shown, (factor,) = visible(weights, stack), visible([lambda_], stack)
     trail = _Trail(stack, density, gamma, rescale)
 
     def formula(piece: Piece) -> Tensor:
-        agreed = elected_mean(trail.terms(piece, weights), weights, normalize=normalize)
-        return taken_from(piece.origin, agreed, lambda_)
+        agreed = elected_mean(trail.terms(piece, shown), shown, normalize=normalize)
+        return taken_from(piece.origin, agreed, factor)
 
     return formula
 
@@ -87,6 +90,7 @@ class _Trail:
 
     def __init__(self, stack: Stack, density: Sequence[float], gamma: Sequence[float], rescale: bool) -> None:
         count = stack.numel
+        self.selected = stack.dtype
         kept = [count if share >= 1 else math.floor(share * count) for share in density]
         dropped = [min(math.floor(share * count), count - keep) for share, keep in zip(gamma, kept, strict=True)]
         self.upper = largest_differences(stack, dropped)
@@ -100,12 +104,12 @@ class _Trail:
 
     def _between(self, start: int, backs: Tensor) -> Tensor:
         """Return what lies between the cuts."""
-        return trim(backs.clone(), self.lower, start) - trim(backs, self.upper, start)
+        return trim(backs.clone(), self.lower, start, self.selected) - trim(backs, self.upper, start, self.selected)
 
     def _scales(self, stack: Stack) -> list[float]:
         """Return the factors that restore the L1 norms."""
         before, after = np.zeros(len(self.upper)), np.zeros(len(self.upper))
-        for piece in stack.pieces():
+        for piece in stack.working_pieces():
             backs = back_differences(piece)
             before += absolute_sums(backs)
             after += absolute_sums(self._between(piece.start, backs))

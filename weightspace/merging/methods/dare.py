@@ -9,13 +9,20 @@ the factor restores the L1 norm.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
 
-from weightspace.merging.consensus import back_differences, elected_mean, restored, scale, summed, taken_from
+from weightspace.merging.consensus import (
+    back_differences,
+    elected_mean,
+    restored,
+    scale,
+    summed,
+    taken_from,
+    visible,
+)
 from weightspace.merging.masks import random_mask
 from weightspace.merging.methods.linear import normalised
 from weightspace.merging.methods.method import PIECE
@@ -105,7 +112,7 @@ class Masked:
         if all(share >= 1 for share in self.density):
             return [1.0] * len(self.density)
         before, after = np.zeros(len(self.density)), np.zeros(len(self.density))
-        for piece in self.stack.pieces():
+        for piece in self.stack.working_pieces():
             sizes = back_differences(piece).abs_()
             before += row_sums(sizes.flatten(1)).numpy()
             after += row_sums(self._drop(sizes, piece.start).flatten(1)).numpy()
@@ -135,7 +142,7 @@ class Masked:
             bits = self._last[index][1]
         if bits is None:
             name, label = self.stack.name, self.stack.labels[index]
-            bits = random_mask(self.seed, name, label, first, count, self.keep(back, index))
+            bits = random_mask(self.seed, name, label, first, count, self.keep(back.to(self.stack.dtype), index))
             if bits.nbytes <= self._room:
                 self._room -= bits.nbytes
                 self._bits[index, first] = bits
@@ -150,17 +157,19 @@ def masked_sum(masked: Masked, weights: Sequence[float], factor: float, normaliz
     Raises:
         WeightspaceError: with ``normalize``, the weights sum to zero.
     """
-    shares = normalised(weights, math.fsum(weights)) if normalize else weights
+    shown, (own,) = visible(weights, masked.stack), visible([factor], masked.stack)
+    shares = normalised(shown) if normalize else shown
     factors = [share * scale for share, scale in zip(shares, masked.scales(rescale), strict=True)]
-    return lambda piece: taken_from(piece.origin, summed(masked.terms(piece, factors)), factor)
+    return lambda piece: taken_from(piece.origin, summed(masked.terms(piece, factors)), own)
 
 
 def masked_consensus(masked: Masked, weights: Sequence[float], factor: float, normalize: bool, rescale: str) -> Formula:
     """Return the formula of the consensus of signs on masked differences."""
-    factors = [weight * scale for weight, scale in zip(weights, masked.scales(rescale), strict=True)]
+    shown, (own,) = visible(weights, masked.stack), visible([factor], masked.stack)
+    factors = [weight * scale for weight, scale in zip(shown, masked.scales(rescale), strict=True)]
 
     def formula(piece: Piece) -> Tensor:
-        agreed = elected_mean(masked.terms(piece, factors), weights, normalize=normalize)
-        return taken_from(piece.origin, agreed, factor)
+        agreed = elected_mean(masked.terms(piece, factors), shown, normalize=normalize)
+        return taken_from(piece.origin, agreed, own)
 
     return formula

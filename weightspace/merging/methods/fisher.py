@@ -7,14 +7,15 @@ with :math:`F_i` the diagonal of the Fisher information.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from weightspace.elementwise.affine import affine
+from weightspace.elementwise.coefficients import shares as exact_shares
 from weightspace.errors import WeightspaceError
+from weightspace.merging.combining import LinearFormula
 from weightspace.merging.evidence import known_evidence
 from weightspace.merging.methods.linear import normalised
 from weightspace.merging.stack import Formula, Piece, Stack
@@ -36,10 +37,10 @@ def fisher(stack: Stack, weights: Sequence[float]) -> Formula:
     """
     if min(weights) < 0:
         raise WeightspaceError(f"Method 'fisher' takes weights of 0 or more, found {min(weights):g}.")
-    shares = normalised(weights, math.fsum(weights))
+    shares = normalised(weights)
     evidence = known_evidence(stack, stack.shape)
     if not evidence:
-        return lambda piece: affine(piece.tensors, shares)
+        return LinearFormula(exact_shares(tuple(weights)))
 
     def formula(piece: Piece) -> Tensor:
         stop = piece.start + piece.tensors[0].numel()

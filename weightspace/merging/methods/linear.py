@@ -8,12 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from weightspace.elementwise.affine import affine, combination
+from weightspace.elementwise.coefficients import ratios, shares
 from weightspace.errors import WeightspaceError
-from weightspace.merging.stack import Formula, Piece, Stack
+from weightspace.merging.combining import LinearFormula
+from weightspace.merging.stack import Formula, Stack
 
 #: Weights whose sum is below this share of their size cancel; what is left is rounding.
 _CANCELLED = 1e-12
@@ -33,26 +31,31 @@ def linear(stack: Stack, weights: Sequence[float], *, normalize: bool) -> Formul
     Source:
         Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, section 2.
     """
-    total = math.fsum(weights)
-    shares, whole = (normalised(weights, total), 1.0) if normalize else (weights, total)
-
-    def formula(piece: Piece) -> Tensor:
-        # What is not finite in float32 is computed once more in float64: the fast way does not look.
-        combine = combination if piece.models.dtype == torch.float32 else affine
-        return combine(piece.tensors, shares, whole)
-
-    return formula
+    if not normalize:
+        return LinearFormula(ratios(tuple(weights)))
+    check_sum(weights)
+    return LinearFormula(shares(tuple(weights)))
 
 
-def normalised(weights: Sequence[float], total: float) -> list[float]:
-    """Return the weights divided by ``total``, their sum.
+def normalised(weights: Sequence[float]) -> list[float]:
+    """Return the weights divided by their sum.
 
     Raises:
         WeightspaceError: they cancel.
     """
-    if abs(total) <= _CANCELLED * math.fsum(abs(weight) for weight in weights):
+    check_sum(weights)
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
+
+
+def check_sum(weights: Sequence[float]) -> None:
+    """Check that weights can be divided by their sum.
+
+    Raises:
+        WeightspaceError: they cancel.
+    """
+    if abs(math.fsum(weights)) <= _CANCELLED * math.fsum(abs(weight) for weight in weights):
         raise WeightspaceError(
             f"Weights {', '.join(f'{weight:g}' for weight in weights)} sum to 0, by which a mean divides. "
             "Expected weights with another sum, or normalize=False."
         )
-    return [weight / total for weight in weights]

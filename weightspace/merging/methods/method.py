@@ -96,8 +96,8 @@ class Method:
         flat: a parameter and its value with which any stretch of elements does.
         weighted: whether the models have weights.
         normalised: equal models without a base give that model, whatever the weights.
-        transparent: NaN or infinity in a model shows in the result, unless its weight or the factor of all is 0.
         scale_free: multiplying all models and the base by a number multiplies the result by it.
+        doubles: results of float32 are computed in float64; else they are elements of a model, as they are.
         survey: ``file:function`` of a pass over the whole model before the first tensor, or "".
         surveyed_for: a parameter and the value with which that pass is made.
         evidence: the statistics of data that it needs of every model (``gram``, ``fisher``), or "".
@@ -116,8 +116,8 @@ class Method:
     flat: tuple[str, bool] | None = None
     weighted: bool = True
     normalised: bool = False
-    transparent: bool = False
     scale_free: bool = True
+    doubles: bool = True
     survey: str = ""
     surveyed_for: tuple[str, str] = ("", "")
     evidence: str = ""

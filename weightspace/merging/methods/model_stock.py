@@ -7,12 +7,15 @@ with :math:`\cos\theta` the mean over all pairs of the cosine between :math:`x_i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from weightspace.merging.consensus import back_differences, summed, taken_from
+from weightspace.elementwise.coefficients import shifts, simplest
+from weightspace.merging.combining import LinearFormula, computed_formula
+from weightspace.merging.consensus import back_differences, summed
 from weightspace.merging.gram import gram, row_grams
 from weightspace.merging.stack import Formula, Piece, Stack
 
@@ -34,7 +37,9 @@ def model_stock(stack: Stack, weights: Sequence[float], *, filter_wise: bool) ->
     count = len(weights)
     if not filter_wise or len(stack.shape) < 2:
         ratio = ratios(torch.tensor(gram(stack, deltas=True), dtype=torch.float64)[..., None])[0].item()
-        return lambda piece: taken_from(piece.origin, _summed_backs(piece), ratio / count)
+        if not math.isfinite(ratio):
+            return computed_formula([ratio])
+        return LinearFormula(shifts([simplest(ratio)] * count, count), with_base=True)
     by_row = ratios(row_grams(stack, deltas=True)) / count
     width = stack.numel // max(1, stack.shape[0])
 

@@ -34,7 +34,7 @@ def multislerp(stack: Stack, weights: Sequence[float], *, normalize_weights: boo
     Source:
         mergekit, https://arxiv.org/abs/2403.13257, ``multislerp``.
     """
-    shares = normalised(weights, math.fsum(weights)) if normalize_weights else list(weights)
+    shares = normalised(weights) if normalize_weights else list(weights)
     deltas = stack.base is not None
     directions = Directions(gram(stack, deltas=deltas))
     length = math.fsum(share * norm for share, norm in zip(shares, directions.norms, strict=True))

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from weightspace.elementwise.affine import affine, shifted
+from weightspace.elementwise.coefficients import shares, shifts
+from weightspace.merging.combining import LinearFormula, computed_formula
 from weightspace.merging.gram import gram, vectors
 from weightspace.merging.methods.slerp import arc
 from weightspace.merging.stack import Formula, Piece, Stack
@@ -36,15 +37,16 @@ def nuslerp(stack: Stack, weights: Sequence[float], *, nuslerp_flatten: bool, nu
     Source:
         mergekit, https://arxiv.org/abs/2403.13257, ``nuslerp``.
     """
-    total = sum(weights)
-    t = 0.5 if abs(total) < _CANCELLED else weights[1] / total
+    pair = (1.0, 1.0) if abs(sum(weights)) < _CANCELLED else tuple(weights)
+    t = pair[1] / sum(pair)
     deltas = stack.base is not None
     if nuslerp_flatten or len(stack.shape) < 2:
         (aa, ab), (_, bb) = gram(stack, deltas=deltas)
-        start, end, total = arc(aa, ab, bb, t, parallel=math.sqrt(1 - _STRAIGHT))
-        if deltas:
-            return lambda piece: shifted(piece.origin, piece.tensors, [start, end])
-        return lambda piece: affine(piece.tensors, [start, end], total)
+        found = arc(aa, ab, bb, t, parallel=math.sqrt(1 - _STRAIGHT))
+        if found is None:
+            exact = shares(pair)
+            return LinearFormula(shifts(exact.numerators, exact.divisor) if deltas else exact, with_base=deltas)
+        return computed_formula(found, base="origin" if deltas else "none")
     products = _column_products(stack, deltas) if nuslerp_row_wise else lambda piece: _row_products(piece, deltas)
     return lambda piece: _along(piece, products(piece), t, deltas)
 

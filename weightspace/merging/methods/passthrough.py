@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from weightspace.elementwise.coefficients import ratios
+from weightspace.merging.combining import LinearFormula
 from weightspace.merging.stack import Formula, Stack
 
 
@@ -13,4 +15,4 @@ def passthrough(stack: Stack, weights: Sequence[float], *, scale: float) -> Form
     Source:
         mergekit, https://arxiv.org/abs/2403.13257, ``passthrough``.
     """
-    return lambda piece: piece.tensors[0] * scale
+    return LinearFormula(ratios((scale,)))

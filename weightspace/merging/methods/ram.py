@@ -26,7 +26,7 @@ def ram(stack: Stack, weights: Sequence[float], *, epsilon: float) -> Formula:
     Source:
         Reinforced Agent Merging, https://arxiv.org/abs/2601.13572.
     """
-    return _reinforced(epsilon, [1.0] * len(weights))
+    return _reinforced(_rounded(epsilon, stack), [1.0] * len(weights))
 
 
 def ramplus_tl(stack: Stack, weights: Sequence[float], *, epsilon: float, r: float, alpha: float) -> Formula:
@@ -51,7 +51,12 @@ def ramplus_tl(stack: Stack, weights: Sequence[float], *, epsilon: float, r: flo
             unique[index] += alone
             shared[index] += int(mask.sum()) - alone
     overlaps = [several / one if one else alpha for several, one in zip(shared, unique, strict=True)]
-    return _reinforced(epsilon, [1 + r * min(max(overlap, 0.0), alpha) for overlap in overlaps])
+    return _reinforced(_rounded(epsilon, stack), [1 + r * min(max(overlap, 0.0), alpha) for overlap in overlaps])
+
+
+def _rounded(epsilon: float, stack: Stack) -> float:
+    """Return ``ε`` as it is in the dtype of the inputs, so that a difference of just that size is none."""
+    return float(torch.tensor(epsilon, dtype=stack.dtype))
 
 
 def _reinforced(epsilon: float, alone: Sequence[float]) -> Formula:

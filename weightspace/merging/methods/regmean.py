@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from weightspace.elementwise.affine import affine
+from weightspace.elementwise.coefficients import shares as exact_shares
 from weightspace.errors import WeightspaceError
+from weightspace.merging.combining import LinearFormula
 from weightspace.merging.evidence import known_evidence
 from weightspace.merging.stack import Flat, Formula, Piece, Stack
 
@@ -38,16 +40,17 @@ def regmean(stack: Stack, weights: Sequence[float], *, reduce: float) -> Formula
     width = stack.numel // max(1, stack.shape[0]) if stack.shape else 0
     evidence = known_evidence(stack, (width, width))
     if not evidence:
-        return lambda piece: affine(piece.tensors, shares)
+        return LinearFormula(exact_shares((1.0,) * len(weights)))
 
     def formula(piece: Piece) -> Tensor:
         products = [_reduced(one, width, reduce, stack.name) for one in evidence]
-        mean = affine(piece.tensors, shares)
+        tensors = [tensor.double() for tensor in piece.tensors]
+        mean = affine(tensors, shares)
         moved = torch.zeros(len(mean), width, dtype=torch.float64)
-        for tensor, product in zip(piece.tensors, products, strict=True):
-            moved += (mean - tensor).view(len(mean), -1).double() @ product
+        for tensor, product in zip(tensors, products, strict=True):
+            moved += (mean - tensor).view(len(mean), -1) @ product
         moved @= torch.linalg.pinv(sum(products[1:], products[0]), hermitian=True)
-        return mean - moved.to(mean.dtype).view_as(mean)
+        return mean - moved.view_as(mean)
 
     return formula
 

@@ -37,15 +37,15 @@ def sce(stack: Stack, weights: Sequence[float], *, select_topk: float) -> Formul
     """
     cut = EVERYTHING if select_topk >= 1 else _cut(stack, select_topk)
     squares = np.zeros(len(weights))
-    for piece in stack.pieces():
-        squares += [total_square(back) for back in _selected(piece, cut)]
+    for piece in stack.working_pieces():
+        squares += [total_square(back) for back in _selected(piece, cut, stack.dtype)]
     whole = float(squares.sum())
     shares = (squares / whole).tolist() if whole > 0 else [1 / len(weights)] * len(weights)
 
     def formula(piece: Piece) -> Tensor:
-        backs = _selected(piece, cut)
+        backs = _selected(piece, cut, stack.dtype)
         sign = elected_sign(backs)
-        return taken_from(piece.origin, agreeing_mean(scale(backs, shares), sign, shares, normalize=True), 1.0)
+        return taken_from(piece.origin, agreeing_mean(scale(backs, shares), sign, shares), 1.0)
 
     return formula
 
@@ -94,9 +94,11 @@ def _count_changed(models: Tensor) -> int:
     return int(np.count_nonzero(functools.reduce(np.logical_or, changed))) if changed else 0
 
 
-def _selected(piece: Piece, cut: Cut) -> Tensor:
-    """Return ``b − x_i`` where the variance is kept, a zero elsewhere."""
-    kept = None if cut == EVERYTHING else cut.kept(_variance(piece), piece.start)
+def _selected(piece: Piece, cut: Cut, selected: torch.dtype) -> Tensor:
+    """Return ``b − x_i`` where the variance is kept, a zero elsewhere; ``selected`` is the dtype of the variances."""
+    kept = None
+    if cut != EVERYTHING:
+        kept = cut.kept(_variance(replace(piece, models=piece.models.to(selected))), piece.start)
     backs = back_differences(piece)
     if kept is not None:
         array = backs.numpy()

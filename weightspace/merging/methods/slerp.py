@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from weightspace.elementwise.affine import affine
+from weightspace.elementwise.coefficients import shifts
+from weightspace.merging.combining import LinearFormula, computed_formula
 from weightspace.merging.gram import gram, with_base
 from weightspace.merging.stack import Formula, Stack
 
@@ -31,12 +32,14 @@ def slerp(stack: Stack, weights: Sequence[float], *, t: float) -> Formula:
         Shoemake 1985, https://doi.org/10.1145/325334.325242; mergekit's threshold for straight lines.
     """
     (bb, bx), (_, xx) = gram(with_base(stack))
-    start, end, total = arc(bb, bx, xx, t, parallel=_PARALLEL)
-    return lambda piece: affine([piece.origin, *piece.tensors], [start, end], total)
+    found = arc(bb, bx, xx, t, parallel=_PARALLEL)
+    if found is None:
+        return LinearFormula(shifts((t,)), with_base=True)
+    return computed_formula(found[::-1], base="term")
 
 
-def arc(aa: float, ab: float, bb: float, t: float, *, parallel: float) -> tuple[float, float, float]:
-    """Return the coefficients of ``a`` and ``b`` at ``t`` on their arc, and their sum.
+def arc(aa: float, ab: float, bb: float, t: float, *, parallel: float) -> tuple[float, float] | None:
+    """Return the coefficients of ``a`` and ``b`` at ``t`` on their arc, or None where it is a straight line.
 
     Args:
         aa: ``⟨a, a⟩``.
@@ -48,7 +51,6 @@ def arc(aa: float, ab: float, bb: float, t: float, *, parallel: float) -> tuple[
     lengths = math.sqrt(aa) * math.sqrt(bb)
     cosine = max(-1.0, min(1.0, ab / lengths)) if lengths > 0 else 0.0
     if aa == ab == bb or abs(cosine) > parallel:
-        return 1 - t, t, 1.0
+        return None
     theta = math.acos(cosine)
-    start, end = math.sin((1 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta)
-    return start, end, start + end
+    return math.sin((1 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta)

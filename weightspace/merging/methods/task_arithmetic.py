@@ -5,11 +5,12 @@ r"""Task arithmetic: differences from a base, scaled and added to it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from fractions import Fraction
 
-from weightspace.elementwise.affine import affine, shifted
-from weightspace.merging.methods.linear import normalised
+from weightspace.elementwise.coefficients import shifts
+from weightspace.merging.combining import LinearFormula
+from weightspace.merging.methods.linear import check_sum
 from weightspace.merging.stack import Formula, Stack
 
 
@@ -28,9 +29,11 @@ def task_arithmetic(stack: Stack, weights: Sequence[float], *, lambda_: float, n
     Source:
         Ilharco et al. 2023, https://arxiv.org/abs/2212.04089, section 2.
     """
-    factors = normalised(weights, math.fsum(weights)) if normalize else weights
-    scaled = [lambda_ * factor for factor in factors]
-    return lambda piece: shifted(piece.origin, piece.tensors, scaled)
+    if normalize:
+        check_sum(weights)
+    exact = [Fraction(weight) for weight in weights]
+    factors = tuple(Fraction(lambda_) * weight for weight in exact)
+    return LinearFormula(shifts(factors, sum(exact, Fraction(0)) if normalize else 1), with_base=True)
 
 
 def wise_ft(stack: Stack, weights: Sequence[float], *, alpha: float) -> Formula:
@@ -39,4 +42,4 @@ def wise_ft(stack: Stack, weights: Sequence[float], *, alpha: float) -> Formula:
     Source:
         Wortsman et al. 2022, https://arxiv.org/abs/2109.01903, section 3.
     """
-    return lambda piece: affine([piece.origin, *piece.tensors], [1 - alpha, alpha])
+    return LinearFormula(shifts((alpha,)), with_base=True)

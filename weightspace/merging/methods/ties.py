@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from weightspace.merging.consensus import (
@@ -25,6 +26,8 @@ from weightspace.merging.consensus import (
     taken_from,
     trim,
 )
+from weightspace.merging.exact import MaskedSum
+from weightspace.merging.refining import RefinedFormula
 from weightspace.merging.selection import Chunks, Cut, largest
 from weightspace.merging.stack import Formula, Piece, Stack
 
@@ -57,15 +60,22 @@ def ties(
         in mergekit.
     """
     found = cuts or largest_differences(stack, [kept_count(share, stack.numel) for share in density])
+    if normalize and min(weights) > 0:  # only their ratios count
+        equal, exponent = min(weights) == max(weights), math.frexp(max(weights))[1]
+        weights = [1.0 if equal else math.ldexp(weight, -exponent) for weight in weights]
     factors = list(weights)
     if rescale:
         factors = [weight * restoring for weight, restoring in zip(weights, _restoring(stack, found), strict=True)]
 
-    def formula(piece: Piece) -> Tensor:
-        terms = scale(trim(back_differences(piece), found, piece.start), factors)
-        return taken_from(piece.origin, elected_mean(terms, weights, normalize=normalize), lambda_)
+    def quick(piece: Piece, close: list[Tensor] | None) -> Tensor:
+        terms = scale(trim(back_differences(piece), found, piece.start, stack.dtype), factors)
+        return taken_from(piece.origin, elected_mean(terms, weights, normalize=normalize, close=close), lambda_)
 
-    return formula
+    def kept(models: Tensor, base: Tensor, positions: Tensor) -> Tensor:
+        sizes = (base.to(stack.dtype) - models.to(stack.dtype)).abs_()
+        return torch.stack([cut.kept_at(size, positions) for cut, size in zip(found, sizes, strict=True)])
+
+    return RefinedFormula(quick, MaskedSum(kept, factors, weights, lambda_, normalize))
 
 
 def kept_count(density: float, count: int) -> int:
@@ -113,8 +123,8 @@ def _joined(parts: Sequence[Chunks], offsets: Sequence[int]) -> Chunks:
 def _restoring(stack: Stack, cuts: Sequence[Cut]) -> list[float]:
     """Return the factors that restore the L1 norms of the trimmed differences."""
     before, after = np.zeros(len(cuts)), np.zeros(len(cuts))
-    for piece in stack.pieces():
+    for piece in stack.working_pieces():
         backs = back_differences(piece)
         before += absolute_sums(backs)
-        after += absolute_sums(trim(backs, cuts, piece.start))
+        after += absolute_sums(trim(backs, cuts, piece.start, stack.dtype))
     return [restored(*sums) for sums in zip(before.tolist(), after.tolist(), strict=True)]

@@ -1,0 +1,282 @@
+r"""Linear combinations of tensors, :math:`\sum_i c_i x_i`: the exact value of every element, rounded once.
+
+Float32 suffices for most combinations of bfloat16, and float64 for the others; a sample of the elements says where they
+don't: where terms cancel, or differ so much in size that the small ones are lost. There double words are used. What is
+half-ratio between two numbers of the output but for the last digits of a weight (see ``coefficients``) is moved to its
+side by so much that the arithmetic can see it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.elementwise.coefficients import Coefficients
+from weightspace.elementwise.double_word import narrowed, quotient, rounded_once, weighted_sum
+from weightspace.elementwise.formats import nearest, significand_bits
+from weightspace.elementwise.nonfinite import is_finite, replace_nonfinite
+from weightspace.elementwise.sampling import Judge, nudge
+from weightspace.elementwise.small import restore_negative_zeros, small_places
+
+#: Elements that are judged together; that are combined at a time, for which memory is held; and by double words.
+BLOCK, _PIECE, _SMALL = 2**19, 2**17, 2**16
+
+#: So few elements are faster combined one by one.
+_FEW = 12
+
+#: A result below this share of the terms of others is what its own terms leave of each other.
+_SMALL_SHARE = 2.0**-20
+
+#: The sums and means of two numbers.
+_OF_TWO = (((1, 1), 1), ((1, 1), 2))
+
+
+def combine(tensors: Sequence[Tensor], coefficients: Coefficients, dtype: torch.dtype) -> Tensor:
+    """Return ``Σ c_i x_i`` in a new tensor, every element rounded once.
+
+    Args:
+        tensors: float or complex tensors of one shape, one a coefficient; those of coefficient 0 aren't looked at.
+        coefficients: ``c_i``.
+        dtype: of the result; complex where a tensor is.
+    """
+    if dtype.is_complex:
+        parts = [torch.view_as_real(tensor.detach().to(dtype).resolve_conj()) for tensor in tensors]
+        return torch.view_as_complex(combine(parts, coefficients, dtype.to_real()))
+    out = torch.empty(tensors[0].shape, dtype=dtype, device=tensors[0].device)
+    combiner = Combiner(coefficients, dtype)
+    flat, flats = out.view(-1), [tensor.detach().reshape(-1) for tensor in tensors]
+    for start in range(0, len(flat), BLOCK):
+        combiner.into(flat[start : start + BLOCK], _ranges(flats, start, start + BLOCK))
+    return out
+
+
+def _ranges(tensors: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
+    """Return a range of the elements of tensors; where it is all of them, themselves."""
+    return [tensor if len(tensor) <= stop and not start else tensor[start:stop] for tensor in tensors]
+
+
+class Combiner:
+    """Combines tensors block by block in the same memory.
+
+    Args:
+        coefficients: of all tensors.
+        dtype: of the results, a real one.
+    """
+
+    def __init__(self, coefficients: Coefficients, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._used = coefficients.used
+        coefficients = self._coefficients = coefficients.without_zeros
+        self._copies = coefficients.exact == (1,)
+        self._of_two = coefficients.integers in _OF_TWO and not coefficients.deviating
+        # Sums of −0.0 keep their sign, unless a factor or a nudge turns it.
+        self._line = len(coefficients.used) == 2 and coefficients.affine
+        self._keeps_zeros = min(coefficients.exact, default=0) > 0 and not coefficients.deviating
+        self._judge = Judge(coefficients, dtype)
+        self._arithmetic: torch.dtype | None = None
+        self._cancelling, self._enlarging, self._small = False, 1.0, 0.0
+        self._rooms: dict[torch.dtype, list[Tensor]] = {}
+
+    def _judge_block(self, used: Sequence[Tensor]) -> None:
+        """Choose the arithmetic of a block."""
+        coefficients = self._coefficients
+        narrow = self.dtype.itemsize < 4 and all(tensor.itemsize < 4 for tensor in used)
+        if self._of_two:
+            # One of two terms that is too small for their sum doesn't bring it near the middle of two numbers.
+            self._arithmetic = torch.float32 if narrow else torch.float64
+            return
+        self._arithmetic = None
+        if self.dtype == torch.float64:
+            return
+        with np.errstate(all="ignore"):
+            self._judge.look(used)
+            # Float64 holds every sum of a few numbers of float16, so that their order doesn't show.
+            exact = self.dtype == torch.float16 and coefficients.integers is not None and not coefficients.deviating
+            single = narrow and not exact
+            dtypes = (torch.float32, torch.float64)[0 if single else 1 :]
+            self._arithmetic = next((dtype for dtype in dtypes if self._judge.suits(dtype)), None)
+            if coefficients.deviating:
+                self._small = _SMALL_SHARE * self._judge.size()
+            if self._judge.moves:
+                self._cancelling = self._judge.cancels()
+                self._enlarging = self._judge.enlarging() if self.dtype == torch.float32 else 1.0
+
+    def into(self, out: Tensor, tensors: Sequence[Tensor]) -> bool:
+        """Combine one block.
+
+        Args:
+            out: takes the result, 1-D and contiguous; of ``BLOCK`` elements where it is not the last one.
+            tensors: one a coefficient, of the size of ``out``; not modified.
+
+        Returns:
+            Whether the result holds no NaN and no infinity.
+        """
+        used = [tensors[index] for index in self._used]
+        if not used:
+            out.zero_()
+            return True
+        if self._copies and used[0].dtype == self.dtype:
+            out.copy_(used[0])
+            return is_finite(out)
+        self._judge_block(used)
+        if self._arithmetic is not None:
+            places = self._compute_pieces(out, used, self._arithmetic)
+            if is_finite(out):
+                self._mend_small(out, places, used)
+                return True
+        self._compute_exactly(out, used)
+        whole = is_finite(out)
+        if not whole:
+            replace_nonfinite(out, used, self._coefficients.values)
+        restore_negative_zeros(out, small_places(out, 0.0), used)
+        return whole
+
+    def _compute_pieces(self, out: Tensor, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """Combine in float32 or float64; return the positions of results whose digits or sign that may have lost."""
+        places = [torch.empty(0, dtype=torch.int64)]
+        for start in range(0, len(out), _PIECE):
+            piece = out[start : start + _PIECE]
+            self._compute(piece, _ranges(tensors, start, start + _PIECE), dtype)
+            if not self._keeps_zeros:
+                places.append(small_places(piece, self._small).add_(start))
+        return torch.cat(places)
+
+    def _mend_small(self, out: Tensor, places: Tensor, tensors: Sequence[Tensor]) -> None:
+        """Compute by double words what terms leave that cancel, and restore the signs of zeros, in place."""
+        if not self._coefficients.deviating or not len(places):
+            restore_negative_zeros(out, places, tensors)
+        elif len(places) <= _FEW:
+            for place in places.tolist():
+                out[place] = self._element([tensor[place].item() for tensor in tensors])
+        else:
+            mended = torch.empty(len(places), dtype=out.dtype, device=out.device)
+            self._compute_exactly(mended, [tensor[places] for tensor in tensors])
+            out[places] = mended
+            restore_negative_zeros(out, places, tensors)
+
+    def _element(self, values: Sequence[float]) -> float:
+        """Return one element, rounded once; the sum of nothing but −0.0 is −0.0."""
+        if not any(values):
+            return -0.0 if all(math.copysign(1.0, value) < 0 for value in values) else 0.0
+        pairs = zip(self._coefficients.exact, values, strict=True)
+        return nearest(sum((coefficient * Fraction(value) for coefficient, value in pairs), Fraction(0)), self.dtype)
+
+    # --- In float32 or float64 ---
+
+    def _compute(self, out: Tensor, tensors: Sequence[Tensor], dtype: torch.dtype) -> None:
+        """Combine in one of them."""
+        *terms, spare = self._read(tensors, dtype)
+        coefficients = self._coefficients
+        if coefficients.integers is None or (coefficients.deviating and not self._judge.moves):
+            total = _weighted_sum(terms, coefficients.values, terms[0])
+        elif not coefficients.deviating:
+            total = _whole_sum(terms, *coefficients.integers, terms[0])
+        elif self.dtype == torch.float32 and not self._cancelling:
+            total = _weighted_sum(terms, coefficients.deviated(self._enlarging), terms[0])
+        else:
+            total = self._nudged(terms, spare)
+        out.copy_(total if self.dtype.itemsize >= total.itemsize / 2 else narrowed(total, self.dtype))
+
+    def _read(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """Return the tensors in a dtype, and a spare row, in memory that is used again."""
+        count = len(tensors[0])
+        rows = self._rooms.get(dtype, [])
+        if not rows or len(rows[0]) < count:
+            size, device = (len(tensors) + 1, count), tensors[0].device
+            rows = self._rooms[dtype] = list(torch.empty(size, dtype=dtype, device=device).unbind())
+        rows = _ranges(rows, 0, count)
+        for row, tensor in zip(rows, tensors, strict=False):
+            row.copy_(_single(tensor) if dtype == torch.float64 else tensor)
+        return rows
+
+    def _nudged(self, terms: list[Tensor], spare: Tensor) -> Tensor:
+        """Return the sum, moved by a little to the side of the deviations of the coefficients."""
+        total, away, sign = self._total_and_away(terms, spare)
+        size = sign * nudge(total.dtype, self.dtype)
+        if self.dtype.itemsize < 4 and total.dtype == torch.float64:
+            total, away = total.to(torch.float32), away.to(torch.float32)
+        if not self._cancelling:
+            return total.sub_(torch.copysign(total, away, out=away), alpha=size)
+        # Where models are equal, deviations can leave nothing of each other: what is half-ratio then stays so.
+        return total.addcmul_(total.abs(), away.sign_(), value=-size)
+
+    def _total_and_away(self, terms: list[Tensor], spare: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Return the sum, and what times a sign, which is the third, leads away from the sum of the deviations."""
+        coefficients = self._coefficients
+        if self._line:
+            # From the end of the line that the deviations lead away from. Equal ends differ by +0.0.
+            near, far = (0, 1) if coefficients.directions[0] < 0 else (1, 0)
+            away = torch.sub(terms[near], terms[far], out=terms[far])
+            return torch.sub(terms[near], away, alpha=coefficients.values[far], out=spare), away, 1.0
+        if self._cancelling and coefficients.integers is not None:
+            total = _whole_sum(terms, *coefficients.integers, spare)
+        else:
+            total = _weighted_sum(terms, coefficients.values, spare)
+        directions = {index: ratio for index, ratio in enumerate(coefficients.directions) if ratio}
+        first = min(directions, key=lambda index: abs(abs(directions[index]) - 1))
+        away = terms[first] if abs(directions[first]) == 1 else terms[first].mul_(abs(directions[first]))
+        sign = math.copysign(1, directions.pop(first))
+        for index, ratio in directions.items():
+            away.add_(terms[index], alpha=sign * ratio)
+        return total, away, -sign
+
+    # --- By double words ---
+
+    def _compute_exactly(self, out: Tensor, tensors: Sequence[Tensor]) -> None:
+        """Combine by double words."""
+        numerators, divisor, exponent = self._coefficients.scaled
+        bits = max(significand_bits(tensor.dtype) for tensor in tensors)
+        for start in range(0, len(out), _SMALL):
+            wide = [_single(part).to(torch.float64) for part in _ranges(tensors, start, start + _SMALL)]
+            shift = _shift(wide) if bits == significand_bits(torch.float64) else 0
+            value = weighted_sum([_scaled(tensor, shift) for tensor in wide], numerators, bits)
+            if divisor != 1:
+                value = quotient(value, divisor)
+            high, low = (_scaled(part, exponent - shift) for part in value)
+            out[start : start + _SMALL] = rounded_once((high, low), self.dtype)
+
+
+def _whole_sum(terms: Sequence[Tensor], numerators: Sequence[int], divisor: int, out: Tensor) -> Tensor:
+    """Return ``Σ p_i x_i / q`` in ``out``, which may be the first term: a sum without error, and one rounding."""
+    total = torch.mul(terms[0], numerators[0], out=out) if numerators[0] != 1 or out is not terms[0] else out
+    for term, numerator in zip(terms[1:], numerators[1:], strict=True):
+        total.add_(term, alpha=numerator)
+    if divisor & (divisor - 1) == 0:
+        return total.mul_(1 / divisor) if divisor > 1 else total
+    return total.div_(divisor)
+
+
+def _weighted_sum(terms: Sequence[Tensor], values: Sequence[float], out: Tensor) -> Tensor:
+    """Return ``Σ c_i x_i`` in ``out``, which may be the first term."""
+    total = torch.mul(terms[0], values[0], out=out)
+    for term, value in zip(terms[1:], values[1:], strict=True):
+        total.add_(term, alpha=value)
+    return total
+
+
+def _single(tensor: Tensor) -> Tensor:
+    """Return narrow numbers in float32, from which torch is faster on the ratio to float64."""
+    return tensor.to(torch.float32) if tensor.itemsize < 4 else tensor
+
+
+def _shift(tensors: Sequence[Tensor]) -> int:
+    """Return by which power of two to multiply, so that no product overflows, and none's error underflows."""
+    largest = max(float(tensor.abs().max()) for tensor in tensors)
+    if not math.isfinite(largest) or largest == 0:
+        return 0
+    exponent = math.frexp(largest)[1]
+    return 960 - exponent if exponent > 960 else min(960 - exponent, 1000) if exponent < -600 else 0
+
+
+def _scaled(tensor: Tensor, exponent: int) -> Tensor:
+    """Multiply by a power of two, which may lie beyond float64."""
+    while exponent:
+        step = max(-1000, min(1000, exponent))
+        tensor = tensor * 2.0**step
+        exponent -= step
+    return tensor

@@ -1,0 +1,51 @@
+"""Results near zero: what terms leave that cancel, and the sign of zero, which sums lose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_NUMPY = {2: np.uint16, 4: np.uint32}
+
+
+def small_places(out: Tensor, bound: float) -> Tensor:
+    """Return the positions of elements of at most some size.
+
+    Args:
+        out: 1-D and contiguous, of any float dtype.
+        bound: the size, 0 or more.
+    """
+    number = _NUMPY.get(out.itemsize)
+    if out.device.type != "cpu" or number is None:
+        return (_plain(out).abs() <= bound).nonzero()[:, 0]
+    # Without their sign the bits of numbers sort as the numbers do.
+    bits = np.left_shift(out.view(_INTEGERS[out.itemsize]).numpy().view(number), number(1))
+    limit = torch.tensor([bound]).to(out.dtype).view(_INTEGERS[out.itemsize]).numpy().view(number)[0] * number(2)
+    return torch.from_numpy(
+        np.flatnonzero(bits <= limit) if bits.min(initial=limit) <= limit else np.empty(0, np.int64)
+    )
+
+
+def restore_negative_zeros(out: Tensor, places: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Make 0.0 to −0.0, in place, where all tensors are −0.0.
+
+    Args:
+        out: 1-D and contiguous, of any float dtype.
+        places: where to look: all zeros are among them.
+        tensors: of the length of ``out``.
+    """
+    for tensor in (out, *tensors):
+        if not len(places):
+            return
+        values = _plain(tensor[places])
+        places = places[(values == 0) & (values.signbit() if tensor is not out else ~values.signbit())]
+    out.view(_INTEGERS[out.itemsize])[places] = torch.iinfo(_INTEGERS[out.itemsize]).min
+
+
+def _plain(values: Tensor) -> Tensor:
+    """Return values in a dtype that torch compares: it doesn't those of 8 bits."""
+    return values.to(torch.float32) if values.itemsize == 1 else values
