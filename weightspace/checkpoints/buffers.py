@@ -229,7 +229,7 @@ def _weight_norm(name: str, shapes: Mapping[str, Shape]) -> WeightNorm | None:
         stem = name.removesuffix("_g")
         other_kind = f"{stem}_orig" in shapes
         # Pairs of vectors are called so by others, too (RWKV's time_maa_g and time_maa_v).
-        norm, strict = WeightNorm(name, f"{stem}_v"), "weight" not in _last(stem)
+        norm, strict = WeightNorm(name, f"{stem}_v"), re.search("weight|bias", _last(stem)) is None
     else:
         return None
     if other_kind or norm.direction not in shapes:
