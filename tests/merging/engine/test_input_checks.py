@@ -55,6 +55,54 @@ def test_two_wrappers_are_both_taken_off(tmp_path: Path) -> None:
     assert len(report.warnings) == 2
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_wrappers_inside_the_names_of_one_model_are_taken_off(wrapper: str, prefix: str, tmp_path: Path) -> None:
+    inside = {name.replace("layers.0.", f"layers.0.{wrapper}"): tensor for name, tensor in network(1.0, prefix).items()}
+    paths = files(tmp_path, a=inside, b=network(3.0))
+    report = merge_files(paths, tmp_path / "out.safetensors")
+    result = ws.load_checkpoint(tmp_path / "out.safetensors")
+    assert result.keys() == network(2.0).keys()
+    assert result["layers.0.weight"][0, 0] == 2.0
+    assert f"'layers.0.{wrapper}weight' is 'layers.0.weight' in other models" in report.warnings[-1]
+    with pytest.raises(CheckpointError, match="no tensor"):
+        merge_files(paths, tmp_path / "kept.safetensors", strip_prefix="")
+
+
+def test_wrappers_inside_the_names_of_all_models_stay(tmp_path: Path) -> None:
+    states = [{**network(value), "part._orig_mod.weight": torch.full((2,), value)} for value in (1.0, 3.0)]
+    report = merge_files(files(tmp_path, a=states[0], b=states[1]), tmp_path / "out.safetensors")
+    assert ws.load_checkpoint(tmp_path / "out.safetensors")["part._orig_mod.weight"][0] == 2.0
+    assert report.warnings == ()
+
+
+def test_evidence_follows_a_model_without_its_wrappers(tmp_path: Path) -> None:
+    inside = {name.replace("layers.", "layers._orig_mod."): tensor for name, tensor in network(4.0, "module.").items()}
+    weights = {name: torch.ones(2, 2) for name in inside}
+    a, b, one, other = files(tmp_path, a=network(1.0), b=inside, one=network(2.0), other=weights)
+    merge_files([a, b], tmp_path / "out.safetensors", method="fisher", evidence=[one, other])
+    assert {float(tensor[0, 0]) for tensor in ws.load_checkpoint(tmp_path / "out.safetensors").values()} == {2.0}
+
+
+def test_the_prefix_of_most_names_is_suggested(tmp_path: Path) -> None:
+    scale = {"logit_scale": torch.ones(1)}
+    paths = files(tmp_path, a={**network(1.0, "net."), **scale}, b={**network(3.0), **scale})
+    with pytest.raises(CheckpointError, match=r"no tensor 'net\.embed\.weight'.* --strip-prefix net\. takes"):
+        merge_files(paths, tmp_path / "out.safetensors")
+    merge_files(paths, tmp_path / "out.safetensors", strip_prefix="net.")
+
+
+@pytest.mark.parametrize(
+    "name", ["bn.num_batches_tracked", "blocks.1.attn_mask", "attn.relative_position_index", "rotary.cos_cached"]
+)
+def test_tables_that_networks_make_themselves_may_lack(name: str, tmp_path: Path) -> None:
+    paths = files(tmp_path, a=network(1.0), b={**network(3.0), name: torch.ones(2, dtype=torch.int64)})
+    report = merge_files(paths, tmp_path / "out.safetensors")
+    assert ws.load_checkpoint(tmp_path / "out.safetensors")[name].tolist() == [1, 1]
+    (line,) = report.warnings
+    assert repr(name) in line
+
+
 def test_a_prefix_of_a_torch_file_and_of_the_base_is_taken_off_too(tmp_path: Path) -> None:
     ws.save_checkpoint(network(3.0), tmp_path / "a.safetensors")
     torch.save({"state_dict": network(1.0, "module.")}, tmp_path / "base.ckpt")
