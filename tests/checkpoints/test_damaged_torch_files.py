@@ -226,7 +226,7 @@ HOSTILE = {
     "a stack that is empty": (b"\x80\x02R.", "damaged"),
     "a memory of nothing": (b"\x80\x02h\x05.", "damaged"),
     "no end": (b"\x80\x02}", "damaged"),
-    "an instruction of newer protocols": (b"\x80\x04\x95" + bytes(8) + b"}.", "damaged"),
+    "an instruction of newer protocols": (b"\x80\x04\x95" + bytes(8) + b"}.", "protocol 4"),
     "the storage of a list": (b"\x80\x02]Q.", "damaged|no storage"),
 }
 

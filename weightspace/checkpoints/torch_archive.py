@@ -54,7 +54,7 @@ def check_torch_file(path: Path) -> bool:
         except ZipError as error:
             raise CheckpointError(f"{path} is a damaged archive: {error}. {_HINT}") from error
         except TorchPickleError as error:
-            raise CheckpointError(f"{path} cannot be read: {error}. {_HINT}") from error
+            raise CheckpointError(f"{path} cannot be read: {error}. {error.hint}") from error
     return False
 
 
@@ -69,10 +69,17 @@ def _check_archive(file: BinaryIO) -> bool:
     records = read_directory(file)
     folder = next(iter(records), "").split("/")[0]
     if f"{folder}/constants.pkl" in records:
-        raise TorchPickleError("it is a TorchScript program; expected a state dict, as torch.save writes it")
+        raise TorchPickleError(
+            "it is a TorchScript program; expected a state dict, as torch.save writes it",
+            "Save its weights alone: torch.save(torch.jit.load(…).state_dict(), …).",
+        )
     pickled = records.get(f"{folder}/data.pkl")
     if pickled is None:
-        raise ZipError("it holds no data.pkl, as files of torch.save do")
+        inside = ", ".join(repr(name[:40]) for name in list(records)[:3])
+        raise TorchPickleError(
+            f"it is an archive with {inside or 'nothing'} in it, without the data.pkl that files of torch.save have",
+            "Unpack it if a checkpoint is inside; else save the state dict by torch.save.",
+        )
     content = read_record(file, pickled, MAX_PICKLE)
     check_memory(content)
     claimed = [

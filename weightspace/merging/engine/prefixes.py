@@ -52,7 +52,7 @@ def strip_prefixes(
 
 
 def without_inner_wrappers(name: str) -> str:
-    """Return a name without the wrappers of training inside it: ``layers.0.weight`` of ``layers.0._orig_mod.weight``."""
+    """Return a name without the wrappers of training inside it, as ``0.weight`` of ``0._orig_mod.weight``."""
     return _INNER.sub("", name)
 
 
