@@ -305,7 +305,7 @@ def test_files_that_are_left_behind_are_told(tmp_path: Path) -> None:
     paths = folders(tmp_path, {"a": {"optimizer.pt": "", "notes.txt": "kept"}, "b": {}})
     report = merge_files(paths, tmp_path / "out")
     assert report.warnings == (
-        "Not copied from a: optimizer.pt (weights in other formats, or the state of a training).",
+        "Not copied from a: optimizer.pt (weights in other formats, the state of a training, or links).",
     )
     assert (tmp_path / "out" / "notes.txt").read_text() == "kept"
 
@@ -318,6 +318,40 @@ def test_weights_of_modules_that_follow_the_network_are_copied_and_told_where_th
     report = merge_files(paths, tmp_path / "out")
     assert ws.load_checkpoint(tmp_path / "out" / "2_Dense" / "model.safetensors")["linear.weight"][0, 0] == 1.0
     assert report.warnings == ("2_Dense/model.safetensors of b is not that of a, which is copied: it is not merged.",)
+
+
+DECIDING: dict[str, tuple[str, str, str]] = {
+    "code": ("modeling_x.py", "SCALE = 1", "SCALE = 2"),
+    "an image processor": ("preprocessor_config.json", '{"size": 224}', '{"size": 384}'),
+    "the length of sentences": ("sentence_bert_config.json", '{"max_seq_length": 128}', '{"max_seq_length": 512}'),
+    "a head": ("sparse_linear.pt", "1", "2"),
+}
+
+
+@pytest.mark.parametrize("case", DECIDING)
+def test_files_that_decide_what_a_model_does_are_told_where_they_differ(case: str, tmp_path: Path) -> None:
+    name, own, other = DECIDING[case]
+    report = merge_files(folders(tmp_path, {"a": {name: own}, "b": {name: other}, "c": {name: own}}), tmp_path / "out")
+    assert (tmp_path / "out" / name).read_text() == own
+    assert report.warnings == (f"{name} of b is not that of a, which is copied: it is not merged.",)
+
+
+def test_files_that_say_the_same_in_another_order_or_release_are_not_told(tmp_path: Path) -> None:
+    own = {"preprocessor_config.json": {"size": 224, "mean": [0.5], "transformers_version": "4.40"}}
+    other = {
+        "preprocessor_config.json": {"mean": [0.5], "size": 224},
+        "LICENSE": "MIT",
+        "generation_config.json": {"x": 1},
+    }
+    assert merge_files(folders(tmp_path, {"a": own, "b": other}), tmp_path / "out").warnings == ()
+
+
+def test_of_many_files_that_are_left_the_unexpected_come_first(tmp_path: Path) -> None:
+    left = dict.fromkeys([f"model.fp{bits}.safetensors" for bits in range(10)], "")
+    (a, b) = folders(tmp_path, {"a": {**left, "zeta.safetensors": ""}, "b": {}})
+    (line,) = merge_files([a, b], tmp_path / "out").warnings
+    assert line.startswith("Not copied from a: zeta.safetensors, model.fp0.safetensors")
+    assert ", and 3 more (" in line
 
 
 @pytest.mark.parametrize("method", ["regmean", "fisher"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import filecmp
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from weightspace.checkpoints.buffers import effective_name
-from weightspace.checkpoints.companions import Companions, find_companions, is_tokenizer
+from weightspace.checkpoints.companions import Companions, find_companions, is_head, is_other_copy, is_tokenizer
+from weightspace.checkpoints.json_file import parse_json
 from weightspace.checkpoints.quantisation import check_not_quantised, find_quantised, find_quantised_folder
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.engine.config_differences import config_differences, read_config
@@ -16,7 +18,17 @@ from weightspace.merging.engine.prefixes import suggested_prefix
 from weightspace.merging.methods import Method
 
 #: Files that a line names.
-_LISTED = 5
+_LISTED = 8
+
+#: Files beside the weights that decide what the network computes, apart from its configuration and tokenizer.
+_DECIDING = (
+    *("*.py", "*processor*.json", "*feature_extractor*.json", "modules.json", "sentence_*config.json", "params.json"),
+    *("open_clip_config.json", "config_sentence_transformers.json"),
+)
+
+#: Bytes of JSON files that are compared by what they say, at most; and keys of them that say who wrote them.
+_LARGEST_JSON = 2**20
+_WRITERS = ("transformers_version", "_name_or_path", "__version__", "_commit_hash")
 
 
 def check_plain(members: Sequence[Member]) -> None:
@@ -111,16 +123,35 @@ def compare_folders(
             notice(line)
     companions = find_companions(donor, [file.name for file in own.contents.files])
     if companions.left:
-        names = ", ".join(companions.left[:_LISTED]) + (", …" if len(companions.left) > _LISTED else "")
-        notice(f"Not copied from {own.label}: {names} (weights in other formats, or the state of a training).")
+        left = sorted(companions.left, key=is_other_copy)  # what nobody expects to be left comes first
+        names = ", ".join(left[:_LISTED]) + (f", and {len(left) - _LISTED:,} more" if len(left) > _LISTED else "")
+        notice(f"Not copied from {own.label}: {names} (weights in other formats, the state of a training, or links).")
     for name in companions.copied:
-        if "/" in name and not is_tokenizer(name):
+        deciding = "/" in name or is_head(name) or any(fnmatch(name, pattern) for pattern in _DECIDING)
+        if deciding and not is_tokenizer(name):
             _compare_file(own, folders, name, notice)
     return companions
 
 
 def _compare_file(own: Member, others: Mapping[Path, Member], name: str, notice: Callable[[str], None]) -> None:
-    """Tell where a file of a folder inside a model's folder, such as the weights of a dense head, is another."""
+    """Tell where a file beside the weights, such as the weights of a dense head, is another in another folder."""
     for path, member in others.items():
-        if (path / name).is_file() and not filecmp.cmp(own.contents.path / name, path / name, shallow=False):
+        if (path / name).is_file() and not _same_file(own.contents.path / name, path / name):
             notice(f"{name} of {member.label} is not that of {own.label}, which is copied: it is not merged.")
+
+
+def _same_file(file: Path, other: Path) -> bool:
+    """Return whether two files say the same, whoever wrote them."""
+    if filecmp.cmp(file, other, shallow=False):
+        return True
+    if file.suffix != ".json" or max(file.stat().st_size, other.stat().st_size) > _LARGEST_JSON:
+        return False
+    try:
+        contents = [parse_json(path.read_bytes(), str(path)) for path in (file, other)]
+    except CheckpointError:
+        return False
+    plain = [
+        {key: value for key, value in content.items() if key not in _WRITERS} if isinstance(content, dict) else content
+        for content in contents
+    ]
+    return plain[0] == plain[1]
