@@ -373,6 +373,12 @@ def test_evidence_of_another_network_is_refused(tmp_path: Path) -> None:
         merge_files([a, b], tmp_path / "out.safetensors", method="fisher", evidence=[other, other])
 
 
+def test_a_model_is_no_evidence(tmp_path: Path) -> None:
+    a, b = files(tmp_path, a=network(1.0), b=network(3.0))
+    with pytest.raises(CheckpointError, match="a model of this merge"):
+        merge_files([a, b], tmp_path / "out.safetensors", method="fisher", evidence=[a, b])
+
+
 def test_evidence_for_a_method_that_reads_none_is_refused(tmp_path: Path) -> None:
     a, b = files(tmp_path, a=network(1.0), b=network(3.0))
     with pytest.raises(WeightspaceError, match="'linear' has no use for evidence"):

@@ -87,7 +87,13 @@ def check_evidence(row: Method, sources: Sequence[Member], jobs: Sequence[Job]) 
             "Collect it (`weightspace evidence`) and give it with --evidence; without, the result is a plain mean."
         )
     merged = {name for job in jobs if job.merges for name in (job.name, effective_name(job.name))}
+    models = [member.contents.path for member in sources]
     for member in sources:
+        if member.evidence is not None and member.evidence.path in models:
+            raise CheckpointError(
+                f"The evidence of {member.label} is {member.evidence.path}, a model of this merge. Expected statistics "
+                "of data about it, as `weightspace evidence` writes them."
+            )
         if member.evidence is not None and merged.isdisjoint(member.evidence.tensors):
             raise CheckpointError(
                 f"{member.evidence.path} is no evidence for {member.label}: it has none of its tensors, but "
