@@ -102,7 +102,7 @@ def check_evidence(row: Method, sources: Sequence[Member], jobs: Sequence[Job]) 
 
 
 def compare_folders(
-    members: Sequence[Member], donor: Path | None, notice: Callable[[str], None], *, sliced: bool
+    members: Sequence[Member], donor: Path | None, notice: Callable[[str], None], *, sliced: bool, copied: bool
 ) -> Companions:
     """Return the files beside the weights that the output gets, and tell what differs between the models' folders.
 
@@ -111,6 +111,7 @@ def compare_folders(
         donor: the folder whose files the output gets; None: there is none.
         notice: takes a line about each difference.
         sliced: layers are put together anew.
+        copied: the output is a folder, and gets files; one file has no place for any.
 
     Raises:
         CheckpointError: a folder or configuration cannot be read.
@@ -127,6 +128,8 @@ def compare_folders(
         others = [(label, other) for label, other in configs.items() if other is not None]
         for line in config_differences(own.label, config, others, sliced=sliced):
             notice(line)
+    if not copied:
+        return Companions((), ())
     companions = find_companions(donor, [file.name for file in own.contents.files])
     if companions.left:
         left = sorted(companions.left, key=is_other_copy)  # what nobody expects to be left comes first
