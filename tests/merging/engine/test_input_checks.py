@@ -139,6 +139,13 @@ def test_a_prefix_of_some_names_is_taken_off_when_it_is_asked_for(tmp_path: Path
     assert ws.load_checkpoint(tmp_path / "out.safetensors")["embed.weight"][0, 0] == 2.0
 
 
+@pytest.mark.parametrize(("option", "value"), [("strip_prefix", "modul."), ("key", "ema")])
+def test_what_applies_to_no_model_is_told(option: str, value: str, tmp_path: Path) -> None:
+    paths = files(tmp_path, a=network(1.0), b=network(3.0))
+    (line,) = merge_files(paths, tmp_path / "out.safetensors", **{option: value}).warnings
+    assert value in line
+
+
 def test_no_prefix_is_taken_off_when_that_is_asked_for(tmp_path: Path) -> None:
     paths = files(tmp_path, a=network(1.0), b=network(3.0, "module."))
     with pytest.raises(CheckpointError, match=r"no tensor in common: .* --strip-prefix module\. takes the prefix off"):

@@ -68,6 +68,8 @@ def open_members(
     for path in folders:
         check_no_adapter_folder(path)
     read = {path: read_contents(path, key=reading.key) for path in folders}
+    if reading.key and all(contents.key is None for contents in read.values()):
+        notice(f"--key {reading.key} (key=…) chooses an entry of torch files, and no model is one: it has no effect.")
     for path, contents in read.items():
         check_is_model(contents.tensors, path)
         for note in contents.notes:

@@ -38,6 +38,8 @@ def strip_prefixes(
     Raises:
         CheckpointError: two names of a model become one.
     """
+    if strip and not any(name.startswith(strip) for model in contents for name in model.tensors):
+        notice(f"No name of any model begins with {strip!r}: --strip-prefix takes nothing off.")
     if strip is not None:
         return [model.without_prefix(strip) if strip else model for model in contents]
     prefixes = _prefixes([list(model.tensors) for model in contents])
