@@ -31,6 +31,7 @@ LEFT = (
     *("pytorch_model-00001-of-00002.bin", "tf_model.h5", "flax_model.msgpack", "model.onnx", "q4.gguf"),
     *("optimizer.pt", "training_args.bin", "trainer_state.json", "rng_state.pth", "consolidated.00.pth"),
     *("ema.safetensors", "model.fp16.safetensors", "diffusion_pytorch_model.safetensors", "consolidated.safetensors"),
+    *("custom_checkpoint_0.pkl", "random_states_0.pkl", "sampler.bin", "slurm-17.out", "lightning_logs/hparams.yaml"),
     *("checkpoint-500/config.json", "onnx/model.onnx", "original/params.json", "fp16/model.safetensors"),
 )
 

@@ -31,9 +31,13 @@ _WEIGHT_FOLDERS = ("onnx", "openvino", "coreml", "original", "gguf", "tflite", "
 _TRAINING = (
     *("optimizer*", "scheduler*", "scaler*", "rng_state*", "random_states*", "trainer_state.json"),
     *("training_args*", "zero_to_fp32.py", "latest", "events.out.tfevents*", "trainer_log.jsonl", "all_results.json"),
-    *("train_results.json", "eval_results.json", "training_loss.png", "*.log"),
+    *("train_results.json", "eval_results.json", "training_loss.png", "*.log", "nohup.out", "slurm-*.out"),
+    *("custom_checkpoint_*.pkl", "sampler*.bin", "dl_state_dict*"),
 )
-_TRAINING_FOLDERS = ("checkpoint-*", "global_step*", "runs", "wandb", "logs", "tensorboard", "__pycache__")
+_TRAINING_FOLDERS = (
+    *("checkpoint-*", "global_step*", "runs", "wandb", "logs", "tensorboard", "__pycache__", "lightning_logs"),
+    *("tb_logs", "mlruns", "optimizer_*", "pytorch_model_fsdp*"),
+)
 
 #: Weights of what follows the network and stands beside it in a file of its own: the vectors of BGE-M3, value heads of
 #: reinforcement learning, projectors of vision models.

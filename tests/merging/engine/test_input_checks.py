@@ -353,6 +353,15 @@ def test_files_that_say_the_same_in_another_order_or_release_are_not_told(tmp_pa
     assert merge_files(folders(tmp_path, {"a": own, "b": other}), tmp_path / "out").warnings == ()
 
 
+def test_a_base_of_one_file_has_no_configuration_for_a_folder_and_that_is_told(tmp_path: Path) -> None:
+    (a,) = files(tmp_path, a=network(1.0))
+    (b,) = folders(tmp_path, {"b": {"config.json": {"model_type": "x"}}})
+    (line,) = merge_files([a, b], tmp_path / "out").warnings
+    assert "b has a config.json, which is not copied" in line
+    assert merge_files([a, b], tmp_path / "out.safetensors").warnings == ()
+    assert merge_files([b, a], tmp_path / "other").warnings == ()
+
+
 def test_of_many_files_that_are_left_the_unexpected_come_first(tmp_path: Path) -> None:
     left = dict.fromkeys([f"model.fp{bits}.safetensors" for bits in range(10)], "")
     (a, b) = folders(tmp_path, {"a": {**left, "zeta.safetensors": ""}, "b": {}})

@@ -20,6 +20,8 @@ from weightspace.merging.methods import Method
 #: Files that a line names.
 _LISTED = 8
 
+_CONFIG = "config.json"
+
 #: Files beside the weights that decide what the network computes, apart from its configuration and tokenizer.
 _DECIDING = (
     *("*.py", "*processor*.json", "*feature_extractor*.json", "modules.json", "sentence_*config.json", "params.json"),
@@ -117,6 +119,12 @@ def compare_folders(
         CheckpointError: a folder or configuration cannot be read.
     """
     if donor is None:
+        beside = next((member for member in members if (member.contents.path / _CONFIG).is_file()), None)
+        if copied and beside is not None:
+            notice(
+                f"Nothing beside the weights is written: it would come from the base, or else from the first model, "
+                f"which is one file. {beside.label} has a {_CONFIG}, which is not copied."
+            )
         return Companions((), ())
     folders = {member.contents.path: member for member in members if member.contents.path.is_dir()}
     own = folders.pop(donor)
