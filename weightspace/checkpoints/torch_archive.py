@@ -6,6 +6,7 @@ each behind its number of elements, which torch wrote before 1.6.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,7 +42,8 @@ def check_torch_file(path: Path) -> bool:
     """Check that a torch file is whole, and return whether it can be mapped into memory.
 
     It can where every storage is there uncompressed, exactly where it should be, at an address that its elements can
-    have. The checksums of storages are taken where they are not mapped, since they are read then anyway.
+    have, with its numbers in the order of bytes of this machine. The checksums of storages are taken where they are not
+    mapped, since they are read then anyway.
 
     Raises:
         CheckpointError: the file is damaged, or asks for more than it holds.
@@ -85,11 +87,18 @@ def _check_archive(file: BinaryIO) -> bool:
     claimed = [
         _record_of(records, folder, storage) for storage in follow_pickle(content).storages.values() if storage.nbytes
     ]
-    if all(record.method == STORED and record.fits and record.start % _ALIGNMENT == 0 for record in claimed):
+    usable = all(record.method == STORED and record.fits and record.start % _ALIGNMENT == 0 for record in claimed)
+    if usable and _has_order_of_this_machine(file, records.get(f"{folder}/byteorder")):
         return True
     for record in claimed:
         check_record(file, record)
     return False
+
+
+def _has_order_of_this_machine(file: BinaryIO, record: ZipRecord | None) -> bool:
+    """Return whether the bytes of numbers stand as they do here; torch before 2.1 did not say, and had little ends."""
+    order = b"little" if record is None else read_record(file, record, MAX_PICKLE)
+    return order == sys.byteorder.encode()
 
 
 def _record_of(records: dict[str, ZipRecord], folder: str, storage: Storage) -> ZipRecord:
