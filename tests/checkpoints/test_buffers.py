@@ -103,7 +103,7 @@ def test_counters_are_known(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["step.weight", "counter.bias", "step_size", "steps_embedding", "model_ema.decay", "epoch_embed"],
+    ["step.weight", "counter.bias", "step_size", "steps_embedding", "model_ema.decay", "cls_tokens"],
 )
 def test_what_is_only_called_like_a_counter_is_none(name: str) -> None:
     assert not is_counter(name, ())

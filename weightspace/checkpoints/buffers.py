@@ -24,7 +24,7 @@ _COUNTER = re.compile(
 #: The same where they are single numbers; lists of steps are called so, too.
 _SINGLE_COUNTER = re.compile(
     r"(?:.*_)?(?:(?:steps?|iters?|iterations?|epochs?|updates?|batch(?:es)?|calls?)(?:_(?:num|count|done|seen|trained))?"
-    r"|count(?:er)?s?|cnt|niter|n_iter|(?:samples|tokens|examples|images|batches)(?:_seen)?)"
+    r"|count(?:er)?s?|cnt|niter|n_iter|(?:samples|tokens|examples|images|batches)_seen)"
 )
 
 #: Buffers that index other tensors, whose numbers mean nothing in between.
