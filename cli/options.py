@@ -88,6 +88,7 @@ def check_writable(path: str | Path, kind: str | None) -> None:
     """Check that a command may write under a name; see ``output`` for the kinds."""
     from weightspace.checkpoints import outputs
 
+    outputs.check_named(path)
     if kind == "checkpoint":
         outputs.check_checkpoint_output(Path(path), force=forced())
     elif kind == "adapter":

@@ -49,6 +49,7 @@ WEIGHT_NORMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = 
     "one output": (lambda: old_weight_norm(nn.Conv1d(4, 1, 7)), (1, 4, 9), "weight"),
     "one input": (lambda: new_weight_norm(nn.Linear(1, 6)), (2, 1), "weight"),
     "recurrent": (lambda: old_weight_norm(nn.LSTM(3, 4), "weight_hh_l0"), (5, 3), "weight_hh_l0"),
+    "bias, every element, old": (lambda: old_weight_norm(nn.Linear(4, 6), "bias", dim=0), (2, 4), "bias"),
     "recurrent, new": (lambda: new_weight_norm(nn.GRU(3, 4), "weight_ih_l0"), (5, 3), "weight_ih_l0"),
 }
 SPECTRAL_NORMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {

@@ -92,6 +92,8 @@ def test_spectral_norm_on_something_unknown_is_refused() -> None:
     [
         *("bn.num_batches_tracked", "model_ema.num_updates", "n_averaged", "state.0.step", "global_step", "iteration"),
         *("ema.step", "epoch", "iter", "last_epoch", "ema_num_updates", "train_steps", "running_mean_std.count"),
+        *("_iter", "iter_num", "total_steps", "current_step", "num_calls", "tokens_seen", "ema.updates", "steps_done"),
+        *("batch_count", "step_num", "counter", "num_batches", "bn/num_batches_tracked"),
     ],
 )
 def test_counters_are_known(name: str) -> None:
@@ -99,7 +101,10 @@ def test_counters_are_known(name: str) -> None:
     assert holds_whole_numbers(name, ())
 
 
-@pytest.mark.parametrize("name", ["step.weight", "counter.bias", "step_size", "steps_embedding", "model_ema.decay"])
+@pytest.mark.parametrize(
+    "name",
+    ["step.weight", "counter.bias", "step_size", "steps_embedding", "model_ema.decay", "cls_tokens"],
+)
 def test_what_is_only_called_like_a_counter_is_none(name: str) -> None:
     assert not is_counter(name, ())
 
@@ -110,13 +115,18 @@ def test_a_list_of_steps_is_no_counter_and_a_list_of_counters_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["bn.running_var", "bn.moving_variance", "bn.moving_var", "running_std", "norm.running_variance"]
+    "name",
+    [
+        *("bn.running_var", "bn.moving_variance", "bn.moving_var", "running_std", "norm.running_variance"),
+        *("bn.running_ivar", "norm.running_mean_sq", "bn/moving_variance", "obs_rms.var", "ret_rms._var"),
+        *("running_mean_std.var", "obs_normalizer.std"),
+    ],
 )
 def test_variances_are_known(name: str) -> None:
     assert is_variance(name)
 
 
-@pytest.mark.parametrize("name", ["bn.running_mean", "running_var.weight", "var", "log_var"])
+@pytest.mark.parametrize("name", ["bn.running_mean", "running_var.weight", "var", "log_var", "rms.mean", "head.std"])
 def test_other_statistics_are_no_variances(name: str) -> None:
     assert not is_variance(name)
 

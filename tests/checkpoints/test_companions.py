@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from weightspace.checkpoints import StateDict, save_checkpoint
-from weightspace.checkpoints.companions import check_replaceable, copy_companions, find_companions, is_tokenizer
+from weightspace.checkpoints.companions import (
+    check_replaceable,
+    copy_companions,
+    find_companions,
+    is_other_copy,
+    is_tokenizer,
+)
 from weightspace.errors import CheckpointError
 
 #: A text model with code of its own, a sentence encoder, a translation model, an image model, a speech model.
@@ -17,11 +23,15 @@ BELONGING = (
     *("source.spm", "target.spm", "vocab.json", "dict.txt", "bpe.codes", "vocab.bpe", "tokenizer.model.v3"),
     *("preprocessor_config.json", "normalizer.json", "tekken.json", "spk_stats.npy", "labels.csv", "LICENSE"),
     *("emoji.tiktoken", "assets/logo.svg", "mean_std.npz"),
+    *("colbert_linear.pt", "sparse_linear.pt", "v_head.safetensors", "value_head.bin", "mm_projector.bin"),
+    *("1_Dense/model.safetensors", "text_projection.pth", "speaker_embeddings.pt"),
 )
 
 LEFT = (
     *("pytorch_model-00001-of-00002.bin", "tf_model.h5", "flax_model.msgpack", "model.onnx", "q4.gguf"),
     *("optimizer.pt", "training_args.bin", "trainer_state.json", "rng_state.pth", "consolidated.00.pth"),
+    *("ema.safetensors", "model.fp16.safetensors", "diffusion_pytorch_model.safetensors", "consolidated.safetensors"),
+    *("custom_checkpoint_0.pkl", "random_states_0.pkl", "sampler.bin", "slurm-17.out", "lightning_logs/hparams.yaml"),
     *("checkpoint-500/config.json", "onnx/model.onnx", "original/params.json", "fp16/model.safetensors"),
 )
 
@@ -89,8 +99,40 @@ def test_a_link_that_leads_nowhere_is_left_and_named(tmp_path: Path) -> None:
     assert find_companions(folder).left == ("config.json",)
 
 
-def test_snapshots_of_links_are_followed(tmp_path: Path) -> None:
-    torch.save({}, tmp_path / "blob")
+@pytest.mark.parametrize("place", ["blobs/4f2a", ".git/annex/objects/4f/x.npz", "a/kept.npz", "other/statistics.npz"])
+def test_links_of_snapshots_and_to_files_of_models_are_followed(place: str, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "a")
-    (folder / "statistics.npz").symlink_to(tmp_path / "blob")
-    assert find_companions(folder).copied == ("statistics.npz",)
+    folder_of(tmp_path / "other")
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    torch.save({}, tmp_path / place)
+    (folder / "statistics.npz").symlink_to(tmp_path / place)
+    assert "statistics.npz" in find_companions(folder).copied
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "config.json", "1_Pooling/config.json", "assets", "assets/inner"])
+def test_links_that_lead_out_of_the_model_are_left_and_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "home" / "inner").mkdir(parents=True)
+    (tmp_path / "home" / "secret").write_text("password")
+    (tmp_path / "home" / "inner" / "secret").write_text("password")
+    folder = folder_of(tmp_path / "a", "1_Pooling/kept.json", "assets/kept.json" if "/" in name else "notes.txt")
+    target = tmp_path / "home" / ("" if "assets" in name else "secret")
+    (folder / name).symlink_to(target)
+    companions = find_companions(folder)
+    assert name not in companions.copied
+    assert not any("secret" in copied for copied in companions.copied)
+    assert "/" in name or name in companions.left
+    (tmp_path / "out").mkdir()
+    copy_companions(folder, tmp_path / "out")
+    assert not any(path.is_file() and path.read_text() == "password" for path in (tmp_path / "out").rglob("*"))
+
+
+def test_a_folder_with_a_link_of_the_users_is_not_replaced(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "out", "1_Pooling/config.json")
+    (folder / "1_Pooling" / "mine").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="holds '1_Pooling/mine'"):
+        check_replaceable(folder, ["1_Pooling/config.json"])
+
+
+def test_other_copies_are_told_from_files_that_nobody_expects_to_be_left() -> None:
+    assert all(map(is_other_copy, ("optimizer.pt", "model.fp16.safetensors", "checkpoint-5/", "q4.gguf", "onnx/")))
+    assert not any(map(is_other_copy, ("ema.safetensors", "voices/", "LICENSE")))

@@ -213,6 +213,25 @@ def test_an_input_by_its_link_is_an_input_too(model: Path, tmp_path: Path) -> No
             check_apart(out, [snapshot / "model.safetensors"])
 
 
+@pytest.mark.parametrize("name", ["2_Dense/model.safetensors", "data/statistics.pt", "a/b/c.bin"])
+def test_an_output_replaces_nothing_deeper_in_an_input(name: str, model: Path) -> None:
+    (model / name).parent.mkdir(parents=True)
+    check_apart(model / name, [model])
+    torch.save(torch.ones(1), model / name)
+    with pytest.raises(CheckpointError, match="would replace"):
+        check_apart(model / name, [model])
+
+
+@pytest.mark.parametrize("name", ["", "a\0b"])
+def test_an_output_has_a_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ws.save_checkpoint({"w": torch.ones(1)}, tmp_path / "a.pt")
+    for write in (lambda: ws.save_checkpoint({"w": torch.ones(1)}, name), lambda: ws.merge_files(["a.pt"], name)):
+        with pytest.raises(CheckpointError, match="expected the path of a file or folder"):
+            write()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors.index.json", "adapter_config.json"])
 def test_an_output_becomes_no_part_of_an_input(name: str, model: Path) -> None:
     with pytest.raises(CheckpointError, match="would become a part of"):

@@ -3,16 +3,18 @@
 import argparse
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from weightspace.checkpoints import load_checkpoint, load_metadata, save_checkpoint
-from weightspace.errors import CheckpointError
+from weightspace.errors import CheckpointError, WeightspaceWarning
 
 W = {"w": torch.arange(3.0)}
 
@@ -59,6 +61,69 @@ def test_a_key_chooses_the_entry_and_the_empty_key_the_top(tmp_path: Path) -> No
         load_checkpoint(path, key="ema")
     with pytest.raises(CheckpointError, match="'best' is a Tensor"):
         load_checkpoint(path, key="best")
+
+
+INSIDE = {
+    "an average that a callback keeps": (
+        {"state_dict": {"w": torch.zeros(3)}, "callbacks": {"EMA": {"ema_state_dict": W}}},
+        "callbacks.EMA.ema_state_dict",
+    ),
+    "a module inside a model": ({"model": {"module": W}}, "model.module"),
+    "names with dots": ({"swa.model": {"best.1": W}, "swa": {"w": torch.zeros(3)}}, "swa.model.best.1"),
+    "a usual name inside": ({"model": {"w": torch.zeros(3)}, "ema": {"state_dict": W, "decay": 0.999}}, "ema"),
+}
+
+
+@pytest.mark.parametrize("case", INSIDE)
+def test_a_key_leads_to_what_lies_deeper(case: str, tmp_path: Path) -> None:
+    content, key = INSIDE[case]
+    assert load_checkpoint(saved(content, tmp_path / "a.pt"), key=key)["w"].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_the_key_that_an_error_or_a_warning_names_can_be_used(tmp_path: Path) -> None:
+    path = saved({"model": {"module": W, "teacher": {"net": W}}}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"under 'model\.module', 'model\.teacher\.net': say which"):
+        load_checkpoint(path)
+    assert list(load_checkpoint(path, key="model.teacher.net")) == ["w"]
+    with pytest.raises(CheckpointError, match=r"no entry 'model\.student'"):
+        load_checkpoint(path, key="model.student")
+    path = saved({"state_dict": W, "callbacks": {"Average": {"weights": W}, "epoch": 3}}, tmp_path / "b.pt")
+    with pytest.warns(WeightspaceWarning, match=r"--key callbacks\.Average\.weights"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_a_pickle_of_a_later_protocol_says_so(protocol: int, new_format: bool, tmp_path: Path) -> None:
+    path = saved(W, tmp_path / "a.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=new_format)
+    with pytest.raises(CheckpointError, match=rf"pickle of protocol {protocol}.*without pickle_protocol"):
+        load_checkpoint(path)
+
+
+def test_archives_of_other_things_are_told_by_what_is_in_them(tmp_path: Path) -> None:
+    np.savez(tmp_path / "arrays.npz", w=np.ones(2))
+    with pytest.raises(CheckpointError, match=r"'w\.npy' in it"):
+        load_checkpoint(tmp_path / "arrays.npz")
+    with zipfile.ZipFile(tmp_path / "ViT-B-32.pt", "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "version"):
+            archive.writestr(f"ViT-B-32/{name}", b"")
+    with pytest.raises(CheckpointError, match=r"a TorchScript program; .*torch\.jit\.load"):
+        load_checkpoint(tmp_path / "ViT-B-32.pt")
+
+
+NOT_THE_FILE = {
+    "a web page": b"\n<!doctype html><html>",
+    "an answer of a server": b'{"error":"Access to model x is restricted."}',
+    "a bzip2 archive": b"BZh91AY&SY",
+}
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "a.ckpt"])
+@pytest.mark.parametrize("what", NOT_THE_FILE)
+def test_what_was_downloaded_instead_is_told(what: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(NOT_THE_FILE[what] + b" " * 40)
+    with pytest.raises(CheckpointError, match=what):
+        load_checkpoint(tmp_path / name)
 
 
 def test_a_file_of_the_old_format_is_read(tmp_path: Path) -> None:

@@ -46,6 +46,12 @@ FILES: dict[str, tuple[str, bytes]] = {
     "added_tokens.json": ("added_tokens.json", b'{"x": 0, "y": 1, "<s>": 2}'),
     "SentencePiece": ("tokenizer.model", sentencepiece("x", "y", "<s>")),
     "Marian's": ("source.spm", sentencepiece("x", "y", "<s>")),
+    "vocab.txt with a last line": ("vocab.txt", b"x\ny\n<s>\n"),
+    "vocab.txt of Windows": ("vocab.txt", b"x\r\ny\r\n<s>\r\n"),
+    "GPT-2's own": ("encoder.json", b'{"x": 0, "y": 1, "<s>": 2}'),
+    "Mistral's version 3": ("tokenizer.model.v3", sentencepiece("x", "y", "<s>")),
+    "ChatGLM's": ("ice_text.model", sentencepiece("x", "y", "<s>")),
+    "Llama 3's, of tiktoken": ("tokenizer.model", b"eA== 0\neQ== 1\nPHM+ 2\n"),
     "tiktoken": (
         "qwen.tiktoken",
         b"\n".join(base64.b64encode(t) + b" %d" % i for i, t in enumerate((b"x", b"y", b"<s>"))),
@@ -58,6 +64,45 @@ def test_tokens_are_read_with_their_ids(case: str, tmp_path: Path) -> None:
     name, content = FILES[case]
     (tmp_path / name).write_bytes(content)
     assert read_vocabulary(tmp_path).tokens == {name: {"x": 0, "y": 1, "<s>": 2}}
+
+
+def test_tokens_of_tekken_follow_the_special_ones(tmp_path: Path) -> None:
+    content = {
+        "config": {"default_num_special_tokens": 2},
+        "vocab": [{"rank": 0, "token_bytes": "eA=="}, {"rank": 1, "token_bytes": "eQ==", "token_str": "y"}],
+        "special_tokens": [{"rank": 0, "token_str": "<s>"}, {"rank": 1, "token_str": "</s>"}],
+    }
+    (tmp_path / "tekken.json").write_text(json.dumps(content))
+    assert read_vocabulary(tmp_path).tokens == {"tekken.json": {"<s>": 0, "</s>": 1, "eA==": 2, "eQ==": 3}}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("truecase.model", "the (10/12)"), ("tekken.json", '{"config": {}}'), ("tekken.json", "1")),
+        ("tekken.json", '{"config": {}, "vocab": [{"rank": "0"}]}'),
+    ],
+)
+def test_a_file_that_is_only_called_like_one_of_tokens_is_compared_by_its_bytes(
+    name: str, text: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert list(read_vocabulary(tmp_path).others) == [name]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x12\x02\x08\x01"])
+def test_a_tokenizer_without_pieces_is_damaged(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(CheckpointError, match="no pieces"):
+        read_vocabulary(tmp_path)
+
+
+def test_empty_lines_merge_nothing(tmp_path: Path) -> None:
+    digests = []
+    for text in ("#version: 0.2\na b\n\n", "a b"):
+        (tmp_path / "merges.txt").write_text(text)
+        digests.append(read_vocabulary(tmp_path).merges["merges.txt"])
+    assert digests[0] == digests[1]
 
 
 def test_tokens_that_a_configuration_adds_are_read(tmp_path: Path) -> None:

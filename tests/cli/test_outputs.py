@@ -196,6 +196,13 @@ def test_an_adapter_becomes_no_folder_with_the_name_of_a_file(command: str, fold
     assert not list(Path().glob("x.*"))
 
 
+@pytest.mark.parametrize("command", ["merge a b -o", "soup a b --recipe uniform -o", "train --task digits-mlp -o"])
+def test_an_output_without_a_name_is_refused(command: str, folder: Path) -> None:
+    result = CliRunner().invoke(cli.main, [*command.split(), ""])
+    assert result.exit_code == 2
+    assert "The output's name is ''" in result.output
+
+
 @pytest.mark.parametrize("name", ["n" * 262, "n" * 251 + ".safetensors", f"{'n' * 300}/x.pt"])
 def test_names_that_are_too_long_are_one_line(name: str, folder: Path) -> None:
     for command in (

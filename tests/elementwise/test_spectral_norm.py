@@ -34,6 +34,15 @@ def test_vectors_are_those_of_the_singular_value_decomposition(shape: tuple[int,
     assert float(left @ b.double() @ right) > 0
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("shape", [(9, 1), (1, 9), (1, 1)])
+def test_vectors_of_one_number_may_have_either_sign(shape: tuple[int, int], sign: float) -> None:
+    a, b = torch.randn(2, *shape, generator=torch.Generator().manual_seed(4))
+    u, v = leading(a)
+    left, right = vectors(b, (a, sign * u, sign * v))
+    assert float(left @ b.double() @ right) == pytest.approx(float(b.norm()), rel=1e-6)
+
+
 def test_a_start_at_right_angles_to_the_answer_is_left_behind() -> None:
     a, b = torch.diag(torch.tensor([3.0, 1, 0.5])), torch.diag(torch.tensor([1.0, 5, 0.5]))
     first, second, _ = torch.eye(3)

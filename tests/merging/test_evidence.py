@@ -55,7 +55,8 @@ def test_without_evidence_about_a_tensor_it_gets_the_mean() -> None:
     models = [{"w": normals(seed, (6, 4)), "b": normals(seed, (6,))} for seed in (1, 2)]
     grams = [{"w": gram(normals(seed, (30, 4)))} for seed in (3, 4)]
     assert error(merge(models, "regmean", evidence=grams)["b"], (models[0]["b"] + models[1]["b"]) / 2) < 1e-6
-    found = merge(models, "fisher", evidence=[{}, {}], weights=[1, 3])["b"]
+    information = [{"w": torch.ones(6, 4)}] * 2
+    found = merge(models, "fisher", evidence=information, weights=[1, 3])["b"]
     assert error(found, (models[0]["b"] + 3 * models[1]["b"]) / 4) < 1e-6
 
 
@@ -72,6 +73,8 @@ def test_without_evidence_about_a_tensor_it_gets_the_mean() -> None:
         ("fisher", [torch.ones(6, 4), torch.ones(4, 6)], r"expected one of shape \(6, 4\)"),
         ("fisher", [None, torch.ones(6, 4)], "model 1 for 'w': found none"),
         ("fisher", [torch.ones(6, 4), -torch.ones(6, 4)], "negative"),
+        ("fisher", [torch.ones(6, 4), torch.full((6, 4), float("nan"))], "negative or NaN"),
+        ("regmean", [torch.eye(4), -torch.eye(4)], "negative squares"),
     ],
 )
 def test_evidence_that_does_not_fit_is_refused(method: str, evidence: list[Tensor | None], message: str) -> None:
@@ -79,6 +82,15 @@ def test_evidence_that_does_not_fit_is_refused(method: str, evidence: list[Tenso
     states = [{} if one is None else {"w": one} for one in evidence]
     with pytest.raises(WeightspaceError, match=message):
         merge(models, method, evidence=states)
+
+
+@pytest.mark.parametrize("method", ["fisher", "regmean"])
+def test_evidence_of_another_network_is_refused(method: str) -> None:
+    models = [{"w": normals(seed, (6, 4))} for seed in (1, 2)]
+    with pytest.raises(WeightspaceError, match="of none of the models' tensors, but of 'other'"):
+        merge(models, method, evidence=[{"other": torch.eye(4)}] * 2)
+    with pytest.raises(WeightspaceError, match="one state dict per model"):
+        merge(models, method, evidence=[None, None])  # type: ignore[list-item]
 
 
 def test_fisher_takes_every_element_from_the_models_that_it_matters_to() -> None:

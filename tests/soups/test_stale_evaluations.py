@@ -191,6 +191,75 @@ def test_a_score_is_found_again_as_long_as_nothing_changes_and_made_again_then(s
     assert score(tmp_path / "task") == (0.75, 0)
 
 
+#: What the score comes from -> its value, files, and what changes them so that the score is .75 then.
+CHANGES: dict[str, tuple[str, dict[str, str], Callable[[Path], object]]] = {
+    "a link to another folder": (
+        "(HERE / 'latest' / 'value.txt').read_text()",
+        {"v1/value.txt": "0.25", "v2/value.txt": "0.75", "latest": "-> v1"},
+        lambda folder: ((folder / "latest").unlink(), (folder / "latest").symlink_to("v2")),
+    ),
+    "a link to another file": (
+        "open(HERE / 'latest.txt').read()",
+        {"v1.txt": "0.25", "v2.txt": "0.75", "latest.txt": "-> v1.txt"},
+        lambda folder: ((folder / "latest.txt").unlink(), (folder / "latest.txt").symlink_to("v2.txt")),
+    ),
+    "one file more in a folder": (
+        "sum(float(file.read_text()) for file in (HERE / 'data').glob('*.txt'))",
+        {"data/a.txt": "0.25"},
+        lambda folder: (folder / "data" / "b.txt").write_text("0.5"),
+    ),
+    "one name more in a folder": (
+        "len(os.listdir(HERE / 'data')) / 4",
+        {"data/a": ""},
+        lambda folder: [(folder / "data" / name).write_text("") for name in "bc"],
+    ),
+    "one folder more below a folder": (
+        "sum(len(names) for _, names, _ in os.walk(HERE / 'data')) / 4",
+        {"data/a/x": ""},
+        lambda folder: (folder / "data" / "a" / "b" / "c").mkdir(parents=True),
+    ),
+    "a file that is gone": (
+        "open(HERE / 'value.txt').read() if VALUE() else 0.75",
+        {"value.txt": "0.25"},
+        lambda folder: (folder / "value.txt").unlink(),
+    ),
+    "a file that comes later": (
+        "0.75 if VALUE() else 0.25",
+        {},
+        lambda folder: (folder / "value.txt").write_text("1"),
+    ),
+    "an array in a memory map": (
+        "np.memmap(HERE / 'value.bin', np.uint8)[0] / 100",
+        {"value.bin": chr(25)},
+        lambda folder: (folder / "value.bin").write_bytes(bytes([75])),
+    ),
+}
+
+TRYING = """
+def VALUE():
+    try:
+        return open(HERE / "value.txt").read()
+    except OSError:
+        return ""
+"""
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_a_score_is_made_again_when_names_change(case: str, tmp_path: Path) -> None:
+    value, files, change = CHANGES[case]
+    for name, text in {**files, "mine.py": TASK.format(imports=TRYING, value=value, body="")}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if text.startswith("-> "):
+            (tmp_path / name).symlink_to(text.removeprefix("-> "))
+        else:
+            (tmp_path / name).write_text(text)
+    assert score(tmp_path) == (0.25, 1)
+    assert score(tmp_path) == (0.25, 0)
+    change(tmp_path)
+    assert score(tmp_path) == (0.75, 1)
+    assert score(tmp_path) == (0.75, 0)
+
+
 def test_a_global_that_comes_from_the_environment_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     SOURCES["environment"] = ("SCALE = float(os.environ['SCALE'])", "SCALE", "unused.py", {}, "")
     write(tmp_path / "task", "environment")

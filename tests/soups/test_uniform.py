@@ -1,6 +1,7 @@
 """The uniform soup: the mean, exact on copies, one ingredient at a time."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from kitchen import PLAIN, TASK, equal, fine_tunes, saved
 
 import weightspace as ws
-from weightspace.checkpoints import StateDict
+from weightspace.checkpoints import StateDict, reader
+from weightspace.checkpoints.reader import read_checkpoint
 from weightspace.connectivity import reset_statistics
 from weightspace.errors import CheckpointError, WeightspaceError
 
@@ -46,6 +48,34 @@ def test_it_is_the_mean_of_the_ingredients_rounded_once(count: int, seed: int) -
 def test_files_and_states_give_the_same_bits(tmp_path: Path, suffix: str) -> None:
     _, states = fine_tunes(PLAIN, 3)
     assert equal(ws.uniform_soup(saved(states, tmp_path, suffix)), ws.uniform_soup(states))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ""])
+@pytest.mark.parametrize("change", ["shorter", "other"])
+def test_a_file_that_changes_while_it_is_read_is_one_line(
+    change: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = saved([random_state(seed) for seed in range(3)], tmp_path, suffix)
+    file = paths[1] / "model.safetensors" if paths[1].is_dir() else paths[1]
+    get = reader.CheckpointReader.__getitem__
+
+    def meanwhile(self: reader.CheckpointReader, name: str) -> torch.Tensor:
+        if self.contents.path == paths[1]:
+            os.truncate(file, 100) if change == "shorter" else os.utime(file, ns=(1, 1))
+        return get(self, name)
+
+    monkeypatch.setattr(reader.CheckpointReader, "__getitem__", meanwhile)
+    message = "has become shorter" if change == "shorter" else "has changed while it was read"
+    with pytest.raises(CheckpointError, match=message):
+        ws.uniform_soup(paths)
+
+
+def test_ingredients_that_change_afterwards_do_no_harm(tmp_path: Path) -> None:
+    paths = saved([random_state(seed) for seed in range(2)], tmp_path, ".safetensors")
+    states = [read_checkpoint(path) for path in paths]
+    for path in paths:
+        os.truncate(path, 0)
+    assert equal(ws.uniform_soup(states), ws.uniform_soup([random_state(seed) for seed in range(2)]))
 
 
 def test_ingredients_stay_as_they_were_and_nothing_of_them_is_shared() -> None:

@@ -23,7 +23,8 @@ _COUNTER = re.compile(
 
 #: The same where they are single numbers; lists of steps are called so, too.
 _SINGLE_COUNTER = re.compile(
-    r"(?:.*_)?(?:global_steps?|num_steps|train(?:ing)?_steps?)|steps?|iters?|iterations?|n_iter|(?:last_)?epochs?|counts?"
+    r"(?:.*_)?(?:(?:steps?|iters?|iterations?|epochs?|updates?|batch(?:es)?|calls?)(?:_(?:num|count|done|seen|trained))?"
+    r"|count(?:er)?s?|cnt|niter|n_iter|(?:samples|tokens|examples|images|batches)_seen)"
 )
 
 #: Buffers that index other tensors, whose numbers mean nothing in between.
@@ -34,11 +35,18 @@ _INDEX = re.compile(
 #: Masks, which are kept as bools, integers or floats.
 _MASK = re.compile(r"(?:attn|attention|causal)?_?mask|tril")
 
-#: Tables that a network computes when it is built, which older files hold and newer ones lack.
-_COMPUTED = re.compile(r"inv_freq|masked_bias|position_ids")
+#: What a network computes when it is built or counts from zero, which some files hold and others lack: of older and
+#: newer releases of transformers and timm; torch has counted batches since 0.4.1.
+_COMPUTED = re.compile(
+    r"inv_freq|(?:cos|sin)_cached|masked_bias|position_ids|token_type_ids|relative_position_index"
+    r"|relative_coords_table|attn_mask|num_batches_tracked"
+)
 
 #: Second moments of activations, and their roots.
-_VARIANCE = re.compile(r"(?:running|moving|pop(?:ulation)?|ema)_(?:var(?:iance)?|std)")
+_VARIANCE = re.compile(r"(?:running|moving|pop(?:ulation)?|ema)_(?:i?var(?:iance)?|std|(?:mean_)?sq(?:uares?)?)")
+
+#: The same in the modules that normalise observations, which call them by one word.
+_NORMALISER_VARIANCE = re.compile(r"(?:.*[./])?\w*(?:rms|mean_std|normali[sz]er)[./]_?(?:var(?:iance)?|std)")
 
 #: The point from which an orthogonal parametrization counts its angles; fixed during training.
 _ORTHOGONAL_BASE = re.compile(r"(?:.*\.)?parametrizations\.[^.]+\.\d+\.base")
@@ -56,7 +64,7 @@ def is_counter(name: str, shape: Shape) -> bool:
 
 def is_variance(name: str) -> bool:
     """Return whether a tensor is a running variance or deviation, which is never negative."""
-    return _VARIANCE.fullmatch(_last(name)) is not None
+    return _VARIANCE.fullmatch(_last(name)) is not None or _NORMALISER_VARIANCE.fullmatch(name) is not None
 
 
 def is_fixed(name: str) -> bool:
@@ -229,7 +237,7 @@ def _weight_norm(name: str, shapes: Mapping[str, Shape]) -> WeightNorm | None:
         stem = name.removesuffix("_g")
         other_kind = f"{stem}_orig" in shapes
         # Pairs of vectors are called so by others, too (RWKV's time_maa_g and time_maa_v).
-        norm, strict = WeightNorm(name, f"{stem}_v"), "weight" not in _last(stem)
+        norm, strict = WeightNorm(name, f"{stem}_v"), re.search("weight|bias", _last(stem)) is None
     else:
         return None
     if other_kind or norm.direction not in shapes:
@@ -293,5 +301,5 @@ def _matrix_below(
 
 
 def _last(name: str) -> str:
-    """Return the last part of a name."""
-    return name.rpartition(".")[2]
+    """Return the last part of a name; networks that came from TensorFlow have slashes between the parts."""
+    return name.rpartition(".")[2].rpartition("/")[2]

@@ -1,8 +1,8 @@
 """The files of a model's folder beside its weights: what is copied into a new folder, and what is left behind.
 
 All that is not weights belongs to the model (configuration, tokenizer, code, pooling modules with weights of their
-own) and is copied. Left behind, and named, are the same weights in other formats, and the state of a training.
-Hidden files (``.git``, ``.cache``) are no part of a model.
+own) and is copied. Left behind, and named, are the same weights in other formats, the state of a training, and links
+that lead elsewhere, which whoever made the folder may have made. Hidden files (``.git``) are no part of a model.
 """
 
 from __future__ import annotations
@@ -31,9 +31,23 @@ _WEIGHT_FOLDERS = ("onnx", "openvino", "coreml", "original", "gguf", "tflite", "
 _TRAINING = (
     *("optimizer*", "scheduler*", "scaler*", "rng_state*", "random_states*", "trainer_state.json"),
     *("training_args*", "zero_to_fp32.py", "latest", "events.out.tfevents*", "trainer_log.jsonl", "all_results.json"),
-    *("train_results.json", "eval_results.json", "training_loss.png", "*.log"),
+    *("train_results.json", "eval_results.json", "training_loss.png", "*.log", "nohup.out", "slurm-*.out"),
+    *("custom_checkpoint_*.pkl", "sampler*.bin", "dl_state_dict*"),
 )
-_TRAINING_FOLDERS = ("checkpoint-*", "global_step*", "runs", "wandb", "logs", "tensorboard", "__pycache__")
+_TRAINING_FOLDERS = (
+    *("checkpoint-*", "global_step*", "runs", "wandb", "logs", "tensorboard", "__pycache__", "lightning_logs"),
+    *("tb_logs", "mlruns", "optimizer_*", "pytorch_model_fsdp*"),
+)
+
+#: Weights of what follows the network and stands beside it in a file of its own: the vectors of BGE-M3, value heads of
+#: reinforcement learning, projectors of vision models.
+_HEADS = (
+    *("*linear.*", "*head.*", "*proj.*", "*projector.*", "*projection.*", "*dense.*", "*pooler.*", "*pooling.*"),
+    *("*embeddings.*", "prompt*.*", "*voice*.*", "*speaker*.*"),
+)
+
+#: Folders whose files may stand for files of a model by links: the Hub's cache, git-annex.
+_STORES = ("blobs", "annex")
 
 #: Folders of modules that follow the network, as sentence-transformers numbers them; their weights are their own.
 _MODULE = re.compile(r"\d+_\w+")
@@ -42,7 +56,7 @@ _MODULE = re.compile(r"\d+_\w+")
 _TOKENIZER = (
     *("tokenizer*", "tokenization_*.py", "special_tokens_map.json", "added_tokens.json", "normalizer.json"),
     *("vocab*", "merges.txt", "bpe.codes", "dict*.txt", "*.tiktoken", "*.spm", "spiece.model", "sentencepiece*.model"),
-    *("spm.model", "tekken.json", "chat_template*", "additional_chat_templates/*"),
+    *("*.model", "encoder.json", "rwkv_vocab*", "tekken.json", "chat_template*", "additional_chat_templates/*"),
 )
 
 #: What may lie in a folder that is replaced, beside weights and tokenizer.
@@ -87,7 +101,9 @@ def find_companions(folder: Path, weights: Collection[str] = ()) -> Companions:
             name = path.name
             if name.startswith(".") or name == CARD or name in weights or name in ENTRANCES:
                 continue
-            if path.is_dir():
+            if path.is_symlink() and not _stays_in_model(path):
+                left.append(name)
+            elif path.is_dir():
                 inside = [f"{name}/{file}" for file in _files_in(path)] if may_hold_companions(name) else []
                 wanted = bool(inside) and is_in_companion_folder(inside[0], inside)
                 copied.extend(inside if wanted else ())
@@ -127,7 +143,18 @@ def is_left(name: str, *, folder: bool = False) -> bool:
     """Return whether a file (or folder) of that name beside the weights is no part of the model."""
     if folder:
         return _matches(name, (*_WEIGHT_FOLDERS, *_TRAINING_FOLDERS))
-    return _matches(name, (*_WEIGHTS, *_TRAINING))
+    return _matches(name, _TRAINING) or (_matches(name, _WEIGHTS) and not is_head(name))
+
+
+def is_head(name: str) -> bool:
+    """Return whether a file of that name beside the weights has weights of its own, which follow the network."""
+    return _matches(name, _WEIGHTS) and _matches(name.lower(), _HEADS)
+
+
+def is_other_copy(name: str) -> bool:
+    """Return whether a file or folder that is left is known to be the state of a training, or the weights again."""
+    known = (*_TRAINING, *_TRAINING_FOLDERS, *_WEIGHT_FOLDERS, "*model*", "consolidated*", "*.gguf", "*.onnx*", "*.h5")
+    return _matches(name.rstrip("/"), known)
 
 
 def is_tokenizer(name: str) -> bool:
@@ -177,7 +204,9 @@ def check_replaceable(folder: Path, again: Collection[str] = ()) -> None:
                 f"{folder} exists and is not a checkpoint: it holds {paths[0].name!r}. Choose a new folder."
             )
         files = [path.name for path in paths if not path.is_dir()]
-        nested = [f"{path.name}/{file}" for path in paths if path.is_dir() for file in _files_in(path) or [""]]
+        nested = [
+            f"{path.name}/{file}" for path in paths if path.is_dir() for file in _files_in(path, links=True) or [""]
+        ]
         for name in (*files, *nested):
             if name not in again and not _matches(name, (*_REPLACEABLE, *_TOKENIZER)):
                 raise CheckpointError(
@@ -186,17 +215,37 @@ def check_replaceable(folder: Path, again: Collection[str] = ()) -> None:
                 )
 
 
-def _files_in(folder: Path) -> list[str]:
-    """Return the files in a folder and below, hidden ones aside, as relative paths with ``/``."""
-    return sorted(_walk(folder))
+def _files_in(folder: Path, *, links: bool = False) -> list[str]:
+    """Return the files in a folder and below, hidden ones aside, as relative paths with ``/``.
+
+    Args:
+        folder: to look into.
+        links: count all links; else those only that stay in the model.
+    """
+    return sorted(_walk(folder, links=links))
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def _walk(folder: Path, *, links: bool) -> Iterator[str]:
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if not name.startswith(".") and (Path(root) / name).is_file():
-                yield (Path(root) / name).relative_to(folder).as_posix()
+            path = Path(root) / name
+            counts = (links or _stays_in_model(path)) if path.is_symlink() else path.is_file()
+            if counts and not name.startswith("."):
+                yield path.relative_to(folder).as_posix()
+
+
+def _stays_in_model(link: Path) -> bool:
+    """Return whether a link leads to a file of its folder or below, of another model's folder, or of a known store."""
+    target = Path(os.path.realpath(link))
+    if not target.is_file():
+        return False
+    inside = target.is_relative_to(os.path.realpath(link.parent))
+    return (
+        inside
+        or not set(_STORES).isdisjoint(target.parts)
+        or any((target.parent / name).is_file() for name in ENTRANCES)
+    )
 
 
 def _matches(name: str, patterns: Collection[str]) -> bool:

@@ -85,12 +85,23 @@ class Contents:
         Raises:
             CheckpointError: two names become one, or a name becomes empty.
         """
-        names = {name: name.removeprefix(prefix) for name in self.tensors}
+        return self.under_names({name: name.removeprefix(prefix) for name in self.tensors}, f"the prefix {prefix!r}")
+
+    def under_names(self, names: Mapping[str, str], without: str) -> Contents:
+        """Return the same tensors under shorter names.
+
+        Args:
+            names: name -> shorter name, of all tensors.
+            without: how an error calls what is taken off.
+
+        Raises:
+            CheckpointError: two names become one, or a name becomes empty.
+        """
         shorts: dict[str, str] = {}
         for name, short in names.items():
             if not short or short in shorts:
                 problem = f"{shorts[short]!r} is, too" if short else "nothing is left"
-                raise CheckpointError(f"{self.path}: without the prefix {prefix!r}, {name!r} is {short!r}; {problem}.")
+                raise CheckpointError(f"{self.path}: without {without}, {name!r} is {short!r}; {problem}.")
             shorts[short] = name
         return replace(
             self,

@@ -28,7 +28,15 @@ _FOREIGN = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself. Run: git lfs pull",
     b"<!DOCTYPE": "a web page, not the file itself. Download it again",
     b"<html": "a web page, not the file itself. Download it again",
+    b"<?xml": "an answer of a server, not the file itself. Download it again",
+    b'{"error"': "an answer of a server, not the file itself. Download it again",
+    b"Access to": "an answer of a server, not the file itself. Download it again",
+    b"Entry not found": "an answer of a server, not the file itself. Download it again",
+    b"Repository not found": "an answer of a server, not the file itself. Download it again",
     b"\x1f\x8b": "a gzip archive. Unpack it",
+    b"BZh": "a bzip2 archive. Unpack it",
+    b"\xfd7zXZ": "an xz archive. Unpack it",
+    b"\x28\xb5\x2f\xfd": "a zstandard archive. Unpack it",
     b"7z\xbc\xaf": "a 7z archive. Unpack it",
 }
 
@@ -57,7 +65,7 @@ def file_format(path: Path) -> Format:
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= min(size - 8, MAX_HEADER):
         return "safetensors"
     for magic, description in _FOREIGN.items():
-        if start.startswith(magic):
+        if start.lstrip().lower().startswith(magic.lower()):
             raise CheckpointError(f"{path} is {description}.")
     if start.startswith(_TORCH):
         return "torch"

@@ -17,7 +17,7 @@ from weightspace.checkpoints.disk import one_line_errors, replacing_file, replac
 from weightspace.checkpoints.fetching import fetched_path, local_path
 from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, file_format
 from weightspace.checkpoints.folder import WEIGHTS, find_weights, index_metadata, read_folder
-from weightspace.checkpoints.outputs import check_name
+from weightspace.checkpoints.outputs import check_name, check_named
 from weightspace.checkpoints.safetensors_file import (
     read_safetensors,
     read_safetensors_metadata,
@@ -112,6 +112,7 @@ def save_checkpoint(
         CheckpointError: a tensor cannot be stored, or the disk refuses (it is full, read-only, …); the old
             file is intact.
     """
+    check_named(path)
     path = Path(path)
     check_storable(state, path)
     kept = _checked_metadata(metadata or {}, path)

@@ -43,6 +43,17 @@ def check_checkpoint_output(path: Path, *, again: Collection[str] = (), force: b
         check_replaceable(path, again)
 
 
+def check_named(out: str | os.PathLike[str]) -> None:
+    """Check that an output has a name at all: an empty one, as of a variable that is not set, would be the folder here.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    name = os.fspath(out)
+    if not name or "\0" in name:
+        raise CheckpointError(f"The output's name is {name!r}; expected the path of a file or folder.")
+
+
 def check_name(path: Path, *, folder_only: bool = False) -> None:
     """Check that an output which would become a folder is not meant to be a file.
 
@@ -101,7 +112,7 @@ def check_apart(out: Path, inputs: Iterable[Path]) -> None:
 
     Args:
         out: the output, a file or a folder.
-        inputs: files and folders that are read; of a folder all files directly in it count.
+        inputs: files and folders that are read; of a folder all files in it count, and those that its links lead to.
 
     Raises:
         CheckpointError: it does, or it would change what a folder among the inputs holds.
@@ -115,6 +126,7 @@ def check_apart(out: Path, inputs: Iterable[Path]) -> None:
             folder = place.is_dir()
             files = [place / name for name in sorted(os.listdir(place))] if folder else []
             same = own is not None and own in map(_identity, (place, *files))
+            same = same or (folder and place in target.parents and target.is_file())  # a module's weights, say
             if same or any(target == name or target in name.parents for name in names):
                 raise CheckpointError(f"{out} would replace {path}, which it is made from. Write somewhere else.")
             if folder and target.parent == place and target.name in (*ENTRANCES, *_READ_IN_FOLDERS):

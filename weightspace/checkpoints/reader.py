@@ -6,14 +6,19 @@ are used; here it is an error that names the file.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
-from weightspace.checkpoints.contents import Contents, Place, TensorInfo
+from weightspace.checkpoints.contents import Contents, Place, TensorInfo, read_contents
+from weightspace.checkpoints.disk import one_line_errors
 from weightspace.checkpoints.dtypes import DTYPES
-from weightspace.checkpoints.files import read_state
+from weightspace.checkpoints.fetching import fetched_path
+from weightspace.checkpoints.files import StrPath, read_state
 from weightspace.checkpoints.open_files import OpenFiles
 from weightspace.checkpoints.state import StateDict
+from weightspace.errors import CheckpointError, WeightspaceWarning
 
 
 class StoredTensor:
@@ -98,6 +103,31 @@ class CheckpointReader:
             owner = self.contents.tied.get(name)
             state[name] = state[owner] if owner in state else self[name]
         return state
+
+
+def read_checkpoint(path: StrPath) -> StateDict:
+    """Return the tensors of a checkpoint in memory of their own, whatever becomes of its files; tied ones tied.
+
+    Args:
+        path: as for ``load_checkpoint``.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged, or changes while it is read.
+    """
+    local = fetched_path(path)
+    with one_line_errors(local, "read"):
+        contents = read_contents(local)
+        before = [file.stat() for file in contents.files]
+        state = CheckpointReader(contents).state()
+        after = [file.stat() for file in contents.files]
+    if [(one.st_size, one.st_mtime_ns) for one in before] != [(one.st_size, one.st_mtime_ns) for one in after]:
+        raise CheckpointError(
+            f"{local} has changed while it was read. Is something still writing it? Run the command again when it is "
+            "whole."
+        )
+    for note in contents.notes:
+        warnings.warn(note, WeightspaceWarning, stacklevel=2)
+    return state
 
 
 def _extent(place: Place, info: TensorInfo) -> int:

@@ -74,7 +74,10 @@ def _prefix_hint(a: StateDict, b: StateDict) -> str:
         for name in long:
             prefix = next((name.removesuffix(other) for other in short if name.endswith(f".{other}")), "")
             if prefix:
-                return f" They differ by the prefix {prefix!r}: load with strip_prefix={prefix!r}."
+                return (
+                    f" They differ by the prefix {prefix!r}: load with strip_prefix={prefix!r}, or write one of them "
+                    f"anew: weightspace merge FILE -m passthrough --strip-prefix {prefix} -o NEW."
+                )
     return ""
 
 

@@ -6,6 +6,7 @@ each behind its number of elements, which torch wrote before 1.6.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,7 +42,8 @@ def check_torch_file(path: Path) -> bool:
     """Check that a torch file is whole, and return whether it can be mapped into memory.
 
     It can where every storage is there uncompressed, exactly where it should be, at an address that its elements can
-    have. The checksums of storages are taken where they are not mapped, since they are read then anyway.
+    have, with its numbers in the order of bytes of this machine. The checksums of storages are taken where they are not
+    mapped, since they are read then anyway.
 
     Raises:
         CheckpointError: the file is damaged, or asks for more than it holds.
@@ -54,7 +56,7 @@ def check_torch_file(path: Path) -> bool:
         except ZipError as error:
             raise CheckpointError(f"{path} is a damaged archive: {error}. {_HINT}") from error
         except TorchPickleError as error:
-            raise CheckpointError(f"{path} cannot be read: {error}. {_HINT}") from error
+            raise CheckpointError(f"{path} cannot be read: {error}. {error.hint}") from error
     return False
 
 
@@ -69,20 +71,34 @@ def _check_archive(file: BinaryIO) -> bool:
     records = read_directory(file)
     folder = next(iter(records), "").split("/")[0]
     if f"{folder}/constants.pkl" in records:
-        raise TorchPickleError("it is a TorchScript program; expected a state dict, as torch.save writes it")
+        raise TorchPickleError(
+            "it is a TorchScript program; expected a state dict, as torch.save writes it",
+            "Save its weights alone: torch.save(torch.jit.load(…).state_dict(), …).",
+        )
     pickled = records.get(f"{folder}/data.pkl")
     if pickled is None:
-        raise ZipError("it holds no data.pkl, as files of torch.save do")
+        inside = ", ".join(repr(name[:40]) for name in list(records)[:3])
+        raise TorchPickleError(
+            f"it is an archive with {inside or 'nothing'} in it, without the data.pkl that files of torch.save have",
+            "Unpack it if a checkpoint is inside; else save the state dict by torch.save.",
+        )
     content = read_record(file, pickled, MAX_PICKLE)
     check_memory(content)
     claimed = [
         _record_of(records, folder, storage) for storage in follow_pickle(content).storages.values() if storage.nbytes
     ]
-    if all(record.method == STORED and record.fits and record.start % _ALIGNMENT == 0 for record in claimed):
+    usable = all(record.method == STORED and record.fits and record.start % _ALIGNMENT == 0 for record in claimed)
+    if usable and _has_order_of_this_machine(file, records.get(f"{folder}/byteorder")):
         return True
     for record in claimed:
         check_record(file, record)
     return False
+
+
+def _has_order_of_this_machine(file: BinaryIO, record: ZipRecord | None) -> bool:
+    """Return whether the bytes of numbers stand as they do here; torch before 2.1 did not say, and had little ends."""
+    order = b"little" if record is None else read_record(file, record, MAX_PICKLE)
+    return order == sys.byteorder.encode()
 
 
 def _record_of(records: dict[str, ZipRecord], folder: str, storage: Storage) -> ZipRecord:

@@ -35,14 +35,17 @@ _DEPTH = 4
 
 _RECORD = "archive/weightspace.json"
 
+#: Stands for an entry that is not there.
+_NOTHING = object()
+
 
 def read_torch(path: Path, key: str | None = None) -> tuple[StateDict, tuple[str, ...]]:
     """Read the tensors of a torch file, memory-mapped where the file's format allows.
 
     Args:
         path: the file.
-        key: the entry that holds the state dict; ``""`` is the top; by default the top, or one of
-            ``WRAPPERS``.
+        key: the entry that holds the state dict, ``"model.module"`` for one inside another; ``""`` is the top; by
+            default the top, or one of ``WRAPPERS``.
 
     Returns:
         The tensors by name; and a line for each choice that was made between several networks in the file.
@@ -53,7 +56,7 @@ def read_torch(path: Path, key: str | None = None) -> tuple[StateDict, tuple[str
     """
     content = _unpickle(path)
     notes: list[str] = []
-    entries = _unwrap(content, path, notes) if key is None else _entry(content, path, key)
+    entries = _unwrap(content, path, notes) if key is None else _entry(content, path, key, notes)
     state = {name: value.detach() for name, value in entries.items() if isinstance(value, torch.Tensor)}
     check_storable(state, path)
     return state, tuple(notes)
@@ -125,44 +128,73 @@ def _reason(error: Exception) -> str:
     return "truncated or damaged, or not a torch file. Copy it again."
 
 
-def _entry(content: Any, path: Path, key: str) -> Mapping[Any, Any]:
-    """Return the state dict under ``key``."""
-    if key and (not isinstance(content, Mapping) or key not in content):
+def _entry(content: Any, path: Path, key: str, notes: list[str]) -> Mapping[Any, Any]:
+    """Return the state dict under ``key``, or under one of the usual names inside of what is there."""
+    found = _at(content, key) if key else content
+    if found is _NOTHING:
         names = ", ".join(map(repr, content)) if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(f"{path} has no entry {key!r}, found {names[:200]}.")
-    found = content[key] if key else content
     if not isinstance(found, Mapping):
         raise CheckpointError(f"{path}: {key!r} is a {type(found).__name__}, expected names and tensors.")
+    if key and not any(isinstance(value, torch.Tensor) for value in found.values()):
+        return _unwrap(found, path, notes, f"{key}.")
     return found
 
 
-def _unwrap(content: Any, path: Path, notes: list[str]) -> Mapping[Any, Any]:
-    """Return the one state dict in the content, or raise; note which networks were left beside it."""
+def _at(content: Any, key: str) -> Any:
+    """Return the entry of nested mappings that a key leads to, with a dot between names; or ``_NOTHING``."""
+    if not isinstance(content, Mapping):
+        return _NOTHING
+    if key in content:
+        return content[key]
+    names = [name for name in content if isinstance(name, str) and key.startswith(f"{name}.")]
+    ends = (_at(content[name], key.removeprefix(f"{name}.")) for name in names)
+    return next((end for end in ends if end is not _NOTHING), _NOTHING)
+
+
+def _unwrap(content: Any, path: Path, notes: list[str], place: str = "") -> Mapping[Any, Any]:
+    """Return the one state dict in the content, or raise; note which networks were left beside it.
+
+    ``place`` is the key that leads to the content, with a dot behind.
+    """
     for _ in range(_DEPTH):
         if not isinstance(content, Mapping):
             break
         nested = [name for name, value in content.items() if _holds_tensors(value)]
         wrappers = [name for name in nested if name in WRAPPERS]
         if len(wrappers) == 1:
-            notes.extend(_rivals(content, wrappers[0], nested, path))
-            content = content[wrappers[0]]
+            notes.extend(_rivals(content, wrappers[0], nested, path, place))
+            content, place = content[wrappers[0]], f"{place}{wrappers[0]}."
             continue
         if nested:
-            names = ", ".join(repr(name) for name in nested[:5])
+            names = ", ".join(repr(f"{place}{_key_of(content, name)}") for name in nested[:5])
             raise CheckpointError(
-                f"{path} nests tensors under {names}: say which one is the model with key=… or --key "
+                f"{path} nests tensors under {names[:200]}: say which one is the model with key=… or --key "
                 '("" is the top level).'
             )
         return content
     raise CheckpointError(f"{path} holds no state dict: found {type(content).__name__}, expected names and tensors.")
 
 
-def _rivals(content: Mapping[Any, Any], taken: str, nested: Sequence[Any], path: Path) -> Iterator[str]:
+def _rivals(content: Mapping[Any, Any], taken: str, nested: Sequence[Any], path: Path, place: str) -> Iterator[str]:
     """Yield a line for each entry beside the one taken that holds the same network once more."""
     own = _last_names(content[taken])
     for name in nested:
         if name != taken and isinstance(name, str) and not own.isdisjoint(_last_names(content[name])):
-            yield f"{path} holds {taken!r} and {name!r}: {taken!r} is taken. --key {name} (key=…) takes the other."
+            key = f"{place}{_key_of(content, name)}"
+            line = f"{path} holds {place + taken!r} and {key!r}: {place + taken!r} is taken."
+            yield f"{line} --key {key} (key=…) takes the other."
+
+
+def _key_of(content: Mapping[Any, Any], name: Any) -> str:
+    """Return the key of the tensors under a name: the name, and those below it as long as there is only one."""
+    key, inside = str(name), content[name]
+    for _ in range(_DEPTH):
+        nested = [other for other, value in inside.items() if isinstance(other, str) and _holds_tensors(value)]
+        if len(nested) != 1 or any(isinstance(value, torch.Tensor) for value in inside.values()):
+            break
+        key, inside = f"{key}.{nested[0]}", inside[nested[0]]
+    return key
 
 
 def _last_names(value: Any, depth: int = _DEPTH) -> set[tuple[str, tuple[int, ...]]]:

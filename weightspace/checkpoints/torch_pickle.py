@@ -48,7 +48,15 @@ _REFUSED = ("bytearray", "_rebuild_nested_tensor", "_rebuild_wrapper_subclass", 
 
 
 class TorchPickleError(ValueError):
-    """Says in a few words what is wrong with a pickle."""
+    """Says in a few words what is wrong with a pickle.
+
+    Attributes:
+        hint: what to do about it, as a sentence.
+    """
+
+    def __init__(self, problem: str, hint: str = "Copy it again.") -> None:
+        super().__init__(problem)
+        self.hint = hint
 
 
 class Global(NamedTuple):
@@ -140,6 +148,12 @@ class _Machine:
 
     def run(self) -> None:
         """Follow the pickle to its end."""
+        if self.content[self.at : self.at + 1] == b"\x80" and self.content[self.at + 1 : self.at + 2] in _LATER:
+            protocol = self.content[self.at + 1]
+            raise TorchPickleError(
+                f"it is a pickle of protocol {protocol}, of which torch reads none without running its code",
+                "Save its state dict again by torch.save, without pickle_protocol.",
+            )
         while True:
             code = self.content[self.at]
             self.at += 1
@@ -314,6 +328,9 @@ def _pushing(value_of: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
 
 
 _STOP = ord(".")
+
+#: Protocols of pickles with instructions that torch's reader of weights does not know.
+_LATER = (b"\x04", b"\x05")
 
 _INSTRUCTIONS: dict[int, Callable[[_Machine], Any]] = {
     code[0]: follow

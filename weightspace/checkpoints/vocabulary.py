@@ -10,6 +10,7 @@ import base64
 import filecmp
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,12 @@ Tokens: TypeAlias = dict[str, int]
 #: Files of tokens, and the text that their ids belong to, which say nothing of ids themselves.
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template*", "tokenization_*.py")
 
-_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
+
+#: How the models of tokenizers are called that cannot be anything else.
+_MODELS = ("tokenizer.", "spiece.", "sentencepiece.", "spm.")
+
+#: How a line of tiktoken begins, and the bytes in which one ends at the latest.
+_TIKTOKEN, _LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n"), 2**16
 
 
 @dataclass(frozen=True)
@@ -69,9 +75,9 @@ def read_vocabulary(folder: Path) -> Vocabulary:
                 tokens["added_tokens_decoder"] = added
         elif path.name == "merges.txt":
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            merges[path.name] = _digest_of_merges([line for line in lines if not line.startswith("#version")])
-        elif reader is not None:
-            tokens[path.name] = reader(path)
+            merges[path.name] = _digest_of_merges([line for line in lines if line and not line.startswith("#version")])
+        elif reader is not None and (known := _known_tokens(path, reader)) is not None:
+            tokens[path.name] = known
         elif not any(Path(path.name).match(pattern) for pattern in _SETTINGS):
             others[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return Vocabulary(tokens, merges, others)
@@ -98,15 +104,31 @@ def _files(folder: Path) -> list[Path]:
 
 def _reader(name: str) -> Callable[[Path], Tokens] | None:
     """Return what reads the tokens of a file of that name, where it has any."""
-    if name in ("vocab.json", "added_tokens.json"):
+    if name in ("vocab.json", "added_tokens.json", "encoder.json"):
         return _of_json
     if name == "vocab.txt":
         return _of_lines
-    if name in _SENTENCEPIECE or name.endswith(".spm"):
-        return _of_sentencepiece
+    if name == "tekken.json":
+        return _of_tekken
+    if name.startswith("tokenizer.model") or name.endswith((".model", ".spm")):
+        return _of_model
     if name.endswith(".tiktoken"):
         return _of_tiktoken
     return None
+
+
+def _known_tokens(path: Path, reader: Callable[[Path], Tokens]) -> Tokens | None:
+    """Return the tokens of a file, or None where its name is only like that of one that has any.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        return reader(path)
+    except CheckpointError:
+        if path.name == "tekken.json" or (path.suffix == ".model" and not path.name.startswith(_MODELS)):
+            return None  # a version of Mistral's format that is not known; a truecaser
+        raise
 
 
 def _model(content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -147,7 +169,36 @@ def _of_json(path: Path) -> Tokens:
 def _of_lines(path: Path) -> Tokens:
     """Return the tokens of WordPiece: a line is a token, its number the id."""
     with one_line_errors(path, "read"):
-        return {token: number for number, token in enumerate(path.read_bytes().decode("utf-8", "replace").split("\n"))}
+        text = path.read_bytes().decode("utf-8", "replace")
+    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    return {token: number for number, token in enumerate(lines)}
+
+
+def _of_tekken(path: Path) -> Tokens:
+    """Return the tokens of Mistral's format: a list by rank, whose ids follow those of the special tokens."""
+    content = read_json_object(path)
+    settings, specials = content.get("config"), content.get("special_tokens") or []
+    listed = content.get("vocab")
+    if not isinstance(settings, dict) or not all(isinstance(part, list) for part in (listed, specials)):
+        raise CheckpointError(f"{path} is no tokenizer of Mistral's: expected a config, a vocab and special_tokens.")
+    first = settings.get("default_num_special_tokens", 0)
+    pairs: dict[str, Any] = {}
+    for entries, key, start in ((specials, "token_str", 0), (listed, "token_bytes", first)):
+        for entry in entries or []:
+            rank = entry.get("rank") if isinstance(entry, dict) else None
+            if type(rank) is not int or type(start) is not int:
+                raise CheckpointError(f"{path}: expected a rank with every token, found {str(entry)[:60]!r}.")
+            pairs[str(entry.get(key))] = start + rank
+    return _checked(pairs, path)
+
+
+def _of_model(path: Path) -> Tokens:
+    """Return the tokens of a file that may be of SentencePiece or, for Llama 3, of tiktoken."""
+    with one_line_errors(path, "read"), open(path, "rb") as file:
+        beginning = file.read(_LINE)
+    if _TIKTOKEN.match(beginning):
+        return _of_tiktoken(path)
+    return _of_sentencepiece(path)
 
 
 def _of_tiktoken(path: Path) -> Tokens:
@@ -178,6 +229,8 @@ def _of_sentencepiece(path: Path) -> Tokens:
         ]
     except (IndexError, StopIteration, ValueError):
         raise CheckpointError(f"{path} is no SentencePiece model, or is damaged. Copy it again.") from None
+    if not pieces:
+        raise CheckpointError(f"{path} is no SentencePiece model: it has no pieces. Copy it again.")
     return {piece: index for index, piece in enumerate(pieces)}
 
 

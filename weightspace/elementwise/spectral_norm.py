@@ -23,6 +23,9 @@ _STEPS, _RESTARTS = 24, 100
 #: A singular pair is found where what is left of it is below this share of the singular value.
 _RESIDUAL = 1e-10
 
+#: A start and a random vector whose sum is shorter than this are opposite, and their sum is no direction.
+_OPPOSITE = 1e-6
+
 #: The axis of a weight that vectors belong to is not the first one only where they fit another so many times better.
 _BETTER = 2.0
 
@@ -110,7 +113,8 @@ def _leading(matrix: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     drawn = torch.randn(matrix.shape[1], generator=generator, dtype=torch.float64)
     right = _unit(drawn).to(matrix.device)
     if bool(start.isfinite().all()):
-        right = _unit(right + _unit(start.to(matrix.device)))
+        both = right + _unit(start.to(matrix.device))
+        right = _unit(both) if bool(both.norm() > _OPPOSITE) else right  # of one number, the two may be opposite
     for _ in range(_RESTARTS):
         right, value, residual = _restarted(matrix, right)
         if residual <= _RESIDUAL * value:

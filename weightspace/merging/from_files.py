@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightspace.checkpoints.outputs import check_named
 from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.executors import EXECUTORS
@@ -122,6 +123,7 @@ def merge_files(
     """
     if is_url(out):
         raise CheckpointError(f"{out} is a URL; expected a local path to write to. Merge to a local path and copy it.")
+    check_named(out)
     if executor not in (known := ("threads", *EXECUTORS)):
         raise unknown("executor", executor, known)
     warnings: list[str] = []

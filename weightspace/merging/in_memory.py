@@ -108,6 +108,8 @@ class _Merging:
         self.weights = weights
         self.arguments = arguments
         self.evidence = checked_evidence(row, evidence, len(weights))
+        if not all(isinstance(one, Mapping) for one in self.evidence):
+            raise WeightspaceError("Evidence is one state dict per model: name -> statistics. Found something else.")
         self.finite = finite
         self.surveyed: Mapping[str, Mapping[str, Any]] = {}
         self.parametrized: Collection[str] = ()
@@ -120,11 +122,21 @@ class _Merging:
         self.parametrized = {name for name, _ in coordinates.parametrizations}
         for number, evidence in enumerate(self.evidence, start=1):
             check_evidence(f"model {number}", evidence, coordinates.parametrizations)
+        self._check_evidence({*coordinates.names, *map(effective_name, self.parametrized)})
         survey = load_survey(self.row)
         if survey is not None and self.row.surveys(self.arguments):
             tensors = {name: [coordinates.of(state, name) for state in states] for name in sorted(coordinates.names)}
             stacks = [self._stack(name, own, has_base) for name, own in tensors.items() if kept(name, own) is None]
             self.surveyed = survey(stacks, [self.arguments] * len(stacks))
+
+    def _check_evidence(self, names: Collection[str]) -> None:
+        """Check that statistics of data speak of the models at all."""
+        known = {name: None for evidence in self.evidence for name in evidence}
+        if known and known.keys().isdisjoint(names):
+            raise WeightspaceError(
+                f"The evidence is of none of the models' tensors, but of {next(iter(known))!r}; without any, "
+                f"{self.row.name!r} is the plain mean. Was it collected for these networks?"
+            )
 
     def tensor(self, name: str, tensors: Sequence[Tensor], *, has_base: bool) -> Tensor:
         """Return the merged tensor of a name; the base's stands last."""

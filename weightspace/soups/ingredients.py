@@ -11,6 +11,7 @@ from typing import TypeAlias
 from weightspace.checkpoints import StateDict, load_checkpoint
 from weightspace.checkpoints.disk import one_line_errors
 from weightspace.checkpoints.folder import weight_files
+from weightspace.checkpoints.reader import read_checkpoint
 from weightspace.checkpoints.remote import is_url
 from weightspace.errors import WeightspaceError
 
@@ -26,7 +27,15 @@ class Ingredient:
     source: Source
 
     def load(self) -> StateDict:
-        """Return the tensors: those of a file are mapped into memory, where the format allows it.
+        """Return the tensors: those of a file are read into memory, so that it may change afterwards.
+
+        Raises:
+            CheckpointError: the checkpoint is missing or damaged, or changes while it is read.
+        """
+        return self.source if isinstance(self.source, dict) else read_checkpoint(self.source)
+
+    def mapped(self) -> StateDict:
+        """Return the tensors, those of a file mapped into memory, where the format allows it: for all at a time.
 
         Raises:
             CheckpointError: the checkpoint is missing or damaged.

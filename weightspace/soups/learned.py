@@ -103,7 +103,7 @@ def learned_soup(
     if per not in get_args(Per):
         raise unknown("grouping of coefficients", per, get_args(Per))
     ingredients = ingredients_of(paths)
-    states = [ingredient.load() for ingredient in ingredients]
+    states = [ingredient.mapped() for ingredient in ingredients]
     scorer = Scorer(task, statistics)
     for ingredient, state in zip(ingredients, states, strict=True):
         check_is_model(state, ingredient.name)

@@ -55,6 +55,54 @@ def test_two_wrappers_are_both_taken_off(tmp_path: Path) -> None:
     assert len(report.warnings) == 2
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_wrappers_inside_the_names_of_one_model_are_taken_off(wrapper: str, prefix: str, tmp_path: Path) -> None:
+    inside = {name.replace("layers.0.", f"layers.0.{wrapper}"): tensor for name, tensor in network(1.0, prefix).items()}
+    paths = files(tmp_path, a=inside, b=network(3.0))
+    report = merge_files(paths, tmp_path / "out.safetensors")
+    result = ws.load_checkpoint(tmp_path / "out.safetensors")
+    assert result.keys() == network(2.0).keys()
+    assert result["layers.0.weight"][0, 0] == 2.0
+    assert f"'layers.0.{wrapper}weight' is 'layers.0.weight' in other models" in report.warnings[-1]
+    with pytest.raises(CheckpointError, match="no tensor"):
+        merge_files(paths, tmp_path / "kept.safetensors", strip_prefix="")
+
+
+def test_wrappers_inside_the_names_of_all_models_stay(tmp_path: Path) -> None:
+    states = [{**network(value), "part._orig_mod.weight": torch.full((2,), value)} for value in (1.0, 3.0)]
+    report = merge_files(files(tmp_path, a=states[0], b=states[1]), tmp_path / "out.safetensors")
+    assert ws.load_checkpoint(tmp_path / "out.safetensors")["part._orig_mod.weight"][0] == 2.0
+    assert report.warnings == ()
+
+
+def test_evidence_follows_a_model_without_its_wrappers(tmp_path: Path) -> None:
+    inside = {name.replace("layers.", "layers._orig_mod."): tensor for name, tensor in network(4.0, "module.").items()}
+    weights = {name: torch.ones(2, 2) for name in inside}
+    a, b, one, other = files(tmp_path, a=network(1.0), b=inside, one=network(2.0), other=weights)
+    merge_files([a, b], tmp_path / "out.safetensors", method="fisher", evidence=[one, other])
+    assert {float(tensor[0, 0]) for tensor in ws.load_checkpoint(tmp_path / "out.safetensors").values()} == {2.0}
+
+
+def test_the_prefix_of_most_names_is_suggested(tmp_path: Path) -> None:
+    scale = {"logit_scale": torch.ones(1)}
+    paths = files(tmp_path, a={**network(1.0, "net."), **scale}, b={**network(3.0), **scale})
+    with pytest.raises(CheckpointError, match=r"no tensor 'net\.embed\.weight'.* --strip-prefix net\. takes"):
+        merge_files(paths, tmp_path / "out.safetensors")
+    merge_files(paths, tmp_path / "out.safetensors", strip_prefix="net.")
+
+
+@pytest.mark.parametrize(
+    "name", ["bn.num_batches_tracked", "blocks.1.attn_mask", "attn.relative_position_index", "rotary.cos_cached"]
+)
+def test_tables_that_networks_make_themselves_may_lack(name: str, tmp_path: Path) -> None:
+    paths = files(tmp_path, a=network(1.0), b={**network(3.0), name: torch.ones(2, dtype=torch.int64)})
+    report = merge_files(paths, tmp_path / "out.safetensors")
+    assert ws.load_checkpoint(tmp_path / "out.safetensors")[name].tolist() == [1, 1]
+    (line,) = report.warnings
+    assert repr(name) in line
+
+
 def test_a_prefix_of_a_torch_file_and_of_the_base_is_taken_off_too(tmp_path: Path) -> None:
     ws.save_checkpoint(network(3.0), tmp_path / "a.safetensors")
     torch.save({"state_dict": network(1.0, "module.")}, tmp_path / "base.ckpt")
@@ -89,6 +137,13 @@ def test_a_prefix_of_some_names_is_taken_off_when_it_is_asked_for(tmp_path: Path
         merge_files(paths, tmp_path / "out.safetensors")
     merge_files(paths, tmp_path / "out.safetensors", strip_prefix="bert.")
     assert ws.load_checkpoint(tmp_path / "out.safetensors")["embed.weight"][0, 0] == 2.0
+
+
+@pytest.mark.parametrize(("option", "value"), [("strip_prefix", "modul."), ("key", "ema")])
+def test_what_applies_to_no_model_is_told(option: str, value: str, tmp_path: Path) -> None:
+    paths = files(tmp_path, a=network(1.0), b=network(3.0))
+    (line,) = merge_files(paths, tmp_path / "out.safetensors", **{option: value}).warnings
+    assert value in line
 
 
 def test_no_prefix_is_taken_off_when_that_is_asked_for(tmp_path: Path) -> None:
@@ -257,7 +312,7 @@ def test_files_that_are_left_behind_are_told(tmp_path: Path) -> None:
     paths = folders(tmp_path, {"a": {"optimizer.pt": "", "notes.txt": "kept"}, "b": {}})
     report = merge_files(paths, tmp_path / "out")
     assert report.warnings == (
-        "Not copied from a: optimizer.pt (weights in other formats, or the state of a training).",
+        "Not copied from a: optimizer.pt (weights in other formats, the state of a training, or links).",
     )
     assert (tmp_path / "out" / "notes.txt").read_text() == "kept"
 
@@ -270,6 +325,49 @@ def test_weights_of_modules_that_follow_the_network_are_copied_and_told_where_th
     report = merge_files(paths, tmp_path / "out")
     assert ws.load_checkpoint(tmp_path / "out" / "2_Dense" / "model.safetensors")["linear.weight"][0, 0] == 1.0
     assert report.warnings == ("2_Dense/model.safetensors of b is not that of a, which is copied: it is not merged.",)
+
+
+DECIDING: dict[str, tuple[str, str, str]] = {
+    "code": ("modeling_x.py", "SCALE = 1", "SCALE = 2"),
+    "an image processor": ("preprocessor_config.json", '{"size": 224}', '{"size": 384}'),
+    "the length of sentences": ("sentence_bert_config.json", '{"max_seq_length": 128}', '{"max_seq_length": 512}'),
+    "a head": ("sparse_linear.pt", "1", "2"),
+}
+
+
+@pytest.mark.parametrize("case", DECIDING)
+def test_files_that_decide_what_a_model_does_are_told_where_they_differ(case: str, tmp_path: Path) -> None:
+    name, own, other = DECIDING[case]
+    report = merge_files(folders(tmp_path, {"a": {name: own}, "b": {name: other}, "c": {name: own}}), tmp_path / "out")
+    assert (tmp_path / "out" / name).read_text() == own
+    assert report.warnings == (f"{name} of b is not that of a, which is copied: it is not merged.",)
+
+
+def test_files_that_say_the_same_in_another_order_or_release_are_not_told(tmp_path: Path) -> None:
+    own = {"preprocessor_config.json": {"size": 224, "mean": [0.5], "transformers_version": "4.40"}}
+    other = {
+        "preprocessor_config.json": {"mean": [0.5], "size": 224},
+        "LICENSE": "MIT",
+        "generation_config.json": {"x": 1},
+    }
+    assert merge_files(folders(tmp_path, {"a": own, "b": other}), tmp_path / "out").warnings == ()
+
+
+def test_a_base_of_one_file_has_no_configuration_for_a_folder_and_that_is_told(tmp_path: Path) -> None:
+    (a,) = files(tmp_path, a=network(1.0))
+    (b,) = folders(tmp_path, {"b": {"config.json": {"model_type": "x"}}})
+    (line,) = merge_files([a, b], tmp_path / "out").warnings
+    assert "b has a config.json, which is not copied" in line
+    assert merge_files([a, b], tmp_path / "out.safetensors").warnings == ()
+    assert merge_files([b, a], tmp_path / "other").warnings == ()
+
+
+def test_of_many_files_that_are_left_the_unexpected_come_first(tmp_path: Path) -> None:
+    left = dict.fromkeys([f"model.fp{bits}.safetensors" for bits in range(10)], "")
+    (a, b) = folders(tmp_path, {"a": {**left, "zeta.safetensors": ""}, "b": {}})
+    (line,) = merge_files([a, b], tmp_path / "out").warnings
+    assert line.startswith("Not copied from a: zeta.safetensors, model.fp0.safetensors")
+    assert ", and 3 more (" in line
 
 
 @pytest.mark.parametrize("method", ["regmean", "fisher"])
@@ -289,6 +387,12 @@ def test_evidence_of_another_network_is_refused(tmp_path: Path) -> None:
     a, b, other = files(tmp_path, a=network(1.0), b=network(3.0), other={"conv.weight": torch.ones(2, 2)})
     with pytest.raises(CheckpointError, match=r"other\.safetensors is no evidence for a\.safetensors"):
         merge_files([a, b], tmp_path / "out.safetensors", method="fisher", evidence=[other, other])
+
+
+def test_a_model_is_no_evidence(tmp_path: Path) -> None:
+    a, b = files(tmp_path, a=network(1.0), b=network(3.0))
+    with pytest.raises(CheckpointError, match="a model of this merge"):
+        merge_files([a, b], tmp_path / "out.safetensors", method="fisher", evidence=[a, b])
 
 
 def test_evidence_for_a_method_that_reads_none_is_refused(tmp_path: Path) -> None:

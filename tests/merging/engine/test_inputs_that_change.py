@@ -154,6 +154,38 @@ def test_evidence_and_adapters_are_watched_too(tmp_path: Path, monkeypatch: pyte
         Path(name).write_bytes(content)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "2_Dense/model.safetensors", "modeling_x.py"])
+@pytest.mark.parametrize("change", [Path.unlink, lengthen, touch])
+def test_files_beside_the_weights_are_watched_too(
+    change: Change, name: str, merge: Callable[..., None], tmp_path: Path
+) -> None:
+    for folder in "de":
+        ws.save_checkpoint(state(7), tmp_path / folder)
+        for file in ("config.json", "tokenizer.json", "2_Dense/model.safetensors", "modeling_x.py"):
+            (tmp_path / folder / file).parent.mkdir(exist_ok=True)
+            (tmp_path / folder / file).write_text("{}")
+
+    def changing(done: int, total: int) -> None:
+        if not done:
+            change(tmp_path / "d" / name)
+
+    with pytest.raises(CheckpointError, match=f"d/{name} has (changed|gone) while it was merged"):
+        merge_files([tmp_path / "d", tmp_path / "e"], tmp_path / "out", progress=changing)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_beside_the_weights_do_not_matter_to_one_file(merge: Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / "c" / "notes.bin").write_text("")
+    (tmp_path / "c" / "config.json").write_text("{}")
+    changed: list[Path] = []
+    report = merge_files(
+        [tmp_path / "c", tmp_path / "a.safetensors"],
+        tmp_path / "out.safetensors",
+        progress=lambda *_: changed or changed.append(touch(tmp_path / "c" / "config.json")),  # type: ignore[func-returns-value]
+    )
+    assert report.warnings == ()
+
+
 def test_the_command_line_ends_with_one_line_and_status_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate("ab"):

@@ -11,6 +11,7 @@ from weightspace.checkpoints.contents import TensorInfo
 from weightspace.errors import CheckpointError
 from weightspace.merging.engine.embedding import counterpart
 from weightspace.merging.engine.plan import Member, Ref
+from weightspace.merging.engine.prefixes import suggested_prefix
 from weightspace.merging.recipe import Recipe, Slice
 
 
@@ -133,5 +134,7 @@ class TensorFinder:
         line = f"{lacks} has no tensor {name!r}, which {has} has."
         if self.warn is None:
             hint = f" Did you mean {close[0]!r}?" if close else ""
+            if prefix := suggested_prefix(name, close):
+                hint += f" --strip-prefix {prefix} takes the prefix off."
             raise CheckpointError(f"{line}{hint} Expected the same tensors in all; --lenient copies it from {has}.")
         self.warn(f"{line} It is copied from {has}.")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import filecmp
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from weightspace.checkpoints.buffers import effective_name
-from weightspace.checkpoints.companions import Companions, find_companions, is_tokenizer
+from weightspace.checkpoints.companions import Companions, find_companions, is_head, is_other_copy, is_tokenizer
+from weightspace.checkpoints.json_file import parse_json
 from weightspace.checkpoints.quantisation import check_not_quantised, find_quantised, find_quantised_folder
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.engine.config_differences import config_differences, read_config
@@ -16,7 +18,19 @@ from weightspace.merging.engine.prefixes import suggested_prefix
 from weightspace.merging.methods import Method
 
 #: Files that a line names.
-_LISTED = 5
+_LISTED = 8
+
+_CONFIG = "config.json"
+
+#: Files beside the weights that decide what the network computes, apart from its configuration and tokenizer.
+_DECIDING = (
+    *("*.py", "*processor*.json", "*feature_extractor*.json", "modules.json", "sentence_*config.json", "params.json"),
+    *("open_clip_config.json", "config_sentence_transformers.json"),
+)
+
+#: Bytes of JSON files that are compared by what they say, at most; and keys of them that say who wrote them.
+_LARGEST_JSON = 2**20
+_WRITERS = ("transformers_version", "_name_or_path", "__version__", "_commit_hash")
 
 
 def check_plain(members: Sequence[Member]) -> None:
@@ -75,7 +89,13 @@ def check_evidence(row: Method, sources: Sequence[Member], jobs: Sequence[Job]) 
             "Collect it (`weightspace evidence`) and give it with --evidence; without, the result is a plain mean."
         )
     merged = {name for job in jobs if job.merges for name in (job.name, effective_name(job.name))}
+    models = [member.contents.path for member in sources]
     for member in sources:
+        if member.evidence is not None and member.evidence.path in models:
+            raise CheckpointError(
+                f"The evidence of {member.label} is {member.evidence.path}, a model of this merge. Expected statistics "
+                "of data about it, as `weightspace evidence` writes them."
+            )
         if member.evidence is not None and merged.isdisjoint(member.evidence.tensors):
             raise CheckpointError(
                 f"{member.evidence.path} is no evidence for {member.label}: it has none of its tensors, but "
@@ -84,7 +104,7 @@ def check_evidence(row: Method, sources: Sequence[Member], jobs: Sequence[Job]) 
 
 
 def compare_folders(
-    members: Sequence[Member], donor: Path | None, notice: Callable[[str], None], *, sliced: bool
+    members: Sequence[Member], donor: Path | None, notice: Callable[[str], None], *, sliced: bool, copied: bool
 ) -> Companions:
     """Return the files beside the weights that the output gets, and tell what differs between the models' folders.
 
@@ -93,11 +113,18 @@ def compare_folders(
         donor: the folder whose files the output gets; None: there is none.
         notice: takes a line about each difference.
         sliced: layers are put together anew.
+        copied: the output is a folder, and gets files; one file has no place for any.
 
     Raises:
         CheckpointError: a folder or configuration cannot be read.
     """
     if donor is None:
+        beside = next((member for member in members if (member.contents.path / _CONFIG).is_file()), None)
+        if copied and beside is not None:
+            notice(
+                f"Nothing beside the weights is written: it would come from the base, or else from the first model, "
+                f"which is one file. {beside.label} has a {_CONFIG}, which is not copied."
+            )
         return Companions((), ())
     folders = {member.contents.path: member for member in members if member.contents.path.is_dir()}
     own = folders.pop(donor)
@@ -109,18 +136,39 @@ def compare_folders(
         others = [(label, other) for label, other in configs.items() if other is not None]
         for line in config_differences(own.label, config, others, sliced=sliced):
             notice(line)
+    if not copied:
+        return Companions((), ())
     companions = find_companions(donor, [file.name for file in own.contents.files])
     if companions.left:
-        names = ", ".join(companions.left[:_LISTED]) + (", …" if len(companions.left) > _LISTED else "")
-        notice(f"Not copied from {own.label}: {names} (weights in other formats, or the state of a training).")
+        left = sorted(companions.left, key=is_other_copy)  # what nobody expects to be left comes first
+        names = ", ".join(left[:_LISTED]) + (f", and {len(left) - _LISTED:,} more" if len(left) > _LISTED else "")
+        notice(f"Not copied from {own.label}: {names} (weights in other formats, the state of a training, or links).")
     for name in companions.copied:
-        if "/" in name and not is_tokenizer(name):
+        deciding = "/" in name or is_head(name) or any(fnmatch(name, pattern) for pattern in _DECIDING)
+        if deciding and not is_tokenizer(name):
             _compare_file(own, folders, name, notice)
     return companions
 
 
 def _compare_file(own: Member, others: Mapping[Path, Member], name: str, notice: Callable[[str], None]) -> None:
-    """Tell where a file of a folder inside a model's folder, such as the weights of a dense head, is another."""
+    """Tell where a file beside the weights, such as the weights of a dense head, is another in another folder."""
     for path, member in others.items():
-        if (path / name).is_file() and not filecmp.cmp(own.contents.path / name, path / name, shallow=False):
+        if (path / name).is_file() and not _same_file(own.contents.path / name, path / name):
             notice(f"{name} of {member.label} is not that of {own.label}, which is copied: it is not merged.")
+
+
+def _same_file(file: Path, other: Path) -> bool:
+    """Return whether two files say the same, whoever wrote them."""
+    if filecmp.cmp(file, other, shallow=False):
+        return True
+    if file.suffix != ".json" or max(file.stat().st_size, other.stat().st_size) > _LARGEST_JSON:
+        return False
+    try:
+        contents = [parse_json(path.read_bytes(), str(path)) for path in (file, other)]
+    except CheckpointError:
+        return False
+    plain = [
+        {key: value for key, value in content.items() if key not in _WRITERS} if isinstance(content, dict) else content
+        for content in contents
+    ]
+    return plain[0] == plain[1]

@@ -6,14 +6,29 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from weightspace.checkpoints.companions import find_companions, is_tokenizer
 from weightspace.errors import CheckpointError
 from weightspace.merging.engine.plan import Member, Plan
 
 
-def stamps_of(members: Iterable[Member]) -> dict[Path, tuple[int, int]]:
-    """Return size and time of change, in nanoseconds, of every file of some members."""
+def stamps_of(members: Iterable[Member], beside: Iterable[Path] = ()) -> dict[Path, tuple[int, int]]:
+    """Return size and time of change, in nanoseconds, of every file of some members, and of files beside them."""
     files = dict.fromkeys(file for member in members for file in member.files)
-    return {file: _stamp(file) for file in files}
+    return {file: _stamp(file) for file in (*files, *beside)}
+
+
+def companion_paths(donor: Path, copied: Iterable[str], tokenizer: Path | None) -> list[Path]:
+    """Return the files beside the weights that are copied when everything else is done.
+
+    Args:
+        donor: the folder that they come from.
+        copied: their names.
+        tokenizer: another folder, from which those of the tokenizer come; None: the donor.
+    """
+    if tokenizer is None or tokenizer == donor:
+        return [donor / name for name in copied]
+    others = [tokenizer / name for name in find_companions(tokenizer).copied if is_tokenizer(name)]
+    return [*(donor / name for name in copied if not is_tokenizer(name)), *others]
 
 
 def read_paths(plan: Plan) -> tuple[Path, ...]:

@@ -15,7 +15,7 @@ from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError
 from weightspace.merging.engine.adapting import adapted
 from weightspace.merging.engine.plan import Member
-from weightspace.merging.engine.prefixes import strip_prefixes
+from weightspace.merging.engine.prefixes import strip_prefixes, without_inner_wrappers
 from weightspace.merging.model_reference import without_adapter
 
 
@@ -68,6 +68,8 @@ def open_members(
     for path in folders:
         check_no_adapter_folder(path)
     read = {path: read_contents(path, key=reading.key) for path in folders}
+    if reading.key and all(contents.key is None for contents in read.values()):
+        notice(f"--key {reading.key} (key=…) chooses an entry of torch files, and no model is one: it has no effect.")
     for path, contents in read.items():
         check_is_model(contents.tensors, path)
         for note in contents.notes:
@@ -86,8 +88,12 @@ def open_members(
 def _evidence(path: str, contents: Contents) -> Contents:
     """Return the statistics of a model under the names that its tensors go by."""
     statistics = read_contents(local_path(path))
-    short, long = next(iter(contents.renamed.items()), ("", ""))
-    return statistics.without_prefix(long.removesuffix(short)) if short != long else statistics
+    if any(without_inner_wrappers(name) != name for name in contents.renamed.values()):
+        names = {name: without_inner_wrappers(name) for name in statistics.tensors}
+        statistics = statistics.under_names(names, "the wrappers of training")
+    short, long = (without_inner_wrappers(name) for name in next(iter(contents.renamed.items()), ("", "")))
+    prefix = long.removesuffix(short)
+    return statistics.without_prefix(prefix) if prefix else statistics
 
 
 def split_adapter(source: str, intermediates: Mapping[str, Intermediate]) -> tuple[Path, Path | None]:

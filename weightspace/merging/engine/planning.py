@@ -24,7 +24,7 @@ from weightspace.merging.engine.input_checks import (
     check_something_in_common,
     compare_folders,
 )
-from weightspace.merging.engine.inputs import stamps_of
+from weightspace.merging.engine.inputs import companion_paths, stamps_of
 from weightspace.merging.engine.layout import lay_out
 from weightspace.merging.engine.members import Reading, open_members
 from weightspace.merging.engine.names import Output, Outputs, outputs
@@ -113,12 +113,13 @@ def make_plan(
     tokenizer = tokenizer_folder(recipe, members, donor, making.reading)
     if tokenizer is None:
         check_tokens(members, donor, note)
-    companions = compare_folders(members, donor, note, sliced=bool(named.stackings))
-    metadata = _metadata(recipe, members, making)
     file = _weights_file(out)
+    companions = compare_folders(members, donor, note, sliced=bool(named.stackings), copied=file is None)
+    metadata = _metadata(recipe, members, making)
     placed, shards = lay_out(jobs, named.tied, metadata, file, making.shard_size)
     template = chat_template(recipe, members, None if file else tokenizer or donor, ignored)
-    stamps = stamps_of(members)
+    beside = [] if file or donor is None else companion_paths(donor, companions.copied, tokenizer)
+    stamps = stamps_of(members, beside)
     return Plan(
         row,
         members,

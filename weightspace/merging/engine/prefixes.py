@@ -1,17 +1,22 @@
 """Prefixes before every name of a model (``module.``, ``_orig_mod.``, ``model.``), taken off where others lack them.
 
 The same network is saved as ``layers.0.weight``, as ``module.layers.0.weight`` from ``DistributedDataParallel``, as
-``_orig_mod.layers.0.weight`` from ``torch.compile``, or as ``model.layers.0.weight`` from a class that wraps it.
+``_orig_mod.layers.0.weight`` from ``torch.compile``, or as ``model.layers.0.weight`` from a class that wraps it. Where
+only parts of a network are compiled or wrapped, ``_orig_mod`` stands inside the names.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from weightspace.checkpoints.contents import Contents
 
 #: Wrappers of training, which no network is built of.
 _WRAPPERS = ("module.", "_orig_mod.")
+
+#: Those of them that no part of a network is called either: of ``torch.compile``, sharding, activation checkpointing.
+_INNER = re.compile(r"(?<=\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")
 
 
 def strip_prefixes(
@@ -33,6 +38,8 @@ def strip_prefixes(
     Raises:
         CheckpointError: two names of a model become one.
     """
+    if strip and not any(name.startswith(strip) for model in contents for name in model.tensors):
+        notice(f"No name of any model begins with {strip!r}: --strip-prefix takes nothing off.")
     if strip is not None:
         return [model.without_prefix(strip) if strip else model for model in contents]
     prefixes = _prefixes([list(model.tensors) for model in contents])
@@ -42,7 +49,30 @@ def strip_prefixes(
                 f"{label}: all names begin with {prefix!r}, which those of the other models lack; it is taken off. "
                 "--no-strip keeps it."
             )
-    return [model.without_prefix(prefix) if prefix else model for model, prefix in zip(contents, prefixes, strict=True)]
+    bare = [model.without_prefix(prefix) if prefix else model for model, prefix in zip(contents, prefixes, strict=True)]
+    return _without_inner_wrappers(bare, labels, notice)
+
+
+def without_inner_wrappers(name: str) -> str:
+    """Return a name without the wrappers of training inside it, as ``0.weight`` of ``0._orig_mod.weight``."""
+    return _INNER.sub("", name)
+
+
+def _without_inner_wrappers(
+    models: Sequence[Contents], labels: Sequence[str], notice: Callable[[str], None]
+) -> list[Contents]:
+    """Return models without wrappers inside names, where a tensor has them in one model and not in another."""
+    short = [{name: without_inner_wrappers(name) for name in model.tensors} for model in models]
+    wrapped = {bare for names in short for name, bare in names.items() if bare != name}
+    if not wrapped or not any(not wrapped.isdisjoint(model.tensors) for model in models):
+        return list(models)
+    result = []
+    for model, label, names in zip(models, labels, short, strict=True):
+        inside = next((name for name, bare in names.items() if bare != name), None)
+        if inside is not None:
+            notice(f"{label}: {inside!r} is {names[inside]!r} in other models; what wraps it is taken off all names.")
+        result.append(model if inside is None else model.under_names(names, "the wrappers of training"))
+    return result
 
 
 def suggested_prefix(name: str, names: Iterable[str]) -> str:

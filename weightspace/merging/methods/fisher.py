@@ -45,8 +45,8 @@ def fisher(stack: Stack, weights: Sequence[float]) -> Formula:
     def formula(piece: Piece) -> Tensor:
         stop = piece.start + piece.tensors[0].numel()
         known = [one.read(piece.start, stop).to(torch.float64) for one in evidence]
-        if min(float(one.min()) for one in known) < 0:
-            raise WeightspaceError(f"A Fisher information of {stack.name!r} is negative. Expected mean squares.")
+        if not all(float(one.min()) >= 0 for one in known):  # the least of NaN is NaN
+            raise WeightspaceError(f"A Fisher information of {stack.name!r} is negative or NaN. Expected mean squares.")
         factors = [one * share for one, share in zip(known, shares, strict=True)]
         total = sum(factors[1:], factors[0])
         mean = affine(piece.tensors, shares)

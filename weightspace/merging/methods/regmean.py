@@ -60,4 +60,6 @@ def _reduced(flat: Flat, width: int, reduce: float, name: str) -> Tensor:
     product = flat.read(0, width * width).to(torch.float64).view(width, width)
     if not torch.allclose(product, product.T, rtol=1e-4, atol=1e-4 * float(product.abs().max())):
         raise WeightspaceError(f"The evidence of {name!r} is not symmetric. Expected XᵀX of the layer's inputs.")
+    if width and float(product.diagonal().min()) < 0:
+        raise WeightspaceError(f"The evidence of {name!r} has negative squares. Expected XᵀX of the layer's inputs.")
     return torch.lerp(product.diagonal().diag(), product, reduce)
