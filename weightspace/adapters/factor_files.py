@@ -43,8 +43,8 @@ _HALF = re.compile(
 #: cloneofsimo's flat lists: ``unet:0:up``.
 _LISTED = re.compile(r"\w+:\d+:(up|down)")
 
-#: Ends that tensors of models may have too: whole differences, and what is multiplied by. Names of kohya begin alike and
-#: are those of modules without their dots.
+#: Ends that tensors of models may have too: whole differences, and what is multiplied by. Names of kohya begin alike,
+#: and are those of modules without their dots.
 _DIFFERENCE = re.compile(r".+\.(diff|diff_b)|(lora|lycoris)_.+\.([wb]_norm|set_weight|on_input|[ab][12]\.weight)")
 _FLAT = re.compile(r"(lora_(unet|te\d?|transformer|prior\w*|llm|t5\w*|clip\w*)|lycoris)_[^.]+\..+")
 _SCALE = re.compile(r".+\.(alpha|scale|scalar|dora_scale|reshape_weight)")

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 from weightspace.errors import WeightspaceError
 from weightspace.merging.layers import Layers
-from weightspace.merging.towers import is_language_model, tower
+from weightspace.merging.towers import is_language_model, named_tower, tower, words
 
 #: A stack with less than this share of the tensors of the largest one beside it is a head or a stem.
 _SMALL = 0.2
@@ -70,7 +70,14 @@ def _candidates(layers: Layers) -> list[str]:
     named = [stack for stack in trunk if is_language_model(stack)]
     if len(named) == 1:
         return named
+    if trunk and all("decoder" in _words(stack) and named_tower(stack.split(".")) is None for stack in trunk):
+        trunk = [stack for stack in stacks if tower(stack) in ("vision", "audio", "text")]  # no text model, as in SAM
     return _large(layers, trunk or [stack for stack in stacks if tower(stack) != "stem"] or stacks)
+
+
+def _words(stack: str) -> set[str]:
+    """Return the words in the path of a stack."""
+    return {word for component in stack.split(".") for word in words(component)}
 
 
 def _check_whole(layers: Layers, model: str, stack: str) -> None:

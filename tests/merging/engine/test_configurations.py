@@ -73,6 +73,17 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
             {"thinker_config": {"text_config": {"num_hidden_layers": 4}}, "talker_config": {"num_hidden_layers": 4}},
             {"thinker_config": {"text_config": {"num_hidden_layers": 6}}},
         ),
+        ("transformer.layers", {"model_type": "openelm", "num_transformer_layers": 4}, {"num_transformer_layers": 6}),
+        (
+            "text_model.layers",
+            {"text_config": {"num_hidden_layers": 4}, "text_config_dict": {"num_hidden_layers": 4, "hidden_size": 4}},
+            {"text_config": {"num_hidden_layers": 6}, "text_config_dict": {"num_hidden_layers": 6, "hidden_size": 4}},
+        ),
+        (
+            "vision_model.layers",
+            {"vision_config": {"num_hidden_layers": 4}, "vision_config_dict": {"hidden_size": 4}},
+            {"vision_config": {"num_hidden_layers": 6}},
+        ),
         ("model.layers", {"num_hidden_layers": 9}, {"num_hidden_layers": 6}),
         ("model.layers", {"num_hidden_layers": 8, "num_layers": 4}, {"num_layers": 6}),
     ],
@@ -82,6 +93,22 @@ def test_the_number_of_layers_is_said_where_the_stack_is_described(
 ) -> None:
     save(tmp_path / "a", stack(path, 4), config=config)
     assert changed(config, sliced(tmp_path / "a", (0, 3), (1, 4))) == expected
+
+
+@pytest.mark.parametrize("key", ["num_body_layers", "blocks_total", "trunk_depth"])
+def test_a_key_that_may_hold_the_number_of_layers_is_not_passed_over(key: str, tmp_path: Path) -> None:
+    save(tmp_path / "a", stack("model.layers", 4), config={"model_type": "novel", key: 4})
+    with pytest.raises(WeightspaceError, match="does not say in a key that is known how many layers"):
+        sliced(tmp_path / "a", (0, 3), (1, 4))
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"), [("vit", {"num_hidden_layers": 6}), ("decoder", {"decoder_num_hidden_layers": 6})]
+)
+def test_a_vision_encoder_and_its_decoder_are_counted_apart(asked: str, expected: dict, tmp_path: Path) -> None:
+    config = {"model_type": "vit_mae", "num_hidden_layers": 4, "decoder_num_hidden_layers": 4}
+    save(tmp_path / "a", {**stack("vit.encoder.layer", 4), **stack("decoder.decoder_layers", 4)}, config=config)
+    assert changed(config, sliced(tmp_path / "a", (0, 3), (1, 4), stack=asked)) == expected
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,16 @@ KeyPath: TypeAlias = tuple[str, ...]
 Side: TypeAlias = Literal["encoder", "decoder"]
 
 #: Keys of the number of layers, of a model with one stack and of the two sides of one.
-_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_blocks", "depth", "layers")
+_COUNTS = (
+    "num_hidden_layers",
+    "n_layer",
+    "num_layers",
+    "n_layers",
+    "num_blocks",
+    "depth",
+    "layers",
+    "num_transformer_layers",
+)
 _SIDE_COUNTS: Mapping[Side, tuple[str, ...]] = {
     "encoder": ("encoder_layers", "num_encoder_layers", "encoder_num_hidden_layers"),
     "decoder": ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers"),
@@ -113,15 +122,22 @@ def count_keys(section: Config, side: Side | None, count: int | None = None) -> 
     return [*own, *mirrored]
 
 
-def side_of(stack: str, others: Iterable[str]) -> Side | None:
+def side_of(stack: str, others: Iterable[str], *, flat: bool = False) -> Side | None:
     """Return the side of an encoder with a decoder that a stack is; None where its model has no other side.
 
     Args:
         stack: the path of the stack.
         others: all stacks of the model.
+        flat: one object describes all of them, so that a vision encoder and a decoder of no tower are sides, too.
     """
-    sides = {_side(other) for other in others if tower(other) == tower(stack)}
+    sides = {_side(other) for other in others if tower(other) == tower(stack) or (flat and _are_halves(stack, other))}
     return _side(stack) if {"encoder", "decoder"} <= sides else None
+
+
+def _are_halves(stack: str, other: str) -> bool:
+    """Return whether a stack and another one are the encoder of a tower and a decoder that names none."""
+    towers = {_side(own): named_tower(own.split(".")) for own in (stack, other)}
+    return len(towers) == 2 and towers.get("encoder", "text") != "text" and towers.get("decoder", "text") is None
 
 
 def _side(stack: str) -> Side | None:

@@ -15,6 +15,7 @@ from typing import Any
 from weightspace.adapters.tied_weights import untied as with_own_head
 from weightspace.errors import WeightspaceError
 from weightspace.merging.engine.config_sections import (
+    Config,
     KeyPath,
     count_keys,
     part_of,
@@ -26,10 +27,13 @@ from weightspace.merging.engine.layer_values import LayerValues, values_of
 from weightspace.merging.engine.plan import Job
 from weightspace.merging.engine.sliced_model import SlicedModel
 from weightspace.merging.engine.stacking import Stacking
-from weightspace.merging.towers import named_tower, tower
+from weightspace.merging.towers import named_tower, tower, words
 
 #: The safetensors name of a dtype -> how configurations call it.
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+#: Words of keys that may hold a number of layers.
+_COUNTED = frozenset({"layer", "layers", "block", "blocks", "depth"})
 
 #: Further files that count the layers: of open_clip, and of Mistral's own format.
 _COUNTING = ("open_clip_config.json", "params.json")
@@ -108,9 +112,18 @@ def _stack(config: dict[str, Any], stacking: Stacking) -> None:
         elif not rule.optional:
             raise _inexpressible(rule.key, model.part.get(rule.key), stacking)
     _change(config, model.section, {**counted, **changes})
+    _change_twin(config, model.section, {**counted, **changes})
     if model.section and named_tower(model.section) == "text":  # written twice by older releases
         old = {key: value for key, value in model.part.items() if key in counted}
         _change(config, (), {key: counted[key] for key in counted if config.get(key) == old.get(key) and key in config})
+
+
+def _change_twin(config: dict[str, Any], path: KeyPath, changes: dict[str, Any]) -> None:
+    """Change what CLIP's older configurations say twice: ``text_config_dict`` overrides ``text_config`` on loading."""
+    if path:
+        twin = part_of(config, path[:-1]).get(f"{path[-1]}_dict")
+        if isinstance(twin, dict):
+            twin.update({key: value for key, value in changes.items() if key in twin})
 
 
 def _check_read_layers(config: dict[str, Any], stacking: Stacking) -> None:
@@ -133,7 +146,7 @@ def _counts(model: SlicedModel, total: int) -> dict[str, int]:
         # T5 without a number for the decoder has as many layers there as in the encoder.
         other = [count for stack, count in model.layers.stacks.items() if "decoder" in stack and "encoder" not in stack]
         counted |= {"num_decoder_layers": max(other)} if other and "num_layers" in keys else {}
-    elif not keys and "model_type" in part:
+    elif not keys and "model_type" in part and not _may_count(part, model.count):
         counted["num_hidden_layers"] = total
     elif not keys and isinstance(architecture := part.get("architecture"), str):
         return _timm(model, architecture, total)
@@ -144,6 +157,13 @@ def _counts(model: SlicedModel, total: int) -> dict[str, int]:
             f"are {total} now. Write to OUT.safetensors to get the tensors alone."
         )
     return counted
+
+
+def _may_count(part: Config, count: int) -> bool:
+    """Return whether a key that is not known seems to hold the number of layers."""
+    return any(
+        type(value) is int and value == count and not _COUNTED.isdisjoint(words(key)) for key, value in part.items()
+    )
 
 
 def _timm(model: SlicedModel, architecture: str, total: int) -> Any:
