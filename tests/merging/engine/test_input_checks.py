@@ -209,7 +209,7 @@ LLAMA = {"architectures": ["LlamaForCausalLM"], "rope_theta": 1e4, "rms_norm_eps
 
 DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
     "rope_theta": ({**LLAMA, "rope_theta": 1e6}, r"rope_theta 1000000\.0 \(not 10000\.0\)"),
-    "rope_scaling": ({**LLAMA, "rope_scaling": {"rope_type": "llama3"}}, r"rope_scaling .*llama3.* \(not unset\)"),
+    "rope_scaling": ({**LLAMA, "rope_scaling": {"rope_type": "llama3"}}, r"rope_scaling\.rope_type .*llama3.* \(not unset\)"),
     "architectures": ({**LLAMA, "architectures": ["MistralForCausalLM"]}, "MistralForCausalLM"),
     "labels": ({**LLAMA, "id2label": {"0": "no", "1": "yes"}}, "id2label"),
     "a nested field": ({**LLAMA, "vision_config": {"hidden_act": "gelu"}}, r"vision_config\.hidden_act"),
