@@ -43,6 +43,8 @@ FILES: dict[str, tuple[str, bytes]] = {
     "a unigram model": ("tokenizer.json", json.dumps(UNIGRAM).encode()),
     "vocab.json": ("vocab.json", b'{"x": 0, "y": 1, "<s>": 2}'),
     "vocab.txt": ("vocab.txt", b"x\ny\n<s>"),
+    "vocab.txt, ended": ("vocab.txt", b"x\ny\n<s>\n"),
+    "vocab.txt of Windows": ("vocab.txt", b"x\r\ny\r\n<s>\r\n"),
     "added_tokens.json": ("added_tokens.json", b'{"x": 0, "y": 1, "<s>": 2}'),
     "SentencePiece": ("tokenizer.model", sentencepiece("x", "y", "<s>")),
     "Marian's": ("source.spm", sentencepiece("x", "y", "<s>")),

@@ -42,7 +42,7 @@ _MODULE = re.compile(r"\d+_\w+")
 _TOKENIZER = (
     *("tokenizer*", "tokenization_*.py", "special_tokens_map.json", "added_tokens.json", "normalizer.json"),
     *("vocab*", "merges.txt", "bpe.codes", "dict*.txt", "*.tiktoken", "*.spm", "spiece.model", "sentencepiece*.model"),
-    *("spm.model", "tekken.json", "chat_template*", "additional_chat_templates/*"),
+    *("rwkv_vocab*", "encoder.json", "spm.model", "tekken.json", "chat_template*", "additional_chat_templates/*"),
 )
 
 #: What may lie in a folder that is replaced, beside weights and tokenizer.
