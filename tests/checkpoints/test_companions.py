@@ -21,6 +21,7 @@ BELONGING = (
 
 LEFT = (
     *("pytorch_model-00001-of-00002.bin", "tf_model.h5", "flax_model.msgpack", "model.onnx", "q4.gguf"),
+    *("adapter_config.json", "adapter_model.safetensors"),
     *("optimizer.pt", "training_args.bin", "trainer_state.json", "rng_state.pth", "consolidated.00.pth"),
     *("checkpoint-500/config.json", "onnx/model.onnx", "original/params.json", "fp16/model.safetensors"),
 )

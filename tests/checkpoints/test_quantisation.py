@@ -175,3 +175,22 @@ def test_packed_weights_of_torch_are_refused_not_lost(tmp_path: Path) -> None:
     torch.save(packed, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=r"is quantised: torch\.ao\.quantization"):
         ws.merge_files([tmp_path / "a.pt"] * 2, tmp_path / "out.safetensors")
+
+
+def test_the_model_below_an_adapter_is_named_quantised(tmp_path: Path) -> None:
+    ws.save_checkpoint({"q.weight": torch.ones(2, 2)}, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "fp8"}}))
+    factors = {f"base_model.model.q.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
+    ws.save_checkpoint(factors, tmp_path / "x.safetensors")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "x.safetensors").rename(tmp_path / "adapter" / "adapter_model.safetensors")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2}))
+    with pytest.raises(CheckpointError, match="^model is quantised: fp8"):
+        ws.merge_files([f"{tmp_path}/model+{tmp_path}/adapter"], tmp_path / "out", method="passthrough")
+
+
+def test_a_folder_of_gguf_files_is_told_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=r"It holds model-Q4_K_M\.gguf, quantised or packed for llama\.cpp"):
+        ws.merge_files([tmp_path / "a"] * 2, tmp_path / "out")
