@@ -185,7 +185,7 @@ def test_the_model_below_an_adapter_is_named_quantised(tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     (tmp_path / "x.safetensors").rename(tmp_path / "adapter" / "adapter_model.safetensors")
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2}))
-    with pytest.raises(CheckpointError, match="^model is quantised: fp8"):
+    with pytest.raises(CheckpointError, match=r"^model is quantised: fp8"):
         ws.merge_files([f"{tmp_path}/model+{tmp_path}/adapter"], tmp_path / "out", method="passthrough")
 
 

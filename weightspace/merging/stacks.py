@@ -16,6 +16,9 @@ from weightspace.merging.towers import is_language_model, named_tower, tower, wo
 #: A stack with less than this share of the tensors of the largest one beside it is a head or a stem.
 _SMALL = 0.2
 
+#: How the names of stacks end whose layers are whole, where two stand side by side.
+_WHOLE = ("_blocks", "layers", "layer")
+
 #: How many stacks an error lists, and how much of each name.
 _LISTED, _WIDTH = 4, 60
 
@@ -86,7 +89,10 @@ def _check_whole(layers: Layers, model: str, stack: str) -> None:
     beside = [
         other
         for other in _large(layers, [other for other in stacks if other.rpartition(".")[0] == parent])
-        if other != stack and stacks[other] == stacks[stack] and not _are_sides([stack, other])
+        if other != stack
+        and stacks[other] == stacks[stack]
+        and not _are_sides([stack, other])
+        and not all(own.endswith(_WHOLE) for own in (stack, other))
     ]
     if beside and stacks[stack] > 1:
         raise WeightspaceError(

@@ -102,6 +102,30 @@ def test_a_key_that_may_hold_the_number_of_layers_is_not_passed_over(key: str, t
         sliced(tmp_path / "a", (0, 3), (1, 4))
 
 
+FLUX = {"_class_name": "FluxTransformer2DModel", "num_layers": 4, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize("single", [4, 7])
+@pytest.mark.parametrize(
+    ("asked", "key"), [("single_transformer_blocks", "num_single_layers"), ("transformer_blocks", "num_layers")]
+)
+def test_stacks_side_by_side_are_counted_by_their_names(asked: str, key: str, single: int, tmp_path: Path) -> None:
+    config = {**FLUX, "num_single_layers": single}
+    state = {**stack("transformer_blocks", 4), **stack("single_transformer_blocks", single)}
+    save(tmp_path / "a", state, config=config)
+    ranges = (0, 2), (3, config[key])
+    assert changed(config, sliced(tmp_path / "a", *ranges, stack=asked)) == {key: config[key] - 1}
+
+
+def test_a_number_of_layers_that_is_another_stacks_is_not_written_over(tmp_path: Path) -> None:
+    config = {"model_type": "lxmert", "num_hidden_layers": 12, "l_layers": 4, "r_layers": 3}
+    state = {**stack("lxmert.encoder.layer", 4), **stack("lxmert.encoder.r_layers", 3)}
+    save(tmp_path / "a", state, config=config)
+    with pytest.raises(WeightspaceError, match="does not say in a key that is known"):
+        sliced(tmp_path / "a", (0, 2), (3, 4), stack="lxmert.encoder.layer")
+    assert changed(config, sliced(tmp_path / "a", (0, 2), stack="r_layers")) == {"r_layers": 2}
+
+
 @pytest.mark.parametrize(
     ("asked", "expected"), [("vit", {"num_hidden_layers": 6}), ("decoder", {"decoder_num_hidden_layers": 6})]
 )

@@ -38,6 +38,10 @@ _SIDE_COUNTS: Mapping[Side, tuple[str, ...]] = {
     "decoder": ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers"),
 }
 
+#: Words of keys that may hold a number of layers, and those in the names of stacks that tell them from no other.
+_COUNTED = frozenset({"layer", "layers", "block", "blocks", "depth"})
+_USUAL = _COUNTED | {"transformer", "encoder", "decoder", "num", "hidden", "h"}
+
 #: How deep configurations are nested.
 _DEPTH = 3
 
@@ -99,20 +103,27 @@ def text_layers(config: Config) -> int | None:
     return None
 
 
-def count_keys(section: Config, side: Side | None, count: int | None = None) -> list[str]:
+def count_keys(section: Config, side: Side | None, count: int | None = None, stack: str = "") -> list[str]:
     """Return the keys that hold the number of layers of a stack.
 
     Args:
         section: the part of the configuration that describes the stack.
         side: the side that it is of a model with two; None where it is the only one.
         count: how many layers the stack has; where a key says so, the others mean something else.
+        stack: its path; a key that has a word of its name (``num_single_layers``) goes before the usual ones.
     """
     known = [key for key, value in section.items() if type(value) is int]
     plain = [key for key in _COUNTS if key in known]
     if side is None:
+        told = set(words(stack.rpartition(".")[2])) - _USUAL
+        named = [key for key in maybe_counts(section, count) if told & set(words(key))]
+        if named:
+            return named
         own = [key for names in _SIDE_COUNTS.values() for key in names if key in known]
         # Half of an encoder-decoder, as the audio tower of a language model, keeps the keys of both.
         first = [key for key in (*plain, *own) if section[key] == count] or plain[:1] or own[:1]
+        if first and section[first[0]] != count and maybe_counts(section, count):
+            return []  # the known keys are those of another stack
         return [key for key in (*plain, *own) if section[key] == section[first[0]]] if first else []
     own = [key for key in _SIDE_COUNTS[side] if key in known]
     if side == "decoder":
@@ -120,6 +131,15 @@ def count_keys(section: Config, side: Side | None, count: int | None = None) -> 
     # ``num_hidden_layers`` of such a configuration is another name for the encoder's layers, T5 has no other.
     mirrored = [key for key in plain if not own or section[key] == section[own[0]]]
     return [*own, *mirrored]
+
+
+def maybe_counts(section: Config, count: int | None) -> list[str]:
+    """Return the keys that seem to hold a number of layers, and hold this one."""
+    return [
+        key
+        for key, value in section.items()
+        if type(value) is int and value == count and not _COUNTED.isdisjoint(words(key))
+    ]
 
 
 def side_of(stack: str, others: Iterable[str], *, flat: bool = False) -> Side | None:

@@ -15,9 +15,9 @@ from typing import Any
 from weightspace.adapters.tied_weights import untied as with_own_head
 from weightspace.errors import WeightspaceError
 from weightspace.merging.engine.config_sections import (
-    Config,
     KeyPath,
     count_keys,
+    maybe_counts,
     part_of,
     read_configuration,
     section_of,
@@ -27,13 +27,10 @@ from weightspace.merging.engine.layer_values import LayerValues, values_of
 from weightspace.merging.engine.plan import Job
 from weightspace.merging.engine.sliced_model import SlicedModel
 from weightspace.merging.engine.stacking import Stacking
-from weightspace.merging.towers import named_tower, tower, words
+from weightspace.merging.towers import named_tower, tower
 
 #: The safetensors name of a dtype -> how configurations call it.
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-#: Words of keys that may hold a number of layers.
-_COUNTED = frozenset({"layer", "layers", "block", "blocks", "depth"})
 
 #: Further files that count the layers: of open_clip, and of Mistral's own format.
 _COUNTING = ("open_clip_config.json", "params.json")
@@ -138,7 +135,7 @@ def _check_read_layers(config: dict[str, Any], stacking: Stacking) -> None:
 def _counts(model: SlicedModel, total: int) -> dict[str, int]:
     """Return the keys that count the layers of a stack, with their number."""
     part, side = model.part, model.side
-    keys = count_keys(part, side, model.count)
+    keys = count_keys(part, side, model.count, model.stack)
     counted = dict.fromkeys(keys, total)
     if not keys and side == "decoder":
         counted["decoder_layers" if "encoder_layers" in part else "num_decoder_layers"] = total
@@ -146,7 +143,7 @@ def _counts(model: SlicedModel, total: int) -> dict[str, int]:
         # T5 without a number for the decoder has as many layers there as in the encoder.
         other = [count for stack, count in model.layers.stacks.items() if "decoder" in stack and "encoder" not in stack]
         counted |= {"num_decoder_layers": max(other)} if other and "num_layers" in keys else {}
-    elif not keys and "model_type" in part and not _may_count(part, model.count):
+    elif not keys and "model_type" in part and not maybe_counts(part, model.count):
         counted["num_hidden_layers"] = total
     elif not keys and isinstance(architecture := part.get("architecture"), str):
         return _timm(model, architecture, total)
@@ -157,13 +154,6 @@ def _counts(model: SlicedModel, total: int) -> dict[str, int]:
             f"are {total} now. Write to OUT.safetensors to get the tensors alone."
         )
     return counted
-
-
-def _may_count(part: Config, count: int) -> bool:
-    """Return whether a key that is not known seems to hold the number of layers."""
-    return any(
-        type(value) is int and value == count and not _COUNTED.isdisjoint(words(key)) for key, value in part.items()
-    )
 
 
 def _timm(model: SlicedModel, architecture: str, total: int) -> Any:
@@ -182,7 +172,7 @@ def _count_elsewhere(config: dict[str, Any], stacking: Stacking, name: str) -> N
     """Set the number of layers in a file beside the configuration."""
     model = stacking.models[stacking.donor]
     path = section_of(config, model.stack)
-    keys = count_keys(part_of(config, path), model.side, model.count)
+    keys = count_keys(part_of(config, path), model.side, model.count, model.stack)
     if not keys and len(stacking.layers) != model.count:
         raise WeightspaceError(
             f"{name} of {model.member.label} does not say in a key that is known how many layers {model.stack!r} "
