@@ -110,6 +110,8 @@ def _differences(names: Collection[str]) -> list[str]:
 
 
 def _is_difference(name: str) -> bool:
+    if not name.startswith(("lora", "lycoris")):
+        return name.endswith((".diff", ".diff_b"))
     return _DIFFERENCE.fullmatch(name) is not None or _FLAT.fullmatch(name) is not None
 
 

@@ -107,13 +107,18 @@ def find_quantised(tensors: Mapping[str, tuple[str, int]]) -> Quantised | None:
         tensors: name -> the safetensors name of its dtype, and its number of axes.
     """
     modules: dict[str, dict[str, str]] = {}
-    for name in tensors:
+    narrow: dict[str, None] = {}  # modules with numbers that are no floats of 16 bits or more
+    for name, (dtype, _) in tensors.items():
         module, _, last = name.replace(":", ".").rpartition(".")  # torchao's files have ``weight:_data``
         if last in _MARKS:
             return Quantised(_MARKS[last], name)
         modules.setdefault(module, {})[last] = name
-    for parts in modules.values():
-        for marks, kind in (*_PACKED.items(), *_MODULES.items()):
+        if dtype[0] in "IU" or dtype.startswith("F8"):
+            narrow[module] = None
+    lasts = {last for parts in modules.values() for last in parts}
+    possible = [(marks, kind) for marks, kind in (*_PACKED.items(), *_MODULES.items()) if lasts.issuperset(marks)]
+    for parts in modules.values() if possible else ():
+        for marks, kind in possible:
             if all(mark in parts for mark in marks) and (marks in _MODULES or _is_packed(tensors[parts[marks[0]]])):
                 return Quantised(kind, parts[marks[0]])
     for (ending, other), kind in _PAIRS.items():
@@ -121,7 +126,7 @@ def find_quantised(tensors: Mapping[str, tuple[str, int]]) -> Quantised | None:
             scales = name.removesuffix(ending) + other
             if name.endswith(ending) and scales in tensors and _is_packed(tensors[name]):
                 return Quantised(kind, scales)
-    return next(filter(None, (_scaled(parts, tensors, modules) for parts in modules.values())), None)
+    return next(filter(None, (_scaled(modules[module], tensors, modules) for module in narrow)), None)
 
 
 def _is_packed(info: tuple[str, int]) -> bool:
