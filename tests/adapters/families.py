@@ -55,6 +55,19 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "image_token_index": 3,
         },
     ),
+    "esm": ("EsmForMaskedLM", "EsmConfig", {**BERT, "pad_token_id": 0, "mask_token_id": 3}),
+    "git": ("GitForCausalLM", "GitConfig", {**TEXT, "vision_config": IMAGES}),
+    "image_caption": (
+        "VisionEncoderDecoderModel",
+        "VisionEncoderDecoderConfig",
+        {
+            "encoder": {"model_type": "vit", **IMAGES},
+            "decoder": {
+                **{"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 32, **VOCABULARY},
+                **{"add_cross_attention": True, "is_decoder": True},
+            },
+        },
+    ),
     "mixtral": ("MixtralForCausalLM", "MixtralConfig", {**TEXT, "num_local_experts": 3}),
     "qwen3_moe": ("Qwen3MoeForCausalLM", "Qwen3MoeConfig", {**TEXT, **EXPERTS, "head_dim": 4, "num_experts": 3}),
     "glm4_moe": (
@@ -88,7 +101,9 @@ def inputs(name: str) -> dict[str, torch.Tensor]:
     images = torch.randn(2, 3, 8, 8, generator=generator)
     if name in ("vit", "dinov2", "swin"):
         return {"pixel_values": images}
-    if name == "clip":
+    if name == "image_caption":
+        return {"decoder_input_ids": tokens, "pixel_values": images}
+    if name in ("clip", "git"):
         return {"input_ids": tokens, "pixel_values": images}
     return {"input_ids": tokens} | ({"decoder_input_ids": tokens} if name == "t5" else {})
 

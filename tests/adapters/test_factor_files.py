@@ -42,6 +42,18 @@ ADAPTERS: dict[str, list[str]] = {
         "lora_unet_n.b_norm",
     ],
     "lycoris, glora": [f"lycoris_q.{half}.weight" for half in ("a1", "a2", "b1", "b2")],
+    "lycoris, glora, with what multiplies": ["lycoris_q.a1.weight", "lycoris_q.b1.weight", "lycoris_q.bm.weight"],
+    "lycoris, (ia)3": ["lycoris_q.weight", "lycoris_q.on_input"],
+    "kohya, of what is not known": ["lora_unet_q.novel_w1", "lora_te2_q.novel_w1", "lora_te2_q.alpha"],
+    "comfyui, factors and differences": [
+        *("diffusion_model.blocks.0.q.lora_down.weight", "diffusion_model.blocks.0.q.lora_up.weight"),
+        *("diffusion_model.blocks.0.q.diff_b", "diffusion_model.blocks.0.norm.diff"),
+    ],
+    "onetrainer": ["transformer.q.lora_down.weight", "transformer.q.lora_up.weight", "bundle_emb.cat.clip_l"],
+    "without a separator": ["layers.0.q.loraA.weight", "layers.0.q.loraB.weight"],
+    "numbered": ["layers.0.q.lora_A1", "layers.0.q.lora_B1"],
+    "parameters": ["layers.0.q.lora_A_weight", "layers.0.q.lora_B_weight"],
+    "a module of two": ["layers.0.q.lora.A", "layers.0.q.lora.B"],
     "comfyui, differences": ["diffusion_model.blocks.0.q.diff", "diffusion_model.blocks.0.q.diff_b"],
     "diffusers": ["unet.attn1.processor.to_q_lora.down.weight", "unet.attn1.processor.to_q_lora.up.weight"],
     "diffusers, text": ["text_encoder.q.lora_linear_layer.down.weight", "text_encoder.q.lora_linear_layer.up.weight"],
@@ -52,6 +64,10 @@ ADAPTERS: dict[str, list[str]] = {
     "nemo": [
         "decoder.layers.0.lora_kqv_adapter.linear_in.weight",
         "decoder.layers.0.lora_kqv_adapter.linear_out.weight",
+    ],
+    "nemo 2": [
+        "decoder.layers.0.self_attention.linear_qkv.adapter.linear_in.weight",
+        "decoder.layers.0.self_attention.linear_qkv.adapter.linear_out.weight",
     ],
 }
 
@@ -66,12 +82,15 @@ UNMERGED: dict[str, list[str]] = {
     ],
     "a network of its own": ["body.weight", "body.bias", "body.lora_A", "body.lora_B", "head.weight"],
     "comfyui, control": ["lora_controlnet", "input_blocks.0.0.bias", "input_blocks.0.0.down", "input_blocks.0.0.up"],
+    "nemo 2": ["linear_fc1.to_wrap.weight", "linear_fc1.adapter.linear_in.weight", "norm.weight"],
     "torchtune": ["norm.scale", "layers.0.q.weight", "layers.0.q.lora_a.weight", "layers.0.q.lora_b.weight"],
 }
 
 #: Models whose names look a little like those of adapters.
 MODELS: dict[str, list[str]] = {
     "a module called flora": ["flora.down.weight", "flora.up.weight", "flora_A.weight", "explorer.lora.weight"],
+    "rwkv, by hand": ["att.w_lora_A", "att.w_lora_B", "att.time_decay"],
+    "latent attention": ["attn.kv_lora_proj.weight", "attn.q_lora_norm.weight", "attn.lora_bias", "attn.lora_alpha"],
     "rwkv 7": ["attn.w_lora.lora.0.weight", "attn.w_lora.lora.2.weight", "attn.w_lora.lora.2.bias"],
     "deepseek": ["self_attn.q_a_proj.weight", "self_attn.q_b_proj.weight", "self_attn.kv_a_proj_with_mqa.weight"],
     "a vocoder": ["ups.0.weight", "ups.0.alpha", "resblocks.0.acts.0.alpha", "resblocks.0.acts.0.beta"],

@@ -189,3 +189,17 @@ def test_adapters_that_do_not_fit_are_refused(three: list[Path], write: Write, n
     with pytest.raises(CheckpointError, match="would be lost"):
         merge_adapters(three, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"), [("output|h\\.0\\.q", "output|h\\.0\\.q"), (["output", "q"], ["output", "h.0.q"])]
+)
+def test_a_target_that_other_modules_end_with_stays_the_only_one(
+    pattern: Any, expected: Any, write: Write, normal: Normal, tmp_path: Path
+) -> None:
+    """PEFT takes every ``attention.output`` for a target that a list calls ``output``, but none for a pattern."""
+    tensors = {**pair(normal, "output", 2, 12, 9), **pair(normal, "h.0.q", 2, 5, 5)}
+    folders = [write(name, tensors, r=2, target_modules=pattern) for name in ("one", "two")]
+    merge_adapters(folders, tmp_path / "out", method="linear")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["target_modules"] == expected

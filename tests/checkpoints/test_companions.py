@@ -29,6 +29,7 @@ BELONGING = (
 
 LEFT = (
     *("pytorch_model-00001-of-00002.bin", "tf_model.h5", "flax_model.msgpack", "model.onnx", "q4.gguf"),
+    *("adapter_config.json", "adapter_model.safetensors"),
     *("optimizer.pt", "training_args.bin", "trainer_state.json", "rng_state.pth", "consolidated.00.pth"),
     *("ema.safetensors", "model.fp16.safetensors", "diffusion_pytorch_model.safetensors", "consolidated.safetensors"),
     *("custom_checkpoint_0.pkl", "random_states_0.pkl", "sampler.bin", "slurm-17.out", "lightning_logs/hparams.yaml"),

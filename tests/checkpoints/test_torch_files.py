@@ -53,6 +53,15 @@ def test_an_ambiguous_file_asks_for_the_key(case: str, tmp_path: Path) -> None:
         load_checkpoint(saved(content, tmp_path / "a.pt"))
 
 
+@pytest.mark.parametrize("value", [[torch.ones(2)], (torch.ones(2), None), [(1, [torch.ones(2)])]])
+def test_tensors_in_lists_are_refused_not_lost(value: Any, tmp_path: Path) -> None:
+    path = saved({**W, "codes": value, "shape": [1, 2]}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"'codes' holds tensors in a .*they would be lost"):
+        load_checkpoint(path)
+    nested = saved({"model": W, "codes": value}, tmp_path / "b.pt")
+    assert load_checkpoint(nested).keys() == W.keys()
+
+
 def test_a_key_chooses_the_entry_and_the_empty_key_the_top(tmp_path: Path) -> None:
     path = saved({"best": torch.tensor(0.5), "net": W}, tmp_path / "a.pt")
     assert list(load_checkpoint(path, key="net")) == ["w"]

@@ -63,6 +63,9 @@ TWO = names(encoder__block=6, decoder__block=4)
         (TWO, "encoder.block (6 layers), decoder.block (4 layers)"),
         (names(model__encoder__layers=4, model__decoder__layers=4), "model.encoder.layers (4 layers)"),
         (names(text_encoder__layers=2, text_decoder__layers=3), "text_decoder.layers (3 layers)"),
+        (names(vit__encoder__layer=4, decoder__decoder_layers=2), "decoder.decoder_layers (2 layers)"),
+        (names(vision_encoder__layers=6, mask_decoder__transformer__layers=2), "vision_encoder.layers (6 layers)"),
+        (names(audio_encoder__layers=4, decoder__layers=4), "audio_encoder.layers (4 layers)"),
         (names(double_blocks=3, single_blocks=5), "single_blocks (5 layers)"),
     ],
 )

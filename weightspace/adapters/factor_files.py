@@ -18,12 +18,13 @@ from weightspace.errors import CheckpointError
 #: Kronecker products, rotations and magnitudes, and what PEFT's other kinds are made of.
 _PART = re.compile(
     r"lora_([AB]|[ab]|embedding_[AB]|magnitude_vector|up|down|mid|controlnet)|(.+_)?lora_linear_layer"
+    r"|lora(_(matrix_)?[ABab]|[AB])\d*(_\w+)?"
     r"|hada_(w[12]_[ab]|t[12])|lokr_(w[12](_[ab])?|t2)|dora_scale|b?oft_(blocks|diag|[RrSs])"
     r"|ia3_l|vera_([AB]|lambda_[bd])|randlora_(lambda|gamma)|fourierft_spectrum|hra_u|(bone|miss)_block|c3a_kernel"
 )
 
 #: Names without any of these are none of an adapter's, which is soon seen.
-_HINT = re.compile(r"lora|hada|lokr|oft|dora|ia3|vera|fourierft|hra_|bone|miss_|c3a|base_model|:")
+_HINT = re.compile(r"lora|hada|lokr|oft|dora|ia3|vera|fourierft|hra_|bone|miss_|c3a|base_model|adapter|:")
 
 #: What every tensor of PEFT's adapters has in front, and what begins a part of those of its other kinds.
 _PEFT = "base_model.model."
@@ -32,18 +33,24 @@ _KIND = re.compile(
     r"|psoft|pvera|randlora|road|shira|tinylora|unilora|vblora|vera|waveft)_.+"
 )
 
-#: diffusers' halves: ``to_q_lora.down.weight``, ``lora.up.weight``, XLabs's ``qkv_lora1.down``; NeMo's ``linear_in``.
-_HALF = re.compile(r"(^|\.)([^.]+_)?lora\d*\.(up|down)(\.|$)|(^|\.)([^.]+_)?lora_[^.]+\.linear_(in|out)(\.|$)")
+#: diffusers' halves: ``to_q_lora.down.weight``, ``lora.up.weight``, XLabs's ``qkv_lora1.down``; NeMo's ``linear_in``,
+#: below ``lora_kqv_adapter`` in the first version and below ``linear_qkv.adapter`` in the second.
+_HALF = re.compile(
+    r"(^|\.)([^.]+_)?lora\d*\.(up|down|A|B)(\.|$)|(^|\.)([^.]+_)?lora_[^.]+\.linear_(in|out)(\.|$)"
+    r"|(^|\.)linear_[^.]+\.adapter\.linear_(in|out)(\.|$)"
+)
 
 #: cloneofsimo's flat lists: ``unet:0:up``.
 _LISTED = re.compile(r"\w+:\d+:(up|down)")
 
-#: Ends that tensors of models may have too: whole differences, and what is multiplied by. kohya's names begin alike.
+#: Ends that tensors of models may have too: whole differences, and what is multiplied by. Names of kohya begin alike,
+#: and are those of modules without their dots.
 _DIFFERENCE = re.compile(r".+\.(diff|diff_b)|(lora|lycoris)_.+\.([wb]_norm|set_weight|on_input|[ab][12]\.weight)")
+_FLAT = re.compile(r"(lora_(unet|te\d?|transformer|prior\w*|llm|t5\w*|clip\w*)|lycoris)_[^.]+\..+")
 _SCALE = re.compile(r".+\.(alpha|scale|scalar|dora_scale|reshape_weight)")
 
 #: Beside its factors an adapter may hold a few whole weights: heads, and embeddings of a larger vocabulary.
-_WHOLE = re.compile(r".*(embed|lm_head|wte|score|classifier|modules_to_save).*")
+_WHOLE = re.compile(r".*(embed|bundle_emb|lm_head|wte|score|classifier|modules_to_save).*")
 
 
 def check_is_model(names: Iterable[str], source: object) -> None:
@@ -98,14 +105,20 @@ def is_factor(name: str) -> bool:
 
 def _differences(names: Collection[str]) -> list[str]:
     """Return the tensors of a file that holds nothing but differences from a model, and their scales."""
-    differences = [name for name in names if _DIFFERENCE.fullmatch(name)]
-    return differences if all(_DIFFERENCE.fullmatch(name) or _SCALE.fullmatch(name) for name in names) else []
+    differences = [name for name in names if _is_difference(name)]
+    return differences if all(_is_difference(name) or _SCALE.fullmatch(name) for name in names) else []
+
+
+def _is_difference(name: str) -> bool:
+    if not name.startswith(("lora", "lycoris")):
+        return name.endswith((".diff", ".diff_b"))
+    return _DIFFERENCE.fullmatch(name) is not None or _FLAT.fullmatch(name) is not None
 
 
 def _holds_model(names: Collection[str], factors: Collection[str]) -> bool:
     """Return whether there are weights of a model beside factors: more than the few that an adapter may hold."""
     taken = set(factors)
-    rest = [name for name in names if name not in taken and not _SCALE.fullmatch(name)]
+    rest = [name for name in names if name not in taken and not _SCALE.fullmatch(name) and not _is_difference(name)]
     return any(not _WHOLE.fullmatch(name) for name in rest)
 
 

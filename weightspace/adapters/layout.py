@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 from weightspace.adapters.model_config import is_in_out
 from weightspace.adapters.module_names import names_of
 from weightspace.adapters.tied_weights import Shapes, hidden_ties, is_head
-from weightspace.adapters.writing import lora_config
+from weightspace.adapters.writing import exact_targets, lora_config
 
 #: What a weight is: of a Linear layer ``(out, in)`` or ``(in, out)``, of an embedding, or the kernel of a convolution.
 Kind: TypeAlias = Literal["linear", "in_out", "embedding", "convolution"]
@@ -124,9 +124,17 @@ class Layout:
         turned = self._fan_in_fan_out or "in_out" in kinds.values()
         fused = [name for name in ranks if self.is_fused(name)]
         if not fused:
-            return lora_config(modules, fan_in_fan_out=turned)
+            return self._exact(lora_config(modules, fan_in_fan_out=turned))
         config = lora_config(modules, common=ranks[fused[0]], fan_in_fan_out=turned)
-        return config if self._converted else config | self._parameters(config, ranks, fused)
+        return self._exact(config if self._converted else config | self._parameters(config, ranks, fused))
+
+    def _exact(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return a configuration whose targets are no ends of the names of other modules."""
+        targets = set(config["target_modules"])
+        parts = [self.module(name).split(".") for name in self._shapes]
+        modules = {".".join(part[:end]) for part in parts for end in range(1, len(part) + 1)} - targets
+        ends = {".".join(module.split(".")[start:]) for module in modules for start in range(1, module.count(".") + 1)}
+        return config if targets.isdisjoint(ends) else exact_targets(config)
 
     def _parameters(self, config: Mapping[str, Any], ranks: Mapping[str, int], fused: Sequence[str]) -> dict[str, Any]:
         """Return the fields of a configuration that put factors on parameters."""

@@ -15,6 +15,11 @@ _IN_OUT: Mapping[str, tuple[str, ...]] = dict.fromkeys(
     ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"), ("c_attn", "c_proj", "c_fc", "q_attn")
 )
 
+#: Parts of a configuration that are models themselves -> how their modules' names begin, beside the part's key.
+_FRONTS: Mapping[str, tuple[str, ...]] = {
+    "text_config": ("language_model.", "model.language_model.", "text_model.", "model.text_model."),
+}
+
 
 def read_config(path: Path) -> dict[str, Any]:
     """Return the configuration of a model.
@@ -48,4 +53,11 @@ def is_in_out(config: dict[str, Any], module: str, *, default: bool) -> bool:
         default: what holds for a model that the configuration does not tell of.
     """
     layers = _IN_OUT.get(str(config.get("model_type")))
-    return default if layers is None else module.rpartition(".")[2] in layers
+    if layers is not None:
+        return module.rpartition(".")[2] in layers
+    nested = {key: str(part.get("model_type")) for key, part in config.items() if isinstance(part, Mapping)}
+    known = {key: _IN_OUT[model_type] for key, model_type in nested.items() if model_type in _IN_OUT}
+    for key, own in known.items():  # a decoder of its own family: ``{"encoder": …, "decoder": {"model_type": "gpt2"}}``
+        if module.startswith((f"{key}.", *_FRONTS.get(key, ()))):
+            return module.rpartition(".")[2] in own
+    return default and not known

@@ -48,6 +48,9 @@ _HEAD = re.compile(
 #: Biases of heads that have two names: the layer's, and its parent's.
 _BIASES = (("predictions.decoder.bias", "predictions.bias"), ("lm_head.decoder.bias", "lm_head.bias"))
 
+#: How the names of models begin whose heads have a bias beside the layer, and none in it.
+_WITHOUT_BIAS = ("esm.",)
+
 #: Embeddings of tokens by the end of their name: neither of positions nor of types, and no norm.
 _TOKENS = re.compile(
     r"(.*\.)?(embed_tokens|wte|(word|tok|token)_embeddings?|embed_in|tokens_embed|shared|embed"
@@ -232,9 +235,13 @@ def _pairs(name: str) -> Iterator[tuple[str, str]]:
 def _is_used(alias: str, names: Collection[str]) -> bool:
     """Return whether a model has the layer of a bias, or the stack of an embedding."""
     if alias.endswith(".bias"):
-        return f"{alias.removesuffix('bias')}weight" in names
+        return f"{alias.removesuffix('bias')}weight" in names and not any(map(_is_without_bias, names))
     stack = alias.removesuffix("embed_tokens.weight")
     return any(name.startswith(stack) for name in names)
+
+
+def _is_without_bias(name: str) -> bool:
+    return name.startswith(_WITHOUT_BIAS)
 
 
 def _is_numbered(name: str) -> bool:

@@ -51,6 +51,15 @@ def lora_config(ranks: Mapping[str, int], *, common: int | None = None, **fields
     }
 
 
+def exact_targets(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration whose targets are the modules of these names alone.
+
+    PEFT takes every module whose name ends with one in a list (``output`` means ``attention.output``, too), but matches
+    a pattern with whole names.
+    """
+    return {**config, "target_modules": "|".join(map(re.escape, config["target_modules"]))}
+
+
 def factor_names(module: str, *, embedding: bool) -> tuple[str, str]:
     """Return what PEFT calls ``A`` and ``B`` of a module."""
     if embedding:

@@ -24,6 +24,7 @@ _WEIGHTS = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pth.tar", "*.index.json"),
     *("*.gguf", "*.ggml", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.onnx.data", "*.ot", "*.tflite"),
     *("*.mlmodel", "*.mlpackage", "*.engine", "model.ckpt*", "openvino_model.xml", "*.tar", "*.zip"),
+    "adapter_config.json",  # transformers would load the adapter's base in the place of the model
 )
 _WEIGHT_FOLDERS = ("onnx", "openvino", "coreml", "original", "gguf", "tflite", "tensorrt", "*.mlpackage")
 

@@ -26,6 +26,9 @@ ITEMSIZES: dict[str, int] = {
     **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1},
 }
 
+#: The format's names, from the front, of numbers of 4 and 6 bits and of the scales that they share.
+_MICROSCALING = ("F4", "F6_", "F8_E8M0")
+
 #: Metadata key of the tied names: a JSON object *name -> stored name*.
 TIED = "weightspace.tied"
 
@@ -158,7 +161,7 @@ def _entry(path: Path, name: str, value: Any) -> Entry:
         raise CheckpointError(f"{here} must have dtype, shape and data_offsets, found {str(value)[:80]!r}.")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEMSIZES:
-        raise CheckpointError(f"{here} has dtype {str(dtype)[:80]!r}, expected one of {', '.join(ITEMSIZES)}.")
+        raise CheckpointError(f"{here} has dtype {str(dtype)[:80]!r}{_quantised(dtype)}")
     if not _sizes(shape):
         raise CheckpointError(f"{here} has shape {str(shape)[:80]}, expected a list of sizes of 0 or more.")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
@@ -200,3 +203,10 @@ def _check_cover(path: Path, entries: dict[str, Entry], available: int) -> None:
         raise CheckpointError(
             f"{path}: {available - end:,} bytes after {before} belong to no tensor. The file is damaged."
         )
+
+
+def _quantised(dtype: object) -> str:
+    """Say what a dtype that is not read stands for: numbers of 4, 6 and 8 bits that are nothing without each other."""
+    if isinstance(dtype, str) and dtype.startswith(_MICROSCALING):
+        return ": the model is quantised (MXFP4, NVFP4 or alike). Take the model that it was quantised from."
+    return f", expected one of {', '.join(ITEMSIZES)}."

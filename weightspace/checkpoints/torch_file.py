@@ -22,6 +22,7 @@ import torch
 from weightspace.checkpoints.disk import one_line_errors
 from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX
 from weightspace.checkpoints.json_file import MAX_BYTES, parse_json
+from weightspace.checkpoints.quantisation import check_not_quantised, find_quantised
 from weightspace.checkpoints.state import StateDict, check_storable, tied_names
 from weightspace.checkpoints.torch_archive import check_torch_file, is_archive
 from weightspace.checkpoints.zip_directory import ZipError, read_directory, read_record
@@ -52,11 +53,12 @@ def read_torch(path: Path, key: str | None = None) -> tuple[StateDict, tuple[str
 
     Raises:
         CheckpointError: the file is damaged, needs code to be unpickled, holds no tensors, or holds several
-            state dicts.
+            state dicts, or tensors in lists.
     """
     content = _unpickle(path)
     notes: list[str] = []
     entries = _unwrap(content, path, notes) if key is None else _entry(content, path, key, notes)
+    _check_no_lists(entries, path)
     state = {name: value.detach() for name, value in entries.items() if isinstance(value, torch.Tensor)}
     check_storable(state, path)
     return state, tuple(notes)
@@ -213,6 +215,26 @@ def _holds_tensors(value: Any, depth: int = _DEPTH) -> bool:
     if not isinstance(value, Mapping) or not depth:
         return False
     return any(isinstance(item, torch.Tensor) or _holds_tensors(item, depth - 1) for item in value.values())
+
+
+def _check_no_lists(entries: Mapping[Any, Any], path: Path) -> None:
+    """Refuse a state dict with tensors in lists or tuples, which would be lost: packed weights, mostly."""
+    for name, value in entries.items():
+        if not _lists_tensors(value):
+            continue
+        last = str(name).rpartition(".")[2]
+        check_not_quantised(str(path), find_quantised({last: ("I8", 0)}))
+        raise CheckpointError(
+            f"{path}: {str(name)[:80]!r} holds tensors in a {type(value).__name__}, expected names and tensors: they "
+            "would be lost. Save the state dict alone, or choose one of the file's with key=… or --key."
+        )
+
+
+def _lists_tensors(value: Any, depth: int = _DEPTH) -> bool:
+    """Return whether a tensor is somewhere in nested lists and tuples."""
+    if not isinstance(value, list | tuple) or not depth:
+        return False
+    return any(isinstance(item, torch.Tensor) or _lists_tensors(item, depth - 1) for item in value)
 
 
 def _compact(tensor: torch.Tensor) -> torch.Tensor:

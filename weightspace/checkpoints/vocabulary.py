@@ -35,6 +35,11 @@ _MODELS = ("tokenizer.", "spiece.", "sentencepiece.", "spm.")
 _TIKTOKEN, _LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n"), 2**16
 
 
+#: Files of a whole vocabulary whose ids are rows of the embedding, the one that counts last; and of what is added.
+_WHOLE = ("vocab.txt", "vocab.json", "tokenizer.json")
+_ADDED = ("added_tokens.json", "added_tokens_decoder")
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The tokens of a folder.
@@ -43,11 +48,28 @@ class Vocabulary:
         tokens: name of the file -> its tokens and their ids.
         merges: name of the file -> digest of the order in which byte pairs are merged.
         others: name of a file in no known format -> digest of its bytes.
+        rules: how text is split before tokens are looked up: the key of ``tokenizer.json`` -> digest.
     """
 
     tokens: Mapping[str, Tokens]
     merges: Mapping[str, str]
     others: Mapping[str, str]
+    rules: Mapping[str, str]
+
+    @property
+    def rows(self) -> Tokens:
+        """The tokens whose ids are rows of the embedding, put together from all files that say so."""
+        return {token: number for kind in (*_ADDED, *_WHOLE) for token, number in self.tokens.get(kind, {}).items()}
+
+    @property
+    def row_files(self) -> list[str]:
+        """The files that ``rows`` are from."""
+        return [kind for kind in self.tokens if kind in (*_ADDED, *_WHOLE)]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether ``rows`` are all tokens, not only those that were added to a model in another file."""
+        return any(kind in self.tokens for kind in _WHOLE)
 
     @property
     def is_empty(self) -> bool:
@@ -64,23 +86,25 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     tokens: dict[str, Tokens] = {}
     merges: dict[str, str] = {}
     others: dict[str, str] = {}
+    rules: dict[str, str] = {}
     for path in _files(folder):
         reader = _reader(path.name)
         if path.name == "tokenizer.json":
             content = read_json_object(path)
             tokens[path.name] = _of_tokenizer_json(content, path)
             merges[path.name] = _digest_of_merges(_model(content).get("merges"))
+            rules = {key: _digest(content[key]) for key in ("normalizer", "pre_tokenizer") if content.get(key)}
         elif path.name == "tokenizer_config.json":
             if added := _of_decoder(read_json_object(path), path):
                 tokens["added_tokens_decoder"] = added
         elif path.name == "merges.txt":
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
             merges[path.name] = _digest_of_merges([line for line in lines if line and not line.startswith("#version")])
         elif reader is not None and (known := _known_tokens(path, reader)) is not None:
             tokens[path.name] = known
         elif not any(Path(path.name).match(pattern) for pattern in _SETTINGS):
             others[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Vocabulary(tokens, merges, others)
+    return Vocabulary(tokens, merges, others, rules)
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -284,4 +308,8 @@ def _checked(pairs: Mapping[str, Any], path: Path) -> Tokens:
 def _digest_of_merges(merges: Any) -> str:
     """Return a digest of byte pairs, which are kept as ``"a b"`` or as ``["a", "b"]``."""
     pairs = [" ".join(map(str, pair)) if isinstance(pair, list) else str(pair) for pair in merges or []]
-    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+    return _digest(pairs)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

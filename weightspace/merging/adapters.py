@@ -25,6 +25,7 @@ from weightspace.adapters.layout import fused_names
 from weightspace.adapters.low_rank import filled_up, matrices, wide_dtype
 from weightspace.adapters.writing import (
     check_adapter_replaceable,
+    exact_targets,
     factor_names,
     lora_config,
     shaped,
@@ -294,7 +295,9 @@ def _config(adapters: Sequence[Adapter], ranks: Mapping[str, int], common: int |
     kept = {key: fields[key] for key in ("base_model_name_or_path", "task_type", "auto_mapping") if key in fields}
     turned = any(adapter.configuration.fan_in_fan_out for adapter in adapters)
     modules = {name.removesuffix(".weight"): max(1, rank) for name, rank in ranks.items()}
-    return lora_config(modules, common=common, fan_in_fan_out=turned, **kept)
+    config = lora_config(modules, common=common, fan_in_fan_out=turned, **kept)
+    by_pattern = any(isinstance(adapter.configuration.fields.get("target_modules"), str) for adapter in adapters)
+    return exact_targets(config) if by_pattern and any("." not in module for module in modules) else config
 
 
 def _metadata(adapters: Sequence[Adapter], method: str, said: Mapping[str, Any]) -> dict[str, str]:

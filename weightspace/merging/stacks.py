@@ -11,10 +11,13 @@ from difflib import get_close_matches
 
 from weightspace.errors import WeightspaceError
 from weightspace.merging.layers import Layers
-from weightspace.merging.towers import is_language_model, tower
+from weightspace.merging.towers import is_language_model, named_tower, tower, words
 
 #: A stack with less than this share of the tensors of the largest one beside it is a head or a stem.
 _SMALL = 0.2
+
+#: How the names of stacks end whose layers are whole, where two stand side by side.
+_WHOLE = ("_blocks", "layers", "layer")
 
 #: How many stacks an error lists, and how much of each name.
 _LISTED, _WIDTH = 4, 60
@@ -70,7 +73,14 @@ def _candidates(layers: Layers) -> list[str]:
     named = [stack for stack in trunk if is_language_model(stack)]
     if len(named) == 1:
         return named
+    if trunk and all("decoder" in _words(stack) and named_tower(stack.split(".")) is None for stack in trunk):
+        trunk = [stack for stack in stacks if tower(stack) in ("vision", "audio", "text")]  # no text model, as in SAM
     return _large(layers, trunk or [stack for stack in stacks if tower(stack) != "stem"] or stacks)
+
+
+def _words(stack: str) -> set[str]:
+    """Return the words in the path of a stack."""
+    return {word for component in stack.split(".") for word in words(component)}
 
 
 def _check_whole(layers: Layers, model: str, stack: str) -> None:
@@ -79,7 +89,10 @@ def _check_whole(layers: Layers, model: str, stack: str) -> None:
     beside = [
         other
         for other in _large(layers, [other for other in stacks if other.rpartition(".")[0] == parent])
-        if other != stack and stacks[other] == stacks[stack] and not _are_sides([stack, other])
+        if other != stack
+        and stacks[other] == stacks[stack]
+        and not _are_sides([stack, other])
+        and not all(own.endswith(_WHOLE) for own in (stack, other))
     ]
     if beside and stacks[stack] > 1:
         raise WeightspaceError(

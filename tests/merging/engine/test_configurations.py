@@ -73,6 +73,17 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
             {"thinker_config": {"text_config": {"num_hidden_layers": 4}}, "talker_config": {"num_hidden_layers": 4}},
             {"thinker_config": {"text_config": {"num_hidden_layers": 6}}},
         ),
+        ("transformer.layers", {"model_type": "openelm", "num_transformer_layers": 4}, {"num_transformer_layers": 6}),
+        (
+            "text_model.layers",
+            {"text_config": {"num_hidden_layers": 4}, "text_config_dict": {"num_hidden_layers": 4, "hidden_size": 4}},
+            {"text_config": {"num_hidden_layers": 6}, "text_config_dict": {"num_hidden_layers": 6, "hidden_size": 4}},
+        ),
+        (
+            "vision_model.layers",
+            {"vision_config": {"num_hidden_layers": 4}, "vision_config_dict": {"hidden_size": 4}},
+            {"vision_config": {"num_hidden_layers": 6}},
+        ),
         ("model.layers", {"num_hidden_layers": 9}, {"num_hidden_layers": 6}),
         ("model.layers", {"num_hidden_layers": 8, "num_layers": 4}, {"num_layers": 6}),
     ],
@@ -82,6 +93,46 @@ def test_the_number_of_layers_is_said_where_the_stack_is_described(
 ) -> None:
     save(tmp_path / "a", stack(path, 4), config=config)
     assert changed(config, sliced(tmp_path / "a", (0, 3), (1, 4))) == expected
+
+
+@pytest.mark.parametrize("key", ["num_body_layers", "blocks_total", "trunk_depth"])
+def test_a_key_that_may_hold_the_number_of_layers_is_not_passed_over(key: str, tmp_path: Path) -> None:
+    save(tmp_path / "a", stack("model.layers", 4), config={"model_type": "novel", key: 4})
+    with pytest.raises(WeightspaceError, match="does not say in a key that is known how many layers"):
+        sliced(tmp_path / "a", (0, 3), (1, 4))
+
+
+FLUX = {"_class_name": "FluxTransformer2DModel", "num_layers": 4, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize("single", [4, 7])
+@pytest.mark.parametrize(
+    ("asked", "key"), [("single_transformer_blocks", "num_single_layers"), ("transformer_blocks", "num_layers")]
+)
+def test_stacks_side_by_side_are_counted_by_their_names(asked: str, key: str, single: int, tmp_path: Path) -> None:
+    config = {**FLUX, "num_single_layers": single}
+    state = {**stack("transformer_blocks", 4), **stack("single_transformer_blocks", single)}
+    save(tmp_path / "a", state, config=config)
+    ranges = (0, 2), (3, config[key])
+    assert changed(config, sliced(tmp_path / "a", *ranges, stack=asked)) == {key: config[key] - 1}
+
+
+def test_a_number_of_layers_that_is_another_stacks_is_not_written_over(tmp_path: Path) -> None:
+    config = {"model_type": "lxmert", "num_hidden_layers": 12, "l_layers": 4, "r_layers": 3}
+    state = {**stack("lxmert.encoder.layer", 4), **stack("lxmert.encoder.r_layers", 3)}
+    save(tmp_path / "a", state, config=config)
+    with pytest.raises(WeightspaceError, match="does not say in a key that is known"):
+        sliced(tmp_path / "a", (0, 2), (3, 4), stack="lxmert.encoder.layer")
+    assert changed(config, sliced(tmp_path / "a", (0, 2), stack="r_layers")) == {"r_layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"), [("vit", {"num_hidden_layers": 6}), ("decoder", {"decoder_num_hidden_layers": 6})]
+)
+def test_a_vision_encoder_and_its_decoder_are_counted_apart(asked: str, expected: dict, tmp_path: Path) -> None:
+    config = {"model_type": "vit_mae", "num_hidden_layers": 4, "decoder_num_hidden_layers": 4}
+    save(tmp_path / "a", {**stack("vit.encoder.layer", 4), **stack("decoder.decoder_layers", 4)}, config=config)
+    assert changed(config, sliced(tmp_path / "a", (0, 3), (1, 4), stack=asked)) == expected
 
 
 @pytest.mark.parametrize(

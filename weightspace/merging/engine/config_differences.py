@@ -20,14 +20,18 @@ _HARMLESS = (
     *("torch_dtype", "dtype", "use_cache", "*attn_implementation*", "use_flash_attn", "return_dict", "output_*"),
     *("*dropout*", "*_pdrop", "*_drop", "*layerdrop*", "drop_path_rate", "initializer_*", "init_*", "*_init_std"),
     *("gradient_checkpointing*", "problem_type", "finetuning_task", "router_aux_loss_coef", "pretraining_tp"),
-    *("tie_word_embeddings", "unsloth_*", "max_length", "do_sample", "temperature", "top_k", "top_p"),
+    *("tie_word_embeddings", "unsloth_*", "max_length", "min_length", "do_sample", "temperature", "top_k", "top_p"),
+    *("num_beams", "*_penalty", "no_repeat_ngram_size", "early_stopping", "task_specific_params"),
 )
 
 #: Keys that count layers, or have an entry for each: slices write them anew.
 _LAYERS = ("*layers*", "n_layer", "layer_types", "*layer_idx*", "*_block_types", "attention_types", "depths")
 
-#: Fields that a line names, and characters of a value.
-_LISTED, _WIDTH = 6, 60
+#: Fields that a line names, characters of a value, and of those how many before a difference.
+_LISTED, _WIDTH, _BEFORE = 6, 60, 20
+
+#: How deep objects are looked into.
+_DEPTH = 6
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
@@ -57,7 +61,9 @@ def config_differences(
         theirs = _fields(other)
         keys = [key for key in own | theirs if own.get(key) != theirs.get(key) and _matters(key, sliced)]
         if keys:
-            listed = "; ".join(f"{key} {_value(theirs, key)} (not {_value(own, key)})" for key in keys[:_LISTED])
+            listed = "; ".join(
+                f"{key} {one} (not {two})" for key in keys[:_LISTED] for one, two in [_values(theirs, own, key)]
+            )
             more = f"; and {len(keys) - _LISTED:,} more" if len(keys) > _LISTED else ""
             lines.append(
                 f"{other_label} was made for another configuration than {label}, whose the output gets: {listed}{more}."
@@ -69,7 +75,7 @@ def _fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the fields that are set by their paths; what is null or false counts as not set."""
     fields: dict[str, Any] = {}
     for key, value in _plain_rope(config).items():
-        if isinstance(value, Mapping) and key.endswith("config"):
+        if isinstance(value, Mapping) and prefix.count(".") < _DEPTH:
             fields |= _fields(value, f"{prefix}{key}.")
         elif value is not None and value is not False and value not in ([], {}):
             fields[f"{prefix}{key}"] = value
@@ -79,27 +85,53 @@ def _fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _plain_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a configuration with ``rope_parameters`` as transformers before 5 wrote them."""
     parameters = config.get("rope_parameters")
-    if not isinstance(parameters, Mapping) or any(isinstance(value, Mapping) for value in parameters.values()):
+    if not isinstance(parameters, Mapping):
         return _without_default_rope(config)
+    local: dict[str, Any] = {}
+    if any(isinstance(value, Mapping) for value in parameters.values()):
+        parameters, sliding = parameters.get("full_attention"), parameters.get("sliding_attention")
+        if not isinstance(parameters, Mapping) or not isinstance(sliding, Mapping) or not _is_default(sliding):
+            return config
+        local = {"rope_local_base_freq": sliding["rope_theta"]} if "rope_theta" in sliding else {}
     scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
     rest = {key: value for key, value in config.items() if key != "rope_parameters"}
     theta = {"rope_theta": parameters["rope_theta"]} if "rope_theta" in parameters else {}
-    return _without_default_rope({"rope_scaling": scaling, **theta, **rest})
+    return _without_default_rope({"rope_scaling": scaling, **theta, **local, **rest})
 
 
 def _without_default_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a configuration without a ``rope_scaling`` that scales nothing."""
+    """Return a configuration without a ``rope_scaling`` that scales nothing, and with one key for its type."""
     scaling = config.get("rope_scaling")
-    if isinstance(scaling, Mapping) and scaling.get("rope_type", scaling.get("type")) == "default":
-        return {key: value for key, value in config.items() if key != "rope_scaling"}
-    return config
+    if not isinstance(scaling, Mapping):
+        return config
+    rest = {key: value for key, value in config.items() if key != "rope_scaling"}
+    if _is_default(scaling):
+        return rest
+    older = {"rope_type": scaling["type"]} if "type" in scaling else {}
+    return {**rest, "rope_scaling": {**older, **{key: value for key, value in scaling.items() if key != "type"}}}
+
+
+def _is_default(rope: Mapping[str, Any]) -> bool:
+    return rope.get("rope_type", rope.get("type")) == "default"
 
 
 def _matters(path: str, sliced: bool) -> bool:
-    key = path.rpartition(".")[2]
-    return not any(fnmatch(key, pattern) for pattern in (*_HARMLESS, *(_LAYERS if sliced else ())))
+    *parents, key = path.split(".")
+    patterns = (*_HARMLESS, *(_LAYERS if sliced else ()))
+    return "task_specific_params" not in parents and not any(fnmatch(key, pattern) for pattern in patterns)
 
 
-def _value(fields: Mapping[str, Any], key: str) -> str:
-    text = json.dumps(fields[key], ensure_ascii=False) if key in fields else "unset"
-    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
+def _values(fields: Mapping[str, Any], others: Mapping[str, Any], key: str) -> tuple[str, str]:
+    """Return a field of two configurations as texts, of long ones the part in which they differ first."""
+    texts = [json.dumps(own[key], ensure_ascii=False) if key in own else "unset" for own in (fields, others)]
+    first = next((at for at, (one, two) in enumerate(zip(*texts, strict=False)) if one != two), min(map(len, texts)))
+    if max(map(len, texts)) <= _WIDTH:
+        return texts[0], texts[1]
+    start = max(0, first - _BEFORE)
+    return _window(texts[0], start), _window(texts[1], start)
+
+
+def _window(text: str, start: int) -> str:
+    """Return a part of a text that begins at a character."""
+    end = start + _WIDTH
+    return f"{'…' if start else ''}{text[start:end]}{'…' if end < len(text) else ''}"

@@ -23,11 +23,24 @@ KeyPath: TypeAlias = tuple[str, ...]
 Side: TypeAlias = Literal["encoder", "decoder"]
 
 #: Keys of the number of layers, of a model with one stack and of the two sides of one.
-_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_blocks", "depth", "layers")
+_COUNTS = (
+    "num_hidden_layers",
+    "n_layer",
+    "num_layers",
+    "n_layers",
+    "num_blocks",
+    "depth",
+    "layers",
+    "num_transformer_layers",
+)
 _SIDE_COUNTS: Mapping[Side, tuple[str, ...]] = {
     "encoder": ("encoder_layers", "num_encoder_layers", "encoder_num_hidden_layers"),
     "decoder": ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers"),
 }
+
+#: Words of keys that may hold a number of layers, and those in the names of stacks that tell them from no other.
+_COUNTED = frozenset({"layer", "layers", "block", "blocks", "depth"})
+_USUAL = _COUNTED | {"transformer", "encoder", "decoder", "num", "hidden", "h"}
 
 #: How deep configurations are nested.
 _DEPTH = 3
@@ -90,20 +103,27 @@ def text_layers(config: Config) -> int | None:
     return None
 
 
-def count_keys(section: Config, side: Side | None, count: int | None = None) -> list[str]:
+def count_keys(section: Config, side: Side | None, count: int | None = None, stack: str = "") -> list[str]:
     """Return the keys that hold the number of layers of a stack.
 
     Args:
         section: the part of the configuration that describes the stack.
         side: the side that it is of a model with two; None where it is the only one.
         count: how many layers the stack has; where a key says so, the others mean something else.
+        stack: its path; a key that has a word of its name (``num_single_layers``) goes before the usual ones.
     """
     known = [key for key, value in section.items() if type(value) is int]
     plain = [key for key in _COUNTS if key in known]
     if side is None:
+        told = set(words(stack.rpartition(".")[2])) - _USUAL
+        named = [key for key in maybe_counts(section, count) if told & set(words(key))]
+        if named:
+            return named
         own = [key for names in _SIDE_COUNTS.values() for key in names if key in known]
         # Half of an encoder-decoder, as the audio tower of a language model, keeps the keys of both.
         first = [key for key in (*plain, *own) if section[key] == count] or plain[:1] or own[:1]
+        if first and section[first[0]] != count and maybe_counts(section, count):
+            return []  # the known keys are those of another stack
         return [key for key in (*plain, *own) if section[key] == section[first[0]]] if first else []
     own = [key for key in _SIDE_COUNTS[side] if key in known]
     if side == "decoder":
@@ -113,15 +133,31 @@ def count_keys(section: Config, side: Side | None, count: int | None = None) -> 
     return [*own, *mirrored]
 
 
-def side_of(stack: str, others: Iterable[str]) -> Side | None:
+def maybe_counts(section: Config, count: int | None) -> list[str]:
+    """Return the keys that seem to hold a number of layers, and hold this one."""
+    return [
+        key
+        for key, value in section.items()
+        if type(value) is int and value == count and not _COUNTED.isdisjoint(words(key))
+    ]
+
+
+def side_of(stack: str, others: Iterable[str], *, flat: bool = False) -> Side | None:
     """Return the side of an encoder with a decoder that a stack is; None where its model has no other side.
 
     Args:
         stack: the path of the stack.
         others: all stacks of the model.
+        flat: one object describes all of them, so that a vision encoder and a decoder of no tower are sides, too.
     """
-    sides = {_side(other) for other in others if tower(other) == tower(stack)}
+    sides = {_side(other) for other in others if tower(other) == tower(stack) or (flat and _are_halves(stack, other))}
     return _side(stack) if {"encoder", "decoder"} <= sides else None
+
+
+def _are_halves(stack: str, other: str) -> bool:
+    """Return whether a stack and another one are the encoder of a tower and a decoder that names none."""
+    towers = {_side(own): named_tower(own.split(".")) for own in (stack, other)}
+    return len(towers) == 2 and towers.get("encoder", "text") != "text" and towers.get("decoder", "text") is None
 
 
 def _side(stack: str) -> Side | None:

@@ -17,6 +17,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.merging.engine.config_sections import (
     KeyPath,
     count_keys,
+    maybe_counts,
     part_of,
     read_configuration,
     section_of,
@@ -108,9 +109,18 @@ def _stack(config: dict[str, Any], stacking: Stacking) -> None:
         elif not rule.optional:
             raise _inexpressible(rule.key, model.part.get(rule.key), stacking)
     _change(config, model.section, {**counted, **changes})
+    _change_twin(config, model.section, {**counted, **changes})
     if model.section and named_tower(model.section) == "text":  # written twice by older releases
         old = {key: value for key, value in model.part.items() if key in counted}
         _change(config, (), {key: counted[key] for key in counted if config.get(key) == old.get(key) and key in config})
+
+
+def _change_twin(config: dict[str, Any], path: KeyPath, changes: dict[str, Any]) -> None:
+    """Change what CLIP's older configurations say twice: ``text_config_dict`` overrides ``text_config`` on loading."""
+    if path:
+        twin = part_of(config, path[:-1]).get(f"{path[-1]}_dict")
+        if isinstance(twin, dict):
+            twin.update({key: value for key, value in changes.items() if key in twin})
 
 
 def _check_read_layers(config: dict[str, Any], stacking: Stacking) -> None:
@@ -125,7 +135,7 @@ def _check_read_layers(config: dict[str, Any], stacking: Stacking) -> None:
 def _counts(model: SlicedModel, total: int) -> dict[str, int]:
     """Return the keys that count the layers of a stack, with their number."""
     part, side = model.part, model.side
-    keys = count_keys(part, side, model.count)
+    keys = count_keys(part, side, model.count, model.stack)
     counted = dict.fromkeys(keys, total)
     if not keys and side == "decoder":
         counted["decoder_layers" if "encoder_layers" in part else "num_decoder_layers"] = total
@@ -133,7 +143,7 @@ def _counts(model: SlicedModel, total: int) -> dict[str, int]:
         # T5 without a number for the decoder has as many layers there as in the encoder.
         other = [count for stack, count in model.layers.stacks.items() if "decoder" in stack and "encoder" not in stack]
         counted |= {"num_decoder_layers": max(other)} if other and "num_layers" in keys else {}
-    elif not keys and "model_type" in part:
+    elif not keys and "model_type" in part and not maybe_counts(part, model.count):
         counted["num_hidden_layers"] = total
     elif not keys and isinstance(architecture := part.get("architecture"), str):
         return _timm(model, architecture, total)
@@ -162,7 +172,7 @@ def _count_elsewhere(config: dict[str, Any], stacking: Stacking, name: str) -> N
     """Set the number of layers in a file beside the configuration."""
     model = stacking.models[stacking.donor]
     path = section_of(config, model.stack)
-    keys = count_keys(part_of(config, path), model.side, model.count)
+    keys = count_keys(part_of(config, path), model.side, model.count, model.stack)
     if not keys and len(stacking.layers) != model.count:
         raise WeightspaceError(
             f"{name} of {model.member.label} does not say in a key that is known how many layers {model.stack!r} "

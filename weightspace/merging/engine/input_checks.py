@@ -45,7 +45,7 @@ def check_plain(members: Sequence[Member]) -> None:
         quantised = find_quantised(tensors)
         if quantised is None and contents.path.is_dir():
             quantised = find_quantised_folder(contents.path, read_config(contents.path) or {})
-        check_not_quantised(member.label, quantised)
+        check_not_quantised(member.label if member.adapter is None else contents.path.name, quantised)
 
 
 def check_something_in_common(sources: Sequence[Member]) -> None:

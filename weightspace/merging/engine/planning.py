@@ -110,7 +110,7 @@ def make_plan(
     jobs = with_parametrizations([planner.job(output) for output in named.outputs], named.tied, members)
     check_evidence(row, _models(recipe, members), jobs)
     donor = _donor(recipe, members)
-    tokenizer = tokenizer_folder(recipe, members, donor, making.reading)
+    tokenizer = tokenizer_folder(recipe, members, donor, making.reading, note)
     if tokenizer is None:
         check_tokens(members, donor, note)
     file = _weights_file(out)

@@ -21,7 +21,7 @@ def slice_notices(stacking: Stacking) -> Iterator[str]:
         listed = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
         yield f"layer_range counts the {donor.count} layers of {donor.stack}; {listed} stay whole."
     for model in stacking.models.values():
-        keys = count_keys(model.part, model.side, model.count)
+        keys = count_keys(model.part, model.side, model.count, model.stack)
         if keys and model.part[keys[0]] != model.count:
             yield (
                 f"config.json of {model.member.label} says {keys[0]}: {model.part[keys[0]]}, but {model.stack} has "

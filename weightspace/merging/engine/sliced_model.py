@@ -86,7 +86,7 @@ def open_sliced(member: Member, *, stack: str | None, layer_range: tuple[int, in
     section: KeyPath = () if config is None else section_of(config, chosen)
     # The other side may be another module of the recipe, whose tensors are not here.
     others = [*layers.stacks, "encoder", "decoder"] if config and config.get("is_encoder_decoder") else layers.stacks
-    side = None if {"encoder", "decoder"} & set(section) else side_of(chosen, others)
+    side = None if {"encoder", "decoder"} & set(section) else side_of(chosen, others, flat=not section)
     count = layers.stacks[chosen]
     further = _further({} if config is None else part_of(config, section), side, count)
     inside = layers.numbers(chosen)

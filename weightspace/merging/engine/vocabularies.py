@@ -19,8 +19,17 @@ from weightspace.merging.recipe import Recipe
 _LISTED = 3
 
 
-def tokenizer_folder(recipe: Recipe, members: Sequence[Member], donor: Path | None, reading: Reading) -> Path | None:
+def tokenizer_folder(
+    recipe: Recipe, members: Sequence[Member], donor: Path | None, reading: Reading, notice: Callable[[str], None]
+) -> Path | None:
     """Return the folder that a recipe's ``tokenizer_source`` names; None: the donor of the configuration.
+
+    Args:
+        recipe: names the source.
+        members: its models.
+        donor: the folder that the configuration comes from.
+        reading: how sources are read.
+        notice: takes lines about what cannot be compared.
 
     Raises:
         CheckpointError: the source is no folder, or a file of a tokenizer is damaged.
@@ -38,7 +47,10 @@ def tokenizer_folder(recipe: Recipe, members: Sequence[Member], donor: Path | No
     for member in members:
         path = member.contents.path
         if path.is_dir() and not same_tokenizer(folder, path):
-            _check_equal(source, folder, own, member.label, read_vocabulary(path))
+            other = read_vocabulary(path)
+            _check_equal(source, folder, own, member.label, other)
+            for line in _differences(folder.name, own, member.label, other):
+                notice(line)
     return folder
 
 
@@ -87,19 +99,34 @@ def _folders(members: Sequence[Member]) -> Iterator[tuple[str, Path]]:
 
 def _check_equal(source: str, folder: Path, own: Vocabulary, label: str, other: Vocabulary) -> None:
     """Refuse a vocabulary that is not that of the tokenizer's source."""
-    for kind in own.tokens.keys() & other.tokens.keys():
-        if own.tokens[kind] != other.tokens[kind]:
+    for kind, tokens, others in _comparable(own, other):
+        if tokens != others:
             raise WeightspaceError(
-                f"tokenizer_source {source!r}: the vocabulary of {label} ({len(other.tokens[kind]):,} tokens) is not "
-                f"that of {folder} ({len(own.tokens[kind]):,}), by {kind}. Models are merged token by token: expected "
+                f"tokenizer_source {source!r}: the vocabulary of {label} ({len(others):,} tokens) is not "
+                f"that of {folder} ({len(tokens):,}), by {kind}. Models are merged token by token: expected "
                 "one vocabulary in all."
             )
 
 
+def _comparable(one: Vocabulary, other: Vocabulary, *, whole: bool = True) -> Iterator[tuple[str, Tokens, Tokens]]:
+    """Yield the tokens of two vocabularies that can be compared, and the files that they are from.
+
+    Args:
+        one: a vocabulary.
+        other: another one.
+        whole: only where both have all tokens, or both only what was added to them.
+    """
+    if one.row_files and other.row_files and (not whole or one.is_whole == other.is_whole):
+        yield ", ".join(sorted({*one.row_files, *other.row_files})), one.rows, other.rows
+    for kind in sorted(one.tokens.keys() & other.tokens.keys()):
+        if kind not in one.row_files:
+            yield kind, one.tokens[kind], other.tokens[kind]
+
+
 def _check_ids(label: str, one: Vocabulary, other_label: str, other: Vocabulary) -> None:
     """Refuse a token that has another id in another model."""
-    for kind in sorted(one.tokens.keys() & other.tokens.keys()):
-        ids, other_ids = one.tokens[kind], other.tokens[kind]
+    files = [(kind, one.tokens[kind], other.tokens[kind]) for kind in one.row_files if kind in other.tokens]
+    for kind, ids, other_ids in [*files, *_comparable(one, other, whole=False)]:
         moved = [token for token, number in ids.items() if other_ids.get(token, number) != number]
         if moved:
             token = moved[0]
@@ -113,18 +140,22 @@ def _check_ids(label: str, one: Vocabulary, other_label: str, other: Vocabulary)
 def _differences(label: str, one: Vocabulary, other_label: str, other: Vocabulary) -> list[str]:
     """Return lines about what differs beside ids."""
     lines: list[str] = []
-    kinds = one.tokens.keys() & other.tokens.keys()
-    if one.is_empty != other.is_empty or (not kinds and (one.tokens or other.tokens)):
+    pairs = list(_comparable(one, other))
+    both = "tokenizer.json" in one.tokens and "tokenizer.json" in other.tokens
+    if one.is_empty != other.is_empty or (not pairs and (one.tokens or other.tokens)):
         lines.append(
             f"The tokens of {label} ({_files(one)}) and of {other_label} ({_files(other)}) cannot be compared; rows of "
             "embeddings are merged by their index."
         )
-    for kind in sorted(kinds):
-        lines.extend(_only_in(label, one.tokens[kind], other_label, other.tokens[kind], kind))
-        lines.extend(_only_in(other_label, other.tokens[kind], label, one.tokens[kind], kind))
+    for kind, tokens, others in pairs:
+        lines.extend(_only_in(label, tokens, other_label, others, kind))
+        lines.extend(_only_in(other_label, others, label, tokens, kind))
     for kind in sorted(one.merges.keys() & other.merges.keys()):
         if one.merges[kind] != other.merges[kind]:
             lines.append(f"{kind} of {other_label} splits text into other tokens than that of {label}: merges differ.")
+    for key in sorted(one.rules.keys() | other.rules.keys()):
+        if both and one.rules.get(key) != other.rules.get(key):
+            lines.append(f"tokenizer.json of {other_label} splits text in another way than that of {label}: {key}.")
     for name in sorted(one.others.keys() & other.others.keys()):
         if one.others[name] != other.others[name]:
             lines.append(f"{name} differs between {label} and {other_label} and cannot be compared token by token.")
