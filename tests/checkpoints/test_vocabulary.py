@@ -48,7 +48,6 @@ FILES: dict[str, tuple[str, bytes]] = {
     "added_tokens.json": ("added_tokens.json", b'{"x": 0, "y": 1, "<s>": 2}'),
     "SentencePiece": ("tokenizer.model", sentencepiece("x", "y", "<s>")),
     "Marian's": ("source.spm", sentencepiece("x", "y", "<s>")),
-    "vocab.txt with a last line": ("vocab.txt", b"x\ny\n<s>\n"),
     "GPT-2's own": ("encoder.json", b'{"x": 0, "y": 1, "<s>": 2}'),
     "Mistral's version 3": ("tokenizer.model.v3", sentencepiece("x", "y", "<s>")),
     "ChatGLM's": ("ice_text.model", sentencepiece("x", "y", "<s>")),
