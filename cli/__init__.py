@@ -77,7 +77,9 @@ class _Commands(click.Group):
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **_: Any) -> None:
     """Print a warning of the library as one line, and any other as Python does."""
     if issubclass(category, WeightspaceWarning):
-        click.echo(f"Warning: {message}", err=True)
+        from weightspace.cli.printing import warn
+
+        warn(str(message))
     else:
         click.echo(warnings.formatwarning(message, category, *place[:2]), err=True, nl=False)
 

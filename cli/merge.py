@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli import options
+from weightspace.cli.printing import echo, warn
 from weightspace.cli.progress import byte_progress
 
 from weightspace import WeightspaceError
@@ -133,10 +134,10 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
         try:
             report = _merge(sources, output, align, finish, recorded, said, update)
         except KeyboardInterrupt:
-            click.echo(_interrupted(output), err=True)
+            echo(_interrupted(output), err=True)
             raise SystemExit(_SIGINT) from None
     for line in unrun:
-        click.echo(f"Warning: {line}", err=True)
+        warn(line)
     report = replace(report, warnings=(*report.warnings, *unrun))
     _show(report, dry_run=said["dry_run"], as_json=as_json)
 
@@ -198,7 +199,7 @@ def _merge(
         intermediate_dir=said["intermediate_dir"],
         lenient=said["lenient"],
         strict=said["strict"],
-        warn=lambda line: click.echo(f"Warning: {line}", err=True),
+        warn=warn,
         progress=update,
     )
 
@@ -251,9 +252,9 @@ def _reproduce(out: str, align: Alignment | None, finish: Finish | None, said: d
             progress=update,
         )
     if as_json:
-        click.echo(json.dumps(asdict(found)))
+        echo(json.dumps(asdict(found)))
     elif found.equal:
-        click.echo(f"{out}: the same bytes")
+        echo(f"{out}: the same bytes")
     if not found.equal:
         raise WeightspaceError(_difference(found))
 
@@ -267,10 +268,10 @@ def _difference(found: Reproduction) -> str:
 def _show(report: MergeReport, *, dry_run: bool, as_json: bool) -> None:
     """Print what was done, or what would be."""
     if as_json:
-        click.echo(json.dumps(asdict(report)))
+        echo(json.dumps(asdict(report)))
         return
     if not dry_run:
-        click.echo(report.out)
+        echo(report.out)
         return
     rows = {
         "method": report.method,
@@ -283,7 +284,7 @@ def _show(report: MergeReport, *, dry_run: bool, as_json: bool) -> None:
         "time": f"about {report.seconds:,.0f} s" if report.seconds >= 1 else "about a second",
     }
     for name, value in rows.items():
-        click.echo(f"{name:8} {value}")
+        echo(f"{name:8} {value}")
 
 
 def _interrupted(output: str) -> str:

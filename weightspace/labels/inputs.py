@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from weightspace.checkpoints.disk import check_regular
+from weightspace.checkpoints.json_file import parse_json
 from weightspace.errors import WeightspaceError
+from weightspace.labels.array_file import read_npy, read_npz
 from weightspace.suggestions import unknown
 
 ARRAYS = (".npy", ".npz", ".safetensors", ".csv", ".tsv")
@@ -40,23 +41,22 @@ def read_array(path: str | Path, key: str | None = None) -> Any:
         if suffix in (".csv", ".tsv"):
             return np.loadtxt(path, delimiter="," if suffix == ".csv" else "\t", ndmin=2)
         if suffix == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        with np.load(path, allow_pickle=False) as file:
-            return _chosen(dict(file), key, path)
+            return read_npy(path)
+        return _chosen(read_npz(path), key, path)
     except OSError as error:
         raise WeightspaceError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, EOFError) as error:
         raise WeightspaceError(f"{path} isn't a {suffix} file of numbers: {error}.") from error
 
 
-def _chosen(arrays: dict[str, Any], key: str | None, path: Path) -> Any:
+def _chosen(arrays: Mapping[str, Any], key: str | None, path: Path) -> Any:
     if key is not None:
         if key not in arrays:
             raise unknown(f"array of {path.name}", key, arrays)
         return arrays[key]
     if len(arrays) != 1:
         raise WeightspaceError(f"{path} has {len(arrays)} arrays ({', '.join(sorted(arrays))}); say which with --key.")
-    return next(iter(arrays.values()))
+    return arrays[next(iter(arrays))]
 
 
 def read_names(source: str | Path) -> list[str]:
@@ -73,10 +73,7 @@ def read_names(source: str | Path) -> list[str]:
     text = _text(path)
     if path.suffix.lower() != ".json":
         return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
-    try:
-        names = json.loads(text)
-    except ValueError as error:
-        raise WeightspaceError(f"{path} isn't JSON: {error}.") from error
+    names = parse_json(text, str(path))
     if not isinstance(names, list) or not all(isinstance(name, str | int | float) for name in names):
         raise WeightspaceError(f"{path} isn't a JSON list of names.")
     return [str(name) for name in names]
@@ -99,7 +96,7 @@ def read_pairs(path: str | Path) -> list[tuple[Any, ...]]:
     path = Path(path)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     rows: list[tuple[Any, ...]] = []
-    for number, row in enumerate(csv.reader(_text(path).splitlines(), delimiter=delimiter), start=1):
+    for number, row in enumerate(_table(path, delimiter), start=1):
         if not row:
             continue
         try:
@@ -113,6 +110,14 @@ def read_pairs(path: str | Path) -> list[tuple[Any, ...]]:
     if not rows:
         raise WeightspaceError(f"{path} is empty; expected a line for each edge.")
     return rows
+
+
+def _table(path: Path, delimiter: str) -> Iterator[list[str]]:
+    """Yield the rows of a table."""
+    try:
+        yield from csv.reader(_text(path).splitlines(), delimiter=delimiter)
+    except csv.Error as error:
+        raise WeightspaceError(f"{path} isn't a table: {error}.") from error
 
 
 def _text(path: Path) -> str:

@@ -1,0 +1,102 @@
+"""Arrays of numbers in ``.npy`` and ``.npz`` files: checked against the bytes that are there before memory is taken.
+
+Nothing is unpickled, and a file that claims more than it holds, or becomes far larger than it is, is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from weightspace.checkpoints.zip_directory import ZipError, read_directory
+
+#: Kinds of numbers: bools, integers and floats.
+_KINDS = "biuf"
+
+#: Bytes that the compressed arrays of a file may have whatever it holds; beyond that, so many times its own bytes.
+_SMALL = 500_000_000
+
+#: Whatever reading the literal in a header may raise.
+_HEADER_ERRORS = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, EOFError, OSError)
+
+
+class ArrayFileError(ValueError):
+    """Says in a few words what is wrong with a file of arrays."""
+
+
+def read_npy(path: Path) -> Any:
+    """Return the array of a file, mapped into memory.
+
+    Raises:
+        ArrayFileError: the file is damaged, or holds something else than numbers.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        _check_array(file, os.fstat(file.fileno()).st_size)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def read_npz(path: Path) -> Mapping[str, Any]:
+    """Return the arrays of a file by name, each of which is read when it is asked for.
+
+    Raises:
+        ArrayFileError: the file is damaged, or holds something else than numbers.
+        OSError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            records = read_directory(file, small=_SMALL)
+    except ZipError as error:
+        raise ArrayFileError(f"damaged, {error}") from error
+    names = {name.removesuffix(".npy"): record for name, record in records.items()}
+    if not names or len(names) != len(records) or not all(name.endswith(".npy") for name in records):
+        raise ArrayFileError("not a file of arrays alone")
+    return _Arrays(path, {name: record.size for name, record in names.items()})
+
+
+class _Arrays(Mapping[str, Any]):
+    """The arrays of an archive."""
+
+    def __init__(self, path: Path, sizes: Mapping[str, int]) -> None:
+        self._path = path
+        self._sizes = sizes
+
+    def __iter__(self) -> Any:
+        return iter(self._sizes)
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            with zipfile.ZipFile(self._path) as archive:
+                with archive.open(f"{name}.npy") as file:
+                    _check_array(file, self._sizes[name])
+                with archive.open(f"{name}.npy") as file:
+                    return np.lib.format.read_array(file, allow_pickle=False)
+        except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+            raise ArrayFileError(f"damaged ({error})") from error
+
+
+def _check_array(file: IO[bytes], size: int) -> None:
+    """Check the header of an array that has so many bytes in all."""
+    try:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    except _HEADER_ERRORS as error:
+        raise ArrayFileError(f"its header is damaged ({type(error).__name__})") from error
+    if dtype.kind not in _KINDS or dtype.hasobject:
+        raise ArrayFileError(f"an array of {str(dtype)[:40]}, expected numbers")
+    needed = math.prod(shape) * dtype.itemsize
+    if any(length < 0 for length in shape) or needed != size - file.tell():
+        raise ArrayFileError(f"its header claims the shape {str(shape)[:80]}, but {size - file.tell():,} bytes follow")
