@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import random
@@ -12,9 +13,12 @@ from typing import Any, TypeAlias
 
 Mutation: TypeAlias = Callable[[bytes, random.Random], bytes]
 
+#: More digits than Python writes.
+HUGE = 10**5000
+
 #: Numbers that overflow, are none, or claim the memory.
 NUMBERS = (
-    *(0, -1, 1, 2**31, 2**53, 2**62, 2**63, 2**64, 10**12, 10**18, 10**30, 10**400, 10**5000),
+    *(0, -1, 1, 2**31, 2**53, 2**62, 2**63, 2**64, 10**12, 10**18, 10**30, 10**400, HUGE),
     *(0.5, -0.0, 1e308, 1e-320, float("nan"), float("inf"), float("-inf")),
 )
 TEXTS = (
@@ -28,17 +32,16 @@ SHAPES = ([], {}, [[]], [None], [2**62] * 3, [1] * 100, {"a": {}}, [[1, 2], [3]]
 def odd_value(draw: random.Random) -> Any:
     """Return a value that nobody expects."""
     kind = draw.randrange(6)
-    if kind == 0:
-        return draw.choice(NUMBERS)
-    if kind == 1:
-        return draw.choice(TEXTS)
-    if kind == 2:
-        return draw.choice(SHAPES)
-    if kind == 3:
-        return draw.choice((None, True, False))
     if kind == 4:
-        return [odd_value(draw)] * draw.choice((1, 3, 1000))
-    return nested(draw.choice((20, 200, 2000)), draw)
+        item = odd_scalar(draw)
+        many = 3 if isinstance(item, str) and len(item) > 1000 else 300
+        return [copy.deepcopy(item) for _ in range(draw.choice((1, 3, many)))]
+    return nested(draw.choice((20, 200, 2000)), draw) if kind == 5 else odd_scalar(draw)
+
+
+def odd_scalar(draw: random.Random) -> Any:
+    """Return a number, a text, a small shape or a constant that nobody expects."""
+    return copy.deepcopy(draw.choice(draw.choice((NUMBERS, TEXTS, SHAPES, (None, True, False)))))  # changed later on
 
 
 def nested(depth: int, draw: random.Random) -> Any:
@@ -134,6 +137,7 @@ def text_of(value: Any, draw: random.Random) -> str:
             pairs = list(item.items())
             if twice and pairs and draw.random() < 0.5:
                 pairs.append((pairs[0][0], draw.choice((pairs[0][1], 7))))
+                twice = False  # once: in a deep structure it would double the text at every step
             stack.append(("}",))
             for number, (key, child) in reversed(list(enumerate(pairs))):
                 stack += [child, (f"{',' if number else ''}{json.dumps(str(key))}:",)]
@@ -150,7 +154,7 @@ def text_of(value: Any, draw: random.Random) -> str:
 
 def number_of(value: int) -> str:
     """Return a whole number of any length."""
-    return "1" + "0" * 5000 if value == 10**5000 else str(value)
+    return "1" + "0" * 5000 if value == HUGE else str(value)
 
 
 def changed_json(content: bytes, draw: random.Random) -> bytes:
