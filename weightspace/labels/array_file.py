@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -24,7 +26,7 @@ _KINDS = "biuf"
 _SMALL = 500_000_000
 
 #: Whatever reading the literal in a header may raise.
-_HEADER_ERRORS = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, EOFError, OSError)
+_HEADER_ERRORS = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, EOFError, OSError, TokenError)
 
 
 class ArrayFileError(ValueError):
@@ -39,8 +41,11 @@ def read_npy(path: Path) -> Any:
         OSError: it cannot be read.
     """
     with open(path, "rb") as file:
-        _check_array(file, os.fstat(file.fileno()).st_size)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+        shape, fortran_order, dtype = _header(file, os.fstat(file.fileno()).st_size)
+        order = "F" if fortran_order else "C"
+        if 0 in shape:
+            return np.empty(shape, dtype, order)
+        return np.memmap(file, dtype, "r", file.tell(), shape, order)
 
 
 def read_npz(path: Path) -> Mapping[str, Any]:
@@ -78,21 +83,23 @@ class _Arrays(Mapping[str, Any]):
         try:
             with zipfile.ZipFile(self._path) as archive:
                 with archive.open(f"{name}.npy") as file:
-                    _check_array(file, self._sizes[name])
-                with archive.open(f"{name}.npy") as file:
-                    return np.lib.format.read_array(file, allow_pickle=False)
+                    shape, fortran_order, dtype = _header(file, self._sizes[name])
+                    content = bytearray(file.read())
+            array = np.frombuffer(content, dtype)
+            return array.reshape(shape, order="F" if fortran_order else "C")
         except (zipfile.BadZipFile, EOFError, zlib.error) as error:
             raise ArrayFileError(f"damaged ({error})") from error
 
 
-def _check_array(file: IO[bytes], size: int) -> None:
-    """Check the header of an array that has so many bytes in all."""
+def _header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return the shape, the order and the dtype of an array that has so many bytes in all; its values come next."""
     try:
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        else:
-            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about headers that Python 2 wrote
+            if np.lib.format.read_magic(file) == (1, 0):
+                shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+            else:
+                shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(file)
     except _HEADER_ERRORS as error:
         raise ArrayFileError(f"its header is damaged ({type(error).__name__})") from error
     if dtype.kind not in _KINDS or dtype.hasobject:
@@ -100,3 +107,4 @@ def _check_array(file: IO[bytes], size: int) -> None:
     needed = math.prod(shape) * dtype.itemsize
     if any(length < 0 for length in shape) or needed != size - file.tell():
         raise ArrayFileError(f"its header claims the shape {str(shape)[:80]}, but {size - file.tell():,} bytes follow")
+    return shape, fortran_order, dtype

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,14 +41,24 @@ def read_array(path: str | Path, key: str | None = None) -> Any:
 
             return _chosen(dict(load_checkpoint(path)), key, path)
         if suffix in (".csv", ".tsv"):
-            return np.loadtxt(path, delimiter="," if suffix == ".csv" else "\t", ndmin=2)
+            return _matrix(path, "," if suffix == ".csv" else "\t")
         if suffix == ".npy":
             return read_npy(path)
         return _chosen(read_npz(path), key, path)
     except OSError as error:
         raise WeightspaceError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, EOFError) as error:
-        raise WeightspaceError(f"{path} isn't a {suffix} file of numbers: {error}.") from error
+        raise WeightspaceError(f"{path} isn't a {suffix} file of numbers: {str(error).rstrip('.')}.") from error
+
+
+def _matrix(path: Path, delimiter: str) -> Any:
+    """Return the numbers of a table, one row or more."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # numpy's about a table without numbers, which is refused
+        matrix = np.loadtxt(path, delimiter=delimiter, ndmin=2, encoding="utf-8-sig")
+    if not matrix.size:
+        raise ValueError("it has no rows")
+    return matrix
 
 
 def _chosen(arrays: Mapping[str, Any], key: str | None, path: Path) -> Any:
@@ -66,7 +78,7 @@ def read_names(source: str | Path) -> list[str]:
         WeightspaceError: the file cannot be read, or isn't a list of names.
     """
     path = Path(source)
-    if not path.is_file():
+    if not _is_file(path):
         if path.suffix in (".txt", ".json", ".csv"):
             raise WeightspaceError(f"{path} cannot be read: there is no such file.")
         return [name for name in (part.strip() for part in str(source).split(",")) if name]
@@ -77,6 +89,14 @@ def read_names(source: str | Path) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str | int | float) for name in names):
         raise WeightspaceError(f"{path} isn't a JSON list of names.")
     return [str(name) for name in names]
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a name is one of a file; a list of names may be longer than any of a file."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def read_labels(source: str | Path, labels: Iterable[Any]) -> list[Any]:
@@ -105,7 +125,7 @@ def read_pairs(path: str | Path) -> list[tuple[Any, ...]]:
             rows.append((*(cell.strip() for cell in row[:2]), *map(float, row[2:])))
         except ValueError:
             raise WeightspaceError(
-                f"{path}, line {number}: found {delimiter.join(row)!r}; expected two names, and a length if you like."
+                f"{path}, line {number}: found {delimiter.join(row)[:80]!r}; expected two names, and a length if you like."
             ) from None
     if not rows:
         raise WeightspaceError(f"{path} is empty; expected a line for each edge.")
@@ -115,7 +135,7 @@ def read_pairs(path: str | Path) -> list[tuple[Any, ...]]:
 def _table(path: Path, delimiter: str) -> Iterator[list[str]]:
     """Yield the rows of a table."""
     try:
-        yield from csv.reader(_text(path).splitlines(), delimiter=delimiter)
+        yield from csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter)
     except csv.Error as error:
         raise WeightspaceError(f"{path} isn't a table: {error}.") from error
 
@@ -123,6 +143,6 @@ def _table(path: Path, delimiter: str) -> Iterator[list[str]]:
 def _text(path: Path) -> str:
     try:
         check_regular(path)
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise WeightspaceError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
