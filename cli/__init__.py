@@ -15,6 +15,7 @@ import click
 
 from weightspace import WeightspaceError, __version__
 from weightspace.errors import WeightspaceWarning
+from weightspace.escaping import escaped_lines
 
 #: Command -> what the list of commands says of it. The module of that name (``_`` for ``-``) has it as ``command``.
 COMMANDS: Mapping[str, str] = {
@@ -63,6 +64,9 @@ class _Commands(click.Group):
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
+        except click.UsageError as error:
+            error.message = escaped_lines(error.message)  # it repeats arguments, which may be names of files
+            raise
         except WeightspaceError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(2)

@@ -51,7 +51,8 @@ def build(output: str, as_json: bool, **given: Any) -> None:
     if as_json:
         echo(json.dumps({"output": output, "kind": metric.geometry.kind, "labels": len(metric)}))
     else:
-        echo(f"{metric.geometry.kind}, {len(metric):,} labels\n{output}")
+        echo(f"{metric.geometry.kind}, {len(metric):,} labels")
+        echo(output)
 
 
 def _built(source: str, given: dict[str, Any]) -> LabelMetric:

@@ -85,5 +85,6 @@ def next_(metric: str, observed: str, count: int, as_json: bool) -> None:
 def _show(found: list[object], facts: dict[str, object], name: str, as_json: bool) -> None:
     if as_json:
         echo_json({name: found, **facts})
-    else:
-        echo("\n".join(str(label) for label in found))
+        return
+    for label in found:
+        echo(str(label))

@@ -121,11 +121,13 @@ def evaluate(
         echo_json({**content, "temperature": plain(fit) if fit else None})
         return
     if fit is not None:
-        echo(f"temperature {fit.temperature:.4g}, fitted on {Path(validation or '').name}\n")
+        echo(f"temperature {fit.temperature:.4g}, fitted on {Path(validation or '').name}")
+        echo()
     rows = {"argmax": report.argmax, "Fréchet mean": report.frechet, f"always {report.constant_label}": report.constant}
     table = [(name, f"{s.squared_distance:.4g}", f"{s.distance:.4g}", f"{s.accuracy:.1%}") for name, s in rows.items()]
     print_table(("decision", "mean d²", "mean d", "accuracy"), table)
-    echo(f"\n{report.advice}" + (f"\n{output}" if output else ""))
+    for line in ("", report.advice, *([output] if output else [])):
+        echo(line)
 
 
 def _classes(metric: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any], Any]:

@@ -44,7 +44,7 @@ def _users(option: str) -> str:
 def _list_methods(context: click.Context, _: click.Parameter, method: str | None) -> str | None:
     """Print the methods where none is named."""
     if method == _LIST:
-        echo(_table().replace("\b\n", ""))
+        click.echo(_table().replace("\b\n", ""))
         context.exit()
     return method
 

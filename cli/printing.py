@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
-from weightspace.escaping import escaped, escaped_lines, one_line
+from weightspace.escaping import escaped, one_line
 
 
-def echo(text: str = "", *, err: bool = False) -> None:
-    """Print lines, on stderr if asked; what a file calls things cannot drive the terminal."""
-    click.echo(escaped_lines(text), err=err)
+def echo(line: str = "", *, err: bool = False) -> None:
+    """Print a line, on stderr if asked; names from files can neither drive the terminal nor begin another line."""
+    click.echo(escaped(line), err=err)
 
 
 def warn(line: str) -> None:
@@ -39,12 +39,12 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
         table = Table()
         for name in head:
-            table.add_column(name, overflow="fold")  # a long name goes on in the next line, whole
+            table.add_column(Text(escaped(name)), overflow="fold")  # a long name goes on in the next line, whole
         for row in rows:
             table.add_row(*(Text(escaped(cell)) for cell in row))
         Console().print(table)
         return
-    lines = [head, *([escaped(cell) for cell in row] for row in rows)]
+    lines = [[escaped(cell) for cell in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for row in lines:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
@@ -164,6 +165,12 @@ def mirrored(path: Path) -> None:
             os.environ["WEIGHTSPACE_CACHE"] = before
 
 
+def reproduced(path: Path) -> None:
+    """Make a merge again."""
+    with inside(path.parent):
+        reproduce(path.name)
+
+
 def changed_header(content: bytes, draw: random.Random) -> bytes:
     """Change what the header of a safetensors file says, its length right."""
     length = int.from_bytes(content[:8], "little")
@@ -250,8 +257,8 @@ def merged_file(folder: Path) -> Path:
     """Make a merge that can be made again."""
     for seed, model in enumerate(("a", "b")):
         ws.save_checkpoint(documents.language_model(seed), folder / f"{model}.safetensors")
-    sources = [str(folder / f"{model}.safetensors") for model in "ab"]
-    merge_files(sources, folder / "c.safetensors", executor="threads", threads=1, fsync=False)
+    with inside(folder):
+        merge_files(["a.safetensors", "b.safetensors"], "c.safetensors", executor="threads", threads=1, fsync=False)
     return folder / "c.safetensors"
 
 
@@ -270,7 +277,9 @@ def mirror_record(folder: Path) -> Path:
     from fsspec.implementations.memory import MemoryFileSystem
 
     documents.checkpoint(folder / "x.safetensors")
-    MemoryFileSystem().put_file(str(folder / "x.safetensors"), "/x.safetensors")
+    system = MemoryFileSystem()
+    system.put_file(str(folder / "x.safetensors"), "/x.safetensors")
+    system.store["/x.safetensors"].created = datetime(2026, 1, 1, tzinfo=timezone.utc)  # the same in every run
     os.environ["WEIGHTSPACE_CACHE"] = str(folder / "cache")
     try:
         path = local_path("memory://x.safetensors")
@@ -309,7 +318,7 @@ KINDS_OF_FILES: dict[str, Kind] = {
     "curve": Kind(beside("c.json", documents.curve_file), (Curve.load,), JSON, 3),
     "curve as table": Kind(beside("c.csv", documents.curve_file), (Curve.load,), TABLE, 3),
     "images": Kind(beside("x.gz", documents.idx_file), (read_idx,), BLIND, 2),
-    "metadata": Kind(merged_file, (reproduce,), (changed_metadata,), 4),
+    "metadata": Kind(merged_file, (reproduced,), (changed_metadata,), 4),
     "mirror": Kind(mirror_record, (mirrored,), JSON, 4, writes="cache/"),
 }
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from mutations import rewritten_zip
 
 import weightspace as ws
 from weightspace.checkpoints import StateDict
@@ -142,9 +145,22 @@ def checkpoint(path: Path) -> Path:
 
 def old_torch_file(path: Path) -> Path:
     """Write a torch file of the old format."""
-    content = {"state_dict": {"w": torch.ones(2, 3), "b": torch.ones(3).half()}, "epoch": 3}
+    weight = torch.ones(2, 3)  # one storage: they are sorted by their addresses
+    content = {"state_dict": {"w": weight, "b": weight[0]}, "epoch": 3}
     torch.save(content, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(_with_numbered_storages(path.read_bytes()))
     return path
+
+
+def _with_numbered_storages(content: bytes) -> bytes:
+    """Return a torch file of the old format whose storages are called 0, 1, …, not by their addresses in memory."""
+    names: dict[bytes, bytes] = {}
+
+    def renamed(match: re.Match[bytes]) -> bytes:
+        name = names.setdefault(match[1], str(len(names)).encode())
+        return b"X" + struct.pack("<I", len(name)) + name
+
+    return re.sub(rb"X.\0\0\0(\d{9,20})", renamed, content)
 
 
 def spec_file(path: Path) -> Path:
@@ -173,6 +189,7 @@ def metric_file(path: Path) -> Path:
 def npz_file(path: Path) -> Path:
     """Write arrays."""
     np.savez_compressed(path, scores=np.eye(3), more=np.arange(4))
+    path.write_bytes(rewritten_zip(path.read_bytes(), lambda name, record: [(name, record)], zipfile.ZIP_DEFLATED))
     return path
 
 
@@ -190,7 +207,7 @@ def curve_file(path: Path) -> Path:
 
 def idx_file(path: Path) -> Path:
     """Write an IDX file."""
-    path.write_bytes(gzip.compress(struct.pack(">BBBBII", 0, 0, 8, 2, 2, 3) + bytes(6)))
+    path.write_bytes(gzip.compress(struct.pack(">BBBBII", 0, 0, 8, 2, 2, 3) + bytes(6), mtime=0))
     return path
 
 

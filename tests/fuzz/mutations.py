@@ -105,7 +105,7 @@ def changed_structure(content: Any, draw: random.Random) -> Any:
         elif kind == 2:
             other, name = draw.choice(places)
             if name in other if isinstance(other, dict) else name < len(other):
-                container[key] = json.loads(json.dumps(other[name])) if depth_of(other[name]) < 100 else 1
+                container[key] = copy.deepcopy(other[name]) if depth_of(other[name]) < 100 else 1
         else:
             container[key] = odd_value(draw)
     return content
@@ -212,7 +212,7 @@ def rewritten_zip(content: bytes, change: Callable[[str, bytes], list[tuple[str,
     with zipfile.ZipFile(buffer, "w", compress) as archive:
         for name, record in records:
             for other, changed in change(name, record):
-                archive.writestr(other, changed)
+                archive.writestr(zipfile.ZipInfo(other), changed, compress)  # not of this moment
     return buffer.getvalue()
 
 
@@ -232,7 +232,8 @@ def changed_zip(content: bytes, draw: random.Random) -> bytes:
         if kind == 1:
             return [(name, record), (name, record[:4])]
         if kind == 2:
-            return [(str(draw.choice(TEXTS))[:1000].encode("ascii", "replace").decode() or "x", record)]
+            other = str(draw.choice(TEXTS))[:1000].encode("ascii", "replace").decode().replace("\0", "")
+            return [(other or "x", record)]
         return [(name, draw.choice((flipped, truncated, spliced, with_opcodes))(record, draw))]
 
     return rewritten_zip(content, change, draw.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
