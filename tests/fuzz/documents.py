@@ -17,8 +17,9 @@ from mutations import rewritten_zip
 
 import weightspace as ws
 from weightspace.checkpoints import StateDict
-from weightspace.connectivity import Curve
+from weightspace.connectivity import BarrierMatrix, Curve, Plane
 from weightspace.labels import LabelMetric
+from weightspace.soups import Row, SoupReport
 from weightspace.symmetry import Permutation, PermutationSpec
 
 SPEC = """\
@@ -90,6 +91,9 @@ SLICES: dict[str, Any] = {
 }
 
 
+_GRID = ((1.0, 2.0), (3.0, 4.0))
+
+
 def language_model(seed: int) -> StateDict:
     """Return a small model with the names of Llama."""
     generator = torch.Generator().manual_seed(seed)
@@ -123,13 +127,13 @@ def sharded_folder(path: Path) -> Path:
     return path
 
 
-def adapter_folder(path: Path) -> Path:
+def adapter_folder(path: Path, weights: str = "adapter_model.safetensors") -> Path:
     """Write a LoRA adapter as PEFT does."""
     module = "base_model.model.model.layers.0.self_attn.q_proj"
     path.mkdir()
     ws.save_checkpoint(
         {f"{module}.lora_A.weight": torch.ones(2, 4), f"{module}.lora_B.weight": torch.ones(4, 2)},
-        path / "adapter_model.safetensors",
+        path / weights,
     )
     (path / "adapter_config.json").write_text(json.dumps(ADAPTER))
     return path
@@ -208,6 +212,34 @@ def curve_file(path: Path) -> Path:
 def idx_file(path: Path) -> Path:
     """Write an IDX file."""
     path.write_bytes(gzip.compress(struct.pack(">BBBBII", 0, 0, 8, 2, 2, 3) + bytes(6), mtime=0))
+    return path
+
+
+def sentencepiece() -> bytes:
+    """Return a SentencePiece model of a few pieces: text, score and type of each."""
+    pieces = [b"\x0a" + bytes([len(text)]) + text + b"\x15\0\0\x80\xbf\x18\x01" for text in (b"<unk>", b"a", b"bc")]
+    return b"".join(b"\x0a" + bytes([len(piece)]) + piece for piece in pieces)
+
+
+def barriers_file(path: Path) -> Path:
+    """Write barriers between two models, ``.json`` or ``.csv``."""
+    BarrierMatrix(("a", "b"), ((0.0, 1.5), (1.5, 0.0)), (0.5, 0.25), name="digits-mlp").save(path)
+    return path
+
+
+def plane_file(path: Path) -> Path:
+    """Write a plane of two rows and two columns."""
+    Plane(("a", "b", "c"), ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)), (0.1, 0.2, 0.3), (0.0, 1.0), (0.0, 1.0), _GRID).save(
+        path
+    )
+    return path
+
+
+def soup_report_file(path: Path) -> Path:
+    """Write a report of a soup of two."""
+    scores = {"test": {"accuracy": 0.5, "loss": 1.0}}
+    row = Row("uniform", scores, 1, (0, 1))
+    SoupReport("digits-mlp", "accuracy", ("a", "b"), {"test": (scores["test"],) * 2}, (row,)).save(path)
     return path
 
 

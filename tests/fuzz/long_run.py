@@ -10,8 +10,6 @@ import argparse
 import json
 import math
 import multiprocessing
-import resource
-import signal
 import sys
 import tempfile
 import time
@@ -20,35 +18,25 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cases import KINDS_OF_FILES, Failure, Target
-
-#: Seconds of the clock after which a file counts as one that hangs.
-_HANGS = 300
-
-
-def _hang(*_: Any) -> None:
-    raise Failure(f"hangs: more than {_HANGS} s")
+from cases import KINDS_OF_FILES
+from readers import FuzzError
+from target import Target
 
 
 def run_kind(name: str, numbers: range, seed: int, log: str) -> None:
     """Read damaged files of a kind, and write a line about each."""
-    signal.signal(signal.SIGALRM, _hang)
     with tempfile.TemporaryDirectory() as folder, open(log, "a", buffering=1) as lines:
         target = Target(name, Path(folder) / "work")
-        base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for number in numbers:
             lines.write(json.dumps({"kind": name, "begin": number}) + "\n")
             content = target.damaged(number, seed)
-            signal.alarm(_HANGS)
             entry: dict[str, Any] = {"kind": name, "number": number}
             try:
                 outcome = target.run(content)
-                entry |= {"result": outcome.result, "seconds": outcome.seconds}
-            except Failure as failure:
-                entry |= {"result": "failed", "why": str(failure), "content": repr(content[:200])}
+                entry |= {"result": outcome.result, "seconds": outcome.seconds, "memory": outcome.memory / 1e6}
+            except FuzzError as error:
+                entry |= {"result": "failed", "why": str(error), "content": repr(content[:200])}
                 target = _again(name, folder, number)
-            signal.alarm(0)
-            entry["memory"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024
             lines.write(json.dumps(entry) + "\n")
 
 
@@ -85,6 +73,8 @@ def run_all(files: int, seed: int, kinds: list[str], workers: int) -> list[dict[
                 running.remove(job)
                 done = finished(job[4]) if job[4].exists() else []
                 entries += done
+                failed = sum(entry["result"] == "failed" for entry in done)
+                print(f"{job[1]}: {len(done)} files, {failed} failures", file=sys.stderr)
                 if len(done) < job[3] - job[2]:  # goes on behind a file that ended the process
                     waiting.append((job[1], job[2] + max(1, len(done)), job[3]))
             time.sleep(0.1)

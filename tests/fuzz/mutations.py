@@ -7,6 +7,7 @@ import io
 import json
 import random
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -201,6 +202,16 @@ def changed_table(content: bytes, draw: random.Random) -> bytes:
     return "\n".join(lines).encode("utf-8", "surrogatepass")
 
 
+def changed_line(content: bytes, draw: random.Random) -> bytes:
+    """Change, add or repeat a line of a text."""
+    lines = content.split(b"\n")
+    at = draw.randrange(len(lines))
+    line = str(draw.choice(TEXTS)).encode("utf-8", "surrogatepass")
+    lines[at : at + draw.randrange(2)] = [draw.choice((line, lines[at] + b" " + line, lines[at], b"\xff\xfe"))]
+    return b"\n".join(lines)
+
+
+LINES: tuple[Mutation, ...] = (*BLIND, changed_line, changed_line)
 TABLE: tuple[Mutation, ...] = (*BLIND, changed_table, changed_table)
 
 
@@ -209,7 +220,8 @@ def rewritten_zip(content: bytes, change: Callable[[str, bytes], list[tuple[str,
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         records = [(name, archive.read(name)) for name in archive.namelist()]
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compress) as archive:
+    with zipfile.ZipFile(buffer, "w", compress) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about names that come twice
         for name, record in records:
             for other, changed in change(name, record):
                 archive.writestr(zipfile.ZipInfo(other), changed, compress)  # not of this moment

@@ -7,10 +7,15 @@ import math
 from pathlib import Path
 
 import pytest
-from cases import KINDS_OF_FILES, Failure, Target
+from cases import KINDS_OF_FILES
+from readers import FuzzError
+from target import Target
 
 FILES = 1_500
 SEED = 15
+
+#: Kinds that are copied as they are, so that none is refused.
+ANYTHING = ("merges", "generation config")
 _SHARES = sum(kind.share for kind in KINDS_OF_FILES.values())
 
 
@@ -18,7 +23,7 @@ _SHARES = sum(kind.share for kind in KINDS_OF_FILES.values())
 def test_a_good_file_is_read(name: str, tmp_path: Path) -> None:
     target = Target(name, tmp_path / "work")
     outcome = target.run(target.content)
-    assert outcome.result == "read" or name in ("arrays",), outcome.message
+    assert outcome.result == "read", outcome.message
 
 
 @pytest.mark.parametrize("name", KINDS_OF_FILES)
@@ -29,6 +34,6 @@ def test_a_damaged_file_is_read_or_refused_in_a_line(name: str, tmp_path: Path) 
         content = target.damaged(number, SEED)
         try:
             results.add(target.run(content).result)
-        except Failure as failure:
-            pytest.fail(f"file {number} of {name!r}, seed {SEED}: {failure} ({content[:200]!r})")
-    assert "refused" in results
+        except FuzzError as error:
+            pytest.fail(f"file {number} of {name!r}, seed {SEED}: {error} ({content[:200]!r})")
+    assert "refused" in results or name in ANYTHING

@@ -81,10 +81,9 @@ class _Arrays(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         try:
-            with zipfile.ZipFile(self._path) as archive:
-                with archive.open(f"{name}.npy") as file:
-                    shape, fortran_order, dtype = _header(file, self._sizes[name])
-                    content = bytearray(file.read())
+            with zipfile.ZipFile(self._path) as archive, archive.open(f"{name}.npy") as file:
+                shape, fortran_order, dtype = _header(file, self._sizes[name])
+                content = bytearray(file.read())
             array = np.frombuffer(content, dtype)
             return array.reshape(shape, order="F" if fortran_order else "C")
         except (zipfile.BadZipFile, EOFError, zlib.error) as error:

@@ -125,7 +125,8 @@ def read_pairs(path: str | Path) -> list[tuple[Any, ...]]:
             rows.append((*(cell.strip() for cell in row[:2]), *map(float, row[2:])))
         except ValueError:
             raise WeightspaceError(
-                f"{path}, line {number}: found {delimiter.join(row)[:80]!r}; expected two names, and a length if you like."
+                f"{path}, line {number}: found {delimiter.join(row)[:80]!r}; "
+                "expected two names, and a length if you like."
             ) from None
     if not rows:
         raise WeightspaceError(f"{path} is empty; expected a line for each edge.")
