@@ -78,7 +78,7 @@ def find_companions(folder: Path, weights: Collection[str] = ()) -> Companions:
         weights: names of its files of weights.
 
     Raises:
-        CheckpointError: the folder cannot be read.
+        CheckpointError: the folder cannot be read, or a file of the model is no regular one.
     """
     copied: list[str] = []
     left: list[str] = []
@@ -90,13 +90,27 @@ def find_companions(folder: Path, weights: Collection[str] = ()) -> Companions:
             if path.is_dir():
                 inside = [f"{name}/{file}" for file in _files_in(path)] if may_hold_companions(name) else []
                 wanted = bool(inside) and is_in_companion_folder(inside[0], inside)
+                for file in inside if wanted else ():
+                    _check_regular(folder / file)
                 copied.extend(inside if wanted else ())
                 left.extend([] if wanted else [f"{name}/"])
-            elif path.is_file() and is_companion(name):
+            elif is_companion(name) and (path.is_file() or _matches(name, (*_REPLACEABLE, *_TOKENIZER))):
+                _check_regular(path)
                 copied.append(name)
             else:
                 left.append(name)
     return Companions(tuple(copied), tuple(left))
+
+
+def _check_regular(path: Path) -> None:
+    """Check that what belongs to a model can be copied.
+
+    Raises:
+        CheckpointError: it is a pipe, a device, or a link that leads nowhere.
+    """
+    if not path.is_file():
+        what = "a link that leads nowhere" if path.is_symlink() else "not a regular file"
+        raise CheckpointError(f"{path} is {what}; expected a file that belongs to the model. Copy the model again.")
 
 
 def is_companion(name: str) -> bool:
@@ -195,7 +209,7 @@ def _walk(folder: Path) -> Iterator[str]:
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if not name.startswith(".") and (Path(root) / name).is_file():
+            if not name.startswith("."):
                 yield (Path(root) / name).relative_to(folder).as_posix()
 
 
