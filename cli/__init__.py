@@ -15,7 +15,7 @@ import click
 
 from weightspace import WeightspaceError, __version__
 from weightspace.errors import WeightspaceWarning
-from weightspace.escaping import escaped_lines
+from weightspace.escaping import one_line
 
 #: Command -> what the list of commands says of it. The module of that name (``_`` for ``-``) has it as ``command``.
 COMMANDS: Mapping[str, str] = {
@@ -65,7 +65,7 @@ class _Commands(click.Group):
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except click.UsageError as error:
-            error.message = escaped_lines(error.message)  # it repeats arguments, which may be names of files
+            error.message = one_line(error.message)  # it repeats arguments, which may be names of files, or long
             raise
         except WeightspaceError as error:
             click.echo(f"Error: {error}", err=True)
