@@ -65,7 +65,7 @@ class _Commands(click.Group):
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except click.UsageError as error:
-            error.message = one_line(error.message)  # it repeats arguments, which may be names of files, or long
+            error.message = _short(one_line(error.message))  # it repeats arguments, which may be names of files
             raise
         except WeightspaceError as error:
             click.echo(f"Error: {error}", err=True)
@@ -76,6 +76,11 @@ class _Commands(click.Group):
             line = WeightspaceError(f"{error.filename or 'The system'}: {error.strerror or error}.")
             click.echo(f"Error: {line}", err=True)
             ctx.exit(2)
+
+
+def _short(message: str) -> str:
+    """Return a message without its middle where it is long, so that the line that click makes of it is not."""
+    return message if len(message) < 400 else f"{message[:250]} … {message[-120:]}"
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **_: Any) -> None:

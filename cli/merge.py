@@ -88,15 +88,15 @@ def _parameter_options(command: Command) -> Command:
 @click.option("--allow-nonfinite", is_flag=True, help="Merge NaN and infinity too.")
 @click.option("--shard-size", metavar="SIZE", default="5GB", show_default=True, help="Of a folder's files.")
 @click.option(
-    "--memory", metavar="MB", type=click.IntRange(min=1), default=256, show_default=True, help="Private memory."
+    "--memory", metavar="MB", type=click.IntRange(1, 2**40), default=256, show_default=True, help="Private memory."
 )
 @click.option(
-    "--threads", metavar="N", type=click.IntRange(min=1), help="Tensors at a time. Default: one a core, at most 4."
+    "--threads", metavar="N", type=click.IntRange(1, 1024), help="Tensors at a time. Default: one a core, at most 4."
 )
 @click.option("--hash/--no-hash", "hashes", default=True, help="Keep the inputs' SHA-256 in the metadata.")
 @click.option("--fsync/--no-fsync", default=True, help="Force the output to the disk.")
 @click.option("--executor", default="processes", show_default=True, help="threads, processes or ray.")
-@click.option("--workers", type=click.IntRange(min=1), help="Of processes (default: as --threads) and ray (2).")
+@click.option("--workers", type=click.IntRange(1, 1024), help="Of processes (default: as --threads) and ray (2).")
 @options.ray_address
 @_parameter_options
 @options.as_json
@@ -325,7 +325,7 @@ def _size(text: str) -> int:
             break
     try:
         size = int(float(number) * factor)
-    except ValueError:
+    except (ValueError, OverflowError):
         size = 0
     if size < 1:
         raise WeightspaceError(f"--shard-size is a size such as 5GB or 500MB, found {text!r}.")

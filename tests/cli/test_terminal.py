@@ -121,3 +121,16 @@ def test_no_command_prints_on_its_own() -> None:
     cli = Path(importlib.import_module("weightspace.cli").__file__ or "").parent
     printing = {path.name for path in cli.glob("*.py") if "click.echo(" in path.read_text()}
     assert printing == {"printing.py", "__init__.py", "match.py"}  # errors escape themselves; match lists its methods
+
+
+@pytest.mark.parametrize("value", ["9" * 400, "9" * 5000, "1e400", "²", "x\x1b[2J"], ids=["1", "2", "3", "4", "5"])
+@pytest.mark.parametrize("option", ["--threads", "--memory", "--workers", "--shard-size", "--weights", "--seed"])
+def test_numbers_that_no_option_can_have_are_a_short_line(option: str, value: str, folder: Path) -> None:
+    before = sorted(folder.iterdir())
+    result = run("merge", "a.safetensors", "b.safetensors", option, value, "-o", "out.safetensors")
+    assert result.exit_code == 2, result.output
+    error = result.output.splitlines()[-1]
+    assert error.startswith("Error: ")
+    assert len(error) < 500
+    assert error.isprintable()
+    assert sorted(folder.iterdir()) == before
