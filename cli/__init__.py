@@ -65,8 +65,8 @@ class _Commands(click.Group):
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except click.UsageError as error:
-            error.message = _short(one_line(error.message))  # it repeats arguments, which may be names of files
-            raise
+            # It repeats arguments, which may be names of files.
+            raise click.UsageError(_short(one_line(error.format_message())), ctx=error.ctx) from None
         except WeightspaceError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(2)
@@ -79,7 +79,7 @@ class _Commands(click.Group):
 
 
 def _short(message: str) -> str:
-    """Return a message without its middle where it is long, so that the line that click makes of it is not."""
+    """Return a message without its middle where it is long."""
     return message if len(message) < 400 else f"{message[:250]} … {message[-120:]}"
 
 
