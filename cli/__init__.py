@@ -15,6 +15,7 @@ import click
 
 from weightspace import WeightspaceError, __version__
 from weightspace.errors import WeightspaceWarning
+from weightspace.escaping import one_line
 
 #: Command -> what the list of commands says of it. The module of that name (``_`` for ``-``) has it as ``command``.
 COMMANDS: Mapping[str, str] = {
@@ -63,6 +64,9 @@ class _Commands(click.Group):
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
+        except click.UsageError as error:
+            # It repeats arguments, which may be names of files.
+            raise click.UsageError(_short(one_line(error.format_message())), ctx=error.ctx) from None
         except WeightspaceError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(2)
@@ -74,10 +78,17 @@ class _Commands(click.Group):
             ctx.exit(2)
 
 
+def _short(message: str) -> str:
+    """Return a message without its middle where it is long."""
+    return message if len(message) < 400 else f"{message[:250]} … {message[-120:]}"
+
+
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **_: Any) -> None:
     """Print a warning of the library as one line, and any other as Python does."""
     if issubclass(category, WeightspaceWarning):
-        click.echo(f"Warning: {message}", err=True)
+        from weightspace.cli.printing import warn
+
+        warn(str(message))
     else:
         click.echo(warnings.formatwarning(message, category, *place[:2]), err=True, nl=False)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 from weightspace.cli import options, ways
-from weightspace.cli.printing import plain
+from weightspace.cli.printing import echo, plain
 
 from weightspace import WeightspaceError
 
@@ -125,10 +125,10 @@ def command(
         report.write(Path(path))
     if as_json:
         *before, (_, last) = report.figures.items()
-        click.echo(json.dumps(plain(last | dict(before)), allow_nan=False))
+        echo(json.dumps(plain(last | dict(before)), allow_nan=False))
         return
     for line in (*report.lines, *outputs):
-        click.echo(line)
+        echo(line)
 
 
 def _check(paths: tuple[str, ...], outputs: tuple[str, ...], *, plane: bool, ends_only: bool) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import click
 from weightspace.cli import options
+from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
 
 
@@ -34,7 +35,7 @@ def command(output: str, as_json: bool) -> None:
     with progress("demo") as update:
         report = demo(output, on_stage=lambda at: update(at.number, at.stages, at.text))
     if as_json:
-        click.echo(json.dumps(asdict(report)))
+        echo(json.dumps(asdict(report)))
         return
     rows = (
         ("", "naive", "matched"),
@@ -47,9 +48,9 @@ def command(output: str, as_json: bool) -> None:
         ("accuracy of the two ends", *(f"{share:.1%}" for share in report.end_accuracies)),
     )
     for name, *cells in rows:
-        click.echo(f"{name:34s}" + "".join(f"{cell:>12s}" for cell in cells))
-    click.echo(
+        echo(f"{name:34s}" + "".join(f"{cell:>12s}" for cell in cells))
+    echo(
         f"distance reduced by {report.l2_reduction:.1%}; "
         f"{report.groups} groups, spec verified to {report.spec_error:.1e}"
     )
-    click.echo(f"{report.seconds:.1f} s; the picture is {report.picture}")
+    echo(f"{report.seconds:.1f} s; the picture is {report.picture}")

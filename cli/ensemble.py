@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli import options
-from weightspace.cli.printing import plain, print_table
+from weightspace.cli.printing import echo, plain, print_table
 from weightspace.cli.progress import live_table, progress
 from weightspace.cli.soup_table import PICTURES, table_of, trial_row
 
@@ -80,15 +80,15 @@ def command(
             {"a": a, "b": b, "difference": pair.difference, **plain(pair)}
             for (a, b), pair in zip(drawn, measured, strict=False)
         ]
-        click.echo(json.dumps({**plain(report), "pairs": plain(listed), "agreement": plain(figures), "output": output}))
+        echo(json.dumps({**plain(report), "pairs": plain(listed), "agreement": plain(figures), "output": output}))
         return
     print_table(*table_of(report))
     if measured:
         print_table(("pair", "soup − ensemble", "predicted", "soup", "ensemble"), _rows(drawn, measured))
     if figures is not None:
-        click.echo(f"correlation {figures.correlation:.3f}, equal signs {figures.sign:.1%} of {figures.pairs} pairs")
+        echo(f"correlation {figures.correlation:.3f}, equal signs {figures.sign:.1%} of {figures.pairs} pairs")
     if output is not None:
-        click.echo(output)
+        echo(output)
 
 
 def _check(checkpoints: tuple[str, ...], pairs: int, output: str | None) -> None:

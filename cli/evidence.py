@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 from weightspace.cli import options
+from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
 
 
@@ -56,6 +57,6 @@ def command(
     said = {"task": found.name, "kind": kind, "examples": examples, "seed": seed}
     save_checkpoint(state, output, metadata=provenance([checkpoint], "evidence", said))
     if as_json:
-        click.echo(json.dumps({"output": output, "tensors": len(state), **said}))
+        echo(json.dumps({"output": output, "tensors": len(state), **said}))
         return
-    click.echo(f"{output}: {len(state):,} tensors")
+    echo(f"{output}: {len(state):,} tensors")

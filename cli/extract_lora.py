@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import click
 from weightspace.cli import options
+from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
 
 
@@ -63,10 +64,10 @@ def command(
             progress=lambda done, total: update(done, total, f"{done:,} of {total:,} tensors"),
         )
     if as_json:
-        click.echo(json.dumps({"output": output, "energy": report.energy, **asdict(report)}))
+        echo(json.dumps({"output": output, "energy": report.energy, **asdict(report)}))
         return
     worst = max(report.errors, key=lambda name: report.errors[name])
-    click.echo(f"{output}: {len(report.errors):,} tensors, {report.energy:.2%} of the squared difference")
-    click.echo(f"relative error {report.error:.4g}; largest {report.errors[worst]:.4g} ({worst})")
+    echo(f"{output}: {len(report.errors):,} tensors, {report.energy:.2%} of the squared difference")
+    echo(f"relative error {report.error:.4g}; largest {report.errors[worst]:.4g} ({worst})")
     if report.left_out:
-        click.echo(f"left out: {', '.join(report.left_out)}")
+        echo(f"left out: {', '.join(report.left_out)}")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
-from weightspace.cli.printing import plain, print_table
+from weightspace.cli.printing import echo, echo_json, plain, print_table
 
 if TYPE_CHECKING:
     from weightspace.checkpoints import CheckpointSummary, Comparison, TensorSummary
@@ -34,7 +33,7 @@ def command(files: tuple[str, ...], strip_prefix: str | None, key: str | None, a
     comparison = compare(*files, strip_prefix=strip_prefix, key=key) if len(files) == 2 else None
     if as_json:
         content = {"checkpoints": summaries, "comparison": comparison}
-        click.echo(json.dumps(plain(content), allow_nan=False, ensure_ascii=False))
+        echo_json(plain(content), allow_nan=False)
     elif comparison is not None:
         _show_two(summaries[0], summaries[1], comparison)
     else:
@@ -80,7 +79,7 @@ def _show_two(a: CheckpointSummary, b: CheckpointSummary, comparison: Comparison
 def _print_totals(summary: CheckpointSummary, label: str = "") -> None:
     """Print what a checkpoint comes to, and its metadata."""
     bad = f", {summary.non_finite:,} values NaN or infinite" if summary.non_finite else ""
-    click.echo(
+    echo(
         f"{label}{summary.path}: {len(summary.tensors):,} tensors, {summary.parameters:,} parameters, "
         f"{summary.bytes:,} bytes, norm {_number(summary.norm)}{bad}"
     )
@@ -92,18 +91,22 @@ def _print_metadata(name: str, value: str) -> None:
     """Print an entry of the metadata: on its line, or below its name if it has several."""
     lines = _digests(value) if name == "inputs" else value.splitlines()
     if len(lines) < 2:
-        click.echo(f"  {name}: {value}")
+        echo(f"  {name}: {value}")
         return
-    click.echo(f"  {name}:")
+    echo(f"  {name}:")
     for line in lines:
-        click.echo(f"    {line}")
+        echo(f"    {line}")
 
 
 def _digests(value: str) -> list[str]:
     """Return a line for each input that provenance names; none where it is in another form."""
+    from weightspace.checkpoints.json_file import parse_json
+    from weightspace.errors import WeightspaceError
+
     try:
-        return [f"{entry['name']}  sha256 {entry['sha256'] or 'not taken'}" for entry in json.loads(value)]
-    except (ValueError, TypeError, KeyError):
+        entries = parse_json(value, "inputs")
+        return [f"{entry['name']}  sha256 {entry['sha256'] or 'not taken'}" for entry in entries]
+    except (WeightspaceError, TypeError, KeyError):
         return []
 
 
@@ -118,8 +121,8 @@ def _print_differences(comparison: Comparison) -> None:
     }
     for kind, names in kinds.items():
         if names:
-            click.echo(f"{kind}: {len(names):,} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})")
-    click.echo(
+            echo(f"{kind}: {len(names):,} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})")
+    echo(
         f"relative distance {_number(comparison.relative)} "
         f"(‖a − b‖ = {_number(comparison.distance)}, ‖a‖ = {_number(comparison.norm)}, "
         f"{len(comparison.tensors):,} float tensors)"

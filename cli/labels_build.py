@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli import options
+from weightspace.cli.printing import echo
 
 from weightspace import WeightspaceError
 
@@ -48,9 +49,10 @@ def build(output: str, as_json: bool, **given: Any) -> None:
     metric = _built(chosen[0], given)
     metric.save(output)
     if as_json:
-        click.echo(json.dumps({"output": output, "kind": metric.geometry.kind, "labels": len(metric)}))
+        echo(json.dumps({"output": output, "kind": metric.geometry.kind, "labels": len(metric)}))
     else:
-        click.echo(f"{metric.geometry.kind}, {len(metric):,} labels\n{output}")
+        echo(f"{metric.geometry.kind}, {len(metric):,} labels")
+        echo(output)
 
 
 def _built(source: str, given: dict[str, Any]) -> LabelMetric:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 from weightspace.cli import options
+from weightspace.cli.printing import echo, echo_json
 
 _OBSERVED = click.option("--observed", metavar="NAMES", required=True, help="The classes of the classifier.")
 
@@ -60,7 +59,7 @@ def cover(metric: str, identifying: bool, as_json: bool) -> None:
     facts = {"method": found.method, "exact": found.exact, "lower_bound": found.lower_bound}
     _show(list(found.labels), facts, "cover", as_json)
     if not found.exact:
-        click.echo(f"Found by {found.method}; none has fewer than {found.lower_bound:,}.", err=True)
+        echo(f"Found by {found.method}; none has fewer than {found.lower_bound:,}.", err=True)
 
 
 @click.command("next")
@@ -85,6 +84,7 @@ def next_(metric: str, observed: str, count: int, as_json: bool) -> None:
 
 def _show(found: list[object], facts: dict[str, object], name: str, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({name: found, **facts}, ensure_ascii=False))
-    else:
-        click.echo("\n".join(str(label) for label in found))
+        echo_json({name: found, **facts})
+        return
+    for label in found:
+        echo(str(label))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli import options
-from weightspace.cli.printing import plain, print_table
+from weightspace.cli.printing import echo, echo_json, plain, print_table
 
 from weightspace import WeightspaceError
 
@@ -56,7 +55,7 @@ def predict(metric: str, scores: str, output: str | None, as_json: bool, **given
     if output is not None:
         found.save(output)
     if as_json:
-        click.echo(json.dumps(plain(found), ensure_ascii=False))
+        echo_json(plain(found))
         return
     rows = zip(found.ids, found.names, found.expected_cost, strict=True)
     head = ("row", "id", "label", "expected cost")
@@ -119,14 +118,16 @@ def evaluate(
         draw_calibration(read_array(scores, given["key"]), names, output, temperature=given["temperature"], **chosen)
     if as_json:
         content = {**plain(report), "keep_argmax": report.keep_argmax, "advice": report.advice}
-        click.echo(json.dumps({**content, "temperature": plain(fit) if fit else None}, ensure_ascii=False))
+        echo_json({**content, "temperature": plain(fit) if fit else None})
         return
     if fit is not None:
-        click.echo(f"temperature {fit.temperature:.4g}, fitted on {Path(validation or '').name}\n")
+        echo(f"temperature {fit.temperature:.4g}, fitted on {Path(validation or '').name}")
+        echo()
     rows = {"argmax": report.argmax, "Fréchet mean": report.frechet, f"always {report.constant_label}": report.constant}
     table = [(name, f"{s.squared_distance:.4g}", f"{s.distance:.4g}", f"{s.accuracy:.1%}") for name, s in rows.items()]
     print_table(("decision", "mean d²", "mean d", "accuracy"), table)
-    click.echo(f"\n{report.advice}" + (f"\n{output}" if output else ""))
+    for line in ("", report.advice, *([output] if output else [])):
+        echo(line)
 
 
 def _classes(metric: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any], Any]:

@@ -11,6 +11,7 @@ import click
 from weightspace.cli import options
 from weightspace.cli.match_many import check_two, match_many
 from weightspace.cli.match_progress import shown
+from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
 
 from weightspace.matching.methods import MANY_MATCHINGS, MATCHINGS, MatchingMethod
@@ -146,8 +147,8 @@ def _report(matching: Matching, method: str, output: str, *, seed: int, seconds:
             "groups": len(matching.permutation.spec.groups),
             "seconds": seconds,
         }
-        click.echo(json.dumps(report))
+        echo(json.dumps(report))
         return
-    click.echo(f"{MATCHINGS[method].objective}: {matching.objective[0]:.6g} → {matching.objective[-1]:.6g}")
-    click.echo(f"distance reduced by {matching.l2_reduction:.1%}" + ("" if matching.converged else "; not converged"))
-    click.echo(output)
+    echo(f"{MATCHINGS[method].objective}: {matching.objective[0]:.6g} → {matching.objective[-1]:.6g}")
+    echo(f"distance reduced by {matching.l2_reduction:.1%}" + ("" if matching.converged else "; not converged"))
+    echo(output)

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
 from weightspace.cli.match_progress import shown
 from weightspace.cli.options import check_apart, check_writable
+from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
 
 from weightspace import WeightspaceError
@@ -66,11 +66,11 @@ def match_many(
             "groups": len(spec.groups),
             "seconds": seconds,
         }
-        click.echo(json.dumps(report))
+        echo(json.dumps(report))
         return
-    click.echo(f"{MANY_MATCHINGS[method].objective}: {found.objective[0]:.6g} → {found.objective[-1]:.6g}")
+    echo(f"{MANY_MATCHINGS[method].objective}: {found.objective[0]:.6g} → {found.objective[-1]:.6g}")
     for path in (*files, *([merged] if merged else [])):
-        click.echo(path)
+        echo(path)
 
 
 def check_two(method: str, others: Sequence[str], merged: str | None) -> None:

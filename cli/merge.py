@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli import options
+from weightspace.cli.printing import echo, warn
 from weightspace.cli.progress import byte_progress
 
 from weightspace import WeightspaceError
@@ -87,15 +88,15 @@ def _parameter_options(command: Command) -> Command:
 @click.option("--allow-nonfinite", is_flag=True, help="Merge NaN and infinity too.")
 @click.option("--shard-size", metavar="SIZE", default="5GB", show_default=True, help="Of a folder's files.")
 @click.option(
-    "--memory", metavar="MB", type=click.IntRange(min=1), default=256, show_default=True, help="Private memory."
+    "--memory", metavar="MB", type=click.IntRange(1, 2**40), default=256, show_default=True, help="Private memory."
 )
 @click.option(
-    "--threads", metavar="N", type=click.IntRange(min=1), help="Tensors at a time. Default: one a core, at most 4."
+    "--threads", metavar="N", type=click.IntRange(1, 1024), help="Tensors at a time. Default: one a core, at most 4."
 )
 @click.option("--hash/--no-hash", "hashes", default=True, help="Keep the inputs' SHA-256 in the metadata.")
 @click.option("--fsync/--no-fsync", default=True, help="Force the output to the disk.")
 @click.option("--executor", default="processes", show_default=True, help="threads, processes or ray.")
-@click.option("--workers", type=click.IntRange(min=1), help="Of processes (default: as --threads) and ray (2).")
+@click.option("--workers", type=click.IntRange(1, 1024), help="Of processes (default: as --threads) and ray (2).")
 @options.ray_address
 @_parameter_options
 @options.as_json
@@ -133,10 +134,10 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
         try:
             report = _merge(sources, output, align, finish, recorded, said, update)
         except KeyboardInterrupt:
-            click.echo(_interrupted(output), err=True)
+            echo(_interrupted(output), err=True)
             raise SystemExit(_SIGINT) from None
     for line in unrun:
-        click.echo(f"Warning: {line}", err=True)
+        warn(line)
     report = replace(report, warnings=(*report.warnings, *unrun))
     _show(report, dry_run=said["dry_run"], as_json=as_json)
 
@@ -198,7 +199,7 @@ def _merge(
         intermediate_dir=said["intermediate_dir"],
         lenient=said["lenient"],
         strict=said["strict"],
-        warn=lambda line: click.echo(f"Warning: {line}", err=True),
+        warn=warn,
         progress=update,
     )
 
@@ -251,9 +252,9 @@ def _reproduce(out: str, align: Alignment | None, finish: Finish | None, said: d
             progress=update,
         )
     if as_json:
-        click.echo(json.dumps(asdict(found)))
+        echo(json.dumps(asdict(found)))
     elif found.equal:
-        click.echo(f"{out}: the same bytes")
+        echo(f"{out}: the same bytes")
     if not found.equal:
         raise WeightspaceError(_difference(found))
 
@@ -267,10 +268,10 @@ def _difference(found: Reproduction) -> str:
 def _show(report: MergeReport, *, dry_run: bool, as_json: bool) -> None:
     """Print what was done, or what would be."""
     if as_json:
-        click.echo(json.dumps(asdict(report)))
+        echo(json.dumps(asdict(report)))
         return
     if not dry_run:
-        click.echo(report.out)
+        echo(report.out)
         return
     rows = {
         "method": report.method,
@@ -283,7 +284,7 @@ def _show(report: MergeReport, *, dry_run: bool, as_json: bool) -> None:
         "time": f"about {report.seconds:,.0f} s" if report.seconds >= 1 else "about a second",
     }
     for name, value in rows.items():
-        click.echo(f"{name:8} {value}")
+        echo(f"{name:8} {value}")
 
 
 def _interrupted(output: str) -> str:
@@ -324,7 +325,7 @@ def _size(text: str) -> int:
             break
     try:
         size = int(float(number) * factor)
-    except ValueError:
+    except (ValueError, OverflowError):
         size = 0
     if size < 1:
         raise WeightspaceError(f"--shard-size is a size such as 5GB or 500MB, found {text!r}.")

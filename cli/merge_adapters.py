@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import click
 from weightspace.cli import options
+from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
 
 
@@ -65,8 +66,8 @@ def command(
             parameters={name: value for name, value in said.items() if value is not None},
         )
     if as_json:
-        click.echo(json.dumps(asdict(report)))
+        echo(json.dumps(asdict(report)))
         return
     low, high = min(report.ranks.values()), max(report.ranks.values())
     ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
-    click.echo(f"{report.out}: {len(report.ranks):,} tensors, {ranks}")
+    echo(f"{report.out}: {len(report.ranks):,} tensors, {ranks}")

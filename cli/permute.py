@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 from weightspace.cli import options
+from weightspace.cli.printing import echo
 
 
 @click.command("permute")
@@ -44,4 +45,4 @@ def command(
     state = permute(spec, moved.inverse() if inverse else moved, load_checkpoint(checkpoint))
     metadata = provenance([checkpoint, permutation], "permute", {"inverse": inverse, "spec": spec.digest})
     save_checkpoint(state, output, metadata=metadata, companions_from=checkpoint)
-    click.echo(json.dumps({"output": output, "groups": len(spec.groups)}) if as_json else output)
+    echo(json.dumps({"output": output, "groups": len(spec.groups)}) if as_json else output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,24 @@ from dataclasses import asdict
 from typing import Any
 
 import click
+
+from weightspace.escaping import escaped, one_line
+
+
+def echo(line: str = "", *, err: bool = False) -> None:
+    """Print a line, on stderr if asked; names from files can neither drive the terminal nor begin another line."""
+    click.echo(escaped(line), err=err)
+
+
+def warn(line: str) -> None:
+    """Print a warning on stderr: one line, as errors are."""
+    click.echo(f"Warning: {one_line(line)}", err=True)
+
+
+def echo_json(content: Any, *, allow_nan: bool = True) -> None:
+    """Print one JSON object on a line; letters of all scripts stay, characters that cannot be printed are escaped."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=allow_nan)
+    click.echo("".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in text))
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -20,13 +39,14 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
         table = Table()
         for name in head:
-            table.add_column(name, overflow="fold")  # a long name goes on in the next line, whole
+            table.add_column(Text(escaped(name)), overflow="fold")  # a long name goes on in the next line, whole
         for row in rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(escaped(cell)) for cell in row))
         Console().print(table)
         return
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
+    lines = [[escaped(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for row in lines:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import click
+from weightspace.cli.printing import echo
+
+from weightspace.escaping import escaped
 
 #: Takes how much is done, of how much, and what to say of it.
 Update = Callable[[int, int, str], None]
@@ -20,7 +22,7 @@ def progress(label: str) -> Iterator[Update]:
 
     def close() -> None:
         said = f": {last[0]}" if last[0] else ""
-        click.echo(f"{label}{said} ({time.perf_counter() - start:.1f} s)", err=True)
+        echo(f"{label}{said} ({time.perf_counter() - start:.1f} s)", err=True)
 
     if not sys.stderr.isatty():
         yield lambda done, total, text: last.__setitem__(0, text)
@@ -30,17 +32,17 @@ def progress(label: str) -> Iterator[Update]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        shown = bar.add_task(label, total=None, text="")
+        shown = bar.add_task(escaped(label), total=None, text="")
 
         def update(done: int, total: int, text: str) -> None:
             last[0] = text
-            bar.update(shown, completed=done, total=total, text=text)
+            bar.update(shown, completed=done, total=total, text=escaped(text))
 
         yield update
     close()
@@ -50,7 +52,7 @@ def progress(label: str) -> Iterator[Update]:
 def live_table(head: Sequence[str]) -> Iterator[Callable[[Sequence[str]], None]]:
     """Show rows as they come on stderr: a table that grows on a terminal, a line each anywhere else."""
     if not sys.stderr.isatty():
-        yield lambda row: click.echo("  ".join(row), err=True)
+        yield lambda row: echo("  ".join(row), err=True)
         return
     from rich.console import Console
     from rich.live import Live
@@ -59,7 +61,7 @@ def live_table(head: Sequence[str]) -> Iterator[Callable[[Sequence[str]], None]]
 
     table = Table(*head)
     with Live(table, console=Console(stderr=True), vertical_overflow="visible"):
-        yield lambda row: table.add_row(*map(Text, row))
+        yield lambda row: table.add_row(*(Text(escaped(cell)) for cell in row))
 
 
 @contextmanager
@@ -83,9 +85,9 @@ def byte_progress(label: str, *, shown: bool = True) -> Iterator[Callable[[int, 
             TransferSpeedColumn,
         )
 
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(label, total=None)
+            task = bar.add_task(escaped(label), total=None)
 
             def update(done: int, total: int) -> None:
                 note(done, total)
@@ -95,4 +97,4 @@ def byte_progress(label: str, *, shown: bool = True) -> Iterator[Callable[[int, 
     if shown:
         seconds = time.perf_counter() - start
         rate = f", {seen[1] / 1e6 / max(seconds, 1e-9):,.0f} MB/s" if seen[1] else ""
-        click.echo(f"{label}: {seen[1] / 1e6:,.1f} MB ({seconds:.1f} s{rate})", err=True)
+        echo(f"{label}: {seen[1] / 1e6:,.1f} MB ({seconds:.1f} s{rate})", err=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli import options
-from weightspace.cli.printing import plain, print_table
+from weightspace.cli.printing import echo, plain, print_table
 from weightspace.cli.progress import live_table
 from weightspace.cli.soup_table import check_reports, lines_of, table_of, trial_row, write_reports
 
@@ -99,11 +99,11 @@ def command(
     _save(kept[recipe], output, checkpoints, recipe, {"task": found.name, "ingredients": list(row.chosen)})
     write_reports(report, reports)
     if as_json:
-        click.echo(json.dumps({"output": output, "recipe": recipe, **plain(report)}))
+        echo(json.dumps({"output": output, "recipe": recipe, **plain(report)}))
         return
     print_table(*table_of(report))
     for line in (*lines_of(report, recipe), *reports, output):
-        click.echo(line)
+        echo(line)
 
 
 def _compared(checkpoints: tuple[str, ...], task: Any, recipes: Any, said: dict[str, Any], keep: Any) -> SoupReport:
@@ -144,7 +144,7 @@ def _mean(
         what = "--report and --compare need" if recipe == "uniform" else f"--recipe {recipe} needs"
         raise WeightspaceError(f"{what} --task, which scores; without it there is --recipe uniform.")
     _save(uniform_soup(checkpoints, statistics=said["statistics"]), output, checkpoints, recipe, {})
-    click.echo(json.dumps({"output": output, "recipe": recipe, "names": checkpoints}) if as_json else output)
+    echo(json.dumps({"output": output, "recipe": recipe, "names": checkpoints}) if as_json else output)
 
 
 def _line(
@@ -177,7 +177,7 @@ def _line(
     _save(line.state, output, checkpoints, "wise-ft", {"task": task.name, "position": line.position})
     if as_json:
         scores = {"positions": line.positions, "scores": line.scores, "position": line.position}
-        click.echo(json.dumps(plain({"output": output, "recipe": "wise-ft", **scores})))
+        echo(json.dumps(plain({"output": output, "recipe": "wise-ft", **scores})))
         return
     rows = [
         [f"{position:g}{' ←' if position == line.position else ''}"]
@@ -186,7 +186,7 @@ def _line(
     ]
     head = ["position", *(f"{split} {name}" for split, scores in line.scores.items() for name in scores[0])]
     print_table(head, rows)
-    click.echo(output)
+    echo(output)
 
 
 def _save(state: StateDict, output: str, checkpoints: tuple[str, ...], recipe: str, parameters: dict[str, Any]) -> None:

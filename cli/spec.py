@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 from weightspace.cli import options
+from weightspace.cli.printing import echo
 
 from weightspace import SpecError, WeightspaceError
 
@@ -51,7 +52,7 @@ def command(
     if output is not None:
         spec.save(output)
     if as_json:
-        click.echo(
+        echo(
             json.dumps(
                 {
                     "groups": dict(spec.groups),
@@ -67,12 +68,12 @@ def command(
         return
     for group, size in spec.groups.items():
         inside = f", for each unit of {spec.outer[group]}" if group in spec.outer else ""
-        click.echo(f"{group}: {size} units{inside}")
+        echo(f"{group}: {size} units{inside}")
     for note in spec.frozen:
-        click.echo(f"frozen: {note}")
-    click.echo(
+        echo(f"frozen: {note}")
+    echo(
         f"{len(spec.groups)} free groups in {len(spec.axes)} tensors; all permuted at random, the outputs change by "
         f"{spec.verification.error:.1e} (at most {spec.verification.tolerance:g})"
     )
     if output is not None:
-        click.echo(output)
+        echo(output)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli import options
-from weightspace.cli.printing import plain
+from weightspace.cli.printing import echo, echo_json, plain
 from weightspace.cli.progress import progress
 from weightspace.cli.spectrum_report import Found, as_object, draw, show
 
@@ -77,11 +76,11 @@ def command(a: str, b: str | None, gammas: tuple[float, ...], output: str | None
     found = _found(a, b, tuple(dict.fromkeys(gammas)), output is not None, said)
     pictures = draw(found, Path(output)) if output is not None else []
     if as_json:
-        click.echo(json.dumps(plain(as_object(found)) | {"pictures": pictures}, allow_nan=False, ensure_ascii=False))
+        echo_json(plain(as_object(found)) | {"pictures": pictures}, allow_nan=False)
         return
     show(found)
     for path in pictures:
-        click.echo(path)
+        echo(path)
 
 
 def _check(b: str | None, said: dict[str, Any]) -> None:

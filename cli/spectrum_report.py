@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import click
 from weightspace.cli.options import check_writable
-from weightspace.cli.printing import print_table
+from weightspace.cli.printing import echo, print_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,12 +100,12 @@ def show(found: Found) -> None:
     """Print one table for each question that was asked."""
     if found.others:
         _show_distances(found)
-        click.echo()
+        echo()
         _show_alignments(found)
     else:
         _show_one(found)
     if found.grams is not None:
-        click.echo()
+        echo()
         _show_inputs(found, found.grams)
 
 
@@ -165,7 +164,7 @@ def _show_alignments(found: Found) -> None:
     for label, curve in curves.items():
         for one in curve:
             if one.near_degenerate:
-                click.echo(
+                echo(
                     f"Warning: {label}, {_count(one.gamma)}: the last singular value that counts all but equals the "
                     f"next in {', '.join(one.near_degenerate)}; R hangs on rounding there.",
                     err=True,

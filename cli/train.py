@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 from weightspace.cli import options
+from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
 
 
@@ -65,8 +66,8 @@ def command(
     splits = ("validation", "test", *getattr(found, "shifts", ()))
     scores = {split: dict(found.score(module, split)) for split in splits}
     if as_json:
-        click.echo(json.dumps({"output": output, "task": found.name, "seed": seed, "scores": scores}))
+        echo(json.dumps({"output": output, "task": found.name, "seed": seed, "scores": scores}))
         return
     for split, values in scores.items():
-        click.echo(f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
-    click.echo(output)
+        echo(f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+    echo(output)

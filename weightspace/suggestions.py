@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import islice
 
 from weightspace.errors import WeightspaceError
 
 #: Names that an error lists, at most.
 _SHOWN = 12
+
+#: Names that are compared, at most, and their characters: comparing takes the square of these.
+_COMPARED, _LONGEST = 2_000, 120
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the name that was probably meant; None where none is like it."""
+    if len(name) > _LONGEST:
+        return None
+    names = islice((other for other in known if len(other) <= _LONGEST), _COMPARED)
+    return next(iter(get_close_matches(name, names, n=1)), None)
 
 
 def unknown(kind: str, found: str, known: Iterable[str]) -> WeightspaceError:
@@ -20,8 +32,8 @@ def unknown(kind: str, found: str, known: Iterable[str]) -> WeightspaceError:
         known: the names that exist, in the order in which they are shown.
     """
     names = list(known)
-    close = get_close_matches(found, names, n=1)
-    guess = f" Did you mean {close[0]!r}?" if close else ""
+    close = closest(found, names)
+    guess = "" if close is None else f" Did you mean {close!r}?"
     more = f", … ({len(names):,} in all)" if len(names) > _SHOWN else ""
     listing = ", ".join(names[:_SHOWN]) + more
     return WeightspaceError(f"Unknown {kind} {found!r}; expected one of {listing or '(none)'}.{guess}")

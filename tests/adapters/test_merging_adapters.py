@@ -46,6 +46,17 @@ def three(write: Write, normal: Normal) -> list[Path]:
     ]
 
 
+@pytest.mark.parametrize("method", ADAPTER_METHODS)
+@pytest.mark.parametrize("alpha", [1e308, 1e300, 1e60])
+def test_scales_beyond_what_factors_can_hold_are_refused(
+    method: str, alpha: float, write: Write, normal: Normal, tmp_path: Path
+) -> None:
+    adapters = [write(name, pair(normal, "q", 2, 6, 5), r=2, lora_alpha=alpha) for name in ("one", "two")]
+    with pytest.raises(WeightspaceError, match=r"more than float64 holds|overflow float32"):
+        merge_adapters(adapters, tmp_path / "out", method=method)
+    assert not (tmp_path / "out").exists()
+
+
 def summed(folders: list[Path], weights: list[float]) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
     for folder, weight in zip(folders, weights, strict=True):

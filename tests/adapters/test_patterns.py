@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pickle
 import re
 import time
 from pathlib import Path
@@ -96,6 +97,14 @@ def test_no_pattern_takes_long(key: str) -> None:
     for length in range(100):
         patterns.find("a" * length + "xxx" * length + "c", 0)
     assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("key", ["q_proj", r"layers\.\d+\.q_proj", "(a|b)*c", r"[^\W\d]+.x"])
+def test_patterns_travel_to_another_process(key: str) -> None:
+    patterns = Patterns({key: 1})
+    again = pickle.loads(pickle.dumps(patterns))
+    for module in ("layers.3.q_proj", "abac", "abacx.x", "q_proj"):
+        assert again.find(module, 0) == patterns.find(module, 0)
 
 
 def test_what_would_take_long_all_together_is_refused() -> None:

@@ -1,5 +1,6 @@
 """Files beside the weights: what belongs to a model comes along, and nothing of a user's is lost."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -94,12 +95,6 @@ def test_a_folder_with_a_file_of_the_users_is_not_replaced(name: str, tmp_path: 
         check_replaceable(folder, ["config.json", "modeling_x.py"])
 
 
-def test_a_link_that_leads_nowhere_is_left_and_named(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path / "a")
-    (folder / "config.json").symlink_to(tmp_path / "nowhere")
-    assert find_companions(folder).left == ("config.json",)
-
-
 @pytest.mark.parametrize("place", ["blobs/4f2a", ".git/annex/objects/4f/x.npz", "a/kept.npz", "other/statistics.npz"])
 def test_links_of_snapshots_and_to_files_of_models_are_followed(place: str, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "a")
@@ -137,3 +132,22 @@ def test_a_folder_with_a_link_of_the_users_is_not_replaced(tmp_path: Path) -> No
 def test_other_copies_are_told_from_files_that_nobody_expects_to_be_left() -> None:
     assert all(map(is_other_copy, ("optimizer.pt", "model.fp16.safetensors", "checkpoint-5/", "q4.gguf", "onnx/")))
     assert not any(map(is_other_copy, ("ema.safetensors", "voices/", "LICENSE")))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "1_Pooling/config.json", "vocab.txt", "LICENSE"])
+@pytest.mark.parametrize("kind", ["pipe", "link to itself", "link to nothing"])
+def test_files_of_the_model_that_cannot_be_read_are_refused(name: str, kind: str, tmp_path: Path) -> None:
+    path = folder_of(tmp_path / "a", name) / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(path.name if kind == "link to itself" else "nowhere")
+    with pytest.raises(CheckpointError, match=f"{name} is (a link that leads nowhere|not a regular file)"):
+        find_companions(tmp_path / "a")
+
+
+def test_links_that_lead_nowhere_under_other_names_are_left(tmp_path: Path) -> None:
+    folder_of(tmp_path / "a", "config.json")
+    (tmp_path / "a" / "notes").symlink_to("nowhere")
+    assert find_companions(tmp_path / "a").left == ("notes",)

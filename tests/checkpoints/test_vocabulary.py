@@ -159,3 +159,17 @@ def test_a_damaged_file_is_one_line(case: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=name) as caught:
         read_vocabulary(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("merges", [2, True, float("inf"), "a b", {"a": "b"}])
+def test_merges_that_are_no_list_are_refused(merges: Any, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"x": 0}, "merges": merges}}))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is no tokenizer: the merges"):
+        read_vocabulary(tmp_path)
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "9" * 4300, "1" * 400, "٣" * 5000])
+def test_ids_of_thousands_of_digits_are_none(number: str, tmp_path: Path) -> None:
+    decoder = {"0": {"content": "a"}, number: {"content": "b"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    assert read_vocabulary(tmp_path).tokens == {"added_tokens_decoder": {"a": 0}}

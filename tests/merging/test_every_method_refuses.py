@@ -127,6 +127,19 @@ def test_values_that_a_parameter_cannot_have_are_refused(variant: Variant, name:
             variant(models, base, parameters={name: value})
 
 
+@every_row
+@pytest.mark.parametrize("value", [1e308, -1e31, 10**30 + 10**15, 10**400, -(10**5000)], ids=["1", "2", "3", "4", "5"])
+def test_numbers_that_only_overflow_are_refused(variant: Variant, value: float) -> None:
+    models, base = sample(variant)
+    for parameter in variant.row.parameters:
+        if not parameter.choices and not isinstance(parameter.default, bool | str):
+            with pytest.raises(WeightspaceError, match=rf"'{parameter.name}' is a number of at most 1e\+30"):
+                variant(models, base, parameters={parameter.name: value})
+    if variant.row.weighted:
+        with pytest.raises(WeightspaceError, match=r"Weights are finite numbers of at most 1e\+30 in size"):
+            variant(models, base, weights=[value, *[1.0] * (variant.count - 1)])
+
+
 @pytest.mark.parametrize("variant", [row for row in ROWS if row.parameters], ids=str)
 def test_a_parameter_without_a_default_has_to_be_given(variant: Variant) -> None:
     models, base = sample(variant)

@@ -125,3 +125,9 @@ def test_stages_are_not_renumbered() -> None:
     layers = Layers([f"layer{stage}.{block}.conv.weight" for stage in (1, 2) for block in range(3)])
     with pytest.raises(WeightspaceError, match=r"one number counts from 0; found 'layer2.0.conv.weight' in layer 3"):
         layers.renumbered("layer2.0.conv.weight", 4)
+
+
+@pytest.mark.parametrize("part", ["²", "٣", "9" * 5000, "0" * 20])
+def test_what_is_no_number_of_a_layer_is_a_part_of_a_name(part: str) -> None:
+    name = f"layers.{part}.weight"
+    assert Layers([name, "layers.0.weight", "layers.1.weight"]).number(name) is None

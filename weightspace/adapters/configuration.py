@@ -40,6 +40,9 @@ _MOVED = ("pissa", "corda", "olora", "loftq", "lora_ga")
 #: Types of fields -> what errors call them.
 _KINDS: Mapping[type, str] = {list: "a list", dict: "an object", bool: "true or false", str: "a word"}
 
+#: Entries of a list, at most.
+_MAX_LISTED = 1_000
+
 Value = TypeVar("Value")
 
 
@@ -176,6 +179,8 @@ def _field(folder: Path, fields: Mapping[str, Any], key: str, default: Value) ->
         return default
     if not isinstance(value, type(default)):
         raise _unexpected(folder, key, value, _KINDS[type(default)])
+    if isinstance(value, list) and len(value) > _MAX_LISTED:
+        raise _unexpected(folder, key, value, f"a list of {_MAX_LISTED:,} names at most")
     return value
 
 

@@ -180,7 +180,7 @@ class Layout:
 
     def _is_lookup(self, module: str, last: str) -> bool:
         """Return whether a module is an embedding."""
-        if last.isdigit():
+        if last.isdigit() and "." in module:
             last = module.split(".")[-2]
             return "emb" in last and _LOOKUP.fullmatch(last) is not None
         return _LOOKUP.fullmatch(last) is not None or module.endswith("transformer.w")

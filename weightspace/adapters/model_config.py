@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from weightspace.checkpoints.folder import ENTRANCES
+from weightspace.checkpoints.json_file import read_json_object
 
 #: Types of models whose Linear layers are ``Conv1D`` of transformers -> the last names of these layers, whose weights
 #: are kept as ``(in, out)``.
@@ -28,14 +28,13 @@ def read_config(path: Path) -> dict[str, Any]:
         path: its folder, or the file of weights in it; other files stand for themselves.
 
     Returns:
-        The JSON object; an empty one where there is none, or none that can be read.
+        The JSON object; an empty one where there is none.
+
+    Raises:
+        CheckpointError: it is damaged.
     """
-    folder = path.parent if path.name in ENTRANCES else path
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):  # a single file, or a configuration that is refused elsewhere
-        return {}
-    return config if isinstance(config, dict) else {}
+    config = (path.parent if path.name in ENTRANCES else path) / "config.json"
+    return read_json_object(config) if config.is_file() else {}
 
 
 def architecture(config: dict[str, Any]) -> str:

@@ -64,6 +64,10 @@ class Patterns(Mapping[str, Value], Generic[Value]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process as the patterns themselves, which it makes anew."""
+        return type(self), (self._values,)
+
     def find(self, module: str, default: Value) -> Value:
         """Return the value of the first pattern that matches a module's name, else the default.
 

@@ -93,7 +93,7 @@ def find_companions(folder: Path, weights: Collection[str] = ()) -> Companions:
         weights: names of its files of weights.
 
     Raises:
-        CheckpointError: the folder cannot be read.
+        CheckpointError: the folder cannot be read, or a file of the model is no regular one.
     """
     copied: list[str] = []
     left: list[str] = []
@@ -102,18 +102,32 @@ def find_companions(folder: Path, weights: Collection[str] = ()) -> Companions:
             name = path.name
             if name.startswith(".") or name == CARD or name in weights or name in ENTRANCES:
                 continue
-            if path.is_symlink() and not _stays_in_model(path):
+            if _leads_out(path):
                 left.append(name)
             elif path.is_dir():
                 inside = [f"{name}/{file}" for file in _files_in(path)] if may_hold_companions(name) else []
                 wanted = bool(inside) and is_in_companion_folder(inside[0], inside)
+                for file in inside if wanted else ():
+                    _check_regular(folder / file)
                 copied.extend(inside if wanted else ())
                 left.extend([] if wanted else [f"{name}/"])
-            elif path.is_file() and is_companion(name):
+            elif is_companion(name) and (path.is_file() or _matches(name, (*_REPLACEABLE, *_TOKENIZER))):
+                _check_regular(path)
                 copied.append(name)
             else:
                 left.append(name)
     return Companions(tuple(copied), tuple(left))
+
+
+def _check_regular(path: Path) -> None:
+    """Check that what belongs to a model can be copied.
+
+    Raises:
+        CheckpointError: it is a pipe, a device, or a link that leads nowhere.
+    """
+    if not path.is_file():
+        what = "a link that leads nowhere" if path.is_symlink() else "not a regular file"
+        raise CheckpointError(f"{path} is {what}; expected a file that belongs to the model. Copy the model again.")
 
 
 def is_companion(name: str) -> bool:
@@ -231,22 +245,19 @@ def _walk(folder: Path, *, links: bool) -> Iterator[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             path = Path(root) / name
-            counts = (links or _stays_in_model(path)) if path.is_symlink() else path.is_file()
-            if counts and not name.startswith("."):
+            if not name.startswith(".") and (links or not _leads_out(path)):
                 yield path.relative_to(folder).as_posix()
 
 
-def _stays_in_model(link: Path) -> bool:
-    """Return whether a link leads to a file of its folder or below, of another model's folder, or of a known store."""
-    target = Path(os.path.realpath(link))
-    if not target.is_file():
+def _leads_out(path: Path) -> bool:
+    """Return whether a path is a link to what lies neither in its folder, in another model's, nor in a known store."""
+    if not path.is_symlink() or not path.exists():
         return False
-    inside = target.is_relative_to(os.path.realpath(link.parent))
-    return (
-        inside
-        or not set(_STORES).isdisjoint(target.parts)
-        or any((target.parent / name).is_file() for name in ENTRANCES)
-    )
+    target = Path(os.path.realpath(path))
+    if not target.is_file():
+        return True
+    stored = not set(_STORES).isdisjoint(target.parts) or any((target.parent / name).is_file() for name in ENTRANCES)
+    return not stored and not target.is_relative_to(os.path.realpath(path.parent))
 
 
 def _matches(name: str, patterns: Collection[str]) -> bool:

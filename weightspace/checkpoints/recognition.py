@@ -5,10 +5,12 @@ Only its beginning is looked at, and nothing in it is believed: the question is 
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from weightspace.checkpoints.json_file import read_json
+from weightspace.checkpoints.zip_directory import ZipError, read_directory
+from weightspace.errors import CheckpointError
 
 #: Bytes of a beginning, and of the largest table or report that is looked at whole.
 _BEGINNING, _WHOLE = 4096, 2**26
@@ -63,9 +65,9 @@ def _is_torch(path: Path) -> bool:
     if not beginning.startswith(_ZIP):
         return beginning.startswith(_PICKLE)
     try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.rpartition("/")[2] == "data.pkl" for name in archive.namelist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        with open(path, "rb") as file:
+            return any(name.rpartition("/")[2] == "data.pkl" for name in read_directory(file))
+    except ZipError:
         return False
 
 
@@ -74,8 +76,8 @@ def _is_object(path: Path) -> bool:
     if path.stat().st_size > _WHOLE:
         return False
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        content = read_json(path)
+    except CheckpointError:
         return False
     return isinstance(content, dict) and any(keys <= content.keys() for keys in _OBJECTS)
 

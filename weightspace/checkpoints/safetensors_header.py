@@ -39,6 +39,9 @@ MAX_HEADER = 100_000_000
 MAX_DIMENSIONS = 64
 MAX_ELEMENTS = 2**63 - 1
 
+#: Characters of a tensor's name, at most: some programs take time by their square.
+MAX_NAME = 2_000
+
 #: The one name in a header that is not a tensor.
 METADATA = "__metadata__"
 
@@ -157,6 +160,8 @@ def _metadata(path: Path, value: Any) -> dict[str, str]:
 def _entry(path: Path, name: str, value: Any) -> Entry:
     """Return one tensor's entry if its parts agree with each other."""
     here = f"{path}: tensor {name!r}"
+    if len(name) > MAX_NAME:
+        raise CheckpointError(f"{here} has a name of {len(name):,} characters, expected {MAX_NAME:,} at most.")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{here} must have dtype, shape and data_offsets, found {str(value)[:80]!r}.")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]

@@ -15,6 +15,7 @@ from weightspace.checkpoints.buffers import holds_whole_numbers
 from weightspace.checkpoints.dtypes import NAMES
 from weightspace.checkpoints.measure import count_non_finite, is_inexact
 from weightspace.checkpoints.quantisation import check_not_quantised, find_quantised
+from weightspace.checkpoints.safetensors_header import MAX_NAME
 from weightspace.errors import CheckpointError
 
 #: Name -> tensor, in the order of the network or file that they come from.
@@ -144,6 +145,10 @@ def check_storable(state: StateDict, source: object) -> None:
     for name, tensor in state.items():
         if not isinstance(name, str):
             raise CheckpointError(f"{source}: tensor names are strings, found {name!r} of type {type(name).__name__}.")
+        if len(name) > MAX_NAME:
+            raise CheckpointError(
+                f"{source}: {name!r} has a name of {len(name):,} characters, expected {MAX_NAME:,} at most."
+            )
         if not isinstance(tensor, torch.Tensor):
             raise CheckpointError(f"{source}: {name!r} is a {type(tensor).__name__}, expected a tensor.")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:

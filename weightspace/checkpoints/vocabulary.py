@@ -11,7 +11,7 @@ import filecmp
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,13 +27,14 @@ Tokens: TypeAlias = dict[str, int]
 #: Files of tokens, and the text that their ids belong to, which say nothing of ids themselves.
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template*", "tokenization_*.py")
 
+#: Digits of an id, at most.
+_MAX_DIGITS = 20
 
 #: How the models of tokenizers are called that cannot be anything else.
 _MODELS = ("tokenizer.", "spiece.", "sentencepiece.", "spm.")
 
 #: How a line of tiktoken begins, and the bytes in which one ends at the latest.
 _TIKTOKEN, _LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n"), 2**16
-
 
 #: Files of a whole vocabulary whose ids are rows of the embedding, the one that counts last; and of what is added.
 _WHOLE = ("vocab.txt", "vocab.json", "tokenizer.json")
@@ -92,7 +93,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         if path.name == "tokenizer.json":
             content = read_json_object(path)
             tokens[path.name] = _of_tokenizer_json(content, path)
-            merges[path.name] = _digest_of_merges(_model(content).get("merges"))
+            merges[path.name] = _digest_of_merges(_merges(content, path))
             rules = {key: _digest(content[key]) for key in ("normalizer", "pre_tokenizer") if content.get(key)}
         elif path.name == "tokenizer_config.json":
             if added := _of_decoder(read_json_object(path), path):
@@ -160,6 +161,14 @@ def _model(content: Mapping[str, Any]) -> Mapping[str, Any]:
     return model if isinstance(model, dict) else {}
 
 
+def _merges(content: Mapping[str, Any], path: Path) -> list[Any]:
+    """Return the byte pairs of a model, none where it has none."""
+    merges = _model(content).get("merges") or []
+    if not isinstance(merges, list):
+        raise CheckpointError(f"{path} is no tokenizer: the merges of its model are {str(merges)[:40]}, no list.")
+    return merges
+
+
 def _of_tokenizer_json(content: Mapping[str, Any], path: Path) -> Tokens:
     """Return the tokens of the model and those added to it."""
     listed = _model(content).get("vocab", {})
@@ -176,7 +185,11 @@ def _of_decoder(content: Mapping[str, Any], path: Path) -> Tokens:
     decoder = content.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict) or not all(isinstance(one, dict) for one in decoder.values()):
         raise CheckpointError(f"{path}: added_tokens_decoder maps ids to tokens, found another form.")
-    pairs = {str(one.get("content")): int(number) for number, one in decoder.items() if number.isdecimal()}
+    pairs = {
+        str(one.get("content")): int(number)
+        for number, one in decoder.items()
+        if number.isdecimal() and len(number) < _MAX_DIGITS
+    }
     return _checked(pairs, path)
 
 
@@ -305,9 +318,9 @@ def _checked(pairs: Mapping[str, Any], path: Path) -> Tokens:
     return dict(pairs)
 
 
-def _digest_of_merges(merges: Any) -> str:
+def _digest_of_merges(merges: Sequence[Any]) -> str:
     """Return a digest of byte pairs, which are kept as ``"a b"`` or as ``["a", "b"]``."""
-    pairs = [" ".join(map(str, pair)) if isinstance(pair, list) else str(pair) for pair in merges or []]
+    pairs = [" ".join(map(str, pair)) if isinstance(pair, list) else str(pair) for pair in merges]
     return _digest(pairs)
 
 

@@ -67,8 +67,12 @@ class ZipRecord:
     fits: bool = False
 
 
-def read_directory(file: BinaryIO) -> dict[str, ZipRecord]:
+def read_directory(file: BinaryIO, *, small: int = _SMALL) -> dict[str, ZipRecord]:
     """Return the records of an archive by name, in its order; folders are left out.
+
+    Args:
+        file: an open file.
+        small: bytes that its compressed records may become whatever it has itself.
 
     Raises:
         ZipError: the archive is damaged or contradicts itself, or is made to fill the memory.
@@ -87,7 +91,7 @@ def read_directory(file: BinaryIO) -> dict[str, ZipRecord]:
         folded.add(entry.record.name.lower())
     listed.sort(key=lambda entry: entry.number)
     records = {entry.record.name: entry.record for entry in listed if not entry.record.name.endswith("/")}
-    _check_bombs(records, size)
+    _check_bombs(records, size, small)
     return records
 
 
@@ -248,10 +252,10 @@ def _endings(record: ZipRecord, flags: int) -> list[bytes]:
     return [*small, _DESCRIPTOR64.pack(_DESCRIBES, *lengths)]
 
 
-def _check_bombs(records: dict[str, ZipRecord], size: int) -> None:
+def _check_bombs(records: dict[str, ZipRecord], size: int, small: int) -> None:
     """Check that compressed records are not made to fill the memory or the disk."""
     total = sum(record.size for record in records.values() if record.method != STORED)
-    if total > max(_SMALL, _MAX_RATIO * size):
+    if total > max(small, _MAX_RATIO * size):
         raise ZipError(f"its {size:,} bytes would become {total:,}, more than {_MAX_RATIO} times as many")
 
 

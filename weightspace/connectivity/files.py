@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from weightspace.checkpoints.disk import check_regular, replacing_file
+from weightspace.checkpoints.json_file import parse_json
 from weightspace.errors import WeightspaceError
 
 Result = TypeVar("Result")
@@ -58,10 +59,10 @@ def load_result(
     try:
         check_regular(path)
         text = path.read_text(encoding="utf-8")
-        return from_rows(_rows(text)) if suffix == ".csv" else from_fields(json.loads(text))
+        return from_rows(_rows(text)) if suffix == ".csv" else from_fields(parse_json(text, str(path)))
     except OSError as error:
         raise WeightspaceError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, csv.Error) as error:
         raise WeightspaceError(
             f"{path} isn't a {noun} ({error}); expected {', '.join(expected)} as its save method writes them."
         ) from error

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from weightspace.checkpoints import load_checkpoint, load_metadata, save_checkpoint
+from weightspace.checkpoints.json_file import parse_json
 from weightspace.errors import WeightspaceError
 from weightspace.labels.adjacency import adjacency_of
 from weightspace.labels.geometry import (
@@ -55,7 +56,7 @@ def read_metric(path: str | Path) -> tuple[Names, Geometry, np.ndarray | None]:
         raise WeightspaceError(f"{path} isn't a label metric; expected a file of LabelMetric.save or `labels build`.")
     state = load_checkpoint(path)
     try:
-        names = Names(_plain(label) for label in json.loads(metadata[_LABELS]))
+        names = Names(_plain(label) for label in parse_json(metadata[_LABELS], f"{path}: the labels"))
         arrays = {name: tensor.clone() for name, tensor in state.items()}
         nodes = arrays.get("nodes_of_labels")
         geometry = _geometry(metadata[_KIND], arrays, len(names))

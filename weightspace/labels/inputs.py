@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Iterable
+import io
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from weightspace.checkpoints.disk import check_regular
+from weightspace.checkpoints.json_file import parse_json
 from weightspace.errors import WeightspaceError
+from weightspace.labels.array_file import read_npy, read_npz
 from weightspace.suggestions import unknown
 
 ARRAYS = (".npy", ".npz", ".safetensors", ".csv", ".tsv")
@@ -38,25 +41,34 @@ def read_array(path: str | Path, key: str | None = None) -> Any:
 
             return _chosen(dict(load_checkpoint(path)), key, path)
         if suffix in (".csv", ".tsv"):
-            return np.loadtxt(path, delimiter="," if suffix == ".csv" else "\t", ndmin=2)
+            return _matrix(path, "," if suffix == ".csv" else "\t")
         if suffix == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        with np.load(path, allow_pickle=False) as file:
-            return _chosen(dict(file), key, path)
+            return read_npy(path)
+        return _chosen(read_npz(path), key, path)
     except OSError as error:
         raise WeightspaceError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, EOFError) as error:
-        raise WeightspaceError(f"{path} isn't a {suffix} file of numbers: {error}.") from error
+        raise WeightspaceError(f"{path} isn't a {suffix} file of numbers: {str(error).rstrip('.')}.") from error
 
 
-def _chosen(arrays: dict[str, Any], key: str | None, path: Path) -> Any:
+def _matrix(path: Path, delimiter: str) -> Any:
+    """Return the numbers of a table, one row or more."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # numpy's about a table without numbers, which is refused
+        matrix = np.loadtxt(path, delimiter=delimiter, ndmin=2, encoding="utf-8-sig")
+    if not matrix.size:
+        raise ValueError("it has no rows")
+    return matrix
+
+
+def _chosen(arrays: Mapping[str, Any], key: str | None, path: Path) -> Any:
     if key is not None:
         if key not in arrays:
             raise unknown(f"array of {path.name}", key, arrays)
         return arrays[key]
     if len(arrays) != 1:
         raise WeightspaceError(f"{path} has {len(arrays)} arrays ({', '.join(sorted(arrays))}); say which with --key.")
-    return next(iter(arrays.values()))
+    return arrays[next(iter(arrays))]
 
 
 def read_names(source: str | Path) -> list[str]:
@@ -66,20 +78,25 @@ def read_names(source: str | Path) -> list[str]:
         WeightspaceError: the file cannot be read, or isn't a list of names.
     """
     path = Path(source)
-    if not path.is_file():
+    if not _is_file(path):
         if path.suffix in (".txt", ".json", ".csv"):
             raise WeightspaceError(f"{path} cannot be read: there is no such file.")
         return [name for name in (part.strip() for part in str(source).split(",")) if name]
     text = _text(path)
     if path.suffix.lower() != ".json":
         return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
-    try:
-        names = json.loads(text)
-    except ValueError as error:
-        raise WeightspaceError(f"{path} isn't JSON: {error}.") from error
+    names = parse_json(text, str(path))
     if not isinstance(names, list) or not all(isinstance(name, str | int | float) for name in names):
         raise WeightspaceError(f"{path} isn't a JSON list of names.")
     return [str(name) for name in names]
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a name is one of a file; a list of names may be longer than any of a file."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def read_labels(source: str | Path, labels: Iterable[Any]) -> list[Any]:
@@ -99,7 +116,7 @@ def read_pairs(path: str | Path) -> list[tuple[Any, ...]]:
     path = Path(path)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     rows: list[tuple[Any, ...]] = []
-    for number, row in enumerate(csv.reader(_text(path).splitlines(), delimiter=delimiter), start=1):
+    for number, row in enumerate(_table(path, delimiter), start=1):
         if not row:
             continue
         try:
@@ -108,16 +125,25 @@ def read_pairs(path: str | Path) -> list[tuple[Any, ...]]:
             rows.append((*(cell.strip() for cell in row[:2]), *map(float, row[2:])))
         except ValueError:
             raise WeightspaceError(
-                f"{path}, line {number}: found {delimiter.join(row)!r}; expected two names, and a length if you like."
+                f"{path}, line {number}: found {delimiter.join(row)[:80]!r}; "
+                "expected two names, and a length if you like."
             ) from None
     if not rows:
         raise WeightspaceError(f"{path} is empty; expected a line for each edge.")
     return rows
 
 
+def _table(path: Path, delimiter: str) -> Iterator[list[str]]:
+    """Yield the rows of a table."""
+    try:
+        yield from csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter)
+    except csv.Error as error:
+        raise WeightspaceError(f"{path} isn't a table: {error}.") from error
+
+
 def _text(path: Path) -> str:
     try:
         check_regular(path)
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise WeightspaceError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error

@@ -95,8 +95,17 @@ def read_wordnet(folder: Path) -> WordNet:
         lines = (folder / "data.noun").read_text(encoding="latin-1").splitlines()
         rows = [_synset(line) for line in lines if not line.startswith(" ")]
         senses = dict(_senses((folder / "index.noun").read_text(encoding="latin-1")))
+        return _connected(rows, senses)
     except (OSError, ValueError, IndexError) as error:
         raise WeightspaceError(f"{folder} isn't WordNet's dict folder ({error}); expected version 3.0.") from error
+    except KeyError as error:
+        raise WeightspaceError(
+            f"{folder} isn't WordNet's dict folder: there is no synset {error}; expected version 3.0."
+        ) from error
+
+
+def _connected(rows: list[tuple[str, str, list[str], str]], senses: dict[str, list[str]]) -> WordNet:
+    """Return the database of synsets (offset, first lemma, hypernyms, gloss) and of lemmas with their synsets."""
     place = {row[0]: position for position, row in enumerate(rows)}
     places = {lemma: tuple(place[offset] for offset in offsets) for lemma, offsets in senses.items()}
     names = [f"{lemma}.n.{places[lemma].index(position) + 1:02d}" for position, (_, lemma, _, _) in enumerate(rows)]
@@ -105,7 +114,7 @@ def read_wordnet(folder: Path) -> WordNet:
         ids=tuple(f"n{row[0]}" for row in rows),
         names=tuple(names),
         glosses=tuple(row[3] for row in rows),
-        above=np.asarray(above, dtype=np.int64),
+        above=np.asarray(above, dtype=np.int64).reshape(-1, 2),
         senses=places,
     )
 

@@ -265,8 +265,13 @@ def _pair(adapter: Adapter, state: CheckpointReader, name: str, like: Factors) -
     for tensor, called in zip(both, (factors.a_name, factors.b_name), strict=True):
         if not bool(tensor.isfinite().all()):
             raise WeightspaceError(f"{called!r} of {adapter.path} holds NaN or infinity; expected finite factors.")
-    b, a = matrices(*both)
-    return Pair(b.to(torch.float64), a.to(torch.float64), factors.scale)
+    b, a = (matrix.to(torch.float64) for matrix in matrices(*both))
+    if not math.isfinite(factors.scale * float(b.norm()) * float(a.norm())):
+        raise WeightspaceError(
+            f"{factors.b_name!r} of {adapter.path} times {factors.a_name!r}, scaled by {factors.scale:.3g}, is more "
+            "than float64 holds. Is the lora_alpha of its configuration right?"
+        )
+    return Pair(b, a, factors.scale)
 
 
 def _stored(name: str, like: Factors, b: Tensor, a: Tensor, dtype: torch.dtype) -> StateDict:
@@ -274,6 +279,11 @@ def _stored(name: str, like: Factors, b: Tensor, a: Tensor, dtype: torch.dtype) 
     shape = like.shape[::-1] if like.transposed else like.shape
     if not len(a):
         b, a = b.new_zeros(len(b), 1), a.new_zeros(1, a.shape[1])
+    if not all(bool(factor.to(dtype).isfinite().all()) for factor in (a, b)):
+        raise WeightspaceError(
+            f"The merged factors of {name!r} overflow {str(dtype).removeprefix('torch.')}. Are the scales of the "
+            "adapters right?"
+        )
     names = factor_names(name.removesuffix(".weight"), embedding=like.embedding)
     return dict(zip(names, shaped(a.to(dtype), b.to(dtype), shape), strict=True))
 

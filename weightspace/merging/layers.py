@@ -22,7 +22,7 @@ Index: TypeAlias = tuple[int, ...]
 _SECTIONS = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2, "input_blocks": 0, "middle_block": 1, "output_blocks": 2}
 
 #: A numbered stage: ``layer3``.
-_STAGE = re.compile(r"([A-Za-z_]+?)(\d+)")
+_STAGE = re.compile(r"([A-Za-z_]+?)([0-9]{1,9})")
 
 #: A stack with less than this share of the tensors of the largest one is no stack of layers, but a head or a stem.
 _SMALL = 0.2
@@ -97,7 +97,7 @@ class Layers:
         """
         parts = name.split(".")
         outermost = 1 if self._wrapper else 0
-        index = next((index for index in range(outermost, len(parts)) if parts[index].isdigit()), None)
+        index = next((index for index in range(outermost, len(parts)) if is_number(parts[index])), None)
         own = self._all.get(name)
         if index is None or (own is not None and parts[index] != str(own[1])):
             layer = "no layer" if own is None else f"layer {own[1]}"
@@ -106,11 +106,16 @@ class Layers:
         return ".".join(parts)
 
 
+def is_number(part: str) -> bool:
+    """Return whether a part of a name is the number of a layer."""
+    return part.isdecimal() and part.isascii() and len(part) < 10
+
+
 def _wrapper(names: list[str]) -> str:
     """Return the number at the front of nearly all names that have one anywhere, or an empty text."""
-    numbered = [name.split(".") for name in names if any(part.isdigit() for part in name.split("."))]
-    for front, count in Counter(parts[0] for parts in numbered if parts[0].isdigit()).most_common(1):
-        inside = any(part.isdigit() for parts in numbered if parts[0] == front for part in parts[1:])
+    numbered = [name.split(".") for name in names if any(is_number(part) for part in name.split("."))]
+    for front, count in Counter(parts[0] for parts in numbered if is_number(parts[0])).most_common(1):
+        inside = any(is_number(part) for parts in numbered if parts[0] == front for part in parts[1:])
         if inside and count > _WRAPPED * len(numbered):
             return front
     return ""
@@ -127,8 +132,8 @@ def _place(name: str, wrapper: str) -> tuple[str, Index] | None:
             section = _SECTIONS[part]
             following = parts[position + 1] if position + 1 < len(parts) else ""
             # All of the middle is one layer.
-            return f"{parent}.#", (section, int(following) if following.isdigit() and section != 1 else 0)
-        if part.isdigit():
+            return f"{parent}.#", (section, int(following) if is_number(following) and section != 1 else 0)
+        if is_number(part):
             stage = _STAGE.fullmatch(parts[position - 1]) if position else None
             if stage is None:
                 return parent, (int(part),)

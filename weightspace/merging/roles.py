@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from typing import TypeVar
 
 from weightspace.errors import WeightspaceError
 from weightspace.merging.methods import METHODS, Method
+from weightspace.merging.methods.method import LARGEST, shown
 from weightspace.merging.methods.unrun import unrun_method
 from weightspace.suggestions import unknown
 from weightspace.user_code import is_user_code, may_run_code
@@ -92,12 +92,12 @@ def _weights(row: Method, weights: Sequence[float] | None, models: int) -> list[
     if not row.weighted:
         names = ", ".join(parameter.name for parameter in row.parameters)
         raise WeightspaceError(f"Method {row.name!r} has no weights. Its parameters: {names or 'none'}.")
-    factors = [float(weight) for weight in weights]
-    if len(factors) != models:
-        raise WeightspaceError(f"Found {len(factors)} weights for {models} models; expected one a model.")
-    if not all(math.isfinite(factor) for factor in factors):
-        raise WeightspaceError(f"Weights are finite numbers, found {', '.join(map(str, factors))}.")
-    return factors
+    if len(weights) != models:
+        raise WeightspaceError(f"Found {len(weights)} weights for {models} models; expected one a model.")
+    for weight in weights:
+        if not abs(weight) <= LARGEST:
+            raise WeightspaceError(f"Weights are finite numbers of at most {LARGEST:g} in size, found {shown(weight)}.")
+    return [float(weight) for weight in weights]
 
 
 def _check_count(row: Method, models: int, bases: int) -> None:

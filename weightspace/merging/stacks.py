@@ -7,11 +7,11 @@ stack where names or configuration tell it; otherwise the recipe says which one 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 
 from weightspace.errors import WeightspaceError
 from weightspace.merging.layers import Layers
 from weightspace.merging.towers import is_language_model, named_tower, tower, words
+from weightspace.suggestions import closest
 
 #: A stack with less than this share of the tensors of the largest one beside it is a head or a stem.
 _SMALL = 0.2
@@ -125,8 +125,8 @@ def _asked(layers: Layers, model: str, asked: str) -> str:
         raise WeightspaceError(
             f"stack: {_short(asked)} could be {_listing(stacks, parts)} in {model}; expected the whole path of one."
         )
-    close = get_close_matches(asked, stacks, n=1)
-    guess = f" Did you mean {_short(close[0])}?" if close else ""
+    close = closest(asked, stacks)
+    guess = "" if close is None else f" Did you mean {_short(close)}?"
     raise WeightspaceError(
         f"{model} has no stack of layers {_short(asked)!r}; it has {_listing(stacks, list(stacks))}.{guess}"
     )

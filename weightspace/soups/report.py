@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from weightspace.checkpoints import StateDict
-from weightspace.checkpoints.disk import check_regular, replacing_file
+from weightspace.checkpoints.disk import replacing_file
+from weightspace.checkpoints.json_file import read_json_object
 from weightspace.errors import WeightspaceError
 from weightspace.soups.candidates import Alone, Mean
 from weightspace.soups.ensembles import ensembled
@@ -93,14 +94,11 @@ class SoupReport:
             WeightspaceError: the file cannot be read, or isn't a report of soups.
         """
         try:
-            check_regular(Path(path))
-            fields: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+            fields = read_json_object(Path(path))
             rows = tuple(Row(**{**row, "chosen": tuple(row["chosen"])}) for row in fields.pop("rows"))
             singles = {split: tuple(scores) for split, scores in fields.pop("singles").items()}
             names, shifts = (tuple(fields.pop(name)) for name in ("names", "shifts"))
             return cls(**fields, names=names, shifts=shifts, rows=rows, singles=singles)
-        except OSError as error:
-            raise WeightspaceError(f"{path} cannot be read: {error.strerror or error}.") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise WeightspaceError(f"{path} isn't a report of soups ({error}).") from error
 

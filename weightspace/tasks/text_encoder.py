@@ -8,7 +8,6 @@ position of zeros is padding. The only door to tokenizers.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.checkpoints import StateDict, load_checkpoint
+from weightspace.checkpoints.json_file import read_json_object
 from weightspace.errors import WeightspaceError
 
 #: Texts that go through the frozen layers at a time.
@@ -134,7 +134,7 @@ def _frozen(folder: Path, trained: int) -> int:
 
 @lru_cache(maxsize=2)
 def _config(folder: Path) -> dict[str, Any]:
-    config = json.loads(_file(folder, "config.json").read_text())
+    config = read_json_object(_file(folder, "config.json"))
     if config.get("model_type") != "bert" or config.get("hidden_act", "gelu") != "gelu":
         raise WeightspaceError(
             f"{folder} has a model of type {config.get('model_type')!r} with {config.get('hidden_act', 'gelu')!r}; "

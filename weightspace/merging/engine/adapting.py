@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import Any
 
 from weightspace.adapters.adapter import Adapter
@@ -29,6 +28,7 @@ from weightspace.errors import CheckpointError
 from weightspace.merging.engine.embedding import shapes_of
 from weightspace.merging.engine.plan import Member
 from weightspace.merging.engine.promotion import promoted
+from weightspace.suggestions import closest
 
 
 def adapted(member: Member, adapter: Adapter) -> Member:
@@ -142,8 +142,8 @@ def _check_stacks(member: Member, adapter: Adapter, targets: set[str], names: se
 
 def _missing(member: Member, adapter: Adapter, target: str) -> CheckpointError:
     """Return the error for a target that the model lacks."""
-    close = get_close_matches(target, member.contents.tensors, n=1)
-    guess = f" Did you mean {close[0]!r}?" if close else ""
+    close = closest(target, member.contents.tensors)
+    guess = "" if close is None else f" Did you mean {close!r}?"
     return CheckpointError(
         f"{member.source}: {adapter.path} changes {target!r}, which {member.contents.path} has no tensor of.{guess} Is "
         "this adapter for that model?"

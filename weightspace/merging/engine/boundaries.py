@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from weightspace.checkpoints.contents import TensorInfo
+from weightspace.merging.layers import is_number
 from weightspace.merging.towers import Tower, precedes, tower, words
 
 #: Words of modules that read what the last layer gives, whatever else their names say (``pre_classifier``).
@@ -117,7 +118,7 @@ class Boundaries:
         if depth >= min(len(parts), len(self._stack)):
             return None
         here, there = parts[depth], self._stack[depth]
-        if here.isdigit() and there.isdigit():
+        if is_number(here) and is_number(there):
             return int(here) < int(there)
         own, other = ({"encoder", "decoder"} & set(words(part)) for part in (here, there))
         return "encoder" in own if own and other and own != other else None

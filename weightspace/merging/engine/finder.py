@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from weightspace.checkpoints.buffers import is_computed
 from weightspace.checkpoints.contents import TensorInfo
@@ -13,6 +12,7 @@ from weightspace.merging.engine.embedding import counterpart
 from weightspace.merging.engine.plan import Member, Ref
 from weightspace.merging.engine.prefixes import suggested_prefix
 from weightspace.merging.recipe import Recipe, Slice
+from weightspace.suggestions import closest
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,12 @@ class TensorFinder:
         """Refuse, or warn of, a tensor that some models lack."""
         index, name = lacking[0]
         own, known = self.members[index].contents.tensors, self.members[present[0]].contents.tensors
-        close = get_close_matches(name, [other for other in own if other not in known], n=1)
+        close = closest(name, (other for other in own if other not in known))
         has, lacks = self.members[present[0]].label, self.members[index].label
         line = f"{lacks} has no tensor {name!r}, which {has} has."
         if self.warn is None:
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            if prefix := suggested_prefix(name, close):
+            hint = "" if close is None else f" Did you mean {close!r}?"
+            if prefix := suggested_prefix(name, () if close is None else (close,)):
                 hint += f" --strip-prefix {prefix} takes the prefix off."
             raise CheckpointError(f"{line}{hint} Expected the same tensors in all; --lenient copies it from {has}.")
         self.warn(f"{line} It is copied from {has}.")

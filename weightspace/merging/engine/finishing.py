@@ -10,6 +10,7 @@ from typing import Any
 from weightspace.checkpoints.companions import copy_companions
 from weightspace.checkpoints.disk import one_line_errors, synced_file
 from weightspace.checkpoints.folder import CARD
+from weightspace.escaping import markdown_block, markdown_code, markdown_text, one_line
 from weightspace.merging.engine.chat_templates import write_template
 from weightspace.merging.engine.plan import Plan
 
@@ -60,26 +61,31 @@ def _card(plan: Plan, metadata: Mapping[str, str]) -> str:
         "- weightspace",
         "---",
         "",
-        f"# {plan.title}",
+        f"# {markdown_text(plan.title)}",
         "",
-        f"Merged by {metadata['version']} with the method `{row.name}`"
-        + (f" ({row.formula}; {row.source})." if row.formula else "."),
+        f"Merged by {metadata['version']} with the method {markdown_code(row.name)}"
+        + (f" ({markdown_text(row.formula)}; {markdown_text(row.source)})." if row.formula else "."),
         "",
         "## Recipe",
         "",
-        "```yaml",
-        metadata["recipe"].strip(),
-        "```",
+        markdown_block(metadata["recipe"].strip(), "yaml"),
         "",
-        *(["## Notices", "", *(f"- {line}" for line in plan.notices), ""] if plan.notices else []),
+        *_notices(plan),
         "## Files that went in",
         "",
         "| file | SHA-256 |",
         "|---|---|",
-        *(f"| `{entry['name']}` | `{entry['sha256'] or 'not taken'}` |" for entry in inputs),
+        *(f"| {markdown_code(entry['name'])} | `{entry['sha256'] or 'not taken'}` |" for entry in inputs),
         "",
     ]
     return "\n".join(lines)
+
+
+def _notices(plan: Plan) -> list[str]:
+    """Return what was decided, as a list."""
+    if not plan.notices:
+        return []
+    return ["## Notices", "", *(f"- {markdown_text(one_line(line))}" for line in plan.notices), ""]
 
 
 def _json(content: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import math
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -66,11 +67,12 @@ def check_something_in_common(sources: Sequence[Member]) -> None:
         )
 
 
-def check_evidence(row: Method, sources: Sequence[Member], jobs: Sequence[Job]) -> None:
+def check_evidence(row: Method, members: Sequence[Member], sources: Sequence[Member], jobs: Sequence[Job]) -> None:
     """Check that a method which needs statistics of data has them of every model, and others have none.
 
     Args:
         row: the method.
+        members: all checkpoints, by the numbers that the jobs have them under.
         sources: the models, the base aside.
         jobs: the tensors of the output.
 
@@ -100,6 +102,30 @@ def check_evidence(row: Method, sources: Sequence[Member], jobs: Sequence[Job]) 
             raise CheckpointError(
                 f"{member.evidence.path} is no evidence for {member.label}: it has none of its tensors, but "
                 f"{next(iter(member.evidence.tensors))!r}. Was it collected for this network?"
+            )
+    for job in jobs:
+        if job.merges and effective_name(job.name) == job.name:  # parts of weights are looked at when they are read
+            _check_evidence_of(row, members, job)
+
+
+def _check_evidence_of(row: Method, members: Sequence[Member], job: Job) -> None:
+    """Check that all models have statistics about a tensor, of the shape that the method reads, or none has any."""
+    shapes: dict[str, tuple[int, ...] | None] = {}
+    for index, name in job.inputs:
+        evidence = members[index].evidence
+        known = {} if evidence is None else evidence.tensors
+        shapes[members[index].label] = tuple(known[name].shape) if name in known else None
+    if all(shape is None for shape in shapes.values()):
+        return
+    own = tuple(job.info.shape)
+    width = math.prod(own) // max(1, own[0]) if own else 0
+    expected = own if row.evidence == "fisher" else (width, width)
+    for label, shape in shapes.items():
+        if shape != expected:
+            found = "none" if shape is None else f"one of shape {shape}"
+            raise CheckpointError(
+                f"The evidence of {label} for {job.name!r}: found {found}, expected one of shape {expected}. "
+                "Was it collected for this network?"
             )
 
 

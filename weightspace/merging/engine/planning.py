@@ -108,7 +108,7 @@ def make_plan(
     check_effects(recipe, named, making.reading, ignored)
     planner = _Planner(recipe, row, members, making.finite)
     jobs = with_parametrizations([planner.job(output) for output in named.outputs], named.tied, members)
-    check_evidence(row, _models(recipe, members), jobs)
+    check_evidence(row, members, _models(recipe, members), jobs)
     donor = _donor(recipe, members)
     tokenizer = tokenizer_folder(recipe, members, donor, making.reading, note)
     if tokenizer is None:

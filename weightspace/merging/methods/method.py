@@ -13,6 +13,9 @@ from weightspace.suggestions import unknown
 #: What a method must see at once: any stretch of elements, whole slices along dim 0, or the whole tensor.
 Grain: TypeAlias = Literal["elements", "slices", "whole"]
 
+#: The largest weight or parameter, far below what float32 holds: beyond it nothing but an overflow can come out.
+LARGEST = 1e30
+
 #: Elements in a piece: few enough for a few copies in float32 to stay near the core, enough to outweigh each call.
 PIECE = 2**17
 
@@ -73,6 +76,10 @@ class Parameter:
         kind = "a whole number" if whole else "a finite number"
         bounds = f" from {self.low:g} to {self.high:g}" if (self.low, self.high) != (-math.inf, math.inf) else ""
         number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        if LARGEST < abs(number) < math.inf:
+            raise WeightspaceError(
+                f"Parameter {self.name!r} is a number of at most {LARGEST:g}, found {shown(number)}."
+            )
         if not math.isfinite(number) or not self.low <= number <= self.high or (whole and number != int(number)):
             raise WeightspaceError(f"Parameter {self.name!r} is {kind}{bounds}, found {value!r}.")
         return int(number) if whole else float(number)
@@ -162,3 +169,8 @@ class Method:
                 f"Parameter {parameter.name!r} has {len(several)} values for {models} models; expected one a model."
             )
         return [parameter.checked(parameter.default if one is None else one) for one in several]
+
+
+def shown(number: float) -> str:
+    """Return a number as errors show it: whole ones of thousands of digits cannot even be written."""
+    return f"one of {number.bit_length():,} bits" if isinstance(number, int) else f"{number:g}"
