@@ -27,7 +27,7 @@ from weightspace.elementwise.small import restore_negative_zeros, small_places
 BLOCK, _PIECE, _SMALL = 2**19, 2**17, 2**16
 
 #: So few elements are faster combined one by one.
-_FEW = 12
+_FEW = 32
 
 #: A result below this share of the terms of others is what its own terms leave of each other.
 _SMALL_SHARE = 2.0**-20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -20,14 +21,18 @@ def small_places(out: Tensor, bound: float) -> Tensor:
         bound: the size, 0 or more.
     """
     number = _NUMPY.get(out.itemsize)
-    if out.device.type != "cpu" or number is None:
+    if out.device.type != "cpu" or number is None or not len(out):
         return (_plain(out).abs() <= bound).nonzero()[:, 0]
     # Without their sign the bits of numbers sort as the numbers do.
     bits = np.left_shift(out.view(_INTEGERS[out.itemsize]).numpy().view(number), number(1))
-    limit = torch.tensor([bound]).to(out.dtype).view(_INTEGERS[out.itemsize]).numpy().view(number)[0] * number(2)
-    return torch.from_numpy(
-        np.flatnonzero(bits <= limit) if bits.min(initial=limit) <= limit else np.empty(0, np.int64)
-    )
+    limit = _doubled_bits(bound, out.dtype)
+    return torch.from_numpy(np.flatnonzero(bits <= limit)) if bits.min() <= limit else torch.empty(0, dtype=torch.int64)
+
+
+@lru_cache(maxsize=8)
+def _doubled_bits(number: float, dtype: torch.dtype) -> int:
+    """Return the bits of a number of 0 or more, without their sign."""
+    return 2 * int(torch.tensor([number]).to(dtype).view(_INTEGERS[dtype.itemsize])[0])
 
 
 def restore_negative_zeros(out: Tensor, places: Tensor, tensors: Sequence[Tensor]) -> None:

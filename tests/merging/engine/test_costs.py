@@ -78,4 +78,4 @@ def test_what_needs_no_slices_is_promised_and_read_in_pieces(folder: Path, tmp_p
     sources = [folder / "a.safetensors", folder / "b.safetensors"]
     for method in ("nuslerp", "model_stock"):
         report = merge_files(sources, tmp_path / "out", method=method, base=folder / "base.safetensors", dry_run=True)
-        assert report.memory < 12 * 2**20  # of 24 MiB of inputs
+        assert report.memory < 36 * 2**20  # 48 MiB of inputs in float64

@@ -12,6 +12,9 @@ from weightspace.merging.methods.method import PIECE
 #: results that wait for others.
 _COPIES = 14
 
+#: Elements of a model that linear combinations read at a time.
+_BLOCK = 4 * PIECE
+
 #: Copies of the whole tensor that a method of singular vectors holds for each model: factors, and workspace.
 _WHOLE_COPIES = 5
 
@@ -64,7 +67,7 @@ def _merge_memory(plan: Plan, job: Job, shape: tuple[int, ...], itemsize: int) -
     if _by_slices(plan, job):
         row = math.prod(shape[1:]) if len(shape) > 1 else numel
         return itemsize * min(numel, max(row, PIECE)) * (2 * models + plan.method.copies)
-    return itemsize * min(numel, PIECE) * (2 * models + _COPIES)
+    return itemsize * (min(numel, PIECE) * (2 * models + _COPIES) + min(numel, _BLOCK) * (models + 1))
 
 
 def _by_slices(plan: Plan, job: Job) -> bool:
