@@ -173,3 +173,10 @@ def test_ids_of_thousands_of_digits_are_none(number: str, tmp_path: Path) -> Non
     decoder = {"0": {"content": "a"}, number: {"content": "b"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
     assert read_vocabulary(tmp_path).tokens == {"added_tokens_decoder": {"a": 0}}
+
+
+@pytest.mark.parametrize("entry", [[[1], 0.5], [{"a": 1}, 0.5], [], [1, 0.5], "x", None])
+def test_entries_of_a_unigram_model_that_are_no_pairs_are_refused(entry: Any, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": [["x", 0.5], entry]}}))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is no tokenizer: expected pairs of token and score"):
+        read_vocabulary(tmp_path)

@@ -173,7 +173,11 @@ def _of_tokenizer_json(content: Mapping[str, Any], path: Path) -> Tokens:
     """Return the tokens of the model and those added to it."""
     listed = _model(content).get("vocab", {})
     if isinstance(listed, list):  # unigram models: token and score
-        listed = {pair[0]: index for index, pair in enumerate(listed) if isinstance(pair, list) and pair}
+        if not all(isinstance(pair, list) and pair and isinstance(pair[0], str) for pair in listed):
+            raise CheckpointError(
+                f"{path} is no tokenizer: expected pairs of token and score in the vocab of its model."
+            )
+        listed = {pair[0]: index for index, pair in enumerate(listed)}
     added = content.get("added_tokens") or []
     if not isinstance(listed, dict) or not isinstance(added, list) or not all(isinstance(one, dict) for one in added):
         raise CheckpointError(f"{path} is no tokenizer: expected a model with a vocab, and a list of added_tokens.")
