@@ -9,8 +9,8 @@ side by so much that the arithmetic can see it.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
-from fractions import Fraction
 
 import numpy as np
 import torch
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from weightspace.elementwise.coefficients import Coefficients
 from weightspace.elementwise.double_word import narrowed, quotient, rounded_once, weighted_sum
-from weightspace.elementwise.formats import nearest, significand_bits
+from weightspace.elementwise.formats import significand_bits
 from weightspace.elementwise.nonfinite import is_finite, replace_nonfinite
 from weightspace.elementwise.sampling import Judge, nudge
-from weightspace.elementwise.small import restore_negative_zeros, small_places
+from weightspace.elementwise.small import restore_negative_zeros, room_for, small_places
 
 #: Elements that are judged together; that are combined at a time, for which memory is held; and by double words.
 BLOCK, _PIECE, _SMALL = 2**19, 2**17, 2**16
@@ -81,6 +81,7 @@ class Combiner:
         self._arithmetic: torch.dtype | None = None
         self._cancelling, self._enlarging, self._small = False, 1.0, 0.0
         self._rooms: dict[torch.dtype, list[Tensor]] = {}
+        self._bits = None if self._keeps_zeros else room_for(_PIECE, dtype)
 
     def _judge_block(self, used: Sequence[Tensor]) -> None:
         """Choose the arithmetic of a block."""
@@ -143,7 +144,7 @@ class Combiner:
             piece = out[start : start + _PIECE]
             self._compute(piece, _ranges(tensors, start, start + _PIECE), dtype)
             if not self._keeps_zeros:
-                places.append(small_places(piece, self._small).add_(start))
+                places.append(small_places(piece, self._small, self._bits).add_(start))
         return torch.cat(places)
 
     def _mend_small(self, out: Tensor, places: Tensor, tensors: Sequence[Tensor]) -> None:
@@ -160,11 +161,12 @@ class Combiner:
             restore_negative_zeros(out, places, tensors)
 
     def _element(self, values: Sequence[float]) -> float:
-        """Return one element, rounded once; the sum of nothing but −0.0 is −0.0."""
+        """Return one element to the digits of float64; the sum of nothing but −0.0 is −0.0."""
         if not any(values):
             return -0.0 if all(math.copysign(1.0, value) < 0 for value in values) else 0.0
-        pairs = zip(self._coefficients.exact, values, strict=True)
-        return nearest(sum((coefficient * Fraction(value) for coefficient, value in pairs), Fraction(0)), self.dtype)
+        integers, divisor = self._coefficients.integers or ((), 1)
+        whole = math.fsum(map(operator.mul, integers, values)) / divisor  # of products without error
+        return whole + math.fsum(map(operator.mul, map(float, self._coefficients.deviations), values))
 
     # --- In float32 or float64 ---
 

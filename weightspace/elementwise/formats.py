@@ -1,8 +1,6 @@
-"""The float formats of torch: their bits and exponents, and the nearest number of one."""
+"""The float formats of torch: their bits and exponents."""
 
 from __future__ import annotations
-
-from fractions import Fraction
 
 import torch
 
@@ -27,12 +25,3 @@ def significand_bits(dtype: torch.dtype) -> int:
 def least_exponent(dtype: torch.dtype) -> int:
     """Return the exponent of the least normal number of a real float dtype."""
     return _FORMATS[dtype][1]
-
-
-def nearest(value: Fraction, dtype: torch.dtype) -> float:
-    """Return the number of a dtype that is nearest to a value well below its largest one, ties to even."""
-    bits, least = _FORMATS[dtype]
-    exponent = value.numerator.bit_length() - value.denominator.bit_length()
-    exponent -= abs(value) < Fraction(2) ** exponent
-    unit = Fraction(2) ** (max(exponent, least) - bits + 1)
-    return float(round(value / unit) * unit)

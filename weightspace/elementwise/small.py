@@ -13,18 +13,26 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _NUMPY = {2: np.uint16, 4: np.uint32}
 
 
-def small_places(out: Tensor, bound: float) -> Tensor:
+def room_for(count: int, dtype: torch.dtype) -> np.ndarray | None:
+    """Return memory for ``small_places`` of so many elements, or None where it needs none."""
+    number = _NUMPY.get(dtype.itemsize)
+    return None if number is None else np.empty(count, number)
+
+
+def small_places(out: Tensor, bound: float, room: np.ndarray | None = None) -> Tensor:
     """Return the positions of elements of at most some size.
 
     Args:
         out: 1-D and contiguous, of any float dtype.
         bound: the size, 0 or more.
+        room: memory to work in, from ``room_for``, as long as ``out`` at least.
     """
     number = _NUMPY.get(out.itemsize)
     if out.device.type != "cpu" or number is None or not len(out):
         return (_plain(out).abs() <= bound).nonzero()[:, 0]
     # Without their sign the bits of numbers sort as the numbers do.
-    bits = np.left_shift(out.view(_INTEGERS[out.itemsize]).numpy().view(number), number(1))
+    numbers = out.view(_INTEGERS[out.itemsize]).numpy().view(number)
+    bits = np.left_shift(numbers, number(1), out=None if room is None else room[: len(out)])
     limit = _doubled_bits(bound, out.dtype)
     return torch.from_numpy(np.flatnonzero(bits <= limit)) if bits.min() <= limit else torch.empty(0, dtype=torch.int64)
 
