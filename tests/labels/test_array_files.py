@@ -1,5 +1,6 @@
 """Files of numbers, names and edges: read as they are, or refused in a line before they take time or memory."""
 
+import io
 import struct
 import time
 import zipfile
@@ -173,3 +174,28 @@ def test_names_may_hold_what_ends_lines_elsewhere(tmp_path: Path) -> None:
 def test_a_list_of_names_may_be_longer_than_the_name_of_a_file(count: int) -> None:
     names = [f"n{number}" for number in range(count)]
     assert read_names(",".join(names)) == names
+
+
+@pytest.mark.parametrize(
+    ("method", "place", "byte"),
+    [
+        (zipfile.ZIP_DEFLATED, 6, 128),  # the version that is needed
+        (zipfile.ZIP_DEFLATED, 8, 1),  # encrypted
+        (zipfile.ZIP_DEFLATED, 10, 99),  # no way to compress that is known
+        (zipfile.ZIP_BZIP2, None, 7),
+        (zipfile.ZIP_LZMA, None, 7),
+    ],
+    ids=["version", "encrypted", "unknown method", "damaged bzip2", "damaged lzma"],
+)
+def test_records_that_cannot_be_unpacked_are_refused(method: int, place: int | None, byte: int, tmp_path: Path) -> None:
+    npy = io.BytesIO()
+    np.save(npy, np.arange(200.0))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", method) as archive:
+        archive.writestr("scores.npy", npy.getvalue())
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    if place is None:
+        content[60:64] = bytes(byte ^ old for old in content[60:64])
+    else:
+        content[content.index(b"PK\1\2") + place] = byte
+    (tmp_path / "x.npz").write_bytes(content)
+    refused(tmp_path / "x.npz")

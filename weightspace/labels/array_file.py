@@ -5,6 +5,7 @@ Nothing is unpickled, and a file that claims more than it holds, or becomes far 
 
 from __future__ import annotations
 
+import lzma
 import math
 import os
 import warnings
@@ -27,6 +28,9 @@ _SMALL = 500_000_000
 
 #: Whatever reading the literal in a header may raise.
 _HEADER_ERRORS = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, EOFError, OSError, TokenError)
+
+#: Whatever reading a record may raise: it is damaged, encrypted, or compressed in a way that nobody knows.
+_ARCHIVE_ERRORS = (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError)
 
 
 class ArrayFileError(ValueError):
@@ -86,7 +90,7 @@ class _Arrays(Mapping[str, Any]):
                 content = bytearray(file.read())
             array = np.frombuffer(content, dtype)
             return array.reshape(shape, order="F" if fortran_order else "C")
-        except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+        except _ARCHIVE_ERRORS as error:
             raise ArrayFileError(f"damaged ({error})") from error
 
 
