@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,9 +15,9 @@ import click
 from weightspace.escaping import escaped, one_line
 
 
-def echo(line: str = "", *, err: bool = False) -> None:
+def echo(line: str | Path = "", *, err: bool = False) -> None:
     """Print a line, on stderr if asked; names from files can neither drive the terminal nor begin another line."""
-    click.echo(escaped(line), err=err)
+    click.echo(escaped(str(line)), err=err)
 
 
 def warn(line: str) -> None:

@@ -94,7 +94,7 @@ def test_shifts_of_a_task_are_scored_and_drawn(tmp_path: Path) -> None:
 def test_files_that_hold_no_report_are_refused(tmp_path: Path) -> None:
     for content in ("", "[]", "{}", '{"rows": 3}'):
         (tmp_path / "r.json").write_text(content)
-        with pytest.raises(WeightspaceError, match="isn't a report of soups"):
+        with pytest.raises(WeightspaceError, match=r"isn't a report of soups|is not valid JSON|expected an object"):
             SoupReport.load(tmp_path / "r.json")
     with pytest.raises(WeightspaceError, match="cannot be read"):
         SoupReport.load(tmp_path / "gone.json")
