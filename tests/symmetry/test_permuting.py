@@ -186,3 +186,11 @@ def test_permutations_of_other_specs_are_refused(derived: Any) -> None:
 
 def test_sizes_of_patterns_add_and_multiply() -> None:
     assert [size_of(axis, SPEC.groups) for axis in SPEC.axes["deep"]] == [14, 6]
+
+
+def test_units_of_an_inner_group_without_its_outer_one_are_refused() -> None:
+    spec = PermutationSpec(
+        groups={"h": 2, "d": 3}, outer={"d": "h"}, axes={"w": parse_axes("(h [d])"), "v": parse_axes("[d]")}
+    )
+    with pytest.raises(SpecError, match="units of 'd', which lie inside 'h'"):
+        permute(spec, Permutation.identity(spec), {"w": torch.ones(6), "v": torch.ones(3)})

@@ -235,6 +235,12 @@ def permute_block(block: Block, indices: Mapping[str, Tensor], outer: Mapping[st
 
 
 def outer_place(groups: list[str | None], place: int, outer: str) -> int:
-    """Return the dimension of a block that says which row of an inner group applies: the nearest to its left."""
+    """Return the dimension of a block that says which row of an inner group applies: the nearest to its left.
+
+    Raises:
+        SpecError: the block has no dimension of the outer group.
+    """
+    if outer not in groups:
+        raise SpecError(f"A tensor has units of {groups[place]!r}, which lie inside {outer!r}, but none of {outer!r}.")
     left = [other for other in range(place) if groups[other] == outer]
     return left[-1] if left else groups.index(outer)
