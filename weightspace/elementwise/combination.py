@@ -2,7 +2,7 @@ r"""Linear combinations of tensors, :math:`\sum_i c_i x_i`: the exact value of e
 
 Float32 suffices for most combinations of bfloat16, and float64 for the others; a sample of the elements says where they
 don't: where terms cancel, or differ so much in size that the small ones are lost. There double words are used. What is
-half-ratio between two numbers of the output but for the last digits of a weight (see ``coefficients``) is moved to its
+half-way between two numbers of the output but for the last digits of a weight (see ``coefficients``) is moved to its
 side by so much that the arithmetic can see it.
 """
 
@@ -24,13 +24,16 @@ from weightspace.elementwise.sampling import Judge, nudge
 from weightspace.elementwise.small import restore_negative_zeros, room_for, small_places
 
 #: Elements that are judged together; that are combined at a time, for which memory is held; and by double words.
-BLOCK, _PIECE, _SMALL = 2**19, 2**17, 2**16
+BLOCK, _PIECE, _SMALL = 2**20, 2**17, 2**16
 
 #: So few elements are faster combined one by one.
 _FEW = 32
 
 #: A result below this share of the terms of others is what its own terms leave of each other.
 _SMALL_SHARE = 2.0**-20
+
+#: Dtypes whose arithmetic torch does in float32.
+_NARROW = (torch.float16, torch.bfloat16)
 
 #: The sums and means of two numbers.
 _OF_TWO = (((1, 1), 1), ((1, 1), 2))
@@ -74,12 +77,14 @@ class Combiner:
         coefficients = self._coefficients = coefficients.without_zeros
         self._copies = coefficients.exact == (1,)
         self._of_two = coefficients.integers in _OF_TWO and not coefficients.deviating
-        # Sums of −0.0 keep their sign, unless a factor or a nudge turns it.
-        self._line = len(coefficients.used) == 2 and coefficients.affine
-        self._keeps_zeros = min(coefficients.exact, default=0) > 0 and not coefficients.deviating
+        self._line = _line_order(coefficients)
+        # Sums of −0.0 keep their sign, unless a factor, a nudge or a point on a line turns it.
+        turns = coefficients.deviating or (self._line and coefficients.integers is None)
+        self._keeps_zeros = min(coefficients.exact, default=0) > 0 and not turns
         self._judge = Judge(coefficients, dtype)
         self._arithmetic: torch.dtype | None = None
-        self._cancelling, self._enlarging, self._small = False, 1.0, 0.0
+        self._factors: Sequence[float] | None = None
+        self._cancelling, self._small = False, 0.0
         self._rooms: dict[torch.dtype, list[Tensor]] = {}
         self._bits = None if self._keeps_zeros else room_for(_PIECE, dtype)
 
@@ -105,7 +110,20 @@ class Combiner:
                 self._small = _SMALL_SHARE * self._judge.size()
             if self._judge.moves:
                 self._cancelling = self._judge.cancels()
-                self._enlarging = self._judge.enlarging() if self.dtype == torch.float32 else 1.0
+            self._factors = self._plain_factors()
+
+    def _plain_factors(self) -> Sequence[float] | None:
+        """Return the coefficients of a plain sum that rounds to the right sides, or None where there are none."""
+        coefficients, enlarging = self._coefficients, None
+        if coefficients.integers is None or (coefficients.deviating and not self._judge.moves):
+            return coefficients.values
+        if not coefficients.deviating or self._cancelling:
+            return None
+        if self.dtype == torch.float32:
+            enlarging = self._judge.enlarging()
+        elif self._line and self._arithmetic == torch.float32:
+            enlarging = self._judge.line_enlarging()
+        return None if enlarging is None else coefficients.deviated(enlarging)
 
     def into(self, out: Tensor, tensors: Sequence[Tensor]) -> bool:
         """Combine one block.
@@ -140,9 +158,16 @@ class Combiner:
     def _compute_pieces(self, out: Tensor, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """Combine in float32 or float64; return the positions of results whose digits or sign that may have lost."""
         places = [torch.empty(0, dtype=torch.int64)]
+        # From narrow tensors to a narrow one, lerp computes in float32, and rounds once.
+        narrow = dtype == torch.float32 and all(tensor.dtype == self.dtype for tensor in tensors)
+        factors = self._factors if self._line and narrow and self.dtype in _NARROW else None
         for start in range(0, len(out), _PIECE):
             piece = out[start : start + _PIECE]
-            self._compute(piece, _ranges(tensors, start, start + _PIECE), dtype)
+            parts = _ranges(tensors, start, start + _PIECE)
+            if factors is not None:
+                self._plain_sum(parts, factors, piece)
+            else:
+                self._compute(piece, parts, dtype)
             if not self._keeps_zeros:
                 places.append(small_places(piece, self._small, self._bits).add_(start))
         return torch.cat(places)
@@ -174,12 +199,10 @@ class Combiner:
         """Combine in one of them."""
         *terms, spare = self._read(tensors, dtype)
         coefficients = self._coefficients
-        if coefficients.integers is None or (coefficients.deviating and not self._judge.moves):
-            total = _weighted_sum(terms, coefficients.values, terms[0])
-        elif not coefficients.deviating:
+        if self._factors is not None:
+            total = self._plain_sum(terms, self._factors, terms[0])
+        elif coefficients.integers is not None and not coefficients.deviating:
             total = _whole_sum(terms, *coefficients.integers, terms[0])
-        elif self.dtype == torch.float32 and not self._cancelling:
-            total = _weighted_sum(terms, coefficients.deviated(self._enlarging), terms[0])
         else:
             total = self._nudged(terms, spare)
         out.copy_(total if self.dtype.itemsize >= total.itemsize / 2 else narrowed(total, self.dtype))
@@ -202,23 +225,16 @@ class Combiner:
         size = sign * nudge(total.dtype, self.dtype)
         if self.dtype.itemsize < 4 and total.dtype == torch.float64:
             total, away = total.to(torch.float32), away.to(torch.float32)
-        if not self._cancelling:
-            return total.sub_(torch.copysign(total, away, out=away), alpha=size)
-        # Where models are equal, deviations can leave nothing of each other: what is half-ratio then stays so.
+        # Where models are equal, deviations can leave nothing of each other: what is half-way then stays so.
         return total.addcmul_(total.abs(), away.sign_(), value=-size)
 
     def _total_and_away(self, terms: list[Tensor], spare: Tensor) -> tuple[Tensor, Tensor, float]:
         """Return the sum, and what times a sign, which is the third, leads away from the sum of the deviations."""
         coefficients = self._coefficients
-        if self._line:
-            # From the end of the line that the deviations lead away from. Equal ends differ by +0.0.
-            near, far = (0, 1) if coefficients.directions[0] < 0 else (1, 0)
-            away = torch.sub(terms[near], terms[far], out=terms[far])
-            return torch.sub(terms[near], away, alpha=coefficients.values[far], out=spare), away, 1.0
         if self._cancelling and coefficients.integers is not None:
             total = _whole_sum(terms, *coefficients.integers, spare)
         else:
-            total = _weighted_sum(terms, coefficients.values, spare)
+            total = self._plain_sum(terms, [float(simple) for simple in coefficients.simple or ()], spare)
         directions = {index: ratio for index, ratio in enumerate(coefficients.directions) if ratio}
         first = min(directions, key=lambda index: abs(abs(directions[index]) - 1))
         away = terms[first] if abs(directions[first]) == 1 else terms[first].mul_(abs(directions[first]))
@@ -226,6 +242,17 @@ class Combiner:
         for index, ratio in directions.items():
             away.add_(terms[index], alpha=sign * ratio)
         return total, away, -sign
+
+    def _plain_sum(self, terms: Sequence[Tensor], values: Sequence[float], out: Tensor) -> Tensor:
+        """Return ``Σ c_i x_i`` in ``out``, which may be the first term."""
+        if self._line:
+            near, far = self._line
+            return torch.lerp(terms[near], terms[far], values[far], out=out)
+        (first, factor), *others = [pair for pair in zip(terms, values, strict=True) if pair[1]]
+        total = torch.mul(first, factor, out=out)
+        for term, value in others:
+            total.add_(term, alpha=value)
+        return total
 
     # --- By double words ---
 
@@ -253,12 +280,12 @@ def _whole_sum(terms: Sequence[Tensor], numerators: Sequence[int], divisor: int,
     return total.div_(divisor)
 
 
-def _weighted_sum(terms: Sequence[Tensor], values: Sequence[float], out: Tensor) -> Tensor:
-    """Return ``Σ c_i x_i`` in ``out``, which may be the first term."""
-    total = torch.mul(terms[0], values[0], out=out)
-    for term, value in zip(terms[1:], values[1:], strict=True):
-        total.add_(term, alpha=value)
-    return total
+def _line_order(coefficients: Coefficients) -> tuple[int, int] | None:
+    """Return the positions of the larger and of the smaller of two coefficients that sum to 1, or None."""
+    if len(coefficients.used) != 2 or not coefficients.affine:
+        return None
+    first, second = map(abs, coefficients.values)
+    return (0, 1) if first >= second else (1, 0)
 
 
 def _single(tensor: Tensor) -> Tensor:

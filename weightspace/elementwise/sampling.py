@@ -26,6 +26,12 @@ _NONE = 2.0**-40
 #: A sum is half-way between two numbers within this share of their distance: float64 is finer, and less is no chance.
 _BESIDE = 2.0**-32
 
+#: What float32 sees of a point on a line, relative to it: half of its last digit.
+_SEEN = 2.0**-24
+
+#: The share of sums that may be moved over a half-way point by that.
+_MOVED = 4e-4
+
 _TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -77,7 +83,7 @@ class Judge:
         self._bits = max(significand_bits(tensor.dtype) for tensor in tensors)
         self._sums = np.abs(self._rows @ self._values)
         self._magnitudes = np.abs(self._values)
-        self.moves = self._deviating and self._is_half_way()
+        self.moves = self._deviating and (self._out == torch.float32 or self._finds_half_way())
 
     def suits(self, dtype: torch.dtype) -> bool:
         """Return whether few enough elements round to the wrong side when combined in float32 or float64."""
@@ -108,6 +114,22 @@ class Judge:
         wanted = nudge(torch.float64, torch.float32)
         return min(max(wanted * float(size / deviation), 1.0), 2.0**40) if deviation > 0 else 1.0
 
+    def line_enlarging(self) -> float | None:
+        """Return by how much to enlarge the deviations of a line for float32 to see them, or None.
+
+        None: they are so small in some sums that in others they would move too many over a half-way point.
+        """
+        sums, deviations = self._sums
+        deviation = np.abs(self._rows[1]).max()
+        digits = significand_bits(self._out)
+        for shift in range(digits - 2, 0, -2):  # of the weight, in float32's half digits
+            enlarging = _SEEN * 2.0**shift / deviation
+            moves = np.ldexp(enlarging * deviations, digits - self._exponents)
+            unseen = enlarging * deviations[self._half_way] < _SEEN * sums[self._half_way]
+            if moves.clip(max=1).mean() <= _MOVED:
+                return float(enlarging) if unseen.sum() / 2 <= _MOVED * len(sums) else None
+        return None
+
     def size(self) -> float:
         """Return the mean size of the sums of the sizes of terms."""
         return float((self._sizes @ self._magnitudes).mean())
@@ -121,13 +143,12 @@ class Judge:
         none = self._sums[1] <= _NONE * (np.abs(self._rows[1]) @ self._magnitudes)
         return bool((~equal & none).any())
 
-    def _is_half_way(self) -> bool:
-        """Return whether some sum is half-way between two numbers of the output, but for deviations."""
-        if self._out == torch.float32:
-            return True
-        exponents = np.maximum(np.frexp(self._sums[0])[1], least_exponent(self._out) + 1)
-        steps = np.ldexp(self._sums[0], significand_bits(self._out) - exponents)
-        return bool((np.abs(steps - np.floor(steps) - 0.5) < _BESIDE).any())
+    def _finds_half_way(self) -> bool:
+        """Find the sums that are half-way between two numbers of the output, but for deviations."""
+        self._exponents = np.maximum(np.frexp(self._sums[0])[1], least_exponent(self._out) + 1)
+        steps = np.ldexp(self._sums[0], significand_bits(self._out) - self._exponents)
+        self._half_way = np.abs(steps - np.floor(steps) - 0.5) < _BESIDE
+        return bool(self._half_way.any())
 
     def _doubtful(self, digits: int) -> np.ndarray:
         """Return how likely each element rounds to the wrong side, for what its terms leave of each other."""

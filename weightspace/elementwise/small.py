@@ -32,7 +32,7 @@ def small_places(out: Tensor, bound: float, room: np.ndarray | None = None) -> T
         return (_plain(out).abs() <= bound).nonzero()[:, 0]
     # Without their sign the bits of numbers sort as the numbers do.
     numbers = out.view(_INTEGERS[out.itemsize]).numpy().view(number)
-    bits = np.left_shift(numbers, number(1), out=None if room is None else room[: len(out)])
+    bits = np.add(numbers, numbers, out=None if room is None else room[: len(out)])
     limit = _doubled_bits(bound, out.dtype)
     return torch.from_numpy(np.flatnonzero(bits <= limit)) if bits.min() <= limit else torch.empty(0, dtype=torch.int64)
 

@@ -137,7 +137,7 @@ def visible(numbers: Sequence[float], stack: Stack) -> list[float]:
 
 
 def elected_mean(
-    terms: Tensor, weights: Sequence[float], *, normalize: bool, close: list[Tensor] | None = None
+    terms: Tensor, weights: Sequence[float], *, normalize: bool, close: list[np.ndarray] | None = None
 ) -> Tensor:
     """Return the sum of the terms that agree with the sign that they elect, or their weighted mean.
 
@@ -155,7 +155,7 @@ def elected_mean(
     agreeing = terms.mul_(sign).clamp_min_(0)
     result = summed(agreeing, out=None if normalize else agreeing[0])
     if close is not None:
-        close.append(votes.abs_() < result * _CLOSE)
+        close.append(votes.abs_().mul_(1 / _CLOSE).numpy() < result.numpy())
     return _mean_of(result, agreeing, weights).mul_(sign) if normalize else result.mul_(sign)
 
 

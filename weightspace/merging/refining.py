@@ -17,7 +17,7 @@ from weightspace.merging.rounding import doubtful, loses, rounded
 from weightspace.merging.stack import Piece, Stack, check_finite
 
 #: Makes the merged elements of a piece fast. Handed a list, it appends where the vote is all but even.
-Quick: TypeAlias = Callable[[Piece, "list[Tensor] | None"], Tensor]
+Quick: TypeAlias = Callable[[Piece, "list[np.ndarray] | None"], Tensor]
 
 #: Pieces that are judged together, and how many elements are computed by double words at a time.
 _PIECES, _TOGETHER = 16, 2**14
@@ -62,9 +62,10 @@ def refined_pieces(formula: RefinedFormula, stack: Stack, dtype: torch.dtype) ->
         places.append(unsure)
         stop = piece.start + len(result)
         if len(parts) == _PIECES or stop == stack.numel:
-            if _loses(formula, stack, parts):
+            stored = stack.stored(parts[0][0], stop)
+            if _loses(formula, stack, parts, stored):
                 places = [_once_more(formula, stack, start, result) for start, result in parts]
-            _refine(formula.exact, stack, parts, np.concatenate(places))
+            _refine(formula.exact, stored, parts, np.concatenate(places))
             for start, result in parts:
                 if not is_finite(result):
                     _settle(formula, stack, start, result)
@@ -76,7 +77,7 @@ def _quickly(
     formula: RefinedFormula, piece: Piece, dtype: torch.dtype, *, cancelling: bool
 ) -> tuple[Tensor, np.ndarray]:
     """Return the result of a piece by the fast way, and the positions in the tensor of what is doubtful."""
-    close: list[Tensor] | None = [] if formula.exact.deviating else None
+    close: list[np.ndarray] | None = [] if formula.exact.deviating else None
     values = formula.quick(piece, close)
     # A piece's memory is used again for the next one.
     result = rounded(values, dtype) if values.dtype != dtype else values.clone()
@@ -84,19 +85,26 @@ def _quickly(
         return result, np.empty(0, np.int64)
     unsure = doubtful(values, piece.origin if cancelling else None, dtype)
     for votes in close or ():
-        unsure |= votes.numpy()
-    places = np.flatnonzero(unsure)
-    return result, places[result[places].isfinite().numpy()] + piece.start
+        unsure |= votes
+    return result, np.flatnonzero(unsure) + piece.start
 
 
-def _loses(formula: RefinedFormula, stack: Stack, parts: Sequence[tuple[int, Tensor]]) -> bool:
+def _loses(
+    formula: RefinedFormula, stack: Stack, parts: Sequence[tuple[int, Tensor]], stored: Sequence[Tensor]
+) -> bool:
     """Return whether the fast way is too coarse for some pieces, judged by elements from all over them."""
-    start, count = parts[0][0], sum(len(result) for _, result in parts)
-    places = torch.arange(0, count, count // _SAMPLE + 1)
-    models, base = stack.elements(start, start + count, places)
-    results = torch.cat([result for _, result in parts])[places]
+    start, count = parts[0][0], len(stored[0])
+    step = count // _SAMPLE + 1
+    models, base = _elements(stored, slice(None, None, step))
+    results = torch.cat([result[(start - begin) % step :: step] for begin, result in parts])
     computed = stack.work or stack.dtype
     return loses(results, models, base, computed, deviating=formula.exact.deviating)
+
+
+def _elements(stored: Sequence[Tensor], places: Tensor | slice) -> tuple[Tensor, Tensor]:
+    """Return some elements of the models, ``(N, n)``, and of the base behind them, ``(n,)``, in float64."""
+    rows = torch.stack([tensor[places].to(torch.float64) for tensor in stored])
+    return rows[:-1], rows[-1]
 
 
 def _once_more(formula: RefinedFormula, stack: Stack, start: int, result: Tensor) -> np.ndarray:
@@ -105,16 +113,20 @@ def _once_more(formula: RefinedFormula, stack: Stack, start: int, result: Tensor
     return _quickly(formula, piece, result.dtype, cancelling=True)[1]
 
 
-def _refine(exact: MaskedSum, stack: Stack, parts: Sequence[tuple[int, Tensor]], positions: np.ndarray) -> None:
+def _refine(
+    exact: MaskedSum, stored: Sequence[Tensor], parts: Sequence[tuple[int, Tensor]], positions: np.ndarray
+) -> None:
     """Compute what is doubtful by double words, in place."""
-    bits = max(significand_bits(source.dtype) for source in (*stack.sources, stack.base) if source is not None)
-    first, stop = parts[0][0], parts[-1][0] + len(parts[-1][1])
+    bits = max(significand_bits(tensor.dtype) for tensor in stored)
+    first, stop = parts[0][0], parts[0][0] + len(stored[0])
     for some in torch.from_numpy(positions).split(_TOGETHER):
-        models, base = stack.elements(first, stop, some - first)
+        models, base = _elements(stored, some - first)
         exact_results = exact(models, base, some, parts[0][1].dtype, bits)
         bounds = torch.searchsorted(some, torch.tensor([start for start, _ in parts] + [stop])).tolist()
         for (start, result), low, high in zip(parts, bounds, bounds[1:], strict=False):
-            result[some[low:high] - start] = exact_results[low:high]
+            at = some[low:high] - start
+            # What isn't finite is settled later.
+            result[at] = torch.where(result[at].isfinite(), exact_results[low:high], result[at])
 
 
 def _settle(formula: RefinedFormula, stack: Stack, start: int, result: Tensor) -> None:

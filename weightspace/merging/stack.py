@@ -196,10 +196,9 @@ class Stack:
         """Read the tensors once in the dtype that sums and results are computed in."""
         return self.pieces(dtype=self.work)
 
-    def elements(self, start: int, stop: int, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Return some elements of a range, of the models ``(N, n)`` and of the base ``(n,)``, in float64."""
-        rows = torch.stack([source.read(start, stop)[places].to(torch.float64) for source in self._sources])
-        return rows[: len(self.sources)], rows[-1]
+    def stored(self, start: int, stop: int) -> list[Tensor]:
+        """Return the elements of a range as they are stored: of the models, and behind them of the base."""
+        return [source.read(start, stop) for source in self._sources]
 
     def shared_nonfinite(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Return where in a range all tensors, base included, hold the same NaN or infinity, and what they hold."""

@@ -67,7 +67,7 @@ def ties(
     if rescale:
         factors = [weight * restoring for weight, restoring in zip(weights, _restoring(stack, found), strict=True)]
 
-    def quick(piece: Piece, close: list[Tensor] | None) -> Tensor:
+    def quick(piece: Piece, close: list[np.ndarray] | None) -> Tensor:
         terms = scale(trim(back_differences(piece), found, piece.start, stack.dtype), factors)
         return taken_from(piece.origin, elected_mean(terms, weights, normalize=normalize, close=close), lambda_)
 
