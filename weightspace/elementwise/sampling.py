@@ -127,7 +127,7 @@ class Judge:
             moves = np.ldexp(enlarging * deviations, digits - self._exponents)
             unseen = enlarging * deviations[self._half_way] < _SEEN * sums[self._half_way]
             if moves.clip(max=1).mean() <= _MOVED:
-                return float(enlarging) if unseen.sum() / 2 <= _MOVED * len(sums) else None
+                return float(enlarging) if np.count_nonzero(unseen) <= 1 + _MOVED * len(sums) else None
         return None
 
     def size(self) -> float:
