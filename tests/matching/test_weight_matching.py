@@ -256,7 +256,7 @@ def test_restarts_keep_the_highest_objective(derived: Any, state: Any) -> None:
     heights = [weight_matching(spec, target, source, restarts=count).objective[-1] for count in range(6)]
     assert heights == sorted(heights)
     assert heights[-1] > heights[0]
-    with pytest.raises(WeightspaceError, match="restarts must be 0 or more, got -1"):
+    with pytest.raises(WeightspaceError, match="restarts must be at least 0, got -1"):
         weight_matching(spec, target, source, restarts=-1)
 
 

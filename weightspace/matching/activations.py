@@ -7,7 +7,7 @@ the target with every unit of the source is the gain of pairing them, and an asc
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -17,7 +17,7 @@ from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.matching.ascent import Climb, Sweep, Workers
 from weightspace.matching.correlations import correlated
-from weightspace.matching.families import families, pair_blocks
+from weightspace.matching.families import Pair, families, pair_blocks
 from weightspace.matching.matching import Matching, check_matchable, matched
 from weightspace.matching.outward import outward_start
 from weightspace.matching.undecided import decide_by_weights, still_units
@@ -80,9 +80,7 @@ def activation_matching(
     target, source = (_state(one, end) for one, end in ((target_network, "target"), (source_network, "source")))
     check_matchable(spec, target, source)
     pairs = correlated(spec, target_network, source_network, forward or feed, batches)
-    seen = {group for pair in pairs for group in pair.groups if group}
-    if missing := [group for group in spec.groups if group not in seen]:
-        _check_missing(spec, missing, unseen)
+    missing = _missing_groups(spec, pairs, unseen)
     generator = torch.Generator().manual_seed(seed)
     with Workers(torch.get_num_threads()) as workers:
         climb = Climb(spec, pairs, workers, max_sweeps=_MAX_SWEEPS, on_sweep=on_sweep)
@@ -117,10 +115,17 @@ def _state(network: nn.Module, end: str) -> StateDict:
     return {name: tensor.detach() for name, tensor in network.state_dict().items()}
 
 
-def _check_missing(spec: PermutationSpec, missing: list[str], unseen: Unseen) -> None:
-    """Raise if groups that appear nowhere are an error."""
-    if unseen == "error" or len(missing) == len(spec.groups):
+def _missing_groups(spec: PermutationSpec, pairs: Sequence[Pair], unseen: Unseen) -> list[str]:
+    """Return the groups that appear in no pair.
+
+    Raises:
+        WeightspaceError: they are an error, or all of them are missing.
+    """
+    seen = {group for pair in pairs for group in pair.groups if group}
+    missing = [group for group in spec.groups if group not in seen]
+    if missing and (unseen == "error" or len(missing) == len(spec.groups)):
         raise WeightspaceError(
             f"{len(missing)} of {len(spec.groups)} groups appear at no module's input or output, the first is "
             f"{missing[0]!r}. Match them by weights (unseen='weights', or weight_matching for all)."
         )
+    return missing

@@ -74,15 +74,10 @@ def straight_through_many(
     generator = torch.Generator().manual_seed(seed)
     with torch_threads(threads_of(task)):
         losses = Losses(task, device=device)
+        starts = [weight_matching(spec, first, other, seed=seed).permutation.indices for other in others]
         projections = [
-            Projecting(
-                Ends(spec, first, other),
-                losses,
-                start=weight_matching(spec, first, other, seed=seed).permutation.indices,
-                sweeps=sweeps,
-                generator=generator,
-            )
-            for other in others
+            Projecting(Ends(spec, first, other), losses, start=start, sweeps=sweeps, generator=generator)
+            for other, start in zip(others, starts, strict=True)
         ]
         way = Mixing(projections, losses, generator)
         came = (Permutation.identity(spec).indices,) * len(others)

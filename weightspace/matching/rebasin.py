@@ -1,4 +1,8 @@
-"""Sinkhorn re-basin: soft permutations that a loss shapes, hardened at the end."""
+"""Sinkhorn re-basin: soft permutations shaped by a loss, hardened at the end.
+
+Scores of all pairs of units become doubly stochastic matrices by Sinkhorn's operator, which is differentiated
+implicitly. The source is permuted softly while the scores are learned; the result is their best assignment.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +45,7 @@ def sinkhorn_rebasin(
     device: torch.device | str | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> Matching:
-    """Permute a source towards a target by descending a loss over soft permutations.
-
-    Scores of all pairs of units become doubly stochastic matrices by Sinkhorn's operator, which is differentiated
-    implicitly. The source is permuted softly while they are learnt; the permutation returned is their best assignment.
+    """Permute a source towards a target by gradient descent on a loss over soft permutations.
 
     Args:
         spec: the architecture's spec.
@@ -64,9 +65,8 @@ def sinkhorn_rebasin(
         on_trial: told of every judgement.
 
     Returns:
-        The best permutation among those judged. The objective is the mean validation loss at the midpoint in nats, or
-        for ``"l2"`` the squared distance, the lowest so far: as the source came, at the start, and after every
-        trial. It has converged if the last trial was no better.
+        The best permutation of all trials. The objective is the lowest mean validation loss at the midpoint so far, in
+        nats, or for ``"l2"`` the squared distance: of the source as given, at the start, and after every trial.
 
     Raises:
         CheckpointError: a checkpoint does not fit the spec or the task, or holds non-finite weights.
@@ -75,10 +75,7 @@ def sinkhorn_rebasin(
     Source:
         Peña et al. 2023, https://arxiv.org/abs/2212.12042.
     """
-    if loss not in get_args(Aim):
-        raise unknown("loss of Sinkhorn re-basin", loss, get_args(Aim))
-    if task is None and loss != "l2":
-        raise WeightspaceError(f"Sinkhorn re-basin by the loss {loss!r} needs a task; only 'l2' goes without.")
+    _check_loss(loss, task)
     schedule = Schedule(steps, learning_rate, every)
     check_matchable(spec, target, source)
     ends = Ends(spec, target, source)
@@ -88,12 +85,22 @@ def sinkhorn_rebasin(
             aim, judge = _by_distance(ends)
             batches = repeat(None)
         else:
-            (aim, judge), batches = (
-                _by_loss(ends, Losses(task, device=device), loss, generator),
-                endless(task, generator),
-            )
+            aim, judge = _by_loss(ends, Losses(task, device=device), loss, generator)
+            batches = endless(task, generator)
         way = Scoring(ends, aim, start=start, temperature=temperature, hard=False, generator=generator)
         return descend(ends, way, judge, batches, schedule, on_trial)
+
+
+def _check_loss(loss: str, task: Task | None) -> None:
+    """Check a loss, and that it has the task that it needs.
+
+    Raises:
+        WeightspaceError: it is unknown, or has no task.
+    """
+    if loss not in get_args(Aim):
+        raise unknown("loss of Sinkhorn re-basin", loss, get_args(Aim))
+    if task is None and loss != "l2":
+        raise WeightspaceError(f"Sinkhorn re-basin by the loss {loss!r} needs a task; only 'l2' goes without.")
 
 
 def _by_distance(ends: Ends) -> tuple[Callable[[StateDict, Any], Tensor], Callable[[StateDict], float]]:

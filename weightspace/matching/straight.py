@@ -1,4 +1,12 @@
-"""Straight-through estimators: permutations in the forward pass, gradients that pass them by."""
+"""Straight-through estimators: permutations in the forward pass, gradients that bypass them.
+
+``"weight-matching"`` keeps a free copy of the target's weights, matches the source to it at every step, and passes the
+gradient at the midpoint on to the copy. It starts at weight matching, and keeps the singular vectors that this aligned.
+
+``"sinkhorn"`` learns scores of all pairs of units: the forward pass uses their best assignment, the gradient goes to
+the soft permutation that Sinkhorn's operator makes of them. It sees the weights only through the loss, and lowers the
+barrier without aligning them.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +18,8 @@ from torch import Tensor
 
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
-from weightspace.matching.descent import Schedule, Trial, Way, descend, endless
+from weightspace.matching.descent import Schedule, Trial, descend, endless
 from weightspace.matching.ends import Ends
-from weightspace.matching.families import Indices
 from weightspace.matching.losses import Losses
 from weightspace.matching.matching import Matching, check_matchable
 from weightspace.matching.projecting import Projecting
@@ -49,48 +56,34 @@ def straight_through(
 ) -> Matching:
     """Permute a source towards a target by the loss halfway between them, with a straight-through estimator.
 
-    ``"weight-matching"`` keeps a free copy of the target's weights, matches the source to it at every step, and
-    hands the gradient at the midpoint on to the copy. It begins at weight matching, and the singular vectors that
-    this has aligned stay aligned. ``"sinkhorn"`` learns scores of all pairs of units; the forward pass sees their
-    best assignment, the gradient goes to the soft permutation that Sinkhorn's operator makes of them. It knows
-    nothing of the weights but what the loss says, and lowers the barrier without aligning them.
-
     Args:
         spec: the architecture's spec.
-        task: has the training batches that are learnt from, the validation batches that judge, and the loss.
+        task: provides training batches, validation batches and the loss.
         target: stays as it is.
         source: the checkpoint to permute; not changed.
         projection: which of the two.
         seed: of the order of batches and groups, and of the noise.
         steps: of Adam, a batch each.
         learning_rate: by default 1e-3 on weights, 0.1 on scores.
-        start: of the scores of ``"sinkhorn"``: ``"noise"`` (the default), or ``"identity"`` with noise.
-        temperature: that the scores of ``"sinkhorn"`` are divided by.
+        start: initial scores of ``"sinkhorn"``: ``"noise"`` (the default), or ``"identity"`` with noise.
+        temperature: divides the scores of ``"sinkhorn"``.
         sweeps: passes over all groups in a projection by weight matching, at most.
         every: steps after which the permutation is judged.
         device: where the network runs; where the task builds it if not given.
         on_trial: told of every judgement.
 
     Returns:
-        The permutation with the lowest mean validation loss at the midpoint; the objective is that loss in nats, the
-        lowest so far: as the source came, at the start, and after every trial. It has converged if the last trial
-        was no better.
+        The permutation with the lowest mean validation loss at the midpoint. The objective is the lowest loss so far in
+        nats: of the source as given, at the start, and after every trial. Converged if the last trial was no better.
 
     Raises:
         CheckpointError: a checkpoint does not fit the spec or the task, or holds non-finite weights.
         WeightspaceError: an option that the projection does not have, or a loss that is not finite any more.
 
     Source:
-        ``"weight-matching"``: Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, section 3.3.
-        ``"sinkhorn"``: Peña et al. 2023, https://arxiv.org/abs/2212.12042.
+        Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, section 3.3; Peña et al. 2023, https://arxiv.org/abs/2212.12042.
     """
-    if projection not in _RATES:
-        raise unknown("projection", projection, _RATES)
-    if start is not None and projection != "sinkhorn":
-        raise WeightspaceError(
-            f"start={start!r} was given for the projection {projection!r}, which starts at the target; only "
-            "'sinkhorn' has a choice."
-        )
+    _check_projection(projection, start)
     schedule = Schedule(steps, _RATES[projection] if learning_rate is None else learning_rate, every)
     check_matchable(spec, target, source)
     ends = Ends(spec, target, source)
@@ -98,22 +91,38 @@ def straight_through(
     with torch_threads(threads_of(task)):
         losses = Losses(task, device=device)
 
-        def halfway(moved: StateDict, batch: Any) -> Tensor:
-            return losses(ends.between(moved, 0.5), batch)
-
-        way: Way[Indices]
         if projection == "sinkhorn":
-            way = Scoring(
-                ends, halfway, start=start or "noise", temperature=temperature, hard=True, generator=generator
-            )
+            way = _scores(ends, losses, start or "noise", temperature, generator)
         else:
             begin = weight_matching(spec, target, source, seed=seed).permutation.indices
             way = Projecting(ends, losses, start=begin, sweeps=sweeps, generator=generator)
-        return descend(
-            ends,
-            way,
-            lambda moved: losses.mean(ends.between(moved, 0.5)),
-            endless(task, generator),
-            schedule,
-            on_trial,
+        return descend(ends, way, _midpoint_judge(ends, losses), endless(task, generator), schedule, on_trial)
+
+
+def _scores(ends: Ends, losses: Losses, start: Start, temperature: float, generator: torch.Generator) -> Scoring:
+    """Return the scores of all pairs of units, to be learnt from the loss at the midpoint."""
+
+    def midpoint_loss(moved: StateDict, batch: Any) -> Tensor:
+        return losses(ends.between(moved, 0.5), batch)
+
+    return Scoring(ends, midpoint_loss, start=start, temperature=temperature, hard=True, generator=generator)
+
+
+def _midpoint_judge(ends: Ends, losses: Losses) -> Callable[[StateDict], float]:
+    """Return the mean validation loss at the midpoint, as a function of the permuted source."""
+    return lambda moved: losses.mean(ends.between(moved, 0.5))
+
+
+def _check_projection(projection: str, start: Start | None) -> None:
+    """Check a projection, and that it has a choice of starts where one is given.
+
+    Raises:
+        WeightspaceError: it is unknown, or has no choice.
+    """
+    if projection not in _RATES:
+        raise unknown("projection", projection, _RATES)
+    if start is not None and projection != "sinkhorn":
+        raise WeightspaceError(
+            f"start={start!r} was given for the projection {projection!r}, which starts at the target; only "
+            "'sinkhorn' has a choice."
         )

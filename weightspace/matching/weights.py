@@ -60,12 +60,9 @@ def weight_matching(
     Source:
         Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, algorithm 1.
     """
-    if max_sweeps < 1:
-        raise WeightspaceError(f"max_sweeps must be at least 1, got {max_sweeps}.")
-    if restarts < 0:
-        raise WeightspaceError(f"restarts must be 0 or more, got {restarts}.")
-    if threads is not None and threads < 1:
-        raise WeightspaceError(f"threads must be at least 1, got {threads}.")
+    for name, number, least in (("max_sweeps", max_sweeps, 1), ("restarts", restarts, 0), ("threads", threads, 1)):
+        if number is not None and number < least:
+            raise WeightspaceError(f"{name} must be at least {least}, got {number}.")
     check_matchable(spec, target, source, start)
     generator = torch.Generator().manual_seed(seed)
     with Workers(threads or torch.get_num_threads()) as workers:

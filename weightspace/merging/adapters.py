@@ -133,12 +133,7 @@ def merge_adapters(
             name: [_pair(*both, name, targets[name]) for both in zip(adapters, states, strict=True)] for name in group
         }
         merged |= merging.merged(pairs)
-    fused = fused_names(merged)  # of experts, which PEFT puts together if they have one rank
-    common = max((len(merged[name][1]) for name in fused), default=None)
-    for name in fused:
-        b, a = merged[name]
-        a, b = filled_up(a, b, common or 0)
-        merged[name] = b, a
+    common = _fill_up_experts(merged)
     state: StateDict = {}
     for name, (b, a) in merged.items():
         state |= _stored(name, targets[name], b, a, _dtype(adapters, name))
@@ -146,6 +141,17 @@ def merge_adapters(
     said = {"inner": merging.inner, "weights": list(merging.weights), "parameters": options}
     write_adapter(state, _config(adapters, ranks, common), out, metadata=_metadata(adapters, method, said))
     return AdapterMergeReport(os.fspath(out), method, merging.inner, ranks)
+
+
+def _fill_up_experts(merged: dict[str, tuple[Tensor, Tensor]]) -> int | None:
+    """Fill up the factors of fused experts to one rank, which PEFT requires, in place; return that rank, if any."""
+    fused = fused_names(merged)
+    common = max((len(merged[name][1]) for name in fused), default=None)
+    for name in fused:
+        b, a = merged[name]
+        a, b = filled_up(a, b, common or 0)
+        merged[name] = b, a
+    return common
 
 
 class _Merging:

@@ -81,10 +81,10 @@ def make_plan(
 
     Args:
         recipe: what to merge, and how.
-        out: where the output goes; its name says whether it is a file or a folder.
+        out: the output, a file or a folder by its name.
         making: what else decides the bytes.
         warn: takes lines about tensors that a model lacks; None: refuse them.
-        notice: takes lines about what was decided, and about what differs between the models and may be meant so.
+        notice: takes lines about decisions, and about differences between the models that may be intended.
         ignored: takes lines about what has no effect, as in mergekit; None: refuse it.
 
     Raises:
@@ -102,17 +102,14 @@ def make_plan(
     members = open_members(*_sources(recipe), making.reading, note)
     check_plain(members)
     named = _outputs(recipe, row, members, warn)
-    for stacking in named.stackings:
-        for line in slice_notices(stacking):
-            note(line)
+    for line in (line for stacking in named.stackings for line in slice_notices(stacking)):
+        note(line)
     check_effects(recipe, named, making.reading, ignored)
     planner = _Planner(recipe, row, members, making.finite)
     jobs = with_parametrizations([planner.job(output) for output in named.outputs], named.tied, members)
     check_evidence(row, members, _models(recipe, members), jobs)
     donor = _donor(recipe, members)
-    tokenizer = tokenizer_folder(recipe, members, donor, making.reading, note)
-    if tokenizer is None:
-        check_tokens(members, donor, note)
+    tokenizer = _tokenizer(recipe, members, donor, making.reading, note)
     file = _weights_file(out)
     companions = compare_folders(members, donor, note, sliced=bool(named.stackings), copied=file is None)
     metadata = _metadata(recipe, members, making)
@@ -120,24 +117,21 @@ def make_plan(
     template = chat_template(recipe, members, None if file else tokenizer or donor, ignored)
     beside = [] if file or donor is None else companion_paths(donor, companions.copied, tokenizer)
     stamps = stamps_of(members, beside)
-    return Plan(
-        row,
-        members,
-        placed,
-        named.tied,
-        shards,
-        metadata,
-        making.finite,
-        _identity(metadata, stamps, making, out),
-        _title(out),
-        donor,
-        tokenizer,
-        _configurations(named, members, placed, None if is_file_name(out) else donor),
-        companions.copied,
-        tuple(notices),
-        template,
-        stamps,
-    )
+    identity = _identity(metadata, stamps, making, out)
+    configurations = _configurations(named, members, placed, None if is_file_name(out) else donor)
+    output = (placed, named.tied, shards, metadata, making.finite, identity, _title(out))
+    folder = (donor, tokenizer, configurations, companions.copied, tuple(notices), template, stamps)
+    return Plan(row, members, *output, *folder)
+
+
+def _tokenizer(
+    recipe: Recipe, members: Sequence[Member], donor: Path | None, reading: Reading, note: Warn
+) -> Path | None:
+    """Return the folder of the recipe's tokenizer; without one, check that the models share their tokens."""
+    tokenizer = tokenizer_folder(recipe, members, donor, reading, note)
+    if tokenizer is None:
+        check_tokens(members, donor, note)
+    return tokenizer
 
 
 def _outputs(recipe: Recipe, row: Method, members: Sequence[Member], warn: Warn | None) -> Outputs:
