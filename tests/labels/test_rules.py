@@ -137,7 +137,7 @@ def test_where_products_may_be_rough_no_screen_counts_on_float32(
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
-        assert not rule.float32_is_whole()
+        assert not rule.float32_is_whole(torch.device("cpu"))
         np.testing.assert_array_equal(metric.predict(np.eye(50), observed=range(50)), np.arange(50))
     finally:
         torch.set_float32_matmul_precision(before)

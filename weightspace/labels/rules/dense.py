@@ -43,10 +43,10 @@ class Dense(Rule):
         blocks = range(0, self.outputs, _BLOCK)
         return torch.cat([weights @ self._powers(start, torch.float64).T for start in blocks], 1)
 
-    def decide(self, weights: Tensor) -> Tensor:
+    def decide_now(self, weights: Tensor) -> Tensor:
         """See :class:`Rule`."""
-        if torch.compiler.is_compiling() or len(weights) * self.outputs * self.observed < _SMALL:
-            return in_tiles(lambda rows: self.costs(rows).argmin(-1), weights, self.tile)
+        if len(weights) * self.outputs * self.observed < _SMALL:
+            return super().decide_now(weights)
         return in_tiles(self._screened, weights, self.tile)
 
     def _powers(self, start: int, dtype: torch.dtype) -> Tensor:
@@ -68,7 +68,7 @@ class Dense(Rule):
             seen[:, start : start + _BLOCK] = rough @ block.T
         if largest > _HUGE:
             return self.costs(weights).argmin(-1)
-        fine = dtype is torch.float32 and float32_is_whole()
+        fine = dtype is torch.float32 and float32_is_whole(weights.device)
         margin = 4 * 2.0**-24 * (self.observed + 4) if fine else _BF16_MARGIN
         flushed = self.observed * 1e-37 * largest  # of weights that are zero in the short dtype
         near = seen <= seen.amin(1, keepdim=True) * (1 + margin) + flushed

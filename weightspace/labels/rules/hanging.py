@@ -101,7 +101,8 @@ class HangingTrees(Rule):
         self.table("ends", fringe.last[fringe.roots])
 
     def _keep_core(self, fringe: Fringe, core_distances: DistancesFrom, anchors: np.ndarray) -> None:
-        self.single = len(fringe.roots) == 1
+        self.core = len(fringe.roots)
+        self.single = self.core == 1
         if self.single:
             return
         table = np.empty((len(fringe.roots), len(anchors)), dtype=np.float32)
@@ -150,7 +151,7 @@ class HangingTrees(Rule):
         """Return F1 and F2 of the core from the moments of the anchors' trees, (B, anchors), and Σ w h²."""
         offset = moment.sum(1, keepdim=True)
         first, second = [], []
-        for start in range(0, len(self.between), _BLOCK):
+        for start in range(0, self.core, _BLOCK):
             block = self.between[start : start + _BLOCK].double().T
             first.append(mass @ block + offset)
             if self.exponent == 2:
@@ -162,11 +163,11 @@ class HangingTrees(Rule):
         starts = sums.index_select(1, self.roots) - values.index_select(1, self.roots)
         return sums.index_select(1, self.ends) - starts
 
-    def decide(self, weights: Tensor) -> Tensor:
+    def decide_now(self, weights: Tensor) -> Tensor:
         """See :class:`Rule`: descend from the root, or from the one node of the core that has half of F1 below it."""
-        descends = not torch.compiler.is_compiling() and self.descent is not None and self.whole
-        if not descends or not (self.single or (self.exponent == 2 and float32_is_whole())):
-            return in_tiles(lambda rows: self.costs(rows).argmin(-1), weights, self.tile)
+        descends = self.descent is not None and self.whole
+        if not descends or not (self.single or (self.exponent == 2 and float32_is_whole(weights.device))):
+            return super().decide_now(weights)
         with torch.no_grad():
             found = self._descend_tree(weights) if self.single else self._descend_core(weights)
         again = (found < 0).nonzero()[:, 0]  # ties, which are rare: all costs find the lowest index
@@ -243,8 +244,8 @@ class HangingTrees(Rule):
         """
         total = mass.sum(1, keepdim=True)
         shares, moments, rest = (part.float() for part in (mass / total, 2 * moment / total, square[:, None] / total))
-        seen = torch.empty(len(mass), len(self.between), dtype=torch.float32, device=mass.device)
-        for start in range(0, len(self.between), _BLOCK):
+        seen = torch.empty(len(mass), self.core, dtype=torch.float32, device=mass.device)
+        for start in range(0, self.core, _BLOCK):
             block = self.between[start : start + _BLOCK].float().T
             seen[:, start : start + _BLOCK] = shares @ (block * block) + moments @ block + rest
         margin = 4 * 2.0**-24 * (2 * mass.shape[1] + 8)
