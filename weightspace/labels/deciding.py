@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,12 +45,12 @@ class Decision:
         sorted_nodes = metric.nodes[np.sort(outputs)]
         return cls(metric, observed, outputs, metric.geometry.rule(metric.nodes[observed], sorted_nodes, exponent))
 
-    @property
+    @cached_property
     def answers(self) -> np.ndarray:
         """What the rule's indices are: positions in ``metric.labels``, rising."""
         return np.sort(self.outputs)
 
-    @property
+    @cached_property
     def order(self) -> np.ndarray:
         """The rule's index of every output, in the order that was asked for."""
         return np.searchsorted(self.answers, self.outputs)

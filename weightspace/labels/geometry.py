@@ -15,11 +15,18 @@ import numpy as np
 
 from weightspace.labels.fringe import Fringe, peel
 from weightspace.labels.hops import Graph, distances_from
+from weightspace.labels.path_lengths import path_lengths
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from weightspace.labels.rules.rule import Rule
+
+
+#: Sources whose distances to all nodes are held at once.
+_SOURCES = 128
+#: Sources below which a graph is not peeled for their distances alone, which takes as long as they do.
+_FEW = 64
 
 
 class Geometry(Protocol):
@@ -32,8 +39,8 @@ class Geometry(Protocol):
         """How many labels there are."""
         ...
 
-    def distances(self, sources: np.ndarray) -> np.ndarray:
-        """Return the distances from some labels to all, float64 (sources, nodes)."""
+    def distances(self, sources: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
+        """Return the distances from some labels to others, or to all, float64 (sources, targets)."""
         ...
 
     def rule(self, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Rule:
@@ -67,9 +74,22 @@ class GraphGeometry:
         """The graph, peeled down to its core."""
         return peel(self.graph)
 
-    def distances(self, sources: np.ndarray) -> np.ndarray:
+    def distances(self, sources: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
         """See :class:`Geometry`."""
-        return distances_from(self.graph, sources)
+        if targets is not None:
+            return self._between(sources, targets)
+        peels = self.is_tree or len(sources) >= _FEW or "fringe" in self.__dict__
+        if not peels or len(self.fringe.roots) == self.nodes:
+            return distances_from(self.graph, sources)
+        return path_lengths(self.fringe, sources)
+
+    def _between(self, sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        if len(targets) < len(sources):
+            return self._between(targets, sources).T
+        found = np.empty((len(sources), len(targets)))
+        for start in range(0, len(sources), _SOURCES):
+            found[start : start + _SOURCES] = self.distances(sources[start : start + _SOURCES])[:, targets]
+        return found
 
     def rule(self, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Rule:
         """See :class:`Geometry`."""
@@ -104,9 +124,10 @@ class MatrixGeometry:
         """See :class:`Geometry`."""
         return len(self.matrix)
 
-    def distances(self, sources: np.ndarray) -> np.ndarray:
+    def distances(self, sources: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
         """See :class:`Geometry`."""
-        return self.matrix[sources].double().numpy()
+        rows = self.matrix[sources]
+        return (rows if targets is None else rows[:, targets]).double().numpy()
 
     def rule(self, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Rule:
         """See :class:`Geometry`."""
@@ -132,13 +153,13 @@ class PointGeometry:
         """See :class:`Geometry`."""
         return len(self.points)
 
-    def distances(self, sources: np.ndarray) -> np.ndarray:
+    def distances(self, sources: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
         """See :class:`Geometry`."""
         import torch
 
-        points = self.points.double()
-        mode = "use_mm_for_euclid_dist" if len(sources) * points.numel() > 1 << 28 else "donot_use_mm_for_euclid_dist"
-        return torch.cdist(points[sources], points, compute_mode=mode).numpy()
+        others = (self.points if targets is None else self.points[targets]).double()
+        mode = "use_mm_for_euclid_dist" if len(sources) * others.numel() > 1 << 28 else "donot_use_mm_for_euclid_dist"
+        return torch.cdist(self.points[sources].double(), others, compute_mode=mode).numpy()
 
     def rule(self, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Rule:
         """See :class:`Geometry`."""
@@ -162,9 +183,10 @@ class DiscreteGeometry:
     nodes: int
     kind: ClassVar[str] = "discrete"
 
-    def distances(self, sources: np.ndarray) -> np.ndarray:
+    def distances(self, sources: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
         """See :class:`Geometry`."""
-        return (np.asarray(sources)[:, None] != np.arange(self.nodes)).astype(np.float64)
+        others = np.arange(self.nodes) if targets is None else np.asarray(targets)
+        return (np.asarray(sources)[:, None] != others).astype(np.float64)
 
     def rule(self, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Rule:
         """See :class:`Geometry`."""
@@ -189,13 +211,15 @@ class GridGeometry:
         """See :class:`Geometry`."""
         return prod(self.shape)
 
-    def distances(self, sources: np.ndarray) -> np.ndarray:
+    def distances(self, sources: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
         """See :class:`Geometry`."""
-        places = np.stack(np.unravel_index(np.arange(self.nodes), self.shape), axis=1)
-        here = places[sources]
-        return sum(
-            np.abs(here[:, None, axis] - places[None, :, axis]).astype(np.float64) for axis in range(len(self.shape))
-        )  # type: ignore[return-value]
+        others = np.arange(self.nodes) if targets is None else np.asarray(targets)
+        found = np.zeros((len(sources), len(others)))
+        for here, there in zip(
+            np.unravel_index(sources, self.shape), np.unravel_index(others, self.shape), strict=True
+        ):
+            found += np.abs(here[:, None] - there)
+        return found
 
     def rule(self, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Rule:
         """See :class:`Geometry`."""

@@ -49,6 +49,11 @@ class Names(Sequence[Any]):
     def __contains__(self, name: object) -> bool:
         return plain(name) in self._positions
 
+    @property
+    def listed(self) -> tuple[Any, ...]:
+        """The names; always the same tuple."""
+        return self._names
+
     def position(self, name: Label) -> int:
         """Return the position of a name.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weightspace.errors import WeightspaceError
 from weightspace.labels.rules.dense import Dense
-from weightspace.labels.rules.rule import DistancesFrom, Rule, powered
+from weightspace.labels.rules.rule import Distances, Rule, powered
 from weightspace.tracing import runs_eagerly
 
 #: Bytes that a table of distances may take, and observed labels whose distances are sought at once.
@@ -20,22 +20,18 @@ KEPT, _SOURCES = 256 << 20, 128
 
 
 def columns(
-    distances: DistancesFrom, observed: np.ndarray, outputs: np.ndarray, exponent: float, kept: int | None = None
+    distances: Distances, observed: np.ndarray, outputs: np.ndarray, exponent: float, kept: int | None = None
 ) -> Rule:
     """Return the rule by distances from the observed labels to the outputs, in a table of at most ``kept`` bytes."""
     if 8 * len(observed) * len(outputs) > (KEPT if kept is None else kept):
         return StreamedColumns(distances, observed, outputs, exponent)
-    table = np.empty((len(outputs), len(observed)))
-    for start in range(0, len(observed), _SOURCES):
-        block = slice(start, start + _SOURCES)
-        table[:, block] = distances(observed[block])[:, outputs].T
-    return Dense(torch.from_numpy(table), exponent)
+    return Dense(torch.from_numpy(np.ascontiguousarray(distances(outputs, observed))), exponent)
 
 
 class StreamedColumns(Rule):
     """Costs that are summed up over blocks of observed labels, whose distances are found again in every call."""
 
-    def __init__(self, distances: DistancesFrom, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> None:
+    def __init__(self, distances: Distances, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> None:
         super().__init__()
         self.distances, self.observed, self.names, self.exponent = distances, observed, outputs, exponent
         self.outputs = self.width = len(outputs)
@@ -55,6 +51,6 @@ class StreamedColumns(Rule):
         total = torch.zeros(len(weights), self.outputs, dtype=torch.float64, device=weights.device)
         for start in range(0, len(self.observed), _SOURCES):
             block = slice(start, start + _SOURCES)
-            found = torch.from_numpy(self.distances(self.observed[block])[:, self.names]).to(weights.device)
+            found = torch.from_numpy(self.distances(self.observed[block], self.names)).to(weights.device)
             total += weights[:, block].double() @ powered(found, self.exponent)
         return total

@@ -20,7 +20,7 @@ from weightspace.labels.fringe import Fringe
 from weightspace.labels.rules.dense import least_of
 from weightspace.labels.rules.descent import Descent
 from weightspace.labels.rules.prefix import BLOCK, AllSums, Blocks
-from weightspace.labels.rules.rule import TILE, DistancesFrom, Rule, float32_is_whole, in_tiles
+from weightspace.labels.rules.rule import TILE, Distances, Rule, float32_is_whole, in_tiles
 
 #: A tree that is deeper is not descended, but gets all its costs.
 _DEEPEST = 256
@@ -57,7 +57,7 @@ class HangingTrees(Rule):
     between: Tensor
 
     def __init__(
-        self, fringe: Fringe, core_distances: DistancesFrom, observed: np.ndarray, outputs: np.ndarray, exponent: int
+        self, fringe: Fringe, core_distances: Distances, observed: np.ndarray, outputs: np.ndarray, exponent: int
     ) -> None:
         super().__init__()
         nodes = len(fringe.order)
@@ -100,7 +100,7 @@ class HangingTrees(Rule):
         self.table("roots", fringe.roots)
         self.table("ends", fringe.last[fringe.roots])
 
-    def _keep_core(self, fringe: Fringe, core_distances: DistancesFrom, anchors: np.ndarray) -> None:
+    def _keep_core(self, fringe: Fringe, core_distances: Distances, anchors: np.ndarray) -> None:
         self.core = len(fringe.roots)
         self.single = self.core == 1
         if self.single:

@@ -21,8 +21,8 @@ from weightspace.tracing import runs_eagerly
 #: Elements of float64 that a table of the rows in work may have, so that memory is bounded: 64 MiB each.
 TILE = 8 << 20
 
-#: Distances from some nodes to all, float64 (sources, nodes).
-DistancesFrom: TypeAlias = Callable[[np.ndarray], np.ndarray]
+#: Distances from some nodes to all, or to the nodes of a second argument: float64 (sources, targets).
+Distances: TypeAlias = Callable[..., np.ndarray]
 
 
 class Tables(nn.Module):
