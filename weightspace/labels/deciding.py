@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from weightspace.errors import WeightspaceError
-from weightspace.labels.probabilities import checked_rows
-from weightspace.labels.rules.rule import Rule, check_exponent
+from weightspace.labels.powers import check_exponent
+from weightspace.labels.probabilities import checked_rows, scaled_rows
+from weightspace.labels.rules.rule import Rule
 from weightspace.labels.space import LabelSpace
 
 
@@ -57,19 +58,29 @@ class Decision:
 
     def predict(self, probabilities: Any) -> np.ndarray:
         """Return positions in ``metric.labels``, int64 (...), of probabilities (..., K)."""
-        rows = checked_rows(probabilities, len(self.observed))
+        rows, _ = scaled_rows(checked_rows(probabilities, len(self.observed)).cpu())
         with torch.no_grad():
-            found = self.rule.decide(rows.cpu())
+            found = self.rule.decide(rows)
         return self.answers[found.numpy()].reshape(_leading(probabilities))
 
     def expected_cost(self, probabilities: Any) -> np.ndarray:
-        """Return the expected costs, float64 (..., outputs)."""
-        rows = checked_rows(probabilities, len(self.observed)).cpu()
+        """Return the expected costs, float64 (..., outputs).
+
+        Raises:
+            WeightspaceError: weights are so large that a cost is infinite.
+        """
+        rows, exponents = scaled_rows(checked_rows(probabilities, len(self.observed)).cpu())
         found = np.empty((len(rows), len(self.outputs)))
         with torch.no_grad():
             for start in range(0, len(rows), self.rule.tile):
                 costs: Tensor = self.rule.costs(rows[start : start + self.rule.tile])
                 found[start : start + self.rule.tile] = costs.numpy()[:, self.order]
+        if exponents is not None:
+            with np.errstate(over="ignore"):
+                found = np.ldexp(found, exponents)
+            if not np.isfinite(found).all():
+                row = int((~np.isfinite(found)).any(1).argmax())
+                raise WeightspaceError(f"The expected costs of row {row:,} leave the range of float64; scale the row.")
         return found.reshape(*_leading(probabilities), len(self.outputs))
 
 

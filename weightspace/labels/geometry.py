@@ -16,6 +16,7 @@ import numpy as np
 from weightspace.labels.fringe import Fringe, peel
 from weightspace.labels.hops import Graph, distances_from
 from weightspace.labels.path_lengths import path_lengths
+from weightspace.labels.powers import check_points
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from weightspace.labels.rules.rule import Rule
 
 
+#: Products of two coordinates up to which points are subtracted one by one, and points that are multiplied at once.
+_SUBTRACTED, _BLOCK = 1 << 28, 4096
+#: Share of the largest coordinate below which two points are near to each other.
+_NEAR = 2.0**-20
 #: Sources whose distances to all nodes are held at once.
 _SOURCES = 128
 #: Sources below which a graph is not peeled for their distances alone, which takes as long as they do.
@@ -153,13 +158,35 @@ class PointGeometry:
         """See :class:`Geometry`."""
         return len(self.points)
 
+    @cached_property
+    def checked(self) -> Tensor:
+        """The points, whose squared distances float64 can hold.
+
+        Raises:
+            WeightspaceError: it cannot.
+        """
+        return check_points(self.points)
+
     def distances(self, sources: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
         """See :class:`Geometry`."""
         import torch
 
-        others = (self.points if targets is None else self.points[targets]).double()
-        mode = "use_mm_for_euclid_dist" if len(sources) * others.numel() > 1 << 28 else "donot_use_mm_for_euclid_dist"
-        return torch.cdist(self.points[sources].double(), others, compute_mode=mode).numpy()
+        here, others = self.checked[sources].double(), self.points if targets is None else self.points[targets]
+        if here.numel() * len(others) <= _SUBTRACTED:
+            return torch.cdist(here, others.double(), compute_mode="donot_use_mm_for_euclid_dist").numpy()
+        return torch.cat([self._by_products(here, block.double()) for block in others.split(_BLOCK)], 1).numpy()
+
+    def _by_products(self, here: Tensor, there: Tensor) -> Tensor:
+        """Return distances by products of matrices, and those of points near to each other by subtraction."""
+        from weightspace.labels.rules.slices import Slicing
+
+        largest = float(self.points.abs().max())
+        squares = Slicing.of(largest, self.points.shape[1]).squared_distances(here, there)
+        rows, columns = (squares < (_NEAR * largest) ** 2).nonzero(as_tuple=True)
+        for at in range(0, len(rows), _BLOCK):
+            row, column = rows[at : at + _BLOCK], columns[at : at + _BLOCK]
+            squares[row, column] = (here[row] - there[column]).square().sum(1)
+        return squares.sqrt()
 
     def rule(self, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Rule:
         """See :class:`Geometry`."""
@@ -168,7 +195,7 @@ class PointGeometry:
 
         if exponent != 2:
             return columns(self.distances, observed, outputs, exponent)
-        named = self.points if _all(outputs, self.nodes) else self.points[outputs]
+        named = self.checked if _all(outputs, self.nodes) else self.points[outputs]
         return Nearest(named, self.points if _all(observed, self.nodes) else self.points[observed])
 
     def arrays(self) -> Mapping[str, Any]:

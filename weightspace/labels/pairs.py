@@ -29,7 +29,7 @@ def pair_distances(geometry: Geometry, first: np.ndarray, second: np.ndarray) ->
         return geometry.matrix[first, second].double().numpy()
     if isinstance(geometry, PointGeometry):
         blocks = [slice(start, start + _PAIRS) for start in range(0, len(first), _PAIRS)]
-        points = geometry.points
+        points = geometry.checked
         apart = [(points[first[at]].double() - points[second[at]].double()).norm(dim=1).numpy() for at in blocks]
         return np.concatenate(apart) if apart else np.zeros(0)
     if isinstance(geometry, GraphGeometry) and geometry.is_tree:

@@ -35,6 +35,22 @@ def checked_rows(probabilities: Any, columns: int) -> Tensor:
     return rows
 
 
+def scaled_rows(rows: Tensor) -> tuple[Tensor, np.ndarray | None]:
+    """Return rows whose largest weight is near one where float64 ones are not of a size that costs can be summed from.
+
+    Factors are powers of two, which change no digit; their exponents, int32 (B, 1), or None if no row was scaled.
+    """
+    if rows.dtype != torch.float64 or rows.numel() == 0:
+        return rows, None
+    exponents = torch.frexp(rows.amax(1, keepdim=True)).exponent
+    if bool((exponents.abs() <= _USUAL).all()):
+        return rows, None
+    half = exponents // 2  # in two steps, as 2^exponent itself may leave the range
+    return torch.ldexp(torch.ldexp(rows, -half), half - exponents), exponents.numpy()
+
+
+#: Powers of two between which the largest weight of a row needs no scaling: those of float32.
+_USUAL = 150
 #: Rows that are checked at once, so that no second copy of a large batch is made.
 _CHECKED = 64
 #: Dtype -> that of its bits, and the bits of infinity.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from weightspace.errors import WeightspaceError
+from weightspace.labels.powers import check_range
 from weightspace.labels.rules.dense import Dense
 from weightspace.labels.rules.rule import Distances, Rule, powered
 from weightspace.tracing import runs_eagerly
@@ -40,7 +41,7 @@ class StreamedColumns(Rule):
         """See :class:`Rule`.
 
         Raises:
-            WeightspaceError: the call is recorded, batched, or on the meta device.
+            WeightspaceError: the call is recorded, batched, or on the meta device; a power leaves float64.
         """
         if not runs_eagerly(weights):
             raise WeightspaceError(
@@ -51,6 +52,8 @@ class StreamedColumns(Rule):
         total = torch.zeros(len(weights), self.outputs, dtype=torch.float64, device=weights.device)
         for start in range(0, len(self.observed), _SOURCES):
             block = slice(start, start + _SOURCES)
-            found = torch.from_numpy(self.distances(self.observed[block], self.names)).to(weights.device)
+            distances = self.distances(self.observed[block], self.names)
+            check_range(distances, self.exponent)
+            found = torch.from_numpy(distances).to(weights.device)
             total += weights[:, block].double() @ powered(found, self.exponent)
         return total

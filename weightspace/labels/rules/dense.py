@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from weightspace.labels.powers import check_range
 from weightspace.labels.rules.rule import TILE, Rule, float32_is_whole, in_tiles, powered
 
 #: Products of a batch below which screening is not worth its while.
@@ -36,6 +37,9 @@ class Dense(Rule):
         self.exponent, self.width = exponent, self.outputs
         self.table("matrix", matrix)
         self._screen: Tensor | None = None
+        check_range(
+            [end for start in range(0, self.outputs, _BLOCK) for end in _ends(matrix[start : start + _BLOCK])], exponent
+        )
 
     def costs(self, weights: Tensor) -> Tensor:
         """See :class:`Rule`."""
@@ -95,6 +99,11 @@ class Dense(Rule):
             powers = powered(self.matrix[candidates[part]].double(), self.exponent)
             costs[part] = (weights[rows[part]] * powers).sum(1)
         return least_of(costs, rows, candidates, len(weights))
+
+
+def _ends(distances: Tensor) -> tuple[float, float]:
+    """Return the smallest positive distance, if there is one, and the largest."""
+    return float(distances.masked_fill(distances == 0, distances.max()).min()), float(distances.max())
 
 
 def least_of(costs: Tensor, rows: Tensor, candidates: Tensor, count: int) -> Tensor:

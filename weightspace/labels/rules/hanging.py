@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from weightspace.labels.fringe import Fringe
+from weightspace.labels.powers import check_range
 from weightspace.labels.rules.dense import least_of
 from weightspace.labels.rules.descent import Descent
 from weightspace.labels.rules.prefix import BLOCK, AllSums, Blocks
@@ -83,6 +84,8 @@ class HangingTrees(Rule):
         self.table("node", fringe.order)
         self._keep_subtrees(fringe)
         self._keep_core(fringe, core_distances, np.unique(fringe.tree[position[observed]]))
+        farthest = 2 * fringe.height.max() + (0 if self.single else float(self.between.max()))
+        check_range(np.concatenate([fringe.length, fringe.core.data, [farthest]]), exponent)
         self.descent = Descent(fringe, self.rank.numpy(), exponent) if self.shallow else None
         self.blocks = Blocks(self.sorted_columns, self.heights) if self.single else None
 

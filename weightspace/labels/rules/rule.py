@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from weightspace.errors import WeightspaceError
 from weightspace.tracing import runs_eagerly
 
 #: Elements of float64 that a table of the rows in work may have, so that memory is bounded: 64 MiB each.
@@ -111,16 +110,3 @@ def float32_is_whole(device: torch.device) -> bool:
         return torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:  # somebody used the newer settings, of which there are several
         return False
-
-
-def check_exponent(exponent: float) -> float:
-    """Return an exponent that costs can have.
-
-    Raises:
-        WeightspaceError: it isn't a positive number.
-    """
-    if isinstance(exponent, bool) or not isinstance(exponent, int | float) or not 0 < exponent < float("inf"):
-        raise WeightspaceError(
-            f"An exponent of distances is a positive number, 2 for a Fréchet mean; found {exponent!r}."
-        )
-    return exponent
