@@ -13,6 +13,8 @@ from weightspace.labels.rules import columns, dense, hanging, nearest, rule
 
 EXPONENTS = (1, 2, 3, 0.5)
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 
 def observed_of(metric: ws.LabelMetric, seed: int, share: float) -> list[str]:
     rng = np.random.default_rng(seed)

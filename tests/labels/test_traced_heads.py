@@ -18,7 +18,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.labels.rules import columns, dense, nearest
 from weightspace.tracing import runs_eagerly
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("by_structure")]
 
 Route = Callable[[torch.nn.Module, Tensor], Callable[[Tensor], Tensor]]
 

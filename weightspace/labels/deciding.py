@@ -52,6 +52,11 @@ class Decision:
         return np.sort(self.outputs)
 
     @cached_property
+    def plain(self) -> bool:
+        """Whether all labels can be predicted, so that the rule's indices are positions."""
+        return len(self.outputs) == len(self.metric)
+
+    @cached_property
     def order(self) -> np.ndarray:
         """The rule's index of every output, in the order that was asked for."""
         return np.searchsorted(self.answers, self.outputs)
@@ -61,7 +66,8 @@ class Decision:
         rows, _ = scaled_rows(checked_rows(probabilities, len(self.observed)).cpu())
         with torch.no_grad():
             found = self.rule.decide(rows)
-        return self.answers[found.numpy()].reshape(_leading(probabilities))
+        positions = found.numpy() if self.plain else self.answers[found.numpy()]
+        return positions.reshape(_leading(probabilities))
 
     def expected_cost(self, probabilities: Any) -> np.ndarray:
         """Return the expected costs, float64 (..., outputs).

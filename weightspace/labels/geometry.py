@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from weightspace.labels.rules.rule import Rule
 
 
+#: How many distances of a table take a row as long as a descent, a node in a descent, and a node whose costs are all
+#: summed up.
+_DESCENT, _DESCENDED, _SUMMED = 200_000, 100, 2000
 #: Products of two coordinates up to which points are subtracted one by one, and points that are multiplied at once.
 _SUBTRACTED, _BLOCK = 1 << 28, 4096
 #: Share of the largest coordinate below which two points are near to each other.
@@ -81,20 +84,15 @@ class GraphGeometry:
 
     def distances(self, sources: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
         """See :class:`Geometry`."""
-        if targets is not None:
-            return self._between(sources, targets)
+        if targets is not None and len(targets) < len(sources):
+            return self.distances(targets, sources).T
         peels = self.is_tree or len(sources) >= _FEW or "fringe" in self.__dict__
-        if not peels or len(self.fringe.roots) == self.nodes:
-            return distances_from(self.graph, sources)
-        return path_lengths(self.fringe, sources)
-
-    def _between(self, sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        if len(targets) < len(sources):
-            return self._between(targets, sources).T
-        found = np.empty((len(sources), len(targets)))
-        for start in range(0, len(sources), _SOURCES):
-            found[start : start + _SOURCES] = self.distances(sources[start : start + _SOURCES])[:, targets]
-        return found
+        if peels and len(self.fringe.roots) < self.nodes:
+            return path_lengths(self.fringe, sources, targets)
+        if targets is None or len(sources) == 0:
+            return distances_from(self.graph, sources)[:, slice(None) if targets is None else targets]
+        blocks = range(0, len(sources), _SOURCES)
+        return np.concatenate([distances_from(self.graph, sources[at : at + _SOURCES])[:, targets] for at in blocks])
 
     def rule(self, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Rule:
         """See :class:`Geometry`."""
@@ -104,9 +102,14 @@ class GraphGeometry:
         if exponent in (1, 2):
             fringe = self.fringe
             anchors = len(np.unique(fringe.tree[fringe.position[observed]]))
-            if len(fringe.roots) == 1 or 4 * anchors * len(fringe.roots) <= KEPT:
-                core = lambda sources: distances_from(fringe.core, sources)  # noqa: E731
-                return HangingTrees(fringe, core, observed, outputs, int(exponent))
+            core = 0 if len(fringe.roots) == 1 else anchors * len(fringe.roots)
+            distances = len(observed) * len(outputs)
+            of_nodes = _DESCENT + _DESCENDED * self.nodes if _all(outputs, self.nodes) else _SUMMED * self.nodes
+            tabulated = 8 * distances <= KEPT and distances <= of_nodes + core
+            if not tabulated and 4 * core <= KEPT:
+                return HangingTrees(
+                    fringe, lambda sources: distances_from(fringe.core, sources), observed, outputs, int(exponent)
+                )
         return columns(self.distances, observed, outputs, exponent)
 
     def arrays(self) -> Mapping[str, Any]:

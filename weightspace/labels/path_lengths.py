@@ -13,25 +13,28 @@ from weightspace.labels.fringe import Fringe
 from weightspace.labels.hops import distances_from
 
 
-def path_lengths(fringe: Fringe, sources: np.ndarray) -> np.ndarray:
-    """Return the distances from some nodes to all nodes, float64 (sources, nodes)."""
-    start = fringe.position[sources]
-    found = np.empty((len(sources), len(fringe.order)))
-    trees, where = np.unique(fringe.tree[start], return_inverse=True)
+def path_lengths(fringe: Fringe, sources: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
+    """Return the distances from some nodes to others, or to all, float64 (sources, targets)."""
+    start, goals = fringe.position[sources], fringe.position if targets is None else fringe.position[targets]
+    trees, which = np.unique(fringe.tree[start], return_inverse=True)
     between = distances_from(fringe.core, trees) if len(fringe.roots) > 1 else None
-    lengths = np.empty(len(fringe.order))
-    for row, (source, core) in enumerate(zip(start.tolist(), where.tolist(), strict=True)):
-        if between is not None:
-            np.take(between[core], fringe.tree, out=lengths)
-            lengths += fringe.height + fringe.height[source]
-        root = int(fringe.roots[trees[core]])
-        _within_tree(fringe, source, slice(root, int(fringe.last[root]) + 1), lengths)
-        np.take(lengths, fringe.position, out=found[row])
+    trees_of_goals, heights_of_goals = fringe.tree[goals], fringe.height[goals]
+    found = np.empty((len(sources), len(goals)))
+    for row, (source, tree) in enumerate(zip(start.tolist(), which.tolist(), strict=True)):
+        root = int(fringe.roots[trees[tree]])
+        own = _within_tree(fringe, source, slice(root, int(fringe.last[root]) + 1))
+        if between is None:
+            np.take(own, goals, out=found[row])
+            continue
+        np.take(between[tree], trees_of_goals, out=found[row])
+        found[row] += heights_of_goals + fringe.height[source]
+        inside = np.flatnonzero(trees_of_goals == trees[tree])
+        found[row, inside] = own[goals[inside] - root]
     return found
 
 
-def _within_tree(fringe: Fringe, source: int, tree: slice, lengths: np.ndarray) -> None:
-    """Write the distances from a position to those of its tree.
+def _within_tree(fringe: Fringe, source: int, tree: slice) -> np.ndarray:
+    """Return the distances from a position to those of its tree.
 
     An ancestor of the source is the lowest common one of the source and whatever lies in the ancestor's subtree, but
     not in that of the next ancestor: one stretch of positions before it, and one behind.
@@ -45,11 +48,12 @@ def _within_tree(fringe: Fringe, source: int, tree: slice, lengths: np.ndarray) 
         return np.repeat(np.concatenate([own, own[-2::-1]]), stretches)
 
     common = of_common(fringe.height)
-    found = np.subtract(fringe.height[tree], common, out=lengths[tree])
+    found = fringe.height[tree] - common
     found += np.subtract(fringe.height[source], common, out=common)
     if not fringe.exact:
         common = of_common(fringe.residue)
         found += (fringe.residue[tree] - common) + (fringe.residue[source] - common)
+    return found
 
 
 def pair_lengths(fringe: Fringe, first: np.ndarray, second: np.ndarray) -> np.ndarray:

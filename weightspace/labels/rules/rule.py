@@ -71,7 +71,7 @@ class Rule(Tables):
 
     def decide_now(self, weights: Tensor) -> Tensor:
         """Return the same for weights whose values may be looked at; see :func:`runs_eagerly`."""
-        return in_tiles(lambda rows: self.scores(rows).argmin(-1), weights, self.tile)
+        return in_tiles(lambda rows: least_index(self.scores(rows)), weights, self.tile)
 
     @property
     def tile(self) -> int:
@@ -81,9 +81,9 @@ class Rule(Tables):
 
 def own(rule: Rule) -> Rule:
     """Return a rule of one's own, to move and cast, over the same memory."""
-    tensors = (value for module in rule.modules() for value in (*vars(module).values(), *module.buffers(recurse=False)))
+    values = (value for module in rule.modules() for value in (*vars(module).values(), *module.buffers(recurse=False)))
     # Tensors of one's own: torch.jit.trace refuses modules that share one, as two heads of a metric would.
-    return copy.deepcopy(rule, {id(value): value.detach() for value in tensors if isinstance(value, Tensor)})
+    return copy.deepcopy(rule, {id(value): value.detach() for value in values if isinstance(value, Tensor)})
 
 
 def powered(distances: Tensor, exponent: float) -> Tensor:
@@ -91,6 +91,13 @@ def powered(distances: Tensor, exponent: float) -> Tensor:
     if exponent == 1:
         return distances
     return distances * distances if exponent == 2 else distances**exponent
+
+
+def least_index(values: Tensor) -> Tensor:
+    """Return the index of the least value of every row, the lowest of equal ones; outside of tracing."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(values.numpy().argmin(-1))  # several times as fast as torch's
+    return values.argmin(-1)
 
 
 def in_tiles(decide: Callable[[Tensor], Tensor], weights: Tensor, rows: int) -> Tensor:
