@@ -81,9 +81,10 @@ def as_tensor(values: Any, what: str) -> Tensor:
 
 
 def _seen_at_once(rows: Tensor) -> bool:
-    """Return whether two passes show that all rows are weights: bits of floats that are not negative are in their order.
+    """Return whether two passes show that all rows are weights.
 
-    Those of negative ones, -0.0 among them, and of NaN lie above infinity's.
+    Bits of floats that are not negative are in their order; those of negative ones, -0.0 among them, and of NaN lie
+    above infinity's.
     """
     if rows.device.type != "cpu" or rows.dtype not in _BITS:
         return False
