@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.jit._trace import is_tracing
 
 from weightspace.errors import WeightspaceError
 from weightspace.labels.rules.rule import Tables, own
@@ -95,7 +96,7 @@ class FrechetHead(Tables):
         return f"observed={self.classes}, outputs={len(self.answers)}, labels={len(self.labels)}"
 
     def _weights(self, logits: Tensor) -> Tensor:
-        symbolic = torch.jit.is_tracing() or isinstance(logits, torch.fx.Proxy)  # their shapes are not numbers
+        symbolic = is_tracing() or isinstance(logits, torch.fx.Proxy)  # their shapes are not numbers
         if not symbolic and (logits.dim() < 1 or logits.shape[-1] != self.classes):
             raise WeightspaceError(
                 f"Logits have shape {tuple(logits.shape)}, but {self.classes:,} classes were observed; expected "

@@ -24,7 +24,7 @@ def pair_distances(geometry: Geometry, first: np.ndarray, second: np.ndarray) ->
         return (first != second).astype(np.float64)
     if isinstance(geometry, GridGeometry):
         places = zip(*(np.unravel_index(side, geometry.shape) for side in (first, second)), strict=True)
-        return np.sum([np.abs(here - there) for here, there in places], axis=0, dtype=np.float64)
+        return np.stack([np.abs(here - there) for here, there in places]).sum(0, dtype=np.float64)
     if isinstance(geometry, MatrixGeometry):
         return geometry.matrix[first, second].double().numpy()
     if isinstance(geometry, PointGeometry):
