@@ -50,6 +50,8 @@ def test_random_trees_and_what_hangs_from_a_core(seed: int, exponent: int) -> No
     p = dyadic(300, len(observed), seed)
     expected = naive_costs(metric, p, observed, exponent).argmin(1)
     np.testing.assert_array_equal(metric.predict(p, observed=observed, exponent=exponent), expected)
+    recorded = metric.decision(observed=observed, exponent=exponent).rule.scores(torch.from_numpy(p)).argmin(1)
+    np.testing.assert_array_equal(recorded.numpy(), expected)
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -55,6 +55,20 @@ def test_recorded_heads_tell_clusters_apart() -> None:
     assert len(head(logits).unique()) > 9
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.usefixtures("by_structure")
+def test_nodes_of_a_tree_in_clusters_far_apart_are_told_apart(recorded: bool) -> None:
+    points, p = clusters(1, 1e6, 1e-3)
+    order = np.argsort(points[:, 0])
+    line, p = points[order, 0], p[:, order]
+    tree = ws.LabelMetric.from_tree(edges=[(i, i + 1, line[i + 1] - line[i]) for i in range(59)], labels=range(60))
+    squares = np.square((p.astype(np.longdouble) @ line)[:, None] - line)
+    rule = tree.decision(observed=range(60)).rule
+    weights = torch.from_numpy(p)
+    found = rule.scores(weights).argmin(-1) if recorded else rule.decide(weights)
+    np.testing.assert_array_equal(found.numpy(), squares.argmin(1))
+
+
 @pytest.mark.parametrize("products", [0, 1 << 28])
 def test_distances_of_points_keep_their_digits_however_many_there_are(
     products: int, monkeypatch: pytest.MonkeyPatch

@@ -48,6 +48,7 @@ class HangingTrees(Rule):
     last: Tensor
     parent: Tensor
     length: Tensor
+    depth: Tensor
     postorder: Tensor
     closed: Tensor
     some_closed: Tensor
@@ -96,6 +97,8 @@ class HangingTrees(Rule):
         self.table("last", fringe.last)
         self.table("parent", fringe.parent)
         self.table("length", fringe.length)
+        self.table("depth", fringe.depth)
+        self.positive = bool((fringe.length[fringe.depth > 0] > 0).all())
         self.table("postorder", postorder)
         self.table("closed", np.maximum(closed - 1, 0))
         self.table("some_closed", (closed > 0).astype(np.float64))
@@ -124,6 +127,25 @@ class HangingTrees(Rule):
 
     def costs(self, weights: Tensor) -> Tensor:
         """See :class:`Rule`."""
+        first, second, step = self._steps(weights)
+        if self.exponent == 1:
+            return first.index_select(1, self.answers)
+        return (second.index_select(1, self.tree) + self._along_paths(step)).index_select(1, self.answers)
+
+    def scores(self, weights: Tensor) -> Tensor:
+        """See :class:`Rule`; of squares on a whole tree, minus the depth of nodes that are better than their parents.
+
+        These are the path from the root to the best node, and what ties with that is one more child. Unlike the costs,
+        steps do not cancel where lengths are of different sizes.
+        """
+        if not (self.single and self.whole and self.exponent == 2 and self.positive):
+            return self.costs(weights)
+        step = self._steps(weights)[2]
+        better = torch.where(step < 0, -self.depth, torch.where(step == 0, 1 - self.depth, 1))
+        return torch.where(self.depth == 0, 0, better).index_select(1, self.answers)
+
+    def _steps(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return F1 of all positions, F2 of the core, and by how much F2 of a position exceeds its parent's."""
         w = self.spread(weights)
         mass, moment = w.cumsum(1), (w * self.height).cumsum(1)
         total = mass[:, -1:]
@@ -131,11 +153,10 @@ class HangingTrees(Rule):
         below = mass.index_select(1, self.last) - mass + w
         first = first.index_select(1, self.tree) + self._along_paths(self.length * (total - 2 * below))
         if self.exponent == 1:
-            return first.index_select(1, self.answers)
+            return first, second, first
         inner = moment.index_select(1, self.last) - moment + w * self.height
         above = inner - (self.height - self.length) * below
-        step = self.length * (2 * first.index_select(1, self.parent) + self.length * total - 4 * above)
-        return (second.index_select(1, self.tree) + self._along_paths(step)).index_select(1, self.answers)
+        return first, second, self.length * (2 * first.index_select(1, self.parent) + self.length * total - 4 * above)
 
     def _along_paths(self, steps: Tensor) -> Tensor:
         """Return for every position the sum of the steps from its root to it: all begun, less all closed by then."""
