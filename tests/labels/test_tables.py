@@ -123,6 +123,16 @@ def test_a_fit_asks_for_distances_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(asked) <= 8, asked  # not once for each of 41 temperatures
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e305, -float("inf")])
+def test_a_fit_refuses_logits_without_a_softmax(value: float) -> None:
+    metric = ws.LabelMetric.from_tree([-1, 0, 0])
+    logits = torch.zeros(5, 3, dtype=torch.float64)
+    logits[3] = value
+    for objective in ("distance", "nll"):
+        with pytest.raises(ws.WeightspaceError, match="Row 3 of the logits has no softmax"):
+            fit_temperature(logits, [0] * 5, metric=metric, observed=range(3), objective=objective)
+
+
 @pytest.mark.parametrize("row", ["zero", "negative", "nan", "infinite", "negative zero", "subnormal"])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_one_bad_row_in_many_is_found(dtype: type, row: str) -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Objective: TypeAlias = Literal["distance", "nll"]
 
+#: Logits above this may be infinite once they are divided by a small temperature.
+_HUGE = 1e300
 #: Rows whose predictions at all temperatures are worked out at once.
 _ROWS = 1024
 #: Temperatures that are tried for the distance, which is a step function, and how far the grid reaches.
@@ -98,16 +100,16 @@ def fit_temperature(
     if objective == "nll":
         value, before, after = _by_likelihood(rows, seen, true, metric)
         return TemperatureFit(
-            value, objective, before, after, plain, _distances(decision, rows, cost, [value])[0] >= plain
+            value, objective, before, after, plain, _mean_costs(decision, rows, cost, [value])[0] >= plain
         )
     temperatures = [math.exp(x) for x in np.linspace(-math.log(_LARGEST), math.log(_LARGEST), _TRIED)]
-    *costs, before = _distances(decision, rows, cost, [*temperatures, 1.0])
+    *costs, before = _mean_costs(decision, rows, cost, [*temperatures, 1.0])
     tried = tuple(zip(temperatures, costs, strict=True))
     value, after = min(tried, key=lambda pair: (pair[1], abs(math.log(pair[0]))))
     return TemperatureFit(value, objective, before, after, plain, after >= plain, tried)
 
 
-def _distances(
+def _mean_costs(
     decision: Decision, rows: Tensor, cost: Callable[[np.ndarray, slice], np.ndarray], temperatures: Sequence[float]
 ) -> list[float]:
     """Return the mean cost of predictions at every temperature, tile by tile of the rows."""
@@ -124,13 +126,17 @@ def checked_logits(logits: Any, columns: int) -> Tensor:
     """Return logits as float64 (n, columns) on the CPU.
 
     Raises:
-        WeightspaceError: another shape, or a NaN.
+        WeightspaceError: another shape, or a row without a softmax.
     """
     rows = as_tensor(logits, "Logits").cpu().double()
     if rows.dim() != 2 or rows.shape[1] != columns:
         raise WeightspaceError(f"Logits have shape {tuple(rows.shape)}; expected (n, {columns}), a column a class.")
-    if bool(rows.isnan().any()):
-        raise WeightspaceError(f"Row {int(rows.isnan().any(1).nonzero()[0]):,} of the logits has a NaN.")
+    largest = rows.amax(1) if len(rows) else rows.new_zeros(0)  # NaN where there is one
+    bad = ~((largest > -torch.inf) & (largest < _HUGE))
+    if bool(bad.any()):
+        raise WeightspaceError(
+            f"Row {int(bad.nonzero()[0]):,} of the logits has no softmax: it has a NaN or +inf, or -inf alone."
+        )
     return rows
 
 

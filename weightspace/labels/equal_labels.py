@@ -15,11 +15,10 @@ def groups_of_equals(metric: LabelSpace) -> np.ndarray:
     geometry = metric.geometry
     groups = np.arange(geometry.nodes)
     if isinstance(geometry, GraphGeometry) and (geometry.graph.data == 0).any():
-        u, v = (side[geometry.graph.tocoo().data == 0] for side in geometry.graph.tocoo().coords)
-        groups = components(csr_array((np.ones(len(u)), (u, v)), shape=geometry.graph.shape))[1]
+        edges = geometry.graph.tocoo()
+        groups = _joined(geometry.nodes, *(side[edges.data == 0] for side in edges.coords))
     elif isinstance(geometry, MatrixGeometry):
-        first, second = (side.numpy() for side in (geometry.matrix == 0).nonzero(as_tuple=True))
-        groups = components(csr_array((np.ones(len(first)), (first, second)), shape=(geometry.nodes,) * 2))[1]
+        groups = _joined(geometry.nodes, *(side.numpy() for side in (geometry.matrix == 0).nonzero(as_tuple=True)))
     elif isinstance(geometry, PointGeometry):
         _, groups = np.unique(geometry.points.numpy() + 0.0, axis=0, return_inverse=True)  # -0.0 is 0.0
     return groups.reshape(-1)[metric.nodes]
@@ -31,3 +30,8 @@ def equal_pair(metric: LabelSpace) -> tuple[int, int] | None:
     order = np.argsort(groups, kind="stable")
     repeated = np.flatnonzero(groups[order][1:] == groups[order][:-1])
     return (int(order[repeated[0]]), int(order[repeated[0] + 1])) if len(repeated) else None
+
+
+def _joined(nodes: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the component of every node in the graph of some pairs."""
+    return components(csr_array((np.ones(len(first)), (first, second)), shape=(nodes, nodes)))[1]

@@ -59,9 +59,8 @@ class FrechetHead(Tables):
         found = self.answers[self.rule.decide(weights)]
         if not runs_eagerly(logits):
             found = torch.where(weights.isnan().any(-1), -1, found)
-        return found.view_as(
-            logits.select(-1, 0)
-        )  # of any number of dimensions, also in what was recorded with another one
+        # By another tensor's shape, so that what was recorded takes logits of any number of dimensions.
+        return found.view_as(logits.select(-1, 0))
 
     def expected_cost(self, logits: Tensor) -> Tensor:
         """Return the expected costs of the outputs as they were asked for, float64 (..., outputs); differentiable."""
