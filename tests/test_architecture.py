@@ -16,6 +16,7 @@ LAYERS = (
     "errors",
     "version",
     "lazy",
+    "tracing",
     "suggestions",
     "user_code",
     "worker",

@@ -13,6 +13,8 @@ import weightspace as ws
 MANIFEST = json.loads((Path(__file__).parents[1] / "data" / "conformance" / "labels" / "manifest.json").read_text())
 CASES = {case["name"]: case for case in MANIFEST["cases"]}
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 
 def cases(*kinds: str) -> list[str]:
     return [name for name, case in CASES.items() if case["kind"] in kinds and "expect" not in case]

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 import weightspace as ws
 from weightspace.errors import WeightspaceError
 
+pytestmark = pytest.mark.usefixtures("by_structure")
+
 TRACED = ["tree", "weighted tree", "path", "graph", "matrix", "points", "discrete", "grid"]
 
 

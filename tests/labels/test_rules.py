@@ -13,6 +13,8 @@ from weightspace.labels.rules import columns, dense, hanging, nearest, rule
 
 EXPONENTS = (1, 2, 3, 0.5)
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 
 def observed_of(metric: ws.LabelMetric, seed: int, share: float) -> list[str]:
     rng = np.random.default_rng(seed)
@@ -48,6 +50,8 @@ def test_random_trees_and_what_hangs_from_a_core(seed: int, exponent: int) -> No
     p = dyadic(300, len(observed), seed)
     expected = naive_costs(metric, p, observed, exponent).argmin(1)
     np.testing.assert_array_equal(metric.predict(p, observed=observed, exponent=exponent), expected)
+    recorded = metric.decision(observed=observed, exponent=exponent).rule.scores(torch.from_numpy(p)).argmin(1)
+    np.testing.assert_array_equal(recorded.numpy(), expected)
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -137,7 +141,7 @@ def test_where_products_may_be_rough_no_screen_counts_on_float32(
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
-        assert not rule.float32_is_whole()
+        assert not rule.float32_is_whole(torch.device("cpu"))
         np.testing.assert_array_equal(metric.predict(np.eye(50), observed=range(50)), np.arange(50))
     finally:
         torch.set_float32_matmul_precision(before)

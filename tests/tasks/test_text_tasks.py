@@ -95,6 +95,17 @@ def test_a_text_means_the_same_whatever_stands_beside_it(encoder: Path) -> None:
     assert torch.allclose(network(hidden)[1:2], network(alone), atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_trace_of_short_texts_reads_long_ones_to_their_end(encoder: Path) -> None:
+    network = text_classifier(encoder, 2, trained=2).eval()
+    torch.nn.init.normal_(network.head.weight)
+    hidden = frozen_features(encoder, TEXTS, trained=2, length=12)
+    shortest = hidden[hidden.ne(0).any(-1).sum(1).argmin()][None]
+    with torch.no_grad():
+        traced = torch.jit.trace(network, shortest, check_trace=False)
+        assert torch.allclose(traced(hidden), network(hidden), atol=1e-5)
+
+
 def test_fine_tunes_share_their_start_and_learn(encoder: Path) -> None:
     task = text_task("toy", encoder, load, 2, trained=2, length=10, recipe=Recipe(epochs=12, learning_rate=3e-3))
     start = ws.train(task, 0, epochs=0)

@@ -67,7 +67,8 @@ def tree_of_parents(
             raise WeightspaceError(f"Found {len(of):,} parents of {len(names):,} labels; expected one for each.")
     children = [i for i, p in enumerate(of) if p is not None and not _is_root(p, names[i], names)]
     if len(names) - len(children) > 1:  # with none there is a cycle, which is told below
-        roots = [repr(name) for i, name in enumerate(names) if i not in set(children)]
+        below = set(children)
+        roots = [repr(name) for i, name in enumerate(names) if i not in below]
         raise WeightspaceError(
             f"Found {len(roots):,} roots ({', '.join(roots[:_SHOWN])}); expected one label without a parent."
         )

@@ -6,7 +6,7 @@ Over-flat probabilities make a Fréchet mean worse than argmax: it retreats to t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -19,13 +19,19 @@ from weightspace.errors import WeightspaceError
 from weightspace.labels.names import Label
 from weightspace.labels.pairs import pair_distances
 from weightspace.labels.probabilities import as_tensor
+from weightspace.labels.rules.columns import KEPT
 
 if TYPE_CHECKING:
+    from weightspace.labels.deciding import Decision
     from weightspace.labels.metric import LabelMetric
     from weightspace.labels.space import Outputs
 
 Objective: TypeAlias = Literal["distance", "nll"]
 
+#: Logits above this may be infinite once they are divided by a small temperature.
+_HUGE = 1e300
+#: Rows whose predictions at all temperatures are worked out at once.
+_ROWS = 1024
 #: Temperatures that are tried for the distance, which is a step function, and how far the grid reaches.
 _TRIED, _LARGEST = 41, 20.0
 
@@ -85,42 +91,73 @@ def fit_temperature(
     true = metric.names.positions_of(truth, "true labels")
     if len(true) != len(rows) or len(rows) == 0:
         raise WeightspaceError(f"Found {len(rows):,} rows of logits and {len(true):,} true labels; expected as many.")
+    if objective not in ("distance", "nll"):
+        raise WeightspaceError(f"The objective of a temperature is 'distance' or 'nll'; found {objective!r}.")
     seen = metric.names.positions(observed, "observed classes")
     decision = metric.decision(observed=observed, outputs=outputs, exponent=exponent)
-
-    def distance(temperature: float) -> float:
-        found = decision.predict(torch.softmax(rows / temperature, -1))
-        return mean_cost(metric, found, true, exponent)
-
+    cost = costs_of_truth(metric, true, decision.answers, exponent)
     plain = mean_cost(metric, seen[rows.argmax(-1).numpy()], true, exponent)
     if objective == "nll":
         value, before, after = _by_likelihood(rows, seen, true, metric)
-        return TemperatureFit(value, objective, before, after, plain, distance(value) >= plain)
-    if objective != "distance":
-        raise WeightspaceError(f"The objective of a temperature is 'distance' or 'nll'; found {objective!r}.")
-    logarithms = np.linspace(-math.log(_LARGEST), math.log(_LARGEST), _TRIED)
-    tried = tuple((math.exp(x), distance(math.exp(x))) for x in logarithms)
+        return TemperatureFit(
+            value, objective, before, after, plain, _mean_costs(decision, rows, cost, [value])[0] >= plain
+        )
+    temperatures = [math.exp(x) for x in np.linspace(-math.log(_LARGEST), math.log(_LARGEST), _TRIED)]
+    *costs, before = _mean_costs(decision, rows, cost, [*temperatures, 1.0])
+    tried = tuple(zip(temperatures, costs, strict=True))
     value, after = min(tried, key=lambda pair: (pair[1], abs(math.log(pair[0]))))
-    return TemperatureFit(value, objective, distance(1.0), after, plain, after >= plain, tried)
+    return TemperatureFit(value, objective, before, after, plain, after >= plain, tried)
+
+
+def _mean_costs(
+    decision: Decision, rows: Tensor, cost: Callable[[np.ndarray, slice], np.ndarray], temperatures: Sequence[float]
+) -> list[float]:
+    """Return the mean cost of predictions at every temperature, tile by tile of the rows."""
+    totals = np.zeros(len(temperatures))
+    for start in range(0, len(rows), _ROWS):
+        tile = slice(start, start + _ROWS)
+        for index, temperature in enumerate(temperatures):
+            found = decision.rule.decide(torch.softmax(rows[tile] / temperature, -1))
+            totals[index] += cost(found.numpy(), tile).sum()
+    return (totals / len(rows)).tolist()
 
 
 def checked_logits(logits: Any, columns: int) -> Tensor:
     """Return logits as float64 (n, columns) on the CPU.
 
     Raises:
-        WeightspaceError: another shape, or a NaN.
+        WeightspaceError: another shape, or a row without a softmax.
     """
     rows = as_tensor(logits, "Logits").cpu().double()
     if rows.dim() != 2 or rows.shape[1] != columns:
         raise WeightspaceError(f"Logits have shape {tuple(rows.shape)}; expected (n, {columns}), a column a class.")
-    if bool(rows.isnan().any()):
-        raise WeightspaceError(f"Row {int(rows.isnan().any(1).nonzero()[0]):,} of the logits has a NaN.")
+    largest = rows.amax(1) if len(rows) else rows.new_zeros(0)  # NaN where there is one
+    bad = ~((largest > -torch.inf) & (largest < _HUGE))
+    if bool(bad.any()):
+        raise WeightspaceError(
+            f"Row {int(bad.nonzero()[0]):,} of the logits has no softmax: it has a NaN or +inf, or -inf alone."
+        )
     return rows
 
 
 def mean_cost(metric: LabelMetric, found: np.ndarray, true: np.ndarray, exponent: float) -> float:
     """Return the mean d(found, true)^exponent between positions."""
     return float(np.mean(pair_distances(metric.geometry, metric.nodes[found], metric.nodes[true]) ** exponent))
+
+
+def costs_of_truth(
+    metric: LabelMetric, true: np.ndarray, answers: np.ndarray, exponent: float
+) -> Callable[[np.ndarray, slice], np.ndarray]:
+    """Return what gives d(answer, truth)^exponent for indices into ``answers`` and a slice of the true positions.
+
+    Distances are looked up in a table of the different true labels, where it is small.
+    """
+    labels, which = np.unique(true, return_inverse=True)
+    if 8 * len(labels) * len(answers) > KEPT:
+        nodes = metric.nodes
+        return lambda found, rows: pair_distances(metric.geometry, nodes[answers[found]], nodes[true[rows]]) ** exponent
+    table = metric.geometry.distances(metric.nodes[answers], metric.nodes[labels]) ** exponent
+    return lambda found, rows: table[found, which[rows]]
 
 
 def _by_likelihood(rows: Tensor, seen: np.ndarray, true: np.ndarray, metric: LabelMetric) -> tuple[float, float, float]:

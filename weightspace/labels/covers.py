@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from scipy.spatial import ConvexHull, QhullError
 
+from weightspace.errors import WeightspaceError
+from weightspace.labels.equal_labels import equal_pair
 from weightspace.labels.geometry import DiscreteGeometry, GraphGeometry, PointGeometry
 from weightspace.labels.locus import is_mean, squared_distances, whole_tree
 from weightspace.labels.space import LabelSpace
@@ -69,7 +71,16 @@ def find_cover(metric: LabelSpace, *, identifying: bool = False) -> Cover:
     A tree's leaves are its only smallest cover if all its nodes are labels. A label that no weights of all the others
     predict is in every cover: the bound. Of large spaces it is the leaves of a graph, or 2, as one class predicts none
     but what equals it.
+
+    Raises:
+        WeightspaceError: ``identifying``, and two labels are at distance zero.
     """
+    if identifying and (pair := equal_pair(metric)):
+        first, second = (metric.labels[i] for i in pair)
+        raise WeightspaceError(
+            f"No classes identify every label: {first!r} and {second!r} are at distance 0, so that neither is ever the "
+            "only mean. Leave one of them out, or take identifying=False."
+        )
 
     def cover(positions: Any, method: str, bound: int) -> Cover:
         return Cover(tuple(metric.labels[i] for i in sorted(positions)), method, bound, identifying)
@@ -133,7 +144,7 @@ def _approximate(metric: LabelSpace) -> tuple[Any, str, int]:
         leaves = _leaves(metric)
         core = geometry.fringe.order[geometry.fringe.roots]
         return {*leaves.tolist(), *core.tolist()}, "leaves and core", max(1, len(leaves))
-    bound = 2 if bool((geometry.distances(metric.nodes[:1])[:, metric.nodes] > 0).any()) else 1
+    bound = 2 if bool((geometry.distances(metric.nodes[:1], metric.nodes) > 0).any()) else 1
     if isinstance(geometry, PointGeometry) and geometry.points.shape[1] <= _FLAT:
         points = geometry.points[torch.from_numpy(metric.nodes)].double().numpy()
         with suppress(QhullError):  # of points that lie in a plane

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from weightspace.errors import WeightspaceError
-from weightspace.labels.probabilities import checked_rows
-from weightspace.labels.rules.rule import Rule, check_exponent
+from weightspace.labels.powers import check_exponent
+from weightspace.labels.probabilities import checked_rows, scaled_rows
+from weightspace.labels.rules.rule import Rule
 from weightspace.labels.space import LabelSpace
 
 
@@ -44,31 +46,47 @@ class Decision:
         sorted_nodes = metric.nodes[np.sort(outputs)]
         return cls(metric, observed, outputs, metric.geometry.rule(metric.nodes[observed], sorted_nodes, exponent))
 
-    @property
+    @cached_property
     def answers(self) -> np.ndarray:
         """What the rule's indices are: positions in ``metric.labels``, rising."""
         return np.sort(self.outputs)
 
-    @property
+    @cached_property
+    def plain(self) -> bool:
+        """Whether all labels can be predicted, so that the rule's indices are positions."""
+        return len(self.outputs) == len(self.metric)
+
+    @cached_property
     def order(self) -> np.ndarray:
         """The rule's index of every output, in the order that was asked for."""
         return np.searchsorted(self.answers, self.outputs)
 
     def predict(self, probabilities: Any) -> np.ndarray:
         """Return positions in ``metric.labels``, int64 (...), of probabilities (..., K)."""
-        rows = checked_rows(probabilities, len(self.observed))
+        rows, _ = scaled_rows(checked_rows(probabilities, len(self.observed)).cpu())
         with torch.no_grad():
-            found = self.rule.decide(rows.cpu())
-        return self.answers[found.numpy()].reshape(_leading(probabilities))
+            found = self.rule.decide(rows)
+        positions = found.numpy() if self.plain else self.answers[found.numpy()]
+        return positions.reshape(_leading(probabilities))
 
     def expected_cost(self, probabilities: Any) -> np.ndarray:
-        """Return the expected costs, float64 (..., outputs)."""
-        rows = checked_rows(probabilities, len(self.observed)).cpu()
+        """Return the expected costs, float64 (..., outputs).
+
+        Raises:
+            WeightspaceError: weights are so large that a cost is infinite.
+        """
+        rows, exponents = scaled_rows(checked_rows(probabilities, len(self.observed)).cpu())
         found = np.empty((len(rows), len(self.outputs)))
         with torch.no_grad():
             for start in range(0, len(rows), self.rule.tile):
                 costs: Tensor = self.rule.costs(rows[start : start + self.rule.tile])
                 found[start : start + self.rule.tile] = costs.numpy()[:, self.order]
+        if exponents is not None:
+            with np.errstate(over="ignore"):
+                found = np.ldexp(found, exponents)
+            if not np.isfinite(found).all():
+                row = int((~np.isfinite(found)).any(1).argmax())
+                raise WeightspaceError(f"The expected costs of row {row:,} leave the range of float64; scale the row.")
         return found.reshape(*_leading(probabilities), len(self.outputs))
 
 

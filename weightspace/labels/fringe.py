@@ -8,6 +8,7 @@ two prefix sums.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -27,6 +28,7 @@ class Fringe:
         depth: edges to the root of the tree.
         length: distance to the parent, float64; 0 at a root.
         height: distance to the root, float64.
+        residue: what float64 leaves of that sum, so that ``height + residue`` is exact to twice its digits.
         tree: index of the tree.
         roots: position of every tree's root, one a node of the core, shape (core,).
         children: positions of all that are not roots, by parent, then by preorder, shape (n - core,).
@@ -40,18 +42,40 @@ class Fringe:
     depth: np.ndarray
     length: np.ndarray
     height: np.ndarray
+    residue: np.ndarray
     tree: np.ndarray
     roots: np.ndarray
     children: np.ndarray
     first: np.ndarray
     core: Graph
 
-    @property
+    @cached_property
     def position(self) -> np.ndarray:
         """The preorder position of every node."""
         position = np.empty_like(self.order)
         position[self.order] = np.arange(len(self.order))
         return position
+
+    @cached_property
+    def exact(self) -> bool:
+        """Whether all heights are exact."""
+        return not self.residue.any()
+
+    @cached_property
+    def jump(self) -> np.ndarray:
+        """An ancestor of every position, farther up than its parent, so that any one is reached in O(log depth) steps.
+
+        Source:
+            Myers 1983, https://doi.org/10.1016/0020-0190(83)90106-0, for the skew-binary jumps.
+        """
+        parent, depth = self.parent.tolist(), self.depth.tolist()
+        jump = list(range(len(parent)))
+        for position, above in enumerate(parent):
+            if above != position:
+                once = jump[above]
+                even = depth[above] - depth[once] == depth[once] - depth[jump[once]]
+                jump[position] = jump[once] if even else above
+        return np.asarray(jump, dtype=np.int64)
 
 
 def peel(graph: Graph, root: int | None = None) -> Fringe:
@@ -101,13 +125,16 @@ def _in_preorder(graph: Graph, parent: list[int], length: list[float], peeled: l
     for node in core:
         position[node], following[node] = free, free + 1
         free += size[node]
-    depth, height = [0] * nodes, [0.0] * nodes
+    depth, height, residue = [0] * nodes, [0.0] * nodes, [0.0] * nodes
     for node in reversed(peeled):
         above = parent[node]
         position[node] = following[above]
         following[node] = position[node] + 1
         following[above] += size[node]
-        depth[node], height[node] = depth[above] + 1, height[above] + length[node]
+        depth[node] = depth[above] + 1
+        height[node] = whole = height[above] + length[node]
+        added = whole - height[above]  # what rounding lost, exactly (Knuth's two-sum)
+        residue[node] = residue[above] + (height[above] - (whole - added)) + (length[node] - added)
     where = np.asarray(position, dtype=np.int64)
     order = np.empty(nodes, dtype=np.int64)
     order[where] = np.arange(nodes)
@@ -125,6 +152,7 @@ def _in_preorder(graph: Graph, parent: list[int], length: list[float], peeled: l
         depth=np.asarray(depth)[order],
         length=np.asarray(length)[order],
         height=np.asarray(height)[order],
+        residue=np.asarray(residue)[order],
         tree=np.searchsorted(roots, here, side="right") - 1,
         roots=roots,
         children=children,

@@ -15,11 +15,26 @@ import numpy as np
 
 from weightspace.labels.fringe import Fringe, peel
 from weightspace.labels.hops import Graph, distances_from
+from weightspace.labels.path_lengths import path_lengths
+from weightspace.labels.powers import check_points
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from weightspace.labels.rules.rule import Rule
+
+
+#: How many distances of a table take a row as long as a descent, a node in a descent, and a node whose costs are all
+#: summed up.
+_DESCENT, _DESCENDED, _SUMMED = 200_000, 100, 2000
+#: Products of two coordinates up to which points are subtracted one by one, and points that are multiplied at once.
+_SUBTRACTED, _BLOCK = 1 << 28, 4096
+#: Share of the largest coordinate below which two points are near to each other.
+_NEAR = 2.0**-20
+#: Sources whose distances to all nodes are held at once.
+_SOURCES = 128
+#: Sources below which a graph is not peeled for their distances alone, which takes as long as they do.
+_FEW = 64
 
 
 class Geometry(Protocol):
@@ -32,8 +47,8 @@ class Geometry(Protocol):
         """How many labels there are."""
         ...
 
-    def distances(self, sources: np.ndarray) -> np.ndarray:
-        """Return the distances from some labels to all, float64 (sources, nodes)."""
+    def distances(self, sources: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
+        """Return the distances from some labels to others, or to all, float64 (sources, targets)."""
         ...
 
     def rule(self, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Rule:
@@ -67,9 +82,17 @@ class GraphGeometry:
         """The graph, peeled down to its core."""
         return peel(self.graph)
 
-    def distances(self, sources: np.ndarray) -> np.ndarray:
+    def distances(self, sources: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
         """See :class:`Geometry`."""
-        return distances_from(self.graph, sources)
+        if targets is not None and len(targets) < len(sources):
+            return self.distances(targets, sources).T
+        peels = self.is_tree or len(sources) >= _FEW or "fringe" in self.__dict__
+        if peels and len(self.fringe.roots) < self.nodes:
+            return path_lengths(self.fringe, sources, targets)
+        if targets is None or len(sources) == 0:
+            return distances_from(self.graph, sources)[:, slice(None) if targets is None else targets]
+        blocks = range(0, len(sources), _SOURCES)
+        return np.concatenate([distances_from(self.graph, sources[at : at + _SOURCES])[:, targets] for at in blocks])
 
     def rule(self, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Rule:
         """See :class:`Geometry`."""
@@ -79,9 +102,14 @@ class GraphGeometry:
         if exponent in (1, 2):
             fringe = self.fringe
             anchors = len(np.unique(fringe.tree[fringe.position[observed]]))
-            if len(fringe.roots) == 1 or 4 * anchors * len(fringe.roots) <= KEPT:
-                core = lambda sources: distances_from(fringe.core, sources)  # noqa: E731
-                return HangingTrees(fringe, core, observed, outputs, int(exponent))
+            core = 0 if len(fringe.roots) == 1 else anchors * len(fringe.roots)
+            distances = len(observed) * len(outputs)
+            of_nodes = _DESCENT + _DESCENDED * self.nodes if _all(outputs, self.nodes) else _SUMMED * self.nodes
+            tabulated = 8 * distances <= KEPT and distances <= of_nodes + core
+            if not tabulated and 4 * core <= KEPT:
+                return HangingTrees(
+                    fringe, lambda sources: distances_from(fringe.core, sources), observed, outputs, int(exponent)
+                )
         return columns(self.distances, observed, outputs, exponent)
 
     def arrays(self) -> Mapping[str, Any]:
@@ -104,9 +132,10 @@ class MatrixGeometry:
         """See :class:`Geometry`."""
         return len(self.matrix)
 
-    def distances(self, sources: np.ndarray) -> np.ndarray:
+    def distances(self, sources: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
         """See :class:`Geometry`."""
-        return self.matrix[sources].double().numpy()
+        rows = self.matrix[sources]
+        return (rows if targets is None else rows[:, targets]).double().numpy()
 
     def rule(self, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Rule:
         """See :class:`Geometry`."""
@@ -132,13 +161,35 @@ class PointGeometry:
         """See :class:`Geometry`."""
         return len(self.points)
 
-    def distances(self, sources: np.ndarray) -> np.ndarray:
+    @cached_property
+    def checked(self) -> Tensor:
+        """The points, whose squared distances float64 can hold.
+
+        Raises:
+            WeightspaceError: it cannot.
+        """
+        return check_points(self.points)
+
+    def distances(self, sources: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
         """See :class:`Geometry`."""
         import torch
 
-        points = self.points.double()
-        mode = "use_mm_for_euclid_dist" if len(sources) * points.numel() > 1 << 28 else "donot_use_mm_for_euclid_dist"
-        return torch.cdist(points[sources], points, compute_mode=mode).numpy()
+        here, others = self.checked[sources].double(), self.points if targets is None else self.points[targets]
+        if here.numel() * len(others) <= _SUBTRACTED:
+            return torch.cdist(here, others.double(), compute_mode="donot_use_mm_for_euclid_dist").numpy()
+        return torch.cat([self._by_products(here, block.double()) for block in others.split(_BLOCK)], 1).numpy()
+
+    def _by_products(self, here: Tensor, there: Tensor) -> Tensor:
+        """Return distances by products of matrices, and those of points near to each other by subtraction."""
+        from weightspace.labels.rules.slices import Slicing
+
+        largest = float(self.points.abs().max())
+        squares = Slicing.of(largest, self.points.shape[1]).squared_distances(here, there)
+        rows, columns = (squares < (_NEAR * largest) ** 2).nonzero(as_tuple=True)
+        for at in range(0, len(rows), _BLOCK):
+            row, column = rows[at : at + _BLOCK], columns[at : at + _BLOCK]
+            squares[row, column] = (here[row] - there[column]).square().sum(1)
+        return squares.sqrt()
 
     def rule(self, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Rule:
         """See :class:`Geometry`."""
@@ -147,7 +198,7 @@ class PointGeometry:
 
         if exponent != 2:
             return columns(self.distances, observed, outputs, exponent)
-        named = self.points if _all(outputs, self.nodes) else self.points[outputs]
+        named = self.checked if _all(outputs, self.nodes) else self.points[outputs]
         return Nearest(named, self.points if _all(observed, self.nodes) else self.points[observed])
 
     def arrays(self) -> Mapping[str, Any]:
@@ -162,9 +213,10 @@ class DiscreteGeometry:
     nodes: int
     kind: ClassVar[str] = "discrete"
 
-    def distances(self, sources: np.ndarray) -> np.ndarray:
+    def distances(self, sources: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
         """See :class:`Geometry`."""
-        return (np.asarray(sources)[:, None] != np.arange(self.nodes)).astype(np.float64)
+        others = np.arange(self.nodes) if targets is None else np.asarray(targets)
+        return (np.asarray(sources)[:, None] != others).astype(np.float64)
 
     def rule(self, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Rule:
         """See :class:`Geometry`."""
@@ -189,13 +241,15 @@ class GridGeometry:
         """See :class:`Geometry`."""
         return prod(self.shape)
 
-    def distances(self, sources: np.ndarray) -> np.ndarray:
+    def distances(self, sources: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
         """See :class:`Geometry`."""
-        places = np.stack(np.unravel_index(np.arange(self.nodes), self.shape), axis=1)
-        here = places[sources]
-        return sum(
-            np.abs(here[:, None, axis] - places[None, :, axis]).astype(np.float64) for axis in range(len(self.shape))
-        )  # type: ignore[return-value]
+        others = np.arange(self.nodes) if targets is None else np.asarray(targets)
+        found = np.zeros((len(sources), len(others)))
+        for here, there in zip(
+            np.unravel_index(sources, self.shape), np.unravel_index(others, self.shape), strict=True
+        ):
+            found += np.abs(here[:, None] - there)
+        return found
 
     def rule(self, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Rule:
         """See :class:`Geometry`."""

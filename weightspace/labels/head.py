@@ -1,7 +1,9 @@
 """Heads: modules that take the place of ``argmax`` at the end of a classifier.
 
-Outside of tracing the fastest rule decides; under ``torch.compile`` and ``torch.export`` all costs are computed by
-plain tensor operations, so that an exported program needs nothing of this library. Both find the same labels.
+In an ordinary call the fastest algorithm decides. Where the call is recorded, batched or run on shapes alone
+(``torch.compile``, ``torch.export``, ``torch.jit.trace``, both ONNX exporters, ``torch.fx``, ``torch.func``), all costs
+are computed by plain tensor operations, so that an exported program needs nothing of this library. Both find the same
+labels.
 """
 
 from __future__ import annotations
@@ -9,20 +11,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.jit._trace import is_tracing
 
 from weightspace.errors import WeightspaceError
-from weightspace.labels.rules.rule import own
+from weightspace.labels.rules.rule import Tables, own
+from weightspace.tracing import runs_eagerly
 
 if TYPE_CHECKING:
     from weightspace.labels.deciding import Decision
 
 
-class FrechetHead(nn.Module):
+class FrechetHead(Tables):
     """Logits (..., K) -> positions of labels (...), int64: of least expected cost under softmax(logits / temperature).
 
     The ``state_dict`` holds the temperature alone. Tables of the metric move with the module and keep their dtype.
-    Under tracing a row takes memory for a few float64 numbers of every label.
+    Recorded or batched, a row takes memory for a few float64 numbers of every label, and a row without a softmax, which
+    cannot be an error there, has the position -1, which ``names`` refuses. ``torch.jit.script`` is refused.
 
     Attributes:
         labels: the names that positions stand for.
@@ -41,17 +46,21 @@ class FrechetHead(nn.Module):
         self.classes = len(decision.observed)
         self.rule = own(decision.rule)
         self.register_buffer("temperature", torch.tensor(float(temperature), dtype=torch.float64))
-        self.register_buffer("answers", torch.from_numpy(decision.answers), persistent=False)
-        self.register_buffer("order", torch.from_numpy(decision.order), persistent=False)
+        self.table("answers", decision.answers)
+        self.table("order", decision.order)
 
     def forward(self, logits: Tensor) -> Tensor:
         """Return positions in ``labels`` of least expected cost; of equal costs the lowest.
 
         Raises:
-            WeightspaceError: another number of logits, or a NaN among them (not looked for under tracing).
+            WeightspaceError: another number of logits, or a row without a softmax (see the class for recorded calls).
         """
         weights = self._weights(logits)
-        return self.answers[self.rule.decide(weights)].reshape(logits.shape[:-1])
+        found = self.answers[self.rule.decide(weights)]
+        if not runs_eagerly(logits):
+            found = torch.where(weights.isnan().any(-1), -1, found)
+        # By another tensor's shape, so that what was recorded takes logits of any number of dimensions.
+        return found.view_as(logits.select(-1, 0))
 
     def expected_cost(self, logits: Tensor) -> Tensor:
         """Return the expected costs of the outputs as they were asked for, float64 (..., outputs); differentiable."""
@@ -86,16 +95,28 @@ class FrechetHead(nn.Module):
         return f"observed={self.classes}, outputs={len(self.answers)}, labels={len(self.labels)}"
 
     def _weights(self, logits: Tensor) -> Tensor:
-        if logits.dim() < 1 or logits.shape[-1] != self.classes:
+        symbolic = is_tracing() or isinstance(logits, torch.fx.Proxy)  # their shapes are not numbers
+        if not symbolic and (logits.dim() < 1 or logits.shape[-1] != self.classes):
             raise WeightspaceError(
                 f"Logits have shape {tuple(logits.shape)}, but {self.classes:,} classes were observed; expected "
                 f"(..., {self.classes}), in the order of `observed`."
             )
         weights = torch.softmax(logits.reshape(-1, self.classes).double() / self.temperature, -1)
-        if not torch.compiler.is_compiling() and bool(weights.isnan().any()):
+        if runs_eagerly(weights) and bool(weights.isnan().any()):
             row = int(weights.isnan().any(1).nonzero()[0])
             raise WeightspaceError(f"Row {row:,} of the logits has no softmax: it holds NaN or +inf, or -inf alone.")
         return weights
+
+    def __prepare_scriptable__(self) -> Any:
+        """Refuse ``torch.jit.script``, which calls this.
+
+        Raises:
+            WeightspaceError: always.
+        """
+        raise WeightspaceError(
+            "torch.jit.script cannot compile a FrechetHead. Use torch.export or torch.compile, or torch.jit.trace: "
+            "what it records is right for logits of any size and number."
+        )
 
     def _apply(self, fn: Any, recurse: bool = True) -> FrechetHead:
         kept = self.temperature

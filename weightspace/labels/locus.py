@@ -1,8 +1,10 @@
 """The locus of observed classes: every label that is a Fréchet mean under some weights of them.
 
-On a tree, the union of the ways between observed labels. In general a linear program a label, exact: y belongs to it
+On a tree, the union of the ways between observed labels. In general a linear program for every label: y belongs to it
 iff max t ≥ 0 subject to Σ w_i (d²(y, i) − d²(z, i)) + t ≤ 0 for all z ≠ y, w on the simplex, and is the only mean for
-some w iff max t > 0. The locus of many classes is more than the union over pairs of them.
+some w iff max t > 0. Neither depends on positive factors of rows (one for each z) and columns, by which the program is
+scaled, so that labels far away do not hide the small differences. The locus of many classes is more than the union over
+pairs of them.
 """
 
 from __future__ import annotations
@@ -14,15 +16,22 @@ import numpy as np
 from scipy.optimize import linprog
 
 from weightspace.errors import WeightspaceError
+from weightspace.labels.equal_labels import groups_of_equals
 from weightspace.labels.geometry import DiscreteGeometry, GraphGeometry
 from weightspace.labels.hops import Graph
 from weightspace.labels.names import Label
+from weightspace.labels.powers import check_range
 from weightspace.labels.space import LabelSpace
 
 #: Labels of a space without a shortcut, at most: there is a linear program for each.
 LARGEST = 2_000
-#: Share of the largest squared distance by which rounding may miss zero.
+#: By how much rounding may miss zero in a scaled program.
 _TOLERANCE = 1e-9
+#: Share of a squared distance that is rounding.
+_ROUNDING = 2.0**-44
+#: Rounds of scaling, and options of the solver.
+_ROUNDS = 8
+_EXACT = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
 #: Labels that a program begins with, and that are added where they are violated.
 _FIRST, _MORE = 64, 16
 
@@ -44,7 +53,11 @@ def in_locus(metric: LabelSpace, seen: np.ndarray, *, unique: bool = False) -> n
     """Return which labels are in the locus of some positions, bool (labels,)."""
     if whole_tree(metric):
         assert isinstance(metric.geometry, GraphGeometry)
-        return on_ways(metric.geometry.graph, seen)
+        inside = on_ways(metric.geometry.graph, seen)
+        if unique:
+            groups = groups_of_equals(metric)
+            inside &= np.bincount(groups)[groups] == 1
+        return inside
     inside = np.zeros(len(metric), dtype=bool)
     if isinstance(metric.geometry, DiscreteGeometry):
         inside[seen] = True
@@ -72,7 +85,9 @@ def squared_distances(metric: LabelSpace, seen: np.ndarray) -> np.ndarray:
             f"Loci need a linear program for each of the {len(metric):,} labels; expected {LARGEST:,} at most, a tree, "
             "or a discrete metric."
         )
-    return np.square(metric.geometry.distances(metric.nodes[seen])[:, metric.nodes]).T
+    distances = metric.geometry.distances(metric.nodes, metric.nodes[seen])
+    check_range(distances, 2)
+    return np.square(distances)
 
 
 def is_mean(squares: np.ndarray, label: int, *, unique: bool) -> bool:
@@ -83,29 +98,47 @@ def is_mean(squares: np.ndarray, label: int, *, unique: bool) -> bool:
         label: a row of it.
         unique: whether it must be the only one.
     """
-    largest = float(squares.max(initial=0))
-    if largest == 0:
-        return not unique or len(squares) == 1
-    excess = (squares[label] - squares) / largest  # cost of the label, less that of the others
-    others = np.arange(len(squares)) != label
-    rows = np.flatnonzero(others)
-    if len(rows) == 0:
+    if (np.delete(squares, label, axis=0) > squares[label]).all(axis=0).any():
+        return True  # with one class alone, as if it is observed itself
+    excess = _scaled_excess(squares, label)
+    if len(excess) < len(squares) - 1 and unique:
+        return False  # another label costs the same under any weights
+    if len(excess) == 0:
         return True
-    chosen = rows[np.argsort(-excess[rows].min(axis=1), kind="stable")[:_FIRST]]
+    chosen = np.argsort(-excess.min(axis=1), kind="stable")[:_FIRST]
     while True:
-        margin, weights = _best_margin(excess[chosen])
+        weights = _best_weights(excess[chosen])
+        margin = -float((excess[chosen] @ weights).max())
         if margin < -_TOLERANCE or (unique and margin <= _TOLERANCE):
             return False  # more rows only lower it
         worst = excess @ weights
-        violated = rows[worst[rows] > -margin + _TOLERANCE / 2]
-        violated = np.setdiff1d(violated, chosen)
+        violated = np.setdiff1d(np.flatnonzero(worst > -margin + _TOLERANCE / 2), chosen)
         if len(violated) == 0:
             return True
         chosen = np.concatenate([chosen, violated[np.argsort(-worst[violated], kind="stable")[:_MORE]]])
 
 
-def _best_margin(excess: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return max t with excess·w + t ≤ 0 on the simplex, and its w."""
+def _scaled_excess(squares: np.ndarray, label: int) -> np.ndarray:
+    """Return the cost of a label less that of others, a column for each class with all weight, scaled to at most one.
+
+    Labels that cost the same are left out. Rows and columns are divided by the geometric mean of their extremes, by
+    turns, until none of them is small for the others' sake.
+    """
+    others = np.delete(squares, label, axis=0)
+    excess = squares[label] - others
+    excess[np.abs(excess) <= _ROUNDING * np.maximum(others, squares[label])] = 0
+    excess = excess[excess.any(axis=1)]
+    for _ in range(_ROUNDS):
+        for axis in (0, 1):
+            sizes = np.abs(excess)
+            smallest = np.where(sizes > 0, sizes, np.inf).min(axis=axis, keepdims=True, initial=np.inf)
+            largest = sizes.max(axis=axis, keepdims=True, initial=0)
+            excess = excess / np.where(largest > 0, np.sqrt(smallest) * np.sqrt(largest), 1)
+    return excess / np.abs(excess).max(axis=1, keepdims=True, initial=0)
+
+
+def _best_weights(excess: np.ndarray) -> np.ndarray:
+    """Return the w on the simplex for which max(excess·w) is least."""
     rows, columns = excess.shape
     found = linprog(
         np.concatenate([np.zeros(columns), [-1.0]]),
@@ -115,10 +148,12 @@ def _best_margin(excess: np.ndarray) -> tuple[float, np.ndarray]:
         b_eq=[1.0],
         bounds=[(0, None)] * columns + [(None, None)],
         method="highs",
+        options=_EXACT,
     )
     if found.status != 0:
         raise WeightspaceError(f"The linear program of the locus wasn't solved: {found.message}")
-    return float(found.x[-1]), np.asarray(found.x[:-1])
+    weights = np.maximum(found.x[:-1], 0)
+    return weights / weights.sum()
 
 
 def on_ways(tree: Graph, seen: np.ndarray) -> np.ndarray:

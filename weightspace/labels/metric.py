@@ -54,7 +54,7 @@ class LabelMetric:
     @property
     def labels(self) -> tuple[Any, ...]:
         """The names of the labels."""
-        return tuple(self.names)
+        return self.names.listed
 
     def __len__(self) -> int:
         return len(self.names)
@@ -295,9 +295,8 @@ class LabelMetric:
     def distances(self, sources: Sequence[Label], targets: Sequence[Label] | None = None) -> np.ndarray:
         """Return the distances from some labels to others, or to all, float64 (sources, targets); both may repeat."""
         places, where = np.unique(self.nodes[self.names.positions_of(sources, "sources")], return_inverse=True)
-        rows = self.geometry.distances(places)[where]
-        goals = np.arange(len(self)) if targets is None else self.names.positions_of(targets, "targets")
-        return rows[:, self.nodes[goals]]
+        goals = self.nodes if targets is None else self.nodes[self.names.positions_of(targets, "targets")]
+        return self.geometry.distances(places, goals)[where]
 
     # --- What can be predicted at all ---
 

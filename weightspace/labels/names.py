@@ -49,6 +49,11 @@ class Names(Sequence[Any]):
     def __contains__(self, name: object) -> bool:
         return plain(name) in self._positions
 
+    @property
+    def listed(self) -> tuple[Any, ...]:
+        """The names; always the same tuple."""
+        return self._names
+
     def position(self, name: Label) -> int:
         """Return the position of a name.
 
@@ -101,6 +106,8 @@ class Names(Sequence[Any]):
 
 def plain(name: Any) -> Label:
     """Return a name as a plain Python value, whatever array it came from."""
+    if type(name) in (str, int):  # the usual ones, of which there may be many
+        return name
     value = name.item() if isinstance(name, np.generic) else name
     if not isinstance(value, Hashable):
         raise WeightspaceError(f"A label is a string or a number; found a {type(value).__name__}.")

@@ -30,13 +30,31 @@ def checked_rows(probabilities: Any, columns: int) -> Tensor:
     rows = rows.reshape(-1, columns)
     if not rows.dtype.is_floating_point:
         rows = rows.double()
-    for start in range(0, len(rows), _CHECKED):
-        _check(rows[start : start + _CHECKED], start)
+    step = max(1, _CHECKED // columns)
+    for start in range(0, len(rows), step):
+        _check(rows[start : start + step], start)
     return rows
 
 
-#: Rows that are checked at once, so that no second copy of a large batch is made.
-_CHECKED = 64
+def scaled_rows(rows: Tensor) -> tuple[Tensor, np.ndarray | None]:
+    """Return rows whose largest weight is near one where float64 ones are not of a size that costs can be summed from.
+
+    Factors are powers of two, which change no digit; their exponents, int32 (B, 1), or None if no row was scaled.
+    """
+    if rows.dtype != torch.float64 or rows.numel() == 0:
+        return rows, None
+    sums = rows @ rows.new_ones(rows.shape[1])  # which takes less time than the largest of every row
+    if bool((sums.amin() > 2.0**-_USUAL) & (sums.amax() < 2.0**_USUAL)):
+        return rows, None
+    exponents = torch.frexp(rows.amax(1, keepdim=True)).exponent
+    half = exponents // 2  # in two steps, as 2^exponent itself may leave the range
+    return torch.ldexp(torch.ldexp(rows, -half), half - exponents), exponents.numpy()
+
+
+#: Powers of two between which the sum of a row needs no scaling: those of float32.
+_USUAL = 140
+#: Probabilities that are checked at once, while they are in the cache.
+_CHECKED = 1 << 18
 #: Dtype -> that of its bits, and the bits of infinity.
 _BITS = {
     torch.float16: (np.uint16, 0x7C00),
@@ -63,15 +81,22 @@ def as_tensor(values: Any, what: str) -> Tensor:
 
 
 def _seen_at_once(rows: Tensor) -> bool:
-    """Return whether one pass shows that all rows are weights: bits of floats that are not negative are in their order.
+    """Return whether two passes show that all rows are weights.
 
-    Those of negative ones, -0.0 among them, and of NaN lie above infinity's.
+    Bits of floats that are not negative are in their order; those of negative ones, -0.0 among them, and of NaN lie
+    above infinity's.
     """
     if rows.device.type != "cpu" or rows.dtype not in _BITS:
         return False
     unsigned, infinite = _BITS[rows.dtype]
-    largest = rows.numpy().view(unsigned).max(-1)
-    return bool(((largest > 0) & (largest < infinite)).all())
+    values = rows.numpy()
+    if not values.view(unsigned).max() < infinite:
+        return False
+    return (
+        bool((rows @ rows.new_ones(rows.shape[1])).amin() > 0)
+        if rows.dtype != torch.float16
+        else bool((values.max(-1) > 0).all())
+    )
 
 
 def _check(rows: Tensor, start: int) -> None:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from weightspace.labels.space import Outputs
 
 
+#: Probabilities whose costs are worked out at once.
+_ENTRIES = 4 << 20
+
+
 @dataclass(frozen=True)
 class Predictions:
     """What was predicted for some rows.
@@ -54,10 +58,12 @@ class Predictions:
         rows = rows / rows.sum(1, keepdim=True)
         found = metric.predict(rows, observed=observed, outputs=outputs, exponent=exponent)
         costs = np.empty(len(found))
-        for label in np.unique(found):
-            here = found == label
-            apart = metric.distances([metric.labels[label]], observed)[0] ** exponent
-            costs[here] = rows[torch.from_numpy(here)].numpy() @ apart
+        order = np.argsort(found, kind="stable")
+        step = max(1, _ENTRIES // len(observed))
+        for here in np.split(order, range(step, len(order), step)):
+            labels, which = np.unique(found[here], return_inverse=True)
+            apart = metric.distances([metric.labels[label] for label in labels], observed) ** exponent
+            costs[here] = np.einsum("ik,ik->i", rows[torch.from_numpy(here)].numpy(), apart[which])
         return cls(tuple(found.tolist()), tuple(metric.labels[i] for i in found), tuple(costs.tolist()))
 
     def save(self, path: str | Path) -> None:

@@ -152,13 +152,14 @@ def wordnet_labels(
     labels = Names(names)
     places = [wordnet.position(str(label)) for label in labels]
     if len(set(places)) != len(places):
-        twice = next(i for i, place in enumerate(places) if place in places[:i])
-        first = places.index(places[twice])
+        first_at: dict[int, int] = {}
+        twice = next(i for i, place in enumerate(places) if first_at.setdefault(place, i) != i)
+        first = first_at[places[twice]]
         raise WeightspaceError(
             f"{labels[first]!r} and {labels[twice]!r} are the same synset, {wordnet.ids[places[twice]]}."
         )
     if ancestors:
-        more = [place for place in _all_above(wordnet, places) if place not in set(places)]
+        more = _all_above(wordnet, places)
         labels, places = Names([*labels, *(wordnet.names[place] for place in more)]), [*places, *more]
     return labels, graph, np.asarray(places, dtype=np.int64)
 

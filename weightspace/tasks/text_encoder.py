@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from weightspace.checkpoints import StateDict, load_checkpoint
 from weightspace.checkpoints.json_file import read_json_object
 from weightspace.errors import WeightspaceError
+from weightspace.tracing import runs_eagerly
 
 #: Texts that go through the frozen layers at a time.
 _TEXTS_AT_ONCE = 64
@@ -52,7 +53,7 @@ class TextClassifier(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits ``(n, classes)`` of outputs of the frozen layers, ``(n, length, width)``."""
         seen = hidden.ne(0).any(dim=-1)
-        if not torch.compiler.is_compiling():  # columns of padding alone cost time and change nothing
+        if runs_eagerly(seen):  # columns of padding alone cost time and change nothing
             longest = int(seen.sum(dim=1).max())
             hidden, seen = hidden[:, :longest], seen[:, :longest]
         for layer in self.layers:

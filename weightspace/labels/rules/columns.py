@@ -11,30 +11,28 @@ import torch
 from torch import Tensor
 
 from weightspace.errors import WeightspaceError
+from weightspace.labels.powers import check_range
 from weightspace.labels.rules.dense import Dense
-from weightspace.labels.rules.rule import DistancesFrom, Rule, in_tiles, powered
+from weightspace.labels.rules.rule import Distances, Rule, powered
+from weightspace.tracing import runs_eagerly
 
 #: Bytes that a table of distances may take, and observed labels whose distances are sought at once.
 KEPT, _SOURCES = 256 << 20, 128
 
 
 def columns(
-    distances: DistancesFrom, observed: np.ndarray, outputs: np.ndarray, exponent: float, kept: int = KEPT
+    distances: Distances, observed: np.ndarray, outputs: np.ndarray, exponent: float, kept: int | None = None
 ) -> Rule:
-    """Return the rule by distances from the observed labels to the outputs."""
-    if 8 * len(observed) * len(outputs) > kept:
+    """Return the rule by distances from the observed labels to the outputs, in a table of at most ``kept`` bytes."""
+    if 8 * len(observed) * len(outputs) > (KEPT if kept is None else kept):
         return StreamedColumns(distances, observed, outputs, exponent)
-    table = np.empty((len(outputs), len(observed)))
-    for start in range(0, len(observed), _SOURCES):
-        block = slice(start, start + _SOURCES)
-        table[:, block] = distances(observed[block])[:, outputs].T
-    return Dense(torch.from_numpy(table), exponent)
+    return Dense(torch.from_numpy(np.ascontiguousarray(distances(outputs, observed))), exponent)
 
 
 class StreamedColumns(Rule):
     """Costs that are summed up over blocks of observed labels, whose distances are found again in every call."""
 
-    def __init__(self, distances: DistancesFrom, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> None:
+    def __init__(self, distances: Distances, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> None:
         super().__init__()
         self.distances, self.observed, self.names, self.exponent = distances, observed, outputs, exponent
         self.outputs = self.width = len(outputs)
@@ -43,20 +41,19 @@ class StreamedColumns(Rule):
         """See :class:`Rule`.
 
         Raises:
-            WeightspaceError: the call is being traced.
+            WeightspaceError: the call is recorded, batched, or on the meta device; a power leaves float64.
         """
-        if torch.compiler.is_compiling():
+        if not runs_eagerly(weights):
             raise WeightspaceError(
                 f"{len(self.observed):,} observed labels × {self.outputs:,} outputs are too many distances to keep, "
-                "and what is found again in every call cannot be traced. Observe or name fewer, or don't compile."
+                "and what is found again in every call cannot be compiled, traced, exported or batched by vmap. "
+                "Observe or name fewer."
             )
         total = torch.zeros(len(weights), self.outputs, dtype=torch.float64, device=weights.device)
         for start in range(0, len(self.observed), _SOURCES):
             block = slice(start, start + _SOURCES)
-            found = torch.from_numpy(self.distances(self.observed[block])[:, self.names]).to(weights.device)
+            distances = self.distances(self.observed[block], self.names)
+            check_range(distances, self.exponent)
+            found = torch.from_numpy(distances).to(weights.device)
             total += weights[:, block].double() @ powered(found, self.exponent)
         return total
-
-    def decide(self, weights: Tensor) -> Tensor:
-        """See :class:`Rule`."""
-        return in_tiles(lambda rows: self.costs(rows).argmin(-1), weights, self.tile)

@@ -10,19 +10,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weightspace.labels.rules.rule import TILE, Rule, float32_is_whole, in_tiles, powered
+from weightspace.labels.powers import check_range
+from weightspace.labels.rules.rule import TILE, Rule, float32_is_whole, in_tiles, least_index, powered
 
-#: Products of a batch below which screening is not worth its while.
-_SMALL = 1 << 26
-#: Outputs that are multiplied at once.
+#: Distances up to which a product in float64 takes no longer than a screen.
+_SMALL = 1 << 10
+#: Numbers of a tile, so that it stays in the cache, and rows of one at least and at most.
+_CACHED, _FEWEST, _MOST = 1 << 18, 256, 1 << 14
+#: Rows and distances from which bfloat16 is worth its wider margin.
+_ROWS, _LARGE = 64, 1 << 16
+#: Outputs that are multiplied at once where powers are not kept.
 _BLOCK = 2048
 #: Share of all pairs above which candidates are too many to be looked at one by one.
 _MANY = 1 / 16
 _BF16_MARGIN = 0.02
-#: Powers of distances beyond this are near the end of float32's range, and not screened in it.
+#: Costs beyond this are near the end of float32's range, and not screened in it.
 _HUGE = 1e37
-#: Bytes that a kept copy in bfloat16 may take.
-_KEPT = 1 << 30
+#: Bytes that kept powers of distances may take in each dtype.
+_KEPT = 256 << 20
 
 
 class Dense(Rule):
@@ -35,7 +40,16 @@ class Dense(Rule):
         self.outputs, self.observed = matrix.shape
         self.exponent, self.width = exponent, self.outputs
         self.table("matrix", matrix)
-        self._screen: Tensor | None = None
+        ends = [end for start in range(0, self.outputs, _BLOCK) for end in _ends(matrix[start : start + _BLOCK])]
+        check_range(ends, exponent)
+        self._largest = max(ends) ** exponent
+        self._kept: dict[torch.dtype, Tensor] = {}
+
+    @property
+    def tile(self) -> int:
+        """See :class:`Rule`."""
+        rows = _CACHED // max(self.outputs, self.observed)
+        return min(max(rows, _FEWEST), _MOST, super().tile)
 
     def costs(self, weights: Tensor) -> Tensor:
         """See :class:`Rule`."""
@@ -43,58 +57,84 @@ class Dense(Rule):
         blocks = range(0, self.outputs, _BLOCK)
         return torch.cat([weights @ self._powers(start, torch.float64).T for start in blocks], 1)
 
-    def decide(self, weights: Tensor) -> Tensor:
+    def decide_now(self, weights: Tensor) -> Tensor:
         """See :class:`Rule`."""
-        if torch.compiler.is_compiling() or len(weights) * self.outputs * self.observed < _SMALL:
-            return in_tiles(lambda rows: self.costs(rows).argmin(-1), weights, self.tile)
-        return in_tiles(self._screened, weights, self.tile)
+        if self.outputs * self.observed <= _SMALL:
+            return in_tiles(self._exact, weights, self.tile)
+        large = len(weights) >= _ROWS and self.outputs * self.observed >= _LARGE
+        dtype = torch.bfloat16 if large and fast_bfloat16(weights.device) else torch.float32
+        return in_tiles(lambda rows: self._screened(rows, dtype), weights, self.tile)
 
     def _powers(self, start: int, dtype: torch.dtype) -> Tensor:
         block = self.matrix[start : start + _BLOCK]
         return powered(block.to(torch.promote_types(dtype, torch.float32)), self.exponent).to(dtype)
 
-    def _screened(self, weights: Tensor) -> Tensor:
-        """Decide among the labels that come near to the least approximate cost."""
-        exact = weights.double()
-        shares = exact / exact.sum(1, keepdim=True)
-        dtype = torch.bfloat16 if fast_bfloat16(weights.device) else torch.float32
-        screen = self._screening(dtype)
-        rough = shares.to(dtype)
-        seen = torch.empty(len(weights), self.outputs, dtype=torch.float32, device=weights.device)
-        largest = 0.0
-        for start in range(0, self.outputs, _BLOCK):
-            block = self._powers(start, dtype) if screen is None else screen[start : start + _BLOCK]
-            largest = max(largest, float(block.max()))
-            seen[:, start : start + _BLOCK] = rough @ block.T
-        if largest > _HUGE:
-            return self.costs(weights).argmin(-1)
-        fine = dtype is torch.float32 and float32_is_whole()
+    def _products(self, weights: Tensor, dtype: torch.dtype, among: Tensor | None = None) -> Tensor:
+        """Return the costs of all outputs, or of some, as they come out in a dtype, (B, outputs)."""
+        weights = weights.to(dtype)
+        if dtype.itemsize * self.outputs * self.observed <= _KEPT:
+            powers = self._kept_powers(dtype)
+            return weights @ (powers if among is None else powers[among]).T
+        if among is not None:
+            return weights @ powered(self.matrix[among].to(dtype), self.exponent).T
+        blocks = range(0, self.outputs, _BLOCK)
+        return torch.cat([weights @ self._powers(start, dtype).T for start in blocks], 1)
+
+    def _kept_powers(self, dtype: torch.dtype) -> Tensor:
+        """Return all powers in a dtype, kept from the first call on."""
+        if dtype not in self._kept or self._kept[dtype].device != self.matrix.device:
+            blocks = range(0, self.outputs, _BLOCK)
+            self._kept[dtype] = torch.cat([self._powers(start, dtype) for start in blocks])
+        return self._kept[dtype]
+
+    def _exact(self, weights: Tensor, among: Tensor | None = None) -> Tensor:
+        """Decide by the costs in float64."""
+        return least_index(self._products(weights, torch.float64, among))
+
+    def _screened(self, weights: Tensor, dtype: torch.dtype, among: Tensor | None = None) -> Tensor:
+        """Decide among those outputs, or those of ``among``, that come near to the least cost in a shorter dtype.
+
+        Of bfloat16 they are seen again in float32, and of float32 in float64.
+        """
+        if not float(weights.max()) * self._largest * self.observed < _HUGE:
+            return self._exact(weights, among)
+        seen = self._products(weights, dtype, among).float()
+        found = least_index(seen)
+        least = seen.gather(1, found[:, None])
+        fine = dtype is torch.float32 and float32_is_whole(weights.device)
         margin = 4 * 2.0**-24 * (self.observed + 4) if fine else _BF16_MARGIN
-        flushed = self.observed * 1e-37 * largest  # of weights that are zero in the short dtype
-        near = seen <= seen.amin(1, keepdim=True) * (1 + margin) + flushed
-        if int(near.sum()) > _MANY * near.numel():
-            return self.costs(weights).argmin(-1)
-        return self._least(exact, *near.nonzero(as_tuple=True))
+        flushed = self.observed * 1e-37 * self._largest  # of weights that are zero in the short dtype
+        bound = least * (1 + margin) + flushed
+        rest = seen.scatter_(1, found[:, None], torch.inf)
+        several = (rest.amin(1) <= bound[:, 0]).nonzero()[:, 0]
+        if not len(several):
+            return found
+        near = (rest[several] <= bound[several]).scatter_(1, found[several, None], True)
+        if dtype is torch.bfloat16:
+            left = near.any(0).nonzero()[:, 0]
+            found[several] = left[self._screened(weights[several], torch.float32, left)]
+        else:
+            found[several] = self._summed(weights[several], near, among)
+        return found
 
-    def _screening(self, dtype: torch.dtype) -> Tensor | None:
-        """Return the powers in the short dtype, kept from the first call on; None where they are too many to keep."""
-        if dtype is not torch.bfloat16 or 2 * self.outputs * self.observed > _KEPT:
-            return None
-        if self._screen is None or self._screen.device != self.matrix.device:
-            self._screen = torch.empty(self.matrix.shape, dtype=dtype, device=self.matrix.device)
-            for start in range(0, self.outputs, _BLOCK):
-                self._screen[start : start + _BLOCK] = self._powers(start, dtype)
-        return self._screen
-
-    def _least(self, weights: Tensor, rows: Tensor, candidates: Tensor) -> Tensor:
-        """Return the candidate of least cost in every row, in float64, the lowest of equal ones."""
+    def _summed(self, weights: Tensor, near: Tensor, among: Tensor | None) -> Tensor:
+        """Decide among some outputs of every row by their costs, one by one in float64."""
+        if int(near.sum()) > _MANY * near.numel() + len(near):
+            return self._exact(weights, among)
+        rows, candidates = near.nonzero(as_tuple=True)
         costs = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
         step = max(1, TILE // self.observed)
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
-            powers = powered(self.matrix[candidates[part]].double(), self.exponent)
-            costs[part] = (weights[rows[part]] * powers).sum(1)
+            outputs = candidates[part] if among is None else among[candidates[part]]
+            powers = powered(self.matrix[outputs].double(), self.exponent)
+            costs[part] = (weights[rows[part]].double() * powers).sum(1)
         return least_of(costs, rows, candidates, len(weights))
+
+
+def _ends(distances: Tensor) -> tuple[float, float]:
+    """Return the smallest positive distance, if there is one, and the largest."""
+    return float(distances.masked_fill(distances == 0, distances.max()).min()), float(distances.max())
 
 
 def least_of(costs: Tensor, rows: Tensor, candidates: Tensor, count: int) -> Tensor:
@@ -107,8 +147,8 @@ def least_of(costs: Tensor, rows: Tensor, candidates: Tensor, count: int) -> Ten
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Return whether products in bfloat16 are faster than in float32: with units for them, that is."""
+    """Return whether products in bfloat16 are faster than in float32: with instructions for them, that is."""
     if device.type == "cpu":
-        capability = getattr(torch.cpu, "_is_amx_tile_supported", None)
-        return bool(capability and capability())
+        capabilities = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16"))
+        return any(capability is not None and capability() for capability in capabilities)
     return device.type == "cuda" and torch.cuda.is_bf16_supported()

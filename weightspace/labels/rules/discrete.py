@@ -26,9 +26,9 @@ class MostProbable(Rule):
         """See :class:`Rule`."""
         return weights.double().sum(1, keepdim=True) - self._own(weights)
 
-    def decide(self, weights: Tensor) -> Tensor:
-        """See :class:`Rule`; by the weights themselves, which their sum would round."""
-        return self._own(weights).argmax(-1)
+    def scores(self, weights: Tensor) -> Tensor:
+        """See :class:`Rule`; the weights themselves, which their sum would round."""
+        return -self._own(weights)
 
     def _own(self, weights: Tensor) -> Tensor:
         return weights.index_select(1, self.column).double() * self.present

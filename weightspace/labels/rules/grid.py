@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightspace.labels.rules.rule import Rule, in_tiles
+from weightspace.labels.rules.rule import Rule
 
 
 class OnGrid(Rule):
@@ -50,10 +50,6 @@ class OnGrid(Rule):
                 both = self.get_buffer(f"axis{a}") @ self._marginal(field, a, b) @ self.get_buffer(f"axis{b}")
                 total = total + 2 * self._placed(both, a, b)
         return total.flatten(1).index_select(1, self.answers)
-
-    def decide(self, weights: Tensor) -> Tensor:
-        """See :class:`Rule`."""
-        return in_tiles(lambda rows: self.costs(rows).argmin(-1), weights, self.tile)
 
     def _marginal(self, field: Tensor, *kept: int) -> Tensor:
         others = [1 + axis for axis in range(len(self.shape)) if axis not in kept]

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from weightspace.labels.fringe import Fringe
+from weightspace.labels.powers import check_range
 from weightspace.labels.rules.dense import least_of
 from weightspace.labels.rules.descent import Descent
 from weightspace.labels.rules.prefix import BLOCK, AllSums, Blocks
-from weightspace.labels.rules.rule import TILE, DistancesFrom, Rule, float32_is_whole, in_tiles
+from weightspace.labels.rules.rule import TILE, Distances, Rule, float32_is_whole, in_tiles
 
 #: A tree that is deeper is not descended, but gets all its costs.
 _DEEPEST = 256
@@ -47,6 +48,7 @@ class HangingTrees(Rule):
     last: Tensor
     parent: Tensor
     length: Tensor
+    depth: Tensor
     postorder: Tensor
     closed: Tensor
     some_closed: Tensor
@@ -57,7 +59,7 @@ class HangingTrees(Rule):
     between: Tensor
 
     def __init__(
-        self, fringe: Fringe, core_distances: DistancesFrom, observed: np.ndarray, outputs: np.ndarray, exponent: int
+        self, fringe: Fringe, core_distances: Distances, observed: np.ndarray, outputs: np.ndarray, exponent: int
     ) -> None:
         super().__init__()
         nodes = len(fringe.order)
@@ -83,6 +85,8 @@ class HangingTrees(Rule):
         self.table("node", fringe.order)
         self._keep_subtrees(fringe)
         self._keep_core(fringe, core_distances, np.unique(fringe.tree[position[observed]]))
+        farthest = 2 * fringe.height.max() + (0 if self.single else float(self.between.max()))
+        check_range(np.concatenate([fringe.length, fringe.core.data, [farthest]]), exponent)
         self.descent = Descent(fringe, self.rank.numpy(), exponent) if self.shallow else None
         self.blocks = Blocks(self.sorted_columns, self.heights) if self.single else None
 
@@ -93,6 +97,8 @@ class HangingTrees(Rule):
         self.table("last", fringe.last)
         self.table("parent", fringe.parent)
         self.table("length", fringe.length)
+        self.table("depth", fringe.depth)
+        self.positive = bool((fringe.length[fringe.depth > 0] > 0).all())
         self.table("postorder", postorder)
         self.table("closed", np.maximum(closed - 1, 0))
         self.table("some_closed", (closed > 0).astype(np.float64))
@@ -100,8 +106,9 @@ class HangingTrees(Rule):
         self.table("roots", fringe.roots)
         self.table("ends", fringe.last[fringe.roots])
 
-    def _keep_core(self, fringe: Fringe, core_distances: DistancesFrom, anchors: np.ndarray) -> None:
-        self.single = len(fringe.roots) == 1
+    def _keep_core(self, fringe: Fringe, core_distances: Distances, anchors: np.ndarray) -> None:
+        self.core = len(fringe.roots)
+        self.single = self.core == 1
         if self.single:
             return
         table = np.empty((len(fringe.roots), len(anchors)), dtype=np.float32)
@@ -120,6 +127,25 @@ class HangingTrees(Rule):
 
     def costs(self, weights: Tensor) -> Tensor:
         """See :class:`Rule`."""
+        first, second, step = self._steps(weights)
+        if self.exponent == 1:
+            return first.index_select(1, self.answers)
+        return (second.index_select(1, self.tree) + self._along_paths(step)).index_select(1, self.answers)
+
+    def scores(self, weights: Tensor) -> Tensor:
+        """See :class:`Rule`; of squares on a whole tree, minus the depth of nodes that are better than their parents.
+
+        These are the path from the root to the best node, and what ties with that is one more child. Unlike the costs,
+        steps do not cancel where lengths are of different sizes.
+        """
+        if not (self.single and self.whole and self.exponent == 2 and self.positive):
+            return self.costs(weights)
+        step = self._steps(weights)[2]
+        better = torch.where(step < 0, -self.depth, torch.where(step == 0, 1 - self.depth, 1))
+        return torch.where(self.depth == 0, 0, better).index_select(1, self.answers)
+
+    def _steps(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return F1 of all positions, F2 of the core, and by how much F2 of a position exceeds its parent's."""
         w = self.spread(weights)
         mass, moment = w.cumsum(1), (w * self.height).cumsum(1)
         total = mass[:, -1:]
@@ -127,11 +153,10 @@ class HangingTrees(Rule):
         below = mass.index_select(1, self.last) - mass + w
         first = first.index_select(1, self.tree) + self._along_paths(self.length * (total - 2 * below))
         if self.exponent == 1:
-            return first.index_select(1, self.answers)
+            return first, second, first
         inner = moment.index_select(1, self.last) - moment + w * self.height
         above = inner - (self.height - self.length) * below
-        step = self.length * (2 * first.index_select(1, self.parent) + self.length * total - 4 * above)
-        return (second.index_select(1, self.tree) + self._along_paths(step)).index_select(1, self.answers)
+        return first, second, self.length * (2 * first.index_select(1, self.parent) + self.length * total - 4 * above)
 
     def _along_paths(self, steps: Tensor) -> Tensor:
         """Return for every position the sum of the steps from its root to it: all begun, less all closed by then."""
@@ -150,7 +175,7 @@ class HangingTrees(Rule):
         """Return F1 and F2 of the core from the moments of the anchors' trees, (B, anchors), and Σ w h²."""
         offset = moment.sum(1, keepdim=True)
         first, second = [], []
-        for start in range(0, len(self.between), _BLOCK):
+        for start in range(0, self.core, _BLOCK):
             block = self.between[start : start + _BLOCK].double().T
             first.append(mass @ block + offset)
             if self.exponent == 2:
@@ -162,11 +187,11 @@ class HangingTrees(Rule):
         starts = sums.index_select(1, self.roots) - values.index_select(1, self.roots)
         return sums.index_select(1, self.ends) - starts
 
-    def decide(self, weights: Tensor) -> Tensor:
+    def decide_now(self, weights: Tensor) -> Tensor:
         """See :class:`Rule`: descend from the root, or from the one node of the core that has half of F1 below it."""
-        descends = not torch.compiler.is_compiling() and self.descent is not None and self.whole
-        if not descends or not (self.single or (self.exponent == 2 and float32_is_whole())):
-            return in_tiles(lambda rows: self.costs(rows).argmin(-1), weights, self.tile)
+        descends = self.descent is not None and self.whole
+        if not descends or not (self.single or (self.exponent == 2 and float32_is_whole(weights.device))):
+            return super().decide_now(weights)
         with torch.no_grad():
             found = self._descend_tree(weights) if self.single else self._descend_core(weights)
         again = (found < 0).nonzero()[:, 0]  # ties, which are rare: all costs find the lowest index
@@ -243,8 +268,8 @@ class HangingTrees(Rule):
         """
         total = mass.sum(1, keepdim=True)
         shares, moments, rest = (part.float() for part in (mass / total, 2 * moment / total, square[:, None] / total))
-        seen = torch.empty(len(mass), len(self.between), dtype=torch.float32, device=mass.device)
-        for start in range(0, len(self.between), _BLOCK):
+        seen = torch.empty(len(mass), self.core, dtype=torch.float32, device=mass.device)
+        for start in range(0, self.core, _BLOCK):
             block = self.between[start : start + _BLOCK].float().T
             seen[:, start : start + _BLOCK] = shares @ (block * block) + moments @ block + rest
         margin = 4 * 2.0**-24 * (2 * mass.shape[1] + 8)

@@ -1,23 +1,27 @@
 """Squared Euclidean distances: the expected cost is least at the point nearest to the weighted mean.
 
-Σ w_i |y − x_i|² = P|y|² − 2 y·Σ w_i x_i + Σ w_i |x_i|²: O(K d) a row, and no distances. A screen in float32, mean and
-all, leaves the points that rounding cannot tell from the nearest; where there are several, float64 decides.
+With P = Σ w_i and the mean m, Σ w_i |y − x_i|² = P|y − m|² + Σ w_i |x_i − m|²: O(K d) a row, and no distances between
+labels. A screen by |y|² − 2 y·m, in float32 (mean and all) or float64, leaves the points that its rounding cannot tell
+from the nearest; where there are several, |y − m|² decides, which does not cancel.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from weightspace.labels.rules.dense import least_of
 from weightspace.labels.rules.rule import TILE, Rule, float32_is_whole, in_tiles
+from weightspace.labels.rules.slices import Slicing
 
 #: Points that are converted and multiplied at once.
 _BLOCK = 4096
 #: Points that the mean is summed up from in float32, before float64 takes over.
 _ROUGH = 1024
-#: Half a unit in the last place of float32.
-_UNIT = 2.0**-24
+#: Half a unit in the last place.
+_UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 #: Weights of rows whose largest is below this, or above its inverse, are scaled first.
 _LEAST = 2.0**-60
 #: Squares of lengths whose float32 has room on both sides.
@@ -32,61 +36,84 @@ class Nearest(Rule):
     """Squared distances between points of shape (outputs, d) and (observed, d), float32 or float64."""
 
     points: Tensor
-    observed: Tensor
     squares: Tensor
-    seen: Tensor
 
     def __init__(self, outputs: Tensor, observed: Tensor) -> None:
         super().__init__()
         outputs, observed = _centred(outputs, observed)
         self.outputs, self.width = len(outputs), -(-len(outputs) // 4)
+        self.same = observed is outputs
         self.table("points", outputs)
-        self.table("observed", observed)
-        squares = [outputs[at : at + _BLOCK].double().square().sum(1) for at in range(0, len(outputs), _BLOCK)]
-        self.table("squares", torch.cat(squares))
-        self.table("seen", observed.double().square().sum(1) if observed is not outputs else self.squares)
-        largest = [float(squares.max()) for squares in (self.squares, self.seen)]
+        self.table("squares", _squares(outputs))
+        if not self.same:
+            self.table("seen", observed)
+            self.table("squares_of_seen", _squares(observed))
+        largest = [float(self.squares.max()), float(self.observed[1].max())]
         self._fits = _TINY < largest[0] < _HUGE and largest[1] < _HUGE
+        self._slicing = Slicing.of(math.sqrt(max(largest)), outputs.shape[1])
+
+    @property
+    def observed(self) -> tuple[Tensor, Tensor]:
+        """The observed points, (observed, d), and their squared lengths, float64."""
+        if self.same:
+            return self.points, self.squares
+        return self.get_buffer("seen"), self.get_buffer("squares_of_seen")
 
     def costs(self, weights: Tensor) -> Tensor:
         """See :class:`Rule`."""
-        mean, total = self._sums(weights)
-        products = [mean @ self.points[at : at + _BLOCK].double().T for at in range(0, self.outputs, _BLOCK)]
-        spread = (weights.double() @ self.seen).unsqueeze(1)
-        return (total * self.squares - 2 * torch.cat(products, 1) + spread).clamp_min(0)
+        mean, total = self._mean(weights)
+        away = self._squared_distances(mean, self.points)
+        spread = weights.double() * (away if self.same else self._squared_distances(mean, self.observed[0]))
+        return total * away + spread.sum(1, keepdim=True)
 
-    def decide(self, weights: Tensor) -> Tensor:
+    def scores(self, weights: Tensor) -> Tensor:
+        """See :class:`Rule`; |y − m|²."""
+        return self._squared_distances(self._mean(weights)[0], self.points)
+
+    def decide_now(self, weights: Tensor) -> Tensor:
         """See :class:`Rule`."""
-        small = torch.compiler.is_compiling() or len(weights) * self.points.numel() < _SMALL
-        if small or not (float32_is_whole() and self._fits):
+        small = len(weights) * self.points.numel() < _SMALL
+        if small or not (float32_is_whole(weights.device) and self._fits):
             return in_tiles(self._exact, weights, self.tile)
         return in_tiles(self._screened, weights, self.tile)
 
-    def _sums(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Return Σ w_i x_i, (B, d), and Σ w_i, (B, 1), float64."""
+    def _mean(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return Σ w_i x_i / Σ w_i, (B, d), and Σ w_i, (B, 1), float64."""
+        points = self.observed[0]
         sums = [
-            weights[:, at : at + _BLOCK].double() @ self.observed[at : at + _BLOCK].double()
-            for at in range(0, len(self.observed), _BLOCK)
+            weights[:, at : at + _BLOCK].double() @ points[at : at + _BLOCK].double()
+            for at in range(0, points.shape[0], _BLOCK)
         ]
-        return torch.stack(sums).sum(0), weights.sum(1, keepdim=True, dtype=torch.float64)
+        total = weights.sum(1, keepdim=True, dtype=torch.float64)
+        return torch.stack(sums).sum(0) / total, total
+
+    def _squared_distances(self, mean: Tensor, points: Tensor) -> Tensor:
+        blocks = [points[at : at + _BLOCK] for at in range(0, points.shape[0], _BLOCK)]
+        return torch.cat([self._slicing.squared_distances(mean, block) for block in blocks], 1)
 
     def _exact(self, weights: Tensor) -> Tensor:
-        mean, total = self._sums(weights)
-        products = [mean @ self.points[at : at + _BLOCK].double().T for at in range(0, self.outputs, _BLOCK)]
-        return (total * self.squares - 2 * torch.cat(products, 1)).argmin(-1)
+        """Decide by a screen in float64."""
+        return self._decide(weights, self._mean(weights)[0], None)
 
     def _screened(self, weights: Tensor) -> Tensor:
+        """Decide by a screen in float32."""
         mean, error = self._rough_mean(weights)
-        centre, squares = mean.float(), self.squares.float()
-        seen = torch.empty(len(weights), self.outputs, dtype=torch.float32, device=weights.device)
+        return self._decide(weights, mean.float(), error.float())
+
+    def _decide(self, weights: Tensor, mean: Tensor, error: Tensor | None) -> Tensor:
+        """Decide by a screen in the dtype of the mean, whose error has a norm of at most ``error`` if it is rough."""
+        dtype, squares = mean.dtype, self.squares.to(mean.dtype)
+        seen = torch.empty(len(weights), self.outputs, dtype=dtype, device=weights.device)
         for at in range(0, self.outputs, _BLOCK):
             block = slice(at, at + _BLOCK)
-            torch.addmm(squares[block], centre, self.points[block].float().T, alpha=-2, out=seen[:, block])
-        norm, largest = centre.norm(dim=1, keepdim=True), squares.max().sqrt()
-        slack = 8 * _UNIT * largest * ((self.points.shape[1] + 4) * norm + largest) + 4 * largest * error.float()
+            torch.addmm(squares[block], mean, self.points[block].to(dtype).T, alpha=-2, out=seen[:, block])
+        norm, largest = mean.norm(dim=1, keepdim=True), squares.max().sqrt()
+        slack = 8 * _UNIT[dtype] * largest * (self.points.shape[1] + 4) * (norm + largest)
+        if error is not None:
+            slack = slack + 4 * largest * error
         near = seen <= seen.amin(1, keepdim=True) + slack
-        if int(near.count_nonzero()) > _MANY * near.numel():
-            return self._exact(weights)
+        if int(near.count_nonzero()) > _MANY * near.numel() + len(near):
+            return self._exact(weights) if error is not None else self.scores(weights).argmin(-1)
         rows, candidates = near.nonzero(as_tuple=True)
         counts = torch.bincount(rows, minlength=len(weights))
         found = candidates[counts.cumsum(0) - counts]
@@ -103,27 +130,32 @@ class Nearest(Rule):
         most = weights.amax(1, keepdim=True)
         if weights.dtype == torch.float64 or not bool(((most > _LEAST) & (most < 1 / _LEAST)).all()):
             weights = weights / most
-        mean = torch.zeros(len(weights), self.observed.shape[1], dtype=torch.float64, device=weights.device)
+        points, squares = self.observed
+        mean = torch.zeros(len(weights), points.shape[1], dtype=torch.float64, device=weights.device)
         total, lengths = mean.new_zeros(len(weights), 1), mean.new_zeros(len(weights), 1)
-        length = self.seen.sqrt().float().unsqueeze(1)
-        for at in range(0, len(self.observed), _ROUGH):
+        length = squares.sqrt().float().unsqueeze(1)
+        for at in range(0, len(points), _ROUGH):
             block = slice(at, at + _ROUGH)
             part = weights[:, block].float()
-            mean += part @ self.observed[block].float()
+            mean += part @ points[block].float()
             lengths += part @ length[block]
             total += part.sum(1, keepdim=True)
-        return mean / total, 3 * (_ROUGH + 4) * _UNIT * lengths / total
+        return mean / total, 3 * (_ROUGH + 4) * _UNIT[torch.float32] * lengths / total
 
     def _nearest_of(self, weights: Tensor, rows: Tensor, candidates: Tensor) -> Tensor:
         """Return the nearest of some points of every row, in float64: ``candidates`` of ``rows``, which ascend."""
-        mean, total = self._sums(weights)
+        mean, _ = self._mean(weights)
         costs = torch.empty(len(rows), dtype=torch.float64, device=weights.device)
         step = max(1, TILE // self.points.shape[1])
         for start in range(0, len(rows), step):
             row, candidate = rows[start : start + step], candidates[start : start + step]
-            product = (self.points[candidate].double() * mean[row]).sum(1)
-            costs[start : start + step] = total[row, 0] * self.squares[candidate] - 2 * product
+            costs[start : start + step] = (self.points[candidate].double() - mean[row]).square().sum(1)
         return least_of(costs, rows, candidates, len(weights))
+
+
+def _squares(points: Tensor) -> Tensor:
+    """Return squared lengths, float64."""
+    return torch.cat([points[at : at + _BLOCK].double().square().sum(1) for at in range(0, len(points), _BLOCK)])
 
 
 def _centred(outputs: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:

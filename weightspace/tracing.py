@@ -1,0 +1,32 @@
+"""Whether an operation runs now on its values, or is recorded for other values, batched, or run on shapes alone.
+
+``torch.compiler.is_compiling`` knows ``torch.compile`` and ``torch.export`` only. Code that branches on values, or on
+how many rows there are, would be baked into what ``torch.jit.trace``, the older ONNX exporter, ``make_fx`` or
+``torch.fx.symbolic_trace`` record, and fails under ``torch.func.vmap`` and on the meta device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.jit._trace import is_tracing
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def runs_eagerly(tensor: Any) -> bool:
+    """Return whether code may look at the values of a tensor: nothing but this call will ever use what it finds."""
+    if torch.compiler.is_compiling() or is_tracing():
+        return False
+    return (
+        type(tensor) in _PLAIN  # no proxy of torch.fx, and no fake, functional or distributed tensor
+        and not tensor.is_meta
+        and not is_in_torch_dispatch_mode()
+        and torch._ops._len_torch_dispatch_stack_pre_dispatch() == 0
+        and peek_interpreter_stack() is None
+        and not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
