@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     help="Pairs to predict soup against ensemble for, drawn at random where there are more.",
 )
 @options.seed("Which pairs.")
+@options.mode
 @options.soup_statistics
 @options.cache
 @options.execution("Networks to score")
@@ -59,13 +60,19 @@ def command(
     """
     from weightspace import load_task
     from weightspace.soups import compare_recipes
+    from weightspace.tasks.objectives import task_mode
 
     _check(checkpoints, pairs, output)
     options.check_apart(output, *checkpoints, task)
     found = load_task(task, data=data)
+    said["mode"] = direction = task_mode(found, said["mode"])
     with live_table(("", "candidate", "models", found.objective, "")) as show:
         report = compare_recipes(
-            checkpoints, found, ("uniform", "ensemble"), on_trial=lambda trial: show(trial_row(trial)), **said
+            checkpoints,
+            found,
+            ("uniform", "ensemble"),
+            on_trial=lambda trial: show(trial_row(trial, direction)),
+            **said,
         )
     drawn = list(combinations(checkpoints, 2))
     drawn = sorted(random.Random(seed).sample(drawn, pairs)) if pairs < len(drawn) else drawn

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     help="learned: what has coefficients of its own.",
 )
 @click.option("--positions", metavar="P,P,…", help="wise-ft: positions on the line. [0,.1,…,1]")
+@options.mode
 @options.soup_statistics
 @options.cache
 @options.execution("Ingredients or positions to score")
@@ -109,7 +110,9 @@ def command(
 def _compared(checkpoints: tuple[str, ...], task: Any, recipes: Any, said: dict[str, Any], keep: Any) -> SoupReport:
     """Make and score soups, and show every candidate as it is scored."""
     from weightspace.soups import compare_recipes
+    from weightspace.tasks.objectives import task_mode
 
+    direction = task_mode(task, said["mode"])
     with live_table(("", "candidate", "models", task.objective, "")) as show:
         return compare_recipes(
             checkpoints,
@@ -117,7 +120,8 @@ def _compared(checkpoints: tuple[str, ...], task: Any, recipes: Any, said: dict[
             recipes,
             tie=said["tie"],
             per=said["per"],
-            on_trial=lambda trial: show(trial_row(trial)),
+            mode=direction,
+            on_trial=lambda trial: show(trial_row(trial, direction)),
             on_state=keep,
             **_evaluated(said),
         )
@@ -159,6 +163,7 @@ def _line(
     """Score the line between two models and write the best on it."""
     from weightspace import wise_ft
     from weightspace.soups.wise import POSITIONS
+    from weightspace.tasks.objectives import task_mode
 
     if len(checkpoints) != 2 or reports or said["compare"]:
         raise WeightspaceError(
@@ -166,12 +171,14 @@ def _line(
             f"{len(checkpoints)} checkpoints."
         )
     positions = options.numbers("--positions", said["positions"]) or POSITIONS
+    sign = -1 if task_mode(task, said["mode"]) == "min" else 1
     with live_table(("position", task.objective)) as show:
         line = wise_ft(
             *checkpoints,
             task,
             positions,
-            on_position=lambda position, value: show((f"{position:g}", f"{value:.4f}")),
+            mode=said["mode"],
+            on_position=lambda position, value: show((f"{position:g}", f"{sign * value:.4f}")),
             **_evaluated(said),
         )
     _save(line.state, output, checkpoints, "wise-ft", {"task": task.name, "position": line.position})

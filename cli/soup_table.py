@@ -12,6 +12,7 @@ from weightspace import WeightspaceError
 
 if TYPE_CHECKING:
     from weightspace.soups import Row, SoupReport, Trial
+    from weightspace.tasks import Mode
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -35,11 +36,12 @@ def write_reports(report: SoupReport, paths: Sequence[str]) -> None:
             draw_soups(report, path)
 
 
-def trial_row(trial: Trial) -> tuple[str, ...]:
+def trial_row(trial: Trial, mode: Mode) -> tuple[str, ...]:
     """Return a candidate as a row: how many of how many, what, of how many models, its score, what became of it."""
+    score = -trial.score if mode == "min" else trial.score
     verdict = {None: "", True: "accepted", False: "rejected"}[trial.accepted]
     name = trial.name if trial.accepted is None else f"+ {trial.name}"
-    return (f"{trial.index}/{trial.trials}", name, str(trial.size), f"{trial.score:.4f}", verdict)
+    return (f"{trial.index}/{trial.trials}", name, str(trial.size), f"{score:.4f}", verdict)
 
 
 def table_of(report: SoupReport) -> tuple[list[str], list[list[str]]]:
@@ -64,9 +66,8 @@ def lines_of(report: SoupReport, recipe: str) -> list[str]:
     if recipe == "greedy":
         lines[0] += f", in this order: {', '.join(report.names[number] for number in soup.chosen)}"
     lines.append(f"best single model: {report.names[best.chosen[0]]}")
-    down = report.objective == "loss" or report.objective.endswith("_loss")
     for split in ("validation", "test", *report.shifts):
         ours, theirs = (row.scores[split][report.objective] for row in (soup, best))
-        if ours > theirs if down else ours < theirs:
+        if ours > theirs if report.mode == "min" else ours < theirs:
             lines.append(f"on {split} the soup is worse than the best single model: {ours:.4f} against {theirs:.4f}")
     return lines

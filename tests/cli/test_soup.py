@@ -104,6 +104,34 @@ def test_the_ensemble_stands_beside_the_soup_and_pairs_are_predicted(models: lis
     assert "soup − ensemble" in text
 
 
+def test_an_error_is_minimised_and_shown_as_it_is(models: list[str]) -> None:
+    error = ("--task", f"{KITCHEN}:ERROR", "-o", "soup.pt")
+    plain = [str(path) for path in _plain_models()]
+    result = run("soup", *plain, *error)
+    assert result.exit_code == 0, result.output
+    table = [line.split() for line in result.stdout.splitlines()[1:4]]
+    best, greedy, _ = (float(line[-2]) for line in table)
+    assert 0 <= greedy <= best
+    shown = [line.split("  ")[3] for line in result.stderr.splitlines() if line[:1].isdigit()]
+    assert min(map(float, shown)) >= 0  # the error itself, not its negative
+    again = run("soup", *plain, "--task", f"{KITCHEN}:QUALITY", "--mode", "min", "-o", "again.pt")
+    assert again.exit_code == 0, again.output
+    assert equal_files("soup.pt", "again.pt")
+    positions = run("soup", *plain[:2], *error, "--recipe", "wise-ft", "--positions", "0,1").stderr
+    assert "-0." not in positions
+    assert run("ensemble", *plain, "--task", f"{KITCHEN}:QUALITY", "--mode", "min").exit_code == 0
+
+
+def _plain_models() -> list[Path]:
+    kitchen: Any = sys.modules[load_object(f"{KITCHEN}:network").__module__]
+    return kitchen.saved(kitchen.fine_tunes(kitchen.PLAIN, 3)[1], Path("plain"))
+
+
+def equal_files(a: str, b: str) -> bool:
+    first, second = ws.load_checkpoint(a), ws.load_checkpoint(b)
+    return all(first[name].equal(second[name]) for name in first)
+
+
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "no task": (("soup", "a.pt", "-o", "s.pt"), "--recipe greedy needs --task"),
     "report without a task": (
@@ -113,6 +141,8 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "report of another kind": (("soup", "a.pt", *TASK, "-o", "s.pt", "--report", "r.xls"), "r.xls is neither a pict"),
     "missing checkpoint": (("soup", "a.pt", *TASK, "-o", "s.pt"), "a.pt does not exist"),
     "line of one": (("soup", "a.pt", *TASK, "--recipe", "wise-ft", "-o", "s.pt"), "found 1 checkpoints"),
+    "objective of no known direction": (("soup", "base.pt", "--task", f"{KITCHEN}:QUALITY", "-o", "s.pt"), "--mode on"),
+    "ensemble of no known direction": (("ensemble", "base.pt", "base.pt", "--task", f"{KITCHEN}:QUALITY"), "--mode on"),
     "ensemble of one": (("ensemble", "a.pt", *TASK), "two networks or more; found 1"),
     "picture without pairs": (("ensemble", "a.pt", "b.pt", *TASK, "-o", "p.png"), "how many with --pairs"),
     "picture of another kind": (("ensemble", "a.pt", "b.pt", *TASK, "--pairs", "1", "-o", "p.xls"), "isn't a picture"),

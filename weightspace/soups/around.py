@@ -17,6 +17,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.soups.candidates import OnLine
 from weightspace.soups.ingredients import Source, ingredients_of
 from weightspace.soups.scoring import Scorer, Statistics
+from weightspace.tasks.objectives import Mode, task_mode
 from weightspace.tasks.protocol import Split, Task, objective_value
 
 #: Buffers that are no directions to move in.
@@ -46,7 +47,8 @@ class Gain:
 
     Attributes:
         angle: between the two, seen from the pretrained model, in degrees.
-        gain: objective of their mean, less the mean of their objectives.
+        gain: objective of their mean, less the mean of their objectives; turned around where less is better, so that
+            a positive gain is an improvement.
     """
 
     angle: float
@@ -110,7 +112,9 @@ def flatness(
     return Flatness(tuple(map(float, radii)), tuple(random), lines)
 
 
-def gain(pretrained: Source, a: Source, b: Source, task: Task, *, split: Split = "test") -> Gain:
+def gain(
+    pretrained: Source, a: Source, b: Source, task: Task, *, mode: Mode | None = None, split: Split = "test"
+) -> Gain:
     """Return the angle between two fine-tunes, and what their mean gains over them.
 
     Args:
@@ -118,6 +122,7 @@ def gain(pretrained: Source, a: Source, b: Source, task: Task, *, split: Split =
         a: a fine-tune.
         b: another.
         task: scores; its objective counts.
+        mode: ``"min"`` or ``"max"`` of the objective; see ``greedy_soup``.
         split: data to score on.
 
     Raises:
@@ -126,13 +131,14 @@ def gain(pretrained: Source, a: Source, b: Source, task: Task, *, split: Split =
     Source:
         Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, section 3.3.2.
     """
+    direction = task_mode(task, mode)
     start, first, second = ingredients_of([pretrained, a, b])
     scorer = Scorer(task)
     values = []
     for position in (0.0, 0.5, 1.0):
         line = OnLine(first, second, position)
         scorer.put(line.tensors(scorer.check), mixed=line.mixed)
-        values.append(objective_value(task, scorer.scores(split)))
+        values.append(objective_value(task, scorer.scores(split), direction))
     return Gain(angle(start.load(), first.load(), second.load()), values[1] - (values[0] + values[2]) / 2)
 
 

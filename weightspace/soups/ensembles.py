@@ -38,7 +38,7 @@ def ensemble(
         CheckpointError: an ingredient cannot be read, or has other names or shapes than the task's network.
         WeightspaceError: there are none, or the network returns something else than a tensor.
     """
-    judge = Judge(task, "none", cache=cache, cache_key=None, place=Place())
+    judge = Judge(task, "none", cache=cache, cache_key=None, place=Place(), mode="max")  # nothing is chosen
     try:
         return ensembled(ingredients_of(states_or_paths), judge, splits)
     finally:

@@ -16,6 +16,7 @@ from weightspace.soups.measures import TaskMeasure
 from weightspace.soups.running import RunningMean
 from weightspace.soups.scoring import Score, Statistics, settled
 from weightspace.suggestions import unknown
+from weightspace.tasks.objectives import Mode
 from weightspace.tasks.protocol import Task
 
 Tie: TypeAlias = Literal["accept", "reject"]
@@ -31,7 +32,7 @@ class Trial:
         ingredient: its number in the list that was given, from 0.
         name: its name: a path, or that number.
         size: how many ingredients the candidate has: 1 is the ingredient alone.
-        score: higher is better.
+        score: higher is better: the objective, or what the function returned, negated where less of it is better.
         accepted: whether the candidate is the soup from here on; None of an ingredient alone.
     """
 
@@ -71,6 +72,7 @@ def greedy_soup(
     score: Score | Task,
     *,
     tie: Tie = "accept",
+    mode: Mode | None = None,
     statistics: Statistics = "auto",
     cache: bool = True,
     cache_key: str | None = None,
@@ -87,8 +89,9 @@ def greedy_soup(
 
     Args:
         states_or_paths: state dicts or checkpoints (paths, URLs), one or more, of the same names and shapes.
-        score: a function of a state dict, higher is better; or a task, whose objective on the validation split
-            counts.
+        score: a function of a state dict; or a task, whose objective on the validation split counts.
+        mode: ``"max"``: higher scores are better; ``"min"``: lower ones. By default a task says it (``mode``), or the
+            name of its objective does; of a function higher is better.
         tie: ``"accept"`` keeps an ingredient that changes nothing, as the paper says it; ``"reject"`` does not, as
             its authors' code does.
         statistics: BatchNorm's in a soup of two or more: ``"reset"`` measures them over the task's training batches,
@@ -104,7 +107,8 @@ def greedy_soup(
 
     Raises:
         CheckpointError: an ingredient cannot be read, or has other names or shapes than the first.
-        WeightspaceError: there are no ingredients, all scores are NaN, integer tensors differ.
+        WeightspaceError: there are no ingredients, all scores are NaN, integer tensors differ, or it is not known
+            whether less or more of the objective is better.
 
     Source:
         Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, recipe 1.
@@ -112,7 +116,7 @@ def greedy_soup(
     if tie not in get_args(Tie):
         raise unknown("choice for ties", tie, get_args(Tie))
     place = Place(executor, workers, gpus, ray_address)
-    judge = Judge(score, statistics, cache=cache, cache_key=cache_key, place=place)
+    judge = Judge(score, statistics, cache=cache, cache_key=cache_key, place=place, mode=mode)
     try:
         return greedily(ingredients_of(states_or_paths), judge, tie=tie, on_trial=on_trial)
     finally:

@@ -22,6 +22,7 @@ from weightspace.soups.learned import Per, learned_soup
 from weightspace.soups.scoring import Statistics
 from weightspace.soups.uniform import uniform_soup
 from weightspace.suggestions import unknown
+from weightspace.tasks.objectives import Mode, mode_of_name
 from weightspace.tasks.protocol import Task
 
 #: What ``compare_recipes`` can have a row of, in the order of the table.
@@ -52,6 +53,7 @@ class SoupReport:
     Attributes:
         task: its name.
         objective: the score that decides.
+        mode: ``"max"``: more of it is better, or ``"min"``.
         names: of the ingredients.
         singles: split -> what was found of every ingredient.
         rows: a recipe each.
@@ -64,6 +66,7 @@ class SoupReport:
     singles: Mapping[str, tuple[Mapping[str, float], ...]]
     rows: tuple[Row, ...]
     shifts: tuple[str, ...] = ()
+    mode: Mode = "max"
 
     def shifted(self, scores: Mapping[str, Mapping[str, float]]) -> float:
         """Return the mean of the objective over the shifts; NaN if there are none."""
@@ -98,6 +101,7 @@ class SoupReport:
             rows = tuple(Row(**{**row, "chosen": tuple(row["chosen"])}) for row in fields.pop("rows"))
             singles = {split: tuple(scores) for split, scores in fields.pop("singles").items()}
             names, shifts = (tuple(fields.pop(name)) for name in ("names", "shifts"))
+            fields.setdefault("mode", mode_of_name(fields["objective"]) or "max")  # as of files before there was a mode
             return cls(**fields, names=names, shifts=shifts, rows=rows, singles=singles)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise WeightspaceError(f"{path} isn't a report of soups ({error}).") from error
@@ -110,6 +114,7 @@ def compare_recipes(
     *,
     tie: Tie = "accept",
     per: Per = "tensor",
+    mode: Mode | None = None,
     statistics: Statistics = "auto",
     cache: bool = True,
     executor: str = "processes",
@@ -129,6 +134,7 @@ def compare_recipes(
         recipes: names in ``RECIPES``.
         tie: of the greedy soup.
         per: of the learned soup.
+        mode: ``"min"`` or ``"max"`` of the objective; see ``greedy_soup``.
         statistics: see ``greedy_soup``, and so for ``cache``, ``executor``, ``workers``, ``gpus``, ``ray_address``.
         cache: evaluations; the learned soup is learned each time, and its scores are known by its weights.
         on_trial: told of the evaluations that the greedy soup needs: of the ingredients in any case.
@@ -140,7 +146,8 @@ def compare_recipes(
     """
     if bad := [recipe for recipe in recipes if recipe not in RECIPES]:
         raise unknown("recipe", bad[0], RECIPES)
-    judge = Judge(task, statistics, cache=cache, cache_key=None, place=Place(executor, workers, gpus, ray_address))
+    place = Place(executor, workers, gpus, ray_address)
+    judge = Judge(task, statistics, cache=cache, cache_key=None, place=place, mode=mode)
     maker = _Maker(ingredients_of(states_or_paths), task, judge, statistics, on_state)
     try:
         return maker.report(recipes, tie, per, on_trial)
@@ -183,6 +190,7 @@ class _Maker:
             singles={split: tuple(scores[split] for scores in singles) for split in self.splits},
             rows=tuple(rows),
             shifts=self.shifts,
+            mode=self.judge.measure.mode,
         )
 
     def _row(self, recipe: str, soup: Soup, per: Per) -> Row:
