@@ -15,6 +15,7 @@ from weightspace.connectivity.scoring import scored
 from weightspace.elementwise.parametrized import Coordinates
 from weightspace.errors import WeightspaceError
 from weightspace.soups.candidates import OnLine
+from weightspace.soups.checks import check_ingredients
 from weightspace.soups.ingredients import Source, ingredients_of
 from weightspace.soups.scoring import Scorer, Statistics
 from weightspace.tasks.objectives import Mode, task_mode
@@ -92,9 +93,9 @@ def flatness(
         https://arxiv.org/abs/1712.09913, section 4 (there by filter).
     """
     centre, *others = ingredients_of([state, *ingredients])
-    weights = centre.load()
     scorer = Scorer(task, statistics)
-    scorer.check(weights, centre.name)
+    check_ingredients((centre, *others), scorer.check)
+    weights = centre.load()
     generator = torch.Generator().manual_seed(seed)
     coordinates = Coordinates([weights])
     random = []
@@ -134,6 +135,7 @@ def gain(
     direction = task_mode(task, mode)
     start, first, second = ingredients_of([pretrained, a, b])
     scorer = Scorer(task)
+    check_ingredients((start, first, second), scorer.check)
     values = []
     for position in (0.0, 0.5, 1.0):
         line = OnLine(first, second, position)

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from weightspace.soups.candidates import Alone, Check
+from weightspace.soups.candidates import Alone
+from weightspace.soups.checks import Check, check_ingredients
 from weightspace.soups.ingredients import Ingredient, Source, ingredients_of
 from weightspace.soups.judging import Judge, Place, Scores
 from weightspace.soups.logits import hearing, nth
@@ -40,7 +41,9 @@ def ensemble(
     """
     judge = Judge(task, "none", cache=cache, cache_key=None, place=Place(), mode="max")  # nothing is chosen
     try:
-        return ensembled(ingredients_of(states_or_paths), judge, splits)
+        ingredients = ingredients_of(states_or_paths)
+        check_ingredients(ingredients, judge.measure.check)
+        return ensembled(ingredients, judge, splits)
     finally:
         judge.measure.forget()
 

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias, get_args
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.soups.candidates import Alone, Joined
+from weightspace.soups.checks import check_ingredients
 from weightspace.soups.ingredients import Ingredient, Source, ingredients_of
 from weightspace.soups.judging import Judge, Place
 from weightspace.soups.measures import TaskMeasure
@@ -106,7 +107,8 @@ def greedy_soup(
         on_trial: called after every evaluation.
 
     Raises:
-        CheckpointError: an ingredient cannot be read, or has other names or shapes than the first.
+        CheckpointError: an ingredient cannot be read, has other names or shapes than the first or than the task's
+            network, or holds NaN or infinity. All are checked before the first is scored.
         WeightspaceError: there are no ingredients, all scores are NaN, integer tensors differ, or it is not known
             whether less or more of the objective is better.
 
@@ -140,6 +142,7 @@ def greedily(
         on_trial: called after every evaluation.
         splits: to score the ingredients on while they are there; only ``validation``, one of them, decides.
     """
+    check_ingredients(ingredients, judge.measure.check)
     search = _Search(ingredients, judge, tie, on_trial)
     singles = search.singles(splits)
     if all(math.isnan(score) for score in singles):

@@ -17,8 +17,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from weightspace.adapters.factor_files import check_is_model
-from weightspace.checkpoints import StateDict, check_compatible
+from weightspace.checkpoints import StateDict
 from weightspace.checkpoints.measure import is_inexact
 from weightspace.connectivity.statistics import batch_statistics
 from weightspace.elementwise.affine import affine
@@ -29,6 +28,7 @@ from weightspace.elementwise.parametrized import Coordinates, combined
 from weightspace.elementwise.precision import output_dtype, widened
 from weightspace.elementwise.weight_norm import weight_and_gradient
 from weightspace.errors import WeightspaceError
+from weightspace.soups.checks import IngredientCheck
 from weightspace.soups.ingredients import Source, ingredients_of
 from weightspace.soups.scoring import Scorer, Statistics, settled
 from weightspace.suggestions import unknown
@@ -105,9 +105,9 @@ def learned_soup(
     ingredients = ingredients_of(paths)
     states = [ingredient.mapped() for ingredient in ingredients]
     scorer = Scorer(task, statistics)
+    against = IngredientCheck()
     for ingredient, state in zip(ingredients, states, strict=True):
-        check_is_model(state, ingredient.name)
-        check_compatible(states[0], state, names=(ingredients[0].name, ingredient.name))
+        against.add(state, ingredient.name)
         scorer.check(state, ingredient.name)
     mixture = _Mixture(states, scorer.network, per)
     context = batch_statistics(scorer.network) if scorer.resets else nullcontext()

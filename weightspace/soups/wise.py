@@ -9,6 +9,7 @@ from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.merging.interpolation import interpolate
 from weightspace.soups.candidates import OnLine
+from weightspace.soups.checks import check_ingredients
 from weightspace.soups.ingredients import Source, ingredients_of
 from weightspace.soups.judging import Judge, Place
 from weightspace.soups.scoring import Statistics, settled
@@ -84,6 +85,7 @@ def wise_ft(
     report = on_position or (lambda position, value: None)
     points = [OnLine(a, b, float(position)) for position in positions]
     try:
+        check_ingredients((a, b), judge.measure.check)
         found = judge.many(points, splits, lambda at, scores: report(points[at].position, judge.value(scores)))
     finally:
         judge.measure.forget()
