@@ -74,7 +74,7 @@ def _check_known(state: StateDict, parametrizations: Parametrizations, label: st
     for name in state:
         if is_parametrized_part(name) and name not in known:
             raise WeightspaceError(
-                f"{label}: the weight {effective_name(name)!r} is under a parametrization ({name!r}) and cannot be told "
-                "from the checkpoint; known are weight norm, spectral norm and pruning. Expected "
+                f"{label}: the weight {effective_name(name)!r} is under a parametrization ({name!r}), not known "
+                "from the checkpoint: that is told of weight norm, spectral norm and pruning alone. Expected "
                 "torch.nn.utils.parametrize.remove_parametrizations on the network first."
             )
