@@ -10,6 +10,7 @@ import torch
 
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.measure import is_inexact
+from weightspace.checkpoints.state import tied_names
 from weightspace.connectivity import Curve, loss_curve
 from weightspace.connectivity.scoring import scored
 from weightspace.elementwise.parametrized import Coordinates
@@ -104,6 +105,7 @@ def flatness(
         losses = []
         for radius in radii:
             moved = {name: tensor + radius * direction.get(name, 0) for name, tensor in weights.items()}
+            moved.update((alias, moved[name]) for alias, name in scorer.aliases.items())
             moved.update(coordinates.following(moved))
             network = scorer.put(moved.items(), mixed=radius != 0)
             losses.append(scored(task, network, split)[0])
@@ -158,7 +160,10 @@ def angle(pretrained: StateDict, a: StateDict, b: StateDict) -> float:
     product = lengths = 0.0
     squares = [0.0, 0.0]
     coordinates = Coordinates([pretrained])
+    tied = dict(set.intersection(*(set(tied_names(state).items()) for state in (pretrained, a, b))))
     for name in coordinates.names:
+        if name in tied:  # counted under its first name
+            continue
         tensor = coordinates.of(pretrained, name)
         if is_inexact(tensor) and name.rpartition(".")[2] not in _STATISTICS:
             first, second = ((coordinates.of(state, name).double() - tensor.double()).flatten() for state in (a, b))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from weightspace.checkpoints import StateDict
 from weightspace.checkpoints.measure import is_inexact
+from weightspace.checkpoints.state import tied_names
 from weightspace.connectivity.statistics import batch_statistics
 from weightspace.elementwise.affine import affine
 from weightspace.elementwise.coefficients import shares
@@ -155,10 +156,10 @@ class _Mixture:
     """A network with the weights ``Σ α_i θ_i``, and the logits of ``α`` with their gradients."""
 
     def __init__(self, states: Sequence[StateDict], network: nn.Module, per: Per) -> None:
-        self.states, self.network = states, network
+        self.states, self.network, self.aliases = states, network, tied_names(network.state_dict())
         self.coordinates = Coordinates(states)
         self.parameters = {name: one for name, one in network.named_parameters() if is_inexact(one)}
-        self.groups = {name: _group(name, per) for name in self.coordinates.names}
+        self.groups = {name: _group(self.aliases.get(name, name), per) for name in self.coordinates.names}
         own = dict.fromkeys(self.groups[name] for name in self.parameters if name in self.groups)
         self.logits = {group: torch.zeros(len(states), dtype=torch.float64, requires_grad=True) for group in own}
         self.log_scale = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -241,7 +242,7 @@ class _Mixture:
         if alpha is not None:
             return alpha
         # A buffer: no gradient decides about it, so that it goes with its layer, else with all.
-        layer = name.rpartition(".")[0]
+        layer = self.aliases.get(name, name).rpartition(".")[0]
         near = [one for group, one in alphas.items() if group.rpartition(".")[0] == layer] or list(alphas.values())
         return torch.stack(near).mean(0)
 
