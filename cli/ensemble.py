@@ -12,7 +12,7 @@ import click
 from weightspace.cli import options
 from weightspace.cli.printing import echo, plain, print_table
 from weightspace.cli.progress import live_table, progress
-from weightspace.cli.soup_table import PICTURES, table_of, trial_row
+from weightspace.cli.soup_table import PICTURES, notes_of, table_of, trial_row
 
 from weightspace import WeightspaceError
 
@@ -90,6 +90,8 @@ def command(
         echo(json.dumps({**plain(report), "pairs": plain(listed), "agreement": plain(figures), "output": output}))
         return
     print_table(*table_of(report))
+    for line in notes_of(report):
+        echo(line)
     if measured:
         print_table(("pair", "soup − ensemble", "predicted", "soup", "ensemble"), _rows(drawn, measured))
     if figures is not None:
