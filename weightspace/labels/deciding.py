@@ -12,6 +12,7 @@ from torch import Tensor
 from weightspace.errors import WeightspaceError
 from weightspace.labels.probabilities import checked_rows
 from weightspace.labels.rules.rule import Rule, check_exponent
+from weightspace.labels.rules.shared_places import rule_among
 from weightspace.labels.space import LabelSpace
 
 
@@ -41,8 +42,9 @@ class Decision:
         if len(observed) == 0:
             raise WeightspaceError("There are no observed classes; expected at least one.")
         check_exponent(exponent)
-        sorted_nodes = metric.nodes[np.sort(outputs)]
-        return cls(metric, observed, outputs, metric.geometry.rule(metric.nodes[observed], sorted_nodes, exponent))
+        places = metric.nodes[observed], metric.nodes[np.sort(outputs)]
+        rule = rule_among(*places, lambda seen, named: metric.geometry.rule(seen, named, exponent))
+        return cls(metric, observed, outputs, rule)
 
     @property
     def answers(self) -> np.ndarray:
