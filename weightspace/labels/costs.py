@@ -1,4 +1,4 @@
-"""Costs of mistakes as a matrix, which need not be symmetric: a stop sign taken for a tree costs more than the reverse."""
+"""Costs of mistakes as a matrix, which need not be symmetric: missing a stop sign costs more than seeing one."""
 
 from __future__ import annotations
 
