@@ -220,6 +220,15 @@ def mode(command: Command) -> Command:
     )(command)
 
 
+def header(command: Command) -> Command:
+    """``--header`` and ``--no-header`` of tables."""
+    return click.option(
+        "--header/--no-header",
+        default=None,
+        help="Whether the first line of a .csv or .tsv is a header.  [default: where it looks like one]",
+    )(command)
+
+
 def soup_statistics(command: Command) -> Command:
     """``--statistics`` of mixtures."""
     return click.option(
