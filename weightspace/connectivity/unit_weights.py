@@ -55,7 +55,7 @@ def set_weight(layer: nn.Module, weight: Tensor) -> None:
     elif _pruned(layer):
         parameters["weight_orig"].copy_(weight)
     else:
-        layer.weight = weight.to(layer.weight.dtype)  # pyright: ignore[reportCallIssue]
+        layer.weight = weight.to(weight_of(layer).dtype)
 
 
 def _pruned(layer: nn.Module) -> bool:

@@ -69,7 +69,7 @@ def unit_layers(network: nn.Module, loss: Callable[[], Tensor]) -> dict[str, nn.
         raise WeightspaceError("The loss of the task has no gradient in the weights, so its layers cannot be found.")
     last = _first_met(end, {node for found in nodes.values() for node in found})
     owners = Counter(id(one) for layer in network.modules() for one in layer.parameters(recurse=False))
-    hidden = {
+    hidden: dict[str, nn.Module] = {
         name: named[name]
         for name, found in nodes.items()
         if len(found) == 1 and found[0] not in last | normalised and _has_own_weight(named[name], owners)

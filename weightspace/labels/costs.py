@@ -13,6 +13,7 @@ from torch import Tensor
 from weightspace.errors import WeightspaceError
 from weightspace.labels.class_axis import FrechetHeadAlong, from_last, to_last
 from weightspace.labels.deciding import Decision
+from weightspace.labels.geometry import Geometry
 from weightspace.labels.head import FrechetHead
 from weightspace.labels.names import Label, Names
 from weightspace.labels.probabilities import as_tensor
@@ -30,6 +31,9 @@ class CostMatrix:
         costs: (K, K), finite, not negative: ``costs[y, i]`` is what it costs to predict ``labels[y]`` where
             ``labels[i]`` is true. Zero on the diagonal, as a rule.
         labels: names of rows and columns; ``0 … K-1`` if not given.
+
+    Attributes:
+        matrix: the costs, float64 (K, K).
 
     Raises:
         WeightspaceError: the matrix is something else; it names the entry.
@@ -59,19 +63,15 @@ class CostMatrix:
                 f"To predict {self.names[row]!r} for {self.names[column]!r} costs {float(matrix[row, column]):g}; "
                 "expected numbers of zero or more. Add a constant to the column where there are gains."
             )
-        self.geometry = _CostGeometry(matrix)
+        self.matrix = matrix
+        self.geometry: Geometry = _CostGeometry(matrix)
         self.nodes = np.arange(len(matrix))
-        self.root = None
+        self.root: Label | None = None
 
     @property
     def labels(self) -> tuple[Any, ...]:
         """The names of the labels."""
         return tuple(self.names)
-
-    @property
-    def matrix(self) -> Tensor:
-        """The costs, float64 (K, K)."""
-        return self.geometry.matrix
 
     def __len__(self) -> int:
         return len(self.names)

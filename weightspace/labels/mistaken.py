@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 from scipy.sparse import issparse
 
 from weightspace.errors import WeightspaceError
@@ -26,13 +25,15 @@ def check_parents(given: Any, *, are_edges: bool) -> None:
             "from_tree(edges=list(graph.edges)) to have it checked that it is a tree."
         )
     if issparse(given):
-        raise WeightspaceError(f"The {what} are a sparse matrix {given.shape}. Use LabelMetric.from_graph(matrix).")
+        raise WeightspaceError(
+            f"The {what} are a sparse matrix {getattr(given, 'shape', '')}. Use LabelMetric.from_graph(matrix)."
+        )
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise WeightspaceError(
             f"The {what} are a {type(given).__name__}; expected label -> parent, or edges=[(u, v, length), …]. A file "
             "of edges is read by `weightspace labels build --edges FILE`."
         )
-    shape = getattr(given, "shape", None)
+    shape: tuple[int, ...] | None = getattr(given, "shape", None)
     if shape is None or (len(shape) == 1 and not are_edges):
         return
     if len(shape) == 2 and shape[1] in (2, 3) and shape[0] != shape[1]:
@@ -50,6 +51,4 @@ def check_parents(given: Any, *, are_edges: bool) -> None:
             "edges=(n, 2). Use from_embeddings for points."
         )
     if len(shape) != 2 or shape[1] not in (2, 3):
-        raise WeightspaceError(
-            f"The edges are an array {tuple(np.shape(given))}; expected (n, 2), or (n, 3) with lengths."
-        )
+        raise WeightspaceError(f"The edges are an array {tuple(shape)}; expected (n, 2), or (n, 3) with lengths.")

@@ -123,7 +123,8 @@ def side_by_side(a: Mapping[str, Known], b: Mapping[str, Known]) -> dict[str, tu
         CheckpointError: the networks have other names or shapes.
     """
     ours, theirs = ({name: one for own, one in known.items() for name in (own, *one.aliases)} for known in (a, b))
-    check_compatible(*({name: one.matrix for name, one in known.items()} for known in (ours, theirs)))
+    first, second = ({name: one.matrix for name, one in known.items()} for known in (ours, theirs))
+    check_compatible(first, second)
     return {name: (ours[name], theirs[name]) for name in ours if name in a or name in b}
 
 
