@@ -78,10 +78,13 @@ def header_of_numbers(path: Path, delimiter: str) -> list[str] | None:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no text.
+        ValueError: it is no text, or no table.
     """
     with open(path, encoding="utf-8-sig", newline="") as file:
-        first = next(csv.reader(file, delimiter=delimiter), [])
+        try:
+            first = next(csv.reader(file, delimiter=delimiter), [])
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
     return [cell.strip() for cell in first] if first and not any(map(is_number, first)) else None
 
 

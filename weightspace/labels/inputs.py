@@ -65,7 +65,7 @@ def read_header(path: str | Path) -> list[str] | None:
     try:
         check_regular(path)
         return header_of_numbers(path, _delimiter(path))
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError) as error:
         raise WeightspaceError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
