@@ -92,6 +92,10 @@ def command(
         raise WeightspaceError("--recipe model_stock starts at the pretrained model. Give --base.")
     if said["base"] is not None and recipe == "wise-ft":
         raise WeightspaceError("--recipe wise-ft takes the pretrained model as the first checkpoint, and no --base.")
+    if said["base"] is not None and recipe != "model_stock" and not said["compare"]:
+        raise WeightspaceError(f"--recipe {recipe} has no use for --base. Expected --recipe model_stock, or --compare.")
+    if said["replacement"] and recipe != "greedy" and not said["compare"]:
+        raise WeightspaceError(f"--recipe {recipe} has no --replacement. Expected --recipe greedy, or --compare.")
     found = options.load_any_task(task, data)
     if found is None:
         _mean(checkpoints, recipe, output, reports, said, as_json=as_json)

@@ -197,6 +197,11 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "objective of no known direction": (("soup", "base.pt", "--task", f"{KITCHEN}:QUALITY", "-o", "s.pt"), "--mode on"),
     "ensemble of no known direction": (("ensemble", "base.pt", "base.pt", "--task", f"{KITCHEN}:QUALITY"), "--mode on"),
     "stock without a base": (("soup", "a.pt", *TASK, "--recipe", "model_stock", "-o", "s.pt"), "Give --base"),
+    "base of a greedy soup": (("soup", "a.pt", *TASK, "--base", "c.pt", "-o", "s.pt"), "has no use for --base"),
+    "replacement in a mean": (
+        ("soup", "a.pt", *TASK, "--recipe", "uniform", "--replacement", "-o", "s.pt"),
+        "has no --replacement",
+    ),
     "base of a line": (
         ("soup", "a.pt", "b.pt", *TASK, "--recipe", "wise-ft", "--base", "c.pt", "-o", "s.pt"),
         "and no --base",

@@ -124,6 +124,13 @@ def test_a_mask_that_all_have_stays_and_one_that_some_lack_is_refused(dtype: tor
                 ws.uniform_soup(order)
 
 
+def test_a_large_number_is_no_infinity() -> None:
+    first, second = ({"mask": torch.tensor([value], dtype=torch.float64)} for value in (math.inf, 1e300))
+    for states in ([first, second], [second, first]):
+        with pytest.raises(CheckpointError, match="'mask'"):
+            ws.uniform_soup(states)
+
+
 def test_nan_that_all_have_is_no_mask() -> None:
     with pytest.raises(CheckpointError, match=r"^0: 'w' has NaN"):
         ws.uniform_soup([{"w": torch.tensor([math.nan])}] * 2)

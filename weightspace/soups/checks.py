@@ -72,7 +72,8 @@ class IngredientCheck:
         places = ~finite(tensor)
         if mask is not None:
             places |= ~finite(mask)
-            places &= mask.to(torch.float32) != tensor.to(torch.float32)  # of NaN all
+            wide = torch.complex128 if tensor.is_complex() else torch.float64
+            places &= mask.to(wide) != tensor.to(wide)  # of NaN all
         if count := int(places.sum()):
             place = f"{count:,} of {tensor.numel():,} elements"
             problem = f"has NaN or infinity in {place}"
