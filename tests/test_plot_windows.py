@@ -54,8 +54,8 @@ def report(uniform: float) -> SoupReport:
 def test_the_picture_of_a_soup_is_not_squeezed_by_one_recipe(tmp_path: Path) -> None:
     draw_soups(report(0.1), tmp_path / "far.svg")
     draw_soups(report(0.93), tmp_path / "near.svg")
-    assert "uniform (beyond the edge: 10 %, 10 %)" in (tmp_path / "far.svg").read_text()
-    assert "beyond" not in (tmp_path / "near.svg").read_text()
+    assert "(outside: 10 %, 10 %)" in (tmp_path / "far.svg").read_text()
+    assert "outside" not in (tmp_path / "near.svg").read_text()
     assert "10 %" not in (tmp_path / "near.svg").read_text()
 
 

@@ -28,7 +28,7 @@ _SINGLES = "#9A9A9A"
 def draw_soups(report: SoupReport, path: str | Path, *, title: str | None = None) -> None:
     """Draw the models and the recipes: test against the mean of the shifts, without shifts validation against test.
 
-    A point that lies so far away that it would squeeze the others stands at the edge, and its scores in the legend.
+    A point that lies so far away that it would squeeze the others stands at the edge, and where it is in the legend.
 
     Args:
         report: what ``compare_recipes`` found.
@@ -55,11 +55,11 @@ def _soups(report: SoupReport, title: str | None) -> Figure:
         "o",
         color=_SINGLES,
         markersize=4.5,
-        label=f"{len(singles)} models" + (f" ({away} beyond the edge)" if away else ""),
+        label=f"{len(singles)} models" + (f" ({away} outside)" if away else ""),
     )
     for index, (row, point) in enumerate(zip(report.rows, rows, strict=True)):
         mark = _MARKS.get(row.name, "P")
-        at = "" if frame.holds(point) else f" (beyond the edge: {', '.join(map(written, point))})"
+        at = "" if frame.holds(point) else f"\n(outside: {', '.join(map(written, point))})"
         size = 13 if mark == "*" else 8
         filled = row.name not in (BEST, BEST_ON_TEST)  # these two are models: rings around their points
         axes.plot(
