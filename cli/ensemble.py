@@ -12,7 +12,7 @@ import click
 from weightspace.cli import options
 from weightspace.cli.printing import echo, plain, print_table
 from weightspace.cli.progress import live_table, progress
-from weightspace.cli.soup_table import PICTURES, table_of, trial_row
+from weightspace.cli.soup_table import PICTURES, notes_of, table_of, trial_row
 
 from weightspace import WeightspaceError
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     help="Pairs to predict soup against ensemble for, drawn at random where there are more.",
 )
 @options.seed("Which pairs.")
+@options.mode
 @options.soup_statistics
 @options.cache
 @options.execution("Networks to score")
@@ -59,13 +60,19 @@ def command(
     """
     from weightspace import load_task
     from weightspace.soups import compare_recipes
+    from weightspace.tasks.objectives import task_mode
 
     _check(checkpoints, pairs, output)
     options.check_apart(output, *checkpoints, task)
     found = load_task(task, data=data)
+    said["mode"] = direction = task_mode(found, said["mode"])
     with live_table(("", "candidate", "models", found.objective, "")) as show:
         report = compare_recipes(
-            checkpoints, found, ("uniform", "ensemble"), on_trial=lambda trial: show(trial_row(trial)), **said
+            checkpoints,
+            found,
+            ("uniform", "ensemble"),
+            on_trial=lambda trial: show(trial_row(trial, direction)),
+            **said,
         )
     drawn = list(combinations(checkpoints, 2))
     drawn = sorted(random.Random(seed).sample(drawn, pairs)) if pairs < len(drawn) else drawn
@@ -83,6 +90,8 @@ def command(
         echo(json.dumps({**plain(report), "pairs": plain(listed), "agreement": plain(figures), "output": output}))
         return
     print_table(*table_of(report))
+    for line in notes_of(report):
+        echo(line)
     if measured:
         print_table(("pair", "soup − ensemble", "predicted", "soup", "ensemble"), _rows(drawn, measured))
     if figures is not None:

@@ -19,7 +19,7 @@ _SOURCES = ("edges", "parents", "graph", "matrix", "embeddings", "wordnet", "dis
 
 @click.command("build")
 @click.option("--edges", metavar="FILE", help="Edges of a tree: name,name[,length] a line.")
-@click.option("--parents", metavar="FILE", help="Edges of a tree as name,parent[,length].")
+@click.option("--parents", metavar="FILE", help="Edges of a tree as name,parent[,length]; a name may have several.")
 @click.option("--graph", metavar="FILE", help="Edges of any connected graph.")
 @click.option("--matrix", metavar="FILE", help="Distances (not squared), .npy, .npz, .safetensors or .csv.")
 @click.option("--embeddings", metavar="FILE", help="A row a label, .npy, .npz, .safetensors or .csv.")
@@ -30,6 +30,7 @@ _SOURCES = ("edges", "parents", "graph", "matrix", "embeddings", "wordnet", "dis
 @click.option("--ancestors", is_flag=True, help="With --wordnet: all synsets above those are labels too.")
 @click.option("--folder", metavar="DIR", help="With --wordnet: the database, data.noun and index.noun of WordNet 3.0.")
 @click.option("--key", metavar="NAME", help="Which array of an .npz or .safetensors.")
+@options.header
 @options.output("Metric to write, .safetensors.", kind="file")
 @options.as_json
 def build(output: str, as_json: bool, **given: Any) -> None:
@@ -59,28 +60,50 @@ def _built(source: str, given: dict[str, Any]) -> LabelMetric:
     from weightspace import LabelMetric
     from weightspace.labels.inputs import read_array, read_names, read_pairs
 
-    file = given[source]
+    file, header = given[source], given["header"]
     labels = read_names(given["labels"]) if given["labels"] else None
     if source == "edges":
-        return LabelMetric.from_tree(edges=read_pairs(file), labels=labels)
+        return LabelMetric.from_tree(edges=read_pairs(file, header=header), labels=labels)
     if source == "parents":
-        edges = [row for row in read_pairs(file) if row[1] not in ("", row[0])]  # but for the root
-        return LabelMetric.from_tree(edges=edges, labels=labels)
+        return _from_parents(read_pairs(file, header=header), labels)
     if source == "graph":
-        import networkx
-
-        graph = networkx.Graph()
-        graph.add_nodes_from(labels or [])
-        graph.add_weighted_edges_from((row[0], row[1], row[2] if len(row) == 3 else 1.0) for row in read_pairs(file))
-        return LabelMetric.from_graph(graph, labels=labels)
+        return LabelMetric.from_graph(_graph(read_pairs(file, header=header), labels), labels=labels)
     if source == "matrix":
-        distances = read_array(file, given["key"])
+        distances = read_array(file, given["key"], header=header)
         return LabelMetric.from_distance_matrix(distances, labels=labels or [str(i) for i in range(len(distances))])
     if source == "embeddings":
-        rows = read_array(file, given["key"])
+        rows = read_array(file, given["key"], header=header)
         labels = labels or [str(i) for i in range(len(rows))]
         return LabelMetric.from_embeddings(rows, labels=labels, metric=given["metric"])
     if source == "wordnet":
         names = None if file == "all" else read_names(file)
         return LabelMetric.from_wordnet(names, ancestors=given["ancestors"], folder=given["folder"])
     return LabelMetric.discrete(read_names(file))
+
+
+def _from_parents(rows: list[tuple[Any, ...]], labels: list[str] | None) -> LabelMetric:
+    """Return the metric of rows ``(name, parent)``, with a length or without; a root has no parent, or itself."""
+    from weightspace import LabelMetric
+
+    edges = [row for row in rows if row[1] not in ("", row[0])]
+    labels = labels or list(dict.fromkeys([*(end for row in edges for end in row[:2]), *(row[0] for row in rows)]))
+    above: dict[str, list[str]] = {}
+    for row in edges:
+        above.setdefault(row[0], []).append(row[1])
+    if all(len(parents) == 1 for parents in above.values()):
+        lengths = {row[0]: row[2] for row in edges if len(row) == 3}
+        parents = {**{row[0]: None for row in rows}, **{name: one for name, (one,) in above.items()}}
+        return LabelMetric.from_tree(parents, labels=labels, weights=lengths or None)
+    if any(len(row) == 3 for row in edges):
+        return LabelMetric.from_graph(_graph(edges, labels), labels=labels)
+    return LabelMetric.from_tree({**{row[0]: [] for row in rows}, **above}, labels=labels)
+
+
+def _graph(edges: list[tuple[Any, ...]], labels: list[str] | None) -> Any:
+    """Return edges as a graph."""
+    import networkx
+
+    graph = networkx.Graph()
+    graph.add_nodes_from(labels or [])
+    graph.add_weighted_edges_from((row[0], row[1], row[2] if len(row) == 3 else 1.0) for row in edges)
+    return graph

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli import options
-from weightspace.cli.printing import echo, echo_json, plain, print_table
+from weightspace.cli.printing import echo, echo_json, plain, print_table, warn
 
 from weightspace import WeightspaceError
 
 if TYPE_CHECKING:
     from weightspace import LabelMetric
+    from weightspace.labels.results import Predictions
+
+#: Labels that a summary names.
+_MOST_OFTEN = 5
 
 Command = Callable[..., Any]
 
@@ -29,6 +34,7 @@ def _shared(command: Command) -> Command:
         click.option("--logits", is_flag=True, help="SCORES are logits: take their softmax first."),
         click.option("--temperature", type=float, help="That logits are divided by.  [1]"),
         click.option("--key", metavar="NAME", help="Which array of an .npz or .safetensors."),
+        options.header,
     )
     for decorate in reversed(decorators):
         command = decorate(command)
@@ -41,6 +47,8 @@ def _shared(command: Command) -> Command:
 @options.as_json
 def predict(metric: str, scores: str, output: str | None, as_json: bool, **given: Any) -> None:
     """Print the label of least expected cost for every row of SCORES, .npy, .npz, .safetensors or .csv.
+
+    With -o the labels are written, and a summary is printed.
 
     \b
     Examples:
@@ -57,9 +65,25 @@ def predict(metric: str, scores: str, output: str | None, as_json: bool, **given
     if as_json:
         echo_json(plain(found))
         return
+    if output is not None:
+        for line in (*_summary(found, len(space)), output):
+            echo(line)
+        return
     rows = zip(found.ids, found.names, found.expected_cost, strict=True)
     head = ("row", "id", "label", "expected cost")
     print_table(head, [(str(row), str(i), str(name), f"{cost:.6g}") for row, (i, name, cost) in enumerate(rows)])
+
+
+def _summary(found: Predictions, labels: int) -> list[str]:
+    """Return how many rows there are, and what was predicted most often."""
+    counts = Counter(found.names)
+    mean = sum(found.expected_cost) / max(1, len(found.names))
+    most = ", ".join(f"{name} {count / len(found.names):.1%}" for name, count in counts.most_common(_MOST_OFTEN))
+    rest = ", …" if len(counts) > _MOST_OFTEN else ""
+    return [
+        f"{len(found.names):,} rows, {len(counts):,} of {labels:,} labels predicted; mean expected cost {mean:.4g}",
+        *([f"most often: {most}{rest}"] if counts else []),
+    ]
 
 
 @click.command("evaluate")
@@ -107,7 +131,9 @@ def evaluate(
         space, observed, outputs = _classes(metric, given)
         chosen = {"metric": space, "observed": observed, "outputs": outputs, "exponent": given["exponent"]}
         fit = fit_temperature(
-            read_array(validation, given["key"]), read_labels(validation_truth, space.labels), **chosen
+            read_array(validation, given["key"], header=given["header"]),
+            read_labels(validation_truth, space.labels),
+            **chosen,
         )
         given["temperature"] = fit.temperature
     space, observed, outputs, p = _read(metric, scores, given)
@@ -115,7 +141,13 @@ def evaluate(
     chosen = {"metric": space, "observed": observed, "outputs": outputs, "exponent": given["exponent"]}
     report = decision_report(p, names, **chosen)
     if output is not None:
-        draw_calibration(read_array(scores, given["key"]), names, output, temperature=given["temperature"], **chosen)
+        draw_calibration(
+            read_array(scores, given["key"], header=given["header"]),
+            names,
+            output,
+            temperature=given["temperature"],
+            **chosen,
+        )
     if as_json:
         content = {**plain(report), "keep_argmax": report.keep_argmax, "advice": report.advice}
         echo_json({**content, "temperature": plain(fit) if fit else None})
@@ -142,13 +174,19 @@ def _classes(metric: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any]
 
 def _read(metric: str, scores: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any], Any, Any]:
     """Return the metric, the observed classes, the outputs and the probabilities."""
-    from weightspace.labels.inputs import read_array
+    from weightspace.labels.headers import check_columns
+    from weightspace.labels.inputs import read_array, read_header
     from weightspace.labels.results import probabilities_of
+    from weightspace.labels.row_sums import row_sums_note
 
     space, observed, outputs = _classes(metric, given)
-    found = read_array(scores, given["key"])
+    found = read_array(scores, given["key"], header=given["header"])
+    if given["header"] is not False:
+        check_columns(read_header(scores), observed, scores)
     if given["logits"]:
         return space, observed, outputs, probabilities_of(found, len(observed), given["temperature"])
     if given["temperature"] is not None:
         raise WeightspaceError("--temperature divides logits: say --logits if SCORES are some.")
+    if (note := row_sums_note(found)) is not None:
+        warn(f"{scores}: {note}")
     return space, observed, outputs, found

@@ -210,6 +210,25 @@ def cache(command: Command) -> Command:
     )(command)
 
 
+def mode(command: Command) -> Command:
+    """``--mode`` of a task's objective."""
+    return click.option(
+        "--mode",
+        type=click.Choice(["min", "max"]),
+        help="Whether less or more of the task's objective is better.  [default: as the task or the objective's name "
+        "says]",
+    )(command)
+
+
+def header(command: Command) -> Command:
+    """``--header`` and ``--no-header`` of tables."""
+    return click.option(
+        "--header/--no-header",
+        default=None,
+        help="Whether the first line of a .csv or .tsv is a header.  [default: where it looks like one]",
+    )(command)
+
+
 def soup_statistics(command: Command) -> Command:
     """``--statistics`` of mixtures."""
     return click.option(

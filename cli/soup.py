@@ -10,7 +10,7 @@ import click
 from weightspace.cli import options
 from weightspace.cli.printing import echo, plain, print_table
 from weightspace.cli.progress import live_table
-from weightspace.cli.soup_table import check_reports, lines_of, table_of, trial_row, write_reports
+from weightspace.cli.soup_table import check_reports, lines_of, notes_of, table_of, trial_row, write_reports
 
 from weightspace import WeightspaceError
 
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 @options.task(required=False)
 @click.option(
     "--recipe",
-    type=click.Choice(["uniform", "greedy", "learned", "wise-ft"]),
+    type=click.Choice(["uniform", "greedy", "learned", "model_stock", "wise-ft"]),
     default="greedy",
     show_default=True,
-    help="Mean of all; those that help; learned coefficients; the line from the first (pretrained) to the second.",
+    help="Mean of all; those that help; learned coefficients; Model Stock, between --base and the mean; the line from "
+    "the first (pretrained) to the second.",
 )
 @click.option("--compare", is_flag=True, help="Score all recipes and the logit ensemble, whatever is written.")
 @click.option(
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
     help="greedy: what becomes of an ingredient that changes nothing.",
 )
 @click.option(
+    "--replacement", is_flag=True, help="greedy: an ingredient may be taken several times; each round takes the best."
+)
+@click.option("--base", metavar="CKPT", help="model_stock: the pretrained model that all were fine-tuned from.")
+@click.option(
     "--per",
     type=click.Choice(["tensor", "layer", "model"]),
     default="tensor",
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
     help="learned: what has coefficients of its own.",
 )
 @click.option("--positions", metavar="P,P,…", help="wise-ft: positions on the line. [0,.1,…,1]")
+@options.mode
 @options.soup_statistics
 @options.cache
 @options.execution("Ingredients or positions to score")
@@ -66,25 +72,34 @@ def command(
 ) -> None:
     """Make one network out of fine-tunes CKPT... of one model, without more to run than one.
 
-    Validation data choose; test data are shown beside them, and so are the best single model and the oracle (the best
-    by the test data, which nobody may pick). Every evaluation is kept: whatever is killed goes on where it was.
+    Validation data choose; test data are shown beside them, and so are the best single model by validation data and by
+    test data (an oracle, which nobody may pick). "networks" counts the ingredients. Every evaluation is kept: whatever
+    is killed goes on where it was.
 
     \b
     Examples:
       weightspace soup runs/*.pt --task digits-mlp -o soup.pt
       weightspace soup runs/*.pt --task digits-mlp --compare -o soup.pt --report soup.png --report soup.json
       weightspace soup runs/*.pt --recipe uniform -o soup.safetensors
+      weightspace soup runs/*.pt --task digits-mlp --replacement -o soup.pt
+      weightspace soup runs/*.pt --recipe model_stock --base pretrained.pt -o soup.pt
       weightspace soup pretrained.pt tuned.pt --task digits-mlp --recipe wise-ft -o soup.pt
     """
     check_reports(reports)
     for path in (output, *reports):
-        options.check_apart(path, *checkpoints, task)
+        options.check_apart(path, *checkpoints, task, said["base"])
+    if said["base"] is None and recipe == "model_stock":
+        raise WeightspaceError("--recipe model_stock starts at the pretrained model. Give --base.")
+    if said["base"] is not None and recipe == "wise-ft":
+        raise WeightspaceError("--recipe wise-ft takes the pretrained model as the first checkpoint, and no --base.")
+    if said["base"] is not None and recipe != "model_stock" and not said["compare"]:
+        raise WeightspaceError(f"--recipe {recipe} has no use for --base. Expected --recipe model_stock, or --compare.")
+    if said["replacement"] and recipe != "greedy" and not said["compare"]:
+        raise WeightspaceError(f"--recipe {recipe} has no --replacement. Expected --recipe greedy, or --compare.")
     found = options.load_any_task(task, data)
     if found is None:
         _mean(checkpoints, recipe, output, reports, said, as_json=as_json)
         return
-    from weightspace.soups import RECIPES
-
     if recipe == "wise-ft":
         _line(checkpoints, found, output, reports, said, as_json=as_json)
         return
@@ -94,30 +109,42 @@ def command(
         if name == recipe:
             kept[name] = state
 
-    report = _compared(checkpoints, found, RECIPES if said["compare"] else (recipe,), said, keep)
+    report = _compared(checkpoints, found, None if said["compare"] else (recipe,), said, keep)
     row = next(row for row in report.rows if row.name == recipe)
-    _save(kept[recipe], output, checkpoints, recipe, {"task": found.name, "ingredients": list(row.chosen)})
+    _save(
+        kept[recipe],
+        output,
+        checkpoints,
+        recipe,
+        {"task": found.name, "ingredients": list(row.chosen)}
+        | ({"base": said["base"]} if recipe == "model_stock" else {}),
+    )
     write_reports(report, reports)
     if as_json:
         echo(json.dumps({"output": output, "recipe": recipe, **plain(report)}))
         return
     print_table(*table_of(report))
-    for line in (*lines_of(report, recipe), *reports, output):
+    for line in (*notes_of(report), *lines_of(report, recipe), *reports, output):
         echo(line)
 
 
 def _compared(checkpoints: tuple[str, ...], task: Any, recipes: Any, said: dict[str, Any], keep: Any) -> SoupReport:
     """Make and score soups, and show every candidate as it is scored."""
     from weightspace.soups import compare_recipes
+    from weightspace.tasks.objectives import task_mode
 
+    direction = task_mode(task, said["mode"])
     with live_table(("", "candidate", "models", task.objective, "")) as show:
         return compare_recipes(
             checkpoints,
             task,
             recipes,
             tie=said["tie"],
+            replacement=said["replacement"],
+            base=said["base"],
             per=said["per"],
-            on_trial=lambda trial: show(trial_row(trial)),
+            mode=direction,
+            on_trial=lambda trial: show(trial_row(trial, direction)),
             on_state=keep,
             **_evaluated(said),
         )
@@ -137,13 +164,21 @@ def _mean(
     *,
     as_json: bool,
 ) -> None:
-    """Write the mean of all, which needs no task."""
+    """Write the mean of all, or Model Stock, which need no task."""
     from weightspace import uniform_soup
+    from weightspace.soups import model_stock_soup
 
-    if recipe != "uniform" or reports or said["compare"]:
-        what = "--report and --compare need" if recipe == "uniform" else f"--recipe {recipe} needs"
-        raise WeightspaceError(f"{what} --task, which scores; without it there is --recipe uniform.")
-    _save(uniform_soup(checkpoints, statistics=said["statistics"]), output, checkpoints, recipe, {})
+    if recipe not in ("uniform", "model_stock") or reports or said["compare"]:
+        what = (
+            f"--recipe {recipe} needs" if recipe in ("greedy", "learned", "wise-ft") else "--report and --compare need"
+        )
+        raise WeightspaceError(f"{what} --task, which scores; without it there are --recipe uniform and model_stock.")
+    base, statistics = said["base"], said["statistics"]
+    if recipe == "uniform":
+        state, parameters = uniform_soup(checkpoints, statistics=statistics), {}
+    else:
+        state, parameters = model_stock_soup(checkpoints, base, statistics=statistics), {"base": base}
+    _save(state, output, checkpoints, recipe, parameters)
     echo(json.dumps({"output": output, "recipe": recipe, "names": checkpoints}) if as_json else output)
 
 
@@ -159,6 +194,7 @@ def _line(
     """Score the line between two models and write the best on it."""
     from weightspace import wise_ft
     from weightspace.soups.wise import POSITIONS
+    from weightspace.tasks.objectives import task_mode
 
     if len(checkpoints) != 2 or reports or said["compare"]:
         raise WeightspaceError(
@@ -166,12 +202,14 @@ def _line(
             f"{len(checkpoints)} checkpoints."
         )
     positions = options.numbers("--positions", said["positions"]) or POSITIONS
+    sign = -1 if task_mode(task, said["mode"]) == "min" else 1
     with live_table(("position", task.objective)) as show:
         line = wise_ft(
             *checkpoints,
             task,
             positions,
-            on_position=lambda position, value: show((f"{position:g}", f"{value:.4f}")),
+            mode=said["mode"],
+            on_position=lambda position, value: show((f"{position:g}", f"{sign * value:.4f}")),
             **_evaluated(said),
         )
     _save(line.state, output, checkpoints, "wise-ft", {"task": task.name, "position": line.position})

@@ -12,6 +12,7 @@ from weightspace import WeightspaceError
 
 if TYPE_CHECKING:
     from weightspace.soups import Row, SoupReport, Trial
+    from weightspace.tasks import Mode
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -35,11 +36,12 @@ def write_reports(report: SoupReport, paths: Sequence[str]) -> None:
             draw_soups(report, path)
 
 
-def trial_row(trial: Trial) -> tuple[str, ...]:
+def trial_row(trial: Trial, mode: Mode) -> tuple[str, ...]:
     """Return a candidate as a row: how many of how many, what, of how many models, its score, what became of it."""
+    score = -trial.score if mode == "min" else trial.score
     verdict = {None: "", True: "accepted", False: "rejected"}[trial.accepted]
     name = trial.name if trial.accepted is None else f"+ {trial.name}"
-    return (f"{trial.index}/{trial.trials}", name, str(trial.size), f"{trial.score:.4f}", verdict)
+    return (f"{trial.index}/{trial.trials}", name, str(trial.size), f"{score:.4f}", verdict)
 
 
 def table_of(report: SoupReport) -> tuple[list[str], list[list[str]]]:
@@ -51,8 +53,20 @@ def table_of(report: SoupReport) -> tuple[list[str], list[list[str]]]:
     return head, [_cells(report, row, splits) for row in report.rows]
 
 
+def notes_of(report: SoupReport) -> list[str]:
+    """Return what is to be said of the table: what runs all networks, who may not be picked, what is far below."""
+    lines = [f"the ensemble runs all {row.models} networks, a soup one" for row in report.rows if row.models > 1]
+    lines.append(f"{report.rows[-1].name}: chosen by the test data, for comparison only")
+    for name, (ours, best) in report.far_below().items():
+        lines.append(
+            f"{name} is far worse than every single model on validation: {ours:.4f} against {best:.4f} of the best. "
+            "Are the networks fine-tunes of one model? Match those that were trained apart first (weightspace match)"
+        )
+    return lines
+
+
 def _cells(report: SoupReport, row: Row, splits: Sequence[str]) -> list[str]:
-    cells = [row.name, str(row.models), *(f"{row.scores[split][report.objective]:.4f}" for split in splits)]
+    cells = [row.name, str(len(set(row.chosen))), *(f"{row.scores[split][report.objective]:.4f}" for split in splits)]
     return [*cells, f"{report.shifted(row.scores):.4f}"] if report.shifts else cells
 
 
@@ -60,13 +74,12 @@ def lines_of(report: SoupReport, recipe: str) -> list[str]:
     """Return what is to be said of the soup that is written."""
     rows = {row.name: row for row in report.rows}
     soup, best = rows[recipe], rows["best single"]
-    lines = [f"{recipe}: {len(soup.chosen)} of {len(report.names)} models"]
+    lines = [f"{recipe}: {len(set(soup.chosen))} of {len(report.names)} models"]
     if recipe == "greedy":
         lines[0] += f", in this order: {', '.join(report.names[number] for number in soup.chosen)}"
     lines.append(f"best single model: {report.names[best.chosen[0]]}")
-    down = report.objective == "loss" or report.objective.endswith("_loss")
     for split in ("validation", "test", *report.shifts):
         ours, theirs = (row.scores[split][report.objective] for row in (soup, best))
-        if ours > theirs if down else ours < theirs:
+        if ours > theirs if report.mode == "min" else ours < theirs:
             lines.append(f"on {split} the soup is worse than the best single model: {ours:.4f} against {theirs:.4f}")
     return lines

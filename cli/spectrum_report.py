@@ -141,8 +141,8 @@ def _show_distances(found: Found) -> None:
 
     rows = [
         (
-            *(name, _shape(one.matrix), f"{one.kept(gamma):,} | {b.layers[name].kept(gamma):,}"),
-            f"{one.effective_rank:.1f} | {b.layers[name].effective_rank:.1f}",
+            *(name, _shape(one.matrix), f"{one.kept(gamma):,} | {b.layer(name).kept(gamma):,}"),
+            f"{one.effective_rank:.1f} | {b.layer(name).effective_rank:.1f}",
             *figures([each.per_layer[name] for each in distances.values()], last.per_layer[name].direction),
         )
         for name, one in found.a.layers.items()
@@ -198,7 +198,7 @@ def draw(found: Found, path: Path) -> list[str]:
 
     shown = _evenly(list(found.a.layers), _MOST_PANELS)
     networks = {
-        label.upper(): Spectrum(one.gamma, {name: one.layers[name] for name in shown})
+        label.upper(): Spectrum(one.gamma, {name: one.layer(name) for name in shown})
         for label, one in found.networks().items()
     }
     if not found.others:
@@ -214,7 +214,7 @@ def draw(found: Found, path: Path) -> list[str]:
     draw_alignment(curves, files["alignment"])
     maps = {
         name: {
-            label: cross_products(found.a.layers[name], one.layers[name])
+            label: cross_products(found.a.layers[name], one.layer(name))
             for label, one in found.others.items()
             if label not in _MERGED
         }

@@ -48,7 +48,12 @@ def test_predictions_are_those_of_the_library(folder: Path) -> None:
     assert rows[0] == "row,id,label,expected_cost"
     assert [row.split(",")[2] for row in rows[1:]] == found["names"]
     again = run("predict", "tree.safetensors", "logits.npy", "--logits", "--observed", "dog,cat,car", "-o", "ids.npy")
-    assert [line.split()[2] for line in again.stdout.splitlines()[1:]] == found["names"]
+    mean = np.mean(found["expected_cost"])
+    assert again.stdout.splitlines() == [
+        f"3 rows, {len(set(found['names']))} of 6 labels predicted; mean expected cost {mean:.4g}",
+        "most often: animal 66.7%, dog 33.3%",
+        "ids.npy",
+    ]
     np.testing.assert_array_equal(np.load("ids.npy"), expected)
     torch_file = run("predict", "tree.safetensors", "two.npz", "--key", "a", "--observed", "classes.txt")
     assert [line.split()[2] for line in torch_file.stdout.splitlines()[1:]] == found["names"]

@@ -41,7 +41,7 @@ def test_the_greedy_soup_is_written_with_its_table_and_its_candidates(models: li
     assert all(found[name].equal(tensor) for name, tensor in expected.state.items())
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["recipe", "networks", "validation", "accuracy", "test", "accuracy"]
-    assert [line.split("  ")[0] for line in lines[1:4]] == ["best single", "greedy", "oracle"]
+    assert [line.split("  ")[0] for line in lines[1:4]] == ["best single", "greedy", "best single on test"]
     assert f"greedy: {len(expected.ingredients)} of 4 models, in this order: runs/" in result.stdout
     candidates = [line for line in result.stderr.splitlines() if line[:1].isdigit()]
     assert len(candidates) == 7  # a line each, since this is no terminal
@@ -56,12 +56,12 @@ def test_all_recipes_are_compared_saved_and_drawn(models: list[str]) -> None:
     result = run("soup", *models, *TASK, *options, "--report", "soups.json", "--report", "soups.png")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    names = ["best single", "uniform", "greedy", "learned", "ensemble", "oracle"]
+    names = ["best single", "uniform", "greedy", "learned", "ensemble", "best single on test"]
     assert [row["name"] for row in found["rows"]] == names
     assert [row["models"] for row in found["rows"]] == [1, 1, 1, 1, 4, 1]
     rows = {row.name: row for row in SoupReport.load("soups.json").rows}
     assert rows["greedy"].scores["validation"]["accuracy"] >= rows["best single"].scores["validation"]["accuracy"]
-    assert rows["oracle"].scores["test"]["accuracy"] >= rows["best single"].scores["test"]["accuracy"]
+    assert rows["best single on test"].scores["test"]["accuracy"] >= rows["best single"].scores["test"]["accuracy"]
     assert Path("soups.png").read_bytes()[:4] == b"\x89PNG"
     task = ws.load_task(TASK[1])
     module = task.network()
@@ -96,12 +96,93 @@ def test_the_ensemble_stands_beside_the_soup_and_pairs_are_predicted(models: lis
     result = run("ensemble", *models, *TASK, "--pairs", "4", "-o", "pairs.png", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert [row["name"] for row in found["rows"]] == ["best single", "uniform", "ensemble", "oracle"]
+    assert [row["name"] for row in found["rows"]] == ["best single", "uniform", "ensemble", "best single on test"]
     assert len(found["pairs"]) == found["agreement"]["pairs"] == 4
     assert Path("pairs.png").read_bytes()[:4] == b"\x89PNG"
     text = run("ensemble", *models, *TASK, "--pairs", "9").stdout
     assert "of 6 pairs" in text
     assert "soup − ensemble" in text
+
+
+def test_an_error_is_minimised_and_shown_as_it_is(models: list[str]) -> None:
+    error = ("--task", f"{KITCHEN}:ERROR", "-o", "soup.pt")
+    plain = [str(path) for path in _plain_models()]
+    result = run("soup", *plain, *error)
+    assert result.exit_code == 0, result.output
+    table = [line.split() for line in result.stdout.splitlines()[1:4]]
+    best, greedy, _ = (float(line[-2]) for line in table)
+    assert 0 <= greedy <= best
+    shown = [line.split("  ")[3] for line in result.stderr.splitlines() if line[:1].isdigit()]
+    assert min(map(float, shown)) >= 0  # the error itself, not its negative
+    again = run("soup", *plain, "--task", f"{KITCHEN}:QUALITY", "--mode", "min", "-o", "again.pt")
+    assert again.exit_code == 0, again.output
+    assert equal_files("soup.pt", "again.pt")
+    positions = run("soup", *plain[:2], *error, "--recipe", "wise-ft", "--positions", "0,1").stderr
+    assert "-0." not in positions
+    assert run("ensemble", *plain, "--task", f"{KITCHEN}:QUALITY", "--mode", "min").exit_code == 0
+
+
+def _plain_models() -> list[Path]:
+    kitchen: Any = sys.modules[load_object(f"{KITCHEN}:network").__module__]
+    return kitchen.saved(kitchen.fine_tunes(kitchen.PLAIN, 3)[1], Path("plain"))
+
+
+def equal_files(a: str, b: str) -> bool:
+    first, second = ws.load_checkpoint(a), ws.load_checkpoint(b)
+    return all(first[name].equal(second[name]) for name in first)
+
+
+def test_the_table_counts_ingredients_and_says_what_is_far_below(models: list[str]) -> None:
+    state = ws.load_checkpoint(models[0])
+    opposite = {
+        name: -tensor if tensor.is_floating_point() and "running" not in name else tensor
+        for name, tensor in state.items()
+    }
+    ws.save_checkpoint(opposite, "opposite.pt")
+    result = run("soup", *models, "opposite.pt", *TASK, "--compare", "-o", "soup.pt", "--report", "soups.svg")
+    assert result.exit_code == 0, result.output
+    rows = {line.split("  ")[0]: line.split() for line in result.stdout.splitlines()}
+    assert rows["uniform"][1] == rows["ensemble"][1] == "5"
+    assert rows["best single"][2] == rows["best single on test"][4] == "1"
+    assert "the ensemble runs all 5 networks, a soup one" in result.stdout
+    assert "best single on test: chosen by the test data, for comparison only" in result.stdout
+
+
+def test_networks_of_other_basins_make_a_soup_that_is_said_to_be_far_below(models: list[str]) -> None:
+    task = ws.load_task(TASK[1])
+    for seed in (1, 2):
+        ws.save_checkpoint(ws.train(task, seed=seed), f"apart{seed}.pt")
+    result = run("soup", "apart1.pt", "apart2.pt", *TASK, "--recipe", "uniform", "-o", "soup.pt")
+    report = json.loads(
+        run("soup", "apart1.pt", "apart2.pt", *TASK, "--recipe", "uniform", "-o", "s.pt", "--json").stdout
+    )
+    best, uniform, _ = (row["scores"]["validation"]["accuracy"] for row in report["rows"])
+    assert uniform < 0.9 * best
+    assert (
+        f"uniform is far worse than every single model on validation: {uniform:.4f} against {best:.4f}" in result.stdout
+    )
+
+
+def test_model_stock_with_and_without_a_task(models: list[str]) -> None:
+    options = ("--recipe", "model_stock", "--base", "base.pt", "-o", "soup.pt")
+    assert run("soup", *models, *options).stdout == "soup.pt\n"
+    expected = ws.merge(
+        [ws.load_checkpoint(path) for path in models], "model_stock", base=ws.load_checkpoint("base.pt")
+    )
+    found = ws.load_checkpoint("soup.pt")
+    assert all(found[name].equal(tensor) for name, tensor in expected.items())
+    assert json.loads(ws.checkpoints.load_metadata("soup.pt")["parameters"]) == {"base": "base.pt"}  # type: ignore[attr-defined]
+    with_task = run("soup", *models, *options, *TASK)
+    assert with_task.exit_code == 0, with_task.output
+    assert "model_stock" in with_task.stdout
+
+
+def test_the_greedy_soup_with_replacement(models: list[str]) -> None:
+    result = run("soup", *models, *TASK, "--replacement", "-o", "soup.pt")
+    assert result.exit_code == 0, result.output
+    expected = ws.greedy_soup(models, ws.load_task(TASK[1]), replacement=True)
+    found = ws.load_checkpoint("soup.pt")
+    assert all(found[name].equal(tensor) for name, tensor in expected.state.items())
 
 
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -113,6 +194,18 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "report of another kind": (("soup", "a.pt", *TASK, "-o", "s.pt", "--report", "r.xls"), "r.xls is neither a pict"),
     "missing checkpoint": (("soup", "a.pt", *TASK, "-o", "s.pt"), "a.pt does not exist"),
     "line of one": (("soup", "a.pt", *TASK, "--recipe", "wise-ft", "-o", "s.pt"), "found 1 checkpoints"),
+    "objective of no known direction": (("soup", "base.pt", "--task", f"{KITCHEN}:QUALITY", "-o", "s.pt"), "--mode on"),
+    "ensemble of no known direction": (("ensemble", "base.pt", "base.pt", "--task", f"{KITCHEN}:QUALITY"), "--mode on"),
+    "stock without a base": (("soup", "a.pt", *TASK, "--recipe", "model_stock", "-o", "s.pt"), "Give --base"),
+    "base of a greedy soup": (("soup", "a.pt", *TASK, "--base", "c.pt", "-o", "s.pt"), "has no use for --base"),
+    "replacement in a mean": (
+        ("soup", "a.pt", *TASK, "--recipe", "uniform", "--replacement", "-o", "s.pt"),
+        "has no --replacement",
+    ),
+    "base of a line": (
+        ("soup", "a.pt", "b.pt", *TASK, "--recipe", "wise-ft", "--base", "c.pt", "-o", "s.pt"),
+        "and no --base",
+    ),
     "ensemble of one": (("ensemble", "a.pt", *TASK), "two networks or more; found 1"),
     "picture without pairs": (("ensemble", "a.pt", "b.pt", *TASK, "-o", "p.png"), "how many with --pairs"),
     "picture of another kind": (("ensemble", "a.pt", "b.pt", *TASK, "--pairs", "1", "-o", "p.xls"), "isn't a picture"),

@@ -100,7 +100,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[str, .
     "transposed and grouped": (upwards, IMAGE, ("0", "2", "4")),
     "attention": (attention, TOKENS, ("0.linear1", "0.linear2")),
     "two heads": (Heads, VECTOR, ("hidden",)),
-    "shared": (Shared, VECTOR, ("ordinary",)),
+    "shared": (Shared, VECTOR, ("ordinary", "normed")),
 }
 
 

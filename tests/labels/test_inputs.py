@@ -96,7 +96,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "an unknown endpoint": (lambda: TREE(edges=[("a", "x")], labels="ab"), "Unknown label 'x'"),
     "an endpoint too far": (lambda: TREE(edges=[(0, 2)], labels="ab"), "position 2"),
     "an edge of one": (lambda: TREE(edges=[("a",)], labels="ab"), r"found \('a',\)"),
-    "a length of zero": (lambda: TREE(edges=[("a", "b", 0)], labels="ab"), "between 'a' and 'b' has the length 0"),
+    "a negative length": (lambda: TREE(edges=[("a", "b", -1)], labels="ab"), "between 'a' and 'b' has the length -1"),
     "a length of NaN": (lambda: TREE(edges=[("a", "b", np.nan)], labels="ab"), "the length nan"),
     "too few lengths": (lambda: TREE(edges=[("a", "b")], labels="ab", weights=[1, 2]), "2 weights of 1 edges"),
     "no labels": (lambda: ws.LabelMetric.discrete([]), "no labels"),

@@ -35,6 +35,18 @@ TASK = ClassificationTask("kitchen", network, examples)
 PLAIN = ClassificationTask("plain", plain_network, examples)
 
 
+class Erring(ClassificationTask):
+    """A task that is scored by an error of any name: the share of wrong answers."""
+
+    def score(self, module: nn.Module, split: Any = "test") -> dict[str, float]:
+        found = super().score(module, split)
+        return {"loss": found["loss"], self.objective: 1 - found["accuracy"]}
+
+
+ERROR = Erring("error", plain_network, examples, objective="error")
+QUALITY = Erring("quality", plain_network, examples, objective="quality")
+
+
 def fine_tunes(task: ClassificationTask, count: int, *, steps: int = 12) -> tuple[StateDict, list[StateDict]]:
     """Return a model and fine-tunes of it with learning rates and orders of their own."""
     with torch.random.fork_rng():

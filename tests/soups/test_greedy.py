@@ -132,3 +132,60 @@ def test_what_makes_no_soup_is_refused() -> None:
         ws.greedy_soup(states, TASK)
     with pytest.raises(WeightspaceError, match="a list of one"):
         ws.greedy_soup([], PLAIN)
+
+
+# --- With replacement ---
+
+
+def replacement_oracle(states: list[StateDict], score: Callable[[StateDict], float]) -> tuple[int, ...]:
+    """Selection with replacement, with every mean from scratch."""
+    taken = [max(range(len(states)), key=lambda number: score(states[number]))]
+    current = score(states[taken[0]])
+    while len(taken) < 4 * len(states):
+
+        def mixed(number: int) -> float:
+            return score({"w": torch.stack([states[one]["w"].double() for one in [*taken, number]]).mean(0).float()})
+
+        best = max(range(len(states)), key=mixed)
+        if mixed(best) <= current:
+            break
+        current = mixed(best)
+        taken.append(best)
+    return tuple(taken)
+
+
+def hill(state: StateDict) -> float:
+    """A score whose peak lies at no plain mean of corners."""
+    a, b = state["w"].tolist()
+    return -((a - 1.7) ** 2) - (b - 0.4) ** 2
+
+
+@settings(deadline=None, max_examples=50)
+@given(points=vectors, score=st.sampled_from([hill, waves]))
+def test_with_replacement_the_best_of_every_round_is_taken(points: Any, score: Any) -> None:
+    states = states_of(points)
+    soup = ws.greedy_soup(states, score, replacement=True)
+    assert soup.ingredients == replacement_oracle(states, score)
+    assert soup.scores == tuple(sorted(soup.scores))
+    assert soup.score == score(soup.state) >= ws.greedy_soup(states, score).scores[0]
+    rounds = len(soup.trials) // len(states) - 1
+    assert [trial.index for trial in soup.trials] == list(range(1, len(soup.trials) + 1))
+    assert rounds == len(soup.ingredients) or len(soup.ingredients) == 4 * len(states)
+    assert [trial.ingredient for trial in soup.trials if trial.accepted] == list(soup.ingredients[1:])
+
+
+def test_with_replacement_an_ingredient_weighs_more() -> None:
+    states = states_of([[0, 0], [3, 0]])
+    soup = ws.greedy_soup(states, lambda state: -abs(float(state["w"][0]) - 2.0), replacement=True)
+    assert sorted(soup.ingredients) == [0, 1, 1]
+    assert soup.state["w"].tolist() == [2.0, 0.0]
+
+
+def test_with_replacement_a_task_gives_the_same_soup_from_files(tmp_path: Path) -> None:
+    _, states = fine_tunes(TASK, 3)
+    a = ws.greedy_soup(states, TASK, replacement=True)
+    b = ws.greedy_soup(saved(states, tmp_path), TASK, replacement=True)
+    assert (a.ingredients, a.scores) == (b.ingredients, b.scores)
+    assert equal(a.state, b.state)
+    assert a.score >= max(trial.score for trial in a.trials[:3])
+    assert TASK.score(network_with(TASK, a.state), "validation")["accuracy"] == a.score

@@ -62,7 +62,7 @@ def test_every_row_has_the_scores_of_its_network() -> None:
             assert rows[name].scores[split] == TASK.score(network_with(TASK, state), split)  # type: ignore[arg-type]
     singles = [TASK.score(network_with(TASK, state), "test")["accuracy"] for state in states]
     assert [scores["accuracy"] for scores in report.singles["test"]] == singles
-    assert rows["oracle"].scores["test"]["accuracy"] == max(singles)
+    assert rows["best single on test"].scores["test"]["accuracy"] == max(singles)
 
 
 class Shifted(ClassificationTask):

@@ -177,6 +177,11 @@ def find_parametrizations(shapes: Mapping[str, Shape]) -> Parametrizations:
     return Parametrizations(weight_norms, {matrix: tuple(norms) for matrix, norms in spectral_norms.items()})
 
 
+def is_parametrized_part(name: str) -> bool:
+    """Return whether ``torch.nn.utils.parametrize`` computes a weight from a tensor of that name."""
+    return _PARAMETRIZED.fullmatch(name) is not None
+
+
 def effective_name(name: str) -> str:
     """Return what a parametrized weight is called in its module: ``0.weight`` of ``0.weight_v``."""
     match = _PARAMETRIZED.fullmatch(name)

@@ -26,7 +26,8 @@ class Curve:
         loss: in nats, of length ``S``.
         accuracy: shares, of length ``S``; None where the task has none.
         split: the data that were scored: train, validation or test.
-        statistics: what was done between the ends: ``"none"``, ``"reset"`` (of BatchNorm's) or ``"repair"``.
+        statistics: what was done between the ends: ``"none"``, ``"reset"`` (of BatchNorm's) or ``"repair"``, of one
+            layer at least.
         name: of the task.
 
     Raises:

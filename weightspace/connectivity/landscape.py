@@ -88,7 +88,7 @@ def loss_plane(
             check_belongs(task, network, state, name)
         positions = _coordinates([name for name, _ in network.named_parameters()], *states)
         x, y = _axes(positions, resolution, margin)
-        reset = resolved(statistics, network) == "reset"
+        reset = resolved(statistics, network, task) == "reset"
         corners = [scored(task, interpolated(network, state, state, 0), split) for state in states]
         rows: list[list[Score]] = []
         for up in y:

@@ -31,10 +31,7 @@ class Renormaliser:
 
     def __init__(self, task: Task, network: nn.Module, a: StateDict, b: StateDict) -> None:
         self.task, self.network = task, network
-        first = next(iter(task.batches("train", SEED)), None)
-        if first is None:
-            raise WeightspaceError(f"Task {task.name!r} has no training batches; its units cannot be measured.")
-        self.layers = unit_layers(network, lambda: task.loss(network, first))
+        self.layers = layers_of_task(task, network)
         self.ends: list[dict[str, Moments]] = []
         for position in (0, 1):
             interpolated(network, a, b, position)
@@ -76,6 +73,18 @@ class Renormaliser:
         """Put into every layer the map that takes its units from what was found to what they should have."""
         for name, before in found.items():
             fold(self.layers[name], *setting(before, *goals[name]))
+
+
+def layers_of_task(task: Task, network: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers whose hidden units REPAIR sets, found on the task's first training batch.
+
+    Raises:
+        WeightspaceError: there are no training data, or the weight of such a layer cannot be set.
+    """
+    first = next(iter(task.batches("train", SEED)), None)
+    if first is None:
+        raise WeightspaceError(f"Task {task.name!r} has no training batches; its units cannot be measured.")
+    return unit_layers(network, lambda: task.loss(network, first))
 
 
 def _mapped(layer: nn.Module, output: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

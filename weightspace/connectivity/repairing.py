@@ -50,8 +50,9 @@ def repair(
 
     Which layers have hidden units is found by running the network (``unit_layers``): linear layers, convolutions and
     BatchNorm, but for the network's outputs. A layer without a bias, and without BatchNorm at once after it, gets its
-    standard deviations only. LayerNorm, embeddings, fused attention and recurrent layers stay interpolated; the linear
-    layers around a LayerNorm are set like all others. A unit that is constant gets its mean only.
+    standard deviations only. Weights under weight norm and pruning are set as the network uses them. LayerNorm,
+    embeddings, fused attention and recurrent layers stay interpolated; the linear layers around a LayerNorm are set
+    like all others. A unit that is constant gets its mean only.
 
     Args:
         task: builds the network and has the training data.
@@ -66,8 +67,11 @@ def repair(
 
     Raises:
         CheckpointError: ``a`` or ``b`` has other names or shapes than the network.
-        WeightspaceError: another position or method, fewer passes than one, no training data, or integer tensors
-            that differ.
+        WeightspaceError: another position or method, fewer passes than one, no training data, integer tensors that
+            differ, or a hidden layer whose weight is under a parametrization that undoes REPAIR (spectral norm).
+
+    Warns:
+        WeightspaceWarning: the network has no layer of hidden units, so that nothing is repaired.
 
     Source:
         Jordan et al. 2023, https://arxiv.org/abs/2211.08403; BatchNorm's reset on paths

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from weightspace.connectivity.unit_weights import has_weight, obstacle, set_weight, weight_of
 from weightspace.errors import WeightspaceError
 
 _KINDS = (nn.Linear, _ConvNd, _BatchNorm)
@@ -31,9 +32,9 @@ def unit_layers(network: nn.Module, loss: Callable[[], Tensor]) -> dict[str, nn.
 
     - whose output reaches the loss by way of no other such layer: it is the output of the network, not hidden;
     - whose output BatchNorm takes up at once, since that layer has the last word on mean and deviation;
-    - that run more than once or share a parameter, since one affine map cannot serve two places;
-    - whose weight is no plain parameter (weight norm and its like), since nothing can be folded into it.
+    - that run more than once or share a parameter, since one affine map cannot serve two places.
 
+    A weight under weight norm or pruning is set as well; a module that is registered under two names counts once.
     Whatever else has weights (LayerNorm, embeddings, ``nn.MultiheadAttention``, recurrent layers) is left alone.
 
     Args:
@@ -41,7 +42,8 @@ def unit_layers(network: nn.Module, loss: Callable[[], Tensor]) -> dict[str, nn.
         loss: runs the network once and returns a scalar that depends on its output.
 
     Raises:
-        WeightspaceError: the loss has no gradient.
+        WeightspaceError: the loss has no gradient, or the weight of such a layer cannot be set: it is under spectral
+            norm, say, which undoes what is folded into it.
     """
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
@@ -67,11 +69,18 @@ def unit_layers(network: nn.Module, loss: Callable[[], Tensor]) -> dict[str, nn.
         raise WeightspaceError("The loss of the task has no gradient in the weights, so its layers cannot be found.")
     last = _first_met(end, {node for found in nodes.values() for node in found})
     owners = Counter(id(one) for layer in network.modules() for one in layer.parameters(recurse=False))
-    return {
+    hidden: dict[str, nn.Module] = {
         name: named[name]
         for name, found in nodes.items()
         if len(found) == 1 and found[0] not in last | normalised and _has_own_weight(named[name], owners)
     }
+    for name, layer in hidden.items():
+        if (problem := obstacle(layer)) is not None:
+            raise WeightspaceError(
+                f"REPAIR cannot set the units of {name!r}: {problem}. Expected a weight that is plain, or under weight "
+                "norm or pruning. Remove the parametrization from the networks, or use statistics='reset' or 'none'."
+            )
+    return hidden
 
 
 def _first_met(end: Any, wanted: set[Any]) -> set[Any]:
@@ -90,9 +99,8 @@ def _first_met(end: Any, wanted: set[Any]) -> set[Any]:
 
 
 def _has_own_weight(layer: nn.Module, owners: Counter[int]) -> bool:
-    """Return whether the layer has a plain weight, and no other layer has a parameter of it."""
-    own = dict(layer.named_parameters(recurse=False))
-    return "weight" in own and all(owners[id(one)] == 1 for one in own.values())
+    """Return whether the layer has a weight, and no other layer has a parameter of it."""
+    return has_weight(layer) and all(owners[id(one)] == 1 for one in layer.parameters())
 
 
 @contextmanager
@@ -126,13 +134,13 @@ def fold(layer: nn.Module, scale: Tensor, shift: Tensor) -> None:
         scale: float64 of shape ``(units,)``.
         shift: likewise.
     """
-    weight: Tensor = layer.weight  # pyright: ignore[reportAssignmentType]
+    weight = weight_of(layer).double()
     if isinstance(layer, _ConvTransposeNd):  # (in, units of a group, …): the groups lie on the first axis
-        parts = weight.double().unflatten(0, (layer.groups, -1))
+        parts = weight.unflatten(0, (layer.groups, -1))
         factors = scale.view(layer.groups, 1, -1, *(1 for _ in weight.shape[2:]))
-        weight.copy_((parts * factors).flatten(0, 1))
+        set_weight(layer, (parts * factors).flatten(0, 1))
     else:
-        weight.copy_(weight.double() * scale.view(-1, *(1 for _ in weight.shape[1:])))
+        set_weight(layer, weight * scale.view(-1, *(1 for _ in weight.shape[1:])))
     bias: Tensor | None = layer.bias  # pyright: ignore[reportAssignmentType]
     if bias is not None:
         bias.copy_(bias.double() * scale + shift)

@@ -62,7 +62,8 @@ def loss_curve(
 
     Raises:
         CheckpointError: ``a`` or ``b`` has other names or shapes than the network.
-        WeightspaceError: fewer than two points, or the task's scores have no loss.
+        WeightspaceError: fewer than two points, the task's scores have no loss, or REPAIR cannot set a layer (see
+            ``repair``).
 
     Source:
         Frankle et al. 2020, https://arxiv.org/abs/1912.05671, section 2; for ``"reset"`` and ``"repair"``
@@ -70,7 +71,8 @@ def loss_curve(
     """
     if points < 2:
         raise WeightspaceError(f"A curve needs two points or more, the two ends; found {points}.")
-    done = resolved(statistics, blank_network(task))
+    with torch_threads(threads_of(task)):
+        done = resolved(statistics, blank_network(task), task)
     positions = [index / (points - 1) for index in range(points)]
     if (place := here_or(executor, workers)) == "serial":
         found = _points(task, a, b, statistics, split, positions)

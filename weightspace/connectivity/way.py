@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from typing import Literal, TypeAlias, get_args
+from warnings import warn
 
 from torch import nn
 
 from weightspace.adapters.factor_files import check_is_model
 from weightspace.checkpoints import StateDict
 from weightspace.connectivity.path import interpolated
-from weightspace.connectivity.renormalising import Renormaliser
+from weightspace.connectivity.renormalising import Renormaliser, layers_of_task
 from weightspace.connectivity.statistics import SEED, has_batchnorm_statistics, reset_batchnorm
+from weightspace.errors import WeightspaceWarning
 from weightspace.suggestions import unknown
 from weightspace.tasks.building import blank_network, check_belongs
 from weightspace.tasks.protocol import Task
@@ -47,7 +49,7 @@ class Way:
         for state, name in ((a, "a"), (b, "b")):
             check_is_model(state, name)
             check_belongs(task, self.network, state, name)
-        self.statistics = resolved(statistics, self.network)
+        self.statistics = resolved(statistics, self.network, task)
         self._renormalise = Renormaliser(task, self.network, a, b) if self.statistics == "repair" else None
 
     def at(self, position: float) -> nn.Module:
@@ -65,16 +67,30 @@ class Way:
         return self.network
 
 
-def resolved(statistics: str, network: nn.Module) -> str:
+def resolved(statistics: str, network: nn.Module, task: Task) -> str:
     """Return what a choice of statistics means for a network.
 
-    ``"reset"`` is ``"none"`` where there is no BatchNorm with running statistics; ``"auto"`` is ``"reset"``.
+    ``"reset"`` is ``"none"`` where there is no BatchNorm with running statistics; ``"auto"`` is ``"reset"``, and so is
+    ``"repair"`` of a network without layers of hidden units, with a warning.
+
+    Args:
+        statistics: the choice.
+        network: in evaluation mode.
+        task: has the network and training data.
 
     Raises:
-        WeightspaceError: there is no such choice.
+        WeightspaceError: there is no such choice, or REPAIR cannot set a layer.
     """
     if statistics not in get_args(Statistics):
         raise unknown("choice of statistics", statistics, get_args(Statistics))
-    if statistics in ("auto", "reset"):
-        return "reset" if has_batchnorm_statistics(network) else "none"
-    return statistics
+    if statistics == "none" or (statistics == "repair" and layers_of_task(task, network)):
+        return statistics
+    done = "reset" if has_batchnorm_statistics(network) else "none"
+    if statistics == "repair":
+        warn(
+            f"The network of task {task.name!r} has no layer of hidden units that REPAIR can set (linear, convolution, "
+            f"BatchNorm, each with parameters of its own and run once); what is done is {done!r}.",
+            WeightspaceWarning,
+            stacklevel=3,
+        )
+    return done

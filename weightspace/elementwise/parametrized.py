@@ -110,7 +110,7 @@ class Coordinates:
 
     def vectors(self, norm: SpectralNorm, combined: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield the singular vectors of a combined matrix by name."""
-        result = spectral_vectors(combined, [self._spectral_model(norm, state) for state in self.models])
+        result = spectral_vectors(combined, [self.spectral_model(norm, state) for state in self.models])
         parts = (norm.left, result.left), (norm.right, result.right), (norm.value, result.value)
         yield from ((name, part.to(self._dtype(name), copy=True)) for name, part in parts if name and part is not None)
 
@@ -129,7 +129,8 @@ class Coordinates:
         parts = (Held(state[norm.magnitude].cpu()), Held(state[norm.direction].cpu()))
         return EffectiveWeight(*parts, name=norm.direction, finite=self._finite)
 
-    def _spectral_model(self, norm: SpectralNorm, state: StateDict) -> SpectralModel:
+    def spectral_model(self, norm: SpectralNorm, state: StateDict) -> SpectralModel:
+        """Return what a network knows of a weight under spectral norm."""
         below = self.parametrizations.weight_norms.get(norm.matrix)
         weight = Held(state[norm.matrix]) if below is None else self._weight(below, state)
         right, value = (None if name is None else state[name] for name in (norm.right, norm.value))

@@ -71,6 +71,22 @@ def spectral_vectors(merged: Tensor, models: Sequence[SpectralModel]) -> Spectra
     )
 
 
+def normalised(weight: Tensor, model: SpectralModel) -> Tensor:
+    """Return ``W/σ`` in float64, as a network computes it in evaluation mode.
+
+    Args:
+        weight: ``W``.
+        model: its vectors. Where only ``u`` is kept, ``v`` is ``Wᵀu`` brought to length 1, as generative adversarial
+            networks compute it.
+    """
+    matrix = _matrix(weight, _axis(weight, model))
+    left = model.left.flatten().double().to(matrix.device)
+    if model.right is None:
+        right = _unit(left @ matrix)
+        return weight.double() / (matrix @ right).norm()
+    return weight.double() / (left @ matrix @ model.right.flatten().double().to(matrix.device))
+
+
 def _is_same(weight: Elements, merged: Tensor) -> bool:
     """Return whether a merged weight is that of a model, rounded as it is."""
     flat = merged.reshape(-1)

@@ -1,16 +1,19 @@
 """Trees and graphs as callers have them -> one symmetric sparse matrix over label positions, checked.
 
-Endpoints are labels. Where no label is a number, endpoints that are numbers are positions in ``labels``.
+Endpoints are labels. Where no label is a number, endpoints that are numbers are positions in ``labels``. Labels that
+edges of length zero join, such as synonyms, are one node.
 """
 
 from __future__ import annotations
 
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array, issparse
+from scipy.sparse.csgraph import connected_components
 
 from weightspace.errors import WeightspaceError
 from weightspace.labels.hops import Graph, components
@@ -22,8 +25,25 @@ _SHOWN = 4
 Edges = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def tree_of_edges(edges: Iterable[Any], labels: Iterable[Label] | None, weights: Any) -> tuple[Names, Graph]:
-    """Return names and graph of a tree from its edges, ``(u, v)`` or ``(u, v, weight)``.
+@dataclass(frozen=True)
+class Joined:
+    """Labels and the graph that they are joined by.
+
+    Attributes:
+        names: of the labels.
+        graph: between nodes.
+        nodes: node of every label, int64; None where each has its own, in the order of the labels.
+        root: the label without a parent, where there were parents.
+    """
+
+    names: Names
+    graph: Graph
+    nodes: np.ndarray | None = None
+    root: Label | None = None
+
+
+def tree_of_edges(edges: Iterable[Any], labels: Iterable[Label] | None, weights: Any) -> Joined:
+    """Return labels and graph of a tree from its edges, ``(u, v)`` or ``(u, v, weight)``.
 
     Raises:
         WeightspaceError: they are no tree over the labels, or a weight is no length.
@@ -37,22 +57,24 @@ def tree_of_edges(edges: Iterable[Any], labels: Iterable[Label] | None, weights:
     names = Names(labels)
     u, v = _positions(names, [end for end, _ in ends]), _positions(names, [end for _, end in ends])
     lengths = _lengths(names, u, v, weights if weights is not None else [e[2] if len(e) == 3 else 1.0 for e in listed])
-    return names, _checked_tree(names, u, v, lengths)
+    _check_no_cycle(names, u, v)
+    return _joined(names, u, v, lengths)
 
 
-def tree_of_parents(
-    parents: Mapping[Any, Any] | Sequence[Any], labels: Iterable[Label] | None, weights: Any
-) -> tuple[Names, Graph]:
-    """Return names and graph of a tree from the parent of every label.
+def tree_of_parents(parents: Mapping[Any, Any] | Sequence[Any], labels: Iterable[Label] | None, weights: Any) -> Joined:
+    """Return labels and graph of a tree from the parent of every label.
 
     Args:
-        parents: label -> parent, or parents in the order of ``labels``; the root's is None, -1 or itself.
+        parents: label -> parent, or parents in the order of ``labels``; the root's is None, -1 or itself. A list has
+            several parents, with which the graph is no tree.
         labels: of all nodes.
         weights: lengths of the edges to the parents: label -> length, or in the order of ``labels``.
 
     Raises:
         WeightspaceError: they are no tree over the labels, or a weight is no length.
     """
+    if several := _several_parents(parents):
+        return _of_several_parents(several, labels, weights)
     if isinstance(parents, Mapping):
         given = {plain(child): plain(parent) for child, parent in parents.items()}
         listed = list(given) if labels is None else list(labels)
@@ -82,11 +104,46 @@ def tree_of_parents(
         weights = np.asarray(weights, dtype=float)
         weights = weights[v] if len(weights) == len(names) else weights
     lengths = _lengths(names, u, v, np.ones(len(v)) if weights is None else weights)
-    return names, _checked_tree(names, u, v, lengths)
+    _check_no_cycle(names, u, v)
+    below = set(children)
+    return _joined(names, u, v, lengths, root=next(name for i, name in enumerate(names) if i not in below))
 
 
-def graph_of(graph: Any, labels: Iterable[Label] | None, weight: str) -> tuple[Names, Graph]:
-    """Return names and graph from a networkx graph or a sparse matrix; directions are not looked at.
+def _several_parents(parents: Mapping[Any, Any] | Sequence[Any]) -> dict[Any, list[Any]] | None:
+    """Return label -> parents where a label has a list of them, None where all have one at most."""
+    if not isinstance(parents, Mapping) or not any(isinstance(above, list | set) for above in parents.values()):
+        return None
+    found: dict[Any, list[Any]] = {}
+    for child, above in parents.items():
+        listed = sorted(above, key=repr) if isinstance(above, set) else above
+        listed = listed if isinstance(listed, list) else [listed]
+        found[plain(child)] = [plain(one) for one in listed if one is not None and plain(one) != plain(child)]
+    return found
+
+
+def _of_several_parents(parents: Mapping[Any, Sequence[Any]], labels: Iterable[Label] | None, weights: Any) -> Joined:
+    """Return labels and graph of a taxonomy whose labels may have several parents."""
+    if weights is not None:
+        raise WeightspaceError(
+            "Weights belong to labels, but some have several parents. Give edges=[(label, parent, length), …] to "
+            "from_graph, as a networkx graph."
+        )
+    pairs = [(child, above) for child, listed in parents.items() for above in listed if not _is_root_mark(above)]
+    names = Names([*dict.fromkeys([*parents, *(above for _, above in pairs)])] if labels is None else labels)
+    names.positions(parents, "children")
+    v, u = (_positions(names, [pair[side] for pair in pairs]) for side in (0, 1))
+    above = csr_array((np.ones(len(u)), (v, u)), shape=(len(names), len(names)))
+    count, component = connected_components(above, directed=True, connection="strong")
+    if count < len(names):
+        circle = np.flatnonzero(component == np.argmax(np.bincount(component)))
+        shown = ", ".join(repr(names[int(i)]) for i in circle[:_SHOWN])
+        raise WeightspaceError(f"The labels {shown} are above each other in a cycle; expected parents above children.")
+    tops = np.flatnonzero(~np.isin(np.arange(len(names)), v))
+    return _joined(names, u, v, np.ones(len(u)), root=names[int(tops[0])] if len(tops) == 1 else None)
+
+
+def graph_of(graph: Any, labels: Iterable[Label] | None, weight: str) -> Joined:
+    """Return labels and graph from a networkx graph or a sparse matrix; directions are not looked at.
 
     Raises:
         WeightspaceError: it is neither, is not connected, or has a length that is none.
@@ -105,9 +162,29 @@ def graph_of(graph: Any, labels: Iterable[Label] | None, weight: str) -> tuple[N
         lengths = _lengths(names, u, v, [end[2] for end in ends])
     else:
         raise WeightspaceError(f"A graph is one of networkx, or a scipy.sparse matrix; found {type(graph).__name__}.")
-    adjacency = adjacency_of(len(names), u, v, lengths)
-    check_connected(names, adjacency)
-    return names, adjacency
+    return _joined(names, u, v, lengths)
+
+
+def _joined(names: Names, u: np.ndarray, v: np.ndarray, lengths: np.ndarray, *, root: Label | None = None) -> Joined:
+    """Return labels and their graph, in which those that are nowhere apart are one node.
+
+    Raises:
+        WeightspaceError: the graph is not connected.
+    """
+    near = lengths == 0
+    if not near.any():
+        graph = adjacency_of(len(names), u, v, lengths)
+        check_connected(names, graph)
+        return Joined(names, graph, root=root)
+    same = csr_array((np.ones(int(near.sum())), (u[near], v[near])), shape=(len(names), len(names)))
+    _, group = connected_components(same, directed=False)
+    _, first = np.unique(group, return_index=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))  # nodes in the order of their first labels
+    nodes = rank[group]
+    graph = adjacency_of(len(first), nodes[u], nodes[v], lengths)
+    check_connected(Names([names[int(i)] for i in np.sort(first)]), graph)
+    return Joined(names, graph, nodes, root)
 
 
 def adjacency_of(nodes: int, u: np.ndarray, v: np.ndarray, lengths: np.ndarray) -> Graph:
@@ -146,16 +223,14 @@ def check_connected(names: Names, adjacency: Graph) -> None:
     )
 
 
-def _checked_tree(names: Names, u: np.ndarray, v: np.ndarray, lengths: np.ndarray) -> Graph:
+def _check_no_cycle(names: Names, u: np.ndarray, v: np.ndarray) -> None:
+    """Raise if edges run in a cycle."""
     if cycle := _cycle(len(names), u.tolist(), v.tolist()):
         shown = " – ".join(repr(names[i]) for i in cycle[: 2 * _SHOWN])
         raise WeightspaceError(
             f"The edges of a tree run in a cycle: {shown}{' – …' if len(cycle) > 2 * _SHOWN else ''}. "
             "Use from_graph for what is no tree."
         )
-    adjacency = adjacency_of(len(names), u, v, lengths)
-    check_connected(names, adjacency)
-    return adjacency
 
 
 def _cycle(nodes: int, u: list[int], v: list[int]) -> list[int]:
@@ -228,12 +303,12 @@ def _lengths(names: Names, u: np.ndarray, v: np.ndarray, weights: Any) -> np.nda
         raise WeightspaceError("Weights of edges are numbers, one for each edge; found something else.") from None
     if len(lengths) != len(u):
         raise WeightspaceError(f"Found {len(lengths):,} weights of {len(u):,} edges; expected one for each.")
-    bad = ~(np.isfinite(lengths) & (lengths > 0))
+    bad = ~(np.isfinite(lengths) & (lengths >= 0))
     if bad.any():
         at = int(bad.argmax())
         raise WeightspaceError(
             f"The edge between {names[int(u[at])]!r} and {names[int(v[at])]!r} has the length {lengths[at]:g}; "
-            "expected a positive number."
+            "expected a positive number, or 0 for labels that are the same."
         )
     return lengths
 

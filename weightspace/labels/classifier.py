@@ -8,6 +8,7 @@ import numpy as np
 
 from weightspace.errors import WeightspaceError
 from weightspace.labels.names import label_array
+from weightspace.labels.pairs import pair_distances
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, clone
@@ -81,6 +82,32 @@ class FrechetClassifier(ClassifierMixin, BaseEstimator):
         metric, fitted = self._fitted()
         chosen = {"observed": fitted.classes_, "outputs": self.outputs, "exponent": self.exponent}
         return metric.expected_cost(fitted.predict_proba(X), **chosen)
+
+    def topk(self, X: Any, k: int) -> np.ndarray:
+        """Return the names of the ``k`` labels of least expected cost, the best first, (n, k)."""
+        metric, fitted = self._fitted()
+        chosen = {"observed": fitted.classes_, "outputs": self.outputs, "exponent": self.exponent}
+        _, found = metric.topk(fitted.predict_proba(X), k, **chosen)
+        return label_array([metric.labels[i] for i in found.ravel()]).reshape(found.shape)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return minus the mean d(prediction, truth)^exponent: higher is better, 0 is the best.
+
+        It is what :meth:`predict` makes small, so that ``GridSearchCV`` and its like work with the method and not
+        against it; ``scoring="accuracy"`` asks for accuracy, which ``argmax`` has more of.
+
+        Args:
+            X: inputs, as for :meth:`predict`.
+            y: names of the true labels, (n,).
+            sample_weight: of every row, not negative, (n,).
+
+        Raises:
+            WeightspaceError: the metric lacks a label of ``y``.
+        """
+        metric, _ = self._fitted()
+        positions = [metric.names.positions_of(labels, "labels in y") for labels in (y, self.predict(X))]
+        distances = pair_distances(metric.geometry, *(metric.nodes[places] for places in positions))
+        return -float(np.average(distances**self.exponent, weights=sample_weight))
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "estimator_") or hasattr(self.estimator, "classes_")

@@ -14,6 +14,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.labels.powers import check_exponent
 from weightspace.labels.probabilities import checked_rows, scaled_rows
 from weightspace.labels.rules.rule import Rule
+from weightspace.labels.rules.shared_places import rule_among
 from weightspace.labels.space import LabelSpace
 
 
@@ -43,8 +44,9 @@ class Decision:
         if len(observed) == 0:
             raise WeightspaceError("There are no observed classes; expected at least one.")
         check_exponent(exponent)
-        sorted_nodes = metric.nodes[np.sort(outputs)]
-        return cls(metric, observed, outputs, metric.geometry.rule(metric.nodes[observed], sorted_nodes, exponent))
+        places = metric.nodes[observed], metric.nodes[np.sort(outputs)]
+        rule = rule_among(*places, lambda seen, named: metric.geometry.rule(seen, named, exponent))
+        return cls(metric, observed, outputs, rule)
 
     @cached_property
     def answers(self) -> np.ndarray:

@@ -21,10 +21,10 @@ from weightspace.labels.geometry import (
     MatrixGeometry,
     PointGeometry,
 )
-from weightspace.labels.names import Names
+from weightspace.labels.names import Label, Names
 from weightspace.labels.space import LabelSpace
 
-_KIND, _LABELS = "weightspace.labels.kind", "weightspace.labels.names"
+_KIND, _LABELS, _ROOT = "weightspace.labels.kind", "weightspace.labels.names", "weightspace.labels.root"
 
 
 def save_metric(metric: LabelSpace, path: str | Path) -> None:
@@ -41,12 +41,14 @@ def save_metric(metric: LabelSpace, path: str | Path) -> None:
     arrays = {name: torch.as_tensor(values) for name, values in metric.geometry.arrays().items()}
     if len(metric.nodes) != metric.geometry.nodes or (metric.nodes != np.arange(len(metric))).any():
         arrays |= {"nodes_of_labels": torch.from_numpy(metric.nodes), "nodes": torch.tensor([metric.geometry.nodes])}
-    labels = json.dumps(metric.labels, ensure_ascii=False)
-    save_checkpoint(arrays, path, metadata={_KIND: metric.geometry.kind, _LABELS: labels})
+    metadata = {_KIND: metric.geometry.kind, _LABELS: json.dumps(metric.labels, ensure_ascii=False)}
+    if metric.root is not None:
+        metadata[_ROOT] = json.dumps(metric.root, ensure_ascii=False)
+    save_checkpoint(arrays, path, metadata=metadata)
 
 
-def read_metric(path: str | Path) -> tuple[Names, Geometry, np.ndarray | None]:
-    """Return names, geometry and the names' places in it (None: all), of a file that :func:`save_metric` wrote.
+def read_metric(path: str | Path) -> tuple[Names, Geometry, np.ndarray | None, Label | None]:
+    """Return names, geometry, the names' places in it (None: all) and the root, of a file of :func:`save_metric`.
 
     Raises:
         WeightspaceError: the file cannot be read, or holds something else.
@@ -60,7 +62,10 @@ def read_metric(path: str | Path) -> tuple[Names, Geometry, np.ndarray | None]:
         arrays = {name: tensor.clone() for name, tensor in state.items()}
         nodes = arrays.get("nodes_of_labels")
         geometry = _geometry(metadata[_KIND], arrays, len(names))
-        return names, geometry, None if nodes is None else nodes.numpy()
+        root = _plain(parse_json(metadata[_ROOT], f"{path}: the root")) if _ROOT in metadata else None
+        if root is not None:
+            names.positions_of([root], "roots")
+        return names, geometry, None if nodes is None else nodes.numpy(), root
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise WeightspaceError(f"{path} is a damaged label metric ({error}); build it again.") from error
 

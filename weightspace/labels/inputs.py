@@ -15,17 +15,19 @@ from weightspace.checkpoints.disk import check_regular
 from weightspace.checkpoints.json_file import parse_json
 from weightspace.errors import WeightspaceError
 from weightspace.labels.array_file import read_npy, read_npz
+from weightspace.labels.headers import header_of_numbers, is_header_of_pairs, warn_skipped, without_header
 from weightspace.suggestions import unknown
 
 ARRAYS = (".npy", ".npz", ".safetensors", ".csv", ".tsv")
 
 
-def read_array(path: str | Path, key: str | None = None) -> Any:
+def read_array(path: str | Path, key: str | None = None, *, header: bool | None = None) -> Any:
     """Return the array of a ``.npy``, ``.npz``, ``.safetensors``, ``.csv`` or ``.tsv`` file; nothing is unpickled.
 
     Args:
         path: of the file.
         key: which array, where the file has several.
+        header: whether the first line of a table is one; by default where it has no numbers, with a warning.
 
     Raises:
         WeightspaceError: the file cannot be read, has another suffix, or does not say which array is meant.
@@ -41,7 +43,7 @@ def read_array(path: str | Path, key: str | None = None) -> Any:
 
             return _chosen(dict(load_checkpoint(path)), key, path)
         if suffix in (".csv", ".tsv"):
-            return _matrix(path, "," if suffix == ".csv" else "\t")
+            return _matrix(path, _delimiter(path), header)
         if suffix == ".npy":
             return read_npy(path)
         return _chosen(read_npz(path), key, path)
@@ -51,11 +53,34 @@ def read_array(path: str | Path, key: str | None = None) -> Any:
         raise WeightspaceError(f"{path} isn't a {suffix} file of numbers: {str(error).rstrip('.')}.") from error
 
 
-def _matrix(path: Path, delimiter: str) -> Any:
+def read_header(path: str | Path) -> list[str] | None:
+    """Return the names of the columns of a table of numbers, None where it has none, or the file is no table.
+
+    Raises:
+        WeightspaceError: the file cannot be read.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        return None
+    try:
+        check_regular(path)
+        return header_of_numbers(path, _delimiter(path))
+    except (OSError, ValueError) as error:
+        raise WeightspaceError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
+
+
+def _matrix(path: Path, delimiter: str, header: bool | None) -> Any:
     """Return the numbers of a table, one row or more."""
+    if header is None and (found := header_of_numbers(path, delimiter)) is not None:
+        warn_skipped(path, delimiter.join(found))
+        header = True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # numpy's about a table without numbers, which is refused
-        matrix = np.loadtxt(path, delimiter=delimiter, ndmin=2, encoding="utf-8-sig")
+        matrix = np.loadtxt(path, delimiter=delimiter, ndmin=2, encoding="utf-8-sig", skiprows=int(bool(header)))
     if not matrix.size:
         raise ValueError("it has no rows")
     return matrix
@@ -100,25 +125,34 @@ def _is_file(path: Path) -> bool:
 
 
 def read_labels(source: str | Path, labels: Iterable[Any]) -> list[Any]:
-    """Return what :func:`read_names` does, as a metric's labels call it: some are numbers, which files have as text."""
+    """Return what :func:`read_names` does, as a metric's labels call it: some are numbers, which files have as text.
+
+    A first line that is a header (``label``, ``class``, …), and no label, is skipped with a warning.
+    """
     listed = list(labels)
     written = {str(label): label for label in listed if not isinstance(label, str)}
     written |= {label: label for label in listed if isinstance(label, str)}
-    return [written.get(name, name) for name in read_names(source)]
+    return [written.get(name, name) for name in without_header(read_names(source), written, source)]
 
 
-def read_pairs(path: str | Path) -> list[tuple[Any, ...]]:
-    """Return rows ``(a, b)`` or ``(a, b, length)`` of a ``.csv`` or ``.tsv`` file without a head.
+def read_pairs(path: str | Path, *, header: bool | None = None) -> list[tuple[Any, ...]]:
+    """Return rows ``(a, b)`` or ``(a, b, length)`` of a ``.csv`` or ``.tsv`` file.
+
+    Args:
+        path: of the file.
+        header: whether the first line is one; by default where it looks like one (``child,parent``; a length that is
+            no number), with a warning.
 
     Raises:
         WeightspaceError: the file cannot be read, or a row is something else.
     """
-    path = Path(path)
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    rows: list[tuple[Any, ...]] = []
-    for number, row in enumerate(_table(path, delimiter), start=1):
-        if not row:
-            continue
+    path, rows = Path(path), []
+    delimiter = _delimiter(path)
+    table = [(number, row) for number, row in enumerate(_table(path, delimiter), start=1) if row]
+    if header is None and is_header_of_pairs([row for _, row in table]):
+        warn_skipped(path, delimiter.join(table[0][1]))
+        header = True
+    for number, row in table[int(bool(header)) :]:
         try:
             if len(row) not in (2, 3):
                 raise ValueError

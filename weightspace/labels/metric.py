@@ -40,15 +40,24 @@ class LabelMetric:
     Attributes:
         labels: the names, in the order of the positions that predictions are.
         geometry: where the distances come from.
+        root: the label at the top of a tree that was made from parents, else None.
     """
 
-    def __init__(self, labels: Iterable[Label], geometry: Geometry, nodes: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        labels: Iterable[Label],
+        geometry: Geometry,
+        nodes: np.ndarray | None = None,
+        *,
+        root: Label | None = None,
+    ) -> None:
         """Use a constructor of the class; ``nodes`` are the places of the labels in the geometry, all if None."""
         self.names = labels if isinstance(labels, Names) else Names(labels)
         self.geometry = geometry
         self.nodes = np.arange(geometry.nodes) if nodes is None else nodes
         if len(self.names) != len(self.nodes):
             raise WeightspaceError(f"There are {len(self.names):,} labels at {len(self.nodes):,} places.")
+        self.root = root
         self._decisions: OrderedDict[Any, Decision] = OrderedDict()
 
     @property
@@ -76,25 +85,29 @@ class LabelMetric:
         """Return the metric of the ways along a tree.
 
         Args:
-            parents: label -> parent, or the parents in the order of ``labels``; None, -1 or itself for the root.
+            parents: label -> parent, or the parents in the order of ``labels``; None, -1 or itself for the root. Where
+                a label has a list of several parents, distances are those of the graph.
             edges: instead of parents, pairs ``(u, v)`` or triples ``(u, v, weight)``.
             labels: the names of all nodes, in the order of positions. Endpoints are names; where no label is a
                 number, numbers as endpoints are positions.
-            weights: positive lengths, one an edge, 1 if not given; with parents also label -> length.
+            weights: lengths, one an edge, 1 if not given; with parents also label -> length. Labels that edges of
+                length 0 join, such as synonyms, are at one place.
 
         Raises:
-            WeightspaceError: a cycle, parts without a way between them, a label twice or unknown, a length that is
-                not positive.
+            WeightspaceError: a cycle, parts without a way between them, a label twice or unknown, a negative length,
+                or something that another constructor takes.
         """
         from weightspace.labels.adjacency import tree_of_edges, tree_of_parents
+        from weightspace.labels.mistaken import check_parents
 
         if (parents is None) == (edges is None):
             raise WeightspaceError("A tree has parents, or edges=[(u, v, weight), …]; expected one of them.")
+        check_parents(parents if edges is None else edges, are_edges=edges is not None)
         if edges is not None:
-            names, graph = tree_of_edges(edges, labels, weights)
+            found = tree_of_edges(edges, labels, weights)
         else:
-            names, graph = tree_of_parents(parents or {}, labels, weights)
-        return cls(names, GraphGeometry(graph))
+            found = tree_of_parents({} if parents is None else parents, labels, weights)
+        return cls(found.names, GraphGeometry(found.graph), found.nodes, root=found.root)
 
     @classmethod
     def from_graph(cls, graph: Any, *, labels: Iterable[Label] | None = None, weight: str = "weight") -> LabelMetric:
@@ -103,16 +116,16 @@ class LabelMetric:
         Args:
             graph: of networkx, or a symmetric or triangular ``scipy.sparse`` matrix of lengths.
             labels: the nodes' names in the order of positions; of a matrix, those of its rows.
-            weight: edge attribute of a networkx graph with the length; 1 where it is missing.
+            weight: edge attribute of a networkx graph with the length; 1 where it is missing. Labels that edges of
+                length 0 join, such as synonyms, are at one place.
 
         Raises:
-            WeightspaceError: parts without a way between them, a label twice or unknown, a length that is not
-                positive.
+            WeightspaceError: parts without a way between them, a label twice or unknown, a negative length.
         """
         from weightspace.labels.adjacency import graph_of
 
-        names, adjacency = graph_of(graph, labels, weight)
-        return cls(names, GraphGeometry(adjacency))
+        found = graph_of(graph, labels, weight)
+        return cls(found.names, GraphGeometry(found.graph), found.nodes)
 
     @classmethod
     def from_distance_matrix(cls, matrix: Any, *, labels: Iterable[Label] | None = None) -> LabelMetric:
@@ -217,7 +230,13 @@ class LabelMetric:
     # --- Predicting ---
 
     def predict(
-        self, probabilities: Any, *, observed: Sequence[Label], outputs: Outputs = "all", exponent: float = 2
+        self,
+        probabilities: Any,
+        *,
+        observed: Sequence[Label],
+        outputs: Outputs = "all",
+        exponent: float = 2,
+        dim: int = -1,
     ) -> np.ndarray:
         """Return the labels of least expected cost Σ p_i d(y, i)^exponent, the Fréchet mean for exponent 2.
 
@@ -226,6 +245,7 @@ class LabelMetric:
             observed: the names of the K classes, in the order of the columns.
             outputs: which labels can be predicted: ``"all"``, ``"observed"`` or a list of names.
             exponent: of the distance; 1 and 2 are fast.
+            dim: the axis of the K classes: 1 for images (B, K, H, W).
 
         Returns:
             int64 (...): positions in ``labels``; of equal costs the lowest.
@@ -237,16 +257,56 @@ class LabelMetric:
         Source:
             Roberts et al. 2023, https://arxiv.org/abs/2307.12226, section 2.
         """
-        return self.decision(observed=observed, outputs=outputs, exponent=exponent).predict(probabilities)
+        from weightspace.labels.class_axis import to_last
+
+        rows = to_last(probabilities, dim)
+        return self.decision(observed=observed, outputs=outputs, exponent=exponent).predict(rows)
 
     def expected_cost(
-        self, probabilities: Any, *, observed: Sequence[Label], outputs: Outputs = "all", exponent: float = 2
+        self,
+        probabilities: Any,
+        *,
+        observed: Sequence[Label],
+        outputs: Outputs = "all",
+        exponent: float = 2,
+        dim: int = -1,
     ) -> np.ndarray:
         """Return Σ p_i d(y, i)^exponent of every output, float64 (..., outputs), in the order of ``outputs``.
 
-        Args and errors are those of :meth:`predict`; rows are not normalised.
+        Args and errors are those of :meth:`predict`; rows are not normalised, and the outputs lie along ``dim``.
         """
-        return self.decision(observed=observed, outputs=outputs, exponent=exponent).expected_cost(probabilities)
+        from weightspace.labels.class_axis import from_last, to_last
+
+        decision = self.decision(observed=observed, outputs=outputs, exponent=exponent)
+        return from_last(decision.expected_cost(to_last(probabilities, dim)), dim)
+
+    def topk(
+        self,
+        probabilities: Any,
+        k: int,
+        *,
+        observed: Sequence[Label],
+        outputs: Outputs = "all",
+        exponent: float = 2,
+        dim: int = -1,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ``k`` least expected costs, float64 (..., k), and their positions, int64 (..., k), rising.
+
+        Args and errors are those of :meth:`predict`; of equal costs the lowest positions come first, and the ``k`` lie
+        along ``dim``.
+
+        Example:
+            >>> metric = LabelMetric.from_grid((4,), labels=["a", "b", "c", "d"])
+            >>> costs, positions = metric.topk([0.75, 0.25], 3, observed=["a", "d"])
+            >>> [metric.labels[i] for i in positions], costs.tolist()
+            (['b', 'a', 'c'], [1.75, 2.25, 3.25])
+        """
+        from weightspace.labels.class_axis import from_last, to_last
+        from weightspace.labels.ranking import least_costs
+
+        decision = self.decision(observed=observed, outputs=outputs, exponent=exponent)
+        costs, found = least_costs(decision, to_last(probabilities, dim), k)
+        return from_last(costs, dim), from_last(found, dim)
 
     def head(
         self,
@@ -255,6 +315,7 @@ class LabelMetric:
         outputs: Outputs = "all",
         exponent: float = 2,
         temperature: float = 1.0,
+        dim: int = -1,
     ) -> FrechetHead:
         """Return a module that takes the place of ``argmax``: logits (..., K) -> positions in ``labels`` (...).
 
@@ -263,10 +324,13 @@ class LabelMetric:
             outputs: as for :meth:`predict`.
             exponent: as for :meth:`predict`.
             temperature: that logits are divided by.
+            dim: the axis of the K logits: 1 for images (B, K, H, W) -> (B, H, W).
         """
+        from weightspace.labels.class_axis import FrechetHeadAlong
         from weightspace.labels.head import FrechetHead
 
-        return FrechetHead(self.decision(observed=observed, outputs=outputs, exponent=exponent), temperature)
+        decision = self.decision(observed=observed, outputs=outputs, exponent=exponent)
+        return FrechetHead(decision, temperature) if dim == -1 else FrechetHeadAlong(decision, temperature, dim)
 
     def decision(self, *, observed: Sequence[Label], outputs: Outputs = "all", exponent: float = 2) -> Decision:
         """Return the rule for these classes, made once and kept."""
@@ -364,4 +428,5 @@ class LabelMetric:
         """
         from weightspace.labels.files import read_metric
 
-        return cls(*read_metric(path))
+        names, geometry, nodes, root = read_metric(path)
+        return cls(names, geometry, nodes, root=root)

@@ -95,13 +95,24 @@ class Names(Sequence[Any]):
         return np.fromiter((self._positions[name] for name in found), np.int64, len(found))
 
     def _missing(self, missing: list[Label], what: str) -> WeightspaceError:
-        if all(isinstance(name, str) for name in (missing[0], *self._names[:1])):
+        if (other := self._of_another_type(missing[0])) is not None:
+            first = (
+                f"Unknown label {missing[0]!r}, of type {type(missing[0]).__name__}; the metric has {other!r}, of type "
+                f"{type(other).__name__}. Expected labels of one type: convert one of the two sides."
+            )
+        elif all(isinstance(name, str) for name in (missing[0], *self._names[:1])):
             first = str(unknown("label", str(missing[0]), (str(name) for name in self._names)))
         else:
             known = ", ".join(repr(name) for name in self._names[:_SHOWN])
             first = f"Unknown label {missing[0]!r}; the metric has {len(self):,} labels: {known}, …"
         rest = f" {len(missing):,} of the {what} are missing: {_listed(missing)}." if len(missing) > 1 else ""
         return WeightspaceError(f"{what[0].upper()}{what[1:]}: {first}{rest}")
+
+    def _of_another_type(self, name: Label) -> Label | None:
+        """Return the label that is written as a name is, but of another type: 1 and "1"."""
+        if isinstance(name, str):
+            return next((label for label in self._names if not isinstance(label, str) and str(label) == name), None)
+        return str(name) if isinstance(name, int | float) and str(name) in self._positions else None
 
 
 def plain(name: Any) -> Label:

@@ -20,6 +20,7 @@ class LabelSpace(Protocol):
     names: Names
     geometry: Geometry
     nodes: np.ndarray
+    root: Label | None
 
     @property
     def labels(self) -> tuple[Any, ...]:

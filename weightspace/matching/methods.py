@@ -198,9 +198,13 @@ def run_matching(
     Raises:
         CheckpointError: a checkpoint does not fit the spec or the task, or holds non-finite weights.
         WeightspaceError: no such method or option, or no task for a method that needs one.
+
+    Warns:
+        WeightspaceWarning: the network has attention, and the method looks at weights alone.
     """
     if method not in MATCHINGS:
         raise unknown("matching method", method, MATCHINGS)
+    _warn_of_attention(MATCHINGS[method], spec)
     function, keywords = _prepared(MATCHINGS[method], task, on_fact, options)
     return function(spec, task, target, source, seed=seed, **keywords)
 
@@ -229,10 +233,14 @@ def run_many(
     Raises:
         CheckpointError: a network does not fit the spec or the task, or holds non-finite weights.
         WeightspaceError: no such method or option, no task for a method that needs one, or too few networks.
+
+    Warns:
+        WeightspaceWarning: the networks have attention, and the method looks at weights alone.
     """
     if method not in MANY_MATCHINGS:
         raise unknown("matching method for several networks", method, MANY_MATCHINGS)
     row = MANY_MATCHINGS[method]
+    _warn_of_attention(row, spec)
     function, keywords = _prepared(row, task, on_fact, options)
     return function(spec, *([task] if row.needs_task else []), states, seed=seed, **keywords)
 
@@ -245,6 +253,14 @@ def check_task(row: MatchingMethod, task: Task | None) -> None:
     """
     if row.needs_task and task is None:
         raise WeightspaceError(f"The method {row.name!r} looks at data: give it the task of the networks (--task).")
+
+
+def _warn_of_attention(row: MatchingMethod, spec: PermutationSpec) -> None:
+    """Say what matching by weights alone does to attention."""
+    if not row.needs_task:
+        from weightspace.matching.attention import warn_of_attention
+
+        warn_of_attention(row.name, spec.axes)
 
 
 def _prepared(

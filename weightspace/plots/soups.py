@@ -8,15 +8,27 @@ from pathlib import Path
 
 from weightspace.errors import WeightspaceError
 from weightspace.plots.picture import COLOURS, Axes, Figure, FuncFormatter, MaxNLocator, write_picture
+from weightspace.plots.windows import Frame
 from weightspace.soups import SoupAgainstEnsemble, SoupReport
+from weightspace.soups.report import BEST, BEST_ON_TEST
 
 #: Marks of the rows of a report: told apart without colour.
-_MARKS = {"best single": "o", "uniform": "s", "greedy": "*", "learned": "^", "ensemble": "D", "oracle": "X"}
+_MARKS = {
+    BEST: "o",
+    "uniform": "s",
+    "greedy": "*",
+    "learned": "^",
+    "model_stock": "v",
+    "ensemble": "D",
+    BEST_ON_TEST: "X",
+}
 _SINGLES = "#9A9A9A"
 
 
 def draw_soups(report: SoupReport, path: str | Path, *, title: str | None = None) -> None:
     """Draw the models and the recipes: test against the mean of the shifts, without shifts validation against test.
+
+    A point that lies so far away that it would squeeze the others stands at the edge, and where it is in the legend.
 
     Args:
         report: what ``compare_recipes`` found.
@@ -34,20 +46,31 @@ def _soups(report: SoupReport, title: str | None) -> Figure:
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.subplots()
     singles = [report.single(number) for number in range(len(report.names))]
-    axes.plot(*_places(report, singles), "o", color=_SINGLES, markersize=4.5, label=f"{len(singles)} models")
-    for index, row in enumerate(report.rows):
-        mark, place = _MARKS.get(row.name, "P"), _places(report, [row.scores])
+    written = (lambda share: f"{100 * share:.4g} %") if report.objective.endswith("accuracy") else "{:.4g}".format
+    alone, rows = _points(report, singles), _points(report, [row.scores for row in report.rows])
+    frame = Frame.of([*alone, *rows])
+    away = sum(not frame.holds(point) for point in alone)
+    axes.plot(
+        *zip(*map(frame.clipped, alone), strict=True),
+        "o",
+        color=_SINGLES,
+        markersize=4.5,
+        label=f"{len(singles)} models" + (f" ({away} outside)" if away else ""),
+    )
+    for index, (row, point) in enumerate(zip(report.rows, rows, strict=True)):
+        mark = _MARKS.get(row.name, "P")
+        at = "" if frame.holds(point) else f"\n(outside: {', '.join(map(written, point))})"
         size = 13 if mark == "*" else 8
-        filled = row.name not in ("best single", "oracle")  # these two are models: rings around their points
+        filled = row.name not in (BEST, BEST_ON_TEST)  # these two are models: rings around their points
         axes.plot(
-            *place,
+            *frame.clipped(point),
             mark,
             color=COLOURS[index % len(COLOURS)],
             markersize=size,
             fillstyle="full" if filled else "none",
             markeredgewidth=0.8 if filled else 1.8,
             markeredgecolor="white" if filled else COLOURS[index % len(COLOURS)],
-            label=row.name + (f" ({row.models} networks)" if row.models > 1 else ""),
+            label=row.name + (f" ({row.models} networks)" if row.models > 1 else "") + at,
             zorder=3 if filled else 4,
         )
     name = report.objective
@@ -56,7 +79,7 @@ def _soups(report: SoupReport, title: str | None) -> Figure:
     else:
         _finish(axes, f"validation {name}", f"test {name}")
     if report.objective.endswith("accuracy"):
-        percent = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
+        percent = FuncFormatter(lambda share, _: written(share))
         axes.xaxis.set_major_formatter(percent)
         axes.yaxis.set_major_formatter(percent)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
@@ -64,14 +87,12 @@ def _soups(report: SoupReport, title: str | None) -> Figure:
     return figure
 
 
-def _places(
-    report: SoupReport, several: Sequence[Mapping[str, Mapping[str, float]]]
-) -> tuple[list[float], list[float]]:
+def _points(report: SoupReport, several: Sequence[Mapping[str, Mapping[str, float]]]) -> list[tuple[float, float]]:
     """Return where scores lie."""
     name = report.objective
     if report.shifts:
-        return [scores["test"][name] for scores in several], [report.shifted(scores) for scores in several]
-    return [scores["validation"][name] for scores in several], [scores["test"][name] for scores in several]
+        return [(scores["test"][name], report.shifted(scores)) for scores in several]
+    return [(scores["validation"][name], scores["test"][name]) for scores in several]
 
 
 def draw_predictions(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from weightspace.soups.prediction import Agreement, SoupAgainstEnsemble, agreement, soup_against_ensemble
     from weightspace.soups.report import RECIPES, Row, SoupReport, compare_recipes
     from weightspace.soups.running import RunningMean
+    from weightspace.soups.stock import model_stock_soup
     from weightspace.soups.uniform import uniform_soup
     from weightspace.soups.wise import WiseFT, wise_ft
 
@@ -29,6 +30,7 @@ _HOMES = {
     "greedy_soup": "greedy",
     "EpochOfSoup": "learned",
     "LearnedSoup": "learned",
+    "model_stock_soup": "stock",
     "learned_soup": "learned",
     "WiseFT": "wise",
     "wise_ft": "wise",
@@ -77,6 +79,7 @@ __all__ = [
     "gain",
     "greedy_soup",
     "learned_soup",
+    "model_stock_soup",
     "soup_against_ensemble",
     "uniform_soup",
     "wise_ft",

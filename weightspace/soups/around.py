@@ -10,13 +10,16 @@ import torch
 
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.measure import is_inexact
+from weightspace.checkpoints.state import tied_names
 from weightspace.connectivity import Curve, loss_curve
 from weightspace.connectivity.scoring import scored
 from weightspace.elementwise.parametrized import Coordinates
 from weightspace.errors import WeightspaceError
 from weightspace.soups.candidates import OnLine
+from weightspace.soups.checks import check_ingredients
 from weightspace.soups.ingredients import Source, ingredients_of
 from weightspace.soups.scoring import Scorer, Statistics
+from weightspace.tasks.objectives import Mode, task_mode
 from weightspace.tasks.protocol import Split, Task, objective_value
 
 #: Buffers that are no directions to move in.
@@ -46,7 +49,8 @@ class Gain:
 
     Attributes:
         angle: between the two, seen from the pretrained model, in degrees.
-        gain: objective of their mean, less the mean of their objectives.
+        gain: objective of their mean, less the mean of their objectives; turned around where less is better, so that
+            a positive gain is an improvement.
     """
 
     angle: float
@@ -90,9 +94,9 @@ def flatness(
         https://arxiv.org/abs/1712.09913, section 4 (there by filter).
     """
     centre, *others = ingredients_of([state, *ingredients])
-    weights = centre.load()
     scorer = Scorer(task, statistics)
-    scorer.check(weights, centre.name)
+    check_ingredients((centre, *others), scorer.check)
+    weights = centre.load()
     generator = torch.Generator().manual_seed(seed)
     coordinates = Coordinates([weights])
     random = []
@@ -101,6 +105,7 @@ def flatness(
         losses = []
         for radius in radii:
             moved = {name: tensor + radius * direction.get(name, 0) for name, tensor in weights.items()}
+            moved.update((alias, moved[name]) for alias, name in scorer.aliases.items())
             moved.update(coordinates.following(moved))
             network = scorer.put(moved.items(), mixed=radius != 0)
             losses.append(scored(task, network, split)[0])
@@ -110,7 +115,9 @@ def flatness(
     return Flatness(tuple(map(float, radii)), tuple(random), lines)
 
 
-def gain(pretrained: Source, a: Source, b: Source, task: Task, *, split: Split = "test") -> Gain:
+def gain(
+    pretrained: Source, a: Source, b: Source, task: Task, *, mode: Mode | None = None, split: Split = "test"
+) -> Gain:
     """Return the angle between two fine-tunes, and what their mean gains over them.
 
     Args:
@@ -118,6 +125,7 @@ def gain(pretrained: Source, a: Source, b: Source, task: Task, *, split: Split =
         a: a fine-tune.
         b: another.
         task: scores; its objective counts.
+        mode: ``"min"`` or ``"max"`` of the objective; see ``greedy_soup``.
         split: data to score on.
 
     Raises:
@@ -126,13 +134,15 @@ def gain(pretrained: Source, a: Source, b: Source, task: Task, *, split: Split =
     Source:
         Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, section 3.3.2.
     """
+    direction = task_mode(task, mode)
     start, first, second = ingredients_of([pretrained, a, b])
     scorer = Scorer(task)
+    check_ingredients((start, first, second), scorer.check)
     values = []
     for position in (0.0, 0.5, 1.0):
         line = OnLine(first, second, position)
         scorer.put(line.tensors(scorer.check), mixed=line.mixed)
-        values.append(objective_value(task, scorer.scores(split)))
+        values.append(objective_value(task, scorer.scores(split), direction))
     return Gain(angle(start.load(), first.load(), second.load()), values[1] - (values[0] + values[2]) / 2)
 
 
@@ -150,7 +160,10 @@ def angle(pretrained: StateDict, a: StateDict, b: StateDict) -> float:
     product = lengths = 0.0
     squares = [0.0, 0.0]
     coordinates = Coordinates([pretrained])
+    tied = dict(set.intersection(*(set(tied_names(state).items()) for state in (pretrained, a, b))))
     for name in coordinates.names:
+        if name in tied:  # counted under its first name
+            continue
         tensor = coordinates.of(pretrained, name)
         if is_inexact(tensor) and name.rpartition(".")[2] not in _STATISTICS:
             first, second = ((coordinates.of(state, name).double() - tensor.double()).flatten() for state in (a, b))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from weightspace.adapters.factor_files import check_is_model
-from weightspace.checkpoints import StateDict, check_compatible
+from weightspace.checkpoints import check_compatible
 from weightspace.merging.interpolation import line
+from weightspace.soups.checks import Check
 from weightspace.soups.ingredients import Ingredient
 from weightspace.soups.running import RunningMean
 from weightspace.soups.scoring import Tensors
-
-#: Checks that a model, called so, can be scored.
-Check = Callable[[StateDict, str], None]
 
 
 class Candidate(Protocol):
@@ -58,9 +56,11 @@ class Alone:
         return {}
 
     def tensors(self, check: Check) -> Tensors:
-        """Return those of the checkpoint."""
+        """Return those of the checkpoint, in memory of their own."""
         state = self.ingredient.load()
         check(state, self.ingredient.name)
+        if isinstance(self.ingredient.source, dict):  # the caller's, which a function of scores may change
+            return ((name, tensor.detach().clone()) for name, tensor in state.items())
         return state.items()
 
 

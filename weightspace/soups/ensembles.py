@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from weightspace.soups.candidates import Alone, Check
+from weightspace.soups.candidates import Alone
+from weightspace.soups.checks import Check, check_ingredients
 from weightspace.soups.ingredients import Ingredient, Source, ingredients_of
 from weightspace.soups.judging import Judge, Place, Scores
 from weightspace.soups.logits import hearing, nth
@@ -38,9 +39,11 @@ def ensemble(
         CheckpointError: an ingredient cannot be read, or has other names or shapes than the task's network.
         WeightspaceError: there are none, or the network returns something else than a tensor.
     """
-    judge = Judge(task, "none", cache=cache, cache_key=None, place=Place())
+    judge = Judge(task, "none", cache=cache, cache_key=None, place=Place(), mode="max")  # nothing is chosen
     try:
-        return ensembled(ingredients_of(states_or_paths), judge, splits)
+        ingredients = ingredients_of(states_or_paths)
+        check_ingredients(ingredients, judge.measure.check)
+        return ensembled(ingredients, judge, splits)
     finally:
         judge.measure.forget()
 

@@ -1,4 +1,7 @@
-"""The greedy soup: ingredients in the order of their scores, each kept if the soup does not get worse by it."""
+"""The greedy soup: ingredients in the order of their scores, each kept if the soup does not get worse by it.
+
+With replacement, every round scores the soup with each ingredient once more and takes the best one while it helps.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,20 @@ from typing import Literal, TypeAlias, get_args
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.soups.candidates import Alone, Joined
+from weightspace.soups.checks import check_ingredients
 from weightspace.soups.ingredients import Ingredient, Source, ingredients_of
 from weightspace.soups.judging import Judge, Place
 from weightspace.soups.measures import TaskMeasure
 from weightspace.soups.running import RunningMean
 from weightspace.soups.scoring import Score, Statistics, settled
 from weightspace.suggestions import unknown
+from weightspace.tasks.objectives import Mode
 from weightspace.tasks.protocol import Task
 
 Tie: TypeAlias = Literal["accept", "reject"]
+
+#: How many times as many portions as ingredients a soup with replacement has, at most.
+PORTIONS = 4
 
 
 @dataclass(frozen=True)
@@ -27,11 +35,11 @@ class Trial:
 
     Attributes:
         index: of this evaluation, from 1.
-        trials: how many there are in all.
+        trials: how many there are in all; with replacement, up to the end of the round.
         ingredient: its number in the list that was given, from 0.
         name: its name: a path, or that number.
-        size: how many ingredients the candidate has: 1 is the ingredient alone.
-        score: higher is better.
+        size: how many ingredients the candidate has, repeated ones counted: 1 is the ingredient alone.
+        score: higher is better: the objective, or what the function returned, negated where less of it is better.
         accepted: whether the candidate is the soup from here on; None of an ingredient alone.
     """
 
@@ -50,7 +58,8 @@ class Soup:
 
     Attributes:
         state: the weights.
-        ingredients: numbers in the list that was given, from 0, in the order in which they were taken.
+        ingredients: numbers in the list that was given, from 0, in the order in which they were taken; with
+            replacement, one may be there several times, and weighs so much more.
         scores: ``scores[k]`` is that of the soup of the first ``k + 1`` of them; the last is the soup's own.
         trials: every evaluation: the ingredients alone in the order given, then one soup after the other.
     """
@@ -71,6 +80,8 @@ def greedy_soup(
     score: Score | Task,
     *,
     tie: Tie = "accept",
+    replacement: bool = False,
+    mode: Mode | None = None,
     statistics: Statistics = "auto",
     cache: bool = True,
     cache_key: str | None = None,
@@ -87,10 +98,14 @@ def greedy_soup(
 
     Args:
         states_or_paths: state dicts or checkpoints (paths, URLs), one or more, of the same names and shapes.
-        score: a function of a state dict, higher is better; or a task, whose objective on the validation split
-            counts.
+        score: a function of a state dict; or a task, whose objective on the validation split counts.
+        mode: ``"max"``: higher scores are better; ``"min"``: lower ones. By default a task says it (``mode``), or the
+            name of its objective does; of a function higher is better.
         tie: ``"accept"`` keeps an ingredient that changes nothing, as the paper says it; ``"reject"`` does not, as
             its authors' code does.
+        replacement: every round scores the soup with each of the ingredients, those in it too, and takes the best
+            one if the score rises; it ends where none does, or at four times as many portions as ingredients. The
+            result is a weighted mean. ``tie`` has no say in it.
         statistics: BatchNorm's in a soup of two or more: ``"reset"`` measures them over the task's training batches,
             ``"none"`` averages them; ``"auto"`` resets where there are such batches. A function has none.
         cache: keep every evaluation on the disk (``$WEIGHTSPACE_CACHE/evaluations``) and repeat none that is there,
@@ -103,18 +118,21 @@ def greedy_soup(
         on_trial: called after every evaluation.
 
     Raises:
-        CheckpointError: an ingredient cannot be read, or has other names or shapes than the first.
-        WeightspaceError: there are no ingredients, all scores are NaN, integer tensors differ.
+        CheckpointError: an ingredient cannot be read, has other names or shapes than the first or than the task's
+            network, or holds NaN or infinity. All are checked before the first is scored.
+        WeightspaceError: there are no ingredients, all scores are NaN, integer tensors differ, or it is not known
+            whether less or more of the objective is better.
 
     Source:
-        Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, recipe 1.
+        Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, recipe 1; with replacement, the selection of Caruana et
+        al. 2004, https://doi.org/10.1145/1015330.1015432, section 2.2, of weights in the place of predictions.
     """
     if tie not in get_args(Tie):
         raise unknown("choice for ties", tie, get_args(Tie))
     place = Place(executor, workers, gpus, ray_address)
-    judge = Judge(score, statistics, cache=cache, cache_key=cache_key, place=place)
+    judge = Judge(score, statistics, cache=cache, cache_key=cache_key, place=place, mode=mode)
     try:
-        return greedily(ingredients_of(states_or_paths), judge, tie=tie, on_trial=on_trial)
+        return greedily(ingredients_of(states_or_paths), judge, tie=tie, replacement=replacement, on_trial=on_trial)
     finally:
         judge.measure.forget()
 
@@ -124,6 +142,7 @@ def greedily(
     judge: Judge,
     *,
     tie: Tie,
+    replacement: bool = False,
     on_trial: Callable[[Trial], None] | None = None,
     splits: Sequence[str] = ("validation",),
 ) -> Soup:
@@ -132,18 +151,25 @@ def greedily(
     Args:
         ingredients: one or more.
         judge: scores.
-        tie: as for ``greedy_soup``, and so is ``on_trial``.
+        tie: as for ``greedy_soup``, and so are ``replacement`` and ``on_trial``.
+        replacement: whether ingredients may be taken several times.
         on_trial: called after every evaluation.
         splits: to score the ingredients on while they are there; only ``validation``, one of them, decides.
     """
-    search = _Search(ingredients, judge, tie, on_trial)
+    check_ingredients(ingredients, judge.measure.check)
+    total = len(ingredients) if replacement else 2 * len(ingredients) - 1
+    search = _Search(ingredients, judge, tie, on_trial, total=total)
     singles = search.singles(splits)
     if all(math.isnan(score) for score in singles):
         raise WeightspaceError(f"The score of all {len(singles)} ingredients is NaN; expected a number.")
     first, *others = sorted(range(len(singles)), key=lambda number: (math.isnan(singles[number]), -singles[number]))
     search.take(first, singles[first], ingredients[first].load())
-    for number in others:
-        search.attempt(number)
+    if replacement:
+        while search.round():
+            pass
+    else:
+        for number in others:
+            search.attempt(number)
     return search.soup()
 
 
@@ -151,9 +177,16 @@ class _Search:
     """The search for a soup, step by step."""
 
     def __init__(
-        self, ingredients: Sequence[Ingredient], judge: Judge, tie: Tie, on_trial: Callable[[Trial], None] | None
+        self,
+        ingredients: Sequence[Ingredient],
+        judge: Judge,
+        tie: Tie,
+        on_trial: Callable[[Trial], None] | None,
+        *,
+        total: int,
     ) -> None:
         self.ingredients, self.judge, self.tie, self.on_trial = ingredients, judge, tie, on_trial
+        self.total = total
         self.trials: list[Trial] = []
         self.mean, self.taken, self.scores = RunningMean(), list[int](), list[float]()
 
@@ -173,13 +206,31 @@ class _Search:
 
     def attempt(self, number: int) -> None:
         """Score the soup with an ingredient more, and take it in if it is good for it."""
-        ingredient, best, size = self.ingredients[number], self.scores[-1], len(self.taken) + 1
-        joined = Joined(self.mean, [self.ingredients[one] for one in self.taken], ingredient)
-        score = self.judge.value(self.judge.one(joined, ("validation",)))
+        best, size, score = self.scores[-1], len(self.taken) + 1, self._score_with(number)
         accepted = score >= best if self.tie == "accept" else score > best
         if accepted:
-            self.take(number, score, ingredient.load())
+            self.take(number, score, self.ingredients[number].load())
         self._note(number, size, score, accepted)
+
+    def round(self) -> bool:
+        """Score the soup with each ingredient more, take the best one in if it is good for it, and tell whether."""
+        size, count = len(self.taken) + 1, len(self.ingredients)
+        if size > PORTIONS * count:
+            return False
+        scores = [self._score_with(number) for number in range(count)]
+        best = max(range(count), key=lambda number: (not math.isnan(scores[number]), scores[number]))
+        accepted = scores[best] > self.scores[-1]
+        if accepted:
+            self.take(best, scores[best], self.ingredients[best].load())
+        self.total += count
+        for number, score in enumerate(scores):
+            self._note(number, size, score, accepted and number == best)
+        return accepted
+
+    def _score_with(self, number: int) -> float:
+        """Return the score of the soup with an ingredient more."""
+        joined = Joined(self.mean, [self.ingredients[one] for one in self.taken], self.ingredients[number])
+        return self.judge.value(self.judge.one(joined, ("validation",)))
 
     def soup(self) -> Soup:
         """Return what has come about."""
@@ -189,8 +240,7 @@ class _Search:
         return Soup(state, tuple(self.taken), tuple(self.scores), tuple(self.trials))
 
     def _note(self, number: int, size: int, score: float, accepted: bool | None) -> None:
-        total = 2 * len(self.ingredients) - 1
         name = self.ingredients[number].name
-        self.trials.append(Trial(len(self.trials) + 1, total, number, name, size, score, accepted))
+        self.trials.append(Trial(len(self.trials) + 1, self.total, number, name, size, score, accepted))
         if self.on_trial is not None:
             self.on_trial(self.trials[-1])

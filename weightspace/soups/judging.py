@@ -15,6 +15,7 @@ from weightspace.soups.fingerprints import fingerprint_of_state
 from weightspace.soups.ingredients import Ingredient
 from weightspace.soups.measures import FunctionMeasure, TaskMeasure
 from weightspace.soups.scoring import Score, Statistics
+from weightspace.tasks.objectives import Mode, function_mode, task_mode
 from weightspace.tasks.protocol import Task
 
 #: Split -> name -> score.
@@ -44,17 +45,33 @@ class Judge:
         cache: whether evaluations are kept on the disk; those of a function only with its key.
         cache_key: what a function's scores depend on.
         place: where ingredients are scored.
+        mode: whether less or more of the score is better, where the task or its objective's name does not tell.
+
+    Attributes:
+        measure: the task or the function, with the mode that holds.
+
+    Raises:
+        WeightspaceError: it is not known whether less or more is better; or another choice is not known.
     """
 
     def __init__(
-        self, score: Score | Task, statistics: Statistics, *, cache: bool, cache_key: str | None, place: Place
+        self,
+        score: Score | Task,
+        statistics: Statistics,
+        *,
+        cache: bool,
+        cache_key: str | None,
+        place: Place,
+        mode: Mode | None = None,
     ) -> None:
         if isinstance(score, Task):
-            device = "cuda" if place.gpus else "cpu"
-            self.measure: TaskMeasure | FunctionMeasure = TaskMeasure(score, statistics, device, secrets.token_hex(8))
+            device, run = "cuda" if place.gpus else "cpu", secrets.token_hex(8)
+            self.measure: TaskMeasure | FunctionMeasure = TaskMeasure(
+                score, statistics, device, run, task_mode(score, mode)
+            )
             self.measure.scorer()  # says what is wrong with the choices, before anything is read
         else:
-            self.measure = FunctionMeasure(score, cache_key)
+            self.measure = FunctionMeasure(score, cache_key, function_mode(score, mode))
             cache = cache and cache_key is not None
         self.place, self._kept = place, kept_evaluations(cache)
         self._keys: dict[tuple[str, bool], Mapping[str, Any]] = {}

@@ -17,9 +17,9 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from weightspace.adapters.factor_files import check_is_model
-from weightspace.checkpoints import StateDict, check_compatible
+from weightspace.checkpoints import StateDict
 from weightspace.checkpoints.measure import is_inexact
+from weightspace.checkpoints.state import tied_names
 from weightspace.connectivity.statistics import batch_statistics
 from weightspace.elementwise.affine import affine
 from weightspace.elementwise.coefficients import shares
@@ -29,6 +29,7 @@ from weightspace.elementwise.parametrized import Coordinates, combined
 from weightspace.elementwise.precision import output_dtype, widened
 from weightspace.elementwise.weight_norm import weight_and_gradient
 from weightspace.errors import WeightspaceError
+from weightspace.soups.checks import IngredientCheck
 from weightspace.soups.ingredients import Source, ingredients_of
 from weightspace.soups.scoring import Scorer, Statistics, settled
 from weightspace.suggestions import unknown
@@ -105,9 +106,9 @@ def learned_soup(
     ingredients = ingredients_of(paths)
     states = [ingredient.mapped() for ingredient in ingredients]
     scorer = Scorer(task, statistics)
+    against = IngredientCheck()
     for ingredient, state in zip(ingredients, states, strict=True):
-        check_is_model(state, ingredient.name)
-        check_compatible(states[0], state, names=(ingredients[0].name, ingredient.name))
+        against.add(state, ingredient.name)
         scorer.check(state, ingredient.name)
     mixture = _Mixture(states, scorer.network, per)
     context = batch_statistics(scorer.network) if scorer.resets else nullcontext()
@@ -155,10 +156,10 @@ class _Mixture:
     """A network with the weights ``Σ α_i θ_i``, and the logits of ``α`` with their gradients."""
 
     def __init__(self, states: Sequence[StateDict], network: nn.Module, per: Per) -> None:
-        self.states, self.network = states, network
+        self.states, self.network, self.aliases = states, network, tied_names(network.state_dict())
         self.coordinates = Coordinates(states)
         self.parameters = {name: one for name, one in network.named_parameters() if is_inexact(one)}
-        self.groups = {name: _group(name, per) for name in self.coordinates.names}
+        self.groups = {name: _group(self.aliases.get(name, name), per) for name in self.coordinates.names}
         own = dict.fromkeys(self.groups[name] for name in self.parameters if name in self.groups)
         self.logits = {group: torch.zeros(len(states), dtype=torch.float64, requires_grad=True) for group in own}
         self.log_scale = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -241,7 +242,7 @@ class _Mixture:
         if alpha is not None:
             return alpha
         # A buffer: no gradient decides about it, so that it goes with its layer, else with all.
-        layer = name.rpartition(".")[0]
+        layer = self.aliases.get(name, name).rpartition(".")[0]
         near = [one for group, one in alphas.items() if group.rpartition(".")[0] == layer] or list(alphas.values())
         return torch.stack(near).mean(0)
 

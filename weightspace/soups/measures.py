@@ -12,6 +12,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.soups.fingerprints import fingerprint_of_data, fingerprint_of_task
 from weightspace.soups.reading import noting_reads, reads_of
 from weightspace.soups.scoring import Score, Scorer, Statistics, Tensors
+from weightspace.tasks.objectives import Mode
 from weightspace.tasks.protocol import Task, objective_value
 
 
@@ -52,12 +53,14 @@ class TaskMeasure:
         statistics: what becomes of BatchNorm's in mixtures.
         device: where the network runs.
         run: a name of this use, by which a process knows the network again that it has built.
+        mode: whether less (``"min"``) or more of the objective is better.
     """
 
     task: Task
     statistics: Statistics
     device: str
     run: str
+    mode: Mode
 
     def scorer(self) -> Scorer:
         """Return the network of this process into which candidates are put: one, built once."""
@@ -101,8 +104,8 @@ class TaskMeasure:
         return {"task": _FINGERPRINTS[self.run], "data": data, "split": split, "device": self.device}
 
     def value(self, scores: Mapping[str, float]) -> float:
-        """Return the task's objective."""
-        return float(objective_value(self.task, scores))
+        """Return the task's objective, negated where less of it is better."""
+        return float(objective_value(self.task, scores, self.mode))
 
     def has(self, scores: Mapping[str, float]) -> bool:
         """Return whether the task's objective is there."""
@@ -128,6 +131,7 @@ class FunctionMeasure:
 
     function: Score
     cache_key: str | None
+    mode: Mode
 
     def check(self, state: StateDict, name: str) -> None:
         """Let anything pass: the function will say."""
@@ -146,8 +150,8 @@ class FunctionMeasure:
         return {"function": self.cache_key}
 
     def value(self, scores: Mapping[str, float]) -> float:
-        """Return the one score."""
-        return scores["score"]
+        """Return the one score, negated where less of it is better."""
+        return -scores["score"] if self.mode == "min" else scores["score"]
 
     def has(self, scores: Mapping[str, float]) -> bool:
         """Return whether the one score is there."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from weightspace.connectivity.temperature import fit_temperature
 from weightspace.errors import WeightspaceError
 from weightspace.soups.candidates import OnLine
+from weightspace.soups.checks import check_ingredients
 from weightspace.soups.ingredients import Ingredient, Source, ingredients_of
 from weightspace.soups.logits import hearing, nth, recording, scaling
 from weightspace.soups.scoring import Scorer, Statistics
@@ -99,6 +100,7 @@ def soup_against_ensemble(
         raise WeightspaceError(f"A soup of two lies strictly between 0 and 1; found the position {position}.")
     first, second = ingredients_of([a, b])
     pair = _Pair(first, second, Scorer(task, statistics), split)
+    check_ingredients((first, second), pair.scorer.check)
     if scale is None:
         pair.put(position)
         scale = 1 / fit_temperature(task, pair.scorer.network, split=split).value

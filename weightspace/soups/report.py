@@ -20,12 +20,22 @@ from weightspace.soups.ingredients import Ingredient, Source, ingredients_of
 from weightspace.soups.judging import Judge, Place, Scores
 from weightspace.soups.learned import Per, learned_soup
 from weightspace.soups.scoring import Statistics
+from weightspace.soups.stock import model_stock_soup
 from weightspace.soups.uniform import uniform_soup
 from weightspace.suggestions import unknown
+from weightspace.tasks.objectives import Mode, mode_of_name
 from weightspace.tasks.protocol import Task
 
 #: What ``compare_recipes`` can have a row of, in the order of the table.
-RECIPES = ("uniform", "greedy", "learned", "ensemble")
+RECIPES = ("uniform", "greedy", "learned", "model_stock", "ensemble")
+#: Those that need the pretrained model.
+FROM_BASE = ("model_stock",)
+#: Names of the rows that are single models: the best on the data that choose, and the best on those that nobody may
+#: choose by.
+BEST, BEST_ON_TEST = "best single", "best single on test"
+#: A recipe is far below the best single model if it lies further below than this share of its score, and than any other
+#: single model.
+_FAR = 0.05
 
 
 @dataclass(frozen=True)
@@ -33,10 +43,11 @@ class Row:
     """A recipe and its scores.
 
     Attributes:
-        name: ``best single``, a recipe, or ``oracle``: the best single model by the test split, which nobody may pick.
+        name: ``best single`` (by the validation split), a recipe, or ``best single on test``: an oracle, since nobody
+            may pick by the test split.
         scores: split (or shift) -> name -> score.
         models: how many networks have to be run for it.
-        chosen: numbers of its ingredients, from 0.
+        chosen: numbers of its ingredients, from 0; of a greedy soup with replacement some several times.
     """
 
     name: str
@@ -52,6 +63,7 @@ class SoupReport:
     Attributes:
         task: its name.
         objective: the score that decides.
+        mode: ``"max"``: more of it is better, or ``"min"``.
         names: of the ingredients.
         singles: split -> what was found of every ingredient.
         rows: a recipe each.
@@ -64,11 +76,26 @@ class SoupReport:
     singles: Mapping[str, tuple[Mapping[str, float], ...]]
     rows: tuple[Row, ...]
     shifts: tuple[str, ...] = ()
+    mode: Mode = "max"
 
     def shifted(self, scores: Mapping[str, Mapping[str, float]]) -> float:
         """Return the mean of the objective over the shifts; NaN if there are none."""
         values = [scores[shift][self.objective] for shift in self.shifts]
         return sum(values) / len(values) if values else float("nan")
+
+    def far_below(self) -> dict[str, tuple[float, float]]:
+        """Return the recipes that are far worse than the best single model: name -> validation score, and that of it.
+
+        Far is worse than all single models, and by more than 5 % of the score of the best.
+        """
+        sign = -1 if self.mode == "min" else 1
+        singles = [sign * scores[self.objective] for scores in self.singles["validation"]]
+        values = [value for value in singles if not math.isnan(value)]
+        if not values:
+            return {}
+        room, best = max(max(values) - min(values), _FAR * abs(max(values))), max(values)
+        scores = {row.name: row.scores["validation"][self.objective] for row in self.rows if row.name in RECIPES}
+        return {name: (score, sign * best) for name, score in scores.items() if not best - sign * score <= room}
 
     def single(self, number: int) -> dict[str, Mapping[str, float]]:
         """Return the scores of an ingredient, by split."""
@@ -98,6 +125,7 @@ class SoupReport:
             rows = tuple(Row(**{**row, "chosen": tuple(row["chosen"])}) for row in fields.pop("rows"))
             singles = {split: tuple(scores) for split, scores in fields.pop("singles").items()}
             names, shifts = (tuple(fields.pop(name)) for name in ("names", "shifts"))
+            fields.setdefault("mode", mode_of_name(fields["objective"]) or "max")  # as of files before there was a mode
             return cls(**fields, names=names, shifts=shifts, rows=rows, singles=singles)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise WeightspaceError(f"{path} isn't a report of soups ({error}).") from error
@@ -106,10 +134,13 @@ class SoupReport:
 def compare_recipes(
     states_or_paths: Sequence[Source],
     task: Task,
-    recipes: Sequence[str] = RECIPES,
+    recipes: Sequence[str] | None = None,
     *,
     tie: Tie = "accept",
+    replacement: bool = False,
     per: Per = "tensor",
+    base: Source | None = None,
+    mode: Mode | None = None,
     statistics: Statistics = "auto",
     cache: bool = True,
     executor: str = "processes",
@@ -126,9 +157,12 @@ def compare_recipes(
     Args:
         states_or_paths: state dicts or checkpoints, one or more; out of core as in each recipe.
         task: scores.
-        recipes: names in ``RECIPES``.
-        tie: of the greedy soup.
+        recipes: names in ``RECIPES``; default: all, of those that need a base only where it is given.
+        tie: of the greedy soup, and so is ``replacement``.
+        replacement: whether the greedy soup may take ingredients several times.
         per: of the learned soup.
+        base: the pretrained model, for ``model_stock``.
+        mode: ``"min"`` or ``"max"`` of the objective; see ``greedy_soup``.
         statistics: see ``greedy_soup``, and so for ``cache``, ``executor``, ``workers``, ``gpus``, ``ray_address``.
         cache: evaluations; the learned soup is learned each time, and its scores are known by its weights.
         on_trial: told of the evaluations that the greedy soup needs: of the ingredients in any case.
@@ -138,12 +172,17 @@ def compare_recipes(
         CheckpointError: an ingredient cannot be read, or does not belong to the task's network.
         WeightspaceError: there is no such recipe, or as the recipes.
     """
+    if recipes is None:
+        recipes = [recipe for recipe in RECIPES if base is not None or recipe not in FROM_BASE]
     if bad := [recipe for recipe in recipes if recipe not in RECIPES]:
         raise unknown("recipe", bad[0], RECIPES)
-    judge = Judge(task, statistics, cache=cache, cache_key=None, place=Place(executor, workers, gpus, ray_address))
-    maker = _Maker(ingredients_of(states_or_paths), task, judge, statistics, on_state)
+    if base is None and (lacking := [recipe for recipe in recipes if recipe in FROM_BASE]):
+        raise WeightspaceError(f"Recipe {lacking[0]!r} starts at the pretrained model. Give base= (--base).")
+    place = Place(executor, workers, gpus, ray_address)
+    judge = Judge(task, statistics, cache=cache, cache_key=None, place=place, mode=mode)
+    maker = _Maker(ingredients_of(states_or_paths), task, judge, statistics, base, on_state)
     try:
-        return maker.report(recipes, tie, per, on_trial)
+        return maker.report(recipes, tie, per, on_trial, replacement=replacement)
     finally:
         judge.measure.forget()
 
@@ -157,24 +196,33 @@ class _Maker:
         task: Task,
         judge: Judge,
         statistics: Statistics,
+        base: Source | None,
         on_state: Callable[[str, StateDict], None] | None,
     ) -> None:
         self.ingredients, self.task, self.judge = ingredients, task, judge
         self.statistics: Statistics = statistics
-        self.on_state = on_state
+        self.base, self.on_state = base, on_state
         self.shifts: tuple[str, ...] = tuple(getattr(task, "shifts", ()))
         self.splits: tuple[Any, ...] = ("validation", "test", *self.shifts)
 
     def report(
-        self, recipes: Sequence[str], tie: Tie, per: Per, on_trial: Callable[[Trial], None] | None
+        self,
+        recipes: Sequence[str],
+        tie: Tie,
+        per: Per,
+        on_trial: Callable[[Trial], None] | None,
+        *,
+        replacement: bool,
     ) -> SoupReport:
         """Return the rows of all recipes, between the best single model and the oracle."""
-        soup = greedily(self.ingredients, self.judge, tie=tie, on_trial=on_trial, splits=self.splits)
+        soup = greedily(
+            self.ingredients, self.judge, tie=tie, replacement=replacement, on_trial=on_trial, splits=self.splits
+        )
         singles = self.judge.many([Alone(one) for one in self.ingredients], self.splits)
         rows = [
-            self._single("best single", singles, "validation"),
+            self._single(BEST, singles, "validation"),
             *(self._row(recipe, soup, per) for recipe in RECIPES if recipe in recipes),
-            self._single("oracle", singles, "test"),
+            self._single(BEST_ON_TEST, singles, "test"),
         ]
         return SoupReport(
             task=self.task.name,
@@ -183,6 +231,7 @@ class _Maker:
             singles={split: tuple(scores[split] for scores in singles) for split in self.splits},
             rows=tuple(rows),
             shifts=self.shifts,
+            mode=self.judge.measure.mode,
         )
 
     def _row(self, recipe: str, soup: Soup, per: Per) -> Row:
@@ -190,8 +239,8 @@ class _Maker:
         if recipe == "ensemble":
             return Row(recipe, ensembled(self.ingredients, self.judge, self.splits), len(everyone), everyone)
         chosen = soup.ingredients if recipe == "greedy" else everyone
-        if recipe == "learned":
-            scores = self._learned(per)
+        if recipe in ("learned", "model_stock"):
+            scores = self._made(recipe, self._learned(per) if recipe == "learned" else self._model_stock())
         else:
             if self.on_state is not None:
                 self.on_state(recipe, soup.state if recipe == "greedy" else self._uniform())
@@ -201,12 +250,20 @@ class _Maker:
     def _uniform(self) -> StateDict:
         return uniform_soup([one.source for one in self.ingredients], self.task, statistics=self.statistics)
 
-    def _learned(self, per: Per) -> Scores:
-        """Learn a soup; its scores are known by its weights."""
-        state = learned_soup([one.source for one in self.ingredients], self.task, per, statistics=self.statistics).state
+    def _learned(self, per: Per) -> StateDict:
+        return learned_soup([one.source for one in self.ingredients], self.task, per, statistics=self.statistics).state
+
+    def _model_stock(self) -> StateDict:
+        sources, base = [one.source for one in self.ingredients], self.base
+        if base is None:
+            raise WeightspaceError("Model Stock starts at the pretrained model; found no base.")
+        return model_stock_soup(sources, base, self.task, statistics=self.statistics)
+
+    def _made(self, recipe: str, state: StateDict) -> Scores:
+        """Return the scores of a soup that was made as a whole, which are known by its weights."""
         if self.on_state is not None:
-            self.on_state("learned", state)
-        return self.judge.one(Alone(Ingredient("the learned soup", state)), self.splits)
+            self.on_state(recipe, state)
+        return self.judge.one(Alone(Ingredient(f"the {recipe} soup", state)), self.splits)
 
     def _single(self, name: str, singles: Sequence[Scores], split: str) -> Row:
         """Return the best model by a split; of equal ones the first."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from weightspace.checkpoints import StateDict
+from weightspace.checkpoints.state import tied_names
 from weightspace.connectivity.statistics import SEED, has_batchnorm_statistics, reset_batchnorm
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
@@ -34,6 +35,7 @@ class Scorer:
     Attributes:
         network: in evaluation mode.
         resets: whether BatchNorm's statistics are measured anew.
+        aliases: names of tensors that the network has under an earlier name too -> that name.
 
     Raises:
         WeightspaceError: there is no such choice of statistics.
@@ -43,6 +45,7 @@ class Scorer:
         if statistics not in get_args(Statistics):
             raise unknown("choice of statistics", statistics, get_args(Statistics))
         self.task, self.network = task, blank_network(task).to(device)
+        self.aliases = tied_names(self.network.state_dict())
         self.resets = (
             statistics != "none"
             and has_batchnorm_statistics(self.network)
@@ -109,7 +112,7 @@ def settled(task: Task | None, state: StateDict, statistics: Statistics) -> Stat
     network = scorer.put(state.items(), mixed=True)
     measured = {
         f"{prefix}.{name}" if prefix else name: buffer
-        for prefix, layer in network.named_modules()
+        for prefix, layer in network.named_modules(remove_duplicate=False)
         if isinstance(layer, _BatchNorm)
         for name, buffer in layer.named_buffers(recurse=False)
     }

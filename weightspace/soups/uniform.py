@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weightspace.checkpoints import StateDict
+from weightspace.soups.checks import IngredientCheck
 from weightspace.soups.ingredients import Source, ingredients_of
 from weightspace.soups.running import RunningMean
 from weightspace.soups.scoring import Statistics, settled
@@ -31,14 +32,17 @@ def uniform_soup(
         stay tied.
 
     Raises:
-        CheckpointError: an ingredient cannot be read, or has other names or shapes than the first.
+        CheckpointError: an ingredient cannot be read, has other names or shapes than the first, or holds NaN or an
+            infinity that is not a mask of all, in the same place.
         WeightspaceError: there are no ingredients, or integer tensors differ.
 
     Source:
         Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, section 2.
     """
-    mean = RunningMean()
+    mean, checked = RunningMean(), IngredientCheck()
     ingredients = ingredients_of(states_or_paths)
     for ingredient in ingredients:
-        mean.add(ingredient.load(), ingredient.name)
+        state = ingredient.load()
+        checked.add(state, ingredient.name)
+        mean.add(state, ingredient.name)
     return mean.state() if len(ingredients) == 1 else settled(task, mean.state(), statistics)

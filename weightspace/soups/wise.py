@@ -9,9 +9,11 @@ from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.merging.interpolation import interpolate
 from weightspace.soups.candidates import OnLine
+from weightspace.soups.checks import check_ingredients
 from weightspace.soups.ingredients import Source, ingredients_of
 from weightspace.soups.judging import Judge, Place
 from weightspace.soups.scoring import Statistics, settled
+from weightspace.tasks.objectives import Mode
 from weightspace.tasks.protocol import SPLITS, Task
 
 #: Positions on the line, if nothing else is said.
@@ -42,6 +44,7 @@ def wise_ft(
     positions: Sequence[float] = POSITIONS,
     *,
     splits: Sequence[str] = ("validation", "test"),
+    mode: Mode | None = None,
     statistics: Statistics = "auto",
     cache: bool = True,
     executor: str = "processes",
@@ -58,9 +61,11 @@ def wise_ft(
         task: scores; its objective on the validation split chooses.
         positions: finite numbers, without unit.
         splits: data to score on, ``validation`` among them.
+        mode: ``"min"`` or ``"max"`` of the objective; see ``greedy_soup``.
         statistics: BatchNorm's between the two; see ``greedy_soup``, and so for ``cache``, ``executor``, ``workers``,
             ``gpus`` and ``ray_address``.
-        on_position: called as soon as a position is scored, with it and the validation objective there.
+        on_position: called as soon as a position is scored, with it and the validation objective there, negated where
+            less is better.
 
     Raises:
         CheckpointError: a checkpoint cannot be read, or the two do not fit together.
@@ -76,10 +81,11 @@ def wise_ft(
         )
     a, b = ingredients_of([pretrained, finetuned])
     place = Place(executor, workers, gpus, ray_address)
-    judge = Judge(task, statistics, cache=cache, cache_key=None, place=place)
+    judge = Judge(task, statistics, cache=cache, cache_key=None, place=place, mode=mode)
     report = on_position or (lambda position, value: None)
     points = [OnLine(a, b, float(position)) for position in positions]
     try:
+        check_ingredients((a, b), judge.measure.check)
         found = judge.many(points, splits, lambda at, scores: report(points[at].position, judge.value(scores)))
     finally:
         judge.measure.forget()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weightspace.checkpoints import StateDict, check_compatible, check_finite
 from weightspace.spectra.decomposition import LayerSpectrum, Spectrum, check_gamma, layer_spectrum, paired
-from weightspace.spectra.matrices import weight_matrices
+from weightspace.spectra.matrices import side_by_side, weight_matrices
 from weightspace.symmetry import PermutationSpec
 
 #: A cut is near-degenerate where the two values beside it are nearer than this, relative to the largest: the rounding
@@ -80,8 +80,8 @@ def singular_alignment(
     return _gathered(
         gamma,
         {
-            name: _truncated(layer_spectrum(one, gamma), layer_spectrum(theirs[name], gamma), [gamma])[0]
-            for name, one in ours.items()
+            name: _truncated(layer_spectrum(one, gamma), layer_spectrum(other, gamma), [gamma])[0]
+            for name, (one, other) in side_by_side(ours, theirs).items()
         },
     )
 

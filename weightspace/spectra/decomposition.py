@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weightspace.checkpoints import StateDict, check_compatible, check_finite
+from weightspace.checkpoints import StateDict, check_finite
 from weightspace.errors import WeightspaceError
-from weightspace.spectra.matrices import WeightMatrix, weight_matrices
+from weightspace.spectra.matrices import WeightMatrix, side_by_side, weight_matrices
 from weightspace.symmetry import PermutationSpec
 
 #: Cuts below this, relative to σ_max, take a singular value decomposition; see ``_decomposed``.
@@ -37,6 +37,7 @@ class LayerSpectrum:
         values: all ``min(m, n)`` singular values, descending, float64.
         left: the vectors ``u_i`` of the leading ``k`` values, ``(m, k)``, float64.
         right: the vectors ``v_i``, ``(n, k)``, float64.
+        aliases: other names under which the network has the same matrix.
     """
 
     name: str
@@ -45,6 +46,7 @@ class LayerSpectrum:
     values: Tensor
     left: Tensor
     right: Tensor
+    aliases: tuple[str, ...] = ()
 
     def kept(self, gamma: float) -> int:
         """Return how many singular values are at least ``gamma`` times the largest.
@@ -79,6 +81,15 @@ class Spectrum:
 
     gamma: float
     layers: Mapping[str, LayerSpectrum]
+
+    def layer(self, name: str) -> LayerSpectrum:
+        """Return the spectrum of the matrix that has a name, its first or another.
+
+        Raises:
+            KeyError: there is none.
+        """
+        known = self.layers.get(name)
+        return known or {alias: one for one in self.layers.values() for alias in one.aliases}[name]
 
 
 def spectrum(
@@ -123,7 +134,7 @@ def layer_spectrum(weight: WeightMatrix, gamma: float) -> LayerSpectrum:
     left, values, right = _decomposed(matrix / (scale or 1.0), gamma)
     kept = _kept(values, weight.matrix, gamma)
     left, right = (vectors[:, :kept].contiguous() for vectors in (left, right))
-    return LayerSpectrum(weight.name, weight.tensor, weight.matrix, values * scale, left, right)
+    return LayerSpectrum(weight.name, weight.tensor, weight.matrix, values * scale, left, right, weight.aliases)
 
 
 def _decomposed(matrix: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,9 +173,7 @@ def paired(a: Spectrum, b: Spectrum) -> dict[str, tuple[LayerSpectrum, LayerSpec
     Raises:
         CheckpointError: the networks have other names or shapes.
     """
-    ours, theirs = ({name: layer.matrix for name, layer in one.layers.items()} for one in (a, b))
-    check_compatible(ours, theirs)
-    return {name: (layer, b.layers[name]) for name, layer in a.layers.items()}
+    return side_by_side(a.layers, b.layers)
 
 
 def check_gamma(gamma: float, *networks: Spectrum) -> None:

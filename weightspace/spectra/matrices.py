@@ -6,13 +6,16 @@ The rules see names and shapes only, so that they hold for any checkpoint of an 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from weightspace.checkpoints import StateDict
+from weightspace.checkpoints import StateDict, check_compatible
+from weightspace.checkpoints.state import tied_names
+from weightspace.elementwise.effective import effective_weights
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 from weightspace.symmetry import PermutationSpec
@@ -33,11 +36,13 @@ class WeightMatrix:
         name: what results call it: the tensor's name, with ``[q]``, ``[k]`` or ``[v]`` for a third of a fused one.
         tensor: the name of the tensor that it is part of.
         matrix: ``(out, in)``, in the dtype and memory of the tensor.
+        aliases: other names under which the network has the same matrix, as of a module that it holds twice.
     """
 
     name: str
     tensor: str
     matrix: Tensor
+    aliases: tuple[str, ...] = ()
 
 
 def weight_matrices(
@@ -63,6 +68,9 @@ def weight_matrices(
     integer, complex and empty ones.
     An output layer that is tied to an embedding is the linear layer that it is.
 
+    A parametrized weight is taken as the network uses it, under the name that it has in its module: weight norm,
+    spectral norm and pruning are known, others refused. Names that share their memory are one matrix.
+
     Args:
         state: float tensors of any precision.
         names: names or patterns (``layer4.*``) of the tensors to take instead; embeddings too.
@@ -70,17 +78,54 @@ def weight_matrices(
         label: what an error calls the network, such as its path.
 
     Raises:
-        WeightspaceError: there are no matrices, or none of a name that was given.
+        WeightspaceError: there are no matrices, or none of a name that was given; or a weight is under a
+            parametrization that is not known.
     """
+    weights = effective_weights(state, label)
+    tied = tied_names(weights)
     chosen = None if names is None else list(names)
     statistics = frozenset() if spec is None else spec.statistics
     found: dict[str, WeightMatrix] = {}
-    for name, tensor in state.items():
+    owners: dict[str, list[str]] = {}
+    for name, tensor in weights.items():
         wanted = not _is_table(name) if chosen is None else any(fnmatchcase(name, one) for one in chosen)
         if wanted and name not in statistics and _is_weight(name, tensor, chosen):
-            found.update((one.name, one) for one in _matrices(name, tensor.detach()))
-    _check_found(found, state, chosen, label)
+            owners.setdefault(tied.get(name, name), []).append(name)
+    for name, *aliases in owners.values():
+        found.update((one.name, one) for one in _matrices(name, aliases, weights[name].detach()))
+    _check_found(found, weights, chosen, label)
     return found
+
+
+class Matrix(Protocol):
+    """What is known of one weight matrix of a network."""
+
+    @property
+    def matrix(self) -> Tensor:
+        """The matrix itself."""
+        ...
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Its other names."""
+        ...
+
+
+Known = TypeVar("Known", bound=Matrix)
+
+
+def side_by_side(a: Mapping[str, Known], b: Mapping[str, Known]) -> dict[str, tuple[Known, Known]]:
+    """Return what is known of the matrices of two networks by name, in the order of the first.
+
+    A matrix that both have under the same two names is there once; one that only one of them ties, twice.
+
+    Raises:
+        CheckpointError: the networks have other names or shapes.
+    """
+    ours, theirs = ({name: one for own, one in known.items() for name in (own, *one.aliases)} for known in (a, b))
+    first, second = ({name: one.matrix for name, one in known.items()} for known in (ours, theirs))
+    check_compatible(first, second)
+    return {name: (ours[name], theirs[name]) for name in ours if name in a or name in b}
 
 
 def _is_weight(name: str, tensor: Tensor, chosen: Sequence[str] | None) -> bool:
@@ -99,7 +144,7 @@ def _is_table(name: str) -> bool:
     return _TABLE.search(word) is not None and _LINEAR.search(word) is None
 
 
-def _matrices(name: str, tensor: Tensor) -> Iterator[WeightMatrix]:
+def _matrices(name: str, aliases: Sequence[str], tensor: Tensor) -> Iterator[WeightMatrix]:
     """Yield the matrices of a tensor: one, or three where queries, keys and values are fused."""
     matrix = tensor.flatten(1)
     rows, columns = matrix.shape
@@ -107,14 +152,14 @@ def _matrices(name: str, tensor: Tensor) -> Iterator[WeightMatrix]:
         matrix, rows, columns = matrix.T, columns, rows
     if name.endswith(_FUSED) and rows == 3 * columns:
         for part, third in zip("qkv", matrix.chunk(3), strict=True):
-            yield WeightMatrix(f"{name}[{part}]", name, third)
+            yield WeightMatrix(f"{name}[{part}]", name, third, tuple(f"{alias}[{part}]" for alias in aliases))
     else:
-        yield WeightMatrix(name, name, matrix)
+        yield WeightMatrix(name, name, matrix, tuple(aliases))
 
 
 def _check_found(found: dict[str, WeightMatrix], state: StateDict, chosen: Sequence[str] | None, label: str) -> None:
     """Raise unless there are matrices, and some for every name that was chosen."""
-    taken = {one.tensor for one in found.values()}
+    taken = {name.partition("[")[0] for one in found.values() for name in (one.tensor, *one.aliases)}
     for pattern in chosen or ():
         if not any(fnmatchcase(name, pattern) for name in taken):
             if pattern in state:

@@ -8,6 +8,7 @@ from weightspace.tasks.building import blank_network, check_belongs, network_wit
 from weightspace.tasks.classification import ClassificationTask, Examples, carve
 from weightspace.tasks.clip_tasks import clip_task
 from weightspace.tasks.loading import TASKS, load_task
+from weightspace.tasks.objectives import Mode, mode_of_name
 from weightspace.tasks.protocol import Recipe, Split, Task, objective_value
 from weightspace.tasks.text import Texts, text_task
 from weightspace.tasks.training import EpochReport, train
@@ -18,6 +19,7 @@ __all__ = [
     "ClassificationTask",
     "EpochReport",
     "Examples",
+    "Mode",
     "Recipe",
     "Split",
     "Task",
@@ -27,6 +29,7 @@ __all__ = [
     "check_belongs",
     "clip_task",
     "load_task",
+    "mode_of_name",
     "network_with",
     "objective_value",
     "text_task",

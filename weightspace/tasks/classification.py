@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from weightspace.errors import WeightspaceError
+from weightspace.tasks.objectives import Mode
 from weightspace.tasks.protocol import SPLITS, Recipe, Split
 from weightspace.threads import torch_threads
 
@@ -67,7 +68,8 @@ class ClassificationTask:
         augment: changes the inputs of a training batch, given a generator; it returns new inputs.
         augmentations: others to choose from by name, with ``variant`` or ``weightspace train --augmentation``.
         recipe: how ``train`` goes about it.
-        objective: the score that soups maximise.
+        objective: the score that soups improve.
+        mode: ``"min"`` or ``"max"``; needed where the name of the objective does not tell.
     """
 
     name: str
@@ -78,6 +80,7 @@ class ClassificationTask:
     augmentations: Mapping[str, Augmentation | None] = field(default_factory=dict)
     recipe: Recipe = field(default_factory=Recipe)
     objective: str = "accuracy"
+    mode: Mode | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "examples"}

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 from torch import Tensor, nn
 
 from weightspace.errors import WeightspaceError
+from weightspace.tasks.objectives import Mode, task_mode
 
 #: ``train`` is what gradients and statistics see, ``validation`` chooses, ``test`` is reported.
 Split: TypeAlias = Literal["train", "validation", "test"]
@@ -25,7 +26,10 @@ class Task(Protocol):
 
     Tasks travel to other processes: make them picklable, and load data when it is first asked for.
 
-    A task may also have ``shifts``, the names of further splits that ``score`` takes: test data from elsewhere. Scores
+    A task may also have ``mode``, ``"min"`` or ``"max"``: whether less or more of its objective is better. It is needed
+    where the name does not tell (``loss``, ``mse``, ``val_error``, ``accuracy`` and their like do).
+
+    It may have ``shifts``, the names of further splits that ``score`` takes: test data from elsewhere. Scores
     are kept as long as the task's code, its data and the files that it opens in Python are the same. A task that reads
     files in another way declares them: ``files``, paths or a method that returns them. One whose data take long to read
     says what they are: ``fingerprint(split)``, a text that changes with them.
@@ -38,7 +42,7 @@ class Task(Protocol):
 
     @property
     def objective(self) -> str:
-        """The score that soups and searches maximise; ``loss``, or a name ending in ``_loss``, is negated."""
+        """The score that soups and searches improve, by its name in what ``score`` returns."""
         ...
 
     @property
@@ -93,15 +97,20 @@ def threads_of(task: Task) -> int | None:
     return getattr(getattr(task, "recipe", None), "threads", None)
 
 
-def objective_value(task: Task, scores: Mapping[str, float]) -> float:
+def objective_value(task: Task, scores: Mapping[str, float], mode: Mode | None = None) -> float:
     """Return the task's objective out of its scores, as a number that is better when it is larger.
 
+    Args:
+        task: has the objective, and perhaps a ``mode``.
+        scores: what the task found.
+        mode: ``"min"`` negates; by default the task or the name of its objective tells.
+
     Raises:
-        WeightspaceError: the scores lack the objective.
+        WeightspaceError: the scores lack the objective, or it is not known whether more of it is better.
     """
     name = task.objective
     if name not in scores:
         raise WeightspaceError(
             f"Task {task.name!r} has the objective {name!r}, but its scores are {', '.join(scores) or 'none'}."
         )
-    return -scores[name] if name == "loss" or name.endswith("_loss") else scores[name]
+    return -scores[name] if task_mode(task, mode) == "min" else scores[name]

@@ -1,0 +1,115 @@
+"""Header rows of tables: told from data by what they say, skipped with a warning, or as an option says."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from weightspace.errors import WeightspaceError, WeightspaceWarning
+
+#: What columns of names are called.
+_WORDS = frozenset(
+    [
+        *(
+            "child",
+            "children",
+            "parent",
+            "parents",
+            "source",
+            "target",
+            "from",
+            "to",
+            "u",
+            "v",
+            "node",
+            "node1",
+            "node2",
+        ),
+        *("name", "names", "label", "labels", "class", "classes", "category", "subclass", "superclass", "hyponym"),
+        *(
+            "hypernym",
+            "head",
+            "tail",
+            "start",
+            "end",
+            "id",
+            "parent_id",
+            "child_id",
+            "truth",
+            "target_label",
+            "observed",
+        ),
+    ]
+)
+
+
+def is_head_word(cell: str) -> bool:
+    """Return whether a cell is what a column of names is called."""
+    return cell.strip().lower().replace(" ", "_").replace("-", "_") in _WORDS
+
+
+def is_number(cell: str) -> bool:
+    """Return whether a cell is a number."""
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def is_header_of_pairs(rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether the first row of a table of edges is a header.
+
+    It is one where the third cell is no number, or both cells are words for columns and no names of other rows.
+    """
+    if len(rows) < 2:
+        return False
+    first, *others = rows
+    if len(first) == 3 and not is_number(first[2]):
+        return all(len(row) < 3 or is_number(row[2]) for row in others)
+    used = {cell.strip() for row in others for cell in row[:2]}
+    return len(first) >= 2 and all(is_head_word(cell) and cell.strip() not in used for cell in first[:2])
+
+
+def header_of_numbers(path: Path, delimiter: str) -> list[str] | None:
+    """Return the names in the first line of a table of numbers, None where it has numbers too.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no text, or no table.
+    """
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        try:
+            first = next(csv.reader(file, delimiter=delimiter), [])
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
+    return [cell.strip() for cell in first] if first and not any(map(is_number, first)) else None
+
+
+def without_header(names: list[str], known: Collection[str], source: str | Path) -> list[str]:
+    """Return a list of names without a first one that is a header, and no label."""
+    if len(names) > 1 and is_head_word(names[0]) and names[0] not in known and names[1] in known:
+        warn_skipped(source, names[0])
+        return names[1:]
+    return names
+
+
+def warn_skipped(source: str | Path, line: str) -> None:
+    """Say that a first line was skipped."""
+    warnings.warn(f"{source}: line 1 looks like a header ({line[:60]}): skipped.", WeightspaceWarning, stacklevel=3)
+
+
+def check_columns(header: Sequence[str] | None, observed: Sequence[object], source: str | Path) -> None:
+    """Check that columns that are named have the order of the observed classes.
+
+    Raises:
+        WeightspaceError: they have the same names in another order.
+    """
+    named = [str(label) for label in observed]
+    if header is not None and list(header) != named and sorted(header) == sorted(named):
+        raise WeightspaceError(
+            f"{source}: the columns are {', '.join(header)[:80]}, but the observed classes {', '.join(named)[:80]}. "
+            "Expected one order: give --observed in that of the columns."
+        )

@@ -1,0 +1,224 @@
+r"""Prediction sets: labels, or a node of a tree, that hold the truth with a given probability (split conformal).
+
+A set is calibrated on data that was not trained on. With the calibration rows and the new row exchangeable, the truth
+is in the set with a probability of at least ``coverage``, over the draw of both, whatever the classifier. With
+calibration scores :math:`s_1 … s_n`, of which higher is stranger, the threshold is the
+:math:`\lceil (n+1)\,\mathrm{coverage} \rceil`-th smallest; where there is none so far out, sets hold all labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from weightspace.errors import WeightspaceError
+from weightspace.labels.hierarchy import Hierarchy
+from weightspace.labels.names import Label, Names
+from weightspace.labels.probabilities import checked_rows
+
+if TYPE_CHECKING:
+    from weightspace.labels.metric import LabelMetric
+
+
+@dataclass(frozen=True)
+class LabelSets:
+    """Sets of observed labels.
+
+    Attributes:
+        observed: the labels, in the order of the columns.
+        coverage: that was asked for.
+        least: probability from which a label is in the set; 0: all are.
+        rows: how many the sets were calibrated on.
+    """
+
+    observed: tuple[Any, ...]
+    coverage: float
+    least: float
+    rows: int
+
+    def predict(self, probabilities: Any) -> list[list[Any]]:
+        """Return for every row of (n, K) the labels that may be true, the most probable first; never none.
+
+        Raises:
+            WeightspaceError: as ``LabelMetric.predict``.
+        """
+        rows = _normalised(probabilities, len(self.observed))
+        order = np.argsort(-rows, axis=1, kind="stable")
+        sizes = np.maximum((rows >= self.least).sum(1), 1)
+        return [[self.observed[i] for i in best[:size]] for best, size in zip(order, sizes.tolist(), strict=True)]
+
+
+def conformal_labels(
+    probabilities: Any, truth: Sequence[Label], *, observed: Sequence[Label], coverage: float = 0.9
+) -> LabelSets:
+    """Return the smallest sets of labels, on average, that hold the truth with a given probability.
+
+    The score of a label is minus its probability: the sets are those of all labels at least as probable as a threshold.
+    The most probable label is always in, so that sets hold the truth as often as the classifier is right, at least.
+
+    Args:
+        probabilities: (n, K) of calibration data, of the observed classes; rows are normalised.
+        truth: names of the true labels, n, all among the observed.
+        observed: names of the columns.
+        coverage: between 0 and 1.
+
+    Raises:
+        WeightspaceError: shapes do not fit, a true label was not observed, or the coverage is none.
+
+    Source:
+        Sadinle, Lei and Wasserman 2019, https://arxiv.org/abs/1609.00451, theorem 1, for the smallest sets;
+        Papadopoulos et al. 2002, https://doi.org/10.1007/3-540-36755-1_29, for the split.
+
+    Example:
+        >>> calibration = [[0.9, 0.1]] * 9 + [[0.6, 0.4]]
+        >>> sets = conformal_labels(calibration, ["a"] * 9 + ["b"], observed=["a", "b"], coverage=0.9)
+        >>> sets.predict([[0.55, 0.45], [0.7, 0.3]])
+        [['a', 'b'], ['a']]
+    """
+    names = Names(observed)
+    rows = _normalised(probabilities, len(names))
+    missing = next((label for label in truth if label not in names), None)
+    if missing is not None:
+        raise WeightspaceError(
+            f"The true label {missing!r} was not observed, so that no set of observed labels holds it. Use "
+            "conformal_nodes, whose nodes hold labels that were never observed."
+        )
+    true = names.positions_of(truth, "true labels")
+    _check(len(rows), len(true), coverage)
+    threshold = _threshold(-rows[np.arange(len(rows)), true], coverage)
+    return LabelSets(tuple(names), coverage, 0.0 if threshold == math.inf else -threshold, len(rows))
+
+
+@dataclass(frozen=True)
+class NodeSets:
+    """Nodes of a tree, each standing for all labels below it.
+
+    Attributes:
+        tree: of the labels.
+        observed: the labels of the columns.
+        coverage: that was asked for.
+        mass: a node below which more than this much probability lies is general enough; infinite: the root alone is.
+        rows: how many the nodes were calibrated on.
+    """
+
+    tree: Hierarchy
+    observed: tuple[Any, ...]
+    coverage: float
+    mass: float
+    rows: int
+
+    def predict(self, probabilities: Any) -> list[Any]:
+        """Return for every row of (n, K) the lowest node that holds the truth with the probability asked for.
+
+        Raises:
+            WeightspaceError: as ``LabelMetric.predict``.
+        """
+        rows = _normalised(probabilities, len(self.observed))
+        names, found = self.tree.names, []
+        for path, masses in _paths(self.tree, self.tree.nodes(self.observed, "observed classes"), rows):
+            depth = int((masses > self.mass).sum()) - 1  # masses fall along the path
+            node = int(path[max(depth, 0)])
+            while node not in names:  # a node without a label is named by the next one above
+                node = int(self.tree.parent[node])
+            found.append(names[node])
+        return found
+
+    def holds(self, nodes: Sequence[Label], labels: Sequence[Label]) -> np.ndarray:
+        """Return whether nodes have the labels of equal index below them, or are these, bool (n,)."""
+        above, below = (self.tree.nodes(side, "labels") for side in (nodes, labels))
+        return self.tree.common_ancestors(above, below) == above
+
+
+def conformal_nodes(
+    probabilities: Any,
+    truth: Sequence[Label],
+    *,
+    metric: LabelMetric,
+    observed: Sequence[Label],
+    root: Label | None = None,
+    coverage: float = 0.9,
+) -> NodeSets:
+    """Return the lowest nodes of a tree that hold the truth with a given probability.
+
+    Of the path from the most probable class up to the root the lowest node is taken below which more than a threshold
+    of the probability lies. Truths may be labels that were never observed, and inner nodes.
+
+    Args:
+        probabilities: (n, K) of calibration data, of the observed classes; rows are normalised.
+        truth: names of the true labels, n.
+        metric: made from a tree.
+        observed: names of the columns.
+        root: the label at the top; by default that of the parents which the metric was made from.
+        coverage: between 0 and 1.
+
+    Raises:
+        WeightspaceError: shapes do not fit, a label is unknown, the coverage is none, or the metric is no tree with a
+            root.
+
+    Source:
+        Gupta, Kuchibhotla and Ramdas 2022, https://arxiv.org/abs/1910.10562, section 2, on nested sets; the sets,
+        subtrees along a path: derived.
+
+    Example:
+        >>> from weightspace import LabelMetric
+        >>> metric = LabelMetric.from_tree({"animal": "thing", "cat": "animal", "dog": "animal", "car": "thing"})
+        >>> calibration, truth = [[0.8, 0.2, 0.0], [0.6, 0.4, 0.0]] * 5, ["cat", "dog"] * 5
+        >>> nodes = conformal_nodes(calibration, truth, metric=metric, observed=["cat", "dog", "car"])
+        >>> nodes.predict([[0.9, 0.1, 0.0], [0.6, 0.4, 0.0]])
+        ['cat', 'animal']
+    """
+    tree = Hierarchy.of(metric, root)
+    rows = _normalised(probabilities, len(observed))
+    seen, true = tree.nodes(observed, "observed classes"), tree.nodes(truth, "true labels")
+    metric.names.positions(observed, "observed classes")  # each once
+    _check(len(rows), len(true), coverage)
+    scores = np.empty(len(rows))
+    for row, (path, masses) in enumerate(_paths(tree, seen, rows)):
+        common = int(tree.depth[tree.common_ancestors(path[-1:], true[row : row + 1])][0])
+        scores[row] = masses[common + 1] if common + 1 < len(masses) else -1.0  # of the last node that lacks the truth
+    return NodeSets(tree, tuple(observed), coverage, _threshold(scores, coverage), len(rows))
+
+
+def _paths(tree: Hierarchy, seen: np.ndarray, rows: np.ndarray) -> Any:
+    """Yield for every row the path from the root to its most probable class, and the probability below each node."""
+    paths: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for row in rows:
+        best = int(row.argmax())
+        if best not in paths:
+            path = [int(seen[best])]
+            while path[-1] != tree.root:
+                path.append(int(tree.parent[path[-1]]))
+            common = tree.common_ancestors(np.full(len(seen), seen[best]), seen)
+            paths[best] = np.asarray(path[::-1]), tree.depth[common]
+        path, depths = paths[best]
+        below = np.bincount(depths, weights=row, minlength=len(path))
+        yield path, below[::-1].cumsum()[::-1]
+
+
+def _normalised(probabilities: Any, columns: int) -> np.ndarray:
+    """Return rows of probabilities that sum to one, float64 (n, columns).
+
+    Raises:
+        WeightspaceError: they are none.
+    """
+    rows = checked_rows(probabilities, columns).cpu().double().numpy()
+    return rows / rows.sum(1, keepdims=True)
+
+
+def _threshold(scores: np.ndarray, coverage: float) -> float:
+    """Return the ⌈(n + 1) coverage⌉-th smallest score; infinity where there are fewer."""
+    rank = math.ceil((len(scores) + 1) * coverage - 1e-9)  # .9 · 10 is 9, whatever floats say
+    return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else math.inf
+
+
+def _check(rows: int, truth: int, coverage: float) -> None:
+    if rows != truth or not rows:
+        raise WeightspaceError(
+            f"Found {rows:,} rows of probabilities and {truth:,} true labels; expected as many, one or more."
+        )
+    if isinstance(coverage, bool) or not isinstance(coverage, int | float) or not 0 < coverage < 1:
+        raise WeightspaceError(f"Coverage is a probability between 0 and 1; found {coverage!r}.")

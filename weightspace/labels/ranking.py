@@ -1,0 +1,38 @@
+"""The best labels of every row, by expected cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from weightspace.errors import WeightspaceError
+from weightspace.labels.probabilities import checked_rows
+
+if TYPE_CHECKING:
+    from weightspace.labels.deciding import Decision
+
+
+def least_costs(decision: Decision, probabilities: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ``k`` least expected costs, float64 (..., k), and their positions, int64 (..., k), rising.
+
+    Args:
+        decision: of the metric.
+        probabilities: (..., K).
+        k: how many; of equal costs the lowest positions come first.
+
+    Raises:
+        WeightspaceError: there are fewer outputs, or as ``LabelMetric.predict``.
+    """
+    if not isinstance(k, int) or not 1 <= k <= len(decision.outputs):
+        raise WeightspaceError(f"Found k={k!r}; expected 1 to {len(decision.outputs):,}, the number of outputs.")
+    rows = checked_rows(probabilities, len(decision.observed))
+    by_position = np.argsort(decision.outputs, kind="stable")
+    costs, places = np.empty((len(rows), k)), np.empty((len(rows), k), dtype=np.int64)
+    for start in range(0, len(rows), decision.rule.tile):
+        here = slice(start, start + decision.rule.tile)
+        found = decision.expected_cost(rows[here])[:, by_position]
+        best = np.argsort(found, axis=1, kind="stable")[:, :k]
+        costs[here], places[here] = np.take_along_axis(found, best, 1), decision.outputs[by_position][best]
+    leading = tuple(np.shape(probabilities))[:-1]
+    return costs.reshape(*leading, k), places.reshape(*leading, k)

@@ -1,0 +1,106 @@
+"""Scorers for scikit-learn: ``GridSearchCV(…, scoring=distance_scorer(metric))``; a higher score is better.
+
+A scorer is called with a fitted estimator, inputs and true labels, and calls ``estimator.predict``. Errors are negated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from weightspace.errors import WeightspaceError
+from weightspace.labels import metrics
+from weightspace.labels.names import Label
+
+if TYPE_CHECKING:
+    from weightspace.labels.metric import LabelMetric
+
+
+@dataclass(frozen=True)
+class LabelScorer:
+    """A score of an estimator's predictions.
+
+    Attributes:
+        function: ``function(truth, predicted, **keywords)`` of :mod:`weightspace.labels.metrics`.
+        keywords: of the function.
+        sign: 1, or -1 for an error.
+        k: rank so many labels instead of predicting one; None predicts.
+    """
+
+    function: Callable[..., float]
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    sign: int = 1
+    k: int | None = None
+
+    def __call__(self, estimator: Any, X: Any, y: Any, **unused: Any) -> float:
+        """Return the score of an estimator on inputs ``X`` with true labels ``y``."""
+        found = estimator.predict(X) if self.k is None else ranked_labels(estimator, X, self.k)
+        return self.sign * self.function(list(y), list(found), **self.keywords)
+
+    def __repr__(self) -> str:
+        return f"{'-' if self.sign < 0 else ''}{getattr(self.function, '__name__', self.function)}"
+
+
+def distance_scorer(metric: LabelMetric, *, exponent: float = 2) -> LabelScorer:
+    """Return the scorer of minus the mean d(prediction, truth)^exponent; see ``metrics.mean_distance``.
+
+    Example:
+        >>> from weightspace import LabelMetric
+        >>> distance_scorer(LabelMetric.discrete(["cat", "dog"]))
+        -mean_distance
+    """
+    return LabelScorer(metrics.mean_distance, {"metric": metric, "exponent": exponent}, sign=-1)
+
+
+def mistake_severity_scorer(metric: LabelMetric, *, root: Label | None = None) -> LabelScorer:
+    """Return the scorer of minus the mistake severity, 0 without mistakes; see ``metrics.mistake_severity``."""
+    return LabelScorer(_severity, {"metric": metric, "root": root}, sign=-1)
+
+
+def hierarchical_distance_scorer(metric: LabelMetric, k: int = 1, *, root: Label | None = None) -> LabelScorer:
+    """Return the scorer of minus the hierarchical distance at ``k``; see ``metrics.hierarchical_distance_at_k``.
+
+    The labels of a :class:`FrechetClassifier` are ranked by expected cost, those of others by ``predict_proba``.
+    """
+    return LabelScorer(metrics.hierarchical_distance_at_k, {"metric": metric, "root": root}, sign=-1, k=k)
+
+
+def hierarchical_precision_scorer(metric: LabelMetric, *, root: Label | None = None) -> LabelScorer:
+    """Return the scorer of the hierarchical precision; see ``metrics.hierarchical_scores``."""
+    return LabelScorer(metrics.hierarchical_precision, {"metric": metric, "root": root})
+
+
+def hierarchical_recall_scorer(metric: LabelMetric, *, root: Label | None = None) -> LabelScorer:
+    """Return the scorer of the hierarchical recall; see ``metrics.hierarchical_scores``."""
+    return LabelScorer(metrics.hierarchical_recall, {"metric": metric, "root": root})
+
+
+def hierarchical_f_scorer(metric: LabelMetric, *, root: Label | None = None, beta: float = 1.0) -> LabelScorer:
+    """Return the scorer of the hierarchical F; see ``metrics.hierarchical_scores``."""
+    return LabelScorer(metrics.hierarchical_f, {"metric": metric, "root": root, "beta": beta})
+
+
+def ranked_labels(estimator: Any, X: Any, k: int) -> list[list[Any]]:
+    """Return the names of the ``k`` best labels of every row, the best first.
+
+    Raises:
+        WeightspaceError: the estimator has fewer labels, or neither ``topk`` nor ``predict_proba``.
+    """
+    if hasattr(estimator, "topk"):
+        return [list(row) for row in estimator.topk(X, k)]
+    if not hasattr(estimator, "predict_proba"):
+        raise WeightspaceError(f"{type(estimator).__name__} has no predict_proba; expected one to rank labels by.")
+    probabilities = np.asarray(estimator.predict_proba(X))
+    if not 1 <= k <= probabilities.shape[1]:
+        raise WeightspaceError(f"Found k={k}; expected 1 to {probabilities.shape[1]:,}, the number of classes.")
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    return np.asarray(estimator.classes_)[best].tolist()
+
+
+def _severity(truth: Any, predicted: Any, **chosen: Any) -> float:
+    """Return the mistake severity; without mistakes 0, which a search can compare."""
+    found = metrics.mistake_severity(truth, predicted, **chosen)
+    return 0.0 if np.isnan(found) else found

@@ -1,0 +1,118 @@
+"""The direction of an objective: whether a higher or a lower score is better.
+
+A task says so (``mode``), or the name of its objective does. A name that is not known is an error and never a guess:
+a soup that maximises an error takes the worst networks.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal, TypeAlias, get_args
+
+from weightspace.errors import WeightspaceError
+from weightspace.suggestions import unknown
+
+#: ``"max"``: higher is better; ``"min"``: lower is better.
+Mode: TypeAlias = Literal["min", "max"]
+
+#: Names of scores, or their last words, of which less is better.
+_LOWER = """
+loss losses error errors err mse rmse mae mape smape msle rmsle nrmse medae wer cer eer perplexity ppl nll bpc bpb
+bits_per_byte bits_per_character cross_entropy crossentropy xent brier brier_score ece mce calibration_error fid kid kl
+divergence deviance distance severity regret risk cost lpips chamfer residual
+"""
+#: Names of scores, or their last words, of which more is better.
+_HIGHER = """
+accuracy accuracies acc f1 fbeta f1_score auc auroc auprc roc_auc pr_auc average_precision precision recall sensitivity
+specificity similarity map map50 ap bleu sacrebleu chrf rouge rouge1 rouge2 rougel rougelsum rouge_l meteor cider spice
+bertscore comet iou miou jaccard dice r2 r2_score explained_variance psnr ssim mrr ndcg hit_rate hits mcc kappa
+matthews_corrcoef pearson spearman correlation exact_match em likelihood log_likelihood loglikelihood elbo reward
+win_rate pass_rate
+"""
+_MODES: dict[str, Mode] = {
+    **dict.fromkeys(_LOWER.split(), "min"),
+    **dict.fromkeys(_HIGHER.split(), "max"),
+}
+#: What turns a score around: scikit-learn's ``neg_log_loss`` is better when it is higher.
+_NEGATED = re.compile(r"^(neg|negative|minus)_")
+#: What qualifies a name at its end and does not change its direction: ``accuracy_top1``, ``loss_val``, ``f1_macro``.
+_QUALIFIER = re.compile(r"_(top_?\d+|at_?\d+|\d+|mean|avg|average|macro|micro|weighted|val|valid|validation|test|dev)$")
+
+
+def mode_of_name(name: str) -> Mode | None:
+    """Return the direction that a score has by its name, None where the name does not tell.
+
+    Args:
+        name: of a score, such as ``"mse"``, ``"val_loss"``, ``"top5_accuracy"`` or ``"neg_log_loss"``.
+    """
+    camel = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)  # ValidationLoss, but mIoU as it is
+    return _mode_of_words(name) or _mode_of_words(camel)
+
+
+def _mode_of_words(name: str) -> Mode | None:
+    plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    if negated := _NEGATED.match(plain):
+        return _opposite(_mode_of_words(plain[negated.end() :]))
+    while (shorter := _QUALIFIER.sub("", plain)) != plain:
+        plain = shorter
+    words = plain.split("_")
+    for ending in ("_".join(words[start:]) for start in range(len(words))):  # the longest known ending decides
+        if ending in _MODES:
+            return _MODES[ending]
+    if words[-1] == "rate" and len(words) > 1:
+        return _mode_of_words("_".join(words[:-1]))
+    return None
+
+
+def check_mode(mode: Any) -> None:
+    """Check that a direction is None, ``"min"`` or ``"max"``.
+
+    Raises:
+        WeightspaceError: it is something else.
+    """
+    if mode is not None and mode not in get_args(Mode):
+        raise unknown("mode", str(mode), get_args(Mode))
+
+
+def task_mode(task: Any, mode: Mode | None = None) -> Mode:
+    """Return the direction of a task's objective.
+
+    Args:
+        task: has ``objective``, and perhaps ``mode``.
+        mode: what the caller says, which goes before what the task says.
+
+    Raises:
+        WeightspaceError: nobody says it, and the name of the objective is not known; or a mode is neither ``"min"`` nor
+            ``"max"``.
+    """
+    for said in (mode, getattr(task, "mode", None)):
+        check_mode(said)
+        if said is not None:
+            return said
+    known = mode_of_name(task.objective)
+    if known is None:
+        raise WeightspaceError(
+            f"Task {task.name!r} has the objective {task.objective!r}; whether higher or lower is better is not known. "
+            'Say it: mode="min" or mode="max" (of the task, or as an argument; --mode on the command line).'
+        )
+    return known
+
+
+def function_mode(function: Any, mode: Mode | None = None) -> Mode:
+    """Return the direction of a user's own score: ``"max"`` unless ``mode`` says otherwise.
+
+    Raises:
+        WeightspaceError: there is no such mode; or none is given for a function whose name is that of an error.
+    """
+    check_mode(mode)
+    name = getattr(function, "__name__", type(function).__name__)
+    if mode is None and mode_of_name(name) == "min":
+        raise WeightspaceError(
+            f"The function of scores is called {name!r}, the name of a score of which less is better, and without a "
+            'mode the highest score wins. Say mode="min", or mode="max" if it returns a negated value.'
+        )
+    return mode or "max"
+
+
+def _opposite(mode: Mode | None) -> Mode | None:
+    return None if mode is None else ("max" if mode == "min" else "min")
