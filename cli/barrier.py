@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 from weightspace.cli import options, ways
-from weightspace.cli.printing import echo, plain
+from weightspace.cli.printing import echo
+from weightspace.cli.reports import echo_files, echo_report
 
 from weightspace import WeightspaceError
 
@@ -121,14 +121,14 @@ def command(
             temperature=temperature,
             place=place,
         )
-    for path in outputs:
-        report.write(Path(path))
+    files = [file for path in outputs for file in report.write(Path(path))]
     if as_json:
-        *before, (_, last) = report.figures.items()
-        echo(json.dumps(plain(last | dict(before)), allow_nan=False))
+        figures = {report.kind: report.figures}
+        echo_report(figures, output=next(iter(outputs), None), files=files, task=models.task.name, split=split)
         return
-    for line in (*report.lines, *outputs):
+    for line in report.lines:
         echo(line)
+    echo_files(files)
 
 
 def _check(paths: tuple[str, ...], outputs: tuple[str, ...], *, plane: bool, ends_only: bool) -> None:

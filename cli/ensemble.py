@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from itertools import combinations
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 from weightspace.cli import options
 from weightspace.cli.printing import echo, plain, print_table
 from weightspace.cli.progress import live_table, progress
+from weightspace.cli.reports import echo_files, echo_report, files_of
 from weightspace.cli.soup_table import PICTURES, table_of, trial_row
 
 from weightspace import WeightspaceError
@@ -80,15 +80,15 @@ def command(
             {"a": a, "b": b, "difference": pair.difference, **plain(pair)}
             for (a, b), pair in zip(drawn, measured, strict=False)
         ]
-        echo(json.dumps({**plain(report), "pairs": plain(listed), "agreement": plain(figures), "output": output}))
+        found_of = {**plain(report), "pairs": listed, "agreement": figures}
+        echo_report(found_of, output=output, files=files_of(output), task=found.name)
         return
     print_table(*table_of(report))
     if measured:
         print_table(("pair", "soup − ensemble", "predicted", "soup", "ensemble"), _rows(drawn, measured))
     if figures is not None:
         echo(f"correlation {figures.correlation:.3f}, equal signs {figures.sign:.1%} of {figures.pairs} pairs")
-    if output is not None:
-        echo(output)
+    echo_files(files_of(output))
 
 
 def _check(checkpoints: tuple[str, ...], pairs: int, output: str | None) -> None:

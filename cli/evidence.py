@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 from weightspace.cli import options
 from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
+from weightspace.cli.reports import echo_files, echo_report, files_of
 
 
 @click.command("evidence")
@@ -57,6 +57,8 @@ def command(
     said = {"task": found.name, "kind": kind, "examples": examples, "seed": seed}
     save_checkpoint(state, output, metadata=provenance([checkpoint], "evidence", said))
     if as_json:
-        echo(json.dumps({"output": output, "tensors": len(state), **said}))
+        figures = {"tensors": len(state), **said}
+        echo_report(figures, output=output, files=files_of(output), task=found.name, split="train")
         return
-    echo(f"{output}: {len(state):,} tensors")
+    echo(f"{len(state):,} tensors")
+    echo_files(files_of(output))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import click
 from weightspace.cli import options
 from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
+from weightspace.cli.reports import echo_files, echo_report, files_of
 
 
 @click.command("extract-lora")
@@ -64,10 +64,11 @@ def command(
             progress=lambda done, total: update(done, total, f"{done:,} of {total:,} tensors"),
         )
     if as_json:
-        echo(json.dumps({"output": output, "energy": report.energy, **asdict(report)}))
+        echo_report({"energy": report.energy, **asdict(report)}, output=output, files=files_of(output))
         return
     worst = max(report.errors, key=lambda name: report.errors[name])
-    echo(f"{output}: {len(report.errors):,} tensors, {report.energy:.2%} of the squared difference")
+    echo(f"{len(report.errors):,} tensors, {report.energy:.2%} of the squared difference")
     echo(f"relative error {report.error:.4g}; largest {report.errors[worst]:.4g} ({worst})")
     if report.left_out:
         echo(f"left out: {', '.join(report.left_out)}")
+    echo_files(files_of(output))

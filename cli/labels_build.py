@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli import options
 from weightspace.cli.printing import echo
+from weightspace.cli.reports import echo_files, echo_report
 
 from weightspace import WeightspaceError
 
@@ -49,10 +49,10 @@ def build(output: str, as_json: bool, **given: Any) -> None:
     metric = _built(chosen[0], given)
     metric.save(output)
     if as_json:
-        echo(json.dumps({"output": output, "kind": metric.geometry.kind, "labels": len(metric)}))
+        echo_report({"kind": metric.geometry.kind, "labels": len(metric)}, output=output, files=[output])
     else:
         echo(f"{metric.geometry.kind}, {len(metric):,} labels")
-        echo(output)
+        echo_files([output])
 
 
 def _built(source: str, given: dict[str, Any]) -> LabelMetric:

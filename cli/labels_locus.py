@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 from weightspace.cli import options
-from weightspace.cli.printing import echo, echo_json
+from weightspace.cli.printing import echo
+from weightspace.cli.reports import echo_files, echo_report, files_of
 
 _OBSERVED = click.option("--observed", metavar="NAMES", required=True, help="The classes of the classifier.")
 
@@ -38,7 +39,7 @@ def locus(metric: str, observed: str, unique: bool, output: str | None, simplex:
     found = space.locus(names, unique=unique)
     if output is not None:
         (draw_simplex if simplex else draw_locus)(space, names, output)
-    _show(found, {"labels": len(space), "observed": names, "picture": output}, "locus", as_json)
+    _show(found, {"labels": len(space), "observed": names}, "locus", as_json, output)
 
 
 @click.command("cover")
@@ -82,9 +83,12 @@ def next_(metric: str, observed: str, count: int, as_json: bool) -> None:
     _show(space.next_classes(names, count), {"observed": names}, "next", as_json)
 
 
-def _show(found: list[object], facts: dict[str, object], name: str, as_json: bool) -> None:
+def _show(
+    found: list[object], facts: dict[str, object], name: str, as_json: bool, output: str | None = None
+) -> None:
     if as_json:
-        echo_json({name: found, **facts})
+        echo_report({name: found, **facts}, output=output, files=files_of(output))
         return
     for label in found:
         echo(str(label))
+    echo_files(files_of(output))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli import options
-from weightspace.cli.printing import echo, echo_json, plain, print_table
+from weightspace.cli.printing import echo, plain, print_table
+from weightspace.cli.reports import echo_files, echo_report, files_of
 
 from weightspace import WeightspaceError
 
@@ -55,11 +56,12 @@ def predict(metric: str, scores: str, output: str | None, as_json: bool, **given
     if output is not None:
         found.save(output)
     if as_json:
-        echo_json(plain(found))
+        echo_report(plain(found), output=output, files=files_of(output))
         return
     rows = zip(found.ids, found.names, found.expected_cost, strict=True)
     head = ("row", "id", "label", "expected cost")
     print_table(head, [(str(row), str(i), str(name), f"{cost:.6g}") for row, (i, name, cost) in enumerate(rows)])
+    echo_files(files_of(output))
 
 
 @click.command("evaluate")
@@ -118,7 +120,7 @@ def evaluate(
         draw_calibration(read_array(scores, given["key"]), names, output, temperature=given["temperature"], **chosen)
     if as_json:
         content = {**plain(report), "keep_argmax": report.keep_argmax, "advice": report.advice}
-        echo_json({**content, "temperature": plain(fit) if fit else None})
+        echo_report({**content, "temperature": fit}, output=output, files=files_of(output))
         return
     if fit is not None:
         echo(f"temperature {fit.temperature:.4g}, fitted on {Path(validation or '').name}")
@@ -126,8 +128,9 @@ def evaluate(
     rows = {"argmax": report.argmax, "Fréchet mean": report.frechet, f"always {report.constant_label}": report.constant}
     table = [(name, f"{s.squared_distance:.4g}", f"{s.distance:.4g}", f"{s.accuracy:.1%}") for name, s in rows.items()]
     print_table(("decision", "mean d²", "mean d", "accuracy"), table)
-    for line in ("", report.advice, *([output] if output else [])):
+    for line in ("", report.advice):
         echo(line)
+    echo_files(files_of(output))
 
 
 def _classes(metric: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any], Any]:

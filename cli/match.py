@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from weightspace.cli.match_many import check_two, match_many
 from weightspace.cli.match_progress import shown
 from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
+from weightspace.cli.reports import echo_files, echo_report
 
 from weightspace.matching.methods import MANY_MATCHINGS, MATCHINGS, MatchingMethod
 
@@ -131,14 +131,15 @@ def command(
         matching = run_matching(method, spec, a, b, task=found, seed=seed, on_fact=shown(update), **given)
     seconds = time.perf_counter() - begin
     matching.permutation.save(output)
-    _report(matching, method, output, seed=seed, seconds=seconds, as_json=as_json)
+    _report(matching, method, output, task=options.name_of(found), seed=seed, seconds=seconds, as_json=as_json)
 
 
-def _report(matching: Matching, method: str, output: str, *, seed: int, seconds: float, as_json: bool) -> None:
+def _report(
+    matching: Matching, method: str, output: str, *, task: str | None, seed: int, seconds: float, as_json: bool
+) -> None:
     """Print how well a matching did."""
     if as_json:
         report = {
-            "output": output,
             "method": method,
             "seed": seed,
             "objective": list(matching.objective),
@@ -147,8 +148,8 @@ def _report(matching: Matching, method: str, output: str, *, seed: int, seconds:
             "groups": len(matching.permutation.spec.groups),
             "seconds": seconds,
         }
-        echo(json.dumps(report))
+        echo_report(report, output=output, files=[output], task=task)
         return
     echo(f"{MATCHINGS[method].objective}: {matching.objective[0]:.6g} → {matching.objective[-1]:.6g}")
     echo(f"distance reduced by {matching.l2_reduction:.1%}" + ("" if matching.converged else "; not converged"))
-    echo(output)
+    echo_files([output])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 from weightspace.cli import options
 from weightspace.cli.printing import echo, warn
 from weightspace.cli.progress import byte_progress
+from weightspace.cli.reports import echo_files, echo_report, files_of
 
 from weightspace import WeightspaceError
 from weightspace.matching.methods import MATCHINGS
@@ -252,7 +252,7 @@ def _reproduce(out: str, align: Alignment | None, finish: Finish | None, said: d
             progress=update,
         )
     if as_json:
-        echo(json.dumps(asdict(found)))
+        echo_report(asdict(found))
     elif found.equal:
         echo(f"{out}: the same bytes")
     if not found.equal:
@@ -267,11 +267,14 @@ def _difference(found: Reproduction) -> str:
 
 def _show(report: MergeReport, *, dry_run: bool, as_json: bool) -> None:
     """Print what was done, or what would be."""
+    files = [] if dry_run else files_of(report.out)
     if as_json:
-        echo(json.dumps(asdict(report)))
+        figures = asdict(report)
+        figures["dry_run"], figures["weight_files"] = dry_run, figures.pop("files")
+        echo_report(figures, output=figures.pop("out"), files=files)
         return
     if not dry_run:
-        echo(report.out)
+        echo_files(files)
         return
     rows = {
         "method": report.method,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import click
 from weightspace.cli import options
 from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
+from weightspace.cli.reports import echo_files, echo_report, files_of
 
 
 @click.command("merge-adapters")
@@ -66,8 +66,10 @@ def command(
             parameters={name: value for name, value in said.items() if value is not None},
         )
     if as_json:
-        echo(json.dumps(asdict(report)))
+        figures = asdict(report)
+        echo_report(figures, output=figures.pop("out"), files=files_of(output))
         return
     low, high = min(report.ranks.values()), max(report.ranks.values())
     ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
-    echo(f"{report.out}: {len(report.ranks):,} tensors, {ranks}")
+    echo(f"{len(report.ranks):,} tensors, {ranks}")
+    echo_files(files_of(output))

@@ -229,6 +229,11 @@ def load_any_task(name: str | None, data: Path | None) -> Task | None:
     return None if name is None else load_task(name, data=data)
 
 
+def name_of(found: Task | None) -> str | None:
+    """Return the name of a task, None without one."""
+    return None if found is None else found.name
+
+
 def network_of(source: str | None, input_shape: str | None, found: Task | None) -> Network | None:
     """Return the network that the options name: that of ``--network``, else that of the task, else None."""
     from weightspace.networks import Network, load_network

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 from weightspace.cli import options
-from weightspace.cli.printing import echo
+from weightspace.cli.reports import echo_files, echo_report, files_of
 
 
 @click.command("permute")
@@ -40,9 +39,14 @@ def command(
     from weightspace.checkpoints import provenance
 
     options.check_apart(output, checkpoint, permutation, spec_file, network, task)
-    spec = options.spec_of(spec_file, network, input_shape, options.load_any_task(task, data))
+    found = options.load_any_task(task, data)
+    spec = options.spec_of(spec_file, network, input_shape, found)
     moved = Permutation.load(permutation, spec)
     state = permute(spec, moved.inverse() if inverse else moved, load_checkpoint(checkpoint))
     metadata = provenance([checkpoint, permutation], "permute", {"inverse": inverse, "spec": spec.digest})
     save_checkpoint(state, output, metadata=metadata, companions_from=checkpoint)
-    echo(json.dumps({"output": output, "groups": len(spec.groups)}) if as_json else output)
+    files = files_of(output)
+    if as_json:
+        echo_report({"groups": len(spec.groups)}, output=output, files=files, task=options.name_of(found))
+    else:
+        echo_files(files)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import click
 from weightspace.cli import options
 from weightspace.cli.printing import echo, plain, print_table
 from weightspace.cli.progress import live_table
+from weightspace.cli.reports import echo_files, echo_report, files_of
 from weightspace.cli.soup_table import check_reports, lines_of, table_of, trial_row, write_reports
 
 from weightspace import WeightspaceError
@@ -98,12 +98,14 @@ def command(
     row = next(row for row in report.rows if row.name == recipe)
     _save(kept[recipe], output, checkpoints, recipe, {"task": found.name, "ingredients": list(row.chosen)})
     write_reports(report, reports)
+    files = files_of(output, *reports)
     if as_json:
-        echo(json.dumps({"output": output, "recipe": recipe, **plain(report)}))
+        echo_report({"recipe": recipe, **plain(report)}, output=output, files=files, task=found.name)
         return
     print_table(*table_of(report))
-    for line in (*lines_of(report, recipe), *reports, output):
+    for line in lines_of(report, recipe):
         echo(line)
+    echo_files(files)
 
 
 def _compared(checkpoints: tuple[str, ...], task: Any, recipes: Any, said: dict[str, Any], keep: Any) -> SoupReport:
@@ -144,7 +146,10 @@ def _mean(
         what = "--report and --compare need" if recipe == "uniform" else f"--recipe {recipe} needs"
         raise WeightspaceError(f"{what} --task, which scores; without it there is --recipe uniform.")
     _save(uniform_soup(checkpoints, statistics=said["statistics"]), output, checkpoints, recipe, {})
-    echo(json.dumps({"output": output, "recipe": recipe, "names": checkpoints}) if as_json else output)
+    if as_json:
+        echo_report({"recipe": recipe, "names": checkpoints}, output=output, files=files_of(output))
+    else:
+        echo_files(files_of(output))
 
 
 def _line(
@@ -177,7 +182,7 @@ def _line(
     _save(line.state, output, checkpoints, "wise-ft", {"task": task.name, "position": line.position})
     if as_json:
         scores = {"positions": line.positions, "scores": line.scores, "position": line.position}
-        echo(json.dumps(plain({"output": output, "recipe": "wise-ft", **scores})))
+        echo_report({"recipe": "wise-ft", **scores}, output=output, files=files_of(output), task=task.name)
         return
     rows = [
         [f"{position:g}{' ←' if position == line.position else ''}"]
@@ -186,7 +191,7 @@ def _line(
     ]
     head = ["position", *(f"{split} {name}" for split, scores in line.scores.items() for name in scores[0])]
     print_table(head, rows)
-    echo(output)
+    echo_files(files_of(output))
 
 
 def _save(state: StateDict, output: str, checkpoints: tuple[str, ...], recipe: str, parameters: dict[str, Any]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 from weightspace.cli import options
 from weightspace.cli.printing import echo
+from weightspace.cli.reports import echo_files, echo_report, files_of
 
 from weightspace import SpecError, WeightspaceError
 
@@ -40,7 +40,8 @@ def command(
     from weightspace import derive_spec
 
     options.check_apart(output, network, task, None if output == spec_file else spec_file)
-    built = options.network_of(network, input_shape, options.load_any_task(task, data))
+    found = options.load_any_task(task, data)
+    built = options.network_of(network, input_shape, found)
     if spec_file is not None:
         spec = options.load_any_spec(spec_file, built)
     elif built is None:
@@ -52,19 +53,15 @@ def command(
     if output is not None:
         spec.save(output)
     if as_json:
-        echo(
-            json.dumps(
-                {
-                    "groups": dict(spec.groups),
-                    "inside": dict(spec.outer),
-                    "frozen": list(spec.frozen),
-                    "error": spec.verification.error,
-                    "tolerance": spec.verification.tolerance,
-                    "digest": spec.digest,
-                    "output": output,
-                }
-            )
-        )
+        figures = {
+            "groups": dict(spec.groups),
+            "inside": dict(spec.outer),
+            "frozen": list(spec.frozen),
+            "error": spec.verification.error,
+            "tolerance": spec.verification.tolerance,
+            "digest": spec.digest,
+        }
+        echo_report(figures, output=output, files=files_of(output), task=options.name_of(found))
         return
     for group, size in spec.groups.items():
         inside = f", for each unit of {spec.outer[group]}" if group in spec.outer else ""
@@ -75,5 +72,4 @@ def command(
         f"{len(spec.groups)} free groups in {len(spec.axes)} tensors; all permuted at random, the outputs change by "
         f"{spec.verification.error:.1e} (at most {spec.verification.tolerance:g})"
     )
-    if output is not None:
-        echo(output)
+    echo_files(files_of(output))

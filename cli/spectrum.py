@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli import options
-from weightspace.cli.printing import echo, echo_json, plain
 from weightspace.cli.progress import progress
+from weightspace.cli.reports import echo_files, echo_report
 from weightspace.cli.spectrum_report import Found, as_object, draw, show
 
 from weightspace import WeightspaceError
@@ -76,11 +76,10 @@ def command(a: str, b: str | None, gammas: tuple[float, ...], output: str | None
     found = _found(a, b, tuple(dict.fromkeys(gammas)), output is not None, said)
     pictures = draw(found, Path(output)) if output is not None else []
     if as_json:
-        echo_json(plain(as_object(found)) | {"pictures": pictures}, allow_nan=False)
+        echo_report(as_object(found), output=output, files=pictures, task=found.task)
         return
     show(found)
-    for path in pictures:
-        echo(path)
+    echo_files(pictures)
 
 
 def _check(b: str | None, said: dict[str, Any]) -> None:
@@ -132,7 +131,7 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
                 progress=lambda done, total: update(done, total, f"{done:,} of {total:,} matrices"),
             )
 
-    found = Found(paths, gammas, decomposed(a, states["a"]))
+    found = Found(paths, gammas, decomposed(a, states["a"]), task=options.name_of(task))
     matched = None
     if spec is not None:
         matched = options.matched(said["matching"], spec, [states["a"], states["b"]], said["seed"], task)[1]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 from weightspace.cli import options
 from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
+from weightspace.cli.reports import echo_files, echo_report, files_of
 
 
 @click.command("train")
@@ -66,8 +66,8 @@ def command(
     splits = ("validation", "test", *getattr(found, "shifts", ()))
     scores = {split: dict(found.score(module, split)) for split in splits}
     if as_json:
-        echo(json.dumps({"output": output, "task": found.name, "seed": seed, "scores": scores}))
+        echo_report({"seed": seed, "scores": scores}, output=output, files=files_of(output), task=found.name)
         return
     for split, values in scores.items():
         echo(f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
-    echo(output)
+    echo_files(files_of(output))

@@ -48,7 +48,7 @@ def test_predictions_are_those_of_the_library(folder: Path) -> None:
     assert rows[0] == "row,id,label,expected_cost"
     assert [row.split(",")[2] for row in rows[1:]] == found["names"]
     again = run("predict", "tree.safetensors", "logits.npy", "--logits", "--observed", "dog,cat,car", "-o", "ids.npy")
-    assert [line.split()[2] for line in again.stdout.splitlines()[1:]] == found["names"]
+    assert [line.split()[2] for line in again.stdout.splitlines()[1:-1]] == found["names"]
     np.testing.assert_array_equal(np.load("ids.npy"), expected)
     torch_file = run("predict", "tree.safetensors", "two.npz", "--key", "a", "--observed", "classes.txt")
     assert [line.split()[2] for line in torch_file.stdout.splitlines()[1:]] == found["names"]
@@ -75,12 +75,12 @@ def test_evaluation_puts_the_decisions_side_by_side(folder: Path) -> None:
 
 def test_locus_cover_and_next(folder: Path) -> None:
     observed = ("--observed", "cat,dog")
-    assert run("locus", "tree.safetensors", *observed, "-o", "locus.png").stdout.split() == ["animal", "cat", "dog"]
+    assert run("locus", "tree.safetensors", *observed, "-o", "locus.png").stdout.split() == ["animal", "cat", "dog", "locus.png"]
     assert sorted(run("cover", "tree.safetensors").stdout.split()) == ["car", "cat", "dog"]
     assert run("next", "tree.safetensors", *observed).stdout.split() == ["car"]
     assert json.loads(run("cover", "tree.safetensors", "--json").stdout)["exact"]
     drawn = run("locus", "tree.safetensors", "--observed", "cat,dog,car", "--simplex", "-o", "simplex.png", "--json")
-    assert json.loads(drawn.stdout)["picture"] == "simplex.png"
+    assert json.loads(drawn.stdout)["files"] == ["simplex.png"]
     assert all(Path(name).read_bytes()[:4] == b"\x89PNG" for name in ("locus.png", "simplex.png"))
 
 

@@ -102,7 +102,7 @@ def test_pictures_are_written_and_named(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     names = ["ab-alignment.png", "ab-vectors.png", "ab-values.png"]
     assert result.stdout.split()[-3:] == names
-    assert json.loads(run("a.safetensors", "-o", "one.svg", "--json").stdout)["pictures"] == ["one.svg"]
+    assert json.loads(run("a.safetensors", "-o", "one.svg", "--json").stdout)["files"] == ["one.svg"]
     assert all(Path(name).read_bytes()[:4] == b"\x89PNG" for name in names)
     written = {path.name for path in folder.iterdir()} - {f"{name}.safetensors" for name in "abm"}
     assert written == {*names, "one.svg"}

@@ -39,7 +39,7 @@ def barrier(curve: Curve, *, baseline: Baseline = "linear", score: Score = "loss
         if found not in get_args(known):
             raise unknown(kind, found, get_args(known))
     if score == "accuracy" and curve.accuracy is None:
-        raise WeightspaceError(f"The curve of {curve.name or 'this task'!r} has no accuracy; use score='loss'.")
+        raise WeightspaceError(f"The curve of {curve.task or 'this task'!r} has no accuracy; use score='loss'.")
     positions = _checked_positions(curve)
     rise = np.array(curve.loss) if curve.accuracy is None or score == "loss" else -np.array(curve.accuracy)
     if baseline == "linear":

@@ -13,7 +13,7 @@ from typing import Any
 from weightspace.connectivity.files import load_result, numbers, numbers_or_none, save_result, table_of
 from weightspace.errors import WeightspaceError
 
-_LABELS = ("split", "statistics", "name")
+_LABELS = ("split", "statistics", "task")
 _COLUMNS = ("position", "loss", "accuracy", *_LABELS)
 
 
@@ -27,7 +27,7 @@ class Curve:
         accuracy: shares, of length ``S``; None where the task has none.
         split: the data that were scored: train, validation or test.
         statistics: what was done between the ends: ``"none"``, ``"reset"`` (of BatchNorm's) or ``"repair"``.
-        name: of the task.
+        task: its name.
 
     Raises:
         WeightspaceError: the lengths differ.
@@ -38,7 +38,7 @@ class Curve:
     accuracy: tuple[float, ...] | None = None
     split: str = "test"
     statistics: str = "none"
-    name: str = ""
+    task: str = ""
 
     def __post_init__(self) -> None:
         accuracies = len(self.positions) if self.accuracy is None else len(self.accuracy)
@@ -70,7 +70,7 @@ class Curve:
         """Return a row a position, every row complete in itself."""
         accuracy = self.accuracy or (None,) * len(self.positions)
         scores = zip(self.positions, self.loss, accuracy, strict=True)
-        return table_of(_COLUMNS, ([*row, self.split, self.statistics, self.name] for row in scores))
+        return table_of(_COLUMNS, ([*row, self.split, self.statistics, self.task] for row in scores))
 
 
 def _from_fields(fields: Mapping[str, Any]) -> Curve:

@@ -111,7 +111,7 @@ def loss_plane(
         accuracy=tuple(map(_accuracies, rows)) if has_accuracy else None,
         split=split,
         statistics="reset" if reset else "none",
-        name=task.name,
+        task=task.name,
     )
 
 

@@ -108,5 +108,5 @@ def _matrix(models: tuple[str, ...], curves: Mapping[tuple[int, int], Curve], ba
         baseline=baseline,
         split=first.split,
         statistics=first.statistics,
-        name=first.name,
+        task=first.task,
     )

@@ -90,7 +90,7 @@ def loss_curve(
         accuracy=accuracy if len(accuracy) == points else None,
         split=split,
         statistics=done,
-        name=task.name,
+        task=task.name,
     )
 
 
