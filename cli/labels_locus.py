@@ -83,9 +83,7 @@ def next_(metric: str, observed: str, count: int, as_json: bool) -> None:
     _show(space.next_classes(names, count), {"observed": names}, "next", as_json)
 
 
-def _show(
-    found: list[object], facts: dict[str, object], name: str, as_json: bool, output: str | None = None
-) -> None:
+def _show(found: list[object], facts: dict[str, object], name: str, as_json: bool, output: str | None = None) -> None:
     if as_json:
         echo_report({name: found, **facts}, output=output, files=files_of(output))
         return

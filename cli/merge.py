@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli import options
+from weightspace.cli.merge_networks import Scores, network_options
 from weightspace.cli.printing import echo, warn
 from weightspace.cli.progress import byte_progress
 from weightspace.cli.reports import echo_files, echo_report, files_of
@@ -16,7 +17,6 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
 from weightspace import WeightspaceError
 from weightspace.matching.methods import MATCHINGS
 from weightspace.merging import METHODS
-from weightspace.suggestions import unknown
 from weightspace.user_code import is_user_code
 
 if TYPE_CHECKING:
@@ -95,7 +95,13 @@ def _parameter_options(command: Command) -> Command:
 )
 @click.option("--hash/--no-hash", "hashes", default=True, help="Keep the inputs' SHA-256 in the metadata.")
 @click.option("--fsync/--no-fsync", default=True, help="Force the output to the disk.")
-@click.option("--executor", default="processes", show_default=True, help="threads, processes or ray.")
+@click.option(
+    "--executor",
+    type=click.Choice(["auto", "threads", "processes", "ray"]),
+    default="auto",
+    show_default=True,
+    help="Where tensors are made; auto starts processes only where there is enough to merge to make up for it.",
+)
 @click.option("--workers", type=click.IntRange(1, 1024), help="Of processes (default: as --threads) and ray (2).")
 @options.ray_address
 @_parameter_options
@@ -122,7 +128,9 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
     if said["allow_code"] and reproduce is None:
         raise WeightspaceError("--allow-code is for --reproduce: code that the command line or a recipe names is run.")
     unrun = _unrun(said) if said["dry_run"] else ()
-    align, finish, recorded = _network_options(said, run=not unrun)
+    align, finish, recorded, scores = network_options(
+        said, run=not unrun, scored=reproduce is None and not said["dry_run"]
+    )
     if reproduce is not None:
         if sources or output is not None:
             raise WeightspaceError("--reproduce OUT takes sources and recipe from OUT. Leave out CHECKPOINTs and -o.")
@@ -139,7 +147,7 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
     for line in unrun:
         warn(line)
     report = replace(report, warnings=(*report.warnings, *unrun))
-    _show(report, dry_run=said["dry_run"], as_json=as_json)
+    _show(report, scores, dry_run=said["dry_run"], as_json=as_json)
 
 
 def _merge(
@@ -217,26 +225,6 @@ def _unrun(said: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(line for one, line in zip(named, lines, strict=True) if is_user_code(one))
 
 
-def _network_options(said: dict[str, Any], *, run: bool) -> tuple[Alignment | None, Finish | None, dict[str, Any]]:
-    """Return the alignment, what follows the merge, and what the metadata says of that; nothing if no code may run."""
-    network = (said.pop("spec_file"), said.pop("network"), said.pop("input_shape"))
-    method, task, data = said.pop("align"), said.pop("task"), said.pop("data")
-    if method is None and any(network):
-        raise WeightspaceError("--spec, --network and --input are for --align, which was not given.")
-    if method is not None and method not in MATCHINGS:
-        raise unknown("alignment", method, MATCHINGS)
-    if not run or (method is None and task is None):
-        return None, None, {}
-    from weightspace.connectivity import reset_statistics
-    from weightspace.merging import Alignment
-
-    found = options.load_any_task(task, data)
-    align = None if method is None else Alignment(options.spec_of(*network, found), method, said["seed"], found)
-    if found is None:
-        return align, None, {}
-    return align, lambda state: reset_statistics(found, state), {"statistics": "reset", "task": task}
-
-
 def _reproduce(out: str, align: Alignment | None, finish: Finish | None, said: dict[str, Any], as_json: bool) -> None:
     """Make a merge again and say whether its bytes are the same."""
     from weightspace.merging import reproduce
@@ -265,15 +253,23 @@ def _difference(found: Reproduction) -> str:
     return f"{found.out} came out otherwise: {', '.join(found.differing)} differ; {why}."
 
 
-def _show(report: MergeReport, *, dry_run: bool, as_json: bool) -> None:
+def _show(report: MergeReport, scores: Scores | None, *, dry_run: bool, as_json: bool) -> None:
     """Print what was done, or what would be."""
     files = [] if dry_run else files_of(report.out)
+    if scores is not None:
+        scores.warn()
     if as_json:
         figures = asdict(report)
         figures["dry_run"], figures["weight_files"] = dry_run, figures.pop("files")
-        echo_report(figures, output=figures.pop("out"), files=files)
+        of_task: dict[str, Any] = {}
+        if scores is not None:
+            figures |= {"scores": scores.scores, "barriers": scores.barriers}
+            of_task = {"task": scores.task.name, "split": scores.split}
+        echo_report(figures, output=figures.pop("out"), files=files, **of_task)
         return
     if not dry_run:
+        if scores is not None:
+            scores.show()
         echo_files(files)
         return
     rows = {

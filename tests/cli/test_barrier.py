@@ -86,10 +86,9 @@ def test_taylor_and_temperature_stand_beside_the_barrier() -> None:
 
 @pytest.mark.usefixtures("models")
 def test_repair_is_a_choice_of_statistics() -> None:
-    plain, repaired = (
-        json.loads(run("a.pt", "b.pt", *TASK, "--points", "3", "--statistics", kind, "--json").stdout)["curves"]["linear"]
-        for kind in ("none", "repair")
-    )
+    arguments = ("a.pt", "b.pt", *TASK, "--points", "3", "--json")
+    found = (json.loads(run(*arguments, "--statistics", kind).stdout)["curves"] for kind in ("none", "repair"))
+    plain, repaired = (curves["linear"] for curves in found)
     assert repaired["statistics"] == "repair"
     assert repaired["barrier"] < 0.5 * plain["barrier"]
 

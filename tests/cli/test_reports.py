@@ -10,10 +10,10 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from torch import nn
+from weightspace.cli.reports import SCHEMA
 
 import weightspace as ws
 from weightspace import cli
-from weightspace.cli.reports import SCHEMA
 from weightspace.demo import DemoReport
 
 DOCUMENTED = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
@@ -49,6 +49,7 @@ RUNS = {
     f"evidence a.pt {ON} --kind fisher --examples 8 -o f.safetensors": [],
     "merge a.pt b.pt -o m": ["m/README.md", "m/model.safetensors"],
     "merge a.pt b.pt -o m.pt --dry-run": [],
+    f"merge a.pt b.pt --align weight-matching {ON} -o m.pt": [],
     "extract-lora a.pt b.pt --rank 1 --lenient -o lora": ["lora/adapter_config.json", "lora/adapter_model.safetensors"],
     f"barrier a.pt b.pt {ON} --points 3 --matching weight-matching -o way.csv -o way.png": [
         *("way-naive.csv", "way-weight-matching.csv", "way.png")
@@ -136,7 +137,7 @@ def files() -> Iterator[str]:
 def test_every_command_is_documented() -> None:
     for name in cli.COMMANDS:
         assert f"| `{name}" in DOCUMENTED, name
-    assert {"schema", "command", "output", "files", "task", "split"} <= set(re.findall(r"^\| `(\w+)`", DOCUMENTED, re.M))
+    assert set(HEAD) <= set(re.findall(r"^\| `(\w+)`", DOCUMENTED, re.MULTILINE))
     assert DemoReport.__dataclass_fields__.keys() - {"picture"} <= documented("demo")
 
 

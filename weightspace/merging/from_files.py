@@ -95,8 +95,9 @@ def merge_files(
         hashes: keep the SHA-256 of the inputs in the metadata.
         fsync: force everything to the disk, so that it survives a crash of the machine as well.
         executor: ``threads`` of this process; ``processes`` of this machine, nearly twice as fast on two cores (a
-            script that asks for them needs ``if __name__ == "__main__":``); or ``ray``, over a file system that all
-            workers see. The bytes don't depend on it.
+            script that asks for them needs ``if __name__ == "__main__":``); ``auto``, processes where there is enough
+            to merge to make up for starting them; or ``ray``, over a file system that all workers see. The bytes don't
+            depend on it.
         workers: how many processes (default: as ``threads``), or pieces of work at a time on Ray (default: 2).
         ray_address: of a Ray cluster that is running; by default ``$RAY_ADDRESS``, else one of this machine.
         dry_run: plan and check, but write nothing and run nobody's code: of a user's method the parameters are read
@@ -124,7 +125,7 @@ def merge_files(
     if is_url(out):
         raise CheckpointError(f"{out} is a URL; expected a local path to write to. Merge to a local path and copy it.")
     check_named(out)
-    if executor not in (known := ("threads", *EXECUTORS)):
+    if executor not in (known := ("auto", "threads", *EXECUTORS)):
         raise unknown("executor", executor, known)
     warnings: list[str] = []
 

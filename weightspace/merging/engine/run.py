@@ -20,7 +20,7 @@ from weightspace.checkpoints.origins import described
 from weightspace.checkpoints.outputs import check_apart, check_checkpoint_output
 from weightspace.checkpoints.safetensors_header import encode_header, read_header
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging.engine.costs import estimated_seconds, job_memory, plan_memory
+from weightspace.merging.engine.costs import chosen_executor, estimated_seconds, job_memory, plan_memory
 from weightspace.merging.engine.finishing import finish_folder
 from weightspace.merging.engine.inputs import check_unchanged, read_paths
 from weightspace.merging.engine.parts import make_elsewhere
@@ -216,6 +216,7 @@ def _make(plan: Plan, jobs: Sequence[Job], staging: Staging, running: Running, r
         from weightspace.merging.engine.shards import survey
 
         surveyed = survey(plan)
+    running = replace(running, executor=chosen_executor(plan, jobs, running))
     if running.executor != "threads":
         make_elsewhere(plan, jobs, staging, running, surveyed, report)
         return
