@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli import options, ways
@@ -12,12 +12,16 @@ from weightspace.cli.reports import echo_files, echo_report
 
 from weightspace import WeightspaceError
 
+if TYPE_CHECKING:
+    from weightspace.tasks import Task
+
 
 @click.command("barrier")
 @click.argument("a")
 @click.argument("b")
 @click.argument("others", nargs=-1, metavar="[C]...")
 @options.task()
+@options.network
 @options.matching("Match the others to A first, and show both.")
 @click.option(
     "--points",
@@ -58,6 +62,8 @@ from weightspace import WeightspaceError
     show_default=True,
     help="Points along either side of the plane.",
 )
+@options.device("Where the networks run")
+@options.dtype
 @options.execution("Positions between two networks, or ways between many,")
 @options.seed("Order of the groups in the matching.")
 @options.output(
@@ -70,6 +76,8 @@ def command(
     others: tuple[str, ...],
     task: str,
     data: Path | None,
+    network: str | None,
+    example_inputs: tuple[str, ...],
     matching: str | None,
     points: int,
     statistics: Any,
@@ -79,6 +87,8 @@ def command(
     temperature: bool,
     plane: bool,
     resolution: int,
+    device: str,
+    dtype: str | None,
     workers: int,
     executor: str,
     ray_address: str | None,
@@ -101,9 +111,10 @@ def command(
     paths = (a, b, *others)
     _check(paths, outputs, plane=plane, ends_only=taylor or temperature)
     for path in outputs:
-        options.check_apart(path, *paths, task)
+        options.check_apart(path, *paths, task, network)
     place = {"executor": executor, "workers": workers, "ray_address": ray_address}
-    models = _models(paths, task, data, matching, seed)
+    found = options.load_placed(task, data, device=device, dtype=dtype, source=network, inputs=example_inputs)
+    models = _models(paths, found, matching, seed)
     if plane:
         report = ways.planes(models, resolution=resolution, statistics=statistics, split=split)
     elif others:
@@ -145,11 +156,10 @@ def _check(paths: tuple[str, ...], outputs: tuple[str, ...], *, plane: bool, end
         raise WeightspaceError(f"Three networks or more must be different ones; found {', '.join(paths)}.")
 
 
-def _models(paths: tuple[str, ...], task: str, data: Path | None, matching: str | None, seed: int) -> ways.Models:
+def _models(paths: tuple[str, ...], found: Task, matching: str | None, seed: int) -> ways.Models:
     """Return the task and the networks, under a label as they come and under another one matched."""
-    from weightspace import load_checkpoint, load_task
+    from weightspace import load_checkpoint
 
-    found = load_task(task, data=data)
     states = [load_checkpoint(path) for path in paths]
     stems = tuple(Path(path).stem for path in paths)
     labelled = {"naive" if matching else "linear": states}

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     help="Pairs to predict soup against ensemble for, drawn at random where there are more.",
 )
 @options.seed("Which pairs.")
+@options.device("Where networks are scored")
+@options.dtype
 @options.soup_statistics
 @options.cache
 @options.execution("Networks to score")
@@ -57,12 +59,11 @@ def command(
       weightspace ensemble runs/*.pt --task digits-mlp
       weightspace ensemble runs/*.pt --task digits-mlp --pairs 20 -o predictions.png
     """
-    from weightspace import load_task
     from weightspace.soups import compare_recipes
 
     _check(checkpoints, pairs, output)
     options.check_apart(output, *checkpoints, task)
-    found = load_task(task, data=data)
+    found = options.load_placed(task, data, device=said.pop("device"), dtype=said.pop("dtype"))
     with live_table(("", "candidate", "models", found.objective, "")) as show:
         report = compare_recipes(
             checkpoints, found, ("uniform", "ensemble"), on_trial=lambda trial: show(trial_row(trial)), **said

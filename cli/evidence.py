@@ -17,7 +17,7 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
 @options.task()
 @click.option("--examples", type=click.IntRange(min=1), default=256, show_default=True, help="Of training, at most.")
 @options.seed("Order of the examples.")
-@click.option("--device", default="cpu", show_default=True, help="Where the network runs.")
+@options.device("Where the network runs")
 @options.output("File to write (.safetensors).")
 @options.as_json
 def command(
@@ -40,9 +40,10 @@ def command(
     """
     from weightspace.checkpoints import load_checkpoint, provenance, save_checkpoint
     from weightspace.evidence import collect_evidence
-    from weightspace.tasks import load_task
+    from weightspace.tasks import check_device, load_task
 
     options.check_apart(output, checkpoint, task)
+    check_device(device)
     found = load_task(task, data=data)
     with progress(f"{kind} of {checkpoint}") as update:
         state = collect_evidence(

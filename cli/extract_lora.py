@@ -27,7 +27,7 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
     "modules transformers renames by unknown rules.",
 )
 @options.seed("Of the iteration that finds the singular vectors of large matrices.")
-@click.option("--device", default="cpu", show_default=True, help="Where the decompositions run.")
+@options.device("Where the decompositions run")
 @options.output("Folder of the adapter to write, as PEFT reads it.", kind="adapter")
 @options.as_json
 def command(
@@ -49,7 +49,9 @@ def command(
       weightspace merge base+adapter -m passthrough -o tuned-again
     """
     from weightspace.adapters import extract_lora_files
+    from weightspace.tasks import check_device
 
+    check_device(device)
     options.check_apart(output, base, model)
     with progress(f"extracting into {output}") as update:
         report = extract_lora_files(

@@ -65,6 +65,7 @@ def _list_methods(context: click.Context, _: click.Parameter, method: str | None
 )
 @options.spec_source
 @options.task(required=False)
+@options.device("Where networks run, for methods that look at data")
 @options.seed("Whatever a method draws: order of groups and batches, noise.")
 @click.option("--restarts", type=click.IntRange(min=0), help=f"{_users('restarts')}: further random starts. [0]")
 @click.option(
@@ -85,9 +86,10 @@ def command(
     method: str | None,
     spec_file: str | None,
     network: str | None,
-    input_shape: str | None,
+    example_inputs: tuple[str, ...],
     task: str | None,
     data: Path | None,
+    device: str,
     seed: int,
     output: str,
     merged: str | None,
@@ -119,8 +121,8 @@ def command(
         options.check_writable(merged, "checkpoint")
     for path in (output, merged):
         options.check_apart(path, target, source, *others, spec_file, network, task)
-    found = options.load_any_task(task, data)
-    spec = options.spec_of(spec_file, network, input_shape, found)
+    found = options.load_any_task(task, data, device=device, source=network, inputs=example_inputs)
+    spec = options.spec_of(spec_file, network, example_inputs, found)
     if method in MANY_MATCHINGS:
         paths = (target, source, *others)
         match_many(method, spec, paths, found, seed=seed, given=given, output=output, merged=merged, as_json=as_json)

@@ -76,6 +76,7 @@ def _parameter_options(command: Command) -> Command:
 )
 @options.spec_source
 @options.task(required=False)
+@options.device("Where the networks of --task run; tensors are merged on the CPU")
 @options.seed("Of random masks and of the matching.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing, and run no code of file.py.")
 @click.option(

@@ -107,8 +107,8 @@ def network_options(
         run: whether users' code may run; without it there is nothing.
         scored: whether parents and result are scored where they are aligned on a task.
     """
-    network = (said.pop("spec_file"), said.pop("network"), said.pop("input_shape"))
-    method, task, data = said.pop("align"), said.pop("task"), said.pop("data")
+    network = (said.pop("spec_file"), said.pop("network"), said.pop("example_inputs"))
+    method, task, data, device = said.pop("align"), said.pop("task"), said.pop("data"), said.pop("device")
     if method is None and any(network):
         raise WeightspaceError("--spec, --network and --input are for --align, which was not given.")
     if method is not None and method not in MATCHINGS:
@@ -118,7 +118,8 @@ def network_options(
     from weightspace.connectivity import reset_statistics
     from weightspace.merging import Alignment
 
-    found = options.load_any_task(task, data)
+    _, source, inputs = network
+    found = options.load_any_task(task, data, device=device, source=source, inputs=inputs)
     align = None if method is None else Alignment(options.spec_of(*network, found), method, said["seed"], found)
     if found is None:
         return align, None, {}, None

@@ -134,16 +134,36 @@ def task(*, required: bool = True) -> Callable[[Command], Command]:
     return decorate
 
 
+def device(help_text: str) -> Callable[[Command], Command]:
+    """``--device``, with what runs there."""
+    return click.option(
+        "--device", metavar="DEVICE", default="cpu", show_default=True, help=f"{help_text}: cpu, cuda, cuda:1, mps."
+    )
+
+
+def dtype(command: Command) -> Command:
+    """``--dtype`` of networks that are scored."""
+    said = "Precision that networks are scored in: float32, float64, bfloat16 or float16; by default their own."
+    return click.option("--dtype", metavar="DTYPE", help=said)(command)
+
+
 def network(command: Command) -> Command:
     """``--network`` and ``--input``."""
     source = click.option(
         "--network",
         metavar="SOURCE",
-        help="torchvision:resnet18, timm:…, open_clip:…, transformers:FOLDER or file.py:callable; options after "
-        "commas (torchvision:resnet18,num_classes=10).",
+        help="torchvision:resnet18, timm:…, open_clip:…, transformers:FOLDER or file.py:callable; options of its "
+        "builder follow after commas (torchvision:resnet18,num_classes=10).",
     )
-    shape = click.option("--input", "input_shape", metavar="N,…", help="Shape of the network's input, as 1,3,32,32.")
-    return source(shape(command))
+    given = click.option(
+        "--input",
+        "example_inputs",
+        multiple=True,
+        metavar="[NAME=]SIZES[:DTYPE[:BELOW]]",
+        help="Input of the network where it isn't known: 1,3,32,32, or by name input_ids=1,16:int64:30522; may be "
+        "repeated.",
+    )
+    return source(given(command))
 
 
 def spec_source(command: Command) -> Command:
@@ -222,11 +242,25 @@ def soup_statistics(command: Command) -> Command:
     )(command)
 
 
-def load_any_task(name: str | None, data: Path | None) -> Task | None:
-    """Return the task that the options name, or None."""
-    from weightspace import load_task
+def load_placed(
+    name: str,
+    data: Path | None,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    source: str | None = None,
+    inputs: Sequence[str] = (),
+) -> Task:
+    """Return the task that the options name, with its networks where ``--device``, ``--dtype``, ``--network`` say."""
+    from weightspace.tasks import load_task, placed
 
-    return None if name is None else load_task(name, data=data)
+    task = load_task(name, data=data)
+    return placed(task, device=device, dtype=dtype, source=source, inputs=inputs)
+
+
+def load_any_task(name: str | None, data: Path | None, **place: Any) -> Task | None:
+    """Return the task that the options name, or None; see ``load_placed``."""
+    return None if name is None else load_placed(name, data, **place)
 
 
 def name_of(found: Task | None) -> str | None:
@@ -234,24 +268,25 @@ def name_of(found: Task | None) -> str | None:
     return None if found is None else found.name
 
 
-def network_of(source: str | None, input_shape: str | None, found: Task | None) -> Network | None:
-    """Return the network that the options name: that of ``--network``, else that of the task, else None."""
+def network_of(source: str | None, inputs: tuple[str, ...], found: Task | None) -> Network | None:
+    """Return the network that the options name: that of the task, which is that of ``--network`` if given, or None."""
     from weightspace.networks import Network, load_network
 
-    if source is not None:
-        return load_network(source, input_shape=_shape(input_shape))
     if found is None:
-        return None
-    return Network(found.network(), found.example_args)
+        return None if source is None else load_network(source, inputs=inputs)
+    from weightspace.tasks import at_home
+
+    home = at_home(found)
+    return Network(home.network(), home.example_args)
 
 
 def spec_of(
-    spec_file: str | None, source: str | None, input_shape: str | None, found: Task | None = None
+    spec_file: str | None, source: str | None, inputs: tuple[str, ...], found: Task | None = None
 ) -> PermutationSpec:
     """Return a verified spec: read from a file, or derived from the network of the options."""
     from weightspace import derive_spec
 
-    built = network_of(source, input_shape, found)
+    built = network_of(source, inputs, found)
     if spec_file is not None:
         return load_any_spec(spec_file, built if source is not None else None)
     if built is None:
@@ -274,15 +309,3 @@ def numbers(option: str, text: str | None) -> list[float] | None:
         return [float(number) for number in text.split(",")]
     except ValueError:
         raise WeightspaceError(f"{option} takes numbers with commas between, as .6,.4; found {text!r}.") from None
-
-
-def _shape(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        shape = tuple(int(size) for size in text.split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise WeightspaceError(f"--input is a shape such as 1,3,32,32; found {text!r}.")
-    return shape

@@ -22,7 +22,7 @@ def command(
     permutation: str,
     spec_file: str | None,
     network: str | None,
-    input_shape: str | None,
+    example_inputs: tuple[str, ...],
     task: str | None,
     data: Path | None,
     inverse: bool,
@@ -39,8 +39,8 @@ def command(
     from weightspace.checkpoints import provenance
 
     options.check_apart(output, checkpoint, permutation, spec_file, network, task)
-    found = options.load_any_task(task, data)
-    spec = options.spec_of(spec_file, network, input_shape, found)
+    found = options.load_any_task(task, data, source=network, inputs=example_inputs)
+    spec = options.spec_of(spec_file, network, example_inputs, found)
     moved = Permutation.load(permutation, spec)
     state = permute(spec, moved.inverse() if inverse else moved, load_checkpoint(checkpoint))
     metadata = provenance([checkpoint, permutation], "permute", {"inverse": inverse, "spec": spec.digest})

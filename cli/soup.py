@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     help="learned: what has coefficients of its own.",
 )
 @click.option("--positions", metavar="P,P,…", help="wise-ft: positions on the line. [0,.1,…,1]")
+@options.device("Where networks are scored")
+@options.dtype
 @options.soup_statistics
 @options.cache
 @options.execution("Ingredients or positions to score")
@@ -79,7 +81,7 @@ def command(
     check_reports(reports)
     for path in (output, *reports):
         options.check_apart(path, *checkpoints, task)
-    found = options.load_any_task(task, data)
+    found = options.load_any_task(task, data, device=said.pop("device"), dtype=said.pop("dtype"))
     if found is None:
         _mean(checkpoints, recipe, output, reports, said, as_json=as_json)
         return

@@ -21,7 +21,7 @@ from weightspace import SpecError, WeightspaceError
 def command(
     spec_file: str | None,
     network: str | None,
-    input_shape: str | None,
+    example_inputs: tuple[str, ...],
     task: str | None,
     data: Path | None,
     output: str | None,
@@ -40,8 +40,8 @@ def command(
     from weightspace import derive_spec
 
     options.check_apart(output, network, task, None if output == spec_file else spec_file)
-    found = options.load_any_task(task, data)
-    built = options.network_of(network, input_shape, found)
+    found = options.load_any_task(task, data, source=network, inputs=example_inputs)
+    built = options.network_of(network, example_inputs, found)
     if spec_file is not None:
         spec = options.load_any_spec(spec_file, built)
     elif built is None:

@@ -45,6 +45,7 @@ _MEAN = "merged"
     help="Singular values of at least this share of the largest count; may be repeated.",
 )
 @click.option("--names", metavar="NAME,…", help="Tensors or patterns instead of all linear layers and convolutions.")
+@options.device("Where matrices are decomposed, and networks run")
 @options.seed("Order of the groups in the matching.")
 @options.output(
     "Picture (.png, .svg, .pdf); of two networks OUT-alignment, OUT-vectors and OUT-values.",
@@ -91,10 +92,10 @@ def _check(b: str | None, said: dict[str, Any]) -> None:
         raise WeightspaceError(f"--against {_MEAN} is the mean of A and B matched. Give --matching, or a checkpoint.")
     if said["inputs"] and said["task"] is None:
         raise WeightspaceError("--inputs runs A on data. Say on which: --task digits-mlp, or file.py:object.")
-    serves = {"--network": said["network"], "--spec": said["spec_file"], "--input": said["input_shape"]}
+    serves = {"--network": said["network"], "--spec": said["spec_file"], "--input": said["example_inputs"]}
     if not said["inputs"]:
         serves["--task"] = said["task"]
-    if said["matching"] is None and (idle := [option for option, value in serves.items() if value is not None]):
+    if said["matching"] is None and (idle := [option for option, value in serves.items() if value]):
         raise WeightspaceError(f"{idle[0]} says what network to match. Give --matching too, or leave it out.")
 
 
@@ -107,8 +108,11 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
     """Load, match and decompose what was asked for."""
     from weightspace import interpolate, load_checkpoint, spectrum
     from weightspace.checkpoints import check_compatible
+    from weightspace.tasks import check_device
 
-    task = options.load_any_task(said["task"], said["data"])
+    place = {"device": said["device"], "source": said["network"], "inputs": said["example_inputs"]}
+    task = options.load_any_task(said["task"], said["data"], **place)
+    check_device(said["device"])
     names = None if said["names"] is None else said["names"].split(",")
     given = {"a": a, "b": b, "merged": None if _is_mean(said["against"]) else said["against"]}
     paths = {label: path for label, path in given.items() if path is not None}
@@ -117,7 +121,7 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
         check_compatible(states["a"], states[label], names=(a, path))
     spec = None
     if said["matching"]:
-        spec = options.spec_of(said["spec_file"], said["network"], said["input_shape"], task)
+        spec = options.spec_of(said["spec_file"], said["network"], said["example_inputs"], task)
     least = 0.0 if drawn and b is not None else min(gammas)
 
     def decomposed(label: str, state: StateDict) -> Spectrum:
@@ -128,6 +132,7 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
                 names=names,
                 spec=spec,
                 label=label,
+                device=said["device"],
                 progress=lambda done, total: update(done, total, f"{done:,} of {total:,} matrices"),
             )
 
@@ -144,7 +149,7 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
         from weightspace import collect_evidence
 
         with progress("inputs"):
-            found.grams = collect_evidence(task, states["a"], "gram", seed=said["seed"])
+            found.grams = collect_evidence(task, states["a"], "gram", seed=said["seed"], device=said["device"])
     return found
 
 

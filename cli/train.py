@@ -25,6 +25,7 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
     metavar="NAME",
     help="What training changes about the inputs: none, flip, jitter or distort with images.",
 )
+@options.device("Where the network is trained and scored")
 @options.output("Checkpoint to write (.safetensors, .pt, or a folder).")
 @options.as_json
 def command(
@@ -34,6 +35,7 @@ def command(
     epochs: int | None,
     learning_rate: float | None,
     augmentation: str | None,
+    device: str,
     output: str,
     as_json: bool,
 ) -> None:
@@ -48,10 +50,11 @@ def command(
     """
     from weightspace import load_task, save_checkpoint, train
     from weightspace.checkpoints import provenance
-    from weightspace.tasks import variant
+    from weightspace.tasks import placed, variant
 
     options.check_apart(output, task)
     found = variant(load_task(task, data=data), learning_rate=learning_rate, augmentation=augmentation)
+    found = placed(found, device=device)
     with progress(f"training {found.name}") as update:
         state = train(
             found,

@@ -50,7 +50,7 @@ class Judge:
         self, score: Score | Task, statistics: Statistics, *, cache: bool, cache_key: str | None, place: Place
     ) -> None:
         if isinstance(score, Task):
-            device = "cuda" if place.gpus else "cpu"
+            device = "cuda" if place.gpus else None
             self.measure: TaskMeasure | FunctionMeasure = TaskMeasure(score, statistics, device, secrets.token_hex(8))
             self.measure.scorer()  # says what is wrong with the choices, before anything is read
         else:

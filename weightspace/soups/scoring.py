@@ -29,7 +29,7 @@ class Scorer:
     Args:
         task: builds and scores the network.
         statistics: what becomes of BatchNorm's statistics in mixtures.
-        device: where the network runs.
+        device: where the network runs; where the task builds it if not given.
 
     Attributes:
         network: in evaluation mode.
@@ -39,7 +39,7 @@ class Scorer:
         WeightspaceError: there is no such choice of statistics.
     """
 
-    def __init__(self, task: Task, statistics: Statistics = "auto", *, device: str = "cpu") -> None:
+    def __init__(self, task: Task, statistics: Statistics = "auto", *, device: str | None = None) -> None:
         if statistics not in get_args(Statistics):
             raise unknown("choice of statistics", statistics, get_args(Statistics))
         self.task, self.network = task, blank_network(task).to(device)

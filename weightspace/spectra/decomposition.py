@@ -88,6 +88,7 @@ def spectrum(
     names: Iterable[str] | None = None,
     spec: PermutationSpec | None = None,
     label: str = "The network",
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> Spectrum:
     """Return the singular values of every weight matrix of a network, and the vectors of its large ones.
@@ -99,6 +100,7 @@ def spectrum(
         names: names or patterns of the tensors; default: all linear layers and convolutions (``weight_matrices``).
         spec: its statistics are left out.
         label: what an error calls the network, such as its path.
+        device: where the matrices are decomposed, in float64; what is returned is on the CPU.
         progress: is told how far it is.
 
     Raises:
@@ -110,17 +112,17 @@ def spectrum(
     check_finite({name: one.matrix for name, one in matrices.items()}, label)
     layers: dict[str, LayerSpectrum] = {}
     for name, one in matrices.items():
-        layers[name] = layer_spectrum(one, gamma)
+        layers[name] = layer_spectrum(one, gamma, device=device)
         if progress is not None:
             progress(len(layers), len(matrices))
     return Spectrum(gamma, layers)
 
 
-def layer_spectrum(weight: WeightMatrix, gamma: float) -> LayerSpectrum:
+def layer_spectrum(weight: WeightMatrix, gamma: float, *, device: str = "cpu") -> LayerSpectrum:
     """Return the spectrum of one finite matrix, with the vectors for values from ``gamma`` times the largest on."""
-    matrix = weight.matrix.to("cpu", torch.float64)
+    matrix = weight.matrix.to(device, torch.float64)
     scale = float(matrix.abs().max())
-    left, values, right = _decomposed(matrix / (scale or 1.0), gamma)
+    left, values, right = (part.cpu() for part in _decomposed(matrix / (scale or 1.0), gamma))
     kept = _kept(values, weight.matrix, gamma)
     left, right = (vectors[:, :kept].contiguous() for vectors in (left, right))
     return LayerSpectrum(weight.name, weight.tensor, weight.matrix, values * scale, left, right)

@@ -8,6 +8,7 @@ from weightspace.tasks.building import blank_network, check_belongs, network_wit
 from weightspace.tasks.classification import ClassificationTask, Examples, carve
 from weightspace.tasks.clip_tasks import clip_task
 from weightspace.tasks.loading import TASKS, load_task
+from weightspace.tasks.placing import PlacedTask, at_home, check_device, placed
 from weightspace.tasks.protocol import Recipe, Split, Task, objective_value
 from weightspace.tasks.text import Texts, text_task
 from weightspace.tasks.training import EpochReport, train
@@ -18,17 +19,21 @@ __all__ = [
     "ClassificationTask",
     "EpochReport",
     "Examples",
+    "PlacedTask",
     "Recipe",
     "Split",
     "Task",
     "Texts",
+    "at_home",
     "blank_network",
     "carve",
     "check_belongs",
+    "check_device",
     "clip_task",
     "load_task",
     "network_with",
     "objective_value",
+    "placed",
     "text_task",
     "train",
     "variant",

@@ -8,7 +8,7 @@ outputs (labels) to the device of the module, as ``ClassificationTask`` does.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from weightspace.errors import WeightspaceError
 from weightspace.networks import load_network
 from weightspace.suggestions import unknown
+from weightspace.symmetry.inputs import ExampleInputs
 from weightspace.tasks.protocol import Split, Task
 
 #: Precisions that a network can run in.
@@ -38,14 +39,14 @@ class PlacedTask:
         device: where the networks run, as ``cpu`` or ``cuda:1``.
         dtype: of their weights and inputs, a name in ``DTYPES``; None: as they are built.
         source: builds the networks instead of the task, as for ``load_network``; None: the task.
-        input_shape: of the source's input, where it does not know.
+        inputs: of the source, where it does not know; see ``load_network``.
     """
 
     task: Task
     device: str = "cpu"
     dtype: str | None = None
     source: str | None = None
-    input_shape: tuple[int, ...] | None = None
+    inputs: tuple[str, ...] = ()
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__") or attribute == "task":  # copying and unpickling ask before there is a task
@@ -63,9 +64,10 @@ class PlacedTask:
         return self.task.objective
 
     @property
-    def example_args(self) -> tuple[Tensor, ...]:
+    def example_args(self) -> ExampleInputs:
         """Inputs of one forward pass: the source's own, else the task's."""
-        return self.task.example_args if self.source is None else self._built().example_args
+        own = self._built().example_args if self.source is not None else ()
+        return own or self.task.example_args
 
     def network(self) -> nn.Module:
         """Return a new network, in its place."""
@@ -103,7 +105,7 @@ class PlacedTask:
 
     def _built(self) -> Any:
         assert self.source is not None
-        return load_network(self.source, input_shape=self.input_shape)
+        return load_network(self.source, inputs=self.inputs, inputs_required=False)
 
 
 def placed(
@@ -112,7 +114,7 @@ def placed(
     device: str = "cpu",
     dtype: str | None = None,
     source: str | None = None,
-    input_shape: tuple[int, ...] | None = None,
+    inputs: Sequence[str] = (),
 ) -> Task:
     """Return a task whose networks run elsewhere; see ``PlacedTask``.
 
@@ -124,7 +126,7 @@ def placed(
         raise unknown("dtype", dtype, DTYPES)
     if device == "cpu" and dtype is None and source is None:
         return task
-    return PlacedTask(task, device, dtype, source, input_shape)
+    return PlacedTask(task, device, dtype, source, tuple(inputs))
 
 
 def at_home(task: Task) -> Task:
