@@ -50,7 +50,7 @@ def command(
     """
     from weightspace import load_task, save_checkpoint, train
     from weightspace.checkpoints import provenance
-    from weightspace.tasks import placed, variant
+    from weightspace.tasks import placed, scores_of, variant
 
     options.check_apart(output, task)
     found = variant(load_task(task, data=data), learning_rate=learning_rate, augmentation=augmentation)
@@ -67,7 +67,7 @@ def command(
     module = found.network()
     module.load_state_dict(state)
     splits = ("validation", "test", *getattr(found, "shifts", ()))
-    scores = {split: dict(found.score(module, split)) for split in splits}
+    scores = {split: scores_of(found, module, split) for split in splits}
     if as_json:
         echo_report({"seed": seed, "scores": scores}, output=output, files=files_of(output), task=found.name)
         return

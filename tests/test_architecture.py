@@ -17,6 +17,7 @@ LAYERS = (
     "version",
     "lazy",
     "suggestions",
+    "arguments",
     "user_code",
     "worker",
     "executors",

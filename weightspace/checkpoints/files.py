@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
+from weightspace.arguments import checked
 from weightspace.checkpoints.companions import check_replaceable, copy_companions, find_companions
 from weightspace.checkpoints.disk import one_line_errors, replacing_file, replacing_folder, synced_file
 from weightspace.checkpoints.fetching import fetched_path, local_path
@@ -32,6 +33,7 @@ from weightspace.errors import CheckpointError, WeightspaceWarning
 StrPath: TypeAlias = str | os.PathLike[str]
 
 
+@checked
 def load_checkpoint(
     path: StrPath, *, strip_prefix: str | None = None, key: str | None = None, finite: bool = False
 ) -> StateDict:
@@ -88,6 +90,7 @@ def read_state(path: Path, key: str | None = None) -> tuple[StateDict, tuple[str
     return state, tuple(notes)
 
 
+@checked
 def save_checkpoint(
     state: StateDict,
     path: StrPath,

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
+from weightspace.arguments import checked
 from weightspace.connectivity.curve import Curve
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
@@ -18,6 +19,7 @@ Baseline: TypeAlias = Literal["linear", "mean"]
 Score: TypeAlias = Literal["loss", "accuracy"]
 
 
+@checked
 def barrier(curve: Curve, *, baseline: Baseline = "linear", score: Score = "loss") -> float:
     """Return the largest rise of the loss above the straight line between its ends.
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.matching.descent import Schedule, Trial, Way, descend, endless
@@ -30,6 +31,7 @@ Projection: TypeAlias = Literal["weight-matching", "sinkhorn"]
 _RATES = {"weight-matching": 1e-3, "sinkhorn": 0.1}
 
 
+@checked
 def straight_through(
     spec: PermutationSpec,
     task: Task,

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightspace.arguments import checked
 from weightspace.checkpoints.outputs import check_named
 from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError, WeightspaceError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from weightspace.merging.engine.aligning import Alignment
 
 
+@checked
 def merge_files(
     recipe_or_sources: str | os.PathLike[str] | Recipe | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
@@ -198,6 +200,10 @@ def _recipe(
         return given if isinstance(given, Recipe) else read_recipe(Path(given), warn=warn, ignored=ignored)
     if isinstance(given, str | os.PathLike) or not given:
         raise WeightspaceError(f"Expected a recipe (.yml or .yaml) or a list of checkpoints, found {given!r}.")
+    if wrong := [one for one in given if not isinstance(one, str | os.PathLike)]:
+        raise WeightspaceError(
+            f"merge_files takes paths of checkpoints; found a {type(wrong[0]).__name__}. Networks in memory: ws.merge."
+        )
     return recipe_of([os.fspath(one) for one in given], method or "linear", warn=warn, **said)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.soups.candidates import Alone, Joined
@@ -66,6 +67,7 @@ class Soup:
         return self.scores[-1]
 
 
+@checked
 def greedy_soup(
     states_or_paths: Sequence[Source],
     score: Score | Task,

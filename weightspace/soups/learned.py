@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.adapters.factor_files import check_is_model
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.measure import is_inexact
 from weightspace.connectivity.statistics import batch_statistics
@@ -65,6 +66,7 @@ class LearnedSoup:
     losses: tuple[float, ...]
 
 
+@checked
 def learned_soup(
     paths: Sequence[Source],
     task: Task,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.merging.interpolation import interpolate
@@ -35,6 +36,7 @@ class WiseFT:
     state: StateDict
 
 
+@checked
 def wise_ft(
     pretrained: Source,
     finetuned: Source,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict, check_compatible, check_finite
 from weightspace.spectra.decomposition import LayerSpectrum, Spectrum, check_gamma, layer_spectrum, paired
 from weightspace.spectra.matrices import weight_matrices
@@ -43,6 +44,7 @@ class SingularAlignment:
     near_degenerate: tuple[str, ...]
 
 
+@checked
 def singular_alignment(
     a: StateDict,
     b: StateDict,

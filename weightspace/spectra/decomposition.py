@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict, check_compatible, check_finite
 from weightspace.errors import WeightspaceError
 from weightspace.spectra.matrices import WeightMatrix, weight_matrices
@@ -81,6 +82,7 @@ class Spectrum:
     layers: Mapping[str, LayerSpectrum]
 
 
+@checked
 def spectrum(
     state: StateDict,
     *,

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict, load_checkpoint, load_metadata, save_checkpoint
 from weightspace.errors import CheckpointError, SpecError
 from weightspace.symmetry.pattern import Block, Units, blocks
@@ -150,6 +151,7 @@ def _index_shape(spec: PermutationSpec, group: str) -> tuple[int, ...]:
     return (spec.groups[group],) if outer is None else (spec.groups[outer], spec.groups[group])
 
 
+@checked
 def permute(spec: PermutationSpec, permutation: Permutation, state: StateDict) -> StateDict:
     """Move the hidden units of a checkpoint, which leaves its function as it is.
 

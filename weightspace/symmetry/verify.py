@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from weightspace.arguments import checked
 from weightspace.errors import SpecError
 from weightspace.symmetry.buffers import moves_with_units
 from weightspace.symmetry.copying import copy_module, keep_random_state
@@ -26,6 +27,7 @@ from weightspace.symmetry.trace import trace_spec
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
+@checked
 def derive_spec(module: nn.Module, example_args: ExampleInputs, *, verify: bool = True) -> PermutationSpec:
     """Derive which hidden units of a network may be permuted together, and verify it.
 
@@ -57,6 +59,7 @@ def derive_spec(module: nn.Module, example_args: ExampleInputs, *, verify: bool 
     return replace(spec, verification=verification)
 
 
+@checked
 def load_spec(path: str | Path, module: nn.Module, example_args: ExampleInputs) -> PermutationSpec:
     """Read a spec that was edited or comes from elsewhere, and verify it against a network.
 
@@ -80,6 +83,7 @@ def load_spec(path: str | Path, module: nn.Module, example_args: ExampleInputs) 
     return replace(spec, verification=verification)
 
 
+@checked
 def verify_spec(
     spec: PermutationSpec, module: nn.Module, example_args: ExampleInputs, *, seed: int = 0
 ) -> Verification:

@@ -10,6 +10,7 @@ from weightspace.tasks.clip_tasks import clip_task
 from weightspace.tasks.loading import TASKS, load_task
 from weightspace.tasks.placing import PlacedTask, at_home, check_device, placed
 from weightspace.tasks.protocol import Recipe, Split, Task, objective_value
+from weightspace.tasks.scores import scores_of
 from weightspace.tasks.text import Texts, text_task
 from weightspace.tasks.training import EpochReport, train
 from weightspace.tasks.variants import variant
@@ -34,6 +35,7 @@ __all__ = [
     "network_with",
     "objective_value",
     "placed",
+    "scores_of",
     "text_task",
     "train",
     "variant",

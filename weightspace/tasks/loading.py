@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from weightspace.arguments import checked
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 from weightspace.tasks.digits import digits_cnn, digits_mlp
@@ -28,6 +30,7 @@ TASKS: tuple[str, ...] = (*_BUNDLED, *_FROM_FOLDER)
 _MEMBERS = ("name", "objective", "example_args", "network", "score", "batches", "loss")
 
 
+@checked
 def load_task(source: str, *, data: str | Path | None = None) -> Task:
     """Return the task that ``source`` names.
 
@@ -60,10 +63,15 @@ def _as_task(found: Any, source: str) -> Task:
             task = found()
         except Exception as error:
             raise WeightspaceError(f"Calling {source} raised {type(error).__name__}: {error}") from error
-    missing = [member for member in _MEMBERS if not hasattr(task, member)]
+    missing = [member for member in _MEMBERS if not _has(task, member)]
     if missing:
         raise WeightspaceError(
             f"{source} is a {type(task).__name__} without {', '.join(missing)}; expected a Task, which has "
             f"{', '.join(_MEMBERS)}."
         )
     return task
+
+
+def _has(task: Any, member: str) -> bool:
+    """Return whether a task has a member; a property is not asked, since what goes wrong in it is another mistake."""
+    return inspect.getattr_static(task, member, None) is not None or hasattr(task, member)

@@ -11,6 +11,7 @@ from typing import get_args
 
 import torch
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
@@ -29,6 +30,7 @@ class EpochReport:
     loss: float
 
 
+@checked
 def train(
     task: Task,
     seed: int,
