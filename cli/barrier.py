@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import options, ways
+from weightspace.cli import commands, options, ways
 from weightspace.cli.printing import echo
 from weightspace.cli.reports import echo_files, echo_report
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from weightspace.tasks import Task
 
 
-@click.command("barrier")
+@commands.command("barrier")
 @click.argument("a")
 @click.argument("b")
 @click.argument("others", nargs=-1, metavar="[C]...")
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
     type=click.IntRange(min=3),
     default=25,
     show_default=True,
-    help="Positions on a way, ends included.",
+    help="Positions on the line between two networks, ends included.",
 )
 @click.option(
     "--statistics",
     type=click.Choice(["auto", "none", "reset", "repair"]),
     default="auto",
     show_default=True,
-    help="Between the networks: BatchNorm's statistics measured anew (reset), all hidden units set (repair), nothing "
-    "(none); auto resets where there is BatchNorm.",
+    help="Statistics between the networks: BatchNorm's measured anew (reset), of all hidden units set (repair), or "
+    "left (none); auto resets where there is BatchNorm.",
 )
 @click.option(
     "--baseline",
     type=click.Choice(["linear", "mean"]),
     default="linear",
     show_default=True,
-    help="What the barrier rises above.",
+    help="Line or mean of the ends that the barrier rises above.",
 )
 @click.option(
     "--split",
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 )
 @click.option("--taylor", is_flag=True, help="Estimate the barrier from the two ends too, by Taylor expansion.")
 @click.option("--temperature", is_flag=True, help="Fit a temperature to the midpoint, and show its loss with it.")
-@click.option("--plane", is_flag=True, help="Score the plane through three networks instead of the ways.")
+@click.option("--plane", is_flag=True, help="Score the plane through three networks instead of the lines.")
 @click.option(
     "--resolution",
     type=click.IntRange(min=2),
@@ -64,8 +64,8 @@ if TYPE_CHECKING:
 )
 @options.device("Where the networks run")
 @options.dtype
-@options.execution("Positions between two networks, or ways between many,")
-@options.seed("Order of the groups in the matching.")
+@options.execution("Positions between two networks, or pairs of many,")
+@options.seed("Seed of the order of the groups in the matching.")
 @options.output(
     "Picture (.png, .svg, .pdf) or table (.csv, .json); may be repeated.", required=False, kind="file", several=True
 )
@@ -109,6 +109,7 @@ def command(
       weightspace barrier a.pt b.pt c.pt --task digits-mlp --plane -o plane.pdf
     """
     paths = (a, b, *others)
+    options.check_inputs(*paths)
     _check(paths, outputs, plane=plane, ends_only=taylor or temperature)
     for path in outputs:
         options.check_apart(path, *paths, task, network)

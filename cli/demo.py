@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-import click
-from weightspace.cli import options
+from weightspace.cli import commands, options
 from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
 from weightspace.cli.reports import echo_files, echo_report
 
 
-@click.command("demo")
+@commands.command("demo")
 @options.output(
     "Picture to write (.png, .svg, .pdf).",
     required=False,

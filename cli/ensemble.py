@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, options
 from weightspace.cli.printing import echo, plain, print_table
 from weightspace.cli.progress import live_table, progress
 from weightspace.cli.reports import echo_files, echo_report, files_of
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from weightspace.soups import SoupAgainstEnsemble
 
 
-@click.command("ensemble")
+@commands.command("ensemble")
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CKPT...")
 @options.task()
 @click.option(
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Pairs to predict soup against ensemble for, drawn at random where there are more.",
 )
-@options.seed("Which pairs.")
+@options.seed("Seed of the choice of pairs.")
 @options.device("Where networks are scored")
 @options.dtype
 @options.soup_statistics
@@ -59,6 +59,7 @@ def command(
       weightspace ensemble runs/*.pt --task digits-mlp
       weightspace ensemble runs/*.pt --task digits-mlp --pairs 20 -o predictions.png
     """
+    options.check_inputs(*checkpoints)
     from weightspace.soups import compare_recipes
 
     _check(checkpoints, pairs, output)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, options
 from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
 from weightspace.cli.reports import echo_files, echo_report, files_of
 
 
-@click.command("extract-lora")
+@commands.command("extract-lora")
 @click.argument("base")
 @click.argument("model")
-@click.option("--rank", type=click.IntRange(min=1), default=16, show_default=True, help="Of the factors.")
+@click.option("--rank", type=click.IntRange(min=1), default=16, show_default=True, help="Rank of the factors.")
 @click.option(
     "--fan-in-fan-out",
     is_flag=True,
@@ -26,7 +26,7 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
     help="Leave out what differs and PEFT has no factors for (norms, biases); keep the files' names for families whose "
     "modules transformers renames by unknown rules.",
 )
-@options.seed("Of the iteration that finds the singular vectors of large matrices.")
+@options.seed("Seed of the iteration that finds the singular vectors of large matrices.")
 @options.device("Where the decompositions run")
 @options.output("Folder of the adapter to write, as PEFT reads it.", kind="adapter")
 @options.as_json
@@ -48,6 +48,7 @@ def command(
       weightspace extract-lora base tuned --rank 16 -o adapter
       weightspace merge base+adapter -m passthrough -o tuned-again
     """
+    options.check_inputs(base, model)
     from weightspace.adapters import extract_lora_files
     from weightspace.tasks import check_device
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, options
 from weightspace.cli.printing import echo, print_table
 from weightspace.cli.reports import echo_report
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from weightspace.checkpoints import CheckpointSummary, Comparison, TensorSummary
 
 
-@click.command("inspect")
+@commands.command("inspect")
 @click.argument("files", nargs=-1, required=True, metavar="FILE…")
 @click.option("--strip-prefix", metavar="PREFIX", help="Take PREFIX (module.) off the names.")
 @click.option("--key", metavar="NAME", help='Entry of a torch file with the tensors ("" is its top level).')

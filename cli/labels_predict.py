@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, options
 from weightspace.cli.printing import echo, plain, print_table
 from weightspace.cli.reports import echo_files, echo_report, files_of
 
@@ -25,18 +25,24 @@ def _shared(command: Command) -> Command:
         click.argument("metric", metavar="METRIC"),
         click.argument("scores", metavar="SCORES"),
         click.option("--observed", metavar="NAMES", required=True, help="The classes, in the order of the columns."),
-        click.option("--outputs", metavar="NAMES", default="all", show_default=True, help="all, observed, or names."),
-        click.option("--exponent", type=float, default=2.0, show_default=True, help="Of the distance."),
-        click.option("--logits", is_flag=True, help="SCORES are logits: take their softmax first."),
-        click.option("--temperature", type=float, help="That logits are divided by.  [1]"),
-        click.option("--key", metavar="NAME", help="Which array of an .npz or .safetensors."),
+        click.option(
+            "--outputs",
+            metavar="NAMES",
+            default="all",
+            show_default=True,
+            help="Labels that can be predicted: all, observed, or names.",
+        ),
+        click.option("--exponent", type=float, default=2.0, show_default=True, help="Exponent of the distance."),
+        click.option("--logits", is_flag=True, help="Take the softmax of SCORES first, which are logits."),
+        click.option("--temperature", type=float, help="Temperature that divides logits. [1]"),
+        click.option("--key", metavar="NAME", help="Name of the array in an .npz or .safetensors."),
     )
     for decorate in reversed(decorators):
         command = decorate(command)
     return command
 
 
-@click.command("predict")
+@commands.command("predict")
 @_shared
 @options.output("Also write the table, .csv or .json, or the ids, .npy.", required=False, kind="file")
 @options.as_json
@@ -64,11 +70,11 @@ def predict(metric: str, scores: str, output: str | None, as_json: bool, **given
     echo_files(files_of(output))
 
 
-@click.command("evaluate")
+@commands.command("evaluate")
 @_shared
-@click.option("--truth", metavar="NAMES", required=True, help="The true label of every row.")
+@click.option("--truth", metavar="NAMES", required=True, help="True label of every row.")
 @click.option("--validation", metavar="SCORES", help="Logits to fit the temperature on, instead of --temperature.")
-@click.option("--validation-truth", metavar="NAMES", help="Their true labels.")
+@click.option("--validation-truth", metavar="NAMES", help="True labels of the validation logits.")
 @options.output(
     "Picture of reliability and temperatures, .png, .svg or .pdf; logits only.", required=False, kind="file"
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, options
 from weightspace.cli.match_many import check_two, match_many
 from weightspace.cli.match_progress import shown
 from weightspace.cli.printing import echo
@@ -49,34 +49,32 @@ def _list_methods(context: click.Context, _: click.Parameter, method: str | None
     return method
 
 
-@click.command("match", epilog=_table())
+@commands.command("match", epilog=_table())
 @click.argument("target")
 @click.argument("source")
 @click.argument("others", nargs=-1)
 @click.option(
     "--method",
     metavar="METHOD",
+    shell_complete=options.completing(_ALL),
     is_flag=False,
     flag_value=_LIST,
     callback=_list_methods,
     is_eager=True,
-    help="One of those listed below, and where no name follows: weight-matching by default, for more than two "
-    "checkpoints merge-many.",
+    help="Method, of those below; alone it lists them. [weight-matching; of three checkpoints or more merge-many]",
 )
 @options.spec_source
 @options.task(required=False)
 @options.device("Where networks run, for methods that look at data")
-@options.seed("Whatever a method draws: order of groups and batches, noise.")
-@click.option("--restarts", type=click.IntRange(min=0), help=f"{_users('restarts')}: further random starts. [0]")
+@options.seed("Seed of what a method draws: order of groups and batches, noise.")
+@click.option("--restarts", type=click.IntRange(min=0), help=f"Further random starts ({_users('restarts')}). [0]")
 @click.option(
-    "--max-sweeps", type=click.IntRange(min=1), help=f"{_users('max_sweeps')}: passes over all groups, at most. [100]"
+    "--max-sweeps", type=click.IntRange(min=1), help=f"Passes over all groups, at most ({_users('max_sweeps')}). [100]"
 )
-@click.option("--steps", type=click.IntRange(min=0), help=f"{_users('steps')}: of Adam. [200]")
-@click.option("--learning-rate", type=float, help=f"{_users('learning_rate')}: of Adam.")
-@click.option("--start", metavar="START", help=f"{_users('start')}: noise or identity.")
-@options.output(
-    "Permutation to write (.safetensors); of a method for several checkpoints a folder, one for each.", kind=None
-)
+@click.option("--steps", type=click.IntRange(min=0), help=f"Steps of Adam ({_users('steps')}). [200]")
+@click.option("--learning-rate", type=float, help=f"Learning rate of Adam ({_users('learning_rate')}).")
+@click.option("--start", metavar="START", help=f"Start at noise or at the identity ({_users('start')}).")
+@options.output("Permutation to write (.safetensors); for several checkpoints a folder with one for each.", kind=None)
 @click.option("--merged", metavar="OUT", help="Also write the mean of the permuted checkpoints.")
 @options.as_json
 def command(
@@ -105,14 +103,16 @@ def command(
       weightspace permute b.safetensors b_to_a.safetensors --task digits-mlp -o b_aligned.safetensors
       weightspace match a.pt b.pt c.pt --method merge-many --task digits-mlp -o permutations --merged merged.pt
     """
-    from weightspace import load_checkpoint
-    from weightspace.matching import run_matching
     from weightspace.suggestions import unknown
-    from weightspace.symmetry import check_permutation_path
 
+    options.check_inputs(target, source, *others, spec_file)
     method = method or ("merge-many" if others else "weight-matching")
     if method not in _ALL:
         raise unknown("matching method", method, _ALL)
+    from weightspace import load_checkpoint
+    from weightspace.matching import run_matching
+    from weightspace.symmetry import check_permutation_path
+
     if method in MATCHINGS:
         check_two(method, others, merged)
         check_permutation_path(output)

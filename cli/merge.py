@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, options
+from weightspace.cli.commands import Whole
+from weightspace.cli.merge_methods import check_method, is_recipe, parameter_options, parameters_of
 from weightspace.cli.merge_networks import Scores, network_options
 from weightspace.cli.printing import echo, warn
 from weightspace.cli.progress import byte_progress
@@ -28,25 +30,8 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
 #: Exit status of a command that Ctrl-C stopped, as shells have it.
 _SIGINT = 130
 
-Command = Callable[..., Any]
 
-
-def _parameter_options(command: Command) -> Command:
-    """Give the command an option for every parameter of every method."""
-    users: dict[str, list[str]] = {}
-    said: dict[str, str] = {}
-    for row in METHODS.values():
-        for parameter in row.parameters:
-            users.setdefault(parameter.name, []).append(row.name)
-            said.setdefault(parameter.name, parameter.help)
-    for name in sorted(users.keys() - {"seed"}, reverse=True):
-        flag = f"--{name.replace('_', '-')}"
-        text = f"{', '.join(users[name])}: {said[name]}."
-        command = click.option(flag, f"parameter_{name}", metavar="VALUE", help=text)(command)
-    return command
-
-
-@click.command("merge")
+@commands.command("merge")
 @click.argument("sources", nargs=-1, metavar="RECIPE.yml | CHECKPOINT…")
 @options.output(
     "OUT.safetensors is one file, OUT.pt a torch file, anything else a Hugging Face folder.",
@@ -54,46 +39,53 @@ def _parameter_options(command: Command) -> Command:
     kind=None,
 )
 @click.option(
-    "-m", "--method", metavar="METHOD", help=f"{', '.join(METHODS)}, or your own as file.py:function. [linear]"
+    "-m",
+    "--method",
+    metavar="METHOD",
+    shell_complete=options.completing(METHODS),
+    help=f"Method: {', '.join(METHODS)}, or your own as file.py:function. [linear]",
 )
 @click.option("--base", metavar="CHECKPOINT", help="The pretrained model that the others differ from.")
-@click.option("--weights", metavar="W,…", help="One weight a checkpoint, as .6,.4; equal by default.")
+@click.option("--weights", metavar="W,…", help="One weight per checkpoint, as .6,.4. [equal]")
 @click.option(
-    "--evidence", metavar="FILE,…", help="Statistics of data, one file a checkpoint (`weightspace evidence`)."
+    "--evidence", metavar="FILE,…", help="Statistics of data, one file per checkpoint (`weightspace evidence`)."
 )
 @click.option(
-    "--dtype", metavar="DTYPE", help="Of the output: float32, float16, bfloat16; that of the inputs by default."
+    "--dtype", metavar="DTYPE", help="Dtype of the output: float32, float16 or bfloat16; by default that of the inputs."
 )
-@click.option("--out-dtype", metavar="DTYPE", help="The same, as recipes call it.")
+@click.option("--out-dtype", metavar="DTYPE", help="Dtype of the output as well, under the name that recipes have.")
 @click.option("--key", metavar="NAME", help='Entry of torch files with the network ("" is their top level).')
 @click.option("--strip-prefix", metavar="PREFIX", help="Take PREFIX (module.) off all names that begin with it.")
 @click.option("--no-strip", is_flag=True, help="Take off no prefix that one model alone has.")
 @click.option(
     "--align",
     metavar="METHOD",
-    help=f"First bring networks that were trained apart into the basin of the first, or of the base: "
+    shell_complete=options.completing(MATCHINGS),
+    help=f"Bring networks that were trained apart into the basin of the first, or of the base, by METHOD: "
     f"{', '.join(MATCHINGS)} (`weightspace match --method`).",
 )
 @options.spec_source
 @options.task(required=False)
-@options.device("Where the networks of --task run; tensors are merged on the CPU")
-@options.seed("Of random masks and of the matching.")
+@options.device("Where the networks of --task run, while tensors are merged on the CPU")
+@options.seed("Seed of random masks and of the matching.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing, and run no code of file.py.")
 @click.option(
     "--intermediate-dir", metavar="DIR", help="Keep the results of a recipe's named documents there, in float32."
 )
 @click.option("--reproduce", metavar="OUT", help="Make OUT again from its metadata and compare the bytes.")
-@click.option("--allow-code", is_flag=True, help="--reproduce: run the file.py:function that OUT names. Read it first.")
+@click.option(
+    "--allow-code", is_flag=True, help="Let --reproduce run the file.py:function that OUT names. Read it first."
+)
 @click.option("--lenient", is_flag=True, help="Warn of what is refused otherwise: unknown keys, missing tensors.")
 @click.option("--strict", is_flag=True, help="Refuse what is a warning otherwise: settings without effect.")
 @click.option("--allow-nonfinite", is_flag=True, help="Merge NaN and infinity too.")
-@click.option("--shard-size", metavar="SIZE", default="5GB", show_default=True, help="Of a folder's files.")
 @click.option(
-    "--memory", metavar="MB", type=click.IntRange(1, 2**40), default=256, show_default=True, help="Private memory."
+    "--shard-size", metavar="SIZE", default="5GB", show_default=True, help="Size of a folder's files, at most."
 )
 @click.option(
-    "--threads", metavar="N", type=click.IntRange(1, 1024), help="Tensors at a time. Default: one a core, at most 4."
+    "--memory", metavar="MB", type=Whole(1, 2**40), default=256, show_default=True, help="Private memory to use, in MB."
 )
+@click.option("--threads", metavar="N", type=Whole(1, 1024), help="Tensors made at a time. [one per core, at most 4]")
 @click.option("--hash/--no-hash", "hashes", default=True, help="Keep the inputs' SHA-256 in the metadata.")
 @click.option("--fsync/--no-fsync", default=True, help="Force the output to the disk.")
 @click.option(
@@ -103,9 +95,9 @@ def _parameter_options(command: Command) -> Command:
     show_default=True,
     help="Where tensors are made; auto starts processes only where there is enough to merge to make up for it.",
 )
-@click.option("--workers", type=click.IntRange(1, 1024), help="Of processes (default: as --threads) and ray (2).")
+@click.option("--workers", type=Whole(1, 1024), help="Workers of processes [as --threads] and of ray [2].")
 @options.ray_address
-@_parameter_options
+@parameter_options
 @options.as_json
 def command(sources: tuple[str, ...], output: str | None, reproduce: str | None, as_json: bool, **said: Any) -> None:
     """Merge checkpoints of one architecture into one: a recipe (mergekit's YAML), or CHECKPOINTs and a method.
@@ -128,6 +120,9 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
     """
     if said["allow_code"] and reproduce is None:
         raise WeightspaceError("--allow-code is for --reproduce: code that the command line or a recipe names is run.")
+    check_method(sources, said)
+    if reproduce is None and not is_recipe(sources):
+        options.check_inputs(*sources, said["base"])
     unrun = _unrun(said) if said["dry_run"] else ()
     align, finish, recorded, scores = network_options(
         said, run=not unrun, scored=reproduce is None and not said["dry_run"]
@@ -163,16 +158,12 @@ def _merge(
     """Call ``merge_files`` with what the options say."""
     from weightspace.merging import merge_files
 
-    is_recipe = len(sources) == 1 and sources[0].lower().endswith((".yml", ".yaml"))
-    parameters = {
-        name.removeprefix("parameter_"): _value(value)
-        for name, value in said.items()
-        if name.startswith("parameter_") and value is not None
-    }
-    if is_recipe and align is None and _was_given("seed"):
+    recipe = is_recipe(sources)
+    parameters = parameters_of(said)
+    if recipe and align is None and _was_given("seed"):
         raise WeightspaceError("--seed was given beside a recipe, which says its own: put `seed` under its parameters.")
     method = said["method"] or "linear"
-    if not is_recipe and method in METHODS and any(one.name == "seed" for one in METHODS[method].parameters):
+    if not recipe and method in METHODS and any(one.name == "seed" for one in METHODS[method].parameters):
         parameters["seed"] = said["seed"]
     given = {
         "method": said["method"],
@@ -186,7 +177,7 @@ def _merge(
     if said["no_strip"] and said["strip_prefix"] is not None:
         raise WeightspaceError("--no-strip and --strip-prefix contradict each other. Give one of the two.")
     return merge_files(
-        sources[0] if is_recipe else sources,
+        sources[0] if recipe else sources,
         output,
         key=said["key"],
         strip_prefix="" if said["no_strip"] else said["strip_prefix"],
@@ -299,21 +290,6 @@ def _interrupted(output: str) -> str:
     return (
         f"\nStopped. What is done is kept in {places}: the same command goes on from there; delete {them} to give up."
     )
-
-
-def _value(text: str) -> Any:
-    """Return a parameter as a recipe would have it: a number, a bool, a word, or a list of them."""
-    if "," in text:
-        return [_value(part) for part in text.split(",")]
-    words = {"true": True, "false": False}
-    if text.lower() in words:
-        return words[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _size(text: str) -> int:

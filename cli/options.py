@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from weightspace.cli.commands import Whole
 
 from weightspace import WeightspaceError
 from weightspace.executors import EXECUTORS
 from weightspace.matching.methods import MATCHINGS
+from weightspace.sources import LIBRARIES, TASK_NAMES, check_network_source, check_task_name
 
 if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict
@@ -25,6 +27,17 @@ Command = Callable[..., Any]
 _FORCE = "weightspace.force"
 
 
+def completing(names: Iterable[str]) -> Callable[[click.Context, click.Parameter, str], list[Any]]:
+    """Return what completes an option in a shell: the names that begin so, and files where none does."""
+    from click.shell_completion import CompletionItem
+
+    def complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[Any]:
+        found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        return found or [CompletionItem(incomplete, type="file")]
+
+    return complete
+
+
 def as_json(command: Command) -> Command:
     """``--json``: one object on stdout."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(command)
@@ -32,7 +45,7 @@ def as_json(command: Command) -> Command:
 
 def seed(help_text: str) -> Callable[[Command], Command]:
     """``--seed``, with what it decides here."""
-    whole = click.IntRange(-(2**63), 2**63 - 1)
+    whole = Whole(-(2**63), 2**63 - 1)
     return click.option("--seed", type=whole, default=0, show_default=True, help=help_text)
 
 
@@ -75,7 +88,7 @@ def force(command: Command) -> Command:
         is_eager=True,
         expose_value=False,
         callback=remember,
-        help="Replace a file that is something else than what is written.",
+        help="Replace a file of another kind.",
     )(command)
 
 
@@ -113,15 +126,37 @@ def parts_of(source: str) -> list[Path]:
     return [path for path in dict.fromkeys(paths) if os.path.lexists(path)]
 
 
+def check_inputs(*paths: str | None) -> None:
+    """Check that checkpoints and other inputs are there, before anything is imported that takes seconds.
+
+    Args:
+        paths: of files and folders; a URL, a pipe, ``MODEL+ADAPTER`` and None are left to who reads them.
+    """
+    from weightspace.checkpoints.hub_names import missing_checkpoint
+    from weightspace.checkpoints.remote import is_url
+    from weightspace.errors import CheckpointError
+
+    for path in paths:
+        if path is not None and "+" not in path and not is_url(path) and not os.path.lexists(path):
+            raise CheckpointError(missing_checkpoint(path))
+
+
 def task(*, required: bool = True) -> Callable[[Command], Command]:
     """``--task`` and ``--data``."""
+
+    def checked(context: click.Context, _: click.Parameter, value: str | None) -> str | None:
+        if value is not None:
+            check_task_name(value)
+        return value
 
     def decorate(command: Command) -> Command:
         named = click.option(
             "--task",
             metavar="TASK",
             required=required,
-            help="digits-mlp, digits-cnn, fashion-mlp, fashion-cnn, fashion-clip, or your own as file.py:object.",
+            callback=checked,
+            shell_complete=completing(TASK_NAMES),
+            help=f"Task of the networks: {', '.join(TASK_NAMES)}, or your own as file.py:object.",
         )
         folder = click.option(
             "--data",
@@ -149,11 +184,19 @@ def dtype(command: Command) -> Command:
 
 def network(command: Command) -> Command:
     """``--network`` and ``--input``."""
+
+    def checked(context: click.Context, _: click.Parameter, value: str | None) -> str | None:
+        if value is not None:
+            check_network_source(value)
+        return value
+
     source = click.option(
         "--network",
         metavar="SOURCE",
-        help="torchvision:resnet18, timm:…, open_clip:…, transformers:FOLDER or file.py:callable; options of its "
-        "builder follow after commas (torchvision:resnet18,num_classes=10).",
+        callback=checked,
+        shell_complete=completing([f"{library}:" for library in LIBRARIES]),
+        help="Network: torchvision:resnet18, timm:…, open_clip:…, transformers:FOLDER or file.py:callable; options of "
+        "its builder follow after commas (torchvision:resnet18,num_classes=10).",
     )
     given = click.option(
         "--input",
@@ -168,7 +211,7 @@ def network(command: Command) -> Command:
 
 def spec_source(command: Command) -> Command:
     """``--spec``, ``--network`` and ``--input``; with ``--task`` the task's network serves as well."""
-    file = click.option("--spec", "spec_file", metavar="FILE", help="A spec that `weightspace spec` wrote.")
+    file = click.option("--spec", "spec_file", metavar="FILE", help="Spec that `weightspace spec` wrote.")
     return file(network(command))
 
 
@@ -193,7 +236,7 @@ def matched(
 def ray_address(command: Command) -> Command:
     """``--ray-address``."""
     return click.option(
-        "--ray-address", metavar="ADDRESS", help="Of a Ray cluster that is running, as auto or 10.0.0.1:6379."
+        "--ray-address", metavar="ADDRESS", help="Address of a running Ray cluster, as auto or 10.0.0.1:6379."
     )(command)
 
 
@@ -209,7 +252,7 @@ def execution(help_text: str) -> Callable[[Command], Command]:
             type=click.Choice(list(EXECUTORS)),
             default="processes",
             show_default=True,
-            help="Where they run; one worker of processes is this process.",
+            help="Where workers run; one worker is this process.",
         )
         return workers(executor(ray_address(command)))
 
@@ -219,7 +262,11 @@ def execution(help_text: str) -> Callable[[Command], Command]:
 def gpus(command: Command) -> Command:
     """``--gpus``."""
     return click.option(
-        "--gpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="That scoring one network needs."
+        "--gpus",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        show_default=True,
+        help="GPUs that scoring one network needs; shares of one are possible.",
     )(command)
 
 
@@ -237,8 +284,8 @@ def soup_statistics(command: Command) -> Command:
         type=click.Choice(["auto", "none", "reset"]),
         default="auto",
         show_default=True,
-        help="BatchNorm's in a mixture: measured anew (reset), averaged (none); auto resets if there are training "
-        "data.",
+        help="BatchNorm's statistics in a mixture: measured anew (reset) or averaged (none); auto resets if there are "
+        "training data.",
     )(command)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, options
 from weightspace.cli.reports import echo_files, echo_report, files_of
 
 
-@click.command("permute")
+@commands.command("permute")
 @click.argument("checkpoint")
 @click.argument("permutation")
 @options.spec_source
@@ -35,6 +35,7 @@ def command(
     Example:
       weightspace permute b.safetensors b_to_a.safetensors --task digits-mlp -o b_aligned.safetensors
     """
+    options.check_inputs(checkpoint, permutation, spec_file)
     from weightspace import Permutation, load_checkpoint, permute, save_checkpoint
     from weightspace.checkpoints import provenance
 

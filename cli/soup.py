@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, options
 from weightspace.cli.printing import echo, plain, print_table
 from weightspace.cli.progress import live_table
 from weightspace.cli.reports import echo_files, echo_report, files_of
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from weightspace.soups import SoupReport
 
 
-@click.command("soup")
+@commands.command("soup")
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CKPT...")
 @options.task(required=False)
 @click.option(
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     type=click.Choice(["uniform", "greedy", "learned", "wise-ft"]),
     default="greedy",
     show_default=True,
-    help="Mean of all; those that help; learned coefficients; the line from the first (pretrained) to the second.",
+    help="Mean of all, of those that help, with learned coefficients, or the line from the first (pretrained) to the "
+    "second.",
 )
 @click.option("--compare", is_flag=True, help="Score all recipes and the logit ensemble, whatever is written.")
 @click.option(
@@ -35,16 +36,16 @@ if TYPE_CHECKING:
     type=click.Choice(["accept", "reject"]),
     default="accept",
     show_default=True,
-    help="greedy: what becomes of an ingredient that changes nothing.",
+    help="Fate of an ingredient that changes nothing (greedy).",
 )
 @click.option(
     "--per",
     type=click.Choice(["tensor", "layer", "model"]),
     default="tensor",
     show_default=True,
-    help="learned: what has coefficients of its own.",
+    help="Parts that have coefficients of their own (learned).",
 )
-@click.option("--positions", metavar="P,P,…", help="wise-ft: positions on the line. [0,.1,…,1]")
+@click.option("--positions", metavar="P,P,…", help="Positions on the line (wise-ft). [0,.1,…,1]")
 @options.device("Where networks are scored")
 @options.dtype
 @options.soup_statistics
@@ -79,6 +80,7 @@ def command(
       weightspace soup pretrained.pt tuned.pt --task digits-mlp --recipe wise-ft -o soup.pt
     """
     check_reports(reports)
+    options.check_inputs(*checkpoints)
     for path in (output, *reports):
         options.check_apart(path, *checkpoints, task)
     found = options.load_any_task(task, data, device=said.pop("device"), dtype=said.pop("dtype"))

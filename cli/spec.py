@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, options
 from weightspace.cli.printing import echo
 from weightspace.cli.reports import echo_files, echo_report, files_of
 
 from weightspace import SpecError, WeightspaceError
 
 
-@click.command("spec")
+@commands.command("spec")
 @click.argument("spec_file", metavar="[SPEC]", required=False)
 @options.network
 @options.task(required=False)
@@ -37,6 +37,7 @@ def command(
       weightspace spec --network torchvision:resnet50 -o resnet50.yaml
       weightspace spec edited.yaml --network model.py:build --input 1,3,32,32 -o mine.yaml
     """
+    options.check_inputs(spec_file)
     from weightspace import derive_spec
 
     options.check_apart(output, network, task, None if output == spec_file else spec_file)

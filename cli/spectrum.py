@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, options
 from weightspace.cli.progress import progress
 from weightspace.cli.reports import echo_files, echo_report
 from weightspace.cli.spectrum_report import Found, as_object, draw, show
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _MEAN = "merged"
 
 
-@click.command("spectrum")
+@commands.command("spectrum")
 @click.argument("a")
 @click.argument("b", required=False)
 @options.spec_source
@@ -44,9 +44,11 @@ _MEAN = "merged"
     show_default=True,
     help="Singular values of at least this share of the largest count; may be repeated.",
 )
-@click.option("--names", metavar="NAME,…", help="Tensors or patterns instead of all linear layers and convolutions.")
+@click.option(
+    "--names", metavar="NAME,…", help="Names or patterns of tensors, instead of all linear layers and convolutions."
+)
 @options.device("Where matrices are decomposed, and networks run")
-@options.seed("Order of the groups in the matching.")
+@options.seed("Seed of the order of the groups in the matching.")
 @options.output(
     "Picture (.png, .svg, .pdf); of two networks OUT-alignment, OUT-vectors and OUT-values.",
     required=False,
@@ -69,6 +71,7 @@ def command(a: str, b: str | None, gammas: tuple[float, ...], output: str | None
       weightspace spectrum a.safetensors b.safetensors --matching weight-matching --task digits-mlp --against merged
     """
     _check(b, said)
+    options.check_inputs(a, b, None if _is_mean(said["against"]) else said["against"], said["spec_file"])
     options.check_apart(output, a, b, said["against"], said["task"], said["network"], said["spec_file"])
     if output is not None:
         from weightspace.plots.picture import picture_format

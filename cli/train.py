@@ -5,25 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, options
 from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
 from weightspace.cli.reports import echo_files, echo_report, files_of
 
 
-@click.command("train")
+@commands.command("train")
 @options.task()
-@options.seed("Decides the weights, bit for bit.")
+@options.seed("Seed of the weights, which it decides bit for bit.")
 @click.option(
     "--epochs",
     type=click.IntRange(min=0),
-    help="Passes over the training data; the task's own number if not given.",
+    help="Passes over the training data, instead of the task's own number.",
 )
-@click.option("--learning-rate", type=float, metavar="RATE", help="Instead of the task's own.")
+@click.option("--learning-rate", type=float, metavar="RATE", help="Learning rate instead of the task's own.")
 @click.option(
     "--augmentation",
     metavar="NAME",
-    help="What training changes about the inputs: none, flip, jitter or distort with images.",
+    help="How training changes its inputs: none, flip, jitter or distort with images.",
 )
 @options.device("Where the network is trained and scored")
 @options.output("Checkpoint to write (.safetensors, .pt, or a folder).")

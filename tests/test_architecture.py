@@ -19,6 +19,7 @@ LAYERS = (
     "suggestions",
     "arguments",
     "user_code",
+    "sources",
     "worker",
     "executors",
     "threads",
@@ -39,6 +40,7 @@ LAYERS = (
     "plots",
     "demo",
     "cli",
+    "__main__",
 )
 
 #: Library -> the only modules that import it.

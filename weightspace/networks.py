@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from weightspace.checkpoints.yaml_file import parse_yaml
 from weightspace.clip import build_clip, pixels_of
 from weightspace.errors import WeightspaceError
+from weightspace.sources import LIBRARIES, check_network_source
 from weightspace.suggestions import unknown
 from weightspace.symmetry.inputs import ExampleInputs, Inputs
 from weightspace.user_code import is_user_code, load_object
@@ -82,8 +83,7 @@ def load_network(
 
 def _library_network(source: str) -> Network:
     kind, _, rest = source.partition(":")
-    if kind not in _DOORS or not rest:
-        raise unknown("network source", source, [*(f"{door}:NAME" for door in _DOORS), "file.py:callable"])
+    check_network_source(source if rest else kind)
     name, chosen = _options(kind, rest)
     try:
         return _DOORS[kind](name, chosen)
@@ -254,9 +254,6 @@ def _transformers_inputs(module: nn.Module, config: Any) -> tuple[Any, ...]:
 
 
 #: Prefix on the command line -> builder.
-_DOORS: Mapping[str, Callable[[str, Mapping[str, Any]], Network]] = {
-    "torchvision": _torchvision,
-    "timm": _timm,
-    "open_clip": _open_clip,
-    "transformers": _transformers,
-}
+_DOORS: Mapping[str, Callable[[str, Mapping[str, Any]], Network]] = dict(
+    zip(LIBRARIES, (_torchvision, _timm, _open_clip, _transformers), strict=True)
+)

@@ -6,6 +6,7 @@ written as its name says: ``.safetensors``, or a torch file with ``.pt``, ``.pth
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ from weightspace.checkpoints.torch_file import read_torch, read_torch_metadata, 
 from weightspace.errors import CheckpointError, WeightspaceWarning
 
 #: Where a checkpoint is or shall be.
+_log = logging.getLogger(__name__)
+
 StrPath: TypeAlias = str | os.PathLike[str]
 
 
@@ -62,11 +65,12 @@ def load_checkpoint(
     with one_line_errors(path, "read"):
         state, notes = read_state(path, key)
     for note in notes:
-        warnings.warn(note, WeightspaceWarning, stacklevel=2)
+        warnings.warn(note, WeightspaceWarning, stacklevel=3)  # the caller, behind ``checked``
     if strip_prefix:
         state = without_prefix(state, strip_prefix, path)
     if finite:
         check_finite(state, path)
+    _log.info("read %s: %d tensors", path, len(state))
     return state
 
 
@@ -120,6 +124,7 @@ def save_checkpoint(
     check_storable(state, path)
     kept = _checked_metadata(metadata or {}, path)
     suffix = path.suffix.lower()
+    _log.info("writing %s: %d tensors", path, len(state))
     if suffix in TORCH_SUFFIXES or suffix == SAFETENSORS_SUFFIX:
         write = write_torch if suffix in TORCH_SUFFIXES else write_safetensors
         with replacing_file(path) as file:

@@ -6,6 +6,7 @@ left where it was, so they are drawn at random first, running statistics include
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from weightspace.symmetry.outputs import tensors_in
 from weightspace.symmetry.permuting import Permutation, permute
 from weightspace.symmetry.spec import PermutationSpec, Verification, read_spec
 from weightspace.symmetry.trace import trace_spec
+
+_log = logging.getLogger(__name__)
 
 #: Largest relative change of the outputs that rounding explains, by precision.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -56,6 +59,7 @@ def derive_spec(module: nn.Module, example_args: ExampleInputs, *, verify: bool 
             f"The spec derived for {type(module).__name__} changes its output by {verification.error:.2g} (relative; "
             f"at most {verification.tolerance:g} is allowed). Please report this network; verify=False skips the check."
         )
+    _log.info("%s: %d groups, verified to %.1e", type(module).__name__, len(spec.groups), verification.error)
     return replace(spec, verification=verification)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -30,6 +31,8 @@ from weightspace.merging.engine.staging import Staging, is_file_name, open_stagi
 if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict
     from weightspace.merging.engine.aligning import Alignment
+
+_log = logging.getLogger(__name__)
 
 #: Takes the bytes fetched from URLs and written to the output so far, and of how many.
 Progress = Callable[[int, int], None]
@@ -94,6 +97,7 @@ def run_plan(
         WeightspaceError: the memory does not suffice; integers differ; a tensor holds NaN or infinity; as the method.
     """
     start = time.perf_counter()
+    _log.info("%s, %d tensors, %d bytes into %s", plan.method.name, len(plan.jobs), plan.written_bytes, out)
     check_runnable(plan, out, running)
     fetched = missing_bytes(plan.input_files)
     progress = _fetch(plan, fetched, progress)
@@ -217,6 +221,7 @@ def _make(plan: Plan, jobs: Sequence[Job], staging: Staging, running: Running, r
 
         surveyed = survey(plan)
     running = replace(running, executor=chosen_executor(plan, jobs, running))
+    _log.info("%d tensors to be made, by %s", len(jobs), running.executor)
     if running.executor != "threads":
         make_elsewhere(plan, jobs, staging, running, surveyed, report)
         return
