@@ -59,10 +59,10 @@ def command(
       weightspace ensemble runs/*.pt --task digits-mlp
       weightspace ensemble runs/*.pt --task digits-mlp --pairs 20 -o predictions.png
     """
+    _check(checkpoints, pairs, output)
     options.check_inputs(*checkpoints)
     from weightspace.soups import compare_recipes
 
-    _check(checkpoints, pairs, output)
     options.check_apart(output, *checkpoints, task)
     found = options.load_placed(task, data, device=said.pop("device"), dtype=said.pop("dtype"))
     with live_table(("", "candidate", "models", found.objective, "")) as show:

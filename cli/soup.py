@@ -80,17 +80,18 @@ def command(
       weightspace soup pretrained.pt tuned.pt --task digits-mlp --recipe wise-ft -o soup.pt
     """
     check_reports(reports)
+    _check(checkpoints, recipe, task, reports, compared=said["compare"])
     options.check_inputs(*checkpoints)
     for path in (output, *reports):
         options.check_apart(path, *checkpoints, task)
     found = options.load_any_task(task, data, device=said.pop("device"), dtype=said.pop("dtype"))
     if found is None:
-        _mean(checkpoints, recipe, output, reports, said, as_json=as_json)
+        _mean(checkpoints, recipe, output, said, as_json=as_json)
         return
     from weightspace.soups import RECIPES
 
     if recipe == "wise-ft":
-        _line(checkpoints, found, output, reports, said, as_json=as_json)
+        _line(checkpoints, found, output, said, as_json=as_json)
         return
     kept: dict[str, StateDict] = {}
 
@@ -110,6 +111,20 @@ def command(
     for line in lines_of(report, recipe):
         echo(line)
     echo_files(files)
+
+
+def _check(
+    checkpoints: tuple[str, ...], recipe: str, task: str | None, reports: tuple[str, ...], *, compared: bool
+) -> None:
+    """Check that the options fit together, before anything is loaded."""
+    if task is None and (recipe != "uniform" or reports or compared):
+        what = "--report and --compare need" if recipe == "uniform" else f"--recipe {recipe} needs"
+        raise WeightspaceError(f"{what} --task, which scores; without it there is --recipe uniform.")
+    if recipe == "wise-ft" and (len(checkpoints) != 2 or reports or compared):
+        raise WeightspaceError(
+            f"--recipe wise-ft takes the pretrained model and one fine-tune, and has no --report or --compare; found "
+            f"{len(checkpoints)} checkpoints."
+        )
 
 
 def _compared(checkpoints: tuple[str, ...], task: Any, recipes: Any, said: dict[str, Any], keep: Any) -> SoupReport:
@@ -138,7 +153,6 @@ def _mean(
     checkpoints: tuple[str, ...],
     recipe: str,
     output: str,
-    reports: tuple[str, ...],
     said: dict[str, Any],
     *,
     as_json: bool,
@@ -146,9 +160,6 @@ def _mean(
     """Write the mean of all, which needs no task."""
     from weightspace import uniform_soup
 
-    if recipe != "uniform" or reports or said["compare"]:
-        what = "--report and --compare need" if recipe == "uniform" else f"--recipe {recipe} needs"
-        raise WeightspaceError(f"{what} --task, which scores; without it there is --recipe uniform.")
     _save(uniform_soup(checkpoints, statistics=said["statistics"]), output, checkpoints, recipe, {})
     if as_json:
         echo_report({"recipe": recipe, "names": checkpoints}, output=output, files=files_of(output))
@@ -160,7 +171,6 @@ def _line(
     checkpoints: tuple[str, ...],
     task: Any,
     output: str,
-    reports: tuple[str, ...],
     said: dict[str, Any],
     *,
     as_json: bool,
@@ -169,11 +179,6 @@ def _line(
     from weightspace import wise_ft
     from weightspace.soups.wise import POSITIONS
 
-    if len(checkpoints) != 2 or reports or said["compare"]:
-        raise WeightspaceError(
-            f"--recipe wise-ft takes the pretrained model and one fine-tune, and has no --report or --compare; found "
-            f"{len(checkpoints)} checkpoints."
-        )
     positions = options.numbers("--positions", said["positions"]) or POSITIONS
     with live_table(("position", task.objective)) as show:
         line = wise_ft(

@@ -16,6 +16,7 @@ LAYERS = (
     "errors",
     "version",
     "lazy",
+    "reprs",
     "suggestions",
     "arguments",
     "user_code",

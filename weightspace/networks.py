@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from weightspace.checkpoints.yaml_file import parse_yaml
 from weightspace.clip import build_clip, pixels_of
 from weightspace.errors import WeightspaceError
+from weightspace.reprs import brief
 from weightspace.sources import LIBRARIES, check_network_source
 from weightspace.suggestions import unknown
 from weightspace.symmetry.inputs import ExampleInputs, Inputs
@@ -36,6 +37,7 @@ _DTYPES = {
 _BELOW = 2
 
 
+@brief
 @dataclass(frozen=True)
 class Network:
     """A module with random weights, and inputs to trace and verify it with: a tuple, or a mapping by name."""

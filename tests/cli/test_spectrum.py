@@ -140,7 +140,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "inputs of what": (("a.safetensors", "--inputs"), "Say on which: --task"),
     "a task for nothing": (("a.safetensors", *TASK), "--task says what network to match"),
     "a network for inputs": (
-        ("a.safetensors", *TASK, "--inputs", "--network", "x.py:f"),
+        ("a.safetensors", *TASK, "--inputs", "--network", "torchvision:resnet18"),
         "--network says what",
     ),
     "no such layer": (("a.safetensors", "--names", "hidden4.weight"), "Unknown weight matrix 'hidden4.weight'"),

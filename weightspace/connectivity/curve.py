@@ -12,11 +12,13 @@ from typing import Any
 
 from weightspace.connectivity.files import load_result, numbers, numbers_or_none, save_result, table_of
 from weightspace.errors import WeightspaceError
+from weightspace.reprs import brief
 
 _LABELS = ("split", "statistics", "task")
 _COLUMNS = ("position", "loss", "accuracy", *_LABELS)
 
 
+@brief
 @dataclass(frozen=True)
 class Curve:
     """Scores at ``S`` positions on the way from ``a`` to ``b``.

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from weightspace.connectivity.files import load_result, numbers, numbers_or_none, save_result, table_of
 from weightspace.errors import WeightspaceError
+from weightspace.reprs import brief
 
 _LABELS = ("baseline", "split", "statistics", "task")
 _COLUMNS = ("a", "b", "barrier", "accuracy_barrier", "loss_a", "loss_b", "accuracy_a", "accuracy_b", *_LABELS)
@@ -17,6 +18,7 @@ _COLUMNS = ("a", "b", "barrier", "accuracy_barrier", "loss_a", "loss_b", "accura
 Square: TypeAlias = tuple[tuple[float, ...], ...]
 
 
+@brief
 @dataclass(frozen=True)
 class BarrierMatrix:
     """Barriers between ``n`` models, symmetric, with zeros on the diagonal.

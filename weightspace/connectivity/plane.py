@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from weightspace.connectivity.files import load_result, numbers, numbers_or_none, save_result, table_of
 from weightspace.errors import WeightspaceError
+from weightspace.reprs import brief
 
 _LABELS = ("split", "statistics", "task")
 _COLUMNS = ("model", "x", "y", "loss", "accuracy", *_LABELS)
@@ -21,6 +22,7 @@ _COLUMNS = ("model", "x", "y", "loss", "accuracy", *_LABELS)
 Grid: TypeAlias = tuple[tuple[float, ...], ...]
 
 
+@brief
 @dataclass(frozen=True)
 class Plane:
     """Scores on a grid of the plane through three models.

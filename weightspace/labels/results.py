@@ -19,12 +19,14 @@ from weightspace.errors import WeightspaceError
 from weightspace.labels.calibration import checked_logits
 from weightspace.labels.names import Label
 from weightspace.labels.probabilities import checked_rows
+from weightspace.reprs import brief
 
 if TYPE_CHECKING:
     from weightspace.labels.metric import LabelMetric
     from weightspace.labels.space import Outputs
 
 
+@brief
 @dataclass(frozen=True)
 class Predictions:
     """What was predicted for some rows.

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias, get_args
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
+from weightspace.reprs import brief
 from weightspace.soups.candidates import Alone, Joined
 from weightspace.soups.ingredients import Ingredient, Source, ingredients_of
 from weightspace.soups.judging import Judge, Place
@@ -45,6 +46,7 @@ class Trial:
     accepted: bool | None
 
 
+@brief
 @dataclass(frozen=True)
 class Soup:
     """A soup, and how it came about.

@@ -30,6 +30,7 @@ from weightspace.elementwise.parametrized import Coordinates, combined
 from weightspace.elementwise.precision import output_dtype, widened
 from weightspace.elementwise.weight_norm import weight_and_gradient
 from weightspace.errors import WeightspaceError
+from weightspace.reprs import brief
 from weightspace.soups.ingredients import Source, ingredients_of
 from weightspace.soups.scoring import Scorer, Statistics, settled
 from weightspace.suggestions import unknown
@@ -49,6 +50,7 @@ class EpochOfSoup:
     loss: float
 
 
+@brief
 @dataclass(frozen=True)
 class LearnedSoup:
     """A learned soup.

@@ -9,6 +9,7 @@ from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.merging.interpolation import interpolate
+from weightspace.reprs import brief
 from weightspace.soups.candidates import OnLine
 from weightspace.soups.ingredients import Source, ingredients_of
 from weightspace.soups.judging import Judge, Place
@@ -19,6 +20,7 @@ from weightspace.tasks.protocol import SPLITS, Task
 POSITIONS = tuple(step / 10 for step in range(11))
 
 
+@brief
 @dataclass(frozen=True)
 class WiseFT:
     """The line, and the best network on it.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict, check_compatible, check_finite
+from weightspace.reprs import brief
 from weightspace.spectra.decomposition import LayerSpectrum, Spectrum, check_gamma, layer_spectrum, paired
 from weightspace.spectra.matrices import weight_matrices
 from weightspace.symmetry import PermutationSpec
@@ -24,6 +25,7 @@ from weightspace.symmetry import PermutationSpec
 _NEAR = 1e-5
 
 
+@brief
 @dataclass(frozen=True)
 class SingularAlignment:
     """How far two networks' leading singular vectors agree.

@@ -15,6 +15,7 @@ from torch import Tensor
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict, check_compatible, check_finite
 from weightspace.errors import WeightspaceError
+from weightspace.reprs import brief
 from weightspace.spectra.matrices import WeightMatrix, weight_matrices
 from weightspace.symmetry import PermutationSpec
 
@@ -27,6 +28,7 @@ _ON_THE_CUT = 1e-10
 Progress = Callable[[int, int], None]
 
 
+@brief
 @dataclass(frozen=True, eq=False)
 class LayerSpectrum:
     """The singular values of one weight matrix, and its leading singular vectors.
@@ -69,6 +71,7 @@ class LayerSpectrum:
         return math.exp(float(torch.special.entr(self.values / total).sum())) if total else 0.0
 
 
+@brief
 @dataclass(frozen=True, eq=False)
 class Spectrum:
     """The spectra of a network's weight matrices.

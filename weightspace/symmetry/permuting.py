@@ -16,10 +16,12 @@ from torch import Tensor
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict, load_checkpoint, load_metadata, save_checkpoint
 from weightspace.errors import CheckpointError, SpecError
+from weightspace.reprs import brief
 from weightspace.symmetry.pattern import Block, Units, blocks
 from weightspace.symmetry.spec import PermutationSpec
 
 
+@brief
 @dataclass(frozen=True, eq=False)
 class Permutation:
     """One permutation for each group of a spec.

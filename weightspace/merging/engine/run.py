@@ -27,6 +27,7 @@ from weightspace.merging.engine.inputs import check_unchanged, read_paths
 from weightspace.merging.engine.parts import make_elsewhere
 from weightspace.merging.engine.plan import Job, Plan, Running
 from weightspace.merging.engine.staging import Staging, is_file_name, open_staging, staging_folder
+from weightspace.reprs import brief
 
 if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict
@@ -41,6 +42,7 @@ Progress = Callable[[int, int], None]
 Finish = Callable[["StateDict"], "StateDict"]
 
 
+@brief
 @dataclass(frozen=True)
 class MergeReport:
     """What a merge did, or would do.
