@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -94,15 +96,25 @@ def _quiet() -> click.Option:
     )
 
 
+@contextmanager
+def _logging(level: int) -> Iterator[None]:
+    """Write what the library logs to stderr."""
+    logger, handler = logging.getLogger("weightspace"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(relativeCreated)7d ms  %(name)s: %(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
 def _verbose() -> click.Option:
     def listen(context: click.Context, _: click.Parameter, value: int) -> None:
         if value:
-            handler = logging.StreamHandler()
-            handler.setFormatter(logging.Formatter("%(relativeCreated)7d ms  %(name)s: %(message)s"))
-            logger = logging.getLogger("weightspace")
-            logger.addHandler(handler)
-            level, _ = logger.level, logger.setLevel(logging.INFO if value == 1 else logging.DEBUG)
-            context.call_on_close(lambda: (logger.removeHandler(handler), logger.setLevel(level)))
+            context.with_resource(_logging(logging.INFO if value == 1 else logging.DEBUG))
 
     return click.Option(
         ["-v", "--verbose"],

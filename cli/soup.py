@@ -180,9 +180,11 @@ def _line(
     from weightspace.soups.wise import POSITIONS
 
     positions = options.numbers("--positions", said["positions"]) or POSITIONS
+    pretrained, finetuned = checkpoints
     with live_table(("position", task.objective)) as show:
         line = wise_ft(
-            *checkpoints,
+            pretrained,
+            finetuned,
             task,
             positions,
             on_position=lambda position, value: show((f"{position:g}", f"{value:.4f}")),

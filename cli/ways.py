@@ -42,7 +42,7 @@ class Report:
     results: Mapping[str, Any]
     figures: Mapping[str, dict[str, Any]]
     lines: Iterable[str]
-    draw: Callable[[Mapping[str, Any], Path], None]
+    draw: Callable[[Mapping[str, Any], Path], object]
 
     def write(self, path: Path) -> list[Path]:
         """Draw all results into a picture, or save them as tables (one file a label where there are two).

@@ -19,7 +19,7 @@ def test_equal_curves_give_equal_files_of_the_format_that_the_suffix_names(tmp_p
     first, again = tmp_path / f"first{suffix}", tmp_path / f"again{suffix}"
     for path in (first, again):
         figure = draw_curves(BOTH, path, title="two seeds")
-        assert [axes.get_xlabel() for axes in figure.axes] == ["position λ"] * 2
+        assert [axes.get_xlabel() for axes in figure.axes] == ["position λ from A (0) to B (1)"] * 2
     assert first.read_bytes().startswith(SIGNATURES[suffix])
     assert first.read_bytes() == again.read_bytes()
     assert len(list(tmp_path.iterdir())) == 2

@@ -31,8 +31,9 @@ def export_graph(module: nn.Module, inputs: Inputs) -> torch.export.ExportedProg
     wrapped = Network(_with_legible_experts(copy_module(module))).train().eval()  # a call may leave a cache behind
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused kernels that no graph shows
+    printed = io.StringIO()
     try:
-        with _silence() as printed, warnings.catch_warnings(), torch.no_grad():
+        with _silence(printed), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(wrapped, inputs.args, inputs.kwargs, strict=False)
             try:
@@ -46,14 +47,14 @@ def export_graph(module: nn.Module, inputs: Inputs) -> torch.export.ExportedProg
 
 
 @contextmanager
-def _silence() -> Iterator[io.StringIO]:
-    """Keep what torch.export prints and logs of a failure, which is told in one line."""
+def _silence(printed: io.StringIO) -> Iterator[None]:
+    """Keep what torch.export prints of a failure, which is told in one line, and let it log nothing of it."""
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level, printed = logger.level, io.StringIO()
+    level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
         with redirect_stderr(printed):
-            yield printed
+            yield
     finally:
         logger.setLevel(level)
 

@@ -29,6 +29,9 @@ _SVD = 1.0
 #: Seconds before the first tensor, in every process: importing torch.
 _START = 2.0
 
+#: Seconds that starting worker processes takes beside that.
+_WORKERS = 0.8
+
 
 def job_memory(plan: Plan, job: Job) -> int:
     """Return the bytes that a job takes, roughly and rather too many."""
@@ -101,7 +104,7 @@ def chosen_executor(plan: Plan, jobs: Iterable[Job], running: Running) -> str:
     if running.workers is not None:
         return "processes"
     saved = _work(plan, jobs) * (1 - 1 / running.crew)
-    return "processes" if saved > _START else "threads"
+    return "processes" if saved > _WORKERS else "threads"
 
 
 def _work(plan: Plan, jobs: Iterable[Job]) -> float:
