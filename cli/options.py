@@ -301,6 +301,10 @@ def load_placed(
     """Return the task that the options name, with its networks where ``--device``, ``--dtype``, ``--network`` say."""
     from weightspace.tasks import load_task, placed
 
+    if device.startswith("cuda"):
+        import torch
+
+        torch.backends.cudnn.allow_tf32 = False  # scores in float32 are scores in float32
     task = load_task(name, data=data)
     return placed(task, device=device, dtype=dtype, source=source, inputs=inputs)
 

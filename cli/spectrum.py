@@ -109,13 +109,15 @@ def _is_mean(against: str | None) -> bool:
 
 def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: dict[str, Any]) -> Found:
     """Load, match and decompose what was asked for."""
+    import torch
+
     from weightspace import interpolate, load_checkpoint, spectrum
     from weightspace.checkpoints import check_compatible
     from weightspace.tasks import check_device
 
     place = {"device": said["device"], "source": said["network"], "inputs": said["example_inputs"]}
     task = options.load_any_task(said["task"], said["data"], **place)
-    check_device(said["device"])
+    check_device(said["device"], torch.float64)
     names = None if said["names"] is None else said["names"].split(",")
     given = {"a": a, "b": b, "merged": None if _is_mean(said["against"]) else said["against"]}
     paths = {label: path for label, path in given.items() if path is not None}

@@ -14,6 +14,7 @@ import torch
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from weightspace.cli import waiting
+from weightspace.cli.progress import progress
 
 import weightspace as ws
 from weightspace import cli
@@ -151,6 +152,16 @@ def test_there_is_a_sign_of_life_until_something_is_printed(monkeypatch: pytest.
     assert screen.getvalue() == "starting …\r\x1b[2K"
     waiting.end()
     assert screen.getvalue().count("\r") == 1
+
+
+def test_progress_on_a_terminal_says_when_it_will_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress("matching") as update:
+        for step in range(1, 4):
+            update(step, 4, f"step {step}/4")
+    assert re.search(r"step 3/4.* left .*\d:\d\d", screen.getvalue())
 
 
 def test_nothing_is_shown_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ def _state(network: nn.Module, end: str) -> StateDict:
             f"The {end} is a {type(network).__name__}; expected a network, whose activations are looked at: a module "
             "that the weights were loaded into."
         )
-    return {name: tensor.detach() for name, tensor in network.state_dict().items()}
+    return {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
 
 
 def _check_missing(spec: PermutationSpec, missing: list[str], unseen: Unseen) -> None:

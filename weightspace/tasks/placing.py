@@ -121,9 +121,9 @@ def placed(
     Raises:
         WeightspaceError: there is no such device or precision.
     """
-    check_device(device)
     if dtype is not None and dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
+    check_device(device, torch.float32 if dtype is None else DTYPES[dtype])
     if device == "cpu" and dtype is None and source is None:
         return task
     return PlacedTask(task, device, dtype, source, tuple(inputs))
@@ -134,15 +134,15 @@ def at_home(task: Task) -> Task:
     return dataclasses.replace(task, device="cpu", dtype=None) if isinstance(task, PlacedTask) else task
 
 
-def check_device(device: str) -> None:
-    """Check that tensors can be put on a device.
+def check_device(device: str, dtype: torch.dtype = torch.float32) -> None:
+    """Check that tensors of a dtype can be put on a device.
 
     Raises:
         WeightspaceError: there is no such device here.
     """
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.empty(0, device=device, dtype=dtype)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         line = (str(error).splitlines() or [""])[0]
         raise WeightspaceError(
             f"The device {device!r} cannot be used here: {line} Expected cpu, or one that torch finds ({_found()})."
