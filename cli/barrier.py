@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import commands, options, ways
+from weightspace.cli import commands, networks, options, ways
 from weightspace.cli.printing import echo
 from weightspace.cli.reports import echo_files, echo_report
 
@@ -114,7 +114,7 @@ def command(
     for path in outputs:
         options.check_apart(path, *paths, task, network)
     place = {"executor": executor, "workers": workers, "ray_address": ray_address}
-    found = options.load_placed(task, data, device=device, dtype=dtype, source=network, inputs=example_inputs)
+    found = networks.load_placed(task, data, device=device, dtype=dtype, source=network, inputs=example_inputs)
     models = _models(paths, found, matching, seed)
     if plane:
         report = ways.planes(models, resolution=resolution, statistics=statistics, split=split)
@@ -165,5 +165,5 @@ def _models(paths: tuple[str, ...], found: Task, matching: str | None, seed: int
     stems = tuple(Path(path).stem for path in paths)
     labelled = {"naive" if matching else "linear": states}
     if matching:
-        labelled[matching] = options.matched(matching, options.spec_of(None, None, None, found), states, seed, found)
+        labelled[matching] = networks.matched(matching, networks.spec_of(None, None, (), found), states, seed, found)
     return ways.Models(found, stems if len(set(stems)) == len(stems) else paths, labelled)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import commands, options
+from weightspace.cli import commands, networks, options
 from weightspace.cli.printing import echo, plain, print_table
 from weightspace.cli.progress import live_table, progress
 from weightspace.cli.reports import echo_files, echo_report, files_of
@@ -64,7 +64,7 @@ def command(
     from weightspace.soups import compare_recipes
 
     options.check_apart(output, *checkpoints, task)
-    found = options.load_placed(task, data, device=said.pop("device"), dtype=said.pop("dtype"))
+    found = networks.load_placed(task, data, device=said.pop("device"), dtype=said.pop("dtype"))
     with live_table(("", "candidate", "models", found.objective, "")) as show:
         report = compare_recipes(
             checkpoints, found, ("uniform", "ensemble"), on_trial=lambda trial: show(trial_row(trial)), **said

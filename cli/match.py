@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import commands, options
+from weightspace.cli import commands, networks, options
 from weightspace.cli.match_many import check_two, match_many
 from weightspace.cli.match_progress import shown
 from weightspace.cli.printing import echo
@@ -121,8 +121,8 @@ def command(
         options.check_writable(merged, "checkpoint")
     for path in (output, merged):
         options.check_apart(path, target, source, *others, spec_file, network, task)
-    found = options.load_any_task(task, data, device=device, source=network, inputs=example_inputs)
-    spec = options.spec_of(spec_file, network, example_inputs, found)
+    found = networks.load_any_task(task, data, device=device, source=network, inputs=example_inputs)
+    spec = networks.spec_of(spec_file, network, example_inputs, found)
     if method in MANY_MATCHINGS:
         paths = (target, source, *others)
         match_many(method, spec, paths, found, seed=seed, given=given, output=output, merged=merged, as_json=as_json)
@@ -133,7 +133,7 @@ def command(
         matching = run_matching(method, spec, a, b, task=found, seed=seed, on_fact=shown(update), **given)
     seconds = time.perf_counter() - begin
     matching.permutation.save(output)
-    _report(matching, method, output, task=options.name_of(found), seed=seed, seconds=seconds, as_json=as_json)
+    _report(matching, method, output, task=networks.name_of(found), seed=seed, seconds=seconds, as_json=as_json)
 
 
 def _report(

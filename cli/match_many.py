@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightspace.cli.match_progress import shown
-from weightspace.cli.options import check_apart, check_writable, name_of
+from weightspace.cli.networks import name_of
+from weightspace.cli.options import check_apart, check_writable
 from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
 from weightspace.cli.reports import echo_files, echo_report, files_of

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from weightspace.cli import options
+from weightspace.cli import networks
 from weightspace.cli.printing import echo, print_table, warn
 
 from weightspace import WeightspaceError
@@ -119,8 +119,8 @@ def network_options(
     from weightspace.merging import Alignment
 
     _, source, inputs = network
-    found = options.load_any_task(task, data, device=device, source=source, inputs=inputs)
-    align = None if method is None else Alignment(options.spec_of(*network, found), method, said["seed"], found)
+    found = networks.load_any_task(task, data, device=device, source=source, inputs=inputs)
+    align = None if method is None else Alignment(networks.spec_of(*network, found), method, said["seed"], found)
     if found is None:
         return align, None, {}, None
     scores = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from weightspace.cli import commands, options
+from weightspace.cli import commands, networks, options
 from weightspace.cli.reports import echo_files, echo_report, files_of
 
 
@@ -40,14 +40,14 @@ def command(
     from weightspace.checkpoints import provenance
 
     options.check_apart(output, checkpoint, permutation, spec_file, network, task)
-    found = options.load_any_task(task, data, source=network, inputs=example_inputs)
-    spec = options.spec_of(spec_file, network, example_inputs, found)
+    found = networks.load_any_task(task, data, source=network, inputs=example_inputs)
+    spec = networks.spec_of(spec_file, network, example_inputs, found)
     moved = Permutation.load(permutation, spec)
     state = permute(spec, moved.inverse() if inverse else moved, load_checkpoint(checkpoint))
     metadata = provenance([checkpoint, permutation], "permute", {"inverse": inverse, "spec": spec.digest})
     save_checkpoint(state, output, metadata=metadata, companions_from=checkpoint)
     files = files_of(output)
     if as_json:
-        echo_report({"groups": len(spec.groups)}, output=output, files=files, task=options.name_of(found))
+        echo_report({"groups": len(spec.groups)}, output=output, files=files, task=networks.name_of(found))
     else:
         echo_files(files)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import commands, options
+from weightspace.cli import commands, networks, options
 from weightspace.cli.printing import echo, plain, print_table
 from weightspace.cli.progress import live_table
 from weightspace.cli.reports import echo_files, echo_report, files_of
@@ -84,7 +84,7 @@ def command(
     options.check_inputs(*checkpoints)
     for path in (output, *reports):
         options.check_apart(path, *checkpoints, task)
-    found = options.load_any_task(task, data, device=said.pop("device"), dtype=said.pop("dtype"))
+    found = networks.load_any_task(task, data, device=said.pop("device"), dtype=said.pop("dtype"))
     if found is None:
         _mean(checkpoints, recipe, output, said, as_json=as_json)
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from weightspace.cli import commands, options
+from weightspace.cli import commands, networks, options
 from weightspace.cli.printing import echo
 from weightspace.cli.reports import echo_files, echo_report, files_of
 
@@ -41,10 +41,10 @@ def command(
     from weightspace import derive_spec
 
     options.check_apart(output, network, task, None if output == spec_file else spec_file)
-    found = options.load_any_task(task, data, source=network, inputs=example_inputs)
-    built = options.network_of(network, example_inputs, found)
+    found = networks.load_any_task(task, data, source=network, inputs=example_inputs)
+    built = networks.network_of(network, example_inputs, found)
     if spec_file is not None:
-        spec = options.load_any_spec(spec_file, built)
+        spec = networks.load_any_spec(spec_file, built)
     elif built is None:
         raise WeightspaceError("Which network is it? Give --network or --task, or a spec file to verify.")
     else:
@@ -62,7 +62,7 @@ def command(
             "tolerance": spec.verification.tolerance,
             "digest": spec.digest,
         }
-        echo_report(figures, output=output, files=files_of(output), task=options.name_of(found))
+        echo_report(figures, output=output, files=files_of(output), task=networks.name_of(found))
         return
     for group, size in spec.groups.items():
         inside = f", for each unit of {spec.outer[group]}" if group in spec.outer else ""

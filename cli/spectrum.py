@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import commands, options
+from weightspace.cli import commands, networks, options
 from weightspace.cli.progress import progress
 from weightspace.cli.reports import echo_files, echo_report
 from weightspace.cli.spectrum_report import Found, as_object, draw, show
@@ -116,7 +116,7 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
     from weightspace.tasks import check_device
 
     place = {"device": said["device"], "source": said["network"], "inputs": said["example_inputs"]}
-    task = options.load_any_task(said["task"], said["data"], **place)
+    task = networks.load_any_task(said["task"], said["data"], **place)
     check_device(said["device"], torch.float64)
     names = None if said["names"] is None else said["names"].split(",")
     given = {"a": a, "b": b, "merged": None if _is_mean(said["against"]) else said["against"]}
@@ -126,7 +126,7 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
         check_compatible(states["a"], states[label], names=(a, path))
     spec = None
     if said["matching"]:
-        spec = options.spec_of(said["spec_file"], said["network"], said["example_inputs"], task)
+        spec = networks.spec_of(said["spec_file"], said["network"], said["example_inputs"], task)
     least = 0.0 if drawn and b is not None else min(gammas)
 
     def decomposed(label: str, state: StateDict) -> Spectrum:
@@ -141,10 +141,10 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
                 progress=lambda done, total: update(done, total, f"{done:,} of {total:,} matrices"),
             )
 
-    found = Found(paths, gammas, decomposed(a, states["a"]), task=options.name_of(task))
+    found = Found(paths, gammas, decomposed(a, states["a"]), task=networks.name_of(task))
     matched = None
     if spec is not None:
-        matched = options.matched(said["matching"], spec, [states["a"], states["b"]], said["seed"], task)[1]
+        matched = networks.matched(said["matching"], spec, [states["a"], states["b"]], said["seed"], task)[1]
         if _is_mean(said["against"]):
             states["merged"] = interpolate(states["a"], matched, 0.5)
             paths["merged"] = f"the mean of {a} and {b} matched"
