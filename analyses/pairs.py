@@ -74,5 +74,5 @@ def shares(curve: Curve) -> tuple[float, ...]:
         WeightspaceError: it has none.
     """
     if curve.accuracy is None:
-        raise ws.WeightspaceError(f"The curve of {curve.name!r} has no accuracies; expected that of a classifier.")
+        raise ws.WeightspaceError(f"The curve of {curve.task!r} has no accuracies; expected that of a classifier.")
     return curve.accuracy

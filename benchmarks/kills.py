@@ -101,9 +101,17 @@ def commands(models: Path) -> list[Command]:
         return any(folder.glob("cache/evaluations/*/*.json"))
 
     return [
-        Command("merge to a folder, processes", (*merge, "--threads", "2"), "out", True, staged),
+        Command(
+            "merge to a folder, processes", (*merge, "--threads", "2", "--executor", "processes"), "out", True, staged
+        ),
         Command("merge to a file, threads", (*merge, "--executor", "threads"), "out.safetensors", False, staged),
-        Command("merge to a torch file, processes", (*merge, "--threads", "2"), "out.pt", True, staged),
+        Command(
+            "merge to a torch file, processes",
+            (*merge, "--threads", "2", "--executor", "processes"),
+            "out.pt",
+            True,
+            staged,
+        ),
         Command("soup, processes", soup, "out.safetensors", True, scored),
     ]
 

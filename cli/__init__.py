@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import importlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -60,8 +61,11 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
+        from weightspace.cli import waiting
+
+        waiting.begin()
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _ending(waiting.end):
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except click.UsageError as error:
@@ -76,6 +80,15 @@ class _Commands(click.Group):
             line = WeightspaceError(f"{error.filename or 'The system'}: {error.strerror or error}.")
             click.echo(f"Error: {line}", err=True)
             ctx.exit(2)
+
+
+@contextmanager
+def _ending(end: Callable[[], None]) -> Iterator[None]:
+    """Call a function when the block ends, however it does."""
+    try:
+        yield
+    finally:
+        end()
 
 
 def _short(message: str) -> str:

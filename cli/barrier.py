@@ -2,44 +2,48 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import options, ways
-from weightspace.cli.printing import echo, plain
+from weightspace.cli import commands, networks, options, ways
+from weightspace.cli.printing import echo
+from weightspace.cli.reports import echo_files, echo_report
 
 from weightspace import WeightspaceError
 
+if TYPE_CHECKING:
+    from weightspace.tasks import Task
 
-@click.command("barrier")
+
+@commands.command("barrier")
 @click.argument("a")
 @click.argument("b")
 @click.argument("others", nargs=-1, metavar="[C]...")
 @options.task()
+@options.network
 @options.matching("Match the others to A first, and show both.")
 @click.option(
     "--points",
     type=click.IntRange(min=3),
     default=25,
     show_default=True,
-    help="Positions on a way, ends included.",
+    help="Positions on the line between two networks, ends included.",
 )
 @click.option(
     "--statistics",
     type=click.Choice(["auto", "none", "reset", "repair"]),
     default="auto",
     show_default=True,
-    help="Between the networks: BatchNorm's statistics measured anew (reset), all hidden units set (repair), nothing "
-    "(none); auto resets where there is BatchNorm.",
+    help="Statistics between the networks: BatchNorm's measured anew (reset), of all hidden units set (repair), or "
+    "left (none); auto resets where there is BatchNorm.",
 )
 @click.option(
     "--baseline",
     type=click.Choice(["linear", "mean"]),
     default="linear",
     show_default=True,
-    help="What the barrier rises above.",
+    help="Line or mean of the ends that the barrier rises above.",
 )
 @click.option(
     "--split",
@@ -50,7 +54,7 @@ from weightspace import WeightspaceError
 )
 @click.option("--taylor", is_flag=True, help="Estimate the barrier from the two ends too, by Taylor expansion.")
 @click.option("--temperature", is_flag=True, help="Fit a temperature to the midpoint, and show its loss with it.")
-@click.option("--plane", is_flag=True, help="Score the plane through three networks instead of the ways.")
+@click.option("--plane", is_flag=True, help="Score the plane through three networks instead of the lines.")
 @click.option(
     "--resolution",
     type=click.IntRange(min=2),
@@ -58,8 +62,10 @@ from weightspace import WeightspaceError
     show_default=True,
     help="Points along either side of the plane.",
 )
-@options.execution("Positions between two networks, or ways between many,")
-@options.seed("Order of the groups in the matching.")
+@options.device("Where the networks run")
+@options.dtype
+@options.execution("Positions between two networks, or pairs of many,")
+@options.seed("Seed of the order of the groups in the matching.")
 @options.output(
     "Picture (.png, .svg, .pdf) or table (.csv, .json); may be repeated.", required=False, kind="file", several=True
 )
@@ -70,6 +76,8 @@ def command(
     others: tuple[str, ...],
     task: str,
     data: Path | None,
+    network: str | None,
+    example_inputs: tuple[str, ...],
     matching: str | None,
     points: int,
     statistics: Any,
@@ -79,6 +87,8 @@ def command(
     temperature: bool,
     plane: bool,
     resolution: int,
+    device: str,
+    dtype: str | None,
     workers: int,
     executor: str,
     ray_address: str | None,
@@ -99,11 +109,13 @@ def command(
       weightspace barrier a.pt b.pt c.pt --task digits-mlp --plane -o plane.pdf
     """
     paths = (a, b, *others)
+    options.check_inputs(*paths)
     _check(paths, outputs, plane=plane, ends_only=taylor or temperature)
     for path in outputs:
-        options.check_apart(path, *paths, task)
+        options.check_apart(path, *paths, task, network)
     place = {"executor": executor, "workers": workers, "ray_address": ray_address}
-    models = _models(paths, task, data, matching, seed)
+    found = networks.load_placed(task, data, device=device, dtype=dtype, source=network, inputs=example_inputs)
+    models = _models(paths, found, matching, seed)
     if plane:
         report = ways.planes(models, resolution=resolution, statistics=statistics, split=split)
     elif others:
@@ -121,14 +133,14 @@ def command(
             temperature=temperature,
             place=place,
         )
-    for path in outputs:
-        report.write(Path(path))
+    files = [file for path in outputs for file in report.write(Path(path))]
     if as_json:
-        *before, (_, last) = report.figures.items()
-        echo(json.dumps(plain(last | dict(before)), allow_nan=False))
+        figures = {report.kind: report.figures}
+        echo_report(figures, output=next(iter(outputs), None), files=files, task=models.task.name, split=split)
         return
-    for line in (*report.lines, *outputs):
+    for line in report.lines:
         echo(line)
+    echo_files(files)
 
 
 def _check(paths: tuple[str, ...], outputs: tuple[str, ...], *, plane: bool, ends_only: bool) -> None:
@@ -145,14 +157,13 @@ def _check(paths: tuple[str, ...], outputs: tuple[str, ...], *, plane: bool, end
         raise WeightspaceError(f"Three networks or more must be different ones; found {', '.join(paths)}.")
 
 
-def _models(paths: tuple[str, ...], task: str, data: Path | None, matching: str | None, seed: int) -> ways.Models:
+def _models(paths: tuple[str, ...], found: Task, matching: str | None, seed: int) -> ways.Models:
     """Return the task and the networks, under a label as they come and under another one matched."""
-    from weightspace import load_checkpoint, load_task
+    from weightspace import load_checkpoint
 
-    found = load_task(task, data=data)
     states = [load_checkpoint(path) for path in paths]
     stems = tuple(Path(path).stem for path in paths)
     labelled = {"naive" if matching else "linear": states}
     if matching:
-        labelled[matching] = options.matched(matching, options.spec_of(None, None, None, found), states, seed, found)
+        labelled[matching] = networks.matched(matching, networks.spec_of(None, None, (), found), states, seed, found)
     return ways.Models(found, stems if len(set(stems)) == len(stems) else paths, labelled)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
-import click
-from weightspace.cli import options
+from weightspace.cli import commands, options
 from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
+from weightspace.cli.reports import echo_files, echo_report
 
 
-@click.command("demo")
+@commands.command("demo")
 @options.output(
     "Picture to write (.png, .svg, .pdf).",
     required=False,
@@ -35,7 +34,8 @@ def command(output: str, as_json: bool) -> None:
     with progress("demo") as update:
         report = demo(output, on_stage=lambda at: update(at.number, at.stages, at.text))
     if as_json:
-        echo(json.dumps(asdict(report)))
+        figures = asdict(report)
+        echo_report(figures, output=figures.pop("picture"), files=[output], task="digits-mlp", split="test")
         return
     rows = (
         ("", "naive", "matched"),
@@ -53,4 +53,5 @@ def command(output: str, as_json: bool) -> None:
         f"distance reduced by {report.l2_reduction:.1%}; "
         f"{report.groups} groups, spec verified to {report.spec_error:.1e}"
     )
-    echo(f"{report.seconds:.1f} s; the picture is {report.picture}")
+    echo(f"{report.seconds:.1f} s")
+    echo_files([output])

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import random
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, networks, options
 from weightspace.cli.printing import echo, plain, print_table
 from weightspace.cli.progress import live_table, progress
+from weightspace.cli.reports import echo_files, echo_report, files_of
 from weightspace.cli.soup_table import PICTURES, notes_of, table_of, trial_row
 
 from weightspace import WeightspaceError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from weightspace.soups import SoupAgainstEnsemble
 
 
-@click.command("ensemble")
+@commands.command("ensemble")
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CKPT...")
 @options.task()
 @click.option(
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     show_default=True,
     help="Pairs to predict soup against ensemble for, drawn at random where there are more.",
 )
-@options.seed("Which pairs.")
+@options.seed("Seed of the choice of pairs.")
 @options.mode
+@options.device("Where networks are scored")
+@options.dtype
 @options.soup_statistics
 @options.cache
 @options.execution("Networks to score")
@@ -58,13 +60,13 @@ def command(
       weightspace ensemble runs/*.pt --task digits-mlp
       weightspace ensemble runs/*.pt --task digits-mlp --pairs 20 -o predictions.png
     """
-    from weightspace import load_task
+    _check(checkpoints, pairs, output)
+    options.check_inputs(*checkpoints)
     from weightspace.soups import compare_recipes
     from weightspace.tasks.objectives import task_mode
 
-    _check(checkpoints, pairs, output)
     options.check_apart(output, *checkpoints, task)
-    found = load_task(task, data=data)
+    found = networks.load_placed(task, data, device=said.pop("device"), dtype=said.pop("dtype"))
     said["mode"] = direction = task_mode(found, said["mode"])
     with live_table(("", "candidate", "models", found.objective, "")) as show:
         report = compare_recipes(
@@ -87,7 +89,8 @@ def command(
             {"a": a, "b": b, "difference": pair.difference, **plain(pair)}
             for (a, b), pair in zip(drawn, measured, strict=False)
         ]
-        echo(json.dumps({**plain(report), "pairs": plain(listed), "agreement": plain(figures), "output": output}))
+        found_of = {**plain(report), "pairs": listed, "agreement": figures}
+        echo_report(found_of, output=output, files=files_of(output), task=found.name)
         return
     print_table(*table_of(report))
     for line in notes_of(report):
@@ -96,8 +99,7 @@ def command(
         print_table(("pair", "soup − ensemble", "predicted", "soup", "ensemble"), _rows(drawn, measured))
     if figures is not None:
         echo(f"correlation {figures.correlation:.3f}, equal signs {figures.sign:.1%} of {figures.pairs} pairs")
-    if output is not None:
-        echo(output)
+    echo_files(files_of(output))
 
 
 def _check(checkpoints: tuple[str, ...], pairs: int, output: str | None) -> None:

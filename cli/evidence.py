@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, options
 from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
+from weightspace.cli.reports import echo_files, echo_report, files_of
 
 
-@click.command("evidence")
+@commands.command("evidence")
 @click.argument("checkpoint")
-@click.option("--kind", required=True, metavar="KIND", help="gram (for merge -m regmean) or fisher (for -m fisher).")
+@click.option(
+    "--kind", required=True, metavar="KIND", help="Statistics: gram (for merge -m regmean) or fisher (for -m fisher)."
+)
 @options.task()
-@click.option("--examples", type=click.IntRange(min=1), default=256, show_default=True, help="Of training, at most.")
-@options.seed("Order of the examples.")
-@click.option("--device", default="cpu", show_default=True, help="Where the network runs.")
+@click.option(
+    "--examples", type=click.IntRange(min=1), default=256, show_default=True, help="Training examples to use, at most."
+)
+@options.seed("Seed of the order of the examples.")
+@options.device("Where the network runs")
 @options.output("File to write (.safetensors).")
 @options.as_json
 def command(
@@ -38,11 +42,13 @@ def command(
       weightspace evidence a.safetensors --task digits-mlp --kind fisher -o a-fisher.safetensors
       weightspace merge a.safetensors b.safetensors -m fisher --evidence a-fisher.safetensors,b-fisher.safetensors -o m
     """
+    options.check_inputs(checkpoint)
     from weightspace.checkpoints import load_checkpoint, provenance, save_checkpoint
     from weightspace.evidence import collect_evidence
-    from weightspace.tasks import load_task
+    from weightspace.tasks import check_device, load_task
 
     options.check_apart(output, checkpoint, task)
+    check_device(device)
     found = load_task(task, data=data)
     with progress(f"{kind} of {checkpoint}") as update:
         state = collect_evidence(
@@ -57,6 +63,8 @@ def command(
     said = {"task": found.name, "kind": kind, "examples": examples, "seed": seed}
     save_checkpoint(state, output, metadata=provenance([checkpoint], "evidence", said))
     if as_json:
-        echo(json.dumps({"output": output, "tensors": len(state), **said}))
+        figures = {"tensors": len(state), **said}
+        echo_report(figures, output=output, files=files_of(output), task=found.name, split="train")
         return
-    echo(f"{output}: {len(state):,} tensors")
+    echo(f"{len(state):,} tensors")
+    echo_files(files_of(output))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, options
 from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
+from weightspace.cli.reports import echo_files, echo_report, files_of
 
 
-@click.command("extract-lora")
+@commands.command("extract-lora")
 @click.argument("base")
 @click.argument("model")
-@click.option("--rank", type=click.IntRange(min=1), default=16, show_default=True, help="Of the factors.")
+@click.option("--rank", type=click.IntRange(min=1), default=16, show_default=True, help="Rank of the factors.")
 @click.option(
     "--fan-in-fan-out",
     is_flag=True,
@@ -26,8 +26,8 @@ from weightspace.cli.progress import progress
     help="Leave out what differs and PEFT has no factors for (norms, biases); keep the files' names for families whose "
     "modules transformers renames by unknown rules.",
 )
-@options.seed("Of the iteration that finds the singular vectors of large matrices.")
-@click.option("--device", default="cpu", show_default=True, help="Where the decompositions run.")
+@options.seed("Seed of the iteration that finds the singular vectors of large matrices.")
+@options.device("Where the decompositions run")
 @options.output("Folder of the adapter to write, as PEFT reads it.", kind="adapter")
 @options.as_json
 def command(
@@ -48,8 +48,11 @@ def command(
       weightspace extract-lora base tuned --rank 16 -o adapter
       weightspace merge base+adapter -m passthrough -o tuned-again
     """
+    options.check_inputs(base, model)
     from weightspace.adapters import extract_lora_files
+    from weightspace.tasks import check_device
 
+    check_device(device)
     options.check_apart(output, base, model)
     with progress(f"extracting into {output}") as update:
         report = extract_lora_files(
@@ -64,10 +67,11 @@ def command(
             progress=lambda done, total: update(done, total, f"{done:,} of {total:,} tensors"),
         )
     if as_json:
-        echo(json.dumps({"output": output, "energy": report.energy, **asdict(report)}))
+        echo_report({"energy": report.energy, **asdict(report)}, output=output, files=files_of(output))
         return
     worst = max(report.errors, key=lambda name: report.errors[name])
-    echo(f"{output}: {len(report.errors):,} tensors, {report.energy:.2%} of the squared difference")
+    echo(f"{len(report.errors):,} tensors, {report.energy:.2%} of the squared difference")
     echo(f"relative error {report.error:.4g}; largest {report.errors[worst]:.4g} ({worst})")
     if report.left_out:
         echo(f"left out: {', '.join(report.left_out)}")
+    echo_files(files_of(output))

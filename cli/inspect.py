@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
-from weightspace.cli.printing import echo, echo_json, plain, print_table
+from weightspace.cli import commands, options
+from weightspace.cli.printing import echo, print_table
+from weightspace.cli.reports import echo_report
 
 if TYPE_CHECKING:
     from weightspace.checkpoints import CheckpointSummary, Comparison, TensorSummary
 
 
-@click.command("inspect")
+@commands.command("inspect")
 @click.argument("files", nargs=-1, required=True, metavar="FILE…")
 @click.option("--strip-prefix", metavar="PREFIX", help="Take PREFIX (module.) off the names.")
 @click.option("--key", metavar="NAME", help='Entry of a torch file with the tensors ("" is its top level).')
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@options.as_json
 def command(files: tuple[str, ...], strip_prefix: str | None, key: str | None, as_json: bool) -> None:
     """Show the tensors of checkpoints: shapes, dtypes, norms, parameter count, metadata.
 
@@ -32,8 +34,7 @@ def command(files: tuple[str, ...], strip_prefix: str | None, key: str | None, a
     summaries = [summarise(file, strip_prefix=strip_prefix, key=key) for file in files]
     comparison = compare(*files, strip_prefix=strip_prefix, key=key) if len(files) == 2 else None
     if as_json:
-        content = {"checkpoints": summaries, "comparison": comparison}
-        echo_json(plain(content), allow_nan=False)
+        echo_report({"checkpoints": summaries, "comparison": comparison})
     elif comparison is not None:
         _show_two(summaries[0], summaries[1], comparison)
     else:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, options
 from weightspace.cli.printing import echo
+from weightspace.cli.reports import echo_files, echo_report
 
 from weightspace import WeightspaceError
 
@@ -17,19 +17,25 @@ if TYPE_CHECKING:
 _SOURCES = ("edges", "parents", "graph", "matrix", "embeddings", "wordnet", "discrete")
 
 
-@click.command("build")
-@click.option("--edges", metavar="FILE", help="Edges of a tree: name,name[,length] a line.")
+@commands.command("build")
+@click.option("--edges", metavar="FILE", help="Edges of a tree, name,name[,length] on each line.")
 @click.option("--parents", metavar="FILE", help="Edges of a tree as name,parent[,length]; a name may have several.")
 @click.option("--graph", metavar="FILE", help="Edges of any connected graph.")
 @click.option("--matrix", metavar="FILE", help="Distances (not squared), .npy, .npz, .safetensors or .csv.")
-@click.option("--embeddings", metavar="FILE", help="A row a label, .npy, .npz, .safetensors or .csv.")
+@click.option("--embeddings", metavar="FILE", help="Embeddings, one row per label, .npy, .npz, .safetensors or .csv.")
 @click.option("--wordnet", metavar="NAMES", help="Synsets (n02084071, dog.n.01, dog), or all.")
 @click.option("--discrete", metavar="NAMES", help="Names that are equally far from each other.")
 @click.option("--labels", metavar="NAMES", help="Names of the rows, or of all nodes in the order of their numbers.")
-@click.option("--metric", type=click.Choice(["euclidean", "cosine"]), default="euclidean", show_default=True)
+@click.option(
+    "--metric",
+    type=click.Choice(["euclidean", "cosine"]),
+    default="euclidean",
+    show_default=True,
+    help="Distance of embeddings.",
+)
 @click.option("--ancestors", is_flag=True, help="With --wordnet: all synsets above those are labels too.")
 @click.option("--folder", metavar="DIR", help="With --wordnet: the database, data.noun and index.noun of WordNet 3.0.")
-@click.option("--key", metavar="NAME", help="Which array of an .npz or .safetensors.")
+@click.option("--key", metavar="NAME", help="Name of the array in an .npz or .safetensors.")
 @options.header
 @options.output("Metric to write, .safetensors.", kind="file")
 @options.as_json
@@ -50,10 +56,10 @@ def build(output: str, as_json: bool, **given: Any) -> None:
     metric = _built(chosen[0], given)
     metric.save(output)
     if as_json:
-        echo(json.dumps({"output": output, "kind": metric.geometry.kind, "labels": len(metric)}))
+        echo_report({"kind": metric.geometry.kind, "labels": len(metric)}, output=output, files=[output])
     else:
         echo(f"{metric.geometry.kind}, {len(metric):,} labels")
-        echo(output)
+        echo_files([output])
 
 
 def _built(source: str, given: dict[str, Any]) -> LabelMetric:

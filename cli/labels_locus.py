@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import click
-from weightspace.cli import options
-from weightspace.cli.printing import echo, echo_json
+from weightspace.cli import commands, options
+from weightspace.cli.printing import echo
+from weightspace.cli.reports import echo_files, echo_report, files_of
 
 _OBSERVED = click.option("--observed", metavar="NAMES", required=True, help="The classes of the classifier.")
 
 
-@click.command("locus")
+@commands.command("locus")
 @click.argument("metric", metavar="METRIC")
 @_OBSERVED
 @click.option("--unique", is_flag=True, help="Only labels that are the only mean for some probabilities.")
@@ -38,10 +39,10 @@ def locus(metric: str, observed: str, unique: bool, output: str | None, simplex:
     found = space.locus(names, unique=unique)
     if output is not None:
         (draw_simplex if simplex else draw_locus)(space, names, output)
-    _show(found, {"labels": len(space), "observed": names, "picture": output}, "locus", as_json)
+    _show(found, {"labels": len(space), "observed": names}, "locus", as_json, output)
 
 
-@click.command("cover")
+@commands.command("cover")
 @click.argument("metric", metavar="METRIC")
 @click.option("--identifying", is_flag=True, help="Every label must be the only mean for some probabilities.")
 @options.as_json
@@ -62,10 +63,10 @@ def cover(metric: str, identifying: bool, as_json: bool) -> None:
         echo(f"Found by {found.method}; none has fewer than {found.lower_bound:,}.", err=True)
 
 
-@click.command("next")
+@commands.command("next")
 @click.argument("metric", metavar="METRIC")
 @_OBSERVED
-@click.option("-n", "count", type=int, default=1, show_default=True, help="How many.")
+@click.option("-n", "count", type=int, default=1, show_default=True, help="Number of classes.")
 @options.as_json
 def next_(metric: str, observed: str, count: int, as_json: bool) -> None:
     """Print which classes to observe next, so that the most labels can be predicted.
@@ -82,9 +83,10 @@ def next_(metric: str, observed: str, count: int, as_json: bool) -> None:
     _show(space.next_classes(names, count), {"observed": names}, "next", as_json)
 
 
-def _show(found: list[object], facts: dict[str, object], name: str, as_json: bool) -> None:
+def _show(found: list[object], facts: dict[str, object], name: str, as_json: bool, output: str | None = None) -> None:
     if as_json:
-        echo_json({name: found, **facts})
+        echo_report({name: found, **facts}, output=output, files=files_of(output))
         return
     for label in found:
         echo(str(label))
+    echo_files(files_of(output))

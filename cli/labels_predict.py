@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import options
-from weightspace.cli.printing import echo, echo_json, plain, print_table, warn
+from weightspace.cli import commands, options
+from weightspace.cli.printing import echo, plain, print_table, warn
+from weightspace.cli.reports import echo_files, echo_report, files_of
 
 from weightspace import WeightspaceError
 
@@ -29,11 +30,17 @@ def _shared(command: Command) -> Command:
         click.argument("metric", metavar="METRIC"),
         click.argument("scores", metavar="SCORES"),
         click.option("--observed", metavar="NAMES", required=True, help="The classes, in the order of the columns."),
-        click.option("--outputs", metavar="NAMES", default="all", show_default=True, help="all, observed, or names."),
-        click.option("--exponent", type=float, default=2.0, show_default=True, help="Of the distance."),
-        click.option("--logits", is_flag=True, help="SCORES are logits: take their softmax first."),
-        click.option("--temperature", type=float, help="That logits are divided by.  [1]"),
-        click.option("--key", metavar="NAME", help="Which array of an .npz or .safetensors."),
+        click.option(
+            "--outputs",
+            metavar="NAMES",
+            default="all",
+            show_default=True,
+            help="Labels that can be predicted: all, observed, or names.",
+        ),
+        click.option("--exponent", type=float, default=2.0, show_default=True, help="Exponent of the distance."),
+        click.option("--logits", is_flag=True, help="Take the softmax of SCORES first, which are logits."),
+        click.option("--temperature", type=float, help="Temperature that divides logits. [1]"),
+        click.option("--key", metavar="NAME", help="Name of the array in an .npz or .safetensors."),
         options.header,
     )
     for decorate in reversed(decorators):
@@ -41,7 +48,7 @@ def _shared(command: Command) -> Command:
     return command
 
 
-@click.command("predict")
+@commands.command("predict")
 @_shared
 @options.output("Also write the table, .csv or .json, or the ids, .npy.", required=False, kind="file")
 @options.as_json
@@ -63,15 +70,17 @@ def predict(metric: str, scores: str, output: str | None, as_json: bool, **given
     if output is not None:
         found.save(output)
     if as_json:
-        echo_json(plain(found))
+        echo_report(plain(found), output=output, files=files_of(output))
         return
     if output is not None:
-        for line in (*_summary(found, len(space)), output):
+        for line in _summary(found, len(space)):
             echo(line)
+        echo_files(files_of(output))
         return
     rows = zip(found.ids, found.names, found.expected_cost, strict=True)
     head = ("row", "id", "label", "expected cost")
     print_table(head, [(str(row), str(i), str(name), f"{cost:.6g}") for row, (i, name, cost) in enumerate(rows)])
+    echo_files(files_of(output))
 
 
 def _summary(found: Predictions, labels: int) -> list[str]:
@@ -86,11 +95,11 @@ def _summary(found: Predictions, labels: int) -> list[str]:
     ]
 
 
-@click.command("evaluate")
+@commands.command("evaluate")
 @_shared
-@click.option("--truth", metavar="NAMES", required=True, help="The true label of every row.")
+@click.option("--truth", metavar="NAMES", required=True, help="True label of every row.")
 @click.option("--validation", metavar="SCORES", help="Logits to fit the temperature on, instead of --temperature.")
-@click.option("--validation-truth", metavar="NAMES", help="Their true labels.")
+@click.option("--validation-truth", metavar="NAMES", help="True labels of the validation logits.")
 @options.output(
     "Picture of reliability and temperatures, .png, .svg or .pdf; logits only.", required=False, kind="file"
 )
@@ -150,7 +159,7 @@ def evaluate(
         )
     if as_json:
         content = {**plain(report), "keep_argmax": report.keep_argmax, "advice": report.advice}
-        echo_json({**content, "temperature": plain(fit) if fit else None})
+        echo_report({**content, "temperature": fit}, output=output, files=files_of(output))
         return
     if fit is not None:
         echo(f"temperature {fit.temperature:.4g}, fitted on {Path(validation or '').name}")
@@ -158,8 +167,9 @@ def evaluate(
     rows = {"argmax": report.argmax, "Fréchet mean": report.frechet, f"always {report.constant_label}": report.constant}
     table = [(name, f"{s.squared_distance:.4g}", f"{s.distance:.4g}", f"{s.accuracy:.1%}") for name, s in rows.items()]
     print_table(("decision", "mean d²", "mean d", "accuracy"), table)
-    for line in ("", report.advice, *([output] if output else [])):
+    for line in ("", report.advice):
         echo(line)
+    echo_files(files_of(output))
 
 
 def _classes(metric: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any], Any]:

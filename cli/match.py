@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, networks, options
 from weightspace.cli.match_many import check_two, match_many
 from weightspace.cli.match_progress import shown
 from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
+from weightspace.cli.reports import echo_files, echo_report
 
 from weightspace.matching.methods import MANY_MATCHINGS, MATCHINGS, MatchingMethod
 
@@ -49,33 +49,32 @@ def _list_methods(context: click.Context, _: click.Parameter, method: str | None
     return method
 
 
-@click.command("match", epilog=_table())
+@commands.command("match", epilog=_table())
 @click.argument("target")
 @click.argument("source")
 @click.argument("others", nargs=-1)
 @click.option(
     "--method",
     metavar="METHOD",
+    shell_complete=options.completing(_ALL),
     is_flag=False,
     flag_value=_LIST,
     callback=_list_methods,
     is_eager=True,
-    help="One of those listed below, and where no name follows: weight-matching by default, for more than two "
-    "checkpoints merge-many.",
+    help="Method, of those below; alone it lists them. [weight-matching; of three checkpoints or more merge-many]",
 )
 @options.spec_source
 @options.task(required=False)
-@options.seed("Whatever a method draws: order of groups and batches, noise.")
-@click.option("--restarts", type=click.IntRange(min=0), help=f"{_users('restarts')}: further random starts. [0]")
+@options.device("Where networks run, for methods that look at data")
+@options.seed("Seed of what a method draws: order of groups and batches, noise.")
+@click.option("--restarts", type=click.IntRange(min=0), help=f"Further random starts ({_users('restarts')}). [0]")
 @click.option(
-    "--max-sweeps", type=click.IntRange(min=1), help=f"{_users('max_sweeps')}: passes over all groups, at most. [100]"
+    "--max-sweeps", type=click.IntRange(min=1), help=f"Passes over all groups, at most ({_users('max_sweeps')}). [100]"
 )
-@click.option("--steps", type=click.IntRange(min=0), help=f"{_users('steps')}: of Adam. [200]")
-@click.option("--learning-rate", type=float, help=f"{_users('learning_rate')}: of Adam.")
-@click.option("--start", metavar="START", help=f"{_users('start')}: noise or identity.")
-@options.output(
-    "Permutation to write (.safetensors); of a method for several checkpoints a folder, one for each.", kind=None
-)
+@click.option("--steps", type=click.IntRange(min=0), help=f"Steps of Adam ({_users('steps')}). [200]")
+@click.option("--learning-rate", type=float, help=f"Learning rate of Adam ({_users('learning_rate')}).")
+@click.option("--start", metavar="START", help=f"Start at noise or at the identity ({_users('start')}).")
+@options.output("Permutation to write (.safetensors); for several checkpoints a folder with one for each.", kind=None)
 @click.option("--merged", metavar="OUT", help="Also write the mean of the permuted checkpoints.")
 @options.as_json
 def command(
@@ -85,9 +84,10 @@ def command(
     method: str | None,
     spec_file: str | None,
     network: str | None,
-    input_shape: str | None,
+    example_inputs: tuple[str, ...],
     task: str | None,
     data: Path | None,
+    device: str,
     seed: int,
     output: str,
     merged: str | None,
@@ -103,14 +103,16 @@ def command(
       weightspace permute b.safetensors b_to_a.safetensors --task digits-mlp -o b_aligned.safetensors
       weightspace match a.pt b.pt c.pt --method merge-many --task digits-mlp -o permutations --merged merged.pt
     """
-    from weightspace import load_checkpoint
-    from weightspace.matching import run_matching
     from weightspace.suggestions import unknown
-    from weightspace.symmetry import check_permutation_path
 
+    options.check_inputs(target, source, *others, spec_file)
     method = method or ("merge-many" if others else "weight-matching")
     if method not in _ALL:
         raise unknown("matching method", method, _ALL)
+    from weightspace import load_checkpoint
+    from weightspace.matching import run_matching
+    from weightspace.symmetry import check_permutation_path
+
     if method in MATCHINGS:
         check_two(method, others, merged)
         check_permutation_path(output)
@@ -119,8 +121,8 @@ def command(
         options.check_writable(merged, "checkpoint")
     for path in (output, merged):
         options.check_apart(path, target, source, *others, spec_file, network, task)
-    found = options.load_any_task(task, data)
-    spec = options.spec_of(spec_file, network, input_shape, found)
+    found = networks.load_any_task(task, data, device=device, source=network, inputs=example_inputs)
+    spec = networks.spec_of(spec_file, network, example_inputs, found)
     if method in MANY_MATCHINGS:
         paths = (target, source, *others)
         match_many(method, spec, paths, found, seed=seed, given=given, output=output, merged=merged, as_json=as_json)
@@ -131,14 +133,15 @@ def command(
         matching = run_matching(method, spec, a, b, task=found, seed=seed, on_fact=shown(update), **given)
     seconds = time.perf_counter() - begin
     matching.permutation.save(output)
-    _report(matching, method, output, seed=seed, seconds=seconds, as_json=as_json)
+    _report(matching, method, output, task=networks.name_of(found), seed=seed, seconds=seconds, as_json=as_json)
 
 
-def _report(matching: Matching, method: str, output: str, *, seed: int, seconds: float, as_json: bool) -> None:
+def _report(
+    matching: Matching, method: str, output: str, *, task: str | None, seed: int, seconds: float, as_json: bool
+) -> None:
     """Print how well a matching did."""
     if as_json:
         report = {
-            "output": output,
             "method": method,
             "seed": seed,
             "objective": list(matching.objective),
@@ -147,8 +150,8 @@ def _report(matching: Matching, method: str, output: str, *, seed: int, seconds:
             "groups": len(matching.permutation.spec.groups),
             "seconds": seconds,
         }
-        echo(json.dumps(report))
+        echo_report(report, output=output, files=[output], task=task)
         return
     echo(f"{MATCHINGS[method].objective}: {matching.objective[0]:.6g} → {matching.objective[-1]:.6g}")
     echo(f"distance reduced by {matching.l2_reduction:.1%}" + ("" if matching.converged else "; not converged"))
-    echo(output)
+    echo_files([output])

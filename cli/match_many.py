@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightspace.cli.match_progress import shown
+from weightspace.cli.networks import name_of
 from weightspace.cli.options import check_apart, check_writable
 from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
+from weightspace.cli.reports import echo_files, echo_report, files_of
 
 from weightspace import WeightspaceError
 from weightspace.matching.methods import MANY_MATCHINGS, run_many
@@ -55,9 +56,9 @@ def match_many(
     if merged is not None:
         metadata = provenance(paths, method, {"seed": seed, "spec": spec.digest})
         save_checkpoint(found.merged, merged, metadata=metadata, companions_from=paths[0])
+    written = [*map(str, files), *files_of(merged)]
     if as_json:
         report = {
-            "output": output,
             "permutations": [str(file) for file in files],
             "merged": merged,
             "method": method,
@@ -66,11 +67,10 @@ def match_many(
             "groups": len(spec.groups),
             "seconds": seconds,
         }
-        echo(json.dumps(report))
+        echo_report(report, output=output, files=written, task=name_of(task))
         return
     echo(f"{MANY_MATCHINGS[method].objective}: {found.objective[0]:.6g} → {found.objective[-1]:.6g}")
-    for path in (*files, *([merged] if merged else [])):
-        echo(path)
+    echo_files(written)
 
 
 def check_two(method: str, others: Sequence[str], merged: str | None) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, options
+from weightspace.cli.commands import Whole
+from weightspace.cli.merge_methods import check_method, is_recipe, parameter_options, parameters_of
+from weightspace.cli.merge_networks import Scores, network_options
 from weightspace.cli.printing import echo, warn
 from weightspace.cli.progress import byte_progress
+from weightspace.cli.reports import echo_files, echo_report, files_of
 
 from weightspace import WeightspaceError
 from weightspace.matching.methods import MATCHINGS
 from weightspace.merging import METHODS
-from weightspace.suggestions import unknown
 from weightspace.user_code import is_user_code
 
 if TYPE_CHECKING:
@@ -28,25 +30,8 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
 #: Exit status of a command that Ctrl-C stopped, as shells have it.
 _SIGINT = 130
 
-Command = Callable[..., Any]
 
-
-def _parameter_options(command: Command) -> Command:
-    """Give the command an option for every parameter of every method."""
-    users: dict[str, list[str]] = {}
-    said: dict[str, str] = {}
-    for row in METHODS.values():
-        for parameter in row.parameters:
-            users.setdefault(parameter.name, []).append(row.name)
-            said.setdefault(parameter.name, parameter.help)
-    for name in sorted(users.keys() - {"seed"}, reverse=True):
-        flag = f"--{name.replace('_', '-')}"
-        text = f"{', '.join(users[name])}: {said[name]}."
-        command = click.option(flag, f"parameter_{name}", metavar="VALUE", help=text)(command)
-    return command
-
-
-@click.command("merge")
+@commands.command("merge")
 @click.argument("sources", nargs=-1, metavar="RECIPE.yml | CHECKPOINT…")
 @options.output(
     "OUT.safetensors is one file, OUT.pt a torch file, anything else a Hugging Face folder.",
@@ -54,51 +39,65 @@ def _parameter_options(command: Command) -> Command:
     kind=None,
 )
 @click.option(
-    "-m", "--method", metavar="METHOD", help=f"{', '.join(METHODS)}, or your own as file.py:function. [linear]"
+    "-m",
+    "--method",
+    metavar="METHOD",
+    shell_complete=options.completing(METHODS),
+    help=f"Method: {', '.join(METHODS)}, or your own as file.py:function. [linear]",
 )
 @click.option("--base", metavar="CHECKPOINT", help="The pretrained model that the others differ from.")
-@click.option("--weights", metavar="W,…", help="One weight a checkpoint, as .6,.4; equal by default.")
+@click.option("--weights", metavar="W,…", help="One weight per checkpoint, as .6,.4. [equal]")
 @click.option(
-    "--evidence", metavar="FILE,…", help="Statistics of data, one file a checkpoint (`weightspace evidence`)."
+    "--evidence", metavar="FILE,…", help="Statistics of data, one file per checkpoint (`weightspace evidence`)."
 )
 @click.option(
-    "--dtype", metavar="DTYPE", help="Of the output: float32, float16, bfloat16; that of the inputs by default."
+    "--dtype", metavar="DTYPE", help="Dtype of the output: float32, float16 or bfloat16; by default that of the inputs."
 )
-@click.option("--out-dtype", metavar="DTYPE", help="The same, as recipes call it.")
+@click.option("--out-dtype", metavar="DTYPE", help="Dtype of the output as well, under the name that recipes have.")
 @click.option("--key", metavar="NAME", help='Entry of torch files with the network ("" is their top level).')
 @click.option("--strip-prefix", metavar="PREFIX", help="Take PREFIX (module.) off all names that begin with it.")
 @click.option("--no-strip", is_flag=True, help="Take off no prefix that one model alone has.")
 @click.option(
     "--align",
     metavar="METHOD",
-    help=f"First bring networks that were trained apart into the basin of the first, or of the base: "
+    shell_complete=options.completing(MATCHINGS),
+    help=f"Bring networks that were trained apart into the basin of the first, or of the base, by METHOD: "
     f"{', '.join(MATCHINGS)} (`weightspace match --method`).",
 )
 @options.spec_source
 @options.task(required=False)
-@options.seed("Of random masks and of the matching.")
+@options.device("Where the networks of --task run, while tensors are merged on the CPU")
+@options.seed("Seed of random masks and of the matching.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing, and run no code of file.py.")
 @click.option(
     "--intermediate-dir", metavar="DIR", help="Keep the results of a recipe's named documents there, in float32."
 )
 @click.option("--reproduce", metavar="OUT", help="Make OUT again from its metadata and compare the bytes.")
-@click.option("--allow-code", is_flag=True, help="--reproduce: run the file.py:function that OUT names. Read it first.")
+@click.option(
+    "--allow-code", is_flag=True, help="Let --reproduce run the file.py:function that OUT names. Read it first."
+)
 @click.option("--lenient", is_flag=True, help="Warn of what is refused otherwise: unknown keys, missing tensors.")
 @click.option("--strict", is_flag=True, help="Refuse what is a warning otherwise: settings without effect.")
 @click.option("--allow-nonfinite", is_flag=True, help="Merge NaN and infinity too.")
-@click.option("--shard-size", metavar="SIZE", default="5GB", show_default=True, help="Of a folder's files.")
 @click.option(
-    "--memory", metavar="MB", type=click.IntRange(1, 2**40), default=256, show_default=True, help="Private memory."
+    "--shard-size", metavar="SIZE", default="5GB", show_default=True, help="Size of a folder's files, at most."
 )
 @click.option(
-    "--threads", metavar="N", type=click.IntRange(1, 1024), help="Tensors at a time. Default: one a core, at most 4."
+    "--memory", metavar="MB", type=Whole(1, 2**40), default=256, show_default=True, help="Private memory to use, in MB."
 )
+@click.option("--threads", metavar="N", type=Whole(1, 1024), help="Tensors made at a time. [one per core, at most 4]")
 @click.option("--hash/--no-hash", "hashes", default=True, help="Keep the inputs' SHA-256 in the metadata.")
 @click.option("--fsync/--no-fsync", default=True, help="Force the output to the disk.")
-@click.option("--executor", default="processes", show_default=True, help="threads, processes or ray.")
-@click.option("--workers", type=click.IntRange(1, 1024), help="Of processes (default: as --threads) and ray (2).")
+@click.option(
+    "--executor",
+    type=click.Choice(["auto", "threads", "processes", "ray"]),
+    default="auto",
+    show_default=True,
+    help="Where tensors are made; auto starts processes only where there is enough to merge to make up for it.",
+)
+@click.option("--workers", type=Whole(1, 1024), help="Workers of processes [as --threads] and of ray [2].")
 @options.ray_address
-@_parameter_options
+@parameter_options
 @options.as_json
 def command(sources: tuple[str, ...], output: str | None, reproduce: str | None, as_json: bool, **said: Any) -> None:
     """Merge checkpoints of one architecture into one: a recipe (mergekit's YAML), or CHECKPOINTs and a method.
@@ -121,8 +120,13 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
     """
     if said["allow_code"] and reproduce is None:
         raise WeightspaceError("--allow-code is for --reproduce: code that the command line or a recipe names is run.")
+    check_method(sources, said)
+    if reproduce is None and not is_recipe(sources):
+        options.check_inputs(*sources, said["base"])
     unrun = _unrun(said) if said["dry_run"] else ()
-    align, finish, recorded = _network_options(said, run=not unrun)
+    align, finish, recorded, scores = network_options(
+        said, run=not unrun, scored=reproduce is None and not said["dry_run"]
+    )
     if reproduce is not None:
         if sources or output is not None:
             raise WeightspaceError("--reproduce OUT takes sources and recipe from OUT. Leave out CHECKPOINTs and -o.")
@@ -139,7 +143,7 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
     for line in unrun:
         warn(line)
     report = replace(report, warnings=(*report.warnings, *unrun))
-    _show(report, dry_run=said["dry_run"], as_json=as_json)
+    _show(report, scores, dry_run=said["dry_run"], as_json=as_json)
 
 
 def _merge(
@@ -154,16 +158,12 @@ def _merge(
     """Call ``merge_files`` with what the options say."""
     from weightspace.merging import merge_files
 
-    is_recipe = len(sources) == 1 and sources[0].lower().endswith((".yml", ".yaml"))
-    parameters = {
-        name.removeprefix("parameter_"): _value(value)
-        for name, value in said.items()
-        if name.startswith("parameter_") and value is not None
-    }
-    if is_recipe and align is None and _was_given("seed"):
+    recipe = is_recipe(sources)
+    parameters = parameters_of(said)
+    if recipe and align is None and _was_given("seed"):
         raise WeightspaceError("--seed was given beside a recipe, which says its own: put `seed` under its parameters.")
     method = said["method"] or "linear"
-    if not is_recipe and method in METHODS and any(one.name == "seed" for one in METHODS[method].parameters):
+    if not recipe and method in METHODS and any(one.name == "seed" for one in METHODS[method].parameters):
         parameters["seed"] = said["seed"]
     given = {
         "method": said["method"],
@@ -177,7 +177,7 @@ def _merge(
     if said["no_strip"] and said["strip_prefix"] is not None:
         raise WeightspaceError("--no-strip and --strip-prefix contradict each other. Give one of the two.")
     return merge_files(
-        sources[0] if is_recipe else sources,
+        sources[0] if recipe else sources,
         output,
         key=said["key"],
         strip_prefix="" if said["no_strip"] else said["strip_prefix"],
@@ -217,26 +217,6 @@ def _unrun(said: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(line for one, line in zip(named, lines, strict=True) if is_user_code(one))
 
 
-def _network_options(said: dict[str, Any], *, run: bool) -> tuple[Alignment | None, Finish | None, dict[str, Any]]:
-    """Return the alignment, what follows the merge, and what the metadata says of that; nothing if no code may run."""
-    network = (said.pop("spec_file"), said.pop("network"), said.pop("input_shape"))
-    method, task, data = said.pop("align"), said.pop("task"), said.pop("data")
-    if method is None and any(network):
-        raise WeightspaceError("--spec, --network and --input are for --align, which was not given.")
-    if method is not None and method not in MATCHINGS:
-        raise unknown("alignment", method, MATCHINGS)
-    if not run or (method is None and task is None):
-        return None, None, {}
-    from weightspace.connectivity import reset_statistics
-    from weightspace.merging import Alignment
-
-    found = options.load_any_task(task, data)
-    align = None if method is None else Alignment(options.spec_of(*network, found), method, said["seed"], found)
-    if found is None:
-        return align, None, {}
-    return align, lambda state: reset_statistics(found, state), {"statistics": "reset", "task": task}
-
-
 def _reproduce(out: str, align: Alignment | None, finish: Finish | None, said: dict[str, Any], as_json: bool) -> None:
     """Make a merge again and say whether its bytes are the same."""
     from weightspace.merging import reproduce
@@ -252,7 +232,7 @@ def _reproduce(out: str, align: Alignment | None, finish: Finish | None, said: d
             progress=update,
         )
     if as_json:
-        echo(json.dumps(asdict(found)))
+        echo_report(asdict(found))
     elif found.equal:
         echo(f"{out}: the same bytes")
     if not found.equal:
@@ -265,13 +245,24 @@ def _difference(found: Reproduction) -> str:
     return f"{found.out} came out otherwise: {', '.join(found.differing)} differ; {why}."
 
 
-def _show(report: MergeReport, *, dry_run: bool, as_json: bool) -> None:
+def _show(report: MergeReport, scores: Scores | None, *, dry_run: bool, as_json: bool) -> None:
     """Print what was done, or what would be."""
+    files = [] if dry_run else files_of(report.out)
+    if scores is not None:
+        scores.warn()
     if as_json:
-        echo(json.dumps(asdict(report)))
+        figures = asdict(report)
+        figures["dry_run"], figures["weight_files"] = dry_run, figures.pop("files")
+        of_task: dict[str, Any] = {}
+        if scores is not None:
+            figures |= {"scores": scores.scores, "barriers": scores.barriers}
+            of_task = {"task": scores.task.name, "split": scores.split}
+        echo_report(figures, output=figures.pop("out"), files=files, **of_task)
         return
     if not dry_run:
-        echo(report.out)
+        if scores is not None:
+            scores.show()
+        echo_files(files)
         return
     rows = {
         "method": report.method,
@@ -299,21 +290,6 @@ def _interrupted(output: str) -> str:
     return (
         f"\nStopped. What is done is kept in {places}: the same command goes on from there; delete {them} to give up."
     )
-
-
-def _value(text: str) -> Any:
-    """Return a parameter as a recipe would have it: a number, a bool, a word, or a list of them."""
-    if "," in text:
-        return [_value(part) for part in text.split(",")]
-    words = {"true": True, "false": False}
-    if text.lower() in words:
-        return words[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _size(text: str) -> int:

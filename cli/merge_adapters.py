@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, options
 from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
+from weightspace.cli.reports import echo_files, echo_report, files_of
 
 
-@click.command("merge-adapters")
+@commands.command("merge-adapters")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER…")
-@click.option("-m", "--method", default="knots", show_default=True, metavar="METHOD", help="knots, core_space, linear.")
 @click.option(
-    "--inner", metavar="METHOD", help="What merges the coordinates: ties, task_arithmetic, dare_ties, … [ties]"
+    "-m", "--method", default="knots", show_default=True, metavar="METHOD", help="Method: knots, core_space or linear."
 )
-@click.option("--weights", metavar="W,…", help="One weight an adapter, as .6,.4.")
-@click.option("--density", metavar="D", help="Of the inner method: share that is kept; one value, or one an adapter.")
 @click.option(
-    "--lambda", "lambda_", type=float, metavar="L", help="Of the inner method: factor of the merged difference."
+    "--inner", metavar="METHOD", help="Method that merges the coordinates: ties, task_arithmetic, dare_ties, … [ties]"
 )
-@click.option("--normalize/--no-normalize", default=None, help="Of the inner method: divide by the sum of the weights.")
-@click.option("--seed", type=int, help="Of the inner method's random masks.")
+@click.option("--weights", metavar="W,…", help="One weight per adapter, as .6,.4. [equal]")
+@click.option("--density", metavar="D", help="Share that the inner method keeps; one value, or one per adapter.")
+@click.option("--lambda", "lambda_", type=float, metavar="L", help="Factor of the merged difference.")
+@click.option("--normalize/--no-normalize", default=None, help="Let the inner method divide by the sum of the weights.")
+@click.option("--seed", type=int, help="Seed of the inner method's random masks.")
 @options.output("Folder of the adapter to write, as PEFT reads it.", kind="adapter")
 @options.as_json
 def command(
@@ -49,6 +49,7 @@ def command(
       weightspace merge-adapters a b -m linear --weights 1,-1 -o difference
       weightspace merge base+merged -m passthrough -o model
     """
+    options.check_inputs(*adapters)
     from weightspace.merging import merge_adapters
 
     options.check_apart(output, *adapters)
@@ -66,8 +67,10 @@ def command(
             parameters={name: value for name, value in said.items() if value is not None},
         )
     if as_json:
-        echo(json.dumps(asdict(report)))
+        figures = asdict(report)
+        echo_report(figures, output=figures.pop("out"), files=files_of(output))
         return
     low, high = min(report.ranks.values()), max(report.ranks.values())
     ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
-    echo(f"{report.out}: {len(report.ranks):,} tensors, {ranks}")
+    echo(f"{len(report.ranks):,} tensors, {ranks}")
+    echo_files(files_of(output))

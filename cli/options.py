@@ -1,28 +1,38 @@
-"""Options that several commands share, and how a command gets its spec from them."""
+"""Options that several commands share, and checks of the paths that they name."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from weightspace.cli.commands import Whole
 
 from weightspace import WeightspaceError
 from weightspace.executors import EXECUTORS
 from weightspace.matching.methods import MATCHINGS
+from weightspace.sources import LIBRARIES, TASK_NAMES, check_network_source, check_task_name
 
 if TYPE_CHECKING:
-    from weightspace.checkpoints import StateDict
-    from weightspace.networks import Network
-    from weightspace.symmetry import PermutationSpec
-    from weightspace.tasks import Task
+    pass
 
 Command = Callable[..., Any]
 
 #: Where a context keeps whether ``--force`` was given.
 _FORCE = "weightspace.force"
+
+
+def completing(names: Iterable[str]) -> Callable[[click.Context, click.Parameter, str], list[Any]]:
+    """Return what completes an option in a shell: the names that begin so, and files where none does."""
+    from click.shell_completion import CompletionItem
+
+    def complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[Any]:
+        found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        return found or [CompletionItem(incomplete, type="file")]
+
+    return complete
 
 
 def as_json(command: Command) -> Command:
@@ -32,7 +42,7 @@ def as_json(command: Command) -> Command:
 
 def seed(help_text: str) -> Callable[[Command], Command]:
     """``--seed``, with what it decides here."""
-    whole = click.IntRange(-(2**63), 2**63 - 1)
+    whole = Whole(-(2**63), 2**63 - 1)
     return click.option("--seed", type=whole, default=0, show_default=True, help=help_text)
 
 
@@ -75,7 +85,7 @@ def force(command: Command) -> Command:
         is_eager=True,
         expose_value=False,
         callback=remember,
-        help="Replace a file that is something else than what is written.",
+        help="Replace a file of another kind.",
     )(command)
 
 
@@ -113,15 +123,37 @@ def parts_of(source: str) -> list[Path]:
     return [path for path in dict.fromkeys(paths) if os.path.lexists(path)]
 
 
+def check_inputs(*paths: str | None) -> None:
+    """Check that checkpoints and other inputs are there, before anything is imported that takes seconds.
+
+    Args:
+        paths: of files and folders; a URL, a pipe, ``MODEL+ADAPTER`` and None are left to who reads them.
+    """
+    from weightspace.checkpoints.hub_names import missing_checkpoint
+    from weightspace.checkpoints.remote import is_url
+    from weightspace.errors import CheckpointError
+
+    for path in paths:
+        if path is not None and "+" not in path and not is_url(path) and not os.path.lexists(path):
+            raise CheckpointError(missing_checkpoint(path))
+
+
 def task(*, required: bool = True) -> Callable[[Command], Command]:
     """``--task`` and ``--data``."""
+
+    def checked(context: click.Context, _: click.Parameter, value: str | None) -> str | None:
+        if value is not None:
+            check_task_name(value)
+        return value
 
     def decorate(command: Command) -> Command:
         named = click.option(
             "--task",
             metavar="TASK",
             required=required,
-            help="digits-mlp, digits-cnn, fashion-mlp, fashion-cnn, fashion-clip, or your own as file.py:object.",
+            callback=checked,
+            shell_complete=completing(TASK_NAMES),
+            help=f"Task of the networks: {', '.join(TASK_NAMES)}, or your own as file.py:object.",
         )
         folder = click.option(
             "--data",
@@ -134,21 +166,49 @@ def task(*, required: bool = True) -> Callable[[Command], Command]:
     return decorate
 
 
+def device(help_text: str) -> Callable[[Command], Command]:
+    """``--device``, with what runs there."""
+    return click.option(
+        "--device", metavar="DEVICE", default="cpu", show_default=True, help=f"{help_text}: cpu, cuda, cuda:1, mps."
+    )
+
+
+def dtype(command: Command) -> Command:
+    """``--dtype`` of networks that are scored."""
+    said = "Precision that networks are scored in: float32, float64, bfloat16 or float16; by default their own."
+    return click.option("--dtype", metavar="DTYPE", help=said)(command)
+
+
 def network(command: Command) -> Command:
     """``--network`` and ``--input``."""
+
+    def checked(context: click.Context, _: click.Parameter, value: str | None) -> str | None:
+        if value is not None:
+            check_network_source(value)
+        return value
+
     source = click.option(
         "--network",
         metavar="SOURCE",
-        help="torchvision:resnet18, timm:…, open_clip:…, transformers:FOLDER or file.py:callable; options after "
-        "commas (torchvision:resnet18,num_classes=10).",
+        callback=checked,
+        shell_complete=completing([f"{library}:" for library in LIBRARIES]),
+        help="Network: torchvision:resnet18, timm:…, open_clip:…, transformers:FOLDER or file.py:callable; options of "
+        "its builder follow after commas (torchvision:resnet18,num_classes=10).",
     )
-    shape = click.option("--input", "input_shape", metavar="N,…", help="Shape of the network's input, as 1,3,32,32.")
-    return source(shape(command))
+    given = click.option(
+        "--input",
+        "example_inputs",
+        multiple=True,
+        metavar="[NAME=]SIZES[:DTYPE[:BELOW]]",
+        help="Input of the network where it isn't known: 1,3,32,32, or by name input_ids=1,16:int64:30522; may be "
+        "repeated.",
+    )
+    return source(given(command))
 
 
 def spec_source(command: Command) -> Command:
     """``--spec``, ``--network`` and ``--input``; with ``--task`` the task's network serves as well."""
-    file = click.option("--spec", "spec_file", metavar="FILE", help="A spec that `weightspace spec` wrote.")
+    file = click.option("--spec", "spec_file", metavar="FILE", help="Spec that `weightspace spec` wrote.")
     return file(network(command))
 
 
@@ -158,22 +218,10 @@ def matching(help_text: str) -> Callable[[Command], Command]:
     return click.option("--matching", type=click.Choice(list(MATCHINGS)), metavar="METHOD", help=listed)
 
 
-def matched(
-    method: str, spec: PermutationSpec, states: Sequence[StateDict], seed: int, found: Task | None
-) -> list[StateDict]:
-    """Return the first of the states as it is, and the others matched to it by a method of ``--matching``."""
-    from weightspace import permute
-    from weightspace.matching import run_matching
-
-    target, *sources = states
-    matchings = (run_matching(method, spec, target, one, task=found, seed=seed) for one in sources)
-    return [target, *(permute(spec, one.permutation, state) for one, state in zip(matchings, sources, strict=True))]
-
-
 def ray_address(command: Command) -> Command:
     """``--ray-address``."""
     return click.option(
-        "--ray-address", metavar="ADDRESS", help="Of a Ray cluster that is running, as auto or 10.0.0.1:6379."
+        "--ray-address", metavar="ADDRESS", help="Address of a running Ray cluster, as auto or 10.0.0.1:6379."
     )(command)
 
 
@@ -189,7 +237,7 @@ def execution(help_text: str) -> Callable[[Command], Command]:
             type=click.Choice(list(EXECUTORS)),
             default="processes",
             show_default=True,
-            help="Where they run; one worker of processes is this process.",
+            help="Where workers run; one worker is this process.",
         )
         return workers(executor(ray_address(command)))
 
@@ -199,7 +247,11 @@ def execution(help_text: str) -> Callable[[Command], Command]:
 def gpus(command: Command) -> Command:
     """``--gpus``."""
     return click.option(
-        "--gpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="That scoring one network needs."
+        "--gpus",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        show_default=True,
+        help="GPUs that scoring one network needs; shares of one are possible.",
     )(command)
 
 
@@ -236,48 +288,9 @@ def soup_statistics(command: Command) -> Command:
         type=click.Choice(["auto", "none", "reset"]),
         default="auto",
         show_default=True,
-        help="BatchNorm's in a mixture: measured anew (reset), averaged (none); auto resets if there are training "
-        "data.",
+        help="BatchNorm's statistics in a mixture: measured anew (reset) or averaged (none); auto resets if there are "
+        "training data.",
     )(command)
-
-
-def load_any_task(name: str | None, data: Path | None) -> Task | None:
-    """Return the task that the options name, or None."""
-    from weightspace import load_task
-
-    return None if name is None else load_task(name, data=data)
-
-
-def network_of(source: str | None, input_shape: str | None, found: Task | None) -> Network | None:
-    """Return the network that the options name: that of ``--network``, else that of the task, else None."""
-    from weightspace.networks import Network, load_network
-
-    if source is not None:
-        return load_network(source, input_shape=_shape(input_shape))
-    if found is None:
-        return None
-    return Network(found.network(), found.example_args)
-
-
-def spec_of(
-    spec_file: str | None, source: str | None, input_shape: str | None, found: Task | None = None
-) -> PermutationSpec:
-    """Return a verified spec: read from a file, or derived from the network of the options."""
-    from weightspace import derive_spec
-
-    built = network_of(source, input_shape, found)
-    if spec_file is not None:
-        return load_any_spec(spec_file, built if source is not None else None)
-    if built is None:
-        raise WeightspaceError("Which network is it? Give --network, --task, or --spec with a spec file.")
-    return derive_spec(built.module, built.example_args)
-
-
-def load_any_spec(path: str, built: Network | None) -> PermutationSpec:
-    """Read a spec file; one that was edited needs the network."""
-    from weightspace import PermutationSpec, load_spec
-
-    return PermutationSpec.load(path) if built is None else load_spec(path, built.module, built.example_args)
 
 
 def numbers(option: str, text: str | None) -> list[float] | None:
@@ -288,15 +301,3 @@ def numbers(option: str, text: str | None) -> list[float] | None:
         return [float(number) for number in text.split(",")]
     except ValueError:
         raise WeightspaceError(f"{option} takes numbers with commas between, as .6,.4; found {text!r}.") from None
-
-
-def _shape(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        shape = tuple(int(size) for size in text.split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise WeightspaceError(f"--input is a shape such as 1,3,32,32; found {text!r}.")
-    return shape

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
-from weightspace.cli import options
-from weightspace.cli.printing import echo
+from weightspace.cli import commands, networks, options
+from weightspace.cli.reports import echo_files, echo_report, files_of
 
 
-@click.command("permute")
+@commands.command("permute")
 @click.argument("checkpoint")
 @click.argument("permutation")
 @options.spec_source
@@ -23,7 +22,7 @@ def command(
     permutation: str,
     spec_file: str | None,
     network: str | None,
-    input_shape: str | None,
+    example_inputs: tuple[str, ...],
     task: str | None,
     data: Path | None,
     inverse: bool,
@@ -36,13 +35,19 @@ def command(
     Example:
       weightspace permute b.safetensors b_to_a.safetensors --task digits-mlp -o b_aligned.safetensors
     """
+    options.check_inputs(checkpoint, permutation, spec_file)
     from weightspace import Permutation, load_checkpoint, permute, save_checkpoint
     from weightspace.checkpoints import provenance
 
     options.check_apart(output, checkpoint, permutation, spec_file, network, task)
-    spec = options.spec_of(spec_file, network, input_shape, options.load_any_task(task, data))
+    found = networks.load_any_task(task, data, source=network, inputs=example_inputs)
+    spec = networks.spec_of(spec_file, network, example_inputs, found)
     moved = Permutation.load(permutation, spec)
     state = permute(spec, moved.inverse() if inverse else moved, load_checkpoint(checkpoint))
     metadata = provenance([checkpoint, permutation], "permute", {"inverse": inverse, "spec": spec.digest})
     save_checkpoint(state, output, metadata=metadata, companions_from=checkpoint)
-    echo(json.dumps({"output": output, "groups": len(spec.groups)}) if as_json else output)
+    files = files_of(output)
+    if as_json:
+        echo_report({"groups": len(spec.groups)}, output=output, files=files, task=networks.name_of(found))
+    else:
+        echo_files(files)

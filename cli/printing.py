@@ -11,28 +11,33 @@ from pathlib import Path
 from typing import Any
 
 import click
+from weightspace.cli import waiting
 
 from weightspace.escaping import escaped, one_line
 
 
 def echo(line: str | Path = "", *, err: bool = False) -> None:
     """Print a line, on stderr if asked; names from files can neither drive the terminal nor begin another line."""
+    waiting.end()
     click.echo(escaped(str(line)), err=err)
 
 
 def warn(line: str) -> None:
     """Print a warning on stderr: one line, as errors are."""
+    waiting.end()
     click.echo(f"Warning: {one_line(line)}", err=True)
 
 
 def echo_json(content: Any, *, allow_nan: bool = True) -> None:
     """Print one JSON object on a line; letters of all scripts stay, characters that cannot be printed are escaped."""
+    waiting.end()
     text = json.dumps(content, ensure_ascii=False, allow_nan=allow_nan)
     click.echo("".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in text))
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table: with rules on a terminal, else as aligned text."""
+    waiting.end()
     if on_terminal():
         from rich.console import Console
         from rich.table import Table

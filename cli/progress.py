@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from weightspace.cli import waiting
+from weightspace.cli.commands import is_quiet
 from weightspace.cli.printing import echo
 
 from weightspace.escaping import escaped
@@ -17,7 +19,11 @@ Update = Callable[[int, int, str], None]
 
 @contextmanager
 def progress(label: str) -> Iterator[Update]:
-    """Show how a long call goes on, and how long it took when it ends."""
+    """Show how a long call goes on, when it will be done, and how long it took when it ends."""
+    waiting.end()
+    if is_quiet():
+        yield lambda done, total, text: None
+        return
     start, last = time.perf_counter(), [""]
 
     def close() -> None:
@@ -29,20 +35,22 @@ def progress(label: str) -> Iterator[Update]:
         close()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.fields[text]}", markup=False),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         shown = bar.add_task(escaped(label), total=None, text="")
 
         def update(done: int, total: int, text: str) -> None:
             last[0] = text
-            bar.update(shown, completed=done, total=total, text=escaped(text))
+            bar.update(shown, completed=done, total=total or None, text=escaped(text))
 
         yield update
     close()
@@ -51,6 +59,10 @@ def progress(label: str) -> Iterator[Update]:
 @contextmanager
 def live_table(head: Sequence[str]) -> Iterator[Callable[[Sequence[str]], None]]:
     """Show rows as they come on stderr: a table that grows on a terminal, a line each anywhere else."""
+    waiting.end()
+    if is_quiet():
+        yield lambda row: None
+        return
     if not sys.stderr.isatty():
         yield lambda row: echo("  ".join(row), err=True)
         return
@@ -67,6 +79,8 @@ def live_table(head: Sequence[str]) -> Iterator[Callable[[Sequence[str]], None]]
 @contextmanager
 def byte_progress(label: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """Show bytes, rate and the time that is left: live on a terminal, in one final line anywhere else."""
+    waiting.end()
+    shown = shown and not is_quiet()
     start, seen = time.perf_counter(), [0, 0]
 
     def note(done: int, total: int) -> None:

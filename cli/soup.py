@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, networks, options
 from weightspace.cli.printing import echo, plain, print_table
 from weightspace.cli.progress import live_table
+from weightspace.cli.reports import echo_files, echo_report, files_of
 from weightspace.cli.soup_table import check_reports, lines_of, notes_of, table_of, trial_row, write_reports
 
 from weightspace import WeightspaceError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from weightspace.soups import SoupReport
 
 
-@click.command("soup")
+@commands.command("soup")
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CKPT...")
 @options.task(required=False)
 @click.option(
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     type=click.Choice(["uniform", "greedy", "learned", "model_stock", "wise-ft"]),
     default="greedy",
     show_default=True,
-    help="Mean of all; those that help; learned coefficients; Model Stock, between --base and the mean; the line from "
-    "the first (pretrained) to the second.",
+    help="Mean of all, of those that help, with learned coefficients, Model Stock (between --base and the mean), or "
+    "the line from the first (pretrained) to the second.",
 )
 @click.option("--compare", is_flag=True, help="Score all recipes and the logit ensemble, whatever is written.")
 @click.option(
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     type=click.Choice(["accept", "reject"]),
     default="accept",
     show_default=True,
-    help="greedy: what becomes of an ingredient that changes nothing.",
+    help="Fate of an ingredient that changes nothing (greedy).",
 )
 @click.option(
     "--replacement", is_flag=True, help="greedy: an ingredient may be taken several times; each round takes the best."
@@ -47,10 +47,12 @@ if TYPE_CHECKING:
     type=click.Choice(["tensor", "layer", "model"]),
     default="tensor",
     show_default=True,
-    help="learned: what has coefficients of its own.",
+    help="Parts that have coefficients of their own (learned).",
 )
-@click.option("--positions", metavar="P,P,…", help="wise-ft: positions on the line. [0,.1,…,1]")
+@click.option("--positions", metavar="P,P,…", help="Positions on the line (wise-ft). [0,.1,…,1]")
 @options.mode
+@options.device("Where networks are scored")
+@options.dtype
 @options.soup_statistics
 @options.cache
 @options.execution("Ingredients or positions to score")
@@ -86,22 +88,16 @@ def command(
       weightspace soup pretrained.pt tuned.pt --task digits-mlp --recipe wise-ft -o soup.pt
     """
     check_reports(reports)
+    _check(checkpoints, recipe, task, reports, said)
+    options.check_inputs(*checkpoints)
     for path in (output, *reports):
         options.check_apart(path, *checkpoints, task, said["base"])
-    if said["base"] is None and recipe == "model_stock":
-        raise WeightspaceError("--recipe model_stock starts at the pretrained model. Give --base.")
-    if said["base"] is not None and recipe == "wise-ft":
-        raise WeightspaceError("--recipe wise-ft takes the pretrained model as the first checkpoint, and no --base.")
-    if said["base"] is not None and recipe != "model_stock" and not said["compare"]:
-        raise WeightspaceError(f"--recipe {recipe} has no use for --base. Expected --recipe model_stock, or --compare.")
-    if said["replacement"] and recipe != "greedy" and not said["compare"]:
-        raise WeightspaceError(f"--recipe {recipe} has no --replacement. Expected --recipe greedy, or --compare.")
-    found = options.load_any_task(task, data)
+    found = networks.load_any_task(task, data, device=said.pop("device"), dtype=said.pop("dtype"))
     if found is None:
-        _mean(checkpoints, recipe, output, reports, said, as_json=as_json)
+        _mean(checkpoints, recipe, output, said, as_json=as_json)
         return
     if recipe == "wise-ft":
-        _line(checkpoints, found, output, reports, said, as_json=as_json)
+        _line(checkpoints, found, output, said, as_json=as_json)
         return
     kept: dict[str, StateDict] = {}
 
@@ -120,12 +116,39 @@ def command(
         | ({"base": said["base"]} if recipe == "model_stock" else {}),
     )
     write_reports(report, reports)
+    files = files_of(output, *reports)
     if as_json:
-        echo(json.dumps({"output": output, "recipe": recipe, **plain(report)}))
+        echo_report({"recipe": recipe, **plain(report)}, output=output, files=files, task=found.name)
         return
     print_table(*table_of(report))
-    for line in (*notes_of(report), *lines_of(report, recipe), *reports, output):
+    for line in (*notes_of(report), *lines_of(report, recipe)):
         echo(line)
+    echo_files(files)
+
+
+def _check(
+    checkpoints: tuple[str, ...], recipe: str, task: str | None, reports: tuple[str, ...], said: dict[str, Any]
+) -> None:
+    """Check that the options fit together, before anything is loaded."""
+    base, compared = said["base"], said["compare"]
+    if task is None and (recipe not in ("uniform", "model_stock") or reports or compared):
+        needs = (
+            f"--recipe {recipe} needs" if recipe in ("greedy", "learned", "wise-ft") else "--report and --compare need"
+        )
+        raise WeightspaceError(f"{needs} --task, which scores; without it there are --recipe uniform and model_stock.")
+    if recipe == "wise-ft" and (len(checkpoints) != 2 or reports or compared):
+        raise WeightspaceError(
+            f"--recipe wise-ft takes the pretrained model and one fine-tune, and has no --report or --compare; found "
+            f"{len(checkpoints)} checkpoints."
+        )
+    if base is None and recipe == "model_stock":
+        raise WeightspaceError("--recipe model_stock starts at the pretrained model. Give --base.")
+    if base is not None and recipe == "wise-ft":
+        raise WeightspaceError("--recipe wise-ft takes the pretrained model as the first checkpoint, and no --base.")
+    if base is not None and recipe != "model_stock" and not compared:
+        raise WeightspaceError(f"--recipe {recipe} has no use for --base. Expected --recipe model_stock, or --compare.")
+    if said["replacement"] and recipe != "greedy" and not compared:
+        raise WeightspaceError(f"--recipe {recipe} has no --replacement. Expected --recipe greedy, or --compare.")
 
 
 def _compared(checkpoints: tuple[str, ...], task: Any, recipes: Any, said: dict[str, Any], keep: Any) -> SoupReport:
@@ -159,7 +182,6 @@ def _mean(
     checkpoints: tuple[str, ...],
     recipe: str,
     output: str,
-    reports: tuple[str, ...],
     said: dict[str, Any],
     *,
     as_json: bool,
@@ -168,25 +190,22 @@ def _mean(
     from weightspace import uniform_soup
     from weightspace.soups import model_stock_soup
 
-    if recipe not in ("uniform", "model_stock") or reports or said["compare"]:
-        what = (
-            f"--recipe {recipe} needs" if recipe in ("greedy", "learned", "wise-ft") else "--report and --compare need"
-        )
-        raise WeightspaceError(f"{what} --task, which scores; without it there are --recipe uniform and model_stock.")
     base, statistics = said["base"], said["statistics"]
     if recipe == "uniform":
         state, parameters = uniform_soup(checkpoints, statistics=statistics), {}
     else:
         state, parameters = model_stock_soup(checkpoints, base, statistics=statistics), {"base": base}
     _save(state, output, checkpoints, recipe, parameters)
-    echo(json.dumps({"output": output, "recipe": recipe, "names": checkpoints}) if as_json else output)
+    if as_json:
+        echo_report({"recipe": recipe, "names": checkpoints}, output=output, files=files_of(output))
+    else:
+        echo_files(files_of(output))
 
 
 def _line(
     checkpoints: tuple[str, ...],
     task: Any,
     output: str,
-    reports: tuple[str, ...],
     said: dict[str, Any],
     *,
     as_json: bool,
@@ -196,16 +215,13 @@ def _line(
     from weightspace.soups.wise import POSITIONS
     from weightspace.tasks.objectives import task_mode
 
-    if len(checkpoints) != 2 or reports or said["compare"]:
-        raise WeightspaceError(
-            f"--recipe wise-ft takes the pretrained model and one fine-tune, and has no --report or --compare; found "
-            f"{len(checkpoints)} checkpoints."
-        )
     positions = options.numbers("--positions", said["positions"]) or POSITIONS
+    pretrained, finetuned = checkpoints
     sign = -1 if task_mode(task, said["mode"]) == "min" else 1
     with live_table(("position", task.objective)) as show:
         line = wise_ft(
-            *checkpoints,
+            pretrained,
+            finetuned,
             task,
             positions,
             mode=said["mode"],
@@ -215,7 +231,7 @@ def _line(
     _save(line.state, output, checkpoints, "wise-ft", {"task": task.name, "position": line.position})
     if as_json:
         scores = {"positions": line.positions, "scores": line.scores, "position": line.position}
-        echo(json.dumps(plain({"output": output, "recipe": "wise-ft", **scores})))
+        echo_report({"recipe": "wise-ft", **scores}, output=output, files=files_of(output), task=task.name)
         return
     rows = [
         [f"{position:g}{' ←' if position == line.position else ''}"]
@@ -224,7 +240,7 @@ def _line(
     ]
     head = ["position", *(f"{split} {name}" for split, scores in line.scores.items() for name in scores[0])]
     print_table(head, rows)
-    echo(output)
+    echo_files(files_of(output))
 
 
 def _save(state: StateDict, output: str, checkpoints: tuple[str, ...], recipe: str, parameters: dict[str, Any]) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, networks, options
 from weightspace.cli.printing import echo
+from weightspace.cli.reports import echo_files, echo_report, files_of
 
 from weightspace import SpecError, WeightspaceError
 
 
-@click.command("spec")
+@commands.command("spec")
 @click.argument("spec_file", metavar="[SPEC]", required=False)
 @options.network
 @options.task(required=False)
@@ -21,7 +21,7 @@ from weightspace import SpecError, WeightspaceError
 def command(
     spec_file: str | None,
     network: str | None,
-    input_shape: str | None,
+    example_inputs: tuple[str, ...],
     task: str | None,
     data: Path | None,
     output: str | None,
@@ -37,12 +37,14 @@ def command(
       weightspace spec --network torchvision:resnet50 -o resnet50.yaml
       weightspace spec edited.yaml --network model.py:build --input 1,3,32,32 -o mine.yaml
     """
+    options.check_inputs(spec_file)
     from weightspace import derive_spec
 
     options.check_apart(output, network, task, None if output == spec_file else spec_file)
-    built = options.network_of(network, input_shape, options.load_any_task(task, data))
+    found = networks.load_any_task(task, data, source=network, inputs=example_inputs)
+    built = networks.network_of(network, example_inputs, found)
     if spec_file is not None:
-        spec = options.load_any_spec(spec_file, built)
+        spec = networks.load_any_spec(spec_file, built)
     elif built is None:
         raise WeightspaceError("Which network is it? Give --network or --task, or a spec file to verify.")
     else:
@@ -52,19 +54,15 @@ def command(
     if output is not None:
         spec.save(output)
     if as_json:
-        echo(
-            json.dumps(
-                {
-                    "groups": dict(spec.groups),
-                    "inside": dict(spec.outer),
-                    "frozen": list(spec.frozen),
-                    "error": spec.verification.error,
-                    "tolerance": spec.verification.tolerance,
-                    "digest": spec.digest,
-                    "output": output,
-                }
-            )
-        )
+        figures = {
+            "groups": dict(spec.groups),
+            "inside": dict(spec.outer),
+            "frozen": list(spec.frozen),
+            "error": spec.verification.error,
+            "tolerance": spec.verification.tolerance,
+            "digest": spec.digest,
+        }
+        echo_report(figures, output=output, files=files_of(output), task=networks.name_of(found))
         return
     for group, size in spec.groups.items():
         inside = f", for each unit of {spec.outer[group]}" if group in spec.outer else ""
@@ -75,5 +73,4 @@ def command(
         f"{len(spec.groups)} free groups in {len(spec.axes)} tensors; all permuted at random, the outputs change by "
         f"{spec.verification.error:.1e} (at most {spec.verification.tolerance:g})"
     )
-    if output is not None:
-        echo(output)
+    echo_files(files_of(output))

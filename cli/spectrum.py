@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import options
-from weightspace.cli.printing import echo, echo_json, plain
+from weightspace.cli import commands, networks, options
 from weightspace.cli.progress import progress
+from weightspace.cli.reports import echo_files, echo_report
 from weightspace.cli.spectrum_report import Found, as_object, draw, show
 
 from weightspace import WeightspaceError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _MEAN = "merged"
 
 
-@click.command("spectrum")
+@commands.command("spectrum")
 @click.argument("a")
 @click.argument("b", required=False)
 @options.spec_source
@@ -44,8 +44,11 @@ _MEAN = "merged"
     show_default=True,
     help="Singular values of at least this share of the largest count; may be repeated.",
 )
-@click.option("--names", metavar="NAME,…", help="Tensors or patterns instead of all linear layers and convolutions.")
-@options.seed("Order of the groups in the matching.")
+@click.option(
+    "--names", metavar="NAME,…", help="Names or patterns of tensors, instead of all linear layers and convolutions."
+)
+@options.device("Where matrices are decomposed, and networks run")
+@options.seed("Seed of the order of the groups in the matching.")
 @options.output(
     "Picture (.png, .svg, .pdf); of two networks OUT-alignment, OUT-vectors and OUT-values.",
     required=False,
@@ -68,6 +71,7 @@ def command(a: str, b: str | None, gammas: tuple[float, ...], output: str | None
       weightspace spectrum a.safetensors b.safetensors --matching weight-matching --task digits-mlp --against merged
     """
     _check(b, said)
+    options.check_inputs(a, b, None if _is_mean(said["against"]) else said["against"], said["spec_file"])
     options.check_apart(output, a, b, said["against"], said["task"], said["network"], said["spec_file"])
     if output is not None:
         from weightspace.plots.picture import picture_format
@@ -76,11 +80,10 @@ def command(a: str, b: str | None, gammas: tuple[float, ...], output: str | None
     found = _found(a, b, tuple(dict.fromkeys(gammas)), output is not None, said)
     pictures = draw(found, Path(output)) if output is not None else []
     if as_json:
-        echo_json(plain(as_object(found)) | {"pictures": pictures}, allow_nan=False)
+        echo_report(as_object(found), output=output, files=pictures, task=found.task)
         return
     show(found)
-    for path in pictures:
-        echo(path)
+    echo_files(pictures)
 
 
 def _check(b: str | None, said: dict[str, Any]) -> None:
@@ -92,10 +95,10 @@ def _check(b: str | None, said: dict[str, Any]) -> None:
         raise WeightspaceError(f"--against {_MEAN} is the mean of A and B matched. Give --matching, or a checkpoint.")
     if said["inputs"] and said["task"] is None:
         raise WeightspaceError("--inputs runs A on data. Say on which: --task digits-mlp, or file.py:object.")
-    serves = {"--network": said["network"], "--spec": said["spec_file"], "--input": said["input_shape"]}
+    serves = {"--network": said["network"], "--spec": said["spec_file"], "--input": said["example_inputs"]}
     if not said["inputs"]:
         serves["--task"] = said["task"]
-    if said["matching"] is None and (idle := [option for option, value in serves.items() if value is not None]):
+    if said["matching"] is None and (idle := [option for option, value in serves.items() if value]):
         raise WeightspaceError(f"{idle[0]} says what network to match. Give --matching too, or leave it out.")
 
 
@@ -106,10 +109,15 @@ def _is_mean(against: str | None) -> bool:
 
 def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: dict[str, Any]) -> Found:
     """Load, match and decompose what was asked for."""
+    import torch
+
     from weightspace import interpolate, load_checkpoint, spectrum
     from weightspace.checkpoints import check_compatible
+    from weightspace.tasks import check_device
 
-    task = options.load_any_task(said["task"], said["data"])
+    place = {"device": said["device"], "source": said["network"], "inputs": said["example_inputs"]}
+    task = networks.load_any_task(said["task"], said["data"], **place)
+    check_device(said["device"], torch.float64)
     names = None if said["names"] is None else said["names"].split(",")
     given = {"a": a, "b": b, "merged": None if _is_mean(said["against"]) else said["against"]}
     paths = {label: path for label, path in given.items() if path is not None}
@@ -118,7 +126,7 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
         check_compatible(states["a"], states[label], names=(a, path))
     spec = None
     if said["matching"]:
-        spec = options.spec_of(said["spec_file"], said["network"], said["input_shape"], task)
+        spec = networks.spec_of(said["spec_file"], said["network"], said["example_inputs"], task)
     least = 0.0 if drawn and b is not None else min(gammas)
 
     def decomposed(label: str, state: StateDict) -> Spectrum:
@@ -129,13 +137,14 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
                 names=names,
                 spec=spec,
                 label=label,
+                device=said["device"],
                 progress=lambda done, total: update(done, total, f"{done:,} of {total:,} matrices"),
             )
 
-    found = Found(paths, gammas, decomposed(a, states["a"]))
+    found = Found(paths, gammas, decomposed(a, states["a"]), task=networks.name_of(task))
     matched = None
     if spec is not None:
-        matched = options.matched(said["matching"], spec, [states["a"], states["b"]], said["seed"], task)[1]
+        matched = networks.matched(said["matching"], spec, [states["a"], states["b"]], said["seed"], task)[1]
         if _is_mean(said["against"]):
             states["merged"] = interpolate(states["a"], matched, 0.5)
             paths["merged"] = f"the mean of {a} and {b} matched"
@@ -145,7 +154,7 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
         from weightspace import collect_evidence
 
         with progress("inputs"):
-            found.grams = collect_evidence(task, states["a"], "gram", seed=said["seed"])
+            found.grams = collect_evidence(task, states["a"], "gram", seed=said["seed"], device=said["device"])
     return found
 
 

@@ -34,6 +34,7 @@ class Found:
         others: comparison -> the spectrum of the network that A is compared with: ``unaligned`` (B as it is), a
             matching, ``merged``, ``unaligned mean``.
         grams: of the inputs of A by tensor, or None.
+        task: name of the task, or None.
     """
 
     paths: dict[str, str]
@@ -41,6 +42,7 @@ class Found:
     a: Spectrum
     others: dict[str, Spectrum] = field(default_factory=dict)
     grams: dict[str, Tensor] | None = None
+    task: str | None = None
 
     def networks(self) -> dict[str, Spectrum]:
         """Return A, and B if there is one, as they are."""

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
-from weightspace.cli import options
+from weightspace.cli import commands, options
 from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
+from weightspace.cli.reports import echo_files, echo_report, files_of
 
 
-@click.command("train")
+@commands.command("train")
 @options.task()
-@options.seed("Decides the weights, bit for bit.")
+@options.seed("Seed of the weights, which it decides bit for bit.")
 @click.option(
     "--epochs",
     type=click.IntRange(min=0),
-    help="Passes over the training data; the task's own number if not given.",
+    help="Passes over the training data, instead of the task's own number.",
 )
-@click.option("--learning-rate", type=float, metavar="RATE", help="Instead of the task's own.")
+@click.option("--learning-rate", type=float, metavar="RATE", help="Learning rate instead of the task's own.")
 @click.option(
     "--augmentation",
     metavar="NAME",
-    help="What training changes about the inputs: none, flip, jitter or distort with images.",
+    help="How training changes its inputs: none, flip, jitter or distort with images.",
 )
+@options.device("Where the network is trained and scored")
 @options.output("Checkpoint to write (.safetensors, .pt, or a folder).")
 @options.as_json
 def command(
@@ -34,6 +35,7 @@ def command(
     epochs: int | None,
     learning_rate: float | None,
     augmentation: str | None,
+    device: str,
     output: str,
     as_json: bool,
 ) -> None:
@@ -48,10 +50,11 @@ def command(
     """
     from weightspace import load_task, save_checkpoint, train
     from weightspace.checkpoints import provenance
-    from weightspace.tasks import variant
+    from weightspace.tasks import placed, scores_of, variant
 
     options.check_apart(output, task)
     found = variant(load_task(task, data=data), learning_rate=learning_rate, augmentation=augmentation)
+    found = placed(found, device=device)
     with progress(f"training {found.name}") as update:
         state = train(
             found,
@@ -64,10 +67,10 @@ def command(
     module = found.network()
     module.load_state_dict(state)
     splits = ("validation", "test", *getattr(found, "shifts", ()))
-    scores = {split: dict(found.score(module, split)) for split in splits}
+    scores = {split: scores_of(found, module, split) for split in splits}
     if as_json:
-        echo(json.dumps({"output": output, "task": found.name, "seed": seed, "scores": scores}))
+        echo_report({"seed": seed, "scores": scores}, output=output, files=files_of(output), task=found.name)
         return
     for split, values in scores.items():
         echo(f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
-    echo(output)
+    echo_files(files_of(output))

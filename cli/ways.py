@@ -33,22 +33,33 @@ class Models:
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured under every label: results that save themselves, figures for JSON, lines for people."""
+    """What was measured under every label: results that save themselves, figures for JSON, lines for people.
 
+    ``kind`` is the key that the figures stand under: ``curves``, ``matrices`` or ``planes``.
+    """
+
+    kind: str
     results: Mapping[str, Any]
     figures: Mapping[str, dict[str, Any]]
     lines: Iterable[str]
-    draw: Callable[[Mapping[str, Any], Path], None]
+    draw: Callable[[Mapping[str, Any], Path], object]
 
-    def write(self, path: Path) -> None:
-        """Draw all results into a picture, or save them as tables (one file a label where there are two)."""
+    def write(self, path: Path) -> list[Path]:
+        """Draw all results into a picture, or save them as tables (one file a label where there are two).
+
+        Returns:
+            The files that were written.
+        """
         if path.suffix.lower() in PICTURES:
             self.draw(self.results, path)
-            return
+            return [path]
+        files = []
         for label, result in self.results.items():
             file = path if len(self.results) == 1 else path.with_name(f"{path.stem}-{label}{path.suffix}")
             check_writable(file, "file")
             result.save(file)
+            files.append(file)
+        return files
 
 
 def curves(
@@ -83,14 +94,7 @@ def curves(
         rise = barrier(curve, baseline=baseline)
         fall = curve.accuracy and barrier(curve, baseline=baseline, score="accuracy")
         results[label] = curve
-        figures[label] = {
-            "positions": curve.positions,
-            "loss": curve.loss,
-            "accuracy": curve.accuracy,
-            "barrier": rise,
-            "accuracy_barrier": fall,
-            "statistics": curve.statistics,
-        }
+        figures[label] = {**asdict(curve), "barrier": rise, "accuracy_barrier": fall}
         lines.append(f"{label}: barrier {rise:.4f} nats" + ("" if fall is None else f", {fall:.2%} of accuracy"))
         if taylor:
             estimate = taylor_barrier(models.task, a, b, split=split)
@@ -104,7 +108,7 @@ def curves(
                 f"{label}: loss at the midpoint {fitted.loss:.4f}, {fitted.tempered_loss:.4f} at temperature "
                 f"{fitted.value:.3f}"
             )
-    return Report(results, figures, lines, draw_curves)
+    return Report("curves", results, figures, lines, draw_curves)
 
 
 def matrices(
@@ -130,7 +134,7 @@ def matrices(
             )
     figures = {label: asdict(matrix) for label, matrix in results.items()}
     lines = [line for label, matrix in results.items() for line in _table(label, matrix)]
-    return Report(results, figures, lines, draw_matrices)
+    return Report("matrices", results, figures, lines, draw_matrices)
 
 
 def planes(models: Models, *, resolution: int, statistics: Any, split: Any) -> Report:
@@ -154,7 +158,8 @@ def planes(models: Models, *, resolution: int, statistics: Any, split: Any) -> R
         losses = [loss for row in plane.loss for loss in row]
         of_models = ", ".join(f"{name} {loss:.4f}" for name, loss in zip(plane.models, plane.model_loss, strict=True))
         lines.append(f"{label}: loss of {of_models}; on the plane from {min(losses):.4f} to {max(losses):.4f} nats")
-    return Report(results, {label: asdict(plane) for label, plane in results.items()}, lines, draw_planes)
+    figures = {label: asdict(plane) for label, plane in results.items()}
+    return Report("planes", results, figures, lines, draw_planes)
 
 
 def _table(label: str, matrix: BarrierMatrix) -> list[str]:

@@ -17,8 +17,11 @@ LAYERS = (
     "version",
     "lazy",
     "tracing",
+    "reprs",
     "suggestions",
+    "arguments",
     "user_code",
+    "sources",
     "worker",
     "executors",
     "threads",
@@ -39,6 +42,7 @@ LAYERS = (
     "plots",
     "demo",
     "cli",
+    "__main__",
 )
 
 #: Library -> the only modules that import it.

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import weightspace as ws
-from weightspace.networks import load_network
+from weightspace.networks import load_network, parse_inputs
 
 TINY_CLIP = {
     "embed_dim": 16,
@@ -101,3 +101,87 @@ def test_a_wrong_source_says_what_is_wrong(source: str, message: str) -> None:
     with pytest.raises(ws.WeightspaceError, match=message) as caught:
         load_network(source)
     assert "\n" not in str(caught.value)
+
+
+BUILDER = """
+import torch
+from torch import nn
+
+class Tagger(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.embed, self.inner, self.head = nn.Embedding(20, width), nn.Linear(width, 6), nn.Linear(6, 3)
+
+    def forward(self, input_ids, attention_mask):
+        return self.head(self.inner(self.embed(input_ids) * attention_mask[..., None]).relu())
+
+def build(width=8):
+    return Tagger(width)
+
+def with_inputs(width=8):
+    ids = torch.ones(1, 5, dtype=torch.int64)
+    return Tagger(width), {"input_ids": ids, "attention_mask": ids}
+
+module = Tagger(8)
+"""
+
+
+@pytest.fixture
+def builder(tmp_path: Path) -> str:
+    (tmp_path / "a,b").mkdir()
+    (tmp_path / "a,b" / "model.py").write_text(BUILDER)
+    return f"{tmp_path}/a,b/model.py"
+
+
+NAMED = ("input_ids=2,5:int64:20", "attention_mask=2,5:int64")
+
+
+@pytest.mark.parametrize("width", [8, 12])
+def test_builders_of_a_file_take_options_and_inputs_by_name(builder: str, width: int) -> None:
+    network = load_network(f"{builder}:build,width={width}", inputs=NAMED)
+    assert network.module.embed.embedding_dim == width
+    spec = ws.derive_spec(network.module, network.example_args)
+    assert spec.groups == {"embed": width, "inner": 6}
+    own = load_network(f"{builder}:with_inputs,width={width}")
+    assert ws.derive_spec(own.module, own.example_args).axes == spec.axes
+
+
+def test_inputs_are_drawn_as_they_are_described() -> None:
+    ids, mask, pixels, flags = parse_inputs(["2,50:int64:20", "3:int64", "1,3,8,8", "4:bool"])
+    assert (ids.dtype, ids.shape, int(ids.min()), int(ids.max())) == (torch.int64, (2, 50), 1, 19)
+    assert mask.tolist() == [1, 1, 1]
+    assert (pixels.dtype, pixels.shape) == (torch.float32, (1, 3, 8, 8))
+    assert flags.dtype == torch.bool
+    assert parse_inputs(["x=1:float64"])["x"].dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (["x"], "An input is"),
+        (["1,2:int"], "An input is"),
+        (["1,2:int64:1"], "An input is"),
+        (["1,2:int64:x"], "An input is"),
+        (["=1,2"], "An input is"),
+        (["1,0"], "An input is"),
+        (["x=1", "2"], "all named, each once"),
+        (["x=1", "x=2"], "all named, each once"),
+    ],
+)
+def test_descriptions_of_nothing_are_a_line(inputs: list[str], message: str) -> None:
+    with pytest.raises(ws.WeightspaceError, match=message):
+        parse_inputs(inputs)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("build,width", r"name=value, for example num_classes=10; found 'width'"),
+        ("build,depth=3", r"raised TypeError: .*depth"),
+        ("module,width=3", "is a module, which takes no options; found width"),
+        ("build", "returned a module without inputs; give them"),
+    ],
+)
+def test_mistakes_in_a_source_are_a_line(builder: str, source: str, message: str) -> None:
+    with pytest.raises(ws.WeightspaceError, match=message):
+        load_network(f"{builder}:{source}")

@@ -18,7 +18,8 @@ SIGNATURES = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 def test_equal_curves_give_equal_files_of_the_format_that_the_suffix_names(tmp_path: Path, suffix: str) -> None:
     first, again = tmp_path / f"first{suffix}", tmp_path / f"again{suffix}"
     for path in (first, again):
-        draw_curves(BOTH, path, title="two seeds")
+        figure = draw_curves(BOTH, path, title="two seeds")
+        assert [axes.get_xlabel() for axes in figure.axes] == ["position λ from A (0) to B (1)"] * 2
     assert first.read_bytes().startswith(SIGNATURES[suffix])
     assert first.read_bytes() == again.read_bytes()
     assert len(list(tmp_path.iterdir())) == 2
@@ -127,3 +128,20 @@ def test_planes_and_matrices_that_cannot_be_drawn_are_refused(tmp_path: Path, dr
     with pytest.raises(WeightspaceError, match=message):
         draw(results, tmp_path / "picture.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_every_drawing_returns_its_figure() -> None:
+    import ast
+    from pathlib import Path
+
+    folder = Path(__file__).parents[1] / "weightspace" / "plots"
+    drawings = [
+        node
+        for path in folder.glob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("draw_")
+    ]
+    assert len(drawings) > 10
+    for node in drawings:
+        assert ast.unparse(node.returns or ast.Constant(None)) == "Figure", node.name
+        assert isinstance(node.body[-1], ast.Return), node.name

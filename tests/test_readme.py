@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -67,20 +66,34 @@ def open_clip_model() -> torch.nn.Module:
     return open_clip.CLIP(embed_dim=8, vision_cfg=vision, text_cfg=text)
 
 
-def test_the_command_lines_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_sh_block_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WEIGHTSPACE_CACHE", str(tmp_path / "cache"))
-    Path("tree.csv").write_text("entity,animal\nanimal,cat\nanimal,dog\nentity,car\n")
-    Path("truth.txt").write_text("cat\nanimal\ncar\n")
-    np.save("logits.npy", np.asarray([[3.0, 0, 0], [1, 1, 0], [0, 0, 3]]))
-    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("weightspace ")]
-    assert len(lines) >= 4
-    for line in lines:
-        arguments = line.split("#")[0].split()[1:]
+    Path("docs").symlink_to(ROOT / "docs")  # the commands are those of somebody in the repository
+    Path("recipe.yml").write_text(blocks("yaml")[0])
+    for seed, model in enumerate(("base", "math", "code")):
+        generator = torch.Generator().manual_seed(seed)
+        names = [f"layers.{layer}.{part}.weight" for layer in range(4) for part in ("attention", "mlp")]
+        ws.save_checkpoint({name: torch.randn(8, 8, generator=generator) for name in names}, model)
+    lines = [line.split("#")[0].split() for block in blocks("sh") for line in block.splitlines() if line.strip()]
+    assert len(lines) > 20
+    for program, *arguments in lines:
+        assert program == "weightspace", program
         if arguments[0] == "train":  # the point is the command, not the network
             arguments += ["--epochs", "1"]
         result = CliRunner().invoke(cli.main, arguments, catch_exceptions=False)
-        assert result.exit_code == 0, f"{line}: {result.output}"
+        assert result.exit_code == 0, f"{arguments}: {result.output}"
+        last = result.stdout.splitlines()[-1]
+        assert "-o" not in arguments or "--dry-run" in arguments or Path(last).is_file(), (
+            f"{arguments} names no file at the end: {last}"
+        )
+
+
+def test_no_block_of_the_readme_is_left_out() -> None:
+    # sh and python run above, yaml is parsed below, bash is what CI runs; text is output, or needs a download or hours.
+    languages = set(re.findall(r"^```(\w*)$", README, flags=re.MULTILINE)) - {""}
+    assert languages <= {"sh", "python", "yaml", "bash", "text"}
+    assert len(blocks("python")) == 4
 
 
 def test_ci_runs_the_commands_of_the_readme() -> None:

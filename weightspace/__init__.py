@@ -5,11 +5,14 @@ The public names are resolved on first use, so that ``import weightspace`` costs
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from weightspace.errors import CheckpointError, SpecError, WeightspaceError, WeightspaceWarning
 from weightspace.lazy import resolver
 from weightspace.version import __version__ as __version__
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent until somebody listens
 
 if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict, load_checkpoint, save_checkpoint

@@ -10,6 +10,7 @@ from pathlib import Path
 from weightspace.connectivity import Curve, barrier, loss_curve
 from weightspace.matching import weight_matching
 from weightspace.plots import draw_curves
+from weightspace.reprs import brief
 from weightspace.symmetry import derive_spec, permute
 from weightspace.tasks import load_task, train
 
@@ -27,6 +28,7 @@ class Stage:
     text: str
 
 
+@brief
 @dataclass(frozen=True)
 class DemoReport:
     """What the demo measured: barriers of the test loss in nats, accuracies and reductions as shares."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
@@ -27,6 +28,7 @@ KINDS = {
 Progress = Callable[[int, int], None]
 
 
+@checked
 def collect_evidence(
     task: Task,
     state: StateDict,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,27 +18,53 @@ from torch import Tensor, nn
 from weightspace.checkpoints.yaml_file import parse_yaml
 from weightspace.clip import build_clip, pixels_of
 from weightspace.errors import WeightspaceError
+from weightspace.reprs import brief
+from weightspace.sources import LIBRARIES, check_network_source
 from weightspace.suggestions import unknown
+from weightspace.symmetry.inputs import ExampleInputs, Inputs
 from weightspace.user_code import is_user_code, load_object
 
+#: Dtype of an input on the command line.
+_DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "bool": torch.bool,
+}
 
+#: Integers are drawn below this where no bound is given: all are 1, as in a mask that hides nothing.
+_BELOW = 2
+
+
+@brief
 @dataclass(frozen=True)
 class Network:
-    """A module with random weights, and positional inputs that it can be traced and verified with."""
+    """A module with random weights, and inputs to trace and verify it with: a tuple, or a mapping by name."""
 
     module: nn.Module
-    example_args: tuple[Any, ...]
+    example_args: ExampleInputs
 
 
-def load_network(source: str, *, input_shape: tuple[int, ...] | None = None) -> Network:
+def load_network(
+    source: str,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    inputs: Sequence[str] = (),
+    inputs_required: bool = True,
+) -> Network:
     """Build the network that ``source`` names, with random weights.
 
     Args:
         source: ``torchvision:resnet18``, ``timm:vit_tiny_patch16_224``, ``open_clip:ViT-B-32``,
             ``transformers:FOLDER`` (built from its config.json) or ``file.py:callable``, which returns a module or
-            ``(module, example_args)``. Options of the library's builder follow after commas:
-            ``torchvision:resnet18,num_classes=10``.
-        input_shape: shape of the one floating-point input, batch included, instead of the library's own.
+            ``(module, example_args)``, where these are a tuple, a mapping of keyword inputs or one tensor. Options of
+            the builder follow after commas: ``torchvision:resnet18,num_classes=10``, ``model.py:build,width=64``.
+        input_shape: shape of the one floating-point input, batch included, instead of the source's own.
+        inputs: several, or other ones, each as ``[NAME=]SIZES[:DTYPE[:BELOW]]``: ``1,3,32,32``,
+            ``input_ids=1,16:int64:30522``, ``attention_mask=1,16:int64``. Integers are drawn from 1 to ``BELOW`` − 1
+            (default 2, so that all are 1). All are named, or none is.
+        inputs_required: False: a module without any is built, with no inputs.
 
     Raises:
         WeightspaceError: an unknown source or option, a package that isn't installed, or a builder that fails.
@@ -47,9 +73,11 @@ def load_network(source: str, *, input_shape: tuple[int, ...] | None = None) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if is_user_code(source):
-            network = _user_network(source, input_shape is not None)
+            network = _user_network(source, input_shape is not None or bool(inputs) or not inputs_required)
         else:
             network = _library_network(source)
+    if inputs:
+        return Network(network.module, parse_inputs(inputs))
     if input_shape is not None:
         return Network(network.module, (torch.randn(input_shape, generator=generator),))
     return network
@@ -57,16 +85,8 @@ def load_network(source: str, *, input_shape: tuple[int, ...] | None = None) -> 
 
 def _library_network(source: str) -> Network:
     kind, _, rest = source.partition(":")
-    if kind not in _DOORS or not rest:
-        raise unknown("network source", source, [*(f"{door}:NAME" for door in _DOORS), "file.py:callable"])
-    name, *options = rest.split(",")
-    if bad := [option for option in options if "=" not in option]:
-        raise WeightspaceError(
-            f"Options of {kind}:{name} are name=value, for example num_classes=10; found {bad[0]!r}."
-        )
-    chosen = {
-        key: _value(value, f"The option {key}") for key, _, value in (option.partition("=") for option in options)
-    }
+    check_network_source(source if rest else kind)
+    name, chosen = _options(kind, rest)
     try:
         return _DOORS[kind](name, chosen)
     except WeightspaceError:
@@ -76,6 +96,58 @@ def _library_network(source: str) -> Network:
         raise WeightspaceError(f"{source} cannot be built: {type(error).__name__}: {line}") from error
 
 
+def _options(kind: str, text: str) -> tuple[str, dict[str, Any]]:
+    """Return the name of a builder and its options, ``NAME,key=value,…``."""
+    name, *options = text.split(",")
+    if bad := [option for option in options if "=" not in option]:
+        raise WeightspaceError(
+            f"Options of {kind}:{name} are name=value, for example num_classes=10; found {bad[0]!r}."
+        )
+    pairs = (option.partition("=") for option in options)
+    return name, {key: _value(value, f"The option {key}") for key, _, value in pairs}
+
+
+def parse_inputs(texts: Sequence[str]) -> ExampleInputs:
+    """Return random inputs of a network: a tuple, or a mapping where they are named; see ``load_network``.
+
+    Raises:
+        WeightspaceError: a text is no input, or some are named and others not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    named = [_input(text, generator) for text in texts]
+    names = [name for name, _ in named]
+    if all(name is None for name in names):
+        return tuple(tensor for _, tensor in named)
+    if None in names or len(set(names)) < len(names):
+        raise WeightspaceError(f"Inputs are all named, each once, or none of them is; found {' '.join(texts)}.")
+    return {name: tensor for name, tensor in named if name is not None}
+
+
+def _input(text: str, generator: torch.Generator) -> tuple[str | None, Tensor]:
+    """Return the name of an input, None without one, and the input."""
+    before, equals, rest = text.rpartition("=")
+    sizes, *more = rest.split(":")
+    try:
+        shape = tuple(int(size) for size in sizes.split(","))
+        dtype = more[0] if more else "float32"
+        below = int(more[1]) if len(more) > 1 else _BELOW
+    except ValueError:
+        shape, dtype, below = (), "", 0
+    if not shape or min(shape) < 1 or len(more) > 2 or dtype not in _DTYPES or below < 2 or (equals and not before):
+        raise WeightspaceError(
+            f"An input is [NAME=]SIZES[:DTYPE[:BELOW]], as 1,3,32,32 or input_ids=1,16:int64:30522, with a dtype of "
+            f"{', '.join(_DTYPES)} and integers below 2 or more; found {text!r}."
+        )
+    chosen = _DTYPES[dtype]
+    if chosen.is_floating_point:
+        tensor = torch.randn(shape, generator=generator, dtype=chosen)
+    elif chosen == torch.bool:
+        tensor = torch.rand(shape, generator=generator) < 0.5
+    else:
+        tensor = torch.randint(1, below, shape, generator=generator, dtype=chosen)
+    return before or None, tensor
+
+
 def _value(text: str, where: str) -> Any:
     """Return the value of an option, which is written as in YAML."""
     documents = parse_yaml(text, where)
@@ -83,27 +155,34 @@ def _value(text: str, where: str) -> Any:
 
 
 def _user_network(source: str, has_input: bool) -> Network:
-    builder = load_object(source)
+    path, _, rest = source.partition(".py:")
+    name, chosen = _options(f"{path}.py", rest)
+    builder = load_object(f"{path}.py:{name}")
     if isinstance(builder, nn.Module):
+        if chosen:
+            raise WeightspaceError(f"{path}.py:{name} is a module, which takes no options; found {', '.join(chosen)}.")
         built: Any = builder
     else:
         try:
-            built = builder()
+            built = builder(**chosen)
         except Exception as error:
             raise WeightspaceError(f"Calling {source} raised {type(error).__name__}: {error}") from error
     module, example_args = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
     if not isinstance(module, nn.Module):
         raise WeightspaceError(
-            f"{source} returned a {type(module).__name__}; expected a module, or (module, example_args)."
+            f"{source} returned a {type(module).__name__}; expected a module, or (module, example_args), where these "
+            "are a tuple, a mapping of keyword inputs, or one tensor."
         )
     if example_args is None and not has_input:
         raise WeightspaceError(
-            f"{source} returned a module without inputs; give the shape of its input (--input 1,3,32,32), or "
-            "return (module, example_args)."
+            f"{source} returned a module without inputs; give them (--input 1,3,32,32, or by name --input "
+            "input_ids=1,16:int64:30522), or return (module, example_args)."
         )
-    if isinstance(example_args, Tensor):
-        example_args = (example_args,)
-    return Network(module, tuple(example_args or ()))
+    if isinstance(example_args, list | Tensor):
+        example_args = tuple(example_args) if isinstance(example_args, list) else (example_args,)
+    if example_args is not None and not has_input:
+        Inputs.of(example_args)  # says what is wrong with them
+    return Network(module, () if example_args is None else example_args)
 
 
 def _package(name: str, install: str) -> Any:
@@ -177,9 +256,6 @@ def _transformers_inputs(module: nn.Module, config: Any) -> tuple[Any, ...]:
 
 
 #: Prefix on the command line -> builder.
-_DOORS: Mapping[str, Callable[[str, Mapping[str, Any]], Network]] = {
-    "torchvision": _torchvision,
-    "timm": _timm,
-    "open_clip": _open_clip,
-    "transformers": _transformers,
-}
+_DOORS: Mapping[str, Callable[[str, Mapping[str, Any]], Network]] = dict(
+    zip(LIBRARIES, (_torchvision, _timm, _open_clip, _transformers), strict=True)
+)

@@ -52,7 +52,8 @@ def test_the_options_reach_the_merge(folder: Path) -> None:
     options = ("--inner", "ties", "--density", ".5", "--weights", ".5,.5", "--lambda", "2", "--no-normalize")
     result = run("merge-adapters", "a", "b", "-m", "core_space", *options, "-o", "merged")
     assert result.exit_code == 0, result.output
-    assert result.stdout == "merged: 1 tensors, rank 4\n"
+    files = ["merged/adapter_config.json", "merged/adapter_model.safetensors"]
+    assert result.stdout.splitlines() == ["1 tensors, rank 4", *files]
     parameters = json.loads(ws.checkpoints.load_metadata("merged/adapter_model.safetensors")["parameters"])  # type: ignore[attr-defined]
     assert parameters == {
         "inner": "ties",

@@ -130,7 +130,7 @@ def test_every_result_that_we_write_is_known_again(tmp_path: Path) -> None:
     from weightspace.labels.results import Predictions
     from weightspace.soups import SoupReport
 
-    common = {"split": "test", "statistics": "none", "name": "x"}
+    common = {"split": "test", "statistics": "none", "task": "x"}
     results = {
         "curve": Curve(positions=(0.0, 1.0), loss=(1.0, 2.0), accuracy=None, **common),
         "matrix": BarrierMatrix(

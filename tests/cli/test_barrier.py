@@ -35,12 +35,13 @@ TASK = ("--task", "digits-mlp")
 @pytest.mark.usefixtures("models")
 def test_three_networks_have_a_matrix_before_and_after_matching() -> None:
     result = run("a.pt", "b.pt", "c.pt", *TASK, "--points", "3", "-o", "m.csv", "-o", "m.png", "--json", *MATCHED)
-    matrix = json.loads(result.stdout)
+    matrices = json.loads(result.stdout)["matrices"]
+    naive, matrix = matrices["naive"], matrices["weight-matching"]
     assert matrix["models"] == ["a", "b", "c"]
-    assert matrix["naive"]["barrier"][1][2] > 0.3
+    assert naive["barrier"][1][2] > 0.3
     assert abs(matrix["barrier"][1][2]) < 1e-6  # the copies are matched to a, and so to each other
-    assert matrix["barrier"][0][1] < 0.1 * matrix["naive"]["barrier"][0][1]
-    assert BarrierMatrix.load("m-naive.csv").barrier[1][2] == matrix["naive"]["barrier"][1][2]
+    assert matrix["barrier"][0][1] < 0.1 * naive["barrier"][0][1]
+    assert BarrierMatrix.load("m-naive.csv").barrier[1][2] == naive["barrier"][1][2]
     assert Path("m-weight-matching.csv").is_file()
     assert Path("m.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -63,7 +64,7 @@ def test_the_matrix_is_printed_as_a_table() -> None:
 @pytest.mark.usefixtures("models")
 def test_the_plane_through_three_networks_is_scored_saved_and_drawn() -> None:
     options = ("--plane", "--resolution", "3", "-o", "p.json", "-o", "p.svg")
-    plane = json.loads(run("a.pt", "b.pt", "c.pt", *TASK, *options, "--json").stdout)
+    plane = json.loads(run("a.pt", "b.pt", "c.pt", *TASK, *options, "--json").stdout)["planes"]["linear"]
     assert [len(row) for row in plane["loss"]] == [3, 3, 3]
     assert Plane.load("p.json").loss == tuple(map(tuple, plane["loss"]))
     assert "test loss (nats)" in Path("p.svg").read_text()
@@ -73,7 +74,7 @@ def test_the_plane_through_three_networks_is_scored_saved_and_drawn() -> None:
 @pytest.mark.usefixtures("models")
 def test_taylor_and_temperature_stand_beside_the_barrier() -> None:
     arguments = ("a.pt", "b.pt", *TASK, "--points", "3", "--taylor", "--temperature")
-    found = json.loads(run(*arguments, "--json").stdout)
+    found = json.loads(run(*arguments, "--json").stdout)["curves"]["linear"]
     states = [ws.load_checkpoint(f"{name}.pt") for name in "ab"]
     assert found["taylor"] == ws.taylor_barrier(ws.load_task("digits-mlp"), *states, split="test")
     assert found["temperature"]["loss"] == found["loss"][1]
@@ -85,10 +86,9 @@ def test_taylor_and_temperature_stand_beside_the_barrier() -> None:
 
 @pytest.mark.usefixtures("models")
 def test_repair_is_a_choice_of_statistics() -> None:
-    plain, repaired = (
-        json.loads(run("a.pt", "b.pt", *TASK, "--points", "3", "--statistics", kind, "--json").stdout)
-        for kind in ("none", "repair")
-    )
+    arguments = ("a.pt", "b.pt", *TASK, "--points", "3", "--json")
+    found = (json.loads(run(*arguments, "--statistics", kind).stdout)["curves"] for kind in ("none", "repair"))
+    plain, repaired = (curves["linear"] for curves in found)
     assert repaired["statistics"] == "repair"
     assert repaired["barrier"] < 0.5 * plain["barrier"]
 
@@ -122,4 +122,4 @@ def test_what_is_no_number_is_null_in_json() -> None:
     state["head.bias"][0] = float("nan")
     ws.save_checkpoint(state, "n.pt")
     found = run("a.pt", "n.pt", *TASK, "--points", "3", "--json")
-    assert json.loads(found.stdout, parse_constant=pytest.fail)["barrier"] is None
+    assert json.loads(found.stdout, parse_constant=pytest.fail)["curves"]["linear"]["barrier"] is None

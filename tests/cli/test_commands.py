@@ -136,14 +136,17 @@ def test_barrier_prints_curves_and_draws_them(
     for name, state in zip("ab", mlp_states, strict=True):
         ws.save_checkpoint(state, f"{name}.safetensors")
     arguments = ("a.safetensors", "b.safetensors", "--task", "digits-mlp", "--points", "5")
-    plain = json.loads(run("barrier", *arguments, "--json").stdout)
+    plain = json.loads(run("barrier", *arguments, "--json").stdout)["curves"]["linear"]
     assert {"positions", "loss", "accuracy", "barrier", "accuracy_barrier"} <= plain.keys()
     assert plain["positions"] == [0, 0.25, 0.5, 0.75, 1]
     assert plain["barrier"] > 0.5
     result = run("barrier", *arguments, "--matching", "weight-matching", "-o", "w.png", "-o", "w.csv", "--json")
-    matched = json.loads(result.stdout)
+    found = json.loads(result.stdout)
+    naive, matched = found["curves"]["naive"], found["curves"]["weight-matching"]
     assert matched["barrier"] < 0.05 * plain["barrier"]
-    assert matched["naive"]["barrier"] == pytest.approx(plain["barrier"])
+    assert naive == plain  # one curve has one shape, alone or beside others, on stdout and in a file
+    assert ws.Curve(**{key: plain[key] for key in naive.keys() - {"barrier", "accuracy_barrier"}})
+    assert found["files"] == ["w.png", "w-naive.csv", "w-weight-matching.csv"]
     assert Path("w.png").read_bytes()[:4] == b"\x89PNG"
     assert Path("w-naive.csv").is_file()
     assert Path("w-weight-matching.csv").is_file()
@@ -158,7 +161,7 @@ def test_demo_prints_one_object(
     expected = "naive_barrier matched_barrier naive_midpoint_accuracy matched_midpoint_accuracy l2_reduction seconds"
     assert set(expected.split()) <= report.keys()
     assert report["matched_barrier"] < 0.1 * report["naive_barrier"]
-    assert Path(report["picture"]).is_file()
+    assert Path(report["output"]).is_file()
 
 
 MISTAKES: dict[str, tuple[str, ...]] = {

@@ -80,12 +80,13 @@ def test_evaluation_puts_the_decisions_side_by_side(folder: Path) -> None:
 
 def test_locus_cover_and_next(folder: Path) -> None:
     observed = ("--observed", "cat,dog")
-    assert run("locus", "tree.safetensors", *observed, "-o", "locus.png").stdout.split() == ["animal", "cat", "dog"]
+    found = run("locus", "tree.safetensors", *observed, "-o", "locus.png").stdout.split()
+    assert found == ["animal", "cat", "dog", "locus.png"]
     assert sorted(run("cover", "tree.safetensors").stdout.split()) == ["car", "cat", "dog"]
     assert run("next", "tree.safetensors", *observed).stdout.split() == ["car"]
     assert json.loads(run("cover", "tree.safetensors", "--json").stdout)["exact"]
     drawn = run("locus", "tree.safetensors", "--observed", "cat,dog,car", "--simplex", "-o", "simplex.png", "--json")
-    assert json.loads(drawn.stdout)["picture"] == "simplex.png"
+    assert json.loads(drawn.stdout)["files"] == ["simplex.png"]
     assert all(Path(name).read_bytes()[:4] == b"\x89PNG" for name in ("locus.png", "simplex.png"))
 
 

@@ -102,7 +102,7 @@ def test_pictures_are_written_and_named(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     names = ["ab-alignment.png", "ab-vectors.png", "ab-values.png"]
     assert result.stdout.split()[-3:] == names
-    assert json.loads(run("a.safetensors", "-o", "one.svg", "--json").stdout)["pictures"] == ["one.svg"]
+    assert json.loads(run("a.safetensors", "-o", "one.svg", "--json").stdout)["files"] == ["one.svg"]
     assert all(Path(name).read_bytes()[:4] == b"\x89PNG" for name in names)
     written = {path.name for path in folder.iterdir()} - {f"{name}.safetensors" for name in "abm"}
     assert written == {*names, "one.svg"}
@@ -140,7 +140,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "inputs of what": (("a.safetensors", "--inputs"), "Say on which: --task"),
     "a task for nothing": (("a.safetensors", *TASK), "--task says what network to match"),
     "a network for inputs": (
-        ("a.safetensors", *TASK, "--inputs", "--network", "x.py:f"),
+        ("a.safetensors", *TASK, "--inputs", "--network", "torchvision:resnet18"),
         "--network says what",
     ),
     "no such layer": (("a.safetensors", "--names", "hidden4.weight"), "Unknown weight matrix 'hidden4.weight'"),

@@ -14,7 +14,7 @@ every_format = pytest.mark.parametrize("suffix", [".csv", ".json", ".CSV"])
 @every_format
 @pytest.mark.parametrize("accuracy", [CURVE.accuracy, None])
 def test_a_saved_curve_loads_as_an_equal_one(tmp_path: Path, suffix: str, accuracy) -> None:
-    curve = Curve(CURVE.positions, CURVE.loss, accuracy, CURVE.split, CURVE.statistics, CURVE.name)
+    curve = Curve(CURVE.positions, CURVE.loss, accuracy, CURVE.split, CURVE.statistics, CURVE.task)
     curve.save(tmp_path / f"curve{suffix}")
     assert Curve.load(tmp_path / f"curve{suffix}") == curve
     assert len(list(tmp_path.iterdir())) == 1
@@ -53,7 +53,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ("c.json", '{"positions": [0, 1]}'),
         ("d.csv", ""),
         ("e.csv", "x,y\n1,2\n"),
-        ("f.csv", "position,loss,accuracy,split,statistics,name\n0,one,,test,none,\n"),
+        ("f.csv", "position,loss,accuracy,split,statistics,task\n0,one,,test,none,\n"),
     ],
 )
 def test_a_file_that_is_no_curve_is_one_line_that_names_it(tmp_path: Path, name: str, text: str) -> None:

@@ -45,7 +45,7 @@ def test_a_curve_in_closed_form_is_found(points: int) -> None:
     assert curve.loss == pytest.approx([(4 * position - 1) ** 2 for position in curve.positions])
     assert curve.accuracy is None
     assert (curve.positions[0], curve.positions[-1], len(curve.positions)) == (0, 1, points)
-    assert (curve.name, curve.split, curve.statistics) == ("parabola", "test", "none")
+    assert (curve.task, curve.split, curve.statistics) == ("parabola", "test", "none")
     assert barrier(curve) == 0
     # (4λ−1)² against the mean of 1 and 9 is highest at λ = 1
     assert barrier(curve, baseline="mean") == 4

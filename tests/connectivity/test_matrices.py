@@ -22,7 +22,7 @@ def test_every_pair_has_the_barrier_of_its_curve(baseline: Any) -> None:
     states = [weights(found, seed) for seed in range(3)]
     matrix = barrier_matrix(found, states, points=3, baseline=baseline, split="validation", statistics="repair")
     assert (matrix.models, matrix.baseline, matrix.statistics) == (("0", "1", "2"), baseline, "repair")
-    assert (matrix.split, matrix.name) == ("validation", "tiny")
+    assert (matrix.split, matrix.task) == ("validation", "tiny")
     for i, j in ((0, 1), (0, 2), (1, 2)):
         curve = loss_curve(found, states[i], states[j], 3, statistics="repair", split="validation")
         assert matrix.barrier[i][j] == matrix.barrier[j][i] == barrier(curve, baseline=baseline)
@@ -71,7 +71,7 @@ def test_a_saved_matrix_loads_as_an_equal_one(tmp_path: Path, suffix: str, accur
         baseline="mean",
         split="validation",
         statistics="reset",
-        name="t",
+        task="t",
     )
     matrix.save(tmp_path / f"matrix{suffix}")
     assert BarrierMatrix.load(tmp_path / f"matrix{suffix}") == matrix

@@ -46,7 +46,7 @@ def test_the_grid_has_the_losses_of_the_networks_at_its_points() -> None:
             point = A["weight"][0] + x * first + y * second
             assert loss == pytest.approx(float(point @ BOWL.matrix @ point / 2 + BOWL.linear @ point))
     assert plane.accuracy is None
-    assert (plane.name, plane.split, plane.statistics) == ("quadratic", "test", "none")
+    assert (plane.task, plane.split, plane.statistics) == ("quadratic", "test", "none")
 
 
 def test_the_margin_goes_around_the_three() -> None:
@@ -111,7 +111,7 @@ def test_a_saved_plane_loads_as_an_equal_one(tmp_path: Path, suffix: str, accura
         accuracy=((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)) if accuracy else None,
         split="validation",
         statistics="reset",
-        name="t",
+        task="t",
     )
     plane.save(tmp_path / f"plane{suffix}")
     assert Plane.load(tmp_path / f"plane{suffix}") == plane

@@ -169,9 +169,9 @@ def test_a_network_that_cannot_be_traced_is_one_clear_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_inputs_must_be_a_tuple() -> None:
-    with pytest.raises(SpecError, match="must be a tuple"):
-        derive_spec(_Three(), torch.randn(2, 4))  # type: ignore[arg-type]
+def test_a_list_of_inputs_is_refused() -> None:
+    with pytest.raises(SpecError, match="Example inputs are a tuple"):
+        derive_spec(_Three(), [torch.randn(2, 4)])  # type: ignore[arg-type]
 
 
 def test_a_network_whose_output_is_not_finite_cannot_be_verified() -> None:

@@ -31,11 +31,13 @@ from weightspace.checkpoints import StateDict, check_compatible, load_checkpoint
 from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.measure import is_inexact
 from weightspace.errors import WeightspaceError
+from weightspace.reprs import brief
 
 #: Takes how many tensors were looked at, and of how many.
 Progress = Callable[[int, int], None]
 
 
+@brief
 @dataclass(frozen=True)
 class ExtractionReport:
     """How much of the difference an adapter holds.
@@ -58,6 +60,7 @@ class ExtractionReport:
         return 1 - self.error**2
 
 
+@brief
 @dataclass(frozen=True)
 class Extraction:
     """An adapter.

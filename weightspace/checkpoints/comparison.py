@@ -16,6 +16,7 @@ import torch
 from weightspace.checkpoints.files import StrPath, load_checkpoint
 from weightspace.checkpoints.measure import distance, is_inexact, norm
 from weightspace.checkpoints.state import StateDict, dtype_name, tied_names
+from weightspace.reprs import brief
 
 T = TypeVar("T")
 
@@ -39,6 +40,7 @@ class TensorDistance:
     relative: float
 
 
+@brief
 @dataclass(frozen=True)
 class Comparison:
     """Two checkpoints beside each other.

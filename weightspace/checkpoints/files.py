@@ -6,12 +6,14 @@ written as its name says: ``.safetensors``, or a torch file with ``.pt``, ``.pth
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
+from weightspace.arguments import checked
 from weightspace.checkpoints.companions import check_replaceable, copy_companions, find_companions
 from weightspace.checkpoints.disk import one_line_errors, replacing_file, replacing_folder, synced_file
 from weightspace.checkpoints.fetching import fetched_path, local_path
@@ -29,9 +31,12 @@ from weightspace.checkpoints.torch_file import read_torch, read_torch_metadata, 
 from weightspace.errors import CheckpointError, WeightspaceWarning
 
 #: Where a checkpoint is or shall be.
+_log = logging.getLogger(__name__)
+
 StrPath: TypeAlias = str | os.PathLike[str]
 
 
+@checked
 def load_checkpoint(
     path: StrPath, *, strip_prefix: str | None = None, key: str | None = None, finite: bool = False
 ) -> StateDict:
@@ -60,11 +65,12 @@ def load_checkpoint(
     with one_line_errors(path, "read"):
         state, notes = read_state(path, key)
     for note in notes:
-        warnings.warn(note, WeightspaceWarning, stacklevel=2)
+        warnings.warn(note, WeightspaceWarning, stacklevel=3)  # the caller, behind ``checked``
     if strip_prefix:
         state = without_prefix(state, strip_prefix, path)
     if finite:
         check_finite(state, path)
+    _log.info("read %s: %d tensors", path, len(state))
     return state
 
 
@@ -88,6 +94,7 @@ def read_state(path: Path, key: str | None = None) -> tuple[StateDict, tuple[str
     return state, tuple(notes)
 
 
+@checked
 def save_checkpoint(
     state: StateDict,
     path: StrPath,
@@ -117,6 +124,7 @@ def save_checkpoint(
     check_storable(state, path)
     kept = _checked_metadata(metadata or {}, path)
     suffix = path.suffix.lower()
+    _log.info("writing %s: %d tensors", path, len(state))
     if suffix in TORCH_SUFFIXES or suffix == SAFETENSORS_SUFFIX:
         write = write_torch if suffix in TORCH_SUFFIXES else write_safetensors
         with replacing_file(path) as file:

@@ -13,6 +13,7 @@ import torch
 from weightspace.checkpoints.files import StrPath, load_checkpoint, load_metadata
 from weightspace.checkpoints.measure import count_non_finite, is_inexact, norm
 from weightspace.checkpoints.state import StateDict, dtype_name, tied_names
+from weightspace.reprs import brief
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class TensorSummary:
     tied_to: str | None = None
 
 
+@brief
 @dataclass(frozen=True)
 class CheckpointSummary:
     """One checkpoint: its tensors in the file's order, and what they come to together.

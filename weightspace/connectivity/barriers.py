@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
+from weightspace.arguments import checked
 from weightspace.connectivity.curve import Curve
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
@@ -18,6 +19,7 @@ Baseline: TypeAlias = Literal["linear", "mean"]
 Score: TypeAlias = Literal["loss", "accuracy"]
 
 
+@checked
 def barrier(curve: Curve, *, baseline: Baseline = "linear", score: Score = "loss") -> float:
     """Return the largest rise of the loss above the straight line between its ends.
 
@@ -39,7 +41,7 @@ def barrier(curve: Curve, *, baseline: Baseline = "linear", score: Score = "loss
         if found not in get_args(known):
             raise unknown(kind, found, get_args(known))
     if score == "accuracy" and curve.accuracy is None:
-        raise WeightspaceError(f"The curve of {curve.name or 'this task'!r} has no accuracy; use score='loss'.")
+        raise WeightspaceError(f"The curve of {curve.task or 'this task'!r} has no accuracy; use score='loss'.")
     positions = _checked_positions(curve)
     rise = np.array(curve.loss) if curve.accuracy is None or score == "loss" else -np.array(curve.accuracy)
     if baseline == "linear":

@@ -12,11 +12,13 @@ from typing import Any
 
 from weightspace.connectivity.files import load_result, numbers, numbers_or_none, save_result, table_of
 from weightspace.errors import WeightspaceError
+from weightspace.reprs import brief
 
-_LABELS = ("split", "statistics", "name")
+_LABELS = ("split", "statistics", "task")
 _COLUMNS = ("position", "loss", "accuracy", *_LABELS)
 
 
+@brief
 @dataclass(frozen=True)
 class Curve:
     """Scores at ``S`` positions on the way from ``a`` to ``b``.
@@ -28,7 +30,7 @@ class Curve:
         split: the data that were scored: train, validation or test.
         statistics: what was done between the ends: ``"none"``, ``"reset"`` (of BatchNorm's) or ``"repair"``, of one
             layer at least.
-        name: of the task.
+        task: its name.
 
     Raises:
         WeightspaceError: the lengths differ.
@@ -39,7 +41,7 @@ class Curve:
     accuracy: tuple[float, ...] | None = None
     split: str = "test"
     statistics: str = "none"
-    name: str = ""
+    task: str = ""
 
     def __post_init__(self) -> None:
         accuracies = len(self.positions) if self.accuracy is None else len(self.accuracy)
@@ -71,7 +73,7 @@ class Curve:
         """Return a row a position, every row complete in itself."""
         accuracy = self.accuracy or (None,) * len(self.positions)
         scores = zip(self.positions, self.loss, accuracy, strict=True)
-        return table_of(_COLUMNS, ([*row, self.split, self.statistics, self.name] for row in scores))
+        return table_of(_COLUMNS, ([*row, self.split, self.statistics, self.task] for row in scores))
 
 
 def _from_fields(fields: Mapping[str, Any]) -> Curve:

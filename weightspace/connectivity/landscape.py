@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from weightspace.adapters.factor_files import check_is_model
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.connectivity.path import combined, interpolated
 from weightspace.connectivity.plane import Plane
@@ -39,6 +40,7 @@ class GridReport:
     loss: float
 
 
+@checked
 def loss_plane(
     task: Task,
     a: StateDict,
@@ -111,7 +113,7 @@ def loss_plane(
         accuracy=tuple(map(_accuracies, rows)) if has_accuracy else None,
         split=split,
         statistics="reset" if reset else "none",
-        name=task.name,
+        task=task.name,
     )
 
 

@@ -10,13 +10,15 @@ from typing import Any, TypeAlias
 
 from weightspace.connectivity.files import load_result, numbers, numbers_or_none, save_result, table_of
 from weightspace.errors import WeightspaceError
+from weightspace.reprs import brief
 
-_LABELS = ("baseline", "split", "statistics", "name")
+_LABELS = ("baseline", "split", "statistics", "task")
 _COLUMNS = ("a", "b", "barrier", "accuracy_barrier", "loss_a", "loss_b", "accuracy_a", "accuracy_b", *_LABELS)
 
 Square: TypeAlias = tuple[tuple[float, ...], ...]
 
 
+@brief
 @dataclass(frozen=True)
 class BarrierMatrix:
     """Barriers between ``n`` models, symmetric, with zeros on the diagonal.
@@ -30,7 +32,7 @@ class BarrierMatrix:
         baseline: what the barriers rise above, ``"linear"`` or ``"mean"``.
         split: the data that were scored: train, validation or test.
         statistics: what was done between the models: ``"none"``, ``"reset"`` or ``"repair"``.
-        name: of the task.
+        task: its name.
 
     Raises:
         WeightspaceError: fewer than two models, names that repeat, or scores of another number.
@@ -44,7 +46,7 @@ class BarrierMatrix:
     baseline: str = "linear"
     split: str = "test"
     statistics: str = "none"
-    name: str = ""
+    task: str = ""
 
     def __post_init__(self) -> None:
         count = len(self.models)
@@ -82,7 +84,7 @@ class BarrierMatrix:
             fall = self.accuracy_barrier[i][j] if self.accuracy_barrier else None
             shares = (self.accuracy[i], self.accuracy[j]) if self.accuracy else (None, None)
             pair = (self.models[i], self.models[j], self.barrier[i][j], fall, self.loss[i], self.loss[j], *shares)
-            rows.append([*pair, self.baseline, self.split, self.statistics, self.name])
+            rows.append([*pair, self.baseline, self.split, self.statistics, self.task])
         return table_of(_COLUMNS, rows)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.connectivity.barriers import Baseline, barrier
 from weightspace.connectivity.curve import Curve
@@ -29,6 +30,7 @@ class PairReport:
     barrier: float
 
 
+@checked
 def barrier_matrix(
     task: Task,
     states: Sequence[StateDict],
@@ -108,5 +110,5 @@ def _matrix(models: tuple[str, ...], curves: Mapping[tuple[int, int], Curve], ba
         baseline=baseline,
         split=first.split,
         statistics=first.statistics,
-        name=first.name,
+        task=first.task,
     )

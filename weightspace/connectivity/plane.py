@@ -14,13 +14,15 @@ from typing import Any, TypeAlias
 
 from weightspace.connectivity.files import load_result, numbers, numbers_or_none, save_result, table_of
 from weightspace.errors import WeightspaceError
+from weightspace.reprs import brief
 
-_LABELS = ("split", "statistics", "name")
+_LABELS = ("split", "statistics", "task")
 _COLUMNS = ("model", "x", "y", "loss", "accuracy", *_LABELS)
 
 Grid: TypeAlias = tuple[tuple[float, ...], ...]
 
 
+@brief
 @dataclass(frozen=True)
 class Plane:
     """Scores on a grid of the plane through three models.
@@ -36,7 +38,7 @@ class Plane:
         accuracy: like ``loss``, shares.
         split: the data that were scored: train, validation or test.
         statistics: ``"reset"`` if BatchNorm's statistics were reset at every point of the grid, else ``"none"``.
-        name: of the task.
+        task: its name.
 
     Raises:
         WeightspaceError: the scores do not fit the grid, or the models are not three of different names.
@@ -52,7 +54,7 @@ class Plane:
     accuracy: Grid | None = None
     split: str = "test"
     statistics: str = "none"
-    name: str = ""
+    task: str = ""
 
     def __post_init__(self) -> None:
         if not len(set(self.models)) == len(self.models) == len(self.positions) == len(self.model_loss) == 3:
@@ -86,7 +88,7 @@ class Plane:
         return load_result(path, "plane", _COLUMNS, _from_fields, _from_rows)
 
     def _table(self) -> str:
-        labels = (self.split, self.statistics, self.name)
+        labels = (self.split, self.statistics, self.task)
         accuracies = self.model_accuracy or (None,) * 3
         models = zip(self.models, self.positions, self.model_loss, accuracies, strict=True)
         rows: list[Sequence[Any]] = [(model, *at, loss, share, *labels) for model, at, loss, share in models]

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from typing import Literal, TypeAlias, get_args
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.connectivity.way import Way
 from weightspace.errors import WeightspaceError
@@ -32,6 +33,7 @@ from weightspace.threads import torch_threads
 RepairMethod: TypeAlias = Literal["repair", "reset"]
 
 
+@checked
 def repair(
     task: Task,
     a: StateDict,

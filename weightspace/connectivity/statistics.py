@@ -110,7 +110,7 @@ def reset_statistics(task: Task, state: StateDict) -> StateDict:
     if not has_batchnorm_statistics(network):
         return state
     reset_batchnorm(network, task.batches("train", SEED), task.loss)
-    return {name: tensor.detach() for name, tensor in network.state_dict().items()}
+    return {name: tensor.detach() for name, tensor in network.cpu().state_dict().items()}
 
 
 def _layers(module: nn.Module) -> list[_BatchNorm]:

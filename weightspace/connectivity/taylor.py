@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from weightspace.adapters.factor_files import check_is_model
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.connectivity.statistics import SEED
 from weightspace.elementwise.parametrized import Coordinates
@@ -33,6 +34,7 @@ from weightspace.tasks.protocol import Split, Task, threads_of
 from weightspace.threads import torch_threads
 
 
+@checked
 def taylor_barrier(task: Task, a: StateDict, b: StateDict, *, split: Split = "train") -> float:
     """Return the highest point of the second-order estimate of the barrier between two networks, in nats.
 

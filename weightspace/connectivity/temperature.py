@@ -17,6 +17,7 @@ from weightspace.checkpoints import StateDict
 from weightspace.connectivity.scoring import scored
 from weightspace.connectivity.way import Statistics, Way
 from weightspace.errors import WeightspaceError
+from weightspace.reprs import brief
 from weightspace.tasks.protocol import Split, Task, threads_of
 from weightspace.threads import torch_threads
 
@@ -40,6 +41,7 @@ class Tempered(nn.Module):
         return logits / self.temperature
 
 
+@brief
 @dataclass(frozen=True)
 class Temperature:
     """A fitted temperature, and what it is good for.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.connectivity.curve import Curve
 from weightspace.connectivity.scoring import scored
@@ -28,6 +29,7 @@ class PointReport:
     accuracy: float | None
 
 
+@checked
 def loss_curve(
     task: Task,
     a: StateDict,
@@ -92,7 +94,7 @@ def loss_curve(
         accuracy=accuracy if len(accuracy) == points else None,
         split=split,
         statistics=done,
-        name=task.name,
+        task=task.name,
     )
 
 

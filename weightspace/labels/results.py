@@ -19,6 +19,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.labels.calibration import checked_logits
 from weightspace.labels.names import Label
 from weightspace.labels.probabilities import checked_rows
+from weightspace.reprs import brief
 
 if TYPE_CHECKING:
     from weightspace.labels.metric import LabelMetric
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _ENTRIES = 4 << 20
 
 
+@brief
 @dataclass(frozen=True)
 class Predictions:
     """What was predicted for some rows.

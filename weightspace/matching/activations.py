@@ -112,7 +112,7 @@ def _state(network: nn.Module, end: str) -> StateDict:
             f"The {end} is a {type(network).__name__}; expected a network, whose activations are looked at: a module "
             "that the weights were loaded into."
         )
-    return {name: tensor.detach() for name, tensor in network.state_dict().items()}
+    return {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
 
 
 def _missing_groups(spec: PermutationSpec, pairs: Sequence[Pair], unseen: Unseen) -> list[str]:

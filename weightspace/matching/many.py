@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from weightspace.checkpoints import StateDict
+from weightspace.reprs import brief
 from weightspace.symmetry import Permutation
 
 
+@brief
 @dataclass(frozen=True)
 class ManyMatching:
     """Permutations that bring several models into one basin, and their mean there.

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from weightspace.checkpoints import StateDict, check_compatible, check_finite
 from weightspace.errors import SpecError
+from weightspace.reprs import brief
 from weightspace.symmetry import Permutation, PermutationSpec, check_fits, check_named_tensors, permute
 
 
+@brief
 @dataclass(frozen=True)
 class Matching:
     """A permutation of the source, and how well it did.

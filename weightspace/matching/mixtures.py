@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.elementwise.affine import affine
 from weightspace.elementwise.mean import mean
@@ -25,6 +26,7 @@ from weightspace.tasks.protocol import Task, threads_of
 from weightspace.threads import torch_threads
 
 
+@checked
 def straight_through_many(
     spec: PermutationSpec,
     task: Task,

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Generator, Tensor
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.matching.descent import Schedule, Trial, descend, endless
@@ -29,6 +30,7 @@ from weightspace.threads import torch_threads
 Aim: TypeAlias = Literal["midpoint", "random", "l2"]
 
 
+@checked
 def sinkhorn_rebasin(
     spec: PermutationSpec,
     task: Task | None,

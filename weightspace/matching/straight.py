@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.matching.descent import Schedule, Trial, descend, endless
@@ -37,6 +38,7 @@ Projection: TypeAlias = Literal["weight-matching", "sinkhorn"]
 _RATES = {"weight-matching": 1e-3, "sinkhorn": 0.1}
 
 
+@checked
 def straight_through(
     spec: PermutationSpec,
     task: Task,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.matching.ascent import Sweep
@@ -14,6 +15,7 @@ from weightspace.matching.many import ManyMatching
 from weightspace.symmetry import PermutationSpec
 
 
+@checked
 def merge_many(
     spec: PermutationSpec,
     states: Sequence[StateDict],

@@ -9,6 +9,7 @@ import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.matching.ascent import Sweep
@@ -31,6 +32,7 @@ class Step:
     objective: float
 
 
+@checked
 def cycle_consistent(
     spec: PermutationSpec,
     states: Sequence[StateDict],

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.matching.ascent import Climb, Sweep, Workers
@@ -18,6 +19,7 @@ from weightspace.matching.outward import outward_start
 from weightspace.symmetry import Permutation, PermutationSpec
 
 
+@checked
 def weight_matching(
     spec: PermutationSpec,
     target: StateDict,

@@ -40,6 +40,7 @@ from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.in_memory import merge
 from weightspace.merging.roles import find_method, split_base
 from weightspace.merging.singular import column_space
+from weightspace.reprs import brief
 from weightspace.suggestions import unknown
 
 #: Name on the command line -> the paper.
@@ -50,6 +51,7 @@ ADAPTER_METHODS: Mapping[str, str] = {
 }
 
 
+@brief
 @dataclass(frozen=True)
 class AdapterMergeReport:
     """What came of a merge of adapters.

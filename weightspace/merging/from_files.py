@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightspace.arguments import checked
 from weightspace.checkpoints.outputs import check_named
 from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError, WeightspaceError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from weightspace.merging.engine.aligning import Alignment
 
 
+@checked
 def merge_files(
     recipe_or_sources: str | os.PathLike[str] | Recipe | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
@@ -95,8 +97,9 @@ def merge_files(
         hashes: keep the SHA-256 of the inputs in the metadata.
         fsync: force everything to the disk, so that it survives a crash of the machine as well.
         executor: ``threads`` of this process; ``processes`` of this machine, nearly twice as fast on two cores (a
-            script that asks for them needs ``if __name__ == "__main__":``); or ``ray``, over a file system that all
-            workers see. The bytes don't depend on it.
+            script that asks for them needs ``if __name__ == "__main__":``); ``auto``, processes where there is enough
+            to merge to make up for starting them; or ``ray``, over a file system that all workers see. The bytes don't
+            depend on it.
         workers: how many processes (default: as ``threads``), or pieces of work at a time on Ray (default: 2).
         ray_address: of a Ray cluster that is running; by default ``$RAY_ADDRESS``, else one of this machine.
         dry_run: plan and check, but write nothing and run nobody's code: of a user's method the parameters are read
@@ -124,7 +127,7 @@ def merge_files(
     if is_url(out):
         raise CheckpointError(f"{out} is a URL; expected a local path to write to. Merge to a local path and copy it.")
     check_named(out)
-    if executor not in (known := ("threads", *EXECUTORS)):
+    if executor not in (known := ("auto", "threads", *EXECUTORS)):
         raise unknown("executor", executor, known)
     warnings: list[str] = []
 
@@ -197,6 +200,10 @@ def _recipe(
         return given if isinstance(given, Recipe) else read_recipe(Path(given), warn=warn, ignored=ignored)
     if isinstance(given, str | os.PathLike) or not given:
         raise WeightspaceError(f"Expected a recipe (.yml or .yaml) or a list of checkpoints, found {given!r}.")
+    if wrong := [one for one in given if not isinstance(one, str | os.PathLike)]:
+        raise WeightspaceError(
+            f"merge_files takes paths of checkpoints; found a {type(wrong[0]).__name__}. Networks in memory: ws.merge."
+        )
     return recipe_of([os.fspath(one) for one in given], method or "linear", warn=warn, **said)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from weightspace.adapters.factor_files import check_is_model
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.buffers import check_evidence, effective_name
 from weightspace.elementwise.counting import unaveraged
@@ -23,6 +24,7 @@ from weightspace.merging.stack import InMemory, Stack, real
 from weightspace.merging.variances import sound_pieces
 
 
+@checked
 @torch.no_grad()
 def merge(
     states: Sequence[StateDict],

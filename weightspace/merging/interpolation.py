@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from weightspace.adapters.factor_files import check_is_model
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.elementwise.coefficients import shifts
 from weightspace.elementwise.combination import combine
@@ -24,6 +25,7 @@ from weightspace.elementwise.variances import not_negative
 from weightspace.errors import WeightspaceError
 
 
+@checked
 @torch.no_grad()
 def interpolate(a: StateDict, b: StateDict, position: float) -> StateDict:
     """Return the network at ``position`` on the straight line from ``a`` to ``b``.

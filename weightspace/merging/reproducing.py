@@ -23,6 +23,7 @@ from weightspace.merging.engine.plan import MEMORY
 from weightspace.merging.engine.run import Finish, Progress
 from weightspace.merging.from_files import merge_files
 from weightspace.merging.recipe import Recipe, parse_recipe
+from weightspace.reprs import brief
 from weightspace.user_code import is_user_code, running_no_code
 
 #: What ``described`` writes of an alignment or of what follows the merge, and a second merge must be given again.
@@ -33,6 +34,7 @@ _AGAIN = {"align": "the alignment (--spec, --network or --task)", "statistics": 
 _OWN = ("shard_size", "allow_nonfinite", "lenient", "code", "key", "strip_prefix", "stages")
 
 
+@brief
 @dataclass(frozen=True)
 class Reproduction:
     """What came of a second merge.

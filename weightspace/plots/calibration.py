@@ -26,7 +26,7 @@ def draw_calibration(
     exponent: float = 2,
     temperature: float | None = None,
     title: str | None = None,
-) -> None:
+) -> Figure:
     """Draw reliability, and the mean squared distance of the Fréchet mean over temperatures beside argmax and constant.
 
     Args:
@@ -68,7 +68,7 @@ def draw_calibration(
             made.suptitle(title, fontsize=11)
         return made
 
-    write_picture(path, figure)
+    return write_picture(path, figure)
 
 
 def _reliability(axes: Axes, confidence: np.ndarray, right: np.ndarray) -> None:

@@ -12,7 +12,7 @@ from weightspace.plots.picture import COLOURS, DASHES, Axes, Figure, FuncFormatt
 _ENDS = "#333333"
 
 
-def draw_curves(curves: Mapping[str, Curve], path: str | Path, *, title: str | None = None) -> None:
+def draw_curves(curves: Mapping[str, Curve], path: str | Path, *, title: str | None = None) -> Figure:
     """Draw loss curves, and accuracies beside them where there are any, with the barrier of each.
 
     Args:
@@ -26,7 +26,7 @@ def draw_curves(curves: Mapping[str, Curve], path: str | Path, *, title: str | N
     """
     if not curves:
         raise WeightspaceError("There are no curves to draw; expected one or more.")
-    write_picture(path, lambda: _figure(curves, title))
+    return write_picture(path, lambda: _figure(curves, title))
 
 
 def _figure(curves: Mapping[str, Curve], title: str | None) -> Figure:

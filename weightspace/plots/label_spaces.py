@@ -19,7 +19,7 @@ _STEPS = 240
 _OUTSIDE = "#D8D8D8"
 
 
-def draw_locus(metric: LabelMetric, observed: Sequence[Any], path: str | Path, *, title: str | None = None) -> None:
+def draw_locus(metric: LabelMetric, observed: Sequence[Any], path: str | Path, *, title: str | None = None) -> Figure:
     """Draw a tree or graph of labels: the observed ones, those that can be predicted from them, and the others.
 
     Args:
@@ -39,7 +39,7 @@ def draw_locus(metric: LabelMetric, observed: Sequence[Any], path: str | Path, *
         )
     seen = metric.names.positions(observed, "observed classes")
     inside = metric.names.positions(metric.locus(observed), "locus")
-    write_picture(path, lambda: _locus_figure(metric, seen, inside, title))
+    return write_picture(path, lambda: _locus_figure(metric, seen, inside, title))
 
 
 def _locus_figure(metric: LabelMetric, seen: np.ndarray, inside: np.ndarray, title: str | None) -> Figure:
@@ -113,7 +113,7 @@ def _graph_places(geometry: Any) -> np.ndarray:
     return np.asarray([places[i] for i in range(geometry.nodes)])
 
 
-def draw_simplex(metric: LabelMetric, observed: Sequence[Any], path: str | Path, *, title: str | None = None) -> None:
+def draw_simplex(metric: LabelMetric, observed: Sequence[Any], path: str | Path, *, title: str | None = None) -> Figure:
     """Draw the simplex of three observed classes, coloured by the label that is predicted.
 
     Args:
@@ -129,7 +129,7 @@ def draw_simplex(metric: LabelMetric, observed: Sequence[Any], path: str | Path,
     if len(observed) != 3:
         raise WeightspaceError(f"A simplex has three classes as its corners; found {len(observed)}.")
     metric.names.positions(observed, "observed classes")
-    write_picture(path, lambda: _simplex_figure(metric, observed, title))
+    return write_picture(path, lambda: _simplex_figure(metric, observed, title))
 
 
 def _simplex_figure(metric: LabelMetric, observed: Sequence[Any], title: str | None) -> Figure:

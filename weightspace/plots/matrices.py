@@ -15,7 +15,7 @@ from weightspace.plots.picture import SIZES, Axes, Figure, Normalize, signed, wr
 _CELL = 0.55
 
 
-def draw_matrices(matrices: Mapping[str, BarrierMatrix], path: str | Path, *, title: str | None = None) -> None:
+def draw_matrices(matrices: Mapping[str, BarrierMatrix], path: str | Path, *, title: str | None = None) -> Figure:
     """Draw matrices of barriers side by side, those of the accuracy below those of the loss, a row in one colour scale.
 
     Args:
@@ -29,7 +29,7 @@ def draw_matrices(matrices: Mapping[str, BarrierMatrix], path: str | Path, *, ti
     """
     if not matrices:
         raise WeightspaceError("There are no matrices to draw; expected one or more.")
-    write_picture(path, lambda: _figure(matrices, title))
+    return write_picture(path, lambda: _figure(matrices, title))
 
 
 def _figure(matrices: Mapping[str, BarrierMatrix], title: str | None) -> Figure:

@@ -52,12 +52,15 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def write_picture(path: str | Path, draw: Callable[[], Figure]) -> None:
+def write_picture(path: str | Path, draw: Callable[[], Figure]) -> Figure:
     """Write the figure that ``draw`` returns, in the style of the house; the same data give the same bytes.
 
     Args:
         path: ``.png``, ``.svg`` or ``.pdf``.
         draw: called once, after the path was checked.
+
+    Returns:
+        The figure, to go on with.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -66,10 +69,11 @@ def write_picture(path: str | Path, draw: Callable[[], Figure]) -> None:
     path = Path(path)
     suffix = picture_format(path)
     with rc_context(_STYLE):
-        picture = io.BytesIO()
-        draw().savefig(picture, format=suffix[1:], dpi=200, metadata=dict(FORMATS[suffix]))
+        picture, figure = io.BytesIO(), draw()
+        figure.savefig(picture, format=suffix[1:], dpi=200, metadata=dict(FORMATS[suffix]))
     with replacing_file(path) as file:
         file.write(picture.getvalue())
+    return figure
 
 
 def signed(value: float, digits: int = 3) -> str:

@@ -26,7 +26,7 @@ _LEVELS = 14
 _WIDE = 5.0
 
 
-def draw_planes(planes: Mapping[str, Plane], path: str | Path, *, title: str | None = None) -> None:
+def draw_planes(planes: Mapping[str, Plane], path: str | Path, *, title: str | None = None) -> Figure:
     """Draw the loss on planes side by side, in the same colours.
 
     Args:
@@ -40,7 +40,7 @@ def draw_planes(planes: Mapping[str, Plane], path: str | Path, *, title: str | N
     """
     if not planes:
         raise WeightspaceError("There are no planes to draw; expected one or more.")
-    write_picture(path, lambda: _figure(planes, title))
+    return write_picture(path, lambda: _figure(planes, title))
 
 
 def _figure(planes: Mapping[str, Plane], title: str | None) -> Figure:

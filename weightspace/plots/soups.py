@@ -25,7 +25,7 @@ _MARKS = {
 _SINGLES = "#9A9A9A"
 
 
-def draw_soups(report: SoupReport, path: str | Path, *, title: str | None = None) -> None:
+def draw_soups(report: SoupReport, path: str | Path, *, title: str | None = None) -> Figure:
     """Draw the models and the recipes: test against the mean of the shifts, without shifts validation against test.
 
     A point that lies so far away that it would squeeze the others stands at the edge, and where it is in the legend.
@@ -39,7 +39,7 @@ def draw_soups(report: SoupReport, path: str | Path, *, title: str | None = None
         CheckpointError: the file cannot be written.
         WeightspaceError: the path has another suffix.
     """
-    write_picture(path, lambda: _soups(report, title))
+    return write_picture(path, lambda: _soups(report, title))
 
 
 def _soups(report: SoupReport, title: str | None) -> Figure:
@@ -102,7 +102,7 @@ def draw_predictions(
     colours: Sequence[float] | None = None,
     label: str = "",
     title: str | None = None,
-) -> None:
+) -> Figure:
     """Draw the predicted difference of soup and ensemble against the true one, pair by pair.
 
     Args:
@@ -118,7 +118,7 @@ def draw_predictions(
     """
     if not pairs:
         raise WeightspaceError("There are no pairs to draw; expected one or more.")
-    write_picture(path, lambda: _predictions(pairs, colours, label, title))
+    return write_picture(path, lambda: _predictions(pairs, colours, label, title))
 
 
 def _predictions(
@@ -153,7 +153,7 @@ def _predictions(
 
 def draw_points(
     x: Sequence[float], y: Sequence[float], path: str | Path, *, labels: tuple[str, str], title: str | None = None
-) -> None:
+) -> Figure:
     """Draw points: angles between fine-tunes against what their mean gains, say.
 
     Args:
@@ -178,7 +178,7 @@ def draw_points(
             axes.set_title(title, loc="left")
         return figure
 
-    write_picture(path, draw)
+    return write_picture(path, draw)
 
 
 def _finish(axes: Axes, x: str, y: str) -> None:

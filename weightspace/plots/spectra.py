@@ -20,7 +20,7 @@ _GREY = "#777777"
 
 def draw_alignment(
     curves: Mapping[str, Sequence[SingularAlignment]], path: str | Path, *, title: str | None = None
-) -> None:
+) -> Figure:
     """Draw R_γ against γ: one line for each pair of networks.
 
     Args:
@@ -34,12 +34,12 @@ def draw_alignment(
     """
     if not curves or not all(curves.values()):
         raise WeightspaceError("There are no alignments to draw; expected one curve or more, none of them empty.")
-    write_picture(path, lambda: _alignment_figure(curves, title))
+    return write_picture(path, lambda: _alignment_figure(curves, title))
 
 
 def draw_heat_maps(
     maps: Mapping[str, Mapping[str, Tensor]], path: str | Path, *, leading: int = 32, title: str | None = None
-) -> None:
+) -> Figure:
     """Draw ``|u_i^a·u_j^b| |v_i^a·v_j^b|`` for the leading pairs of vectors: a bright diagonal is alignment.
 
     Args:
@@ -61,12 +61,12 @@ def draw_heat_maps(
             f"Layer {odd[0]!r} has heat maps of {', '.join(maps[odd[0]]) or 'nothing'}; expected {', '.join(pairs)}."
         )
     shown = {layer: {pair: one.abs()[:leading, :leading] for pair, one in row.items()} for layer, row in maps.items()}
-    write_picture(path, lambda: _heat_figure(shown, title))
+    return write_picture(path, lambda: _heat_figure(shown, title))
 
 
 def draw_spectra(
     networks: Mapping[str, Spectrum], path: str | Path, *, gamma: float | None = None, title: str | None = None
-) -> None:
+) -> Figure:
     """Draw the singular values of every layer in descending order, one line a network.
 
     Args:
@@ -84,7 +84,7 @@ def draw_spectra(
         raise WeightspaceError("There are no spectra to draw; expected one network or more with a layer or more.")
     if odd := [label for label, one in networks.items() if one.layers.keys() != set(layers)]:
         raise WeightspaceError(f"The layers of {odd[0]!r} are not those of {next(iter(networks))!r}.")
-    write_picture(path, lambda: _spectra_figure(networks, layers, gamma, title))
+    return write_picture(path, lambda: _spectra_figure(networks, layers, gamma, title))
 
 
 def _alignment_figure(curves: Mapping[str, Sequence[SingularAlignment]], title: str | None) -> Figure:

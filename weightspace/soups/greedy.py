@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
+from weightspace.reprs import brief
 from weightspace.soups.candidates import Alone, Joined
 from weightspace.soups.checks import check_ingredients
 from weightspace.soups.ingredients import Ingredient, Source, ingredients_of
@@ -52,6 +54,7 @@ class Trial:
     accepted: bool | None
 
 
+@brief
 @dataclass(frozen=True)
 class Soup:
     """A soup, and how it came about.
@@ -75,6 +78,7 @@ class Soup:
         return self.scores[-1]
 
 
+@checked
 def greedy_soup(
     states_or_paths: Sequence[Source],
     score: Score | Task,

@@ -65,7 +65,7 @@ class Judge:
         mode: Mode | None = None,
     ) -> None:
         if isinstance(score, Task):
-            device, run = "cuda" if place.gpus else "cpu", secrets.token_hex(8)
+            device, run = "cuda" if place.gpus else None, secrets.token_hex(8)
             self.measure: TaskMeasure | FunctionMeasure = TaskMeasure(
                 score, statistics, device, run, task_mode(score, mode)
             )

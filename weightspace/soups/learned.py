@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.checkpoints.measure import is_inexact
 from weightspace.checkpoints.state import tied_names
@@ -29,6 +30,7 @@ from weightspace.elementwise.parametrized import Coordinates, combined
 from weightspace.elementwise.precision import output_dtype, widened
 from weightspace.elementwise.weight_norm import weight_and_gradient
 from weightspace.errors import WeightspaceError
+from weightspace.reprs import brief
 from weightspace.soups.checks import IngredientCheck
 from weightspace.soups.ingredients import Source, ingredients_of
 from weightspace.soups.scoring import Scorer, Statistics, settled
@@ -49,6 +51,7 @@ class EpochOfSoup:
     loss: float
 
 
+@brief
 @dataclass(frozen=True)
 class LearnedSoup:
     """A learned soup.
@@ -66,6 +69,7 @@ class LearnedSoup:
     losses: tuple[float, ...]
 
 
+@checked
 def learned_soup(
     paths: Sequence[Source],
     task: Task,

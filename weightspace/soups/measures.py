@@ -51,14 +51,14 @@ class TaskMeasure:
     Attributes:
         task: scores, and has the data.
         statistics: what becomes of BatchNorm's in mixtures.
-        device: where the network runs.
+        device: where the network runs; None: where the task builds it.
         run: a name of this use, by which a process knows the network again that it has built.
         mode: whether less (``"min"``) or more of the objective is better.
     """
 
     task: Task
     statistics: Statistics
-    device: str
+    device: str | None
     run: str
     mode: Mode
 
@@ -101,7 +101,7 @@ class TaskMeasure:
             _FINGERPRINTS[self.run] = fingerprint_of_task(self.task)
         with self._noting_reads():
             data = {part: fingerprint_of_data(self.task, part) for part in ((split, "train") if resets else (split,))}
-        return {"task": _FINGERPRINTS[self.run], "data": data, "split": split, "device": self.device}
+        return {"task": _FINGERPRINTS[self.run], "data": data, "split": split, "device": self.device or "cpu"}
 
     def value(self, scores: Mapping[str, float]) -> float:
         """Return the task's objective, negated where less of it is better."""

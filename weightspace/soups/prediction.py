@@ -19,6 +19,7 @@ from torch import Tensor
 
 from weightspace.connectivity.temperature import fit_temperature
 from weightspace.errors import WeightspaceError
+from weightspace.reprs import brief
 from weightspace.soups.candidates import OnLine
 from weightspace.soups.checks import check_ingredients
 from weightspace.soups.ingredients import Ingredient, Source, ingredients_of
@@ -30,6 +31,7 @@ from weightspace.tasks.protocol import Split, Task
 STEP = 0.1
 
 
+@brief
 @dataclass(frozen=True)
 class SoupAgainstEnsemble:
     """A soup of two networks beside their ensemble; losses in nats.

@@ -13,6 +13,7 @@ from weightspace.checkpoints import StateDict
 from weightspace.checkpoints.disk import replacing_file
 from weightspace.checkpoints.json_file import read_json_object
 from weightspace.errors import WeightspaceError
+from weightspace.reprs import brief
 from weightspace.soups.candidates import Alone, Mean
 from weightspace.soups.ensembles import ensembled
 from weightspace.soups.greedy import Soup, Tie, Trial, greedily
@@ -38,6 +39,7 @@ BEST, BEST_ON_TEST = "best single", "best single on test"
 _FAR = 0.05
 
 
+@brief
 @dataclass(frozen=True)
 class Row:
     """A recipe and its scores.
@@ -56,6 +58,7 @@ class Row:
     chosen: tuple[int, ...]
 
 
+@brief
 @dataclass(frozen=True)
 class SoupReport:
     """The recipes, and the ingredients that they were made of.

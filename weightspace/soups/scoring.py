@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, TypeAlias, cast, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from weightspace.connectivity.statistics import SEED, has_batchnorm_statistics, 
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 from weightspace.tasks.building import blank_network, check_belongs
-from weightspace.tasks.protocol import Split, Task, threads_of
+from weightspace.tasks.protocol import Task, threads_of
+from weightspace.tasks.scores import scores_of
 from weightspace.threads import torch_threads
 
 #: What becomes of BatchNorm's statistics in a mixture: averaged, measured anew, or that where it can be done.
@@ -30,7 +31,7 @@ class Scorer:
     Args:
         task: builds and scores the network.
         statistics: what becomes of BatchNorm's statistics in mixtures.
-        device: where the network runs.
+        device: where the network runs; where the task builds it if not given.
 
     Attributes:
         network: in evaluation mode.
@@ -41,7 +42,7 @@ class Scorer:
         WeightspaceError: there is no such choice of statistics.
     """
 
-    def __init__(self, task: Task, statistics: Statistics = "auto", *, device: str = "cpu") -> None:
+    def __init__(self, task: Task, statistics: Statistics = "auto", *, device: str | None = None) -> None:
         if statistics not in get_args(Statistics):
             raise unknown("choice of statistics", statistics, get_args(Statistics))
         self.task, self.network = task, blank_network(task).to(device)
@@ -80,8 +81,7 @@ class Scorer:
     def scores(self, split: str) -> Mapping[str, float]:
         """Return what the task finds over a split, or a shift that it knows, as plain floats."""
         with torch_threads(threads_of(self.task)):
-            found = self.task.score(self.network, cast(Split, split))
-        return {name: float(value) for name, value in found.items()}
+            return scores_of(self.task, self.network, split)
 
 
 def has_training_batches(task: Task) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.soups.checks import IngredientCheck
 from weightspace.soups.ingredients import Source, ingredients_of
@@ -12,6 +13,7 @@ from weightspace.soups.scoring import Statistics, settled
 from weightspace.tasks.protocol import Task
 
 
+@checked
 def uniform_soup(
     states_or_paths: Sequence[Source], task: Task | None = None, *, statistics: Statistics = "auto"
 ) -> StateDict:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.merging.interpolation import interpolate
+from weightspace.reprs import brief
 from weightspace.soups.candidates import OnLine
 from weightspace.soups.checks import check_ingredients
 from weightspace.soups.ingredients import Source, ingredients_of
@@ -20,6 +22,7 @@ from weightspace.tasks.protocol import SPLITS, Task
 POSITIONS = tuple(step / 10 for step in range(11))
 
 
+@brief
 @dataclass(frozen=True)
 class WiseFT:
     """The line, and the best network on it.
@@ -37,6 +40,7 @@ class WiseFT:
     state: StateDict
 
 
+@checked
 def wise_ft(
     pretrained: Source,
     finetuned: Source,

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict, check_compatible, check_finite
+from weightspace.reprs import brief
 from weightspace.spectra.decomposition import LayerSpectrum, Spectrum, check_gamma, layer_spectrum, paired
 from weightspace.spectra.matrices import side_by_side, weight_matrices
 from weightspace.symmetry import PermutationSpec
@@ -23,6 +25,7 @@ from weightspace.symmetry import PermutationSpec
 _NEAR = 1e-5
 
 
+@brief
 @dataclass(frozen=True)
 class SingularAlignment:
     """How far two networks' leading singular vectors agree.
@@ -43,6 +46,7 @@ class SingularAlignment:
     near_degenerate: tuple[str, ...]
 
 
+@checked
 def singular_alignment(
     a: StateDict,
     b: StateDict,

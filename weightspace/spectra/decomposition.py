@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict, check_finite
 from weightspace.errors import WeightspaceError
+from weightspace.reprs import brief
 from weightspace.spectra.matrices import WeightMatrix, side_by_side, weight_matrices
 from weightspace.symmetry import PermutationSpec
 
@@ -26,6 +28,7 @@ _ON_THE_CUT = 1e-10
 Progress = Callable[[int, int], None]
 
 
+@brief
 @dataclass(frozen=True, eq=False)
 class LayerSpectrum:
     """The singular values of one weight matrix, and its leading singular vectors.
@@ -70,6 +73,7 @@ class LayerSpectrum:
         return math.exp(float(torch.special.entr(self.values / total).sum())) if total else 0.0
 
 
+@brief
 @dataclass(frozen=True, eq=False)
 class Spectrum:
     """The spectra of a network's weight matrices.
@@ -92,6 +96,7 @@ class Spectrum:
         return known or {alias: one for one in self.layers.values() for alias in one.aliases}[name]
 
 
+@checked
 def spectrum(
     state: StateDict,
     *,
@@ -99,6 +104,7 @@ def spectrum(
     names: Iterable[str] | None = None,
     spec: PermutationSpec | None = None,
     label: str = "The network",
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> Spectrum:
     """Return the singular values of every weight matrix of a network, and the vectors of its large ones.
@@ -110,6 +116,7 @@ def spectrum(
         names: names or patterns of the tensors; default: all linear layers and convolutions (``weight_matrices``).
         spec: its statistics are left out.
         label: what an error calls the network, such as its path.
+        device: where the matrices are decomposed, in float64; what is returned is on the CPU.
         progress: is told how far it is.
 
     Raises:
@@ -121,17 +128,17 @@ def spectrum(
     check_finite({name: one.matrix for name, one in matrices.items()}, label)
     layers: dict[str, LayerSpectrum] = {}
     for name, one in matrices.items():
-        layers[name] = layer_spectrum(one, gamma)
+        layers[name] = layer_spectrum(one, gamma, device=device)
         if progress is not None:
             progress(len(layers), len(matrices))
     return Spectrum(gamma, layers)
 
 
-def layer_spectrum(weight: WeightMatrix, gamma: float) -> LayerSpectrum:
+def layer_spectrum(weight: WeightMatrix, gamma: float, *, device: str = "cpu") -> LayerSpectrum:
     """Return the spectrum of one finite matrix, with the vectors for values from ``gamma`` times the largest on."""
-    matrix = weight.matrix.to("cpu", torch.float64)
+    matrix = weight.matrix.to(device, torch.float64)
     scale = float(matrix.abs().max())
-    left, values, right = _decomposed(matrix / (scale or 1.0), gamma)
+    left, values, right = (part.cpu() for part in _decomposed(matrix / (scale or 1.0), gamma))
     kept = _kept(values, weight.matrix, gamma)
     left, right = (vectors[:, :kept].contiguous() for vectors in (left, right))
     return LayerSpectrum(weight.name, weight.tensor, weight.matrix, values * scale, left, right, weight.aliases)

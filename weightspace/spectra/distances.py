@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from weightspace.checkpoints.measure import distance
+from weightspace.reprs import brief
 from weightspace.spectra.decomposition import LayerSpectrum, Spectrum, paired
 
 
@@ -44,6 +45,7 @@ class SpectralDistance:
         return 1 - self.bound / self.squared if self.squared else math.nan
 
 
+@brief
 @dataclass(frozen=True)
 class SpectralDistances:
     """The distances of two networks: ``total`` over the weight matrices, and ``per_layer``."""

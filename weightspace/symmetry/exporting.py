@@ -2,54 +2,87 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import re
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from weightspace.errors import SpecError
 from weightspace.symmetry.copying import copy_module
+from weightspace.symmetry.inputs import Inputs
 from weightspace.symmetry.outputs import Network
 
+#: What torch.export prints of a graph that it could not finish: the lines of the network's code behind it.
+_CODE = re.compile(r"# File: (.+:\d+) in .*?, code: (.+)")
 
-def export_graph(module: nn.Module, example_args: tuple[Any, ...]) -> torch.export.ExportedProgram:
+
+def export_graph(module: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     """Trace a copy of a network in eval mode.
 
     Raises:
         SpecError: the network cannot be copied, run or traced.
     """
-    if not isinstance(example_args, tuple):
-        raise SpecError(f"example_args must be a tuple of inputs, got {type(example_args).__name__}.")
-    _run(module, example_args)
+    _run(module, inputs)
     wrapped = Network(_with_legible_experts(copy_module(module))).train().eval()  # a call may leave a cache behind
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused kernels that no graph shows
+    printed = io.StringIO()
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with _silence(printed), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.export.export(wrapped, example_args, strict=False)
+            program = torch.export.export(wrapped, inputs.args, inputs.kwargs, strict=False)
             try:
                 return program.run_decompositions({})
             except Exception:  # it trips over wrapped blocks (torch.autocast); the rules know composite operators too
                 return program
     except Exception as error:  # torch.export raises whatever the user's code and dynamo raise
-        raise SpecError(f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}") from error
+        raise _untraceable(module, error, printed.getvalue()) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
-def _run(module: nn.Module, example_args: tuple[Any, ...]) -> None:
+@contextmanager
+def _silence(printed: io.StringIO) -> Iterator[None]:
+    """Keep what torch.export prints of a failure, which is told in one line, and let it log nothing of it."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with redirect_stderr(printed):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _untraceable(module: nn.Module, error: Exception, printed: str) -> SpecError:
+    """Return the line that says why a network has no graph, and what to do."""
+    name = type(module).__name__
+    if "data-dependent" not in str(error).lower():
+        return SpecError(f"torch.export cannot trace {name}: {_first_line(error)}")
+    places = _CODE.findall(printed)
+    where = f" ({places[-1][0]}: {places[-1][1].strip()[:60]})" if places else ""
+    return SpecError(
+        f"torch.export cannot trace {name}: what it does depends on the values of its inputs{where}. Derive the spec "
+        "from a copy of the network without that `if`, then verify it on this one: weightspace spec SPEC --network …, "
+        "or load_spec(path, module, example_args)."
+    )
+
+
+def _run(module: nn.Module, inputs: Inputs) -> None:
     """Call a copy of the network once: its own mistakes are told more plainly than those of its trace."""
     probe = copy_module(module).eval()
     try:
         with torch.no_grad():
-            probe(*example_args)
+            inputs.call(probe)
     except Exception as error:
-        name = type(module).__name__
-        shapes = ", ".join(str(tuple(arg.shape)) for arg in example_args if isinstance(arg, Tensor)) or "no tensors"
         raise SpecError(
-            f"{name} cannot run on its example inputs ({shapes}): {type(error).__name__}: {_first_line(error)}"
+            f"{type(module).__name__} cannot run on its example inputs ({inputs.described()}): {type(error).__name__}: "
+            f"{_first_line(error)}"
         ) from error
 
 

@@ -33,6 +33,6 @@ class Network(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, *args: Any) -> tuple[Tensor, ...]:
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """Call the network."""
-        return tuple(tensors_in(self.network(*args)))
+        return tuple(tensors_in(self.network(*args, **kwargs)))

@@ -13,12 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict, load_checkpoint, load_metadata, save_checkpoint
 from weightspace.errors import CheckpointError, SpecError
+from weightspace.reprs import brief
 from weightspace.symmetry.pattern import Block, Units, blocks
 from weightspace.symmetry.spec import PermutationSpec
 
 
+@brief
 @dataclass(frozen=True, eq=False)
 class Permutation:
     """One permutation for each group of a spec.
@@ -150,6 +153,7 @@ def _index_shape(spec: PermutationSpec, group: str) -> tuple[int, ...]:
     return (spec.groups[group],) if outer is None else (spec.groups[outer], spec.groups[group])
 
 
+@checked
 def permute(spec: PermutationSpec, permutation: Permutation, state: StateDict) -> StateDict:
     """Move the hidden units of a checkpoint, which leaves its function as it is.
 

@@ -20,6 +20,7 @@ import yaml
 from weightspace.checkpoints.disk import replacing_file
 from weightspace.checkpoints.yaml_file import read_yaml
 from weightspace.errors import SpecError, WeightspaceError
+from weightspace.reprs import brief
 from weightspace.symmetry.pattern import MAX_UNITS, Pattern, format_axes, parse_axes, size_of, units_in
 
 _FORMAT = 1
@@ -29,6 +30,7 @@ _HEADER = """\
 """
 
 
+@brief
 @dataclass(frozen=True)
 class Verification:
     """What came of permuting every group at random.
@@ -51,6 +53,7 @@ class Verification:
         return self.error <= self.tolerance
 
 
+@brief
 @dataclass(frozen=True)
 class PermutationSpec:
     """The hidden symmetries of an architecture.

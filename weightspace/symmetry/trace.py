@@ -16,6 +16,7 @@ from weightspace.symmetry.axes import Product as AxisProduct
 from weightspace.symmetry.buffers import moves_with_units
 from weightspace.symmetry.copying import keep_random_state
 from weightspace.symmetry.exporting import export_graph
+from weightspace.symmetry.inputs import Inputs
 from weightspace.symmetry.losses import Losses, free_units
 from weightspace.symmetry.naming import name_groups
 from weightspace.symmetry.nesting import Event, nest
@@ -47,14 +48,14 @@ from weightspace.symmetry.spec import PermutationSpec
 _MISFITS = (ValueError, IndexError, KeyError, TypeError, AttributeError)
 
 
-def trace_spec(module: nn.Module, example_args: tuple[Any, ...]) -> PermutationSpec:
+def trace_spec(module: nn.Module, inputs: Inputs) -> PermutationSpec:
     """Derive the spec of a network without verifying it.
 
     Raises:
         SpecError: the network cannot be copied, run or traced.
     """
     with keep_random_state(module):
-        walk = _Walk(module, export_graph(module, example_args))
+        walk = _Walk(module, export_graph(module, inputs))
     walk.run()
     return walk.spec()
 

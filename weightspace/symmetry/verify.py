@@ -6,32 +6,38 @@ left where it was, so they are drawn at random first, running statistics include
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from weightspace.arguments import checked
 from weightspace.errors import SpecError
 from weightspace.symmetry.buffers import moves_with_units
 from weightspace.symmetry.copying import copy_module, keep_random_state
+from weightspace.symmetry.inputs import ExampleInputs, Inputs
 from weightspace.symmetry.outputs import tensors_in
 from weightspace.symmetry.permuting import Permutation, permute
 from weightspace.symmetry.spec import PermutationSpec, Verification, read_spec
 from weightspace.symmetry.trace import trace_spec
 
+_log = logging.getLogger(__name__)
+
 #: Largest relative change of the outputs that rounding explains, by precision.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
-def derive_spec(module: nn.Module, example_args: tuple[Any, ...], *, verify: bool = True) -> PermutationSpec:
+@checked
+def derive_spec(module: nn.Module, example_args: ExampleInputs, *, verify: bool = True) -> PermutationSpec:
     """Derive which hidden units of a network may be permuted together, and verify it.
 
     Args:
         module: any network that ``torch.export`` can trace; it is not changed.
-        example_args: its positional inputs, a tuple.
+        example_args: its inputs: a tuple in their order, a mapping by their names (a batch of a Hugging Face
+            tokenizer), or one tensor.
         verify: permute every group at random and compare the outputs before returning.
 
     Returns:
@@ -43,25 +49,29 @@ def derive_spec(module: nn.Module, example_args: tuple[Any, ...], *, verify: boo
     Source:
         Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, for the idea that the spec is data.
     """
-    spec = trace_spec(module, example_args)
+    inputs = Inputs.of(example_args)
+    spec = trace_spec(module, inputs)
     if not verify:
         return spec
-    verification = verify_spec(spec, module, example_args)
+    verification = verify_spec(spec, module, inputs)
     if not verification.passed:
         raise SpecError(
             f"The spec derived for {type(module).__name__} changes its output by {verification.error:.2g} (relative; "
             f"at most {verification.tolerance:g} is allowed). Please report this network; verify=False skips the check."
         )
+    _log.info("%s: %d groups, verified to %.1e", type(module).__name__, len(spec.groups), verification.error)
     return replace(spec, verification=verification)
 
 
-def load_spec(path: str | Path, module: nn.Module, example_args: tuple[Any, ...]) -> PermutationSpec:
+@checked
+def load_spec(path: str | Path, module: nn.Module, example_args: ExampleInputs) -> PermutationSpec:
     """Read a spec that was edited or comes from elsewhere, and verify it against a network.
 
     Args:
         path: a YAML file.
         module: a network that the spec should hold for; it is not changed.
-        example_args: its positional inputs, a tuple.
+        example_args: its inputs: a tuple in their order, a mapping by their names (a batch of a Hugging Face
+            tokenizer), or one tensor.
 
     Raises:
         SpecError: the file is not a spec, or permuting by it changes the network's output.
@@ -77,15 +87,17 @@ def load_spec(path: str | Path, module: nn.Module, example_args: tuple[Any, ...]
     return replace(spec, verification=verification)
 
 
+@checked
 def verify_spec(
-    spec: PermutationSpec, module: nn.Module, example_args: tuple[Any, ...], *, seed: int = 0
+    spec: PermutationSpec, module: nn.Module, example_args: ExampleInputs, *, seed: int = 0
 ) -> Verification:
     """Permute every group of a network at random and measure how much its outputs change.
 
     Args:
         spec: the spec to test.
         module: a network that it should hold for; it is not changed.
-        example_args: its positional inputs, a tuple.
+        example_args: its inputs: a tuple in their order, a mapping by their names (a batch of a Hugging Face
+            tokenizer), or one tensor.
         seed: seed of the permutation and of the randomised weights.
 
     Returns:
@@ -95,35 +107,33 @@ def verify_spec(
         CheckpointError: the network's tensors do not fit the spec.
         SpecError: the network has no floating-point output, or a non-finite one.
     """
+    inputs = Inputs.of(example_args)
     with keep_random_state(module):
         probe = copy_module(module).train().eval()  # networks that keep derived tables while in eval drop them here
         randomise(probe, seed)
-        error, dtype = _change(spec, probe, example_args, seed)
+        error, dtype = _change(spec, probe, inputs, seed)
         if error > TOLERANCE.get(dtype, 1e-5) and dtype == torch.float32:
-            error, dtype = _in_float64(spec, probe, example_args, seed) or (error, dtype)
+            error, dtype = _in_float64(spec, probe, inputs, seed) or (error, dtype)
     return Verification(error, len(spec.groups), spec.frozen, TOLERANCE.get(dtype, 1e-5))
 
 
-def _change(spec: PermutationSpec, probe: nn.Module, args: tuple[Any, ...], seed: int) -> tuple[float, torch.dtype]:
+def _change(spec: PermutationSpec, probe: nn.Module, inputs: Inputs, seed: int) -> tuple[float, torch.dtype]:
     """Permute a network in place; return how much its outputs change, and their precision."""
     torch.default_generator.manual_seed(seed)  # a network that draws noise draws the same before and after
-    before = outputs(copy_module(probe), args)  # a copy: the first call may leave a cache behind
+    before = outputs(copy_module(probe), inputs)  # a copy: the first call may leave a cache behind
     state = {name: tensor.detach() for name, tensor in probe.state_dict().items()}
     permuted = permute(spec, Permutation.random(spec, seed=seed), state)
     with torch.no_grad():  # in place: load_state_dict may be overridden, and knows versions
         for name, tensor in probe.state_dict().items():
             tensor.copy_(permuted[name])
     torch.default_generator.manual_seed(seed)
-    return relative_change(before, outputs(probe, args)), before.dtype
+    return relative_change(before, outputs(probe, inputs)), before.dtype
 
 
-def _in_float64(
-    spec: PermutationSpec, probe: nn.Module, args: tuple[Any, ...], seed: int
-) -> tuple[float, torch.dtype] | None:
+def _in_float64(spec: PermutationSpec, probe: nn.Module, inputs: Inputs, seed: int) -> tuple[float, torch.dtype] | None:
     """Tell rounding from a wrong spec: a deep random network can lose more than the tolerance of float32."""
-    doubled = (arg.double() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)
     try:
-        return _change(spec, probe.double(), tuple(doubled), seed)
+        return _change(spec, probe.double(), inputs.double(), seed)
     except RuntimeError:  # the network insists on float32 somewhere
         return None
 
@@ -134,10 +144,10 @@ def relative_change(before: Tensor, after: Tensor) -> float:
     return float((difference / before.double().norm().clamp_min(1e-300)).detach())
 
 
-def outputs(module: nn.Module, example_args: tuple[Any, ...]) -> Tensor:
+def outputs(module: nn.Module, inputs: Inputs) -> Tensor:
     """Return all floating-point outputs of a network as one vector."""
     with torch.no_grad():
-        listed = list(tensors_in(module(*example_args)))
+        listed = list(tensors_in(inputs.call(module)))
     flat = [tensor.flatten() for tensor in listed if tensor.is_floating_point()]
     if not flat:
         raise SpecError(f"{type(module).__name__} returns no floating-point tensor to verify a spec with.")

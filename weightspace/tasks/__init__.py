@@ -9,7 +9,9 @@ from weightspace.tasks.classification import ClassificationTask, Examples, carve
 from weightspace.tasks.clip_tasks import clip_task
 from weightspace.tasks.loading import TASKS, load_task
 from weightspace.tasks.objectives import Mode, mode_of_name
+from weightspace.tasks.placing import PlacedTask, at_home, check_device, placed
 from weightspace.tasks.protocol import Recipe, Split, Task, objective_value
+from weightspace.tasks.scores import scores_of
 from weightspace.tasks.text import Texts, text_task
 from weightspace.tasks.training import EpochReport, train
 from weightspace.tasks.variants import variant
@@ -20,18 +22,23 @@ __all__ = [
     "EpochReport",
     "Examples",
     "Mode",
+    "PlacedTask",
     "Recipe",
     "Split",
     "Task",
     "Texts",
+    "at_home",
     "blank_network",
     "carve",
     "check_belongs",
+    "check_device",
     "clip_task",
     "load_task",
     "mode_of_name",
     "network_with",
     "objective_value",
+    "placed",
+    "scores_of",
     "text_task",
     "train",
     "variant",

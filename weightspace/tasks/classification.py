@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
@@ -82,6 +83,15 @@ class ClassificationTask:
     objective: str = "accuracy"
     mode: Mode | None = None
 
+    def __post_init__(self) -> None:
+        for piece, returns in (("build", "a new network"), ("load", "the examples of every split")):
+            value = getattr(self, piece)
+            if not callable(value) or isinstance(value, nn.Module):
+                raise WeightspaceError(
+                    f"The piece {piece!r} of task {self.name!r} is a {type(value).__name__}; expected a function that "
+                    f"returns {returns}, as lambda: {piece}ed."
+                )
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "examples"}
 
@@ -92,7 +102,7 @@ class ClassificationTask:
         Raises:
             WeightspaceError: a split is missing or empty, or its labels don't fit its inputs.
         """
-        examples = self.load()
+        examples = self._loaded()
         if missing := [split for split in SPLITS if split not in examples]:
             raise WeightspaceError(f"Task {self.name!r} has no split {missing[0]!r}; found {', '.join(examples)}.")
         for split, (inputs, labels) in examples.items():
@@ -102,6 +112,19 @@ class ClassificationTask:
                     f"labels {tuple(labels.shape)} {labels.dtype}; expected (n, …) and (n,) torch.int64."
                 )
         return examples
+
+    def _loaded(self) -> dict[str, Examples]:
+        """Return what ``load`` returns, pairs of arrays and tensors as examples."""
+        try:
+            found = self.load()
+        except AttributeError as error:  # inside a property Python would take it for a missing one
+            raise WeightspaceError(f"Loading the examples of task {self.name!r} raised {error!r}.") from error
+        if not isinstance(found, Mapping):
+            raise WeightspaceError(
+                f"Task {self.name!r} loads a {type(found).__name__}; expected a mapping of the splits "
+                f"{', '.join(SPLITS)} to Examples(inputs, labels)."
+            )
+        return {split: _examples(one, f"Split {split!r} of task {self.name!r}") for split, one in found.items()}
 
     @property
     def example_args(self) -> tuple[Tensor, ...]:
@@ -115,7 +138,12 @@ class ClassificationTask:
 
     def network(self) -> nn.Module:
         """Return a new network, its weights drawn from torch's global generator."""
-        return self.build()
+        network = self.build()
+        if not isinstance(network, nn.Module):
+            raise WeightspaceError(
+                f"The piece 'build' of task {self.name!r} returned a {type(network).__name__}; expected a module."
+            )
+        return network
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of a batch in nats, a differentiable scalar."""
@@ -159,6 +187,17 @@ class ClassificationTask:
         if split not in self.examples:
             raise WeightspaceError(f"Task {self.name!r} has no split {split!r}; expected {', '.join(self.examples)}.")
         return self.examples[split]
+
+
+def _examples(found: Any, where: str) -> Examples:
+    """Return inputs and labels of a split; arrays become tensors."""
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise WeightspaceError(f"{where} is a {type(found).__name__}; expected Examples(inputs, labels).")
+    inputs, labels = (torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in found)
+    if not hasattr(inputs, "shape") or not isinstance(labels, Tensor):
+        kinds = f"{type(inputs).__name__} and {type(labels).__name__}"
+        raise WeightspaceError(f"{where} has inputs and labels of types {kinds}; expected tensors or arrays.")
+    return Examples(inputs, labels)
 
 
 def _moved(batch: Batch, module: nn.Module) -> Batch:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ import torch
 from weightspace.checkpoints import save_checkpoint
 from weightspace.checkpoints.mirror import cache_folder
 from weightspace.clip import image_size
+from weightspace.errors import WeightspaceWarning
 from weightspace.tasks.augmentations import distort
 from weightspace.tasks.classification import ClassificationTask, Examples, carve
 from weightspace.tasks.clip_tasks import clip_task
@@ -29,6 +33,8 @@ from weightspace.tasks.images import ArrayImages
 from weightspace.tasks.protocol import Recipe
 from weightspace.tasks.shifts import SHIFTS
 from weightspace.version import __version__
+
+_log = logging.getLogger(__name__)
 
 MODEL = str(Path(__file__).with_name("tiny_clip.json"))
 CLASS_NAMES = (
@@ -114,10 +120,29 @@ class TinyClip:
         return str(path)
 
     def _make(self, path: Path) -> None:
+        warnings.warn(
+            f"fashion-clip pretrains its tiny CLIP now, at first use: {self.steps:,} steps, some two minutes on one "
+            f"core of a laptop. It is kept in {path}.",
+            WeightspaceWarning,
+            stacklevel=2,
+        )
         images, labels = (part[:_PRETRAINING] for part in read_fashion(self.data, "train"))
         captions = [[template.replace("{}", name) for template in TEMPLATES] for name in CLASS_NAMES]
+        begin = time.perf_counter()
+
+        def on_step(step: int, loss: float) -> None:
+            if step % max(1, self.steps // 20) == 0:
+                left = (time.perf_counter() - begin) * (self.steps / step - 1)
+                _log.info("pretraining: step %d of %d, loss %.3f, about %.0f s left", step, self.steps, loss, left)
+
         network = pretrained_clip(
-            MODEL, ArrayImages(images, image_size(MODEL)), labels, captions, steps=self.steps, augment=distort
+            MODEL,
+            ArrayImages(images, image_size(MODEL)),
+            labels,
+            captions,
+            steps=self.steps,
+            augment=distort,
+            on_step=on_step,
         )
         save_checkpoint({name: tensor.detach() for name, tensor in network.state_dict().items()}, path)
 

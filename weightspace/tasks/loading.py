@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from weightspace.arguments import checked
 from weightspace.errors import WeightspaceError
-from weightspace.suggestions import unknown
+from weightspace.sources import BUNDLED_TASKS, FOLDER_TASKS, TASK_NAMES, unknown_task
 from weightspace.tasks.digits import digits_cnn, digits_mlp
 from weightspace.tasks.fashion import fashion_cnn, fashion_mlp
 from weightspace.tasks.fashion_clip import fashion_clip
@@ -15,19 +17,18 @@ from weightspace.tasks.protocol import Task
 from weightspace.user_code import is_user_code, load_object
 
 #: Name on the command line -> builder without arguments: the data come with the task.
-_BUNDLED: Mapping[str, Callable[[], Task]] = {"digits-mlp": digits_mlp, "digits-cnn": digits_cnn}
+_BUNDLED: Mapping[str, Callable[[], Task]] = dict(zip(BUNDLED_TASKS, (digits_mlp, digits_cnn), strict=True))
 #: Name on the command line -> builder that takes the folder of the data, None for the usual ones.
-_FROM_FOLDER: Mapping[str, Callable[[Path | None], Task]] = {
-    "fashion-mlp": fashion_mlp,
-    "fashion-cnn": fashion_cnn,
-    "fashion-clip": fashion_clip,
-}
+_FROM_FOLDER: Mapping[str, Callable[[Path | None], Task]] = dict(
+    zip(FOLDER_TASKS, (fashion_mlp, fashion_cnn, fashion_clip), strict=True)
+)
 #: The names of the built-in tasks.
-TASKS: tuple[str, ...] = (*_BUNDLED, *_FROM_FOLDER)
+TASKS: tuple[str, ...] = TASK_NAMES
 
 _MEMBERS = ("name", "objective", "example_args", "network", "score", "batches", "loss")
 
 
+@checked
 def load_task(source: str, *, data: str | Path | None = None) -> Task:
     """Return the task that ``source`` names.
 
@@ -49,7 +50,7 @@ def load_task(source: str, *, data: str | Path | None = None) -> Task:
         return _BUNDLED[source]()
     if is_user_code(source):
         return _as_task(load_object(source), source)
-    raise unknown("task", source, [*TASKS, "file.py:object"])
+    raise unknown_task(source)
 
 
 def _as_task(found: Any, source: str) -> Task:
@@ -60,10 +61,15 @@ def _as_task(found: Any, source: str) -> Task:
             task = found()
         except Exception as error:
             raise WeightspaceError(f"Calling {source} raised {type(error).__name__}: {error}") from error
-    missing = [member for member in _MEMBERS if not hasattr(task, member)]
+    missing = [member for member in _MEMBERS if not _has(task, member)]
     if missing:
         raise WeightspaceError(
             f"{source} is a {type(task).__name__} without {', '.join(missing)}; expected a Task, which has "
             f"{', '.join(_MEMBERS)}."
         )
     return task
+
+
+def _has(task: Any, member: str) -> bool:
+    """Return whether a task has a member; a property is not asked, since what goes wrong in it is another mistake."""
+    return inspect.getattr_static(task, member, None) is not None or hasattr(task, member)

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 from torch import Tensor, nn
 
 from weightspace.errors import WeightspaceError
+from weightspace.symmetry.inputs import ExampleInputs
 from weightspace.tasks.objectives import Mode, task_mode
 
 #: ``train`` is what gradients and statistics see, ``validation`` chooses, ``test`` is reported.
@@ -46,8 +47,8 @@ class Task(Protocol):
         ...
 
     @property
-    def example_args(self) -> tuple[Tensor, ...]:
-        """Positional arguments of one forward pass, for tracing and verifying the network."""
+    def example_args(self) -> ExampleInputs:
+        """Inputs of one forward pass, for tracing and verifying the network: a tuple, or a mapping by name."""
         ...
 
     def network(self) -> nn.Module:

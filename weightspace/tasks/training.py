@@ -11,6 +11,7 @@ from typing import get_args
 
 import torch
 
+from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
@@ -29,6 +30,7 @@ class EpochReport:
     loss: float
 
 
+@checked
 def train(
     task: Task,
     seed: int,
@@ -45,7 +47,7 @@ def train(
         on_epoch: called after every epoch.
 
     Returns:
-        Parameters and buffers; BatchNorm's statistics are those of the training, ready for evaluation.
+        Parameters and buffers, on the CPU; BatchNorm's statistics are those of the training, ready for evaluation.
 
     Raises:
         WeightspaceError: a negative number of epochs, no such optimizer, or a loss that isn't finite any more.
@@ -66,7 +68,7 @@ def train(
             loss = _epoch(task, network, optimizer, order)
             if on_epoch is not None:
                 on_epoch(EpochReport(epoch, count, loss))
-    return {name: tensor.detach() for name, tensor in network.eval().state_dict().items()}
+    return {name: tensor.detach() for name, tensor in network.eval().cpu().state_dict().items()}
 
 
 def _optimizer(recipe: Recipe, network: torch.nn.Module) -> torch.optim.Optimizer:

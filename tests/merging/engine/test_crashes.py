@@ -88,6 +88,7 @@ def test_a_merge_by_processes_that_is_killed_goes_on_to_the_same_bytes(models: P
     code = "import sys; from weightspace.cli import main; main()"
     sources = ("merge", str(models / "a.safetensors"), str(models / "b.safetensors"), "-m", "task_arithmetic")
     given = ("--base", str(models / "base.safetensors"), "--shard-size", "6MB", "--threads", "2", "-o", "out")
+    given += ("--executor", "processes")
     command = (sys.executable, "-c", code, *sources, *given)
     whole = tmp_path / "whole"
     whole.mkdir()

@@ -15,9 +15,11 @@ import weightspace as ws
 from weightspace.errors import WeightspaceError
 from weightspace.executors import run_pieces
 from weightspace.merging import merge_files
+from weightspace.merging.engine.costs import chosen_executor
 from weightspace.merging.engine.parts import parts
+from weightspace.merging.engine.plan import Running
 from weightspace.merging.engine.planning import Making, make_plan
-from weightspace.merging.recipe import read_recipe
+from weightspace.merging.recipe import read_recipe, recipe_of
 
 #: Above two pieces, so that pieces matter; in a gradient over layers, with random masks.
 RECIPE = """
@@ -189,3 +191,50 @@ def is_alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the list of executors that pieces of work go to from now on."""
+    used: list[str] = []
+
+    def run_here(executor: str, function: Callable[..., Any], pieces: Any, **_: Any) -> Any:
+        used.append(executor)
+        return ((index, function(*piece)) for index, piece in enumerate(pieces))
+
+    monkeypatch.setattr("weightspace.merging.engine.parts.run_pieces", run_here)
+    return used
+
+
+def test_a_small_merge_starts_no_process(
+    folder: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = counted(monkeypatch)
+    assert merged(folder, tmp_path / "out", executor="auto") == expected
+    assert used == []
+
+
+def test_workers_and_a_cluster_are_taken_at_their_word(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = counted(monkeypatch)
+    merged(folder, tmp_path / "out", executor="auto", workers=1)
+    merged(folder, tmp_path / "again", executor="auto", ray_address="auto")
+    assert used == ["processes", "ray"]
+
+
+@pytest.mark.parametrize(("gigabytes", "method", "executor"), [
+    (0.004, "linear", "threads"),
+    (0.2, "linear", "threads"),
+    (60, "linear", "processes"),
+    (0.5, "ties", "threads"),
+    (8, "ties", "processes"),
+])  # fmt: skip
+def test_the_executor_is_chosen_by_the_bytes(
+    gigabytes: float, method: str, executor: str, folder: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of([str(folder / name) for name in "ab"], method, base=str(folder / "base"))
+    plan = make_plan(recipe, tmp_path / "out", Making(700_000, True, False, {}, False))
+    jobs = [job for job in plan.jobs if job.name.endswith("weight")]
+    each = plan.info(jobs[0].inputs[0]).numel * 2 * 2  # bytes of bfloat16 of two models
+    many = jobs[:1] * round(gigabytes * 1e9 / each)
+    assert chosen_executor(plan, many, Running(executor="auto", threads=2)) == executor

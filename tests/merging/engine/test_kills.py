@@ -112,7 +112,8 @@ def wait_for(condition: Callable[[], object]) -> None:
 def test_what_all_its_processes_are_ended_in_goes_on_to_the_same_bytes(
     what: str, number: signal.Signals, models: Path, tmp_path: Path
 ) -> None:
-    merge = ["merge", f"{models}/a.safetensors", f"{models}/b.safetensors", "--shard-size", "6MB", "-o", "out"]
+    sources = (f"{models}/a.safetensors", f"{models}/b.safetensors")
+    merge = ["merge", *sources, "--shard-size", "6MB", "--executor", "processes", "-o", "out"]
     tuned = [f"{models}/tuned{seed}.safetensors" for seed in range(5)]
     soup = ["soup", *tuned, "--task", f"{models}/task.py:task", "--workers", "2", "-o", "out"]
     command = merge if what == "merge" else soup

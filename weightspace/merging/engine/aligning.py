@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from weightspace.merging.engine.plan import Plan
 from weightspace.suggestions import unknown
 
 if TYPE_CHECKING:
+    from weightspace.checkpoints import StateDict
     from weightspace.symmetry import PermutationSpec
     from weightspace.tasks.protocol import Task
 
@@ -26,6 +28,7 @@ class Alignment:
         method: a name in ``weightspace.matching.MATCHINGS``: a way to match two networks.
         seed: of the matching.
         task: that the networks were trained for; some methods need it.
+        on_matched: is told of every network that was matched: the target's source and weights, then its own, permuted.
 
     Raises:
         WeightspaceError: no such method, or no task for a method that needs one.
@@ -35,6 +38,7 @@ class Alignment:
     method: str = "weight-matching"
     seed: int = 0
     task: Task | None = None
+    on_matched: Callable[[str, StateDict, str, StateDict], None] | None = None
 
     def __post_init__(self) -> None:
         if self.method not in MATCHINGS:
@@ -82,7 +86,9 @@ def aligned(plan: Plan, alignment: Alignment, folder: Path) -> Plan:
             found = run_matching(
                 alignment.method, alignment.spec, target, source, task=alignment.task, seed=alignment.seed
             )
-            copy = folder / f"{index}.safetensors"
-            save_checkpoint(permute(alignment.spec, found.permutation, source), copy)
+            copy, moved = folder / f"{index}.safetensors", permute(alignment.spec, found.permutation, source)
+            save_checkpoint(moved, copy)
+            if alignment.on_matched is not None:
+                alignment.on_matched(members[first].source, target, member.source, moved)
             members[index] = replace(member, contents=replace(read_contents(copy), tied=member.contents.tied))
     return replace(plan, members=tuple(members))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from weightspace.checkpoints.safetensors_header import ITEMSIZES
-from weightspace.merging.engine.plan import Job, Plan, Ref
+from weightspace.merging.engine.plan import Job, Plan, Ref, Running
 from weightspace.merging.methods.method import PIECE
 
 #: Copies of a piece that a method holds at a time, beside two a model: the widened base, moves, masks, the result, and
@@ -25,8 +26,11 @@ _DERIVED, _DERIVED_COPIES, _MATRIX_COPIES = ("direction", "magnitude", "vector")
 #: Nanoseconds of a singular value decomposition, by elements of the matrix and its smaller side.
 _SVD = 1.0
 
-#: Seconds before the first tensor: importing torch.
+#: Seconds before the first tensor, in every process: importing torch.
 _START = 2.0
+
+#: Seconds that starting worker processes takes beside that.
+_WORKERS = 0.8
 
 
 def job_memory(plan: Plan, job: Job) -> int:
@@ -82,12 +86,35 @@ def plan_memory(plan: Plan, threads: int) -> int:
 
 def estimated_seconds(plan: Plan, threads: int) -> float:
     """Return about how long the tensors take, from what the method costs an element on a laptop's core."""
-    nanoseconds = _START * 1e9 * threads
-    for job in plan.jobs:
+    return _START + _work(plan, plan.jobs) / threads
+
+
+def chosen_executor(plan: Plan, jobs: Iterable[Job], running: Running) -> str:
+    """Return the executor of a merge; of ``auto`` processes only where they save more than it takes to start them.
+
+    Args:
+        plan: what the tensors belong to.
+        jobs: the tensors that are missing; their bytes decide, and what the method costs an element.
+        running: a number of workers asks for processes, the address of a cluster for Ray.
+    """
+    if running.executor != "auto":
+        return running.executor
+    if running.ray_address is not None:
+        return "ray"
+    if running.workers is not None:
+        return "processes"
+    saved = _work(plan, jobs) * (1 - 1 / running.crew)
+    return "processes" if saved > _WORKERS else "threads"
+
+
+def _work(plan: Plan, jobs: Iterable[Job]) -> float:
+    """Return the seconds of one core that tensors take."""
+    nanoseconds = 0.0
+    for job in jobs:
         info = plan.info(job.inputs[0])
         nanoseconds += info.numel * len(job.models) * plan.method.cost
         if plan.method.grain == "whole" and job.merges and len(info.shape) > 1:
             rows = info.shape[0]
             columns = info.numel // max(1, rows)
             nanoseconds += info.numel * len(job.inputs) * min(rows, columns) * _SVD
-    return nanoseconds / 1e9 / threads
+    return nanoseconds / 1e9

@@ -10,8 +10,8 @@ from typing import Any
 from weightspace.checkpoints.companions import copy_companions
 from weightspace.checkpoints.disk import one_line_errors, synced_file
 from weightspace.checkpoints.folder import CARD
-from weightspace.escaping import markdown_block, markdown_code, markdown_text, one_line
 from weightspace.merging.engine.chat_templates import write_template
+from weightspace.merging.engine.model_card import model_card
 from weightspace.merging.engine.plan import Plan
 
 
@@ -38,7 +38,7 @@ def finish_folder(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> None:
             _write(parts / name, text)
     if len(plan.shards) > 1:
         _write(parts / "model.safetensors.index.json", _json(_index(plan, metadata)))
-    _write(parts / CARD, _card(plan, metadata))
+    _write(parts / CARD, model_card(plan, parts, metadata))
 
 
 def _index(plan: Plan, metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -47,45 +47,6 @@ def _index(plan: Plan, metadata: Mapping[str, str]) -> dict[str, Any]:
     places |= {alias: places[owner] for alias, owner in plan.tied.items()}
     total = sum(job.info.nbytes for job in plan.jobs)
     return {"metadata": {"total_size": total, **metadata}, "weight_map": places}
-
-
-def _card(plan: Plan, metadata: Mapping[str, str]) -> str:
-    """Return the model card."""
-    row = plan.method
-    inputs = json.loads(metadata["inputs"])
-    lines = [
-        "---",
-        "library_name: transformers",
-        "tags:",
-        "- merge",
-        "- weightspace",
-        "---",
-        "",
-        f"# {markdown_text(plan.title)}",
-        "",
-        f"Merged by {metadata['version']} with the method {markdown_code(row.name)}"
-        + (f" ({markdown_text(row.formula)}; {markdown_text(row.source)})." if row.formula else "."),
-        "",
-        "## Recipe",
-        "",
-        markdown_block(metadata["recipe"].strip(), "yaml"),
-        "",
-        *_notices(plan),
-        "## Files that went in",
-        "",
-        "| file | SHA-256 |",
-        "|---|---|",
-        *(f"| {markdown_code(entry['name'])} | `{entry['sha256'] or 'not taken'}` |" for entry in inputs),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _notices(plan: Plan) -> list[str]:
-    """Return what was decided, as a list."""
-    if not plan.notices:
-        return []
-    return ["## Notices", "", *(f"- {markdown_text(one_line(line))}" for line in plan.notices), ""]
 
 
 def _json(content: object) -> str:

@@ -239,7 +239,7 @@ class Running:
         threads: tensors made at a time; None: one a core, at most 4.
         hashes: take the inputs' SHA-256 for the metadata.
         fsync: force everything to the disk, so that it survives a crash of the machine as well.
-        executor: ``threads``, ``serial``, ``processes`` or ``ray``.
+        executor: ``threads``, ``serial``, ``processes``, ``ray``, or ``auto``: threads or processes, by the bytes.
         workers: how many processes, or pieces of work at a time on Ray; None: as many processes as threads, two on Ray.
         ray_address: of a Ray cluster that is running.
         force: replace a file that is no checkpoint.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -20,16 +21,19 @@ from weightspace.checkpoints.origins import described
 from weightspace.checkpoints.outputs import check_apart, check_checkpoint_output
 from weightspace.checkpoints.safetensors_header import encode_header, read_header
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging.engine.costs import estimated_seconds, job_memory, plan_memory
+from weightspace.merging.engine.costs import chosen_executor, estimated_seconds, job_memory, plan_memory
 from weightspace.merging.engine.finishing import finish_folder
 from weightspace.merging.engine.inputs import check_unchanged, read_paths
 from weightspace.merging.engine.parts import make_elsewhere
 from weightspace.merging.engine.plan import Job, Plan, Running
 from weightspace.merging.engine.staging import Staging, is_file_name, open_staging, staging_folder
+from weightspace.reprs import brief
 
 if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict
     from weightspace.merging.engine.aligning import Alignment
+
+_log = logging.getLogger(__name__)
 
 #: Takes the bytes fetched from URLs and written to the output so far, and of how many.
 Progress = Callable[[int, int], None]
@@ -38,6 +42,7 @@ Progress = Callable[[int, int], None]
 Finish = Callable[["StateDict"], "StateDict"]
 
 
+@brief
 @dataclass(frozen=True)
 class MergeReport:
     """What a merge did, or would do.
@@ -94,6 +99,7 @@ def run_plan(
         WeightspaceError: the memory does not suffice; integers differ; a tensor holds NaN or infinity; as the method.
     """
     start = time.perf_counter()
+    _log.info("%s, %d tensors, %d bytes into %s", plan.method.name, len(plan.jobs), plan.written_bytes, out)
     check_runnable(plan, out, running)
     fetched = missing_bytes(plan.input_files)
     progress = _fetch(plan, fetched, progress)
@@ -216,6 +222,8 @@ def _make(plan: Plan, jobs: Sequence[Job], staging: Staging, running: Running, r
         from weightspace.merging.engine.shards import survey
 
         surveyed = survey(plan)
+    running = replace(running, executor=chosen_executor(plan, jobs, running))
+    _log.info("%d tensors to be made, by %s", len(jobs), running.executor)
     if running.executor != "threads":
         make_elsewhere(plan, jobs, staging, running, surveyed, report)
         return

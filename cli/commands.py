@@ -1,0 +1,126 @@
+"""What all commands have in common: help in groups, ``--quiet`` and ``-v``, and whole numbers without bounds in it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+#: Title of a group in the help -> names of its parameters. What is in none of them stands first, as ``Options``.
+_GROUPS: dict[str, tuple[str, ...]] = {
+    "Networks and data": ("task", "data", "network", "example_inputs", "spec_file", "split", "evidence", "device"),
+    "Inputs": ("key", "strip_prefix", "no_strip", "lenient", "strict", "allow_nonfinite"),
+    "Execution": (
+        *("executor", "workers", "ray_address", "gpus", "threads", "memory", "hashes", "fsync", "cache"),
+        *("intermediate_dir", "reproduce", "allow_code", "dry_run"),
+    ),
+    "Output": (
+        *("output", "outputs", "reports", "merged", "out_dtype", "shard_size", "force"),
+        *("as_json", "quiet", "verbose", "help", "_click_default_help"),
+    ),
+}
+#: Title of the group of options that belong to single methods; their names begin so.
+_PARAMETERS, _PREFIX = "Parameters of methods", "parameter_"
+
+#: Where a context keeps whether ``--quiet`` was given.
+_QUIET = "weightspace.quiet"
+
+
+class Whole(click.ParamType):
+    """A whole number between two others, which the help does not repeat."""
+
+    name = "integer"
+
+    def __init__(self, least: int, most: int) -> None:
+        self.least, self.most = least, most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        number = click.INT.convert(value, param, ctx)
+        if not self.least <= number <= self.most:
+            self.fail(f"{value} is not between {self.least} and {self.most}.", param, ctx)
+        return number
+
+
+class Command(click.Command):
+    """A command with its options in groups, ``--quiet`` and ``-v``."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the parameters, and those that every command has."""
+        *own, help_option = super().get_params(ctx)
+        return [*own, _quiet(), _verbose(), help_option]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, a section a group."""
+        sections: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Options", _PARAMETERS, *_GROUPS)}
+        for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)) is not None:
+                sections[_group_of(parameter.name or "")].append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def command(name: str, **settings: Any) -> Any:
+    """Declare a command, as ``click.command`` does."""
+    return click.command(name, cls=Command, **settings)
+
+
+def is_quiet() -> bool:
+    """Return whether ``--quiet`` was given to the running command."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_QUIET))
+
+
+def _group_of(name: str) -> str:
+    if name.startswith(_PREFIX):
+        return _PARAMETERS
+    return next((title for title, names in _GROUPS.items() if name in names), "Options")
+
+
+def _quiet() -> click.Option:
+    def remember(context: click.Context, _: click.Parameter, value: bool) -> None:
+        context.meta[_QUIET] = value
+
+    return click.Option(
+        ["-q", "--quiet"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=remember,
+        help="Show no progress; warnings and errors stay.",
+    )
+
+
+@contextmanager
+def _logging(level: int) -> Iterator[None]:
+    """Write what the library logs to stderr."""
+    logger, handler = logging.getLogger("weightspace"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(relativeCreated)7d ms  %(name)s: %(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+def _verbose() -> click.Option:
+    def listen(context: click.Context, _: click.Parameter, value: int) -> None:
+        if value:
+            context.with_resource(_logging(logging.INFO if value == 1 else logging.DEBUG))
+
+    return click.Option(
+        ["-v", "--verbose"],
+        count=True,
+        is_eager=True,
+        expose_value=False,
+        callback=listen,
+        help="Log on stderr what is done; -vv logs more.",
+    )

@@ -1,0 +1,137 @@
+"""The networks of ``weightspace merge``: how they are aligned and finished, and how parents and result score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from weightspace.cli import networks
+from weightspace.cli.printing import echo, print_table, warn
+
+from weightspace import WeightspaceError
+from weightspace.matching.methods import MATCHINGS
+from weightspace.suggestions import unknown
+
+if TYPE_CHECKING:
+    from weightspace.checkpoints import StateDict
+    from weightspace.merging import Alignment, Finish
+    from weightspace.tasks import Task
+
+#: Positions that a barrier is measured at, ends included.
+_POINTS = 5
+
+#: A barrier is small below these: a share of accuracy (Frankle et al. 2020, https://arxiv.org/abs/1912.05671), and nats
+#: where the task has no accuracy.
+_SMALL_FALL, _SMALL_RISE = 0.02, 0.1
+
+
+@dataclass
+class Scores:
+    """How the networks of an aligned merge do on a split of their task.
+
+    Attributes:
+        task: that they were trained for.
+        split: the data.
+        scores: network -> loss in nats, and accuracy where there is one; the result is ``merged``.
+        barriers: source -> what is left between it, once it is matched, and the network that it was matched to.
+        target: the network that the others were matched to.
+    """
+
+    task: Task
+    split: str = "test"
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    barriers: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    target: str = ""
+
+    def on_matched(self, target: str, a: StateDict, source: str, b: StateDict) -> None:
+        """Score two networks and the line between them; ``b`` is the source, matched."""
+        from weightspace import barrier, loss_curve
+
+        self.target = target
+        curve = loss_curve(self.task, a, b, _POINTS, split=self.split)  # pyright: ignore[reportArgumentType]
+        for name, end in ((target, 0), (source, -1)):
+            self.scores[name] = {"loss": curve.loss[end]}
+            if curve.accuracy is not None:
+                self.scores[name]["accuracy"] = curve.accuracy[end]
+        fall = None if curve.accuracy is None else barrier(curve, score="accuracy")
+        self.barriers[source] = {"loss": barrier(curve), "accuracy": fall}
+
+    def of_result(self, state: StateDict) -> None:
+        """Score the merged network."""
+        from weightspace.connectivity.scoring import scored
+        from weightspace.tasks import network_with
+
+        loss, accuracy = scored(self.task, network_with(self.task, state), self.split)  # pyright: ignore[reportArgumentType]
+        self.scores["merged"] = {"loss": loss} | ({} if accuracy is None else {"accuracy": accuracy})
+
+    def show(self) -> None:
+        """Print the scores and the barriers."""
+        names = list(dict.fromkeys(name for scores in self.scores.values() for name in scores))
+        rows = [[name, *(f"{scores[one]:.4f}" for one in names)] for name, scores in self.scores.items()]
+        print_table(("network", *(f"{self.split} {name}" for name in names)), rows)
+        for source, left in self.barriers.items():
+            echo(f"barrier left between {self.target} and {source}: {_said(left)}")
+
+    def warn(self) -> None:
+        """Warn of barriers that are not small, on stderr."""
+        for source, left in self.barriers.items():
+            if not _is_small(left):
+                warn(
+                    f"The barrier left between {self.target} and {source} is not small: {_said(left)}. The merged "
+                    "network is worse than its parents; try another --align, or networks of greater width."
+                )
+
+
+def _said(left: Mapping[str, float | None]) -> str:
+    fall = left["accuracy"]
+    return f"{left['loss']:.4f} nats" + ("" if fall is None else f", {fall:.2%} of accuracy")
+
+
+def _is_small(left: Mapping[str, float | None]) -> bool:
+    """Return whether two networks lie in one basin; where a score is not finite they do not."""
+    rise, fall = left["loss"], left["accuracy"]
+    if rise is None or not math.isfinite(rise):
+        return False
+    return rise < _SMALL_RISE if fall is None else fall < _SMALL_FALL
+
+
+def network_options(
+    said: dict[str, Any], *, run: bool, scored: bool
+) -> tuple[Alignment | None, Finish | None, dict[str, Any], Scores | None]:
+    """Return the alignment, what follows the merge, what the metadata says of that, and what keeps the scores.
+
+    Args:
+        said: the options, out of which those of networks are taken.
+        run: whether users' code may run; without it there is nothing.
+        scored: whether parents and result are scored where they are aligned on a task.
+    """
+    network = (said.pop("spec_file"), said.pop("network"), said.pop("example_inputs"))
+    method, task, data, device = said.pop("align"), said.pop("task"), said.pop("data"), said.pop("device")
+    if method is None and any(network):
+        raise WeightspaceError("--spec, --network and --input are for --align, which was not given.")
+    if method is not None and method not in MATCHINGS:
+        raise unknown("alignment", method, MATCHINGS)
+    if not run or (method is None and task is None):
+        return None, None, {}, None
+    from weightspace.connectivity import reset_statistics
+    from weightspace.merging import Alignment
+
+    _, source, inputs = network
+    found = networks.load_any_task(task, data, device=device, source=source, inputs=inputs)
+    align = None if method is None else Alignment(networks.spec_of(*network, found), method, said["seed"], found)
+    if found is None:
+        return align, None, {}, None
+    scores = None
+    if align is not None and scored:
+        scores = Scores(found)
+        align = replace(align, on_matched=scores.on_matched)
+
+    def finish(state: StateDict) -> StateDict:
+        measured = reset_statistics(found, state)
+        if scores is not None:
+            scores.of_result(measured)
+        return measured
+
+    return align, finish, {"statistics": "reset", "task": task}, scores

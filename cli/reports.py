@@ -1,0 +1,72 @@
+"""What a command tells of its run: one JSON object with the same first keys everywhere, or the files that it wrote.
+
+The keys are documented in docs/json.md. ``SCHEMA`` grows when one of them is renamed, removed, or means something else;
+new keys do not change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from weightspace.cli.printing import echo, echo_json, plain
+
+#: Version of the keys.
+SCHEMA = 1
+
+
+def files_of(*outputs: str | Path | None) -> list[str]:
+    """Return the files that stand under the names of outputs: each itself, or all files of a folder, sorted."""
+    files: list[str] = []
+    for output in outputs:
+        if output is not None:
+            path = Path(output)
+            below = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [output]
+            files += map(str, below)
+    return list(dict.fromkeys(files))
+
+
+def echo_report(
+    figures: Mapping[str, Any],
+    *,
+    output: str | Path | None = None,
+    files: Iterable[str | Path] = (),
+    task: str | None = None,
+    split: str | None = None,
+) -> None:
+    """Print the JSON object of a command.
+
+    Args:
+        figures: what the command found, under keys of its own.
+        output: what ``-o`` named, the first where it is repeated.
+        files: every file that was written.
+        task: the task's name.
+        split: the data that all figures are of; None where there are none, or several, which are keys then.
+    """
+    head = {
+        "schema": SCHEMA,
+        "command": _command(),
+        "output": None if output is None else str(output),
+        "files": [str(file) for file in files],
+        "task": task,
+        "split": split,
+    }
+    echo_json(head | {name: plain(value) for name, value in figures.items() if name not in head}, allow_nan=False)
+
+
+def echo_files(files: Iterable[str | Path]) -> None:
+    """Print the files that were written, a line each: the end of what a command prints for people."""
+    for file in files:
+        echo(file)
+
+
+def _command() -> str:
+    """Return the name of the running command, ``labels build``, without that of the program."""
+    names = []
+    context: click.Context | None = click.get_current_context()
+    while context is not None and context.parent is not None:
+        names.append(context.info_name or "")
+        context = context.parent
+    return " ".join(reversed(names))

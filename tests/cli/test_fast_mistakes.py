@@ -1,0 +1,71 @@
+"""Names of tasks, networks, methods and files are checked before torch is imported, which takes seconds."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from weightspace import cli
+
+MISTAKES = {
+    "train --task digit-mlp -o out.pt": "Did you mean 'digits-mlp'?",
+    "train --task own.py:task -o out.pt": "There is no file own.py",
+    "train --task there.py -o out.pt": "which task in it? Expected there.py:object",
+    "match a.pt nowhere.pt --task digits-mlp -o out.safetensors": "nowhere.pt does not exist",
+    "match a.pt b.pt --task digits-mlp --method weight-mathing -o out.safetensors": "Did you mean 'weight-matching'?",
+    "match a.pt org/model --task digits-mlp -o out.safetensors": "write hf://org/model",
+    "permute a.pt nowhere.safetensors --task digits-mlp -o out.pt": "nowhere.safetensors does not exist",
+    "spec nowhere.yaml": "nowhere.yaml does not exist",
+    "spec --network torchvison:resnet18": "Did you mean 'torchvision:NAME'?",
+    "spec --network own.py:build,width=3": "There is no file own.py",
+    "evidence nowhere.pt --kind gram --task digits-mlp -o out.safetensors": "nowhere.pt does not exist",
+    "merge a.pt nowhere.pt -o out.pt": "nowhere.pt does not exist",
+    "merge a.pt org/model -o out.pt": "write hf://org/model",
+    "merge a.pt b.pt -m slurp -o out.pt": "Did you mean 'slerp'?",
+    "merge a.pt b.pt --align weight-match --task digits-mlp -o out.pt": "Did you mean 'weight-matching'?",
+    "merge a.pt b.pt --align weight-matching --task digit-mlp -o out.pt": "Did you mean 'digits-mlp'?",
+    "extract-lora a.pt nowhere.pt -o out": "nowhere.pt does not exist",
+    "merge-adapters a nowhere -o out": "does not exist",
+    "spectrum nowhere.pt": "nowhere.pt does not exist",
+    "soup a.pt org/model --task digits-mlp -o out.pt": "write hf://org/model",
+    "soup a.pt b.pt --task digits -o out.pt": "Did you mean 'digits-",
+    "ensemble a.pt nowhere.pt --task digits-mlp": "nowhere.pt does not exist",
+    "barrier a.pt nowhere.pt --task digits-mlp": "nowhere.pt does not exist",
+    "barrier a.pt b.pt --task digits-mpl": "Did you mean 'digits-mlp'?",
+    "barier a.pt b.pt": "Did you mean 'barrier'?",
+}
+
+CODE = """
+import sys
+from click.testing import CliRunner
+from weightspace import cli
+for line in sys.stdin.read().splitlines():
+    result = CliRunner().invoke(cli.main, line.split())
+    assert result.exit_code == 2, line + result.output
+    assert 'torch' not in sys.modules, line
+"""
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.pt", "b.pt", "there.py"):
+        Path(name).write_text("")
+    Path("a").mkdir()
+
+
+def test_mistakes_in_names_cost_no_torch() -> None:
+    lines = "\n".join(line for line in MISTAKES if not line.startswith("merge a.pt b.pt -m"))
+    done = subprocess.run([sys.executable, "-c", CODE], input=lines, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_they_are_a_line_that_says_what_was_meant(line: str) -> None:
+    result = CliRunner().invoke(cli.main, line.split())
+    assert result.exit_code == 2, result.output
+    assert MISTAKES[line] in result.output
+    assert "Traceback" not in result.output
+    assert not list(Path().glob("out*"))

@@ -1,0 +1,144 @@
+"""Arguments of the public functions, checked by their annotations: a line that says what was given for what.
+
+``@checked`` looks at parameters that are annotated as states, tasks, specs, permutations, curves, networks, names or
+paths, and tells a path where weights are meant, a state dict where a list is, and arguments that are swapped. It only
+tells kinds apart; what is in them is checked by the functions.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from weightspace.errors import CheckpointError, WeightspaceError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_STATE, _STATES, _TASK, _SPEC = "a state dict", "a list of state dicts", "a task", "a permutation spec"
+_PERMUTATION, _CURVE, _MODULE, _PATH, _TEXT = "a permutation", "a curve", "a module", "a path", "a name"
+_SOURCE, _SOURCES = "a path or a state dict", "a list of paths or state dicts"
+_SCORE = "a task, or a function of a state dict"
+
+#: Annotation -> the kind that is expected; ``| None`` beside it allows None.
+_KINDS: Mapping[str, str] = {
+    "StateDict": _STATE,
+    "Sequence[StateDict]": _STATES,
+    "Task": _TASK,
+    "PermutationSpec": _SPEC,
+    "Permutation": _PERMUTATION,
+    "Curve": _CURVE,
+    "nn.Module": _MODULE,
+    "StrPath": _PATH,
+    "str | Path": _PATH,
+    "str | os.PathLike[str]": _PATH,
+    "Source": _SOURCE,
+    "Sequence[Source]": _SOURCES,
+    "Score | Task": _SCORE,
+    "str": _TEXT,
+}
+
+#: Kind -> the kinds that will do for it.
+_SERVING: Mapping[str, tuple[str, ...]] = {_SOURCE: (_PATH, _STATE), _TEXT: (_PATH,), _SCORE: (_TASK,)}
+
+#: Kind of a list -> that of its parts.
+_PARTS: Mapping[str, str] = {_STATES: _STATE, _SOURCES: _SOURCE}
+
+#: Expected kind, found kind -> what to do.
+_CURES: Mapping[tuple[str, str], str] = {
+    (_STATE, _PATH): "Load it first: ws.load_checkpoint({value}).",
+    (_STATES, _PATH): "Load them first, [ws.load_checkpoint(path), …], or call ws.merge_files.",
+    (_STATES, _STATE): "Give them as a list, [a, b].",
+    (_STATE, _STATES): "Give one of them.",
+    (_SOURCES, _PATH): "Give a list, [{value}, …].",
+    (_SOURCES, _STATE): "Give them as a list, [a, b].",
+    (_TEXT, _STATE): "Networks go into one list, [a, b], and the pretrained one is base=….",
+    (_STATE, _MODULE): "Give its state_dict().",
+    (_STATES, _MODULE): "Give their state dicts as a list, [a.state_dict(), b.state_dict()].",
+    (_SCORE, _PATH): "Load it first: ws.load_task({value}).",
+    (_TASK, _PATH): "Load it first: ws.load_task({value}).",
+    (_SPEC, _PATH): "Load it first: ws.PermutationSpec.load({value}).",
+    (_PERMUTATION, _PATH): "Load it first: ws.Permutation.load({value}, spec).",
+    (_CURVE, _PATH): "Load it first: ws.Curve.load({value}).",
+    (_MODULE, _STATE): "Load it into a network first: module.load_state_dict(state).",
+    (_SPEC, _MODULE): "Derive it first: ws.derive_spec(module, example_args).",
+}
+
+
+def checked(function: Function) -> Function:
+    """Check the kinds of a function's arguments before it is called.
+
+    Raises:
+        WeightspaceError: an argument is of another kind, CheckpointError where weights were expected; raised by what is
+            returned.
+    """
+    signature = inspect.signature(function)
+    expected = {
+        name: (_KINDS[annotation.removesuffix(" | None")], annotation.endswith(" | None"))
+        for name, parameter in signature.parameters.items()
+        if (annotation := str(parameter.annotation)).removesuffix(" | None") in _KINDS
+    }
+    required = [name for name, parameter in signature.parameters.items() if parameter.default is parameter.empty]
+    order = f"The order is {function.__name__}({', '.join(required)})." if len(required) > 1 else ""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:  # too many, or too few: Python says which
+            return function(*args, **kwargs)
+        for name, (kind, optional) in expected.items():
+            if name not in given or (optional and given[name] is None):
+                continue
+            if (wrong := _wrong(name, given[name], kind)) is not None:
+                place, found = wrong
+                swapped = any(other == found and _kind_of(given.get(at)) == kind for at, (other, _) in expected.items())
+                cure = "" if swapped else _CURES.get((kind, found), "").format(value=repr(given[name])[:80])
+                cure = cure or order
+                error = CheckpointError if kind in (_STATE, *_PARTS) else WeightspaceError
+                raise error(f"{function.__name__}: {place} is {found}; expected {kind}. {cure}".rstrip())
+        return function(*args, **kwargs)
+
+    return call  # pyright: ignore[reportReturnType]
+
+
+def _wrong(name: str, value: Any, kind: str) -> tuple[str, str] | None:
+    """Return which argument, or part of it, is of another kind, and of which; None where all is well."""
+    found = _kind_of(value)
+    if kind in _PARTS and isinstance(value, list | tuple):
+        parts = (_wrong(f"{name}[{number}]", part, _PARTS[kind]) for number, part in enumerate(value))
+        return next((part for part in parts if part is not None), None)
+    if found == kind or found in _SERVING.get(kind, ()):
+        return None
+    looks_like_nothing = found not in _KINDS.values()
+    if looks_like_nothing and (
+        (kind == _TASK and any(hasattr(value, one) for one in ("score", "batches", "loss")))
+        or (kind == _SCORE and callable(value))
+        or (kind in _PARTS and hasattr(value, "__iter__"))
+    ):
+        return None
+    return name, found
+
+
+def _kind_of(value: Any) -> str:
+    """Return what a value is, as errors say it."""
+    if isinstance(value, str | os.PathLike):
+        return _PATH
+    if isinstance(value, Mapping):
+        return _STATE
+    if callable(getattr(value, "state_dict", None)):
+        return _MODULE
+    if isinstance(value, list | tuple):
+        return _STATES if value and all(isinstance(one, Mapping) for one in value) else f"a {type(value).__name__}"
+    parts = (
+        (_PERMUTATION, ("indices", "spec")),
+        (_SPEC, ("groups", "axes")),
+        (_CURVE, ("positions", "loss", "split")),
+        (_TASK, ("network", "score")),
+    )
+    for kind, attributes in parts:
+        if all(hasattr(type(value), one) or one in getattr(value, "__dict__", ()) for one in attributes):
+            return kind
+    return "None" if value is None else f"{'an' if type(value).__name__[0] in 'aeiou' else 'a'} {type(value).__name__}"

@@ -1,0 +1,55 @@
+"""What results look like when they are printed: one line, with what is long told by its size and range."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
+
+from weightspace.escaping import one_line
+
+Result = TypeVar("Result")
+
+#: Items that are shown one by one, at most, and characters of a text.
+_ITEMS, _LETTERS = 3, 60
+
+
+def brief(cls: type[Result]) -> type[Result]:
+    """Give a dataclass a ``repr`` of one line: a decorator that stands above ``dataclass``."""
+
+    def __repr__(self: Any) -> str:  # noqa: N807
+        fields = (field.name for field in dataclasses.fields(self) if field.repr)
+        return one_line(f"{cls.__name__}({', '.join(f'{name}={_said(getattr(self, name))}' for name in fields)})")
+
+    cls.__repr__ = __repr__
+    return cls
+
+
+def _said(value: Any) -> str:
+    """Return a value in a few words."""
+    if isinstance(value, bool | int) or value is None:
+        return repr(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, str):
+        return repr(value if len(value) <= _LETTERS else f"{value[:_LETTERS]}…")
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"{{{_some([repr(name) for name in list(value)[:_ITEMS]], len(value))}}}"
+    if isinstance(value, Sequence) and value and all(isinstance(one, float | int) for one in value):
+        if len(value) <= _ITEMS:
+            return f"({', '.join(map(_said, value))})"
+        return f"<{len(value)} from {min(value):.4g} to {max(value):.4g}>"
+    if isinstance(value, Collection):
+        if value and all(isinstance(one, Sequence) and not isinstance(one, str) for one in value):
+            return f"<{len(value)} × {len(next(iter(value)))}>"
+        plain = all(isinstance(one, str | int) for one in value)
+        return f"({_some([_said(one) for one in list(value)[:_ITEMS]], len(value))})" if plain else f"<{len(value)}>"
+    text = repr(value)
+    return text if "\n" not in text and len(text) <= 2 * _LETTERS else f"<{type(value).__name__}>"
+
+
+def _some(shown: list[str], count: int) -> str:
+    """Return the first items, and how many there are if that is more."""
+    return ", ".join(shown) + (f", … {count} in all" if count > len(shown) else "")

@@ -1,0 +1,180 @@
+"""A task whose networks run elsewhere: on another device, in another precision, or built from another source.
+
+The networks come with a hook that moves their inputs to them, and batches come out on the device, so that a task that
+was written for the CPU trains, matches and measures anywhere. Its ``score`` has to move what it compares with the
+outputs (labels) to the device of the module, as ``ClassificationTask`` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.errors import WeightspaceError
+from weightspace.networks import load_network
+from weightspace.suggestions import unknown
+from weightspace.symmetry.inputs import ExampleInputs
+from weightspace.tasks.protocol import Split, Task
+
+#: Precisions that a network can run in.
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class PlacedTask:
+    """A task with its networks elsewhere. All else is that of the task itself.
+
+    Attributes:
+        task: whose data and scores are used.
+        device: where the networks run, as ``cpu`` or ``cuda:1``.
+        dtype: of their weights and inputs, a name in ``DTYPES``; None: as they are built.
+        source: builds the networks instead of the task, as for ``load_network``; None: the task.
+        inputs: of the source, where it does not know; see ``load_network``.
+    """
+
+    task: Task
+    device: str = "cpu"
+    dtype: str | None = None
+    source: str | None = None
+    inputs: tuple[str, ...] = ()
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__") or attribute == "task":  # copying and unpickling ask before there is a task
+            raise AttributeError(attribute)
+        return getattr(self.task, attribute)
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.task.name
+
+    @property
+    def objective(self) -> str:
+        """The task's objective."""
+        return self.task.objective
+
+    @property
+    def example_args(self) -> ExampleInputs:
+        """Inputs of one forward pass: the source's own, else the task's."""
+        own = self._built().example_args if self.source is not None else ()
+        return own or self.task.example_args
+
+    def network(self) -> nn.Module:
+        """Return a new network, in its place."""
+        network = self.task.network() if self.source is None else self._built().module
+        if self.device == "cpu" and self.dtype is None:
+            return network
+        dtype = None if self.dtype is None else DTYPES[self.dtype]
+        network = network.to(self.device, dtype)
+        network.register_forward_pre_hook(_Mover(self.device, dtype), with_kwargs=True)
+        return network
+
+    def score(self, module: nn.Module, split: Split = "test") -> Mapping[str, float]:
+        """Return the task's scores of a network.
+
+        Raises:
+            WeightspaceError: the task compares tensors on different devices.
+        """
+        try:
+            return self.task.score(module, split)
+        except RuntimeError as error:
+            if "same device" not in str(error):
+                raise
+            raise WeightspaceError(
+                f"The score of task {self.name!r} compares tensors on different devices: it runs on {self.device} only "
+                "if it moves its batches to the device of the module's parameters. Leave out --device, or add that."
+            ) from error
+
+    def batches(self, split: Split, seed: int) -> Iterable[Any]:
+        """Yield the task's batches on the device."""
+        return (_moved(batch, self.device, None) for batch in self.task.batches(split, seed))
+
+    def loss(self, module: nn.Module, batch: Any) -> Tensor:
+        """Return the task's loss of a batch."""
+        return self.task.loss(module, batch)
+
+    def _built(self) -> Any:
+        assert self.source is not None
+        return load_network(self.source, inputs=self.inputs, inputs_required=False)
+
+
+def placed(
+    task: Task,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    source: str | None = None,
+    inputs: Sequence[str] = (),
+) -> Task:
+    """Return a task whose networks run elsewhere; see ``PlacedTask``.
+
+    Raises:
+        WeightspaceError: there is no such device or precision.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    check_device(device, torch.float32 if dtype is None else DTYPES[dtype])
+    if device == "cpu" and dtype is None and source is None:
+        return task
+    return PlacedTask(task, device, dtype, source, tuple(inputs))
+
+
+def at_home(task: Task) -> Task:
+    """Return a task with its networks on the CPU as they are built, where specs are derived."""
+    return dataclasses.replace(task, device="cpu", dtype=None) if isinstance(task, PlacedTask) else task
+
+
+def check_device(device: str, dtype: torch.dtype = torch.float32) -> None:
+    """Check that tensors of a dtype can be put on a device.
+
+    Raises:
+        WeightspaceError: there is no such device here.
+    """
+    try:
+        torch.empty(0, device=device, dtype=dtype)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        line = (str(error).splitlines() or [""])[0]
+        raise WeightspaceError(
+            f"The device {device!r} cannot be used here: {line} Expected cpu, or one that torch finds ({_found()})."
+        ) from error
+
+
+def _found() -> str:
+    """Return the accelerators that torch finds."""
+    count = torch.cuda.device_count()
+    found = [f"cuda:{number}" for number in range(count)] + (["mps"] if torch.backends.mps.is_available() else [])
+    return ", ".join(found) or "none"
+
+
+@dataclass(frozen=True)
+class _Mover:
+    """Moves the inputs of a network to it, before it runs: a hook that copies and travels with the network."""
+
+    device: str
+    dtype: torch.dtype | None
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        return _moved(args, self.device, self.dtype), _moved(kwargs, self.device, self.dtype)
+
+
+def _moved(value: Any, device: str, dtype: torch.dtype | None) -> Any:
+    """Return tensors on a device, in tuples, lists and mappings too; floating ones in a dtype."""
+    if isinstance(value, Tensor):
+        return value.to(device, dtype if value.is_floating_point() else None)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_moved(item, device, dtype) for item in value))
+    if isinstance(value, tuple | list):
+        return type(value)(_moved(item, device, dtype) for item in value)
+    if isinstance(value, Mapping):
+        return {name: _moved(item, device, dtype) for name, item in value.items()}
+    return value
