@@ -1,5 +1,7 @@
 """A few labels of a large structure: a table of their distances is made once, and decides as the structure would."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,30 @@ def test_screens_find_what_float64_does(
         metric.predict(exact.astype(dtype), observed=range(300)),
         naive_costs(metric, exact, list(metric.labels), 2).argmin(1),
     )
+
+
+@pytest.mark.parametrize("scale", [1, 1e-3])
+@pytest.mark.parametrize("exponent", [0.5, 7.5, 60])
+def test_screens_of_other_exponents_find_what_float64_does(exponent: float, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    points = scale * (1 + rng.random((40, 3)))
+    metric = ws.LabelMetric.from_distance_matrix(np.abs(points[:, None] - points).sum(-1) + scale * (1 - np.eye(40)))
+    p = rng.dirichlet(np.full(40, 5.0), size=2000)
+    expected = naive_costs(metric, p, list(metric.labels), exponent)
+    found = metric.predict(p, observed=range(40), exponent=exponent)
+    np.testing.assert_allclose(expected[np.arange(2000), found], expected.min(1), rtol=1e-11)
+
+
+def test_what_a_rule_keeps_is_neither_copied_nor_saved(tmp_path: Path) -> None:
+    metric = ws.LabelMetric.from_distance_matrix(1.0 - np.eye(60))
+    rule = metric.decision(observed=range(60)).rule
+    rule.decide(torch.eye(60))
+    assert rule._kept
+    head = metric.head(observed=range(60))
+    assert not head.rule._kept
+    head(torch.eye(60))
+    torch.save(head, tmp_path / "head.pt")
+    assert (tmp_path / "head.pt").stat().st_size < 60 * 60 * 8 + 20_000
 
 
 @pytest.mark.parametrize("kind", ["tree", "graph"])

@@ -40,10 +40,9 @@ class Dense(Rule):
         self.outputs, self.observed = matrix.shape
         self.exponent, self.width = exponent, self.outputs
         self.table("matrix", matrix)
-        ends = [end for start in range(0, self.outputs, _BLOCK) for end in _ends(matrix[start : start + _BLOCK])]
+        ends = [end for start in range(0, self.outputs, _BLOCK) for end in _ends(matrix[_block(start)])]
         check_range(ends, exponent)
         self._largest = max(ends) ** exponent
-        self._kept: dict[torch.dtype, Tensor] = {}
 
     @property
     def tile(self) -> int:
@@ -55,7 +54,7 @@ class Dense(Rule):
         """See :class:`Rule`."""
         weights = weights.double()
         blocks = range(0, self.outputs, _BLOCK)
-        return torch.cat([weights @ self._powers(start, torch.float64).T for start in blocks], 1)
+        return torch.cat([weights @ self._powers(_block(start), torch.float64).T for start in blocks], 1)
 
     def decide_now(self, weights: Tensor) -> Tensor:
         """See :class:`Rule`."""
@@ -65,9 +64,11 @@ class Dense(Rule):
         dtype = torch.bfloat16 if large and fast_bfloat16(weights.device) else torch.float32
         return in_tiles(lambda rows: self._screened(rows, dtype), weights, self.tile)
 
-    def _powers(self, start: int, dtype: torch.dtype) -> Tensor:
-        block = self.matrix[start : start + _BLOCK]
-        return powered(block.to(torch.promote_types(dtype, torch.float32)), self.exponent).to(dtype)
+    def _powers(self, outputs: slice | Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the powers of some outputs' distances in a dtype; other exponents would enlarge float32's rounding."""
+        distances = self.matrix[outputs]
+        exact = torch.float32 if self.exponent in (1, 2) else torch.float64
+        return powered(distances.to(torch.promote_types(dtype, exact)), self.exponent).to(dtype)
 
     def _products(self, weights: Tensor, dtype: torch.dtype, among: Tensor | None = None) -> Tensor:
         """Return the costs of all outputs, or of some, as they come out in a dtype, (B, outputs)."""
@@ -76,15 +77,15 @@ class Dense(Rule):
             powers = self._kept_powers(dtype)
             return weights @ (powers if among is None else powers[among]).T
         if among is not None:
-            return weights @ powered(self.matrix[among].to(dtype), self.exponent).T
+            return weights @ self._powers(among, dtype).T
         blocks = range(0, self.outputs, _BLOCK)
-        return torch.cat([weights @ self._powers(start, dtype).T for start in blocks], 1)
+        return torch.cat([weights @ self._powers(_block(start), dtype).T for start in blocks], 1)
 
     def _kept_powers(self, dtype: torch.dtype) -> Tensor:
         """Return all powers in a dtype, kept from the first call on."""
         if dtype not in self._kept or self._kept[dtype].device != self.matrix.device:
             blocks = range(0, self.outputs, _BLOCK)
-            self._kept[dtype] = torch.cat([self._powers(start, dtype) for start in blocks])
+            self._kept[dtype] = torch.cat([self._powers(_block(start), dtype) for start in blocks])
         return self._kept[dtype]
 
     def _exact(self, weights: Tensor, among: Tensor | None = None) -> Tensor:
@@ -96,14 +97,15 @@ class Dense(Rule):
 
         Of bfloat16 they are seen again in float32, and of float32 in float64.
         """
-        if not float(weights.max()) * self._largest * self.observed < _HUGE:
+        most = float(weights.max())
+        if not most * self._largest * self.observed < _HUGE:
             return self._exact(weights, among)
         seen = self._products(weights, dtype, among).float()
         found = least_index(seen)
         least = seen.gather(1, found[:, None])
         fine = dtype is torch.float32 and float32_is_whole(weights.device)
         margin = 4 * 2.0**-24 * (self.observed + 4) if fine else _BF16_MARGIN
-        flushed = self.observed * 1e-37 * self._largest  # of weights that are zero in the short dtype
+        flushed = self.observed * 1e-37 * (self._largest + most + 1)  # of what is zero in the short dtype
         bound = least * (1 + margin) + flushed
         rest = seen.scatter_(1, found[:, None], torch.inf)
         several = (rest.amin(1) <= bound[:, 0]).nonzero()[:, 0]
@@ -127,9 +129,12 @@ class Dense(Rule):
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             outputs = candidates[part] if among is None else among[candidates[part]]
-            powers = powered(self.matrix[outputs].double(), self.exponent)
-            costs[part] = (weights[rows[part]].double() * powers).sum(1)
+            costs[part] = (weights[rows[part]].double() * self._powers(outputs, torch.float64)).sum(1)
         return least_of(costs, rows, candidates, len(weights))
+
+
+def _block(start: int) -> slice:
+    return slice(start, start + _BLOCK)
 
 
 def _ends(distances: Tensor) -> tuple[float, float]:

@@ -57,6 +57,13 @@ class Rule(Tables):
     outputs: int
     width: int
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: dict[torch.dtype, Tensor] = {}  # worked out in a call, for the next one: neither copied nor saved
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": {}}
+
     def costs(self, weights: Tensor) -> Tensor:
         """Return Σ w_i d(y, i)^exponent, float64 of shape (B, outputs), from weights of shape (B, observed)."""
         raise NotImplementedError
