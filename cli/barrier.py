@@ -96,7 +96,7 @@ def command(
     outputs: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Score the networks on the straight way from A to B: the barrier, a table, a picture.
+    """Score the networks on the straight line from A to B: the barrier, a table, a picture.
 
     With three networks or more, the barriers between every two of them; with --plane, the plane through three.
 
