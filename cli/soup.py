@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     help="Fate of an ingredient that changes nothing (greedy).",
 )
 @click.option(
-    "--replacement", is_flag=True, help="greedy: an ingredient may be taken several times; each round takes the best."
+    "--replacement", is_flag=True, help="Let an ingredient be taken several times; each round takes the best (greedy)."
 )
-@click.option("--base", metavar="CKPT", help="model_stock: the pretrained model that all were fine-tuned from.")
+@click.option("--base", metavar="CKPT", help="Pretrained model of all fine-tunes (model_stock).")
 @click.option(
     "--per",
     type=click.Choice(["tensor", "layer", "model"]),

@@ -39,6 +39,8 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, task in (("", "task"), ("wide-", "wide")):
         for seed, letter in enumerate("ab"):
             ws.save_checkpoint(ws.train(ws.load_task(f"signs.py:{task}"), seed), f"{name}{letter}.pt")
+    ws.LabelMetric.from_grid((3,), labels=["a", "b", "c"]).save("tree.safetensors")
+    Path("scores.csv").write_text("0.75,0.25\n0.5,0.5\n")
 
 
 #: What runs networks or decomposes matrices.
@@ -52,6 +54,7 @@ ON_DEVICES = (
     f"soup a.pt b.pt {ON} -o out.pt",
     f"ensemble a.pt b.pt {ON} --pairs 1 -o out.png",
     "extract-lora a.pt b.pt --rank 1 --lenient -o out",
+    "labels predict tree.safetensors scores.csv --observed a,b -o out.csv",
 )
 
 

@@ -156,3 +156,18 @@ def test_arrays_that_are_trees_are_taken() -> None:
         4,
     )
     assert ws.LabelMetric.from_tree(np.array([-1, 0, 1, 1])).distances([0]).tolist() == [[0, 1, 2, 2]]
+
+
+def test_loci_and_covers_of_a_tree_with_synonyms_are_those_of_its_distances() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        graph: nx.Graph[int] = nx.Graph()
+        for node in range(1, int(rng.integers(4, 9))):
+            length = float(rng.choice([0.0, 1.0, 2.0], p=[0.3, 0.5, 0.2]))
+            graph.add_edge(int(rng.integers(0, node)), node, weight=length)
+        metric = ws.LabelMetric.from_graph(graph)
+        dense = ws.LabelMetric.from_distance_matrix(metric.distances(metric.labels), labels=metric.labels)
+        assert len(metric.minimum_cover()) == len(dense.minimum_cover())
+        observed = [int(label) for label in rng.choice(metric.labels, 3, replace=False)]
+        for unique in (False, True):
+            assert metric.locus(observed, unique=unique) == dense.locus(observed, unique=unique)

@@ -17,7 +17,7 @@ from scipy.spatial import ConvexHull, QhullError
 from weightspace.errors import WeightspaceError
 from weightspace.labels.equal_labels import equal_pair
 from weightspace.labels.geometry import DiscreteGeometry, GraphGeometry, PointGeometry
-from weightspace.labels.locus import is_mean, squared_distances, whole_tree
+from weightspace.labels.locus import all_nodes, is_mean, squared_distances, whole_tree
 from weightspace.labels.space import LabelSpace
 
 #: Labels and sets of them up to which a smallest cover is searched for.
@@ -139,7 +139,7 @@ def _leaves(metric: LabelSpace) -> np.ndarray:
 def _approximate(metric: LabelSpace) -> tuple[Any, str, int]:
     """Return a cover of many labels, what it is called, and the bound."""
     geometry = metric.geometry
-    if isinstance(geometry, GraphGeometry) and len(metric) == geometry.nodes:
+    if isinstance(geometry, GraphGeometry) and all_nodes(metric):
         # What hangs from the core lies on the ways between leaves and core.
         leaves = _leaves(metric)
         core = geometry.fringe.order[geometry.fringe.roots]

@@ -64,25 +64,25 @@ class Decision:
         return np.searchsorted(self.answers, self.outputs)
 
     def predict(self, probabilities: Any) -> np.ndarray:
-        """Return positions in ``metric.labels``, int64 (...), of probabilities (..., K)."""
-        rows, _ = scaled_rows(checked_rows(probabilities, len(self.observed)).cpu())
+        """Return positions in ``metric.labels``, int64 (...), of probabilities (..., K), computed on their device."""
+        rows, _ = scaled_rows(checked_rows(probabilities, len(self.observed)))
         with torch.no_grad():
-            found = self.rule.decide(rows)
-        positions = found.numpy() if self.plain else self.answers[found.numpy()]
+            found = self.rule.to(rows.device).decide(rows).cpu().numpy()
+        positions = found if self.plain else self.answers[found]
         return positions.reshape(_leading(probabilities))
 
     def expected_cost(self, probabilities: Any) -> np.ndarray:
-        """Return the expected costs, float64 (..., outputs).
+        """Return the expected costs, float64 (..., outputs), computed on the device of the probabilities.
 
         Raises:
             WeightspaceError: weights are so large that a cost is infinite.
         """
-        rows, exponents = scaled_rows(checked_rows(probabilities, len(self.observed)).cpu())
-        found = np.empty((len(rows), len(self.outputs)))
+        rows, exponents = scaled_rows(checked_rows(probabilities, len(self.observed)))
+        found, rule = np.empty((len(rows), len(self.outputs))), self.rule.to(rows.device)
         with torch.no_grad():
-            for start in range(0, len(rows), self.rule.tile):
-                costs: Tensor = self.rule.costs(rows[start : start + self.rule.tile])
-                found[start : start + self.rule.tile] = costs.numpy()[:, self.order]
+            for start in range(0, len(rows), rule.tile):
+                costs: Tensor = rule.costs(rows[start : start + rule.tile])
+                found[start : start + rule.tile] = costs.cpu().numpy()[:, self.order]
         if exponents is not None:
             with np.errstate(over="ignore"):
                 found = np.ldexp(found, exponents)

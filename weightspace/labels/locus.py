@@ -71,7 +71,12 @@ def in_locus(metric: LabelSpace, seen: np.ndarray, *, unique: bool = False) -> n
 def whole_tree(metric: LabelSpace) -> bool:
     """Return whether the labels are all nodes of a tree."""
     geometry = metric.geometry
-    return isinstance(geometry, GraphGeometry) and geometry.is_tree and len(metric) == geometry.nodes
+    return isinstance(geometry, GraphGeometry) and geometry.is_tree and all_nodes(metric)
+
+
+def all_nodes(metric: LabelSpace) -> bool:
+    """Return whether the labels are the nodes of the structure, each of them once, in their order."""
+    return np.array_equal(metric.nodes, np.arange(metric.geometry.nodes))
 
 
 def squared_distances(metric: LabelSpace, seen: np.ndarray) -> np.ndarray:
@@ -133,7 +138,8 @@ def _scaled_excess(squares: np.ndarray, label: int) -> np.ndarray:
             sizes = np.abs(excess)
             smallest = np.where(sizes > 0, sizes, np.inf).min(axis=axis, keepdims=True, initial=np.inf)
             largest = sizes.max(axis=axis, keepdims=True, initial=0)
-            excess = excess / np.where(largest > 0, np.sqrt(smallest) * np.sqrt(largest), 1)
+            smallest, largest = (np.where(largest > 0, size, 1) for size in (smallest, largest))
+            excess = excess / (np.sqrt(smallest) * np.sqrt(largest))
     return excess / np.abs(excess).max(axis=1, keepdims=True, initial=0)
 
 

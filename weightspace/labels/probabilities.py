@@ -48,7 +48,7 @@ def scaled_rows(rows: Tensor) -> tuple[Tensor, np.ndarray | None]:
         return rows, None
     exponents = torch.frexp(rows.amax(1, keepdim=True)).exponent
     half = exponents // 2  # in two steps, as 2^exponent itself may leave the range
-    return torch.ldexp(torch.ldexp(rows, -half), half - exponents), exponents.numpy()
+    return torch.ldexp(torch.ldexp(rows, -half), half - exponents), exponents.cpu().numpy()
 
 
 #: Powers of two between which the sum of a row needs no scaling: those of float32.

@@ -65,7 +65,7 @@ class Predictions:
         for here in np.split(order, range(step, len(order), step)):
             labels, which = np.unique(found[here], return_inverse=True)
             apart = metric.distances([metric.labels[label] for label in labels], observed) ** exponent
-            costs[here] = np.einsum("ik,ik->i", rows[torch.from_numpy(here)].numpy(), apart[which])
+            costs[here] = np.einsum("ik,ik->i", rows[torch.from_numpy(here)].cpu().numpy(), apart[which])
         return cls(tuple(found.tolist()), tuple(metric.labels[i] for i in found), tuple(costs.tolist()))
 
     def save(self, path: str | Path) -> None:
