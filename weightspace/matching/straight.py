@@ -83,6 +83,14 @@ def straight_through(
     Source:
         ``"weight-matching"``: Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, section 3.3.
         ``"sinkhorn"``: Peña et al. 2023, https://arxiv.org/abs/2212.12042.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> spec = ws.derive_spec(task.network(), task.example_args)
+        >>> matching = ws.straight_through(spec, task, a, b, steps=2)  # few steps, for the example
+        >>> aligned = ws.permute(spec, matching.permutation, b)
     """
     if projection not in _RATES:
         raise unknown("projection", projection, _RATES)

@@ -53,6 +53,14 @@ class Soup:
         ingredients: numbers in the list that was given, from 0, in the order in which they were taken.
         scores: ``scores[k]`` is that of the soup of the first ``k + 1`` of them; the last is the soup's own.
         trials: every evaluation: the ingredients alone in the order given, then one soup after the other.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> states = [{"w": torch.tensor([x])} for x in (0.0, 1.0, 4.0)]
+        >>> soup = ws.greedy_soup(states, lambda state: -float((state["w"] - 0.5).abs()))
+        >>> soup.ingredients, soup.scores, soup.state["w"]
+        ((0, 1), (-0.5, -0.0), tensor([0.5000]))
     """
 
     state: StateDict
@@ -108,6 +116,14 @@ def greedy_soup(
 
     Source:
         Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, recipe 1.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> states = [{"w": torch.tensor([x])} for x in (0.0, 1.0, 4.0)]
+        >>> soup = ws.greedy_soup(states, lambda state: -float((state["w"] - 0.5).abs()))  # the score of a state dict
+        >>> soup.ingredients, soup.state["w"]
+        ((0, 1), tensor([0.5000]))
     """
     if tie not in get_args(Tie):
         raise unknown("choice for ties", tie, get_args(Tie))

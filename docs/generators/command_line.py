@@ -1,0 +1,141 @@
+"""The command line reference: the help of every command, written by click through a formatter of Markdown."""
+
+from __future__ import annotations
+
+import html
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import click
+
+from weightspace import cli
+
+#: An option in running text.
+_OPTION = re.compile(r"(?<![\w`-])(--[a-z][a-z-]*[a-z])")
+
+
+class _Markdown(click.HelpFormatter):
+    """Click's help as Markdown: sections are headings, lists of options are tables."""
+
+    def write_usage(self, prog: str, args: str = "", prefix: str | None = None) -> None:
+        """Write the usage as a block of code."""
+        del prefix
+        self.write(f"```text\n{prog} {args}\n```\n\n")
+
+    def write_heading(self, heading: str) -> None:
+        """Write the title of a section."""
+        self.write(f"## {heading}\n\n")
+
+    def write_paragraph(self) -> None:
+        """End a paragraph."""
+        self.write("\n")
+
+    def write_text(self, text: str) -> None:
+        """Write paragraphs; one that click must not wrap (``\\b``) holds examples."""
+        for paragraph in text.split("\n\n"):
+            first, *lines = paragraph.strip("\n").split("\n")
+            if first.strip() == "\b":
+                title, *commands = lines
+                block = textwrap.dedent("\n".join(commands))
+                self.write(f"{title.strip()}\n\n```text\n{block}\n```\n\n")
+            else:
+                self.write(_escaped(" ".join(line.strip() for line in (first, *lines))) + "\n\n")
+
+    def write_dl(self, rows: Sequence[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        """Write options and what they do."""
+        del col_max, col_spacing
+        self.write("| option | meaning |\n|---|---|\n")
+        for name, text in rows:
+            self.write(f"| `{name.replace('|', chr(92) + '|')}` | {_escaped(text)} |\n")
+        self.write("\n")
+
+    @contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        """Write a section."""
+        self.write_heading(name)
+        yield
+
+    @contextmanager
+    def indentation(self) -> Iterator[None]:
+        """Write the paragraphs of the description, which Markdown does not indent."""
+        yield
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    """Yield the path and the Markdown of every page, the overview first."""
+    yield "command-line/index.md", _overview()
+    context = click.Context(cli.main, info_name="weightspace")
+    for name in cli.COMMANDS:
+        command = cli.main.get_command(context, name)
+        assert command is not None
+        yield f"command-line/{name}.md", _page(command, click.Context(command, info_name=name, parent=context))
+
+
+def _page(command: click.Command, context: click.Context) -> str:
+    parts = [f"# `{context.command_path}`\n\n{_help(command, context)}"]
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            inner_context = click.Context(inner, info_name=name, parent=context)
+            lowered = _help(inner, inner_context).replace("\n## ", "\n### ")
+            parts.append(f"## `{inner_context.command_path}`\n\n{lowered}")
+    return "\n".join(parts)
+
+
+def _help(command: click.Command, context: click.Context) -> str:
+    formatter = _Markdown()
+    command.format_help(context, formatter)
+    return formatter.getvalue()
+
+
+def _escaped(text: str) -> str:
+    """Return text in which nothing is Markdown but code between backticks, and options are code."""
+    parts = re.split(r"(`[^`]+`)", text)
+    for index in range(0, len(parts), 2):
+        escaped = html.escape(parts[index], quote=False)
+        for sign in "|*_[":
+            escaped = escaped.replace(sign, f"\\{sign}")
+        parts[index] = _OPTION.sub(r"`\1`", escaped.replace("$", "&#36;"))
+    return "".join(parts)
+
+
+def _overview() -> str:
+    rows = "\n".join(f"| [`weightspace {name}`]({name}.md) | {text} |" for name, text in cli.COMMANDS.items())
+    return textwrap.dedent(
+        """\
+        # Command line
+
+        Results go to stdout, progress to stderr. A mistake in the input is one line and exit status 2. Every command
+        has `--help` with examples, and `--json` for scripts: its keys are listed under
+        [JSON output](../formats/json.md).
+
+        | command | does |
+        |---|---|
+        {rows}
+
+        ## Which network is it?
+
+        `--task NAME` knows its network. Otherwise `--network` names one: `torchvision:resnet18`, `timm:…`,
+        `open_clip:…`, `transformers:FOLDER` (built from its `config.json`) or `file.py:callable`. Options of the
+        builder follow after commas, as in `torchvision:resnet18,num_classes=10`. `--input 1,3,32,32` gives the shape of
+        the input where it is not known. Networks are built with random weights and nothing is downloaded.
+
+        ## Which files are read?
+
+        Checkpoints are safetensors files, Hugging Face folders (single or sharded) and torch files under any name
+        (`.pt`, `.ckpt`, `.pth.tar`). Their bytes decide, not their names, and nothing is unpickled. Sources of a merge
+        may also be URLs (`hf://org/model`, `s3://bucket/model`) and `MODEL+ADAPTER` with a PEFT LoRA folder.
+
+        ## Environment variables
+
+        | variable | meaning |
+        |---|---|
+        | `WEIGHTSPACE_CACHE` | cached downloads and evaluations; `~/.cache/weightspace` by default |
+        | `WEIGHTSPACE_DATA` | folder of the Fashion-MNIST files that `fashion-*` tasks read |
+        | `WEIGHTSPACE_WORDNET` | folder of WordNet's `data.noun` and `index.noun` |
+        | `RAY_ADDRESS` | the Ray cluster that `--executor ray` uses unless `--ray-address` names one |
+        """
+    ).format(rows=rows)
