@@ -19,7 +19,7 @@ DOCS = ROOT / "docs"
 BUILD = ROOT / "build" / "docs"
 sys.path.insert(0, str(DOCS))
 
-from generators import command_line, matching_methods, merge_methods, reference  # noqa: E402
+from generators import command_line, matching_methods, measurements, merge_methods, reference  # noqa: E402
 
 #: Folder of generated pages -> its generator.
 GENERATORS = {
@@ -27,6 +27,7 @@ GENERATORS = {
     "matching-methods": matching_methods.pages,
     "command-line": command_line.pages,
     "reference": reference.pages,
+    "measurements": measurements.pages,
 }
 
 
@@ -59,6 +60,8 @@ def configure(written: dict[str, list[str]]) -> str:
 def _tree(folder: str, paths: list[str]) -> list[object]:
     """Return the navigation of a folder of generated pages: its overview, then pages by name, by section in the API."""
     title = {path: Path(path).stem for path in paths}
+    if folder == "measurements":
+        return list(paths)
     if folder != "reference":
         return [paths[0], *({title[path]: path} for path in paths[1:])]
     sections = [

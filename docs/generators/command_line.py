@@ -48,7 +48,7 @@ class _Markdown(click.HelpFormatter):
         del col_max, col_spacing
         self.write("| option | meaning |\n|---|---|\n")
         for name, text in rows:
-            self.write(f"| `{name.replace('|', chr(92) + '|')}` | {_escaped(text)} |\n")
+            self.write(f"| `{name}` | {_escaped(text)} |\n")
         self.write("\n")
 
     @contextmanager

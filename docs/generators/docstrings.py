@@ -1,11 +1,8 @@
-"""Docstrings as Markdown: the few roles and directives of reStructuredText in them, and griffe's names of sections."""
+"""Docstrings as Markdown: the few roles and directives of reStructuredText in them, and the titles of sections."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
-
-import griffe
 
 _DISPLAYED = re.compile(r"^\.\. math:: *(.*(?:\n[ \t]+\S.*)*)", re.MULTILINE)
 _FORMULA = re.compile(r":math:`([^`]+)`")
@@ -18,12 +15,3 @@ def as_markdown(docstring: str) -> str:
     text = _DISPLAYED.sub(lambda found: f"$$ {' '.join(found[1].split())} $$", docstring)
     text = _FORMULA.sub(lambda found: f"${' '.join(found[1].split())}$", text)
     return _EXAMPLE.sub("Examples:", _ROLE.sub(r"`\1`", text))
-
-
-class Docstrings(griffe.Extension):
-    """Griffe extension: every docstring passes through ``as_markdown``."""
-
-    def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Rewrite the docstring of an object."""
-        if obj.docstring is not None:
-            obj.docstring.value = as_markdown(obj.docstring.value)

@@ -22,9 +22,15 @@ class Formula(InlineProcessor):
         self.display = display
 
     def handleMatch(self, m: re.Match[str], data: str) -> tuple[str | Element, int, int]:  # noqa: N802
-        """Return the formula as MathML, which the remaining steps of Markdown leave alone."""
+        """Return the formula as MathML, which the remaining steps of Markdown leave alone.
+
+        Raises:
+            ValueError: the converter does not know a command, which it would show as it is written.
+        """
         del data
         mathml = convert(" ".join(m[1].split()), display=self.display)
+        if "\\" in mathml:
+            raise ValueError(f"A command of the formula {m[1]!r} is not known.")
         return self.md.htmlStash.store(mathml), m.start(0), m.end(0)
 
 

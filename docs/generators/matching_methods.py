@@ -126,6 +126,6 @@ def _overview() -> str:
 
         Start with `weight-matching`: it needs no data and takes less than a second on small networks. Where the network
         has attention, matching by weights alone can raise the barrier; use `activation-matching` there. How the methods
-        compare on three tasks is measured in [Benchmarks](../benchmarks.md).
+        compare on three tasks is measured under [Claims of the papers](../claims.md).
         """
     ).format(two=rows(MATCHINGS), many=rows(MANY_MATCHINGS))

@@ -101,7 +101,7 @@ def _facts(row: Any) -> str:
     least, most = row.models
     models = "one, beside the base" if most == 1 and row.base != "none" else "one" if most == 1 else f"{least} or more"
     facts = {
-        "Computes": _code(row.formula),
+        "Computes": _plain(row.formula),
         "Source": _link(row.source),
         "Base": _BASE[row.base],
         "Models": f"exactly {least}" if least == most and most != 1 else models,
@@ -115,9 +115,9 @@ def _facts(row: Any) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())])
 
 
-def _code(text: str) -> str:
-    """Return text as code in a table."""
-    return f"`{text}`".replace("|", "\\|")
+def _plain(text: str) -> str:
+    """Return text for a cell of a table, in which nothing is Markdown."""
+    return text.replace("_", "\\_").replace("*", "\\*").replace("|", "&#124;")
 
 
 def _link(source: str) -> str:
@@ -128,11 +128,11 @@ def _link(source: str) -> str:
 def _parameters(row: Any) -> str:
     if not row.parameters:
         return "None besides the weights." if row.weighted else "None."
-    lines = ["| name | default | values | per model | meaning |", "|---|---|---|---|---|"]
+    lines = ["| name | meaning | default | values | per model |", "|---|---|---|---|---|"]
     for parameter in row.parameters:
         default = "must be given" if parameter.default is None else f"`{_yaml(parameter.default)}`"
         per_model = "yes" if parameter.per_model else "no"
-        lines.append(f"| `{parameter.name}` | {default} | {_values(parameter)} | {per_model} | {parameter.help} |")
+        lines.append(f"| `{parameter.name}` | {parameter.help} | {default} | {_values(parameter)} | {per_model} |")
     return "\n".join(lines)
 
 
@@ -181,7 +181,7 @@ def _command(row: Any) -> str:
 
 def _overview() -> str:
     rows = "\n".join(
-        f"| [`{row.name}`]({row.name}.md) | {_code(row.formula)} | {row.base} | {_link(row.source)} |"
+        f"| [`{row.name}`]({row.name}.md) | {_plain(row.formula)} | {row.base} | {_link(row.source)} |"
         for row in METHODS.values()
     )
     return textwrap.dedent(
