@@ -87,7 +87,12 @@ def _page(command: click.Command, context: click.Context) -> str:
 
 def _help(command: click.Command, context: click.Context) -> str:
     formatter = _Markdown()
-    command.format_help(context, formatter)
+    if isinstance(command, click.Group):  # its commands follow on the page
+        command.format_usage(context, formatter)
+        command.format_help_text(context, formatter)
+        click.Command.format_options(command, context, formatter)
+    else:
+        command.format_help(context, formatter)
     return formatter.getvalue()
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from generators.docstrings import as_markdown
+import weightspace as ws
+from generators.docstrings import as_markdown, sections
 from weightspace.matching import MANY_MATCHINGS, MATCHINGS
 
-#: Method -> the public function that implements it, where it has one of its own.
+#: Method -> the public function that implements it, or its last step.
 _FUNCTIONS = {
     "weight-matching": "weight_matching",
     "activation-matching": "activation_matching",
+    "activation-then-weights": "weight_matching",
     "straight-through": "straight_through",
     "straight-through-sinkhorn": "straight_through",
     "sinkhorn-midpoint": "sinkhorn_rebasin",
@@ -61,17 +64,17 @@ def example(row: Any, *, several: bool) -> str:
 
 
 def _page(row: Any, *, several: bool) -> str:
-    function = _FUNCTIONS.get(row.name)
+    name = _FUNCTIONS[row.name]
+    function = getattr(ws, name)
+    described = sections(inspect.getdoc(function) or "")
     preset = ", ".join(f"`{name}={value!r}`" for name, value in row.preset.items())
     facts = {
         "Networks": "two or more" if several else "two: a target that stays, and a source that is permuted",
         "Needs data": "yes, a task" if row.needs_task else "no",
         "`objective`": row.objective,
-        "Options": ", ".join(f"`{option}`" for option in row.options) or "none",
         "Source": as_markdown(_linked(row.source)),
     }
-    if function:
-        facts["Function"] = f"[`ws.{function}`][weightspace.{function}]" + (f" with {preset}" if preset else "")
+    facts["Function"] = f"[`ws.{name}`][weightspace.{name}]" + (f" with {preset}" if preset else "")
     networks = "a.safetensors b.safetensors" + (" c.safetensors" if several else "")
     output = "permutations" if several else "b_to_a.safetensors"
     return "\n\n".join(
@@ -79,6 +82,9 @@ def _page(row: Any, *, several: bool) -> str:
             f"# `{row.name}`",
             f"{row.summary[0].upper()}{row.summary[1:]}.",
             "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]),
+            described.text,
+            "## Options",
+            _options(row, function, described.arguments),
             "## From Python",
             f"```python\n{example(row, several=several)}\n```",
             "Training for two epochs"
@@ -88,6 +94,17 @@ def _page(row: Any, *, several: bool) -> str:
             f"```text\nweightspace match {networks} --method {row.name} --task digits-mlp -o {output}\n```",
         ]
     )
+
+
+def _options(row: Any, function: Callable[..., Any], meanings: Mapping[str, str]) -> str:
+    """Return the table of a method's options, with the seed, which all have."""
+    lines = ["| name | meaning | default |", "|---|---|---|"]
+    for option in ("seed", *row.options):
+        default = inspect.signature(function).parameters[option].default
+        lines.append(
+            f"| `{option}` | {meanings[option]} | {'chosen by the method' if default is None else f'`{default}`'} |"
+        )
+    return "\n".join(lines)
 
 
 def _linked(source: str) -> str:

@@ -83,7 +83,7 @@ def _page(row: Any) -> str:
             summary,
             rest,
             _facts(row),
-            f"The same module implements {', '.join(others)}." if others else "",
+            f"See also {', '.join(others)}." if others else "",
             "## Parameters",
             _parameters(row),
             "## From Python",

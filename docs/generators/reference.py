@@ -116,9 +116,11 @@ def _overview() -> str:
     ]
     for section, names in SECTIONS.items():
         rows = "\n".join(f"| [`ws.{name}`]({name}.md) | {_summary(name)} |" for name in names)
-        parts.append(f"## {section}\n\n| name | |\n|---|---|\n{rows}\n")
+        parts.append(f"## {section}\n\n| name | summary |\n|---|---|\n{rows}\n")
     rows = "\n".join(f"| [`weightspace.{name}`](packages/{name}.md) | {_summary(name)} |" for name in packages())
-    parts.append(f"## Subpackages\n\nFurther names, for less common needs.\n\n| package | |\n|---|---|\n{rows}\n")
+    parts.append(
+        f"## Subpackages\n\nFurther names, for less common needs.\n\n| package | summary |\n|---|---|\n{rows}\n"
+    )
     return "\n".join(parts)
 
 
