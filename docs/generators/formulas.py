@@ -28,7 +28,8 @@ class Formula(InlineProcessor):
             ValueError: the converter does not know a command, which it would show as it is written.
         """
         del data
-        mathml = convert(" ".join(m[1].split()), display=self.display)
+        latex = re.sub(r"\\arg\s*\\(min|max)\b", r"\\operatorname{arg\1}", " ".join(m[1].split()))
+        mathml = convert(latex, display=self.display)
         if "\\" in mathml:
             raise ValueError(f"A command of the formula {m[1]!r} is not known.")
         return self.md.htmlStash.store(mathml), m.start(0), m.end(0)
