@@ -28,7 +28,7 @@ class Formula(InlineProcessor):
             ValueError: the converter does not know a command, which it would show as it is written.
         """
         del data
-        latex = re.sub(r"\\arg\s*\\(min|max)\b", r"\\operatorname{arg\1}", " ".join(m[1].split()))
+        latex = re.sub(r"\\arg\s*\\(min|max)(?![A-Za-z])", r"\\operatorname{arg\1}", " ".join(m[1].split()))
         mathml = convert(latex, display=self.display)
         if "\\" in mathml:
             raise ValueError(f"A command of the formula {m[1]!r} is not known.")
