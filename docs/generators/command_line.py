@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
@@ -109,38 +110,5 @@ def _escaped(text: str) -> str:
 
 def _overview() -> str:
     rows = "\n".join(f"| [`weightspace {name}`]({name}.md) | {text} |" for name, text in cli.COMMANDS.items())
-    return textwrap.dedent(
-        """\
-        # Command line
-
-        Results go to stdout, progress to stderr. A mistake in the input is one line and exit status 2. Every command
-        has `--help` with examples, and `--json` for scripts: its keys are listed under
-        [JSON output](../formats/json.md).
-
-        | command | does |
-        |---|---|
-        {rows}
-
-        ## Which network is it?
-
-        `--task NAME` knows its network. Otherwise `--network` names one: `torchvision:resnet18`, `timm:…`,
-        `open_clip:…`, `transformers:FOLDER` (built from its `config.json`) or `file.py:callable`. Options of the
-        builder follow after commas, as in `torchvision:resnet18,num_classes=10`. `--input 1,3,32,32` gives the shape of
-        the input where it is not known. Networks are built with random weights and nothing is downloaded.
-
-        ## Which files are read?
-
-        Checkpoints are safetensors files, Hugging Face folders (single or sharded) and torch files under any name
-        (`.pt`, `.ckpt`, `.pth.tar`). Their bytes decide, not their names, and nothing is unpickled. Sources of a merge
-        may also be URLs (`hf://org/model`, `s3://bucket/model`) and `MODEL+ADAPTER` with a PEFT LoRA folder.
-
-        ## Environment variables
-
-        | variable | meaning |
-        |---|---|
-        | `WEIGHTSPACE_CACHE` | cached downloads and evaluations; `~/.cache/weightspace` by default |
-        | `WEIGHTSPACE_DATA` | folder of the Fashion-MNIST files that `fashion-*` tasks read |
-        | `WEIGHTSPACE_WORDNET` | folder of WordNet's `data.noun` and `index.noun` |
-        | `RAY_ADDRESS` | the Ray cluster that `--executor ray` uses unless `--ray-address` names one |
-        """
-    ).format(rows=rows)
+    written = Path(__file__).parents[1] / "pages" / "command-line" / "index.md"
+    return written.read_text(encoding="utf-8").replace("<!-- commands -->", rows)

@@ -4,16 +4,16 @@ import importlib
 import re
 from pathlib import Path
 
+import build_docs
 import pytest
 
-import build
 import weightspace as ws
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
-    build.assemble(folder)
+    build_docs.assemble(folder)
     return folder
 
 
@@ -35,7 +35,7 @@ def test_pictures_are_there_and_none_comes_from_a_server(pages: Path) -> None:
 
 def test_pages_refer_to_public_names_only() -> None:
     keys = {("labels", "kind"), ("labels", "names"), ("labels", "root")}  # of metadata
-    for page in (build.DOCS / "pages").rglob("*.md"):
+    for page in (build_docs.DOCS / "pages").rglob("*.md"):
         found = set(re.findall(r"weightspace\.([a-z]\w*)\.(\w+)", page.read_text(encoding="utf-8")))
         for package, name in found - keys:
             module = importlib.import_module(f"weightspace.{package}")

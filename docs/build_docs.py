@@ -1,6 +1,6 @@
 """Build the documentation: the pages of docs/pages and those generated from the library, as a site in build/docs/site.
 
-Run ``python docs/build.py`` after ``pip install -e ".[docs]"``. It needs no network: the theme, its fonts and the
+Run ``python docs/build_docs.py`` after ``pip install -e ".[docs]"``. It needs no network: the theme, its fonts and the
 formulas come from the machine.
 """
 
