@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 import textwrap
 from collections.abc import Iterator
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 from generators.docstrings import as_markdown
 from weightspace import METHODS
-from weightspace.merging.methods.loading import load_function
 
 _BASE = {
     "required": "required",
     "optional": "optional",
-    "end": "required: the end $t = 0$ of the path; without one, the first of two models",
+    "end": "the end $t = 0$ of the path; without a base, the first of two models",
     "none": "not used",
 }
+_NUMBERS = {1: "one", 2: "two", 3: "three"}
 #: Columns of a block of code on a page.
 _WIDTH = 76
 _GRAIN = {
@@ -72,9 +76,9 @@ def _given(row: Any) -> dict[str, Any]:
 
 
 def _page(row: Any) -> str:
-    module = inspect.getmodule(load_function(row))
+    module = _modules()[row.name]
     summary, _, rest = as_markdown(inspect.getdoc(module) or "").partition("\n\n")
-    family = [other.name for other in METHODS.values() if inspect.getmodule(load_function(other)) is module]
+    family = [name for name, other in _modules().items() if other is module]
     others = [f"[`{name}`]({name}.md)" for name in family if name != row.name]
     return "\n\n".join(
         part
@@ -89,7 +93,7 @@ def _page(row: Any) -> str:
             "## From Python",
             f"```python\n{example(row)}\n```",
             "## Recipe",
-            f"```yaml\n{_recipe(row)}\n```",
+            f"```yaml\n{recipe(row)}\n```",
             "## Command line",
             f"```text\n{_command(row)}\n```",
         )
@@ -97,15 +101,29 @@ def _page(row: Any) -> str:
     )
 
 
+@cache
+def _modules() -> dict[str, ModuleType]:
+    """Return the module of every method: the one of the package of methods that defines a function of its name."""
+    package = importlib.import_module("weightspace.merging.methods")
+    names = [entry.name for entry in pkgutil.iter_modules(package.__path__)]
+    found = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
+    return {name: next(module for module in found if _defines(module, name)) for name in METHODS}
+
+
+def _defines(module: ModuleType, name: str) -> bool:
+    return getattr(vars(module).get(name), "__module__", None) == module.__name__
+
+
 def _facts(row: Any) -> str:
     least, most = row.models
-    models = "one, beside the base" if most == 1 and row.base != "none" else "one" if most == 1 else f"{least} or more"
+    beside = ", beside the base" if row.base != "none" else ""
+    models = f"one{beside}" if most == 1 else f"{_NUMBERS[least]} or more"
     facts = {
         "Computes": _plain(row.formula),
         "Source": _link(row.source),
         "Base": _BASE[row.base],
-        "Models": f"exactly {least}" if least == most and most != 1 else models,
-        "Weights per model": "yes" if row.weighted else "no",
+        "Models": f"exactly {_NUMBERS[least]}" if least == most and most != 1 else models,
+        "Weights": "`weight` in recipes, `weights=` from Python, `--weights`" if row.weighted else "none",
         "Processes": _GRAIN[row.grain],
     }
     if row.evidence:
@@ -132,7 +150,9 @@ def _parameters(row: Any) -> str:
     for parameter in row.parameters:
         default = "must be given" if parameter.default is None else f"`{_yaml(parameter.default)}`"
         per_model = "yes" if parameter.per_model else "no"
-        lines.append(f"| `{parameter.name}` | {parameter.help} | {default} | {_values(parameter)} | {per_model} |")
+        lines.append(
+            f"| `{parameter.name}` | {_plain(parameter.help)} | {default} | {_values(parameter)} | {per_model} |"
+        )
     return "\n".join(lines)
 
 
@@ -143,14 +163,16 @@ def _values(parameter: Any) -> str:
         return "`true`, `false`"
     low, high = parameter.low, parameter.high
     bounded = [text for text, bound in ((f"≥ {low:g}", low), (f"≤ {high:g}", high)) if abs(bound) < 1e18]
-    return ("integer " if isinstance(parameter.default, int) else "number ") + ", ".join(bounded)
+    kind = "integer" if isinstance(parameter.default, int) else "number"
+    return " ".join([kind, ", ".join(bounded)]).strip()
 
 
 def _yaml(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _recipe(row: Any) -> str:
+def recipe(row: Any) -> str:
+    """Return a recipe of two models, or of one where the method takes one."""
     names = ["finetuned"] if row.models[1] == 1 else ["math", "code"]
     lines = [f"merge_method: {row.name}"]
     lines += ["base_model: base"] if row.base in ("required", "end") else []
@@ -158,6 +180,7 @@ def _recipe(row: Any) -> str:
     for name, weight in zip(names, (0.6, 0.4), strict=False):
         lines.append(f"  - model: {name}")
         lines += [f"    parameters: {{weight: {weight}}}"] if row.weighted and len(names) == 2 else []
+        lines += [f"    evidence: {name}-{row.evidence}.safetensors"] if row.evidence else []
     given = _given(row)
     lines += ["parameters:", *(f"  {name}: {_yaml(value)}" for name, value in given.items())] if given else []
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from generators import matching_methods, merge_methods, reference
 import weightspace as ws
 from weightspace import cli
 from weightspace.matching import MANY_MATCHINGS, MATCHINGS
+from weightspace.merging.recipe import parse_recipe
 
 PAGES = Path(__file__).parents[2] / "docs" / "pages"
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -67,3 +68,9 @@ def test_the_example_of_a_matching_method_runs(row: object) -> None:
 @pytest.mark.parametrize("name", reference.DATA)
 def test_the_example_of_a_name_without_docstring_runs(name: str) -> None:
     run(reference.DATA[name], name)
+
+
+@pytest.mark.parametrize("name", ws.METHODS)
+def test_the_recipe_of_a_merge_method_is_one(name: str) -> None:
+    recipe = parse_recipe(merge_methods.recipe(ws.METHODS[name]), name)
+    assert recipe.method == name
