@@ -45,7 +45,7 @@ def example(row: Any, *, several: bool) -> str:
         "import weightspace as ws",
         f"from weightspace.matching import {'run_many' if several else 'run_matching'}",
         "",
-        'task = ws.load_task("digits-mlp")',
+        'task = ws.load_task("digits-cnn")',
         "spec = ws.derive_spec(task.network(), task.example_args)",
         f"{names} = (ws.train(task, seed, epochs=2) for seed in range({len(names.split())}))",
         "",
@@ -91,7 +91,7 @@ def _page(row: Any, *, several: bool) -> str:
             + (" and two steps of the search keep" if "steps" in row.options else " keeps")
             + " the example short; leave these arguments out for real networks.",
             "## Command line",
-            f"```text\nweightspace match {networks} --method {row.name} --task digits-mlp -o {output}\n```",
+            f"```text\nweightspace match {networks} --method {row.name} --task digits-cnn -o {output}\n```",
         ]
     )
 
