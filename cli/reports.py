@@ -1,7 +1,7 @@
 """What a command tells of its run: one JSON object with the same first keys everywhere, or the files that it wrote.
 
-The keys are documented in docs/json.md. ``SCHEMA`` grows when one of them is renamed, removed, or means something else;
-new keys do not change it.
+The keys are documented in docs/pages/formats/json.md. ``SCHEMA`` grows when one of them is renamed, removed, or means
+something else; new keys do not change it.
 """
 
 from __future__ import annotations

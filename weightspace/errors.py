@@ -7,6 +7,14 @@ class WeightspaceError(Exception):
     """Any mistake in the input that the library recognises; the command line prints it as one line.
 
     Whatever the input holds, the message is one line of fewer than 500 characters, none of which drives a terminal.
+
+    Example:
+        >>> import weightspace as ws
+        >>> try:
+        ...     ws.load_task("digits-mpl")
+        ... except ws.WeightspaceError as error:
+        ...     print(error)  # doctest: +ELLIPSIS
+        Unknown task 'digits-mpl'...
     """
 
     def __init__(self, *args: object) -> None:
@@ -14,12 +22,41 @@ class WeightspaceError(Exception):
 
 
 class CheckpointError(WeightspaceError):
-    """A checkpoint cannot be read, written or used beside another one."""
+    """A checkpoint cannot be read, written or used beside another one.
+
+    Example:
+        >>> import weightspace as ws
+        >>> try:
+        ...     ws.load_checkpoint("missing.safetensors")
+        ... except ws.CheckpointError:
+        ...     print("no such checkpoint")
+        no such checkpoint
+    """
 
 
 class SpecError(WeightspaceError):
-    """A permutation spec cannot be derived, is not verified, or does not fit a network or checkpoint."""
+    """A permutation spec cannot be derived, is not verified, or does not fit a network or checkpoint.
+
+    Example:
+        >>> import weightspace as ws
+        >>> from pathlib import Path
+        >>> _ = Path("spec.yaml").write_text("groups: {}")
+        >>> try:
+        ...     ws.PermutationSpec.load("spec.yaml")
+        ... except ws.SpecError:
+        ...     print("not a permutation spec")
+        not a permutation spec
+    """
 
 
 class WeightspaceWarning(UserWarning):
-    """Something that the library decided and a user may want otherwise; the command line prints it as one line."""
+    """Something that the library decided and a user may want otherwise; the command line prints it as one line.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> import warnings
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", ws.WeightspaceWarning)  # turn decisions of the library into errors
+        ...     state = ws.merge([{"w": torch.zeros(2)}, {"w": torch.ones(2)}])
+    """

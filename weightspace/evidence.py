@@ -60,6 +60,13 @@ def collect_evidence(
     Source:
         Jin et al. 2023, https://arxiv.org/abs/2212.09849, section 3; Matena and Raffel 2022,
         https://arxiv.org/abs/2111.09832, section 3.2.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> fisher = [ws.collect_evidence(task, state, "fisher", examples=32) for state in (a, b)]
+        >>> merged = ws.merge([a, b], "fisher", evidence=fisher)
     """
     if kind not in KINDS:
         raise unknown("kind of evidence", kind, KINDS)

@@ -68,6 +68,13 @@ def load_network(
 
     Raises:
         WeightspaceError: an unknown source or option, a package that isn't installed, or a builder that fails.
+
+    Example:
+        >>> import weightspace as ws
+        >>> network = ws.load_network("torchvision:resnet18,num_classes=10")
+        >>> spec = ws.derive_spec(network.module, network.example_args)
+        >>> len(spec.groups)
+        12
     """
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):

@@ -16,7 +16,7 @@ import weightspace as ws
 from weightspace import cli
 from weightspace.demo import DemoReport
 
-DOCUMENTED = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
+DOCUMENTED = (Path(__file__).parents[2] / "docs" / "pages" / "formats" / "json.md").read_text()
 TASK = """
 import torch
 from torch import nn

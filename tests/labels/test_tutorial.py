@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorials" / "training_through_the_rule.md"
+TUTORIAL = Path(__file__).parents[2] / "docs" / "pages" / "tutorials" / "training-through-the-rule.md"
 
 
 def test_the_tutorial_runs_and_its_figures_are_those_of_the_text() -> None:

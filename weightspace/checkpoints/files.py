@@ -60,6 +60,13 @@ def load_checkpoint(
     Raises:
         CheckpointError: the checkpoint is missing, damaged, ambiguous, needs code to be unpickled, or is not
             finite.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> ws.save_checkpoint({"w": torch.arange(3.0)}, "model.safetensors")
+        >>> ws.load_checkpoint("model.safetensors")
+        {'w': tensor([0., 1., 2.])}
     """
     path = fetched_path(path)
     with one_line_errors(path, "read"):
@@ -118,6 +125,13 @@ def save_checkpoint(
     Raises:
         CheckpointError: a tensor cannot be stored, or the disk refuses (it is full, read-only, …); the old
             file is intact.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> ws.save_checkpoint({"w": torch.arange(3.0)}, "model.safetensors", metadata={"note": "three numbers"})
+        >>> ws.load_checkpoint("model.safetensors")
+        {'w': tensor([0., 1., 2.])}
     """
     check_named(path)
     path = Path(path)

@@ -36,6 +36,12 @@ def barrier(curve: Curve, *, baseline: Baseline = "linear", score: Score = "loss
     Source:
         Frankle et al. 2020, https://arxiv.org/abs/1912.05671, section 2; Ainsworth et al. 2023,
         https://arxiv.org/abs/2209.04836, definition 2.1.
+
+    Example:
+        >>> import weightspace as ws
+        >>> curve = ws.Curve(positions=(0, 0.5, 1), loss=(0.25, 1.25, 0.75))
+        >>> ws.barrier(curve)
+        0.75
     """
     for kind, found, known in (("baseline", baseline, Baseline), ("score", score, Score)):
         if found not in get_args(known):

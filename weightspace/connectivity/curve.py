@@ -34,6 +34,15 @@ class Curve:
 
     Raises:
         WeightspaceError: the lengths differ.
+
+    Example:
+        >>> import weightspace as ws
+        >>> curve = ws.Curve(positions=(0, 0.5, 1), loss=(0.25, 1.25, 0.75), accuracy=(0.9, 0.5, 0.8))
+        >>> ws.barrier(curve), round(ws.barrier(curve, score="accuracy"), 2)
+        (0.75, 0.35)
+        >>> curve.save("curve.json")
+        >>> ws.Curve.load("curve.json") == curve
+        True
     """
 
     positions: tuple[float, ...]

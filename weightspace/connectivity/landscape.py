@@ -80,6 +80,14 @@ def loss_plane(
 
     Source:
         Garipov et al. 2018, https://arxiv.org/abs/1802.10026, figure 1.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b, c = (ws.train(task, seed, epochs=1) for seed in (0, 1, 2))
+        >>> plane = ws.loss_plane(task, a, b, c, resolution=2)
+        >>> plane.models
+        ('a', 'b', 'c')
     """
     _check_settings(names, resolution, margin, statistics)
     states = (a, b, c)

@@ -64,6 +64,16 @@ def barrier_matrix(
 
     Source:
         Frankle et al. 2020, https://arxiv.org/abs/1912.05671, section 2.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> matrix = ws.barrier_matrix(task, [a, b], names=["a", "b"], points=3)
+        >>> matrix.models
+        ('a', 'b')
+        >>> matrix.barrier[0][1] == matrix.barrier[1][0]
+        True
     """
     models = tuple(map(str, range(len(states)) if names is None else names))
     if len(models) != len(states):

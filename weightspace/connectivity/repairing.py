@@ -78,6 +78,14 @@ def repair(
     Source:
         Jordan et al. 2023, https://arxiv.org/abs/2211.08403; BatchNorm's reset on paths
         Izmailov et al. 2018, https://arxiv.org/abs/1803.05407.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> midpoint = ws.repair(task, a, b, 0.5)
+        >>> list(midpoint) == list(a)
+        True
     """
     if method not in get_args(RepairMethod):
         raise unknown("method of repair", method, get_args(RepairMethod))

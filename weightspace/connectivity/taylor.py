@@ -61,6 +61,13 @@ def taylor_barrier(task: Task, a: StateDict, b: StateDict, *, split: Split = "tr
     Source:
         derived; that the estimate fails after weight matching is the observation of Ito, Yamada, Kumagai 2024,
         https://arxiv.org/abs/2402.04051.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> ws.taylor_barrier(task, a, b) >= 0
+        True
     """
     network = blank_network(task)
     for state, name in ((a, "a"), (b, "b")):

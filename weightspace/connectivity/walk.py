@@ -70,6 +70,14 @@ def loss_curve(
     Source:
         Frankle et al. 2020, https://arxiv.org/abs/1912.05671, section 2; for ``"reset"`` and ``"repair"``
         Jordan et al. 2023, https://arxiv.org/abs/2211.08403.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> curve = ws.loss_curve(task, a, b, points=3)
+        >>> curve.positions, curve.loss[1] > curve.loss[0]
+        ((0.0, 0.5, 1.0), True)
     """
     if points < 2:
         raise WeightspaceError(f"A curve needs two points or more, the two ends; found {points}.")

@@ -36,6 +36,15 @@ class FrechetClassifier(ClassifierMixin, BaseEstimator):
     Attributes:
         estimator_: the fitted clone.
         classes_: the labels that can be predicted.
+
+    Example:
+        >>> import weightspace as ws
+        >>> from sklearn.linear_model import LogisticRegression
+        >>> metric = ws.LabelMetric.from_tree({"animal": "entity", "cat": "animal", "dog": "animal", "car": "entity"})
+        >>> X, y = [[0.0, 0.0], [0.0, 1.0], [5.0, 0.5]], ["cat", "dog", "car"]
+        >>> classifier = ws.FrechetClassifier(LogisticRegression(), metric).fit(X, y)
+        >>> classifier.predict([[0.0, 0.5]]).tolist()  # as near to a cat as to a dog
+        ['animal']
     """
 
     def __init__(

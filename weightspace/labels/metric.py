@@ -41,6 +41,15 @@ class LabelMetric:
         labels: the names, in the order of the positions that predictions are.
         geometry: where the distances come from.
         root: the label at the top of a tree that was made from parents, else None.
+
+    Example:
+        >>> import weightspace as ws
+        >>> metric = ws.LabelMetric.from_tree({"animal": "entity", "cat": "animal", "dog": "animal", "car": "entity"})
+        >>> positions = metric.predict([[0.5, 0.4, 0.1], [0.0, 0.1, 0.9]], observed=["cat", "dog", "car"])
+        >>> [metric.labels[position] for position in positions]
+        ['animal', 'car']
+        >>> metric.distances(["cat"], ["dog", "car"])
+        array([[2., 3.]])
     """
 
     def __init__(

@@ -74,6 +74,17 @@ def activation_matching(
     Source:
         Li et al. 2016, https://arxiv.org/abs/1511.07543; as a matching for merging Ainsworth et al. 2023,
         https://arxiv.org/abs/2209.04836, section 3.1.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> spec = ws.derive_spec(task.network(), task.example_args)
+        >>> networks = [task.network(), task.network()]
+        >>> for network, state in zip(networks, (a, b), strict=True):
+        ...     _ = network.load_state_dict(state)
+        >>> matching = ws.activation_matching(spec, *networks, task.batches("train", 0))
+        >>> aligned = ws.permute(spec, matching.permutation, b)
     """
     if unseen not in get_args(Unseen):
         raise unknown("choice for unseen groups", unseen, get_args(Unseen))

@@ -23,6 +23,15 @@ class Matching:
             every sweep; it never falls.
         l2_reduction: 1 − ‖a − π(b)‖ / ‖a − b‖ over all parameters, statistics excluded; 0 for equal networks.
         converged: whether the method ended by itself, and not at a limit of its steps.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> spec = ws.derive_spec(task.network(), task.example_args)
+        >>> matching = ws.weight_matching(spec, a, b, seed=0)
+        >>> matching.converged, matching.objective[-1] > matching.objective[0], matching.l2_reduction > 0
+        (True, True, True)
     """
 
     permutation: Permutation

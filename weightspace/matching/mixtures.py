@@ -69,6 +69,15 @@ def straight_through_many(
 
     Source:
         Ito et al. 2025, https://proceedings.mlr.press/v267/ito25a.html, algorithm 1.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> spec = ws.derive_spec(task.network(), task.example_args)
+        >>> matching = ws.straight_through_many(spec, task, [a, b], steps=2)  # few steps, for the example
+        >>> len(matching.permutations)
+        2
     """
     schedule = Schedule(steps, learning_rate, every)
     basin = Basin(spec, states)

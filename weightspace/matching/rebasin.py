@@ -76,6 +76,14 @@ def sinkhorn_rebasin(
 
     Source:
         Peña et al. 2023, https://arxiv.org/abs/2212.12042.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> spec = ws.derive_spec(task.network(), task.example_args)
+        >>> matching = ws.sinkhorn_rebasin(spec, None, a, b, loss="l2", steps=2)  # few steps, for the example
+        >>> aligned = ws.permute(spec, matching.permutation, b)
     """
     _check_loss(loss, task)
     schedule = Schedule(steps, learning_rate, every)

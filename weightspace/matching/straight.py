@@ -84,6 +84,14 @@ def straight_through(
 
     Source:
         Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, section 3.3; Peña et al. 2023, https://arxiv.org/abs/2212.12042.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> spec = ws.derive_spec(task.network(), task.example_args)
+        >>> matching = ws.straight_through(spec, task, a, b, steps=2)  # few steps, for the example
+        >>> aligned = ws.permute(spec, matching.permutation, b)
     """
     _check_projection(projection, start)
     schedule = Schedule(steps, _RATES[projection] if learning_rate is None else learning_rate, every)

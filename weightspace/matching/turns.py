@@ -47,6 +47,17 @@ def merge_many(
 
     Source:
         Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, algorithm 3.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> spec = ws.derive_spec(network, (torch.zeros(1, 4),))
+        >>> a = network.state_dict()
+        >>> b, c = (ws.permute(spec, ws.Permutation.random(spec, seed=seed), a) for seed in (1, 2))
+        >>> matching = ws.merge_many(spec, [a, b, c])
+        >>> torch.allclose(matching.merged["0.weight"], a["0.weight"])  # all three are permuted copies of one network
+        True
     """
     if max_sweeps < 1:
         raise WeightspaceError(f"max_sweeps must be at least 1, got {max_sweeps}.")

@@ -73,6 +73,17 @@ def cycle_consistent(
 
     Source:
         Crisostomi et al. 2024, https://arxiv.org/abs/2405.17897, with another line search, start and rounding.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> spec = ws.derive_spec(network, (torch.zeros(1, 4),))
+        >>> a = network.state_dict()
+        >>> b, c = (ws.permute(spec, ws.Permutation.random(spec, seed=seed), a) for seed in (1, 2))
+        >>> matching = ws.cycle_consistent(spec, [a, b, c])
+        >>> torch.allclose(matching.merged["0.weight"], a["0.weight"])  # all three are permuted copies of one network
+        True
     """
     for name, limit in (("max_steps", max_steps), ("max_sweeps", max_sweeps)):
         if limit < 1:

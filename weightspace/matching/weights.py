@@ -64,6 +64,18 @@ def weight_matching(
 
     Source:
         Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, algorithm 1.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> spec = ws.derive_spec(network, (torch.zeros(1, 4),))
+        >>> a = network.state_dict()
+        >>> b = ws.permute(spec, ws.Permutation.random(spec, seed=0), a)
+        >>> matching = ws.weight_matching(spec, a, b)
+        >>> aligned = ws.permute(spec, matching.permutation, b)
+        >>> torch.equal(aligned["0.weight"], a["0.weight"])  # the planted permutation is undone
+        True
     """
     for name, number, least in (("max_sweeps", max_sweeps, 1), ("restarts", restarts, 0), ("threads", threads, 1)):
         if number is not None and number < least:

@@ -123,6 +123,16 @@ def merge_files(
             is made from, or is being written by another merge.
         WeightspaceError: the recipe, the method, a parameter or the weights don't fit; the memory does not suffice;
             integer tensors differ; a tensor or the result holds NaN or infinity.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> for name, value in {"base": 0.0, "math": 1.0, "code": 3.0}.items():
+        ...     ws.save_checkpoint({"w": torch.full((2,), value)}, f"{name}.safetensors")
+        >>> models = ["math.safetensors", "code.safetensors"]
+        >>> report = ws.merge_files(models, "merged.safetensors", method="task_arithmetic", base="base.safetensors")
+        >>> ws.load_checkpoint("merged.safetensors")
+        {'w': tensor([4., 4.])}
     """
     if is_url(out):
         raise CheckpointError(f"{out} is a URL; expected a local path to write to. Merge to a local path and copy it.")

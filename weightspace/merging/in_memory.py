@@ -60,6 +60,18 @@ def merge(
         CheckpointError: names or shapes differ, or a tensor is float in one model and integer in another.
         WeightspaceError: the method, a parameter or the weights don't fit, integer tensors differ, a tensor
             or the result holds NaN or infinity, or evidence speaks of parts of a weight under weight norm.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> base = {"w": torch.tensor([1.0, 1.0])}
+        >>> math, code = {"w": torch.tensor([2.0, 1.0])}, {"w": torch.tensor([1.0, 3.0])}
+        >>> ws.merge([math, code], weights=[0.5, 0.5])
+        {'w': tensor([1.5000, 2.0000])}
+        >>> ws.merge([math, code], "task_arithmetic", base=base)
+        {'w': tensor([2., 3.])}
+        >>> ws.merge([math, code], "ties", base=base, parameters={"density": 0.5})
+        {'w': tensor([2., 3.])}
     """
     row = find_method(method)
     _check_models(states, base)

@@ -43,6 +43,12 @@ def interpolate(a: StateDict, b: StateDict, position: float) -> StateDict:
     Raises:
         CheckpointError: names or shapes differ.
         WeightspaceError: the position isn't finite, or integer tensors differ.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> ws.interpolate({"w": torch.tensor([0.0, 2.0])}, {"w": torch.tensor([1.0, 4.0])}, 0.25)
+        {'w': tensor([0.2500, 2.5000])}
     """
     check_compatible(a, b)
     check_is_model(a, "a")

@@ -76,6 +76,16 @@ def reproduce(
     Raises:
         CheckpointError: there is no recipe in the metadata, they are damaged, or as ``merge_files``.
         WeightspaceError: the merge was aligned, or finished, in another way; or it needs code that is not allowed.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> for seed in (0, 1):
+        ...     state = {"w": torch.randn(8, 8, generator=torch.Generator().manual_seed(seed))}
+        ...     ws.save_checkpoint(state, f"{seed}.safetensors")
+        >>> report = ws.merge_files(["0.safetensors", "1.safetensors"], "merged.safetensors")
+        >>> ws.reproduce("merged.safetensors").equal
+        True
     """
     path = Path(out)
     metadata = load_metadata(path)

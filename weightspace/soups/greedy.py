@@ -65,6 +65,14 @@ class Soup:
             replacement, one may be there several times, and weighs so much more.
         scores: ``scores[k]`` is that of the soup of the first ``k + 1`` of them; the last is the soup's own.
         trials: every evaluation: the ingredients alone in the order given, then one soup after the other.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> states = [{"w": torch.tensor([x])} for x in (0.0, 1.0, 4.0)]
+        >>> soup = ws.greedy_soup(states, lambda state: -float((state["w"] - 0.5).abs()))
+        >>> soup.ingredients, soup.scores, soup.state["w"]
+        ((0, 1), (-0.5, -0.0), tensor([0.5000]))
     """
 
     state: StateDict
@@ -130,6 +138,14 @@ def greedy_soup(
     Source:
         Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, recipe 1; with replacement, the selection of Caruana et
         al. 2004, https://doi.org/10.1145/1015330.1015432, section 2.2, of weights in the place of predictions.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> states = [{"w": torch.tensor([x])} for x in (0.0, 1.0, 4.0)]
+        >>> soup = ws.greedy_soup(states, lambda state: -float((state["w"] - 0.5).abs()))  # the score of a state dict
+        >>> soup.ingredients, soup.state["w"]
+        ((0, 1), tensor([0.5000]))
     """
     if tie not in get_args(Tie):
         raise unknown("choice for ties", tie, get_args(Tie))

@@ -104,6 +104,14 @@ def learned_soup(
     Source:
         Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, appendix I; that the gradient is an inner product with
         each ingredient: derived.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> soup = ws.learned_soup([a, b], task, per="model", epochs=1)
+        >>> list(soup.state) == list(a)
+        True
     """
     if per not in get_args(Per):
         raise unknown("grouping of coefficients", per, get_args(Per))

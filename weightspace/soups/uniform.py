@@ -40,6 +40,12 @@ def uniform_soup(
 
     Source:
         Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, section 2.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> ws.uniform_soup([{"w": torch.tensor([0.0])}, {"w": torch.tensor([1.0])}, {"w": torch.tensor([5.0])}])
+        {'w': tensor([2.])}
     """
     mean, checked = RunningMean(), IngredientCheck()
     ingredients = ingredients_of(states_or_paths)

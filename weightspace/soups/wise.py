@@ -77,6 +77,14 @@ def wise_ft(
 
     Source:
         Wortsman et al. 2022, https://arxiv.org/abs/2109.01903, section 3.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> line = ws.wise_ft(a, b, task, positions=[0, 0.5, 1], cache=False)
+        >>> line.positions, line.position in line.positions
+        ((0.0, 0.5, 1.0), True)
     """
     if not len(positions) or "validation" not in splits or not set(splits) <= set(SPLITS):
         raise WeightspaceError(

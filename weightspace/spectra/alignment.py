@@ -37,6 +37,14 @@ class SingularAlignment:
         kept: matrix -> how many singular values count, in ``a`` and in ``b``.
         near_degenerate: matrices whose last singular value that counts all but equals the first that doesn't, in
             one network at least; the vectors there, and so R, hang on rounding.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> a = {"layer.weight": torch.eye(4)}
+        >>> alignment = ws.singular_alignment(a, a)
+        >>> round(alignment.total, 6), alignment.gamma, alignment.kept
+        (1.0, 0.3, {'layer.weight': (4, 4)})
     """
 
     gamma: float
@@ -72,6 +80,13 @@ def singular_alignment(
 
     Source:
         Ito, Yamada and Kumagai 2025, https://arxiv.org/abs/2402.04051, section 4.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> a = {"layer.weight": torch.diag(torch.tensor([3.0, 2.0, 1.0]))}
+        >>> round(ws.singular_alignment(a, a, gamma=0.3).total, 6)
+        1.0
     """
     check_gamma(gamma)
     check_compatible(a, b)

@@ -81,6 +81,13 @@ class Spectrum:
     Attributes:
         gamma: vectors are there for values of at least ``gamma`` times the largest of their matrix.
         layers: name of the matrix -> its spectrum, in the order of the network.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> spectrum = ws.spectrum({"layer.weight": torch.diag(torch.tensor([3.0, 2.0, 1.0]))})
+        >>> [round(float(value), 6) for value in spectrum.layers["layer.weight"].values]
+        [3.0, 2.0, 1.0]
     """
 
     gamma: float
@@ -122,6 +129,13 @@ def spectrum(
     Raises:
         CheckpointError: a weight matrix is not finite.
         WeightspaceError: ``gamma`` is not between 0 and 1, or there are no weight matrices.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> found = ws.spectrum({"layer.weight": torch.diag(torch.tensor([3.0, 2.0, 1.0]))})
+        >>> [round(float(value), 6) for value in found.layers["layer.weight"].values]
+        [3.0, 2.0, 1.0]
     """
     check_gamma(gamma)
     matrices = weight_matrices(state, names=names, spec=spec, label=label)

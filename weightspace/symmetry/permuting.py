@@ -32,6 +32,18 @@ class Permutation:
 
     Raises:
         SpecError: a group is missing or unknown, or its indices are not a permutation.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> spec = ws.derive_spec(task.network(), task.example_args)
+        >>> permutation = ws.Permutation.random(spec, seed=0)
+        >>> permutation.compose(permutation.inverse()) == ws.Permutation.identity(spec)
+        True
+        >>> permutation.save("permutation.safetensors")
+        >>> ws.Permutation.load("permutation.safetensors", spec) == permutation
+        True
     """
 
     spec: PermutationSpec
@@ -168,6 +180,18 @@ def permute(spec: PermutationSpec, permutation: Permutation, state: StateDict) -
     Raises:
         SpecError: the permutation belongs to another spec.
         CheckpointError: a tensor is missing, unknown to the spec, or of another shape.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> spec = ws.derive_spec(network, (torch.zeros(1, 4),))
+        >>> moved = ws.permute(spec, ws.Permutation.random(spec, seed=0), network.state_dict())
+        >>> x = torch.randn(3, 4)
+        >>> before = network(x)
+        >>> _ = network.load_state_dict(moved)
+        >>> torch.allclose(network(x), before, atol=1e-6)  # the same function
+        True
     """
     if permutation.spec.digest != spec.digest:
         raise SpecError("The permutation belongs to another spec.")

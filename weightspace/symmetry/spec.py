@@ -40,6 +40,14 @@ class Verification:
         groups: number of groups that were permuted.
         frozen: as in the spec.
         tolerance: the largest error that passes.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> verification = ws.derive_spec(network, (torch.zeros(1, 4),)).verification
+        >>> verification.passed, verification.groups, verification.error < verification.tolerance
+        (True, 1, True)
     """
 
     error: float
@@ -67,6 +75,17 @@ class PermutationSpec:
         frozen: what cost the network symmetries, each an operator (or a buffer) and the tensors whose units it froze:
             one without a rule, or one that depends on the order of the units or tells each of them apart.
         verification: the check that the spec passed, or None.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> spec = ws.derive_spec(network, (torch.zeros(1, 4),))
+        >>> dict(spec.groups), spec.shape("0.weight")
+        ({'layer.0': 8}, (8, 4))
+        >>> spec.save("spec.yaml")
+        >>> ws.PermutationSpec.load("spec.yaml").digest == spec.digest
+        True
     """
 
     groups: Mapping[str, int]

@@ -48,6 +48,15 @@ def derive_spec(module: nn.Module, example_args: ExampleInputs, *, verify: bool 
 
     Source:
         Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, for the idea that the spec is data.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(32, 2)
+        >>> network = torch.nn.Sequential(*layers)
+        >>> spec = ws.derive_spec(network, (torch.zeros(1, 3, 4, 4),))
+        >>> list(spec.groups.values()), spec.verification.passed
+        ([8], True)
     """
     inputs = Inputs.of(example_args)
     spec = trace_spec(module, inputs)
@@ -76,6 +85,15 @@ def load_spec(path: str | Path, module: nn.Module, example_args: ExampleInputs) 
     Raises:
         SpecError: the file is not a spec, or permuting by it changes the network's output.
         CheckpointError: the network's tensors do not fit the spec.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> ws.derive_spec(network, (torch.zeros(1, 4),)).save("spec.yaml")
+        >>> spec = ws.load_spec("spec.yaml", network, (torch.zeros(1, 4),))  # after it was edited, say
+        >>> spec.verification.passed
+        True
     """
     spec, _ = read_spec(path)
     verification = verify_spec(spec, module, example_args)
@@ -106,6 +124,15 @@ def verify_spec(
     Raises:
         CheckpointError: the network's tensors do not fit the spec.
         SpecError: the network has no floating-point output, or a non-finite one.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> inputs = (torch.zeros(1, 4),)
+        >>> spec = ws.derive_spec(network, inputs)
+        >>> ws.verify_spec(spec, network, inputs).passed
+        True
     """
     inputs = Inputs.of(example_args)
     with keep_random_state(module):

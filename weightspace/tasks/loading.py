@@ -38,6 +38,12 @@ def load_task(source: str, *, data: str | Path | None = None) -> Task:
 
     Raises:
         WeightspaceError: there is no such task, its data are missing, or the user's object isn't a task.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> task.name, [tuple(argument.shape) for argument in task.example_args]
+        ('digits-mlp', [(4, 1, 8, 8)])
     """
     folder = None if data is None else Path(data)
     if source in _FROM_FOLDER:

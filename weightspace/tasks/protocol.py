@@ -34,6 +34,17 @@ class Task(Protocol):
     are kept as long as the task's code, its data and the files that it opens in Python are the same. A task that reads
     files in another way declares them: ``files``, paths or a method that returns them. One whose data take long to read
     says what they are: ``fingerprint(split)``, a text that changes with them.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> isinstance(task, ws.Task)
+        True
+        >>> task.name, task.objective
+        ('digits-mlp', 'accuracy')
+        >>> network = task.network()
+        >>> sorted(task.score(network, split="test"))
+        ['accuracy', 'loss']
     """
 
     @property

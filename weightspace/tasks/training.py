@@ -51,6 +51,15 @@ def train(
 
     Raises:
         WeightspaceError: a negative number of epochs, no such optimizer, or a loss that isn't finite any more.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> state = ws.train(task, seed=0, epochs=1)
+        >>> network = task.network()
+        >>> _ = network.load_state_dict(state)
+        >>> task.score(network, split="test")["accuracy"] > 0.5
+        True
     """
     recipe: Recipe = getattr(task, "recipe", Recipe())
     count = recipe.epochs if epochs is None else epochs

@@ -32,6 +32,17 @@ class Alignment:
 
     Raises:
         WeightspaceError: no such method, or no task for a method that needs one.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> spec = ws.derive_spec(task.network(), task.example_args)
+        >>> ws.save_checkpoint(a, "a.safetensors")
+        >>> ws.save_checkpoint(b, "b.safetensors")
+        >>> report = ws.merge_files(["a.safetensors", "b.safetensors"], "merged.safetensors", align=ws.Alignment(spec))
+        >>> report.tensors
+        8
     """
 
     spec: PermutationSpec

@@ -59,6 +59,16 @@ class MergeReport:
         seconds: from the plan to the last rename; a rough estimate where nothing was done.
         warnings: what a strict reading would have refused.
         fetched_bytes: bytes that came from URLs, or would come.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> for seed in (0, 1):
+        ...     state = {"w": torch.randn(8, 8, generator=torch.Generator().manual_seed(seed))}
+        ...     ws.save_checkpoint(state, f"{seed}.safetensors")
+        >>> report = ws.merge_files(["0.safetensors", "1.safetensors"], "merged.safetensors", dry_run=True)
+        >>> report.method, report.tensors, report.read_bytes
+        ('linear', 1, 512)
     """
 
     out: str

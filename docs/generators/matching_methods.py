@@ -1,0 +1,148 @@
+"""A page for every matching method, read from the tables ``MATCHINGS`` and ``MANY_MATCHINGS``."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import weightspace as ws
+from generators.docstrings import as_markdown, sections
+from weightspace.matching import MANY_MATCHINGS, MATCHINGS
+
+#: Method -> the public function that implements it, or its last step.
+_FUNCTIONS = {
+    "weight-matching": "weight_matching",
+    "activation-matching": "activation_matching",
+    "activation-then-weights": "weight_matching",
+    "straight-through": "straight_through",
+    "straight-through-sinkhorn": "straight_through",
+    "sinkhorn-midpoint": "sinkhorn_rebasin",
+    "sinkhorn-random": "sinkhorn_rebasin",
+    "sinkhorn-l2": "sinkhorn_rebasin",
+    "merge-many": "merge_many",
+    "cycle-consistent": "cycle_consistent",
+    "straight-through-many": "straight_through_many",
+}
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    """Yield the path and the Markdown of every page, the overview first."""
+    yield "matching-methods/index.md", _overview()
+    for row in MATCHINGS.values():
+        yield f"matching-methods/{row.name}.md", _page(row, several=False)
+    for row in MANY_MATCHINGS.values():
+        yield f"matching-methods/{row.name}.md", _page(row, several=True)
+
+
+def example(row: Any, *, several: bool) -> str:
+    """Return a Python example that runs as it is, on the digits."""
+    task = ", task=task" if row.needs_task else ""
+    steps = ", steps=2" if "steps" in row.options else ""
+    names = "a, b, c" if several else "a, b"
+    lines = [
+        "import weightspace as ws",
+        f"from weightspace.matching import {'run_many' if several else 'run_matching'}",
+        "",
+        'task = ws.load_task("digits-cnn")',
+        "spec = ws.derive_spec(task.network(), task.example_args)",
+        f"{names} = (ws.train(task, seed, epochs=2) for seed in range({len(names.split())}))",
+        "",
+    ]
+    if several:
+        lines += [
+            f'matching = run_many("{row.name}", spec, [a, b, c]{task}, seed=0{steps})',
+            "merged = matching.merged  # the mean of the three in one basin",
+        ]
+    else:
+        lines += [
+            f'matching = run_matching("{row.name}", spec, a, b{task}, seed=0{steps})',
+            "aligned = ws.permute(spec, matching.permutation, b)",
+        ]
+    return "\n".join(lines)
+
+
+def _page(row: Any, *, several: bool) -> str:
+    name = _FUNCTIONS[row.name]
+    function = getattr(ws, name)
+    described = sections(inspect.getdoc(function) or "")
+    preset = ", ".join(f"`{name}={value!r}`" for name, value in row.preset.items())
+    facts = {
+        "Networks": "two or more" if several else "two: a target that stays, and a source that is permuted",
+        "Needs data": "yes, a task" if row.needs_task else "no",
+        "`objective`": row.objective,
+        "Source": as_markdown(_linked(row.source)),
+    }
+    facts["Function"] = f"[`ws.{name}`][weightspace.{name}]" + (f" with {preset}" if preset else "")
+    networks = "a.safetensors b.safetensors" + (" c.safetensors" if several else "")
+    output = "permutations" if several else "b_to_a.safetensors"
+    return "\n\n".join(
+        [
+            f"# `{row.name}`",
+            f"{row.summary[0].upper()}{row.summary[1:]}.",
+            "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]),
+            described.text,
+            "## Options",
+            _options(row, function, described.arguments),
+            "## From Python",
+            f"```python\n{example(row, several=several)}\n```",
+            "Training for two epochs"
+            + (" and two steps of the search keep" if "steps" in row.options else " keeps")
+            + " the example short; leave these arguments out for real networks.",
+            "## Command line",
+            f"```text\nweightspace match {networks} --method {row.name} --task digits-cnn -o {output}\n```",
+        ]
+    )
+
+
+def _options(row: Any, function: Callable[..., Any], meanings: Mapping[str, str]) -> str:
+    """Return the table of a method's options, with the seed, which all have."""
+    lines = ["| name | meaning | default |", "|---|---|---|"]
+    for option in ("seed", *row.options):
+        default = inspect.signature(function).parameters[option].default
+        lines.append(
+            f"| `{option}` | {meanings[option]} | {'chosen by the method' if default is None else f'`{default}`'} |"
+        )
+    return "\n".join(lines)
+
+
+def _linked(source: str) -> str:
+    """Return a source with its addresses as links."""
+    return " ".join(
+        f"<{word.rstrip(',;')}>{word[len(word.rstrip(',;')) :]}" if word.startswith("http") else word
+        for word in source.split()
+    )
+
+
+def _overview() -> str:
+    def rows(table: Any) -> str:
+        return "\n".join(
+            f"| [`{row.name}`]({row.name}.md) | {row.summary} | {'yes' if row.needs_task else 'no'} |"
+            for row in table.values()
+        )
+
+    return textwrap.dedent(
+        """\
+        # Matching methods
+
+        A matching method searches the permutations of a [spec](../formats/spec.md) for the one that brings a source
+        network into the basin of a target. The permuted network computes the same function as before.
+
+        ## Two networks
+
+        | method | what it does | needs data |
+        |---|---|---|
+        {two}
+
+        ## Two networks or more
+
+        | method | what it does | needs data |
+        |---|---|---|
+        {many}
+
+        Start with `weight-matching`: it needs no data and takes less than a second on small networks. Where the network
+        has attention, matching by weights alone can raise the barrier; use `activation-matching` there. How the methods
+        compare on three tasks is measured under [Claims of the papers](../claims.md).
+        """
+    ).format(two=rows(MATCHINGS), many=rows(MANY_MATCHINGS))
