@@ -33,7 +33,7 @@ GENERATORS = {
 
 def assemble(target: Path) -> dict[str, list[str]]:
     """Write all pages below a folder, and return the generated ones by the folder that they are in."""
-    shutil.copytree(DOCS / "pages", target, ignore=shutil.ignore_patterns("*.toml"), dirs_exist_ok=True)
+    shutil.copytree(DOCS / "pages", target, ignore=shutil.ignore_patterns("*.toml", ".*"), dirs_exist_ok=True)
     pictures = target / "pictures"
     pictures.mkdir(exist_ok=True)
     for picture in [DOCS / "demo.png", *sorted((ROOT / "analyses" / "figures").glob("*.png"))]:
