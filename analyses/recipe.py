@@ -19,14 +19,14 @@ from typing import Any
 import torch
 
 import weightspace as ws
-from weightspace.tasks import ClassificationTask, Examples, Recipe, Split, blank_network
+from weightspace.tasks import ClassificationTask, Examples, Split, TrainConfig, blank_network
 from weightspace.tasks.architectures import mlp
 from weightspace.tasks.classification import add_noise
 from weightspace.tasks.digits import digits_examples
 
 #: Units of each hidden layer, if nothing else is said.
 WIDTH = 128
-RECIPE = Recipe(epochs=30, learning_rate=1e-3)
+RECIPE = TrainConfig(epochs=30, learning_rate=1e-3)
 NOISE = 0.1
 #: The first of the seeds that results are kept for, if nothing else is said. Recipe, widths and the settings of the
 #: estimators were chosen by networks of smaller seeds; those from here on had no part in that.
@@ -45,7 +45,7 @@ def digits_pixels() -> Mapping[Split, Examples]:
 def digits_task(
     width: int = WIDTH,
     *,
-    recipe: Recipe = RECIPE,
+    recipe: TrainConfig = RECIPE,
     noise: float = NOISE,
     load: Callable[[], Mapping[Split, Examples]] = digits_pixels,
     note: str = "",

@@ -28,13 +28,13 @@ import weightspace as ws
 from weightspace.connectivity import Curve, Statistics
 from weightspace.plots import draw_curves
 from weightspace.plots.picture import COLOURS, DASHES, Axes, Figure, FuncFormatter, write_picture
-from weightspace.tasks import ClassificationTask, Examples, Recipe, Split
+from weightspace.tasks import ClassificationTask, Examples, Split, TrainConfig
 from weightspace.tasks.fashion import fashion_examples, fashion_folder
 
 TRAINED_ON, MEASURED_ON, TESTED_ON = 12_000, 3_000, 3_000
 #: Images that networks are trained on, that statistics are measured on, and that losses are.
 COUNTS = {"trained_on": TRAINED_ON, "measured_on": MEASURED_ON, "tested_on": TESTED_ON}
-RECIPE = Recipe(epochs=4, learning_rate=3e-3, cooldown=True)
+RECIPE = TrainConfig(epochs=4, learning_rate=3e-3, cooldown=True)
 POINTS = 7
 #: What ``loss_curve`` does about statistics between the ends -> how it is called here.
 TREATMENTS: Mapping[Statistics, str] = {"none": "matched", "reset": "matched, reset", "repair": "matched, REPAIR"}

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 import weightspace as ws
-from weightspace.tasks import ClassificationTask, Recipe, Texts, text_task
+from weightspace.tasks import ClassificationTask, Texts, TrainConfig, text_task
 
 #: Where the packages are, unless $WEIGHTSPACE_SENTIMENT names another folder.
 FOLDER = Path(os.environ.get("WEIGHTSPACE_SENTIMENT") or Path(__file__).parent / ".cache" / "sentiment")
@@ -39,7 +39,7 @@ DOMAINS: Mapping[str, str] = {
 #: Means of the raters, from −4 to 4, nearer to 0 than this are left out as neutral.
 _NEUTRAL = 0.5
 TRAINING, VALIDATION, TEST = 500, 300, 400
-RECIPE = Recipe(epochs=2, learning_rate=3e-4, cooldown=True)
+RECIPE = TrainConfig(epochs=2, learning_rate=3e-4, cooldown=True)
 
 
 def read_domain(domain: str, folder: Path = FOLDER) -> Texts:

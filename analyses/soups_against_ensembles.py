@@ -23,7 +23,7 @@ from report import Gate, Row, script
 import weightspace as ws
 from weightspace.plots import draw_points, draw_predictions
 from weightspace.soups import SoupAgainstEnsemble, agreement, gain, soup_against_ensemble
-from weightspace.tasks import ClassificationTask, Recipe, network_with
+from weightspace.tasks import ClassificationTask, TrainConfig, network_with
 from weightspace.tasks.architectures import mlp
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
@@ -33,7 +33,7 @@ TASK = replace(
     ws.load_task("digits-mlp"),  # type: ignore[type-var]
     name="digits-mlp-128",
     build=partial(mlp, 64, (128, 128, 128), 10),
-    recipe=Recipe(epochs=1),
+    recipe=TrainConfig(epochs=1),
 )
 GATES = (
     Gate("The prediction goes with the truth", "correlation", ">", 0.7),

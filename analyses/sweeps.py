@@ -20,10 +20,10 @@ from recipe import CACHE, RECIPE, WIDTH, description, digits_task, seed_groups, 
 from report import HERE, Gate, Row, first_seed, medians, printed, save
 
 from weightspace.plots.picture import COLOURS, DASHES, Axes, Figure, write_picture
-from weightspace.tasks import ClassificationTask, Recipe
+from weightspace.tasks import ClassificationTask, TrainConfig
 
 #: Of the sweep over weight decay: steps that are large, for long enough that the decay acts, and small in the end.
-DECAYING = Recipe(epochs=60, learning_rate=0.15, cooldown=True, optimizer="sgd")
+DECAYING = TrainConfig(epochs=60, learning_rate=0.15, cooldown=True, optimizer="sgd")
 #: R_.3 without and with the largest weight decay, as it was found before; our medians may be off by the tolerance.
 EXPECTED, TOLERANCE = {0.0: 0.44, 5e-3: 0.79}, 0.1
 GATES = tuple(

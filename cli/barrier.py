@@ -1,4 +1,4 @@
-"""``weightspace barrier``: the loss on the way between networks."""
+"""``weightspace barrier``: the loss along the path between networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all commands have in common: help in groups, ``--quiet`` and ``-v``, and whole numbers without bounds in it."""
+"""Shared behaviour of all commands: grouped help, ``--quiet``, ``-v``, and integers shown without bounds."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def command(output: str, as_json: bool) -> None:
     """Bring two networks that were trained apart into one basin, and draw the way between them.
 
     Two networks learn handwritten digits from two seeds; their spec is derived and verified, one is matched to the
-    other, both are merged, and the loss is measured on the way between them, before and after.
+    other, both are merged, and the loss is measured along the path between them, before and after.
 
     \b
     Example:

@@ -49,7 +49,7 @@ def command(
       weightspace merge base+adapter -m passthrough -o tuned-again
     """
     options.check_inputs(base, model)
-    from weightspace.adapters import extract_lora_files
+    from weightspace.lora import extract_lora_files
     from weightspace.tasks import check_device
 
     check_device(device)

@@ -14,7 +14,7 @@ from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
 from weightspace.cli.reports import echo_files, echo_report
 
-from weightspace.matching.methods import MANY_MATCHINGS, MATCHINGS, MatchingMethod
+from weightspace.matching.registry import MANY_MATCHINGS, MATCHINGS, MatchingMethod
 
 if TYPE_CHECKING:
     from weightspace.matching import Matching

@@ -1,4 +1,4 @@
-"""What ``weightspace match`` does with a method for several checkpoints: a permutation for each, and their mean."""
+"""``weightspace match`` with a method for several checkpoints: a permutation for each, and their mean."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from weightspace.cli.progress import progress
 from weightspace.cli.reports import echo_files, echo_report, files_of
 
 from weightspace import WeightspaceError
-from weightspace.matching.methods import MANY_MATCHINGS, run_many
+from weightspace.matching.registry import MANY_MATCHINGS, run_many
 
 if TYPE_CHECKING:
     from weightspace.symmetry import PermutationSpec

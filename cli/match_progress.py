@@ -1,4 +1,4 @@
-"""What ``weightspace match`` shows while a method is at work."""
+"""Progress of ``weightspace match``."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from weightspace.cli.progress import byte_progress
 from weightspace.cli.reports import echo_files, echo_report, files_of
 
 from weightspace import WeightspaceError
-from weightspace.matching.methods import MATCHINGS
+from weightspace.matching.registry import MATCHINGS
 from weightspace.merging import METHODS
 from weightspace.user_code import is_user_code
 
@@ -279,8 +279,8 @@ def _show(report: MergeReport, scores: Scores | None, *, dry_run: bool, as_json:
 
 
 def _interrupted(output: str) -> str:
-    from weightspace.merging.engine.staging import staging_folder
-    from weightspace.merging.stage_folders import hidden_folder
+    from weightspace.merging.out_of_core.output import staging_folder
+    from weightspace.merging.out_of_core.stage_folders import hidden_folder
 
     kept = [str(path) for path in (staging_folder(Path(output)), hidden_folder(Path(output))) if path.exists()]
     if not kept:

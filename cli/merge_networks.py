@@ -11,7 +11,7 @@ from weightspace.cli import networks
 from weightspace.cli.printing import echo, print_table, warn
 
 from weightspace import WeightspaceError
-from weightspace.matching.methods import MATCHINGS
+from weightspace.matching.registry import MATCHINGS
 from weightspace.suggestions import unknown
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Scores:
         task: that they were trained for.
         split: the data.
         scores: network -> loss in nats, and accuracy where there is one; the result is ``merged``.
-        barriers: source -> what is left between it, once it is matched, and the network that it was matched to.
+        barriers: source -> the remainder between it, once it is matched, and the network that it was matched to.
         target: the network that the others were matched to.
     """
 
@@ -60,7 +60,7 @@ class Scores:
 
     def of_result(self, state: StateDict) -> None:
         """Score the merged network."""
-        from weightspace.connectivity.scoring import scored
+        from weightspace.connectivity.loss_curve import scored
         from weightspace.tasks import network_with
 
         loss, accuracy = scored(self.task, network_with(self.task, state), self.split)  # pyright: ignore[reportArgumentType]

@@ -12,7 +12,7 @@ from weightspace.cli.commands import Whole
 
 from weightspace import WeightspaceError
 from weightspace.executors import EXECUTORS
-from weightspace.matching.methods import MATCHINGS
+from weightspace.matching.registry import MATCHINGS
 from weightspace.sources import LIBRARIES, TASK_NAMES, check_network_source, check_task_name
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def forced() -> bool:
 
 def check_writable(path: str | Path, kind: str | None) -> None:
     """Check that a command may write under a name; see ``output`` for the kinds."""
-    from weightspace.checkpoints import outputs
+    from weightspace.checkpoints import output_paths as outputs
 
     outputs.check_named(path)
     if kind == "checkpoint":
@@ -109,7 +109,7 @@ def check_writable(path: str | Path, kind: str | None) -> None:
 
 def check_apart(output: str | Path | None, *inputs: str | Path | None) -> None:
     """Check that an output takes the place of no input, through links and hard links too."""
-    from weightspace.checkpoints.outputs import check_apart
+    from weightspace.checkpoints.output_paths import check_apart
     from weightspace.checkpoints.remote import is_url
 
     if output is not None:

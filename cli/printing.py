@@ -1,4 +1,4 @@
-"""How commands print what they found: tables for people, plain values for JSON."""
+"""Printing of results: tables for people, plain values for JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command tells of its run: one JSON object with the same first keys everywhere, or the files that it wrote.
+"""Reports of commands: one JSON object with the same first keys everywhere, or the files written.
 
 The keys are documented in docs/pages/formats/json.md. ``SCHEMA`` grows when one of them is renamed, removed, or means
 something else; new keys do not change it.

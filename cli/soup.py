@@ -72,7 +72,7 @@ def command(
     as_json: bool,
     **said: Any,
 ) -> None:
-    """Make one network out of fine-tunes CKPT... of one model, without more to run than one.
+    """Average fine-tunes CKPT... of one model into one network.
 
     Validation data choose; test data are shown beside them, and so are the best single model by validation data and by
     test data (an oracle, which nobody may pick). "networks" counts the ingredients. Every evaluation is kept: whatever
@@ -212,7 +212,7 @@ def _line(
 ) -> None:
     """Score the line between two models and write the best on it."""
     from weightspace import wise_ft
-    from weightspace.soups.wise import POSITIONS
+    from weightspace.soups.wise_ft import POSITIONS
     from weightspace.tasks.objectives import task_mode
 
     positions = options.numbers("--positions", said["positions"]) or POSITIONS

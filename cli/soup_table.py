@@ -1,4 +1,4 @@
-"""How soups are shown: a row a recipe, a line a candidate, and what is to be said of a soup that is worse."""
+"""Tables of soups: one row per recipe, one line per candidate, and what is to be said of a soup that is worse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``weightspace spectrum`` prints and draws of the spectra that it found."""
+"""Tables and pictures of ``weightspace spectrum`` for the spectra that it found."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def _show_alignments(found: Found) -> None:
             if one.near_degenerate:
                 echo(
                     f"Warning: {label}, {_count(one.gamma)}: the last singular value that counts all but equals the "
-                    f"next in {', '.join(one.near_degenerate)}; R hangs on rounding there.",
+                    f"next in {', '.join(one.near_degenerate)}; R depends on rounding there.",
                     err=True,
                 )
 

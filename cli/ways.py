@@ -1,4 +1,4 @@
-"""What ``weightspace barrier`` measures: curves between two networks, a matrix between many, a plane through three.
+"""Measurements of ``weightspace barrier``: curves between two networks, a matrix between many, a plane through three.
 
 Each is a function that returns a ``Report``; labels tell the networks as they came from the matched ones.
 """

@@ -3,8 +3,10 @@
 import ast
 import configparser
 import graphlib
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -26,8 +28,8 @@ LAYERS = (
     "executors",
     "threads",
     "checkpoints",
-    "elementwise",
-    "adapters",
+    "arithmetic",
+    "lora",
     "symmetry",
     "labels",
     "clip",
@@ -141,8 +143,10 @@ PACKAGES = sorted((ROOT / "weightspace").rglob("__init__.py"))
 
 
 @pytest.mark.parametrize("path", PACKAGES, ids=lambda path: str(path.parent.relative_to(ROOT)))
-def test_no_name_that_is_resolved_on_first_use_is_that_of_a_file_beside_it(path: Path) -> None:
-    # Once such a file is imported, the package has the module under that name, and nothing is resolved any more.
+def test_a_public_name_is_never_the_file_of_that_name(path: Path) -> None:
+    package = ".".join(path.parent.relative_to(ROOT).parts)
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES":
-            assert not ast.literal_eval(node.value).keys() & {beside.stem for beside in path.parent.iterdir()}
+            for name, home in ast.literal_eval(node.value).items():
+                importlib.import_module(f"{package}.{home}")
+                assert not isinstance(getattr(importlib.import_module(package), name), ModuleType), f"{package}.{name}"

@@ -194,7 +194,7 @@ def test_more_gpus_than_there_are_is_an_error(place: str, pieces: Any, monkeypat
 
 @pytest.mark.parametrize("place", AWAY)
 def test_what_cannot_travel_is_said(place: str, pieces: Any) -> None:
-    with pytest.raises(WeightspaceError, match=r"cannot travel to another process.*no lambda"):
+    with pytest.raises(WeightspaceError, match=r"Could not pickle the task for a worker.*no lambda"):
         list(run_pieces(place, pieces("late"), [((number for number in "ab"), 0.0)], workers=1))
 
 

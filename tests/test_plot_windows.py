@@ -9,7 +9,7 @@ import pytest
 from weightspace.plots import draw_soups
 from weightspace.plots.windows import Frame, Window
 from weightspace.soups import SoupReport
-from weightspace.soups.report import Row
+from weightspace.soups.compare import Row
 
 
 @pytest.mark.parametrize(

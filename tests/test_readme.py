@@ -9,9 +9,9 @@ from click.testing import CliRunner
 
 import weightspace as ws
 from weightspace import cli
-from weightspace.matching.methods import MANY_MATCHINGS, MATCHINGS
+from weightspace.matching.registry import MANY_MATCHINGS, MATCHINGS
 from weightspace.merging import METHODS
-from weightspace.merging.recipe import parse_recipe
+from weightspace.merging.recipe.parse import parse_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

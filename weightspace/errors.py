@@ -1,4 +1,4 @@
-"""What goes wrong by a user's hand: one line that says what was found, what was expected and what to do."""
+"""Errors that a user can cause: one line that says what was found, what was expected and what to do."""
 
 from weightspace.escaping import one_line
 

@@ -1,4 +1,4 @@
-"""Where independent pieces of work run: here, in processes of this machine, or on a Ray cluster.
+"""Executors of independent tasks: in this process, in local processes, or on a Ray cluster.
 
 A piece of work is a function of a module and its arguments, all of which travel; what it makes, it returns or leaves
 on a file system that all machines see. Results come back in the order in which the pieces were given, and are the same
@@ -60,7 +60,7 @@ def run_pieces(
         on_done: called in this process as soon as a piece is done, in whatever order that happens.
 
     Raises:
-        WeightspaceError: no such executor, no Ray, too few GPUs; a piece cannot travel, or its workers keep dying.
+        WeightspaceError: no such executor, no Ray, too few GPUs; a task cannot be pickled, or its workers keep dying.
         Exception: whatever a piece raised; pieces that have not begun are not begun any more.
     """
     if executor not in EXECUTORS:

@@ -5,16 +5,27 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 
 def resolver(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """Return the ``__getattr__`` of a package.
 
+    A public function may have the name of the file that defines it: the package's attribute is the function, also
+    after the file has been imported.
+
     Args:
         package: its ``__name__``.
         homes: public name -> the module below the package that defines it.
     """
+
+    class Package(ModuleType):
+        def __setattr__(self, name: str, value: object) -> None:
+            if name not in homes or not isinstance(value, ModuleType):
+                super().__setattr__(name, value)
+
+    sys.modules[package].__class__ = Package
 
     def find(name: str) -> Any:
         if name not in homes:

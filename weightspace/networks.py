@@ -1,4 +1,4 @@
-"""What module a checkpoint belongs to: ``--network SOURCE``, one door each for the libraries that build networks.
+"""Networks by ``--network SOURCE``, from each of the libraries that build them.
 
 Nothing is downloaded: weights are drawn at random, since a spec needs only the code.
 """

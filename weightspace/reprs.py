@@ -1,4 +1,4 @@
-"""What results look like when they are printed: one line, with what is long told by its size and range."""
+"""One-line representations of results; long fields are shown by their size and range."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where tasks and networks come from, by name, so that a name can be checked before torch is imported."""
+"""Sources of tasks and networks by name, checked before torch is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many threads torch computes with, for the length of a block.
+"""The number of threads that torch uses, set for the duration of a block.
 
 Small networks want one: two are 5 to 10 times slower below a width of 1,000, more so on a busy machine. And products
 have the same bits everywhere on one thread only.

@@ -1,4 +1,4 @@
-"""Whether an operation runs now on its values, or is recorded for other values, batched, or run on shapes alone.
+"""Detection of tracing: whether an operation runs eagerly, or is recorded, batched, or run on shapes alone.
 
 ``torch.compiler.is_compiling`` knows ``torch.compile`` and ``torch.export`` only. Code that branches on values, or on
 how many rows there are, would be baked into what ``torch.jit.trace``, the older ONNX exporter, ``make_fx`` or

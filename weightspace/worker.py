@@ -107,8 +107,8 @@ def _die_with_parent() -> None:
 def cannot_travel(error: Exception) -> WeightspaceError:
     """Return the error for something that does not want to be pickled."""
     return WeightspaceError(
-        f"A piece of work cannot travel to another process: {first_line(error)}. Define what a task holds at the top "
-        "of a file (no lambda, no open file), or use the executor 'serial'."
+        f"Could not pickle the task for a worker: {first_line(error)}. Define what a task holds at the top of a file "
+        "(no lambda, no open file), or use the executor 'serial'."
     )
 
 

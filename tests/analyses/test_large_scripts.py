@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import weightspace as ws
-from weightspace.tasks import ClassificationTask, Examples, Recipe, network_with
+from weightspace.tasks import ClassificationTask, Examples, TrainConfig, network_with
 
 ANALYSES = Path(__file__).parents[2] / "analyses"
 
@@ -75,7 +75,7 @@ def test_a_sweep_runs_and_is_drawn(script: Script, tmp_path: Path, monkeypatch: 
     sweeps, digits_task = script("sweeps"), script("recipe").digits_task
 
     def small(width: float) -> ClassificationTask:
-        return digits_task(int(width), recipe=Recipe(epochs=8))
+        return digits_task(int(width), recipe=TrainConfig(epochs=8))
 
     monkeypatch.setattr(sweeps, "SWEEPS", {"width": sweeps.Sweep("width", (8, 16), small)})
     found = sweeps.swept("width", [range(2), range(2, 4)], tmp_path)
@@ -132,7 +132,7 @@ def test_treatments_differ_between_the_ends_only(script: Script, tmp_path: Path)
 
 
 def test_a_method_is_measured_and_drawn(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    methods, task = script("methods"), script("recipe").digits_task(16, recipe=Recipe(epochs=8))
+    methods, task = script("methods"), script("recipe").digits_task(16, recipe=TrainConfig(epochs=8))
     monkeypatch.setattr(methods, "TASKS", {"toy": lambda: task})
     row = methods.run("weight-matching", "toy", (3, 4), tmp_path)
     states = [script("recipe").trained(task, seed, cache=tmp_path) for seed in (3, 4)]

@@ -16,14 +16,14 @@ import torch
 from click.testing import CliRunner
 
 import weightspace as ws
-from weightspace.tasks import ClassificationTask, Recipe
+from weightspace.tasks import ClassificationTask, TrainConfig
 
 Script = Callable[[str], ModuleType]
 
 
 @pytest.fixture
 def task(script: Script) -> ClassificationTask:
-    return script("recipe").digits_task(8, recipe=Recipe(epochs=1))
+    return script("recipe").digits_task(8, recipe=TrainConfig(epochs=1))
 
 
 def test_a_network_is_trained_once_also_by_two_who_ask_at_once(
@@ -50,10 +50,10 @@ def test_a_network_is_trained_once_also_by_two_who_ask_at_once(
     [
         {"batch_size": 32},
         {"augment": None},
-        {"recipe": Recipe(epochs=2)},
-        {"recipe": Recipe(epochs=1, learning_rate=2e-3)},
-        {"recipe": Recipe(epochs=1, weight_decay=1e-3)},
-        {"recipe": Recipe(epochs=1, optimizer="sgd")},
+        {"recipe": TrainConfig(epochs=2)},
+        {"recipe": TrainConfig(epochs=1, learning_rate=2e-3)},
+        {"recipe": TrainConfig(epochs=1, weight_decay=1e-3)},
+        {"recipe": TrainConfig(epochs=1, optimizer="sgd")},
     ],
     ids=str,
 )
@@ -67,7 +67,7 @@ def test_another_recipe_is_another_network(
 
 def test_other_data_of_the_same_recipe_are_another_network(script: Script, tmp_path: Path) -> None:
     recipe, part = script("recipe"), script("merge_many").digits_part
-    tasks = [recipe.digits_task(8, recipe=Recipe(epochs=1), load=partial(part, one, 2, 0)) for one in (0, 1)]
+    tasks = [recipe.digits_task(8, recipe=TrainConfig(epochs=1), load=partial(part, one, 2, 0)) for one in (0, 1)]
     first, other = (recipe.trained(task, 0, cache=tmp_path) for task in tasks)
     assert not torch.equal(first["head.weight"], other["head.weight"])
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import weightspace as ws
-from weightspace.tasks import Recipe, Texts, network_with
+from weightspace.tasks import Texts, TrainConfig, network_with
 
 Script = Callable[[str], ModuleType]
 LINES = "\n".join(
@@ -96,7 +96,7 @@ def test_a_few_sentences_are_learnt_within_a_domain_and_soups_cross_domains(
         }
 
     monkeypatch.setattr(sentiment, "parts", few)
-    monkeypatch.setattr(sentiment, "RECIPE", Recipe(epochs=3, learning_rate=1e-3, cooldown=True))
+    monkeypatch.setattr(sentiment, "RECIPE", TrainConfig(epochs=3, learning_rate=1e-3, cooldown=True))
     tasks = {domain: sentiment.sentiment_task(domain, 0, data) for domain in ("tweets", "products")}
     assert tasks["tweets"].shifts == ("movies", "products", "editorials")
     states = {domain: ws.train(task, 0) for domain, task in tasks.items()}

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import weightspace as ws
-from weightspace.tasks import ClassificationTask, Examples, Recipe
+from weightspace.tasks import ClassificationTask, Examples, TrainConfig
 from weightspace.tasks.architectures import mlp
 
 ANALYSES = Path(__file__).parents[2] / "analyses"
@@ -33,7 +33,7 @@ def clusters() -> dict[str, Examples]:
 
 @pytest.fixture
 def task() -> ClassificationTask:
-    recipe = Recipe(epochs=2, learning_rate=1e-2)
+    recipe = TrainConfig(epochs=2, learning_rate=1e-2)
     return ClassificationTask("clusters", partial(mlp, 3, (8,), 3), clusters, recipe=recipe)
 
 

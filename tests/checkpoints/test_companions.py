@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from weightspace.checkpoints import StateDict, save_checkpoint
-from weightspace.checkpoints.companions import (
+from weightspace.checkpoints.companion_files import (
     check_replaceable,
     copy_companions,
     find_companions,

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from weightspace.checkpoints import load_checkpoint, load_metadata, save_checkpoint
 from weightspace.checkpoints.torch_archive import check_torch_file
 from weightspace.checkpoints.torch_file import read_torch
-from weightspace.checkpoints.zip_directory import read_directory
+from weightspace.checkpoints.zip_records import read_directory
 from weightspace.errors import CheckpointError
 from weightspace.merging import merge_files
 

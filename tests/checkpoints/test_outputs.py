@@ -10,9 +10,14 @@ import pytest
 import torch
 
 import weightspace as ws
-from weightspace.checkpoints.endings import meant_ending
-from weightspace.checkpoints.outputs import check_apart, check_checkpoint_output, check_file_output, check_name
-from weightspace.checkpoints.recognition import KINDS
+from weightspace.checkpoints.output_paths import (
+    KINDS,
+    check_apart,
+    check_checkpoint_output,
+    check_file_output,
+    check_name,
+    meant_ending,
+)
 from weightspace.errors import CheckpointError
 
 OURS = (".safetensors", ".pt", ".pth", ".bin")

@@ -9,7 +9,7 @@ import torch
 
 import weightspace as ws
 from weightspace.checkpoints import StateDict
-from weightspace.checkpoints.contents import read_contents
+from weightspace.checkpoints.metadata import read_contents
 from weightspace.checkpoints.open_files import OpenFiles
 from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.errors import CheckpointError

@@ -17,8 +17,8 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 import weightspace as ws
 from weightspace.checkpoints import StateDict, load_metadata, remote
-from weightspace.checkpoints.contents import read_contents
 from weightspace.checkpoints.fetching import fetch, local_path, missing_bytes
+from weightspace.checkpoints.metadata import read_contents
 from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError
 

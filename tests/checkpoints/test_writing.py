@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from weightspace.checkpoints import disk, load_checkpoint, save_checkpoint
+from weightspace.checkpoints import atomic_write as disk
+from weightspace.checkpoints import load_checkpoint, save_checkpoint
 from weightspace.errors import CheckpointError
 
 PATHS = ("model.safetensors", "model.pt", "folder")

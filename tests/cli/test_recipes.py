@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 
 import weightspace as ws
 from weightspace import cli
-from weightspace.merging import stages
+from weightspace.merging.out_of_core import stages
 
 DOCUMENTS = """
 name: half

@@ -11,7 +11,7 @@ from torch import nn
 
 from weightspace.checkpoints import StateDict
 from weightspace.connectivity import barrier_matrix, loss_curve, loss_plane, taylor_barrier
-from weightspace.connectivity.path import combined, interpolated
+from weightspace.connectivity.interpolated_network import combined, interpolated
 from weightspace.errors import WeightspaceError
 from weightspace.merging import interpolate
 from weightspace.tasks import ClassificationTask

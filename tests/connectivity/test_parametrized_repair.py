@@ -11,10 +11,10 @@ from tiny import CLASSES, IMAGE, task_of, weights
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
+from weightspace.arithmetic.effective import effective_weights
 from weightspace.checkpoints import StateDict
 from weightspace.connectivity import barrier_matrix, loss_curve, repair
-from weightspace.connectivity.units import unit_layers
-from weightspace.elementwise.effective import effective_weights
+from weightspace.connectivity.activation_statistics import unit_layers
 from weightspace.errors import WeightspaceError, WeightspaceWarning
 from weightspace.merging import interpolate
 

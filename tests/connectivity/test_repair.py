@@ -10,8 +10,7 @@ from torch import nn
 
 from weightspace.checkpoints import StateDict
 from weightspace.connectivity import barrier, loss_curve, repair, reset_statistics
-from weightspace.connectivity.moments import moments, pooled
-from weightspace.connectivity.units import unit_layers
+from weightspace.connectivity.activation_statistics import moments, pooled, unit_layers
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging import interpolate
 

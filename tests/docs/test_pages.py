@@ -12,7 +12,7 @@ from generators import matching_methods, merge_methods, reference
 import weightspace as ws
 from weightspace import cli
 from weightspace.matching import MANY_MATCHINGS, MATCHINGS
-from weightspace.merging.recipe import parse_recipe
+from weightspace.merging.recipe.parse import parse_recipe
 
 PAGES = Path(__file__).parents[2] / "docs" / "pages"
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.DOTALL | re.MULTILINE)

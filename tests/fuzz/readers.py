@@ -13,15 +13,15 @@ import torch
 from click.testing import CliRunner
 
 import weightspace as ws
-from weightspace.adapters import read_adapter
 from weightspace.checkpoints.fetching import fetch
-from weightspace.checkpoints.recognition import KINDS, is_earlier_result
+from weightspace.checkpoints.output_paths import KINDS, is_earlier_result
 from weightspace.errors import WeightspaceError
 from weightspace.labels.inputs import read_array
 from weightspace.labels.wordnet import read_wordnet
+from weightspace.lora import read_adapter
 from weightspace.merging import merge_files, reproduce
 from weightspace.symmetry import Permutation, PermutationSpec
-from weightspace.symmetry.permuting import check_fits
+from weightspace.symmetry.permutation import check_fits
 from weightspace.symmetry.spec import read_spec
 
 #: What a merge may say that was planned: its values, which a plan does not see, are to blame.

@@ -11,9 +11,10 @@ import pytest
 from spaces import SPACES, all_distances
 
 import weightspace as ws
-from weightspace.labels import hops, pairs, path_lengths
+from weightspace.labels import pairs, path_lengths
 from weightspace.labels.names import Names
 from weightspace.labels.results import Predictions
+from weightspace.labels.rules import shortest_paths as hops
 
 
 class Counting:

@@ -9,7 +9,10 @@ import torch
 from spaces import SPACES, all_distances, dyadic, naive_costs, names, random_graph, random_tree
 
 import weightspace as ws
-from weightspace.labels.rules import columns, dense, hanging, nearest, rule
+from weightspace.labels.rules import chunked as columns
+from weightspace.labels.rules import dense, rule
+from weightspace.labels.rules import euclidean as nearest
+from weightspace.labels.rules import tree as hanging
 
 EXPONENTS = (1, 2, 3, 0.5)
 

@@ -9,7 +9,9 @@ from spaces import naive_costs, names, random_graph, random_tree
 
 import weightspace as ws
 from weightspace.labels import calibration, fit_temperature, geometry
-from weightspace.labels.rules import columns, dense, hanging
+from weightspace.labels.rules import chunked as columns
+from weightspace.labels.rules import dense
+from weightspace.labels.rules import tree as hanging
 from weightspace.labels.rules.dense import Dense
 
 

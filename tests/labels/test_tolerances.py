@@ -11,7 +11,7 @@ import weightspace as ws
 from weightspace.errors import WeightspaceError
 from weightspace.labels import geometry
 from weightspace.labels.locus import is_mean
-from weightspace.labels.rules import nearest
+from weightspace.labels.rules import euclidean as nearest
 
 # --- Points ---
 

@@ -15,7 +15,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import weightspace as ws
 from weightspace.errors import WeightspaceError
-from weightspace.labels.rules import columns, dense, nearest
+from weightspace.labels.rules import chunked as columns
+from weightspace.labels.rules import dense
+from weightspace.labels.rules import euclidean as nearest
 from weightspace.tracing import runs_eagerly
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("by_structure")]

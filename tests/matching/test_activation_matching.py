@@ -13,9 +13,8 @@ from torch import Tensor, nn
 import weightspace as ws
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.matching import activation_matching
-from weightspace.matching.activations import feed
-from weightspace.matching.moments import Moments
-from weightspace.matching.places import Place, places_of
+from weightspace.matching.activation_matching import Moments, feed
+from weightspace.matching.activation_sites import Place, places_of
 from weightspace.symmetry import Permutation, PermutationSpec, derive_spec, permute
 
 #: Every kind of axis: flattened positions, residual streams, fused and grouped queries, tied and doubled groups.

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from weightspace.matching.assignment import assign
+from weightspace.matching.coordinate_ascent import assign
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 7])

@@ -9,7 +9,7 @@ from torch import nn
 from weightspace.errors import WeightspaceWarning
 from weightspace.matching import run_matching
 from weightspace.matching.attention import attention_name
-from weightspace.matching.methods import MANY_MATCHINGS, MATCHINGS, run_many
+from weightspace.matching.registry import MANY_MATCHINGS, MATCHINGS, run_many
 from weightspace.symmetry import derive_spec
 
 ATTENTION = (

@@ -152,5 +152,5 @@ def test_unknown_methods_and_options_are_errors_that_list_those_there_are() -> N
 
 
 def test_the_table_is_read_without_torch() -> None:
-    code = "import sys, weightspace.matching.methods as m; assert m.MATCHINGS; sys.exit('torch' in sys.modules)"
+    code = "import sys, weightspace.matching.registry as m; assert m.MATCHINGS; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -11,16 +11,15 @@ from torch import nn
 import weightspace as ws
 from weightspace.errors import WeightspaceError
 from weightspace.matching import Losses, Matching, Trial, sinkhorn_rebasin, straight_through, weight_matching
-from weightspace.matching.descent import Best
-from weightspace.matching.ends import Ends
-from weightspace.matching.projecting import Projecting
-from weightspace.matching.scoring import Scoring
+from weightspace.matching.loss_driven import Best, EndpointPair
+from weightspace.matching.soft_permutations import Scoring
+from weightspace.matching.straight_through import Projecting
 from weightspace.symmetry import Permutation
 from weightspace.tasks import ClassificationTask
 
 
-def ends(kind: str) -> Ends:
-    return Ends(tiny_tasks.spec(kind), tiny_tasks.trained(kind, 0), tiny_tasks.trained(kind, 1))
+def ends(kind: str) -> EndpointPair:
+    return EndpointPair(tiny_tasks.spec(kind), tiny_tasks.trained(kind, 0), tiny_tasks.trained(kind, 1))
 
 
 def midpoint_loss(kind: str, permutation: Permutation) -> float:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from weightspace.arithmetic.mean import mean
 from weightspace.checkpoints import StateDict
-from weightspace.connectivity.statistics import reset_batchnorm
-from weightspace.elementwise.mean import mean
+from weightspace.connectivity.batchnorm import reset_batchnorm
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.matching import ManyMatching, Sweep, cycle_consistent, merge_many, weight_matching
-from weightspace.matching.universe import Step
+from weightspace.matching.cycle_consistent import Step
 from weightspace.symmetry import Permutation, PermutationSpec, derive_spec, permute
 from weightspace.tasks import Task
 

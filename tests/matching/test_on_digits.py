@@ -7,7 +7,7 @@ import pytest
 
 import weightspace as ws
 from weightspace.matching import MATCHINGS, run_matching
-from weightspace.tasks import ClassificationTask, Recipe
+from weightspace.tasks import ClassificationTask, TrainConfig
 from weightspace.tasks.architectures import mlp
 from weightspace.tasks.classification import add_noise
 from weightspace.tasks.digits import digits_examples
@@ -17,7 +17,7 @@ TASK = ClassificationTask(
     build=partial(mlp, 64, (64, 64), 10),
     load=digits_examples,
     augment=partial(add_noise, std=0.3),
-    recipe=Recipe(epochs=15),
+    recipe=TrainConfig(epochs=15),
 )
 
 

@@ -10,15 +10,14 @@ from torch import Tensor, nn
 
 from weightspace.connectivity import barrier, loss_curve
 from weightspace.matching import weight_matching
-from weightspace.matching.assignment import assign
-from weightspace.matching.families import families, pair_blocks
-from weightspace.matching.steps import step
+from weightspace.matching.coordinate_ascent import assign, step
+from weightspace.matching.gains import families, pair_blocks
 from weightspace.symmetry import Permutation, PermutationSpec, derive_spec, permute
 from weightspace.symmetry.pattern import parse_axes
 from weightspace.tasks import train
 from weightspace.tasks.classification import ClassificationTask, add_noise
 from weightspace.tasks.digits import digits_examples
-from weightspace.tasks.protocol import Recipe
+from weightspace.tasks.protocol import TrainConfig
 
 
 @pytest.mark.parametrize("name", ["lstm_both_ways", "gru", "rnn", "translator", "lstm_cell", "recurrent"])
@@ -119,7 +118,7 @@ def test_two_trained_recurrent_networks_are_brought_closer_to_one_basin() -> Non
         build=_Rows,
         load=digits_examples,
         augment=partial(add_noise, std=0.3),
-        recipe=Recipe(epochs=25),
+        recipe=TrainConfig(epochs=25),
     )
     a, b = train(task, 0), train(task, 1)
     spec = derive_spec(task.network(), task.example_args)

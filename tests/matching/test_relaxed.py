@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from weightspace.checkpoints import StateDict
-from weightspace.matching.relaxed import Relaxation, stiff_groups
-from weightspace.matching.soft import matrices_of, permute_softly
+from weightspace.matching.cycle_consistent import Relaxation, stiff_groups
+from weightspace.matching.soft_permutations import matrices_of, permute_softly
 from weightspace.symmetry import Permutation, PermutationSpec, permute
 from weightspace.symmetry.pattern import parse_axes
 

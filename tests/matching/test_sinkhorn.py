@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from weightspace.matching.assignment import assign
-from weightspace.matching.sinkhorn import sinkhorn
+from weightspace.matching.coordinate_ascent import assign
+from weightspace.matching.soft_permutations import sinkhorn
 
 
 def scores(*shape: int, scale: float = 1.0) -> Tensor:

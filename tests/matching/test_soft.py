@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from weightspace.checkpoints import StateDict
-from weightspace.matching.soft import matrices_of, permute_softly
+from weightspace.matching.soft_permutations import matrices_of, permute_softly
 from weightspace.symmetry import Permutation, PermutationSpec, permute
 from weightspace.symmetry.pattern import parse_axes
 

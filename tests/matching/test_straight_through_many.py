@@ -8,14 +8,13 @@ from functools import partial
 import pytest
 import torch
 
+from weightspace.arithmetic.affine import affine
 from weightspace.checkpoints import StateDict
-from weightspace.elementwise.affine import affine
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.matching import Losses, straight_through_many, weight_matching
-from weightspace.matching.descent import Trial
-from weightspace.matching.ends import Ends
-from weightspace.matching.mixtures import Mixing, simplex
-from weightspace.matching.projecting import Projecting
+from weightspace.matching.loss_driven import EndpointPair, Trial
+from weightspace.matching.straight_through import Projecting
+from weightspace.matching.straight_through_many import Mixing, simplex
 from weightspace.symmetry import Permutation, PermutationSpec, derive_spec, permute
 from weightspace.tasks import Task, load_task, train
 from weightspace.tasks.architectures import mlp
@@ -85,7 +84,7 @@ def test_one_step_is_that_of_autograd_through_the_straight_through_trick(
     first, losses, generator = models[0], Losses(task), torch.Generator()
     starts = [weight_matching(spec, first, other).permutation for other in models[1:]]
     projections = [
-        Projecting(Ends(spec, first, other), losses, start=start.indices, sweeps=2, generator=generator)
+        Projecting(EndpointPair(spec, first, other), losses, start=start.indices, sweeps=2, generator=generator)
         for other, start in zip(models[1:], starts, strict=True)
     ]
     way = Mixing(projections, losses, torch.Generator().manual_seed(5))

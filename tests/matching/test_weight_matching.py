@@ -10,8 +10,8 @@ from torch import Tensor
 from weightspace.checkpoints import StateDict
 from weightspace.errors import CheckpointError, SpecError, WeightspaceError
 from weightspace.matching import Matching, Sweep, l2_reduction, weight_matching
-from weightspace.matching.families import families, pair_blocks
-from weightspace.matching.steps import step
+from weightspace.matching.coordinate_ascent import step
+from weightspace.matching.gains import families, pair_blocks
 from weightspace.symmetry import Permutation, PermutationSpec, permute
 from weightspace.symmetry.pattern import parse_axes
 

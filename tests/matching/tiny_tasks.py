@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from weightspace.checkpoints import StateDict
 from weightspace.symmetry import PermutationSpec, derive_spec
-from weightspace.tasks import ClassificationTask, Examples, Recipe, Split, train
+from weightspace.tasks import ClassificationTask, Examples, Split, TrainConfig, train
 
 
 class Attention(nn.Module):
@@ -64,7 +64,9 @@ BUILDERS = {"mlp": mlp, "cnn": cnn, "resnet": ResNet, "attention": Attention}
 
 @lru_cache
 def task(kind: str) -> ClassificationTask:
-    return ClassificationTask(kind, BUILDERS[kind], clouds, batch_size=32, recipe=Recipe(epochs=20, learning_rate=1e-2))
+    return ClassificationTask(
+        kind, BUILDERS[kind], clouds, batch_size=32, recipe=TrainConfig(epochs=20, learning_rate=1e-2)
+    )
 
 
 @lru_cache

@@ -12,7 +12,7 @@ from samples import error, normals
 from torch import Tensor
 
 from weightspace.merging import merge
-from weightspace.merging.methods.method import PIECE
+from weightspace.merging.methods._registry import PIECE
 
 #: Three pieces and five elements more.
 LARGE = 3 * PIECE + 5

@@ -1,7 +1,7 @@
 """Against mergekit 0.1.5 in float32, and against the correctly rounded oracles in bfloat16.
 
 conformance/merging/README.md says how the files were made. Recipes are resolved here by code of their own, tensor by
-tensor; tests/merging/engine/test_recipes.py runs the same ones from files to files.
+tensor; tests/merging/out_of_core/test_recipes.py runs the same ones from files to files.
 """
 
 import json

@@ -11,8 +11,8 @@ from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.merging import merge
 from weightspace.merging.in_memory import InMemory
+from weightspace.merging.methods._tensor_stack import Stack
 from weightspace.merging.methods.dare import dare_linear
-from weightspace.merging.stack import Stack
 
 
 def dare(delta: Tensor, *, name: str = "w", **parameters: Any) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torchvision
 
 from weightspace.errors import WeightspaceError
-from weightspace.merging.layers import Layers
+from weightspace.merging.slices.layer_index import Layers
 
 LLAMA = [
     "model.embed_tokens.weight",

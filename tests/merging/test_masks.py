@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from weightspace.merging.masks import random_mask
+from weightspace.merging.methods._random_masks import random_mask
 
 COUNT = 200_000
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from weightspace.errors import WeightspaceError
-from weightspace.merging.recipe import parse_recipe, read_recipe, recipe_of
-from weightspace.merging.schedule import resolve, unmatched_filters
+from weightspace.merging.recipe.parse import parse_recipe, read_recipe, recipe_of
+from weightspace.merging.recipe.schedule import resolve, unmatched_filters
 
 TIES = """
 merge_method: ties

@@ -3,8 +3,8 @@
 import pytest
 
 from weightspace.errors import WeightspaceError
-from weightspace.merging.recipe import Recipe, parse_recipe
-from weightspace.merging.recipe_documents import used_documents
+from weightspace.merging.recipe.parse import Recipe, parse_recipe
+from weightspace.merging.recipe.several import used_documents
 
 
 def document(name: str | None, *models: str, base: str | None = None, tokenizer: str | None = None) -> str:

@@ -10,8 +10,8 @@ import yaml
 import weightspace as ws
 from weightspace.errors import WeightspaceError
 from weightspace.merging import merge_files, reproduce
-from weightspace.merging.recipe import parse_recipe
-from weightspace.merging.schedule import resolve
+from weightspace.merging.recipe.parse import parse_recipe
+from weightspace.merging.recipe.schedule import resolve
 
 DATA = Path(__file__).parents[1] / "data" / "recipes"
 PLAIN: dict[str, str] = yaml.safe_load((DATA / "plain.yml").read_text())

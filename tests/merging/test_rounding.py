@@ -14,10 +14,10 @@ from samples import same_bits
 from torch import Tensor
 
 import weightspace as ws
-from weightspace.elementwise.combination import Combiner
-from weightspace.elementwise.mean import mean
+from weightspace.arithmetic.linear_combination import LinearCombiner
+from weightspace.arithmetic.mean import mean
 from weightspace.errors import WeightspaceError
-from weightspace.merging.exact import MaskedSum
+from weightspace.merging.methods._masked_sum import MaskedSum
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 SIZE = 2000
@@ -283,18 +283,18 @@ def test_fine_tunes_are_merged_without_double_words(
 ) -> None:
     """But for a few elements, most of them of TIES."""
     slow: list[int] = []
-    exactly, combined_exactly = MaskedSum.__call__, Combiner._compute_exactly
+    exactly, combined_exactly = MaskedSum.__call__, LinearCombiner._compute_exactly
 
     def counted(self: MaskedSum, models: Tensor, *given: Any) -> Tensor:
         slow.append(models.shape[1])
         return exactly(self, models, *given)
 
-    def combined(self: Combiner, out: Tensor, given: Sequence[Tensor]) -> None:
+    def combined(self: LinearCombiner, out: Tensor, given: Sequence[Tensor]) -> None:
         slow.append(10 * len(out))
         combined_exactly(self, out, given)
 
     monkeypatch.setattr(MaskedSum, "__call__", counted)
-    monkeypatch.setattr(Combiner, "_compute_exactly", combined)
+    monkeypatch.setattr(LinearCombiner, "_compute_exactly", combined)
     *models, base = tensors("fine_tunes", 3, dtype, 200_000)
     merged("linear", models, weights=weights)
     merged("task_arithmetic", models, base, weights=weights)

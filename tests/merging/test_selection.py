@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weightspace.merging import selection
-from weightspace.merging.selection import Chunks, Cut, largest
+from weightspace.merging.methods import _topk as selection
+from weightspace.merging.methods._topk import Chunks, Cut, largest
 
 #: Few different values, so that most are ties: zeros of both signs and the smallest subnormal among them.
 VALUES = st.sampled_from([0.0, -0.0, 1e-45, 3e-45, 1e-39, 0.5, 1.0, 1.0000001, 2.0, 3e38])

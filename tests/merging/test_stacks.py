@@ -3,9 +3,9 @@
 import pytest
 
 from weightspace.errors import WeightspaceError
-from weightspace.merging.layers import Layers
-from weightspace.merging.stacks import choose_stack
-from weightspace.merging.towers import precedes, tower
+from weightspace.merging.config.towers import precedes, tower
+from weightspace.merging.slices.layer_index import Layers
+from weightspace.merging.slices.layer_stacks import choose_stack
 
 
 def names(**counts: int) -> list[str]:

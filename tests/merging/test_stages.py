@@ -14,9 +14,10 @@ import torch
 
 import weightspace as ws
 from weightspace.checkpoints import StateDict
-from weightspace.checkpoints.files import load_metadata
+from weightspace.checkpoints.load_save import load_metadata
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging import merge_files, reproduce, stages
+from weightspace.merging import merge_files, reproduce
+from weightspace.merging.out_of_core import stages
 
 FIRST = """
 name: first

@@ -12,12 +12,12 @@ from torch import nn
 from torch.func import functional_call
 
 import weightspace as ws
+from weightspace.arithmetic.mean import mean
 from weightspace.checkpoints import StateDict
-from weightspace.elementwise.mean import mean
 from weightspace.errors import WeightspaceError
-from weightspace.soups.around import angle, flatness
+from weightspace.soups.flatness import angle, flatness
 from weightspace.soups.learned import _Mixture
-from weightspace.soups.running import RunningMean
+from weightspace.soups.running_mean import RunningMean
 from weightspace.tasks import ClassificationTask
 
 old_weight_norm, new_weight_norm = nn.utils.weight_norm, nn.utils.parametrizations.weight_norm

@@ -17,7 +17,7 @@ from kitchen import PLAIN, fine_tunes, saved
 
 import weightspace as ws
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.soups import reading
+from weightspace.soups import file_dependencies as reading
 from weightspace.soups.fingerprints import fingerprint_of_task
 from weightspace.tasks import ClassificationTask, load_task
 

@@ -9,8 +9,8 @@ from parametrized_networks import BOTH, SPECTRAL_NORMS, WEIGHT_NORMS, fine_tunes
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
+from weightspace.arithmetic.effective import effective_weights
 from weightspace.checkpoints import StateDict
-from weightspace.elementwise.effective import effective_weights
 from weightspace.errors import WeightspaceError
 from weightspace.spectra import alignments, singular_alignment, spectral_distances, spectrum, weight_matrices
 

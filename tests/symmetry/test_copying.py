@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from weightspace.errors import SpecError
 from weightspace.symmetry import derive_spec, verify_spec
-from weightspace.symmetry.copying import copy_module
+from weightspace.symmetry.module_copy import copy_module
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from weightspace.errors import WeightspaceError
-from weightspace.tasks import ClassificationTask, EpochReport, Examples, Recipe, carve, objective_value, train
+from weightspace.tasks import ClassificationTask, EpochReport, Examples, TrainConfig, carve, objective_value, train
 
 
 def clusters(count: int, seed: int) -> Examples:
@@ -25,7 +25,7 @@ def build() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
 
 
-TASK = ClassificationTask("clusters", build, load, batch_size=20, recipe=Recipe(epochs=8, learning_rate=0.02))
+TASK = ClassificationTask("clusters", build, load, batch_size=20, recipe=TrainConfig(epochs=8, learning_rate=0.02))
 
 
 def test_scores_are_those_computed_by_hand() -> None:

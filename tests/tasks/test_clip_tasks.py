@@ -17,7 +17,7 @@ import weightspace as ws
 from weightspace import cli
 from weightspace.clip import build_clip, image_size, zero_shot_head
 from weightspace.errors import WeightspaceError, WeightspaceWarning
-from weightspace.tasks import ClassificationTask, Examples, Recipe, clip_task, network_with, variant
+from weightspace.tasks import ClassificationTask, Examples, TrainConfig, clip_task, network_with, variant
 from weightspace.tasks.contrastive import pretrained_clip
 from weightspace.tasks.fashion import DEBIAN_FOLDER
 
@@ -62,7 +62,7 @@ def weights(config: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def task(config: str, weights: str) -> ClassificationTask:
-    recipe = Recipe(epochs=3, learning_rate=3e-3, cooldown=True)
+    recipe = TrainConfig(epochs=3, learning_rate=3e-3, cooldown=True)
     return clip_task(
         config, examples, CLASSES, weights=weights, shifts=("noise", "contrast"), batch_size=32, recipe=recipe
     )

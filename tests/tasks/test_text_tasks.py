@@ -8,7 +8,7 @@ import torch
 
 import weightspace as ws
 from weightspace.errors import WeightspaceError
-from weightspace.tasks.protocol import Recipe
+from weightspace.tasks.protocol import TrainConfig
 from weightspace.tasks.text import Texts, text_task
 from weightspace.tasks.text_encoder import frozen_features, text_classifier, tokens_of
 
@@ -107,7 +107,7 @@ def test_a_trace_of_short_texts_reads_long_ones_to_their_end(encoder: Path) -> N
 
 
 def test_fine_tunes_share_their_start_and_learn(encoder: Path) -> None:
-    task = text_task("toy", encoder, load, 2, trained=2, length=10, recipe=Recipe(epochs=12, learning_rate=3e-3))
+    task = text_task("toy", encoder, load, 2, trained=2, length=10, recipe=TrainConfig(epochs=12, learning_rate=3e-3))
     start = ws.train(task, 0, epochs=0)
     assert all(torch.equal(tensor, start[name]) for name, tensor in task.network().state_dict().items())
     assert {name.split(".")[0] for name in start} == {"layers", "head"}

@@ -12,9 +12,9 @@ from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
     from weightspace.checkpoints.comparison import Comparison, Difference, TensorDistance, compare
-    from weightspace.checkpoints.files import load_checkpoint, load_metadata, save_checkpoint
-    from weightspace.checkpoints.origins import provenance
-    from weightspace.checkpoints.state import StateDict, check_compatible, check_finite
+    from weightspace.checkpoints.load_save import load_checkpoint, load_metadata, save_checkpoint
+    from weightspace.checkpoints.provenance import provenance
+    from weightspace.checkpoints.state_dict import StateDict, check_compatible, check_finite
     from weightspace.checkpoints.summary import CheckpointSummary, TensorSummary, summarise
 
 #: Public name -> the file that defines it.
@@ -22,16 +22,16 @@ _HOMES = {
     "CheckpointSummary": "summary",
     "Comparison": "comparison",
     "Difference": "comparison",
-    "StateDict": "state",
+    "StateDict": "state_dict",
     "TensorDistance": "comparison",
     "TensorSummary": "summary",
-    "check_compatible": "state",
-    "check_finite": "state",
+    "check_compatible": "state_dict",
+    "check_finite": "state_dict",
     "compare": "comparison",
-    "load_checkpoint": "files",
-    "load_metadata": "files",
-    "provenance": "origins",
-    "save_checkpoint": "files",
+    "load_checkpoint": "load_save",
+    "load_metadata": "load_save",
+    "provenance": "provenance",
+    "save_checkpoint": "load_save",
     "summarise": "summary",
 }
 

@@ -1,4 +1,4 @@
-"""How two checkpoints differ: in names, shapes and dtypes, and by how far where they agree.
+"""Comparison of two checkpoints: names, shapes and dtypes, and the distance of the tensors that both have.
 
 The relative distance is ‖a − b‖ / ‖a‖ over the float tensors that both have in one shape; it is infinite when
 ‖a‖ is zero and b is elsewhere. A tensor tied to the same name in both counts once.
@@ -13,9 +13,9 @@ from typing import Generic, TypeVar
 
 import torch
 
-from weightspace.checkpoints.files import StrPath, load_checkpoint
+from weightspace.checkpoints.load_save import StrPath, load_checkpoint
 from weightspace.checkpoints.measure import distance, is_inexact, norm
-from weightspace.checkpoints.state import StateDict, dtype_name, tied_names
+from weightspace.checkpoints.state_dict import StateDict, dtype_name, tied_names
 from weightspace.reprs import brief
 
 T = TypeVar("T")

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from weightspace.checkpoints.companions import is_companion, is_in_companion_folder, may_hold_companions
-from weightspace.checkpoints.disk import one_line_errors, sync_folder
+from weightspace.checkpoints.atomic_write import one_line_errors, sync_folder
+from weightspace.checkpoints.companion_files import is_companion, is_in_companion_folder, may_hold_companions
 from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
-from weightspace.checkpoints.folder import ENTRANCES, read_index
 from weightspace.checkpoints.hashing import sha256_of
+from weightspace.checkpoints.hf_folder import ENTRANCES, read_index
 from weightspace.checkpoints.mirror import Mirror, incomplete, locked, mirror_home, write_record
 from weightspace.checkpoints.remote import Remote, RemoteFile, is_url
 from weightspace.checkpoints.safetensors_header import MAX_HEADER, read_header

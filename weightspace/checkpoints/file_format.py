@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from weightspace.checkpoints.disk import one_line_errors
+from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.hub_names import missing_checkpoint
 from weightspace.checkpoints.safetensors_header import MAX_HEADER
 from weightspace.errors import CheckpointError

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from weightspace.checkpoints.disk import one_line_errors
+from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.errors import CheckpointError
 
 _PIECE = 2**20

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from weightspace.checkpoints.disk import one_line_errors
+from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.errors import CheckpointError
 
 #: Bytes of a file, at most: the tokenizers of the largest vocabularies have some 40 million.

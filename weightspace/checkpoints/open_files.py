@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from weightspace.checkpoints.disk import one_line_errors
+from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.errors import CheckpointError
 
 #: Files that are open at a time, at most.

@@ -11,13 +11,13 @@ import warnings
 import torch
 from torch import Tensor
 
-from weightspace.checkpoints.contents import Contents, Place, TensorInfo, read_contents
-from weightspace.checkpoints.disk import one_line_errors
+from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.dtypes import DTYPES
 from weightspace.checkpoints.fetching import fetched_path
-from weightspace.checkpoints.files import StrPath, read_state
+from weightspace.checkpoints.load_save import StrPath, read_state
+from weightspace.checkpoints.metadata import CheckpointMetadata, Place, TensorInfo, read_contents
 from weightspace.checkpoints.open_files import OpenFiles
-from weightspace.checkpoints.state import StateDict
+from weightspace.checkpoints.state_dict import StateDict
 from weightspace.errors import CheckpointError, WeightspaceWarning
 
 
@@ -65,7 +65,7 @@ class CheckpointReader:
         files: that are open, also for other readers.
     """
 
-    def __init__(self, contents: Contents, files: OpenFiles | None = None) -> None:
+    def __init__(self, contents: CheckpointMetadata, files: OpenFiles | None = None) -> None:
         self.contents = contents
         self._loaded: StateDict | None = None
         self._files = files or OpenFiles()

@@ -22,7 +22,7 @@ from weightspace.checkpoints.safetensors_header import (
     read_header,
     tied_entries,
 )
-from weightspace.checkpoints.state import StateDict, dtype_name, tied_names
+from weightspace.checkpoints.state_dict import StateDict, dtype_name, tied_names
 from weightspace.errors import CheckpointError
 
 

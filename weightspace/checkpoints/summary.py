@@ -1,4 +1,4 @@
-"""What is in one checkpoint: its tensors, their norms, how many numbers they hold.
+"""Summary of a checkpoint: its tensors, their norms and their sizes.
 
 Tied tensors are listed under each of their names and counted once.
 """
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from weightspace.checkpoints.files import StrPath, load_checkpoint, load_metadata
+from weightspace.checkpoints.load_save import StrPath, load_checkpoint, load_metadata
 from weightspace.checkpoints.measure import count_non_finite, is_inexact, norm
-from weightspace.checkpoints.state import StateDict, dtype_name, tied_names
+from weightspace.checkpoints.state_dict import StateDict, dtype_name, tied_names
 from weightspace.reprs import brief
 
 

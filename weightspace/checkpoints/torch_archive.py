@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from weightspace.checkpoints.disk import one_line_errors
+from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.torch_pickle import (
     MAX_PICKLE,
     Storage,
@@ -18,7 +18,7 @@ from weightspace.checkpoints.torch_pickle import (
     check_memory,
     follow_pickle,
 )
-from weightspace.checkpoints.zip_directory import (
+from weightspace.checkpoints.zip_records import (
     MAGIC,
     STORED,
     ZipError,

@@ -19,13 +19,13 @@ from typing import Any, BinaryIO
 
 import torch
 
-from weightspace.checkpoints.disk import one_line_errors
+from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX
 from weightspace.checkpoints.json_file import MAX_BYTES, parse_json
 from weightspace.checkpoints.quantisation import check_not_quantised, find_quantised
-from weightspace.checkpoints.state import StateDict, check_storable, tied_names
+from weightspace.checkpoints.state_dict import StateDict, check_storable, tied_names
 from weightspace.checkpoints.torch_archive import check_torch_file, is_archive
-from weightspace.checkpoints.zip_directory import ZipError, read_directory, read_record
+from weightspace.checkpoints.zip_records import ZipError, read_directory, read_record
 from weightspace.errors import CheckpointError
 
 #: Names under which training scripts nest the state dict.

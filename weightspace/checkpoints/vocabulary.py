@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from weightspace.checkpoints.companions import is_tokenizer
-from weightspace.checkpoints.disk import one_line_errors
+from weightspace.checkpoints.atomic_write import one_line_errors
+from weightspace.checkpoints.companion_files import is_tokenizer
 from weightspace.checkpoints.json_file import read_json_object
 from weightspace.errors import CheckpointError
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from weightspace.checkpoints.disk import one_line_errors
+from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.errors import WeightspaceError
 
 #: Bytes of a file, at most: a spec of fifty thousand tensors has some four million.

@@ -1,4 +1,4 @@
-"""Linear mode connectivity: the loss on the way between networks, the barriers on it, the plane through three."""
+"""Linear mode connectivity: the loss along the path between networks, the barriers on it, the plane through three."""
 
 from __future__ import annotations
 
@@ -7,46 +7,43 @@ from typing import TYPE_CHECKING
 from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
-    from weightspace.connectivity.barriers import Baseline, Score, barrier
-    from weightspace.connectivity.curve import Curve
-    from weightspace.connectivity.landscape import GridReport, loss_plane
-    from weightspace.connectivity.matrix import BarrierMatrix
-    from weightspace.connectivity.pairs import PairReport, barrier_matrix
-    from weightspace.connectivity.path import interpolated
-    from weightspace.connectivity.plane import Plane
-    from weightspace.connectivity.repairing import repair
-    from weightspace.connectivity.statistics import has_batchnorm_statistics, reset_batchnorm, reset_statistics
+    from weightspace.connectivity.barrier import Baseline, Score, barrier
+    from weightspace.connectivity.barrier_matrix import BarrierMatrix, PairReport, barrier_matrix
+    from weightspace.connectivity.batchnorm import has_batchnorm_statistics, reset_batchnorm, reset_statistics
+    from weightspace.connectivity.interpolated_network import interpolated
+    from weightspace.connectivity.linear_path import LinearPath, Statistics
+    from weightspace.connectivity.loss_curve import Curve, PointReport, loss_curve
+    from weightspace.connectivity.loss_plane import GridReport, Plane, loss_plane
+    from weightspace.connectivity.repair import repair
     from weightspace.connectivity.taylor import taylor_barrier
     from weightspace.connectivity.temperature import Temperature, Tempered, fit_temperature, midpoint_temperature
-    from weightspace.connectivity.walk import PointReport, loss_curve
-    from weightspace.connectivity.way import Statistics, Way
 
 #: Public name -> the file that defines it.
 _HOMES = {
-    "Baseline": "barriers",
-    "Score": "barriers",
-    "barrier": "barriers",
-    "Curve": "curve",
-    "GridReport": "landscape",
-    "loss_plane": "landscape",
-    "BarrierMatrix": "matrix",
-    "PairReport": "pairs",
-    "barrier_matrix": "pairs",
-    "interpolated": "path",
-    "Plane": "plane",
-    "repair": "repairing",
-    "has_batchnorm_statistics": "statistics",
-    "reset_batchnorm": "statistics",
-    "reset_statistics": "statistics",
+    "Baseline": "barrier",
+    "Score": "barrier",
+    "barrier": "barrier",
+    "Curve": "loss_curve",
+    "GridReport": "loss_plane",
+    "loss_plane": "loss_plane",
+    "BarrierMatrix": "barrier_matrix",
+    "PairReport": "barrier_matrix",
+    "barrier_matrix": "barrier_matrix",
+    "interpolated": "interpolated_network",
+    "Plane": "loss_plane",
+    "repair": "repair",
+    "has_batchnorm_statistics": "batchnorm",
+    "reset_batchnorm": "batchnorm",
+    "reset_statistics": "batchnorm",
     "taylor_barrier": "taylor",
     "Temperature": "temperature",
     "Tempered": "temperature",
     "fit_temperature": "temperature",
     "midpoint_temperature": "temperature",
-    "PointReport": "walk",
-    "loss_curve": "walk",
-    "Statistics": "way",
-    "Way": "way",
+    "PointReport": "loss_curve",
+    "loss_curve": "loss_curve",
+    "Statistics": "linear_path",
+    "LinearPath": "linear_path",
 }
 
 __all__ = [
@@ -54,6 +51,7 @@ __all__ = [
     "Baseline",
     "Curve",
     "GridReport",
+    "LinearPath",
     "PairReport",
     "Plane",
     "PointReport",
@@ -61,7 +59,6 @@ __all__ = [
     "Statistics",
     "Temperature",
     "Tempered",
-    "Way",
     "barrier",
     "barrier_matrix",
     "fit_temperature",

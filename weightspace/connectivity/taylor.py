@@ -1,4 +1,4 @@
-r"""What a Taylor expansion at the two ends would have the barrier between them be.
+r"""Barriers predicted by Taylor expansions at both endpoints.
 
 Near ``a`` the loss along the way is ``L_a(λ) = L(a) + λ g_a·Δ + ½ λ² Δ·H_a Δ`` with ``Δ = b − a``, near ``b`` it is
 ``L_b(λ) = L(b) − (1−λ) g_b·Δ + ½ (1−λ)² Δ·H_b Δ``. Each end is trusted in the measure in which it is near, and the
@@ -21,13 +21,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from weightspace.adapters.factor_files import check_is_model
 from weightspace.arguments import checked
+from weightspace.arithmetic.parametrizations import Coordinates
+from weightspace.arithmetic.weight_norm import slice_norms
 from weightspace.checkpoints import StateDict
-from weightspace.connectivity.statistics import SEED
-from weightspace.elementwise.parametrized import Coordinates
-from weightspace.elementwise.weight_norm import slice_norms
+from weightspace.connectivity.batchnorm import SEED
 from weightspace.errors import WeightspaceError
+from weightspace.lora.factor_files import check_is_model
 from weightspace.matching import Losses
 from weightspace.tasks.building import blank_network, check_belongs
 from weightspace.tasks.protocol import Split, Task, threads_of

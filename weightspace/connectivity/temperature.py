@@ -1,4 +1,4 @@
-"""One number that makes a network between two as sure of itself as it should be.
+"""Temperature scaling of interpolated networks.
 
 A network between two has smaller logits than the two, so that part of its loss is lack of confidence and not lack of
 knowledge. Divided by a temperature, fitted on the validation split, the logits tell the two apart.
@@ -14,8 +14,8 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from weightspace.checkpoints import StateDict
-from weightspace.connectivity.scoring import scored
-from weightspace.connectivity.way import Statistics, Way
+from weightspace.connectivity.linear_path import LinearPath, Statistics
+from weightspace.connectivity.loss_curve import scored
 from weightspace.errors import WeightspaceError
 from weightspace.reprs import brief
 from weightspace.tasks.protocol import Split, Task, threads_of
@@ -104,5 +104,5 @@ def midpoint_temperature(
         WeightspaceError: the scores have no loss, or the network returns something else than a tensor.
     """
     with torch_threads(threads_of(task)):
-        network = Way(task, a, b, statistics).at(0.5)
+        network = LinearPath(task, a, b, statistics).at(0.5)
     return fit_temperature(task, network, split=split)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from weightspace.labels.calibration import TemperatureFit, fit_temperature
     from weightspace.labels.classifier import FrechetClassifier
     from weightspace.labels.costs import CostMatrix
-    from weightspace.labels.covers import Cover
+    from weightspace.labels.cover import Cover
     from weightspace.labels.head import FrechetHead
     from weightspace.labels.hierarchy import Hierarchy
     from weightspace.labels.metric import LabelMetric
@@ -45,7 +45,7 @@ _HOMES = {
     "TemperatureFit": "calibration",
     "fit_temperature": "calibration",
     "FrechetClassifier": "classifier",
-    "Cover": "covers",
+    "Cover": "cover",
     "FrechetHead": "head",
     "LabelMetric": "metric",
     "DecisionReport": "report",

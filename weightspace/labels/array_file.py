@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from weightspace.checkpoints.zip_directory import ZipError, read_directory
+from weightspace.checkpoints.zip_records import ZipError, read_directory
 
 #: Kinds of numbers: bools, integers and floats.
 _KINDS = "biuf"

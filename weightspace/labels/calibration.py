@@ -19,12 +19,12 @@ from weightspace.errors import WeightspaceError
 from weightspace.labels.names import Label
 from weightspace.labels.pairs import pair_distances
 from weightspace.labels.probabilities import as_tensor
-from weightspace.labels.rules.columns import KEPT
+from weightspace.labels.rules.chunked import KEPT
 
 if TYPE_CHECKING:
-    from weightspace.labels.deciding import Decision
+    from weightspace.labels.decision import Decision
+    from weightspace.labels.label_space import Outputs
     from weightspace.labels.metric import LabelMetric
-    from weightspace.labels.space import Outputs
 
 Objective: TypeAlias = Literal["distance", "nll"]
 

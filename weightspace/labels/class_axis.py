@@ -11,7 +11,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.labels.head import FrechetHead
 
 if TYPE_CHECKING:
-    from weightspace.labels.deciding import Decision
+    from weightspace.labels.decision import Decision
 
 
 def to_last(values: Any, dim: int) -> Any:

@@ -17,8 +17,8 @@ except Exception as error:  # a broken installation raises more than ImportError
     raise WeightspaceError(f'scikit-learn cannot be imported ({error}): pip install "weightspace[demo]"') from error
 
 if TYPE_CHECKING:
+    from weightspace.labels.label_space import Outputs
     from weightspace.labels.metric import LabelMetric
-    from weightspace.labels.space import Outputs
 
 
 class FrechetClassifier(ClassifierMixin, BaseEstimator):

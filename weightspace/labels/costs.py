@@ -12,13 +12,13 @@ from torch import Tensor
 
 from weightspace.errors import WeightspaceError
 from weightspace.labels.class_axis import FrechetHeadAlong, from_last, to_last
-from weightspace.labels.deciding import Decision
+from weightspace.labels.decision import Decision
 from weightspace.labels.geometry import Geometry
 from weightspace.labels.head import FrechetHead
+from weightspace.labels.label_space import Outputs
 from weightspace.labels.names import Label, Names
 from weightspace.labels.probabilities import as_tensor
 from weightspace.labels.ranking import least_costs
-from weightspace.labels.space import Outputs
 
 if TYPE_CHECKING:
     from weightspace.labels.rules.rule import Rule

@@ -6,8 +6,8 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from weightspace.labels.geometry import GraphGeometry, MatrixGeometry, PointGeometry
-from weightspace.labels.hops import components
-from weightspace.labels.space import LabelSpace
+from weightspace.labels.label_space import LabelSpace
+from weightspace.labels.rules.shortest_paths import components
 
 
 def groups_of_equals(metric: LabelSpace) -> np.ndarray:

@@ -12,7 +12,6 @@ import torch
 from weightspace.checkpoints import load_checkpoint, load_metadata, save_checkpoint
 from weightspace.checkpoints.json_file import parse_json
 from weightspace.errors import WeightspaceError
-from weightspace.labels.adjacency import adjacency_of
 from weightspace.labels.geometry import (
     DiscreteGeometry,
     Geometry,
@@ -21,8 +20,9 @@ from weightspace.labels.geometry import (
     MatrixGeometry,
     PointGeometry,
 )
+from weightspace.labels.label_space import LabelSpace
 from weightspace.labels.names import Label, Names
-from weightspace.labels.space import LabelSpace
+from weightspace.labels.parsing import adjacency_of
 
 _KIND, _LABELS, _ROOT = "weightspace.labels.kind", "weightspace.labels.names", "weightspace.labels.root"
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
-from weightspace.labels.fringe import Fringe, peel
-from weightspace.labels.hops import Graph, distances_from
 from weightspace.labels.path_lengths import path_lengths
-from weightspace.labels.powers import check_points
+from weightspace.labels.rules.powers import check_points
+from weightspace.labels.rules.shortest_paths import Graph, distances_from
+from weightspace.labels.rules.two_core import Fringe, peel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,8 +96,8 @@ class GraphGeometry:
 
     def rule(self, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Rule:
         """See :class:`Geometry`."""
-        from weightspace.labels.rules.columns import KEPT, columns
-        from weightspace.labels.rules.hanging import HangingTrees
+        from weightspace.labels.rules.chunked import KEPT, columns
+        from weightspace.labels.rules.tree import HangingTrees
 
         if exponent in (1, 2):
             fringe = self.fringe
@@ -193,8 +193,8 @@ class PointGeometry:
 
     def rule(self, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Rule:
         """See :class:`Geometry`."""
-        from weightspace.labels.rules.columns import columns
-        from weightspace.labels.rules.nearest import Nearest
+        from weightspace.labels.rules.chunked import columns
+        from weightspace.labels.rules.euclidean import Nearest
 
         if exponent != 2:
             return columns(self.distances, observed, outputs, exponent)
@@ -253,7 +253,7 @@ class GridGeometry:
 
     def rule(self, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Rule:
         """See :class:`Geometry`."""
-        from weightspace.labels.rules.columns import columns
+        from weightspace.labels.rules.chunked import columns
         from weightspace.labels.rules.grid import OnGrid
 
         if exponent in (1, 2):

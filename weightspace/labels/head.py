@@ -19,7 +19,7 @@ from weightspace.labels.rules.rule import Tables, own
 from weightspace.tracing import runs_eagerly
 
 if TYPE_CHECKING:
-    from weightspace.labels.deciding import Decision
+    from weightspace.labels.decision import Decision
 
 
 class FrechetHead(Tables):

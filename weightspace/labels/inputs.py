@@ -1,4 +1,4 @@
-"""What the command line reads: arrays, lists of names, edges and parents, from files."""
+"""Inputs of the label commands from files: arrays, lists of names, edges and parents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from weightspace.checkpoints.disk import check_regular
+from weightspace.checkpoints.atomic_write import check_regular
 from weightspace.checkpoints.json_file import parse_json
 from weightspace.errors import WeightspaceError
 from weightspace.labels.array_file import read_npy, read_npz

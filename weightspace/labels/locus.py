@@ -18,10 +18,10 @@ from scipy.optimize import linprog
 from weightspace.errors import WeightspaceError
 from weightspace.labels.equal_labels import groups_of_equals
 from weightspace.labels.geometry import DiscreteGeometry, GraphGeometry
-from weightspace.labels.hops import Graph
+from weightspace.labels.label_space import LabelSpace
 from weightspace.labels.names import Label
-from weightspace.labels.powers import check_range
-from weightspace.labels.space import LabelSpace
+from weightspace.labels.rules.powers import check_range
+from weightspace.labels.rules.shortest_paths import Graph
 
 #: Labels of a space without a shortcut, at most: there is a linear program for each.
 LARGEST = 2_000
@@ -163,7 +163,7 @@ def _best_weights(excess: np.ndarray) -> np.ndarray:
 
 
 def on_ways(tree: Graph, seen: np.ndarray) -> np.ndarray:
-    """Return which nodes of a tree lie on a way between some nodes: what is left when other leaves are cut."""
+    """Return which nodes of a tree lie on a way between some nodes: the remainder when other leaves are cut."""
     nodes = tree.shape[0]
     degree = np.diff(tree.indptr).tolist()
     indptr, indices = tree.indptr.tolist(), tree.indices.tolist()

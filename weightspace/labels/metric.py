@@ -18,12 +18,12 @@ from weightspace.labels.geometry import (
     MatrixGeometry,
     PointGeometry,
 )
+from weightspace.labels.label_space import Outputs
 from weightspace.labels.names import Label, Names
-from weightspace.labels.space import Outputs
 
 if TYPE_CHECKING:
-    from weightspace.labels.covers import Cover
-    from weightspace.labels.deciding import Decision
+    from weightspace.labels.cover import Cover
+    from weightspace.labels.decision import Decision
     from weightspace.labels.head import FrechetHead
 
 #: Rules that are kept for the next call with the same classes.
@@ -106,8 +106,8 @@ class LabelMetric:
             WeightspaceError: a cycle, parts without a way between them, a label twice or unknown, a negative length,
                 or something that another constructor takes.
         """
-        from weightspace.labels.adjacency import tree_of_edges, tree_of_parents
         from weightspace.labels.mistaken import check_parents
+        from weightspace.labels.parsing import tree_of_edges, tree_of_parents
 
         if (parents is None) == (edges is None):
             raise WeightspaceError("A tree has parents, or edges=[(u, v, weight), …]; expected one of them.")
@@ -131,7 +131,7 @@ class LabelMetric:
         Raises:
             WeightspaceError: parts without a way between them, a label twice or unknown, a negative length.
         """
-        from weightspace.labels.adjacency import graph_of
+        from weightspace.labels.parsing import graph_of
 
         found = graph_of(graph, labels, weight)
         return cls(found.names, GraphGeometry(found.graph), found.nodes)
@@ -148,7 +148,7 @@ class LabelMetric:
         Raises:
             WeightspaceError: the matrix isn't one of distances; it names the entry.
         """
-        from weightspace.labels.tables import distance_matrix
+        from weightspace.labels.arrays import distance_matrix
 
         names = None if labels is None else Names(labels)
         distances = distance_matrix(matrix, names)
@@ -169,7 +169,7 @@ class LabelMetric:
         Raises:
             WeightspaceError: a number that is not finite, another shape, a zero row for ``"cosine"``.
         """
-        from weightspace.labels.tables import embeddings as checked
+        from weightspace.labels.arrays import embeddings as checked
 
         names = None if labels is None else Names(labels)
         points = checked(embeddings, names, metric)
@@ -343,7 +343,7 @@ class LabelMetric:
 
     def decision(self, *, observed: Sequence[Label], outputs: Outputs = "all", exponent: float = 2) -> Decision:
         """Return the rule for these classes, made once and kept."""
-        from weightspace.labels.deciding import Decision
+        from weightspace.labels.decision import Decision
 
         seen = self.names.positions(observed, "observed classes")
         named = seen if outputs == "observed" else self._outputs(outputs)
@@ -397,13 +397,13 @@ class LabelMetric:
         Warns:
             UserWarning: the set may not be the smallest; it says how small that can be.
         """
-        from weightspace.labels.covers import minimum_cover
+        from weightspace.labels.cover import minimum_cover
 
         return minimum_cover(self, identifying=identifying)
 
     def cover(self, *, identifying: bool = False) -> Cover:
         """Return a smallest cover, how it was found and the bound on its size; see :func:`find_cover`."""
-        from weightspace.labels.covers import find_cover
+        from weightspace.labels.cover import find_cover
 
         return find_cover(self, identifying=identifying)
 
@@ -416,7 +416,7 @@ class LabelMetric:
         Raises:
             WeightspaceError: a name is unknown, or there are fewer labels left.
         """
-        from weightspace.labels.acquisition import next_classes
+        from weightspace.labels.active import next_classes
 
         return next_classes(self, observed, n)
 

@@ -1,4 +1,4 @@
-"""How far predictions are from the truth: by distance in the label metric, and by a tree of the labels.
+"""Metrics of predictions: distances in the label metric, and hierarchical ones on a tree of the labels.
 
 All take names of labels. Heights, depths and hierarchical distances are numbers of edges of the tree.
 """

@@ -1,4 +1,4 @@
-"""What is given for the parents or edges of a tree, but belongs to another constructor: errors that say to which."""
+"""Errors for arguments of ``from_tree`` that belong to another constructor."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from weightspace.labels.fringe import Fringe
-from weightspace.labels.hops import distances_from
+from weightspace.labels.rules.shortest_paths import distances_from
+from weightspace.labels.rules.two_core import Fringe
 
 
 def path_lengths(fringe: Fringe, sources: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:

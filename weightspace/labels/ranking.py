@@ -10,7 +10,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.labels.probabilities import checked_rows
 
 if TYPE_CHECKING:
-    from weightspace.labels.deciding import Decision
+    from weightspace.labels.decision import Decision
 
 
 def least_costs(decision: Decision, probabilities: Any, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What a Fréchet mean is good for on given data: beside argmax, the best constant label, and with its accuracy."""
+"""Report on the Fréchet mean of given data, beside argmax and the best constant label."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from weightspace.labels.pairs import pair_distances
 from weightspace.labels.probabilities import checked_rows
 
 if TYPE_CHECKING:
+    from weightspace.labels.label_space import Outputs
     from weightspace.labels.metric import LabelMetric
-    from weightspace.labels.space import Outputs
 
 
 @dataclass(frozen=True)

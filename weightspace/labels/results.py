@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightspace.checkpoints.disk import replacing_file
+from weightspace.checkpoints.atomic_write import replacing_file
 from weightspace.errors import WeightspaceError
 from weightspace.labels.calibration import checked_logits
 from weightspace.labels.names import Label
@@ -22,8 +22,8 @@ from weightspace.labels.probabilities import checked_rows
 from weightspace.reprs import brief
 
 if TYPE_CHECKING:
+    from weightspace.labels.label_space import Outputs
     from weightspace.labels.metric import LabelMetric
-    from weightspace.labels.space import Outputs
 
 
 #: Probabilities whose costs are worked out at once.

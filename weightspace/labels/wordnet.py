@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from weightspace.checkpoints.disk import check_regular
+from weightspace.checkpoints.atomic_write import check_regular
 from weightspace.errors import WeightspaceError
-from weightspace.labels.adjacency import adjacency_of
-from weightspace.labels.hops import Graph
 from weightspace.labels.names import Names
+from weightspace.labels.parsing import adjacency_of
+from weightspace.labels.rules.shortest_paths import Graph
 from weightspace.suggestions import unknown
 
 #: Where ``apt-get install wordnet-base`` puts the files.

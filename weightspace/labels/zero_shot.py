@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.errors import WeightspaceError
+from weightspace.labels.label_space import LabelSpace, Outputs
 from weightspace.labels.names import Label
-from weightspace.labels.space import LabelSpace, Outputs
 
 #: Texts that are encoded at once.
 _TEXTS = 256

@@ -7,41 +7,40 @@ from typing import TYPE_CHECKING
 from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
-    from weightspace.matching.activations import activation_matching
-    from weightspace.matching.ascent import Sweep
-    from weightspace.matching.descent import Trial
-    from weightspace.matching.losses import Losses
-    from weightspace.matching.many import ManyMatching
-    from weightspace.matching.matching import Matching, l2_reduction
-    from weightspace.matching.methods import MANY_MATCHINGS, MATCHINGS, MatchingMethod, run_many, run_matching
-    from weightspace.matching.mixtures import straight_through_many
-    from weightspace.matching.rebasin import sinkhorn_rebasin
-    from weightspace.matching.straight import straight_through
-    from weightspace.matching.turns import merge_many
-    from weightspace.matching.universe import Step, cycle_consistent
-    from weightspace.matching.weights import weight_matching
+    from weightspace.matching.activation_matching import activation_matching
+    from weightspace.matching.coordinate_ascent import Sweep
+    from weightspace.matching.cycle_consistent import Step, cycle_consistent
+    from weightspace.matching.loss_driven import Losses, Trial
+    from weightspace.matching.merge_many import merge_many
+    from weightspace.matching.multi_model import ManyMatching
+    from weightspace.matching.registry import MANY_MATCHINGS, MATCHINGS, MatchingMethod, run_many, run_matching
+    from weightspace.matching.result import Matching, l2_reduction
+    from weightspace.matching.sinkhorn_rebasin import sinkhorn_rebasin
+    from weightspace.matching.straight_through import straight_through
+    from weightspace.matching.straight_through_many import straight_through_many
+    from weightspace.matching.weight_matching import weight_matching
 
 #: Public name -> the file that defines it.
 _HOMES = {
-    "MANY_MATCHINGS": "methods",
-    "MATCHINGS": "methods",
-    "Losses": "losses",
-    "ManyMatching": "many",
-    "Matching": "matching",
-    "MatchingMethod": "methods",
-    "Step": "universe",
-    "Sweep": "ascent",
-    "Trial": "descent",
-    "activation_matching": "activations",
-    "cycle_consistent": "universe",
-    "l2_reduction": "matching",
-    "merge_many": "turns",
-    "run_many": "methods",
-    "run_matching": "methods",
-    "sinkhorn_rebasin": "rebasin",
-    "straight_through": "straight",
-    "straight_through_many": "mixtures",
-    "weight_matching": "weights",
+    "MANY_MATCHINGS": "registry",
+    "MATCHINGS": "registry",
+    "Losses": "loss_driven",
+    "ManyMatching": "multi_model",
+    "Matching": "result",
+    "MatchingMethod": "registry",
+    "Step": "cycle_consistent",
+    "Sweep": "coordinate_ascent",
+    "Trial": "loss_driven",
+    "activation_matching": "activation_matching",
+    "cycle_consistent": "cycle_consistent",
+    "l2_reduction": "result",
+    "merge_many": "merge_many",
+    "run_many": "registry",
+    "run_matching": "registry",
+    "sinkhorn_rebasin": "sinkhorn_rebasin",
+    "straight_through": "straight_through",
+    "straight_through_many": "straight_through_many",
+    "weight_matching": "weight_matching",
 }
 
 __all__ = [

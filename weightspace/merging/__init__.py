@@ -10,30 +10,30 @@ from typing import TYPE_CHECKING
 from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
-    from weightspace.merging.adapters import ADAPTER_METHODS, AdapterMergeReport, merge_adapters
-    from weightspace.merging.engine.aligning import Alignment
-    from weightspace.merging.engine.run import Finish, MergeReport
-    from weightspace.merging.from_files import merge_files
     from weightspace.merging.in_memory import merge
-    from weightspace.merging.interpolation import interpolate
+    from weightspace.merging.interpolate import interpolate
+    from weightspace.merging.merge_adapters import ADAPTER_METHODS, AdapterMergeReport, merge_adapters
+    from weightspace.merging.merge_files import merge_files
     from weightspace.merging.methods import METHODS, Method
-    from weightspace.merging.reproducing import Reproduction, reproduce
+    from weightspace.merging.out_of_core.aligning import Alignment
+    from weightspace.merging.out_of_core.run import Finish, MergeReport
+    from weightspace.merging.reproduce import Reproduction, reproduce
 
 #: Public name -> the file that defines it.
 _HOMES = {
-    "ADAPTER_METHODS": "adapters",
-    "AdapterMergeReport": "adapters",
+    "ADAPTER_METHODS": "merge_adapters",
+    "AdapterMergeReport": "merge_adapters",
     "METHODS": "methods",
-    "Alignment": "engine.aligning",
-    "Finish": "engine.run",
-    "MergeReport": "engine.run",
+    "Alignment": "out_of_core.aligning",
+    "Finish": "out_of_core.run",
+    "MergeReport": "out_of_core.run",
     "Method": "methods",
-    "Reproduction": "reproducing",
-    "interpolate": "interpolation",
+    "Reproduction": "reproduce",
+    "interpolate": "interpolate",
     "merge": "in_memory",
-    "merge_adapters": "adapters",
-    "merge_files": "from_files",
-    "reproduce": "reproducing",
+    "merge_adapters": "merge_adapters",
+    "merge_files": "merge_files",
+    "reproduce": "reproduce",
 }
 
 __all__ = [

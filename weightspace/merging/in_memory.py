@@ -8,20 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightspace.adapters.factor_files import check_is_model
 from weightspace.arguments import checked
+from weightspace.arithmetic.dtypes import compute_dtype, output_dtype
+from weightspace.arithmetic.integers import unaveraged
+from weightspace.arithmetic.parametrizations import Coordinates, combined
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.buffers import check_evidence, effective_name
-from weightspace.elementwise.counting import unaveraged
-from weightspace.elementwise.parametrized import Coordinates, combined
-from weightspace.elementwise.precision import compute_dtype, output_dtype
 from weightspace.errors import WeightspaceError
+from weightspace.lora.factor_files import check_is_model
 from weightspace.merging.methods import Method
-from weightspace.merging.methods.loading import load_survey
-from weightspace.merging.pieces import merged_pieces
-from weightspace.merging.roles import checked_evidence, find_method, split_base
-from weightspace.merging.stack import InMemory, Stack, real
-from weightspace.merging.variances import sound_pieces
+from weightspace.merging.methods._apply import merged_pieces, sound_pieces
+from weightspace.merging.methods._loading import load_survey
+from weightspace.merging.methods._tensor_stack import InMemory, Stack, real
+from weightspace.merging.recipe.merge_roles import checked_evidence, find_method, split_base
 
 
 @checked
@@ -39,7 +38,7 @@ def merge(
     """Merge networks of one architecture into one.
 
     Args:
-        states: state dicts with the same names and shapes, one a model. One that is the base itself is left out.
+        states: state dicts with the same names and shapes, one per model. One that is the base itself is left out.
         method: a name in ``METHODS``, or a user's ``file.py:function``.
         base: the pretrained model, for methods that work on the difference from it. Of slerp, nearswap and
             arcee_fusion it is the end ``t = 0``; without one, that is the first of two states.

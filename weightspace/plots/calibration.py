@@ -1,4 +1,4 @@
-"""Whether a classifier is as sure as it is right, and what a temperature does to predictions over a metric."""
+"""Reliability diagrams, and the effect of a temperature on predictions over a metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves of loss and accuracy on the way between two networks, with their barriers."""
+"""Curves of loss and accuracy along the path between two networks, with their barriers."""
 
 from __future__ import annotations
 

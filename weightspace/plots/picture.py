@@ -19,7 +19,7 @@ from matplotlib.image import AxesImage as AxesImage
 from matplotlib.ticker import FuncFormatter as FuncFormatter
 from matplotlib.ticker import MaxNLocator as MaxNLocator
 
-from weightspace.checkpoints.disk import replacing_file
+from weightspace.checkpoints.atomic_write import replacing_file
 from weightspace.errors import WeightspaceError
 
 #: Format -> metadata that would make two pictures of the same data differ.

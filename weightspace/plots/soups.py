@@ -10,7 +10,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.plots.picture import COLOURS, Axes, Figure, FuncFormatter, MaxNLocator, write_picture
 from weightspace.plots.windows import Frame
 from weightspace.soups import SoupAgainstEnsemble, SoupReport
-from weightspace.soups.report import BEST, BEST_ON_TEST
+from weightspace.soups.compare import BEST, BEST_ON_TEST
 
 #: Marks of the rows of a report: told apart without colour.
 _MARKS = {

@@ -1,4 +1,4 @@
-"""Model soups: one network out of many fine-tunes of one model, without more to run than one."""
+"""Model soups: fine-tunes of one model averaged into one network."""
 
 from __future__ import annotations
 
@@ -7,47 +7,47 @@ from typing import TYPE_CHECKING
 from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
-    from weightspace.soups.around import Flatness, Gain, angle, flatness, gain
-    from weightspace.soups.ensembles import ensemble
+    from weightspace.soups.compare import RECIPES, Row, SoupReport, compare_recipes
+    from weightspace.soups.ensemble import ensemble
     from weightspace.soups.fingerprints import fingerprint_of_data, fingerprint_of_state, fingerprint_of_task
+    from weightspace.soups.flatness import Flatness, Gain, angle, flatness, gain
     from weightspace.soups.greedy import Soup, Trial, greedy_soup
     from weightspace.soups.ingredients import Ingredient
     from weightspace.soups.learned import EpochOfSoup, LearnedSoup, learned_soup
-    from weightspace.soups.prediction import Agreement, SoupAgainstEnsemble, agreement, soup_against_ensemble
-    from weightspace.soups.report import RECIPES, Row, SoupReport, compare_recipes
-    from weightspace.soups.running import RunningMean
-    from weightspace.soups.stock import model_stock_soup
+    from weightspace.soups.model_stock import model_stock_soup
+    from weightspace.soups.running_mean import RunningMean
+    from weightspace.soups.soup_vs_ensemble import Agreement, SoupAgainstEnsemble, agreement, soup_against_ensemble
     from weightspace.soups.uniform import uniform_soup
-    from weightspace.soups.wise import WiseFT, wise_ft
+    from weightspace.soups.wise_ft import WiseFT, wise_ft
 
 #: Public name -> the file that defines it.
 _HOMES = {
     "Ingredient": "ingredients",
-    "RunningMean": "running",
+    "RunningMean": "running_mean",
     "uniform_soup": "uniform",
     "Soup": "greedy",
     "Trial": "greedy",
     "greedy_soup": "greedy",
     "EpochOfSoup": "learned",
     "LearnedSoup": "learned",
-    "model_stock_soup": "stock",
+    "model_stock_soup": "model_stock",
     "learned_soup": "learned",
-    "WiseFT": "wise",
-    "wise_ft": "wise",
-    "ensemble": "ensembles",
-    "RECIPES": "report",
-    "Row": "report",
-    "SoupReport": "report",
-    "compare_recipes": "report",
-    "Agreement": "prediction",
-    "SoupAgainstEnsemble": "prediction",
-    "agreement": "prediction",
-    "soup_against_ensemble": "prediction",
-    "Flatness": "around",
-    "Gain": "around",
-    "angle": "around",
-    "flatness": "around",
-    "gain": "around",
+    "WiseFT": "wise_ft",
+    "wise_ft": "wise_ft",
+    "ensemble": "ensemble",
+    "RECIPES": "compare",
+    "Row": "compare",
+    "SoupReport": "compare",
+    "compare_recipes": "compare",
+    "Agreement": "soup_vs_ensemble",
+    "SoupAgainstEnsemble": "soup_vs_ensemble",
+    "agreement": "soup_vs_ensemble",
+    "soup_against_ensemble": "soup_vs_ensemble",
+    "Flatness": "flatness",
+    "Gain": "flatness",
+    "angle": "flatness",
+    "flatness": "flatness",
+    "gain": "flatness",
     "fingerprint_of_data": "fingerprints",
     "fingerprint_of_state": "fingerprints",
     "fingerprint_of_task": "fingerprints",

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from weightspace.adapters.factor_files import check_is_model
 from weightspace.checkpoints import check_compatible
-from weightspace.merging.interpolation import line
-from weightspace.soups.checks import Check
-from weightspace.soups.ingredients import Ingredient
-from weightspace.soups.running import RunningMean
+from weightspace.lora.factor_files import check_is_model
+from weightspace.merging.interpolate import line
+from weightspace.soups.ingredients import Check, Ingredient
+from weightspace.soups.running_mean import RunningMean
 from weightspace.soups.scoring import Tensors
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from weightspace.checkpoints import StateDict
-from weightspace.connectivity.statistics import SEED
+from weightspace.connectivity.batchnorm import SEED
 from weightspace.errors import WeightspaceError
-from weightspace.soups.source_files import digest_of
-from weightspace.soups.walking import Walk, add_tensor
+from weightspace.soups.file_dependencies import digest_of
+from weightspace.soups.object_digest import Walk, add_tensor
 from weightspace.tasks.protocol import Split, Task
 
 

@@ -15,11 +15,10 @@ from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.reprs import brief
 from weightspace.soups.candidates import Alone, Joined
-from weightspace.soups.checks import check_ingredients
-from weightspace.soups.ingredients import Ingredient, Source, ingredients_of
-from weightspace.soups.judging import Judge, Place
+from weightspace.soups.evaluation import Judge, Place
+from weightspace.soups.ingredients import Ingredient, Source, check_ingredients, ingredients_of
 from weightspace.soups.measures import TaskMeasure
-from weightspace.soups.running import RunningMean
+from weightspace.soups.running_mean import RunningMean
 from weightspace.soups.scoring import Score, Statistics, settled
 from weightspace.suggestions import unknown
 from weightspace.tasks.objectives import Mode

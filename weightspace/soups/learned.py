@@ -18,21 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.arguments import checked
+from weightspace.arithmetic.affine import affine
+from weightspace.arithmetic.coefficients import shares
+from weightspace.arithmetic.dtypes import output_dtype, widened
+from weightspace.arithmetic.integers import unaveraged
+from weightspace.arithmetic.linear_combination import combine
+from weightspace.arithmetic.parametrizations import Coordinates, combined
+from weightspace.arithmetic.weight_norm import weight_and_gradient
 from weightspace.checkpoints import StateDict
 from weightspace.checkpoints.measure import is_inexact
-from weightspace.checkpoints.state import tied_names
-from weightspace.connectivity.statistics import batch_statistics
-from weightspace.elementwise.affine import affine
-from weightspace.elementwise.coefficients import shares
-from weightspace.elementwise.combination import combine
-from weightspace.elementwise.counting import unaveraged
-from weightspace.elementwise.parametrized import Coordinates, combined
-from weightspace.elementwise.precision import output_dtype, widened
-from weightspace.elementwise.weight_norm import weight_and_gradient
+from weightspace.checkpoints.state_dict import tied_names
+from weightspace.connectivity.batchnorm import batch_statistics
 from weightspace.errors import WeightspaceError
 from weightspace.reprs import brief
-from weightspace.soups.checks import IngredientCheck
-from weightspace.soups.ingredients import Source, ingredients_of
+from weightspace.soups.ingredients import IngredientCheck, Source, ingredients_of
 from weightspace.soups.scoring import Scorer, Statistics, settled
 from weightspace.suggestions import unknown
 from weightspace.tasks.protocol import Task, threads_of

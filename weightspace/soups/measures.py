@@ -1,4 +1,4 @@
-"""What a candidate is measured by: a task, or a function of the user's. Both travel to where ingredients are scored."""
+"""Measures of candidates: a task, or a user's function. Both are sent to the workers that score."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
+from weightspace.soups.file_dependencies import noting_reads, reads_of
 from weightspace.soups.fingerprints import fingerprint_of_data, fingerprint_of_task
-from weightspace.soups.reading import noting_reads, reads_of
 from weightspace.soups.scoring import Score, Scorer, Statistics, Tensors
 from weightspace.tasks.objectives import Mode
 from weightspace.tasks.protocol import Task, objective_value

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from weightspace.checkpoints import StateDict
-from weightspace.checkpoints.state import tied_names
-from weightspace.connectivity.statistics import SEED, has_batchnorm_statistics, reset_batchnorm
+from weightspace.checkpoints.state_dict import tied_names
+from weightspace.connectivity.batchnorm import SEED, has_batchnorm_statistics, reset_batchnorm
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 from weightspace.tasks.building import blank_network, check_belongs

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
-from weightspace.soups.checks import IngredientCheck
-from weightspace.soups.ingredients import Source, ingredients_of
-from weightspace.soups.running import RunningMean
+from weightspace.soups.ingredients import IngredientCheck, Source, ingredients_of
+from weightspace.soups.running_mean import RunningMean
 from weightspace.soups.scoring import Statistics, settled
 from weightspace.tasks.protocol import Task
 

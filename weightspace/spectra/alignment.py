@@ -36,7 +36,7 @@ class SingularAlignment:
         per_layer: matrix -> its own R; NaN where it is zero in one network.
         kept: matrix -> how many singular values count, in ``a`` and in ``b``.
         near_degenerate: matrices whose last singular value that counts all but equals the first that doesn't, in
-            one network at least; the vectors there, and so R, hang on rounding.
+            one network at least; the vectors there, and so R, depend on rounding.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""How much of the distance of two networks is in their singular values, and how much is direction.
+"""Spectral distances: the shares of a distance between networks that are due to singular values and to directions.
 
 Permutations leave singular values as they are, so that no matching brings ``‖A − B‖²`` below ``Σ (σ_i^a − σ_i^b)²``
 (Mirsky's bound): all that it can change is direction.

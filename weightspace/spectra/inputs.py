@@ -1,4 +1,4 @@
-"""What a layer's inputs see of its singular vectors: how much of their energy lies on the leading right ones.
+"""Input energy: the share of a layer's input that lies along its leading right singular vectors.
 
 Inputs come as Gram matrices ``E[x xᵀ]`` by the name of the weight, as ``collect_evidence(task, state, "gram")`` takes
 them from a task's data; layers without one are left out.

@@ -1,4 +1,4 @@
-"""Which tensors of a network count as matrices, and as which.
+"""Weight matrices of a network: which tensors count, and how each is flattened.
 
 The rules see names and shapes only, so that they hold for any checkpoint of an architecture, however it was stored.
 """
@@ -13,9 +13,9 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
+from weightspace.arithmetic.effective import effective_weights
 from weightspace.checkpoints import StateDict, check_compatible
-from weightspace.checkpoints.state import tied_names
-from weightspace.elementwise.effective import effective_weights
+from weightspace.checkpoints.state_dict import tied_names
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 from weightspace.symmetry import PermutationSpec

@@ -1,6 +1,12 @@
 """Permutation symmetry: specs derived from a network and verified, permutations, and what they do to tensors."""
 
-from weightspace.symmetry.permuting import Permutation, check_fits, check_named_tensors, check_permutation_path, permute
+from weightspace.symmetry.permutation import (
+    Permutation,
+    check_fits,
+    check_named_tensors,
+    check_permutation_path,
+    permute,
+)
 from weightspace.symmetry.spec import PermutationSpec, Verification
 from weightspace.symmetry.verify import derive_spec, load_spec, verify_spec
 

@@ -1,4 +1,4 @@
-"""Which groups may have their own permutation for each unit of another group.
+"""Nested groups: those that may have their own permutation for each unit of another group.
 
 Attention permutes the dimensions of each head on their own, a grouped convolution the channels of each of its
 groups. Group ``inner`` may nest in ``outer`` if, wherever its units appear, the unit of ``outer`` that they belong
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from weightspace.symmetry.axes import Atom, Axis, Product, Sum, atoms, resolve
+from weightspace.symmetry.rules.axis_algebra import Atom, Axis, Product, Sum, atoms, resolve
 
 #: The atoms of a part of a tensor in which every dimension is one atom, each with the number of its axis.
 _Block = list[tuple[Atom, int]]

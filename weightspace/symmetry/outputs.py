@@ -1,4 +1,4 @@
-"""What a network returns, as plain tensors.
+"""Outputs of a network, as plain tensors.
 
 Libraries return dicts, dataclasses and caches of attention; only the tensors in tuples, lists and mappings count.
 A cache of keys and values is no output: it is what the next call of the network starts from.

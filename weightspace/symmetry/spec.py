@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from weightspace.checkpoints.disk import replacing_file
+from weightspace.checkpoints.atomic_write import replacing_file
 from weightspace.checkpoints.yaml_file import read_yaml
 from weightspace.errors import SpecError, WeightspaceError
 from weightspace.reprs import brief

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from weightspace.arguments import checked
 from weightspace.errors import SpecError
 from weightspace.symmetry.buffers import moves_with_units
-from weightspace.symmetry.copying import copy_module, keep_random_state
 from weightspace.symmetry.inputs import ExampleInputs, Inputs
+from weightspace.symmetry.module_copy import copy_module, keep_random_state
 from weightspace.symmetry.outputs import tensors_in
-from weightspace.symmetry.permuting import Permutation, permute
+from weightspace.symmetry.permutation import Permutation, permute
 from weightspace.symmetry.spec import PermutationSpec, Verification, read_spec
 from weightspace.symmetry.trace import trace_spec
 

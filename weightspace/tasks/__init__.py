@@ -10,7 +10,7 @@ from weightspace.tasks.clip_tasks import clip_task
 from weightspace.tasks.loading import TASKS, load_task
 from weightspace.tasks.objectives import Mode, mode_of_name
 from weightspace.tasks.placing import PlacedTask, at_home, check_device, placed
-from weightspace.tasks.protocol import Recipe, Split, Task, objective_value
+from weightspace.tasks.protocol import Split, Task, TrainConfig, objective_value
 from weightspace.tasks.scores import scores_of
 from weightspace.tasks.text import Texts, text_task
 from weightspace.tasks.training import EpochReport, train
@@ -23,10 +23,10 @@ __all__ = [
     "Examples",
     "Mode",
     "PlacedTask",
-    "Recipe",
     "Split",
     "Task",
     "Texts",
+    "TrainConfig",
     "at_home",
     "blank_network",
     "carve",

@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 from weightspace.errors import WeightspaceError
 from weightspace.tasks.objectives import Mode
-from weightspace.tasks.protocol import SPLITS, Recipe, Split
+from weightspace.tasks.protocol import SPLITS, Split, TrainConfig
 from weightspace.threads import torch_threads
 
 #: Examples scored at a time: bounds the memory, and is the same for every caller, so that sums round alike.
@@ -79,7 +79,7 @@ class ClassificationTask:
     batch_size: int = 64
     augment: Augmentation | None = None
     augmentations: Mapping[str, Augmentation | None] = field(default_factory=dict)
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: TrainConfig = field(default_factory=TrainConfig)
     objective: str = "accuracy"
     mode: Mode | None = None
 

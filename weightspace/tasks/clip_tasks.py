@@ -20,12 +20,12 @@ from weightspace.suggestions import unknown
 from weightspace.tasks.augmentations import AUGMENTATIONS
 from weightspace.tasks.classification import ClassificationTask, Examples, carve
 from weightspace.tasks.images import ArrayImages, FolderImages, find_images, split_folders
-from weightspace.tasks.protocol import Recipe
+from weightspace.tasks.protocol import TrainConfig
 from weightspace.tasks.shifts import SHIFTS, shifted
 from weightspace.tasks.zero_shot import TEMPLATES, ZeroShot
 
 #: Adam, falling. For networks of full size rates of 1e-6 to 1e-4 are usual.
-RECIPE = Recipe(epochs=4, learning_rate=1e-5, cooldown=True, threads=None)
+RECIPE = TrainConfig(epochs=4, learning_rate=1e-5, cooldown=True, threads=None)
 
 
 def clip_task(
@@ -40,7 +40,7 @@ def clip_task(
     held_out: int = 0,
     augmentation: str = "none",
     batch_size: int = 128,
-    recipe: Recipe = RECIPE,
+    recipe: TrainConfig = RECIPE,
 ) -> ClassificationTask:
     """Return the task of fine-tuning an open_clip model on images.
 

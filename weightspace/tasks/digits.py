@@ -13,7 +13,7 @@ import torch
 from weightspace.errors import WeightspaceError
 from weightspace.tasks.architectures import cnn, mlp
 from weightspace.tasks.classification import ClassificationTask, Examples, add_noise, carve
-from weightspace.tasks.protocol import Recipe, Split
+from weightspace.tasks.protocol import Split, TrainConfig
 
 _TEST, _VALIDATION = 450, 200
 
@@ -25,7 +25,7 @@ def digits_mlp() -> ClassificationTask:
         build=partial(mlp, 64, (512, 512, 512), 10),
         load=digits_examples,
         augment=partial(add_noise, std=0.3),
-        recipe=Recipe(epochs=25),
+        recipe=TrainConfig(epochs=25),
     )
 
 
@@ -36,7 +36,7 @@ def digits_cnn() -> ClassificationTask:
         build=partial(cnn, 1, (64, 128, 128), 10, strides=(1, 2, 2)),
         load=digits_examples,
         augment=partial(add_noise, std=0.3),
-        recipe=Recipe(epochs=15),
+        recipe=TrainConfig(epochs=15),
     )
 
 

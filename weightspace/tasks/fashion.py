@@ -19,7 +19,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.tasks.architectures import cnn, mlp
 from weightspace.tasks.classification import ClassificationTask, Examples, carve
 from weightspace.tasks.idx import read_idx
-from weightspace.tasks.protocol import Recipe, Split
+from weightspace.tasks.protocol import Split, TrainConfig
 
 #: Where ``apt-get install dataset-fashion-mnist`` puts the files.
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -33,7 +33,7 @@ def fashion_mlp(data: Path | None = None) -> ClassificationTask:
         build=partial(mlp, 28 * 28, (512, 512, 512), 10),
         load=partial(fashion_examples, fashion_folder(data)),
         batch_size=128,
-        recipe=Recipe(epochs=5, cooldown=True),
+        recipe=TrainConfig(epochs=5, cooldown=True),
     )
 
 
@@ -44,7 +44,7 @@ def fashion_cnn(data: Path | None = None) -> ClassificationTask:
         build=partial(cnn, 1, (32, 64, 128), 10, strides=(2, 2, 2)),
         load=partial(fashion_examples, fashion_folder(data)),
         batch_size=128,
-        recipe=Recipe(epochs=2, learning_rate=2e-3, cooldown=True),
+        recipe=TrainConfig(epochs=2, learning_rate=2e-3, cooldown=True),
     )
 
 

@@ -30,7 +30,7 @@ from weightspace.tasks.clip_tasks import clip_task
 from weightspace.tasks.contrastive import pretrained_clip
 from weightspace.tasks.fashion import fashion_folder, read_fashion
 from weightspace.tasks.images import ArrayImages
-from weightspace.tasks.protocol import Recipe
+from weightspace.tasks.protocol import TrainConfig
 from weightspace.tasks.shifts import SHIFTS
 from weightspace.version import __version__
 
@@ -79,7 +79,7 @@ def fashion_clip(data: Path | None = None, *, split: int = 0) -> ClassificationT
         templates=TEMPLATES,
         weights=TinyClip(folder),
         shifts=tuple(SHIFTS),
-        recipe=Recipe(epochs=4, learning_rate=1e-3, cooldown=True),
+        recipe=TrainConfig(epochs=4, learning_rate=1e-3, cooldown=True),
     )
 
 

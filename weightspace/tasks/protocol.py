@@ -83,7 +83,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainConfig:
     """How ``train`` goes about a task: Adam without weight decay, if nothing else is said.
 
     ``optimizer`` is ``"adam"`` or ``"sgd"``, which has a momentum of .9; ``weight_decay`` adds that many times the

@@ -15,11 +15,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from weightspace.tasks.classification import ClassificationTask, Examples
-from weightspace.tasks.protocol import Recipe
+from weightspace.tasks.protocol import TrainConfig
 from weightspace.tasks.text_encoder import frozen_features, text_classifier
 
 #: Adam, falling.
-RECIPE = Recipe(epochs=3, learning_rate=1e-4, cooldown=True)
+RECIPE = TrainConfig(epochs=3, learning_rate=1e-4, cooldown=True)
 
 
 class Texts(NamedTuple):
@@ -38,7 +38,7 @@ def text_task(
     trained: int = 2,
     length: int = 32,
     batch_size: int = 32,
-    recipe: Recipe = RECIPE,
+    recipe: TrainConfig = RECIPE,
 ) -> ClassificationTask:
     """Return the task of fine-tuning an encoder on texts.
 

@@ -15,7 +15,7 @@ from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
-from weightspace.tasks.protocol import OptimizerName, Recipe, Task
+from weightspace.tasks.protocol import OptimizerName, Task, TrainConfig
 from weightspace.threads import torch_threads
 
 _MOMENTUM = 0.9
@@ -61,7 +61,7 @@ def train(
         >>> task.score(network, split="test")["accuracy"] > 0.5
         True
     """
-    recipe: Recipe = getattr(task, "recipe", Recipe())
+    recipe: TrainConfig = getattr(task, "recipe", TrainConfig())
     count = recipe.epochs if epochs is None else epochs
     if count < 0:
         raise WeightspaceError(f"Found {count} epochs; expected 0 or more.")
@@ -80,7 +80,7 @@ def train(
     return {name: tensor.detach() for name, tensor in network.eval().cpu().state_dict().items()}
 
 
-def _optimizer(recipe: Recipe, network: torch.nn.Module) -> torch.optim.Optimizer:
+def _optimizer(recipe: TrainConfig, network: torch.nn.Module) -> torch.optim.Optimizer:
     """Return the optimiser of a recipe."""
     if recipe.optimizer not in get_args(OptimizerName):
         raise unknown("optimizer", recipe.optimizer, get_args(OptimizerName))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weightspace.labels.powers import check_range
+from weightspace.labels.rules.powers import check_range
 from weightspace.labels.rules.rule import TILE, Rule, float32_is_whole, in_tiles, least_index, powered
 
 #: Distances up to which a product in float64 takes no longer than a screen.

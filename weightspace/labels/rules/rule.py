@@ -1,4 +1,4 @@
-"""What every rule is: tables of the label space, expected costs, and the least of them.
+"""Decision rules: tables of the label space, expected costs, and their minimum.
 
 ``costs`` and ``scores`` are plain tensor operations without a branch on values or on the number of rows, so that they
 can be traced, batched and differentiated. ``decide_now`` is free to be faster, but finds what ``costs(...).argmin(-1)``

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from weightspace.merging.methods.method import Method, Parameter
+from weightspace.merging.methods._registry import Method, Parameter
 
 _LAMBDA = Parameter("lambda", 1.0, "factor of the merged difference from the base")
 _DENSITY = Parameter("density", 1.0, "share of the differences that is kept", low=0, high=1, per_model=True)
@@ -55,7 +55,7 @@ _ROWS = (
         "the arc between two models, or their differences from the base, at w_2 / (w_1 + w_2)",
         "mergekit, https://arxiv.org/abs/2403.13257",
         (
-            Parameter("nuslerp_flatten", True, "one arc for the whole tensor, else one a row (or column)"),
+            Parameter("nuslerp_flatten", True, "one arc for the whole tensor, else one per row (or column)"),
             Parameter("nuslerp_row_wise", False, "without flattening: arcs along dim 0, else along the last dim"),
         ),
         base="optional",
@@ -185,7 +185,7 @@ _ROWS = (
         "model_stock:model_stock",
         "t mean(x) + (1 − t) b, with t from the angle between the differences",
         "Jang et al. 2024, https://arxiv.org/abs/2403.19522",
-        (Parameter("filter_wise", False, "an angle for every slice along dim 0, not one a tensor"),),
+        (Parameter("filter_wise", False, "an angle for every slice along dim 0, not one per tensor"),),
         base="required",
         models=(2, None),
         grain="slices",
@@ -265,7 +265,7 @@ _ROWS = (
     ),
     Method(
         "tsv_m",
-        "task_singular:tsv_m",
+        "tsv:tsv_m",
         "b + λ Σ of the leading task singular vectors, made orthogonal between the tasks",
         "Gargiulo et al. 2025, https://arxiv.org/abs/2412.00081",
         (_LAMBDA,),
@@ -275,7 +275,7 @@ _ROWS = (
     ),
     Method(
         "iso_c",
-        "isotropic:iso_c",
+        "iso:iso_c",
         "b + λ × the summed differences with all singular values set to their mean",
         "Marczak et al. 2025, https://arxiv.org/abs/2502.04959",
         (_LAMBDA,),
@@ -285,7 +285,7 @@ _ROWS = (
     ),
     Method(
         "iso_cts",
-        "isotropic:iso_cts",
+        "iso:iso_cts",
         "iso_c on a common subspace and the residual directions of every task",
         "Marczak et al. 2025, https://arxiv.org/abs/2502.04959",
         (_LAMBDA, Parameter("common", 0.8, "share of the rank for the common subspace", low=0, high=1)),

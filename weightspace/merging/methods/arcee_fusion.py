@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightspace.merging.selection import EVERYTHING, largest
-from weightspace.merging.stack import Formula, Piece, Stack
-from weightspace.merging.sums import row_sums
+from weightspace.merging.methods._sums import row_sums
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
+from weightspace.merging.methods._topk import EVERYTHING, largest
 
 
 def arcee_fusion(stack: Stack, weights: Sequence[float]) -> Formula:
@@ -45,13 +45,13 @@ def arcee_fusion(stack: Stack, weights: Sequence[float]) -> Formula:
     )
     bound = median + 1.5 * (high - low)
 
-    def formula(piece: Piece) -> Tensor:
+    def formula(piece: Chunk) -> Tensor:
         return torch.where(_importance(piece) >= bound, piece.tensors[0], piece.origin)
 
     return formula
 
 
-def _importance(piece: Piece) -> Tensor:
+def _importance(piece: Chunk) -> Tensor:
     """Return the importance of every element, in float64."""
     x, b = piece.tensors[0].double(), piece.origin.double()
     logs, base = x.log_softmax(dim=-1), b.log_softmax(dim=-1)

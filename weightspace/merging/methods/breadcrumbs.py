@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from weightspace.merging.consensus import (
+from weightspace.merging.methods._sparsify import (
     absolute_sums,
     back_differences,
     elected_mean,
@@ -24,8 +24,8 @@ from weightspace.merging.consensus import (
     trim,
     visible,
 )
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
 from weightspace.merging.methods.linear import normalised
-from weightspace.merging.stack import Formula, Piece, Stack
 
 
 def breadcrumbs(
@@ -43,8 +43,8 @@ def breadcrumbs(
     Args:
         stack: the models and their base.
         weights: any finite numbers.
-        density: share of the differences that remains, one a model; 1 keeps all.
-        gamma: share of the largest ones that goes, one a model.
+        density: share of the differences that remains, one per model; 1 keeps all.
+        gamma: share of the largest ones that goes, one per model.
         lambda_: factor of the merged difference.
         normalize: divide by the sum of the weights.
         rescale: scale what remains to the L1 norm that the difference had.
@@ -78,7 +78,7 @@ def breadcrumbs_ties(
     shown, (factor,) = visible(weights, stack), visible([lambda_], stack)
     trail = _Trail(stack, density, gamma, rescale)
 
-    def formula(piece: Piece) -> Tensor:
+    def formula(piece: Chunk) -> Tensor:
         agreed = elected_mean(trail.terms(piece, shown), shown, normalize=normalize)
         return taken_from(piece.origin, agreed, factor)
 
@@ -97,7 +97,7 @@ class _Trail:
         self.lower = largest_differences(stack, [keep + drop for keep, drop in zip(kept, dropped, strict=True)])
         self.scales = self._scales(stack) if rescale else [1.0] * len(kept)
 
-    def terms(self, piece: Piece, factors: Sequence[float]) -> Tensor:
+    def terms(self, piece: Chunk, factors: Sequence[float]) -> Tensor:
         """Return what remains of the differences of a piece, times the factors."""
         between = self._between(piece.start, back_differences(piece))
         return scale(between, [factor * own for factor, own in zip(factors, self.scales, strict=True)])

@@ -1,4 +1,4 @@
-r"""DARE: differences from the base dropped at random, and what is left enlarged.
+r"""DARE: differences from the base dropped at random, and the remainder enlarged.
 
 .. math:: \tilde\delta_i = c_i\, m_i \odot (x_i - b), \qquad m_i \sim \operatorname{Bernoulli}(p_i)
 
@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
-from weightspace.merging.consensus import (
+from weightspace.merging.methods._random_masks import random_mask
+from weightspace.merging.methods._registry import PIECE
+from weightspace.merging.methods._sparsify import (
     back_differences,
     elected_mean,
     restored,
@@ -23,11 +25,9 @@ from weightspace.merging.consensus import (
     taken_from,
     visible,
 )
-from weightspace.merging.masks import random_mask
+from weightspace.merging.methods._sums import row_sums
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
 from weightspace.merging.methods.linear import normalised
-from weightspace.merging.methods.method import PIECE
-from weightspace.merging.stack import Formula, Piece, Stack
-from weightspace.merging.sums import row_sums
 
 
 def dare_linear(
@@ -45,7 +45,7 @@ def dare_linear(
     Args:
         stack: the models and their base.
         weights: any finite numbers.
-        density: share of the differences that is kept, one a model; 1 keeps all, and scales nothing.
+        density: share of the differences that is kept, one per model; 1 keeps all, and scales nothing.
         lambda_: factor of the merged difference.
         normalize: divide by the sum of the weights.
         rescale: ``l1``, ``density`` or ``none``.
@@ -119,7 +119,7 @@ class Masked:
         sums = zip(before.tolist(), after.tolist(), self.density, strict=True)
         return [restored(whole, kept) if share < 1 else 1.0 for whole, kept, share in sums]
 
-    def terms(self, piece: Piece, factors: Sequence[float]) -> Tensor:
+    def terms(self, piece: Chunk, factors: Sequence[float]) -> Tensor:
         """Return the masked differences of a piece, times the factors."""
         return scale(self._drop(back_differences(piece), piece.start), factors)
 
@@ -168,7 +168,7 @@ def masked_consensus(masked: Masked, weights: Sequence[float], factor: float, no
     shown, (own,) = visible(weights, masked.stack), visible([factor], masked.stack)
     factors = [weight * scale for weight, scale in zip(shown, masked.scales(rescale), strict=True)]
 
-    def formula(piece: Piece) -> Tensor:
+    def formula(piece: Chunk) -> Tensor:
         agreed = elected_mean(masked.terms(piece, factors), shown, normalize=normalize)
         return taken_from(piece.origin, agreed, own)
 

@@ -15,8 +15,8 @@ import numpy as np
 from torch import Tensor
 
 from weightspace.errors import WeightspaceError
+from weightspace.merging.methods._tensor_stack import Formula, Stack
 from weightspace.merging.methods.dare import Masked, masked_consensus, masked_sum
-from weightspace.merging.stack import Formula, Stack
 
 
 def della(
@@ -35,8 +35,8 @@ def della(
     Args:
         stack: the models and their base.
         weights: any finite numbers.
-        density: the mean share of the differences that is kept, one a model; 1 keeps all, and scales nothing.
-        epsilon: half the range of the probabilities, one a model; ``0 < density − ε`` and ``density + ε < 1``.
+        density: the mean share of the differences that is kept, one per model; 1 keeps all, and scales nothing.
+        epsilon: half the range of the probabilities, one per model; ``0 < density − ε`` and ``density + ε < 1``.
         lambda_: factor of the merged difference.
         normalize: divide by the weights of those that agree.
         rescale: ``l1``, ``density`` or ``none``.

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from weightspace.elementwise.affine import affine
-from weightspace.elementwise.coefficients import shares as exact_shares
+from weightspace.arithmetic.affine import affine
+from weightspace.arithmetic.coefficients import shares as exact_shares
 from weightspace.errors import WeightspaceError
-from weightspace.merging.combining import LinearFormula
-from weightspace.merging.evidence import known_evidence
+from weightspace.merging.methods._data_statistics import known_evidence
+from weightspace.merging.methods._linear_combination import LinearFormula
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
 from weightspace.merging.methods.linear import normalised
-from weightspace.merging.stack import Formula, Piece, Stack
 
 
 def fisher(stack: Stack, weights: Sequence[float]) -> Formula:
@@ -42,7 +42,7 @@ def fisher(stack: Stack, weights: Sequence[float]) -> Formula:
     if not evidence:
         return LinearFormula(exact_shares(tuple(weights)))
 
-    def formula(piece: Piece) -> Tensor:
+    def formula(piece: Chunk) -> Tensor:
         stop = piece.start + piece.tensors[0].numel()
         known = [one.read(piece.start, stop).to(torch.float64) for one in evidence]
         if not all(float(one.min()) >= 0 for one in known):  # the least of NaN is NaN

@@ -11,9 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from weightspace.merging.directions import Directions, scaled_sum
-from weightspace.merging.gram import gram
-from weightspace.merging.stack import Formula, Stack
+from weightspace.merging.methods._directions import Directions, gram, scaled_sum
+from weightspace.merging.methods._tensor_stack import Formula, Stack
 
 
 def karcher(stack: Stack, weights: Sequence[float], *, max_iter: int, tol: float) -> Formula:

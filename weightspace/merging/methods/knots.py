@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from weightspace.merging.singular import column_space
-from weightspace.merging.stack import Formula, Stack
-from weightspace.merging.subspace import Inner, in_subspace
+from weightspace.merging.methods._subspace import Inner, in_subspace
+from weightspace.merging.methods._svd import column_space
+from weightspace.merging.methods._tensor_stack import Formula, Stack
 
 
 def knots(
@@ -31,7 +31,7 @@ def knots(
     Args:
         stack: the models and their base.
         weights: any finite numbers.
-        density: for ties, share of the coordinates that is kept, one a model.
+        density: for ties, share of the coordinates that is kept, one per model.
         lambda_: factor of the merged difference.
         normalize: divide by the sum of the weights (for ties, of those that agree).
         inner: ``ties`` or ``task_arithmetic``.

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from weightspace.elementwise.coefficients import ratios, shares
+from weightspace.arithmetic.coefficients import ratios, shares
 from weightspace.errors import WeightspaceError
-from weightspace.merging.combining import LinearFormula
-from weightspace.merging.stack import Formula, Stack
+from weightspace.merging.methods._linear_combination import LinearFormula
+from weightspace.merging.methods._tensor_stack import Formula, Stack
 
-#: Weights whose sum is below this share of their size cancel; what is left is rounding.
+#: Weights whose sum is below this share of their size cancel; the remainder is rounding.
 _CANCELLED = 1e-12
 
 

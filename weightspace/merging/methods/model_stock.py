@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from weightspace.elementwise.coefficients import shifts, simplest
-from weightspace.merging.combining import LinearFormula, computed_formula
-from weightspace.merging.consensus import back_differences, summed
-from weightspace.merging.gram import gram, row_grams
-from weightspace.merging.stack import Formula, Piece, Stack
+from weightspace.arithmetic.coefficients import shifts, simplest
+from weightspace.merging.methods._directions import gram, row_grams
+from weightspace.merging.methods._linear_combination import LinearFormula, computed_formula
+from weightspace.merging.methods._sparsify import back_differences, summed
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
 
 #: The line through the base and the mean has no nearest point where ``1 + (N − 1) cos θ`` is not above this.
 _DEGENERATE = 1e-12
@@ -43,7 +43,7 @@ def model_stock(stack: Stack, weights: Sequence[float], *, filter_wise: bool) ->
     by_row = ratios(row_grams(stack, deltas=True)) / count
     width = stack.numel // max(1, stack.shape[0])
 
-    def formula(piece: Piece) -> Tensor:
+    def formula(piece: Chunk) -> Tensor:
         first = piece.start // width
         rows = by_row[first : first + len(piece.origin)].to(piece.origin.dtype)
         shift = _summed_backs(piece)
@@ -52,7 +52,7 @@ def model_stock(stack: Stack, weights: Sequence[float], *, filter_wise: bool) ->
     return formula
 
 
-def _summed_backs(piece: Piece) -> Tensor:
+def _summed_backs(piece: Chunk) -> Tensor:
     """Return ``Σ (b − x_i)``."""
     backs = back_differences(piece)
     return summed(backs, out=backs[0])

@@ -11,10 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from weightspace.merging.directions import Directions, scaled_sum
-from weightspace.merging.gram import gram
+from weightspace.merging.methods._directions import Directions, gram, scaled_sum
+from weightspace.merging.methods._tensor_stack import Formula, Stack
 from weightspace.merging.methods.linear import normalised
-from weightspace.merging.stack import Formula, Stack
 
 
 def multislerp(stack: Stack, weights: Sequence[float], *, normalize_weights: bool) -> Formula:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weightspace.merging.stack import Formula, Stack
+from weightspace.merging.methods._tensor_stack import Formula, Stack
 
 
 def nearswap(stack: Stack, weights: Sequence[float], *, t: float) -> Formula:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from weightspace.elementwise.coefficients import shares, shifts
-from weightspace.merging.combining import LinearFormula, computed_formula
-from weightspace.merging.gram import gram, vectors
+from weightspace.arithmetic.coefficients import shares, shifts
+from weightspace.merging.methods._directions import gram, vectors
+from weightspace.merging.methods._linear_combination import LinearFormula, computed_formula
+from weightspace.merging.methods._sums import row_sums
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
 from weightspace.merging.methods.slerp import arc
-from weightspace.merging.stack import Formula, Piece, Stack
-from weightspace.merging.sums import row_sums
 
 #: Weights whose sum is below this count as equal.
 _CANCELLED = 1e-6
@@ -51,7 +51,7 @@ def nuslerp(stack: Stack, weights: Sequence[float], *, nuslerp_flatten: bool, nu
     return lambda piece: _along(piece, products(piece), t, deltas)
 
 
-def _row_products(piece: Piece, deltas: bool) -> list[Tensor]:
+def _row_products(piece: Chunk, deltas: bool) -> list[Tensor]:
     """Return ``aa, ab, bb`` of the vectors along the last dim, in float64."""
     a, b = ((tensor - piece.origin if deltas else tensor).double() for tensor in piece.tensors)
     return [_along_last(one * other) for one, other in ((a, a), (a, b), (b, b))]
@@ -62,7 +62,7 @@ def _along_last(tensor: Tensor) -> Tensor:
     return row_sums(tensor.reshape(-1, tensor.shape[-1])).view(*tensor.shape[:-1], 1)
 
 
-def _column_products(stack: Stack, deltas: bool) -> Callable[[Piece], list[Tensor]]:
+def _column_products(stack: Stack, deltas: bool) -> Callable[[Chunk], list[Tensor]]:
     """Return the same for the vectors along dim 0, which run through all pieces."""
     sums = [torch.zeros(1, *stack.shape[1:], dtype=torch.float64) for _ in range(3)]
     for piece in stack.pieces():
@@ -72,7 +72,7 @@ def _column_products(stack: Stack, deltas: bool) -> Callable[[Piece], list[Tenso
     return lambda piece: sums
 
 
-def _along(piece: Piece, products: Sequence[Tensor], t: float, deltas: bool) -> Tensor:
+def _along(piece: Chunk, products: Sequence[Tensor], t: float, deltas: bool) -> Tensor:
     """Return the points at ``t`` on the arcs of the vectors whose inner products are given."""
     aa, ab, bb = products
     lengths = aa.sqrt() * bb.sqrt()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weightspace.elementwise.coefficients import ratios
-from weightspace.merging.combining import LinearFormula
-from weightspace.merging.stack import Formula, Stack
+from weightspace.arithmetic.coefficients import ratios
+from weightspace.merging.methods._linear_combination import LinearFormula
+from weightspace.merging.methods._tensor_stack import Formula, Stack
 
 
 def passthrough(stack: Stack, weights: Sequence[float], *, scale: float) -> Formula:

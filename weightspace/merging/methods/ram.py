@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from weightspace.merging.stack import Formula, Piece, Stack
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
 
 
 def ram(stack: Stack, weights: Sequence[float], *, epsilon: float) -> Formula:
@@ -62,7 +62,7 @@ def _rounded(epsilon: float, stack: Stack) -> float:
 def _reinforced(epsilon: float, alone: Sequence[float]) -> Formula:
     """Return the formula; ``alone`` are the factors of what one model alone changed."""
 
-    def formula(piece: Piece) -> Tensor:
+    def formula(piece: Chunk) -> Tensor:
         count = torch.zeros_like(piece.origin)
         shift, single = torch.zeros_like(piece.origin), torch.zeros_like(piece.origin)
         for tensor, factor in zip(piece.tensors, alone, strict=True):

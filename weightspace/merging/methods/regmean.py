@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from weightspace.elementwise.affine import affine
-from weightspace.elementwise.coefficients import shares as exact_shares
+from weightspace.arithmetic.affine import affine
+from weightspace.arithmetic.coefficients import shares as exact_shares
 from weightspace.errors import WeightspaceError
-from weightspace.merging.combining import LinearFormula
-from weightspace.merging.evidence import known_evidence
-from weightspace.merging.stack import Flat, Formula, Piece, Stack
+from weightspace.merging.methods._data_statistics import known_evidence
+from weightspace.merging.methods._linear_combination import LinearFormula
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack, TensorReader
 
 
 def regmean(stack: Stack, weights: Sequence[float], *, reduce: float) -> Formula:
@@ -42,7 +42,7 @@ def regmean(stack: Stack, weights: Sequence[float], *, reduce: float) -> Formula
     if not evidence:
         return LinearFormula(exact_shares((1.0,) * len(weights)))
 
-    def formula(piece: Piece) -> Tensor:
+    def formula(piece: Chunk) -> Tensor:
         products = [_reduced(one, width, reduce, stack.name) for one in evidence]
         tensors = [tensor.double() for tensor in piece.tensors]
         mean = affine(tensors, shares)
@@ -55,7 +55,7 @@ def regmean(stack: Stack, weights: Sequence[float], *, reduce: float) -> Formula
     return formula
 
 
-def _reduced(flat: Flat, width: int, reduce: float, name: str) -> Tensor:
+def _reduced(flat: TensorReader, width: int, reduce: float, name: str) -> Tensor:
     """Return one ``G_i`` in float64 with what is off its diagonal reduced."""
     product = flat.read(0, width * width).to(torch.float64).view(width, width)
     if not torch.allclose(product, product.T, rtol=1e-4, atol=1e-4 * float(product.abs().max())):

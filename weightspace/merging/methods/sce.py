@@ -1,4 +1,4 @@
-r"""SCE: select the elements in which the models differ most, weigh the models by what is left, erase minorities.
+r"""SCE: select the elements in which the models differ most, weigh the models by the remainder, erase minorities.
 
 .. math:: b + \frac{\sum_{i \in A} w_i \delta_i}{\sum_{i \in A} w_i}, \qquad
     w_i \propto \operatorname{mean}(\delta_i^2), \quad
@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightspace.merging.consensus import agreeing_mean, back_differences, elected_sign, runs, scale, taken_from
-from weightspace.merging.selection import EVERYTHING, Chunks, Cut, largest
-from weightspace.merging.stack import Formula, Piece, Stack
-from weightspace.merging.sums import total_square
+from weightspace.merging.methods._sparsify import agreeing_mean, back_differences, elected_sign, runs, scale, taken_from
+from weightspace.merging.methods._sums import total_square
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
+from weightspace.merging.methods._topk import EVERYTHING, Chunks, Cut, largest
 
 
 def sce(stack: Stack, weights: Sequence[float], *, select_topk: float) -> Formula:
@@ -42,7 +42,7 @@ def sce(stack: Stack, weights: Sequence[float], *, select_topk: float) -> Formul
     whole = float(squares.sum())
     shares = (squares / whole).tolist() if whole > 0 else [1 / len(weights)] * len(weights)
 
-    def formula(piece: Piece) -> Tensor:
+    def formula(piece: Chunk) -> Tensor:
         backs = _selected(piece, cut, stack.dtype)
         sign = elected_sign(backs)
         return taken_from(piece.origin, agreeing_mean(scale(backs, shares), sign, shares), 1.0)
@@ -60,7 +60,7 @@ def _cut(stack: Stack, select_topk: float) -> Cut:
     return cut
 
 
-def _variances(pieces: Callable[[int], Iterator[Piece]]) -> Chunks:
+def _variances(pieces: Callable[[int], Iterator[Chunk]]) -> Chunks:
     """Return the variances over the models, as ``selection`` reads them."""
 
     def chunks(first: int) -> Iterator[tuple[int, list[np.ndarray]]]:
@@ -70,7 +70,7 @@ def _variances(pieces: Callable[[int], Iterator[Piece]]) -> Chunks:
     return chunks
 
 
-def _variance(piece: Piece) -> np.ndarray:
+def _variance(piece: Chunk) -> np.ndarray:
     """Return ``N²`` times the variance over the models of every element; exactly 0 where all are equal.
 
     That is ``N Σd² − (Σd)²``, with nothing to cancel as ``d = x_i − x_1``; of few bits, as bfloat16 has, it is exact,
@@ -94,7 +94,7 @@ def _count_changed(models: Tensor) -> int:
     return int(np.count_nonzero(functools.reduce(np.logical_or, changed))) if changed else 0
 
 
-def _selected(piece: Piece, cut: Cut, selected: torch.dtype) -> Tensor:
+def _selected(piece: Chunk, cut: Cut, selected: torch.dtype) -> Tensor:
     """Return ``b − x_i`` where the variance is kept, a zero elsewhere; ``selected`` is the dtype of the variances."""
     kept = None
     if cut != EVERYTHING:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from weightspace.elementwise.coefficients import shifts
-from weightspace.merging.combining import LinearFormula, computed_formula
-from weightspace.merging.gram import gram, with_base
-from weightspace.merging.stack import Formula, Stack
+from weightspace.arithmetic.coefficients import shifts
+from weightspace.merging.methods._directions import gram, with_base
+from weightspace.merging.methods._linear_combination import LinearFormula, computed_formula
+from weightspace.merging.methods._tensor_stack import Formula, Stack
 
 #: Above this cosine the arc is a straight line.
 _PARALLEL = 0.9995

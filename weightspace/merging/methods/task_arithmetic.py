@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from weightspace.elementwise.coefficients import shifts
-from weightspace.merging.combining import LinearFormula
+from weightspace.arithmetic.coefficients import shifts
+from weightspace.merging.methods._linear_combination import LinearFormula
+from weightspace.merging.methods._tensor_stack import Formula, Stack
 from weightspace.merging.methods.linear import check_sum
-from weightspace.merging.stack import Formula, Stack
 
 
 def task_arithmetic(stack: Stack, weights: Sequence[float], *, lambda_: float, normalize: bool) -> Formula:

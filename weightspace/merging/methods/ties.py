@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightspace.merging.consensus import (
+from weightspace.merging.methods._masked_sum import MaskedSum
+from weightspace.merging.methods._rounding import RefinedFormula
+from weightspace.merging.methods._sparsify import (
     absolute_sums,
     back_differences,
     elected_mean,
@@ -26,10 +28,8 @@ from weightspace.merging.consensus import (
     taken_from,
     trim,
 )
-from weightspace.merging.exact import MaskedSum
-from weightspace.merging.refining import RefinedFormula
-from weightspace.merging.selection import Chunks, Cut, largest
-from weightspace.merging.stack import Formula, Piece, Stack
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
+from weightspace.merging.methods._topk import Chunks, Cut, largest
 
 
 def ties(
@@ -48,12 +48,12 @@ def ties(
     Args:
         stack: the models and their base.
         weights: any finite numbers; negative ones vote for the opposite.
-        density: share of the largest differences that is kept, at least one element, one a model.
+        density: share of the largest differences that is kept, at least one element, one per model.
         lambda_: factor of the merged difference.
         normalize: divide by the weights of those that agree.
         rescale: scale the trimmed differences to the L1 norm that they had.
         scope: ``tensor`` trims tensor by tensor; ``model`` over the whole model, which is what ``survey`` is for.
-        cuts: where the differences are cut, one a model, as the survey found.
+        cuts: where the differences are cut, one per model, as the survey found.
 
     Source:
         Yadav et al. 2023, https://arxiv.org/abs/2306.01708, algorithm 1; the sign is elected by the weighted sum, as
@@ -67,7 +67,7 @@ def ties(
     if rescale:
         factors = [weight * restoring for weight, restoring in zip(weights, _restoring(stack, found), strict=True)]
 
-    def quick(piece: Piece, close: list[np.ndarray] | None) -> Tensor:
+    def quick(piece: Chunk, close: list[np.ndarray] | None) -> Tensor:
         terms = scale(trim(back_differences(piece), found, piece.start, stack.dtype), factors)
         return taken_from(piece.origin, elected_mean(terms, weights, normalize=normalize, close=close), lambda_)
 

@@ -27,7 +27,21 @@ from weightspace.symmetry.rules.call import (
     is_axes,
     pointwise,
 )
-from weightspace.symmetry.rules.choosing import (
+from weightspace.symmetry.rules.contractions import attention, convolution, einsum, linear, matmul
+from weightspace.symmetry.rules.fused import follow
+from weightspace.symmetry.rules.norms import (
+    batch_norm,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    prelu,
+    softmax,
+    weight_norm,
+)
+from weightspace.symmetry.rules.operators import KEEPS_INDICES, PASS_THROUGH, POINTWISE, VIEWS, name_of
+from weightspace.symmetry.rules.recurrent import cell, recurrent
+from weightspace.symmetry.rules.reductions import ordered, reduce, triangle
+from weightspace.symmetry.rules.selection import (
     choose,
     compare,
     count_up,
@@ -39,19 +53,7 @@ from weightspace.symmetry.rules.choosing import (
     one_hot,
     scatter,
 )
-from weightspace.symmetry.rules.contractions import attention, convolution, einsum, linear, matmul
-from weightspace.symmetry.rules.fused import follow
-from weightspace.symmetry.rules.normalisation import (
-    batch_norm,
-    group_norm,
-    instance_norm,
-    layer_norm,
-    prelu,
-    softmax,
-    weight_norm,
-)
-from weightspace.symmetry.rules.operators import KEEPS_INDICES, PASS_THROUGH, POINTWISE, VIEWS, name_of
-from weightspace.symmetry.rules.pieces import (
+from weightspace.symmetry.rules.slicing import (
     cat,
     glu,
     pad,
@@ -62,9 +64,7 @@ from weightspace.symmetry.rules.pieces import (
     stack,
     unbind,
 )
-from weightspace.symmetry.rules.positions import columns, from_columns, pixel_shuffle, spatial, unfold
-from weightspace.symmetry.rules.recurrent import cell, recurrent
-from weightspace.symmetry.rules.reductions import ordered, reduce, triangle
+from weightspace.symmetry.rules.spatial import columns, from_columns, pixel_shuffle, spatial, unfold
 from weightspace.symmetry.rules.views import (
     as_complex,
     as_real,

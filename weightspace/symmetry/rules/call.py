@@ -1,4 +1,4 @@
-"""What a rule sees of an operator call, and the answers that fit many operators."""
+"""Operator calls as rules see them, and results shared by many operators."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from weightspace.symmetry.axes import Atom, Axis, Choice, fixed, freeze, resolve, unite
-from weightspace.symmetry.rules.parts import Axes, Parts
+from weightspace.symmetry.rules.axis_algebra import Atom, Axis, Choice, fixed, freeze, resolve, unite
+from weightspace.symmetry.rules.fused_parts import Axes, Parts
 
 
 class Uniform(tuple[Axis, ...]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from weightspace.symmetry.axes import Axis, fixed, freeze, product, split, unite
+from weightspace.symmetry.rules.axis_algebra import Axis, fixed, freeze, product, split, unite
 from weightspace.symmetry.rules.call import Axes, Call, broadcast, freeze_all, is_axes, one_shape, results, shared
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from weightspace.symmetry.axes import fixed, freeze
+from weightspace.symmetry.rules.axis_algebra import fixed, freeze
 from weightspace.symmetry.rules.call import Axes, Call, dims_of, is_axes, pointwise
-from weightspace.symmetry.rules.choosing import choose
+from weightspace.symmetry.rules.selection import choose
 
 
 def reduce(call: Call) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from weightspace.symmetry.axes import Atom, Axis, fixed, freeze, product, split
+from weightspace.symmetry.rules.axis_algebra import Atom, Axis, fixed, freeze, product, split
 from weightspace.symmetry.rules.call import Axes, Call, broadcast, dims_of, freeze_all, one_shape
 
 

@@ -1,0 +1,80 @@
+"""Effective weights: those that a network multiplies with, where its checkpoint holds what they are computed from.
+
+Known are weight norm, ``w = g v/‖v‖``; spectral norm, ``W/σ`` with ``σ = uᵀWv``; and pruning, ``w = w_orig · mask``
+(``torch.nn.utils.prune``). Of any other parametrization the weight cannot be told without the network's code.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from weightspace.arithmetic.parametrizations import Coordinates
+from weightspace.arithmetic.spectral_norm import normalised
+from weightspace.checkpoints import StateDict
+from weightspace.checkpoints.buffers import Parametrizations, check_ties, effective_name, is_parametrized_part
+from weightspace.checkpoints.state_dict import tied_names
+from weightspace.errors import WeightspaceError
+
+
+def effective_weights(state: StateDict, label: str = "The network") -> StateDict:
+    """Return a state dict with every parametrized weight as the network uses it in evaluation mode.
+
+    Args:
+        state: a network's tensors.
+        label: what an error calls the network, such as its path.
+
+    Returns:
+        Plain tensors as they are, in their order; what is tied stays tied. A parametrized weight is under the name that
+        it has in its module (``0.weight``), in the dtype of what it is computed from, which is left out.
+
+    Raises:
+        WeightspaceError: a weight is under a parametrization that is not known, or is complex.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 3, bias=False))
+        >>> list(effective_weights(layer.state_dict()))
+        ['weight']
+    """
+    coordinates = Coordinates([state], finite=False)
+    masks = {name: f"{name.removesuffix('_orig')}_mask" for name in state if name.endswith("_orig")}
+    masks = {name: mask for name, mask in masks.items() if mask in state and state[mask].shape == state[name].shape}
+    _check_known(state, coordinates.parametrizations, label)
+    heads, tied = {name for name, _ in coordinates.parametrizations}, tied_names(state)
+    check_ties(coordinates.parametrizations, tied)
+    inside = {name: effective_name(name) if name in heads or name in masks else name for name in state}
+    found: StateDict = {}
+    for name, tensor in state.items():
+        if name in coordinates.functions or name in masks.values():
+            continue
+        if inside[name] != name and name in tied:
+            found[inside[name]] = found[inside[tied[name]]]
+        elif name in masks:
+            found[inside[name]] = tensor.detach() * state[masks[name]].to(tensor.dtype)
+        elif name in heads:
+            found[inside[name]] = _weight(coordinates, state, name).to(tensor.device, tensor.dtype)
+        else:
+            found[name] = tensor
+    return found
+
+
+@torch.no_grad()
+def _weight(coordinates: Coordinates, state: StateDict, name: str) -> Tensor:
+    """Return a weight under weight norm, spectral norm, or the second on top of the first."""
+    weight = coordinates.of(state, name)
+    for norm in coordinates.parametrizations.spectral_norms.get(name, ()):
+        weight = normalised(weight, coordinates.spectral_model(norm, state))
+    return weight
+
+
+def _check_known(state: StateDict, parametrizations: Parametrizations, label: str) -> None:
+    """Refuse tensors that a weight is computed from in a way that is not known."""
+    known = parametrizations.functions | {name for name, _ in parametrizations}
+    for name in state:
+        if is_parametrized_part(name) and name not in known:
+            raise WeightspaceError(
+                f"{label}: the weight {effective_name(name)!r} is under a parametrization ({name!r}), not known "
+                "from the checkpoint: that is told of weight norm, spectral norm and pruning alone. Expected "
+                "torch.nn.utils.parametrize.remove_parametrizations on the network first."
+            )

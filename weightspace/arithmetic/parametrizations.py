@@ -1,0 +1,182 @@
+"""State dicts combined name by name in coordinates that can be: weights for weight norm's pairs, no singular vectors.
+
+A *coordinate* is a tensor that a combination makes by itself. The others follow: weight norm's magnitude and direction
+from the combined weight, spectral norm's vectors from the combined matrix (see ``weight_norm`` and ``spectral_norm``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import copy
+
+import torch
+from torch import Tensor
+
+from weightspace.arithmetic.dtypes import output_dtype
+from weightspace.arithmetic.spectral_norm import SpectralModel, spectral_vectors
+from weightspace.arithmetic.weight_norm import EffectiveWeight, Held, pieces_of, split
+from weightspace.checkpoints import StateDict
+from weightspace.checkpoints.buffers import (
+    Parametrizations,
+    SpectralNorm,
+    WeightNorm,
+    check_ties,
+    find_parametrizations,
+)
+from weightspace.checkpoints.state_dict import tied_names
+from weightspace.errors import WeightspaceError
+
+#: Makes one new tensor of those that the models have under a name.
+Combine = Callable[[str, "list[Tensor]"], Tensor]
+
+
+class Coordinates:
+    """The coordinates of networks of one architecture, and the way back from combined ones.
+
+    Args:
+        models: networks that are combined, or the first of them: where a combination is the same as one of these, their
+            parts come back bit for bit.
+        dtypes: of the result by name, as far as they are known; else those of the models, promoted.
+        finite: refuse directions of length zero, which make NaN.
+
+    Attributes:
+        names: of the coordinates, in the order of the first network.
+        parametrizations: of the architecture.
+
+    Raises:
+        WeightspaceError: a parametrization cannot be understood.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[StateDict],
+        dtypes: Mapping[str, torch.dtype] | None = None,
+        *,
+        finite: bool = True,
+    ) -> None:
+        self.models, self._dtypes, self._finite = models, {} if dtypes is None else dtypes, finite
+        self.parametrizations = find_parametrizations({name: tuple(tensor.shape) for name, tensor in models[0].items()})
+        self.functions = self.parametrizations.functions
+        self.names = [name for name in models[0] if name not in self.functions]
+        for name, _ in self.parametrizations:
+            if models[0][name].is_complex():
+                raise WeightspaceError(
+                    f"{name!r} is complex and under weight norm or spectral norm, and only real weights can be merged "
+                    "so. Expected the parametrization removed in every model first."
+                )
+
+    def without_weights(self, dtypes: Mapping[str, torch.dtype]) -> Coordinates:
+        """Return the same for a result of other dtypes, which of the models holds parametrized tensors only."""
+        kept = {part for name, norm in self.parametrizations for part in (name, *norm.functions)}
+        other = copy(self)
+        other.models = [{name: state[name] for name in state if name in kept} for state in self.models]
+        other._dtypes = dtypes
+        return other
+
+    def of(self, state: StateDict, name: str) -> Tensor:
+        """Return a coordinate of a network: a tensor of it, or the float64 weight that a pair stands for."""
+        norm = self.parametrizations.weight_norms.get(name)
+        if norm is None:
+            return state[name]
+        weight, whole = self._weight(norm, state), torch.empty(state[name].shape, dtype=torch.float64)
+        for start, piece in pieces_of(weight):
+            whole.view(-1)[start : start + len(piece)] = piece
+        return whole
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype that a combined coordinate is expected in: that of the result, or float64 for a pair."""
+        return torch.float64 if name in self.parametrizations.weight_norms else self._dtype(name)
+
+    def tensors(self, name: str, combined: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield what a combined coordinate stands for, by name: itself, and what follows from it.
+
+        Args:
+            name: of the coordinate.
+            combined: in the dtype of the result; weights that pairs stand for in float64.
+        """
+        norm = self.parametrizations.weight_norms.get(name)
+        if norm is None:
+            yield name, combined
+        else:
+            yield from self._pair(norm, combined)
+        for spectral in self.parametrizations.spectral_norms.get(name, ()):
+            yield from self.vectors(spectral, combined)
+
+    def following(self, state: StateDict) -> Iterator[tuple[str, Tensor]]:
+        """Yield the singular vectors that belong to the weights of a network, whatever it has in their place."""
+        for matrix, norms in self.parametrizations.spectral_norms.items():
+            for norm in norms:
+                yield from self.vectors(norm, self.of(state, matrix))
+
+    def vectors(self, norm: SpectralNorm, combined: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield the singular vectors of a combined matrix by name."""
+        result = spectral_vectors(combined, [self.spectral_model(norm, state) for state in self.models])
+        parts = (norm.left, result.left), (norm.right, result.right), (norm.value, result.value)
+        yield from ((name, part.to(self._dtype(name), copy=True)) for name, part in parts if name and part is not None)
+
+    def _pair(self, norm: WeightNorm, combined: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield magnitude and direction of a combined weight."""
+        held = Held(combined)
+        divided = split([self._weight(norm, state) for state in self.models], lambda: pieces_of(held))
+        direction, like = torch.empty(combined.shape, dtype=torch.float64), self.models[0][norm.magnitude]
+        for start, piece in pieces_of(held):
+            direction.view(-1)[start : start + len(piece)] = divided.direction(start, piece)
+        magnitude = divided.magnitudes().view(like.shape)
+        yield norm.magnitude, magnitude.to(like.device, self._dtype(norm.magnitude))
+        yield norm.direction, direction.to(like.device, self._dtype(norm.direction))
+
+    def _weight(self, norm: WeightNorm, state: StateDict) -> EffectiveWeight:
+        parts = (Held(state[norm.magnitude].cpu()), Held(state[norm.direction].cpu()))
+        return EffectiveWeight(*parts, name=norm.direction, finite=self._finite)
+
+    def spectral_model(self, norm: SpectralNorm, state: StateDict) -> SpectralModel:
+        """Return what a network knows of a weight under spectral norm."""
+        below = self.parametrizations.weight_norms.get(norm.matrix)
+        weight = Held(state[norm.matrix]) if below is None else self._weight(below, state)
+        right, value = (None if name is None else state[name] for name in (norm.right, norm.value))
+        return SpectralModel(weight, state[norm.left], right, value)
+
+    def _dtype(self, name: str) -> torch.dtype:
+        return self._dtypes.get(name) or output_dtype(state[name].dtype for state in self.models)
+
+
+def combined_tensors(
+    states: Sequence[StateDict], combine: Combine, *, without: Collection[str] = (), finite: bool = True
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a combination by name, one after the other as they are made.
+
+    Args:
+        states: state dicts with the same names.
+        combine: makes one coordinate of those of the models, which are float64 where they stand for pairs.
+        without: coordinates that are left out, with what follows from them.
+        finite: see ``Coordinates``.
+    """
+    coordinates = Coordinates(states, finite=finite)
+    for name in coordinates.names:
+        if name not in without:
+            yield from coordinates.tensors(name, combine(name, [coordinates.of(state, name) for state in states]))
+
+
+def combined(states: Sequence[StateDict], combine: Combine, *, finite: bool = True) -> StateDict:
+    """Return a combination of networks in the order of the first; names tied in all of them are made once.
+
+    Args:
+        states: state dicts with the same names.
+        combine: as for ``combined_tensors``.
+        finite: see ``Coordinates``.
+
+    Raises:
+        WeightspaceError: a parametrization cannot be understood, or some of its tensors are tied and some are not.
+    """
+    parametrizations = find_parametrizations({name: tuple(tensor.shape) for name, tensor in states[0].items()})
+    tied = dict(set.intersection(*(set(tied_names(state).items()) for state in states)))
+    check_ties(parametrizations, tied)
+    without = made_elsewhere(parametrizations, tied)
+    made = dict(combined_tensors(states, combine, without=without, finite=finite))
+    return {name: made[tied.get(name, name)] for name in states[0]}
+
+
+def made_elsewhere(parametrizations: Parametrizations, tied: Mapping[str, str]) -> set[str]:
+    """Return the tied coordinates of which nothing has to be made: what follows from them is tied as well."""
+    alone = {name for name, norm in parametrizations if any(part not in tied for part in norm.functions)}
+    return set(tied) - alone

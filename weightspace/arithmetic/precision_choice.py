@@ -1,0 +1,166 @@
+"""The precision that suffices for a linear combination, judged from a sample of its elements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.arithmetic.coefficients import Coefficients
+from weightspace.arithmetic.dtypes import least_exponent, significand_bits
+
+#: Elements of a piece that are looked at, about: runs of so many.
+_SAMPLE, _RUN = 1024, 16
+
+#: The share of elements that may round to the wrong side by a pessimistic estimate, several times what comes out.
+_TOLERATED = 3e-3
+
+#: About how often sums are all but half-way between two numbers, and their error decides.
+_HALF_WAY = 0.02
+
+#: A sum below this share of its terms is their rounding.
+_NONE = 2.0**-40
+
+#: A sum is half-way between two numbers within this share of their distance: float64 is finer, and less is no chance.
+_BESIDE = 2.0**-32
+
+#: What float32 sees of a point on a line, relative to it: half of its last digit.
+_SEEN = 2.0**-24
+
+#: The share of sums that may be moved over a half-way point by that.
+_MOVED = 4e-4
+
+_TINY = float(np.finfo(np.float64).tiny)
+
+
+def nudge(dtype: torch.dtype, out: torch.dtype) -> float:
+    """Return how far to move sums that are all but half-way between two numbers, to the right side of it.
+
+    Args:
+        dtype: of the arithmetic, whose error is less.
+        out: of the results, in which it shows but rarely.
+
+    Returns:
+        A share of their size.
+    """
+    if dtype == torch.float32:
+        return 2.0**-22 if out == torch.float16 else 2.0**-20
+    # Narrow numbers are made from float32, in which it has to show.
+    return 2.0**-43 if out == torch.float32 else 2.0**-23
+
+
+class PrecisionChoice:
+    """Says of piece after piece whether float32 or float64 suffices.
+
+    Args:
+        coefficients: of all tensors, none of them 0.
+        out: the dtype of the results.
+
+    Attributes:
+        moves: whether deviations of the coefficients decide to which side sums round, for all that was looked at. Where
+            they decide so rarely that none is seen, half of these sums are right without.
+    """
+
+    moves = False
+
+    def __init__(self, coefficients: Coefficients, out: torch.dtype) -> None:
+        self._deviating = coefficients.deviating
+        self._integers = None if self._deviating else coefficients.integers
+        self._rows = coefficients.rows
+        self._sizes = np.abs(self._rows[0])
+        self._out = out
+
+    def look(self, tensors: Sequence[Tensor]) -> None:
+        """Take elements from all over some tensors, 1-D and of one length."""
+        count = len(tensors[0])
+        runs, run = (_SAMPLE // _RUN, _RUN) if count > 2 * _SAMPLE else (1, count)
+        apart = count // runs
+        self._values = np.empty((len(tensors), runs * run))
+        for row, tensor in zip(torch.from_numpy(self._values), tensors, strict=True):
+            row.view(runs, run).copy_(tensor[: runs * apart].view(runs, apart)[:, :run])
+        self._bits = max(significand_bits(tensor.dtype) for tensor in tensors)
+        self._sums = np.abs(self._rows @ self._values)
+        self._magnitudes = np.abs(self._values)
+        self.moves = self._deviating and (self._out == torch.float32 or self._finds_half_way())
+
+    def suits(self, dtype: torch.dtype) -> bool:
+        """Return whether few enough elements round to the wrong side when combined in float32 or float64."""
+        digits = significand_bits(dtype)
+        if self._integers is not None:
+            # Sums of numbers of few bits have no error; beyond that, one that must not be all of a term.
+            room = digits - self._bits - sum(map(abs, self._integers[0])).bit_length()
+            spread = self._spread(2.0**room)
+            if spread is None:
+                return True
+            wrong = np.where(spread < 2.0**room, 0.0, self._doubtful(digits))
+            wrong[spread > 2.0 ** (digits - 4)] = 1.0
+        else:
+            wrong = self._doubtful(digits)
+            size, bound = nudge(dtype, self._out), 0.25 / nudge(dtype, self._out)
+            if self.moves:
+                # Where sums aren't moved by more than their error, those that are half-way get the wrong side.
+                error = 2.0 ** (significand_bits(self._out) + 1) * size
+                wrong = np.maximum(wrong, np.where(wrong > error, _HALF_WAY, 0.0))
+            spread = self._spread(bound) if self.moves else None
+            if spread is not None:
+                wrong[spread > bound] = 1.0  # a term is less than what sums are moved by
+        return bool(wrong.sum() <= _TOLERATED * len(wrong))
+
+    def enlarging(self) -> float:
+        """Return by how much to enlarge the deviations of the coefficients for float64 to see them."""
+        size, deviation = self._sums.sum(axis=1)
+        wanted = nudge(torch.float64, torch.float32)
+        return min(max(wanted * float(size / deviation), 1.0), 2.0**40) if deviation > 0 else 1.0
+
+    def line_enlarging(self) -> float | None:
+        """Return by how much to enlarge the deviations of a line for float32 to see them, or None.
+
+        None: they are so small in some sums that in others they would move too many over a half-way point.
+        """
+        sums, deviations = self._sums
+        deviation = np.abs(self._rows[1]).max()
+        digits = significand_bits(self._out)
+        for shift in range(digits - 2, 0, -2):  # of the weight, in float32's half digits
+            enlarging = _SEEN * 2.0**shift / deviation
+            moves = np.ldexp(enlarging * deviations, digits - self._exponents)
+            unseen = enlarging * deviations[self._half_way] < _SEEN * sums[self._half_way]
+            if moves.clip(max=1).mean() <= _MOVED:
+                return float(enlarging) if np.count_nonzero(unseen) <= 1 + _MOVED * len(sums) else None
+        return None
+
+    def size(self) -> float:
+        """Return the mean size of the sums of the sizes of terms."""
+        return float((self._sizes @ self._magnitudes).mean())
+
+    def cancels(self) -> bool:
+        """Return whether deviations of the coefficients leave nothing of each other in elements that aren't all equal.
+
+        Where models are equal, what is half-way between two numbers can be so exactly.
+        """
+        equal = (self._values == self._values[0]).all(axis=0)
+        none = self._sums[1] <= _NONE * (np.abs(self._rows[1]) @ self._magnitudes)
+        return bool((~equal & none).any())
+
+    def _finds_half_way(self) -> bool:
+        """Find the sums that are half-way between two numbers of the output, but for deviations."""
+        self._exponents = np.maximum(np.frexp(self._sums[0])[1], least_exponent(self._out) + 1)
+        steps = np.ldexp(self._sums[0], significand_bits(self._out) - self._exponents)
+        self._half_way = np.abs(steps - np.floor(steps) - 0.5) < _BESIDE
+        return bool(self._half_way.any())
+
+    def _doubtful(self, digits: int) -> np.ndarray:
+        """Return how likely each element rounds to the wrong side, for what its terms leave of each other."""
+        sizes = self._sizes @ self._magnitudes
+        sizes *= 2.0 ** (significand_bits(self._out) + 2 - digits)
+        sizes /= self._sums[0] + _TINY
+        return np.minimum(sizes, 1.0, out=sizes)
+
+    def _spread(self, bound: float) -> np.ndarray | None:
+        """Return the size of the largest term over that of the smallest that isn't 0, or None where all are below."""
+        sizes = self._magnitudes
+        if sizes.max() < bound * sizes.min():
+            return None
+        smallest = np.where(sizes == 0, np.inf, sizes).min(axis=0)
+        return (sizes.max(axis=0) + _TINY) / smallest

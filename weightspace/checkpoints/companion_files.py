@@ -1,0 +1,264 @@
+"""The files of a model's folder beside its weights: what is copied into a new folder, and the remainder behind.
+
+All that is not weights belongs to the model (configuration, tokenizer, code, pooling modules with weights of their
+own) and is copied. Left behind, and named, are the same weights in other formats, the state of a training, and links
+that lead elsewhere, which whoever made the folder may have made. Hidden files (``.git``) are no part of a model.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from weightspace.checkpoints.atomic_write import one_line_errors, synced_file
+from weightspace.checkpoints.hf_folder import CARD, ENTRANCES
+from weightspace.errors import CheckpointError
+
+#: Files and folders of weights in any format, of this or another library.
+_WEIGHTS = (
+    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pth.tar", "*.index.json"),
+    *("*.gguf", "*.ggml", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.onnx.data", "*.ot", "*.tflite"),
+    *("*.mlmodel", "*.mlpackage", "*.engine", "model.ckpt*", "openvino_model.xml", "*.tar", "*.zip"),
+    "adapter_config.json",  # transformers would load the adapter's base in the place of the model
+)
+_WEIGHT_FOLDERS = ("onnx", "openvino", "coreml", "original", "gguf", "tflite", "tensorrt", "*.mlpackage")
+
+#: What a training leaves: its state, its logs.
+_TRAINING = (
+    *("optimizer*", "scheduler*", "scaler*", "rng_state*", "random_states*", "trainer_state.json"),
+    *("training_args*", "zero_to_fp32.py", "latest", "events.out.tfevents*", "trainer_log.jsonl", "all_results.json"),
+    *("train_results.json", "eval_results.json", "training_loss.png", "*.log", "nohup.out", "slurm-*.out"),
+    *("custom_checkpoint_*.pkl", "sampler*.bin", "dl_state_dict*"),
+)
+_TRAINING_FOLDERS = (
+    *("checkpoint-*", "global_step*", "runs", "wandb", "logs", "tensorboard", "__pycache__", "lightning_logs"),
+    *("tb_logs", "mlruns", "optimizer_*", "pytorch_model_fsdp*"),
+)
+
+#: Weights of what follows the network and stands beside it in a file of its own: the vectors of BGE-M3, value heads of
+#: reinforcement learning, projectors of vision models.
+_HEADS = (
+    *("*linear.*", "*head.*", "*proj.*", "*projector.*", "*projection.*", "*dense.*", "*pooler.*", "*pooling.*"),
+    *("*embeddings.*", "prompt*.*", "*voice*.*", "*speaker*.*"),
+)
+
+#: Folders whose files may stand for files of a model by links: the Hub's cache, git-annex.
+_STORES = ("blobs", "annex")
+
+#: Folders of modules that follow the network, as sentence-transformers numbers them; their weights are their own.
+_MODULE = re.compile(r"\d+_\w+")
+
+#: The tokenizer's files.
+_TOKENIZER = (
+    *("tokenizer*", "tokenization_*.py", "special_tokens_map.json", "added_tokens.json", "normalizer.json"),
+    *("vocab*", "merges.txt", "bpe.codes", "dict*.txt", "*.tiktoken", "*.spm", "spiece.model", "sentencepiece*.model"),
+    *("*.model", "encoder.json", "rwkv_vocab*", "tekken.json", "chat_template*", "additional_chat_templates/*"),
+)
+
+#: What may lie in a folder that is replaced, beside weights and tokenizer.
+_REPLACEABLE = (
+    *ENTRANCES,
+    *("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin"),
+    *("config.json", "generation_config.json", "open_clip_config.json", "quantization_config.json"),
+    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "image_processor*.json"),
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "LICENSE*"),
+    *("configuration_*.py", "modeling_*.py", "processing_*.py", "image_processing_*.py"),
+    CARD,
+)
+
+
+@dataclass(frozen=True)
+class Companions:
+    """The files beside the weights of a folder, as paths relative to it, with ``/``.
+
+    Attributes:
+        copied: belong to the model.
+        left: files and folders that are no part of it.
+    """
+
+    copied: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+def find_companions(folder: Path, weights: Collection[str] = ()) -> Companions:
+    """Return the files beside the weights of a folder.
+
+    Args:
+        folder: of a model.
+        weights: names of its files of weights.
+
+    Raises:
+        CheckpointError: the folder cannot be read, or a file of the model is no regular one.
+    """
+    copied: list[str] = []
+    left: list[str] = []
+    with one_line_errors(folder, "read"):
+        for path in sorted(folder.iterdir()):
+            name = path.name
+            if name.startswith(".") or name == CARD or name in weights or name in ENTRANCES:
+                continue
+            if _leads_out(path):
+                left.append(name)
+            elif path.is_dir():
+                inside = [f"{name}/{file}" for file in _files_in(path)] if may_hold_companions(name) else []
+                wanted = bool(inside) and is_in_companion_folder(inside[0], inside)
+                for file in inside if wanted else ():
+                    _check_regular(folder / file)
+                copied.extend(inside if wanted else ())
+                left.extend([] if wanted else [f"{name}/"])
+            elif is_companion(name) and (path.is_file() or _matches(name, (*_REPLACEABLE, *_TOKENIZER))):
+                _check_regular(path)
+                copied.append(name)
+            else:
+                left.append(name)
+    return Companions(tuple(copied), tuple(left))
+
+
+def _check_regular(path: Path) -> None:
+    """Check that what belongs to a model can be copied.
+
+    Raises:
+        CheckpointError: it is a pipe, a device, or a link that leads nowhere.
+    """
+    if not path.is_file():
+        what = "a link that leads nowhere" if path.is_symlink() else "not a regular file"
+        raise CheckpointError(f"{path} is {what}; expected a file that belongs to the model. Copy the model again.")
+
+
+def is_companion(name: str) -> bool:
+    """Return whether a file of that name, beside the weights, belongs to the model."""
+    return not name.startswith(".") and name != CARD and name not in ENTRANCES and not is_left(name)
+
+
+def may_hold_companions(folder: str) -> bool:
+    """Return whether files in a folder of that name, inside a model's folder, may belong to the model."""
+    return not folder.startswith(".") and not is_left(folder, folder=True)
+
+
+def is_in_companion_folder(name: str, names: Collection[str]) -> bool:
+    """Return whether a file ``FOLDER/NAME`` belongs to the model.
+
+    Args:
+        name: of the file.
+        names: of all files of the model's folder.
+    """
+    folder, nested, _ = name.partition("/")
+    if not nested or not may_hold_companions(folder):
+        return False
+    inside = [other for other in names if other.startswith(f"{folder}/")]
+    return bool(_MODULE.fullmatch(folder)) or not any(_matches(other, _WEIGHTS) for other in inside)
+
+
+def is_left(name: str, *, folder: bool = False) -> bool:
+    """Return whether a file (or folder) of that name beside the weights is no part of the model."""
+    if folder:
+        return _matches(name, (*_WEIGHT_FOLDERS, *_TRAINING_FOLDERS))
+    return _matches(name, _TRAINING) or (_matches(name, _WEIGHTS) and not is_head(name))
+
+
+def is_head(name: str) -> bool:
+    """Return whether a file of that name beside the weights has weights of its own, which follow the network."""
+    return _matches(name, _WEIGHTS) and _matches(name.lower(), _HEADS)
+
+
+def is_other_copy(name: str) -> bool:
+    """Return whether a file or folder that is left is known to be the state of a training, or the weights again."""
+    known = (*_TRAINING, *_TRAINING_FOLDERS, *_WEIGHT_FOLDERS, "*model*", "consolidated*", "*.gguf", "*.onnx*", "*.h5")
+    return _matches(name.rstrip("/"), known)
+
+
+def is_tokenizer(name: str) -> bool:
+    """Return whether a file of that name is part of a tokenizer."""
+    return _matches(name, _TOKENIZER)
+
+
+def copy_companions(source: Path, folder: Path, *, tokenizer: bool | None = None) -> None:
+    """Copy the files beside the weights of one folder into another, over those that are there.
+
+    Args:
+        source: a model's folder.
+        folder: the new one.
+        tokenizer: True: only the tokenizer; False: all but the tokenizer; None: everything.
+
+    Raises:
+        CheckpointError: a file cannot be read or written.
+    """
+    for name in find_companions(source).copied:
+        if tokenizer is None or is_tokenizer(name) == tokenizer:
+            target = folder / name
+            with one_line_errors(source / name, "copied"):
+                target.parent.mkdir(exist_ok=True, parents=True)
+                target.unlink(missing_ok=True)
+                with open(source / name, "rb") as original, synced_file(target) as copy:
+                    shutil.copyfileobj(original, copy)
+
+
+def check_replaceable(folder: Path, again: Collection[str] = ()) -> None:
+    """Check that nothing but a checkpoint is lost when the folder is replaced.
+
+    Args:
+        folder: what is to be replaced; it need not exist.
+        again: files that the new folder will hold, too, as paths relative to it.
+
+    Raises:
+        CheckpointError: the path is a file, or the folder holds something that is not part of a checkpoint.
+    """
+    with one_line_errors(folder, "written"):
+        if not folder.exists():
+            return
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is a file; expected a folder, or a name that ends in .safetensors or .pt.")
+        paths = sorted(folder.iterdir())
+        if paths and not any((folder / name).is_file() for name in ENTRANCES):
+            raise CheckpointError(
+                f"{folder} exists and is not a checkpoint: it holds {paths[0].name!r}. Choose a new folder."
+            )
+        files = [path.name for path in paths if not path.is_dir()]
+        nested = [
+            f"{path.name}/{file}" for path in paths if path.is_dir() for file in _files_in(path, links=True) or [""]
+        ]
+        for name in (*files, *nested):
+            if name not in again and not _matches(name, (*_REPLACEABLE, *_TOKENIZER)):
+                raise CheckpointError(
+                    f"{folder} exists and holds {name.rstrip('/')!r}, which is not part of a checkpoint "
+                    "and would be lost. Choose a new folder, or move it away."
+                )
+
+
+def _files_in(folder: Path, *, links: bool = False) -> list[str]:
+    """Return the files in a folder and below, hidden ones aside, as relative paths with ``/``.
+
+    Args:
+        folder: to look into.
+        links: count all links; else those only that stay in the model.
+    """
+    return sorted(_walk(folder, links=links))
+
+
+def _walk(folder: Path, *, links: bool) -> Iterator[str]:
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            path = Path(root) / name
+            if not name.startswith(".") and (links or not _leads_out(path)):
+                yield path.relative_to(folder).as_posix()
+
+
+def _leads_out(path: Path) -> bool:
+    """Return whether a path is a link to what lies neither in its folder, in another model's, nor in a known store."""
+    if not path.is_symlink() or not path.exists():
+        return False
+    target = Path(os.path.realpath(path))
+    if not target.is_file():
+        return True
+    stored = not set(_STORES).isdisjoint(target.parts) or any((target.parent / name).is_file() for name in ENTRANCES)
+    return not stored and not target.is_relative_to(os.path.realpath(path.parent))
+
+
+def _matches(name: str, patterns: Collection[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)

@@ -1,0 +1,160 @@
+"""The weights of Hugging Face folders: one file, or shards named by an index.
+
+Looked for in the order of the transformers library: ``model.safetensors``, its index, ``pytorch_model.bin``,
+its index. An index is believed only as far as its shards agree with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightspace.checkpoints.file_format import file_format
+from weightspace.checkpoints.json_file import read_json_object
+from weightspace.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from weightspace.checkpoints.state_dict import StateDict
+
+#: The file of weights in a folder that we write.
+WEIGHTS = "model.safetensors"
+
+#: What may hold the weights, best first.
+ENTRANCES = (WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+#: The model card: written anew with every merge, so that it never speaks of other weights.
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weight files of a folder, and what leads to them.
+
+    Attributes:
+        entrance: the one file of weights, or the index of the shards.
+        files: the one file, or the shards by name.
+        index: tensor -> name of its shard; ``None`` without shards.
+    """
+
+    entrance: Path
+    files: tuple[Path, ...]
+    index: dict[str, str] | None
+
+
+def find_weights(folder: Path) -> Weights:
+    """Return the files that hold the weights of a folder.
+
+    Raises:
+        CheckpointError: there are none, the index is damaged, or a shard is missing.
+    """
+    entrance = next((folder / name for name in ENTRANCES if (folder / name).is_file()), None)
+    if entrance is None:
+        found = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".pt", ".pth"))
+        packed = sorted(path.name for path in folder.glob("*.gguf"))
+        hint = f" It holds {', '.join(found[:3])}: name the file itself." if found else ""
+        if packed and not found:
+            hint = f" It holds {packed[0]}, quantised or packed for llama.cpp: take the original safetensors."
+        if (folder / "adapter_config.json").is_file():
+            hint = " It is an adapter: merge adapters by `weightspace merge-adapters`, or add it: MODEL+ADAPTER."
+        raise CheckpointError(f"{folder} holds no checkpoint: expected one of {', '.join(ENTRANCES)}.{hint}")
+    if entrance.suffix != ".json":
+        return Weights(entrance, (entrance,), None)
+    index = read_index(entrance)["weight_map"]
+    files = tuple(folder / shard for shard in sorted(set(index.values())))
+    for file in files:
+        if not file.is_file():
+            count = sum(shard == file.name for shard in index.values())
+            name = next(name for name, shard in index.items() if shard == file.name)
+            raise CheckpointError(
+                f"{file} is missing: {entrance.name} says that it holds {name!r}, {count:,} tensors in all. "
+                "Download or copy it again."
+            )
+    return Weights(entrance, files, index)
+
+
+def weight_files(path: Path) -> tuple[Path, ...]:
+    """Return the files that hold a checkpoint's weights: the file itself, or those of the folder by name.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, or a shard is.
+    """
+    if path.is_dir():
+        return find_weights(path).files
+    file_format(path)
+    return (path,)
+
+
+def read_folder(folder: Path, read_file: Callable[[Path], StateDict]) -> StateDict:
+    """Return all tensors of a folder, in the order of its index if it has shards.
+
+    Raises:
+        CheckpointError: as ``find_weights`` and ``read_file``, or index and shards disagree about a tensor.
+    """
+    weights = find_weights(folder)
+    if weights.index is None:
+        return read_file(weights.files[0])
+    shards = {file.name: read_file(file) for file in weights.files}
+    check_index(folder, weights.entrance, weights.index, shards)
+    return {name: shards[shard][name] for name, shard in weights.index.items()}
+
+
+def check_index(
+    folder: Path, entrance: Path, index: Mapping[str, str], shards: Mapping[str, Mapping[str, object]]
+) -> None:
+    """Check that an index and its shards agree about every tensor.
+
+    Args:
+        folder: the checkpoint.
+        entrance: the file of the index.
+        index: tensor -> name of its shard.
+        shards: name of a shard -> what it holds, by name of the tensor.
+
+    Raises:
+        CheckpointError: they disagree; the message names a tensor and its shard.
+    """
+    for name, shard in index.items():
+        if name not in shards[shard]:
+            raise CheckpointError(
+                f"{folder / shard} lacks tensor {name!r}, which {entrance.name} says it holds. "
+                "Do index and shards come from one checkpoint?"
+            )
+    for shard, tensors in shards.items():
+        for name in tensors:
+            if index.get(name) != shard:
+                raise CheckpointError(
+                    f"{folder / shard} holds tensor {name!r}, which {entrance.name} "
+                    "does not place there. Do index and shards come from one checkpoint?"
+                )
+
+
+def index_metadata(entrance: Path) -> dict[str, str]:
+    """Return the metadata of an index, its values as strings.
+
+    Raises:
+        CheckpointError: the index is damaged.
+    """
+    metadata = read_index(entrance).get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{entrance}: the metadata must be an object, found {type(metadata).__name__}.")
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """Return an index whose ``weight_map`` maps tensor names to names of files beside it.
+
+    Raises:
+        CheckpointError: it is damaged, or places a tensor elsewhere.
+    """
+    index = read_json_object(path)
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{path} has no 'weight_map' from tensor names to files.")
+    for name, shard in places.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", "..") or "\0" in shard:
+            raise CheckpointError(
+                f"{path} places tensor {name!r} in {str(shard)[:80]!r}, expected the name of a file beside it."
+            )
+    return index

@@ -1,0 +1,176 @@
+"""The tensors of a checkpoint by its headers alone: names, dtypes and shapes, without reading one.
+
+Safetensors files cost no torch; the list of a torch file is in its pickle, which only torch reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from weightspace.checkpoints.atomic_write import one_line_errors
+from weightspace.checkpoints.file_format import file_format
+from weightspace.checkpoints.hf_folder import Weights, check_index, find_weights
+from weightspace.checkpoints.safetensors_header import ITEMSIZES, read_header, tied_entries
+from weightspace.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor: the safetensors name of its dtype (``BF16``), and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes its elements take."""
+        return self.numel * ITEMSIZES[self.dtype]
+
+    @property
+    def is_inexact(self) -> bool:
+        """Whether it holds float or complex numbers, which can be averaged."""
+        return self.dtype[0] in "FBC" and self.dtype != "BOOL"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the bytes of a tensor are.
+
+    Attributes:
+        file: that holds them.
+        start: the first of them.
+        strides: of the elements, where these are not in row-major order; else None.
+    """
+
+    file: Path
+    start: int
+    strides: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointMetadata:
+    """The tensors of a checkpoint, in its order.
+
+    Attributes:
+        path: the file or folder.
+        files: the files that hold the weights.
+        tensors: name -> dtype and shape.
+        tied: name -> earlier name that shows the same memory.
+        places: name -> where its bytes are; those that only torch can read have none.
+        key: the entry of a torch file that holds the tensors, where it was asked for.
+        renamed: name -> name in the file, where the two differ.
+        notes: lines about what was chosen in the files.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    tensors: dict[str, TensorInfo]
+    tied: dict[str, str]
+    places: dict[str, Place]
+    key: str | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def without_prefix(self, prefix: str) -> CheckpointMetadata:
+        """Return the same tensors with a prefix taken off every name that begins with it.
+
+        Raises:
+            CheckpointError: two names become one, or a name becomes empty.
+        """
+        return self.under_names({name: name.removeprefix(prefix) for name in self.tensors}, f"the prefix {prefix!r}")
+
+    def under_names(self, names: Mapping[str, str], without: str) -> CheckpointMetadata:
+        """Return the same tensors under shorter names.
+
+        Args:
+            names: name -> shorter name, of all tensors.
+            without: how an error calls what is taken off.
+
+        Raises:
+            CheckpointError: two names become one, or a name becomes empty.
+        """
+        shorts: dict[str, str] = {}
+        for name, short in names.items():
+            if not short or short in shorts:
+                problem = f"{shorts[short]!r} is, too" if short else "nothing is left"
+                raise CheckpointError(f"{self.path}: without {without}, {name!r} is {short!r}; {problem}.")
+            shorts[short] = name
+        return replace(
+            self,
+            tensors={names[name]: info for name, info in self.tensors.items()},
+            tied={names[name]: names[owner] for name, owner in self.tied.items()},
+            places={names[name]: place for name, place in self.places.items()},
+            renamed={short: self.renamed.get(name, name) for short, name in shorts.items()},
+        )
+
+
+def read_contents(path: Path, *, key: str | None = None) -> CheckpointMetadata:
+    """Return what a checkpoint holds.
+
+    Args:
+        path: a safetensors file, a torch file, or a Hugging Face folder.
+        key: the entry of torch files that holds the state dict; see ``load_checkpoint``.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    with one_line_errors(path, "read"):
+        if not path.is_dir():
+            return _file_contents(path, key)
+        weights = find_weights(path)
+        parts = {file.name: _file_contents(file, key) for file in weights.files}
+    if weights.index is None:
+        (part,) = parts.values()
+        return replace(part, path=path)
+    return _sharded(path, weights, parts, weights.index)
+
+
+def _sharded(
+    path: Path, weights: Weights, parts: dict[str, CheckpointMetadata], index: dict[str, str]
+) -> CheckpointMetadata:
+    """Return the contents of shards, in the order of their index."""
+    check_index(path, weights.entrance, index, {shard: part.tensors for shard, part in parts.items()})
+    tensors = {name: parts[shard].tensors[name] for name, shard in index.items()}
+    tied = {name: owner for part in parts.values() for name, owner in part.tied.items()}
+    places = {name: place for part in parts.values() for name, place in part.places.items()}
+    notes = tuple(note for part in parts.values() for note in part.notes)
+    return CheckpointMetadata(path, weights.files, tensors, tied, places, next(iter(parts.values())).key, notes=notes)
+
+
+def _file_contents(path: Path, key: str | None) -> CheckpointMetadata:
+    """Return the contents of one file."""
+    if file_format(path) == "torch":
+        return _torch_contents(path, key)
+    header = read_header(path)
+    tied = tied_entries(path, header)
+    tensors = {name: TensorInfo(entry.dtype, entry.shape) for name, entry in header.entries.items()}
+    tensors |= {name: tensors[owner] for name, owner in tied.items()}
+    places = {name: Place(path, header.data_start + entry.start) for name, entry in header.entries.items()}
+    places |= {name: places[owner] for name, owner in tied.items()}
+    return CheckpointMetadata(path, (path,), tensors, tied, places)
+
+
+def _torch_contents(path: Path, key: str | None) -> CheckpointMetadata:
+    """Return the contents of a torch file."""
+    from weightspace.checkpoints.dtypes import NAMES
+    from weightspace.checkpoints.load_save import read_state
+    from weightspace.checkpoints.memory_map import mapped_places
+    from weightspace.checkpoints.state_dict import dtype_name, tied_names
+
+    state, notes = read_state(path, key)
+    for name, tensor in state.items():
+        if tensor.dtype not in NAMES:
+            raise CheckpointError(
+                f"{path}: {name!r} has dtype {dtype_name(tensor.dtype)}, which cannot be merged. Convert it first."
+            )
+    tensors = {name: TensorInfo(NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in state.items()}
+    places = {name: Place(path, start, strides) for name, (start, strides) in mapped_places(path, state).items()}
+    return CheckpointMetadata(path, (path,), tensors, tied_names(state), places, key, notes=notes)

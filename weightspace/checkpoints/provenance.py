@@ -1,0 +1,65 @@
+"""Provenance of a checkpoint, as metadata: enough to reproduce it, and the same in every run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from weightspace.checkpoints.hashing import sha256_of
+from weightspace.checkpoints.hf_folder import weight_files
+from weightspace.errors import CheckpointError
+from weightspace.version import __version__
+
+
+def provenance(inputs: Sequence[str | Path], method: str, parameters: Mapping[str, Any]) -> dict[str, str]:
+    """Describe how a checkpoint was made, to be passed to ``save_checkpoint`` as metadata.
+
+    There is no time and no folder of somebody's machine in it: the same inputs give the same bytes anywhere.
+
+    Args:
+        inputs: the checkpoints that went in, in their order.
+        method: what was done, for example ``"linear"``.
+        parameters: its parameters, anything that JSON can hold.
+
+    Returns:
+        ``inputs``: JSON list of ``{"name": …, "sha256": …}``, one for each weight file;
+        ``method``;
+        ``parameters``: JSON object with sorted keys;
+        ``version``: ``weightspace`` and its version.
+
+    Raises:
+        CheckpointError: an input is missing or cannot be read, or JSON cannot hold the parameters.
+    """
+    files = {Path(path): weight_files(Path(path)) for path in inputs}
+    digests = {file: sha256_of(file) for several in files.values() for file in several}
+    return described([(Path(path), files[Path(path)]) for path in inputs], digests, method, parameters)
+
+
+def described(
+    inputs: Sequence[tuple[Path, Sequence[Path]]],
+    digests: Mapping[Path, str],
+    method: str,
+    parameters: Mapping[str, Any],
+) -> dict[str, str]:
+    """Return the same as ``provenance`` for checkpoints with their files, whose digests (hexadecimal) are known.
+
+    Raises:
+        CheckpointError: JSON cannot hold the parameters.
+    """
+    files = [
+        {"name": file.name if file == path else f"{path.resolve().name}/{file.name}", "sha256": digests[file]}
+        for path, several in inputs
+        for file in several
+    ]
+    try:
+        encoded = json.dumps(dict(parameters), sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"The parameters of {method!r} cannot be kept as JSON: {error}.") from error
+    return {
+        "inputs": json.dumps(files),
+        "method": method,
+        "parameters": encoded,
+        "version": f"weightspace {__version__}",
+    }

@@ -1,0 +1,96 @@
+"""The way between two networks: one network at a time, at any position, with its statistics put right."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+from warnings import warn
+
+from torch import nn
+
+from weightspace.checkpoints import StateDict
+from weightspace.connectivity.activation_statistics import Renormaliser, layers_of_task
+from weightspace.connectivity.batchnorm import SEED, has_batchnorm_statistics, reset_batchnorm
+from weightspace.connectivity.interpolated_network import interpolated
+from weightspace.errors import WeightspaceWarning
+from weightspace.lora.factor_files import check_is_model
+from weightspace.suggestions import unknown
+from weightspace.tasks.building import blank_network, check_belongs
+from weightspace.tasks.protocol import Task
+
+#: What is done between the ends: nothing, BatchNorm's statistics measured anew, or the units of all layers set.
+Statistics: TypeAlias = Literal["auto", "none", "reset", "repair"]
+
+
+class LinearPath:
+    """The networks on the straight line from ``a`` to ``b``, in one module.
+
+    The ends are the models as they were trained; statistics are put right strictly between them only.
+
+    Args:
+        task: builds the network and has the training data.
+        a: weights at position 0.
+        b: weights at position 1.
+        statistics: as for ``loss_curve``.
+        passes: as for ``repair``.
+
+    Attributes:
+        statistics: what is done: ``"none"``, ``"reset"`` or ``"repair"``.
+
+    Raises:
+        CheckpointError: ``a`` or ``b`` has other names or shapes than the network.
+        WeightspaceError: there is no such choice of statistics.
+    """
+
+    def __init__(
+        self, task: Task, a: StateDict, b: StateDict, statistics: Statistics = "auto", *, passes: int = 1
+    ) -> None:
+        self.task, self.a, self.b, self.passes = task, a, b, passes
+        self.network = blank_network(task)
+        for state, name in ((a, "a"), (b, "b")):
+            check_is_model(state, name)
+            check_belongs(task, self.network, state, name)
+        self.statistics = resolved(statistics, self.network, task)
+        self._renormalise = Renormaliser(task, self.network, a, b) if self.statistics == "repair" else None
+
+    def at(self, position: float) -> nn.Module:
+        """Return the network at a position: the same module on every call, with other weights.
+
+        Raises:
+            WeightspaceError: integer tensors of ``a`` and ``b`` differ, or there are no training data.
+        """
+        interpolated(self.network, self.a, self.b, position)
+        if 0 < position < 1:
+            if self._renormalise is not None:
+                self._renormalise(position, passes=self.passes)
+            elif self.statistics == "reset":
+                reset_batchnorm(self.network, self.task.batches("train", SEED), self.task.loss)
+        return self.network
+
+
+def resolved(statistics: str, network: nn.Module, task: Task) -> str:
+    """Return what a choice of statistics means for a network.
+
+    ``"reset"`` is ``"none"`` where there is no BatchNorm with running statistics; ``"auto"`` is ``"reset"``, and so is
+    ``"repair"`` of a network without layers of hidden units, with a warning.
+
+    Args:
+        statistics: the choice.
+        network: in evaluation mode.
+        task: has the network and training data.
+
+    Raises:
+        WeightspaceError: there is no such choice, or REPAIR cannot set a layer.
+    """
+    if statistics not in get_args(Statistics):
+        raise unknown("choice of statistics", statistics, get_args(Statistics))
+    if statistics == "none" or (statistics == "repair" and layers_of_task(task, network)):
+        return statistics
+    done = "reset" if has_batchnorm_statistics(network) else "none"
+    if statistics == "repair":
+        warn(
+            f"The network of task {task.name!r} has no layer of hidden units that REPAIR can set (linear, convolution, "
+            f"BatchNorm, each with parameters of its own and run once); what is done is {done!r}.",
+            WeightspaceWarning,
+            stacklevel=3,
+        )
+    return done

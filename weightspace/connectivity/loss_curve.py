@@ -1,0 +1,238 @@
+"""A curve: the scores of the networks on a way between two, which saves and loads itself.
+
+Losses are in nats, accuracies shares of 1; position 0 is the network ``a``, position 1 the network ``b``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from weightspace.arguments import checked
+from weightspace.checkpoints import StateDict
+from weightspace.connectivity.curve_files import load_result, numbers, numbers_or_none, save_result, table_of
+from weightspace.connectivity.linear_path import LinearPath, Statistics, resolved
+from weightspace.errors import WeightspaceError
+from weightspace.executors import here_or, run_pieces
+from weightspace.reprs import brief
+from weightspace.tasks.building import blank_network
+from weightspace.tasks.protocol import Split, Task, threads_of
+from weightspace.tasks.scores import scores_of
+from weightspace.threads import torch_threads
+
+_LABELS = ("split", "statistics", "task")
+_COLUMNS = ("position", "loss", "accuracy", *_LABELS)
+
+
+@brief
+@dataclass(frozen=True)
+class Curve:
+    """Scores at ``S`` positions on the way from ``a`` to ``b``.
+
+    Attributes:
+        positions: without unit, of length ``S``.
+        loss: in nats, of length ``S``.
+        accuracy: shares, of length ``S``; None where the task has none.
+        split: the data that were scored: train, validation or test.
+        statistics: what was done between the ends: ``"none"``, ``"reset"`` (of BatchNorm's) or ``"repair"``, of one
+            layer at least.
+        task: its name.
+
+    Raises:
+        WeightspaceError: the lengths differ.
+
+    Example:
+        >>> import weightspace as ws
+        >>> curve = ws.Curve(positions=(0, 0.5, 1), loss=(0.25, 1.25, 0.75), accuracy=(0.9, 0.5, 0.8))
+        >>> ws.barrier(curve), round(ws.barrier(curve, score="accuracy"), 2)
+        (0.75, 0.35)
+        >>> curve.save("curve.json")
+        >>> ws.Curve.load("curve.json") == curve
+        True
+    """
+
+    positions: tuple[float, ...]
+    loss: tuple[float, ...]
+    accuracy: tuple[float, ...] | None = None
+    split: str = "test"
+    statistics: str = "none"
+    task: str = ""
+
+    def __post_init__(self) -> None:
+        accuracies = len(self.positions) if self.accuracy is None else len(self.accuracy)
+        if not len(self.positions) == len(self.loss) == accuracies:
+            raise WeightspaceError(
+                f"A curve has one score a position; found {len(self.positions)} positions, "
+                f"{len(self.loss)} losses and {accuracies} accuracies."
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the curve as ``.csv`` (a row a position) or ``.json``; :meth:`load` gives back an equal one.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+            WeightspaceError: the path has another suffix.
+        """
+        save_result(path, "curve", asdict(self), self._table)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Curve:
+        """Read a curve that :meth:`save` wrote.
+
+        Raises:
+            WeightspaceError: the file cannot be read, or isn't a curve.
+        """
+        return load_result(path, "curve", _COLUMNS, _from_fields, _from_rows)
+
+    def _table(self) -> str:
+        """Return a row a position, every row complete in itself."""
+        accuracy = self.accuracy or (None,) * len(self.positions)
+        scores = zip(self.positions, self.loss, accuracy, strict=True)
+        return table_of(_COLUMNS, ([*row, self.split, self.statistics, self.task] for row in scores))
+
+
+def _from_fields(fields: Mapping[str, Any]) -> Curve:
+    """Return the curve of a JSON file."""
+    return Curve(
+        positions=numbers(fields["positions"]),
+        loss=numbers(fields["loss"]),
+        accuracy=numbers_or_none(fields["accuracy"]),
+        **{name: str(fields[name]) for name in _LABELS},
+    )
+
+
+def _from_rows(rows: list[dict[str, str]]) -> Curve:
+    """Return the curve of a CSV file."""
+    return Curve(
+        positions=numbers(row["position"] for row in rows),
+        loss=numbers(row["loss"] for row in rows),
+        accuracy=numbers_or_none([row["accuracy"] for row in rows]),
+        **{name: rows[0][name] for name in _LABELS},
+    )
+
+
+# --- The two scores that curves ---
+
+
+def scored(task: Task, network: nn.Module, split: Split) -> tuple[float, float | None]:
+    """Return the loss in nats and the accuracy as a share, None if the task has none.
+
+    Raises:
+        WeightspaceError: the task's scores have no loss, or are no numbers by their names.
+    """
+    scores = scores_of(task, network, split)
+    if "loss" not in scores:
+        raise WeightspaceError(
+            f"The scores of task {task.name!r} are {', '.join(scores) or 'none'}; expected 'loss' among them."
+        )
+    return scores["loss"], scores.get("accuracy")
+
+
+# --- The loss curve of a task ---
+
+
+@dataclass(frozen=True)
+class PointReport:
+    """The ``index``-th of ``points`` scored (from 1): loss in nats, accuracy a share or None."""
+
+    index: int
+    points: int
+    position: float
+    loss: float
+    accuracy: float | None
+
+
+@checked
+def loss_curve(
+    task: Task,
+    a: StateDict,
+    b: StateDict,
+    points: int = 25,
+    *,
+    statistics: Statistics = "auto",
+    split: Split = "test",
+    executor: str = "processes",
+    workers: int = 1,
+    ray_address: str | None = None,
+    on_point: Callable[[PointReport], None] | None = None,
+) -> Curve:
+    """Score the networks on the straight line from ``a`` to ``b``.
+
+    One network is in memory beside the two state dicts. The ends are the models as they were trained, so that
+    their scores are those of the models exactly; statistics are put right between the ends only.
+
+    Args:
+        task: builds and scores the networks.
+        a: weights at position 0.
+        b: weights at position 1.
+        points: evenly spaced positions from 0 to 1, two or more; an odd number has the midpoint among them.
+        statistics: ``"reset"`` measures BatchNorm's statistics anew over the training data, ``"none"``
+            interpolates them, ``"auto"`` resets where the network has such layers, and ``"repair"`` sets mean and
+            standard deviation of all hidden units (see ``repair``), with BatchNorm or without.
+        split: the data to score on.
+        executor: where points are scored: ``processes``, ``ray``, or ``serial``: here.
+        workers: how many score points at a time; with one process, all are scored here. The curve is the same.
+        ray_address: of a Ray cluster that is running; by default ``$RAY_ADDRESS``, else one of this machine.
+        on_point: called after every point, in their order.
+
+    Raises:
+        CheckpointError: ``a`` or ``b`` has other names or shapes than the network.
+        WeightspaceError: fewer than two points, the task's scores have no loss, or REPAIR cannot set a layer (see
+            ``repair``).
+
+    Source:
+        Frankle et al. 2020, https://arxiv.org/abs/1912.05671, section 2; for ``"reset"`` and ``"repair"``
+        Jordan et al. 2023, https://arxiv.org/abs/2211.08403.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> curve = ws.loss_curve(task, a, b, points=3)
+        >>> curve.positions, curve.loss[1] > curve.loss[0]
+        ((0.0, 0.5, 1.0), True)
+    """
+    if points < 2:
+        raise WeightspaceError(f"A curve needs two points or more, the two ends; found {points}.")
+    with torch_threads(threads_of(task)):
+        done = resolved(statistics, blank_network(task), task)
+    positions = [index / (points - 1) for index in range(points)]
+    if (place := here_or(executor, workers)) == "serial":
+        found = _points(task, a, b, statistics, split, positions)
+    else:  # every worker takes every n-th position, and sets its path up once
+        pieces = [(task, a, b, statistics, split, positions[first::workers]) for first in range(min(workers, points))]
+        shares = [iter(share) for share in run_pieces(place, _share, pieces, workers=workers, ray_address=ray_address)]
+        found = (next(shares[index % len(shares)]) for index in range(points))
+    reports: list[PointReport] = []
+    for index, (position, scores) in enumerate(zip(positions, found, strict=True), start=1):
+        reports.append(PointReport(index, points, position, *scores))
+        if on_point is not None:
+            on_point(reports[-1])
+    accuracy = tuple(report.accuracy for report in reports if report.accuracy is not None)
+    return Curve(
+        positions=tuple(report.position for report in reports),
+        loss=tuple(report.loss for report in reports),
+        accuracy=accuracy if len(accuracy) == points else None,
+        split=split,
+        statistics=done,
+        task=task.name,
+    )
+
+
+def _points(
+    task: Task, a: StateDict, b: StateDict, statistics: Statistics, split: Split, positions: Sequence[float]
+) -> Iterator[tuple[float, float | None]]:
+    """Yield the scores at some positions of a way."""
+    with torch_threads(threads_of(task)):
+        way = LinearPath(task, a, b, statistics)
+        for position in positions:
+            yield scored(task, way.at(position), split)
+
+
+def _share(*way: Any) -> list[tuple[float, float | None]]:
+    """Return the scores at some positions: a piece of work that travels."""
+    return list(_points(*way))

@@ -1,0 +1,331 @@
+"""A plane through three models: their scores on a grid, for the picture of a landscape.
+
+Coordinates are distances over the parameters, statistics excluded: the first model is at the origin, the second on the
+axis of ``x``, the third above it. Rows of a grid go with ``y``, columns with ``x``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from torch import nn
+
+from weightspace.arguments import checked
+from weightspace.arithmetic.parametrizations import Coordinates
+from weightspace.checkpoints import StateDict
+from weightspace.connectivity.batchnorm import SEED, reset_batchnorm
+from weightspace.connectivity.curve_files import load_result, numbers, numbers_or_none, save_result, table_of
+from weightspace.connectivity.interpolated_network import combined, interpolated
+from weightspace.connectivity.linear_path import Statistics, resolved
+from weightspace.connectivity.loss_curve import scored
+from weightspace.errors import WeightspaceError
+from weightspace.lora.factor_files import check_is_model
+from weightspace.reprs import brief
+from weightspace.tasks.building import blank_network, check_belongs
+from weightspace.tasks.protocol import Split, Task, threads_of
+from weightspace.threads import torch_threads
+
+_LABELS = ("split", "statistics", "task")
+_COLUMNS = ("model", "x", "y", "loss", "accuracy", *_LABELS)
+
+Grid: TypeAlias = tuple[tuple[float, ...], ...]
+
+
+@brief
+@dataclass(frozen=True)
+class Plane:
+    """Scores on a grid of the plane through three models.
+
+    Attributes:
+        models: names of the three.
+        positions: of the three, as ``(x, y)``.
+        model_loss: of the three as they are, in nats.
+        x: of the columns, increasing.
+        y: of the rows, increasing.
+        loss: in nats, a row for every ``y``.
+        model_accuracy: of the three, shares; None where the task has none.
+        accuracy: like ``loss``, shares.
+        split: the data that were scored: train, validation or test.
+        statistics: ``"reset"`` if BatchNorm's statistics were reset at every point of the grid, else ``"none"``.
+        task: its name.
+
+    Raises:
+        WeightspaceError: the scores do not fit the grid, or the models are not three of different names.
+    """
+
+    models: tuple[str, ...]
+    positions: tuple[tuple[float, float], ...]
+    model_loss: tuple[float, ...]
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    loss: Grid
+    model_accuracy: tuple[float, ...] | None = None
+    accuracy: Grid | None = None
+    split: str = "test"
+    statistics: str = "none"
+    task: str = ""
+
+    def __post_init__(self) -> None:
+        if not len(set(self.models)) == len(self.models) == len(self.positions) == len(self.model_loss) == 3:
+            raise WeightspaceError(
+                f"A plane goes through three models of different names, each with a position and a loss; found "
+                f"{', '.join(self.models)} with {len(self.positions)} positions and {len(self.model_loss)} losses."
+            )
+        for what, grid in (("losses", self.loss), ("accuracies", self.accuracy)):
+            if grid is not None and [len(row) for row in grid] != [len(self.x)] * len(self.y):
+                raise WeightspaceError(
+                    f"A plane of {len(self.x)} columns and {len(self.y)} rows has one score a point; found {what} "
+                    f"in rows of {sorted({len(row) for row in grid})}, {len(grid)} of them."
+                )
+
+    def save(self, path: str | Path) -> None:
+        """Write the plane as ``.csv`` (a row a point, the three models first) or ``.json``.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+            WeightspaceError: the path has another suffix.
+        """
+        save_result(path, "plane", asdict(self), self._table)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plane:
+        """Read a plane that :meth:`save` wrote; it equals the one that was saved.
+
+        Raises:
+            WeightspaceError: the file cannot be read, or isn't a plane.
+        """
+        return load_result(path, "plane", _COLUMNS, _from_fields, _from_rows)
+
+    def _table(self) -> str:
+        labels = (self.split, self.statistics, self.task)
+        accuracies = self.model_accuracy or (None,) * 3
+        models = zip(self.models, self.positions, self.model_loss, accuracies, strict=True)
+        rows: list[Sequence[Any]] = [(model, *at, loss, share, *labels) for model, at, loss, share in models]
+        for number, y in enumerate(self.y):
+            shares = self.accuracy[number] if self.accuracy else (None,) * len(self.x)
+            points = zip(self.x, self.loss[number], shares, strict=True)
+            rows += [("", x, y, loss, share, *labels) for x, loss, share in points]
+        return table_of(_COLUMNS, rows)
+
+
+def _from_fields(fields: Mapping[str, Any]) -> Plane:
+    """Return the plane of a JSON file."""
+    accuracy = fields["accuracy"]
+    return Plane(
+        models=tuple(map(str, fields["models"])),
+        positions=tuple((float(x), float(y)) for x, y in fields["positions"]),
+        model_loss=numbers(fields["model_loss"]),
+        x=numbers(fields["x"]),
+        y=numbers(fields["y"]),
+        loss=tuple(map(numbers, fields["loss"])),
+        model_accuracy=numbers_or_none(fields["model_accuracy"]),
+        accuracy=None if accuracy is None else tuple(map(numbers, accuracy)),
+        **{name: str(fields[name]) for name in _LABELS},
+    )
+
+
+def _from_rows(rows: list[dict[str, str]]) -> Plane:
+    """Return the plane of a CSV file."""
+    models, points = ([row for row in rows if bool(row["model"]) == named] for named in (True, False))
+    lines = [list(line) for _, line in groupby(points, key=lambda row: row["y"])]
+    accuracies = [numbers_or_none([row["accuracy"] for row in line]) for line in lines]
+    return Plane(
+        models=tuple(row["model"] for row in models),
+        positions=tuple((float(row["x"]), float(row["y"])) for row in models),
+        model_loss=numbers(row["loss"] for row in models),
+        x=numbers(row["x"] for row in lines[0]) if lines else (),
+        y=numbers(line[0]["y"] for line in lines),
+        loss=tuple(numbers(row["loss"] for row in line) for line in lines),
+        model_accuracy=numbers_or_none([row["accuracy"] for row in models]),
+        accuracy=None if None in accuracies else tuple(row for row in accuracies if row is not None),
+        **{name: rows[0][name] for name in _LABELS},
+    )
+
+
+# --- Scoring a plane through three models ---
+
+
+#: Three models whose triangle is flatter than this share of its longest side lie on a line.
+_FLAT = 1e-6
+
+Score = tuple[float, "float | None"]
+
+
+@dataclass(frozen=True)
+class GridReport:
+    """The ``index``-th of ``points`` of the grid was scored (from 1): where it is, and its loss in nats."""
+
+    index: int
+    points: int
+    x: float
+    y: float
+    loss: float
+
+
+@checked
+def loss_plane(
+    task: Task,
+    a: StateDict,
+    b: StateDict,
+    c: StateDict,
+    *,
+    names: Sequence[str] = ("a", "b", "c"),
+    resolution: int = 25,
+    margin: float = 0.2,
+    statistics: Statistics = "auto",
+    split: Split = "test",
+    on_point: Callable[[GridReport], None] | None = None,
+) -> Plane:
+    """Score the networks on a grid of the plane through three.
+
+    With ``u = b − a`` and ``v = (c − a) − ⟨c − a, u⟩/‖u‖² u``, the point ``(x, y)`` is the network
+    ``a + x u/‖u‖ + y v/‖v‖``. The grid is the bounding box of the three and a margin around it. Of weight norm the
+    weights count, not magnitude and direction; spectral norm's vectors belong to the network at a point.
+
+    Args:
+        task: builds and scores the networks.
+        a: at the origin.
+        b: on the axis of ``x``.
+        c: above it.
+        names: what tables and pictures call the three.
+        resolution: points along either axis, two or more; the networks scored are the square of it, and three.
+        margin: around the three, a share of the larger side of their bounding box.
+        statistics: ``"reset"`` measures BatchNorm's statistics anew at every point of the grid, ``"none"`` combines
+            them, ``"auto"`` resets where the network has such layers. The three models themselves are scored as they
+            are.
+        split: the data to score on.
+        on_point: called after every point of the grid.
+
+    Raises:
+        CheckpointError: a model has other names or shapes than the network.
+        WeightspaceError: the three lie on a line, a setting makes no grid, or the task's scores have no loss.
+
+    Source:
+        Garipov et al. 2018, https://arxiv.org/abs/1802.10026, figure 1.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b, c = (ws.train(task, seed, epochs=1) for seed in (0, 1, 2))
+        >>> plane = ws.loss_plane(task, a, b, c, resolution=2)
+        >>> plane.models
+        ('a', 'b', 'c')
+    """
+    _check_settings(names, resolution, margin, statistics)
+    states = (a, b, c)
+    with torch_threads(threads_of(task)):
+        network = blank_network(task)
+        for state, name in zip(states, names, strict=True):
+            check_is_model(state, name)
+            check_belongs(task, network, state, name)
+        positions = _coordinates([name for name, _ in network.named_parameters()], *states)
+        x, y = _axes(positions, resolution, margin)
+        reset = resolved(statistics, network, task) == "reset"
+        corners = [scored(task, interpolated(network, state, state, 0), split) for state in states]
+        rows: list[list[Score]] = []
+        for up in y:
+            rows.append([])
+            for right in x:
+                combined(network, states, _coefficients(right, up, positions))
+                rows[-1].append(_scored(task, network, split, reset))
+                if on_point is not None:
+                    index = (len(rows) - 1) * len(x) + len(rows[-1])
+                    on_point(GridReport(index, len(x) * len(y), right, up, rows[-1][-1][0]))
+    has_accuracy = all(share is not None for row in [corners, *rows] for _, share in row)
+    return Plane(
+        models=tuple(names),
+        positions=positions,
+        model_loss=_losses(corners),
+        x=x,
+        y=y,
+        loss=tuple(map(_losses, rows)),
+        model_accuracy=_accuracies(corners) if has_accuracy else None,
+        accuracy=tuple(map(_accuracies, rows)) if has_accuracy else None,
+        split=split,
+        statistics="reset" if reset else "none",
+        task=task.name,
+    )
+
+
+def _check_settings(names: Sequence[str], resolution: int, margin: float, statistics: str) -> None:
+    """Check that the settings make a grid."""
+    if len(names) != 3 or len(set(names)) != 3:
+        raise WeightspaceError(f"A plane goes through three models of different names; found {', '.join(names)}.")
+    if resolution < 2:
+        raise WeightspaceError(f"A grid has two points or more along an axis; found resolution={resolution}.")
+    if not 0 <= margin < math.inf:
+        raise WeightspaceError(f"A margin is a number from 0 up, found {margin}.")
+    if statistics == "repair":
+        raise WeightspaceError(
+            "REPAIR sets units between two networks; on a plane, beyond its three models too, there are none such. "
+            "Use statistics='auto', 'reset' or 'none'."
+        )
+
+
+def _coordinates(names: Iterable[str], a: StateDict, b: StateDict, c: StateDict) -> tuple[tuple[float, float], ...]:
+    """Return the positions of the three models in the orthonormal axes of their plane.
+
+    Args:
+        names: of the parameters, each once.
+        a: the origin.
+        b: gives the first axis.
+        c: gives the second.
+
+    Raises:
+        WeightspaceError: the three lie on a line, or hold values that aren't finite.
+    """
+    inner, coordinates = np.zeros((2, 2)), Coordinates((a, b, c))
+    for name in names:
+        if name in coordinates.functions:
+            continue
+        origin, *others = (coordinates.of(state, name).detach().double() for state in (a, b, c))
+        ways = [(other - origin).flatten() for other in others]
+        inner += [[float(first @ second) for second in ways] for first in ways]
+    width = math.sqrt(inner[0, 0])
+    along = float(inner[0, 1]) / width if width else 0.0
+    height = math.sqrt(max(inner[1, 1] - along**2, 0.0))
+    if not height > _FLAT * max(width, math.sqrt(inner[1, 1])) or not width:
+        raise WeightspaceError(
+            f"Three models that lie on a line, or are not finite, make no plane: b is {width:g} away from a, and c "
+            f"{height:g} away from the line through the two. Is one of them there twice?"
+        )
+    return (0.0, 0.0), (width, 0.0), (along, height)
+
+
+def _axes(
+    positions: Sequence[tuple[float, float]], resolution: int, margin: float
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the ``x`` of the columns and the ``y`` of the rows."""
+    spans = [(min(side), max(side)) for side in zip(*positions, strict=True)]
+    around = margin * max(high - low for low, high in spans)
+    x, y = (tuple(np.linspace(low - around, high + around, resolution).tolist()) for low, high in spans)
+    return x, y
+
+
+def _coefficients(x: float, y: float, positions: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    """Return the coefficients of the three models, which sum to 1, at a point."""
+    _, (width, _), (along, height) = positions
+    third = y / height
+    second = (x - third * along) / width
+    return 1 - second - third, second, third
+
+
+def _scored(task: Task, network: nn.Module, split: Split, reset: bool) -> Score:
+    """Return loss and accuracy of a point of the grid."""
+    if reset:
+        reset_batchnorm(network, task.batches("train", SEED), task.loss)
+    return scored(task, network, split)
+
+
+def _losses(scores: Iterable[Score]) -> tuple[float, ...]:
+    return tuple(loss for loss, _ in scores)
+
+
+def _accuracies(scores: Iterable[Score]) -> tuple[float, ...]:
+    return tuple(share for _, share in scores if share is not None)

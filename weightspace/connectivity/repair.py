@@ -1,0 +1,98 @@
+r"""REPAIR: activation statistics of an interpolated network matched to those of its endpoints.
+
+Averaging two units with correlation ``ρ`` shrinks their variance, a little in every layer; deep networks between two
+go quiet. REPAIR undoes this unit by unit. Let ``X`` be the output of a hidden unit before its nonlinearity, over the
+training data, in the network at position ``λ``. It is replaced by ``s X + t`` such that
+
+.. math::
+    E[sX+t] = (1-λ) E[X_a] + λ E[X_b],  \qquad  σ(sX+t) = (1-λ) σ(X_a) + λ σ(X_b),
+
+that is ``s = σ*/σ(X)`` and ``t = μ* − s E[X]``. The map is folded into the layer, ``W ← s W`` and ``b ← s b + t``
+row by row, so that the result is an ordinary state dict of the network.
+
+With BatchNorm, ``X`` is BatchNorm's output, and the map goes into its affine parameters, ``γ ← s γ`` and
+``β ← s β + t``, beside running statistics that are measured anew. Where the ends' statistics are those of their data
+and ``γ`` has one sign in both, ``E[X] = β`` and ``σ(X) = |γ|``, which are interpolated already: resetting the
+statistics alone is REPAIR then, up to what the ends' running statistics are off. A reset leaves layers without
+BatchNorm as they are, REPAIR sets these as well.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias, get_args
+
+from weightspace.arguments import checked
+from weightspace.checkpoints import StateDict
+from weightspace.connectivity.linear_path import LinearPath
+from weightspace.errors import WeightspaceError
+from weightspace.suggestions import unknown
+from weightspace.tasks.protocol import Task, threads_of
+from weightspace.threads import torch_threads
+
+RepairMethod: TypeAlias = Literal["repair", "reset"]
+
+
+@checked
+def repair(
+    task: Task,
+    a: StateDict,
+    b: StateDict,
+    position: float,
+    *,
+    method: RepairMethod = "repair",
+    passes: int = 1,
+) -> StateDict:
+    """Return the network between two, with the statistics of its hidden units put right.
+
+    As in the paper, the ends are measured as they are, and the network between is corrected in one pass over the
+    training data, in all layers at once: every batch is set by its own statistics before it goes on to the next layer,
+    and the averages over the batches are what is folded in. That meets means and deviations to a few per cent; with as
+    many passes as there are layers one above the other they are met exactly.
+
+    Which layers have hidden units is found by running the network (``unit_layers``): linear layers, convolutions and
+    BatchNorm, but for the network's outputs. A layer without a bias, and without BatchNorm at once after it, gets its
+    standard deviations only. Weights under weight norm and pruning are set as the network uses them. LayerNorm,
+    embeddings, fused attention and recurrent layers stay interpolated; the linear layers around a LayerNorm are set
+    like all others. A unit that is constant gets its mean only.
+
+    Args:
+        task: builds the network and has the training data.
+        a: weights at position 0.
+        b: weights at position 1.
+        position: from 0 to 1; at the ends the result is ``a`` or ``b``.
+        method: ``"repair"``, or ``"reset"`` to measure BatchNorm's statistics anew and nothing else.
+        passes: over the training data, to correct; each after the first makes one more layer exact.
+
+    Returns:
+        New tensors with the names, shapes and dtypes of the task's network.
+
+    Raises:
+        CheckpointError: ``a`` or ``b`` has other names or shapes than the network.
+        WeightspaceError: another position or method, fewer passes than one, no training data, integer tensors that
+            differ, or a hidden layer whose weight is under a parametrization that undoes REPAIR (spectral norm).
+
+    Warns:
+        WeightspaceWarning: the network has no layer of hidden units, so that nothing is repaired.
+
+    Source:
+        Jordan et al. 2023, https://arxiv.org/abs/2211.08403; BatchNorm's reset on paths
+        Izmailov et al. 2018, https://arxiv.org/abs/1803.05407.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> midpoint = ws.repair(task, a, b, 0.5)
+        >>> list(midpoint) == list(a)
+        True
+    """
+    if method not in get_args(RepairMethod):
+        raise unknown("method of repair", method, get_args(RepairMethod))
+    if not (math.isfinite(position) and 0 <= position <= 1):
+        raise WeightspaceError(f"A network between two is at a position from 0 to 1, found {position}.")
+    if passes < 1:
+        raise WeightspaceError(f"REPAIR needs one pass over the training data at least, found passes={passes}.")
+    with torch_threads(threads_of(task)):
+        network = LinearPath(task, a, b, method, passes=passes).at(position)
+    return {name: tensor.detach() for name, tensor in network.state_dict().items()}

@@ -1,0 +1,98 @@
+"""Active selection of classes: those to observe next, so that the most labels can be predicted.
+
+On a tree the label farthest in hops from the locus adds the most, and taking it again and again is optimal for every
+number. In general the best next label is found by trying all; for several of them greedy has no such warrant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from weightspace.errors import WeightspaceError
+from weightspace.labels.geometry import DiscreteGeometry, GraphGeometry
+from weightspace.labels.label_space import LabelSpace
+from weightspace.labels.locus import in_locus, on_ways, whole_tree
+from weightspace.labels.names import Label
+from weightspace.labels.rules.shortest_paths import Graph, distances_from
+
+#: Labels up to which every one is tried.
+_TRIED = 200
+
+
+def next_classes(metric: LabelSpace, observed: Sequence[Label], n: int = 1) -> list[Any]:
+    """Return ``n`` labels that are not observed; see :meth:`LabelMetric.next_classes`.
+
+    Source:
+        Roberts et al. 2023, https://arxiv.org/abs/2307.12226, section 3, for trees.
+    """
+    seen = metric.names.positions(observed, "observed classes")
+    if n < 0 or n > len(metric) - len(seen):
+        raise WeightspaceError(
+            f"Found n={n:,} classes to observe next; expected 0 to {len(metric) - len(seen):,}: {len(seen):,} of "
+            f"{len(metric):,} labels are observed."
+        )
+    chosen = _on_tree(metric, seen, n) if whole_tree(metric) else _by_trial(metric, seen, n)
+    return [metric.labels[i] for i in chosen]
+
+
+def _on_tree(metric: LabelSpace, seen: np.ndarray, n: int) -> list[int]:
+    """Return the ends of the longest ways out of the locus, then whatever is left."""
+    assert isinstance(metric.geometry, GraphGeometry)
+    tree = metric.geometry.graph
+    chosen: list[int] = []
+    if len(seen) == 0 and n > 0:
+        hops = distances_from(csr_array((np.ones(tree.nnz), tree.indices, tree.indptr), tree.shape), np.asarray([0]))[0]
+        chosen.append(int(hops.argmax()))
+    start = np.concatenate([seen, np.asarray(chosen, dtype=np.int64)])
+    if len(chosen) < n:
+        chosen += _ends_of_ways(tree, on_ways(tree, start))[: n - len(chosen)]
+    taken = {*start.tolist(), *chosen}
+    return chosen + [i for i in range(len(metric)) if i not in taken][: n - len(chosen)]
+
+
+def _ends_of_ways(tree: Graph, inside: np.ndarray) -> list[int]:
+    """Return the leaves outside, by the length of the way that each adds after those before it."""
+    indptr, indices = tree.indptr.tolist(), tree.indices.tolist()
+    order = np.flatnonzero(inside).tolist()
+    first = len(order)
+    above = {node: -1 for node in order}
+    for node in order:
+        for other in indices[indptr[node] : indptr[node + 1]]:
+            if other not in above:
+                above[other] = node
+                order.append(other)
+    below: dict[int, tuple[int, int]] = {}  # longest way down from a node, and minus its end: ties to the lowest
+    ways: list[tuple[int, int]] = []
+    for node in reversed(order[first:]):
+        length, end = below.pop(node, (0, -node))
+        way = (length + 1, end)
+        parent = above[node]
+        if inside[parent]:
+            ways.append(way)
+        elif parent in below:
+            ways.append(min(way, below[parent]))
+            below[parent] = max(way, below[parent])
+        else:
+            below[parent] = way
+    return [-end for _, end in sorted(ways, reverse=True)]
+
+
+def _by_trial(metric: LabelSpace, seen: np.ndarray, n: int) -> list[int]:
+    """Return the best next label, again and again, the lowest of equal ones."""
+    if isinstance(metric.geometry, DiscreteGeometry):  # each adds itself
+        return np.setdiff1d(np.arange(len(metric)), seen)[:n].tolist()
+    if len(metric) > _TRIED and n > 0:
+        raise WeightspaceError(
+            f"Every one of {len(metric):,} labels would have to be tried; expected {_TRIED} at most, or a tree."
+        )
+    chosen: list[int] = []
+    for _ in range(n):
+        start = [*seen.tolist(), *chosen]
+        free = [i for i in range(len(metric)) if i not in start]
+        sizes = [int(in_locus(metric, np.asarray([*start, one])).sum()) for one in free]
+        chosen.append(free[int(np.argmax(sizes))])
+    return chosen

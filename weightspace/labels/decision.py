@@ -1,0 +1,96 @@
+"""A metric with its classes chosen: what predicts from arrays, and what heads are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.errors import WeightspaceError
+from weightspace.labels.label_space import LabelSpace
+from weightspace.labels.probabilities import checked_rows, scaled_rows
+from weightspace.labels.rules.powers import check_exponent
+from weightspace.labels.rules.rule import Rule
+from weightspace.labels.rules.shared_places import rule_among
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A rule, and the labels that its numbers stand for.
+
+    Attributes:
+        metric: that it is made from.
+        observed: positions of the columns in ``metric.labels``, int64.
+        outputs: positions that can be predicted, as they were asked for, int64.
+        rule: decides among the outputs in the order of their positions.
+    """
+
+    metric: LabelSpace
+    observed: np.ndarray
+    outputs: np.ndarray
+    rule: Rule
+
+    @classmethod
+    def make(cls, metric: LabelSpace, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Decision:
+        """Return the decision for positions of the metric.
+
+        Raises:
+            WeightspaceError: nothing is observed, or the exponent isn't a positive number.
+        """
+        if len(observed) == 0:
+            raise WeightspaceError("There are no observed classes; expected at least one.")
+        check_exponent(exponent)
+        places = metric.nodes[observed], metric.nodes[np.sort(outputs)]
+        rule = rule_among(*places, lambda seen, named: metric.geometry.rule(seen, named, exponent))
+        return cls(metric, observed, outputs, rule)
+
+    @cached_property
+    def answers(self) -> np.ndarray:
+        """What the rule's indices are: positions in ``metric.labels``, rising."""
+        return np.sort(self.outputs)
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether all labels can be predicted, so that the rule's indices are positions."""
+        return len(self.outputs) == len(self.metric)
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """The rule's index of every output, in the order that was asked for."""
+        return np.searchsorted(self.answers, self.outputs)
+
+    def predict(self, probabilities: Any) -> np.ndarray:
+        """Return positions in ``metric.labels``, int64 (...), of probabilities (..., K), computed on their device."""
+        rows, _ = scaled_rows(checked_rows(probabilities, len(self.observed)))
+        with torch.no_grad():
+            found = self.rule.to(rows.device).decide(rows).cpu().numpy()
+        positions = found if self.plain else self.answers[found]
+        return positions.reshape(_leading(probabilities))
+
+    def expected_cost(self, probabilities: Any) -> np.ndarray:
+        """Return the expected costs, float64 (..., outputs), computed on the device of the probabilities.
+
+        Raises:
+            WeightspaceError: weights are so large that a cost is infinite.
+        """
+        rows, exponents = scaled_rows(checked_rows(probabilities, len(self.observed)))
+        found, rule = np.empty((len(rows), len(self.outputs))), self.rule.to(rows.device)
+        with torch.no_grad():
+            for start in range(0, len(rows), rule.tile):
+                costs: Tensor = rule.costs(rows[start : start + rule.tile])
+                found[start : start + rule.tile] = costs.cpu().numpy()[:, self.order]
+        if exponents is not None:
+            with np.errstate(over="ignore"):
+                found = np.ldexp(found, exponents)
+            if not np.isfinite(found).all():
+                row = int((~np.isfinite(found)).any(1).argmax())
+                raise WeightspaceError(f"The expected costs of row {row:,} leave the range of float64; scale the row.")
+        return found.reshape(*_leading(probabilities), len(self.outputs))
+
+
+def _leading(probabilities: Any) -> tuple[int, ...]:
+    return tuple(np.shape(probabilities) if not isinstance(probabilities, Tensor) else probabilities.shape)[:-1]

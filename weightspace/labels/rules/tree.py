@@ -1,0 +1,285 @@
+"""Trees, and graphs with trees that hang from a core: exact in O(nodes) a row, and O(core × anchors) for the core.
+
+In preorder, mass and moment of a subtree are differences of two prefix sums, of w and of w·h (h: distance to the root
+of the tree). With P = Σw, and for a node c below its parent at distance ℓ, A0 = mass of the subtree of c, and
+g = Σ w d(·, parent) over it:  F1(c) = F1(parent) + ℓ(P − 2 A0),  F2(c) = F2(parent) + 2ℓ F1(parent) + ℓ²P − 4ℓ g.
+
+Costs of the core: F2(v) = Σ D(v,a)² S0(a) + 2 D(v,a) S1(a) + S2(a), with the moments S of the tree of every anchor a.
+
+Source:
+    Roberts et al. 2023, https://arxiv.org/abs/2307.12226, for the rule; the sums are derived from it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.labels.rules.dense import least_of
+from weightspace.labels.rules.powers import check_range
+from weightspace.labels.rules.rule import TILE, Distances, Rule, float32_is_whole, in_tiles
+from weightspace.labels.rules.tree_descent import Descent
+from weightspace.labels.rules.tree_sums import BLOCK, AllSums, Blocks
+from weightspace.labels.rules.two_core import Fringe
+
+#: A tree that is deeper is not descended, but gets all its costs.
+_DEEPEST = 256
+#: Float64 numbers of a batch's prefix sums that are held at once (28 MB, which malloc gives again without new pages),
+#: or those of so many rows, where that is more.
+_SCRATCH, _ROWS = 7 << 19, 16
+#: Weights of a row that are summed up at once.
+_PIECE = 8192
+#: Rows of the core's distances that are multiplied at once.
+_BLOCK = 512
+
+
+class HangingTrees(Rule):
+    """Expected distances (exponent 1) or squared distances (2) on a graph that was peeled."""
+
+    source: Tensor
+    present: Tensor
+    height: Tensor
+    answers: Tensor
+    node: Tensor
+    sorted_columns: Tensor
+    heights: Tensor
+    rank: Tensor
+    last: Tensor
+    parent: Tensor
+    length: Tensor
+    depth: Tensor
+    postorder: Tensor
+    closed: Tensor
+    some_closed: Tensor
+    tree: Tensor
+    roots: Tensor
+    ends: Tensor
+    anchors: Tensor
+    between: Tensor
+
+    def __init__(
+        self, fringe: Fringe, core_distances: Distances, observed: np.ndarray, outputs: np.ndarray, exponent: int
+    ) -> None:
+        super().__init__()
+        nodes = len(fringe.order)
+        position = fringe.position
+        self.nodes, self.outputs, self.exponent, self.width = nodes, len(outputs), exponent, 4 * nodes
+        self.observed = len(observed)
+        self.whole = len(outputs) == nodes and bool((outputs == np.arange(nodes)).all())
+        self.shallow = bool(fringe.depth.max() <= _DEEPEST)
+        source = np.zeros(nodes, dtype=np.int64)
+        present = np.zeros(nodes)
+        source[position[observed]], present[position[observed]] = np.arange(len(observed)), 1.0
+        self.full = bool(present.all())
+        self.table("source", source)
+        self.table("present", present)
+        sorted_columns = np.argsort(position[observed], kind="stable")
+        places = position[observed][sorted_columns]
+        self.sorted = bool((sorted_columns == np.arange(len(observed))).all())
+        self.table("sorted_columns", sorted_columns)
+        self.table("heights", fringe.height[places])
+        self.table("rank", np.searchsorted(places, np.arange(nodes + 1)))  # observed labels before a position
+        self.table("height", fringe.height)
+        self.table("answers", position[outputs])
+        self.table("node", fringe.order)
+        self._keep_subtrees(fringe)
+        self._keep_core(fringe, core_distances, np.unique(fringe.tree[position[observed]]))
+        farthest = 2 * fringe.height.max() + (0 if self.single else float(self.between.max()))
+        check_range(np.concatenate([fringe.length, fringe.core.data, [farthest]]), exponent)
+        self.descent = Descent(fringe, self.rank.numpy(), exponent) if self.shallow else None
+        self.blocks = Blocks(self.sorted_columns, self.heights) if self.single else None
+
+    def _keep_subtrees(self, fringe: Fringe) -> None:
+        here = np.arange(self.nodes)
+        postorder = np.lexsort((-here, fringe.last))
+        closed = here - fringe.depth  # subtrees that end before a position: all that began but its ancestors
+        self.table("last", fringe.last)
+        self.table("parent", fringe.parent)
+        self.table("length", fringe.length)
+        self.table("depth", fringe.depth)
+        self.positive = bool((fringe.length[fringe.depth > 0] > 0).all())
+        self.table("postorder", postorder)
+        self.table("closed", np.maximum(closed - 1, 0))
+        self.table("some_closed", (closed > 0).astype(np.float64))
+        self.table("tree", fringe.tree)
+        self.table("roots", fringe.roots)
+        self.table("ends", fringe.last[fringe.roots])
+
+    def _keep_core(self, fringe: Fringe, core_distances: Distances, anchors: np.ndarray) -> None:
+        self.core = len(fringe.roots)
+        self.single = self.core == 1
+        if self.single:
+            return
+        table = np.empty((len(fringe.roots), len(anchors)), dtype=np.float32)
+        for start in range(0, len(anchors), _BLOCK):
+            found = core_distances(anchors[start : start + _BLOCK]).T  # (core, anchors)
+            if table.dtype == np.float32 and ((found != np.rint(found)).any() or found.max() >= 1 << 24):
+                table = table.astype(np.float64)
+            table[:, start : start + _BLOCK] = found
+        self.table("anchors", anchors)
+        self.table("between", table)
+
+    def spread(self, weights: Tensor) -> Tensor:
+        """Return weights in preorder, float64 of shape (B, nodes)."""
+        placed = weights.index_select(1, self.source).double()
+        return placed if self.full else placed * self.present
+
+    def costs(self, weights: Tensor) -> Tensor:
+        """See :class:`Rule`."""
+        first, second, step = self._steps(weights)
+        if self.exponent == 1:
+            return first.index_select(1, self.answers)
+        return (second.index_select(1, self.tree) + self._along_paths(step)).index_select(1, self.answers)
+
+    def scores(self, weights: Tensor) -> Tensor:
+        """See :class:`Rule`; of squares on a whole tree, minus the depth of nodes that are better than their parents.
+
+        These are the path from the root to the best node, and what ties with that is one more child. Unlike the costs,
+        steps do not cancel where lengths are of different sizes.
+        """
+        if not (self.single and self.whole and self.exponent == 2 and self.positive):
+            return self.costs(weights)
+        step = self._steps(weights)[2]
+        better = torch.where(step < 0, -self.depth, torch.where(step == 0, 1 - self.depth, 1))
+        return torch.where(self.depth == 0, 0, better).index_select(1, self.answers)
+
+    def _steps(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return F1 of all positions, F2 of the core, and by how much F2 of a position exceeds its parent's."""
+        w = self.spread(weights)
+        mass, moment = w.cumsum(1), (w * self.height).cumsum(1)
+        total = mass[:, -1:]
+        first, second = self.core_costs(w, mass, moment)
+        below = mass.index_select(1, self.last) - mass + w
+        first = first.index_select(1, self.tree) + self._along_paths(self.length * (total - 2 * below))
+        if self.exponent == 1:
+            return first, second, first
+        inner = moment.index_select(1, self.last) - moment + w * self.height
+        above = inner - (self.height - self.length) * below
+        return first, second, self.length * (2 * first.index_select(1, self.parent) + self.length * total - 4 * above)
+
+    def _along_paths(self, steps: Tensor) -> Tensor:
+        """Return for every position the sum of the steps from its root to it: all begun, less all closed by then."""
+        closed = steps.index_select(1, self.postorder).cumsum(1).index_select(1, self.closed)
+        return steps.cumsum(1) - closed * self.some_closed
+
+    def core_costs(self, w: Tensor, mass: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
+        """Return F1 and F2 of every node of the core, float64 (B, core), from what is in preorder."""
+        square = (w @ (self.height * self.height)).unsqueeze(1)
+        if self.single:
+            return moment[:, -1:], square
+        mass, moment = self._of_trees(w, mass), self._of_trees(w * self.height, moment)
+        return self._core(mass.index_select(1, self.anchors), moment.index_select(1, self.anchors), square)
+
+    def _core(self, mass: Tensor, moment: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+        """Return F1 and F2 of the core from the moments of the anchors' trees, (B, anchors), and Σ w h²."""
+        offset = moment.sum(1, keepdim=True)
+        first, second = [], []
+        for start in range(0, self.core, _BLOCK):
+            block = self.between[start : start + _BLOCK].double().T
+            first.append(mass @ block + offset)
+            if self.exponent == 2:
+                second.append(mass @ (block * block) + 2 * (moment @ block) + square)
+        return torch.cat(first, 1), torch.cat(second, 1) if second else square
+
+    def _of_trees(self, values: Tensor, sums: Tensor) -> Tensor:
+        """Return the sums over whole trees."""
+        starts = sums.index_select(1, self.roots) - values.index_select(1, self.roots)
+        return sums.index_select(1, self.ends) - starts
+
+    def decide_now(self, weights: Tensor) -> Tensor:
+        """See :class:`Rule`: descend from the root, or from the one node of the core that has half of F1 below it."""
+        descends = self.descent is not None and self.whole
+        if not descends or not (self.single or (self.exponent == 2 and float32_is_whole(weights.device))):
+            return super().decide_now(weights)
+        with torch.no_grad():
+            found = self._descend_tree(weights) if self.single else self._descend_core(weights)
+        again = (found < 0).nonzero()[:, 0]  # ties, which are rare: all costs find the lowest index
+        if len(again):
+            found[again] = in_tiles(lambda some: self.costs(some).argmin(-1), weights[again], self.tile)
+        return found
+
+    def _sum_up(self, weights: Tensor, mass: Tensor, moment: Tensor) -> None:
+        """Write prefix sums of the weights, and of these times heights, a piece at a time: pieces stay in the cache."""
+        placed = weights if self.sorted else weights.index_select(1, self.sorted_columns)
+        for start in range(0, self.observed, _PIECE):
+            stop = min(self.observed, start + _PIECE)
+            w, moments = mass[:, start + 1 : stop + 1], moment[:, start + 1 : stop + 1]
+            w.copy_(placed[:, start:stop])
+            torch.mul(w, self.heights[start:stop], out=moments)
+            if start:
+                w[:, 0] += mass[:, start]
+                moments[:, 0] += moment[:, start]
+            w.cumsum_(1)
+            moments.cumsum_(1)
+
+    def _descend_tree(self, weights: Tensor) -> Tensor:
+        """Return the labels of all rows on a tree, -1 where neighbours tie."""
+
+        def decide(rows: Tensor) -> Tensor:
+            assert self.descent is not None
+            assert self.blocks is not None
+            sums = self.blocks.sums(rows)
+            root = self.roots.expand(len(rows))
+            end, _, tied = self.descent(sums, root, sums.moment[:, -1], sums.mass[:, -1])
+            return torch.where(tied, -1, self.node[end])
+
+        return in_tiles(decide, weights, max(1, TILE * BLOCK // (2 * self.observed)))
+
+    def _descend_core(self, weights: Tensor) -> Tensor:
+        """Return the same of rows on a graph with a core."""
+        rows = min(len(weights), max(_ROWS, _SCRATCH // (2 * self.observed + 2)))
+        scratch = torch.empty(2, rows, self.observed + 1, dtype=torch.float64, device=weights.device)
+        scratch[:, :, 0] = 0
+        return in_tiles(lambda some: self._descend(some, scratch[:, : len(some)]), weights, rows)
+
+    def _descend(self, weights: Tensor, scratch: Tensor) -> Tensor:
+        """Return the labels of some rows, -1 where neighbours tie; prefix sums go to ``scratch``."""
+        assert self.descent is not None
+        mass, moment = scratch
+        self._sum_up(weights, mass, moment)
+        total = mass[:, -1]
+        starts, stops = self.rank[self.roots[self.anchors]], self.rank[self.ends[self.anchors] + 1]
+        inside, hanging = (sums.index_select(1, stops) - sums.index_select(1, starts) for sums in scratch)
+        w = weights.index_select(1, self.sorted_columns).double()
+        sums = inside, hanging, w @ (self.heights * self.heights)
+        best = self._best_of_core(*sums)
+        heaviest = self.anchors[hanging.argmax(1)]  # no other can have half of its F1 below it
+        first, _ = self._at(*sums, heaviest)
+        branch = torch.where(hanging.amax(1) > first / 2, heaviest, best)
+        least, (first, below) = self._at(*sums, best)[1], self._at(*sums, branch)
+        start = self.roots[branch]
+        end, gained, tied = self.descent(AllSums(mass, moment), start, first, total)
+        below = below + gained
+        found, other = self.node[end], self.node[self.roots[best]]
+        found = torch.where((least < below) | ((least == below) & (other < found)), other, found)
+        return torch.where(tied, -1, found)
+
+    def _at(self, mass: Tensor, moment: Tensor, square: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return F1 and F2 of one node of the core for every row, float64 (B,)."""
+        apart = self.between[nodes].double()
+        once = (mass * apart).sum(1)
+        return once + moment.sum(1), ((mass * apart + 2 * moment) * apart).sum(1) + square
+
+    def _best_of_core(self, mass: Tensor, moment: Tensor, square: Tensor) -> Tensor:
+        """Return the node of the core with the least F2, the lowest of equal ones: seen in float32, decided in float64.
+
+        All terms are non-negative, so that rounding moves a cost by a relative amount.
+        """
+        total = mass.sum(1, keepdim=True)
+        shares, moments, rest = (part.float() for part in (mass / total, 2 * moment / total, square[:, None] / total))
+        seen = torch.empty(len(mass), self.core, dtype=torch.float32, device=mass.device)
+        for start in range(0, self.core, _BLOCK):
+            block = self.between[start : start + _BLOCK].float().T
+            seen[:, start : start + _BLOCK] = shares @ (block * block) + moments @ block + rest
+        margin = 4 * 2.0**-24 * (2 * mass.shape[1] + 8)
+        beyond = ~seen.isfinite()  # of float32's range: not told apart here
+        least = seen.masked_fill(beyond, torch.inf).amin(1, keepdim=True)
+        near = (seen <= least * (1 + margin)) | beyond
+        rows, nodes = near.nonzero(as_tuple=True)
+        costs = torch.empty(len(rows), dtype=torch.float64, device=mass.device)
+        for start in range(0, len(rows), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            row = rows[part]
+            costs[part] = self._at(mass[row], moment[row], square[row], nodes[part])[1]
+        return least_of(costs, rows, nodes, len(mass))

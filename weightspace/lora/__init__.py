@@ -1,0 +1,48 @@
+"""Adapters: LoRA factors in PEFT's folders, read from headers, added on the fly, extracted from full models.
+
+A factor pair changes its target by ``scale · B A``, in the shape ``(out, in)`` that ``torch.nn.Linear`` has.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from weightspace.lazy import resolver
+
+if TYPE_CHECKING:
+    from weightspace.lora.adapter import Adapter, Factors, read_adapter
+    from weightspace.lora.config import Configuration, read_configuration
+    from weightspace.lora.extract import Extraction, ExtractionReport, extract_lora, extract_lora_files
+    from weightspace.lora.low_rank import Adapted
+    from weightspace.lora.write import write_adapter
+
+#: Public name -> the file that defines it.
+_HOMES = {
+    "Adapted": "low_rank",
+    "Adapter": "adapter",
+    "Configuration": "config",
+    "Extraction": "extract",
+    "ExtractionReport": "extract",
+    "Factors": "adapter",
+    "extract_lora": "extract",
+    "extract_lora_files": "extract",
+    "read_adapter": "adapter",
+    "read_configuration": "config",
+    "write_adapter": "write",
+}
+
+__all__ = [
+    "Adapted",
+    "Adapter",
+    "Configuration",
+    "Extraction",
+    "ExtractionReport",
+    "Factors",
+    "extract_lora",
+    "extract_lora_files",
+    "read_adapter",
+    "read_configuration",
+    "write_adapter",
+]
+
+__getattr__ = resolver(__name__, _HOMES)

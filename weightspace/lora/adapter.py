@@ -1,0 +1,254 @@
+"""A LoRA adapter by its headers: which tensors of a model it changes, and by which factors. No tensor is read.
+
+PEFT's names begin with ``base_model.model.``; what follows is the module's name in the model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from weightspace.checkpoints.metadata import CheckpointMetadata, TensorInfo, read_contents
+from weightspace.checkpoints.safetensors_header import read_header
+from weightspace.errors import CheckpointError
+from weightspace.lora.config import CONFIG, Configuration, read_configuration
+from weightspace.lora.fused_experts import FUSED, Part, fused_parameter
+
+#: The file of weights that PEFT writes, and the one that old versions wrote.
+WEIGHTS = "adapter_model.safetensors"
+TORCH_WEIGHTS = "adapter_model.bin"
+
+#: Key of the metadata: a JSON list of tensors whose factors are those of the embedding that they are tied to.
+REPEATED = "weightspace.repeated"
+
+#: What PEFT puts before a module's name.
+PREFIX = "base_model.model."
+
+#: ``<module>.lora_A.weight``, ``<module>.lora_A.default.weight``, ``<module>.lora_embedding_A``.
+_FACTOR = re.compile(
+    r"(?P<module>.+)\.(lora_(?P<side>[AB])(\.[^.]+)?\.weight|lora_embedding_(?P<embedding>[AB])(\.[^.]+)?)"
+)
+
+#: ``<module>.modules_to_save.default.<parameter>``.
+_SAVED = re.compile(r"(?P<module>.+)\.modules_to_save\.[^.]+\.(?P<rest>.+)")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """How one tensor is changed: by ``scale · B A``, transposed where the tensor is ``(in, out)``.
+
+    Attributes:
+        a_name: of ``A``, ``(rank, in)`` or ``(rank, in, *kernel)``, in the adapter's file.
+        b_name: of ``B``, ``(out, rank)`` or ``(out, rank, 1…)``.
+        rank: of both.
+        scale: what their product is multiplied by.
+        transposed: add ``(B A)ᵀ``: embeddings, and Linear layers kept as ``(in, out)``.
+        embedding: they are called ``lora_embedding_A`` and ``lora_embedding_B``.
+        shape: of the tensor.
+        part: what of ``A`` and ``B`` are the tensor's, where they are those of all experts of a layer.
+    """
+
+    a_name: str
+    b_name: str
+    rank: int
+    scale: float
+    transposed: bool
+    embedding: bool
+    shape: tuple[int, ...]
+    part: Part | None = None
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter.
+
+    Attributes:
+        path: its folder.
+        files: its configuration, which decides the scales, and its weights.
+        factors: tensor of the model -> what is added to it.
+        saved: tensor of the model -> tensor of the adapter that takes its place.
+        contents: the tensors of the adapter's file.
+        configuration: what the configuration says.
+        fused: parameter of all experts of a layer -> its factors, whose shape is that of one expert's part.
+        repeated: tensors whose factors are those of the embedding that they are tied to, once more.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    factors: Mapping[str, Factors]
+    saved: Mapping[str, str]
+    contents: CheckpointMetadata
+    configuration: Configuration
+    fused: Mapping[str, Factors] = field(default_factory=dict)
+    repeated: frozenset[str] = frozenset()
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The tensors of a model that it changes, each once."""
+        return tuple(dict.fromkeys([*self.factors, *self.saved]))
+
+    def shapes(self, target: str) -> tuple[tuple[int, ...], ...]:
+        """Return the shapes that factors and a saved tensor want a target to have."""
+        factors = [self.factors[target].shape] if target in self.factors else []
+        saved = [self.contents.tensors[self.saved[target]].shape] if target in self.saved else []
+        return (*factors, *saved)
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Return an adapter from the headers of its folder.
+
+    Args:
+        folder: as PEFT's ``save_pretrained`` writes it.
+
+    Raises:
+        CheckpointError: configuration or weights are missing or damaged, don't agree with each other, or the adapter
+            is none that can be merged.
+    """
+    configuration = read_configuration(folder)
+    weights = next((folder / name for name in (WEIGHTS, TORCH_WEIGHTS) if (folder / name).is_file()), None)
+    if weights is None:
+        raise CheckpointError(
+            f"{folder} has {CONFIG} but no weights: expected {WEIGHTS} or {TORCH_WEIGHTS}. Save the adapter again."
+        )
+    contents = read_contents(weights)
+    if not contents.tensors:
+        raise CheckpointError(f"{weights} holds no tensor, expected lora_A and lora_B. Save the adapter again.")
+    pairs: dict[tuple[str, bool], dict[str, str]] = {}
+    saved: dict[str, str] = {}
+    for name in contents.tensors:
+        factor = _FACTOR.fullmatch(_inner(folder, name))
+        if factor is None:
+            _put(folder, saved, _saved_target(configuration, name), name)
+        else:
+            embedding = factor["embedding"]
+            pair = pairs.setdefault((factor["module"], embedding is not None), {})
+            _put(folder, pair, embedding or factor["side"], name)
+    _check_parameters(configuration, [module for module, _ in pairs])
+    factors: dict[str, Factors] = {}
+    fused: dict[str, Factors] = {}
+    for (module, embedding), pair in pairs.items():
+        parameter = fused_parameter(configuration, module)
+        if parameter is None:
+            factors[f"{module}.weight"] = _factors(configuration, contents.tensors, module, embedding, pair)
+        else:
+            fused[parameter] = _stacked_factors(configuration, contents.tensors, parameter, pair)
+    files = (folder / CONFIG, *contents.files)
+    return Adapter(folder, files, factors, saved, contents, configuration, fused, _repeated(weights))
+
+
+def _check_parameters(configuration: Configuration, modules: Sequence[str]) -> None:
+    """Refuse factors of parameters that are neither weights of modules nor those of all experts of a layer."""
+    for parameter in configuration.parameters:
+        if parameter.rpartition(".")[2] not in ("weight", *FUSED):
+            raise CheckpointError(
+                f"{configuration.folder} is made for the parameter {parameter!r} (target_parameters in {CONFIG}); "
+                f"expected factors of modules. Merge it into its model with PEFT first."
+            )
+    stray = next((module for module in modules if module.rpartition(".")[2] == "base_layer"), None)
+    if stray is not None and fused_parameter(configuration, stray) is None:
+        raise CheckpointError(
+            f"{configuration.folder} has factors inside others ({stray!r}), which {CONFIG} has no target_parameters "
+            "for; expected factors of modules. Merge it into its model with PEFT first."
+        )
+
+
+def _repeated(weights: Path) -> frozenset[str]:
+    """Return the tensors that an extracted adapter has the factors of once more, as its metadata says."""
+    text = read_header(weights).metadata.get(REPEATED) if weights.name == WEIGHTS else None
+    try:
+        names = json.loads(text or "[]")
+    except (ValueError, RecursionError):
+        names = []
+    return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
+
+
+def _inner(folder: Path, name: str) -> str:
+    """Return a tensor's name without PEFT's prefix."""
+    if not name.startswith(PREFIX):
+        raise CheckpointError(
+            f"{folder} holds the tensor {name!r}, expected names that begin with {PREFIX!r}. Save it with PEFT."
+        )
+    return name.removeprefix(PREFIX)
+
+
+def _put(folder: Path, found: dict[str, str], key: str, name: str) -> None:
+    """Note a tensor of the adapter; no two of them say the same thing."""
+    if key in found:
+        raise CheckpointError(
+            f"{folder} holds both {found[key]!r} and {name!r}, expected one adapter. Save each into a folder of "
+            "its own."
+        )
+    found[key] = name
+
+
+def _saved_target(configuration: Configuration, name: str) -> str:
+    """Return the tensor of the model that a tensor without factors takes the place of."""
+    inner = name.removeprefix(PREFIX)
+    marked = _SAVED.fullmatch(inner)
+    if marked is not None:
+        return f"{marked['module']}.{marked['rest']}"
+    target = inner.replace(".base_layer.", ".")  # PEFT saves embeddings and heads beside their factors
+    module, _, parameter = target.rpartition(".")
+    if configuration.saves(module) or ".base_layer." in inner:
+        return target
+    if parameter == "bias" and "lora_" not in inner:
+        raise CheckpointError(
+            f"{configuration.folder} holds the bias {name!r} (bias is {configuration.bias!r} in {CONFIG}), expected "
+            "bias 'none'. Merge it into its model with PEFT first."
+        )
+    if parameter == "weight" and "lora_" not in inner:  # embeddings of a vocabulary that was made larger
+        return target
+    raise CheckpointError(
+        f"{configuration.folder} holds the tensor {name!r}, which is no part of a plain LoRA: expected lora_A and "
+        "lora_B of modules, or modules_to_save. Merge it into its model with PEFT first."
+    )
+
+
+def _stacked_factors(
+    configuration: Configuration, tensors: Mapping[str, TensorInfo], parameter: str, pair: Mapping[str, str]
+) -> Factors:
+    """Return the factors of a parameter of all experts, whose shape is that of one expert's part of it."""
+    rank = configuration.rank_of(parameter)
+    a, b = (tensors.get(pair.get(side, "")) for side in "AB")
+    fits = a is not None and b is not None and len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1]
+    if a is None or b is None or not fits or a.shape[0] % rank or not a.is_inexact or not b.is_inexact:
+        raise CheckpointError(
+            f"{configuration.folder}: the factors of {parameter!r} don't fit together; expected floats of shapes "
+            f"({rank} · experts, in) and (out, {rank} · experts). Save the adapter again."
+        )
+    scale = configuration.scale_of(parameter)
+    return Factors(pair["A"], pair["B"], rank, scale, False, False, (b.shape[0], a.shape[1]))
+
+
+def _factors(
+    configuration: Configuration,
+    tensors: Mapping[str, TensorInfo],
+    module: str,
+    embedding: bool,
+    pair: Mapping[str, str],
+) -> Factors:
+    """Return the factors of a module, their shapes checked against each other and against the configuration."""
+    folder, rank = configuration.folder, configuration.rank_of(module)
+    if len(pair) < 2:
+        (side,) = pair
+        other = f"lora_{'embedding_' if embedding else ''}{'B' if side == 'A' else 'A'}"
+        raise CheckpointError(f"{folder} holds {pair[side]!r}, but no {other} for it. Expected both; save it again.")
+    a, b = tensors[pair["A"]], tensors[pair["B"]]
+    fits = len(a.shape) == len(b.shape) >= 2 and a.shape[0] == b.shape[1] and set(b.shape[2:]) <= {1}
+    if not fits or not a.is_inexact or not b.is_inexact or "C64" in (a.dtype, b.dtype):
+        raise CheckpointError(
+            f"{folder}: the factors of {module!r} are {a.dtype} {a.shape} and {b.dtype} {b.shape}; expected floats of "
+            f"shapes ({rank}, in) and (out, {rank}). Save the adapter again."
+        )
+    if a.shape[0] != rank:
+        raise CheckpointError(
+            f"{folder}: the factors of {module!r} have rank {a.shape[0]}, expected {rank} by {CONFIG} (r, "
+            "rank_pattern). Do both files come from one adapter?"
+        )
+    shape = (b.shape[0], *a.shape[1:])
+    transposed = embedding or (configuration.fan_in_fan_out and len(shape) == 2)
+    scale = configuration.scale_of(module)
+    return Factors(pair["A"], pair["B"], rank, scale, transposed, embedding, shape[::-1] if transposed else shape)

@@ -1,0 +1,213 @@
+"""``adapter_config.json`` of a LoRA adapter, as PEFT writes it: ranks, scales, and what cannot be merged.
+
+A key of ``rank_pattern`` or ``alpha_pattern`` is a regular expression for the end of a module's name, and the first
+one that matches counts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from weightspace.checkpoints.json_file import read_json
+from weightspace.errors import CheckpointError
+from weightspace.lora.module_patterns import PatternError, Patterns
+
+#: The file's name.
+CONFIG = "adapter_config.json"
+
+#: Options that change what an adapter does -> what it is then. A merge knows only ``W + scale · B A``.
+_VARIANTS = {
+    "use_dora": "DoRA, which scales whole columns of the weights",
+    "use_qalora": "QALoRA, whose factors are pooled",
+    "use_bdlora": "a block-diagonal LoRA",
+    "kasa_config": "KaSA, which has singular values of its own",
+    "monteclora_config": "MonteCLoRA, whose factors are sampled",
+    "arrow_config": "Arrow, a router over several adapters",
+    "alora_invocation_tokens": "an activated LoRA, which works from some token on",
+    "layer_replication": "made for a model whose layers are repeated",
+    "trainable_token_indices": "made for single tokens of an embedding",
+    "lora_bias": "one with biases of its own",
+}
+
+#: Ways to begin training that move a part of the model into the factors: ``B A`` belongs to a model that was changed.
+_MOVED = ("pissa", "corda", "olora", "loftq", "lora_ga")
+
+#: Types of fields -> what errors call them.
+_KINDS: Mapping[type, str] = {list: "a list", dict: "an object", bool: "true or false", str: "a word"}
+
+#: Entries of a list, at most.
+_MAX_LISTED = 1_000
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What the configuration of an adapter says.
+
+    Attributes:
+        folder: where it lies.
+        rank: of the factors, where no pattern says another.
+        alpha: the scale is ``alpha / rank``, or ``alpha / √rank``.
+        rank_pattern: regular expression -> rank.
+        alpha_pattern: regular expression -> alpha.
+        rslora: divide by ``√rank``.
+        fan_in_fan_out: weights are kept as ``(in, out)``, as GPT-2's are.
+        modules_to_save: modules that were trained whole.
+        bias: which biases were trained: ``none``, ``all`` or ``lora_only``.
+        tying: tied weights were adapted together.
+        parameters: parameters that have factors, beside modules.
+        fields: the whole file.
+    """
+
+    folder: Path
+    rank: int
+    alpha: float
+    rank_pattern: Patterns[int]
+    alpha_pattern: Patterns[float]
+    rslora: bool
+    fan_in_fan_out: bool
+    modules_to_save: tuple[str, ...]
+    bias: str
+    tying: bool
+    parameters: tuple[str, ...]
+    fields: Mapping[str, Any]
+
+    def rank_of(self, module: str) -> int:
+        """Return the rank of the factors of a module."""
+        return self._matched(self.rank_pattern, module, self.rank)
+
+    def scale_of(self, module: str) -> float:
+        """Return what ``B A`` of a module is multiplied by.
+
+        Source:
+            Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1; with ``use_rslora`` Kalajdzievski 2023,
+            https://arxiv.org/abs/2312.03732.
+        """
+        rank = self.rank_of(module)
+        alpha = self._matched(self.alpha_pattern, module, self.alpha)
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def _matched(self, patterns: Patterns[Value], module: str, default: Value) -> Value:
+        """Return the value of the first pattern that matches a module's name, as PEFT does."""
+        try:
+            return patterns.find(self._key(module), default)
+        except PatternError as error:
+            raise CheckpointError(f"{self.folder}/{CONFIG}: {error}. Expected module names.") from error
+
+    def _key(self, module: str) -> str:
+        """Return what patterns are matched against: a parameter where the factors are on one, else the module."""
+        weight = f"{module}.weight"
+        reached = any(weight == name or weight.endswith(f".{name}") for name in self.parameters)
+        return weight if reached else module
+
+    def saves(self, module: str) -> bool:
+        """Return whether a module, or one that it is a part of, was trained whole."""
+        return any(f".{name}." in f".{module}." for name in self.modules_to_save)
+
+
+def read_configuration(folder: Path) -> Configuration:
+    """Return the configuration of a folder.
+
+    Args:
+        folder: with ``adapter_config.json`` in it.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or the adapter is none that can be merged.
+    """
+    fields = _read(folder)
+    _check_kind(folder, fields)
+    return Configuration(
+        folder,
+        _rank(folder, "r", fields.get("r")),
+        _alpha(folder, "lora_alpha", fields.get("lora_alpha", 8)),
+        _patterns(folder, fields, "rank_pattern", _rank),
+        _patterns(folder, fields, "alpha_pattern", _alpha),
+        _field(folder, fields, "use_rslora", False),
+        _field(folder, fields, "fan_in_fan_out", False),
+        tuple(str(name) for name in _field(folder, fields, "modules_to_save", [])),
+        _field(folder, fields, "bias", "none"),
+        _field(folder, fields, "ensure_weight_tying", False),
+        tuple(str(name) for name in _field(folder, fields, "target_parameters", [])),
+        fields,
+    )
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """Return the JSON object of the file."""
+    path = folder / CONFIG
+    if not path.is_file():
+        found = f"{CONFIG} is missing" if folder.is_dir() else "there is no such folder"
+        raise CheckpointError(
+            f"{folder} is not a LoRA adapter: {found}. Expected a folder that PEFT saved; is the path right?"
+        )
+    fields = read_json(path)
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path} is a JSON {type(fields).__name__}, expected an object. Save the adapter again.")
+    return fields
+
+
+def _check_kind(folder: Path, fields: Mapping[str, Any]) -> None:
+    """Check that the adapter is a plain LoRA."""
+    kind = fields.get("peft_type")
+    if kind != "LORA":
+        raise CheckpointError(
+            f"{folder} is an adapter of peft_type {kind!r}, expected 'LORA'. Merge it into its model with PEFT first."
+        )
+    for key, what in _VARIANTS.items():
+        if fields.get(key):
+            raise CheckpointError(
+                f"{folder} is {what} ({key} is set); expected a plain LoRA. Merge it into its model with PEFT first."
+            )
+    start = fields.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_MOVED):
+        raise CheckpointError(
+            f"{folder} was begun with init_lora_weights {start!r}, which changes the model too; expected factors for "
+            "the model as it is. Convert it with PEFT: save_pretrained(…, path_initial_model_for_weight_conversion=…)."
+        )
+
+
+def _field(folder: Path, fields: Mapping[str, Any], key: str, default: Value) -> Value:
+    """Return a field of the type of its default, which stands for one that is missing or null."""
+    value = fields.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, type(default)):
+        raise _unexpected(folder, key, value, _KINDS[type(default)])
+    if isinstance(value, list) and len(value) > _MAX_LISTED:
+        raise _unexpected(folder, key, value, f"a list of {_MAX_LISTED:,} names at most")
+    return value
+
+
+def _patterns(
+    folder: Path, fields: Mapping[str, Any], key: str, checked: Callable[[Path, str, Any], Value]
+) -> Patterns[Value]:
+    """Return an object whose keys are regular expressions, its values checked."""
+    empty: dict[str, Any] = {}
+    values = _field(folder, fields, key, empty)
+    try:
+        return Patterns({pattern: checked(folder, pattern, value) for pattern, value in values.items()})
+    except PatternError as error:
+        raise CheckpointError(f"{folder}/{CONFIG}: {key!r}: {error}. Expected module names.") from error
+
+
+def _rank(folder: Path, key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise _unexpected(folder, key, value, "a rank, 1 or more")
+    return value
+
+
+def _alpha(folder: Path, key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise _unexpected(folder, key, value, "a finite number")
+    return float(value)
+
+
+def _unexpected(folder: Path, key: str, value: Any, expected: str) -> CheckpointError:
+    found = json.dumps(value)[:80]
+    return CheckpointError(f"{folder}/{CONFIG}: {key!r} is {found}, expected {expected}. Save the adapter again.")

@@ -1,0 +1,317 @@
+r"""A LoRA adapter out of the difference of two models.
+
+.. math:: \Delta = W' - W \approx B A, \qquad B = U_r \sqrt{\Sigma_r}, \quad A = \sqrt{\Sigma_r}\, V_r^\top
+
+the nearest matrix of that rank; kernels of convolutions are unfolded to ``(out, in · kernel)``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightspace.checkpoints import StateDict, check_compatible, load_checkpoint, provenance
+from weightspace.checkpoints.fetching import local_path
+from weightspace.checkpoints.measure import is_inexact
+from weightspace.checkpoints.state_dict import tied_names
+from weightspace.errors import WeightspaceError
+from weightspace.lora.adapter import REPEATED
+from weightspace.lora.layout import Kind, Layout
+from weightspace.lora.low_rank import filled_up, nearest_factors, wide_dtype
+from weightspace.lora.model_config import read_config
+from weightspace.lora.module_names import is_renamed
+from weightspace.lora.tied_weights import head_scale, is_head, is_token_embedding, tied_counterpart
+from weightspace.lora.write import check_adapter_replaceable, factor_names, shaped, write_adapter
+from weightspace.reprs import brief
+
+#: Takes how many tensors were looked at, and of how many.
+Progress = Callable[[int, int], None]
+
+
+@brief
+@dataclass(frozen=True)
+class ExtractionReport:
+    """How much of the difference an adapter holds.
+
+    Attributes:
+        errors: tensor -> ``‖Δ − BA‖ / ‖Δ‖`` (Frobenius), between 0 and 1.
+        ranks: tensor -> rank of its factors.
+        error: the same ratio over all tensors that have factors.
+        left_out: tensors that differ and have none (norms, biases, counters): the adapter does not change them.
+    """
+
+    errors: dict[str, float]
+    ranks: dict[str, int]
+    error: float
+    left_out: tuple[str, ...]
+
+    @property
+    def energy(self) -> float:
+        """The share of ``‖Δ‖²`` that the adapter holds."""
+        return 1 - self.error**2
+
+
+@brief
+@dataclass(frozen=True)
+class Extraction:
+    """An adapter.
+
+    Attributes:
+        state: PEFT's name -> factor.
+        config: what goes into ``adapter_config.json``.
+        report: what it leaves of the difference.
+        repeated: tensors of the model that are tied to another one, and have its factors once more.
+    """
+
+    state: StateDict
+    config: dict[str, Any]
+    report: ExtractionReport
+    repeated: tuple[str, ...] = ()
+
+
+@torch.no_grad()
+def extract_lora(
+    base: StateDict,
+    model: StateDict,
+    *,
+    rank: int = 16,
+    fan_in_fan_out: bool = False,
+    lenient: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    config: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Extraction:
+    """Return the LoRA adapter of a rank that is nearest to a model's difference from its base.
+
+    Args:
+        base: the pretrained model.
+        model: a fine-tune of it, with the same names and shapes; of the two, one may have a head that the other ties
+            to its embedding.
+        rank: of the factors; smaller for a matrix with fewer rows or columns. Where transformers fuses experts, those
+            of the experts, of their router and of layers of their names have one rank, filled up with zeros.
+        fan_in_fan_out: Linear layers keep their weights as ``(in, out)``, where the configuration does not tell.
+        lenient: leave tensors out that differ and that PEFT has no factors for, instead of refusing them.
+        seed: of the subspace iteration.
+        device: where the decompositions run.
+        config: of the base (``config.json``): from it the names of transformers' modules are known, the layers that
+            are kept as ``(in, out)``, and the weights that are tied. Without it, names are those of modules.
+        progress: is told how far it is.
+
+    Returns:
+        Factors in float32 at least, balanced (``√σ`` on both sides) with a scale of 1. Tied weights have the same
+        factors each, because PEFT adapts every module by itself.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+        WeightspaceError: the rank is below 1, no matrix differs, a tensor that cannot have factors differs, or a
+            difference holds NaN or infinity.
+
+    Source:
+        Eckart and Young 1936, https://doi.org/10.1007/BF02288367; where the smaller side is above 8 ranks, Halko et al.
+        2011, https://arxiv.org/abs/0909.4061, algorithms 4.4 and 5.1.
+    """
+    if rank < 1:
+        raise WeightspaceError(f"The rank of an adapter is 1 or more, found {rank}.")
+    fields = dict(config or {})
+    base, model = with_counterparts(base, model, fields), with_counterparts(model, base, fields)
+    check_compatible(base, model, names=("the base", "the model"))
+    layout = Layout({name: tuple(tensor.shape) for name, tensor in base.items()}, fields, fan_in_fan_out=fan_in_fan_out)
+    work = _Work(rank, layout, seed, device)
+    ties = shared_ties(base, model)
+    for number, name in enumerate(base, start=1):
+        if name not in ties and not _same(base[name], model[name]):
+            work.add(name, base[name], model[name])
+        if progress is not None:
+            progress(number, len(base))
+    for alias, owner in {**ties, **layout.ties}.items():
+        work.repeat(alias, owner)
+    return work.extraction(lenient=lenient)
+
+
+def extract_lora_files(
+    base: str | os.PathLike[str],
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    rank: int = 16,
+    fan_in_fan_out: bool = False,
+    lenient: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> ExtractionReport:
+    """Write the LoRA adapter that is nearest to a checkpoint's difference from its base, as a PEFT folder.
+
+    Tensors are read one after the other from mapped files. The adapter has the names that transformers 5 gives to the
+    modules of the base, if the base is a folder with its configuration.
+
+    Args:
+        base: the pretrained checkpoint.
+        model: a fine-tune of it.
+        out: a new folder, or that of an adapter, which is replaced.
+        rank: see ``extract_lora``; so are the other options.
+        fan_in_fan_out: see ``extract_lora``.
+        lenient: see ``extract_lora``; where transformers has other names that are not known, keep those of the files.
+        seed: see ``extract_lora``.
+        device: see ``extract_lora``.
+        progress: see ``extract_lora``.
+
+    Raises:
+        CheckpointError: a checkpoint is missing or damaged, they don't fit together, ``out`` is something else than an
+            adapter, or the disk refuses.
+        WeightspaceError: as ``extract_lora``; or transformers builds the model under other names than those of its
+            files, by rules that are not known here.
+    """
+    check_adapter_replaceable(out)
+    config = read_config(local_path(base))
+    if is_renamed(config) and not lenient:
+        raise WeightspaceError(
+            f"{os.fspath(base)} is of a type ({config.get('model_type')}) that transformers builds under other names "
+            "than those of its files, by rules that are not known here. lenient (--lenient) keeps the names of the "
+            "files, for MODEL+ADAPTER."
+        )
+    found = extract_lora(
+        load_checkpoint(base),
+        load_checkpoint(model),
+        rank=rank,
+        fan_in_fan_out=fan_in_fan_out,
+        lenient=lenient,
+        seed=seed,
+        device=device,
+        config=config,
+        progress=progress,
+    )
+    said = {"rank": rank, "seed": seed, "fan_in_fan_out": fan_in_fan_out, "lenient": lenient}
+    metadata = provenance([Path(base), Path(model)], "extract-lora", said)
+    if found.repeated:
+        metadata[REPEATED] = json.dumps(found.repeated)
+    write_adapter(found.state, {**found.config, "base_model_name_or_path": os.fspath(base)}, out, metadata=metadata)
+    return found.report
+
+
+class _Work:
+    """The factors found so far."""
+
+    def __init__(self, rank: int, layout: Layout, seed: int, device: str) -> None:
+        self.rank = rank
+        self.layout = layout
+        self.seed = seed
+        self.device = device
+        self.kinds: dict[str, Kind] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.factors: dict[str, tuple[Tensor, Tensor]] = {}
+        self.rests: dict[str, float] = {}
+        self.wholes: dict[str, float] = {}
+        self.left_out: list[str] = []
+        self.repeated: list[str] = []
+
+    def add(self, name: str, base: Tensor, model: Tensor) -> None:
+        """Take a tensor that differs."""
+        floats = is_inexact(base) and is_inexact(model) and not base.is_complex()
+        kind = self.layout.kind(name) if floats and base.numel() else None
+        if kind is None:
+            self.left_out.append(name)
+            return
+        dtype = wide_dtype(base.dtype, model.dtype)
+        difference = model.to(self.device, dtype) - base.to(self.device, dtype)
+        if not bool(difference.isfinite().all()):
+            raise WeightspaceError(f"The difference of {name!r} holds NaN or infinity; expected finite checkpoints.")
+        turned = kind in ("embedding", "in_out")
+        matrix = difference.T if turned else difference.flatten(1)
+        a, b = nearest_factors(matrix, self.rank, seed=self.seed)
+        self.rests[name] = float((matrix - b @ a).norm())
+        self.wholes[name] = float(difference.norm())
+        self.kinds[name] = kind
+        self.shapes[name] = tuple(matrix.shape) if turned else tuple(base.shape)
+        self.factors[name] = a.cpu(), b.cpu()
+
+    def repeat(self, alias: str, owner: str) -> None:
+        """Give the factors of a tensor to one that is tied to it."""
+        if owner not in self.factors:
+            self.left_out += [alias] * (owner in self.left_out)
+            return
+        a, b = self.factors[owner]
+        turned = (self.kinds[owner] == "embedding") == is_head(alias)
+        self.kinds[alias] = "linear" if is_head(alias) else "embedding"
+        self.shapes[alias] = self.shapes[owner][::-1] if turned else self.shapes[owner]
+        self.factors[alias] = (b.T, a.T) if turned else (a, b)
+        self.repeated.append(alias)
+
+    def extraction(self, *, lenient: bool) -> Extraction:
+        """Return what was found."""
+        if self.left_out and not lenient:
+            names = ", ".join(map(repr, self.left_out[:3])) + (", …" if len(self.left_out) > 3 else "")
+            raise WeightspaceError(
+                f"{len(self.left_out):,} tensors differ that PEFT has no factors for: {names}. An adapter cannot hold "
+                "them; lenient (--lenient) leaves them as they are in the base."
+            )
+        if not self.factors:
+            raise WeightspaceError("No matrix of the model differs from the base: there is nothing to extract.")
+        self._fill_up()
+        state: StateDict = {}
+        for name, (a, b) in self.factors.items():
+            names = factor_names(self.layout.module(name), embedding=self.kinds[name] == "embedding")
+            state |= dict(zip(names, shaped(a, b, self.shapes[name]), strict=True))
+        ranks = {name: len(a) for name, (a, _) in self.factors.items()}
+        errors = {name: self.rests[name] / whole for name, whole in self.wholes.items()}
+        total = math.hypot(*self.rests.values()) / math.hypot(*self.wholes.values())
+        report = ExtractionReport(errors, ranks, total, tuple(self.left_out))
+        repeated = tuple(f"{self.layout.module(name)}.weight" for name in self.repeated)
+        return Extraction(state, self.layout.configuration(ranks, self.kinds), report, repeated)
+
+    def _fill_up(self) -> None:
+        """Give the factors of experts and of what PEFT puts beside them one rank."""
+        fused = [name for name in self.factors if self.layout.is_fused(name)]
+        rank = max((len(self.factors[name][0]) for name in fused), default=0)
+        for name in fused:
+            self.factors[name] = filled_up(*self.factors[name], rank)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors hold the same values, whatever their dtypes."""
+    return torch.equal(one, other) if one.dtype == other.dtype else bool((one == other).all())
+
+
+# --- Two models whose heads are tied in one and not in the other, or in both ---
+
+
+def with_counterparts(state: StateDict, other: StateDict, config: dict[str, Any]) -> StateDict:
+    """Return a model with tensors for all names of another one that it has under a name that is tied to it.
+
+    Args:
+        state: of a model.
+        other: of another one, with a head of its own, say.
+        config: of the models.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    scaled = head_scale(config, shapes) != 1
+    completed = dict(state)
+    for name in [name for name in other if name not in state]:
+        found = tied_counterpart(shapes, name, tuple(other[name].shape))
+        if found is not None and not (scaled and (is_head(name) or is_head(found))):
+            completed[name] = state[found]
+    return completed
+
+
+def shared_ties(base: StateDict, model: StateDict) -> dict[str, str]:
+    """Return names that share memory in both models -> the one that stands for them, an embedding if there is one."""
+    others = tied_names(model)
+    groups: dict[str, list[str]] = {}
+    for name, owner in tied_names(base).items():
+        if others.get(name) != owner:
+            continue
+        groups.setdefault(owner, [owner]).append(name)
+    ties: dict[str, str] = {}
+    for names in groups.values():
+        owner = next(filter(is_token_embedding, names), names[0])
+        ties |= {name: owner for name in names if name != owner}
+    return {name: ties[name] for name in base if name in ties}

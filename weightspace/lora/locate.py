@@ -1,0 +1,147 @@
+"""An adapter put on the names of a model's files: every target found, every orientation settled."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from weightspace.errors import CheckpointError
+from weightspace.lora.adapter import Adapter, Factors
+from weightspace.lora.expert_factors import spread
+from weightspace.lora.model_config import is_in_out
+from weightspace.lora.module_names import Names, all_names, is_renamed, names_of
+from weightspace.lora.tied_weights import Shapes, is_head
+
+
+def located(adapter: Adapter, shapes: Shapes, config: dict[str, Any], source: str) -> Adapter:
+    """Return an adapter with the names that a model's files have for its targets.
+
+    Args:
+        adapter: as it was read.
+        shapes: tensor of the model -> shape; weights that are tied and have no tensor included.
+        config: of the model, or an empty one.
+        source: what the user wrote, for errors.
+
+    Returns:
+        The adapter; a head that the files lack, and a target that isn't found at all, keep their names.
+
+    Raises:
+        CheckpointError: a target may be any of several tensors, or two targets are one tensor.
+    """
+    targets = Targets(shapes, config)
+    names: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for target in adapter.targets:
+        expected = adapter.shapes(target)
+        found = targets.candidates(target, expected)
+        if len(found) > 1:
+            raise CheckpointError(
+                f"{source}: {adapter.path} changes {target!r}, which may be {found[0]!r} or {found[1]!r} of the model; "
+                "expected one tensor. Rename the adapter's tensors as the model's are."
+            )
+        name = found[0] if found else target
+        names[target] = name
+        if owners.setdefault(name, target) != target:
+            raise CheckpointError(
+                f"{source}: {adapter.path} changes {target!r} and {owners[name]!r}, which are one tensor of the model, "
+                f"{name!r}. Expected one of them; is this adapter for that model?"
+            )
+    factors = {names[target]: _oriented(own, names[target], target, config) for target, own in adapter.factors.items()}
+    factors |= spread(adapter, lambda name, shape: targets.candidates(name, [shape]), source)
+    saved = {names[target]: own for target, own in adapter.saved.items()}
+    repeated = frozenset(names[target] for target in adapter.repeated if target in names)
+    return replace(adapter, factors=factors, saved=saved, repeated=repeated)
+
+
+def _oriented(factors: Factors, name: str, module: str, config: dict[str, Any]) -> Factors:
+    """Return factors in the way that the model keeps the weight.
+
+    PEFT goes by the kind of layer, and the one flag that it saves, ``fan_in_fan_out``, is that of the last layer.
+    """
+    if factors.embedding or len(factors.shape) != 2:
+        return factors
+    default = factors.transposed and not is_head(name)
+    transposed = is_in_out(config, module.removesuffix(".weight"), default=default)
+    if transposed == factors.transposed:
+        return factors
+    return replace(factors, transposed=transposed, shape=factors.shape[::-1])
+
+
+# --- Target tensors of an adapter in a model's files ---
+
+
+#: Parts of names that models are wrapped in, or that came and went between versions of transformers.
+_WRAPPERS = frozenset(
+    (
+        *("base_model", "model", "module", "_orig_mod", "transformer", "backbone"),
+        *("language_model", "text_model", "vision_model"),
+    )
+)
+
+
+class Targets:
+    """The tensors of a model, found by the names that adapters have for them."""
+
+    def __init__(self, shapes: Shapes, config: dict[str, Any]) -> None:
+        """Take in a model.
+
+        Args:
+            shapes: tensor -> shape.
+            config: of the model; where it says nothing, the renames of every family are tried.
+        """
+        self._shapes = shapes
+        known = "model_type" in config and not is_renamed(config)
+        self._names: list[Names] = [names_of(config), *([] if known else all_names())]
+
+    def candidates(self, target: str, shapes: Collection[tuple[int, ...]]) -> list[str]:
+        """Return the tensors that a target may be: one, none, or those between which nothing decides.
+
+        Args:
+            target: as the adapter has it.
+            shapes: those that the adapter expects.
+        """
+        if target in self._shapes:
+            return [target]
+        for found in self._found(target):
+            fitting = [name for name in found if self._shapes[name] in shapes or self._shapes[name][::-1] in shapes]
+            if found:
+                return fitting or found
+        return []
+
+    def _found(self, target: str) -> Iterator[list[str]]:
+        """Yield what each way finds."""
+        tables = zip(self._names, self._by_module, strict=True)
+        yield list(dict.fromkeys(name for names, table in tables for name in table.get(names.module(target), ())))
+        yield [name for name in self._shapes if _is_behind_prefix(name, target) or _is_behind_prefix(target, name)]
+        yield list(self._unwrapped.get(_unwrapped(target), ()))
+
+    @cached_property
+    def _by_module(self) -> list[Mapping[str, list[str]]]:
+        """For each way to name modules: a module's name -> the tensors that may be its."""
+        return [_grouped(self._shapes, names.module) for names in self._names]
+
+    @cached_property
+    def _unwrapped(self) -> Mapping[str, list[str]]:
+        """A name without wrappers -> the tensors that have it."""
+        return _grouped(self._shapes, _unwrapped)
+
+
+def _grouped(names: Collection[str], key: Any) -> dict[str, list[str]]:
+    """Return the names by what a function makes of them."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(name), []).append(name)
+    return groups
+
+
+def _is_behind_prefix(long: str, short: str) -> bool:
+    """Return whether a name is another one behind the names of modules without a number."""
+    front = long.removesuffix(f".{short}")
+    return front != long and "." in short and not any(part.isdigit() for part in front.split("."))
+
+
+def _unwrapped(name: str) -> str:
+    """Return a name without wrappers."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)

@@ -1,0 +1,362 @@
+"""Coordinate ascent: sweeps over all families of groups, each given its best permutation while the others are held."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Generator, Tensor
+
+from weightspace.matching.gains import Family, Indices, Pair, families
+from weightspace.symmetry import PermutationSpec
+from weightspace.symmetry.pattern import Block
+from weightspace.symmetry.permutation import permute_block
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A fact for a progress display: one pass over all groups ended."""
+
+    number: int
+    objective: float
+    moved: int
+
+
+@dataclass(frozen=True)
+class AscentResult:
+    """Where an ascent ended: permutations, the objective after every sweep, and whether the last one moved nothing."""
+
+    indices: dict[str, Tensor]
+    history: tuple[float, ...]
+    converged: bool
+
+
+class CoordinateAscent:
+    """Ascents over the same pairs of blocks, from any start.
+
+    Args:
+        spec: the architecture's spec.
+        pairs: blocks of the target beside those of the source.
+        workers: solve families that share no block.
+        max_sweeps: passes over all groups of one ascent, at most.
+        on_sweep: told of every sweep.
+    """
+
+    def __init__(
+        self,
+        spec: PermutationSpec,
+        pairs: list[Pair],
+        workers: Workers,
+        *,
+        max_sweeps: int,
+        on_sweep: Callable[[Sweep], None] | None = None,
+    ) -> None:
+        self.spec, self.pairs, self.workers = spec, pairs, workers
+        self.families = families(spec, pairs)
+        self.max_sweeps, self.on_sweep = max_sweeps, on_sweep
+
+    def objective(self, indices: Indices) -> float:
+        """Return Σ⟨A, π(B)⟩ over the pairs."""
+        return math.fsum(pair.inner_product(indices, self.spec.outer) for pair in self.pairs)
+
+    def ascend(self, start: Indices, generator: Generator) -> AscentResult:
+        """Climb from a start, in an order of the groups that the generator draws for every sweep."""
+        ascent = AscentState(self.families, dict(start))
+        history: list[float] = []
+        converged = False
+        while len(history) < self.max_sweeps and not converged:
+            order = torch.randperm(len(self.families), generator=generator).tolist()
+            moved = ascent.sweep(order, self.workers)
+            history.append(self.objective(ascent.indices) if moved or not history else history[-1])
+            if self.on_sweep is not None:
+                self.on_sweep(Sweep(len(history), history[-1], moved))
+            converged = not moved
+        return AscentResult(ascent.indices, tuple(history), converged)
+
+
+class AscentState:
+    """The state of coordinate ascent: permutations, and which families may still improve."""
+
+    def __init__(self, listed: list[Family], indices: dict[str, Tensor]) -> None:
+        self.families = listed
+        self.indices = indices
+        home = {group: number for number, family in enumerate(listed) for group in family.members()}
+        self.neighbours = [{home[group] for group in family.neighbours()} for family in listed]
+        self.stale = [True] * len(listed)
+
+    def sweep(self, order: list[int], workers: Workers) -> int:
+        """Step every stale family once, as if in this order, and return how many moved."""
+        moved = 0
+        for wave in self._waves(order):
+            stale = [number for number in wave if self.stale[number]]
+            for number, change in zip(stale, workers.map(self._step, stale), strict=True):
+                self.stale[number] = False
+                if change is not None:
+                    self.indices.update(change)
+                    moved += 1
+                    for other in self.neighbours[number]:
+                        self.stale[other] = True
+                    self.stale[number] = not self.families[number].is_linear()
+        return moved
+
+    def _waves(self, order: list[int]) -> list[list[int]]:
+        """Cut an order into runs of families that share no tensor; the result is that of the plain order."""
+        level: dict[int, int] = {}
+        for number in order:
+            level[number] = 1 + max((level[other] for other in self.neighbours[number] if other in level), default=-1)
+        waves: list[list[int]] = [[] for _ in range(1 + max(level.values(), default=-1))]
+        for number in order:
+            waves[level[number]].append(number)
+        return waves
+
+    def _step(self, number: int) -> Indices | None:
+        return step(self.families[number], self.indices)
+
+
+class Workers:
+    """Threads that each keep their products to one core, so that sums come out alike on any number of them."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.before = torch.get_num_threads()
+
+    def __enter__(self) -> Workers:
+        torch.set_num_threads(1)
+        self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+        return self
+
+    def map(self, function: Callable[[int], Indices | None], items: list[int]) -> Iterable[Indices | None]:
+        """Return what a function makes of every item, in their order."""
+        if self.threads == 1 or len(items) < 2:
+            return [function(item) for item in items]
+        return list(self.pool.map(function, items))
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown()
+        torch.set_num_threads(self.before)
+
+
+# --- One step of coordinate ascent ---
+
+
+#: A step counts as an improvement above this share of what the family contributes (float32 rounding lies below).
+TOLERANCE = 1e-7
+
+
+def step(family: Family, indices: Indices) -> Indices | None:
+    """Return new permutations for a family's groups, or None where nothing improves."""
+    if not family.pairs:
+        return None
+    if not family.inner:
+        return _plain(family, indices) if family.is_linear() else _quadratic(family, indices)
+    first = _joint(family, indices)
+    if family.is_linear():
+        return first
+    second = match_inside(family, family.inner, {**indices, **(first or {})})
+    return {**(first or {}), **second} or None
+
+
+def _plain(family: Family, indices: Indices) -> Indices | None:
+    group = family.group
+    gains = family.gains((group,), indices)
+    best = assign(gains)
+    if torch.equal(best, indices[group]):
+        return None
+    old, new = (gains.gather(1, index[:, None]).double() for index in (indices[group], best))
+    improved = new.sum() - old.sum() > TOLERANCE * new.abs().sum()
+    return {group: best} if improved else None
+
+
+def _quadratic(family: Family, indices: Indices) -> Indices | None:
+    """Step where the group stands on both axes of a tensor, as in a recurrence.
+
+    The gains are then the slope of a quadratic objective, and the assignment that is best by the slope may go too
+    far. Each further try rewards units for staying, more and more. That makes the objective convex in the end (the
+    reward of a permutation times itself is a constant), so that a step along the slope cannot lose; a reward of more
+    than half of all that the units miss outweighs any move, so that the tries end after log₂ of twice their number.
+
+    Source:
+        The concave-convex procedure, Yuille and Rangarajan 2003, https://doi.org/10.1162/08997660360581958.
+    """
+    now = indices[family.group]
+    gains = family.gains((family.group,), indices)
+    held = gains.gather(1, now[:, None])
+    missed = float((gains.amax(1, keepdim=True) - held).mean())
+    reward = 0.0
+    while True:
+        chosen = assign(gains.scatter(1, now[:, None], held + reward))
+        if torch.equal(chosen, now):
+            return None
+        if change := _if_better(family, indices, {family.group: chosen}):
+            return change
+        if not missed:  # all equal: there is nothing to win
+            return None
+        reward = 2 * reward or missed / 4
+
+
+def _if_better(family: Family, indices: Indices, change: dict[str, Tensor]) -> Indices | None:
+    """Return a change if the family's true objective rises by it."""
+    old, new = family.objective(indices), family.objective({**indices, **change})
+    return change if new - old > TOLERANCE * max(abs(old), abs(new)) else None
+
+
+def _joint(family: Family, indices: Indices) -> Indices | None:
+    change = match(family, indices) if family.is_linear() else match_nested(family, indices)
+    if all(torch.equal(index, indices[group]) for group, index in change.items()):
+        return None
+    return _if_better(family, indices, change)
+
+
+def match(family: Family, indices: Indices) -> dict[str, Tensor]:
+    """Return the best permutations of a family's groups, the others held."""
+    return match_by(family, lambda rows: family.gains(rows, indices))
+
+
+def match_by(family: Family, gains: Callable[[tuple[str, ...]], Tensor]) -> dict[str, Tensor]:
+    """Return the permutations of a family's groups that gain most.
+
+    The units of the outer group are matched by what their inner units are worth at best, then the inner ones.
+
+    Args:
+        family: a group and those inside it.
+        gains: returns the gains of the group alone, or of it and one inside it, as ``Family.gains`` does.
+    """
+    total = gains((family.group,))
+    size = len(total)
+    inside: dict[str, Tensor] = {}
+    for name in family.inner:
+        blocks = gains((family.group, name)).transpose(1, 2)
+        rows = torch.stack([torch.stack([assign(blocks[i, j]) for j in range(size)]) for i in range(size)])
+        total = total + blocks.gather(3, rows[..., None]).sum((2, 3), dtype=torch.float64)
+        inside[name] = rows
+    best = assign(total)
+    return {family.group: best, **{name: rows[torch.arange(size), best] for name, rows in inside.items()}}
+
+
+def match_inside(family: Family, inside: Iterable[str], indices: Indices) -> dict[str, Tensor]:
+    """Return what improves if some inner groups of a family move, one at a time, the outer one held."""
+    change: dict[str, Tensor] = {}
+    for inner in inside:
+        now = {**indices, **change}
+        gains = family.inner_gains(inner, now)
+        best = torch.stack([assign(one) for one in gains])
+        if not torch.equal(best, now[inner]):
+            change |= _if_better(family, now, {inner: best}) or {}
+    return change
+
+
+# --- Heads that share keys: two groups inside a third that stand in one block, matched together ---
+
+
+#: Rounds of matching the groups inside in turn; two or three settle it.
+ROUNDS = 10
+
+#: Gains of two groups inside, by their names: ``(first, second, first, second)``.
+_Shared = Mapping[tuple[str, str], Tensor]
+
+
+def match_nested(family: Family, indices: Indices) -> dict[str, Tensor]:
+    """Return good permutations of a group and those inside it, the other groups held.
+
+    Args:
+        family: a group with others inside it; blocks with two of these count, with more of them they do not.
+        indices: current permutations of all groups.
+    """
+    total = family.gains((family.group,), indices).double()
+    alone = {name: family.gains((family.group, name), indices).transpose(1, 2) for name in family.inner}
+    shared = _shared(family, indices)
+    size = len(total)
+    rows = {name: torch.empty(size, *gains.shape[1:3], dtype=torch.int64) for name, gains in alone.items()}
+    for i in range(size):
+        for j in range(size):
+            chosen, worth = _inside(
+                {name: gains[i, j] for name, gains in alone.items()},
+                {names: gains[i, j] for names, gains in shared.items()},
+            )
+            total[i, j] += worth
+            for name, index in chosen.items():
+                rows[name][i, j] = index
+    best = assign(total)
+    return {family.group: best, **{name: table[torch.arange(size), best] for name, table in rows.items()}}
+
+
+def _inside(alone: Mapping[str, Tensor], shared: _Shared) -> tuple[dict[str, Tensor], float]:
+    """Return permutations of the groups inside one pair of units, and what they gain."""
+    chosen = {name: assign(gains) for name, gains in alone.items()}
+    for _ in range(ROUNDS if shared else 0):
+        before = dict(chosen)
+        for name, gains in alone.items():
+            for names, one in shared.items():
+                if name in names:
+                    gains = gains + _seen(names, one, name, chosen)
+            chosen[name] = assign(gains)
+        if all(torch.equal(index, before[name]) for name, index in chosen.items()):
+            break
+    worth = sum(float(gains.gather(1, chosen[name][:, None]).double().sum()) for name, gains in alone.items())
+    for (first, second), gains in shared.items():
+        seen = _seen((first, second), gains, first, chosen)
+        worth += float(seen.gather(1, chosen[first][:, None]).double().sum())
+    return chosen, worth
+
+
+def _seen(names: tuple[str, str], gains: Tensor, name: str, chosen: Mapping[str, Tensor]) -> Tensor:
+    """Return the gains of one of two groups, the other one permuted as chosen."""
+    first, second = names
+    if name == first:
+        return gains[:, torch.arange(gains.shape[1]), :, chosen[second]].sum(0)
+    return gains[torch.arange(gains.shape[0]), :, chosen[first]].sum(0)
+
+
+def _shared(family: Family, indices: Indices) -> dict[tuple[str, str], Tensor]:
+    """Return the gains of two groups inside for every pair of units of their outer group."""
+    result: dict[tuple[str, str], Tensor] = {}
+    for pair in family.pairs:
+        inside = tuple(name for name in family.inner if name in pair.groups)
+        own = [group for group in pair.groups if group in family.members()]
+        if len(inside) == 2 and len(own) == 3:
+            gains = _gains(family, pair, (family.group, *inside), indices)
+            names = (inside[0], inside[1])
+            result[names] = result[names] + gains if names in result else gains
+    return result
+
+
+def _gains(family: Family, pair: Pair, groups: tuple[str, ...], indices: Indices) -> Tensor:
+    """Return the gains of three groups in a block, ``(outer, outer, first, second, first, second)``."""
+    places = [pair.groups.index(group) for group in groups]
+    dims = tuple(None if place in places else dim for place, dim in enumerate(pair.source.dims))
+    moved = permute_block(Block(pair.source.view, dims), indices, family.spec.outer)  # type: ignore[arg-type]
+    order = [*places, *(place for place in range(moved.ndim) if place not in places)]
+    sizes = [moved.shape[place] for place in places]
+    a, b = (block.permute(order).reshape(math.prod(sizes), -1) for block in (pair.target, moved))
+    return (a @ b.T).view(*sizes, *sizes).permute(0, 3, 1, 2, 4, 5)
+
+
+# --- The only door to a solver of the linear assignment problem ---
+
+
+def assign(gains: Tensor) -> Tensor:
+    """Return the assignment of columns to rows with the largest total gain.
+
+    Args:
+        gains: ``(n, n)``, finite, any floating dtype; solved in float64.
+
+    Returns:
+        int64 ``(n,)``: row ``i`` is given column ``result[i]``.
+
+    Source:
+        Crouse 2016, https://doi.org/10.1109/TAES.2016.140952 (scipy's shortest augmenting paths).
+    """
+    gains = gains.detach().cpu().to(torch.promote_types(gains.dtype, torch.float32))
+    table = gains.numpy()  # numpy finds the places of maxima ten times as fast as torch
+    best = table.argmax(1)
+    if len(np.unique(best)) == len(best):  # every row can have its largest: nothing to solve
+        return torch.from_numpy(best)
+    costs = np.subtract(np.take_along_axis(table, best[:, None], 1), table, dtype=np.float64)
+    costs -= costs.min(0)  # reduced costs have the same solution, which the solver finds sooner
+    _, columns = linear_sum_assignment(costs)
+    return torch.from_numpy(columns)

@@ -1,0 +1,305 @@
+"""Cycle-consistent matching: Frank–Wolfe over the soft permutations of all models into one universe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from numpy.polynomial import Polynomial
+from torch import Tensor
+
+from weightspace.arguments import checked
+from weightspace.checkpoints import StateDict
+from weightspace.errors import WeightspaceError
+from weightspace.matching.coordinate_ascent import Sweep, match_by
+from weightspace.matching.gains import Family, Indices, Pair, Place, contract, families, pair_blocks
+from weightspace.matching.multi_model import ManyMatching, ModelSet
+from weightspace.symmetry import Permutation, PermutationSpec
+from weightspace.symmetry.pattern import Block
+from weightspace.symmetry.permutation import permute_block
+
+#: Frank–Wolfe ends where the best direction rises less steeply than this share of the first one. Turns do the rest in
+#: less time, and end as high as after ten times as small a share.
+_STEEPNESS = 1e-2
+
+
+@dataclass(frozen=True)
+class Step:
+    """A fact for a progress display: one step of Frank–Wolfe from one of its starts (from 1) was taken."""
+
+    start: int
+    number: int
+    objective: float
+
+
+@checked
+def cycle_consistent(
+    spec: PermutationSpec,
+    states: Sequence[StateDict],
+    *,
+    seed: int = 0,
+    max_steps: int = 200,
+    max_sweeps: int = 100,
+    on_step: Callable[[Step], None] | None = None,
+    on_sweep: Callable[[Sweep], None] | None = None,
+) -> ManyMatching:
+    """Match several models by one permutation each, into a universe, so that every cycle of maps is the identity.
+
+    Frank–Wolfe maximises Σ_{i<j} ⟨P_i θ_i, P_j θ_j⟩ over doubly stochastic matrices of all groups of all models at
+    once: the best direction is an assignment a matrix, and the step along it is the best there is, the objective being
+    a known polynomial there. Each matrix in turn then becomes the permutation that is best beside the others, and the
+    models take turns as in ``merge_many``. One run starts from the models as they came, as in the paper, another from
+    all but the first spread evenly over all permutations; the best of these and of ``merge_many`` is returned.
+
+    Groups inside another that share a block with a second one (grouped convolutions) are permuted by turns only.
+
+    Args:
+        spec: the architecture's spec.
+        states: two models or more; not changed. Of each block of a model that groups stand in ``m`` times, ``2^m``
+            copies are held.
+        seed: order of the turns.
+        max_steps: steps of Frank–Wolfe from each start, at most.
+        max_sweeps: turns of every model, at most.
+        on_step: told of every step.
+        on_sweep: told of every sweep of turns; ``moved`` counts models.
+
+    Returns:
+        One permutation a model, their mean, and Σ_{i<j} ⟨π_i θ_i, π_j θ_j⟩ over the parameters that the spec
+        permutes: as the models came, after every sweep of ``merge_many``, and the best so far after each run.
+
+    Raises:
+        CheckpointError: a model does not fit the spec or holds non-finite weights.
+        WeightspaceError: there are fewer than two models, their integer tensors differ, or a limit is below one.
+
+    Source:
+        Crisostomi et al. 2024, https://arxiv.org/abs/2405.17897, with another line search, start and rounding.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> spec = ws.derive_spec(network, (torch.zeros(1, 4),))
+        >>> a = network.state_dict()
+        >>> b, c = (ws.permute(spec, ws.Permutation.random(spec, seed=seed), a) for seed in (1, 2))
+        >>> matching = ws.cycle_consistent(spec, [a, b, c])
+        >>> torch.allclose(matching.merged["0.weight"], a["0.weight"])  # all three are permuted copies of one network
+        True
+    """
+    for name, limit in (("max_steps", max_steps), ("max_sweeps", max_sweeps)):
+        if limit < 1:
+            raise WeightspaceError(f"{name} must be at least 1, got {limit}.")
+    generator = torch.Generator().manual_seed(seed)
+    basin = ModelSet(spec, states)
+    history = [basin.objective, *basin.settle(generator, max_sweeps, on_sweep)]
+    best = turned = tuple(basin.permutations)
+    for start, spread in enumerate((False, True), start=1):
+        relaxation, fixed = _relaxed(basin, turned, spread=spread)
+        for number, objective in enumerate(_climb(relaxation, max_steps), start=1):
+            if on_step is not None:
+                on_step(Step(start, number, objective))
+        basin.place([Permutation(spec, a | b) for a, b in zip(fixed, relaxation.harden(), strict=True)])
+        basin.settle(generator, max_sweeps, on_sweep)
+        if basin.objective > history[-1]:
+            best = tuple(basin.permutations)
+        history.append(max(history[-1], basin.objective))
+    basin.place(best)
+    return basin.result(history)
+
+
+def _relaxed(
+    basin: ModelSet, permutations: Sequence[Permutation], *, spread: bool
+) -> tuple[Relaxation, list[dict[str, Tensor]]]:
+    """Return soft permutations of all groups but the stiff ones, and for every model where those groups stand."""
+    spec = basin.spec
+    identity, stiff = Permutation.identity(spec).indices, stiff_groups(spec, basin.states[0])
+    fixed = [{**identity, **{group: one[group] for group in stiff}} for one in permutations]
+    basin.place([Permutation(spec, indices) for indices in fixed])
+    return Relaxation(spec, basin.moved, spread=spread), fixed
+
+
+def _climb(relaxation: Relaxation, max_steps: int) -> Iterator[float]:
+    """Take steps of Frank–Wolfe until the best direction hardly rises, and yield the objective after each."""
+    steepest = 0.0
+    for _ in range(max_steps):
+        directions = relaxation.directions()
+        line = relaxation.line(directions)
+        slope = line.deriv()(0)
+        steepest = max(steepest, slope)
+        if slope <= _STEEPNESS * steepest:
+            break
+        share = _highest(line)
+        relaxation.advance(directions, share)
+        yield float(line(share))
+
+
+def _highest(line: Polynomial) -> float:
+    """Return where a polynomial is highest between 0 and 1."""
+    roots = line.deriv().trim().roots()
+    inside = [float(root.real) for root in roots if abs(root.imag) < 1e-9 and 0 < root.real < 1]
+    return max([1.0, *inside], key=line)
+
+
+# --- Several models under soft permutations ---
+
+
+#: A tensor for each power of ``t``.
+_Line = list[Tensor]
+
+
+class Relaxation:
+    """Soft permutations of several models.
+
+    A family is soft if its groups stand at most one inside another in a block; those of grouped convolutions, with
+    two groups inside a third, stay as they are. An inner group and its outer one have one matrix together.
+
+    Args:
+        spec: the architecture's spec.
+        states: float tensors in main memory, one state dict a model.
+        spread: whether the models but the first start evenly spread over all permutations, instead of as they are.
+    """
+
+    def __init__(self, spec: PermutationSpec, states: Sequence[StateDict], *, spread: bool) -> None:
+        self.spec = spec
+        pairs = [pair_blocks(spec, states[0], state) for state in states]
+        self.families = [one for one in families(spec, pairs[0]) if one.pairs and _is_soft(one)]
+        self.blocks = [
+            [_SoftBlock(pair.source, self._places(pair), spec.outer, spread=spread and model > 0) for pair in listed]
+            for model, listed in enumerate(pairs)
+        ]
+        self._whole = [_sum([block.soft for block in blocks]) for blocks in zip(*self.blocks, strict=True)]
+
+    def directions(self) -> list[dict[str, Tensor]]:
+        """Return for every model the permutations along which the objective rises most steeply."""
+        return [
+            {group: index for family in self.families for group, index in self._best(model, family).items()}
+            for model in range(len(self.blocks))
+        ]
+
+    def line(self, permutations: Sequence[Indices]) -> Polynomial:
+        """Return the objective on the way to permutations, at ``t`` from 0 to 1."""
+        total = Polynomial([0.0])
+        for blocks in zip(*self.blocks, strict=True):
+            lines = [block.line(indices)[-1] for block, indices in zip(blocks, permutations, strict=True)]
+            whole = [_sum(power) for power in zip(*lines, strict=True)]
+            total += (_square(whole) - sum((_square(line) for line in lines), Polynomial([0.0]))) / 2
+        return total
+
+    def advance(self, permutations: Sequence[Indices], share: float) -> None:
+        """Go a share of the way to permutations; groups without one stay."""
+        for number, blocks in enumerate(zip(*self.blocks, strict=True)):
+            moved = [block.advance(indices, share) for block, indices in zip(blocks, permutations, strict=True)]
+            if any(moved):
+                self._whole[number] = _sum([block.soft for block in blocks])
+
+    def harden(self) -> list[dict[str, Tensor]]:
+        """Turn soft permutations into permutations, one after the other, and return those of every model.
+
+        Each is the best there is while the others are as soft or hard as they are by then. The objective is linear in
+        it, unless its group stands twice in a block, and so does not fall.
+        """
+        result: list[dict[str, Tensor]] = [{} for _ in self.blocks]
+        for model, found in enumerate(result):
+            for family in self.families:
+                found |= (change := self._best(model, family))
+                self.advance([change if other == model else {} for other in range(len(result))], 1.0)
+        return result
+
+    def _places(self, pair: Pair) -> list[Place]:
+        return [place for family in self.families for place in family.places(pair)]
+
+    def _best(self, model: int, family: Family) -> dict[str, Tensor]:
+        return match_by(family, lambda rows: self._gains(model, rows))
+
+    def _gains(self, model: int, rows: tuple[str, ...]) -> Tensor:
+        """Return the derivative of the objective in a matrix of one model."""
+        shape = tuple(self.spec.groups[group] for group in rows) * 2
+        parts = [
+            contract(whole - block.soft, block.without(number), place.dims)
+            for block, whole in zip(self.blocks[model], self._whole, strict=True)
+            for number, place in enumerate(block.places)
+            if place.rows == rows
+        ]
+        return _sum(parts).view(shape) if parts else torch.zeros(shape)
+
+
+def stiff_groups(spec: PermutationSpec, state: StateDict) -> list[str]:
+    """Return the groups that cannot be relaxed: of families where a block has two groups that stand inside a third."""
+    listed = families(spec, pair_blocks(spec, state, state))
+    return [group for family in listed if not _is_soft(family) for group in family.members()]
+
+
+def _is_soft(family: Family) -> bool:
+    return not family.inner or family.is_linear()
+
+
+class _SoftBlock:
+    """A block under soft permutations, with the products that lack some of them.
+
+    Attributes:
+        places: where the soft permutations act.
+        tables: ``tables[mask]`` is the block with the places permuted whose bit is set.
+    """
+
+    def __init__(self, block: Block, places: Sequence[Place], outer: Mapping[str, str], *, spread: bool) -> None:
+        self.dims, self.places, self.outer = block.dims, places, outer
+        self.tables = [block.view]
+        for place in places:
+            self.tables += [
+                table.mean(place.dims, keepdim=True).expand_as(table) if spread else table for table in self.tables
+            ]
+
+    @property
+    def soft(self) -> Tensor:
+        """The block with all places permuted."""
+        return self.tables[-1]
+
+    def without(self, number: int) -> Tensor:
+        """Return the block with all places permuted but one."""
+        return self.tables[-1 - (1 << number)]
+
+    def line(self, indices: Indices) -> list[_Line]:
+        """Return all tables on the way to permutations, as polynomials."""
+        lines = [[table] for table in self.tables]
+        for number, place in enumerate(self.places):
+            if place.rows[0] in indices:
+                for mask in range(len(lines)):
+                    if not mask >> number & 1:
+                        moved = [self._moved(power, place, indices) for power in lines[mask]]
+                        lines[mask | 1 << number] = _between(lines[mask | 1 << number], moved)
+        return lines
+
+    def advance(self, indices: Indices, share: float) -> bool:
+        """Go a share of the way to permutations, and tell whether any of them acts here."""
+        self.tables = [_at(line, share) for line in self.line(indices)]
+        return any(place.rows[0] in indices for place in self.places)
+
+    def _moved(self, tensor: Tensor, place: Place, indices: Indices) -> Tensor:
+        dims = tuple(dim if number in place.dims else None for number, dim in enumerate(self.dims))
+        return permute_block(Block(tensor, dims), indices, self.outer)  # type: ignore[arg-type]
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(tensors)).sum(0)
+
+
+def _between(stay: _Line, go: _Line) -> _Line:
+    """Return ``(1 − t) stay + t go`` of two polynomials of one degree."""
+    steps = [b - a for a, b in zip(stay, go, strict=True)]
+    return [stay[0], *(a + step for a, step in zip(stay[1:], steps[:-1], strict=True)), steps[-1]]
+
+
+def _at(line: _Line, share: float) -> Tensor:
+    result = line[-1]
+    for power in reversed(line[:-1]):
+        result = power + share * result
+    return result
+
+
+def _square(line: _Line) -> Polynomial:
+    """Return ‖line‖² as a polynomial, accumulated in float64."""
+    powers = [0.0] * (2 * len(line) - 1)
+    for i, a in enumerate(line):
+        for j, b in enumerate(line):
+            powers[i + j] += float(torch.sum(a * b, dtype=torch.float64))
+    return Polynomial(powers)

@@ -1,0 +1,232 @@
+"""Gain matrices of weight matching: a group, the groups nested in it, and every part of a tensor they permute.
+
+For blocks ``A`` (target) and ``B`` (source) the inner product ``⟨A, π(B)⟩`` is linear in each permutation while the
+others are held, so that a group's best permutation is an assignment over one matrix of gains. That matrix is kept
+from step to step: when a neighbour moves ``k`` of its ``n`` units, only their share is added.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from weightspace.checkpoints import StateDict
+from weightspace.symmetry import PermutationSpec
+from weightspace.symmetry.pattern import Block, Units, blocks
+from weightspace.symmetry.permutation import outer_place, permute_block
+
+Indices = Mapping[str, Tensor]
+
+
+@dataclass(eq=False)
+class Pair:
+    """A block of the target beside that of the source; every dimension is one group or fixed."""
+
+    target: Tensor
+    source: Block
+    #: Group of each dimension, None where it is fixed.
+    groups: tuple[str | None, ...]
+    #: The permutations that the inner product was last asked for, and what it was.
+    _known: tuple[tuple[Tensor | None, ...], float] | None = None
+
+    def inner_product(self, indices: Indices, outer: Mapping[str, str]) -> float:
+        """Return ⟨A, π(B)⟩; sums over rows are accumulated in float64."""
+        asked = tuple(indices.get(group) for group in self.groups if group)
+        if self._known is None or any(one is not other for one, other in zip(asked, self._known[0], strict=True)):
+            products = self.target * permute_block(self.source, indices, outer)
+            self._known = asked, float(products.reshape(len(products), -1).sum(1).double().sum())
+        return self._known[1]
+
+
+def pair_blocks(spec: PermutationSpec, target: StateDict, source: StateDict) -> list[Pair]:
+    """Return every block of a parameter that some group touches; tied tensors count once."""
+    result, seen = [], set()
+    for name, axes in spec.axes.items():
+        tensor = target[name]
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if name in spec.statistics or tensor.numel() == 0 or key in seen or not tensor.is_floating_point():
+            continue
+        seen.add(key)
+        both = (blocks(precise(state[name]), axes, spec.groups) for state in (target, source))
+        for a, b in zip(*both, strict=True):
+            groups = tuple(dim.group if isinstance(dim, Units) else None for dim in a.dims)
+            if any(groups):
+                result.append(Pair(a.view, b, groups))
+    return result
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """Return float32 (float64 as it is) in main memory, where the assignments are solved."""
+    return tensor.detach().to("cpu", torch.float64 if tensor.dtype == torch.float64 else torch.float32)
+
+
+class Place(NamedTuple):
+    """Units of a group, or of it and of one inside it, and the dimensions of a block along which they stand."""
+
+    rows: tuple[str, ...]
+    dims: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Family:
+    """A group, the groups inside it, and its blocks."""
+
+    group: str
+    inner: tuple[str, ...]
+    spec: PermutationSpec
+    pairs: list[Pair] = field(default_factory=list)
+    _gains: dict[tuple[str, ...], _Gains] = field(default_factory=dict)
+
+    def members(self) -> tuple[str, ...]:
+        """Return the group and those inside it."""
+        return (self.group, *self.inner)
+
+    def neighbours(self) -> set[str]:
+        """Return the other groups whose movement changes this family's gains."""
+        return {group for pair in self.pairs for group in pair.groups if group} - set(self.members())
+
+    def is_linear(self) -> bool:
+        """Tell whether one assignment over the gains is the best step (no group twice in a block)."""
+        return all(self.coupling(pair) <= 1 for pair in self.pairs)
+
+    def coupling(self, pair: Pair) -> int:
+        """Return how often the group (of a family without inner groups), or its inner groups, stand in a block."""
+        counted = self.inner or (self.group,)
+        often = sum(group in counted for group in pair.groups)
+        return max(often, sum(group == self.group for group in pair.groups))
+
+    def objective(self, indices: Indices) -> float:
+        """Return the family's share of Σ⟨A, π(B)⟩."""
+        return sum(pair.inner_product(indices, self.spec.outer) for pair in self.pairs)
+
+    def gains(self, rows: tuple[str, ...], indices: Indices) -> Tensor:
+        """Return the gain of every source unit at every target unit, the other groups held.
+
+        Args:
+            rows: the groups whose units are matched: the group alone, or it and one inside it.
+            indices: current permutations; a block with a group that is not among them is left out.
+
+        Returns:
+            float32 (float64 for float64 weights) of shape ``(n, n)``; ``(outer, inner, outer, inner)`` for two.
+        """
+        if rows not in self._gains:
+            self._gains[rows] = _Gains(rows, self._terms(rows), self.spec)
+        return self._gains[rows].at(indices)
+
+    def inner_gains(self, inner: str, indices: Indices) -> Tensor:
+        """Return the gains of one inner group within each unit of its outer group, all else held.
+
+        Returns:
+            Shape ``(outer units, n, n)``.
+        """
+        total: Tensor | None = None
+        outer = self.spec.outer
+        for pair in self.pairs:
+            for place in (place for place, group in enumerate(pair.groups) if group == inner):
+                dims = tuple(dim if other != place else None for other, dim in enumerate(pair.source.dims))
+                moved = permute_block(Block(pair.source.view, dims), indices, outer)  # type: ignore[arg-type]
+                above = outer_place(list(pair.groups), place, self.group)
+                rest = [dim for dim in range(moved.ndim) if dim not in (above, place)]
+                a, b = (
+                    one.permute(above, place, *rest).flatten(2) if rest else one.permute(above, place)[..., None]
+                    for one in (pair.target, moved)
+                )
+                part = a @ b.mT
+                total = part if total is None else total + part
+        assert total is not None, "an inner group stands in some block"
+        return total
+
+    def places(self, pair: Pair) -> list[Place]:
+        """Return where a family's units stand in a block; nowhere if it has several groups inside the group."""
+        own = [place for place, group in enumerate(pair.groups) if group in self.members()]
+        if not self.inner:  # a group twice in a block: one place moves while the other is held
+            return [Place((self.group,), (place,)) for place in own]
+        own.sort(key=lambda place: pair.groups[place] != self.group)
+        rows = tuple(str(pair.groups[place]) for place in own)
+        return [Place(rows, tuple(own))] if len(rows) <= 2 and rows.count(self.group) == 1 else []
+
+    def _terms(self, rows: tuple[str, ...]) -> list[_Term]:
+        return [_Term(pair, place.dims) for pair in self.pairs for place in self.places(pair) if place.rows == rows]
+
+
+@dataclass(eq=False)
+class _Term:
+    """A block seen from the places where a family's groups stand, and the permutations it was last seen under."""
+
+    pair: Pair
+    places: tuple[int, ...]
+    seen: dict[str, Tensor] | None = None
+
+    def held(self) -> set[str]:
+        """Return the groups of the other dimensions."""
+        return {group for place, group in enumerate(self.pair.groups) if group and place not in self.places}
+
+
+class _Gains:
+    """A matrix of gains that follows the permutations of the neighbours."""
+
+    def __init__(self, rows: tuple[str, ...], terms: list[_Term], spec: PermutationSpec) -> None:
+        self.terms = terms
+        self.outer = spec.outer
+        self.shape = tuple(spec.groups[group] for group in rows) * 2
+        self.total: Tensor | None = None
+
+    def at(self, indices: Indices) -> Tensor:
+        for term in (term for term in self.terms if term.held() <= indices.keys()):
+            for a, b in self._news(term, indices):
+                rows, columns = unfold(a, term.places), unfold(b, term.places).T
+                self.total = rows @ columns if self.total is None else self.total.addmm_(rows, columns)
+        return torch.zeros(self.shape) if self.total is None else self.total.view(self.shape)
+
+    def _news(self, term: _Term, indices: Indices) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what changed in a block since it was last seen: target, and new minus old source."""
+        pair, held = term.pair, term.held()
+        now = {group: indices[group] for group in held}
+        before, term.seen = term.seen, now
+        dims = tuple(dim if place not in term.places else None for place, dim in enumerate(pair.source.dims))
+        block = Block(pair.source.view, dims)  # type: ignore[arg-type]
+        if before is None:
+            yield pair.target, permute_block(block, now, self.outer)
+        elif len(held) == 1 and (group := next(iter(held))) not in self.outer:
+            place = next(p for p, g in enumerate(pair.groups) if g == group and p not in term.places)
+            new, old = now[group], before[group]
+            moved = (new != old).nonzero().flatten()
+            if len(moved):
+                source = pair.source.view
+                change = source.index_select(place, new[moved]) - source.index_select(place, old[moved])
+                yield pair.target.index_select(place, moved), change
+        elif any(not torch.equal(now[group], before[group]) for group in held):
+            yield (
+                pair.target,
+                permute_block(block, now, self.outer) - permute_block(block, before, self.outer),
+            )
+
+
+def contract(a: Tensor, b: Tensor, places: tuple[int, ...]) -> Tensor:
+    """Return the products of all units of two blocks, summed over the other dimensions."""
+    return unfold(a, places) @ unfold(b, places).T
+
+
+def unfold(block: Tensor, places: tuple[int, ...]) -> Tensor:
+    """Return a matrix with a row for every unit at some dimensions of a block."""
+    rest = [dim for dim in range(block.ndim) if dim not in places]
+    return block.permute(*places, *rest).reshape(math.prod(block.shape[place] for place in places), -1)
+
+
+def families(spec: PermutationSpec, pairs: list[Pair]) -> list[Family]:
+    """Return one family for every group that is not inside another, in the order of the spec."""
+    result = {
+        group: Family(group, tuple(i for i, o in spec.outer.items() if o == group), spec)
+        for group in spec.groups
+        if group not in spec.outer
+    }
+    for pair in pairs:
+        touched = {spec.outer.get(group, group) for group in pair.groups if group}
+        for group in sorted(touched):
+            result[group].pairs.append(pair)
+    return list(result.values())

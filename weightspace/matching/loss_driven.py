@@ -1,0 +1,294 @@
+"""Shared parts of loss-driven matching: Adam steps, and the best permutation on held-out data.
+
+The best permutation is copied when it is found, so that no later step can change it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from weightspace.checkpoints import StateDict, check_compatible
+from weightspace.checkpoints.state_dict import tied_names
+from weightspace.errors import WeightspaceError
+from weightspace.matching.gains import Indices, precise
+from weightspace.matching.result import Matching, matched
+from weightspace.symmetry import Permutation, PermutationSpec, permute
+from weightspace.tasks.protocol import Split, Task, threads_of
+from weightspace.threads import torch_threads
+
+#: What a search finds: the permutation of one model, or those of several.
+Found = TypeVar("Found")
+Found_co = TypeVar("Found_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A fact for a progress display: the permutation after ``step`` of ``steps`` was judged by its loss."""
+
+    step: int
+    steps: int
+    loss: float
+    best: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a descent goes: ``steps`` of Adam, judged after every ``every`` of them and at the end."""
+
+    steps: int
+    learning_rate: float
+    every: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.every < 1:
+            raise WeightspaceError(
+                f"A descent has 0 steps or more and is judged every 1 or more; found {self.steps} and {self.every}."
+            )
+        if not 0 < self.learning_rate < math.inf:
+            raise WeightspaceError(f"The learning rate must be above 0 and finite, got {self.learning_rate}.")
+
+
+class Parametrization(Protocol[Found_co]):
+    """What is descended: some leaves, a loss that reaches them, and the permutations that they stand for."""
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What Adam moves."""
+        ...
+
+    def loss(self, batch: Any) -> Tensor:
+        """Return the loss of a batch, differentiable in the leaves."""
+        ...
+
+    def indices(self) -> Found_co:
+        """Return what the leaves stand for now: the permutation of one model, or of several."""
+        ...
+
+
+class Best(Generic[Found]):
+    """The best permutations so far, and the best loss after every trial."""
+
+    def __init__(self, found: Found, loss: float) -> None:
+        self.found, self.history = deepcopy(found), [loss]
+
+    def offer(self, found: Found, loss: float) -> None:
+        """Keep a copy of what has the lowest loss so far; of equals the first is kept."""
+        if loss < self.history[-1]:
+            self.found = deepcopy(found)
+        self.history.append(min(loss, self.history[-1]))
+
+
+def search(
+    way: Parametrization[Found],
+    judge: Callable[[Found], float],
+    came: Found,
+    batches: Iterable[Any],
+    schedule: Schedule,
+    on_trial: Callable[[Trial], None] | None,
+) -> Best[Found]:
+    """Take the steps of a schedule, and return the best permutations that they led to.
+
+    Args:
+        way: what is descended.
+        judge: returns how bad permutations are.
+        came: the permutations of networks that stay as they came.
+        batches: as many as steps, at least.
+        schedule: how many steps, how long.
+        on_trial: told of every trial.
+
+    Returns:
+        What is judged lowest, and the lowest so far of ``came``, at the start of the way, and after every trial.
+
+    Raises:
+        WeightspaceError: the loss is not finite any more.
+    """
+    best = Best(came, judge(came))
+    best.offer(start := way.indices(), judge(start))
+    optimizer = torch.optim.Adam([{"params": way.leaves}], lr=schedule.learning_rate)
+    for step, batch in zip(range(1, schedule.steps + 1), batches, strict=False):
+        optimizer.zero_grad()
+        loss = way.loss(batch)
+        if not bool(loss.isfinite()):
+            raise WeightspaceError(f"The loss is {loss.item()} at step {step}. Is the learning rate too high?")
+        loss.backward()
+        optimizer.step()
+        if step % schedule.every == 0 or step == schedule.steps:
+            best.offer(found := way.indices(), bad := judge(found))
+            if on_trial is not None:
+                on_trial(Trial(step, schedule.steps, bad, best.history[-1]))
+    return best
+
+
+def descend(
+    ends: EndpointPair,
+    way: Parametrization[Indices],
+    judge: Callable[[StateDict], float],
+    batches: Iterable[Any],
+    schedule: Schedule,
+    on_trial: Callable[[Trial], None] | None,
+) -> Matching:
+    """Search for the permutation of the source whose permuted parameters are judged lowest.
+
+    Args:
+        ends: the two networks.
+        way: what is descended.
+        judge: returns how bad the permuted parameters of the source are.
+        batches: as many as steps, at least.
+        schedule: how many steps, how long.
+        on_trial: told of every trial.
+
+    Raises:
+        WeightspaceError: the loss is not finite any more.
+    """
+    if not ends.spec.groups:  # nothing to learn
+        schedule = replace(schedule, steps=0)
+    came = Permutation.identity(ends.spec).indices
+    best = search(way, lambda indices: judge(ends.permuted(indices)), came, batches, schedule, on_trial)
+    history = tuple(best.history)
+    settled = len(history) > 2 and history[-1] == history[-2]
+    permutation = Permutation(ends.spec, best.found)
+    return matched(ends.spec, ends.target, ends.source, permutation, history, converged=settled)
+
+
+def endless(task: Task, generator: Generator) -> Iterator[Any]:
+    """Yield training batches without end, each epoch in an order of its own.
+
+    Raises:
+        WeightspaceError: there are none.
+    """
+    while True:
+        empty = True
+        for batch in task.batches("train", int(torch.randint(2**62, (), generator=generator))):
+            empty = False
+            yield batch
+        if empty:
+            raise WeightspaceError(f"Task {task.name!r} has no training batches; a matching by its loss needs them.")
+
+
+# --- The two networks of a matching that is driven by a loss, and the weights between them ---
+
+
+@dataclass(frozen=True, eq=False)
+class EndpointPair:
+    """A target that stays, a source to permute, and the spec of both.
+
+    What moves are the parameters: floats that are no statistics, in float32 (float64 as it is). Names that share a
+    tensor still do.
+    """
+
+    spec: PermutationSpec
+    target: StateDict
+    source: StateDict
+
+    @cached_property
+    def fixed(self) -> StateDict:
+        """The parameters of the target."""
+        return self._parameters(self.target)
+
+    @cached_property
+    def movable(self) -> StateDict:
+        """The parameters of the source."""
+        return self._parameters(self.source)
+
+    def permuted(self, indices: Indices) -> StateDict:
+        """Return the parameters of the source in a new order."""
+        return self._parameters(permute(self.spec, Permutation(self.spec, indices), self.source))
+
+    def between(self, moved: StateDict, position: float) -> StateDict:
+        """Return every tensor of a network at a position from the target (0) to some moved parameters (1)."""
+        line = {name: self.fixed[name] + position * (tensor - self.fixed[name]) for name, tensor in moved.items()}
+        return {**self.target, **line}
+
+    def distance(self, moved: StateDict) -> Tensor:
+        """Return the squared distance of some moved parameters from the target's."""
+        return torch.stack([(tensor - self.fixed[name]).square().sum() for name, tensor in moved.items()]).sum()
+
+    def _parameters(self, state: StateDict) -> StateDict:
+        tied = tied_names(state)
+        result: StateDict = {}
+        for name in self.spec.axes:
+            if name not in self.spec.statistics and state[name].is_floating_point():
+                twin = result.get(tied.get(name, ""))
+                result[name] = precise(state[name]) if twin is None else twin
+        return result
+
+
+# --- The loss of a task as a function of the weights ---
+
+
+#: Seed of the fixed batches of a split.
+_SEED = 0
+
+
+class Losses:
+    """The task's loss at any weights, differentiable in them.
+
+    Args:
+        task: builds the network, and has the data and the loss.
+        device: where the network runs; where the task builds it if not given.
+    """
+
+    def __init__(self, task: Task, *, device: torch.device | str | None = None) -> None:
+        with torch.random.fork_rng(devices=[]):  # the weights that it draws are never used
+            network = task.network().to(device).eval()
+        for layer in network.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.training, layer.track_running_stats = True, False
+        self.task = task
+        self._loss = _LossOfTask(task, network)
+        self._own = network.state_dict()
+        tied = tied_names(self._own)
+        self._names = {name: f"network.{name}" for name in self._own if name not in tied}
+
+    def __call__(self, state: StateDict, batch: Any) -> Tensor:
+        """Return the loss of one batch at some weights.
+
+        Args:
+            state: every tensor of the network by name, of any float dtype, on any device; not changed. Of names
+                that the network ties, the first counts.
+            batch: as ``task.batches`` gives it.
+
+        Returns:
+            A scalar in nats, differentiable in the tensors of ``state``.
+
+        Raises:
+            CheckpointError: the state has other names or shapes than the task's network.
+        """
+        check_compatible(self._own, state, names=(f"the network of {self.task.name}", "the state"))
+        moved = {inside: state[name].to(self._own[name]) for name, inside in self._names.items()}
+        return functional_call(self._loss, moved, (batch,))
+
+    @torch.no_grad()
+    def mean(self, state: StateDict, split: Split = "validation") -> float:
+        """Return the mean loss, in nats, over the batches of a split, which are the same on every call.
+
+        Raises:
+            CheckpointError: the state has other names or shapes than the task's network.
+            WeightspaceError: the split has no batches.
+        """
+        with torch_threads(threads_of(self.task)):
+            losses = [float(self(state, batch)) for batch in self.task.batches(split, _SEED)]
+        if not losses:
+            raise WeightspaceError(f"Split {split!r} of task {self.task.name!r} has no batches to measure a loss on.")
+        return math.fsum(losses) / len(losses)
+
+
+class _LossOfTask(nn.Module):
+    """A network and its loss as one module, so that its weights can be put in from outside."""
+
+    def __init__(self, task: Task, network: nn.Module) -> None:
+        super().__init__()
+        self.task, self.network = task, network
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.task.loss(self.network, batch)

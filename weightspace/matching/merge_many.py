@@ -1,0 +1,65 @@
+"""MergeMany: each model in turn is matched to the mean of the others, until none moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from weightspace.arguments import checked
+from weightspace.checkpoints import StateDict
+from weightspace.errors import WeightspaceError
+from weightspace.matching.coordinate_ascent import Sweep
+from weightspace.matching.multi_model import ManyMatching, ModelSet
+from weightspace.symmetry import PermutationSpec
+
+
+@checked
+def merge_many(
+    spec: PermutationSpec,
+    states: Sequence[StateDict],
+    *,
+    seed: int = 0,
+    max_sweeps: int = 100,
+    on_sweep: Callable[[Sweep], None] | None = None,
+) -> ManyMatching:
+    """Bring several models into one basin by turns: weight matching of each to the mean of the others.
+
+    A turn is taken only if it raises Σ_{i<j} ⟨π_i θ_i, π_j θ_j⟩ over the parameters that the spec permutes, which so
+    never falls; of two models that is the objective of weight matching.
+
+    Args:
+        spec: the architecture's spec.
+        states: two models or more; not changed.
+        seed: order of the models in each sweep, and of the groups in each matching. The models are numbered by
+            their place in ``states``: another order of them acts like another seed.
+        max_sweeps: turns of every model, at most.
+        on_sweep: told of every sweep; ``moved`` counts models.
+
+    Returns:
+        One permutation a model, their mean, and the objective as the models came and after every sweep.
+
+    Raises:
+        CheckpointError: a model does not fit the spec or holds non-finite weights.
+        WeightspaceError: there are fewer than two models, their integer tensors differ, or ``max_sweeps`` is below
+            one.
+
+    Source:
+        Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, algorithm 3.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> spec = ws.derive_spec(network, (torch.zeros(1, 4),))
+        >>> a = network.state_dict()
+        >>> b, c = (ws.permute(spec, ws.Permutation.random(spec, seed=seed), a) for seed in (1, 2))
+        >>> matching = ws.merge_many(spec, [a, b, c])
+        >>> torch.allclose(matching.merged["0.weight"], a["0.weight"])  # all three are permuted copies of one network
+        True
+    """
+    if max_sweeps < 1:
+        raise WeightspaceError(f"max_sweeps must be at least 1, got {max_sweeps}.")
+    generator = torch.Generator().manual_seed(seed)
+    basin = ModelSet(spec, states)
+    return basin.result([basin.objective, *basin.settle(generator, max_sweeps, on_sweep)])

@@ -1,0 +1,281 @@
+"""The table of matching methods, a row each. Reading it costs no torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from weightspace.errors import WeightspaceError
+from weightspace.suggestions import unknown
+
+if TYPE_CHECKING:
+    from weightspace.checkpoints import StateDict
+    from weightspace.matching.coordinate_ascent import Sweep
+    from weightspace.matching.cycle_consistent import Step
+    from weightspace.matching.loss_driven import Trial
+    from weightspace.matching.multi_model import ManyMatching
+    from weightspace.matching.result import Matching
+    from weightspace.symmetry import PermutationSpec
+    from weightspace.tasks.protocol import Task
+
+#: Told of what a method reports: sweeps, steps or trials.
+OnFact: TypeAlias = "Callable[[Sweep | Step | Trial], None] | None"
+
+_GIT_REBASIN = "Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836"
+_PENA = "Peña et al. 2023, https://arxiv.org/abs/2212.12042"
+
+
+@dataclass(frozen=True)
+class MatchingMethod:
+    """A row of the table.
+
+    Attributes:
+        name: on the command line.
+        summary: what it does, in a line.
+        source: the paper that it is from, with a link.
+        objective: what ``Matching.objective`` is.
+        needs_task: whether it needs data, and a network to run them through.
+        function: ``file:function`` in this package, ``function(spec, task, target, source, *, seed, …)``; of several
+            networks ``function(spec, states, *, seed, …)``, with the task before the states if it needs one.
+        preset: keywords of the function that make it this method.
+        options: keywords of the function that are the user's.
+        reports: keywords of the function that take what is told of every sweep, step or trial.
+    """
+
+    name: str
+    summary: str
+    source: str
+    objective: str
+    needs_task: bool
+    function: str
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    options: tuple[str, ...] = ("steps", "learning_rate", "start")
+    reports: tuple[str, ...] = ("on_trial",)
+
+
+_ROWS = (
+    MatchingMethod(
+        "weight-matching",
+        "maximise the inner product of the weights, group by group",
+        f"{_GIT_REBASIN}, section 3.2",
+        "inner product of the weights",
+        needs_task=False,
+        function="run:by_weights",
+        options=("restarts", "max_sweeps"),
+        reports=("on_sweep",),
+    ),
+    MatchingMethod(
+        "activation-matching",
+        "pair the units whose activations are correlated",
+        f"Li et al. 2016, https://arxiv.org/abs/1511.07543; {_GIT_REBASIN}, section 3.1",
+        "sum of the correlations",
+        needs_task=True,
+        function="run:by_activations",
+        options=(),
+        reports=("on_sweep",),
+    ),
+    MatchingMethod(
+        "activation-then-weights",
+        "weight matching that starts where activation matching ends",
+        f"{_GIT_REBASIN}, sections 3.1 and 3.2",
+        "inner product of the weights",
+        needs_task=True,
+        function="run:by_activations_then_weights",
+        options=("restarts", "max_sweeps"),
+        reports=("on_sweep",),
+    ),
+    MatchingMethod(
+        "straight-through",
+        "learn weights whose matching to the source has the lowest loss at the midpoint",
+        f"{_GIT_REBASIN}, section 3.3",
+        "validation loss at the midpoint, in nats",
+        needs_task=True,
+        function="straight_through:straight_through",
+        preset={"projection": "weight-matching"},
+        options=("steps", "learning_rate"),
+    ),
+    MatchingMethod(
+        "straight-through-sinkhorn",
+        "learn scores of all pairs; the forward pass sees their best assignment",
+        _PENA,
+        "validation loss at the midpoint, in nats",
+        needs_task=True,
+        function="straight_through:straight_through",
+        preset={"projection": "sinkhorn"},
+    ),
+    MatchingMethod(
+        "sinkhorn-midpoint",
+        "learn soft permutations by the loss at the midpoint",
+        _PENA,
+        "validation loss at the midpoint, in nats",
+        needs_task=True,
+        function="sinkhorn_rebasin:sinkhorn_rebasin",
+        preset={"loss": "midpoint"},
+    ),
+    MatchingMethod(
+        "sinkhorn-random",
+        "learn soft permutations by the loss at random positions",
+        _PENA,
+        "validation loss at the midpoint, in nats",
+        needs_task=True,
+        function="sinkhorn_rebasin:sinkhorn_rebasin",
+        preset={"loss": "random"},
+    ),
+    MatchingMethod(
+        "sinkhorn-l2",
+        "learn soft permutations by the distance of the weights",
+        _PENA,
+        "squared distance of the weights",
+        needs_task=False,
+        function="sinkhorn_rebasin:sinkhorn_rebasin",
+        preset={"loss": "l2"},
+    ),
+)
+
+_MANY_ROWS = (
+    MatchingMethod(
+        "merge-many",
+        "each network in turn to the mean of the others, by weight matching",
+        f"{_GIT_REBASIN}, algorithm 3",
+        "inner product of the weights, summed over pairs",
+        needs_task=False,
+        function="merge_many:merge_many",
+        options=("max_sweeps",),
+        reports=("on_sweep",),
+    ),
+    MatchingMethod(
+        "cycle-consistent",
+        "Frank–Wolfe over soft permutations of all networks into one universe",
+        "Crisostomi et al. 2024, https://arxiv.org/abs/2405.17897",
+        "inner product of the weights, summed over pairs",
+        needs_task=False,
+        function="cycle_consistent:cycle_consistent",
+        options=("max_sweeps",),
+        reports=("on_step", "on_sweep"),
+    ),
+    MatchingMethod(
+        "straight-through-many",
+        "straight-through estimation by the loss of random mixtures",
+        "Ito et al. 2025, https://proceedings.mlr.press/v267/ito25a.html",
+        "minus the validation loss of the mean, in nats",
+        needs_task=True,
+        function="straight_through_many:straight_through_many",
+        options=("steps", "learning_rate"),
+    ),
+)
+
+#: Name on the command line -> method for two networks. tests/matching/test_every_method.py checks every row.
+MATCHINGS: Mapping[str, MatchingMethod] = {row.name: row for row in _ROWS}
+#: Name on the command line -> method for two networks or more.
+MANY_MATCHINGS: Mapping[str, MatchingMethod] = {row.name: row for row in _MANY_ROWS}
+
+
+def run_matching(
+    method: str,
+    spec: PermutationSpec,
+    target: StateDict,
+    source: StateDict,
+    *,
+    task: Task | None = None,
+    seed: int = 0,
+    on_fact: OnFact = None,
+    **options: Any,
+) -> Matching:
+    """Permute a source towards a target by a method of the table.
+
+    Args:
+        method: a name in ``MATCHINGS``.
+        spec: the architecture's spec.
+        target: stays as it is.
+        source: the checkpoint to permute; not changed.
+        task: that both were trained for; some methods need it (``needs_task``).
+        seed: of whatever the method draws.
+        on_fact: told of every sweep or trial, where the method has them.
+        options: those that the method has (``options``); None is as good as not given.
+
+    Raises:
+        CheckpointError: a checkpoint does not fit the spec or the task, or holds non-finite weights.
+        WeightspaceError: no such method or option, or no task for a method that needs one.
+
+    Warns:
+        WeightspaceWarning: the network has attention, and the method looks at weights alone.
+    """
+    if method not in MATCHINGS:
+        raise unknown("matching method", method, MATCHINGS)
+    _warn_of_attention(MATCHINGS[method], spec)
+    function, keywords = _prepared(MATCHINGS[method], task, on_fact, options)
+    return function(spec, task, target, source, seed=seed, **keywords)
+
+
+def run_many(
+    method: str,
+    spec: PermutationSpec,
+    states: Sequence[StateDict],
+    *,
+    task: Task | None = None,
+    seed: int = 0,
+    on_fact: OnFact = None,
+    **options: Any,
+) -> ManyMatching:
+    """Bring two networks or more into one basin by a method of the table for several.
+
+    Args:
+        method: a name in ``MANY_MATCHINGS``.
+        spec: the architecture's spec.
+        states: the networks; not changed.
+        task: that all were trained for; some methods need it (``needs_task``).
+        seed: of whatever the method draws.
+        on_fact: told of every sweep, step or trial.
+        options: those that the method has (``options``); None is as good as not given.
+
+    Raises:
+        CheckpointError: a network does not fit the spec or the task, or holds non-finite weights.
+        WeightspaceError: no such method or option, no task for a method that needs one, or too few networks.
+
+    Warns:
+        WeightspaceWarning: the networks have attention, and the method looks at weights alone.
+    """
+    if method not in MANY_MATCHINGS:
+        raise unknown("matching method for several networks", method, MANY_MATCHINGS)
+    row = MANY_MATCHINGS[method]
+    _warn_of_attention(row, spec)
+    function, keywords = _prepared(row, task, on_fact, options)
+    return function(spec, *([task] if row.needs_task else []), states, seed=seed, **keywords)
+
+
+def check_task(row: MatchingMethod, task: Task | None) -> None:
+    """Check that a method that needs a task has one.
+
+    Raises:
+        WeightspaceError: it has none.
+    """
+    if row.needs_task and task is None:
+        raise WeightspaceError(f"The method {row.name!r} looks at data: give it the task of the networks (--task).")
+
+
+def _warn_of_attention(row: MatchingMethod, spec: PermutationSpec) -> None:
+    """Say what matching by weights alone does to attention."""
+    if not row.needs_task:
+        from weightspace.matching.attention import warn_of_attention
+
+        warn_of_attention(row.name, spec.axes)
+
+
+def _prepared(
+    row: MatchingMethod, task: Task | None, on_fact: OnFact, options: Mapping[str, Any]
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Return the function of a row, and its keywords.
+
+    Raises:
+        WeightspaceError: it has no such option, or needs a task.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if odd := [name for name in given if name not in row.options]:
+        has = f"its options are {', '.join(row.options)}" if row.options else "it has none"
+        raise WeightspaceError(f"The method {row.name!r} has no option {odd[0]!r}; {has}.")
+    check_task(row, task)
+    file, _, function = row.function.partition(":")
+    call = getattr(importlib.import_module(f"weightspace.matching.{file}"), function)
+    return call, {**dict.fromkeys(row.reports, on_fact), **row.preset, **given}

@@ -1,0 +1,89 @@
+"""The result of matching two networks: a permutation of the source, and its objective."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from weightspace.checkpoints import StateDict, check_compatible, check_finite
+from weightspace.errors import SpecError
+from weightspace.reprs import brief
+from weightspace.symmetry import Permutation, PermutationSpec, check_fits, check_named_tensors, permute
+
+
+@brief
+@dataclass(frozen=True)
+class Matching:
+    """A permutation of the source, and how well it did.
+
+    Attributes:
+        permutation: to be applied to the source: ``permute(spec, matching.permutation, source)``.
+        objective: what the method raises or lowers, as the source came and from there on; the method says what
+            it is. Of weight matching, Σ⟨target, π(source)⟩ over the parameters that the spec permutes, after
+            every sweep; it never falls.
+        l2_reduction: 1 − ‖a − π(b)‖ / ‖a − b‖ over all parameters, statistics excluded; 0 for equal networks.
+        converged: whether the method ended by itself, and not at a limit of its steps.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> spec = ws.derive_spec(task.network(), task.example_args)
+        >>> matching = ws.weight_matching(spec, a, b, seed=0)
+        >>> matching.converged, matching.objective[-1] > matching.objective[0], matching.l2_reduction > 0
+        (True, True, True)
+    """
+
+    permutation: Permutation
+    objective: tuple[float, ...]
+    l2_reduction: float
+    converged: bool
+
+
+def l2_reduction(spec: PermutationSpec, target: StateDict, source: StateDict, permuted: StateDict) -> float:
+    """Return 1 − ‖a − π(b)‖ / ‖a − b‖ over the parameters; 0 where the networks were equal from the start."""
+
+    def distance(other: StateDict) -> float:
+        names = [name for name in spec.axes if name not in spec.statistics and target[name].is_floating_point()]
+        return math.sqrt(
+            math.fsum(
+                float((target[name].cpu().double() - other[name].cpu().double()).square().sum()) for name in names
+            )
+        )
+
+    before = distance(source)
+    return 1 - distance(permuted) / before if before else 0.0
+
+
+def matched(
+    spec: PermutationSpec,
+    target: StateDict,
+    source: StateDict,
+    permutation: Permutation,
+    objective: tuple[float, ...],
+    *,
+    converged: bool,
+) -> Matching:
+    """Return a matching, with its reduction of the distance."""
+    reduction = l2_reduction(spec, target, source, permute(spec, permutation, source))
+    return Matching(permutation, objective, reduction, converged)
+
+
+def check_matchable(
+    spec: PermutationSpec, target: StateDict, source: StateDict, start: Permutation | None = None
+) -> None:
+    """Check what every method of matching needs.
+
+    Raises:
+        CheckpointError: a checkpoint is none, does not fit the spec or holds non-finite weights.
+        SpecError: the start belongs to another spec.
+    """
+    for label, state in (("The target", target), ("The source", source)):
+        check_named_tensors(state, label)
+    check_compatible(target, source, names=("the target", "the source"))
+    for label, state in (("The target", target), ("The source", source)):
+        check_fits(spec, state, label)
+    for label, state in (("The target", target), ("The source", source)):
+        check_finite({name: state[name] for name in spec.axes if name not in spec.statistics}, label)
+    if start is not None and start.spec.digest != spec.digest:
+        raise SpecError("The permutation to start from belongs to another spec.")

@@ -1,0 +1,1 @@
+"""Configurations of models: the values that follow their layers."""

@@ -1,0 +1,31 @@
+"""Statistics of data that methods read beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from weightspace.errors import WeightspaceError
+from weightspace.merging.methods._tensor_stack import Stack, TensorReader
+
+
+def known_evidence(stack: Stack, shape: Sequence[int]) -> list[TensorReader]:
+    """Return the evidence of all models about a tensor, or an empty list where none has any.
+
+    Args:
+        stack: the models.
+        shape: that the evidence must have.
+
+    Raises:
+        WeightspaceError: some models have it and some don't, or it has another shape.
+    """
+    known = [one for one in stack.evidence if one is not None]
+    if not known:
+        return []
+    for label, one in zip(stack.labels, stack.evidence, strict=True):
+        found = "none" if one is None else f"one of shape {one.shape}"
+        if one is None or one.shape != tuple(shape):
+            raise WeightspaceError(
+                f"The evidence of {label} for {stack.name!r}: found {found}, expected one of shape {tuple(shape)}. "
+                "Was it made for this network?"
+            )
+    return known

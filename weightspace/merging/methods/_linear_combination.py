@@ -1,0 +1,87 @@
+"""Methods that are one linear combination of the whole tensor: their formula, and their merged elements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from weightspace.arithmetic.coefficients import Coefficients, ratios, shifts, simplest
+from weightspace.arithmetic.linear_combination import BLOCK, LinearCombiner, combine
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack, TensorReader, check_finite
+
+
+@dataclass(frozen=True)
+class LinearFormula:
+    r"""The formula :math:`\sum_i c_i x_i`.
+
+    Attributes:
+        coefficients: of the models, and behind them of the base where it is part of the sum.
+        with_base: whether it is.
+    """
+
+    coefficients: Coefficients
+    with_base: bool = False
+
+    def __call__(self, piece: Chunk) -> Tensor:
+        """Return the merged elements of a piece, in its dtype."""
+        tensors = [*piece.tensors, piece.origin] if self.with_base else piece.tensors
+        return combine(tensors, self.coefficients, piece.models.dtype)
+
+
+def computed_formula(factors: Sequence[float], *, base: Literal["none", "term", "origin"] = "none") -> Formula:
+    """Return the formula of a linear combination whose coefficients were computed from the tensors.
+
+    Args:
+        factors: ``f_i``; if one of them isn't finite, nothing but NaN comes out.
+        base: ``none``: the sum is ``Σ f_i x_i`` over the models; ``term``: the last one is that of the base;
+            ``origin``: it is ``b + Σ f_i (x_i − b)``.
+    """
+    if not all(map(math.isfinite, factors)):
+        return lambda piece: torch.full_like(piece.tensors[0], torch.nan)
+    exact = tuple(map(simplest, factors))
+    return LinearFormula(shifts(exact) if base == "origin" else ratios(exact), with_base=base != "none")
+
+
+def combined_pieces(formula: LinearFormula, stack: Stack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    """Yield the merged tensor in order: the index of a first element, and 1-D elements, in memory that is used again.
+
+    Args:
+        formula: of the method.
+        stack: the models' tensors.
+        dtype: of the output, a real one.
+
+    Raises:
+        WeightspaceError: the stack or the result holds NaN or infinity (``stack.finite``).
+    """
+    base = [] if stack.base is None else [stack.base]
+    sources = [*stack.sources, *(base if formula.with_base else [])]
+    combiner = LinearCombiner(formula.coefficients, dtype)
+    # NaN and infinity show in the sum, except those of what is no part of it.
+    silent = [*(set(range(len(sources))) - set(formula.coefficients.used)), *range(len(sources), len(stack.labels) + 1)]
+    unseen = silent if stack.finite and True not in stack.passes else []
+    out = torch.empty(min(BLOCK, stack.numel), dtype=dtype)
+    for start in range(0, stack.numel, BLOCK):
+        parts = [source.read(start, min(start + BLOCK, stack.numel)) for source in sources]
+        merged = out[: len(parts[0])]
+        whole = combiner.into(merged, parts)
+        if stack.finite and (unseen or not whole):
+            _check(stack, start, merged, unseen if whole else None)
+        yield start, merged
+
+
+def _check(stack: Stack, start: int, merged: Tensor, which: Sequence[int] | None) -> None:
+    """Check that a piece holds no NaN and no infinity: its inputs (some of them, or all), then itself.
+
+    Raises:
+        WeightspaceError: it does.
+    """
+    everything: list[TensorReader] = [*stack.sources, *([] if stack.base is None else [stack.base])]
+    for index, (label, source) in enumerate(zip((*stack.labels, "the base"), everything, strict=False)):
+        if which is None or index in which:
+            check_finite(source.read(start, start + len(merged)), stack.name, label)
+    check_finite(merged, stack.name, "the result")

@@ -1,0 +1,176 @@
+"""Rows of the table of merge methods: enough to check a recipe and plan a merge without importing torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from weightspace.errors import WeightspaceError
+from weightspace.suggestions import unknown
+
+#: What a method must see at once: any stretch of elements, whole slices along dim 0, or the whole tensor.
+Grain: TypeAlias = Literal["elements", "slices", "whole"]
+
+#: The largest weight or parameter, far below what float32 holds: beyond it nothing but an overflow can come out.
+LARGEST = 1e30
+
+#: Elements in a piece: few enough for a few copies in float32 to stay near the core, enough to outweigh each call.
+PIECE = 2**17
+
+#: Where a base stands. ``end``: it is the end ``t = 0`` of a line, and the first of two models where none is named.
+Base: TypeAlias = Literal["none", "optional", "required", "end"]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One option of a method.
+
+    Attributes:
+        name: as recipes and the command line write it; ``lambda`` reaches the function as ``lambda_``.
+        default: its value where nobody says anything; its type is the type asked for. None: it must be given.
+        help: what it does, in a line.
+        low, high: the bounds of a number, both included.
+        choices: the words that it can be.
+        per_model: it may differ by model and reaches the function as a list, one value a model.
+    """
+
+    name: str
+    default: bool | int | float | str | None
+    help: str
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[str, ...] = ()
+    per_model: bool = False
+
+    @property
+    def argument(self) -> str:
+        """The keyword of the function."""
+        return f"{self.name}_" if self.name == "lambda" else self.name
+
+    def checked(self, value: Any) -> Any:
+        """Return a value of the parameter's type.
+
+        Raises:
+            WeightspaceError: it has another type, or lies out of bounds.
+        """
+        if self.choices:
+            # DARE's rescale is a word here and a bool in mergekit's recipes.
+            word = {True: "true", False: "false"}.get(value, value) if isinstance(value, bool) else value
+            if word not in self.choices:
+                raise unknown(f"value of parameter {self.name!r}", str(value), self.choices)
+            return word
+        if isinstance(self.default, bool):
+            if not isinstance(value, bool):
+                raise WeightspaceError(f"Parameter {self.name!r} is true or false, found {value!r}.")
+            return value
+        if isinstance(self.default, str):
+            if not isinstance(value, str):
+                raise WeightspaceError(f"Parameter {self.name!r} is a word, found {value!r}.")
+            return value
+        return self._number(value)
+
+    def _number(self, value: Any) -> int | float:
+        whole = isinstance(self.default, int)
+        kind = "a whole number" if whole else "a finite number"
+        bounds = f" from {self.low:g} to {self.high:g}" if (self.low, self.high) != (-math.inf, math.inf) else ""
+        number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        if LARGEST < abs(number) < math.inf:
+            raise WeightspaceError(
+                f"Parameter {self.name!r} is a number of at most {LARGEST:g}, found {shown(number)}."
+            )
+        if not math.isfinite(number) or not self.low <= number <= self.high or (whole and number != int(number)):
+            raise WeightspaceError(f"Parameter {self.name!r} is {kind}{bounds}, found {value!r}.")
+        return int(number) if whole else float(number)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    Attributes:
+        name: as recipes and the command line write it.
+        function: ``file:function`` below this package, or a user's ``path/file.py:function`` (see ``user.py``).
+            ``function(stack, weights, **parameters) -> formula``: one weight a model, parameters by keyword. It
+            makes its first passes over the stack, then ``formula(piece)`` returns the merged elements of a piece.
+        formula: what it computes, in a line.
+        source: the paper.
+        parameters: its options, weights aside.
+        base: whether it works on the difference from a base.
+        models: how many models it takes, the base aside: at least, at most.
+        grain: what it must see at once.
+        flat: a parameter and its value with which any stretch of elements does.
+        weighted: whether the models have weights.
+        normalised: equal models without a base give that model, whatever the weights.
+        scale_free: multiplying all models and the base by a number multiplies the result by it.
+        doubles: results of float32 are computed in float64; else they are elements of a model, as they are.
+        survey: ``file:function`` of a pass over the whole model before the first tensor, or "".
+        surveyed_for: a parameter and the value with which that pass is made.
+        evidence: the statistics of data that it needs of every model (``gram``, ``fisher``), or "".
+        cost: nanoseconds of one core for an element of one source, reading included, for estimates.
+        copies: of a slice in float32 that it holds at a time, beside two a model, for estimates.
+    """
+
+    name: str
+    function: str
+    formula: str
+    source: str
+    parameters: tuple[Parameter, ...] = ()
+    base: Base = "none"
+    models: tuple[int, int | None] = (1, None)
+    grain: Grain = "elements"
+    flat: tuple[str, bool] | None = None
+    weighted: bool = True
+    normalised: bool = False
+    scale_free: bool = True
+    doubles: bool = True
+    survey: str = ""
+    surveyed_for: tuple[str, str] = ("", "")
+    evidence: str = ""
+    cost: float = 1.5
+    copies: int = 6
+
+    def grain_of(self, arguments: Mapping[str, Any]) -> Grain:
+        """Return what it must see at once, its parameters being what they are."""
+        if self.flat is not None and arguments.get(self.flat[0]) == self.flat[1]:
+            return "elements"
+        return self.grain
+
+    def surveys(self, arguments: Mapping[str, Any]) -> bool:
+        """Return whether it makes a pass over the whole model first, its parameters being what they are."""
+        return bool(self.survey) and arguments.get(self.surveyed_for[0]) == self.surveyed_for[1]
+
+    def arguments(self, values: Mapping[str, Any], models: int) -> dict[str, Any]:
+        """Return the keyword arguments of the function, checked and with all defaults.
+
+        Args:
+            values: parameters by name; a list, one value a model, where the parameter may differ by model.
+            models: how many models there are, the base aside.
+
+        Raises:
+            WeightspaceError: a parameter is unknown, missing, or has a value that it can't have.
+        """
+        known = {parameter.name: parameter for parameter in self.parameters}
+        for name in values:
+            if name not in known:
+                raise unknown(f"parameter of method {self.name!r}", name, known)
+        return {parameter.argument: self._argument(parameter, values, models) for parameter in self.parameters}
+
+    def _argument(self, parameter: Parameter, values: Mapping[str, Any], models: int) -> Any:
+        value = values.get(parameter.name, parameter.default)
+        if value is None:
+            raise WeightspaceError(f"Method {self.name!r} needs the parameter {parameter.name!r}: {parameter.help}")
+        if not parameter.per_model:
+            return parameter.checked(value)
+        several = value if isinstance(value, Sequence) and not isinstance(value, str) else [value] * models
+        if len(several) != models:
+            raise WeightspaceError(
+                f"Parameter {parameter.name!r} has {len(several)} values for {models} models; expected one per model."
+            )
+        return [parameter.checked(parameter.default if one is None else one) for one in several]
+
+
+def shown(number: float) -> str:
+    """Return a number as errors show it: whole ones of thousands of digits cannot even be written."""
+    return f"one of {number.bit_length():,} bits" if isinstance(number, int) else f"{number:g}"

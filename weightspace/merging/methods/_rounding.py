@@ -1,0 +1,262 @@
+"""The one rounding of a merge, to the dtype of the output, and where faster arithmetic is too coarse for it.
+
+Weights such as 0.3 put results exactly half-way between two numbers of bfloat16 or float16, at which the smallest error
+decides. Mostly float32 is exact there; where the differences are as large as the weights of the network it is not, and
+then many results lie beside a half-way point by an error of their last bits. Models that cancel their base, as pruned
+ones do, leave nothing but such errors. Both show in the results themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.arithmetic.double_word import narrowed
+from weightspace.arithmetic.dtypes import significand_bits
+from weightspace.arithmetic.nonfinite import is_finite
+from weightspace.merging.methods._masked_sum import MaskedSum
+from weightspace.merging.methods._tensor_stack import Chunk, Stack, check_finite
+
+#: Narrow dtype -> bits of float32 that it lacks.
+_LACKING = {torch.bfloat16: 16, torch.float16: 13}
+
+#: A result is beside a half-way point within so many units in the last place of float32.
+_BESIDE = 4
+
+#: Elements of a piece that are looked at, from all over it.
+_SAMPLE = 2**11
+
+#: A result below this share of the base is what cancellation left.
+_CANCELLED = 2.0**-18
+
+#: So many times what chance puts beside half-way points is no chance; so few are not worth it.
+_TIMES, _FEW = 6, 2
+
+#: The error of a sum of differences from a base, relative to the size of both, at most.
+_ERROR = {torch.float32: 2.0**-21, torch.float64: 2.0**-49}
+
+#: What is taken for the error where the base is of the size of the results.
+_DOUBTFUL = {torch.float32: 2.0**-19, torch.float64: 2.0**-44}
+
+#: Dtypes of values and results -> bits that the second one lacks, the range of their exponents being the same or more.
+_BEYOND = {(torch.float32, torch.bfloat16): 16, (torch.float64, torch.float32): 29}
+
+#: About how often results are all but half-way between two numbers, and their error decides.
+_HALF_WAY = 0.02
+
+#: The share of elements that may round to the wrong side by a pessimistic estimate, several times what comes out.
+_TOLERATED = 3e-3
+
+
+def needs_float64(values: Tensor, base: Tensor | None, dtype: torch.dtype) -> bool:
+    """Return whether the errors of float32 would be seen in more of the results than chance makes them.
+
+    Args:
+        values: results, in the dtype that they were computed in.
+        base: what the differences were taken from, of their shape, or None.
+        dtype: of the output.
+    """
+    if dtype not in _LACKING or values.dtype != torch.float32:
+        return False
+    step = values.numel() // _SAMPLE + 1
+    sample = values.reshape(-1)[::step].contiguous().numpy()
+    if base is not None:
+        bound = np.abs(base.reshape(-1)[::step].numpy()) * np.float32(_CANCELLED)
+        if np.count_nonzero((np.abs(sample) < bound) & (sample != 0)) > _FEW:
+            return True
+    return _many_beside_half_way(sample.view(np.uint32), _LACKING[dtype])
+
+
+def _many_beside_half_way(sample: np.ndarray, lacking: int) -> bool:
+    """Return whether more numbers lie just beside half-way points than chance puts there, by their bits."""
+    # What the dtype lacks, moved to the top, so that the half-way point is 2^31; shifted to stand at _BESIDE above 0.
+    place = np.left_shift(sample, 32 - lacking)
+    place += np.uint32(2**31 + (_BESIDE << (32 - lacking)) & 2**32 - 1)
+    near = np.count_nonzero(place <= np.uint32(2 * _BESIDE << (32 - lacking)))
+    exact = np.count_nonzero(place == np.uint32(_BESIDE << (32 - lacking)))
+    return bool(near - exact > max(_FEW, _TIMES * len(sample) * 2 * _BESIDE / 2**lacking))
+
+
+def loses(results: Tensor, models: Tensor, base: Tensor, computed: torch.dtype, *, deviating: bool) -> bool:
+    """Return whether too many results round to the wrong side by a pessimistic estimate.
+
+    The remainder of two large numbers has lost its digits: a result that lies far below its base.
+
+    Args:
+        results: some, 1-D, in the dtype that they were rounded to.
+        models: of the same elements, ``(N, n)`` in float64.
+        base: of the same elements, in float64.
+        computed: the dtype that the results were computed in.
+        deviating: results may be all but half-way between two numbers.
+    """
+    sizes = results.to(torch.float64).numpy()
+    numbers, origin = models.numpy(), np.abs(base.numpy())
+    with np.errstate(all="ignore"):
+        cancelling = origin / np.abs(sizes) + 1
+        wrong = np.minimum(cancelling * 2.0 ** (significand_bits(results.dtype) + 2 - significand_bits(computed)), 1)
+        if deviating:
+            wrong = np.maximum(wrong, np.where(cancelling * _ERROR[computed] > _DOUBTFUL[computed], _HALF_WAY, 0))
+    # What is a model's own number, or beside a base of 0, has lost nothing.
+    wrong[(sizes == numbers).any(axis=0) | (origin == 0)] = 0
+    return bool(np.nan_to_num(wrong, nan=1).sum() > _TOLERATED * len(wrong))
+
+
+def doubtful(values: Tensor, base: Tensor | None, dtype: torch.dtype) -> np.ndarray:
+    """Return which results lie so near a half-way point that the errors of arithmetic decide, as bools.
+
+    Args:
+        values: the results, in float32 or float64.
+        base: what the differences were taken from, where it may be much larger than they are.
+        dtype: that the results are rounded to.
+    """
+    if base is not None:
+        error = values.abs().add_(base.abs()).mul_(_ERROR[values.dtype])
+        return (narrowed(values - error, dtype) != narrowed(error.add_(values), dtype)).numpy()
+    size = _DOUBTFUL[values.dtype]
+    lacking = _BEYOND.get((values.dtype, dtype))
+    if lacking is None:
+        return (narrowed(values * (1 - size), dtype) != narrowed(values * (1 + size), dtype)).numpy()
+    # The bits that the dtype lacks, so shifted that they are small near a half-way point.
+    number = np.uint32 if values.dtype == torch.float32 else np.uint64
+    beside = int(size * 2.0 ** significand_bits(values.dtype))
+    place = np.add(values.numpy().view(number), number(2 ** (lacking - 1) + beside))
+    place &= number(2**lacking - 1)
+    return place <= number(2 * beside)
+
+
+def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return results in the dtype of the output; those in float64 by way of float32, at which its last errors end."""
+    return narrowed(values, dtype) if dtype.itemsize < 4 else values.to(dtype)
+
+
+# --- Formulas that are computed fast ---
+
+
+#: Makes the merged elements of a piece fast. Handed a list, it appends where the vote is all but even.
+Quick: TypeAlias = Callable[[Chunk, "list[np.ndarray] | None"], Tensor]
+
+#: Pieces that are judged together, and how many elements are computed by double words at a time.
+_PIECES, _TOGETHER = 16, 2**14
+
+#: Elements of these pieces that are looked at, about.
+_JUDGED = 2**11
+
+
+@dataclass(frozen=True)
+class RefinedFormula:
+    """Such a formula.
+
+    Attributes:
+        quick: the fast way.
+        exact: the same by double words.
+    """
+
+    quick: Quick
+    exact: MaskedSum
+
+    def __call__(self, piece: Chunk) -> Tensor:
+        """Return the merged elements of a piece, in its dtype."""
+        return self.quick(piece, None)
+
+
+def refined_pieces(formula: RefinedFormula, stack: Stack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    """Yield the merged tensor piece by piece.
+
+    Args:
+        formula: of the method.
+        stack: the models and their base.
+        dtype: of the output.
+
+    Raises:
+        WeightspaceError: the stack or the result holds NaN or infinity (``stack.finite``).
+    """
+    parts: list[tuple[int, Tensor]] = []
+    places: list[np.ndarray] = []
+    for piece in stack.working_pieces():
+        result, unsure = _quickly(formula, piece, dtype, cancelling=False)
+        parts.append((piece.start, result))
+        places.append(unsure)
+        stop = piece.start + len(result)
+        if len(parts) == _PIECES or stop == stack.numel:
+            stored = stack.stored(parts[0][0], stop)
+            if _loses(formula, stack, parts, stored):
+                places = [_once_more(formula, stack, start, result) for start, result in parts]
+            _refine(formula.exact, stored, parts, np.concatenate(places))
+            for start, result in parts:
+                if not is_finite(result):
+                    _settle(formula, stack, start, result)
+                yield start, result
+            parts, places = [], []
+
+
+def _quickly(
+    formula: RefinedFormula, piece: Chunk, dtype: torch.dtype, *, cancelling: bool
+) -> tuple[Tensor, np.ndarray]:
+    """Return the result of a piece by the fast way, and the positions in the tensor of what is doubtful."""
+    close: list[np.ndarray] | None = [] if formula.exact.deviating else None
+    values = formula.quick(piece, close)
+    # A piece's memory is used again for the next one.
+    result = rounded(values, dtype) if values.dtype != dtype else values.clone()
+    if close is None and not cancelling:
+        return result, np.empty(0, np.int64)
+    unsure = doubtful(values, piece.origin if cancelling else None, dtype)
+    for votes in close or ():
+        unsure |= votes
+    return result, np.flatnonzero(unsure) + piece.start
+
+
+def _loses(
+    formula: RefinedFormula, stack: Stack, parts: Sequence[tuple[int, Tensor]], stored: Sequence[Tensor]
+) -> bool:
+    """Return whether the fast way is too coarse for some pieces, judged by elements from all over them."""
+    start, count = parts[0][0], len(stored[0])
+    step = count // _JUDGED + 1
+    models, base = _elements(stored, slice(None, None, step))
+    results = torch.cat([result[(start - begin) % step :: step] for begin, result in parts])
+    computed = stack.work or stack.dtype
+    return loses(results, models, base, computed, deviating=formula.exact.deviating)
+
+
+def _elements(stored: Sequence[Tensor], places: Tensor | slice) -> tuple[Tensor, Tensor]:
+    """Return some elements of the models, ``(N, n)``, and of the base behind them, ``(n,)``, in float64."""
+    rows = torch.stack([tensor[places].to(torch.float64) for tensor in stored])
+    return rows[:-1], rows[-1]
+
+
+def _once_more(formula: RefinedFormula, stack: Stack, start: int, result: Tensor) -> np.ndarray:
+    """Return where a result is doubtful when its error is taken to be as large as it may be, next to its base."""
+    piece = stack.read(start, start + len(result), stack.work)
+    return _quickly(formula, piece, result.dtype, cancelling=True)[1]
+
+
+def _refine(
+    exact: MaskedSum, stored: Sequence[Tensor], parts: Sequence[tuple[int, Tensor]], positions: np.ndarray
+) -> None:
+    """Compute what is doubtful by double words, in place."""
+    bits = max(significand_bits(tensor.dtype) for tensor in stored)
+    first, stop = parts[0][0], parts[0][0] + len(stored[0])
+    for some in torch.from_numpy(positions).split(_TOGETHER):
+        models, base = _elements(stored, some - first)
+        exact_results = exact(models, base, some, parts[0][1].dtype, bits)
+        bounds = torch.searchsorted(some, torch.tensor([start for start, _ in parts] + [stop])).tolist()
+        for (start, result), low, high in zip(parts, bounds, bounds[1:], strict=False):
+            at = some[low:high] - start
+            # What isn't finite is settled later.
+            result[at] = torch.where(result[at].isfinite(), exact_results[low:high], result[at])
+
+
+def _settle(formula: RefinedFormula, stack: Stack, start: int, result: Tensor) -> None:
+    """Compute a result that isn't finite once more in float64, in place.
+
+    Raises:
+        WeightspaceError: an input, or the result, holds NaN or infinity (``stack.finite``).
+    """
+    piece = stack.read(start, start + len(result), torch.float64)
+    result.copy_(rounded(formula(piece), result.dtype))
+    if stack.finite:
+        check_finite(result, stack.name, "the result")

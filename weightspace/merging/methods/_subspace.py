@@ -1,0 +1,72 @@
+"""Merging differences elementwise in coordinates that all tasks share, rather than in those of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightspace.merging.methods._sparsify import taken_from
+from weightspace.merging.methods._svd import Matrices, decomposed
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, InMemory, Stack
+from weightspace.merging.methods.task_arithmetic import task_arithmetic
+from weightspace.merging.methods.ties import ties
+
+
+@dataclass(frozen=True)
+class Inner:
+    """The elementwise method.
+
+    Attributes:
+        name: ``ties`` or ``task_arithmetic``.
+        weights: one per model; any finite numbers.
+        density: for ties, share of the coordinates that is kept, one per model.
+        normalize: divide by the sum of the weights (for ties, of those that agree).
+    """
+
+    name: str
+    weights: Sequence[float]
+    density: Sequence[float]
+    normalize: bool
+
+    def merged(self, differences: Sequence[Tensor]) -> Tensor:
+        """Return the merge of differences of one shape, in this shape."""
+        origin = torch.zeros_like(differences[0])
+        labels = [f"model {number}" for number in range(1, len(differences) + 1)]
+        flats = [InMemory(difference) for difference in differences]
+        stack = Stack("", flats, InMemory(origin), labels, finite=False, dtype=origin.dtype)
+        formula = self._formula(stack)
+        return torch.cat([formula(piece) for piece in stack.pieces()] or [origin.view(-1)]).view_as(origin)
+
+    def _formula(self, stack: Stack) -> Formula:
+        if self.name == "task_arithmetic":
+            return task_arithmetic(stack, self.weights, lambda_=1.0, normalize=self.normalize)
+        return ties(
+            stack,
+            self.weights,
+            density=self.density,
+            lambda_=1.0,
+            normalize=self.normalize,
+            rescale=False,
+            scope="tensor",
+        )
+
+
+def in_subspace(stack: Stack, inner: Inner, lambda_: float, matrices: Matrices) -> Formula:
+    """Return the formula ``b + λ·merged``: of matrices as ``matrices`` does it, of other tensors as ``inner`` does.
+
+    Args:
+        stack: the models and their base, by grain ``whole``.
+        inner: the elementwise method.
+        lambda_: factor of the merged difference.
+        matrices: from the differences ``x_i − b``, 2-D and of one shape, to the merged one.
+    """
+
+    def formula(piece: Chunk) -> Tensor:
+        differences = piece.deltas()
+        merged = decomposed(differences, matrices) if len(stack.shape) == 2 else inner.merged(differences)
+        return taken_from(piece.origin.double(), merged.double(), -lambda_)
+
+    return formula

@@ -1,0 +1,75 @@
+"""Singular vectors of differences from a base, and the orthogonal factor nearest to several sets of them.
+
+Directions whose singular value is rounding have no direction: they are left out, so that results don't depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from weightspace.merging.methods._sparsify import back_differences, summed, taken_from
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
+
+#: From the differences of all models, 2-D and of one shape, to the merged difference.
+Matrices = Callable[[list[Tensor]], Tensor]
+
+
+def on_matrices(stack: Stack, merge: Matrices, lambda_: float) -> Formula:
+    """Return the formula ``b + λ·merge(δ_1 … δ_T)`` for matrices, ``b + λ·mean(δ)`` for tensors of other shapes.
+
+    Args:
+        stack: the models and their base, by grain ``whole``.
+        merge: takes and returns differences; it is odd, so that ``b − x`` serves as well as ``x − b``.
+        lambda_: factor of the merged difference.
+    """
+
+    def formula(piece: Chunk) -> Tensor:
+        backs = back_differences(piece)
+        merged = decomposed(list(backs), merge) if len(stack.shape) == 2 else summed(backs) / len(backs)
+        return taken_from(piece.origin.double(), merged.double(), lambda_)
+
+    return formula
+
+
+def decomposed(differences: list[Tensor], merge: Matrices) -> Tensor:
+    """Return the merge of matrices, or only NaN where one isn't finite: it has no singular vectors."""
+    if all(bool(difference.isfinite().all()) for difference in differences):
+        return merge(differences)
+    return torch.full_like(differences[0], torch.nan)
+
+
+def singular_vectors(
+    matrix: Tensor, rank: int | None = None, whole: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``U``, ``σ``, ``Vᵀ`` of a matrix: the leading ``rank`` triples, those that are rounding left out.
+
+    Args:
+        matrix: ``(m, n)``.
+        rank: triples at most; all by default.
+        whole: what the matrix was left of by a subtraction, whose rounding is none of its triples.
+
+    Returns:
+        ``(m, k)``, ``(k,)`` in descending order and ``(k, n)``, with ``k`` at most ``rank`` and the numerical rank.
+    """
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    size = values[:1] if whole is None else torch.linalg.vector_norm(whole)
+    bound = max(matrix.shape) * torch.finfo(values.dtype).eps * size
+    kept = min(int((values > bound).sum()), len(values) if rank is None else rank)
+    return left[:, :kept], values[:kept], right[:kept]
+
+
+def column_space(matrices: Sequence[Tensor]) -> Tensor:
+    """Return the left singular vectors of matrices side by side, ``[M_1 … M_T] = UΣVᵀ``, as ``(m, k)``."""
+    joined = torch.cat(list(matrices), dim=1)
+    if joined.shape[1] > joined.shape[0]:
+        joined = torch.linalg.qr(joined.T, mode="r").R.T  # the same left singular vectors, in a smaller matrix
+    return singular_vectors(joined)[0]
+
+
+def polar(matrix: Tensor) -> Tensor:
+    """Return the orthogonal factor: the matrix with all its singular values set to 1."""
+    left, _, right = singular_vectors(matrix)
+    return left @ right

@@ -1,0 +1,72 @@
+"""A user's own method, from a Python file: a plain function over the whole tensors of one name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from weightspace.errors import WeightspaceError
+from weightspace.merging.methods._registry import Method, Parameter
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
+from weightspace.user_code import failure, load_object
+
+
+def user_method(source: str) -> Method:
+    """Return the row of a user's method.
+
+    Args:
+        source: ``file.py:function``, a function ``(tensors, weights, base, **parameters) -> tensor``: one float
+            tensor (float32 at least) and one weight a model, and the base's tensor or None. Its keyword-only
+            arguments with a default that is a number, a bool or a string become parameters.
+
+    Raises:
+        WeightspaceError: there is no such function, or its arguments are others.
+    """
+    function = load_object(source)
+    try:
+        arguments = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        arguments = []
+    positional = [a for a in arguments if a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD)]
+    keywords = [a for a in arguments if a.kind is a.KEYWORD_ONLY]
+    if len(positional) != 3:
+        raise WeightspaceError(
+            f"{source} must be a function (tensors, weights, base, *, …), found one that takes "
+            f"({', '.join(map(str, arguments))})."
+        )
+    for argument in keywords:
+        if not isinstance(argument.default, bool | int | float | str):
+            raise WeightspaceError(
+                f"{source}: parameter {argument.name!r} needs a default that is a number, a bool or a string."
+            )
+    parameters = tuple(Parameter(argument.name, argument.default, "") for argument in keywords)
+    return Method(source, source, "", source, parameters, base="optional", grain="whole", scale_free=False)
+
+
+def load_user_method(source: str) -> Callable[..., Formula]:
+    """Return a user's function in the form of a method of ours."""
+    function = load_object(source)
+
+    def method(stack: Stack, weights: Sequence[float], **parameters: Any) -> Formula:
+        def formula(piece: Chunk) -> Tensor:
+            # Theirs may work in place, on tensors that belong to the caller of merge.
+            base = None if piece.base is None else piece.base.clone()
+            try:
+                merged = function([tensor.clone() for tensor in piece.tensors], list(weights), base, **parameters)
+            except Exception as error:
+                said = failure(error, Path(source.rpartition(":")[0]))
+                raise WeightspaceError(f"{stack.name!r} cannot be merged by {source}: {said}") from error
+            if not isinstance(merged, Tensor) or merged.shape != piece.tensors[0].shape:
+                found = tuple(merged.shape) if isinstance(merged, Tensor) else type(merged).__name__
+                raise WeightspaceError(
+                    f"{source} returned {found} for {stack.name!r}; expected a tensor of shape {stack.shape}."
+                )
+            return merged.detach().to(stack.dtype)
+
+        return formula
+
+    return method

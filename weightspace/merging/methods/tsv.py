@@ -1,0 +1,38 @@
+r"""TSV-M: the leading singular vectors of every task, made orthogonal between the tasks.
+
+.. math:: b + \lambda\, \operatorname{polar}([U_1 \dots U_T])\, \tilde\Sigma\,
+    \operatorname{polar}([V_1 \dots V_T])^\top
+
+with :math:`U_t, \Sigma_t, V_t` the leading :math:`\lfloor \min(m, n) / T \rfloor` singular triples of :math:`x_t - b`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from weightspace.merging.methods._svd import on_matrices, polar, singular_vectors
+from weightspace.merging.methods._tensor_stack import Formula, Stack
+
+
+def tsv_m(stack: Stack, weights: Sequence[float], *, lambda_: float) -> Formula:
+    """Return the formula of TSV-M; tensors that are no matrices get the mean of their differences.
+
+    Args:
+        stack: the models and their base.
+        weights: not used.
+        lambda_: factor of the merged difference.
+
+    Source:
+        Gargiulo et al. 2025, https://arxiv.org/abs/2412.00081, algorithm 1.
+    """
+    return on_matrices(stack, _merged, lambda_)
+
+
+def _merged(differences: list[Tensor]) -> Tensor:
+    """Return the merged difference of matrices."""
+    share = max(1, min(differences[0].shape) // len(differences))
+    left, values, right = zip(*(singular_vectors(difference, share) for difference in differences), strict=True)
+    return polar(torch.cat(left, dim=1)) * torch.cat(values) @ polar(torch.cat(right))

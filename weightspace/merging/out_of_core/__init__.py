@@ -1,0 +1,1 @@
+"""Merges from files to a file, out of core."""

@@ -1,0 +1,183 @@
+"""The chat template that a recipe asks for: the built-in ones, that of most models, or Jinja; and where it is kept.
+
+The built-in ones have the names of mergekit's and give the formats that the models were trained on: mergekit's own
+files put line breaks and blanks between the messages of ``llama3`` and ``exaone``, and none before the last
+``### Response:`` of ``alpaca``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from weightspace.checkpoints.atomic_write import one_line_errors, synced_file
+from weightspace.checkpoints.companion_files import is_tokenizer
+from weightspace.checkpoints.json_file import read_json_object
+from weightspace.errors import WeightspaceError
+from weightspace.merging.plan.plan import Member
+from weightspace.merging.recipe.types import Recipe, Warn
+from weightspace.suggestions import unknown
+
+#: Where transformers looks for a template, best first: a file of its own, that of processors, the configuration.
+_FILE = "chat_template.jinja"
+_LEGACY = "chat_template.json"
+_CONFIG = "tokenizer_config.json"
+
+#: Folder of further templates, which stand beside one of the name ``default``.
+_FURTHER = "additional_chat_templates"
+
+#: Characters that a template has at least, so that a misspelt name is none.
+_SHORTEST = 20
+
+_ALPACA = (
+    "{% set parts = namespace(any=false) %}"
+    "{% set titles = {'user': '### Instruction:\\n', 'assistant': '### Response:\\n', 'user_context': '### Input:\\n',"
+    " 'system': ''} %}"
+    "{% for message in messages %}{% if message['role'] in titles %}"
+    "{{ ('\\n\\n' if parts.any else '') + titles[message['role']] + message['content'] | trim }}"
+    "{% set parts.any = true %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt and messages[-1]['role'] != 'assistant' %}{{ '\\n\\n### Response:\\n' }}{% endif %}"
+)
+
+_CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+_EXAONE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}{{ '[|system|][|endofturn|]\\n' }}{% endif %}"
+    "{{ '[|' + message['role'] + '|]' + message['content'] }}"
+    "{{ '\\n' if message['role'] == 'user' else '[|endofturn|]\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[|assistant|]' }}{% endif %}"
+)
+
+_LLAMA3 = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim }}"
+    "{{ '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+
+_MISTRAL = (
+    "{% set system = messages[0]['content'] + '\\n\\n' if messages[0]['role'] == 'system' else '' %}"
+    "{% set turns = messages[1:] if messages[0]['role'] == 'system' else messages %}"
+    "{{ bos_token }}{% for message in turns %}"
+    "{% if message['role'] not in ('user', 'assistant') %}"
+    "{{ raise_exception('Expected user and assistant in turn after a system message, found ' + message['role']) }}"
+    "{% elif (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Expected user and assistant in turn, beginning with the user') }}"
+    "{% elif message['role'] == 'user' %}"
+    "{{ ' [INST] ' + (system if loop.first else '') + message['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+
+#: Name in recipes -> the template.
+TEMPLATES: Mapping[str, str] = {
+    "alpaca": _ALPACA,
+    "chatml": _CHATML,
+    "exaone": _EXAONE,
+    "llama3": _LLAMA3,
+    "mistral": _MISTRAL,
+}
+
+
+def chat_template(
+    recipe: Recipe, members: Sequence[Member], tokenizer: Path | None, ignored: Warn | None
+) -> str | None:
+    """Return the template that the output gets; None: that of its tokenizer, if it has one.
+
+    Args:
+        recipe: the recipe.
+        members: its checkpoints.
+        tokenizer: the folder that the output's tokenizer comes from, or None.
+        ignored: takes a line where the template has no effect; None: that is an error.
+
+    Raises:
+        CheckpointError: a tokenizer's configuration is damaged.
+        WeightspaceError: there is no template of that name.
+    """
+    wanted = recipe.chat_template
+    if wanted is None:
+        return None
+    if "{" not in wanted and wanted not in (*TEMPLATES, "auto"):
+        raise unknown("chat_template", wanted[:100], ("auto", *TEMPLATES))
+    if "{" in wanted and len(wanted) < _SHORTEST:
+        raise WeightspaceError(f"chat_template {wanted!r} is too short for a Jinja template over the messages.")
+    if tokenizer is None or not any(is_tokenizer(path.name) for path in tokenizer.iterdir()):
+        _without_effect("the output has no tokenizer that it could belong to", ignored)
+        return None
+    if wanted != "auto":
+        return TEMPLATES.get(wanted, wanted)
+    folders = {member.source: member.contents.path for member in members}
+    order = dict.fromkeys((recipe.base, *recipe.models) if recipe.base else recipe.models)
+    templates = [template for source in order if (template := read_template(folders[source])) is not None]
+    if not templates:
+        _without_effect("none of the models has one", ignored)
+        return None
+    return Counter(templates).most_common(1)[0][0]
+
+
+def read_template(folder: Path) -> str | None:
+    """Return the chat template of a model, as transformers reads it; None where it has none.
+
+    Raises:
+        CheckpointError: the files that may hold it are damaged.
+    """
+    if (folder / _FILE).is_file():
+        with one_line_errors(folder / _FILE, "read"):
+            return (folder / _FILE).read_text(encoding="utf-8", errors="replace").strip() or None
+    for name in (_LEGACY, _CONFIG):
+        template = _fields(folder / name).get("chat_template")
+        if isinstance(template, list):
+            named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+            template = named[0].get("template") if named else None
+        if isinstance(template, str) and template.strip():
+            return template.strip()
+    return None
+
+
+def write_template(folder: Path, template: str) -> None:
+    """Make a template the only one of a folder.
+
+    Args:
+        folder: a model, its tokenizer in it.
+        template: Jinja.
+
+    Raises:
+        CheckpointError: a configuration is damaged, or the disk refuses.
+    """
+    with one_line_errors(folder, "written"):
+        (folder / _LEGACY).unlink(missing_ok=True)
+        shutil.rmtree(folder / _FURTHER, ignore_errors=True)
+        _replace(folder / _FILE, template)
+        for name in (_CONFIG, "processor_config.json"):
+            fields = _fields(folder / name)
+            if name == _CONFIG and fields:
+                fields["chat_template"] = template
+            elif fields.pop("chat_template", None) is None:
+                continue
+            _replace(folder / name, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
+
+
+def _without_effect(reason: str, ignored: Warn | None) -> None:
+    """Note that the key changes nothing, or refuse it."""
+    if ignored is None:
+        raise WeightspaceError(f"chat_template has no effect: {reason}. Leave it out.")
+    ignored(f"chat_template has no effect: {reason}.")
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    """Return a JSON object of a file, an empty one where there is no file."""
+    return read_json_object(path) if path.is_file() else {}
+
+
+def _replace(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    with synced_file(path) as file:
+        file.write(text.encode())

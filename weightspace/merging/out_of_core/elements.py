@@ -1,0 +1,112 @@
+"""The elements of one tensor of the output, by what its job says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightspace.arithmetic.dtypes import real_dtype
+from weightspace.arithmetic.integers import agreed, largest
+from weightspace.arithmetic.spectral_norm import SpectralModel, spectral_vectors
+from weightspace.arithmetic.weight_norm import EffectiveWeight, Split, split
+from weightspace.checkpoints.dtypes import DTYPES
+from weightspace.merging.methods._apply import merged_pieces, sound_pieces
+from weightspace.merging.methods._registry import PIECE
+from weightspace.merging.methods._tensor_stack import TensorReader
+from weightspace.merging.out_of_core.sources import Sources
+from weightspace.merging.plan.plan import Job
+
+#: What the method's pass over the whole model adds to its arguments, by name.
+Surveyed = Mapping[str, Mapping[str, Any]]
+
+
+def elements_of(job: Job, sources: Sources, surveyed: Surveyed) -> Iterator[tuple[int, Tensor]]:
+    """Yield the elements of a tensor in order, in the dtype of the output: the index of the first, and 1-D elements.
+
+    What follows from a merged weight is made from that weight, merged once more: no job waits for another one.
+
+    Args:
+        job: of the plan of the sources.
+        sources: its checkpoints.
+        surveyed: what the method's pass over the whole model adds to its arguments, by name.
+
+    Raises:
+        WeightspaceError: as the method; integers differ; a tensor holds NaN or infinity.
+    """
+    dtype = real_dtype(DTYPES[job.info.dtype])
+    if job.kind == "direction":
+        whole = _split(job, sources, surveyed)
+        for start, merged in _merged(job, sources, surveyed, torch.float64):
+            yield start, whole.direction(start, merged).to(dtype)
+    elif job.kind == "magnitude":
+        yield 0, _split(sources.plan.by_name[job.follows], sources, surveyed).magnitudes().to(dtype)
+    elif job.kind == "vector":
+        yield 0, getattr(_vectors(job, sources, surveyed), job.part).flatten().to(dtype)
+    elif is_merged(job, sources):
+        yield from _merged(job, sources, surveyed, dtype)
+    else:
+        yield from ((start, elements.to(dtype)) for start, elements in _kept(job, sources))
+
+
+def is_merged(job: Job, sources: Sources) -> bool:
+    """Return whether a tensor is what the method makes of the models' tensors, or of weights that they stand for."""
+    if job.kind == "largest":
+        return job.info.is_inexact and _largest(job, sources) is None
+    return job.kind in ("merge", "direction")
+
+
+def _merged(job: Job, sources: Sources, surveyed: Surveyed, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    """Yield what the method makes."""
+    stack = sources.stack(job)
+    arguments = {**job.arguments, **surveyed.get(job.name, {})}
+    return sound_pieces(stack, merged_pieces(sources.plan.method, stack, job.weights, arguments, dtype))
+
+
+def _kept(job: Job, sources: Sources) -> Iterator[tuple[int, Tensor]]:
+    """Yield what is no merge: counters, a copy, or what all models agree on."""
+    if job.kind == "largest" and (count := _largest(job, sources)) is not None:
+        yield 0, count
+        return
+    flats = [sources.flat(ref) for ref in job.inputs]
+    labels = [sources.plan.members[index].label for index, _ in job.inputs]
+    count = math.prod(flats[0].shape)
+    for start in range(0, count, PIECE):
+        pieces = [flat.read(start, min(start + PIECE, count)) for flat in flats]
+        yield start, pieces[0] if job.kind == "copy" else agreed(job.name, pieces, models=labels)
+
+
+def _largest(job: Job, sources: Sources) -> Tensor | None:
+    """Return the largest counts, 1-D; None where they are no whole numbers."""
+    refs = job.models if sources.plan.method.base == "end" else job.inputs
+    flats = [sources.flat(ref) for ref in refs]
+    return largest([flat.read(0, math.prod(flat.shape)) for flat in flats])
+
+
+def _split(job: Job, sources: Sources, surveyed: Surveyed) -> Split:
+    """Return how the merged weight of a direction is divided."""
+    if job.name not in sources.splits:
+        models = [weight for weight in sources.weights(job) if isinstance(weight, EffectiveWeight)]
+        sources.splits[job.name] = split(models, lambda: _merged(job, sources, surveyed, torch.float64))
+    return sources.splits[job.name]
+
+
+def _vectors(job: Job, sources: Sources, surveyed: Surveyed) -> SpectralModel:
+    """Return the singular vectors of a merged weight."""
+    if job.follows not in sources.vectors:
+        weight = sources.plan.by_name[job.follows]
+        dtype = torch.float64 if weight.kind == "direction" else DTYPES[weight.info.dtype]
+        merged = torch.empty(weight.info.shape, dtype=dtype)
+        for start, elements in _merged(weight, sources, surveyed, dtype):
+            merged.view(-1)[start : start + len(elements)] = elements
+        parts = [[_whole(sources.flat(ref)) for ref in refs] or [None] * len(job.models) for refs in job.companions]
+        models = [SpectralModel(*of_model) for of_model in zip(sources.weights(weight), *parts, strict=True)]
+        sources.vectors[job.follows] = spectral_vectors(merged, models)
+    return sources.vectors[job.follows]
+
+
+def _whole(flat: TensorReader) -> Tensor:
+    return flat.read(0, math.prod(flat.shape)).view(flat.shape)

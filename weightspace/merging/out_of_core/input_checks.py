@@ -1,0 +1,200 @@
+"""Checks of a merge's models against each other, from headers, configurations and the files beside the weights."""
+
+from __future__ import annotations
+
+import filecmp
+import math
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from weightspace.checkpoints.buffers import effective_name
+from weightspace.checkpoints.companion_files import Companions, find_companions, is_head, is_other_copy, is_tokenizer
+from weightspace.checkpoints.json_file import parse_json
+from weightspace.checkpoints.quantisation import check_not_quantised, find_quantised, find_quantised_folder
+from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.merging.config.differences import config_differences, read_config
+from weightspace.merging.methods import Method
+from weightspace.merging.plan.plan import Job, Member
+from weightspace.merging.plan.prefixes import suggested_prefix
+
+#: Files that a line names.
+_LISTED = 8
+
+_CONFIG = "config.json"
+
+#: Files beside the weights that decide what the network computes, apart from its configuration and tokenizer.
+_DECIDING = (
+    *("*.py", "*processor*.json", "*feature_extractor*.json", "modules.json", "sentence_*config.json", "params.json"),
+    *("open_clip_config.json", "config_sentence_transformers.json"),
+)
+
+#: Bytes of JSON files that are compared by what they say, at most; and keys of them that say who wrote them.
+_LARGEST_JSON = 2**20
+_WRITERS = ("transformers_version", "_name_or_path", "__version__", "_commit_hash")
+
+
+def check_plain(members: Sequence[Member]) -> None:
+    """Check that no model is quantised.
+
+    Raises:
+        CheckpointError: one is; the message names the format. Or a configuration is damaged.
+    """
+    for member in members:
+        contents = member.stored or member.contents
+        tensors = {name: (info.dtype, len(info.shape)) for name, info in contents.tensors.items()}
+        quantised = find_quantised(tensors)
+        if quantised is None and contents.path.is_dir():
+            quantised = find_quantised_folder(contents.path, read_config(contents.path) or {})
+        check_not_quantised(member.label if member.adapter is None else contents.path.name, quantised)
+
+
+def check_something_in_common(sources: Sequence[Member]) -> None:
+    """Check that models which are merged whole have a name in common.
+
+    Raises:
+        CheckpointError: they have none.
+    """
+    names = [member.contents.tensors.keys() for member in sources]
+    if len(names) > 1 and not set.intersection(*map(set, names)):
+        first = next(iter(names[0]))
+        other = next(index for index in range(1, len(names)) if not names[0] & names[index]) if len(names) == 2 else 1
+        prefix = suggested_prefix(first, names[other])
+        hint = f" --strip-prefix {prefix} takes the prefix off." if prefix else " Are they models of one architecture?"
+        raise CheckpointError(
+            f"{' and '.join(member.label for member in sources[:3])} have no tensor in common: "
+            f"{first!r} against {next(iter(names[other]))!r}. There is nothing to merge.{hint}"
+        )
+
+
+def check_evidence(row: Method, members: Sequence[Member], sources: Sequence[Member], jobs: Sequence[Job]) -> None:
+    """Check that a method which needs statistics of data has them of every model, and others have none.
+
+    Args:
+        row: the method.
+        members: all checkpoints, by the numbers that the jobs have them under.
+        sources: the models, the base aside.
+        jobs: the tensors of the output.
+
+    Raises:
+        WeightspaceError: statistics are missing, belong to no tensor, or are not asked for.
+    """
+    having = [member.label for member in sources if member.evidence is not None]
+    if not row.evidence:
+        if having:
+            raise WeightspaceError(f"Method {row.name!r} has no use for evidence, found some of {having[0]}.")
+        return
+    lacking = [member.label for member in sources if member.evidence is None]
+    if lacking:
+        raise WeightspaceError(
+            f"Method {row.name!r} needs {row.evidence} evidence of every model; {', '.join(lacking[:3])} has none. "
+            "Collect it (`weightspace evidence`) and give it with --evidence; without, the result is a plain mean."
+        )
+    merged = {name for job in jobs if job.merges for name in (job.name, effective_name(job.name))}
+    models = [member.contents.path for member in sources]
+    for member in sources:
+        if member.evidence is not None and member.evidence.path in models:
+            raise CheckpointError(
+                f"The evidence of {member.label} is {member.evidence.path}, a model of this merge. Expected statistics "
+                "of data about it, as `weightspace evidence` writes them."
+            )
+        if member.evidence is not None and merged.isdisjoint(member.evidence.tensors):
+            raise CheckpointError(
+                f"{member.evidence.path} is no evidence for {member.label}: it has none of its tensors, but "
+                f"{next(iter(member.evidence.tensors))!r}. Was it collected for this network?"
+            )
+    for job in jobs:
+        if job.merges and effective_name(job.name) == job.name:  # parts of weights are looked at when they are read
+            _check_evidence_of(row, members, job)
+
+
+def _check_evidence_of(row: Method, members: Sequence[Member], job: Job) -> None:
+    """Check that all models have statistics about a tensor, of the shape that the method reads, or none has any."""
+    shapes: dict[str, tuple[int, ...] | None] = {}
+    for index, name in job.inputs:
+        evidence = members[index].evidence
+        known = {} if evidence is None else evidence.tensors
+        shapes[members[index].label] = tuple(known[name].shape) if name in known else None
+    if all(shape is None for shape in shapes.values()):
+        return
+    own = tuple(job.info.shape)
+    width = math.prod(own) // max(1, own[0]) if own else 0
+    expected = own if row.evidence == "fisher" else (width, width)
+    for label, shape in shapes.items():
+        if shape != expected:
+            found = "none" if shape is None else f"one of shape {shape}"
+            raise CheckpointError(
+                f"The evidence of {label} for {job.name!r}: found {found}, expected one of shape {expected}. "
+                "Was it collected for this network?"
+            )
+
+
+def compare_folders(
+    members: Sequence[Member], donor: Path | None, notice: Callable[[str], None], *, sliced: bool, copied: bool
+) -> Companions:
+    """Return the files beside the weights that the output gets, and tell what differs between the models' folders.
+
+    Args:
+        members: the models.
+        donor: the folder whose files the output gets; None: there is none.
+        notice: takes a line about each difference.
+        sliced: layers are put together anew.
+        copied: the output is a folder, and gets files; one file has no place for any.
+
+    Raises:
+        CheckpointError: a folder or configuration cannot be read.
+    """
+    if donor is None:
+        beside = next((member for member in members if (member.contents.path / _CONFIG).is_file()), None)
+        if copied and beside is not None:
+            notice(
+                f"Nothing beside the weights is written: it would come from the base, or else from the first model, "
+                f"which is one file. {beside.label} has a {_CONFIG}, which is not copied."
+            )
+        return Companions((), ())
+    folders = {member.contents.path: member for member in members if member.contents.path.is_dir()}
+    own = folders.pop(donor)
+    configs: Mapping[str, dict[str, object] | None] = {
+        member.label: read_config(path) for path, member in folders.items()
+    }
+    config = read_config(donor)
+    if config is not None:
+        others = [(label, other) for label, other in configs.items() if other is not None]
+        for line in config_differences(own.label, config, others, sliced=sliced):
+            notice(line)
+    if not copied:
+        return Companions((), ())
+    companions = find_companions(donor, [file.name for file in own.contents.files])
+    if companions.left:
+        left = sorted(companions.left, key=is_other_copy)  # what nobody expects to be left comes first
+        names = ", ".join(left[:_LISTED]) + (f", and {len(left) - _LISTED:,} more" if len(left) > _LISTED else "")
+        notice(f"Not copied from {own.label}: {names} (weights in other formats, the state of a training, or links).")
+    for name in companions.copied:
+        deciding = "/" in name or is_head(name) or any(fnmatch(name, pattern) for pattern in _DECIDING)
+        if deciding and not is_tokenizer(name):
+            _compare_file(own, folders, name, notice)
+    return companions
+
+
+def _compare_file(own: Member, others: Mapping[Path, Member], name: str, notice: Callable[[str], None]) -> None:
+    """Tell where a file beside the weights, such as the weights of a dense head, is another in another folder."""
+    for path, member in others.items():
+        if (path / name).is_file() and not _same_file(own.contents.path / name, path / name):
+            notice(f"{name} of {member.label} is not that of {own.label}, which is copied: it is not merged.")
+
+
+def _same_file(file: Path, other: Path) -> bool:
+    """Return whether two files say the same, whoever wrote them."""
+    if filecmp.cmp(file, other, shallow=False):
+        return True
+    if file.suffix != ".json" or max(file.stat().st_size, other.stat().st_size) > _LARGEST_JSON:
+        return False
+    try:
+        contents = [parse_json(path.read_bytes(), str(path)) for path in (file, other)]
+    except CheckpointError:
+        return False
+    plain = [
+        {key: value for key, value in content.items() if key not in _WRITERS} if isinstance(content, dict) else content
+        for content in contents
+    ]
+    return plain[0] == plain[1]

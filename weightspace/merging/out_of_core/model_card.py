@@ -1,0 +1,105 @@
+"""The model card of a merged folder: what the Hub reads of it; recipe, notices and inputs for people."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from weightspace.checkpoints.json_file import read_json_object
+from weightspace.errors import WeightspaceError
+from weightspace.escaping import markdown_block, markdown_code, markdown_text, one_line
+from weightspace.merging.plan.plan import Plan
+
+#: A model of the Hub in a URL, and in the name that a configuration keeps of where it was loaded from.
+_URL = re.compile(r"hf://(?:models/)?([\w.-]+/[\w.-]+?)(?:@[^/]+)?(?:/.*)?")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+#: A file beside the weights, a key in it -> the library that reads such folders.
+_LIBRARIES = (
+    ("model_index.json", "_diffusers_version", "diffusers"),
+    ("modules.json", None, "sentence-transformers"),
+    ("open_clip_config.json", None, "open_clip"),
+    ("config.json", "_diffusers_version", "diffusers"),
+    ("config.json", "pretrained_cfg", "timm"),
+    ("config.json", "model_type", "transformers"),
+)
+
+
+def model_card(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> str:
+    """Return the text of the card.
+
+    Args:
+        plan: the merge.
+        parts: the folder that holds all but the card.
+        metadata: where the weights come from.
+    """
+    row = plan.method
+    inputs = json.loads(metadata["inputs"])
+    lines = [
+        "---",
+        *_header(plan, parts),
+        "---",
+        "",
+        f"# {markdown_text(plan.title)}",
+        "",
+        f"Merged by {metadata['version']} with the method {markdown_code(row.name)}"
+        + (f" ({markdown_text(row.formula)}; {markdown_text(row.source)})." if row.formula else "."),
+        "",
+        "## Recipe",
+        "",
+        markdown_block(metadata["recipe"].strip(), "yaml"),
+        "",
+        *_notices(plan),
+        "## Files that went in",
+        "",
+        "| file | SHA-256 |",
+        "|---|---|",
+        *(f"| {markdown_code(entry['name'])} | `{entry['sha256'] or 'not taken'}` |" for entry in inputs),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _header(plan: Plan, parts: Path) -> Iterator[str]:
+    """Yield what the Hub reads: the models that went in by their names there, and the library, where they are known."""
+    known = (_hub_name(member.source, member.contents.path) for member in plan.members)
+    names = list(dict.fromkeys(name for name in known if name is not None))
+    if names:
+        yield from ("base_model:", *(f"- {name}" for name in names), "base_model_relation: merge")
+    if (library := _library(parts)) is not None:
+        yield f"library_name: {library}"
+    yield from ("tags:", "- merge", "- weightspace")
+
+
+def _hub_name(source: str, path: Path) -> str | None:
+    """Return the name of a model on the Hub: that of its URL, else what its configuration says; None if unknown."""
+    if (match := _URL.fullmatch(source.partition("+")[0])) is not None:
+        return match[1]
+    named = str(_json(path / "config.json").get("_name_or_path", "")) if path.is_dir() else ""
+    return named if _HUB_NAME.fullmatch(named) and not Path(named).exists() else None
+
+
+def _library(parts: Path) -> str | None:
+    """Return the library that reads the folder, None if no file says so."""
+    for name, key, library in _LIBRARIES:
+        if (parts / name).is_file() and (key is None or key in _json(parts / name)):
+            return library
+    return None
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    """Return the object of a file, an empty one where there is none."""
+    try:
+        return read_json_object(path) if path.is_file() else {}
+    except WeightspaceError:
+        return {}
+
+
+def _notices(plan: Plan) -> list[str]:
+    """Return what was decided, as a list."""
+    if not plan.notices:
+        return []
+    return ["## Notices", "", *(f"- {markdown_text(one_line(line))}" for line in plan.notices), ""]

@@ -1,0 +1,298 @@
+"""From a recipe and the headers of its checkpoints to a plan. Every mistake that can be seen there is an error here."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from weightspace.checkpoints.buffers import holds_whole_numbers, is_counter, is_fixed
+from weightspace.checkpoints.hashing import sha256_of
+from weightspace.checkpoints.hf_folder import WEIGHTS
+from weightspace.checkpoints.metadata import TensorInfo
+from weightspace.checkpoints.provenance import described
+from weightspace.errors import CheckpointError
+from weightspace.merging.methods import Method
+from weightspace.merging.out_of_core.chat_templates import chat_template
+from weightspace.merging.out_of_core.input_checks import (
+    check_evidence,
+    check_plain,
+    check_something_in_common,
+    compare_folders,
+)
+from weightspace.merging.out_of_core.output import is_file_name
+from weightspace.merging.out_of_core.tensor_names import Output, Outputs, check_effects, outputs
+from weightspace.merging.out_of_core.vocabularies import check_tokens, tokenizer_folder
+from weightspace.merging.plan.inputs import companion_paths, stamps_of
+from weightspace.merging.plan.layout import lay_out
+from weightspace.merging.plan.members import Reading, open_members
+from weightspace.merging.plan.parametrized import with_parametrizations
+from weightspace.merging.plan.plan import Job, Kind, Member, Plan, Ref
+from weightspace.merging.plan.promotion import FLOATS, promoted
+from weightspace.merging.recipe.merge_roles import find_method, split_base
+from weightspace.merging.recipe.parse import Recipe, Warn
+from weightspace.merging.recipe.schedule import resolve
+from weightspace.merging.slices.configuration import adapted_configurations
+from weightspace.merging.slices.notices import slice_notices
+from weightspace.user_code import is_user_code
+
+#: Bytes of a file's name, at most; a torch file's own may be longer than the one that it is made from allows.
+_LONGEST = 255
+
+#: Bytes of tensors in a shard, where nothing else is asked for.
+SHARD_SIZE = 5 * 10**9
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How a recipe is made, apart from what it says: all of it decides the output's bytes.
+
+    Attributes:
+        shard_size: bytes of tensors in a shard of a folder, at most.
+        finite: refuse NaN and infinity.
+        hashes: keep the inputs' SHA-256 in the metadata.
+        options: what else was done (alignment, statistics), for the metadata: anything that JSON can hold.
+        lenient: what a strict reading refuses was a warning.
+        reading: how the checkpoints are read.
+    """
+
+    shard_size: int = SHARD_SIZE
+    finite: bool = True
+    hashes: bool = True
+    options: Mapping[str, Any] | None = None
+    lenient: bool = False
+    reading: Reading = field(default_factory=Reading)
+
+
+def make_plan(
+    recipe: Recipe,
+    out: Path,
+    making: OutputOptions,
+    *,
+    warn: Warn | None = None,
+    notice: Warn | None = None,
+    ignored: Warn | None = None,
+) -> Plan:
+    """Plan a merge from headers.
+
+    Args:
+        recipe: what to merge, and how.
+        out: the output, a file or a folder by its name.
+        making: what else decides the bytes.
+        warn: takes lines about tensors that a model lacks; None: refuse them.
+        notice: takes lines about decisions, and about differences between the models that may be intended.
+        ignored: takes lines about what has no effect, as in mergekit; None: refuse it.
+
+    Raises:
+        CheckpointError: a checkpoint is missing or damaged, or names, shapes or kinds of tensors do not fit together.
+        WeightspaceError: the method, its parameters or the weights do not fit.
+    """
+    notices: list[str] = []
+
+    def note(line: str) -> None:
+        notices.append(line)
+        if notice is not None:
+            notice(line)
+
+    row = find_method(recipe.method)
+    members = open_members(*_sources(recipe), making.reading, note)
+    check_plain(members)
+    named = _outputs(recipe, row, members, warn)
+    for line in (line for stacking in named.stackings for line in slice_notices(stacking)):
+        note(line)
+    check_effects(recipe, named, making.reading, ignored)
+    planner = _Planner(recipe, row, members, making.finite)
+    jobs = with_parametrizations([planner.job(output) for output in named.outputs], named.tied, members)
+    check_evidence(row, members, _models(recipe, members), jobs)
+    donor = _donor(recipe, members)
+    tokenizer = _tokenizer(recipe, members, donor, making.reading, note)
+    file = _weights_file(out)
+    companions = compare_folders(members, donor, note, sliced=bool(named.stackings), copied=file is None)
+    metadata = _metadata(recipe, members, making)
+    placed, shards = lay_out(jobs, named.tied, metadata, file, making.shard_size)
+    template = chat_template(recipe, members, None if file else tokenizer or donor, ignored)
+    beside = [] if file or donor is None else companion_paths(donor, companions.copied, tokenizer)
+    stamps = stamps_of(members, beside)
+    identity = _identity(metadata, stamps, making, out)
+    configurations = _configurations(named, members, placed, None if is_file_name(out) else donor)
+    output = (placed, named.tied, shards, metadata, making.finite, identity, _title(out))
+    folder = (donor, tokenizer, configurations, companions.copied, tuple(notices), template, stamps)
+    return Plan(row, members, *output, *folder)
+
+
+def _tokenizer(
+    recipe: Recipe, members: Sequence[Member], donor: Path | None, reading: Reading, note: Warn
+) -> Path | None:
+    """Return the folder of the recipe's tokenizer; without one, check that the models share their tokens."""
+    tokenizer = tokenizer_folder(recipe, members, donor, reading, note)
+    if tokenizer is None:
+        check_tokens(members, donor, note)
+    return tokenizer
+
+
+def _outputs(recipe: Recipe, row: Method, members: Sequence[Member], warn: Warn | None) -> Outputs:
+    """Return the tensors of the output, after a look at whether the models have any in common."""
+    has_base = row.base != "none"
+    if recipe.slices[0].sources[0].layer_range is None:
+        whole = _models(recipe, members)
+        base = [member for member in members if has_base and member.source in recipe.bases]
+        check_something_in_common([*whole, *(member for member in base if member not in whole)])
+    return outputs(recipe, members, base=has_base, warn=warn)
+
+
+def _configurations(
+    named: Outputs, members: Sequence[Member], jobs: Sequence[Job], donor: Path | None
+) -> dict[str, str]:
+    """Return what the donor's configurations say in the output, where that is something else."""
+    if donor is None:
+        return {}
+    untied = named.untied or any(member.untied for member in members)
+    return adapted_configurations(donor, jobs, untied=untied, stackings=named.stackings)
+
+
+def _models(recipe: Recipe, members: Sequence[Member]) -> list[Member]:
+    """Return the models of a recipe, the base aside where it is not one of them."""
+    sources = {source.model for part in recipe.slices for source in part.sources}
+    return [member for member in members if member.source in sources]
+
+
+class _Planner:
+    """Makes the jobs of a recipe; what many tensors share is checked once."""
+
+    def __init__(self, recipe: Recipe, row: Method, members: Sequence[Member], finite: bool) -> None:
+        self.recipe = recipe
+        self.row = row
+        self.members = members
+        self.finite = finite
+        self.checked: dict[str, dict[str, Any]] = {}
+
+    def job(self, output: Output) -> Job:
+        """Return the job of one tensor of the output, without its place."""
+        refs, base = output.inputs, output.base
+        if output.copied:
+            return self._job("copy", output, refs[:1], None, [1.0], {})
+        infos = [self._info(ref) for ref in refs]
+        self._check_fit(output, [*refs, *([] if base is None else [base])])
+        floats, counts = all(info.is_inexact for info in infos), is_counter(output.name, infos[0].shape)
+        if not floats or is_fixed(output.name):
+            ends = [base] if self.row.base == "end" and base is not None and base not in refs else []
+            kind = "largest" if counts else "agree"
+            return self._job(kind, output, [*refs, *ends], None, [1.0] * len([*refs, *ends]), {})
+        weights, values = resolve(self.recipe, output.slice, output.name, output.position)
+        origin = base if self.row.base != "none" else None
+        listed = [index for index, ref in enumerate(refs) if ref == base]
+        models, origin, factors = split_base(self.row, refs, origin, listed, weights)
+        kept = [index for index, ref in enumerate(refs) if ref in models]
+        kind = "largest" if counts and infos[0].numel == 1 else "merge"
+        return self._job(kind, output, models, origin, factors, self._arguments(values, kept, len(refs)))
+
+    def _arguments(self, values: Mapping[str, Any], kept: Sequence[int], sources: int) -> dict[str, Any]:
+        """Return the method's arguments for these values, those of the sources that are the base left out."""
+        own = {
+            name: [value[index] for index in kept] if isinstance(value, list) and len(value) == sources else value
+            for name, value in values.items()
+        }
+        key = json.dumps([len(kept), own], sort_keys=True)
+        if key not in self.checked:
+            self.checked[key] = self.row.arguments(own, len(kept))
+        return self.checked[key]
+
+    def _job(
+        self,
+        kind: Kind,
+        output: Output,
+        inputs: Sequence[Ref],
+        base: Ref | None,
+        weights: Sequence[float],
+        arguments: Mapping[str, Any],
+    ) -> Job:
+        infos = [self._info(ref) for ref in inputs]
+        integers = [info.dtype for info in infos if not info.is_inexact]
+        dtypes = [
+            self.members[member].dtypes.get(name, info.dtype)
+            for (member, name), info in zip(inputs, infos, strict=True)
+        ]
+        dtype = promoted(output.name, integers or dtypes)
+        asked = self.recipe.out_dtype or self.recipe.dtype
+        kept = is_fixed(output.name) or (is_counter(output.name, infos[0].shape) and infos[0].numel == 1)
+        if not integers and not kept and dtype != "C64" and asked is not None:
+            dtype = FLOATS[asked]
+        info = TensorInfo(dtype, infos[0].shape)
+        return Job(output.name, kind, tuple(inputs), base, tuple(weights), arguments, info)
+
+    def _dtype(self, ref: Ref) -> str:
+        """Return the dtype that a source counts as."""
+        member, name = ref
+        return self.members[member].dtypes.get(name, self._info(ref).dtype)
+
+    def _info(self, ref: Ref) -> TensorInfo:
+        member, name = ref
+        return self.members[member].contents.tensors[name]
+
+    def _check_fit(self, output: Output, refs: Sequence[Ref]) -> None:
+        """Check that the sources of a tensor have one shape, and are all of floats or all of integers."""
+        first, infos = self._info(refs[0]), [self._info(ref) for ref in refs]
+        for ref, info in zip(refs, infos, strict=True):
+            other_kind = info.is_inexact != first.is_inexact and not holds_whole_numbers(output.name, first.shape)
+            if info.shape != first.shape or other_kind:
+                here, there = self.members[refs[0][0]], self.members[ref[0]]
+                vocabulary = len(info.shape) == 2 and info.shape[1:] == first.shape[1:]
+                hint = " Are the vocabularies different?" if vocabulary and "embed" in output.name else ""
+                raise CheckpointError(
+                    f"{output.name!r} is {first.dtype} {first.shape} in {here.label} and {info.dtype} {info.shape} in "
+                    f"{there.label}; expected one shape, and floats or integers in both.{hint}"
+                )
+
+
+def _sources(recipe: Recipe) -> tuple[list[str], dict[str, str]]:
+    """Return the checkpoints of a recipe, each once, and the evidence by checkpoint."""
+    sources = [source for part in recipe.slices for source in part.sources]
+    return list(recipe.models), {source.model: source.evidence for source in sources if source.evidence is not None}
+
+
+def _metadata(recipe: Recipe, members: Sequence[Member], making: OutputOptions) -> dict[str, str]:
+    """Return where the output comes from; in place of the digests stand as many zeros."""
+    blank = "0" * 64 if making.hashes else ""
+    paths = [entry for member in members for entry in member.inputs]
+    digests = {file: blank for member in members for file in member.files}
+    options = {"shard_size": making.shard_size, **(making.options or {})}
+    if not making.finite:
+        options["allow_nonfinite"] = True
+    if making.lenient:
+        options["lenient"] = True
+    if making.reading.key is not None:
+        options["key"] = making.reading.key
+    if making.reading.strip_prefix is not None:
+        options["strip_prefix"] = making.reading.strip_prefix
+    if is_user_code(recipe.method):
+        options["code"] = sha256_of(Path(recipe.method.rpartition(":")[0]))
+    return {**described(paths, digests, recipe.method, options), "recipe": recipe.to_yaml()}
+
+
+def _identity(
+    metadata: Mapping[str, str], stamps: Mapping[Path, tuple[int, int]], making: OutputOptions, out: Path
+) -> str:
+    """Return what decides the bytes, the inputs by size and time of change."""
+    files = [(os.path.realpath(file), *stamp) for file, stamp in stamps.items()]
+    return json.dumps([dict(metadata), files, making.hashes, out.name])
+
+
+def _weights_file(out: Path) -> str | None:
+    """Return the name of the one file of weights, None for a folder; torch files are made from safetensors."""
+    if not is_file_name(out):
+        return None
+    name = f"{out.stem}.safetensors"
+    return name if len(os.fsencode(name)) <= _LONGEST else WEIGHTS
+
+
+def _donor(recipe: Recipe, members: Sequence[Member]) -> Path | None:
+    """Return the folder that configuration and tokenizer come from: the base's, else the first model's."""
+    path = next(member.contents.path for member in members if member.source == recipe.donor)
+    return path if path.is_dir() else None
+
+
+def _title(out: Path) -> str:
+    return Path(os.path.realpath(out)).name

@@ -1,0 +1,94 @@
+"""The tensors of a plan's members, read from their files a range at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from weightspace.arithmetic.dtypes import compute_dtype
+from weightspace.arithmetic.spectral_norm import SpectralModel
+from weightspace.arithmetic.weight_norm import EffectiveWeight, Split
+from weightspace.checkpoints.buffers import effective_name
+from weightspace.checkpoints.dtypes import DTYPES
+from weightspace.checkpoints.open_files import OpenFiles
+from weightspace.checkpoints.reader import CheckpointReader
+from weightspace.lora.low_rank import Adapted, Scaled
+from weightspace.merging.methods._tensor_stack import InMemory, Stack, TensorReader
+from weightspace.merging.plan.plan import Job, Plan, Ref
+
+
+class Sources:
+    """Opens each checkpoint once, and builds the stacks of jobs from them."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        members, files = plan.members, OpenFiles()
+        adapters = [None if member.adapter is None else member.adapter.contents for member in members]
+        self.states = [CheckpointReader(member.stored or member.contents, files) for member in members]
+        self.adapters = [contents and CheckpointReader(contents, files) for contents in adapters]
+        self.evidence = [member.evidence and CheckpointReader(member.evidence, files) for member in members]
+        #: What several jobs need: merged weights in magnitude and direction, and singular vectors, by tensor.
+        self.splits: dict[str, Split] = {}
+        self.vectors: dict[str, SpectralModel] = {}
+
+    def flat(self, ref: Ref) -> TensorReader:
+        """Return a tensor, with its adapter's part added where it has one."""
+        index, name = ref
+        member, state = self.plan.members[index], self.adapters[index]
+        if member.adapter is None or state is None:
+            return _flat(self.states[index], name)
+        saved, factors = member.adapter.saved.get(name), member.adapter.factors.get(name)
+        flat = _flat(self.states[index], member.borrowed.get(name, name)) if saved is None else _flat(state, saved)
+        if factors is not None:
+            a, b = state[factors.a_name], state[factors.b_name]
+            a, b = (a, b) if factors.part is None else factors.part.of(a, b)
+            flat = Adapted(flat, a, b, factors.scale, transposed=factors.transposed)
+        return Scaled(flat, member.scales[name]) if name in member.scales else flat
+
+    def weights(self, job: Job) -> list[TensorReader]:
+        """Return the tensors of the models and the base as they are merged: weights in the place of directions."""
+        flats = [self.flat(ref) for ref in job.models]
+        if job.kind != "direction":
+            return flats
+        magnitudes = [self.flat(ref) for ref in job.companions[0]]
+        labels = [self.plan.members[index].label for index, _ in job.models]
+        return [
+            EffectiveWeight(*pair, name=job.name, model=label, finite=self.plan.finite)
+            for pair, label in zip(zip(magnitudes, flats, strict=True), labels, strict=True)
+        ]
+
+    def stack(self, job: Job) -> Stack:
+        """Return the stack of a job."""
+        everything = self.weights(job)
+        flats, base = everything[: len(job.inputs)], everything[-1] if job.base is not None else None
+        out = DTYPES[job.info.dtype]
+        dtypes = [flat.dtype for flat in everything]
+        wide = compute_dtype(dtypes if out.is_complex else [*dtypes, out])
+        labels = [self.plan.members[index].label for index, _ in job.inputs]
+        return Stack(
+            job.name,
+            flats,
+            base,
+            labels,
+            self.plan.method.grain_of(job.arguments),
+            self.plan.finite,
+            wide,
+            evidence=self._evidence(job),
+        )
+
+    def _evidence(self, job: Job) -> Sequence[TensorReader | None]:
+        """Return each model's evidence about the tensor."""
+        if not self.plan.method.evidence:
+            return ()
+        return [self._evidence_of(job, index, name) for index, name in job.inputs]
+
+    def _evidence_of(self, job: Job, index: int, name: str) -> TensorReader | None:
+        """Return a model's evidence: under the name of the tensor, or of the weight that it is the main part of."""
+        state = self.evidence[index]
+        names = (name, effective_name(name)) if job.name in self.plan.parametrized else (name,)
+        known = next((known for known in names if state is not None and known in state), None)
+        return None if state is None or known is None else _flat(state, known)
+
+
+def _flat(reader: CheckpointReader, name: str) -> TensorReader:
+    """Return a tensor to be read by range; one whose elements are not in order in a file is read whole."""
+    return reader.stored(name) or InMemory(reader[name])

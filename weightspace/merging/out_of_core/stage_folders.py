@@ -1,0 +1,154 @@
+"""Folders of intermediate results of a recipe of several documents: hidden beside the output, or given by the user.
+
+Beside each result stands ``.NAME.plan``: the digest of its plan, with size and time of change of its files. A result
+is taken only where both are the same; in a user's folder, nothing is replaced that no merge of documents made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from weightspace.checkpoints.atomic_write import final_target, hidden_beside, one_line_errors, replacing_file
+from weightspace.checkpoints.hf_folder import find_weights
+from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.merging.out_of_core.output import is_file_name, locked
+
+#: Names of documents that a folder can have as they are.
+_PLAIN = re.compile(r"\w[\w.-]{0,99}", re.ASCII)
+
+
+def hidden_folder(out: Path) -> Path:
+    """Return where the intermediate results of an output grow.
+
+    Raises:
+        CheckpointError: the links of the output lead in a circle.
+    """
+    with one_line_errors(out, "written"):
+        return hidden_beside(final_target(out), "stages")
+
+
+class StageFolders:
+    """The folder of the results.
+
+    Attributes:
+        out: the output.
+        home: the folder.
+        kept: whether it stays at the end.
+    """
+
+    def __init__(self, out: Path, kept_in: Path | None) -> None:
+        self.out = out
+        self.home = kept_in or hidden_folder(out)
+        self.kept = kept_in is not None
+
+    @staticmethod
+    def name(document: str) -> str:
+        """Return the name of a document's folder: its own where that is plain, else a digest of it."""
+        if _PLAIN.fullmatch(document) and not is_file_name(Path(document)):
+            return document
+        return f"document-{hashlib.sha256(document.encode()).hexdigest()[:16]}"
+
+    def place(self, document: str) -> Path:
+        """Return where the result of a document goes."""
+        return self.home / self.name(document)
+
+    def check(self, document: str) -> None:
+        """Check that a result takes the place of nothing else.
+
+        Raises:
+            CheckpointError: there is something that was not made as the result of a document, or the output itself.
+        """
+        place, output = Path(os.path.realpath(self.place(document))), Path(os.path.realpath(self.out))
+        if output == place or output in place.parents or place in output.parents:
+            raise CheckpointError(
+                f"{self.place(document)} and {self.out} are in each other's way. Choose another folder."
+            )
+        for path in (self.place(document), self._note(document)):
+            if path.is_symlink():
+                raise CheckpointError(f"{path} is a link; expected a free name for an intermediate result. Remove it.")
+        if self.kept and os.path.lexists(self.place(document)) and self._noted(document) is None:
+            raise CheckpointError(
+                f"{self.place(document)} is there already, and no merge of a recipe's documents made it. Move it away, "
+                "or choose another folder for the intermediate results."
+            )
+
+    def check_room(self, needed: int) -> None:
+        """Check that the disk has room for all results and the output, beside what is there of them.
+
+        Args:
+            needed: bytes of all of them.
+
+        Raises:
+            CheckpointError: it has not, or cannot be read.
+        """
+        with one_line_errors(self.home, "written"):
+            existing = next(path for path in (self.home, *self.home.absolute().parents) if path.exists())
+            free = shutil.disk_usage(existing).free
+            there = sum(path.stat().st_blocks * 512 for path in self.home.rglob("*") if path.is_file())
+        if needed > free + there:
+            raise CheckpointError(
+                f"{self.out} and its intermediate results need {needed / 1e9:,.2f} GB, but the disk has "
+                f"{(free + there) / 1e9:,.2f} GB free. Make room, or write somewhere else."
+            )
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Hold the folder; a hidden one goes at the end, and after a user's mistake that no second try can mend.
+
+        Raises:
+            CheckpointError: another process has it, something else stands there, or the disk refuses.
+        """
+        with one_line_errors(self.home, "written"):
+            if self.home.is_symlink() and not self.kept:
+                raise CheckpointError(f"{self.home} is a link; expected a folder for intermediate results. Remove it.")
+            self.home.mkdir(parents=True, exist_ok=True)
+        if self.kept:
+            yield
+            return
+        with locked(self.home, self.out):
+            try:
+                yield
+            except WeightspaceError as error:
+                if not isinstance(error.__cause__, OSError):
+                    shutil.rmtree(self.home, ignore_errors=True)
+                raise
+            shutil.rmtree(self.home, ignore_errors=True)
+
+    def holds(self, document: str, digest: str) -> bool:
+        """Return whether the result of a plan is there, as it was when it was made."""
+        return self._noted(document) == [digest, *self._stamps(document)]
+
+    def note(self, document: str, digest: str) -> None:
+        """Write down that the result of a plan is whole.
+
+        Raises:
+            CheckpointError: the disk refuses.
+        """
+        with replacing_file(self._note(document)) as file:
+            file.write(json.dumps([digest, *self._stamps(document)]).encode())
+
+    def _note(self, document: str) -> Path:
+        return self.home / f".{self.name(document)}.plan"
+
+    def _noted(self, document: str) -> list[object] | None:
+        """Return what was written down of a document's result, None where nothing was."""
+        try:
+            content = json.loads(self._note(document).read_bytes()[:1_000_000])
+        except (OSError, ValueError, RecursionError):
+            return None
+        return content if isinstance(content, list) else None
+
+    def _stamps(self, document: str) -> list[object]:
+        """Return names, sizes and times of change of a result's files of weights."""
+        try:
+            files = find_weights(self.place(document)).files
+            return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        except (CheckpointError, OSError):
+            return []

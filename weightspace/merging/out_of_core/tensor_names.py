@@ -1,0 +1,174 @@
+"""Names of the output's tensors, and the tensors that each is merged from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from weightspace.errors import WeightspaceError
+from weightspace.lora.tied_weights import missing_aliases
+from weightspace.merging.plan.members import Reading, ignored_revision
+from weightspace.merging.plan.modules import divide, module_recipe, within
+from weightspace.merging.plan.plan import Member
+from weightspace.merging.plan.tensor_finder import Output, TensorFinder
+from weightspace.merging.plan.tied_heads import has_own_head
+from weightspace.merging.recipe.parse import Recipe, Warn
+from weightspace.merging.recipe.schedule import unmatched_filters
+from weightspace.merging.slices.layer_index import Layers
+from weightspace.merging.slices.stacking import Stacking
+from weightspace.merging.slices.tensors import stack_slices
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """All tensors of the output.
+
+    Attributes:
+        outputs: in order.
+        tied: name -> the name that it shares memory with.
+        stackings: how slices are put on top of one another, module by module; none where models are merged whole.
+        untied: the output has a head of its own where some model used its embedding.
+        beside: names of tensors that are in none of the recipe's modules, and copied.
+        computed: names of tables that networks compute, which some models lack, and which are copied.
+    """
+
+    outputs: tuple[Output, ...]
+    tied: Mapping[str, str]
+    stackings: tuple[Stacking, ...]
+    untied: bool
+    beside: tuple[str, ...] = ()
+    computed: tuple[str, ...] = ()
+
+
+def outputs(recipe: Recipe, members: Sequence[Member], *, base: bool, warn: Callable[[str], None] | None) -> Outputs:
+    """Return the tensors of the output.
+
+    Args:
+        recipe: models that are merged whole, or slices of their layers put on top of each other; all or by modules.
+        members: its checkpoints.
+        base: whether the method reads the recipe's base.
+        warn: takes a line about tensors that some models lack; None: they are an error.
+
+    Raises:
+        CheckpointError: models lack tensors or layers that others have, or slices do not fit on top of one another.
+        WeightspaceError: the layers cannot be told from the names, or a slice's sources have differing numbers of
+            them; or there is no such module.
+    """
+    names = dict.fromkeys(name for member in members for name in member.contents.tensors)
+    modules = divide(names, recipe.modules)
+    named: list[Output] = []
+    stackings: list[Stacking] = []
+    untied, computed = False, []
+    for module, inside in modules.items():
+        first, part = module_recipe(recipe, module)
+        finder = TensorFinder(part, within(members, inside, names), base, warn)
+        if part.slices[0].sources[0].layer_range is None or _has_no_layers(part, inside):
+            found = list(_whole(finder))
+        else:
+            found, stacking = stack_slices(finder, recipe.donor)
+            stackings.append(stacking)
+        named.extend(replace(output, slice=first + output.slice) for output in found)
+        untied |= finder.untied
+        computed += finder.computed
+    beside = list(_beside(recipe, members, modules))
+    named += beside
+    tied = _tied(members, named, stackings)
+    untied = untied or has_own_head([output.name for output in named], tied, members)
+    if untied:  # transformers 5 ties nothing then, so that every name needs a tensor
+        own = {output.name: output for output in named}
+        named += [replace(own[owner], name=alias) for alias, owner in missing_aliases(own).items()]
+    kept = tuple(output for output in named if output.name not in tied)
+    return Outputs(kept, tied, tuple(stackings), untied, tuple(output.name for output in beside), tuple(computed))
+
+
+def _has_no_layers(recipe: Recipe, names: Collection[str]) -> bool:
+    """Return whether a module without layers, as a projector is, is given as one slice without layers."""
+    ranges = [source.layer_range for part in recipe.slices for source in part.sources]
+    return len(recipe.slices) == 1 and ranges == [(0, 0)] * len(ranges) and not Layers(names).stacks
+
+
+def _beside(
+    recipe: Recipe, members: Sequence[Member], modules: Mapping[str | None, Collection[str]]
+) -> Iterator[Output]:
+    """Yield the tensors that no module has: they are copied from the model that the configuration comes from."""
+    donor = next(number for number, member in enumerate(members) if member.source == recipe.donor)
+    order = [donor, *(number for number in range(len(members)) if number != donor)]
+    if None not in modules:
+        divided = set().union(*modules.values())
+        holders = {name: number for number in reversed(order) for name in members[number].contents.tensors}
+        for name in dict.fromkeys(name for number in order for name in members[number].contents.tensors):
+            if name not in divided:
+                yield Output(name, 0, 0.0, ((holders[name], name),), None, copied=True)
+
+
+def _whole(finder: TensorFinder) -> Iterator[Output]:
+    """Yield the tensors of models that are merged whole."""
+    sources = finder.sources(finder.recipe.slices[0])
+    names = dict.fromkeys(name for index in sources for name in finder.members[index].contents.tensors)
+    layers = Layers(names)
+    for name in names:
+        yield finder.output(name, 0, layers.position(name), [(index, name) for index in sources], name)
+
+
+def _tied(members: Sequence[Member], outputs: Sequence[Output], stackings: Sequence[Stacking]) -> dict[str, str]:
+    """Return the names of the output that share memory with another one in every model."""
+    shared = set.intersection(*(set(member.contents.tied.items()) for member in members))
+    known = {output.name: output for output in outputs}
+    return {
+        name: owner
+        for name, owner in sorted(shared)
+        if name in known
+        and owner in known
+        and all(_stay_tied(known[name], known[owner], stacking) for stacking in stackings)
+    }
+
+
+def _stay_tied(output: Output, owner: Output, stacking: Stacking) -> bool:
+    """Return whether tensors that are tied in the models stay so in slices, whose layers may come from elsewhere."""
+    inside = stacking.models[stacking.donor].inside
+    if output.name not in inside and owner.name not in inside:
+        return True  # a head and its embedding
+    moved = any(name != own.name for own in (output, owner) for _, name in own.inputs)
+    return not moved and [number for number, _ in output.inputs] == [number for number, _ in owner.inputs]
+
+
+# --- Parts of a recipe without effect on these checkpoints ---
+
+
+def check_effects(recipe: Recipe, named: Outputs, reading: Reading, ignored: Warn | None) -> None:
+    """Tell of settings that change nothing, and of tensors that no setting is for.
+
+    Args:
+        recipe: the recipe.
+        named: the output's tensors.
+        reading: how the checkpoints are read.
+        ignored: takes a line for each; None: they are refused.
+
+    Raises:
+        WeightspaceError: there is one, and it is refused.
+    """
+    sources = [source for source in recipe.models if source not in reading.intermediates]
+    for part in dict.fromkeys(filter(None, map(ignored_revision, sources))):
+        path, _, revision = part.rpartition("@")
+        line = f"The revision {revision!r} of {path} has no effect: it is a path on this machine."
+        _tell(line, "Leave it out.", ignored)
+    names = [output.name for output in named.outputs]
+    if named.beside:
+        more = f" and {len(named.beside) - 1:,} more tensors" if named.beside[1:] else ""
+        line = f"{named.beside[0]!r}{more} belong to none of the recipe's modules: copied from {recipe.donor}."
+        _tell(line, "Expected all modules of the model.", ignored)
+    if named.computed:
+        more = f" and {len(named.computed) - 1:,} like it" if named.computed[1:] else ""
+        line = (
+            f"Not all models have {named.computed[0]!r}{more}: copied, since networks compute them when they are built."
+        )
+        _tell(line, "Expected the same tensors in all.", ignored)
+    for key, text in unmatched_filters(recipe, names):
+        line = f"The filter {text!r} of {key!r} matches no tensor, of {names[0]!r} and {len(names) - 1:,} more."
+        _tell(line, "Is it misspelt?", ignored)
+
+
+def _tell(line: str, advice: str, ignored: Warn | None) -> None:
+    if ignored is None:
+        raise WeightspaceError(f"{line} {advice}")
+    ignored(line)

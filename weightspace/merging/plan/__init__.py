@@ -1,0 +1,1 @@
+"""Plans: what a merge will do, tensor by tensor, as data."""

@@ -1,0 +1,120 @@
+"""Estimates of a merge's memory and time, from shapes alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from weightspace.checkpoints.safetensors_header import ITEMSIZES
+from weightspace.merging.methods._registry import PIECE
+from weightspace.merging.plan.plan import ExecutionOptions, Job, Plan, Ref
+
+#: Copies of a piece that a method holds at a time, beside two a model: the widened base, moves, masks, the result, and
+#: results that wait for others.
+_COPIES = 14
+
+#: Elements of a model that linear combinations read at a time.
+_BLOCK = 4 * PIECE
+
+#: Copies of the whole tensor that a method of singular vectors holds for each model: factors, and workspace.
+_WHOLE_COPIES = 5
+
+#: What is computed in float64, from whole weights under weight norm or spectral norm; copies of a piece for that, and
+#: of a matrix whose singular vectors are looked for.
+_DERIVED, _DERIVED_COPIES, _MATRIX_COPIES = ("direction", "magnitude", "vector"), 8, 3
+
+#: Nanoseconds of a singular value decomposition, by elements of the matrix and its smaller side.
+_SVD = 1.0
+
+#: Seconds before the first tensor, in every process: importing torch.
+_START = 2.0
+
+#: Seconds that starting worker processes takes beside that.
+_WORKERS = 0.8
+
+
+def job_memory(plan: Plan, job: Job) -> int:
+    """Return the bytes that a job takes, roughly and rather too many."""
+    return _job_memory(plan, job) + sum(_factor_memory(plan, ref) for ref in job.refs)
+
+
+def _factor_memory(plan: Plan, ref: Ref) -> int:
+    """Return the bytes of an adapter's factors, widened, and of a block of their product."""
+    factors = plan.factors(ref)
+    if factors is None:
+        return 0
+    rows = factors.shape[0]
+    columns = math.prod(factors.shape[1:])
+    return 8 * (2 * factors.rank * (rows + columns) + max(columns, PIECE))
+
+
+def _job_memory(plan: Plan, job: Job) -> int:
+    """Return the bytes that a job takes beside the factors of adapters."""
+    shape = plan.info(job.inputs[0]).shape
+    if job.kind not in _DERIVED:
+        itemsize = max(4, *(ITEMSIZES[plan.info(ref).dtype] for ref in job.refs))
+        if job.info.dtype == "F32" and plan.method.doubles and plan.method.grain != "whole":
+            itemsize = 8  # computed in float64
+        return _merge_memory(plan, job, shape, itemsize)
+    pieces = _merge_memory(plan, job, shape, 8) + 8 * PIECE * _DERIVED_COPIES
+    return pieces + (8 * math.prod(shape) * _MATRIX_COPIES if job.kind == "vector" else 0)
+
+
+def _merge_memory(plan: Plan, job: Job, shape: tuple[int, ...], itemsize: int) -> int:
+    """Return the bytes that merging a tensor takes."""
+    models, numel = len(job.models), math.prod(shape)
+    if plan.method.evidence == "gram" and len(shape) > 1:
+        width = numel // max(1, shape[0])
+        return 8 * (width * width * (len(job.inputs) + 4) + numel * (models + 3))
+    if plan.method.grain == "whole" and job.merges:
+        return itemsize * numel * (models + 1) * _WHOLE_COPIES
+    if _by_slices(plan, job):
+        row = math.prod(shape[1:]) if len(shape) > 1 else numel
+        return itemsize * min(numel, max(row, PIECE)) * (2 * models + plan.method.copies)
+    return itemsize * (min(numel, PIECE) * (2 * models + _COPIES) + min(numel, _BLOCK) * (models + 1))
+
+
+def _by_slices(plan: Plan, job: Job) -> bool:
+    """Return whether a job takes its tensor slice by slice."""
+    return job.merges and plan.method.grain_of(job.arguments) == "slices"
+
+
+def plan_memory(plan: Plan, threads: int) -> int:
+    """Return the bytes that the largest jobs take together, one a thread."""
+    return sum(sorted((job_memory(plan, job) for job in plan.jobs), reverse=True)[:threads])
+
+
+def estimated_seconds(plan: Plan, threads: int) -> float:
+    """Return about how long the tensors take, from what the method costs an element on a laptop's core."""
+    return _START + _work(plan, plan.jobs) / threads
+
+
+def chosen_executor(plan: Plan, jobs: Iterable[Job], running: ExecutionOptions) -> str:
+    """Return the executor of a merge; of ``auto`` processes only where they save more than it takes to start them.
+
+    Args:
+        plan: what the tensors belong to.
+        jobs: the tensors that are missing; their bytes decide, and what the method costs an element.
+        running: a number of workers asks for processes, the address of a cluster for Ray.
+    """
+    if running.executor != "auto":
+        return running.executor
+    if running.ray_address is not None:
+        return "ray"
+    if running.workers is not None:
+        return "processes"
+    saved = _work(plan, jobs) * (1 - 1 / running.crew)
+    return "processes" if saved > _WORKERS else "threads"
+
+
+def _work(plan: Plan, jobs: Iterable[Job]) -> float:
+    """Return the seconds of one core that tensors take."""
+    nanoseconds = 0.0
+    for job in jobs:
+        info = plan.info(job.inputs[0])
+        nanoseconds += info.numel * len(job.models) * plan.method.cost
+        if plan.method.grain == "whole" and job.merges and len(info.shape) > 1:
+            rows = info.shape[0]
+            columns = info.numel // max(1, rows)
+            nanoseconds += info.numel * len(job.inputs) * min(rows, columns) * _SVD
+    return nanoseconds / 1e9

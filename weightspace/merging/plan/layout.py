@@ -1,0 +1,55 @@
+"""Layout of the output: shards of bounded size, and the offset of every tensor in its shard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from weightspace.checkpoints.hf_folder import WEIGHTS
+from weightspace.checkpoints.metadata import TensorInfo
+from weightspace.checkpoints.safetensors_header import TIED, encode_header, place_entries
+from weightspace.merging.plan.plan import Job, Shard
+
+
+def lay_out(
+    jobs: Sequence[Job], tied: Mapping[str, str], metadata: Mapping[str, str], file: str | None, shard_size: int
+) -> tuple[tuple[Job, ...], tuple[Shard, ...]]:
+    """Return the jobs with their places, and the files that they go to.
+
+    Args:
+        jobs: the tensors in the order of the output.
+        tied: name -> the name of the job whose memory it shares.
+        metadata: of the file; shards carry none, their index does.
+        file: the name of the one file; None: a folder, sharded if need be.
+        shard_size: bytes of tensors in a shard, at most; one tensor may be larger.
+    """
+    groups = [list(range(len(jobs)))] if file is not None else _groups([job.info for job in jobs], shard_size)
+    single = len(groups) == 1
+    placed, shards = list(jobs), []
+    for number, group in enumerate(groups):
+        name = file or (WEIGHTS if single else f"model-{number + 1:05}-of-{len(groups):05}.safetensors")
+        entries = place_entries({jobs[index].name: (jobs[index].info.dtype, jobs[index].info.shape) for index in group})
+        record = {alias: owner for alias, owner in tied.items() if owner in entries}
+        header = encode_header(
+            entries,
+            {"format": "pt", **(metadata if single else {}), **({TIED: json.dumps(record)} if record else {})},
+        )
+        for index in group:
+            placed[index] = replace(jobs[index], shard=number, offset=len(header) + entries[jobs[index].name].start)
+        size = len(header) + max((entry.end for entry in entries.values()), default=0)
+        shards.append(Shard(name, header, size))
+    return tuple(placed), tuple(shards)
+
+
+def _groups(infos: Sequence[TensorInfo], shard_size: int) -> list[list[int]]:
+    """Fill shard after shard in order."""
+    groups: list[list[int]] = [[]]
+    filled = 0
+    for index, info in enumerate(infos):
+        if groups[-1] and filled + info.nbytes > shard_size:
+            groups.append([])
+            filled = 0
+        groups[-1].append(index)
+        filled += info.nbytes
+    return groups

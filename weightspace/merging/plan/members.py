@@ -1,0 +1,165 @@
+"""The checkpoints of a recipe: found, their headers read, and given the names that errors call them by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from weightspace.checkpoints.atomic_write import one_line_errors
+from weightspace.checkpoints.fetching import local_path
+from weightspace.checkpoints.metadata import CheckpointMetadata, read_contents
+from weightspace.checkpoints.remote import is_url
+from weightspace.errors import CheckpointError
+from weightspace.lora.adapter import read_adapter
+from weightspace.lora.factor_files import check_is_model, check_no_adapter_folder
+from weightspace.merging.plan.lora_inputs import adapted
+from weightspace.merging.plan.plan import Member
+from weightspace.merging.plan.prefixes import strip_prefixes, without_inner_wrappers
+from weightspace.merging.recipe.model_reference import without_adapter
+
+
+@dataclass(frozen=True)
+class Intermediate:
+    """The result of another document of a recipe.
+
+    Attributes:
+        folder: where it lies, in float32 at least.
+        dtypes: tensor -> the dtype that its document asks for.
+    """
+
+    folder: Path
+    dtypes: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How checkpoints are read.
+
+    Attributes:
+        key: the entry of torch files that holds the state dict; None: the usual one.
+        strip_prefix: taken off names that begin with it; ``""``: nothing is; None: what all names of a model begin
+            with and those of the others lack.
+        intermediates: results of other documents by their names, which come before paths.
+    """
+
+    key: str | None = None
+    strip_prefix: str | None = None
+    intermediates: Mapping[str, Intermediate] = field(default_factory=dict)
+
+
+def open_members(
+    sources: Sequence[str], evidence: Mapping[str, str], reading: Reading, notice: Callable[[str], None]
+) -> tuple[Member, ...]:
+    """Return one member per source.
+
+    Args:
+        sources: paths or URLs as the recipe has them, each once; ``MODEL+ADAPTER`` adds a LoRA adapter to a model.
+        evidence: path of the statistics of data, by source.
+        reading: how they are read.
+        notice: takes lines about what was chosen in the files.
+
+    Raises:
+        CheckpointError: a checkpoint or adapter is missing or damaged, or an adapter does not fit its model.
+    """
+    labels = _labels(sources)
+    paths = [split_adapter(source, reading.intermediates) for source in sources]
+    folders = dict.fromkeys(path for path, _ in paths)
+    for path in folders:
+        check_no_adapter_folder(path)
+    read = {path: read_contents(path, key=reading.key) for path in folders}
+    if reading.key and all(contents.key is None for contents in read.values()):
+        notice(f"--key {reading.key} (key=…) chooses an entry of torch files, and no model is one: it has no effect.")
+    for path, contents in read.items():
+        check_is_model(contents.tensors, path)
+        for note in contents.notes:
+            notice(note)
+    models = strip_prefixes([read[path] for path, _ in paths], labels, strip=reading.strip_prefix, notice=notice)
+    members = []
+    for source, label, contents, (_, adapter) in zip(sources, labels, models, paths, strict=True):
+        statistics = _evidence(evidence[source], contents) if source in evidence else None
+        intermediate = reading.intermediates.get(without_adapter(source))
+        dtypes = {} if intermediate is None else intermediate.dtypes
+        member = Member(source, label, contents, evidence=statistics, dtypes=dtypes)
+        members.append(member if adapter is None else adapted(member, read_adapter(adapter)))
+    return tuple(members)
+
+
+def _evidence(path: str, contents: CheckpointMetadata) -> CheckpointMetadata:
+    """Return the statistics of a model under the names that its tensors go by."""
+    statistics = read_contents(local_path(path))
+    if any(without_inner_wrappers(name) != name for name in contents.renamed.values()):
+        names = {name: without_inner_wrappers(name) for name in statistics.tensors}
+        statistics = statistics.under_names(names, "the wrappers of training")
+    short, long = (without_inner_wrappers(name) for name in next(iter(contents.renamed.items()), ("", "")))
+    prefix = long.removesuffix(short)
+    return statistics.without_prefix(prefix) if prefix else statistics
+
+
+def split_adapter(source: str, intermediates: Mapping[str, Intermediate]) -> tuple[Path, Path | None]:
+    """Return the model and the adapter of a source ``MODEL+ADAPTER``; a path that exists as it is has no adapter.
+
+    Args:
+        source: as the recipe has it.
+        intermediates: results of other documents by name.
+
+    Raises:
+        CheckpointError: the adapter does not exist.
+    """
+    name = without_adapter(source)
+    with one_line_errors(Path(source), "read"):
+        if name in intermediates:
+            adapter = source[len(name) + 1 :]
+            return intermediates[name].folder, _adapter_folder(source, _located(adapter)) if adapter else None
+        if Path(source).exists() or "+" not in source:
+            return local_path(_located(source)), None
+        model, adapter = map(_located, _divided(source))
+        if is_url(source) and not is_url(adapter) and not Path(adapter).is_dir():
+            return local_path(source), None
+        folder = _adapter_folder(source, adapter)
+        return local_path(model), folder
+
+
+def _adapter_folder(source: str, adapter: str) -> Path:
+    """Return the folder of an adapter."""
+    folder = local_path(adapter)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{source}: {adapter} is no folder. Expected MODEL+ADAPTER with the folder of a LoRA adapter."
+        )
+    return folder
+
+
+def ignored_revision(source: str) -> str | None:
+    """Return the part of a source that names a revision of a path on this machine, which has none; or None."""
+    parts = (source,) if Path(source).exists() or "+" not in source else _divided(source)
+    return next((part for part in parts if _located(part) != part), None)
+
+
+def _divided(source: str) -> tuple[str, str]:
+    """Return the parts at the ``+`` that has a model before it and a folder behind it, at the last one by default."""
+    signs = [index for index, character in enumerate(source) if character == "+"]
+    splits = [(source[:sign], source[sign + 1 :]) for sign in reversed(signs)]
+    for model, adapter in splits:
+        if Path(_located(adapter)).is_dir() and (is_url(model) or Path(_located(model)).exists()):
+            return model, adapter
+    return splits[0]
+
+
+def _located(source: str) -> str:
+    """Return a source without the revision that it names, where that is a path on this machine."""
+    path, separator, _ = source.rpartition("@")
+    if not separator or is_url(source) or Path(source).exists() or not Path(path).exists():
+        return source
+    return path
+
+
+def _labels(sources: Sequence[str]) -> list[str]:
+    """Return for each source the shortest end of its path that no other source ends with."""
+    parts = [Path(source).parts for source in sources]
+    labels = []
+    for own in parts:
+        others = [part for part in parts if part != own]
+        length = next((n for n in range(1, len(own) + 1) if all(part[-n:] != own[-n:] for part in others)), len(own))
+        labels.append("/".join(own[-length:]))
+    return labels

@@ -1,0 +1,84 @@
+"""Jobs of weights that are kept in parts, and of the parts: weight norm's pairs, spectral norm's vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from weightspace.checkpoints.buffers import (
+    SpectralNorm,
+    WeightNorm,
+    check_evidence,
+    check_ties,
+    effective_name,
+    find_parametrizations,
+)
+from weightspace.errors import CheckpointError
+from weightspace.merging.plan.plan import Job, Kind, Member, Ref
+
+
+def with_parametrizations(jobs: Sequence[Job], tied: Mapping[str, str], members: Sequence[Member]) -> list[Job]:
+    """Return the jobs in which what follows from a weight is made from it.
+
+    Args:
+        jobs: every tensor as if it stood for itself.
+        tied: name in the output -> the name that it shares memory with.
+        members: the checkpoints that take part.
+
+    Raises:
+        CheckpointError: the parts of a weight come from different models, or only some of them are tied.
+        WeightspaceError: a parametrization cannot be understood, or evidence speaks of a part of a weight.
+    """
+    made = {job.name: job for job in jobs}
+    shapes = {name: job.info.shape for name, job in made.items()}
+    parametrizations = find_parametrizations({**shapes, **{alias: shapes[owner] for alias, owner in tied.items()}})
+    check_ties(parametrizations, tied)
+    for member in members:
+        if member.evidence is not None:
+            check_evidence(member.label, member.evidence.tensors, parametrizations)
+    for name, norm in parametrizations:
+        if norm.functions[0] not in tied:
+            _join(made, tied.get(name, name), norm)
+    return [made[job.name] for job in jobs]
+
+
+def _join(made: dict[str, Job], name: str, norm: WeightNorm | SpectralNorm) -> None:
+    """Put the jobs of a weight and of its parts in the place of those of plain tensors."""
+    weight, parts = made[name], [made[part] for part in norm.functions]
+    if {job.kind for job in (weight, *parts)} == {"copy"} and len({job.inputs[0][0] for job in (weight, *parts)}) == 1:
+        return
+    for job in (weight, *parts):
+        if not job.merges or job.info.dtype == "C64" or _owners(job) != _owners(weight):
+            raise CheckpointError(
+                f"{job.name!r} is a part of the weight {effective_name(name)!r} under weight norm or spectral norm, "
+                f"and not every model has that in real numbers. Expected {', '.join((name, *norm.functions))} in all."
+            )
+    if isinstance(norm, WeightNorm):
+        companions = (parts[0].models,)
+        made[name] = replace(weight, kind="direction", companions=companions)
+        made[parts[0].name] = _following(parts[0], weight, "magnitude", companions)
+        return
+    by_part = {"left": norm.left, "right": norm.right, "value": norm.value}
+    companions = tuple(() if part is None else made[part].models for part in by_part.values())
+    for part, tensor in by_part.items():
+        if tensor is not None:
+            made[tensor] = replace(_following(made[tensor], weight, "vector", companions), part=part)
+
+
+def _following(job: Job, weight: Job, kind: Kind, companions: tuple[tuple[Ref, ...], ...]) -> Job:
+    """Return the job of a tensor that follows from a weight: merged as the weight is."""
+    return replace(
+        job,
+        kind=kind,
+        inputs=weight.inputs,
+        base=weight.base,
+        weights=weight.weights,
+        arguments=weight.arguments,
+        follows=weight.name,
+        companions=companions,
+    )
+
+
+def _owners(job: Job) -> list[int]:
+    """Return the members that a job reads from."""
+    return [member for member, _ in job.models]

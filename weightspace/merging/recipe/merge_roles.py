@@ -1,0 +1,109 @@
+"""Roles in a merge: the models, the base, and the weight of each model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TypeVar
+
+from weightspace.errors import WeightspaceError
+from weightspace.merging.methods import METHODS, Method
+from weightspace.merging.methods._registry import LARGEST, shown
+from weightspace.merging.methods._unrun import unrun_method
+from weightspace.suggestions import unknown
+from weightspace.user_code import is_user_code, may_run_code
+
+Model = TypeVar("Model")
+
+
+def find_method(name: str) -> Method:
+    """Return the row of a method: one of the table, or a user's ``file.py:function``.
+
+    Where no code may run (``running_no_code``), the parameters of a user's method are read from its source.
+
+    Raises:
+        WeightspaceError: there is no such method.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if is_user_code(name) and not may_run_code():
+        return unrun_method(name)
+    if is_user_code(name):
+        from weightspace.merging.methods._user import user_method
+
+        return user_method(name)
+    raise unknown("merging method", name, METHODS)
+
+
+def split_base(
+    row: Method,
+    models: Sequence[Model],
+    base: Model | None,
+    listed: Collection[int],
+    weights: Sequence[float] | None,
+) -> tuple[list[Model], Model | None, list[float]]:
+    """Return the models, the base and the weights that the method gets.
+
+    Args:
+        row: the method.
+        models: everything that is to be merged.
+        base: the base, where one is named.
+        listed: which of the models are the base themselves: they are no models where the base has a part.
+        weights: one number a model, those that are the base included; equal by default.
+
+    Raises:
+        WeightspaceError: the method has no base, needs one, takes another number of models or no weights, or the
+            weights aren't finite numbers, one per model.
+    """
+    factors = _weights(row, weights, len(models))
+    if row.base == "none":
+        if base is not None:
+            raise WeightspaceError(
+                f"Method {row.name!r} has no base, but one was given. Did you mean a task-vector method?"
+            )
+        listed = ()
+    if row.base == "end" and base is None and len(models) == 2:
+        base, listed = models[0], (0,)
+    if row.base in ("required", "end") and base is None:
+        hint = " or two models" if row.base == "end" else ""
+        raise WeightspaceError(f"Method {row.name!r} needs a base{hint}: the model that the others differ from.")
+    kept = [index for index in range(len(models)) if base is None or index not in listed]
+    _check_count(row, len(kept), len(models) - len(kept))
+    return [models[index] for index in kept], base, [factors[index] for index in kept]
+
+
+def checked_evidence(row: Method, evidence: Sequence[Model] | None, models: int) -> Sequence[Model]:
+    """Return the evidence, one per model, where the method needs it.
+
+    Raises:
+        WeightspaceError: it is missing, not asked for, or not one per model.
+    """
+    found = list(evidence or ())
+    expected = models if row.evidence else 0
+    if len(found) != expected:
+        need = f"needs {row.evidence} evidence, one per model" if row.evidence else "has no use for evidence"
+        raise WeightspaceError(f"Method {row.name!r} {need}; found {len(found)} for {models} models.")
+    return found
+
+
+def _weights(row: Method, weights: Sequence[float] | None, models: int) -> list[float]:
+    """Return one finite weight a model; equal ones where none are given."""
+    if weights is None:
+        return [1.0] * models
+    if not row.weighted:
+        names = ", ".join(parameter.name for parameter in row.parameters)
+        raise WeightspaceError(f"Method {row.name!r} has no weights. Its parameters: {names or 'none'}.")
+    if len(weights) != models:
+        raise WeightspaceError(f"Found {len(weights)} weights for {models} models; expected one per model.")
+    for weight in weights:
+        if not abs(weight) <= LARGEST:
+            raise WeightspaceError(f"Weights are finite numbers of at most {LARGEST:g} in size, found {shown(weight)}.")
+    return [float(weight) for weight in weights]
+
+
+def _check_count(row: Method, models: int, bases: int) -> None:
+    """Check that the method takes that many models."""
+    low, high = row.models
+    if models < low or (high is not None and models > high):
+        wanted = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
+        aside = " beside the base" if bases or row.base in ("required", "end") else ""
+        raise WeightspaceError(f"Method {row.name!r} takes {wanted} models{aside}, found {models}.")

@@ -1,0 +1,170 @@
+"""The parameters of a recipe: scalars, gradients over the layers, filters with values; and which have an effect.
+
+mergekit reads the parameters that a method declares and ignores all others; one that the method has once for all
+models it ignores in a single model. The same is done here, and told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from weightspace.merging.methods import METHODS, Method, Parameter
+from weightspace.merging.recipe.document import Document, join, kind
+
+#: Methods of mergekit that take ``int8_mask``, which changes how its masks are stored and no result.
+_MASKED = frozenset(
+    (
+        *("task_arithmetic", "ties", "dare_linear", "dare_ties", "della", "della_linear"),
+        *("breadcrumbs", "breadcrumbs_ties", "sce"),
+    )
+)
+
+#: The methods that mergekit has: what it ignores in them is ignored here.
+_MERGEKIT = _MASKED | frozenset(
+    (
+        *("linear", "slerp", "nuslerp", "multislerp", "karcher", "passthrough"),
+        *("model_stock", "nearswap", "arcee_fusion", "ram", "ramplus_tl"),
+    )
+)
+
+#: Parameters that some method has, here or in mergekit.
+PARAMETERS = frozenset(
+    {parameter.name for row in METHODS.values() for parameter in row.parameters} | {"weight", "int8_mask", "eps"}
+)
+
+#: Parameters of ours alone: they may stand in a model of a method that has them once, where all models agree.
+_OWN = frozenset(("seed", "scope"))
+
+#: Words for true and false that mergekit takes, and numbers.
+_TRUE = ("true", "yes", "on", "t", "y", "1")
+_FALSE = ("false", "no", "off", "f", "n", "0")
+
+
+def read_parameters(
+    document: Document, holder: Mapping[str, Any], row: Method, path: str, *, single: bool = False
+) -> dict[str, Any]:
+    """Return the parameters that a part of a recipe sets, without those that have no effect.
+
+    Args:
+        document: the recipe.
+        holder: the recipe, a module, a slice or a model of it.
+        row: the method.
+        path: where ``holder`` stands.
+        single: whether it is a model.
+
+    Raises:
+        WeightspaceError: a parameter is not known, or its value is none; or as ``Document.ignore``.
+    """
+    path = join(path, "parameters")
+    content = document.mapping(holder.get("parameters") or {}, path)
+    known = {parameter.name: parameter for parameter in row.parameters}
+    names = [*known, *(["weight"] if row.weighted else [])]
+    for key, value in content.items():
+        _check(document, key, names, row, path, single=single)
+        if value == []:
+            document.ignore(key, path, "it is an empty list, neither a gradient of numbers nor filters")
+    return {
+        key: _setting(document, content[key], join(path, key), known.get(key))
+        for key in names
+        if key in content and not (single and _is_shared(row, key)) and content[key] != []
+    }
+
+
+def takes_base_as_model(row: Method, parameters: Mapping[str, Any]) -> bool:
+    """Return whether mergekit merges a base that is none of the models as one more of them.
+
+    It does where the method has no base and the settings for all models say what the base weighs.
+    """
+    if row.name not in _MERGEKIT or row.base != "none" or row.models[1] is not None:
+        return False
+    return not row.weighted or "weight" in parameters
+
+
+def _check(document: Document, key: str, names: list[str], row: Method, path: str, *, single: bool) -> None:
+    """Refuse a parameter that is not known, and tell of one without effect."""
+    if key in names:
+        if single and _is_shared(row, key):
+            document.ignore(key, path, f"method {row.name!r} has one for all models, under the recipe's parameters")
+        return
+    if key == "int8_mask" and (row.name in _MASKED or row.name not in _MERGEKIT):
+        return
+    owner = f" of method {row.name!r}"
+    if document.ignored is not None and row.name in _MERGEKIT and key in PARAMETERS:
+        document.ignore(key, path, f"it is no parameter{owner}")
+    else:
+        document.unknown(key, [*names, "int8_mask"], path, owner)
+
+
+def _is_shared(row: Method, key: str) -> bool:
+    """Return whether mergekit has one value of a parameter for all models, and a default for it."""
+    if row.name not in _MERGEKIT or key in _OWN or row.models == (1, 1):
+        return False
+    return any(one.name == key and not one.per_model and one.default is not None for one in row.parameters)
+
+
+def _setting(document: Document, value: Any, path: str, parameter: Parameter | None) -> Any:
+    """Return a scalar, a gradient or a list of filters with values."""
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
+        return _scalar(document, value, path, parameter)
+    if not any(isinstance(entry, dict) for entry in value):
+        return [_scalar(document, entry, path, parameter, in_gradient=True) for entry in value]
+    choices = []
+    for index, entry in enumerate(value):
+        here = f"{path}[{index}]"
+        choice = document.mapping(entry, here)
+        document.known(choice, ("filter", "value"), here)
+        if choice.get("value") is None or choice["value"] == []:
+            raise document.error(f"{here}.value", "is missing")
+        setting = _setting(document, choice["value"], f"{here}.value", parameter)
+        choices.append({"filter": document.text(choice, "filter", here), "value": setting})
+    return choices
+
+
+def _scalar(
+    document: Document, value: Any, path: str, parameter: Parameter | None, *, in_gradient: bool = False
+) -> bool | int | float | str:
+    """Return a scalar of the parameter's type; YAML takes 1e-5, without a point, for a word.
+
+    Raises:
+        WeightspaceError: it is of another type.
+    """
+    default = None if parameter is None else parameter.default
+    words = () if parameter is None else parameter.choices
+    if words or isinstance(default, str):
+        if isinstance(value, bool | str):
+            return value
+        if "true" not in words:
+            raise document.error(path, f"is a word, found {kind(value)}")
+    if words or isinstance(default, bool):
+        return _boolean(document, value, path)
+    number = _number(value)
+    if number is None:
+        expected, place = ("a gradient of numbers", " in it") if in_gradient else ("a number", "")
+        raise document.error(path, f"is {expected}, found {kind(value)}{place}")
+    return number
+
+
+def _boolean(document: Document, value: Any, path: str) -> bool:
+    """Return true or false, as mergekit takes them: words and the numbers 0 and 1 as well."""
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return bool(value)
+    if isinstance(value, str) and value.lower() in (*_TRUE, *_FALSE):
+        return value.lower() in _TRUE
+    raise document.error(path, f"is true or false, found {kind(value)}")
+
+
+def _number(value: Any) -> int | float | None:
+    """Return a number, None for anything else."""
+    if not isinstance(value, bool | int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    if not math.isfinite(number):
+        return None
+    return value if isinstance(value, int) and not isinstance(value, bool) else number

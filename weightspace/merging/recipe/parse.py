@@ -1,0 +1,111 @@
+"""Recipes: what to merge and how, in mergekit's YAML.
+
+Paths are relative to the working directory. What is not known is an error that names the key, or a warning where the
+caller takes warnings, and so is what mergekit ignores. Beyond mergekit are ``evidence`` and
+``stack`` of a source, and more methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from weightspace.checkpoints.yaml_file import parse_yaml, read_yaml
+from weightspace.errors import WeightspaceError
+from weightspace.merging.recipe.document import Document
+from weightspace.merging.recipe.merge_roles import find_method
+from weightspace.merging.recipe.parameters import takes_base_as_model
+from weightspace.merging.recipe.reader import RecipeReader
+from weightspace.merging.recipe.several import arranged
+from weightspace.merging.recipe.types import DTYPES, Recipe, Slice, Source, Warn
+
+__all__ = ["DTYPES", "Recipe", "Slice", "Source", "Warn", "parse_recipe", "read_recipe", "recipe_of"]
+
+
+def read_recipe(path: Path, *, warn: Warn | None = None, ignored: Warn | None = None) -> Recipe:
+    """Read a recipe from a file.
+
+    Args:
+        path: a YAML file, of one document or of several that use each other's names.
+        warn: takes a line for every key that is not known; None: that is an error.
+        ignored: takes a line for what has no effect, as in mergekit; None: that is an error.
+
+    Raises:
+        WeightspaceError: the file cannot be read, or says something that is not understood; the message names the key.
+    """
+    return _recipe_in(read_yaml(path), str(path), warn, ignored)
+
+
+def parse_recipe(text: str, where: str, *, warn: Warn | None = None, ignored: Warn | None = None) -> Recipe:
+    """Read a recipe from text; ``where`` is what errors call it. See ``read_recipe``."""
+    return _recipe_in(parse_yaml(text, where), where, warn, ignored)
+
+
+def _recipe_in(contents: Sequence[Any], where: str, warn: Warn | None, ignored: Warn | None) -> Recipe:
+    """Return the recipe of the documents of a file."""
+    filled = [content for content in contents if content is not None] or [None]
+    names = [where] if len(filled) == 1 else [f"{where}, document {index + 1}" for index in range(len(filled))]
+    recipes = [
+        RecipeReader(Document(name, warn, ignored), content).recipe()
+        for name, content in zip(names, filled, strict=True)
+    ]
+    return recipes[0] if len(recipes) == 1 else arranged(recipes, where)
+
+
+def recipe_of(
+    sources: Sequence[str],
+    method: str,
+    *,
+    base: str | None = None,
+    weights: Sequence[float] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    evidence: Sequence[str] | None = None,
+    dtype: str | None = None,
+    out_dtype: str | None = None,
+    warn: Warn | None = None,
+) -> Recipe:
+    """Return the recipe of models that are merged whole.
+
+    Args:
+        sources: their paths.
+        method: name of the method.
+        base: path of the base.
+        weights: one per model.
+        parameters: of the method by name; those that may differ by model take a list, one value a model.
+        evidence: paths of statistics of data, one per model.
+        dtype, out_dtype: of the output.
+        warn: see ``read_recipe``.
+
+    Raises:
+        WeightspaceError: a list has not one value a model, or as ``read_recipe``.
+    """
+    row = find_method(method)
+    if weights is not None and not row.weighted:
+        words = ", ".join(one.name for one in row.parameters) or "no parameters"
+        raise WeightspaceError(f"Method {method!r} takes no weights, found {list(weights)}; expected {words}.")
+    models: list[dict[str, Any]] = [{"model": source} for source in sources]
+    shared: dict[str, Any] = {}
+    per_model = {one.name for one in row.parameters if one.per_model}
+    lists = {"weight": weights, **(parameters or {})}
+    for name, value in lists.items():
+        if isinstance(value, list | tuple) and (name == "weight" or name in per_model):
+            for model, one in zip(models, _one_each(name, value, len(models)), strict=True):
+                model.setdefault("parameters", {})[name] = one
+        elif value is not None:
+            shared[name] = value
+    for model, path in zip(models, _one_each("evidence", evidence or [None] * len(models), len(models)), strict=True):
+        if path is not None:
+            model["evidence"] = path
+    if base is not None and base not in sources and takes_base_as_model(row, shared):
+        raise WeightspaceError(f"Method {method!r} has no base, but one was given. List it among the models.")
+    content = {"merge_method": method, "models": models, "base_model": base, "parameters": shared}
+    content |= {"dtype": dtype, "out_dtype": out_dtype}
+    given = {key: value for key, value in content.items() if value}
+    return RecipeReader(Document("the options", warn, None), given).recipe()
+
+
+def _one_each(name: str, values: Sequence[Any], models: int) -> Sequence[Any]:
+    if len(values) != models:
+        raise WeightspaceError(f"Found {len(values)} values of {name!r} for {models} models; expected one per model.")
+    return values

@@ -1,0 +1,198 @@
+"""From a YAML document to a recipe: the keys of mergekit, with models whole, in slices or by modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from weightspace.merging.recipe.document import Document, join, kind
+from weightspace.merging.recipe.merge_roles import find_method
+from weightspace.merging.recipe.model_reference import model_reference
+from weightspace.merging.recipe.parameters import PARAMETERS, read_parameters, takes_base_as_model
+from weightspace.merging.recipe.types import DTYPES, Recipe, Slice, Source
+from weightspace.suggestions import unknown
+
+#: The keys of a document.
+_TOP = (
+    *("name", "merge_method", "base_model", "models", "slices", "modules", "parameters"),
+    *("dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template"),
+)
+
+#: The ways to name the models of a recipe; a module has the first two.
+_FORMS = ("models", "slices", "modules")
+
+#: Keys that mergekit ignores where they are not known -> where they belong.
+_MISPLACED = {
+    **{name: "parameters stand under `parameters`" for name in PARAMETERS - {"weight", "t"}},
+    "layer_range": "models are merged whole, layers of them are given under `slices`",
+    "residual_weight": "mergekit reads it and does nothing with it",
+}
+
+
+class RecipeReader:
+    """Reads one document."""
+
+    def __init__(self, document: Document, content: Any) -> None:
+        """Prepare to read.
+
+        Args:
+            document: errors and warnings go by it.
+            content: what YAML makes of it.
+
+        Raises:
+            WeightspaceError: it is no mapping, or names no method that there is.
+        """
+        self.document = document
+        self.top = document.mapping(content, "the recipe")
+        self._known(self.top, _TOP, "")
+        name = document.text(self.top, "merge_method", "")
+        if name is None:
+            raise document.error("merge_method", "is missing: expected the name of a method")
+        self.row = find_method(name)
+        self.base = model_reference(document, self.top.get("base_model"), "base_model")
+        self.parameters = read_parameters(document, self.top, self.row, "")
+
+    def recipe(self) -> Recipe:
+        """Return the recipe.
+
+        Raises:
+            WeightspaceError: something is not understood; the message names the key.
+        """
+        recipe = Recipe(
+            method=self.row.name,
+            base=self.base,
+            slices=self._slices(),
+            parameters=self.parameters,
+            dtype=self._dtype("dtype"),
+            out_dtype=self._dtype("out_dtype"),
+            tokenizer_source=self._tokenizer(),
+            content=self.top,
+            name=self._name(),
+            chat_template=self.document.text(self.top, "chat_template", ""),
+        )
+        self.document.tell()
+        return recipe
+
+    def _name(self) -> str | None:
+        """Return the name, which YAML takes for a number where it looks like one."""
+        name = self.top.get("name")
+        if name is not None and (not isinstance(name, str | int | float) or not str(name)):
+            raise self.document.error("name", f"is a piece of text, found {kind(name)}")
+        return None if name is None else str(name)
+
+    def _slices(self) -> tuple[Slice, ...]:
+        """Return the slices of the recipe, those of its modules one after the other."""
+        form = self._form(self.top, "", _FORMS)
+        if form != "modules":
+            return self._parts(self.top, form, "", {})
+        modules = self.document.mapping(self.top["modules"], "modules")
+        return tuple(part for name, content in modules.items() for part in self._module(name, content))
+
+    def _module(self, name: str, content: Any) -> tuple[Slice, ...]:
+        """Return the slices of a module."""
+        path = join("modules", name)
+        module = self.document.mapping(content, path)
+        self._known(module, (*_FORMS[:2], "parameters"), path)
+        parameters = read_parameters(self.document, module, self.row, path)
+        parts = self._parts(module, self._form(module, path, _FORMS[:2]), path, parameters)
+        return tuple(Slice(part.sources, part.parameters, part.base, name, parameters) for part in parts)
+
+    def _form(self, holder: Mapping[str, Any], path: str, forms: Sequence[str]) -> str:
+        """Return which of the keys names the models; an empty one beside it has no effect."""
+        present = [form for form in forms if holder.get(form) is not None]
+        filled = [form for form in present if holder[form]] or present
+        if len(filled) != 1:
+            third = ", or modules" if "modules" in forms else ""
+            raise self.document.error(join(path, "models or slices:"), f"expected one of the two{third}")
+        for form in present:
+            if form != filled[0]:
+                self.document.ignore(form, path, f"it is empty, and {filled[0]} are there")
+        return filled[0]
+
+    def _parts(
+        self, holder: Mapping[str, Any], form: str, path: str, module_parameters: Mapping[str, Any]
+    ) -> tuple[Slice, ...]:
+        """Return the slices of the recipe or of a module, by ``models`` or by ``slices``."""
+        path = join(path, form)
+        entries = self.document.entries(holder[form], path)
+        if form == "slices":
+            return tuple(self._slice(entry, f"{path}[{index}]") for index, entry in enumerate(entries))
+        sources = [self._source(entry, f"{path}[{index}]", sliced=False) for index, entry in enumerate(entries)]
+        if self._takes_base(sources, module_parameters):
+            sources.append(Source(str(self.base), {}, None, None))
+        return (Slice(tuple(sources), {}),)
+
+    def _takes_base(self, sources: Sequence[Source], module_parameters: Mapping[str, Any]) -> bool:
+        """Return whether the base is merged as one more model, and say so."""
+        if self.base is None or any(source.model == self.base for source in sources):
+            return False
+        if not takes_base_as_model(self.row, {**self.parameters, **module_parameters}):
+            return False
+        line = f"base_model is merged as one more model, as mergekit does: method {self.row.name!r} has no base"
+        if self.document.ignored is None:
+            raise self.document.error(f"{line}. List it under models, or leave base_model", "out")
+        self.document.ignored(f"{self.document.where}: {line}. Leave base_model out if that is not meant.")
+        return True
+
+    def _slice(self, content: Any, path: str) -> Slice:
+        part = self.document.mapping(content, path)
+        self._known(part, ("sources", "base_model", "parameters"), path)
+        entries = self.document.entries(part.get("sources"), f"{path}.sources")
+        sources = [self._source(entry, f"{path}.sources[{index}]", sliced=True) for index, entry in enumerate(entries)]
+        base = model_reference(self.document, part.get("base_model"), f"{path}.base_model")
+        return Slice(tuple(sources), read_parameters(self.document, part, self.row, path), base)
+
+    def _source(self, content: Any, path: str, *, sliced: bool) -> Source:
+        source = self.document.mapping(content, path)
+        self._known(source, ("model", "parameters", "evidence", *(("layer_range", "stack") if sliced else ())), path)
+        model = model_reference(self.document, source.get("model"), f"{path}.model")
+        if model is None:
+            raise self.document.error(f"{path}.model", "is missing: expected the path of a checkpoint")
+        layers = self._layer_range(source, path) if sliced else None
+        parameters = read_parameters(self.document, source, self.row, path, single=True)
+        stack = self.document.text(source, "stack", path) if sliced else None
+        return Source(model, parameters, layers, self.document.text(source, "evidence", path), stack)
+
+    def _layer_range(self, source: Mapping[str, Any], path: str) -> tuple[int, int]:
+        """Return the first layer and the one behind the last; they are the same where there is none between them."""
+        bounds = source.get("layer_range")
+        if not isinstance(bounds, list) or len(bounds) != 2 or not all(type(bound) is int for bound in bounds):
+            raise self.document.error(f"{path}.layer_range", f"is two whole numbers, [first, end), found {bounds!r}")
+        if not 0 <= bounds[0] <= bounds[1]:
+            raise self.document.error(f"{path}.layer_range", f"is empty or negative: {bounds}")
+        if bounds[0] == bounds[1] and not (path.startswith("modules.") and bounds == [0, 0]):  # a module without layers
+            self.document.ignore("layer_range", path, "it is empty and gives no layers")
+        return bounds[0], bounds[1]
+
+    def _dtype(self, key: str) -> str | None:
+        """Return a dtype without the ``torch.`` that it may begin with."""
+        dtype = self.document.text(self.top, key, "")
+        if dtype is None or dtype.removeprefix("torch.") in DTYPES:
+            return dtype and dtype.removeprefix("torch.")
+        raise unknown(f"{key} in {self.document.where}", dtype, DTYPES)
+
+    def _tokenizer(self) -> str | None:
+        """Return where the tokenizer comes from."""
+        source = model_reference(self.document, self.top.get("tokenizer_source"), "tokenizer_source")
+        if self.top.get("tokenizer") is None:
+            return source
+        tokenizer = self.document.mapping(self.top["tokenizer"], "tokenizer")
+        self._known(tokenizer, ("source", "tokens", "pad_to_multiple_of"), "tokenizer")
+        for key in ("tokens", "pad_to_multiple_of"):
+            if tokenizer.get(key):
+                raise self.document.error(
+                    f"tokenizer.{key}", "is not supported: only a source, without tokens of its own, is"
+                )
+        if source is not None:
+            raise self.document.error("tokenizer", "and tokenizer_source both say where the tokenizer comes from")
+        return model_reference(self.document, tokenizer.get("source"), "tokenizer.source") or "union"
+
+    def _known(self, content: Mapping[str, Any], keys: Sequence[str], path: str) -> None:
+        """Refuse keys that are not known; tell of those that mergekit reads elsewhere and ignores here."""
+        for key in content:
+            if key in keys:
+                continue
+            if key in _MISPLACED and self.document.ignored is not None:
+                self.document.ignore(key, path, _MISPLACED[key])
+            else:
+                self.document.unknown(key, keys, path)

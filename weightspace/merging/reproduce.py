@@ -1,0 +1,203 @@
+"""A merge made once more from what its output says of itself, and compared byte by byte.
+
+What a file says of itself comes from whoever made it: code that it names is run only where that is allowed.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightspace.checkpoints.atomic_write import final_target, one_line_errors, temporary_folder
+from weightspace.checkpoints.hf_folder import weight_files
+from weightspace.checkpoints.load_save import load_metadata
+from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.merging.merge_files import merge_files
+from weightspace.merging.out_of_core.aligning import Alignment
+from weightspace.merging.out_of_core.run import Finish, Progress
+from weightspace.merging.plan.plan import MEMORY
+from weightspace.merging.recipe.parse import Recipe, parse_recipe
+from weightspace.reprs import brief
+from weightspace.user_code import is_user_code, running_no_code
+
+#: What ``described`` writes of an alignment or of what follows the merge, and a second merge must be given again.
+_AGAIN = {"align": "the alignment (--spec, --network or --task)", "statistics": "the task whose statistics were taken"}
+
+
+#: What a plan writes itself.
+_OWN = ("shard_size", "allow_nonfinite", "lenient", "code", "key", "strip_prefix", "stages")
+
+
+@brief
+@dataclass(frozen=True)
+class Reproduction:
+    """What came of a second merge.
+
+    Attributes:
+        out: the checkpoint that was made again.
+        equal: every file of weights has the same bytes.
+        differing: names of the files that have not.
+        changed: names of the inputs, and of the user's code, whose SHA-256 is another than then.
+    """
+
+    out: str
+    equal: bool
+    differing: tuple[str, ...]
+    changed: tuple[str, ...]
+
+
+def reproduce(
+    out: str | os.PathLike[str],
+    *,
+    align: Alignment | None = None,
+    finish: Finish | None = None,
+    allow_code: bool = False,
+    memory: int = MEMORY,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Reproduction:
+    """Make a merge again from the recipe in its metadata, beside it, and compare the bytes.
+
+    Args:
+        out: a checkpoint that ``merge_files`` made. Its inputs must lie where the recipe says.
+        align: the alignment, if one was used.
+        finish: what was done to the merged network, if anything was.
+        allow_code: run the Python file that the metadata name as the method, if they name one. Read it before.
+        memory: see ``merge_files``.
+        threads: see ``merge_files``.
+        progress: see ``merge_files``.
+
+    Raises:
+        CheckpointError: there is no recipe in the metadata, they are damaged, or as ``merge_files``.
+        WeightspaceError: the merge was aligned, or finished, in another way; or it needs code that is not allowed.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> for seed in (0, 1):
+        ...     state = {"w": torch.randn(8, 8, generator=torch.Generator().manual_seed(seed))}
+        ...     ws.save_checkpoint(state, f"{seed}.safetensors")
+        >>> report = ws.merge_files(["0.safetensors", "1.safetensors"], "merged.safetensors")
+        >>> ws.reproduce("merged.safetensors").equal
+        True
+    """
+    path = Path(out)
+    metadata = load_metadata(path)
+    if "recipe" not in metadata:
+        raise CheckpointError(f"{path} does not say how it was made: expected a checkpoint of `weightspace merge`.")
+    options = _options(path, metadata)
+    with running_no_code():
+        lenient = _drop if options.get("lenient") else None
+        recipe = parse_recipe(metadata["recipe"], str(path), warn=lenient, ignored=_drop)
+    _check_code(path, recipe, allow_code)
+    _check_options(path, options, align, finish)
+    recorded = {key: value for key, value in options.items() if key not in _OWN}
+    for key in () if align is None else align.described():
+        recorded.pop(key, None)
+    with one_line_errors(path, "made again"), temporary_folder(final_target(path)) as folder:
+        again = folder / path.name
+        merge_files(
+            recipe,
+            again,
+            align=align,
+            finish=finish,
+            options=recorded,
+            allow_nonfinite=options.get("allow_nonfinite", False),
+            lenient=options.get("lenient", False),
+            key=options.get("key"),
+            strip_prefix=options.get("strip_prefix"),
+            shard_size=options["shard_size"],
+            hashes=_has_hashes(metadata),
+            fsync=False,
+            threads=threads,
+            progress=progress,
+            memory=memory,
+        )
+        return _compared(path, again)
+
+
+def _options(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the options of the merge as its output has them."""
+    try:
+        options, inputs = json.loads(metadata["parameters"]), json.loads(metadata["inputs"])
+        _digests(inputs)
+        size = options["shard_size"]
+        whole = isinstance(size, int) and not isinstance(size, bool) and size > 0
+        words = all(options.get(key) is None or isinstance(options[key], str) for key in ("key", "strip_prefix"))
+        if whole and words and all(options.get(key, False) in (True, False) for key in ("allow_nonfinite", "lenient")):
+            return dict(options)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        pass
+    raise CheckpointError(
+        f"{path}: the metadata of the merge are damaged: expected `parameters` with a shard_size, and `inputs` with "
+        "name and sha256, as `weightspace merge` writes them."
+    )
+
+
+def _digests(inputs: Any) -> dict[str, str]:
+    """Return name -> SHA-256 of the inputs in the metadata."""
+    return {str(entry["name"]): str(entry["sha256"]) for entry in inputs}
+
+
+def _all_digests(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return the digests of the inputs, with those of what intermediate results were made from."""
+    stages = json.loads(metadata["parameters"]).get("stages", {})
+    return {
+        **_digests(entry for stage in stages.values() for entry in stage),
+        **_digests(json.loads(metadata["inputs"])),
+    }
+
+
+def _check_code(path: Path, recipe: Recipe, allowed: bool) -> None:
+    """Check that code which the metadata name may be run."""
+    for method in (document.method for document in (*recipe.documents, recipe)):
+        if is_user_code(method) and not allowed:
+            raise WeightspaceError(
+                f"{path} says that it was made by the code {method[:200]!r}, which would be run. Read that file, "
+                "then allow it: --allow-code (allow_code=True)."
+            )
+
+
+def _drop(line: str) -> None:
+    """Take a warning that the first merge gave already."""
+
+
+def _compared(path: Path, again: Path) -> Reproduction:
+    """Compare the weights of two checkpoints file by file."""
+    old, new = ({file.name: file for file in weight_files(one)} for one in (path, again))
+    differing = [
+        name
+        for name in sorted(old.keys() | new.keys())
+        if name not in old or name not in new or not filecmp.cmp(old[name], new[name], shallow=False)
+    ]
+    then, now = (_all_digests(load_metadata(one)) for one in (path, again))
+    changed = [name for name, digest in now.items() if then.get(name) != digest]
+    if _code(path) != _code(again):
+        changed.append(load_metadata(path)["method"])
+    return Reproduction(str(path), not differing, tuple(differing), tuple(changed))
+
+
+def _check_options(path: Path, options: Mapping[str, Any], align: Alignment | None, finish: Finish | None) -> None:
+    """Check that what the recipe does not say is given again."""
+    given = {"align": align, "statistics": finish}
+    for key, name in _AGAIN.items():
+        if (key in options) != (given[key] is not None):
+            raise WeightspaceError(f"{path} was made {'with' if key in options else 'without'} {name}: give the same.")
+    if align is not None:
+        for key, value in align.described().items():
+            if options.get(key) != value:
+                raise WeightspaceError(f"{path} was made with {key} {options.get(key)}, found {value}: give the same.")
+
+
+def _code(path: Path) -> str | None:
+    """Return the SHA-256 of the user's code that a checkpoint was made by."""
+    return json.loads(load_metadata(path)["parameters"]).get("code")
+
+
+def _has_hashes(metadata: Mapping[str, str]) -> bool:
+    return any(entry["sha256"] for entry in json.loads(metadata["inputs"]))

@@ -1,0 +1,1 @@
+"""Slices of layers put on top of one another."""

@@ -1,0 +1,275 @@
+"""All recipes side by side, on the data that chose and on the data that did not."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from weightspace.checkpoints import StateDict
+from weightspace.checkpoints.atomic_write import replacing_file
+from weightspace.checkpoints.json_file import read_json_object
+from weightspace.errors import WeightspaceError
+from weightspace.reprs import brief
+from weightspace.soups.candidates import Alone, Mean
+from weightspace.soups.ensemble import ensembled
+from weightspace.soups.evaluation import Judge, Place, Scores
+from weightspace.soups.greedy import Soup, Tie, Trial, greedily
+from weightspace.soups.ingredients import Ingredient, Source, ingredients_of
+from weightspace.soups.learned import Per, learned_soup
+from weightspace.soups.model_stock import model_stock_soup
+from weightspace.soups.scoring import Statistics
+from weightspace.soups.uniform import uniform_soup
+from weightspace.suggestions import unknown
+from weightspace.tasks.objectives import Mode, mode_of_name
+from weightspace.tasks.protocol import Task
+
+#: What ``compare_recipes`` can have a row of, in the order of the table.
+RECIPES = ("uniform", "greedy", "learned", "model_stock", "ensemble")
+#: Those that need the pretrained model.
+FROM_BASE = ("model_stock",)
+#: Names of the rows that are single models: the best on the data that choose, and the best on those that nobody may
+#: choose by.
+BEST, BEST_ON_TEST = "best single", "best single on test"
+#: A recipe is far below the best single model if it lies further below than this share of its score, and than any other
+#: single model.
+_FAR = 0.05
+
+
+@brief
+@dataclass(frozen=True)
+class Row:
+    """A recipe and its scores.
+
+    Attributes:
+        name: ``best single`` (by the validation split), a recipe, or ``best single on test``: an oracle, since nobody
+            may pick by the test split.
+        scores: split (or shift) -> name -> score.
+        models: how many networks have to be run for it.
+        chosen: numbers of its ingredients, from 0; of a greedy soup with replacement some several times.
+    """
+
+    name: str
+    scores: Mapping[str, Mapping[str, float]]
+    models: int
+    chosen: tuple[int, ...]
+
+
+@brief
+@dataclass(frozen=True)
+class SoupReport:
+    """The recipes, and the ingredients that they were made of.
+
+    Attributes:
+        task: its name.
+        objective: the score that decides.
+        mode: ``"max"``: more of it is better, or ``"min"``.
+        names: of the ingredients.
+        singles: split -> what was found of every ingredient.
+        rows: a recipe each.
+        shifts: names of further test data, where the task has any.
+    """
+
+    task: str
+    objective: str
+    names: tuple[str, ...]
+    singles: Mapping[str, tuple[Mapping[str, float], ...]]
+    rows: tuple[Row, ...]
+    shifts: tuple[str, ...] = ()
+    mode: Mode = "max"
+
+    def shifted(self, scores: Mapping[str, Mapping[str, float]]) -> float:
+        """Return the mean of the objective over the shifts; NaN if there are none."""
+        values = [scores[shift][self.objective] for shift in self.shifts]
+        return sum(values) / len(values) if values else float("nan")
+
+    def far_below(self) -> dict[str, tuple[float, float]]:
+        """Return the recipes that are far worse than the best single model: name -> validation score, and that of it.
+
+        Far is worse than all single models, and by more than 5 % of the score of the best.
+        """
+        sign = -1 if self.mode == "min" else 1
+        singles = [sign * scores[self.objective] for scores in self.singles["validation"]]
+        values = [value for value in singles if not math.isnan(value)]
+        if not values:
+            return {}
+        room, best = max(max(values) - min(values), _FAR * abs(max(values))), max(values)
+        scores = {row.name: row.scores["validation"][self.objective] for row in self.rows if row.name in RECIPES}
+        return {name: (score, sign * best) for name, score in scores.items() if not best - sign * score <= room}
+
+    def single(self, number: int) -> dict[str, Mapping[str, float]]:
+        """Return the scores of an ingredient, by split."""
+        return {split: scores[number] for split, scores in self.singles.items()}
+
+    def save(self, path: str | Path) -> None:
+        """Write all of it as ``.json``.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+            WeightspaceError: the path has another suffix.
+        """
+        if Path(path).suffix.lower() != ".json":
+            raise WeightspaceError(f"A report of soups is a .json file; found {Path(path).name!r}.")
+        with replacing_file(Path(path)) as file:
+            file.write((json.dumps(asdict(self), indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> SoupReport:
+        """Read a report that :meth:`save` wrote.
+
+        Raises:
+            WeightspaceError: the file cannot be read, or isn't a report of soups.
+        """
+        try:
+            fields = read_json_object(Path(path))
+            rows = tuple(Row(**{**row, "chosen": tuple(row["chosen"])}) for row in fields.pop("rows"))
+            singles = {split: tuple(scores) for split, scores in fields.pop("singles").items()}
+            names, shifts = (tuple(fields.pop(name)) for name in ("names", "shifts"))
+            fields.setdefault("mode", mode_of_name(fields["objective"]) or "max")  # as of files before there was a mode
+            return cls(**fields, names=names, shifts=shifts, rows=rows, singles=singles)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightspaceError(f"{path} isn't a report of soups ({error}).") from error
+
+
+def compare_recipes(
+    states_or_paths: Sequence[Source],
+    task: Task,
+    recipes: Sequence[str] | None = None,
+    *,
+    tie: Tie = "accept",
+    replacement: bool = False,
+    per: Per = "tensor",
+    base: Source | None = None,
+    mode: Mode | None = None,
+    statistics: Statistics = "auto",
+    cache: bool = True,
+    executor: str = "processes",
+    workers: int = 1,
+    gpus: float = 0.0,
+    ray_address: str | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
+    on_state: Callable[[str, StateDict], None] | None = None,
+) -> SoupReport:
+    """Make soups by several recipes and score them, the best single model and the ensemble on validation and test data.
+
+    Only validation data choose. Where the task has ``shifts`` (names of further splits), all is scored on them too.
+
+    Args:
+        states_or_paths: state dicts or checkpoints, one or more; out of core as in each recipe.
+        task: scores.
+        recipes: names in ``RECIPES``; default: all, of those that need a base only where it is given.
+        tie: of the greedy soup, and so is ``replacement``.
+        replacement: whether the greedy soup may take ingredients several times.
+        per: of the learned soup.
+        base: the pretrained model, for ``model_stock``.
+        mode: ``"min"`` or ``"max"`` of the objective; see ``greedy_soup``.
+        statistics: see ``greedy_soup``, and so for ``cache``, ``executor``, ``workers``, ``gpus``, ``ray_address``.
+        cache: evaluations; the learned soup is learned each time, and its scores are known by its weights.
+        on_trial: told of the evaluations that the greedy soup needs: of the ingredients in any case.
+        on_state: given every soup that is made, before the next one.
+
+    Raises:
+        CheckpointError: an ingredient cannot be read, or does not belong to the task's network.
+        WeightspaceError: there is no such recipe, or as the recipes.
+    """
+    if recipes is None:
+        recipes = [recipe for recipe in RECIPES if base is not None or recipe not in FROM_BASE]
+    if bad := [recipe for recipe in recipes if recipe not in RECIPES]:
+        raise unknown("recipe", bad[0], RECIPES)
+    if base is None and (lacking := [recipe for recipe in recipes if recipe in FROM_BASE]):
+        raise WeightspaceError(f"Recipe {lacking[0]!r} starts at the pretrained model. Give base= (--base).")
+    place = Place(executor, workers, gpus, ray_address)
+    judge = Judge(task, statistics, cache=cache, cache_key=None, place=place, mode=mode)
+    maker = _Maker(ingredients_of(states_or_paths), task, judge, statistics, base, on_state)
+    try:
+        return maker.report(recipes, tie, per, on_trial, replacement=replacement)
+    finally:
+        judge.measure.forget()
+
+
+class _Maker:
+    """Makes soups and their rows."""
+
+    def __init__(
+        self,
+        ingredients: Sequence[Ingredient],
+        task: Task,
+        judge: Judge,
+        statistics: Statistics,
+        base: Source | None,
+        on_state: Callable[[str, StateDict], None] | None,
+    ) -> None:
+        self.ingredients, self.task, self.judge = ingredients, task, judge
+        self.statistics: Statistics = statistics
+        self.base, self.on_state = base, on_state
+        self.shifts: tuple[str, ...] = tuple(getattr(task, "shifts", ()))
+        self.splits: tuple[Any, ...] = ("validation", "test", *self.shifts)
+
+    def report(
+        self,
+        recipes: Sequence[str],
+        tie: Tie,
+        per: Per,
+        on_trial: Callable[[Trial], None] | None,
+        *,
+        replacement: bool,
+    ) -> SoupReport:
+        """Return the rows of all recipes, between the best single model and the oracle."""
+        soup = greedily(
+            self.ingredients, self.judge, tie=tie, replacement=replacement, on_trial=on_trial, splits=self.splits
+        )
+        singles = self.judge.many([Alone(one) for one in self.ingredients], self.splits)
+        rows = [
+            self._single(BEST, singles, "validation"),
+            *(self._row(recipe, soup, per) for recipe in RECIPES if recipe in recipes),
+            self._single(BEST_ON_TEST, singles, "test"),
+        ]
+        return SoupReport(
+            task=self.task.name,
+            objective=self.task.objective,
+            names=tuple(one.name for one in self.ingredients),
+            singles={split: tuple(scores[split] for scores in singles) for split in self.splits},
+            rows=tuple(rows),
+            shifts=self.shifts,
+            mode=self.judge.measure.mode,
+        )
+
+    def _row(self, recipe: str, soup: Soup, per: Per) -> Row:
+        everyone = tuple(range(len(self.ingredients)))
+        if recipe == "ensemble":
+            return Row(recipe, ensembled(self.ingredients, self.judge, self.splits), len(everyone), everyone)
+        chosen = soup.ingredients if recipe == "greedy" else everyone
+        if recipe in ("learned", "model_stock"):
+            scores = self._made(recipe, self._learned(per) if recipe == "learned" else self._model_stock())
+        else:
+            if self.on_state is not None:
+                self.on_state(recipe, soup.state if recipe == "greedy" else self._uniform())
+            scores = self.judge.one(Mean([self.ingredients[number] for number in chosen]), self.splits)
+        return Row(recipe, scores, 1, chosen)
+
+    def _uniform(self) -> StateDict:
+        return uniform_soup([one.source for one in self.ingredients], self.task, statistics=self.statistics)
+
+    def _learned(self, per: Per) -> StateDict:
+        return learned_soup([one.source for one in self.ingredients], self.task, per, statistics=self.statistics).state
+
+    def _model_stock(self) -> StateDict:
+        sources, base = [one.source for one in self.ingredients], self.base
+        if base is None:
+            raise WeightspaceError("Model Stock starts at the pretrained model; found no base.")
+        return model_stock_soup(sources, base, self.task, statistics=self.statistics)
+
+    def _made(self, recipe: str, state: StateDict) -> Scores:
+        """Return the scores of a soup that was made as a whole, which are known by its weights."""
+        if self.on_state is not None:
+            self.on_state(recipe, state)
+        return self.judge.one(Alone(Ingredient(f"the {recipe} soup", state)), self.splits)
+
+    def _single(self, name: str, singles: Sequence[Scores], split: str) -> Row:
+        """Return the best model by a split; of equal ones the first."""
+        values = [self.judge.value(scores, split) for scores in singles]
+        best = max(range(len(values)), key=lambda number: (not math.isnan(values[number]), values[number]))
+        return Row(name, singles[best], 1, (best,))

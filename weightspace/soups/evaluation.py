@@ -1,0 +1,201 @@
+"""Judging candidates, here or wherever executors run them; no evaluation is made twice."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from weightspace.errors import CheckpointError
+from weightspace.executors import here_or, run_pieces
+from weightspace.soups.candidates import Candidate
+from weightspace.soups.fingerprints import fingerprint_of_state
+from weightspace.soups.ingredients import Ingredient
+from weightspace.soups.measures import FunctionMeasure, TaskMeasure
+from weightspace.soups.score_cache import Evaluations, kept_evaluations
+from weightspace.soups.scoring import Score, Statistics
+from weightspace.tasks.objectives import Mode, function_mode, task_mode
+from weightspace.tasks.protocol import Task
+
+#: Split -> name -> score.
+Scores = dict[str, Mapping[str, float]]
+#: Size and time of change of an ingredient's files.
+Stamp: TypeAlias = "tuple[tuple[int, int], ...]"
+#: Takes the number of an ingredient, from 0, and its scores.
+OnScores = Callable[[int, Scores], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where independent evaluations run: the options of ``executors.run_pieces``."""
+
+    executor: str = "processes"
+    workers: int = 1
+    gpus: float = 0.0
+    ray_address: str | None = None
+
+
+class Judge:
+    """Scores candidates of one soup, and keeps the scores.
+
+    Args:
+        score: a task, or a function of a state dict.
+        statistics: what becomes of BatchNorm's in mixtures.
+        cache: whether evaluations are kept on the disk; those of a function only with its key.
+        cache_key: what a function's scores depend on.
+        place: where ingredients are scored.
+        mode: whether less or more of the score is better, where the task or its objective's name does not tell.
+
+    Attributes:
+        measure: the task or the function, with the mode that holds.
+
+    Raises:
+        WeightspaceError: it is not known whether less or more is better; or another choice is not known.
+    """
+
+    def __init__(
+        self,
+        score: Score | Task,
+        statistics: Statistics,
+        *,
+        cache: bool,
+        cache_key: str | None,
+        place: Place,
+        mode: Mode | None = None,
+    ) -> None:
+        if isinstance(score, Task):
+            device, run = "cuda" if place.gpus else None, secrets.token_hex(8)
+            self.measure: TaskMeasure | FunctionMeasure = TaskMeasure(
+                score, statistics, device, run, task_mode(score, mode)
+            )
+            self.measure.scorer()  # says what is wrong with the choices, before anything is read
+        else:
+            self.measure = FunctionMeasure(score, cache_key, function_mode(score, mode))
+            cache = cache and cache_key is not None
+        self.place, self._kept = place, kept_evaluations(cache)
+        self._keys: dict[tuple[str, bool], Mapping[str, Any]] = {}
+        self._digests: dict[int, tuple[Ingredient, str, Stamp]] = {}
+
+    def many(
+        self, candidates: Sequence[Candidate], splits: Sequence[str], on_scores: OnScores | None = None
+    ) -> list[Scores]:
+        """Return the scores of candidates that travel, in their order.
+
+        Args:
+            candidates: in any number.
+            splits: to score them on.
+            on_scores: called as soon as the scores of a candidate are there, in whatever order that is.
+        """
+        asked = [self._asked(candidate, splits) for candidate in candidates]
+        known = [self._known(one) for one in asked]
+        missing = [number for number, found in enumerate(known) if found is None]
+        report = on_scores or (lambda number, scores: None)
+        for number, scores in enumerate(known):
+            if scores is not None:
+                report(number, scores)
+        done = run_pieces(
+            here_or(self.place.executor, self.place.workers),
+            _score,
+            [
+                (self.measure, candidates[number], asked[number], self._kept, self._stamps(candidates[number]))
+                for number in missing
+            ],
+            workers=self.place.workers,
+            gpus=self.place.gpus,
+            ray_address=self.place.ray_address,
+            on_done=lambda at, scored: report(missing[at], self._keep(asked[missing[at]], *scored)),
+        )
+        for number, (scores, _) in zip(missing, done, strict=True):
+            known[number] = scores
+        return [scores for scores in known if scores is not None]
+
+    def one(self, candidate: Candidate, splits: Sequence[str]) -> Scores:
+        """Return the scores of a candidate, which is made here if they are not known."""
+        asked = self._asked(candidate, splits)
+        known = self._known(asked)
+        return known or _score(self.measure, candidate, asked, self._kept, self._stamps(candidate))[0]
+
+    def kept(self, candidate: Candidate, splits: Sequence[str], score: Callable[[str], Mapping[str, float]]) -> Scores:
+        """Return the scores that ``score`` finds for a candidate, or those that it once found."""
+        asked = self._asked(candidate, splits)
+        known = self._known(asked)
+        if known is not None:
+            return known
+        scores = {split: score(split) for split in splits}
+        return self._keep(asked, scores, self.measure.reads())
+
+    def value(self, scores: Scores, split: str = "validation") -> float:
+        """Return the score that decides: higher is better."""
+        return self.measure.value(scores[split])
+
+    def _asked(self, candidate: Candidate, splits: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+        """Return the keys of a candidate's evaluations."""
+        if self._kept.folder is None:
+            return {split: {} for split in splits}
+        digests = [self._digest(one) for one in candidate.weights]
+        return {
+            split: {"weights": digests, **candidate.recipe, **self._depends(split, mixed=candidate.mixed)}
+            for split in splits
+        }
+
+    def _depends(self, split: str, *, mixed: bool) -> Mapping[str, Any]:
+        if (split, mixed) not in self._keys:
+            self._keys[split, mixed] = self.measure.key(split, mixed=mixed)
+        return self._keys[split, mixed]
+
+    def _digest(self, ingredient: Ingredient) -> str:
+        if id(ingredient) not in self._digests:  # with the ingredient, whose identity stays its own
+            stamp = ingredient.stamp()
+            self._digests[id(ingredient)] = ingredient, fingerprint_of_state(ingredient.load()), stamp
+        return self._digests[id(ingredient)][1]
+
+    def _stamps(self, candidate: Candidate) -> list[Stamp] | None:
+        """Return what tells whether the files of a candidate are still those whose digests were taken."""
+        if self._kept.folder is None:
+            return None
+        return [self._digests[id(one)][2] for one in candidate.weights]
+
+    def _known(self, asked: Mapping[str, Mapping[str, Any]]) -> Scores | None:
+        found: Scores = {}
+        for split, key in asked.items():
+            if (scores := self._kept.find(key)) is None or not self.measure.has(scores):
+                return None
+            found[split] = scores
+        return found
+
+    def _keep(self, asked: Mapping[str, Mapping[str, Any]], scores: Scores, reads: Mapping[str, str]) -> Scores:
+        for split, key in asked.items():
+            if self._kept.find(key) is None:
+                self._kept.keep(key, scores[split], reads)
+        return scores
+
+
+def _score(
+    measure: TaskMeasure | FunctionMeasure,
+    candidate: Candidate,
+    asked: Mapping[str, Mapping[str, Any]],
+    kept: Evaluations,
+    stamps: Sequence[Stamp] | None,
+) -> tuple[Scores, dict[str, str]]:
+    """Score a candidate: a piece of work that travels. A worker keeps what it found before it tells of it.
+
+    Returns:
+        The scores, and path -> SHA-256 of what was read for them.
+
+    Raises:
+        CheckpointError: a file of the candidate has changed since its digest was taken.
+    """
+    scores = measure.scores(candidate.tensors(measure.check), tuple(asked), mixed=candidate.mixed)
+    if stamps is None:
+        return scores, {}
+    for ingredient, stamp in zip(candidate.weights, stamps, strict=True):
+        if ingredient.stamp() != stamp:
+            raise CheckpointError(
+                f"{ingredient.name} has changed while the soup was made; expected one checkpoint from begin to end. "
+                "Run the command again when it is whole."
+            )
+    reads = measure.reads()
+    for split, key in asked.items():
+        kept.keep(key, scores[split], reads)
+    return scores, reads

@@ -1,0 +1,96 @@
+"""Evaluations that are kept on the disk: one file per score, under the digest of all that it depends on.
+
+A file is written beside its place and renamed, so that a process that is killed leaves whole evaluations or none; any
+number of processes may write at a time. A file is believed only where it has the key that is asked for, finite scores,
+and the digests of files that are still the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightspace.checkpoints.atomic_write import replacing_file
+from weightspace.soups.file_dependencies import are_unchanged
+from weightspace.version import __version__
+
+#: Bytes of an evaluation, at most.
+_LARGEST = 2**26
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """A folder of scores; None keeps nothing."""
+
+    folder: Path | None
+
+    def find(self, key: Mapping[str, Any]) -> dict[str, float] | None:
+        """Return the scores under a key; None where there are none, or only a file that is not to be believed."""
+        if self.folder is None:
+            return None
+        path = _place(self.folder, key)
+        try:
+            if not path.is_file() or path.stat().st_size > _LARGEST:
+                return None
+            content = json.loads(path.read_bytes())
+            scores, reads = content["scores"], content["reads"]
+            named = _is_named(scores, float) and _is_named(reads, str) and bool(scores)
+            if not named or content["key"] != _plain(key) or not all(map(math.isfinite, scores.values())):
+                return None
+            return scores if are_unchanged(reads) else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def keep(self, key: Mapping[str, Any], scores: Mapping[str, float], reads: Mapping[str, str]) -> None:
+        """Write scores down; those that are not finite are found again each time.
+
+        Args:
+            key: what they depend on.
+            scores: name -> score.
+            reads: path -> SHA-256 of the files that were read for them.
+
+        Raises:
+            CheckpointError: the disk refuses.
+        """
+        if self.folder is not None and all(map(math.isfinite, scores.values())):
+            content = {"key": _full(key), "scores": dict(scores), "reads": dict(reads)}
+            with replacing_file(_place(self.folder, key)) as file:
+                file.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+def kept_evaluations(cache: bool) -> Evaluations:
+    """Return the evaluations of this user: in ``$WEIGHTSPACE_CACHE/evaluations``, or below ``~/.cache/weightspace``.
+
+    Args:
+        cache: False: nothing is kept, and nothing that was kept is found.
+    """
+    if not cache:
+        return Evaluations(None)
+    named = os.environ.get("WEIGHTSPACE_CACHE")
+    home = Path(named).expanduser().absolute() if named else Path.home() / ".cache" / "weightspace"
+    return Evaluations(home / "evaluations")
+
+
+def _place(folder: Path, key: Mapping[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(_full(key), sort_keys=True).encode()).hexdigest()
+    return folder / digest[:2] / f"{digest[2:]}.json"
+
+
+def _full(key: Mapping[str, Any]) -> dict[str, Any]:
+    return {**key, "version": __version__}
+
+
+def _plain(key: Mapping[str, Any]) -> Any:
+    """Return a key as it comes back from a file."""
+    return json.loads(json.dumps(_full(key)))
+
+
+def _is_named(content: Any, kind: type) -> bool:
+    """Return whether content maps names to values of one type."""
+    return isinstance(content, dict) and all(type(value) is kind for value in content.values())

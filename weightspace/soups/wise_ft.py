@@ -1,0 +1,111 @@
+"""WiSE-FT: the line from the pretrained model to a fine-tuned one, scored at several positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from weightspace.arguments import checked
+from weightspace.checkpoints import StateDict
+from weightspace.errors import WeightspaceError
+from weightspace.merging.interpolate import interpolate
+from weightspace.reprs import brief
+from weightspace.soups.candidates import OnLine
+from weightspace.soups.evaluation import Judge, Place
+from weightspace.soups.ingredients import Source, check_ingredients, ingredients_of
+from weightspace.soups.scoring import Statistics, settled
+from weightspace.tasks.objectives import Mode
+from weightspace.tasks.protocol import SPLITS, Task
+
+#: Positions on the line, if nothing else is said.
+POSITIONS = tuple(step / 10 for step in range(11))
+
+
+@brief
+@dataclass(frozen=True)
+class WiseFT:
+    """The line, and the best network on it.
+
+    Attributes:
+        positions: from the pretrained model (0) to the fine-tuned one (1), of length ``S``.
+        scores: split -> what the task found at every position; ``validation`` chose.
+        position: the best one; of equal ones the first.
+        state: the weights there.
+    """
+
+    positions: tuple[float, ...]
+    scores: Mapping[str, tuple[Mapping[str, float], ...]]
+    position: float
+    state: StateDict
+
+
+@checked
+def wise_ft(
+    pretrained: Source,
+    finetuned: Source,
+    task: Task,
+    positions: Sequence[float] = POSITIONS,
+    *,
+    splits: Sequence[str] = ("validation", "test"),
+    mode: Mode | None = None,
+    statistics: Statistics = "auto",
+    cache: bool = True,
+    executor: str = "processes",
+    workers: int = 1,
+    gpus: float = 0.0,
+    ray_address: str | None = None,
+    on_position: Callable[[float, float], None] | None = None,
+) -> WiseFT:
+    """Score the networks from the pretrained model to the fine-tuned one, and return the best on validation data.
+
+    Args:
+        pretrained: position 0, a state dict or a checkpoint.
+        finetuned: position 1.
+        task: scores; its objective on the validation split chooses.
+        positions: finite numbers, without unit.
+        splits: data to score on, ``validation`` among them.
+        mode: ``"min"`` or ``"max"`` of the objective; see ``greedy_soup``.
+        statistics: BatchNorm's between the two; see ``greedy_soup``, and so for ``cache``, ``executor``, ``workers``,
+            ``gpus`` and ``ray_address``.
+        on_position: called as soon as a position is scored, with it and the validation objective there, negated where
+            less is better.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be read, or the two do not fit together.
+        WeightspaceError: there are no positions, no such split, or integer tensors differ.
+
+    Source:
+        Wortsman et al. 2022, https://arxiv.org/abs/2109.01903, section 3.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> line = ws.wise_ft(a, b, task, positions=[0, 0.5, 1], cache=False)
+        >>> line.positions, line.position in line.positions
+        ((0.0, 0.5, 1.0), True)
+    """
+    if not len(positions) or "validation" not in splits or not set(splits) <= set(SPLITS):
+        raise WeightspaceError(
+            f"Expected one position at least and splits of {', '.join(SPLITS)} with validation among them; found "
+            f"{len(positions)} positions and {', '.join(splits) or 'no splits'}."
+        )
+    a, b = ingredients_of([pretrained, finetuned])
+    place = Place(executor, workers, gpus, ray_address)
+    judge = Judge(task, statistics, cache=cache, cache_key=None, place=place, mode=mode)
+    report = on_position or (lambda position, value: None)
+    points = [OnLine(a, b, float(position)) for position in positions]
+    try:
+        check_ingredients((a, b), judge.measure.check)
+        found = judge.many(points, splits, lambda at, scores: report(points[at].position, judge.value(scores)))
+    finally:
+        judge.measure.forget()
+    values = [judge.value(scores) for scores in found]
+    best = points[max(range(len(values)), key=values.__getitem__)]
+    state = interpolate(a.load(), b.load(), best.position)
+    return WiseFT(
+        positions=tuple(point.position for point in points),
+        scores={split: tuple(scores[split] for scores in found) for split in splits},
+        position=best.position,
+        state=settled(task, state, statistics) if best.mixed else state,
+    )

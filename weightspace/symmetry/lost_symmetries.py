@@ -1,0 +1,75 @@
+"""Operators that break symmetries, and the tensors whose units they fix.
+
+An operator may freeze units because it has no rule, because it depends on their order, or because it tells each of
+them apart. What is fixed by its nature (inputs and outputs, positions, kernels, tables of words) is no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from weightspace.symmetry.rules import Axes, Call, is_axes
+from weightspace.symmetry.rules.axis_algebra import Atom, Axis, freeze, leaves
+from weightspace.symmetry.rules.fused_parts import Parts
+from weightspace.symmetry.rules.operators import CUTS
+
+
+class Losses:
+    """Notes of what was frozen, each an operator and the tensors: ``cumsum: a.weight, a.bias``.
+
+    Args:
+        tensors: the axes of every tensor that the walk has met so far.
+    """
+
+    def __init__(self, tensors: Mapping[str, Axes]) -> None:
+        self.tensors = tensors
+        self.notes: list[str] = []
+
+    def settle(self, call: Call, free: Iterable[Atom]) -> None:
+        """Note what a call froze of the atoms that were free before, and name it their cause."""
+        if _takes_out_one(call):
+            for atom in free:
+                if all(unit.size == 1 for unit in leaves(atom)):  # the last of them: each is now told from the others
+                    freeze(atom)
+        lost: dict[str, list[Atom]] = {}
+        for unit in (unit for atom in free for unit in leaves(atom)):
+            if unit.fixed and unit.cause != "":
+                lost.setdefault(unit.cause or call.name, []).append(unit)
+        for cause, units in lost.items():
+            names = self._holders(units)
+            self.add(cause, names)
+            for unit in units:
+                unit.cause = "" if names else cause
+
+    def unite(self, call: Call) -> None:
+        """Note the parts of tensors that a call is about to see together, if they had units of their own."""
+        for value in (item for arg in call.args.values() for item in (arg if isinstance(arg, list) else [arg])):
+            if isinstance(value, Parts):
+                units = [set(free_units(axes)) for axes in value.alternatives]
+                self.add(call.name, self._holders(set.union(*units) - set.intersection(*units)))
+
+    def add(self, cause: str, names: Sequence[str]) -> None:
+        """Note what froze the tensors of these names, once."""
+        note = f"{cause}: {', '.join(names)}"
+        if names and note not in self.notes:
+            self.notes.append(note)
+
+    def _holders(self, units: Iterable[Atom]) -> list[str]:
+        wanted = set(units)
+        return [name for name, axes in self.tensors.items() if any(wanted & set(leaves(axis)) for axis in axes)]
+
+
+def _takes_out_one(call: Call) -> bool:
+    """Tell whether a call cuts single units off an axis."""
+    x: Any = call.args.get("self")  # parts are no axes, and are taken apart as they should
+    if call.name not in CUTS or not call.shape or not is_axes(x):
+        return False
+    shapes = call.shape if isinstance(call.shape, list) else [call.shape]
+    return len(shapes[0]) == len(x) and any(shape[call.args["dim"] % len(x)] == 1 for shape in shapes)
+
+
+def free_units(axes: Iterable[Axis]) -> list[Atom]:
+    """Return the atoms of two units and more that may still be permuted."""
+    listed = (atom for axis in axes for atom in leaves(axis))
+    return list(dict.fromkeys(atom for atom in listed if not atom.fixed and atom.size > 1))

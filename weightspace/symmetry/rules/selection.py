@@ -1,0 +1,188 @@
+"""Operators that choose units by their values, and those that look up what was chosen.
+
+A router takes the experts of the largest scores: ``topk`` returns indices whose values number experts. Permuting the
+experts permutes these values, and every look-up along the experts' axis (``gather``, ``scatter``, ``one_hot``,
+``weights[indices]``) undoes it, so that router and experts are one group. Indices that come from elsewhere (words,
+positions) tell units apart by their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from weightspace.symmetry.rules.axis_algebra import Atom, Axis, concat, fixed, freeze, is_fixed, resolve, unite
+from weightspace.symmetry.rules.call import (
+    Axes,
+    Call,
+    Indices,
+    broadcast,
+    fixed_like,
+    freeze_all,
+    is_axes,
+    one_shape,
+    pointwise,
+    shared,
+)
+
+
+def choose(call: Call) -> Any:
+    """Take the largest, smallest or middle units along one axis: their values in order, and which units they are."""
+    x, dim = call["self"], call.get("dim")
+    if dim is None and len(x) > 1:
+        return freeze_all(call)
+    dim = (dim or 0) % len(x)
+    shape = one_shape(call)
+    ranks = (fixed(shape[dim]),) if len(shape) == len(x) else ()
+    axes = (*x[:dim], *ranks, *x[dim + 1 :])
+    indices = Indices(axes, x[dim])
+    return [axes, indices] if isinstance(call.shape, list) else indices
+
+
+def count_up(call: Call) -> Any:
+    """``arange``: the units of an axis numbered in order, if it starts at nought and leaves none out."""
+    shape = one_shape(call)
+    if call.get("start") not in (None, 0) or call.get("step") not in (None, 1):
+        return fixed_like(shape)
+    axis = Atom(*shape)
+    return Indices((axis,), axis)
+
+
+def one_hot(call: Call) -> Axes:
+    """One unit of an axis as a vector; classes that no index has are fixed."""
+    indices, size = call["self"], one_shape(call)[-1]
+    if not isinstance(indices, Indices):
+        return (*indices, fixed(size))
+    if size < indices.units.size:
+        return freeze_all(call)
+    return (*indices, concat(indices.units, fixed(size - indices.units.size)))
+
+
+def compare(call: Call) -> Axes:
+    """Equal or not: indices of one axis meet unit by unit, any number tells one of the units apart."""
+    listed = list(call.indices())
+    if len(listed) == 2 and listed[0].units.size == listed[1].units.size:
+        unite(listed[0].units, listed[1].units)
+    else:
+        for indices in listed:
+            freeze(indices.units)
+    return pointwise(call)
+
+
+def embedding(call: Call) -> Axes:
+    """Rows looked up by index: the vocabulary is fixed, the features pass."""
+    weight, indices = call["weight"], call["indices"]
+    meet(weight[0], indices, is_table=True)
+    return (*(_places_of([indices]) if isinstance(indices, Indices) else indices), weight[1])
+
+
+def index(call: Call) -> Axes:
+    """``x[indices]``: axes indexed by position are frozen, the others pass."""
+    x, indices = call["self"], call.get("indices")
+    if "index" in call.args:
+        indices = [None] * (call["dim"] % len(x)) + [call["index"]]
+    kept, start = _look_up(x, indices, is_table=call.is_table)
+    chosen = [own for own in indices if own is not None]
+    if all(isinstance(own, Indices) for own in chosen):
+        gathered = _places_of(chosen)
+    else:
+        for axis in (axis for own in chosen for axis in own):
+            freeze(axis)
+        shape = one_shape(call)
+        gathered = fixed_like(tuple(shape[start : start + len(shape) - len(kept)]))
+    return (*kept[:start], *gathered, *kept[start:])
+
+
+def index_put(call: Call) -> Axes:
+    """``x[indices] = values``."""
+    x, values, indices = call["self"], call["values"], call["indices"]
+    kept, start = _look_up(x, indices)
+    gathered = _places_of([own for own in indices if own is not None])
+    call.mix(gathered, kept)
+    written = (*kept[:start], *gathered, *kept[start:])
+    broadcast([written, values], [axis.size for axis in written])
+    return x
+
+
+def _look_up(x: Axes, indices: Sequence[Axes | None], *, is_table: bool = False) -> tuple[Axes, int]:
+    """Look up units; return the axes that are not indexed, and before which of them the looked up places stand."""
+    places = [place for place, own in enumerate(indices) if own is not None]
+    for place in places:
+        meet(x[place], indices[place] or (), is_table=is_table)
+    kept = tuple(axis for place, axis in enumerate(x) if place not in places)
+    return kept, places[0] if places == list(range(places[0], places[-1] + 1)) else 0
+
+
+def meet(axis: Axis, indices: Axes, *, is_table: bool = False) -> None:
+    """Look up units of an axis, which is frozen unless the indices number its units.
+
+    Rows of a table that are looked up by something else (words, the first positions) were never units.
+    """
+    if isinstance(indices, Indices) and indices.units.size == axis.size:
+        unite(indices.units, axis)
+        return
+    freeze(axis, "" if is_table else None)
+    if isinstance(indices, Indices):
+        freeze(indices.units)
+
+
+def _places_of(chosen: Sequence[Axes]) -> Axes:
+    """Return the axes of what several index tensors look up together; those of one know that they were chosen."""
+    if len(chosen) > 1 or not isinstance(chosen[0], Indices):
+        return broadcast(chosen, _joint_shape(chosen))
+    choice = chosen[0].choice
+    return tuple(
+        Atom(axis.size, fixed=True, cause=axis.cause, choice=choice)
+        if isinstance(axis, Atom) and is_fixed(axis)
+        else axis
+        for axis in map(resolve, chosen[0])
+    )
+
+
+def _joint_shape(tensors: Sequence[Axes]) -> list[int]:
+    rank = max(len(axes) for axes in tensors)
+    sizes = [[axes[place - rank].size for axes in tensors if len(axes) >= rank - place] for place in range(rank)]
+    return [max(here) for here in sizes]
+
+
+def gather(call: Call) -> Axes:
+    """Look up units along one axis, others for each unit of the other axes."""
+    x, indices, dim = call["self"], call.get("index", "indices"), call["dim"]
+    if dim is None or len(x) != len(indices):
+        return freeze_all(call)
+    dim %= len(x)
+    meet(x[dim], indices)
+    pairs = enumerate(zip(x, indices, strict=True))
+    return tuple(own if place == dim else _beside(axis, own) for place, (axis, own) in pairs)
+
+
+def scatter(call: Call) -> Axes:
+    """Write to units along one axis, to others for each unit of the other axes."""
+    x, indices, source, dim = call["self"], call["index"], call.get("src"), call["dim"] % len(call["self"])
+    meet(x[dim], indices)
+    if is_axes(source):
+        call.mix(source[dim : dim + 1], (*source[:dim], *source[dim + 1 :]))
+        for own, written in zip(indices, source, strict=True):
+            _beside(own, written)
+    pairs = enumerate(zip(x, indices, strict=True))
+    return tuple(axis if place == dim else _beside(own, axis) for place, (axis, own) in pairs)
+
+
+def index_add(call: Call) -> Axes:
+    """Write to units along one axis, to the same for all units of the other axes."""
+    x, indices, source, dim = call["self"], call["index"], call.get("source"), call["dim"] % len(call["self"])
+    meet(x[dim], indices)
+    if not is_axes(source) or not source:
+        return x
+    call.mix(source[dim : dim + 1], (*source[:dim], *source[dim + 1 :]))
+    unite(source[dim], indices[0])
+    return tuple(axis if place == dim else shared([axis, source[place]]) for place, axis in enumerate(x))
+
+
+def _beside(axis: Axis, other: Axis) -> Axis:
+    """Unite axes of two tensors, of which one may have fewer units: then it has the first ones, and both are frozen."""
+    if axis.size == other.size:
+        return shared([other, axis])
+    freeze(axis)
+    freeze(other)
+    return other
