@@ -98,6 +98,26 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
     tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 
 
+def test_no_folder_imports_itself_by_way_of_others() -> None:
+    modules = {name_of(path) for path in sources()}
+    graph: dict[str, set[str]] = {}
+    for path in sources():
+        folder = ".".join(path.parent.relative_to(ROOT).parts)
+        if folder == "weightspace" or path.stem == "__init__":
+            continue  # what stands on no floor, and what names the public objects of a folder
+        for module, _ in imports(path):
+            other = module if f"{module}.__init__" in modules else module.rpartition(".")[0]
+            if other.startswith("weightspace.") and other != folder:
+                graph.setdefault(folder, set()).add(other)
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_says_what_it_is(path: Path) -> None:
+    first = (ast.get_docstring(ast.parse(path.read_text())) or "").split()[0]
+    assert first not in ("What", "Where", "Which", "How", "Whether", "Who")
+
+
 def name_of(path: Path) -> str:
     package = "weightspace.cli" if path.parent.name == "cli" else ".".join(path.parent.relative_to(ROOT).parts)
     return f"{package}.{path.stem}"
