@@ -25,7 +25,7 @@ from recipe import CACHE, description, label_of, seed_groups, summary, trained
 from report import HERE, Row, first_seed, medians, save
 
 import weightspace as ws
-from weightspace.matching import MANY_MATCHINGS, MATCHINGS, Matching, l2_reduction, run_many, run_matching
+from weightspace.matching import MANY_MATCHINGS, MATCHINGS, Matching, l2_reduction, match, match_many
 from weightspace.plots.picture import COLOURS, Figure, write_picture
 from weightspace.tasks import ClassificationTask
 from weightspace.tasks.digits import digits_cnn, digits_mlp
@@ -49,7 +49,7 @@ def run(method: str, task: str, seeds: Sequence[int], cache: Path = CACHE) -> Ro
     torch.set_num_threads(1)
     found = TASKS[task]()
     target, source = (trained(found, seed, cache=cache) for seed in seeds)
-    matcher = partial(run_matching if method in MATCHINGS else _of_two, method, task=found)
+    matcher = partial(match if method in MATCHINGS else _of_two, method=method, task=found)
     return measure(found, target, source, points=POINTS, matcher=matcher)
 
 
@@ -57,7 +57,7 @@ def _of_two(
     method: str, spec: ws.PermutationSpec, target: ws.StateDict, source: ws.StateDict, *, task: ws.Task
 ) -> Matching:
     """Match two networks by a method for several."""
-    found = run_many(method, spec, [target, source], task=task)
+    found = match_many(spec, [target, source], method, task=task)
     permutation = found.between(0, 1)
     shorter = l2_reduction(spec, target, source, ws.permute(spec, permutation, source))
     return Matching(permutation, found.objective, shorter, converged=True)

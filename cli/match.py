@@ -110,7 +110,7 @@ def command(
     if method not in _ALL:
         raise unknown("matching method", method, _ALL)
     from weightspace import load_checkpoint
-    from weightspace.matching import run_matching
+    from weightspace.matching import match
     from weightspace.symmetry import check_permutation_path
 
     if method in MATCHINGS:
@@ -130,7 +130,7 @@ def command(
     a, b = load_checkpoint(target), load_checkpoint(source)
     begin = time.perf_counter()
     with progress(method) as update:
-        matching = run_matching(method, spec, a, b, task=found, seed=seed, on_fact=shown(update), **given)
+        matching = match(spec, a, b, method, task=found, seed=seed, on_fact=shown(update), **given)
     seconds = time.perf_counter() - begin
     matching.permutation.save(output)
     _report(matching, method, output, task=networks.name_of(found), seed=seed, seconds=seconds, as_json=as_json)

@@ -15,7 +15,7 @@ from weightspace.cli.progress import progress
 from weightspace.cli.reports import echo_files, echo_report, files_of
 
 from weightspace import WeightspaceError
-from weightspace.matching.registry import MANY_MATCHINGS, run_many
+from weightspace.matching import registry
 
 if TYPE_CHECKING:
     from weightspace.symmetry import PermutationSpec
@@ -48,7 +48,7 @@ def match_many(
     states = [load_checkpoint(path) for path in paths]
     begin = time.perf_counter()
     with progress(method) as update:
-        found = run_many(method, spec, states, task=task, seed=seed, on_fact=shown(update), **given)
+        found = registry.match_many(spec, states, method, task=task, seed=seed, on_fact=shown(update), **given)
     seconds = time.perf_counter() - begin
     folder.mkdir(parents=True, exist_ok=True)
     for permutation, file in zip(found.permutations, files, strict=True):
@@ -69,13 +69,13 @@ def match_many(
         }
         echo_report(report, output=output, files=written, task=name_of(task))
         return
-    echo(f"{MANY_MATCHINGS[method].objective}: {found.objective[0]:.6g} → {found.objective[-1]:.6g}")
+    echo(f"{registry.MANY_MATCHINGS[method].objective}: {found.objective[0]:.6g} → {found.objective[-1]:.6g}")
     echo_files(written)
 
 
 def check_two(method: str, others: Sequence[str], merged: str | None) -> None:
     """Raise a WeightspaceError where a method for two checkpoints is asked for what those for several do."""
-    several = ", ".join(MANY_MATCHINGS)
+    several = ", ".join(registry.MANY_MATCHINGS)
     if others:
         raise WeightspaceError(f"{method} takes two checkpoints, found {2 + len(others)}. For more: {several}.")
     if merged is not None:

@@ -83,8 +83,8 @@ def matched(
 ) -> list[StateDict]:
     """Return the first of the states as it is, and the others matched to it by a method of ``--matching``."""
     from weightspace import permute
-    from weightspace.matching import run_matching
+    from weightspace.matching import match
 
     target, *sources = states
-    matchings = (run_matching(method, spec, target, one, task=found, seed=seed) for one in sources)
+    matchings = (match(spec, target, one, method, task=found, seed=seed) for one in sources)
     return [target, *(permute(spec, one.permutation, state) for one, state in zip(matchings, sources, strict=True))]

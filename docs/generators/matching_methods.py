@@ -43,7 +43,7 @@ def example(row: Any, *, several: bool) -> str:
     names = "a, b, c" if several else "a, b"
     lines = [
         "import weightspace as ws",
-        f"from weightspace.matching import {'run_many' if several else 'run_matching'}",
+        *(["from weightspace.matching import match_many"] if several else []),
         "",
         'task = ws.load_task("digits-cnn")',
         "spec = ws.derive_spec(task.network(), task.example_args)",
@@ -52,12 +52,12 @@ def example(row: Any, *, several: bool) -> str:
     ]
     if several:
         lines += [
-            f'matching = run_many("{row.name}", spec, [a, b, c]{task}, seed=0{steps})',
+            f'matching = match_many(spec, [a, b, c], "{row.name}"{task}, seed=0{steps})',
             "merged = matching.merged  # the mean of the three in one basin",
         ]
     else:
         lines += [
-            f'matching = run_matching("{row.name}", spec, a, b{task}, seed=0{steps})',
+            f'matching = ws.match(spec, a, b, "{row.name}"{task}, seed=0{steps})',
             "aligned = ws.permute(spec, matching.permutation, b)",
         ]
     return "\n".join(lines)

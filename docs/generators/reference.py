@@ -18,7 +18,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *("PermutationSpec", "Permutation", "Verification"),
     ),
     "Matching": (
-        *("weight_matching", "activation_matching", "straight_through", "sinkhorn_rebasin"),
+        *("match", "weight_matching", "activation_matching", "straight_through", "sinkhorn_rebasin"),
         *("merge_many", "cycle_consistent", "straight_through_many", "Matching"),
     ),
     "Merging": (

@@ -60,7 +60,7 @@ def test_every_method_writes_its_permutation_and_says_how_well_it_did(method: st
     spec = ws.derive_spec(task.network(), task.example_args)
     a, b = (ws.load_checkpoint(name) for name in PAIR)
     options = {"steps": 5} if steps else {}
-    expected = ws.matching.run_matching(method, spec, a, b, task=task, **options)  # type: ignore[attr-defined]
+    expected = ws.matching.match(spec, a, b, method, task=task, **options)  # type: ignore[attr-defined]
     assert ws.Permutation.load("p.safetensors", spec) == expected.permutation
 
 

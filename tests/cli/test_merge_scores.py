@@ -52,10 +52,10 @@ def test_they_are_printed_and_a_small_barrier_is_no_warning() -> None:
 
 
 def test_a_barrier_that_is_left_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(method: str, spec: ws.PermutationSpec, *_: object, **__: object) -> object:
+    def fails(spec: ws.PermutationSpec, *_: object, **__: object) -> object:
         return SimpleNamespace(permutation=ws.Permutation.identity(spec))
 
-    monkeypatch.setattr("weightspace.matching.run_matching", fails)
+    monkeypatch.setattr("weightspace.matching.match", fails)
     result = run("--align", "weight-matching", *TASK, "-o", "m.pt")
     assert result.exit_code == 0
     assert "Warning: The barrier left between a.pt and b.pt is not small: " in result.stderr

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from weightspace.errors import WeightspaceWarning
-from weightspace.matching import run_matching
+from weightspace.matching import match
 from weightspace.matching.attention import attention_name
-from weightspace.matching.registry import MANY_MATCHINGS, MATCHINGS, run_many
+from weightspace.matching.registry import MANY_MATCHINGS, MATCHINGS, match_many
 from weightspace.symmetry import derive_spec
 
 ATTENTION = (
@@ -62,7 +62,7 @@ def test_methods_that_look_at_weights_alone_say_so(method: str) -> None:
     networks = [transformer() for _ in range(2)]
     spec = derive_spec(networks[0], (torch.randn(2, 5, 3),))
     with pytest.warns(WeightspaceWarning, match=rf"attention \('1\.self_attn.*{method} can make.*activation-matching"):
-        match(method, spec, networks)
+        run(method, spec, networks)
 
 
 @pytest.mark.parametrize("method", BY_WEIGHTS)
@@ -71,13 +71,13 @@ def test_of_other_networks_nothing_is_said(method: str) -> None:
     spec = derive_spec(networks[0], (torch.randn(2, 3),))
     with warnings.catch_warnings():
         warnings.simplefilter("error", WeightspaceWarning)
-        match(method, spec, networks)
+        run(method, spec, networks)
 
 
-def match(method: str, spec: object, networks: list[nn.Module]) -> None:
+def run(method: str, spec: object, networks: list[nn.Module]) -> None:
     states = [dict(network.state_dict()) for network in networks]
     options = {"steps": 1} if method == "sinkhorn-l2" else {"max_sweeps": 2}
     if method in MATCHINGS:
-        run_matching(method, spec, *states, **options)  # type: ignore[arg-type]
+        match(spec, *states, method, **options)  # type: ignore[arg-type]
     else:
-        run_many(method, spec, states, **options)  # type: ignore[arg-type]
+        match_many(spec, states, method, **options)  # type: ignore[arg-type]

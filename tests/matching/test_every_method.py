@@ -16,8 +16,8 @@ from weightspace.matching import (
     Matching,
     MatchingMethod,
     l2_reduction,
-    run_many,
-    run_matching,
+    match,
+    match_many,
 )
 from weightspace.symmetry import Permutation, derive_spec, permute
 from weightspace.tasks import ClassificationTask, train
@@ -30,7 +30,7 @@ def run(method: str, kind: str, *, seed: int = 0, **options: Any) -> Matching:
     if "steps" in MATCHINGS[method].options:
         options = {"steps": 12, **options}
     a, b = tiny_tasks.trained(kind, 0), tiny_tasks.trained(kind, 1)
-    return run_matching(method, tiny_tasks.spec(kind), a, b, task=tiny_tasks.task(kind), seed=seed, **options)
+    return match(tiny_tasks.spec(kind), a, b, method, task=tiny_tasks.task(kind), seed=seed, **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,7 +85,7 @@ def test_a_planted_permutation_is_recovered_or_as_good(method: str) -> None:
     planted = Permutation.random(spec, seed=3)
     options: dict[str, Any] = {"steps": 300} if "steps" in MATCHINGS[method].options else {}
     task = tiny_tasks.task("mlp")
-    matching = run_matching(method, spec, target, permute(spec, planted, target), task=task, **options)
+    matching = match(spec, target, permute(spec, planted, target), method, task=task, **options)
     if MATCHINGS[method].objective.startswith("validation"):  # the loss at the midpoint does not ask for more
         assert matching.objective[-1] < 0.25 * matching.objective[0]
     else:
@@ -97,7 +97,7 @@ def test_a_planted_permutation_is_recovered_or_as_good(method: str) -> None:
 def test_checkpoints_of_another_network_are_an_error(method: str) -> None:
     other = tiny_tasks.trained("cnn", 0)
     with pytest.raises(CheckpointError):
-        run_matching(method, tiny_tasks.spec("mlp"), other, other, task=tiny_tasks.task("mlp"))
+        match(tiny_tasks.spec("mlp"), other, other, method, task=tiny_tasks.task("mlp"))
 
 
 def test_a_module_or_a_task_in_the_place_of_weights_is_an_error_that_says_so() -> None:
@@ -105,9 +105,9 @@ def test_a_module_or_a_task_in_the_place_of_weights_is_an_error_that_says_so() -
     network = tiny_tasks.network("mlp", state)
     for ends, message in (((network, state), "target is a module"), ((state, task), "source is a task")):
         with pytest.raises(CheckpointError, match=message):
-            run_matching("weight-matching", tiny_tasks.spec("mlp"), *ends)  # type: ignore[arg-type]
+            match(tiny_tasks.spec("mlp"), *ends, "weight-matching")  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=r"states\[1\] is a module"):
-        run_many("merge-many", tiny_tasks.spec("mlp"), [state, network])  # type: ignore[list-item]
+        match_many(tiny_tasks.spec("mlp"), [state, network], "merge-many")  # type: ignore[list-item]
 
 
 def without_hidden_units() -> nn.Module:
@@ -119,7 +119,7 @@ def test_a_network_without_hidden_units_stays_as_it_is(method: str) -> None:
     task = ClassificationTask("flat", without_hidden_units, tiny_tasks.clouds)
     a, b = (train(task, seed, epochs=0) for seed in (0, 1))
     spec = derive_spec(task.network(), task.example_args)
-    found = run_matching(method, spec, a, b, task=task)
+    found = match(spec, a, b, method, task=task)
     assert not found.permutation.indices
     assert found.l2_reduction == 0
 
@@ -130,25 +130,25 @@ def test_a_method_says_where_it_is_from_and_what_it_needs(method: MatchingMethod
     assert {**MATCHINGS, **MANY_MATCHINGS}[method.name] is method
     if method.needs_task:
         spec, state = tiny_tasks.spec("mlp"), tiny_tasks.trained("mlp", 0)
-        run_any: Any = run_matching if method.name in MATCHINGS else run_many
+        run_any: Any = match if method.name in MATCHINGS else match_many
         networks = (state, state) if method.name in MATCHINGS else ([state, state],)
         with pytest.raises(WeightspaceError, match=f"'{method.name}' looks at data: give it the task"):
-            run_any(method.name, spec, *networks)
+            run_any(spec, *networks, method.name)
 
 
 @pytest.mark.parametrize("method", [row for row in MATCHINGS.values() if not row.needs_task], ids=lambda row: row.name)
 def test_equal_networks_are_left_as_they_are(method: MatchingMethod) -> None:
     spec, state = tiny_tasks.spec("mlp"), tiny_tasks.trained("mlp", 0)
     options: dict[str, Any] = {"steps": 1} if "steps" in method.options else {}
-    assert run_matching(method.name, spec, state, state, **options).permutation == Permutation.identity(spec)
+    assert match(spec, state, state, method.name, **options).permutation == Permutation.identity(spec)
 
 
 def test_unknown_methods_and_options_are_errors_that_list_those_there_are() -> None:
     spec, state = tiny_tasks.spec("mlp"), tiny_tasks.trained("mlp", 0)
     with pytest.raises(WeightspaceError, match="Did you mean 'weight-matching'"):
-        run_matching("weigth-matching", spec, state, state)
+        match(spec, state, state, "weigth-matching")
     with pytest.raises(WeightspaceError, match="has no option 'steps'; its options are restarts, max_sweeps"):
-        run_matching("weight-matching", spec, state, state, steps=3)
+        match(spec, state, state, "weight-matching", steps=3)
 
 
 def test_the_table_is_read_without_torch() -> None:

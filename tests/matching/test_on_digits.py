@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import weightspace as ws
-from weightspace.matching import MATCHINGS, run_matching
+from weightspace.matching import MATCHINGS, match
 from weightspace.tasks import ClassificationTask, TrainConfig
 from weightspace.tasks.architectures import mlp
 from weightspace.tasks.classification import add_noise
@@ -38,5 +38,5 @@ def barrier(end: ws.StateDict) -> float:
 @pytest.mark.parametrize("method", MATCHINGS)
 def test_the_barrier_falls(method: str) -> None:
     options: dict[str, Any] = {"steps": 120} if "steps" in MATCHINGS[method].options else {}
-    matching = run_matching(method, spec(), trained(0), trained(1), task=TASK, **options)
+    matching = match(spec(), trained(0), trained(1), method, task=TASK, **options)
     assert barrier(ws.permute(spec(), matching.permutation, trained(1))) < 0.3 * barrier(trained(1))

@@ -11,7 +11,7 @@ from torch import nn
 
 import weightspace as ws
 from weightspace.errors import WeightspaceError
-from weightspace.matching import run_matching
+from weightspace.matching import match
 from weightspace.tasks import PlacedTask, Task, at_home, check_device, placed
 
 #: Where a check can run; on a machine with a GPU that as well.
@@ -59,7 +59,7 @@ def test_training_measuring_and_matching_run_on_a_device(device: str, digits_mlp
     curve = ws.loss_curve(task, a, b, 3)
     assert curve.loss == pytest.approx(ws.loss_curve(digits_mlp, a, b, 3).loss, rel=1e-4)
     spec = ws.derive_spec(digits_mlp.network(), digits_mlp.example_args)
-    found = run_matching("activation-matching", spec, a, b, task=task)
+    found = match(spec, a, b, "activation-matching", task=task)
     assert found.l2_reduction > 0
 
 

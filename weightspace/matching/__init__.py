@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from weightspace.matching.loss_driven import Losses, Trial
     from weightspace.matching.merge_many import merge_many
     from weightspace.matching.multi_model import ManyMatching
-    from weightspace.matching.registry import MANY_MATCHINGS, MATCHINGS, MatchingMethod, run_many, run_matching
+    from weightspace.matching.registry import MANY_MATCHINGS, MATCHINGS, MatchingMethod, match, match_many
     from weightspace.matching.result import Matching, l2_reduction
     from weightspace.matching.sinkhorn_rebasin import sinkhorn_rebasin
     from weightspace.matching.straight_through import straight_through
@@ -35,8 +35,8 @@ _HOMES = {
     "cycle_consistent": "cycle_consistent",
     "l2_reduction": "result",
     "merge_many": "merge_many",
-    "run_many": "registry",
-    "run_matching": "registry",
+    "match_many": "registry",
+    "match": "registry",
     "sinkhorn_rebasin": "sinkhorn_rebasin",
     "straight_through": "straight_through",
     "straight_through_many": "straight_through_many",
@@ -56,9 +56,9 @@ __all__ = [
     "activation_matching",
     "cycle_consistent",
     "l2_reduction",
+    "match",
+    "match_many",
     "merge_many",
-    "run_many",
-    "run_matching",
     "sinkhorn_rebasin",
     "straight_through",
     "straight_through_many",

@@ -172,24 +172,24 @@ MATCHINGS: Mapping[str, MatchingMethod] = {row.name: row for row in _ROWS}
 MANY_MATCHINGS: Mapping[str, MatchingMethod] = {row.name: row for row in _MANY_ROWS}
 
 
-def run_matching(
-    method: str,
+def match(
     spec: PermutationSpec,
     target: StateDict,
     source: StateDict,
+    method: str = "weight-matching",
     *,
     task: Task | None = None,
     seed: int = 0,
     on_fact: OnFact = None,
     **options: Any,
 ) -> Matching:
-    """Permute a source towards a target by a method of the table.
+    """Permute a source towards a target by any method.
 
     Args:
-        method: a name in ``MATCHINGS``.
         spec: the architecture's spec.
-        target: stays as it is.
+        target: the checkpoint to match; not changed.
         source: the checkpoint to permute; not changed.
+        method: a name in ``weightspace.matching.MATCHINGS``, as on the command line.
         task: that both were trained for; some methods need it (``needs_task``).
         seed: of whatever the method draws.
         on_fact: told of every sweep or trial, where the method has them.
@@ -201,6 +201,14 @@ def run_matching(
 
     Warns:
         WeightspaceWarning: the network has attention, and the method looks at weights alone.
+
+    Example:
+        >>> import weightspace as ws
+        >>> task = ws.load_task("digits-mlp")
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> spec = ws.derive_spec(task.network(), task.example_args)
+        >>> matching = ws.match(spec, a, b, "activation-matching", task=task)
+        >>> aligned = ws.permute(spec, matching.permutation, b)
     """
     if method not in MATCHINGS:
         raise unknown("matching method", method, MATCHINGS)
@@ -209,22 +217,22 @@ def run_matching(
     return function(spec, task, target, source, seed=seed, **keywords)
 
 
-def run_many(
-    method: str,
+def match_many(
     spec: PermutationSpec,
     states: Sequence[StateDict],
+    method: str = "merge-many",
     *,
     task: Task | None = None,
     seed: int = 0,
     on_fact: OnFact = None,
     **options: Any,
 ) -> ManyMatching:
-    """Bring two networks or more into one basin by a method of the table for several.
+    """Bring two networks or more into one basin by any method for several.
 
     Args:
-        method: a name in ``MANY_MATCHINGS``.
         spec: the architecture's spec.
         states: the networks; not changed.
+        method: a name in ``weightspace.matching.MANY_MATCHINGS``, as on the command line.
         task: that all were trained for; some methods need it (``needs_task``).
         seed: of whatever the method draws.
         on_fact: told of every sweep, step or trial.

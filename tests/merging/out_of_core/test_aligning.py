@@ -9,7 +9,7 @@ import weightspace as ws
 from weightspace.checkpoints import StateDict, load_metadata
 from weightspace.connectivity import reset_statistics
 from weightspace.errors import WeightspaceError
-from weightspace.matching import run_matching
+from weightspace.matching import match
 from weightspace.merging import Alignment, merge_files, reproduce
 from weightspace.tasks import Task
 
@@ -51,7 +51,7 @@ def test_sources_are_aligned_by_every_way_to_match_two(
     spec = alignment(digits_mlp).spec
     align = Alignment(spec, method, seed=2, task=digits_mlp)
     merge_files(saved(mlp_states, tmp_path), tmp_path / "out.safetensors", align=align)
-    found = run_matching(method, spec, a, b, task=digits_mlp, seed=2)
+    found = match(spec, a, b, method, task=digits_mlp, seed=2)
     expected = ws.merge([a, ws.permute(spec, found.permutation, b)])
     merged = ws.load_checkpoint(tmp_path / "out.safetensors")
     assert all(merged[name].equal(tensor) for name, tensor in expected.items())

@@ -78,7 +78,7 @@ def aligned(plan: Plan, alignment: Alignment, folder: Path) -> Plan:
     """
     from weightspace.checkpoints import save_checkpoint
     from weightspace.checkpoints.reader import CheckpointReader
-    from weightspace.matching import run_matching
+    from weightspace.matching import match
     from weightspace.symmetry import permute
 
     first = next(job.base or job.inputs[0] for job in plan.jobs if job.merges)[0]
@@ -94,9 +94,7 @@ def aligned(plan: Plan, alignment: Alignment, folder: Path) -> Plan:
             )
         if index != first:
             source = CheckpointReader(member.contents).state()
-            found = run_matching(
-                alignment.method, alignment.spec, target, source, task=alignment.task, seed=alignment.seed
-            )
+            found = match(alignment.spec, target, source, alignment.method, task=alignment.task, seed=alignment.seed)
             copy, moved = folder / f"{index}.safetensors", permute(alignment.spec, found.permutation, source)
             save_checkpoint(moved, copy)
             if alignment.on_matched is not None:
