@@ -74,6 +74,9 @@ class _Commands(click.Group):
         except WeightspaceError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("Stopped.", err=True)
+            ctx.exit(130)
         except OSError as error:
             if error.errno == errno.EPIPE:  # who reads the output has had enough
                 raise

@@ -185,24 +185,25 @@ def _classes(metric: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any]
 
 def _read(metric: str, scores: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any], Any, Any]:
     """Return the metric, the observed classes, the outputs and the probabilities, on the device asked for."""
-    import torch
-
     from weightspace.labels.headers import check_columns
     from weightspace.labels.inputs import read_array, read_header
+    from weightspace.labels.probabilities import as_tensor
     from weightspace.labels.results import probabilities_of
-    from weightspace.labels.row_sums import row_sums_note
+    from weightspace.labels.row_sums import probabilities_note, row_sums_note
     from weightspace.tasks.placing import check_device
 
-    check_device(given["device"], torch.float64)
+    check_device(given["device"])
     space, observed, outputs = _classes(metric, given)
     found = read_array(scores, given["key"], header=given["header"])
     if given["header"] is not False:
         check_columns(read_header(scores), observed, scores)
     if given["logits"]:
+        if (note := probabilities_note(found)) is not None:
+            warn(f"{scores}: {note}")
         probabilities = probabilities_of(found, len(observed), given["temperature"])
         return space, observed, outputs, probabilities.to(given["device"])
     if given["temperature"] is not None:
         raise WeightspaceError("--temperature divides logits: say --logits if SCORES are some.")
     if (note := row_sums_note(found)) is not None:
         warn(f"{scores}: {note}")
-    return space, observed, outputs, torch.as_tensor(found, device=given["device"])
+    return space, observed, outputs, as_tensor(found, scores).to(given["device"])

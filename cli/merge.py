@@ -284,12 +284,10 @@ def _interrupted(output: str) -> str:
 
     kept = [str(path) for path in (staging_folder(Path(output)), hidden_folder(Path(output))) if path.exists()]
     if not kept:
-        return "\nStopped before anything was written."
+        return "Stopped before anything was written."
     them = "it" if len(kept) == 1 else "them"
     places = " and ".join(kept)
-    return (
-        f"\nStopped. What is done is kept in {places}: the same command goes on from there; delete {them} to give up."
-    )
+    return f"Stopped. What is done is kept in {places}: the same command goes on from there; delete {them} to give up."
 
 
 def _size(text: str) -> int:

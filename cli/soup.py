@@ -136,11 +136,12 @@ def _check(
             f"--recipe {recipe} needs" if recipe in ("greedy", "learned", "wise-ft") else "--report and --compare need"
         )
         raise WeightspaceError(f"{needs} --task, which scores; without it there are --recipe uniform and model_stock.")
-    if recipe == "wise-ft" and (len(checkpoints) != 2 or reports or compared):
+    if recipe == "wise-ft" and len(checkpoints) != 2:
         raise WeightspaceError(
-            f"--recipe wise-ft takes the pretrained model and one fine-tune, and has no --report or --compare; found "
-            f"{len(checkpoints)} checkpoints."
+            f"--recipe wise-ft takes the pretrained model and one fine-tune; found {len(checkpoints)} checkpoints."
         )
+    if recipe == "wise-ft" and (reports or compared):
+        raise WeightspaceError("--recipe wise-ft has no --report and no --compare. Leave them out.")
     if base is None and recipe == "model_stock":
         raise WeightspaceError("--recipe model_stock starts at the pretrained model. Give --base.")
     if base is not None and recipe == "wise-ft":

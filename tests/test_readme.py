@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,13 @@ def test_the_python_block_runs_as_written(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "way.png").stat().st_size > 10_000
 
 
+def test_the_task_is_one_that_commands_take() -> None:
+    names: dict[str, Any] = {}
+    exec(compile(blocks("python")[1], "README.md", "exec"), names)
+    state = ws.train(names["task"], seed=0, epochs=1)
+    assert set(state) == {"weight", "bias"}
+
+
 def test_the_heads_take_the_place_of_argmax_in_three_lines() -> None:
     from sklearn.linear_model import LogisticRegression
 
@@ -48,7 +56,7 @@ def test_the_heads_take_the_place_of_argmax_in_three_lines() -> None:
             "torch": torch,
             "ws": ws,
         }
-    three = blocks("python")[1:]
+    three = blocks("python")[2:]
     assert len(three) == 3
     for block in three:
         assert len(block.splitlines()) == 3
@@ -93,7 +101,7 @@ def test_no_block_of_the_readme_is_left_out() -> None:
     # sh and python run above, yaml is parsed below, bash is what CI runs; text is output, or needs a download or hours.
     languages = set(re.findall(r"^```(\w*)$", README, flags=re.MULTILINE)) - {""}
     assert languages <= {"sh", "python", "yaml", "bash", "text"}
-    assert len(blocks("python")) == 4
+    assert len(blocks("python")) == 5
 
 
 def test_ci_runs_the_commands_of_the_readme() -> None:

@@ -16,6 +16,7 @@ from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 from weightspace.tasks.building import network_with
+from weightspace.tasks.failures import task_errors
 from weightspace.tasks.protocol import Task
 
 #: What there is -> what it is for.
@@ -101,11 +102,12 @@ def _grams(
     ]
     try:
         used = 0
-        for batch in batches:
-            task.loss(module, batch)
-            used += _length(batch)
-            if progress is not None:
-                progress(used, examples)
+        with task_errors(task, "on its batches"):
+            for batch in batches:
+                task.loss(module, batch)
+                used += _length(batch)
+                if progress is not None:
+                    progress(used, examples)
     finally:
         for handle in handles:
             handle.remove()
@@ -147,7 +149,8 @@ def _squared_gradients(
     used = 0
     for batch in batches:
         for index in range(_length(batch)):
-            loss = task.loss(module, _part(batch, index, index + 1))
+            with task_errors(task, "on its batches"):
+                loss = task.loss(module, _part(batch, index, index + 1))
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             for total, gradient in zip(totals.values(), gradients, strict=True):
                 if gradient is not None:

@@ -25,6 +25,9 @@ def resolver(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
             if name not in homes or not isinstance(value, ModuleType):
                 super().__setattr__(name, value)
 
+        def __dir__(self) -> list[str]:
+            return sorted({*homes, *(name for name in self.__dict__ if name.startswith("__"))})
+
     sys.modules[package].__class__ = Package
 
     def find(name: str) -> Any:

@@ -80,8 +80,8 @@ def test_all_metrics_are_those_of_the_papers(tree: Any, seed: int, beta: float) 
     scores = hierarchical_scores(truth, found, metric=metric, beta=beta)
     assert scores.precision == pytest.approx(precision, nan_ok=True)
     assert scores.recall == pytest.approx(recall, nan_ok=True)
-    whole = beta**2 * precision + recall
-    f = (beta**2 + 1) * precision * recall / whole if whole else math.nan
+    whole = beta**2 * true + predicted
+    f = (beta**2 + 1) * common / whole if whole else math.nan
     assert scores.f == pytest.approx(f, nan_ok=True)
     graph = nx.Graph((child, parent) for child, parent in parents.items() if parent is not None)
     graph.add_nodes_from(parents)

@@ -142,7 +142,7 @@ def test_without_training_batches_statistics_are_averaged_unless_insisted_on() -
 def test_what_makes_no_soup_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightspaceError, match="a list of one"):
         ws.uniform_soup([])
-    with pytest.raises(WeightspaceError, match="a list of one"):
+    with pytest.raises(WeightspaceError, match="expected a list of paths or state dicts"):
         ws.uniform_soup("a.pt")
     with pytest.raises(CheckpointError, match=r"0 and 1 do not fit together: 1 shape"):
         ws.uniform_soup([random_state(0), {**random_state(0), "weight": torch.ones(2)}])

@@ -2,9 +2,12 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import torch
+from torch import nn
 
+import weightspace as ws
 from weightspace.errors import WeightspaceError
-from weightspace.tasks import load_task
+from weightspace.tasks import ClassificationTask, Examples, load_task
 
 TASK = """
     import torch
@@ -76,3 +79,30 @@ def test_a_file_that_fails_is_one_line_with_the_place(file: Path, line: str, mes
 def test_another_form_is_refused(file: Path) -> None:
     with pytest.raises(WeightspaceError, match=r"file\.py:object"):
         load_task(f"{file}:")
+
+
+@pytest.mark.parametrize("fault", ["shapes", "labels", "loader"])
+@pytest.mark.parametrize("command", ["train", "barrier", "soup", "evidence"])
+def test_a_task_that_fails_on_its_own_data_is_one_line(fault: str, command: str) -> None:
+    inputs, labels = torch.randn(12, 4), torch.arange(12) % 3
+    if fault == "shapes":
+        inputs = torch.randn(12, 5)
+    if fault == "labels":
+        labels = labels + 3
+
+    def load() -> dict[str, Examples]:
+        if fault == "loader":
+            raise ZeroDivisionError("division by zero")
+        return dict.fromkeys(("train", "validation", "test"), Examples(inputs, labels))
+
+    task = ClassificationTask("own", lambda: nn.Sequential(nn.Linear(4, 3)), load, batch_size=4)
+    state = task.network().state_dict()
+    run = {
+        "train": lambda: ws.train(task, 0, epochs=1),
+        "barrier": lambda: ws.loss_curve(task, state, state, 3),
+        "soup": lambda: ws.greedy_soup([state, state], task),
+        "evidence": lambda: ws.collect_evidence(task, state, kind="fisher", examples=4),
+    }[command]
+    line = r"Task 'own' failed .*: \w+Error: .* Do the inputs have|Loading the examples of task 'own' raised Zero"
+    with pytest.raises(WeightspaceError, match=line):
+        run()

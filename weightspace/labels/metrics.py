@@ -212,9 +212,11 @@ def hierarchical_scores(
     tree = Hierarchy.of(metric, root)
     true, found = (metric.nodes[places] for places in _positions(truth, predicted, metric))
     common = int(tree.depth[tree.common_ancestors(found, true)].sum())  # without the root, a node has depth ancestors
-    precision, recall = (_share(common, int(tree.depth[nodes].sum())) for nodes in (found, true))
+    predicted_nodes, true_nodes = (int(tree.depth[nodes].sum()) for nodes in (found, true))
     return HierarchicalScores(
-        precision, recall, _share((beta**2 + 1) * precision * recall, beta**2 * precision + recall)
+        _share(common, predicted_nodes),
+        _share(common, true_nodes),
+        _share((beta**2 + 1) * common, beta**2 * true_nodes + predicted_nodes),
     )
 
 

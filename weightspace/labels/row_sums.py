@@ -25,3 +25,11 @@ def row_sums_note(probabilities: Any) -> str | None:
         f"{len(bad):,} of {len(sums):,} rows do not sum to one (row {int(bad[0]):,}: {sums[bad[0]]:.4g}) and are "
         "divided by their sums. Are these logits? Say --logits."
     )
+
+
+def probabilities_note(logits: Any) -> str | None:
+    """Return what is to be said of logits (n, K) that are probabilities: not negative, and all rows sum to one."""
+    rows = as_tensor(logits, "Logits")
+    if rows.dim() != 2 or not rows.numel() or bool((rows < 0).any()) or row_sums_note(rows) is not None:
+        return None
+    return "all rows are probabilities: none is negative, and they sum to one. Leave --logits out?"

@@ -35,6 +35,13 @@ class LabelScorer:
     sign: int = 1
     k: int | None = None
 
+    def __post_init__(self) -> None:
+        metric = self.keywords.get("metric")
+        if not hasattr(metric, "names"):
+            raise WeightspaceError(
+                f"A scorer takes a LabelMetric; found a {type(metric).__name__}. Give a classifier's metric."
+            )
+
     def __call__(self, estimator: Any, X: Any, y: Any, **unused: Any) -> float:
         """Return the score of an estimator on inputs ``X`` with true labels ``y``."""
         found = estimator.predict(X) if self.k is None else ranked_labels(estimator, X, self.k)

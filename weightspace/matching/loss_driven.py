@@ -23,6 +23,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.matching.gains import Indices, precise
 from weightspace.matching.result import Matching, matched
 from weightspace.symmetry import Permutation, PermutationSpec, permute
+from weightspace.tasks.failures import task_errors
 from weightspace.tasks.protocol import Split, Task, threads_of
 from weightspace.threads import torch_threads
 
@@ -291,4 +292,5 @@ class _LossOfTask(nn.Module):
         self.task, self.network = task, network
 
     def forward(self, batch: Any) -> Tensor:
-        return self.task.loss(self.network, batch)
+        with task_errors(self.task, "on its batches"):
+            return self.task.loss(self.network, batch)

@@ -15,6 +15,7 @@ from weightspace.matching.coordinate_ascent import Sweep
 from weightspace.matching.result import Matching
 from weightspace.matching.weight_matching import weight_matching
 from weightspace.symmetry import PermutationSpec
+from weightspace.tasks.failures import task_errors
 from weightspace.tasks.protocol import Task, threads_of
 from weightspace.threads import torch_threads
 
@@ -49,7 +50,8 @@ def by_activations(
     ends = [_network(task, state, label) for state, label in ((target, "the target"), (source, "the source"))]
     with torch_threads(threads_of(task)):
         batches = islice(task.batches("train", seed), _BATCHES)
-        return activation_matching(spec, ends[0], ends[1], batches, forward=task.loss, seed=seed, on_sweep=on_sweep)
+        with task_errors(task, "on its training batches"):
+            return activation_matching(spec, ends[0], ends[1], batches, forward=task.loss, seed=seed, on_sweep=on_sweep)
 
 
 def by_activations_then_weights(

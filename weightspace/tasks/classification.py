@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from weightspace.errors import WeightspaceError
+from weightspace.tasks.failures import RAISED
 from weightspace.tasks.objectives import Mode
 from weightspace.tasks.protocol import SPLITS, Split, TrainConfig
 from weightspace.threads import torch_threads
@@ -84,12 +85,12 @@ class ClassificationTask:
     mode: Mode | None = None
 
     def __post_init__(self) -> None:
-        for piece, returns in (("build", "a new network"), ("load", "the examples of every split")):
+        for piece, returns in (("build", "a new network"), ("load", "the examples of every split by its name")):
             value = getattr(self, piece)
             if not callable(value) or isinstance(value, nn.Module):
                 raise WeightspaceError(
                     f"The piece {piece!r} of task {self.name!r} is a {type(value).__name__}; expected a function that "
-                    f"returns {returns}, as lambda: {piece}ed."
+                    f"returns {returns}, {piece} and not {piece}()."
                 )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,7 +118,7 @@ class ClassificationTask:
         """Return what ``load`` returns, pairs of arrays and tensors as examples."""
         try:
             found = self.load()
-        except AttributeError as error:  # inside a property Python would take it for a missing one
+        except RAISED as error:  # inside a property Python would take an AttributeError for a missing one
             raise WeightspaceError(f"Loading the examples of task {self.name!r} raised {error!r}.") from error
         if not isinstance(found, Mapping):
             raise WeightspaceError(

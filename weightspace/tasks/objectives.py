@@ -7,9 +7,10 @@ a soup that maximises an error takes the worst networks.
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any, Literal, TypeAlias, get_args
 
-from weightspace.errors import WeightspaceError
+from weightspace.errors import WeightspaceError, WeightspaceWarning
 from weightspace.suggestions import unknown
 
 #: ``"max"``: higher is better; ``"min"``: lower is better.
@@ -85,11 +86,18 @@ def task_mode(task: Any, mode: Mode | None = None) -> Mode:
         WeightspaceError: nobody says it, and the name of the objective is not known; or a mode is neither ``"min"`` nor
             ``"max"``.
     """
+    known = mode_of_name(task.objective)
     for said in (mode, getattr(task, "mode", None)):
         check_mode(said)
         if said is not None:
+            if said is mode and known not in (None, said):
+                warnings.warn(
+                    f"The mode is {said!r}, but of the objective {task.objective!r} of task {task.name!r} "
+                    f"{'more' if known == 'max' else 'less'} is better by its name.",
+                    WeightspaceWarning,
+                    stacklevel=3,
+                )
             return said
-    known = mode_of_name(task.objective)
     if known is None:
         raise WeightspaceError(
             f"Task {task.name!r} has the objective {task.objective!r}; whether higher or lower is better is not known. "

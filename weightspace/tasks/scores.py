@@ -8,6 +8,7 @@ from typing import cast
 from torch import nn
 
 from weightspace.errors import WeightspaceError
+from weightspace.tasks.failures import task_errors
 from weightspace.tasks.protocol import Split, Task
 
 
@@ -17,7 +18,8 @@ def scores_of(task: Task, module: nn.Module, split: str) -> dict[str, float]:
     Raises:
         WeightspaceError: its ``score`` returns something else than numbers by their names.
     """
-    found: object = task.score(module, cast(Split, split))
+    with task_errors(task, f"when it scored a network on its {split} data"):
+        found: object = task.score(module, cast(Split, split))
     if not isinstance(found, Mapping):
         raise WeightspaceError(
             f"The score of task {task.name!r} returned a {type(found).__name__}; expected numbers by their names, as "

@@ -15,6 +15,7 @@ from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
+from weightspace.tasks.failures import task_errors
 from weightspace.tasks.protocol import OptimizerName, Task, TrainConfig
 from weightspace.threads import torch_threads
 
@@ -94,12 +95,13 @@ def _optimizer(recipe: TrainConfig, network: torch.nn.Module) -> torch.optim.Opt
 def _epoch(task: Task, network: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> float:
     """Go over the training data once and return the mean loss of its batches in nats."""
     losses = []
-    for batch in task.batches("train", seed):
-        optimizer.zero_grad()
-        loss = task.loss(network, batch)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
+    with task_errors(task, "on its training batches"):
+        for batch in task.batches("train", seed):
+            optimizer.zero_grad()
+            loss = task.loss(network, batch)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
     mean = float(torch.stack(losses).double().mean()) if losses else float("nan")
     if not mean < float("inf"):
         raise WeightspaceError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TypeVar
 
 from weightspace.errors import WeightspaceError
@@ -85,6 +85,10 @@ def checked_evidence(row: Method, evidence: Sequence[Model] | None, models: int)
     return found
 
 
+def _is_number(value: object) -> bool:
+    return hasattr(value, "__float__")
+
+
 def _weights(row: Method, weights: Sequence[float] | None, models: int) -> list[float]:
     """Return one finite weight a model; equal ones where none are given."""
     if weights is None:
@@ -92,6 +96,8 @@ def _weights(row: Method, weights: Sequence[float] | None, models: int) -> list[
     if not row.weighted:
         names = ", ".join(parameter.name for parameter in row.parameters)
         raise WeightspaceError(f"Method {row.name!r} has no weights. Its parameters: {names or 'none'}.")
+    if isinstance(weights, str) or not isinstance(weights, Iterable) or not all(map(_is_number, weights)):
+        raise WeightspaceError(f"The weights are {weights!r}; expected a list of numbers, one per model.")
     if len(weights) != models:
         raise WeightspaceError(f"Found {len(weights)} weights for {models} models; expected one per model.")
     for weight in weights:
