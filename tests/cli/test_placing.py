@@ -12,7 +12,7 @@ from weightspace import cli
 TASK = """
 import torch
 from torch import nn
-from weightspace.tasks import ClassificationTask, Examples, Recipe
+from weightspace.tasks import ClassificationTask, Examples, TrainConfig
 
 def build(width=8):
     return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 3))
@@ -21,8 +21,8 @@ def load():
     inputs = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
     return dict.fromkeys(("train", "validation", "test"), Examples(inputs, inputs[:, :3].argmax(1)))
 
-task = ClassificationTask("signs", build, load, batch_size=20, recipe=Recipe(epochs=1))
-wide = ClassificationTask("wide", lambda: build(12), load, batch_size=20, recipe=Recipe(epochs=1))
+task = ClassificationTask("signs", build, load, batch_size=20, recipe=TrainConfig(epochs=1))
+wide = ClassificationTask("wide", lambda: build(12), load, batch_size=20, recipe=TrainConfig(epochs=1))
 """
 ON = "--task signs.py:task"
 

@@ -20,7 +20,7 @@ DOCUMENTED = (Path(__file__).parents[2] / "docs" / "pages" / "formats" / "json.m
 TASK = """
 import torch
 from torch import nn
-from weightspace.tasks import ClassificationTask, Examples, Recipe
+from weightspace.tasks import ClassificationTask, Examples, TrainConfig
 
 def build():
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -29,7 +29,7 @@ def load():
     inputs = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
     return dict.fromkeys(("train", "validation", "test"), Examples(inputs, inputs[:, :3].argmax(1)))
 
-task = ClassificationTask("signs", build, load, batch_size=20, recipe=Recipe(epochs=1))
+task = ClassificationTask("signs", build, load, batch_size=20, recipe=TrainConfig(epochs=1))
 """
 ON = "--task signs.py:task"
 HEAD = ["schema", "command", "output", "files", "task", "split"]

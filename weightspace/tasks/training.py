@@ -42,7 +42,7 @@ def train(
     """Train a new network of the task and return its weights.
 
     Args:
-        task: if it has a ``recipe``, this is followed; otherwise ``Recipe()`` is.
+        task: if it has a ``recipe``, this is followed; otherwise ``TrainConfig()`` is.
         seed: the same seed gives the same weights bit for bit; torch's global generator is left as it was.
         epochs: passes over the training data, instead of the recipe's number; 0 returns the initial weights.
         on_epoch: called after every epoch.
