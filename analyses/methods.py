@@ -54,7 +54,7 @@ def run(method: str, task: str, seeds: Sequence[int], cache: Path = CACHE) -> Ro
 
 
 def _of_two(
-    method: str, spec: ws.PermutationSpec, target: ws.StateDict, source: ws.StateDict, *, task: ws.Task
+    spec: ws.PermutationSpec, target: ws.StateDict, source: ws.StateDict, method: str, *, task: ws.Task
 ) -> Matching:
     """Match two networks by a method for several."""
     found = match_many(spec, [target, source], method, task=task)

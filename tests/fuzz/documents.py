@@ -223,7 +223,7 @@ def sentencepiece() -> bytes:
 
 def barriers_file(path: Path) -> Path:
     """Write barriers between two models, ``.json`` or ``.csv``."""
-    BarrierMatrix(("a", "b"), ((0.0, 1.5), (1.5, 0.0)), (0.5, 0.25), name="digits-mlp").save(path)
+    BarrierMatrix(("a", "b"), ((0.0, 1.5), (1.5, 0.0)), (0.5, 0.25), task="digits-mlp").save(path)
     return path
 
 

@@ -228,7 +228,7 @@ def test_workers_and_a_cluster_are_taken_at_their_word(
     (0.004, "linear", "threads"),
     (0.2, "linear", "threads"),
     (60, "linear", "processes"),
-    (0.5, "ties", "threads"),
+    (0.25, "ties", "threads"),
     (8, "ties", "processes"),
 ])  # fmt: skip
 def test_the_executor_is_chosen_by_the_bytes(
