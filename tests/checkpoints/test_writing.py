@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from weightspace.checkpoints import atomic_write as disk
+from weightspace.checkpoints import atomic_write
 from weightspace.checkpoints import load_checkpoint, save_checkpoint
 from weightspace.errors import CheckpointError
 
@@ -52,7 +52,7 @@ def test_a_failed_write_leaves_everything_as_it_was(
         save_checkpoint(OLD, tmp_path / path)
     before = tree(tmp_path)
     monkeypatch.setattr(os, function, failing(error))
-    monkeypatch.setattr(disk, "exchange", lambda a, b: False)
+    monkeypatch.setattr(atomic_write, "exchange", lambda a, b: False)
     expected = CheckpointError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         save_checkpoint(NEW, tmp_path / path)
@@ -66,7 +66,7 @@ def test_a_folder_comes_back_when_the_second_rename_fails(
 ) -> None:
     save_checkpoint(OLD, tmp_path / "m")
     before = tree(tmp_path)
-    monkeypatch.setattr(disk, "exchange", lambda a, b: False)
+    monkeypatch.setattr(atomic_write, "exchange", lambda a, b: False)
     monkeypatch.setattr(os, "replace", failing(error, at=2, call=os.replace))
     with pytest.raises((CheckpointError, KeyboardInterrupt)):
         save_checkpoint(NEW, tmp_path / "m")
@@ -94,7 +94,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(
     if old:
         save_checkpoint(OLD, tmp_path / path)
     before = tree(tmp_path)
-    monkeypatch.setattr(disk, "open", small_open, raising=False)
+    monkeypatch.setattr(atomic_write, "open", small_open, raising=False)
     with pytest.raises(CheckpointError, match=rf"/{path} cannot be written: No space left on device\.$"):
         save_checkpoint({"w": torch.ones(size)}, tmp_path / path, metadata={"a": "1"})
     assert tree(tmp_path) == before

@@ -265,8 +265,8 @@ def test_a_tensor_in_many_pieces_merges_as_in_one(variant: Variant, shape: tuple
     states = [{"w": normals(seed, shape)} for seed in range(variant.count + 1)]
     expected = variant(states[1:], states[0])["w"]
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("stack", "methods.method", "consensus"):
-            patch.setattr(f"weightspace.merging.{module}.PIECE", pieces)
+        for module in ("_tensor_stack", "_registry", "_sparsify"):
+            patch.setattr(f"weightspace.merging.methods.{module}.PIECE", pieces)
         found = variant(states[1:], states[0])["w"]
     if variant.method in ELEMENTWISE and not variant.parameters.get("rescale"):
         assert same_bits(found, expected)

@@ -141,8 +141,8 @@ def test_what_all_its_processes_are_ended_in_goes_on_to_the_same_bytes(
 def test_what_a_kill_left_beside_a_file_goes_with_the_next_write(name: str, tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, torch, weightspace as ws\n"
-        "from weightspace.checkpoints import disk\n"
-        "disk.os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from weightspace.checkpoints import atomic_write\n"
+        "atomic_write.os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
         "ws.save_checkpoint({'w': torch.ones(3)}, sys.argv[1])\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import weightspace as ws
-from weightspace.checkpoints import atomic_write as disk
+from weightspace.checkpoints import atomic_write
 from weightspace.errors import CheckpointError
 from weightspace.merging import merge_files
 from weightspace.merging.out_of_core import output as staging_module
@@ -329,7 +329,7 @@ def test_endings_in_capitals_are_endings(ending: str, folder: Path) -> None:
 def test_where_two_names_cannot_be_exchanged_a_folder_is_replaced_all_the_same(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (staging_module, disk):
+    for module in (staging_module, atomic_write):
         monkeypatch.setattr(module, "exchange", lambda a, b: False)
     merge("out")
     Path("out/README.md").write_text("old")
