@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from weightspace.checkpoints import atomic_write
-from weightspace.checkpoints import load_checkpoint, save_checkpoint
+from weightspace.checkpoints import atomic_write, load_checkpoint, save_checkpoint
 from weightspace.errors import CheckpointError
 
 PATHS = ("model.safetensors", "model.pt", "folder")
