@@ -279,8 +279,8 @@ def _show(report: MergeReport, scores: Scores | None, *, dry_run: bool, as_json:
 
 
 def _interrupted(output: str) -> str:
-    from weightspace.merging.out_of_core.output import staging_folder
     from weightspace.merging.out_of_core.stage_folders import hidden_folder
+    from weightspace.merging.out_of_core.staging import staging_folder
 
     kept = [str(path) for path in (staging_folder(Path(output)), hidden_folder(Path(output))) if path.exists()]
     if not kept:

@@ -89,7 +89,7 @@ def test_evidence_of_another_network_is_refused(method: str) -> None:
     models = [{"w": normals(seed, (6, 4))} for seed in (1, 2)]
     with pytest.raises(WeightspaceError, match="of none of the models' tensors, but of 'other'"):
         merge(models, method, evidence=[{"other": torch.eye(4)}] * 2)
-    with pytest.raises(WeightspaceError, match="one state dict per model"):
+    with pytest.raises(WeightspaceError, match=r"evidence\[0\] is None; expected a list of state dicts"):
         merge(models, method, evidence=[None, None])  # type: ignore[list-item]
 
 

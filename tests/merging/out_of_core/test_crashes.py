@@ -15,7 +15,7 @@ import torch
 import weightspace as ws
 from weightspace.errors import CheckpointError
 from weightspace.merging import MergeReport, merge_files
-from weightspace.merging.out_of_core.output import Staging
+from weightspace.merging.out_of_core.staging import Staging
 
 KILLS = 20
 

@@ -15,8 +15,8 @@ import weightspace as ws
 from weightspace.errors import WeightspaceError
 from weightspace.executors import run_pieces
 from weightspace.merging import merge_files
-from weightspace.merging.out_of_core.executor import parts
 from weightspace.merging.out_of_core.planner import OutputOptions, make_plan
+from weightspace.merging.out_of_core.worker_parts import parts
 from weightspace.merging.plan.estimates import chosen_executor
 from weightspace.merging.plan.plan import ExecutionOptions
 from weightspace.merging.recipe.parse import read_recipe, recipe_of
@@ -203,7 +203,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         used.append(executor)
         return ((index, function(*piece)) for index, piece in enumerate(pieces))
 
-    monkeypatch.setattr("weightspace.merging.out_of_core.executor.run_pieces", run_here)
+    monkeypatch.setattr("weightspace.merging.out_of_core.worker_parts.run_pieces", run_here)
     return used
 
 

@@ -24,8 +24,8 @@ import weightspace as ws
 from weightspace.checkpoints import StateDict
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging import merge_files
-from weightspace.merging.out_of_core.executor import parts
 from weightspace.merging.out_of_core.planner import OutputOptions, make_plan
+from weightspace.merging.out_of_core.worker_parts import parts
 from weightspace.merging.plan.estimates import job_memory
 from weightspace.merging.recipe.parse import recipe_of
 
@@ -325,8 +325,8 @@ def test_what_a_job_takes_is_promised_by_the_weight_that_it_is_made_from(large: 
 def test_a_plan_needs_no_torch(tmp_path: Path) -> None:
     paths = saved(models(2), tmp_path)
     code = f"""
-import sys, weightspace.merging.merge_files as files
-files.merge_files({[str(path) for path in paths]!r}, {str(tmp_path / "out")!r}, dry_run=True)
+import sys, weightspace as ws
+ws.merge_files({[str(path) for path in paths]!r}, {str(tmp_path / "out")!r}, dry_run=True)
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,8 +13,8 @@ import weightspace as ws
 from weightspace.checkpoints import atomic_write
 from weightspace.errors import CheckpointError
 from weightspace.merging import merge_files
-from weightspace.merging.out_of_core import output as staging_module
-from weightspace.merging.out_of_core.output import Staging, staging_folder
+from weightspace.merging.out_of_core import staging as staging_module
+from weightspace.merging.out_of_core.staging import Staging, staging_folder
 
 PRECIOUS = "not to be touched"
 

@@ -23,7 +23,7 @@ from weightspace.merging.out_of_core.input_checks import (
     check_something_in_common,
     compare_folders,
 )
-from weightspace.merging.out_of_core.output import is_file_name
+from weightspace.merging.out_of_core.staging import is_file_name
 from weightspace.merging.out_of_core.tensor_names import Output, Outputs, check_effects, outputs
 from weightspace.merging.out_of_core.vocabularies import check_tokens, tokenizer_folder
 from weightspace.merging.plan.inputs import companion_paths, stamps_of

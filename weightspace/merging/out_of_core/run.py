@@ -21,9 +21,9 @@ from weightspace.checkpoints.output_paths import check_apart, check_checkpoint_o
 from weightspace.checkpoints.provenance import described
 from weightspace.checkpoints.safetensors_header import encode_header, read_header
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging.out_of_core.executor import make_elsewhere
-from weightspace.merging.out_of_core.output import Staging, is_file_name, open_staging, staging_folder
 from weightspace.merging.out_of_core.output_files import finish_folder
+from weightspace.merging.out_of_core.staging import Staging, is_file_name, open_staging, staging_folder
+from weightspace.merging.out_of_core.worker_parts import make_elsewhere
 from weightspace.merging.plan.estimates import chosen_executor, estimated_seconds, job_memory, plan_memory
 from weightspace.merging.plan.inputs import check_unchanged, read_paths
 from weightspace.merging.plan.plan import ExecutionOptions, Job, Plan
@@ -209,7 +209,7 @@ def _fetch(plan: Plan, missing: int, progress: Progress | None) -> Progress | No
 
 def _make_tensors(plan: Plan, staging: Staging, running: ExecutionOptions, progress: Progress | None) -> int:
     """Make the tensors that are not there yet; return how many were."""
-    from weightspace.merging.out_of_core.output import read_journals
+    from weightspace.merging.out_of_core.staging import read_journals
 
     done = [read_journals(staging.journals(number, shard.name, shard.size)) for number, shard in enumerate(plan.shards)]
     pending = [job for job in plan.jobs if job.name not in done[job.shard]]

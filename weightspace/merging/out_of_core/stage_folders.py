@@ -18,7 +18,7 @@ from pathlib import Path
 from weightspace.checkpoints.atomic_write import final_target, hidden_beside, one_line_errors, replacing_file
 from weightspace.checkpoints.hf_folder import find_weights
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging.out_of_core.output import is_file_name, locked
+from weightspace.merging.out_of_core.staging import is_file_name, locked
 
 #: Names of documents that a folder can have as they are.
 _PLAIN = re.compile(r"\w[\w.-]{0,99}", re.ASCII)
