@@ -30,6 +30,7 @@ LAYERS = (
     "checkpoints",
     "arithmetic",
     "lora",
+    "adapters",
     "symmetry",
     "labels",
     "clip",

@@ -164,3 +164,9 @@ def test_a_folder_that_is_no_adapter_is_not_replaced(held: str, normal: Normal, 
     with pytest.raises(CheckpointError, match="would be a folder"):
         extract_lora_files(*files, files[0], rank=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.safetensors", "out", "tuned.safetensors"]
+
+
+def test_adapters_is_another_name_of_the_public_functions() -> None:
+    from weightspace import adapters, lora
+
+    assert all(getattr(adapters, name) is getattr(lora, name) for name in adapters.__all__)
