@@ -229,6 +229,7 @@ def test_workers_and_a_cluster_are_taken_at_their_word(
     (0.2, "linear", "threads"),
     (60, "linear", "processes"),
     (0.25, "ties", "threads"),
+    (0.5, "ties", "processes"),  # a second saved, where starting them takes .8
     (8, "ties", "processes"),
 ])  # fmt: skip
 def test_the_executor_is_chosen_by_the_bytes(
