@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import weightspace as ws
 from weightspace.labels import ZeroShotClassifier, decision_report, fit_temperature
-from weightspace.tasks.fashion import fashion_examples, fashion_folder
+from weightspace.zoo.fashion import fashion_examples, fashion_folder
 
 NAMES = (*("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),)
 SEEN = ("t-shirt", "trouser", "coat", "sneaker", "bag")

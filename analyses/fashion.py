@@ -20,7 +20,7 @@ from report import Gate, Row, script
 import weightspace as ws
 from weightspace.plots import draw_alignment
 from weightspace.spectra import alignments, spectrum
-from weightspace.tasks.fashion import fashion_mlp
+from weightspace.zoo.fashion import fashion_mlp
 
 POINTS = 11
 GAMMAS = [step / 20 for step in range(20)]

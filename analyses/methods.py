@@ -28,8 +28,8 @@ import weightspace as ws
 from weightspace.matching import MANY_MATCHINGS, MATCHINGS, Matching, l2_reduction, match, match_many
 from weightspace.plots.picture import COLOURS, Figure, write_picture
 from weightspace.tasks import ClassificationTask
-from weightspace.tasks.digits import digits_cnn, digits_mlp
-from weightspace.tasks.fashion import fashion_mlp
+from weightspace.zoo.digits import digits_cnn, digits_mlp
+from weightspace.zoo.fashion import fashion_mlp
 
 TASKS: Mapping[str, Callable[[], ClassificationTask]] = {
     "digits-mlp": digits_mlp,

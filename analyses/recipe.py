@@ -20,9 +20,9 @@ import torch
 
 import weightspace as ws
 from weightspace.tasks import ClassificationTask, Examples, Split, TrainConfig, blank_network
-from weightspace.tasks.architectures import mlp
 from weightspace.tasks.classification import add_noise
-from weightspace.tasks.digits import digits_examples
+from weightspace.zoo.architectures import mlp
+from weightspace.zoo.digits import digits_examples
 
 #: Units of each hidden layer, if nothing else is said.
 WIDTH = 128

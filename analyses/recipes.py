@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 
 from weightspace.tasks import ClassificationTask
 from weightspace.tasks.classification import add_noise
-from weightspace.tasks.digits import digits_examples
+from weightspace.zoo.digits import digits_examples
 
 TASK = digits_task()
 SHOWN = ("matched / naive", "L2 reduction", "Taylor error", "R_.3", "R_.3 − R_0", "R_.7 − R_.3", "input energy")

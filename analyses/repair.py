@@ -29,7 +29,7 @@ from weightspace.connectivity import Curve, Statistics
 from weightspace.plots import draw_curves
 from weightspace.plots.picture import COLOURS, DASHES, Axes, Figure, FuncFormatter, write_picture
 from weightspace.tasks import ClassificationTask, Examples, Split, TrainConfig
-from weightspace.tasks.fashion import fashion_examples, fashion_folder
+from weightspace.zoo.fashion import fashion_examples, fashion_folder
 
 TRAINED_ON, MEASURED_ON, TESTED_ON = 12_000, 3_000, 3_000
 #: Images that networks are trained on, that statistics are measured on, and that losses are.

@@ -25,7 +25,8 @@ from pathlib import Path
 import torch
 
 import weightspace as ws
-from weightspace.tasks import ClassificationTask, Texts, TrainConfig, text_task
+from weightspace.tasks import ClassificationTask, TrainConfig
+from weightspace.zoo import Texts, text_task
 
 #: Where the packages are, unless $WEIGHTSPACE_SENTIMENT names another folder.
 FOLDER = Path(os.environ.get("WEIGHTSPACE_SENTIMENT") or Path(__file__).parent / ".cache" / "sentiment")

@@ -24,7 +24,7 @@ import weightspace as ws
 from weightspace.plots import draw_points, draw_predictions
 from weightspace.soups import SoupAgainstEnsemble, agreement, gain, soup_against_ensemble
 from weightspace.tasks import ClassificationTask, TrainConfig, network_with
-from weightspace.tasks.architectures import mlp
+from weightspace.zoo.architectures import mlp
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 BEYOND = 1e-2

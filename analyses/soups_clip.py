@@ -23,8 +23,8 @@ from soups import MEASURES, PAPER, Pot, as_data, cook, draw_scatter, fine_tune, 
 
 import weightspace as ws
 from weightspace.tasks import ClassificationTask, variant
-from weightspace.tasks.fashion_clip import fashion_clip
-from weightspace.tasks.shifts import SHIFTS
+from weightspace.zoo.fashion_clip import fashion_clip
+from weightspace.zoo.shifts import SHIFTS
 
 RATES, AUGMENTATIONS, SEEDS = (5e-4, 1.5e-3), ("none", "flip", "jitter"), (0, 1)
 

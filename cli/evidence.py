@@ -45,7 +45,8 @@ def command(
     options.check_inputs(checkpoint)
     from weightspace.checkpoints import load_checkpoint, provenance, save_checkpoint
     from weightspace.evidence import collect_evidence
-    from weightspace.tasks import check_device, load_task
+    from weightspace.tasks import check_device
+    from weightspace.zoo import load_task
 
     options.check_apart(output, checkpoint, task)
     check_device(device)

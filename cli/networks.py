@@ -25,7 +25,8 @@ def load_placed(
     inputs: Sequence[str] = (),
 ) -> Task:
     """Return the task that the options name, with its networks where ``--device``, ``--dtype``, ``--network`` say."""
-    from weightspace.tasks import load_task, placed
+    from weightspace.tasks import placed
+    from weightspace.zoo import load_task
 
     if device.startswith("cuda"):
         import torch

@@ -11,8 +11,8 @@ import click
 from weightspace.cli.commands import Whole
 
 from weightspace import WeightspaceError
-from weightspace.executors import EXECUTORS
 from weightspace.matching.registry import MATCHINGS
+from weightspace.parallel import EXECUTORS
 from weightspace.sources import LIBRARIES, TASK_NAMES, check_network_source, check_task_name
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from weightspace.checkpoints import StateDict
-from weightspace.tasks import Task, load_task, train
+from weightspace.tasks import Task, train
+from weightspace.zoo import load_task
 
 sys.path.insert(0, str(Path(__file__).parent))
 

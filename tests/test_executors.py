@@ -11,7 +11,7 @@ import torch
 import weightspace as ws
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
-from weightspace.executors import EXECUTORS, run_pieces
+from weightspace.parallel import EXECUTORS, run_jobs
 from weightspace.user_code import load_object
 
 PLACES = list(EXECUTORS)
@@ -115,7 +115,7 @@ def pieces(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
 def test_results_come_in_the_order_of_the_pieces_and_are_told_as_they_are_done(place: str, pieces: Any) -> None:
     told: list[tuple[int, int]] = []
     calls = [(0, 1.0), (1, 0.0), (2, 0.0), (3, 0.0)]
-    found = list(run_pieces(place, pieces("late"), calls, workers=2, on_done=lambda *done: told.append(done)))
+    found = list(run_jobs(place, pieces("late"), calls, workers=2, on_done=lambda *done: told.append(done)))
     assert found == [0, 1, 4, 9]
     assert sorted(told) == list(enumerate(found))
     assert (told[0][0] == 0) == (place == "serial")  # elsewhere the quick ones are not kept back
@@ -124,13 +124,13 @@ def test_results_come_in_the_order_of_the_pieces_and_are_told_as_they_are_done(p
 @pytest.mark.parametrize("place", PLACES)
 def test_what_a_piece_raises_is_raised_here(place: str, pieces: Any) -> None:
     with pytest.raises(ValueError, match="piece 1 is bad"):
-        list(run_pieces(place, pieces("fail"), [(number,) for number in range(4)], workers=2))
+        list(run_jobs(place, pieces("fail"), [(number,) for number in range(4)], workers=2))
 
 
 @pytest.mark.parametrize("place", AWAY)
 def test_a_piece_whose_worker_died_is_tried_again(place: str, pieces: Any, tmp_path: Path) -> None:
     calls = [(str(tmp_path), number) for number in range(4)]
-    assert list(run_pieces(place, pieces("die_once"), calls, workers=1)) == [0, 1, 2, 3]
+    assert list(run_jobs(place, pieces("die_once"), calls, workers=1)) == [0, 1, 2, 3]
     tries = {path.name: len(path.read_text()) for path in tmp_path.iterdir()}
     assert tries["1"] == 2
     assert tries["0"] == 1  # what was done is not done again
@@ -138,26 +138,26 @@ def test_a_piece_whose_worker_died_is_tried_again(place: str, pieces: Any, tmp_p
 
 def test_a_worker_that_dies_in_the_middle_of_its_answer_is_one_that_died(pieces: Any, tmp_path: Path) -> None:
     calls = [(str(tmp_path), number) for number in range(3)]
-    assert list(run_pieces("processes", pieces("die_answering"), calls, workers=1)) == [0, 1, 2]
+    assert list(run_jobs("processes", pieces("die_answering"), calls, workers=1)) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("name", "error"), [("end_of_file", EOFError), ("broken_pipe", BrokenPipeError)])
 def test_what_a_piece_raises_is_not_taken_for_a_death(name: str, error: type[Exception], pieces: Any) -> None:
     with pytest.raises(error, match="of mine"):
-        list(run_pieces("processes", pieces(name), [(1,)], workers=1))
+        list(run_jobs("processes", pieces(name), [(1,)], workers=1))
 
 
 @pytest.mark.parametrize("place", AWAY)
 def test_a_piece_that_kills_every_worker_is_given_up(place: str, pieces: Any) -> None:
-    with pytest.raises(WeightspaceError, match=r"3 worker processes died .* exit code -9|begun 3 times"):
-        list(run_pieces(place, pieces("die"), [(number,) for number in range(3)], workers=1))
+    with pytest.raises(WeightspaceError, match=r"3 worker processes died .* exit code -9|started 3 times"):
+        list(run_jobs(place, pieces("die"), [(number,) for number in range(3)], workers=1))
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_state_dicts_that_pieces_share_arrive_whole(place: str, pieces: Any) -> None:
     state = {"w": torch.arange(1000.0)}
     calls = [(state, float(factor)) for factor in range(3)]
-    assert list(run_pieces(place, pieces("add"), calls, workers=2)) == [0.0, 499500.0, 999000.0]
+    assert list(run_jobs(place, pieces("add"), calls, workers=2)) == [0.0, 499500.0, 999000.0]
 
 
 @pytest.mark.parametrize("place", AWAY)
@@ -167,7 +167,7 @@ def test_workers_compute_with_as_many_threads_as_this_process(place: str, tmp_pa
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        assert list(run_pieces(place, load_object(f"{path}:threads"), [()], workers=1)) == [3]
+        assert list(run_jobs(place, load_object(f"{path}:threads"), [()], workers=1)) == [3]
     finally:
         torch.set_num_threads(before)
 
@@ -180,7 +180,7 @@ def test_a_worker_sees_the_gpus_that_it_asked_for(
     place: str, gpus: float, expected: set[str], pieces: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    seen = set(run_pieces(place, pieces("devices"), [(number,) for number in range(4)], workers=2, gpus=gpus))
+    seen = set(run_jobs(place, pieces("devices"), [(number,) for number in range(4)], workers=2, gpus=gpus))
     assert seen
     assert seen <= expected
 
@@ -188,14 +188,14 @@ def test_a_worker_sees_the_gpus_that_it_asked_for(
 @pytest.mark.parametrize("place", PLACES)
 def test_more_gpus_than_there_are_is_an_error(place: str, pieces: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with pytest.raises(WeightspaceError, match=r"asks for 3 GPUs, but .* has 2"):
-        list(run_pieces(place, pieces("late"), [(1, 0.0)], gpus=3))
+    with pytest.raises(WeightspaceError, match=r"needs 3 GPUs; .* has 2"):
+        list(run_jobs(place, pieces("late"), [(1, 0.0)], gpus=3))
 
 
 @pytest.mark.parametrize("place", AWAY)
 def test_what_cannot_travel_is_said(place: str, pieces: Any) -> None:
     with pytest.raises(WeightspaceError, match=r"Could not pickle the task for a worker.*no lambda"):
-        list(run_pieces(place, pieces("late"), [((number for number in "ab"), 0.0)], workers=1))
+        list(run_jobs(place, pieces("late"), [((number for number in "ab"), 0.0)], workers=1))
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_what_cannot_travel_is_said(place: str, pieces: Any) -> None:
 )
 def test_what_cannot_run_is_refused(options: dict[str, Any], message: str, pieces: Any) -> None:
     with pytest.raises(WeightspaceError, match=message):
-        list(run_pieces(**{"executor": "serial", "function": pieces("late"), "pieces": [(1, 0.0)], **options}))
+        list(run_jobs(**{"executor": "serial", "function": pieces("late"), "jobs": [(1, 0.0)], **options}))
 
 
 # --- What the library does with it ---
@@ -262,8 +262,8 @@ task = Mine("mine", build, neighbour.digits_examples)
 @pytest.mark.parametrize("place", PLACES)
 def test_a_task_of_a_users_file_travels(place: str, tmp_path: Path) -> None:
     (tmp_path / "neighbour.py").write_text(
-        "from weightspace.tasks.architectures import mlp\n"
-        "from weightspace.tasks.digits import digits_examples\n"
+        "from weightspace.zoo.architectures import mlp\n"
+        "from weightspace.zoo.digits import digits_examples\n"
         "SHIFT = 5.0\n"
     )
     (tmp_path / "experiment.py").write_text(USER_TASK)
@@ -280,7 +280,7 @@ def test_without_a_cluster_at_the_address_it_says_so(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", _refuse)
     with pytest.raises(WeightspaceError, match=r"No Ray cluster answers at 10\.0\.0\.1:1: nobody there"):
-        list(run_pieces("ray", pieces("late"), [(1, 0.0)], ray_address="10.0.0.1:1"))
+        list(run_jobs("ray", pieces("late"), [(1, 0.0)], ray_address="10.0.0.1:1"))
 
 
 def _refuse(**options: Any) -> None:
@@ -290,7 +290,7 @@ def _refuse(**options: Any) -> None:
 
 def test_an_interrupt_ends_the_pool_at_once(pieces: Any) -> None:
     begin = time.monotonic()
-    running = run_pieces("processes", pieces("late"), [(0, 0.0), (1, 30.0), (2, 30.0)], workers=1)
+    running = run_jobs("processes", pieces("late"), [(0, 0.0), (1, 30.0), (2, 30.0)], workers=1)
     assert next(running) == 0
     del running
     assert time.monotonic() - begin < 25

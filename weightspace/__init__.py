@@ -43,7 +43,8 @@ if TYPE_CHECKING:
         permute,
         verify_spec,
     )
-    from weightspace.tasks import Task, load_task, train
+    from weightspace.tasks import Task, train
+    from weightspace.zoo import load_task
 
 #: Public name -> the subpackage that defines it, in the order of the data's way through the library.
 _HOMES = {
@@ -79,7 +80,7 @@ _HOMES = {
     "MergeReport": "merging",
     "interpolate": "merging",
     "Task": "tasks",
-    "load_task": "tasks",
+    "load_task": "zoo",
     "train": "tasks",
     "collect_evidence": "evidence",
     "Curve": "connectivity",

@@ -12,7 +12,8 @@ from weightspace.matching import weight_matching
 from weightspace.plots import draw_curves
 from weightspace.reprs import brief
 from weightspace.symmetry import derive_spec, permute
-from weightspace.tasks import load_task, train
+from weightspace.tasks import train
+from weightspace.zoo import load_task
 
 _TASK = "digits-mlp"
 _SEEDS = (0, 1)

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from weightspace.labels.wordnet import DEBIAN_FOLDER as WORDNET
-from weightspace.tasks.fashion import DEBIAN_FOLDER as FASHION
+from weightspace.zoo.fashion import DEBIAN_FOLDER as FASHION
 
 RESULTS = Path(__file__).parents[2] / "analyses" / "results"
 

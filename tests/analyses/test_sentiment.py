@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import weightspace as ws
-from weightspace.tasks import Texts, TrainConfig, network_with
+from weightspace.tasks import TrainConfig, network_with
+from weightspace.zoo import Texts
 
 Script = Callable[[str], ModuleType]
 LINES = "\n".join(

@@ -14,7 +14,7 @@ import torch
 
 import weightspace as ws
 from weightspace.tasks import ClassificationTask, Examples, TrainConfig
-from weightspace.tasks.architectures import mlp
+from weightspace.zoo.architectures import mlp
 
 ANALYSES = Path(__file__).parents[2] / "analyses"
 Script = Callable[[str], ModuleType]

@@ -21,7 +21,7 @@ from weightspace.labels import LabelMetric
 from weightspace.labels.inputs import read_array, read_names, read_pairs
 from weightspace.soups import SoupReport
 from weightspace.symmetry import PermutationSpec
-from weightspace.tasks.idx import read_idx
+from weightspace.zoo.idx import read_idx
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import pytest
 import weightspace as ws
 from weightspace.matching import MATCHINGS, match
 from weightspace.tasks import ClassificationTask, TrainConfig
-from weightspace.tasks.architectures import mlp
 from weightspace.tasks.classification import add_noise
-from weightspace.tasks.digits import digits_examples
+from weightspace.zoo.architectures import mlp
+from weightspace.zoo.digits import digits_examples
 
 TASK = ClassificationTask(
     name="narrow digits",

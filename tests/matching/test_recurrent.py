@@ -16,8 +16,8 @@ from weightspace.symmetry import Permutation, PermutationSpec, derive_spec, perm
 from weightspace.symmetry.pattern import parse_axes
 from weightspace.tasks import train
 from weightspace.tasks.classification import ClassificationTask, add_noise
-from weightspace.tasks.digits import digits_examples
 from weightspace.tasks.protocol import TrainConfig
+from weightspace.zoo.digits import digits_examples
 
 
 @pytest.mark.parametrize("name", ["lstm_both_ways", "gru", "rnn", "translator", "lstm_cell", "recurrent"])

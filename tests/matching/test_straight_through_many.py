@@ -16,8 +16,9 @@ from weightspace.matching.loss_driven import EndpointPair, Trial
 from weightspace.matching.straight_through import Projecting
 from weightspace.matching.straight_through_many import Mixing, simplex
 from weightspace.symmetry import Permutation, PermutationSpec, derive_spec, permute
-from weightspace.tasks import Task, load_task, train
-from weightspace.tasks.architectures import mlp
+from weightspace.tasks import Task, train
+from weightspace.zoo import load_task
+from weightspace.zoo.architectures import mlp
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ import weightspace as ws
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.soups.fingerprints import fingerprint_of_data, fingerprint_of_state, fingerprint_of_task
-from weightspace.tasks import ClassificationTask, Examples, load_task
+from weightspace.tasks import ClassificationTask, Examples
+from weightspace.zoo import load_task
 
 
 class Counting(ClassificationTask):
@@ -216,9 +217,9 @@ def test_the_source_of_a_users_task_and_of_its_neighbours_counts(tmp_path: Path)
     def found(source: str = "", neighbour: str = "") -> str:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
-        (folder / "near.py").write_text(f"from weightspace.tasks.digits import digits_examples\n{neighbour}\n")
+        (folder / "near.py").write_text(f"from weightspace.zoo.digits import digits_examples\n{neighbour}\n")
         (folder / "mine.py").write_text(
-            "import near\nfrom weightspace.tasks import ClassificationTask\nfrom weightspace.tasks.architectures "
+            "import near\nfrom weightspace.tasks import ClassificationTask\nfrom weightspace.zoo.architectures "
             "import mlp\ndef build():\n    return mlp(64, (8,), 10)\n"
             f"task = ClassificationTask('mine', build, near.digits_examples)\n{source}\n"
         )

@@ -7,7 +7,7 @@ import pytest
 from kitchen import equal, fine_tunes, saved
 
 import weightspace as ws
-from weightspace.executors import EXECUTORS
+from weightspace.parallel import EXECUTORS
 from weightspace.soups import Soup, WiseFT
 
 #: The kitchen as a user's file, which other processes find by its path.

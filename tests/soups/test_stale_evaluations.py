@@ -19,7 +19,8 @@ import weightspace as ws
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.soups import file_dependencies as reading
 from weightspace.soups.fingerprints import fingerprint_of_task
-from weightspace.tasks import ClassificationTask, load_task
+from weightspace.tasks import ClassificationTask
+from weightspace.zoo import load_task
 
 TASK = """
 import importlib, os

@@ -7,7 +7,8 @@ from torch import nn
 
 import weightspace as ws
 from weightspace.errors import WeightspaceError
-from weightspace.tasks import ClassificationTask, Examples, load_task
+from weightspace.tasks import ClassificationTask, Examples
+from weightspace.zoo import load_task
 
 TASK = """
     import torch

@@ -15,7 +15,7 @@ from weightspace.connectivity.curve_files import load_result, numbers, numbers_o
 from weightspace.connectivity.linear_path import Statistics
 from weightspace.connectivity.loss_curve import Curve, loss_curve
 from weightspace.errors import WeightspaceError
-from weightspace.executors import here_or, run_pieces
+from weightspace.parallel import here_or, run_jobs
 from weightspace.reprs import brief
 from weightspace.tasks.protocol import Split, Task
 
@@ -209,7 +209,7 @@ def barrier_matrix(
     pieces = [(task, states[i], states[j], options) for i, j in pairs]
     place = {"workers": workers, "ray_address": ray_address}
     curves: dict[tuple[int, int], Curve] = {}
-    walked = run_pieces(here_or(executor, workers), _walk, pieces, **place)
+    walked = run_jobs(here_or(executor, workers), _walk, pieces, **place)
     for (i, j), curve in zip(pairs, walked, strict=True):
         curves[i, j] = curve
         if on_pair is not None:

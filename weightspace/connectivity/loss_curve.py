@@ -17,7 +17,7 @@ from weightspace.checkpoints import StateDict
 from weightspace.connectivity.curve_files import load_result, numbers, numbers_or_none, save_result, table_of
 from weightspace.connectivity.linear_path import LinearPath, Statistics, resolved
 from weightspace.errors import WeightspaceError
-from weightspace.executors import here_or, run_pieces
+from weightspace.parallel import here_or, run_jobs
 from weightspace.reprs import brief
 from weightspace.tasks.building import blank_network
 from weightspace.tasks.protocol import Split, Task, threads_of
@@ -205,7 +205,7 @@ def loss_curve(
         found = _points(task, a, b, statistics, split, positions)
     else:  # every worker takes every n-th position, and sets its path up once
         pieces = [(task, a, b, statistics, split, positions[first::workers]) for first in range(min(workers, points))]
-        shares = [iter(share) for share in run_pieces(place, _share, pieces, workers=workers, ray_address=ray_address)]
+        shares = [iter(share) for share in run_jobs(place, _share, pieces, workers=workers, ray_address=ray_address)]
         found = (next(shares[index % len(shares)]) for index in range(points))
     reports: list[PointReport] = []
     for index, (position, scores) in enumerate(zip(positions, found, strict=True), start=1):

@@ -13,7 +13,6 @@ from weightspace.arguments import checked
 from weightspace.checkpoints.output_paths import check_named
 from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.executors import EXECUTORS
 from weightspace.merging.methods._unrun import UnrunMethod
 from weightspace.merging.out_of_core.planner import SHARD_SIZE, OutputOptions, make_plan
 from weightspace.merging.out_of_core.run import Finish, MergeReport, Progress, check_runnable, report, run_plan
@@ -21,6 +20,7 @@ from weightspace.merging.out_of_core.stages import Listeners, merge_documents
 from weightspace.merging.plan.members import Reading
 from weightspace.merging.plan.plan import MEMORY, ExecutionOptions
 from weightspace.merging.recipe.parse import Recipe, Warn, read_recipe, recipe_of
+from weightspace.parallel import EXECUTORS
 from weightspace.suggestions import unknown
 from weightspace.user_code import is_user_code, running_no_code
 

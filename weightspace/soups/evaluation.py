@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from weightspace.errors import CheckpointError
-from weightspace.executors import here_or, run_pieces
+from weightspace.parallel import here_or, run_jobs
 from weightspace.soups.candidates import Candidate
 from weightspace.soups.fingerprints import fingerprint_of_state
 from weightspace.soups.ingredients import Ingredient
@@ -28,7 +28,7 @@ OnScores = Callable[[int, Scores], None]
 
 @dataclass(frozen=True)
 class Place:
-    """Where independent evaluations run: the options of ``executors.run_pieces``."""
+    """Where independent evaluations run: the options of ``parallel.run_jobs``."""
 
     executor: str = "processes"
     workers: int = 1
@@ -94,7 +94,7 @@ class Judge:
         for number, scores in enumerate(known):
             if scores is not None:
                 report(number, scores)
-        done = run_pieces(
+        done = run_jobs(
             here_or(self.place.executor, self.place.workers),
             _score,
             [

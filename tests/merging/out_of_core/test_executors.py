@@ -13,13 +13,13 @@ import torch
 
 import weightspace as ws
 from weightspace.errors import WeightspaceError
-from weightspace.executors import run_pieces
 from weightspace.merging import merge_files
 from weightspace.merging.out_of_core.planner import OutputOptions, make_plan
 from weightspace.merging.out_of_core.worker_parts import parts
 from weightspace.merging.plan.estimates import chosen_executor
 from weightspace.merging.plan.plan import ExecutionOptions
 from weightspace.merging.recipe.parse import read_recipe, recipe_of
+from weightspace.parallel import run_jobs
 
 #: Above two pieces, so that pieces matter; in a gradient over layers, with random masks.
 RECIPE = """
@@ -122,13 +122,13 @@ def test_a_mistake_in_a_worker_is_the_error_that_it_would_be_here(folder: Path, 
 
 def test_an_unknown_executor_is_refused_with_the_known_ones() -> None:
     with pytest.raises(WeightspaceError, match=r"Unknown executor 'rai'.*ray"):
-        list(run_pieces("rai", len, [([1],)], workers=1))
+        list(run_jobs("rai", len, [([1],)], workers=1))
 
 
 #: A program whose worker dies the first time that it is given a piece of work.
 MORTAL = """
 import os, pathlib
-from weightspace.executors import run_pieces
+from weightspace.parallel import run_jobs
 
 def die_at_first(note):
     if not pathlib.Path(note).exists():
@@ -137,7 +137,7 @@ def die_at_first(note):
     return note
 
 if __name__ == "__main__":
-    print(*sorted(run_pieces("processes", die_at_first, [("0",), ("1",), ("2",)], workers=2)))
+    print(*sorted(run_jobs("processes", die_at_first, [("0",), ("1",), ("2",)], workers=2)))
 """
 
 
@@ -149,7 +149,7 @@ def test_the_work_of_a_process_that_died_is_begun_again(tmp_path: Path) -> None:
 
 def test_work_whose_processes_keep_dying_is_an_error_that_says_so() -> None:
     with pytest.raises(WeightspaceError, match=r"3 worker processes died .* exit code 9.*--memory"):
-        list(run_pieces("processes", os._exit, [(9,)], workers=1))
+        list(run_jobs("processes", os._exit, [(9,)], workers=1))
 
 
 def test_an_unknown_executor_is_refused_before_anything_is_planned(folder: Path, tmp_path: Path) -> None:
@@ -160,14 +160,14 @@ def test_an_unknown_executor_is_refused_before_anything_is_planned(folder: Path,
 #: A program whose worker notes its process and then works for a minute.
 PROGRAM = """
 import os, pathlib, time
-from weightspace.executors import run_pieces
+from weightspace.parallel import run_jobs
 
 def work(note):
     pathlib.Path(note).write_text(str(os.getpid()))
     time.sleep(60)
 
 if __name__ == "__main__":
-    list(run_pieces("processes", work, [("note",)], workers=1))
+    list(run_jobs("processes", work, [("note",)], workers=1))
 """
 
 
@@ -203,7 +203,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         used.append(executor)
         return ((index, function(*piece)) for index, piece in enumerate(pieces))
 
-    monkeypatch.setattr("weightspace.merging.out_of_core.worker_parts.run_pieces", run_here)
+    monkeypatch.setattr("weightspace.merging.out_of_core.worker_parts.run_jobs", run_here)
     return used
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from weightspace.executors import run_pieces
 from weightspace.merging.out_of_core.staging import Staging
 from weightspace.merging.plan.estimates import plan_memory
 from weightspace.merging.plan.plan import ExecutionOptions, Job, Plan
+from weightspace.parallel import run_jobs
 
 if TYPE_CHECKING:
     from weightspace.merging.out_of_core.sources import Sources
@@ -92,7 +92,7 @@ def make_elsewhere(
     """
     workers, each = _workers(plan, running)
     maker = PartMaker(plan, staging, each, surveyed)
-    done = run_pieces(
+    done = run_jobs(
         running.executor,
         maker,
         [(part,) for part in parts(plan, jobs, workers)],

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from weightspace.errors import WeightspaceError
-from weightspace.tasks.augmentations import AUGMENTATIONS
-from weightspace.tasks.images import ArrayImages, find_images, split_folders
-from weightspace.tasks.shifts import SHIFTS, ShiftedImages, shifted
+from weightspace.zoo.augmentations import AUGMENTATIONS
+from weightspace.zoo.images import ArrayImages, find_images, split_folders
+from weightspace.zoo.shifts import SHIFTS, ShiftedImages, shifted
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -104,7 +104,7 @@ def test_an_augmentation_follows_its_generator_and_leaves_its_input_alone(name: 
 
 
 def test_a_turn_by_a_right_angle_is_a_turn() -> None:
-    from weightspace.tasks.shifts import turned
+    from weightspace.zoo.shifts import turned
 
     images = ArrayImages(bytes_of(2), 12)[0:2]
     found = turned(images, torch.tensor([90.0, 0.0]))

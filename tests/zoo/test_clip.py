@@ -17,9 +17,10 @@ import weightspace as ws
 from weightspace import cli
 from weightspace.clip import build_clip, image_size, zero_shot_head
 from weightspace.errors import WeightspaceError, WeightspaceWarning
-from weightspace.tasks import ClassificationTask, Examples, TrainConfig, clip_task, network_with, variant
-from weightspace.tasks.contrastive import pretrained_clip
-from weightspace.tasks.fashion import DEBIAN_FOLDER
+from weightspace.tasks import ClassificationTask, Examples, TrainConfig, network_with, variant
+from weightspace.zoo import clip_task
+from weightspace.zoo.contrastive import pretrained_clip
+from weightspace.zoo.fashion import DEBIAN_FOLDER
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("open_clip")
@@ -161,7 +162,7 @@ def test_class_names_are_those_of_the_folders(config: str, folder: Path) -> None
 def test_a_task_of_the_user_works_on_the_command_line(config: str, folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        "from weightspace.tasks import clip_task\n"
+        "from weightspace.zoo import clip_task\n"
         f"def task(): return clip_task({config!r}, {str(folder)!r}, held_out=6, shifts=['rotation'])\n"
     )
     out = tmp_path / "out.safetensors"
@@ -227,7 +228,7 @@ def test_a_learning_rate_is_above_0(task: ClassificationTask, rate: float, messa
     reason="apt-get install dataset-fashion-mnist",
 )
 def test_the_built_in_task_makes_its_pretrained_model_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from weightspace.tasks import fashion_clip
+    from weightspace.zoo import fashion_clip
 
     made = []
     real = fashion_clip.pretrained_clip

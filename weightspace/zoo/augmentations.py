@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from weightspace.tasks.classification import Augmentation
-from weightspace.tasks.shifts import blurred, recontrasted, turned
+from weightspace.zoo.shifts import blurred, recontrasted, turned
 
 
 def flip(images: Tensor, generator: Generator) -> Tensor:

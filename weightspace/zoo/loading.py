@@ -10,11 +10,11 @@ from typing import Any
 from weightspace.arguments import checked
 from weightspace.errors import WeightspaceError
 from weightspace.sources import BUNDLED_TASKS, FOLDER_TASKS, TASK_NAMES, unknown_task
-from weightspace.tasks.digits import digits_cnn, digits_mlp
-from weightspace.tasks.fashion import fashion_cnn, fashion_mlp
-from weightspace.tasks.fashion_clip import fashion_clip
 from weightspace.tasks.protocol import Task
 from weightspace.user_code import is_user_code, load_object
+from weightspace.zoo.digits import digits_cnn, digits_mlp
+from weightspace.zoo.fashion import fashion_cnn, fashion_mlp
+from weightspace.zoo.fashion_clip import fashion_clip
 
 #: Name on the command line -> builder without arguments: the data come with the task.
 _BUNDLED: Mapping[str, Callable[[], Task]] = dict(zip(BUNDLED_TASKS, (digits_mlp, digits_cnn), strict=True))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from weightspace.errors import WeightspaceError
-from weightspace.tasks.idx import read_idx
+from weightspace.zoo.idx import read_idx
 
 
 def write(path: Path, header: bytes, data: bytes) -> Path:

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from weightspace.errors import WeightspaceError
-from weightspace.tasks.architectures import cnn, mlp
 from weightspace.tasks.classification import ClassificationTask, Examples, carve
-from weightspace.tasks.idx import read_idx
 from weightspace.tasks.protocol import Split, TrainConfig
+from weightspace.zoo.architectures import cnn, mlp
+from weightspace.zoo.idx import read_idx
 
 #: Where ``apt-get install dataset-fashion-mnist`` puts the files.
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")

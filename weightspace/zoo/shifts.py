@@ -18,7 +18,7 @@ from typing import TypeAlias
 import torch
 from torch import Generator, Tensor, nn
 
-from weightspace.tasks.images import ArrayImages, Chosen, Images
+from weightspace.zoo.images import ArrayImages, Chosen, Images
 
 Shift: TypeAlias = Callable[[Tensor, Generator], Tensor]
 

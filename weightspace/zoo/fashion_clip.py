@@ -24,15 +24,15 @@ from weightspace.checkpoints import save_checkpoint
 from weightspace.checkpoints.mirror import cache_folder
 from weightspace.clip import image_size
 from weightspace.errors import WeightspaceWarning
-from weightspace.tasks.augmentations import distort
 from weightspace.tasks.classification import ClassificationTask, Examples, carve
-from weightspace.tasks.clip_tasks import clip_task
-from weightspace.tasks.contrastive import pretrained_clip
-from weightspace.tasks.fashion import fashion_folder, read_fashion
-from weightspace.tasks.images import ArrayImages
 from weightspace.tasks.protocol import TrainConfig
-from weightspace.tasks.shifts import SHIFTS
 from weightspace.version import __version__
+from weightspace.zoo.augmentations import distort
+from weightspace.zoo.clip import clip_task
+from weightspace.zoo.contrastive import pretrained_clip
+from weightspace.zoo.fashion import fashion_folder, read_fashion
+from weightspace.zoo.images import ArrayImages
+from weightspace.zoo.shifts import SHIFTS
 
 _log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from weightspace.tasks.classification import ClassificationTask, Examples
 from weightspace.tasks.protocol import TrainConfig
-from weightspace.tasks.text_encoder import frozen_features, text_classifier
+from weightspace.zoo.text_encoder import frozen_features, text_classifier
 
 #: Adam, falling.
 RECIPE = TrainConfig(epochs=3, learning_rate=1e-4, cooldown=True)

@@ -11,9 +11,9 @@ from functools import lru_cache, partial
 import torch
 
 from weightspace.errors import WeightspaceError
-from weightspace.tasks.architectures import cnn, mlp
 from weightspace.tasks.classification import ClassificationTask, Examples, add_noise, carve
 from weightspace.tasks.protocol import Split, TrainConfig
+from weightspace.zoo.architectures import cnn, mlp
 
 _TEST, _VALIDATION = 450, 200
 

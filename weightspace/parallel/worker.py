@@ -1,4 +1,4 @@
-"""The other side of ``executors``: what runs in a process that does one piece of work after the other."""
+"""The process of a worker: receive jobs, answer with results, end with the process that started it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Result = TypeVar("Result")
 
 
 def serve(connection: Connection, threads: int | None, files: dict[str, str], device: str | None) -> None:
-    """Do pieces of work until there are no more, or the process that sends them is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the process that sends the work answers it
+    """Run jobs until there are no more, or the process that sends them is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the one that sends the jobs handles it
     _die_with_parent()
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
@@ -30,7 +30,7 @@ def serve(connection: Connection, threads: int | None, files: dict[str, str], de
         try:
             if function is None:
                 function = _received(connection)
-            answer = (True, do_piece(threads, function, *_received(connection)), "")
+            answer = (True, do_job(threads, function, *_received(connection)), "")
         except Exception as error:
             answer = (False, error, traceback.format_exc())
         _answer(connection, answer)
@@ -41,7 +41,7 @@ def _received(connection: Connection) -> Any:
         message = message_from(connection)
     except EOFError:
         sys.stderr.flush()
-        os._exit(0)  # all is written; taking libraries down in order takes longer than a small piece of work
+        os._exit(0)  # all is written; an orderly exit of the libraries takes longer than a small job
     return unpacked(message)
 
 
@@ -54,10 +54,10 @@ class Receiver(Protocol):
 
 
 def message_from(connection: Receiver) -> bytes:
-    """Return a message as it came.
+    """Return the next message.
 
     Raises:
-        EOFError: the other process is gone, maybe in the middle of it.
+        EOFError: the other process is gone, maybe in the middle of the message.
     """
     try:
         return connection.recv_bytes()
@@ -66,31 +66,31 @@ def message_from(connection: Receiver) -> bytes:
 
 
 def unpacked(message: bytes) -> Any:
-    """Return what a message holds; whatever that raises is raised by what it holds."""
+    """Unpickle a message; unpickling may raise anything."""
     from multiprocessing.reduction import ForkingPickler
 
     return ForkingPickler.loads(message)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _answer(connection: Connection, answer: tuple[bool, Any, str]) -> None:
-    """Send the result of a piece, or the error; nobody waits for either where the other process is gone."""
+    """Send the result of a job or its error, unless the other process is gone."""
     try:
         connection.send(answer)
     except ConnectionError:
         os._exit(1)
-    except Exception as error:  # a result, or an error, that does not want to be pickled
-        connection.send((False, cannot_travel(error), traceback.format_exc()))
+    except Exception as error:  # a result, or an error, that cannot be pickled
+        connection.send((False, pickling_error(error), traceback.format_exc()))
 
 
-def do_piece(threads: int | None, function: Callable[..., Result], *piece: Any) -> Result:
-    """Do a piece of work with as many threads as the process that it is for; its modules are there by now."""
+def do_job(threads: int | None, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Run a job with as many torch threads as the process that sent it; its modules can be imported by now."""
     if threads is not None and (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(threads)
-    return function(*piece)
+    return function(*arguments)
 
 
 def _die_with_parent() -> None:
-    """End this process as soon as the one that started it is gone, killed too: nobody waits for its work any more."""
+    """End this process as soon as its parent is gone, killed included."""
     import threading
     from multiprocessing import parent_process
     from multiprocessing.connection import wait
@@ -104,8 +104,8 @@ def _die_with_parent() -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
-def cannot_travel(error: Exception) -> WeightspaceError:
-    """Return the error for something that does not want to be pickled."""
+def pickling_error(error: Exception) -> WeightspaceError:
+    """Return the error for an object that cannot be pickled."""
     return WeightspaceError(
         f"Could not pickle the task for a worker: {first_line(error)}. Define what a task holds at the top of a file "
         "(no lambda, no open file), or use the executor 'serial'."

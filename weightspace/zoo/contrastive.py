@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from weightspace.clip import build_clip, pixels_of, tokens
 from weightspace.tasks.classification import Augmentation
-from weightspace.tasks.images import Images
 from weightspace.threads import torch_threads
+from weightspace.zoo.images import Images
 
 _WARM_UP = 50
 _WEIGHT_DECAY = 0.01

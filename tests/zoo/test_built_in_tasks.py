@@ -7,9 +7,10 @@ import torch
 
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
-from weightspace.tasks import TASKS, Task, load_task, objective_value, train
-from weightspace.tasks.digits import digits_examples
-from weightspace.tasks.fashion import DEBIAN_FOLDER, fashion_folder
+from weightspace.tasks import Task, objective_value, train
+from weightspace.zoo import TASKS, load_task
+from weightspace.zoo.digits import digits_examples
+from weightspace.zoo.fashion import DEBIAN_FOLDER, fashion_folder
 
 DIGITS = [name for name in TASKS if name.startswith("digits")]
 

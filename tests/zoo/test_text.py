@@ -9,8 +9,8 @@ import torch
 import weightspace as ws
 from weightspace.errors import WeightspaceError
 from weightspace.tasks.protocol import TrainConfig
-from weightspace.tasks.text import Texts, text_task
-from weightspace.tasks.text_encoder import frozen_features, text_classifier, tokens_of
+from weightspace.zoo.text import Texts, text_task
+from weightspace.zoo.text_encoder import frozen_features, text_classifier, tokens_of
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")

@@ -17,12 +17,12 @@ from torch import Tensor
 from weightspace.clip import image_size
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
-from weightspace.tasks.augmentations import AUGMENTATIONS
 from weightspace.tasks.classification import ClassificationTask, Examples, carve
-from weightspace.tasks.images import ArrayImages, FolderImages, find_images, split_folders
 from weightspace.tasks.protocol import TrainConfig
-from weightspace.tasks.shifts import SHIFTS, shifted
-from weightspace.tasks.zero_shot import TEMPLATES, ZeroShot
+from weightspace.zoo.augmentations import AUGMENTATIONS
+from weightspace.zoo.images import ArrayImages, FolderImages, find_images, split_folders
+from weightspace.zoo.shifts import SHIFTS, shifted
+from weightspace.zoo.zero_shot import TEMPLATES, ZeroShot
 
 #: Adam, falling. For networks of full size rates of 1e-6 to 1e-4 are usual.
 RECIPE = TrainConfig(epochs=4, learning_rate=1e-5, cooldown=True, threads=None)
