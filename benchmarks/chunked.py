@@ -1,6 +1,6 @@
 """The floor: a plain script that averages two folders of bf16 files and does nothing else.
 
-Inputs are mapped and the output's space is reserved; two threads take pieces of 2^18 elements, in float32. It
+Inputs are mapped and the output's space is reserved; two threads take chunks of 2^18 elements, in float32. It
 takes the files to have equal headers, and checks, copies and records nothing.
 
     python benchmarks/chunked.py A B OUT [--weight 0.4]
@@ -19,15 +19,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-PIECE, THREADS = 2**18, 2
+CHUNK, THREADS = 2**18, 2
 
 
 class Buffers(threading.local):
-    """The pieces that a thread works on."""
+    """The chunks that a thread works on."""
 
     def __init__(self) -> None:
-        self.a, self.b = torch.empty(PIECE), torch.empty(PIECE)
-        self.out = torch.empty(PIECE, dtype=torch.bfloat16)
+        self.a, self.b = torch.empty(CHUNK), torch.empty(CHUNK)
+        self.out = torch.empty(CHUNK, dtype=torch.bfloat16)
 
 
 def map_file(path: Path) -> tuple[bytes, Tensor]:
@@ -45,13 +45,13 @@ def average(first: Path, second: Path, out: Path, weight: float, pool: ThreadPoo
     os.posix_fallocate(file, 0, len(header) + 2 * a.numel())
     os.pwrite(file, header, 0)
 
-    def piece(start: int) -> None:
-        size = min(PIECE, a.numel() - start)
+    def chunk(start: int) -> None:
+        size = min(CHUNK, a.numel() - start)
         x = own.a[:size].copy_(a[start : start + size]).lerp_(own.b[:size].copy_(b[start : start + size]), weight)
         done = own.out[:size].copy_(x).view(torch.uint8).numpy()
         os.pwrite(file, done.data, len(header) + 2 * start)
 
-    for _ in pool.map(piece, range(0, a.numel(), PIECE)):
+    for _ in pool.map(chunk, range(0, a.numel(), CHUNK)):
         pass
     os.close(file)
 

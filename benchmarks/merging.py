@@ -158,8 +158,8 @@ def _check_complete(out: Path, llama: Llama) -> None:
     for path in out.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - the file isn't a mapping
-                piece = file.get_slice(name)
-                found[name] = (*piece.get_shape(), piece.get_dtype())
+                chunk = file.get_slice(name)
+                found[name] = (*chunk.get_shape(), chunk.get_dtype())
     expected = {name: (*shape, "BF16") for name, shape in llama.shapes().items()}
     if found != expected:
         wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))

@@ -19,6 +19,7 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
 from weightspace import WeightspaceError
 from weightspace.matching.registry import MATCHINGS
 from weightspace.merging import METHODS
+from weightspace.merging.options import ExecutionOptions, OutputOptions, ReadingOptions
 from weightspace.user_code import is_user_code
 
 if TYPE_CHECKING:
@@ -179,28 +180,31 @@ def _merge(
     return merge_files(
         sources[0] if recipe else sources,
         output,
-        key=said["key"],
-        strip_prefix="" if said["no_strip"] else said["strip_prefix"],
         **{name: value for name, value in given.items() if value is not None},
         align=align,
         finish=finish,
-        options=recorded,
-        allow_nonfinite=said["allow_nonfinite"],
-        shard_size=_size(said["shard_size"]),
-        memory=said["memory"] * 2**20,
-        threads=said["threads"],
-        hashes=said["hashes"],
-        fsync=said["fsync"],
-        executor=said["executor"],
-        workers=said["workers"],
-        ray_address=said["ray_address"],
+        reading=ReadingOptions(said["key"], "" if said["no_strip"] else said["strip_prefix"]),
+        output=OutputOptions(_size(said["shard_size"]), said["allow_nonfinite"], said["hashes"], recorded),
+        execution=_execution_options(said),
         dry_run=said["dry_run"],
-        force=options.forced(),
-        intermediate_dir=said["intermediate_dir"],
         lenient=said["lenient"],
         strict=said["strict"],
         warn=warn,
         progress=update,
+    )
+
+
+def _execution_options(said: Mapping[str, Any]) -> ExecutionOptions:
+    """Return the options of the command that change no byte."""
+    return ExecutionOptions(
+        said["memory"] * 2**20,
+        said["threads"],
+        said["fsync"],
+        said["executor"],
+        said["workers"],
+        said["ray_address"],
+        options.forced(),
+        said["intermediate_dir"],
     )
 
 

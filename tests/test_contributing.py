@@ -23,6 +23,7 @@ def test_every_file_that_the_map_names_is_there() -> None:
     assert not missing
 
 
-def test_every_merge_method_is_in_the_map() -> None:
+def test_every_merge_method_is_in_the_file_of_its_name_or_in_the_map() -> None:
     for name, method in METHODS.items():
-        assert f"| `{name}` | `merging/methods/{method.function.partition(':')[0]}.py` |" in TEXT
+        file = method.function.partition(":")[0]
+        assert file == name or f"| `{name}` | `merging/methods/{file}.py` |" in TEXT

@@ -30,7 +30,18 @@ if TYPE_CHECKING:
         straight_through_many,
         weight_matching,
     )
-    from weightspace.merging import METHODS, Alignment, MergeReport, interpolate, merge, merge_files, reproduce
+    from weightspace.merging import (
+        METHODS,
+        Alignment,
+        ExecutionOptions,
+        MergeReport,
+        OutputOptions,
+        ReadingOptions,
+        interpolate,
+        merge,
+        merge_files,
+        reproduce,
+    )
     from weightspace.networks import load_network
     from weightspace.soups import Soup, greedy_soup, learned_soup, uniform_soup, wise_ft
     from weightspace.spectra import SingularAlignment, Spectrum, singular_alignment, spectrum
@@ -75,6 +86,9 @@ _HOMES = {
     "METHODS": "merging",
     "merge": "merging",
     "merge_files": "merging",
+    "ReadingOptions": "merging",
+    "OutputOptions": "merging",
+    "ExecutionOptions": "merging",
     "reproduce": "merging",
     "Alignment": "merging",
     "MergeReport": "merging",
@@ -104,12 +118,15 @@ __all__ = [
     "Alignment",
     "CheckpointError",
     "Curve",
+    "ExecutionOptions",
     "FrechetClassifier",
     "LabelMetric",
     "Matching",
     "MergeReport",
+    "OutputOptions",
     "Permutation",
     "PermutationSpec",
+    "ReadingOptions",
     "SingularAlignment",
     "Soup",
     "SpecError",

@@ -23,7 +23,7 @@ _BASE = {
 _NUMBERS = {1: "one", 2: "two", 3: "three"}
 #: Columns of a block of code on a page.
 _WIDTH = 76
-_GRAIN = {
+_GRANULARITY = {
     "elements": "any run of elements: a merge never holds a whole tensor",
     "slices": "whole slices along the first axis",
     "whole": "whole matrices: a merge needs a few copies of the largest",
@@ -124,7 +124,7 @@ def _facts(row: Any) -> str:
         "Base": _BASE[row.base],
         "Models": f"exactly {_NUMBERS[least]}" if least == most and most != 1 else models,
         "Weights": "`weight` in recipes, `weights=` from Python, `--weights`" if row.weighted else "none",
-        "Processes": _GRAIN[row.grain],
+        "Processes": _GRANULARITY[row.granularity],
     }
     if row.evidence:
         facts["Statistics"] = f"`weightspace evidence --kind {row.evidence}`, one file per model"

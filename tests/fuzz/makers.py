@@ -78,7 +78,11 @@ def merged_file(folder: Path) -> Path:
     for seed, model in enumerate(("a", "b")):
         ws.save_checkpoint(documents.language_model(seed), folder / f"{model}.safetensors")
     with inside(folder):
-        merge_files(["a.safetensors", "b.safetensors"], "c.safetensors", executor="threads", threads=1, fsync=False)
+        merge_files(
+            ["a.safetensors", "b.safetensors"],
+            "c.safetensors",
+            execution=ws.ExecutionOptions(executor="threads", threads=1, fsync=False),
+        )
     return folder / "c.safetensors"
 
 

@@ -69,7 +69,7 @@ def inspect(path: Path) -> None:
 
 def merged(sources: Sequence[str] | str, folder: Path, **options: Any) -> None:
     """Plan a merge, carry it out where the plan is fine, and take the result away: only a merge writes anything."""
-    options |= {"executor": "threads", "threads": 1, "fsync": False, "warn": lambda _: None}
+    options |= {"execution": ws.ExecutionOptions(threads=1, fsync=False), "warn": lambda _: None}
     with inside(folder):
         merge_files(sources, folder / "out", dry_run=True, **options)
         try:

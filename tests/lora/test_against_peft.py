@@ -47,7 +47,11 @@ def merged_by_both(model: nn.Module, folder: Path, **fields: Any) -> tuple[State
     ws.save_checkpoint(model.state_dict(), folder / "model.safetensors")
     wrapped = trained(model, **fields)
     wrapped.save_pretrained(folder / "adapter")
-    merge_files([f"{folder / 'model.safetensors'}+{folder / 'adapter'}"], folder / "out.safetensors", fsync=False)
+    merge_files(
+        [f"{folder / 'model.safetensors'}+{folder / 'adapter'}"],
+        folder / "out.safetensors",
+        execution=ws.ExecutionOptions(fsync=False),
+    )
     return ws.load_checkpoint(folder / "out.safetensors"), wrapped.merge_and_unload().state_dict()
 
 

@@ -128,7 +128,11 @@ def test_model_and_extracted_adapter_are_the_fine_tuned_model(turned: bool, norm
     adapter = read_adapter(tmp_path / "adapter")
     assert adapter.factors["embed_tokens.weight"].embedding
     assert adapter.factors["q.weight"].transposed is turned
-    merge_files([f"{files[0]}+{tmp_path / 'adapter'}"], tmp_path / "again.safetensors", fsync=False)
+    merge_files(
+        [f"{files[0]}+{tmp_path / 'adapter'}"],
+        tmp_path / "again.safetensors",
+        execution=ws.ExecutionOptions(fsync=False),
+    )
     again = ws.load_checkpoint(tmp_path / "again.safetensors")
     for name, tensor in tuned.items():
         torch.testing.assert_close(again[name], tensor, rtol=1e-5, atol=1e-5)

@@ -56,7 +56,12 @@ def test_one_source_bakes_the_adapter_in_and_rounds_once(
 ) -> None:
     tensors = factors(normal, "layers.0.q", "layers.1.q")
     folder = write("adapter", tensors, lora_alpha=3)
-    merge_files([f"{tmp_path}/model.safetensors+{folder}"], tmp_path / "out.safetensors", method=method, fsync=False)
+    merge_files(
+        [f"{tmp_path}/model.safetensors+{folder}"],
+        tmp_path / "out.safetensors",
+        method=method,
+        execution=ws.ExecutionOptions(fsync=False),
+    )
     found = ws.load_checkpoint(tmp_path / "out.safetensors")
     for name, tensor in adapted(model, tensors, 1.5).items():
         assert found[name].dtype == torch.bfloat16
@@ -73,7 +78,15 @@ def test_a_merge_is_that_of_models_with_their_adapters_baked_in(
     options: dict[str, Any] = {} if method in ("linear", "slerp") else {"base": tmp_path / "model.safetensors"}
     parameters = {"slerp": {"t": 0.3}, "ties": {"density": 0.5}}.get(method, {})
     out = tmp_path / "out.safetensors"
-    merge_files(sources, out, method=method, parameters=parameters, fsync=False, dtype="float32", **options)
+    merge_files(
+        sources,
+        out,
+        method=method,
+        parameters=parameters,
+        execution=ws.ExecutionOptions(fsync=False),
+        dtype="float32",
+        **options,
+    )
     baked = [{name: t.float() for name, t in adapted(model, tensors, 2.0).items()} for tensors in several]
     base = {name: tensor.float() for name, tensor in model.items()} if options else None
     expected = merge(baked, method, base=base, parameters=parameters)
@@ -96,7 +109,14 @@ def test_the_bytes_depend_neither_on_threads_nor_on_torch_s(
         torch.set_num_threads(torch_threads)
         try:
             out = tmp_path / "out.safetensors"
-            merge_files(sources, out, method=method, parameters=parameters, threads=threads, fsync=False, **base)
+            merge_files(
+                sources,
+                out,
+                method=method,
+                parameters=parameters,
+                execution=ws.ExecutionOptions(threads=threads, fsync=False),
+                **base,
+            )
         finally:
             torch.set_num_threads(1)
         contents.append(out.read_bytes())
@@ -123,7 +143,7 @@ def test_every_pass_over_an_adapter_is_made_with_one_torch_thread(
             method="ties",
             base=base,
             parameters={"scope": "model", "density": 0.3},
-            fsync=False,
+            execution=ws.ExecutionOptions(fsync=False),
         )
         assert torch.get_num_threads() == 2
     finally:
@@ -137,7 +157,11 @@ def test_saved_modules_take_the_place_of_tensors_in_a_dtype_that_holds_both(
 ) -> None:
     tensors = {**factors(normal, "layers.1.q"), "lm_head.weight": normal(40, 16)}
     folder = write("adapter", tensors, modules_to_save=["lm_head"])
-    merge_files([f"{tmp_path}/model.safetensors+{folder}"], tmp_path / "out.safetensors", fsync=False)
+    merge_files(
+        [f"{tmp_path}/model.safetensors+{folder}"],
+        tmp_path / "out.safetensors",
+        execution=ws.ExecutionOptions(fsync=False),
+    )
     found = ws.load_checkpoint(tmp_path / "out.safetensors")
     assert torch.equal(found["lm_head.weight"], tensors["lm_head.weight"])
     assert found["layers.1.q.weight"].dtype == torch.bfloat16
@@ -148,7 +172,7 @@ def test_the_output_says_which_adapter_it_has_and_can_be_made_again(
 ) -> None:
     folder = write("adapter", factors(normal, "layers.1.q"))
     out = tmp_path / "out.safetensors"
-    report = merge_files([f"{tmp_path}/model.safetensors+{folder}"], out, fsync=False)
+    report = merge_files([f"{tmp_path}/model.safetensors+{folder}"], out, execution=ws.ExecutionOptions(fsync=False))
     inputs = json.loads(load_metadata(out)["inputs"])
     names = ["model.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
     assert [entry["name"] for entry in inputs] == names
@@ -171,7 +195,7 @@ def test_a_dry_run_reads_no_factor(model: StateDict, write: Write, normal: Norma
     source = f"{tmp_path}/model.safetensors+{folder}"
     assert merge_files([source], tmp_path / "out.safetensors", dry_run=True).tensors == len(model)
     with pytest.raises(WeightspaceError, match="NaN"):
-        merge_files([source], tmp_path / "out.safetensors", fsync=False)
+        merge_files([source], tmp_path / "out.safetensors", execution=ws.ExecutionOptions(fsync=False))
 
 
 @pytest.fixture
@@ -197,7 +221,12 @@ def test_a_tied_head_that_is_adapted_alone_gets_a_tensor_of_its_own(
     head: bool, folder_of: Callable[..., Path], write: Write, normal: Normal, tmp_path: Path
 ) -> None:
     folder, tensors = folder_of(head=head), factors(normal, "lm_head")
-    merge_files([f"{folder}+{write('adapter', tensors)}"], tmp_path / "out", method="passthrough", fsync=False)
+    merge_files(
+        [f"{folder}+{write('adapter', tensors)}"],
+        tmp_path / "out",
+        method="passthrough",
+        execution=ws.ExecutionOptions(fsync=False),
+    )
     before, found = ws.load_checkpoint(folder), ws.load_checkpoint(tmp_path / "out")
     delta = 2 * tensors["lm_head.lora_B.weight"] @ tensors["lm_head.lora_A.weight"]
     assert torch.equal(found["embed_tokens.weight"], before["embed_tokens.weight"])
@@ -210,7 +239,7 @@ def test_an_embedding_that_is_adapted_alone_leaves_its_head_as_it_was(
 ) -> None:
     folder = folder_of(head=True)
     tensors = {"embed_tokens.lora_embedding_A": normal(2, 40), "embed_tokens.lora_embedding_B": normal(16, 2)}
-    merge_files([f"{folder}+{write('adapter', tensors)}"], tmp_path / "out", fsync=False)
+    merge_files([f"{folder}+{write('adapter', tensors)}"], tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
     before, found = ws.load_checkpoint(folder), ws.load_checkpoint(tmp_path / "out")
     assert torch.equal(found["lm_head.weight"], before["lm_head.weight"])
     delta = 2 * (tensors["embed_tokens.lora_embedding_B"] @ tensors["embed_tokens.lora_embedding_A"]).T
@@ -223,7 +252,7 @@ def test_tied_weights_that_were_both_trained_whole_come_apart(
 ) -> None:
     tensors = {"embed_tokens.weight": normal(40, 16), "lm_head.weight": normal(40, 16)}
     adapter = write("adapter", tensors, modules_to_save=["embed_tokens", "lm_head"])
-    merge_files([f"{folder_of(head=head)}+{adapter}"], tmp_path / "out", fsync=False)
+    merge_files([f"{folder_of(head=head)}+{adapter}"], tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
     found = ws.load_checkpoint(tmp_path / "out")
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
@@ -232,7 +261,7 @@ def test_what_the_adapter_does_not_touch_stays_tied(
     folder_of: Callable[..., Path], write: Write, normal: Normal, tmp_path: Path
 ) -> None:
     source = f"{folder_of(head=True)}+{write('adapter', factors(normal, 'layers.1.q', rank=2))}"
-    merge_files([source], tmp_path / "out", fsync=False)
+    merge_files([source], tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
     found = ws.load_checkpoint(tmp_path / "out")
     assert found["lm_head.weight"].data_ptr() == found["embed_tokens.weight"].data_ptr()
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is True
@@ -244,7 +273,7 @@ def test_weights_that_were_trained_tied_are_not_set_apart(
 ) -> None:
     adapter = write("adapter", factors(normal, "lm_head"), ensure_weight_tying=True)
     with pytest.raises(CheckpointError, match="ensure_weight_tying"):
-        merge_files([f"{folder_of(head=head)}+{adapter}"], tmp_path / "out", fsync=False)
+        merge_files([f"{folder_of(head=head)}+{adapter}"], tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
 
 
 def test_an_adapter_that_does_not_fit_its_model_is_refused(
@@ -263,7 +292,7 @@ def test_an_adapter_that_does_not_fit_its_model_is_refused(
     for number, (expected, (name, tensors)) in enumerate(mistakes.items()):
         source = f"{tmp_path}/{name}.safetensors+{write(str(number), tensors)}"
         with pytest.raises(CheckpointError, match=expected) as error:
-            merge_files([source], tmp_path / "out.safetensors", fsync=False)
+            merge_files([source], tmp_path / "out.safetensors", execution=ws.ExecutionOptions(fsync=False))
         assert "\n" not in str(error.value)
         assert not (tmp_path / "out.safetensors").exists()
 
@@ -271,6 +300,11 @@ def test_an_adapter_that_does_not_fit_its_model_is_refused(
 def test_the_factors_count_as_memory(model: StateDict, write: Write, normal: Normal, tmp_path: Path) -> None:
     tensors = factors(normal, "layers.0.q", rank=2)
     source = f"{tmp_path}/model.safetensors"
-    plain = merge_files([source], tmp_path / "x.safetensors", dry_run=True, threads=1)
-    more = merge_files([f"{source}+{write('a', tensors)}"], tmp_path / "x.safetensors", dry_run=True, threads=1)
+    plain = merge_files([source], tmp_path / "x.safetensors", dry_run=True, execution=ws.ExecutionOptions(threads=1))
+    more = merge_files(
+        [f"{source}+{write('a', tensors)}"],
+        tmp_path / "x.safetensors",
+        dry_run=True,
+        execution=ws.ExecutionOptions(threads=1),
+    )
     assert more.memory >= plain.memory + 4 * 2 * (300 + 500)

@@ -1,4 +1,4 @@
-"""A weight with factors on top, whole against in pieces, and against the product made in float64."""
+"""A weight with factors on top, whole against in chunks, and against the product made in float64."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -53,11 +53,11 @@ def test_an_element_has_the_same_bits_in_every_range(shape: tuple[int, ...], nor
     torch.set_num_threads(2)
     try:
         with torch_threads(1):
-            pieces = [adapted.read(start, stop) for start, stop in pairwise(steps)]
+            chunks = [adapted.read(start, stop) for start, stop in pairwise(steps)]
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-    assert torch.equal(torch.cat(pieces), whole)
+    assert torch.equal(torch.cat(chunks), whole)
     assert torch.equal(adapted.read(count // 3, count), whole[count // 3 :])
     assert len(adapted.read(count // 2, count // 2)) == 0
 

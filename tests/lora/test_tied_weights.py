@@ -90,7 +90,11 @@ def test_a_head_beside_one_that_is_tied_is_averaged_with_the_embedding(
     for name, state in (("a", a), ("b", b)):
         ws.save_checkpoint(state, tmp_path / f"{name}.safetensors")
     for order in ("ab", "ba"):
-        merge_files([tmp_path / f"{name}.safetensors" for name in order], tmp_path / "out.safetensors", fsync=False)
+        merge_files(
+            [tmp_path / f"{name}.safetensors" for name in order],
+            tmp_path / "out.safetensors",
+            execution=ws.ExecutionOptions(fsync=False),
+        )
         found = ws.load_checkpoint(tmp_path / "out.safetensors")
         torch.testing.assert_close(found[head], (a[embedding] + b[head]) / 2)
         torch.testing.assert_close(found[embedding], (a[embedding] + b[embedding]) / 2)
@@ -196,7 +200,7 @@ def folder(tmp_path: Path, normal: Normal) -> Callable[..., Path]:
 
 
 def merged_config(sources: list[Any], out: Path) -> dict[str, Any]:
-    merge_files(sources, out, fsync=False)
+    merge_files(sources, out, execution=ws.ExecutionOptions(fsync=False))
     return json.loads((out / "config.json").read_text())
 
 
@@ -244,12 +248,12 @@ def test_a_head_on_the_scale_of_a_tied_one_is_not_averaged_with_another(
 def test_what_was_tied_to_the_head_gets_tensors_as_well(folder: Callable[..., Path], tmp_path: Path) -> None:
     bert = {"bert.embeddings.word_embeddings.weight": (6, 4), "cls.predictions.bias": (6,)}
     sources = [folder("a", bert), folder("b", {**bert, "cls.predictions.decoder.weight": (6, 4)})]
-    merge_files(sources, tmp_path / "out", fsync=False)
+    merge_files(sources, tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
     found = ws.load_checkpoint(tmp_path / "out")
     assert torch.equal(found["cls.predictions.decoder.bias"], found["cls.predictions.bias"])
     bart = {"model.shared.weight": (6, 4), "model.encoder.x.weight": (2,), "model.decoder.x.weight": (2,)}
     sources = [folder("c", bart), folder("d", {**bart, "lm_head.weight": (6, 4)})]
-    merge_files(sources, tmp_path / "out", fsync=False)
+    merge_files(sources, tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
     found = ws.load_checkpoint(tmp_path / "out")
     for stack in ("encoder", "decoder"):
         assert torch.equal(found[f"model.{stack}.embed_tokens.weight"], found["model.shared.weight"])
@@ -278,7 +282,7 @@ def test_an_embedding_that_is_adapted_alone_leaves_a_head_without_a_tensor_as_it
     folder: Callable[..., Path], write: Write, normal: Normal, tmp_path: Path
 ) -> None:
     model, tensors = folder("m", TIED, **LLAMA), pair(normal, "model.embed_tokens", embedding=True)
-    merge_files([f"{model}+{write('a', tensors)}"], tmp_path / "out", fsync=False)
+    merge_files([f"{model}+{write('a', tensors)}"], tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
     before, found = ws.load_checkpoint(model), ws.load_checkpoint(tmp_path / "out")
     assert torch.equal(found["lm_head.weight"], before["model.embed_tokens.weight"])
     change = delta(tensors, "model.embed_tokens", embedding=True)
@@ -292,7 +296,7 @@ def test_the_embedding_of_a_network_without_a_head_is_adapted(
 ) -> None:
     model = folder("m", TIED, architectures=[architecture], tie_word_embeddings=True)
     tensors = pair(normal, "model.embed_tokens", embedding=True)
-    merge_files([f"{model}+{write('a', tensors)}"], tmp_path / "out", fsync=False)
+    merge_files([f"{model}+{write('a', tensors)}"], tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
     found = ws.load_checkpoint(tmp_path / "out")
     assert list(found) == ["model.embed_tokens.weight"]
     change = delta(tensors, "model.embed_tokens", embedding=True)
@@ -305,7 +309,7 @@ def test_positions_are_no_vocabulary(folder: Callable[..., Path], write: Write, 
     shapes = {"transformer.wte.weight": (6, 4), "transformer.wpe.weight": (6, 4)}
     model = folder("m", shapes, architectures=["GPT2LMHeadModel"], model_type="gpt2")
     tensors = pair(normal, "transformer.wpe", embedding=True)
-    merge_files([f"{model}+{write('a', tensors)}"], tmp_path / "out", fsync=False)
+    merge_files([f"{model}+{write('a', tensors)}"], tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
     assert list(ws.load_checkpoint(tmp_path / "out")) == list(shapes)
 
 
@@ -313,7 +317,7 @@ def test_the_head_of_t5_is_put_on_the_scale_of_a_head_of_its_own(
     folder: Callable[..., Path], write: Write, normal: Normal, tmp_path: Path
 ) -> None:
     model, tensors = folder("m", STACKS, **T5), pair(normal, "lm_head")
-    merge_files([f"{model}+{write('a', tensors)}"], tmp_path / "out", fsync=False)
+    merge_files([f"{model}+{write('a', tensors)}"], tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
     shared, found = ws.load_checkpoint(model)["shared.weight"], ws.load_checkpoint(tmp_path / "out")
     torch.testing.assert_close(found["lm_head.weight"], (shared + delta(tensors, "lm_head")) / 2)
     for name in ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):

@@ -43,7 +43,12 @@ def adapted(model: Any, folder: Path, **fields: Any) -> Any:
 
 def merged(model: Any, folder: Path) -> Any:
     """Return the model that comes out of a merge of MODEL+ADAPTER."""
-    merge_files([f"{folder / 'model'}+{folder / 'adapter'}"], folder / "out", method="passthrough", fsync=False)
+    merge_files(
+        [f"{folder / 'model'}+{folder / 'adapter'}"],
+        folder / "out",
+        method="passthrough",
+        execution=ws.ExecutionOptions(fsync=False),
+    )
     return type(model).from_pretrained(folder / "out").eval()
 
 

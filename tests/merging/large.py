@@ -1,4 +1,4 @@
-"""Tensors of several pieces for the tests of single methods, and the oracle's answer for them."""
+"""Tensors of several chunks for the tests of single methods, and the oracle's answer for them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from samples import error, normals
 from torch import Tensor
 
 from weightspace.merging import merge
-from weightspace.merging.methods._registry import PIECE
+from weightspace.merging.methods._registry import CHUNK
 
-#: Three pieces and five elements more.
-LARGE = 3 * PIECE + 5
+#: Three chunks and five elements more.
+LARGE = 3 * CHUNK + 5
 
 
 def large(seed: int, shape: Sequence[int] = (LARGE,), scale: float = 1.0) -> Tensor:

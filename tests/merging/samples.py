@@ -51,13 +51,13 @@ class Variant:
 
     @property
     def random(self) -> bool:
-        """Whether masks are drawn, piece by piece."""
+        """Whether masks are drawn, chunk by chunk."""
         return "seed" in {p.name for p in self.row.parameters} and self.parameters.get("density", 1) != 1
 
     @property
     def singular(self) -> bool:
         """Whether singular vectors decide the result, which LAPACK finds up to rounding only."""
-        return self.row.grain == "whole"
+        return self.row.granularity == "whole"
 
     def __str__(self) -> str:
         words = [f"{name}={value}" for name, value in self.parameters.items()]

@@ -11,7 +11,7 @@ from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.merging import merge
 from weightspace.merging.in_memory import InMemory
-from weightspace.merging.methods._tensor_stack import Stack
+from weightspace.merging.methods._tensor_stack import TensorStack
 from weightspace.merging.methods.dare import dare_linear
 
 
@@ -81,10 +81,10 @@ def test_a_model_has_the_same_mask_at_any_place_among_the_others() -> None:
 
     def merged(*labels: str) -> Tensor:
         flats = [InMemory(deltas[label]) for label in labels]
-        stack = Stack("w", flats, InMemory(torch.zeros(1000)), labels)
+        stack = TensorStack("w", flats, InMemory(torch.zeros(1000)), labels)
         options = {"lambda_": 1.0, "normalize": False, "rescale": "none", "seed": 0}
         formula = dare_linear(stack, [1.0] * len(labels), density=[0.5] * len(labels), **options)
-        return torch.cat([formula(piece) for piece in stack.pieces()])
+        return torch.cat([formula(chunk) for chunk in stack.chunks()])
 
     expected = merged("first", "second", "third")
     assert torch.equal(merged("third", "first", "second"), expected)

@@ -101,7 +101,7 @@ def test_the_l1_norm_of_the_difference_is_restored() -> None:
 
 
 def test_masks_that_have_no_room_are_drawn_again_and_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of 999, so that pieces and blocks do not divide each other, and the masks of the second pass matter."""
+    """Rows of 999, so that chunks and blocks do not divide each other, and the masks of the second pass matter."""
     delta = normals(0, (700, 999))
     for epsilon in (0.0, 0.2):
         expected = della(delta, density=0.5, epsilon=epsilon, rescale="l1")

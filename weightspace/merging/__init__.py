@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from weightspace.merging.merge_adapters import ADAPTER_METHODS, AdapterMergeReport, merge_adapters
     from weightspace.merging.merge_files import merge_files
     from weightspace.merging.methods import METHODS, Method
+    from weightspace.merging.options import ExecutionOptions, OutputOptions, ReadingOptions
     from weightspace.merging.out_of_core.aligning import Alignment
     from weightspace.merging.out_of_core.run import Finish, MergeReport
     from weightspace.merging.reproduce import Reproduction, reproduce
@@ -25,9 +26,12 @@ _HOMES = {
     "AdapterMergeReport": "merge_adapters",
     "METHODS": "methods",
     "Alignment": "out_of_core.aligning",
+    "ExecutionOptions": "options",
     "Finish": "out_of_core.run",
     "MergeReport": "out_of_core.run",
     "Method": "methods",
+    "OutputOptions": "options",
+    "ReadingOptions": "options",
     "Reproduction": "reproduce",
     "interpolate": "interpolate",
     "merge": "in_memory",
@@ -41,9 +45,12 @@ __all__ = [
     "METHODS",
     "AdapterMergeReport",
     "Alignment",
+    "ExecutionOptions",
     "Finish",
     "MergeReport",
     "Method",
+    "OutputOptions",
+    "ReadingOptions",
     "Reproduction",
     "interpolate",
     "merge",

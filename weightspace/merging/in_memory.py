@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,10 +17,11 @@ from weightspace.checkpoints.buffers import check_evidence, effective_name
 from weightspace.errors import WeightspaceError
 from weightspace.lora.factor_files import check_is_model
 from weightspace.merging.methods import Method
-from weightspace.merging.methods._apply import merged_pieces, sound_pieces
-from weightspace.merging.methods._loading import load_survey
-from weightspace.merging.methods._tensor_stack import InMemory, Stack, real
+from weightspace.merging.methods._apply import merged_chunks, sound_chunks
+from weightspace.merging.methods._loading import load_global_pass
+from weightspace.merging.methods._tensor_stack import InMemory, TensorStack, real
 from weightspace.merging.recipe.merge_roles import checked_evidence, find_method, split_base
+from weightspace.merging.slices.layer_index import Layers
 
 
 @checked
@@ -76,7 +77,9 @@ def merge(
     _check_models(states, base)
     listed = [index for index, state in enumerate(states) if state is base]
     models, origin, factors = split_base(row, states, base, listed, weights)
-    merging = _Merging(row, factors, row.arguments(parameters or {}, len(models)), evidence, not allow_nonfinite)
+    merging = _Merging(
+        states[0], row, factors, row.arguments(parameters or {}, len(models)), evidence, not allow_nonfinite
+    )
     everything = models if origin is None else [*models, origin]
     # A base that is the end of a line is one of the models; any other one is not part of the result.
     ends = len(everything) if row.base == "end" else len(models)
@@ -84,7 +87,7 @@ def merge(
     def kept(name: str, tensors: list[Tensor]) -> Tensor | None:
         return unaveraged(name, tensors[:ends])
 
-    merging.survey(everything, kept, has_base=origin is not None)
+    merging.global_pass(everything, kept, has_base=origin is not None)
 
     def combine(name: str, tensors: list[Tensor]) -> Tensor:
         whole = kept(name, tensors)
@@ -111,12 +114,14 @@ class _Merging:
 
     def __init__(
         self,
+        names: Iterable[str],
         row: Method,
         weights: Sequence[float],
         arguments: Mapping[str, Any],
         evidence: Sequence[StateDict] | None,
         finite: bool,
     ) -> None:
+        self.layers = Layers(names)
         self.row = row
         self.weights = weights
         self.arguments = arguments
@@ -124,10 +129,10 @@ class _Merging:
         if not all(isinstance(one, Mapping) for one in self.evidence):
             raise WeightspaceError("Evidence is one state dict per model: name -> statistics. Found something else.")
         self.finite = finite
-        self.surveyed: Mapping[str, Mapping[str, Any]] = {}
+        self.global_arguments: Mapping[str, Mapping[str, Any]] = {}
         self.parametrized: Collection[str] = ()
 
-    def survey(
+    def global_pass(
         self, states: Sequence[StateDict], kept: Callable[[str, list[Tensor]], Tensor | None], *, has_base: bool
     ) -> None:
         """Make the method's pass over the whole model, where it has one; ``kept`` says what is not merged by it."""
@@ -136,11 +141,11 @@ class _Merging:
         for number, evidence in enumerate(self.evidence, start=1):
             check_evidence(f"model {number}", evidence, coordinates.parametrizations)
         self._check_evidence({*coordinates.names, *map(effective_name, self.parametrized)})
-        survey = load_survey(self.row)
-        if survey is not None and self.row.surveys(self.arguments):
+        global_pass = load_global_pass(self.row)
+        if global_pass is not None and self.row.needs_global_pass(self.arguments):
             tensors = {name: [coordinates.of(state, name) for state in states] for name in sorted(coordinates.names)}
             stacks = [self._stack(name, own, has_base) for name, own in tensors.items() if kept(name, own) is None]
-            self.surveyed = survey(stacks, [self.arguments] * len(stacks))
+            self.global_arguments = global_pass(stacks, [self.arguments] * len(stacks))
 
     def _check_evidence(self, names: Collection[str]) -> None:
         """Check that statistics of data speak of the models at all."""
@@ -157,26 +162,27 @@ class _Merging:
         dtype = output_dtype(tensor.dtype for tensor in models)
         merged = torch.empty(models[0].shape, dtype=dtype)
         elements = real(merged).view(-1)
-        arguments = {**self.arguments, **self.surveyed.get(name, {})}
+        arguments = {**self.arguments, **self.global_arguments.get(name, {})}
         stack = self._stack(name, tensors, has_base)
-        pieces = merged_pieces(self.row, stack, self.weights, arguments, elements.dtype)
-        for start, values in sound_pieces(stack, pieces):
+        chunks = merged_chunks(self.row, stack, self.weights, arguments, elements.dtype)
+        for start, values in sound_chunks(stack, chunks):
             elements[start : start + len(values)] = values
         return merged
 
-    def _stack(self, name: str, tensors: Sequence[Tensor], has_base: bool) -> Stack:
+    def _stack(self, name: str, tensors: Sequence[Tensor], has_base: bool) -> TensorStack:
         """Return the tensors of a name as the method reads them."""
         flats = [InMemory(tensor) for tensor in tensors]
         count = len(self.weights)
         inside = effective_name(name) if name in self.parametrized else name
         evidence = [state.get(name, state.get(inside)) for state in self.evidence]
-        return Stack(
+        return TensorStack(
             name,
             flats[:count],
             flats[count] if has_base else None,
             [f"model {number}" for number in range(1, count + 1)],
-            self.row.grain_of(self.arguments),
+            self.row.granularity_of(self.arguments),
             self.finite,
             compute_dtype(flat.dtype for flat in flats),
             evidence=[None if tensor is None else InMemory(tensor) for tensor in evidence],
+            layer=self.layers.depth(name),
         )

@@ -18,9 +18,9 @@ from weightspace.checkpoints.hf_folder import weight_files
 from weightspace.checkpoints.load_save import load_metadata
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.merge_files import merge_files
+from weightspace.merging.options import MEMORY, ExecutionOptions, OutputOptions, ReadingOptions
 from weightspace.merging.out_of_core.aligning import Alignment
 from weightspace.merging.out_of_core.run import Finish, Progress
-from weightspace.merging.plan.plan import MEMORY
 from weightspace.merging.recipe.parse import Recipe, parse_recipe
 from weightspace.reprs import brief
 from weightspace.user_code import is_user_code, running_no_code
@@ -106,19 +106,17 @@ def reproduce(
             again,
             align=align,
             finish=finish,
-            options=recorded,
-            allow_nonfinite=options.get("allow_nonfinite", False),
             lenient=options.get("lenient", False),
-            key=options.get("key"),
-            strip_prefix=options.get("strip_prefix"),
-            shard_size=options["shard_size"],
-            hashes=_has_hashes(metadata),
-            fsync=False,
-            threads=threads,
+            reading=ReadingOptions(options.get("key"), options.get("strip_prefix")),
+            output=_output_options(options, recorded, hashes=_has_hashes(metadata)),
+            execution=ExecutionOptions(memory, threads, fsync=False),
             progress=progress,
-            memory=memory,
         )
         return _compared(path, again)
+
+
+def _output_options(options: Mapping[str, Any], recorded: Mapping[str, Any], *, hashes: bool) -> OutputOptions:
+    return OutputOptions(options["shard_size"], options.get("allow_nonfinite", False), hashes, recorded)
 
 
 def _options(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

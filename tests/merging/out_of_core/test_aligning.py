@@ -86,7 +86,7 @@ def test_a_network_with_batchnorm_works_once_aligned_and_measured_anew(
         tmp_path / "out.safetensors",
         align=alignment(digits_cnn),
         finish=lambda state: reset_statistics(digits_cnn, state),
-        options={"statistics": "reset"},
+        output=ws.OutputOptions(recorded={"statistics": "reset"}),
     )
     parents = min(accuracy(digits_cnn, path) for path in paths)
     assert accuracy(digits_cnn, tmp_path / "out.safetensors") > parents - 0.1

@@ -30,7 +30,7 @@ def sliced(folder: Path, *ranges: tuple[int, int], name: str = "config", **keys:
     sources = [{"sources": [{"model": str(folder), "layer_range": list(bounds), **keys}]} for bounds in ranges]
     recipe = folder.parent / "recipe.yml"
     recipe.write_text(yaml.safe_dump({"merge_method": "passthrough", "slices": sources}))
-    merge_files(recipe, folder.parent / "out", fsync=False)
+    merge_files(recipe, folder.parent / "out", execution=ws.ExecutionOptions(fsync=False))
     return json.loads((folder.parent / "out" / f"{name}.json").read_text())
 
 
@@ -182,13 +182,18 @@ def test_dtypes_are_said_tower_by_tower(tmp_path: Path) -> None:
         "audio_config": {"dtype": None},
     }
     save(tmp_path / "a", state, config=config)
-    merge_files([tmp_path / "a", tmp_path / "a"], tmp_path / "out", fsync=False)
+    merge_files([tmp_path / "a", tmp_path / "a"], tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
     found = json.loads((tmp_path / "out" / "config.json").read_text())
     assert found["torch_dtype"] == "float16"
     assert found["text_config"]["torch_dtype"] == "float16"
     assert found["vision_config"]["dtype"] == "float32"
     assert found["audio_config"]["dtype"] is None
-    merge_files([tmp_path / "a", tmp_path / "a"], tmp_path / "other", out_dtype="bfloat16", fsync=False)
+    merge_files(
+        [tmp_path / "a", tmp_path / "a"],
+        tmp_path / "other",
+        out_dtype="bfloat16",
+        execution=ws.ExecutionOptions(fsync=False),
+    )
     found = json.loads((tmp_path / "other" / "config.json").read_text())
     assert [found["torch_dtype"], found["text_config"]["torch_dtype"], found["vision_config"]["dtype"]] == [
         "bfloat16"
@@ -203,7 +208,7 @@ def test_lists_are_cut_with_the_layers_of_the_model_that_gives_them(tmp_path: Pa
         for name, bounds in (("a", [0, 3]), ("b", [1, 4]))
     ]
     (tmp_path / "r.yml").write_text(yaml.safe_dump({"merge_method": "passthrough", "slices": slices}))
-    merge_files(tmp_path / "r.yml", tmp_path / "out", fsync=False)
+    merge_files(tmp_path / "r.yml", tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["layer_types"] == list("pqrQRS")
 
 
@@ -212,7 +217,7 @@ def test_merged_layers_that_configurations_tell_apart_are_noticed(tmp_path: Path
         save(tmp_path / name, stack("model.layers", 4), config={"num_hidden_layers": 4, "layer_types": kinds})
     sources = [{"model": str(tmp_path / name), "layer_range": [0, 4], "parameters": {"weight": 1}} for name in "ab"]
     (tmp_path / "r.yml").write_text(yaml.safe_dump({"merge_method": "linear", "slices": [{"sources": sources}]}))
-    report = merge_files(tmp_path / "r.yml", tmp_path / "out", fsync=False)
+    report = merge_files(tmp_path / "r.yml", tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
     assert any(
         "Layer 2 of a and layer 2 of b, which are merged, differ in layer_types" in line for line in report.warnings
     )
@@ -226,7 +231,7 @@ def test_a_number_of_layers_that_is_not_that_of_the_names_is_noticed(tmp_path: P
         "slices": [{"sources": [{"model": str(tmp_path / "a"), "layer_range": [0, 2]}]}],
     }
     (tmp_path / "r.yml").write_text(yaml.safe_dump(recipe))
-    report = merge_files(tmp_path / "r.yml", tmp_path / "out", fsync=False)
+    report = merge_files(tmp_path / "r.yml", tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
     assert any("config.json of a says num_hidden_layers: 5, but model.layers has 3" in line for line in report.warnings)
 
 
@@ -249,7 +254,7 @@ def test_a_configuration_that_cannot_follow_is_refused_unless_a_file_is_asked_fo
     assert len(str(error.value)) < 500
     assert not (tmp_path / "out").exists()
     if "entries" not in message:
-        merge_files(tmp_path / "recipe.yml", tmp_path / "out.safetensors", fsync=False)
+        merge_files(tmp_path / "recipe.yml", tmp_path / "out.safetensors", execution=ws.ExecutionOptions(fsync=False))
         assert len(ws.load_checkpoint(tmp_path / "out.safetensors")) == 12
 
 

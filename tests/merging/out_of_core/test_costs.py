@@ -63,7 +63,10 @@ def test_a_merge_by_slices_takes_no_more_memory_than_it_says(
 ) -> None:
     sources = [folder / "a.safetensors", folder / "b.safetensors"][: 1 if method == "arcee_fusion" else 2]
     options: dict[str, Any] = {"method": method, "parameters": parameters, "base": folder / "base.safetensors"}
-    options |= {"hashes": False, "fsync": False, "memory": 2**32, "threads": 1}
+    options |= {
+        "output": ws.OutputOptions(hashes=False),
+        "execution": ws.ExecutionOptions(memory=2**32, threads=1, fsync=False),
+    }
     merge_files(sources, tmp_path / "first", **options)  # imports what it needs
     taken = []
     for _ in range(3):  # what other tests have left in the process only adds

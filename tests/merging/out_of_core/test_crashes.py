@@ -28,8 +28,8 @@ def merge(folder: Path, out: Path) -> MergeReport:
         method="task_arithmetic",
         base=folder / "base.safetensors",
         weights=[0.7, 0.4],
-        shard_size=6_000_000,
-        threads=2,
+        output=ws.OutputOptions(shard_size=6_000_000),
+        execution=ws.ExecutionOptions(threads=2),
     )
 
 

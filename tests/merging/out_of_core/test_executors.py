@@ -14,10 +14,10 @@ import torch
 import weightspace as ws
 from weightspace.errors import WeightspaceError
 from weightspace.merging import merge_files
-from weightspace.merging.out_of_core.planner import OutputOptions, make_plan
+from weightspace.merging.options import ExecutionOptions
+from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
 from weightspace.merging.out_of_core.worker_parts import parts
 from weightspace.merging.plan.estimates import chosen_executor
-from weightspace.merging.plan.plan import ExecutionOptions
 from weightspace.merging.recipe.parse import read_recipe, recipe_of
 from weightspace.parallel import run_jobs
 
@@ -45,8 +45,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def merged(folder: Path, out: Path, **options: Any) -> dict[str, bytes]:
-    merge_files(folder / "recipe.yml", out, shard_size=700_000, **options)
+def merged(
+    folder: Path, out: Path, *, progress: Callable[[int, int], None] | None = None, **execution: Any
+) -> dict[str, bytes]:
+    merge_files(
+        folder / "recipe.yml",
+        out,
+        output=ws.OutputOptions(shard_size=700_000),
+        execution=ws.ExecutionOptions(**execution),
+        progress=progress,
+    )
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
@@ -70,7 +78,12 @@ def test_threads_and_processes_make_the_same_bytes(
 
 def test_processes_share_the_tensors_of_one_file(folder: Path, tmp_path: Path) -> None:
     reports = [
-        merge_files(folder / "recipe.yml", tmp_path / f"{executor}.safetensors", executor=executor, hashes=False)
+        merge_files(
+            folder / "recipe.yml",
+            tmp_path / f"{executor}.safetensors",
+            execution=ws.ExecutionOptions(executor=executor),
+            output=ws.OutputOptions(hashes=False),
+        )
         for executor in ("threads", "processes")
     ]
     assert [report.tensors for report in reports] == [8, 8]
@@ -79,7 +92,9 @@ def test_processes_share_the_tensors_of_one_file(folder: Path, tmp_path: Path) -
 
 def test_the_parts_of_a_plan_hold_every_tensor_once_and_every_shard(folder: Path, tmp_path: Path) -> None:
     plan = make_plan(
-        read_recipe(folder / "recipe.yml"), tmp_path / "out", OutputOptions(700_000, True, False, {}, False)
+        read_recipe(folder / "recipe.yml"),
+        tmp_path / "out",
+        PlanOptions(ws.OutputOptions(700_000, hashes=False, recorded={})),
     )
     for jobs in (plan.jobs, plan.jobs[3:5], ()):
         made = parts(plan, jobs, workers=2)
@@ -103,7 +118,12 @@ def test_an_unfinished_merge_goes_on_with_another_executor(
     with pytest.raises(KeyboardInterrupt):
         merged(folder, tmp_path / "out", executor="processes", workers=1, progress=stop)
     assert not (tmp_path / "out").exists()
-    report = merge_files(folder / "recipe.yml", tmp_path / "out", shard_size=700_000, threads=1)
+    report = merge_files(
+        folder / "recipe.yml",
+        tmp_path / "out",
+        output=ws.OutputOptions(shard_size=700_000),
+        execution=ws.ExecutionOptions(threads=1),
+    )
     assert report.resumed > 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == expected
 
@@ -115,7 +135,12 @@ def test_a_mistake_in_a_worker_is_the_error_that_it_would_be_here(folder: Path, 
     recipe = (folder / "recipe.yml").read_text().replace(f"{folder}/a,", f"{tmp_path}/bad,")
     (tmp_path / "recipe.yml").write_text(recipe)
     with pytest.raises(WeightspaceError, match=r"'layers.2.bias' of bad holds NaN"):
-        merge_files(tmp_path / "recipe.yml", tmp_path / "out", shard_size=700_000, executor="processes")
+        merge_files(
+            tmp_path / "recipe.yml",
+            tmp_path / "out",
+            output=ws.OutputOptions(shard_size=700_000),
+            execution=ws.ExecutionOptions(executor="processes"),
+        )
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))
 
@@ -154,7 +179,9 @@ def test_work_whose_processes_keep_dying_is_an_error_that_says_so() -> None:
 
 def test_an_unknown_executor_is_refused_before_anything_is_planned(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightspaceError, match=r"Unknown executor 'threds'.*threads"):
-        merge_files(folder / "recipe.yml", tmp_path / "out", executor="threds", dry_run=True)
+        merge_files(
+            folder / "recipe.yml", tmp_path / "out", execution=ws.ExecutionOptions(executor="threds"), dry_run=True
+        )
 
 
 #: A program whose worker notes its process and then works for a minute.
@@ -236,7 +263,7 @@ def test_the_executor_is_chosen_by_the_bytes(
     gigabytes: float, method: str, executor: str, folder: Path, tmp_path: Path
 ) -> None:
     recipe = recipe_of([str(folder / name) for name in "ab"], method, base=str(folder / "base"))
-    plan = make_plan(recipe, tmp_path / "out", OutputOptions(700_000, True, False, {}, False))
+    plan = make_plan(recipe, tmp_path / "out", PlanOptions(ws.OutputOptions(700_000, hashes=False, recorded={})))
     jobs = [job for job in plan.jobs if job.name.endswith("weight")]
     each = plan.info(jobs[0].inputs[0]).numel * 2 * 2  # bytes of bfloat16 of two models
     many = jobs[:1] * round(gigabytes * 1e9 / each)

@@ -24,7 +24,11 @@ def merge_with_a_limit(folder: Path, limit: int, queue: "multiprocessing.Queue[s
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
-        merge_files([folder / "a.safetensors", folder / "b.safetensors"], folder / "out", shard_size=500_000)
+        merge_files(
+            [folder / "a.safetensors", folder / "b.safetensors"],
+            folder / "out",
+            output=ws.OutputOptions(shard_size=500_000),
+        )
     except CheckpointError as error:
         queue.put(str(error))
     else:
@@ -57,10 +61,10 @@ def test_what_was_made_before_the_disk_refused_is_used_again(tmp_path: Path, mon
     with monkeypatch.context() as patch:
         patch.setattr("os.pwrite", full)
         with pytest.raises(CheckpointError, match="No space left"):
-            merge_files(paths, tmp_path / "out", threads=1)
+            merge_files(paths, tmp_path / "out", execution=ws.ExecutionOptions(threads=1))
     assert not (tmp_path / "out").exists()
-    report = merge_files(paths, tmp_path / "out", threads=1)
+    report = merge_files(paths, tmp_path / "out", execution=ws.ExecutionOptions(threads=1))
     assert report.resumed > 0
-    merge_files(paths, tmp_path / "again", threads=1)
+    merge_files(paths, tmp_path / "again", execution=ws.ExecutionOptions(threads=1))
     first, second = (ws.load_checkpoint(tmp_path / name) for name in ("out", "again"))
     assert all(first[name].equal(tensor) for name, tensor in second.items())

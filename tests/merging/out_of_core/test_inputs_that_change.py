@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,16 +58,17 @@ def merge(tmp_path: Path) -> Callable[..., None]:
     for seed, name in enumerate(("a.safetensors", "b.pt", "c")):
         ws.save_checkpoint(state(seed), tmp_path / name)
 
-    def build(change: Change, path: Path, **options: object) -> None:
+    def build(
+        change: Change, path: Path, *, out: str = "out.safetensors", executor: str = "threads", **options: Any
+    ) -> None:
         def meanwhile(done: int, total: int) -> None:
             if not done and not changed:
                 changed.append(change(path))
 
         changed: list[None] = []
-        options = {"out": "out.safetensors", "threads": 2} | options
         sources = [tmp_path / name for name in ("a.safetensors", "b.pt", "c")]
-        out = tmp_path / str(options.pop("out"))
-        merge_files(sources, out, progress=meanwhile, **options)  # type: ignore[arg-type]
+        execution = ws.ExecutionOptions(executor=executor, threads=2)
+        merge_files(sources, tmp_path / out, progress=meanwhile, execution=execution, **options)
 
     return build
 

@@ -63,7 +63,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_a_merge_goes_on_whatever_hits_one_of_its_workers(models: Path, tmp_path: Path) -> None:
     sources = [models / "a.safetensors", models / "b.safetensors"]
-    merge_files(sources, tmp_path / "whole" / "out", shard_size=6_000_000)
+    merge_files(sources, tmp_path / "whole" / "out", output=ws.OutputOptions(shard_size=6_000_000))
     for number in SIGNALS:
         hit: list[int] = []
 
@@ -73,7 +73,13 @@ def test_a_merge_goes_on_whatever_hits_one_of_its_workers(models: Path, tmp_path
                 os.kill(hit[0], number)
 
         out = tmp_path / signal.Signals(number).name / "out"
-        merge_files(sources, out, shard_size=6_000_000, executor="processes", workers=2, progress=strike)
+        merge_files(
+            sources,
+            out,
+            output=ws.OutputOptions(shard_size=6_000_000),
+            execution=ws.ExecutionOptions(executor="processes", workers=2),
+            progress=strike,
+        )
         assert hit
         assert files(out) == files(tmp_path / "whole" / "out")
         assert os.listdir(out.parent) == ["out"]

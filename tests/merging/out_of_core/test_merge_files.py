@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,10 @@ def models(tmp_path: Path) -> list[StateDict]:
 @pytest.mark.parametrize("out", ["out.safetensors", "out.pt", "out"])
 def test_files_merge_to_what_memory_merges_to(out: str, models: list[StateDict], tmp_path: Path) -> None:
     report = merge_files(
-        [tmp_path / "a.safetensors", tmp_path / "b.safetensors"], tmp_path / out, weights=[0.6, 0.4], threads=2
+        [tmp_path / "a.safetensors", tmp_path / "b.safetensors"],
+        tmp_path / out,
+        weights=[0.6, 0.4],
+        execution=ws.ExecutionOptions(threads=2),
     )
     assert_equal(ws.load_checkpoint(tmp_path / out), ws.merge(models, weights=[0.6, 0.4]))
     assert report.tensors == len(models[0])
@@ -64,7 +68,11 @@ def test_torch_files_and_folders_are_sources_too(models: list[StateDict], tmp_pa
 
 
 def test_a_folder_is_cut_into_shards_that_other_libraries_read(models: list[StateDict], tmp_path: Path) -> None:
-    merge_files([tmp_path / "a.safetensors", tmp_path / "b.safetensors"], tmp_path / "out", shard_size=4_000)
+    merge_files(
+        [tmp_path / "a.safetensors", tmp_path / "b.safetensors"],
+        tmp_path / "out",
+        output=ws.OutputOptions(shard_size=4_000),
+    )
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     shards = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert len(shards) > 3
@@ -115,7 +123,7 @@ def test_the_configuration_and_the_tokenizer_come_along_and_agree_with_the_weigh
 
 def test_nothing_of_an_older_output_survives(models: list[StateDict], tmp_path: Path) -> None:
     sources = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
-    merge_files(sources, tmp_path / "out", shard_size=4_000)
+    merge_files(sources, tmp_path / "out", output=ws.OutputOptions(shard_size=4_000))
     merge_files(sources, tmp_path / "out", weights=[1, 0])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "model.safetensors"]
     assert_equal(ws.load_checkpoint(tmp_path / "out"), models[0])
@@ -197,7 +205,7 @@ def test_non_finite_inputs_are_refused_by_tensor_and_model(
     sources = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     with pytest.raises(WeightspaceError, match=r"'model.norm.weight' of b.safetensors"):
         merge_files(sources, tmp_path / "out.safetensors")
-    merge_files(sources, tmp_path / "out.safetensors", allow_nonfinite=True)
+    merge_files(sources, tmp_path / "out.safetensors", output=ws.OutputOptions(allow_nonfinite=True))
     assert not ws.load_checkpoint(tmp_path / "out.safetensors")["model.norm.weight"][3].isfinite()
 
 
@@ -210,17 +218,18 @@ def test_a_result_that_overflows_the_dtype_asked_for_is_refused(tmp_path: Path) 
 def test_the_bytes_do_not_depend_on_threads_memory_or_executor(models: list[StateDict], tmp_path: Path) -> None:
     sources = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     made = []
-    for number, how in enumerate(({"threads": 1}, {"threads": 2}, {"memory": 2**24}, {"executor": "processes"})):
+    options: list[dict[str, Any]] = [{"threads": 1}, {"threads": 2}, {"memory": 2**24}, {"executor": "processes"}]
+    for number, how in enumerate(options):
         (tmp_path / str(number)).mkdir()
         out = tmp_path / str(number) / "out"
-        merge_files(sources, out, shard_size=6_000, **how)
+        merge_files(sources, out, output=ws.OutputOptions(shard_size=6_000), execution=ws.ExecutionOptions(**how))
         made.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert all(other == made[0] for other in made)
 
 
 def test_too_little_memory_is_said_before_anything_is_written(models: list[StateDict], tmp_path: Path) -> None:
     with pytest.raises(WeightspaceError, match="--memory"):
-        merge_files([tmp_path / "a.safetensors"], tmp_path / "out", memory=100)
+        merge_files([tmp_path / "a.safetensors"], tmp_path / "out", execution=ws.ExecutionOptions(memory=100))
     assert not (tmp_path / "out").exists()
 
 
@@ -244,7 +253,7 @@ def test_where_a_merge_comes_from_is_kept_and_its_digests_are_those_of_the_files
     assert json.loads(metadata["inputs"]) == [
         {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in sources
     ]
-    merge_files(sources, tmp_path / "out", shard_size=4_000)
+    merge_files(sources, tmp_path / "out", output=ws.OutputOptions(shard_size=4_000))
     assert load_metadata(tmp_path / "out")["inputs"] == metadata["inputs"]
 
 

@@ -24,7 +24,7 @@ import weightspace as ws
 from weightspace.checkpoints import StateDict
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging import merge_files
-from weightspace.merging.out_of_core.planner import OutputOptions, make_plan
+from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
 from weightspace.merging.out_of_core.worker_parts import parts
 from weightspace.merging.plan.estimates import job_memory
 from weightspace.merging.recipe.parse import recipe_of
@@ -103,7 +103,7 @@ def test_files_merge_to_what_memory_merges_to(method: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("out", ["out.safetensors", "out.pt", "out"])
 def test_copies_merge_to_the_copy_bit_for_bit(out: str, tmp_path: Path) -> None:
     (state,) = models(1)
-    merge_files(saved([state, state, state], tmp_path), tmp_path / out, shard_size=1000)
+    merge_files(saved([state, state, state], tmp_path), tmp_path / out, output=ws.OutputOptions(shard_size=1000))
     assert equal(ws.load_checkpoint(tmp_path / out), state)
 
 
@@ -115,8 +115,11 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 OPTIONS: dict[str, Any] = {"method": "dare_ties", "parameters": {"density": 0.6, "seed": 3}, "dtype": "bfloat16"}
 
 
-def merged(paths: Sequence[Path], out: Path, **options: Any) -> dict[str, bytes]:
-    merge_files(paths[:2], out, base=paths[2], shard_size=400_000, **OPTIONS, **options)
+def merged(
+    paths: Sequence[Path], out: Path, *, progress: Callable[[int, int], None] | None = None, **execution: Any
+) -> dict[str, bytes]:
+    output, how = ws.OutputOptions(shard_size=400_000), ws.ExecutionOptions(**execution)
+    merge_files(paths[:2], out, base=paths[2], output=output, execution=how, progress=progress, **OPTIONS)
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
@@ -313,7 +316,7 @@ slices:
 
 def test_what_a_job_takes_is_promised_by_the_weight_that_it_is_made_from(large: list[Path], tmp_path: Path) -> None:
     recipe = recipe_of([str(path) for path in large[:2]], "linear")
-    plan = make_plan(recipe, tmp_path / "out", OutputOptions())
+    plan = make_plan(recipe, tmp_path / "out", PlanOptions())
     by_name = {job.name: job_memory(plan, job) for job in plan.jobs}
     assert by_name["large.weight_g"] == by_name["large.weight_v"] > 8 * 2**17 * 4
     assert by_name["wide.parametrizations.weight.0._u"] > 300 * 700 * 8 * 2

@@ -46,8 +46,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return here
 
 
-def merge(out: str | Path, **options: object) -> int:
-    return merge_files(["a.safetensors", "b.safetensors"], out, **options).resumed  # type: ignore[arg-type]
+def merge(out: str | Path, *, force: bool = False) -> int:
+    return merge_files(["a.safetensors", "b.safetensors"], out, execution=ws.ExecutionOptions(force=force)).resumed
 
 
 def expected() -> dict[str, torch.Tensor]:

@@ -35,7 +35,7 @@ def merged(case: str, dtype: str, out: Path, monkeypatch: pytest.MonkeyPatch, **
     output = next((one for one in documents if "name" not in one), documents[-1])
     output.update(changes)
     out.with_suffix(".yml").write_text(yaml.safe_dump_all(documents))
-    merge_files(out.with_suffix(".yml"), out, fsync=False)
+    merge_files(out.with_suffix(".yml"), out, execution=ws.ExecutionOptions(fsync=False))
     return ws.load_checkpoint(out)
 
 

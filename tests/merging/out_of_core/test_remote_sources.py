@@ -78,9 +78,13 @@ def urls(*names: str) -> list[str]:
 
 def test_models_behind_urls_merge_to_what_local_ones_merge_to(local: Path, tmp_path: Path) -> None:
     settings = {"method": "dare_ties", "weights": [0.6, 0.4], "parameters": {"density": 0.5, "seed": 3}}
-    merge_files(urls("a", "b"), tmp_path / "out", base=urls("base")[0], shard_size=150_000, **settings)
+    merge_files(
+        urls("a", "b"), tmp_path / "out", base=urls("base")[0], output=ws.OutputOptions(shard_size=150_000), **settings
+    )
     sources = [local / name for name in "ab"]
-    merge_files(sources, tmp_path / "again", base=local / "base", shard_size=150_000, **settings)
+    merge_files(
+        sources, tmp_path / "again", base=local / "base", output=ws.OutputOptions(shard_size=150_000), **settings
+    )
     assert_equal(ws.load_checkpoint(tmp_path / "out"), ws.load_checkpoint(tmp_path / "again"))
     for file in sorted((tmp_path / "again").iterdir()):
         if file.suffix != ".md" and "index" not in file.name:  # these keep the recipe
@@ -165,7 +169,7 @@ def test_a_merge_that_was_cut_off_in_its_output_goes_on_with_the_same_mirrors(lo
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        merge_files(urls("a", "b"), tmp_path / "out", threads=1, progress=stop)
+        merge_files(urls("a", "b"), tmp_path / "out", execution=ws.ExecutionOptions(threads=1), progress=stop)
     assert merge_files(urls("a", "b"), tmp_path / "out").resumed > 0
 
 

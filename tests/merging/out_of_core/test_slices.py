@@ -41,7 +41,9 @@ class Workshop:
         }
         content |= {"base_model": self.path(base)} if base else {}
         (self.folder / "recipe.yml").write_text(yaml.safe_dump(content))
-        self.report = merge_files(self.folder / "recipe.yml", self.folder / out, fsync=False, **options)
+        self.report = merge_files(
+            self.folder / "recipe.yml", self.folder / out, execution=ws.ExecutionOptions(fsync=False), **options
+        )
         return ws.load_checkpoint(self.folder / out)
 
     def _sources(self, models: str, first: int, end: int, *keys: Mapping[str, Any]) -> list[dict[str, Any]]:

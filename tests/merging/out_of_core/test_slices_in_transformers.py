@@ -12,6 +12,7 @@ from torch import nn
 
 from weightspace.errors import WeightspaceError
 from weightspace.merging import merge_files
+from weightspace.merging.options import ExecutionOptions, OutputOptions
 
 SMALL: dict[str, Any] = {
     **{"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4},
@@ -94,7 +95,12 @@ def stacked(tmp_path: Path) -> Callable[..., tuple[nn.Module, list[nn.Module]]]:
             for index, first, end in ranges
         ]
         (tmp_path / "r.yml").write_text(yaml.safe_dump({"merge_method": "passthrough", "slices": slices}))
-        merge_files(tmp_path / "r.yml", tmp_path / "out", fsync=False, hashes=False)
+        merge_files(
+            tmp_path / "r.yml",
+            tmp_path / "out",
+            execution=ExecutionOptions(fsync=False),
+            output=OutputOptions(hashes=False),
+        )
         network, report = type(models[0]).from_pretrained(tmp_path / "out", output_loading_info=True)
         assert not report["missing_keys"]
         assert not report["unexpected_keys"]

@@ -1,4 +1,4 @@
-"""A method on one stack: its first passes, then the merged elements a piece at a time."""
+"""A method on one stack: its first passes, then the merged elements a chunk at a time."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from weightspace.arithmetic.nonfinite import is_finite
 from weightspace.arithmetic.running_variances import not_negative
 from weightspace.checkpoints.buffers import is_variance
 from weightspace.merging.methods import Method
-from weightspace.merging.methods._linear_combination import LinearFormula, combined_pieces
+from weightspace.merging.methods._linear_combination import LinearFormula, combined_chunks
 from weightspace.merging.methods._loading import load_function
-from weightspace.merging.methods._rounding import RefinedFormula, needs_float64, refined_pieces, rounded
-from weightspace.merging.methods._tensor_stack import Formula, Stack, check_finite
+from weightspace.merging.methods._rounding import RefinedFormula, needs_float64, refined_chunks, rounded
+from weightspace.merging.methods._tensor_stack import Formula, TensorStack, check_finite
 
 
-def merged_pieces(
-    method: Method, stack: Stack, weights: Sequence[float], arguments: Mapping[str, Any], dtype: torch.dtype
+def merged_chunks(
+    method: Method, stack: TensorStack, weights: Sequence[float], arguments: Mapping[str, Any], dtype: torch.dtype
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield the merged tensor in order: the index of a first element, and 1-D elements, rounded once.
 
     Args:
         method: a row of the table.
-        stack: the models' tensors, read in pieces of the method's grain.
+        stack: the models' tensors, read in chunks of the method's granularity.
         weights: one finite number a model.
-        arguments: as ``method.arguments`` returns them, and what its survey adds.
+        arguments: as ``method.arguments`` returns them, and what its global_pass adds.
         dtype: of the output.
 
     Yields:
@@ -44,53 +44,53 @@ def merged_pieces(
     stack = replace(stack, work=_work_dtype(method, stack, dtype))
     with np.errstate(all="ignore"):  # numbers that aren't finite are found, or allowed
         formula = load_function(method)(stack, weights, **arguments)
-        for start, merged in _formula_pieces(formula, stack, dtype):
+        for start, merged in _formula_chunks(formula, stack, dtype):
             if not stack.finite:
                 places, held = stack.shared_nonfinite(start, start + len(merged))
                 merged[places] = held.to(dtype)
             yield start, merged
 
 
-def _formula_pieces(formula: Formula, stack: Stack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-    """Yield the merged tensor piece by piece, as its formula is made."""
+def _formula_chunks(formula: Formula, stack: TensorStack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    """Yield the merged tensor chunk by chunk, as its formula is made."""
     if isinstance(formula, LinearFormula):
-        return combined_pieces(formula, stack, dtype)
+        return combined_chunks(formula, stack, dtype)
     if isinstance(formula, RefinedFormula) and formula.exact.finite and dtype != torch.float64:
-        return refined_pieces(formula, stack, dtype)
-    return _computed_pieces(formula, stack, dtype)
+        return refined_chunks(formula, stack, dtype)
+    return _computed_chunks(formula, stack, dtype)
 
 
-def _work_dtype(method: Method, stack: Stack, dtype: torch.dtype) -> torch.dtype:
+def _work_dtype(method: Method, stack: TensorStack, dtype: torch.dtype) -> torch.dtype:
     """Return what to compute in: twice the digits of the output, except for singular vectors and the users' methods."""
-    doubles = dtype == torch.float32 and method.doubles and stack.grain != "whole"
+    doubles = dtype == torch.float32 and method.doubles and stack.granularity != "whole"
     return torch.float64 if doubles else stack.dtype
 
 
-def _computed_pieces(formula: Formula, stack: Stack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-    """Yield the merged tensor piece by piece, each computed as a whole."""
-    for piece in stack.working_pieces():
-        values = formula(piece)
+def _computed_chunks(formula: Formula, stack: TensorStack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    """Yield the merged tensor chunk by chunk, each computed as a whole."""
+    for chunk in stack.working_chunks():
+        values = formula(chunk)
         result = rounded(values, dtype)
-        if needs_float64(values, piece.base, dtype) or not is_finite(result):
-            exact = stack.read(piece.start, piece.start + values.numel(), torch.float64)
+        if needs_float64(values, chunk.base, dtype) or not is_finite(result):
+            exact = stack.read(chunk.start, chunk.start + values.numel(), torch.float64)
             result = rounded(formula(exact), dtype)
             if stack.finite:
                 check_finite(result, stack.name, "the result")
-        yield piece.start, result.reshape(-1)
+        yield chunk.start, result.reshape(-1)
 
 
-# --- Merged pieces of running variances, none of them negative ---
+# --- Merged chunks of running variances, none of them negative ---
 
 
-def sound_pieces(stack: Stack, pieces: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
-    """Yield the pieces of a merge of a stack; of a running variance what would be negative is the models' mean."""
+def sound_chunks(stack: TensorStack, chunks: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
+    """Yield the chunks of a merge of a stack; of a running variance what would be negative is the models' mean."""
     if not is_variance(stack.name):
-        yield from pieces
+        yield from chunks
         return
-    for start, values in pieces:
+    for start, values in chunks:
         models = partial(_models, stack, start, start + len(values))
         yield start, not_negative(stack.name, values, models)
 
 
-def _models(stack: Stack, start: int, stop: int) -> list[Tensor]:
+def _models(stack: TensorStack, start: int, stop: int) -> list[Tensor]:
     return [source.read(start, stop) for source in stack.sources]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weightspace.errors import WeightspaceError
-from weightspace.merging.methods._tensor_stack import Stack, TensorReader
+from weightspace.merging.methods._tensor_stack import TensorReader, TensorStack
 
 
-def known_evidence(stack: Stack, shape: Sequence[int]) -> list[TensorReader]:
+def known_evidence(stack: TensorStack, shape: Sequence[int]) -> list[TensorReader]:
     """Return the evidence of all models about a tensor, or an empty list where none has any.
 
     Args:

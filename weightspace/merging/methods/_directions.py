@@ -13,7 +13,7 @@ from torch import Tensor
 from weightspace.arithmetic.coefficients import shares
 from weightspace.merging.methods._linear_combination import LinearFormula, computed_formula
 from weightspace.merging.methods._sums import row_sums, total
-from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStack
 
 #: A combination of unit vectors whose length is below this share of its coefficients cancels.
 _CANCELLED = 1e-7
@@ -83,7 +83,7 @@ _LOW = 1e-28
 _IN_RANGE = 1e-250
 
 
-def gram(stack: Stack, *, deltas: bool = False) -> list[list[float]]:
+def gram(stack: TensorStack, *, deltas: bool = False) -> list[list[float]]:
     """Return ``⟨x_i, x_j⟩`` over the whole tensor, as ``N`` rows of ``N`` numbers.
 
     Where their squares leave the range of float64, all vectors are taken times one power of two.
@@ -95,44 +95,44 @@ def gram(stack: Stack, *, deltas: bool = False) -> list[list[float]]:
     count = range(len(stack.sources))
     sums = _summed(stack, deltas, 1.0)
     if stack.dtype == torch.float64 and not _IN_RANGE < max(sums[index, index] for index in count) < math.inf:
-        pieces = (vectors(piece, deltas=deltas) for piece in stack.pieces())
-        largest = max(float(vector.abs().max()) for piece in pieces for vector in piece)
+        chunks = (vectors(chunk, deltas=deltas) for chunk in stack.chunks())
+        largest = max(float(vector.abs().max()) for chunk in chunks for vector in chunk)
         if 0 < largest < math.inf:
             sums = _summed(stack, deltas, 2.0 ** -max(-1000, math.frexp(largest)[1]))
     return [[sums[min(i, j), max(i, j)] for j in count] for i in count]
 
 
-def _summed(stack: Stack, deltas: bool, scale: float) -> dict[tuple[int, int], float]:
+def _summed(stack: TensorStack, deltas: bool, scale: float) -> dict[tuple[int, int], float]:
     """Return the inner products of all vectors times ``scale``, each pair once."""
     sums = {pair: 0.0 for pair in combinations_with_replacement(range(len(stack.sources)), 2)}
-    for piece in stack.working_pieces():
-        tensors = vectors(piece, deltas=deltas)
+    for chunk in stack.working_chunks():
+        tensors = vectors(chunk, deltas=deltas)
         found = _flat_products(tensors if scale == 1 else [tensor.double().mul_(scale) for tensor in tensors])
         sums = {pair: product + found[pair] for pair, product in sums.items()}
     return sums
 
 
-def row_grams(stack: Stack, *, deltas: bool = False) -> Tensor:
+def row_grams(stack: TensorStack, *, deltas: bool = False) -> Tensor:
     """Return the same for every slice along dim 0, of shape ``(N, N, rows)``, in float64.
 
     A tensor without rows is one.
     """
     parts = []
-    for piece in stack.working_pieces():
-        rows = [tensor.reshape(tensor.shape[0], -1) for tensor in vectors(piece, deltas=deltas)]
+    for chunk in stack.working_chunks():
+        rows = [tensor.reshape(tensor.shape[0], -1) for tensor in vectors(chunk, deltas=deltas)]
         parts.append(_products(rows))
     return torch.cat(parts, dim=-1)
 
 
-def with_base(stack: Stack) -> Stack:
+def with_base(stack: TensorStack) -> TensorStack:
     """Return a stack of the base and the models, in this order."""
     base = [] if stack.base is None else [stack.base]
     return replace(stack, sources=[*base, *stack.sources], base=None, labels=["the base", *stack.labels])
 
 
-def vectors(piece: Chunk, *, deltas: bool) -> Sequence[Tensor]:
-    """Return the models of a piece, or their differences from its base."""
-    return piece.deltas() if deltas else piece.tensors
+def vectors(chunk: Chunk, *, deltas: bool) -> Sequence[Tensor]:
+    """Return the models of a chunk, or their differences from its base."""
+    return chunk.deltas() if deltas else chunk.tensors
 
 
 def _flat_products(tensors: Sequence[Tensor]) -> dict[tuple[int, int], float]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weightspace.arithmetic.coefficients import Coefficients, ratios, shifts, simplest
 from weightspace.arithmetic.linear_combination import BLOCK, LinearCombiner, combine
-from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack, TensorReader, check_finite
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorReader, TensorStack, check_finite
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class LinearFormula:
     coefficients: Coefficients
     with_base: bool = False
 
-    def __call__(self, piece: Chunk) -> Tensor:
-        """Return the merged elements of a piece, in its dtype."""
-        tensors = [*piece.tensors, piece.origin] if self.with_base else piece.tensors
-        return combine(tensors, self.coefficients, piece.models.dtype)
+    def __call__(self, chunk: Chunk) -> Tensor:
+        """Return the merged elements of a chunk, in its dtype."""
+        tensors = [*chunk.tensors, chunk.origin] if self.with_base else chunk.tensors
+        return combine(tensors, self.coefficients, chunk.models.dtype)
 
 
 def computed_formula(factors: Sequence[float], *, base: Literal["none", "term", "origin"] = "none") -> Formula:
@@ -42,12 +42,12 @@ def computed_formula(factors: Sequence[float], *, base: Literal["none", "term", 
             ``origin``: it is ``b + Σ f_i (x_i − b)``.
     """
     if not all(map(math.isfinite, factors)):
-        return lambda piece: torch.full_like(piece.tensors[0], torch.nan)
+        return lambda chunk: torch.full_like(chunk.tensors[0], torch.nan)
     exact = tuple(map(simplest, factors))
     return LinearFormula(shifts(exact) if base == "origin" else ratios(exact), with_base=base != "none")
 
 
-def combined_pieces(formula: LinearFormula, stack: Stack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+def combined_chunks(formula: LinearFormula, stack: TensorStack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
     """Yield the merged tensor in order: the index of a first element, and 1-D elements, in memory that is used again.
 
     Args:
@@ -74,8 +74,8 @@ def combined_pieces(formula: LinearFormula, stack: Stack, dtype: torch.dtype) ->
         yield start, merged
 
 
-def _check(stack: Stack, start: int, merged: Tensor, which: Sequence[int] | None) -> None:
-    """Check that a piece holds no NaN and no infinity: its inputs (some of them, or all), then itself.
+def _check(stack: TensorStack, start: int, merged: Tensor, which: Sequence[int] | None) -> None:
+    """Check that a chunk holds no NaN and no infinity: its inputs (some of them, or all), then itself.
 
     Raises:
         WeightspaceError: it does.

@@ -20,13 +20,13 @@ def load_function(row: Method) -> Callable[..., Any]:
     return _load(row.function)
 
 
-def load_survey(row: Method) -> Callable[..., Any] | None:
+def load_global_pass(row: Method) -> Callable[..., Any] | None:
     """Import the method's pass over the whole model, where it has one.
 
-    ``survey(stacks, arguments)`` takes the stacks of all float tensors in the order of their names and the keyword
+    ``global_pass(stacks, arguments)`` takes the stacks of all float tensors in the order of their names and the keyword
     arguments of the function for each, and returns what to add to these, by name of the tensor.
     """
-    return _load(row.survey) if row.survey else None
+    return _load(row.global_pass) if row.global_pass else None
 
 
 @cache

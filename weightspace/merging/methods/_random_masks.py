@@ -1,15 +1,22 @@
 """Random masks that come from names alone: the same in any order, on any number of threads and workers.
 
-Every piece of every tensor of every model has a generator of its own, numpy's SFC64, whose stream never changes between
-versions; its seed is a SHA-256 of the merge's seed, the tensor, the model and the piece.
+Every chunk of every tensor of every model has a generator of its own, numpy's SFC64, whose stream never changes between
+versions; its seed is a SHA-256 of the merge's seed, the tensor, the model and the chunk.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from torch import Tensor
+
+from weightspace.merging.methods._sparsify import restored
+from weightspace.merging.methods._sums import row_sums
+from weightspace.merging.methods._task_vectors import TaskVectors
+from weightspace.merging.methods._tensor_stack import CHUNK, Chunk, TensorStack
 
 #: An element is decided by 8 bits, and where these are the first 8 of its probability, by 32 more.
 _STEPS, _FINER = 2.0**8, 2.0**32
@@ -17,20 +24,90 @@ _STEPS, _FINER = 2.0**8, 2.0**32
 #: One probability for all that is a multiple of 1/2^k takes k bits an element: for 0.5 a single one. So many at most.
 _FEW = 4
 
+#: Elements whose masks are drawn at once: starting a generator costs as much as thousands of bits.
+_BLOCK = 8 * CHUNK
+#: Bytes of masks that are kept for the next pass.
+_KEPT = 2**23
+
+
+class MaskedVectors:
+    """The task vectors of a stack under random masks.
+
+    ``keep(differences, index)`` returns the probabilities with which the elements of a model's chunk are kept: one
+    number, or one per element.
+    """
+
+    def __init__(
+        self, stack: TensorStack, density: Sequence[float], seed: int, keep: Callable[[Tensor, int], float | np.ndarray]
+    ) -> None:
+        self.stack = stack
+        self.density = density
+        self.seed = seed
+        self.keep = keep
+        self._bits: dict[tuple[int, int], np.ndarray] = {}
+        self._last: dict[int, tuple[int, np.ndarray]] = {}  # per model the last mask that was too large to keep
+        self._room = _KEPT
+
+    def scales(self, rescale: str) -> list[float]:
+        """Return the factor of each model."""
+        if rescale in ("none", "false"):
+            return [1.0] * len(self.density)
+        if rescale == "density":
+            return [1 / share if 0 < share < 1 else 1.0 for share in self.density]
+        if all(share >= 1 for share in self.density):
+            return [1.0] * len(self.density)
+        before, after = np.zeros(len(self.density)), np.zeros(len(self.density))
+        for chunk in self.stack.working_chunks():
+            vectors = TaskVectors(chunk)
+            before += row_sums(vectors.magnitudes().flatten(1)).numpy()
+            after += row_sums(self._drop(vectors).negated.flatten(1)).numpy()
+        sums = zip(before.tolist(), after.tolist(), self.density, strict=True)
+        return [restored(whole, kept) if share < 1 else 1.0 for whole, kept, share in sums]
+
+    def vectors(self, chunk: Chunk, factors: Sequence[float]) -> TaskVectors:
+        """Return the masked task vectors of a chunk, times the factors."""
+        return self._drop(TaskVectors(chunk)).scale(factors)
+
+    def _drop(self, vectors: TaskVectors) -> TaskVectors:
+        """Zero the elements that the masks drop."""
+        for index, share in enumerate(self.density):
+            if share < 1:
+                vectors.mask(index, self._mask(vectors.negated[index], index, vectors.start))
+        return vectors
+
+    def _mask(self, back: Tensor, index: int, start: int) -> np.ndarray:
+        """Return a mask of 0 and 1, 1-D; its bits are kept for the next pass while there is room."""
+        first, count = start, back.numel()
+        if self.stack.granularity == "elements":
+            first -= start % _BLOCK
+            count = min(_BLOCK, self.stack.numel - first)
+        bits = self._bits.get((index, first))
+        if bits is None and index in self._last and self._last[index][0] == first:
+            bits = self._last[index][1]
+        if bits is None:
+            name, label = self.stack.name, self.stack.labels[index]
+            bits = random_mask(self.seed, name, label, first, count, self.keep(back.to(self.stack.dtype), index))
+            if bits.nbytes <= self._room:
+                self._room -= bits.nbytes
+                self._bits[index, first] = bits
+            else:
+                self._last[index] = first, bits
+        return np.unpackbits(bits[(start - first) // 8 :], count=back.numel())
+
 
 def random_mask(seed: int, tensor: str, model: str, start: int, count: int, keep: float | np.ndarray) -> np.ndarray:
-    """Draw which elements of a piece stay.
+    """Draw the elements of a chunk that are kept.
 
     Args:
         seed: of the merge.
         tensor: its name.
         model: its label.
-        start: index of the piece's first element.
-        count: elements in the piece.
-        keep: the probability that an element stays, from 0 to 1: one number, or one an element.
+        start: index of the chunk's first element.
+        count: elements in the chunk.
+        keep: the probability that an element is kept, from 0 to 1: one number, or one per element.
 
     Returns:
-        A bit an element, as ``np.packbits`` packs them, each set with its probability, up to 2⁻⁴⁰.
+        One bit per element, as ``np.packbits`` packs them, each set with its probability, up to 2⁻⁴⁰.
     """
     key = json.dumps([seed, tensor, model, start]).encode()
     generator = np.random.Generator(np.random.SFC64(int.from_bytes(hashlib.sha256(key).digest(), "little")))

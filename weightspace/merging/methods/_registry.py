@@ -11,13 +11,13 @@ from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 
 #: What a method must see at once: any stretch of elements, whole slices along dim 0, or the whole tensor.
-Grain: TypeAlias = Literal["elements", "slices", "whole"]
+Granularity: TypeAlias = Literal["elements", "slices", "whole"]
 
 #: The largest weight or parameter, far below what float32 holds: beyond it nothing but an overflow can come out.
 LARGEST = 1e30
 
-#: Elements in a piece: few enough for a few copies in float32 to stay near the core, enough to outweigh each call.
-PIECE = 2**17
+#: Elements in a chunk: few enough for a few copies in float32 to stay near the core, enough to outweigh each call.
+CHUNK = 2**17
 
 #: Where a base stands. ``end``: it is the end ``t = 0`` of a line, and the first of two models where none is named.
 Base: TypeAlias = Literal["none", "optional", "required", "end"]
@@ -28,17 +28,17 @@ class Parameter:
     """One option of a method.
 
     Attributes:
-        name: as recipes and the command line write it; ``lambda`` reaches the function as ``lambda_``.
-        default: its value where nobody says anything; its type is the type asked for. None: it must be given.
+        name: in recipes and on the command line; ``lambda`` is the keyword ``lambda_`` of the function.
+        default: the value if none is given; its type is the type expected. None: it must be given.
         help: what it does, in a line.
         low, high: the bounds of a number, both included.
         choices: the words that it can be.
-        per_model: it may differ by model and reaches the function as a list, one value a model.
+        per_model: it may differ by model; the function gets a list, one value per model.
     """
 
-    name: str
-    default: bool | int | float | str | None
-    help: str
+    name: str = ""
+    default: bool | int | float | str | None = None
+    help: str = ""
     low: float = -math.inf
     high: float = math.inf
     choices: tuple[str, ...] = ()
@@ -90,26 +90,26 @@ class Method:
     """A row of the table.
 
     Attributes:
-        name: as recipes and the command line write it.
-        function: ``file:function`` below this package, or a user's ``path/file.py:function`` (see ``user.py``).
-            ``function(stack, weights, **parameters) -> formula``: one weight a model, parameters by keyword. It
-            makes its first passes over the stack, then ``formula(piece)`` returns the merged elements of a piece.
+        name: in recipes and on the command line.
+        function: ``file:function`` in this package, or a user's ``path/file.py:function`` (see ``_user.py``).
+            ``function(stack, weights, **parameters) -> formula``: one weight per model, parameters by keyword. It
+            makes its passes over the stack, then ``formula(chunk)`` returns the merged elements of a chunk.
         formula: what it computes, in a line.
         source: the paper.
         parameters: its options, weights aside.
         base: whether it works on the difference from a base.
-        models: how many models it takes, the base aside: at least, at most.
-        grain: what it must see at once.
-        flat: a parameter and its value with which any stretch of elements does.
+        models: the least and the largest number of models that it takes, the base aside; None is no limit.
+        granularity: what it must read at once.
+        elementwise_if: a parameter and the value with which granularity ``elements`` suffices.
         weighted: whether the models have weights.
         normalised: equal models without a base give that model, whatever the weights.
         scale_free: multiplying all models and the base by a number multiplies the result by it.
-        doubles: results of float32 are computed in float64; else they are elements of a model, as they are.
-        survey: ``file:function`` of a pass over the whole model before the first tensor, or "".
-        surveyed_for: a parameter and the value with which that pass is made.
+        doubles: results in float32 are computed in float64; else they are elements of a model, unchanged.
+        global_pass: ``file:function`` of a pass over the whole model before the first tensor, or "".
+        global_pass_if: a parameter and the value with which that pass is made; None: always.
         evidence: the statistics of data that it needs of every model (``gram``, ``fisher``), or "".
-        cost: nanoseconds of one core for an element of one source, reading included, for estimates.
-        copies: of a slice in float32 that it holds at a time, beside two a model, for estimates.
+        cost: nanoseconds of one core per element of one source, reading included, for estimates.
+        copies: float32 copies of a slice that it holds at a time, beside two per model, for estimates.
     """
 
     name: str
@@ -119,27 +119,29 @@ class Method:
     parameters: tuple[Parameter, ...] = ()
     base: Base = "none"
     models: tuple[int, int | None] = (1, None)
-    grain: Grain = "elements"
-    flat: tuple[str, bool] | None = None
+    granularity: Granularity = "elements"
+    elementwise_if: tuple[str, bool] | None = None
     weighted: bool = True
     normalised: bool = False
     scale_free: bool = True
     doubles: bool = True
-    survey: str = ""
-    surveyed_for: tuple[str, str] = ("", "")
+    global_pass: str = ""
+    global_pass_if: tuple[str, str] | None = None
     evidence: str = ""
     cost: float = 1.5
     copies: int = 6
 
-    def grain_of(self, arguments: Mapping[str, Any]) -> Grain:
-        """Return what it must see at once, its parameters being what they are."""
-        if self.flat is not None and arguments.get(self.flat[0]) == self.flat[1]:
+    def granularity_of(self, arguments: Mapping[str, Any]) -> Granularity:
+        """Return what it must read at once with these arguments."""
+        if self.elementwise_if is not None and arguments.get(self.elementwise_if[0]) == self.elementwise_if[1]:
             return "elements"
-        return self.grain
+        return self.granularity
 
-    def surveys(self, arguments: Mapping[str, Any]) -> bool:
-        """Return whether it makes a pass over the whole model first, its parameters being what they are."""
-        return bool(self.survey) and arguments.get(self.surveyed_for[0]) == self.surveyed_for[1]
+    def needs_global_pass(self, arguments: Mapping[str, Any]) -> bool:
+        """Return whether it makes a pass over the whole model first with these arguments."""
+        if self.global_pass_if is None:
+            return bool(self.global_pass)
+        return arguments.get(self.global_pass_if[0]) == self.global_pass_if[1]
 
     def arguments(self, values: Mapping[str, Any], models: int) -> dict[str, Any]:
         """Return the keyword arguments of the function, checked and with all defaults.

@@ -20,7 +20,7 @@ from weightspace.arithmetic.double_word import narrowed
 from weightspace.arithmetic.dtypes import significand_bits
 from weightspace.arithmetic.nonfinite import is_finite
 from weightspace.merging.methods._masked_sum import MaskedSum
-from weightspace.merging.methods._tensor_stack import Chunk, Stack, check_finite
+from weightspace.merging.methods._tensor_stack import Chunk, TensorStack, check_finite
 
 #: Narrow dtype -> bits of float32 that it lacks.
 _LACKING = {torch.bfloat16: 16, torch.float16: 13}
@@ -28,7 +28,7 @@ _LACKING = {torch.bfloat16: 16, torch.float16: 13}
 #: A result is beside a half-way point within so many units in the last place of float32.
 _BESIDE = 4
 
-#: Elements of a piece that are looked at, from all over it.
+#: Elements of a chunk that are looked at, from all over it.
 _SAMPLE = 2**11
 
 #: A result below this share of the base is what cancellation left.
@@ -137,13 +137,13 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
 # --- Formulas that are computed fast ---
 
 
-#: Makes the merged elements of a piece fast. Handed a list, it appends where the vote is all but even.
-Quick: TypeAlias = Callable[[Chunk, "list[np.ndarray] | None"], Tensor]
+#: Makes the merged elements of a chunk fast. Handed a list, it appends where the vote is all but even.
+FastFormula: TypeAlias = Callable[[Chunk, "list[np.ndarray] | None"], Tensor]
 
-#: Pieces that are judged together, and how many elements are computed by double words at a time.
-_PIECES, _TOGETHER = 16, 2**14
+#: Chunks that are judged together, and how many elements are computed by double words at a time.
+_CHUNKS, _TOGETHER = 16, 2**14
 
-#: Elements of these pieces that are looked at, about.
+#: Elements of these chunks that are looked at, about.
 _JUDGED = 2**11
 
 
@@ -152,20 +152,20 @@ class RefinedFormula:
     """Such a formula.
 
     Attributes:
-        quick: the fast way.
+        fast: in the arithmetic of the dtype.
         exact: the same by double words.
     """
 
-    quick: Quick
+    fast: FastFormula
     exact: MaskedSum
 
-    def __call__(self, piece: Chunk) -> Tensor:
-        """Return the merged elements of a piece, in its dtype."""
-        return self.quick(piece, None)
+    def __call__(self, chunk: Chunk) -> Tensor:
+        """Return the merged elements of a chunk, in its dtype."""
+        return self.fast(chunk, None)
 
 
-def refined_pieces(formula: RefinedFormula, stack: Stack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-    """Yield the merged tensor piece by piece.
+def refined_chunks(formula: RefinedFormula, stack: TensorStack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    """Yield the merged tensor chunk by chunk.
 
     Args:
         formula: of the method.
@@ -177,12 +177,12 @@ def refined_pieces(formula: RefinedFormula, stack: Stack, dtype: torch.dtype) ->
     """
     parts: list[tuple[int, Tensor]] = []
     places: list[np.ndarray] = []
-    for piece in stack.working_pieces():
-        result, unsure = _quickly(formula, piece, dtype, cancelling=False)
-        parts.append((piece.start, result))
+    for chunk in stack.working_chunks():
+        result, unsure = _fast_result(formula, chunk, dtype, cancelling=False)
+        parts.append((chunk.start, result))
         places.append(unsure)
-        stop = piece.start + len(result)
-        if len(parts) == _PIECES or stop == stack.numel:
+        stop = chunk.start + len(result)
+        if len(parts) == _CHUNKS or stop == stack.numel:
             stored = stack.stored(parts[0][0], stop)
             if _loses(formula, stack, parts, stored):
                 places = [_once_more(formula, stack, start, result) for start, result in parts]
@@ -194,26 +194,26 @@ def refined_pieces(formula: RefinedFormula, stack: Stack, dtype: torch.dtype) ->
             parts, places = [], []
 
 
-def _quickly(
-    formula: RefinedFormula, piece: Chunk, dtype: torch.dtype, *, cancelling: bool
+def _fast_result(
+    formula: RefinedFormula, chunk: Chunk, dtype: torch.dtype, *, cancelling: bool
 ) -> tuple[Tensor, np.ndarray]:
-    """Return the result of a piece by the fast way, and the positions in the tensor of what is doubtful."""
+    """Return the result of a chunk by the fast way, and the positions in the tensor of what is doubtful."""
     close: list[np.ndarray] | None = [] if formula.exact.deviating else None
-    values = formula.quick(piece, close)
-    # A piece's memory is used again for the next one.
+    values = formula.fast(chunk, close)
+    # A chunk's memory is used again for the next one.
     result = rounded(values, dtype) if values.dtype != dtype else values.clone()
     if close is None and not cancelling:
         return result, np.empty(0, np.int64)
-    unsure = doubtful(values, piece.origin if cancelling else None, dtype)
+    unsure = doubtful(values, chunk.origin if cancelling else None, dtype)
     for votes in close or ():
         unsure |= votes
-    return result, np.flatnonzero(unsure) + piece.start
+    return result, np.flatnonzero(unsure) + chunk.start
 
 
 def _loses(
-    formula: RefinedFormula, stack: Stack, parts: Sequence[tuple[int, Tensor]], stored: Sequence[Tensor]
+    formula: RefinedFormula, stack: TensorStack, parts: Sequence[tuple[int, Tensor]], stored: Sequence[Tensor]
 ) -> bool:
-    """Return whether the fast way is too coarse for some pieces, judged by elements from all over them."""
+    """Return whether the fast way is too coarse for some chunks, judged by elements from all over them."""
     start, count = parts[0][0], len(stored[0])
     step = count // _JUDGED + 1
     models, base = _elements(stored, slice(None, None, step))
@@ -228,10 +228,10 @@ def _elements(stored: Sequence[Tensor], places: Tensor | slice) -> tuple[Tensor,
     return rows[:-1], rows[-1]
 
 
-def _once_more(formula: RefinedFormula, stack: Stack, start: int, result: Tensor) -> np.ndarray:
+def _once_more(formula: RefinedFormula, stack: TensorStack, start: int, result: Tensor) -> np.ndarray:
     """Return where a result is doubtful when its error is taken to be as large as it may be, next to its base."""
-    piece = stack.read(start, start + len(result), stack.work)
-    return _quickly(formula, piece, result.dtype, cancelling=True)[1]
+    chunk = stack.read(start, start + len(result), stack.work)
+    return _fast_result(formula, chunk, result.dtype, cancelling=True)[1]
 
 
 def _refine(
@@ -250,13 +250,13 @@ def _refine(
             result[at] = torch.where(result[at].isfinite(), exact_results[low:high], result[at])
 
 
-def _settle(formula: RefinedFormula, stack: Stack, start: int, result: Tensor) -> None:
+def _settle(formula: RefinedFormula, stack: TensorStack, start: int, result: Tensor) -> None:
     """Compute a result that isn't finite once more in float64, in place.
 
     Raises:
         WeightspaceError: an input, or the result, holds NaN or infinity (``stack.finite``).
     """
-    piece = stack.read(start, start + len(result), torch.float64)
-    result.copy_(rounded(formula(piece), result.dtype))
+    chunk = stack.read(start, start + len(result), torch.float64)
+    result.copy_(rounded(formula(chunk), result.dtype))
     if stack.finite:
         check_finite(result, stack.name, "the result")

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weightspace.merging.methods._sparsify import taken_from
 from weightspace.merging.methods._svd import Matrices, decomposed
-from weightspace.merging.methods._tensor_stack import Chunk, Formula, InMemory, Stack
+from weightspace.merging.methods._task_vectors import TaskVector
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, InMemory, TensorStack
 from weightspace.merging.methods.task_arithmetic import task_arithmetic
 from weightspace.merging.methods.ties import ties
 
 
 @dataclass(frozen=True)
-class Inner:
+class ElementwiseMerge:
     """The elementwise method.
 
     Attributes:
@@ -36,11 +36,11 @@ class Inner:
         origin = torch.zeros_like(differences[0])
         labels = [f"model {number}" for number in range(1, len(differences) + 1)]
         flats = [InMemory(difference) for difference in differences]
-        stack = Stack("", flats, InMemory(origin), labels, finite=False, dtype=origin.dtype)
+        stack = TensorStack("", flats, InMemory(origin), labels, finite=False, dtype=origin.dtype)
         formula = self._formula(stack)
-        return torch.cat([formula(piece) for piece in stack.pieces()] or [origin.view(-1)]).view_as(origin)
+        return torch.cat([formula(chunk) for chunk in stack.chunks()] or [origin.view(-1)]).view_as(origin)
 
-    def _formula(self, stack: Stack) -> Formula:
+    def _formula(self, stack: TensorStack) -> Formula:
         if self.name == "task_arithmetic":
             return task_arithmetic(stack, self.weights, lambda_=1.0, normalize=self.normalize)
         return ties(
@@ -54,19 +54,19 @@ class Inner:
         )
 
 
-def in_subspace(stack: Stack, inner: Inner, lambda_: float, matrices: Matrices) -> Formula:
+def in_subspace(stack: TensorStack, inner: ElementwiseMerge, lambda_: float, matrices: Matrices) -> Formula:
     """Return the formula ``b + λ·merged``: of matrices as ``matrices`` does it, of other tensors as ``inner`` does.
 
     Args:
-        stack: the models and their base, by grain ``whole``.
+        stack: the models and their base, by granularity ``whole``.
         inner: the elementwise method.
         lambda_: factor of the merged difference.
         matrices: from the differences ``x_i − b``, 2-D and of one shape, to the merged one.
     """
 
-    def formula(piece: Chunk) -> Tensor:
-        differences = piece.deltas()
+    def formula(chunk: Chunk) -> Tensor:
+        differences = chunk.deltas()
         merged = decomposed(differences, matrices) if len(stack.shape) == 2 else inner.merged(differences)
-        return taken_from(piece.origin.double(), merged.double(), -lambda_)
+        return TaskVector(chunk.origin.double(), -merged.double()).add_to_base(lambda_)
 
     return formula

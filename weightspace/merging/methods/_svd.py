@@ -10,26 +10,26 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from weightspace.merging.methods._sparsify import back_differences, summed, taken_from
-from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
+from weightspace.merging.methods._task_vectors import TaskVector, TaskVectors, summed
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStack
 
 #: From the differences of all models, 2-D and of one shape, to the merged difference.
 Matrices = Callable[[list[Tensor]], Tensor]
 
 
-def on_matrices(stack: Stack, merge: Matrices, lambda_: float) -> Formula:
+def on_matrices(stack: TensorStack, merge: Matrices, lambda_: float) -> Formula:
     """Return the formula ``b + λ·merge(δ_1 … δ_T)`` for matrices, ``b + λ·mean(δ)`` for tensors of other shapes.
 
     Args:
-        stack: the models and their base, by grain ``whole``.
+        stack: the models and their base, by granularity ``whole``.
         merge: takes and returns differences; it is odd, so that ``b − x`` serves as well as ``x − b``.
         lambda_: factor of the merged difference.
     """
 
-    def formula(piece: Chunk) -> Tensor:
-        backs = back_differences(piece)
-        merged = decomposed(list(backs), merge) if len(stack.shape) == 2 else summed(backs) / len(backs)
-        return taken_from(piece.origin.double(), merged.double(), lambda_)
+    def formula(chunk: Chunk) -> Tensor:
+        negated = TaskVectors(chunk).negated
+        merged = decomposed(list(negated), merge) if len(stack.shape) == 2 else summed(negated) / len(negated)
+        return TaskVector(chunk.origin.double(), merged.double()).add_to_base(lambda_)
 
     return formula
 

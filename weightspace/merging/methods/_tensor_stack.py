@@ -1,6 +1,6 @@
-"""A stack: what all models have under one name, read a piece at a time, as often as a method needs it.
+"""A stack: what all models have under one name, read a chunk at a time, as often as a method needs it.
 
-A method never sees a whole model, and an elementwise one never a whole tensor. Pieces have a fixed size, so that
+A method never sees a whole model, and an elementwise one never a whole tensor. Chunks have a fixed size, so that
 sums, thresholds and random masks are the same from memory and from files, on any number of threads.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from weightspace.arithmetic.nonfinite import finite, is_finite
 from weightspace.checkpoints.reader import StoredTensor
 from weightspace.errors import WeightspaceError
-from weightspace.merging.methods._registry import PIECE, Grain
+from weightspace.merging.methods._registry import CHUNK, Granularity
 
 
 class TensorReader(Protocol):
@@ -57,9 +57,9 @@ class Chunk:
     """The same stretch of elements of every model, in the dtype to compute in, read to be used up.
 
     Attributes:
-        models: along dim 0; whoever has the piece may overwrite them. Each is 1-D by grain ``elements``; whole slices
-            ``(rows, …)`` by grain ``slices``, where a vector is one row ``(1, n)``; of the full shape by grain
-            ``whole``.
+        models: along dim 0: ``(N, n)`` by granularity ``elements``; ``(N, rows, …)`` by granularity ``slices``,
+            in which a vector is one row ``(1, n)``; whole tensors, ``(N, …)``, by granularity ``whole``. They may be
+            overwritten.
         base: the base's, of the shape of one of them, or None.
         start: row-major index of the first element in the tensor.
     """
@@ -85,12 +85,12 @@ class Chunk:
         return list(torch.sub(self.models, self.origin, out=self.models))
 
 
-#: The second step of a method: the merged elements of a piece, in its shape and dtype.
+#: The second step of a method: the merged elements of a chunk, in its shape and dtype.
 Formula: TypeAlias = Callable[[Chunk], Tensor]
 
 
 @dataclass(frozen=True)
-class Stack:
+class TensorStack:
     """The tensors of one name, of one shape.
 
     Attributes:
@@ -98,12 +98,13 @@ class Stack:
         sources: one per model.
         base: the base's tensor, or None.
         labels: what the models are called in errors and in the seeds of their random masks, one a source.
-        grain: what a piece is (see ``Chunk``).
+        granularity: what a chunk is (see ``Chunk``).
         finite: refuse NaN and infinity when they are read. Else those that all tensors share, base included, are read
             as 0, so that sums over the tensor don't see them (``shared_nonfinite``).
         dtype: what the inputs are read and selected in: theirs, float32 at least.
         evidence: the statistics of data of each model, for methods that need them; None where a model has none
             for this tensor.
+        layer: the tensor's layer in its stack of layers, counted from 0, and their number; None outside the layers.
         work: what sums and results are computed in, ``dtype`` if None.
         passes: whether each of the whole passes so far looked for NaN and infinity.
     """
@@ -112,10 +113,11 @@ class Stack:
     sources: Sequence[TensorReader]
     base: TensorReader | None
     labels: Sequence[str]
-    grain: Grain = "elements"
+    granularity: Granularity = "elements"
     finite: bool = True
     dtype: torch.dtype = torch.float32
     evidence: Sequence[TensorReader | None] = ()
+    layer: tuple[int, int] | None = None
     work: torch.dtype | None = None
     passes: list[bool] = field(default_factory=list, compare=False)
 
@@ -131,36 +133,36 @@ class Stack:
 
     @property
     def span(self) -> int:
-        """Elements of a piece, the last one aside."""
-        if self.grain == "elements":
-            return PIECE
-        if self.grain == "whole" or len(self.shape) < 2:
+        """Elements of a chunk, the last one aside."""
+        if self.granularity == "elements":
+            return CHUNK
+        if self.granularity == "whole" or len(self.shape) < 2:
             return max(1, self.numel)
         row = max(1, math.prod(self.shape[1:]))
-        return row * max(1, PIECE // row)
+        return row * max(1, CHUNK // row)
 
-    def pieces(self, first: int = 0, dtype: torch.dtype | None = None) -> Iterator[Chunk]:
-        """Read the tensors once, in order; each piece takes the memory of the one before.
+    def chunks(self, first: int = 0, dtype: torch.dtype | None = None) -> Iterator[Chunk]:
+        """Read the tensors once, in order; each chunk takes the memory of the one before.
 
         A whole pass finds NaN and infinity; those after it don't look again.
 
         Args:
-            first: where to begin: the start of a piece.
-            dtype: of the pieces, that of the stack if not given.
+            first: where to begin: the start of a chunk.
+            dtype: of the chunks, that of the stack if not given.
         """
         numel, span = self.numel, self.span
         room = self._room(min(span, numel), dtype or self.dtype)
         for start in range(first, numel, span):
-            yield self._piece(start, room[:, : numel - start])
+            yield self._chunk(start, room[:, : numel - start])
         if not first:
             self.passes.append(self.finite)
 
     def read(self, start: int, stop: int, dtype: torch.dtype | None = None) -> Chunk:
-        """Read a range of elements: whole slices where the grain has slices; in ``dtype``, or that of the stack."""
-        return self._piece(start, self._room(stop - start, dtype or self.dtype))
+        """Read a range of elements, of whole slices if the granularity has them, in ``dtype`` or that of the stack."""
+        return self._chunk(start, self._room(stop - start, dtype or self.dtype))
 
     def scattered(self, starts: Sequence[int], length: int) -> Chunk:
-        """Read runs of ``length`` elements that begin at ``starts``, one after the other in a piece of their own."""
+        """Read runs of ``length`` elements that begin at ``starts``, one after the other in a chunk of their own."""
         room = self._room(len(starts) * length, self.dtype)
         for source, row in zip(self._sources, room.view(len(room), len(starts), length), strict=True):
             for start, run in zip(starts, row, strict=True):
@@ -168,10 +170,10 @@ class Stack:
         return self._made(starts[0], room)
 
     def _room(self, count: int, dtype: torch.dtype) -> Tensor:
-        """Return memory for a piece of ``count`` elements: one row per model, the base's below."""
+        """Return memory for a chunk of ``count`` elements: one row per model, the base's below."""
         return torch.empty(len(self.sources) + (self.base is not None), count, dtype=dtype)
 
-    def _piece(self, start: int, room: Tensor) -> Chunk:
+    def _chunk(self, start: int, room: Tensor) -> Chunk:
         """Read as many elements as ``room`` has columns, in its dtype."""
         stop = start + room.shape[1]
         for source, row in zip(self._sources, room, strict=True):
@@ -182,7 +184,7 @@ class Stack:
         return self._made(start, room)
 
     def _made(self, start: int, room: Tensor) -> Chunk:
-        """Return the piece of the elements in ``room``, looked at where nobody has looked yet."""
+        """Return the chunk of the elements in ``room``, looked at where nobody has looked yet."""
         if not self.finite:
             _blank_shared(room)
         elif True not in self.passes and not is_finite(room):
@@ -192,9 +194,9 @@ class Stack:
         count = len(self.sources)
         return Chunk(tensors[:count], None if self.base is None else tensors[count], start)
 
-    def working_pieces(self) -> Iterator[Chunk]:
+    def working_chunks(self) -> Iterator[Chunk]:
         """Read the tensors once in the dtype that sums and results are computed in."""
-        return self.pieces(dtype=self.work)
+        return self.chunks(dtype=self.work)
 
     def stored(self, start: int, stop: int) -> list[Tensor]:
         """Return the elements of a range as they are stored: of the models, and behind them of the base."""
@@ -216,10 +218,10 @@ class Stack:
         return self.sources if self.base is None else (*self.sources, self.base)
 
     def _shape(self, count: int) -> tuple[int, ...]:
-        """Return the shape of a piece of ``count`` elements."""
-        if self.grain == "elements":
+        """Return the shape of a chunk of ``count`` elements."""
+        if self.granularity == "elements":
             return (count,)
-        if self.grain == "whole":
+        if self.granularity == "whole":
             return self.shape
         return (1, count) if len(self.shape) < 2 else (-1, *self.shape[1:])
 

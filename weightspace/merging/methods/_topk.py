@@ -1,4 +1,4 @@
-"""The exact k-th largest of more numbers than may be held, in a few passes over pieces.
+"""The exact k-th largest of more numbers than may be held, in a few passes over chunks.
 
 A bracket around the wanted rank comes from a sample; a pass counts what lies above it and gathers what lies inside.
 Where too much lies inside, or the rank outside, the next bracket comes from what the pass has learned. Equal numbers
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-#: Gives, piece by piece and every time anew, the position of a first element and the statistic of each population: from
-#: the start, or from the piece on that began at a given position.
-Chunks = Callable[[int], Iterator[tuple[int, Sequence[np.ndarray]]]]
+#: Gives, chunk by chunk and every time anew, the position of a first element and the statistic of each population: from
+#: the start, or from the chunk on that began at a given position.
+StatisticChunks = Callable[[int], Iterator[tuple[int, Sequence[np.ndarray]]]]
 
 #: Behind every element.
 _END = 2**63 - 1
@@ -36,10 +36,10 @@ class Cut:
     position: int
 
     def kept(self, statistic: np.ndarray, start: int) -> np.ndarray:
-        """Return which elements of a piece are kept, as bools.
+        """Return which elements of a chunk are kept, as bools.
 
         Args:
-            statistic: the piece's numbers, 1-D.
+            statistic: the chunk's numbers, 1-D.
             start: position of its first one.
         """
         bound = self.position - start
@@ -60,7 +60,9 @@ EVERYTHING = Cut(-math.inf, _END)
 NOTHING = Cut(math.inf, 0)
 
 
-def largest(chunks: Chunks, ranks: Sequence[int], sizes: Sequence[int], sample: Chunks | None = None) -> list[Cut]:
+def largest(
+    chunks: StatisticChunks, ranks: Sequence[int], sizes: Sequence[int], sample: StatisticChunks | None = None
+) -> list[Cut]:
     """Return for every population the cut that keeps its ``k`` largest numbers.
 
     Args:
@@ -89,8 +91,8 @@ def largest(chunks: Chunks, ranks: Sequence[int], sizes: Sequence[int], sample: 
     return [search.cut or _settled(search, index, chunks) for index, search in enumerate(searches)]
 
 
-def _settled(search: _Search, index: int, chunks: Chunks) -> Cut:
-    """Return the cut behind the last kept one of equal numbers, from the one piece that it lies in."""
+def _settled(search: _Search, index: int, chunks: StatisticChunks) -> Cut:
+    """Return the cut behind the last kept one of equal numbers, from the one chunk that it lies in."""
     start, statistics = next(chunks(search.place))
     equal = np.flatnonzero(statistics[index] == search.value)
     return Cut(search.value, start + int(equal[search.missing - 1]) + 1)
@@ -106,10 +108,10 @@ class _Search:
         low, high: the bracket, both bounds outside of it.
         above, inside, within: what a pass found above the bracket, and in it; ``inside`` is thinned evenly where it
             grows too long.
-        at_high, at_low: how many numbers of each piece equal a bound.
+        at_high, at_low: how many numbers of each chunk equal a bound.
         value: the wanted value, once it is known.
-        place: start of the piece that the last kept one of those that equal it lies in.
-        missing: how many of those in that piece are kept.
+        place: start of the chunk that the last kept one of those that equal it lies in.
+        missing: how many of those in that chunk are kept.
     """
 
     rank: int
@@ -134,7 +136,7 @@ class _Search:
         return self.cut is None and math.isnan(self.value)
 
     def see(self, start: int, statistic: np.ndarray) -> None:
-        """Count a piece, and gather what lies inside the bracket."""
+        """Count a chunk, and gather what lies inside the bracket."""
         mask = statistic < self.high
         below = int(np.count_nonzero(mask))
         if self.high < math.inf:
@@ -207,7 +209,7 @@ class _Search:
         self.low, self.high = max(self.low, low_value), min(self.high, high_value)
 
     def _take(self, value: float, missing: int, ties: Mapping[int, int]) -> None:
-        """Settle on a value of which ``missing`` are kept, the first ones; ``ties`` is how many each piece has."""
+        """Settle on a value of which ``missing`` are kept, the first ones; ``ties`` is how many each chunk has."""
         self.value = value
         if missing == sum(ties.values()):
             self.cut = Cut(value, _END)

@@ -68,7 +68,7 @@ def unrun_method(source: str) -> UnrunMethod:
 
 def _row(source: str, parameters: tuple[Parameter, ...], *, known: bool) -> UnrunMethod:
     return UnrunMethod(
-        source, source, "", source, parameters, base="optional", grain="whole", scale_free=False, known=known
+        source, source, "", source, parameters, base="optional", granularity="whole", scale_free=False, known=known
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weightspace.errors import WeightspaceError
 from weightspace.merging.methods._registry import Method, Parameter
-from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStack
 from weightspace.user_code import failure, load_object
 
 
@@ -44,23 +44,23 @@ def user_method(source: str) -> Method:
                 f"{source}: parameter {argument.name!r} needs a default that is a number, a bool or a string."
             )
     parameters = tuple(Parameter(argument.name, argument.default, "") for argument in keywords)
-    return Method(source, source, "", source, parameters, base="optional", grain="whole", scale_free=False)
+    return Method(source, source, "", source, parameters, base="optional", granularity="whole", scale_free=False)
 
 
 def load_user_method(source: str) -> Callable[..., Formula]:
     """Return a user's function in the form of a method of ours."""
     function = load_object(source)
 
-    def method(stack: Stack, weights: Sequence[float], **parameters: Any) -> Formula:
-        def formula(piece: Chunk) -> Tensor:
+    def method(stack: TensorStack, weights: Sequence[float], **parameters: Any) -> Formula:
+        def formula(chunk: Chunk) -> Tensor:
             # Theirs may work in place, on tensors that belong to the caller of merge.
-            base = None if piece.base is None else piece.base.clone()
+            base = None if chunk.base is None else chunk.base.clone()
             try:
-                merged = function([tensor.clone() for tensor in piece.tensors], list(weights), base, **parameters)
+                merged = function([tensor.clone() for tensor in chunk.tensors], list(weights), base, **parameters)
             except Exception as error:
                 said = failure(error, Path(source.rpartition(":")[0]))
                 raise WeightspaceError(f"{stack.name!r} cannot be merged by {source}: {said}") from error
-            if not isinstance(merged, Tensor) or merged.shape != piece.tensors[0].shape:
+            if not isinstance(merged, Tensor) or merged.shape != chunk.tensors[0].shape:
                 found = tuple(merged.shape) if isinstance(merged, Tensor) else type(merged).__name__
                 raise WeightspaceError(
                     f"{source} returned {found} for {stack.name!r}; expected a tensor of shape {stack.shape}."

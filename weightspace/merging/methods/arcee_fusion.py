@@ -16,44 +16,52 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weightspace.merging.methods._declaration import merge_method
 from weightspace.merging.methods._sums import row_sums
-from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStack
 from weightspace.merging.methods._topk import EVERYTHING, largest
 
 
-def arcee_fusion(stack: Stack, weights: Sequence[float]) -> Formula:
-    """Return the formula of arcee fusion, with exact quantiles (the lower one of two neighbours).
-
-    Args:
-        stack: one model and the base.
-        weights: not used.
-
-    Source:
-        mergekit, https://arxiv.org/abs/2403.13257, ``arcee_fusion``, whose quantiles are those of a sample.
-    """
+@merge_method(
+    formula="x where its change from b is an outlier of importance, else b",
+    source="mergekit, https://arxiv.org/abs/2403.13257",
+    base="end",
+    models=(1, 1),
+    granularity="slices",
+    weighted=False,
+    scale_free=False,
+    doubles=False,
+    cost=60,
+    copies=48,
+)
+def arcee_fusion(
+    stack: TensorStack,
+    weights: Sequence[float],
+) -> Formula:
+    """Return the formula of Arcee fusion with exact quartiles (mergekit samples), each the lower of two neighbours."""
     count = stack.numel
 
-    def chunks(first: int) -> Iterator[tuple[int, list[np.ndarray]]]:
-        for piece in stack.pieces(first):
-            yield piece.start, [_importance(piece).reshape(-1).numpy()] * 3
+    def statistics(first: int) -> Iterator[tuple[int, list[np.ndarray]]]:
+        for chunk in stack.chunks(first):
+            yield chunk.start, [_importance(chunk).reshape(-1).numpy()] * 3
 
     # The q-quantile is number ⌊q (n − 1)⌋ from below: the smallest of the n − ⌊q (n − 1)⌋ largest.
     ranks = [count - int(share * (count - 1)) for share in (0.25, 0.5, 0.75)]
     low, median, high = (
-        min(float(found[0].min()) for _, found in chunks(0)) if cut == EVERYTHING else cut.value
-        for cut in largest(chunks, ranks, [count] * 3)
+        min(float(found[0].min()) for _, found in statistics(0)) if cut == EVERYTHING else cut.value
+        for cut in largest(statistics, ranks, [count] * 3)
     )
     bound = median + 1.5 * (high - low)
 
-    def formula(piece: Chunk) -> Tensor:
-        return torch.where(_importance(piece) >= bound, piece.tensors[0], piece.origin)
+    def formula(chunk: Chunk) -> Tensor:
+        return torch.where(_importance(chunk) >= bound, chunk.tensors[0], chunk.origin)
 
     return formula
 
 
-def _importance(piece: Chunk) -> Tensor:
+def _importance(chunk: Chunk) -> Tensor:
     """Return the importance of every element, in float64."""
-    x, b = piece.tensors[0].double(), piece.origin.double()
+    x, b = chunk.tensors[0].double(), chunk.origin.double()
     logs, base = x.log_softmax(dim=-1), b.log_softmax(dim=-1)
     terms = logs.exp() * (logs - base)
     divergence = row_sums(terms.reshape(-1, terms.shape[-1])).view(*terms.shape[:-1], 1)

@@ -8,109 +8,87 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated, TypeAlias
 
-import numpy as np
-from torch import Tensor
-
-from weightspace.merging.methods._sparsify import (
-    absolute_sums,
-    back_differences,
-    elected_mean,
-    largest_differences,
-    restored,
-    scale,
-    summed,
-    taken_from,
-    trim,
-    visible,
-)
-from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
+from weightspace.merging.methods._declaration import merge_method
+from weightspace.merging.methods._parameters import Density, Lambda, Normalize, NormalizeElected, RescaleL1
+from weightspace.merging.methods._registry import Parameter
+from weightspace.merging.methods._sparsify import largest_differences, restoring_factors, visible
+from weightspace.merging.methods._task_vectors import TaskVectors
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStack
 from weightspace.merging.methods.linear import normalised
 
+Gamma: TypeAlias = Annotated[
+    Sequence[float], Parameter(help="share of the largest differences that is dropped", low=0, high=1)
+]
 
+
+@merge_method(
+    formula="task arithmetic without the largest and the smallest differences",
+    source="Davari and Belilovsky 2024, https://arxiv.org/abs/2312.06795",
+    base="required",
+    cost=11,
+)
 def breadcrumbs(
-    stack: Stack,
+    stack: TensorStack,
     weights: Sequence[float],
     *,
-    density: Sequence[float],
-    gamma: Sequence[float],
-    lambda_: float,
-    normalize: bool,
-    rescale: bool,
+    density: Density = (1.0,),
+    gamma: Gamma = (0.01,),
+    lambda_: Lambda = 1.0,
+    normalize: Normalize = False,
+    rescale: RescaleL1 = False,
 ) -> Formula:
-    """Return the formula of task arithmetic on what remains.
-
-    Args:
-        stack: the models and their base.
-        weights: any finite numbers.
-        density: share of the differences that remains, one per model; 1 keeps all.
-        gamma: share of the largest ones that goes, one per model.
-        lambda_: factor of the merged difference.
-        normalize: divide by the sum of the weights.
-        rescale: scale what remains to the L1 norm that the difference had.
+    """Return the formula of Model Breadcrumbs (section 3): task arithmetic on what is kept.
 
     Raises:
         WeightspaceError: with ``normalize``, the weights sum to zero.
-
-    Source:
-        Davari and Belilovsky 2024, https://arxiv.org/abs/2312.06795, section 3.
     """
     shown, (factor,) = visible(weights, stack), visible([lambda_], stack)
     factors = normalised(shown) if normalize else shown
-    trail = _Trail(stack, density, gamma, rescale)
-    return lambda piece: taken_from(piece.origin, summed(trail.terms(piece, factors)), factor)
+    crumbs = _Breadcrumbs(stack, density, gamma, rescale)
+    return lambda chunk: crumbs.vectors(chunk, factors).sum().add_to_base(factor)
 
 
+@merge_method(
+    formula="sign consensus without the largest and the smallest differences",
+    source="Davari and Belilovsky 2024, https://arxiv.org/abs/2312.06795",
+    base="required",
+    cost=14,
+)
 def breadcrumbs_ties(
-    stack: Stack,
+    stack: TensorStack,
     weights: Sequence[float],
     *,
-    density: Sequence[float],
-    gamma: Sequence[float],
-    lambda_: float,
-    normalize: bool,
-    rescale: bool,
+    density: Density = (1.0,),
+    gamma: Gamma = (0.01,),
+    lambda_: Lambda = 1.0,
+    normalize: NormalizeElected = False,
+    rescale: RescaleL1 = False,
 ) -> Formula:
-    """Return the formula of the consensus of signs on what remains.
-
-    Args and source: as ``breadcrumbs``; ``normalize`` divides by the weights of those that agree.
-    """
+    """Return the formula of the sign consensus on what Model Breadcrumbs keeps."""
     shown, (factor,) = visible(weights, stack), visible([lambda_], stack)
-    trail = _Trail(stack, density, gamma, rescale)
+    crumbs = _Breadcrumbs(stack, density, gamma, rescale)
 
-    def formula(piece: Chunk) -> Tensor:
-        agreed = elected_mean(trail.terms(piece, shown), shown, normalize=normalize)
-        return taken_from(piece.origin, agreed, factor)
-
-    return formula
+    return lambda chunk: crumbs.vectors(chunk, shown).elect(shown, normalize=normalize).add_to_base(factor)
 
 
-class _Trail:
-    """The differences of a stack between two cuts."""
+class _Breadcrumbs:
+    """The elements of task vectors between two cuts, rescaled if asked for."""
 
-    def __init__(self, stack: Stack, density: Sequence[float], gamma: Sequence[float], rescale: bool) -> None:
+    def __init__(self, stack: TensorStack, density: Sequence[float], gamma: Sequence[float], rescale: bool) -> None:
         count = stack.numel
         self.selected = stack.dtype
         kept = [count if share >= 1 else math.floor(share * count) for share in density]
         dropped = [min(math.floor(share * count), count - keep) for share, keep in zip(gamma, kept, strict=True)]
         self.upper = largest_differences(stack, dropped)
         self.lower = largest_differences(stack, [keep + drop for keep, drop in zip(kept, dropped, strict=True)])
-        self.scales = self._scales(stack) if rescale else [1.0] * len(kept)
+        self.scales = restoring_factors(stack, self._between) if rescale else [1.0] * len(kept)
 
-    def terms(self, piece: Chunk, factors: Sequence[float]) -> Tensor:
-        """Return what remains of the differences of a piece, times the factors."""
-        between = self._between(piece.start, back_differences(piece))
-        return scale(between, [factor * own for factor, own in zip(factors, self.scales, strict=True)])
+    def vectors(self, chunk: Chunk, factors: Sequence[float]) -> TaskVectors:
+        """Return the kept elements of a chunk, times the factors."""
+        scales = [factor * scale for factor, scale in zip(factors, self.scales, strict=True)]
+        return self._between(TaskVectors(chunk)).scale(scales)
 
-    def _between(self, start: int, backs: Tensor) -> Tensor:
-        """Return what lies between the cuts."""
-        return trim(backs.clone(), self.lower, start, self.selected) - trim(backs, self.upper, start, self.selected)
-
-    def _scales(self, stack: Stack) -> list[float]:
-        """Return the factors that restore the L1 norms."""
-        before, after = np.zeros(len(self.upper)), np.zeros(len(self.upper))
-        for piece in stack.working_pieces():
-            backs = back_differences(piece)
-            before += absolute_sums(backs)
-            after += absolute_sums(self._between(piece.start, backs))
-        return [restored(*sums) for sums in zip(before.tolist(), after.tolist(), strict=True)]
+    def _between(self, vectors: TaskVectors) -> TaskVectors:
+        return vectors.trim_outside(self.lower, self.upper, self.selected)

@@ -10,69 +10,81 @@ and what stays is scaled and merged as in DARE.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Annotated, TypeAlias
 
 import numpy as np
 from torch import Tensor
 
 from weightspace.errors import WeightspaceError
-from weightspace.merging.methods._tensor_stack import Formula, Stack
-from weightspace.merging.methods.dare import Masked, masked_consensus, masked_sum
+from weightspace.merging.methods._declaration import merge_method
+from weightspace.merging.methods._parameters import Density, Lambda, Normalize, NormalizeElected, Rescale, Seed
+from weightspace.merging.methods._random_masks import MaskedVectors
+from weightspace.merging.methods._registry import Parameter
+from weightspace.merging.methods._tensor_stack import Formula, TensorStack
+from weightspace.merging.methods.dare import masked_elect, masked_sum
+
+Epsilon: TypeAlias = Annotated[
+    Sequence[float], Parameter(help="half the range of the keep probabilities", low=0, high=1)
+]
 
 
+@merge_method(
+    formula="sign consensus of differences dropped at random, the small ones more often",
+    source="Deep et al. 2024, https://arxiv.org/abs/2406.11617",
+    base="required",
+    granularity="slices",
+    cost=40,
+)
 def della(
-    stack: Stack,
+    stack: TensorStack,
     weights: Sequence[float],
     *,
-    density: Sequence[float],
-    epsilon: Sequence[float],
-    lambda_: float,
-    normalize: bool,
-    rescale: str,
-    seed: int,
+    density: Density = (1.0,),
+    epsilon: Epsilon = (0.15,),
+    lambda_: Lambda = 1.0,
+    normalize: NormalizeElected = True,
+    rescale: Rescale = "l1",
+    seed: Seed = 0,
 ) -> Formula:
-    """Return the formula of the consensus of signs.
-
-    Args:
-        stack: the models and their base.
-        weights: any finite numbers.
-        density: the mean share of the differences that is kept, one per model; 1 keeps all, and scales nothing.
-        epsilon: half the range of the probabilities, one per model; ``0 < density − ε`` and ``density + ε < 1``.
-        lambda_: factor of the merged difference.
-        normalize: divide by the weights of those that agree.
-        rescale: ``l1``, ``density`` or ``none``.
-        seed: of the masks, which depend on it, the tensor's name and the model's label alone.
+    """Return the formula of DELLA (section 3): the sign consensus of dropped and rescaled differences.
 
     Raises:
-        WeightspaceError: density and epsilon do not fit together.
-
-    Source:
-        Deep et al. 2024, https://arxiv.org/abs/2406.11617, section 3.
+        WeightspaceError: a probability ``density ± epsilon`` is not between 0 and 1.
     """
-    masked = Masked(stack, density, seed, _by_rank(density, epsilon))
-    return masked_consensus(masked, weights, lambda_, normalize, rescale)
+    masked = MaskedVectors(stack, density, seed, _by_rank(density, epsilon))
+    return masked_elect(masked, weights, lambda_, normalize, rescale)
 
 
+@merge_method(
+    formula="task arithmetic on differences dropped at random, the small ones more often",
+    source="Deep et al. 2024, https://arxiv.org/abs/2406.11617",
+    base="required",
+    granularity="slices",
+    cost=40,
+)
 def della_linear(
-    stack: Stack,
+    stack: TensorStack,
     weights: Sequence[float],
     *,
-    density: Sequence[float],
-    epsilon: Sequence[float],
-    lambda_: float,
-    normalize: bool,
-    rescale: str,
-    seed: int,
+    density: Density = (1.0,),
+    epsilon: Epsilon = (0.15,),
+    lambda_: Lambda = 1.0,
+    normalize: Normalize = False,
+    rescale: Rescale = "l1",
+    seed: Seed = 0,
 ) -> Formula:
-    """Return the formula of task arithmetic.
+    """Return the formula of task arithmetic on the differences that DELLA keeps.
 
-    Args, raises and source: as ``della``; ``normalize`` divides by the sum of the weights, which must not be zero.
+    Raises:
+        WeightspaceError: a probability ``density ± epsilon`` is not between 0 and 1, or, with
+            ``normalize``, the weights sum to zero.
     """
-    masked = Masked(stack, density, seed, _by_rank(density, epsilon))
+    masked = MaskedVectors(stack, density, seed, _by_rank(density, epsilon))
     return masked_sum(masked, weights, lambda_, normalize, rescale)
 
 
 def _by_rank(density: Sequence[float], epsilon: Sequence[float]) -> Callable[[Tensor, int], float | np.ndarray]:
-    """Return the function from a piece's differences and a model to their probabilities."""
+    """Return the function from a chunk's differences and a model to their probabilities."""
     for share, half in zip(density, epsilon, strict=True):
         if share < 1 and not (share - half > 0 and share + half < 1):
             raise WeightspaceError(

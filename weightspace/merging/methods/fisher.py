@@ -16,24 +16,30 @@ from weightspace.arithmetic.affine import affine
 from weightspace.arithmetic.coefficients import shares as exact_shares
 from weightspace.errors import WeightspaceError
 from weightspace.merging.methods._data_statistics import known_evidence
+from weightspace.merging.methods._declaration import merge_method
 from weightspace.merging.methods._linear_combination import LinearFormula
-from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStack
 from weightspace.merging.methods.linear import normalised
 
 
-def fisher(stack: Stack, weights: Sequence[float]) -> Formula:
-    """Return the formula of Fisher merging.
+@merge_method(
+    formula="Σ w_i F_i x_i / Σ w_i F_i, with F_i the diagonal Fisher information",
+    source="Matena and Raffel 2022, https://arxiv.org/abs/2111.09832",
+    normalised=True,
+    evidence="fisher",
+    cost=6,
+)
+def fisher(
+    stack: TensorStack,
+    weights: Sequence[float],
+) -> Formula:
+    """Return the formula of Fisher merging (equation 4).
 
-    Args:
-        stack: the models, with their Fisher informations as evidence: of each tensor's shape, 0 or more. Where all are
-            0, and for tensors of which no model has any, the weighted mean stands.
-        weights: 0 or more.
+    The evidence of a tensor is its diagonal Fisher information, of the same shape. Where it is 0 in all models, and for
+    tensors of which no model has any, the weighted mean stands.
 
     Raises:
-        WeightspaceError: a weight or an information is negative, or some models have one for a tensor and some don't.
-
-    Source:
-        Matena and Raffel 2022, https://arxiv.org/abs/2111.09832, equation 4.
+        WeightspaceError: a weight or an information is negative, or some models lack the evidence of a tensor.
     """
     if min(weights) < 0:
         raise WeightspaceError(f"Method 'fisher' takes weights of 0 or more, found {min(weights):g}.")
@@ -42,16 +48,16 @@ def fisher(stack: Stack, weights: Sequence[float]) -> Formula:
     if not evidence:
         return LinearFormula(exact_shares(tuple(weights)))
 
-    def formula(piece: Chunk) -> Tensor:
-        stop = piece.start + piece.tensors[0].numel()
-        known = [one.read(piece.start, stop).to(torch.float64) for one in evidence]
+    def formula(chunk: Chunk) -> Tensor:
+        stop = chunk.start + chunk.tensors[0].numel()
+        known = [one.read(chunk.start, stop).to(torch.float64) for one in evidence]
         if not all(float(one.min()) >= 0 for one in known):  # the least of NaN is NaN
             raise WeightspaceError(f"A Fisher information of {stack.name!r} is negative or NaN. Expected mean squares.")
         factors = [one * share for one, share in zip(known, shares, strict=True)]
         total = sum(factors[1:], factors[0])
-        mean = affine(piece.tensors, shares)
+        mean = affine(chunk.tensors, shares)
         shift = torch.zeros_like(mean)
-        for tensor, factor in zip(piece.tensors, factors, strict=True):
+        for tensor, factor in zip(chunk.tensors, factors, strict=True):
             shift += (mean - tensor) * (factor / total).to(mean.dtype)
         return torch.where(total > 0, mean - shift, mean)
 

@@ -9,43 +9,54 @@ r"""Isotropic merging: the summed differences with a flat spectrum.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from weightspace.merging.methods._sparsify import summed
+from weightspace.merging.methods._declaration import merge_method
+from weightspace.merging.methods._parameters import Lambda
+from weightspace.merging.methods._registry import Parameter
 from weightspace.merging.methods._svd import on_matrices, polar, singular_vectors
-from weightspace.merging.methods._tensor_stack import Formula, Stack
+from weightspace.merging.methods._task_vectors import summed
+from weightspace.merging.methods._tensor_stack import Formula, TensorStack
 
 
-def iso_c(stack: Stack, weights: Sequence[float], *, lambda_: float) -> Formula:
-    """Return the formula of Iso-C; tensors that are no matrices get the mean of their differences.
+@merge_method(
+    formula="b + λ × the summed differences with all singular values set to their mean",
+    source="Marczak et al. 2025, https://arxiv.org/abs/2502.04959",
+    base="required",
+    granularity="whole",
+    weighted=False,
+)
+def iso_c(
+    stack: TensorStack,
+    weights: Sequence[float],
+    *,
+    lambda_: Lambda = 1.0,
+) -> Formula:
+    """Return the formula of Iso-C (section 4.1); tensors that are not matrices get the mean of their differences.
 
-    Args:
-        stack: the models and their base.
-        weights: not used.
-        lambda_: factor of the merged difference.
-
-    Source:
-        Marczak et al. 2025, https://arxiv.org/abs/2502.04959, section 4.1; the mean is over the singular values that
-        are more than rounding.
+    The mean of the spectrum is over the singular values above rounding.
     """
     return on_matrices(stack, lambda differences: _flat(*singular_vectors(summed(differences))), lambda_)
 
 
-def iso_cts(stack: Stack, weights: Sequence[float], *, lambda_: float, common: float) -> Formula:
-    """Return the formula of Iso-CTS; tensors that are no matrices get the mean of their differences.
-
-    Args:
-        stack: the models and their base.
-        weights: not used.
-        lambda_: factor of the merged difference.
-        common: share of the directions that the summed differences have; the rest goes in equal parts to the
-            leading directions of what every task has outside them.
-
-    Source:
-        Marczak et al. 2025, https://arxiv.org/abs/2502.04959, section 4.2.
-    """
+@merge_method(
+    formula="iso_c on a common subspace and the residual directions of every task",
+    source="Marczak et al. 2025, https://arxiv.org/abs/2502.04959",
+    base="required",
+    granularity="whole",
+    weighted=False,
+)
+def iso_cts(
+    stack: TensorStack,
+    weights: Sequence[float],
+    *,
+    lambda_: Lambda = 1.0,
+    common: Annotated[float, Parameter(help="share of the rank for the common subspace", low=0, high=1)] = 0.8,
+) -> Formula:
+    """Return the formula of Iso-CTS (section 4.2); tensors that are not matrices get the mean of their differences."""
     return on_matrices(stack, lambda differences: _with_residuals(differences, common), lambda_)
 
 

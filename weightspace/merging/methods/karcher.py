@@ -10,27 +10,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
+from weightspace.merging.methods._declaration import merge_method
 from weightspace.merging.methods._directions import Directions, gram, scaled_sum
-from weightspace.merging.methods._tensor_stack import Formula, Stack
+from weightspace.merging.methods._registry import Parameter
+from weightspace.merging.methods._tensor_stack import Formula, TensorStack
 
 
-def karcher(stack: Stack, weights: Sequence[float], *, max_iter: int, tol: float) -> Formula:
-    """Return the formula of the Karcher mean.
+@merge_method(
+    formula="the Riemannian mean of the directions, as long as the models are on average",
+    source="Karcher 1977, https://doi.org/10.1002/cpa.3160300502",
+    weighted=False,
+    normalised=True,
+    cost=4,
+)
+def karcher(
+    stack: TensorStack,
+    weights: Sequence[float],
+    *,
+    max_iter: Annotated[int, Parameter(help="steps at most", low=1, high=10000)] = 10,
+    tol: Annotated[float, Parameter(help="stop when a step is shorter, in radians", low=0)] = 1e-05,
+) -> Formula:
+    """Return the formula of the Karcher mean by the iteration of Afsari et al. 2013, https://arxiv.org/abs/1201.0925.
 
-    All steps are taken on the coefficients of the models, which their inner products decide: the tensors are read
-    twice, whatever the number of steps. Zero tensors have no direction and are left out; where none is left, or the
-    directions cancel, the result is 0.
-
-    Args:
-        stack: the models.
-        weights: not used.
-        max_iter: steps at most.
-        tol: stop when a step is shorter, in radians.
-
-    Source:
-        Karcher 1977, https://doi.org/10.1002/cpa.3160300502; the iteration of Afsari et al. 2013,
-        https://arxiv.org/abs/1201.0925.
+    All steps are taken on coefficients of the models, given their inner products: the tensors are read twice, whatever
+    the number of steps. Zero tensors have no direction and are left out; if none is left, or the directions cancel, the
+    result is 0.
     """
     directions = Directions(gram(stack))
     used = [index for index, norm in enumerate(directions.norms) if norm > 0]

@@ -12,34 +12,30 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from weightspace.merging.methods._subspace import Inner, in_subspace
+from weightspace.merging.methods._declaration import merge_method
+from weightspace.merging.methods._parameters import Density, Inner, Lambda, Normalize
+from weightspace.merging.methods._subspace import ElementwiseMerge, in_subspace
 from weightspace.merging.methods._svd import column_space
-from weightspace.merging.methods._tensor_stack import Formula, Stack
+from weightspace.merging.methods._tensor_stack import Formula, TensorStack
 
 
+@merge_method(
+    formula="b + an elementwise merge of the differences in the row space that all tasks share",
+    source="Stoica et al. 2025, https://arxiv.org/abs/2410.19735",
+    base="required",
+    granularity="whole",
+)
 def knots(
-    stack: Stack,
+    stack: TensorStack,
     weights: Sequence[float],
     *,
-    density: Sequence[float],
-    lambda_: float,
-    normalize: bool,
-    inner: str,
+    density: Density = (1.0,),
+    lambda_: Lambda = 1.0,
+    normalize: Normalize = True,
+    inner: Inner = "ties",
 ) -> Formula:
-    """Return the formula of KnOTS; tensors that are no matrices are merged elementwise as they are.
-
-    Args:
-        stack: the models and their base.
-        weights: any finite numbers.
-        density: for ties, share of the coordinates that is kept, one per model.
-        lambda_: factor of the merged difference.
-        normalize: divide by the sum of the weights (for ties, of those that agree).
-        inner: ``ties`` or ``task_arithmetic``.
-
-    Source:
-        Stoica et al. 2025, https://arxiv.org/abs/2410.19735, section 4.
-    """
-    elementwise = Inner(inner, weights, density, normalize)
+    """Return the formula of KnOTS (section 4); tensors that are not matrices are merged elementwise."""
+    elementwise = ElementwiseMerge(inner, weights, density, normalize)
 
     def merged(differences: list[Tensor]) -> Tensor:
         basis = column_space(differences)

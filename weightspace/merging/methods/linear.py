@@ -10,26 +10,30 @@ from collections.abc import Sequence
 
 from weightspace.arithmetic.coefficients import ratios, shares
 from weightspace.errors import WeightspaceError
+from weightspace.merging.methods._declaration import merge_method
 from weightspace.merging.methods._linear_combination import LinearFormula
-from weightspace.merging.methods._tensor_stack import Formula, Stack
+from weightspace.merging.methods._parameters import Normalize
+from weightspace.merging.methods._tensor_stack import Formula, TensorStack
 
 #: Weights whose sum is below this share of their size cancel; the remainder is rounding.
 _CANCELLED = 1e-12
 
 
-def linear(stack: Stack, weights: Sequence[float], *, normalize: bool) -> Formula:
-    """Return the formula of the weighted mean.
-
-    Args:
-        stack: the models, without a base.
-        weights: any finite numbers, negative ones too.
-        normalize: divide by the sum of the weights.
+@merge_method(
+    formula="Σ w_i x_i / Σ w_i",
+    source="Wortsman et al. 2022, https://arxiv.org/abs/2203.05482",
+    normalised=True,
+)
+def linear(
+    stack: TensorStack,
+    weights: Sequence[float],
+    *,
+    normalize: Normalize = True,
+) -> Formula:
+    """Return the formula of the weighted mean (section 2).
 
     Raises:
-        WeightspaceError: the weights sum to zero.
-
-    Source:
-        Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, section 2.
+        WeightspaceError: with ``normalize``, the weights sum to zero.
     """
     if not normalize:
         return LinearFormula(ratios(tuple(weights)))

@@ -9,31 +9,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from weightspace.arithmetic.coefficients import shifts, simplest
+from weightspace.merging.methods._declaration import merge_method
 from weightspace.merging.methods._directions import gram, row_grams
 from weightspace.merging.methods._linear_combination import LinearFormula, computed_formula
-from weightspace.merging.methods._sparsify import back_differences, summed
-from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
+from weightspace.merging.methods._registry import Parameter
+from weightspace.merging.methods._task_vectors import TaskVectors, summed
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStack
 
 #: The line through the base and the mean has no nearest point where ``1 + (N − 1) cos θ`` is not above this.
 _DEGENERATE = 1e-12
 
 
-def model_stock(stack: Stack, weights: Sequence[float], *, filter_wise: bool) -> Formula:
-    """Return the formula of Model Stock.
-
-    Args:
-        stack: two models or more, and their base.
-        weights: not used.
-        filter_wise: an angle for every slice along dim 0, else one for the tensor.
-
-    Source:
-        Jang et al. 2024, https://arxiv.org/abs/2403.19522, equation 7.
-    """
+@merge_method(
+    formula="t mean(x) + (1 − t) b, with t from the angle between the differences",
+    source="Jang et al. 2024, https://arxiv.org/abs/2403.19522",
+    base="required",
+    models=(2, None),
+    granularity="slices",
+    elementwise_if=("filter_wise", False),
+    weighted=False,
+    cost=4,
+)
+def model_stock(
+    stack: TensorStack,
+    weights: Sequence[float],
+    *,
+    filter_wise: Annotated[bool, Parameter(help="an angle for every slice along dim 0, not one per tensor")] = False,
+) -> Formula:
+    """Return the formula of Model Stock (equation 7)."""
     count = len(weights)
     if not filter_wise or len(stack.shape) < 2:
         ratio = ratios(torch.tensor(gram(stack, deltas=True), dtype=torch.float64)[..., None])[0].item()
@@ -43,19 +52,19 @@ def model_stock(stack: Stack, weights: Sequence[float], *, filter_wise: bool) ->
     by_row = ratios(row_grams(stack, deltas=True)) / count
     width = stack.numel // max(1, stack.shape[0])
 
-    def formula(piece: Chunk) -> Tensor:
-        first = piece.start // width
-        rows = by_row[first : first + len(piece.origin)].to(piece.origin.dtype)
-        shift = _summed_backs(piece)
-        return piece.origin - shift.mul_(rows.view(-1, *[1] * (shift.dim() - 1)))
+    def formula(chunk: Chunk) -> Tensor:
+        first = chunk.start // width
+        rows = by_row[first : first + len(chunk.origin)].to(chunk.origin.dtype)
+        shift = _negated_sum(chunk)
+        return chunk.origin - shift.mul_(rows.view(-1, *[1] * (shift.dim() - 1)))
 
     return formula
 
 
-def _summed_backs(piece: Chunk) -> Tensor:
+def _negated_sum(chunk: Chunk) -> Tensor:
     """Return ``Σ (b − x_i)``."""
-    backs = back_differences(piece)
-    return summed(backs, out=backs[0])
+    negated = TaskVectors(chunk).negated
+    return summed(negated, out=negated[0])
 
 
 def ratios(products: Tensor) -> Tensor:

@@ -10,28 +10,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
+from weightspace.merging.methods._declaration import merge_method
 from weightspace.merging.methods._directions import Directions, gram, scaled_sum
-from weightspace.merging.methods._tensor_stack import Formula, Stack
+from weightspace.merging.methods._registry import Parameter
+from weightspace.merging.methods._tensor_stack import Formula, TensorStack
 from weightspace.merging.methods.linear import normalised
 
 
-def multislerp(stack: Stack, weights: Sequence[float], *, normalize_weights: bool) -> Formula:
+@merge_method(
+    formula="the mean of the directions, as long as the models are on average",
+    source="mergekit, https://arxiv.org/abs/2403.13257",
+    base="optional",
+    normalised=True,
+    cost=4,
+)
+def multislerp(
+    stack: TensorStack,
+    weights: Sequence[float],
+    *,
+    normalize_weights: Annotated[bool, Parameter(help="divide the weights by their sum")] = True,
+) -> Formula:
     """Return the formula of the mean direction.
 
-    Zero tensors have no direction and are left out of the mean; where none is left, or the directions cancel, the
-    result is 0, or the base.
-
-    Args:
-        stack: the models, and a base or none.
-        weights: any finite numbers.
-        normalize_weights: divide them by their sum.
+    Zero tensors have no direction and are left out; if none is left, or the directions cancel, the result is 0, or the
+    base.
 
     Raises:
         WeightspaceError: with ``normalize_weights``, the weights sum to zero.
-
-    Source:
-        mergekit, https://arxiv.org/abs/2403.13257, ``multislerp``.
     """
     shares = normalised(weights) if normalize_weights else list(weights)
     deltas = stack.base is not None

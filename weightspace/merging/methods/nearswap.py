@@ -7,20 +7,27 @@ r"""Nearswap: differences up to a size are taken in full, larger ones up to that
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
-from weightspace.merging.methods._tensor_stack import Formula, Stack
+from weightspace.merging.methods._declaration import merge_method
+from weightspace.merging.methods._registry import Parameter
+from weightspace.merging.methods._tensor_stack import Formula, TensorStack
 
 
-def nearswap(stack: Stack, weights: Sequence[float], *, t: float) -> Formula:
-    """Return the formula of nearswap.
-
-    Args:
-        stack: one model and the base.
-        weights: not used.
-        t: in the unit of the weights; below 0 the base comes out.
-
-    Source:
-        mergekit, https://arxiv.org/abs/2403.13257, ``nearswap``.
-    """
+@merge_method(
+    formula="b + clamp(t / |x − b|, 0, 1) (x − b)",
+    source="mergekit, https://arxiv.org/abs/2403.13257",
+    base="end",
+    models=(1, 1),
+    weighted=False,
+    scale_free=False,
+)
+def nearswap(
+    stack: TensorStack,
+    weights: Sequence[float],
+    *,
+    t: Annotated[float, Parameter(help="differences up to this size are taken in full")],
+) -> Formula:
+    """Return the formula of nearswap; a negative ``t`` gives the base."""
     size = max(0.0, t)
-    return lambda piece: piece.origin - (piece.origin - piece.tensors[0]).clamp_(-size, size)
+    return lambda chunk: chunk.origin - (chunk.origin - chunk.tensors[0]).clamp_(-size, size)

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from weightspace.arithmetic.coefficients import shares, shifts
+from weightspace.merging.methods._declaration import merge_method
 from weightspace.merging.methods._directions import gram, vectors
 from weightspace.merging.methods._linear_combination import LinearFormula, computed_formula
+from weightspace.merging.methods._registry import Parameter
 from weightspace.merging.methods._sums import row_sums
-from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStack
 from weightspace.merging.methods.slerp import arc
 
 #: Weights whose sum is below this count as equal.
@@ -25,18 +28,29 @@ _CANCELLED = 1e-6
 _STRAIGHT = 1e-14
 
 
-def nuslerp(stack: Stack, weights: Sequence[float], *, nuslerp_flatten: bool, nuslerp_row_wise: bool) -> Formula:
-    """Return the formula of the arc between two models, or between their differences from the base.
-
-    Args:
-        stack: two models, and a base or none.
-        weights: of the two; their ratio is the position.
-        nuslerp_flatten: one arc for the whole tensor.
-        nuslerp_row_wise: without flattening, vectors run along dim 0, else along the last dim.
-
-    Source:
-        mergekit, https://arxiv.org/abs/2403.13257, ``nuslerp``.
-    """
+@merge_method(
+    formula="the arc between two models, or their differences from the base, at w_2 / (w_1 + w_2)",
+    source="mergekit, https://arxiv.org/abs/2403.13257",
+    base="optional",
+    models=(2, 2),
+    granularity="slices",
+    elementwise_if=("nuslerp_flatten", True),
+    normalised=True,
+    cost=4,
+    copies=64,
+)
+def nuslerp(
+    stack: TensorStack,
+    weights: Sequence[float],
+    *,
+    nuslerp_flatten: Annotated[
+        bool, Parameter(help="one arc for the whole tensor, else one per row (or column)")
+    ] = True,
+    nuslerp_row_wise: Annotated[
+        bool, Parameter(help="without flattening: arcs along dim 0, else along the last dim")
+    ] = False,
+) -> Formula:
+    """Return the formula of the arc between two models, or between their differences from the base."""
     pair = (1.0, 1.0) if abs(sum(weights)) < _CANCELLED else tuple(weights)
     t = pair[1] / sum(pair)
     deltas = stack.base is not None
@@ -47,13 +61,13 @@ def nuslerp(stack: Stack, weights: Sequence[float], *, nuslerp_flatten: bool, nu
             exact = shares(pair)
             return LinearFormula(shifts(exact.numerators, exact.divisor) if deltas else exact, with_base=deltas)
         return computed_formula(found, base="origin" if deltas else "none")
-    products = _column_products(stack, deltas) if nuslerp_row_wise else lambda piece: _row_products(piece, deltas)
-    return lambda piece: _along(piece, products(piece), t, deltas)
+    products = _column_products(stack, deltas) if nuslerp_row_wise else lambda chunk: _row_products(chunk, deltas)
+    return lambda chunk: _along(chunk, products(chunk), t, deltas)
 
 
-def _row_products(piece: Chunk, deltas: bool) -> list[Tensor]:
+def _row_products(chunk: Chunk, deltas: bool) -> list[Tensor]:
     """Return ``aa, ab, bb`` of the vectors along the last dim, in float64."""
-    a, b = ((tensor - piece.origin if deltas else tensor).double() for tensor in piece.tensors)
+    a, b = ((tensor - chunk.origin if deltas else tensor).double() for tensor in chunk.tensors)
     return [_along_last(one * other) for one, other in ((a, a), (a, b), (b, b))]
 
 
@@ -62,17 +76,17 @@ def _along_last(tensor: Tensor) -> Tensor:
     return row_sums(tensor.reshape(-1, tensor.shape[-1])).view(*tensor.shape[:-1], 1)
 
 
-def _column_products(stack: Stack, deltas: bool) -> Callable[[Chunk], list[Tensor]]:
-    """Return the same for the vectors along dim 0, which run through all pieces."""
+def _column_products(stack: TensorStack, deltas: bool) -> Callable[[Chunk], list[Tensor]]:
+    """Return the same for the vectors along dim 0, which run through all chunks."""
     sums = [torch.zeros(1, *stack.shape[1:], dtype=torch.float64) for _ in range(3)]
-    for piece in stack.pieces():
-        a, b = (vector.double() for vector in vectors(piece, deltas=deltas))
+    for chunk in stack.chunks():
+        a, b = (vector.double() for vector in vectors(chunk, deltas=deltas))
         for total, (one, other) in zip(sums, ((a, a), (a, b), (b, b)), strict=True):
             total += (one * other).sum(dim=0, keepdim=True)
-    return lambda piece: sums
+    return lambda chunk: sums
 
 
-def _along(piece: Chunk, products: Sequence[Tensor], t: float, deltas: bool) -> Tensor:
+def _along(chunk: Chunk, products: Sequence[Tensor], t: float, deltas: bool) -> Tensor:
     """Return the points at ``t`` on the arcs of the vectors whose inner products are given."""
     aa, ab, bb = products
     lengths = aa.sqrt() * bb.sqrt()
@@ -82,8 +96,8 @@ def _along(piece: Chunk, products: Sequence[Tensor], t: float, deltas: bool) -> 
     sine = torch.where(straight, 1.0, sine)
     start = torch.where(straight, 1 - t, torch.sin((1 - t) * theta) / sine)
     end = torch.where(straight, t, torch.sin(t * theta) / sine)
-    a, b = piece.tensors
-    origin = piece.origin if deltas else a
+    a, b = chunk.tensors
+    origin = chunk.origin if deltas else a
     # a·start + b·end as a sum of moves, so that equal tensors come out bit for bit.
     first = (start if deltas else start + end - 1).to(a.dtype)
     moved = (a - origin if deltas else a) * first + (b - origin) * end.to(a.dtype)

@@ -8,43 +8,56 @@ the differences of the models that changed it. ``ramplus_tl`` enlarges those tha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, TypeAlias
 
 import torch
 from torch import Tensor
 
-from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
+from weightspace.merging.methods._declaration import merge_method
+from weightspace.merging.methods._registry import Parameter
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStack
+
+Epsilon: TypeAlias = Annotated[float, Parameter(help="a difference of at most this size counts as none", low=0)]
 
 
-def ram(stack: Stack, weights: Sequence[float], *, epsilon: float) -> Formula:
-    """Return the formula of RAM.
-
-    Args:
-        stack: the models and their base.
-        weights: not used.
-        epsilon: a difference of at most this size counts as none.
-
-    Source:
-        Reinforced Agent Merging, https://arxiv.org/abs/2601.13572.
-    """
+@merge_method(
+    formula="b + changes that one model made, + the mean of those that several made",
+    source="Reinforced Agent Merging 2026, https://arxiv.org/abs/2601.13572",
+    base="required",
+    weighted=False,
+    scale_free=False,
+    cost=6,
+)
+def ram(
+    stack: TensorStack,
+    weights: Sequence[float],
+    *,
+    epsilon: Epsilon = 1e-5,
+) -> Formula:
+    """Return the formula of RAM."""
     return _reinforced(_rounded(epsilon, stack), [1.0] * len(weights))
 
 
-def ramplus_tl(stack: Stack, weights: Sequence[float], *, epsilon: float, r: float, alpha: float) -> Formula:
-    """Return the formula of RAM+, which enlarges what one model alone changed, tensor by tensor.
-
-    Args:
-        stack: the models and their base.
-        weights: not used.
-        epsilon: a difference of at most this size counts as none.
-        r: how much the overlap enlarges.
-        alpha: the largest overlap that counts.
-
-    Source:
-        Reinforced Agent Merging, https://arxiv.org/abs/2601.13572.
-    """
+@merge_method(
+    formula="ram, with the changes that one model made enlarged by its share of overlap",
+    source="Reinforced Agent Merging 2026, https://arxiv.org/abs/2601.13572",
+    base="required",
+    weighted=False,
+    scale_free=False,
+    cost=9,
+)
+def ramplus_tl(
+    stack: TensorStack,
+    weights: Sequence[float],
+    *,
+    epsilon: Epsilon = 1e-5,
+    r: Annotated[float, Parameter(help="how much the overlap enlarges")] = 0.1,
+    alpha: Annotated[float, Parameter(help="overlap that counts at most", low=0)] = 0.2,
+) -> Formula:
+    """Return the formula of RAM+ at tensor level: what one model alone changed is enlarged, tensor by tensor."""
     shared, unique = [0] * len(weights), [0] * len(weights)
-    for piece in stack.pieces():
-        changed = [delta.abs() > epsilon for delta in piece.deltas()]
+    for chunk in stack.chunks():
+        changed = [delta.abs() > epsilon for delta in chunk.deltas()]
         count = sum(mask.to(torch.int32) for mask in changed)
         for index, mask in enumerate(changed):
             alone = int((mask & (count == 1)).sum())
@@ -54,7 +67,7 @@ def ramplus_tl(stack: Stack, weights: Sequence[float], *, epsilon: float, r: flo
     return _reinforced(_rounded(epsilon, stack), [1 + r * min(max(overlap, 0.0), alpha) for overlap in overlaps])
 
 
-def _rounded(epsilon: float, stack: Stack) -> float:
+def _rounded(epsilon: float, stack: TensorStack) -> float:
     """Return ``ε`` as it is in the dtype of the inputs, so that a difference of just that size is none."""
     return float(torch.tensor(epsilon, dtype=stack.dtype))
 
@@ -62,17 +75,17 @@ def _rounded(epsilon: float, stack: Stack) -> float:
 def _reinforced(epsilon: float, alone: Sequence[float]) -> Formula:
     """Return the formula; ``alone`` are the factors of what one model alone changed."""
 
-    def formula(piece: Chunk) -> Tensor:
-        count = torch.zeros_like(piece.origin)
-        shift, single = torch.zeros_like(piece.origin), torch.zeros_like(piece.origin)
-        for tensor, factor in zip(piece.tensors, alone, strict=True):
-            back = piece.origin - tensor
+    def formula(chunk: Chunk) -> Tensor:
+        count = torch.zeros_like(chunk.origin)
+        shift, single = torch.zeros_like(chunk.origin), torch.zeros_like(chunk.origin)
+        for tensor, factor in zip(chunk.tensors, alone, strict=True):
+            back = chunk.origin - tensor
             changed = (back.abs() > epsilon).to(back.dtype)
             back.mul_(changed)
             count += changed
             shift += back
             single.add_(back, alpha=factor)
         moved = torch.where(count == 1, single, shift / count.clamp_min(1))
-        return piece.origin - moved
+        return chunk.origin - moved
 
     return formula

@@ -8,6 +8,7 @@ with :math:`X_i` the layer's inputs in model ``i``, and what is off the diagonal
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -16,25 +17,33 @@ from weightspace.arithmetic.affine import affine
 from weightspace.arithmetic.coefficients import shares as exact_shares
 from weightspace.errors import WeightspaceError
 from weightspace.merging.methods._data_statistics import known_evidence
+from weightspace.merging.methods._declaration import merge_method
 from weightspace.merging.methods._linear_combination import LinearFormula
-from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack, TensorReader
+from weightspace.merging.methods._registry import Parameter
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorReader, TensorStack
 
 
-def regmean(stack: Stack, weights: Sequence[float], *, reduce: float) -> Formula:
-    """Return the formula of RegMean.
+@merge_method(
+    formula="(Σ G_i)⁻¹ Σ G_i W_i, with G_i = X_iᵀX_i of the inputs of every linear layer; the mean elsewhere",
+    source="Jin et al. 2023, https://arxiv.org/abs/2212.09849",
+    granularity="whole",
+    weighted=False,
+    normalised=True,
+    evidence="gram",
+)
+def regmean(
+    stack: TensorStack,
+    weights: Sequence[float],
+    *,
+    reduce: Annotated[float, Parameter(help="factor of what is off the diagonal of G_i", low=0, high=1)] = 0.9,
+) -> Formula:
+    """Return the formula of RegMean (equation 2, section 4).
 
-    Args:
-        stack: the models, with ``X_iᵀX_i`` as evidence for the weights of linear layers and convolutions: ``(n, n)``
-            for a weight of ``n`` elements a row. Tensors of which no model has any get the mean, and so do directions
-            in which no model has data.
-        weights: not used.
-        reduce: factor of what is off the diagonal.
+    The evidence of a weight with ``n`` elements per row (linear layers, convolutions) is ``X_iᵀX_i``, of shape
+    ``(n, n)``. Tensors without any, and directions in which no model has data, get the mean.
 
     Raises:
-        WeightspaceError: a matrix is not symmetric, or some models have one for a tensor and some don't.
-
-    Source:
-        Jin et al. 2023, https://arxiv.org/abs/2212.09849, equation 2 and section 4.
+        WeightspaceError: a matrix is not symmetric, or some models lack the evidence of a tensor.
     """
     shares = [1 / len(weights)] * len(weights)
     width = stack.numel // max(1, stack.shape[0]) if stack.shape else 0
@@ -42,9 +51,9 @@ def regmean(stack: Stack, weights: Sequence[float], *, reduce: float) -> Formula
     if not evidence:
         return LinearFormula(exact_shares((1.0,) * len(weights)))
 
-    def formula(piece: Chunk) -> Tensor:
+    def formula(chunk: Chunk) -> Tensor:
         products = [_reduced(one, width, reduce, stack.name) for one in evidence]
-        tensors = [tensor.double() for tensor in piece.tensors]
+        tensors = [tensor.double() for tensor in chunk.tensors]
         mean = affine(tensors, shares)
         moved = torch.zeros(len(mean), width, dtype=torch.float64)
         for tensor, product in zip(tensors, products, strict=True):

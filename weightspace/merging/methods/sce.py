@@ -13,70 +13,79 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from weightspace.merging.methods._sparsify import agreeing_mean, back_differences, elected_sign, runs, scale, taken_from
+from weightspace.merging.methods._declaration import merge_method
+from weightspace.merging.methods._registry import Parameter
+from weightspace.merging.methods._sparsify import runs
 from weightspace.merging.methods._sums import total_square
-from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
-from weightspace.merging.methods._topk import EVERYTHING, Chunks, Cut, largest
+from weightspace.merging.methods._task_vectors import TaskVectors
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStack
+from weightspace.merging.methods._topk import EVERYTHING, Cut, StatisticChunks, largest
 
 
-def sce(stack: Stack, weights: Sequence[float], *, select_topk: float) -> Formula:
-    """Return the formula of SCE.
-
-    Args:
-        stack: the models and their base.
-        weights: not used.
-        select_topk: share of the elements of non-zero variance that is kept; 1 keeps all elements.
-
-    Source:
-        Wan et al. 2024, https://arxiv.org/abs/2408.07990, section 3.2.
-    """
+@merge_method(
+    formula="b + the differences of highest variance, weighted by their mean squares, that agree in sign",
+    source="Wan et al. 2024, https://arxiv.org/abs/2408.07990",
+    base="required",
+    weighted=False,
+    cost=16,
+)
+def sce(
+    stack: TensorStack,
+    weights: Sequence[float],
+    *,
+    select_topk: Annotated[
+        float, Parameter(help="share of the elements of highest variance that is kept", low=0, high=1)
+    ] = 1.0,
+) -> Formula:
+    """Return the formula of SCE (section 3.2)."""
     cut = EVERYTHING if select_topk >= 1 else _cut(stack, select_topk)
     squares = np.zeros(len(weights))
-    for piece in stack.working_pieces():
-        squares += [total_square(back) for back in _selected(piece, cut, stack.dtype)]
+    for chunk in stack.working_chunks():
+        squares += [total_square(vector) for vector in _selected(chunk, cut, stack.dtype).negated]
     whole = float(squares.sum())
     shares = (squares / whole).tolist() if whole > 0 else [1 / len(weights)] * len(weights)
 
-    def formula(piece: Chunk) -> Tensor:
-        backs = _selected(piece, cut, stack.dtype)
-        sign = elected_sign(backs)
-        return taken_from(piece.origin, agreeing_mean(scale(backs, shares), sign, shares), 1.0)
+    def formula(chunk: Chunk) -> Tensor:
+        vectors = _selected(chunk, cut, stack.dtype)
+        signs = vectors.signs()
+        return vectors.scale(shares).agreeing_mean(signs, shares).add_to_base(1.0)
 
     return formula
 
 
-def _cut(stack: Stack, select_topk: float) -> Cut:
+def _cut(stack: TensorStack, select_topk: float) -> Cut:
     """Return where the variances are cut."""
     models = replace(stack, base=None, finite=False)  # the pass after these reads the base, and looks at all
-    changed = sum(_count_changed(piece.models) for piece in models.pieces())
+    changed = sum(_count_changed(chunk.models) for chunk in models.chunks())
     (cut,) = largest(
-        _variances(models.pieces), [math.floor(select_topk * changed)], [stack.numel], _variances(runs(models))
+        _variances(models.chunks), [math.floor(select_topk * changed)], [stack.numel], _variances(runs(models))
     )
     return cut
 
 
-def _variances(pieces: Callable[[int], Iterator[Chunk]]) -> Chunks:
+def _variances(chunks: Callable[[int], Iterator[Chunk]]) -> StatisticChunks:
     """Return the variances over the models, as ``selection`` reads them."""
 
-    def chunks(first: int) -> Iterator[tuple[int, list[np.ndarray]]]:
-        for piece in pieces(first):
-            yield piece.start, [_variance(piece)]
+    def statistics(first: int) -> Iterator[tuple[int, list[np.ndarray]]]:
+        for chunk in chunks(first):
+            yield chunk.start, [_variance(chunk)]
 
-    return chunks
+    return statistics
 
 
-def _variance(piece: Chunk) -> np.ndarray:
+def _variance(chunk: Chunk) -> np.ndarray:
     """Return ``N²`` times the variance over the models of every element; exactly 0 where all are equal.
 
     That is ``N Σd² − (Σd)²``, with nothing to cancel as ``d = x_i − x_1``; of few bits, as bfloat16 has, it is exact,
     so that variances which are equal are found so. Of two models it leaves ``d²``.
     """
-    first, *others = piece.tensors
+    first, *others = chunk.tensors
     if len(others) == 1:
         return (others[0] - first).square_().numpy()
     total, squares = torch.zeros_like(first), torch.zeros_like(first)
@@ -84,7 +93,7 @@ def _variance(piece: Chunk) -> np.ndarray:
         other = tensor - first
         total += other
         squares.addcmul_(other, other)
-    return squares.mul_(len(piece.models)).sub_(total.square_()).numpy()
+    return squares.mul_(len(chunk.models)).sub_(total.square_()).numpy()
 
 
 def _count_changed(models: Tensor) -> int:
@@ -94,13 +103,13 @@ def _count_changed(models: Tensor) -> int:
     return int(np.count_nonzero(functools.reduce(np.logical_or, changed))) if changed else 0
 
 
-def _selected(piece: Chunk, cut: Cut, selected: torch.dtype) -> Tensor:
-    """Return ``b − x_i`` where the variance is kept, a zero elsewhere; ``selected`` is the dtype of the variances."""
+def _selected(chunk: Chunk, cut: Cut, selected: torch.dtype) -> TaskVectors:
+    """Return the task vectors, zero where the variance is cut off; ``selected`` is the dtype of the variances."""
     kept = None
     if cut != EVERYTHING:
-        kept = cut.kept(_variance(replace(piece, models=piece.models.to(selected))), piece.start)
-    backs = back_differences(piece)
+        kept = cut.kept(_variance(replace(chunk, models=chunk.models.to(selected))), chunk.start)
+    vectors = TaskVectors(chunk)
     if kept is not None:
-        array = backs.numpy()
-        np.multiply(array, kept, out=array)
-    return backs
+        for index in range(len(vectors.negated)):
+            vectors.mask(index, kept)
+    return vectors

@@ -8,28 +8,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 from weightspace.arithmetic.coefficients import shifts
+from weightspace.merging.methods._declaration import merge_method
 from weightspace.merging.methods._directions import gram, with_base
 from weightspace.merging.methods._linear_combination import LinearFormula, computed_formula
-from weightspace.merging.methods._tensor_stack import Formula, Stack
+from weightspace.merging.methods._registry import Parameter
+from weightspace.merging.methods._tensor_stack import Formula, TensorStack
 
 #: Above this cosine the arc is a straight line.
 _PARALLEL = 0.9995
 
 
-def slerp(stack: Stack, weights: Sequence[float], *, t: float) -> Formula:
-    """Return the formula of the arc from the base to the one model.
+@merge_method(
+    formula="the arc from the base (t = 0) to the model (t = 1)",
+    source="Shoemake 1985, https://doi.org/10.1145/325334.325242",
+    base="end",
+    models=(1, 1),
+    weighted=False,
+    cost=4,
+)
+def slerp(
+    stack: TensorStack,
+    weights: Sequence[float],
+    *,
+    t: Annotated[float, Parameter(help="position on the arc: 0 is the base, 1 the model")],
+) -> Formula:
+    """Return the formula of the arc from the base to the model, beyond both too.
 
-    The tensors keep their lengths: the arc is that of their directions. A zero tensor stands at a right angle.
-
-    Args:
-        stack: one model and the base.
-        weights: not used.
-        t: 0 is the base, 1 the model; the arc goes on beyond both.
-
-    Source:
-        Shoemake 1985, https://doi.org/10.1145/325334.325242; mergekit's threshold for straight lines.
+    The arc is that of their directions; each keeps its length. A zero tensor stands at a right angle. Above a cosine of
+    .9995 the arc is a straight line, as in mergekit.
     """
     (bb, bx), (_, xx) = gram(with_base(stack))
     found = arc(bb, bx, xx, t, parallel=_PARALLEL)

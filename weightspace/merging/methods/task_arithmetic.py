@@ -7,27 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Annotated
 
 from weightspace.arithmetic.coefficients import shifts
+from weightspace.merging.methods._declaration import merge_method
 from weightspace.merging.methods._linear_combination import LinearFormula
-from weightspace.merging.methods._tensor_stack import Formula, Stack
+from weightspace.merging.methods._parameters import Lambda, Normalize
+from weightspace.merging.methods._registry import Parameter
+from weightspace.merging.methods._tensor_stack import Formula, TensorStack
 from weightspace.merging.methods.linear import check_sum
 
 
-def task_arithmetic(stack: Stack, weights: Sequence[float], *, lambda_: float, normalize: bool) -> Formula:
-    """Return the formula of task arithmetic.
-
-    Args:
-        stack: the models and their base.
-        weights: any finite numbers; negative ones forget a task.
-        lambda_: factor of the merged difference.
-        normalize: divide by the sum of the weights.
+@merge_method(
+    formula="b + λ Σ w_i (x_i − b)",
+    source="Ilharco et al. 2023, https://arxiv.org/abs/2212.04089",
+    base="required",
+)
+def task_arithmetic(
+    stack: TensorStack,
+    weights: Sequence[float],
+    *,
+    lambda_: Lambda = 1.0,
+    normalize: Normalize = False,
+) -> Formula:
+    """Return the formula of task arithmetic (section 2); negative weights forget a task.
 
     Raises:
         WeightspaceError: with ``normalize``, the weights sum to zero.
-
-    Source:
-        Ilharco et al. 2023, https://arxiv.org/abs/2212.04089, section 2.
     """
     if normalize:
         check_sum(weights)
@@ -36,10 +42,18 @@ def task_arithmetic(stack: Stack, weights: Sequence[float], *, lambda_: float, n
     return LinearFormula(shifts(factors, sum(exact, Fraction(0)) if normalize else 1), with_base=True)
 
 
-def wise_ft(stack: Stack, weights: Sequence[float], *, alpha: float) -> Formula:
-    """Return the formula of WiSE-FT: the straight line from the base (0) to one fine-tuned model (1).
-
-    Source:
-        Wortsman et al. 2022, https://arxiv.org/abs/2109.01903, section 3.
-    """
+@merge_method(
+    formula="b + α (x − b)",
+    source="Wortsman et al. 2022, https://arxiv.org/abs/2109.01903",
+    base="required",
+    models=(1, 1),
+    weighted=False,
+)
+def wise_ft(
+    stack: TensorStack,
+    weights: Sequence[float],
+    *,
+    alpha: Annotated[float, Parameter(help="0 is the base, 1 the fine-tuned model")] = 0.5,
+) -> Formula:
+    """Return the formula of WiSE-FT (section 3)."""
     return LinearFormula(shifts((alpha,)), with_base=True)

@@ -1,4 +1,4 @@
-r"""TIES: trim the differences from the base, elect a sign element by element, average those that agree.
+r"""TIES: trim the task vectors, elect a sign per element, average those that agree.
 
 .. math:: b + \lambda\, \frac{\sum_{i \in A} s_i}{\sum_{i \in A} w_i}, \qquad s_i = w_i \operatorname{trim}(x_i - b),
     \quad A = \{i : \operatorname{sign} s_i = \operatorname{sign} \textstyle\sum_j s_j\}
@@ -8,89 +8,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from weightspace.merging.methods._declaration import merge_method
 from weightspace.merging.methods._masked_sum import MaskedSum
+from weightspace.merging.methods._parameters import Density, Lambda, NormalizeElected, RescaleL1
+from weightspace.merging.methods._registry import Parameter
 from weightspace.merging.methods._rounding import RefinedFormula
 from weightspace.merging.methods._sparsify import (
-    absolute_sums,
-    back_differences,
-    elected_mean,
     largest_differences,
     magnitudes,
-    restored,
+    restoring_factors,
     sampled_magnitudes,
-    scale,
-    taken_from,
-    trim,
 )
-from weightspace.merging.methods._tensor_stack import Chunk, Formula, Stack
-from weightspace.merging.methods._topk import Chunks, Cut, largest
+from weightspace.merging.methods._task_vectors import TaskVectors
+from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStack
+from weightspace.merging.methods._topk import Cut, StatisticChunks, largest
 
 
-def ties(
-    stack: Stack,
-    weights: Sequence[float],
-    *,
-    density: Sequence[float],
-    lambda_: float,
-    normalize: bool,
-    rescale: bool,
-    scope: str,
-    cuts: Sequence[Cut] | None = None,
-) -> Formula:
-    """Return the formula of TIES.
+def model_cuts(stacks: Sequence[TensorStack], arguments: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the cuts of every tensor when the densities hold over the whole model (``scope: model``).
 
-    Args:
-        stack: the models and their base.
-        weights: any finite numbers; negative ones vote for the opposite.
-        density: share of the largest differences that is kept, at least one element, one per model.
-        lambda_: factor of the merged difference.
-        normalize: divide by the weights of those that agree.
-        rescale: scale the trimmed differences to the L1 norm that they had.
-        scope: ``tensor`` trims tensor by tensor; ``model`` over the whole model, which is what ``survey`` is for.
-        cuts: where the differences are cut, one per model, as the survey found.
-
-    Source:
-        Yadav et al. 2023, https://arxiv.org/abs/2306.01708, algorithm 1; the sign is elected by the weighted sum, as
-        in mergekit.
-    """
-    found = cuts or largest_differences(stack, [kept_count(share, stack.numel) for share in density])
-    if normalize and min(weights) > 0:  # only their ratios count
-        equal, exponent = min(weights) == max(weights), math.frexp(max(weights))[1]
-        weights = [1.0 if equal else math.ldexp(weight, -exponent) for weight in weights]
-    factors = list(weights)
-    if rescale:
-        factors = [weight * restoring for weight, restoring in zip(weights, _restoring(stack, found), strict=True)]
-
-    def quick(piece: Chunk, close: list[np.ndarray] | None) -> Tensor:
-        terms = scale(trim(back_differences(piece), found, piece.start, stack.dtype), factors)
-        return taken_from(piece.origin, elected_mean(terms, weights, normalize=normalize, close=close), lambda_)
-
-    def kept(models: Tensor, base: Tensor, positions: Tensor) -> Tensor:
-        sizes = (base.to(stack.dtype) - models.to(stack.dtype)).abs_()
-        return torch.stack([cut.kept_at(size, positions) for cut, size in zip(found, sizes, strict=True)])
-
-    return RefinedFormula(quick, MaskedSum(kept, factors, weights, lambda_, normalize))
-
-
-def kept_count(density: float, count: int) -> int:
-    """Return how many of the largest of ``count`` numbers a density keeps: ``max(1, ⌊density · n⌋)``, or all."""
-    return count if density >= 1 else max(1, math.floor(density * count))
-
-
-def survey(stacks: Sequence[Stack], arguments: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return where every tensor is cut when the densities hold over the whole model (``scope: model``).
-
-    The tensors follow each other in the order of their names: equal differences are kept from the first one on.
+    Of equal magnitudes those of the first tensors, by name, are kept.
 
     Args:
         stacks: all tensors, by name.
-        arguments: of the method for each of them; the first one's density counts.
+        arguments: of the method, one per tensor; the density of the first holds.
     """
     if not stacks:
         return {}
@@ -108,23 +55,63 @@ def survey(stacks: Sequence[Stack], arguments: Sequence[Mapping[str, Any]]) -> d
     }
 
 
-def _joined(parts: Sequence[Chunks], offsets: Sequence[int]) -> Chunks:
-    """Return the chunks of several tensors as those of one."""
+@merge_method(
+    formula="b + λ × the mean of the trimmed differences that agree with the elected sign",
+    source="Yadav et al. 2023, https://arxiv.org/abs/2306.01708",
+    base="required",
+    cost=8,
+    global_pass=model_cuts,
+    global_pass_if=("scope", "model"),
+)
+def ties(
+    stack: TensorStack,
+    weights: Sequence[float],
+    *,
+    density: Density = (1.0,),
+    lambda_: Lambda = 1.0,
+    normalize: NormalizeElected = True,
+    rescale: RescaleL1 = False,
+    scope: Annotated[
+        str, Parameter(help="trim tensor by tensor, or over the whole model", choices=("tensor", "model"))
+    ] = "tensor",
+    cuts: Sequence[Cut] | None = None,
+) -> Formula:
+    """Return the formula of TIES (algorithm 1), the sign elected by the weighted sum, as in mergekit.
 
-    def chunks(first: int) -> Iterator[tuple[int, Sequence[np.ndarray]]]:
+    At least one element per tensor is kept. ``cuts`` come from the global pass, one per model.
+    """
+    found = cuts or largest_differences(stack, [kept_count(share, stack.numel) for share in density])
+    if normalize and min(weights) > 0:  # only their ratios count
+        equal, exponent = min(weights) == max(weights), math.frexp(max(weights))[1]
+        weights = [1.0 if equal else math.ldexp(weight, -exponent) for weight in weights]
+    factors = list(weights)
+    if rescale:
+        restoring = restoring_factors(stack, lambda vectors: vectors.trim(found, stack.dtype))
+        factors = [weight * factor for weight, factor in zip(weights, restoring, strict=True)]
+
+    def fast(chunk: Chunk, close: list[np.ndarray] | None) -> Tensor:
+        vectors = TaskVectors(chunk).trim(found, stack.dtype).scale(factors)
+        return vectors.elect(weights, normalize=normalize, close=close).add_to_base(lambda_)
+
+    def kept(models: Tensor, base: Tensor, positions: Tensor) -> Tensor:
+        sizes = (base.to(stack.dtype) - models.to(stack.dtype)).abs_()
+        return torch.stack([cut.kept_at(size, positions) for cut, size in zip(found, sizes, strict=True)])
+
+    return RefinedFormula(fast, MaskedSum(kept, factors, weights, lambda_, normalize))
+
+
+def kept_count(density: float, count: int) -> int:
+    """Return how many of ``count`` elements a density keeps: ``max(1, ⌊density · n⌋)``, or all."""
+    return count if density >= 1 else max(1, math.floor(density * count))
+
+
+def _joined(parts: Sequence[StatisticChunks], offsets: Sequence[int]) -> StatisticChunks:
+    """Return the statistics of several tensors as those of one."""
+
+    def statistics(first: int) -> Iterator[tuple[int, Sequence[np.ndarray]]]:
         for part, offset, end in zip(parts, offsets, offsets[1:], strict=False):
             if first < end:
-                for start, statistics in part(max(0, first - offset)):
-                    yield offset + start, statistics
+                for start, values in part(max(0, first - offset)):
+                    yield offset + start, values
 
-    return chunks
-
-
-def _restoring(stack: Stack, cuts: Sequence[Cut]) -> list[float]:
-    """Return the factors that restore the L1 norms of the trimmed differences."""
-    before, after = np.zeros(len(cuts)), np.zeros(len(cuts))
-    for piece in stack.working_pieces():
-        backs = back_differences(piece)
-        before += absolute_sums(backs)
-        after += absolute_sums(trim(backs, cuts, piece.start, stack.dtype))
-    return [restored(*sums) for sums in zip(before.tolist(), after.tolist(), strict=True)]
+    return statistics

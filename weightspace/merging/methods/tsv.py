@@ -13,21 +13,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from weightspace.merging.methods._declaration import merge_method
+from weightspace.merging.methods._parameters import Lambda
 from weightspace.merging.methods._svd import on_matrices, polar, singular_vectors
-from weightspace.merging.methods._tensor_stack import Formula, Stack
+from weightspace.merging.methods._tensor_stack import Formula, TensorStack
 
 
-def tsv_m(stack: Stack, weights: Sequence[float], *, lambda_: float) -> Formula:
-    """Return the formula of TSV-M; tensors that are no matrices get the mean of their differences.
-
-    Args:
-        stack: the models and their base.
-        weights: not used.
-        lambda_: factor of the merged difference.
-
-    Source:
-        Gargiulo et al. 2025, https://arxiv.org/abs/2412.00081, algorithm 1.
-    """
+@merge_method(
+    formula="b + λ Σ of the leading task singular vectors, made orthogonal between the tasks",
+    source="Gargiulo et al. 2025, https://arxiv.org/abs/2412.00081",
+    base="required",
+    granularity="whole",
+    weighted=False,
+)
+def tsv_m(
+    stack: TensorStack,
+    weights: Sequence[float],
+    *,
+    lambda_: Lambda = 1.0,
+) -> Formula:
+    """Return the formula of TSV-M (algorithm 1); tensors that are not matrices get the mean of their differences."""
     return on_matrices(stack, _merged, lambda_)
 
 

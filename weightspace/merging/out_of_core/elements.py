@@ -14,17 +14,17 @@ from weightspace.arithmetic.integers import agreed, largest
 from weightspace.arithmetic.spectral_norm import SpectralModel, spectral_vectors
 from weightspace.arithmetic.weight_norm import EffectiveWeight, Split, split
 from weightspace.checkpoints.dtypes import DTYPES
-from weightspace.merging.methods._apply import merged_pieces, sound_pieces
-from weightspace.merging.methods._registry import PIECE
+from weightspace.merging.methods._apply import merged_chunks, sound_chunks
+from weightspace.merging.methods._registry import CHUNK
 from weightspace.merging.methods._tensor_stack import TensorReader
 from weightspace.merging.out_of_core.sources import Sources
 from weightspace.merging.plan.plan import Job
 
 #: What the method's pass over the whole model adds to its arguments, by name.
-Surveyed = Mapping[str, Mapping[str, Any]]
+GlobalArguments = Mapping[str, Mapping[str, Any]]
 
 
-def elements_of(job: Job, sources: Sources, surveyed: Surveyed) -> Iterator[tuple[int, Tensor]]:
+def elements_of(job: Job, sources: Sources, global_arguments: GlobalArguments) -> Iterator[tuple[int, Tensor]]:
     """Yield the elements of a tensor in order, in the dtype of the output: the index of the first, and 1-D elements.
 
     What follows from a merged weight is made from that weight, merged once more: no job waits for another one.
@@ -32,22 +32,22 @@ def elements_of(job: Job, sources: Sources, surveyed: Surveyed) -> Iterator[tupl
     Args:
         job: of the plan of the sources.
         sources: its checkpoints.
-        surveyed: what the method's pass over the whole model adds to its arguments, by name.
+        global_arguments: what the method's pass over the whole model adds to its arguments, by name.
 
     Raises:
         WeightspaceError: as the method; integers differ; a tensor holds NaN or infinity.
     """
     dtype = real_dtype(DTYPES[job.info.dtype])
     if job.kind == "direction":
-        whole = _split(job, sources, surveyed)
-        for start, merged in _merged(job, sources, surveyed, torch.float64):
+        whole = _split(job, sources, global_arguments)
+        for start, merged in _merged(job, sources, global_arguments, torch.float64):
             yield start, whole.direction(start, merged).to(dtype)
     elif job.kind == "magnitude":
-        yield 0, _split(sources.plan.by_name[job.follows], sources, surveyed).magnitudes().to(dtype)
+        yield 0, _split(sources.plan.by_name[job.follows], sources, global_arguments).magnitudes().to(dtype)
     elif job.kind == "vector":
-        yield 0, getattr(_vectors(job, sources, surveyed), job.part).flatten().to(dtype)
+        yield 0, getattr(_vectors(job, sources, global_arguments), job.part).flatten().to(dtype)
     elif is_merged(job, sources):
-        yield from _merged(job, sources, surveyed, dtype)
+        yield from _merged(job, sources, global_arguments, dtype)
     else:
         yield from ((start, elements.to(dtype)) for start, elements in _kept(job, sources))
 
@@ -59,11 +59,13 @@ def is_merged(job: Job, sources: Sources) -> bool:
     return job.kind in ("merge", "direction")
 
 
-def _merged(job: Job, sources: Sources, surveyed: Surveyed, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+def _merged(
+    job: Job, sources: Sources, global_arguments: GlobalArguments, dtype: torch.dtype
+) -> Iterator[tuple[int, Tensor]]:
     """Yield what the method makes."""
     stack = sources.stack(job)
-    arguments = {**job.arguments, **surveyed.get(job.name, {})}
-    return sound_pieces(stack, merged_pieces(sources.plan.method, stack, job.weights, arguments, dtype))
+    arguments = {**job.arguments, **global_arguments.get(job.name, {})}
+    return sound_chunks(stack, merged_chunks(sources.plan.method, stack, job.weights, arguments, dtype))
 
 
 def _kept(job: Job, sources: Sources) -> Iterator[tuple[int, Tensor]]:
@@ -74,9 +76,9 @@ def _kept(job: Job, sources: Sources) -> Iterator[tuple[int, Tensor]]:
     flats = [sources.flat(ref) for ref in job.inputs]
     labels = [sources.plan.members[index].label for index, _ in job.inputs]
     count = math.prod(flats[0].shape)
-    for start in range(0, count, PIECE):
-        pieces = [flat.read(start, min(start + PIECE, count)) for flat in flats]
-        yield start, pieces[0] if job.kind == "copy" else agreed(job.name, pieces, models=labels)
+    for start in range(0, count, CHUNK):
+        chunks = [flat.read(start, min(start + CHUNK, count)) for flat in flats]
+        yield start, chunks[0] if job.kind == "copy" else agreed(job.name, chunks, models=labels)
 
 
 def _largest(job: Job, sources: Sources) -> Tensor | None:
@@ -86,21 +88,21 @@ def _largest(job: Job, sources: Sources) -> Tensor | None:
     return largest([flat.read(0, math.prod(flat.shape)) for flat in flats])
 
 
-def _split(job: Job, sources: Sources, surveyed: Surveyed) -> Split:
+def _split(job: Job, sources: Sources, global_arguments: GlobalArguments) -> Split:
     """Return how the merged weight of a direction is divided."""
     if job.name not in sources.splits:
         models = [weight for weight in sources.weights(job) if isinstance(weight, EffectiveWeight)]
-        sources.splits[job.name] = split(models, lambda: _merged(job, sources, surveyed, torch.float64))
+        sources.splits[job.name] = split(models, lambda: _merged(job, sources, global_arguments, torch.float64))
     return sources.splits[job.name]
 
 
-def _vectors(job: Job, sources: Sources, surveyed: Surveyed) -> SpectralModel:
+def _vectors(job: Job, sources: Sources, global_arguments: GlobalArguments) -> SpectralModel:
     """Return the singular vectors of a merged weight."""
     if job.follows not in sources.vectors:
         weight = sources.plan.by_name[job.follows]
         dtype = torch.float64 if weight.kind == "direction" else DTYPES[weight.info.dtype]
         merged = torch.empty(weight.info.shape, dtype=dtype)
-        for start, elements in _merged(weight, sources, surveyed, dtype):
+        for start, elements in _merged(weight, sources, global_arguments, dtype):
             merged.view(-1)[start : start + len(elements)] = elements
         parts = [[_whole(sources.flat(ref)) for ref in refs] or [None] * len(job.models) for refs in job.companions]
         models = [SpectralModel(*of_model) for of_model in zip(sources.weights(weight), *parts, strict=True)]

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from weightspace.checkpoints import StateDict, load_checkpoint
-from weightspace.merging.methods._loading import load_survey
+from weightspace.merging.methods._loading import load_global_pass
+from weightspace.merging.options import ExecutionOptions
 from weightspace.merging.out_of_core.elements import elements_of, is_merged
 from weightspace.merging.out_of_core.output import ShardFile, open_shards
 from weightspace.merging.out_of_core.sources import Sources
 from weightspace.merging.out_of_core.staging import Staging
 from weightspace.merging.plan.estimates import job_memory
-from weightspace.merging.plan.plan import ExecutionOptions, Job, Plan
+from weightspace.merging.plan.plan import Job, Plan
 from weightspace.threads import torch_threads
 
 
@@ -27,8 +28,8 @@ def make_jobs(
     shards: Sequence[int],
     sources: Sources,
     staging: Staging,
-    running: ExecutionOptions,
-    surveyed: Mapping[str, Mapping[str, Any]],
+    execution: ExecutionOptions,
+    global_arguments: Mapping[str, Mapping[str, Any]],
     report: Callable[[int], None],
     part: int = 0,
 ) -> None:
@@ -39,8 +40,8 @@ def make_jobs(
         shards: numbers of the files that they go to; these are made if there are none.
         sources: the plan's checkpoints.
         staging: where the output grows.
-        running: threads and memory.
-        surveyed: what the method's pass over the whole model adds to its arguments, by name.
+        execution: threads and memory.
+        global_arguments: what the method's pass over the whole model adds to its arguments, by name.
         report: is told how many bytes were written since it was last called.
         part: names the journals.
 
@@ -48,22 +49,22 @@ def make_jobs(
         WeightspaceError: as the method; a tensor holds NaN or infinity.
         OSError: the disk refuses.
     """
-    with open_shards(sources.plan, staging, shards, part=part, fsync=running.fsync) as files:
+    with open_shards(sources.plan, staging, shards, part=part, fsync=execution.fsync) as files:
         do_jobs(
             sources.plan,
             jobs,
             files,
             sources,
-            surveyed,
-            threads=running.crew,
-            memory=running.memory,
+            global_arguments,
+            threads=execution.concurrency,
+            memory=execution.memory,
             progress=report,
         )
 
 
-def survey(plan: Plan) -> Mapping[str, Mapping[str, Any]]:
+def global_pass(plan: Plan) -> Mapping[str, Mapping[str, Any]]:
     """Make the method's pass over the whole model, where it has one."""
-    function = load_survey(plan.method)
+    function = load_global_pass(plan.method)
     if function is None:
         return {}
     sources = Sources(plan)
@@ -110,7 +111,7 @@ def do_jobs(
     jobs: Sequence[Job],
     files: Mapping[int, ShardFile],
     sources: Sources,
-    surveyed: Mapping[str, Mapping[str, Any]],
+    global_arguments: Mapping[str, Mapping[str, Any]],
     *,
     threads: int,
     memory: int,
@@ -123,7 +124,7 @@ def do_jobs(
         jobs: the tensors.
         files: open files of their shards, by number.
         sources: the plan's checkpoints.
-        surveyed: what the method's pass over the whole model adds to its arguments, by name.
+        global_arguments: what the method's pass over the whole model adds to its arguments, by name.
         threads: how many are made at a time; the bytes don't depend on it.
         memory: bytes that they may take together.
         progress: is told, on this thread, how many bytes of the output were written since it was last called.
@@ -136,36 +137,36 @@ def do_jobs(
     with torch_threads(1), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         tiny = deque(job for job in jobs if _elements_read(plan, job) <= _TINY)
         others = deque(_ordered([job for job in jobs if _elements_read(plan, job) > _TINY]))
-        crew = _Crew(plan, files, sources, surveyed, _Budget(memory))
+        workers = WorkerPool(plan, files, sources, global_arguments, _Budget(memory))
         queues = [[tiny, others], *[[others]] * (threads - 1)]
-        running: set[Future[None]] = {pool.submit(crew.run, several) for several in queues}
+        pending: set[Future[None]] = {pool.submit(workers.run, several) for several in queues}
         try:
-            while running:
-                finished, running = wait(running, _COMMIT, FIRST_EXCEPTION)
+            while pending:
+                finished, pending = wait(pending, _COMMIT, FIRST_EXCEPTION)
                 for future in finished:
                     future.result()
                 for file in files.values():
                     file.journal.commit()
-                progress(crew.take_written())
+                progress(workers.take_written())
         finally:
-            crew.stop.set()
+            workers.stop.set()
 
 
-class _Crew:
-    """What the threads share."""
+class WorkerPool:
+    """The threads of a merge: the queues that they take jobs from, the memory and the count that they share."""
 
     def __init__(
         self,
         plan: Plan,
         files: Mapping[int, ShardFile],
         sources: Sources,
-        surveyed: Mapping[str, Mapping[str, Any]],
+        global_arguments: Mapping[str, Mapping[str, Any]],
         budget: _Budget,
     ) -> None:
         self.plan = plan
         self.files = files
         self.sources = sources
-        self.surveyed = surveyed
+        self.global_arguments = global_arguments
         self.budget = budget
         self.stop = threading.Event()
         self.written = 0
@@ -189,7 +190,7 @@ class _Crew:
     def _do(self, job: Job) -> bool:
         """Make one tensor; return whether it is complete."""
         file = self.files[job.shard]
-        for start, elements in elements_of(job, self.sources, self.surveyed):
+        for start, elements in elements_of(job, self.sources, self.global_arguments):
             if self.stop.is_set():
                 return False
             file.write(job.offset + start * elements.itemsize, elements)
@@ -221,9 +222,9 @@ class _Budget:
 
 
 def _keep_freed_memory() -> None:
-    """Free a large block: from then on glibc keeps up to twice as much of what is freed, for the next piece.
+    """Free a large block: from then on glibc keeps up to twice as much of what is freed, for the next chunk.
 
-    Otherwise it gives every piece back to the system, which has to clear its pages for the next one.
+    Otherwise it gives every chunk back to the system, which has to clear its pages for the next one.
     """
     torch.empty(_KEPT, dtype=torch.uint8)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from weightspace.checkpoints.metadata import TensorInfo
 from weightspace.checkpoints.provenance import described
 from weightspace.errors import CheckpointError
 from weightspace.merging.methods import Method
+from weightspace.merging.options import OutputOptions, ReadingOptions
 from weightspace.merging.out_of_core.chat_templates import chat_template
 from weightspace.merging.out_of_core.input_checks import (
     check_evidence,
@@ -28,7 +29,7 @@ from weightspace.merging.out_of_core.tensor_names import Output, Outputs, check_
 from weightspace.merging.out_of_core.vocabularies import check_tokens, tokenizer_folder
 from weightspace.merging.plan.inputs import companion_paths, stamps_of
 from weightspace.merging.plan.layout import lay_out
-from weightspace.merging.plan.members import Reading, open_members
+from weightspace.merging.plan.members import open_members
 from weightspace.merging.plan.parametrized import with_parametrizations
 from weightspace.merging.plan.plan import Job, Kind, Member, Plan, Ref
 from weightspace.merging.plan.promotion import FLOATS, promoted
@@ -36,41 +37,33 @@ from weightspace.merging.recipe.merge_roles import find_method, split_base
 from weightspace.merging.recipe.parse import Recipe, Warn
 from weightspace.merging.recipe.schedule import resolve
 from weightspace.merging.slices.configuration import adapted_configurations
+from weightspace.merging.slices.layer_index import Layers
 from weightspace.merging.slices.notices import slice_notices
 from weightspace.user_code import is_user_code
 
 #: Bytes of a file's name, at most; a torch file's own may be longer than the one that it is made from allows.
 _LONGEST = 255
 
-#: Bytes of tensors in a shard, where nothing else is asked for.
-SHARD_SIZE = 5 * 10**9
-
 
 @dataclass(frozen=True)
-class OutputOptions:
-    """How a recipe is made, apart from what it says: all of it decides the output's bytes.
+class PlanOptions:
+    """What a plan depends on beside the recipe.
 
     Attributes:
-        shard_size: bytes of tensors in a shard of a folder, at most.
-        finite: refuse NaN and infinity.
-        hashes: keep the inputs' SHA-256 in the metadata.
-        options: what else was done (alignment, statistics), for the metadata: anything that JSON can hold.
-        lenient: what a strict reading refuses was a warning.
-        reading: how the checkpoints are read.
+        output: of the output.
+        reading: of the inputs.
+        lenient: some refusals were warnings.
     """
 
-    shard_size: int = SHARD_SIZE
-    finite: bool = True
-    hashes: bool = True
-    options: Mapping[str, Any] | None = None
+    output: OutputOptions = field(default_factory=OutputOptions)
+    reading: ReadingOptions = field(default_factory=ReadingOptions)
     lenient: bool = False
-    reading: Reading = field(default_factory=Reading)
 
 
 def make_plan(
     recipe: Recipe,
     out: Path,
-    making: OutputOptions,
+    options: PlanOptions,
     *,
     warn: Warn | None = None,
     notice: Warn | None = None,
@@ -81,7 +74,7 @@ def make_plan(
     Args:
         recipe: what to merge, and how.
         out: the output, a file or a folder by its name.
-        making: what else decides the bytes.
+        options: what else decides the bytes.
         warn: takes lines about tensors that a model lacks; None: refuse them.
         notice: takes lines about decisions, and about differences between the models that may be intended.
         ignored: takes lines about what has no effect, as in mergekit; None: refuse it.
@@ -98,33 +91,34 @@ def make_plan(
             notice(line)
 
     row = find_method(recipe.method)
-    members = open_members(*_sources(recipe), making.reading, note)
+    members = open_members(*_sources(recipe), options.reading, note)
     check_plain(members)
     named = _outputs(recipe, row, members, warn)
     for line in (line for stacking in named.stackings for line in slice_notices(stacking)):
         note(line)
-    check_effects(recipe, named, making.reading, ignored)
-    planner = _Planner(recipe, row, members, making.finite)
-    jobs = with_parametrizations([planner.job(output) for output in named.outputs], named.tied, members)
+    check_effects(recipe, named, options.reading, ignored)
+    planner = _Planner(recipe, row, members)
+    jobs = with_parametrizations([planner.job(tensor) for tensor in named.outputs], named.tied, members)
+    jobs = _with_layers(jobs)
     check_evidence(row, members, _models(recipe, members), jobs)
     donor = _donor(recipe, members)
-    tokenizer = _tokenizer(recipe, members, donor, making.reading, note)
+    tokenizer = _tokenizer(recipe, members, donor, options.reading, note)
     file = _weights_file(out)
     companions = compare_folders(members, donor, note, sliced=bool(named.stackings), copied=file is None)
-    metadata = _metadata(recipe, members, making)
-    placed, shards = lay_out(jobs, named.tied, metadata, file, making.shard_size)
+    metadata = _metadata(recipe, members, options)
+    placed, shards = lay_out(jobs, named.tied, metadata, file, options.output.shard_size)
     template = chat_template(recipe, members, None if file else tokenizer or donor, ignored)
     beside = [] if file or donor is None else companion_paths(donor, companions.copied, tokenizer)
     stamps = stamps_of(members, beside)
-    identity = _identity(metadata, stamps, making, out)
+    identity = _identity(metadata, stamps, options.output, out)
     configurations = _configurations(named, members, placed, None if is_file_name(out) else donor)
-    output = (placed, named.tied, shards, metadata, making.finite, identity, _title(out))
+    layout = (placed, named.tied, shards, metadata, not options.output.allow_nonfinite, identity, _title(out))
     folder = (donor, tokenizer, configurations, companions.copied, tuple(notices), template, stamps)
-    return Plan(row, members, *output, *folder)
+    return Plan(row, members, *layout, *folder, hashes=options.output.hashes)
 
 
 def _tokenizer(
-    recipe: Recipe, members: Sequence[Member], donor: Path | None, reading: Reading, note: Warn
+    recipe: Recipe, members: Sequence[Member], donor: Path | None, reading: ReadingOptions, note: Warn
 ) -> Path | None:
     """Return the folder of the recipe's tokenizer; without one, check that the models share their tokens."""
     tokenizer = tokenizer_folder(recipe, members, donor, reading, note)
@@ -159,14 +153,19 @@ def _models(recipe: Recipe, members: Sequence[Member]) -> list[Member]:
     return [member for member in members if member.source in sources]
 
 
+def _with_layers(jobs: Sequence[Job]) -> list[Job]:
+    """Return the jobs with the layer that each tensor belongs to in the output."""
+    layers = Layers(job.name for job in jobs)
+    return [replace(job, layer=layers.depth(job.name)) for job in jobs]
+
+
 class _Planner:
     """Makes the jobs of a recipe; what many tensors share is checked once."""
 
-    def __init__(self, recipe: Recipe, row: Method, members: Sequence[Member], finite: bool) -> None:
+    def __init__(self, recipe: Recipe, row: Method, members: Sequence[Member]) -> None:
         self.recipe = recipe
         self.row = row
         self.members = members
-        self.finite = finite
         self.checked: dict[str, dict[str, Any]] = {}
 
     def job(self, output: Output) -> Job:
@@ -253,31 +252,32 @@ def _sources(recipe: Recipe) -> tuple[list[str], dict[str, str]]:
     return list(recipe.models), {source.model: source.evidence for source in sources if source.evidence is not None}
 
 
-def _metadata(recipe: Recipe, members: Sequence[Member], making: OutputOptions) -> dict[str, str]:
-    """Return where the output comes from; in place of the digests stand as many zeros."""
-    blank = "0" * 64 if making.hashes else ""
+def _metadata(recipe: Recipe, members: Sequence[Member], options: PlanOptions) -> dict[str, str]:
+    """Return the metadata of the output; zeros take the place of the digests of the inputs."""
+    output, reading = options.output, options.reading
+    blank = "0" * 64 if output.hashes else ""
     paths = [entry for member in members for entry in member.inputs]
     digests = {file: blank for member in members for file in member.files}
-    options = {"shard_size": making.shard_size, **(making.options or {})}
-    if not making.finite:
-        options["allow_nonfinite"] = True
-    if making.lenient:
-        options["lenient"] = True
-    if making.reading.key is not None:
-        options["key"] = making.reading.key
-    if making.reading.strip_prefix is not None:
-        options["strip_prefix"] = making.reading.strip_prefix
+    recorded = {"shard_size": output.shard_size, **(output.recorded or {})}
+    if output.allow_nonfinite:
+        recorded["allow_nonfinite"] = True
+    if options.lenient:
+        recorded["lenient"] = True
+    if reading.key is not None:
+        recorded["key"] = reading.key
+    if reading.strip_prefix is not None:
+        recorded["strip_prefix"] = reading.strip_prefix
     if is_user_code(recipe.method):
-        options["code"] = sha256_of(Path(recipe.method.rpartition(":")[0]))
-    return {**described(paths, digests, recipe.method, options), "recipe": recipe.to_yaml()}
+        recorded["code"] = sha256_of(Path(recipe.method.rpartition(":")[0]))
+    return {**described(paths, digests, recipe.method, recorded), "recipe": recipe.to_yaml()}
 
 
 def _identity(
-    metadata: Mapping[str, str], stamps: Mapping[Path, tuple[int, int]], making: OutputOptions, out: Path
+    metadata: Mapping[str, str], stamps: Mapping[Path, tuple[int, int]], output: OutputOptions, out: Path
 ) -> str:
     """Return what decides the bytes, the inputs by size and time of change."""
     files = [(os.path.realpath(file), *stamp) for file, stamp in stamps.items()]
-    return json.dumps([dict(metadata), files, making.hashes, out.name])
+    return json.dumps([dict(metadata), files, output.hashes, out.name])
 
 
 def _weights_file(out: Path) -> str | None:

@@ -21,12 +21,13 @@ from weightspace.checkpoints.output_paths import check_apart, check_checkpoint_o
 from weightspace.checkpoints.provenance import described
 from weightspace.checkpoints.safetensors_header import encode_header, read_header
 from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.merging.options import ExecutionOptions
 from weightspace.merging.out_of_core.output_files import finish_folder
 from weightspace.merging.out_of_core.staging import Staging, is_file_name, open_staging, staging_folder
 from weightspace.merging.out_of_core.worker_parts import make_elsewhere
 from weightspace.merging.plan.estimates import chosen_executor, estimated_seconds, job_memory, plan_memory
 from weightspace.merging.plan.inputs import check_unchanged, read_paths
-from weightspace.merging.plan.plan import ExecutionOptions, Job, Plan
+from weightspace.merging.plan.plan import Job, Plan
 from weightspace.reprs import brief
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class MergeReport:
 def run_plan(
     plan: Plan,
     out: Path,
-    running: ExecutionOptions,
+    execution: ExecutionOptions,
     *,
     align: Alignment | None = None,
     finish: Finish | None = None,
@@ -98,7 +99,7 @@ def run_plan(
     Args:
         plan: what to do.
         out: where the output goes; what is there is replaced at the end.
-        running: how.
+        execution: how.
         align: align the sources first.
         finish: what to do to the merged network.
         progress: is told how far it is.
@@ -110,24 +111,24 @@ def run_plan(
     """
     start = time.perf_counter()
     _log.info("%s, %d tensors, %d bytes into %s", plan.method.name, len(plan.jobs), plan.written_bytes, out)
-    check_runnable(plan, out, running)
+    check_runnable(plan, out, execution)
     fetched = missing_bytes(plan.input_files)
     progress = _fetch(plan, fetched, progress)
-    with open_staging(out, plan.digest, fsync=running.fsync) as staging, _hashing(plan, running) as hashing:
+    with open_staging(out, plan.digest, fsync=execution.fsync) as staging, _hashing(plan) as hashing:
         with _changes_told(plan):
-            resumed = _make_tensors(_aligned(plan, align, staging), staging, running, progress)
+            resumed = _make_tensors(_aligned(plan, align, staging), staging, execution, progress)
             digests = hashing.digests() or dict.fromkeys(plan.input_files, "")
             metadata = {**plan.metadata, **_inputs(plan, digests)}
             with one_line_errors(out, "written"):
-                made = _finish(plan, staging, metadata, finish, running)
+                made = _finish(plan, staging, metadata, finish, execution)
         check_unchanged(plan.stamps)
         staging.promote(made)
-    done = report(plan, out, running, resumed=resumed, seconds=time.perf_counter() - start)
+    done = report(plan, out, execution, resumed=resumed, seconds=time.perf_counter() - start)
     return replace(done, fetched_bytes=fetched)
 
 
 def report(
-    plan: Plan, out: Path, running: ExecutionOptions, *, resumed: int = 0, seconds: float | None = None
+    plan: Plan, out: Path, execution: ExecutionOptions, *, resumed: int = 0, seconds: float | None = None
 ) -> MergeReport:
     """Return the report of a plan that was carried out, or of one that was not: then ``seconds`` are estimated."""
     return MergeReport(
@@ -138,30 +139,30 @@ def report(
         resumed,
         plan.read_bytes,
         plan.written_bytes,
-        plan_memory(plan, running.crew),
-        estimated_seconds(plan, running.crew) if seconds is None else seconds,
+        plan_memory(plan, execution.concurrency),
+        estimated_seconds(plan, execution.concurrency) if seconds is None else seconds,
         fetched_bytes=missing_bytes(plan.input_files),
     )
 
 
-def check_runnable(plan: Plan, out: Path, running: ExecutionOptions) -> None:
+def check_runnable(plan: Plan, out: Path, execution: ExecutionOptions) -> None:
     """Check what can be checked before a byte is written.
 
     Raises:
         CheckpointError: ``out`` cannot be replaced, or the disk has no room.
         WeightspaceError: a tensor needs more memory than there may be used.
     """
-    check_checkpoint_output(out, again=plan.companions, force=running.force)
+    check_checkpoint_output(out, again=plan.companions, force=execution.force)
     with one_line_errors(out, "written"):
         places = (out, staging_folder(out))
     for place in places:
-        check_apart(place, (*read_paths(plan), *running.reads))
+        check_apart(place, (*read_paths(plan), *execution.reads))
     for job in plan.jobs:
         needed = job_memory(plan, job)
-        if needed > running.memory:
+        if needed > execution.memory:
             raise WeightspaceError(
-                f"{job.name!r} needs about {needed / 2**20:,.0f} MB in one piece with method {plan.method.name!r}, but "
-                f"{running.memory / 2**20:,.0f} MB may be used. Expected --memory {needed // 2**20 + 1} (MB) or more."
+                f"{job.name!r} needs about {needed / 2**20:,.0f} MB in one chunk with method {plan.method.name!r}, but "
+                f"{execution.memory / 2**20:,.0f} MB may be used. Expected --memory {needed // 2**20 + 1} (MB) or more."
             )
     _check_room(plan, out)
 
@@ -207,7 +208,7 @@ def _fetch(plan: Plan, missing: int, progress: Progress | None) -> Progress | No
     return lambda written, _: progress(missing + written, total)
 
 
-def _make_tensors(plan: Plan, staging: Staging, running: ExecutionOptions, progress: Progress | None) -> int:
+def _make_tensors(plan: Plan, staging: Staging, execution: ExecutionOptions, progress: Progress | None) -> int:
     """Make the tensors that are not there yet; return how many were."""
     from weightspace.merging.out_of_core.staging import read_journals
 
@@ -223,33 +224,33 @@ def _make_tensors(plan: Plan, staging: Staging, running: ExecutionOptions, progr
 
     count(0)
     with one_line_errors(staging.out, "written"):
-        _make(plan, pending, staging, running, count)
+        _make(plan, pending, staging, execution, count)
     return len(plan.jobs) - len(pending)
 
 
 def _make(
-    plan: Plan, jobs: Sequence[Job], staging: Staging, running: ExecutionOptions, report: Callable[[int], None]
+    plan: Plan, jobs: Sequence[Job], staging: Staging, execution: ExecutionOptions, report: Callable[[int], None]
 ) -> None:
-    """Make tensors where ``running`` says."""
-    surveyed: Mapping[str, Mapping[str, Any]] = {}
-    if any(plan.method.surveys(job.arguments) for job in jobs):
-        from weightspace.merging.out_of_core.executor import survey
+    """Make tensors where ``execution`` says."""
+    global_arguments: Mapping[str, Mapping[str, Any]] = {}
+    if any(plan.method.needs_global_pass(job.arguments) for job in jobs):
+        from weightspace.merging.out_of_core.executor import global_pass
 
-        surveyed = survey(plan)
-    running = replace(running, executor=chosen_executor(plan, jobs, running))
-    _log.info("%d tensors to be made, by %s", len(jobs), running.executor)
-    if running.executor != "threads":
-        make_elsewhere(plan, jobs, staging, running, surveyed, report)
+        global_arguments = global_pass(plan)
+    execution = replace(execution, executor=chosen_executor(plan, jobs, execution))
+    _log.info("%d tensors to be made, by %s", len(jobs), execution.executor)
+    if execution.executor != "threads":
+        make_elsewhere(plan, jobs, staging, execution, global_arguments, report)
         return
     from weightspace.merging.out_of_core.executor import make_jobs
     from weightspace.merging.out_of_core.sources import Sources
 
-    make_jobs(jobs, range(len(plan.shards)), Sources(plan), staging, running, surveyed, report)
+    make_jobs(jobs, range(len(plan.shards)), Sources(plan), staging, execution, global_arguments, report)
 
 
-def _hashing(plan: Plan, running: ExecutionOptions) -> Hashing:
+def _hashing(plan: Plan) -> Hashing:
     """Return what takes the digests of the inputs while the merge reads them."""
-    return Hashing([member.files for member in plan.members] if running.hashes else ())
+    return Hashing([member.files for member in plan.members] if plan.hashes else ())
 
 
 def _inputs(plan: Plan, digests: Mapping[Path, str]) -> dict[str, str]:
@@ -281,7 +282,7 @@ def _changes_told(plan: Plan) -> Iterator[None]:
 
 
 def _finish(
-    plan: Plan, staging: Staging, metadata: Mapping[str, str], finish: Finish | None, running: ExecutionOptions
+    plan: Plan, staging: Staging, metadata: Mapping[str, str], finish: Finish | None, execution: ExecutionOptions
 ) -> str | None:
     """Add what is known only at the end, and what stands beside the weights; return the name of the file if it is one.
 
@@ -290,11 +291,11 @@ def _finish(
     if finish is not None:
         from weightspace.merging.out_of_core.executor import rewrite
 
-        staging.forget(fsync=running.fsync)
-        rewrite(plan, staging, finish, fsync=running.fsync)
+        staging.forget(fsync=execution.fsync)
+        rewrite(plan, staging, finish, fsync=execution.fsync)
     staging.keep_only([shard.name for shard in plan.shards])
     if len(plan.shards) == 1:
-        _fill_header(staging.parts / plan.shards[0].name, metadata, fsync=running.fsync)
+        _fill_header(staging.parts / plan.shards[0].name, metadata, fsync=execution.fsync)
     if not is_file_name(staging.out):
         finish_folder(plan, staging.parts, metadata)
         return None

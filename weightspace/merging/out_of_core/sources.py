@@ -12,7 +12,7 @@ from weightspace.checkpoints.dtypes import DTYPES
 from weightspace.checkpoints.open_files import OpenFiles
 from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.lora.low_rank import Adapted, Scaled
-from weightspace.merging.methods._tensor_stack import InMemory, Stack, TensorReader
+from weightspace.merging.methods._tensor_stack import InMemory, TensorReader, TensorStack
 from weightspace.merging.plan.plan import Job, Plan, Ref
 
 
@@ -56,7 +56,7 @@ class Sources:
             for pair, label in zip(zip(magnitudes, flats, strict=True), labels, strict=True)
         ]
 
-    def stack(self, job: Job) -> Stack:
+    def stack(self, job: Job) -> TensorStack:
         """Return the stack of a job."""
         everything = self.weights(job)
         flats, base = everything[: len(job.inputs)], everything[-1] if job.base is not None else None
@@ -64,15 +64,16 @@ class Sources:
         dtypes = [flat.dtype for flat in everything]
         wide = compute_dtype(dtypes if out.is_complex else [*dtypes, out])
         labels = [self.plan.members[index].label for index, _ in job.inputs]
-        return Stack(
+        return TensorStack(
             job.name,
             flats,
             base,
             labels,
-            self.plan.method.grain_of(job.arguments),
+            self.plan.method.granularity_of(job.arguments),
             self.plan.finite,
             wide,
             evidence=self._evidence(job),
+            layer=job.layer,
         )
 
     def _evidence(self, job: Job) -> Sequence[TensorReader | None]:

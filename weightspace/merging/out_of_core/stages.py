@@ -16,12 +16,12 @@ from pathlib import Path
 from weightspace.checkpoints.hf_folder import find_weights, index_metadata
 from weightspace.checkpoints.safetensors_header import read_header
 from weightspace.merging.methods._unrun import UnrunMethod
+from weightspace.merging.options import ExecutionOptions, Intermediate
 from weightspace.merging.out_of_core.output_files import write_skeleton
-from weightspace.merging.out_of_core.planner import OutputOptions, make_plan
+from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
 from weightspace.merging.out_of_core.run import Finish, MergeReport, Progress, check_runnable, report, run_plan
 from weightspace.merging.out_of_core.stage_folders import StageFolders
-from weightspace.merging.plan.members import Intermediate
-from weightspace.merging.plan.plan import ExecutionOptions, Plan
+from weightspace.merging.plan.plan import Plan
 from weightspace.merging.recipe.several import used_documents
 from weightspace.merging.recipe.types import Recipe, Warn
 
@@ -47,11 +47,10 @@ class Step:
 def merge_documents(
     recipe: Recipe,
     out: Path,
-    making: OutputOptions,
-    running: ExecutionOptions,
+    options: PlanOptions,
+    execution: ExecutionOptions,
     listeners: Listeners,
     *,
-    folder: Path | None = None,
     dry_run: bool = False,
     finish: Finish | None = None,
     progress: Progress | None = None,
@@ -61,10 +60,9 @@ def merge_documents(
     Args:
         recipe: that of the output, with the other documents in an order in which they can be merged.
         out: where the output goes.
-        making: what else decides the bytes.
-        running: how it is done.
+        options: what else the plans depend on.
+        execution: how it is done.
         listeners: take the warnings.
-        folder: where the results of the other documents are kept; None: they are removed at the end.
         dry_run: plan and check, but write nothing beside the output.
         finish: what to do to the merged network of the output.
         progress: is told how far all of it is.
@@ -73,27 +71,28 @@ def merge_documents(
         CheckpointError: as ``run_plan``, for any of the documents; something else stands where a result is to go.
         WeightspaceError: as ``run_plan``.
     """
+    folder = None if execution.intermediate_dir is None else Path(execution.intermediate_dir)
     documents = recipe.documents if folder is not None else used_documents(recipe)
     _tell_of_unused(recipe, documents, listeners)
     folders = StageFolders(out, folder)
     with tempfile.TemporaryDirectory(prefix="weightspace-") as drafts:
-        steps = _draft(recipe, documents, out, making, folders, Path(drafts), listeners)
+        steps = _draft(recipe, documents, out, options, folders, Path(drafts), listeners)
         for step in steps:
             if isinstance(step.plan.method, UnrunMethod) and listeners.notice is not None:
                 listeners.notice(step.plan.method.note)
-        _check(steps, folders, running)
-        planned = _total([report(step.plan, step.out, running) for step in steps])
+        _check(steps, folders, execution)
+        planned = _total([report(step.plan, step.out, execution) for step in steps])
     if dry_run:
         return planned
     with folders.open():
-        return _run(steps, making, running, listeners, folders, finish, progress)
+        return _run(steps, options, execution, listeners, folders, finish, progress)
 
 
 def _draft(
     recipe: Recipe,
     documents: Sequence[Recipe],
     out: Path,
-    making: OutputOptions,
+    options: PlanOptions,
     folders: StageFolders,
     drafts: Path,
     listeners: Listeners,
@@ -103,14 +102,14 @@ def _draft(
     done: dict[str, Intermediate] = {}
     for document in documents:
         name = str(document.name)
-        plan, done[name] = _plan_stage(recipe, document, drafts / folders.name(name), making, done, listeners)
+        plan, done[name] = _plan_stage(recipe, document, drafts / folders.name(name), options, done, listeners)
         write_skeleton(plan, done[name].folder)
         steps.append(Step(document, plan, folders.place(name)))
-    plan = _plan_output(recipe, out, making, done, listeners)
+    plan = _plan_output(recipe, out, options, done, listeners)
     return [*steps, Step(recipe, plan, out)]
 
 
-def _check(steps: Sequence[Step], folders: StageFolders, running: ExecutionOptions) -> None:
+def _check(steps: Sequence[Step], folders: StageFolders, execution: ExecutionOptions) -> None:
     """Check what can be checked before a byte is written.
 
     Raises:
@@ -121,13 +120,13 @@ def _check(steps: Sequence[Step], folders: StageFolders, running: ExecutionOptio
         folders.check(str(step.recipe.name))
     folders.check_room(sum(step.plan.written_bytes for step in steps))
     for step in steps:
-        check_runnable(step.plan, step.out, running)
+        check_runnable(step.plan, step.out, execution)
 
 
 def _run(
     steps: Sequence[Step],
-    making: OutputOptions,
-    running: ExecutionOptions,
+    options: PlanOptions,
+    execution: ExecutionOptions,
     listeners: Listeners,
     folders: StageFolders,
     finish: Finish | None,
@@ -140,15 +139,15 @@ def _run(
     parts = _Parts([step.plan.tensor_bytes for step in steps], progress)
     for step in steps[:-1]:
         name = str(step.recipe.name)
-        plan, done[name] = _plan_stage(recipe, step.recipe, step.out, making, done, silent)
+        plan, done[name] = _plan_stage(recipe, step.recipe, step.out, options, done, silent)
         if folders.holds(name, plan.digest):
-            reports.append(replace(report(plan, step.out, running, seconds=0.0), resumed=len(plan.jobs)))
+            reports.append(replace(report(plan, step.out, execution, seconds=0.0), resumed=len(plan.jobs)))
         else:
-            reports.append(run_plan(plan, step.out, running, progress=parts.progress))
+            reports.append(run_plan(plan, step.out, execution, progress=parts.progress))
             folders.note(name, plan.digest)
         parts.next()
-    plan = _plan_output(recipe, steps[-1].out, making, done, silent)
-    reports.append(run_plan(plan, steps[-1].out, running, finish=finish, progress=parts.progress))
+    plan = _plan_output(recipe, steps[-1].out, options, done, silent)
+    reports.append(run_plan(plan, steps[-1].out, execution, finish=finish, progress=parts.progress))
     return _total(reports)
 
 
@@ -156,7 +155,7 @@ def _plan_stage(
     recipe: Recipe,
     document: Recipe,
     out: Path,
-    making: OutputOptions,
+    options: PlanOptions,
     done: Mapping[str, Intermediate],
     listeners: Listeners,
 ) -> tuple[Plan, Intermediate]:
@@ -165,31 +164,36 @@ def _plan_stage(
     Later documents promote the dtype that it asks for, not that of its file.
     """
     own = replace(document, documents=used_documents(replace(document, documents=recipe.documents)))
-    making = _with_stages(replace(making, options=None), own, done)
-    asked = _plan(own, out, making, listeners)
+    plain = replace(options, output=replace(options.output, recorded=None))
+    options = _with_stages(plain, own, done)
+    asked = _plan(own, out, options, listeners)
     wide = "float64" if any(job.info.dtype == "F64" for job in asked.jobs) else "float32"
     widened = replace(own, out_dtype=wide, content={**own.content, "out_dtype": wide})
     dtypes = {job.name: job.info.dtype for job in asked.jobs}
     dtypes |= {name: dtypes[owner] for name, owner in asked.tied.items()}
-    return _plan(widened, out, making, _silenced(listeners)), Intermediate(out, dtypes)
+    return _plan(widened, out, options, _silenced(listeners)), Intermediate(out, dtypes)
 
 
 def _plan_output(
-    recipe: Recipe, out: Path, making: OutputOptions, done: Mapping[str, Intermediate], listeners: Listeners
+    recipe: Recipe, out: Path, options: PlanOptions, done: Mapping[str, Intermediate], listeners: Listeners
 ) -> Plan:
-    return _plan(recipe, out, _with_stages(making, recipe, done), listeners)
+    return _plan(recipe, out, _with_stages(options, recipe, done), listeners)
 
 
-def _plan(recipe: Recipe, out: Path, making: OutputOptions, listeners: Listeners) -> Plan:
-    return make_plan(recipe, out, making, warn=listeners.warn, notice=listeners.notice, ignored=listeners.ignored)
+def _plan(recipe: Recipe, out: Path, options: PlanOptions, listeners: Listeners) -> Plan:
+    return make_plan(recipe, out, options, warn=listeners.warn, notice=listeners.notice, ignored=listeners.ignored)
 
 
-def _with_stages(making: OutputOptions, recipe: Recipe, done: Mapping[str, Intermediate]) -> OutputOptions:
-    """Return the making with the results that a document may use; the metadata says what these are made from."""
+def _with_stages(options: PlanOptions, recipe: Recipe, done: Mapping[str, Intermediate]) -> PlanOptions:
+    """Return the options with the results that a document may use; the metadata says what these are made from."""
     used = {str(document.name): done[str(document.name)] for document in used_documents(recipe)}
     made_from = {name: _made_from(_metadata(stage.folder)) for name, stage in used.items()}
-    options = {**(making.options or {}), **({"stages": made_from} if made_from else {})}
-    return replace(making, reading=replace(making.reading, intermediates=used), options=options)
+    recorded = {**(options.output.recorded or {}), **({"stages": made_from} if made_from else {})}
+    return replace(
+        options,
+        output=replace(options.output, recorded=recorded),
+        reading=replace(options.reading, intermediates=used),
+    )
 
 
 def _made_from(metadata: Mapping[str, str]) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from weightspace.errors import WeightspaceError
 from weightspace.lora.tied_weights import missing_aliases
-from weightspace.merging.plan.members import Reading, ignored_revision
+from weightspace.merging.plan.members import ReadingOptions, ignored_revision
 from weightspace.merging.plan.modules import divide, module_recipe, within
 from weightspace.merging.plan.plan import Member
 from weightspace.merging.plan.tensor_finder import Output, TensorFinder
@@ -135,7 +135,7 @@ def _stay_tied(output: Output, owner: Output, stacking: Stacking) -> bool:
 # --- Parts of a recipe without effect on these checkpoints ---
 
 
-def check_effects(recipe: Recipe, named: Outputs, reading: Reading, ignored: Warn | None) -> None:
+def check_effects(recipe: Recipe, named: Outputs, reading: ReadingOptions, ignored: Warn | None) -> None:
     """Tell of settings that change nothing, and of tensors that no setting is for.
 
     Args:

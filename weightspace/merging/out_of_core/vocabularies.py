@@ -11,7 +11,7 @@ from pathlib import Path
 from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.vocabulary import Tokens, Vocabulary, has_tokenizer, read_vocabulary, same_tokenizer
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging.plan.members import Reading
+from weightspace.merging.options import ReadingOptions
 from weightspace.merging.plan.plan import Member
 from weightspace.merging.recipe.parse import Recipe
 
@@ -20,7 +20,11 @@ _LISTED = 3
 
 
 def tokenizer_folder(
-    recipe: Recipe, members: Sequence[Member], donor: Path | None, reading: Reading, notice: Callable[[str], None]
+    recipe: Recipe,
+    members: Sequence[Member],
+    donor: Path | None,
+    reading: ReadingOptions,
+    notice: Callable[[str], None],
 ) -> Path | None:
     """Return the folder that a recipe's ``tokenizer_source`` names; None: the donor of the configuration.
 
@@ -54,7 +58,7 @@ def tokenizer_folder(
     return folder
 
 
-def _named(source: str, reading: Reading) -> Path:
+def _named(source: str, reading: ReadingOptions) -> Path:
     """Return the folder that a recipe names, by its path or as the result of another document."""
     intermediate = reading.intermediates.get(source)
     return local_path(source, weights=False) if intermediate is None else intermediate.folder

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from weightspace.merging.options import ExecutionOptions
 from weightspace.merging.out_of_core.staging import Staging
 from weightspace.merging.plan.estimates import plan_memory
-from weightspace.merging.plan.plan import ExecutionOptions, Job, Plan
+from weightspace.merging.plan.plan import Job, Plan
 from weightspace.parallel import run_jobs
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ class PartMaker:
 
     plan: Plan
     staging: Staging
-    running: ExecutionOptions
-    surveyed: Mapping[str, Mapping[str, Any]]
+    execution: ExecutionOptions
+    global_arguments: Mapping[str, Mapping[str, Any]]
 
     def __call__(self, part: Part) -> int:
         """Make the tensors of a part; return how many bytes they have."""
@@ -56,7 +57,14 @@ class PartMaker:
 
         jobs = [self.plan.jobs[index] for index in part.jobs]
         make_jobs(
-            jobs, [part.shard], self.sources, self.staging, self.running, self.surveyed, lambda _: None, part.number
+            jobs,
+            [part.shard],
+            self.sources,
+            self.staging,
+            self.execution,
+            self.global_arguments,
+            lambda _: None,
+            part.number,
         )
         return sum(job.info.nbytes for job in jobs)
 
@@ -72,8 +80,8 @@ def make_elsewhere(
     plan: Plan,
     jobs: Sequence[Job],
     staging: Staging,
-    running: ExecutionOptions,
-    surveyed: Mapping[str, Mapping[str, Any]],
+    execution: ExecutionOptions,
+    global_arguments: Mapping[str, Mapping[str, Any]],
     report: Callable[[int], None],
 ) -> None:
     """Make tensors of a plan by processes or on Ray.
@@ -82,36 +90,36 @@ def make_elsewhere(
         plan: what they belong to.
         jobs: the tensors that are missing.
         staging: where the output grows.
-        running: executor, workers and memory.
-        surveyed: what the method's pass over the whole model adds to its arguments, by name.
+        execution: executor, workers and memory.
+        global_arguments: what the method's pass over the whole model adds to its arguments, by name.
         report: is told how many bytes were written since it was last called.
 
     Raises:
         WeightspaceError: as the method; a tensor holds NaN or infinity; there is no such executor.
         OSError: the disk refuses.
     """
-    workers, each = _workers(plan, running)
-    maker = PartMaker(plan, staging, each, surveyed)
+    workers, each = _workers(plan, execution)
+    maker = PartMaker(plan, staging, each, global_arguments)
     done = run_jobs(
-        running.executor,
+        execution.executor,
         maker,
         [(part,) for part in parts(plan, jobs, workers)],
         workers=workers,
-        ray_address=running.ray_address,
+        ray_address=execution.ray_address,
         on_done=lambda _, written: report(written),
     )
     for _ in done:
         pass
 
 
-def _workers(plan: Plan, running: ExecutionOptions) -> tuple[int, ExecutionOptions]:
+def _workers(plan: Plan, execution: ExecutionOptions) -> tuple[int, ExecutionOptions]:
     """Return how many workers there are, and how each of them runs: processes share the memory of this machine."""
-    if running.executor != "processes":
-        return running.workers or 2, running
-    workers = running.workers or running.crew
-    while workers > 1 and plan_memory(plan, workers) > running.memory:
+    if execution.executor != "processes":
+        return execution.workers or 2, execution
+    workers = execution.workers or execution.concurrency
+    while workers > 1 and plan_memory(plan, workers) > execution.memory:
         workers -= 1
-    return workers, replace(running, memory=running.memory // workers, threads=1, executor="threads")
+    return workers, replace(execution, memory=execution.memory // workers, threads=1, executor="threads")
 
 
 def parts(plan: Plan, jobs: Sequence[Job], workers: int) -> list[Part]:

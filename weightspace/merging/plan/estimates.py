@@ -6,20 +6,21 @@ import math
 from collections.abc import Iterable
 
 from weightspace.checkpoints.safetensors_header import ITEMSIZES
-from weightspace.merging.methods._registry import PIECE
-from weightspace.merging.plan.plan import ExecutionOptions, Job, Plan, Ref
+from weightspace.merging.methods._registry import CHUNK
+from weightspace.merging.options import ExecutionOptions
+from weightspace.merging.plan.plan import Job, Plan, Ref
 
-#: Copies of a piece that a method holds at a time, beside two a model: the widened base, moves, masks, the result, and
+#: Copies of a chunk that a method holds at a time, beside two a model: the widened base, moves, masks, the result, and
 #: results that wait for others.
 _COPIES = 14
 
 #: Elements of a model that linear combinations read at a time.
-_BLOCK = 4 * PIECE
+_BLOCK = 4 * CHUNK
 
 #: Copies of the whole tensor that a method of singular vectors holds for each model: factors, and workspace.
 _WHOLE_COPIES = 5
 
-#: What is computed in float64, from whole weights under weight norm or spectral norm; copies of a piece for that, and
+#: What is computed in float64, from whole weights under weight norm or spectral norm; copies of a chunk for that, and
 #: of a matrix whose singular vectors are looked for.
 _DERIVED, _DERIVED_COPIES, _MATRIX_COPIES = ("direction", "magnitude", "vector"), 8, 3
 
@@ -45,7 +46,7 @@ def _factor_memory(plan: Plan, ref: Ref) -> int:
         return 0
     rows = factors.shape[0]
     columns = math.prod(factors.shape[1:])
-    return 8 * (2 * factors.rank * (rows + columns) + max(columns, PIECE))
+    return 8 * (2 * factors.rank * (rows + columns) + max(columns, CHUNK))
 
 
 def _job_memory(plan: Plan, job: Job) -> int:
@@ -53,11 +54,11 @@ def _job_memory(plan: Plan, job: Job) -> int:
     shape = plan.info(job.inputs[0]).shape
     if job.kind not in _DERIVED:
         itemsize = max(4, *(ITEMSIZES[plan.info(ref).dtype] for ref in job.refs))
-        if job.info.dtype == "F32" and plan.method.doubles and plan.method.grain != "whole":
+        if job.info.dtype == "F32" and plan.method.doubles and plan.method.granularity != "whole":
             itemsize = 8  # computed in float64
         return _merge_memory(plan, job, shape, itemsize)
-    pieces = _merge_memory(plan, job, shape, 8) + 8 * PIECE * _DERIVED_COPIES
-    return pieces + (8 * math.prod(shape) * _MATRIX_COPIES if job.kind == "vector" else 0)
+    chunks = _merge_memory(plan, job, shape, 8) + 8 * CHUNK * _DERIVED_COPIES
+    return chunks + (8 * math.prod(shape) * _MATRIX_COPIES if job.kind == "vector" else 0)
 
 
 def _merge_memory(plan: Plan, job: Job, shape: tuple[int, ...], itemsize: int) -> int:
@@ -66,17 +67,17 @@ def _merge_memory(plan: Plan, job: Job, shape: tuple[int, ...], itemsize: int) -
     if plan.method.evidence == "gram" and len(shape) > 1:
         width = numel // max(1, shape[0])
         return 8 * (width * width * (len(job.inputs) + 4) + numel * (models + 3))
-    if plan.method.grain == "whole" and job.merges:
+    if plan.method.granularity == "whole" and job.merges:
         return itemsize * numel * (models + 1) * _WHOLE_COPIES
     if _by_slices(plan, job):
         row = math.prod(shape[1:]) if len(shape) > 1 else numel
-        return itemsize * min(numel, max(row, PIECE)) * (2 * models + plan.method.copies)
-    return itemsize * (min(numel, PIECE) * (2 * models + _COPIES) + min(numel, _BLOCK) * (models + 1))
+        return itemsize * min(numel, max(row, CHUNK)) * (2 * models + plan.method.copies)
+    return itemsize * (min(numel, CHUNK) * (2 * models + _COPIES) + min(numel, _BLOCK) * (models + 1))
 
 
 def _by_slices(plan: Plan, job: Job) -> bool:
     """Return whether a job takes its tensor slice by slice."""
-    return job.merges and plan.method.grain_of(job.arguments) == "slices"
+    return job.merges and plan.method.granularity_of(job.arguments) == "slices"
 
 
 def plan_memory(plan: Plan, threads: int) -> int:
@@ -89,21 +90,21 @@ def estimated_seconds(plan: Plan, threads: int) -> float:
     return _START + _work(plan, plan.jobs) / threads
 
 
-def chosen_executor(plan: Plan, jobs: Iterable[Job], running: ExecutionOptions) -> str:
+def chosen_executor(plan: Plan, jobs: Iterable[Job], execution: ExecutionOptions) -> str:
     """Return the executor of a merge; of ``auto`` processes only where they save more than it takes to start them.
 
     Args:
         plan: what the tensors belong to.
         jobs: the tensors that are missing; their bytes decide, and what the method costs an element.
-        running: a number of workers asks for processes, the address of a cluster for Ray.
+        execution: a number of workers asks for processes, the address of a cluster for Ray.
     """
-    if running.executor != "auto":
-        return running.executor
-    if running.ray_address is not None:
+    if execution.executor != "auto":
+        return execution.executor
+    if execution.ray_address is not None:
         return "ray"
-    if running.workers is not None:
+    if execution.workers is not None:
         return "processes"
-    saved = _work(plan, jobs) * (1 - 1 / running.crew)
+    saved = _work(plan, jobs) * (1 - 1 / execution.concurrency)
     return "processes" if saved > _WORKERS else "threads"
 
 
@@ -113,7 +114,7 @@ def _work(plan: Plan, jobs: Iterable[Job]) -> float:
     for job in jobs:
         info = plan.info(job.inputs[0])
         nanoseconds += info.numel * len(job.models) * plan.method.cost
-        if plan.method.grain == "whole" and job.merges and len(info.shape) > 1:
+        if plan.method.granularity == "whole" and job.merges and len(info.shape) > 1:
             rows = info.shape[0]
             columns = info.numel // max(1, rows)
             nanoseconds += info.numel * len(job.inputs) * min(rows, columns) * _SVD

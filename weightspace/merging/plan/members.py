@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from weightspace.checkpoints.atomic_write import one_line_errors
@@ -13,43 +12,15 @@ from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError
 from weightspace.lora.adapter import read_adapter
 from weightspace.lora.factor_files import check_is_model, check_no_adapter_folder
+from weightspace.merging.options import Intermediate, ReadingOptions
 from weightspace.merging.plan.lora_inputs import adapted
 from weightspace.merging.plan.plan import Member
 from weightspace.merging.plan.prefixes import strip_prefixes, without_inner_wrappers
 from weightspace.merging.recipe.model_reference import without_adapter
 
 
-@dataclass(frozen=True)
-class Intermediate:
-    """The result of another document of a recipe.
-
-    Attributes:
-        folder: where it lies, in float32 at least.
-        dtypes: tensor -> the dtype that its document asks for.
-    """
-
-    folder: Path
-    dtypes: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How checkpoints are read.
-
-    Attributes:
-        key: the entry of torch files that holds the state dict; None: the usual one.
-        strip_prefix: taken off names that begin with it; ``""``: nothing is; None: what all names of a model begin
-            with and those of the others lack.
-        intermediates: results of other documents by their names, which come before paths.
-    """
-
-    key: str | None = None
-    strip_prefix: str | None = None
-    intermediates: Mapping[str, Intermediate] = field(default_factory=dict)
-
-
 def open_members(
-    sources: Sequence[str], evidence: Mapping[str, str], reading: Reading, notice: Callable[[str], None]
+    sources: Sequence[str], evidence: Mapping[str, str], reading: ReadingOptions, notice: Callable[[str], None]
 ) -> tuple[Member, ...]:
     """Return one member per source.
 

@@ -6,7 +6,6 @@ A plan is made from headers, holds no tensor and needs no torch; it can be print
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,9 +17,6 @@ from weightspace.merging.methods import Method
 
 if TYPE_CHECKING:
     from weightspace.lora.adapter import Adapter, Factors
-
-#: Bytes that a merge may take beside the interpreter and its libraries.
-MEMORY = 256 * 2**20
 
 #: A tensor of a member: its index in ``Plan.members``, and the tensor's name there.
 Ref: TypeAlias = tuple[int, str]
@@ -91,6 +87,7 @@ class Job:
         follows: the tensor of the output that it follows from, for magnitudes and vectors; ``inputs`` are that one's.
         companions: tensors beside the inputs, one per model, the base last: the magnitudes of directions; of vectors
             all left ones, all right ones and all values, as far as there are any.
+        layer: its layer in its stack, counted from 0, and their number; None outside the layers.
         part: which of a spectral norm's tensors a vector is: ``left``, ``right`` or ``value``.
     """
 
@@ -106,6 +103,7 @@ class Job:
     follows: str = ""
     companions: tuple[tuple[Ref, ...], ...] = ()
     part: str = ""
+    layer: tuple[int, int] | None = None
 
     @property
     def models(self) -> tuple[Ref, ...]:
@@ -153,6 +151,7 @@ class Plan:
         chat_template: Jinja in the place of the tokenizer's own template, or None.
         identity: everything that decides the output's bytes; an unfinished run goes on only where it is the same.
         stamps: size and time of change, in nanoseconds, of every file that is read.
+        hashes: keep the SHA-256 of the inputs in the metadata.
     """
 
     method: Method
@@ -171,6 +170,7 @@ class Plan:
     notices: tuple[str, ...] = ()
     chat_template: str | None = None
     stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
+    hashes: bool = True
 
     @cached_property
     def by_name(self) -> Mapping[str, Job]:
@@ -228,35 +228,3 @@ class Plan:
         return self.info(ref).nbytes + sum(
             adapter.contents.tensors[name].nbytes for name in (factors.a_name, factors.b_name)
         )
-
-
-@dataclass(frozen=True)
-class ExecutionOptions:
-    """How a merge runs; none of it changes the bytes.
-
-    Attributes:
-        memory: bytes that it may take beside the interpreter and its libraries.
-        threads: tensors made at a time; None: one a core, at most 4.
-        hashes: take the inputs' SHA-256 for the metadata.
-        fsync: force everything to the disk, so that it survives a crash of the machine as well.
-        executor: ``threads``, ``serial``, ``processes``, ``ray``, or ``auto``: threads or processes, by the bytes.
-        workers: how many processes, or pieces of work at a time on Ray; None: as many processes as threads, two on Ray.
-        ray_address: of a Ray cluster that is running.
-        force: replace a file that is no checkpoint.
-        reads: what else is read, and so may not be written over: the recipe, a user's code.
-    """
-
-    memory: int = MEMORY
-    threads: int | None = None
-    hashes: bool = True
-    fsync: bool = True
-    executor: str = "threads"
-    workers: int | None = None
-    ray_address: str | None = None
-    force: bool = False
-    reads: tuple[Path, ...] = ()
-
-    @property
-    def crew(self) -> int:
-        """Tensors made at a time on one machine."""
-        return self.threads or min(4, os.cpu_count() or 1)

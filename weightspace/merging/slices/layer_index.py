@@ -85,6 +85,11 @@ class Layers:
         place = self._numbers.get(name)
         return 0.0 if place is None else place[1] / (self._counts[place[0]] - 1)
 
+    def depth(self, name: str) -> tuple[int, int] | None:
+        """Return a tensor's layer, counted from 0, and the number of layers of its stack; None outside the layers."""
+        place = self._numbers.get(name)
+        return None if place is None else (place[1], self._counts[place[0]])
+
     def renumbered(self, name: str, number: int) -> str:
         """Return the name that a tensor of a layer has in another layer of its stack.
 
