@@ -104,7 +104,7 @@ def measured_rows() -> list[list[str]]:
 
 
 @pytest.mark.parametrize(("what", "figures"), measured_rows(), ids=lambda text: text[:30])
-def test_every_figure_of_the_readme_stands_in_a_table_of_the_measurements(what: str, figures: str) -> None:
+def test_every_figure_of_the_readme_is_in_a_table_of_the_measurements(what: str, figures: str) -> None:
     tables = "".join((ROOT / folder / "README.md").read_text() for folder in ("benchmarks", "analyses"))
     cells = {
         cell.strip(" ¹*") for line in tables.splitlines() if line[:1] == "|" for cell in line.strip("|").split("|")
