@@ -232,7 +232,8 @@ def _overview() -> str:
 
         Where a whole matrix is needed, a merge holds a few copies of the largest; the other methods need
         [256 MB for any model](../how-to/large-models.md). [Statistics](../how-to/statistics.md) are collected by
-        `weightspace evidence`. Methods without a scale-free definition depend on the scale of the weights.
+        `weightspace evidence`. Methods that are not scale-free depend on the scale of the
+        weights by definition.
 
         Your own method is a Python function: [Write a merge method](../how-to/merge-method.md).
         """
