@@ -96,7 +96,7 @@ def middle(rows: Rows) -> Row | None:
 
 
 def draw_methods(found: Mapping[str, Mapping[str, Rows]], path: Path) -> None:
-    """Draw what is left of the barrier against the alignment that each method reaches, medians, a panel a task."""
+    """Draw the remaining barrier against the alignment that each method reaches, medians, one panel per task."""
     write_picture(path, lambda: _figure(found))
 
 

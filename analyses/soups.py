@@ -80,7 +80,7 @@ def fine_tune(task: ClassificationTask, seed: int, cache: Path) -> ws.StateDict:
 
 
 def run_all(jobs: Sequence[tuple[Callable[..., Result], tuple[Any, ...]]], workers: int) -> list[Result]:
-    """Call functions of modules, so many at a time in new processes if it is more than one; results in their order."""
+    """Call functions of modules, in ``workers`` new processes if it is above one; return results in order."""
     if workers == 1:
         return [function(*arguments) for function, arguments in jobs]
     context = get_context("spawn")

@@ -42,7 +42,7 @@ GATES = (
 
 
 def rows(sets: Sequence[range], cache: Path, *, task: ClassificationTask = TASK) -> Iterator[tuple[str, Row]]:
-    """Measure all pairs of fine-tunes of models pretrained from these seeds, one a set."""
+    """Measure all pairs of fine-tunes of models pretrained from these seeds, one per set."""
     for (seed,) in sets:
         within = predictions(task, fine_tunes(task, seed, RATES, cache))
         found = agreement(within)

@@ -78,7 +78,7 @@ def load_checkpoint(
 
 
 def read_state(path: Path, key: str | None = None) -> tuple[StateDict, tuple[str, ...]]:
-    """Return the named tensors of a local checkpoint, and lines about what was chosen on the way.
+    """Return the named tensors of a local checkpoint, and notes on what was chosen while reading.
 
     See ``load_checkpoint``.
     """
