@@ -23,7 +23,7 @@ _HALF_WAY = 0.02
 #: A sum below this share of its terms is their rounding.
 _NONE = 2.0**-40
 
-#: A sum counts as midway between two numbers within this share of their distance: float64 is finer, and so near is no coincidence.
+#: A sum counts as midway within this share of the distance of two numbers: float64 is finer, so it is no coincidence.
 _BESIDE = 2.0**-32
 
 #: What float32 sees of a point on a line, relative to it: half of its last digit.
