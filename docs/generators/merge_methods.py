@@ -230,8 +230,8 @@ def _overview() -> str:
         |---|---|---|---|---|
         {rows}
 
-        Where a whole matrix is needed, a merge holds a few copies of the largest; the other methods need
-        [256 MB for any model](../how-to/large-models.md). [Statistics](../how-to/statistics.md) are collected by
+        Where a whole matrix is needed, a merge holds a few copies of the largest; for the other methods
+        [256 MB suffice](../how-to/large-models.md), whatever the model. [Statistics](../how-to/statistics.md) are collected by
         `weightspace evidence`. Methods that are not scale-free depend on the scale of the
         weights by definition.
 
