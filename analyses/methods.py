@@ -1,4 +1,4 @@
-"""Every method of matching beside the others, on pairs of networks of every built-in task.
+"""Comparison of all matching methods, on pairs of networks of every built-in task.
 
 The methods are the rows of ``weightspace.matching.MATCHINGS``, each with its paper, and those of ``MANY_MATCHINGS``,
 which take several networks and get the two; ``weightspace match --method`` runs them. Each gets its own default number

@@ -1,4 +1,4 @@
-"""What is measured between two networks of different seeds before and after one is permuted towards the other."""
+"""Measurements between two networks of different seeds, before and after one is permuted towards the other."""
 
 from __future__ import annotations
 

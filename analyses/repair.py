@@ -1,4 +1,4 @@
-"""The statistics of the networks between two: unchanged, BatchNorm's recomputed, and REPAIR.
+"""Activation statistics along the linear path: unchanged, BatchNorm's recomputed, and REPAIR.
 
 Jordan et al. (https://arxiv.org/abs/2211.08403) state that averaged units lose their variance, and report 60 to 100 %
 less barrier once it is set right. Here: ResNet-20 of three widths on Fashion-MNIST, matched by their weights.

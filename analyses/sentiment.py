@@ -1,4 +1,4 @@
-"""Sentiment of sentences in four domains, and a small encoder pretrained on other text: what the soups of text are of.
+"""Sentiment of sentences in four domains, and a small encoder pretrained on other text, for the text soups.
 
 Both come in packages, of 2.5 and 84 MB:
 

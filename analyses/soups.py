@@ -1,4 +1,4 @@
-"""What the soup scripts share: fine-tunes made once, every recipe scored beside the best single model, tables, scatter.
+"""Shared parts of the soup scripts: cached fine-tunes, every recipe against the best single model, tables, scatter.
 
 A *measure* is an accuracy: ``in distribution`` is the test split, ``shifted`` the mean over the task's shifts. Recipes
 choose by the validation split and never see either.

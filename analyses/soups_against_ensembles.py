@@ -1,4 +1,4 @@
-"""Whether a soup of two fine-tunes is better than their ensemble can be told from the soup's curvature and the logits.
+"""Prediction of soup against ensemble, for pairs of fine-tunes, from the soup's curvature and the logits.
 
 Fine-tunes of one digit classifier (an MLP 64-128-128-128-10, one epoch of pretraining), five epochs of Adam with rates
 from 1e-4 to 3e-3, two seeds each; for every pair of them the difference of the test losses of soup and ensemble, as

@@ -231,9 +231,9 @@ def _overview() -> str:
         {rows}
 
         Where a whole matrix is needed, a merge holds a few copies of the largest; for the other methods
-        [256 MB suffice](../how-to/large-models.md), whatever the model. [Statistics](../how-to/statistics.md) are collected by
-        `weightspace evidence`. Methods that are not scale-free depend on the scale of the
-        weights by definition.
+        [256 MB suffice](../how-to/large-models.md), whatever the model.
+        [Statistics](../how-to/statistics.md) are collected by `weightspace evidence`. Methods that are not scale-free
+        depend on the scale of the weights by definition.
 
         Your own method is a Python function: [Write a merge method](../how-to/merge-method.md).
         """

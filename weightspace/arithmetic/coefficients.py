@@ -1,4 +1,4 @@
-r"""The coefficients of a linear combination, exactly: ratios of binary fractions, and what decimals they stand for.
+r"""The coefficients of a linear combination, exactly: ratios of binary fractions, and the decimals that they stand for.
 
 Weights such as 0.3 are near a fraction of few digits. For numbers of few bits they put many sums midway between two
 numbers of the output, up to the difference of 0.3 as a float64 from 3/10, which then decides where the sum rounds to.

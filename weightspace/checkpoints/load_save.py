@@ -1,4 +1,4 @@
-"""Checkpoints by path: one door for all formats.
+"""Checkpoints by path, in any format.
 
 A file is read by what its first bytes say it is, whatever its name; a folder is a Hugging Face checkpoint. A file is
 written as its name says: ``.safetensors``, or a torch file with ``.pt``, ``.pth`` or ``.bin``.

@@ -192,7 +192,7 @@ def locked(home: Path) -> Iterator[None]:
             if grown != seen:
                 seen, since = grown, time.monotonic()
             if time.monotonic() - since > 2 * TIMEOUT:
-                raise CheckpointError(f"{home} is locked by another process that does not get on. End that process.")
+                raise CheckpointError(f"{home} is locked by another process that makes no progress. End that process.")
             time.sleep(0.2)
         yield
     finally:

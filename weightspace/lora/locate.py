@@ -1,4 +1,4 @@
-"""An adapter put on the names of a model's files: every target found, every orientation settled."""
+"""Targets of an adapter among the tensors of a model's files, with the orientation of each."""
 
 from __future__ import annotations
 
