@@ -1,4 +1,4 @@
-"""Which classes to observe: chosen to enlarge the locus, against drawn at random, on random trees.
+"""Choice of classes to observe: by the growth of the locus, against random choice, on random trees.
 
 From two random classes on, more are added in steps; the locus is counted, and an oracle-like classifier, whose logits
 are minus the distances with noise, is scored by the mean squared distance of its Fréchet mean.

@@ -1,4 +1,4 @@
-"""Every method of matching beside the others, on pairs of networks of every built-in task.
+"""Comparison of all matching methods, on pairs of networks of every built-in task.
 
 The methods are the rows of ``weightspace.matching.MATCHINGS``, each with its paper, and those of ``MANY_MATCHINGS``,
 which take several networks and get the two; ``weightspace match --method`` runs them. Each gets its own default number
@@ -96,7 +96,7 @@ def middle(rows: Rows) -> Row | None:
 
 
 def draw_methods(found: Mapping[str, Mapping[str, Rows]], path: Path) -> None:
-    """Draw what is left of the barrier against the alignment that each method reaches, medians, a panel a task."""
+    """Draw the remaining barrier against the alignment that each method reaches, medians, one panel per task."""
     write_picture(path, lambda: _figure(found))
 
 

@@ -1,4 +1,4 @@
-"""What is measured between two networks of different seeds before and after one is permuted towards the other."""
+"""Measurements between two networks of different seeds, before and after one is permuted towards the other."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def measure(
         task: scores the networks, on its test split.
         target: stays as it is.
         source: is permuted.
-        points: positions on the way.
-        matcher: weight matching, if nothing else is said.
+        points: positions along the linear path.
+        matcher: weight matching by default.
 
     Returns:
         The lesser accuracy of the two; barriers in nats of the source as it is and permuted; 1 − distance after /

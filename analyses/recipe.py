@@ -70,7 +70,7 @@ def digits_task(
 
 
 def seed_groups(count: int, size: int = 2, *, first: int = FIRST_SEED) -> list[range]:
-    """Return the seeds of so many pairs (triples, sets) of networks; no network is in two of them."""
+    """Return the seeds of that many pairs (triples, sets) of networks; no network is in two of them."""
     return [range(start, start + size) for start in range(first, first + count * size, size)]
 
 

@@ -1,4 +1,4 @@
-"""How far the claims of weight matching depend on the recipe: the same figures for networks trained otherwise.
+"""Dependence of the weight-matching claims on the recipe: the same figures for networks trained differently.
 
 One thing at a time is changed. Every row is the median over five pairs.
 

@@ -1,9 +1,9 @@
-"""The statistics of the networks between two: nothing done, BatchNorm's measured anew, and REPAIR.
+"""Activation statistics along the linear path: unchanged, BatchNorm's recomputed, and REPAIR.
 
 Jordan et al. (https://arxiv.org/abs/2211.08403) state that averaged units lose their variance, and report 60 to 100 %
 less barrier once it is set right. Here: ResNet-20 of three widths on Fashion-MNIST, matched by their weights.
 
-    python analyses/repair.py                                # all pairs of four networks a width, an hour
+    python analyses/repair.py                                # all pairs of four networks per width, an hour
     python analyses/repair.py --widths 0.25 --networks 2     # one pair of the narrowest, some two minutes
 """
 
@@ -45,7 +45,7 @@ Measured = Mapping[float, Mapping[str, Row]]
 
 
 def images(training: int, test: int) -> Mapping[Split, Examples]:
-    """Return Fashion-MNIST with so many of its training and of its test images."""
+    """Return Fashion-MNIST with that many of its training and test images."""
     counts: dict[Split, int] = {"train": training, "validation": test, "test": test}
     splits = fashion_examples(fashion_folder())
     return {split: Examples(*(part[:count] for part in splits[split])) for split, count in counts.items()}
@@ -68,7 +68,7 @@ def measuring(task: ClassificationTask) -> ClassificationTask:
 
 
 def ways(task: ws.Task, target: ws.StateDict, source: ws.StateDict) -> dict[str, Curve]:
-    """Return the way to the source as it is, and to the source matched with every treatment of the statistics."""
+    """Return the loss curves to the source as it is, and to the matched source by treatment of the statistics."""
     spec = ws.derive_spec(task.network(), task.example_args)
     permuted = ws.permute(spec, ws.weight_matching(spec, target, source).permutation, source)
     curves = {"unmatched": ws.loss_curve(task, target, source, POINTS, statistics="none")}
@@ -78,7 +78,7 @@ def ways(task: ws.Task, target: ws.StateDict, source: ws.StateDict) -> dict[str,
 
 
 def figures(curves: Mapping[str, Curve]) -> Row:
-    """Return the barriers of the ways, of the loss (nats) and of the accuracy (share), and the ends' accuracy."""
+    """Return the barriers of the loss (nats) and of the accuracy (fraction), and the endpoints' accuracy."""
     loss = {label: ws.barrier(curve) for label, curve in curves.items()}
     accuracy = {f"{label}, accuracy": ws.barrier(curve, score="accuracy") for label, curve in curves.items()}
     ends = shares(curves["matched"])

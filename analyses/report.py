@@ -1,4 +1,4 @@
-"""What all scripts have in common: options, a table of every pair with the median, gates, and a file of results.
+"""Shared parts of all scripts: options, a table of every pair with the median, gates, and a file of results.
 
 A script has *rows*: it yields a label and the figures of one pair (or triple, or set) of networks after the other. A
 gate is a bound on the **median** of one figure.

@@ -1,4 +1,4 @@
-"""ResNet-20 as for CIFAR-10, written plainly, of any width: the network that REPAIR was shown on.
+"""ResNet-20 as for CIFAR-10, written plainly, of any width: the network of the REPAIR paper.
 
 Source:
     He et al. 2016, https://arxiv.org/abs/1512.03385, section 4.2; a 1×1 convolution where a shortcut changes shape.

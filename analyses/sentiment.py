@@ -1,4 +1,4 @@
-"""Sentiment of sentences in four domains, and a small encoder pretrained on other text: what the soups of text are of.
+"""Sentiment of sentences in four domains, and a small encoder pretrained on other text, for the text soups.
 
 Both come in packages, of 2.5 and 84 MB:
 
@@ -94,7 +94,7 @@ def _archive(folder: Path, pattern: str) -> Path:
 
 @lru_cache(maxsize=16)
 def parts(domain: str, split: int, folder: Path = FOLDER) -> Mapping[str, Texts]:
-    """Return train, validation and test of a domain, drawn anew for every number of a split."""
+    """Return train, validation and test of a domain, drawn again for each number of a split."""
     texts, labels = read_domain(domain, folder)
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(split))
     sizes = {"train": TRAINING, "validation": VALIDATION, "test": TEST}

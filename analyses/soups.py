@@ -1,4 +1,4 @@
-"""What the soup scripts share: fine-tunes made once, every recipe scored beside the best single model, tables, scatter.
+"""Shared parts of the soup scripts: cached fine-tunes, every recipe against the best single model, tables, scatter.
 
 A *measure* is an accuracy: ``in distribution`` is the test split, ``shifted`` the mean over the task's shifts. Recipes
 choose by the validation split and never see either.
@@ -80,7 +80,7 @@ def fine_tune(task: ClassificationTask, seed: int, cache: Path) -> ws.StateDict:
 
 
 def run_all(jobs: Sequence[tuple[Callable[..., Result], tuple[Any, ...]]], workers: int) -> list[Result]:
-    """Call functions of modules, so many at a time in new processes if it is more than one; results in their order."""
+    """Call functions of modules, in ``workers`` new processes if it is above one; return results in order."""
     if workers == 1:
         return [function(*arguments) for function, arguments in jobs]
     context = get_context("spawn")

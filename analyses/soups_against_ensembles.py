@@ -1,4 +1,4 @@
-"""Whether a soup of two fine-tunes is better than their ensemble can be told from the soup's curvature and the logits.
+"""Prediction of soup against ensemble, for pairs of fine-tunes, from the soup's curvature and the logits.
 
 Fine-tunes of one digit classifier (an MLP 64-128-128-128-10, one epoch of pretraining), five epochs of Adam with rates
 from 1e-4 to 3e-3, two seeds each; for every pair of them the difference of the test losses of soup and ensemble, as
@@ -42,7 +42,7 @@ GATES = (
 
 
 def rows(sets: Sequence[range], cache: Path, *, task: ClassificationTask = TASK) -> Iterator[tuple[str, Row]]:
-    """Measure all pairs of fine-tunes of models pretrained from these seeds, one a set."""
+    """Measure all pairs of fine-tunes of models pretrained from these seeds, one per set."""
     for (seed,) in sets:
         within = predictions(task, fine_tunes(task, seed, RATES, cache))
         found = agreement(within)

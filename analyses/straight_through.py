@@ -35,7 +35,7 @@ def rows(triples: Sequence[range], cache: Path) -> Iterator[tuple[str, Row]]:
 
 
 def measure(target: int, source: int, cache: Path) -> Row:
-    """Return the figures of one pair, the source matched to the target in three ways."""
+    """Return the figures of one pair, the source matched to the target by three methods."""
     a, b = (trained(TASK, seed, cache=cache) for seed in (target, source))
     ends = {method: matched(method, target, source, cache) for method in METHODS}
     naive = barrier(a, b)
@@ -50,7 +50,7 @@ def measure(target: int, source: int, cache: Path) -> Row:
 
 
 def barrier(a: ws.StateDict, b: ws.StateDict) -> float:
-    """Return the barrier of the test loss on the way between two networks, in nats."""
+    """Return the barrier of the test loss along the linear path between two networks, in nats."""
     return ws.barrier(ws.loss_curve(TASK, a, b))
 
 

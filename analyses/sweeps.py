@@ -1,4 +1,4 @@
-"""What width, learning rate and weight decay do to the barrier, and to the alignment of singular vectors.
+"""Effect of width, learning rate and weight decay on the barrier and on the alignment of singular vectors.
 
 Ito, Yamada and Kumagai (https://arxiv.org/abs/2402.04051) explain by the singular vectors of large singular values why
 weight matching connects networks. Which recipes make these vectors align more, and does the barrier follow?

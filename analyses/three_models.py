@@ -1,7 +1,7 @@
 """Two sources that are matched to one target lie in one basin after weight matching, and not after an estimator.
 
 Weight matching gives all three the same singular vectors, so that the sources are matched to each other as well. The
-straight-through estimator on scores (Sinkhorn) connects each source to the target by its own way.
+straight-through estimator on scores (Sinkhorn) connects each source to the target separately.
 
     python analyses/three_models.py
 """

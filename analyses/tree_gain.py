@@ -1,4 +1,4 @@
-"""When a Fréchet mean helps on a tree: gain over argmax against the number of observed classes, and the temperature.
+"""Gain of the Fréchet mean over argmax on a tree, by the number of observed classes and the temperature.
 
 Random trees of 300 labels; the classifier knows K of them. Its logits fall with the distance between the true label and
 the class, with noise, and are then divided by a temperature that makes it over- or under-confident. The gain is

@@ -26,7 +26,7 @@ TASKS = ("digits-mlp", "digits-cnn", "fashion-mlp")
 
 
 def draw(task: ClassificationTask, seeds: range, cache: Path, folder: Path) -> None:
-    """Draw the way between two networks."""
+    """Draw the loss along the linear path between two networks."""
     a, b = (trained(task, seed, cache=cache) for seed in seeds)
     spec = ws.derive_spec(task.network(), task.example_args)
     ends = {"naive": b, "weight matching": ws.permute(spec, ws.weight_matching(spec, a, b).permutation, b)}

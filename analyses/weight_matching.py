@@ -48,7 +48,7 @@ def permuted(task: ClassificationTask, a: ws.StateDict, b: ws.StateDict) -> ws.S
 
 
 def explanations(task: ClassificationTask, a: ws.StateDict, matched: ws.StateDict) -> Row:
-    """Return what might explain why the way between two matched networks is flat."""
+    """Return what might explain why the loss along the path between two matched networks is flat."""
     cut = {gamma: ws.singular_alignment(a, matched, gamma).total for gamma in (0.0, 0.3, 0.7)}
     return {
         "Taylor error": taylor_error(task, a, matched),
@@ -74,7 +74,7 @@ def least_input_energy(task: ClassificationTask, state: ws.StateDict) -> float:
 
 
 def draw(seeds: range, cache: Path, folder: Path) -> None:
-    """Draw a pair: the way between the networks, R against γ, the vectors' products, the values."""
+    """Draw a pair: the loss along the linear path, R against γ, the vectors' products, the values."""
     a, b = (trained(TASK, seed, cache=cache) for seed in seeds)
     ends = {"unmatched": b, "weight matching": permuted(TASK, a, b)}
     curves = {label: ws.loss_curve(TASK, a, end) for label, end in ends.items()}

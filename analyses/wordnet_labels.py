@@ -1,4 +1,4 @@
-"""Naming what was never seen: glosses of WordNet to hypernyms, with few of the hypernyms observed.
+"""Naming unseen classes: glosses of WordNet to hypernyms, with few of the hypernyms observed.
 
 Every noun synset is an item, its gloss the input, its (first) hypernym the label. Of all but the test items, those
 whose label is among K observed ones train a classifier: 5 nearest neighbours by the cosine of TF-IDF, their votes

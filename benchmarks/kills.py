@@ -1,4 +1,4 @@
-"""Merges and soups that are killed at random moments: nothing half-written, and what is run again is equal bit by bit.
+"""Merges and soups that are killed at random moments: nothing is half-written, and a rerun gives the same bits.
 
     python benchmarks/kills.py [--count 150] [--seed 0] [--dir SCRATCH]
 

@@ -1,4 +1,4 @@
-"""Labels where they were slow: ratios of processor time in one run, on one thread.
+"""Label decisions that were slow: ratios of processor time in one run, on one thread.
 
     python benchmarks/label_ratios.py [--cases few-labels,tiny-trees,temperature,distances,covers] [--repeats 5]
 

@@ -40,7 +40,7 @@ OVERRIDES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 State = dict[str, np.ndarray]
 
 
-# --- The runs, one a process ---
+# --- The runs, each in its own process ---
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""What the merging benchmark runs: the recipes, who merges by them, and what is aimed at."""
+"""Cases of the merging benchmark: recipes, tools and aims."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def mlp(width: int) -> nn.Module:
 
 
 def mlp_groups() -> Groups:
-    """Return the groups of ``mlp``: one a hidden layer."""
+    """Return the groups of ``mlp``: one per hidden layer."""
     names = [None, *(str(2 * layer) for layer in range(HIDDEN)), None]
     result: dict[str, tuple[str | None, ...]] = {}
     for layer, (below, above) in enumerate(pairwise(names)):

@@ -1,4 +1,4 @@
-"""Where the time of our weight matching goes, timed from the outside: assignments, products, the rest."""
+"""Time of our weight matching by part, timed from the outside: assignments, products, the remainder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What merging two small files costs with every executor: whole commands, processor seconds, relative to threads."""
+"""Cost of merging two small files with each executor: whole commands, processor seconds, relative to threads."""
 
 from __future__ import annotations
 

@@ -93,13 +93,13 @@ def test_imports_point_down_one_list(path: Path) -> None:
             assert LAYERS.index(imported) <= LAYERS.index(home), f"{path} imports {module}, which stands above it"
 
 
-def test_no_file_imports_itself_by_way_of_others() -> None:
+def test_no_file_imports_itself_through_others() -> None:
     files = {name_of(path): path for path in sources() if path.stem != "__init__"}
     graph = {name: {module for module, _ in imports(path)} & files.keys() for name, path in files.items()}
     tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 
 
-def test_no_folder_imports_itself_by_way_of_others() -> None:
+def test_no_folder_imports_itself_through_others() -> None:
     modules = {name_of(path) for path in sources()}
     graph: dict[str, set[str]] = {}
     for path in sources():

@@ -99,13 +99,13 @@ PIECES: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("piece", PIECES)
-def test_a_task_without_the_right_pieces_is_a_line_that_names_the_piece(piece: str) -> None:
+def test_a_task_without_a_required_member_is_one_line_that_names_the_member(piece: str) -> None:
     call, message = PIECES[piece]
     with pytest.raises(WeightspaceError, match=message):
         call()
 
 
-def test_the_cause_is_told_when_a_task_is_loaded_and_used(tmp_path: Path) -> None:
+def test_the_cause_is_named_when_a_task_is_loaded_and_used(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
         "from weightspace.tasks import ClassificationTask\n"
         "from torch import nn\n"

@@ -15,7 +15,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=200)
 
 
 @given(ANY_TEXT)
-def test_what_is_escaped_can_be_printed_anywhere(text: str) -> None:
+def test_escaped_text_can_be_printed_anywhere(text: str) -> None:
     shown = escaped(text)
     assert shown.isprintable()
     shown.encode()

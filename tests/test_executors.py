@@ -112,7 +112,7 @@ def pieces(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_results_come_in_the_order_of_the_pieces_and_are_told_as_they_are_done(place: str, pieces: Any) -> None:
+def test_results_come_in_the_order_of_the_jobs_and_are_reported_as_they_are_done(place: str, pieces: Any) -> None:
     told: list[tuple[int, int]] = []
     calls = [(0, 1.0), (1, 0.0), (2, 0.0), (3, 0.0)]
     found = list(run_jobs(place, pieces("late"), calls, workers=2, on_done=lambda *done: told.append(done)))
@@ -122,13 +122,13 @@ def test_results_come_in_the_order_of_the_pieces_and_are_told_as_they_are_done(p
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_what_a_piece_raises_is_raised_here(place: str, pieces: Any) -> None:
+def test_an_exception_of_a_job_is_raised_here(place: str, pieces: Any) -> None:
     with pytest.raises(ValueError, match="piece 1 is bad"):
         list(run_jobs(place, pieces("fail"), [(number,) for number in range(4)], workers=2))
 
 
 @pytest.mark.parametrize("place", AWAY)
-def test_a_piece_whose_worker_died_is_tried_again(place: str, pieces: Any, tmp_path: Path) -> None:
+def test_a_job_whose_worker_died_is_tried_again(place: str, pieces: Any, tmp_path: Path) -> None:
     calls = [(str(tmp_path), number) for number in range(4)]
     assert list(run_jobs(place, pieces("die_once"), calls, workers=1)) == [0, 1, 2, 3]
     tries = {path.name: len(path.read_text()) for path in tmp_path.iterdir()}
@@ -142,19 +142,19 @@ def test_a_worker_that_dies_in_the_middle_of_its_answer_is_one_that_died(pieces:
 
 
 @pytest.mark.parametrize(("name", "error"), [("end_of_file", EOFError), ("broken_pipe", BrokenPipeError)])
-def test_what_a_piece_raises_is_not_taken_for_a_death(name: str, error: type[Exception], pieces: Any) -> None:
+def test_an_exception_of_a_job_is_not_taken_for_a_death(name: str, error: type[Exception], pieces: Any) -> None:
     with pytest.raises(error, match="of mine"):
         list(run_jobs("processes", pieces(name), [(1,)], workers=1))
 
 
 @pytest.mark.parametrize("place", AWAY)
-def test_a_piece_that_kills_every_worker_is_given_up(place: str, pieces: Any) -> None:
+def test_a_job_that_kills_every_worker_is_given_up(place: str, pieces: Any) -> None:
     with pytest.raises(WeightspaceError, match=r"3 worker processes died .* exit code -9|started 3 times"):
         list(run_jobs(place, pieces("die"), [(number,) for number in range(3)], workers=1))
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_state_dicts_that_pieces_share_arrive_whole(place: str, pieces: Any) -> None:
+def test_state_dicts_that_jobs_share_arrive_whole(place: str, pieces: Any) -> None:
     state = {"w": torch.arange(1000.0)}
     calls = [(state, float(factor)) for factor in range(3)]
     assert list(run_jobs(place, pieces("add"), calls, workers=2)) == [0.0, 499500.0, 999000.0]
@@ -193,7 +193,7 @@ def test_more_gpus_than_there_are_is_an_error(place: str, pieces: Any, monkeypat
 
 
 @pytest.mark.parametrize("place", AWAY)
-def test_what_cannot_travel_is_said(place: str, pieces: Any) -> None:
+def test_tasks_that_cannot_be_pickled_are_reported(place: str, pieces: Any) -> None:
     with pytest.raises(WeightspaceError, match=r"Could not pickle the task for a worker.*no lambda"):
         list(run_jobs(place, pieces("late"), [((number for number in "ab"), 0.0)], workers=1))
 
@@ -207,7 +207,7 @@ def test_what_cannot_travel_is_said(place: str, pieces: Any) -> None:
         ({"ray_address": "auto"}, "executor is 'serial', not 'ray'"),
     ],
 )
-def test_what_cannot_run_is_refused(options: dict[str, Any], message: str, pieces: Any) -> None:
+def test_invalid_executors_are_refused(options: dict[str, Any], message: str, pieces: Any) -> None:
     with pytest.raises(WeightspaceError, match=message):
         list(run_jobs(**{"executor": "serial", "function": pieces("late"), "jobs": [(1, 0.0)], **options}))
 

@@ -31,7 +31,7 @@ def test_a_window_leaves_out_what_squeezes_the_others(values: list[float], low: 
     assert (Window.of(values).low, Window.of(values).high) == (low, high)
 
 
-def test_points_beyond_stand_at_the_edge() -> None:
+def test_points_beyond_the_window_are_drawn_at_its_edge() -> None:
     frame = Frame.of([(0.9, 0.8), (0.91, 0.81), (0.92, 0.82), (0.93, 0.83), (0.1, 0.82)])
     assert not frame.holds((0.1, 0.82))
     x, y = frame.clipped((0.1, 0.82))

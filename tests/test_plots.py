@@ -57,7 +57,7 @@ def test_many_curves_can_be_drawn(tmp_path: Path) -> None:
         ({"two": Curve((0.0, 1.0), (1.0, 1.0))}, "curves.png", "three points"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(tmp_path, curves, name, message) -> None:
+def test_invalid_pictures_are_refused_and_nothing_is_written(tmp_path, curves, name, message) -> None:
     with pytest.raises(WeightspaceError, match=message):
         draw_curves(curves, tmp_path / name)
     assert not list(tmp_path.iterdir())

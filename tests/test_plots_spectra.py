@@ -71,7 +71,7 @@ def test_a_zero_matrix_has_an_empty_heat_map(tmp_path: Path) -> None:
         (draw_spectra, {"A": A, "B": network(0, 3)}, "a.png", "layers of 'B' are not those of 'A'"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(draw: Any, data: Any, name: str, message: str, tmp_path: Path) -> None:
+def test_invalid_spectra_are_refused(draw: Any, data: Any, name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(WeightspaceError, match=message):
         draw(data, tmp_path / name)
     assert not list(tmp_path.iterdir())

@@ -57,7 +57,7 @@ def test_a_result_is_one_short_line_that_begins_with_its_class(result: str) -> N
     assert text.isprintable()
 
 
-def test_numbers_are_told_by_their_count_and_range() -> None:
+def test_numbers_are_shown_by_their_count_and_range() -> None:
     curve = ws.Curve(row(25), row(25), task="digits-mlp")
     expected = "loss=<25 from 0 to 0.96>, accuracy=None, split='test', statistics='none', task='digits-mlp')"
     assert repr(curve).endswith(expected)

@@ -202,9 +202,19 @@ def _command(row: Any) -> str:
     return "\n".join([*collected, " ".join([*words, f"--evidence {files} -o merged"])])
 
 
+def _needs(row: Any) -> str:
+    """Return what a method needs besides the tensors' elements, and whether it depends on their scale."""
+    needs = {
+        "whole matrices": row.grain == "whole",
+        "statistics": bool(row.evidence),
+        "not scale-free": not row.scale_free,
+    }
+    return ", ".join(name for name, needed in needs.items() if needed) or "–"
+
+
 def _overview() -> str:
     rows = "\n".join(
-        f"| [`{row.name}`]({row.name}.md) | {_plain(row.formula)} | {row.base} | {_link(row.source)} |"
+        f"| [`{row.name}`]({row.name}.md) | {_plain(row.formula)} | {row.base} | {_needs(row)} | {_link(row.source)} |"
         for row in METHODS.values()
     )
     return textwrap.dedent(
@@ -216,9 +226,14 @@ def _overview() -> str:
         core and resumable. $x_i$ are the models, $w_i$ their weights, $b$ is the base model and $\\delta_i = x_i - b$
         the task vector of model $i$.
 
-        | method | computes | base | source |
-        |---|---|---|---|
+        | method | computes | base | needs | source |
+        |---|---|---|---|---|
         {rows}
+
+        Where a whole matrix is needed, a merge holds a few copies of the largest; for the other methods
+        [256 MB suffice](../how-to/large-models.md), whatever the model.
+        [Statistics](../how-to/statistics.md) are collected by `weightspace evidence`. Methods that are not scale-free
+        depend on the scale of the weights by definition.
 
         Your own method is a Python function: [Write a merge method](../how-to/merge-method.md).
         """

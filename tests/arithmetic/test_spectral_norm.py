@@ -125,7 +125,7 @@ def test_spectral_norm_on_weight_norm_is_one_of_the_merged_weight() -> None:
     assert equal(mean([states[0]] * 2), states[0])
 
 
-def test_the_vectors_and_the_value_of_a_generator_are_made_anew() -> None:
+def test_vectors_from_a_generator_are_recomputed() -> None:
     generator = torch.Generator().manual_seed(4)
     weights = torch.randn(3, 6, 4, 3, generator=generator)
     states = [{"weight": weight, "u0": torch.ones(1, 6), "sv0": torch.ones(1)} for weight in weights]

@@ -1,14 +1,23 @@
+"""Shared fixtures. The neighbours `remote_files` and `torch_archives` are imported by name."""
+
 import http.server
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
-from weightspace.checkpoints import StateDict
+import weightspace as ws
+from weightspace.checkpoints import StateDict, remote
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import remote_files
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -24,6 +33,48 @@ def state() -> StateDict:
         "layer.bias": torch.randn(5, generator=generator).bfloat16(),
         "steps": torch.tensor(7),
     }
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of the cache of remote files, which are read in small chunks and without pauses."""
+    monkeypatch.setenv("WEIGHTSPACE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "PAUSE", 0.0)
+    monkeypatch.setattr(remote, "CHUNK", 10_000)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def traffic(monkeypatch: pytest.MonkeyPatch) -> remote_files.Traffic:
+    found = remote_files.Traffic()
+    monkeypatch.setattr(MemoryFile, "read", lambda file, size=-1: found.reader(file, size), raising=False)
+    return found
+
+
+@pytest.fixture
+def system() -> Iterator[MemoryFileSystem]:
+    found = MemoryFileSystem()
+    found.store.clear()
+    yield found
+    found.store.clear()
+
+
+@pytest.fixture
+def sharded(system: MemoryFileSystem, tmp_path: Path) -> str:
+    """A folder of two shards with its companions, and some things that are nobody's business."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    halves = [dict(list(remote_files.state().items())[:2]), dict(list(remote_files.state().items())[2:])]
+    for name, half in zip(remote_files.SHARDS, halves, strict=True):
+        ws.save_checkpoint(half, folder / name)
+    index = {name: shard for shard, half in zip(remote_files.SHARDS, halves, strict=True) for name in half}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"a": "b"}, "weight_map": index}))
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer.json").write_text('{"model": {"vocab": {}}}')
+    (folder / "optimizer.safetensors").write_bytes(bytes(1_000_000))
+    (folder / "training.log").write_bytes(bytes(1_000_000))
+    system.put(str(folder), "/bucket/", recursive=True)
+    return "memory://bucket/model"
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

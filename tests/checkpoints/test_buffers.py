@@ -72,7 +72,7 @@ def test_the_vectors_of_a_generator_are_found() -> None:
         {"proj_g.weight": (4, 4), "proj_v.weight": (4, 4)},
     ],
 )
-def test_other_tensors_with_such_names_stand_for_themselves(names: dict[str, tuple[int, ...]]) -> None:
+def test_other_tensors_with_such_names_are_ordinary_weights(names: dict[str, tuple[int, ...]]) -> None:
     assert not find_parametrizations(names).functions
 
 
@@ -105,7 +105,7 @@ def test_counters_are_known(name: str) -> None:
     "name",
     ["step.weight", "counter.bias", "step_size", "steps_embedding", "model_ema.decay", "cls_tokens"],
 )
-def test_what_is_only_called_like_a_counter_is_none(name: str) -> None:
+def test_tensors_merely_named_like_a_counter_are_not_counters(name: str) -> None:
     assert not is_counter(name, ())
 
 
@@ -138,7 +138,7 @@ def test_other_statistics_are_no_variances(name: str) -> None:
         *("attn.rel_pos_index", "layer.0.parametrizations.weight.0.base"),
     ],
 )
-def test_what_must_be_the_same_in_all_models_is_known(name: str) -> None:
+def test_buffers_that_must_be_equal_in_all_models_are_known(name: str) -> None:
     assert is_fixed(name)
 
 

@@ -46,7 +46,7 @@ def folder_of(path: Path, *names: str) -> Path:
 
 
 @pytest.mark.parametrize("name", BELONGING)
-def test_what_belongs_to_a_model_is_copied(name: str, tmp_path: Path) -> None:
+def test_companion_files_of_a_model_are_copied(name: str, tmp_path: Path) -> None:
     source = folder_of(tmp_path / "a", name)
     assert find_companions(source).copied == (name,)
     (tmp_path / "out").mkdir()
@@ -129,7 +129,7 @@ def test_a_folder_with_a_link_of_the_users_is_not_replaced(tmp_path: Path) -> No
         check_replaceable(folder, ["1_Pooling/config.json"])
 
 
-def test_other_copies_are_told_from_files_that_nobody_expects_to_be_left() -> None:
+def test_other_copies_are_distinguished_from_files_that_should_be_copied() -> None:
     assert all(map(is_other_copy, ("optimizer.pt", "model.fp16.safetensors", "checkpoint-5/", "q4.gguf", "onnx/")))
     assert not any(map(is_other_copy, ("ema.safetensors", "voices/", "LICENSE")))
 
@@ -147,7 +147,7 @@ def test_files_of_the_model_that_cannot_be_read_are_refused(name: str, kind: str
         find_companions(tmp_path / "a")
 
 
-def test_links_that_lead_nowhere_under_other_names_are_left(tmp_path: Path) -> None:
+def test_dangling_links_under_other_names_are_not_copied(tmp_path: Path) -> None:
     folder_of(tmp_path / "a", "config.json")
     (tmp_path / "a" / "notes").symlink_to("nowhere")
     assert find_companions(tmp_path / "a").left == ("notes",)

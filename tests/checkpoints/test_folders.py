@@ -68,7 +68,7 @@ WRONG_PLACES = {
 
 
 @pytest.mark.parametrize("case", WRONG_PLACES)
-def test_an_index_that_lies_is_found_out(case: str, tmp_path: Path) -> None:
+def test_a_false_index_is_detected(case: str, tmp_path: Path) -> None:
     places, message = WRONG_PLACES[case]
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(sharded(tmp_path, places))

@@ -50,13 +50,13 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", FINE)
-def test_what_real_files_hold_is_read(case: str) -> None:
+def test_the_contents_of_real_files_are_read(case: str) -> None:
     content, expected = FINE[case]
     assert parse_json(content, "x.json") == expected or expected is None
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_what_could_do_harm_is_refused_at_once(case: str) -> None:
+def test_hostile_documents_are_refused_at_once(case: str) -> None:
     start = time.process_time()
     with pytest.raises(CheckpointError, match=r"^x\.json is not valid JSON") as caught:
         parse_json(HOSTILE[case], "x.json")
@@ -68,7 +68,7 @@ def test_what_could_do_harm_is_refused_at_once(case: str) -> None:
 @given(
     st.recursive(st.none() | st.integers() | st.text(), lambda leaf: st.lists(leaf) | st.dictionaries(st.text(), leaf))
 )
-def test_what_is_written_is_read_again(value: object) -> None:
+def test_written_documents_are_read_back(value: object) -> None:
     for ascii_only in (True, False):
         assert parse_json(json.dumps(value, ensure_ascii=ascii_only), "x.json") == value
 

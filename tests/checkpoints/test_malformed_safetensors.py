@@ -87,7 +87,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_header_that_lies_is_found_out(lie: str, tmp_path: Path) -> None:
+def test_a_false_header_is_detected(lie: str, tmp_path: Path) -> None:
     header, message = LIES[lie]
     path = write(tmp_path / "liar.safetensors", header)
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -96,7 +96,7 @@ def test_a_header_that_lies_is_found_out(lie: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_header_that_the_lies_are_made_of_is_fine(tmp_path: Path) -> None:
+def test_the_header_that_the_false_ones_derive_from_is_valid(tmp_path: Path) -> None:
     state = load_checkpoint(write(tmp_path / "good.safetensors", {"w": W, "v": V}))
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == {"w": (2,), "v": (4,)}
 

@@ -88,7 +88,7 @@ def mirrored(system: MemoryFileSystem, tmp_path: Path) -> Path:
     return local_path("memory://a.safetensors")
 
 
-def test_a_mirror_is_known_by_way_of_a_link(system: MemoryFileSystem, tmp_path: Path) -> None:
+def test_a_mirror_is_recognised_through_a_link(system: MemoryFileSystem, tmp_path: Path) -> None:
     path = mirrored(system, tmp_path)
     link = tmp_path / "link.safetensors"
     link.symlink_to(path)

@@ -126,7 +126,7 @@ def fp8_state(value: float, scale: float) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("place", ["model", "base"])
-def test_a_quantised_file_is_refused_wherever_it_stands(place: str, tmp_path: Path) -> None:
+def test_a_quantised_file_is_refused_in_every_role(place: str, tmp_path: Path) -> None:
     paths = {name: tmp_path / f"{name}.safetensors" for name in ("fp8", "plain")}
     ws.save_checkpoint(fp8_state(4.0, 0.25), paths["fp8"])
     ws.save_checkpoint({"q.weight": torch.ones(2, 2), "b": torch.ones(2)}, paths["plain"])
@@ -189,7 +189,7 @@ def test_the_model_below_an_adapter_is_named_quantised(tmp_path: Path) -> None:
         ws.merge_files([f"{tmp_path}/model+{tmp_path}/adapter"], tmp_path / "out", method="passthrough")
 
 
-def test_a_folder_of_gguf_files_is_told_what_it_is(tmp_path: Path) -> None:
+def test_a_folder_of_gguf_files_is_named_as_such(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
     with pytest.raises(CheckpointError, match=r"It holds model-Q4_K_M\.gguf, quantised or packed for llama\.cpp"):

@@ -41,7 +41,7 @@ MISFITS = {
 
 
 @pytest.mark.parametrize("case", MISFITS)
-def test_what_does_not_fit_is_listed_and_counted(case: str, state: StateDict) -> None:
+def test_mismatches_are_listed_and_counted(case: str, state: StateDict) -> None:
     changes, message = MISFITS[case]
     other = {name: value for name, value in {**state, **changes}.items() if value is not None}
     with pytest.raises(CheckpointError, match=message) as caught:

@@ -46,7 +46,7 @@ def test_a_summary_counts_and_measures(tmp_path: Path) -> None:
     assert summary.metadata == {"format": "pt", "method": "none"}
 
 
-def test_norms_do_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_norms_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = torch.randn(40, 25).half()
     whole = tensor.double().norm().item()
     for piece in (1, 7, 1000, 10_000):

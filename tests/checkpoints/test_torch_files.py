@@ -84,7 +84,7 @@ INSIDE = {
 
 
 @pytest.mark.parametrize("case", INSIDE)
-def test_a_key_leads_to_what_lies_deeper(case: str, tmp_path: Path) -> None:
+def test_a_key_leads_to_nested_entries(case: str, tmp_path: Path) -> None:
     content, key = INSIDE[case]
     assert load_checkpoint(saved(content, tmp_path / "a.pt"), key=key)["w"].tolist() == [0.0, 1.0, 2.0]
 
@@ -109,7 +109,7 @@ def test_a_pickle_of_a_later_protocol_says_so(protocol: int, new_format: bool, t
         load_checkpoint(path)
 
 
-def test_archives_of_other_things_are_told_by_what_is_in_them(tmp_path: Path) -> None:
+def test_other_archives_are_recognised_by_their_contents(tmp_path: Path) -> None:
     np.savez(tmp_path / "arrays.npz", w=np.ones(2))
     with pytest.raises(CheckpointError, match=r"'w\.npy' in it"):
         load_checkpoint(tmp_path / "arrays.npz")
@@ -129,7 +129,7 @@ NOT_THE_FILE = {
 
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "a.ckpt"])
 @pytest.mark.parametrize("what", NOT_THE_FILE)
-def test_what_was_downloaded_instead_is_told(what: str, name: str, tmp_path: Path) -> None:
+def test_files_downloaded_instead_of_weights_are_named(what: str, name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(NOT_THE_FILE[what] + b" " * 40)
     with pytest.raises(CheckpointError, match=what):
         load_checkpoint(tmp_path / name)

@@ -91,7 +91,7 @@ def test_a_file_that_is_only_called_like_one_of_tokens_is_compared_by_its_bytes(
 
 
 @pytest.mark.parametrize("content", [b"", b"\x12\x02\x08\x01"])
-def test_a_tokenizer_without_pieces_is_damaged(content: bytes, tmp_path: Path) -> None:
+def test_a_tokenizer_without_tokens_is_damaged(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(CheckpointError, match="no pieces"):
         read_vocabulary(tmp_path)
@@ -111,7 +111,7 @@ def test_tokens_that_a_configuration_adds_are_read(tmp_path: Path) -> None:
     assert read_vocabulary(tmp_path).tokens == {"added_tokens_decoder": {"<|im_start|>": 7, "<|im_end|>": 8}}
 
 
-def test_languages_with_a_vocabulary_each_are_told_apart(tmp_path: Path) -> None:
+def test_languages_with_separate_vocabularies_are_distinguished(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text(json.dumps({"eng": {"a": 0}, "deu": {"a": 1}}))
     assert read_vocabulary(tmp_path).tokens == {"vocab.json": {"eng/a": 0, "deu/a": 1}}
 

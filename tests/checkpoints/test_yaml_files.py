@@ -75,7 +75,7 @@ def test_plain_data_is_read(case: str) -> None:
         ),  # built without the parser in C
     ],
 )
-def test_what_could_do_harm_is_refused_at_once(case: str, parser: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_documents_are_refused_at_once(case: str, parser: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(yaml_file, "_LOADER", yaml_file.loader_on(getattr(yaml, parser)))
     start = time.process_time()
     with pytest.raises(WeightspaceError, match=r"^x\.yml is not valid YAML: ") as caught:
@@ -90,7 +90,7 @@ SCALARS = st.none() | st.booleans() | st.integers() | TEXT
 
 @settings(max_examples=50, deadline=None)
 @given(st.recursive(SCALARS, lambda leaf: st.lists(leaf) | st.dictionaries(TEXT, leaf)))
-def test_what_is_written_is_read_again(value: object) -> None:
+def test_written_documents_are_read_back(value: object) -> None:
     assert parse_yaml(yaml.safe_dump(value, allow_unicode=True), "x.yml") == [value]
 
 

@@ -72,7 +72,7 @@ def test_the_plane_through_three_networks_is_scored_saved_and_drawn() -> None:
 
 
 @pytest.mark.usefixtures("models")
-def test_taylor_and_temperature_stand_beside_the_barrier() -> None:
+def test_taylor_and_temperature_are_shown_with_the_barrier() -> None:
     arguments = ("a.pt", "b.pt", *TASK, "--points", "3", "--taylor", "--temperature")
     found = json.loads(run(*arguments, "--json").stdout)["curves"]["linear"]
     states = [ws.load_checkpoint(f"{name}.pt") for name in "ab"]
@@ -116,7 +116,7 @@ def test_a_mistake_is_one_line_and_exit_status_2(mistake: str) -> None:
 
 
 @pytest.mark.usefixtures("models")
-def test_what_is_no_number_is_null_in_json() -> None:
+def test_nan_and_infinity_are_null_in_json() -> None:
     state = dict(ws.load_checkpoint("b.pt"))
     state["head.bias"] = state["head.bias"].clone()
     state["head.bias"][0] = float("nan")

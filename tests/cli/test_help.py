@@ -51,7 +51,7 @@ def test_every_option_has_a_sentence(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_options_stand_in_groups_once_each_without_bounds_of_machine_words(name: str) -> None:
+def test_options_are_grouped_once_each_without_bounds_of_machine_words(name: str) -> None:
     _, text = re.split(
         r"^(?:Options|Networks and data|Inputs|Output):$", run(f"{name} --help").output, maxsplit=1, flags=re.MULTILINE
     )
@@ -164,7 +164,7 @@ def test_progress_on_a_terminal_says_when_it_will_be_done(monkeypatch: pytest.Mo
     assert re.search(r"step 3/4.* left .*\d:\d\d", screen.getvalue())
 
 
-def test_nothing_is_shown_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_progress_is_shown_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(sys, "stderr", screen)
     waiting.begin()

@@ -27,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("head", ["parent,child", "source,target", "Parent, Child", "from,to", "u,v"])
-def test_a_header_of_edges_is_skipped_and_said(head: str) -> None:
+def test_a_header_of_edges_is_skipped_with_a_warning(head: str) -> None:
     Path("headed.csv").write_text(f"{head}\n{EDGES}")
     result = run("build", "--edges", "headed.csv", "-o", "headed.safetensors")
     assert result.exit_code == 0, result.output
@@ -74,7 +74,7 @@ SCORES = "0.9,0.1,0.0\n0.5,0.5,0.0\n"
 PREDICT = ("predict", "tree.safetensors")
 
 
-def test_a_header_of_numbers_is_skipped_and_said() -> None:
+def test_a_header_of_numbers_is_skipped_with_a_warning() -> None:
     Path("scores.csv").write_text(f"dog,cat,car\n{SCORES}")
     result = run(*PREDICT, "scores.csv", "--observed", "dog,cat,car", "--json")
     assert result.exit_code == 0, result.output
@@ -102,7 +102,7 @@ def test_a_header_that_is_part_of_numbers_is_refused() -> None:
     assert result.exit_code == 2
 
 
-def test_rows_that_do_not_sum_to_one_are_said() -> None:
+def test_rows_that_do_not_sum_to_one_are_reported() -> None:
     Path("scores.csv").write_text("0.9,0.1,0.0\n3,1,0.5\n")
     result = run(*PREDICT, "scores.csv", "--observed", "dog,cat,car", "--json")
     assert result.exit_code == 0
@@ -124,7 +124,7 @@ def test_a_header_of_names_is_skipped_where_it_is_no_label() -> None:
     assert read_labels("classes.csv", ["cat", "dog", "label"]) == ["label", "cat", "dog"]
 
 
-def test_numbers_against_text_are_said() -> None:
+def test_numbers_compared_with_text_are_reported() -> None:
     text, number = ws.LabelMetric.discrete(["0", "1"]), ws.LabelMetric.discrete([0, 1])
     with pytest.raises(ws.WeightspaceError, match="Unknown label 0, of type int; the metric has '0', of type str"):
         text.predict([[0.5, 0.5]], observed=[0, 1])

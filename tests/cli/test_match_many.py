@@ -55,7 +55,7 @@ def test_permutations_and_the_merged_network_are_those_of_the_library(method: st
     assert all(torch.equal(merged[name], tensor) for name, tensor in expected.merged.items())
 
 
-def test_three_checkpoints_are_merged_by_turns_unless_told_otherwise() -> None:
+def test_three_checkpoints_are_matched_by_merge_many_by_default() -> None:
     result = run(*MODELS, *NETWORK, "-o", "p", "--merged", "merged.pt")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == "merged.pt"

@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_what_has_no_effect_is_a_warning_and_an_error_with_strict(folder: Path) -> None:
+def test_settings_without_effect_are_a_warning_and_an_error_with_strict(folder: Path) -> None:
     result = run("--strict")
     assert result.exit_code == 2
     assert len(result.output.strip().splitlines()) == 1

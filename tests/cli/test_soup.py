@@ -92,7 +92,7 @@ def test_the_line_of_wise_ft_is_scored_and_its_best_written(models: list[str]) -
     assert f"{line.position:g} ←" in run(*arguments).stdout
 
 
-def test_the_ensemble_stands_beside_the_soup_and_pairs_are_predicted(models: list[str]) -> None:
+def test_the_ensemble_is_shown_with_the_soup_and_pairs_are_predicted(models: list[str]) -> None:
     result = run("ensemble", *models, *TASK, "--pairs", "4", "-o", "pairs.png", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -148,7 +148,7 @@ def test_the_table_counts_ingredients_and_says_what_is_far_below(models: list[st
     assert "best single on test: chosen by the test data, for comparison only" in result.stdout
 
 
-def test_networks_of_other_basins_make_a_soup_that_is_said_to_be_far_below(models: list[str]) -> None:
+def test_a_soup_of_networks_from_other_basins_is_reported_as_far_below(models: list[str]) -> None:
     task = ws.load_task(TASK[1])
     for seed in (1, 2):
         ws.save_checkpoint(ws.train(task, seed=seed), f"apart{seed}.pt")

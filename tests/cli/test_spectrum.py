@@ -113,7 +113,7 @@ def test_names_choose_layers(folder: Path) -> None:
     assert list(json.loads(result.stdout)["distance"]["unaligned"]["per_layer"]) == ["hidden1.weight", "head.weight"]
 
 
-def test_a_cut_that_hangs_on_rounding_is_warned_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_threshold_that_depends_on_rounding_is_warned_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     ws.save_checkpoint({"fc.weight": torch.diag(torch.tensor([1.0, 0.5000001, 0.4999999]))}, "near.safetensors")
     ws.save_checkpoint({"fc.weight": torch.diag(torch.tensor([1.0, 0.9, 0.1]))}, "far.safetensors")

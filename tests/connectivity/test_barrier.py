@@ -62,7 +62,7 @@ def test_a_loss_that_is_nan_gives_a_barrier_that_is_nan() -> None:
         ((0.0, math.nan, 1.0), "from 0 to 1"),
     ],
 )
-def test_positions_that_are_no_way_between_two_are_refused(positions, message: str) -> None:
+def test_positions_that_are_no_path_between_two_are_refused(positions, message: str) -> None:
     with pytest.raises(WeightspaceError, match=message):
         barrier(Curve(positions, tuple(1.0 for _ in positions)))
 

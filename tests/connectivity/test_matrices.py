@@ -101,7 +101,7 @@ def test_a_table_without_all_pairs_is_refused(tmp_path: Path, missing: int) -> N
         (STATES, {"baseline": "median"}, "baseline 'median'"),
     ],
 )
-def test_what_makes_no_matrix_is_refused(states: Any, options: dict[str, Any], message: str) -> None:
+def test_invalid_barrier_matrices_are_refused(states: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(WeightspaceError, match=message):
         barrier_matrix(HILL, states, **options)
 

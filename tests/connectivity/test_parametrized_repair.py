@@ -108,7 +108,7 @@ REFUSED: dict[str, tuple[Wrap, str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_undoes_repair_is_refused(kind: str) -> None:
+def test_parametrizations_that_undo_repair_are_refused(kind: str) -> None:
     wrap, message = REFUSED[kind]
     task = task_of(lambda: dense(wrap))
     a, b = (weights(task, seed) for seed in (1, 2))

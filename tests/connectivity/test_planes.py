@@ -139,7 +139,7 @@ def test_a_file_that_is_no_plane_is_named(tmp_path: Path, name: str, text: str) 
         (C, {"names": ("a", "b", "a")}, "three models of different names"),
     ],
 )
-def test_what_makes_no_plane_is_refused(third: StateDict, options: dict[str, Any], message: str) -> None:
+def test_invalid_planes_are_refused(third: StateDict, options: dict[str, Any], message: str) -> None:
     with pytest.raises(WeightspaceError, match=message):
         loss_plane(BOWL, A, B, third, **options)
 

@@ -59,7 +59,7 @@ def test_the_layers_are_those_whose_units_are_hidden_and_can_be_set(name: str) -
 
 @every_network
 @pytest.mark.parametrize("method", ["repair", "reset"])
-def test_the_ends_are_the_models_and_what_lies_between_fits_the_network(name: str, method: Any) -> None:
+def test_the_endpoints_are_the_models_and_points_between_fit_the_network(name: str, method: Any) -> None:
     found, a, b = pair(name)
     before = [{key: tensor.clone() for key, tensor in state.items()} for state in (a, b)]
     generator = torch.get_rng_state()
@@ -84,7 +84,7 @@ def test_output_layers_stay_interpolated() -> None:
     assert not torch.equal(repaired["hidden.weight"], plain_one["hidden.weight"])
 
 
-def test_a_reset_is_the_interpolation_with_statistics_measured_anew() -> None:
+def test_a_reset_is_the_interpolation_with_recomputed_statistics() -> None:
     found, a, b = pair("residual batch norm")
     expected = reset_statistics(found, interpolate(a, b, 0.5))
     reset = repair(found, a, b, 0.5, method="reset")
@@ -182,7 +182,7 @@ def test_positions_that_are_not_between_are_refused(position: float) -> None:
         repair(*pair("plain"), position)
 
 
-def test_what_cannot_be_repaired_is_refused() -> None:
+def test_networks_that_cannot_be_repaired_are_refused() -> None:
     found, a, b = pair("plain")
     with pytest.raises(WeightspaceError, match=r"method of repair 'rest'.*repair, reset.*Did you mean 'reset'"):
         repair(found, a, b, 0.5, method="rest")  # pyright: ignore[reportArgumentType]

@@ -88,7 +88,7 @@ def moved_loss(found: Any, a: StateDict, b: StateDict, step: float) -> float:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_it_is_the_same_both_ways_and_nothing_from_a_network_to_itself(name: str) -> None:
+def test_the_estimate_is_symmetric_and_zero_from_a_network_to_itself(name: str) -> None:
     found = task(name)
     a, b = weights(found, 1), weights(found, 2)
     there, back = taylor_barrier(found, a, b), taylor_barrier(found, b, a)
@@ -102,7 +102,7 @@ def test_it_is_far_off_for_networks_from_two_seeds(digits_mlp: Any, mlp_states: 
     assert abs(taylor_barrier(digits_mlp, *mlp_states, split="test") - true) > 0.5 * true
 
 
-def test_what_has_no_estimate_is_refused_or_nan() -> None:
+def test_networks_without_an_estimate_are_refused_or_nan() -> None:
     with pytest.raises(CheckpointError, match="quadratic and b"):
         taylor_barrier(HILL, vector(1, 2, 3), vector(1, 2))
     assert math.isnan(taylor_barrier(HILL, vector(1, 2, 3), vector(1, 2, math.nan)))

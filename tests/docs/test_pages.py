@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,22 @@ from weightspace.matching import MANY_MATCHINGS, MATCHINGS
 from weightspace.merging.recipe.parse import parse_recipe
 
 PAGES = Path(__file__).parents[2] / "docs" / "pages"
-BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+#: A block with its language and, where the page gives one, the file that it is.
+BLOCK = re.compile(r"^```(python|sh|yaml)(?: title=\"([\w.]+)\")?\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-def run(text: str, name: str) -> dict[str, object]:
-    """Run the Python of a page, and its commands without leaving the process."""
-    names: dict[str, object] = {"__name__": "__main__"}
+def run(text: str, name: str, given: dict[str, object] | None = None) -> dict[str, object]:
+    """Run the Python of a page, parse its recipes, write its named files, and run its commands in this process."""
+    names: dict[str, object] = {"__name__": "__main__", **(given or {})}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for language, block in BLOCK.findall(text):
+        for language, file, block in BLOCK.findall(text):
+            if language == "yaml":
+                if "merge_method:" in block:
+                    parse_recipe(block, name)
+                if file:
+                    Path(file).write_text(block)
+                continue
             if language == "python":
                 exec(compile(block, name, "exec"), names)
                 continue
@@ -41,13 +49,38 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEIGHTSPACE_CACHE", str(tmp_path / "cache"))
 
 
+def open_clip_model() -> dict[str, object]:
+    """Return a CLIP of a few thousand weights with a tokenizer and images, which a page speaks of."""
+    import open_clip
+
+    vision = {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16}
+    text = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return {
+            "clip": open_clip.CLIP(embed_dim=8, vision_cfg=vision, text_cfg=text),
+            "tokenizer": lambda texts: torch.tensor([[len(text) + i for i in range(8)] for text in texts]),
+            "images": torch.randn(5, 3, 32, 32),
+        }
+
+
+#: Page -> what its reader has already.
+GIVEN: dict[str, Callable[[], dict[str, object]]] = {"how-to/labels.md": open_clip_model}
 WITH_CODE = [path for path in sorted(PAGES.rglob("*.md")) if BLOCK.search(path.read_text(encoding="utf-8"))]
 
 
 @pytest.mark.usefixtures("empty_folder")
 @pytest.mark.parametrize("path", WITH_CODE, ids=lambda path: str(path.relative_to(PAGES)))
 def test_the_code_of_a_page_runs(path: Path) -> None:
-    run(path.read_text(encoding="utf-8"), str(path))
+    given = GIVEN.get(path.relative_to(PAGES).as_posix(), dict)()
+    run(path.read_text(encoding="utf-8"), str(path), given)
+
+
+def test_no_block_of_the_pages_has_an_unknown_language() -> None:
+    # python and sh run, yaml is parsed; bash and text need a download, a reader's own files or hours, or are output.
+    for path in sorted(PAGES.rglob("*.md")):
+        languages = set(re.findall(r"^```(\w+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE))
+        assert languages <= {"python", "sh", "yaml", "bash", "text"}, path
 
 
 @pytest.mark.parametrize("name", ws.METHODS)

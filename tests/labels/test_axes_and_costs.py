@@ -133,7 +133,7 @@ def test_direction_matters() -> None:
     assert symmetric.labels[symmetric.predict([0.8, 0.2], **given)] == "well"
 
 
-def test_what_are_no_costs_is_refused() -> None:
+def test_invalid_costs_are_refused() -> None:
     for call, message in (
         (lambda: CostMatrix([[0, 1]]), r"matrix \(K, K\).*shape \(1, 2\)"),
         (lambda: CostMatrix([[0, -1], [1, 0]], labels="ab"), "To predict 'a' for 'b' costs -1"),

@@ -121,7 +121,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_what_makes_no_metric_is_an_error(mistake: str) -> None:
+def test_invalid_metrics_are_an_error(mistake: str) -> None:
     make, message = MISTAKES[mistake]
     with pytest.raises(ws.WeightspaceError, match=message) as error:
         make()
@@ -145,7 +145,7 @@ PREDICTIONS: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("mistake", PREDICTIONS)
-def test_what_cannot_be_predicted_is_an_error(mistake: str) -> None:
+def test_invalid_probabilities_are_an_error(mistake: str) -> None:
     p, options, message = PREDICTIONS[mistake]
     with pytest.raises(ws.WeightspaceError, match=message):
         SPACES["tree"].predict(p, **{"observed": names(3), **options})

@@ -115,7 +115,7 @@ def test_lengths_of_edges_count_in_distances_and_not_in_heights() -> None:
     assert math.isnan(mistake_severity(["siamese"], ["cat"], metric=metric))  # synonyms are no mistake
 
 
-def test_the_root_is_that_of_the_parents_or_said(tmp_path: Any) -> None:
+def test_the_root_is_derived_from_the_parents_or_given(tmp_path: Any) -> None:
     TREE.save(tmp_path / "tree.safetensors")
     assert ws.LabelMetric.load(tmp_path / "tree.safetensors").root == TREE.root == "entity"
     edges = ws.LabelMetric.from_tree(edges=[(child, parent) for child, parent in ANIMALS.items()])
@@ -143,7 +143,7 @@ def test_a_node_without_a_label_has_a_name_of_none() -> None:
     assert Hierarchy.of(TREE).name(int(TREE.nodes[TREE.names.position("cat")])) == "cat"
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_mismatched_inputs_are_refused() -> None:
     for call, message in (
         (lambda: mean_distance(["cat"], ["cat", "dog"], metric=TREE), "1 true labels and 2 predictions"),
         (lambda: mean_distance([], [], metric=TREE), "one or more"),

@@ -121,7 +121,7 @@ def test_sets_are_never_empty_and_smaller_for_less_coverage() -> None:
     assert depths == sorted(depths)[::-1]
 
 
-def test_what_makes_no_sets_is_refused() -> None:
+def test_invalid_prediction_sets_are_refused() -> None:
     p, truth = drawn(20, 0)
     for call, message in (
         (lambda: conformal_labels(p, truth[:5], observed=OBSERVED), "20 rows of probabilities and 5 true"),

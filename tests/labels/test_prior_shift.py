@@ -62,7 +62,7 @@ def test_the_frequencies_are_found_without_labels() -> None:
         assert likelihood(found.frequencies) >= likelihood(moved / moved.sum()) - 1e-6
 
 
-def test_what_are_no_frequencies_is_refused() -> None:
+def test_invalid_frequencies_are_refused() -> None:
     p = [[0.5, 0.5]]
     for call, message in (
         (lambda: shift_priors(p, [1, 0], [1, 1]), "old frequency of class 1 is 0"),

@@ -44,7 +44,7 @@ def test_it_is_the_first_label_of_least_expected_cost(space: str, share: float, 
 
 @pytest.mark.parametrize("exponent", [1, 2])
 @pytest.mark.parametrize("seed", range(12))
-def test_random_trees_and_what_hangs_from_a_core(seed: int, exponent: int) -> None:
+def test_random_trees_and_pendant_trees_of_a_2_core(seed: int, exponent: int) -> None:
     weighted = bool(seed % 2)
     count = int(np.random.default_rng(seed).integers(2, 40))
     graph = random_graph(count, seed // 4, seed, weighted=weighted)
@@ -211,7 +211,7 @@ def test_the_discrete_metric_is_argmax_however_small_the_difference() -> None:
     )
 
 
-def test_weighted_and_unweighted_ways_agree_with_floyd_and_warshall() -> None:
+def test_weighted_and_unweighted_paths_agree_with_floyd_and_warshall() -> None:
     for space in ("graph", "weighted graph", "cycle", "deep path"):
         metric = SPACES[space]
         np.testing.assert_array_equal(metric.distances(metric.labels), all_distances(metric))
@@ -245,7 +245,7 @@ def test_a_large_shallow_tree_agrees_with_all_its_costs() -> None:
 
 
 @pytest.mark.parametrize("away", [0.0, 1e6, 1e9])
-def test_points_far_from_the_origin_are_told_apart(away: float) -> None:
+def test_points_far_from_the_origin_are_distinguished(away: float) -> None:
     rng = np.random.default_rng(0)
     points = away + rng.normal(size=(50, 3))
     metric = ws.LabelMetric.from_embeddings(points, labels=names(50))

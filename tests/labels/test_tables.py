@@ -104,7 +104,7 @@ def test_screens_of_other_exponents_find_what_float64_does(exponent: float, scal
     np.testing.assert_allclose(expected[np.arange(2000), found], expected.min(1), rtol=1e-11)
 
 
-def test_what_a_rule_keeps_is_neither_copied_nor_saved(tmp_path: Path) -> None:
+def test_the_tables_of_a_rule_are_neither_copied_nor_saved(tmp_path: Path) -> None:
     metric = ws.LabelMetric.from_distance_matrix(1.0 - np.eye(60))
     rule = metric.decision(observed=range(60)).rule
     rule.decide(torch.eye(60))

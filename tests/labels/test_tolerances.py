@@ -28,7 +28,7 @@ def clusters(dimensions: int, away: float, size: float) -> tuple[np.ndarray, np.
 @pytest.mark.parametrize("screened", [False, True])
 @pytest.mark.parametrize("dimensions", [1, 3, 40])
 @pytest.mark.parametrize(("away", "size"), [(1e5, 1e-3), (1e7, 1e-3), (1.0, 1.0)])
-def test_points_in_clusters_far_apart_are_told_apart(
+def test_points_in_distant_clusters_are_distinguished(
     away: float, size: float, dimensions: int, screened: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nearest, "_SMALL", 0 if screened else 1 << 60)
@@ -46,7 +46,7 @@ def test_points_in_clusters_far_apart_are_told_apart(
     np.testing.assert_array_equal(found, np.asarray(some)[squares[:, some].argmin(1)])
 
 
-def test_recorded_heads_tell_clusters_apart() -> None:
+def test_traced_heads_distinguish_clusters() -> None:
     points, p = clusters(3, 1e6, 1e-3)
     head = ws.LabelMetric.from_embeddings(points).head(observed=range(60))
     logits = torch.from_numpy(np.log(np.maximum(p, 1e-300)))
@@ -57,7 +57,7 @@ def test_recorded_heads_tell_clusters_apart() -> None:
 
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.usefixtures("by_structure")
-def test_nodes_of_a_tree_in_clusters_far_apart_are_told_apart(recorded: bool) -> None:
+def test_nodes_of_a_tree_in_distant_clusters_are_distinguished(recorded: bool) -> None:
     points, p = clusters(1, 1e6, 1e-3)
     order = np.argsort(points[:, 0])
     line, p = points[order, 0], p[:, order]

@@ -93,7 +93,7 @@ def assert_least(metric: ws.LabelMetric, head: Any, x: Tensor, found: Tensor, op
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("route", ROUTES)
-def test_what_was_recorded_on_small_logits_is_right_for_others(route: str, case: tuple[str, Any]) -> None:
+def test_heads_traced_on_small_logits_are_right_for_others(route: str, case: tuple[str, Any]) -> None:
     space, options = case
     metric = METRICS[space]
     observed = list(metric.labels)[: max(1, 2 * len(metric) // 3)]

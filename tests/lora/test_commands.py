@@ -63,7 +63,7 @@ def test_the_options_reach_the_merge(folder: Path) -> None:
     assert read_adapter(folder / "merged").factors["q.weight"].scale == 1
 
 
-def test_what_is_left_out_is_said(folder: Path) -> None:
+def test_omitted_tensors_are_reported(folder: Path) -> None:
     result = run("extract-lora", "base.safetensors", "norm.safetensors", "--lenient", "-o", "n")
     assert result.exit_code == 0, result.output
     assert "left out: norm.weight" in result.stdout

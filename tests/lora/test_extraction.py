@@ -88,7 +88,7 @@ def test_the_total_error_weighs_tensors_by_their_differences(normal: Normal) -> 
     assert report.error == pytest.approx((squares / sum(norm**2 for norm in norms.values())) ** 0.5)
 
 
-def test_what_is_equal_has_no_factors_and_nothing_is_an_error(normal: Normal) -> None:
+def test_equal_tensors_have_no_factors_and_equal_models_are_an_error(normal: Normal) -> None:
     base = {"a.weight": normal(4, 4), "b.weight": normal(4, 4), "n": torch.tensor(3)}
     assert list(extract_lora(base, {**base, "b.weight": normal(4, 4)}, rank=2).report.errors) == ["b.weight"]
     with pytest.raises(WeightspaceError, match="nothing to extract"):
@@ -96,7 +96,7 @@ def test_what_is_equal_has_no_factors_and_nothing_is_an_error(normal: Normal) ->
 
 
 @pytest.mark.parametrize("name", ["norm.weight", "q.bias", "steps"])
-def test_what_is_no_matrix_is_refused_or_left_out(name: str, normal: Normal) -> None:
+def test_tensors_other_than_matrices_are_refused_or_left_out(name: str, normal: Normal) -> None:
     base = {"q.weight": normal(4, 4), "norm.weight": normal(4), "q.bias": normal(4), "steps": torch.tensor(3)}
     model = {**base, "q.weight": normal(4, 4), name: base[name] + 1}
     with pytest.raises(WeightspaceError, match=f"no factors for: '{name}'"):

@@ -187,7 +187,7 @@ AVERAGES: dict[str, Callable[[StateDict], object]] = {
 
 
 @pytest.mark.parametrize("name", AVERAGES)
-def test_whatever_averages_networks_refuses_factors(name: str) -> None:
+def test_every_function_that_averages_networks_refuses_factors(name: str) -> None:
     state = {key: tensor.detach().clone() for key, tensor in LowRank().state_dict().items()}
     with pytest.raises(CheckpointError, match="mean of factors"):
         AVERAGES[name](state)
@@ -208,7 +208,7 @@ def test_the_folder_of_an_adapter_is_no_model(weights: str | None, tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_beside_whose_weights_an_adapter_lies_is_a_model(tmp_path: Path) -> None:
+def test_a_model_folder_that_also_holds_an_adapter_is_a_model(tmp_path: Path) -> None:
     state = {"q.weight": torch.randn(3, 3)}
     for name in "ab":
         ws.save_checkpoint(state, tmp_path / name)

@@ -257,7 +257,7 @@ def test_tied_weights_that_were_both_trained_whole_come_apart(
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
 
-def test_what_the_adapter_does_not_touch_stays_tied(
+def test_tensors_outside_the_adapter_stay_tied(
     folder_of: Callable[..., Path], write: Write, normal: Normal, tmp_path: Path
 ) -> None:
     source = f"{folder_of(head=True)}+{write('adapter', factors(normal, 'layers.1.q', rank=2))}"

@@ -63,7 +63,7 @@ def test_weights_are_known_by_their_names_and_shapes(name: str, shape: tuple[int
     assert kind(name, shape) == expected
 
 
-def test_a_configuration_tells_more() -> None:
+def test_a_configuration_resolves_the_layout() -> None:
     assert kind("h.0.attn.c_proj.weight", (3, 3), {"model_type": "gpt2"}) == "in_out"
     assert kind("lm_head.weight", (3, 3), {"model_type": "gpt2"}) == "linear"
     assert kind("h.0.attn.c_proj.weight", (3, 3), {"model_type": "gpt_bigcode"}) == "linear"
@@ -147,7 +147,7 @@ def test_experts_and_their_router_have_one_rank(normal: Normal) -> None:
     assert "target_parameters" not in extraction.config
 
 
-def test_what_peft_takes_for_experts_is_put_on_parameters(normal: Normal) -> None:
+def test_experts_are_targeted_as_parameters_as_in_peft(normal: Normal) -> None:
     names = {name.replace("block_sparse_moe", "mlp"): shape for name, shape in EXPERTS.items()}
     for old, new in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")):
         names = {name.replace(f".{old}.", f".{new}."): shape for name, shape in names.items()}

@@ -85,7 +85,7 @@ def test_linear_is_the_weighted_sum_with_all_ranks(three: list[Path], tmp_path: 
     assert report.ranks == {"q.weight": 6, "k.weight": 2, "e.weight": 3}
 
 
-def test_linear_is_the_mean_where_nothing_is_said(three: list[Path], tmp_path: Path) -> None:
+def test_linear_is_the_mean_by_default(three: list[Path], tmp_path: Path) -> None:
     merge_adapters(three, tmp_path / "out", method="linear")
     assert_deltas(tmp_path / "out", summed(three, [1 / 3] * 3))
 

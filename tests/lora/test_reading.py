@@ -102,7 +102,7 @@ MISTAKES: dict[str, tuple[dict[str, Tensor] | None, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_what_cannot_be_merged_is_refused_in_one_line_that_names_the_folder(mistake: str, write: Write) -> None:
+def test_unmergeable_adapters_are_refused_in_one_line_that_names_the_folder(mistake: str, write: Write) -> None:
     tensors, fields, expected = MISTAKES[mistake]
     folder = write("a", tensors, **fields)
     with pytest.raises(CheckpointError) as error:

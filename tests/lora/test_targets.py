@@ -83,7 +83,7 @@ def test_names_of_files_become_those_of_modules_and_these_stay(config: dict[str,
 
 
 @pytest.mark.parametrize(("config", "file", "module"), RENAMES)
-def test_targets_are_found_both_ways(config: dict[str, Any], file: str, module: str) -> None:
+def test_targets_are_found_by_module_names_and_by_file_names(config: dict[str, Any], file: str, module: str) -> None:
     shapes = {file: (3, 5), "other.weight": (3, 5)}
     assert Targets(shapes, config).candidates(module, [(3, 5)]) == [file]
     assert Targets({module: (3, 5), "other.weight": (3, 5)}, config).candidates(file, [(3, 5)]) == [module]
@@ -175,7 +175,7 @@ def test_two_targets_that_are_one_tensor_are_refused(write: Write, normal: Norma
 
 
 @pytest.mark.parametrize("flag", [False, True])
-def test_a_configuration_tells_which_layers_are_kept_turned(
+def test_a_configuration_says_which_layers_are_transposed(
     flag: bool, write: Write, normal: Normal, tmp_path: Path
 ) -> None:
     config = {"model_type": "gpt2", "architectures": ["GPT2Model"]}

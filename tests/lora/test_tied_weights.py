@@ -108,14 +108,14 @@ def test_an_embedding_of_another_shape_is_no_head() -> None:
     assert tied_embedding({"a.wte.weight": (6, 4), "b.wte.weight": (6, 4)}, "lm_head.weight") is None
 
 
-def test_heads_stand_outside_of_numbered_layers() -> None:
+def test_heads_are_outside_numbered_layers() -> None:
     assert is_head("lm_head.weight")
     assert not any(
         map(is_head, ("layers.0.output.weight", "blocks.3.proj_out.weight", "x.decoder.weight", "lm_head.bias"))
     )
 
 
-def test_embedding_head_and_bias_stand_for_each_other() -> None:
+def test_embedding_head_and_bias_are_interchangeable() -> None:
     assert tied_counterpart({"lm_head.weight": (6, 4)}, "model.embed_tokens.weight", (6, 4)) == "lm_head.weight"
     assert (
         tied_counterpart({"cls.predictions.bias": (6,)}, "cls.predictions.decoder.bias", (6,)) == "cls.predictions.bias"
@@ -161,7 +161,7 @@ CLASSES = [
 
 
 @pytest.mark.parametrize(("architecture", "fields", "head"), CLASSES)
-def test_the_class_of_a_model_tells_whether_it_has_a_head(
+def test_the_class_of_a_model_determines_whether_it_has_a_head(
     architecture: str, fields: dict[str, Any], head: str | None
 ) -> None:
     config = {"architectures": [architecture], **fields}
@@ -245,7 +245,7 @@ def test_a_head_on_the_scale_of_a_tied_one_is_not_averaged_with_another(
         merge_files(sources, tmp_path / "out")
 
 
-def test_what_was_tied_to_the_head_gets_tensors_as_well(folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_tensors_tied_to_the_head_are_written_as_well(folder: Callable[..., Path], tmp_path: Path) -> None:
     bert = {"bert.embeddings.word_embeddings.weight": (6, 4), "cls.predictions.bias": (6,)}
     sources = [folder("a", bert), folder("b", {**bert, "cls.predictions.decoder.weight": (6, 4)})]
     merge_files(sources, tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
@@ -340,7 +340,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]], str, bool, 
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_set_apart_is_refused(
+def test_ties_that_cannot_be_separated_are_refused(
     case: str, folder: Callable[..., Path], write: Write, normal: Normal, tmp_path: Path
 ) -> None:
     config, shapes, module, embedding, expected = REFUSED[case]

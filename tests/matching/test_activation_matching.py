@@ -78,7 +78,7 @@ def test_queries_and_keys_are_looked_at_where_they_are_made(derived: Any, networ
     assert ("attention.inside.1.out", "input", True) in found
 
 
-def test_small_groups_of_one_size_are_told_apart() -> None:
+def test_small_groups_of_equal_size_are_distinguished() -> None:
     layers = [nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)]
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -138,7 +138,7 @@ def test_dead_units_are_matched_by_their_weights() -> None:
     assert found.permutation == planted.inverse()
 
 
-def test_what_modules_do_not_show_is_matched_by_weights_or_an_error(derived: Any, network: Any) -> None:
+def test_units_without_recorded_activations_are_matched_by_weights_or_refused(derived: Any, network: Any) -> None:
     spec, (target, args) = derived("multihead_attention"), network("multihead_attention")
     source = permuted(target, spec, Permutation.random(spec, seed=1))
     with pytest.raises(WeightspaceError, match=r"3 of \d groups appear at no module's input or output.*'attention'"):
@@ -186,7 +186,7 @@ def test_networks_are_left_as_they_were() -> None:
             assert not module._forward_pre_hooks
 
 
-def test_what_cannot_be_compared_is_an_error() -> None:
+def test_incomparable_activations_are_an_error() -> None:
     spec, state = tiny_tasks.spec("mlp"), tiny_tasks.trained("mlp", 0)
     network = tiny_tasks.network("mlp", state)
     with pytest.raises(WeightspaceError, match="Found no batches"):

@@ -36,7 +36,7 @@ OTHER = (
 
 
 @pytest.mark.parametrize("name", ATTENTION)
-def test_attention_is_told_by_the_names_of_its_weights(name: str) -> None:
+def test_attention_is_recognised_by_the_names_of_its_weights(name: str) -> None:
     assert attention_name(["conv.weight", name]) == name
 
 
@@ -66,7 +66,7 @@ def test_methods_that_look_at_weights_alone_say_so(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", BY_WEIGHTS)
-def test_of_other_networks_nothing_is_said(method: str) -> None:
+def test_other_networks_are_not_warned_about(method: str) -> None:
     networks = [plain() for _ in range(2)]
     spec = derive_spec(networks[0], (torch.randn(2, 3),))
     with warnings.catch_warnings():

@@ -53,7 +53,7 @@ def test_the_projected_estimator_begins_at_weight_matching() -> None:
     assert run("mlp", steps=0).permutation == begin.permutation
 
 
-def test_the_projected_estimator_goes_on_from_weight_matching() -> None:
+def test_the_projected_estimator_starts_from_weight_matching() -> None:
     """In which of these small networks there is more to find hangs on the machine that trained them."""
     left = []
     for kind in ("mlp", "cnn", "resnet", "attention"):
@@ -116,7 +116,7 @@ def test_the_best_is_a_copy_that_later_steps_do_not_change() -> None:
     assert best.history == [1.0, 1.0]
 
 
-def test_what_is_judged_may_be_changed_without_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scoring_may_modify_the_network_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run("mlp", "sinkhorn", steps=40, every=10)
     offered: list[dict[str, torch.Tensor]] = []
     plain = Best.offer
@@ -134,7 +134,7 @@ def test_what_is_judged_may_be_changed_without_harm(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("loss", ["midpoint", "random", "l2"])
 @pytest.mark.parametrize("start", ["noise", "identity"])
-def test_rebasin_lowers_what_it_is_told_to_lower(loss: Any, start: Any) -> None:
+def test_rebasin_lowers_its_objective(loss: Any, start: Any) -> None:
     both = ends("mlp")
     task = None if loss == "l2" else tiny_tasks.task("mlp")
     found = sinkhorn_rebasin(both.spec, task, both.target, both.source, loss=loss, start=start, steps=100)

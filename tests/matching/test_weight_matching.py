@@ -141,7 +141,7 @@ def test_heads_and_their_dimensions_are_matched_as_well_as_possible() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt", "llama", "unet", "group_norm", "recurrent", "mlp"])
-def test_gains_kept_from_step_to_step_equal_gains_made_anew(name: str, derived: Any, state: Any) -> None:
+def test_gains_updated_step_by_step_equal_recomputed_gains(name: str, derived: Any, state: Any) -> None:
     spec, target, source = derived(name), state(name, 0), state(name, 1)
     kept = families(spec, pair_blocks(spec, target, source))
     indices = dict(Permutation.random(spec, seed=5).indices)

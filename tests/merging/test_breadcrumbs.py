@@ -30,7 +30,7 @@ def test_of_equal_differences_the_first_ones_count_as_larger() -> None:
 
 @pytest.mark.parametrize("method", ["breadcrumbs", "breadcrumbs_ties"])
 @pytest.mark.parametrize("options", [{}, {"rescale": True, "lambda": 0.5}, {"normalize": True}], ids=str)
-def test_a_tensor_of_several_pieces_with_many_equal_differences_agrees_with_the_oracle(
+def test_a_tensor_of_several_chunks_with_many_equal_differences_agrees_with_the_oracle(
     method: str, options: dict
 ) -> None:
     models, base = [large(seed) for seed in (1, 2)], large(0)
@@ -38,7 +38,7 @@ def test_a_tensor_of_several_pieces_with_many_equal_differences_agrees_with_the_
     assert_agrees(method, models, base, [0.75, 0.25], density=[0.3, 0.7], gamma=[0.1, 0.02], **options)
 
 
-def test_exactly_as_many_as_the_density_says_remain_of_equal_differences_in_several_pieces() -> None:
+def test_the_density_is_exact_for_equal_differences_in_several_chunks() -> None:
     base, ones = {"w": torch.zeros(LARGE)}, {"w": torch.ones(LARGE)}
     kept = merge([ones], "breadcrumbs", base=base, parameters={"density": 0.6, "gamma": 0.25})["w"].bool()
     first, count = int(0.25 * LARGE), int(0.6 * LARGE)

@@ -42,7 +42,7 @@ def test_density_0_keeps_nothing_and_density_1_everything_unscaled() -> None:
         assert torch.equal(dare(delta, density=1, rescale=rescale), delta)
 
 
-def test_masks_of_other_tensors_models_seeds_and_pieces_have_nothing_in_common() -> None:
+def test_masks_of_other_tensors_models_seeds_and_chunks_are_independent() -> None:
     """The correlation of two independent masks of n elements is 0 ± 1/√n."""
     first = mask()
     others = [mask(name="v"), mask(name="w.0"), mask(seed=1), first.roll(1), first.roll(2**17)]
@@ -134,5 +134,5 @@ def test_another_rescaling_is_refused() -> None:
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
-def test_at_density_1_several_pieces_agree_with_the_oracle(method: str) -> None:
+def test_at_density_1_several_chunks_agree_with_the_oracle(method: str) -> None:
     assert_agrees(method, [large(seed) for seed in (1, 2)], large(0), [0.5, -0.25])

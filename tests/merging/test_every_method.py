@@ -261,7 +261,7 @@ def test_parameters_that_require_gradients_merge_to_plain_tensors(variant: Varia
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if not variant.random], ids=str)
 @given(shape=shapes, chunks=st.integers(5, 60))
 @settings(max_examples=8, deadline=None)
-def test_a_tensor_in_many_pieces_merges_as_in_one(variant: Variant, shape: tuple[int, ...], chunks: int) -> None:
+def test_a_tensor_in_many_chunks_merges_as_in_one(variant: Variant, shape: tuple[int, ...], chunks: int) -> None:
     states = [{"w": normals(seed, shape)} for seed in range(variant.count + 1)]
     expected = variant(states[1:], states[0])["w"]
     with pytest.MonkeyPatch.context() as patch:

@@ -38,7 +38,7 @@ def test_the_line_is_the_merge_with_the_weights_of_the_position(position: float)
 
 
 @given(position=st.floats(0, 1))
-def test_the_line_the_other_way_round_is_the_same_line(position: float) -> None:
+def test_the_reversed_line_is_the_same_line(position: float) -> None:
     a, b = pair(torch.float64)
     assert torch.allclose(interpolate(a, b, position)["w"], interpolate(b, a, 1 - position)["w"], rtol=1e-14)
 
@@ -49,7 +49,7 @@ def test_a_model_and_itself_have_that_model_everywhere(position: float) -> None:
     assert torch.equal(interpolate(a, a, position)["w"], a["w"])
 
 
-def test_the_line_goes_on_beyond_its_ends() -> None:
+def test_the_line_extends_beyond_its_endpoints() -> None:
     a, b = {"w": torch.tensor([1.0])}, {"w": torch.tensor([2.0])}
     assert interpolate(a, b, -2)["w"].item() == -1.0
     assert interpolate(a, b, 3.5)["w"].item() == 4.5

@@ -128,6 +128,6 @@ def test_stages_are_not_renumbered() -> None:
 
 
 @pytest.mark.parametrize("part", ["²", "٣", "9" * 5000, "0" * 20])
-def test_what_is_no_number_of_a_layer_is_a_part_of_a_name(part: str) -> None:
+def test_digits_other_than_layer_numbers_are_part_of_a_name(part: str) -> None:
     name = f"layers.{part}.weight"
     assert Layers([name, "layers.0.weight", "layers.1.weight"]).number(name) is None

@@ -22,7 +22,7 @@ both = pytest.mark.parametrize("method", ["multislerp", "karcher"])
 
 
 @both
-def test_between_two_axes_lies_the_diagonal_as_long_as_they_are_on_average(method: str) -> None:
+def test_the_mean_direction_of_two_axes_is_the_diagonal_with_their_mean_norm(method: str) -> None:
     assert mean(method, [2.0, 0.0], [0.0, 4.0]) == pytest.approx([3 * math.sqrt(0.5)] * 2)
     third = 3 / math.sqrt(3)
     assert mean(method, [3.0, 0, 0], [0, 3.0, 0], [0, 0, 3.0]) == pytest.approx([third] * 3)
@@ -79,7 +79,7 @@ def karcher(vectors: list[Tensor], **parameters: float) -> Tensor:
 
 @pytest.mark.parametrize("count", [2, 5])
 @pytest.mark.parametrize("noise", [3.0, 0.1])
-def test_a_tensor_of_several_pieces_agrees_with_the_oracle(count: int, noise: float) -> None:
+def test_a_tensor_of_several_chunks_agrees_with_the_oracle(count: int, noise: float) -> None:
     common = large(9)
     tensors = [common + large(seed, scale=noise) for seed in range(1, count + 1)]
     assert_agrees("karcher", tensors)

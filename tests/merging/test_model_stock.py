@@ -28,7 +28,7 @@ def test_a_planted_angle_gives_its_ratio_at_any_scale(cosine: float, count: int,
 @pytest.mark.parametrize("filter_wise", [False, True])
 @pytest.mark.parametrize("models", [2, 3])
 @pytest.mark.parametrize("shape", [(3 * 2**17 + 5,), (1111, 355), (3, 2**17 + 1), (70, 11, 23, 23)])
-def test_a_tensor_of_several_pieces_agrees_with_the_oracle(
+def test_a_tensor_of_several_chunks_agrees_with_the_oracle(
     filter_wise: bool, models: int, shape: tuple[int, ...]
 ) -> None:
     common = large(9, shape)

@@ -20,7 +20,7 @@ def test_the_weights_say_where_on_the_arc() -> None:
         assert nuslerp(a, b, weights).tolist() == pytest.approx(expected, abs=1e-15)
 
 
-def test_weights_that_cancel_mean_half_way() -> None:
+def test_weights_that_cancel_give_the_midpoint() -> None:
     a, b = torch.eye(2, dtype=torch.float64)
     assert nuslerp(a, b, [1, -1]).tolist() == pytest.approx([math.sqrt(0.5)] * 2)
 
@@ -45,7 +45,7 @@ def test_scalars_and_opposite_vectors_have_a_straight_line_between_them(paramete
         assert error(found, (0.25 + 0.75 * factor) * vector) < 1e-6
 
 
-def test_a_row_of_zeros_stands_at_a_right_angle() -> None:
+def test_a_row_of_zeros_counts_as_orthogonal() -> None:
     a, b = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 1.0]])
     half = math.sqrt(0.5)
     found = nuslerp(a, b, nuslerp_flatten=False)
@@ -66,7 +66,7 @@ def test_a_row_of_zeros_stands_at_a_right_angle() -> None:
         ((700, 3, 9, 23), False, True),
     ],
 )
-def test_a_tensor_of_several_pieces_agrees_with_the_oracle(
+def test_a_tensor_of_several_chunks_agrees_with_the_oracle(
     shape: tuple[int, ...], with_base: bool, flatten: bool, row_wise: bool
 ) -> None:
     models, base = [large(seed, shape) for seed in (1, 2)], large(0, shape)

@@ -172,7 +172,7 @@ def test_a_negative_variance_becomes_the_mean_and_no_other_value_changes(name: s
     torch.testing.assert_close(result["w"], torch.tensor([-0.6, 2.5]))
 
 
-def test_what_is_negative_in_a_model_already_stays() -> None:
+def test_variances_already_negative_in_a_model_stay() -> None:
     state = {"running_var": torch.tensor([-1.0, 2.0])}
     assert merge([state, dict(state)])["running_var"].tolist() == [-1.0, 2.0]
 

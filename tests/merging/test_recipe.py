@@ -188,7 +188,7 @@ def test_one_value_is_expected_of_a_parameter_that_the_method_has_once() -> None
         resolve(read(text), 0, "w", 0)
 
 
-def test_a_missing_file_is_said(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightspaceError, match=r"nowhere\.yml cannot be read"):
         read_recipe(tmp_path / "nowhere.yml")
 

@@ -28,7 +28,7 @@ def test_the_last_document_is_the_output_where_all_have_names() -> None:
     assert (recipe.name, names(recipe)) == ("y", ["x"])
 
 
-def test_the_document_without_a_name_is_the_output_wherever_it_stands() -> None:
+def test_the_document_without_a_name_is_the_output_at_any_position() -> None:
     recipe = read(document(None, "x", "y"), document("x", "y"), document("y", "a"))
     assert (recipe.name, names(recipe)) == (None, ["y", "x"])
 
@@ -47,7 +47,7 @@ def test_models_bases_tokenizers_and_models_of_adapters_can_be_documents(final: 
     assert [one.name for one in used_documents(read(document("x", "b"), document("z", "b"), final))] == ["x"]
 
 
-def test_documents_that_the_output_needs_by_way_of_others_are_used() -> None:
+def test_documents_that_the_output_needs_indirectly_are_used() -> None:
     recipe = read(document("x", "a"), document("y", "x"), document("z", "a"), document("w", "z"), document(None, "y"))
     assert [one.name for one in used_documents(recipe)] == ["x", "y"]
 

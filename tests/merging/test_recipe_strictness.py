@@ -52,7 +52,7 @@ def test_a_recipe_of_mergekit_is_planned_as_it_is(recipe: str, models: Path) -> 
 
 
 @pytest.mark.parametrize("recipe", WARNED)
-def test_what_mergekit_ignores_is_one_warning_that_names_it_or_an_error(recipe: str, models: Path) -> None:
+def test_keys_that_mergekit_ignores_are_one_warning_that_names_them_or_an_error(recipe: str, models: Path) -> None:
     text, name = WARNED[recipe]["recipe"], WARNED[recipe]["warning"]
     (warning,) = plan(text)
     assert name in warning
@@ -76,7 +76,7 @@ def test_what_mergekit_ignores_is_one_warning_that_names_it_or_an_error(recipe: 
         (PLAIN["a model as a mapping"].replace("override_arch", "overide_arch"), "override_architecture'"),
     ],
 )
-def test_a_key_that_nobody_knows_is_an_error_with_what_was_meant(text: str, message: str, models: Path) -> None:
+def test_an_unknown_key_is_an_error_with_a_suggestion(text: str, message: str, models: Path) -> None:
     with pytest.raises(WeightspaceError, match=message):
         plan(text)
 
@@ -117,7 +117,7 @@ def test_a_base_given_beside_models_of_a_method_without_one_is_refused(models: P
         merge_files(["a", "b"], "out", method="karcher", base="c", dry_run=True)
 
 
-def test_settings_of_a_module_stand_between_those_of_its_slices_and_of_the_recipe() -> None:
+def test_settings_of_a_module_rank_between_those_of_its_slices_and_of_the_recipe() -> None:
     recipe = parse_recipe(
         """
 merge_method: ties

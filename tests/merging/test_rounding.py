@@ -158,7 +158,7 @@ def test_float8_is_rounded_once_too(weights: list[float], dtype: torch.dtype) ->
     [(torch.float8_e4m3fn, 448.0), (torch.float8_e5m2, 57344.0), (torch.float16, 65504.0)],
     ids=str,
 )
-def test_what_the_dtype_has_no_number_for_is_an_error(dtype: torch.dtype, largest: float) -> None:
+def test_values_beyond_the_range_of_the_dtype_are_an_error(dtype: torch.dtype, largest: float) -> None:
     """Not the largest number, which torch makes of it in float8_e4m3fn."""
     models = [{"w": torch.tensor([1.0, largest]).to(dtype)} for _ in range(2)]
     total = {"normalize": False}
@@ -170,7 +170,7 @@ def test_what_the_dtype_has_no_number_for_is_an_error(dtype: torch.dtype, larges
 
 
 @pytest.mark.parametrize(("dtype", "half_way"), [(torch.float8_e4m3fn, 464.0), (torch.float16, 65520.0)], ids=str)
-def test_what_rounds_to_the_largest_number_is_no_error(dtype: torch.dtype, half_way: float) -> None:
+def test_values_that_round_to_the_largest_number_are_no_error(dtype: torch.dtype, half_way: float) -> None:
     """Half a step beyond it, 448 is the even one; of 65504 and 65536, which float16 does not have, the second is."""
     largest = torch.finfo(dtype).max
     weights = [half_way / largest * (1 - 1e-9)]
@@ -232,7 +232,7 @@ def test_slerp_at_5e307_is_that_of_smaller_numbers() -> None:
         torch.testing.assert_close(merged(method, [a, b]), small * 2.0**1000, rtol=1e-14, atol=0)
 
 
-def test_half_way_between_two_numbers_the_digits_of_the_weights_decide() -> None:
+def test_midway_between_two_numbers_the_digits_of_the_weights_decide() -> None:
     """In bfloat16 a step is 2^-7: 1 + 0.3 · 5/128 · 2 lies 1.5 steps on but for what 0.3 is less than 3/10."""
     a, b = torch.tensor([1.0], dtype=torch.bfloat16), torch.tensor([1 + 5 * 2.0**-7], dtype=torch.bfloat16)
     assert Fraction(0.3) < Fraction(3, 10)
@@ -242,7 +242,7 @@ def test_half_way_between_two_numbers_the_digits_of_the_weights_decide() -> None
         assert found.item() == 1 + steps * 2.0**-7, weight
 
 
-def test_where_equal_models_leave_a_half_way_exactly_it_goes_to_the_even_number() -> None:
+def test_exact_midpoints_of_equal_models_round_to_even() -> None:
     """0.3 and 0.2 are one half in sum, to the last digit."""
     a, b = torch.tensor([1.0, 1 + 2.0**-7], dtype=torch.bfloat16), torch.tensor([1 + 2.0**-7, 1 + 2.0**-6]).bfloat16()
     found = merged("linear", [a, b, b.clone()], weights=[0.5, 0.3, 0.2])

@@ -39,7 +39,7 @@ def test_elements_on_which_all_models_agree_count_for_nothing_in_the_share() -> 
 
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.9])
 @pytest.mark.parametrize("models", [2, 3])
-def test_a_tensor_of_several_pieces_with_many_equal_variances_agrees_with_the_oracle(share: float, models: int) -> None:
+def test_a_tensor_of_several_chunks_with_many_equal_variances_agrees_with_the_oracle(share: float, models: int) -> None:
     assert_agrees("sce", [large(seed) for seed in range(1, models + 1)], large(0), select_topk=share)
 
 

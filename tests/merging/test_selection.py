@@ -83,7 +83,7 @@ def test_one_pass_is_enough_for_a_small_population_without_ties() -> None:
     assert len(passes) == 1
 
 
-def test_of_equal_numbers_the_last_kept_one_is_looked_for_in_its_own_piece_alone() -> None:
+def test_the_last_kept_of_equal_values_is_searched_in_its_own_chunk_only() -> None:
     array, begun = np.repeat([1.0, 2.0, 3.0], 100), []
     inner = in_chunks([array], 10)
 
@@ -97,13 +97,13 @@ def test_of_equal_numbers_the_last_kept_one_is_looked_for_in_its_own_piece_alone
 
 
 @pytest.mark.parametrize("rank", [1, 100, 101, 150, 200, 201, 299])
-def test_a_sample_that_is_one_number_misleads_nobody(rank: int) -> None:
+def test_a_sample_of_one_repeated_number_does_not_mislead(rank: int) -> None:
     array = np.concatenate([np.full(100, 2.0), np.linspace(0.0, 1.0, 200)])
     (cut,) = largest(in_chunks([array], 7), [rank], [300], in_chunks([np.full(100, 2.0)], 100))
     assert kept(cut, array, 7) == by_sorting(array, rank)
 
 
-def test_what_keeps_all_or_nothing_reads_nothing() -> None:
+def test_a_selection_that_keeps_all_or_nothing_reads_nothing() -> None:
     def chunks(first: int) -> Iterator[tuple[int, list[np.ndarray]]]:
         raise AssertionError("read")
 

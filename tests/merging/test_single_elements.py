@@ -20,7 +20,7 @@ def test_nearswap_moves_by_t_at_most() -> None:
         assert found == pytest.approx(expected)
 
 
-def test_arcee_fusion_takes_what_changed_outstandingly_and_leaves_the_rest_bit_for_bit() -> None:
+def test_arcee_fusion_keeps_only_outlier_updates_and_the_rest_of_the_base_bit_for_bit() -> None:
     base = normals(0, (100, 20))
     model = base + 1e-3 * normals(1, (100, 20))
     model[3, 4], model[50, 0] = base[3, 4] + 2, base[50, 0] - 2
@@ -56,7 +56,7 @@ def test_ramplus_enlarges_what_one_model_changed_by_its_overlap() -> None:
     assert merge(models, "ramplus_tl", base=base, parameters={"r": 0.0})["w"].tolist() == [1, 1, 1, 1]
 
 
-def test_several_pieces_agree_with_the_oracle() -> None:
+def test_several_chunks_agree_with_the_oracle() -> None:
     models, base = [large(seed) for seed in (1, 2, 3)], large(0)
     assert_agrees("nearswap", models[:1], base, t=0.5)
     assert_agrees("ram", models, base, epsilon=1.0)
@@ -64,6 +64,6 @@ def test_several_pieces_agree_with_the_oracle() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3 * 2**17 + 5,), (1111, 355), (70, 11, 23, 23)])
-def test_the_quantiles_of_arcee_fusion_are_exact_over_several_pieces(shape: tuple[int, ...]) -> None:
+def test_the_quantiles_of_arcee_fusion_are_exact_over_several_chunks(shape: tuple[int, ...]) -> None:
     base = large(0, shape)
     assert_agrees("arcee_fusion", [base + large(1, shape, 0.1)], base)

@@ -88,7 +88,7 @@ def test_a_sum_in_a_shared_subspace_is_task_arithmetic(method: str, shape: tuple
 
 
 @pytest.mark.parametrize("method", KINDS)
-def test_what_is_merged_stays_in_the_subspace_of_the_tasks(method: str) -> None:
+def test_the_merged_matrix_stays_in_the_subspace_of_the_tasks(method: str) -> None:
     """Low-rank differences, as adapters make them: what their columns don't span stays, up to rounding."""
     deltas = [low_rank(1, 3), low_rank(2, 3)]
     basis = torch.linalg.qr(torch.cat(deltas, dim=1)[:, [0, 1, 2, 30, 31, 32]]).Q

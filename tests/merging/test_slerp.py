@@ -14,7 +14,7 @@ def slerp(a: list[float], b: list[float], t: float) -> list[float]:
 
 
 @pytest.mark.parametrize("t", [0.0, 0.25, 0.5, 1.0, 1.5, -1.0])
-def test_the_arc_between_two_axes_is_a_circle_that_goes_on_beyond_them(t: float) -> None:
+def test_the_arc_between_two_axes_is_a_circle_that_extends_beyond_them(t: float) -> None:
     expected = [math.cos(t * math.pi / 2), math.sin(t * math.pi / 2)]
     assert slerp([1, 0], [0, 1], t) == pytest.approx(expected, abs=1e-15)
 
@@ -27,7 +27,7 @@ def test_the_ends_are_the_models_exactly(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("t", [0.1, 0.5, 0.8])
-def test_the_way_back_is_the_same_arc(t: float) -> None:
+def test_the_reversed_arc_is_the_same_arc(t: float) -> None:
     a, b = ({"w": normals(seed, (40, 30))} for seed in (0, 1))
     there = merge([a, b], "slerp", parameters={"t": t})["w"]
     back = merge([b, a], "slerp", parameters={"t": 1 - t})["w"]
@@ -45,7 +45,7 @@ def test_above_a_cosine_of_9995_the_line_is_straight() -> None:
         assert (slerp([1, 0], end, 0.3) == pytest.approx(line, abs=1e-12)) == straight, angle
 
 
-def test_a_zero_tensor_stands_at_a_right_angle() -> None:
+def test_a_zero_tensor_counts_as_orthogonal() -> None:
     assert slerp([0, 0], [3, 4], 0.5) == pytest.approx([3 * math.sqrt(0.5), 4 * math.sqrt(0.5)])
     assert slerp([3, 4], [0, 0], 0.5) == pytest.approx([3 * math.sqrt(0.5), 4 * math.sqrt(0.5)])
     assert slerp([0, 0], [0, 0], 0.5) == [0, 0]
@@ -58,6 +58,6 @@ def test_scalars_have_a_straight_line_between_them_whatever_their_signs() -> Non
 
 @pytest.mark.parametrize("t", [0.3, 1.3])
 @pytest.mark.parametrize("noise", [1.0, 0.02, 1e-4])
-def test_a_tensor_of_several_pieces_agrees_with_the_oracle(t: float, noise: float) -> None:
+def test_a_tensor_of_several_chunks_agrees_with_the_oracle(t: float, noise: float) -> None:
     a = large(0)
     assert_agrees("slerp", [a + large(1, scale=noise)], a, t=t)

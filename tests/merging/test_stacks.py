@@ -105,7 +105,7 @@ def test_a_stack_that_is_not_there_is_refused(asked: str, message: str) -> None:
         chosen(TWO, asked=asked)
 
 
-def test_the_configuration_tells_where_names_do_not() -> None:
+def test_the_configuration_decides_where_names_do_not() -> None:
     listed = names(left__layers=5, right__layers=7)
     assert chosen(listed, text_layers=7) == "right.layers"
     with pytest.raises(WeightspaceError, match="2 stacks"):
@@ -125,7 +125,7 @@ def test_parts_of_layers_in_lists_of_their_own_are_no_stack() -> None:
         chosen(listed, asked="attentions")
 
 
-def test_towers_are_told_by_the_outermost_word_and_ordered_as_data_flows() -> None:
+def test_towers_are_recognised_by_the_outermost_word_and_ordered_by_the_flow_of_data() -> None:
     assert tower("model.vision_tower.encoder.layers") == "vision"
     assert tower("speech_encoder.blocks") == "audio"
     assert tower("vision_language_adapter.layers") == "connector"

@@ -232,7 +232,7 @@ def test_an_interrupted_merge_takes_the_results_that_are_whole(
 
 
 @pytest.mark.parametrize("replacements", range(1, 6))
-def test_a_killed_merge_of_documents_goes_on_to_the_same_bytes(replacements: int, folder: Path) -> None:
+def test_a_killed_merge_of_documents_resumes_to_the_same_bytes(replacements: int, folder: Path) -> None:
     merge(ALL, "whole")
 
     def die() -> None:
@@ -262,7 +262,9 @@ def test_a_killed_merge_of_documents_goes_on_to_the_same_bytes(replacements: int
 
 
 @pytest.mark.parametrize("change", ["recipe", "model", "result"])
-def test_what_was_made_otherwise_is_made_anew(change: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intermediate_results_of_other_settings_are_recomputed(
+    change: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     merge(ALL, intermediate_dir="kept")
     text = ALL
     if change == "recipe":
@@ -304,7 +306,7 @@ def test_random_masks_depend_on_the_name_of_a_document_not_on_its_place(folder: 
 
 
 @pytest.mark.parametrize("name", ["org/model", "../../up", "x.safetensors", ".hidden", "ü" * 100, "a", "x y", "-o"])
-def test_names_of_documents_lead_nowhere_else(name: str, folder: Path) -> None:
+def test_names_of_documents_cannot_leave_the_folder(name: str, folder: Path) -> None:
     quoted = json.dumps(name)
     second = f"merge_method: passthrough\nmodels: [{{model: {quoted}}}]\n"
     first = FIRST.replace("name: first", f"name: {quoted}").replace("model: a,", "model: base,")
@@ -341,7 +343,7 @@ def test_a_users_folder_is_not_replaced(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("kept", "out"), [("out", "out"), ("kept", "kept/first"), ("kept", "kept/first/out")])
-def test_results_and_output_are_not_in_each_others_way(kept: str, out: str, folder: Path) -> None:
+def test_intermediate_results_and_output_do_not_collide(kept: str, out: str, folder: Path) -> None:
     with pytest.raises(CheckpointError, match="in each other's way"):
         merge(ALL, out, intermediate_dir=kept)
     assert listing() == []
@@ -359,7 +361,7 @@ def test_planted_links_are_not_followed(planted: str, folder: Path) -> None:
     assert sorted(path.name for path in Path("precious").iterdir()) == ["file"]
 
 
-def test_a_disk_without_room_for_all_results_is_said_before_anything_is_written(
+def test_a_disk_without_room_for_all_results_is_reported_before_anything_is_written(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(folder)

@@ -17,7 +17,7 @@ def test_differences_are_added_to_the_base() -> None:
     ]
 
 
-def test_what_is_added_and_taken_away_again_leaves_the_base_bit_for_bit() -> None:
+def test_adding_and_subtracting_a_task_vector_returns_the_base_bit_for_bit() -> None:
     base, model = {"w": normals(0, (50, 40))}, {"w": normals(1, (50, 40))}
     merged = merge([model, {"w": model["w"].clone()}], "task_arithmetic", base=base, weights=[1, -1])
     assert same_bits(merged["w"], base["w"])
@@ -36,7 +36,7 @@ def test_wise_ft_ends_in_the_base_and_in_the_fine_tuned_model_exactly(dtype: tor
     assert same_bits(merge([model], "wise_ft", base=base, parameters={"alpha": 1})["w"], model["w"])
 
 
-def test_several_pieces_agree_with_the_oracle() -> None:
+def test_several_chunks_agree_with_the_oracle() -> None:
     models, base = [large(seed) for seed in (1, 2, 3)], large(0)
     assert_agrees("task_arithmetic", models, base, [0.5, 1.0, -0.3], **{"lambda": 0.7})
     assert_agrees("task_arithmetic", models, base, [0.5, 1.0, -0.3], normalize=True)

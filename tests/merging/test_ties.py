@@ -57,18 +57,18 @@ def test_rescaling_restores_the_l1_norm_of_the_difference() -> None:
 
 
 @pytest.mark.parametrize("density", [0.2, [0.01, 0.5, 0.999], 0.0])
-def test_a_tensor_of_several_pieces_with_many_equal_differences_agrees_with_the_oracle(density: object) -> None:
+def test_a_tensor_of_several_chunks_with_many_equal_differences_agrees_with_the_oracle(density: object) -> None:
     models, base = [large(seed) for seed in (1, 2, 3)], large(0)
     assert_agrees("ties", models, base, [0.5, 1.0, -0.25], density=density)
 
 
 @pytest.mark.parametrize("parameters", [{"rescale": True}, {"normalize": False, "lambda": 0.3}], ids=str)
-def test_options_hold_over_several_pieces(parameters: dict) -> None:
+def test_options_hold_over_several_chunks(parameters: dict) -> None:
     models, base = [large(seed) for seed in (1, 2)], large(0)
     assert_agrees("ties", models, base, [0.5, 0.25], density=0.4, **parameters)
 
 
-def test_a_difference_that_is_equal_everywhere_is_kept_up_to_the_right_position_in_a_later_piece() -> None:
+def test_a_constant_difference_is_kept_up_to_the_right_position_in_a_later_chunk() -> None:
     base = torch.zeros(LARGE)
     merged = merge([{"w": torch.ones(LARGE)}], "ties", base={"w": base}, parameters={"density": 0.7})["w"]
     count = int(0.7 * LARGE)

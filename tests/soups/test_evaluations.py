@@ -230,7 +230,7 @@ def test_the_source_of_a_users_task_and_of_its_neighbours_counts(tmp_path: Path)
     assert len({found(), found(source="# edited"), found(neighbour="# edited")}) == 3
 
 
-def test_what_has_no_fingerprint_is_an_error_that_says_what_to_do() -> None:
+def test_a_task_without_a_fingerprint_is_an_error_that_says_what_to_do() -> None:
     task = replace(PLAIN, load=partial(shift, (number for number in range(3))))
     with pytest.raises(WeightspaceError, match=r"task 'plain' cannot be kept: it holds a generator.*--no-cache"):
         fingerprint_of_task(task)

@@ -55,7 +55,7 @@ def test_it_takes_what_the_paper_takes_and_never_scores_less_than_the_best(point
 
 @settings(deadline=None)
 @given(points=vectors)
-def test_every_evaluation_is_told_in_order(points: Any) -> None:
+def test_every_evaluation_is_reported_in_order(points: Any) -> None:
     told: list[Trial] = []
     soup = ws.greedy_soup(states_of(points), waves, on_trial=told.append)
     assert soup.trials == tuple(told)
@@ -122,7 +122,7 @@ def test_scores_that_are_not_numbers_come_last_and_never_in() -> None:
         ws.greedy_soup(states, lambda state: "good")  # type: ignore[arg-type,return-value]
 
 
-def test_what_makes_no_soup_is_refused() -> None:
+def test_invalid_soups_are_refused() -> None:
     _, states = fine_tunes(PLAIN, 2)
     with pytest.raises(WeightspaceError, match="Unknown choice for ties 'maybe'"):
         ws.greedy_soup(states, PLAIN, tie="maybe")  # type: ignore[arg-type]

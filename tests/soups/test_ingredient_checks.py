@@ -44,7 +44,7 @@ def counting(task: Any) -> Any:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_named_before_anything_is_scored(recipe: str, value: float) -> None:
+def test_values_that_are_not_finite_are_named_before_anything_is_scored(recipe: str, value: float) -> None:
     _, states = fine_tunes(PLAIN, 3)
     states[2]["2.weight"][1, 3] = value
     task = counting(PLAIN)

@@ -78,7 +78,7 @@ def test_a_bad_ingredient_is_left_out() -> None:
     assert soup.coefficients[""][1] > 0.9
 
 
-def test_copies_give_the_copy_and_batchnorm_is_measured_anew() -> None:
+def test_copies_give_the_copy_and_batchnorm_is_reset() -> None:
     _, (state, *_) = fine_tunes(TASK, 1)
     assert equal(ws.learned_soup([state] * 3, TASK, statistics="none").state, state)
     assert equal(ws.learned_soup([state] * 3, TASK).state, reset_statistics(TASK, state))
@@ -100,7 +100,7 @@ class NoHeldOut:
         return []
 
 
-def test_what_cannot_be_learned_is_refused() -> None:
+def test_invalid_learned_soups_are_refused() -> None:
     _, states = fine_tunes(PLAIN, 2)
     with pytest.raises(WeightspaceError, match=r"nan over 0 batches.*validation split no batches"):
         ws.learned_soup(states, NoHeldOut())

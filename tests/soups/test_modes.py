@@ -43,7 +43,7 @@ def test_wise_ft_and_the_table_improve_an_error(objective: str, tmp_path: Path) 
     assert gain(base, *states[:2], task).gain == pytest.approx(gain(base, *states[:2], PLAIN).gain)
 
 
-def test_an_objective_whose_direction_nobody_knows_stops_before_anything_is_scored() -> None:
+def test_an_objective_of_unknown_direction_stops_before_anything_is_scored() -> None:
     base, states = fine_tunes(PLAIN, 3)
     task = erring("quality")
     for call in (
@@ -59,7 +59,7 @@ def test_an_objective_whose_direction_nobody_knows_stops_before_anything_is_scor
     assert ws.wise_ft(base, states[0], task, mode="min").position == ws.wise_ft(base, states[0], PLAIN).position
 
 
-def test_functions_are_minimised_where_it_is_said_and_errors_without_a_mode_stop() -> None:
+def test_functions_are_minimised_on_request_and_errors_without_a_mode_stop() -> None:
     states: list[StateDict] = [{"w": torch.tensor([float(value)])} for value in (3, 1, 2)]
 
     def error(state: StateDict) -> float:

@@ -1,25 +1,19 @@
-"""Evaluations are made again as soon as anything that they depend on has changed, and planted ones are not believed."""
+"""Evaluations are repeated as soon as a file that they depend on has changed."""
 
 import importlib
-import json
-import math
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
-import torch
-from kitchen import PLAIN, fine_tunes, saved
+from kitchen import PLAIN, fine_tunes
 
 import weightspace as ws
-from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.errors import WeightspaceError
 from weightspace.soups import file_dependencies as reading
 from weightspace.soups.fingerprints import fingerprint_of_task
-from weightspace.tasks import ClassificationTask
 from weightspace.zoo import load_task
 
 TASK = """
@@ -285,7 +279,7 @@ def test_code_that_was_loaded_before_its_file_was_edited_is_known_by_what_it_doe
     assert score(tmp_path / "task") == (0.75, 1)
 
 
-def test_what_lies_beside_and_is_not_used_does_not_count(tmp_path: Path) -> None:
+def test_unused_neighbouring_files_do_not_count(tmp_path: Path) -> None:
     write(tmp_path / "task", "a neighbour")
     assert score(tmp_path / "task") == (0.25, 1)
     for name in ("other.py", "notes.txt", "pkg.py"):
@@ -308,222 +302,3 @@ def test_declared_files_are_known_by_their_content(tmp_path: Path) -> None:
         (tmp_path / name).write_text(content)
         found.append(fingerprint_of_task(SimpleNamespace(name="t", files=lambda name=name: [tmp_path / name])))  # type: ignore[arg-type]
     assert found[0] != found[2]
-
-
-# --- Notebooks ---
-
-CELLS = """
-import math
-from kitchen import examples, plain_network
-from weightspace.tasks import ClassificationTask
-
-SCALE = 2
-TABLE = {"a": [1, 2], "b": (3.5,)}
-def shift(x): return x + 1
-def twice(f):
-    def inner(x): return f(f(x))
-    return inner
-class Base(ClassificationTask):
-    weight = 0.5
-    steps = [1, 2]
-    def helper(self): return shift(SCALE) * self.weight
-    @staticmethod
-    def still(): return 1
-    @property
-    def shown(self): return "shown"
-class Mine(Base):
-    def score(self, module, split="test"):
-        values = [twice(shift)(x) for x in TABLE["a"]]
-        return {"accuracy": self.helper() + sum(values) + math.sqrt(4), "loss": (lambda y: y + 1)(0)}
-task = Mine("mine", plain_network, examples)
-"""
-EDITS = {
-    "a constant": ("self.helper() + sum", "2 * self.helper() + sum"),
-    "a global": ("SCALE = 2", "SCALE = 3"),
-    "a value in a table": ("(3.5,)", "(3.25,)"),
-    "a function that is called": ("return x + 1", "return x + 2"),
-    "a function in a function": ("f(f(x))", "f(f(f(x)))"),
-    "a lambda": ("y + 1", "y + 3"),
-    "a comprehension": ("for x in TABLE", "for x in 2 * TABLE"),
-    "an attribute of a class": ("weight = 0.5", "weight = 0.25"),
-    "a list in a class": ("steps = [1, 2]", "steps = [1]"),
-    "a method of the base": ("* self.weight", "/ self.weight"),
-    "a static method": ("return 1", "return 2"),
-    "a property": ('"shown"', '"hidden"'),
-    "a default": ('split="test"', 'split="validation"'),
-    "a name": ("math.sqrt(4)", "math.cbrt(4)"),
-    "a base more": ("class Mine(Base)", "class Other:\n    more = 1\nclass Mine(Base, Other)"),
-}
-
-
-def run_cells(code: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Run code as the cells of a notebook, whose module has no file."""
-    notebook = ModuleType("__main__")
-    monkeypatch.setitem(sys.modules, "__main__", notebook)
-    exec(compile(code, "/tmp/ipykernel_1/nowhere.py", "exec"), vars(notebook))
-    return notebook
-
-
-@pytest.mark.parametrize("edit", EDITS)
-def test_what_is_edited_in_a_notebook_counts(edit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    old, new = EDITS[edit]
-    assert old in CELLS
-    before = fingerprint_of_task(run_cells(CELLS, monkeypatch).task)
-    assert before == fingerprint_of_task(run_cells(f"# another cell\n\n{CELLS}", monkeypatch).task)
-    assert before != fingerprint_of_task(run_cells(CELLS.replace(old, new), monkeypatch).task)
-
-
-def test_a_global_that_another_cell_sets_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    notebook = run_cells(CELLS, monkeypatch)
-    found = [fingerprint_of_task(notebook.task)]
-    notebook.SCALE = 7
-    found.append(fingerprint_of_task(notebook.task))
-    notebook.shift = lambda x: x * 2
-    found.append(fingerprint_of_task(notebook.task))
-    notebook.TABLE["a"].append(3)
-    found.append(fingerprint_of_task(notebook.task))
-    assert len(set(found)) == 4
-
-
-def test_globals_without_a_fingerprint_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
-    more = (
-        "import logging, threading\nlog = logging.getLogger('x')\nlock = threading.Lock()\n"
-        "numbers = (n for n in range(3))\nhandle = open(__import__('os').devnull)\n"
-    )
-    code = more + CELLS.replace("values = [", "(log, lock, numbers, handle); values = [")
-    assert fingerprint_of_task(run_cells(code, monkeypatch).task)
-
-
-def test_a_module_that_a_notebook_imports_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    code = CELLS.replace("values = [", "import near; values = [")
-    found = []
-    for content in ("VALUE = 1", "VALUE = 2", "VALUE = 1"):
-        forget()
-        (tmp_path / "near.py").write_text(content)
-        found.append(fingerprint_of_task(run_cells(code, monkeypatch).task))
-    assert found[0] == found[2] != found[1]
-
-
-def test_a_network_that_a_task_holds_counts_with_its_plain_attributes() -> None:
-    class Teacher(torch.nn.Linear):
-        temperature = 1.0
-
-    teachers = [Teacher(2, 2) for _ in range(2)]
-    teachers[1].load_state_dict(teachers[0].state_dict())
-    first = fingerprint_of_task(SimpleNamespace(name="t", teacher=teachers[0]))  # type: ignore[arg-type]
-    assert first == fingerprint_of_task(SimpleNamespace(name="t", teacher=teachers[1]))  # type: ignore[arg-type]
-    teachers[1].temperature = 2.0
-    assert first != fingerprint_of_task(SimpleNamespace(name="t", teacher=teachers[1]))  # type: ignore[arg-type]
-
-
-# --- Planted ---
-
-
-def entry(evaluations: Path) -> Path:
-    (path,) = evaluations.rglob("*.json")
-    return path
-
-
-PLANTED: dict[str, Callable[[dict[str, Any]], object]] = {
-    "another key": lambda content: content["key"].update(split="test"),
-    "another task": lambda content: content["key"].update(task="0" * 64),
-    "another version": lambda content: content["key"].update(version="0"),
-    "no key": lambda content: content.pop("key"),
-    "a key more": lambda content: content["key"].update(more=1),
-    "no scores": lambda content: content.update(scores={}),
-    "scores of other names": lambda content: content.update(scores={"beauty": 1.0}),
-    "infinity": lambda content: content["scores"].update(accuracy=math.inf),
-    "NaN": lambda content: content["scores"].update(accuracy=math.nan),
-    "a word": lambda content: content["scores"].update(accuracy="1.0"),
-    "true": lambda content: content["scores"].update(accuracy=True),
-    "a whole number": lambda content: content["scores"].update(accuracy=1),
-    "nothing": lambda content: content["scores"].update(accuracy=None),
-    "a list of scores": lambda content: content.update(scores=[["accuracy", 1.0]]),
-    "no reads": lambda content: content.pop("reads"),
-    "a file that is not there": lambda content: content.update(reads={"/nowhere": "0" * 64}),
-    "reads that are no digests": lambda content: content.update(reads={"/nowhere": 1}),
-}
-
-
-class Counting(ClassificationTask):
-    """A task that counts how often it scores."""
-
-    def score(self, module: Any, split: Any = "test") -> dict[str, float]:
-        CALLS["score"] += 1
-        return super().score(module, split)
-
-
-CALLS: Counter[str] = Counter()
-COUNTING = Counting("counting", PLAIN.build, PLAIN.load)
-
-
-@pytest.fixture(autouse=True)
-def _calls() -> None:
-    CALLS.clear()
-
-
-@pytest.mark.parametrize("change", PLANTED.values(), ids=PLANTED)
-def test_a_planted_evaluation_is_not_believed(change: Callable[[dict[str, Any]], object], evaluations: Path) -> None:
-    _, states = fine_tunes(PLAIN, 1)
-    first = ws.greedy_soup(states, COUNTING)
-    assert CALLS.total() == 1
-    content = json.loads(entry(evaluations).read_text())
-    content["scores"]["accuracy"] = 1.0
-    change(content)
-    entry(evaluations).write_text(json.dumps(content))
-    assert ws.greedy_soup(states, COUNTING).score == first.score
-    assert CALLS.total() == 2
-    assert ws.greedy_soup(states, COUNTING).score == first.score
-    assert CALLS.total() == 2
-
-
-@pytest.mark.parametrize(
-    "make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path)], ids=["pipe", "folder", "loop"]
-)
-def test_what_is_no_file_in_the_place_of_an_evaluation_is_not_waited_for(
-    make: Callable[[Path], object], evaluations: Path
-) -> None:
-    _, states = fine_tunes(PLAIN, 1)
-    ws.greedy_soup(states, COUNTING)
-    path = entry(evaluations)
-    path.unlink()
-    make(path)
-    with pytest.raises(CheckpointError, match=r"\.json (is a folder|is not a regular|cannot be written)"):
-        ws.greedy_soup(states, COUNTING)
-
-
-def test_scores_that_are_not_finite_are_found_again_each_time(evaluations: Path) -> None:
-    class Diverged(Counting):
-        def score(self, module: Any, split: Any = "test") -> dict[str, float]:
-            return {**super().score(module, split), "loss": math.nan}
-
-    task = Diverged("diverged", PLAIN.build, PLAIN.load)
-    _, states = fine_tunes(PLAIN, 1)
-    for calls in (1, 2):
-        ws.greedy_soup(states, task)
-        assert CALLS.total() == calls
-    assert not list(evaluations.rglob("*.json"))
-
-
-def test_a_model_that_changes_while_it_is_scored_is_an_error(tmp_path: Path, evaluations: Path) -> None:
-    _, states = fine_tunes(PLAIN, 2)
-    (path,) = saved(states[:1], tmp_path / "models")
-
-    class Changing(ClassificationTask):
-        def score(self, module: Any, split: Any = "test") -> dict[str, float]:
-            ws.save_checkpoint(states[1], path)
-            return super().score(module, split)
-
-    with pytest.raises(CheckpointError, match=r"000\.safetensors has changed while the soup was made"):
-        ws.greedy_soup([path], Changing("changing", PLAIN.build, PLAIN.load))
-    assert not list(evaluations.rglob("*.json"))
-
-
-def test_a_file_and_a_state_dict_of_one_name_are_two_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    _, states = fine_tunes(PLAIN, 2)
-    ws.save_checkpoint(states[1], "0")
-    soup = ws.greedy_soup([states[0], "0"], PLAIN)
-    expected = ws.greedy_soup(states, PLAIN, cache=False)
-    assert [trial.score for trial in soup.trials] == [trial.score for trial in expected.trials]

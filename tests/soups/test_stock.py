@@ -11,7 +11,7 @@ from weightspace.soups import compare_recipes, model_stock_soup
 from weightspace.tasks import network_with
 
 
-def test_it_is_the_merge_of_that_name_with_statistics_measured_anew(tmp_path: Path) -> None:
+def test_it_is_the_merge_of_that_name_with_reset_statistics(tmp_path: Path) -> None:
     base, states = fine_tunes(PLAIN, 3)
     assert equal(model_stock_soup(states, base), ws.merge(states, "model_stock", base=base))
     paths = saved([base, *states], tmp_path)
@@ -35,7 +35,7 @@ def test_it_has_a_row_where_there_is_a_base() -> None:
     assert "model_stock" not in {row.name for row in compare_recipes(states, TASK).rows}
 
 
-def test_what_makes_no_stock_is_refused() -> None:
+def test_invalid_stocks_are_refused() -> None:
     base, states = fine_tunes(PLAIN, 2)
     with pytest.raises(WeightspaceError, match=r"'model_stock' starts at the pretrained model. Give base="):
         compare_recipes(states, PLAIN, ["model_stock"])

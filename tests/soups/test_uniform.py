@@ -112,7 +112,7 @@ def test_of_counters_the_largest_is_kept_and_other_integers_must_agree() -> None
         ws.uniform_soup([random_state(0), {**random_state(1), "steps": torch.tensor([3, 5])}])
 
 
-def test_with_a_task_batchnorm_is_measured_anew() -> None:
+def test_with_a_task_batchnorm_is_reset() -> None:
     _, states = fine_tunes(TASK, 3)
     averaged = ws.uniform_soup(states)
     assert equal(ws.uniform_soup(states, TASK), reset_statistics(TASK, averaged) | {})
@@ -139,7 +139,7 @@ def test_without_training_batches_statistics_are_averaged_unless_insisted_on() -
         ws.uniform_soup(states, statistics="reset")
 
 
-def test_what_makes_no_soup_is_refused(tmp_path: Path) -> None:
+def test_invalid_soups_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightspaceError, match="a list of one"):
         ws.uniform_soup([])
     with pytest.raises(WeightspaceError, match="expected a list of paths or state dicts"):

@@ -34,7 +34,7 @@ def test_files_and_states_give_the_same_line(tmp_path: object) -> None:
     assert ws.wise_ft(a, b, TASK, (0, 0.5), cache=False).scores == ws.wise_ft(base, tuned, TASK, (0, 0.5)).scores
 
 
-def test_what_makes_no_line_is_refused() -> None:
+def test_invalid_lines_are_refused() -> None:
     base, (tuned, *_) = fine_tunes(PLAIN, 1)
     with pytest.raises(WeightspaceError, match="found 0 positions"):
         ws.wise_ft(base, tuned, PLAIN, ())

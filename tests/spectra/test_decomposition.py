@@ -98,7 +98,7 @@ def test_any_precision_is_decomposed_in_float64_and_left_as_it_is(dtype: torch.d
     assert torch.equal(matrix.detach(), before)
 
 
-def test_progress_is_told_of_every_matrix() -> None:
+def test_progress_is_reported_for_every_matrix() -> None:
     told: list[tuple[int, int]] = []
     spectrum({"a.weight": torch.eye(2), "b.weight": torch.eye(2)}, progress=lambda *now: told.append(now))
     assert told == [(1, 2), (2, 2)]

@@ -73,7 +73,7 @@ class Doubling(nn.Module):
         lambda layer: parametrize.register_parametrization(layer, "weight", Doubling()),
     ],
 )
-def test_a_weight_that_cannot_be_told_is_refused(wrap: Any) -> None:
+def test_a_weight_that_cannot_be_determined_is_refused(wrap: Any) -> None:
     state = nn.Sequential(wrap(nn.Linear(5, 5))).state_dict()
     for call in (lambda: spectrum(state, label="a.pt"), lambda: weight_matrices(state, label="a.pt")):
         with pytest.raises(WeightspaceError, match=r"^a.pt: the weight '0.weight' is under a parametrization"):
@@ -123,7 +123,7 @@ def test_modules_under_two_names_count_once(wrap: Any) -> None:
         spectra[0].layer("third.weight")
 
 
-def test_what_only_one_network_ties_counts_twice() -> None:
+def test_a_tensor_that_only_one_network_ties_counts_twice() -> None:
     a, b = (Twice().state_dict() for _ in range(2))
     for one, other in ((a, untied(b)), (untied(a), b), (untied(a), untied(b))):
         result = singular_alignment(one, other)

@@ -104,7 +104,7 @@ def test_a_copy_has_the_values_and_none_of_the_memory(name: str) -> None:
         assert float(module(x).abs().max()) > 0
 
 
-def test_what_cannot_be_copied_is_one_clear_line() -> None:
+def test_networks_that_cannot_be_copied_are_one_clear_line() -> None:
     class Locked(nn.Linear):
         def __init__(self) -> None:
             super().__init__(6, 2)

@@ -47,7 +47,7 @@ ORDERED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
 
 
 @pytest.mark.parametrize("name", ORDERED)
-def test_what_depends_on_which_unit_is_which_is_named_with_the_tensors_it_froze(name: str) -> None:
+def test_operators_that_depend_on_the_order_of_units_are_named_with_the_tensors_they_froze(name: str) -> None:
     operator, told = ORDERED[name]
     spec = derive_spec(_Between(operator).eval(), (torch.randn(2, 4),))
     assert spec.groups == {"b": 6}
@@ -69,14 +69,14 @@ UNORDERED: dict[str, Callable[[Any, Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", UNORDERED)
-def test_what_any_order_of_units_leaves_alone_freezes_nothing(name: str) -> None:
+def test_operators_invariant_to_the_order_of_units_freeze_nothing(name: str) -> None:
     spec = derive_spec(_Between(UNORDERED[name]).eval(), (torch.randn(2, 4),))
     assert spec.groups == {"a": 8, "b": 6}
     assert spec.frozen == ()
 
 
 @pytest.mark.parametrize("name", TOLD_APART)
-def test_a_router_whose_experts_are_told_apart_is_reported(name: str) -> None:
+def test_a_router_whose_experts_are_distinguished_is_reported(name: str) -> None:
     build, operator = TOLD_APART[name]
     torch.manual_seed(0)
     spec = derive_spec(build().eval(), (torch.randn(7, 5),))

@@ -122,7 +122,7 @@ def test_the_last_states_of_layers_are_followed_too(between: str) -> None:
     assert spec.frozen == ()
 
 
-def test_layers_whose_states_are_laid_side_by_side_are_one_group_and_that_is_told() -> None:
+def test_layers_whose_states_are_concatenated_are_one_group_and_reported() -> None:
     class States(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -99,7 +99,7 @@ class Chosen(Plain):
 
 
 @pytest.mark.parametrize("network", [If, Loop, Chosen])
-def test_a_way_that_depends_on_values_is_a_line_that_says_what_to_do(
+def test_a_branch_on_values_is_one_line_that_says_what_to_do(
     network: type[Plain], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     inputs = (torch.ones(2, 6),)

@@ -169,7 +169,7 @@ def test_a_checkpoint_that_does_not_fit_is_an_error_that_names_the_tensor(change
         torch.tensor([0, 1, 2], dtype=torch.int32),
     ],
 )
-def test_what_is_no_permutation_is_refused(bad: Tensor) -> None:
+def test_invalid_permutations_are_refused(bad: Tensor) -> None:
     with pytest.raises(SpecError, match="'a'"):
         Permutation(SPEC, {**Permutation.identity(SPEC).indices, "a": bad})
 

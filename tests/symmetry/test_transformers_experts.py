@@ -84,7 +84,7 @@ def test_experts_move_with_the_rows_of_their_router(name: str) -> None:
 
 
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
-def test_the_way_of_computing_does_not_matter_and_is_not_changed(implementation: str) -> None:
+def test_the_implementation_of_experts_does_not_matter_and_is_not_changed(implementation: str) -> None:
     model, args = _built("Mixtral", implementation)
     spec = derive_spec(model, args)
     assert spec.digest == derive_spec(*_built("Mixtral")).digest

@@ -46,7 +46,7 @@ def test_scoring_leaves_modes_and_statistics_as_they_were() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-def test_training_batches_cover_every_example_once_in_nearly_equal_pieces() -> None:
+def test_training_batches_cover_every_example_once_and_are_nearly_equal_in_size() -> None:
     batches = list(TASK.batches("train", seed=5))
     assert sorted({len(labels) for _, labels in batches}) == [16, 17]
     inputs = torch.cat([inputs for inputs, _ in batches])

@@ -24,14 +24,14 @@ HIGHER = (
 @pytest.mark.parametrize(
     ("name", "mode"), [(name, "min") for name in LOWER.split()] + [(name, "max") for name in HIGHER.split()]
 )
-def test_names_of_the_field_tell_their_direction(name: str, mode: str) -> None:
+def test_standard_names_of_objectives_imply_their_direction(name: str, mode: str) -> None:
     assert mode_of_name(name) == mode
 
 
 @pytest.mark.parametrize(
     "name", ["score", "quality", "loss_ratio", "latency", "metric", "x", "", "__", "rate", "macro"]
 )
-def test_other_names_tell_nothing(name: str) -> None:
+def test_other_names_imply_no_direction(name: str) -> None:
     assert mode_of_name(name) is None
 
 
@@ -44,7 +44,7 @@ def test_errors_are_negated(objective: str) -> None:
     assert objective_value(task(objective), {objective: 2.0}) == -2
 
 
-def test_what_is_said_goes_before_what_the_name_tells() -> None:
+def test_an_explicit_mode_overrides_the_name() -> None:
     assert task_mode(task("loss")) == "min"
     assert task_mode(task("loss", mode="max")) == "max"
     assert task_mode(task("loss", mode="max"), "min") == "min"

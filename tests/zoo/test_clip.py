@@ -185,7 +185,7 @@ def test_a_task_of_the_user_works_on_the_command_line(config: str, folder: Path,
         ({"augmentation": "flop"}, "Unknown augmentation 'flop'.*Did you mean 'flip'"),
     ],
 )
-def test_what_cannot_be_is_one_line(config: str, change: dict, message: str) -> None:
+def test_impossible_options_are_one_line(config: str, change: dict, message: str) -> None:
     options = {"model": config, "data": examples, "class_names": CLASSES, **change}
     with pytest.raises(WeightspaceError, match=message) as caught:
         clip_task(**options)
@@ -200,7 +200,7 @@ def test_what_cannot_be_is_one_line(config: str, change: dict, message: str) -> 
         ({"class_names": ()}, "Found 0 class names and 1 templates"),
     ],
 )
-def test_what_the_network_needs_is_asked_for_when_it_is_built(config: str, change: dict, message: str) -> None:
+def test_missing_requirements_are_reported_when_the_network_is_built(config: str, change: dict, message: str) -> None:
     with pytest.raises(WeightspaceError, match=message):
         clip_task(**{"model": config, "data": examples, "class_names": CLASSES, **change}).network()
 

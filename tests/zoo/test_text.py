@@ -87,7 +87,7 @@ def test_frozen_and_trained_layers_together_are_the_encoder_of_transformers(enco
         assert torch.allclose(found, means[:, :2], atol=1e-5)
 
 
-def test_a_text_means_the_same_whatever_stands_beside_it(encoder: Path) -> None:
+def test_the_features_of_a_text_do_not_depend_on_its_batch(encoder: Path) -> None:
     network = text_classifier(encoder, 2, trained=2).eval()
     torch.nn.init.normal_(network.head.weight)
     hidden = frozen_features(encoder, TEXTS, trained=2, length=12)
@@ -127,7 +127,7 @@ def test_a_spec_can_be_derived_and_holds(encoder: Path) -> None:
     assert ws.derive_spec(network, task.example_args).groups
 
 
-def test_what_is_missing_is_named(encoder: Path, tmp_path: Path) -> None:
+def test_missing_files_are_named(encoder: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightspaceError, match=r"has no config\.json"):
         text_classifier(tmp_path, 2, trained=1)
     with pytest.raises(WeightspaceError, match=f"Found 4 layers to train; expected 1 to {LAYERS}"):

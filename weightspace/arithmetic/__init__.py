@@ -1,1 +1,1 @@
-"""Networks combined element by element: what means, straight lines and merges have in common."""
+"""Elementwise combinations of networks, which means, straight lines and merges share."""

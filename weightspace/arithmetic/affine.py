@@ -2,7 +2,7 @@ r"""The one formula behind means and straight lines: an affine combination of te
 
 With coefficients that sum to ``t``, :math:`\sum_i c_i x_i = t\,x_p + \sum_i c_i (x_i - x_p)` for any ``p``.
 The right-hand side returns equal inputs bit for bit, and a coefficient of 1 beside zeros returns that input.
-The pivot ``p`` is the input of the largest coefficient: the line has the same exact ends both ways round.
+The pivot ``p`` is the input of the largest coefficient: the line has the same exact endpoints in both directions.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def shifted(origin: Tensor, tensors: Sequence[Tensor], coefficients: Sequence[fl
 def _shifted(start: Tensor, origin: Tensor, tensors: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
     """Return ``start + Σ c_i (x_i − origin)``, computed as ``start − Σ |c_i| (±(origin − x_i))``.
 
-    Equal tensors differ by +0.0 either way round, and ``x − (+0.0)`` is ``x`` for both zeros; ``x + 0.0`` is not.
+    Equal tensors differ by +0.0 in either order, and ``x − (+0.0)`` is ``x`` for both zeros; ``x + 0.0`` is not.
     """
     if not tensors:
         return start.clone()

@@ -1,7 +1,7 @@
-r"""The coefficients of a linear combination, exactly: ratios of binary fractions, and what decimals they stand for.
+r"""The coefficients of a linear combination, exactly: ratios of binary fractions, and the decimals that they stand for.
 
-Weights such as 0.3 are near a fraction of few digits. Of numbers of few bits they put many sums half-way between two
-numbers of the output, up to what 0.3 as a float64 differs from 3/10, which then decides where the sum rounds to.
+Weights such as 0.3 are near a fraction of few digits. For numbers of few bits they put many sums midway between two
+numbers of the output, up to the difference of 0.3 as a float64 from 3/10, which then decides where the sum rounds to.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-#: Denominators of simple fractions: of larger ones fewer than one sum in so many is half-way between two numbers.
+#: Denominators of simple fractions: for larger ones fewer than one sum in that many is midway between two numbers.
 _DENOMINATOR = 4096
 
 #: Ratios of deviations are made whole up to this.

@@ -97,7 +97,7 @@ def _halves(number: _Number) -> tuple[_Number, _Number]:
 
 @lru_cache(maxsize=1024)
 def _parts(weight: Fraction, bits: int) -> tuple[tuple[float, bool], ...]:
-    """Return numbers that a binary fraction is the sum of, and whether a product of so many bits by each is exact."""
+    """Return numbers that a binary fraction is the sum of, and whether a product of that many bits by each is exact."""
     # Where the parts are short enough, no product rounds.
     length = _BITS - bits if bits <= _BITS // 2 else _BITS
     parts: list[tuple[float, bool]] = []
@@ -166,7 +166,7 @@ def _normalised(high: Tensor, low: Tensor) -> DoubleWord:
 def rounded_once(value: DoubleWord, dtype: torch.dtype) -> Tensor:
     """Return a double word in a float dtype, rounded to the nearest, ties to even.
 
-    On the way to a narrow dtype every step but the last one rounds to odd, after which the last one is right.
+    Towards a narrow dtype, every step but the last rounds to odd, after which the last one is correctly rounded.
 
     Source:
         Boldo and Melquiond 2008, https://doi.org/10.1109/TC.2007.70819.
@@ -196,7 +196,7 @@ def _to_odd(number: Tensor, rest: Tensor) -> Tensor:
 
 
 def narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return numbers of float32 or float64 in a dtype, by way of float32.
+    """Return numbers of float32 or float64 in a dtype, through float32.
 
     What float8_e4m3fn has no number for becomes NaN. torch saturates: of 500, and of infinity, it would make 448.
     """

@@ -69,7 +69,7 @@ def _weight(coordinates: Coordinates, state: StateDict, name: str) -> Tensor:
 
 
 def _check_known(state: StateDict, parametrizations: Parametrizations, label: str) -> None:
-    """Refuse tensors that a weight is computed from in a way that is not known."""
+    """Refuse tensors that a weight is computed from by an unknown parametrization."""
     known = parametrizations.functions | {name for name, _ in parametrizations}
     for name in state:
         if is_parametrized_part(name) and name not in known:

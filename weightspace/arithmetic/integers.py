@@ -1,4 +1,4 @@
-"""Tensors that no average is right for: integers, counters of the training, and indices.
+"""Tensors for which no average is right: integers, training counters and indices.
 
 Nothing lies between two integers, so that a merge copies what all models agree on. Of counters (BatchNorm's
 ``num_batches_tracked``, ``n_averaged``, ``num_updates``, an optimiser's ``step``) the largest is kept, be they integers

@@ -1,9 +1,9 @@
 r"""Linear combinations of tensors, :math:`\sum_i c_i x_i`: the exact value of every element, rounded once.
 
 Float32 suffices for most combinations of bfloat16, and float64 for the others; a sample of the elements says where they
-don't: where terms cancel, or differ so much in size that the small ones are lost. There double words are used. What is
-half-way between two numbers of the output but for the last digits of a weight (see ``coefficients``) is moved to its
-side by so much that the arithmetic can see it.
+don't: where terms cancel, or differ so much in size that the small ones are lost. There double words are used. A
+sum that is midway between two numbers of the output but for the last digits of a weight (see ``coefficients``) is moved
+to its side by enough for the arithmetic to see it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def combine(tensors: Sequence[Tensor], coefficients: Coefficients, dtype: torch.
     """Return ``Σ c_i x_i`` in a new tensor, every element rounded once.
 
     Args:
-        tensors: float or complex tensors of one shape, one a coefficient; those of coefficient 0 aren't looked at.
+        tensors: float or complex tensors of one shape, one per coefficient; those of coefficient 0 are not read.
         coefficients: ``c_i``.
         dtype: of the result; complex where a tensor is.
     """
@@ -130,7 +130,7 @@ class LinearCombiner:
 
         Args:
             out: takes the result, 1-D and contiguous; of ``BLOCK`` elements where it is not the last one.
-            tensors: one a coefficient, of the size of ``out``; not modified.
+            tensors: one per coefficient, of the size of ``out``; not modified.
 
         Returns:
             Whether the result holds no NaN and no infinity.
@@ -225,7 +225,7 @@ class LinearCombiner:
         size = sign * nudge(total.dtype, self.dtype)
         if self.dtype.itemsize < 4 and total.dtype == torch.float64:
             total, away = total.to(torch.float32), away.to(torch.float32)
-        # Where models are equal, deviations can leave nothing of each other: what is half-way then stays so.
+        # Where models are equal, deviations can cancel completely: an exact midpoint then stays one.
         return total.addcmul_(total.abs(), away.sign_(), value=-size)
 
     def _total_and_away(self, terms: list[Tensor], spare: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -319,7 +319,7 @@ _NUMPY = {2: np.uint16, 4: np.uint32}
 
 
 def room_for(count: int, dtype: torch.dtype) -> np.ndarray | None:
-    """Return memory for ``small_places`` of so many elements, or None where it needs none."""
+    """Return memory for ``small_places`` of that many elements, or None where it needs none."""
     number = _NUMPY.get(dtype.itemsize)
     return None if number is None else np.empty(count, number)
 

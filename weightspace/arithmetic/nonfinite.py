@@ -1,4 +1,4 @@
-"""NaN and infinity in tensors of any real float dtype: finding them, and what combinations make of them."""
+"""NaN and infinity in tensors of any real float dtype: finding them, and the result of combining them."""
 
 from __future__ import annotations
 

@@ -31,11 +31,11 @@ Combine = Callable[[str, "list[Tensor]"], Tensor]
 
 
 class Coordinates:
-    """The coordinates of networks of one architecture, and the way back from combined ones.
+    """The coordinates of networks of one architecture, and the inverse map from combined ones.
 
     Args:
         models: networks that are combined, or the first of them: where a combination is the same as one of these, their
-            parts come back bit for bit.
+            parts are returned bit for bit.
         dtypes: of the result by name, as far as they are known; else those of the models, promoted.
         finite: refuse directions of length zero, which make NaN.
 

@@ -11,32 +11,32 @@ from torch import Tensor
 from weightspace.arithmetic.coefficients import Coefficients
 from weightspace.arithmetic.dtypes import least_exponent, significand_bits
 
-#: Elements of a piece that are looked at, about: runs of so many.
+#: Approximate number of elements sampled from a chunk, and the length of the runs they come in.
 _SAMPLE, _RUN = 1024, 16
 
 #: The share of elements that may round to the wrong side by a pessimistic estimate, several times what comes out.
 _TOLERATED = 3e-3
 
-#: About how often sums are all but half-way between two numbers, and their error decides.
+#: Approximate share of sums that are nearly midway between two numbers, where their error decides.
 _HALF_WAY = 0.02
 
 #: A sum below this share of its terms is their rounding.
 _NONE = 2.0**-40
 
-#: A sum is half-way between two numbers within this share of their distance: float64 is finer, and less is no chance.
+#: A sum counts as midway within this share of the distance of two numbers: float64 is finer, so it is no coincidence.
 _BESIDE = 2.0**-32
 
 #: What float32 sees of a point on a line, relative to it: half of its last digit.
 _SEEN = 2.0**-24
 
-#: The share of sums that may be moved over a half-way point by that.
+#: The share of sums that may be moved across a midpoint by that.
 _MOVED = 4e-4
 
 _TINY = float(np.finfo(np.float64).tiny)
 
 
 def nudge(dtype: torch.dtype, out: torch.dtype) -> float:
-    """Return how far to move sums that are all but half-way between two numbers, to the right side of it.
+    """Return how far to move sums that are nearly midway between two numbers, to the right side.
 
     Args:
         dtype: of the arithmetic, whose error is less.
@@ -100,7 +100,7 @@ class PrecisionChoice:
             wrong = self._doubtful(digits)
             size, bound = nudge(dtype, self._out), 0.25 / nudge(dtype, self._out)
             if self.moves:
-                # Where sums aren't moved by more than their error, those that are half-way get the wrong side.
+                # Where sums aren't moved by more than their error, midpoints go to the wrong side.
                 error = 2.0 ** (significand_bits(self._out) + 1) * size
                 wrong = np.maximum(wrong, np.where(wrong > error, _HALF_WAY, 0.0))
             spread = self._spread(bound) if self.moves else None
@@ -117,7 +117,7 @@ class PrecisionChoice:
     def line_enlarging(self) -> float | None:
         """Return by how much to enlarge the deviations of a line for float32 to see them, or None.
 
-        None: they are so small in some sums that in others they would move too many over a half-way point.
+        None: they are so small in some sums that in others they would move too many across a midpoint.
         """
         sums, deviations = self._sums
         deviation = np.abs(self._rows[1]).max()
@@ -135,16 +135,16 @@ class PrecisionChoice:
         return float((self._sizes @ self._magnitudes).mean())
 
     def cancels(self) -> bool:
-        """Return whether deviations of the coefficients leave nothing of each other in elements that aren't all equal.
+        """Return whether deviations of the coefficients cancel in elements that are not all equal.
 
-        Where models are equal, what is half-way between two numbers can be so exactly.
+        Where models are equal, a sum can be exactly midway between two numbers.
         """
         equal = (self._values == self._values[0]).all(axis=0)
         none = self._sums[1] <= _NONE * (np.abs(self._rows[1]) @ self._magnitudes)
         return bool((~equal & none).any())
 
     def _finds_half_way(self) -> bool:
-        """Find the sums that are half-way between two numbers of the output, but for deviations."""
+        """Find the sums that are midway between two numbers of the output, but for deviations."""
         self._exponents = np.maximum(np.frexp(self._sums[0])[1], least_exponent(self._out) + 1)
         steps = np.ldexp(self._sums[0], significand_bits(self._out) - self._exponents)
         self._half_way = np.abs(steps - np.floor(steps) - 0.5) < _BESIDE

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weightspace.arithmetic.double_word import quotient, rounded_once, two_sum
 
-#: Elements taken at a time, so that what is made on the way stays small: 1 MiB.
+#: Elements processed at a time, so that intermediate results stay small: 1 MiB.
 _PIECE = 2**17
 
 #: Numbers whose sums overflow are added times this.

@@ -1,9 +1,9 @@
 """Running variances, which no merge may make negative.
 
-A variance measures activations and is no coordinate to go along: beyond its models (negative weights, task vectors that
+A variance measures activations and cannot be extrapolated: beyond its models (negative weights, task vectors that
 add up, a position above 1) the straight line soon falls below zero, and the network returns NaN. What would be negative
 is the mean of the models' variances instead. That is no error, since such networks are made to have their statistics
-measured anew, on curves and planes and after merges, which an error would forbid; without that, the network stays
+recomputed, on curves and planes and after merges, which an error would prevent; without that, the network stays
 finite.
 """
 

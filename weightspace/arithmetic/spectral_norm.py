@@ -26,7 +26,7 @@ _RESIDUAL = 1e-10
 #: A start and a random vector whose sum is shorter than this are opposite, and their sum is no direction.
 _OPPOSITE = 1e-6
 
-#: The axis of a weight that vectors belong to is not the first one only where they fit another so many times better.
+#: The axis of a weight that vectors belong to is not the first one only where they fit another better by this factor.
 _BETTER = 2.0
 
 

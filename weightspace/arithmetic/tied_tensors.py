@@ -1,4 +1,4 @@
-"""Going through state dicts name by name, so that tensors tied in all of them stay tied in the result."""
+"""Combining state dicts name by name, so that tensors tied in all of them stay tied in the result."""
 
 from __future__ import annotations
 

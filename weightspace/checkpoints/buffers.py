@@ -1,4 +1,4 @@
-"""Tensors that are no weights to average, told by their names and shapes.
+"""Tensors that are not averaged like weights, recognised by their names and shapes.
 
 Names are enough to plan a merge from headers; nothing here needs torch. Two kinds of tensors are functions of others
 and change with them: weight norm keeps ``w = g v/‖v‖`` as a magnitude ``g`` and a direction ``v``, spectral norm keeps

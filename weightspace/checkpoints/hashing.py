@@ -1,4 +1,4 @@
-"""SHA-256 of files, on a thread of its own beside those that read the same bytes out of the system's cache."""
+"""SHA-256 of files, on its own thread, beside those that read the same bytes from the page cache."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ WEIGHTS = "model.safetensors"
 #: What may hold the weights, best first.
 ENTRANCES = (WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
-#: The model card: written anew with every merge, so that it never speaks of other weights.
+#: The model card: rewritten by every merge, so that it never describes other weights.
 CARD = "README.md"
 
 

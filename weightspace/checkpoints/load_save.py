@@ -1,4 +1,4 @@
-"""Checkpoints by path: one door for all formats.
+"""Checkpoints by path, in any format.
 
 A file is read by what its first bytes say it is, whatever its name; a folder is a Hugging Face checkpoint. A file is
 written as its name says: ``.safetensors``, or a torch file with ``.pt``, ``.pth`` or ``.bin``.
@@ -78,7 +78,7 @@ def load_checkpoint(
 
 
 def read_state(path: Path, key: str | None = None) -> tuple[StateDict, tuple[str, ...]]:
-    """Return the named tensors of a local checkpoint, and lines about what was chosen on the way.
+    """Return the named tensors of a local checkpoint, and notes on what was chosen while reading.
 
     See ``load_checkpoint``.
     """

@@ -12,8 +12,8 @@ are
 
 - ``weightspace-mirror.json``: the URL, and size and stamp of each file;
 - ``ready``: all headers and small files are there;
-- ``files/NAME``: the checkpoint, a folder or one file, called as in the URL;
-- ``parts/``: files that are on their way; an interrupted download goes on at its last byte;
+- ``files/NAME``: the checkpoint, a folder or one file, named as in the URL;
+- ``parts/``: partial downloads; an interrupted download resumes at its last byte;
 - ``whole/``: an empty marker for each file that is there in full, written before the file gets its place: it counts
   where ``parts/`` has no such file any more.
 """
@@ -192,7 +192,7 @@ def locked(home: Path) -> Iterator[None]:
             if grown != seen:
                 seen, since = grown, time.monotonic()
             if time.monotonic() - since > 2 * TIMEOUT:
-                raise CheckpointError(f"{home} is locked by another process that does not get on. End that process.")
+                raise CheckpointError(f"{home} is locked by another process that makes no progress. End that process.")
             time.sleep(0.2)
         yield
     finally:

@@ -200,8 +200,8 @@ def _remote_file(info: Mapping[str, Any]) -> RemoteFile:
 def _timed(call: Callable[..., T], *args: Any) -> T:
     """Return ``call(*args)``, or raise ``TimeoutError`` where that takes too long.
 
-    The call is left to itself then, on a thread that does not keep the process alive: few file systems can be told
-    how long to wait, and none of them in the same way.
+    The call is then abandoned on a thread that does not keep the process alive: few file systems accept a timeout, and
+    each in its own argument.
     """
     future: Future[T] = Future()
 

@@ -76,8 +76,8 @@ def _prefix_hint(a: StateDict, b: StateDict) -> str:
             prefix = next((name.removesuffix(other) for other in short if name.endswith(f".{other}")), "")
             if prefix:
                 return (
-                    f" They differ by the prefix {prefix!r}: load with strip_prefix={prefix!r}, or write one of them "
-                    f"anew: weightspace merge FILE -m passthrough --strip-prefix {prefix} -o NEW."
+                    f" They differ by the prefix {prefix!r}: load with strip_prefix={prefix!r}, or rewrite one of "
+                    f"them: weightspace merge FILE -m passthrough --strip-prefix {prefix} -o NEW."
                 )
     return ""
 

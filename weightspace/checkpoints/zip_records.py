@@ -200,7 +200,7 @@ def _entries(listed: bytes, count: int) -> Iterator[_Entry]:
         if magic != b"PK\x01\x02" or at > len(listed) or disk not in (0, 0xFFFF):
             raise ZipError("its list of records is damaged")
         if flags & _ENCRYPTED or method not in (STORED, DEFLATED):
-            raise ZipError(f"{name[:80]!r} is encrypted, or compressed in another way than deflate")
+            raise ZipError(f"{name[:80]!r} is encrypted, or compressed by another method than deflate")
         size, stored, header = _large(extra, size, stored, header)
         if method == STORED and size != stored:
             raise ZipError(f"{name[:80]!r} is not compressed, but claims two lengths")

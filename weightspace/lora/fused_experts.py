@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from weightspace.lora.config import Configuration
 
-#: The parameters of a layer's experts, in their order there -> what files call its parts, one way or the other.
+#: The parameters of a layer's experts, in their order there -> the names of its parts in files, in either convention.
 PARTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "gate_up_proj": (("w1", "w3"), ("gate_proj", "up_proj")),
     "down_proj": (("w2",), ("down_proj",)),

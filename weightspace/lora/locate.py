@@ -1,4 +1,4 @@
-"""An adapter put on the names of a model's files: every target found, every orientation settled."""
+"""Targets of an adapter among the tensors of a model's files, with the orientation of each."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def located(adapter: Adapter, shapes: Shapes, config: dict[str, Any], source: st
 
 
 def _oriented(factors: Factors, name: str, module: str, config: dict[str, Any]) -> Factors:
-    """Return factors in the way that the model keeps the weight.
+    """Return factors in the orientation in which the model stores the weight.
 
     PEFT goes by the kind of layer, and the one flag that it saves, ``fan_in_fan_out``, is that of the last layer.
     """
@@ -111,7 +111,7 @@ class Targets:
         return []
 
     def _found(self, target: str) -> Iterator[list[str]]:
-        """Yield what each way finds."""
+        """Yield the matches of each naming convention."""
         tables = zip(self._names, self._by_module, strict=True)
         yield list(dict.fromkeys(name for names, table in tables for name in table.get(names.module(target), ())))
         yield [name for name in self._shapes if _is_behind_prefix(name, target) or _is_behind_prefix(target, name)]
@@ -119,7 +119,7 @@ class Targets:
 
     @cached_property
     def _by_module(self) -> list[Mapping[str, list[str]]]:
-        """For each way to name modules: a module's name -> the tensors that may be its."""
+        """For each naming convention: a module's name -> its candidate tensors."""
         return [_grouped(self._shapes, names.module) for names in self._names]
 
     @cached_property

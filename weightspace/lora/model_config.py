@@ -1,4 +1,4 @@
-"""``config.json`` of a transformers model, read without transformers: what adapters must know of their model."""
+"""``config.json`` of a transformers model, read without transformers: the facts that adapters depend on."""
 
 from __future__ import annotations
 

@@ -65,14 +65,14 @@ class Patterns(Mapping[str, Value], Generic[Value]):
         return len(self._values)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to another process as the patterns themselves, which it makes anew."""
+        """Pickle the patterns only; the other process compiles them again."""
         return type(self), (self._values,)
 
     def find(self, module: str, default: Value) -> Value:
         """Return the value of the first pattern that matches a module's name, else the default.
 
         Raises:
-            PatternError: patterns and names are so many and so long that it would take too long.
+            PatternError: matching would take too long, given the number and length of patterns and names.
         """
         for key, matches in self._matchers.items():
             if matches(module):

@@ -1,4 +1,4 @@
-"""Tied weights of language models: heads and embeddings that share one tensor, and may have but one in the files.
+"""Tied weights of language models: heads and embeddings that share one tensor, which the files may hold once.
 
 Names are those of tensors in files. A model's configuration says whether its head is tied; a head without a tensor
 whose configuration does not deny it is.

@@ -1,4 +1,4 @@
-"""Writing an adapter's folder, which PEFT reads: the whole of it, or nothing."""
+"""Writing an adapter's folder, which PEFT reads: complete, or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matrices of barriers as tables in colour: a row and a column a model, the barrier of every pair as a number."""
+"""Matrices of barriers as tables in colour: a row and a column per model, the barrier of every pair as a number."""
 
 from __future__ import annotations
 

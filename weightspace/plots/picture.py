@@ -31,7 +31,7 @@ FORMATS: Mapping[str, Mapping[str, None]] = {
 #: Okabe and Ito's colours, told apart with any colour vision; the line's style tells them apart in grey.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.8), (1.2, 1.4), (6, 1.5, 1.2, 1.5))
-#: Colour maps whose lightness goes one way, so that they can be read in grey: depth below a surface, size of a number.
+#: Colour maps of monotone lightness, which can be read in grey: depth below a surface, size of a number.
 DEPTHS, SIZES = "YlGnBu_r", "OrRd"
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -77,7 +77,7 @@ def write_picture(path: str | Path, draw: Callable[[], Figure]) -> Figure:
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """Return a number with so many decimals, with a true minus sign and no minus zero."""
+    """Return a number with that many decimals, a true minus sign and no minus zero."""
     text = f"{value:.{digits}f}"
     return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
 

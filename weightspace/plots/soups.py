@@ -1,4 +1,4 @@
-"""Soups as their papers draw them: every model a point, and the recipes among them; predictions against the truth."""
+"""Soups as their papers draw them: one point per model, with the recipes among them; predictions against truth."""
 
 from __future__ import annotations
 

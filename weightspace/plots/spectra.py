@@ -1,4 +1,4 @@
-"""Singular values and vectors: alignment against γ, which vectors meet which, and the values themselves."""
+"""Singular values and vectors: alignment against γ, inner products of the vectors, and the values themselves."""
 
 from __future__ import annotations
 

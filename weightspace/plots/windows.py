@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-#: A point is far away if the range is so many times smaller without it,
+#: A point is an outlier if the range is smaller by this factor without it,
 _SQUEEZED = 4.0
-#: and of so many points one may be.
+#: and at most one point in this many may be.
 _SHARE = 4
 
 

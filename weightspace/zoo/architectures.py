@@ -26,7 +26,7 @@ def cnn(channels: int, hidden: Sequence[int], classes: int, *, strides: Sequence
         channels: of the input image.
         hidden: output channels of ``conv1``, ``conv2``, …
         classes: number of logits.
-        strides: one a convolution.
+        strides: one per convolution.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for index, (width, stride) in enumerate(zip(hidden, strides, strict=True), start=1):

@@ -1,4 +1,4 @@
-"""Augmentations of images that go from 0 to 1: what training changes about them, batch by batch.
+"""Augmentations of images with values from 0 to 1, applied during training batch by batch.
 
 An augmentation takes images ``(n, channels, size, size)`` and a generator, and returns new ones.
 """

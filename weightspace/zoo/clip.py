@@ -97,7 +97,7 @@ def folder_classes(folder: Path) -> list[str]:
     train = split_folders(folder)["train"]
     names = sorted(place.name for place in train.iterdir() if place.is_dir())
     if not names:
-        raise WeightspaceError(f"{train} has no folders; expected one a class.")
+        raise WeightspaceError(f"{train} has no folders; expected one per class.")
     return names
 
 

@@ -85,7 +85,7 @@ def fashion_clip(data: Path | None = None, *, split: int = 0) -> ClassificationT
 
 @lru_cache(maxsize=1)
 def fashion_images(folder: Path, split: int = 0) -> Mapping[str, Examples]:
-    """Return the images of one way to split what the pretraining has left, uint8 ``(n, 1, 28, 28)``.
+    """Return the images that pretraining does not use, in one of their splits, uint8 ``(n, 1, 28, 28)``.
 
     Raises:
         WeightspaceError: a file is missing or broken.

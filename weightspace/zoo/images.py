@@ -1,4 +1,4 @@
-"""Images as a network is fed them: from 0 to 1, square, decoded or resized when they are asked for.
+"""Images as the input of a network: values from 0 to 1, square, decoded and resized on demand.
 
 Index them like a tensor: ``images[chosen]`` is float32 ``(n, channels, size, size)``. Only what is asked for is in
 memory, so that a folder may be larger than it. The only door to Pillow.

@@ -1,4 +1,4 @@
-"""Shifted images: what a network did not see in training, made from images that go from 0 to 1.
+"""Shifted images, unlike those of the training, made from images with values from 0 to 1.
 
 A shift changes images ``(n, channels, size, size)`` given a generator, and is the same for equal generators. The
 strengths are those at which a small network on Fashion-MNIST loses some ten points of accuracy.

@@ -1,4 +1,4 @@
-"""CLIP models as classifiers to fine-tune: an image tower, and a linear head that starts as what the texts say.
+"""CLIP models as classifiers to fine-tune: an image tower, and a linear head that starts from the text features.
 
 The head starts from class names and templates, so that the network is CLIP's zero-shot classifier before training and
 all fine-tunes start at one point: what soups need. The text tower is not part of the network.

@@ -44,7 +44,7 @@ def test_aligned_sources_merge_to_what_the_steps_one_by_one_give(
 
 
 @pytest.mark.parametrize("method", ["activation-matching", "activation-then-weights", "sinkhorn-l2"])
-def test_sources_are_aligned_by_every_way_to_match_two(
+def test_sources_are_aligned_by_every_method_for_two_networks(
     digits_mlp: Task, mlp_states: tuple[StateDict, StateDict], tmp_path: Path, method: str
 ) -> None:
     a, b = mlp_states
@@ -76,7 +76,7 @@ def test_an_alignment_by_data_needs_a_task(digits_mlp: Task) -> None:
         Alignment(alignment(digits_mlp).spec, "straight-through")
 
 
-def test_a_network_with_batchnorm_works_once_aligned_and_measured_anew(
+def test_a_network_with_batchnorm_works_once_aligned_and_its_statistics_are_reset(
     digits_cnn: Task, cnn_states: tuple[StateDict, StateDict], tmp_path: Path
 ) -> None:
     paths = saved(cnn_states, tmp_path)

@@ -127,7 +127,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_what_lies_before_the_layers_is_told_from_what_lies_after(network: str) -> None:
+def test_tensors_before_the_layers_are_distinguished_from_those_after(network: str) -> None:
     stack, before, after = NETWORKS[network]
     inside = {f"{stack}.{layer}.weight": layer for layer in range(3)}
     outside = [*before.split(), *after.split()]
@@ -136,7 +136,7 @@ def test_what_lies_before_the_layers_is_told_from_what_lies_after(network: str) 
     assert [name for name in outside if boundaries.is_before(name)] == before.split()
 
 
-def test_the_norm_before_the_layers_of_wav2vec2_is_told_by_its_configuration() -> None:
+def test_the_norm_before_the_layers_of_wav2vec2_is_recognised_by_its_configuration() -> None:
     inside = {f"encoder.layers.{layer}.weight": layer for layer in range(2)}
     tensors = {name: TensorInfo("F32", (2,)) for name in (*inside, "encoder.layer_norm.weight", "norm.weight")}
     boundaries = Boundaries("encoder.layers", tensors, inside, early_norm=True)
@@ -144,7 +144,7 @@ def test_the_norm_before_the_layers_of_wav2vec2_is_told_by_its_configuration() -
     assert not boundaries.is_before("norm.weight")
 
 
-def test_the_order_of_a_file_tells_where_names_do_not() -> None:
+def test_the_order_of_a_file_decides_where_names_do_not() -> None:
     inside = {f"blocks.{layer}.weight": layer for layer in range(2)}
     order = ["zeta.weight", *inside, "alpha.weight"]
     boundaries = Boundaries("blocks", {name: TensorInfo("F32", (2,)) for name in order}, inside)
@@ -152,7 +152,7 @@ def test_the_order_of_a_file_tells_where_names_do_not() -> None:
     assert not boundaries.is_before("alpha.weight")
 
 
-def test_the_order_of_a_sorted_file_tells_nothing() -> None:
+def test_the_order_of_a_sorted_file_decides_nothing() -> None:
     """Safetensors files are sorted by dtype and name: what no name tells lies before the layers."""
     inside = {f"blocks.{layer}.weight": layer for layer in range(2)}
     tensors = {"zeta.weight": TensorInfo("F32", (2,))}

@@ -111,7 +111,7 @@ def test_a_dry_run_checks_parameters_by_the_source(parameters: str, message: str
     assert str(dry.value) == str(real.value)
 
 
-def test_what_a_dry_run_plans_is_what_is_merged() -> None:
+def test_a_merge_does_as_its_dry_run_planned() -> None:
     planned = merge_files(["a", "b"], "out", method="mine.py:mean", parameters={"power": 2.0}, dry_run=True)
     assert not ran()
     done = merge_files(["a", "b"], "out", method="mine.py:mean", parameters={"power": 2.0})
@@ -236,7 +236,7 @@ SPOILED: dict[str, Callable[[dict[str, str]], object]] = {
 
 
 @pytest.mark.parametrize("change", SPOILED.values(), ids=SPOILED)
-def test_whatever_metadata_say_nothing_runs_and_one_line_says_why(change: Callable[[dict[str, str]], object]) -> None:
+def test_no_metadata_can_run_code_and_one_line_says_why(change: Callable[[dict[str, str]], object]) -> None:
     spoiled(change)
     result = run("merge --reproduce out.safetensors")
     assert result.exit_code == 2, result.output
@@ -247,7 +247,7 @@ def test_whatever_metadata_say_nothing_runs_and_one_line_says_why(change: Callab
     assert not list(Path().glob(".*"))
 
 
-def test_damaged_metadata_are_told_from_a_mistake_of_ones_own() -> None:
+def test_damaged_metadata_are_distinguished_from_a_mistake_of_the_user() -> None:
     spoiled(lambda metadata: metadata.update(parameters="{"))
     with pytest.raises(CheckpointError, match="the metadata of the merge are damaged"):
         reproduce("out.safetensors")

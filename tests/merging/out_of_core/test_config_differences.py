@@ -71,7 +71,7 @@ def test_the_field_and_both_values_are_named(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ALIKE)
-def test_other_spellings_are_not_told(case: str) -> None:
+def test_other_spellings_are_not_warned_about(case: str) -> None:
     config, other = ALIKE[case]
     assert config_differences("a", config, [("b", other)], sliced=False) == []
     assert config_differences("a", other, [("b", config)], sliced=False) == []

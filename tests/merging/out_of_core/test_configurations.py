@@ -88,7 +88,7 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
         ("model.layers", {"num_hidden_layers": 8, "num_layers": 4}, {"num_layers": 6}),
     ],
 )
-def test_the_number_of_layers_is_said_where_the_stack_is_described(
+def test_the_number_of_layers_is_written_where_the_stack_is_described(
     path: str, config: dict, expected: dict, tmp_path: Path
 ) -> None:
     save(tmp_path / "a", stack(path, 4), config=config)
@@ -170,7 +170,7 @@ def test_each_side_of_an_encoder_with_a_decoder_has_its_own_number(
     assert changed(config, found) == (encoder if side == "encoder" else decoder)
 
 
-def test_dtypes_are_said_tower_by_tower(tmp_path: Path) -> None:
+def test_dtypes_are_written_for_each_tower(tmp_path: Path) -> None:
     state = {
         **stack("vision_tower.layers", 2, dtype=torch.float32),
         **stack("language_model.layers", 2, width=8, dtype=torch.float16),
@@ -212,7 +212,7 @@ def test_lists_are_cut_with_the_layers_of_the_model_that_gives_them(tmp_path: Pa
     assert json.loads((tmp_path / "out" / "config.json").read_text())["layer_types"] == list("pqrQRS")
 
 
-def test_merged_layers_that_configurations_tell_apart_are_noticed(tmp_path: Path) -> None:
+def test_merging_layers_that_configurations_distinguish_is_noticed(tmp_path: Path) -> None:
     for name, kinds in (("a", list("pppp")), ("b", list("ppqq"))):
         save(tmp_path / name, stack("model.layers", 4), config={"num_hidden_layers": 4, "layer_types": kinds})
     sources = [{"model": str(tmp_path / name), "layer_range": [0, 4], "parameters": {"weight": 1}} for name in "ab"]
@@ -299,7 +299,7 @@ def test_a_vision_transformer_of_timm_gets_its_depth(tmp_path: Path) -> None:
     assert sliced(tmp_path / "a", (0, 3), (1, 4))["model_args"] == {"depth": 6}
 
 
-def test_the_heads_that_tell_times_follow_the_layers_of_the_decoder(tmp_path: Path) -> None:
+def test_the_alignment_heads_follow_the_layers_of_the_decoder(tmp_path: Path) -> None:
     state = {**stack("model.encoder.layers", 4), **stack("model.decoder.layers", 4)}
     config = {"encoder_layers": 4, "decoder_layers": 4}
     save(tmp_path / "a", state, config=config, generation_config={"alignment_heads": [[1, 0], [3, 1]]})
@@ -322,7 +322,7 @@ def test_parts_of_configurations_are_found_by_the_words_of_a_stack() -> None:
     assert text_layers({"num_hidden_layers": 2}) is None
 
 
-def test_sides_are_told_where_a_tower_has_both() -> None:
+def test_encoder_and_decoder_are_named_where_a_tower_has_both() -> None:
     assert side_of("encoder.layer", ["encoder.layer"]) is None
     assert side_of("model.decoder.layers", ["model.encoder.layers", "model.decoder.layers"]) == "decoder"
     assert side_of("language_model.layers", ["vision_encoder.layers", "language_model.layers"]) is None

@@ -77,7 +77,7 @@ def test_a_merge_by_slices_takes_no_more_memory_than_it_says(
     assert min(taken) < report.memory
 
 
-def test_what_needs_no_slices_is_promised_and_read_in_pieces(folder: Path, tmp_path: Path) -> None:
+def test_methods_without_slices_are_planned_and_read_in_chunks(folder: Path, tmp_path: Path) -> None:
     sources = [folder / "a.safetensors", folder / "b.safetensors"]
     for method in ("nuslerp", "model_stock"):
         report = merge_files(sources, tmp_path / "out", method=method, base=folder / "base.safetensors", dry_run=True)

@@ -54,7 +54,7 @@ def start(folder: Path, out: Path) -> multiprocessing.Process:
     return process
 
 
-def test_a_merge_killed_at_any_moment_goes_on_to_the_same_bytes(models: Path, tmp_path: Path) -> None:
+def test_a_merge_killed_at_any_moment_resumes_to_the_same_bytes(models: Path, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     begun = time.perf_counter()
     first = start(models, tmp_path / "whole" / "out")
@@ -84,7 +84,7 @@ def test_a_merge_killed_at_any_moment_goes_on_to_the_same_bytes(models: Path, tm
     assert resumed >= 5
 
 
-def test_a_merge_by_processes_that_is_killed_goes_on_to_the_same_bytes(models: Path, tmp_path: Path) -> None:
+def test_a_merge_by_processes_that_is_killed_resumes_to_the_same_bytes(models: Path, tmp_path: Path) -> None:
     code = "import sys; from weightspace.cli import main; main()"
     sources = ("merge", str(models / "a.safetensors"), str(models / "b.safetensors"), "-m", "task_arithmetic")
     given = ("--base", str(models / "base.safetensors"), "--shard-size", "6MB", "--threads", "2", "-o", "out")
@@ -107,7 +107,7 @@ def test_a_merge_by_processes_that_is_killed_goes_on_to_the_same_bytes(models: P
         assert [path.name for path in place.iterdir()] == ["out"]
 
 
-def test_the_old_output_stands_until_the_new_one_is_whole(models: Path, tmp_path: Path) -> None:
+def test_the_old_output_stays_until_the_new_one_is_complete(models: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     merge_files([models / "a.safetensors"], out)
     before = files(out)
@@ -125,7 +125,7 @@ def test_the_old_output_stands_until_the_new_one_is_whole(models: Path, tmp_path
     assert files(out) == after
 
 
-def test_what_another_merge_left_behind_is_not_used(models: Path, tmp_path: Path) -> None:
+def test_leftovers_of_another_merge_are_not_used(models: Path, tmp_path: Path) -> None:
     for moment in (0.05, 0.1, 0.2):
         process = start(models, tmp_path / "out")
         time.sleep(moment)
@@ -152,7 +152,7 @@ def test_two_merges_into_one_output_do_not_meet(models: Path, tmp_path: Path) ->
     assert process.exitcode == 0
 
 
-def test_what_finish_does_is_done_once_however_often_the_merge_is_stopped(
+def test_finishing_happens_once_however_often_the_merge_is_stopped(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def merge_doubled() -> None:

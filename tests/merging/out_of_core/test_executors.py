@@ -108,7 +108,7 @@ def test_ray_with_two_workers_makes_the_same_bytes(folder: Path, expected: dict[
     assert merged(folder, tmp_path / "out", executor="ray", workers=2) == expected
 
 
-def test_an_unfinished_merge_goes_on_with_another_executor(
+def test_an_unfinished_merge_resumes_with_another_executor(
     folder: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     def stop(done: int, total: int) -> None:

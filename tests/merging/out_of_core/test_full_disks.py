@@ -49,7 +49,7 @@ def test_a_file_that_may_not_grow_is_one_line_and_leaves_the_old_output(tmp_path
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
 
 
-def test_what_was_made_before_the_disk_refused_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_written_before_the_disk_was_full_are_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths, calls, real = small(tmp_path), [0], __import__("os").pwrite
 
     def full(*arguments: object) -> int:

@@ -140,7 +140,7 @@ def test_a_prefix_of_some_names_is_taken_off_when_it_is_asked_for(tmp_path: Path
 
 
 @pytest.mark.parametrize(("option", "value"), [("strip_prefix", "modul."), ("key", "ema")])
-def test_what_applies_to_no_model_is_told(option: str, value: str, tmp_path: Path) -> None:
+def test_options_that_apply_to_no_model_are_warned_about(option: str, value: str, tmp_path: Path) -> None:
     paths = files(tmp_path, a=network(1.0), b=network(3.0))
     (line,) = merge_files(paths, tmp_path / "out.safetensors", reading=ws.ReadingOptions(**{option: value})).warnings
     assert value in line
@@ -177,7 +177,7 @@ TRAINING = {
 
 
 @pytest.mark.parametrize("case", TRAINING)
-def test_the_network_that_was_taken_from_a_training_file_is_told(case: str, tmp_path: Path) -> None:
+def test_the_network_chosen_from_a_training_file_is_named(case: str, tmp_path: Path) -> None:
     values, taken, other = TRAINING[case]
     optimizer = {"state": {0: {"exp_avg": torch.zeros(2, 2)}}}
     torch.save({**{key: network(value) for key, value in values.items()}, "optimizer": optimizer}, tmp_path / "a.pt")
@@ -228,7 +228,7 @@ ALIKE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", DIFFERENT)
-def test_configurations_that_differ_are_told_with_field_and_values(case: str, tmp_path: Path) -> None:
+def test_differing_configurations_are_warned_about_with_field_and_values(case: str, tmp_path: Path) -> None:
     config, message = DIFFERENT[case]
     paths = folders(tmp_path, {"a": {"config.json": LLAMA}, "b": {"config.json": config}})
     report = merge_files(paths, tmp_path / "out")
@@ -239,12 +239,12 @@ def test_configurations_that_differ_are_told_with_field_and_values(case: str, tm
 
 
 @pytest.mark.parametrize("case", ALIKE)
-def test_configurations_that_say_the_same_function_are_not_told(case: str, tmp_path: Path) -> None:
+def test_configurations_of_the_same_function_are_not_warned_about(case: str, tmp_path: Path) -> None:
     paths = folders(tmp_path, {"a": {"config.json": LLAMA}, "b": {"config.json": ALIKE[case]}})
     assert merge_files(paths, tmp_path / "out").warnings == ()
 
 
-def test_files_that_are_left_behind_are_told(tmp_path: Path) -> None:
+def test_files_that_are_not_copied_are_named(tmp_path: Path) -> None:
     paths = folders(tmp_path, {"a": {"optimizer.pt": "", "notes.txt": "kept"}, "b": {}})
     report = merge_files(paths, tmp_path / "out")
     assert report.warnings == (
@@ -253,7 +253,7 @@ def test_files_that_are_left_behind_are_told(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "notes.txt").read_text() == "kept"
 
 
-def test_weights_of_modules_that_follow_the_network_are_copied_and_told_where_they_differ(tmp_path: Path) -> None:
+def test_weights_of_modules_that_follow_the_network_are_copied_and_differences_are_warned_about(tmp_path: Path) -> None:
     paths = folders(tmp_path, {"a": {}, "b": {}})
     for path, value in zip(paths, (1.0, 2.0), strict=True):
         (path / "2_Dense").mkdir()
@@ -272,14 +272,14 @@ DECIDING: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.parametrize("case", DECIDING)
-def test_files_that_decide_what_a_model_does_are_told_where_they_differ(case: str, tmp_path: Path) -> None:
+def test_differences_between_files_that_affect_a_model_are_warned_about(case: str, tmp_path: Path) -> None:
     name, own, other = DECIDING[case]
     report = merge_files(folders(tmp_path, {"a": {name: own}, "b": {name: other}, "c": {name: own}}), tmp_path / "out")
     assert (tmp_path / "out" / name).read_text() == own
     assert report.warnings == (f"{name} of b is not that of a, which is copied: it is not merged.",)
 
 
-def test_files_that_say_the_same_in_another_order_or_release_are_not_told(tmp_path: Path) -> None:
+def test_equivalent_files_of_another_order_or_release_are_not_warned_about(tmp_path: Path) -> None:
     own = {"preprocessor_config.json": {"size": 224, "mean": [0.5], "transformers_version": "4.40"}}
     other = {
         "preprocessor_config.json": {"mean": [0.5], "size": 224},
@@ -289,7 +289,7 @@ def test_files_that_say_the_same_in_another_order_or_release_are_not_told(tmp_pa
     assert merge_files(folders(tmp_path, {"a": own, "b": other}), tmp_path / "out").warnings == ()
 
 
-def test_a_base_of_one_file_has_no_configuration_for_a_folder_and_that_is_told(tmp_path: Path) -> None:
+def test_a_base_of_one_file_leaves_a_folder_without_configuration_with_a_warning(tmp_path: Path) -> None:
     (a,) = files(tmp_path, a=network(1.0))
     (b,) = folders(tmp_path, {"b": {"config.json": {"model_type": "x"}}})
     (line,) = merge_files([a, b], tmp_path / "out").warnings

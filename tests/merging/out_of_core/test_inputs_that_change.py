@@ -97,7 +97,7 @@ def test_a_file_that_becomes_shorter_is_one_line_in_every_executor(
 
 @pytest.mark.parametrize("change", [empty, lengthen, overwrite, replace, touch])
 @pytest.mark.parametrize("out", ["out.safetensors", "out.pt", "out"])
-def test_whatever_changes_about_a_file_the_old_output_stays(
+def test_the_old_output_stays_however_an_input_changes(
     change: Change, out: str, merge: Callable[..., None], tmp_path: Path
 ) -> None:
     ws.save_checkpoint({"old": torch.ones(3)}, tmp_path / out)
@@ -113,7 +113,7 @@ def test_a_file_that_goes_is_named(merge: Callable[..., None], tmp_path: Path) -
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_what_a_change_makes_of_the_values_is_told_as_the_change(merge: Callable[..., None], tmp_path: Path) -> None:
+def test_bad_values_of_a_changed_input_are_reported_as_the_change(merge: Callable[..., None], tmp_path: Path) -> None:
     def spoil(path: Path) -> None:
         with open(path, "r+b") as file:
             file.seek(-4, os.SEEK_END)

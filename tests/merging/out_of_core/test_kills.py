@@ -61,7 +61,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_a_merge_goes_on_whatever_hits_one_of_its_workers(models: Path, tmp_path: Path) -> None:
+def test_a_merge_survives_whatever_kills_one_of_its_workers(models: Path, tmp_path: Path) -> None:
     sources = [models / "a.safetensors", models / "b.safetensors"]
     merge_files(sources, tmp_path / "whole" / "out", output=ws.OutputOptions(shard_size=6_000_000))
     for number in SIGNALS:
@@ -115,7 +115,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("what", ["merge", "soup"])
-def test_what_all_its_processes_are_ended_in_goes_on_to_the_same_bytes(
+def test_a_merge_whose_processes_are_all_killed_resumes_to_the_same_bytes(
     what: str, number: signal.Signals, models: Path, tmp_path: Path
 ) -> None:
     sources = (f"{models}/a.safetensors", f"{models}/b.safetensors")
@@ -144,7 +144,7 @@ def test_what_all_its_processes_are_ended_in_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("name", ["m.safetensors", "m.pt", "folder", "n" * 243 + ".safetensors"])
-def test_what_a_kill_left_beside_a_file_goes_with_the_next_write(name: str, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_write_are_removed_by_the_next_write(name: str, tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, torch, weightspace as ws\n"
         "from weightspace.checkpoints import atomic_write\n"
@@ -162,7 +162,7 @@ def test_what_a_kill_left_beside_a_file_goes_with_the_next_write(name: str, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "another.safetensors"])
 
 
-def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
+def test_files_that_another_process_is_writing_are_left_alone(tmp_path: Path) -> None:
     from weightspace.checkpoints.atomic_write import replacing_file
 
     with replacing_file(tmp_path / "m.safetensors") as file:

@@ -148,7 +148,7 @@ def test_a_rule_of_the_layers_number_that_slices_break_is_refused(config: dict[s
     ],
     ids=lambda config: next(iter(config)),
 )
-def test_what_is_not_about_layers_stays(config: dict[str, Any]) -> None:
+def test_fields_that_are_not_about_layers_stay(config: dict[str, Any]) -> None:
     assert rewritten(config, STACKED) == config
 
 

@@ -227,13 +227,13 @@ def test_the_bytes_do_not_depend_on_threads_memory_or_executor(models: list[Stat
     assert all(other == made[0] for other in made)
 
 
-def test_too_little_memory_is_said_before_anything_is_written(models: list[StateDict], tmp_path: Path) -> None:
+def test_too_little_memory_is_reported_before_anything_is_written(models: list[StateDict], tmp_path: Path) -> None:
     with pytest.raises(WeightspaceError, match="--memory"):
         merge_files([tmp_path / "a.safetensors"], tmp_path / "out", execution=ws.ExecutionOptions(memory=100))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_without_room_is_said_before_anything_is_written(
+def test_a_full_disk_is_reported_before_anything_is_written(
     models: list[StateDict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))

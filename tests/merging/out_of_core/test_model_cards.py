@@ -40,7 +40,7 @@ def header() -> dict[str, Any]:
         ({"open_clip_config.json": {"model_cfg": {}}}, "open_clip"),
     ],
 )
-def test_the_library_is_named_where_a_file_tells_it(files: dict[str, Any], library: str | None) -> None:
+def test_the_library_is_named_where_a_file_names_it(files: dict[str, Any], library: str | None) -> None:
     for name in "ab":
         model(name, files)
     assert header().get("library_name") == library

@@ -41,7 +41,7 @@ WHISPER = {"encoder": ["model.encoder.conv1.weight"], "decoder": ["model.decoder
 
 
 @pytest.mark.parametrize("family", [OLD, NEW, QWEN, QWEN3, T5, WHISPER])
-def test_the_tensors_of_mergekits_modules_are_told_by_their_names(family: dict[str, list[str]]) -> None:
+def test_the_tensors_of_mergekits_modules_are_recognised_by_their_names(family: dict[str, list[str]]) -> None:
     names = [name for inside in family.values() for name in inside]
     assert divide(names, list(family)) == family
     for module, inside in family.items():  # whatever other modules the recipe names
@@ -172,7 +172,7 @@ def test_a_module_may_be_sliced_beside_one_that_is_merged_whole(folder: Path) ->
     assert len(merged) == 9
 
 
-def test_what_no_module_has_is_copied_from_the_base_with_a_warning(folder: Path) -> None:
+def test_tensors_outside_all_modules_are_copied_from_the_base_with_a_warning(folder: Path) -> None:
     text = "  text_decoder: {models: [{model: a}, {model: b}]}\n"
     merged, warnings = merge(text, more="parameters: {weight: 1}")
     assert merged["vision_tower.encoder.layers.1.w"] == merged["multi_modal_projector.weight"] == 1

@@ -130,7 +130,7 @@ def test_any_executor_and_number_of_workers_makes_the_same_bytes(large: list[Pat
         assert merged(large, tmp_path / str(number) / "out", **options) == expected
 
 
-def test_a_merge_that_is_interrupted_anywhere_goes_on_to_the_same_bytes(large: list[Path], tmp_path: Path) -> None:
+def test_a_merge_that_is_interrupted_anywhere_resumes_to_the_same_bytes(large: list[Path], tmp_path: Path) -> None:
     expected = merged(large, tmp_path / "whole" / "out")
 
     class Stop(KeyboardInterrupt):
@@ -208,7 +208,7 @@ def test_no_variance_is_negative(tmp_path: Path) -> None:
     torch.testing.assert_close(result, torch.tensor([0.2, 2.5]))
 
 
-def test_what_cannot_be_merged_is_refused_while_planning(tmp_path: Path) -> None:
+def test_unmergeable_parametrizations_are_refused_while_planning(tmp_path: Path) -> None:
     (pair,) = fine_tunes(WEIGHT_NORMS["linear, old"], 1)
     shared = {f"{layer}.{name}": tensor for layer in "ab" for name, tensor in pair.items()}
     shared["b.weight_v"] = shared["a.weight_v"]
@@ -314,7 +314,7 @@ slices:
     assert bits(result[name.format(2)]) == bits(states[1][name.format(0)])
 
 
-def test_what_a_job_takes_is_promised_by_the_weight_that_it_is_made_from(large: list[Path], tmp_path: Path) -> None:
+def test_the_memory_of_a_job_is_estimated_from_the_weight_that_it_merges(large: list[Path], tmp_path: Path) -> None:
     recipe = recipe_of([str(path) for path in large[:2]], "linear")
     plan = make_plan(recipe, tmp_path / "out", PlanOptions())
     by_name = {job.name: job_memory(plan, job) for job in plan.jobs}

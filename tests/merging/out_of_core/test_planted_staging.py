@@ -94,7 +94,9 @@ PLANTED: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("what", PLANTED)
 @pytest.mark.parametrize("name", ["plan", "parts", "journal.0.0", "old", "aligned", "more"])
 @pytest.mark.parametrize("out", ["out.safetensors", "out"])
-def test_what_is_planted_beside_a_plan_is_thrown_away_unfollowed(what: str, name: str, out: str, folder: Path) -> None:
+def test_entries_planted_beside_a_plan_are_removed_and_not_followed(
+    what: str, name: str, out: str, folder: Path
+) -> None:
     staging = interrupted(out)
     if (staging / name).is_dir():
         (staging / name).rename(folder / "kept")
@@ -107,7 +109,7 @@ def test_what_is_planted_beside_a_plan_is_thrown_away_unfollowed(what: str, name
 
 
 @pytest.mark.parametrize("what", PLANTED)
-def test_what_is_planted_among_the_parts_is_not_written_to(what: str, folder: Path) -> None:
+def test_entries_planted_among_the_parts_are_not_written_to(what: str, folder: Path) -> None:
     staging = interrupted("out")
     part = staging / "parts" / "model.safetensors"
     part.unlink()
@@ -231,7 +233,7 @@ def test_an_old_output_is_never_taken_for_the_new_one(
     assert not list(Path().glob(".*"))
 
 
-def test_what_an_interrupted_run_left_beside_the_weights_does_not_get_into_the_output(folder: Path) -> None:
+def test_leftovers_of_an_interrupted_run_do_not_get_into_the_output(folder: Path) -> None:
     staging = interrupted("out")
     (staging / "parts" / "stale.json").write_text("{}")
     (staging / "parts" / "stale").mkdir()
@@ -254,7 +256,7 @@ def test_a_link_to_a_file_of_another_name_is_filled_in_as_what_the_link_is_calle
         assert_merged(name)
 
 
-def test_a_link_that_leads_nowhere_yet_is_kept_and_what_it_names_is_written(folder: Path) -> None:
+def test_a_dangling_link_is_kept_and_its_target_is_written(folder: Path) -> None:
     (folder / "disk").mkdir()
     for name in ("out.safetensors", "out"):
         Path(name).symlink_to(f"disk/{name}")

@@ -124,7 +124,7 @@ def test_stacked_slices_are_renumbered_and_the_configuration_counts_them(folder:
         ({"base_model": "nowhere"}, "nowhere does not exist"),
     ],
 )
-def test_what_the_headers_show_is_an_error_before_anything_is_written(
+def test_errors_visible_in_headers_are_raised_before_anything_is_written(
     change: dict, message: str, folder: Path, tmp_path: Path
 ) -> None:
     slices = [{"sources": [{"model": "inputs/fp32/a", "layer_range": [0, 4]}]}]

@@ -142,7 +142,7 @@ def test_a_merge_of_urls_is_reproduced(local: Path, system: MemoryFileSystem, tm
     assert found.changed == ("b/model.safetensors",)
 
 
-def test_a_merge_that_is_killed_while_it_fetches_goes_on(
+def test_a_merge_that_is_killed_while_it_fetches_resumes(
     local: Path, cache: Path, tmp_path: Path, read: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "CHUNK", 5_000)
@@ -163,7 +163,7 @@ def test_a_merge_that_is_killed_while_it_fetches_goes_on(
     assert_equal(ws.load_checkpoint(tmp_path / "out"), ws.load_checkpoint(tmp_path / "again"))
 
 
-def test_a_merge_that_was_cut_off_in_its_output_goes_on_with_the_same_mirrors(local: Path, tmp_path: Path) -> None:
+def test_a_merge_interrupted_in_its_output_resumes_with_the_same_mirrors(local: Path, tmp_path: Path) -> None:
     def stop(done: int, total: int) -> None:
         if done > total * 0.9:
             raise KeyboardInterrupt

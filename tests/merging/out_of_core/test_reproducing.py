@@ -65,7 +65,7 @@ def test_merges_that_let_nan_through_and_users_methods_are_reproduced(sources: l
     assert reproduce("out", allow_code=True).equal
 
 
-def test_what_does_not_say_how_it_was_made_is_refused(sources: list[str]) -> None:
+def test_outputs_without_a_recipe_in_their_metadata_are_refused(sources: list[str]) -> None:
     with pytest.raises(CheckpointError, match="a does not say how it was made"):
         reproduce("a")
     with pytest.raises(CheckpointError, match="nowhere"):

@@ -128,7 +128,7 @@ def test_the_recipe_says_which_stack_is_cut(
         workshop.merge(("a", 0, 2, {"stack": "encoder"}), ("a", 1, 3, {"stack": "decoder"}))
 
 
-def test_what_lies_around_a_decoder_is_told_by_the_flow_of_data(workshop: Workshop) -> None:
+def test_tensors_around_a_decoder_are_placed_by_the_flow_of_data(workshop: Workshop) -> None:
     for name, value in (("a", 0.0), ("b", 100.0)):
         outside = full(
             value,
@@ -268,7 +268,7 @@ def mixture(value: float, kinds: str, config: Mapping[str, Any]) -> tuple[StateD
         ("ddss", {"mlp_layer_types": list("ddss")}, [(0, 3), (1, 4)], {"mlp_layer_types": list("ddsdss")}),
     ],
 )
-def test_layers_of_differing_kinds_move_where_the_configuration_tells_them_apart(
+def test_layers_of_differing_kinds_move_where_the_configuration_distinguishes_them(
     kinds: str, config: dict, ranges: list, expected: dict, workshop: Workshop
 ) -> None:
     for name, value in (("a", 0.0), ("b", 100.0)):
@@ -281,7 +281,7 @@ def test_layers_of_differing_kinds_move_where_the_configuration_tells_them_apart
     assert written["num_hidden_layers"] == end - start + stop - again
 
 
-def test_layers_of_differing_kinds_that_nothing_tells_apart_keep_their_places(workshop: Workshop) -> None:
+def test_layers_of_differing_kinds_that_nothing_distinguishes_keep_their_places(workshop: Workshop) -> None:
     for name, value in (("a", 0.0), ("b", 100.0)):
         workshop.model(name, *mixture(value, "dsds", {}))
     merged = workshop.merge(("a", 0, 2), ("b", 2, 4), out="out")

@@ -168,7 +168,7 @@ def test_a_source_of_the_tokenizer_is_compared_as_far_as_it_can_be(tmp_path: Pat
 
 
 @pytest.mark.parametrize("case", TOLD)
-def test_tokens_that_cannot_be_compared_or_stand_alone_are_told(case: str, tmp_path: Path) -> None:
+def test_tokens_of_one_model_and_incomparable_ones_are_warned_about(case: str, tmp_path: Path) -> None:
     one, other, message = TOLD[case]
     report = merge_files(folders(tmp_path, {"a": one, "b": other}), tmp_path / "out", dry_run=True)
     assert any(re.search(message, line) for line in report.warnings), report.warnings
