@@ -13,8 +13,10 @@ from torch import Tensor
 
 from weightspace.arithmetic.integers import unaveraged
 from weightspace.arithmetic.nonfinite import finite
+from weightspace.arithmetic.pruning import check_masks
 from weightspace.checkpoints import StateDict, check_compatible, load_checkpoint
 from weightspace.checkpoints.atomic_write import one_line_errors
+from weightspace.checkpoints.buffers import Parametrizations, find_parametrizations
 from weightspace.checkpoints.hf_folder import weight_files
 from weightspace.checkpoints.measure import count_non_finite
 from weightspace.checkpoints.reader import read_checkpoint
@@ -87,8 +89,8 @@ Check = Callable[[StateDict, str], None]
 class IngredientCheck:
     """Checks that networks can be averaged: each against the first, of which little is kept.
 
-    Names, shapes and kinds are those of the first; integers are equal; all values are finite. An infinity that every
-    network has in the same place is a mask, whose mean is itself, and passes.
+    Names, shapes and kinds are those of the first; integers and pruning masks are equal; all values are finite. An
+    infinity that every network has in the same place is a mask, whose mean is itself, and passes.
     """
 
     def __init__(self) -> None:
@@ -96,6 +98,8 @@ class IngredientCheck:
         self._outline: StateDict = {}  # of the first: shapes and dtypes without memory
         self._whole: StateDict = {}  # its integers, and what holds whole numbers
         self._masks: dict[str, Tensor] = {}  # its tensors with infinities
+        self._parametrizations = Parametrizations()
+        self._pruning: StateDict = {}  # its pruning masks
 
     @torch.no_grad()
     def add(self, state: StateDict, name: str) -> None:
@@ -117,6 +121,7 @@ class IngredientCheck:
             check_compatible(self._outline, state, names=(self._name, name))
             for key, whole in self._whole.items():
                 unaveraged(key, [whole, state[key]], models=[self._name, name])
+            check_masks([self._pruning, state], self._parametrizations, models=(self._name, name))
         for key, tensor in state.items():
             if count_non_finite(tensor) or key in self._masks:
                 self._check_infinities(key, tensor, name)
@@ -124,9 +129,11 @@ class IngredientCheck:
     def _begin(self, state: StateDict, name: str) -> None:
         """Keep of the first network what the others are compared with."""
         self._name = name
+        self._parametrizations = find_parametrizations({key: tuple(tensor.shape) for key, tensor in state.items()})
+        self._pruning = {mask: state[mask].detach().clone() for mask in self._parametrizations.masks.values()}
         for key, tensor in state.items():
             self._outline[key] = torch.empty_like(tensor, device="meta")
-            if (whole := unaveraged(key, [tensor])) is not None:
+            if key not in self._pruning and (whole := unaveraged(key, [tensor])) is not None:
                 self._whole[key] = whole
             if count_non_finite(tensor):
                 self._masks[key] = tensor.detach().clone()

@@ -231,6 +231,11 @@ def _make(
     plan: Plan, jobs: Sequence[Job], staging: Staging, running: ExecutionOptions, report: Callable[[int], None]
 ) -> None:
     """Make tensors where ``running`` says."""
+    if any(job.kind == "mask" for job in plan.jobs):
+        from weightspace.merging.out_of_core.elements import check_masks
+        from weightspace.merging.out_of_core.sources import Sources
+
+        check_masks(plan.jobs, Sources(plan))
     surveyed: Mapping[str, Mapping[str, Any]] = {}
     if any(plan.method.surveys(job.arguments) for job in jobs):
         from weightspace.merging.out_of_core.executor import survey
