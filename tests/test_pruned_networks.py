@@ -1,6 +1,5 @@
-"""Networks pruned by ``torch.nn.utils.prune``: the same masks are kept, different ones are refused at every entrance."""
+"""Networks pruned by ``torch.nn.utils.prune``: one mask is kept, different ones are refused at every entrance."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import prune
 
 import weightspace as ws
@@ -77,8 +76,8 @@ COMBINATIONS: dict[str, Callable[[list[StateDict]], object]] = {
     "slerp": lambda states: ws.merge(states[:2], "slerp", parameters={"t": 0.5}),
     "ties": lambda states: ws.merge(states[1:], "ties", base=states[0]),
     "sum": lambda states: ws.merge(states[:2], weights=[1.0, 1.0], parameters={"normalize": False}),
-    "interpolate": lambda states: ws.interpolate(*states[:2], 0.5),
-    "beyond the ends": lambda states: ws.interpolate(*states[:2], -0.5),
+    "interpolate": lambda states: ws.interpolate(states[0], states[1], 0.5),
+    "beyond the ends": lambda states: ws.interpolate(states[0], states[1], -0.5),
     "mean": mean,
     "running mean": running_mean,
     "curve": lambda states: ws.loss_curve(TASK, *states[:2], points=3),
@@ -184,7 +183,8 @@ def commands(paths: list[str]) -> dict[str, tuple[str, ...]]:
 def test_commands_refuse_different_masks_and_write_nothing(command: str, files: Any, tmp_path: Path) -> None:
     status, text = run(*commands(files(DIFFERENT))[command])
     assert status == 2
-    assert "masks '0.weight_mask' of" in text and "torch.nn.utils.prune.remove" in text
+    assert "masks '0.weight_mask' of" in text
+    assert "torch.nn.utils.prune.remove" in text
     assert not list(tmp_path.glob("out*"))
 
 

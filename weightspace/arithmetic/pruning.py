@@ -1,7 +1,7 @@
 """Pruning masks of ``torch.nn.utils.prune``, which networks have to share to be combined.
 
-A pruned weight is kept as ``w = w_orig · m``. Under one mask the mean of the ``w_orig`` is the mean of the weights; under
-different ones no pair of tensors is, since the mean of products is not the product of means.
+A pruned weight is kept as ``w = w_orig · m``. Under one mask the mean of the ``w_orig`` is the mean of the weights;
+under different ones it is not, since the mean of products is not the product of means.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Saved buffers that belong to hidden units and move with them.
 
 Statistics and frozen weights of norms, the singular vectors of spectral norms, the balance of a router's experts, the
-masks of pruned weights. Others (tables of positions, frequencies, masks of attention) are the same in every network of an architecture and must stay so.
+masks of pruned weights. Others (tables of positions, frequencies, masks of attention) are the same in every network of
+an architecture and must stay so.
 """
 
 from __future__ import annotations
