@@ -36,6 +36,8 @@ def command(
       weightspace permute b.safetensors b_to_a.safetensors --task digits-mlp -o b_aligned.safetensors
     """
     options.check_inputs(checkpoint, permutation, spec_file)
+    if task is None:
+        options.check_effect(["data"], "without --task")
     from weightspace import Permutation, load_checkpoint, permute, save_checkpoint
     from weightspace.checkpoints import provenance
 
