@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from weightspace.connectivity import BarrierMatrix, Curve, Plane
 from weightspace.errors import WeightspaceError
@@ -157,6 +158,7 @@ def test_all_headings_of_matrices_are_inside_the_picture(tmp_path: Path, count: 
     ends = (0.1,) * count
     matrix = BarrierMatrix(tuple("abc")[:count], square, ends, accuracy_barrier=square, accuracy=ends)
     figure = draw_matrices(dict.fromkeys(labels, matrix), tmp_path / "matrix.png", title=title)
+    FigureCanvasAgg(figure).draw()  # places texts in the figure's own resolution
     canvas = figure.bbox
     for axes in figure.axes:
         for text in (axes._left_title, *axes.get_xticklabels(), *axes.get_yticklabels()):  # type: ignore[attr-defined]
