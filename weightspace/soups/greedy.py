@@ -179,8 +179,6 @@ def greedily(
     total = len(ingredients) if replacement else 2 * len(ingredients) - 1
     search = _Search(ingredients, judge, tie, on_trial, total=total)
     singles = search.singles(splits)
-    if all(math.isnan(score) for score in singles):
-        raise WeightspaceError(f"The score of all {len(singles)} ingredients is NaN; expected a number.")
     first, *others = sorted(range(len(singles)), key=lambda number: (math.isnan(singles[number]), -singles[number]))
     search.take(first, singles[first], ingredients[first].load())
     if replacement:
@@ -190,6 +188,23 @@ def greedily(
         for number in others:
             search.attempt(number)
     return search.soup()
+
+
+def score_ingredients(
+    ingredients: Sequence[Ingredient],
+    judge: Judge,
+    *,
+    on_trial: Callable[[Trial], None] | None = None,
+    splits: Sequence[str] = ("validation",),
+) -> None:
+    """Check ingredients and score each alone, as ``greedily`` does before it searches; the judge knows the scores then.
+
+    Raises:
+        CheckpointError: an ingredient cannot be read, or does not fit.
+        WeightspaceError: all scores are NaN.
+    """
+    check_ingredients(ingredients, judge.measure.check)
+    _Search(ingredients, judge, "accept", on_trial, total=len(ingredients)).singles(splits)
 
 
 class _Search:
@@ -215,7 +230,10 @@ class _Search:
         found = self.judge.many(alone, splits, lambda at, one: self._note(at, 1, self.judge.value(one), None))
         self.trials.sort(key=lambda trial: trial.ingredient)
         self.trials = [replace(trial, index=index) for index, trial in enumerate(self.trials, start=1)]
-        return [self.judge.value(scores) for scores in found]
+        values = [self.judge.value(scores) for scores in found]
+        if all(math.isnan(value) for value in values):
+            raise WeightspaceError(f"The score of all {len(values)} ingredients is NaN; expected a number.")
+        return values
 
     def take(self, number: int, score: float, state: StateDict) -> None:
         """Take an ingredient in."""
