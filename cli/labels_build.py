@@ -69,9 +69,9 @@ def build(output: str, as_json: bool, **given: Any) -> None:
     metric = _built(chosen[0], given)
     metric.save(output)
     if as_json:
-        echo_report({"kind": metric.geometry.kind, "labels": len(metric)}, output=output, files=[output])
+        echo_report({"kind": metric.kind, "labels": len(metric)}, output=output, files=[output])
     else:
-        echo(f"{metric.geometry.kind}, {len(metric):,} labels")
+        echo(f"{metric.kind}, {len(metric):,} labels")
         echo_files([output])
 
 

@@ -158,7 +158,11 @@ _OF_REPRODUCTION = (
 
 
 def _check_effects(sources: tuple[str, ...], reproduce: str | None, said: Mapping[str, Any]) -> None:
-    """Refuse options that change nothing beside the others."""
+    """Refuse options that change nothing beside the others, and sources beside a recipe."""
+    recipes = [source for source in sources if is_recipe([source])]
+    if recipes and len(sources) > 1:
+        beside = next((source for source in sources if source not in recipes), sources[1])
+        raise WeightspaceError(f"{recipes[0]} is a recipe, which names its models itself; found {beside} beside it.")
     if reproduce is not None:
         own = [parameter.name or "" for parameter in click.get_current_context().command.params]
         options.check_effect([name for name in own if name not in _OF_REPRODUCTION], "with --reproduce")

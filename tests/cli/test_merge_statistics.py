@@ -51,3 +51,16 @@ def test_copies_measured_statistics_and_networks_without_any_are_not(arguments: 
     result = CliRunner().invoke(cli.main, ["merge", *arguments.split(), "-o", "m.pt"])
     assert result.exit_code == 0, result.output
     assert "BatchNorm" not in result.stderr
+
+
+@pytest.mark.parametrize("arguments", ["recipe.yml a.pt", "a.pt recipe.yml", "recipe.yml recipe.yml"])
+def test_sources_beside_a_recipe_are_refused(arguments: str) -> None:
+    result = CliRunner().invoke(cli.main, ["merge", *arguments.split(), "-o", "m.pt"])
+    assert result.exit_code == 2
+    assert "recipe.yml is a recipe, which names its models itself; found " in result.stderr
+
+
+def test_weights_that_cancel_are_told_how_to_go_on() -> None:
+    result = CliRunner().invoke(cli.main, ["merge", "a.pt", "b.pt", "--weights=.5,-.5", "-o", "m.pt"])
+    assert result.exit_code == 2
+    assert "--normalize false" in result.stderr

@@ -78,7 +78,12 @@ class LabelMetric:
         return len(self.names)
 
     def __repr__(self) -> str:
-        return f"LabelMetric({self.geometry.kind}, {len(self):,} labels)"
+        return f"LabelMetric({self.kind}, {len(self):,} labels)"
+
+    @property
+    def kind(self) -> str:
+        """What the distances are those of: ``tree``, ``graph``, ``matrix``, ``points``, ``grid`` or ``discrete``."""
+        return "tree" if getattr(self.geometry, "is_tree", False) else self.geometry.kind
 
     # --- Making one ---
 

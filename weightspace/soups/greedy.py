@@ -16,7 +16,14 @@ from weightspace.errors import WeightspaceError
 from weightspace.reprs import brief
 from weightspace.soups.candidates import Alone, Joined
 from weightspace.soups.evaluation import Judge, Place
-from weightspace.soups.ingredients import Ingredient, Source, check_ingredients, ingredients_of
+from weightspace.soups.ingredients import (
+    Ingredient,
+    Source,
+    check_distinct,
+    check_ingredients,
+    ingredients_of,
+    warn_of_copies,
+)
 from weightspace.soups.measures import TaskMeasure
 from weightspace.soups.running_mean import RunningMean
 from weightspace.soups.scoring import Score, Statistics, settled
@@ -175,10 +182,13 @@ def greedily(
         on_trial: called after every evaluation.
         splits: to score the ingredients on while they are there; only ``validation``, one of them, decides.
     """
+    if not replacement:
+        check_distinct(ingredients)
     check_ingredients(ingredients, judge.measure.check)
     total = len(ingredients) if replacement else 2 * len(ingredients) - 1
     search = _Search(ingredients, judge, tie, on_trial, total=total)
     singles = search.singles(splits)
+    warn_of_copies(ingredients, singles)
     first, *others = sorted(range(len(singles)), key=lambda number: (math.isnan(singles[number]), -singles[number]))
     search.take(first, singles[first], ingredients[first].load())
     if replacement:

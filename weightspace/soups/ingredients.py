@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,9 @@ from weightspace.checkpoints.hf_folder import weight_files
 from weightspace.checkpoints.measure import count_non_finite
 from weightspace.checkpoints.reader import read_checkpoint
 from weightspace.checkpoints.remote import is_url
-from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.errors import CheckpointError, WeightspaceError, WeightspaceWarning
 from weightspace.lora.factor_files import check_is_model
+from weightspace.soups.fingerprints import fingerprint_of_state
 
 #: A checkpoint by its path (or URL), or its tensors.
 Source: TypeAlias = "StateDict | str | os.PathLike[str]"
@@ -80,6 +82,49 @@ def ingredients_of(sources: Sequence[Source]) -> tuple[Ingredient, ...]:
 
 
 # --- Ingredients checked against each other ---
+
+
+def check_distinct(ingredients: Sequence[Ingredient]) -> None:
+    """Check that no file is there twice: a soup would count it as two models.
+
+    Raises:
+        WeightspaceError: one is.
+    """
+    known: dict[str, str] = {}
+    for ingredient in ingredients:
+        source = ingredient.source
+        if isinstance(source, dict) or is_url(source):
+            continue
+        path = os.path.realpath(source)
+        if path in known:
+            raise WeightspaceError(
+                f"{known[path]} and {ingredient.name} are one file, which the soup would take for two models. Leave one "
+                "out; with replacement=True (--replacement) a greedy soup may take an ingredient several times."
+            )
+        known[path] = ingredient.name
+
+
+def warn_of_copies(ingredients: Sequence[Ingredient], scores: Sequence[float]) -> None:
+    """Tell of ingredients that are equal, tensor by tensor.
+
+    Args:
+        ingredients: in their order.
+        scores: of each alone; only those of equal scores are compared.
+
+    Warns:
+        WeightspaceWarning: two are equal.
+    """
+    seen: dict[tuple[float, str], Ingredient] = {}
+    for ingredient, score in zip(ingredients, scores, strict=True):
+        if list(scores).count(score) < 2:
+            continue
+        first = seen.setdefault((score, fingerprint_of_state(ingredient.load())), ingredient)
+        if first is not ingredient:
+            warnings.warn(
+                f"{first.name} and {ingredient.name} are equal, and the soup takes them for two models. Leave one out.",
+                WeightspaceWarning,
+                stacklevel=2,
+            )
 
 
 #: Checks that a model, called so, can be scored.
