@@ -98,8 +98,8 @@ def check_distinct(ingredients: Sequence[Ingredient]) -> None:
         path = os.path.realpath(source)
         if path in known:
             raise WeightspaceError(
-                f"{known[path]} and {ingredient.name} are one file, which the soup would take for two models. Leave one "
-                "out; with replacement=True (--replacement) a greedy soup may take an ingredient several times."
+                f"{known[path]} and {ingredient.name} are one file, which the soup would take for two models. Leave "
+                "one out; with replacement=True (--replacement) a greedy soup may take an ingredient several times."
             )
         known[path] = ingredient.name
 
