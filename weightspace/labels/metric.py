@@ -147,17 +147,18 @@ class LabelMetric:
 
         Args:
             matrix: distances, not their squares, (K, K); symmetric, finite, with zeros on the diagonal. It is not
-                copied if it is float32 or float64.
+                copied if it is float32 or float64. Of labels at distance zero with the same row the first is predicted.
             labels: names of the rows; ``0 … K-1`` if not given.
 
         Raises:
             WeightspaceError: the matrix isn't one of distances; it names the entry.
         """
         from weightspace.labels.arrays import distance_matrix
+        from weightspace.labels.equal_labels import first_of_equals
 
         names = None if labels is None else Names(labels)
         distances = distance_matrix(matrix, names)
-        return cls(names or Names(range(len(distances))), MatrixGeometry(distances))
+        return cls(names or Names(range(len(distances))), MatrixGeometry(distances), first_of_equals(distances))
 
     @classmethod
     def from_embeddings(
