@@ -111,6 +111,12 @@ def command(
     paths = (a, b, *others)
     options.check_inputs(*paths)
     _check(paths, outputs, plane=plane, ends_only=taylor or temperature)
+    if plane:
+        options.check_effect(("points", "baseline", "workers", "executor", "ray_address"), "with --plane")
+    else:
+        options.check_effect(["resolution"], "without --plane")
+    if matching is None:
+        options.check_effect(["seed"], "without --matching")
     for path in outputs:
         options.check_apart(path, *paths, task, network)
     place = {"executor": executor, "workers": workers, "ray_address": ray_address}

@@ -61,6 +61,8 @@ def command(
       weightspace ensemble runs/*.pt --task digits-mlp --pairs 20 -o predictions.png
     """
     _check(checkpoints, pairs, output)
+    if not pairs:
+        options.check_effect(["seed"], "without --pairs")
     options.check_inputs(*checkpoints)
     from weightspace.soups import compare_recipes
     from weightspace.tasks.objectives import task_mode

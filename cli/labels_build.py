@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 
 _SOURCES = ("edges", "parents", "graph", "matrix", "embeddings", "wordnet", "discrete")
 
+#: Option -> the sources that it is for.
+_BELONGING = {
+    "labels": ("edges", "parents", "graph", "matrix", "embeddings"),
+    "metric": ("embeddings",),
+    "ancestors": ("wordnet",),
+    "folder": ("wordnet",),
+    "key": ("matrix", "embeddings"),
+    "header": ("edges", "parents", "graph", "matrix", "embeddings"),
+}
+
 
 @commands.command("build")
 @click.option("--edges", metavar="FILE", help="Edges of a tree, name,name[,length] on each line.")
@@ -52,13 +62,16 @@ def build(output: str, as_json: bool, **given: Any) -> None:
     if len(chosen) != 1:
         said = " and ".join(f"--{name}" for name in chosen) or "none"
         raise WeightspaceError(f"A metric has one source, of {', '.join(f'--{s}' for s in _SOURCES)}; found {said}.")
+    for name, sources in _BELONGING.items():
+        if chosen[0] not in sources:
+            options.check_effect([name], f"with --{chosen[0]}; it belongs to {', '.join(f'--{s}' for s in sources)}")
     options.check_apart(output, given[chosen[0]], given["labels"], given["folder"])
     metric = _built(chosen[0], given)
     metric.save(output)
     if as_json:
-        echo_report({"kind": metric.geometry.kind, "labels": len(metric)}, output=output, files=[output])
+        echo_report({"kind": metric.kind, "labels": len(metric)}, output=output, files=[output])
     else:
-        echo(f"{metric.geometry.kind}, {len(metric):,} labels")
+        echo(f"{metric.kind}, {len(metric):,} labels")
         echo_files([output])
 
 

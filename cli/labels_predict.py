@@ -134,6 +134,7 @@ def evaluate(
         raise WeightspaceError("--validation and --validation-truth belong together; found one of them.")
     if (validation is not None or output is not None) and not given["logits"]:
         raise WeightspaceError("A temperature divides logits: give them as SCORES, with --logits.")
+    _check_order(metric, scores)
     fit = None
     if validation is not None and validation_truth is not None:
         if given["temperature"] is not None:
@@ -173,6 +174,17 @@ def evaluate(
     echo_files(files_of(output))
 
 
+def _check_order(metric: str, scores: str) -> None:
+    """Say so where a metric stands in the place of the scores."""
+    from weightspace.labels.files import is_metric
+
+    if is_metric(scores) and not is_metric(metric):
+        raise WeightspaceError(
+            f"METRIC and SCORES look swapped: {scores} is a label metric, and {metric} is none. Expected the metric "
+            "first."
+        )
+
+
 def _classes(metric: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any], Any]:
     """Return the metric, the observed classes and the outputs."""
     from weightspace import LabelMetric
@@ -193,6 +205,7 @@ def _read(metric: str, scores: str, given: dict[str, Any]) -> tuple[LabelMetric,
     from weightspace.tasks.placing import check_device
 
     check_device(given["device"])
+    _check_order(metric, scores)
     space, observed, outputs = _classes(metric, given)
     found = read_array(scores, given["key"], header=given["header"])
     if given["header"] is not False:

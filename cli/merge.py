@@ -11,7 +11,7 @@ import click
 from weightspace.cli import commands, options
 from weightspace.cli.commands import Whole
 from weightspace.cli.merge_methods import check_method, is_recipe, parameter_options, parameters_of
-from weightspace.cli.merge_networks import Scores, network_options
+from weightspace.cli.merge_networks import Scores, network_options, statistics_advice
 from weightspace.cli.printing import echo, warn
 from weightspace.cli.progress import byte_progress
 from weightspace.cli.reports import echo_files, echo_report, files_of
@@ -121,6 +121,7 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
     """
     if said["allow_code"] and reproduce is None:
         raise WeightspaceError("--allow-code is for --reproduce: code that the command line or a recipe names is run.")
+    _check_effects(sources, reproduce, said)
     check_method(sources, said)
     if reproduce is None and not is_recipe(sources):
         options.check_inputs(*sources, said["base"])
@@ -141,10 +142,43 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
         except KeyboardInterrupt:
             echo(_interrupted(output), err=True)
             raise SystemExit(_SIGINT) from None
-    for line in unrun:
+    advice = unrun
+    if finish is None and not said["dry_run"]:
+        advice = statistics_advice(output, report.method, 0 if is_recipe(sources) else len(sources))
+    for line in advice:
         warn(line)
-    report = replace(report, warnings=(*report.warnings, *unrun))
+    report = replace(report, warnings=(*report.warnings, *advice))
     _show(report, scores, dry_run=said["dry_run"], as_json=as_json)
+
+
+#: What ``--reproduce`` and the making of a merge both look at.
+_OF_REPRODUCTION = (
+    *("sources", "output", "reproduce", "allow_code", "align", "spec_file", "network", "example_inputs"),
+    *("task", "data", "device", "seed", "memory", "threads", "as_json"),
+)
+
+
+def _check_effects(sources: tuple[str, ...], reproduce: str | None, said: Mapping[str, Any]) -> None:
+    """Refuse options that change nothing beside the others, and sources beside a recipe."""
+    recipes = [source for source in sources if is_recipe([source])]
+    if recipes and len(sources) > 1:
+        beside = next((source for source in sources if source not in recipes), sources[1])
+        raise WeightspaceError(f"{recipes[0]} is a recipe, which names its models itself; found {beside} beside it.")
+    if reproduce is not None:
+        own = [parameter.name or "" for parameter in click.get_current_context().command.params]
+        options.check_effect([name for name in own if name not in _OF_REPRODUCTION], "with --reproduce")
+    if said["task"] is None:
+        options.check_effect(("data", "device"), "without --task")
+    method, is_drawn = said["method"] or "linear", said["align"] is not None or reproduce is not None
+    has_seed = method not in METHODS or any(parameter.name == "seed" for parameter in METHODS[method].parameters)
+    if not (is_recipe(sources) or is_drawn or has_seed):
+        options.check_effect(["seed"], f"with {method}, which draws nothing, and without --align")
+    if not is_recipe(sources):
+        options.check_effect(["intermediate_dir"], "without a recipe of several documents")
+    if said["executor"] == "threads":
+        options.check_effect(["workers"], "with --executor threads; say --threads")
+    if said["lenient"] and said["strict"]:
+        raise WeightspaceError("--lenient and --strict contradict each other. Give one of the two.")
 
 
 def _merge(
@@ -161,7 +195,7 @@ def _merge(
 
     recipe = is_recipe(sources)
     parameters = parameters_of(said)
-    if recipe and align is None and _was_given("seed"):
+    if recipe and align is None and options.was_given("seed"):
         raise WeightspaceError("--seed was given beside a recipe, which says its own: put `seed` under its parameters.")
     method = said["method"] or "linear"
     if not recipe and method in METHODS and any(one.name == "seed" for one in METHODS[method].parameters):
@@ -206,12 +240,6 @@ def _execution_options(said: Mapping[str, Any]) -> ExecutionOptions:
         options.forced(),
         said["intermediate_dir"],
     )
-
-
-def _was_given(option: str) -> bool:
-    """Return whether an option stands on the command line."""
-    source = click.get_current_context().get_parameter_source(option)
-    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def _unrun(said: Mapping[str, Any]) -> tuple[str, ...]:

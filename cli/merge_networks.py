@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightspace.cli import networks
@@ -95,6 +96,26 @@ def _is_small(left: Mapping[str, float | None]) -> bool:
     if rise is None or not math.isfinite(rise):
         return False
     return rise < _SMALL_RISE if fall is None else fall < _SMALL_FALL
+
+
+def statistics_advice(out: str, method: str, models: int) -> tuple[str, ...]:
+    """Return a line where a merge averaged running statistics of BatchNorm, which those of its network are not.
+
+    Args:
+        out: the merged checkpoint.
+        method: that made it.
+        models: how many there were, 0 where a recipe says it.
+    """
+    from weightspace.checkpoints.metadata import read_contents
+
+    names = read_contents(Path(out)).tensors
+    layers = [name for name in names if name.endswith("running_var") and f"{name[:-3]}mean" in names]
+    if method == "passthrough" or models == 1 or not layers:
+        return ()
+    return (
+        f"The running statistics of {len(layers):,} BatchNorm layers are merged from those of the models, and the "
+        "merged network has others. --task measures them anew.",
+    )
 
 
 def network_options(

@@ -64,6 +64,8 @@ def spec_of(
     """Return a verified spec: read from a file, or derived from the network of the options."""
     from weightspace import derive_spec
 
+    if inputs and source is None and found is None:
+        raise WeightspaceError("--input is for --network or --task, which was not given. Leave it out.")
     built = network_of(source, inputs, found)
     if spec_file is not None:
         return load_any_spec(spec_file, built if source is not None else None)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 
+#: Parameters that say how networks are scored.
+SCORING = ("data", "device", "dtype", "mode", "cache", "workers", "executor", "ray_address", "gpus")
+
 #: Where a context keeps whether ``--force`` was given.
 _FORCE = "weightspace.force"
 
@@ -121,6 +124,25 @@ def parts_of(source: str) -> list[Path]:
     """Return the paths that an input names: a file or folder, the file of ``file.py:object``, ``MODEL+ADAPTER``."""
     paths = [Path(source), Path(source.rpartition(":")[0] or source), *map(Path, source.split("+"))]
     return [path for path in dict.fromkeys(paths) if os.path.lexists(path)]
+
+
+def check_effect(names: Iterable[str], where: str) -> None:
+    """Refuse options that were given on the command line and change nothing there.
+
+    Args:
+        names: parameters of the running command without effect.
+        where: what takes their effect: ``without --plane``.
+    """
+    context, idle = click.get_current_context(), set(names)
+    for parameter in context.command.params:
+        if parameter.name in idle and was_given(parameter.name):
+            spellings = [*parameter.opts, *parameter.secondary_opts]
+            raise WeightspaceError(f"{'/'.join(spellings)} has no effect {where}. Leave it out.")
+
+
+def was_given(name: str) -> bool:
+    """Return whether an option stands on the command line."""
+    return click.get_current_context().get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
 def check_inputs(*paths: str | None) -> None:

@@ -36,12 +36,20 @@ def command(
       weightspace permute b.safetensors b_to_a.safetensors --task digits-mlp -o b_aligned.safetensors
     """
     options.check_inputs(checkpoint, permutation, spec_file)
-    from weightspace import Permutation, load_checkpoint, permute, save_checkpoint
+    if task is None:
+        options.check_effect(["data"], "without --task")
+    from weightspace import Permutation, WeightspaceError, load_checkpoint, permute, save_checkpoint
     from weightspace.checkpoints import provenance
+    from weightspace.symmetry.permutation import is_permutation
 
     options.check_apart(output, checkpoint, permutation, spec_file, network, task)
     found = networks.load_any_task(task, data, source=network, inputs=example_inputs)
     spec = networks.spec_of(spec_file, network, example_inputs, found)
+    if is_permutation(checkpoint) and not is_permutation(permutation):
+        raise WeightspaceError(
+            f"CHECKPOINT and PERMUTATION look swapped: {checkpoint} is a permutation, and {permutation} is none. "
+            "Expected the checkpoint first."
+        )
     moved = Permutation.load(permutation, spec)
     state = permute(spec, moved.inverse() if inverse else moved, load_checkpoint(checkpoint))
     metadata = provenance([checkpoint, permutation], "permute", {"inverse": inverse, "spec": spec.digest})

@@ -148,8 +148,13 @@ def _check(
         raise WeightspaceError("--recipe wise-ft takes the pretrained model as the first checkpoint, and no --base.")
     if base is not None and recipe != "model_stock" and not compared:
         raise WeightspaceError(f"--recipe {recipe} has no use for --base. Expected --recipe model_stock, or --compare.")
-    if said["replacement"] and recipe != "greedy" and not compared:
-        raise WeightspaceError(f"--recipe {recipe} has no --replacement. Expected --recipe greedy, or --compare.")
+    for name, owner in (("tie", "greedy"), ("replacement", "greedy"), ("per", "learned")):
+        if recipe != owner and not compared:
+            options.check_effect([name], f"with --recipe {recipe}; it belongs to {owner}, and to --compare")
+    if recipe != "wise-ft":
+        options.check_effect(["positions"], f"with --recipe {recipe}; it belongs to wise-ft")
+    if task is None:
+        options.check_effect(options.SCORING, "without --task")
 
 
 def _compared(checkpoints: tuple[str, ...], task: Any, recipes: Any, said: dict[str, Any], keep: Any) -> SoupReport:

@@ -38,6 +38,8 @@ def command(
       weightspace spec edited.yaml --network model.py:build --input 1,3,32,32 -o mine.yaml
     """
     options.check_inputs(spec_file)
+    if task is None:
+        options.check_effect(["data"], "without --task")
     from weightspace import derive_spec
 
     options.check_apart(output, network, task, None if output == spec_file else spec_file)

@@ -100,6 +100,10 @@ def _check(b: str | None, said: dict[str, Any]) -> None:
         serves["--task"] = said["task"]
     if said["matching"] is None and (idle := [option for option, value in serves.items() if value]):
         raise WeightspaceError(f"{idle[0]} says what network to match. Give --matching too, or leave it out.")
+    if said["matching"] is None:
+        options.check_effect(["seed"], "without --matching")
+    if said["task"] is None:
+        options.check_effect(["data"], "without --task")
 
 
 def _is_mean(against: str | None) -> bool:

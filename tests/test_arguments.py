@@ -13,6 +13,7 @@ from torch import nn
 
 import weightspace as ws
 from weightspace.errors import WeightspaceError
+from weightspace.plots import draw_curves
 from weightspace.tasks import ClassificationTask, Examples, scores_of
 
 
@@ -27,6 +28,8 @@ def load() -> dict[str, Examples]:
 
 TASK = ClassificationTask("signs", build, load)  # type: ignore[arg-type]
 STATE = build().state_dict()
+TRAINING = {"model": STATE, "optimizer": {"state": {0: {"step": torch.ones(())}}}, "epoch": 3}
+CURVE = ws.Curve((0.0, 0.5, 1.0), (0.1, 1.2, 0.1), (0.98, 0.60, 0.97))
 SPEC = ws.derive_spec(build(), (torch.ones(2, 6),))
 IDENTITY = ws.Permutation.identity(SPEC)
 
@@ -56,6 +59,23 @@ MISUSES: dict[str, tuple[Callable[[], Any], str]] = {
     "a name for a score": (lambda: ws.greedy_soup([STATE], "digits-mlp"), r"ws.load_task\('digits-mlp'\)"),
     "no task for a line": (lambda: ws.wise_ft(TASK, STATE, STATE), r"wise_ft\(pretrained, finetuned, task\)"),
     "states for files": (lambda: ws.merge_files([STATE, STATE], "out"), r"takes paths .* in memory: ws.merge"),
+    "training checkpoints": (
+        lambda: ws.merge([TRAINING, TRAINING]),
+        r"states\[0\] is a training checkpoint; .* Tensors are in its entries 'model', 'optimizer'",
+    ),
+    "a training checkpoint on a line": (lambda: ws.interpolate(STATE, TRAINING, 0.5), r"b is a .* entries 'model'"),
+    "a permuted training checkpoint": (lambda: ws.permute(SPEC, IDENTITY, TRAINING), r"state is a .* entries 'model'"),
+    "a matched one": (lambda: ws.weight_matching(SPEC, STATE, TRAINING), r"source is a .* entries 'model'"),
+    "one in a mean": (lambda: ws.uniform_soup([STATE, TRAINING]), r"\[1\] is a .* entries 'model'"),
+    "one in a greedy soup": (lambda: ws.greedy_soup([TRAINING], TASK), r"\[0\] is a .* entries 'model'"),
+    "one in a learned soup": (lambda: ws.learned_soup([TRAINING], TASK), r"\[0\] is a .* entries 'model'"),
+    "one in WiSE-FT": (lambda: ws.wise_ft(STATE, TRAINING, TASK), r"finetuned is a .* entries 'model'"),
+    "one on a curve": (lambda: ws.loss_curve(TASK, STATE, TRAINING), r"b is a .* entries 'model'"),
+    "a number among tensors": (
+        lambda: ws.merge([{**STATE, "epoch": 3}]),
+        r"states\[0\] is .* Its entry 'epoch' is an int",
+    ),
+    "a curve to draw": (lambda: draw_curves(CURVE, "curve.png"), r"curves is a curve; .* label: {\"linear\": curve}"),
     "a state for a path": (lambda: ws.merge_files(["a", "b"], STATE), r"merge_files: out is a state dict"),
 }
 

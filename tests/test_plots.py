@@ -3,10 +3,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from weightspace.connectivity import BarrierMatrix, Curve, Plane
 from weightspace.errors import WeightspaceError
-from weightspace.plots import draw_curves, draw_matrices, draw_planes
+from weightspace.labels import LabelMetric
+from weightspace.plots import draw_calibration, draw_curves, draw_locus, draw_matrices, draw_planes, draw_soups
+from weightspace.soups import Row, SoupReport
 
 NAIVE = Curve((0.0, 0.5, 1.0), (0.1, 1.2, 0.1), (0.98, 0.60, 0.97))
 MATCHED = Curve((0.0, 0.5, 1.0), (0.1, 0.11, 0.1), (0.98, 0.98, 0.97))
@@ -145,3 +148,49 @@ def test_every_drawing_returns_its_figure() -> None:
     for node in drawings:
         assert ast.unparse(node.returns or ast.Constant(None)) == "Figure", node.name
         assert isinstance(node.body[-1], ast.Return), node.name
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("labels", [("linear",), ("naive", "weight-matching")])
+@pytest.mark.parametrize("title", [None, "seeds of a small network"])
+def test_all_headings_of_matrices_are_inside_the_picture(tmp_path: Path, count: int, labels, title) -> None:
+    square = tuple(tuple(0.1 * abs(i - j) for j in range(count)) for i in range(count))
+    ends = (0.1,) * count
+    matrix = BarrierMatrix(tuple("abc")[:count], square, ends, accuracy_barrier=square, accuracy=ends)
+    figure = draw_matrices(dict.fromkeys(labels, matrix), tmp_path / "matrix.png", title=title)
+    FigureCanvasAgg(figure).draw()  # places texts in the figure's own resolution
+    canvas = figure.bbox
+    for axes in figure.axes:
+        for text in (axes._left_title, *axes.get_xticklabels(), *axes.get_yticklabels()):  # type: ignore[attr-defined]
+            box = text.get_window_extent()
+            assert canvas.x0 <= box.x0
+            assert box.x1 <= canvas.x1
+            assert canvas.y0 <= box.y0
+            assert box.y1 <= canvas.y1
+
+
+def test_marks_of_soups_in_one_place_hide_none(tmp_path: Path) -> None:
+    scores = {"validation": {"accuracy": 0.9}, "test": {"accuracy": 0.8}}
+    rows = tuple(Row(name, scores, 1, (0,)) for name in ("uniform", "learned", "ensemble"))
+    singles = {split: (values,) for split, values in scores.items()}
+    axes = draw_soups(SoupReport("task", "accuracy", ("a",), singles, rows), tmp_path / "soups.png").axes[0]
+    sizes = {line.get_label(): float(line.get_markersize()) for line in axes.get_lines()}
+    assert sizes["uniform"] > sizes["learned"] > sizes["ensemble"]
+
+
+def test_names_of_a_locus_can_be_read_where_they_cross_edges(tmp_path: Path) -> None:
+    metric = LabelMetric.from_tree(edges=[("root", "animal"), ("animal", "cat"), ("animal", "dog"), ("root", "car")])
+    figure = draw_locus(metric, ["cat", "car"], tmp_path / "locus.png")
+    names = [text for text in figure.axes[0].texts if text.get_text() in metric.labels]
+    assert len(names) == 5
+    assert all(text.get_path_effects() for text in names)
+
+
+def test_the_legend_of_temperatures_hides_no_curve(tmp_path: Path) -> None:
+    metric = LabelMetric.discrete(["a", "b"])
+    logits = [[1.0, 0.0], [0.0, 1.0], [1.0, 0.5]]
+    chosen = {"metric": metric, "observed": ["a", "b"]}
+    figure = draw_calibration(logits, ["a", "b", "b"], tmp_path / "calibration.png", **chosen)
+    assert all(axes.get_legend() is None for axes in figure.axes)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["Fréchet mean", "argmax", "best constant"]

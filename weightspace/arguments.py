@@ -21,6 +21,9 @@ _STATE, _STATES, _TASK, _SPEC = "a state dict", "a list of state dicts", "a task
 _PERMUTATION, _CURVE, _MODULE, _PATH, _TEXT = "a permutation", "a curve", "a module", "a path", "a name"
 _SOURCE, _SOURCES = "a path or a state dict", "a list of paths or state dicts"
 _SCORE = "a task, or a function of a state dict"
+#: Found only: the content of a training file, and a mapping that holds something else than tensors.
+_TRAINING, _MIXED = "a training checkpoint", "a mapping with other values than tensors"
+_CURVES = "a mapping of labels to curves"
 
 #: Annotation -> the kind that is expected; ``| None`` beside it allows None.
 _KINDS: Mapping[str, str] = {
@@ -30,6 +33,7 @@ _KINDS: Mapping[str, str] = {
     "PermutationSpec": _SPEC,
     "Permutation": _PERMUTATION,
     "Curve": _CURVE,
+    "Mapping[str, Curve]": _CURVES,
     "nn.Module": _MODULE,
     "StrPath": _PATH,
     "str | Path": _PATH,
@@ -63,6 +67,7 @@ _CURES: Mapping[tuple[str, str], str] = {
     (_PERMUTATION, _PATH): "Load it first: ws.Permutation.load({value}, spec).",
     (_CURVE, _PATH): "Load it first: ws.Curve.load({value}).",
     (_MODULE, _STATE): "Load it into a network first: module.load_state_dict(state).",
+    (_CURVES, _CURVE): 'Give it a label: {{"linear": curve}}.',
     (_SPEC, _MODULE): "Derive it first: ws.derive_spec(module, example_args).",
 }
 
@@ -93,10 +98,10 @@ def checked(function: Function) -> Function:
             if name not in given or (optional and given[name] is None):
                 continue
             if (wrong := _wrong(name, given[name], kind)) is not None:
-                place, found = wrong
+                place, found, culprit = wrong
                 swapped = any(other == found and _kind_of(given.get(at)) == kind for at, (other, _) in expected.items())
                 cure = "" if swapped else _CURES.get((kind, found), "").format(value=repr(given[name])[:80])
-                cure = cure or order
+                cure = _entries(culprit) or cure or order
                 error = CheckpointError if kind in (_STATE, *_PARTS) else WeightspaceError
                 raise error(f"{function.__name__}: {place} is {found}; expected {kind}. {cure}".rstrip())
         return function(*args, **kwargs)
@@ -104,13 +109,13 @@ def checked(function: Function) -> Function:
     return call  # pyright: ignore[reportReturnType]
 
 
-def _wrong(name: str, value: Any, kind: str) -> tuple[str, str] | None:
-    """Return which argument, or part of it, is of another kind, and of which; None where all is well."""
+def _wrong(name: str, value: Any, kind: str) -> tuple[str, str, Any] | None:
+    """Return which argument, or part of it, is of another kind, of which, and its value; None where all is well."""
     found = _kind_of(value)
     if kind in _PARTS and isinstance(value, list | tuple):
         parts = (_wrong(f"{name}[{number}]", part, _PARTS[kind]) for number, part in enumerate(value))
         return next((part for part in parts if part is not None), None)
-    if found == kind or found in _SERVING.get(kind, ()):
+    if found == kind or found in _SERVING.get(kind, ()) or (kind == _CURVES and found == _STATE and not value):
         return None
     looks_like_nothing = found not in _KINDS.values()
     if looks_like_nothing and (
@@ -119,7 +124,27 @@ def _wrong(name: str, value: Any, kind: str) -> tuple[str, str] | None:
         or (kind in _PARTS and hasattr(value, "__iter__"))
     ):
         return None
-    return name, found
+    return name, found, value
+
+
+def _entries(value: Any) -> str:
+    """Say which entries of a mapping hold state dicts, or which value is no tensor; nothing of any other value."""
+    if not isinstance(value, Mapping):
+        return ""
+    if holding := [repr(name) for name, entry in value.items() if _holds_tensors(entry)]:
+        verb = "entry" if len(holding) == 1 else "entries"
+        return f"Tensors are in its {verb} {', '.join(holding[:4])}: give that of the network."
+    other = next((name for name, entry in value.items() if not _is_tensor(entry)), None)
+    return "" if other is None else f"Its entry {other!r} is {_kind_of(value[other])}."
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Return whether a value is a mapping with tensors, be they inside another one."""
+    return isinstance(value, Mapping) and any(_is_tensor(one) or _holds_tensors(one) for one in value.values())
 
 
 def _kind_of(value: Any) -> str:
@@ -127,7 +152,11 @@ def _kind_of(value: Any) -> str:
     if isinstance(value, str | os.PathLike):
         return _PATH
     if isinstance(value, Mapping):
-        return _STATE
+        if not isinstance(value, dict) or all(map(_is_tensor, value.values())):
+            return _STATE  # the values of any other mapping may have to be read from a file
+        if value and all(_kind_of(one) == _CURVE for one in value.values()):
+            return _CURVES
+        return _TRAINING if any(map(_holds_tensors, value.values())) else _MIXED
     if callable(getattr(value, "state_dict", None)):
         return _MODULE
     if isinstance(value, list | tuple):

@@ -161,10 +161,17 @@ def _value(text: str, where: str) -> Any:
     return documents[0] if documents else None
 
 
+def _check_no_task(value: object, source: str) -> None:
+    """Check that what stands in the place of a network is no task."""
+    if not isinstance(value, nn.Module) and all(hasattr(value, part) for part in ("network", "score")):
+        raise WeightspaceError(f"{source} is a task, not a network. Give it as --task {source}.")
+
+
 def _user_network(source: str, has_input: bool) -> Network:
     path, _, rest = source.partition(".py:")
     name, chosen = _options(f"{path}.py", rest)
     builder = load_object(f"{path}.py:{name}")
+    _check_no_task(builder, f"{path}.py:{name}")
     if isinstance(builder, nn.Module):
         if chosen:
             raise WeightspaceError(f"{path}.py:{name} is a module, which takes no options; found {', '.join(chosen)}.")
@@ -174,6 +181,7 @@ def _user_network(source: str, has_input: bool) -> Network:
             built = builder(**chosen)
         except Exception as error:
             raise WeightspaceError(f"Calling {source} raised {type(error).__name__}: {error}") from error
+    _check_no_task(built, source)
     module, example_args = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
     if not isinstance(module, nn.Module):
         raise WeightspaceError(

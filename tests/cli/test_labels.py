@@ -163,3 +163,16 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert message in line
     assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+@pytest.mark.parametrize("scores", ["p.npy", "edges.csv"])
+def test_a_metric_in_the_place_of_the_scores_is_told(folder: Path, command: str, scores: str) -> None:
+    truth = ("--truth", "truth.txt") if command == "evaluate" else ()
+    result = run(command, scores, "tree.safetensors", "--observed", "classes.txt", *truth)
+    assert result.exit_code == 2
+    assert f"METRIC and SCORES look swapped: tree.safetensors is a label metric, and {scores} is none" in result.stderr
+
+
+def test_a_built_tree_is_called_a_tree(folder: Path) -> None:
+    assert run("build", "--edges", "edges.csv", "-o", "t.safetensors").stdout.splitlines()[0] == "tree, 6 labels"

@@ -200,7 +200,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "base of a greedy soup": (("soup", "a.pt", *TASK, "--base", "c.pt", "-o", "s.pt"), "has no use for --base"),
     "replacement in a mean": (
         ("soup", "a.pt", *TASK, "--recipe", "uniform", "--replacement", "-o", "s.pt"),
-        "has no --replacement",
+        "--replacement has no effect with --recipe uniform",
     ),
     "base of a line": (
         ("soup", "a.pt", "b.pt", *TASK, "--recipe", "wise-ft", "--base", "c.pt", "-o", "s.pt"),

@@ -185,7 +185,9 @@ def test_scikit_learn_predicts_labels_that_it_never_saw() -> None:
     distance = np.abs(predicted.astype(int) - steps) ** 2
     assert distance.mean() < 0.9 * (np.abs(fitted.predict(x).astype(int) - steps) ** 2).mean()
     model = ws.FrechetClassifier(LogisticRegression(), metric).fit(x, y)
-    np.testing.assert_array_equal(model.classes_, metric.labels)
+    np.testing.assert_array_equal(model.outputs_, metric.labels)
+    np.testing.assert_array_equal(model.classes_, model.estimator_.classes_)
+    assert model.predict_proba(x).shape == (400, len(model.classes_))
     assert model.expected_cost(x).shape == (400, 5)
     assert (
         cross_val_score(ws.FrechetClassifier(LogisticRegression(), metric), x, y, cv=3, scoring="accuracy").mean() > 0.3

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import weightspace as ws
+from weightspace.errors import WeightspaceError
 from weightspace.labels import (
     Hierarchy,
     common_ancestor_height,
@@ -204,7 +205,7 @@ def test_ranked_labels_are_those_of_least_cost() -> None:
     assert (ranked[:, 0] == fitted.predict(x)).all()
     costs = fitted.expected_cost(x)
     order = np.argsort(costs, axis=1, kind="stable")[:, :3]
-    assert (ranked == np.array(fitted.classes_)[order]).all()
+    assert (ranked == np.array(fitted.outputs_)[order]).all()
 
 
 def test_a_search_works_with_the_method() -> None:
@@ -235,3 +236,23 @@ def test_the_score_of_a_classifier_is_minus_its_mean_cost() -> None:
         assert fitted.score(x, y, sample_weight=weights) == pytest.approx(-(apart * weights).sum() / weights.sum())
     with pytest.raises(ws.WeightspaceError, match="Labels in y: Unknown label 'cow'"):
         fitted.score(x[:1], ["cow"])
+
+
+@pytest.mark.parametrize("beta", ["x", 0, -1, float("nan"), float("inf"), True, None])
+def test_the_weight_of_recall_is_a_positive_number(beta: Any) -> None:
+    metric = ws.LabelMetric.from_tree({"cat": "animal", "dog": "animal"})
+    with pytest.raises(WeightspaceError, match="positive number; found beta="):
+        hierarchical_f_scorer(metric, beta=beta)
+    with pytest.raises(WeightspaceError, match="positive number; found beta="):
+        hierarchical_f(["cat"], ["dog"], metric=metric, beta=beta)
+
+
+def test_scorers_are_shown_by_their_public_names() -> None:
+    metric = ws.LabelMetric.from_tree({"cat": "animal", "dog": "animal"})
+    assert repr(mistake_severity_scorer(metric)) == "-mistake_severity"
+
+
+def test_a_tree_is_called_a_tree() -> None:
+    assert repr(ws.LabelMetric.from_tree({"cat": "animal", "dog": "animal"})) == "LabelMetric(tree, 3 labels)"
+    cycle = ws.LabelMetric.from_graph(nx.cycle_graph(3))
+    assert repr(cycle) == "LabelMetric(graph, 3 labels)"

@@ -153,6 +153,31 @@ def test_no_classes_identify_equal_labels(space: str) -> None:
     assert not metric.is_locus_cover(metric.labels, identifying=True)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("count", [7, 33, 130])
+def test_of_equal_rows_of_a_matrix_the_first_is_predicted(count: int, dtype: type) -> None:
+    rng = np.random.default_rng(count)
+    points = rng.normal(size=(count, 3))
+    order = np.concatenate([rng.permutation(count), rng.permutation(count)])
+    matrix = np.sqrt(np.square(points[order][:, None] - points[order]).sum(-1))
+    rounded = np.triu(1 + rng.integers(-1, 2, size=matrix.shape) * np.finfo(dtype).eps, 1)  # of other sums
+    matrix = (matrix * (rounded + rounded.T)).astype(dtype)
+    metric = ws.LabelMetric.from_distance_matrix(matrix)
+    p = rng.dirichlet(np.full(2 * count, 0.05), size=300)
+    found = metric.predict(p, observed=range(2 * count))
+    assert (found < count).all()
+    costs = metric.expected_cost(p, observed=range(2 * count))
+    twins = {place: label for label, place in enumerate(order[count:], start=count)}
+    assert all((costs[:, label] == costs[:, twins[place]]).all() for label, place in enumerate(order[:count]))
+    np.testing.assert_allclose(metric.distances(range(2 * count)), matrix, rtol=1e-5)
+
+
+def test_rows_at_distance_zero_that_differ_are_labels_of_their_own() -> None:
+    metric = ws.LabelMetric.from_distance_matrix(np.asarray([[0.0, 0, 1], [0, 0, 3], [1, 3, 0]]))
+    assert metric.distances([1], [2]).tolist() == [[3.0]]
+    assert metric.nodes.tolist() == [0, 1, 2]
+
+
 # --- Beyond float64 ---
 
 

@@ -1,13 +1,14 @@
 """Matching by weights alone says what it may do to networks with attention."""
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from weightspace.errors import WeightspaceWarning
-from weightspace.matching import match
+from weightspace.matching import match, weight_matching
 from weightspace.matching.attention import attention_name
 from weightspace.matching.registry import MANY_MATCHINGS, MATCHINGS, match_many
 from weightspace.symmetry import derive_spec
@@ -81,3 +82,22 @@ def run(method: str, spec: object, networks: list[nn.Module]) -> None:
         match(spec, *states, method, **options)  # type: ignore[arg-type]
     else:
         match_many(spec, states, method, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("call", [weight_matching, match])
+def test_weight_matching_says_so_once_where_it_is_called(call: Any) -> None:
+    states = [dict(transformer().state_dict()) for _ in range(2)]
+    spec = derive_spec(transformer(), (torch.randn(2, 5, 3),))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call(spec, *states)
+    (warning,) = [one for one in caught if one.category is WeightspaceWarning]
+    assert "weight-matching can make the barrier higher" in str(warning.message)
+    assert warning.filename == __file__
+
+
+def test_weight_matching_of_other_networks_says_nothing() -> None:
+    spec = derive_spec(plain(), (torch.randn(2, 3),))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", WeightspaceWarning)
+        weight_matching(spec, dict(plain().state_dict()), dict(plain().state_dict()))

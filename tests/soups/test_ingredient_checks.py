@@ -1,6 +1,7 @@
 """Ingredients are checked against each other before anything is scored, and left as they are."""
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from kitchen import PLAIN, TASK, equal, fine_tunes, saved
 
 import weightspace as ws
 from weightspace.checkpoints import StateDict
-from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.errors import CheckpointError, WeightspaceError, WeightspaceWarning
 from weightspace.soups import compare_recipes, ensemble, flatness, gain, soup_against_ensemble
 
 Make = Callable[[list[StateDict], Any], Any]
@@ -134,3 +135,22 @@ def test_a_large_number_is_no_infinity() -> None:
 def test_nan_that_all_have_is_no_mask() -> None:
     with pytest.raises(CheckpointError, match=r"^0: 'w' has NaN"):
         ws.uniform_soup([{"w": torch.tensor([math.nan])}] * 2)
+
+
+def test_a_greedy_soup_takes_no_file_twice(tmp_path: Path) -> None:
+    _, states = fine_tunes(PLAIN, 2)
+    a, b = saved(states, tmp_path)
+    (tmp_path / "link.safetensors").symlink_to(a)
+    for again in (a, tmp_path / "link.safetensors", f"{tmp_path}/./{a.name}"):
+        with pytest.raises(WeightspaceError, match="are one file"):
+            ws.greedy_soup([a, b, again], PLAIN)
+    assert len(ws.greedy_soup([a, b, a], PLAIN, replacement=True).trials) > 2
+
+
+def test_equal_ingredients_are_told(tmp_path: Path) -> None:
+    _, states = fine_tunes(PLAIN, 2)
+    with pytest.warns(WeightspaceWarning, match="0 and 2 are equal"):
+        ws.greedy_soup([*states, dict(states[0])], PLAIN)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", WeightspaceWarning)
+        ws.greedy_soup(states, PLAIN)

@@ -200,3 +200,14 @@ def test_the_objective_may_be_a_loss(tmp_path: Path) -> None:
     best, greedy, oracle = report.rows
     assert greedy.scores["validation"]["loss"] <= best.scores["validation"]["loss"]
     assert oracle.scores["test"]["loss"] == min(scores["loss"] for scores in report.singles["test"])
+
+
+@pytest.mark.parametrize("recipe", ["uniform", "learned", "ensemble"])
+def test_only_a_greedy_soup_scores_and_tells_its_candidates(recipe: str) -> None:
+    _, states = fine_tunes(PLAIN, 3)
+    told: list[Any] = []
+    report = compare_recipes(states, PLAIN, [recipe], on_trial=told.append)
+    assert [(trial.index, trial.trials, trial.size, trial.accepted) for trial in told] == [
+        (number, 3, 1, None) for number in (1, 2, 3)
+    ]
+    assert [row.name for row in report.rows] == ["best single", recipe, "best single on test"]

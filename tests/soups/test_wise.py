@@ -1,5 +1,7 @@
 """WiSE-FT: the line between two models, whose best point validation data choose."""
 
+from pathlib import Path
+
 import pytest
 from kitchen import PLAIN, TASK, equal, fine_tunes, saved
 
@@ -42,3 +44,15 @@ def test_invalid_lines_are_refused() -> None:
         ws.wise_ft(base, tuned, PLAIN, splits=["test"])
     with pytest.raises(CheckpointError, match="0 and 1 do not fit"):
         ws.wise_ft(base, {**tuned, "more": tuned["0.bias"]}, PLAIN)
+
+
+def test_positions_are_told_in_their_order_where_some_are_known_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEIGHTSPACE_CACHE", str(tmp_path / "cache"))
+    base, (tuned, *_) = fine_tunes(PLAIN, 1)
+    a, b = saved([base, tuned], tmp_path)
+    ws.wise_ft(a, b, PLAIN, (0.5, 1))
+    told: list[float] = []
+    ws.wise_ft(a, b, PLAIN, (0, 0.25, 0.5, 1), on_position=lambda position, _: told.append(position))
+    assert told == [0, 0.25, 0.5, 1]

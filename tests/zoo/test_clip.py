@@ -167,7 +167,9 @@ def test_a_task_of_the_user_works_on_the_command_line(config: str, folder: Path,
     )
     out = tmp_path / "out.safetensors"
     options = ["--task", f"{file}:task", "--epochs", "1", "--learning-rate", "1e-3", "--augmentation", "flip"]
-    found = json.loads(CliRunner().invoke(cli.main, ["train", *options, "-o", str(out), "--json"]).stdout)
+    trained = CliRunner().invoke(cli.main, ["train", *options, "-o", str(out), "--json"])
+    assert trained.exit_code == 0, trained.output
+    found = json.loads(trained.stdout)
     assert set(found["scores"]) == {"validation", "test", "sketch", "rotation"}
     assert out.exists()
     result = CliRunner().invoke(cli.main, ["train", *options[:-1], "blurr", "-o", str(out)])

@@ -38,15 +38,14 @@ def effective_weights(state: StateDict, label: str = "The network") -> StateDict
         ['weight']
     """
     coordinates = Coordinates([state], finite=False)
-    masks = {name: f"{name.removesuffix('_orig')}_mask" for name in state if name.endswith("_orig")}
-    masks = {name: mask for name, mask in masks.items() if mask in state and state[mask].shape == state[name].shape}
+    masks = coordinates.parametrizations.masks
     _check_known(state, coordinates.parametrizations, label)
     heads, tied = {name for name, _ in coordinates.parametrizations}, tied_names(state)
     check_ties(coordinates.parametrizations, tied)
     inside = {name: effective_name(name) if name in heads or name in masks else name for name in state}
     found: StateDict = {}
     for name, tensor in state.items():
-        if name in coordinates.functions or name in masks.values():
+        if name in coordinates.functions:
             continue
         if inside[name] != name and name in tied:
             found[inside[name]] = found[inside[tied[name]]]

@@ -2,6 +2,7 @@
 
 A *coordinate* is a tensor that a combination makes by itself. The others follow: weight norm's magnitude and direction
 from the combined weight, spectral norm's vectors from the combined matrix (see ``weight_norm`` and ``spectral_norm``).
+The mask of a pruned tensor is that of all networks, which have to agree on it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from weightspace.arithmetic.dtypes import output_dtype
+from weightspace.arithmetic.pruning import check_masks
 from weightspace.arithmetic.spectral_norm import SpectralModel, spectral_vectors
 from weightspace.arithmetic.weight_norm import EffectiveWeight, Held, pieces_of, split
 from weightspace.checkpoints import StateDict
@@ -44,7 +46,7 @@ class Coordinates:
         parametrizations: of the architecture.
 
     Raises:
-        WeightspaceError: a parametrization cannot be understood.
+        WeightspaceError: a parametrization cannot be understood, or the models are pruned by different masks.
     """
 
     def __init__(
@@ -64,10 +66,12 @@ class Coordinates:
                     f"{name!r} is complex and under weight norm or spectral norm, and only real weights can be merged "
                     "so. Expected the parametrization removed in every model first."
                 )
+        check_masks(models, self.parametrizations)
 
     def without_weights(self, dtypes: Mapping[str, torch.dtype]) -> Coordinates:
         """Return the same for a result of other dtypes, which of the models holds parametrized tensors only."""
         kept = {part for name, norm in self.parametrizations for part in (name, *norm.functions)}
+        kept |= set(self.parametrizations.masks.values())
         other = copy(self)
         other.models = [{name: state[name] for name in state if name in kept} for state in self.models]
         other._dtypes = dtypes
@@ -101,6 +105,8 @@ class Coordinates:
             yield from self._pair(norm, combined)
         for spectral in self.parametrizations.spectral_norms.get(name, ()):
             yield from self.vectors(spectral, combined)
+        if (mask := self.parametrizations.masks.get(name)) is not None:
+            yield mask, self.models[0][mask].detach().to(self._dtype(mask), copy=True)
 
     def following(self, state: StateDict) -> Iterator[tuple[str, Tensor]]:
         """Yield the singular vectors that belong to the weights of a network, whatever it has in their place."""
@@ -166,7 +172,8 @@ def combined(states: Sequence[StateDict], combine: Combine, *, finite: bool = Tr
         finite: see ``Coordinates``.
 
     Raises:
-        WeightspaceError: a parametrization cannot be understood, or some of its tensors are tied and some are not.
+        WeightspaceError: a parametrization cannot be understood, some of its tensors are tied and some are not, or the
+            networks are pruned by different masks.
     """
     parametrizations = find_parametrizations({name: tuple(tensor.shape) for name, tensor in states[0].items()})
     tied = dict(set.intersection(*(set(tied_names(state).items()) for state in states)))
@@ -179,4 +186,5 @@ def combined(states: Sequence[StateDict], combine: Combine, *, finite: bool = Tr
 def made_elsewhere(parametrizations: Parametrizations, tied: Mapping[str, str]) -> set[str]:
     """Return the tied coordinates of which nothing has to be made: what follows from them is tied as well."""
     alone = {name for name, norm in parametrizations if any(part not in tied for part in norm.functions)}
+    alone |= {name for name, mask in parametrizations.masks.items() if mask not in tied}
     return set(tied) - alone

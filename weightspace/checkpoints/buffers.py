@@ -2,14 +2,15 @@
 
 Names are enough to plan a merge from headers; nothing here needs torch. Two kinds of tensors are functions of others
 and change with them: weight norm keeps ``w = g v/‖v‖`` as a magnitude ``g`` and a direction ``v``, spectral norm keeps
-the leading singular vectors ``u, v`` beside the weight that it divides by ``σ = uᵀWv``.
+the leading singular vectors ``u, v`` beside the weight that it divides by ``σ = uᵀWv``. Pruning keeps ``w = w_orig m``
+with a mask ``m``, which is the same in all models that are merged.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from weightspace.errors import WeightspaceError
@@ -135,35 +136,42 @@ class Parametrizations:
     Attributes:
         weight_norms: by the name of the direction.
         spectral_norms: by the name of the matrix.
+        masks: the name of a pruned tensor (``0.weight_orig``) -> that of its mask.
     """
 
     weight_norms: Mapping[str, WeightNorm] = field(default_factory=dict)
     spectral_norms: Mapping[str, tuple[SpectralNorm, ...]] = field(default_factory=dict)
+    masks: Mapping[str, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[str, WeightNorm | SpectralNorm]]:
-        """Yield every one with the name of the tensor that stands for the weight."""
+        """Yield every norm with the name of the tensor that stands for the weight."""
         yield from self.weight_norms.items()
         yield from ((matrix, norm) for matrix, norms in self.spectral_norms.items() for norm in norms)
 
     @property
     def functions(self) -> set[str]:
-        """The names of all tensors that follow from a merged weight."""
-        return {name for _, norm in self for name in norm.functions}
+        """The names of all tensors that follow from a merged weight, or belong to it."""
+        return {name for _, norm in self for name in norm.functions} | set(self.masks.values())
 
 
 def find_parametrizations(shapes: Mapping[str, Shape]) -> Parametrizations:
-    """Return the weight norms and spectral norms among the tensors of a checkpoint.
+    """Return the weight norms, spectral norms and pruned tensors of a checkpoint.
 
     Known are ``torch.nn.utils.parametrizations`` (``parametrizations.weight.original0``, ``.0._u``), the functions
-    before them (``weight_g``, ``weight_v``; ``weight_orig``, ``weight_u``), and two spellings of spectral norm in
-    generative adversarial networks (``weight_bar``; ``u0`` and ``sv0``).
+    before them (``weight_g``, ``weight_v``; ``weight_orig``, ``weight_u``), two spellings of spectral norm in
+    generative adversarial networks (``weight_bar``; ``u0`` and ``sv0``), and ``torch.nn.utils.prune``
+    (``weight_orig``, ``weight_mask``).
 
     Args:
         shapes: of all tensors by name.
 
     Raises:
-        WeightspaceError: a spectral norm stands on another parametrization, whose weight cannot be told.
+        WeightspaceError: a spectral norm stands on another parametrization, whose weight cannot be told, or a part of
+            a parametrized weight is pruned.
     """
+    masks = {original: mask for original in shapes if (mask := _pruning_mask(original, shapes)) is not None}
+    pruned = {original.removesuffix("_orig"): shapes[original] for original in masks}
+    shapes = {**shapes, **pruned}
     weight_norms: dict[str, WeightNorm] = {}
     spectral_norms: dict[str, list[SpectralNorm]] = {}
     for name in shapes:
@@ -174,7 +182,29 @@ def find_parametrizations(shapes: Mapping[str, Shape]) -> Parametrizations:
         spectral_norm = _spectral_norm(name, shapes, weight_norms)
         if spectral_norm is not None:
             spectral_norms.setdefault(spectral_norm.matrix, []).append(spectral_norm)
-    return Parametrizations(weight_norms, {matrix: tuple(norms) for matrix, norms in spectral_norms.items()})
+    found = Parametrizations(weight_norms, {matrix: tuple(norms) for matrix, norms in spectral_norms.items()}, masks)
+    _check_unpruned(found, pruned)
+    return found
+
+
+def mask_of(original: str) -> str:
+    """Return what the mask of a pruned tensor is called: ``0.weight_mask`` of ``0.weight_orig``."""
+    return f"{original.removesuffix('_orig')}_mask"
+
+
+def is_pruning_mask(name: str, names: Container[str]) -> bool:
+    """Return whether a tensor is the mask of a pruned one among these names."""
+    return name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in names
+
+
+def is_pruned_in_one(name: str, first: Container[str], second: Container[str]) -> bool:
+    """Return whether a tensor that one of two models lacks is one that is pruned in one of them alone."""
+    plain = re.sub(r"_(orig|mask)$", "", name)
+    parts = (f"{plain}_orig", f"{plain}_mask")
+    return any(
+        all(part in pruned for part in parts) and plain in other and parts[0] not in other
+        for pruned, other in ((first, second), (second, first))
+    )
 
 
 def is_parametrized_part(name: str) -> bool:
@@ -303,6 +333,25 @@ def _matrix_below(
             "from the checkpoint. Expected torch.nn.utils.parametrize.remove_parametrizations on every model first."
         )
     return matrix
+
+
+def _pruning_mask(original: str, shapes: Mapping[str, Shape]) -> str | None:
+    """Return the mask of a pruned tensor of that name, None where there is none."""
+    mask = mask_of(original)
+    fits = original.endswith("_orig") and mask in shapes and tuple(shapes[mask]) == tuple(shapes[original])
+    return mask if fits else None
+
+
+def _check_unpruned(parametrizations: Parametrizations, pruned: Mapping[str, Shape]) -> None:
+    """Check that no part of a weight under weight norm or spectral norm is pruned."""
+    for name, norm in parametrizations:
+        for part in (name, *norm.functions):
+            if part in pruned:
+                raise WeightspaceError(
+                    f"{part}_orig and {mask_of(part)} prune a part of the weight {effective_name(name)!r} under weight "
+                    "norm or spectral norm, so that the weight cannot be told from the checkpoint. Expected "
+                    "torch.nn.utils.prune.remove on every model first."
+                )
 
 
 def _last(name: str) -> str:

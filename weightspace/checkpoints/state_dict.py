@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import torch
 
-from weightspace.checkpoints.buffers import holds_whole_numbers
+from weightspace.checkpoints.buffers import holds_whole_numbers, is_pruned_in_one
 from weightspace.checkpoints.dtypes import NAMES
 from weightspace.checkpoints.measure import count_non_finite, is_inexact
 from weightspace.checkpoints.quantisation import check_not_quantised, find_quantised
@@ -62,11 +62,19 @@ def check_compatible(a: StateDict, b: StateDict, names: tuple[str, str] = ("a", 
         f"{_some(kinds, 'tensor')} float in one and integer in the other" if kinds else "",
     ]
     if any(found):
-        hint = "" if common else _prefix_hint(a, b)
+        hint = _pruning_hint(a, b, names) or ("" if common else _prefix_hint(a, b))
         raise CheckpointError(
             f"{names[0]} and {names[1]} do not fit together: {'; '.join(filter(None, found))}. "
             f"Two checkpoints of one architecture are expected.{hint}"
         )
+
+
+def _pruning_hint(a: StateDict, b: StateDict, names: tuple[str, str]) -> str:
+    """Say that one of two state dicts is pruned and the other is not, if that is so."""
+    for state, other, label in ((a, b, names[0]), (b, a, names[1])):
+        if any(name.endswith("_orig") and name not in other and is_pruned_in_one(name, state, other) for name in state):
+            return f" {label} alone is pruned: make that permanent first, by torch.nn.utils.prune.remove."
+    return ""
 
 
 def _prefix_hint(a: StateDict, b: StateDict) -> str:

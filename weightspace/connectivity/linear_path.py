@@ -7,6 +7,7 @@ from warnings import warn
 
 from torch import nn
 
+from weightspace.arithmetic.parametrizations import Coordinates
 from weightspace.checkpoints import StateDict
 from weightspace.connectivity.activation_statistics import Renormaliser, layers_of_task
 from weightspace.connectivity.batchnorm import SEED, has_batchnorm_statistics, reset_batchnorm
@@ -49,6 +50,7 @@ class LinearPath:
         for state, name in ((a, "a"), (b, "b")):
             check_is_model(state, name)
             check_belongs(task, self.network, state, name)
+        Coordinates([a, b])  # refuses what cannot be combined before anything is scored
         self.statistics = resolved(statistics, self.network, task)
         self._renormalise = Renormaliser(task, self.network, a, b) if self.statistics == "repair" else None
 

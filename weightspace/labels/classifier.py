@@ -35,7 +35,8 @@ class FrechetClassifier(ClassifierMixin, BaseEstimator):
 
     Attributes:
         estimator_: the fitted clone.
-        classes_: the labels that can be predicted.
+        classes_: the observed classes, which are the columns of ``predict_proba``.
+        outputs_: the labels that can be predicted, which are the columns of ``expected_cost``.
 
     Example:
         >>> import weightspace as ws
@@ -70,7 +71,12 @@ class FrechetClassifier(ClassifierMixin, BaseEstimator):
 
     @property
     def classes_(self) -> np.ndarray:
-        """The labels that can be predicted, in the metric's order."""
+        """The observed classes, in the order of the columns of :meth:`predict_proba`."""
+        return np.asarray(self._fitted()[1].classes_)
+
+    @property
+    def outputs_(self) -> np.ndarray:
+        """The labels that can be predicted, in the metric's order: the columns of :meth:`expected_cost`."""
         metric, fitted = self._fitted()
         decision = metric.decision(observed=fitted.classes_, outputs=self.outputs, exponent=self.exponent)
         return label_array([metric.labels[i] for i in decision.answers])
@@ -83,7 +89,7 @@ class FrechetClassifier(ClassifierMixin, BaseEstimator):
         return label_array([metric.labels[i] for i in found])
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Return the estimator's probabilities, of the observed classes, (n, K)."""
+        """Return the estimator's probabilities, of the classes in ``classes_``, (n, K)."""
         return self._fitted()[1].predict_proba(X)
 
     def expected_cost(self, X: Any) -> np.ndarray:

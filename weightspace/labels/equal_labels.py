@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from scipy.sparse import csr_array
+from torch import Tensor
 
 from weightspace.labels.geometry import GraphGeometry, MatrixGeometry, PointGeometry
 from weightspace.labels.label_space import LabelSpace
@@ -22,6 +24,20 @@ def groups_of_equals(metric: LabelSpace) -> np.ndarray:
     elif isinstance(geometry, PointGeometry):
         _, groups = np.unique(geometry.points.numpy() + 0.0, axis=0, return_inverse=True)  # -0.0 is 0.0
     return groups.reshape(-1)[metric.nodes]
+
+
+def first_of_equals(matrix: Tensor) -> np.ndarray | None:
+    """Return for every row of a matrix of distances the first that is equal to it, int64 (rows,); None: all differ.
+
+    Equal are rows at distance zero whose distances from all others agree but for rounding.
+    """
+    first = (matrix == 0).int().argmax(1).numpy()
+    nodes = np.arange(len(first))
+    tolerance = 16 * torch.finfo(matrix.dtype).eps
+    for row in np.flatnonzero(first < nodes):
+        if torch.allclose(matrix[row], matrix[first[row]], rtol=tolerance, atol=0):
+            nodes[row] = nodes[first[row]]
+    return None if (nodes == np.arange(len(nodes))).all() else nodes
 
 
 def equal_pair(metric: LabelSpace) -> tuple[int, int] | None:

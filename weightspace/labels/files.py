@@ -70,6 +70,14 @@ def read_metric(path: str | Path) -> tuple[Names, Geometry, np.ndarray | None, L
         raise WeightspaceError(f"{path} is a damaged label metric ({error}); build it again.") from error
 
 
+def is_metric(path: str | Path) -> bool:
+    """Return whether a file is one of :func:`save_metric`, whatever else it may be."""
+    try:
+        return _KIND in load_metadata(path)
+    except WeightspaceError:
+        return False
+
+
 def _geometry(kind: str, arrays: dict[str, Any], labels: int) -> Geometry:
     if kind == "graph":
         nodes = int(arrays["nodes"][0]) if "nodes" in arrays else labels

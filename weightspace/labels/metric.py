@@ -78,7 +78,12 @@ class LabelMetric:
         return len(self.names)
 
     def __repr__(self) -> str:
-        return f"LabelMetric({self.geometry.kind}, {len(self):,} labels)"
+        return f"LabelMetric({self.kind}, {len(self):,} labels)"
+
+    @property
+    def kind(self) -> str:
+        """What the distances are those of: ``tree``, ``graph``, ``matrix``, ``points``, ``grid`` or ``discrete``."""
+        return "tree" if getattr(self.geometry, "is_tree", False) else self.geometry.kind
 
     # --- Making one ---
 
@@ -142,17 +147,18 @@ class LabelMetric:
 
         Args:
             matrix: distances, not their squares, (K, K); symmetric, finite, with zeros on the diagonal. It is not
-                copied if it is float32 or float64.
+                copied if it is float32 or float64. Of labels at distance zero with the same row the first is predicted.
             labels: names of the rows; ``0 … K-1`` if not given.
 
         Raises:
             WeightspaceError: the matrix isn't one of distances; it names the entry.
         """
         from weightspace.labels.arrays import distance_matrix
+        from weightspace.labels.equal_labels import first_of_equals
 
         names = None if labels is None else Names(labels)
         distances = distance_matrix(matrix, names)
-        return cls(names or Names(range(len(distances))), MatrixGeometry(distances))
+        return cls(names or Names(range(len(distances))), MatrixGeometry(distances), first_of_equals(distances))
 
     @classmethod
     def from_embeddings(

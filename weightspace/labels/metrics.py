@@ -173,6 +173,16 @@ class HierarchicalScores:
     f: float
 
 
+def check_beta(beta: object) -> None:
+    """Check the weight of recall in the hierarchical F.
+
+    Raises:
+        WeightspaceError: it is no positive number.
+    """
+    if isinstance(beta, bool) or not isinstance(beta, int | float | np.number) or not 0 < float(beta) < math.inf:
+        raise WeightspaceError(f"The weight of recall is a positive number; found beta={beta!r}.")
+
+
 def hierarchical_scores(
     truth: Sequence[Label],
     predicted: Sequence[Label],
@@ -207,8 +217,7 @@ def hierarchical_scores(
         >>> hierarchical_scores(["cat", "dog"], ["cat", "animal"], metric=metric)
         HierarchicalScores(precision=1.0, recall=0.75, f=0.8571428571428571)
     """
-    if not 0 < beta < math.inf:
-        raise WeightspaceError(f"The weight of recall is a positive number; found beta={beta!r}.")
+    check_beta(beta)
     tree = Hierarchy.of(metric, root)
     true, found = (metric.nodes[places] for places in _positions(truth, predicted, metric))
     common = int(tree.depth[tree.common_ancestors(found, true)].sum())  # without the root, a node has depth ancestors

@@ -64,7 +64,7 @@ def distance_scorer(metric: LabelMetric, *, exponent: float = 2) -> LabelScorer:
 
 def mistake_severity_scorer(metric: LabelMetric, *, root: Label | None = None) -> LabelScorer:
     """Return the scorer of minus the mistake severity, 0 without mistakes; see ``metrics.mistake_severity``."""
-    return LabelScorer(_severity, {"metric": metric, "root": root}, sign=-1)
+    return LabelScorer(mistake_severity, {"metric": metric, "root": root}, sign=-1)
 
 
 def hierarchical_distance_scorer(metric: LabelMetric, k: int = 1, *, root: Label | None = None) -> LabelScorer:
@@ -86,7 +86,12 @@ def hierarchical_recall_scorer(metric: LabelMetric, *, root: Label | None = None
 
 
 def hierarchical_f_scorer(metric: LabelMetric, *, root: Label | None = None, beta: float = 1.0) -> LabelScorer:
-    """Return the scorer of the hierarchical F; see ``metrics.hierarchical_scores``."""
+    """Return the scorer of the hierarchical F; see ``metrics.hierarchical_scores``.
+
+    Raises:
+        WeightspaceError: ``beta`` is no positive number.
+    """
+    metrics.check_beta(beta)
     return LabelScorer(metrics.hierarchical_f, {"metric": metric, "root": root, "beta": beta})
 
 
@@ -107,7 +112,7 @@ def ranked_labels(estimator: Any, X: Any, k: int) -> list[list[Any]]:
     return np.asarray(estimator.classes_)[best].tolist()
 
 
-def _severity(truth: Any, predicted: Any, **chosen: Any) -> float:
+def mistake_severity(truth: Any, predicted: Any, **chosen: Any) -> float:
     """Return the mistake severity; without mistakes 0, which a search can compare."""
     found = metrics.mistake_severity(truth, predicted, **chosen)
     return 0.0 if np.isnan(found) else found

@@ -19,7 +19,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.lora.factor_files import check_is_model
 from weightspace.matching.coordinate_ascent import Sweep
 from weightspace.matching.gains import pair_blocks
-from weightspace.matching.weight_matching import weight_matching
+from weightspace.matching.weight_matching import match_weights
 from weightspace.reprs import brief
 from weightspace.symmetry import Permutation, PermutationSpec, check_fits, permute
 
@@ -106,7 +106,7 @@ class ModelSet:
         target = mean_of_tensors([state for other, state in enumerate(self.moved) if other != index])
         start = Permutation.identity(self.spec) if index in self._had_turn else None
         self._had_turn.add(index)
-        change = weight_matching(self.spec, target, self.moved[index], seed=seed, start=start).permutation
+        change = match_weights(self.spec, target, self.moved[index], seed=seed, start=start).permutation
         self.permutations[index] = change.compose(self.permutations[index])
         self.moved[index] = permute(self.spec, change, self.moved[index])
         self.objective = self._objective()

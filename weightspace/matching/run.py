@@ -13,7 +13,7 @@ from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.matching.activation_matching import activation_matching
 from weightspace.matching.coordinate_ascent import Sweep
 from weightspace.matching.result import Matching
-from weightspace.matching.weight_matching import weight_matching
+from weightspace.matching.weight_matching import match_weights
 from weightspace.symmetry import PermutationSpec
 from weightspace.tasks.failures import task_errors
 from weightspace.tasks.protocol import Task, threads_of
@@ -34,7 +34,7 @@ def by_weights(
     **options: Any,
 ) -> Matching:
     """Return what weight matching finds; the task is not looked at."""
-    return weight_matching(spec, target, source, seed=seed, on_sweep=on_sweep, **options)
+    return match_weights(spec, target, source, seed=seed, on_sweep=on_sweep, **options)
 
 
 def by_activations(
@@ -66,7 +66,7 @@ def by_activations_then_weights(
 ) -> Matching:
     """Return what weight matching finds from where activation matching ends."""
     start = by_activations(spec, task, target, source, seed=seed).permutation
-    return weight_matching(spec, target, source, seed=seed, start=start, on_sweep=on_sweep, **options)
+    return match_weights(spec, target, source, seed=seed, start=start, on_sweep=on_sweep, **options)
 
 
 def _network(task: Task, state: StateDict, label: str) -> nn.Module:

@@ -24,7 +24,7 @@ from weightspace.matching.gains import Indices, families, pair_blocks
 from weightspace.matching.loss_driven import EndpointPair, Losses, Schedule, Trial, descend, endless
 from weightspace.matching.result import Matching, check_matchable
 from weightspace.matching.soft_permutations import Scoring, Start
-from weightspace.matching.weight_matching import weight_matching
+from weightspace.matching.weight_matching import match_weights
 from weightspace.suggestions import unknown
 from weightspace.symmetry import PermutationSpec
 from weightspace.tasks.protocol import Task, threads_of
@@ -103,7 +103,7 @@ def straight_through(
         if projection == "sinkhorn":
             way = _scores(ends, losses, start or "noise", temperature, generator)
         else:
-            begin = weight_matching(spec, target, source, seed=seed).permutation.indices
+            begin = match_weights(spec, target, source, seed=seed).permutation.indices
             way = Projecting(ends, losses, start=begin, sweeps=sweeps, generator=generator)
         return descend(ends, way, _midpoint_judge(ends, losses), endless(task, generator), schedule, on_trial)
 

@@ -17,7 +17,7 @@ from weightspace.matching.gains import Indices
 from weightspace.matching.loss_driven import EndpointPair, Losses, Schedule, Trial, endless, search
 from weightspace.matching.multi_model import ManyMatching, ModelSet
 from weightspace.matching.straight_through import Projecting
-from weightspace.matching.weight_matching import weight_matching
+from weightspace.matching.weight_matching import match_weights
 from weightspace.symmetry import Permutation, PermutationSpec
 from weightspace.tasks.protocol import Task, threads_of
 from weightspace.threads import torch_threads
@@ -82,7 +82,7 @@ def straight_through_many(
     generator = torch.Generator().manual_seed(seed)
     with torch_threads(threads_of(task)):
         losses = Losses(task, device=device)
-        starts = [weight_matching(spec, first, other, seed=seed).permutation.indices for other in others]
+        starts = [match_weights(spec, first, other, seed=seed).permutation.indices for other in others]
         projections = [
             Projecting(EndpointPair(spec, first, other), losses, start=start, sweeps=sweeps, generator=generator)
             for other, start in zip(others, starts, strict=True)

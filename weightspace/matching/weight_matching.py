@@ -6,6 +6,7 @@ The convention: the *source* is permuted, towards the *target*, which stays.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
+from weightspace.matching.attention import warn_of_attention
 from weightspace.matching.coordinate_ascent import CoordinateAscent, Sweep, Workers, match
 from weightspace.matching.gains import Family, pair_blocks
 from weightspace.matching.result import Matching, check_matchable, matched
@@ -62,6 +64,9 @@ def weight_matching(
         SpecError: ``start`` belongs to another spec.
         WeightspaceError: ``max_sweeps`` or ``threads`` is below one, or ``restarts`` below zero.
 
+    Warns:
+        WeightspaceWarning: the spec has weights of attention.
+
     Source:
         Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, algorithm 1.
 
@@ -77,6 +82,24 @@ def weight_matching(
         >>> torch.equal(aligned["0.weight"], a["0.weight"])  # the planted permutation is undone
         True
     """
+    warn_of_attention("weight-matching", spec.axes)
+    chosen: dict[str, Any] = {"restarts": restarts, "max_sweeps": max_sweeps, "threads": threads}
+    return match_weights(spec, target, source, seed=seed, start=start, on_sweep=on_sweep, **chosen)
+
+
+def match_weights(
+    spec: PermutationSpec,
+    target: StateDict,
+    source: StateDict,
+    *,
+    seed: int = 0,
+    start: Permutation | None = None,
+    restarts: int = 0,
+    max_sweeps: int = 100,
+    threads: int | None = None,
+    on_sweep: Callable[[Sweep], None] | None = None,
+) -> Matching:
+    """Return what ``weight_matching`` finds, as a step of other methods, which say themselves what there is to say."""
     for name, number, least in (("max_sweeps", max_sweeps, 1), ("restarts", restarts, 0), ("threads", threads, 1)):
         if number is not None and number < least:
             raise WeightspaceError(f"{name} must be at least {least}, got {number}.")

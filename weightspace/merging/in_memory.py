@@ -53,13 +53,13 @@ def merge(
         New tensors in the order of the first state dict and the dtype of the inputs (promoted where they
         differ), computed in float32 at least and rounded once. Integer tensors are copied where all agree; of
         counters the largest is kept. Of weight norm the weights are merged, spectral norm's vectors belong to the
-        merged weight, and no running variance is negative. Tensors tied in every model stay tied. Copies merge to
-        the copy, bit for bit.
+        merged weight, pruned weights keep the mask that all models share, and no running variance is negative.
+        Tensors tied in every model stay tied. Copies merge to the copy, bit for bit.
 
     Raises:
         CheckpointError: names or shapes differ, or a tensor is float in one model and integer in another.
-        WeightspaceError: the method, a parameter or the weights don't fit, integer tensors differ, a tensor
-            or the result holds NaN or infinity, or evidence speaks of parts of a weight under weight norm.
+        WeightspaceError: the method, a parameter or the weights don't fit, integer tensors or pruning masks differ, a
+            tensor or the result holds NaN or infinity, or evidence speaks of parts of a weight under weight norm.
 
     Example:
         >>> import torch

@@ -52,7 +52,7 @@ def draw_calibration(
     report = decision_report(p, truth, **chosen)
 
     def figure() -> Figure:
-        made = Figure(figsize=(7.2, 3.1), layout="constrained")
+        made = Figure(figsize=(7.2, 3.4), layout="constrained")
         left, axes = made.subplots(1, 2)
         _reliability(left, p.max(1), right)
         tried = np.asarray(fit.tried)
@@ -63,7 +63,7 @@ def draw_calibration(
         axes.set_xscale("log")
         axes.set_xlabel("temperature")
         axes.set_title(f"mean distance^{exponent:g}" if exponent != 2 else "mean squared distance", loc="left")
-        axes.legend(frameon=False)
+        made.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=3, frameon=False)
         if title:
             made.suptitle(title, fontsize=11)
         return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from weightspace.arguments import checked
 from weightspace.connectivity import Curve, barrier
 from weightspace.errors import WeightspaceError
 from weightspace.plots.picture import COLOURS, DASHES, Axes, Figure, FuncFormatter, MaxNLocator, signed, write_picture
@@ -12,6 +13,7 @@ from weightspace.plots.picture import COLOURS, DASHES, Axes, Figure, FuncFormatt
 _ENDS = "#333333"
 
 
+@checked
 def draw_curves(curves: Mapping[str, Curve], path: str | Path, *, title: str | None = None) -> Figure:
     """Draw loss curves, and accuracies beside them where there are any, with the barrier of each.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from weightspace.errors import WeightspaceError
 from weightspace.labels import LabelMetric
-from weightspace.plots.picture import COLOURS, Axes, Figure, write_picture
+from weightspace.plots.picture import COLOURS, Axes, Figure, withStroke, write_picture
 
 #: Labels that can be drawn, and those whose names can.
 _LARGEST, _NAMED = 400, 60
@@ -45,7 +45,7 @@ def draw_locus(metric: LabelMetric, observed: Sequence[Any], path: str | Path, *
 def _locus_figure(metric: LabelMetric, seen: np.ndarray, inside: np.ndarray, title: str | None) -> Figure:
     geometry: Any = metric.geometry
     places = _tree_places(geometry) if geometry.is_tree else _graph_places(geometry)
-    width = float(np.clip(0.16 * len(metric), 4.5, 14))
+    width = float(np.clip(0.2 * len(metric), 4.5, 14))
     figure = Figure(figsize=(width, 4.2), layout="constrained")
     axes = figure.subplots()
     entries = geometry.graph.tocoo()
@@ -84,7 +84,9 @@ def _write_names(axes: Axes, metric: LabelMetric, places: np.ndarray) -> None:
             fontsize=6.5,
             ha="right",
             va="top",
-            rotation=35,
+            rotation=50,
+            path_effects=[withStroke(linewidth=2, foreground="white")],  # readable where it crosses an edge
+            zorder=3,
         )
 
 

@@ -11,8 +11,10 @@ from weightspace.connectivity import BarrierMatrix
 from weightspace.errors import WeightspaceError
 from weightspace.plots.picture import SIZES, Axes, Figure, Normalize, signed, write_picture
 
-#: Inches a cell.
-_CELL = 0.55
+#: Inches a cell, and of a panel at least: its heading has to fit.
+_CELL, _WIDTH = 0.55, 2.9
+#: Inches of names, and of a line of a heading.
+_NAMES, _LINE = 0.8, 0.2
 
 
 def draw_matrices(matrices: Mapping[str, BarrierMatrix], path: str | Path, *, title: str | None = None) -> Figure:
@@ -41,8 +43,10 @@ def _figure(matrices: Mapping[str, BarrierMatrix], title: str | None) -> Figure:
         falls = [100 * np.array(matrix.accuracy_barrier) for matrix in matrices.values()]
         rows.append((f"barrier of the {prefix}accuracy (%)", 2, falls))
     shape = (len(rows), len(matrices)) if len(matrices) > 1 else (1, len(rows))
-    side = 1.1 + _CELL * max(len(matrix.models) for matrix in matrices.values())
-    figure = Figure(figsize=(side * shape[1], (side + 0.1) * shape[0]), layout="constrained")
+    side = _NAMES + _CELL * max(len(matrix.models) for matrix in matrices.values())
+    side += 0.07 * max(len(name) for matrix in matrices.values() for name in matrix.models)
+    height = (side + _LINE * (1 + (len(matrices) > 1))) * shape[0] + (2 * _LINE if title else 0)
+    figure = Figure(figsize=(max(side, _WIDTH) * shape[1], height), layout="constrained")
     panels = iter(figure.subplots(*shape, squeeze=False).flat)
     for heading, digits, squares in rows:
         largest = max(float(np.max(square, initial=0, where=np.isfinite(square))) for square in squares)

@@ -16,6 +16,8 @@ from matplotlib.colors import LogNorm as LogNorm
 from matplotlib.colors import Normalize as Normalize
 from matplotlib.figure import Figure as Figure
 from matplotlib.image import AxesImage as AxesImage
+from matplotlib.lines import Line2D as Line2D
+from matplotlib.patheffects import withStroke as withStroke
 from matplotlib.ticker import FuncFormatter as FuncFormatter
 from matplotlib.ticker import MaxNLocator as MaxNLocator
 

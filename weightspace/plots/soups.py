@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from weightspace.errors import WeightspaceError
-from weightspace.plots.picture import COLOURS, Axes, Figure, FuncFormatter, MaxNLocator, write_picture
+from weightspace.plots.picture import COLOURS, Axes, Figure, FuncFormatter, Line2D, MaxNLocator, write_picture
 from weightspace.plots.windows import Frame
 from weightspace.soups import SoupAgainstEnsemble, SoupReport
 from weightspace.soups.compare import BEST, BEST_ON_TEST
@@ -23,6 +23,10 @@ _MARKS = {
     BEST_ON_TEST: "X",
 }
 _SINGLES = "#9A9A9A"
+#: Points by which a mark grows for every later one in the same place.
+_LARGER = 5
+#: Largest mark in a legend, in points.
+_LEGEND = 9
 
 
 def draw_soups(report: SoupReport, path: str | Path, *, title: str | None = None) -> Figure:
@@ -60,7 +64,7 @@ def _soups(report: SoupReport, title: str | None) -> Figure:
     for index, (row, point) in enumerate(zip(report.rows, rows, strict=True)):
         mark = _MARKS.get(row.name, "P")
         at = "" if frame.holds(point) else f"\n(outside: {', '.join(map(written, point))})"
-        size = 13 if mark == "*" else 8
+        size = (13 if mark == "*" else 8) + _LARGER * rows[index + 1 :].count(point)  # so that later ones hide none
         filled = row.name not in (BEST, BEST_ON_TEST)  # these two are models: rings around their points
         axes.plot(
             *frame.clipped(point),
@@ -71,7 +75,7 @@ def _soups(report: SoupReport, title: str | None) -> Figure:
             markeredgewidth=0.8 if filled else 1.8,
             markeredgecolor="white" if filled else COLOURS[index % len(COLOURS)],
             label=row.name + (f" ({row.models} networks)" if row.models > 1 else "") + at,
-            zorder=3 if filled else 4,
+            zorder=(3 if filled else 4) + index / 100,
         )
     name = report.objective
     if report.shifts:
@@ -82,7 +86,10 @@ def _soups(report: SoupReport, title: str | None) -> Figure:
         percent = FuncFormatter(lambda share, _: written(share))
         axes.xaxis.set_major_formatter(percent)
         axes.yaxis.set_major_formatter(percent)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    legend = axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    for handle in legend.legend_handles:
+        if isinstance(handle, Line2D):
+            handle.set_markersize(min(handle.get_markersize(), _LEGEND))
     axes.set_title(title or f"{report.task}: {len(report.names)} models and their soups", loc="left")
     return figure
 

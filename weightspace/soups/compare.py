@@ -17,7 +17,7 @@ from weightspace.reprs import brief
 from weightspace.soups.candidates import Alone, Mean
 from weightspace.soups.ensemble import ensembled
 from weightspace.soups.evaluation import Judge, Place, Scores
-from weightspace.soups.greedy import Soup, Tie, Trial, greedily
+from weightspace.soups.greedy import Soup, Tie, Trial, greedily, score_ingredients
 from weightspace.soups.ingredients import Ingredient, Source, ingredients_of
 from weightspace.soups.learned import Per, learned_soup
 from weightspace.soups.model_stock import model_stock_soup
@@ -168,7 +168,7 @@ def compare_recipes(
         mode: ``"min"`` or ``"max"`` of the objective; see ``greedy_soup``.
         statistics: see ``greedy_soup``, and so for ``cache``, ``executor``, ``workers``, ``gpus``, ``ray_address``.
         cache: evaluations; the learned soup is learned each time, and its scores are known by its weights.
-        on_trial: told of the evaluations that the greedy soup needs: of the ingredients in any case.
+        on_trial: told of the evaluations of the ingredients, and of the candidates of a greedy soup.
         on_state: given every soup that is made, before the next one.
 
     Raises:
@@ -218,9 +218,12 @@ class _Maker:
         replacement: bool,
     ) -> SoupReport:
         """Return the rows of all recipes, between the best single model and the oracle."""
-        soup = greedily(
-            self.ingredients, self.judge, tie=tie, replacement=replacement, on_trial=on_trial, splits=self.splits
-        )
+        search: dict[str, Any] = {"on_trial": on_trial, "splits": self.splits}
+        soup = None
+        if "greedy" in recipes:
+            soup = greedily(self.ingredients, self.judge, tie=tie, replacement=replacement, **search)
+        else:
+            score_ingredients(self.ingredients, self.judge, **search)
         singles = self.judge.many([Alone(one) for one in self.ingredients], self.splits)
         rows = [
             self._single(BEST, singles, "validation"),
@@ -237,16 +240,16 @@ class _Maker:
             mode=self.judge.measure.mode,
         )
 
-    def _row(self, recipe: str, soup: Soup, per: Per) -> Row:
+    def _row(self, recipe: str, soup: Soup | None, per: Per) -> Row:
         everyone = tuple(range(len(self.ingredients)))
         if recipe == "ensemble":
             return Row(recipe, ensembled(self.ingredients, self.judge, self.splits), len(everyone), everyone)
-        chosen = soup.ingredients if recipe == "greedy" else everyone
+        chosen = everyone if soup is None or recipe != "greedy" else soup.ingredients
         if recipe in ("learned", "model_stock"):
             scores = self._made(recipe, self._learned(per) if recipe == "learned" else self._model_stock())
         else:
             if self.on_state is not None:
-                self.on_state(recipe, soup.state if recipe == "greedy" else self._uniform())
+                self.on_state(recipe, self._uniform() if soup is None or recipe != "greedy" else soup.state)
             scores = self.judge.one(Mean([self.ingredients[number] for number in chosen]), self.splits)
         return Row(recipe, scores, 1, chosen)
 

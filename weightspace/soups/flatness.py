@@ -158,7 +158,7 @@ def angle(pretrained: StateDict, a: StateDict, b: StateDict) -> float:
         check_compatible(pretrained, state, names=("pretrained", name))
     product = lengths = 0.0
     squares = [0.0, 0.0]
-    coordinates = Coordinates([pretrained])
+    coordinates = Coordinates([pretrained, a, b])
     tied = dict(set.intersection(*(set(tied_names(state).items()) for state in (pretrained, a, b))))
     for name in coordinates.names:
         if name in tied:  # counted under its first name

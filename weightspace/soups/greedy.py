@@ -16,7 +16,14 @@ from weightspace.errors import WeightspaceError
 from weightspace.reprs import brief
 from weightspace.soups.candidates import Alone, Joined
 from weightspace.soups.evaluation import Judge, Place
-from weightspace.soups.ingredients import Ingredient, Source, check_ingredients, ingredients_of
+from weightspace.soups.ingredients import (
+    Ingredient,
+    Source,
+    check_distinct,
+    check_ingredients,
+    ingredients_of,
+    warn_of_copies,
+)
 from weightspace.soups.measures import TaskMeasure
 from weightspace.soups.running_mean import RunningMean
 from weightspace.soups.scoring import Score, Statistics, settled
@@ -175,12 +182,13 @@ def greedily(
         on_trial: called after every evaluation.
         splits: to score the ingredients on while they are there; only ``validation``, one of them, decides.
     """
+    if not replacement:
+        check_distinct(ingredients)
     check_ingredients(ingredients, judge.measure.check)
     total = len(ingredients) if replacement else 2 * len(ingredients) - 1
     search = _Search(ingredients, judge, tie, on_trial, total=total)
     singles = search.singles(splits)
-    if all(math.isnan(score) for score in singles):
-        raise WeightspaceError(f"The score of all {len(singles)} ingredients is NaN; expected a number.")
+    warn_of_copies(ingredients, singles)
     first, *others = sorted(range(len(singles)), key=lambda number: (math.isnan(singles[number]), -singles[number]))
     search.take(first, singles[first], ingredients[first].load())
     if replacement:
@@ -190,6 +198,23 @@ def greedily(
         for number in others:
             search.attempt(number)
     return search.soup()
+
+
+def score_ingredients(
+    ingredients: Sequence[Ingredient],
+    judge: Judge,
+    *,
+    on_trial: Callable[[Trial], None] | None = None,
+    splits: Sequence[str] = ("validation",),
+) -> None:
+    """Check ingredients and score each alone, as ``greedily`` does before it searches; the judge knows the scores then.
+
+    Raises:
+        CheckpointError: an ingredient cannot be read, or does not fit.
+        WeightspaceError: all scores are NaN.
+    """
+    check_ingredients(ingredients, judge.measure.check)
+    _Search(ingredients, judge, "accept", on_trial, total=len(ingredients)).singles(splits)
 
 
 class _Search:
@@ -215,7 +240,10 @@ class _Search:
         found = self.judge.many(alone, splits, lambda at, one: self._note(at, 1, self.judge.value(one), None))
         self.trials.sort(key=lambda trial: trial.ingredient)
         self.trials = [replace(trial, index=index) for index, trial in enumerate(self.trials, start=1)]
-        return [self.judge.value(scores) for scores in found]
+        values = [self.judge.value(scores) for scores in found]
+        if all(math.isnan(value) for value in values):
+            raise WeightspaceError(f"The score of all {len(values)} ingredients is NaN; expected a number.")
+        return values
 
     def take(self, number: int, score: float, state: StateDict) -> None:
         """Take an ingredient in."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,17 @@ from torch import Tensor
 
 from weightspace.arithmetic.integers import unaveraged
 from weightspace.arithmetic.nonfinite import finite
+from weightspace.arithmetic.pruning import check_masks
 from weightspace.checkpoints import StateDict, check_compatible, load_checkpoint
 from weightspace.checkpoints.atomic_write import one_line_errors
+from weightspace.checkpoints.buffers import Parametrizations, find_parametrizations
 from weightspace.checkpoints.hf_folder import weight_files
 from weightspace.checkpoints.measure import count_non_finite
 from weightspace.checkpoints.reader import read_checkpoint
 from weightspace.checkpoints.remote import is_url
-from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.errors import CheckpointError, WeightspaceError, WeightspaceWarning
 from weightspace.lora.factor_files import check_is_model
+from weightspace.soups.fingerprints import fingerprint_of_state
 
 #: A checkpoint by its path (or URL), or its tensors.
 Source: TypeAlias = "StateDict | str | os.PathLike[str]"
@@ -80,6 +84,49 @@ def ingredients_of(sources: Sequence[Source]) -> tuple[Ingredient, ...]:
 # --- Ingredients checked against each other ---
 
 
+def check_distinct(ingredients: Sequence[Ingredient]) -> None:
+    """Check that no file is there twice: a soup would count it as two models.
+
+    Raises:
+        WeightspaceError: one is.
+    """
+    known: dict[str, str] = {}
+    for ingredient in ingredients:
+        source = ingredient.source
+        if isinstance(source, dict) or is_url(source):
+            continue
+        path = os.path.realpath(source)
+        if path in known:
+            raise WeightspaceError(
+                f"{known[path]} and {ingredient.name} are one file, which the soup would take for two models. Leave "
+                "one out; with replacement=True (--replacement) a greedy soup may take an ingredient several times."
+            )
+        known[path] = ingredient.name
+
+
+def warn_of_copies(ingredients: Sequence[Ingredient], scores: Sequence[float]) -> None:
+    """Tell of ingredients that are equal, tensor by tensor.
+
+    Args:
+        ingredients: in their order.
+        scores: of each alone; only those of equal scores are compared.
+
+    Warns:
+        WeightspaceWarning: two are equal.
+    """
+    seen: dict[tuple[float, str], Ingredient] = {}
+    for ingredient, score in zip(ingredients, scores, strict=True):
+        if list(scores).count(score) < 2:
+            continue
+        first = seen.setdefault((score, fingerprint_of_state(ingredient.load())), ingredient)
+        if first is not ingredient:
+            warnings.warn(
+                f"{first.name} and {ingredient.name} are equal, and the soup takes them for two models. Leave one out.",
+                WeightspaceWarning,
+                stacklevel=2,
+            )
+
+
 #: Checks that a model, called so, can be scored.
 Check = Callable[[StateDict, str], None]
 
@@ -87,8 +134,8 @@ Check = Callable[[StateDict, str], None]
 class IngredientCheck:
     """Checks that networks can be averaged: each against the first, of which little is kept.
 
-    Names, shapes and kinds are those of the first; integers are equal; all values are finite. An infinity that every
-    network has in the same place is a mask, whose mean is itself, and passes.
+    Names, shapes and kinds are those of the first; integers and pruning masks are equal; all values are finite. An
+    infinity that every network has in the same place is a mask, whose mean is itself, and passes.
     """
 
     def __init__(self) -> None:
@@ -96,6 +143,8 @@ class IngredientCheck:
         self._outline: StateDict = {}  # of the first: shapes and dtypes without memory
         self._whole: StateDict = {}  # its integers, and what holds whole numbers
         self._masks: dict[str, Tensor] = {}  # its tensors with infinities
+        self._parametrizations = Parametrizations()
+        self._pruning: StateDict = {}  # its pruning masks
 
     @torch.no_grad()
     def add(self, state: StateDict, name: str) -> None:
@@ -117,6 +166,7 @@ class IngredientCheck:
             check_compatible(self._outline, state, names=(self._name, name))
             for key, whole in self._whole.items():
                 unaveraged(key, [whole, state[key]], models=[self._name, name])
+            check_masks([self._pruning, state], self._parametrizations, models=(self._name, name))
         for key, tensor in state.items():
             if count_non_finite(tensor) or key in self._masks:
                 self._check_infinities(key, tensor, name)
@@ -124,9 +174,11 @@ class IngredientCheck:
     def _begin(self, state: StateDict, name: str) -> None:
         """Keep of the first network what the others are compared with."""
         self._name = name
+        self._parametrizations = find_parametrizations({key: tuple(tensor.shape) for key, tensor in state.items()})
+        self._pruning = {mask: state[mask].detach().clone() for mask in self._parametrizations.masks.values()}
         for key, tensor in state.items():
             self._outline[key] = torch.empty_like(tensor, device="meta")
-            if (whole := unaveraged(key, [tensor])) is not None:
+            if key not in self._pruning and (whole := unaveraged(key, [tensor])) is not None:
                 self._whole[key] = whole
             if count_non_finite(tensor):
                 self._masks[key] = tensor.detach().clone()

@@ -15,6 +15,7 @@ from torch import Tensor
 from weightspace.arithmetic.dtypes import output_dtype
 from weightspace.arithmetic.integers import unaveraged
 from weightspace.arithmetic.parametrizations import Coordinates, made_elsewhere
+from weightspace.arithmetic.pruning import check_masks
 from weightspace.arithmetic.running_mean import ExactSum
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.buffers import check_ties
@@ -49,7 +50,7 @@ class RunningMean:
 
         Raises:
             CheckpointError: names or shapes differ from those before.
-            WeightspaceError: an integer tensor differs, other than a counter.
+            WeightspaceError: an integer tensor differs, other than a counter, or a pruning mask.
         """
         self._check(state, name)
         coordinates = self._coordinates or Coordinates([state]).without_weights(self._dtypes)
@@ -120,6 +121,7 @@ class RunningMean:
             own = {key: total.high for key, total in self._sums.items()} | self._unaveraged
             ties = {key: own[owner] for key, owner in self._tied.items() if owner in own}
             check_compatible({**ties, **following, **own}, state, names=(self.names[0], name))
+            check_masks([first, state], self._coordinates.parametrizations, models=(self.names[0], name))
 
     def _add(self, key: str, tensor: Tensor, name: str) -> None:
         """Add one tensor to its sum, and keep what it is where it has no average."""

@@ -11,7 +11,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.merging.interpolate import interpolate
 from weightspace.reprs import brief
 from weightspace.soups.candidates import OnLine
-from weightspace.soups.evaluation import Judge, Place
+from weightspace.soups.evaluation import Judge, Place, Scores
 from weightspace.soups.ingredients import Source, check_ingredients, ingredients_of
 from weightspace.soups.scoring import Statistics, settled
 from weightspace.tasks.objectives import Mode
@@ -67,8 +67,8 @@ def wise_ft(
         mode: ``"min"`` or ``"max"`` of the objective; see ``greedy_soup``.
         statistics: BatchNorm's between the two; see ``greedy_soup``, and so for ``cache``, ``executor``, ``workers``,
             ``gpus`` and ``ray_address``.
-        on_position: called as soon as a position is scored, with it and the validation objective there, negated where
-            less is better.
+        on_position: called for every position in the order given, as soon as it and those before it are scored, with it
+            and the validation objective there, negated where less is better.
 
     Raises:
         CheckpointError: a checkpoint cannot be read, or the two do not fit together.
@@ -93,11 +93,21 @@ def wise_ft(
     a, b = ingredients_of([pretrained, finetuned])
     place = Place(executor, workers, gpus, ray_address)
     judge = Judge(task, statistics, cache=cache, cache_key=None, place=place, mode=mode)
-    report = on_position or (lambda position, value: None)
     points = [OnLine(a, b, float(position)) for position in positions]
+    pending: dict[int, Scores] = {}
+    told = 0
+
+    def report(at: int, scores: Scores) -> None:
+        """Tell of positions in their order: they are scored in any."""
+        nonlocal told
+        pending[at] = scores
+        while on_position is not None and told in pending:
+            on_position(points[told].position, judge.value(pending.pop(told)))
+            told += 1
+
     try:
         check_ingredients((a, b), judge.measure.check)
-        found = judge.many(points, splits, lambda at, scores: report(points[at].position, judge.value(scores)))
+        found = judge.many(points, splits, report)
     finally:
         judge.measure.forget()
     values = [judge.value(scores) for scores in found]

@@ -20,6 +20,9 @@ from weightspace.reprs import brief
 from weightspace.symmetry.pattern import Block, Units, blocks
 from weightspace.symmetry.spec import PermutationSpec
 
+#: Key of the spec's digest in the metadata of a file.
+_DIGEST = "weightspace_spec_digest"
+
 
 @brief
 @dataclass(frozen=True, eq=False)
@@ -134,7 +137,7 @@ class Permutation:
             CheckpointError: the file cannot be written.
         """
         check_permutation_path(path)
-        save_checkpoint(dict(self.indices), path, metadata={"weightspace_spec_digest": self.spec.digest})
+        save_checkpoint(dict(self.indices), path, metadata={_DIGEST: self.spec.digest})
 
     @classmethod
     def load(cls, path: str | Path, spec: PermutationSpec) -> Permutation:
@@ -143,11 +146,16 @@ class Permutation:
         Raises:
             SpecError: the file was saved for another spec.
         """
-        digest = load_metadata(path).get("weightspace_spec_digest")
+        digest = load_metadata(path).get(_DIGEST)
         if digest != spec.digest:
             found = "has no digest of a spec" if digest is None else f"was made for the spec {digest[:12]}…"
             raise SpecError(f"{path}: {found}, not for the one given ({spec.digest[:12]}…).")
         return cls(spec, load_checkpoint(path))
+
+
+def is_permutation(path: str | Path) -> bool:
+    """Return whether a file holds a permutation of any spec."""
+    return _DIGEST in load_metadata(path)
 
 
 def check_permutation_path(path: str | Path) -> None:

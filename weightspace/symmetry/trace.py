@@ -106,7 +106,7 @@ class _Walk:
         if not isinstance(fake, Tensor):
             return fake
         name = (source.target or "").removeprefix(Network.PREFIX)
-        is_statistic = source.kind == InputKind.BUFFER and name in self.state and moves_with_units(name)
+        is_statistic = source.kind == InputKind.BUFFER and name in self.state and moves_with_units(name, self.state)
         if not node.users:  # an auxiliary head that this pass does not run
             if source.kind == InputKind.PARAMETER and fake.numel() > 1:
                 self.unused.append(name)

@@ -202,8 +202,9 @@ def randomise(module: nn.Module, seed: int) -> None:
 
 
 def _distinct(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from ((name, buffer) for name, buffer in module.named_buffers() if moves_with_units(name))
+    parameters = dict(module.named_parameters())
+    yield from parameters.items()
+    yield from ((name, buffer) for name, buffer in module.named_buffers() if moves_with_units(name, parameters))
 
 
 def _is_constant_somewhere(tensor: Tensor) -> bool:

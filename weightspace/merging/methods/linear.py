@@ -61,5 +61,5 @@ def check_sum(weights: Sequence[float]) -> None:
     if abs(math.fsum(weights)) <= _CANCELLED * math.fsum(abs(weight) for weight in weights):
         raise WeightspaceError(
             f"Weights {', '.join(f'{weight:g}' for weight in weights)} sum to 0, by which a mean divides. "
-            "Expected weights with another sum, or normalize=False."
+            "Expected weights with another sum, or normalize=False (--normalize false)."
         )

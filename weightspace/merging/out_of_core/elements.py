@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from weightspace.arithmetic.dtypes import real_dtype
 from weightspace.arithmetic.integers import agreed, largest
+from weightspace.arithmetic.pruning import check_same_mask
 from weightspace.arithmetic.spectral_norm import SpectralModel, spectral_vectors
 from weightspace.arithmetic.weight_norm import EffectiveWeight, Split, split
 from weightspace.checkpoints.dtypes import DTYPES
@@ -52,6 +53,20 @@ def elements_of(job: Job, sources: Sources, global_arguments: GlobalArguments) -
         yield from ((start, elements.to(dtype)) for start, elements in _kept(job, sources))
 
 
+def check_masks(jobs: Iterable[Job], sources: Sources) -> None:
+    """Check that pruned models have the same masks, before anything is merged.
+
+    Raises:
+        WeightspaceError: two masks differ.
+    """
+    for job in jobs:
+        if job.kind == "mask":
+            labels = [sources.plan.members[index].label for index, _ in job.inputs]
+            first, *others = (sources.flat(ref) for ref in job.inputs)
+            for label, other in zip(labels[1:], others, strict=True):
+                check_same_mask(job.name, _whole(first), _whole(other), models=(labels[0], label))
+
+
 def is_merged(job: Job, sources: Sources) -> bool:
     """Return whether a tensor is what the method makes of the models' tensors, or of weights that they stand for."""
     if job.kind == "largest":
@@ -78,7 +93,7 @@ def _kept(job: Job, sources: Sources) -> Iterator[tuple[int, Tensor]]:
     count = math.prod(flats[0].shape)
     for start in range(0, count, CHUNK):
         chunks = [flat.read(start, min(start + CHUNK, count)) for flat in flats]
-        yield start, chunks[0] if job.kind == "copy" else agreed(job.name, chunks, models=labels)
+        yield start, agreed(job.name, chunks, models=labels) if job.kind == "agree" else chunks[0]
 
 
 def _largest(job: Job, sources: Sources) -> Tensor | None:

@@ -232,6 +232,11 @@ def _make(
     plan: Plan, jobs: Sequence[Job], staging: Staging, execution: ExecutionOptions, report: Callable[[int], None]
 ) -> None:
     """Make tensors where ``execution`` says."""
+    if any(job.kind == "mask" for job in plan.jobs):
+        from weightspace.merging.out_of_core.elements import check_masks
+        from weightspace.merging.out_of_core.sources import Sources
+
+        check_masks(plan.jobs, Sources(plan))
     global_arguments: Mapping[str, Mapping[str, Any]] = {}
     if any(plan.method.needs_global_pass(job.arguments) for job in jobs):
         from weightspace.merging.out_of_core.executor import global_pass

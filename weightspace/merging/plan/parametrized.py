@@ -12,6 +12,7 @@ from weightspace.checkpoints.buffers import (
     check_ties,
     effective_name,
     find_parametrizations,
+    mask_of,
 )
 from weightspace.errors import CheckpointError
 from weightspace.merging.plan.plan import Job, Kind, Member, Ref
@@ -26,7 +27,8 @@ def with_parametrizations(jobs: Sequence[Job], tied: Mapping[str, str], members:
         members: the checkpoints that take part.
 
     Raises:
-        CheckpointError: the parts of a weight come from different models, or only some of them are tied.
+        CheckpointError: the parts of a weight come from different models, only some of them are tied, or not every
+            model that a weight comes from has its mask.
         WeightspaceError: a parametrization cannot be understood, or evidence speaks of a part of a weight.
     """
     made = {job.name: job for job in jobs}
@@ -39,6 +41,9 @@ def with_parametrizations(jobs: Sequence[Job], tied: Mapping[str, str], members:
     for name, norm in parametrizations:
         if norm.functions[0] not in tied:
             _join(made, tied.get(name, name), norm)
+    for original, mask in parametrizations.masks.items():
+        if mask not in tied:
+            made[mask] = _mask(made[mask], made[tied.get(original, original)], members, alone=original in tied)
     return [made[job.name] for job in jobs]
 
 
@@ -63,6 +68,30 @@ def _join(made: dict[str, Job], name: str, norm: WeightNorm | SpectralNorm) -> N
     for part, tensor in by_part.items():
         if tensor is not None:
             made[tensor] = replace(_following(made[tensor], weight, "vector", companions), part=part)
+
+
+def _mask(job: Job, pruned: Job, members: Sequence[Member], *, alone: bool) -> Job:
+    """Return the job of the mask of a pruned tensor: that of all models, the base too, which agree on it.
+
+    Args:
+        job: of the mask as if it stood for itself.
+        pruned: of the pruned tensor.
+        members: the checkpoints that take part.
+        alone: the pruned tensor shares memory with another one, and the mask does not.
+
+    Raises:
+        CheckpointError: a model or the base has no such mask.
+    """
+    if pruned.kind == "copy" and job.kind == "copy" and job.inputs[0][0] == pruned.inputs[0][0]:
+        return job
+    refs = job.models if alone else tuple((index, mask_of(name)) for index, name in pruned.models)
+    for index, name in refs:
+        if name not in members[index].contents.tensors:
+            raise CheckpointError(
+                f"{job.name!r} is a pruning mask that {members[index].label} lacks, and only networks with the same "
+                "masks can be merged. Expected torch.nn.utils.prune.remove on every pruned model first."
+            )
+    return replace(job, kind="mask", inputs=refs, base=None, weights=(1.0,) * len(refs), arguments={})
 
 
 def _following(job: Job, weight: Job, kind: Kind, companions: tuple[tuple[Ref, ...], ...]) -> Job:

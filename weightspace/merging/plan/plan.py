@@ -23,8 +23,8 @@ Ref: TypeAlias = tuple[int, str]
 
 #: ``merge``: by the method. ``agree``: integers, copied where all models have the same. ``copy``: of the first one.
 #: ``largest``: a counter. ``direction`` and ``magnitude``: of a merged weight under weight norm. ``vector``: a singular
-#: vector of a merged weight under spectral norm.
-Kind: TypeAlias = Literal["merge", "agree", "copy", "largest", "direction", "magnitude", "vector"]
+#: vector of a merged weight under spectral norm. ``mask``: of pruned weights, copied where all models have the same.
+Kind: TypeAlias = Literal["merge", "agree", "copy", "largest", "direction", "magnitude", "vector", "mask"]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from weightspace.checkpoints.buffers import is_computed
+from weightspace.checkpoints.buffers import is_computed, is_pruned_in_one
 from weightspace.checkpoints.metadata import TensorInfo
 from weightspace.errors import CheckpointError
 from weightspace.merging.plan.plan import Member, Ref
@@ -132,6 +132,10 @@ class TensorFinder:
         close = closest(name, (other for other in own if other not in known))
         has, lacks = self.members[present[0]].label, self.members[index].label
         line = f"{lacks} has no tensor {name!r}, which {has} has."
+        if is_pruned_in_one(name, own, known):
+            raise CheckpointError(
+                f"{line} One of them alone is pruned: make that permanent first, by torch.nn.utils.prune.remove."
+            )
         if self.warn is None:
             hint = "" if close is None else f" Did you mean {close!r}?"
             if prefix := suggested_prefix(name, () if close is None else (close,)):

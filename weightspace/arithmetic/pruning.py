@@ -1,0 +1,51 @@
+"""Pruning masks of ``torch.nn.utils.prune``, which networks have to share to be combined.
+
+A pruned weight is kept as ``w = w_orig · m``. Under one mask the mean of the ``w_orig`` is the mean of the weights;
+under different ones it is not, since the mean of products is not the product of means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from weightspace.checkpoints import StateDict
+from weightspace.checkpoints.buffers import Parametrizations
+from weightspace.errors import WeightspaceError
+
+
+def check_masks(
+    states: Sequence[StateDict], parametrizations: Parametrizations, *, models: Sequence[object] | None = None
+) -> None:
+    """Check that networks are pruned by the same masks.
+
+    Args:
+        states: state dicts with the same names and shapes.
+        parametrizations: of the architecture.
+        models: how an error calls the networks; by their numbers from 1 if not given.
+
+    Raises:
+        WeightspaceError: two masks differ.
+    """
+    called = [f"model {number}" for number in range(1, len(states) + 1)] if models is None else models
+    for mask in parametrizations.masks.values():
+        for state, label in zip(states[1:], called[1:], strict=True):
+            check_same_mask(mask, states[0][mask], state[mask], models=(called[0], label))
+
+
+def check_same_mask(name: str, first: Tensor, other: Tensor, *, models: tuple[object, object]) -> None:
+    """Check that two masks of one shape are equal, be they kept as floats, integers or bools.
+
+    Raises:
+        WeightspaceError: they differ.
+    """
+    differing = first.detach().cpu().double() != other.detach().cpu().double()
+    if bool(differing.any()):
+        pruned = name.removesuffix("_mask")
+        raise WeightspaceError(
+            f"The pruning masks {name!r} of {models[0]} and {models[1]} differ in {int(differing.sum()):,} of "
+            f"{differing.numel():,} places, and only networks with the same masks can be combined. To combine the "
+            f"pruned weights themselves, call torch.nn.utils.prune.remove for {pruned!r} and every other pruned tensor "
+            "of every model first."
+        )
