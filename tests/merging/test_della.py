@@ -9,7 +9,7 @@ from torch import Tensor
 
 from weightspace.errors import WeightspaceError
 from weightspace.merging import merge
-from weightspace.merging.methods import dare
+from weightspace.merging.methods import _random_masks
 
 
 def della(delta: Tensor, **parameters: Any) -> Tensor:
@@ -106,6 +106,6 @@ def test_masks_that_have_no_room_are_drawn_again_and_are_the_same(monkeypatch: p
     for epsilon in (0.0, 0.2):
         expected = della(delta, density=0.5, epsilon=epsilon, rescale="l1")
         for room in (0, 20_000):
-            monkeypatch.setattr(dare, "_KEPT", room)
+            monkeypatch.setattr(_random_masks, "_KEPT", room)
             assert torch.equal(della(delta, density=0.5, epsilon=epsilon, rescale="l1"), expected)
         monkeypatch.undo()

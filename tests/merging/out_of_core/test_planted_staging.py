@@ -46,8 +46,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return here
 
 
-def merge(out: str | Path, *, force: bool = False) -> int:
-    return merge_files(["a.safetensors", "b.safetensors"], out, execution=ws.ExecutionOptions(force=force)).resumed
+def merge(out: str | Path, *, force: bool = False, dry_run: bool = False) -> int:
+    execution = ws.ExecutionOptions(force=force)
+    return merge_files(["a.safetensors", "b.safetensors"], out, execution=execution, dry_run=dry_run).resumed
 
 
 def expected() -> dict[str, torch.Tensor]:
