@@ -19,7 +19,7 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
 from weightspace import WeightspaceError
 from weightspace.matching.registry import MATCHINGS
 from weightspace.merging import METHODS
-from weightspace.merging.options import ExecutionOptions, OutputOptions, ReadingOptions
+from weightspace.merging.plan.options import ExecutionOptions, OutputOptions, ReadingOptions
 from weightspace.user_code import is_user_code
 
 if TYPE_CHECKING:

@@ -205,7 +205,7 @@ def _command(row: Any) -> str:
 def _needs(row: Any) -> str:
     """Return what a method needs besides the tensors' elements, and whether it depends on their scale."""
     needs = {
-        "whole matrices": row.grain == "whole",
+        "whole matrices": row.granularity == "whole",
         "statistics": bool(row.evidence),
         "not scale-free": not row.scale_free,
     }

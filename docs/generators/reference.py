@@ -23,7 +23,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Merging": (
         *("merge", "merge_files", "interpolate", "reproduce", "collect_evidence"),
-        *("METHODS", "Alignment", "MergeReport", "ReadingOptions", "OutputOptions", "ExecutionOptions"),
+        *("METHODS", "Alignment", "MergeReport"),
     ),
     "Connectivity": ("loss_curve", "barrier", "barrier_matrix", "loss_plane", "repair", "taylor_barrier", "Curve"),
     "Soups": ("uniform_soup", "greedy_soup", "learned_soup", "wise_ft", "Soup"),

@@ -13,7 +13,7 @@ from readers import inside
 
 import weightspace as ws
 from weightspace.checkpoints.fetching import local_path
-from weightspace.merging import merge_files
+from weightspace.merging import ExecutionOptions, merge_files
 
 
 def beside(name: str, make: Callable[[Path], Path]) -> Callable[[Path], Path]:
@@ -81,7 +81,7 @@ def merged_file(folder: Path) -> Path:
         merge_files(
             ["a.safetensors", "b.safetensors"],
             "c.safetensors",
-            execution=ws.ExecutionOptions(executor="threads", threads=1, fsync=False),
+            execution=ExecutionOptions(executor="threads", threads=1, fsync=False),
         )
     return folder / "c.safetensors"
 

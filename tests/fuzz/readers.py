@@ -19,7 +19,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.labels.inputs import read_array
 from weightspace.labels.wordnet import read_wordnet
 from weightspace.lora import read_adapter
-from weightspace.merging import merge_files, reproduce
+from weightspace.merging import ExecutionOptions, merge_files, reproduce
 from weightspace.symmetry import Permutation, PermutationSpec
 from weightspace.symmetry.permutation import check_fits
 from weightspace.symmetry.spec import read_spec
@@ -69,7 +69,7 @@ def inspect(path: Path) -> None:
 
 def merged(sources: Sequence[str] | str, folder: Path, **options: Any) -> None:
     """Plan a merge, carry it out where the plan is fine, and take the result away: only a merge writes anything."""
-    options |= {"execution": ws.ExecutionOptions(threads=1, fsync=False), "warn": lambda _: None}
+    options |= {"execution": ExecutionOptions(threads=1, fsync=False), "warn": lambda _: None}
     with inside(folder):
         merge_files(sources, folder / "out", dry_run=True, **options)
         try:

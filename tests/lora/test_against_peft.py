@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import weightspace as ws
 from weightspace.checkpoints import StateDict
 from weightspace.lora import extract_lora, read_adapter, write_adapter
-from weightspace.merging import merge_adapters, merge_files
+from weightspace.merging import ExecutionOptions, merge_adapters, merge_files
 
 peft = pytest.importorskip("peft")
 
@@ -50,7 +50,7 @@ def merged_by_both(model: nn.Module, folder: Path, **fields: Any) -> tuple[State
     merge_files(
         [f"{folder / 'model.safetensors'}+{folder / 'adapter'}"],
         folder / "out.safetensors",
-        execution=ws.ExecutionOptions(fsync=False),
+        execution=ExecutionOptions(fsync=False),
     )
     return ws.load_checkpoint(folder / "out.safetensors"), wrapped.merge_and_unload().state_dict()
 

@@ -12,7 +12,7 @@ from weightspace.checkpoints import StateDict, load_metadata
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.lora import extract_lora, extract_lora_files, read_adapter
 from weightspace.lora.extract import nearest_factors
-from weightspace.merging import merge_files
+from weightspace.merging import ExecutionOptions, merge_files
 
 Normal = Callable[..., Tensor]
 
@@ -131,7 +131,7 @@ def test_model_and_extracted_adapter_are_the_fine_tuned_model(turned: bool, norm
     merge_files(
         [f"{files[0]}+{tmp_path / 'adapter'}"],
         tmp_path / "again.safetensors",
-        execution=ws.ExecutionOptions(fsync=False),
+        execution=ExecutionOptions(fsync=False),
     )
     again = ws.load_checkpoint(tmp_path / "again.safetensors")
     for name, tensor in tuned.items():

@@ -14,7 +14,7 @@ from weightspace.connectivity import loss_curve, loss_plane
 from weightspace.errors import CheckpointError
 from weightspace.lora.factor_files import check_is_model, is_factor
 from weightspace.matching import merge_many
-from weightspace.merging import merge_files
+from weightspace.merging import ExecutionOptions, merge_files
 from weightspace.soups import learned_soup, uniform_soup, wise_ft
 
 #: Names as the tools write them; each is a whole file.
@@ -133,9 +133,7 @@ def test_a_model_with_an_adapter_that_was_never_merged_is_refused(kind: str, tmp
 def test_models_are_not_refused_for_their_names(kind: str, tmp_path: Path) -> None:
     state = state_of(MODELS[kind])
     ws.save_checkpoint(state, tmp_path / "a.safetensors")
-    merge_files(
-        [tmp_path / "a.safetensors"] * 2, tmp_path / "out.safetensors", execution=ws.ExecutionOptions(fsync=False)
-    )
+    merge_files([tmp_path / "a.safetensors"] * 2, tmp_path / "out.safetensors", execution=ExecutionOptions(fsync=False))
     assert ws.load_checkpoint(tmp_path / "out.safetensors").keys() == state.keys()
     assert ws.merge([state, state]).keys() == state.keys()
 
@@ -214,9 +212,7 @@ def test_a_model_folder_that_also_holds_an_adapter_is_a_model(tmp_path: Path) ->
         ws.save_checkpoint(state, tmp_path / name)
         (tmp_path / name / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2}))
         ws.save_checkpoint(state_of(ADAPTERS["peft"]), tmp_path / name / "adapter_model.safetensors")
-    merge_files(
-        [tmp_path / "a", tmp_path / "b"], tmp_path / "out.safetensors", execution=ws.ExecutionOptions(fsync=False)
-    )
+    merge_files([tmp_path / "a", tmp_path / "b"], tmp_path / "out.safetensors", execution=ExecutionOptions(fsync=False))
     assert torch.equal(ws.load_checkpoint(tmp_path / "out.safetensors")["q.weight"], state["q.weight"])
 
 

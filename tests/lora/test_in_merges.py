@@ -13,7 +13,7 @@ import weightspace as ws
 from weightspace.checkpoints import StateDict, load_metadata
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.lora import Adapted
-from weightspace.merging import merge, merge_files, reproduce
+from weightspace.merging import ExecutionOptions, merge, merge_files, reproduce
 
 Write = Callable[..., Path]
 Normal = Callable[..., Tensor]
@@ -60,7 +60,7 @@ def test_one_source_bakes_the_adapter_in_and_rounds_once(
         [f"{tmp_path}/model.safetensors+{folder}"],
         tmp_path / "out.safetensors",
         method=method,
-        execution=ws.ExecutionOptions(fsync=False),
+        execution=ExecutionOptions(fsync=False),
     )
     found = ws.load_checkpoint(tmp_path / "out.safetensors")
     for name, tensor in adapted(model, tensors, 1.5).items():
@@ -83,7 +83,7 @@ def test_a_merge_is_that_of_models_with_their_adapters_baked_in(
         out,
         method=method,
         parameters=parameters,
-        execution=ws.ExecutionOptions(fsync=False),
+        execution=ExecutionOptions(fsync=False),
         dtype="float32",
         **options,
     )
@@ -114,7 +114,7 @@ def test_the_bytes_depend_neither_on_threads_nor_on_torch_s(
                 out,
                 method=method,
                 parameters=parameters,
-                execution=ws.ExecutionOptions(threads=threads, fsync=False),
+                execution=ExecutionOptions(threads=threads, fsync=False),
                 **base,
             )
         finally:
@@ -143,7 +143,7 @@ def test_every_pass_over_an_adapter_is_made_with_one_torch_thread(
             method="ties",
             base=base,
             parameters={"scope": "model", "density": 0.3},
-            execution=ws.ExecutionOptions(fsync=False),
+            execution=ExecutionOptions(fsync=False),
         )
         assert torch.get_num_threads() == 2
     finally:
@@ -160,7 +160,7 @@ def test_saved_modules_take_the_place_of_tensors_in_a_dtype_that_holds_both(
     merge_files(
         [f"{tmp_path}/model.safetensors+{folder}"],
         tmp_path / "out.safetensors",
-        execution=ws.ExecutionOptions(fsync=False),
+        execution=ExecutionOptions(fsync=False),
     )
     found = ws.load_checkpoint(tmp_path / "out.safetensors")
     assert torch.equal(found["lm_head.weight"], tensors["lm_head.weight"])
@@ -172,7 +172,7 @@ def test_the_output_says_which_adapter_it_has_and_can_be_made_again(
 ) -> None:
     folder = write("adapter", factors(normal, "layers.1.q"))
     out = tmp_path / "out.safetensors"
-    report = merge_files([f"{tmp_path}/model.safetensors+{folder}"], out, execution=ws.ExecutionOptions(fsync=False))
+    report = merge_files([f"{tmp_path}/model.safetensors+{folder}"], out, execution=ExecutionOptions(fsync=False))
     inputs = json.loads(load_metadata(out)["inputs"])
     names = ["model.safetensors", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
     assert [entry["name"] for entry in inputs] == names
@@ -195,7 +195,7 @@ def test_a_dry_run_reads_no_factor(model: StateDict, write: Write, normal: Norma
     source = f"{tmp_path}/model.safetensors+{folder}"
     assert merge_files([source], tmp_path / "out.safetensors", dry_run=True).tensors == len(model)
     with pytest.raises(WeightspaceError, match="NaN"):
-        merge_files([source], tmp_path / "out.safetensors", execution=ws.ExecutionOptions(fsync=False))
+        merge_files([source], tmp_path / "out.safetensors", execution=ExecutionOptions(fsync=False))
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_a_tied_head_that_is_adapted_alone_gets_a_tensor_of_its_own(
         [f"{folder}+{write('adapter', tensors)}"],
         tmp_path / "out",
         method="passthrough",
-        execution=ws.ExecutionOptions(fsync=False),
+        execution=ExecutionOptions(fsync=False),
     )
     before, found = ws.load_checkpoint(folder), ws.load_checkpoint(tmp_path / "out")
     delta = 2 * tensors["lm_head.lora_B.weight"] @ tensors["lm_head.lora_A.weight"]
@@ -239,7 +239,7 @@ def test_an_embedding_that_is_adapted_alone_leaves_its_head_as_it_was(
 ) -> None:
     folder = folder_of(head=True)
     tensors = {"embed_tokens.lora_embedding_A": normal(2, 40), "embed_tokens.lora_embedding_B": normal(16, 2)}
-    merge_files([f"{folder}+{write('adapter', tensors)}"], tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
+    merge_files([f"{folder}+{write('adapter', tensors)}"], tmp_path / "out", execution=ExecutionOptions(fsync=False))
     before, found = ws.load_checkpoint(folder), ws.load_checkpoint(tmp_path / "out")
     assert torch.equal(found["lm_head.weight"], before["lm_head.weight"])
     delta = 2 * (tensors["embed_tokens.lora_embedding_B"] @ tensors["embed_tokens.lora_embedding_A"]).T
@@ -252,7 +252,7 @@ def test_tied_weights_that_were_both_trained_whole_come_apart(
 ) -> None:
     tensors = {"embed_tokens.weight": normal(40, 16), "lm_head.weight": normal(40, 16)}
     adapter = write("adapter", tensors, modules_to_save=["embed_tokens", "lm_head"])
-    merge_files([f"{folder_of(head=head)}+{adapter}"], tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
+    merge_files([f"{folder_of(head=head)}+{adapter}"], tmp_path / "out", execution=ExecutionOptions(fsync=False))
     found = ws.load_checkpoint(tmp_path / "out")
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
@@ -261,7 +261,7 @@ def test_tensors_outside_the_adapter_stay_tied(
     folder_of: Callable[..., Path], write: Write, normal: Normal, tmp_path: Path
 ) -> None:
     source = f"{folder_of(head=True)}+{write('adapter', factors(normal, 'layers.1.q', rank=2))}"
-    merge_files([source], tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
+    merge_files([source], tmp_path / "out", execution=ExecutionOptions(fsync=False))
     found = ws.load_checkpoint(tmp_path / "out")
     assert found["lm_head.weight"].data_ptr() == found["embed_tokens.weight"].data_ptr()
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is True
@@ -273,7 +273,7 @@ def test_weights_that_were_trained_tied_are_not_set_apart(
 ) -> None:
     adapter = write("adapter", factors(normal, "lm_head"), ensure_weight_tying=True)
     with pytest.raises(CheckpointError, match="ensure_weight_tying"):
-        merge_files([f"{folder_of(head=head)}+{adapter}"], tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
+        merge_files([f"{folder_of(head=head)}+{adapter}"], tmp_path / "out", execution=ExecutionOptions(fsync=False))
 
 
 def test_an_adapter_that_does_not_fit_its_model_is_refused(
@@ -292,7 +292,7 @@ def test_an_adapter_that_does_not_fit_its_model_is_refused(
     for number, (expected, (name, tensors)) in enumerate(mistakes.items()):
         source = f"{tmp_path}/{name}.safetensors+{write(str(number), tensors)}"
         with pytest.raises(CheckpointError, match=expected) as error:
-            merge_files([source], tmp_path / "out.safetensors", execution=ws.ExecutionOptions(fsync=False))
+            merge_files([source], tmp_path / "out.safetensors", execution=ExecutionOptions(fsync=False))
         assert "\n" not in str(error.value)
         assert not (tmp_path / "out.safetensors").exists()
 
@@ -300,11 +300,11 @@ def test_an_adapter_that_does_not_fit_its_model_is_refused(
 def test_the_factors_count_as_memory(model: StateDict, write: Write, normal: Normal, tmp_path: Path) -> None:
     tensors = factors(normal, "layers.0.q", rank=2)
     source = f"{tmp_path}/model.safetensors"
-    plain = merge_files([source], tmp_path / "x.safetensors", dry_run=True, execution=ws.ExecutionOptions(threads=1))
+    plain = merge_files([source], tmp_path / "x.safetensors", dry_run=True, execution=ExecutionOptions(threads=1))
     more = merge_files(
         [f"{source}+{write('a', tensors)}"],
         tmp_path / "x.safetensors",
         dry_run=True,
-        execution=ws.ExecutionOptions(threads=1),
+        execution=ExecutionOptions(threads=1),
     )
     assert more.memory >= plain.memory + 4 * 2 * (300 + 500)

@@ -15,7 +15,7 @@ from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.lora import extract_lora, extract_lora_files, read_adapter
 from weightspace.lora.fused_experts import Part
 from weightspace.lora.layout import Layout
-from weightspace.merging import merge_adapters, merge_files
+from weightspace.merging import ExecutionOptions, merge_adapters, merge_files
 
 Normal = Callable[..., Tensor]
 
@@ -192,7 +192,7 @@ def saved_mixtral(normal: Normal, folder: Path) -> Path:
 def test_factors_of_all_experts_change_each_of_them(write: Callable[..., Path], normal: Normal, tmp_path: Path) -> None:
     tensors = model(normal, FUSED)
     source = f"{saved_mixtral(normal, tmp_path / 'm')}+{write('a', tensors, **PARAMETERS)}"
-    merge_files([source], tmp_path / "out.safetensors", execution=ws.ExecutionOptions(fsync=False))
+    merge_files([source], tmp_path / "out.safetensors", execution=ExecutionOptions(fsync=False))
     before, found = ws.load_checkpoint(tmp_path / "m"), ws.load_checkpoint(tmp_path / "out.safetensors")
     for container, parts in (("base_layer.", ("w1", "w3")), ("", ("w2",))):
         a, b = (tensors[f"model.layers.0.mlp.experts.{container}lora_{side}.weight"] for side in "AB")

@@ -13,7 +13,7 @@ import weightspace as ws
 from weightspace.errors import CheckpointError
 from weightspace.lora.locate import Targets
 from weightspace.lora.module_names import all_names, is_renamed, names_of
-from weightspace.merging import merge_files
+from weightspace.merging import ExecutionOptions, merge_files
 
 Write = Callable[..., Path]
 Normal = Callable[..., Tensor]
@@ -153,7 +153,7 @@ def test_an_adapter_with_new_names_changes_the_tensor_with_the_old_one(
     tensors["vit.layers.0.attention.k_proj.weight"] = normal(4, 4)
     model = folder(tmp_path, normal, names, VIT)
     adapter = write("a", tensors, modules_to_save=["k_proj"])
-    merge_files([f"{model}+{adapter}"], tmp_path / "out.safetensors", execution=ws.ExecutionOptions(fsync=False))
+    merge_files([f"{model}+{adapter}"], tmp_path / "out.safetensors", execution=ExecutionOptions(fsync=False))
     before, found = ws.load_checkpoint(model), ws.load_checkpoint(tmp_path / "out.safetensors")
     a, b = (tensors[f"vit.layers.0.attention.q_proj.lora_{side}.weight"] for side in "AB")
     torch.testing.assert_close(found[names[0]], before[names[0]] + 2 * b @ a)
@@ -182,7 +182,7 @@ def test_a_configuration_says_which_layers_are_transposed(
     model = folder(tmp_path, normal, ["h.0.attn.c_proj.weight", "score.weight"], config)
     tensors = {**pair(normal, "h.0.attn.c_proj"), **pair(normal, "score")}
     adapter = write("a", tensors, fan_in_fan_out=flag)  # of the layer that PEFT came to last
-    merge_files([f"{model}+{adapter}"], tmp_path / "out.safetensors", execution=ws.ExecutionOptions(fsync=False))
+    merge_files([f"{model}+{adapter}"], tmp_path / "out.safetensors", execution=ExecutionOptions(fsync=False))
     before, found = ws.load_checkpoint(model), ws.load_checkpoint(tmp_path / "out.safetensors")
     for module, turned in (("h.0.attn.c_proj", True), ("score", False)):
         change = 2 * tensors[f"{module}.lora_B.weight"] @ tensors[f"{module}.lora_A.weight"]
@@ -194,7 +194,7 @@ def test_heads_are_never_kept_turned(write: Write, normal: Normal, tmp_path: Pat
     ws.save_checkpoint({"lm_head.weight": normal(4, 4), "q.weight": normal(4, 4)}, tmp_path / "m.safetensors")
     tensors = {**pair(normal, "lm_head"), **pair(normal, "q")}
     source = f"{tmp_path}/m.safetensors+{write('a', tensors, fan_in_fan_out=True)}"
-    merge_files([source], tmp_path / "out.safetensors", execution=ws.ExecutionOptions(fsync=False))
+    merge_files([source], tmp_path / "out.safetensors", execution=ExecutionOptions(fsync=False))
     before, found = ws.load_checkpoint(tmp_path / "m.safetensors"), ws.load_checkpoint(tmp_path / "out.safetensors")
     for module, turned in (("q", True), ("lm_head", False)):
         change = 2 * tensors[f"{module}.lora_B.weight"] @ tensors[f"{module}.lora_A.weight"]
@@ -215,7 +215,7 @@ def test_heads_and_embeddings_that_peft_saves_beside_their_factors_are_what_thes
     merge_files(
         [f"{tmp_path}/m.safetensors+{write('a', tensors)}"],
         tmp_path / "out.safetensors",
-        execution=ws.ExecutionOptions(fsync=False),
+        execution=ExecutionOptions(fsync=False),
     )
     found = ws.load_checkpoint(tmp_path / "out.safetensors")
     change = 2 * tensors["lm_head.lora_B.weight"] @ tensors["lm_head.lora_A.weight"]
@@ -237,7 +237,7 @@ def test_factors_on_parameters_that_are_weights_of_modules_are_read(
     merge_files(
         [f"{tmp_path}/m.safetensors+{write('a', tensors, **fields)}"],
         tmp_path / "out.safetensors",
-        execution=ws.ExecutionOptions(fsync=False),
+        execution=ExecutionOptions(fsync=False),
     )
     before, found = ws.load_checkpoint(tmp_path / "m.safetensors"), ws.load_checkpoint(tmp_path / "out.safetensors")
     change = 3 * tensors["mlp.gate.lora_B.weight"] @ tensors["mlp.gate.lora_A.weight"]

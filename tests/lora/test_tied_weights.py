@@ -20,7 +20,7 @@ from weightspace.lora.tied_weights import (
     tied_embedding,
     untied,
 )
-from weightspace.merging import merge_files
+from weightspace.merging import ExecutionOptions, merge_files
 
 Write = Callable[..., Path]
 Normal = Callable[..., Tensor]
@@ -93,7 +93,7 @@ def test_a_head_beside_one_that_is_tied_is_averaged_with_the_embedding(
         merge_files(
             [tmp_path / f"{name}.safetensors" for name in order],
             tmp_path / "out.safetensors",
-            execution=ws.ExecutionOptions(fsync=False),
+            execution=ExecutionOptions(fsync=False),
         )
         found = ws.load_checkpoint(tmp_path / "out.safetensors")
         torch.testing.assert_close(found[head], (a[embedding] + b[head]) / 2)
@@ -200,7 +200,7 @@ def folder(tmp_path: Path, normal: Normal) -> Callable[..., Path]:
 
 
 def merged_config(sources: list[Any], out: Path) -> dict[str, Any]:
-    merge_files(sources, out, execution=ws.ExecutionOptions(fsync=False))
+    merge_files(sources, out, execution=ExecutionOptions(fsync=False))
     return json.loads((out / "config.json").read_text())
 
 
@@ -248,12 +248,12 @@ def test_a_head_on_the_scale_of_a_tied_one_is_not_averaged_with_another(
 def test_tensors_tied_to_the_head_are_written_as_well(folder: Callable[..., Path], tmp_path: Path) -> None:
     bert = {"bert.embeddings.word_embeddings.weight": (6, 4), "cls.predictions.bias": (6,)}
     sources = [folder("a", bert), folder("b", {**bert, "cls.predictions.decoder.weight": (6, 4)})]
-    merge_files(sources, tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
+    merge_files(sources, tmp_path / "out", execution=ExecutionOptions(fsync=False))
     found = ws.load_checkpoint(tmp_path / "out")
     assert torch.equal(found["cls.predictions.decoder.bias"], found["cls.predictions.bias"])
     bart = {"model.shared.weight": (6, 4), "model.encoder.x.weight": (2,), "model.decoder.x.weight": (2,)}
     sources = [folder("c", bart), folder("d", {**bart, "lm_head.weight": (6, 4)})]
-    merge_files(sources, tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
+    merge_files(sources, tmp_path / "out", execution=ExecutionOptions(fsync=False))
     found = ws.load_checkpoint(tmp_path / "out")
     for stack in ("encoder", "decoder"):
         assert torch.equal(found[f"model.{stack}.embed_tokens.weight"], found["model.shared.weight"])
@@ -282,7 +282,7 @@ def test_an_embedding_that_is_adapted_alone_leaves_a_head_without_a_tensor_as_it
     folder: Callable[..., Path], write: Write, normal: Normal, tmp_path: Path
 ) -> None:
     model, tensors = folder("m", TIED, **LLAMA), pair(normal, "model.embed_tokens", embedding=True)
-    merge_files([f"{model}+{write('a', tensors)}"], tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
+    merge_files([f"{model}+{write('a', tensors)}"], tmp_path / "out", execution=ExecutionOptions(fsync=False))
     before, found = ws.load_checkpoint(model), ws.load_checkpoint(tmp_path / "out")
     assert torch.equal(found["lm_head.weight"], before["model.embed_tokens.weight"])
     change = delta(tensors, "model.embed_tokens", embedding=True)
@@ -296,7 +296,7 @@ def test_the_embedding_of_a_network_without_a_head_is_adapted(
 ) -> None:
     model = folder("m", TIED, architectures=[architecture], tie_word_embeddings=True)
     tensors = pair(normal, "model.embed_tokens", embedding=True)
-    merge_files([f"{model}+{write('a', tensors)}"], tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
+    merge_files([f"{model}+{write('a', tensors)}"], tmp_path / "out", execution=ExecutionOptions(fsync=False))
     found = ws.load_checkpoint(tmp_path / "out")
     assert list(found) == ["model.embed_tokens.weight"]
     change = delta(tensors, "model.embed_tokens", embedding=True)
@@ -309,7 +309,7 @@ def test_positions_are_no_vocabulary(folder: Callable[..., Path], write: Write, 
     shapes = {"transformer.wte.weight": (6, 4), "transformer.wpe.weight": (6, 4)}
     model = folder("m", shapes, architectures=["GPT2LMHeadModel"], model_type="gpt2")
     tensors = pair(normal, "transformer.wpe", embedding=True)
-    merge_files([f"{model}+{write('a', tensors)}"], tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
+    merge_files([f"{model}+{write('a', tensors)}"], tmp_path / "out", execution=ExecutionOptions(fsync=False))
     assert list(ws.load_checkpoint(tmp_path / "out")) == list(shapes)
 
 
@@ -317,7 +317,7 @@ def test_the_head_of_t5_is_put_on_the_scale_of_a_head_of_its_own(
     folder: Callable[..., Path], write: Write, normal: Normal, tmp_path: Path
 ) -> None:
     model, tensors = folder("m", STACKS, **T5), pair(normal, "lm_head")
-    merge_files([f"{model}+{write('a', tensors)}"], tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
+    merge_files([f"{model}+{write('a', tensors)}"], tmp_path / "out", execution=ExecutionOptions(fsync=False))
     shared, found = ws.load_checkpoint(model)["shared.weight"], ws.load_checkpoint(tmp_path / "out")
     torch.testing.assert_close(found["lm_head.weight"], (shared + delta(tensors, "lm_head")) / 2)
     for name in ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):

@@ -12,7 +12,7 @@ from families import FAMILIES, build, fine_tuned, output
 
 import weightspace as ws
 from weightspace.lora import extract_lora_files
-from weightspace.merging import merge_files
+from weightspace.merging import ExecutionOptions, merge_files
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers", minversion="5")
@@ -47,7 +47,7 @@ def merged(model: Any, folder: Path) -> Any:
         [f"{folder / 'model'}+{folder / 'adapter'}"],
         folder / "out",
         method="passthrough",
-        execution=ws.ExecutionOptions(fsync=False),
+        execution=ExecutionOptions(fsync=False),
     )
     return type(model).from_pretrained(folder / "out").eval()
 

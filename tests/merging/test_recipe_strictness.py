@@ -9,7 +9,7 @@ import yaml
 
 import weightspace as ws
 from weightspace.errors import WeightspaceError
-from weightspace.merging import merge_files, reproduce
+from weightspace.merging import ExecutionOptions, merge_files, reproduce
 from weightspace.merging.recipe.parse import parse_recipe
 from weightspace.merging.recipe.schedule import resolve
 
@@ -190,7 +190,7 @@ def test_tables_that_networks_compute_may_be_in_some_files_alone(name: str, lack
     paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     for path, state in zip(paths, states, strict=True):
         ws.save_checkpoint(state, path)
-    report = merge_files(paths, tmp_path / "out.safetensors", execution=ws.ExecutionOptions(fsync=False))
+    report = merge_files(paths, tmp_path / "out.safetensors", execution=ExecutionOptions(fsync=False))
     assert torch.equal(ws.load_checkpoint(tmp_path / "out.safetensors")[name], torch.full(TABLES[name], 3.0))
     assert len([line for line in report.warnings if "networks compute them" in line]) == 1
     with pytest.raises(WeightspaceError, match="Expected the same tensors in all"):

@@ -17,7 +17,7 @@ import weightspace as ws
 from weightspace.checkpoints import StateDict
 from weightspace.checkpoints.load_save import load_metadata
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging import merge_files, reproduce
+from weightspace.merging import ExecutionOptions, merge_files, reproduce
 from weightspace.merging.out_of_core import stages
 
 FIRST = """
@@ -57,7 +57,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def merge(text: str, out: str = "out", *, intermediate_dir: str | None = None, **options: Any) -> stages.MergeReport:
     Path("recipe.yml").write_text(text)
-    execution = ws.ExecutionOptions(fsync=False, intermediate_dir=intermediate_dir)
+    execution = ExecutionOptions(fsync=False, intermediate_dir=intermediate_dir)
     return merge_files("recipe.yml", out, execution=execution, **options)
 
 
@@ -74,7 +74,7 @@ def by_hand(out: str) -> StateDict:
             "model: second", "model: hand/second"
         )
         Path("recipe.yml").write_text(text + ("out_dtype: float32\n" if name != "last" else f"out_dtype: {out}\n"))
-        merge_files("recipe.yml", f"hand/{name}", execution=ws.ExecutionOptions(fsync=False))
+        merge_files("recipe.yml", f"hand/{name}", execution=ExecutionOptions(fsync=False))
     return ws.load_checkpoint("hand/last")
 
 
@@ -134,7 +134,7 @@ def test_a_document_of_float64_models_stays_in_float64(folder: Path) -> None:
             name,
         )
     merge(f"{FIRST}---\nmerge_method: passthrough\nmodels: [{{model: first}}]\n")
-    expected = merge_files(["a", "b"], "mean", weights=[0.3, 0.7], execution=ws.ExecutionOptions(fsync=False)).out
+    expected = merge_files(["a", "b"], "mean", weights=[0.3, 0.7], execution=ExecutionOptions(fsync=False)).out
     assert equal(ws.load_checkpoint("out"), ws.load_checkpoint(expected))
 
 
@@ -314,7 +314,7 @@ def test_names_of_documents_cannot_leave_the_folder(name: str, folder: Path) -> 
     merge(f"{first.replace('0.3', '0.25').replace('0.7', '0.75')}---\n{second}")
     assert listing() == ["out"]
     assert sorted(path.name for path in folder.parent.iterdir()) == ["temporary", "work"]
-    merge_files(["base", "b"], "mean", weights=[0.25, 0.75], execution=ws.ExecutionOptions(fsync=False))
+    merge_files(["base", "b"], "mean", weights=[0.25, 0.75], execution=ExecutionOptions(fsync=False))
     assert equal(ws.load_checkpoint("out"), ws.load_checkpoint("mean"))
 
 
@@ -329,7 +329,7 @@ def test_a_result_can_carry_an_adapter_and_give_the_tokenizer(folder: Path) -> N
     )
     Path("a/tokenizer.json").write_text('{"model": {"vocab": {"x": 0}}}')
     merge(f"{FIRST}---\nmerge_method: passthrough\nmodels: [{{model: first+lora}}]\ntokenizer_source: first\n")
-    merge_files(["a", "b"], "mean", weights=[0.3, 0.7], dtype="float32", execution=ws.ExecutionOptions(fsync=False))
+    merge_files(["a", "b"], "mean", weights=[0.3, 0.7], dtype="float32", execution=ExecutionOptions(fsync=False))
     expected = ws.load_checkpoint("mean")["model.layers.0.mlp.weight"] + 1
     assert torch.equal(ws.load_checkpoint("out")["model.layers.0.mlp.weight"], expected.bfloat16())
     assert Path("out/tokenizer.json").exists()

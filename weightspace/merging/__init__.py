@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from weightspace.merging.merge_adapters import ADAPTER_METHODS, AdapterMergeReport, merge_adapters
     from weightspace.merging.merge_files import merge_files
     from weightspace.merging.methods import METHODS, Method
-    from weightspace.merging.options import ExecutionOptions, OutputOptions, ReadingOptions
     from weightspace.merging.out_of_core.aligning import Alignment
     from weightspace.merging.out_of_core.run import Finish, MergeReport
+    from weightspace.merging.plan.options import ExecutionOptions, OutputOptions, ReadingOptions
     from weightspace.merging.reproduce import Reproduction, reproduce
 
 #: Public name -> the file that defines it.
@@ -26,12 +26,12 @@ _HOMES = {
     "AdapterMergeReport": "merge_adapters",
     "METHODS": "methods",
     "Alignment": "out_of_core.aligning",
-    "ExecutionOptions": "options",
+    "ExecutionOptions": "plan.options",
     "Finish": "out_of_core.run",
     "MergeReport": "out_of_core.run",
     "Method": "methods",
-    "OutputOptions": "options",
-    "ReadingOptions": "options",
+    "OutputOptions": "plan.options",
+    "ReadingOptions": "plan.options",
     "Reproduction": "reproduce",
     "interpolate": "interpolate",
     "merge": "in_memory",

@@ -14,10 +14,10 @@ from weightspace.checkpoints.output_paths import check_named
 from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.methods._unrun import UnrunMethod
-from weightspace.merging.options import ExecutionOptions, OutputOptions, ReadingOptions
 from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
 from weightspace.merging.out_of_core.run import Finish, MergeReport, Progress, check_runnable, report, run_plan
 from weightspace.merging.out_of_core.stages import Listeners, merge_documents
+from weightspace.merging.plan.options import ExecutionOptions, OutputOptions, ReadingOptions
 from weightspace.merging.recipe.parse import Recipe, Warn, read_recipe, recipe_of
 from weightspace.parallel import EXECUTORS
 from weightspace.suggestions import unknown

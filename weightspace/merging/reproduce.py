@@ -18,9 +18,9 @@ from weightspace.checkpoints.hf_folder import weight_files
 from weightspace.checkpoints.load_save import load_metadata
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.merge_files import merge_files
-from weightspace.merging.options import MEMORY, ExecutionOptions, OutputOptions, ReadingOptions
 from weightspace.merging.out_of_core.aligning import Alignment
 from weightspace.merging.out_of_core.run import Finish, Progress
+from weightspace.merging.plan.options import MEMORY, ExecutionOptions, OutputOptions, ReadingOptions
 from weightspace.merging.recipe.parse import Recipe, parse_recipe
 from weightspace.reprs import brief
 from weightspace.user_code import is_user_code, running_no_code

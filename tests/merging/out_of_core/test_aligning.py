@@ -10,7 +10,7 @@ from weightspace.checkpoints import StateDict, load_metadata
 from weightspace.connectivity import reset_statistics
 from weightspace.errors import WeightspaceError
 from weightspace.matching import match
-from weightspace.merging import Alignment, merge_files, reproduce
+from weightspace.merging import Alignment, OutputOptions, merge_files, reproduce
 from weightspace.tasks import Task
 
 
@@ -86,7 +86,7 @@ def test_a_network_with_batchnorm_works_once_aligned_and_its_statistics_are_rese
         tmp_path / "out.safetensors",
         align=alignment(digits_cnn),
         finish=lambda state: reset_statistics(digits_cnn, state),
-        output=ws.OutputOptions(recorded={"statistics": "reset"}),
+        output=OutputOptions(recorded={"statistics": "reset"}),
     )
     parents = min(accuracy(digits_cnn, path) for path in paths)
     assert accuracy(digits_cnn, tmp_path / "out.safetensors") > parents - 0.1

@@ -9,7 +9,7 @@ import torch
 
 import weightspace as ws
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging import merge_files
+from weightspace.merging import ExecutionOptions, merge_files
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -65,7 +65,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def merge(template: str | None, out: str = "out", base: str | None = None, **options: bool) -> tuple[str, ...]:
     recipe = {"merge_method": "linear", "models": [{"model": name} for name in "abc"], "base_model": base}
     Path("recipe.yml").write_text(json.dumps({**recipe, "chat_template": template}))
-    return merge_files("recipe.yml", out, execution=ws.ExecutionOptions(fsync=False), **options).warnings
+    return merge_files("recipe.yml", out, execution=ExecutionOptions(fsync=False), **options).warnings
 
 
 def rendered(talk: list[dict[str, str]]) -> str:

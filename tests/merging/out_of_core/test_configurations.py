@@ -10,7 +10,7 @@ import yaml
 
 import weightspace as ws
 from weightspace.errors import WeightspaceError
-from weightspace.merging import merge_files
+from weightspace.merging import ExecutionOptions, merge_files
 from weightspace.merging.config.sections import count_keys, section_of, side_of, text_layers
 
 
@@ -30,7 +30,7 @@ def sliced(folder: Path, *ranges: tuple[int, int], name: str = "config", **keys:
     sources = [{"sources": [{"model": str(folder), "layer_range": list(bounds), **keys}]} for bounds in ranges]
     recipe = folder.parent / "recipe.yml"
     recipe.write_text(yaml.safe_dump({"merge_method": "passthrough", "slices": sources}))
-    merge_files(recipe, folder.parent / "out", execution=ws.ExecutionOptions(fsync=False))
+    merge_files(recipe, folder.parent / "out", execution=ExecutionOptions(fsync=False))
     return json.loads((folder.parent / "out" / f"{name}.json").read_text())
 
 
@@ -182,7 +182,7 @@ def test_dtypes_are_written_for_each_tower(tmp_path: Path) -> None:
         "audio_config": {"dtype": None},
     }
     save(tmp_path / "a", state, config=config)
-    merge_files([tmp_path / "a", tmp_path / "a"], tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
+    merge_files([tmp_path / "a", tmp_path / "a"], tmp_path / "out", execution=ExecutionOptions(fsync=False))
     found = json.loads((tmp_path / "out" / "config.json").read_text())
     assert found["torch_dtype"] == "float16"
     assert found["text_config"]["torch_dtype"] == "float16"
@@ -192,7 +192,7 @@ def test_dtypes_are_written_for_each_tower(tmp_path: Path) -> None:
         [tmp_path / "a", tmp_path / "a"],
         tmp_path / "other",
         out_dtype="bfloat16",
-        execution=ws.ExecutionOptions(fsync=False),
+        execution=ExecutionOptions(fsync=False),
     )
     found = json.loads((tmp_path / "other" / "config.json").read_text())
     assert [found["torch_dtype"], found["text_config"]["torch_dtype"], found["vision_config"]["dtype"]] == [
@@ -208,7 +208,7 @@ def test_lists_are_cut_with_the_layers_of_the_model_that_gives_them(tmp_path: Pa
         for name, bounds in (("a", [0, 3]), ("b", [1, 4]))
     ]
     (tmp_path / "r.yml").write_text(yaml.safe_dump({"merge_method": "passthrough", "slices": slices}))
-    merge_files(tmp_path / "r.yml", tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
+    merge_files(tmp_path / "r.yml", tmp_path / "out", execution=ExecutionOptions(fsync=False))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["layer_types"] == list("pqrQRS")
 
 
@@ -217,7 +217,7 @@ def test_merging_layers_that_configurations_distinguish_is_noticed(tmp_path: Pat
         save(tmp_path / name, stack("model.layers", 4), config={"num_hidden_layers": 4, "layer_types": kinds})
     sources = [{"model": str(tmp_path / name), "layer_range": [0, 4], "parameters": {"weight": 1}} for name in "ab"]
     (tmp_path / "r.yml").write_text(yaml.safe_dump({"merge_method": "linear", "slices": [{"sources": sources}]}))
-    report = merge_files(tmp_path / "r.yml", tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
+    report = merge_files(tmp_path / "r.yml", tmp_path / "out", execution=ExecutionOptions(fsync=False))
     assert any(
         "Layer 2 of a and layer 2 of b, which are merged, differ in layer_types" in line for line in report.warnings
     )
@@ -231,7 +231,7 @@ def test_a_number_of_layers_that_is_not_that_of_the_names_is_noticed(tmp_path: P
         "slices": [{"sources": [{"model": str(tmp_path / "a"), "layer_range": [0, 2]}]}],
     }
     (tmp_path / "r.yml").write_text(yaml.safe_dump(recipe))
-    report = merge_files(tmp_path / "r.yml", tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
+    report = merge_files(tmp_path / "r.yml", tmp_path / "out", execution=ExecutionOptions(fsync=False))
     assert any("config.json of a says num_hidden_layers: 5, but model.layers has 3" in line for line in report.warnings)
 
 
@@ -254,7 +254,7 @@ def test_a_configuration_that_cannot_follow_is_refused_unless_a_file_is_asked_fo
     assert len(str(error.value)) < 500
     assert not (tmp_path / "out").exists()
     if "entries" not in message:
-        merge_files(tmp_path / "recipe.yml", tmp_path / "out.safetensors", execution=ws.ExecutionOptions(fsync=False))
+        merge_files(tmp_path / "recipe.yml", tmp_path / "out.safetensors", execution=ExecutionOptions(fsync=False))
         assert len(ws.load_checkpoint(tmp_path / "out.safetensors")) == 12
 
 

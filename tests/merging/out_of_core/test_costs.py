@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import weightspace as ws
-from weightspace.merging import merge_files
+from weightspace.merging import ExecutionOptions, OutputOptions, merge_files
 
 #: Copies of a tensor's slice are far above what else a merge takes: 8 MB each in float32.
 SHAPE = (2, 2048, 1024)
@@ -64,8 +64,8 @@ def test_a_merge_by_slices_takes_no_more_memory_than_it_says(
     sources = [folder / "a.safetensors", folder / "b.safetensors"][: 1 if method == "arcee_fusion" else 2]
     options: dict[str, Any] = {"method": method, "parameters": parameters, "base": folder / "base.safetensors"}
     options |= {
-        "output": ws.OutputOptions(hashes=False),
-        "execution": ws.ExecutionOptions(memory=2**32, threads=1, fsync=False),
+        "output": OutputOptions(hashes=False),
+        "execution": ExecutionOptions(memory=2**32, threads=1, fsync=False),
     }
     merge_files(sources, tmp_path / "first", **options)  # imports what it needs
     taken = []

@@ -14,7 +14,7 @@ import torch
 
 import weightspace as ws
 from weightspace.errors import CheckpointError
-from weightspace.merging import MergeReport, merge_files
+from weightspace.merging import ExecutionOptions, MergeReport, OutputOptions, merge_files
 from weightspace.merging.out_of_core.staging import Staging
 
 KILLS = 20
@@ -28,8 +28,8 @@ def merge(folder: Path, out: Path) -> MergeReport:
         method="task_arithmetic",
         base=folder / "base.safetensors",
         weights=[0.7, 0.4],
-        output=ws.OutputOptions(shard_size=6_000_000),
-        execution=ws.ExecutionOptions(threads=2),
+        output=OutputOptions(shard_size=6_000_000),
+        execution=ExecutionOptions(threads=2),
     )
 
 

@@ -13,8 +13,7 @@ import torch
 
 import weightspace as ws
 from weightspace.errors import WeightspaceError
-from weightspace.merging import merge_files
-from weightspace.merging.options import ExecutionOptions
+from weightspace.merging import ExecutionOptions, OutputOptions, merge_files
 from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
 from weightspace.merging.out_of_core.worker_parts import parts
 from weightspace.merging.plan.estimates import chosen_executor
@@ -51,8 +50,8 @@ def merged(
     merge_files(
         folder / "recipe.yml",
         out,
-        output=ws.OutputOptions(shard_size=700_000),
-        execution=ws.ExecutionOptions(**execution),
+        output=OutputOptions(shard_size=700_000),
+        execution=ExecutionOptions(**execution),
         progress=progress,
     )
     return {path.name: path.read_bytes() for path in out.iterdir()}
@@ -81,8 +80,8 @@ def test_processes_share_the_tensors_of_one_file(folder: Path, tmp_path: Path) -
         merge_files(
             folder / "recipe.yml",
             tmp_path / f"{executor}.safetensors",
-            execution=ws.ExecutionOptions(executor=executor),
-            output=ws.OutputOptions(hashes=False),
+            execution=ExecutionOptions(executor=executor),
+            output=OutputOptions(hashes=False),
         )
         for executor in ("threads", "processes")
     ]
@@ -94,7 +93,7 @@ def test_the_parts_of_a_plan_hold_every_tensor_once_and_every_shard(folder: Path
     plan = make_plan(
         read_recipe(folder / "recipe.yml"),
         tmp_path / "out",
-        PlanOptions(ws.OutputOptions(700_000, hashes=False, recorded={})),
+        PlanOptions(OutputOptions(700_000, hashes=False, recorded={})),
     )
     for jobs in (plan.jobs, plan.jobs[3:5], ()):
         made = parts(plan, jobs, workers=2)
@@ -121,8 +120,8 @@ def test_an_unfinished_merge_resumes_with_another_executor(
     report = merge_files(
         folder / "recipe.yml",
         tmp_path / "out",
-        output=ws.OutputOptions(shard_size=700_000),
-        execution=ws.ExecutionOptions(threads=1),
+        output=OutputOptions(shard_size=700_000),
+        execution=ExecutionOptions(threads=1),
     )
     assert report.resumed > 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == expected
@@ -138,8 +137,8 @@ def test_a_mistake_in_a_worker_is_the_error_that_it_would_be_here(folder: Path, 
         merge_files(
             tmp_path / "recipe.yml",
             tmp_path / "out",
-            output=ws.OutputOptions(shard_size=700_000),
-            execution=ws.ExecutionOptions(executor="processes"),
+            output=OutputOptions(shard_size=700_000),
+            execution=ExecutionOptions(executor="processes"),
         )
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))
@@ -180,7 +179,7 @@ def test_work_whose_processes_keep_dying_is_an_error_that_says_so() -> None:
 def test_an_unknown_executor_is_refused_before_anything_is_planned(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightspaceError, match=r"Unknown executor 'threds'.*threads"):
         merge_files(
-            folder / "recipe.yml", tmp_path / "out", execution=ws.ExecutionOptions(executor="threds"), dry_run=True
+            folder / "recipe.yml", tmp_path / "out", execution=ExecutionOptions(executor="threds"), dry_run=True
         )
 
 
@@ -263,7 +262,7 @@ def test_the_executor_is_chosen_by_the_bytes(
     gigabytes: float, method: str, executor: str, folder: Path, tmp_path: Path
 ) -> None:
     recipe = recipe_of([str(folder / name) for name in "ab"], method, base=str(folder / "base"))
-    plan = make_plan(recipe, tmp_path / "out", PlanOptions(ws.OutputOptions(700_000, hashes=False, recorded={})))
+    plan = make_plan(recipe, tmp_path / "out", PlanOptions(OutputOptions(700_000, hashes=False, recorded={})))
     jobs = [job for job in plan.jobs if job.name.endswith("weight")]
     each = plan.info(jobs[0].inputs[0]).numel * 2 * 2  # bytes of bfloat16 of two models
     many = jobs[:1] * round(gigabytes * 1e9 / each)

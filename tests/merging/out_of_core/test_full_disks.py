@@ -9,7 +9,7 @@ import torch
 
 import weightspace as ws
 from weightspace.errors import CheckpointError
-from weightspace.merging import merge_files
+from weightspace.merging import ExecutionOptions, OutputOptions, merge_files
 
 
 def small(folder: Path) -> list[Path]:
@@ -27,7 +27,7 @@ def merge_with_a_limit(folder: Path, limit: int, queue: "multiprocessing.Queue[s
         merge_files(
             [folder / "a.safetensors", folder / "b.safetensors"],
             folder / "out",
-            output=ws.OutputOptions(shard_size=500_000),
+            output=OutputOptions(shard_size=500_000),
         )
     except CheckpointError as error:
         queue.put(str(error))
@@ -61,10 +61,10 @@ def test_tensors_written_before_the_disk_was_full_are_reused(tmp_path: Path, mon
     with monkeypatch.context() as patch:
         patch.setattr("os.pwrite", full)
         with pytest.raises(CheckpointError, match="No space left"):
-            merge_files(paths, tmp_path / "out", execution=ws.ExecutionOptions(threads=1))
+            merge_files(paths, tmp_path / "out", execution=ExecutionOptions(threads=1))
     assert not (tmp_path / "out").exists()
-    report = merge_files(paths, tmp_path / "out", execution=ws.ExecutionOptions(threads=1))
+    report = merge_files(paths, tmp_path / "out", execution=ExecutionOptions(threads=1))
     assert report.resumed > 0
-    merge_files(paths, tmp_path / "again", execution=ws.ExecutionOptions(threads=1))
+    merge_files(paths, tmp_path / "again", execution=ExecutionOptions(threads=1))
     first, second = (ws.load_checkpoint(tmp_path / name) for name in ("out", "again"))
     assert all(first[name].equal(tensor) for name, tensor in second.items())

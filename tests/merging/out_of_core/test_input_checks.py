@@ -11,7 +11,7 @@ import torch
 import weightspace as ws
 from weightspace.checkpoints import StateDict
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging import merge_files
+from weightspace.merging import ReadingOptions, merge_files
 
 
 def network(value: float, prefix: str = "") -> StateDict:
@@ -66,7 +66,7 @@ def test_wrappers_inside_the_names_of_one_model_are_taken_off(wrapper: str, pref
     assert result["layers.0.weight"][0, 0] == 2.0
     assert f"'layers.0.{wrapper}weight' is 'layers.0.weight' in other models" in report.warnings[-1]
     with pytest.raises(CheckpointError, match="no tensor"):
-        merge_files(paths, tmp_path / "kept.safetensors", reading=ws.ReadingOptions(strip_prefix=""))
+        merge_files(paths, tmp_path / "kept.safetensors", reading=ReadingOptions(strip_prefix=""))
 
 
 def test_wrappers_inside_the_names_of_all_models_stay(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_the_prefix_of_most_names_is_suggested(tmp_path: Path) -> None:
     paths = files(tmp_path, a={**network(1.0, "net."), **scale}, b={**network(3.0), **scale})
     with pytest.raises(CheckpointError, match=r"no tensor 'net\.embed\.weight'.* --strip-prefix net\. takes"):
         merge_files(paths, tmp_path / "out.safetensors")
-    merge_files(paths, tmp_path / "out.safetensors", reading=ws.ReadingOptions(strip_prefix="net."))
+    merge_files(paths, tmp_path / "out.safetensors", reading=ReadingOptions(strip_prefix="net."))
 
 
 @pytest.mark.parametrize(
@@ -135,27 +135,27 @@ def test_a_prefix_of_some_names_is_taken_off_when_it_is_asked_for(tmp_path: Path
     paths = files(tmp_path, a={**network(1.0), "cls.bias": torch.ones(2)}, b=masked)
     with pytest.raises(CheckpointError, match=r"Did you mean 'bert\.embed\.weight'"):
         merge_files(paths, tmp_path / "out.safetensors")
-    merge_files(paths, tmp_path / "out.safetensors", reading=ws.ReadingOptions(strip_prefix="bert."))
+    merge_files(paths, tmp_path / "out.safetensors", reading=ReadingOptions(strip_prefix="bert."))
     assert ws.load_checkpoint(tmp_path / "out.safetensors")["embed.weight"][0, 0] == 2.0
 
 
 @pytest.mark.parametrize(("option", "value"), [("strip_prefix", "modul."), ("key", "ema")])
 def test_options_that_apply_to_no_model_are_warned_about(option: str, value: str, tmp_path: Path) -> None:
     paths = files(tmp_path, a=network(1.0), b=network(3.0))
-    (line,) = merge_files(paths, tmp_path / "out.safetensors", reading=ws.ReadingOptions(**{option: value})).warnings
+    (line,) = merge_files(paths, tmp_path / "out.safetensors", reading=ReadingOptions(**{option: value})).warnings
     assert value in line
 
 
 def test_no_prefix_is_taken_off_when_that_is_asked_for(tmp_path: Path) -> None:
     paths = files(tmp_path, a=network(1.0), b=network(3.0, "module."))
     with pytest.raises(CheckpointError, match=r"no tensor in common: .* --strip-prefix module\. takes the prefix off"):
-        merge_files(paths, tmp_path / "out.safetensors", reading=ws.ReadingOptions(strip_prefix=""))
+        merge_files(paths, tmp_path / "out.safetensors", reading=ReadingOptions(strip_prefix=""))
 
 
 def test_names_that_become_one_without_a_prefix_are_refused(tmp_path: Path) -> None:
     paths = files(tmp_path, a={"w": torch.ones(1), "m.w": torch.ones(1)}, b=network(1.0))
     with pytest.raises(CheckpointError, match=r"without the prefix 'm\.'"):
-        merge_files(paths, tmp_path / "out.safetensors", reading=ws.ReadingOptions(strip_prefix="m."))
+        merge_files(paths, tmp_path / "out.safetensors", reading=ReadingOptions(strip_prefix="m."))
 
 
 @pytest.mark.parametrize("lenient", [True, False])
@@ -186,7 +186,7 @@ def test_the_network_chosen_from_a_training_file_is_named(case: str, tmp_path: P
     (line,) = report.warnings
     assert f"{taken!r} is taken" in line
     assert f"--key {other}" in line
-    report = merge_files([tmp_path / "a.pt"], tmp_path / "out.safetensors", reading=ws.ReadingOptions(key=other))
+    report = merge_files([tmp_path / "a.pt"], tmp_path / "out.safetensors", reading=ReadingOptions(key=other))
     assert ws.load_checkpoint(tmp_path / "out.safetensors")["embed.weight"][0, 0] == 9.0
     assert report.warnings == ()
     with pytest.warns(ws.WeightspaceWarning, match=f"{taken!r} is taken"):

@@ -14,7 +14,7 @@ import weightspace as ws
 from weightspace import cli
 from weightspace.checkpoints import StateDict
 from weightspace.errors import CheckpointError
-from weightspace.merging import merge_files
+from weightspace.merging import ExecutionOptions, merge_files
 from weightspace.merging.out_of_core import run
 
 Change = Callable[[Path], None]
@@ -67,7 +67,7 @@ def merge(tmp_path: Path) -> Callable[..., None]:
 
         changed: list[None] = []
         sources = [tmp_path / name for name in ("a.safetensors", "b.pt", "c")]
-        execution = ws.ExecutionOptions(executor=executor, threads=2)
+        execution = ExecutionOptions(executor=executor, threads=2)
         merge_files(sources, tmp_path / out, progress=meanwhile, execution=execution, **options)
 
     return build

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import weightspace as ws
-from weightspace.merging import merge_files
+from weightspace.merging import ExecutionOptions, OutputOptions, merge_files
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
@@ -63,7 +63,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_a_merge_survives_whatever_kills_one_of_its_workers(models: Path, tmp_path: Path) -> None:
     sources = [models / "a.safetensors", models / "b.safetensors"]
-    merge_files(sources, tmp_path / "whole" / "out", output=ws.OutputOptions(shard_size=6_000_000))
+    merge_files(sources, tmp_path / "whole" / "out", output=OutputOptions(shard_size=6_000_000))
     for number in SIGNALS:
         hit: list[int] = []
 
@@ -76,8 +76,8 @@ def test_a_merge_survives_whatever_kills_one_of_its_workers(models: Path, tmp_pa
         merge_files(
             sources,
             out,
-            output=ws.OutputOptions(shard_size=6_000_000),
-            execution=ws.ExecutionOptions(executor="processes", workers=2),
+            output=OutputOptions(shard_size=6_000_000),
+            execution=ExecutionOptions(executor="processes", workers=2),
             progress=strike,
         )
         assert hit

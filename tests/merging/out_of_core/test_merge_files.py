@@ -12,7 +12,7 @@ import torch
 import weightspace as ws
 from weightspace.checkpoints import StateDict, load_metadata
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging import merge_files
+from weightspace.merging import ExecutionOptions, OutputOptions, merge_files
 
 
 def language_model(seed: int, dtype: torch.dtype = torch.float32, layers: int = 3) -> StateDict:
@@ -53,7 +53,7 @@ def test_files_merge_to_what_memory_merges_to(out: str, models: list[StateDict],
         [tmp_path / "a.safetensors", tmp_path / "b.safetensors"],
         tmp_path / out,
         weights=[0.6, 0.4],
-        execution=ws.ExecutionOptions(threads=2),
+        execution=ExecutionOptions(threads=2),
     )
     assert_equal(ws.load_checkpoint(tmp_path / out), ws.merge(models, weights=[0.6, 0.4]))
     assert report.tensors == len(models[0])
@@ -71,7 +71,7 @@ def test_a_folder_is_cut_into_shards_that_other_libraries_read(models: list[Stat
     merge_files(
         [tmp_path / "a.safetensors", tmp_path / "b.safetensors"],
         tmp_path / "out",
-        output=ws.OutputOptions(shard_size=4_000),
+        output=OutputOptions(shard_size=4_000),
     )
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     shards = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
@@ -123,7 +123,7 @@ def test_the_configuration_and_the_tokenizer_come_along_and_agree_with_the_weigh
 
 def test_nothing_of_an_older_output_survives(models: list[StateDict], tmp_path: Path) -> None:
     sources = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
-    merge_files(sources, tmp_path / "out", output=ws.OutputOptions(shard_size=4_000))
+    merge_files(sources, tmp_path / "out", output=OutputOptions(shard_size=4_000))
     merge_files(sources, tmp_path / "out", weights=[1, 0])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "model.safetensors"]
     assert_equal(ws.load_checkpoint(tmp_path / "out"), models[0])
@@ -205,7 +205,7 @@ def test_non_finite_inputs_are_refused_by_tensor_and_model(
     sources = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     with pytest.raises(WeightspaceError, match=r"'model.norm.weight' of b.safetensors"):
         merge_files(sources, tmp_path / "out.safetensors")
-    merge_files(sources, tmp_path / "out.safetensors", output=ws.OutputOptions(allow_nonfinite=True))
+    merge_files(sources, tmp_path / "out.safetensors", output=OutputOptions(allow_nonfinite=True))
     assert not ws.load_checkpoint(tmp_path / "out.safetensors")["model.norm.weight"][3].isfinite()
 
 
@@ -222,14 +222,14 @@ def test_the_bytes_do_not_depend_on_threads_memory_or_executor(models: list[Stat
     for number, how in enumerate(options):
         (tmp_path / str(number)).mkdir()
         out = tmp_path / str(number) / "out"
-        merge_files(sources, out, output=ws.OutputOptions(shard_size=6_000), execution=ws.ExecutionOptions(**how))
+        merge_files(sources, out, output=OutputOptions(shard_size=6_000), execution=ExecutionOptions(**how))
         made.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert all(other == made[0] for other in made)
 
 
 def test_too_little_memory_is_reported_before_anything_is_written(models: list[StateDict], tmp_path: Path) -> None:
     with pytest.raises(WeightspaceError, match="--memory"):
-        merge_files([tmp_path / "a.safetensors"], tmp_path / "out", execution=ws.ExecutionOptions(memory=100))
+        merge_files([tmp_path / "a.safetensors"], tmp_path / "out", execution=ExecutionOptions(memory=100))
     assert not (tmp_path / "out").exists()
 
 
@@ -253,7 +253,7 @@ def test_where_a_merge_comes_from_is_kept_and_its_digests_are_those_of_the_files
     assert json.loads(metadata["inputs"]) == [
         {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in sources
     ]
-    merge_files(sources, tmp_path / "out", output=ws.OutputOptions(shard_size=4_000))
+    merge_files(sources, tmp_path / "out", output=OutputOptions(shard_size=4_000))
     assert load_metadata(tmp_path / "out")["inputs"] == metadata["inputs"]
 
 

@@ -8,7 +8,7 @@ import torch
 
 import weightspace as ws
 from weightspace.errors import WeightspaceError
-from weightspace.merging import merge_files
+from weightspace.merging import ExecutionOptions, merge_files
 from weightspace.merging.plan.modules import divide
 
 #: Names of models of vision and text: as files of older releases have them, of newer ones, and of Qwen's.
@@ -98,7 +98,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def merge(modules: str, method: str = "linear", more: str = "", **options: bool) -> tuple[dict[str, float], list[str]]:
     """Return the first element of each tensor of the output, and the warnings."""
     Path("recipe.yml").write_text(f"merge_method: {method}\nmodules:\n{modules}\n{more}")
-    report = merge_files("recipe.yml", "out", execution=ws.ExecutionOptions(fsync=False), **options)
+    report = merge_files("recipe.yml", "out", execution=ExecutionOptions(fsync=False), **options)
     return {name: t[0, 0].item() for name, t in ws.load_checkpoint("out").items()}, list(report.warnings)
 
 
@@ -222,7 +222,7 @@ slices:
 parameters: {weight: 1, density: 1}
 """
     Path("recipe.yml").write_text(recipe)
-    merge_files("recipe.yml", "out", execution=ws.ExecutionOptions(fsync=False))
+    merge_files("recipe.yml", "out", execution=ExecutionOptions(fsync=False))
     merged = ws.load_checkpoint("out")
     assert [merged[f"language_model.model.layers.{i}.w"][0, 0].item() for i in range(3)] == [2, 2.5, 2.5]
 
@@ -272,6 +272,6 @@ def test_the_sides_of_an_encoder_with_a_decoder_are_counted_apart(tmp_path: Path
     for side, expected in (("decoder", (3, 2)), ("encoder", (2, 3))):
         text = f"merge_method: passthrough\nmodules:\n  {side}: {{{slices}}}\n  default: {{{whole}}}\n"
         (tmp_path / "recipe.yml").write_text(text)
-        merge_files(tmp_path / "recipe.yml", tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
+        merge_files(tmp_path / "recipe.yml", tmp_path / "out", execution=ExecutionOptions(fsync=False))
         found = json.loads((tmp_path / "out" / "config.json").read_text())
         assert (found["num_layers"], found["num_decoder_layers"]) == expected

@@ -23,7 +23,7 @@ from torch import nn
 import weightspace as ws
 from weightspace.checkpoints import StateDict
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging import merge_files
+from weightspace.merging import ExecutionOptions, OutputOptions, merge_files
 from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
 from weightspace.merging.out_of_core.worker_parts import parts
 from weightspace.merging.plan.estimates import job_memory
@@ -103,7 +103,7 @@ def test_files_merge_to_what_memory_merges_to(method: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("out", ["out.safetensors", "out.pt", "out"])
 def test_copies_merge_to_the_copy_bit_for_bit(out: str, tmp_path: Path) -> None:
     (state,) = models(1)
-    merge_files(saved([state, state, state], tmp_path), tmp_path / out, output=ws.OutputOptions(shard_size=1000))
+    merge_files(saved([state, state, state], tmp_path), tmp_path / out, output=OutputOptions(shard_size=1000))
     assert equal(ws.load_checkpoint(tmp_path / out), state)
 
 
@@ -118,7 +118,7 @@ OPTIONS: dict[str, Any] = {"method": "dare_ties", "parameters": {"density": 0.6,
 def merged(
     paths: Sequence[Path], out: Path, *, progress: Callable[[int, int], None] | None = None, **execution: Any
 ) -> dict[str, bytes]:
-    output, how = ws.OutputOptions(shard_size=400_000), ws.ExecutionOptions(**execution)
+    output, how = OutputOptions(shard_size=400_000), ExecutionOptions(**execution)
     merge_files(paths[:2], out, base=paths[2], output=output, execution=how, progress=progress, **OPTIONS)
     return {path.name: path.read_bytes() for path in out.iterdir()}
 

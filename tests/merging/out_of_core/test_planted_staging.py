@@ -12,7 +12,7 @@ import torch
 import weightspace as ws
 from weightspace.checkpoints import atomic_write
 from weightspace.errors import CheckpointError
-from weightspace.merging import merge_files
+from weightspace.merging import ExecutionOptions, merge_files
 from weightspace.merging.out_of_core import staging as staging_module
 from weightspace.merging.out_of_core.staging import Staging, staging_folder
 
@@ -47,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def merge(out: str | Path, *, force: bool = False, dry_run: bool = False) -> int:
-    execution = ws.ExecutionOptions(force=force)
+    execution = ExecutionOptions(force=force)
     return merge_files(["a.safetensors", "b.safetensors"], out, execution=execution, dry_run=dry_run).resumed
 
 

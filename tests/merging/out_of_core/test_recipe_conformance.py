@@ -13,7 +13,7 @@ from torch import Tensor
 
 import weightspace as ws
 from weightspace.checkpoints import StateDict
-from weightspace.merging import merge_files
+from weightspace.merging import ExecutionOptions, merge_files
 
 DATA = Path(__file__).parents[2] / "data" / "conformance" / "recipes"
 CASES: dict[str, dict[str, str]] = yaml.safe_load((DATA / "cases.yml").read_text())
@@ -35,7 +35,7 @@ def merged(case: str, dtype: str, out: Path, monkeypatch: pytest.MonkeyPatch, **
     output = next((one for one in documents if "name" not in one), documents[-1])
     output.update(changes)
     out.with_suffix(".yml").write_text(yaml.safe_dump_all(documents))
-    merge_files(out.with_suffix(".yml"), out, execution=ws.ExecutionOptions(fsync=False))
+    merge_files(out.with_suffix(".yml"), out, execution=ExecutionOptions(fsync=False))
     return ws.load_checkpoint(out)
 
 

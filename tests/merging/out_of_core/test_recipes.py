@@ -11,7 +11,7 @@ from samples import half_way
 import weightspace as ws
 from weightspace.checkpoints import StateDict
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging import merge_files
+from weightspace.merging import ExecutionOptions, merge_files
 
 
 def cases(dtype: str) -> list[dict]:
@@ -27,7 +27,7 @@ def folder(conformance: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("case", cases("fp32"), ids=lambda case: case["id"])
 def test_a_recipe_of_mergekit_gives_its_output_in_float32(case: dict, folder: Path, tmp_path: Path) -> None:
-    merge_files(case["config"], tmp_path / "out", execution=ws.ExecutionOptions(fsync=False))
+    merge_files(case["config"], tmp_path / "out", execution=ExecutionOptions(fsync=False))
     if not case.get("expected"):
         return  # mergekit crashed; what comes out is compared with an oracle elsewhere
     found = ws.load_checkpoint(tmp_path / "out")
@@ -46,8 +46,8 @@ def test_a_recipe_in_bfloat16_gives_the_rounded_exact_result(name: str, folder: 
     recipe = yaml.safe_load((folder / "configs" / f"{name}.bf16.yml").read_text())
     (tmp_path / "narrow.yml").write_text(yaml.safe_dump({**recipe, "out_dtype": "bfloat16"}))
     (tmp_path / "wide.yml").write_text(yaml.safe_dump({**recipe, "out_dtype": "float64"}))
-    merge_files(tmp_path / "narrow.yml", tmp_path / "narrow", execution=ws.ExecutionOptions(fsync=False))
-    merge_files(tmp_path / "wide.yml", tmp_path / "wide", execution=ws.ExecutionOptions(fsync=False))
+    merge_files(tmp_path / "narrow.yml", tmp_path / "narrow", execution=ExecutionOptions(fsync=False))
+    merge_files(tmp_path / "wide.yml", tmp_path / "wide", execution=ExecutionOptions(fsync=False))
     narrow, wide = ws.load_checkpoint(tmp_path / "narrow"), ws.load_checkpoint(tmp_path / "wide")
     equal = [((narrow[name] == t.bfloat16()) | half_way(narrow[name], t)).flatten() for name, t in wide.items()]
     assert torch.cat(equal).double().mean() >= 0.999

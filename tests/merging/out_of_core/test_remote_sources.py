@@ -18,7 +18,7 @@ import weightspace as ws
 from weightspace import cli
 from weightspace.checkpoints import StateDict, load_metadata, remote
 from weightspace.errors import CheckpointError
-from weightspace.merging import merge_files, reproduce
+from weightspace.merging import ExecutionOptions, OutputOptions, merge_files, reproduce
 
 NAMES = ("a", "b", "base")
 
@@ -79,12 +79,10 @@ def urls(*names: str) -> list[str]:
 def test_models_behind_urls_merge_to_what_local_ones_merge_to(local: Path, tmp_path: Path) -> None:
     settings = {"method": "dare_ties", "weights": [0.6, 0.4], "parameters": {"density": 0.5, "seed": 3}}
     merge_files(
-        urls("a", "b"), tmp_path / "out", base=urls("base")[0], output=ws.OutputOptions(shard_size=150_000), **settings
+        urls("a", "b"), tmp_path / "out", base=urls("base")[0], output=OutputOptions(shard_size=150_000), **settings
     )
     sources = [local / name for name in "ab"]
-    merge_files(
-        sources, tmp_path / "again", base=local / "base", output=ws.OutputOptions(shard_size=150_000), **settings
-    )
+    merge_files(sources, tmp_path / "again", base=local / "base", output=OutputOptions(shard_size=150_000), **settings)
     assert_equal(ws.load_checkpoint(tmp_path / "out"), ws.load_checkpoint(tmp_path / "again"))
     for file in sorted((tmp_path / "again").iterdir()):
         if file.suffix != ".md" and "index" not in file.name:  # these keep the recipe
@@ -169,7 +167,7 @@ def test_a_merge_interrupted_in_its_output_resumes_with_the_same_mirrors(local: 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        merge_files(urls("a", "b"), tmp_path / "out", execution=ws.ExecutionOptions(threads=1), progress=stop)
+        merge_files(urls("a", "b"), tmp_path / "out", execution=ExecutionOptions(threads=1), progress=stop)
     assert merge_files(urls("a", "b"), tmp_path / "out").resumed > 0
 
 

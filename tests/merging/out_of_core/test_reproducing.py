@@ -7,7 +7,7 @@ import torch
 
 import weightspace as ws
 from weightspace.errors import CheckpointError
-from weightspace.merging import merge_files, reproduce
+from weightspace.merging import OutputOptions, merge_files, reproduce
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_a_merge_with_random_masks_comes_out_the_same(out: str, sources: list[st
         method="dare_ties",
         base="base",
         parameters=parameters,
-        output=ws.OutputOptions(shard_size=shard_size),
+        output=OutputOptions(shard_size=shard_size),
     )
     found = reproduce(out)
     assert found.equal
@@ -40,7 +40,7 @@ def test_a_merge_with_random_masks_comes_out_the_same(out: str, sources: list[st
 
 @pytest.mark.parametrize("hashes", [True, False])
 def test_an_input_that_has_changed_since_is_named(hashes: bool, sources: list[str]) -> None:
-    merge_files(sources, "out", output=ws.OutputOptions(hashes=hashes))
+    merge_files(sources, "out", output=OutputOptions(hashes=hashes))
     state = {name: tensor.clone() for name, tensor in ws.load_checkpoint("b").items()}
     state["layers.3.weight"][0, 0] += 1
     ws.save_checkpoint(state, "b")
@@ -59,7 +59,7 @@ def test_merges_that_let_nan_through_and_users_methods_are_reproduced(sources: l
     state["layers.0.weight"][0, 0] = float("nan")
     ws.save_checkpoint(state, "b")
     merge_files(
-        sources, "out", method="mine.py:mean", parameters={"power": 1.0}, output=ws.OutputOptions(allow_nonfinite=True)
+        sources, "out", method="mine.py:mean", parameters={"power": 1.0}, output=OutputOptions(allow_nonfinite=True)
     )
     assert torch.isnan(ws.load_checkpoint("out")["layers.0.weight"]).sum() == 1
     assert reproduce("out", allow_code=True).equal

@@ -12,7 +12,7 @@ import yaml
 import weightspace as ws
 from weightspace.checkpoints import StateDict
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging import merge_files
+from weightspace.merging import ExecutionOptions, merge_files
 
 
 class Workshop:
@@ -42,7 +42,7 @@ class Workshop:
         content |= {"base_model": self.path(base)} if base else {}
         (self.folder / "recipe.yml").write_text(yaml.safe_dump(content))
         self.report = merge_files(
-            self.folder / "recipe.yml", self.folder / out, execution=ws.ExecutionOptions(fsync=False), **options
+            self.folder / "recipe.yml", self.folder / out, execution=ExecutionOptions(fsync=False), **options
         )
         return ws.load_checkpoint(self.folder / out)
 

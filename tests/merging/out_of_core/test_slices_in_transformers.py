@@ -12,7 +12,7 @@ from torch import nn
 
 from weightspace.errors import WeightspaceError
 from weightspace.merging import merge_files
-from weightspace.merging.options import ExecutionOptions, OutputOptions
+from weightspace.merging.plan.options import ExecutionOptions, OutputOptions
 
 SMALL: dict[str, Any] = {
     **{"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4},

@@ -13,12 +13,12 @@ import torch
 
 from weightspace.checkpoints import StateDict, load_checkpoint
 from weightspace.merging.methods._loading import load_global_pass
-from weightspace.merging.options import ExecutionOptions
 from weightspace.merging.out_of_core.elements import elements_of, is_merged
 from weightspace.merging.out_of_core.output import ShardFile, open_shards
 from weightspace.merging.out_of_core.sources import Sources
 from weightspace.merging.out_of_core.staging import Staging
 from weightspace.merging.plan.estimates import job_memory
+from weightspace.merging.plan.options import ExecutionOptions
 from weightspace.merging.plan.plan import Job, Plan
 from weightspace.threads import torch_threads
 

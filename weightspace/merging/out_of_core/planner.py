@@ -16,7 +16,6 @@ from weightspace.checkpoints.metadata import TensorInfo
 from weightspace.checkpoints.provenance import described
 from weightspace.errors import CheckpointError
 from weightspace.merging.methods import Method
-from weightspace.merging.options import OutputOptions, ReadingOptions
 from weightspace.merging.out_of_core.chat_templates import chat_template
 from weightspace.merging.out_of_core.input_checks import (
     check_evidence,
@@ -30,6 +29,7 @@ from weightspace.merging.out_of_core.vocabularies import check_tokens, tokenizer
 from weightspace.merging.plan.inputs import companion_paths, stamps_of
 from weightspace.merging.plan.layout import lay_out
 from weightspace.merging.plan.members import open_members
+from weightspace.merging.plan.options import OutputOptions, ReadingOptions
 from weightspace.merging.plan.parametrized import with_parametrizations
 from weightspace.merging.plan.plan import Job, Kind, Member, Plan, Ref
 from weightspace.merging.plan.promotion import FLOATS, promoted

@@ -21,12 +21,12 @@ from weightspace.checkpoints.output_paths import check_apart, check_checkpoint_o
 from weightspace.checkpoints.provenance import described
 from weightspace.checkpoints.safetensors_header import encode_header, read_header
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging.options import ExecutionOptions
 from weightspace.merging.out_of_core.output_files import finish_folder
 from weightspace.merging.out_of_core.staging import Staging, is_file_name, open_staging, staging_folder
 from weightspace.merging.out_of_core.worker_parts import make_elsewhere
 from weightspace.merging.plan.estimates import chosen_executor, estimated_seconds, job_memory, plan_memory
 from weightspace.merging.plan.inputs import check_unchanged, read_paths
+from weightspace.merging.plan.options import ExecutionOptions
 from weightspace.merging.plan.plan import Job, Plan
 from weightspace.reprs import brief
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from weightspace.checkpoints.hf_folder import find_weights, index_metadata
 from weightspace.checkpoints.safetensors_header import read_header
 from weightspace.merging.methods._unrun import UnrunMethod
-from weightspace.merging.options import ExecutionOptions, Intermediate
 from weightspace.merging.out_of_core.output_files import write_skeleton
 from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
 from weightspace.merging.out_of_core.run import Finish, MergeReport, Progress, check_runnable, report, run_plan
 from weightspace.merging.out_of_core.stage_folders import StageFolders
+from weightspace.merging.plan.options import ExecutionOptions, Intermediate
 from weightspace.merging.plan.plan import Plan
 from weightspace.merging.recipe.several import used_documents
 from weightspace.merging.recipe.types import Recipe, Warn

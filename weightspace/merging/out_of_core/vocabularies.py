@@ -11,7 +11,7 @@ from pathlib import Path
 from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.vocabulary import Tokens, Vocabulary, has_tokenizer, read_vocabulary, same_tokenizer
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging.options import ReadingOptions
+from weightspace.merging.plan.options import ReadingOptions
 from weightspace.merging.plan.plan import Member
 from weightspace.merging.recipe.parse import Recipe
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from weightspace.merging.options import ExecutionOptions
 from weightspace.merging.out_of_core.staging import Staging
 from weightspace.merging.plan.estimates import plan_memory
+from weightspace.merging.plan.options import ExecutionOptions
 from weightspace.merging.plan.plan import Job, Plan
 from weightspace.parallel import run_jobs
 

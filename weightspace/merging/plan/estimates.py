@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from weightspace.checkpoints.safetensors_header import ITEMSIZES
 from weightspace.merging.methods._registry import CHUNK
-from weightspace.merging.options import ExecutionOptions
+from weightspace.merging.plan.options import ExecutionOptions
 from weightspace.merging.plan.plan import Job, Plan, Ref
 
 #: Copies of a chunk that a method holds at a time, beside two a model: the widened base, moves, masks, the result, and

@@ -12,8 +12,8 @@ from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError
 from weightspace.lora.adapter import read_adapter
 from weightspace.lora.factor_files import check_is_model, check_no_adapter_folder
-from weightspace.merging.options import Intermediate, ReadingOptions
 from weightspace.merging.plan.lora_inputs import adapted
+from weightspace.merging.plan.options import Intermediate, ReadingOptions
 from weightspace.merging.plan.plan import Member
 from weightspace.merging.plan.prefixes import strip_prefixes, without_inner_wrappers
 from weightspace.merging.recipe.model_reference import without_adapter

@@ -45,8 +45,9 @@ class ReadingOptions:
     Example:
         >>> import torch
         >>> import weightspace as ws
+        >>> from weightspace.merging import ReadingOptions
         >>> torch.save({"state_dict_ema": {"w": torch.ones(2)}}, "a.pt")
-        >>> reading = ws.ReadingOptions(key="state_dict_ema")
+        >>> reading = ReadingOptions(key="state_dict_ema")
         >>> report = ws.merge_files(["a.pt", "a.pt"], "merged.safetensors", reading=reading)
         >>> ws.load_checkpoint("merged.safetensors")
         {'w': tensor([1., 1.])}
@@ -71,8 +72,9 @@ class OutputOptions:
     Example:
         >>> import torch
         >>> import weightspace as ws
+        >>> from weightspace.merging import OutputOptions
         >>> ws.save_checkpoint({"a": torch.ones(4), "b": torch.ones(4)}, "a.safetensors")
-        >>> output = ws.OutputOptions(shard_size=16)
+        >>> output = OutputOptions(shard_size=16)
         >>> ws.merge_files(["a.safetensors", "a.safetensors"], "merged", output=output).files
         ('model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors')
     """
@@ -105,8 +107,9 @@ class ExecutionOptions:
     Example:
         >>> import torch
         >>> import weightspace as ws
+        >>> from weightspace.merging import ExecutionOptions
         >>> ws.save_checkpoint({"w": torch.ones(4)}, "a.safetensors")
-        >>> execution = ws.ExecutionOptions(threads=1, memory=2**27)
+        >>> execution = ExecutionOptions(threads=1, memory=2**27)
         >>> ws.merge_files(["a.safetensors", "a.safetensors"], "merged.safetensors", execution=execution).tensors
         1
     """
