@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     "escaping",
     "errors",
+    "progress",
     "version",
     "lazy",
     "tracing",
@@ -156,7 +157,7 @@ def test_nothing_is_unpickled() -> None:
 def test_public_names_are_few_and_all_resolve() -> None:
     import weightspace as ws
 
-    assert len(ws.__all__) <= 53
+    assert len(ws.__all__) <= 54
     assert all(hasattr(ws, name) for name in ws.__all__)
 
 

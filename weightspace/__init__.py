@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from weightspace.merging import METHODS, Alignment, MergeReport, interpolate, merge, merge_files, reproduce
     from weightspace.networks import load_network
+    from weightspace.progress import Progress
     from weightspace.soups import Soup, greedy_soup, learned_soup, uniform_soup, wise_ft
     from weightspace.spectra import SingularAlignment, Spectrum, singular_alignment, spectrum
     from weightspace.symmetry import (
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 #: Public name -> the subpackage that defines it, in the order of the data's way through the library.
 _HOMES = {
+    "Progress": "progress",
     "StateDict": "checkpoints",
     "load_checkpoint": "checkpoints",
     "save_checkpoint": "checkpoints",
@@ -110,6 +112,7 @@ __all__ = [
     "MergeReport",
     "Permutation",
     "PermutationSpec",
+    "Progress",
     "SingularAlignment",
     "Soup",
     "SpecError",

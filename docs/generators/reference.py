@@ -12,7 +12,7 @@ import weightspace as ws
 #: Section of the reference -> its names.
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Checkpoints": ("StateDict", "load_checkpoint", "save_checkpoint"),
-    "Networks and tasks": ("load_network", "Task", "load_task", "train"),
+    "Networks and tasks": ("load_network", "Task", "load_task", "train", "Progress"),
     "Symmetry": (
         *("derive_spec", "verify_spec", "load_spec", "permute"),
         *("PermutationSpec", "Permutation", "Verification"),
