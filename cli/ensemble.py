@@ -73,7 +73,7 @@ def command(
             checkpoints,
             found,
             ("uniform", "ensemble"),
-            on_trial=lambda trial: show(trial_row(trial, direction)),
+            on_progress=lambda trial: show(trial_row(trial, direction)),
             **said,
         )
     drawn = list(combinations(checkpoints, 2))

@@ -16,6 +16,7 @@ from weightspace import WeightspaceError
 
 if TYPE_CHECKING:
     from weightspace import LabelMetric
+    from weightspace.labels import TemperatureFit
     from weightspace.labels.results import Predictions
 
 #: Labels that a summary names.
@@ -123,7 +124,7 @@ def evaluate(
       weightspace labels evaluate tree.safetensors test.npy --logits --observed classes.txt --truth test.txt \\
           --validation val.npy --validation-truth val.txt -o temperature.png
     """
-    from weightspace.labels import decision_report, fit_temperature
+    from weightspace.labels import decision_report
     from weightspace.labels.inputs import read_array, read_labels
     from weightspace.plots import draw_calibration
 
@@ -136,15 +137,7 @@ def evaluate(
         raise WeightspaceError("A temperature divides logits: give them as SCORES, with --logits.")
     fit = None
     if validation is not None and validation_truth is not None:
-        if given["temperature"] is not None:
-            raise WeightspaceError("--temperature says what --validation would find; give one of them.")
-        space, observed, outputs = _classes(metric, given)
-        chosen = {"metric": space, "observed": observed, "outputs": outputs, "exponent": given["exponent"]}
-        fit = fit_temperature(
-            read_array(validation, given["key"], header=given["header"]),
-            read_labels(validation_truth, space.labels),
-            **chosen,
-        )
+        fit = _fitted(metric, validation, validation_truth, given)
         given["temperature"] = fit.temperature
     space, observed, outputs, p = _read(metric, scores, given)
     names = read_labels(truth, space.labels)
@@ -171,6 +164,19 @@ def evaluate(
     for line in ("", report.advice):
         echo(line)
     echo_files(files_of(output))
+
+
+def _fitted(metric: str, validation: str, truth: str, given: dict[str, Any]) -> TemperatureFit:
+    """Return the temperature that validation logits ask for."""
+    from weightspace.labels import fit_temperature
+    from weightspace.labels.inputs import read_array, read_labels
+
+    if given["temperature"] is not None:
+        raise WeightspaceError("--temperature says what --validation would find; give one of them.")
+    space, observed, outputs = _classes(metric, given)
+    logits = read_array(validation, given["key"], header=given["header"])
+    names, exponent = read_labels(truth, space.labels), given["exponent"]
+    return fit_temperature(logits, names, metric=space, observed=observed, outputs=outputs, exponent=exponent)
 
 
 def _classes(metric: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any], Any]:

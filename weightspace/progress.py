@@ -12,8 +12,8 @@ class Progress:
 
     Attributes:
         stage: what is counted: ``"epoch"``, ``"sweep"``, ``"bytes"``, …
-        index: steps done so far, this one included.
-        total: steps in all; 0 where nobody knows.
+        index: the number of the step, from 1, or the units done so far.
+        total: steps or units in all; 0 if unknown.
         value: the main figure of the step (a loss in nats, an objective, a score), or None.
         name: the subject of the step (an ingredient, a pair of models), or empty.
         details: further figures by name.

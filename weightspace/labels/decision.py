@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,11 +13,15 @@ import torch
 from torch import Tensor
 
 from weightspace.errors import WeightspaceError
-from weightspace.labels.label_space import LabelSpace
+from weightspace.labels.label_space import LabelSpace, Outputs
+from weightspace.labels.names import Label
 from weightspace.labels.probabilities import checked_rows, scaled_rows
 from weightspace.labels.rules.powers import check_exponent
 from weightspace.labels.rules.rule import Rule
 from weightspace.labels.rules.shared_places import rule_among
+
+#: Decisions that are kept for the next call with the same classes.
+_KEPT = 4
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,37 @@ class Decision:
                 row = int((~np.isfinite(found)).any(1).argmax())
                 raise WeightspaceError(f"The expected costs of row {row:,} leave the range of float64; scale the row.")
         return found.reshape(*_leading(probabilities), len(self.outputs))
+
+
+def kept_decision(
+    metric: LabelSpace,
+    kept: OrderedDict[Any, Decision],
+    observed: Sequence[Label],
+    outputs: Outputs,
+    exponent: float,
+) -> Decision:
+    """Return the decision of a metric for these classes, made once and kept among the last few."""
+    seen = metric.names.positions(observed, "observed classes")
+    named = seen if outputs == "observed" else _positions_of(metric, outputs)
+    key = (seen.tobytes(), named.tobytes(), float(exponent) if isinstance(exponent, int | float) else exponent)
+    if key not in kept:
+        kept[key] = Decision.make(metric, seen, named, exponent)
+        while len(kept) > _KEPT:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    return kept[key]
+
+
+def _positions_of(metric: LabelSpace, outputs: Outputs) -> np.ndarray:
+    """Return the positions of all labels, or of those that are named."""
+    if isinstance(outputs, str):
+        if outputs != "all":
+            raise WeightspaceError(f"Outputs are 'all', 'observed' or a list of names; found {outputs!r}.")
+        return np.arange(len(metric))
+    found = metric.names.positions(outputs, "outputs")
+    if len(found) == 0:
+        raise WeightspaceError("There are no outputs; expected at least one label.")
+    return found
 
 
 def _leading(probabilities: Any) -> tuple[int, ...]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.merging.interpolate import interpolate
+from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.soups.candidates import OnLine
-from weightspace.soups.evaluation import Judge, Place
+from weightspace.soups.evaluation import Judge, Place, Scores
 from weightspace.soups.ingredients import Source, check_ingredients, ingredients_of
 from weightspace.soups.scoring import Statistics, settled
 from weightspace.tasks.objectives import Mode
@@ -54,7 +56,7 @@ def wise_ft(
     workers: int = 1,
     gpus: float = 0.0,
     ray_address: str | None = None,
-    on_position: Callable[[float, float], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> WiseFT:
     """Score the networks from the pretrained model to the fine-tuned one, and return the best on validation data.
 
@@ -65,10 +67,8 @@ def wise_ft(
         positions: finite numbers, without unit.
         splits: data to score on, ``validation`` among them.
         mode: ``"min"`` or ``"max"`` of the objective; see ``greedy_soup``.
-        statistics: BatchNorm's between the two; see ``greedy_soup``, and so for ``cache``, ``executor``, ``workers``,
-            ``gpus`` and ``ray_address``.
-        on_position: called as soon as a position is scored, with it and the validation objective there, negated where
-            less is better.
+        statistics: as for ``greedy_soup``, and so are ``cache``, ``executor``, ``workers``, ``gpus``, ``ray_address``.
+        on_progress: told of every scored ``"position"``, with the objective, negated where less is better.
 
     Raises:
         CheckpointError: a checkpoint cannot be read, or the two do not fit together.
@@ -81,27 +81,20 @@ def wise_ft(
         >>> import weightspace as ws
         >>> task = ws.load_task("digits-mlp")
         >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
-        >>> line = ws.wise_ft(a, b, task, positions=[0, 0.5, 1], cache=False)
-        >>> line.positions, line.position in line.positions
-        ((0.0, 0.5, 1.0), True)
+        >>> ws.wise_ft(a, b, task, positions=[0, 0.5, 1], cache=False).positions
+        (0.0, 0.5, 1.0)
     """
-    if not len(positions) or "validation" not in splits or not set(splits) <= set(SPLITS):
-        raise WeightspaceError(
-            f"Expected one position at least and splits of {', '.join(SPLITS)} with validation among them; found "
-            f"{len(positions)} positions and {', '.join(splits) or 'no splits'}."
-        )
+    _check(positions, splits)
     a, b = ingredients_of([pretrained, finetuned])
     place = Place(executor, workers, gpus, ray_address)
     judge = Judge(task, statistics, cache=cache, cache_key=None, place=place, mode=mode)
-    report = on_position or (lambda position, value: None)
     points = [OnLine(a, b, float(position)) for position in positions]
     try:
         check_ingredients((a, b), judge.measure.check)
-        found = judge.many(points, splits, lambda at, scores: report(points[at].position, judge.value(scores)))
+        found = judge.many(points, splits, _reporter(points, judge, on_progress))
     finally:
         judge.measure.forget()
-    values = [judge.value(scores) for scores in found]
-    best = points[max(range(len(values)), key=values.__getitem__)]
+    best = points[max(range(len(found)), key=lambda at: judge.value(found[at]))]
     state = interpolate(a.load(), b.load(), best.position)
     return WiseFT(
         positions=tuple(point.position for point in points),
@@ -109,3 +102,26 @@ def wise_ft(
         position=best.position,
         state=settled(task, state, statistics) if best.mixed else state,
     )
+
+
+def _check(positions: Sequence[float], splits: Sequence[str]) -> None:
+    """Check that there are positions, and the split that chooses."""
+    if not len(positions) or "validation" not in splits or not set(splits) <= set(SPLITS):
+        raise WeightspaceError(
+            f"Expected one position at least and splits of {', '.join(SPLITS)} with validation among them; found "
+            f"{len(positions)} positions and {', '.join(splits) or 'no splits'}."
+        )
+
+
+def _reporter(
+    points: Sequence[OnLine], judge: Judge, on_progress: Callable[[Progress], None] | None
+) -> Callable[[int, Scores], None]:
+    """Return what tells of points as they are scored, in whatever order."""
+    done = count(1)
+
+    def report(at: int, scores: Scores) -> None:
+        if on_progress is not None:
+            position = {"position": points[at].position}
+            on_progress(Progress("position", next(done), len(points), judge.value(scores), details=position))
+
+    return report

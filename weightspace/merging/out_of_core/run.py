@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightspace.cache import cache_folder
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.fetching import fetch, missing_bytes
 from weightspace.checkpoints.file_format import TORCH_SUFFIXES
 from weightspace.checkpoints.hashing import Hashing
-from weightspace.checkpoints.mirror import cache_folder
 from weightspace.checkpoints.output_paths import check_apart, check_checkpoint_output
 from weightspace.checkpoints.provenance import described
 from weightspace.checkpoints.safetensors_header import encode_header, read_header
