@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Labels that a summary names.
 _MOST_OFTEN = 5
+#: How far a sum of float16 probabilities may be from one.
+_CLOSE = 1e-2
 
 Command = Callable[..., Any]
 
@@ -195,7 +197,6 @@ def _read(metric: str, scores: str, given: dict[str, Any]) -> tuple[LabelMetric,
     from weightspace.labels.inputs import read_array, read_header
     from weightspace.labels.probabilities import as_tensor
     from weightspace.labels.results import probabilities_of
-    from weightspace.labels.row_sums import probabilities_note, row_sums_note
     from weightspace.tasks.placing import check_device
 
     check_device(given["device"])
@@ -204,12 +205,41 @@ def _read(metric: str, scores: str, given: dict[str, Any]) -> tuple[LabelMetric,
     if given["header"] is not False:
         check_columns(read_header(scores), observed, scores)
     if given["logits"]:
-        if (note := probabilities_note(found)) is not None:
+        if (note := _probabilities_note(found)) is not None:
             warn(f"{scores}: {note}")
         probabilities = probabilities_of(found, len(observed), given["temperature"])
         return space, observed, outputs, probabilities.to(given["device"])
     if given["temperature"] is not None:
         raise WeightspaceError("--temperature divides logits: say --logits if SCORES are some.")
-    if (note := row_sums_note(found)) is not None:
+    if (note := _row_sums_note(found)) is not None:
         warn(f"{scores}: {note}")
     return space, observed, outputs, as_tensor(found, scores).to(given["device"])
+
+
+def _row_sums_note(probabilities: Any) -> str | None:
+    """Return what is to be said of rows (n, K) that do not sum to one, None where all do."""
+    import numpy as np
+
+    from weightspace.labels.probabilities import as_tensor
+
+    rows = as_tensor(probabilities, "Probabilities")
+    if rows.dim() != 2 or not rows.numel():
+        return None
+    sums = rows.double().sum(1).cpu().numpy()
+    bad = np.flatnonzero(~(np.abs(sums - 1) <= _CLOSE))
+    if not len(bad):
+        return None
+    return (
+        f"{len(bad):,} of {len(sums):,} rows do not sum to one (row {int(bad[0]):,}: {sums[bad[0]]:.4g}) and are "
+        "divided by their sums. Are these logits? Say --logits."
+    )
+
+
+def _probabilities_note(logits: Any) -> str | None:
+    """Return what is to be said of logits (n, K) that are probabilities: not negative, and all rows sum to one."""
+    from weightspace.labels.probabilities import as_tensor
+
+    rows = as_tensor(logits, "Logits")
+    if rows.dim() != 2 or not rows.numel() or bool((rows < 0).any()) or _row_sums_note(rows) is not None:
+        return None
+    return "all rows are probabilities: none is negative, and they sum to one. Leave --logits out?"

@@ -8,8 +8,7 @@ from torch import nn
 
 from weightspace.errors import WeightspaceWarning
 from weightspace.matching import match
-from weightspace.matching.attention import attention_name
-from weightspace.matching.registry import MANY_MATCHINGS, MATCHINGS, match_many
+from weightspace.matching.registry import MANY_MATCHINGS, MATCHINGS, attention_name, match_many
 from weightspace.symmetry import derive_spec
 
 ATTENTION = (

@@ -13,7 +13,7 @@ from weightspace.symmetry import Permutation, derive_spec, permute
 from weightspace.symmetry.pattern import format_axes
 from weightspace.symmetry.rules import RULES, Call, follow
 from weightspace.symmetry.rules.axis_algebra import Atom, fixed, resolve
-from weightspace.symmetry.rules.fused_parts import Parts
+from weightspace.symmetry.rules.call import Parts
 from weightspace.symmetry.rules.operators import PASS_THROUGH
 
 

@@ -21,8 +21,8 @@ from weightspace.parallel import here_or, run_jobs
 from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.tasks.building import blank_network
+from weightspace.tasks.objectives import scores_of
 from weightspace.tasks.protocol import Split, Task, threads_of
-from weightspace.tasks.scores import scores_of
 from weightspace.threads import torch_threads
 
 _LABELS = ("split", "statistics", "task")
@@ -116,9 +116,6 @@ def _from_rows(rows: list[dict[str, str]]) -> Curve:
     )
 
 
-# --- The two scores that curves ---
-
-
 def scored(task: Task, network: nn.Module, split: Split) -> tuple[float, float | None]:
     """Return the loss in nats and the accuracy as a share, None if the task has none.
 
@@ -131,9 +128,6 @@ def scored(task: Task, network: nn.Module, split: Split) -> tuple[float, float |
             f"The scores of task {task.name!r} are {', '.join(scores) or 'none'}; expected 'loss' among them."
         )
     return scores["loss"], scores.get("accuracy")
-
-
-# --- The loss curve of a task ---
 
 
 @checked

@@ -149,9 +149,6 @@ def _from_rows(rows: list[dict[str, str]]) -> Plane:
     )
 
 
-# --- Scoring a plane through three models ---
-
-
 #: Three models whose triangle is flatter than this share of its longest side lie on a line.
 _FLAT = 1e-6
 

@@ -133,9 +133,6 @@ class Workers:
         torch.set_num_threads(self.before)
 
 
-# --- One step of coordinate ascent ---
-
-
 #: A step counts as an improvement above this share of what the family contributes (float32 rounding lies below).
 TOLERANCE = 1e-7
 
@@ -242,9 +239,6 @@ def match_inside(family: Family, inside: Iterable[str], indices: Indices) -> dic
     return change
 
 
-# --- Heads that share keys: two groups inside a third that stand in one block, matched together ---
-
-
 #: Rounds of matching the groups inside in turn; two or three settle it.
 ROUNDS = 10
 
@@ -326,9 +320,6 @@ def _gains(family: Family, pair: Pair, groups: tuple[str, ...], indices: Indices
     sizes = [moved.shape[place] for place in places]
     a, b = (block.permute(order).reshape(math.prod(sizes), -1) for block in (pair.target, moved))
     return (a @ b.T).view(*sizes, *sizes).permute(0, 3, 1, 2, 4, 5)
-
-
-# --- The only door to a solver of the linear assignment problem ---
 
 
 def assign(gains: Tensor) -> Tensor:

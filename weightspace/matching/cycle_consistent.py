@@ -136,9 +136,6 @@ def _highest(line: Polynomial) -> float:
     return max([1.0, *inside], key=line)
 
 
-# --- Several models under soft permutations ---
-
-
 #: A tensor for each power of ``t``.
 _Line = list[Tensor]
 

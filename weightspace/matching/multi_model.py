@@ -56,9 +56,6 @@ class ManyMatching:
         return self.permutations[target].inverse().compose(self.permutations[source])
 
 
-# --- Models on their way into one basin ---
-
-
 class ModelSet:
     """Models, the permutation that each has by now, and what that is worth.
 

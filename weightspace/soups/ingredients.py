@@ -77,9 +77,6 @@ def ingredients_of(sources: Sequence[Source]) -> tuple[Ingredient, ...]:
     )
 
 
-# --- Ingredients checked against each other ---
-
-
 #: Checks that a model, called so, can be scored.
 Check = Callable[[StateDict, str], None]
 

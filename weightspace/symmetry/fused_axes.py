@@ -15,8 +15,8 @@ from torch import fx
 
 from weightspace.symmetry.rules import Axes, cat, dims_of, name_of, ordered, reduce, rule_of
 from weightspace.symmetry.rules.axis_algebra import Axis, cut, fixed
+from weightspace.symmetry.rules.call import Parts
 from weightspace.symmetry.rules.fused import treats_alike
-from weightspace.symmetry.rules.fused_parts import Parts
 from weightspace.symmetry.rules.operators import CUTS, NORMALISATIONS, REARRANGEMENTS, VIEWS
 from weightspace.symmetry.rules.views import factor, place_in_view, regroup
 from weightspace.symmetry.shapes import shape_of, shapes_of

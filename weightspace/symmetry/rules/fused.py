@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from weightspace.symmetry.rules.axis_algebra import concat, fixed, product
-from weightspace.symmetry.rules.call import Axes, Call, Rule, dims_of, fixed_like, one_shape, pointwise
-from weightspace.symmetry.rules.fused_parts import Parts
+from weightspace.symmetry.rules.call import Axes, Call, Parts, Rule, dims_of, fixed_like, one_shape, pointwise
 from weightspace.symmetry.rules.operators import CUTS, NORMALISATIONS, PASS_THROUGH, REARRANGEMENTS, VIEWS
 from weightspace.symmetry.rules.reductions import ordered, reduce
 from weightspace.symmetry.rules.slicing import cat, start_of
