@@ -21,8 +21,8 @@ from weightspace.parallel import here_or, run_jobs
 from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.tasks.building import blank_network
-from weightspace.tasks.objectives import scores_of
 from weightspace.tasks.protocol import Split, Task, threads_of
+from weightspace.tasks.scores import scores_of
 from weightspace.threads import torch_threads
 
 _LABELS = ("split", "statistics", "task")

@@ -15,8 +15,8 @@ from weightspace.connectivity.batchnorm import SEED, has_batchnorm_statistics, r
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 from weightspace.tasks.building import blank_network, check_belongs
-from weightspace.tasks.objectives import scores_of
 from weightspace.tasks.protocol import Task, threads_of
+from weightspace.tasks.scores import scores_of
 from weightspace.threads import torch_threads
 
 #: What becomes of BatchNorm's statistics in a mixture: averaged, measured anew, or that where it can be done.

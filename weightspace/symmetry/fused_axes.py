@@ -83,7 +83,8 @@ def _moved(user: fx.Node, dim: int, shape: Sequence[int]) -> int | None:
     if name in REARRANGEMENTS or name in VIEWS:
         return _rearranged(user, dim, shape)
     if treats_alike(name, rule):
-        return dim + len(_shape(user)) - rank
+        results = user.meta["val"]
+        return dim + len(shape_of(results[0] if isinstance(results, list | tuple) else results)) - rank
     if name not in NORMALISATIONS and rule not in (cat, ordered, reduce):
         return None
     dims = _dims_of(user, rank)

@@ -2,9 +2,10 @@
 
 from weightspace.tasks.building import blank_network, check_belongs, network_with
 from weightspace.tasks.classification import ClassificationTask, Examples, carve
-from weightspace.tasks.objectives import Mode, mode_of_name, scores_of
+from weightspace.tasks.objectives import Mode, mode_of_name
 from weightspace.tasks.placing import PlacedTask, at_home, check_device, placed
 from weightspace.tasks.protocol import Split, Task, TrainConfig, objective_value
+from weightspace.tasks.scores import scores_of
 from weightspace.tasks.training import train
 from weightspace.tasks.variants import variant
 

@@ -1,4 +1,4 @@
-"""Scores of a task as plain numbers, and their direction: whether a higher or a lower one is better.
+"""The direction of an objective: whether a higher or a lower score is better.
 
 A task says so (``mode``), or the name of its objective does. A name that is not known is an error and never a guess:
 a soup that maximises an error takes the worst networks.
@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, cast, get_args
-
-from torch import nn
+from typing import Any, Literal, TypeAlias, get_args
 
 from weightspace.errors import WeightspaceError, WeightspaceWarning
 from weightspace.suggestions import unknown
-from weightspace.tasks.failures import task_errors
-from weightspace.tasks.protocol import Split, Task
 
 #: ``"max"``: higher is better; ``"min"``: lower is better.
 Mode: TypeAlias = Literal["min", "max"]
@@ -129,27 +124,3 @@ def function_mode(function: Any, mode: Mode | None = None) -> Mode:
 
 def _opposite(mode: Mode | None) -> Mode | None:
     return None if mode is None else ("max" if mode == "min" else "min")
-
-
-def scores_of(task: Task, module: nn.Module, split: str) -> dict[str, float]:
-    """Return what a task finds of a network over a split, or over a shift that it knows.
-
-    Raises:
-        WeightspaceError: its ``score`` returns something else than numbers by their names.
-    """
-    with task_errors(task, f"when it scored a network on its {split} data"):
-        found: object = task.score(module, cast(Split, split))
-    if not isinstance(found, Mapping):
-        raise WeightspaceError(
-            f"The score of task {task.name!r} returned a {type(found).__name__}; expected numbers by their names, as "
-            "{'loss': 0.31, 'accuracy': 0.9}."
-        )
-    scores = {}
-    for name, value in found.items():
-        try:
-            scores[str(name)] = float(value)
-        except (TypeError, ValueError, RuntimeError) as error:  # a tensor of several numbers
-            raise WeightspaceError(
-                f"The score {name!r} of task {task.name!r} is a {type(value).__name__}; expected one number."
-            ) from error
-    return scores
