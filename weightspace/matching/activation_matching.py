@@ -90,11 +90,13 @@ def activation_matching(
         >>> aligned = ws.permute(spec, matching.permutation, b)
     """
     task = task_of("activation_matching", task)
-    networks = [_network(task, state, label) for state, label in ((target, "the target"), (source, "the source"))]
+    ends = [_network(task, state, label) for state, label in ((target, "the target"), (source, "the source"))]
     with torch_threads(threads_of(task)):
         batches = islice(task.batches("train", seed), _BATCHES)
         with task_errors(task, "on its training batches"):
-            return match_activations(spec, *networks, batches, forward=task.loss, seed=seed, on_progress=on_progress)
+            return match_activations(
+                spec, ends[0], ends[1], batches, forward=task.loss, seed=seed, on_progress=on_progress
+            )
 
 
 def activation_then_weights(
@@ -110,7 +112,7 @@ def activation_then_weights(
 ) -> Matching:
     """Return what weight matching, whose options these are, finds from where activation matching ends."""
     start = activation_matching(spec, target, source, task=task, seed=seed).permutation
-    options = {"seed": seed, "restarts": restarts, "max_sweeps": max_sweeps}
+    options: dict[str, Any] = {"seed": seed, "restarts": restarts, "max_sweeps": max_sweeps}
     return weight_matching(spec, target, source, start=start, on_progress=on_progress, **options)
 
 
