@@ -47,7 +47,7 @@ def test_the_held_out_loss_falls_below_that_of_weight_matching(
 ) -> None:
     trials: list[Progress] = []
     matching = straight_through_many(
-        spec, task, models, steps=75, learning_rate=1e-2, every=20, on_progress=trials.append
+        spec, models, task=task, steps=75, learning_rate=1e-2, every=20, on_progress=trials.append
     )
     assert all(after >= before for before, after in itertools.pairwise(matching.objective))
     assert matching.objective[-1] > matching.objective[1] > matching.objective[0]
