@@ -16,6 +16,7 @@ from recipe import digits_task, label_of, trained
 from report import Gate, Row, script
 
 import weightspace as ws
+from weightspace.matching import match_activations
 from weightspace.tasks import network_with
 
 TASK = digits_task()
@@ -45,7 +46,7 @@ def rows(pairs: Sequence[range], cache: Path) -> Iterator[tuple[str, Row]]:
 def by_activations(spec: ws.PermutationSpec, target: ws.StateDict, source: ws.StateDict) -> ws.Matching:
     """Match by the correlation of the activations on the training images."""
     networks = (network_with(TASK, state) for state in (target, source))
-    return ws.activation_matching(spec, *networks, TASK.batches("train", seed=0))
+    return match_activations(spec, *networks, TASK.batches("train", seed=0))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def matched(method: str, target: int, source: int, cache: Path) -> ws.StateDict:
         matching = ws.weight_matching(spec, a, b)
     else:
         projection = "sinkhorn" if method == "Sinkhorn" else "weight-matching"
-        matching = ws.straight_through(spec, TASK, a, b, projection=projection)
+        matching = ws.straight_through(spec, a, b, task=TASK, projection=projection)
     return ws.permute(spec, matching.permutation, b)
 
 

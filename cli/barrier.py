@@ -79,22 +79,13 @@ def command(
     network: str | None,
     example_inputs: tuple[str, ...],
     matching: str | None,
-    points: int,
-    statistics: Any,
-    baseline: Any,
-    split: Any,
-    taylor: bool,
-    temperature: bool,
     plane: bool,
-    resolution: int,
     device: str,
     dtype: str | None,
-    workers: int,
-    executor: str,
-    ray_address: str | None,
     seed: int,
     outputs: tuple[str, ...],
     as_json: bool,
+    **said: Any,
 ) -> None:
     """Score the networks on the straight line from A to B: the barrier, a table, a picture.
 
@@ -110,39 +101,17 @@ def command(
     """
     paths = (a, b, *others)
     options.check_inputs(*paths)
-    _check(paths, outputs, plane=plane, ends_only=taylor or temperature)
-    if plane:
-        options.check_effect(("points", "baseline", "workers", "executor", "ray_address"), "with --plane")
-    else:
-        options.check_effect(["resolution"], "without --plane")
-    if matching is None:
-        options.check_effect(["seed"], "without --matching")
+    _check(paths, outputs, plane=plane, ends_only=said["taylor"] or said["temperature"])
+    _check_effects(plane=plane, matching=matching)
     for path in outputs:
         options.check_apart(path, *paths, task, network)
-    place = {"executor": executor, "workers": workers, "ray_address": ray_address}
     found = networks.load_placed(task, data, device=device, dtype=dtype, source=network, inputs=example_inputs)
     models = _models(paths, found, matching, seed)
-    if plane:
-        report = ways.planes(models, resolution=resolution, statistics=statistics, split=split)
-    elif others:
-        report = ways.matrices(
-            models, points=points, statistics=statistics, baseline=baseline, split=split, place=place
-        )
-    else:
-        report = ways.curves(
-            models,
-            points=points,
-            statistics=statistics,
-            baseline=baseline,
-            split=split,
-            taylor=taylor,
-            temperature=temperature,
-            place=place,
-        )
+    report = _measured(models, said, plane=plane, several=bool(others))
     files = [file for path in outputs for file in report.write(Path(path))]
     if as_json:
         figures = {report.kind: report.figures}
-        echo_report(figures, output=next(iter(outputs), None), files=files, task=models.task.name, split=split)
+        echo_report(figures, output=next(iter(outputs), None), files=files, task=models.task.name, split=said["split"])
         return
     for line in report.lines:
         echo(line)
@@ -161,6 +130,28 @@ def _check(paths: tuple[str, ...], outputs: tuple[str, ...], *, plane: bool, end
         raise WeightspaceError(f"--taylor and --temperature are of the way between two networks; found {len(paths)}.")
     if len(set(paths)) != len(paths) > 2:
         raise WeightspaceError(f"Three networks or more must be different ones; found {', '.join(paths)}.")
+
+
+def _check_effects(*, plane: bool, matching: str | None) -> None:
+    """Refuse options that have no effect."""
+    if plane:
+        options.check_effect(("points", "baseline", "workers", "executor", "ray_address"), "with --plane")
+    else:
+        options.check_effect(["resolution"], "without --plane")
+    if matching is None:
+        options.check_effect(["seed"], "without --matching")
+
+
+def _measured(models: ways.Models, said: dict[str, Any], *, plane: bool, several: bool) -> ways.Report:
+    """Measure the plane through three networks, the barriers between several, or the curve between two."""
+    common = {name: said[name] for name in ("statistics", "split")}
+    if plane:
+        return ways.planes(models, resolution=said["resolution"], **common)
+    place = {name: said[name] for name in ("executor", "workers", "ray_address")}
+    common |= {"points": said["points"], "baseline": said["baseline"], "place": place}
+    if several:
+        return ways.matrices(models, **common)
+    return ways.curves(models, taylor=said["taylor"], temperature=said["temperature"], **common)
 
 
 def _models(paths: tuple[str, ...], found: Task, matching: str | None, seed: int) -> ways.Models:

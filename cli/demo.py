@@ -32,7 +32,7 @@ def command(output: str, as_json: bool) -> None:
     from weightspace.demo import demo
 
     with progress("demo") as update:
-        report = demo(output, on_stage=lambda at: update(at.number, at.stages, at.text))
+        report = demo(output, on_progress=lambda at: update(at.index, at.total, at.name))
     if as_json:
         figures = asdict(report)
         echo_report(figures, output=figures.pop("picture"), files=[output], task="digits-mlp", split="test")

@@ -71,13 +71,8 @@ def command(
     found = networks.load_placed(task, data, device=said.pop("device"), dtype=said.pop("dtype"))
     said["mode"] = direction = task_mode(found, said["mode"])
     with live_table(("", "candidate", "models", found.objective, "")) as show:
-        report = compare_recipes(
-            checkpoints,
-            found,
-            ("uniform", "ensemble"),
-            on_trial=lambda trial: show(trial_row(trial, direction)),
-            **said,
-        )
+        said["on_progress"] = lambda trial: show(trial_row(trial, direction))
+        report = compare_recipes(checkpoints, found, ("uniform", "ensemble"), **said)
     drawn = list(combinations(checkpoints, 2))
     drawn = sorted(random.Random(seed).sample(drawn, pairs)) if pairs < len(drawn) else drawn
     measured = _measured(drawn, found, said["statistics"]) if pairs else []

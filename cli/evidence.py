@@ -59,7 +59,7 @@ def command(
             examples=examples,
             seed=seed,
             device=device,
-            progress=lambda done, total: update(done, total, f"{done:,} examples"),
+            on_progress=lambda at: update(at.index, at.total, f"{at.index:,} examples"),
         )
     said = {"task": found.name, "kind": kind, "examples": examples, "seed": seed}
     save_checkpoint(state, output, metadata=provenance([checkpoint], "evidence", said))

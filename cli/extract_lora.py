@@ -64,7 +64,7 @@ def command(
             lenient=lenient,
             seed=seed,
             device=device,
-            progress=lambda done, total: update(done, total, f"{done:,} of {total:,} tensors"),
+            on_progress=lambda at: update(at.index, at.total, f"{at.index:,} of {at.total:,} tensors"),
         )
     if as_json:
         echo_report({"energy": report.energy, **asdict(report)}, output=output, files=files_of(output))

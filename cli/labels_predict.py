@@ -16,10 +16,13 @@ from weightspace import WeightspaceError
 
 if TYPE_CHECKING:
     from weightspace import LabelMetric
+    from weightspace.labels import TemperatureFit
     from weightspace.labels.results import Predictions
 
 #: Labels that a summary names.
 _MOST_OFTEN = 5
+#: How far a sum of float16 probabilities may be from one.
+_CLOSE = 1e-2
 
 Command = Callable[..., Any]
 
@@ -123,7 +126,7 @@ def evaluate(
       weightspace labels evaluate tree.safetensors test.npy --logits --observed classes.txt --truth test.txt \\
           --validation val.npy --validation-truth val.txt -o temperature.png
     """
-    from weightspace.labels import decision_report, fit_temperature
+    from weightspace.labels import decision_report
     from weightspace.labels.inputs import read_array, read_labels
     from weightspace.plots import draw_calibration
 
@@ -137,15 +140,7 @@ def evaluate(
     _check_order(metric, scores)
     fit = None
     if validation is not None and validation_truth is not None:
-        if given["temperature"] is not None:
-            raise WeightspaceError("--temperature says what --validation would find; give one of them.")
-        space, observed, outputs = _classes(metric, given)
-        chosen = {"metric": space, "observed": observed, "outputs": outputs, "exponent": given["exponent"]}
-        fit = fit_temperature(
-            read_array(validation, given["key"], header=given["header"]),
-            read_labels(validation_truth, space.labels),
-            **chosen,
-        )
+        fit = _fitted(metric, validation, validation_truth, given)
         given["temperature"] = fit.temperature
     space, observed, outputs, p = _read(metric, scores, given)
     names = read_labels(truth, space.labels)
@@ -185,6 +180,19 @@ def _check_order(metric: str, scores: str) -> None:
         )
 
 
+def _fitted(metric: str, validation: str, truth: str, given: dict[str, Any]) -> TemperatureFit:
+    """Return the temperature that validation logits ask for."""
+    from weightspace.labels import fit_temperature
+    from weightspace.labels.inputs import read_array, read_labels
+
+    if given["temperature"] is not None:
+        raise WeightspaceError("--temperature says what --validation would find; give one of them.")
+    space, observed, outputs = _classes(metric, given)
+    logits = read_array(validation, given["key"], header=given["header"])
+    names, exponent = read_labels(truth, space.labels), given["exponent"]
+    return fit_temperature(logits, names, metric=space, observed=observed, outputs=outputs, exponent=exponent)
+
+
 def _classes(metric: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any], Any]:
     """Return the metric, the observed classes and the outputs."""
     from weightspace import LabelMetric
@@ -201,7 +209,6 @@ def _read(metric: str, scores: str, given: dict[str, Any]) -> tuple[LabelMetric,
     from weightspace.labels.inputs import read_array, read_header
     from weightspace.labels.probabilities import as_tensor
     from weightspace.labels.results import probabilities_of
-    from weightspace.labels.row_sums import probabilities_note, row_sums_note
     from weightspace.tasks.placing import check_device
 
     check_device(given["device"])
@@ -211,12 +218,41 @@ def _read(metric: str, scores: str, given: dict[str, Any]) -> tuple[LabelMetric,
     if given["header"] is not False:
         check_columns(read_header(scores), observed, scores)
     if given["logits"]:
-        if (note := probabilities_note(found)) is not None:
+        if (note := _probabilities_note(found)) is not None:
             warn(f"{scores}: {note}")
         probabilities = probabilities_of(found, len(observed), given["temperature"])
         return space, observed, outputs, probabilities.to(given["device"])
     if given["temperature"] is not None:
         raise WeightspaceError("--temperature divides logits: say --logits if SCORES are some.")
-    if (note := row_sums_note(found)) is not None:
+    if (note := _row_sums_note(found)) is not None:
         warn(f"{scores}: {note}")
     return space, observed, outputs, as_tensor(found, scores).to(given["device"])
+
+
+def _row_sums_note(probabilities: Any) -> str | None:
+    """Return what is to be said of rows (n, K) that do not sum to one, None where all do."""
+    import numpy as np
+
+    from weightspace.labels.probabilities import as_tensor
+
+    rows = as_tensor(probabilities, "Probabilities")
+    if rows.dim() != 2 or not rows.numel():
+        return None
+    sums = rows.double().sum(1).cpu().numpy()
+    bad = np.flatnonzero(~(np.abs(sums - 1) <= _CLOSE))
+    if not len(bad):
+        return None
+    return (
+        f"{len(bad):,} of {len(sums):,} rows do not sum to one (row {int(bad[0]):,}: {sums[bad[0]]:.4g}) and are "
+        "divided by their sums. Are these logits? Say --logits."
+    )
+
+
+def _probabilities_note(logits: Any) -> str | None:
+    """Return what is to be said of logits (n, K) that are probabilities: not negative, and all rows sum to one."""
+    from weightspace.labels.probabilities import as_tensor
+
+    rows = as_tensor(logits, "Logits")
+    if rows.dim() != 2 or not rows.numel() or bool((rows < 0).any()) or _row_sums_note(rows) is not None:
+        return None
+    return "all rows are probabilities: none is negative, and they sum to one. Leave --logits out?"

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli import commands, networks, options
-from weightspace.cli.match_many import check_two, match_many
-from weightspace.cli.match_progress import shown
+from weightspace.cli.match_many import check_two, match_many, shown
 from weightspace.cli.printing import echo
 from weightspace.cli.progress import progress
 from weightspace.cli.reports import echo_files, echo_report
@@ -132,7 +131,7 @@ def command(
     a, b = load_checkpoint(target), load_checkpoint(source)
     begin = time.perf_counter()
     with progress(method) as update:
-        matching = match(spec, a, b, method, task=found, seed=seed, on_fact=shown(update), **given)
+        matching = match(spec, a, b, method, task=found, seed=seed, on_progress=shown(update), **given)
     seconds = time.perf_counter() - begin
     matching.permutation.save(output)
     _report(matching, method, output, task=networks.name_of(found), seed=seed, seconds=seconds, as_json=as_json)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightspace.cli.match_progress import shown
 from weightspace.cli.networks import name_of
 from weightspace.cli.options import check_apart, check_writable
 from weightspace.cli.printing import echo
-from weightspace.cli.progress import progress
+from weightspace.cli.progress import Update, progress
 from weightspace.cli.reports import echo_files, echo_report, files_of
 
 from weightspace import WeightspaceError
 from weightspace.matching import registry
 
 if TYPE_CHECKING:
+    from weightspace.progress import Progress
     from weightspace.symmetry import PermutationSpec
     from weightspace.tasks import Task
 
@@ -48,7 +48,7 @@ def match_many(
     states = [load_checkpoint(path) for path in paths]
     begin = time.perf_counter()
     with progress(method) as update:
-        found = registry.match_many(spec, states, method, task=task, seed=seed, on_fact=shown(update), **given)
+        found = registry.match_many(spec, states, method, task=task, seed=seed, on_progress=shown(update), **given)
     seconds = time.perf_counter() - begin
     folder.mkdir(parents=True, exist_ok=True)
     for permutation, file in zip(found.permutations, files, strict=True):
@@ -80,3 +80,16 @@ def check_two(method: str, others: Sequence[str], merged: str | None) -> None:
         raise WeightspaceError(f"{method} takes two checkpoints, found {2 + len(others)}. For more: {several}.")
     if merged is not None:
         raise WeightspaceError(f"{method} merges nothing: --merged belongs to {several}.")
+
+
+def shown(update: Update) -> Callable[[Progress], None]:
+    """Return what shows how far a method is."""
+
+    def show(at: Progress) -> None:
+        if at.stage == "trial":
+            lowest = at.details["best"]
+            update(at.index, at.total, f"step {at.index}/{at.total}, {at.value:.6g}, lowest {lowest:.6g}")
+        else:
+            update(0, 0, f"{at.stage} {at.index}, objective {at.value:.6g}")
+
+    return show

@@ -20,6 +20,7 @@ from weightspace import WeightspaceError
 from weightspace.matching.registry import MATCHINGS
 from weightspace.merging import METHODS
 from weightspace.merging.plan.options import ExecutionOptions, OutputOptions, ReadingOptions
+from weightspace.progress import Progress
 from weightspace.user_code import is_user_code
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def _merge(
     finish: Finish | None,
     recorded: dict[str, Any],
     said: dict[str, Any],
-    update: Callable[[int, int], None],
+    update: Callable[[Progress], None],
 ) -> MergeReport:
     """Call ``merge_files`` with what the options say."""
     from weightspace.merging import merge_files
@@ -224,7 +225,7 @@ def _merge(
         lenient=said["lenient"],
         strict=said["strict"],
         warn=warn,
-        progress=update,
+        on_progress=update,
     )
 
 
@@ -261,7 +262,7 @@ def _reproduce(out: str, align: Alignment | None, finish: Finish | None, said: d
             allow_code=said["allow_code"],
             memory=said["memory"] * 2**20,
             threads=said["threads"],
-            progress=update,
+            on_progress=update,
         )
     if as_json:
         echo_report(asdict(found))

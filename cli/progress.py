@@ -12,6 +12,7 @@ from weightspace.cli.commands import is_quiet
 from weightspace.cli.printing import echo
 
 from weightspace.escaping import escaped
+from weightspace.progress import Progress
 
 #: Takes how much is done, of how much, and what to say of it.
 Update = Callable[[int, int, str], None]
@@ -35,7 +36,8 @@ def progress(label: str) -> Iterator[Update]:
         close()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -45,7 +47,7 @@ def progress(label: str) -> Iterator[Update]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         shown = bar.add_task(escaped(label), total=None, text="")
 
         def update(done: int, total: int, text: str) -> None:
@@ -77,14 +79,14 @@ def live_table(head: Sequence[str]) -> Iterator[Callable[[Sequence[str]], None]]
 
 
 @contextmanager
-def byte_progress(label: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+def byte_progress(label: str, *, shown: bool = True) -> Iterator[Callable[[Progress], None]]:
     """Show bytes, rate and the time that is left: live on a terminal, in one final line anywhere else."""
     waiting.end()
     shown = shown and not is_quiet()
     start, seen = time.perf_counter(), [0, 0]
 
-    def note(done: int, total: int) -> None:
-        seen[:] = done, total
+    def note(event: Progress) -> None:
+        seen[:] = event.index, event.total
 
     if not shown or not sys.stderr.isatty():
         yield note
@@ -93,19 +95,19 @@ def byte_progress(label: str, *, shown: bool = True) -> Iterator[Callable[[int, 
         from rich.progress import (
             BarColumn,
             DownloadColumn,
-            Progress,
             TextColumn,
             TimeRemainingColumn,
             TransferSpeedColumn,
         )
+        from rich.progress import Progress as Bar
 
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(escaped(label), total=None)
 
-            def update(done: int, total: int) -> None:
-                note(done, total)
-                bar.update(task, completed=done, total=total)
+            def update(event: Progress) -> None:
+                note(event)
+                bar.update(task, completed=event.index, total=event.total)
 
             yield update
     if shown:

@@ -10,7 +10,15 @@ from weightspace.cli import commands, networks, options
 from weightspace.cli.printing import echo, plain, print_table
 from weightspace.cli.progress import live_table
 from weightspace.cli.reports import echo_files, echo_report, files_of
-from weightspace.cli.soup_table import check_reports, lines_of, notes_of, table_of, trial_row, write_reports
+from weightspace.cli.soup_table import (
+    check_reports,
+    lines_of,
+    notes_of,
+    objective_of,
+    table_of,
+    trial_row,
+    write_reports,
+)
 
 from weightspace import WeightspaceError
 
@@ -107,14 +115,8 @@ def command(
 
     report = _compared(checkpoints, found, None if said["compare"] else (recipe,), said, keep)
     row = next(row for row in report.rows if row.name == recipe)
-    _save(
-        kept[recipe],
-        output,
-        checkpoints,
-        recipe,
-        {"task": found.name, "ingredients": list(row.chosen)}
-        | ({"base": said["base"]} if recipe == "model_stock" else {}),
-    )
+    base = {"base": said["base"]} if recipe == "model_stock" else {}
+    _save(kept[recipe], output, checkpoints, recipe, {"task": found.name, "ingredients": list(row.chosen), **base})
     write_reports(report, reports)
     files = files_of(output, *reports)
     if as_json:
@@ -173,7 +175,7 @@ def _compared(checkpoints: tuple[str, ...], task: Any, recipes: Any, said: dict[
             base=said["base"],
             per=said["per"],
             mode=direction,
-            on_trial=lambda trial: show(trial_row(trial, direction)),
+            on_progress=lambda trial: show(trial_row(trial, direction)),
             on_state=keep,
             **_evaluated(said),
         )
@@ -223,7 +225,7 @@ def _line(
 
     positions = options.numbers("--positions", said["positions"]) or POSITIONS
     pretrained, finetuned = checkpoints
-    sign = -1 if task_mode(task, said["mode"]) == "min" else 1
+    direction = task_mode(task, said["mode"])
     with live_table(("position", task.objective)) as show:
         line = wise_ft(
             pretrained,
@@ -231,7 +233,7 @@ def _line(
             task,
             positions,
             mode=said["mode"],
-            on_position=lambda position, value: show((f"{position:g}", f"{sign * value:.4f}")),
+            on_progress=lambda at: show((f"{at.details['position']:g}", f"{objective_of(at, direction):.4f}")),
             **_evaluated(said),
         )
     _save(line.state, output, checkpoints, "wise-ft", {"task": task.name, "position": line.position})

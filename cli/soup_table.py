@@ -11,7 +11,8 @@ from weightspace.cli.options import check_writable
 from weightspace import WeightspaceError
 
 if TYPE_CHECKING:
-    from weightspace.soups import Row, SoupReport, Trial
+    from weightspace.progress import Progress
+    from weightspace.soups import Row, SoupReport
     from weightspace.tasks import Mode
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -36,12 +37,18 @@ def write_reports(report: SoupReport, paths: Sequence[str]) -> None:
             draw_soups(report, path)
 
 
-def trial_row(trial: Trial, mode: Mode) -> tuple[str, ...]:
+def trial_row(trial: Progress, mode: Mode) -> tuple[str, ...]:
     """Return a candidate as a row: how many of how many, what, of how many models, its score, what became of it."""
-    score = -trial.score if mode == "min" else trial.score
-    verdict = {None: "", True: "accepted", False: "rejected"}[trial.accepted]
-    name = trial.name if trial.accepted is None else f"+ {trial.name}"
-    return (f"{trial.index}/{trial.trials}", name, str(trial.size), f"{score:.4f}", verdict)
+    accepted, score = trial.details.get("accepted"), objective_of(trial, mode)
+    verdict = "" if accepted is None else "accepted" if accepted else "rejected"
+    name = trial.name if accepted is None else f"+ {trial.name}"
+    return (f"{trial.index}/{trial.total}", name, f"{trial.details['size']:.0f}", f"{score:.4f}", verdict)
+
+
+def objective_of(event: Progress, mode: Mode) -> float:
+    """Return the objective that an event tells of, whose score is higher where it is better."""
+    score = float("nan") if event.value is None else event.value
+    return -score if mode == "min" else score
 
 
 def table_of(report: SoupReport) -> tuple[list[str], list[list[str]]]:

@@ -142,7 +142,7 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
                 spec=spec,
                 label=label,
                 device=said["device"],
-                progress=lambda done, total: update(done, total, f"{done:,} of {total:,} matrices"),
+                on_progress=lambda at: update(at.index, at.total, f"{at.index:,} of {at.total:,} matrices"),
             )
 
     found = Found(paths, gammas, decomposed(a, states["a"]), task=networks.name_of(task))

@@ -60,7 +60,7 @@ def command(
             found,
             seed,
             epochs=epochs,
-            on_epoch=lambda at: update(at.epoch, at.epochs, f"epoch {at.epoch}/{at.epochs}, loss {at.loss:.4f}"),
+            on_progress=lambda at: update(at.index, at.total, f"epoch {at.index}/{at.total}, loss {at.value:.4f}"),
         )
     chosen = {"seed": seed, "epochs": epochs, "learning_rate": learning_rate, "augmentation": augmentation}
     save_checkpoint(state, output, metadata=provenance([], "train", {"task": found.name, **chosen}))

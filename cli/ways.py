@@ -88,7 +88,7 @@ def curves(
                 points,
                 statistics=statistics,
                 split=split,
-                on_point=lambda at, show=update: show(at.index, at.points, f"{at.index}/{at.points}"),
+                on_progress=lambda at, show=update: show(at.index, at.total, f"{at.index}/{at.total}"),
                 **place,
             )
         rise = barrier(curve, baseline=baseline)
@@ -129,7 +129,7 @@ def matrices(
                 statistics=statistics,
                 baseline=baseline,
                 split=split,
-                on_pair=lambda at, show=update: show(at.index, at.pairs, f"pair {at.index}/{at.pairs}"),
+                on_progress=lambda at, show=update: show(at.index, at.total, f"pair {at.index}/{at.total}"),
                 **place,
             )
     figures = {label: asdict(matrix) for label, matrix in results.items()}
@@ -152,7 +152,7 @@ def planes(models: Models, *, resolution: int, statistics: Any, split: Any) -> R
                 resolution=resolution,
                 statistics=statistics,
                 split=split,
-                on_point=lambda at, show=update: show(at.index, at.points, f"{at.index}/{at.points}"),
+                on_progress=lambda at, show=update: show(at.index, at.total, f"{at.index}/{at.total}"),
             )
         results[label] = plane
         losses = [loss for row in plane.loss for loss in row]

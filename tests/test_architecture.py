@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     "escaping",
     "errors",
+    "progress",
     "version",
     "lazy",
     "tracing",
@@ -26,6 +27,7 @@ LAYERS = (
     "sources",
     "parallel",
     "threads",
+    "cache",
     "checkpoints",
     "arithmetic",
     "lora",
@@ -117,6 +119,18 @@ def test_no_folder_imports_itself_through_others() -> None:
 def test_a_module_says_what_it_is(path: Path) -> None:
     first = (ast.get_docstring(ast.parse(path.read_text())) or "").split()[0]
     assert first not in ("What", "Where", "Which", "How", "Whether", "Who")
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    nodes = ast.walk(ast.parse(path.read_text()))
+    yield from (node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_short(path: Path) -> None:
+    lengths = {node.name: (node.end_lineno or node.lineno) - node.lineno + 1 for node in functions(path)}
+    assert {name: length for name, length in lengths.items() if length > 60} == {}  # with signature and docstring
+    assert len(path.read_text().splitlines()) <= 400
 
 
 def name_of(path: Path) -> str:

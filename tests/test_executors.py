@@ -226,7 +226,7 @@ def test_a_curve_is_the_same_wherever_its_points_are_scored(
             4,
             executor=place,
             workers=2,
-            on_point=lambda at: told.append(at.index),
+            on_progress=lambda at: told.append(at.index),
         )
         for place in PLACES
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from weightspace.connectivity import Curve, barrier, loss_curve
 from weightspace.matching import weight_matching
 from weightspace.plots import draw_curves
+from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.symmetry import derive_spec, permute
 from weightspace.tasks import train
@@ -18,15 +19,6 @@ from weightspace.zoo import load_task
 _TASK = "digits-mlp"
 _SEEDS = (0, 1)
 _POINTS = 25
-
-
-@dataclass(frozen=True)
-class Stage:
-    """The ``number``-th of ``stages`` begins."""
-
-    number: int
-    stages: int
-    text: str
 
 
 @brief
@@ -46,12 +38,12 @@ class DemoReport:
     picture: str
 
 
-def demo(picture: str | Path, *, on_stage: Callable[[Stage], None] | None = None) -> DemoReport:
+def demo(picture: str | Path, *, on_progress: Callable[[Progress], None] | None = None) -> DemoReport:
     """Train two digit classifiers from two seeds, match one to the other and draw the way between them.
 
     Args:
         picture: ``.png``, ``.svg`` or ``.pdf`` to write.
-        on_stage: told of every stage before it begins.
+        on_progress: told of every ``"stage"`` by its name before it begins.
 
     Raises:
         WeightspaceError: scikit-learn is missing, or the picture cannot be written.
@@ -65,12 +57,12 @@ def demo(picture: str | Path, *, on_stage: Callable[[Stage], None] | None = None
         "naive way",
         "matched way",
     )
-    stages = (Stage(number, len(texts), text) for number, text in enumerate(texts, start=1))
+    stages = (Progress("stage", number, len(texts), name=text) for number, text in enumerate(texts, start=1))
 
     def begin() -> None:
         stage = next(stages)
-        if on_stage is not None:
-            on_stage(stage)
+        if on_progress is not None:
+            on_progress(stage)
 
     task = load_task(_TASK)
     states = []

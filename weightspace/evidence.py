@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
+from weightspace.progress import Progress
 from weightspace.suggestions import unknown
 from weightspace.tasks.building import network_with
 from weightspace.tasks.failures import task_errors
@@ -25,9 +26,6 @@ KINDS = {
     "fisher": "mean squares of every example's gradient, for fisher",
 }
 
-#: Takes how many examples were used so far, of how many.
-Progress = Callable[[int, int], None]
-
 
 @checked
 def collect_evidence(
@@ -38,7 +36,7 @@ def collect_evidence(
     examples: int = 256,
     seed: int = 0,
     device: str = "cpu",
-    progress: Progress | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> StateDict:
     """Return statistics of a model on the training data of its task.
 
@@ -52,7 +50,7 @@ def collect_evidence(
         examples: how many are used, at most.
         seed: of the task's batches.
         device: where the network runs.
-        progress: is told how far it is.
+        on_progress: told of every ``"example"``.
 
     Raises:
         CheckpointError: the weights have other names or shapes than the task's network.
@@ -76,12 +74,12 @@ def collect_evidence(
     module = network_with(task, state).to(device)
     batches = _first(task.batches("train", seed), examples)
     collect = _grams if kind == "gram" else _squared_gradients
-    return {name: tensor.cpu() for name, tensor in collect(task, module, batches, examples, progress).items()}
+    return {name: tensor.cpu() for name, tensor in collect(task, module, batches, examples, on_progress).items()}
 
 
 @torch.no_grad()
 def _grams(
-    task: Task, module: nn.Module, batches: Iterator[Any], examples: int, progress: Progress | None
+    task: Task, module: nn.Module, batches: Iterator[Any], examples: int, on_progress: Callable[[Progress], None] | None
 ) -> StateDict:
     """Return the mean of ``xᵀx`` by name of the weight."""
     totals: dict[str, Tensor] = {}
@@ -106,8 +104,8 @@ def _grams(
             for batch in batches:
                 task.loss(module, batch)
                 used += _length(batch)
-                if progress is not None:
-                    progress(used, examples)
+                if on_progress is not None:
+                    on_progress(Progress("example", used, examples))
     finally:
         for handle in handles:
             handle.remove()
@@ -141,7 +139,7 @@ def _convolution_rows(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
 
 
 def _squared_gradients(
-    task: Task, module: nn.Module, batches: Iterator[Any], examples: int, progress: Progress | None
+    task: Task, module: nn.Module, batches: Iterator[Any], examples: int, on_progress: Callable[[Progress], None] | None
 ) -> StateDict:
     """Return the mean squares of the gradients of single examples, by name of the parameter."""
     parameters = {name: one for name, one in module.named_parameters(remove_duplicate=False) if one.requires_grad}
@@ -156,8 +154,8 @@ def _squared_gradients(
                 if gradient is not None:
                     total += gradient.float().square()
             used += 1
-        if progress is not None:
-            progress(used, examples)
+        if on_progress is not None:
+            on_progress(Progress("example", used, examples))
     return {name: total / used for name, total in totals.items()}
 
 

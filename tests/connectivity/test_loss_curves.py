@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from weightspace.checkpoints import StateDict
-from weightspace.connectivity import PointReport, barrier, interpolated, loss_curve
+from weightspace.connectivity import barrier, interpolated, loss_curve
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging import interpolate
+from weightspace.progress import Progress
 from weightspace.tasks import Task
 
 
@@ -101,15 +102,15 @@ def test_the_walk_in_place_agrees_with_interpolate_bit_for_bit(digits_cnn, cnn_s
 
 
 def test_every_point_is_reported(digits_mlp, mlp_states) -> None:
-    reports: list[PointReport] = []
-    curve = loss_curve(digits_mlp, *mlp_states, points=3, on_point=reports.append)
-    assert [(report.index, report.points, report.position) for report in reports] == [
+    reports: list[Progress] = []
+    curve = loss_curve(digits_mlp, *mlp_states, points=3, on_progress=reports.append)
+    assert [(report.index, report.total, report.details["position"]) for report in reports] == [
         (1, 3, 0.0),
         (2, 3, 0.5),
         (3, 3, 1.0),
     ]
-    assert tuple(report.loss for report in reports) == curve.loss
-    assert tuple(report.accuracy for report in reports) == curve.accuracy
+    assert tuple(report.value for report in reports) == curve.loss
+    assert tuple(report.details["accuracy"] for report in reports) == curve.accuracy
 
 
 @pytest.mark.parametrize("damage", ["missing", "extra", "shape"])

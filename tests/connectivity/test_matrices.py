@@ -9,8 +9,9 @@ import pytest
 import torch
 from tiny import Quadratic, task, vector, weights
 
-from weightspace.connectivity import BarrierMatrix, PairReport, barrier, barrier_matrix, loss_curve
+from weightspace.connectivity import BarrierMatrix, barrier, barrier_matrix, loss_curve
 from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.progress import Progress
 
 HILL = Quadratic(torch.diag(torch.tensor([-2.0, 3.0]).double()), torch.tensor([1.0, -2.0]).double())
 STATES = [vector(0.0, 1.0), vector(3.0, 1.0), vector(-1.0, 2.0), vector(0.5, -1.0)]
@@ -37,8 +38,8 @@ def test_every_pair_has_the_barrier_of_its_curve(baseline: Any) -> None:
 
 
 def test_barriers_in_closed_form_are_found_and_reported() -> None:
-    reports: list[PairReport] = []
-    matrix = barrier_matrix(HILL, STATES, names="abcd", points=3, on_pair=reports.append)
+    reports: list[Progress] = []
+    matrix = barrier_matrix(HILL, STATES, names="abcd", points=3, on_progress=reports.append)
     assert matrix.accuracy is None
     assert matrix.accuracy_barrier is None
     for i, first in enumerate(STATES):
@@ -46,9 +47,9 @@ def test_barriers_in_closed_form_are_found_and_reported() -> None:
             apart = (second["weight"] - first["weight"])[0]
             rise = -float(apart @ HILL.matrix @ apart) / 8  # of a parabola above the middle of its chord
             assert matrix.barrier[i][j] == pytest.approx(max(rise, 0.0))
-    assert [(report.a, report.b) for report in reports] == [*zip("aaabbc", "bcdcdd", strict=True)]
-    assert [(report.index, report.pairs) for report in reports] == [(index, 6) for index in range(1, 7)]
-    assert reports[0].barrier == matrix.barrier[0][1]
+    assert [report.name for report in reports] == [f"{a} – {b}" for a, b in zip("aaabbc", "bcdcdd", strict=True)]
+    assert [(report.index, report.total) for report in reports] == [(index, 6) for index in range(1, 7)]
+    assert reports[0].value == matrix.barrier[0][1]
 
 
 def test_workers_change_nothing(digits_mlp: Any, mlp_states: Any) -> None:

@@ -11,9 +11,10 @@ import torch
 from tiny import Quadratic, task, vector, weights
 
 from weightspace.checkpoints import StateDict
-from weightspace.connectivity import GridReport, Plane, loss_plane, reset_statistics
+from weightspace.connectivity import Plane, loss_plane, reset_statistics
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging import merge
+from weightspace.progress import Progress
 
 BOWL = Quadratic(torch.diag(torch.tensor([1.0, 4.0, 2.0]).double()), torch.tensor([1.0, -2.0, 0.5]).double())
 A, B, C = vector(0.0, 1.0, 0.0), vector(3.0, 1.0, 4.0), vector(2.0, -5.0, 1.0)
@@ -88,12 +89,12 @@ def score(found: Any, state: StateDict) -> dict[str, float]:
 
 def test_every_point_is_reported_and_the_inputs_stay() -> None:
     before = [state["weight"].clone() for state in (A, B, C)]
-    reports: list[GridReport] = []
-    plane = loss_plane(BOWL, A, B, C, resolution=3, on_point=reports.append)
+    reports: list[Progress] = []
+    plane = loss_plane(BOWL, A, B, C, resolution=3, on_progress=reports.append)
     assert [report.index for report in reports] == list(range(1, 10))
-    assert {report.points for report in reports} == {9}
-    assert tuple(report.loss for report in reports) == sum(plane.loss, ())
-    assert (reports[5].x, reports[5].y) == (plane.x[2], plane.y[1])
+    assert {report.total for report in reports} == {9}
+    assert tuple(report.value for report in reports) == sum(plane.loss, ())
+    assert reports[5].details == {"x": plane.x[2], "y": plane.y[1]}
     assert all(torch.equal(state["weight"], old) for state, old in zip((A, B, C), before, strict=True))
 
 

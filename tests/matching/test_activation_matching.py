@@ -10,11 +10,11 @@ import tiny_tasks
 import torch
 from torch import Tensor, nn
 
-import weightspace as ws
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.matching import activation_matching
-from weightspace.matching.activation_matching import Moments, feed
+from weightspace.matching import match_activations
+from weightspace.matching.activation_matching import feed
 from weightspace.matching.activation_sites import Place, places_of
+from weightspace.matching.correlations import CrossCorrelation
 from weightspace.symmetry import Permutation, PermutationSpec, derive_spec, permute
 
 #: Every kind of axis: flattened positions, residual streams, fused and grouped queries, tied and doubled groups.
@@ -42,7 +42,7 @@ def permuted(network: nn.Module, spec: PermutationSpec, permutation: Permutation
 def test_a_planted_permutation_is_recovered_exactly(name: str, derived: Any, network: Any) -> None:
     spec, (target, args) = derived(name), network(name)
     planted = Permutation.random(spec, seed=1)
-    matching = activation_matching(spec, target, permuted(target, spec, planted), [inputs_like(args[0])])
+    matching = match_activations(spec, target, permuted(target, spec, planted), [inputs_like(args[0])])
     assert matching.permutation == planted.inverse()
     assert matching.l2_reduction == 1.0
     assert matching.converged
@@ -58,7 +58,7 @@ def test_a_planted_permutation_is_recovered_through_noise(kind: str) -> None:
         for name, tensor in permute(spec, planted, state).items()
     }
     a, b = (tiny_tasks.network(kind, one) for one in (state, source))
-    found = ws.activation_matching(spec, a, b, tiny_tasks.task(kind).batches("train", 0))
+    found = match_activations(spec, a, b, tiny_tasks.task(kind).batches("train", 0))
     assert found.permutation == planted.inverse()
 
 
@@ -101,28 +101,28 @@ def test_dimensions_as_long_as_a_group_inside_a_group_are_none(samples: int, pix
     planted = Permutation.random(spec, seed=1)
     source = copy.deepcopy(target)
     source.load_state_dict(permute(spec, planted, target.state_dict()))
-    assert ws.activation_matching(spec, target, source, [inputs]).permutation == planted.inverse()
+    assert match_activations(spec, target, source, [inputs]).permutation == planted.inverse()
 
 
 def test_correlations_of_batches_are_those_of_all_samples_at_once() -> None:
     generator = torch.Generator().manual_seed(0)
     a = 1e3 + torch.randn(100, 4, generator=generator)
     b = torch.randn(100, 5, generator=generator) + a[:, :1]
-    moments = Moments(4, 5)
+    sums = CrossCorrelation(4, 5)
     for rows in (a[:1], a[1:1], a[1:40], a[40:]):
-        start = 0 if rows is a else moments.count
-        moments.add(rows, b[start : start + len(rows)])
+        start = 0 if rows is a else sums.count
+        sums.add(rows, b[start : start + len(rows)])
     expected = np.corrcoef(a.double().T.numpy(), b.double().T.numpy())[:4, 4:]
-    np.testing.assert_allclose(moments.correlation().numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(sums.correlation().numpy(), expected, atol=1e-6)
 
 
 def test_a_unit_that_never_changes_is_correlated_with_none() -> None:
     a = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     a[:, 1] = 0.1
-    moments = Moments(3, 3)
+    sums = CrossCorrelation(3, 3)
     for rows in a.split(20):
-        moments.add(rows, rows)
-    correlation = moments.correlation()
+        sums.add(rows, rows)
+    correlation = sums.correlation()
     assert correlation[1].tolist() == [0.0, 0.0, 0.0]
     assert correlation[:, 1].tolist() == [0.0, 0.0, 0.0]
     torch.testing.assert_close(correlation.diagonal(), torch.tensor([1.0, 0.0, 1.0]))
@@ -134,7 +134,7 @@ def test_dead_units_are_matched_by_their_weights() -> None:
     state["1.bias"][:4] = -1e3
     planted = Permutation.random(spec, seed=1)
     a, b = (tiny_tasks.network("mlp", one) for one in (state, permute(spec, planted, state)))
-    found = activation_matching(spec, a, b, tiny_tasks.task("mlp").batches("train", 0))
+    found = match_activations(spec, a, b, tiny_tasks.task("mlp").batches("train", 0))
     assert found.permutation == planted.inverse()
 
 
@@ -142,9 +142,9 @@ def test_units_without_recorded_activations_are_matched_by_weights_or_refused(de
     spec, (target, args) = derived("multihead_attention"), network("multihead_attention")
     source = permuted(target, spec, Permutation.random(spec, seed=1))
     with pytest.raises(WeightspaceError, match=r"3 of \d groups appear at no module's input or output.*'attention'"):
-        activation_matching(spec, target, source, [args[0]], unseen="error")
+        match_activations(spec, target, source, [args[0]], unseen="error")
     with pytest.raises(WeightspaceError, match="expected one of weights, error"):
-        activation_matching(spec, target, source, [args[0]], unseen="weihgts")  # type: ignore[arg-type]
+        match_activations(spec, target, source, [args[0]], unseen="weihgts")  # type: ignore[arg-type]
 
 
 class Taking(nn.Module):
@@ -166,9 +166,9 @@ def test_labels_that_come_with_the_inputs_are_left_out() -> None:
     spec = tiny_tasks.spec("cnn")
     a, b = (tiny_tasks.network("cnn", tiny_tasks.trained("cnn", seed)) for seed in (0, 1))
     batches = list(tiny_tasks.task("cnn").batches("train", 0))
-    with_labels = activation_matching(spec, a, b, batches)
-    without = activation_matching(spec, a, b, [inputs for inputs, _ in batches])
-    by_loss = activation_matching(spec, a, b, batches, forward=tiny_tasks.task("cnn").loss)
+    with_labels = match_activations(spec, a, b, batches)
+    without = match_activations(spec, a, b, [inputs for inputs, _ in batches])
+    by_loss = match_activations(spec, a, b, batches, forward=tiny_tasks.task("cnn").loss)
     assert with_labels.permutation == without.permutation == by_loss.permutation
     assert with_labels.objective == without.objective == by_loss.objective
 
@@ -177,7 +177,7 @@ def test_networks_are_left_as_they_were() -> None:
     spec = tiny_tasks.spec("cnn")
     a, b = (tiny_tasks.network("cnn", tiny_tasks.trained("cnn", seed)).train() for seed in (0, 1))
     before = [{name: tensor.clone() for name, tensor in one.state_dict().items()} for one in (a, b)]
-    activation_matching(spec, a, b, tiny_tasks.task("cnn").batches("train", 0))
+    match_activations(spec, a, b, tiny_tasks.task("cnn").batches("train", 0))
     for one, old in zip((a, b), before, strict=True):
         assert all(torch.equal(tensor, old[name]) for name, tensor in one.state_dict().items())
         for module in one.modules():
@@ -190,13 +190,13 @@ def test_incomparable_activations_are_an_error() -> None:
     spec, state = tiny_tasks.spec("mlp"), tiny_tasks.trained("mlp", 0)
     network = tiny_tasks.network("mlp", state)
     with pytest.raises(WeightspaceError, match="Found no batches"):
-        activation_matching(spec, network, network, [])
+        match_activations(spec, network, network, [])
     with pytest.raises(WeightspaceError, match="activations at '3' are not finite"):
-        activation_matching(spec, network, network, [torch.ones(2, 12), torch.full((2, 12), torch.inf)])
+        match_activations(spec, network, network, [torch.ones(2, 12), torch.full((2, 12), torch.inf)])
     with pytest.raises(CheckpointError, match="do not fit together"):
-        activation_matching(spec, network, tiny_tasks.cnn(), [torch.ones(2, 12)])
+        match_activations(spec, network, tiny_tasks.cnn(), [torch.ones(2, 12)])
     with pytest.raises(WeightspaceError, match="The source is a dict; expected a network"):
-        activation_matching(spec, network, state, [torch.ones(2, 12)])  # type: ignore[arg-type]
+        match_activations(spec, network, state, [torch.ones(2, 12)])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
@@ -215,4 +215,4 @@ def test_networks_that_keep_their_normalised_weights_are_matched(norm: Callable[
     planted = Permutation.random(spec, seed=1)
     source = network(permute(spec, planted, {key: tensor.detach() for key, tensor in target.state_dict().items()}))
     source(x)
-    assert activation_matching(spec, target, source, [x]).permutation == planted.inverse()
+    assert match_activations(spec, target, source, [x]).permutation == planted.inverse()

@@ -1,7 +1,10 @@
 """What holds for every row of the table of matching methods."""
 
+import importlib
+import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -31,6 +34,33 @@ def run(method: str, kind: str, *, seed: int = 0, **options: Any) -> Matching:
         options = {"steps": 12, **options}
     a, b = tiny_tasks.trained(kind, 0), tiny_tasks.trained(kind, 1)
     return match(tiny_tasks.spec(kind), a, b, method, task=tiny_tasks.task(kind), seed=seed, **options)
+
+
+def function_of(row: MatchingMethod) -> Callable[..., Any]:
+    file, _, function = row.function.partition(":")
+    return getattr(importlib.import_module(f"weightspace.matching.{file}"), function)
+
+
+@pytest.mark.parametrize("row", [*MATCHINGS.values(), *MANY_MATCHINGS.values()], ids=lambda row: row.name)
+def test_all_methods_have_one_signature(row: MatchingMethod) -> None:
+    parameters = inspect.signature(function_of(row)).parameters
+    networks = ["states"] if row.name in MANY_MATCHINGS else ["target", "source"]
+    start = ["spec", *networks, "task", "seed"]
+    assert list(parameters)[: len(start)] == start
+    assert all(one.kind is one.KEYWORD_ONLY for name, one in parameters.items() if name not in start[:-2])
+    assert (parameters["task"].default, parameters["seed"].default) == (None, 0)
+    assert list(parameters)[-1] == "on_progress"
+    assert {*row.options, *row.preset} <= parameters.keys()
+
+
+@pytest.mark.parametrize("row", [*MATCHINGS.values(), *MANY_MATCHINGS.values()], ids=lambda row: row.name)
+def test_a_method_that_learns_says_that_it_needs_a_task(row: MatchingMethod) -> None:
+    if not row.needs_task:
+        return
+    state = tiny_tasks.trained("mlp", 0)
+    networks = [[state, state]] if row.name in MANY_MATCHINGS else [state, state]
+    with pytest.raises(WeightspaceError, match=r"give it the task of the networks|needs a task"):
+        function_of(row)(tiny_tasks.spec("mlp"), *networks, **row.preset)
 
 
 @pytest.mark.parametrize("kind", KINDS)

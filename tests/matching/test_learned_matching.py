@@ -10,10 +10,11 @@ from torch import nn
 
 import weightspace as ws
 from weightspace.errors import WeightspaceError
-from weightspace.matching import Losses, Matching, Trial, sinkhorn_rebasin, straight_through, weight_matching
+from weightspace.matching import Losses, Matching, sinkhorn_rebasin, straight_through, weight_matching
 from weightspace.matching.loss_driven import Best, EndpointPair
 from weightspace.matching.soft_permutations import Scoring
 from weightspace.matching.straight_through import Projecting
+from weightspace.progress import Progress
 from weightspace.symmetry import Permutation
 from weightspace.tasks import ClassificationTask
 
@@ -30,7 +31,7 @@ def midpoint_loss(kind: str, permutation: Permutation) -> float:
 def run(kind: str, projection: Any = "weight-matching", **options: Any) -> Matching:
     both = ends(kind)
     return straight_through(
-        both.spec, tiny_tasks.task(kind), both.target, both.source, projection=projection, **options
+        both.spec, both.target, both.source, task=tiny_tasks.task(kind), projection=projection, **options
     )
 
 
@@ -137,7 +138,7 @@ def test_scoring_may_modify_the_network_it_is_given(monkeypatch: pytest.MonkeyPa
 def test_rebasin_lowers_its_objective(loss: Any, start: Any) -> None:
     both = ends("mlp")
     task = None if loss == "l2" else tiny_tasks.task("mlp")
-    found = sinkhorn_rebasin(both.spec, task, both.target, both.source, loss=loss, start=start, steps=100)
+    found = sinkhorn_rebasin(both.spec, both.target, both.source, task=task, loss=loss, start=start, steps=100)
     assert found.objective[-1] < 0.8 * found.objective[0]
     if loss == "l2":
         assert found.objective[-1] == pytest.approx(float(both.distance(both.permuted(found.permutation.indices))))
@@ -145,10 +146,10 @@ def test_rebasin_lowers_its_objective(loss: Any, start: Any) -> None:
 
 
 def test_every_trial_is_reported() -> None:
-    facts: list[Trial] = []
-    matching = run("mlp", steps=25, every=10, on_trial=facts.append)
-    assert [(fact.step, fact.steps) for fact in facts] == [(10, 25), (20, 25), (25, 25)]
-    assert tuple(fact.best for fact in facts) == matching.objective[2:]
+    facts: list[Progress] = []
+    matching = run("mlp", steps=25, every=10, on_progress=facts.append)
+    assert [(fact.index, fact.total) for fact in facts] == [(10, 25), (20, 25), (25, 25)]
+    assert tuple(fact.details["best"] for fact in facts) == matching.objective[2:]
 
 
 @pytest.mark.parametrize(
@@ -178,15 +179,15 @@ class Broken(ClassificationTask):
 def test_a_loss_that_is_no_number_is_an_error() -> None:
     both, task = ends("mlp"), Broken("broken", tiny_tasks.mlp, tiny_tasks.clouds)
     with pytest.raises(WeightspaceError, match="The loss is nan at step 1"):
-        straight_through(both.spec, task, both.target, both.source)
+        straight_through(both.spec, both.target, both.source, task=task)
 
 
 def test_a_loss_without_its_task_is_an_error() -> None:
     both = ends("mlp")
     with pytest.raises(WeightspaceError, match="'midpoint' needs a task; only 'l2' goes without"):
-        sinkhorn_rebasin(both.spec, None, both.target, both.source)
+        sinkhorn_rebasin(both.spec, both.target, both.source)
     with pytest.raises(WeightspaceError, match="expected one of midpoint, random, l2"):
-        sinkhorn_rebasin(both.spec, None, both.target, both.source, loss="l1")  # type: ignore[arg-type]
+        sinkhorn_rebasin(both.spec, both.target, both.source, loss="l1")  # type: ignore[arg-type]
 
 
 def test_the_public_names_are_these() -> None:

@@ -11,8 +11,8 @@ from weightspace.arithmetic.mean import mean
 from weightspace.checkpoints import StateDict
 from weightspace.connectivity.batchnorm import reset_batchnorm
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.matching import ManyMatching, Sweep, cycle_consistent, merge_many, weight_matching
-from weightspace.matching.cycle_consistent import Step
+from weightspace.matching import ManyMatching, cycle_consistent, merge_many, weight_matching
+from weightspace.progress import Progress
 from weightspace.symmetry import Permutation, PermutationSpec, derive_spec, permute
 from weightspace.tasks import Task
 
@@ -168,16 +168,19 @@ def _loss(task: Task, state: StateDict) -> float:
 
 def test_every_sweep_and_step_is_reported(derived: Any, state: Any) -> None:
     spec, models = derived("mlp"), [state("mlp", seed) for seed in range(3)]
-    sweeps: list[Sweep] = []
-    matching = merge_many(spec, models, on_sweep=sweeps.append)
-    assert tuple(sweep.objective for sweep in sweeps) == matching.objective[1:]
-    assert sweeps[-1].moved == 0
-    steps: list[Step] = []
-    cycle_consistent(spec, models, on_step=steps.append)
+    sweeps: list[Progress] = []
+    matching = merge_many(spec, models, on_progress=sweeps.append)
+    assert [sweep.stage for sweep in sweeps] == ["sweep"] * len(sweeps)
+    assert tuple(sweep.value for sweep in sweeps) == matching.objective[1:]
+    assert sweeps[-1].details["moved"] == 0
+    events: list[Progress] = []
+    cycle_consistent(spec, models, on_progress=events.append)
     for start in (1, 2):
-        own = [step for step in steps if step.start == start]
-        assert [step.number for step in own] == list(range(1, len(own) + 1))
-        assert all(after.objective >= before.objective for before, after in itertools.pairwise(own))
+        own = [event for event in events if event.stage == "step" and event.details["start"] == start]
+        assert own
+        assert [step.index for step in own] == list(range(1, len(own) + 1))
+        objectives = [step.value for step in own if step.value is not None]
+        assert objectives == sorted(objectives)
 
 
 def test_limits_are_kept(derived: Any, state: Any) -> None:

@@ -12,9 +12,10 @@ from weightspace.arithmetic.affine import affine
 from weightspace.checkpoints import StateDict
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.matching import Losses, straight_through_many, weight_matching
-from weightspace.matching.loss_driven import EndpointPair, Trial
+from weightspace.matching.loss_driven import EndpointPair
 from weightspace.matching.straight_through import Projecting
 from weightspace.matching.straight_through_many import Mixing, simplex
+from weightspace.progress import Progress
 from weightspace.symmetry import Permutation, PermutationSpec, derive_spec, permute
 from weightspace.tasks import Task, train
 from weightspace.zoo import load_task
@@ -44,20 +45,22 @@ def is_equal(a: StateDict, b: StateDict) -> bool:
 def test_the_held_out_loss_falls_below_that_of_weight_matching(
     task: Task, spec: PermutationSpec, models: list[StateDict]
 ) -> None:
-    trials: list[Trial] = []
-    matching = straight_through_many(spec, task, models, steps=75, learning_rate=1e-2, every=20, on_trial=trials.append)
+    trials: list[Progress] = []
+    matching = straight_through_many(
+        spec, models, task=task, steps=75, learning_rate=1e-2, every=20, on_progress=trials.append
+    )
     assert all(after >= before for before, after in itertools.pairwise(matching.objective))
     assert matching.objective[-1] > matching.objective[1] > matching.objective[0]
     assert Losses(task).mean(matching.merged) == pytest.approx(-matching.objective[-1], rel=1e-5)
-    assert [(trial.step, trial.steps) for trial in trials] == [(20, 75), (40, 75), (60, 75), (75, 75)]
-    assert tuple(-trial.best for trial in trials) == matching.objective[2:]
+    assert [(trial.index, trial.total) for trial in trials] == [(20, 75), (40, 75), (60, 75), (75, 75)]
+    assert tuple(-trial.details["best"] for trial in trials) == matching.objective[2:]
     assert matching.permutations[0] == Permutation.identity(spec)
     cycle = matching.between(0, 1).compose(matching.between(1, 2)).compose(matching.between(2, 0))
     assert cycle == Permutation.identity(spec)
 
 
 def test_two_models_and_shares_of_zero_are_trained(task: Task, spec: PermutationSpec, models: list[StateDict]) -> None:
-    matching = straight_through_many(spec, task, models[:2], steps=30, learning_rate=1e-2, every=10)
+    matching = straight_through_many(spec, models[:2], task=task, steps=30, learning_rate=1e-2, every=10)
     assert matching.objective[-1] >= matching.objective[1]
     tensors = [torch.randn(4, requires_grad=True) for _ in range(3)]
     affine(tensors, [0.6, 0.4, 0.0]).sum().backward()
@@ -67,7 +70,7 @@ def test_two_models_and_shares_of_zero_are_trained(task: Task, spec: Permutation
 def test_without_training_it_is_weight_matching_to_the_first(
     task: Task, spec: PermutationSpec, models: list[StateDict]
 ) -> None:
-    matching = straight_through_many(spec, task, models, steps=0)
+    matching = straight_through_many(spec, models, task=task, steps=0)
     for model, permutation in zip(models[1:], matching.permutations[1:], strict=True):
         assert permutation == weight_matching(spec, models[0], model).permutation
 
@@ -76,7 +79,7 @@ def test_copies_are_brought_together_and_merge_to_the_copy(
     task: Task, spec: PermutationSpec, models: list[StateDict]
 ) -> None:
     copies = [permute(spec, Permutation.random(spec, seed=seed), models[0]) for seed in range(4)]
-    assert is_equal(straight_through_many(spec, task, copies, steps=20).merged, copies[0])
+    assert is_equal(straight_through_many(spec, copies, task=task, steps=20).merged, copies[0])
 
 
 def test_one_step_is_that_of_autograd_through_the_straight_through_trick(
@@ -124,7 +127,7 @@ def test_the_same_seed_gives_the_same_and_inputs_stay(
     task: Task, spec: PermutationSpec, models: list[StateDict]
 ) -> None:
     before = [{name: tensor.clone() for name, tensor in one.items()} for one in models]
-    first, second = (straight_through_many(spec, task, models, steps=20, seed=2) for _ in range(2))
+    first, second = (straight_through_many(spec, models, task=task, steps=20, seed=2) for _ in range(2))
     assert first.objective == second.objective
     assert first.permutations == second.permutations
     assert all(map(is_equal, models, before))
@@ -133,19 +136,19 @@ def test_the_same_seed_gives_the_same_and_inputs_stay(
 def test_batchnorm_is_carried_along(digits_cnn: Task, trained: Callable[[str, int], StateDict]) -> None:
     spec = derive_spec(digits_cnn.network(), digits_cnn.example_args)
     models = [trained("digits-cnn", seed) for seed in range(2)]
-    matching = straight_through_many(spec, digits_cnn, models, steps=0)
+    matching = straight_through_many(spec, models, task=digits_cnn, steps=0)
     assert matching.objective[1] > 0.5 * matching.objective[0]
     assert torch.equal(matching.merged["norm1.num_batches_tracked"], models[0]["norm1.num_batches_tracked"])
 
 
 def test_mistakes_are_plain_errors(task: Task, spec: PermutationSpec, models: list[StateDict]) -> None:
     with pytest.raises(WeightspaceError, match=r"two models or more.*found 1"):
-        straight_through_many(spec, task, models[:1])
+        straight_through_many(spec, models[:1], task=task)
     with pytest.raises(WeightspaceError, match=r"0 steps or more.*found -1"):
-        straight_through_many(spec, task, models, steps=-1)
+        straight_through_many(spec, models, task=task, steps=-1)
     wider = replace(task, name="wider", build=partial(mlp, 64, (25, 24), 10))  # type: ignore[type-var]
     with pytest.raises(CheckpointError, match="the network of wider"):
-        straight_through_many(spec, wider, models)
+        straight_through_many(spec, models, task=wider)
     huge = [models[0], *({name: 1e30 * tensor for name, tensor in one.items()} for one in models[1:])]
     with pytest.raises(WeightspaceError, match="Is the learning rate too high"):
-        straight_through_many(spec, task, huge)
+        straight_through_many(spec, huge, task=task)

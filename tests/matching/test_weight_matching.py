@@ -9,9 +9,10 @@ from torch import Tensor
 
 from weightspace.checkpoints import StateDict
 from weightspace.errors import CheckpointError, SpecError, WeightspaceError
-from weightspace.matching import Matching, Sweep, l2_reduction, weight_matching
+from weightspace.matching import Matching, l2_reduction, weight_matching
 from weightspace.matching.coordinate_ascent import step
 from weightspace.matching.gains import families, pair_blocks
+from weightspace.progress import Progress
 from weightspace.symmetry import Permutation, PermutationSpec, permute
 from weightspace.symmetry.pattern import parse_axes
 
@@ -215,11 +216,11 @@ def test_other_precisions_are_matched_too(dtype: torch.dtype, derived: Any, stat
 
 
 def test_every_sweep_is_reported(derived: Any, state: Any) -> None:
-    facts: list[Sweep] = []
-    matching: Matching = weight_matching(derived("mlp"), state("mlp", 0), state("mlp", 1), on_sweep=facts.append)
-    assert [fact.number for fact in facts] == list(range(1, len(facts) + 1))
-    assert tuple(fact.objective for fact in facts) == matching.objective[1:]
-    assert facts[-1].moved == 0
+    facts: list[Progress] = []
+    matching: Matching = weight_matching(derived("mlp"), state("mlp", 0), state("mlp", 1), on_progress=facts.append)
+    assert [fact.index for fact in facts] == list(range(1, len(facts) + 1))
+    assert tuple(fact.value for fact in facts) == matching.objective[1:]
+    assert facts[-1].details["moved"] == 0
 
 
 def test_a_limit_on_sweeps_is_kept(derived: Any, state: Any) -> None:

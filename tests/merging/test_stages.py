@@ -380,7 +380,7 @@ def test_documents_cannot_be_aligned(folder: Path) -> None:
 
 def test_progress_is_that_of_the_whole(folder: Path) -> None:
     told: list[tuple[int, int]] = []
-    merge(ALL, progress=lambda done, total: told.append((done, total)))
+    merge(ALL, on_progress=lambda event: told.append((event.index, event.total)))
     assert told[-1][0] == told[-1][1]
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert len({total for _, total in told}) == 1

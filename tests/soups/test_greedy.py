@@ -14,7 +14,7 @@ from kitchen import PLAIN, TASK, equal, fine_tunes, saved
 import weightspace as ws
 from weightspace.checkpoints import StateDict
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.soups import Trial
+from weightspace.progress import Progress
 from weightspace.tasks import network_with
 
 vectors = st.lists(st.lists(st.integers(-5, 5), min_size=2, max_size=2), min_size=1, max_size=7)
@@ -56,11 +56,12 @@ def test_it_takes_what_the_paper_takes_and_never_scores_less_than_the_best(point
 @settings(deadline=None)
 @given(points=vectors)
 def test_every_evaluation_is_reported_in_order(points: Any) -> None:
-    told: list[Trial] = []
-    soup = ws.greedy_soup(states_of(points), waves, on_trial=told.append)
-    assert soup.trials == tuple(told)
-    assert [trial.index for trial in told] == list(range(1, 2 * len(points)))
-    singles, mixtures = told[: len(points)], told[len(points) :]
+    told: list[Progress] = []
+    soup = ws.greedy_soup(states_of(points), waves, on_progress=told.append)
+    assert [event.index for event in told] == list(range(1, 2 * len(points)))
+    assert told == [trial.progress() for trial in soup.trials]
+    assert [event.details.get("accepted") for event in told] == [trial.accepted for trial in soup.trials]
+    singles, mixtures = soup.trials[: len(points)], soup.trials[len(points) :]
     assert [trial.score for trial in singles] == [waves(state) for state in states_of(points)]
     assert all(trial.accepted is None and trial.size == 1 for trial in singles)
     assert [trial.ingredient for trial in mixtures if trial.accepted] == list(soup.ingredients[1:])

@@ -10,7 +10,8 @@ from torch.func import functional_call
 import weightspace as ws
 from weightspace.connectivity import reset_statistics
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.soups.learned import EpochOfSoup, _Mixture
+from weightspace.progress import Progress
+from weightspace.soups.learned import _Mixture
 from weightspace.soups.scoring import Scorer
 from weightspace.tasks import ClassificationTask, network_with
 
@@ -48,13 +49,13 @@ def test_the_gradient_is_that_of_the_loss_by_the_coefficients(per: Any) -> None:
 @pytest.mark.parametrize("per", ["tensor", "layer", "model"])
 def test_coefficients_sum_to_one_and_the_loss_falls(per: Any) -> None:
     _, states = fine_tunes(PLAIN, 4)
-    told: list[EpochOfSoup] = []
-    soup = ws.learned_soup(states, PLAIN, per, on_epoch=told.append)
+    told: list[Progress] = []
+    soup = ws.learned_soup(states, PLAIN, per, on_progress=told.append)
     names = {"tensor": ["0.weight", "0.bias", "2.weight", "2.bias"], "layer": ["0", "2"], "model": [""]}[per]
     assert list(soup.coefficients) == names
     assert all(sum(alphas) == pytest.approx(1) and min(alphas) > 0 for alphas in soup.coefficients.values())
     assert soup.losses[-1] < soup.losses[0]
-    assert [at.loss for at in told] == list(soup.losses)
+    assert [at.value for at in told] == list(soup.losses)
     uniform = PLAIN.score(network_with(PLAIN, ws.uniform_soup(states)), "validation")["loss"]
     assert PLAIN.score(network_with(PLAIN, soup.state), "validation")["loss"] < uniform
     if per == "model":

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.progress import Progress
 from weightspace.spectra import spectrum
 
 SHAPES = [(8, 8), (12, 5), (5, 12), (1, 7), (7, 1), (1, 1)]
@@ -99,9 +100,9 @@ def test_any_precision_is_decomposed_in_float64_and_left_as_it_is(dtype: torch.d
 
 
 def test_progress_is_reported_for_every_matrix() -> None:
-    told: list[tuple[int, int]] = []
-    spectrum({"a.weight": torch.eye(2), "b.weight": torch.eye(2)}, progress=lambda *now: told.append(now))
-    assert told == [(1, 2), (2, 2)]
+    told: list[Progress] = []
+    spectrum({"a.weight": torch.eye(2), "b.weight": torch.eye(2)}, on_progress=told.append)
+    assert told == [Progress("matrix", 1, 2, name="a.weight"), Progress("matrix", 2, 2, name="b.weight")]
 
 
 @pytest.mark.parametrize("gamma", [-0.1, 1.1, math.nan])

@@ -11,6 +11,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from weightspace.matching import weight_matching
 from weightspace.symmetry import Permutation, derive_spec, permute
 from weightspace.symmetry.pattern import format_axes
+from weightspace.symmetry.rules import RULES, Call, follow
+from weightspace.symmetry.rules.axis_algebra import Atom, fixed, resolve
+from weightspace.symmetry.rules.call import Parts
+from weightspace.symmetry.rules.operators import PASS_THROUGH
 
 
 class _Fused(nn.Module):
@@ -83,6 +87,93 @@ def test_the_values_keep_their_own_units(name: str) -> None:
     state = {key: tensor.detach() for key, tensor in network.state_dict().items()}
     planted = Permutation.random(spec, seed=1)
     assert weight_matching(spec, state, permute(spec, planted, state)).permutation == planted.inverse()
+
+
+ATEN = torch.ops.aten
+
+#: Every pass-through operator -> a call of it on real numbers, in evaluation mode.
+PASSING: dict[str, Callable[[Tensor], Tensor]] = {
+    "clone": lambda y: y.clone(),
+    "contiguous": lambda y: y.transpose(0, 1).contiguous().transpose(0, 1),
+    "detach": lambda y: y.detach(),
+    "detach_": lambda y: y.clone().detach_(),
+    "alias": lambda y: ATEN.alias(y),
+    "to": lambda y: y.to(torch.float64).to(torch.float32),
+    "_to_copy": lambda y: ATEN._to_copy(y, dtype=torch.float32),
+    "type_as": lambda y: y.type_as(torch.zeros(1)),
+    "lift_fresh": lambda y: ATEN.lift_fresh(y),
+    "lift_fresh_copy": lambda y: ATEN.lift_fresh_copy(y),
+    "positive": lambda y: y.positive(),
+    "conj": lambda y: y.conj(),
+    "_conj": lambda y: y.conj(),
+    "resolve_conj": lambda y: y.resolve_conj(),
+    "resolve_neg": lambda y: y.resolve_neg(),
+    "dropout": lambda y: nn.functional.dropout(y, 0.5, training=False),
+    "dropout_": lambda y: nn.functional.dropout(y.clone(), 0.5, training=False, inplace=True),
+    "feature_dropout": lambda y: ATEN.feature_dropout(y, 0.5, False),
+    "alpha_dropout": lambda y: nn.functional.alpha_dropout(y, 0.5, training=False),
+    "feature_alpha_dropout": lambda y: nn.functional.feature_alpha_dropout(y, 0.5, training=False),
+    "native_dropout": lambda y: ATEN.native_dropout(y, 0.5, False)[0],
+    "fake_quantize_per_tensor_affine": lambda y: torch.fake_quantize_per_tensor_affine(y, 0.001, 0, -32768, 32767),
+}
+
+
+class _Stack(nn.Module):
+    """A residual stream with a layer of attention for every usual way to take queries, keys and values apart."""
+
+    WAYS = ("unbind", "select", "chunk", "split", "slices")
+
+    def __init__(self, passing: Callable[[Tensor], Tensor], width: int = 8, heads: int = 2) -> None:
+        super().__init__()
+        self.passing, self.heads, self.enter, self.leave = passing, heads, nn.Linear(5, width), nn.Linear(width, 2)
+        self.qkv = nn.ModuleDict({way: nn.Linear(width, 3 * width) for way in self.WAYS})
+        self.out = nn.ModuleDict({way: nn.Linear(width, width) for way in self.WAYS})
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        for way in self.WAYS:
+            fused = self.qkv[way](x)
+            parts = [part.transpose(1, 2) for part in self.taken(way, fused)]
+            x = x + self.out[way](scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2))
+        return self.leave(x)
+
+    def taken(self, way: str, fused: Tensor) -> Sequence[Tensor]:
+        width = fused.shape[-1] // 3
+        apart = (*fused.shape[:2], 3, self.heads, width // self.heads)
+        if way in ("unbind", "select"):
+            fused = self.passing(fused.view(apart))
+            return fused.unbind(2) if way == "unbind" else [fused[:, :, number] for number in range(3)]
+        fused = self.passing(fused)
+        ranges = [fused[..., number * width : (number + 1) * width] for number in range(3)]
+        parts = {"chunk": fused.chunk(3, -1), "split": fused.split(width, -1), "slices": ranges}[way]
+        return [part.view(*part.shape[:2], self.heads, -1) for part in parts]
+
+
+def test_every_pass_through_operator_has_a_call() -> None:
+    assert PASSING.keys() == PASS_THROUGH
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_heads_are_found_behind_every_pass_through_operator(name: str) -> None:
+    torch.manual_seed(0)
+    network = _Stack(PASSING[name]).eval()
+    spec = derive_spec(network, (torch.randn(2, 3, 5),))
+    assert _told(spec) == []
+    assert len(spec.groups) == 1 + 3 * len(_Stack.WAYS)
+    for way in _Stack.WAYS:
+        heads = {outer for inner, outer in spec.outer.items() if inner in format_axes(spec.axes[f"qkv.{way}.bias"])}
+        assert len(heads) == 1
+        assert format_axes(spec.axes[f"qkv.{way}.bias"]).count(f"{next(iter(heads))} [") == 3
+
+
+@pytest.mark.parametrize("name", sorted(PASS_THROUGH))
+def test_a_pass_through_operator_leaves_the_parts_as_they_are(name: str) -> None:
+    marker = fixed(3)
+    parts = Parts(marker, tuple((Atom(2), marker, Atom(4)) for _ in range(3)))
+    call = Call(name, {"self": parts}, (2, 3, 4))
+    kept = follow(call, RULES[name])
+    assert kept.alternatives == parts.alternatives
+    assert len({atom for axes in kept.alternatives for atom in (resolve(axes[0]), resolve(axes[2]))}) == 6
 
 
 #: Operators that are not followed part by part -> what is told.

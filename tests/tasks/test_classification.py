@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from weightspace.errors import WeightspaceError
-from weightspace.tasks import ClassificationTask, EpochReport, Examples, TrainConfig, carve, objective_value, train
+from weightspace.progress import Progress
+from weightspace.tasks import ClassificationTask, Examples, TrainConfig, carve, objective_value, train
 
 
 def clusters(count: int, seed: int) -> Examples:
@@ -74,15 +75,17 @@ def test_the_loss_of_a_batch_can_be_differentiated() -> None:
 def test_training_learns_and_leaves_the_global_state_alone() -> None:
     torch.manual_seed(0)
     before, threads = torch.get_rng_state(), torch.get_num_threads()
-    reports: list[EpochReport] = []
+    reports: list[Progress] = []
     network = TASK.network()
     torch.set_rng_state(before)
-    network.load_state_dict(train(TASK, 0, on_epoch=reports.append))
+    network.load_state_dict(train(TASK, 0, on_progress=reports.append))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == threads
     assert TASK.score(network)["accuracy"] > 0.8
-    assert [(report.epoch, report.epochs) for report in reports] == [(epoch, 8) for epoch in range(1, 9)]
-    assert reports[-1].loss < reports[0].loss
+    assert [(report.stage, report.index, report.total) for report in reports] == [("epoch", n, 8) for n in range(1, 9)]
+    losses = [report.value for report in reports if report.value is not None]
+    assert len(losses) == 8
+    assert losses[-1] < losses[0]
 
 
 def test_dropout_and_shuffling_come_from_the_seed() -> None:

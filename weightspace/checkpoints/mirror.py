@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 
+from weightspace.cache import cache_folder
 from weightspace.checkpoints.json_file import read_json
 from weightspace.checkpoints.remote import TIMEOUT, RemoteFile, is_url
 from weightspace.errors import CheckpointError
@@ -98,12 +99,6 @@ class Mirror:
             return 0
         part = self.part(name)
         return max(0, self.files[name].size - (part.stat().st_size if part.exists() else 0))
-
-
-def cache_folder() -> Path:
-    """Return the folder of all mirrors."""
-    named = os.environ.get("WEIGHTSPACE_CACHE")
-    return Path(named).expanduser().absolute() if named else Path.home() / ".cache" / "weightspace" / "remote"
 
 
 def write_record(mirror: Mirror) -> None:

@@ -8,12 +8,12 @@ from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
     from weightspace.connectivity.barrier import Baseline, Score, barrier
-    from weightspace.connectivity.barrier_matrix import BarrierMatrix, PairReport, barrier_matrix
+    from weightspace.connectivity.barrier_matrix import BarrierMatrix, barrier_matrix
     from weightspace.connectivity.batchnorm import has_batchnorm_statistics, reset_batchnorm, reset_statistics
     from weightspace.connectivity.interpolated_network import interpolated
     from weightspace.connectivity.linear_path import LinearPath, Statistics
-    from weightspace.connectivity.loss_curve import Curve, PointReport, loss_curve
-    from weightspace.connectivity.loss_plane import GridReport, Plane, loss_plane
+    from weightspace.connectivity.loss_curve import Curve, loss_curve
+    from weightspace.connectivity.loss_plane import Plane, loss_plane
     from weightspace.connectivity.repair import repair
     from weightspace.connectivity.taylor import taylor_barrier
     from weightspace.connectivity.temperature import Temperature, Tempered, fit_temperature, midpoint_temperature
@@ -24,10 +24,8 @@ _HOMES = {
     "Score": "barrier",
     "barrier": "barrier",
     "Curve": "loss_curve",
-    "GridReport": "loss_plane",
     "loss_plane": "loss_plane",
     "BarrierMatrix": "barrier_matrix",
-    "PairReport": "barrier_matrix",
     "barrier_matrix": "barrier_matrix",
     "interpolated": "interpolated_network",
     "Plane": "loss_plane",
@@ -40,7 +38,6 @@ _HOMES = {
     "Tempered": "temperature",
     "fit_temperature": "temperature",
     "midpoint_temperature": "temperature",
-    "PointReport": "loss_curve",
     "loss_curve": "loss_curve",
     "Statistics": "linear_path",
     "LinearPath": "linear_path",
@@ -50,11 +47,8 @@ __all__ = [
     "BarrierMatrix",
     "Baseline",
     "Curve",
-    "GridReport",
     "LinearPath",
-    "PairReport",
     "Plane",
-    "PointReport",
     "Score",
     "Statistics",
     "Temperature",

@@ -104,9 +104,6 @@ def _mapped(layer: nn.Module, output: Tensor, scale: Tensor, shift: Tensor) -> T
     return scaled if layer.bias is None else scaled + shift.to(output.dtype).view(shape)
 
 
-# --- Means and standard deviations of units ---
-
-
 #: A unit whose standard deviation is below this share of the one that it should have, or of its mean, is constant up
 #: to rounding: to scale it up would be to scale up noise.
 _CONSTANT = 1e-5
@@ -171,9 +168,6 @@ def setting(found: Moments, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     alive = found.std > _CONSTANT * torch.maximum(std, found.mean.abs())
     scale = torch.where(alive, std / torch.where(alive, found.std, 1), 1)
     return scale, mean - scale * found.mean
-
-
-# --- Layers whose parameters can set the mean and deviation of their hidden units ---
 
 
 _KINDS = (nn.Linear, _ConvNd, _BatchNorm)

@@ -16,6 +16,7 @@ from weightspace.connectivity.linear_path import Statistics
 from weightspace.connectivity.loss_curve import Curve, loss_curve
 from weightspace.errors import WeightspaceError
 from weightspace.parallel import here_or, run_jobs
+from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.tasks.protocol import Split, Task
 
@@ -137,20 +138,6 @@ def _from_rows(rows: list[dict[str, str]]) -> BarrierMatrix:
     )
 
 
-# --- The ways between every two of many models, each an independent piece of work ---
-
-
-@dataclass(frozen=True)
-class PairReport:
-    """The ``index``-th of ``pairs`` to be finished (from 1): two models, and the barrier between them in nats."""
-
-    index: int
-    pairs: int
-    a: str
-    b: str
-    barrier: float
-
-
 @checked
 def barrier_matrix(
     task: Task,
@@ -164,7 +151,7 @@ def barrier_matrix(
     executor: str = "processes",
     workers: int = 1,
     ray_address: str | None = None,
-    on_pair: Callable[[PairReport], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> BarrierMatrix:
     """Measure the barrier between every two of many models.
 
@@ -177,7 +164,7 @@ def barrier_matrix(
         executor: where the pairs are walked: ``processes``, ``ray``, or ``serial``: here.
         workers: pairs at a time; with one process, all are walked here. The result does not depend on it.
         ray_address: of a Ray cluster that is running; by default ``$RAY_ADDRESS``, else one of this machine.
-        on_pair: called after every pair.
+        on_progress: told of every ``"pair"``, with its barrier in nats.
 
     Raises:
         CheckpointError: a model has other names or shapes than the network.
@@ -197,13 +184,7 @@ def barrier_matrix(
         True
     """
     models = tuple(map(str, range(len(states)) if names is None else names))
-    if len(models) != len(states):
-        raise WeightspaceError(f"Found {len(models)} names for {len(states)} models; expected one each.")
-    if len(models) < 2 or len(set(models)) != len(models) or points < 3 or workers < 1:
-        raise WeightspaceError(
-            f"Barriers need two models or more of different names, three points and one worker at least; found "
-            f"{', '.join(models) or 'no models'}, points={points}, workers={workers}."
-        )
+    _check(models, len(states), points, workers)
     options = {"points": points, "statistics": statistics, "split": split}
     pairs = list(combinations(range(len(states)), 2))
     pieces = [(task, states[i], states[j], options) for i, j in pairs]
@@ -212,9 +193,25 @@ def barrier_matrix(
     walked = run_jobs(here_or(executor, workers), _walk, pieces, **place)
     for (i, j), curve in zip(pairs, walked, strict=True):
         curves[i, j] = curve
-        if on_pair is not None:
-            on_pair(PairReport(len(curves), len(pairs), models[i], models[j], barrier(curve, baseline=baseline)))
+        if on_progress is not None:
+            height, name = barrier(curve, baseline=baseline), f"{models[i]} – {models[j]}"
+            on_progress(Progress("pair", len(curves), len(pairs), height, name))
     return _matrix(models, curves, baseline)
+
+
+def _check(models: tuple[str, ...], states: int, points: int, workers: int) -> None:
+    """Check names and numbers.
+
+    Raises:
+        WeightspaceError: as for ``barrier_matrix``.
+    """
+    if len(models) != states:
+        raise WeightspaceError(f"Found {len(models)} names for {states} models; expected one each.")
+    if len(models) < 2 or len(set(models)) != len(models) or points < 3 or workers < 1:
+        raise WeightspaceError(
+            f"Barriers need two models or more of different names, three points and one worker at least; found "
+            f"{', '.join(models) or 'no models'}, points={points}, workers={workers}."
+        )
 
 
 def _walk(task: Task, a: StateDict, b: StateDict, options: Mapping[str, Any]) -> Curve:

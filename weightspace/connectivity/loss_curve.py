@@ -5,7 +5,7 @@ Losses are in nats, accuracies shares of 1; position 0 is the network ``a``, pos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from weightspace.connectivity.curve_files import load_result, numbers, numbers_o
 from weightspace.connectivity.linear_path import LinearPath, Statistics, resolved
 from weightspace.errors import WeightspaceError
 from weightspace.parallel import here_or, run_jobs
+from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.tasks.building import blank_network
 from weightspace.tasks.protocol import Split, Task, threads_of
@@ -115,9 +116,6 @@ def _from_rows(rows: list[dict[str, str]]) -> Curve:
     )
 
 
-# --- The two scores that curves ---
-
-
 def scored(task: Task, network: nn.Module, split: Split) -> tuple[float, float | None]:
     """Return the loss in nats and the accuracy as a share, None if the task has none.
 
@@ -132,20 +130,6 @@ def scored(task: Task, network: nn.Module, split: Split) -> tuple[float, float |
     return scores["loss"], scores.get("accuracy")
 
 
-# --- The loss curve of a task ---
-
-
-@dataclass(frozen=True)
-class PointReport:
-    """The ``index``-th of ``points`` scored (from 1): loss in nats, accuracy a share or None."""
-
-    index: int
-    points: int
-    position: float
-    loss: float
-    accuracy: float | None
-
-
 @checked
 def loss_curve(
     task: Task,
@@ -158,12 +142,12 @@ def loss_curve(
     executor: str = "processes",
     workers: int = 1,
     ray_address: str | None = None,
-    on_point: Callable[[PointReport], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Curve:
     """Score the networks on the straight line from ``a`` to ``b``.
 
-    One network is in memory beside the two state dicts. The ends are the models as they were trained, so that
-    their scores are those of the models exactly; statistics are put right between the ends only.
+    One network is in memory beside the two state dicts. The ends are scored as they were trained; statistics are put
+    right between them only.
 
     Args:
         task: builds and scores the networks.
@@ -171,18 +155,16 @@ def loss_curve(
         b: weights at position 1.
         points: evenly spaced positions from 0 to 1, two or more; an odd number has the midpoint among them.
         statistics: ``"reset"`` measures BatchNorm's statistics anew over the training data, ``"none"``
-            interpolates them, ``"auto"`` resets where the network has such layers, and ``"repair"`` sets mean and
-            standard deviation of all hidden units (see ``repair``), with BatchNorm or without.
+            interpolates them, ``"auto"`` resets where there are any; ``"repair"``: see ``repair``.
         split: the data to score on.
         executor: where points are scored: ``processes``, ``ray``, or ``serial``: here.
         workers: how many score points at a time; with one process, all are scored here. The curve is the same.
         ray_address: of a Ray cluster that is running; by default ``$RAY_ADDRESS``, else one of this machine.
-        on_point: called after every point, in their order.
+        on_progress: told of every ``"point"`` in order, with its loss in nats, its ``position`` and any ``accuracy``.
 
     Raises:
         CheckpointError: ``a`` or ``b`` has other names or shapes than the network.
-        WeightspaceError: fewer than two points, the task's scores have no loss, or REPAIR cannot set a layer (see
-            ``repair``).
+        WeightspaceError: fewer than two points, scores without a loss, or a layer that ``repair`` cannot set.
 
     Source:
         Frankle et al. 2020, https://arxiv.org/abs/1912.05671, section 2; for ``"reset"`` and ``"repair"``
@@ -207,20 +189,24 @@ def loss_curve(
         pieces = [(task, a, b, statistics, split, positions[first::workers]) for first in range(min(workers, points))]
         shares = [iter(share) for share in run_jobs(place, _share, pieces, workers=workers, ray_address=ray_address)]
         found = (next(shares[index % len(shares)]) for index in range(points))
-    reports: list[PointReport] = []
-    for index, (position, scores) in enumerate(zip(positions, found, strict=True), start=1):
-        reports.append(PointReport(index, points, position, *scores))
-        if on_point is not None:
-            on_point(reports[-1])
-    accuracy = tuple(report.accuracy for report in reports if report.accuracy is not None)
-    return Curve(
-        positions=tuple(report.position for report in reports),
-        loss=tuple(report.loss for report in reports),
-        accuracy=accuracy if len(accuracy) == points else None,
-        split=split,
-        statistics=done,
-        task=task.name,
-    )
+    losses, accuracies = _told(positions, found, on_progress)
+    return Curve(tuple(positions), losses, accuracies, split=split, statistics=done, task=task.name)
+
+
+def _told(
+    positions: Sequence[float],
+    found: Iterable[tuple[float, float | None]],
+    on_progress: Callable[[Progress], None] | None,
+) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
+    """Return losses and accuracies (None if some are missing), told of as they come."""
+    losses, accuracies = list[float](), list[float]()
+    for index, (position, (loss, accuracy)) in enumerate(zip(positions, found, strict=True), start=1):
+        losses.append(loss)
+        accuracies += [] if accuracy is None else [accuracy]
+        if on_progress is not None:
+            shares = {} if accuracy is None else {"accuracy": accuracy}
+            on_progress(Progress("point", index, len(positions), loss, details={"position": position, **shares}))
+    return tuple(losses), tuple(accuracies) if len(accuracies) == len(positions) else None
 
 
 def _points(

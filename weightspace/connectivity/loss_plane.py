@@ -26,6 +26,7 @@ from weightspace.connectivity.linear_path import Statistics, resolved
 from weightspace.connectivity.loss_curve import scored
 from weightspace.errors import WeightspaceError
 from weightspace.lora.factor_files import check_is_model
+from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.tasks.building import blank_network, check_belongs
 from weightspace.tasks.protocol import Split, Task, threads_of
@@ -148,24 +149,10 @@ def _from_rows(rows: list[dict[str, str]]) -> Plane:
     )
 
 
-# --- Scoring a plane through three models ---
-
-
 #: Three models whose triangle is flatter than this share of its longest side lie on a line.
 _FLAT = 1e-6
 
 Score = tuple[float, "float | None"]
-
-
-@dataclass(frozen=True)
-class GridReport:
-    """The ``index``-th of ``points`` of the grid was scored (from 1): where it is, and its loss in nats."""
-
-    index: int
-    points: int
-    x: float
-    y: float
-    loss: float
 
 
 @checked
@@ -180,27 +167,25 @@ def loss_plane(
     margin: float = 0.2,
     statistics: Statistics = "auto",
     split: Split = "test",
-    on_point: Callable[[GridReport], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Plane:
     """Score the networks on a grid of the plane through three.
 
     With ``u = b − a`` and ``v = (c − a) − ⟨c − a, u⟩/‖u‖² u``, the point ``(x, y)`` is the network
-    ``a + x u/‖u‖ + y v/‖v‖``. The grid is the bounding box of the three and a margin around it. Of weight norm the
-    weights count, not magnitude and direction; spectral norm's vectors belong to the network at a point.
+    ``a + x u/‖u‖ + y v/‖v‖``. Of weight norm the weights count, not magnitude and direction.
 
     Args:
         task: builds and scores the networks.
-        a: at the origin.
-        b: on the axis of ``x``.
-        c: above it.
+        a: the model at the origin.
+        b: the model on the axis of ``x``.
+        c: the third model, above the axis.
         names: what tables and pictures call the three.
         resolution: points along either axis, two or more; the networks scored are the square of it, and three.
         margin: around the three, a share of the larger side of their bounding box.
         statistics: ``"reset"`` measures BatchNorm's statistics anew at every point of the grid, ``"none"`` combines
-            them, ``"auto"`` resets where the network has such layers. The three models themselves are scored as they
-            are.
+            them, ``"auto"`` resets where there are any. The three models themselves are scored as they are.
         split: the data to score on.
-        on_point: called after every point of the grid.
+        on_progress: told of every ``"point"`` of the grid: its loss in nats, and where it is (``x``, ``y``).
 
     Raises:
         CheckpointError: a model has other names or shapes than the network.
@@ -214,43 +199,58 @@ def loss_plane(
         >>> task = ws.load_task("digits-mlp")
         >>> a, b, c = (ws.train(task, seed, epochs=1) for seed in (0, 1, 2))
         >>> plane = ws.loss_plane(task, a, b, c, resolution=2)
-        >>> plane.models
-        ('a', 'b', 'c')
     """
     _check_settings(names, resolution, margin, statistics)
     states = (a, b, c)
     with torch_threads(threads_of(task)):
-        network = blank_network(task)
-        for state, name in zip(states, names, strict=True):
-            check_is_model(state, name)
-            check_belongs(task, network, state, name)
+        network = _network_of(task, states, names)
         positions = _coordinates([name for name, _ in network.named_parameters()], *states)
-        x, y = _axes(positions, resolution, margin)
-        reset = resolved(statistics, network, task) == "reset"
+        axes = _axes(positions, resolution, margin)
+        done = "reset" if resolved(statistics, network, task) == "reset" else "none"
         corners = [scored(task, interpolated(network, state, state, 0), split) for state in states]
-        rows: list[list[Score]] = []
-        for up in y:
-            rows.append([])
-            for right in x:
-                combined(network, states, _coefficients(right, up, positions))
-                rows[-1].append(_scored(task, network, split, reset))
-                if on_point is not None:
-                    index = (len(rows) - 1) * len(x) + len(rows[-1])
-                    on_point(GridReport(index, len(x) * len(y), right, up, rows[-1][-1][0]))
-    has_accuracy = all(share is not None for row in [corners, *rows] for _, share in row)
-    return Plane(
-        models=tuple(names),
-        positions=positions,
-        model_loss=_losses(corners),
-        x=x,
-        y=y,
-        loss=tuple(map(_losses, rows)),
-        model_accuracy=_accuracies(corners) if has_accuracy else None,
-        accuracy=tuple(map(_accuracies, rows)) if has_accuracy else None,
-        split=split,
-        statistics="reset" if reset else "none",
-        task=task.name,
-    )
+
+        def score(right: float, up: float) -> Score:
+            combined(network, states, _coefficients(right, up, positions))
+            return _scored(task, network, split, done == "reset")
+
+        rows = _grid(*axes, score, on_progress)
+    scores = _scores_of(corners, rows)
+    return Plane(tuple(names), positions, x=axes[0], y=axes[1], split=split, statistics=done, task=task.name, **scores)
+
+
+def _network_of(task: Task, states: Sequence[StateDict], names: Sequence[str]) -> nn.Module:
+    """Return a network of the task, for which all of some weights were checked."""
+    network = blank_network(task)
+    for state, name in zip(states, names, strict=True):
+        check_is_model(state, name)
+        check_belongs(task, network, state, name)
+    return network
+
+
+def _grid(
+    x: Sequence[float],
+    y: Sequence[float],
+    score: Callable[[float, float], Score],
+    on_progress: Callable[[Progress], None] | None,
+) -> list[list[Score]]:
+    """Score every point of a grid, a row for each ``y``."""
+    rows: list[list[Score]] = []
+    for up in y:
+        rows.append([])
+        for right in x:
+            rows[-1].append(score(right, up))
+            if on_progress is not None:
+                index, loss = (len(rows) - 1) * len(x) + len(rows[-1]), rows[-1][-1][0]
+                on_progress(Progress("point", index, len(x) * len(y), loss, details={"x": right, "y": up}))
+    return rows
+
+
+def _scores_of(corners: list[Score], rows: list[list[Score]]) -> dict[str, Any]:
+    """Return the scores of a plane by their names, without accuracies if some are missing."""
+    scores: dict[str, Any] = {"model_loss": _losses(corners), "loss": tuple(map(_losses, rows))}
+    if all(share is not None for row in [corners, *rows] for _, share in row):
+        scores |= {"model_accuracy": _accuracies(corners), "accuracy": tuple(map(_accuracies, rows))}
+    return scores
 
 
 def _check_settings(names: Sequence[str], resolution: int, margin: float, statistics: str) -> None:

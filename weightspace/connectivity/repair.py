@@ -46,9 +46,9 @@ def repair(
     """Return the network between two, with the statistics of its hidden units put right.
 
     As in the paper, the ends are measured as they are, and the network between is corrected in one pass over the
-    training data, in all layers at once: every batch is set by its own statistics before it goes on to the next layer,
-    and the averages over the batches are what is folded in. That meets means and deviations to a few per cent; with as
-    many passes as there are layers one above the other they are met exactly.
+    training data, in all layers at once: every batch is set by its own statistics before it goes on, and the averages
+    over the batches are folded in. That meets means and deviations to a few per cent; with as many passes as layers
+    one above the other they are met exactly.
 
     Which layers have hidden units is found by running the network (``unit_layers``): linear layers, convolutions and
     BatchNorm, but for the network's outputs. A layer without a bias, and without BatchNorm at once after it, gets its
@@ -69,8 +69,8 @@ def repair(
 
     Raises:
         CheckpointError: ``a`` or ``b`` has other names or shapes than the network.
-        WeightspaceError: another position or method, fewer passes than one, no training data, integer tensors that
-            differ, or a hidden layer whose weight is under a parametrization that undoes REPAIR (spectral norm).
+        WeightspaceError: a position, method or number of passes out of range, no training data, integer tensors that
+            differ, or a hidden layer under a parametrization that undoes REPAIR (spectral norm).
 
     Warns:
         WeightspaceWarning: the network has no layer of hidden units, so that nothing is repaired.
@@ -84,8 +84,6 @@ def repair(
         >>> task = ws.load_task("digits-mlp")
         >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
         >>> midpoint = ws.repair(task, a, b, 0.5)
-        >>> list(midpoint) == list(a)
-        True
     """
     if method not in get_args(RepairMethod):
         raise unknown("method of repair", method, get_args(RepairMethod))

@@ -6,23 +6,20 @@ knowledge. Divided by a temperature, fitted on the validation split, the logits 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from weightspace.checkpoints import StateDict
 from weightspace.connectivity.linear_path import LinearPath, Statistics
 from weightspace.connectivity.loss_curve import scored
 from weightspace.errors import WeightspaceError
+from weightspace.labels.calibration import best_temperature
 from weightspace.reprs import brief
 from weightspace.tasks.protocol import Split, Task, threads_of
 from weightspace.threads import torch_threads
 
-#: Temperatures are looked for between ``1 / _LARGEST`` and ``_LARGEST``.
-_LARGEST = 1000.0
 _FITTED_ON: Split = "validation"
 
 
@@ -76,13 +73,11 @@ def fit_temperature(task: Task, network: nn.Module, *, split: Split = "test") ->
         Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2.
     """
 
-    def loss(logarithm: float) -> float:
-        return scored(task, Tempered(network, math.exp(logarithm)), _FITTED_ON)[0]
+    def loss(temperature: float) -> float:
+        return scored(task, Tempered(network, temperature), _FITTED_ON)[0]
 
     with torch_threads(threads_of(task)):
-        bounds = (-math.log(_LARGEST), math.log(_LARGEST))
-        found: Any = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-5})
-        value = math.exp(found.x)
+        value = best_temperature(loss)
         before, after = (scored(task, module, split)[0] for module in (network, Tempered(network, value)))
     return Temperature(value, before, after, split)
 

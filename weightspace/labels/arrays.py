@@ -115,3 +115,17 @@ def _floating(values: Any, what: str) -> Tensor:
     if tensor.dtype in (torch.float32, torch.float64):
         return tensor
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.double()
+
+
+def first_of_equals(matrix: Tensor) -> np.ndarray | None:
+    """Return for every row of a matrix of distances the first that is equal to it, int64 (rows,); None: all differ.
+
+    Equal are rows at distance zero whose distances from all others agree but for rounding.
+    """
+    first = (matrix == 0).int().argmax(1).numpy()
+    nodes = np.arange(len(first))
+    tolerance = 16 * torch.finfo(matrix.dtype).eps
+    for row in np.flatnonzero(first < nodes):
+        if torch.allclose(matrix[row], matrix[first[row]], rtol=tolerance, atol=0):
+            nodes[row] = nodes[first[row]]
+    return None if (nodes == np.arange(len(nodes))).all() else nodes

@@ -34,6 +34,15 @@ _HUGE = 1e300
 _ROWS = 1024
 #: Temperatures that are tried for the distance, which is a step function, and how far the grid reaches.
 _TRIED, _LARGEST = 41, 20.0
+#: Temperatures of the smallest loss are looked for between its reciprocal and this.
+_EXTREME = 1000.0
+
+
+def best_temperature(loss: Callable[[float], float]) -> float:
+    """Return the temperature of the smallest loss, which has one minimum: a search over its logarithm."""
+    end = math.log(_EXTREME)
+    found: Any = minimize_scalar(lambda logarithm: loss(math.exp(logarithm)), bounds=(-end, end), method="bounded")
+    return math.exp(found.x)
 
 
 @dataclass(frozen=True)
@@ -169,8 +178,8 @@ def _by_likelihood(rows: Tensor, seen: np.ndarray, true: np.ndarray, metric: Lab
         )
     targets = torch.tensor([column[position] for position in true.tolist()])
 
-    def loss(logarithm: float) -> float:
-        return float(torch.nn.functional.cross_entropy(rows / math.exp(logarithm), targets))
+    def loss(temperature: float) -> float:
+        return float(torch.nn.functional.cross_entropy(rows / temperature, targets))
 
-    found: Any = minimize_scalar(loss, bounds=(-math.log(1000), math.log(1000)), method="bounded")
-    return math.exp(found.x), loss(0.0), loss(found.x)
+    value = best_temperature(loss)
+    return value, loss(1.0), loss(value)

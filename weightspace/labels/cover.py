@@ -15,10 +15,9 @@ import torch
 from scipy.spatial import ConvexHull, QhullError
 
 from weightspace.errors import WeightspaceError
-from weightspace.labels.equal_labels import equal_pair
 from weightspace.labels.geometry import DiscreteGeometry, GraphGeometry, PointGeometry
 from weightspace.labels.label_space import LabelSpace
-from weightspace.labels.locus import all_nodes, is_mean, squared_distances, whole_tree
+from weightspace.labels.locus import all_nodes, equal_pair, is_mean, squared_distances, whole_tree
 
 #: Labels and sets of them up to which a smallest cover is searched for.
 _SEARCHED, _SETS = 16, 20_000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,11 +13,64 @@ import torch
 from torch import Tensor
 
 from weightspace.errors import WeightspaceError
-from weightspace.labels.label_space import LabelSpace
+from weightspace.labels.label_space import LabelSpace, Outputs
+from weightspace.labels.names import Label
 from weightspace.labels.probabilities import checked_rows, scaled_rows
 from weightspace.labels.rules.powers import check_exponent
 from weightspace.labels.rules.rule import Rule
-from weightspace.labels.rules.shared_places import rule_among
+
+#: Makes a rule for places, each of them once.
+Make = Callable[[np.ndarray, np.ndarray], Rule]
+
+
+class SharedPlaces(Rule):
+    """A rule among places, as one among labels of which several may be at one place.
+
+    Args:
+        observed: place of every observed label.
+        outputs: place of every output.
+        make: makes the rule for different observed places and different outputs.
+    """
+
+    column: Tensor
+    place: Tensor
+    first: Tensor
+
+    def __init__(self, observed: np.ndarray, outputs: np.ndarray, make: Make) -> None:
+        super().__init__()
+        seen, column = np.unique(observed, return_inverse=True)
+        _, first, place = np.unique(outputs, return_index=True, return_inverse=True)
+        by_label = np.argsort(first)  # places in the order of their first labels, so that ties go to the lowest
+        rank = np.empty_like(by_label)
+        rank[by_label] = np.arange(len(by_label))
+        self.rule = make(seen, outputs[np.sort(first)])
+        self.outputs, self.width, self.places = len(outputs), max(self.rule.width, len(outputs)), len(seen)
+        self.table("column", column)
+        self.table("place", rank[place])
+        self.table("first", np.sort(first))
+
+    def costs(self, weights: Tensor) -> Tensor:
+        """See :class:`Rule`."""
+        return self.rule.costs(self._added(weights)).index_select(1, self.place)
+
+    def decide(self, weights: Tensor) -> Tensor:
+        """See :class:`Rule`."""
+        return self.first[self.rule.decide(self._added(weights))]
+
+    def _added(self, weights: Tensor) -> Tensor:
+        """Return the weight of every place, float64 (B, places)."""
+        wide = weights.double()
+        return wide.new_zeros((wide.shape[0], self.places)).index_add(1, self.column, wide)
+
+
+def rule_among(observed: np.ndarray, outputs: np.ndarray, make: Make) -> Rule:
+    """Return the rule among labels at some places, which may repeat."""
+    different = all(len(np.unique(places)) == len(places) for places in (observed, outputs))
+    return make(observed, outputs) if different else SharedPlaces(observed, outputs, make)
+
+
+#: Decisions that are kept for the next call with the same classes.
+_KEPT = 4
 
 
 @dataclass(frozen=True)
@@ -90,6 +145,37 @@ class Decision:
                 row = int((~np.isfinite(found)).any(1).argmax())
                 raise WeightspaceError(f"The expected costs of row {row:,} leave the range of float64; scale the row.")
         return found.reshape(*_leading(probabilities), len(self.outputs))
+
+
+def kept_decision(
+    metric: LabelSpace,
+    kept: OrderedDict[Any, Decision],
+    observed: Sequence[Label],
+    outputs: Outputs,
+    exponent: float,
+) -> Decision:
+    """Return the decision of a metric for these classes, made once and kept among the last few."""
+    seen = metric.names.positions(observed, "observed classes")
+    named = seen if outputs == "observed" else _positions_of(metric, outputs)
+    key = (seen.tobytes(), named.tobytes(), float(exponent) if isinstance(exponent, int | float) else exponent)
+    if key not in kept:
+        kept[key] = Decision.make(metric, seen, named, exponent)
+        while len(kept) > _KEPT:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    return kept[key]
+
+
+def _positions_of(metric: LabelSpace, outputs: Outputs) -> np.ndarray:
+    """Return the positions of all labels, or of those that are named."""
+    if isinstance(outputs, str):
+        if outputs != "all":
+            raise WeightspaceError(f"Outputs are 'all', 'observed' or a list of names; found {outputs!r}.")
+        return np.arange(len(metric))
+    found = metric.names.positions(outputs, "outputs")
+    if len(found) == 0:
+        raise WeightspaceError("There are no outputs; expected at least one label.")
+    return found
 
 
 def _leading(probabilities: Any) -> tuple[int, ...]:

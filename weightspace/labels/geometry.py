@@ -5,7 +5,7 @@ Labels are positions here. ``distances`` are asked for from a few labels at a ti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
+from weightspace.errors import WeightspaceError
 from weightspace.labels.path_lengths import path_lengths
 from weightspace.labels.rules.powers import check_points
 from weightspace.labels.rules.shortest_paths import Graph, distances_from
@@ -227,6 +228,18 @@ class DiscreteGeometry:
     def arrays(self) -> Mapping[str, Any]:
         """See :class:`Geometry`."""
         return {"nodes": np.asarray([self.nodes])}
+
+
+def grid_sizes(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the sizes of a grid.
+
+    Raises:
+        WeightspaceError: there are none, or one is below 1.
+    """
+    sizes = tuple(int(size) for size in shape)
+    if not sizes or min(sizes) < 1:
+        raise WeightspaceError(f"A grid has sizes of one or more; found {tuple(shape)}.")
+    return sizes
 
 
 @dataclass(frozen=True)

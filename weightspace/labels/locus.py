@@ -4,7 +4,7 @@ On a tree, the union of the ways between observed labels. In general a linear pr
 iff max t ≥ 0 subject to Σ w_i (d²(y, i) − d²(z, i)) + t ≤ 0 for all z ≠ y, w on the simplex, and is the only mean for
 some w iff max t > 0. Neither depends on positive factors of rows (one for each z) and columns, by which the program is
 scaled, so that labels far away do not hide the small differences. The locus of many classes is more than the union over
-pairs of them.
+pairs of them. Of labels at distance zero from each other neither is ever the only mean.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import linprog
+from scipy.sparse import csr_array
 
 from weightspace.errors import WeightspaceError
-from weightspace.labels.equal_labels import groups_of_equals
-from weightspace.labels.geometry import DiscreteGeometry, GraphGeometry
+from weightspace.labels.geometry import DiscreteGeometry, GraphGeometry, MatrixGeometry, PointGeometry
 from weightspace.labels.label_space import LabelSpace
 from weightspace.labels.names import Label
 from weightspace.labels.rules.powers import check_range
-from weightspace.labels.rules.shortest_paths import Graph
+from weightspace.labels.rules.shortest_paths import Graph, components
 
 #: Labels of a space without a shortcut, at most: there is a linear program for each.
 LARGEST = 2_000
@@ -178,3 +178,30 @@ def on_ways(tree: Graph, seen: np.ndarray) -> np.ndarray:
             if degree[other] == 1 and left[other] and not kept[other]:
                 cut.append(other)
     return np.asarray(left)
+
+
+def groups_of_equals(metric: LabelSpace) -> np.ndarray:
+    """Return a number for every label, int64 (labels,), the same one for labels at distance zero."""
+    geometry = metric.geometry
+    groups = np.arange(geometry.nodes)
+    if isinstance(geometry, GraphGeometry) and (geometry.graph.data == 0).any():
+        edges = geometry.graph.tocoo()
+        groups = _joined(geometry.nodes, *(side[edges.data == 0] for side in edges.coords))
+    elif isinstance(geometry, MatrixGeometry):
+        groups = _joined(geometry.nodes, *(side.numpy() for side in (geometry.matrix == 0).nonzero(as_tuple=True)))
+    elif isinstance(geometry, PointGeometry):
+        _, groups = np.unique(geometry.points.numpy() + 0.0, axis=0, return_inverse=True)  # -0.0 is 0.0
+    return groups.reshape(-1)[metric.nodes]
+
+
+def equal_pair(metric: LabelSpace) -> tuple[int, int] | None:
+    """Return the positions of two labels at distance zero, or None if there are none."""
+    groups = groups_of_equals(metric)
+    order = np.argsort(groups, kind="stable")
+    repeated = np.flatnonzero(groups[order][1:] == groups[order][:-1])
+    return (int(order[repeated[0]]), int(order[repeated[0] + 1])) if len(repeated) else None
+
+
+def _joined(nodes: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the component of every node in the graph of some pairs."""
+    return components(csr_array((np.ones(len(first)), (first, second)), shape=(nodes, nodes)))[1]

@@ -17,6 +17,7 @@ from weightspace.labels.geometry import (
     GridGeometry,
     MatrixGeometry,
     PointGeometry,
+    grid_sizes,
 )
 from weightspace.labels.label_space import Outputs
 from weightspace.labels.names import Label, Names
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from weightspace.labels.cover import Cover
     from weightspace.labels.decision import Decision
     from weightspace.labels.head import FrechetHead
-
-#: Rules that are kept for the next call with the same classes.
-_KEPT = 4
 
 
 class LabelMetric:
@@ -85,8 +83,6 @@ class LabelMetric:
         """What the distances are those of: ``tree``, ``graph``, ``matrix``, ``points``, ``grid`` or ``discrete``."""
         return "tree" if getattr(self.geometry, "is_tree", False) else self.geometry.kind
 
-    # --- Making one ---
-
     @classmethod
     def from_tree(
         cls,
@@ -108,19 +104,11 @@ class LabelMetric:
                 length 0 join, such as synonyms, are at one place.
 
         Raises:
-            WeightspaceError: a cycle, parts without a way between them, a label twice or unknown, a negative length,
-                or something that another constructor takes.
+            WeightspaceError: no tree, a label twice or unknown, a negative length, or input of another constructor.
         """
-        from weightspace.labels.mistaken import check_parents
-        from weightspace.labels.parsing import tree_of_edges, tree_of_parents
+        from weightspace.labels.trees import tree_of
 
-        if (parents is None) == (edges is None):
-            raise WeightspaceError("A tree has parents, or edges=[(u, v, weight), …]; expected one of them.")
-        check_parents(parents if edges is None else edges, are_edges=edges is not None)
-        if edges is not None:
-            found = tree_of_edges(edges, labels, weights)
-        else:
-            found = tree_of_parents({} if parents is None else parents, labels, weights)
+        found = tree_of(parents, edges, labels, weights)
         return cls(found.names, GraphGeometry(found.graph), found.nodes, root=found.root)
 
     @classmethod
@@ -146,15 +134,14 @@ class LabelMetric:
         """Return the metric of a matrix.
 
         Args:
-            matrix: distances, not their squares, (K, K); symmetric, finite, with zeros on the diagonal. It is not
-                copied if it is float32 or float64. Of labels at distance zero with the same row the first is predicted.
+            matrix: distances, not squares, (K, K), symmetric, finite, zero on the diagonal; not copied if of floats. Of
+                labels at distance zero with equal rows the first is predicted.
             labels: names of the rows; ``0 … K-1`` if not given.
 
         Raises:
             WeightspaceError: the matrix isn't one of distances; it names the entry.
         """
-        from weightspace.labels.arrays import distance_matrix
-        from weightspace.labels.equal_labels import first_of_equals
+        from weightspace.labels.arrays import distance_matrix, first_of_equals
 
         names = None if labels is None else Names(labels)
         distances = distance_matrix(matrix, names)
@@ -169,8 +156,7 @@ class LabelMetric:
         Args:
             embeddings: one row a label, (K, d). Not copied for ``euclidean`` if float32 or float64.
             labels: names of the rows; ``0 … K-1`` if not given.
-            metric: ``"euclidean"``, or ``"cosine"``: the chordal distance √(2(1 − cos)), so that exponent 2 costs
-                2(1 − cos).
+            metric: ``"euclidean"``, or ``"cosine"``: √(2(1 − cos)), so that exponent 2 costs 2(1 − cos).
 
         Raises:
             WeightspaceError: a number that is not finite, another shape, a zero row for ``"cosine"``.
@@ -188,8 +174,8 @@ class LabelMetric:
         """Return hops between noun synsets of WordNet 3.0, all of them or some.
 
         Args:
-            names: ids (``n02084071``), synsets (``dog.n.01``) or words (``dog``: the first sense), which become the
-                labels as they are; None takes all 82,115 synsets as ``dog.n.01``.
+            names: ids (``n02084071``), synsets (``dog.n.01``) or words (``dog``: the first sense), the labels; None: all
+                82,115 synsets.
             ancestors: add every synset above those as a label, so that a prediction can be more general.
             folder: with ``data.noun`` and ``index.noun``; else ``$WEIGHTSPACE_WORDNET``, ``/usr/share/wordnet``.
 
@@ -231,9 +217,7 @@ class LabelMetric:
         Raises:
             WeightspaceError: a size below 1, or another number of labels.
         """
-        sizes = tuple(int(size) for size in shape)
-        if not sizes or min(sizes) < 1:
-            raise WeightspaceError(f"A grid has sizes of one or more; found {tuple(shape)}.")
+        sizes = grid_sizes(shape)
         return cls(Names(np.ndindex(sizes) if labels is None else labels), GridGeometry(sizes))
 
     @classmethod
@@ -241,8 +225,6 @@ class LabelMetric:
         """Return a distance of one between any two labels: predictions are ``argmax``."""
         names = Names(labels)
         return cls(names, DiscreteGeometry(len(names)))
-
-    # --- Predicting ---
 
     def predict(
         self,
@@ -253,7 +235,7 @@ class LabelMetric:
         exponent: float = 2,
         dim: int = -1,
     ) -> np.ndarray:
-        """Return the labels of least expected cost Σ p_i d(y, i)^exponent, the Fréchet mean for exponent 2.
+        """Return the labels of least expected cost Σ p_i d(y, i)^exponent, the Fréchet mean for exponent 2 (2307.12226).
 
         Args:
             probabilities: (..., K), not negative; rows need not sum to one. Not changed.
@@ -266,11 +248,7 @@ class LabelMetric:
             int64 (...): positions in ``labels``; of equal costs the lowest.
 
         Raises:
-            WeightspaceError: a name that the metric does not have, another number of columns, a row that is NaN,
-                infinite, negative or zero.
-
-        Source:
-            Roberts et al. 2023, https://arxiv.org/abs/2307.12226, section 2.
+            WeightspaceError: an unknown name, another number of columns, a row that is not finite, negative or zero.
         """
         from weightspace.labels.class_axis import to_last
 
@@ -307,8 +285,7 @@ class LabelMetric:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the ``k`` least expected costs, float64 (..., k), and their positions, int64 (..., k), rising.
 
-        Args and errors are those of :meth:`predict`; of equal costs the lowest positions come first, and the ``k`` lie
-        along ``dim``.
+        Args and errors are those of :meth:`predict`; equal costs are in the order of positions, ``k`` along ``dim``.
 
         Example:
             >>> metric = LabelMetric.from_grid((4,), labels=["a", "b", "c", "d"])
@@ -349,35 +326,15 @@ class LabelMetric:
 
     def decision(self, *, observed: Sequence[Label], outputs: Outputs = "all", exponent: float = 2) -> Decision:
         """Return the rule for these classes, made once and kept."""
-        from weightspace.labels.decision import Decision
+        from weightspace.labels.decision import kept_decision
 
-        seen = self.names.positions(observed, "observed classes")
-        named = seen if outputs == "observed" else self._outputs(outputs)
-        key = (seen.tobytes(), named.tobytes(), float(exponent) if isinstance(exponent, int | float) else exponent)
-        if key not in self._decisions:
-            self._decisions[key] = Decision.make(self, seen, named, exponent)
-            while len(self._decisions) > _KEPT:
-                self._decisions.popitem(last=False)
-        self._decisions.move_to_end(key)
-        return self._decisions[key]
-
-    def _outputs(self, outputs: Outputs) -> np.ndarray:
-        if isinstance(outputs, str):
-            if outputs != "all":
-                raise WeightspaceError(f"Outputs are 'all', 'observed' or a list of names; found {outputs!r}.")
-            return np.arange(len(self))
-        found = self.names.positions(outputs, "outputs")
-        if len(found) == 0:
-            raise WeightspaceError("There are no outputs; expected at least one label.")
-        return found
+        return kept_decision(self, self._decisions, observed, outputs, exponent)
 
     def distances(self, sources: Sequence[Label], targets: Sequence[Label] | None = None) -> np.ndarray:
         """Return the distances from some labels to others, or to all, float64 (sources, targets); both may repeat."""
         places, where = np.unique(self.nodes[self.names.positions_of(sources, "sources")], return_inverse=True)
         goals = self.nodes if targets is None else self.nodes[self.names.positions_of(targets, "targets")]
         return self.geometry.distances(places, goals)[where]
-
-    # --- What can be predicted at all ---
 
     def locus(self, observed: Sequence[Label], *, unique: bool = False) -> list[Any]:
         """Return the labels that are a Fréchet mean under some weights of the observed ones, in order of position.
@@ -416,8 +373,7 @@ class LabelMetric:
     def next_classes(self, observed: Sequence[Label], n: int = 1) -> list[Any]:
         """Return which ``n`` classes to observe next, so that the most labels can be predicted.
 
-        On a tree the choice is optimal for every n. Elsewhere each one is the best next one, which says nothing of
-        several together.
+        On a tree the choice is optimal for every n. Elsewhere each one is the best to add next.
 
         Raises:
             WeightspaceError: a name is unknown, or there are fewer labels left.
@@ -425,8 +381,6 @@ class LabelMetric:
         from weightspace.labels.active import next_classes
 
         return next_classes(self, observed, n)
-
-    # --- Files ---
 
     def save(self, path: str | Path) -> None:
         """Write the metric to a ``.safetensors`` file; :meth:`load` gives back an equal one."""

@@ -30,10 +30,8 @@ from weightspace.lora.model_config import read_config
 from weightspace.lora.module_names import is_renamed
 from weightspace.lora.tied_weights import head_scale, is_head, is_token_embedding, tied_counterpart
 from weightspace.lora.write import check_adapter_replaceable, factor_names, shaped, write_adapter
+from weightspace.progress import Progress
 from weightspace.reprs import brief
-
-#: Takes how many tensors were looked at, and of how many.
-Progress = Callable[[int, int], None]
 
 
 @brief
@@ -88,7 +86,7 @@ def extract_lora(
     seed: int = 0,
     device: str = "cpu",
     config: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Extraction:
     """Return the LoRA adapter of a rank that is nearest to a model's difference from its base.
 
@@ -104,7 +102,7 @@ def extract_lora(
         device: where the decompositions run.
         config: of the base (``config.json``): from it the names of transformers' modules are known, the layers that
             are kept as ``(in, out)``, and the weights that are tied. Without it, names are those of modules.
-        progress: is told how far it is.
+        on_progress: told of every ``"tensor"``.
 
     Returns:
         Factors in float32 at least, balanced (``√σ`` on both sides) with a scale of 1. Tied weights have the same
@@ -130,8 +128,8 @@ def extract_lora(
     for number, name in enumerate(base, start=1):
         if name not in ties and not _same(base[name], model[name]):
             work.add(name, base[name], model[name])
-        if progress is not None:
-            progress(number, len(base))
+        if on_progress is not None:
+            on_progress(Progress("tensor", number, len(base), name=name))
     for alias, owner in {**ties, **layout.ties}.items():
         work.repeat(alias, owner)
     return work.extraction(lenient=lenient)
@@ -147,7 +145,7 @@ def extract_lora_files(
     lenient: bool = False,
     seed: int = 0,
     device: str = "cpu",
-    progress: Progress | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> ExtractionReport:
     """Write the LoRA adapter that is nearest to a checkpoint's difference from its base, as a PEFT folder.
 
@@ -163,7 +161,7 @@ def extract_lora_files(
         lenient: see ``extract_lora``; where transformers has other names that are not known, keep those of the files.
         seed: see ``extract_lora``.
         device: see ``extract_lora``.
-        progress: see ``extract_lora``.
+        on_progress: see ``extract_lora``.
 
     Raises:
         CheckpointError: a checkpoint is missing or damaged, they don't fit together, ``out`` is something else than an
@@ -188,7 +186,7 @@ def extract_lora_files(
         seed=seed,
         device=device,
         config=config,
-        progress=progress,
+        on_progress=on_progress,
     )
     said = {"rank": rank, "seed": seed, "fan_in_fan_out": fan_in_fan_out, "lenient": lenient}
     metadata = provenance([Path(base), Path(model)], "extract-lora", said)

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
-    from weightspace.matching.activation_matching import activation_matching
-    from weightspace.matching.coordinate_ascent import Sweep
-    from weightspace.matching.cycle_consistent import Step, cycle_consistent
-    from weightspace.matching.loss_driven import Losses, Trial
+    from weightspace.matching.activation_matching import activation_matching, match_activations
+    from weightspace.matching.cycle_consistent import cycle_consistent
+    from weightspace.matching.loss_driven import Losses
     from weightspace.matching.merge_many import merge_many
     from weightspace.matching.multi_model import ManyMatching
     from weightspace.matching.registry import MANY_MATCHINGS, MATCHINGS, MatchingMethod, match, match_many
@@ -28,15 +27,13 @@ _HOMES = {
     "ManyMatching": "multi_model",
     "Matching": "result",
     "MatchingMethod": "registry",
-    "Step": "cycle_consistent",
-    "Sweep": "coordinate_ascent",
-    "Trial": "loss_driven",
     "activation_matching": "activation_matching",
     "cycle_consistent": "cycle_consistent",
     "l2_reduction": "result",
-    "merge_many": "merge_many",
-    "match_many": "registry",
     "match": "registry",
+    "match_activations": "activation_matching",
+    "match_many": "registry",
+    "merge_many": "merge_many",
     "sinkhorn_rebasin": "sinkhorn_rebasin",
     "straight_through": "straight_through",
     "straight_through_many": "straight_through_many",
@@ -50,13 +47,11 @@ __all__ = [
     "ManyMatching",
     "Matching",
     "MatchingMethod",
-    "Step",
-    "Sweep",
-    "Trial",
     "activation_matching",
     "cycle_consistent",
     "l2_reduction",
     "match",
+    "match_activations",
     "match_many",
     "merge_many",
     "sinkhorn_rebasin",

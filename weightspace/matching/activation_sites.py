@@ -161,9 +161,6 @@ def _chosen(spec: PermutationSpec, found: list[Place]) -> list[Place]:
     return [place for place in found if place in wanted]
 
 
-# --- Forward hooks that record the inputs and outputs of modules ---
-
-
 @dataclass(frozen=True)
 class ActivationHook:
     """One tensor that a module takes or gives: of its ``call``-th call, the ``number``-th of that side."""

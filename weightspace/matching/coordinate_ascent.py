@@ -13,18 +13,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
 
 from weightspace.matching.gains import Family, Indices, Pair, families
+from weightspace.progress import Progress
 from weightspace.symmetry import PermutationSpec
 from weightspace.symmetry.pattern import Block
 from weightspace.symmetry.permutation import permute_block
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A fact for a progress display: one pass over all groups ended."""
-
-    number: int
-    objective: float
-    moved: int
 
 
 @dataclass(frozen=True)
@@ -44,7 +36,7 @@ class CoordinateAscent:
         pairs: blocks of the target beside those of the source.
         workers: solve families that share no block.
         max_sweeps: passes over all groups of one ascent, at most.
-        on_sweep: told of every sweep.
+        on_progress: told of every ``"sweep"`` with the objective, and how many families it ``moved``.
     """
 
     def __init__(
@@ -54,11 +46,11 @@ class CoordinateAscent:
         workers: Workers,
         *,
         max_sweeps: int,
-        on_sweep: Callable[[Sweep], None] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self.spec, self.pairs, self.workers = spec, pairs, workers
         self.families = families(spec, pairs)
-        self.max_sweeps, self.on_sweep = max_sweeps, on_sweep
+        self.max_sweeps, self.on_progress = max_sweeps, on_progress
 
     def objective(self, indices: Indices) -> float:
         """Return Σ⟨A, π(B)⟩ over the pairs."""
@@ -73,8 +65,8 @@ class CoordinateAscent:
             order = torch.randperm(len(self.families), generator=generator).tolist()
             moved = ascent.sweep(order, self.workers)
             history.append(self.objective(ascent.indices) if moved or not history else history[-1])
-            if self.on_sweep is not None:
-                self.on_sweep(Sweep(len(history), history[-1], moved))
+            if self.on_progress is not None:
+                self.on_progress(Progress("sweep", len(history), value=history[-1], details={"moved": moved}))
             converged = not moved
         return AscentResult(ascent.indices, tuple(history), converged)
 
@@ -139,9 +131,6 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         self.pool.shutdown()
         torch.set_num_threads(self.before)
-
-
-# --- One step of coordinate ascent ---
 
 
 #: A step counts as an improvement above this share of what the family contributes (float32 rounding lies below).
@@ -250,9 +239,6 @@ def match_inside(family: Family, inside: Iterable[str], indices: Indices) -> dic
     return change
 
 
-# --- Heads that share keys: two groups inside a third that stand in one block, matched together ---
-
-
 #: Rounds of matching the groups inside in turn; two or three settle it.
 ROUNDS = 10
 
@@ -334,9 +320,6 @@ def _gains(family: Family, pair: Pair, groups: tuple[str, ...], indices: Indices
     sizes = [moved.shape[place] for place in places]
     a, b = (block.permute(order).reshape(math.prod(sizes), -1) for block in (pair.target, moved))
     return (a @ b.T).view(*sizes, *sizes).permute(0, 3, 1, 2, 4, 5)
-
-
-# --- The only door to a solver of the linear assignment problem ---
 
 
 def assign(gains: Tensor) -> Tensor:

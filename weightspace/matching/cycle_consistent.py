@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from numpy.polynomial import Polynomial
@@ -11,26 +10,19 @@ from torch import Tensor
 
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
-from weightspace.errors import WeightspaceError
-from weightspace.matching.coordinate_ascent import Sweep, match_by
+from weightspace.matching.coordinate_ascent import match_by
 from weightspace.matching.gains import Family, Indices, Pair, Place, contract, families, pair_blocks
 from weightspace.matching.multi_model import ManyMatching, ModelSet
+from weightspace.matching.weight_matching import check_limits
+from weightspace.progress import Progress
 from weightspace.symmetry import Permutation, PermutationSpec
 from weightspace.symmetry.pattern import Block
 from weightspace.symmetry.permutation import permute_block
+from weightspace.tasks.protocol import Task
 
 #: Frank–Wolfe ends where the best direction rises less steeply than this share of the first one. Turns do the rest in
 #: less time, and end as high as after ten times as small a share.
 _STEEPNESS = 1e-2
-
-
-@dataclass(frozen=True)
-class Step:
-    """A fact for a progress display: one step of Frank–Wolfe from one of its starts (from 1) was taken."""
-
-    start: int
-    number: int
-    objective: float
 
 
 @checked
@@ -38,39 +30,35 @@ def cycle_consistent(
     spec: PermutationSpec,
     states: Sequence[StateDict],
     *,
+    task: Task | None = None,
     seed: int = 0,
     max_steps: int = 200,
     max_sweeps: int = 100,
-    on_step: Callable[[Step], None] | None = None,
-    on_sweep: Callable[[Sweep], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> ManyMatching:
     """Match several models by one permutation each, into a universe, so that every cycle of maps is the identity.
 
     Frank–Wolfe maximises Σ_{i<j} ⟨P_i θ_i, P_j θ_j⟩ over doubly stochastic matrices of all groups of all models at
-    once: the best direction is an assignment a matrix, and the step along it is the best there is, the objective being
-    a known polynomial there. Each matrix in turn then becomes the permutation that is best beside the others, and the
-    models take turns as in ``merge_many``. One run starts from the models as they came, as in the paper, another from
-    all but the first spread evenly over all permutations; the best of these and of ``merge_many`` is returned.
-
-    Groups inside another that share a block with a second one (grouped convolutions) are permuted by turns only.
+    once, with exact line search. Each matrix in turn then becomes the permutation that is best beside the others, and
+    the models take turns as in ``merge_many``. One run starts from the models as they came, another from all but the
+    first spread evenly; the best of these and of ``merge_many`` is returned. Groups inside another that share a block
+    with a second one (grouped convolutions) are permuted by turns only.
 
     Args:
         spec: the architecture's spec.
-        states: two models or more; not changed. Of each block of a model that groups stand in ``m`` times, ``2^m``
-            copies are held.
+        states: two models or more; not changed. Of a block with ``m`` groups, ``2^m`` copies are held.
+        task: as in all matching methods; this one looks at weights alone.
         seed: order of the turns.
         max_steps: steps of Frank–Wolfe from each start, at most.
         max_sweeps: turns of every model, at most.
-        on_step: told of every step.
-        on_sweep: told of every sweep of turns; ``moved`` counts models.
+        on_progress: told of every ``"step"`` (with its ``start``, from 1) and ``"sweep"``, with the objective.
 
     Returns:
-        One permutation a model, their mean, and Σ_{i<j} ⟨π_i θ_i, π_j θ_j⟩ over the parameters that the spec
-        permutes: as the models came, after every sweep of ``merge_many``, and the best so far after each run.
+        Permutations, their mean, and the objective: as the models came, after every sweep, and the best of each run.
 
     Raises:
         CheckpointError: a model does not fit the spec or holds non-finite weights.
-        WeightspaceError: there are fewer than two models, their integer tensors differ, or a limit is below one.
+        WeightspaceError: fewer than two models, integer tensors that differ, or a limit below one.
 
     Source:
         Crisostomi et al. 2024, https://arxiv.org/abs/2405.17897, with another line search, start and rounding.
@@ -79,32 +67,40 @@ def cycle_consistent(
         >>> import torch
         >>> import weightspace as ws
         >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> spec = ws.derive_spec(network, (torch.zeros(1, 4),))
-        >>> a = network.state_dict()
-        >>> b, c = (ws.permute(spec, ws.Permutation.random(spec, seed=seed), a) for seed in (1, 2))
-        >>> matching = ws.cycle_consistent(spec, [a, b, c])
-        >>> torch.allclose(matching.merged["0.weight"], a["0.weight"])  # all three are permuted copies of one network
+        >>> spec, a = ws.derive_spec(network, (torch.zeros(1, 4),)), network.state_dict()
+        >>> b = ws.permute(spec, ws.Permutation.random(spec, seed=1), a)
+        >>> torch.allclose(ws.cycle_consistent(spec, [a, b]).merged["0.weight"], a["0.weight"])
         True
     """
-    for name, limit in (("max_steps", max_steps), ("max_sweeps", max_sweeps)):
-        if limit < 1:
-            raise WeightspaceError(f"{name} must be at least 1, got {limit}.")
+    check_limits(max_steps=(max_steps, 1), max_sweeps=(max_sweeps, 1))
     generator = torch.Generator().manual_seed(seed)
     basin = ModelSet(spec, states)
-    history = [basin.objective, *basin.settle(generator, max_sweeps, on_sweep)]
+    history = [basin.objective, *basin.settle(generator, max_sweeps, on_progress)]
     best = turned = tuple(basin.permutations)
     for start, spread in enumerate((False, True), start=1):
-        relaxation, fixed = _relaxed(basin, turned, spread=spread)
-        for number, objective in enumerate(_climb(relaxation, max_steps), start=1):
-            if on_step is not None:
-                on_step(Step(start, number, objective))
-        basin.place([Permutation(spec, a | b) for a, b in zip(fixed, relaxation.harden(), strict=True)])
-        basin.settle(generator, max_sweeps, on_sweep)
+        basin.place(_hardened(basin, turned, start, spread, max_steps, on_progress))
+        basin.settle(generator, max_sweeps, on_progress)
         if basin.objective > history[-1]:
             best = tuple(basin.permutations)
         history.append(max(history[-1], basin.objective))
     basin.place(best)
     return basin.result(history)
+
+
+def _hardened(
+    basin: ModelSet,
+    turned: Sequence[Permutation],
+    start: int,
+    spread: bool,
+    max_steps: int,
+    on_progress: Callable[[Progress], None] | None,
+) -> list[Permutation]:
+    """Return the permutations that Frank–Wolfe leads to from one of its starts."""
+    relaxation, fixed = _relaxed(basin, turned, spread=spread)
+    for step, objective in enumerate(_climb(relaxation, max_steps), start=1):
+        if on_progress is not None:
+            on_progress(Progress("step", step, value=objective, details={"start": start}))
+    return [Permutation(basin.spec, a | b) for a, b in zip(fixed, relaxation.harden(), strict=True)]
 
 
 def _relaxed(
@@ -138,9 +134,6 @@ def _highest(line: Polynomial) -> float:
     roots = line.deriv().trim().roots()
     inside = [float(root.real) for root in roots if abs(root.imag) < 1e-9 and 0 < root.real < 1]
     return max([1.0, *inside], key=line)
-
-
-# --- Several models under soft permutations ---
 
 
 #: A tensor for each power of ``t``.

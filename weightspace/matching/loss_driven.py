@@ -21,25 +21,19 @@ from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.state_dict import tied_names
 from weightspace.errors import WeightspaceError
 from weightspace.matching.gains import Indices, precise
-from weightspace.matching.result import Matching, matched
+from weightspace.matching.result import Matching, check_matchable, matched
+from weightspace.progress import Progress
 from weightspace.symmetry import Permutation, PermutationSpec, permute
 from weightspace.tasks.failures import task_errors
 from weightspace.tasks.protocol import Split, Task, threads_of
 from weightspace.threads import torch_threads
 
+#: Seed of the fixed batches of a split.
+_SEED = 0
+
 #: What a search finds: the permutation of one model, or those of several.
 Found = TypeVar("Found")
 Found_co = TypeVar("Found_co", covariant=True)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A fact for a progress display: the permutation after ``step`` of ``steps`` was judged by its loss."""
-
-    step: int
-    steps: int
-    loss: float
-    best: float
 
 
 @dataclass(frozen=True)
@@ -95,7 +89,7 @@ def search(
     came: Found,
     batches: Iterable[Any],
     schedule: Schedule,
-    on_trial: Callable[[Trial], None] | None,
+    on_progress: Callable[[Progress], None] | None,
 ) -> Best[Found]:
     """Take the steps of a schedule, and return the best permutations that they led to.
 
@@ -105,7 +99,7 @@ def search(
         came: the permutations of networks that stay as they came.
         batches: as many as steps, at least.
         schedule: how many steps, how long.
-        on_trial: told of every trial.
+        on_progress: told of every ``"trial"``, with its loss and the ``best`` so far.
 
     Returns:
         What is judged lowest, and the lowest so far of ``came``, at the start of the way, and after every trial.
@@ -125,8 +119,8 @@ def search(
         optimizer.step()
         if step % schedule.every == 0 or step == schedule.steps:
             best.offer(found := way.indices(), bad := judge(found))
-            if on_trial is not None:
-                on_trial(Trial(step, schedule.steps, bad, best.history[-1]))
+            if on_progress is not None:
+                on_progress(Progress("trial", step, schedule.steps, bad, details={"best": best.history[-1]}))
     return best
 
 
@@ -136,7 +130,7 @@ def descend(
     judge: Callable[[StateDict], float],
     batches: Iterable[Any],
     schedule: Schedule,
-    on_trial: Callable[[Trial], None] | None,
+    on_progress: Callable[[Progress], None] | None,
 ) -> Matching:
     """Search for the permutation of the source whose permuted parameters are judged lowest.
 
@@ -146,7 +140,7 @@ def descend(
         judge: returns how bad the permuted parameters of the source are.
         batches: as many as steps, at least.
         schedule: how many steps, how long.
-        on_trial: told of every trial.
+        on_progress: told of every ``"trial"``, with its loss and the ``best`` so far.
 
     Raises:
         WeightspaceError: the loss is not finite any more.
@@ -154,11 +148,22 @@ def descend(
     if not ends.spec.groups:  # nothing to learn
         schedule = replace(schedule, steps=0)
     came = Permutation.identity(ends.spec).indices
-    best = search(way, lambda indices: judge(ends.permuted(indices)), came, batches, schedule, on_trial)
+    best = search(way, lambda indices: judge(ends.permuted(indices)), came, batches, schedule, on_progress)
     history = tuple(best.history)
     settled = len(history) > 2 and history[-1] == history[-2]
     permutation = Permutation(ends.spec, best.found)
     return matched(ends.spec, ends.target, ends.source, permutation, history, converged=settled)
+
+
+def task_of(method: str, task: Task | None) -> Task:
+    """Return the task of a method that cannot do without.
+
+    Raises:
+        WeightspaceError: there is none.
+    """
+    if task is None:
+        raise WeightspaceError(f"{method} learns from data: give it the task of the networks, task=….")
+    return task
 
 
 def endless(task: Task, generator: Generator) -> Iterator[Any]:
@@ -174,9 +179,6 @@ def endless(task: Task, generator: Generator) -> Iterator[Any]:
             yield batch
         if empty:
             raise WeightspaceError(f"Task {task.name!r} has no training batches; a matching by its loss needs them.")
-
-
-# --- The two networks of a matching that is driven by a loss, and the weights between them ---
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,11 +226,14 @@ class EndpointPair:
         return result
 
 
-# --- The loss of a task as a function of the weights ---
+def endpoints(spec: PermutationSpec, target: StateDict, source: StateDict) -> EndpointPair:
+    """Return two networks that fit the spec and each other.
 
-
-#: Seed of the fixed batches of a split.
-_SEED = 0
+    Raises:
+        CheckpointError: they do not, or hold non-finite weights.
+    """
+    check_matchable(spec, target, source)
+    return EndpointPair(spec, target, source)
 
 
 class Losses:

@@ -8,10 +8,11 @@ import torch
 
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
-from weightspace.errors import WeightspaceError
-from weightspace.matching.coordinate_ascent import Sweep
 from weightspace.matching.multi_model import ManyMatching, ModelSet
+from weightspace.matching.weight_matching import check_limits
+from weightspace.progress import Progress
 from weightspace.symmetry import PermutationSpec
+from weightspace.tasks.protocol import Task
 
 
 @checked
@@ -19,9 +20,10 @@ def merge_many(
     spec: PermutationSpec,
     states: Sequence[StateDict],
     *,
+    task: Task | None = None,
     seed: int = 0,
     max_sweeps: int = 100,
-    on_sweep: Callable[[Sweep], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> ManyMatching:
     """Bring several models into one basin by turns: weight matching of each to the mean of the others.
 
@@ -31,10 +33,11 @@ def merge_many(
     Args:
         spec: the architecture's spec.
         states: two models or more; not changed.
+        task: as in all matching methods; this one looks at weights alone.
         seed: order of the models in each sweep, and of the groups in each matching. The models are numbered by
             their place in ``states``: another order of them acts like another seed.
         max_sweeps: turns of every model, at most.
-        on_sweep: told of every sweep; ``moved`` counts models.
+        on_progress: told of every ``"sweep"``, with the objective and how many models ``moved``.
 
     Returns:
         One permutation a model, their mean, and the objective as the models came and after every sweep.
@@ -51,15 +54,13 @@ def merge_many(
         >>> import torch
         >>> import weightspace as ws
         >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> spec = ws.derive_spec(network, (torch.zeros(1, 4),))
-        >>> a = network.state_dict()
+        >>> spec, a = ws.derive_spec(network, (torch.zeros(1, 4),)), network.state_dict()
         >>> b, c = (ws.permute(spec, ws.Permutation.random(spec, seed=seed), a) for seed in (1, 2))
         >>> matching = ws.merge_many(spec, [a, b, c])
         >>> torch.allclose(matching.merged["0.weight"], a["0.weight"])  # all three are permuted copies of one network
         True
     """
-    if max_sweeps < 1:
-        raise WeightspaceError(f"max_sweeps must be at least 1, got {max_sweeps}.")
+    check_limits(max_sweeps=(max_sweeps, 1))
     generator = torch.Generator().manual_seed(seed)
     basin = ModelSet(spec, states)
-    return basin.result([basin.objective, *basin.settle(generator, max_sweeps, on_sweep)])
+    return basin.result([basin.objective, *basin.settle(generator, max_sweeps, on_progress)])

@@ -17,9 +17,9 @@ from weightspace.checkpoints import StateDict, check_compatible, check_finite
 from weightspace.checkpoints.measure import is_inexact
 from weightspace.errors import WeightspaceError
 from weightspace.lora.factor_files import check_is_model
-from weightspace.matching.coordinate_ascent import Sweep
 from weightspace.matching.gains import pair_blocks
 from weightspace.matching.weight_matching import match_weights
+from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.symmetry import Permutation, PermutationSpec, check_fits, permute
 
@@ -54,9 +54,6 @@ class ManyMatching:
             source: the model to permute.
         """
         return self.permutations[target].inverse().compose(self.permutations[source])
-
-
-# --- Models on their way into one basin ---
 
 
 class ModelSet:
@@ -115,7 +112,9 @@ class ModelSet:
         self.permutations[index], self.moved[index], self.objective = before
         return False
 
-    def settle(self, generator: Generator, max_sweeps: int, on_sweep: Callable[[Sweep], None] | None) -> list[float]:
+    def settle(
+        self, generator: Generator, max_sweeps: int, on_progress: Callable[[Progress], None] | None
+    ) -> list[float]:
         """Let the models take turns in random order until none moves; return the objective after every sweep."""
         history: list[float] = []
         for number in range(1, max_sweeps + 1):
@@ -123,8 +122,8 @@ class ModelSet:
             seeds = torch.randint(2**31, (len(order),), generator=generator).tolist()
             moved = sum([self.turn(index, seed) for index, seed in zip(order, seeds, strict=True)])
             history.append(self.objective)
-            if on_sweep is not None:
-                on_sweep(Sweep(number, self.objective, moved))
+            if on_progress is not None:
+                on_progress(Progress("sweep", number, value=self.objective, details={"moved": moved}))
             if not moved:
                 break
         return history

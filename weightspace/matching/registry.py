@@ -5,23 +5,19 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from weightspace.errors import WeightspaceError
+from weightspace.matching.attention import warn_of_attention
+from weightspace.progress import Progress
 from weightspace.suggestions import unknown
 
 if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict
-    from weightspace.matching.coordinate_ascent import Sweep
-    from weightspace.matching.cycle_consistent import Step
-    from weightspace.matching.loss_driven import Trial
     from weightspace.matching.multi_model import ManyMatching
     from weightspace.matching.result import Matching
     from weightspace.symmetry import PermutationSpec
     from weightspace.tasks.protocol import Task
-
-#: Told of what a method reports: sweeps, steps or trials.
-OnFact: TypeAlias = "Callable[[Sweep | Step | Trial], None] | None"
 
 _GIT_REBASIN = "Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836"
 _PENA = "Peña et al. 2023, https://arxiv.org/abs/2212.12042"
@@ -37,11 +33,10 @@ class MatchingMethod:
         source: the paper that it is from, with a link.
         objective: what ``Matching.objective`` is.
         needs_task: whether it needs data, and a network to run them through.
-        function: ``file:function`` in this package, ``function(spec, task, target, source, *, seed, …)``; of several
-            networks ``function(spec, states, *, seed, …)``, with the task before the states if it needs one.
+        function: ``file:function`` in this package, ``function(spec, target, source, *, task, seed, on_progress, …)``;
+            of several networks ``function(spec, states, *, task, seed, on_progress, …)``.
         preset: keywords of the function that make it this method.
         options: keywords of the function that are the user's.
-        reports: keywords of the function that take what is told of every sweep, step or trial.
     """
 
     name: str
@@ -52,7 +47,6 @@ class MatchingMethod:
     function: str
     preset: Mapping[str, Any] = field(default_factory=dict)
     options: tuple[str, ...] = ("steps", "learning_rate", "start")
-    reports: tuple[str, ...] = ("on_trial",)
 
 
 _ROWS = (
@@ -62,9 +56,8 @@ _ROWS = (
         f"{_GIT_REBASIN}, section 3.2",
         "inner product of the weights",
         needs_task=False,
-        function="run:by_weights",
+        function="weight_matching:weight_matching",
         options=("restarts", "max_sweeps"),
-        reports=("on_sweep",),
     ),
     MatchingMethod(
         "activation-matching",
@@ -72,9 +65,8 @@ _ROWS = (
         f"Li et al. 2016, https://arxiv.org/abs/1511.07543; {_GIT_REBASIN}, section 3.1",
         "sum of the correlations",
         needs_task=True,
-        function="run:by_activations",
+        function="activation_matching:activation_matching",
         options=(),
-        reports=("on_sweep",),
     ),
     MatchingMethod(
         "activation-then-weights",
@@ -82,9 +74,8 @@ _ROWS = (
         f"{_GIT_REBASIN}, sections 3.1 and 3.2",
         "inner product of the weights",
         needs_task=True,
-        function="run:by_activations_then_weights",
+        function="activation_matching:activation_then_weights",
         options=("restarts", "max_sweeps"),
-        reports=("on_sweep",),
     ),
     MatchingMethod(
         "straight-through",
@@ -143,7 +134,6 @@ _MANY_ROWS = (
         needs_task=False,
         function="merge_many:merge_many",
         options=("max_sweeps",),
-        reports=("on_sweep",),
     ),
     MatchingMethod(
         "cycle-consistent",
@@ -153,7 +143,6 @@ _MANY_ROWS = (
         needs_task=False,
         function="cycle_consistent:cycle_consistent",
         options=("max_sweeps",),
-        reports=("on_step", "on_sweep"),
     ),
     MatchingMethod(
         "straight-through-many",
@@ -180,7 +169,7 @@ def match(
     *,
     task: Task | None = None,
     seed: int = 0,
-    on_fact: OnFact = None,
+    on_progress: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> Matching:
     """Permute a source towards a target by any method.
@@ -192,7 +181,7 @@ def match(
         method: a name in ``weightspace.matching.MATCHINGS``, as on the command line.
         task: that both were trained for; some methods need it (``needs_task``).
         seed: of whatever the method draws.
-        on_fact: told of every sweep or trial, where the method has them.
+        on_progress: told of every ``"sweep"``, ``"step"`` or ``"trial"``.
         options: those that the method has (``options``); None is as good as not given.
 
     Raises:
@@ -213,8 +202,8 @@ def match(
     if method not in MATCHINGS:
         raise unknown("matching method", method, MATCHINGS)
     _warn_of_attention(MATCHINGS[method], spec)
-    function, keywords = _prepared(MATCHINGS[method], task, on_fact, options)
-    return function(spec, task, target, source, seed=seed, **keywords)
+    function, keywords = _prepared(MATCHINGS[method], task, options)
+    return function(spec, target, source, task=task, seed=seed, on_progress=on_progress, **keywords)
 
 
 def match_many(
@@ -224,7 +213,7 @@ def match_many(
     *,
     task: Task | None = None,
     seed: int = 0,
-    on_fact: OnFact = None,
+    on_progress: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> ManyMatching:
     """Bring two networks or more into one basin by any method for several.
@@ -235,7 +224,7 @@ def match_many(
         method: a name in ``weightspace.matching.MANY_MATCHINGS``, as on the command line.
         task: that all were trained for; some methods need it (``needs_task``).
         seed: of whatever the method draws.
-        on_fact: told of every sweep, step or trial.
+        on_progress: told of every ``"sweep"``, ``"step"`` or ``"trial"``.
         options: those that the method has (``options``); None is as good as not given.
 
     Raises:
@@ -249,8 +238,8 @@ def match_many(
         raise unknown("matching method for several networks", method, MANY_MATCHINGS)
     row = MANY_MATCHINGS[method]
     _warn_of_attention(row, spec)
-    function, keywords = _prepared(row, task, on_fact, options)
-    return function(spec, *([task] if row.needs_task else []), states, seed=seed, **keywords)
+    function, keywords = _prepared(row, task, options)
+    return function(spec, states, task=task, seed=seed, on_progress=on_progress, **keywords)
 
 
 def check_task(row: MatchingMethod, task: Task | None) -> None:
@@ -264,15 +253,13 @@ def check_task(row: MatchingMethod, task: Task | None) -> None:
 
 
 def _warn_of_attention(row: MatchingMethod, spec: PermutationSpec) -> None:
-    """Say what matching by weights alone does to attention."""
-    if not row.needs_task:
-        from weightspace.matching.attention import warn_of_attention
-
+    """Warn of attention where a method looks at weights alone; ``weight_matching`` warns by itself."""
+    if not row.needs_task and row.name != "weight-matching":
         warn_of_attention(row.name, spec.axes)
 
 
 def _prepared(
-    row: MatchingMethod, task: Task | None, on_fact: OnFact, options: Mapping[str, Any]
+    row: MatchingMethod, task: Task | None, options: Mapping[str, Any]
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """Return the function of a row, and its keywords.
 
@@ -286,4 +273,4 @@ def _prepared(
     check_task(row, task)
     file, _, function = row.function.partition(":")
     call = getattr(importlib.import_module(f"weightspace.matching.{file}"), function)
-    return call, {**dict.fromkeys(row.reports, on_fact), **row.preset, **given}
+    return call, {**row.preset, **given}

@@ -6,7 +6,7 @@ implicitly. The source is permuted softly while the scores are learned; the resu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import repeat
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -16,9 +16,10 @@ from torch import Generator, Tensor
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
-from weightspace.matching.loss_driven import EndpointPair, Losses, Schedule, Trial, descend, endless
-from weightspace.matching.result import Matching, check_matchable
+from weightspace.matching.loss_driven import EndpointPair, Losses, Schedule, descend, endless, endpoints
+from weightspace.matching.result import Matching
 from weightspace.matching.soft_permutations import Scoring, Start
+from weightspace.progress import Progress
 from weightspace.suggestions import unknown
 from weightspace.symmetry import PermutationSpec
 from weightspace.tasks.protocol import Task, threads_of
@@ -31,46 +32,44 @@ Aim: TypeAlias = Literal["midpoint", "random", "l2"]
 @checked
 def sinkhorn_rebasin(
     spec: PermutationSpec,
-    task: Task | None,
     target: StateDict,
     source: StateDict,
     *,
-    loss: Aim = "midpoint",
+    task: Task | None = None,
     seed: int = 0,
+    loss: Aim = "midpoint",
     steps: int = 200,
     learning_rate: float = 0.1,
     start: Start = "identity",
     temperature: float = 1.0,
     every: int = 20,
     device: torch.device | str | None = None,
-    on_trial: Callable[[Trial], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Matching:
     """Permute a source towards a target by gradient descent on a loss over soft permutations.
 
     Args:
         spec: the architecture's spec.
-        task: has the training batches that are learnt from, the validation batches that judge, and the loss; may be
-            None for ``"l2"``.
-        target: stays as it is.
+        target: the checkpoint to match; not changed.
         source: the checkpoint to permute; not changed.
-        loss: ``"midpoint"`` is the task's loss halfway between the two, ``"random"`` that at a position drawn
-            uniformly for every step, ``"l2"`` the squared distance of the weights.
+        task: provides training batches, validation batches and the loss; only ``"l2"`` does without.
         seed: of the order of the batches, the noise and the positions.
+        loss: the task's at the ``"midpoint"``, or at a ``"random"`` position in every step; ``"l2"`` of the weights.
         steps: of Adam, a batch each.
         learning_rate: of the scores.
         start: of the scores: ``"identity"`` with a little noise, or ``"noise"`` alone.
         temperature: that the scores are divided by.
         every: steps after which the permutation is judged.
         device: where the network runs; where the task builds it if not given.
-        on_trial: told of every judgement.
+        on_progress: told of every ``"trial"``, with its loss and the ``best`` so far.
 
     Returns:
-        The best permutation of all trials. The objective is the lowest mean validation loss at the midpoint so far, in
-        nats, or for ``"l2"`` the squared distance: of the source as given, at the start, and after every trial.
+        The best permutation of all trials. The objective is the lowest so far (mean validation loss at the midpoint, in
+        nats, or the squared distance): of the source as given, at the start, and after every trial.
 
     Raises:
         CheckpointError: a checkpoint does not fit the spec or the task, or holds non-finite weights.
-        WeightspaceError: no such loss, a loss without its task, or one that is not finite any more.
+        WeightspaceError: no such loss, a loss without its task, or one that is no longer finite.
 
     Source:
         Peña et al. 2023, https://arxiv.org/abs/2212.12042.
@@ -80,23 +79,16 @@ def sinkhorn_rebasin(
         >>> task = ws.load_task("digits-mlp")
         >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
         >>> spec = ws.derive_spec(task.network(), task.example_args)
-        >>> matching = ws.sinkhorn_rebasin(spec, None, a, b, loss="l2", steps=2)  # few steps, for the example
-        >>> aligned = ws.permute(spec, matching.permutation, b)
+        >>> matching = ws.sinkhorn_rebasin(spec, a, b, loss="l2", steps=2)  # few, for the example
     """
     _check_loss(loss, task)
     schedule = Schedule(steps, learning_rate, every)
-    check_matchable(spec, target, source)
-    ends = EndpointPair(spec, target, source)
+    ends = endpoints(spec, target, source)
     generator = torch.Generator().manual_seed(seed)
     with torch_threads(1 if task is None else threads_of(task)):
-        if task is None or loss == "l2":
-            aim, judge = _by_distance(ends)
-            batches = repeat(None)
-        else:
-            aim, judge = _by_loss(ends, Losses(task, device=device), loss, generator)
-            batches = endless(task, generator)
+        aim, judge, batches = _aim(ends, task, loss, device, generator)
         way = Scoring(ends, aim, start=start, temperature=temperature, hard=False, generator=generator)
-        return descend(ends, way, judge, batches, schedule, on_trial)
+        return descend(ends, way, judge, batches, schedule, on_progress)
 
 
 def _check_loss(loss: str, task: Task | None) -> None:
@@ -109,6 +101,15 @@ def _check_loss(loss: str, task: Task | None) -> None:
         raise unknown("loss of Sinkhorn re-basin", loss, get_args(Aim))
     if task is None and loss != "l2":
         raise WeightspaceError(f"Sinkhorn re-basin by the loss {loss!r} needs a task; only 'l2' goes without.")
+
+
+def _aim(
+    ends: EndpointPair, task: Task | None, loss: Aim, device: torch.device | str | None, generator: Generator
+) -> tuple[Callable[[StateDict, Any], Tensor], Callable[[StateDict], float], Iterable[Any]]:
+    """Return what is lowered, what judges, and the batches."""
+    if task is None or loss == "l2":
+        return *_by_distance(ends), repeat(None)
+    return *_by_loss(ends, Losses(task, device=device), loss, generator), endless(task, generator)
 
 
 def _by_distance(ends: EndpointPair) -> tuple[Callable[[StateDict, Any], Tensor], Callable[[StateDict], float]]:

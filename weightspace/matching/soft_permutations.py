@@ -81,9 +81,6 @@ def _moved_block(block: Block, matrices: Matrices, outer: Mapping[str, str]) -> 
     return moved
 
 
-# --- Sinkhorn's operator ---
-
-
 #: Keeps the linear system of the gradient solvable where the matrix has become a permutation.
 _RIDGE = 1e-6
 
@@ -147,9 +144,6 @@ def _pulled_back(matrix: Tensor, gradient: Tensor) -> Tensor:
     beta = torch.cholesky_solve(wanted, torch.linalg.cholesky(system))
     alpha = (weighted.sum(-1, keepdim=True) - matrix @ beta) / rows
     return weighted - matrix * (alpha + beta.mT)
-
-
-# --- A way down in which every pair of units has a score ---
 
 
 #: Where scores start: at random with a standard deviation of one, or with a lead of one for every unit's own place.

@@ -21,10 +21,11 @@ from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.matching.coordinate_ascent import AscentState, Workers
 from weightspace.matching.gains import Indices, families, pair_blocks
-from weightspace.matching.loss_driven import EndpointPair, Losses, Schedule, Trial, descend, endless
-from weightspace.matching.result import Matching, check_matchable
+from weightspace.matching.loss_driven import EndpointPair, Losses, Schedule, descend, endless, endpoints, task_of
+from weightspace.matching.result import Matching
 from weightspace.matching.soft_permutations import Scoring, Start
 from weightspace.matching.weight_matching import match_weights
+from weightspace.progress import Progress
 from weightspace.suggestions import unknown
 from weightspace.symmetry import PermutationSpec
 from weightspace.tasks.protocol import Task, threads_of
@@ -40,12 +41,12 @@ _RATES = {"weight-matching": 1e-3, "sinkhorn": 0.1}
 @checked
 def straight_through(
     spec: PermutationSpec,
-    task: Task,
     target: StateDict,
     source: StateDict,
     *,
-    projection: Projection = "weight-matching",
+    task: Task | None = None,
     seed: int = 0,
+    projection: Projection = "weight-matching",
     steps: int = 200,
     learning_rate: float | None = None,
     start: Start | None = None,
@@ -53,17 +54,17 @@ def straight_through(
     sweeps: int = 2,
     every: int = 20,
     device: torch.device | str | None = None,
-    on_trial: Callable[[Trial], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Matching:
     """Permute a source towards a target by the loss halfway between them, with a straight-through estimator.
 
     Args:
         spec: the architecture's spec.
-        task: provides training batches, validation batches and the loss.
-        target: stays as it is.
+        target: the checkpoint to match; not changed.
         source: the checkpoint to permute; not changed.
-        projection: which of the two.
+        task: required: provides training batches, validation batches and the loss.
         seed: of the order of batches and groups, and of the noise.
+        projection: which of the two.
         steps: of Adam, a batch each.
         learning_rate: by default 1e-3 on weights, 0.1 on scores.
         start: initial scores of ``"sinkhorn"``: ``"noise"`` (the default), or ``"identity"`` with noise.
@@ -71,46 +72,53 @@ def straight_through(
         sweeps: passes over all groups in a projection by weight matching, at most.
         every: steps after which the permutation is judged.
         device: where the network runs; where the task builds it if not given.
-        on_trial: told of every judgement.
+        on_progress: told of every ``"trial"``, with its loss and the ``best`` so far.
 
     Returns:
-        The permutation with the lowest mean validation loss at the midpoint. The objective is the lowest loss so far in
-        nats: of the source as given, at the start, and after every trial. Converged if the last trial was no better.
+        The best permutation. The objective is the lowest mean validation loss at the midpoint so far, in nats.
 
     Raises:
         CheckpointError: a checkpoint does not fit the spec or the task, or holds non-finite weights.
-        WeightspaceError: an option that the projection does not have, or a loss that is not finite any more.
+        WeightspaceError: no task, an option that the projection does not have, or a loss that is no longer finite.
 
     Source:
-        Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, section 3.3; Peña et al. 2023, https://arxiv.org/abs/2212.12042.
+        Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, section 3.3; https://arxiv.org/abs/2212.12042.
 
     Example:
         >>> import weightspace as ws
         >>> task = ws.load_task("digits-mlp")
-        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
         >>> spec = ws.derive_spec(task.network(), task.example_args)
-        >>> matching = ws.straight_through(spec, task, a, b, steps=2)  # few steps, for the example
-        >>> aligned = ws.permute(spec, matching.permutation, b)
+        >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
+        >>> matching = ws.straight_through(spec, a, b, task=task, steps=2)  # few, for the example
     """
     _check_projection(projection, start)
+    task = task_of("straight_through", task)
     schedule = Schedule(steps, _RATES[projection] if learning_rate is None else learning_rate, every)
-    check_matchable(spec, target, source)
-    ends = EndpointPair(spec, target, source)
-    generator = torch.Generator().manual_seed(seed)
+    ends, generator = endpoints(spec, target, source), torch.Generator().manual_seed(seed)
     with torch_threads(threads_of(task)):
         losses = Losses(task, device=device)
-
-        if projection == "sinkhorn":
-            way = _scores(ends, losses, start or "noise", temperature, generator)
-        else:
-            begin = match_weights(spec, target, source, seed=seed).permutation.indices
-            way = Projecting(ends, losses, start=begin, sweeps=sweeps, generator=generator)
-        return descend(ends, way, _midpoint_judge(ends, losses), endless(task, generator), schedule, on_trial)
+        way = _way(projection, ends, losses, generator, seed, sweeps, start or "noise", temperature)
+        return descend(ends, way, _midpoint_judge(ends, losses), endless(task, generator), schedule, on_progress)
 
 
-def _scores(
-    ends: EndpointPair, losses: Losses, start: Start, temperature: float, generator: torch.Generator
-) -> Scoring:
+def _way(
+    projection: Projection,
+    ends: EndpointPair,
+    losses: Losses,
+    generator: Generator,
+    seed: int,
+    sweeps: int,
+    start: Start,
+    temperature: float,
+) -> Projecting | Scoring:
+    """Return what is descended: the scores of all pairs of units, or free weights matched to the source."""
+    if projection == "sinkhorn":
+        return _scores(ends, losses, start, temperature, generator)
+    begin = match_weights(ends.spec, ends.target, ends.source, seed=seed).permutation.indices
+    return Projecting(ends, losses, start=begin, sweeps=sweeps, generator=generator)
+
+
+def _scores(ends: EndpointPair, losses: Losses, start: Start, temperature: float, generator: Generator) -> Scoring:
     """Return the scores of all pairs of units, to be learnt from the loss at the midpoint."""
 
     def midpoint_loss(moved: StateDict, batch: Any) -> Tensor:
@@ -137,9 +145,6 @@ def _check_projection(projection: str, start: Start | None) -> None:
             f"start={start!r} was given for the projection {projection!r}, which starts at the target; only "
             "'sinkhorn' has a choice."
         )
-
-
-# --- A way down in which a free copy of the target's weights is projected to a permutation at every step ---
 
 
 class Projecting:

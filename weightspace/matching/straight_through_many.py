@@ -14,10 +14,11 @@ from weightspace.arithmetic.mean import mean
 from weightspace.arithmetic.tied_tensors import by_name
 from weightspace.checkpoints import StateDict
 from weightspace.matching.gains import Indices
-from weightspace.matching.loss_driven import EndpointPair, Losses, Schedule, Trial, endless, search
+from weightspace.matching.loss_driven import EndpointPair, Losses, Schedule, endless, search, task_of
 from weightspace.matching.multi_model import ManyMatching, ModelSet
 from weightspace.matching.straight_through import Projecting
 from weightspace.matching.weight_matching import match_weights
+from weightspace.progress import Progress
 from weightspace.symmetry import Permutation, PermutationSpec
 from weightspace.tasks.protocol import Task, threads_of
 from weightspace.threads import torch_threads
@@ -26,34 +27,33 @@ from weightspace.threads import torch_threads
 @checked
 def straight_through_many(
     spec: PermutationSpec,
-    task: Task,
     states: Sequence[StateDict],
     *,
+    task: Task | None = None,
     seed: int = 0,
     steps: int = 200,
     learning_rate: float = 1e-3,
     sweeps: int = 2,
     every: int = 20,
     device: torch.device | str | None = None,
-    on_trial: Callable[[Trial], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> ManyMatching:
     """Bring several models into one basin by the loss of their mixtures (STE-MM).
 
-    The first model stays. For each other there is a free copy of the first one's weights, to which it is matched at
-    every step, from the permutation that it had. The loss is that of a mixture of the permuted models, its shares
-    drawn uniformly from the simplex, and the gradient goes to the free copies as if matching changed nothing.
+    The first model stays. Each other is matched at every step to a free copy of the first one's weights. The loss is
+    that of a mixture of the permuted models, its shares uniform on the simplex; the gradient goes to the free copies.
 
     Args:
         spec: the architecture's spec.
-        task: has the training batches that are learnt from, the validation batches that judge, and the loss.
         states: two models or more; not changed.
+        task: required: provides training batches, validation batches and the loss.
         seed: of the shares, and of the order of batches and groups.
         steps: of Adam, a batch each.
         learning_rate: of Adam.
         sweeps: passes over all groups in a projection, at most.
         every: steps after which the permutations are judged.
         device: where the network runs; where the task builds it if not given.
-        on_trial: told of every judgement.
+        on_progress: told of every ``"trial"``, with its loss and the ``best`` so far.
 
     Returns:
         The permutations with the lowest mean validation loss of the mean network, and that mean; the objective is
@@ -61,8 +61,8 @@ def straight_through_many(
 
     Raises:
         CheckpointError: a model does not fit the spec or the task, or holds non-finite weights.
-        WeightspaceError: there are fewer than two models, their integer tensors differ, an option is out of range,
-            or the loss is not finite any more.
+        WeightspaceError: no task, fewer than two models, integer tensors that differ, an option out of range, or a
+            loss that is no longer finite.
 
     Source:
         Ito et al. 2025, https://proceedings.mlr.press/v267/ito25a.html, algorithm 1.
@@ -72,26 +72,31 @@ def straight_through_many(
         >>> task = ws.load_task("digits-mlp")
         >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
         >>> spec = ws.derive_spec(task.network(), task.example_args)
-        >>> matching = ws.straight_through_many(spec, task, [a, b], steps=2)  # few steps, for the example
-        >>> len(matching.permutations)
-        2
+        >>> matching = ws.straight_through_many(spec, [a, b], task=task, steps=2)  # few steps, for the example
     """
     schedule = Schedule(steps, learning_rate, every)
     basin = ModelSet(spec, states)
-    first, others = states[0], states[1:]
+    task = task_of("straight_through_many", task)
     generator = torch.Generator().manual_seed(seed)
     with torch_threads(threads_of(task)):
         losses = Losses(task, device=device)
-        starts = [match_weights(spec, first, other, seed=seed).permutation.indices for other in others]
-        projections = [
-            Projecting(EndpointPair(spec, first, other), losses, start=start, sweeps=sweeps, generator=generator)
-            for other, start in zip(others, starts, strict=True)
-        ]
-        way = Mixing(projections, losses, generator)
-        came = (Permutation.identity(spec).indices,) * len(others)
-        best = search(way, way.judge, came, endless(task, generator), schedule, on_trial)
+        way = Mixing(_projections(spec, states, losses, seed, sweeps, generator), losses, generator)
+        came = (Permutation.identity(spec).indices,) * (len(states) - 1)
+        best = search(way, way.judge, came, endless(task, generator), schedule, on_progress)
     basin.place([Permutation.identity(spec), *(Permutation(spec, indices) for indices in best.found)])
     return basin.result([-loss for loss in best.history])
+
+
+def _projections(
+    spec: PermutationSpec, states: Sequence[StateDict], losses: Losses, seed: int, sweeps: int, generator: Generator
+) -> list[Projecting]:
+    """Return a free copy of the first model for each other, which starts matched to it by weights."""
+    first, *others = states
+    starts = [match_weights(spec, first, other, seed=seed).permutation.indices for other in others]
+    return [
+        Projecting(EndpointPair(spec, first, other), losses, start=start, sweeps=sweeps, generator=generator)
+        for other, start in zip(others, starts, strict=True)
+    ]
 
 
 class Mixing:

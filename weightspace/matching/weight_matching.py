@@ -9,16 +9,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.matching.attention import warn_of_attention
-from weightspace.matching.coordinate_ascent import CoordinateAscent, Sweep, Workers, match
+from weightspace.matching.coordinate_ascent import AscentResult, CoordinateAscent, Workers, match
 from weightspace.matching.gains import Family, pair_blocks
 from weightspace.matching.result import Matching, check_matchable, matched
+from weightspace.progress import Progress
 from weightspace.symmetry import Permutation, PermutationSpec
+from weightspace.tasks.protocol import Task
 
 
 @checked
@@ -27,42 +29,40 @@ def weight_matching(
     target: StateDict,
     source: StateDict,
     *,
+    task: Task | None = None,
     seed: int = 0,
     start: Permutation | None = None,
     restarts: int = 0,
     max_sweeps: int = 100,
     threads: int | None = None,
-    on_sweep: Callable[[Sweep], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Matching:
     """Permute a source towards a target by coordinate ascent on the inner product of their weights.
 
-    One group at a time, the others held, gets the best permutation there is (an assignment problem). Groups whose
-    neighbours have not moved since are skipped, and a step that does not improve the objective is not taken. The
-    start is the better of the identity and a matching that works its way outward from the inputs and outputs.
+    One group at a time, the others held, gets the best permutation there is (an assignment problem), unless that does
+    not improve the objective. The start is the better of the identity and a matching outward from inputs and outputs.
 
-    Networks with attention may end further apart in loss than they were, however near their weights are: between two
-    small ViTs from two seeds the loss at the midpoint was 1.44 unmatched, 1.48 so, and .47 by ``activation_matching``.
+    Networks with attention may end further apart in loss: the loss midway between two small ViTs was 1.44 unmatched,
+    1.48 so, and .47 by ``activation_matching``.
 
     Args:
         spec: the architecture's spec.
-        target: stays as it is.
+        target: the checkpoint to match; not changed.
         source: the checkpoint to permute; not changed.
+        task: as in all matching methods; this one looks at weights alone.
         seed: order of the groups in each sweep, and the starts of restarts.
         start: where to begin instead, as another matching left it.
-        restarts: further ascents, each from a random permutation of every group; the highest objective wins.
+        restarts: further ascents from random permutations; the highest objective wins.
         max_sweeps: passes over all groups of one ascent, at most.
-        threads: groups that share no tensor are solved side by side; the result does not depend on it. Default:
-            as many as torch uses.
-        on_sweep: told of every sweep.
+        threads: groups solved side by side, by default as many as torch has threads; the result is the same.
+        on_progress: told of every ``"sweep"``, with the objective.
 
     Returns:
-        The permutation of the source, with the objective of every sweep: Σ⟨target, π(source)⟩, first at the
-        identity, or at ``start``.
+        The permutation, with the objective Σ⟨target, π(source)⟩ at the identity (or ``start``) and after every sweep.
 
     Raises:
         CheckpointError: a checkpoint does not fit the spec or holds non-finite weights.
-        SpecError: ``start`` belongs to another spec.
-        WeightspaceError: ``max_sweeps`` or ``threads`` is below one, or ``restarts`` below zero.
+        WeightspaceError: a number is out of range, or ``start`` belongs to another spec (SpecError).
 
     Warns:
         WeightspaceWarning: the spec has weights of attention.
@@ -71,20 +71,16 @@ def weight_matching(
         Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, algorithm 1.
 
     Example:
-        >>> import torch
         >>> import weightspace as ws
-        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> spec = ws.derive_spec(network, (torch.zeros(1, 4),))
-        >>> a = network.state_dict()
-        >>> b = ws.permute(spec, ws.Permutation.random(spec, seed=0), a)
-        >>> matching = ws.weight_matching(spec, a, b)
-        >>> aligned = ws.permute(spec, matching.permutation, b)
-        >>> torch.equal(aligned["0.weight"], a["0.weight"])  # the planted permutation is undone
+        >>> task = ws.load_task("digits-mlp")
+        >>> spec, a = ws.derive_spec(task.network(), task.example_args), task.network().state_dict()
+        >>> planted = ws.Permutation.random(spec, seed=0)
+        >>> ws.weight_matching(spec, a, ws.permute(spec, planted, a)).permutation == planted.inverse()
         True
     """
     warn_of_attention("weight-matching", spec.axes)
-    chosen: dict[str, Any] = {"restarts": restarts, "max_sweeps": max_sweeps, "threads": threads}
-    return match_weights(spec, target, source, seed=seed, start=start, on_sweep=on_sweep, **chosen)
+    options: dict[str, Any] = {"restarts": restarts, "max_sweeps": max_sweeps, "threads": threads}
+    return match_weights(spec, target, source, seed=seed, start=start, on_progress=on_progress, **options)
 
 
 def match_weights(
@@ -97,35 +93,41 @@ def match_weights(
     restarts: int = 0,
     max_sweeps: int = 100,
     threads: int | None = None,
-    on_sweep: Callable[[Sweep], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Matching:
-    """Return what ``weight_matching`` finds, as a step of other methods, which say themselves what there is to say."""
-    for name, number, least in (("max_sweeps", max_sweeps, 1), ("restarts", restarts, 0), ("threads", threads, 1)):
-        if number is not None and number < least:
-            raise WeightspaceError(f"{name} must be at least {least}, got {number}.")
+    """Return the result of ``weight_matching`` as a step of other methods, without its warning."""
+    check_limits(max_sweeps=(max_sweeps, 1), restarts=(restarts, 0), threads=(threads, 1))
     check_matchable(spec, target, source, start)
-    generator = torch.Generator().manual_seed(seed)
+    generator, first = torch.Generator().manual_seed(seed), dict((start or Permutation.identity(spec)).indices)
     with Workers(threads or torch.get_num_threads()) as workers:
-        climb = CoordinateAscent(
-            spec, pair_blocks(spec, target, source), workers, max_sweeps=max_sweeps, on_sweep=on_sweep
-        )
-        first = dict((start or Permutation.identity(spec)).indices)
-        begin = first
-        if start is None:
-            begin = max(first, first | outward_start(climb.families), key=climb.objective)
-        best = climb.ascend(begin, generator)
-        for _ in range(restarts):
-            drawn = Permutation.random(spec, seed=int(torch.randint(2**62, (), generator=generator)))
-            best = max(best, climb.ascend(dict(drawn.indices), generator), key=lambda one: one.history[-1])
+        pairs = pair_blocks(spec, target, source)
+        climb = CoordinateAscent(spec, pairs, workers, max_sweeps=max_sweeps, on_progress=on_progress)
+        best = _best_ascent(climb, first, start is None, restarts, generator)
         history = (climb.objective(first), *best.history)
     return matched(spec, target, source, Permutation(spec, best.indices), history, converged=best.converged)
 
 
-# --- A start for coordinate ascent that works its way outward from what is known ---
+def _best_ascent(
+    climb: CoordinateAscent, first: dict[str, Tensor], is_free: bool, restarts: int, generator: Generator
+) -> AscentResult:
+    """Return the highest of an ascent from the first permutations, or a better start if it is free, and of restarts."""
+    start = max(first, first | outward_start(climb.families), key=climb.objective) if is_free else first
+    best = climb.ascend(start, generator)
+    for _ in range(restarts):
+        drawn = Permutation.random(climb.spec, seed=int(torch.randint(2**62, (), generator=generator)))
+        best = max(best, climb.ascend(dict(drawn.indices), generator), key=lambda one: one.history[-1])
+    return best
+
+
+def check_limits(**limits: tuple[int | None, int]) -> None:
+    """Raise a WeightspaceError if a number is below its least value."""
+    for name, (number, least) in limits.items():
+        if number is not None and number < least:
+            raise WeightspaceError(f"{name} must be at least {least}, got {number}.")
 
 
 def outward_start(listed: list[Family], known: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Return permutations of every group that can be reached; a group that is not stays out of the result.
+    """Return permutations of the groups that can be reached by working outward from what is known.
 
     Args:
         listed: the families.

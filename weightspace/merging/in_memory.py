@@ -39,47 +39,39 @@ def merge(
     """Merge networks of one architecture into one.
 
     Args:
-        states: state dicts with the same names and shapes, one per model. One that is the base itself is left out.
+        states: state dicts of the same names and shapes, one per model. One that is the base itself is left out.
         method: a name in ``METHODS``, or a user's ``file.py:function``.
-        base: the pretrained model, for methods that work on the difference from it. Of slerp, nearswap and
-            arcee_fusion it is the end ``t = 0``; without one, that is the first of two states.
-        weights: one finite number a model; equal by default.
-        parameters: options of the method by name, for example ``{"normalize": False}``; those that may differ by
-            model take one value or a list.
+        base: the pretrained model, for methods that work on the difference from it; the end ``t = 0`` of slerp,
+            nearswap and arcee_fusion, which without one take the first of two states.
+        weights: one finite number per model; equal by default.
+        parameters: options of the method by name; those that may differ by model take one value or a list.
         evidence: for methods that need statistics of data (``Method.evidence``), those of every model by name.
         allow_nonfinite: merge NaN and infinity too.
 
     Returns:
-        New tensors in the order of the first state dict and the dtype of the inputs (promoted where they
-        differ), computed in float32 at least and rounded once. Integer tensors are copied where all agree; of
-        counters the largest is kept. Of weight norm the weights are merged, spectral norm's vectors belong to the
-        merged weight, pruned weights keep the mask that all models share, and no running variance is negative.
-        Tensors tied in every model stay tied. Copies merge to the copy, bit for bit.
+        New tensors in the order of the first state dict and the (promoted) dtype of the inputs, rounded once. Integer
+        tensors are copied where all agree; of counters the largest is kept. Parametrized weights (weight norm, spectral
+        norm, one pruning mask) are merged as the network uses them. Tied tensors stay tied; copies merge to the copy.
 
     Raises:
         CheckpointError: names or shapes differ, or a tensor is float in one model and integer in another.
-        WeightspaceError: the method, a parameter or the weights don't fit, integer tensors or pruning masks differ, a
-            tensor or the result holds NaN or infinity, or evidence speaks of parts of a weight under weight norm.
+        WeightspaceError: the method, a parameter, the weights or the evidence don't fit, integer tensors or pruning masks
+            differ, or a tensor or the result holds NaN or infinity.
 
     Example:
         >>> import torch
         >>> import weightspace as ws
         >>> base = {"w": torch.tensor([1.0, 1.0])}
         >>> math, code = {"w": torch.tensor([2.0, 1.0])}, {"w": torch.tensor([1.0, 3.0])}
-        >>> ws.merge([math, code], weights=[0.5, 0.5])
-        {'w': tensor([1.5000, 2.0000])}
         >>> ws.merge([math, code], "task_arithmetic", base=base)
-        {'w': tensor([2., 3.])}
-        >>> ws.merge([math, code], "ties", base=base, parameters={"density": 0.5})
         {'w': tensor([2., 3.])}
     """
     row = find_method(method)
     _check_models(states, base)
     listed = [index for index, state in enumerate(states) if state is base]
     models, origin, factors = split_base(row, states, base, listed, weights)
-    merging = _Merging(
-        states[0], row, factors, row.arguments(parameters or {}, len(models)), evidence, not allow_nonfinite
-    )
+    arguments = row.arguments(parameters or {}, len(models))
+    merging = _Merging(states[0], row, factors, arguments, evidence, not allow_nonfinite)
     everything = models if origin is None else [*models, origin]
     # A base that is the end of a line is one of the models; any other one is not part of the result.
     ends = len(everything) if row.base == "end" else len(models)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,12 @@ from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.methods._unrun import UnrunMethod
 from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
-from weightspace.merging.out_of_core.run import Finish, MergeReport, Progress, check_runnable, report, run_plan
+from weightspace.merging.out_of_core.run import Finish, MergeReport, OnBytes, check_runnable, report, run_plan
 from weightspace.merging.out_of_core.stages import Listeners, merge_documents
 from weightspace.merging.plan.options import ExecutionOptions, OutputOptions, ReadingOptions
 from weightspace.merging.recipe.parse import Recipe, Warn, read_recipe, recipe_of
 from weightspace.parallel import EXECUTORS
+from weightspace.progress import Progress
 from weightspace.suggestions import unknown
 from weightspace.user_code import is_user_code, running_no_code
 
@@ -48,67 +49,83 @@ def merge_files(
     lenient: bool = False,
     strict: bool = False,
     warn: Warn | None = None,
-    progress: Progress | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> MergeReport:
     """Merge checkpoints of one architecture, from files to files, without holding a model in memory.
 
-    Every mistake that the headers show is an error before a byte is written. The output grows in a hidden folder beside
-    ``out`` and gets its name at the end; an interrupted call, by ``kill -9`` too, resumes when it is repeated.
+    Mistakes that the headers show are errors before a byte is written; an interrupted call resumes when repeated.
 
     Args:
-        recipe_or_sources: a recipe (a path ending in ``.yml`` or ``.yaml``, or a ``Recipe``), or checkpoints:
-            safetensors files, torch files, Hugging Face folders, URLs (``hf://org/model``, ``s3://…``), which are
-            fetched into ``$WEIGHTSPACE_CACHE``; ``MODEL+ADAPTER`` adds a LoRA adapter to a model.
-        out: ``OUT.safetensors`` is one file, ``OUT.pt`` a torch file, anything else a Hugging Face folder.
-        method: a name in ``METHODS`` (default ``linear``), or a user's ``file.py:function``. Method to ``out_dtype``
-            belong to sources; a recipe has its own.
-        base, weights, parameters: as in ``merge``; the base is a checkpoint.
-        evidence: checkpoints of statistics of data, one per model, for methods that need them.
-        dtype, out_dtype: of the output's float tensors, as ``bfloat16``; the second has the last word, as in recipes.
+        recipe_or_sources: a recipe (``.yml``, or a ``Recipe``), or checkpoints: files, folders, URLs, ``MODEL+LORA``.
+        out: ``OUT.safetensors`` or ``OUT.pt`` is one file, anything else a Hugging Face folder.
+        method, base, weights, parameters, evidence: as in ``merge``, for sources; a recipe has its own.
+        dtype, out_dtype: of the output's floats, as ``bfloat16``; the second has the last word, as in recipes.
         reading, output, execution: how the inputs are read, what the output is, how the merge runs.
         align: bring networks trained apart into one basin first.
         finish: maps the merged state dict to one of the same names and shapes, which replaces it.
-        dry_run: plan and check; write nothing, and run no user code.
-        lenient: warn of what is refused otherwise (unknown keys of a recipe, tensors that a model lacks).
-        strict: refuse what is a warning otherwise (settings without effect, which mergekit ignores).
+        dry_run: plan and check; write nothing and run no user code.
+        lenient, strict: warn of some refusals (unknown keys, missing tensors); refuse some warnings (idle settings).
         warn: called with each warning; the report has them too.
-        progress: called with the bytes of the output written so far, and their total; fetched bytes count too.
+        on_progress: told of the ``"bytes"`` of the output written so far, of how many; fetched bytes count too.
 
     Raises:
-        CheckpointError: a checkpoint is missing, damaged or does not fit; an input changes meanwhile; the disk has no
-            room; ``out`` is something else than a checkpoint, an input, or being written by another merge.
-        WeightspaceError: the recipe, the method, a parameter or the weights do not fit; the memory does not suffice;
-            integer tensors differ; a tensor or the result holds NaN or infinity.
+        CheckpointError: an input is missing, damaged, does not fit or changes; ``out`` cannot be written or replaced.
+        WeightspaceError: the recipe, a parameter or the memory does not fit; a tensor or the result is not finite.
 
     Example:
         >>> import torch
         >>> import weightspace as ws
-        >>> for name, value in {"base": 0.0, "math": 1.0, "code": 3.0}.items():
-        ...     ws.save_checkpoint({"w": torch.full((2,), value)}, f"{name}.safetensors")
-        >>> models = ["math.safetensors", "code.safetensors"]
-        >>> report = ws.merge_files(models, "merged.safetensors", method="task_arithmetic", base="base.safetensors")
-        >>> ws.load_checkpoint("merged.safetensors")
-        {'w': tensor([4., 4.])}
+        >>> ws.save_checkpoint({"w": torch.ones(2)}, "model.safetensors")
+        >>> ws.merge_files(["model.safetensors"] * 2, "merged.safetensors").tensors
+        1
     """
-    execution = execution or ExecutionOptions()
+    said = {"method": method, "base": base, "weights": weights, "parameters": parameters}
+    said |= {"evidence": evidence, "dtype": dtype, "out_dtype": out_dtype}
+    groups = (reading or ReadingOptions(), output or OutputOptions(), execution or ExecutionOptions())
+    steps = _Steps(align, finish, _bytes_reporter(on_progress), dry_run)
+    return _merge(recipe_or_sources, out, said, *groups, steps, _Warnings(warn), lenient=lenient, strict=strict)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What is done beside merging, and who is told."""
+
+    align: Alignment | None
+    finish: Finish | None
+    progress: OnBytes | None
+    dry_run: bool
+
+
+def _merge(
+    given: str | os.PathLike[str] | Recipe | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    said: Mapping[str, Any],
+    reading: ReadingOptions,
+    output: OutputOptions,
+    execution: ExecutionOptions,
+    steps: _Steps,
+    warnings: _Warnings,
+    *,
+    lenient: bool,
+    strict: bool,
+) -> MergeReport:
+    """Check the options, read the recipe, plan and merge."""
     _check_options(out, execution, lenient=lenient, strict=strict)
-    warnings = _Warnings(warn)
     listeners = Listeners(warnings if lenient else None, warnings, None if strict else warnings)
-    said = {
-        "base": None if base is None else os.fspath(base),
-        "weights": weights,
-        "parameters": parameters,
-        "evidence": None if evidence is None else [os.fspath(path) for path in evidence],
-        "dtype": dtype,
-        "out_dtype": out_dtype,
-    }
-    with running_no_code() if dry_run else nullcontext():
-        recipe = _recipe(recipe_or_sources, method, said, listeners)
-        options = _plan_options(output or OutputOptions(), reading or ReadingOptions(), align, lenient=lenient)
-        execution = replace(execution, reads=_also_read(recipe_or_sources, recipe))
+    with running_no_code() if steps.dry_run else nullcontext():
+        recipe = _recipe(given, said, listeners)
+        options = _plan_options(output, reading, steps.align, lenient=lenient)
+        execution = replace(execution, reads=_also_read(given, recipe))
         run = _merge_documents if recipe.documents else _merge_plan
-        done = run(recipe, Path(out), options, execution, listeners, align, finish, progress, dry_run=dry_run)
+        done = run(recipe, Path(out), options, execution, listeners, steps)
     return replace(done, warnings=tuple(warnings.lines))
+
+
+def _bytes_reporter(on_progress: Callable[[Progress], None] | None) -> OnBytes | None:
+    """Return a callback that turns counts of bytes into progress events."""
+    if on_progress is None:
+        return None
+    return lambda done, total: on_progress(Progress("bytes", done, total))
 
 
 class _Warnings:
@@ -150,19 +167,22 @@ def _merge_documents(
     options: PlanOptions,
     execution: ExecutionOptions,
     listeners: Listeners,
-    align: Alignment | None,
-    finish: Finish | None,
-    progress: Progress | None,
-    *,
-    dry_run: bool,
+    steps: _Steps,
 ) -> MergeReport:
     """Merge a recipe of several documents."""
-    if align is not None:
+    if steps.align is not None:
         raise WeightspaceError(
             f"A recipe of {len(recipe.documents) + 1} documents cannot be aligned. Align and merge them one by one."
         )
     return merge_documents(
-        recipe, out, options, execution, listeners, dry_run=dry_run, finish=finish, progress=progress
+        recipe,
+        out,
+        options,
+        execution,
+        listeners,
+        dry_run=steps.dry_run,
+        finish=steps.finish,
+        progress=steps.progress,
     )
 
 
@@ -172,16 +192,12 @@ def _merge_plan(
     options: PlanOptions,
     execution: ExecutionOptions,
     listeners: Listeners,
-    align: Alignment | None,
-    finish: Finish | None,
-    progress: Progress | None,
-    *,
-    dry_run: bool,
+    steps: _Steps,
 ) -> MergeReport:
     """Plan a recipe of one document and carry it out."""
     plan = make_plan(recipe, out, options, warn=listeners.warn, notice=listeners.notice, ignored=listeners.ignored)
-    if not dry_run:
-        return run_plan(plan, out, execution, align=align, finish=finish, progress=progress)
+    if not steps.dry_run:
+        return run_plan(plan, out, execution, align=steps.align, finish=steps.finish, progress=steps.progress)
     if isinstance(plan.method, UnrunMethod) and listeners.notice is not None:
         listeners.notice(plan.method.note)
     check_runnable(plan, out, execution)
@@ -190,29 +206,33 @@ def _merge_plan(
 
 def _recipe(
     given: str | os.PathLike[str] | Recipe | Sequence[str | os.PathLike[str]],
-    method: str | None,
     said: Mapping[str, Any],
     listeners: Listeners,
 ) -> Recipe:
     """Return the recipe that is given, or that of the sources."""
     if isinstance(given, Recipe) or (isinstance(given, str | os.PathLike) and is_recipe(given)):
-        for name, value in {"method": method, **said}.items():
+        for name, value in said.items():
             if value is not None:
                 raise WeightspaceError(
                     f"A recipe says {name!r} itself, but {value!r} was given beside it. Edit the recipe."
                 )
-        return (
-            given
-            if isinstance(given, Recipe)
-            else read_recipe(Path(given), warn=listeners.warn, ignored=listeners.ignored)
-        )
+        if isinstance(given, Recipe):
+            return given
+        return read_recipe(Path(given), warn=listeners.warn, ignored=listeners.ignored)
     if isinstance(given, str | os.PathLike) or not given:
         raise WeightspaceError(f"Expected a recipe (.yml or .yaml) or a list of checkpoints, found {given!r}.")
     if wrong := [one for one in given if not isinstance(one, str | os.PathLike)]:
         raise WeightspaceError(
             f"merge_files takes paths of checkpoints; found a {type(wrong[0]).__name__}. Networks in memory: ws.merge."
         )
-    return recipe_of([os.fspath(one) for one in given], method or "linear", warn=listeners.warn, **said)
+    base, evidence = said["base"], said["evidence"]
+    options = {
+        **said,
+        "method": said["method"] or "linear",
+        "base": None if base is None else os.fspath(base),
+        "evidence": None if evidence is None else [os.fspath(path) for path in evidence],
+    }
+    return recipe_of([os.fspath(path) for path in given], warn=listeners.warn, **options)
 
 
 def _also_read(given: object, recipe: Recipe) -> tuple[Path, ...]:

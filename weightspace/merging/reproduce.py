@@ -8,7 +8,7 @@ from __future__ import annotations
 import filecmp
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from weightspace.checkpoints.load_save import load_metadata
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.merge_files import merge_files
 from weightspace.merging.out_of_core.aligning import Alignment
-from weightspace.merging.out_of_core.run import Finish, Progress
+from weightspace.merging.out_of_core.run import Finish
 from weightspace.merging.plan.options import MEMORY, ExecutionOptions, OutputOptions, ReadingOptions
 from weightspace.merging.recipe.parse import Recipe, parse_recipe
+from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.user_code import is_user_code, running_no_code
 
@@ -59,7 +60,7 @@ def reproduce(
     allow_code: bool = False,
     memory: int = MEMORY,
     threads: int | None = None,
-    progress: Progress | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Reproduction:
     """Make a merge again from the recipe in its metadata, beside it, and compare the bytes.
 
@@ -68,9 +69,8 @@ def reproduce(
         align: the alignment, if one was used.
         finish: what was done to the merged network, if anything was.
         allow_code: run the Python file that the metadata name as the method, if they name one. Read it before.
-        memory: see ``merge_files``.
-        threads: see ``merge_files``.
-        progress: see ``merge_files``.
+        memory, threads: as in ``ExecutionOptions``.
+        on_progress: as in ``merge_files``.
 
     Raises:
         CheckpointError: there is no recipe in the metadata, they are damaged, or as ``merge_files``.
@@ -80,8 +80,7 @@ def reproduce(
         >>> import torch
         >>> import weightspace as ws
         >>> for seed in (0, 1):
-        ...     state = {"w": torch.randn(8, 8, generator=torch.Generator().manual_seed(seed))}
-        ...     ws.save_checkpoint(state, f"{seed}.safetensors")
+        ...     ws.save_checkpoint({"w": torch.full((8,), float(seed))}, f"{seed}.safetensors")
         >>> report = ws.merge_files(["0.safetensors", "1.safetensors"], "merged.safetensors")
         >>> ws.reproduce("merged.safetensors").equal
         True
@@ -110,7 +109,7 @@ def reproduce(
             reading=ReadingOptions(options.get("key"), options.get("strip_prefix")),
             output=_output_options(options, recorded, hashes=_has_hashes(metadata)),
             execution=ExecutionOptions(memory, threads, fsync=False),
-            progress=progress,
+            on_progress=on_progress,
         )
         return _compared(path, again)
 

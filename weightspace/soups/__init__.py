@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from weightspace.soups.flatness import Flatness, Gain, angle, flatness, gain
     from weightspace.soups.greedy import Soup, Trial, greedy_soup
     from weightspace.soups.ingredients import Ingredient
-    from weightspace.soups.learned import EpochOfSoup, LearnedSoup, learned_soup
+    from weightspace.soups.learned import LearnedSoup, learned_soup
     from weightspace.soups.model_stock import model_stock_soup
     from weightspace.soups.running_mean import RunningMean
     from weightspace.soups.soup_vs_ensemble import Agreement, SoupAgainstEnsemble, agreement, soup_against_ensemble
@@ -28,7 +28,6 @@ _HOMES = {
     "Soup": "greedy",
     "Trial": "greedy",
     "greedy_soup": "greedy",
-    "EpochOfSoup": "learned",
     "LearnedSoup": "learned",
     "model_stock_soup": "model_stock",
     "learned_soup": "learned",
@@ -56,7 +55,6 @@ _HOMES = {
 __all__ = [
     "RECIPES",
     "Agreement",
-    "EpochOfSoup",
     "Flatness",
     "Gain",
     "Ingredient",

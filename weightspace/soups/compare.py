@@ -13,11 +13,12 @@ from weightspace.checkpoints import StateDict
 from weightspace.checkpoints.atomic_write import replacing_file
 from weightspace.checkpoints.json_file import read_json_object
 from weightspace.errors import WeightspaceError
+from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.soups.candidates import Alone, Mean
 from weightspace.soups.ensemble import ensembled
 from weightspace.soups.evaluation import Judge, Place, Scores
-from weightspace.soups.greedy import Soup, Tie, Trial, greedily, score_ingredients
+from weightspace.soups.greedy import Soup, Tie, greedily, score_ingredients
 from weightspace.soups.ingredients import Ingredient, Source, ingredients_of
 from weightspace.soups.learned import Per, learned_soup
 from weightspace.soups.model_stock import model_stock_soup
@@ -150,7 +151,7 @@ def compare_recipes(
     workers: int = 1,
     gpus: float = 0.0,
     ray_address: str | None = None,
-    on_trial: Callable[[Trial], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
     on_state: Callable[[str, StateDict], None] | None = None,
 ) -> SoupReport:
     """Make soups by several recipes and score them, the best single model and the ensemble on validation and test data.
@@ -168,7 +169,7 @@ def compare_recipes(
         mode: ``"min"`` or ``"max"`` of the objective; see ``greedy_soup``.
         statistics: see ``greedy_soup``, and so for ``cache``, ``executor``, ``workers``, ``gpus``, ``ray_address``.
         cache: evaluations; the learned soup is learned each time, and its scores are known by its weights.
-        on_trial: told of the evaluations of the ingredients, and of the candidates of a greedy soup.
+        on_progress: told of every ``"trial"``: of the ingredients, and of the candidates of a greedy soup.
         on_state: given every soup that is made, before the next one.
 
     Raises:
@@ -185,7 +186,7 @@ def compare_recipes(
     judge = Judge(task, statistics, cache=cache, cache_key=None, place=place, mode=mode)
     maker = _Maker(ingredients_of(states_or_paths), task, judge, statistics, base, on_state)
     try:
-        return maker.report(recipes, tie, per, on_trial, replacement=replacement)
+        return maker.report(recipes, tie, per, on_progress, replacement=replacement)
     finally:
         judge.measure.forget()
 
@@ -213,12 +214,12 @@ class _Maker:
         recipes: Sequence[str],
         tie: Tie,
         per: Per,
-        on_trial: Callable[[Trial], None] | None,
+        on_progress: Callable[[Progress], None] | None,
         *,
         replacement: bool,
     ) -> SoupReport:
         """Return the rows of all recipes, between the best single model and the oracle."""
-        search: dict[str, Any] = {"on_trial": on_trial, "splits": self.splits}
+        search: dict[str, Any] = {"on_progress": on_progress, "splits": self.splits}
         soup = None
         if "greedy" in recipes:
             soup = greedily(self.ingredients, self.judge, tie=tie, replacement=replacement, **search)

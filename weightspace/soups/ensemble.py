@@ -93,9 +93,6 @@ def _scores(measure: TaskMeasure, ingredients: Sequence[Ingredient], split: str)
     return found
 
 
-# --- Hooks that record, replace or scale a network's outputs while it is scored ---
-
-
 #: Takes the number of the call, from 0, and the logits; returns those that count from there on.
 OnLogits = Callable[[int, Tensor], Tensor]
 

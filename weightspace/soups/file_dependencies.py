@@ -161,9 +161,6 @@ def _top_spec(name: str, folders: list[str]) -> ModuleSpec | None:
     return spec
 
 
-# --- Dependencies of scoring: files opened and user modules loaded meanwhile ---
-
-
 #: Where the system keeps what is no file.
 _NO_FILES = tuple(map(Path, ("/proc", "/sys", "/dev")))
 

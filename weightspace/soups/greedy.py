@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias, get_args
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
+from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.soups.candidates import Alone, Joined
 from weightspace.soups.evaluation import Judge, Place
@@ -58,6 +59,12 @@ class Trial:
     size: int
     score: float
     accepted: bool | None
+
+    def progress(self) -> Progress:
+        """Return the event that tells of it, without ``accepted`` of an ingredient alone."""
+        verdict = {} if self.accepted is None else {"accepted": float(self.accepted)}
+        details = {"ingredient": self.ingredient, "size": self.size, **verdict}
+        return Progress("trial", self.index, self.trials, self.score, self.name, details)
 
 
 @brief
@@ -107,58 +114,50 @@ def greedy_soup(
     workers: int = 1,
     gpus: float = 0.0,
     ray_address: str | None = None,
-    on_trial: Callable[[Trial], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Soup:
     """Add ingredients in the order of their scores, best first, each if the score of the mean does not fall.
 
-    The soup scores no less than the best ingredient *on the data of the score*; on others it may. However many
-    ingredients there are, a float64 mean and one network are in memory, if they come from files.
+    The soup scores no less than the best ingredient *on the data of the score*; on others it may.
 
     Args:
         states_or_paths: state dicts or checkpoints (paths, URLs), one or more, of the same names and shapes.
         score: a function of a state dict; or a task, whose objective on the validation split counts.
-        mode: ``"max"``: higher scores are better; ``"min"``: lower ones. By default a task says it (``mode``), or the
-            name of its objective does; of a function higher is better.
-        tie: ``"accept"`` keeps an ingredient that changes nothing, as the paper says it; ``"reject"`` does not, as
-            its authors' code does.
+        mode: ``"max"`` or ``"min"``; by default what the task or its objective's name says, ``"max"`` of a function.
+        tie: ``"accept"`` keeps an ingredient that changes nothing, as in the paper; ``"reject"``, its code's, does not.
         replacement: every round scores the soup with each of the ingredients, those in it too, and takes the best
-            one if the score rises; it ends where none does, or at four times as many portions as ingredients. The
-            result is a weighted mean. ``tie`` has no say in it.
+            one if the score rises, up to four times as many portions as ingredients: a weighted mean. No ``tie``.
         statistics: BatchNorm's in a soup of two or more: ``"reset"`` measures them over the task's training batches,
             ``"none"`` averages them; ``"auto"`` resets where there are such batches. A function has none.
-        cache: keep every evaluation on the disk (``$WEIGHTSPACE_CACHE/evaluations``) and repeat none that is there,
-            under the digests of the ingredients, of the task's source and data, and the version.
-        cache_key: what a function's scores depend on, in words of your own; without it they are not kept.
+        cache: keep evaluations in ``$WEIGHTSPACE_CACHE/evaluations``, and repeat none.
+        cache_key: what a function's scores depend on, in your own words; without it they are not kept.
         executor: where ingredients are scored: ``processes``, ``ray``, or ``serial``: here.
-        workers: how many score at a time; with one process, all are scored here. The soup is the same.
+        workers: how many score at a time; the soup does not depend on it.
         gpus: that scoring a network needs; with any, the network of a task runs on ``cuda``.
-        ray_address: of a Ray cluster that is running; by default ``$RAY_ADDRESS``, else one of this machine.
-        on_trial: called after every evaluation.
+        ray_address: of a running Ray cluster; by default ``$RAY_ADDRESS``, else one of this machine.
+        on_progress: told of every ``"trial"``: see ``Trial``, whose fields it has.
 
     Raises:
-        CheckpointError: an ingredient cannot be read, has other names or shapes than the first or than the task's
-            network, or holds NaN or infinity. All are checked before the first is scored.
-        WeightspaceError: there are no ingredients, all scores are NaN, integer tensors differ, or it is not known
-            whether less or more of the objective is better.
+        CheckpointError: an ingredient cannot be read, does not fit, or holds NaN or infinity; all are checked first.
+        WeightspaceError: no ingredients, only NaN as scores, integer tensors that differ, or an unknown direction.
 
     Source:
-        Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, recipe 1; with replacement, the selection of Caruana et
-        al. 2004, https://doi.org/10.1145/1015330.1015432, section 2.2, of weights in the place of predictions.
+        Wortsman et al. 2022, https://arxiv.org/abs/2203.05482; Caruana et al. 2004, https://doi.org/10.1145/1015330.1015432
 
     Example:
         >>> import torch
         >>> import weightspace as ws
         >>> states = [{"w": torch.tensor([x])} for x in (0.0, 1.0, 4.0)]
-        >>> soup = ws.greedy_soup(states, lambda state: -float((state["w"] - 0.5).abs()))  # the score of a state dict
-        >>> soup.ingredients, soup.state["w"]
-        ((0, 1), tensor([0.5000]))
+        >>> ws.greedy_soup(states, lambda state: -float((state["w"] - 0.5).abs())).ingredients
+        (0, 1)
     """
     if tie not in get_args(Tie):
         raise unknown("choice for ties", tie, get_args(Tie))
     place = Place(executor, workers, gpus, ray_address)
     judge = Judge(score, statistics, cache=cache, cache_key=cache_key, place=place, mode=mode)
     try:
-        return greedily(ingredients_of(states_or_paths), judge, tie=tie, replacement=replacement, on_trial=on_trial)
+        found = ingredients_of(states_or_paths)
+        return greedily(found, judge, tie=tie, replacement=replacement, on_progress=on_progress)
     finally:
         judge.measure.forget()
 
@@ -169,7 +168,7 @@ def greedily(
     *,
     tie: Tie,
     replacement: bool = False,
-    on_trial: Callable[[Trial], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
     splits: Sequence[str] = ("validation",),
 ) -> Soup:
     """Return the greedy soup by a judge that may know scores already.
@@ -177,16 +176,16 @@ def greedily(
     Args:
         ingredients: one or more.
         judge: scores.
-        tie: as for ``greedy_soup``, and so are ``replacement`` and ``on_trial``.
+        tie: as for ``greedy_soup``, and so are ``replacement`` and ``on_progress``.
         replacement: whether ingredients may be taken several times.
-        on_trial: called after every evaluation.
+        on_progress: told of every ``"trial"``: see ``Trial``, whose fields it has.
         splits: to score the ingredients on while they are there; only ``validation``, one of them, decides.
     """
     if not replacement:
         check_distinct(ingredients)
     check_ingredients(ingredients, judge.measure.check)
     total = len(ingredients) if replacement else 2 * len(ingredients) - 1
-    search = _Search(ingredients, judge, tie, on_trial, total=total)
+    search = _Search(ingredients, judge, tie, on_progress, total=total)
     singles = search.singles(splits)
     warn_of_copies(ingredients, singles)
     first, *others = sorted(range(len(singles)), key=lambda number: (math.isnan(singles[number]), -singles[number]))
@@ -204,7 +203,7 @@ def score_ingredients(
     ingredients: Sequence[Ingredient],
     judge: Judge,
     *,
-    on_trial: Callable[[Trial], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
     splits: Sequence[str] = ("validation",),
 ) -> None:
     """Check ingredients and score each alone, as ``greedily`` does before it searches; the judge knows the scores then.
@@ -214,7 +213,7 @@ def score_ingredients(
         WeightspaceError: all scores are NaN.
     """
     check_ingredients(ingredients, judge.measure.check)
-    _Search(ingredients, judge, "accept", on_trial, total=len(ingredients)).singles(splits)
+    _Search(ingredients, judge, "accept", on_progress, total=len(ingredients)).singles(splits)
 
 
 class _Search:
@@ -225,11 +224,11 @@ class _Search:
         ingredients: Sequence[Ingredient],
         judge: Judge,
         tie: Tie,
-        on_trial: Callable[[Trial], None] | None,
+        on_progress: Callable[[Progress], None] | None,
         *,
         total: int,
     ) -> None:
-        self.ingredients, self.judge, self.tie, self.on_trial = ingredients, judge, tie, on_trial
+        self.ingredients, self.judge, self.tie, self.on_progress = ingredients, judge, tie, on_progress
         self.total = total
         self.trials: list[Trial] = []
         self.mean, self.taken, self.scores = RunningMean(), list[int](), list[float]()
@@ -289,5 +288,5 @@ class _Search:
     def _note(self, number: int, size: int, score: float, accepted: bool | None) -> None:
         name = self.ingredients[number].name
         self.trials.append(Trial(len(self.trials) + 1, self.total, number, name, size, score, accepted))
-        if self.on_trial is not None:
-            self.on_trial(self.trials[-1])
+        if self.on_progress is not None:
+            self.on_progress(self.trials[-1].progress())

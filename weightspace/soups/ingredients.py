@@ -81,9 +81,6 @@ def ingredients_of(sources: Sequence[Source]) -> tuple[Ingredient, ...]:
     )
 
 
-# --- Ingredients checked against each other ---
-
-
 def check_distinct(ingredients: Sequence[Ingredient]) -> None:
     """Check that no file is there twice: a soup would count it as two models.
 

@@ -30,6 +30,7 @@ from weightspace.checkpoints.measure import is_inexact
 from weightspace.checkpoints.state_dict import tied_names
 from weightspace.connectivity.batchnorm import batch_statistics
 from weightspace.errors import WeightspaceError
+from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.soups.ingredients import IngredientCheck, Source, ingredients_of
 from weightspace.soups.scoring import Scorer, Statistics, settled
@@ -39,15 +40,6 @@ from weightspace.threads import torch_threads
 
 #: What has coefficients of its own.
 Per: TypeAlias = Literal["tensor", "layer", "model"]
-
-
-@dataclass(frozen=True)
-class EpochOfSoup:
-    """The end of an epoch: the ``epoch``-th of ``epochs``, with the mean validation loss in nats."""
-
-    epoch: int
-    epochs: int
-    loss: float
 
 
 @brief
@@ -77,7 +69,7 @@ def learned_soup(
     epochs: int = 5,
     learning_rate: float = 0.05,
     statistics: Statistics = "auto",
-    on_epoch: Callable[[EpochOfSoup], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> LearnedSoup:
     """Learn how much of every ingredient goes into the soup, by AdamW on the validation split.
 
@@ -93,7 +85,7 @@ def learned_soup(
         epochs: passes over the validation batches.
         learning_rate: of AdamW, for the logits of the coefficients and the logarithm of ``β``.
         statistics: BatchNorm's in the soup; see ``greedy_soup``.
-        on_epoch: called after every epoch.
+        on_progress: told of every ``"epoch"``, with its mean validation loss in nats.
 
     Raises:
         CheckpointError: an ingredient cannot be read, or has other names or shapes than the first.
@@ -124,7 +116,7 @@ def learned_soup(
     mixture = _Mixture(states, scorer.network, per)
     context = batch_statistics(scorer.network) if scorer.resets else nullcontext()
     with torch_threads(threads_of(task)), context:
-        losses = _descend(mixture, task, epochs, learning_rate, on_epoch)
+        losses = _descend(mixture, task, epochs, learning_rate, on_progress)
     alphas = mixture.alphas()
     coefficients = {group: tuple(alpha.tolist()) for group, alpha in alphas.items()}
     state = settled(task, mixture.state(), statistics)
@@ -132,7 +124,7 @@ def learned_soup(
 
 
 def _descend(
-    mixture: _Mixture, task: Task, epochs: int, learning_rate: float, on_epoch: Callable[[EpochOfSoup], None] | None
+    mixture: _Mixture, task: Task, epochs: int, learning_rate: float, on_progress: Callable[[Progress], None] | None
 ) -> list[float]:
     """Learn the coefficients, and return the mean loss of every epoch."""
     optimizer = torch.optim.AdamW([*mixture.logits.values(), mixture.log_scale], lr=learning_rate, weight_decay=0.0)
@@ -146,8 +138,8 @@ def _descend(
                 "number. A smaller learning rate may help, or has the validation split no batches?"
             )
         means.append(mean)
-        if on_epoch is not None:
-            on_epoch(EpochOfSoup(epoch, epochs, mean))
+        if on_progress is not None:
+            on_progress(Progress("epoch", epoch, epochs, mean))
     return means
 
 

@@ -93,8 +93,6 @@ class Walk:
         else:
             self._add_object(value)
 
-    # --- Code ---
-
     def _add_function(self, function: FunctionType) -> None:
         """Add a function: its source, its code, what it was made with, and the globals that it refers to."""
         self._note("function", function.__qualname__)
@@ -187,8 +185,6 @@ class Walk:
             self._note("source", *source_digests(module))
         return own
 
-    # --- Objects ---
-
     def _add_object(self, value: Any) -> None:
         """Add an instance of a class: the class, and what it would take along to another process."""
         if isinstance(value, nn.Module):
@@ -233,9 +229,6 @@ def carried(value: Any) -> Any:
     except TypeError:
         return None
     return reduced if isinstance(reduced, str) else list(reduced[1:3])
-
-
-# --- References of code: globals, modules and class bodies ---
 
 
 #: Operations that read a global by its name.

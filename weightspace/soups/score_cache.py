@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weightspace.cache import evaluations_folder
 from weightspace.checkpoints.atomic_write import replacing_file
 from weightspace.soups.file_dependencies import are_unchanged
 from weightspace.version import __version__
@@ -70,11 +70,7 @@ def kept_evaluations(cache: bool) -> Evaluations:
     Args:
         cache: False: nothing is kept, and nothing that was kept is found.
     """
-    if not cache:
-        return Evaluations(None)
-    named = os.environ.get("WEIGHTSPACE_CACHE")
-    home = Path(named).expanduser().absolute() if named else Path.home() / ".cache" / "weightspace"
-    return Evaluations(home / "evaluations")
+    return Evaluations(evaluations_folder() if cache else None)
 
 
 def _place(folder: Path, key: Mapping[str, Any]) -> Path:

@@ -9,6 +9,7 @@ from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.merging.interpolate import interpolate
+from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.soups.candidates import OnLine
 from weightspace.soups.evaluation import Judge, Place, Scores
@@ -54,7 +55,7 @@ def wise_ft(
     workers: int = 1,
     gpus: float = 0.0,
     ray_address: str | None = None,
-    on_position: Callable[[float, float], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> WiseFT:
     """Score the networks from the pretrained model to the fine-tuned one, and return the best on validation data.
 
@@ -65,10 +66,8 @@ def wise_ft(
         positions: finite numbers, without unit.
         splits: data to score on, ``validation`` among them.
         mode: ``"min"`` or ``"max"`` of the objective; see ``greedy_soup``.
-        statistics: BatchNorm's between the two; see ``greedy_soup``, and so for ``cache``, ``executor``, ``workers``,
-            ``gpus`` and ``ray_address``.
-        on_position: called for every position in the order given, as soon as it and those before it are scored, with it
-            and the validation objective there, negated where less is better.
+        statistics: as for ``greedy_soup``, and so are ``cache``, ``executor``, ``workers``, ``gpus``, ``ray_address``.
+        on_progress: told of every ``"position"``, in their order, with the objective, negated where less is better.
 
     Raises:
         CheckpointError: a checkpoint cannot be read, or the two do not fit together.
@@ -81,37 +80,20 @@ def wise_ft(
         >>> import weightspace as ws
         >>> task = ws.load_task("digits-mlp")
         >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
-        >>> line = ws.wise_ft(a, b, task, positions=[0, 0.5, 1], cache=False)
-        >>> line.positions, line.position in line.positions
-        ((0.0, 0.5, 1.0), True)
+        >>> ws.wise_ft(a, b, task, positions=[0, 0.5, 1], cache=False).positions
+        (0.0, 0.5, 1.0)
     """
-    if not len(positions) or "validation" not in splits or not set(splits) <= set(SPLITS):
-        raise WeightspaceError(
-            f"Expected one position at least and splits of {', '.join(SPLITS)} with validation among them; found "
-            f"{len(positions)} positions and {', '.join(splits) or 'no splits'}."
-        )
+    _check(positions, splits)
     a, b = ingredients_of([pretrained, finetuned])
     place = Place(executor, workers, gpus, ray_address)
     judge = Judge(task, statistics, cache=cache, cache_key=None, place=place, mode=mode)
     points = [OnLine(a, b, float(position)) for position in positions]
-    pending: dict[int, Scores] = {}
-    told = 0
-
-    def report(at: int, scores: Scores) -> None:
-        """Tell of positions in their order: they are scored in any."""
-        nonlocal told
-        pending[at] = scores
-        while on_position is not None and told in pending:
-            on_position(points[told].position, judge.value(pending.pop(told)))
-            told += 1
-
     try:
         check_ingredients((a, b), judge.measure.check)
-        found = judge.many(points, splits, report)
+        found = judge.many(points, splits, _reporter(points, judge, on_progress))
     finally:
         judge.measure.forget()
-    values = [judge.value(scores) for scores in found]
-    best = points[max(range(len(values)), key=values.__getitem__)]
+    best = points[max(range(len(found)), key=lambda at: judge.value(found[at]))]
     state = interpolate(a.load(), b.load(), best.position)
     return WiseFT(
         positions=tuple(point.position for point in points),
@@ -119,3 +101,30 @@ def wise_ft(
         position=best.position,
         state=settled(task, state, statistics) if best.mixed else state,
     )
+
+
+def _check(positions: Sequence[float], splits: Sequence[str]) -> None:
+    """Check that there are positions, and the split that chooses."""
+    if not len(positions) or "validation" not in splits or not set(splits) <= set(SPLITS):
+        raise WeightspaceError(
+            f"Expected one position at least and splits of {', '.join(SPLITS)} with validation among them; found "
+            f"{len(positions)} positions and {', '.join(splits) or 'no splits'}."
+        )
+
+
+def _reporter(
+    points: Sequence[OnLine], judge: Judge, on_progress: Callable[[Progress], None] | None
+) -> Callable[[int, Scores], None]:
+    """Return a callback that reports positions in their order; they are scored in any."""
+    pending: dict[int, Scores] = {}
+    reported = 0
+
+    def report(at: int, scores: Scores) -> None:
+        nonlocal reported
+        pending[at] = scores
+        while on_progress is not None and reported in pending:
+            value, position = judge.value(pending.pop(reported)), points[reported].position
+            reported += 1
+            on_progress(Progress("position", reported, len(points), value, details={"position": position}))
+
+    return report

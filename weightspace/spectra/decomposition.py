@@ -15,6 +15,7 @@ from torch import Tensor
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict, check_finite
 from weightspace.errors import WeightspaceError
+from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.spectra.matrices import WeightMatrix, side_by_side, weight_matrices
 from weightspace.symmetry import PermutationSpec
@@ -23,9 +24,6 @@ from weightspace.symmetry import PermutationSpec
 _GRAM = 1e-2
 #: Values nearer to a cut than this, relative to σ_max, lie on it.
 _ON_THE_CUT = 1e-10
-
-#: Takes how many matrices are done, of how many.
-Progress = Callable[[int, int], None]
 
 
 @brief
@@ -112,7 +110,7 @@ def spectrum(
     spec: PermutationSpec | None = None,
     label: str = "The network",
     device: str = "cpu",
-    progress: Progress | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Spectrum:
     """Return the singular values of every weight matrix of a network, and the vectors of its large ones.
 
@@ -124,7 +122,7 @@ def spectrum(
         spec: its statistics are left out.
         label: what an error calls the network, such as its path.
         device: where the matrices are decomposed, in float64; what is returned is on the CPU.
-        progress: is told how far it is.
+        on_progress: told of every ``"matrix"``.
 
     Raises:
         CheckpointError: a weight matrix is not finite.
@@ -143,8 +141,8 @@ def spectrum(
     layers: dict[str, LayerSpectrum] = {}
     for name, one in matrices.items():
         layers[name] = layer_spectrum(one, gamma, device=device)
-        if progress is not None:
-            progress(len(layers), len(matrices))
+        if on_progress is not None:
+            on_progress(Progress("matrix", len(layers), len(matrices), name=name))
     return Spectrum(gamma, layers)
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from torch import fx
 
-from weightspace.symmetry.rules import Axes, cat, dims_of, name_of, ordered, pointwise, reduce, rule_of
+from weightspace.symmetry.rules import Axes, cat, dims_of, name_of, ordered, reduce, rule_of
 from weightspace.symmetry.rules.axis_algebra import Axis, cut, fixed
-from weightspace.symmetry.rules.fused_parts import Parts
-from weightspace.symmetry.rules.operators import CUTS, NORMALISATIONS, PASS_THROUGH, REARRANGEMENTS, VIEWS
+from weightspace.symmetry.rules.call import Parts
+from weightspace.symmetry.rules.fused import treats_alike
+from weightspace.symmetry.rules.operators import CUTS, NORMALISATIONS, REARRANGEMENTS, VIEWS
 from weightspace.symmetry.rules.views import factor, place_in_view, regroup
 from weightspace.symmetry.shapes import shape_of, shapes_of
 
@@ -81,8 +82,9 @@ def _moved(user: fx.Node, dim: int, shape: Sequence[int]) -> int | None:
     name, rule, rank = name_of(user.target), rule_of(user.target), len(shape)
     if name in REARRANGEMENTS or name in VIEWS:
         return _rearranged(user, dim, shape)
-    if rule is pointwise or name in PASS_THROUGH:
-        return dim + len(_shape(user)) - rank
+    if treats_alike(name, rule):
+        results = user.meta["val"]
+        return dim + len(shape_of(results[0] if isinstance(results, list | tuple) else results)) - rank
     if name not in NORMALISATIONS and rule not in (cat, ordered, reduce):
         return None
     dims = _dims_of(user, rank)

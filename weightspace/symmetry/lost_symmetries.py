@@ -11,7 +11,7 @@ from typing import Any
 
 from weightspace.symmetry.rules import Axes, Call, is_axes
 from weightspace.symmetry.rules.axis_algebra import Atom, Axis, freeze, leaves
-from weightspace.symmetry.rules.fused_parts import Parts
+from weightspace.symmetry.rules.call import Parts
 from weightspace.symmetry.rules.operators import CUTS
 
 

@@ -1,4 +1,4 @@
-"""Nested groups: those that may have their own permutation for each unit of another group.
+"""Groups: their names, and which of them may have their own permutation for each unit of another one.
 
 Attention permutes the dimensions of each head on their own, a grouped convolution the channels of each of its
 groups. Group ``inner`` may nest in ``outer`` if, wherever its units appear, the unit of ``outer`` that they belong
@@ -8,7 +8,7 @@ of ``outer`` were looked up (the experts that a router chose), the axes of the i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -93,3 +93,27 @@ def _governors(block: _Block, place: int, outer: Atom) -> list[int]:
 def _factors(axis: Axis) -> tuple[Axis, ...]:
     axis = resolve(axis)
     return axis.factors if isinstance(axis, Product) else (axis,)
+
+
+def name_groups(tensors: Mapping[str, Sequence[Axis]]) -> dict[Atom, str]:
+    """Name the free atoms of two units and more, in the order of the tensors.
+
+    Several groups that first appear in one layer are told apart by ``/2``.
+    """
+    homes: dict[Atom, str] = {}
+    for name, axes in tensors.items():
+        for atom in (atom for axis in axes for atom in atoms(axis)):
+            if not atom.fixed and atom.size > 1:
+                homes.setdefault(atom, _layer(name))
+    taken: dict[str, int] = {}
+    result: dict[Atom, str] = {}
+    for atom, home in homes.items():
+        taken[home] = taken.get(home, 0) + 1
+        result[atom] = home if taken[home] == 1 else f"{home}/{taken[home]}"
+    return result
+
+
+def _layer(tensor: str) -> str:
+    """Return the layer that a tensor belongs to, never a bare number (which is a size in a pattern)."""
+    layer = tensor.rpartition(".")[0] or tensor
+    return f"layer.{layer}" if layer.isdigit() else layer

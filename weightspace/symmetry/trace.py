@@ -19,11 +19,10 @@ from torch.export.graph_signature import InputKind
 from weightspace.errors import SpecError
 from weightspace.symmetry.buffers import moves_with_units
 from weightspace.symmetry.fused_axes import view_as_parts
-from weightspace.symmetry.group_names import name_groups
 from weightspace.symmetry.inputs import Inputs
 from weightspace.symmetry.lost_symmetries import Losses, free_units
 from weightspace.symmetry.module_copy import copy_module, keep_random_state
-from weightspace.symmetry.nesting import Event, nest
+from weightspace.symmetry.nesting import Event, name_groups, nest
 from weightspace.symmetry.outputs import Network
 from weightspace.symmetry.pattern import Concat, Fixed, Pattern, Product, Units
 from weightspace.symmetry.rules import (
@@ -44,7 +43,7 @@ from weightspace.symmetry.rules import (
 )
 from weightspace.symmetry.rules.axis_algebra import Atom, Axis, Choice, Sum, fixed, freeze, is_fixed, resolve
 from weightspace.symmetry.rules.axis_algebra import Product as AxisProduct
-from weightspace.symmetry.rules.fused_parts import Parts
+from weightspace.symmetry.rules.call import Parts
 from weightspace.symmetry.rules.operators import KEEPS_INDICES, PICKS_INDICES, VIEWS
 from weightspace.symmetry.shapes import shapes_of
 from weightspace.symmetry.spec import PermutationSpec
@@ -305,9 +304,6 @@ def _merged(parts: list[Pattern], *, product: bool) -> tuple[Pattern, ...]:
         else:
             result.append(part)
     return tuple(result)
-
-
-# --- The graph of a network, by ``torch.export`` ---
 
 
 #: What torch.export prints of a graph that it could not finish: the lines of the network's code behind it.

@@ -6,12 +6,11 @@ from weightspace.tasks.objectives import Mode, mode_of_name
 from weightspace.tasks.placing import PlacedTask, at_home, check_device, placed
 from weightspace.tasks.protocol import Split, Task, TrainConfig, objective_value
 from weightspace.tasks.scores import scores_of
-from weightspace.tasks.training import EpochReport, train
+from weightspace.tasks.training import train
 from weightspace.tasks.variants import variant
 
 __all__ = [
     "ClassificationTask",
-    "EpochReport",
     "Examples",
     "Mode",
     "PlacedTask",

@@ -6,7 +6,6 @@ The seed decides everything, bit for bit: initial weights, dropout, order and au
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import get_args
 
 import torch
@@ -14,6 +13,7 @@ import torch
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
+from weightspace.progress import Progress
 from weightspace.suggestions import unknown
 from weightspace.tasks.failures import task_errors
 from weightspace.tasks.protocol import OptimizerName, Task, TrainConfig
@@ -22,22 +22,13 @@ from weightspace.threads import torch_threads
 _MOMENTUM = 0.9
 
 
-@dataclass(frozen=True)
-class EpochReport:
-    """The end of an epoch: the ``epoch``-th of ``epochs``, with the mean training loss in nats."""
-
-    epoch: int
-    epochs: int
-    loss: float
-
-
 @checked
 def train(
     task: Task,
     seed: int,
     *,
     epochs: int | None = None,
-    on_epoch: Callable[[EpochReport], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> StateDict:
     """Train a new network of the task and return its weights.
 
@@ -45,7 +36,7 @@ def train(
         task: if it has a ``recipe``, this is followed; otherwise ``TrainConfig()`` is.
         seed: the same seed gives the same weights bit for bit; torch's global generator is left as it was.
         epochs: passes over the training data, instead of the recipe's number; 0 returns the initial weights.
-        on_epoch: called after every epoch.
+        on_progress: told of every ``"epoch"``, with its mean training loss in nats.
 
     Returns:
         Parameters and buffers, on the CPU; BatchNorm's statistics are those of the training, ready for evaluation.
@@ -76,8 +67,8 @@ def train(
                 optimizer.param_groups[0]["lr"] = recipe.learning_rate * (1 - (epoch - 1) / count)
             order = int(torch.randint(2**62, (), generator=shuffles))
             loss = _epoch(task, network, optimizer, order)
-            if on_epoch is not None:
-                on_epoch(EpochReport(epoch, count, loss))
+            if on_progress is not None:
+                on_progress(Progress("epoch", epoch, count, loss))
     return {name: tensor.detach() for name, tensor in network.eval().cpu().state_dict().items()}
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.clip import build_clip, pixels_of, tokens
+from weightspace.progress import Progress
 from weightspace.tasks.classification import Augmentation
 from weightspace.threads import torch_threads
 from weightspace.zoo.images import Images
@@ -32,7 +33,7 @@ def pretrained_clip(
     learning_rate: float = 1e-3,
     augment: Augmentation | None = None,
     seed: int = 0,
-    on_step: Callable[[int, float], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> nn.Module:
     """Return a CLIP model trained from nothing on images and captions, on one thread.
 
@@ -46,7 +47,7 @@ def pretrained_clip(
         learning_rate: the highest.
         augment: changes the images.
         seed: the same seed gives the same weights bit for bit.
-        on_step: called after every step, with its number from 1 and its loss in nats.
+        on_progress: told of every ``"step"``, with its loss in nats.
 
     Source:
         Radford et al. 2021, https://arxiv.org/abs/2103.00020, figure 3; images that drew the same text share it as
@@ -70,8 +71,8 @@ def pretrained_clip(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if on_step is not None:
-                on_step(step, float(loss.detach()))
+            if on_progress is not None:
+                on_progress(Progress("step", step, steps, float(loss.detach())))
     return network.eval()
 
 

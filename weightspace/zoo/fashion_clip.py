@@ -20,10 +20,11 @@ from pathlib import Path
 
 import torch
 
+from weightspace.cache import cache_folder
 from weightspace.checkpoints import save_checkpoint
-from weightspace.checkpoints.mirror import cache_folder
 from weightspace.clip import image_size
 from weightspace.errors import WeightspaceWarning
+from weightspace.progress import Progress
 from weightspace.tasks.classification import ClassificationTask, Examples, carve
 from weightspace.tasks.protocol import TrainConfig
 from weightspace.version import __version__
@@ -130,10 +131,12 @@ class TinyClip:
         captions = [[template.replace("{}", name) for template in TEMPLATES] for name in CLASS_NAMES]
         begin = time.perf_counter()
 
-        def on_step(step: int, loss: float) -> None:
-            if step % max(1, self.steps // 20) == 0:
-                left = (time.perf_counter() - begin) * (self.steps / step - 1)
-                _log.info("pretraining: step %d of %d, loss %.3f, about %.0f s left", step, self.steps, loss, left)
+        def log(at: Progress) -> None:
+            if at.index % max(1, self.steps // 20) == 0:
+                left = (time.perf_counter() - begin) * (self.steps / at.index - 1)
+                _log.info(
+                    "pretraining: step %d of %d, loss %.3f, about %.0f s left", at.index, at.total, at.value, left
+                )
 
         network = pretrained_clip(
             MODEL,
@@ -142,7 +145,7 @@ class TinyClip:
             captions,
             steps=self.steps,
             augment=distort,
-            on_step=on_step,
+            on_progress=log,
         )
         save_checkpoint({name: tensor.detach() for name, tensor in network.state_dict().items()}, path)
 

@@ -19,6 +19,7 @@ from weightspace.merging.out_of_core.worker_parts import parts
 from weightspace.merging.plan.estimates import chosen_executor
 from weightspace.merging.recipe.parse import read_recipe, recipe_of
 from weightspace.parallel import run_jobs
+from weightspace.progress import Progress
 
 #: Above two pieces, so that pieces matter; in a gradient over layers, with random masks.
 RECIPE = """
@@ -45,14 +46,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def merged(
-    folder: Path, out: Path, *, progress: Callable[[int, int], None] | None = None, **execution: Any
+    folder: Path, out: Path, *, on_progress: Callable[[Progress], None] | None = None, **execution: Any
 ) -> dict[str, bytes]:
     merge_files(
         folder / "recipe.yml",
         out,
         output=OutputOptions(shard_size=700_000),
         execution=ExecutionOptions(**execution),
-        progress=progress,
+        on_progress=on_progress,
     )
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
@@ -110,12 +111,12 @@ def test_ray_with_two_workers_makes_the_same_bytes(folder: Path, expected: dict[
 def test_an_unfinished_merge_resumes_with_another_executor(
     folder: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    def stop(done: int, total: int) -> None:
-        if done > total / 3:
+    def stop(event: Progress) -> None:
+        if event.index > event.total / 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        merged(folder, tmp_path / "out", executor="processes", workers=1, progress=stop)
+        merged(folder, tmp_path / "out", executor="processes", workers=1, on_progress=stop)
     assert not (tmp_path / "out").exists()
     report = merge_files(
         folder / "recipe.yml",

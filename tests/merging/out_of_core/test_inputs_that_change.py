@@ -16,6 +16,7 @@ from weightspace.checkpoints import StateDict
 from weightspace.errors import CheckpointError
 from weightspace.merging import ExecutionOptions, merge_files
 from weightspace.merging.out_of_core import run
+from weightspace.progress import Progress
 
 Change = Callable[[Path], None]
 
@@ -61,14 +62,14 @@ def merge(tmp_path: Path) -> Callable[..., None]:
     def build(
         change: Change, path: Path, *, out: str = "out.safetensors", executor: str = "threads", **options: Any
     ) -> None:
-        def meanwhile(done: int, total: int) -> None:
-            if not done and not changed:
+        def meanwhile(event: Progress) -> None:
+            if not event.index and not changed:
                 changed.append(change(path))
 
         changed: list[None] = []
         sources = [tmp_path / name for name in ("a.safetensors", "b.pt", "c")]
         execution = ExecutionOptions(executor=executor, threads=2)
-        merge_files(sources, tmp_path / out, progress=meanwhile, execution=execution, **options)
+        merge_files(sources, tmp_path / out, on_progress=meanwhile, execution=execution, **options)
 
     return build
 
@@ -143,16 +144,16 @@ def test_evidence_and_adapters_are_watched_too(tmp_path: Path, monkeypatch: pyte
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["layers.0"]}
     Path("lora/adapter_config.json").write_text(json.dumps(config))
 
-    def changing(path: str) -> Callable[[int, int], None]:
-        return lambda done, total: None if done else shorten(Path(path))
+    def changing(path: str) -> Callable[[Progress], None]:
+        return lambda event: None if event.index else shorten(Path(path))
 
     evidence = ["a-fisher.safetensors", "b-fisher.safetensors"]
     with pytest.raises(CheckpointError, match=r"b-fisher\.safetensors has changed"):
-        merge_files(["a", "b"], "out", method="fisher", evidence=evidence, progress=changing(evidence[1]))
+        merge_files(["a", "b"], "out", method="fisher", evidence=evidence, on_progress=changing(evidence[1]))
     for name in ("lora/adapter_model.safetensors", "lora/adapter_config.json"):
         content = Path(name).read_bytes()
         with pytest.raises(CheckpointError, match=f"{name} has changed"):
-            merge_files(["base+lora", "b"], "out", progress=changing(name))
+            merge_files(["base+lora", "b"], "out", on_progress=changing(name))
         Path(name).write_bytes(content)
 
 
@@ -167,12 +168,12 @@ def test_files_beside_the_weights_are_watched_too(
             (tmp_path / folder / file).parent.mkdir(exist_ok=True)
             (tmp_path / folder / file).write_text("{}")
 
-    def changing(done: int, total: int) -> None:
-        if not done:
+    def changing(event: Progress) -> None:
+        if not event.index:
             change(tmp_path / "d" / name)
 
     with pytest.raises(CheckpointError, match=f"d/{name} has (changed|gone) while it was merged"):
-        merge_files([tmp_path / "d", tmp_path / "e"], tmp_path / "out", progress=changing)
+        merge_files([tmp_path / "d", tmp_path / "e"], tmp_path / "out", on_progress=changing)
     assert not (tmp_path / "out").exists()
 
 
@@ -183,7 +184,7 @@ def test_files_beside_the_weights_do_not_matter_to_one_file(merge: Callable[...,
     report = merge_files(
         [tmp_path / "c", tmp_path / "a.safetensors"],
         tmp_path / "out.safetensors",
-        progress=lambda *_: changed or changed.append(touch(tmp_path / "c" / "config.json")),  # type: ignore[func-returns-value]
+        on_progress=lambda _: changed or changed.append(touch(tmp_path / "c" / "config.json")),  # type: ignore[func-returns-value]
     )
     assert report.warnings == ()
 

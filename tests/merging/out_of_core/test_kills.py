@@ -17,6 +17,7 @@ import torch
 
 import weightspace as ws
 from weightspace.merging import ExecutionOptions, OutputOptions, merge_files
+from weightspace.progress import Progress
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
@@ -67,8 +68,8 @@ def test_a_merge_survives_whatever_kills_one_of_its_workers(models: Path, tmp_pa
     for number in SIGNALS:
         hit: list[int] = []
 
-        def strike(done: int, total: int, number: int = number, hit: list[int] = hit) -> None:
-            if done and not hit and (workers := multiprocessing.active_children()):
+        def strike(event: Progress, number: int = number, hit: list[int] = hit) -> None:
+            if event.index and not hit and (workers := multiprocessing.active_children()):
                 hit.append(workers[0].pid or 0)
                 os.kill(hit[0], number)
 
@@ -78,7 +79,7 @@ def test_a_merge_survives_whatever_kills_one_of_its_workers(models: Path, tmp_pa
             out,
             output=OutputOptions(shard_size=6_000_000),
             execution=ExecutionOptions(executor="processes", workers=2),
-            progress=strike,
+            on_progress=strike,
         )
         assert hit
         assert files(out) == files(tmp_path / "whole" / "out")

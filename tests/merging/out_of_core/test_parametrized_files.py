@@ -28,6 +28,7 @@ from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
 from weightspace.merging.out_of_core.worker_parts import parts
 from weightspace.merging.plan.estimates import job_memory
 from weightspace.merging.recipe.parse import recipe_of
+from weightspace.progress import Progress
 
 KINDS = {
     "weight_norm": WEIGHT_NORMS["convolution"],
@@ -116,10 +117,10 @@ OPTIONS: dict[str, Any] = {"method": "dare_ties", "parameters": {"density": 0.6,
 
 
 def merged(
-    paths: Sequence[Path], out: Path, *, progress: Callable[[int, int], None] | None = None, **execution: Any
+    paths: Sequence[Path], out: Path, *, on_progress: Callable[[Progress], None] | None = None, **execution: Any
 ) -> dict[str, bytes]:
     output, how = OutputOptions(shard_size=400_000), ExecutionOptions(**execution)
-    merge_files(paths[:2], out, base=paths[2], output=output, execution=how, progress=progress, **OPTIONS)
+    merge_files(paths[:2], out, base=paths[2], output=output, execution=how, on_progress=on_progress, **OPTIONS)
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
@@ -136,16 +137,16 @@ def test_a_merge_that_is_interrupted_anywhere_resumes_to_the_same_bytes(large: l
     class Stop(KeyboardInterrupt):
         pass
 
-    def stop_at(share: float) -> Callable[[int, int], None]:
-        def stop(written: int, total: int) -> None:
-            if written > total * share:
+    def stop_at(share: float) -> Callable[[Progress], None]:
+        def stop(event: Progress) -> None:
+            if event.index > event.total * share:
                 raise Stop
 
         return stop
 
     for share in (0.0, 0.2, 0.4, 0.6):
         with pytest.raises(Stop):
-            merged(large, tmp_path / "out", progress=stop_at(share), threads=1)
+            merged(large, tmp_path / "out", on_progress=stop_at(share), threads=1)
     assert merged(large, tmp_path / "out") == expected
 
 

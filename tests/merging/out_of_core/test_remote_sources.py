@@ -19,6 +19,7 @@ from weightspace import cli
 from weightspace.checkpoints import StateDict, load_metadata, remote
 from weightspace.errors import CheckpointError
 from weightspace.merging import ExecutionOptions, OutputOptions, merge_files, reproduce
+from weightspace.progress import Progress
 
 NAMES = ("a", "b", "base")
 
@@ -111,7 +112,8 @@ def test_a_model_is_fetched_once_for_all_merges(local: Path, tmp_path: Path, rea
 
 def test_progress_counts_what_is_fetched_too(local: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    report = merge_files(urls("a", "b"), tmp_path / "out", progress=lambda *now: told.append(now))
+    sources, out = urls("a", "b"), tmp_path / "out"
+    report = merge_files(sources, out, on_progress=lambda event: told.append((event.index, event.total)))
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     tensors = sum(tensor.nbytes for tensor in ws.load_checkpoint(tmp_path / "out").values())
     assert {total for _, total in told} == {report.fetched_bytes + tensors}
@@ -162,12 +164,12 @@ def test_a_merge_that_is_killed_while_it_fetches_resumes(
 
 
 def test_a_merge_interrupted_in_its_output_resumes_with_the_same_mirrors(local: Path, tmp_path: Path) -> None:
-    def stop(done: int, total: int) -> None:
-        if done > total * 0.9:
+    def stop(event: Progress) -> None:
+        if event.index > event.total * 0.9:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        merge_files(urls("a", "b"), tmp_path / "out", execution=ExecutionOptions(threads=1), progress=stop)
+        merge_files(urls("a", "b"), tmp_path / "out", execution=ExecutionOptions(threads=1), on_progress=stop)
     assert merge_files(urls("a", "b"), tmp_path / "out").resumed > 0
 
 

@@ -19,8 +19,7 @@ from torch import Tensor
 from weightspace.labels.rules.dense import least_of
 from weightspace.labels.rules.powers import check_range
 from weightspace.labels.rules.rule import TILE, Distances, Rule, float32_is_whole, in_tiles
-from weightspace.labels.rules.tree_descent import Descent
-from weightspace.labels.rules.tree_sums import BLOCK, AllSums, Blocks
+from weightspace.labels.rules.tree_descent import BLOCK, AllSums, Blocks, Descent
 from weightspace.labels.rules.two_core import Fringe
 
 #: A tree that is deeper is not descended, but gets all its costs.

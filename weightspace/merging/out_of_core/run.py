@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightspace.cache import cache_folder
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.fetching import fetch, missing_bytes
 from weightspace.checkpoints.file_format import TORCH_SUFFIXES
 from weightspace.checkpoints.hashing import Hashing
-from weightspace.checkpoints.mirror import cache_folder
 from weightspace.checkpoints.output_paths import check_apart, check_checkpoint_output
 from weightspace.checkpoints.provenance import described
 from weightspace.checkpoints.safetensors_header import encode_header, read_header
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Takes the bytes fetched from URLs and written to the output so far, and of how many.
-Progress = Callable[[int, int], None]
+#: Called with the bytes fetched from URLs and written to the output so far, and of how many.
+OnBytes = Callable[[int, int], None]
 
 #: Takes the merged state dict and returns one of the same names, shapes and dtypes.
 Finish = Callable[["StateDict"], "StateDict"]
@@ -92,7 +92,7 @@ def run_plan(
     *,
     align: Alignment | None = None,
     finish: Finish | None = None,
-    progress: Progress | None = None,
+    progress: OnBytes | None = None,
 ) -> MergeReport:
     """Carry out a plan.
 
@@ -192,7 +192,7 @@ def _fetched_beside(plan: Plan, folder: Path) -> int:
     return missing_bytes(plan.input_files)
 
 
-def _fetch(plan: Plan, missing: int, progress: Progress | None) -> Progress | None:
+def _fetch(plan: Plan, missing: int, progress: OnBytes | None) -> OnBytes | None:
     """Bring the tensors that lie behind URLs; return a progress that goes on from there."""
     if not missing or progress is None:
         fetch(plan.input_files)
@@ -208,7 +208,7 @@ def _fetch(plan: Plan, missing: int, progress: Progress | None) -> Progress | No
     return lambda written, _: progress(missing + written, total)
 
 
-def _make_tensors(plan: Plan, staging: Staging, execution: ExecutionOptions, progress: Progress | None) -> int:
+def _make_tensors(plan: Plan, staging: Staging, execution: ExecutionOptions, progress: OnBytes | None) -> int:
     """Make the tensors that are not there yet; return how many were."""
     from weightspace.merging.out_of_core.staging import read_journals
 

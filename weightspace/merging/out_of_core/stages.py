@@ -18,7 +18,7 @@ from weightspace.checkpoints.safetensors_header import read_header
 from weightspace.merging.methods._unrun import UnrunMethod
 from weightspace.merging.out_of_core.output_files import write_skeleton
 from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
-from weightspace.merging.out_of_core.run import Finish, MergeReport, Progress, check_runnable, report, run_plan
+from weightspace.merging.out_of_core.run import Finish, MergeReport, OnBytes, check_runnable, report, run_plan
 from weightspace.merging.out_of_core.stage_folders import StageFolders
 from weightspace.merging.plan.options import ExecutionOptions, Intermediate
 from weightspace.merging.plan.plan import Plan
@@ -53,7 +53,7 @@ def merge_documents(
     *,
     dry_run: bool = False,
     finish: Finish | None = None,
-    progress: Progress | None = None,
+    progress: OnBytes | None = None,
 ) -> MergeReport:
     """Merge the documents of a recipe, one after the other.
 
@@ -130,7 +130,7 @@ def _run(
     listeners: Listeners,
     folders: StageFolders,
     finish: Finish | None,
-    progress: Progress | None,
+    progress: OnBytes | None,
 ) -> MergeReport:
     """Make all results that are not there yet, and the output."""
     recipe, silent = steps[-1].recipe, _silenced(listeners)
@@ -227,7 +227,7 @@ def _tell_of_unused(recipe: Recipe, documents: Sequence[Recipe], listeners: List
 class _Parts:
     """Tells the progress of merges one after the other as that of a whole."""
 
-    def __init__(self, sizes: Sequence[int], progress: Progress | None) -> None:
+    def __init__(self, sizes: Sequence[int], progress: OnBytes | None) -> None:
         self.sizes = list(sizes)
         self.index = 0
         self.told = progress

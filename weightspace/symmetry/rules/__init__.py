@@ -38,7 +38,18 @@ from weightspace.symmetry.rules.norms import (
     softmax,
     weight_norm,
 )
-from weightspace.symmetry.rules.operators import KEEPS_INDICES, PASS_THROUGH, POINTWISE, VIEWS, name_of
+from weightspace.symmetry.rules.operators import (
+    KEEPS_INDICES,
+    LAYER_NORMS,
+    PASS_THROUGH,
+    POINTWISE,
+    RANGES,
+    SOFTMAXES,
+    SPLITS,
+    TRANSPOSES,
+    VIEWS,
+    name_of,
+)
 from weightspace.symmetry.rules.recurrent import cell, recurrent
 from weightspace.symmetry.rules.reductions import ordered, reduce, triangle
 from weightspace.symmetry.rules.selection import (
@@ -141,10 +152,10 @@ RULES: Mapping[str, Rule] = {
         batch_norm,
         "batch_norm _native_batch_norm_legit_no_training _native_batch_norm_legit native_batch_norm cudnn_batch_norm",
     ),
-    **_table(layer_norm, "layer_norm native_layer_norm rms_norm _fused_rms_norm"),
+    **_table(layer_norm, LAYER_NORMS),
     **_table(group_norm, "group_norm native_group_norm"),
     **_table(instance_norm, "instance_norm"),
-    **_table(softmax, "softmax _softmax log_softmax _log_softmax _safe_softmax"),
+    **_table(softmax, SOFTMAXES),
     **_table(weight_norm, "_weight_norm _weight_norm_interface"),
     **_table(prelu, "prelu"),
     **_table(
@@ -166,7 +177,7 @@ RULES: Mapping[str, Rule] = {
     **_table(as_complex, "view_as_complex"),
     **_table(as_real, "view_as_real"),
     **_table(permute, "permute"),
-    **_table(transpose, "transpose t swapaxes numpy_T"),
+    **_table(transpose, TRANSPOSES),
     **_table(unsqueeze, "unsqueeze"),
     **_table(squeeze, "squeeze"),
     **_table(expand, "expand expand_as broadcast_to"),
@@ -174,9 +185,9 @@ RULES: Mapping[str, Rule] = {
     **_table(repeat_interleave, "repeat_interleave"),
     **_table(cat, "cat concat concatenate"),
     **_table(stack, "stack"),
-    **_table(pieces, "split split_with_sizes chunk tensor_split"),
+    **_table(pieces, SPLITS),
     **_table(glu, "glu"),
-    **_table(slice_, "slice narrow"),
+    **_table(slice_, RANGES),
     **_table(slice_scatter, "slice_scatter"),
     **_table(select, "select"),
     **_table(unbind, "unbind"),

@@ -7,7 +7,40 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightspace.symmetry.rules.axis_algebra import Atom, Axis, Choice, fixed, freeze, resolve, unite
-from weightspace.symmetry.rules.fused_parts import Axes, Parts
+
+#: A traced tensor: one axis a dimension. Operators with several results return a tuple of these in a list.
+Axes = tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A tensor that is several in one: along one axis, the ``marker``, each unit has axes of its own.
+
+    Fused queries, keys and values are such a tensor, and so are the last states of several recurrent layers. As long as
+    operators treat the parts alike and end in picking them, they are followed one by one (see ``rules.fused``); any
+    other operator sees them together, and then one permutation acts on all.
+    """
+
+    marker: Atom
+    alternatives: tuple[Axes, ...]
+
+    @property
+    def place(self) -> int:
+        """The dimension of the marker."""
+        return next(place for place, axis in enumerate(self.alternatives[0]) if axis is self.marker)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The shape of the tensor."""
+        return [axis.size for axis in self.alternatives[0]]
+
+    def together(self) -> Axes:
+        """Unite the parts, for an operator that cannot tell them apart."""
+        first, *others = self.alternatives
+        for other in others:
+            for a, b in zip(first, other, strict=True):
+                unite(a, b)
+        return first
 
 
 class Uniform(tuple[Axis, ...]):

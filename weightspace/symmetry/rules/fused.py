@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from weightspace.symmetry.rules.axis_algebra import concat, fixed, product
-from weightspace.symmetry.rules.call import Axes, Call, Rule, dims_of, fixed_like, one_shape, pointwise
-from weightspace.symmetry.rules.fused_parts import Parts
+from weightspace.symmetry.rules.call import Axes, Call, Parts, Rule, dims_of, fixed_like, one_shape, pointwise
 from weightspace.symmetry.rules.operators import CUTS, NORMALISATIONS, PASS_THROUGH, REARRANGEMENTS, VIEWS
 from weightspace.symmetry.rules.reductions import ordered, reduce
 from weightspace.symmetry.rules.slicing import cat, start_of
@@ -36,9 +35,14 @@ def follow(call: Call, apply: Rule) -> Any:
         return _each(call, held, apply)
     places = {parts.place - len(parts.sizes) for parts in held.values()}
     counts = {len(parts.alternatives) for parts in held.values()}
-    if not (apply is pointwise or call.name in PASS_THROUGH) or len(places) * len(counts) > 1:
+    if not treats_alike(call.name, apply) or len(places) * len(counts) > 1:
         return None
     return _each(call, held, apply, place=next(iter(places)))
+
+
+def treats_alike(name: str, apply: Rule) -> bool:
+    """Tell whether an operator does the same to every unit, or nothing."""
+    return apply is pointwise or name in PASS_THROUGH
 
 
 def _goes_along_others(call: Call, parts: Parts, apply: Rule) -> bool:

@@ -1,6 +1,7 @@
-"""Names of the operators that rules and the tracking of fused tensors treat alike.
+"""Names of the operators that rules and the tracking of fused tensors treat alike, each declared here alone.
 
-A name is that of the overload packet in ``torch.ops.aten``.
+A name is that of the overload packet in ``torch.ops.aten``. The table of rules and both halves of the tracking (what a
+graph makes of a marked axis, and what a rule makes of the parts) read these sets.
 """
 
 from __future__ import annotations
@@ -30,16 +31,29 @@ POINTWISE = _names("where masked_fill fill fill_ copy copy_ relu relu_ hardswish
 #: The same units grouped into other axes, in row-major order.
 VIEWS = _names("view reshape _unsafe_view flatten unflatten view_as reshape_as _reshape_alias view_copy")
 
+#: Swap two axes.
+TRANSPOSES = _names("transpose t swapaxes numpy_T")
+
 #: The same axes in another order, or with axes of one more or less.
-REARRANGEMENTS = _names("permute transpose t swapaxes numpy_T unsqueeze squeeze")
+REARRANGEMENTS = TRANSPOSES | _names("permute unsqueeze squeeze")
+
+#: Cut an axis into pieces that lie end to end.
+SPLITS = _names("split split_with_sizes chunk tensor_split")
+
+#: Keep a range of an axis.
+RANGES = _names("slice narrow")
 
 #: Units of one axis are picked or cut apart by their position.
-CUTS = _names("select unbind slice narrow split split_with_sizes chunk tensor_split")
+CUTS = SPLITS | RANGES | _names("select unbind")
+
+#: Normalise over the last axes.
+LAYER_NORMS = _names("layer_norm native_layer_norm rms_norm _fused_rms_norm")
+
+#: Normalise along one axis.
+SOFTMAXES = _names("softmax _softmax log_softmax _log_softmax _safe_softmax")
 
 #: Normalise over some axes, alike for every unit of the others.
-NORMALISATIONS = _names(
-    "layer_norm native_layer_norm rms_norm _fused_rms_norm softmax _softmax log_softmax _log_softmax _safe_softmax"
-)
+NORMALISATIONS = LAYER_NORMS | SOFTMAXES
 
 #: What these make of indices are indices of the same units.
 KEEPS_INDICES = PASS_THROUGH | VIEWS | REARRANGEMENTS | CUTS | _names("expand expand_as broadcast_to repeat flip roll")

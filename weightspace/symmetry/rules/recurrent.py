@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from weightspace.symmetry.rules.axis_algebra import Atom, Axis, concat, fixed, freeze, product, unite
-from weightspace.symmetry.rules.call import Call, Uniform, is_axes
-from weightspace.symmetry.rules.fused_parts import Axes, Parts
+from weightspace.symmetry.rules.call import Axes, Call, Parts, Uniform, is_axes
 
 #: Gates that an operator packs along the first axis of its weights; a plain recurrence has one.
 _GATES = {"lstm": 4, "gru": 3}

@@ -1,13 +1,34 @@
-"""Errors for arguments of ``from_tree`` that belong to another constructor."""
+"""Trees of labels from parents or edges, with errors for arguments that belong to another constructor."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from scipy.sparse import issparse
 
 from weightspace.errors import WeightspaceError
+from weightspace.labels.names import Label
+from weightspace.labels.parsing import Joined, tree_of_edges, tree_of_parents
+
+
+def tree_of(
+    parents: Mapping[Any, Any] | Sequence[Any] | None,
+    edges: Iterable[Any] | None,
+    labels: Iterable[Label] | None,
+    weights: Any,
+) -> Joined:
+    """Return labels and graph of a tree, from parents or from edges.
+
+    Raises:
+        WeightspaceError: as for ``LabelMetric.from_tree``.
+    """
+    if (parents is None) == (edges is None):
+        raise WeightspaceError("A tree has parents, or edges=[(u, v, weight), …]; expected one of them.")
+    check_parents(parents if edges is None else edges, are_edges=edges is not None)
+    if edges is not None:
+        return tree_of_edges(edges, labels, weights)
+    return tree_of_parents({} if parents is None else parents, labels, weights)
 
 
 def check_parents(given: Any, *, are_edges: bool) -> None:
