@@ -174,8 +174,7 @@ class LabelMetric:
         """Return hops between noun synsets of WordNet 3.0, all of them or some.
 
         Args:
-            names: ids (``n02084071``), synsets (``dog.n.01``) or words (``dog``: the first sense), the labels; None: all
-                82,115 synsets.
+            names: ids (``n02084071``), synsets (``dog.n.01``) or words (``dog``: first sense); None: all 82,115 synsets.
             ancestors: add every synset above those as a label, so that a prediction can be more general.
             folder: with ``data.noun`` and ``index.noun``; else ``$WEIGHTSPACE_WORDNET``, ``/usr/share/wordnet``.
 
@@ -235,7 +234,7 @@ class LabelMetric:
         exponent: float = 2,
         dim: int = -1,
     ) -> np.ndarray:
-        """Return the labels of least expected cost Σ p_i d(y, i)^exponent, the Fréchet mean for exponent 2 (2307.12226).
+        """Return the labels of least expected cost Σ p_i d(y, i)^exponent, the Fréchet mean for exponent 2.
 
         Args:
             probabilities: (..., K), not negative; rows need not sum to one. Not changed.

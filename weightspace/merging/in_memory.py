@@ -55,8 +55,8 @@ def merge(
 
     Raises:
         CheckpointError: names or shapes differ, or a tensor is float in one model and integer in another.
-        WeightspaceError: the method, a parameter, the weights or the evidence don't fit, integer tensors or pruning masks
-            differ, or a tensor or the result holds NaN or infinity.
+        WeightspaceError: the method, a parameter, the weights or the evidence don't fit; integer tensors or pruning
+            masks differ; a tensor or the result holds NaN or infinity.
 
     Example:
         >>> import torch
