@@ -21,14 +21,13 @@ _PREFIX = "parameter_"
 
 def parameter_options(command: Command) -> Command:
     """Give the command an option for every parameter of every method."""
-    users: dict[str, list[str]] = {}
-    said: dict[str, str] = {}
+    users: dict[str, dict[str, list[str]]] = {}  # methods by the meaning of a parameter, by its name
     for row in METHODS.values():
         for parameter in row.parameters:
-            users.setdefault(parameter.name, []).append(row.name)
-            said.setdefault(parameter.name, parameter.help)
+            users.setdefault(parameter.name, {}).setdefault(parameter.help, []).append(row.name)
     for name in sorted(users.keys() - {"seed"}, reverse=True):
-        text = f"{said[name][0].upper()}{said[name][1:]} ({', '.join(users[name])})."
+        text = "; ".join(f"{meaning} ({', '.join(methods)})" for meaning, methods in users[name].items())
+        text = f"{text[0].upper()}{text[1:]}."
         command = click.option(_flag(name), f"{_PREFIX}{name}", metavar="VALUE", help=text)(command)
     return command
 

@@ -19,6 +19,7 @@ def test_every_file_that_the_map_names_is_there() -> None:
         ROOT / "weightspace" / "symmetry",
     )
     homes += (ROOT / "weightspace" / "merging", ROOT / "weightspace" / "merging" / "methods")
+    homes += (ROOT / "tests" / "merging",)
     missing = [name for name in named if not any((home / name).exists() for home in homes)]
     assert not missing
 

@@ -11,7 +11,6 @@ from click.testing import CliRunner
 
 import weightspace as ws
 from weightspace import cli
-from weightspace.merging import METHODS
 from weightspace.merging.recipe.parse import parse_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -85,10 +84,10 @@ def test_the_links_of_the_readme_lead_to_files() -> None:
         assert (ROOT / link).is_file(), link
 
 
-def test_the_number_of_merge_methods_is_that_of_the_table() -> None:
-    assert f"each of the {len(METHODS)} merge methods" in README
-    page = (ROOT / "docs" / "pages" / "papers.md").read_text()
-    assert f"The {len(METHODS)} [merge methods]" in page
+def test_no_page_counts_the_merge_methods() -> None:
+    """A count would be out of date with the next method; the generated overview counts them."""
+    for page in (ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs" / "pages").rglob("*.md")):
+        assert not re.search(r"\d+ \[?merge methods", page.read_text()), page.name
 
 
 def test_the_recipe_of_the_readme_is_one() -> None:

@@ -69,7 +69,7 @@ def _statistics(row: Any) -> str:
 
 def _given(row: Any) -> dict[str, Any]:
     """Return parameters worth showing: those without a default, and a density that changes something."""
-    shown = {parameter.name: 0.3 for parameter in row.parameters if parameter.default is None}
+    shown = {parameter.name: 0.3 for parameter in row.parameters if parameter.required}
     if any(parameter.name == "density" for parameter in row.parameters):
         shown["density"] = 0.5
     return shown
@@ -148,7 +148,7 @@ def _parameters(row: Any) -> str:
         return "None besides the weights." if row.weighted else "None."
     lines = ["| name | meaning | default | values | per model |", "|---|---|---|---|---|"]
     for parameter in row.parameters:
-        default = "must be given" if parameter.default is None else f"`{_yaml(parameter.default)}`"
+        default = "must be given" if parameter.required else parameter.computed or f"`{_yaml(parameter.default)}`"
         per_model = "yes" if parameter.per_model else "no"
         lines.append(
             f"| `{parameter.name}` | {_plain(parameter.help)} | {default} | {_values(parameter)} | {per_model} |"

@@ -193,6 +193,16 @@ def test_a_method_that_was_forgotten_is_guessed(options: str, message: str) -> N
     assert not Path("m.safetensors").exists()
 
 
+def test_the_help_of_a_parameter_says_what_it_means_in_every_method() -> None:
+    listed = {option.name: option.help for option in COMMANDS["merge"].params if isinstance(option, click.Option)}
+    for row in METHODS.values():
+        for parameter in row.parameters:
+            if parameter.name != "seed":
+                text = listed[f"parameter_{parameter.name}"] or ""
+                meaning = re.escape(parameter.help[1:])
+                assert re.search(rf"{meaning} \(([a-z_]+, )*{row.name}[,)]", text), (row.name, parameter.name)
+
+
 def test_every_parameter_of_every_method_leads_to_a_method_that_has_it() -> None:
     linear = {parameter.name for parameter in METHODS["linear"].parameters}
     for row in METHODS.values():

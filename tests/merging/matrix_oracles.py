@@ -101,17 +101,17 @@ def elementwise(
     return task_arithmetic(terms, nothing, weights, normalize=normalize)
 
 
-def regmean(models: Arrays, grams: Arrays | None, reduce: float = 0.9) -> Array:
-    if grams is None:
+def regmean(models: Arrays, evidence: Arrays | None, reduce: float = 0.9) -> Array:
+    if evidence is None:
         return sum(models) / len(models)
-    reduced = [reduce * g + (1 - reduce) * np.diag(np.diag(g)) for g in grams]
+    reduced = [reduce * g + (1 - reduce) * np.diag(np.diag(g)) for g in evidence]
     rows = [x.reshape(len(x), -1) for x in models]
     merged = np.linalg.solve(sum(reduced).T, sum(x @ g for x, g in zip(rows, reduced, strict=True)).T).T
     return merged.reshape(models[0].shape)
 
 
-def fisher(models: Arrays, weights: Sequence[float], informations: Arrays) -> Array:
-    factors = [w * f for w, f in zip(weights, informations, strict=True)]
+def fisher(models: Arrays, weights: Sequence[float], evidence: Arrays) -> Array:
+    factors = [w * f for w, f in zip(weights, evidence, strict=True)]
     whole = sum(factors)
     merged = sum(f * x for f, x in zip(factors, models, strict=True)) / np.where(whole > 0, whole, 1)
     return np.where(whole > 0, merged, linear(models, weights))

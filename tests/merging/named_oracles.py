@@ -1,7 +1,12 @@
-"""Any of the oracles by the name of its method, with parameters as recipes and the command line name them."""
+"""Any of the oracles by the name of its method, with parameters as recipes and the command line name them.
+
+An oracle is a function of its method's name in oracles.py or matrix_oracles.py. It is given those of ``models``,
+``base``, ``weights``, ``layer`` and ``evidence`` that it has an argument for, and the parameters.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,8 +26,13 @@ def merged(
     *,
     masks: Sequence[NDArray[np.bool_]] = (),
     evidence: Arrays | None = None,
+    layer: tuple[int, int] | None = None,
 ) -> Array:
-    """The result of a method, with its parameters as recipes and the command line name them."""
+    """The result of a method, with its parameters as recipes and the command line name them.
+
+    Args:
+        layer: the tensor's layer, counted from 0, and the number of layers; None outside the layers.
+    """
     options = {_ARGUMENTS.get(name, name): value for name, value in parameters.items()}
     for name, default in _PER_MODEL.get(method, {}).items():
         value = options.get(name, default)
@@ -36,24 +46,14 @@ def merged(
         return _find(method)(models[0], base, *([options.get("alpha", 0.5)] if method == "wise_ft" else []))
     if method == "passthrough":
         return models[0] * options.get("scale", 1.0)
-    if method in ("nuslerp", "multislerp"):
-        return _find(method)(models, weights, base, **options)
-    if method == "linear":
-        return oracles.linear(models, weights, **options)
-    if method == "karcher":
-        return oracles.karcher(models, **options)
-    if method == "regmean":
-        return matrix_oracles.regmean(models, evidence, **options)
-    if method == "fisher":
-        assert evidence is not None
-        return matrix_oracles.fisher(models, weights, evidence)
-    assert base is not None
-    if method.startswith(("dare", "della")):
+    if method.startswith(("dare", "della", "breadcrumbs")):
+        assert base is not None
+        if method.startswith("breadcrumbs"):
+            return oracles.breadcrumbs(models, base, weights, **options, elect=method == "breadcrumbs_ties")
         return _masked(method, models, base, weights, masks, options)
-    if method.startswith("breadcrumbs"):
-        return oracles.breadcrumbs(models, base, weights, **options, elect=method == "breadcrumbs_ties")
-    weighted = [weights] if method in ("task_arithmetic", "ties", "knots", "core_space") else []
-    return _find(method)(models, base, *weighted, **options)
+    inputs = {"models": models, "base": base, "weights": weights, "evidence": evidence, "layer": layer}
+    wanted = inspect.signature(_find(method)).parameters
+    return _find(method)(**{name: value for name, value in inputs.items() if name in wanted}, **options)
 
 
 def _find(method: str) -> Callable[..., Array]:

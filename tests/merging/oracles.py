@@ -131,6 +131,21 @@ def task_arithmetic(
     return base + factor * weighted_sum(deltas(models, base), weights, normalize)
 
 
+def lines(
+    models: Arrays,
+    base: Array,
+    weights: Sequence[float],
+    layer: tuple[int, int] | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
+) -> Array:
+    """LiNeS; ``layer`` counts from 0, and is None outside the layers."""
+    alpha = 1 / len(models) if alpha is None else alpha
+    beta = 1 - alpha if beta is None else beta
+    factor = alpha if layer is None else alpha + beta * layer[0] / (layer[1] - 1)
+    return task_arithmetic(models, base, weights, factor)
+
+
 def weighted_sum(terms: Arrays, weights: Sequence[float], normalize: bool) -> Array:
     return linear(terms, weights, normalize)
 

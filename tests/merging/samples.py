@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weightspace.checkpoints import StateDict
 from weightspace.merging import METHODS, merge
-from weightspace.merging.methods import Method
+from weightspace.merging.methods import Method, Parameter
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -88,7 +88,7 @@ class Variant:
 _SPARSE = ({"density": 0.4}, {"density": [0.2, 0.9, 0.0]}, {"density": 0.4, "rescale": True, "lambda": 0.7})
 _RANDOM = (*_SPARSE, {"density": 0.4, "rescale": "density", "seed": 3}, {"density": 0.4, "rescale": "none"})
 
-#: Parameters beside the defaults; the first entry holds what a row cannot do without.
+#: Parameters beside the defaults; the first entry holds what a row cannot do without. For other rows see ``_settings``.
 _PARAMETERS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "linear": ({}, {"normalize": False}),
     "slerp": ({"t": 0.3}, {"t": 1.4}),
@@ -117,10 +117,31 @@ _PARAMETERS: Mapping[str, Sequence[Mapping[str, Any]]] = {
 }
 
 
+def _settings(row: Method) -> Sequence[Mapping[str, Any]]:
+    """Return parameters to test a row with: those it cannot do without, and a value for each but its default."""
+    if row.name in _PARAMETERS:
+        return _PARAMETERS[row.name]
+    values = {parameter.name: _another_value(parameter) for parameter in row.parameters if parameter.name != "seed"}
+    required = {parameter.name: values[parameter.name] for parameter in row.parameters if parameter.required}
+    return [required, values] if values != required else [required]
+
+
+def _another_value(parameter: Parameter) -> Any:
+    """Return a value that is not the default."""
+    if parameter.choices:
+        return next(word for word in parameter.choices if word != parameter.default)
+    if isinstance(parameter.default, bool):
+        return not parameter.default
+    if isinstance(parameter.default, int):
+        return parameter.default + (1 if parameter.default < parameter.high else -1)
+    numbers = (0.3, 0.6, parameter.low, parameter.low + 1)
+    return next(n for n in numbers if parameter.low <= n <= parameter.high and n != parameter.default)
+
+
 def _variants() -> list[Variant]:
     found = []
     for name, row in METHODS.items():
-        for parameters in _PARAMETERS.get(name, ({},)):
+        for parameters in _settings(row):
             bases = {"none": (False,), "optional": (False, True)}.get(row.base, (True,))
             found.extend(Variant(name, parameters, base) for base in bases)
     return found
@@ -130,9 +151,7 @@ def _variants() -> list[Variant]:
 VARIANTS = _variants()
 
 #: Every row of the table once.
-ROWS = [
-    Variant(name, _PARAMETERS.get(name, ({},))[0], row.base in ("required", "end")) for name, row in METHODS.items()
-]
+ROWS = [Variant(name, _settings(row)[0], row.base in ("required", "end")) for name, row in METHODS.items()]
 
 
 def normals(seed: int, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:

@@ -27,12 +27,13 @@ from samples import (
 from torch import Tensor
 
 from weightspace.checkpoints import StateDict
+from weightspace.merging import METHODS
 
-#: Methods whose result at an element hangs on no sum over the tensor, unless they restore a norm.
-ELEMENTWISE = {
-    *("linear", "task_arithmetic", "wise_ft", "ties", "dare_linear", "dare_ties", "della", "della_linear"),
-    *("breadcrumbs", "breadcrumbs_ties", "nearswap", "arcee_fusion", "ram", "ramplus_tl", "passthrough", "fisher"),
-}
+#: Methods whose result at an element depends on sums over the tensor, beside those that need whole matrices.
+_SUMMING = {"slerp", "nuslerp", "multislerp", "karcher", "model_stock", "sce"}
+
+#: Methods whose result at an element depends on no sum over the tensor, unless they restore a norm.
+ELEMENTWISE = {name for name, row in METHODS.items() if row.granularity != "whole"} - _SUMMING
 
 BASED = [variant for variant in VARIANTS if variant.with_base]
 MEANS = [

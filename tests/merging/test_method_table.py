@@ -4,12 +4,13 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import pytest
 import torch
 
 import weightspace as ws
+from weightspace.errors import WeightspaceError
 from weightspace.merging.methods import METHODS, Method, Parameter
 from weightspace.merging.methods import _declaration as declaration
 from weightspace.merging.methods import _loading as loading
@@ -47,6 +48,34 @@ def test_annotated_keywords_are_the_parameters() -> None:
         Parameter("share", 0.5, "a share", per_model=True),
         Parameter("needed", None, "a word", choices=("a", "b")),
     ]
+
+
+def test_a_default_that_is_computed_is_declared_in_words() -> None:
+    words = Parameter(help="a factor", computed="1 / models")
+
+    def example(
+        *,
+        factor: Annotated[float | None, words] = None,
+        as_in_python_3_10: Optional[Annotated[float | None, words]] = None,  # noqa: UP045
+    ) -> None:
+        raise NotImplementedError
+
+    found = list(declaration._parameters(example))
+    assert [(one.name, one.default, one.computed, one.required) for one in found] == [
+        ("factor", None, "1 / models", False),
+        ("as_in_python_3_10", None, "1 / models", False),
+    ]
+    row = Method("example", "", "", "", tuple(found))
+    assert row.arguments({"factor": 2}, 3) == {"factor": 2.0, "as_in_python_3_10": None}
+
+
+@pytest.mark.parametrize(("default", "computed"), [(None, ""), (1.0, "1 / models")])
+def test_a_default_is_either_given_or_computed(default: float | None, computed: str) -> None:
+    def example(*, factor: Annotated[float | None, Parameter(help="a factor", computed=computed)] = default) -> None:
+        raise NotImplementedError
+
+    with pytest.raises(WeightspaceError, match="Expected the default None together with computed"):
+        list(declaration._parameters(example))
 
 
 def scaled_by_depth(stack: TensorStack, weights: Sequence[float], *, largest: float = 0.0) -> Formula:

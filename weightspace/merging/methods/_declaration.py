@@ -7,8 +7,9 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
+from weightspace.errors import WeightspaceError
 from weightspace.merging.methods._registry import Method, Parameter
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -24,13 +25,18 @@ def merge_method(
 
     A keyword annotated as ``Annotated[type, Parameter(help=…, low=…, high=…, choices=…)]`` is a parameter; without a
     default it must be given. If its type is ``Sequence[float]`` it may differ by model, and its default is
-    ``(value,)``. ``lambda_`` is called ``lambda``. Keywords without such an annotation come from the global pass.
+    ``(value,)``. If the function computes its default, its type is ``float | None``, its default None, and
+    ``Parameter(computed=…)`` says in words what it is. ``lambda_`` is called ``lambda``. Keywords without such an
+    annotation come from the global pass.
 
     Args:
         formula: what it computes, in a line.
         source: the paper.
         global_pass: ``(stacks, arguments) -> keywords by name of the tensor``, a pass over the whole model.
         traits: further attributes of ``Method``.
+
+    Raises:
+        WeightspaceError: a default is None, and nothing says what is computed then.
     """
 
     def declare(function: Function) -> Function:
@@ -57,14 +63,29 @@ def _parameters(function: Callable[..., Any]) -> Iterator[Parameter]:
     """Yield the annotated keywords of a function."""
     hints = get_type_hints(function, include_extras=True)
     for argument in inspect.signature(function).parameters.values():
-        kind, *notes = get_args(hints[argument.name]) or (None,)
+        kind, *notes = get_args(_without_optional(hints[argument.name])) or (None,)
         for parameter in notes:
             if isinstance(parameter, Parameter):
+                _check_computed(parameter, argument)
                 per_model = get_origin(kind) is Sequence
                 default = None if argument.default is inspect.Parameter.empty else argument.default
                 if isinstance(default, tuple):  # one value, for every model
                     (default,) = default
                 yield replace(parameter, name=argument.name.rstrip("_"), default=default, per_model=per_model)
+
+
+def _without_optional(hint: Any) -> Any:
+    """Return an annotation without the ``Optional`` that Python 3.10 adds where the default is None."""
+    return next((inner for inner in get_args(hint) if get_origin(inner) is Annotated), hint)
+
+
+def _check_computed(parameter: Parameter, argument: inspect.Parameter) -> None:
+    """Check that a parameter says what is computed if, and only if, its default is None."""
+    if (argument.default is None) != bool(parameter.computed):
+        raise WeightspaceError(
+            f"Parameter {argument.name!r} has the default {argument.default!r} and computed={parameter.computed!r}. "
+            "Expected the default None together with computed, the computed default in words, or neither."
+        )
 
 
 def declared_methods() -> list[Method]:

@@ -29,11 +29,13 @@ class Parameter:
 
     Attributes:
         name: in recipes and on the command line; ``lambda`` is the keyword ``lambda_`` of the function.
-        default: the value if none is given; its type is the type expected. None: it must be given.
+        default: the value if none is given; its type is the type expected. None: a number that must be given, unless
+            the function computes it.
         help: what it does, in a line.
         low, high: the bounds of a number, both included.
         choices: the words that it can be.
         per_model: it may differ by model; the function gets a list, one value per model.
+        computed: the default of a number, in words, that the function computes where it gets None.
     """
 
     name: str = ""
@@ -43,6 +45,12 @@ class Parameter:
     high: float = math.inf
     choices: tuple[str, ...] = ()
     per_model: bool = False
+    computed: str = ""
+
+    @property
+    def required(self) -> bool:
+        """Whether it must be given."""
+        return self.default is None and not self.computed
 
     @property
     def argument(self) -> str:
@@ -161,6 +169,8 @@ class Method:
 
     def _argument(self, parameter: Parameter, values: Mapping[str, Any], models: int) -> Any:
         value = values.get(parameter.name, parameter.default)
+        if value is None and not parameter.required:
+            return None
         if value is None:
             raise WeightspaceError(f"Method {self.name!r} needs the parameter {parameter.name!r}: {parameter.help}")
         if not parameter.per_model:
