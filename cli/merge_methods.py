@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -67,13 +68,19 @@ def check_method(sources: Sequence[str], said: Mapping[str, Any]) -> None:
     if not wanted:
         raise WeightspaceError(f"No method has all of {flags}, and -m was not given. Say which one it is.")
     raise WeightspaceError(
-        f"{flags}: not for linear, the method without -m. Did you mean -m {fitting[0]}? Those that take it are "
+        f"{flags}: not for linear, the method without -m. Did you mean -m {min(fitting, key=_year)}? Those that take it are "
         f"{', '.join(wanted)}."
     )
 
 
 def _names(method: str) -> set[str]:
     return {parameter.name for parameter in METHODS[method].parameters}
+
+
+def _year(method: str) -> int:
+    """Return the year in which a method was published; those without one are the latest."""
+    found = re.search(r"\b(?:19|20)\d\d\b", METHODS[method].source)
+    return int(found[0]) if found else 9999
 
 
 def _flag(parameter: str) -> str:
