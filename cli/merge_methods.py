@@ -67,8 +67,9 @@ def check_method(sources: Sequence[str], said: Mapping[str, Any]) -> None:
     flags = " and ".join(sorted(map(_flag, given - _names("linear"))))
     if not wanted:
         raise WeightspaceError(f"No method has all of {flags}, and -m was not given. Say which one it is.")
+    guess = min(fitting, key=_year)
     raise WeightspaceError(
-        f"{flags}: not for linear, the method without -m. Did you mean -m {min(fitting, key=_year)}? Those that take it are "
+        f"{flags}: not for linear, the method without -m. Did you mean -m {guess}? Those that take it are "
         f"{', '.join(wanted)}."
     )
 

@@ -174,7 +174,7 @@ class LabelMetric:
         """Return hops between noun synsets of WordNet 3.0, all of them or some.
 
         Args:
-            names: ids (``n02084071``), synsets (``dog.n.01``) or words (``dog``: first sense); None: all 82,115 synsets.
+            names: ids (``n02084071``), synsets (``dog.n.01``) or words (``dog``: first sense); None: all 82,115.
             ancestors: add every synset above those as a label, so that a prediction can be more general.
             folder: with ``data.noun`` and ``index.noun``; else ``$WEIGHTSPACE_WORDNET``, ``/usr/share/wordnet``.
 
