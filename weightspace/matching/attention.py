@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Iterable
+from types import FrameType
 
 from weightspace.errors import WeightspaceWarning
 
@@ -37,5 +39,14 @@ def warn_of_attention(method: str, names: Iterable[str]) -> None:
             f"The network has attention ({name!r}), where {method} can make the barrier higher than no matching does. "
             "Measure it (weightspace barrier), and prefer activation-matching, which needs a task (--task).",
             WeightspaceWarning,
-            stacklevel=4,
+            stacklevel=_frames_inside() + 1,
         )
+
+
+def _frames_inside() -> int:
+    """Return the number of innermost frames of this library below the caller that a warning is meant for."""
+    frame: FrameType | None = sys._getframe(1)
+    count = 0
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == "weightspace":
+        frame, count = frame.f_back, count + 1
+    return count
