@@ -17,6 +17,7 @@ from weightspace.arithmetic.mean import mean
 from weightspace.checkpoints import StateDict
 from weightspace.connectivity import loss_plane, taylor_barrier
 from weightspace.errors import WeightspaceError
+from weightspace.merging import METHODS
 from weightspace.soups.flatness import angle
 from weightspace.soups.model_stock import model_stock_soup
 from weightspace.soups.running_mean import RunningMean
@@ -119,6 +120,34 @@ def test_the_mean_under_one_mask_is_that_of_the_effective_weights(combine: Calla
     merged, plain = effective_weights(combine(SAME)), [effective_weights(state) for state in SAME]
     for name, tensor in ws.merge(plain).items():
         torch.testing.assert_close(merged[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("slerp", {"t": 0.3}), ("ties", {"density": 0.4}), ("sce", {"select_topk": 0.5}), ("karcher", {}), ("tsv_m", {})],
+)
+@pytest.mark.parametrize("through_files", [False, True])
+def test_other_methods_do_not_see_what_the_mask_cuts_off(
+    method: str, parameters: dict[str, Any], through_files: bool, files: Any
+) -> None:
+    count = 2 if method == "slerp" else 3
+    based = METHODS[method].base == "required"
+    junk = [{**state, "0.weight_orig": state["0.weight_orig"] + 9 * (1 - state["0.weight_mask"])} for state in SAME]
+    plain = [effective_weights(state) for state in junk]
+
+    def merged(states: list[StateDict]) -> StateDict:
+        models, base = (states[1:], states[0]) if based else (states[:count], None)
+        if not through_files:
+            return ws.merge(models, method, base=base, parameters=parameters)
+        paths = files(states)
+        models, base = (paths[1:3], paths[0]) if based else (paths[:count], None)
+        ws.merge_files(models, "out.safetensors", method=method, base=base, parameters=parameters)
+        return ws.load_checkpoint("out.safetensors")
+
+    found, expected = effective_weights(merged(junk)), merged(plain)
+    expected["0.weight"] *= SAME[0]["0.weight_mask"]  # singular vectors reach outside the mask, which is kept
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16])

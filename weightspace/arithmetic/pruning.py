@@ -1,18 +1,40 @@
 """Pruning masks of ``torch.nn.utils.prune``, which networks have to share to be combined.
 
 A pruned weight is kept as ``w = w_orig · m``. Under one mask the mean of the ``w_orig`` is the mean of the weights;
-under different ones it is not, since the mean of products is not the product of means.
+under different ones it is not, since the mean of products is not the product of means. Merge methods read ``w``, not
+``w_orig``, whose elements outside the mask the networks do not use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from weightspace.arithmetic.weight_norm import Elements
 from weightspace.checkpoints import StateDict
 from weightspace.checkpoints.buffers import Parametrizations
 from weightspace.errors import WeightspaceError
+
+
+class PrunedTensor:
+    """The elements of a pruned tensor: zero where the mask is.
+
+    Args:
+        original: ``w_orig``.
+        mask: of the same shape.
+        dtype: of the original.
+    """
+
+    def __init__(self, original: Elements, mask: Elements, dtype: torch.dtype) -> None:
+        self.dtype, self.shape = dtype, tuple(original.shape)
+        self._original, self._mask = original, mask
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return the elements of a range, 1-D."""
+        elements = self._original.read(start, stop)
+        return elements.where(self._mask.read(start, stop) != 0, torch.zeros((), dtype=elements.dtype))
 
 
 def check_masks(

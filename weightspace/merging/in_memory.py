@@ -12,6 +12,7 @@ from weightspace.arguments import checked
 from weightspace.arithmetic.dtypes import compute_dtype, output_dtype
 from weightspace.arithmetic.integers import unaveraged
 from weightspace.arithmetic.parametrizations import Coordinates, combined
+from weightspace.arithmetic.pruning import PrunedTensor
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.buffers import check_evidence, effective_name
 from weightspace.errors import WeightspaceError
@@ -19,7 +20,7 @@ from weightspace.lora.factor_files import check_is_model
 from weightspace.merging.methods import Method
 from weightspace.merging.methods._apply import merged_chunks, sound_chunks
 from weightspace.merging.methods._loading import load_global_pass
-from weightspace.merging.methods._tensor_stack import InMemory, TensorStack, real
+from weightspace.merging.methods._tensor_stack import InMemory, TensorReader, TensorStack, real
 from weightspace.merging.recipe.merge_roles import checked_evidence, find_method, split_base
 from weightspace.merging.slices.layer_index import Layers
 
@@ -123,6 +124,7 @@ class _Merging:
         self.finite = finite
         self.global_arguments: Mapping[str, Mapping[str, Any]] = {}
         self.parametrized: Collection[str] = ()
+        self.masks: Mapping[str, Tensor] = {}
 
     def global_pass(
         self, states: Sequence[StateDict], kept: Callable[[str, list[Tensor]], Tensor | None], *, has_base: bool
@@ -130,6 +132,7 @@ class _Merging:
         """Make the method's pass over the whole model, where it has one; ``kept`` says what is not merged by it."""
         coordinates = Coordinates(states, finite=self.finite)
         self.parametrized = {name for name, _ in coordinates.parametrizations}
+        self.masks = {name: states[0][mask] for name, mask in coordinates.parametrizations.masks.items()}
         for number, evidence in enumerate(self.evidence, start=1):
             check_evidence(f"model {number}", evidence, coordinates.parametrizations)
         self._check_evidence({*coordinates.names, *map(effective_name, self.parametrized)})
@@ -163,7 +166,9 @@ class _Merging:
 
     def _stack(self, name: str, tensors: Sequence[Tensor], has_base: bool) -> TensorStack:
         """Return the tensors of a name as the method reads them."""
-        flats = [InMemory(tensor) for tensor in tensors]
+        flats: list[TensorReader] = [InMemory(tensor) for tensor in tensors]
+        if (mask := self.masks.get(name)) is not None and not mask.is_complex():
+            flats = [PrunedTensor(flat, InMemory(mask), flat.dtype) for flat in flats]
         count = len(self.weights)
         inside = effective_name(name) if name in self.parametrized else name
         evidence = [state.get(name, state.get(inside)) for state in self.evidence]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weightspace.arithmetic.dtypes import compute_dtype
+from weightspace.arithmetic.pruning import PrunedTensor
 from weightspace.arithmetic.spectral_norm import SpectralModel
 from weightspace.arithmetic.weight_norm import EffectiveWeight, Split
-from weightspace.checkpoints.buffers import effective_name
+from weightspace.checkpoints.buffers import effective_name, mask_of
 from weightspace.checkpoints.dtypes import DTYPES
 from weightspace.checkpoints.open_files import OpenFiles
 from weightspace.checkpoints.reader import CheckpointReader
@@ -47,6 +48,9 @@ class Sources:
     def weights(self, job: Job) -> list[TensorReader]:
         """Return the tensors of the models and the base as they are merged: weights in the place of directions."""
         flats = [self.flat(ref) for ref in job.models]
+        mask = self.plan.by_name.get(mask_of(job.name))
+        if mask is not None and mask.kind == "mask" and job.info.dtype != "C64":
+            return [PrunedTensor(flat, self.flat(mask.inputs[0]), flat.dtype) for flat in flats]
         if job.kind != "direction":
             return flats
         magnitudes = [self.flat(ref) for ref in job.companions[0]]
