@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from zoo import BUILDERS
 from zoo_experts import NORMED, ROUTED
 
 from weightspace.symmetry import Permutation, PermutationSpec, derive_spec, permute
@@ -36,6 +37,8 @@ GROUPS = {
     "group_norm": (4, 3),
     "prelu": (2, 0),
     "padded_shortcut": (3, 0),
+    "pixel_unshuffle": (2, 0),
+    "pixel_unshuffle_units": (5, 4),
     "tied": (1, 0),
     "recurrent": (1, 0),
     "lstm": (3, 0),
@@ -56,6 +59,14 @@ GROUPS = {
     "weight_norm": (3, 0),
     "weight_norm_old": (3, 0),
 }
+
+
+#: Networks whose specs the tests of matching check.
+ELSEWHERE = {"vgg16_bn_narrow", "vit_narrow"}
+
+
+def test_every_network_of_the_zoo_has_its_number_of_groups() -> None:
+    assert BUILDERS.keys() - ELSEWHERE == GROUPS.keys()
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -87,6 +98,8 @@ GAUGES = {
     "group_norm": set(),
     "prelu": set(),
     "padded_shortcut": set(),
+    "pixel_unshuffle": set(),
+    "pixel_unshuffle_units": set(),
     "tied": set(),
     "recurrent": set(),
     "lstm": set(),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torchvision.models as vision
 from torch import Tensor, nn
-from torch.nn.functional import glu, scaled_dot_product_attention
+from torch.nn.functional import glu, pixel_shuffle, pixel_unshuffle, scaled_dot_product_attention
 
 sys.path.insert(0, str(Path(__file__).parent))  # which --import-mode=importlib leaves off it
 
@@ -136,6 +136,32 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.leave(glu(self.enter(x)))
+
+
+class PixelUnshuffled(nn.Module):
+    """Blocks of positions become channels, which a shortcut and a norm share, and channels become positions again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.down = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(3, 20, 2, stride=2)
+        self.norm, self.mix, self.leave = nn.BatchNorm2d(20), nn.Conv2d(20, 28, 1), nn.Conv2d(7, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        blocks = pixel_unshuffle(self.enter(x).relu(), 2)
+        return self.leave(pixel_shuffle(self.mix(self.norm(blocks + self.down(x))).relu(), 2))
+
+
+class PixelUnshuffledUnits(nn.Module):
+    """The channels and both positions are hidden units: each index of ``c, (h i), (w j)`` is a group of its own."""
+
+    def __init__(self, unshuffle: Callable[[Tensor, int], Tensor] = pixel_unshuffle, block: int = 3) -> None:
+        super().__init__()
+        self.unshuffle, self.block = unshuffle, block
+        self.enter, self.leave = nn.Linear(4, 5 * 2 * block * 4 * block), nn.Linear(5 * block**2 * 2 * 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x).relu().view(-1, 5, 2 * self.block, 4 * self.block)
+        return self.leave(self.unshuffle(x, self.block).flatten(1))
 
 
 class PaddedShortcut(nn.Module):
@@ -329,6 +355,8 @@ BUILDERS: dict[str, Callable[[], Built]] = {
     "group_norm": _group_norm,
     "prelu": _prelu,
     "padded_shortcut": lambda: (PaddedShortcut(), (torch.randn(2, 3, 8, 8),)),
+    "pixel_unshuffle": lambda: (PixelUnshuffled(), (torch.randn(2, 3, 6, 10),)),
+    "pixel_unshuffle_units": lambda: (PixelUnshuffledUnits(), (torch.randn(4, 4),)),
     "tied": lambda: (Tied(), (torch.randn(4, 8),)),
     "recurrent": lambda: (Recurrent(), (torch.randn(4, 5),)),
     "lstm": _reader(nn.LSTM, _last, 10, num_layers=2),

@@ -75,7 +75,14 @@ from weightspace.symmetry.rules.slicing import (
     stack,
     unbind,
 )
-from weightspace.symmetry.rules.spatial import columns, from_columns, pixel_shuffle, spatial, unfold
+from weightspace.symmetry.rules.spatial import (
+    columns,
+    from_columns,
+    pixel_shuffle,
+    pixel_unshuffle,
+    spatial,
+    unfold,
+)
 from weightspace.symmetry.rules.views import (
     as_complex,
     as_real,
@@ -202,6 +209,7 @@ RULES: Mapping[str, Rule] = {
         "_upsample_bicubic2d_aa",
     ),
     **_table(pixel_shuffle, "pixel_shuffle"),
+    **_table(pixel_unshuffle, "pixel_unshuffle"),
     **_table(unfold, "unfold"),
     **_table(columns, "im2col"),
     **_table(from_columns, "col2im"),

@@ -6,6 +6,7 @@ from typing import Any
 
 from weightspace.symmetry.rules.axis_algebra import fixed, freeze, product, split
 from weightspace.symmetry.rules.call import Axes, Call, freeze_all, one_shape
+from weightspace.symmetry.rules.views import factor
 
 
 def spatial(call: Call) -> Any:
@@ -21,14 +22,22 @@ def spatial(call: Call) -> Any:
 
 def pixel_shuffle(call: Call) -> Axes:
     """Move blocks of channels into positions."""
-    x, factor = call["self"], call["upscale_factor"]
-    halves = split(x[-3], x[-3].size // factor**2)
+    x, block = call["self"], call["upscale_factor"]
+    halves = split(x[-3], x[-3].size // block**2)
     if halves is None:
         return freeze_all(call)
     freeze(halves[1], "")
     for axis in x[-2:]:
         freeze(axis)
     return (*x[:-3], halves[0], *(fixed(size) for size in one_shape(call)[-2:]))
+
+
+def pixel_unshuffle(call: Call) -> Axes:
+    """Move blocks of positions into channels: ``c, (h i), (w j)`` becomes ``(c i j), h, w``."""
+    x, block = call["self"], call["downscale_factor"]
+    height, row = factor(x[-2], [x[-2].size // block, block])
+    width, column = factor(x[-1], [x[-1].size // block, block])
+    return (*x[:-3], product(x[-3], row, column), height, width)
 
 
 def unfold(call: Call) -> Axes:
