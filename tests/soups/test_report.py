@@ -206,8 +206,7 @@ def test_the_objective_may_be_a_loss(tmp_path: Path) -> None:
 def test_only_a_greedy_soup_scores_and_tells_its_candidates(recipe: str) -> None:
     _, states = fine_tunes(PLAIN, 3)
     told: list[Any] = []
-    report = compare_recipes(states, PLAIN, [recipe], on_trial=told.append)
-    assert [(trial.index, trial.trials, trial.size, trial.accepted) for trial in told] == [
-        (number, 3, 1, None) for number in (1, 2, 3)
-    ]
+    report = compare_recipes(states, PLAIN, [recipe], on_progress=told.append)
+    assert [(event.stage, event.index, event.total) for event in told] == [("trial", n, 3) for n in (1, 2, 3)]
+    assert all("accepted" not in event.details for event in told)
     assert [row.name for row in report.rows] == ["best single", recipe, "best single on test"]

@@ -54,5 +54,5 @@ def test_positions_are_told_in_their_order_where_some_are_known_already(
     a, b = saved([base, tuned], tmp_path)
     ws.wise_ft(a, b, PLAIN, (0.5, 1))
     told: list[float] = []
-    ws.wise_ft(a, b, PLAIN, (0, 0.25, 0.5, 1), on_position=lambda position, _: told.append(position))
+    ws.wise_ft(a, b, PLAIN, (0, 0.25, 0.5, 1), on_progress=lambda event: told.append(event.details["position"]))
     assert told == [0, 0.25, 0.5, 1]
