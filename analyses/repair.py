@@ -67,7 +67,7 @@ def measuring(task: ClassificationTask) -> ClassificationTask:
     return replace(task, load=partial(images, MEASURED_ON, TESTED_ON))
 
 
-def ways(task: ws.Task, target: ws.StateDict, source: ws.StateDict) -> dict[str, Curve]:
+def curves_by_method(task: ws.Task, target: ws.StateDict, source: ws.StateDict) -> dict[str, Curve]:
     """Return the loss curves to the source as it is, and to the matched source by treatment of the statistics."""
     spec = ws.derive_spec(task.network(), task.example_args)
     permuted = ws.permute(spec, ws.weight_matching(spec, target, source).permutation, source)
@@ -95,7 +95,7 @@ def rows(width: float, seeds: Sequence[int], cache: Path, folder: Path) -> Itera
     task = resnet_task(width)
     for number, pair in enumerate(combinations(seeds, 2)):
         target, source = (trained(task, seed, cache=cache) for seed in pair)
-        curves = ways(measuring(task), target, source)
+        curves = curves_by_method(measuring(task), target, source)
         if not number:
             draw_curves(curves, folder / f"repair_x{width:g}.png", title=f"{task.name}, seeds {label_of(pair)}")
         yield label_of(pair), figures(curves)

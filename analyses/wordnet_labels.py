@@ -38,10 +38,10 @@ def rows(observed: tuple[int, ...], test: int, seed: int, choices: tuple[str, ..
     test_items, training = order[:test], order[test:]
     glosses = TfidfVectorizer(sublinear_tf=True, min_df=2).fit_transform([wordnet.glosses[i] for i in items])
     classes, counts = np.unique(truth[training], return_counts=True)
-    ways = {"frequent": classes[np.argsort(-counts, kind="stable")], "random": rng.permutation(classes)}
+    orders = {"frequent": classes[np.argsort(-counts, kind="stable")], "random": rng.permutation(classes)}
     for choice in choices:
         for count in observed:
-            seen = np.sort(ways[choice][:count])
+            seen = np.sort(orders[choice][:count])
             known = training[np.isin(truth[training], seen)]
             p = neighbours(glosses[test_items] @ glosses[known].T, np.searchsorted(seen, truth[known]), count)
             true, names = ([metric.labels[i] for i in which] for which in (truth[test_items], seen))

@@ -33,7 +33,7 @@ COMMANDS: Mapping[str, str] = {
     "spectrum": "Show singular values, and whether two networks share their vectors.",
     "soup": "Make one network out of many fine-tunes of one model.",
     "ensemble": "Score the logit ensemble beside the soup, and predict which is better.",
-    "barrier": "Measure and draw the way between two networks.",
+    "barrier": "Measure and draw the loss along the path between networks.",
     "labels": "Decode predictions over a metric on the labels.",
 }
 
@@ -114,5 +114,5 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
 def main() -> None:
     """Work on trained networks as points in weight space.
 
-    Merge checkpoints, bring networks from different seeds into one basin, and see the way between them.
+    Merge checkpoints, bring networks from different seeds into one basin, and measure the loss between them.
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli import commands, networks, options, ways
+from weightspace.cli import commands, loss_paths, networks, options
 from weightspace.cli.printing import echo
 from weightspace.cli.reports import echo_files, echo_report
 
@@ -94,7 +94,7 @@ def command(
     \b
     Examples:
       weightspace barrier a.safetensors b.safetensors --task digits-mlp
-      weightspace barrier a.pt b.pt --task digits-mlp --matching weight-matching -o way.png -o way.csv
+      weightspace barrier a.pt b.pt --task digits-mlp --matching weight-matching -o path.png -o path.csv
       weightspace barrier a.pt b.pt --task digits-cnn --statistics repair --taylor --temperature
       weightspace barrier a.pt b.pt c.pt --task digits-mlp --matching weight-matching -o barriers.pdf
       weightspace barrier a.pt b.pt c.pt --task digits-mlp --plane -o plane.pdf
@@ -120,14 +120,15 @@ def command(
 
 def _check(paths: tuple[str, ...], outputs: tuple[str, ...], *, plane: bool, ends_only: bool) -> None:
     """Check that the options fit together, before anything is loaded."""
-    if bad := [path for path in outputs if Path(path).suffix.lower() not in ways.PICTURES + ways.TABLES]:
+    pictures, tables = loss_paths.PICTURES, loss_paths.TABLES
+    if bad := [path for path in outputs if Path(path).suffix.lower() not in pictures + tables]:
         raise WeightspaceError(
-            f"{bad[0]} is neither a picture ({', '.join(ways.PICTURES)}) nor a table ({', '.join(ways.TABLES)})."
+            f"{bad[0]} is neither a picture ({', '.join(pictures)}) nor a table ({', '.join(tables)})."
         )
     if plane and len(paths) != 3:
         raise WeightspaceError(f"--plane goes through three networks; found {len(paths)}.")
     if ends_only and (plane or len(paths) != 2):
-        raise WeightspaceError(f"--taylor and --temperature are of the way between two networks; found {len(paths)}.")
+        raise WeightspaceError(f"--taylor and --temperature are of the path between two networks; found {len(paths)}.")
     if len(set(paths)) != len(paths) > 2:
         raise WeightspaceError(f"Three networks or more must be different ones; found {', '.join(paths)}.")
 
@@ -142,19 +143,19 @@ def _check_effects(*, plane: bool, matching: str | None) -> None:
         options.check_effect(["seed"], "without --matching")
 
 
-def _measured(models: ways.Models, said: dict[str, Any], *, plane: bool, several: bool) -> ways.Report:
+def _measured(models: loss_paths.Models, said: dict[str, Any], *, plane: bool, several: bool) -> loss_paths.Report:
     """Measure the plane through three networks, the barriers between several, or the curve between two."""
     common = {name: said[name] for name in ("statistics", "split")}
     if plane:
-        return ways.planes(models, resolution=said["resolution"], **common)
+        return loss_paths.planes(models, resolution=said["resolution"], **common)
     place = {name: said[name] for name in ("executor", "workers", "ray_address")}
     common |= {"points": said["points"], "baseline": said["baseline"], "place": place}
     if several:
-        return ways.matrices(models, **common)
-    return ways.curves(models, taylor=said["taylor"], temperature=said["temperature"], **common)
+        return loss_paths.matrices(models, **common)
+    return loss_paths.curves(models, taylor=said["taylor"], temperature=said["temperature"], **common)
 
 
-def _models(paths: tuple[str, ...], found: Task, matching: str | None, seed: int) -> ways.Models:
+def _models(paths: tuple[str, ...], found: Task, matching: str | None, seed: int) -> loss_paths.Models:
     """Return the task and the networks, under a label as they come and under another one matched."""
     from weightspace import load_checkpoint
 
@@ -163,4 +164,4 @@ def _models(paths: tuple[str, ...], found: Task, matching: str | None, seed: int
     labelled = {"naive" if matching else "linear": states}
     if matching:
         labelled[matching] = networks.matched(matching, networks.spec_of(None, None, (), found), states, seed, found)
-    return ways.Models(found, stems if len(set(stems)) == len(stems) else paths, labelled)
+    return loss_paths.Models(found, stems if len(set(stems)) == len(stems) else paths, labelled)

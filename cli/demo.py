@@ -20,7 +20,7 @@ from weightspace.cli.reports import echo_files, echo_report
 )
 @options.as_json
 def command(output: str, as_json: bool) -> None:
-    """Bring two networks that were trained apart into one basin, and draw the way between them.
+    """Bring two networks that were trained apart into one basin, and draw the loss between them.
 
     Two networks learn handwritten digits from two seeds; their spec is derived and verified, one is matched to the
     other, both are merged, and the loss is measured along the path between them, before and after.

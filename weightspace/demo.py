@@ -39,7 +39,7 @@ class DemoReport:
 
 
 def demo(picture: str | Path, *, on_progress: Callable[[Progress], None] | None = None) -> DemoReport:
-    """Train two digit classifiers from two seeds, match one to the other and draw the way between them.
+    """Train two digit classifiers from two seeds, match one to the other and draw the loss between them.
 
     Args:
         picture: ``.png``, ``.svg`` or ``.pdf`` to write.

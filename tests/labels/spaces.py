@@ -60,7 +60,7 @@ SPACES = spaces()
 
 
 def all_distances(metric: ws.LabelMetric) -> np.ndarray:
-    """Return all distances, by Floyd and Warshall where they are ways."""
+    """Return all distances, by Floyd and Warshall where they are path lengths."""
     if metric.geometry.kind == "graph":
         steps = metric.geometry.graph.toarray()  # type: ignore[attr-defined]
         found = np.where(steps > 0, steps, np.inf)

@@ -170,7 +170,7 @@ class Relaxation:
         ]
 
     def line(self, permutations: Sequence[Indices]) -> Polynomial:
-        """Return the objective on the way to permutations, at ``t`` from 0 to 1."""
+        """Return the objective on the segment to permutations, at ``t`` from 0 to 1."""
         total = Polynomial([0.0])
         for blocks in zip(*self.blocks, strict=True):
             lines = [block.line(indices)[-1] for block, indices in zip(blocks, permutations, strict=True)]
@@ -179,7 +179,7 @@ class Relaxation:
         return total
 
     def advance(self, permutations: Sequence[Indices], share: float) -> None:
-        """Go a share of the way to permutations; groups without one stay."""
+        """Move a share of the distance towards permutations; groups without one stay."""
         for number, blocks in enumerate(zip(*self.blocks, strict=True)):
             moved = [block.advance(indices, share) for block, indices in zip(blocks, permutations, strict=True)]
             if any(moved):
@@ -252,7 +252,7 @@ class _SoftBlock:
         return self.tables[-1 - (1 << number)]
 
     def line(self, indices: Indices) -> list[_Line]:
-        """Return all tables on the way to permutations, as polynomials."""
+        """Return all tables on the segment to permutations, as polynomials."""
         lines = [[table] for table in self.tables]
         for number, place in enumerate(self.places):
             if place.rows[0] in indices:
@@ -263,7 +263,7 @@ class _SoftBlock:
         return lines
 
     def advance(self, indices: Indices, share: float) -> bool:
-        """Go a share of the way to permutations, and tell whether any of them acts here."""
+        """Move a share of the distance towards permutations, and tell whether any of them acts here."""
         self.tables = [_at(line, share) for line in self.line(indices)]
         return any(place.rows[0] in indices for place in self.places)
 

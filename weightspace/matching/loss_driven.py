@@ -84,7 +84,7 @@ class Best(Generic[Found]):
 
 
 def search(
-    way: Parametrization[Found],
+    parametrization: Parametrization[Found],
     judge: Callable[[Found], float],
     came: Found,
     batches: Iterable[Any],
@@ -94,7 +94,7 @@ def search(
     """Take the steps of a schedule, and return the best permutations that they led to.
 
     Args:
-        way: what is descended.
+        parametrization: what is descended.
         judge: returns how bad permutations are.
         came: the permutations of networks that stay as they came.
         batches: as many as steps, at least.
@@ -102,23 +102,23 @@ def search(
         on_progress: told of every ``"trial"``, with its loss and the ``best`` so far.
 
     Returns:
-        What is judged lowest, and the lowest so far of ``came``, at the start of the way, and after every trial.
+        What is judged lowest, and the lowest so far of ``came``, at the start of the descent, and after every trial.
 
     Raises:
         WeightspaceError: the loss is not finite any more.
     """
     best = Best(came, judge(came))
-    best.offer(start := way.indices(), judge(start))
-    optimizer = torch.optim.Adam([{"params": way.leaves}], lr=schedule.learning_rate)
+    best.offer(start := parametrization.indices(), judge(start))
+    optimizer = torch.optim.Adam([{"params": parametrization.leaves}], lr=schedule.learning_rate)
     for step, batch in zip(range(1, schedule.steps + 1), batches, strict=False):
         optimizer.zero_grad()
-        loss = way.loss(batch)
+        loss = parametrization.loss(batch)
         if not bool(loss.isfinite()):
             raise WeightspaceError(f"The loss is {loss.item()} at step {step}. Is the learning rate too high?")
         loss.backward()
         optimizer.step()
         if step % schedule.every == 0 or step == schedule.steps:
-            best.offer(found := way.indices(), bad := judge(found))
+            best.offer(found := parametrization.indices(), bad := judge(found))
             if on_progress is not None:
                 on_progress(Progress("trial", step, schedule.steps, bad, details={"best": best.history[-1]}))
     return best
@@ -126,7 +126,7 @@ def search(
 
 def descend(
     ends: EndpointPair,
-    way: Parametrization[Indices],
+    parametrization: Parametrization[Indices],
     judge: Callable[[StateDict], float],
     batches: Iterable[Any],
     schedule: Schedule,
@@ -136,7 +136,7 @@ def descend(
 
     Args:
         ends: the two networks.
-        way: what is descended.
+        parametrization: what is descended.
         judge: returns how bad the permuted parameters of the source are.
         batches: as many as steps, at least.
         schedule: how many steps, how long.
@@ -148,7 +148,7 @@ def descend(
     if not ends.spec.groups:  # nothing to learn
         schedule = replace(schedule, steps=0)
     came = Permutation.identity(ends.spec).indices
-    best = search(way, lambda indices: judge(ends.permuted(indices)), came, batches, schedule, on_progress)
+    best = search(parametrization, lambda indices: judge(ends.permuted(indices)), came, batches, schedule, on_progress)
     history = tuple(best.history)
     settled = len(history) > 2 and history[-1] == history[-2]
     permutation = Permutation(ends.spec, best.found)

@@ -46,7 +46,7 @@ class ManyMatching:
     def between(self, target: int, source: int) -> Permutation:
         """Return the permutation that takes one model to another: into the shared order, and out of it again.
 
-        It is the same whatever the way: ``between(a, b).compose(between(b, c))`` equals ``between(a, c)``, and a
+        It does not depend on the path: ``between(a, b).compose(between(b, c))`` equals ``between(a, c)``, and a
         cycle ends in the identity.
 
         Args:

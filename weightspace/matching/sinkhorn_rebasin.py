@@ -87,8 +87,8 @@ def sinkhorn_rebasin(
     generator = torch.Generator().manual_seed(seed)
     with torch_threads(1 if task is None else threads_of(task)):
         aim, judge, batches = _aim(ends, task, loss, device, generator)
-        way = Scoring(ends, aim, start=start, temperature=temperature, hard=False, generator=generator)
-        return descend(ends, way, judge, batches, schedule, on_progress)
+        parametrization = Scoring(ends, aim, start=start, temperature=temperature, hard=False, generator=generator)
+        return descend(ends, parametrization, judge, batches, schedule, on_progress)
 
 
 def _check_loss(loss: str, task: Task | None) -> None:

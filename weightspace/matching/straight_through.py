@@ -97,11 +97,11 @@ def straight_through(
     ends, generator = endpoints(spec, target, source), torch.Generator().manual_seed(seed)
     with torch_threads(threads_of(task)):
         losses = Losses(task, device=device)
-        way = _way(projection, ends, losses, generator, seed, sweeps, start or "noise", temperature)
-        return descend(ends, way, _midpoint_judge(ends, losses), endless(task, generator), schedule, on_progress)
+        free = _parametrization(projection, ends, losses, generator, seed, sweeps, start or "noise", temperature)
+        return descend(ends, free, _midpoint_judge(ends, losses), endless(task, generator), schedule, on_progress)
 
 
-def _way(
+def _parametrization(
     projection: Projection,
     ends: EndpointPair,
     losses: Losses,

@@ -80,9 +80,9 @@ def straight_through_many(
     generator = torch.Generator().manual_seed(seed)
     with torch_threads(threads_of(task)):
         losses = Losses(task, device=device)
-        way = Mixing(_projections(spec, states, losses, seed, sweeps, generator), losses, generator)
+        parametrization = Mixing(_projections(spec, states, losses, seed, sweeps, generator), losses, generator)
         came = (Permutation.identity(spec).indices,) * (len(states) - 1)
-        best = search(way, way.judge, came, endless(task, generator), schedule, on_progress)
+        best = search(parametrization, parametrization.judge, came, endless(task, generator), schedule, on_progress)
     basin.place([Permutation.identity(spec), *(Permutation(spec, indices) for indices in best.found)])
     return basin.result([-loss for loss in best.history])
 
@@ -100,7 +100,7 @@ def _projections(
 
 
 class Mixing:
-    """A way down in which random mixtures of the first model and the projected others are what the loss sees.
+    """A parametrization in which random mixtures of the first model and the projected others are what the loss sees.
 
     Args:
         projections: one for each model but the first, their target.

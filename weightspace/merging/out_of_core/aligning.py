@@ -25,7 +25,7 @@ class Alignment:
 
     Attributes:
         spec: what may be permuted, verified for their architecture.
-        method: a name in ``weightspace.matching.MATCHINGS``: a way to match two networks.
+        method: a name in ``weightspace.matching.MATCHINGS``: a method that matches two networks.
         seed: of the matching.
         task: that the networks were trained for; some methods need it.
         on_matched: is told of every network that was matched: the target's source and weights, then its own, permuted.

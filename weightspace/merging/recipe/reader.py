@@ -18,7 +18,7 @@ _TOP = (
     *("dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template"),
 )
 
-#: The ways to name the models of a recipe; a module has the first two.
+#: The keys that name the models of a recipe; a module has the first two.
 _FORMS = ("models", "slices", "modules")
 
 #: Keys that mergekit ignores where they are not known -> where they belong.

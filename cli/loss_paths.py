@@ -73,7 +73,7 @@ def curves(
     temperature: bool,
     place: Mapping[str, Any],
 ) -> Report:
-    """Walk the way between two networks."""
+    """Measure the path between two networks."""
     from weightspace import barrier, loss_curve, taylor_barrier
     from weightspace.connectivity import midpoint_temperature
     from weightspace.plots import draw_curves
@@ -114,7 +114,7 @@ def curves(
 def matrices(
     models: Models, *, points: int, statistics: Any, baseline: Any, split: Any, place: Mapping[str, Any]
 ) -> Report:
-    """Walk the ways between every two of many networks."""
+    """Measure the paths between every two of many networks."""
     from weightspace import barrier_matrix
     from weightspace.plots import draw_matrices
 
