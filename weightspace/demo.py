@@ -54,8 +54,8 @@ def demo(picture: str | Path, *, on_progress: Callable[[Progress], None] | None 
         "training from seed 1",
         "deriving the spec",
         "matching",
-        "naive way",
-        "matched way",
+        "naive path",
+        "matched path",
     )
     stages = (Progress("stage", number, len(texts), name=text) for number, text in enumerate(texts, start=1))
 

@@ -234,7 +234,7 @@ def unit_layers(network: nn.Module, loss: Callable[[], Tensor]) -> dict[str, nn.
 
 
 def _first_met(end: Any, wanted: set[Any]) -> set[Any]:
-    """Return the nodes of ``wanted`` that lie on a way back from ``end`` before any other of them."""
+    """Return the nodes of ``wanted`` that lie on a path back from ``end`` before any other of them."""
     met, seen, waiting = set(), {end}, [end]
     while waiting:
         node = waiting.pop()

@@ -1,4 +1,4 @@
-"""The way between two networks: one network at a time, at any position, with its statistics put right."""
+"""The linear path between two networks: the network at any position, with its statistics corrected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A curve: the scores of the networks on a way between two, which saves and loads itself.
+"""A curve: the scores of the networks on the path between two, which saves and loads itself.
 
 Losses are in nats, accuracies shares of 1; position 0 is the network ``a``, position 1 the network ``b``.
 """
@@ -32,7 +32,7 @@ _COLUMNS = ("position", "loss", "accuracy", *_LABELS)
 @brief
 @dataclass(frozen=True)
 class Curve:
-    """Scores at ``S`` positions on the way from ``a`` to ``b``.
+    """Scores at ``S`` positions on the path from ``a`` to ``b``.
 
     Attributes:
         positions: without unit, of length ``S``.
@@ -212,13 +212,13 @@ def _told(
 def _points(
     task: Task, a: StateDict, b: StateDict, statistics: Statistics, split: Split, positions: Sequence[float]
 ) -> Iterator[tuple[float, float | None]]:
-    """Yield the scores at some positions of a way."""
+    """Yield the scores at some positions of a path."""
     with torch_threads(threads_of(task)):
-        way = LinearPath(task, a, b, statistics)
+        path = LinearPath(task, a, b, statistics)
         for position in positions:
-            yield scored(task, way.at(position), split)
+            yield scored(task, path.at(position), split)
 
 
-def _share(*way: Any) -> list[tuple[float, float | None]]:
+def _share(*path: Any) -> list[tuple[float, float | None]]:
     """Return the scores at some positions: a piece of work that travels."""
-    return list(_points(*way))
+    return list(_points(*path))

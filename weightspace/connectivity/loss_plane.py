@@ -285,8 +285,8 @@ def _coordinates(names: Iterable[str], a: StateDict, b: StateDict, c: StateDict)
         if name in coordinates.functions:
             continue
         origin, *others = (coordinates.of(state, name).detach().double() for state in (a, b, c))
-        ways = [(other - origin).flatten() for other in others]
-        inner += [[float(first @ second) for second in ways] for first in ways]
+        directions = [(other - origin).flatten() for other in others]
+        inner += [[float(first @ second) for second in directions] for first in directions]
     width = math.sqrt(inner[0, 0])
     along = float(inner[0, 1]) / width if width else 0.0
     height = math.sqrt(max(inner[1, 1] - along**2, 0.0))

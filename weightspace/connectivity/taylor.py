@@ -1,6 +1,6 @@
 r"""Barriers predicted by Taylor expansions at both endpoints.
 
-Near ``a`` the loss along the way is ``L_a(λ) = L(a) + λ g_a·Δ + ½ λ² Δ·H_a Δ`` with ``Δ = b − a``, near ``b`` it is
+Near ``a`` the loss along the path is ``L_a(λ) = L(a) + λ g_a·Δ + ½ λ² Δ·H_a Δ`` with ``Δ = b − a``, near ``b`` it is
 ``L_b(λ) = L(b) − (1−λ) g_b·Δ + ½ (1−λ)² Δ·H_b Δ``. Each end is trusted in the measure in which it is near, and the
 rise of ``(1−λ) L_a + λ L_b`` above the straight line between the ends is
 
@@ -76,12 +76,12 @@ def taylor_barrier(task: Task, a: StateDict, b: StateDict, *, split: Split = "tr
     coordinates = Coordinates([a, b])
     _check_followed(coordinates)
     names = [name for name, _ in network.named_parameters(remove_duplicate=False) if name not in coordinates.functions]
-    way = {name: coordinates.of(b, name).detach() - coordinates.of(a, name).detach() for name in names}
+    difference = {name: coordinates.of(b, name).detach() - coordinates.of(a, name).detach() for name in names}
     losses = Losses(task)
     # The fused kernels of attention have no second derivative.
     with torch_threads(threads_of(task)), sdpa_kernel(SDPBackend.MATH), _PlainWeightNorm():
-        first_a, second_a = _derivatives(losses, a, way, split)
-        first_b, second_b = _derivatives(losses, b, way, split)
+        first_a, second_a = _derivatives(losses, a, difference, split)
+        first_b, second_b = _derivatives(losses, b, difference, split)
     return _highest(first_a - first_b, second_a, second_b)
 
 
@@ -97,7 +97,7 @@ class _PlainWeightNorm(TorchFunctionMode):
 
 
 def _check_followed(coordinates: Coordinates) -> None:
-    """Refuse singular vectors, which change along the way."""
+    """Refuse singular vectors, which change along the path."""
     for name in coordinates.parametrizations.spectral_norms:
         raise WeightspaceError(
             f"The barrier is estimated by derivatives along a line, and {name!r} is under spectral norm, whose vectors "
@@ -106,17 +106,17 @@ def _check_followed(coordinates: Coordinates) -> None:
         )
 
 
-def _derivatives(losses: Losses, state: StateDict, way: StateDict, split: Split) -> tuple[float, float]:
+def _derivatives(losses: Losses, state: StateDict, difference: StateDict, split: Split) -> tuple[float, float]:
     """Return ``g·Δ`` and ``Δ·H Δ`` at one end: a gradient and a Hessian-vector product a batch.
 
     Both are derivatives by one number, the step ``t`` along ``Δ``, so that nothing as large as the weights is kept.
     """
     firsts, seconds, coordinates = [], [], Coordinates([state])
-    start = {name: coordinates.of(state, name).detach() for name in way}
+    start = {name: coordinates.of(state, name).detach() for name in difference}
     for batch in losses.task.batches(split, SEED):
         step = torch.zeros((), dtype=torch.float64, requires_grad=True)
         moved = {name: tensor.detach() for name, tensor in state.items()}
-        moved |= {name: start[name] + step * delta for name, delta in way.items()}
+        moved |= {name: start[name] + step * delta for name, delta in difference.items()}
         for direction, norm in coordinates.parametrizations.weight_norms.items():
             moved[norm.magnitude] = slice_norms(moved[direction], state[norm.magnitude].shape)
         (first,) = torch.autograd.grad(losses(moved, batch), step, create_graph=True)

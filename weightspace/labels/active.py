@@ -40,7 +40,7 @@ def next_classes(metric: LabelSpace, observed: Sequence[Label], n: int = 1) -> l
 
 
 def _on_tree(metric: LabelSpace, seen: np.ndarray, n: int) -> list[int]:
-    """Return the ends of the longest ways out of the locus, then whatever is left."""
+    """Return the ends of the longest paths out of the locus, then whatever is left."""
     assert isinstance(metric.geometry, GraphGeometry)
     tree = metric.geometry.graph
     chosen: list[int] = []
@@ -55,7 +55,7 @@ def _on_tree(metric: LabelSpace, seen: np.ndarray, n: int) -> list[int]:
 
 
 def _ends_of_ways(tree: Graph, inside: np.ndarray) -> list[int]:
-    """Return the leaves outside, by the length of the way that each adds after those before it."""
+    """Return the leaves outside, by the length of the path that each adds after those before it."""
     indptr, indices = tree.indptr.tolist(), tree.indices.tolist()
     order = np.flatnonzero(inside).tolist()
     first = len(order)
@@ -65,20 +65,20 @@ def _ends_of_ways(tree: Graph, inside: np.ndarray) -> list[int]:
             if other not in above:
                 above[other] = node
                 order.append(other)
-    below: dict[int, tuple[int, int]] = {}  # longest way down from a node, and minus its end: ties to the lowest
-    ways: list[tuple[int, int]] = []
+    below: dict[int, tuple[int, int]] = {}  # longest path down from a node, and minus its end: ties to the lowest
+    paths: list[tuple[int, int]] = []
     for node in reversed(order[first:]):
         length, end = below.pop(node, (0, -node))
-        way = (length + 1, end)
+        path = (length + 1, end)
         parent = above[node]
         if inside[parent]:
-            ways.append(way)
+            paths.append(path)
         elif parent in below:
-            ways.append(min(way, below[parent]))
-            below[parent] = max(way, below[parent])
+            paths.append(min(path, below[parent]))
+            below[parent] = max(path, below[parent])
         else:
-            below[parent] = way
-    return [-end for _, end in sorted(ways, reverse=True)]
+            below[parent] = path
+    return [-end for _, end in sorted(paths, reverse=True)]
 
 
 def _by_trial(metric: LabelSpace, seen: np.ndarray, n: int) -> list[int]:

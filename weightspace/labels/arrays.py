@@ -52,7 +52,7 @@ def distance_matrix(values: Any, names: Names | None) -> Tensor:
 
 
 def _check_triangles(matrix: Tensor, named: Any) -> None:
-    """Warn where a way round is shorter: squares of distances are the likely cause."""
+    """Warn where a detour is shorter: squares of distances are the likely cause."""
     a, b, c = _triples(len(matrix))
     direct, round_ = matrix[a, c].double(), (matrix[a, b].double(), matrix[b, c].double())
     excess = direct - (round_[0] + round_[1]) * (1 + _CLOSE)
@@ -62,7 +62,7 @@ def _check_triangles(matrix: Tensor, named: Any) -> None:
     at = int(excess.argmax())
     i, j, k = (int(side[at]) for side in (a, b, c))
     where = (
-        f"d({named[i]!r}, {named[k]!r}) = {float(direct[at]):g} is more than the way by {named[j]!r}, "
+        f"d({named[i]!r}, {named[k]!r}) = {float(direct[at]):g} is more than the path through {named[j]!r}, "
         f"{float(round_[0][at] + round_[1][at]):g}"
     )
     if float(roots.max()) <= 0:

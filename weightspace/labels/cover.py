@@ -139,7 +139,7 @@ def _approximate(metric: LabelSpace) -> tuple[Any, str, int]:
     """Return a cover of many labels, what it is called, and the bound."""
     geometry = metric.geometry
     if isinstance(geometry, GraphGeometry) and all_nodes(metric):
-        # What hangs from the core lies on the ways between leaves and core.
+        # What hangs from the core lies on the paths between leaves and core.
         leaves = _leaves(metric)
         core = geometry.fringe.order[geometry.fringe.roots]
         return {*leaves.tolist(), *core.tolist()}, "leaves and core", max(1, len(leaves))

@@ -75,7 +75,7 @@ class GraphGeometry:
 
     @property
     def is_tree(self) -> bool:
-        """Whether there is one way between any two labels."""
+        """Whether there is one path between any two labels."""
         return self.graph.nnz == 2 * (self.nodes - 1)
 
     @cached_property

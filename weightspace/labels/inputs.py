@@ -202,7 +202,7 @@ _SMALL = 500_000_000
 #: Whatever reading the literal in a header may raise.
 _HEADER_ERRORS = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, EOFError, OSError, TokenError)
 
-#: Whatever reading a record may raise: it is damaged, encrypted, or compressed in a way that nobody knows.
+#: Whatever reading a record may raise: it is damaged, encrypted, or compressed by an unknown method.
 _ARCHIVE_ERRORS = (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError)
 
 

@@ -1,6 +1,6 @@
 """The locus of observed classes: every label that is a Fréchet mean under some weights of them.
 
-On a tree, the union of the ways between observed labels. In general a linear program for every label: y belongs to it
+On a tree, the union of the paths between observed labels. In general a linear program for every label: y belongs to it
 iff max t ≥ 0 subject to Σ w_i (d²(y, i) − d²(z, i)) + t ≤ 0 for all z ≠ y, w on the simplex, and is the only mean for
 some w iff max t > 0. Neither depends on positive factors of rows (one for each z) and columns, by which the program is
 scaled, so that labels far away do not hide the small differences. The locus of many classes is more than the union over
@@ -163,7 +163,7 @@ def _best_weights(excess: np.ndarray) -> np.ndarray:
 
 
 def on_ways(tree: Graph, seen: np.ndarray) -> np.ndarray:
-    """Return which nodes of a tree lie on a way between some nodes: the remainder when other leaves are cut."""
+    """Return which nodes of a tree lie on a path between some nodes: the remainder when other leaves are cut."""
     nodes = tree.shape[0]
     degree = np.diff(tree.indptr).tolist()
     indptr, indices = tree.indptr.tolist(), tree.indices.tolist()

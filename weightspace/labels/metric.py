@@ -92,7 +92,7 @@ class LabelMetric:
         labels: Iterable[Label] | None = None,
         weights: Any = None,
     ) -> LabelMetric:
-        """Return the metric of the ways along a tree.
+        """Return the metric of the paths along a tree.
 
         Args:
             parents: label -> parent, or the parents in the order of ``labels``; None, -1 or itself for the root. Where
@@ -113,7 +113,7 @@ class LabelMetric:
 
     @classmethod
     def from_graph(cls, graph: Any, *, labels: Iterable[Label] | None = None, weight: str = "weight") -> LabelMetric:
-        """Return the metric of shortest ways on a graph; directions are not looked at.
+        """Return the metric of shortest paths on a graph; directions are not looked at.
 
         Args:
             graph: of networkx, or a symmetric or triangular ``scipy.sparse`` matrix of lengths.
@@ -122,7 +122,7 @@ class LabelMetric:
                 length 0 join, such as synonyms, are at one place.
 
         Raises:
-            WeightspaceError: parts without a way between them, a label twice or unknown, a negative length.
+            WeightspaceError: parts without a path between them, a label twice or unknown, a negative length.
         """
         from weightspace.labels.parsing import graph_of
 

@@ -202,7 +202,7 @@ def adjacency_of(nodes: int, u: np.ndarray, v: np.ndarray, lengths: np.ndarray) 
 
 
 def check_connected(names: Names, adjacency: Graph) -> None:
-    """Raise if there are labels without a way between them.
+    """Raise if there are labels without a path between them.
 
     Raises:
         WeightspaceError: names the components.
@@ -218,7 +218,7 @@ def check_connected(names: Names, adjacency: Graph) -> None:
         first = ", ".join(repr(names[i]) for i in members[:_SHOWN])
         parts.append(f"{sizes[one]:,} labels ({first}{', …' if len(members) > _SHOWN else ''})")
     raise WeightspaceError(
-        f"The labels fall into {count:,} components without a way between them: {'; '.join(parts)}"
+        f"The labels fall into {count:,} components without a path between them: {'; '.join(parts)}"
         f"{'; …' if count > _SHOWN else ''}. Expected a connected graph: add edges, or leave out what is apart."
     )
 
@@ -263,10 +263,10 @@ def _way(nodes: int, u: list[int], v: list[int], start: int, goal: int) -> list[
             if other not in before:
                 before[other] = node
                 queue.append(other)
-    way = [goal]
-    while way[-1] != start:
-        way.append(before[way[-1]])
-    return way[::-1]
+    path = [goal]
+    while path[-1] != start:
+        path.append(before[path[-1]])
+    return path[::-1]
 
 
 def _labels_of(ends: list[tuple[Label, Label]]) -> list[Any]:

@@ -99,7 +99,7 @@ OnLogits = Callable[[int, Tensor], Tensor]
 
 @contextmanager
 def hearing(network: nn.Module, on_logits: OnLogits) -> Iterator[None]:
-    """Let ``on_logits`` have its way with all that the network returns inside the block.
+    """Call ``on_logits`` with all that the network returns inside the block.
 
     Raises:
         WeightspaceError: the network returns something else than a tensor.

@@ -109,8 +109,8 @@ def flatness(
             network = scorer.put(moved.items(), mixed=radius != 0)
             losses.append(scored(task, network, split)[0])
         random.append(tuple(losses))
-    way = "reset" if scorer.resets else "none"
-    lines = tuple(loss_curve(task, weights, one.load(), points, statistics=way, split=split) for one in others)
+    statistics = "reset" if scorer.resets else "none"
+    lines = tuple(loss_curve(task, weights, one.load(), points, statistics=statistics, split=split) for one in others)
     return Flatness(tuple(map(float, radii)), tuple(random), lines)
 
 

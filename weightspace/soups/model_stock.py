@@ -18,7 +18,7 @@ def model_stock_soup(
     r"""Return ``t x̄ + (1 − t) b`` of every tensor, ``t = N cos θ / (1 + (N − 1) cos θ)``.
 
     ``cos θ`` is the mean cosine between the differences ``x_i − b`` of the fine-tunes from the pretrained model. Two
-    fine-tunes come near the mean of many this way. All are open at a time, mapped from their files.
+    fine-tunes come near the mean of many. All are open at a time, mapped from their files.
 
     Args:
         states_or_paths: fine-tunes, two or more, of the same names and shapes.

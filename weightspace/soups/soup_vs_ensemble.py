@@ -107,7 +107,7 @@ def soup_against_ensemble(
         scale = 1 / fit_temperature(task, pair.scorer.network, split=split).value
     soup = pair.loss(position, scale)
     step = min(STEP, position, 1 - position)
-    around = [pair.loss(position + way * step, scale) for way in (-1, 1)]
+    around = [pair.loss(position + sign * step, scale) for sign in (-1, 1)]
     curvature = (around[0] - 2 * soup + around[1]) / step**2
     ends, middle = (pair.logits(0.0), pair.logits(1.0)), pair.logits(position)
     variance = _variance(ends, middle, scale)

@@ -32,7 +32,7 @@ class Task(Protocol):
 
     It may have ``shifts``, the names of further splits that ``score`` takes: test data from elsewhere. Scores
     are kept as long as the task's code, its data and the files that it opens in Python are the same. A task that reads
-    files in another way declares them: ``files``, paths or a method that returns them. One whose data take long to read
+    files by other means declares them: ``files``, paths or a method that returns them. One whose data take long to read
     says what they are: ``fingerprint(split)``, a text that changes with them.
 
     Example:

@@ -185,7 +185,7 @@ class _Below:
         return tables.child[low], low < stop
 
     def step(self, child: Tensor, first: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the cost and F1 change by on the way to a child."""
+        """Return what the cost and F1 change by on the path to a child."""
         length = self.tables.length[child]
         (mass, moment), (mass_before, moment_before) = self._of(self.tables.after[child], self.tables.before[child])
         drop = length * (total - 2 * (mass - mass_before))
