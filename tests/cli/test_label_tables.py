@@ -56,6 +56,20 @@ def test_names_that_are_labels_are_no_header(content: str) -> None:
     assert len(read_pairs("plain.csv")) == len(content.splitlines())
 
 
+@pytest.mark.parametrize("first", ["a,ba,", "a,ba, ", "b,c,"])
+def test_a_first_edge_whose_length_is_missing_is_no_header(first: str) -> None:
+    Path("pairs.csv").write_text(f"{first}\nb,c,1.5\n")
+    with pytest.raises(ws.WeightspaceError, match=r"pairs\.csv.*1"):
+        read_pairs("pairs.csv")
+
+
+@pytest.mark.parametrize("first", [",,", " , ,"])
+def test_a_first_line_of_empty_cells_is_no_header_of_numbers(first: str) -> None:
+    Path("p.csv").write_text(f"{first}\n1,2,3\n4,5,6\n")
+    with pytest.raises(ws.WeightspaceError, match=r"p\.csv"):
+        read_array("p.csv")
+
+
 def test_parents_with_a_header_a_root_and_several_parents() -> None:
     Path("parents.csv").write_text("name,parent\nentity,\ncat,animal\ndog,animal\nanimal,entity\ncar,entity\n")
     assert run("build", "--parents", "parents.csv", "-o", "p.safetensors").exit_code == 0

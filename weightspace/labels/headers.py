@@ -62,12 +62,13 @@ def is_number(cell: str) -> bool:
 def is_header_of_pairs(rows: Sequence[Sequence[str]]) -> bool:
     """Return whether the first row of a table of edges is a header.
 
-    It is one where the third cell is no number, or both cells are words for columns and no names of other rows.
+    It is one if the third cell is a word and no number, or if both cells are words for columns and no names of other
+    rows. An empty third cell is a length that is missing, not a heading.
     """
     if len(rows) < 2:
         return False
     first, *others = rows
-    if len(first) == 3 and not is_number(first[2]):
+    if len(first) == 3 and first[2].strip() and not is_number(first[2]):
         return all(len(row) < 3 or is_number(row[2]) for row in others)
     used = {cell.strip() for row in others for cell in row[:2]}
     return len(first) >= 2 and all(is_head_word(cell) and cell.strip() not in used for cell in first[:2])
@@ -85,7 +86,8 @@ def header_of_numbers(path: Path, delimiter: str) -> list[str] | None:
             first = next(csv.reader(file, delimiter=delimiter), [])
         except csv.Error as error:
             raise ValueError(str(error)) from error
-    return [cell.strip() for cell in first] if first and not any(map(is_number, first)) else None
+    names = [cell.strip() for cell in first]
+    return names if any(names) and not any(map(is_number, names)) else None  # a line of empty cells names nothing
 
 
 def without_header(names: list[str], known: Collection[str], source: str | Path) -> list[str]:
