@@ -56,8 +56,8 @@ def test_names_that_are_labels_are_no_header(content: str) -> None:
     assert len(read_pairs("plain.csv")) == len(content.splitlines())
 
 
-@pytest.mark.parametrize("first", ["a,ba,", "a,ba, ", "b,c,"])
-def test_a_first_edge_whose_length_is_missing_is_no_header(first: str) -> None:
+@pytest.mark.parametrize("first", ["a,ba,", "a,ba, ", "b,c,", "a,b,x", "b,x,y", "a,,x", ",a,x"])
+def test_a_first_edge_whose_length_is_missing_or_damaged_is_no_header(first: str) -> None:
     Path("pairs.csv").write_text(f"{first}\nb,c,1.5\n")
     with pytest.raises(ws.WeightspaceError, match=r"pairs\.csv.*1"):
         read_pairs("pairs.csv")

@@ -62,16 +62,18 @@ def is_number(cell: str) -> bool:
 def is_header_of_pairs(rows: Sequence[Sequence[str]]) -> bool:
     """Return whether the first row of a table of edges is a header.
 
-    It is one if the third cell is a word and no number, or if both cells are words for columns and no names of other
-    rows. An empty third cell is a length that is missing, not a heading.
+    It is one if its cells are no names of other rows, none is empty, and the third is no number, or both are words for
+    columns.
     """
     if len(rows) < 2:
         return False
     first, *others = rows
-    if len(first) == 3 and first[2].strip() and not is_number(first[2]):
+    used = {"", *(cell.strip() for row in others for cell in row[:2])}
+    if not used.isdisjoint(cell.strip() for cell in first):
+        return False
+    if len(first) == 3 and not is_number(first[2]):
         return all(len(row) < 3 or is_number(row[2]) for row in others)
-    used = {cell.strip() for row in others for cell in row[:2]}
-    return len(first) >= 2 and all(is_head_word(cell) and cell.strip() not in used for cell in first[:2])
+    return len(first) >= 2 and all(is_head_word(cell) for cell in first[:2])
 
 
 def header_of_numbers(path: Path, delimiter: str) -> list[str] | None:
