@@ -111,7 +111,7 @@ def test_the_resnet_has_twenty_layers_and_a_spec_that_holds(script: Script, widt
 
 def test_treatments_differ_between_the_ends_only(script: Script, tmp_path: Path) -> None:
     repair, task = script("repair"), toy_resnet(script)
-    curves = repair.ways(task, *(ws.train(task, seed, epochs=2) for seed in (0, 1)))
+    curves = repair.curves_by_method(task, *(ws.train(task, seed, epochs=2) for seed in (0, 1)))
     assert {label: curve.statistics for label, curve in curves.items()} == {
         "unmatched": "none",
         "matched": "none",
