@@ -9,12 +9,14 @@ _DISPLAYED = re.compile(r"^\.\. math:: *(.*(?:\n[ \t]+\S.*)*)", re.MULTILINE)
 _FORMULA = re.compile(r":math:`([^`]+)`")
 _ROLE = re.compile(r":(?:meth|func|class|mod|attr|data):`~?([^`]+)`")
 _EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
+_SHARED = re.compile(r"^    (\w+(?:, \w+)+)(: .*(?:\n {5,}\S.*)*)", re.MULTILINE)
 
 
 def as_markdown(docstring: str) -> str:
-    """Return a docstring whose formulas stand between dollars and whose references are code."""
+    """Return a docstring with formulas between dollars, references as code and an entry for every parameter."""
     text = _DISPLAYED.sub(lambda found: f"$$ {' '.join(found[1].split())} $$", docstring)
     text = _FORMULA.sub(lambda found: f"${' '.join(found[1].split())}$", text)
+    text = _SHARED.sub(lambda found: "\n".join(f"    {name}{found[2]}" for name in found[1].split(", ")), text)
     return _EXAMPLE.sub("Examples:", _ROLE.sub(r"`\1`", text))
 
 

@@ -75,9 +75,8 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "reference/index.md", _overview()
     for names in SECTIONS.values():
         for name in names:
-            text = DATA.get(name, f"::: weightspace.{name}\n")
-            heading = f"# `{name}` {{#weightspace.{name}}}\n" if name in DATA else ""
-            yield f"reference/{name}.md", f"{heading}{text}"
+            heading = f"# `{name}` {{#weightspace.{name}}}\n"
+            yield f"reference/{name}.md", f"{heading}{DATA[name]}" if name in DATA else _entry(f"weightspace.{name}")
     for package in packages():
         yield f"reference/packages/{package}.md", _package(package)
 
@@ -99,12 +98,23 @@ def _documented(value: object) -> bool:
     return (inspect.isclass(value) or inspect.isfunction(value)) and bool(value.__doc__)
 
 
+def _entry(path: str, level: int = 1) -> str:
+    """Return the Markdown that renders a public name, by the path under which it is imported.
+
+    A function in a module of the same name is found by the path of its definition: the public path is the module's, too.
+    """
+    package, _, name = path.rpartition(".")
+    module = getattr(importlib.import_module(package), name).__module__
+    anchor, source, heading = "", path, ""
+    if module.rpartition(".")[2] == name:
+        anchor, source, heading = f"[](){{#{path}}}\n\n", f"{module}.{name}", f"\n      heading: {path}"
+    return f"{anchor}::: {source}\n    options:\n      heading_level: {level}{heading}\n"
+
+
 def _package(package: str) -> str:
     module = importlib.import_module(f"weightspace.{package}")
     summary = (inspect.getdoc(module) or "").split("\n\n")[0]
-    entries = "\n\n".join(
-        f"::: weightspace.{package}.{name}\n    options:\n      heading_level: 2" for name in further_names(package)
-    )
+    entries = "\n".join(_entry(f"weightspace.{package}.{name}", level=2) for name in further_names(package))
     return f"# `weightspace.{package}`\n\n{summary}\n\n{entries}\n"
 
 

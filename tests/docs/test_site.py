@@ -1,6 +1,6 @@
 """What the strict build does not check: pictures, and that the pages need no network."""
 
-import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -25,6 +25,14 @@ def test_every_merge_method_command_and_public_name_has_a_page(pages: Path) -> N
     assert {path.stem for path in (pages / "matching-methods").glob("*.md")} == {"index", *MATCHINGS, *MANY_MATCHINGS}
     assert {path.stem for path in (pages / "command-line").glob("*.md")} == {"index", *cli.COMMANDS}
     assert {path.stem for path in (pages / "reference").glob("*.md")} == {"index", *ws.__all__}
+
+
+def test_a_page_of_the_reference_shows_the_name_and_not_a_module_of_the_same_name(pages: Path) -> None:
+    for page in (pages / "reference").rglob("*.md"):
+        for path in re.findall(r"^::: (\S+)", page.read_text(encoding="utf-8"), re.MULTILINE):
+            package = importlib.import_module(path.rpartition(".")[0])
+            is_module = hasattr(package, "__path__") and importlib.util.find_spec(path) is not None
+            assert not is_module, f"{page.name}: {path} is a module"
 
 
 def test_pictures_are_there_and_none_comes_from_a_server(pages: Path) -> None:
