@@ -101,7 +101,7 @@ def _documented(value: object) -> bool:
 def _entry(path: str, level: int = 1) -> str:
     """Return the Markdown that renders a public name, by the path under which it is imported.
 
-    A function in a module of the same name is found by the path of its definition: the public path is the module's, too.
+    A function in a module of the same name is found where it is defined, as the public path is the module's, too.
     """
     package, _, name = path.rpartition(".")
     module = getattr(importlib.import_module(package), name).__module__

@@ -56,7 +56,7 @@ class MaskedSum:
 
     @cached_property
     def deviating(self) -> bool:
-        """Whether a number stands for a simple fraction that it isn't quite, so that rounding at midpoints depends on it."""
+        """Whether a number stands for a simple fraction that it isn't quite, which decides midpoints."""
         numbers = (*self.factors, *self.weights, self.lambda_)
         return any(simplest(number) != Fraction(number) for number in numbers)
 
