@@ -95,9 +95,6 @@ def test_checked_functions_keep_their_names_signatures_and_travel() -> None:
         ws.merge()  # type: ignore[call-arg]
 
 
-# --- Tasks without the right pieces ---
-
-
 def task(**pieces: Any) -> ClassificationTask:
     return ClassificationTask(**{"name": "odd", "build": build, "load": load, **pieces})
 

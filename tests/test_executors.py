@@ -28,8 +28,6 @@ def _one_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-# --- Pieces: the module that they are in is written to a file, since tests are not importable from elsewhere. ---
-
 PIECES = '''
 import os
 import pathlib
@@ -210,9 +208,6 @@ def test_tasks_that_cannot_be_pickled_are_reported(place: str, pieces: Any) -> N
 def test_invalid_executors_are_refused(options: dict[str, Any], message: str, pieces: Any) -> None:
     with pytest.raises(WeightspaceError, match=message):
         list(run_jobs(**{"executor": "serial", "function": pieces("late"), "jobs": [(1, 0.0)], **options}))
-
-
-# --- What the library does with it ---
 
 
 def test_a_curve_is_the_same_wherever_its_points_are_scored(

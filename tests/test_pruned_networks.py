@@ -172,9 +172,6 @@ def test_a_base_with_another_mask_is_refused() -> None:
         ws.merge(SAME[:2], "task_arithmetic", base=DIFFERENT[0])
 
 
-# --- Files and commands ---
-
-
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[StateDict]], list[str]]:
     monkeypatch.chdir(tmp_path)
@@ -244,9 +241,6 @@ def test_a_pruned_model_beside_one_that_is_not_is_told_from_it(files: Any) -> No
             ws.merge(states)
         with pytest.raises(WeightspaceError, match=advice):
             ws.merge_files(files(states), "out.safetensors")
-
-
-# --- Masks that move, and those that are none ---
 
 
 def test_masks_are_permuted_with_their_weights() -> None:

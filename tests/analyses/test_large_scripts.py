@@ -33,9 +33,6 @@ def images_of_noise(*_: object) -> dict[Any, Examples]:
     return {split: Examples(images, labels) for split in ("train", "validation", "test")}
 
 
-# --- What is measured ---
-
-
 def test_a_permuted_copy_is_found_again_and_all_figures_say_so(script: Script) -> None:
     task = script("recipe").digits_task(12)
     network = ws.train(task, 0, epochs=8)
@@ -56,9 +53,6 @@ def test_the_accuracy_of_a_pair_is_that_of_the_worse_one(script: Script) -> None
     assert accuracies[1] < accuracies[0]
     for order in (networks, networks[::-1]):
         assert script("pairs").measure(task, *order, points=3)["accuracy"] == accuracies[1]
-
-
-# --- Sweeps ---
 
 
 @pytest.mark.parametrize(
@@ -88,9 +82,6 @@ def test_the_verdict_on_weight_decay_goes_by_the_median(script: Script) -> None:
     sweeps = script("sweeps")
     far = {"a": {"R_.3": 0.45}, "b": {"R_.3": 0.5}, "c": {"R_.3": 9.0}}
     assert [one["holds"] for one in sweeps.verdicts({0.0: far, 5e-3: far})] == [True, False]
-
-
-# --- REPAIR ---
 
 
 def toy_resnet(script: Script) -> ClassificationTask:
@@ -128,9 +119,6 @@ def test_treatments_differ_between_the_ends_only(script: Script, tmp_path: Path)
     assert (tmp_path / "repair.png").stat().st_size > 10_000
 
 
-# --- Every method ---
-
-
 def test_a_method_is_measured_and_drawn(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     methods, task = script("methods"), script("recipe").digits_task(16, recipe=TrainConfig(epochs=8))
     monkeypatch.setattr(methods, "TASKS", {"toy": lambda: task})
@@ -150,9 +138,6 @@ def test_a_method_is_measured_and_drawn(script: Script, tmp_path: Path, monkeypa
 
 def test_a_method_that_takes_too_long_is_ended(script: Script, tmp_path: Path) -> None:
     assert script("methods").within(0.1, "straight-through", "digits-mlp", (0, 1), tmp_path) is None
-
-
-# --- The results that are kept ---
 
 
 def test_the_kept_sweeps_show_what_is_claimed() -> None:

@@ -110,9 +110,6 @@ def test_a_fine_tune_from_another_start_is_another(script: Script, task: Classif
     assert len(made) <= count + 2, "it was not trained again"
 
 
-# --- The results that are kept ---
-
-
 def kept(name: str) -> Any:
     path = ANALYSES / "results" / f"{name}.json"
     return json.loads(path.read_text())

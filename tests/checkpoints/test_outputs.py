@@ -78,9 +78,6 @@ def test_an_adapter_is_a_folder(name: str, tmp_path: Path) -> None:
         check_name(tmp_path / name, folder_only=True)
 
 
-# --- What is there already ---
-
-
 def archive(*names: str) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as file:
@@ -182,9 +179,6 @@ def test_folders_pipes_and_devices_are_never_replaced_by_a_file(force: bool, tmp
     for name, what in (("folder", "a folder"), ("pipe", "not a regular file"), ("device", "not a regular file")):
         with pytest.raises(CheckpointError, match=f"{name}.pt is {what}"):
             check_file_output(tmp_path / f"{name}.pt", force=force)
-
-
-# --- What a result is made from ---
 
 
 @pytest.fixture

@@ -173,9 +173,6 @@ def test_no_progress_is_shown_without_a_terminal(monkeypatch: pytest.MonkeyPatch
     assert screen.getvalue() == ""
 
 
-# --- A method that was forgotten ---
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

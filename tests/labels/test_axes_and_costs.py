@@ -94,9 +94,6 @@ def test_heads_take_images_of_logits(dim: int) -> None:
         metric.head(observed=observed, dim=1)(torch.zeros(len(observed)))
 
 
-# --- Asymmetric costs ---
-
-
 def costs(seed: int, count: int = 7) -> tuple[CostMatrix, np.ndarray]:
     matrix = np.random.default_rng(seed).random((count, count)) * (1 - np.eye(count))
     return CostMatrix(matrix, labels=[f"c{i}" for i in range(count)]), matrix

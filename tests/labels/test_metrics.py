@@ -159,9 +159,6 @@ def test_mismatched_inputs_are_refused() -> None:
             call()
 
 
-# --- scikit-learn ---
-
-
 def data(count: int = 80) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(1)
     labels = np.array(["siamese", "dog", "car"])

@@ -88,9 +88,6 @@ def test_all_labels_may_be_one_place() -> None:
     assert metric.expected_cost([1.0, 2.0], observed=["c", "b"]).tolist() == [0, 0, 0]
 
 
-# --- Several parents ---
-
-
 def test_labels_may_have_several_parents() -> None:
     parents = {
         "pet": ["animal", "friend"],
@@ -124,8 +121,6 @@ def test_a_list_of_one_parent_is_that_parent() -> None:
     assert metric.geometry.is_tree  # type: ignore[attr-defined]
     assert metric.root == "animal"
 
-
-# --- Something else than a tree ---
 
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "networkx, directed": ({"parents": nx.DiGraph([(0, 1)])}, r"are a DiGraph. Use LabelMetric.from_graph\(graph\)"),

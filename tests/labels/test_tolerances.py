@@ -13,8 +13,6 @@ from weightspace.labels import geometry
 from weightspace.labels.locus import is_mean
 from weightspace.labels.rules import euclidean as nearest
 
-# --- Points ---
-
 
 def clusters(dimensions: int, away: float, size: float) -> tuple[np.ndarray, np.ndarray]:
     """Return points around ±away, and weights, three quarters of which lie on one cluster alone."""
@@ -81,9 +79,6 @@ def test_distances_of_points_keep_their_digits_however_many_there_are(
     np.testing.assert_allclose(metric.distances(range(60), range(7)), exact[:, :7], rtol=1e-7)
 
 
-# --- Loci ---
-
-
 def is_exact_mean(squares: list[tuple[int, int]], label: int, *, unique: bool) -> bool:
     """Return whether some share a of the second class, the rest on the first, makes a label the mean: in fractions."""
     low, high, open_low, open_high = Fraction(0), Fraction(1), False, False
@@ -130,8 +125,6 @@ def test_a_label_far_away_does_not_empty_the_locus() -> None:
     assert line.is_locus_cover([0, 3], identifying=True)
 
 
-# --- Equal labels ---
-
 EQUALS = {
     "points": lambda: ws.LabelMetric.from_embeddings(np.asarray([[0.0, 1], [2, 3], [-0.0, 1]]), labels=names(3)),
     "many points": lambda: ws.LabelMetric.from_embeddings(np.arange(150)[:, None] % 149 * 1.0, labels=names(150)),
@@ -176,9 +169,6 @@ def test_rows_at_distance_zero_that_differ_are_labels_of_their_own() -> None:
     metric = ws.LabelMetric.from_distance_matrix(np.asarray([[0.0, 0, 1], [0, 0, 3], [1, 3, 0]]))
     assert metric.distances([1], [2]).tolist() == [[3.0]]
     assert metric.nodes.tolist() == [0, 1, 2]
-
-
-# --- Beyond float64 ---
 
 
 @pytest.mark.parametrize("scale", [1e200, 1e-200])

@@ -127,9 +127,6 @@ def test_wise_ft_keeps_its_points_and_shares_its_ends_with_soups(counting: Any) 
     assert Counting.calls == {"validation": 4}
 
 
-# --- Fingerprints ---
-
-
 def shift(examples: Any, amount: float) -> Any:
     return {split: Examples(one.inputs + amount, one.labels) for split, one in examples.items()}
 
@@ -255,8 +252,6 @@ def test_anything_that_a_task_may_hold_has_a_fingerprint() -> None:
     again = [fingerprint_of_task(SimpleNamespace(name="t", value=value)) for value in values]  # type: ignore[arg-type]
     assert found == again
 
-
-# --- Killed ---
 
 PROGRAM = """
 import sys, time

@@ -135,9 +135,6 @@ def test_invalid_soups_are_refused() -> None:
         ws.greedy_soup([], PLAIN)
 
 
-# --- With replacement ---
-
-
 def replacement_oracle(states: list[StateDict], score: Callable[[StateDict], float]) -> tuple[int, ...]:
     """Selection with replacement, with every mean from scratch."""
     taken = [max(range(len(states)), key=lambda number: score(states[number]))]

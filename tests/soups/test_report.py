@@ -102,9 +102,6 @@ def test_files_that_hold_no_report_are_refused(tmp_path: Path) -> None:
         compare_recipes(fine_tunes(PLAIN, 1)[1], PLAIN, ["broth"])
 
 
-# --- Soup against ensemble ---
-
-
 def test_losses_of_soup_and_ensemble_are_those_of_the_networks() -> None:
     _, (a, b) = fine_tunes(PLAIN, 2)
     found = soup_against_ensemble(a, b, PLAIN, scale=1.0)
@@ -147,9 +144,6 @@ def test_agreement_is_correlation_and_share_of_signs() -> None:
         agreement(pairs[:2])
     with pytest.raises(WeightspaceError, match="between 0 and 1"):
         soup_against_ensemble({}, {}, PLAIN, position=1.0)
-
-
-# --- Around a soup ---
 
 
 def test_angles_and_gains() -> None:

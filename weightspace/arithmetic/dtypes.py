@@ -33,9 +33,6 @@ def least_exponent(dtype: torch.dtype) -> int:
     return _FORMATS[dtype][1]
 
 
-# --- Dtypes of merges: computed in float32 or wider, rounded once to the dtype of the inputs ---
-
-
 def output_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     """Return the dtype of a merge: the common one, or the promotion of differing ones.
 

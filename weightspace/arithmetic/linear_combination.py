@@ -311,9 +311,6 @@ def _scaled(tensor: Tensor, exponent: int) -> Tensor:
     return tensor
 
 
-# --- Results near zero: what terms leave that cancel, and the sign of zero, which sums lose ---
-
-
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _NUMPY = {2: np.uint16, 4: np.uint32}
 

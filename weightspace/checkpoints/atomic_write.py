@@ -138,9 +138,6 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-# --- Two names on the disk exchanged in one step ---
-
-
 #: Linux's ``RENAME_EXCHANGE``, and the descriptor that stands for the working directory.
 _EXCHANGE, _HERE = 2, -100
 
@@ -164,9 +161,6 @@ def exchange(a: Path, b: Path) -> bool:
     if number in _UNABLE:
         return False
     raise OSError(number, os.strerror(number), str(a))
-
-
-# --- Hidden files and folders in which something grows before it gets its name ---
 
 
 #: Bytes of a name, where the file system does not say how many it takes.

@@ -146,9 +146,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-# --- Endings of file names: which of ours was probably meant by one that is none of ours ---
-
-
 #: Endings of other files that people have around models -> which of ours is nearest in kind.
 _FOREIGN = {
     ".safetensors": (
@@ -207,9 +204,6 @@ def _is_slip(ending: str, known: str) -> bool:
         return True
     doubled = {known[: at + 1] + known[at:] for at in range(1, len(known))}
     return ending in doubled or (len(ending) == len(known) + 1 and ending.startswith(known))
-
-
-# --- Recognition of earlier results ---
 
 
 #: Bytes of a beginning, and of the largest table or report that is looked at whole.

@@ -279,9 +279,6 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one, other) if one.dtype == other.dtype else bool((one == other).all())
 
 
-# --- Two models whose heads are tied in one and not in the other, or in both ---
-
-
 def with_counterparts(state: StateDict, other: StateDict, config: dict[str, Any]) -> StateDict:
     """Return a model with tensors for all names of another one that it has under a name that is tied to it.
 

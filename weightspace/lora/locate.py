@@ -69,9 +69,6 @@ def _oriented(factors: Factors, name: str, module: str, config: dict[str, Any]) 
     return replace(factors, transposed=transposed, shape=factors.shape[::-1])
 
 
-# --- Target tensors of an adapter in a model's files ---
-
-
 #: Parts of names that models are wrapped in, or that came and went between versions of transformers.
 _WRAPPERS = frozenset(
     (

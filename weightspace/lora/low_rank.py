@@ -106,9 +106,6 @@ def matrices(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return b.reshape(b.shape[:2]), a.reshape(a.shape[0], math.prod(a.shape[1:]))
 
 
-# --- The nearest matrix of a low rank, as two factors ---
-
-
 #: Ranks in the smaller side of a matrix, above which its leading singular vectors are found by subspace iteration.
 _EXACT = 8
 

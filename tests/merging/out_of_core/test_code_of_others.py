@@ -72,8 +72,6 @@ def write_recipe(method: str, parameters: str = "{}") -> None:
     Path("r.yml").write_text(f"merge_method: {method}\n{models}parameters: {parameters}\n")
 
 
-# --- Dry runs ---
-
 DRY = {
     "a method of the command line": "merge a b -m mine.py:mean -o out --dry-run",
     "a method of a recipe": "merge r.yml -o out --dry-run",
@@ -173,9 +171,6 @@ def test_nothing_is_loaded_where_no_code_may_run() -> None:
     assert callable(load_object("mine.py:mean"))
 
 
-# --- Reproducing ---
-
-
 @pytest.mark.parametrize("out", ["out", "out.safetensors", "out.pt"])
 def test_reproducing_runs_code_only_where_that_is_allowed(out: str) -> None:
     merge_files(["a", "b"], out, method="mine.py:mean")
@@ -251,9 +246,6 @@ def test_damaged_metadata_are_distinguished_from_a_mistake_of_the_user() -> None
     spoiled(lambda metadata: metadata.update(parameters="{"))
     with pytest.raises(CheckpointError, match="the metadata of the merge are damaged"):
         reproduce("out.safetensors")
-
-
-# --- Networks by their configuration ---
 
 
 @pytest.mark.parametrize("architecture", ["pipeline", "is_torch_available", "AutoModelForCausalLM", 3, None])

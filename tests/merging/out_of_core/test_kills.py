@@ -141,9 +141,6 @@ def test_a_merge_whose_processes_are_all_killed_resumes_to_the_same_bytes(
     assert not list(hit.rglob("*.tmp"))
 
 
-# --- What kills leave beside files ---
-
-
 @pytest.mark.parametrize("name", ["m.safetensors", "m.pt", "folder", "n" * 243 + ".safetensors"])
 def test_leftovers_of_a_killed_write_are_removed_by_the_next_write(name: str, tmp_path: Path) -> None:
     code = (

@@ -80,8 +80,6 @@ def interrupted(out: str) -> Path:
     return staging_folder(Path(out))
 
 
-# --- What lies in the staging folder ---
-
 PLANTED: dict[str, Callable[[Path], object]] = {
     "file": lambda path: path.symlink_to("../../precious"),
     "folder": lambda path: path.symlink_to("../../precious_folder"),
@@ -243,9 +241,6 @@ def test_leftovers_of_an_interrupted_run_do_not_get_into_the_output(folder: Path
     assert sorted(os.listdir("out")) == ["README.md", "model.safetensors"]
 
 
-# --- What lies under the name of the output ---
-
-
 def test_a_link_to_a_file_of_another_name_is_filled_in_as_what_the_link_is_called(folder: Path) -> None:
     ws.save_checkpoint({"old": torch.ones(2)}, "blob.safetensors")
     Path("blob.safetensors").rename("blob")
@@ -292,9 +287,6 @@ def test_a_pipe_is_neither_replaced_nor_waited_for(name: str, folder: Path) -> N
     with pytest.raises(CheckpointError, match=rf"{name} is (not a regular file|a file)"):
         merge(name)
     assert Path(name).is_fifo()
-
-
-# --- Names ---
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pt", ""])

@@ -79,9 +79,6 @@ def _computed_chunks(formula: Formula, stack: TensorStack, dtype: torch.dtype) -
         yield chunk.start, result.reshape(-1)
 
 
-# --- Merged chunks of running variances, none of them negative ---
-
-
 def sound_chunks(stack: TensorStack, chunks: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
     """Yield the chunks of a merge of a stack; of a running variance what would be negative is the models' mean."""
     if not is_variance(stack.name):

@@ -69,9 +69,6 @@ def scaled_sum(directions: Directions, coefficients: Sequence[float], length: fl
     return computed_formula(factors)
 
 
-# --- Inner products of all models of a stack with each other, in one pass ---
-
-
 #: Vectors at nearly 180°, and more that nearly cancel, are multiplied in float64: the remainder must not be rounding.
 #: Scalars of opposite signs, and differences in one element alone, are at exactly 180°.
 _OPPOSED = 0.999

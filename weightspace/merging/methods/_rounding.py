@@ -134,9 +134,6 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     return narrowed(values, dtype) if dtype.itemsize < 4 else values.to(dtype)
 
 
-# --- Formulas that are computed fast ---
-
-
 #: Makes the merged elements of a chunk fast. Handed a list, it appends where the vote is all but even.
 FastFormula: TypeAlias = Callable[[Chunk, "list[np.ndarray] | None"], Tensor]
 

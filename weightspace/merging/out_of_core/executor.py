@@ -90,9 +90,6 @@ def rewrite(plan: Plan, staging: Staging, finish: Callable[[StateDict], StateDic
                 files[job.shard].write(job.offset, tensor.contiguous().view(-1))
 
 
-# --- The work itself ---
-
-
 #: Seconds between two entries in the journals.
 _COMMIT = 0.25
 

@@ -61,9 +61,6 @@ def _write(path: Path, text: str) -> None:
             file.write(text.encode())
 
 
-# --- The files of a plan's output before it is made ---
-
-
 def write_skeleton(plan: Plan, folder: Path) -> None:
     """Write a folder from which the next merge can be planned.
 

@@ -216,9 +216,6 @@ def locked(folder: Path, out: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-# --- Journals of shards ---
-
-
 class Journal:
     """A journal of one shard, and the file that it speaks of.
 

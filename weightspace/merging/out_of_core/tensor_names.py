@@ -132,9 +132,6 @@ def _stay_tied(output: Output, owner: Output, stacking: Stacking) -> bool:
     return not moved and [number for number, _ in output.inputs] == [number for number, _ in owner.inputs]
 
 
-# --- Parts of a recipe without effect on these checkpoints ---
-
-
 def check_effects(recipe: Recipe, named: Outputs, reading: ReadingOptions, ignored: Warn | None) -> None:
     """Tell of settings that change nothing, and of tensors that no setting is for.
 
