@@ -130,7 +130,9 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 def test_files_and_functions_are_short(path: Path) -> None:
     lengths = {node.name: (node.end_lineno or node.lineno) - node.lineno + 1 for node in functions(path)}
     assert {name: length for name, length in lengths.items() if length > 60} == {}  # with signature and docstring
-    assert len(path.read_text().splitlines()) <= 400
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 400
+    assert [line for line in lines if line.startswith(("# --", "# =="))] == []  # a heading asks for a file
 
 
 def name_of(path: Path) -> str:
