@@ -17,7 +17,7 @@ def command() -> None:
 
     \b
     Examples:
-      weightspace labels build --edges tree.csv -o tree.safetensors
+      weightspace labels build --parents tree.csv -o tree.safetensors
       weightspace labels predict tree.safetensors logits.npy --logits --observed classes.txt
       weightspace labels evaluate tree.safetensors logits.npy --logits --observed classes.txt --truth truth.txt
       weightspace labels locus tree.safetensors --observed cat,dog -o locus.png

@@ -29,7 +29,7 @@ _BELONGING = {
 
 @commands.command("build")
 @click.option("--edges", metavar="FILE", help="Edges of a tree, name,name[,length] on each line.")
-@click.option("--parents", metavar="FILE", help="Edges of a tree as name,parent[,length]; a name may have several.")
+@click.option("--parents", metavar="FILE", help="Tree as rows name,parent[,length], or parent,child with that header.")
 @click.option("--graph", metavar="FILE", help="Edges of any connected graph.")
 @click.option("--matrix", metavar="FILE", help="Distances (not squared), .npy, .npz, .safetensors or .csv.")
 @click.option("--embeddings", metavar="FILE", help="Embeddings, one row per label, .npy, .npz, .safetensors or .csv.")
@@ -54,7 +54,7 @@ def build(output: str, as_json: bool, **given: Any) -> None:
 
     \b
     Examples:
-      weightspace labels build --edges tree.csv -o tree.safetensors
+      weightspace labels build --parents tree.csv -o tree.safetensors
       weightspace labels build --wordnet imagenet_ids.txt --ancestors -o imagenet.safetensors
       weightspace labels build --embeddings text.npy --labels names.txt --metric cosine -o text.safetensors
     """
@@ -84,7 +84,7 @@ def _built(source: str, given: dict[str, Any]) -> LabelMetric:
     if source == "edges":
         return LabelMetric.from_tree(edges=read_pairs(file, header=header), labels=labels)
     if source == "parents":
-        return _from_parents(read_pairs(file, header=header), labels)
+        return _from_parents(read_pairs(file, header=header, child_first=True), labels)
     if source == "graph":
         return LabelMetric.from_graph(_graph(read_pairs(file, header=header), labels), labels=labels)
     if source == "matrix":

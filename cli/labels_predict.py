@@ -136,7 +136,9 @@ def evaluate(
     if (validation is None) != (validation_truth is None):
         raise WeightspaceError("--validation and --validation-truth belong together; found one of them.")
     if (validation is not None or output is not None) and not given["logits"]:
-        raise WeightspaceError("A temperature divides logits: give them as SCORES, with --logits.")
+        raise WeightspaceError(
+            "A temperature divides logits: give them, or the logarithms of probabilities, as SCORES, with --logits."
+        )
     _check_order(metric, scores)
     fit = None
     if validation is not None and validation_truth is not None:

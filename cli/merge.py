@@ -11,7 +11,7 @@ import click
 from weightspace.cli import commands, options
 from weightspace.cli.commands import Whole
 from weightspace.cli.merge_methods import check_method, is_recipe, parameter_options, parameters_of
-from weightspace.cli.merge_networks import Scores, network_options, statistics_advice
+from weightspace.cli.merge_networks import Scores, advice_on_statistics, network_options
 from weightspace.cli.printing import echo, warn
 from weightspace.cli.progress import byte_progress
 from weightspace.cli.reports import echo_files, echo_report, files_of
@@ -21,6 +21,7 @@ from weightspace.matching.registry import MATCHINGS
 from weightspace.merging import METHODS
 from weightspace.merging.plan.options import ExecutionOptions, OutputOptions, ReadingOptions
 from weightspace.progress import Progress
+from weightspace.reprs import size
 from weightspace.user_code import is_user_code
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
     """
     if said["allow_code"] and reproduce is None:
         raise WeightspaceError("--allow-code is for --reproduce: code that the command line or a recipe names is run.")
-    _check_effects(sources, reproduce, said)
+    _check_effects(sources, output, reproduce, said)
     check_method(sources, said)
     if reproduce is None and not is_recipe(sources):
         options.check_inputs(*sources, said["base"])
@@ -145,7 +146,7 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
             raise SystemExit(_SIGINT) from None
     advice = unrun
     if finish is None and not said["dry_run"]:
-        advice = statistics_advice(output, report.method, 0 if is_recipe(sources) else len(sources))
+        advice = advice_on_statistics(output, report.method, 0 if is_recipe(sources) else len(sources))
     for line in advice:
         warn(line)
     report = replace(report, warnings=(*report.warnings, *advice))
@@ -159,7 +160,9 @@ _OF_REPRODUCTION = (
 )
 
 
-def _check_effects(sources: tuple[str, ...], reproduce: str | None, said: Mapping[str, Any]) -> None:
+def _check_effects(
+    sources: tuple[str, ...], output: str | None, reproduce: str | None, said: Mapping[str, Any]
+) -> None:
     """Refuse options that change nothing beside the others, and sources beside a recipe."""
     recipes = [source for source in sources if is_recipe([source])]
     if recipes and len(sources) > 1:
@@ -176,10 +179,22 @@ def _check_effects(sources: tuple[str, ...], reproduce: str | None, said: Mappin
         options.check_effect(["seed"], f"with {method}, which draws nothing, and without --align")
     if not is_recipe(sources):
         options.check_effect(["intermediate_dir"], "without a recipe of several documents")
+    if said["base"] is not None and not recipes and method in METHODS and METHODS[method].base == "none":
+        _check_base(method, output, said)
     if said["executor"] == "threads":
         options.check_effect(["workers"], "with --executor threads; say --threads")
     if said["lenient"] and said["strict"]:
         raise WeightspaceError("--lenient and --strict contradict each other. Give one of the two.")
+
+
+def _check_base(method: str, output: str | None, said: Mapping[str, Any]) -> None:
+    """Refuse a base without effect, or warn of one that only gives the files beside the weights."""
+    if output is not None and Path(output).suffix:
+        options.check_effect(["base"], f"with {method}, which has no base; list it among the CHECKPOINTs to merge it")
+    line = f"--base {said['base']} only gives configuration, tokenizer and other files: {method} has no base."
+    if said["strict"]:
+        raise WeightspaceError(f"{line} Leave it out, or leave --strict out.")
+    warn(line)
 
 
 def _merge(
@@ -301,10 +316,10 @@ def _show(report: MergeReport, scores: Scores | None, *, dry_run: bool, as_json:
         "method": report.method,
         "output": f"{report.out} ({', '.join(report.files)})",
         "tensors": f"{report.tensors:,}",
-        "reads": _bytes(report.read_bytes),
-        **({"fetches": _bytes(report.fetched_bytes)} if report.fetched_bytes else {}),
-        "writes": _bytes(report.written_bytes),
-        "memory": f"about {_bytes(report.memory)} beside the interpreter",
+        "reads": size(report.read_bytes),
+        **({"fetches": size(report.fetched_bytes)} if report.fetched_bytes else {}),
+        "writes": size(report.written_bytes),
+        "memory": f"about {size(report.memory)} beside the interpreter",
         "time": f"about {report.seconds:,.0f} s" if report.seconds >= 1 else "about a second",
     }
     for name, value in rows.items():
@@ -326,9 +341,9 @@ def _interrupted(output: str) -> str:
 def _size(text: str) -> int:
     """Return a size such as 5GB in bytes."""
     number, factor = text.upper().strip(), 1
-    for unit, size in _UNITS.items():
+    for unit, scale in _UNITS.items():
         if number.endswith(unit):
-            number, factor = number.removesuffix(unit), size
+            number, factor = number.removesuffix(unit), scale
             break
     try:
         size = int(float(number) * factor)
@@ -337,11 +352,3 @@ def _size(text: str) -> int:
     if size < 1:
         raise WeightspaceError(f"--shard-size is a size such as 5GB or 500MB, found {text!r}.")
     return size
-
-
-def _bytes(count: int) -> str:
-    """Return a number of bytes as people read it."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:,.2f} {unit}"
-    return f"{count} bytes"

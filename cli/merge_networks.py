@@ -13,6 +13,7 @@ from weightspace.cli.printing import echo, print_table, warn
 
 from weightspace import WeightspaceError
 from weightspace.matching.registry import MATCHINGS
+from weightspace.merging.running_statistics import statistics_advice
 from weightspace.suggestions import unknown
 
 if TYPE_CHECKING:
@@ -98,24 +99,20 @@ def _is_small(left: Mapping[str, float | None]) -> bool:
     return rise < _SMALL_RISE if fall is None else fall < _SMALL_FALL
 
 
-def statistics_advice(out: str, method: str, models: int) -> tuple[str, ...]:
-    """Return a line where a merge averaged running statistics of BatchNorm, which those of its network are not.
+def advice_on_statistics(out: str, method: str, models: int) -> tuple[str, ...]:
+    """Return the advice on running statistics that a merge averaged.
 
     Args:
         out: the merged checkpoint.
-        method: that made it.
-        models: how many there were, 0 where a recipe says it.
+        method: the merge method.
+        models: number of models, 0 for those of a recipe.
     """
     from weightspace.checkpoints.metadata import read_contents
 
-    names = read_contents(Path(out)).tensors
-    layers = [name for name in names if name.endswith("running_var") and f"{name[:-3]}mean" in names]
-    if method == "passthrough" or models == 1 or not layers:
+    if method == "passthrough" or models == 1:
         return ()
-    return (
-        f"The running statistics of {len(layers):,} BatchNorm layers are merged from those of the models, and the "
-        "merged network has others. --task measures them anew.",
-    )
+    advice = statistics_advice(read_contents(Path(out)).tensors, "--task recomputes them.")
+    return () if advice is None else (advice,)
 
 
 def network_options(

@@ -13,6 +13,7 @@ from weightspace.cli.printing import echo
 
 from weightspace.escaping import escaped
 from weightspace.progress import Progress
+from weightspace.reprs import size
 
 #: Takes how much is done, of how much, and what to say of it.
 Update = Callable[[int, int, str], None]
@@ -112,5 +113,5 @@ def byte_progress(label: str, *, shown: bool = True) -> Iterator[Callable[[Progr
             yield update
     if shown:
         seconds = time.perf_counter() - start
-        rate = f", {seen[1] / 1e6 / max(seconds, 1e-9):,.0f} MB/s" if seen[1] else ""
-        echo(f"{label}: {seen[1] / 1e6:,.1f} MB ({seconds:.1f} s{rate})", err=True)
+        rate = f", {size(int(seen[1] / max(seconds, 1e-9)))}/s" if seen[1] else ""
+        echo(f"{label}: {size(seen[1])} ({seconds:.1f} s{rate})", err=True)

@@ -186,6 +186,16 @@ def test_names_of_a_locus_can_be_read_where_they_cross_edges(tmp_path: Path) -> 
     assert all(text.get_path_effects() for text in names)
 
 
+@pytest.mark.parametrize("chain", [1, 6])
+def test_the_root_of_a_tree_is_on_top_and_children_below_their_parents(chain: int, tmp_path: Path) -> None:
+    parents = {"a": "root", "b": "root", "c0": "root", **{f"c{i + 1}": f"c{i}" for i in range(chain)}, "d": "c0"}
+    metric = LabelMetric.from_tree(parents)
+    figure = draw_locus(metric, ["a", "b"], tmp_path / "locus.png")
+    height = {text.get_text(): text.xy[1] for text in figure.axes[0].texts}
+    assert max(height, key=height.__getitem__) == "root"
+    assert all(height[child] == height[parent] - 1 for child, parent in parents.items())
+
+
 def test_the_legend_of_temperatures_hides_no_curve(tmp_path: Path) -> None:
     metric = LabelMetric.discrete(["a", "b"])
     logits = [[1.0, 0.0], [0.0, 1.0], [1.0, 0.5]]

@@ -1,5 +1,9 @@
 """Errors that a user can cause: one line that says what was found, what was expected and what to do."""
 
+import sys
+import warnings
+from types import FrameType
+
 from weightspace.escaping import one_line
 
 
@@ -60,3 +64,21 @@ class WeightspaceWarning(UserWarning):
         ...     warnings.simplefilter("error", ws.WeightspaceWarning)  # turn decisions of the library into errors
         ...     state = ws.merge([{"w": torch.zeros(2)}, {"w": torch.ones(2)}])
     """
+
+
+def warn_caller(line: str) -> None:
+    """Warn at the line outside the library that called it.
+
+    Warns:
+        WeightspaceWarning: the line.
+    """
+    warnings.warn(line, WeightspaceWarning, stacklevel=_frames_inside() + 1)
+
+
+def _frames_inside() -> int:
+    """Return the number of innermost frames of this library below the caller that a warning is meant for."""
+    frame: FrameType | None = sys._getframe(1)
+    count = 0
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == "weightspace":
+        frame, count = frame.f_back, count + 1
+    return count

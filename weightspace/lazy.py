@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -14,6 +14,8 @@ def resolver(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
 
     A public function may have the name of the file that defines it: the package's attribute is the function, also
     after the file has been imported.
+
+    Subpackages are imported on first use, too.
 
     Args:
         package: its ``__name__``.
@@ -32,9 +34,16 @@ def resolver(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
 
     def find(name: str) -> Any:
         if name not in homes:
+            if name.isidentifier() and not name.startswith("_") and _is_package(f"{package}.{name}"):
+                return importlib.import_module(f"{package}.{name}")
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
         setattr(sys.modules[package], name, value)
         return value
 
     return find
+
+
+def _is_package(name: str) -> bool:
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.submodule_search_locations is not None

@@ -1,4 +1,4 @@
-"""One-line representations of results; long fields are shown by their size and range."""
+"""One-line representations of results, whose long fields are shown by size and range, and of numbers of bytes."""
 
 from __future__ import annotations
 
@@ -53,3 +53,11 @@ def _said(value: Any) -> str:
 def _some(shown: list[str], count: int) -> str:
     """Return the first items, and how many there are if that is more."""
     return ", ".join(shown) + (f", … {count} in all" if count > len(shown) else "")
+
+
+def size(count: int) -> str:
+    """Return a number of bytes in decimal units, such as ``1.24 GB``."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:,.2f} {unit}"
+    return f"{count} bytes"

@@ -37,6 +37,8 @@ IDLE = [
     ("spec --network torchvision:resnet18 --data here", "--data"),
     ("merge a b --device cuda -o m", "--device"),
     ("merge a b --seed 3 -o m", "--seed"),
+    ("merge a b --base c -o m.pt", "--base"),
+    ("merge a b --base c --strict -o m", "--base c"),
     ("merge a b -m slerp --t .5 --seed 3 -o m", "--seed"),
     ("merge a b --intermediate-dir here -o m", "--intermediate-dir"),
     ("merge a b --executor threads --workers 2 -o m", "--workers"),

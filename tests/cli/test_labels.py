@@ -112,6 +112,30 @@ def test_every_source_builds_the_same_tree(folder: Path) -> None:
         assert json.loads(result.stdout)["labels"] in (3, 6)
 
 
+CHILD_FIRST = "cat,animal\ndog,animal\ncar,thing\nanimal,entity\nthing,entity\n"
+PARENT_FIRST = "animal,cat\nanimal,dog\nthing,car\nentity,animal\nentity,thing\n"
+
+
+@pytest.mark.parametrize(
+    "header", ["parent,child", "Parent,Name", "parent_id,id", "hypernym,hyponym", "superclass,class"]
+)
+def test_a_header_says_which_column_is_the_parent(header: str, folder: Path) -> None:
+    Path("child.csv").write_text(CHILD_FIRST)
+    Path("parent.csv").write_text(f"{header}\n{PARENT_FIRST}")
+    for name in ("child", "parent"):
+        assert run("build", "--parents", f"{name}.csv", "-o", f"{name}.safetensors").exit_code == 0
+    child, parent = (ws.LabelMetric.load(f"{name}.safetensors") for name in ("child", "parent"))
+    assert child.root == parent.root == "entity"
+    np.testing.assert_array_equal(parent.distances(child.labels, child.labels), child.distances(child.labels))
+
+
+@pytest.mark.parametrize("header", ["child,parent", "name,parent", "source,target"])
+def test_other_headers_leave_the_columns_as_they_are(header: str, folder: Path) -> None:
+    Path("child.csv").write_text(f"{header}\n{CHILD_FIRST}")
+    assert run("build", "--parents", "child.csv", "-o", "child.safetensors").exit_code == 0
+    assert ws.LabelMetric.load("child.safetensors").root == "entity"
+
+
 def test_labels_that_are_numbers_are_written_as_such(folder: Path) -> None:
     places = np.arange(3.0)
     ws.LabelMetric.from_distance_matrix(np.abs(places[:, None] - places)).save("numbers.safetensors")

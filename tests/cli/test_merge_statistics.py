@@ -11,7 +11,7 @@ from torch import nn
 import weightspace as ws
 from weightspace import cli
 
-ADVICE = "Warning: The running statistics of 1 BatchNorm layers are merged"
+ADVICE = "Warning: The running statistics of 1 BatchNorm layer are averaged"
 KITCHEN = Path(__file__).parents[1] / "soups" / "kitchen.py"
 
 
@@ -33,7 +33,7 @@ def test_averaged_statistics_are_told_in_one_line(arguments: str, out: str) -> N
     assert result.exit_code == 0, result.output
     (line,) = [line for line in result.stderr.splitlines() if "BatchNorm" in line]
     assert line.startswith(ADVICE)
-    assert line.endswith("--task measures them anew.")
+    assert line.endswith("--task recomputes them.")
     assert json.loads(result.stdout)["warnings"][-1] == line.removeprefix("Warning: ")
 
 

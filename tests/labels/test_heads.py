@@ -1,10 +1,13 @@
 """Heads: the same labels as ``predict`` by every route, outside of tracing, compiled and exported."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
 from spaces import SPACES, names
 from torch import Tensor, nn
 
@@ -170,7 +173,6 @@ def test_logits_that_are_none_are_errors(mistake: str) -> None:
 
 def test_scikit_learn_predicts_labels_that_it_never_saw() -> None:
     from sklearn.exceptions import NotFittedError
-    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_score
 
     rng = np.random.default_rng(0)
@@ -242,3 +244,25 @@ def test_zero_shot_over_a_metric_of_the_text_tower() -> None:
     assert model.head.names(model(images)) == ["dog", "cat"]
     with pytest.raises(WeightspaceError, match=r"no \{\}"):
         ws.LabelMetric.from_open_clip(tower, tokenizer, classes, templates=["a"])
+
+
+@pytest.mark.parametrize("temperature", [0.25, 1, 3.0])
+def test_a_classifier_decides_at_a_temperature_as_the_head_does(temperature: float) -> None:
+    metric = ws.LabelMetric.from_tree({"animal": "entity", "cat": "animal", "dog": "animal", "car": "entity"})
+    generator = np.random.default_rng(0)
+    X, y = generator.normal(size=(60, 3)), ["cat", "dog", "car"] * 20
+    fitted = LogisticRegression().fit(X, y)
+    classifier = ws.FrechetClassifier(fitted, metric, temperature=temperature)
+    head = metric.head(observed=list(fitted.classes_), temperature=temperature)
+    logits = torch.from_numpy(np.log(fitted.predict_proba(X)))
+    assert classifier.predict(X).tolist() == head.names(head(logits))
+    np.testing.assert_allclose(classifier.predict_proba(X).sum(1), 1)
+    assert clone(classifier).temperature == temperature
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf"), "warm"])
+def test_a_temperature_that_is_none_is_refused(temperature: Any) -> None:
+    metric = ws.LabelMetric.discrete(["cat", "dog"])
+    fitted = LogisticRegression().fit([[0.0], [1.0]], ["cat", "dog"])
+    with pytest.raises(WeightspaceError, match="temperature is a positive number"):
+        ws.FrechetClassifier(fitted, metric, temperature=temperature).predict([[0.5]])

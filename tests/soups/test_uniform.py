@@ -114,7 +114,7 @@ def test_of_counters_the_largest_is_kept_and_other_integers_must_agree() -> None
 
 def test_with_a_task_batchnorm_is_reset() -> None:
     _, states = fine_tunes(TASK, 3)
-    averaged = ws.uniform_soup(states)
+    averaged = ws.uniform_soup(states, statistics="none")
     assert equal(ws.uniform_soup(states, TASK), reset_statistics(TASK, averaged) | {})
     assert equal(ws.uniform_soup(states, TASK, statistics="none"), averaged)
     assert equal(ws.uniform_soup(states[:1], TASK), states[0])
@@ -132,7 +132,7 @@ class Untrained:
 
 def test_without_training_batches_statistics_are_averaged_unless_insisted_on() -> None:
     _, states = fine_tunes(TASK, 2)
-    assert equal(ws.uniform_soup(states, Untrained()), ws.uniform_soup(states))
+    assert equal(ws.uniform_soup(states, Untrained()), ws.uniform_soup(states, statistics="none"))
     with pytest.raises(WeightspaceError, match="no batches"):
         ws.uniform_soup(states, Untrained(), statistics="reset")
     with pytest.raises(WeightspaceError, match="found no task"):

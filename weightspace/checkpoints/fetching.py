@@ -19,6 +19,7 @@ from weightspace.checkpoints.mirror import Mirror, incomplete, locked, mirror_ho
 from weightspace.checkpoints.remote import Remote, RemoteFile, is_url
 from weightspace.checkpoints.safetensors_header import MAX_HEADER, read_header
 from weightspace.errors import CheckpointError
+from weightspace.reprs import size
 
 #: Endings under which training scripts write torch files; URLs are known by them, local files by their bytes.
 _TORCH_ENDINGS = (*TORCH_SUFFIXES, ".ckpt", ".th", ".pkl", ".pth.tar", ".model")
@@ -261,8 +262,8 @@ def _check_room(mirror: Mirror, names: Sequence[str]) -> None:
     needed, free = sum(mirror.missing(name) for name in names), shutil.disk_usage(mirror.home).free
     if needed > free:
         raise CheckpointError(
-            f"{mirror.url} needs {needed / 1e9:,.2f} GB more in {mirror.home.parent}, but that disk has "
-            f"{free / 1e9:,.2f} GB free. Make room, or set WEIGHTSPACE_CACHE to a folder on another disk."
+            f"{mirror.url} needs {size(needed)} more in {mirror.home.parent}, but that disk has "
+            f"{size(free)} free. Make room, or set WEIGHTSPACE_CACHE to a folder on another disk."
         )
 
 

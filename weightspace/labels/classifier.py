@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import softmax
 
 from weightspace.errors import WeightspaceError
 from weightspace.labels.names import label_array
@@ -32,6 +34,8 @@ class FrechetClassifier(ClassifierMixin, BaseEstimator):
         metric: over labels, those in ``y`` among them.
         outputs: as for ``metric.predict``.
         exponent: as for ``metric.predict``.
+        temperature: divides the logarithms of the probabilities, which are normalised again; fitted by
+            ``weightspace.labels.fit_temperature`` on those logarithms.
 
     Attributes:
         estimator_: the fitted clone.
@@ -49,12 +53,19 @@ class FrechetClassifier(ClassifierMixin, BaseEstimator):
     """
 
     def __init__(
-        self, estimator: Any = None, metric: LabelMetric | None = None, *, outputs: Outputs = "all", exponent: float = 2
+        self,
+        estimator: Any = None,
+        metric: LabelMetric | None = None,
+        *,
+        outputs: Outputs = "all",
+        exponent: float = 2,
+        temperature: float = 1,
     ) -> None:
         self.estimator = estimator
         self.metric = metric
         self.outputs = outputs
         self.exponent = exponent
+        self.temperature = temperature
 
     def fit(self, X: Any, y: Any, **options: Any) -> FrechetClassifier:
         """Fit a clone of the estimator.
@@ -85,24 +96,24 @@ class FrechetClassifier(ClassifierMixin, BaseEstimator):
         """Return the names of the labels of least expected cost, (n,)."""
         metric, fitted = self._fitted()
         chosen = {"observed": fitted.classes_, "outputs": self.outputs, "exponent": self.exponent}
-        found = metric.predict(fitted.predict_proba(X), **chosen)
+        found = metric.predict(self._probabilities(fitted, X), **chosen)
         return label_array([metric.labels[i] for i in found])
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Return the estimator's probabilities, of the classes in ``classes_``, (n, K)."""
-        return self._fitted()[1].predict_proba(X)
+        """Return the estimator's probabilities at the temperature, of the classes in ``classes_``, (n, K)."""
+        return self._probabilities(self._fitted()[1], X)
 
     def expected_cost(self, X: Any) -> np.ndarray:
         """Return the expected cost of every output, (n, outputs)."""
         metric, fitted = self._fitted()
         chosen = {"observed": fitted.classes_, "outputs": self.outputs, "exponent": self.exponent}
-        return metric.expected_cost(fitted.predict_proba(X), **chosen)
+        return metric.expected_cost(self._probabilities(fitted, X), **chosen)
 
     def topk(self, X: Any, k: int) -> np.ndarray:
         """Return the names of the ``k`` labels of least expected cost, the best first, (n, k)."""
         metric, fitted = self._fitted()
         chosen = {"observed": fitted.classes_, "outputs": self.outputs, "exponent": self.exponent}
-        _, found = metric.topk(fitted.predict_proba(X), k, **chosen)
+        _, found = metric.topk(self._probabilities(fitted, X), k, **chosen)
         return label_array([metric.labels[i] for i in found.ravel()]).reshape(found.shape)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -123,6 +134,16 @@ class FrechetClassifier(ClassifierMixin, BaseEstimator):
         positions = [metric.names.positions_of(labels, "labels in y") for labels in (y, self.predict(X))]
         distances = pair_distances(metric.geometry, *(metric.nodes[places] for places in positions))
         return -float(np.average(distances**self.exponent, weights=sample_weight))
+
+    def _probabilities(self, fitted: Any, X: Any) -> np.ndarray:
+        probabilities = np.asarray(fitted.predict_proba(X))
+        if not (isinstance(self.temperature, Real) and 0 < self.temperature < np.inf):
+            raise WeightspaceError(f"A temperature is a positive number; found {self.temperature!r}.")
+        if self.temperature == 1:
+            return probabilities
+        with np.errstate(divide="ignore"):
+            logits = np.log(probabilities) / self.temperature
+        return softmax(logits, axis=1)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "estimator_") or hasattr(self.estimator, "classes_")

@@ -45,6 +45,10 @@ _WORDS = frozenset(
 )
 
 
+#: Those of the parent.
+_PARENTS = frozenset(["parent", "parents", "parent_id", "superclass", "hypernym"])
+
+
 def is_head_word(cell: str) -> bool:
     """Return whether a cell is what a column of names is called."""
     return cell.strip().lower().replace(" ", "_").replace("-", "_") in _WORDS
@@ -74,6 +78,12 @@ def is_header_of_pairs(rows: Sequence[Sequence[str]]) -> bool:
     if len(first) == 3 and not is_number(first[2]):
         return all(len(row) < 3 or is_number(row[2]) for row in others)
     return len(first) >= 2 and all(is_head_word(cell) for cell in first[:2])
+
+
+def names_the_parent_first(header: Sequence[str]) -> bool:
+    """Return whether a header of pairs says that the first column is the parent of the second."""
+    first, second = (cell.strip().lower().replace(" ", "_").replace("-", "_") for cell in header[:2])
+    return first in _PARENTS and second not in _PARENTS and is_head_word(second)
 
 
 def header_of_numbers(path: Path, delimiter: str) -> list[str] | None:

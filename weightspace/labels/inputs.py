@@ -25,7 +25,13 @@ from weightspace.checkpoints.atomic_write import check_regular
 from weightspace.checkpoints.json_file import parse_json
 from weightspace.checkpoints.zip_records import ZipError, read_directory
 from weightspace.errors import WeightspaceError
-from weightspace.labels.headers import header_of_numbers, is_header_of_pairs, warn_skipped, without_header
+from weightspace.labels.headers import (
+    header_of_numbers,
+    is_header_of_pairs,
+    names_the_parent_first,
+    warn_skipped,
+    without_header,
+)
 from weightspace.suggestions import unknown
 
 ARRAYS = (".npy", ".npz", ".safetensors", ".csv", ".tsv")
@@ -145,11 +151,12 @@ def read_labels(source: str | Path, labels: Iterable[Any]) -> list[Any]:
     return [written.get(name, name) for name in without_header(read_names(source), written, source)]
 
 
-def read_pairs(path: str | Path, *, header: bool | None = None) -> list[tuple[Any, ...]]:
+def read_pairs(path: str | Path, *, header: bool | None = None, child_first: bool = False) -> list[tuple[Any, ...]]:
     """Return rows ``(a, b)`` or ``(a, b, length)`` of a ``.csv`` or ``.tsv`` file.
 
     Args:
         path: of the file.
+        child_first: swap the columns where a header says ``parent,child``.
         header: whether the first line is one; by default where it looks like one (``child,parent``; a length that is
             no number), with a warning.
 
@@ -174,7 +181,8 @@ def read_pairs(path: str | Path, *, header: bool | None = None) -> list[tuple[An
             ) from None
     if not rows:
         raise WeightspaceError(f"{path} is empty; expected a line for each edge.")
-    return rows
+    swapped = child_first and header and names_the_parent_first(table[0][1])
+    return [(b, a, *length) for a, b, *length in rows] if swapped else rows
 
 
 def _table(path: Path, delimiter: str) -> Iterator[list[str]]:

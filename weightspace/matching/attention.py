@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
-import warnings
 from collections.abc import Iterable
-from types import FrameType
 
-from weightspace.errors import WeightspaceWarning
+from weightspace.errors import warn_caller
 
 #: Words, between dots and underscores, of projections to queries, keys and values, and of the blocks they are in.
 _ATTENTION = re.compile(
@@ -35,18 +32,7 @@ def warn_of_attention(method: str, names: Iterable[str]) -> None:
     """
     name = attention_name(names)
     if name is not None:
-        warnings.warn(
+        warn_caller(
             f"The network has attention ({name!r}), where {method} can make the barrier higher than no matching does. "
-            "Measure it (weightspace barrier), and prefer activation-matching, which needs a task (--task).",
-            WeightspaceWarning,
-            stacklevel=_frames_inside() + 1,
+            "Measure it (weightspace barrier), and prefer activation-matching, which needs a task (--task)."
         )
-
-
-def _frames_inside() -> int:
-    """Return the number of innermost frames of this library below the caller that a warning is meant for."""
-    frame: FrameType | None = sys._getframe(1)
-    count = 0
-    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == "weightspace":
-        frame, count = frame.f_back, count + 1
-    return count

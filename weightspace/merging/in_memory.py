@@ -15,18 +15,21 @@ from weightspace.arithmetic.parametrizations import Coordinates, combined
 from weightspace.arithmetic.pruning import PrunedTensor
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.buffers import check_evidence, effective_name
-from weightspace.errors import WeightspaceError
+from weightspace.errors import WeightspaceError, warn_caller
 from weightspace.lora.factor_files import check_is_model
 from weightspace.merging.methods import Method
 from weightspace.merging.methods._apply import merged_chunks, sound_chunks
 from weightspace.merging.methods._loading import load_global_pass
 from weightspace.merging.methods._tensor_stack import InMemory, TensorReader, TensorStack, real
 from weightspace.merging.recipe.merge_roles import checked_evidence, find_method, split_base
+from weightspace.merging.running_statistics import statistics_advice
 from weightspace.merging.slices.layer_index import Layers
+
+#: What recomputes the statistics of a merged network in Python.
+_REMEDY = "weightspace.connectivity.reset_statistics(task, merged) recomputes them."
 
 
 @checked
-@torch.no_grad()
 def merge(
     states: Sequence[StateDict],
     method: str = "linear",
@@ -59,6 +62,9 @@ def merge(
         WeightspaceError: the method, a parameter, the weights or the evidence don't fit; integer tensors or pruning
             masks differ; a tensor or the result holds NaN or infinity.
 
+    Warns:
+        WeightspaceWarning: the running statistics of BatchNorm are averaged; ``reset_statistics`` recomputes them.
+
     Example:
         >>> import torch
         >>> import weightspace as ws
@@ -67,12 +73,30 @@ def merge(
         >>> ws.merge([math, code], "task_arithmetic", base=base)
         {'w': tensor([2., 3.])}
     """
-    row = find_method(method)
+    merged = merge_states(states, find_method(method), base, weights, parameters, evidence, finite=not allow_nonfinite)
+    advice = statistics_advice(merged, _REMEDY) if len(states) > 1 and method != "passthrough" else None
+    if advice is not None:
+        warn_caller(advice)
+    return merged
+
+
+@torch.no_grad()
+def merge_states(
+    states: Sequence[StateDict],
+    row: Method,
+    base: StateDict | None = None,
+    weights: Sequence[float] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    evidence: Sequence[StateDict] | None = None,
+    *,
+    finite: bool = True,
+) -> StateDict:
+    """Return the merge of networks by a row of the table of methods; see ``merge``."""
     _check_models(states, base)
     listed = [index for index, state in enumerate(states) if state is base]
     models, origin, factors = split_base(row, states, base, listed, weights)
     arguments = row.arguments(parameters or {}, len(models))
-    merging = _Merging(states[0], row, factors, arguments, evidence, not allow_nonfinite)
+    merging = _Merging(states[0], row, factors, arguments, evidence, finite)
     everything = models if origin is None else [*models, origin]
     # A base that is the end of a line is one of the models; any other one is not part of the result.
     ends = len(everything) if row.base == "end" else len(models)
@@ -86,7 +110,7 @@ def merge(
         whole = kept(name, tensors)
         return merging.tensor(name, tensors, has_base=origin is not None) if whole is None else whole
 
-    return combined(everything, combine, finite=not allow_nonfinite)
+    return combined(everything, combine, finite=finite)
 
 
 def _check_models(states: Sequence[StateDict], base: StateDict | None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.sparse.csgraph import breadth_first_order
 
 from weightspace.errors import WeightspaceError
 from weightspace.labels import LabelMetric
@@ -44,7 +45,7 @@ def draw_locus(metric: LabelMetric, observed: Sequence[Any], path: str | Path, *
 
 def _locus_figure(metric: LabelMetric, seen: np.ndarray, inside: np.ndarray, title: str | None) -> Figure:
     geometry: Any = metric.geometry
-    places = _tree_places(geometry) if geometry.is_tree else _graph_places(geometry)
+    places = _tree_places(metric) if geometry.is_tree else _graph_places(geometry)
     width = float(np.clip(0.2 * len(metric), 4.5, 14))
     figure = Figure(figsize=(width, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -90,19 +91,31 @@ def _write_names(axes: Axes, metric: LabelMetric, places: np.ndarray) -> None:
         )
 
 
-def _tree_places(geometry: Any) -> np.ndarray:
-    """Return a place for every node: leaves side by side, parents above the middle of their children."""
-    fringe = geometry.fringe
-    nodes = len(fringe.order)
-    leaves = fringe.last == np.arange(nodes)
-    across = np.where(leaves, np.cumsum(leaves) - 1.0, 0.0)
-    for position in range(nodes - 1, -1, -1):
-        children = fringe.children[fringe.first[position] : fringe.first[position + 1]]
-        if len(children):
-            across[position] = (across[children[0]] + across[children[-1]]) / 2
-    places = np.empty((nodes, 2))
-    places[fringe.order] = np.stack([across, -fringe.depth.astype(float)], axis=1)
-    return places
+def _tree_places(metric: LabelMetric) -> np.ndarray:
+    """Return a place for every node: leaves side by side, parents above the middle of their children, the root on top.
+
+    A tree of edges has no root: it hangs from the node in its middle.
+    """
+    geometry: Any = metric.geometry
+    top = int(geometry.fringe.order[0])
+    if metric.root is not None:
+        top = int(metric.nodes[metric.names.positions([metric.root], "root")[0]])
+    order, parents = breadth_first_order(geometry.graph, top, directed=False)
+    children: list[list[int]] = [[] for _ in parents]
+    depth = np.zeros(len(parents))
+    for node in order[1:]:
+        children[parents[node]].append(int(node))
+        depth[node] = depth[parents[node]] + 1
+    across, stack, preorder = np.zeros(len(parents)), [top], []
+    while stack:
+        preorder.append(stack.pop())
+        stack.extend(reversed(children[preorder[-1]]))
+    leaves = [node for node in preorder if not children[node]]
+    across[leaves] = np.arange(len(leaves))
+    for node in reversed(preorder):
+        if children[node]:
+            across[node] = (across[children[node][0]] + across[children[node][-1]]) / 2
+    return np.stack([across, -depth], axis=1)
 
 
 def _graph_places(geometry: Any) -> np.ndarray:

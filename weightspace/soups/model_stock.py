@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
-from weightspace.merging import merge
+from weightspace.merging.in_memory import merge_states
+from weightspace.merging.methods import METHODS
 from weightspace.soups.ingredients import IngredientCheck, Source, ingredients_of
 from weightspace.soups.scoring import Statistics, settled
 from weightspace.tasks.protocol import Task
@@ -50,4 +51,4 @@ def model_stock_soup(
     checked = IngredientCheck()
     for one, state in zip((origin, *ingredients), (start, *states), strict=True):
         checked.add(state, one.name)
-    return settled(task, merge(states, "model_stock", base=start), statistics)
+    return settled(task, merge_states(states, METHODS["model_stock"], start), statistics)

@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from weightspace.checkpoints import StateDict
 from weightspace.checkpoints.state_dict import tied_names
 from weightspace.connectivity.batchnorm import SEED, has_batchnorm_statistics, reset_batchnorm
-from weightspace.errors import WeightspaceError
+from weightspace.errors import WeightspaceError, warn_caller
+from weightspace.merging.running_statistics import statistics_advice
 from weightspace.suggestions import unknown
 from weightspace.tasks.building import blank_network, check_belongs
 from weightspace.tasks.protocol import Task, threads_of
@@ -104,6 +105,9 @@ def settled(task: Task | None, state: StateDict, statistics: Statistics) -> Stat
     if task is None:
         if statistics == "reset":
             raise WeightspaceError("Statistics are measured anew over a task's training batches; found no task.")
+        advice = statistics_advice(state, "Give the task, whose training data recompute them.")
+        if advice is not None and statistics == "auto":
+            warn_caller(advice)
         return state
     scorer = Scorer(task, statistics)
     scorer.check(state, "the soup")

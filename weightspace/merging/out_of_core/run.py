@@ -28,7 +28,7 @@ from weightspace.merging.plan.estimates import chosen_executor, estimated_second
 from weightspace.merging.plan.inputs import check_unchanged, read_paths
 from weightspace.merging.plan.options import ExecutionOptions
 from weightspace.merging.plan.plan import Job, Plan
-from weightspace.reprs import brief
+from weightspace.reprs import brief, size
 
 if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict
@@ -134,7 +134,7 @@ def report(
     return MergeReport(
         str(out),
         plan.method.name,
-        tuple(shard.name for shard in plan.shards),
+        (out.name,) if _is_torch(out) else tuple(shard.name for shard in plan.shards),
         len(plan.jobs),
         resumed,
         plan.read_bytes,
@@ -179,7 +179,7 @@ def _check_room(plan: Plan, out: Path) -> None:
     needed += _fetched_beside(plan, existing)
     if needed > free + written:
         raise CheckpointError(
-            f"{out} needs {needed / 1e9:,.2f} GB, but the disk has {(free + written) / 1e9:,.2f} GB free. "
+            f"{out} needs {size(needed)}, but the disk has {size(free + written)} free. "
             "Make room, or write somewhere else."
         )
 

@@ -19,6 +19,7 @@ from weightspace.checkpoints.atomic_write import final_target, hidden_beside, on
 from weightspace.checkpoints.hf_folder import find_weights
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.out_of_core.staging import is_file_name, locked
+from weightspace.reprs import size
 
 #: Names of documents that a folder can have as they are.
 _PLAIN = re.compile(r"\w[\w.-]{0,99}", re.ASCII)
@@ -94,8 +95,8 @@ class StageFolders:
             there = sum(path.stat().st_blocks * 512 for path in self.home.rglob("*") if path.is_file())
         if needed > free + there:
             raise CheckpointError(
-                f"{self.out} and its intermediate results need {needed / 1e9:,.2f} GB, but the disk has "
-                f"{(free + there) / 1e9:,.2f} GB free. Make room, or write somewhere else."
+                f"{self.out} and its intermediate results need {size(needed)}, but the disk has "
+                f"{size(free + there)} free. Make room, or write somewhere else."
             )
 
     @contextmanager

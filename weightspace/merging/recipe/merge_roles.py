@@ -111,5 +111,7 @@ def _check_count(row: Method, models: int, bases: int) -> None:
     low, high = row.models
     if models < low or (high is not None and models > high):
         wanted = f"{low}" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
+        noun = "model" if (low, high) == (1, 1) else "models"
         aside = " beside the base" if bases or row.base in ("required", "end") else ""
-        raise WeightspaceError(f"Method {row.name!r} takes {wanted} models{aside}, found {models}.")
+        cure = " Leave the base out to merge two models." if row.base == "end" and (models, bases) == (2, 0) else ""
+        raise WeightspaceError(f"Method {row.name!r} takes {wanted} {noun}{aside}; found {models}.{cure}")
