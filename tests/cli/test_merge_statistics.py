@@ -11,7 +11,7 @@ from torch import nn
 import weightspace as ws
 from weightspace import cli
 
-ADVICE = "Warning: The running statistics of 1 BatchNorm layers are merged"
+ADVICE = "Warning: The running statistics of 1 BatchNorm layers were merged"
 KITCHEN = Path(__file__).parents[1] / "soups" / "kitchen.py"
 
 
@@ -33,7 +33,7 @@ def test_averaged_statistics_are_told_in_one_line(arguments: str, out: str) -> N
     assert result.exit_code == 0, result.output
     (line,) = [line for line in result.stderr.splitlines() if "BatchNorm" in line]
     assert line.startswith(ADVICE)
-    assert line.endswith("--task measures them anew.")
+    assert line.endswith("--task recomputes them.")
     assert json.loads(result.stdout)["warnings"][-1] == line.removeprefix("Warning: ")
 
 
@@ -57,7 +57,7 @@ def test_copies_measured_statistics_and_networks_without_any_are_not(arguments: 
 def test_sources_beside_a_recipe_are_refused(arguments: str) -> None:
     result = CliRunner().invoke(cli.main, ["merge", *arguments.split(), "-o", "m.pt"])
     assert result.exit_code == 2
-    assert "recipe.yml is a recipe, which names its models itself; found " in result.stderr
+    assert "recipe.yml is a recipe, which names its own models; also found " in result.stderr
 
 
 def test_weights_that_cancel_are_told_how_to_go_on() -> None:
