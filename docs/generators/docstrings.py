@@ -1,4 +1,4 @@
-"""Docstrings as Markdown: the few roles and directives of reStructuredText in them, and the titles of sections."""
+"""Docstrings as Markdown: conversion of the reStructuredText roles, directives and section titles used in them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
 
 
 def as_markdown(docstring: str) -> str:
-    """Return a docstring whose formulas stand between dollars and whose references are code."""
+    """Return a docstring with formulas between dollar signs and references as code."""
     text = _DISPLAYED.sub(lambda found: f"$$ {' '.join(found[1].split())} $$", docstring)
     text = _FORMULA.sub(lambda found: f"${' '.join(found[1].split())}$", text)
     return _EXAMPLE.sub("Examples:", _ROLE.sub(r"`\1`", text))
 
 
 class Sections(NamedTuple):
-    """The parts of a docstring in Google's style that pages quote.
+    """The parts of a Google-style docstring that are used on pages.
 
     Attributes:
         text: the paragraphs after the summary.
@@ -31,7 +31,7 @@ class Sections(NamedTuple):
 
 
 def sections(docstring: str) -> Sections:
-    """Return the parts of the docstring of a function."""
+    """Parse the docstring of a function."""
     head, *_ = re.split(r"^\w+:$", docstring, maxsplit=1, flags=re.MULTILINE)
     _, _, text = head.strip().partition("\n\n")
     listed = re.search(r"^Args:\n((?:    .*\n?|\n)*)", docstring, re.MULTILINE)
