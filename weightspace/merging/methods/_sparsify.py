@@ -1,4 +1,4 @@
-"""Cuts that keep the largest elements of task vectors, and the factors that restore their size."""
+"""Cuts that keep the largest elements of task vectors, and factors that restore their norm."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _RUN, _EVERY, _TOGETHER = 1024, 65_536, 256
 
 
 def largest_differences(stack: TensorStack, ranks: Sequence[int]) -> list[Cut]:
-    """Return for every model the cut that keeps the ``k`` largest elements of its task vector.
+    """Return the cut for every model that keeps the ``k`` largest elements of its task vector.
 
     Args:
-        stack: the models and their base, by granularity ``elements``.
+        stack: the models and their base, with granularity ``elements``.
         ranks: ``k``, one per model.
     """
     return largest(magnitudes(stack), ranks, [stack.numel] * len(ranks), sampled_magnitudes(stack))

@@ -1,8 +1,8 @@
-"""The exact k-th largest of more numbers than may be held, in a few passes over chunks.
+"""The exact k-th largest of more numbers than fit in memory, in a few passes over chunks.
 
-A bracket around the wanted rank comes from a sample; a pass counts what lies above it and gathers what lies inside.
-Where too much lies inside, or the rank outside, the next bracket comes from what the pass has learned. Equal numbers
-are told apart by position, the first one first, so that exactly ``k`` are kept.
+A bracket around the wanted rank comes from a sample; a pass counts the numbers above it and gathers those inside. If
+too many are inside, or the rank is outside, the next bracket comes from the information gathered. Ties are broken by
+position, first come first, so that exactly ``k`` are kept.
 """
 
 from __future__ import annotations
