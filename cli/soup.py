@@ -162,7 +162,7 @@ def _check(
 
 
 def _compared(checkpoints: tuple[str, ...], task: Any, recipes: Any, said: dict[str, Any], keep: Any) -> SoupReport:
-    """Make and score soups, and show every candidate as it is scored."""
+    """Make and score soups, showing every candidate when it is scored."""
     from weightspace.soups import compare_recipes
     from weightspace.tasks.objectives import task_mode
 

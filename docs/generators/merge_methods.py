@@ -116,7 +116,7 @@ def _defines(module: ModuleType, name: str) -> bool:
 
 def _facts(row: Any) -> str:
     least, most = row.models
-    beside = ", beside the base" if row.base != "none" else ""
+    beside = " in addition to the base" if row.base != "none" else ""
     models = f"one{beside}" if most == 1 else f"{_NUMBERS[least]} or more"
     facts = {
         "Computes": _plain(row.formula),

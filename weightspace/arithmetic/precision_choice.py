@@ -17,13 +17,13 @@ _SAMPLE, _RUN = 1024, 16
 #: Permitted fraction of wrongly rounded elements in a pessimistic estimate, several times the actual one.
 _TOLERATED = 3e-3
 
-#: Approximate share of sums that are nearly midway between two numbers, where their error decides.
+#: Approximate fraction of sums that are nearly midway between two numbers, where their error decides.
 _HALF_WAY = 0.02
 
 #: A sum below this fraction of its terms is rounding error.
 _NONE = 2.0**-40
 
-#: A sum counts as midway within this share of the distance of two numbers: float64 is finer, so it is no coincidence.
+#: A sum counts as midway within this fraction of the spacing of numbers: float64 is finer, so it is no coincidence.
 _BESIDE = 2.0**-32
 
 #: Relative precision of a point on a line in float32: half of its last digit.
@@ -100,7 +100,7 @@ class PrecisionChoice:
             wrong = self._doubtful(digits)
             size, bound = nudge(dtype, self._out), 0.25 / nudge(dtype, self._out)
             if self.moves:
-                # Where sums aren't moved by more than their error, midpoints go to the wrong side.
+                # If sums aren't moved by more than their error, midpoints are rounded wrongly.
                 error = 2.0 ** (significand_bits(self._out) + 1) * size
                 wrong = np.maximum(wrong, np.where(wrong > error, _HALF_WAY, 0.0))
             spread = self._spread(bound) if self.moves else None

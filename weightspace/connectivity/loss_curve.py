@@ -151,7 +151,6 @@ def loss_curve(
 
     Args:
         task: builds and scores the networks.
-        task: builds and scores the networks.
         a: weights at position 0.
         b: weights at position 1.
         points: number of evenly spaced positions from 0 to 1, at least two; an odd number includes the midpoint.
@@ -161,8 +160,7 @@ def loss_curve(
         executor: where points are scored: ``processes``, ``ray``, or ``serial`` for this process.
         workers: points to score at a time; one worker means this process. The curve doesn't depend on it.
         ray_address: address of a running Ray cluster; by default ``$RAY_ADDRESS``, or a local one.
-        on_progress: called after every ``"point"`` in order, with its loss in nats, ``position`` and ``accuracy``, if
-            any.
+        on_progress: called after every ``"point"`` in order, with its loss in nats, ``position`` and any ``accuracy``.
 
     Raises:
         CheckpointError: the names or shapes of ``a`` or ``b`` differ from the network's.

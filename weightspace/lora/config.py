@@ -25,7 +25,7 @@ _VARIANTS = {
     "use_dora": "DoRA, which scales whole columns of the weights",
     "use_qalora": "QALoRA, whose factors are pooled",
     "use_bdlora": "a block-diagonal LoRA",
-    "kasa_config": "KaSA, which has singular values of its own",
+    "kasa_config": "KaSA, which has its own singular values",
     "monteclora_config": "MonteCLoRA, whose factors are sampled",
     "arrow_config": "Arrow, a router over several adapters",
     "alora_invocation_tokens": "an activated LoRA, which takes effect from some token on",

@@ -62,8 +62,7 @@ def straight_through_many(
 
     Raises:
         CheckpointError: a model doesn't fit the spec or the task, or has non-finite weights.
-        WeightspaceError: no task, fewer than two models, different integer tensors, an option out of range, or a loss
-            that is no longer finite.
+        WeightspaceError: no task, fewer than two models, different integer tensors, or an option or loss out of range.
 
     Source:
         Ito et al. 2025, https://proceedings.mlr.press/v267/ito25a.html, algorithm 1.

@@ -26,7 +26,7 @@ from weightspace.symmetry.pattern import MAX_UNITS, Pattern, format_axes, parse_
 _FORMAT = 1
 _HEADER = """\
 # Which axes of which tensors share a hidden permutation. An axis is a group, a number of fixed units, a product
-# (group 49), an end-to-end sum (a + b), or (outer [inner]): an own permutation of inner for each unit of outer.
+# (group 49), a concatenation (a + b), or (outer [inner]): a separate permutation of inner for each unit of outer.
 """
 
 

@@ -19,13 +19,13 @@ def check_belongs(task: Task, network: nn.Module, state: StateDict, name: str) -
     """Check that a state dict has the names and shapes of a network of the task.
 
     Args:
-            task: named in the error.
-            network: network of the task.
-            state: the state dict to check.
-            name: name of the state dict in the error.
+        task: named in the error.
+        network: network of the task.
+        state: the state dict to check.
+        name: name of the state dict in the error.
 
-        Raises:
-            CheckpointError: it doesn't have them.
+    Raises:
+        CheckpointError: it doesn't have them.
     """
     check_compatible(network.state_dict(), state, names=(f"the network of {task.name}", name))
 

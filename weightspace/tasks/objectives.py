@@ -79,12 +79,12 @@ def task_mode(task: Any, mode: Mode | None = None) -> Mode:
     """Return the direction of a task's objective.
 
     Args:
-            task: has ``objective``, and optionally ``mode``.
-            mode: the caller's choice, which overrides the task's.
+        task: has ``objective``, and optionally ``mode``.
+        mode: the caller's choice, which overrides the task's.
 
-        Raises:
-            WeightspaceError: no direction is given and the name of the objective is unknown, or a mode is neither
-                ``"min"`` nor ``"max"``.
+    Raises:
+        WeightspaceError: no direction is given and the name of the objective is unknown, or a mode is neither
+            ``"min"`` nor ``"max"``.
     """
     known = mode_of_name(task.objective)
     for said in (mode, getattr(task, "mode", None)):

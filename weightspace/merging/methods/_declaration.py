@@ -30,13 +30,13 @@ def merge_method(
     annotation come from the global pass.
 
     Args:
-            formula: one-line description of the computation.
-            source: the paper.
-            global_pass: ``(stacks, arguments) -> keywords by name of the tensor``, a pass over the whole model.
-            traits: further attributes of ``Method``.
+        formula: one-line description of the computation.
+        source: the paper.
+        global_pass: ``(stacks, arguments) -> keywords by name of the tensor``, a pass over the whole model.
+        traits: further attributes of ``Method``.
 
-        Raises:
-            WeightspaceError: a default is None without a description of the computed value.
+    Raises:
+        WeightspaceError: a default is None without a description of the computed value.
     """
 
     def declare(function: Function) -> Function:

@@ -24,7 +24,7 @@ def matmul(call: Call) -> Axes:
 
 
 def linear(call: Call) -> Axes:
-    """``x W^T + b``."""
+    """Compute ``x Wᵀ + b``."""
     x, weight, bias = call["input"], call["weight"], call["bias"]
     unite(x[-1], weight[-1])
     call.mix(x[-1:], x[:-1])

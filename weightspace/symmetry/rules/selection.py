@@ -59,7 +59,7 @@ def one_hot(call: Call) -> Axes:
 
 
 def compare(call: Call) -> Axes:
-    """Compare: indices of one axis are compared unit by unit; any number distinguishes one of the units."""
+    """Compare for equality: indices of one axis unit by unit; any number distinguishes one of the units."""
     listed = list(call.indices())
     if len(listed) == 2 and listed[0].units.size == listed[1].units.size:
         unite(listed[0].units, listed[1].units)
@@ -77,7 +77,7 @@ def embedding(call: Call) -> Axes:
 
 
 def index(call: Call) -> Axes:
-    """Index, ``x[indices]``: axes indexed by position are frozen, the others pass through."""
+    """Look up ``x[indices]``: axes indexed by position are frozen, the others pass through."""
     x, indices = call["self"], call.get("indices")
     if "index" in call.args:
         indices = [None] * (call["dim"] % len(x)) + [call["index"]]
