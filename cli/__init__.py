@@ -1,6 +1,6 @@
-"""The command line: parse, call the library, write. One file a command.
+"""The command line: parse, call the library, write. One file per command.
 
-Results go to stdout, progress to stderr; a user's mistake is one line and exit status 2.
+Results go to stdout, progress to stderr; a user error is one line and exit status 2.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from weightspace import WeightspaceError, __version__
 from weightspace.errors import WeightspaceWarning
 from weightspace.escaping import one_line
 
-#: Command -> what the list of commands says of it. The module of that name (``_`` for ``-``) has it as ``command``.
+#: Command -> its line in the list of commands. The module of that name (``_`` for ``-``) defines it as ``command``.
 COMMANDS: Mapping[str, str] = {
-    "demo": "Two networks into one basin, on real data, in a minute.",
-    "train": "Train a network of a task from a seed.",
-    "inspect": "Show what is in checkpoints, and what differs.",
-    "spec": "Derive and verify which hidden units may be permuted.",
-    "match": "Find the permutation that brings one network to another.",
-    "permute": "Move the hidden units of a checkpoint.",
-    "evidence": "Collect what a merge by Fisher information or by RegMean needs.",
-    "merge": "Merge checkpoints into one, aligned first if asked.",
+    "demo": "Align and merge two networks on real data, in a minute.",
+    "train": "Train a network on a task from a seed.",
+    "inspect": "Show the contents of checkpoints and compare them.",
+    "spec": "Derive and verify a network's permutation symmetries.",
+    "match": "Find the permutation that aligns one network to another.",
+    "permute": "Permute the hidden units of a checkpoint.",
+    "evidence": "Collect the data statistics for Fisher or RegMean merging.",
+    "merge": "Merge checkpoints, optionally aligning them first.",
     "extract-lora": "Extract a LoRA adapter from a fine-tuned checkpoint.",
     "merge-adapters": "Merge LoRA adapters of one model into one.",
-    "spectrum": "Show singular values, and whether two networks share their vectors.",
-    "soup": "Make one network out of many fine-tunes of one model.",
-    "ensemble": "Score the logit ensemble beside the soup, and predict which is better.",
-    "barrier": "Measure and draw the loss along the path between networks.",
-    "labels": "Decode predictions over a metric on the labels.",
+    "spectrum": "Show singular values, and compare the singular vectors of two networks.",
+    "soup": "Average many fine-tunes of one model into one network.",
+    "ensemble": "Compare the logit ensemble with the soup, and predict which is better.",
+    "barrier": "Measure and plot the loss barrier between networks.",
+    "labels": "Decode predictions with a metric on the labels.",
 }
 
 
 class _Commands(click.Group):
-    """Commands that are imported when they are called, and errors that are one line."""
+    """Group that imports commands when they are called and prints errors as one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -69,7 +69,7 @@ class _Commands(click.Group):
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except click.UsageError as error:
-            # It repeats arguments, which may be names of files.
+            # The message repeats arguments, which may be file names.
             raise click.UsageError(_short(one_line(error.format_message())), ctx=error.ctx) from None
         except WeightspaceError as error:
             click.echo(f"Error: {error}", err=True)
@@ -78,7 +78,7 @@ class _Commands(click.Group):
             click.echo("Stopped.", err=True)
             ctx.exit(130)
         except OSError as error:
-            if error.errno == errno.EPIPE:  # who reads the output has had enough
+            if error.errno == errno.EPIPE:  # the reader closed the pipe
                 raise
             line = WeightspaceError(f"{error.filename or 'The system'}: {error.strerror or error}.")
             click.echo(f"Error: {line}", err=True)
@@ -87,7 +87,7 @@ class _Commands(click.Group):
 
 @contextmanager
 def _ending(end: Callable[[], None]) -> Iterator[None]:
-    """Call a function when the block ends, however it does."""
+    """Call a function when the block ends, even by an exception."""
     try:
         yield
     finally:
@@ -95,7 +95,7 @@ def _ending(end: Callable[[], None]) -> Iterator[None]:
 
 
 def _short(message: str) -> str:
-    """Return a message without its middle where it is long."""
+    """Return a message, with the middle elided if it is long."""
     return message if len(message) < 400 else f"{message[:250]} … {message[-120:]}"
 
 
@@ -114,5 +114,5 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
 def main() -> None:
     """Work on trained networks as points in weight space.
 
-    Merge checkpoints, bring networks from different seeds into one basin, and measure the loss between them.
+    Merge checkpoints, align networks trained from different seeds, and measure the loss barriers between them.
     """

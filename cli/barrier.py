@@ -1,4 +1,4 @@
-"""``weightspace barrier``: the loss along the path between networks."""
+"""``weightspace barrier``: the loss along the linear path between networks."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
     type=click.IntRange(min=3),
     default=25,
     show_default=True,
-    help="Positions on the line between two networks, ends included.",
+    help="Positions on the line between two networks, endpoints included.",
 )
 @click.option(
     "--statistics",
     type=click.Choice(["auto", "none", "reset", "repair"]),
     default="auto",
     show_default=True,
-    help="Statistics between the networks: BatchNorm's measured anew (reset), of all hidden units set (repair), or "
-    "left (none); auto resets where there is BatchNorm.",
+    help="Statistics of interpolated networks: recompute BatchNorm's (reset), match those of all hidden units to the "
+    "endpoints' (repair), or keep the interpolated ones (none); auto resets if there is BatchNorm.",
 )
 @click.option(
     "--baseline",
     type=click.Choice(["linear", "mean"]),
     default="linear",
     show_default=True,
-    help="Line or mean of the ends that the barrier rises above.",
+    help="Baseline of the barrier: linear interpolation of the endpoint losses, or their mean.",
 )
 @click.option(
     "--split",
@@ -52,20 +52,20 @@ if TYPE_CHECKING:
     show_default=True,
     help="Data to score.",
 )
-@click.option("--taylor", is_flag=True, help="Estimate the barrier from the two ends too, by Taylor expansion.")
-@click.option("--temperature", is_flag=True, help="Fit a temperature to the midpoint, and show its loss with it.")
-@click.option("--plane", is_flag=True, help="Score the plane through three networks instead of the lines.")
+@click.option("--taylor", is_flag=True, help="Also estimate the barrier from the two endpoints, by Taylor expansion.")
+@click.option("--temperature", is_flag=True, help="Fit a temperature to the midpoint and show the calibrated loss too.")
+@click.option("--plane", is_flag=True, help="Score the plane through three networks instead of the lines between them.")
 @click.option(
     "--resolution",
     type=click.IntRange(min=2),
     default=25,
     show_default=True,
-    help="Points along either side of the plane.",
+    help="Points along each axis of the plane.",
 )
-@options.device("Where the networks run")
+@options.device("Device that networks run on")
 @options.dtype
-@options.execution("Positions between two networks, or pairs of many,")
-@options.seed("Seed of the order of the groups in the matching.")
+@options.execution("Positions (of two networks) or pairs (of several) to score")
+@options.seed("Seed of the matching.")
 @options.output(
     "Picture (.png, .svg, .pdf) or table (.csv, .json); may be repeated.", required=False, kind="file", several=True
 )
@@ -87,9 +87,9 @@ def command(
     as_json: bool,
     **said: Any,
 ) -> None:
-    """Score the networks on the straight line from A to B: the barrier, a table, a picture.
+    """Measure the loss barrier on the straight line from A to B, as a number, a table or a picture.
 
-    With three networks or more, the barriers between every two of them; with --plane, the plane through three.
+    With three or more networks, measure the barrier of every pair; with --plane, the plane through three.
 
     \b
     Examples:
@@ -123,14 +123,14 @@ def _check(paths: tuple[str, ...], outputs: tuple[str, ...], *, plane: bool, end
     pictures, tables = loss_paths.PICTURES, loss_paths.TABLES
     if bad := [path for path in outputs if Path(path).suffix.lower() not in pictures + tables]:
         raise WeightspaceError(
-            f"{bad[0]} is neither a picture ({', '.join(pictures)}) nor a table ({', '.join(tables)})."
+            f"{bad[0]} is neither an image ({', '.join(pictures)}) nor a table ({', '.join(tables)})."
         )
     if plane and len(paths) != 3:
-        raise WeightspaceError(f"--plane goes through three networks; found {len(paths)}.")
+        raise WeightspaceError(f"--plane takes three networks; found {len(paths)}.")
     if ends_only and (plane or len(paths) != 2):
-        raise WeightspaceError(f"--taylor and --temperature are of the path between two networks; found {len(paths)}.")
+        raise WeightspaceError(f"--taylor and --temperature take two networks; found {len(paths)}.")
     if len(set(paths)) != len(paths) > 2:
-        raise WeightspaceError(f"Three networks or more must be different ones; found {', '.join(paths)}.")
+        raise WeightspaceError(f"Three or more networks must be distinct; found {', '.join(paths)}.")
 
 
 def _check_effects(*, plane: bool, matching: str | None) -> None:
@@ -156,7 +156,7 @@ def _measured(models: loss_paths.Models, said: dict[str, Any], *, plane: bool, s
 
 
 def _models(paths: tuple[str, ...], found: Task, matching: str | None, seed: int) -> loss_paths.Models:
-    """Return the task and the networks, under a label as they come and under another one matched."""
+    """Return the task and the networks, labelled as given and as matched."""
     from weightspace import load_checkpoint
 
     states = [load_checkpoint(path) for path in paths]

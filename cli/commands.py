@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-#: Title of a group in the help -> names of its parameters. What is in none of them stands first, as ``Options``.
+#: Title of a group in the help -> names of its parameters. All others are listed first, as ``Options``.
 _GROUPS: dict[str, tuple[str, ...]] = {
     "Networks and data": ("task", "data", "network", "example_inputs", "spec_file", "split", "evidence", "device"),
     "Inputs": ("key", "strip_prefix", "no_strip", "lenient", "strict", "allow_nonfinite"),
@@ -22,15 +22,15 @@ _GROUPS: dict[str, tuple[str, ...]] = {
         *("as_json", "quiet", "verbose", "help", "_click_default_help"),
     ),
 }
-#: Title of the group of options that belong to single methods; their names begin so.
+#: Title of the group of method parameters, and the prefix of their names.
 _PARAMETERS, _PREFIX = "Parameters of methods", "parameter_"
 
-#: Where a context keeps whether ``--quiet`` was given.
+#: Key in a context's ``meta`` that records whether ``--quiet`` was given.
 _QUIET = "weightspace.quiet"
 
 
 class Whole(click.ParamType):
-    """A whole number between two others, which the help does not repeat."""
+    """An integer with bounds that the help doesn't show."""
 
     name = "integer"
 
@@ -38,7 +38,7 @@ class Whole(click.ParamType):
         self.least, self.most = least, most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number."""
+        """Parse and check the number."""
         number = click.INT.convert(value, param, ctx)
         if not self.least <= number <= self.most:
             self.fail(f"{value} is not between {self.least} and {self.most}.", param, ctx)
@@ -46,15 +46,15 @@ class Whole(click.ParamType):
 
 
 class Command(click.Command):
-    """A command with its options in groups, ``--quiet`` and ``-v``."""
+    """A command with grouped options, ``--quiet`` and ``-v``."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return the parameters, and those that every command has."""
+        """Return the command's own parameters and the shared ones."""
         *own, help_option = super().get_params(ctx)
         return [*own, _quiet(), _verbose(), help_option]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, a section a group."""
+        """Write the options, one section per group."""
         sections: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Options", _PARAMETERS, *_GROUPS)}
         for parameter in self.get_params(ctx):
             if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)) is not None:
@@ -92,13 +92,13 @@ def _quiet() -> click.Option:
         is_eager=True,
         expose_value=False,
         callback=remember,
-        help="Show no progress; warnings and errors stay.",
+        help="Hide progress, but not warnings and errors.",
     )
 
 
 @contextmanager
 def _logging(level: int) -> Iterator[None]:
-    """Write what the library logs to stderr."""
+    """Log the library's messages to stderr."""
     logger, handler = logging.getLogger("weightspace"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(relativeCreated)7d ms  %(name)s: %(message)s"))
     before = logger.level
@@ -122,5 +122,5 @@ def _verbose() -> click.Option:
         is_eager=True,
         expose_value=False,
         callback=listen,
-        help="Log on stderr what is done; -vv logs more.",
+        help="Log to stderr; -vv logs more.",
     )

@@ -1,4 +1,4 @@
-"""``weightspace demo``: the main job, on real data, in a minute."""
+"""``weightspace demo``: align and merge two networks on real data, in a minute."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from weightspace.cli.reports import echo_files, echo_report
 
 @commands.command("demo")
 @options.output(
-    "Picture to write (.png, .svg, .pdf).",
+    "Plot to write (.png, .svg, .pdf).",
     required=False,
     kind="file",
     default="weightspace-demo.png",
@@ -20,10 +20,10 @@ from weightspace.cli.reports import echo_files, echo_report
 )
 @options.as_json
 def command(output: str, as_json: bool) -> None:
-    """Bring two networks that were trained apart into one basin, and draw the loss between them.
+    """Bring two independently trained networks into one basin, and plot the loss between them.
 
-    Two networks learn handwritten digits from two seeds; their spec is derived and verified, one is matched to the
-    other, both are merged, and the loss is measured along the path between them, before and after.
+    Train two networks on handwritten digits from two seeds, derive and verify their spec, match one to the other,
+    merge them, and measure the loss along the path between them, before and after matching.
 
     \b
     Example:
@@ -45,7 +45,7 @@ def command(output: str, as_json: bool) -> None:
             f"{report.naive_midpoint_accuracy:.1%}",
             f"{report.matched_midpoint_accuracy:.1%}",
         ),
-        ("accuracy of the two ends", *(f"{share:.1%}" for share in report.end_accuracies)),
+        ("accuracy of the endpoints", *(f"{share:.1%}" for share in report.end_accuracies)),
     )
     for name, *cells in rows:
         echo(f"{name:34s}" + "".join(f"{cell:>12s}" for cell in cells))

@@ -1,4 +1,4 @@
-"""``weightspace ensemble``: what running all networks would give, and whether their soup does as well."""
+"""``weightspace ensemble``: compare the logit ensemble of networks with their soup."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Pairs to predict soup against ensemble for, drawn at random where there are more.",
+    help="Number of pairs for which to predict soup versus ensemble; a random sample if there are more.",
 )
-@options.seed("Seed of the choice of pairs.")
+@options.seed("Seed of the sample of pairs.")
 @options.mode
-@options.device("Where networks are scored")
+@options.device("Device to score networks on")
 @options.dtype
 @options.soup_statistics
 @options.cache
 @options.execution("Networks to score")
 @options.gpus
-@options.output("Picture of the predictions (.png, .svg, .pdf).", required=False, kind="file")
+@options.output("Plot of the predictions (.png, .svg, .pdf).", required=False, kind="file")
 @options.as_json
 def command(
     checkpoints: tuple[str, ...],
@@ -50,10 +50,10 @@ def command(
     as_json: bool,
     **said: Any,
 ) -> None:
-    """Score the mean of the logits of networks CKPT... beside the best of them and their soup.
+    """Compare the logit ensemble of networks CKPT... with the best single network and with their soup.
 
-    With --pairs, the difference of the losses of soup and ensemble is predicted for pairs of them from the curvature
-    of the loss and the spread of the logits, and printed beside the truth.
+    With --pairs, predict the loss difference between soup and ensemble of pairs from the curvature of the loss and the
+    spread of the logits, and print it next to the measured one.
 
     \b
     Examples:
@@ -95,18 +95,18 @@ def command(
     if measured:
         print_table(("pair", "soup − ensemble", "predicted", "soup", "ensemble"), _rows(drawn, measured))
     if figures is not None:
-        echo(f"correlation {figures.correlation:.3f}, equal signs {figures.sign:.1%} of {figures.pairs} pairs")
+        echo(f"correlation {figures.correlation:.3f}, same sign in {figures.sign:.1%} of {figures.pairs} pairs")
     echo_files(files_of(output))
 
 
 def _check(checkpoints: tuple[str, ...], pairs: int, output: str | None) -> None:
     """Check that the options fit together, before anything is loaded."""
     if len(checkpoints) < 2:
-        raise WeightspaceError(f"An ensemble has two networks or more; found {len(checkpoints)}.")
+        raise WeightspaceError(f"An ensemble needs at least two networks; found {len(checkpoints)}.")
     if output is not None and not pairs:
-        raise WeightspaceError("-o draws predictions for pairs; say how many with --pairs.")
+        raise WeightspaceError("-o plots predictions for pairs; give their number with --pairs.")
     if output is not None and Path(output).suffix.lower() not in PICTURES:
-        raise WeightspaceError(f"{output} isn't a picture ({', '.join(PICTURES)}).")
+        raise WeightspaceError(f"{output} isn't an image file ({', '.join(PICTURES)}).")
 
 
 def _measured(drawn: list[tuple[str, str]], task: Any, statistics: Any) -> list[SoupAgainstEnsemble]:
@@ -122,7 +122,7 @@ def _measured(drawn: list[tuple[str, str]], task: Any, statistics: Any) -> list[
 
 
 def _agreement(measured: list[SoupAgainstEnsemble]) -> Any:
-    """Return how well predictions agree, None where there are too few pairs to say."""
+    """Return the agreement of the predictions, or None with fewer than three pairs."""
     from weightspace.soups import agreement
 
     return agreement(measured) if len(measured) > 2 else None

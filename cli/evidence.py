@@ -1,4 +1,4 @@
-"""``weightspace evidence``: statistics of a task's data for the methods that merge by them."""
+"""``weightspace evidence``: data statistics for Fisher and RegMean merging."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
 )
 @options.task()
 @click.option(
-    "--examples", type=click.IntRange(min=1), default=256, show_default=True, help="Training examples to use, at most."
+    "--examples",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Training examples to use, at most.",
 )
 @options.seed("Seed of the order of the examples.")
-@options.device("Where the network runs")
+@options.device("Device that the network runs on")
 @options.output("File to write (.safetensors).")
 @options.as_json
 def command(
@@ -35,7 +39,7 @@ def command(
     output: str,
     as_json: bool,
 ) -> None:
-    """Collect what RegMean and Fisher merging need to know of a CHECKPOINT's own data.
+    """Collect the statistics of a CHECKPOINT's own data for RegMean or Fisher merging.
 
     \b
     Examples:

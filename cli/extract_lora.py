@@ -1,4 +1,4 @@
-"""``weightspace extract-lora``: a LoRA adapter out of a fine-tuned checkpoint."""
+"""``weightspace extract-lora``: extract a LoRA adapter from a fine-tuned checkpoint."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
 @click.option(
     "--fan-in-fan-out",
     is_flag=True,
-    help="Linear layers keep their weights as (in, out), as GPT-2's do; not needed where BASE has a config.json.",
+    help="Linear weights are stored as (in, out), like GPT-2's; not needed if BASE has a config.json.",
 )
 @click.option(
     "--lenient",
     is_flag=True,
-    help="Leave out what differs and PEFT has no factors for (norms, biases); keep the files' names for families whose "
-    "modules transformers renames by unknown rules.",
+    help="Leave out differences that PEFT cannot factorise (norms, biases); keep the files' names for model families "
+    "whose module renaming in transformers is unknown.",
 )
-@options.seed("Seed of the iteration that finds the singular vectors of large matrices.")
-@options.device("Where the decompositions run")
-@options.output("Folder of the adapter to write, as PEFT reads it.", kind="adapter")
+@options.seed("Seed of the iterative SVD of large matrices.")
+@options.device("Device to decompose on")
+@options.output("Folder to write the adapter to, in PEFT's format.", kind="adapter")
 @options.as_json
 def command(
     base: str,
@@ -41,7 +41,7 @@ def command(
     output: str,
     as_json: bool,
 ) -> None:
-    """Extract the LoRA adapter that is nearest to the difference of MODEL from BASE.
+    """Extract the LoRA adapter that best approximates the difference MODEL − BASE.
 
     \b
     Examples:
@@ -70,7 +70,7 @@ def command(
         echo_report({"energy": report.energy, **asdict(report)}, output=output, files=files_of(output))
         return
     worst = max(report.errors, key=lambda name: report.errors[name])
-    echo(f"{len(report.errors):,} tensors, {report.energy:.2%} of the squared difference")
+    echo(f"{len(report.errors):,} tensors, {report.energy:.2%} of the squared norm of the difference")
     echo(f"relative error {report.error:.4g}; largest {report.errors[worst]:.4g} ({worst})")
     if report.left_out:
         echo(f"left out: {', '.join(report.left_out)}")

@@ -1,4 +1,4 @@
-"""``weightspace inspect``: what is in a checkpoint, and how two differ."""
+"""``weightspace inspect``: the contents of a checkpoint, or the differences of two."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @commands.command("inspect")
 @click.argument("files", nargs=-1, required=True, metavar="FILE…")
-@click.option("--strip-prefix", metavar="PREFIX", help="Take PREFIX (module.) off the names.")
-@click.option("--key", metavar="NAME", help='Entry of a torch file with the tensors ("" is its top level).')
+@click.option("--strip-prefix", metavar="PREFIX", help="Strip PREFIX (such as module.) from the tensor names.")
+@click.option("--key", metavar="NAME", help='Entry of the torch file that holds the tensors ("" is the top level).')
 @options.as_json
 def command(files: tuple[str, ...], strip_prefix: str | None, key: str | None, as_json: bool) -> None:
     """Show the tensors of checkpoints: shapes, dtypes, norms, parameter count, metadata.
 
-    A FILE is a .safetensors or torch file, or a Hugging Face folder. Two FILEs are shown side by side,
-    with what differs and the relative distance ‖a − b‖ / ‖a‖.
+    A FILE is a .safetensors or torch file, or a Hugging Face folder. Two FILEs are shown side by side, with their
+    differences and the relative distance ‖a − b‖ / ‖a‖.
 
     \b
     Examples:
@@ -53,7 +53,7 @@ def _show_one(summary: CheckpointSummary) -> None:
 
 
 def _show_two(a: CheckpointSummary, b: CheckpointSummary, comparison: Comparison) -> None:
-    """Print two checkpoints side by side, then what differs."""
+    """Print two checkpoints side by side, then their differences."""
     left = {tensor.name: tensor for tensor in a.tensors}
     right = {tensor.name: tensor for tensor in b.tensors}
     relative = {tensor.name: tensor.relative for tensor in comparison.tensors}
@@ -78,8 +78,8 @@ def _show_two(a: CheckpointSummary, b: CheckpointSummary, comparison: Comparison
 
 
 def _print_totals(summary: CheckpointSummary, label: str = "") -> None:
-    """Print what a checkpoint comes to, and its metadata."""
-    bad = f", {summary.non_finite:,} values NaN or infinite" if summary.non_finite else ""
+    """Print the totals of a checkpoint, and its metadata."""
+    bad = f", {summary.non_finite:,} NaN or infinite values" if summary.non_finite else ""
     echo(
         f"{label}{summary.path}: {len(summary.tensors):,} tensors, {summary.parameters:,} parameters, "
         f"{summary.bytes:,} bytes, norm {_number(summary.norm)}{bad}"
@@ -89,7 +89,7 @@ def _print_totals(summary: CheckpointSummary, label: str = "") -> None:
 
 
 def _print_metadata(name: str, value: str) -> None:
-    """Print an entry of the metadata: on its line, or below its name if it has several."""
+    """Print a metadata entry: on one line, or below its name if it has several lines."""
     lines = _digests(value) if name == "inputs" else value.splitlines()
     if len(lines) < 2:
         echo(f"  {name}: {value}")
@@ -100,25 +100,25 @@ def _print_metadata(name: str, value: str) -> None:
 
 
 def _digests(value: str) -> list[str]:
-    """Return a line for each input that provenance names; none where it is in another form."""
+    """Return a line for each input named in the provenance; none if it has another format."""
     from weightspace.checkpoints.json_file import parse_json
     from weightspace.errors import WeightspaceError
 
     try:
         entries = parse_json(value, "inputs")
-        return [f"{entry['name']}  sha256 {entry['sha256'] or 'not taken'}" for entry in entries]
+        return [f"{entry['name']}  sha256 {entry['sha256'] or 'not recorded'}" for entry in entries]
     except (WeightspaceError, TypeError, KeyError):
         return []
 
 
 def _print_differences(comparison: Comparison) -> None:
-    """Print names, shapes, dtypes and values that differ, then the distance."""
+    """Print differing names, shapes, dtypes and values, then the distance."""
     kinds = {
         "only in a": comparison.only_a,
         "only in b": comparison.only_b,
-        "other shape": [difference.name for difference in comparison.shapes],
-        "other dtype": [difference.name for difference in comparison.dtypes],
-        "other integers": comparison.unequal,
+        "different shape": [difference.name for difference in comparison.shapes],
+        "different dtype": [difference.name for difference in comparison.dtypes],
+        "different integers": comparison.unequal,
     }
     for kind, names in kinds.items():
         if names:
@@ -131,14 +131,14 @@ def _print_differences(comparison: Comparison) -> None:
 
 
 def _note(tensor: TensorSummary) -> str:
-    """Say what is unusual about a tensor."""
+    """Return a note on a tensor that is tied or not finite."""
     if tensor.tied_to is not None:
         return f"tied to {tensor.tied_to}"
     return f"{tensor.non_finite:,} NaN or infinite" if tensor.non_finite else ""
 
 
 def _notes(a: TensorSummary | None, b: TensorSummary | None) -> str:
-    """Say what is unusual about a tensor in two checkpoints, and in which if it is in one only."""
+    """Return a note on a tensor of two checkpoints, and which of them it applies to."""
     notes = ["" if tensor is None else _note(tensor) for tensor in (a, b)]
     if notes[0] == notes[1]:
         return notes[0]
@@ -146,10 +146,10 @@ def _notes(a: TensorSummary | None, b: TensorSummary | None) -> str:
 
 
 def _shape(shape: tuple[int, ...]) -> str:
-    """Write a shape as ``64×3×7×7``."""
+    """Format a shape as ``64×3×7×7``."""
     return "×".join(map(str, shape)) or "scalar"
 
 
 def _number(value: float | None) -> str:
-    """Write a number with six digits, and ``-`` where there is none."""
+    """Format a number with six digits, None as ``-``."""
     return "-" if value is None else f"{value:.6g}"

@@ -1,4 +1,4 @@
-"""``weightspace labels``: predictions over a metric on the labels, in the place of ``argmax``."""
+"""``weightspace labels``: predictions by a metric on the labels instead of ``argmax``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from weightspace.cli.labels_predict import evaluate, predict
 
 @click.group("labels")
 def command() -> None:
-    """Decode probabilities over a metric on the labels: the Fréchet mean in the place of argmax.
+    """Decode probabilities with a metric on the labels: the Fréchet mean instead of argmax.
 
-    Classes are named, never numbered; a list of names is a file with one a line, a JSON list, or a,b,c.
-    Every command below has --json.
+    Classes are given by name, not by number; a list of names is a file with one name per line, a JSON list, or a,b,c.
+    Every subcommand has --json.
 
     \b
     Examples:

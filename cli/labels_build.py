@@ -1,4 +1,4 @@
-"""``weightspace labels build``: a metric file from edges, parents, a matrix, embeddings or WordNet."""
+"""``weightspace labels build``: a label metric from edges, parents, a matrix, embeddings or WordNet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _SOURCES = ("edges", "parents", "graph", "matrix", "embeddings", "wordnet", "discrete")
 
-#: Option -> the sources that it is for.
+#: Option -> the sources it applies to.
 _BELONGING = {
     "labels": ("edges", "parents", "graph", "matrix", "embeddings"),
     "metric": ("embeddings",),
@@ -28,26 +28,26 @@ _BELONGING = {
 
 
 @commands.command("build")
-@click.option("--edges", metavar="FILE", help="Edges of a tree, name,name[,length] on each line.")
-@click.option("--parents", metavar="FILE", help="Tree as rows name,parent[,length], or parent,child with that header.")
+@click.option("--edges", metavar="FILE", help="Edges of a tree, one name,name[,length] per line.")
+@click.option("--parents", metavar="FILE", help="Tree as name,parent[,length], or parent,child with that header.")
 @click.option("--graph", metavar="FILE", help="Edges of any connected graph.")
-@click.option("--matrix", metavar="FILE", help="Distances (not squared), .npy, .npz, .safetensors or .csv.")
+@click.option("--matrix", metavar="FILE", help="Distance matrix (not squared), .npy, .npz, .safetensors or .csv.")
 @click.option("--embeddings", metavar="FILE", help="Embeddings, one row per label, .npy, .npz, .safetensors or .csv.")
 @click.option("--wordnet", metavar="NAMES", help="Synsets (n02084071, dog.n.01, dog), or all.")
-@click.option("--discrete", metavar="NAMES", help="Names that are equally far from each other.")
-@click.option("--labels", metavar="NAMES", help="Names of the rows, or of all nodes in the order of their numbers.")
+@click.option("--discrete", metavar="NAMES", help="Names that are all equally far apart.")
+@click.option("--labels", metavar="NAMES", help="Names of the rows, or of all nodes in numerical order.")
 @click.option(
     "--metric",
     type=click.Choice(["euclidean", "cosine"]),
     default="euclidean",
     show_default=True,
-    help="Distance of embeddings.",
+    help="Distance between embeddings.",
 )
-@click.option("--ancestors", is_flag=True, help="With --wordnet: all synsets above those are labels too.")
-@click.option("--folder", metavar="DIR", help="With --wordnet: the database, data.noun and index.noun of WordNet 3.0.")
+@click.option("--ancestors", is_flag=True, help="With --wordnet: add all hypernyms as labels.")
+@click.option("--folder", metavar="DIR", help="With --wordnet: folder with data.noun and index.noun of WordNet 3.0.")
 @click.option("--key", metavar="NAME", help="Name of the array in an .npz or .safetensors.")
 @options.header
-@options.output("Metric to write, .safetensors.", kind="file")
+@options.output("Metric to write (.safetensors).", kind="file")
 @options.as_json
 def build(output: str, as_json: bool, **given: Any) -> None:
     """Write a label metric to a file.
@@ -61,10 +61,12 @@ def build(output: str, as_json: bool, **given: Any) -> None:
     chosen = [name for name in _SOURCES if given[name] is not None]
     if len(chosen) != 1:
         said = " and ".join(f"--{name}" for name in chosen) or "none"
-        raise WeightspaceError(f"A metric has one source, of {', '.join(f'--{s}' for s in _SOURCES)}; found {said}.")
+        raise WeightspaceError(
+            f"A metric has exactly one source: {', '.join(f'--{s}' for s in _SOURCES)}; found {said}."
+        )
     for name, sources in _BELONGING.items():
         if chosen[0] not in sources:
-            options.check_effect([name], f"with --{chosen[0]}; it belongs to {', '.join(f'--{s}' for s in sources)}")
+            options.check_effect([name], f"with --{chosen[0]}, only with {', '.join(f'--{s}' for s in sources)}")
     options.check_apart(output, given[chosen[0]], given["labels"], given["folder"])
     metric = _built(chosen[0], given)
     metric.save(output)
@@ -101,7 +103,7 @@ def _built(source: str, given: dict[str, Any]) -> LabelMetric:
 
 
 def _from_parents(rows: list[tuple[Any, ...]], labels: list[str] | None) -> LabelMetric:
-    """Return the metric of rows ``(name, parent)``, with a length or without; a root has no parent, or itself."""
+    """Return the metric of rows ``(name, parent[, length])``; a root has no parent or is its own."""
     from weightspace import LabelMetric
 
     edges = [row for row in rows if row[1] not in ("", row[0])]

@@ -1,4 +1,4 @@
-"""``weightspace labels locus``, ``cover`` and ``next``: what can be predicted from which classes."""
+"""``weightspace labels locus``, ``cover`` and ``next``: the labels that can be predicted from given classes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ _OBSERVED = click.option("--observed", metavar="NAMES", required=True, help="The
 @commands.command("locus")
 @click.argument("metric", metavar="METRIC")
 @_OBSERVED
-@click.option("--unique", is_flag=True, help="Only labels that are the only mean for some probabilities.")
+@click.option("--unique", is_flag=True, help="Only labels that are the unique mean for some probabilities.")
 @options.output(
-    "Picture of the locus, or of three classes' simplex (--simplex), .png, .svg or .pdf.", required=False, kind="file"
+    "Plot of the locus or of the simplex (--simplex), .png, .svg or .pdf.",
+    required=False,
+    kind="file",
 )
-@click.option("--simplex", is_flag=True, help="Draw what is predicted for all probabilities of three classes.")
+@click.option("--simplex", is_flag=True, help="Plot the predictions for all probabilities of three classes.")
 @options.as_json
 def locus(metric: str, observed: str, unique: bool, output: str | None, simplex: bool, as_json: bool) -> None:
     """Print the labels that can be predicted from the observed classes.
@@ -32,7 +34,7 @@ def locus(metric: str, observed: str, unique: bool, output: str | None, simplex:
     from weightspace.plots import draw_locus, draw_simplex
 
     if simplex and output is None:
-        raise WeightspaceError("--simplex draws: say where to with -o, for example -o simplex.png.")
+        raise WeightspaceError("--simplex needs an output file: give -o, for example -o simplex.png.")
     options.check_apart(output, metric, observed)
     space = LabelMetric.load(metric)
     names = read_labels(observed, space.labels)
@@ -44,7 +46,7 @@ def locus(metric: str, observed: str, unique: bool, output: str | None, simplex:
 
 @commands.command("cover")
 @click.argument("metric", metavar="METRIC")
-@click.option("--identifying", is_flag=True, help="Every label must be the only mean for some probabilities.")
+@click.option("--identifying", is_flag=True, help="Require every label to be the unique mean for some probabilities.")
 @options.as_json
 def cover(metric: str, identifying: bool, as_json: bool) -> None:
     """Print a smallest set of classes from which every label can be predicted.
@@ -60,7 +62,7 @@ def cover(metric: str, identifying: bool, as_json: bool) -> None:
     facts = {"method": found.method, "exact": found.exact, "lower_bound": found.lower_bound}
     _show(list(found.labels), facts, "cover", as_json)
     if not found.exact:
-        echo(f"Found by {found.method}; none has fewer than {found.lower_bound:,}.", err=True)
+        echo(f"Found by {found.method}; no cover has fewer than {found.lower_bound:,}.", err=True)
 
 
 @commands.command("next")
@@ -69,7 +71,7 @@ def cover(metric: str, identifying: bool, as_json: bool) -> None:
 @click.option("-n", "count", type=int, default=1, show_default=True, help="Number of classes.")
 @options.as_json
 def next_(metric: str, observed: str, count: int, as_json: bool) -> None:
-    """Print which classes to observe next, so that the most labels can be predicted.
+    """Print the classes to observe next so that the most labels can be predicted.
 
     \b
     Example:

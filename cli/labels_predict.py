@@ -1,4 +1,4 @@
-"""``weightspace labels predict`` and ``evaluate``: from logits or probabilities to labels, and how good they are."""
+"""``weightspace labels predict`` and ``evaluate``: decode logits or probabilities to labels, and score them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from weightspace.labels import TemperatureFit
     from weightspace.labels.results import Predictions
 
-#: Labels that a summary names.
+#: Number of labels listed in a summary.
 _MOST_OFTEN = 5
-#: How far a sum of float16 probabilities may be from one.
+#: Tolerance of the sum of float16 probabilities.
 _CLOSE = 1e-2
 
 Command = Callable[..., Any]
 
 
 def _shared(command: Command) -> Command:
-    """Add what both commands take."""
+    """Add the options that both commands share."""
     decorators = (
         click.argument("metric", metavar="METRIC"),
         click.argument("scores", metavar="SCORES"),
@@ -38,14 +38,14 @@ def _shared(command: Command) -> Command:
             metavar="NAMES",
             default="all",
             show_default=True,
-            help="Labels that can be predicted: all, observed, or names.",
+            help="Labels to predict from: all, observed, or names.",
         ),
         click.option("--exponent", type=float, default=2.0, show_default=True, help="Exponent of the distance."),
-        click.option("--logits", is_flag=True, help="Take the softmax of SCORES first, which are logits."),
-        click.option("--temperature", type=float, help="Temperature that divides logits. [1]"),
+        click.option("--logits", is_flag=True, help="SCORES are logits: apply the softmax first."),
+        click.option("--temperature", type=float, help="Temperature to divide the logits by. [1]"),
         click.option("--key", metavar="NAME", help="Name of the array in an .npz or .safetensors."),
         options.header,
-        options.device("Where costs are computed"),
+        options.device("Device to compute costs on"),
     )
     for decorate in reversed(decorators):
         command = decorate(command)
@@ -54,12 +54,12 @@ def _shared(command: Command) -> Command:
 
 @commands.command("predict")
 @_shared
-@options.output("Also write the table, .csv or .json, or the ids, .npy.", required=False, kind="file")
+@options.output("Write the table (.csv, .json) or the ids (.npy) to a file.", required=False, kind="file")
 @options.as_json
 def predict(metric: str, scores: str, output: str | None, as_json: bool, **given: Any) -> None:
-    """Print the label of least expected cost for every row of SCORES, .npy, .npz, .safetensors or .csv.
+    """Print the label of minimum expected cost for every row of SCORES (.npy, .npz, .safetensors or .csv).
 
-    With -o the labels are written, and a summary is printed.
+    With -o, write the labels to a file and print a summary.
 
     \b
     Examples:
@@ -88,14 +88,14 @@ def predict(metric: str, scores: str, output: str | None, as_json: bool, **given
 
 
 def _summary(found: Predictions, labels: int) -> list[str]:
-    """Return how many rows there are, and what was predicted most often."""
+    """Return the number of rows and the most frequent predictions."""
     counts = Counter(found.names)
     mean = sum(found.expected_cost) / max(1, len(found.names))
     most = ", ".join(f"{name} {count / len(found.names):.1%}" for name, count in counts.most_common(_MOST_OFTEN))
     rest = ", …" if len(counts) > _MOST_OFTEN else ""
     return [
         f"{len(found.names):,} rows, {len(counts):,} of {labels:,} labels predicted; mean expected cost {mean:.4g}",
-        *([f"most often: {most}{rest}"] if counts else []),
+        *([f"most frequent: {most}{rest}"] if counts else []),
     ]
 
 
@@ -104,9 +104,7 @@ def _summary(found: Predictions, labels: int) -> list[str]:
 @click.option("--truth", metavar="NAMES", required=True, help="True label of every row.")
 @click.option("--validation", metavar="SCORES", help="Logits to fit the temperature on, instead of --temperature.")
 @click.option("--validation-truth", metavar="NAMES", help="True labels of the validation logits.")
-@options.output(
-    "Picture of reliability and temperatures, .png, .svg or .pdf; logits only.", required=False, kind="file"
-)
+@options.output("Plot of reliability and temperatures (.png, .svg, .pdf); logits only.", required=False, kind="file")
 @options.as_json
 def evaluate(
     metric: str,
@@ -118,7 +116,7 @@ def evaluate(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Show argmax, the Fréchet mean and the best constant label side by side, and which one to take.
+    """Compare argmax, the Fréchet mean and the best constant label, and recommend one.
 
     \b
     Examples:
@@ -134,10 +132,10 @@ def evaluate(
         output, metric, scores, given["observed"], given["outputs"], truth, validation, validation_truth
     )
     if (validation is None) != (validation_truth is None):
-        raise WeightspaceError("--validation and --validation-truth belong together; found one of them.")
+        raise WeightspaceError("--validation and --validation-truth go together; found only one of them.")
     if (validation is not None or output is not None) and not given["logits"]:
         raise WeightspaceError(
-            "A temperature divides logits: give them, or the logarithms of probabilities, as SCORES, with --logits."
+            "A temperature applies to logits: give them, or the logarithms of probabilities, as SCORES, with --logits."
         )
     _check_order(metric, scores)
     fit = None
@@ -172,23 +170,22 @@ def evaluate(
 
 
 def _check_order(metric: str, scores: str) -> None:
-    """Say so where a metric stands in the place of the scores."""
+    """Raise if METRIC and SCORES are swapped."""
     from weightspace.labels.files import is_metric
 
     if is_metric(scores) and not is_metric(metric):
         raise WeightspaceError(
-            f"METRIC and SCORES look swapped: {scores} is a label metric, and {metric} is none. Expected the metric "
-            "first."
+            f"METRIC and SCORES look swapped: {scores} is a label metric and {metric} isn't. Expected the metric first."
         )
 
 
 def _fitted(metric: str, validation: str, truth: str, given: dict[str, Any]) -> TemperatureFit:
-    """Return the temperature that validation logits ask for."""
+    """Return the temperature fitted to the validation logits."""
     from weightspace.labels import fit_temperature
     from weightspace.labels.inputs import read_array, read_labels
 
     if given["temperature"] is not None:
-        raise WeightspaceError("--temperature says what --validation would find; give one of them.")
+        raise WeightspaceError("--temperature sets what --validation fits. Give one of the two.")
     space, observed, outputs = _classes(metric, given)
     logits = read_array(validation, given["key"], header=given["header"])
     names, exponent = read_labels(truth, space.labels), given["exponent"]
@@ -206,7 +203,7 @@ def _classes(metric: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any]
 
 
 def _read(metric: str, scores: str, given: dict[str, Any]) -> tuple[LabelMetric, list[Any], Any, Any]:
-    """Return the metric, the observed classes, the outputs and the probabilities, on the device asked for."""
+    """Return the metric, the observed classes, the outputs and the probabilities, on the chosen device."""
     from weightspace.labels.headers import check_columns
     from weightspace.labels.inputs import read_array, read_header
     from weightspace.labels.probabilities import as_tensor
@@ -225,14 +222,14 @@ def _read(metric: str, scores: str, given: dict[str, Any]) -> tuple[LabelMetric,
         probabilities = probabilities_of(found, len(observed), given["temperature"])
         return space, observed, outputs, probabilities.to(given["device"])
     if given["temperature"] is not None:
-        raise WeightspaceError("--temperature divides logits: say --logits if SCORES are some.")
+        raise WeightspaceError("--temperature applies to logits: add --logits if SCORES are logits.")
     if (note := _row_sums_note(found)) is not None:
         warn(f"{scores}: {note}")
     return space, observed, outputs, as_tensor(found, scores).to(given["device"])
 
 
 def _row_sums_note(probabilities: Any) -> str | None:
-    """Return what is to be said of rows (n, K) that do not sum to one, None where all do."""
+    """Return a warning about rows of ``(n, K)`` that don't sum to one, or None."""
     import numpy as np
 
     from weightspace.labels.probabilities import as_tensor
@@ -246,15 +243,15 @@ def _row_sums_note(probabilities: Any) -> str | None:
         return None
     return (
         f"{len(bad):,} of {len(sums):,} rows do not sum to one (row {int(bad[0]):,}: {sums[bad[0]]:.4g}) and are "
-        "divided by their sums. Are these logits? Say --logits."
+        "divided by their sums. If these are logits, add --logits."
     )
 
 
 def _probabilities_note(logits: Any) -> str | None:
-    """Return what is to be said of logits (n, K) that are probabilities: not negative, and all rows sum to one."""
+    """Return a warning if logits ``(n, K)`` look like probabilities: non-negative, with rows that sum to one."""
     from weightspace.labels.probabilities import as_tensor
 
     rows = as_tensor(logits, "Logits")
     if rows.dim() != 2 or not rows.numel() or bool((rows < 0).any()) or _row_sums_note(rows) is not None:
         return None
-    return "all rows are probabilities: none is negative, and they sum to one. Leave --logits out?"
+    return "all rows look like probabilities: non-negative, and they sum to one. Leave out --logits?"

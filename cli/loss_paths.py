@@ -1,6 +1,6 @@
-"""Measurements of ``weightspace barrier``: curves between two networks, a matrix between many, a plane through three.
+"""Measurements of ``weightspace barrier``: a curve for two networks, a matrix for several, a plane for three.
 
-Each is a function that returns a ``Report``; labels tell the networks as they came from the matched ones.
+Each is a function that returns a ``Report``; its labels distinguish the networks as given from the matched ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TABLES = (".csv", ".json")
 
 @dataclass(frozen=True)
 class Models:
-    """The networks under one label, with their names."""
+    """A task and its networks: names, and state dicts under each label."""
 
     task: Task
     names: tuple[str, ...]
@@ -33,9 +33,9 @@ class Models:
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured under every label: results that save themselves, figures for JSON, lines for people.
+    """Measurements under each label: results that can be saved, figures for JSON, lines for people.
 
-    ``kind`` is the key that the figures stand under: ``curves``, ``matrices`` or ``planes``.
+    ``kind`` is the JSON key of the figures: ``curves``, ``matrices`` or ``planes``.
     """
 
     kind: str
@@ -45,10 +45,10 @@ class Report:
     draw: Callable[[Mapping[str, Any], Path], object]
 
     def write(self, path: Path) -> list[Path]:
-        """Draw all results into a picture, or save them as tables (one file a label where there are two).
+        """Plot all results in one figure, or save them as tables (one file per label if there are two).
 
         Returns:
-            The files that were written.
+            The files written.
         """
         if path.suffix.lower() in PICTURES:
             self.draw(self.results, path)
@@ -114,7 +114,7 @@ def curves(
 def matrices(
     models: Models, *, points: int, statistics: Any, baseline: Any, split: Any, place: Mapping[str, Any]
 ) -> Report:
-    """Measure the paths between every two of many networks."""
+    """Measure the path between every pair of networks."""
     from weightspace import barrier_matrix
     from weightspace.plots import draw_matrices
 
@@ -157,16 +157,16 @@ def planes(models: Models, *, resolution: int, statistics: Any, split: Any) -> R
         results[label] = plane
         losses = [loss for row in plane.loss for loss in row]
         of_models = ", ".join(f"{name} {loss:.4f}" for name, loss in zip(plane.models, plane.model_loss, strict=True))
-        lines.append(f"{label}: loss of {of_models}; on the plane from {min(losses):.4f} to {max(losses):.4f} nats")
+        lines.append(f"{label}: loss of {of_models}; {min(losses):.4f} to {max(losses):.4f} nats on the plane")
     figures = {label: asdict(plane) for label, plane in results.items()}
     return Report("planes", results, figures, lines, draw_planes)
 
 
 def _table(label: str, matrix: BarrierMatrix) -> list[str]:
-    """Return the lines of a table with the barriers of the loss above the diagonal, those of the accuracy below."""
+    """Return the lines of a table: loss barriers above the diagonal, accuracy barriers below."""
     falls = matrix.accuracy_barrier
     width = max(9, *(len(name) + 2 for name in matrix.models))
-    below = "" if falls is None else ", below the diagonal of the accuracy"
+    below = "" if falls is None else ", of the accuracy below the diagonal"
     lines = [f"{label}: barriers of the loss (nats){below}"]
     lines.append(" " * width + "".join(f"{name:>{width}s}" for name in matrix.models))
     for i, name in enumerate(matrix.models):

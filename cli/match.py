@@ -1,4 +1,4 @@
-"""``weightspace match``: the permutations that bring networks into one basin."""
+"""``weightspace match``: find the permutations that bring networks into one basin."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 _ALL = {**MATCHINGS, **MANY_MATCHINGS}
 
-#: What ``--method`` is where it stands alone.
+#: Value of a bare ``--method``.
 _LIST = "?"
 
 
 def _table() -> str:
-    """Return every method with what it does and where it is from, as the help shows it."""
+    """Return a list of all methods with summary and source, for the help."""
     two, several = ("\n".join(_described(row) for row in table.values()) for table in (MATCHINGS, MANY_MATCHINGS))
     return f"\b\nMethods for two checkpoints:\n{two}\n\n\b\nMethods for two or more:\n{several}"
 
@@ -36,12 +36,12 @@ def _described(row: MatchingMethod) -> str:
 
 
 def _users(option: str) -> str:
-    """Return the methods that have an option."""
+    """Return the methods that take an option."""
     return ", ".join(row.name for row in _ALL.values() if option in row.options)
 
 
 def _list_methods(context: click.Context, _: click.Parameter, method: str | None) -> str | None:
-    """Print the methods where none is named."""
+    """Print the methods if ``--method`` has no value."""
     if method == _LIST:
         click.echo(_table().replace("\b\n", ""))
         context.exit()
@@ -60,20 +60,20 @@ def _list_methods(context: click.Context, _: click.Parameter, method: str | None
     flag_value=_LIST,
     callback=_list_methods,
     is_eager=True,
-    help="Method, of those below; alone it lists them. [weight-matching; of three checkpoints or more merge-many]",
+    help="Method, from the list below; alone, it prints the list. [weight-matching, or merge-many for three or more]",
 )
 @options.spec_source
 @options.task(required=False)
-@options.device("Where networks run, for methods that look at data")
-@options.seed("Seed of what a method draws: order of groups and batches, noise.")
-@click.option("--restarts", type=click.IntRange(min=0), help=f"Further random starts ({_users('restarts')}). [0]")
+@options.device("Device that networks run on, for methods that use data")
+@options.seed("Seed of the method's randomness: order of groups and batches, noise.")
+@click.option("--restarts", type=click.IntRange(min=0), help=f"Additional random starts ({_users('restarts')}). [0]")
 @click.option(
-    "--max-sweeps", type=click.IntRange(min=1), help=f"Passes over all groups, at most ({_users('max_sweeps')}). [100]"
+    "--max-sweeps", type=click.IntRange(min=1), help=f"Maximum passes over all groups ({_users('max_sweeps')}). [100]"
 )
 @click.option("--steps", type=click.IntRange(min=0), help=f"Steps of Adam ({_users('steps')}). [200]")
 @click.option("--learning-rate", type=float, help=f"Learning rate of Adam ({_users('learning_rate')}).")
-@click.option("--start", metavar="START", help=f"Start at noise or at the identity ({_users('start')}).")
-@options.output("Permutation to write (.safetensors); for several checkpoints a folder with one for each.", kind=None)
+@click.option("--start", metavar="START", help=f"Initialisation: noise or identity ({_users('start')}).")
+@options.output("Permutation to write (.safetensors); of several checkpoints, a folder of permutations.", kind=None)
 @click.option("--merged", metavar="OUT", help="Also write the mean of the permuted checkpoints.")
 @options.as_json
 def command(
@@ -93,7 +93,7 @@ def command(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Find the permutation of SOURCE that brings it to TARGET, or those that bring all checkpoints into one basin.
+    """Find the permutation that aligns SOURCE to TARGET, or those that bring all checkpoints into one basin.
 
     \b
     Examples:
@@ -140,7 +140,7 @@ def command(
 def _report(
     matching: Matching, method: str, output: str, *, task: str | None, seed: int, seconds: float, as_json: bool
 ) -> None:
-    """Print how well a matching did."""
+    """Print the result of a matching."""
     if as_json:
         report = {
             "method": method,

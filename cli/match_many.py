@@ -1,4 +1,4 @@
-"""``weightspace match`` with a method for several checkpoints: a permutation for each, and their mean."""
+"""``weightspace match`` for several checkpoints: a permutation for each, and their mean."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def match_many(
     merged: str | None,
     as_json: bool,
 ) -> None:
-    """Match checkpoints, write their permutations as ``1-name.safetensors`` … into a folder, and say how it went."""
+    """Match checkpoints, write their permutations as ``1-name.safetensors`` … to a folder, and print the result."""
     from weightspace import load_checkpoint, save_checkpoint
     from weightspace.checkpoints import provenance
 
     folder = Path(output)
     if folder.suffix or folder.is_file():
-        raise WeightspaceError(f"{method} writes one permutation a checkpoint: {output} must be a folder, not a file.")
+        raise WeightspaceError(f"{method} writes one permutation per checkpoint: {output} must be a folder.")
     files = [folder / f"{number}-{Path(path).stem}.safetensors" for number, path in enumerate(paths, start=1)]
     for file in files:
         check_writable(file, "file")
@@ -74,16 +74,16 @@ def match_many(
 
 
 def check_two(method: str, others: Sequence[str], merged: str | None) -> None:
-    """Raise a WeightspaceError where a method for two checkpoints is asked for what those for several do."""
+    """Raise a WeightspaceError if a method for two checkpoints is given more, or ``--merged``."""
     several = ", ".join(registry.MANY_MATCHINGS)
     if others:
-        raise WeightspaceError(f"{method} takes two checkpoints, found {2 + len(others)}. For more: {several}.")
+        raise WeightspaceError(f"{method} takes two checkpoints; found {2 + len(others)}. For more, use {several}.")
     if merged is not None:
-        raise WeightspaceError(f"{method} merges nothing: --merged belongs to {several}.")
+        raise WeightspaceError(f"{method} doesn't merge; --merged works with {several}.")
 
 
 def shown(update: Update) -> Callable[[Progress], None]:
-    """Return what shows how far a method is."""
+    """Return a callback that shows the progress of a method."""
 
     def show(at: Progress) -> None:
         if at.stage == "trial":

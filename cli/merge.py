@@ -1,4 +1,4 @@
-"""``weightspace merge``: several checkpoints into one, from files to files."""
+"""``weightspace merge``: merge several checkpoints into one, from files to files."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from weightspace.user_code import is_user_code
 if TYPE_CHECKING:
     from weightspace.merging import Alignment, Finish, MergeReport, Reproduction
 
-#: Sizes as people write them.
+#: Units of human-readable sizes, in bytes.
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
 
-#: Exit status of a command that Ctrl-C stopped, as shells have it.
+#: Exit status of a command stopped by Ctrl-C, as in shells.
 _SIGINT = 130
 
 
 @commands.command("merge")
 @click.argument("sources", nargs=-1, metavar="RECIPE.yml | CHECKPOINT…")
 @options.output(
-    "OUT.safetensors is one file, OUT.pt a torch file, anything else a Hugging Face folder.",
+    "Output: OUT.safetensors is one file, OUT.pt a torch file, anything else a Hugging Face folder.",
     required=False,
     kind=None,
 )
@@ -48,69 +48,72 @@ _SIGINT = 130
     shell_complete=options.completing(METHODS),
     help=f"Method: {', '.join(METHODS)}, or your own as file.py:function. [linear]",
 )
-@click.option("--base", metavar="CHECKPOINT", help="The pretrained model that the others differ from.")
-@click.option("--weights", metavar="W,…", help="One weight per checkpoint, as .6,.4. [equal]")
-@click.option(
-    "--evidence", metavar="FILE,…", help="Statistics of data, one file per checkpoint (`weightspace evidence`)."
-)
+@click.option("--base", metavar="CHECKPOINT", help="The pretrained model that the others were fine-tuned from.")
+@click.option("--weights", metavar="W,…", help="One weight per checkpoint, such as .6,.4. [equal]")
+@click.option("--evidence", metavar="FILE,…", help="Data statistics, one file per checkpoint (`weightspace evidence`).")
 @click.option(
     "--dtype", metavar="DTYPE", help="Dtype of the output: float32, float16 or bfloat16; by default that of the inputs."
 )
-@click.option("--out-dtype", metavar="DTYPE", help="Dtype of the output as well, under the name that recipes have.")
-@click.option("--key", metavar="NAME", help='Entry of torch files with the network ("" is their top level).')
-@click.option("--strip-prefix", metavar="PREFIX", help="Take PREFIX (module.) off all names that begin with it.")
-@click.option("--no-strip", is_flag=True, help="Take off no prefix that one model alone has.")
+@click.option("--out-dtype", metavar="DTYPE", help="Dtype of the output, by the name used in recipes.")
+@click.option("--key", metavar="NAME", help='Entry of the torch files that holds the state dict ("" is the top level).')
+@click.option("--strip-prefix", metavar="PREFIX", help="Strip PREFIX (module.) from tensor names that start with it.")
+@click.option("--no-strip", is_flag=True, help="Don't strip a prefix that only one model has.")
 @click.option(
     "--align",
     metavar="METHOD",
     shell_complete=options.completing(MATCHINGS),
-    help=f"Bring networks that were trained apart into the basin of the first, or of the base, by METHOD: "
+    help=f"Align independently trained networks to the first one, or to the base, by METHOD: "
     f"{', '.join(MATCHINGS)} (`weightspace match --method`).",
 )
 @options.spec_source
 @options.task(required=False)
-@options.device("Where the networks of --task run, while tensors are merged on the CPU")
+@options.device("Device that the networks of --task run on (tensors are merged on the CPU)")
 @options.seed("Seed of random masks and of the matching.")
-@click.option("--dry-run", is_flag=True, help="Print the plan; write nothing, and run no code of file.py.")
+@click.option("--dry-run", is_flag=True, help="Print the plan; write nothing, and run no custom code.")
 @click.option(
-    "--intermediate-dir", metavar="DIR", help="Keep the results of a recipe's named documents there, in float32."
+    "--intermediate-dir", metavar="DIR", help="Folder for the results of a recipe's named documents, in float32."
 )
-@click.option("--reproduce", metavar="OUT", help="Make OUT again from its metadata and compare the bytes.")
+@click.option("--reproduce", metavar="OUT", help="Rerun the merge recorded in OUT's metadata and compare the bytes.")
 @click.option(
-    "--allow-code", is_flag=True, help="Let --reproduce run the file.py:function that OUT names. Read it first."
+    "--allow-code", is_flag=True, help="Let --reproduce run the custom code named in OUT's metadata. Read it first."
 )
-@click.option("--lenient", is_flag=True, help="Warn of what is refused otherwise: unknown keys, missing tensors.")
-@click.option("--strict", is_flag=True, help="Refuse what is a warning otherwise: settings without effect.")
-@click.option("--allow-nonfinite", is_flag=True, help="Merge NaN and infinity too.")
+@click.option("--lenient", is_flag=True, help="Turn some errors into warnings: unknown keys, missing tensors.")
+@click.option("--strict", is_flag=True, help="Turn some warnings into errors: settings without effect.")
+@click.option("--allow-nonfinite", is_flag=True, help="Accept NaN and infinite values.")
 @click.option(
-    "--shard-size", metavar="SIZE", default="5GB", show_default=True, help="Size of a folder's files, at most."
+    "--shard-size",
+    metavar="SIZE",
+    default="5GB",
+    show_default=True,
+    help="Maximum size of a file in an output folder.",
 )
 @click.option(
-    "--memory", metavar="MB", type=Whole(1, 2**40), default=256, show_default=True, help="Private memory to use, in MB."
+    "--memory", metavar="MB", type=Whole(1, 2**40), default=256, show_default=True, help="Memory budget, in MB."
 )
-@click.option("--threads", metavar="N", type=Whole(1, 1024), help="Tensors made at a time. [one per core, at most 4]")
-@click.option("--hash/--no-hash", "hashes", default=True, help="Keep the inputs' SHA-256 in the metadata.")
-@click.option("--fsync/--no-fsync", default=True, help="Force the output to the disk.")
+@click.option("--threads", metavar="N", type=Whole(1, 1024), help="Tensors merged at a time. [one per core, at most 4]")
+@click.option("--hash/--no-hash", "hashes", default=True, help="Record the inputs' SHA-256 in the metadata.")
+@click.option("--fsync/--no-fsync", default=True, help="Flush the output to disk before finishing.")
 @click.option(
     "--executor",
     type=click.Choice(["auto", "threads", "processes", "ray"]),
     default="auto",
     show_default=True,
-    help="Where tensors are made; auto starts processes only where there is enough to merge to make up for it.",
+    help="Execution backend; auto starts processes only if the merge is large enough to benefit.",
 )
-@click.option("--workers", type=Whole(1, 1024), help="Workers of processes [as --threads] and of ray [2].")
+@click.option("--workers", type=Whole(1, 1024), help="Number of workers for processes [as --threads] and ray [2].")
 @options.ray_address
 @parameter_options
 @options.as_json
 def command(sources: tuple[str, ...], output: str | None, reproduce: str | None, as_json: bool, **said: Any) -> None:
-    """Merge checkpoints of one architecture into one: a recipe (mergekit's YAML), or CHECKPOINTs and a method.
+    """Merge checkpoints of one architecture, from a recipe (mergekit's YAML) or from CHECKPOINTs and a method.
 
-    Nothing is held in memory whole, and nothing is half-written: an interrupted merge goes on when it is called again.
-    Inputs are never written over, and a file that is no checkpoint only with --force. An input that changes meanwhile
-    is an error. --reproduce believes OUT what it says of itself, but runs code that it names only with --allow-code.
-    MODEL+ADAPTER adds a LoRA adapter to a model. A CHECKPOINT may be a URL (hf://org/model, s3://bucket/model): it is
-    brought into $WEIGHTSPACE_CACHE and stays there. Networks that were trained apart need --align, with --network,
-    --task or --spec to say what they are; with --task, BatchNorm's statistics of the result are measured anew.
+    Merging is out of core and atomic: rerun an interrupted merge to resume it. Inputs are never overwritten, and files
+    that aren't checkpoints only with --force; an input that changes during the merge is an error. --reproduce OUT
+    reruns the merge recorded in OUT's metadata; custom code named there runs only with --allow-code.
+
+    MODEL+ADAPTER applies a LoRA adapter to a model. A CHECKPOINT may be a URL (hf://org/model, s3://bucket/model); it
+    is downloaded to $WEIGHTSPACE_CACHE and kept there. Independently trained networks need --align, and --network,
+    --task or --spec for their architecture; with --task, the result's BatchNorm statistics are recomputed.
 
     \b
     Examples:
@@ -122,7 +125,7 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
       weightspace merge --reproduce merged
     """
     if said["allow_code"] and reproduce is None:
-        raise WeightspaceError("--allow-code is for --reproduce: code that the command line or a recipe names is run.")
+        raise WeightspaceError("--allow-code is for --reproduce; code named by -m or by a recipe needs no flag.")
     _check_effects(sources, output, reproduce, said)
     check_method(sources, said)
     if reproduce is None and not is_recipe(sources):
@@ -133,7 +136,7 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
     )
     if reproduce is not None:
         if sources or output is not None:
-            raise WeightspaceError("--reproduce OUT takes sources and recipe from OUT. Leave out CHECKPOINTs and -o.")
+            raise WeightspaceError("--reproduce OUT reads sources and recipe from OUT. Leave out CHECKPOINTs and -o.")
         _reproduce(reproduce, align, finish, said, as_json)
         return
     if not sources or output is None:
@@ -153,7 +156,7 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
     _show(report, scores, dry_run=said["dry_run"], as_json=as_json)
 
 
-#: What ``--reproduce`` and the making of a merge both look at.
+#: Options that ``--reproduce`` shares with an ordinary merge.
 _OF_REPRODUCTION = (
     *("sources", "output", "reproduce", "allow_code", "align", "spec_file", "network", "example_inputs"),
     *("task", "data", "device", "seed", "memory", "threads", "as_json"),
@@ -163,11 +166,11 @@ _OF_REPRODUCTION = (
 def _check_effects(
     sources: tuple[str, ...], output: str | None, reproduce: str | None, said: Mapping[str, Any]
 ) -> None:
-    """Refuse options that change nothing beside the others, and sources beside a recipe."""
+    """Refuse options that have no effect given the others, and sources next to a recipe."""
     recipes = [source for source in sources if is_recipe([source])]
     if recipes and len(sources) > 1:
         beside = next((source for source in sources if source not in recipes), sources[1])
-        raise WeightspaceError(f"{recipes[0]} is a recipe, which names its models itself; found {beside} beside it.")
+        raise WeightspaceError(f"{recipes[0]} is a recipe, which names its own models; also found {beside}.")
     if reproduce is not None:
         own = [parameter.name or "" for parameter in click.get_current_context().command.params]
         options.check_effect([name for name in own if name not in _OF_REPRODUCTION], "with --reproduce")
@@ -176,13 +179,13 @@ def _check_effects(
     method, is_drawn = said["method"] or "linear", said["align"] is not None or reproduce is not None
     has_seed = method not in METHODS or any(parameter.name == "seed" for parameter in METHODS[method].parameters)
     if not (is_recipe(sources) or is_drawn or has_seed):
-        options.check_effect(["seed"], f"with {method}, which draws nothing, and without --align")
+        options.check_effect(["seed"], f"with {method}, which is deterministic, and without --align")
     if not is_recipe(sources):
-        options.check_effect(["intermediate_dir"], "without a recipe of several documents")
+        options.check_effect(["intermediate_dir"], "without a multi-document recipe")
     if said["base"] is not None and not recipes and method in METHODS and METHODS[method].base == "none":
         _check_base(method, output, said)
     if said["executor"] == "threads":
-        options.check_effect(["workers"], "with --executor threads; say --threads")
+        options.check_effect(["workers"], "with --executor threads; use --threads")
     if said["lenient"] and said["strict"]:
         raise WeightspaceError("--lenient and --strict contradict each other. Give one of the two.")
 
@@ -206,13 +209,13 @@ def _merge(
     said: dict[str, Any],
     update: Callable[[Progress], None],
 ) -> MergeReport:
-    """Call ``merge_files`` with what the options say."""
+    """Call ``merge_files`` with the options of the command line."""
     from weightspace.merging import merge_files
 
     recipe = is_recipe(sources)
     parameters = parameters_of(said)
     if recipe and align is None and options.was_given("seed"):
-        raise WeightspaceError("--seed was given beside a recipe, which says its own: put `seed` under its parameters.")
+        raise WeightspaceError("--seed doesn't apply to a recipe: put `seed` under its parameters.")
     method = said["method"] or "linear"
     if not recipe and method in METHODS and any(one.name == "seed" for one in METHODS[method].parameters):
         parameters["seed"] = said["seed"]
@@ -245,7 +248,7 @@ def _merge(
 
 
 def _execution_options(said: Mapping[str, Any]) -> ExecutionOptions:
-    """Return the options of the command that change no byte."""
+    """Return the options that don't change the output."""
     return ExecutionOptions(
         said["memory"] * 2**20,
         said["threads"],
@@ -259,17 +262,17 @@ def _execution_options(said: Mapping[str, Any]) -> ExecutionOptions:
 
 
 def _unrun(said: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return a line for each source of code that a dry run does not load, and so cannot check."""
+    """Return a line for each source of custom code, which a dry run neither loads nor checks."""
     named = [said[option] for option in ("task", "network") if said[option] is not None]
-    lines = (f"{one} was not loaded: a dry run runs no code, and plans without it." for one in named)
+    lines = (f"{one} was not loaded: a dry run runs no custom code, and plans without it." for one in named)
     return tuple(line for one, line in zip(named, lines, strict=True) if is_user_code(one))
 
 
 def _reproduce(out: str, align: Alignment | None, finish: Finish | None, said: dict[str, Any], as_json: bool) -> None:
-    """Make a merge again and say whether its bytes are the same."""
+    """Rerun a merge and report whether the bytes are the same."""
     from weightspace.merging import reproduce
 
-    with byte_progress(f"making {out} again") as update:
+    with byte_progress(f"reproducing {out}") as update:
         found = reproduce(
             out,
             align=align,
@@ -288,13 +291,13 @@ def _reproduce(out: str, align: Alignment | None, finish: Finish | None, said: d
 
 
 def _difference(found: Reproduction) -> str:
-    """Say what came out otherwise."""
-    why = f"inputs that have changed since: {', '.join(found.changed)}" if found.changed else "the inputs are the same"
-    return f"{found.out} came out otherwise: {', '.join(found.differing)} differ; {why}."
+    """Describe the difference between a merge and its rerun."""
+    why = f"these inputs have changed: {', '.join(found.changed)}" if found.changed else "the inputs are the same"
+    return f"{found.out} was not reproduced: {', '.join(found.differing)} differ; {why}."
 
 
 def _show(report: MergeReport, scores: Scores | None, *, dry_run: bool, as_json: bool) -> None:
-    """Print what was done, or what would be."""
+    """Print the report of a merge, or the plan of a dry run."""
     files = [] if dry_run else files_of(report.out)
     if scores is not None:
         scores.warn()
@@ -319,7 +322,7 @@ def _show(report: MergeReport, scores: Scores | None, *, dry_run: bool, as_json:
         "reads": size(report.read_bytes),
         **({"fetches": size(report.fetched_bytes)} if report.fetched_bytes else {}),
         "writes": size(report.written_bytes),
-        "memory": f"about {size(report.memory)} beside the interpreter",
+        "memory": f"about {size(report.memory)} on top of the interpreter",
         "time": f"about {report.seconds:,.0f} s" if report.seconds >= 1 else "about a second",
     }
     for name, value in rows.items():
@@ -335,11 +338,11 @@ def _interrupted(output: str) -> str:
         return "Stopped before anything was written."
     them = "it" if len(kept) == 1 else "them"
     places = " and ".join(kept)
-    return f"Stopped. What is done is kept in {places}: the same command goes on from there; delete {them} to give up."
+    return f"Stopped. Progress is kept in {places}: rerun the command to resume, or delete {them} to discard it."
 
 
 def _size(text: str) -> int:
-    """Return a size such as 5GB in bytes."""
+    """Parse a size such as 5GB into bytes."""
     number, factor = text.upper().strip(), 1
     for unit, scale in _UNITS.items():
         if number.endswith(unit):
@@ -350,5 +353,5 @@ def _size(text: str) -> int:
     except (ValueError, OverflowError):
         size = 0
     if size < 1:
-        raise WeightspaceError(f"--shard-size is a size such as 5GB or 500MB, found {text!r}.")
+        raise WeightspaceError(f"--shard-size is a size such as 5GB or 500MB; found {text!r}.")
     return size

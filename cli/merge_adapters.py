@@ -1,4 +1,4 @@
-"""``weightspace merge-adapters``: several LoRA adapters of one model into one."""
+"""``weightspace merge-adapters``: merge several LoRA adapters of one model into one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
     "-m", "--method", default="knots", show_default=True, metavar="METHOD", help="Method: knots, core_space or linear."
 )
 @click.option(
-    "--inner", metavar="METHOD", help="Method that merges the coordinates: ties, task_arithmetic, dare_ties, … [ties]"
+    "--inner",
+    metavar="METHOD",
+    help="Method to merge the coordinates: ties, task_arithmetic, dare_ties, … [ties]",
 )
-@click.option("--weights", metavar="W,…", help="One weight per adapter, as .6,.4. [equal]")
-@click.option("--density", metavar="D", help="Share that the inner method keeps; one value, or one per adapter.")
-@click.option("--lambda", "lambda_", type=float, metavar="L", help="Factor of the merged difference.")
-@click.option("--normalize/--no-normalize", default=None, help="Let the inner method divide by the sum of the weights.")
+@click.option("--weights", metavar="W,…", help="One weight per adapter, such as .6,.4. [equal]")
+@click.option("--density", metavar="D", help="Fraction kept by the inner method; one value, or one per adapter.")
+@click.option("--lambda", "lambda_", type=float, metavar="L", help="Scaling factor of the merged difference.")
+@click.option("--normalize/--no-normalize", default=None, help="Divide by the sum of the weights in the inner method.")
 @click.option("--seed", type=int, help="Seed of the inner method's random masks.")
-@options.output("Folder of the adapter to write, as PEFT reads it.", kind="adapter")
+@options.output("Folder to write the adapter to, in PEFT's format.", kind="adapter")
 @options.as_json
 def command(
     adapters: tuple[str, ...],
@@ -40,8 +42,8 @@ def command(
 ) -> None:
     """Merge LoRA ADAPTERs of one model into one.
 
-    knots and core_space merge coordinates that all adapters share by another method (--inner); linear adds the adapters
-    up, weighted, into one whose rank is the sum of theirs.
+    knots and core_space merge the adapters' coordinates in a shared space by another method (--inner); linear is their
+    weighted sum, whose rank is the sum of their ranks.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""Methods of ``weightspace merge`` on the command line: their parameters as options, and one that was forgotten."""
+"""Method parameters of ``weightspace merge`` as options, and a guess of the method if ``-m`` is missing."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from weightspace.user_code import is_user_code
 
 Command = Callable[..., Any]
 
-#: What the options of parameters begin with among those of the command.
+#: Prefix of method parameters among the command's parameters.
 _PREFIX = "parameter_"
 
 
 def parameter_options(command: Command) -> Command:
-    """Give the command an option for every parameter of every method."""
-    users: dict[str, dict[str, list[str]]] = {}  # methods by the meaning of a parameter, by its name
+    """Add an option for every parameter of every method."""
+    users: dict[str, dict[str, list[str]]] = {}  # parameter -> help text -> methods
     for row in METHODS.values():
         for parameter in row.parameters:
             users.setdefault(parameter.name, {}).setdefault(parameter.help, []).append(row.name)
@@ -34,22 +34,22 @@ def parameter_options(command: Command) -> Command:
 
 
 def parameters_of(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters that were given as options."""
+    """Return the method parameters that were given as options."""
     given = {name.removeprefix(_PREFIX): value for name, value in said.items() if name.startswith(_PREFIX)}
     return {name: _value(value) for name, value in given.items() if value is not None}
 
 
 def is_recipe(sources: Sequence[str]) -> bool:
-    """Return whether what is merged is a recipe."""
+    """Return whether the sources are a single recipe."""
     return len(sources) == 1 and sources[0].lower().endswith((".yml", ".yaml"))
 
 
 def check_method(sources: Sequence[str], said: Mapping[str, Any]) -> None:
-    """Check the name of the method, and guess it where ``-m`` was forgotten, before anything is read.
+    """Check the name of the method, or guess it if ``-m`` is missing, before anything is read.
 
     Raises:
-        WeightspaceError: there is no such method; a method stands among the checkpoints; or parameters were given that
-            ``linear`` does not have, which is meant without ``-m``.
+        WeightspaceError: there is no such method; a method is listed among the checkpoints; or ``-m`` is missing and
+            ``linear``, the default, lacks some of the parameters.
     """
     method = said["method"]
     if method is not None:
@@ -58,7 +58,7 @@ def check_method(sources: Sequence[str], said: Mapping[str, Any]) -> None:
         return
     for source in sources:
         if source in METHODS and not os.path.lexists(source):
-            raise WeightspaceError(f"{source!r} is a method and no checkpoint. Did you mean -m {source}?")
+            raise WeightspaceError(f"{source!r} is a method, not a checkpoint. Did you mean -m {source}?")
     given = set(parameters_of(said))
     if is_recipe(sources) or given <= _names("linear"):
         return
@@ -66,10 +66,10 @@ def check_method(sources: Sequence[str], said: Mapping[str, Any]) -> None:
     fitting = [name for name in wanted if (METHODS[name].base == "required") == (said["base"] is not None)] or wanted
     flags = " and ".join(sorted(map(_flag, given - _names("linear"))))
     if not wanted:
-        raise WeightspaceError(f"No method has all of {flags}, and -m was not given. Say which one it is.")
+        raise WeightspaceError(f"No method has all of {flags}. Choose one with -m.")
     guess = min(fitting, key=_year)
     raise WeightspaceError(
-        f"{flags}: not for linear, the method without -m. Did you mean -m {guess}? Those that take it are "
+        f"{flags}: not an option of linear, the default method. Did you mean -m {guess}? Methods with this option: "
         f"{', '.join(wanted)}."
     )
 
@@ -79,7 +79,7 @@ def _names(method: str) -> set[str]:
 
 
 def _year(method: str) -> int:
-    """Return the year in which a method was published; those without one are the latest."""
+    """Return the year a method was published in; methods without one sort last."""
     found = re.search(r"\b(?:19|20)\d\d\b", METHODS[method].source)
     return int(found[0]) if found else 9999
 
@@ -89,7 +89,7 @@ def _flag(parameter: str) -> str:
 
 
 def _value(text: str) -> Any:
-    """Return a parameter as a recipe would have it: a number, a bool, a word, or a list of them."""
+    """Parse a parameter as in a recipe: a number, a bool, a word, or a list of them."""
     if "," in text:
         return [_value(part) for part in text.split(",")]
     words = {"true": True, "false": False}

@@ -1,4 +1,4 @@
-"""The networks of ``weightspace merge``: how they are aligned and finished, and how parents and result score."""
+"""The networks of ``weightspace merge``: alignment, BatchNorm statistics of the result, and scores."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from weightspace.merging import Alignment, Finish
     from weightspace.tasks import Task
 
-#: Positions that a barrier is measured at, ends included.
+#: Positions at which a barrier is measured, endpoints included.
 _POINTS = 5
 
-#: A barrier is small below these: a share of accuracy (Frankle et al. 2020, https://arxiv.org/abs/1912.05671), and nats
-#: where the task has no accuracy.
+#: Thresholds of a small barrier: a fraction of accuracy (Frankle et al. 2020, https://arxiv.org/abs/1912.05671), or
+#: nats if the task has no accuracy.
 _SMALL_FALL, _SMALL_RISE = 0.02, 0.1
 
 
 @dataclass
 class Scores:
-    """How the networks of an aligned merge do on a split of their task.
+    """Scores of the networks of an aligned merge on a split of their task.
 
     Attributes:
-        task: that they were trained for.
-        split: the data.
-        scores: network -> loss in nats, and accuracy where there is one; the result is ``merged``.
-        barriers: source -> the remainder between it, once it is matched, and the network that it was matched to.
+        task: the task of the networks.
+        split: the data that is scored.
+        scores: network -> loss in nats, and accuracy if defined; the result is ``merged``.
+        barriers: source -> the barrier that remains between the matched source and the target.
         target: the network that the others were matched to.
     """
 
@@ -48,7 +48,7 @@ class Scores:
     target: str = ""
 
     def on_matched(self, target: str, a: StateDict, source: str, b: StateDict) -> None:
-        """Score two networks and the line between them; ``b`` is the source, matched."""
+        """Score two networks and the line between them; ``b`` is the matched source."""
         from weightspace import barrier, loss_curve
 
         self.target = target
@@ -74,15 +74,15 @@ class Scores:
         rows = [[name, *(f"{scores[one]:.4f}" for one in names)] for name, scores in self.scores.items()]
         print_table(("network", *(f"{self.split} {name}" for name in names)), rows)
         for source, left in self.barriers.items():
-            echo(f"barrier left between {self.target} and {source}: {_said(left)}")
+            echo(f"remaining barrier between {self.target} and {source}: {_said(left)}")
 
     def warn(self) -> None:
-        """Warn of barriers that are not small, on stderr."""
+        """Warn of large barriers on stderr."""
         for source, left in self.barriers.items():
             if not _is_small(left):
                 warn(
-                    f"The barrier left between {self.target} and {source} is not small: {_said(left)}. The merged "
-                    "network is worse than its parents; try another --align, or networks of greater width."
+                    f"The remaining barrier between {self.target} and {source} is large: {_said(left)}. The merged "
+                    "network is worse than its parents; try another --align, or wider networks."
                 )
 
 
@@ -92,7 +92,7 @@ def _said(left: Mapping[str, float | None]) -> str:
 
 
 def _is_small(left: Mapping[str, float | None]) -> bool:
-    """Return whether two networks lie in one basin; where a score is not finite they do not."""
+    """Return whether two networks are in one basin; never if a score is not finite."""
     rise, fall = left["loss"], left["accuracy"]
     if rise is None or not math.isfinite(rise):
         return False
@@ -100,12 +100,12 @@ def _is_small(left: Mapping[str, float | None]) -> bool:
 
 
 def advice_on_statistics(out: str, method: str, models: int) -> tuple[str, ...]:
-    """Return the advice on running statistics that a merge averaged.
+    """Return a warning if a merge averaged BatchNorm's running statistics, which then don't fit the merged network.
 
     Args:
         out: the merged checkpoint.
         method: the merge method.
-        models: number of models, 0 for those of a recipe.
+        models: number of models, 0 for a recipe.
     """
     from weightspace.checkpoints.metadata import read_contents
 
@@ -118,12 +118,12 @@ def advice_on_statistics(out: str, method: str, models: int) -> tuple[str, ...]:
 def network_options(
     said: dict[str, Any], *, run: bool, scored: bool
 ) -> tuple[Alignment | None, Finish | None, dict[str, Any], Scores | None]:
-    """Return the alignment, what follows the merge, what the metadata says of that, and what keeps the scores.
+    """Return the alignment, the final step of the merge, its metadata, and the scores.
 
     Args:
-        said: the options, out of which those of networks are taken.
-        run: whether users' code may run; without it there is nothing.
-        scored: whether parents and result are scored where they are aligned on a task.
+        said: the options; those about networks are removed.
+        run: whether custom code may run; if not, all results are empty.
+        scored: whether to score parents and result if they are aligned on a task.
     """
     network = (said.pop("spec_file"), said.pop("network"), said.pop("example_inputs"))
     method, task, data, device = said.pop("align"), said.pop("task"), said.pop("data"), said.pop("device")

@@ -1,4 +1,4 @@
-"""The task, the network and the spec that the options of a command name."""
+"""The task, network and spec selected by a command's options."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ def load_placed(
     source: str | None = None,
     inputs: Sequence[str] = (),
 ) -> Task:
-    """Return the task that the options name, with its networks where ``--device``, ``--dtype``, ``--network`` say."""
+    """Load the task of the options, with its networks set by ``--device``, ``--dtype`` and ``--network``."""
     from weightspace.tasks import placed
     from weightspace.zoo import load_task
 
     if device.startswith("cuda"):
         import torch
 
-        torch.backends.cudnn.allow_tf32 = False  # scores in float32 are scores in float32
+        torch.backends.cudnn.allow_tf32 = False  # float32 scores must not be computed in TF32
     task = load_task(name, data=data)
     return placed(task, device=device, dtype=dtype, source=source, inputs=inputs)
 
 
 def load_any_task(name: str | None, data: Path | None, **place: Any) -> Task | None:
-    """Return the task that the options name, or None; see ``load_placed``."""
+    """Load the task of the options, or return None without one; see ``load_placed``."""
     return None if name is None else load_placed(name, data, **place)
 
 
 def name_of(found: Task | None) -> str | None:
-    """Return the name of a task, None without one."""
+    """Return the name of a task, or None without one."""
     return None if found is None else found.name
 
 
 def network_of(source: str | None, inputs: tuple[str, ...], found: Task | None) -> Network | None:
-    """Return the network that the options name: that of the task, which is that of ``--network`` if given, or None."""
+    """Return the network of the options: the task's (``--network`` overrides it), that of ``--network``, or None."""
     from weightspace.networks import Network, load_network
 
     if found is None:
@@ -65,17 +65,17 @@ def spec_of(
     from weightspace import derive_spec
 
     if inputs and source is None and found is None:
-        raise WeightspaceError("--input is for --network or --task, which was not given. Leave it out.")
+        raise WeightspaceError("--input needs --network or --task, which was not given. Leave it out.")
     built = network_of(source, inputs, found)
     if spec_file is not None:
         return load_any_spec(spec_file, built if source is not None else None)
     if built is None:
-        raise WeightspaceError("Which network is it? Give --network, --task, or --spec with a spec file.")
+        raise WeightspaceError("The network is unknown. Give --network, --task, or --spec with a spec file.")
     return derive_spec(built.module, built.example_args)
 
 
 def load_any_spec(path: str, built: Network | None) -> PermutationSpec:
-    """Read a spec file; one that was edited needs the network."""
+    """Read a spec file; an edited one needs the network."""
     from weightspace import PermutationSpec, load_spec
 
     return PermutationSpec.load(path) if built is None else load_spec(path, built.module, built.example_args)
@@ -84,7 +84,7 @@ def load_any_spec(path: str, built: Network | None) -> PermutationSpec:
 def matched(
     method: str, spec: PermutationSpec, states: Sequence[StateDict], seed: int, found: Task | None
 ) -> list[StateDict]:
-    """Return the first of the states as it is, and the others matched to it by a method of ``--matching``."""
+    """Return the first state as is, and the others matched to it by a method of ``--matching``."""
     from weightspace import permute
     from weightspace.matching import match
 

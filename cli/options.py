@@ -1,4 +1,4 @@
-"""Options that several commands share, and checks of the paths that they name."""
+"""Options shared by several commands, and checks of the paths they name."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 
-#: Parameters that say how networks are scored.
+#: Parameters that control how networks are scored.
 SCORING = ("data", "device", "dtype", "mode", "cache", "workers", "executor", "ray_address", "gpus")
 
-#: Where a context keeps whether ``--force`` was given.
+#: Key in a context's ``meta`` that records whether ``--force`` was given.
 _FORCE = "weightspace.force"
 
 
 def completing(names: Iterable[str]) -> Callable[[click.Context, click.Parameter, str], list[Any]]:
-    """Return what completes an option in a shell: the names that begin so, and files where none does."""
+    """Return a shell completion for an option: the names that match the prefix, or files if none does."""
     from click.shell_completion import CompletionItem
 
     def complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[Any]:
@@ -39,12 +39,12 @@ def completing(names: Iterable[str]) -> Callable[[click.Context, click.Parameter
 
 
 def as_json(command: Command) -> Command:
-    """``--json``: one object on stdout."""
+    """Add ``--json``: one object on stdout."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(command)
 
 
 def seed(help_text: str) -> Callable[[Command], Command]:
-    """``--seed``, with what it decides here."""
+    """Add ``--seed``, with a help text that says what it controls."""
     whole = Whole(-(2**63), 2**63 - 1)
     return click.option("--seed", type=whole, default=0, show_default=True, help=help_text)
 
@@ -52,15 +52,15 @@ def seed(help_text: str) -> Callable[[Command], Command]:
 def output(
     help_text: str, *, required: bool = True, kind: str | None = "checkpoint", several: bool = False, **settings: Any
 ) -> Callable[[Command], Command]:
-    """``-o OUT`` and ``--force``; what stands under that name already is looked at before anything is done.
+    """Add ``-o OUT`` and ``--force``; an existing file of that name is checked before any work is done.
 
     Args:
-        help_text: of ``-o``.
-        required: it must be given.
-        kind: ``checkpoint`` (a file or a folder), ``adapter`` (a folder), ``spec``, or ``file``: what the ending says.
-            None: the command checks.
-        several: it may be repeated.
-        settings: of the option.
+        help_text: help text of ``-o``.
+        required: whether the option is mandatory.
+        kind: ``checkpoint`` (a file or a folder), ``adapter`` (a folder), ``spec``, or ``file`` (format by extension);
+            None leaves the check to the command.
+        several: whether the option may be repeated.
+        settings: further settings of the option.
     """
     settings = {"metavar": "FILE" if kind == "file" else "OUT", "required": required, "help": help_text} | settings
 
@@ -77,7 +77,7 @@ def output(
 
 
 def force(command: Command) -> Command:
-    """``--force``, which ``forced`` knows."""
+    """Add ``--force``; ``forced`` reads it."""
 
     def remember(context: click.Context, _: click.Parameter, value: bool) -> None:
         context.meta[_FORCE] = value
@@ -88,7 +88,7 @@ def force(command: Command) -> Command:
         is_eager=True,
         expose_value=False,
         callback=remember,
-        help="Replace a file of another kind.",
+        help="Overwrite an existing file of another kind.",
     )(command)
 
 
@@ -98,7 +98,7 @@ def forced() -> bool:
 
 
 def check_writable(path: str | Path, kind: str | None) -> None:
-    """Check that a command may write under a name; see ``output`` for the kinds."""
+    """Check that a command may write to a path; see ``output`` for the kinds."""
     from weightspace.checkpoints import output_paths as outputs
 
     outputs.check_named(path)
@@ -111,7 +111,7 @@ def check_writable(path: str | Path, kind: str | None) -> None:
 
 
 def check_apart(output: str | Path | None, *inputs: str | Path | None) -> None:
-    """Check that an output takes the place of no input, through links and hard links too."""
+    """Check that an output overwrites no input, not even through symbolic or hard links."""
     from weightspace.checkpoints.output_paths import check_apart
     from weightspace.checkpoints.remote import is_url
 
@@ -121,17 +121,17 @@ def check_apart(output: str | Path | None, *inputs: str | Path | None) -> None:
 
 
 def parts_of(source: str) -> list[Path]:
-    """Return the paths that an input names: a file or folder, the file of ``file.py:object``, ``MODEL+ADAPTER``."""
+    """Return the paths named by an input: a file or folder, the file of ``file.py:object``, ``MODEL+ADAPTER``."""
     paths = [Path(source), Path(source.rpartition(":")[0] or source), *map(Path, source.split("+"))]
     return [path for path in dict.fromkeys(paths) if os.path.lexists(path)]
 
 
 def check_effect(names: Iterable[str], where: str) -> None:
-    """Refuse options that were given on the command line and change nothing there.
+    """Refuse options that were given on the command line but have no effect.
 
     Args:
-        names: parameters of the running command without effect.
-        where: what takes their effect: ``without --plane``.
+        names: parameters of the running command that have no effect.
+        where: the reason, as in ``without --plane``.
     """
     context, idle = click.get_current_context(), set(names)
     for parameter in context.command.params:
@@ -141,15 +141,15 @@ def check_effect(names: Iterable[str], where: str) -> None:
 
 
 def was_given(name: str) -> bool:
-    """Return whether an option stands on the command line."""
+    """Return whether an option was given on the command line."""
     return click.get_current_context().get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
 def check_inputs(*paths: str | None) -> None:
-    """Check that checkpoints and other inputs are there, before anything is imported that takes seconds.
+    """Check that checkpoints and other inputs exist, before any slow import.
 
     Args:
-        paths: of files and folders; a URL, a pipe, ``MODEL+ADAPTER`` and None are left to who reads them.
+        paths: files and folders; URLs, pipes, ``MODEL+ADAPTER`` and None are checked when they are read.
     """
     from weightspace.checkpoints.hub_names import missing_checkpoint
     from weightspace.checkpoints.remote import is_url
@@ -161,7 +161,7 @@ def check_inputs(*paths: str | None) -> None:
 
 
 def task(*, required: bool = True) -> Callable[[Command], Command]:
-    """``--task`` and ``--data``."""
+    """Add ``--task`` and ``--data``."""
 
     def checked(context: click.Context, _: click.Parameter, value: str | None) -> str | None:
         if value is not None:
@@ -181,7 +181,7 @@ def task(*, required: bool = True) -> Callable[[Command], Command]:
             "--data",
             type=click.Path(path_type=Path),
             metavar="DIR",
-            help="Folder of the data that fashion-* reads.",
+            help="Data folder of the fashion-* tasks.",
         )
         return named(folder(command))
 
@@ -189,20 +189,20 @@ def task(*, required: bool = True) -> Callable[[Command], Command]:
 
 
 def device(help_text: str) -> Callable[[Command], Command]:
-    """``--device``, with what runs there."""
+    """Add ``--device``, with a help text that says what it is for."""
     return click.option(
         "--device", metavar="DEVICE", default="cpu", show_default=True, help=f"{help_text}: cpu, cuda, cuda:1, mps."
     )
 
 
 def dtype(command: Command) -> Command:
-    """``--dtype`` of networks that are scored."""
-    said = "Precision that networks are scored in: float32, float64, bfloat16 or float16; by default their own."
+    """Add ``--dtype``, the precision of scoring."""
+    said = "Precision to score networks in: float32, float64, bfloat16 or float16; by default their own."
     return click.option("--dtype", metavar="DTYPE", help=said)(command)
 
 
 def network(command: Command) -> Command:
-    """``--network`` and ``--input``."""
+    """Add ``--network`` and ``--input``."""
 
     def checked(context: click.Context, _: click.Parameter, value: str | None) -> str | None:
         if value is not None:
@@ -214,41 +214,41 @@ def network(command: Command) -> Command:
         metavar="SOURCE",
         callback=checked,
         shell_complete=completing([f"{library}:" for library in LIBRARIES]),
-        help="Network: torchvision:resnet18, timm:…, open_clip:…, transformers:FOLDER or file.py:callable; options of "
-        "its builder follow after commas (torchvision:resnet18,num_classes=10).",
+        help="Network: torchvision:resnet18, timm:…, open_clip:…, transformers:FOLDER or file.py:callable; append "
+        "builder options after commas (torchvision:resnet18,num_classes=10).",
     )
     given = click.option(
         "--input",
         "example_inputs",
         multiple=True,
         metavar="[NAME=]SIZES[:DTYPE[:BELOW]]",
-        help="Input of the network where it isn't known: 1,3,32,32, or by name input_ids=1,16:int64:30522; may be "
+        help="Example input, if it cannot be inferred: 1,3,32,32, or by name input_ids=1,16:int64:30522; may be "
         "repeated.",
     )
     return source(given(command))
 
 
 def spec_source(command: Command) -> Command:
-    """``--spec``, ``--network`` and ``--input``; with ``--task`` the task's network serves as well."""
-    file = click.option("--spec", "spec_file", metavar="FILE", help="Spec that `weightspace spec` wrote.")
+    """Add ``--spec``, ``--network`` and ``--input``; the network of ``--task`` is an alternative."""
+    file = click.option("--spec", "spec_file", metavar="FILE", help="Spec file written by `weightspace spec`.")
     return file(network(command))
 
 
 def matching(help_text: str) -> Callable[[Command], Command]:
-    """``--matching METHOD``; ``matched`` does it."""
+    """Add ``--matching METHOD``; ``networks.matched`` applies it."""
     listed = f"{help_text} METHOD: {', '.join(MATCHINGS)}."
     return click.option("--matching", type=click.Choice(list(MATCHINGS)), metavar="METHOD", help=listed)
 
 
 def ray_address(command: Command) -> Command:
-    """``--ray-address``."""
+    """Add ``--ray-address``."""
     return click.option(
-        "--ray-address", metavar="ADDRESS", help="Address of a running Ray cluster, as auto or 10.0.0.1:6379."
+        "--ray-address", metavar="ADDRESS", help="Address of a running Ray cluster, such as auto or 10.0.0.1:6379."
     )(command)
 
 
 def execution(help_text: str) -> Callable[[Command], Command]:
-    """``--workers``, with what each does here, ``--executor`` and ``--ray-address``."""
+    """Add ``--workers``, with a help text that says what each does, ``--executor`` and ``--ray-address``."""
 
     def decorate(command: Command) -> Command:
         workers = click.option(
@@ -259,7 +259,7 @@ def execution(help_text: str) -> Callable[[Command], Command]:
             type=click.Choice(list(EXECUTORS)),
             default="processes",
             show_default=True,
-            help="Where workers run; one worker is this process.",
+            help="Execution backend; a single worker runs in this process.",
         )
         return workers(executor(ray_address(command)))
 
@@ -267,59 +267,59 @@ def execution(help_text: str) -> Callable[[Command], Command]:
 
 
 def gpus(command: Command) -> Command:
-    """``--gpus``."""
+    """Add ``--gpus``."""
     return click.option(
         "--gpus",
         type=click.FloatRange(min=0),
         default=0.0,
         show_default=True,
-        help="GPUs that scoring one network needs; shares of one are possible.",
+        help="GPUs needed to score one network; may be fractional.",
     )(command)
 
 
 def cache(command: Command) -> Command:
-    """``--no-cache``."""
+    """Add ``--no-cache``."""
     return click.option(
-        "--cache/--no-cache", default=True, help="Keep evaluations in $WEIGHTSPACE_CACHE, and repeat none of them."
+        "--cache/--no-cache", default=True, help="Cache evaluations in $WEIGHTSPACE_CACHE and reuse them."
     )(command)
 
 
 def mode(command: Command) -> Command:
-    """``--mode`` of a task's objective."""
+    """Add ``--mode``, the direction of a task's objective."""
     return click.option(
         "--mode",
         type=click.Choice(["min", "max"]),
-        help="Whether less or more of the task's objective is better.  [default: as the task or the objective's name "
-        "says]",
+        help="Whether to minimise or maximise the task's objective.  [default: inferred from the task or the "
+        "objective's name]",
     )(command)
 
 
 def header(command: Command) -> Command:
-    """``--header`` and ``--no-header`` of tables."""
+    """Add ``--header`` and ``--no-header`` for tables."""
     return click.option(
         "--header/--no-header",
         default=None,
-        help="Whether the first line of a .csv or .tsv is a header.  [default: where it looks like one]",
+        help="Whether the first line of a .csv or .tsv is a header.  [default: detected]",
     )(command)
 
 
 def soup_statistics(command: Command) -> Command:
-    """``--statistics`` of mixtures."""
+    """Add ``--statistics``, the BatchNorm statistics of averaged networks."""
     return click.option(
         "--statistics",
         type=click.Choice(["auto", "none", "reset"]),
         default="auto",
         show_default=True,
-        help="BatchNorm's statistics in a mixture: measured anew (reset) or averaged (none); auto resets if there are "
-        "training data.",
+        help="BatchNorm statistics of averaged networks: recomputed (reset) or averaged (none); auto resets if there "
+        "is training data.",
     )(command)
 
 
 def numbers(option: str, text: str | None) -> list[float] | None:
-    """Return the numbers of an option, ``.6,.4``; None where it was not given."""
+    """Parse an option's comma-separated numbers, ``.6,.4``; return None if it was not given."""
     if text is None:
         return None
     try:
         return [float(number) for number in text.split(",")]
     except ValueError:
-        raise WeightspaceError(f"{option} takes numbers with commas between, as .6,.4; found {text!r}.") from None
+        raise WeightspaceError(f"{option} takes comma-separated numbers, such as .6,.4; found {text!r}.") from None

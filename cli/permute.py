@@ -1,4 +1,4 @@
-"""``weightspace permute``: move the hidden units of a checkpoint."""
+"""``weightspace permute``: permute the hidden units of a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
 @click.argument("permutation")
 @options.spec_source
 @options.task(required=False)
-@click.option("--inverse", is_flag=True, help="Undo the permutation instead.")
+@click.option("--inverse", is_flag=True, help="Apply the inverse permutation.")
 @options.output("Checkpoint to write (.safetensors, .pt, or a folder).")
 @options.as_json
 def command(
@@ -29,7 +29,7 @@ def command(
     output: str,
     as_json: bool,
 ) -> None:
-    """Move the hidden units of CHECKPOINT as PERMUTATION says; its function stays the same.
+    """Permute the hidden units of CHECKPOINT by PERMUTATION; its function stays the same.
 
     \b
     Example:
@@ -47,7 +47,7 @@ def command(
     spec = networks.spec_of(spec_file, network, example_inputs, found)
     if is_permutation(checkpoint) and not is_permutation(permutation):
         raise WeightspaceError(
-            f"CHECKPOINT and PERMUTATION look swapped: {checkpoint} is a permutation, and {permutation} is none. "
+            f"CHECKPOINT and PERMUTATION look swapped: {checkpoint} is a permutation and {permutation} isn't. "
             "Expected the checkpoint first."
         )
     moved = Permutation.load(permutation, spec)

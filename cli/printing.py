@@ -17,26 +17,26 @@ from weightspace.escaping import escaped, one_line
 
 
 def echo(line: str | Path = "", *, err: bool = False) -> None:
-    """Print a line, on stderr if asked; names from files can neither drive the terminal nor begin another line."""
+    """Print a line, with control characters and line breaks in names escaped; ``err`` prints to stderr."""
     waiting.end()
     click.echo(escaped(str(line)), err=err)
 
 
 def warn(line: str) -> None:
-    """Print a warning on stderr: one line, as errors are."""
+    """Print a warning on stderr as one line."""
     waiting.end()
     click.echo(f"Warning: {one_line(line)}", err=True)
 
 
 def echo_json(content: Any, *, allow_nan: bool = True) -> None:
-    """Print one JSON object on a line; letters of all scripts stay, characters that cannot be printed are escaped."""
+    """Print one JSON object on a line; unprintable characters are escaped, other Unicode is kept."""
     waiting.end()
     text = json.dumps(content, ensure_ascii=False, allow_nan=allow_nan)
     click.echo("".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in text))
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: with rules on a terminal, else as aligned text."""
+    """Print a table: with rules on a terminal, otherwise as aligned text."""
     waiting.end()
     if on_terminal():
         from rich.console import Console
@@ -45,7 +45,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
         table = Table()
         for name in head:
-            table.add_column(Text(escaped(name)), overflow="fold")  # a long name goes on in the next line, whole
+            table.add_column(Text(escaped(name)), overflow="fold")  # wrap long names instead of truncating them
         for row in rows:
             table.add_row(*(Text(escaped(cell)) for cell in row))
         Console().print(table)
@@ -57,12 +57,12 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def on_terminal() -> bool:
-    """Return whether a person reads the output."""
+    """Return whether stdout is a terminal."""
     return sys.stdout.isatty()
 
 
 def plain(value: Any) -> Any:
-    """Turn dataclasses into what JSON holds; NaN and infinity, which it cannot, become null."""
+    """Convert dataclasses to plain JSON values; NaN and infinity become null."""
     if hasattr(value, "__dataclass_fields__"):
         return plain(asdict(value))
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Progress on stderr: a live bar on a terminal, one final line anywhere else."""
+"""Progress on stderr: a live bar on a terminal, otherwise one final line."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from weightspace.escaping import escaped
 from weightspace.progress import Progress
 from weightspace.reprs import size
 
-#: Takes how much is done, of how much, and what to say of it.
+#: Callback of a progress bar: amount done, total, and text to show.
 Update = Callable[[int, int, str], None]
 
 
 @contextmanager
 def progress(label: str) -> Iterator[Update]:
-    """Show how a long call goes on, when it will be done, and how long it took when it ends."""
+    """Show the progress and remaining time of a long call, and its duration at the end."""
     waiting.end()
     if is_quiet():
         yield lambda done, total, text: None
@@ -61,7 +61,7 @@ def progress(label: str) -> Iterator[Update]:
 
 @contextmanager
 def live_table(head: Sequence[str]) -> Iterator[Callable[[Sequence[str]], None]]:
-    """Show rows as they come on stderr: a table that grows on a terminal, a line each anywhere else."""
+    """Show rows on stderr as they arrive: a growing table on a terminal, otherwise one line each."""
     waiting.end()
     if is_quiet():
         yield lambda row: None
@@ -81,7 +81,7 @@ def live_table(head: Sequence[str]) -> Iterator[Callable[[Sequence[str]], None]]
 
 @contextmanager
 def byte_progress(label: str, *, shown: bool = True) -> Iterator[Callable[[Progress], None]]:
-    """Show bytes, rate and the time that is left: live on a terminal, in one final line anywhere else."""
+    """Show bytes, rate and remaining time: live on a terminal, otherwise in one final line."""
     waiting.end()
     shown = shown and not is_quiet()
     start, seen = time.perf_counter(), [0, 0]

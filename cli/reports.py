@@ -1,7 +1,7 @@
-"""Reports of commands: one JSON object with the same first keys everywhere, or the files written.
+"""Reports of commands: one JSON object whose first keys are the same for all commands, or the files written.
 
-The keys are documented in docs/pages/formats/json.md. ``SCHEMA`` grows when one of them is renamed, removed, or means
-something else; new keys do not change it.
+The keys are documented in docs/pages/formats/json.md. ``SCHEMA`` is incremented when a key is renamed, removed, or
+changes its meaning, but not for new keys.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SCHEMA = 1
 
 
 def files_of(*outputs: str | Path | None) -> list[str]:
-    """Return the files that stand under the names of outputs: each itself, or all files of a folder, sorted."""
+    """Return the files of outputs: a file itself, or all files of a folder, sorted."""
     files: list[str] = []
     for output in outputs:
         if output is not None:
@@ -39,11 +39,11 @@ def echo_report(
     """Print the JSON object of a command.
 
     Args:
-        figures: what the command found, under keys of its own.
-        output: what ``-o`` named, the first where it is repeated.
+        figures: the results, under the command's own keys.
+        output: the value of ``-o``, the first one if it is repeated.
         files: every file that was written.
-        task: the task's name.
-        split: the data that all figures are of; None where there are none, or several, which are keys then.
+        task: name of the task.
+        split: the data split of all figures; None if there is none, or several, which are then keys.
     """
     head = {
         "schema": SCHEMA,
@@ -57,13 +57,13 @@ def echo_report(
 
 
 def echo_files(files: Iterable[str | Path]) -> None:
-    """Print the files that were written, a line each: the end of what a command prints for people."""
+    """Print the files that were written, one per line, at the end of a command's output."""
     for file in files:
         echo(file)
 
 
 def _command() -> str:
-    """Return the name of the running command, ``labels build``, without that of the program."""
+    """Return the name of the running command without that of the program, such as ``labels build``."""
     names = []
     context: click.Context | None = click.get_current_context()
     while context is not None and context.parent is not None:

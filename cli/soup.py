@@ -1,4 +1,4 @@
-"""``weightspace soup``: one network out of many fine-tunes."""
+"""``weightspace soup``: average many fine-tunes into one network."""
 
 from __future__ import annotations
 
@@ -35,31 +35,29 @@ if TYPE_CHECKING:
     type=click.Choice(["uniform", "greedy", "learned", "model_stock", "wise-ft"]),
     default="greedy",
     show_default=True,
-    help="Mean of all, of those that help, with learned coefficients, Model Stock (between --base and the mean), or "
-    "the line from the first (pretrained) to the second.",
+    help="Mean of all (uniform) or of those that help (greedy), learned coefficients, Model Stock (between --base and "
+    "the mean), or the best point on the line from the first (pretrained) to the second (wise-ft).",
 )
-@click.option("--compare", is_flag=True, help="Score all recipes and the logit ensemble, whatever is written.")
+@click.option("--compare", is_flag=True, help="Score all recipes and the logit ensemble, not only the one written.")
 @click.option(
     "--tie",
     type=click.Choice(["accept", "reject"]),
     default="accept",
     show_default=True,
-    help="Fate of an ingredient that changes nothing (greedy).",
+    help="Whether to accept an ingredient that doesn't change the score (greedy).",
 )
-@click.option(
-    "--replacement", is_flag=True, help="Let an ingredient be taken several times; each round takes the best (greedy)."
-)
-@click.option("--base", metavar="CKPT", help="Pretrained model of all fine-tunes (model_stock).")
+@click.option("--replacement", is_flag=True, help="Allow repeated ingredients: each round adds the best one (greedy).")
+@click.option("--base", metavar="CKPT", help="Pretrained model of the fine-tunes (model_stock).")
 @click.option(
     "--per",
     type=click.Choice(["tensor", "layer", "model"]),
     default="tensor",
     show_default=True,
-    help="Parts that have coefficients of their own (learned).",
+    help="Granularity of the coefficients (learned).",
 )
 @click.option("--positions", metavar="P,P,…", help="Positions on the line (wise-ft). [0,.1,…,1]")
 @options.mode
-@options.device("Where networks are scored")
+@options.device("Device to score networks on")
 @options.dtype
 @options.soup_statistics
 @options.cache
@@ -67,7 +65,11 @@ if TYPE_CHECKING:
 @options.gpus
 @options.output("Checkpoint to write (.safetensors, .pt, or a folder).")
 @click.option(
-    "--report", "reports", multiple=True, metavar="FILE", help="Picture (.png, .svg, .pdf) or .json; may be repeated."
+    "--report",
+    "reports",
+    multiple=True,
+    metavar="FILE",
+    help="Plot (.png, .svg, .pdf) or .json; may be repeated.",
 )
 @options.as_json
 def command(
@@ -82,9 +84,9 @@ def command(
 ) -> None:
     """Average fine-tunes CKPT... of one model into one network.
 
-    Validation data choose; test data are shown beside them, and so are the best single model by validation data and by
-    test data (an oracle, which nobody may pick). "networks" counts the ingredients. Every evaluation is kept: whatever
-    is killed goes on where it was.
+    Selection uses validation data only. Test scores are shown for comparison, as are the best single models on
+    validation and on test data (the latter is an oracle, not for selection). The column "networks" counts ingredients.
+    Evaluations are cached, so an interrupted run resumes when it is called again.
 
     \b
     Examples:
@@ -137,30 +139,30 @@ def _check(
         needs = (
             f"--recipe {recipe} needs" if recipe in ("greedy", "learned", "wise-ft") else "--report and --compare need"
         )
-        raise WeightspaceError(f"{needs} --task, which scores; without it there are --recipe uniform and model_stock.")
+        raise WeightspaceError(f"{needs} --task to score networks; --recipe uniform and model_stock work without one.")
     if recipe == "wise-ft" and len(checkpoints) != 2:
         raise WeightspaceError(
             f"--recipe wise-ft takes the pretrained model and one fine-tune; found {len(checkpoints)} checkpoints."
         )
     if recipe == "wise-ft" and (reports or compared):
-        raise WeightspaceError("--recipe wise-ft has no --report and no --compare. Leave them out.")
+        raise WeightspaceError("--recipe wise-ft doesn't support --report or --compare. Leave them out.")
     if base is None and recipe == "model_stock":
-        raise WeightspaceError("--recipe model_stock starts at the pretrained model. Give --base.")
+        raise WeightspaceError("--recipe model_stock needs the pretrained model. Give --base.")
     if base is not None and recipe == "wise-ft":
-        raise WeightspaceError("--recipe wise-ft takes the pretrained model as the first checkpoint, and no --base.")
+        raise WeightspaceError("--recipe wise-ft takes the pretrained model as the first checkpoint, not as --base.")
     if base is not None and recipe != "model_stock" and not compared:
-        raise WeightspaceError(f"--recipe {recipe} has no use for --base. Expected --recipe model_stock, or --compare.")
+        raise WeightspaceError(f"--recipe {recipe} doesn't use --base. Expected --recipe model_stock, or --compare.")
     for name, owner in (("tie", "greedy"), ("replacement", "greedy"), ("per", "learned")):
         if recipe != owner and not compared:
-            options.check_effect([name], f"with --recipe {recipe}; it belongs to {owner}, and to --compare")
+            options.check_effect([name], f"with --recipe {recipe}, only with {owner} or --compare")
     if recipe != "wise-ft":
-        options.check_effect(["positions"], f"with --recipe {recipe}; it belongs to wise-ft")
+        options.check_effect(["positions"], f"with --recipe {recipe}, only with wise-ft")
     if task is None:
         options.check_effect(options.SCORING, "without --task")
 
 
 def _compared(checkpoints: tuple[str, ...], task: Any, recipes: Any, said: dict[str, Any], keep: Any) -> SoupReport:
-    """Make and score soups, and show every candidate as it is scored."""
+    """Make and score soups, showing every candidate when it is scored."""
     from weightspace.soups import compare_recipes
     from weightspace.tasks.objectives import task_mode
 
@@ -182,7 +184,7 @@ def _compared(checkpoints: tuple[str, ...], task: Any, recipes: Any, said: dict[
 
 
 def _evaluated(said: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of how candidates are evaluated."""
+    """Return the options that control how candidates are evaluated."""
     return {name: said[name] for name in ("statistics", "cache", "executor", "workers", "gpus", "ray_address")}
 
 
@@ -194,7 +196,7 @@ def _mean(
     *,
     as_json: bool,
 ) -> None:
-    """Write the mean of all, or Model Stock, which need no task."""
+    """Write the mean of all checkpoints, or Model Stock, neither of which needs a task."""
     from weightspace import uniform_soup
     from weightspace.soups import model_stock_soup
 
@@ -218,7 +220,7 @@ def _line(
     *,
     as_json: bool,
 ) -> None:
-    """Score the line between two models and write the best on it."""
+    """Score the line between two models and write its best point."""
     from weightspace import wise_ft
     from weightspace.soups.wise_ft import POSITIONS
     from weightspace.tasks.objectives import task_mode
@@ -252,7 +254,7 @@ def _line(
 
 
 def _save(state: StateDict, output: str, checkpoints: tuple[str, ...], recipe: str, parameters: dict[str, Any]) -> None:
-    """Write a soup, with where it comes from."""
+    """Write a soup with its provenance."""
     from weightspace import save_checkpoint
     from weightspace.checkpoints import provenance
     from weightspace.checkpoints.fetching import fetched_path

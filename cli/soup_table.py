@@ -1,4 +1,4 @@
-"""Tables of soups: one row per recipe, one line per candidate, and what is to be said of a soup that is worse."""
+"""Tables of soups: one row per recipe, one line per candidate, and a warning about a soup that is worse."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PICTURES = (".png", ".svg", ".pdf")
 def check_reports(paths: Sequence[str]) -> None:
     """Check that reports can be written, before anything is scored."""
     if bad := [path for path in paths if Path(path).suffix.lower() not in (*PICTURES, ".json")]:
-        raise WeightspaceError(f"{bad[0]} is neither a picture ({', '.join(PICTURES)}) nor a .json file.")
+        raise WeightspaceError(f"{bad[0]} is neither an image ({', '.join(PICTURES)}) nor a .json file.")
     for path in paths:
         check_writable(path, "file")
 
 
 def write_reports(report: SoupReport, paths: Sequence[str]) -> None:
-    """Draw or save a report."""
+    """Plot or save a report."""
     from weightspace.plots import draw_soups
 
     for path in paths:
@@ -38,7 +38,7 @@ def write_reports(report: SoupReport, paths: Sequence[str]) -> None:
 
 
 def trial_row(trial: Progress, mode: Mode) -> tuple[str, ...]:
-    """Return a candidate as a row: how many of how many, what, of how many models, its score, what became of it."""
+    """Return a candidate as a row: index and total, name, number of models, score, verdict."""
     accepted, score = trial.details.get("accepted"), objective_of(trial, mode)
     verdict = "" if accepted is None else "accepted" if accepted else "rejected"
     name = trial.name if accepted is None else f"+ {trial.name}"
@@ -46,13 +46,13 @@ def trial_row(trial: Progress, mode: Mode) -> tuple[str, ...]:
 
 
 def objective_of(event: Progress, mode: Mode) -> float:
-    """Return the objective that an event tells of, whose score is higher where it is better."""
+    """Return the objective of an event, whose own score is always higher for the better."""
     score = float("nan") if event.value is None else event.value
     return -score if mode == "min" else score
 
 
 def table_of(report: SoupReport) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows of the table of recipes."""
+    """Return the header and rows of the table of recipes."""
     splits = ["validation", "test", *report.shifts]
     head = ["recipe", "networks", *(f"{split} {report.objective}" for split in splits)]
     if report.shifts:
@@ -61,13 +61,13 @@ def table_of(report: SoupReport) -> tuple[list[str], list[list[str]]]:
 
 
 def notes_of(report: SoupReport) -> list[str]:
-    """Return what is to be said of the table: what runs all networks, who may not be picked, what is far below."""
-    lines = [f"the ensemble runs all {row.models} networks, a soup one" for row in report.rows if row.models > 1]
-    lines.append(f"{report.rows[-1].name}: chosen by the test data, for comparison only")
+    """Return notes on the table: the ensemble's cost, the oracle, and rows that are far worse than a single model."""
+    lines = [f"the ensemble runs all {row.models} networks, a soup only one" for row in report.rows if row.models > 1]
+    lines.append(f"{report.rows[-1].name}: selected on the test data, for comparison only")
     for name, (ours, best) in report.far_below().items():
         lines.append(
-            f"{name} is far worse than every single model on validation: {ours:.4f} against {best:.4f} of the best. "
-            "Are the networks fine-tunes of one model? Match those that were trained apart first (weightspace match)"
+            f"{name} is far worse than every single model on validation: {ours:.4f}; the best has {best:.4f}. "
+            "Are the networks fine-tunes of one model? Align independently trained ones first (weightspace match)"
         )
     return lines
 
@@ -78,7 +78,7 @@ def _cells(report: SoupReport, row: Row, splits: Sequence[str]) -> list[str]:
 
 
 def lines_of(report: SoupReport, recipe: str) -> list[str]:
-    """Return what is to be said of the soup that is written."""
+    """Return the lines about the soup that is written."""
     rows = {row.name: row for row in report.rows}
     soup, best = rows[recipe], rows["best single"]
     lines = [f"{recipe}: {len(set(soup.chosen))} of {len(report.names)} models"]
@@ -88,5 +88,5 @@ def lines_of(report: SoupReport, recipe: str) -> list[str]:
     for split in ("validation", "test", *report.shifts):
         ours, theirs = (row.scores[split][report.objective] for row in (soup, best))
         if ours > theirs if report.mode == "min" else ours < theirs:
-            lines.append(f"on {split} the soup is worse than the best single model: {ours:.4f} against {theirs:.4f}")
+            lines.append(f"on {split} the soup is worse than the best single model: {ours:.4f} versus {theirs:.4f}")
     return lines

@@ -1,4 +1,4 @@
-"""``weightspace spec``: which hidden units may be permuted, derived from a network and verified."""
+"""``weightspace spec``: derive a network's permutation symmetries and verify them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from weightspace import SpecError, WeightspaceError
 @click.argument("spec_file", metavar="[SPEC]", required=False)
 @options.network
 @options.task(required=False)
-@options.output("Spec to write, a YAML file.", required=False, kind="spec")
+@options.output("Spec to write (YAML).", required=False, kind="spec")
 @options.as_json
 def command(
     spec_file: str | None,
@@ -27,10 +27,10 @@ def command(
     output: str | None,
     as_json: bool,
 ) -> None:
-    """Derive a permutation spec from a network and verify it; or verify a SPEC file against one.
+    """Derive a permutation spec from a network and verify it, or verify a SPEC file against a network.
 
-    Every group of hidden units is permuted at random, norms and biases randomised, and the outputs are compared.
-    A SPEC that was edited by hand is written again with -o once it holds.
+    Verification randomises norms and biases, permutes every group of hidden units at random and compares the outputs.
+    With -o, a SPEC edited by hand is written once it passes.
 
     \b
     Examples:
@@ -48,7 +48,7 @@ def command(
     if spec_file is not None:
         spec = networks.load_any_spec(spec_file, built)
     elif built is None:
-        raise WeightspaceError("Which network is it? Give --network or --task, or a spec file to verify.")
+        raise WeightspaceError("The network is unknown. Give --network or --task, or a spec file to verify.")
     else:
         spec = derive_spec(built.module, built.example_args)
     if spec.verification is None:
@@ -72,7 +72,7 @@ def command(
     for note in spec.frozen:
         echo(f"frozen: {note}")
     echo(
-        f"{len(spec.groups)} free groups in {len(spec.axes)} tensors; all permuted at random, the outputs change by "
+        f"{len(spec.groups)} free groups in {len(spec.axes)} tensors; permuting all at random changes the outputs by "
         f"{spec.verification.error:.1e} (at most {spec.verification.tolerance:g})"
     )
     echo_files(files_of(output))

@@ -1,4 +1,4 @@
-"""``weightspace spectrum``: singular values of a network, and whether two networks share their vectors."""
+"""``weightspace spectrum``: the singular values of a network, and the alignment of two networks' singular vectors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from weightspace.spectra import Spectrum
 
 
-#: What ``--against`` is called where no checkpoint is meant.
+#: Value of ``--against`` that isn't a checkpoint.
 _MEAN = "merged"
 
 
@@ -27,11 +27,11 @@ _MEAN = "merged"
 @click.argument("b", required=False)
 @options.spec_source
 @options.task(required=False)
-@options.matching("Match B to A too, and show both.")
+@options.matching("Also match B to A, and show both.")
 @click.option(
     "--against",
     metavar="MERGED",
-    help="Show A beside MERGED too, a checkpoint, and beside the unaligned mean of A and B. The word `merged` stands "
+    help="Also compare A with the checkpoint MERGED, and with the unaligned mean of A and B. The word `merged` stands "
     "for the mean of A and the matched B.",
 )
 @click.option("--inputs", is_flag=True, help="Show the energy of A's inputs on its leading right vectors, on --task.")
@@ -42,26 +42,26 @@ _MEAN = "merged"
     multiple=True,
     default=(0.3,),
     show_default=True,
-    help="Singular values of at least this share of the largest count; may be repeated.",
+    help="Threshold of counted singular values, as a fraction of the largest; may be repeated.",
 )
 @click.option(
-    "--names", metavar="NAME,…", help="Names or patterns of tensors, instead of all linear layers and convolutions."
+    "--names", metavar="NAME,…", help="Names or patterns of tensors, instead of all linear and convolutional layers."
 )
-@options.device("Where matrices are decomposed, and networks run")
-@options.seed("Seed of the order of the groups in the matching.")
+@options.device("Device to decompose matrices and run networks on")
+@options.seed("Seed of the matching.")
 @options.output(
-    "Picture (.png, .svg, .pdf); of two networks OUT-alignment, OUT-vectors and OUT-values.",
+    "Plot (.png, .svg, .pdf); for two networks, OUT-alignment, OUT-vectors and OUT-values.",
     required=False,
     kind="file",
 )
 @options.as_json
 def command(a: str, b: str | None, gammas: tuple[float, ...], output: str | None, as_json: bool, **said: Any) -> None:
-    """Show the singular values of A, and with B how far the two networks' singular vectors agree (R, -1 to 1).
+    """Show the singular values of A and, given B, the alignment R of the two networks' singular vectors (-1 to 1).
 
-    R counts the vectors of values of at least gamma times the largest; 0 is chance, 1 is agreement. The distance is
-    relative, 1 for unrelated networks; the gap is the part of it that no matching can change, and direction the share
-    of the rest. The row of the networks as they are is always there: a merged network is near its parents without any
-    alignment.
+    R is taken over the singular vectors whose values are at least gamma times the largest; 0 is chance, 1 agreement.
+    The distance is relative, 1 for unrelated networks; the gap is the part of it that no matching can change, and
+    direction the share of the rest. The unaligned networks are always shown for comparison: a merged network is close
+    to its parents even without alignment.
 
     \b
     Examples:
@@ -87,19 +87,19 @@ def command(a: str, b: str | None, gammas: tuple[float, ...], output: str | None
 
 
 def _check(b: str | None, said: dict[str, Any]) -> None:
-    """Raise where options need others that are missing, or would do nothing."""
+    """Raise if options lack others that they need, or have no effect."""
     for option in ("matching", "against"):
         if b is None and said[option] is not None:
             raise WeightspaceError(f"--{option} compares two networks. Give A and B.")
     if _is_mean(said["against"]) and said["matching"] is None:
         raise WeightspaceError(f"--against {_MEAN} is the mean of A and B matched. Give --matching, or a checkpoint.")
     if said["inputs"] and said["task"] is None:
-        raise WeightspaceError("--inputs runs A on data. Say on which: --task digits-mlp, or file.py:object.")
+        raise WeightspaceError("--inputs runs A on data. Give a task: --task digits-mlp, or file.py:object.")
     serves = {"--network": said["network"], "--spec": said["spec_file"], "--input": said["example_inputs"]}
     if not said["inputs"]:
         serves["--task"] = said["task"]
     if said["matching"] is None and (idle := [option for option, value in serves.items() if value]):
-        raise WeightspaceError(f"{idle[0]} says what network to match. Give --matching too, or leave it out.")
+        raise WeightspaceError(f"{idle[0]} describes the network to match. Give --matching too, or leave it out.")
     if said["matching"] is None:
         options.check_effect(["seed"], "without --matching")
     if said["task"] is None:
@@ -107,12 +107,12 @@ def _check(b: str | None, said: dict[str, Any]) -> None:
 
 
 def _is_mean(against: str | None) -> bool:
-    """Return whether what A is compared with is to be made; a checkpoint of that name goes before."""
+    """Return whether ``--against`` means the mean of A and B; a checkpoint of that name takes precedence."""
     return against == _MEAN and not Path(_MEAN).exists()
 
 
 def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: dict[str, Any]) -> Found:
-    """Load, match and decompose what was asked for."""
+    """Load, match and decompose the networks."""
     import torch
 
     from weightspace import interpolate, load_checkpoint, spectrum
@@ -151,7 +151,7 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
         matched = networks.matched(said["matching"], spec, [states["a"], states["b"]], said["seed"], task)[1]
         if _is_mean(said["against"]):
             states["merged"] = interpolate(states["a"], matched, 0.5)
-            paths["merged"] = f"the mean of {a} and {b} matched"
+            paths["merged"] = f"the mean of {a} and the matched {b}"
     for label, (said_as, state) in _others(states, paths, said["matching"], matched).items():
         found.others[label] = decomposed(said_as, state)
     if said["inputs"] and task is not None:
@@ -165,7 +165,7 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
 def _others(
     states: dict[str, StateDict], paths: dict[str, str], matching: str | None, matched: StateDict | None
 ) -> dict[str, tuple[str, StateDict]]:
-    """Return what A is compared with: comparison -> what progress and errors call the network, and its weights."""
+    """Return the networks to compare A with: comparison -> name for progress and errors, and weights."""
     from weightspace import interpolate
 
     if "b" not in states:

@@ -1,4 +1,4 @@
-"""Tables and pictures of ``weightspace spectrum`` for the spectra that it found."""
+"""Tables and plots of ``weightspace spectrum``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from weightspace.spectra import SpectralDistance, SpectralDistances, Spectrum
 
-#: Layers in a picture, at most: evenly chosen, the first and the last among them.
+#: Maximum layers in a plot: evenly spaced, including the first and the last.
 _MOST_MAPS, _MOST_PANELS = 4, 8
-#: Comparisons with networks that were merged of A: near it, whatever their parents have in common.
+#: Comparisons with networks merged from A, which are close to A whether or not the parents are aligned.
 _MERGED = ("merged", "unaligned mean")
 _CURVE = [step / 50 for step in range(51)]
 _Value = TypeVar("_Value")
@@ -25,15 +25,15 @@ _Value = TypeVar("_Value")
 
 @dataclass
 class Found:
-    """What was asked for.
+    """The spectra to report.
 
     Attributes:
         paths: ``a``, ``b`` and ``merged`` -> the checkpoint.
-        gammas: where alignments are cut; the first is that of the table.
+        gammas: thresholds of counted singular values; the table uses the first.
         a: the spectrum of A.
-        others: comparison -> the spectrum of the network that A is compared with: ``unaligned`` (B as it is), a
+        others: comparison -> the spectrum of the network that A is compared with: ``unaligned`` (B as is), a
             matching, ``merged``, ``unaligned mean``.
-        grams: of the inputs of A by tensor, or None.
+        grams: tensor -> Gram matrix of A's inputs, or None.
         task: name of the task, or None.
     """
 
@@ -45,12 +45,12 @@ class Found:
     task: str | None = None
 
     def networks(self) -> dict[str, Spectrum]:
-        """Return A, and B if there is one, as they are."""
+        """Return A and, if given, B, unaligned."""
         return {"a": self.a} | ({"b": self.others["unaligned"]} if self.others else {})
 
 
 def as_object(found: Found) -> dict[str, Any]:
-    """Return all figures as one object."""
+    """Return all figures as one JSON object."""
     from weightspace.spectra import alignments, input_energy, midpoint_change, spectral_distances
 
     content: dict[str, Any] = {
@@ -87,7 +87,7 @@ def _network(one: Spectrum, found: Found, path: str) -> dict[str, Any]:
 
 
 def _distances(distances: SpectralDistances) -> dict[str, Any]:
-    """Return the distances of two networks with what follows from them."""
+    """Return the distances of two networks with derived figures."""
     derived = ("relative", "gap", "direction")
     per_layer = {name: _with(one, *derived) for name, one in distances.per_layer.items()}
     return {"total": _with(distances.total, *derived), "per_layer": per_layer}
@@ -99,7 +99,7 @@ def _with(record: Any, *properties: str) -> dict[str, Any]:
 
 
 def show(found: Found) -> None:
-    """Print one table for each question that was asked."""
+    """Print the tables of a report."""
     if found.others:
         _show_distances(found)
         echo()
@@ -129,7 +129,7 @@ def _show_one(found: Found) -> None:
 
 
 def _show_distances(found: Found) -> None:
-    """Print two networks' layers side by side, and how far they are."""
+    """Print two networks' layers side by side with their distances."""
     from weightspace.spectra import spectral_distances
 
     gamma, b = found.gammas[0], found.others["unaligned"]
@@ -155,7 +155,7 @@ def _show_distances(found: Found) -> None:
 
 
 def _show_alignments(found: Found) -> None:
-    """Print R of A and each network: of the layers at the first gamma, of the whole at all; and where to doubt it."""
+    """Print R of A and each network, per layer at the first gamma and in total at all; warn of near-ties."""
     from weightspace.spectra import alignments
 
     curves = {label: alignments(found.a, other, found.gammas) for label, other in found.others.items()}
@@ -167,14 +167,14 @@ def _show_alignments(found: Found) -> None:
         for one in curve:
             if one.near_degenerate:
                 echo(
-                    f"Warning: {label}, {_count(one.gamma)}: the last singular value that counts all but equals the "
-                    f"next in {', '.join(one.near_degenerate)}; R depends on rounding there.",
+                    f"Warning: {label}, {_count(one.gamma)}: the last counted singular value nearly equals the next in "
+                    f"{', '.join(one.near_degenerate)}; R is sensitive to rounding there.",
                     err=True,
                 )
 
 
 def _show_inputs(found: Found, grams: dict[str, Tensor]) -> None:
-    """Print where the inputs of A's layers lie, and how far the midpoint moves the outputs."""
+    """Print the input energy of A's layers, and the change of the outputs at the midpoint."""
     from weightspace.spectra import input_energy, midpoint_change
 
     gamma = found.gammas[0]
@@ -189,12 +189,12 @@ def _show_inputs(found: Found, grams: dict[str, Tensor]) -> None:
         )
         for name, one in energies.items()
     ]
-    said = (f"output change to midpoint, {label}" for label in changes)
+    said = (f"output change at midpoint, {label}" for label in changes)
     print_table((f"inputs, {_count(gamma)}", "energy", "directions", "ratio", *said), rows)
 
 
 def draw(found: Found, path: Path) -> list[str]:
-    """Draw the values of one network, or the alignment, vectors and values of two; return the files."""
+    """Plot the values of one network, or the alignment, vectors and values of two; return the files."""
     from weightspace.plots import draw_alignment, draw_heat_maps, draw_spectra
     from weightspace.spectra import Spectrum, alignments, cross_products
 
@@ -228,14 +228,14 @@ def draw(found: Found, path: Path) -> list[str]:
 
 
 def _evenly(items: list[_Value], most: int) -> list[_Value]:
-    """Return some items, the first and the last among them, or all where there are few."""
+    """Return evenly spaced items including the first and the last, or all if there are few."""
     if len(items) <= most:
         return items
     return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
 
 
 def _count(gamma: float) -> str:
-    """Write which singular values count."""
+    """Format the threshold of counted singular values."""
     return f"σ ≥ {gamma:g} max"
 
 
@@ -244,5 +244,5 @@ def _shape(matrix: Tensor) -> str:
 
 
 def _number(value: float, form: str) -> str:
-    """Write a number, and ``-`` for none."""
+    """Format a number, NaN as ``-``."""
     return "-" if math.isnan(value) else format(value, form)

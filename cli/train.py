@@ -1,4 +1,4 @@
-"""``weightspace train``: a network of a task, from a seed."""
+"""``weightspace train``: train a network on a task from a seed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
 
 @commands.command("train")
 @options.task()
-@options.seed("Seed of the weights, which it decides bit for bit.")
+@options.seed("Seed of the training; the weights are bit-reproducible for a fixed seed.")
 @click.option(
     "--epochs",
     type=click.IntRange(min=0),
-    help="Passes over the training data, instead of the task's own number.",
+    help="Passes over the training data, instead of the task's default.",
 )
-@click.option("--learning-rate", type=float, metavar="RATE", help="Learning rate instead of the task's own.")
+@click.option("--learning-rate", type=float, metavar="RATE", help="Learning rate, instead of the task's default.")
 @click.option(
     "--augmentation",
     metavar="NAME",
-    help="How training changes its inputs: none, flip, jitter or distort with images.",
+    help="Data augmentation: none, or flip, jitter or distort for images.",
 )
-@options.device("Where the network is trained and scored")
+@options.device("Device to train and score on")
 @options.output("Checkpoint to write (.safetensors, .pt, or a folder).")
 @options.as_json
 def command(
@@ -39,9 +39,9 @@ def command(
     output: str,
     as_json: bool,
 ) -> None:
-    """Train a network of a task: a convenience to have something to match, merge and measure.
+    """Train a network on a task, to have something to match, merge and measure.
 
-    A network with pretrained weights is fine-tuned; --epochs 0 writes it as it is.
+    A network with pretrained weights is fine-tuned; --epochs 0 writes the initial weights.
 
     \b
     Examples:

@@ -1,11 +1,11 @@
-"""A sign of life on a terminal while libraries are imported, which can take seconds; gone with the first output."""
+"""A sign of life on a terminal during slow imports, erased before the first output."""
 
 from __future__ import annotations
 
 import sys
 import threading
 
-#: Seconds until it is shown.
+#: Delay before it is shown, in seconds.
 _DELAY = 0.4
 _LINE = "starting …"
 
@@ -15,7 +15,7 @@ _shown = False
 
 
 def begin() -> None:
-    """Show the sign soon, unless there is output before, or stderr is no terminal."""
+    """Show the sign after a delay, unless output comes first or stderr isn't a terminal."""
     global _timer
     end()
     if sys.stderr.isatty():
@@ -25,7 +25,7 @@ def begin() -> None:
 
 
 def end() -> None:
-    """Take the sign away; called before anything is printed."""
+    """Erase the sign; called before anything is printed."""
     global _timer, _shown
     with _lock:
         if _timer is not None:

@@ -1,7 +1,7 @@
-"""Build the documentation: the pages of docs/pages and those generated from the library, as a site in build/docs/site.
+"""Build the documentation: the pages in docs/pages and those generated from the library, as a site in build/docs/site.
 
-Run ``python docs/build_docs.py`` after ``pip install -e ".[docs]"``. It needs no network: the theme, its fonts and the
-formulas come from the machine.
+Run ``python docs/build_docs.py`` after ``pip install -e ".[docs]"``. It needs no network: the theme, fonts and formulas
+are local.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GENERATORS = {
 
 
 def assemble(target: Path) -> dict[str, list[str]]:
-    """Write all pages below a folder, and return the generated ones by the folder that they are in."""
+    """Write all pages to a folder, and return the generated ones by subfolder."""
     shutil.copytree(DOCS / "pages", target, ignore=shutil.ignore_patterns("*.toml", ".*"), dirs_exist_ok=True)
     pictures = target / "pictures"
     pictures.mkdir(exist_ok=True)
@@ -48,7 +48,7 @@ def assemble(target: Path) -> dict[str, list[str]]:
 
 
 def configure(written: dict[str, list[str]]) -> str:
-    """Return the configuration with the generated pages in its navigation, where it names their folder."""
+    """Return the configuration with folders in the navigation replaced by their generated pages."""
     config = yaml.safe_load((DOCS / "mkdocs.yml").read_text(encoding="utf-8"))
     for entry in config["nav"]:
         for title, value in entry.items():
@@ -58,7 +58,7 @@ def configure(written: dict[str, list[str]]) -> str:
 
 
 def _tree(folder: str, paths: list[str]) -> list[object]:
-    """Return the navigation of a folder of generated pages: its overview, then pages by name, by section in the API."""
+    """Return the navigation of a folder of generated pages: the overview, then pages by name, or by API section."""
     title = {path: Path(path).stem for path in paths}
     if folder == "measurements":
         return list(paths)
@@ -72,7 +72,7 @@ def _tree(folder: str, paths: list[str]) -> list[object]:
 
 
 def build() -> int:
-    """Build the site and return the exit status: a broken link, anchor or reference is an error."""
+    """Build the site and return the exit status: broken links, anchors and references are errors."""
     shutil.rmtree(BUILD, ignore_errors=True)
     written = assemble(BUILD / "pages")
     (BUILD / "mkdocs.yml").write_text(configure(written), encoding="utf-8")

@@ -152,7 +152,7 @@ class Scored(ClassificationTask):
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        (0.31, r"returned a float; expected numbers by their names"),
+        (0.31, r"returned a float; expected numbers by name"),
         (None, r"returned a NoneType"),
         ({"loss": "low"}, r"score 'loss' of task 'signs' is a str; expected one number"),
         ({"loss": torch.ones(2)}, r"score 'loss' .* is a Tensor"),

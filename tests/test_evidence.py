@@ -115,7 +115,7 @@ def test_mistakes_are_one_line() -> None:
         collect_evidence(task, state_of(layer), "fischer")
     with pytest.raises(WeightspaceError, match="no batches"):
         collect_evidence(Regression(layer, torch.randn(0, 4)), state_of(layer), "gram")
-    with pytest.raises(WeightspaceError, match="one row an example"):
+    with pytest.raises(WeightspaceError, match="one row per example"):
         collect_evidence(Regression(layer, torch.randn(8, 4), lambda part: (part, part[:3])), state_of(layer), "gram")
     with pytest.raises(WeightspaceError, match="do not fit together"):
         collect_evidence(task, {}, "gram")

@@ -164,8 +164,8 @@ def test_inputs_are_drawn_as_they_are_described() -> None:
         (["1,2:int64:x"], "An input is"),
         (["=1,2"], "An input is"),
         (["1,0"], "An input is"),
-        (["x=1", "2"], "all named, each once"),
-        (["x=1", "x=2"], "all named, each once"),
+        (["x=1", "2"], "have distinct names"),
+        (["x=1", "x=2"], "have distinct names"),
     ],
 )
 def test_descriptions_of_nothing_are_a_line(inputs: list[str], message: str) -> None:

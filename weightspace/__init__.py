@@ -1,6 +1,6 @@
-"""Trained networks as points in weight space: merge, align, see the path between them, decode over a metric.
+"""Trained networks as points in weight space: merge, align, measure the path between them, decode with a label metric.
 
-The public names are resolved on first use, so that ``import weightspace`` costs no torch.
+Public names are imported on first use, so ``import weightspace`` doesn't import torch.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from weightspace.tasks import Task, train
     from weightspace.zoo import load_task
 
-#: Public name -> the subpackage that defines it, in the order in which data flow through the library.
+#: Public name -> the subpackage that defines it, in the order of the data flow through the library.
 _HOMES = {
     "StateDict": "checkpoints",
     "load_checkpoint": "checkpoints",

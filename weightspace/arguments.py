@@ -1,8 +1,8 @@
-"""Arguments of the public functions, checked by their annotations: a line that says what was given for what.
+"""Arguments of the public functions, checked by their annotations, with one-line errors.
 
-``@checked`` looks at parameters that are annotated as states, tasks, specs, permutations, curves, networks, names or
-paths, and tells a path where weights are meant, a state dict where a list is, and arguments that are swapped. It only
-tells kinds apart; what is in them is checked by the functions.
+``@checked`` looks at parameters annotated as states, tasks, specs, permutations, curves, networks, names or paths, and
+detects a path instead of weights, a state dict instead of a list, and swapped arguments. It only checks kinds; contents
+are checked by the functions.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _STATE, _STATES, _TASK, _SPEC = "a state dict", "a list of state dicts", "a task
 _PERMUTATION, _CURVE, _MODULE, _PATH, _TEXT = "a permutation", "a curve", "a module", "a path", "a name"
 _SOURCE, _SOURCES = "a path or a state dict", "a list of paths or state dicts"
 _SCORE = "a task, or a function of a state dict"
-#: Found only: the content of a training file, and a mapping that holds something else than tensors.
+#: Only found, never expected: the content of a training file, and a mapping with non-tensor values.
 _TRAINING, _MIXED = "a training checkpoint", "a mapping with other values than tensors"
 _CURVES = "a mapping of labels to curves"
 
-#: Annotation -> the kind that is expected; ``| None`` beside it allows None.
+#: Annotation -> expected kind; ``| None`` allows None as well.
 _KINDS: Mapping[str, str] = {
     "StateDict": _STATE,
     "Sequence[StateDict]": _STATES,
@@ -44,13 +44,13 @@ _KINDS: Mapping[str, str] = {
     "str": _TEXT,
 }
 
-#: Kind -> the kinds that will do for it.
+#: Kind -> the kinds accepted for it.
 _SERVING: Mapping[str, tuple[str, ...]] = {_SOURCE: (_PATH, _STATE), _TEXT: (_PATH,), _SCORE: (_TASK,)}
 
-#: Kind of a list -> that of its parts.
+#: Kind of a list -> kind of its items.
 _PARTS: Mapping[str, str] = {_STATES: _STATE, _SOURCES: _SOURCE}
 
-#: Expected kind, found kind -> what to do.
+#: Expected kind, found kind -> advice.
 _CURES: Mapping[tuple[str, str], str] = {
     (_STATE, _PATH): "Load it first: ws.load_checkpoint({value}).",
     (_STATES, _PATH): "Load them first, [ws.load_checkpoint(path), …], or call ws.merge_files.",
@@ -58,7 +58,7 @@ _CURES: Mapping[tuple[str, str], str] = {
     (_STATE, _STATES): "Give one of them.",
     (_SOURCES, _PATH): "Give a list, [{value}, …].",
     (_SOURCES, _STATE): "Give them as a list, [a, b].",
-    (_TEXT, _STATE): "Networks go into one list, [a, b], and the pretrained one is base=….",
+    (_TEXT, _STATE): "Put networks into one list, [a, b]; the pretrained model is base=….",
     (_STATE, _MODULE): "Give its state_dict().",
     (_STATES, _MODULE): "Give their state dicts as a list, [a.state_dict(), b.state_dict()].",
     (_SCORE, _PATH): "Load it first: ws.load_task({value}).",
@@ -76,8 +76,8 @@ def checked(function: Function) -> Function:
     """Check the kinds of a function's arguments before it is called.
 
     Raises:
-        WeightspaceError: an argument is of another kind, CheckpointError where weights were expected; raised by what is
-            returned.
+        WeightspaceError: an argument is of another kind (CheckpointError if weights were expected); raised by the
+            returned function.
     """
     signature = inspect.signature(function)
     expected = {
@@ -92,7 +92,7 @@ def checked(function: Function) -> Function:
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             given = signature.bind(*args, **kwargs).arguments
-        except TypeError:  # too many, or too few: Python says which
+        except TypeError:  # wrong number of arguments: Python's error is clear
             return function(*args, **kwargs)
         for name, (kind, optional) in expected.items():
             if name not in given or (optional and given[name] is None):
@@ -110,7 +110,7 @@ def checked(function: Function) -> Function:
 
 
 def _wrong(name: str, value: Any, kind: str) -> tuple[str, str, Any] | None:
-    """Return which argument, or part of it, is of another kind, of which, and its value; None where all is well."""
+    """Return the argument (or part of it) of the wrong kind, its kind, and its value; None if all are right."""
     found = _kind_of(value)
     if kind in _PARTS and isinstance(value, list | tuple):
         parts = (_wrong(f"{name}[{number}]", part, _PARTS[kind]) for number, part in enumerate(value))
@@ -128,12 +128,12 @@ def _wrong(name: str, value: Any, kind: str) -> tuple[str, str, Any] | None:
 
 
 def _entries(value: Any) -> str:
-    """Say which entries of a mapping hold state dicts, or which value is no tensor; nothing of any other value."""
+    """Describe a mapping's entries that hold state dicts, or its first non-tensor value; empty for other values."""
     if not isinstance(value, Mapping):
         return ""
     if holding := [repr(name) for name, entry in value.items() if _holds_tensors(entry)]:
         verb = "entry" if len(holding) == 1 else "entries"
-        return f"Tensors are in its {verb} {', '.join(holding[:4])}: give that of the network."
+        return f"Tensors are in its {verb} {', '.join(holding[:4])}: give the one of the network."
     other = next((name for name, entry in value.items() if not _is_tensor(entry)), None)
     return "" if other is None else f"Its entry {other!r} is {_kind_of(value[other])}."
 
@@ -143,17 +143,17 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _holds_tensors(value: Any) -> bool:
-    """Return whether a value is a mapping with tensors, be they inside another one."""
+    """Return whether a value is a mapping with tensors, possibly nested."""
     return isinstance(value, Mapping) and any(_is_tensor(one) or _holds_tensors(one) for one in value.values())
 
 
 def _kind_of(value: Any) -> str:
-    """Return what a value is, as errors say it."""
+    """Return the kind of a value, for errors."""
     if isinstance(value, str | os.PathLike):
         return _PATH
     if isinstance(value, Mapping):
         if not isinstance(value, dict) or all(map(_is_tensor, value.values())):
-            return _STATE  # the values of any other mapping may have to be read from a file
+            return _STATE  # values of other mappings may be read lazily from a file
         if value and all(_kind_of(one) == _CURVE for one in value.values()):
             return _CURVES
         return _TRAINING if any(map(_holds_tensors, value.values())) else _MIXED

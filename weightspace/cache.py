@@ -1,4 +1,4 @@
-"""Folders that keep what is costly to get again: mirrors of URLs, pretrained networks, evaluations."""
+"""Cache folders: downloads, pretrained networks, evaluations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _VARIABLE = "WEIGHTSPACE_CACHE"
 
 
 def cache_folder() -> Path:
-    """Return the folder of mirrors and pretrained networks: ``$WEIGHTSPACE_CACHE``, or ``remote`` in the default."""
+    """Return the folder of downloads and pretrained networks: ``$WEIGHTSPACE_CACHE``, or ``remote`` in the default."""
     return _named() or _default() / "remote"
 
 
@@ -19,7 +19,7 @@ def evaluations_folder() -> Path:
 
 
 def _named() -> Path | None:
-    """Return the folder that the environment names."""
+    """Return the folder named by the environment variable."""
     named = os.environ.get(_VARIABLE)
     return Path(named).expanduser().absolute() if named else None
 

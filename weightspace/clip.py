@@ -1,7 +1,7 @@
-"""CLIP models of open_clip: built, loaded, and asked for the classifier that their text tower makes of class names.
+"""CLIP models of open_clip: building, loading, and zero-shot classifiers from their text tower.
 
-The only door to open_clip, which is imported when a model is first asked for. A model is named as open_clip names it
-(``ViT-B-32``), or by the path of a configuration, ``mine.json``, whose weights are drawn at random unless given.
+This is the only module that imports open_clip, on first use. A model is given by its name in open_clip (``ViT-B-32``)
+or by the path of a configuration, ``mine.json``, whose weights are random unless given.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 
-#: Texts that the text tower sees at a time.
+#: Number of texts in a batch of the text tower.
 _TEXTS_AT_ONCE = 512
 
 
 class Pixels(NamedTuple):
-    """What an image tower is fed: square images of ``size`` pixels, less ``mean`` and over ``std``, a channel each."""
+    """Input of an image tower: square images of ``size`` pixels, normalised by ``mean`` and ``std`` per channel."""
 
     size: int
     mean: tuple[float, ...]
@@ -31,16 +31,16 @@ class Pixels(NamedTuple):
 
 
 def build_clip(name: str, *, weights: str | None = None, options: Mapping[str, Any] | None = None) -> nn.Module:
-    """Return a CLIP model, in evaluation mode, in float32, on the processor.
+    """Return a CLIP model in evaluation mode, in float32, on the CPU.
 
     Args:
         name: a model of open_clip, or a configuration, ``FILE.json``.
         weights: file of pretrained weights, or a tag of open_clip (``openai``), which open_clip downloads; None draws
-            them from torch's global generator.
+            random weights from torch's global generator.
         options: further arguments of ``open_clip.create_model``.
 
     Raises:
-        WeightspaceError: open_clip isn't installed, or there is no such model, file or tag.
+        WeightspaceError: open_clip isn't installed, or the model, file or tag doesn't exist.
     """
     open_clip, known = _open_clip(), known_name(name)
     if weights is not None and not Path(weights).is_file():
@@ -50,22 +50,22 @@ def build_clip(name: str, *, weights: str | None = None, options: Mapping[str, A
     try:
         with _silent():
             return open_clip.create_model(known, pretrained=weights, **(options or {})).eval()
-    except Exception as error:  # whatever open_clip raises at a wrong option or file
+    except Exception as error:  # open_clip may raise anything for a wrong option or file
         line = (str(error).strip().splitlines() or [""])[0]
         raise WeightspaceError(f"open_clip:{name} cannot be built: {type(error).__name__}: {line}") from error
 
 
 def known_name(name: str) -> str:
-    """Return the name under which open_clip has a model, after telling it about the file if it is one.
+    """Return the name of a model in open_clip, after registering the configuration if it is a file.
 
     Raises:
-        WeightspaceError: open_clip isn't installed, or knows no such model.
+        WeightspaceError: open_clip isn't installed, or doesn't have such a model.
     """
     open_clip = _open_clip()
     if Path(name).suffix == ".json":
         if not Path(name).is_file():
             raise WeightspaceError(
-                f"There is no file {name}. Expected a configuration of open_clip, or a model's name."
+                f"There is no file {name}. Expected a configuration of open_clip, or the name of a model."
             )
         open_clip.add_model_config(Path(name))
         name = Path(name).stem
@@ -75,10 +75,10 @@ def known_name(name: str) -> str:
 
 
 def image_size(name: str) -> int:
-    """Return the side of the images that a model takes, in pixels, without building it.
+    """Return the side length of a model's input images, in pixels, without building it.
 
     Raises:
-        WeightspaceError: open_clip isn't installed, or knows no such model.
+        WeightspaceError: open_clip isn't installed, or doesn't have such a model.
     """
     config = _open_clip().get_model_config(known_name(name))
     size = config["vision_cfg"].get("image_size", 224)
@@ -86,7 +86,7 @@ def image_size(name: str) -> int:
 
 
 def pixels_of(model: Any) -> Pixels:
-    """Return what the image tower of a model is fed."""
+    """Return the input specification of a model's image tower."""
     open_clip, visual = _open_clip(), model.visual
     size = visual.image_size
     mean = getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
@@ -95,22 +95,22 @@ def pixels_of(model: Any) -> Pixels:
 
 
 def tokens(name: str, texts: Sequence[str]) -> Tensor:
-    """Return the tokens of texts ``(n, context)``, int64, as the text tower of a model takes them."""
+    """Return the tokens of texts for a model's text tower, ``(n, context)``, int64."""
     with _silent():
         return _open_clip().get_tokenizer(known_name(name))(list(texts))
 
 
 def zero_shot_head(name: str, model: Any, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Return the weights of a linear classifier of normalised image features, made of text alone.
+    """Return the weights of a linear classifier on normalised image features, computed from text alone.
 
-    A class is the mean of the normalised features of its name in every template, normalised again and multiplied by
-    the model's logit scale, so that the outputs are logits.
+    A class is the mean of the normalised features of its name in every template, normalised again and multiplied by the
+    model's logit scale, so the outputs are logits.
 
     Args:
-        name: of the model, for its tokenizer.
+        name: name of the model, for its tokenizer.
         model: CLIP, with ``encode_text`` and ``logit_scale``.
         class_names: in the order of the classes.
-        templates: texts with ``{}`` for the name: ``"a photo of a {}."``.
+        templates: texts with ``{}`` in place of the name: ``"a photo of a {}."``.
 
     Returns:
         float32 of shape ``(classes, features)``.
@@ -124,7 +124,7 @@ def zero_shot_head(name: str, model: Any, class_names: Sequence[str], templates:
     """
     if not class_names or not templates:
         raise WeightspaceError(
-            f"Found {len(class_names)} class names and {len(templates)} templates; expected one at least of each."
+            f"Found {len(class_names)} class names and {len(templates)} templates; expected at least one of each."
         )
     if bad := [template for template in templates if "{}" not in template]:
         raise WeightspaceError(f"Template {bad[0]!r} has no {{}}; expected a text such as 'a photo of a {{}}.'.")
@@ -139,7 +139,7 @@ def zero_shot_head(name: str, model: Any, class_names: Sequence[str], templates:
 def _open_clip() -> Any:
     try:
         import open_clip
-    except Exception as error:  # a package can be there and broken
+    except Exception as error:  # an installed package can be broken
         line = (str(error).strip().splitlines() or [""])[0]
         raise WeightspaceError(
             f'open_clip cannot be imported ({type(error).__name__}: {line}); pip install "weightspace[clip]"'
@@ -149,7 +149,7 @@ def _open_clip() -> Any:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Keep open_clip's warnings from the root logger, and from giving it a handler for good."""
+    """Suppress open_clip's warnings on the root logger, and its installation of a handler."""
     before, handler = logging.root.manager.disable, logging.NullHandler()
     logging.root.addHandler(handler)
     logging.disable(logging.WARNING)

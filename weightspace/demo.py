@@ -1,4 +1,4 @@
-"""The main job end to end, on data that scikit-learn brings along: two networks into one basin."""
+"""The demo: an end-to-end alignment of two networks on data bundled with scikit-learn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _POINTS = 25
 @brief
 @dataclass(frozen=True)
 class DemoReport:
-    """What the demo measured: barriers of the test loss in nats, accuracies and reductions as shares."""
+    """Measurements of the demo: barriers of the test loss in nats, accuracies and reductions as fractions."""
 
     naive_barrier: float
     matched_barrier: float
@@ -39,14 +39,14 @@ class DemoReport:
 
 
 def demo(picture: str | Path, *, on_progress: Callable[[Progress], None] | None = None) -> DemoReport:
-    """Train two digit classifiers from two seeds, match one to the other and draw the loss between them.
+    """Train two digit classifiers from two seeds, match one to the other and plot the loss between them.
 
     Args:
-        picture: ``.png``, ``.svg`` or ``.pdf`` to write.
-        on_progress: told of every ``"stage"`` by its name before it begins.
+        picture: ``.png``, ``.svg`` or ``.pdf`` file to write.
+        on_progress: called before every ``"stage"``, with its name.
 
     Raises:
-        WeightspaceError: scikit-learn is missing, or the picture cannot be written.
+        WeightspaceError: scikit-learn is missing, or the plot can't be written.
     """
     start = time.perf_counter()
     texts = (

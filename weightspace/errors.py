@@ -1,4 +1,4 @@
-"""Errors that a user can cause: one line that says what was found, what was expected and what to do."""
+"""Errors caused by user input: one line that says what was found, what was expected and what to do."""
 
 import sys
 import warnings
@@ -8,9 +8,9 @@ from weightspace.escaping import one_line
 
 
 class WeightspaceError(Exception):
-    """Any mistake in the input that the library recognises; the command line prints it as one line.
+    """Any invalid input that the library detects; the command line prints it as one line.
 
-    Whatever the input holds, the message is one line of fewer than 500 characters, none of which drives a terminal.
+    Whatever the input, the message is one line of fewer than 500 characters, without terminal control sequences.
 
     Example:
         >>> import weightspace as ws
@@ -26,7 +26,7 @@ class WeightspaceError(Exception):
 
 
 class CheckpointError(WeightspaceError):
-    """A checkpoint cannot be read, written or used beside another one.
+    """A checkpoint can't be read, written or used together with another one.
 
     Example:
         >>> import weightspace as ws
@@ -39,7 +39,7 @@ class CheckpointError(WeightspaceError):
 
 
 class SpecError(WeightspaceError):
-    """A permutation spec cannot be derived, is not verified, or does not fit a network or checkpoint.
+    """A permutation spec can't be derived, isn't verified, or doesn't fit a network or checkpoint.
 
     Example:
         >>> import weightspace as ws
@@ -54,7 +54,7 @@ class SpecError(WeightspaceError):
 
 
 class WeightspaceWarning(UserWarning):
-    """Something that the library decided and a user may want otherwise; the command line prints it as one line.
+    """A decision of the library that a user may want to override; the command line prints it as one line.
 
     Example:
         >>> import torch

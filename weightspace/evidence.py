@@ -1,6 +1,6 @@
-"""Statistics of data that some merging methods read beside the weights: what each model's own task says of them.
+"""Data statistics that some merge methods need in addition to the weights, from each model's own task.
 
-They are state dicts under the names of the weights that they speak of, and are kept in files like any checkpoint.
+They are state dicts under the names of the weights they belong to, saved in files like any checkpoint.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from weightspace.tasks.building import network_with
 from weightspace.tasks.failures import task_errors
 from weightspace.tasks.protocol import Task
 
-#: What there is -> what it is for.
+#: Kind of statistics -> description.
 KINDS = {
     "gram": "XᵀX / n of the inputs of every linear layer and convolution, for regmean",
     "fisher": "mean squares of every example's gradient, for fisher",
@@ -38,23 +38,23 @@ def collect_evidence(
     device: str = "cpu",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> StateDict:
-    """Return statistics of a model on the training data of its task.
+    """Collect statistics of a model on the training data of its task.
 
     Args:
-        task: that the model was trained for; builds the network and has the data.
+        task: the task the model was trained on; builds the network and provides the data.
         state: the model's weights.
-        kind: ``gram`` gives for every weight of a linear layer or an ungrouped 2-d convolution the mean of ``xᵀx``
-            over its inputs ``x``, float64 of shape ``(n, n)`` for ``n`` inputs a unit. ``fisher`` gives for every
-            parameter the mean over the examples of the squared gradient of the loss, float32 of its shape: the
+        kind: ``gram`` gives, for every weight of a linear layer or an ungrouped 2-d convolution, the mean of ``xᵀx``
+            over its inputs ``x``, float64 of shape ``(n, n)`` for ``n`` inputs per unit. ``fisher`` gives, for every
+            parameter, the mean over the examples of the squared gradient of the loss, float32 of its shape: the
             empirical Fisher information, with the labels of the data.
-        examples: how many are used, at most.
-        seed: of the task's batches.
+        examples: maximum number of examples.
+        seed: seed of the task's batches.
         device: where the network runs.
-        on_progress: told of every ``"example"``.
+        on_progress: called after every ``"example"``.
 
     Raises:
-        CheckpointError: the weights have other names or shapes than the task's network.
-        WeightspaceError: there is no such kind, there are no examples, or a batch cannot be taken apart.
+        CheckpointError: the names or shapes of the weights differ from those of the task's network.
+        WeightspaceError: unknown kind, no examples, or a batch that can't be split.
 
     Source:
         Jin et al. 2023, https://arxiv.org/abs/2212.09849, section 3; Matena and Raffel 2022,
@@ -70,7 +70,7 @@ def collect_evidence(
     if kind not in KINDS:
         raise unknown("kind of evidence", kind, KINDS)
     if examples < 1:
-        raise WeightspaceError(f"Evidence needs an example at least, found examples={examples}.")
+        raise WeightspaceError(f"Evidence needs at least one example; found examples={examples}.")
     module = network_with(task, state).to(device)
     batches = _first(task.batches("train", seed), examples)
     collect = _grams if kind == "gram" else _squared_gradients
@@ -81,7 +81,7 @@ def collect_evidence(
 def _grams(
     task: Task, module: nn.Module, batches: Iterator[Any], examples: int, on_progress: Callable[[Progress], None] | None
 ) -> StateDict:
-    """Return the mean of ``xᵀx`` by name of the weight."""
+    """Return the mean of ``xᵀx``, by name of the weight."""
     totals: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
@@ -113,7 +113,7 @@ def _grams(
 
 
 def _rows_of(layer: nn.Module) -> Callable[[Any, Tensor], Tensor] | None:
-    """Return what turns the inputs of a layer into rows, one for every product with its weight."""
+    """Return a function that converts the inputs of a layer to rows, one for every product with its weight."""
     if isinstance(layer, nn.Linear):
         return _linear_rows
     if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros":
@@ -141,7 +141,7 @@ def _convolution_rows(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
 def _squared_gradients(
     task: Task, module: nn.Module, batches: Iterator[Any], examples: int, on_progress: Callable[[Progress], None] | None
 ) -> StateDict:
-    """Return the mean squares of the gradients of single examples, by name of the parameter."""
+    """Return the mean squares of per-example gradients, by name of the parameter."""
     parameters = {name: one for name, one in module.named_parameters(remove_duplicate=False) if one.requires_grad}
     totals = {name: torch.zeros_like(one, dtype=torch.float32) for name, one in parameters.items()}
     used = 0
@@ -163,7 +163,7 @@ def _first(batches: Any, examples: int) -> Iterator[Any]:
     """Yield batches up to a number of examples.
 
     Raises:
-        WeightspaceError: there are none.
+        WeightspaceError: there are no batches.
     """
     left = examples
     for batch in batches:
@@ -177,16 +177,16 @@ def _first(batches: Any, examples: int) -> Iterator[Any]:
 
 
 def _length(batch: Any) -> int:
-    """Return how many examples a batch has.
+    """Return the number of examples in a batch.
 
     Raises:
-        WeightspaceError: its tensors don't say so.
+        WeightspaceError: its tensors don't determine it.
     """
     lengths = {len(tensor) if tensor.dim() else -1 for tensor in _tensors(batch)}
     if len(lengths) != 1 or -1 in lengths:
         raise WeightspaceError(
             f"A batch is a {type(batch).__name__} whose tensors have the first sizes {sorted(lengths)}; expected "
-            "tuples, lists or dicts of tensors with one row an example."
+            "tuples, lists or dicts of tensors with one row per example."
         )
     return lengths.pop()
 
@@ -204,7 +204,7 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
 
 
 def _part(batch: Any, start: int, stop: int) -> Any:
-    """Return some examples of a batch, in its form."""
+    """Return some examples of a batch, in the same structure."""
     if isinstance(batch, Tensor):
         return batch[start:stop]
     if isinstance(batch, Mapping):

@@ -1,4 +1,4 @@
-"""Packages whose names are imported on first use (PEP 562), so that reading a header costs no torch."""
+"""Packages whose names are imported on first use (PEP 562), so that reading a header doesn't import torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 def resolver(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """Return the ``__getattr__`` of a package.
 
-    A public function may have the name of the file that defines it: the package's attribute is the function, also
-    after the file has been imported.
+    A public function may have the name of the file that defines it: the package's attribute is the function, even after
+    the file has been imported.
 
     Subpackages are imported on first use, too.
 
     Args:
         package: its ``__name__``.
-        homes: public name -> the module below the package that defines it.
+        homes: public name -> the module in the package that defines it.
     """
 
     class Package(ModuleType):

@@ -1,6 +1,6 @@
-"""Networks by ``--network SOURCE``, from each of the libraries that build them.
+"""Networks from ``--network SOURCE``, built by one of several libraries.
 
-Nothing is downloaded: weights are drawn at random, since a spec needs only the code.
+Nothing is downloaded: weights are random, since a spec only needs the code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from weightspace.suggestions import unknown
 from weightspace.symmetry.inputs import ExampleInputs, Inputs
 from weightspace.user_code import is_user_code, load_object
 
-#: Dtype of an input on the command line.
+#: Dtypes of inputs on the command line.
 _DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -33,14 +33,14 @@ _DTYPES = {
     "bool": torch.bool,
 }
 
-#: Integers are drawn below this where no bound is given: all are 1, as in a mask that hides nothing.
+#: Default exclusive bound of integer inputs: all are 1, as in a mask that hides nothing.
 _BELOW = 2
 
 
 @brief
 @dataclass(frozen=True)
 class Network:
-    """A module with random weights, and inputs to trace and verify it with: a tuple, or a mapping by name."""
+    """A module with random weights, and inputs to trace and verify it: a tuple, or a mapping by name."""
 
     module: nn.Module
     example_args: ExampleInputs
@@ -53,21 +53,21 @@ def load_network(
     inputs: Sequence[str] = (),
     inputs_required: bool = True,
 ) -> Network:
-    """Build the network that ``source`` names, with random weights.
+    """Build the network given by ``source``, with random weights.
 
     Args:
         source: ``torchvision:resnet18``, ``timm:vit_tiny_patch16_224``, ``open_clip:ViT-B-32``,
             ``transformers:FOLDER`` (built from its config.json) or ``file.py:callable``, which returns a module or
-            ``(module, example_args)``, where these are a tuple, a mapping of keyword inputs or one tensor. Options of
-            the builder follow after commas: ``torchvision:resnet18,num_classes=10``, ``model.py:build,width=64``.
-        input_shape: shape of the one floating-point input, batch included, instead of the source's own.
-        inputs: several, or other ones, each as ``[NAME=]SIZES[:DTYPE[:BELOW]]``: ``1,3,32,32``,
+            ``(module, example_args)``, where the latter is a tuple, a mapping of keyword inputs or one tensor. Append
+            builder options after commas: ``torchvision:resnet18,num_classes=10``, ``model.py:build,width=64``.
+        input_shape: shape of the only floating-point input, including the batch, instead of the source's default.
+        inputs: several or other inputs, each as ``[NAME=]SIZES[:DTYPE[:BELOW]]``: ``1,3,32,32``,
             ``input_ids=1,16:int64:30522``, ``attention_mask=1,16:int64``. Integers are drawn from 1 to ``BELOW`` − 1
-            (default 2, so that all are 1). All are named, or none is.
-        inputs_required: False: a module without any is built, with no inputs.
+            (default 2, so all are 1). Either all inputs are named, or none.
+        inputs_required: if False, a module without known inputs is built without any.
 
     Raises:
-        WeightspaceError: an unknown source or option, a package that isn't installed, or a builder that fails.
+        WeightspaceError: unknown source or option, a package that isn't installed, or a builder that fails.
 
     Example:
         >>> import weightspace as ws
@@ -98,13 +98,13 @@ def _library_network(source: str) -> Network:
         return _DOORS[kind](name, chosen)
     except WeightspaceError:
         raise
-    except Exception as error:  # whatever the library raises at a wrong name or option
+    except Exception as error:  # libraries may raise anything for a wrong name or option
         line = (str(error).strip().splitlines() or [""])[0]
         raise WeightspaceError(f"{source} cannot be built: {type(error).__name__}: {line}") from error
 
 
 def _options(kind: str, text: str) -> tuple[str, dict[str, Any]]:
-    """Return the name of a builder and its options, ``NAME,key=value,…``."""
+    """Split a builder and its options, ``NAME,key=value,…``."""
     name, *options = text.split(",")
     if bad := [option for option in options if "=" not in option]:
         raise WeightspaceError(
@@ -115,10 +115,10 @@ def _options(kind: str, text: str) -> tuple[str, dict[str, Any]]:
 
 
 def parse_inputs(texts: Sequence[str]) -> ExampleInputs:
-    """Return random inputs of a network: a tuple, or a mapping where they are named; see ``load_network``.
+    """Return random inputs of a network: a tuple, or a mapping if they are named; see ``load_network``.
 
     Raises:
-        WeightspaceError: a text is no input, or some are named and others not.
+        WeightspaceError: a text isn't an input, or only some inputs are named.
     """
     generator = torch.Generator().manual_seed(0)
     named = [_input(text, generator) for text in texts]
@@ -126,12 +126,12 @@ def parse_inputs(texts: Sequence[str]) -> ExampleInputs:
     if all(name is None for name in names):
         return tuple(tensor for _, tensor in named)
     if None in names or len(set(names)) < len(names):
-        raise WeightspaceError(f"Inputs are all named, each once, or none of them is; found {' '.join(texts)}.")
+        raise WeightspaceError(f"Either all inputs have distinct names, or none has a name; found {' '.join(texts)}.")
     return {name: tensor for name, tensor in named if name is not None}
 
 
 def _input(text: str, generator: torch.Generator) -> tuple[str | None, Tensor]:
-    """Return the name of an input, None without one, and the input."""
+    """Return the name of an input (None without one), and the input."""
     before, equals, rest = text.rpartition("=")
     sizes, *more = rest.split(":")
     try:
@@ -143,7 +143,7 @@ def _input(text: str, generator: torch.Generator) -> tuple[str | None, Tensor]:
     if not shape or min(shape) < 1 or len(more) > 2 or dtype not in _DTYPES or below < 2 or (equals and not before):
         raise WeightspaceError(
             f"An input is [NAME=]SIZES[:DTYPE[:BELOW]], as 1,3,32,32 or input_ids=1,16:int64:30522, with a dtype of "
-            f"{', '.join(_DTYPES)} and integers below 2 or more; found {text!r}."
+            f"{', '.join(_DTYPES)} and an integer bound of at least 2; found {text!r}."
         )
     chosen = _DTYPES[dtype]
     if chosen.is_floating_point:
@@ -156,13 +156,13 @@ def _input(text: str, generator: torch.Generator) -> tuple[str | None, Tensor]:
 
 
 def _value(text: str, where: str) -> Any:
-    """Return the value of an option, which is written as in YAML."""
+    """Parse the value of an option as YAML."""
     documents = parse_yaml(text, where)
     return documents[0] if documents else None
 
 
 def _check_no_task(value: object, source: str) -> None:
-    """Check that what stands in the place of a network is no task."""
+    """Check that a network source isn't a task."""
     if not isinstance(value, nn.Module) and all(hasattr(value, part) for part in ("network", "score")):
         raise WeightspaceError(f"{source} is a task, not a network. Give it as --task {source}.")
 
@@ -185,18 +185,18 @@ def _user_network(source: str, has_input: bool) -> Network:
     module, example_args = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
     if not isinstance(module, nn.Module):
         raise WeightspaceError(
-            f"{source} returned a {type(module).__name__}; expected a module, or (module, example_args), where these "
-            "are a tuple, a mapping of keyword inputs, or one tensor."
+            f"{source} returned a {type(module).__name__}; expected a module, or (module, example_args), the latter "
+            "a tuple, a mapping or one tensor."
         )
     if example_args is None and not has_input:
         raise WeightspaceError(
-            f"{source} returned a module without inputs; give them (--input 1,3,32,32, or by name --input "
+            f"{source} returned a module without inputs; give them (--input 1,3,32,32, or by name, --input "
             "input_ids=1,16:int64:30522), or return (module, example_args)."
         )
     if isinstance(example_args, list | Tensor):
         example_args = tuple(example_args) if isinstance(example_args, list) else (example_args,)
     if example_args is not None and not has_input:
-        Inputs.of(example_args)  # says what is wrong with them
+        Inputs.of(example_args)  # raises a clear error if they are invalid
     return Network(module, () if example_args is None else example_args)
 
 
@@ -238,8 +238,8 @@ def _open_clip(name: str, options: Mapping[str, Any]) -> Network:
 def _transformers(name: str, options: Mapping[str, Any]) -> Network:
     transformers = _package("transformers", '"weightspace[transformers]"')
     if not (Path(name) / "config.json").is_file():
-        raise WeightspaceError(f"transformers:{name} needs a folder with a config.json; there is none at {name}.")
-    own_code = {"trust_remote_code": False}  # code that lies beside a configuration is run where the user says so
+        raise WeightspaceError(f"transformers:{name} needs a folder with a config.json; found none at {name}.")
+    own_code = {"trust_remote_code": False}  # code shipped with a configuration runs only on the user's request
     config = transformers.AutoConfig.from_pretrained(name, local_files_only=True, **(own_code | dict(options)))
     config.use_cache = False
     listed = getattr(config, "architectures", None) or [""]
@@ -252,7 +252,7 @@ def _transformers(name: str, options: Mapping[str, Any]) -> Network:
 
 
 def _transformers_inputs(module: nn.Module, config: Any) -> tuple[Any, ...]:
-    """Return token ids, pixels, or both, in the order in which the module's forward takes them."""
+    """Return token ids, pixels, or both, in the order of the module's ``forward``."""
     text, vision = (getattr(config, part, None) or config for part in ("text_config", "vision_config"))
     makers: dict[str, Callable[[], Tensor]] = {
         "input_ids": lambda: torch.randint(1, text.vocab_size, (1, 8)),
@@ -264,8 +264,8 @@ def _transformers_inputs(module: nn.Module, config: Any) -> tuple[Any, ...]:
         wanted = ["input_ids"]
     if not wanted:
         raise WeightspaceError(
-            f"{type(module).__name__} takes {names[0] if names else 'no inputs'} first, which has no example here; "
-            "wrap it in a function of your own (file.py:callable) that returns (module, example_args)."
+            f"{type(module).__name__} takes {names[0] if names else 'no inputs'} first, for which there is no default; "
+            "wrap it in your own function (file.py:callable) that returns (module, example_args)."
         )
     return tuple(makers[name]() for name in wanted)
 

@@ -1,4 +1,4 @@
-"""Progress events: the one thing that long calls report, to the one argument ``on_progress``."""
+"""Progress events: the single type that long calls report to ``on_progress``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of a long call, as ``on_progress`` is told of it.
+    """One step of a long call, as passed to ``on_progress``.
 
     Attributes:
-        stage: what is counted: ``"epoch"``, ``"sweep"``, ``"bytes"``, …
-        index: the number of the step, from 1, or the units done so far.
-        total: steps or units in all; 0 if unknown.
+        stage: the unit of progress: ``"epoch"``, ``"sweep"``, ``"bytes"``, …
+        index: the number of the step, from 1, or the amount done so far.
+        total: total number of steps or amount; 0 if unknown.
         value: the main figure of the step (a loss in nats, an objective, a score), or None.
         name: the subject of the step (an ingredient, a pair of models), or empty.
         details: further figures by name.

@@ -1,4 +1,4 @@
-"""One-line representations of results, whose long fields are shown by size and range, and of numbers of bytes."""
+"""One-line representations of results, whose long fields are summarised by size and range, and of numbers of bytes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from weightspace.escaping import one_line
 
 Result = TypeVar("Result")
 
-#: Items that are shown one by one, at most, and characters of a text.
+#: Maximum number of items to show one by one, and maximum length of a text.
 _ITEMS, _LETTERS = 3, 60
 
 
 def brief(cls: type[Result]) -> type[Result]:
-    """Give a dataclass a ``repr`` of one line: a decorator that stands above ``dataclass``."""
+    """Give a dataclass a one-line ``repr``; apply this decorator above ``dataclass``."""
 
     def __repr__(self: Any) -> str:  # noqa: N807
         fields = (field.name for field in dataclasses.fields(self) if field.repr)
@@ -26,7 +26,7 @@ def brief(cls: type[Result]) -> type[Result]:
 
 
 def _said(value: Any) -> str:
-    """Return a value in a few words."""
+    """Summarise a value in a few words."""
     if isinstance(value, bool | int) or value is None:
         return repr(value)
     if isinstance(value, float):
@@ -51,8 +51,8 @@ def _said(value: Any) -> str:
 
 
 def _some(shown: list[str], count: int) -> str:
-    """Return the first items, and how many there are if that is more."""
-    return ", ".join(shown) + (f", … {count} in all" if count > len(shown) else "")
+    """Return the first items, and the total number if there are more."""
+    return ", ".join(shown) + (f", … {count} in total" if count > len(shown) else "")
 
 
 def size(count: int) -> str:

@@ -8,7 +8,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 from weightspace.user_code import is_user_code
 
-#: Built-in tasks whose data come with a library.
+#: Built-in tasks whose data comes with a library.
 BUNDLED_TASKS = ("digits-mlp", "digits-cnn")
 #: Built-in tasks that read a folder of data.
 FOLDER_TASKS = ("fashion-mlp", "fashion-cnn", "fashion-clip")
@@ -20,10 +20,10 @@ LIBRARIES = ("torchvision", "timm", "open_clip", "transformers")
 
 
 def check_task_name(source: str) -> None:
-    """Check that there is a task of a name, or the file of ``file.py:object``.
+    """Check that a task of this name, or the file of ``file.py:object``, exists.
 
     Raises:
-        WeightspaceError: there is none.
+        WeightspaceError: it doesn't exist.
     """
     if is_user_code(source):
         _check_file(source.rpartition(":")[0])
@@ -32,17 +32,17 @@ def check_task_name(source: str) -> None:
 
 
 def unknown_task(source: str) -> WeightspaceError:
-    """Return the error for a task that does not exist; a file without its object is told apart."""
+    """Return the error for an unknown task; a file without an object gets its own message."""
     if source.endswith(".py"):
-        return WeightspaceError(f"{source} is a file: which task in it? Expected {source}:object.")
+        return WeightspaceError(f"{source} is a file, but doesn't name a task in it. Expected {source}:object.")
     return unknown("task", source, [*TASK_NAMES, "file.py:object"])
 
 
 def check_network_source(source: str) -> None:
-    """Check that there is a library of a name, or the file of ``file.py:callable``.
+    """Check that a library of this name, or the file of ``file.py:callable``, exists.
 
     Raises:
-        WeightspaceError: there is none.
+        WeightspaceError: it doesn't exist.
     """
     path, separator, _ = source.partition(".py:")
     if separator:
@@ -54,7 +54,7 @@ def check_network_source(source: str) -> None:
 def _check_file(path: str) -> None:
     try:
         there = Path(path).is_file()
-    except (OSError, ValueError):  # a name that is too long, or none at all
+    except (OSError, ValueError):  # the name is too long or invalid
         there = False
     if not there:
         raise WeightspaceError(f"There is no file {path[:200]}. Expected the path of a Python file before the colon.")

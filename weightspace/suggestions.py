@@ -1,4 +1,4 @@
-"""Errors for a name that is not in a table: which names there are, and which one was probably meant."""
+"""Errors for unknown names: the known names, and the one that was probably meant."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from itertools import islice
 
 from weightspace.errors import WeightspaceError
 
-#: Names that an error lists, at most.
+#: Maximum number of names listed in an error.
 _SHOWN = 12
 
-#: Names that are compared, at most, and their characters: comparing takes the square of these.
+#: Maximum number and length of names to compare, since comparing takes quadratic time.
 _COMPARED, _LONGEST = 2_000, 120
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """Return the name that was probably meant; None where none is like it."""
+    """Return the name that was probably meant, or None if none is similar."""
     if len(name) > _LONGEST:
         return None
     names = islice((other for other in known if len(other) <= _LONGEST), _COMPARED)
@@ -24,16 +24,16 @@ def closest(name: str, known: Iterable[str]) -> str | None:
 
 
 def unknown(kind: str, found: str, known: Iterable[str]) -> WeightspaceError:
-    """Return the error that says that ``found`` is not one of the ``known`` names.
+    """Return the error for a name that isn't one of the ``known`` names.
 
     Args:
-        kind: what is being named, as it begins the message: ``"task"``, ``"merging method"``.
-        found: the name as the user gave it.
-        known: the names that exist, in the order in which they are shown.
+        kind: kind of name, used in the message: ``"task"``, ``"merging method"``.
+        found: the name given by the user.
+        known: the existing names, in display order.
     """
     names = list(known)
     close = closest(found, names)
     guess = "" if close is None else f" Did you mean {close!r}?"
-    more = f", … ({len(names):,} in all)" if len(names) > _SHOWN else ""
+    more = f", … ({len(names):,} in total)" if len(names) > _SHOWN else ""
     listing = ", ".join(names[:_SHOWN]) + more
     return WeightspaceError(f"Unknown {kind} {found!r}; expected one of {listing or '(none)'}.{guess}")

@@ -1,7 +1,7 @@
-"""The number of threads that torch uses, set for the duration of a block.
+"""The number of torch threads, set for the duration of a block.
 
-Small networks want one: two are 5 to 10 times slower below a width of 1,000, more so on a busy machine. And products
-have the same bits everywhere on one thread only.
+Small networks need one: two are 5 to 10 times slower below a width of 1,000, and worse on a busy machine. Moreover,
+products are only bit-reproducible across machines with one thread.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """Compute with ``count`` threads inside the block, then with as many as before; None changes nothing."""
+    """Use ``count`` torch threads inside the block, and restore the previous number after it; None changes nothing."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)

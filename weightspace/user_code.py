@@ -1,6 +1,6 @@
-"""Objects out of a user's own Python file, named ``file.py:object``: the one place where their code is run.
+"""Objects from a user's Python file, given as ``file.py:object``: the only place where user code is run.
 
-The file is run anew at each call, with its folder on ``sys.path`` meanwhile, as ``python file.py`` would.
+The file is rerun on each call, with its folder on ``sys.path`` meanwhile, as in ``python file.py``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 
-#: Name of a module that was made of a user's file -> the file.
+#: Name of a module made from a user's file -> the file.
 _LOADED: dict[str, str] = {}
 
-#: Whether users' files may be run here.
+#: Whether user files may be run.
 _ALLOWED: ContextVar[bool] = ContextVar("allowed", default=True)
 
 
@@ -35,7 +35,7 @@ def is_user_code(source: str) -> bool:
 
 @contextmanager
 def running_no_code() -> Iterator[None]:
-    """Run no user's file in the block: ``load_object`` is an error there."""
+    """Forbid running user files inside the block: ``load_object`` raises an error."""
     token = _ALLOWED.set(False)
     try:
         yield
@@ -44,23 +44,23 @@ def running_no_code() -> Iterator[None]:
 
 
 def may_run_code() -> bool:
-    """Return whether users' files may be run here."""
+    """Return whether user files may be run."""
     return _ALLOWED.get()
 
 
 def load_object(source: str) -> Any:
-    """Return the object that a ``file.py:object`` source names.
+    """Return the object named by a ``file.py:object`` source.
 
     Args:
-        source: path of a Python file, a colon, the name of something defined in it (``experiment.py:build``);
-            dots reach into it (``experiment.py:Tasks.small``).
+        source: path of a Python file, a colon, and a name defined in it (``experiment.py:build``); dots access
+            attributes (``experiment.py:Tasks.small``).
 
     Raises:
-        WeightspaceError: the source has another form, there is no such file or object, the file fails, or no code may
-            run here.
+        WeightspaceError: the source has another form, the file or object doesn't exist, the file fails, or no code may
+            run.
     """
     if not may_run_code():
-        raise WeightspaceError(f"{source[:200]} would be run, and no code is run here. Leave out --dry-run.")
+        raise WeightspaceError(f"{source[:200]} would have to be run, but a dry run runs no code. Leave out --dry-run.")
     path, _, name = source.rpartition(":")
     if not is_user_code(source) or not name:
         raise WeightspaceError(f"Expected file.py:object, for example experiment.py:build; found {source!r}.")
@@ -73,10 +73,10 @@ def load_object(source: str) -> Any:
 
 
 def read_source(path: Path) -> bytes:
-    """Return the content of a Python file, which is not run.
+    """Return the content of a Python file without running it.
 
     Raises:
-        WeightspaceError: there is no such file, or it cannot be read.
+        WeightspaceError: the file doesn't exist or can't be read.
     """
     _check_file(path)
     try:
@@ -86,18 +86,17 @@ def read_source(path: Path) -> bytes:
 
 
 def loaded_files() -> dict[str, str]:
-    """Return the modules that were made of users' files: name -> file, for ``find_modules`` of another process."""
+    """Return the modules made from user files, name -> file, for ``find_modules`` in another process."""
     return dict(_LOADED)
 
 
 def find_modules(files: Mapping[str, str]) -> None:
-    """Let imports in this process find the modules that another one made of users' files.
+    """Let imports in this process find the modules that another process made from user files.
 
-    Objects that are defined in them arrive by pickle, which imports a module by its name. The file is run when that
-    happens.
+    Unpickling their objects imports a module by its name, which then runs the file.
 
     Args:
-        files: what ``loaded_files`` returned there.
+        files: the result of ``loaded_files`` in the other process.
     """
     new = {name: file for name, file in files.items() if name not in _LOADED}
     _LOADED.update(new)
@@ -107,7 +106,7 @@ def find_modules(files: Mapping[str, str]) -> None:
 
 
 class _Finder:
-    """Finds users' files by the names of their modules."""
+    """Finder of user files by the names of their modules."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -115,7 +114,7 @@ class _Finder:
 
 
 def _run(path: Path) -> ModuleType:
-    """Run a Python file as a module of its own; registered, so that dataclasses and pickle find it."""
+    """Run a Python file as a separate module, registered so that dataclasses and pickle find it."""
     _check_file(path)
     resolved = path.resolve()
     name = f"{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
@@ -135,7 +134,7 @@ def _run(path: Path) -> ModuleType:
 
 
 def _check_file(path: Path) -> None:
-    """Check that there is a regular file of that name: a pipe would keep who reads it waiting."""
+    """Check that a regular file of that name exists; reading a pipe would block."""
     try:
         there = path.is_file()
     except (OSError, ValueError):  # a name that is too long, or none at all
@@ -147,13 +146,13 @@ def _check_file(path: Path) -> None:
 
 
 def failure(error: BaseException, path: Path) -> WeightspaceError:
-    """Return the one line that says where in a user's file something was raised, and what."""
+    """Return a one-line error with the place in a user's file and the exception."""
     return WeightspaceError(f"{_place(error, path)}: {type(error).__name__}: {_line(error)}")
 
 
 @contextmanager
 def _on_search_path(folder: Path) -> Iterator[None]:
-    """Let imports find the modules of ``folder`` first."""
+    """Put ``folder`` first on the module search path."""
     entry = str(folder)
     sys.path.insert(0, entry)
     try:
@@ -164,7 +163,7 @@ def _on_search_path(folder: Path) -> Iterator[None]:
 
 
 def _place(error: BaseException, path: Path) -> str:
-    """Return ``file.py:12``: the last line of the user's file that was running."""
+    """Return ``file.py:12``: the last line of the user's file in the traceback."""
     if isinstance(error, SyntaxError) and error.lineno:
         return f"{path}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
@@ -173,6 +172,6 @@ def _place(error: BaseException, path: Path) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """Return the first line of what an exception says."""
+    """Return the first line of an exception's message."""
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     return (text.splitlines() or ["no message"])[0]

@@ -1,1 +1,1 @@
-"""Pages of the documentation that are generated from the library: methods, commands, public names."""
+"""Documentation pages generated from the library: methods, commands, public names."""

@@ -1,4 +1,4 @@
-"""The command line reference: the help of every command, written by click through a formatter of Markdown."""
+"""The command line reference: the help of every command, written by click with a Markdown formatter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Markdown(click.HelpFormatter):
     """Click's help as Markdown: sections are headings, lists of options are tables."""
 
     def write_usage(self, prog: str, args: str = "", prefix: str | None = None) -> None:
-        """Write the usage as a block of code."""
+        """Write the usage as a code block."""
         del prefix
         self.write(f"```text\n{prog} {args}\n```\n\n")
 
@@ -34,7 +34,7 @@ class _Markdown(click.HelpFormatter):
         self.write("\n")
 
     def write_text(self, text: str) -> None:
-        """Write paragraphs; one that click must not wrap (``\\b``) holds examples."""
+        """Write paragraphs; unwrapped ones (marked ``\\b``) are examples."""
         for paragraph in text.split("\n\n"):
             first, *lines = paragraph.strip("\n").split("\n")
             if first.strip() == "\b":
@@ -45,7 +45,7 @@ class _Markdown(click.HelpFormatter):
                 self.write(_escaped(" ".join(line.strip() for line in (first, *lines))) + "\n\n")
 
     def write_dl(self, rows: Sequence[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
-        """Write options and what they do."""
+        """Write options and their help texts as a table."""
         del col_max, col_spacing
         self.write("| option | meaning |\n|---|---|\n")
         for name, text in rows:
@@ -98,7 +98,7 @@ def _help(command: click.Command, context: click.Context) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return text in which nothing is Markdown but code between backticks, and options are code."""
+    """Escape Markdown in a text except code in backticks, and format options as code."""
     parts = re.split(r"(`[^`]+`)", text)
     for index in range(0, len(parts), 2):
         escaped = html.escape(parts[index], quote=False)

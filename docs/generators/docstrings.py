@@ -1,4 +1,4 @@
-"""Docstrings as Markdown: the few roles and directives of reStructuredText in them, and the titles of sections."""
+"""Docstrings as Markdown: conversion of the reStructuredText roles, directives and section titles used in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHARED = re.compile(r"^    (\w+(?:, \w+)+)(: .*(?:\n {5,}\S.*)*)", re.MULTILINE
 
 
 def as_markdown(docstring: str) -> str:
-    """Return a docstring with formulas between dollars, references as code and an entry for every parameter."""
+    """Return a docstring with formulas between dollar signs, references as code and one entry per parameter."""
     text = _DISPLAYED.sub(lambda found: f"$$ {' '.join(found[1].split())} $$", docstring)
     text = _FORMULA.sub(lambda found: f"${' '.join(found[1].split())}$", text)
     text = _SHARED.sub(lambda found: "\n".join(f"    {name}{found[2]}" for name in found[1].split(", ")), text)
@@ -21,7 +21,7 @@ def as_markdown(docstring: str) -> str:
 
 
 class Sections(NamedTuple):
-    """The parts of a docstring in Google's style that pages quote.
+    """The parts of a Google-style docstring that are used on pages.
 
     Attributes:
         text: the paragraphs after the summary.
@@ -33,7 +33,7 @@ class Sections(NamedTuple):
 
 
 def sections(docstring: str) -> Sections:
-    """Return the parts of the docstring of a function."""
+    """Parse the docstring of a function."""
     head, *_ = re.split(r"^\w+:$", docstring, maxsplit=1, flags=re.MULTILINE)
     _, _, text = head.strip().partition("\n\n")
     listed = re.search(r"^Args:\n((?:    .*\n?|\n)*)", docstring, re.MULTILINE)

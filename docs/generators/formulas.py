@@ -22,16 +22,16 @@ class Formula(InlineProcessor):
         self.display = display
 
     def handleMatch(self, m: re.Match[str], data: str) -> tuple[str | Element, int, int]:  # noqa: N802
-        """Return the formula as MathML, which the remaining steps of Markdown leave alone.
+        """Return the formula as MathML, protected from further Markdown processing.
 
         Raises:
-            ValueError: the converter does not know a command, which it would show as it is written.
+            ValueError: the formula has a command unknown to the converter, which would be shown verbatim.
         """
         del data
         latex = re.sub(r"\\arg\s*\\(min|max)(?![A-Za-z])", r"\\operatorname{arg\1}", " ".join(m[1].split()))
         mathml = convert(latex, display=self.display)
         if "\\" in mathml:
-            raise ValueError(f"A command of the formula {m[1]!r} is not known.")
+            raise ValueError(f"Unknown command in the formula {m[1]!r}.")
         return self.md.htmlStash.store(mathml), m.start(0), m.end(0)
 
 
@@ -45,5 +45,5 @@ class Formulas(Extension):
 
 
 def makeExtension(**settings: object) -> Formulas:  # noqa: N802
-    """Return the extension, as Markdown asks for it."""
+    """Return the extension; called by Markdown."""
     return Formulas(**settings)

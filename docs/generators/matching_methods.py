@@ -37,7 +37,7 @@ def pages() -> Iterator[tuple[str, str]]:
 
 
 def example(row: Any, *, several: bool) -> str:
-    """Return a Python example that runs as it is, on the digits."""
+    """Return a self-contained Python example on the digits."""
     task = ", task=task" if row.needs_task else ""
     steps = ", steps=2" if "steps" in row.options else ""
     names = "a, b, c" if several else "a, b"
@@ -69,7 +69,7 @@ def _page(row: Any, *, several: bool) -> str:
     described = sections(inspect.getdoc(function) or "")
     preset = ", ".join(f"`{name}={value!r}`" for name, value in row.preset.items())
     facts = {
-        "Networks": "two or more" if several else "two: a target that stays, and a source that is permuted",
+        "Networks": "two or more" if several else "two: a fixed target, and a source that is permuted",
         "Needs data": "yes, a task" if row.needs_task else "no",
         "`objective`": row.objective,
         "Source": as_markdown(_linked(row.source)),
@@ -87,9 +87,9 @@ def _page(row: Any, *, several: bool) -> str:
             _options(row, function, described.arguments),
             "## From Python",
             f"```python\n{example(row, several=several)}\n```",
-            "Training for two epochs"
-            + (" and two steps of the search keep" if "steps" in row.options else " keeps")
-            + " the example short; leave these arguments out for real networks.",
+            "Two epochs of training"
+            + (" and two steps of the search" if "steps" in row.options else "")
+            + " keep the example short; leave out these arguments for real networks.",
             "## Command line",
             f"```text\nweightspace match {networks} --method {row.name} --task digits-cnn -o {output}\n```",
         ]
@@ -97,7 +97,7 @@ def _page(row: Any, *, several: bool) -> str:
 
 
 def _options(row: Any, function: Callable[..., Any], meanings: Mapping[str, str]) -> str:
-    """Return the table of a method's options, with the seed, which all have."""
+    """Return the table of a method's options, including the seed."""
     lines = ["| name | meaning | default |", "|---|---|---|"]
     for option in ("seed", *row.options):
         default = inspect.signature(function).parameters[option].default
@@ -108,7 +108,7 @@ def _options(row: Any, function: Callable[..., Any], meanings: Mapping[str, str]
 
 
 def _linked(source: str) -> str:
-    """Return a source with its addresses as links."""
+    """Return a source with its URLs as links."""
     return " ".join(
         f"<{word.rstrip(',;')}>{word[len(word.rstrip(',;')) :]}" if word.startswith("http") else word
         for word in source.split()
@@ -126,7 +126,7 @@ def _overview() -> str:
         """\
         # Matching methods
 
-        A matching method searches the permutations of a [spec](../formats/spec.md) for the one that brings a source
+        A matching method searches the permutations of a [spec](../formats/spec.md) for one that brings a source
         network into the basin of a target. The permuted network computes the same function as before.
 
         ## Two networks
@@ -135,7 +135,7 @@ def _overview() -> str:
         |---|---|---|
         {two}
 
-        ## Two networks or more
+        ## Two or more networks
 
         | method | what it does | needs data |
         |---|---|---|

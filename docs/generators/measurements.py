@@ -1,4 +1,4 @@
-"""The pages of measurements: benchmarks/README.md and analyses/README.md, with their links made those of the site."""
+"""Pages of measurements: benchmarks/README.md and analyses/README.md, with links rewritten for the site."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def pages() -> Iterator[tuple[str, str]]:
 
 
 def _on_the_site(text: str, folder: str) -> str:
-    """Return a README whose figures are those of the site, and whose links to files of the repository are names."""
+    """Return a README with figures linked on the site, and links to repository files replaced by their names."""
     linked = text.replace("](figures/", "](pictures/").replace("](../benchmarks/README.md", "](benchmarks.md")
     return _LINK.sub(lambda link: link[0] if link[2].startswith("benchmarks.md") else _named(link[2], folder), linked)
 

@@ -1,4 +1,4 @@
-"""A page for every merge method, read from ``weightspace.METHODS`` and from the docstring of the method's module."""
+"""A page for every merge method, from ``weightspace.METHODS`` and the docstring of the method's module."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from weightspace import METHODS
 _BASE = {
     "required": "required",
     "optional": "optional",
-    "end": "the end $t = 0$ of the path; without a base, the first of two models",
+    "end": "the endpoint at $t = 0$; without a base, the first of two models",
     "none": "not used",
 }
 _NUMBERS = {1: "one", 2: "two", 3: "three"}
-#: Columns of a block of code on a page.
+#: Width of a code block on a page, in columns.
 _WIDTH = 76
 _GRANULARITY = {
-    "elements": "any run of elements: a merge never holds a whole tensor",
+    "elements": "any range of elements: a merge never holds a whole tensor",
     "slices": "whole slices along the first axis",
     "whole": "whole matrices: a merge needs a few copies of the largest",
 }
@@ -38,7 +38,7 @@ def pages() -> Iterator[tuple[str, str]]:
 
 
 def example(row: Any) -> str:
-    """Return a Python example that runs as it is: random fine-tunes merged in memory."""
+    """Return a self-contained Python example: random fine-tunes merged in memory."""
     names = ["finetuned"] if row.models[1] == 1 else ["math", "code"]
     base = row.base in ("required", "end")
     keywords = [
@@ -61,14 +61,14 @@ def example(row: Any) -> str:
 
 
 def _statistics(row: Any) -> str:
-    """Return an expression for random statistics of the kind that a method reads."""
+    """Return an expression for random statistics of the kind a method needs."""
     if row.evidence == "gram":
         return '{"layer.weight": torch.cov(torch.randn(16, 64)).double()}'
     return '{"layer.weight": torch.rand(8, 16)}'
 
 
 def _given(row: Any) -> dict[str, Any]:
-    """Return parameters worth showing: those without a default, and a density that changes something."""
+    """Return the parameters for an example: those without a default, and a density below 1."""
     shown = {parameter.name: 0.3 for parameter in row.parameters if parameter.required}
     if any(parameter.name == "density" for parameter in row.parameters):
         shown["density"] = 0.5
@@ -103,7 +103,7 @@ def _page(row: Any) -> str:
 
 @cache
 def _modules() -> dict[str, ModuleType]:
-    """Return the module of every method: the one of the package of methods that defines a function of its name."""
+    """Return the module of every method, which defines a function of that name."""
     package = importlib.import_module("weightspace.merging.methods")
     names = [entry.name for entry in pkgutil.iter_modules(package.__path__)]
     found = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
@@ -116,7 +116,7 @@ def _defines(module: ModuleType, name: str) -> bool:
 
 def _facts(row: Any) -> str:
     least, most = row.models
-    beside = ", beside the base" if row.base != "none" else ""
+    beside = " in addition to the base" if row.base != "none" else ""
     models = f"one{beside}" if most == 1 else f"{_NUMBERS[least]} or more"
     facts = {
         "Computes": _plain(row.formula),
@@ -134,7 +134,7 @@ def _facts(row: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text for a cell of a table, in which nothing is Markdown."""
+    """Escape text for a table cell."""
     return text.replace("_", "\\_").replace("*", "\\*").replace("|", "&#124;")
 
 
@@ -172,7 +172,7 @@ def _yaml(value: Any) -> str:
 
 
 def recipe(row: Any) -> str:
-    """Return a recipe of two models, or of one where the method takes one."""
+    """Return a recipe of two models, or of one if the method takes one."""
     names = ["finetuned"] if row.models[1] == 1 else ["math", "code"]
     lines = [f"merge_method: {row.name}"]
     lines += ["base_model: base"] if row.base in ("required", "end") else []
@@ -203,7 +203,7 @@ def _command(row: Any) -> str:
 
 
 def _needs(row: Any) -> str:
-    """Return what a method needs besides the tensors' elements, and whether it depends on their scale."""
+    """Return the special needs of a method, and whether it depends on the scale of the weights."""
     needs = {
         "whole matrices": row.granularity == "whole",
         "statistics": bool(row.evidence),
@@ -230,8 +230,8 @@ def _overview() -> str:
         |---|---|---|---|---|
         {rows}
 
-        Where a whole matrix is needed, a merge holds a few copies of the largest; for the other methods
-        [256 MB suffice](../how-to/large-models.md), whatever the model.
+        If whole matrices are needed, a merge holds a few copies of the largest; for all other methods
+        [256 MB suffice](../how-to/large-models.md) for any model.
         [Statistics](../how-to/statistics.md) are collected by `weightspace evidence`. Methods that are not scale-free
         depend on the scale of the weights by definition.
 

@@ -1,4 +1,4 @@
-"""The API reference: a page per name of ``weightspace.__all__``, and one per subpackage for its further names."""
+"""The API reference: a page per name in ``weightspace.__all__``, and one per subpackage for its other names."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Errors": ("WeightspaceError", "CheckpointError", "SpecError", "WeightspaceWarning"),
 }
 
-#: Data without a docstring of their own: what their pages say.
+#: Names that can't have a docstring, and the text of their pages.
 DATA = {
     "METHODS": """
-The table of merge methods: name in recipes and on the command line → what the method computes, needs and takes. Reading
-it imports no torch. [Merge methods](../merge-methods/index.md) are these rows as pages.
+The table of merge methods: name in recipes and on the command line → formula, requirements and parameters. Reading it
+doesn't import torch. [Merge methods](../merge-methods/index.md) has a page for each row.
 
 ```python
 import weightspace as ws
@@ -48,7 +48,7 @@ print([name for name, row in ws.METHODS.items() if row.evidence])
 ```
 """,
     "StateDict": """
-The type of a checkpoint in memory: `dict[str, torch.Tensor]`, tensors by name, in the order of the file. It is what
+The type of a checkpoint in memory: `dict[str, torch.Tensor]`, tensors by name, in the order of the file. This is what
 `module.state_dict()` returns and `module.load_state_dict()` takes.
 
 ```python
@@ -121,16 +121,14 @@ def _package(package: str) -> str:
 def _overview() -> str:
     parts = [
         "# API reference\n",
-        "Everything below is imported on first use: `import weightspace as ws` costs no torch. State dicts that are "
-        "passed in are never modified.\n",
+        "Everything below is imported on first use: `import weightspace as ws` doesn't import torch. State dicts "
+        "passed as arguments are never modified.\n",
     ]
     for section, names in SECTIONS.items():
         rows = "\n".join(f"| [`ws.{name}`]({name}.md) | {_summary(name)} |" for name in names)
         parts.append(f"## {section}\n\n| name | summary |\n|---|---|\n{rows}\n")
     rows = "\n".join(f"| [`weightspace.{name}`](packages/{name}.md) | {_summary(name)} |" for name in packages())
-    parts.append(
-        f"## Subpackages\n\nFurther names, for less common needs.\n\n| package | summary |\n|---|---|\n{rows}\n"
-    )
+    parts.append(f"## Subpackages\n\nOther names, for less common needs.\n\n| package | summary |\n|---|---|\n{rows}\n")
     return "\n".join(parts)
 
 

@@ -52,7 +52,7 @@ MATCHED = ("--matching", "weight-matching")
 @pytest.mark.usefixtures("models")
 def test_the_matrix_is_printed_as_a_table() -> None:
     lines = run("a.pt", "b.pt", "c.pt", *TASK, "--points", "3").stdout.splitlines()
-    assert lines[0] == "linear: barriers of the loss (nats), below the diagonal of the accuracy"
+    assert lines[0] == "linear: barriers of the loss (nats), of the accuracy below the diagonal"
     assert lines[1].split() == ["a", "b", "c"]
     a, b, c = (ws.load_checkpoint(f"{name}.pt") for name in "abc")
     curve = ws.loss_curve(ws.load_task("digits-mlp"), a, b, 3)
@@ -68,7 +68,7 @@ def test_the_plane_through_three_networks_is_scored_saved_and_drawn() -> None:
     assert [len(row) for row in plane["loss"]] == [3, 3, 3]
     assert Plane.load("p.json").loss == tuple(map(tuple, plane["loss"]))
     assert "test loss (nats)" in Path("p.svg").read_text()
-    assert "on the plane from" in run("a.pt", "b.pt", "c.pt", *TASK, *options).stdout
+    assert "nats on the plane" in run("a.pt", "b.pt", "c.pt", *TASK, *options).stdout
 
 
 @pytest.mark.usefixtures("models")
@@ -95,12 +95,12 @@ def test_repair_is_a_choice_of_statistics() -> None:
 
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "plane of two": (("a.pt", "b.pt", "--plane"), "three networks; found 2"),
-    "plane with repair": (("a.pt", "b.pt", "c.pt", "--plane", "--statistics", "repair"), "REPAIR sets units"),
-    "taylor of three": (("a.pt", "b.pt", "c.pt", "--taylor"), "between two networks; found 3"),
-    "temperature of a plane": (("a.pt", "b.pt", "c.pt", "--plane", "--temperature"), "between two networks"),
-    "one network twice": (("a.pt", "b.pt", "a.pt"), "different ones"),
-    "a plane flat as a line": (("a.pt", "b.pt", "b2.pt", "--plane"), "on a line"),
-    "table of another kind": (("a.pt", "b.pt", "c.pt", "-o", "m.xlsx"), "neither a picture"),
+    "plane with repair": (("a.pt", "b.pt", "c.pt", "--plane", "--statistics", "repair"), "REPAIR is defined"),
+    "taylor of three": (("a.pt", "b.pt", "c.pt", "--taylor"), "take two networks; found 3"),
+    "temperature of a plane": (("a.pt", "b.pt", "c.pt", "--plane", "--temperature"), "take two networks"),
+    "one network twice": (("a.pt", "b.pt", "a.pt"), "must be distinct"),
+    "a plane flat as a line": (("a.pt", "b.pt", "b2.pt", "--plane"), "collinear"),
+    "table of another kind": (("a.pt", "b.pt", "c.pt", "-o", "m.xlsx"), "neither an image"),
 }
 
 

@@ -12,7 +12,7 @@ from weightspace import cli
 MISTAKES = {
     "train --task digit-mlp -o out.pt": "Did you mean 'digits-mlp'?",
     "train --task own.py:task -o out.pt": "There is no file own.py",
-    "train --task there.py -o out.pt": "which task in it? Expected there.py:object",
+    "train --task there.py -o out.pt": "doesn't name a task in it. Expected there.py:object",
     "match a.pt nowhere.pt --task digits-mlp -o out.safetensors": "nowhere.pt does not exist",
     "match a.pt b.pt --task digits-mlp --method weight-mathing -o out.safetensors": "Did you mean 'weight-matching'?",
     "match a.pt org/model --task digits-mlp -o out.safetensors": "write hf://org/model",

@@ -176,9 +176,9 @@ def test_no_progress_is_shown_without_a_terminal(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--t 0.3", "--t: not for linear, the method without -m. Did you mean -m slerp?"),
-        ("--density 0.5 --base c", "--density: not for linear, the method without -m. Did you mean -m ties?"),
-        ("slerp", "'slerp' is a method and no checkpoint. Did you mean -m slerp?"),
+        ("--t 0.3", "--t: not an option of linear, the default method. Did you mean -m slerp?"),
+        ("--density 0.5 --base c", "--density: not an option of linear, the default method. Did you mean -m ties?"),
+        ("slerp", "'slerp' is a method, not a checkpoint. Did you mean -m slerp?"),
         ("--t 0.3 --density 0.5", "No method has all of --density and --t"),
     ],
 )

@@ -48,7 +48,7 @@ def test_one_file_shows_every_tensor_the_totals_and_the_metadata(pair: tuple[Pat
 
 def test_two_files_show_what_differs_and_how_far_they_are(pair: tuple[Path, Path]) -> None:
     output = inspect(*pair).output
-    for line in ("only in a: 1 (old)", "other shape: 1 (bias)", "other integers: 1 (steps)"):
+    for line in ("only in a: 1 (old)", "different shape: 1 (bias)", "different integers: 1 (steps)"):
         assert line in output
     assert "relative distance 0.5 (‖a − b‖ = 1, ‖a‖ = 2, 2 float tensors)" in output
 

@@ -154,6 +154,6 @@ def test_with_a_file_a_summary_is_printed() -> None:
     np.save("p.npy", np.tile([[0.9, 0.1, 0.0]], (300, 1)))
     result = run(*PREDICT, "p.npy", "--observed", "dog,cat,car", "-o", "out.csv")
     assert result.stdout.splitlines()[0].startswith("300 rows, 1 of 5 labels predicted; mean expected cost 0.4")
-    assert result.stdout.splitlines()[1:] == ["most often: dog 100.0%", "out.csv"]
+    assert result.stdout.splitlines()[1:] == ["most frequent: dog 100.0%", "out.csv"]
     assert len(Path("out.csv").read_text().splitlines()) == 301
     assert len(run(*PREDICT, "p.npy", "--observed", "dog,cat,car").stdout.splitlines()) == 301

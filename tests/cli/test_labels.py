@@ -51,7 +51,7 @@ def test_predictions_are_those_of_the_library(folder: Path) -> None:
     mean = np.mean(found["expected_cost"])
     assert again.stdout.splitlines() == [
         f"3 rows, {len(set(found['names']))} of 6 labels predicted; mean expected cost {mean:.4g}",
-        "most often: animal 66.7%, dog 33.3%",
+        "most frequent: animal 66.7%, dog 33.3%",
         "ids.npy",
     ]
     np.testing.assert_array_equal(np.load("ids.npy"), expected)
@@ -147,7 +147,7 @@ def test_labels_that_are_numbers_are_written_as_such(folder: Path) -> None:
 
 PREDICT = ("predict", "tree.safetensors")
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
-    "no source": (("build", "-o", "x.safetensors"), "A metric has one source"),
+    "no source": (("build", "-o", "x.safetensors"), "A metric has exactly one source"),
     "two sources": (("build", "--edges", "edges.csv", "--discrete", "a,b", "-o", "x.safetensors"), "one source"),
     "another suffix": (("build", "--edges", "edges.csv", "-o", "x.json"), "is a .safetensors file"),
     "a cycle": (("build", "--edges", "cycle.csv", "-o", "x.safetensors"), "run in a cycle: 'c' – 'b' – 'a' – 'c'"),
@@ -159,14 +159,14 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "logits unsaid": ((*PREDICT, "logits.npy", "--observed", "classes.txt"), "Are these logits?"),
     "a temperature of probabilities": (
         (*PREDICT, "p.npy", "--observed", "classes.txt", "--temperature", "2"),
-        "say --logits",
+        "add --logits",
     ),
     "not a metric": (("locus", "other.safetensors", "--observed", "a"), "isn't a label metric"),
     "a simplex of two": (
         ("locus", "tree.safetensors", "--observed", "cat,dog", "--simplex", "-o", "x.png"),
         "three classes",
     ),
-    "a simplex nowhere": (("locus", "tree.safetensors", "--observed", "cat,dog,car", "--simplex"), "with -o"),
+    "a simplex nowhere": (("locus", "tree.safetensors", "--observed", "cat,dog,car", "--simplex"), "give -o"),
     "too many next": (("next", "tree.safetensors", "--observed", "cat", "-n", "9"), "expected 0 to 5"),
     "no WordNet there": (("build", "--wordnet", "all", "--folder", "there", "-o", "x.safetensors"), "isn't in there"),
     "no WordNet": (("build", "--wordnet", "doggg", "-o", "x.safetensors"), "WordNet isn't in nowhere"),
@@ -195,7 +195,7 @@ def test_a_metric_in_the_place_of_the_scores_is_told(folder: Path, command: str,
     truth = ("--truth", "truth.txt") if command == "evaluate" else ()
     result = run(command, scores, "tree.safetensors", "--observed", "classes.txt", *truth)
     assert result.exit_code == 2
-    assert f"METRIC and SCORES look swapped: tree.safetensors is a label metric, and {scores} is none" in result.stderr
+    assert f"METRIC and SCORES look swapped: tree.safetensors is a label metric and {scores} isn't" in result.stderr
 
 
 def test_a_built_tree_is_called_a_tree(folder: Path) -> None:

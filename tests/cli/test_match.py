@@ -103,7 +103,7 @@ def test_a_method_that_needs_a_task_says_so(tmp_path: Path) -> None:
     network = ("--network", "signs.py:build", "--input", "2,6")
     result = run(*network, "--method", "activation-matching", "-o", "p.safetensors")
     assert result.exit_code == 2
-    assert "'activation-matching' looks at data: give it the task of the networks (--task)." in result.stderr
+    assert "'activation-matching' uses data: give it the task of the networks (--task)." in result.stderr
     assert run(*network, "--method", "sinkhorn-l2", "--steps", "2", "-o", "p.safetensors").exit_code == 0
 
 

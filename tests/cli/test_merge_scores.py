@@ -46,7 +46,7 @@ def test_they_are_printed_and_a_small_barrier_is_no_warning() -> None:
     head, *rows, left, written = result.stdout.splitlines()
     assert head.split() == ["network", "test", "loss", "test", "accuracy"]
     assert [row.split()[0] for row in rows] == ["a.pt", "b.pt", "merged"]
-    assert left.startswith("barrier left between a.pt and b.pt: 0.0")
+    assert left.startswith("remaining barrier between a.pt and b.pt: 0.0")
     assert written == "m.pt"
     assert "Warning" not in result.stderr
 
@@ -58,7 +58,7 @@ def test_a_barrier_that_is_left_is_a_warning(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("weightspace.matching.match", fails)
     result = run("--align", "weight-matching", *TASK, "-o", "m.pt")
     assert result.exit_code == 0
-    assert "Warning: The barrier left between a.pt and b.pt is not small: " in result.stderr
+    assert "Warning: The remaining barrier between a.pt and b.pt is large: " in result.stderr
 
 
 def test_nothing_is_scored_without_both_or_in_a_dry_run() -> None:

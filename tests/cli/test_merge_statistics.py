@@ -57,7 +57,7 @@ def test_copies_measured_statistics_and_networks_without_any_are_not(arguments: 
 def test_sources_beside_a_recipe_are_refused(arguments: str) -> None:
     result = CliRunner().invoke(cli.main, ["merge", *arguments.split(), "-o", "m.pt"])
     assert result.exit_code == 2
-    assert "recipe.yml is a recipe, which names its models itself; found " in result.stderr
+    assert "recipe.yml is a recipe, which names its own models; also found " in result.stderr
 
 
 def test_weights_that_cancel_are_told_how_to_go_on() -> None:

@@ -63,7 +63,7 @@ def test_a_device_is_used_or_refused_in_a_line(command: str) -> None:
     refused = run(f"{command} --device cuda:99")
     assert refused.exit_code == 2
     (line,) = refused.output.splitlines()
-    assert line.startswith("Error: The device 'cuda:99' cannot be used here")
+    assert line.startswith("Error: The device 'cuda:99' cannot be used: ")
     assert not list(Path().glob("out*"))
     assert run(f"{command} --device cpu").exit_code == 0
 

@@ -73,4 +73,4 @@ def test_a_merge_that_ctrl_c_stops_says_where_its_results_are_kept(
     monkeypatch.setattr(stages, "run_plan", stop)
     result = run()
     assert result.exit_code == 130
-    assert ".out.stages: the same command goes on" in result.output
+    assert ".out.stages: rerun the command to resume" in result.output

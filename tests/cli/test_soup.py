@@ -72,7 +72,7 @@ def test_all_recipes_are_compared_saved_and_drawn(models: list[str]) -> None:
 def test_where_a_soup_is_worse_than_the_best_model_a_line_says_so(models: list[str]) -> None:
     report = json.loads(run("soup", *models, *TASK, "--recipe", "uniform", "-o", "u.pt", "--json").stdout)
     best, uniform = (row["scores"]["test"]["accuracy"] for row in report["rows"][:2])
-    said = f"on test the soup is worse than the best single model: {uniform:.4f} against {best:.4f}"
+    said = f"on test the soup is worse than the best single model: {uniform:.4f} versus {best:.4f}"
     assert (said in run("soup", *models, *TASK, "--recipe", "uniform", "-o", "u.pt").stdout) == (uniform < best)
     assert uniform < best  # these fine-tunes are such
 
@@ -144,8 +144,8 @@ def test_the_table_counts_ingredients_and_says_what_is_far_below(models: list[st
     rows = {line.split("  ")[0]: line.split() for line in result.stdout.splitlines()}
     assert rows["uniform"][1] == rows["ensemble"][1] == "5"
     assert rows["best single"][2] == rows["best single on test"][4] == "1"
-    assert "the ensemble runs all 5 networks, a soup one" in result.stdout
-    assert "best single on test: chosen by the test data, for comparison only" in result.stdout
+    assert "the ensemble runs all 5 networks, a soup only one" in result.stdout
+    assert "best single on test: selected on the test data, for comparison only" in result.stdout
 
 
 def test_a_soup_of_networks_from_other_basins_is_reported_as_far_below(models: list[str]) -> None:
@@ -159,7 +159,8 @@ def test_a_soup_of_networks_from_other_basins_is_reported_as_far_below(models: l
     best, uniform, _ = (row["scores"]["validation"]["accuracy"] for row in report["rows"])
     assert uniform < 0.9 * best
     assert (
-        f"uniform is far worse than every single model on validation: {uniform:.4f} against {best:.4f}" in result.stdout
+        f"uniform is far worse than every single model on validation: {uniform:.4f}; the best has {best:.4f}"
+        in result.stdout
     )
 
 
@@ -191,24 +192,27 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         ("soup", "a.pt", "--recipe", "uniform", "-o", "s.pt", "--report", "r.png"),
         "need --task",
     ),
-    "report of another kind": (("soup", "a.pt", *TASK, "-o", "s.pt", "--report", "r.xls"), "r.xls is neither a pict"),
+    "report of another kind": (("soup", "a.pt", *TASK, "-o", "s.pt", "--report", "r.xls"), "r.xls is neither an image"),
     "missing checkpoint": (("soup", "a.pt", *TASK, "-o", "s.pt"), "a.pt does not exist"),
     "line of one": (("soup", "a.pt", *TASK, "--recipe", "wise-ft", "-o", "s.pt"), "found 1 checkpoints"),
     "objective of no known direction": (("soup", "base.pt", "--task", f"{KITCHEN}:QUALITY", "-o", "s.pt"), "--mode on"),
     "ensemble of no known direction": (("ensemble", "base.pt", "base.pt", "--task", f"{KITCHEN}:QUALITY"), "--mode on"),
     "stock without a base": (("soup", "a.pt", *TASK, "--recipe", "model_stock", "-o", "s.pt"), "Give --base"),
-    "base of a greedy soup": (("soup", "a.pt", *TASK, "--base", "c.pt", "-o", "s.pt"), "has no use for --base"),
+    "base of a greedy soup": (("soup", "a.pt", *TASK, "--base", "c.pt", "-o", "s.pt"), "doesn't use --base"),
     "replacement in a mean": (
         ("soup", "a.pt", *TASK, "--recipe", "uniform", "--replacement", "-o", "s.pt"),
         "--replacement has no effect with --recipe uniform",
     ),
     "base of a line": (
         ("soup", "a.pt", "b.pt", *TASK, "--recipe", "wise-ft", "--base", "c.pt", "-o", "s.pt"),
-        "and no --base",
+        "not as --base",
     ),
-    "ensemble of one": (("ensemble", "a.pt", *TASK), "two networks or more; found 1"),
-    "picture without pairs": (("ensemble", "a.pt", "b.pt", *TASK, "-o", "p.png"), "how many with --pairs"),
-    "picture of another kind": (("ensemble", "a.pt", "b.pt", *TASK, "--pairs", "1", "-o", "p.xls"), "isn't a picture"),
+    "ensemble of one": (("ensemble", "a.pt", *TASK), "at least two networks; found 1"),
+    "picture without pairs": (("ensemble", "a.pt", "b.pt", *TASK, "-o", "p.png"), "give their number with --pairs"),
+    "picture of another kind": (
+        ("ensemble", "a.pt", "b.pt", *TASK, "--pairs", "1", "-o", "p.xls"),
+        "isn't an image file",
+    ),
     "ray without Ray": (("soup", "a.pt", *TASK, "-o", "s.pt", "--ray-address", "x"), "not 'ray'"),
 }
 

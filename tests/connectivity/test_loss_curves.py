@@ -127,7 +127,7 @@ def test_models_of_another_network_are_refused_by_name(digits_mlp, mlp_states, d
 
 
 def test_settings_that_make_no_curve_are_refused(mlp_states) -> None:
-    with pytest.raises(WeightspaceError, match="two points or more"):
+    with pytest.raises(WeightspaceError, match="at least two points"):
         loss_curve(Parabola(), weight(0), weight(1), 1)
     with pytest.raises(WeightspaceError, match="auto, none, reset, repair"):
         loss_curve(Parabola(), weight(0), weight(1), statistics="repiar")  # pyright: ignore[reportArgumentType]

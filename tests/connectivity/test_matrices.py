@@ -92,9 +92,9 @@ def test_a_table_without_all_pairs_is_refused(tmp_path: Path, missing: int) -> N
 @pytest.mark.parametrize(
     ("states", "options", "message"),
     [
-        (STATES[:1], {}, "two models or more"),
-        ([], {}, "two models or more of different names.*found no models"),
-        (STATES, {"names": "abca"}, "different names"),
+        (STATES[:1], {}, "at least two models"),
+        ([], {}, "at least two models with distinct names.*found no models"),
+        (STATES, {"names": "abca"}, "distinct names"),
         (STATES, {"names": "abc"}, "3 names for 4 models"),
         (STATES, {"points": 2}, "points=2"),
         (STATES, {"workers": 0}, "workers=0"),
@@ -116,5 +116,5 @@ def test_scores_of_another_number_are_refused() -> None:
     matrix = barrier_matrix(HILL, STATES, points=3)
     with pytest.raises(WeightspaceError, match=r"4 models .* found \[3, 4\]"):
         replace(matrix, loss=matrix.loss[:3])
-    with pytest.raises(WeightspaceError, match="different names"):
+    with pytest.raises(WeightspaceError, match="distinct names"):
         replace(matrix, models=("a", "a", "b", "c"))

@@ -117,7 +117,7 @@ def test_parametrizations_that_undo_repair_are_refused(kind: str) -> None:
         lambda: loss_curve(task, a, b, 3, statistics="repair"),
         lambda: barrier_matrix(task, [a, b], points=3, statistics="repair"),
     ):
-        with pytest.raises(WeightspaceError, match=rf"REPAIR cannot set the units of '0': {message}"):
+        with pytest.raises(WeightspaceError, match=rf"REPAIR cannot correct the units of '0': {message}"):
             call()
     assert loss_curve(task, a, b, 3, statistics="auto").statistics == "none"
 
@@ -144,7 +144,7 @@ def without_gain() -> nn.Module:
 def test_a_repair_that_touches_no_layer_is_not_stamped_so(build: Any, done: str) -> None:
     task = task_of(build)
     a, b = (weights(task, seed) for seed in (1, 2))
-    with pytest.warns(WeightspaceWarning, match=f"no layer of hidden units.*what is done is '{done}'"):
+    with pytest.warns(WeightspaceWarning, match=f"no layer of hidden units.*using '{done}' instead"):
         curve = loss_curve(task, a, b, 3, statistics="repair")
     assert curve.statistics == done
     assert curve.loss == loss_curve(task, a, b, 3, statistics=done).loss

@@ -128,16 +128,16 @@ def test_a_file_that_is_no_plane_is_named(tmp_path: Path, name: str, text: str) 
 @pytest.mark.parametrize(
     ("third", "options", "message"),
     [
-        (vector(6.0, 1.0, 8.0), {}, "on a line"),
-        (A, {}, "on a line"),
-        (vector(math.nan, 1.0, 8.0), {}, "on a line, or are not finite"),
-        (C, {"resolution": 1}, "two points or more"),
-        (C, {"margin": -0.1}, "from 0 up"),
-        (C, {"margin": math.nan}, "from 0 up"),
-        (C, {"statistics": "repair"}, "REPAIR sets units between two"),
+        (vector(6.0, 1.0, 8.0), {}, "collinear"),
+        (A, {}, "collinear"),
+        (vector(math.nan, 1.0, 8.0), {}, "collinear or not finite"),
+        (C, {"resolution": 1}, "at least two points"),
+        (C, {"margin": -0.1}, "of at least 0"),
+        (C, {"margin": math.nan}, "of at least 0"),
+        (C, {"statistics": "repair"}, "REPAIR is defined between two"),
         (C, {"statistics": "rest"}, "choice of statistics"),
-        (C, {"names": ("a", "b")}, "three models of different names"),
-        (C, {"names": ("a", "b", "a")}, "three models of different names"),
+        (C, {"names": ("a", "b")}, "three models with distinct names"),
+        (C, {"names": ("a", "b", "a")}, "three models with distinct names"),
     ],
 )
 def test_invalid_planes_are_refused(third: StateDict, options: dict[str, Any], message: str) -> None:
@@ -152,7 +152,7 @@ def test_a_model_of_another_network_is_refused_by_its_name() -> None:
 
 def test_scores_that_do_not_fit_the_grid_are_refused() -> None:
     plane = loss_plane(BOWL, A, B, C, resolution=2)
-    with pytest.raises(WeightspaceError, match="one score a point"):
+    with pytest.raises(WeightspaceError, match="one score per point"):
         replace(plane, loss=plane.loss[:1])
     with pytest.raises(WeightspaceError, match="three models"):
         replace(plane, models=("a", "b"))

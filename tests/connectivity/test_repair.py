@@ -178,7 +178,7 @@ def test_the_curve_scores_what_repair_returns(digits_mlp: Any, mlp_states: Any) 
 
 @pytest.mark.parametrize("position", [-0.1, 1.1, math.nan, math.inf])
 def test_positions_that_are_not_between_are_refused(position: float) -> None:
-    with pytest.raises(WeightspaceError, match="from 0 to 1, found"):
+    with pytest.raises(WeightspaceError, match="from 0 to 1; found"):
         repair(*pair("plain"), position)
 
 

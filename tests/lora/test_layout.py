@@ -215,8 +215,8 @@ MISTAKES: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, Any], str]] = {
         "parameter of 1 experts",
     ),
     "another rank": (FUSED, {**PARAMETERS, "r": 3}, "3 · experts"),
-    "factors inside others of no parameter": (FUSED, {}, "has no target_parameters for"),
-    "a parameter that is none of experts": (FUSED, {"target_parameters": ["A_log"]}, "made for the parameter 'A_log'"),
+    "factors inside others of no parameter": (FUSED, {}, "has no target_parameters; expected"),
+    "a parameter that is none of experts": (FUSED, {"target_parameters": ["A_log"]}, "targets the parameter 'A_log'"),
 }
 
 
@@ -260,7 +260,7 @@ def test_families_with_other_names_in_transformers_are_refused_or_keep_theirs(no
     for name, state in (("base", base), ("tuned", changed(normal, base, *base))):
         ws.save_checkpoint(state, tmp_path / name)
         (tmp_path / name / "config.json").write_text(json.dumps({"model_type": "gte"}))
-    with pytest.raises(WeightspaceError, match=r"\(gte\) that transformers builds under other names"):
+    with pytest.raises(WeightspaceError, match=r"\(gte\) whose modules transformers renames"):
         extract_lora_files(tmp_path / "base", tmp_path / "tuned", tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
     extract_lora_files(tmp_path / "base", tmp_path / "tuned", tmp_path / "adapter", lenient=True)

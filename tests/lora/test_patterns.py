@@ -117,16 +117,16 @@ def test_patterns_that_are_slow_in_total_are_refused() -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("q(", "no regular expression"),
+        ("q(", "isn't a regular expression"),
         ("(a)\\1", "groupref.* not supported"),
         ("(?=a)b", "assert.* not supported"),
         ("(?i:a)", "not supported"),
         (r"a\b", "not supported"),
         ("(a{1,1000}){1,1000}", "repeats too much"),
         ("(" * 5000, "5,000 characters"),
-        ("(" * 1000 + ")" * 1000, "no regular expression|repeats too much"),
-        ("a{99999999999999999999}", "no regular expression"),
-        ("[" + "a" * 1998, "no regular expression"),
+        ("(" * 1000 + ")" * 1000, "isn't a regular expression|repeats too much"),
+        ("a{99999999999999999999}", "isn't a regular expression"),
+        ("[" + "a" * 1998, "isn't a regular expression"),
     ],
 )
 def test_patterns_without_a_time_bound_are_refused(key: str, message: str, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_saved_modules_take_the_place_of_tensors(write: Write, name: str) -> Non
 
 
 MISTAKES: dict[str, tuple[dict[str, Tensor] | None, dict[str, Any], str]] = {
-    "another kind": (PAIR, {"peft_type": "IA3"}, "peft_type 'IA3', expected 'LORA'"),
+    "another kind": (PAIR, {"peft_type": "IA3"}, "peft_type 'IA3'; expected 'LORA'"),
     "no kind": (PAIR, {"peft_type": None}, "expected 'LORA'"),
     "dora": (PAIR, {"use_dora": True}, "DoRA"),
     "fused experts": (PAIR, {"target_parameters": ["experts.w"]}, "target_parameters"),
@@ -81,21 +81,21 @@ MISTAKES: dict[str, tuple[dict[str, Tensor] | None, dict[str, Any], str]] = {
     "half a pair": ({"q.lora_A.weight": A}, {}, "no lora_B"),
     "the other half": ({"q.lora_B.weight": B}, {}, "no lora_A"),
     "half an embedding": ({"e.lora_embedding_A": A}, {}, "no lora_embedding_B"),
-    "a magnitude": ({**PAIR, "q.lora_magnitude_vector": torch.zeros(3)}, {}, "no part of a plain LoRA"),
-    "a bias of a factor": ({**PAIR, "q.lora_B.bias": torch.zeros(3)}, {}, "no part of a plain LoRA"),
-    "two adapters": ({**PAIR, "q.lora_A.other.weight": A}, {}, "holds both"),
-    "another rank": (PAIR, {"r": 3}, "have rank 2, expected 3"),
+    "a magnitude": ({**PAIR, "q.lora_magnitude_vector": torch.zeros(3)}, {}, "isn't part of a plain LoRA"),
+    "a bias of a factor": ({**PAIR, "q.lora_B.bias": torch.zeros(3)}, {}, "isn't part of a plain LoRA"),
+    "two adapters": ({**PAIR, "q.lora_A.other.weight": A}, {}, "has both"),
+    "another rank": (PAIR, {"r": 3}, "have rank 2; expected 3"),
     "ranks that differ": (
         {"q.lora_A.weight": A, "q.lora_B.weight": torch.zeros(3, 4)},
         {},
         "expected floats of shapes",
     ),
     "integers": ({"q.lora_A.weight": A.to(torch.int32), "q.lora_B.weight": B}, {}, "expected floats"),
-    "no rank": (PAIR, {"r": None}, "'r' is null, expected a rank"),
-    "rank zero": (PAIR, {"r": 0}, "'r' is 0, expected a rank"),
-    "an alpha that is a word": (PAIR, {"lora_alpha": "16"}, "'lora_alpha' is \"16\", expected a finite number"),
+    "no rank": (PAIR, {"r": None}, "'r' is null; expected a rank"),
+    "rank zero": (PAIR, {"r": 0}, "'r' is 0; expected a rank"),
+    "an alpha that is a word": (PAIR, {"lora_alpha": "16"}, "'lora_alpha' is \"16\"; expected a finite number"),
     "a pattern that is a list": (PAIR, {"rank_pattern": ["q"]}, "expected an object"),
-    "a pattern that is none": (PAIR, {"rank_pattern": {"q(": 2}}, "no regular expression"),
+    "a pattern that is none": (PAIR, {"rank_pattern": {"q(": 2}}, "isn't a regular expression"),
     "modules that are a word": (PAIR, {"modules_to_save": "head"}, "expected a list"),
     "a flag that is a number": (PAIR, {"use_rslora": 1}, "expected true or false"),
 }

@@ -170,7 +170,7 @@ def test_a_target_that_may_be_either_of_two_tensors_is_refused(write: Write, nor
 def test_two_targets_that_are_one_tensor_are_refused(write: Write, normal: Normal, tmp_path: Path) -> None:
     model = folder(tmp_path, normal, ["model.a.q.weight"], {})
     tensors = {**pair(normal, "a.q"), **pair(normal, "model.a.q")}
-    with pytest.raises(CheckpointError, match=r"which are one tensor of the model, 'model.a.q.weight'"):
+    with pytest.raises(CheckpointError, match=r"which are the same tensor, 'model.a.q.weight'"):
         merge_files([f"{model}+{write('a', tensors)}"], tmp_path / "out")
 
 

@@ -162,7 +162,7 @@ def test_a_method_says_where_it_is_from_and_what_it_needs(method: MatchingMethod
         spec, state = tiny_tasks.spec("mlp"), tiny_tasks.trained("mlp", 0)
         run_any: Any = match if method.name in MATCHINGS else match_many
         networks = (state, state) if method.name in MATCHINGS else ([state, state],)
-        with pytest.raises(WeightspaceError, match=f"'{method.name}' looks at data: give it the task"):
+        with pytest.raises(WeightspaceError, match=f"'{method.name}' uses data: give it the task"):
             run_any(spec, *networks, method.name)
 
 

@@ -158,10 +158,10 @@ def test_every_trial_is_reported() -> None:
         ({"projection": "sinkorn"}, "Did you mean 'sinkhorn'"),
         ({"start": "noise"}, "'weight-matching', which starts at the target"),
         ({"projection": "sinkhorn", "start": "target"}, "expected one of noise, identity"),
-        ({"projection": "sinkhorn", "temperature": 0.0}, "temperature must be above 0"),
-        ({"steps": -1}, "0 steps or more"),
-        ({"learning_rate": 0.0}, "learning rate must be above 0"),
-        ({"learning_rate": float("inf")}, "above 0 and finite, got inf"),
+        ({"projection": "sinkhorn", "temperature": 0.0}, "temperature must be positive"),
+        ({"steps": -1}, "steps must be at least 0"),
+        ({"learning_rate": 0.0}, "learning rate must be positive"),
+        ({"learning_rate": float("inf")}, "positive and finite; found inf"),
     ],
 )
 def test_options_that_make_no_sense_are_errors(options: dict[str, Any], message: str) -> None:
@@ -184,7 +184,7 @@ def test_a_loss_that_is_no_number_is_an_error() -> None:
 
 def test_a_loss_without_its_task_is_an_error() -> None:
     both = ends("mlp")
-    with pytest.raises(WeightspaceError, match="'midpoint' needs a task; only 'l2' goes without"):
+    with pytest.raises(WeightspaceError, match="'midpoint' needs a task; only 'l2' works without"):
         sinkhorn_rebasin(both.spec, both.target, both.source)
     with pytest.raises(WeightspaceError, match="expected one of midpoint, random, l2"):
         sinkhorn_rebasin(both.spec, both.target, both.source, loss="l1")  # type: ignore[arg-type]

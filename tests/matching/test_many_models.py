@@ -186,9 +186,9 @@ def test_every_sweep_and_step_is_reported(derived: Any, state: Any) -> None:
 def test_limits_are_kept(derived: Any, state: Any) -> None:
     spec, models = derived("mlp"), [state("mlp", seed) for seed in range(3)]
     assert len(merge_many(spec, models, max_sweeps=1).objective) == 2
-    with pytest.raises(WeightspaceError, match="max_sweeps must be at least 1, got 0"):
+    with pytest.raises(WeightspaceError, match="max_sweeps must be at least 1; found 0"):
         merge_many(spec, models, max_sweeps=0)
-    with pytest.raises(WeightspaceError, match="max_steps must be at least 1, got 0"):
+    with pytest.raises(WeightspaceError, match="max_steps must be at least 1; found 0"):
         cycle_consistent(spec, models, max_steps=0)
 
 
@@ -196,7 +196,7 @@ def test_limits_are_kept(derived: Any, state: Any) -> None:
 def test_too_few_models_and_models_that_do_not_fit_are_plain_errors(method: Method, derived: Any, state: Any) -> None:
     spec, good = derived("mlp"), state("mlp")
     for count in (0, 1):
-        with pytest.raises(WeightspaceError, match=f"two models or more.*found {count}"):
+        with pytest.raises(WeightspaceError, match=f"at least two models.*found {count}"):
             method(spec, [good] * count)
     with pytest.raises(CheckpointError, match=r"Model 3 .*2\.bias"):
         method(spec, [good, good, {**good, "2.bias": torch.zeros(13)}])

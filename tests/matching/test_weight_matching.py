@@ -227,9 +227,9 @@ def test_a_limit_on_sweeps_is_kept(derived: Any, state: Any) -> None:
     matching = weight_matching(derived("unet"), state("unet", 0), state("unet", 1), max_sweeps=1)
     assert len(matching.objective) == 2
     assert not matching.converged
-    with pytest.raises(WeightspaceError, match="max_sweeps must be at least 1, got 0"):
+    with pytest.raises(WeightspaceError, match="max_sweeps must be at least 1; found 0"):
         weight_matching(derived("mlp"), state("mlp"), state("mlp"), max_sweeps=0)
-    with pytest.raises(WeightspaceError, match="threads must be at least 1, got -1"):
+    with pytest.raises(WeightspaceError, match="threads must be at least 1; found -1"):
         weight_matching(derived("mlp"), state("mlp"), state("mlp"), threads=-1)
 
 
@@ -257,7 +257,7 @@ def test_restarts_keep_the_highest_objective(derived: Any, state: Any) -> None:
     heights = [weight_matching(spec, target, source, restarts=count).objective[-1] for count in range(6)]
     assert heights == sorted(heights)
     assert heights[-1] > heights[0]
-    with pytest.raises(WeightspaceError, match="restarts must be at least 0, got -1"):
+    with pytest.raises(WeightspaceError, match="restarts must be at least 0; found -1"):
         weight_matching(spec, target, source, restarts=-1)
 
 

@@ -102,7 +102,7 @@ def test_fisher_takes_every_element_from_the_models_that_it_matters_to() -> None
 
 def test_fisher_refuses_negative_weights() -> None:
     models = [{"w": torch.ones(2)}, {"w": torch.ones(2)}]
-    with pytest.raises(WeightspaceError, match="weights of 0 or more"):
+    with pytest.raises(WeightspaceError, match="non-negative weights"):
         merge(models, "fisher", evidence=models, weights=[1, -0.5])
 
 

@@ -67,7 +67,7 @@ def test_inputs_and_outputs_that_are_all_zero_have_no_share() -> None:
 
 def test_grams_that_do_not_fit_are_errors() -> None:
     a = spectrum({"weight": torch.randn(6, 4)}, gamma=0.3)
-    with pytest.raises(CheckpointError, match=r"'weight' is of shape \(6, 6\).*give \(4, 4\)"):
+    with pytest.raises(CheckpointError, match=r"'weight' has shape \(6, 6\).*give \(4, 4\)"):
         input_energy(a, {"weight": torch.eye(6)})
     with pytest.raises(CheckpointError, match="No weight matrix has a Gram matrix"):
         input_energy(a, {"other": torch.eye(4)})

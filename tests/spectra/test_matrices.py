@@ -117,7 +117,7 @@ def test_names_choose_even_embeddings_and_stacked_tensors() -> None:
     ("names", "message"),
     [
         (["fc.wieght"], "Unknown weight matrix 'fc.wieght'.*Did you mean 'fc.weight'"),
-        (["fc.bias"], r"'fc\.bias' is torch\.float32 of shape \(5,\) and counts as no matrix"),
+        (["fc.bias"], r"'fc\.bias' is torch\.float32 of shape \(5,\) and isn't a weight matrix"),
         (["fc.weight", "layer4.*"], r"Unknown weight matrix 'layer4\.\*'"),
     ],
 )

@@ -55,7 +55,7 @@ def test_one_tensor_is_the_only_input() -> None:
     [
         ([IDS, MASK], "found list"),
         ({0: IDS}, "found dict"),
-        (Tagger(), "found a module, which comes first"),
+        (Tagger(), "found a module, which is the first argument"),
         ({"input_ids": IDS}, "cannot run on its example inputs \\(input_ids \\(2, 5\\) int64\\)"),
     ],
 )
@@ -105,7 +105,7 @@ def test_a_branch_on_values_is_one_line_that_says_what_to_do(
     inputs = (torch.ones(2, 6),)
     with pytest.raises(SpecError) as caught:
         ws.derive_spec(network(), inputs)
-    assert "what it does depends on the values of its inputs" in str(caught.value)
+    assert "it branches on the values of its inputs" in str(caught.value)
     assert f"{Path(__file__).name}:" in str(caught.value)  # the line of the network
     assert "weightspace spec SPEC --network" in str(caught.value)
     assert capfd.readouterr() == ("", "")

@@ -192,5 +192,5 @@ def test_units_of_an_inner_group_without_its_outer_one_are_refused() -> None:
     spec = PermutationSpec(
         groups={"h": 2, "d": 3}, outer={"d": "h"}, axes={"w": parse_axes("(h [d])"), "v": parse_axes("[d]")}
     )
-    with pytest.raises(SpecError, match="units of 'd', which lie inside 'h'"):
+    with pytest.raises(SpecError, match="units of 'd', which are inside 'h'"):
         permute(spec, Permutation.identity(spec), {"w": torch.ones(6), "v": torch.ones(3)})

@@ -42,7 +42,7 @@ def _edit(path: Path, old: str, new: str) -> None:
 
 def test_an_edited_spec_is_refused_without_a_network(saved: Path) -> None:
     _edit(saved, "layer.2", "second")
-    with pytest.raises(SpecError, match=r"mlp\.yaml: the digest does not fit"):
+    with pytest.raises(SpecError, match=r"mlp\.yaml: the digest doesn't match"):
         PermutationSpec.load(saved)
 
 
@@ -165,5 +165,5 @@ def test_a_file_without_a_digest_is_no_permutation(tmp_path: Path, derived: Any)
     from weightspace.checkpoints import save_checkpoint
 
     save_checkpoint({"a": torch.arange(3)}, tmp_path / "p.safetensors")
-    with pytest.raises(SpecError, match="no digest"):
+    with pytest.raises(SpecError, match="no spec digest"):
         Permutation.load(tmp_path / "p.safetensors", derived("mlp"))

@@ -53,7 +53,7 @@ def test_an_explicit_mode_overrides_the_name() -> None:
 
 
 def test_a_name_that_is_not_known_stops() -> None:
-    with pytest.raises(WeightspaceError, match=r"objective 'quality'.*Say it: mode=\"min\" or mode=\"max\""):
+    with pytest.raises(WeightspaceError, match=r"objective 'quality'.*Set mode=\"min\" or mode=\"max\""):
         objective_value(task("quality"), {"quality": 1.0})
     with pytest.raises(WeightspaceError, match=r"Unknown mode 'minimum'.*Did you mean 'min'"):
         task_mode(task("quality", mode="minimum"))

@@ -97,7 +97,7 @@ def test_an_unknown_task_is_answered_with_the_known_ones() -> None:
 
 
 def test_a_data_folder_for_a_task_that_reads_none_is_refused(tmp_path) -> None:
-    with pytest.raises(WeightspaceError, match="reads no data folder"):
+    with pytest.raises(WeightspaceError, match="uses no data folder"):
         load_task("digits-mlp", data=tmp_path)
 
 

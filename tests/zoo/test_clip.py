@@ -216,7 +216,7 @@ def test_open_clip_does_not_log_and_leaves_the_root_logger_alone(config: str, ca
     assert image_size("ViT-B-32") == 224
 
 
-@pytest.mark.parametrize(("rate", "message"), [(0.0, "above 0"), (float("nan"), "above 0")])
+@pytest.mark.parametrize(("rate", "message"), [(0.0, "positive number"), (float("nan"), "positive number")])
 def test_a_learning_rate_is_above_0(task: ClassificationTask, rate: float, message: str) -> None:
     with pytest.raises(WeightspaceError, match=message):
         variant(task, learning_rate=rate)
@@ -243,7 +243,7 @@ def test_the_built_in_task_makes_its_pretrained_model_once(tmp_path: Path, monke
     monkeypatch.setattr(fashion_clip, "pretrained_clip", counted)
     monkeypatch.setattr(fashion_clip, "TinyClip", partial(fashion_clip.TinyClip, steps=2))
     tasks = [fashion_clip.fashion_clip(DEBIAN_FOLDER, split=split) for split in (0, 1)]
-    with pytest.warns(WeightspaceWarning, match=r"pretrains its tiny CLIP now, at first use: 2 steps, .* kept in"):
+    with pytest.warns(WeightspaceWarning, match=r"pretrains its tiny CLIP on first use: 2 steps, .* cached in"):
         networks = [tasks[0].network()]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

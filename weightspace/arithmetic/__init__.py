@@ -1,1 +1,1 @@
-"""Elementwise combinations of networks, which means, straight lines and merges share."""
+"""Elementwise combinations of networks, shared by means, straight lines and merges."""

@@ -1,7 +1,7 @@
-r"""The coefficients of a linear combination, exactly: ratios of binary fractions, and the decimals that they stand for.
+r"""Exact coefficients of linear combinations: ratios of binary fractions, and the decimals they stand for.
 
-Weights such as 0.3 are near a fraction of few digits. For numbers of few bits they put many sums midway between two
-numbers of the output, up to the difference of 0.3 as a float64 from 3/10, which then decides where the sum rounds to.
+Weights such as 0.3 are close to a fraction of few digits. For numbers of few bits, they put many sums midway between
+two numbers of the output, up to the difference between 0.3 as a float64 and 3/10, which then decides the rounding.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-#: Denominators of simple fractions: for larger ones fewer than one sum in that many is midway between two numbers.
+#: Denominators of simple fractions: for larger ones, fewer than one sum in that many is midway between two numbers.
 _DENOMINATOR = 4096
 
-#: Ratios of deviations are made whole up to this.
+#: Ratios of deviations are scaled to integers up to this.
 _RATIO = 256
 
-#: A coefficient stands for a simple fraction that is as near as this, relative to the largest coefficient.
+#: Maximum distance between a coefficient and the simple fraction it stands for, relative to the largest coefficient.
 _NEAR = Fraction(1, 2**48)
 
 
@@ -43,22 +43,22 @@ class Coefficients:
 
     @cached_property
     def values(self) -> tuple[float, ...]:
-        """``c_i``, each rounded to float64."""
+        """The ``c_i``, each rounded to float64."""
         return tuple(_as_float(coefficient) for coefficient in self.exact)
 
     @cached_property
     def used(self) -> tuple[int, ...]:
-        """Positions of the coefficients that are not 0."""
+        """Positions of the non-zero coefficients."""
         return tuple(index for index, numerator in enumerate(self.numerators) if numerator)
 
     @cached_property
     def without_zeros(self) -> Coefficients:
-        """Those that are not 0."""
+        """The non-zero coefficients."""
         return Coefficients(tuple(self.numerators[index] for index in self.used), self.divisor)
 
     @cached_property
     def scaled(self) -> tuple[tuple[Fraction, ...], Fraction, int]:
-        """Numerators and a divisor of a size near 1, and the exponent of the power of two that is missing."""
+        """Numerators and divisor scaled to about 1, and the exponent of the compensating power of two."""
         numerators, divisor = self.numerators, self.divisor
         if self.integers is not None and not self.deviating:
             numerators, divisor = tuple(map(Fraction, self.integers[0])), Fraction(self.integers[1])
@@ -68,7 +68,7 @@ class Coefficients:
 
     @cached_property
     def simple(self) -> tuple[Fraction, ...] | None:
-        """The simple fractions that all of them stand for, or None."""
+        """The simple fractions that all coefficients stand for, or None."""
         near = _NEAR * max((abs(coefficient) for coefficient in self.exact), default=Fraction(0))
         simple = tuple(number.limit_denominator(_DENOMINATOR) for number in self.exact)
         fits = all(abs(number - fraction) <= near for number, fraction in zip(self.exact, simple, strict=True))
@@ -77,7 +77,7 @@ class Coefficients:
 
     @cached_property
     def integers(self) -> tuple[tuple[int, ...], int] | None:
-        """Small whole numbers ``p_i`` and ``q``, the simple fractions being ``p_i / q``, or None."""
+        """Small integers ``p_i`` and ``q`` such that the simple fractions are ``p_i / q``, or None."""
         if self.simple is None:
             return None
         divisor = math.lcm(*(fraction.denominator for fraction in self.simple))
@@ -86,7 +86,7 @@ class Coefficients:
 
     @cached_property
     def deviations(self) -> tuple[Fraction, ...]:
-        """How far they are from ``p_i / q``; all 0 where there are no such numbers."""
+        """The deviations from ``p_i / q``; all 0 if there are no such integers."""
         simple = self.exact if self.integers is None or self.simple is None else self.simple
         return tuple(number - fraction for number, fraction in zip(self.exact, simple, strict=True))
 
@@ -97,31 +97,31 @@ class Coefficients:
 
     @cached_property
     def deviating(self) -> bool:
-        """Whether there are such numbers, and some coefficient is not quite its own."""
+        """Whether the integers exist and some coefficient deviates from its fraction."""
         return any(self.deviations)
 
     @cached_property
     def affine(self) -> bool:
-        """Whether they sum to 1."""
+        """Whether the coefficients sum to 1."""
         return sum(self.numerators, Fraction(0)) == self.divisor
 
     @cached_property
     def directions(self) -> tuple[float, ...]:
-        """Numbers in the ratios of the deviations: small whole ones where there are, else of 1 at most."""
+        """Numbers in the ratio of the deviations: small integers if possible, otherwise at most 1."""
         size = max(map(abs, self.deviations), default=Fraction(0)) or Fraction(1)
         ratios = [deviation / size for deviation in self.deviations]
         multiple = math.lcm(*(ratio.denominator for ratio in ratios)) if self.deviating else 1
         return tuple(float(ratio * multiple) if multiple <= _RATIO else float(ratio) for ratio in ratios)
 
     def deviated(self, factor: float) -> list[float]:
-        """Return the coefficients as far from the simple fractions as ``factor`` times their deviations."""
+        """Return coefficients that deviate from the simple fractions by ``factor`` times the deviations."""
         pairs = zip(self.values, self.deviations, strict=True)
         return [value + (factor - 1) * float(deviation) for value, deviation in pairs]
 
 
 @lru_cache(maxsize=1024)
 def ratios(numerators: tuple[float | Fraction, ...], divisor: float | Fraction = 1) -> Coefficients:
-    """Return ``n_i / d`` of finite numbers that are taken as they are."""
+    """Return ``n_i / d`` for finite numbers, taken literally."""
     return Coefficients(tuple(Fraction(numerator) for numerator in numerators), Fraction(divisor))
 
 
@@ -133,7 +133,7 @@ def shares(weights: tuple[float | Fraction, ...]) -> Coefficients:
 
 
 def shifts(factors: Sequence[float | Fraction], divisor: float | Fraction = 1) -> Coefficients:
-    r"""Return the coefficients of :math:`b + \sum_i f_i (x_i - b) / d`, that of ``b`` last."""
+    r"""Return the coefficients of :math:`b + \sum_i f_i (x_i - b) / d`, with that of ``b`` last."""
     return _shifts(tuple(factors), divisor)
 
 
@@ -146,7 +146,7 @@ def _shifts(factors: tuple[float | Fraction, ...], divisor: float | Fraction) ->
 def simplest(number: float) -> Fraction:
     """Return the simple fraction that a computed number stands for, or the number itself.
 
-    Unlike a weight, which is taken as it is, it differs from a simple fraction by the rounding of what it comes from.
+    Unlike a weight, which is taken literally, it differs from the fraction by the rounding of its computation.
     """
     simple = simple_or_none(number)
     return Fraction(number) if simple is None else simple

@@ -1,8 +1,8 @@
-"""Double-word arithmetic: weighted sums and quotients with twice the digits of float64, and their rounding, once.
+"""Double-word arithmetic: weighted sums and quotients with twice the precision of float64, rounded once.
 
-A double word is a pair of float64 tensors ``(high, low)`` whose sum is the value, ``high`` being the float64 nearest to
-it. Each operation rounds by itself, as its error is computed from that: none may be fused with the next one, except
-where a product has no error.
+A double word is a pair of float64 tensors ``(high, low)`` whose sum is the value, where ``high`` is the nearest
+float64. Each operation must round separately, since its error is computed from the rounded result: none may be fused
+with the next one, except after an exact product.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DoubleWord: TypeAlias = tuple[Tensor, Tensor]
 #: Dekker's constant, which splits 53 bits into 26 and 27.
 _SPLITTER = 2.0**27 + 1
 
-#: Bits of a weight that count, from its first one on; bits of float64.
+#: Number of significant bits of a weight that are used; bits of float64.
 _WEIGHT_BITS, _BITS = 112, 53
 
 
@@ -32,9 +32,9 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[Fraction], bits: i
     """Return ``Σ w_i x_i`` to 106 bits of its largest term.
 
     Args:
-        tensors: float64 tensors of one shape, one at least.
+        tensors: at least one float64 tensor, all of one shape.
         weights: binary fractions, one per tensor.
-        bits: of the significands of the tensors, at most.
+        bits: maximum number of significand bits of the tensors.
 
     Source:
         Ogita, Rump and Oishi 2005, https://doi.org/10.1137/030601818, algorithm 5.3 (Dot2).
@@ -61,7 +61,7 @@ def two_sum(a: Tensor, b: Tensor) -> DoubleWord:
 
 
 def _lost(a: Tensor, b: Tensor, total: Tensor, spare: Tensor) -> Tensor:
-    """Return what the rounding of ``a + b`` to ``total`` lost, in the place of ``a``; ``b`` is used up.
+    """Return the rounding error of ``a + b`` to ``total``, in the memory of ``a``; ``b`` is overwritten.
 
     Source:
         Knuth 1969, The Art of Computer Programming, volume 2, section 4.2.2, theorem B.
@@ -73,7 +73,7 @@ def _lost(a: Tensor, b: Tensor, total: Tensor, spare: Tensor) -> Tensor:
 
 
 def _multiply(tensor: Tensor, factor: float, product: Tensor, error: Tensor, spare: Tensor) -> Tensor:
-    """Put ``tensor · factor`` into ``product``, and return what its rounding lost, in ``error``.
+    """Compute ``tensor · factor`` into ``product``, and return its rounding error in ``error``.
 
     Source:
         Dekker 1971, https://doi.org/10.1007/BF01397083.
@@ -89,7 +89,7 @@ def _multiply(tensor: Tensor, factor: float, product: Tensor, error: Tensor, spa
 
 
 def _halves(number: _Number) -> tuple[_Number, _Number]:
-    """Split numbers into halves of 26 bits, whose products are exact."""
+    """Split numbers into halves of 26 bits, so that their products are exact."""
     large = number * _SPLITTER
     upper = large - (large - number)
     return upper, number - upper
@@ -97,8 +97,8 @@ def _halves(number: _Number) -> tuple[_Number, _Number]:
 
 @lru_cache(maxsize=1024)
 def _parts(weight: Fraction, bits: int) -> tuple[tuple[float, bool], ...]:
-    """Return numbers that a binary fraction is the sum of, and whether a product of that many bits by each is exact."""
-    # Where the parts are short enough, no product rounds.
+    """Split a binary fraction into summands, each with a flag for whether its products with ``bits`` bits are exact."""
+    # If the parts are short enough, no product rounds.
     length = _BITS - bits if bits <= _BITS // 2 else _BITS
     parts: list[tuple[float, bool]] = []
     first, rest = 0, weight
@@ -108,7 +108,7 @@ def _parts(weight: Fraction, bits: int) -> tuple[tuple[float, bool], ...]:
         if first - exponent > _WEIGHT_BITS:
             break
         part = math.ldexp(round(rest * Fraction(2) ** (length - 1 - exponent)), exponent - length + 1)
-        if not part:  # less than float64 has numbers for
+        if not part:  # below the range of float64
             break
         parts.append((part, bits + length <= _BITS or _length(part) == 1))
         rest -= Fraction(part)
@@ -116,20 +116,20 @@ def _parts(weight: Fraction, bits: int) -> tuple[tuple[float, bool], ...]:
 
 
 def _length(number: float) -> int:
-    """Return how many bits the significand of a number takes."""
+    """Return the number of significand bits that a number uses."""
     numerator = abs(number.as_integer_ratio()[0])
     return (numerator // (numerator & -numerator)).bit_length()
 
 
 def quotient(dividend: DoubleWord, divisor: Fraction) -> DoubleWord:
-    """Return a quotient to some 104 bits; one that has few bits comes out exactly.
+    """Return a quotient to about 104 bits; one with few bits is exact.
 
     Args:
-        dividend: any double word; it is used up.
+        dividend: any double word; it is overwritten.
         divisor: a binary fraction, not 0.
 
     Source:
-        derived: long division, whose remainder has no error where the first digit is the whole quotient.
+        derived: long division, whose remainder is exact if the first digit is the whole quotient.
     """
     first = float(divisor)
     high, low = dividend
@@ -141,7 +141,7 @@ def quotient(dividend: DoubleWord, divisor: Fraction) -> DoubleWord:
 
 
 def quotient_of(dividend: DoubleWord, divisor: DoubleWord) -> DoubleWord:
-    """Return the quotients of double words, as ``quotient``; neither is used up."""
+    """Return the quotients of double words, as in ``quotient``; neither is overwritten."""
     digit = dividend[0] / divisor[0]
     product, spare = torch.empty_like(digit), torch.empty_like(digit)
     error = _multiply_each(digit, divisor[0], product, spare)
@@ -150,7 +150,7 @@ def quotient_of(dividend: DoubleWord, divisor: DoubleWord) -> DoubleWord:
 
 
 def _multiply_each(a: Tensor, b: Tensor, product: Tensor, spare: Tensor) -> Tensor:
-    """Put the products of tensors into ``product``, and return what their roundings lost."""
+    """Compute the products of tensors into ``product``, and return their rounding errors."""
     (upper_a, lower_a), (upper_b, lower_b) = _halves(a), _halves(b)
     torch.mul(a, b, out=product)
     error = torch.mul(upper_a, upper_b, out=spare).sub_(product)
@@ -158,15 +158,15 @@ def _multiply_each(a: Tensor, b: Tensor, product: Tensor, spare: Tensor) -> Tens
 
 
 def _normalised(high: Tensor, low: Tensor) -> DoubleWord:
-    """Return the pair of the same sum whose first number is the nearest to it; ``|low|`` is below ``|high|``."""
+    """Return the pair with the same sum whose first number is nearest to it; ``|low|`` is below ``|high|``."""
     total = high + low
     return total, low.sub_(torch.sub(total, high, out=high))
 
 
 def rounded_once(value: DoubleWord, dtype: torch.dtype) -> Tensor:
-    """Return a double word in a float dtype, rounded to the nearest, ties to even.
+    """Return a double word in a float dtype, rounded to nearest, ties to even.
 
-    Towards a narrow dtype, every step but the last rounds to odd, after which the last one is correctly rounded.
+    For a narrow dtype, every step but the last rounds to odd, so that the last one is correctly rounded.
 
     Source:
         Boldo and Melquiond 2008, https://doi.org/10.1109/TC.2007.70819.
@@ -182,11 +182,11 @@ def rounded_once(value: DoubleWord, dtype: torch.dtype) -> Tensor:
 
 
 def _to_odd(number: Tensor, rest: Tensor) -> Tensor:
-    """Return numbers whose last bit is set where they are not the whole value.
+    """Return numbers whose last bit is set if they are inexact.
 
     Args:
-        number: the nearest ones of their dtype, float32 or float64.
-        rest: what is missing to the value, in float64.
+        number: the nearest numbers in their dtype, float32 or float64.
+        rest: the remainder of the value, in float64.
     """
     bits = number.clone().view(torch.int64 if number.dtype == torch.float64 else torch.int32)
     outward = (rest > 0) == (number > 0)
@@ -196,9 +196,9 @@ def _to_odd(number: Tensor, rest: Tensor) -> Tensor:
 
 
 def narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return numbers of float32 or float64 in a dtype, through float32.
+    """Return float32 or float64 numbers in another dtype, via float32.
 
-    What float8_e4m3fn has no number for becomes NaN. torch saturates: of 500, and of infinity, it would make 448.
+    Values out of range for float8_e4m3fn become NaN; torch would saturate 500 and infinity to 448.
     """
     single = values.to(torch.float32)
     if dtype.itemsize > 1 or dtype == torch.float8_e5m2:

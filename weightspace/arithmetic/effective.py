@@ -1,7 +1,7 @@
-"""Effective weights: those that a network multiplies with, where its checkpoint holds what they are computed from.
+"""Effective weights: the weights that a network multiplies by, computed from the tensors in its checkpoint.
 
-Known are weight norm, ``w = g v/‖v‖``; spectral norm, ``W/σ`` with ``σ = uᵀWv``; and pruning, ``w = w_orig · mask``
-(``torch.nn.utils.prune``). Of any other parametrization the weight cannot be told without the network's code.
+Supported are weight norm, ``w = g v/‖v‖``; spectral norm, ``W/σ`` with ``σ = uᵀWv``; and pruning, ``w = w_orig · mask``
+(``torch.nn.utils.prune``). For any other parametrization, the weight can't be computed without the network's code.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from weightspace.errors import WeightspaceError
 
 
 def effective_weights(state: StateDict, label: str = "The network") -> StateDict:
-    """Return a state dict with every parametrized weight as the network uses it in evaluation mode.
+    """Return a state dict with every parametrized weight replaced by the one that the network uses in evaluation mode.
 
     Args:
         state: a network's tensors.
-        label: what an error calls the network, such as its path.
+        label: name of the network in errors, such as its path.
 
     Returns:
-        Plain tensors as they are, in their order; what is tied stays tied. A parametrized weight is under the name that
-        it has in its module (``0.weight``), in the dtype of what it is computed from, which is left out.
+        Plain tensors unchanged, in order; tied tensors stay tied. A parametrized weight has its name in the module
+        (``0.weight``) and the dtype of the tensors it is computed from, which are left out.
 
     Raises:
-        WeightspaceError: a weight is under a parametrization that is not known, or is complex.
+        WeightspaceError: a weight is complex, or under an unsupported parametrization.
 
     Example:
         >>> import torch
@@ -60,7 +60,7 @@ def effective_weights(state: StateDict, label: str = "The network") -> StateDict
 
 @torch.no_grad()
 def _weight(coordinates: Coordinates, state: StateDict, name: str) -> Tensor:
-    """Return a weight under weight norm, spectral norm, or the second on top of the first."""
+    """Return a weight under weight norm, spectral norm, or the latter applied on top of the former."""
     weight = coordinates.of(state, name)
     for norm in coordinates.parametrizations.spectral_norms.get(name, ()):
         weight = normalised(weight, coordinates.spectral_model(norm, state))
@@ -68,12 +68,12 @@ def _weight(coordinates: Coordinates, state: StateDict, name: str) -> Tensor:
 
 
 def _check_known(state: StateDict, parametrizations: Parametrizations, label: str) -> None:
-    """Refuse tensors that a weight is computed from by an unknown parametrization."""
+    """Refuse tensors of unsupported parametrizations."""
     known = parametrizations.functions | {name for name, _ in parametrizations}
     for name in state:
         if is_parametrized_part(name) and name not in known:
             raise WeightspaceError(
-                f"{label}: the weight {effective_name(name)!r} is under a parametrization ({name!r}), not known "
-                "from the checkpoint: that is told of weight norm, spectral norm and pruning alone. Expected "
+                f"{label}: the weight {effective_name(name)!r} is under a parametrization ({name!r}) that can't be "
+                "computed from the checkpoint; weight norm, spectral norm and pruning are supported. Expected "
                 "torch.nn.utils.parametrize.remove_parametrizations on the network first."
             )

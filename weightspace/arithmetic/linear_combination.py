@@ -1,9 +1,9 @@
 r"""Linear combinations of tensors, :math:`\sum_i c_i x_i`: the exact value of every element, rounded once.
 
-Float32 suffices for most combinations of bfloat16, and float64 for the others; a sample of the elements says where they
-don't: where terms cancel, or differ so much in size that the small ones are lost. There double words are used. A
-sum that is midway between two numbers of the output but for the last digits of a weight (see ``coefficients``) is moved
-to its side by enough for the arithmetic to see it.
+Float32 suffices for most combinations of bfloat16, and float64 for the others; a sample of the elements shows where
+they don't: where terms cancel, or differ so much in size that small ones are lost. There, double words are used. A sum
+that is midway between two numbers of the output except for the last digits of a weight (see ``coefficients``) is nudged
+to its side far enough for the arithmetic to see it.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from weightspace.arithmetic.dtypes import significand_bits
 from weightspace.arithmetic.nonfinite import is_finite, replace_nonfinite
 from weightspace.arithmetic.precision_choice import PrecisionChoice, nudge
 
-#: Elements that are judged together; that are combined at a time, for which memory is held; and by double words.
+#: Number of elements judged together, combined at a time (which bounds memory), and combined by double words.
 BLOCK, _PIECE, _SMALL = 2**20, 2**17, 2**16
 
-#: So few elements are faster combined one by one.
+#: Up to this many elements are faster to combine one by one.
 _FEW = 32
 
-#: A result below this share of the terms of others is what its own terms leave of each other.
+#: A result below this fraction of its terms is subject to cancellation.
 _SMALL_SHARE = 2.0**-20
 
-#: Dtypes whose arithmetic torch does in float32.
+#: Dtypes that torch computes in float32.
 _NARROW = (torch.float16, torch.bfloat16)
 
-#: The sums and means of two numbers.
+#: Sums and means of two numbers.
 _OF_TWO = (((1, 1), 1), ((1, 1), 2))
 
 
 def combine(tensors: Sequence[Tensor], coefficients: Coefficients, dtype: torch.dtype) -> Tensor:
-    """Return ``Σ c_i x_i`` in a new tensor, every element rounded once.
+    """Return ``Σ c_i x_i`` in a new tensor, with every element rounded once.
 
     Args:
-        tensors: float or complex tensors of one shape, one per coefficient; those of coefficient 0 are not read.
+        tensors: float or complex tensors of one shape, one per coefficient; those with coefficient 0 are not read.
         coefficients: ``c_i``.
-        dtype: of the result; complex where a tensor is.
+        dtype: dtype of the result; complex if a tensor is.
     """
     if dtype.is_complex:
         parts = [torch.view_as_real(tensor.detach().to(dtype).resolve_conj()) for tensor in tensors]
@@ -59,16 +59,16 @@ def combine(tensors: Sequence[Tensor], coefficients: Coefficients, dtype: torch.
 
 
 def _ranges(tensors: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
-    """Return a range of the elements of tensors; where it is all of them, themselves."""
+    """Return a range of the elements of tensors, or the tensors themselves if it covers all."""
     return [tensor if len(tensor) <= stop and not start else tensor[start:stop] for tensor in tensors]
 
 
 class LinearCombiner:
-    """Combines tensors block by block in the same memory.
+    """Combines tensors block by block in reused memory.
 
     Args:
-        coefficients: of all tensors.
-        dtype: of the results, a real one.
+        coefficients: coefficients of all tensors.
+        dtype: dtype of the results, a real one.
     """
 
     def __init__(self, coefficients: Coefficients, dtype: torch.dtype) -> None:
@@ -78,7 +78,7 @@ class LinearCombiner:
         self._copies = coefficients.exact == (1,)
         self._of_two = coefficients.integers in _OF_TWO and not coefficients.deviating
         self._line = _line_order(coefficients)
-        # Sums of −0.0 keep their sign, unless a factor, a nudge or a point on a line turns it.
+        # Sums of −0.0 keep their sign, unless a factor, a nudge or a point on a line flips it.
         turns = coefficients.deviating or (self._line and coefficients.integers is None)
         self._keeps_zeros = min(coefficients.exact, default=0) > 0 and not turns
         self._judge = PrecisionChoice(coefficients, dtype)
@@ -89,11 +89,11 @@ class LinearCombiner:
         self._bits = None if self._keeps_zeros else room_for(_PIECE, dtype)
 
     def _judge_block(self, used: Sequence[Tensor]) -> None:
-        """Choose the arithmetic of a block."""
+        """Choose the arithmetic for a block."""
         coefficients = self._coefficients
         narrow = self.dtype.itemsize < 4 and all(tensor.itemsize < 4 for tensor in used)
         if self._of_two:
-            # One of two terms that is too small for their sum doesn't bring it near the middle of two numbers.
+            # If one of two terms is negligible in their sum, the sum isn't near a midpoint.
             self._arithmetic = torch.float32 if narrow else torch.float64
             return
         self._arithmetic = None
@@ -101,7 +101,7 @@ class LinearCombiner:
             return
         with np.errstate(all="ignore"):
             self._judge.look(used)
-            # Float64 holds every sum of a few numbers of float16, so that their order doesn't show.
+            # Float64 represents every sum of a few float16 numbers, so their order doesn't matter.
             exact = self.dtype == torch.float16 and coefficients.integers is not None and not coefficients.deviating
             single = narrow and not exact
             dtypes = (torch.float32, torch.float64)[0 if single else 1 :]
@@ -113,7 +113,7 @@ class LinearCombiner:
             self._factors = self._plain_factors()
 
     def _plain_factors(self) -> Sequence[float] | None:
-        """Return the coefficients of a plain sum that rounds to the right sides, or None where there are none."""
+        """Return the coefficients of a plain sum that rounds correctly, or None if there are none."""
         coefficients, enlarging = self._coefficients, None
         if coefficients.integers is None or (coefficients.deviating and not self._judge.moves):
             return coefficients.values
@@ -129,11 +129,11 @@ class LinearCombiner:
         """Combine one block.
 
         Args:
-            out: takes the result, 1-D and contiguous; of ``BLOCK`` elements where it is not the last one.
+            out: receives the result, 1-D and contiguous; of ``BLOCK`` elements unless it is the last one.
             tensors: one per coefficient, of the size of ``out``; not modified.
 
         Returns:
-            Whether the result holds no NaN and no infinity.
+            Whether the result contains neither NaN nor infinity.
         """
         used = [tensors[index] for index in self._used]
         if not used:
@@ -156,9 +156,9 @@ class LinearCombiner:
         return whole
 
     def _compute_pieces(self, out: Tensor, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-        """Combine in float32 or float64; return the positions of results whose digits or sign that may have lost."""
+        """Combine in float32 or float64; return the positions of results that may have lost digits or their sign."""
         places = [torch.empty(0, dtype=torch.int64)]
-        # From narrow tensors to a narrow one, lerp computes in float32, and rounds once.
+        # From narrow tensors to a narrow one, lerp computes in float32 and rounds once.
         narrow = dtype == torch.float32 and all(tensor.dtype == self.dtype for tensor in tensors)
         factors = self._factors if self._line and narrow and self.dtype in _NARROW else None
         for start in range(0, len(out), _PIECE):
@@ -173,7 +173,7 @@ class LinearCombiner:
         return torch.cat(places)
 
     def _mend_small(self, out: Tensor, places: Tensor, tensors: Sequence[Tensor]) -> None:
-        """Compute by double words what terms leave that cancel, and restore the signs of zeros, in place."""
+        """Recompute cancelling terms by double words, and restore the signs of zeros, in place."""
         if not self._coefficients.deviating or not len(places):
             restore_negative_zeros(out, places, tensors)
         elif len(places) <= _FEW:
@@ -186,17 +186,17 @@ class LinearCombiner:
             restore_negative_zeros(out, places, tensors)
 
     def _element(self, values: Sequence[float]) -> float:
-        """Return one element to the digits of float64; the sum of nothing but −0.0 is −0.0."""
+        """Return one element in float64 precision; a sum of only −0.0 is −0.0."""
         if not any(values):
             return -0.0 if all(math.copysign(1.0, value) < 0 for value in values) else 0.0
         integers, divisor = self._coefficients.integers or ((), 1)
-        whole = math.fsum(map(operator.mul, integers, values)) / divisor  # of products without error
+        whole = math.fsum(map(operator.mul, integers, values)) / divisor  # of exact products
         return whole + math.fsum(map(operator.mul, map(float, self._coefficients.deviations), values))
 
     # --- In float32 or float64 ---
 
     def _compute(self, out: Tensor, tensors: Sequence[Tensor], dtype: torch.dtype) -> None:
-        """Combine in one of them."""
+        """Combine in one of the two dtypes."""
         *terms, spare = self._read(tensors, dtype)
         coefficients = self._coefficients
         if self._factors is not None:
@@ -208,7 +208,7 @@ class LinearCombiner:
         out.copy_(total if self.dtype.itemsize >= total.itemsize / 2 else narrowed(total, self.dtype))
 
     def _read(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-        """Return the tensors in a dtype, and a spare row, in memory that is used again."""
+        """Return the tensors in a dtype, and a spare row, in reused memory."""
         count = len(tensors[0])
         rows = self._rooms.get(dtype, [])
         if not rows or len(rows[0]) < count:
@@ -220,16 +220,16 @@ class LinearCombiner:
         return rows
 
     def _nudged(self, terms: list[Tensor], spare: Tensor) -> Tensor:
-        """Return the sum, moved by a little to the side of the deviations of the coefficients."""
+        """Return the sum, nudged to the side of the deviations of the coefficients."""
         total, away, sign = self._total_and_away(terms, spare)
         size = sign * nudge(total.dtype, self.dtype)
         if self.dtype.itemsize < 4 and total.dtype == torch.float64:
             total, away = total.to(torch.float32), away.to(torch.float32)
-        # Where models are equal, deviations can cancel completely: an exact midpoint then stays one.
+        # If models are equal, deviations can cancel completely: an exact midpoint then stays one.
         return total.addcmul_(total.abs(), away.sign_(), value=-size)
 
     def _total_and_away(self, terms: list[Tensor], spare: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Return the sum, and what times a sign, which is the third, leads away from the sum of the deviations."""
+        """Return the sum, and a tensor and a sign whose product points away from the sum of the deviations."""
         coefficients = self._coefficients
         if self._cancelling and coefficients.integers is not None:
             total = _whole_sum(terms, *coefficients.integers, spare)
@@ -271,7 +271,7 @@ class LinearCombiner:
 
 
 def _whole_sum(terms: Sequence[Tensor], numerators: Sequence[int], divisor: int, out: Tensor) -> Tensor:
-    """Return ``Σ p_i x_i / q`` in ``out``, which may be the first term: a sum without error, and one rounding."""
+    """Return ``Σ p_i x_i / q`` in ``out``, which may be the first term: an exact sum, and one rounding."""
     total = torch.mul(terms[0], numerators[0], out=out) if numerators[0] != 1 or out is not terms[0] else out
     for term, numerator in zip(terms[1:], numerators[1:], strict=True):
         total.add_(term, alpha=numerator)
@@ -281,7 +281,7 @@ def _whole_sum(terms: Sequence[Tensor], numerators: Sequence[int], divisor: int,
 
 
 def _line_order(coefficients: Coefficients) -> tuple[int, int] | None:
-    """Return the positions of the larger and of the smaller of two coefficients that sum to 1, or None."""
+    """Return the positions of the larger and the smaller of two coefficients that sum to 1, or None."""
     if len(coefficients.used) != 2 or not coefficients.affine:
         return None
     first, second = map(abs, coefficients.values)
@@ -289,12 +289,12 @@ def _line_order(coefficients: Coefficients) -> tuple[int, int] | None:
 
 
 def _single(tensor: Tensor) -> Tensor:
-    """Return narrow numbers in float32, from which torch is faster on the ratio to float64."""
+    """Return narrow numbers in float32, which torch converts to float64 faster."""
     return tensor.to(torch.float32) if tensor.itemsize < 4 else tensor
 
 
 def _shift(tensors: Sequence[Tensor]) -> int:
-    """Return by which power of two to multiply, so that no product overflows, and none's error underflows."""
+    """Return the power of two to multiply by so that no product overflows and no rounding error underflows."""
     largest = max(float(tensor.abs().max()) for tensor in tensors)
     if not math.isfinite(largest) or largest == 0:
         return 0
@@ -303,7 +303,7 @@ def _shift(tensors: Sequence[Tensor]) -> int:
 
 
 def _scaled(tensor: Tensor, exponent: int) -> Tensor:
-    """Multiply by a power of two, which may lie beyond float64."""
+    """Multiply by a power of two, which may be outside float64's range."""
     while exponent:
         step = max(-1000, min(1000, exponent))
         tensor = tensor * 2.0**step
@@ -316,23 +316,23 @@ _NUMPY = {2: np.uint16, 4: np.uint32}
 
 
 def room_for(count: int, dtype: torch.dtype) -> np.ndarray | None:
-    """Return memory for ``small_places`` of that many elements, or None where it needs none."""
+    """Return memory for ``small_places`` of that many elements, or None if it needs none."""
     number = _NUMPY.get(dtype.itemsize)
     return None if number is None else np.empty(count, number)
 
 
 def small_places(out: Tensor, bound: float, room: np.ndarray | None = None) -> Tensor:
-    """Return the positions of elements of at most some size.
+    """Return the positions of elements with at most a given magnitude.
 
     Args:
         out: 1-D and contiguous, of any float dtype.
-        bound: the size, 0 or more.
-        room: memory to work in, from ``room_for``, as long as ``out`` at least.
+        bound: the magnitude, at least 0.
+        room: memory to work in, from ``room_for``, at least as long as ``out``.
     """
     number = _NUMPY.get(out.itemsize)
     if out.device.type != "cpu" or number is None or not len(out):
         return (_plain(out).abs() <= bound).nonzero()[:, 0]
-    # Without their sign the bits of numbers sort as the numbers do.
+    # Without the sign bit, the bits of floats sort like the numbers.
     numbers = out.view(_INTEGERS[out.itemsize]).numpy().view(number)
     bits = np.add(numbers, numbers, out=None if room is None else room[: len(out)])
     limit = _doubled_bits(bound, out.dtype)
@@ -341,16 +341,16 @@ def small_places(out: Tensor, bound: float, room: np.ndarray | None = None) -> T
 
 @lru_cache(maxsize=8)
 def _doubled_bits(number: float, dtype: torch.dtype) -> int:
-    """Return the bits of a number of 0 or more, without their sign."""
+    """Return the bits of a non-negative number, without the sign bit."""
     return 2 * int(torch.tensor([number]).to(dtype).view(_INTEGERS[dtype.itemsize])[0])
 
 
 def restore_negative_zeros(out: Tensor, places: Tensor, tensors: Sequence[Tensor]) -> None:
-    """Make 0.0 to −0.0, in place, where all tensors are −0.0.
+    """Replace 0.0 by −0.0, in place, where all tensors are −0.0.
 
     Args:
         out: 1-D and contiguous, of any float dtype.
-        places: where to look: all zeros are among them.
+        places: positions to check, which include all zeros.
         tensors: of the length of ``out``.
     """
     for tensor in (out, *tensors):
@@ -362,5 +362,5 @@ def restore_negative_zeros(out: Tensor, places: Tensor, tensors: Sequence[Tensor
 
 
 def _plain(values: Tensor) -> Tensor:
-    """Return values in a dtype that torch compares: it doesn't those of 8 bits."""
+    """Return values in a dtype that torch can compare, which excludes 8-bit ones."""
     return values.to(torch.float32) if values.itemsize == 1 else values

@@ -18,16 +18,16 @@ from weightspace.checkpoints import StateDict
 
 @torch.no_grad()
 def mean(states: Sequence[StateDict]) -> StateDict:
-    """Return the mean of networks; copies have the copy as their mean, bit for bit.
+    """Return the mean of networks; the mean of copies is the copy, bit for bit.
 
     Args:
         states: one or more state dicts with the same names and shapes.
 
     Returns:
-        New tensors in the dtype of the inputs (promoted where they differ): the exact mean, rounded once, whatever the
-        order of the networks. Integer tensors are those that all agree on, of counters the largest. Weights under
-        weight norm are averaged as such, and spectral norm's vectors belong to the mean. Tensors tied in every network
-        stay tied.
+        New tensors in the dtype of the inputs (promoted if they differ): the exact mean, rounded once, independent of
+        the order of the networks. Integer tensors must agree; of counters, the largest is kept. Weights under weight
+        norm are averaged as effective weights, and spectral norm's vectors are recomputed for the mean. Tensors tied in
+        every network stay tied.
 
     Raises:
         WeightspaceError: integer tensors differ.
@@ -37,7 +37,7 @@ def mean(states: Sequence[StateDict]) -> StateDict:
 
 @torch.no_grad()
 def mean_of_tensors(states: Sequence[StateDict]) -> StateDict:
-    """Return the means of tensors, whatever network they make: what matching compares is tensors by themselves."""
+    """Return the means of tensors regardless of parametrizations, as needed in matching."""
     return by_name(states, _mean)
 
 

@@ -1,4 +1,4 @@
-"""NaN and infinity in tensors of any real float dtype: finding them, and the result of combining them."""
+"""NaN and infinity in tensors of any real float dtype: detection, and the result of combining them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from weightspace.arithmetic.double_word import narrowed
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Return whether a real tensor holds no NaN and no infinity."""
-    # The sum is one fast pass; it can also overflow, so that only the slow check has the last word.
+    """Return whether a real tensor contains neither NaN nor infinity."""
+    # The sum is one fast pass; since it can also overflow, only the slow check is conclusive.
     narrow = tensor.dtype == torch.float16 or tensor.itemsize == 1
     total = tensor.sum(dtype=torch.float32 if narrow else None).item()
     return math.isfinite(total) or bool(finite(tensor).all())
 
 
 def finite(tensor: Tensor) -> Tensor:
-    """Return which elements of a real tensor are neither NaN nor infinite; torch has no answer for 8 bits."""
+    """Return which elements of a real tensor are finite; torch doesn't support this for 8-bit floats."""
     return (tensor.to(torch.float32) if tensor.itemsize == 1 else tensor).isfinite()
 
 
 def replace_nonfinite(out: Tensor, tensors: Sequence[Tensor], coefficients: Sequence[float]) -> None:
-    """Set what isn't finite, in place, to the plain sum, or where all tensors hold the same, to that.
+    """Set non-finite elements, in place, to the plain sum, or to the common value if all tensors agree.
 
     Args:
         out: a linear combination, 1-D.
-        tensors: what was combined, of its length.
+        tensors: the combined tensors, of its length.
         coefficients: one per tensor.
     """
     places = (~finite(out)).nonzero()[:, 0]

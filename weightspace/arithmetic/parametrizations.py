@@ -1,8 +1,8 @@
-"""State dicts combined name by name in coordinates that can be: weights for weight norm's pairs, no singular vectors.
+"""State dicts combined name by name in suitable coordinates: effective weights for weight norm, no singular vectors.
 
-A *coordinate* is a tensor that a combination makes by itself. The others follow: weight norm's magnitude and direction
+A *coordinate* is a tensor that is combined by itself. Other tensors are derived: weight norm's magnitude and direction
 from the combined weight, spectral norm's vectors from the combined matrix (see ``weight_norm`` and ``spectral_norm``).
-The mask of a pruned tensor is that of all networks, which have to agree on it.
+The mask of a pruned tensor must be the same in all networks.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from weightspace.checkpoints.buffers import (
 from weightspace.checkpoints.state_dict import tied_names
 from weightspace.errors import WeightspaceError
 
-#: Makes one new tensor of those that the models have under a name.
+#: Makes one new tensor from those that the models have under a name.
 Combine = Callable[[str, "list[Tensor]"], Tensor]
 
 
 class Coordinates:
-    """The coordinates of networks of one architecture, and the inverse map from combined ones.
+    """The coordinates of networks of one architecture, and the inverse map from combined coordinates.
 
     Args:
-        models: networks that are combined, or the first of them: where a combination is the same as one of these, their
-            parts are returned bit for bit.
-        dtypes: of the result by name, as far as they are known; else those of the models, promoted.
-        finite: refuse directions of length zero, which make NaN.
+        models: the networks to combine, or the first of them: if a combination equals one of these, its parts are
+            returned bit for bit.
+        dtypes: known dtypes of the result by name; others are promoted from the models'.
+        finite: refuse directions of length zero, which would give NaN.
 
     Attributes:
-        names: of the coordinates, in the order of the first network.
-        parametrizations: of the architecture.
+        names: names of the coordinates, in the order of the first network.
+        parametrizations: parametrizations of the architecture.
 
     Raises:
-        WeightspaceError: a parametrization cannot be understood, or the models are pruned by different masks.
+        WeightspaceError: a parametrization is unsupported, or the models are pruned by different masks.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class Coordinates:
         for name, _ in self.parametrizations:
             if models[0][name].is_complex():
                 raise WeightspaceError(
-                    f"{name!r} is complex and under weight norm or spectral norm, and only real weights can be merged "
-                    "so. Expected the parametrization removed in every model first."
+                    f"{name!r} is complex and under weight norm or spectral norm; only real weights can be merged "
+                    "this way. Remove the parametrization from every model first."
                 )
         check_masks(models, self.parametrizations)
 
     def without_weights(self, dtypes: Mapping[str, torch.dtype]) -> Coordinates:
-        """Return the same for a result of other dtypes, which of the models holds parametrized tensors only."""
+        """Return the same for a result of other dtypes, without the models' plain tensors."""
         kept = {part for name, norm in self.parametrizations for part in (name, *norm.functions)}
         kept |= set(self.parametrizations.masks.values())
         other = copy(self)
@@ -78,7 +78,7 @@ class Coordinates:
         return other
 
     def of(self, state: StateDict, name: str) -> Tensor:
-        """Return a coordinate of a network: a tensor of it, or the float64 weight that a pair stands for."""
+        """Return a coordinate of a network: a tensor of it, or the float64 effective weight of a pair."""
         norm = self.parametrizations.weight_norms.get(name)
         if norm is None:
             return state[name]
@@ -88,15 +88,15 @@ class Coordinates:
         return whole
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype that a combined coordinate is expected in: that of the result, or float64 for a pair."""
+        """Return the expected dtype of a combined coordinate: that of the result, or float64 for a pair."""
         return torch.float64 if name in self.parametrizations.weight_norms else self._dtype(name)
 
     def tensors(self, name: str, combined: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield what a combined coordinate stands for, by name: itself, and what follows from it.
+        """Yield the tensors given by a combined coordinate, by name: itself, and those derived from it.
 
         Args:
-            name: of the coordinate.
-            combined: in the dtype of the result; weights that pairs stand for in float64.
+            name: name of the coordinate.
+            combined: in the dtype of the result; effective weights of pairs in float64.
         """
         norm = self.parametrizations.weight_norms.get(name)
         if norm is None:
@@ -109,7 +109,7 @@ class Coordinates:
             yield mask, self.models[0][mask].detach().to(self._dtype(mask), copy=True)
 
     def following(self, state: StateDict) -> Iterator[tuple[str, Tensor]]:
-        """Yield the singular vectors that belong to the weights of a network, whatever it has in their place."""
+        """Yield the singular vectors for the weights of a network, replacing those it has."""
         for matrix, norms in self.parametrizations.spectral_norms.items():
             for norm in norms:
                 yield from self.vectors(norm, self.of(state, matrix))
@@ -136,7 +136,7 @@ class Coordinates:
         return EffectiveWeight(*parts, name=norm.direction, finite=self._finite)
 
     def spectral_model(self, norm: SpectralNorm, state: StateDict) -> SpectralModel:
-        """Return what a network knows of a weight under spectral norm."""
+        """Return a network's tensors for a weight under spectral norm."""
         below = self.parametrizations.weight_norms.get(norm.matrix)
         weight = Held(state[norm.matrix]) if below is None else self._weight(below, state)
         right, value = (None if name is None else state[name] for name in (norm.right, norm.value))
@@ -149,12 +149,12 @@ class Coordinates:
 def combined_tensors(
     states: Sequence[StateDict], combine: Combine, *, without: Collection[str] = (), finite: bool = True
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a combination by name, one after the other as they are made.
+    """Yield the tensors of a combination by name, one at a time.
 
     Args:
         states: state dicts with the same names.
-        combine: makes one coordinate of those of the models, which are float64 where they stand for pairs.
-        without: coordinates that are left out, with what follows from them.
+        combine: makes one coordinate from those of the models, which are float64 for pairs.
+        without: coordinates to skip, along with tensors derived from them.
         finite: see ``Coordinates``.
     """
     coordinates = Coordinates(states, finite=finite)
@@ -172,8 +172,8 @@ def combined(states: Sequence[StateDict], combine: Combine, *, finite: bool = Tr
         finite: see ``Coordinates``.
 
     Raises:
-        WeightspaceError: a parametrization cannot be understood, some of its tensors are tied and some are not, or the
-            networks are pruned by different masks.
+        WeightspaceError: a parametrization is unsupported, only some of its tensors are tied, or the networks are
+            pruned by different masks.
     """
     parametrizations = find_parametrizations({name: tuple(tensor.shape) for name, tensor in states[0].items()})
     tied = dict(set.intersection(*(set(tied_names(state).items()) for state in states)))
@@ -184,7 +184,7 @@ def combined(states: Sequence[StateDict], combine: Combine, *, finite: bool = Tr
 
 
 def made_elsewhere(parametrizations: Parametrizations, tied: Mapping[str, str]) -> set[str]:
-    """Return the tied coordinates of which nothing has to be made: what follows from them is tied as well."""
+    """Return the tied coordinates that need no computation, since everything derived from them is tied as well."""
     alone = {name for name, norm in parametrizations if any(part not in tied for part in norm.functions)}
     alone |= {name for name, mask in parametrizations.masks.items() if mask not in tied}
     return set(tied) - alone

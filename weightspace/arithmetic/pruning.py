@@ -1,8 +1,8 @@
-"""Pruning masks of ``torch.nn.utils.prune``, which networks have to share to be combined.
+"""Pruning masks of ``torch.nn.utils.prune``, which networks must share to be combined.
 
-A pruned weight is kept as ``w = w_orig · m``. Under one mask the mean of the ``w_orig`` is the mean of the weights;
-under different ones it is not, since the mean of products is not the product of means. Merge methods read ``w``, not
-``w_orig``, whose elements outside the mask the networks do not use.
+A pruned weight is stored as ``w = w_orig · m``. With a common mask, the mean of the ``w_orig`` gives the mean of the
+weights; with different masks it doesn't, since the mean of products isn't the product of means. Merge methods read
+``w``, not ``w_orig``, whose masked elements are unused.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from weightspace.errors import WeightspaceError
 
 
 class PrunedTensor:
-    """The elements of a pruned tensor: zero where the mask is.
+    """The elements of a pruned tensor: zero where the mask is zero.
 
     Args:
         original: ``w_orig``.
-        mask: of the same shape.
-        dtype: of the original.
+        mask: the mask, of the same shape.
+        dtype: dtype of the original.
     """
 
     def __init__(self, original: Elements, mask: Elements, dtype: torch.dtype) -> None:
@@ -44,8 +44,8 @@ def check_masks(
 
     Args:
         states: state dicts with the same names and shapes.
-        parametrizations: of the architecture.
-        models: how an error calls the networks; by their numbers from 1 if not given.
+        parametrizations: parametrizations of the architecture.
+        models: names of the networks in errors; by default their numbers from 1.
 
     Raises:
         WeightspaceError: two masks differ.
@@ -57,7 +57,7 @@ def check_masks(
 
 
 def check_same_mask(name: str, first: Tensor, other: Tensor, *, models: tuple[object, object]) -> None:
-    """Check that two masks of one shape are equal, be they kept as floats, integers or bools.
+    """Check that two masks of one shape are equal, whether stored as floats, integers or bools.
 
     Raises:
         WeightspaceError: they differ.

@@ -1,4 +1,4 @@
-"""The sum of tensors that come one after the other, and its mean: exact, whatever their order, and rounded once."""
+"""Running sums of tensors and their means: exact, independent of order, and rounded once."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from weightspace.arithmetic.double_word import quotient, rounded_once, two_sum
 
-#: Elements processed at a time, so that intermediate results stay small: 1 MiB.
+#: Number of elements processed at a time, to keep intermediate results small: 1 MiB.
 _PIECE = 2**17
 
-#: Numbers whose sums overflow are added times this.
+#: Scaling factor for numbers whose sums would overflow.
 _SMALLER = 2.0**-128
 
 
@@ -25,8 +25,8 @@ class ExactSum:
 
     Attributes:
         high: float64, or complex128.
-        low: what its roundings lost, None where that is nothing.
-        scale: what the tensors were multiplied by.
+        low: accumulated rounding errors, None if there are none.
+        scale: factor that the tensors were multiplied by.
     """
 
     high: Tensor
@@ -35,12 +35,12 @@ class ExactSum:
 
     @classmethod
     def of(cls, tensor: Tensor) -> ExactSum:
-        """Begin with a tensor, which is copied."""
+        """Start with a copy of a tensor."""
         wide = torch.complex128 if tensor.is_complex() else torch.float64
         return cls(tensor.detach().to(wide, copy=True, memory_format=torch.contiguous_format))
 
     def copy(self) -> ExactSum:
-        """Return a sum in memory of its own."""
+        """Return a copy of the sum."""
         return ExactSum(self.high.clone(), None if self.low is None else self.low.clone(), self.scale)
 
     def add(self, tensor: Tensor) -> None:
@@ -62,7 +62,7 @@ class ExactSum:
         return out
 
     def mean_with(self, tensor: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-        """Return the same of this sum and a tensor, which is not added to it."""
+        """Return the mean of this sum and a tensor, which isn't added to it."""
         self._make_room(tensor)
         out = torch.empty_like(self.high, dtype=dtype)
         for start, _, low, total, lost in self._with(tensor):
@@ -71,7 +71,7 @@ class ExactSum:
         return out
 
     def _make_room(self, tensor: Tensor) -> None:
-        """Scale the sum where it would overflow with a tensor."""
+        """Scale the sum if adding a tensor would overflow."""
         if self.scale == 1 and tensor.dtype in (torch.float64, torch.complex128) and tensor.numel():
             sizes = (_flat(part).abs().nan_to_num_(posinf=0.0).max() for part in (self.high, tensor.detach()))
             if float(sum(sizes)) == math.inf:
@@ -81,14 +81,14 @@ class ExactSum:
                     self.low *= self.scale
 
     def _pieces(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """Yield the index of a first element, and views of the real numbers from there on."""
+        """Yield index and views of consecutive ranges of real numbers."""
         high = _flat(self.high)
         for start in range(0, len(high), _PIECE):
             stop = start + _PIECE
             yield start, high[start:stop], None if self.low is None else _flat(self.low)[start:stop]
 
     def _with(self, tensor: Tensor) -> Iterator[tuple[int, Tensor, Tensor | None, Tensor, Tensor]]:
-        """Yield the same, and the sum with the elements of a tensor, and what its rounding lost."""
+        """Yield the same, with the sum including the elements of a tensor, and its rounding error."""
         new = _flat(tensor.detach())
         for start, high, low in self._pieces():
             total, lost = two_sum(high, new[start : start + len(high)].to(torch.float64) * self.scale)
@@ -96,7 +96,7 @@ class ExactSum:
 
 
 def _divide(high: Tensor, low: Tensor, count: int, scale: float, out: Tensor) -> None:
-    """Put a sum over ``count · scale`` into ``out``, rounded once."""
+    """Compute a sum over ``count · scale`` into ``out``, rounded once."""
     plain = high / count
     if out.dtype not in (torch.float32, torch.float64) or bool(low.count_nonzero()):
         first, rest = quotient((high.clone(), low.clone()), Fraction(count))

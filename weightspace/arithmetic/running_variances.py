@@ -1,10 +1,9 @@
 """Running variances, which no merge may make negative.
 
-A variance measures activations and cannot be extrapolated: beyond its models (negative weights, task vectors that
-add up, a position above 1) the straight line soon falls below zero, and the network returns NaN. What would be negative
-is the mean of the models' variances instead. That is no error, since such networks are made to have their statistics
-recomputed, on curves and planes and after merges, which an error would prevent; without that, the network stays
-finite.
+A variance can't be extrapolated: outside the range of the models (negative weights, sums of task vectors, a position
+above 1), the straight line soon falls below zero, and the network returns NaN. Negative elements are therefore replaced
+by the mean of the models' variances. This isn't an error, since such networks usually have their statistics recomputed,
+on curves and planes and after merges, which an error would prevent; without that, the network stays finite.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from weightspace.checkpoints.buffers import is_variance
 
 
 def not_negative(name: str, merged: Tensor, models: Callable[[], Sequence[Tensor]]) -> Tensor:
-    """Return a merged tensor, the negative elements of a running variance replaced by the mean of the models'.
+    """Return a merged tensor with negative elements of a running variance replaced by the models' mean.
 
-    Where a model's own variance is negative already, the result stays what it is.
+    Where a model's own variance is already negative, the result is unchanged.
 
     Args:
-        name: of the tensor, which says whether it is a variance.
+        name: name of the tensor, which tells whether it is a variance.
         merged: the result.
-        models: gives the models' tensors, of its shape; called where they are needed.
+        models: returns the models' tensors, of the same shape; called when needed.
     """
     if not is_variance(name) or merged.is_complex() or not bool((merged < 0).any()):
         return merged

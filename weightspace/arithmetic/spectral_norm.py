@@ -1,8 +1,8 @@
 r"""Spectral norm, :math:`W/\sigma` with :math:`\sigma = u^\top W v`: its singular vectors for a merged weight.
 
-The mean of unit vectors is shorter than they are, and the vectors of one model belong to its own weight: either makes
-:math:`\sigma` too small and the network explode. What is merged are the weights ``W`` themselves; their leading vectors
-follow from the result. A result that is the weight of one of the models keeps this model's vectors bit for bit.
+The mean of unit vectors is shorter than one, and the vectors of one model belong to its own weight: either makes
+:math:`\sigma` too small and the network explode. Instead, the weights ``W`` are merged, and their leading vectors are
+computed from the result. If the result equals the weight of a model, that model's vectors are kept bit for bit.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from torch import Tensor
 from weightspace.arithmetic.weight_norm import PIECE, Elements
 from weightspace.threads import torch_threads
 
-#: Steps between restarts, and restarts, of the search for singular vectors.
+#: Steps between restarts, and number of restarts, of the search for singular vectors.
 _STEPS, _RESTARTS = 24, 100
 
-#: A singular pair is found where the remainder of it is below this share of the singular value.
+#: A singular pair has converged when its residual is below this fraction of the singular value.
 _RESIDUAL = 1e-10
 
-#: A start and a random vector whose sum is shorter than this are opposite, and their sum is no direction.
+#: Vectors whose sum is shorter than this are opposite, so their sum isn't a direction.
 _OPPOSITE = 1e-6
 
-#: The axis of a weight that vectors belong to is not the first one only where they fit another better by this factor.
+#: Another axis than the first is used for the left vector only if it fits better by this factor.
 _BETTER = 2.0
 
 
 @dataclass(frozen=True)
 class SpectralModel:
-    """What a model knows of a weight under spectral norm: the weight, ``u`` and ``v``, and ``σ`` where it is kept."""
+    """A model's tensors for a weight under spectral norm: the weight, ``u`` and ``v``, and ``σ`` if it is stored."""
 
     weight: Elements
     left: Tensor
@@ -45,12 +45,12 @@ def spectral_vectors(merged: Tensor, models: Sequence[SpectralModel]) -> Spectra
 
     Args:
         merged: the weight in the dtype of the output.
-        models: those that were merged; the first one's vectors are where the search begins, have the shapes of the
-            result, and tell which axis of the weight the left vector belongs to.
+        models: the merged models; the first one's vectors start the search, have the shapes of the result, and
+            determine the axis of the weight that the left vector belongs to.
 
     Returns:
-        Vectors of length 1 with ``uᵀWv = σ``, pointing where those of the first model point; its own where the weight
-        is zero, or not finite.
+        Unit vectors with ``uᵀWv = σ``, oriented like those of the first model; that model's own vectors if the weight
+        is zero or not finite.
     """
     for model in models:
         if _is_same(model.weight, merged):
@@ -76,8 +76,8 @@ def normalised(weight: Tensor, model: SpectralModel) -> Tensor:
 
     Args:
         weight: ``W``.
-        model: its vectors. Where only ``u`` is kept, ``v`` is ``Wᵀu`` brought to length 1, as generative adversarial
-            networks compute it.
+        model: its vectors. If only ``u`` is stored, ``v`` is the normalised ``Wᵀu``, as in many generative adversarial
+            networks.
     """
     matrix = _matrix(weight, _axis(weight, model))
     left = model.left.flatten().double().to(matrix.device)
@@ -88,7 +88,7 @@ def normalised(weight: Tensor, model: SpectralModel) -> Tensor:
 
 
 def _is_same(weight: Elements, merged: Tensor) -> bool:
-    """Return whether a merged weight is that of a model, rounded as it is."""
+    """Return whether a merged weight equals that of a model, rounded in the same way."""
     flat = merged.reshape(-1)
     return all(
         torch.equal(weight.read(start, start + len(part)).to(flat.dtype), part)
@@ -97,7 +97,7 @@ def _is_same(weight: Elements, merged: Tensor) -> bool:
 
 
 def _axis(merged: Tensor, model: SpectralModel) -> int:
-    """Return the axis of the weight that the left vector runs along: mostly 0, of transposed convolutions 1."""
+    """Return the axis of the weight that the left vector runs along: usually 0, for transposed convolutions 1."""
     first, *others = [axis for axis, size in enumerate(merged.shape) if size == model.left.numel()]
     if not others or model.right is None:
         return first
@@ -109,18 +109,18 @@ def _axis(merged: Tensor, model: SpectralModel) -> int:
 
 
 def _matrix(weight: Tensor, axis: int) -> Tensor:
-    """Return a weight as a float64 matrix whose rows go along an axis, as spectral norm sees it."""
+    """Return a weight as a float64 matrix with an axis as rows, as in spectral norm."""
     return weight.movedim(axis, 0).flatten(1).double()
 
 
 def _leading(matrix: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the leading singular vectors and value of a matrix that isn't zero.
+    """Return the leading singular vectors and value of a non-zero matrix.
 
-    Power iteration, sped up: every restart takes the best of the space that a few steps span.
+    Accelerated power iteration: every restart takes the best vector of the space spanned by a few steps.
 
     Args:
         matrix: float64.
-        start: a guess at the right vector; what it lacks comes from a random vector, the same every time.
+        start: a guess of the right vector; a fixed random vector supplements it.
 
     Source:
         Golub and Kahan 1965, https://doi.org/10.1137/0702016, restarted, with full orthogonalisation.
@@ -130,7 +130,7 @@ def _leading(matrix: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     right = _unit(drawn).to(matrix.device)
     if bool(start.isfinite().all()):
         both = right + _unit(start.to(matrix.device))
-        right = _unit(both) if bool(both.norm() > _OPPOSITE) else right  # of one number, the two may be opposite
+        right = _unit(both) if bool(both.norm() > _OPPOSITE) else right  # vectors of length 1 may be opposite
     for _ in range(_RESTARTS):
         right, value, residual = _restarted(matrix, right)
         if residual <= _RESIDUAL * value:
@@ -161,7 +161,7 @@ def _restarted(matrix: Tensor, start: Tensor) -> tuple[Tensor, float, float]:
 
 
 def _orthogonal(vector: Tensor, basis: Sequence[Tensor]) -> Tensor:
-    """Return the remainder of a vector beside orthonormal ones; twice is enough."""
+    """Return the component of a vector orthogonal to an orthonormal basis; two passes suffice."""
     stacked = torch.stack(list(basis))
     for _ in range(2):
         vector = vector - (stacked @ vector) @ stacked
@@ -169,7 +169,7 @@ def _orthogonal(vector: Tensor, basis: Sequence[Tensor]) -> Tensor:
 
 
 def _normalise(vector: Tensor) -> float:
-    """Bring a vector to length 1 in place, a zero one aside, and return its length."""
+    """Normalise a vector in place, unless it is zero, and return its length."""
     length = float(vector.norm())
     if length > 0 and math.isfinite(length):
         vector /= length
@@ -177,6 +177,6 @@ def _normalise(vector: Tensor) -> float:
 
 
 def _unit(vector: Tensor) -> Tensor:
-    """Return a vector of length 1; a zero one as it is."""
+    """Return a vector normalised, or unchanged if it is zero."""
     length = vector.norm()
     return vector / length if length > 0 else vector

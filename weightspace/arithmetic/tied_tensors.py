@@ -1,4 +1,4 @@
-"""Combining state dicts name by name, so that tensors tied in all of them stay tied in the result."""
+"""Combination of state dicts name by name, so that tensors tied in all of them stay tied in the result."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def by_name(states: Sequence[StateDict], combine: Callable[[str, list[Tensor]], 
 
     Args:
         states: state dicts with the same names.
-        combine: makes one new tensor of those that the models have under a name. It is called once for names
-            that show one memory in every model (an embedding and its head), and they share the result.
+        combine: makes one new tensor from those that the models have under a name. It is called once for names that
+            share memory in every model (an embedding and its head), and they share the result.
     """
     shared = dict(set.intersection(*(set(tied_names(state).items()) for state in states)))
     merged: StateDict = {}

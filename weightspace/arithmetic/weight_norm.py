@@ -1,14 +1,14 @@
-r"""Weight norm, :math:`w = g\,v/\lVert v\rVert`, merged as the weight that it stands for.
+r"""Weight norm, :math:`w = g\,v/\lVert v\rVert`, merged by its effective weight.
 
-Averages of ``g`` and of ``v`` make no average of ``w``: directions are averaged by lengths that mean nothing (training
-lets :math:`\lVert v\rVert` grow, and the network does not depend on it), and the mean magnitude is longer than the mean
-weight. A merge is therefore that of the weights :math:`w_i`, by whatever method, and is written as torch writes a
-weight to which weight norm is applied: :math:`v = w`, :math:`g = \lVert w\rVert`. A slice (what has one norm, the
-weights of a unit mostly) that comes out as that of a model keeps this model's ``g`` and ``v`` bit for bit, so that
-copies merge to the copy and a line ends in its ends; of a slice that comes out as zero, which has no direction, the
-first model's ``v`` is kept beside :math:`g = 0`.
+Averaging ``g`` and ``v`` separately doesn't average ``w``: directions would be weighted by meaningless lengths
+(training lets :math:`\lVert v\rVert` grow, and the network doesn't depend on it), and the mean magnitude exceeds the
+norm of the mean weight. A merge by any method therefore uses the weights :math:`w_i`, and its result is written as
+torch does when it applies weight norm: :math:`v = w`, :math:`g = \lVert w\rVert`. If a slice (the elements sharing a
+norm, usually the weights of a unit) equals that of a model, this model's ``g`` and ``v`` are kept bit for bit, so that
+copies merge to the copy and a line ends at its endpoints; for a zero slice, which has no direction, the first model's
+``v`` is kept with :math:`g = 0`.
 
-Everything is in float64 and goes by ranges of elements, so that tensors may lie in files.
+Everything is computed in float64 and by ranges of elements, so that tensors may stay in files.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from torch import Tensor
 
 from weightspace.errors import WeightspaceError
 
-#: Elements taken at a time.
+#: Number of elements processed at a time.
 PIECE = 2**17
 
 
 class Elements(Protocol):
-    """A tensor of any float dtype, read by range of its elements in row-major order."""
+    """A tensor of any float dtype, read by ranges of its elements in row-major order."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -41,7 +41,7 @@ class Elements(Protocol):
         ...
 
 
-#: Index of a first element, and elements from there on, 1-D.
+#: Index of a first element, and the elements from there on, 1-D.
 Piece: TypeAlias = "tuple[int, Tensor]"
 
 
@@ -58,10 +58,10 @@ class Held:
 
 
 class Slices:
-    """The parts of a weight that have one norm each: all elements, or those at one index of an axis.
+    """The parts of a weight with one norm each: all elements, or those at one index of an axis.
 
     Args:
-        shape: of the weight.
+        shape: shape of the weight.
         magnitude: shape of the norms: 1 along every axis that a norm runs over, or ``()``.
     """
 
@@ -71,7 +71,7 @@ class Slices:
         self._stride = math.prod(shape) or 1 if axis is None else math.prod(shape[axis + 1 :])
 
     def of(self, start: int, stop: int) -> Tensor:
-        """Return the number of the slice that each of a range of elements belongs to."""
+        """Return the slice index of each element in a range."""
         return torch.arange(start, stop).div_(self._stride, rounding_mode="floor").remainder_(self.count)
 
     def norms(self, pieces: Iterable[Piece]) -> Tensor:
@@ -83,15 +83,15 @@ class Slices:
 
 
 class EffectiveWeight:
-    """The weight of a magnitude and a direction, as ``Elements`` in float64.
+    """The effective weight of a magnitude and a direction, as ``Elements`` in float64.
 
     Attributes:
         magnitude: ``g``.
         direction: ``v``.
-        slices: what has one norm.
+        slices: the parts with one norm each.
 
     Raises:
-        WeightspaceError: on reading, a slice of the direction is zero, and has no weight (``finite``).
+        WeightspaceError: when read, if a slice of the direction is zero, and has no weight (``finite``).
     """
 
     dtype = torch.float64
@@ -118,20 +118,20 @@ class EffectiveWeight:
         if self._finite and bool((norms == 0).any()):
             holder = f" of {self._model}" if self._model else ""
             raise WeightspaceError(
-                f"{self._name!r}{holder} is zero in {int((norms == 0).sum()):,} of its {len(norms):,} slices, of which "
-                "weight norm makes NaN. Expected a direction for each. Is the checkpoint damaged?"
+                f"{self._name!r}{holder} is zero in {int((norms == 0).sum()):,} of its {len(norms):,} slices, where "
+                "weight norm gives NaN. Expected a direction for each. Is the checkpoint damaged?"
             )
         return self.magnitudes() / norms
 
 
 @dataclass(frozen=True)
 class Split:
-    """A merged weight in magnitude and direction.
+    """A merged weight split into magnitude and direction.
 
     Attributes:
-        models: the weights that were merged.
-        norms: of the slices of the result, float64 of shape ``(count,)``.
-        owners: number of the model whose slice each one is, -1 for none; int64 of shape ``(count,)``.
+        models: the merged weights.
+        norms: norms of the slices of the result, float64 of shape ``(count,)``.
+        owners: index of the model that each slice is equal to, -1 for none; int64 of shape ``(count,)``.
     """
 
     models: Sequence[EffectiveWeight]
@@ -159,11 +159,11 @@ class Split:
 
 
 def split(models: Sequence[EffectiveWeight], merged: Callable[[], Iterable[Piece]]) -> Split:
-    """Return how a merged weight is divided into magnitude and direction.
+    """Split a merged weight into magnitude and direction.
 
     Args:
-        models: the weights that were merged, one per model.
-        merged: gives the pieces of the result in order, in float64.
+        models: the merged weights, one per model.
+        merged: returns the pieces of the result in order, in float64.
     """
     slices = models[0].slices
     squares = torch.zeros(slices.count, dtype=torch.float64)
@@ -187,7 +187,7 @@ def pieces_of(elements: Elements) -> Iterator[Piece]:
 
 
 def slice_norms(weight: Tensor, magnitude: Sequence[int]) -> Tensor:
-    """Return the norms of the slices of a weight, differentiable in it, of the shape of its magnitude."""
+    """Return the norms of the slices of a weight, differentiable in it, with the shape of its magnitude."""
     axes = [axis for axis, size in enumerate(magnitude) if size == 1]
     if not len(magnitude):
         return torch.linalg.vector_norm(weight)
@@ -195,13 +195,14 @@ def slice_norms(weight: Tensor, magnitude: Sequence[int]) -> Tensor:
 
 
 def weight_and_gradient(magnitude: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Return the weight of a pair with gradients, and the gradient of the loss by it.
+    r"""Return the weight of a pair with gradients, and the gradient of the loss with respect to it.
 
     :math:`\partial L/\partial w = \frac{\lVert v\rVert}{g}\,\partial L/\partial v + \partial L/\partial g\,
-    v/\lVert v\rVert`, of which the part across ``v`` is lost where ``g`` is zero.
+    v/\lVert v\rVert`, whose component orthogonal to ``v`` is lost if ``g`` is zero.
 
     Source:
-        Salimans and Kingma 2016, https://arxiv.org/abs/1602.07868, equation 3, solved for the gradient by ``w``.
+        Salimans and Kingma 2016, https://arxiv.org/abs/1602.07868, equation 3, solved for the gradient with respect to
+        ``w``.
     """
     if magnitude.grad is None or direction.grad is None:
         raise WeightspaceError("A pair of weight norm has no gradient. Expected a loss that depends on it.")

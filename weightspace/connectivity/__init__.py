@@ -1,4 +1,4 @@
-"""Linear mode connectivity: the loss along the path between networks, the barriers on it, the plane through three."""
+"""Linear mode connectivity: the loss along paths between networks, barriers, and planes through three networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""REPAIR in place: the units of a network between two get mean and deviation from those of the two."""
+"""REPAIR in place: the mean and standard deviation of an interpolated network's units are matched to the endpoints'."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from weightspace.connectivity.unit_weights import has_weight, obstacle, set_weig
 from weightspace.errors import WeightspaceError
 from weightspace.tasks.protocol import Task
 
-#: Layer -> the mean and the standard deviation that its units should have.
+#: Layer -> target mean and standard deviation of its units.
 _Goals = dict[str, tuple[Tensor, Tensor]]
 
 
 class Renormaliser:
-    """Sets the units of networks between ``a`` and ``b``; the two are measured once, when it is made.
+    """Renormalise the units of networks between ``a`` and ``b``; the endpoints are measured once, on construction.
 
     Args:
-        task: has the training data, and the loss that runs a network on them.
-        network: of the task, in evaluation mode; its weights are overwritten.
+        task: provides the training data, and the loss that runs a network on them.
+        network: network of the task, in evaluation mode; its weights are overwritten.
         a: weights at position 0.
         b: weights at position 1.
 
     Raises:
-        WeightspaceError: there are no training data, or integer tensors of ``a`` and ``b`` differ.
+        WeightspaceError: there is no training data, or integer tensors of ``a`` and ``b`` differ.
     """
 
     def __init__(self, task: Task, network: nn.Module, a: StateDict, b: StateDict) -> None:
@@ -48,12 +48,12 @@ class Renormaliser:
         self.layers = {name: layer for name, layer in self.layers.items() if all(name in end for end in self.ends)}
 
     def __call__(self, position: float, *, passes: int = 1) -> None:
-        """Set the units of the network, which has the weights of a position between 0 and 1.
+        """Correct the units of the network, whose weights are those of a position between 0 and 1.
 
         Args:
-            position: what share of ``b`` the units' statistics should have.
-            passes: over the training data. The first corrects every batch by its own statistics, in all layers at
-                once, as the paper does; each further one measures what came out and corrects the remainder.
+            position: the weight of ``b``'s statistics in the target.
+            passes: passes over the training data. The first corrects every batch by its own statistics, in all layers
+                at once, as in the paper; each further pass measures the result and corrects the remainder.
         """
         goals = {name: goal(self.ends[0][name], self.ends[1][name], position) for name in self.layers}
         with batch_statistics(self.network):
@@ -63,7 +63,7 @@ class Renormaliser:
             self._fold(self._measured(), goals)
 
     def _measured(self, goals: _Goals | None = None) -> dict[str, Moments]:
-        """Return the moments of all units over the training data; with goals, each batch goes on corrected."""
+        """Return the moments of all units over the training data; with goals, each batch is corrected on the way."""
         found: dict[str, Moments] = {}
 
         def note(name: str, output: Tensor) -> Tensor | None:
@@ -79,39 +79,39 @@ class Renormaliser:
         return found
 
     def _fold(self, found: dict[str, Moments], goals: _Goals) -> None:
-        """Put into every layer the map that takes its units from what was found to what they should have."""
+        """Fold into every layer the map from the measured statistics to the goals."""
         for name, before in found.items():
             fold(self.layers[name], *setting(before, *goals[name]))
 
 
 def layers_of_task(task: Task, network: nn.Module) -> dict[str, nn.Module]:
-    """Return the layers whose hidden units REPAIR sets, found on the task's first training batch.
+    """Return the layers whose hidden units REPAIR corrects, found on the task's first training batch.
 
     Raises:
-        WeightspaceError: there are no training data, or the weight of such a layer cannot be set.
+        WeightspaceError: there is no training data, or the weight of such a layer can't be set.
     """
     first = next(iter(task.batches("train", SEED)), None)
     if first is None:
-        raise WeightspaceError(f"Task {task.name!r} has no training batches; its units cannot be measured.")
+        raise WeightspaceError(f"Task {task.name!r} has no training batches to measure its units on.")
     return unit_layers(network, lambda: task.loss(network, first))
 
 
 def _mapped(layer: nn.Module, output: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Return the output as it would be with the map folded into the layer."""
+    """Return the output as if the map were folded into the layer."""
     shape = [1] * output.dim()
     shape[unit_axis(layer)] = -1
     scaled = output * scale.to(output.dtype).view(shape)
     return scaled if layer.bias is None else scaled + shift.to(output.dtype).view(shape)
 
 
-#: A unit whose standard deviation is below this share of the one that it should have, or of its mean, is constant up
-#: to rounding: to scale it up would be to scale up noise.
+#: A unit whose standard deviation is below this fraction of its target, or of its mean, is constant up to rounding:
+#: scaling it up would only amplify noise.
 _CONSTANT = 1e-5
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of ``count`` values a unit: their mean and population variance, float64 of shape ``(units,)``."""
+    """Mean and population variance of ``count`` values per unit, float64 of shape ``(units,)``."""
 
     count: int
     mean: Tensor
@@ -124,11 +124,11 @@ class Moments:
 
 
 def moments(outputs: Tensor, axis: int) -> Moments:
-    """Return the moments of every unit over all other axes of one batch of outputs.
+    """Return the moments of every unit over all other axes of a batch of outputs.
 
     Args:
         outputs: float, of any shape.
-        axis: the units lie on it.
+        axis: the axis of the units.
     """
     values = outputs.detach().movedim(axis, -1).flatten(0, -2).double()
     variance, mean = torch.var_mean(values, dim=0, correction=0)
@@ -136,7 +136,7 @@ def moments(outputs: Tensor, axis: int) -> Moments:
 
 
 def pooled(first: Moments, second: Moments) -> Moments:
-    """Return the moments of two sets of values together.
+    """Return the moments of the union of two sets of values.
 
     Source:
         Chan, Golub, LeVeque 1979, http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf.
@@ -156,14 +156,14 @@ def goal(first: Moments, second: Moments, position: float) -> tuple[Tensor, Tens
 
 
 def setting(found: Moments, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``(scale, shift)`` such that ``scale · x + shift`` has this mean and standard deviation.
+    """Return ``(scale, shift)`` such that ``scale · x + shift`` has the given mean and standard deviation.
 
-    A unit that is constant, up to rounding, cannot be scaled into one that is not: it gets the mean only.
+    A unit that is constant up to rounding can't be scaled to one that isn't: only its mean is corrected.
 
     Args:
         found: the moments of ``x``.
         mean: float64 of shape ``(units,)``.
-        std: likewise, not negative.
+        std: likewise, non-negative.
     """
     alive = found.std > _CONSTANT * torch.maximum(std, found.mean.abs())
     scale = torch.where(alive, std / torch.where(alive, found.std, 1), 1)
@@ -171,29 +171,29 @@ def setting(found: Moments, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
 
 
 _KINDS = (nn.Linear, _ConvNd, _BatchNorm)
-#: Takes the name of a layer and its output; what it returns, if it is a tensor, is the output from there on.
+#: Called with the name and output of a layer; a returned tensor replaces the output.
 OnOutput = Callable[[str, Tensor], "Tensor | None"]
 
 
 def unit_layers(network: nn.Module, loss: Callable[[], Tensor]) -> dict[str, nn.Module]:
-    """Return the layers that have units to set, by name, in the order in which they run.
+    """Return the layers with units to correct, by name, in execution order.
 
-    They are the linear layers, convolutions and BatchNorm layers with weights, save those
+    They are the linear, convolutional and BatchNorm layers with weights, except those
 
-    - whose output reaches the loss by way of no other such layer: it is the output of the network, not hidden;
-    - whose output BatchNorm takes up at once, since that layer has the last word on mean and deviation;
-    - that run more than once or share a parameter, since one affine map cannot serve two places.
+    - whose output reaches the loss without passing another such layer: it is the network's output, not hidden;
+    - whose output goes directly into BatchNorm, which determines mean and deviation itself;
+    - that run more than once or share a parameter, since one affine map can't serve two places.
 
-    A weight under weight norm or pruning is set as well; a module that is registered under two names counts once.
-    Whatever else has weights (LayerNorm, embeddings, ``nn.MultiheadAttention``, recurrent layers) is left alone.
+    Weights under weight norm or pruning are supported; a module registered under two names counts once. Other layers
+    with weights (LayerNorm, embeddings, ``nn.MultiheadAttention``, recurrent layers) are left alone.
 
     Args:
         network: in evaluation mode; gradients of all its floating-point parameters are switched on.
         loss: runs the network once and returns a scalar that depends on its output.
 
     Raises:
-        WeightspaceError: the loss has no gradient, or the weight of such a layer cannot be set: it is under spectral
-            norm, say, which undoes what is folded into it.
+        WeightspaceError: the loss has no gradient, or the weight of such a layer can't be set, for example under
+            spectral norm, which would undo the folded map.
     """
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
@@ -216,7 +216,7 @@ def unit_layers(network: nn.Module, loss: Callable[[], Tensor]) -> dict[str, nn.
         for handle in handles:
             handle.remove()
     if end is None:
-        raise WeightspaceError("The loss of the task has no gradient in the weights, so its layers cannot be found.")
+        raise WeightspaceError("The task's loss has no gradient in the weights, so its layers cannot be found.")
     last = _first_met(end, {node for found in nodes.values() for node in found})
     owners = Counter(id(one) for layer in network.modules() for one in layer.parameters(recurse=False))
     hidden: dict[str, nn.Module] = {
@@ -227,14 +227,14 @@ def unit_layers(network: nn.Module, loss: Callable[[], Tensor]) -> dict[str, nn.
     for name, layer in hidden.items():
         if (problem := obstacle(layer)) is not None:
             raise WeightspaceError(
-                f"REPAIR cannot set the units of {name!r}: {problem}. Expected a weight that is plain, or under weight "
+                f"REPAIR cannot correct the units of {name!r}: {problem}. Expected a plain weight, or one under weight "
                 "norm or pruning. Remove the parametrization from the networks, or use statistics='reset' or 'none'."
             )
     return hidden
 
 
 def _first_met(end: Any, wanted: set[Any]) -> set[Any]:
-    """Return the nodes of ``wanted`` that lie on a path back from ``end`` before any other of them."""
+    """Return the nodes of ``wanted`` that are reached first on the paths back from ``end``."""
     met, seen, waiting = set(), {end}, [end]
     while waiting:
         node = waiting.pop()
@@ -249,13 +249,13 @@ def _first_met(end: Any, wanted: set[Any]) -> set[Any]:
 
 
 def _has_own_weight(layer: nn.Module, owners: Counter[int]) -> bool:
-    """Return whether the layer has a weight, and no other layer has a parameter of it."""
+    """Return whether the layer has a weight and shares none of its parameters with another layer."""
     return has_weight(layer) and all(owners[id(one)] == 1 for one in layer.parameters())
 
 
 @contextmanager
 def listening(layers: Iterable[tuple[str, nn.Module]], on_output: OnOutput) -> Iterator[None]:
-    """Call ``on_output`` with every output of the layers inside the block."""
+    """Call ``on_output`` with every output of the layers while the block runs."""
 
     def hook(name: str, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
         return on_output(name, output)
@@ -269,23 +269,23 @@ def listening(layers: Iterable[tuple[str, nn.Module]], on_output: OnOutput) -> I
 
 
 def unit_axis(layer: nn.Module) -> int:
-    """Return the axis of the layer's output that its units lie on."""
+    """Return the axis of the layer's output that holds its units."""
     if isinstance(layer, _ConvNd):
-        return 1 - layer.weight.dim()  # from the end, since an image may come without a batch
+        return 1 - layer.weight.dim()  # counted from the end, since an image may lack a batch axis
     return 1 if isinstance(layer, _BatchNorm) else -1
 
 
 @torch.no_grad()
 def fold(layer: nn.Module, scale: Tensor, shift: Tensor) -> None:
-    """Put the map ``scale · output + shift`` of a unit layer into its own weight and bias, in place.
+    """Fold the map ``scale · output + shift`` of a unit layer into its weight and bias, in place.
 
     Args:
-        layer: one of ``unit_layers``; without a bias it is only scaled.
+        layer: one of ``unit_layers``; without a bias, it is only scaled.
         scale: float64 of shape ``(units,)``.
         shift: likewise.
     """
     weight = weight_of(layer).double()
-    if isinstance(layer, _ConvTransposeNd):  # (in, units of a group, …): the groups lie on the first axis
+    if isinstance(layer, _ConvTransposeNd):  # (in, units per group, …): the groups are on the first axis
         parts = weight.unflatten(0, (layer.groups, -1))
         factors = scale.view(layer.groups, 1, -1, *(1 for _ in weight.shape[2:]))
         set_weight(layer, (parts * factors).flatten(0, 1))

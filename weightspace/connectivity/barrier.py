@@ -1,7 +1,7 @@
-"""Barriers: how far the networks between two are worse than the two.
+"""Barriers: how much worse the networks between two endpoints are.
 
-A positive barrier is bad in either score: a rise of the loss, a fall of the accuracy. It is never clipped, so
-that a curve below its ends has the negative (or zero) barrier that it has.
+A positive barrier is bad for either score: a rise of the loss, a drop of the accuracy. It is never clipped, so a curve
+below its endpoints has a negative (or zero) barrier.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ Score: TypeAlias = Literal["loss", "accuracy"]
 
 @checked
 def barrier(curve: Curve, *, baseline: Baseline = "linear", score: Score = "loss") -> float:
-    """Return the largest rise of the loss above the straight line between its ends.
+    """Return the largest rise of the loss above the straight line between its endpoints.
 
-    ``max_λ L(λ) − [(1−λ) L(0) + λ L(1)]`` over the positions, ends included; NaN if a score is NaN.
+    ``max_λ L(λ) − [(1−λ) L(0) + λ L(1)]`` over the positions, endpoints included; NaN if a score is NaN.
 
     Args:
         curve: scores at ``S`` positions that increase from 0 to 1.
-        baseline: ``"linear"`` interpolates the ends; ``"mean"`` takes their average, as Git Re-Basin does.
-        score: ``"loss"`` (nats), or ``"accuracy"``: the largest fall below the baseline (share).
+        baseline: ``"linear"`` interpolates the endpoint losses; ``"mean"`` averages them, as Git Re-Basin does.
+        score: ``"loss"`` (nats), or ``"accuracy"``: the largest drop below the baseline (a fraction).
 
     Raises:
-        WeightspaceError: fewer than three positions, they don't increase from 0 to 1, or no accuracy.
+        WeightspaceError: fewer than three positions, positions that don't increase from 0 to 1, or no accuracy.
 
     Source:
         Frankle et al. 2020, https://arxiv.org/abs/1912.05671, section 2; Ainsworth et al. 2023,
@@ -58,11 +58,11 @@ def barrier(curve: Curve, *, baseline: Baseline = "linear", score: Score = "loss
 
 
 def _checked_positions(curve: Curve) -> np.ndarray:
-    """Return the positions, which are three or more and increase from 0 to 1."""
+    """Return the positions after checking that there are at least three, increasing from 0 to 1."""
     positions = np.array(curve.positions)
     if len(positions) < 3:
         raise WeightspaceError(
-            f"A barrier needs three points or more, the two ends and one between; found {len(positions)}."
+            f"A barrier needs at least three points, the endpoints and one in between; found {len(positions)}."
         )
     if positions[0] != 0 or positions[-1] != 1 or not np.all(np.diff(positions) > 0):
         raise WeightspaceError(

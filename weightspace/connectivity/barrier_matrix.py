@@ -1,4 +1,4 @@
-"""A matrix of barriers, between every two of many models, which saves and loads itself."""
+"""A matrix of the barriers between all pairs of models, with saving and loading."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ Square: TypeAlias = tuple[tuple[float, ...], ...]
 @brief
 @dataclass(frozen=True)
 class BarrierMatrix:
-    """Barriers between ``n`` models, symmetric, with zeros on the diagonal.
+    """Barriers between ``n`` models: symmetric, with zeros on the diagonal.
 
     Attributes:
-        models: their names.
-        barrier: of the loss, in nats, ``n`` rows of ``n``.
-        loss: of the models themselves, in nats.
-        accuracy_barrier: shares; None where the task has no accuracy.
-        accuracy: of the models themselves, shares.
-        baseline: what the barriers rise above, ``"linear"`` or ``"mean"``.
-        split: the data that were scored: train, validation or test.
-        statistics: what was done between the models: ``"none"``, ``"reset"`` or ``"repair"``.
-        task: its name.
+        models: names of the models.
+        barrier: loss barriers in nats, ``n`` rows of ``n``.
+        loss: losses of the models themselves, in nats.
+        accuracy_barrier: accuracy barriers, as fractions; None if the task has no accuracy.
+        accuracy: accuracies of the models themselves, as fractions.
+        baseline: the baseline of the barriers, ``"linear"`` or ``"mean"``.
+        split: the scored data: train, validation or test.
+        statistics: the correction of interpolated models: ``"none"``, ``"reset"`` or ``"repair"``.
+        task: name of the task.
 
     Raises:
-        WeightspaceError: fewer than two models, names that repeat, or scores of another number.
+        WeightspaceError: fewer than two models, duplicate names, or a wrong number of scores.
     """
 
     models: tuple[str, ...]
@@ -60,16 +60,16 @@ class BarrierMatrix:
         count = len(self.models)
         if count < 2 or len(set(self.models)) != count:
             raise WeightspaceError(
-                f"Barriers are between two models or more of different names; found {', '.join(self.models) or 'none'}."
+                f"Barriers need at least two models with distinct names; found {', '.join(self.models) or 'none'}."
             )
         squares = [square for square in (self.barrier, self.accuracy_barrier) if square is not None]
         scores = [scores for scores in (self.loss, self.accuracy) if scores is not None]
         sizes = {len(part) for square in squares for part in (square, *square)} | {len(part) for part in scores}
         if sizes != {count}:
-            raise WeightspaceError(f"{count} models have rows, columns and scores of {count}; found {sorted(sizes)}.")
+            raise WeightspaceError(f"{count} models need {count} rows, columns and scores; found {sorted(sizes)}.")
 
     def save(self, path: str | Path) -> None:
-        """Write the matrix as ``.csv`` (a row a pair) or ``.json``; :meth:`load` gives back an equal one.
+        """Write the matrix as ``.csv`` (one row per pair) or ``.json``; :meth:`load` restores an equal one.
 
         Raises:
             CheckpointError: the file cannot be written.
@@ -79,7 +79,7 @@ class BarrierMatrix:
 
     @classmethod
     def load(cls, path: str | Path) -> BarrierMatrix:
-        """Read a matrix that :meth:`save` wrote.
+        """Read a matrix written by :meth:`save`.
 
         Raises:
             WeightspaceError: the file cannot be read, or isn't a matrix of barriers.
@@ -97,13 +97,13 @@ class BarrierMatrix:
 
 
 def square(count: int, values: Mapping[tuple[int, int], float]) -> Square:
-    """Return the symmetric matrix with these values above the diagonal, and zeros on it."""
+    """Return the symmetric matrix with the given values above the diagonal, and zeros on it."""
     both = dict(values) | {(j, i): value for (i, j), value in values.items()}
     return tuple(tuple(both.get((i, j), 0.0) for j in range(count)) for i in range(count))
 
 
 def _from_fields(fields: Mapping[str, Any]) -> BarrierMatrix:
-    """Return the matrix of a JSON file."""
+    """Make the matrix from a JSON file."""
     falls = fields["accuracy_barrier"]
     return BarrierMatrix(
         models=tuple(map(str, fields["models"])),
@@ -116,7 +116,7 @@ def _from_fields(fields: Mapping[str, Any]) -> BarrierMatrix:
 
 
 def _from_rows(rows: list[dict[str, str]]) -> BarrierMatrix:
-    """Return the matrix of a CSV file."""
+    """Make the matrix from a CSV file."""
     models = tuple(dict.fromkeys([rows[0]["a"], *(row["b"] for row in rows)]))
     number = {model: index for index, model in enumerate(models)}
     pairs = {(number[row["a"]], number[row["b"]]): row for row in rows}
@@ -153,22 +153,22 @@ def barrier_matrix(
     ray_address: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> BarrierMatrix:
-    """Measure the barrier between every two of many models.
+    """Measure the barrier between every pair of models.
 
     Args:
-        task: builds and scores the networks; with more workers than one it travels, and so must be picklable.
-        states: the models, two or more.
-        names: of the models, all different; their numbers from 0 if not given.
-        points: as for ``loss_curve``, three or more, and so are ``statistics`` and ``split``.
+        task: builds and scores the networks; must be picklable for more than one worker.
+        states: the models, at least two.
+        names: distinct names of the models; by default their indices.
+        points: as for ``loss_curve``, at least three; ``statistics`` and ``split`` likewise.
         baseline: as for ``barrier``.
-        executor: where the pairs are walked: ``processes``, ``ray``, or ``serial``: here.
-        workers: pairs at a time; with one process, all are walked here. The result does not depend on it.
-        ray_address: of a Ray cluster that is running; by default ``$RAY_ADDRESS``, else one of this machine.
-        on_progress: told of every ``"pair"``, with its barrier in nats.
+        executor: where pairs are scored: ``processes``, ``ray``, or ``serial`` for this process.
+        workers: pairs to score at a time; one worker means this process. The result doesn't depend on it.
+        ray_address: address of a running Ray cluster; by default ``$RAY_ADDRESS``, or a local one.
+        on_progress: called after every ``"pair"``, with its barrier in nats.
 
     Raises:
-        CheckpointError: a model has other names or shapes than the network.
-        WeightspaceError: fewer than two models, names that repeat or are of another number, fewer than three points.
+        CheckpointError: a model's names or shapes differ from the network's.
+        WeightspaceError: fewer than two models, duplicate names or a wrong number of them, fewer than three points.
 
     Source:
         Frankle et al. 2020, https://arxiv.org/abs/1912.05671, section 2.
@@ -206,23 +206,23 @@ def _check(models: tuple[str, ...], states: int, points: int, workers: int) -> N
         WeightspaceError: as for ``barrier_matrix``.
     """
     if len(models) != states:
-        raise WeightspaceError(f"Found {len(models)} names for {states} models; expected one each.")
+        raise WeightspaceError(f"Found {len(models)} names for {states} models; expected one per model.")
     if len(models) < 2 or len(set(models)) != len(models) or points < 3 or workers < 1:
         raise WeightspaceError(
-            f"Barriers need two models or more of different names, three points and one worker at least; found "
+            f"Barriers need at least two models with distinct names, three points and one worker; found "
             f"{', '.join(models) or 'no models'}, points={points}, workers={workers}."
         )
 
 
 def _walk(task: Task, a: StateDict, b: StateDict, options: Mapping[str, Any]) -> Curve:
-    """Return the curve between two models: a piece of work that travels to where it is walked."""
+    """Return the curve between two models; runs in a worker."""
     return loss_curve(task, a, b, **options)
 
 
 def _matrix(models: tuple[str, ...], curves: Mapping[tuple[int, int], Curve], baseline: Baseline) -> BarrierMatrix:
-    """Return the matrix out of the curves of all pairs."""
+    """Build the matrix from the curves of all pairs."""
     first = curves[0, 1]
-    # Every model is the end of a curve that starts at the first, but for the first itself.
+    # Every model except the first is the end of a curve that starts at the first.
     ends = [(first, 0), *((curves[0, other], -1) for other in range(1, len(models)))]
     accuracies = [curve.accuracy[end] for curve, end in ends if curve.accuracy is not None]
     measured = {pair: barrier(curve, baseline=baseline) for pair, curve in curves.items()}

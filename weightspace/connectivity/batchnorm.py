@@ -1,7 +1,7 @@
-"""BatchNorm's statistics between two networks.
+"""BatchNorm statistics of interpolated networks.
 
-The running mean and variance belong to the activations of the network that was trained. Those of a network
-between two are other activations, and the interpolated statistics are wrong for them: they are measured anew.
+The running mean and variance belong to the activations of the trained network. An interpolated network has different
+activations, for which interpolated statistics are wrong; they are recomputed.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from weightspace.errors import WeightspaceError
 from weightspace.tasks.building import network_with
 from weightspace.tasks.protocol import Task
 
-#: Seed of the training batches that statistics are measured on: the same for every network.
+#: Seed of the training batches for measuring statistics, the same for every network.
 SEED = 0
 
 
 def has_batchnorm_statistics(module: nn.Module) -> bool:
-    """Return whether a BatchNorm layer with running statistics is inside."""
+    """Return whether a module contains a BatchNorm layer with running statistics."""
     return bool(_layers(module))
 
 
 @contextmanager
 def batch_statistics(module: nn.Module) -> Iterator[None]:
-    """Let BatchNorm normalise by the batch at hand inside the block, and average the statistics of these batches.
+    """Normalise by the current batch in BatchNorm layers inside the block, and average the batches' statistics.
 
-    The running statistics are the plain average over the batches afterwards. All other layers are in evaluation mode
-    meanwhile (no dropout), so that nothing is drawn at random; modes and momenta are as before afterwards.
+    Afterwards, the running statistics are the plain average over the batches. Meanwhile, all other layers are in
+    evaluation mode (no dropout), so nothing is random; modes and momenta are restored at the end.
 
     Args:
-        module: its BatchNorm layers with running statistics are changed in place.
+        module: its BatchNorm layers with running statistics are modified in place.
     """
     layers = _layers(module)
     modes = [(part, part.training) for part in module.modules()]
@@ -45,7 +45,7 @@ def batch_statistics(module: nn.Module) -> Iterator[None]:
         module.eval()
         for layer in layers:
             layer.reset_running_stats()
-            layer.momentum = None  # torch's sign for a cumulative average
+            layer.momentum = None  # means a cumulative average in torch
             layer.training = True
         yield
     finally:
@@ -57,12 +57,12 @@ def batch_statistics(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def run_over(module: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any]) -> None:
-    """Run a module over batches, without gradients, for what its layers see.
+    """Run a module over batches without gradients, for the side effects on its layers.
 
     Args:
-        module: is handed to ``forward``.
-        batches: training data, in pieces as large as in training.
-        forward: runs the module on a batch; what it returns is ignored (``task.loss`` will do).
+        module: passed to ``forward``.
+        batches: training data, in batches as large as in training.
+        forward: runs the module on a batch; its result is ignored (``task.loss`` works).
 
     Raises:
         WeightspaceError: there are no batches.
@@ -77,12 +77,12 @@ def run_over(module: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Mo
 def reset_batchnorm(module: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any]) -> None:
     """Set the running statistics of every BatchNorm layer to their plain average over the batches.
 
-    The statistics are the only thing that changes, and a module without such layers stays as it is.
+    Nothing else changes, and a module without such layers is unchanged.
 
     Args:
-        module: changed in place.
-        batches: training data, in pieces as large as in training.
-        forward: runs the module on a batch; what it returns is ignored (``task.loss`` will do).
+        module: modified in place.
+        batches: training data, in batches as large as in training.
+        forward: runs the module on a batch; its result is ignored (``task.loss`` works).
 
     Raises:
         WeightspaceError: there are no batches.
@@ -97,14 +97,14 @@ def reset_batchnorm(module: nn.Module, batches: Iterable[Any], forward: Callable
 
 
 def reset_statistics(task: Task, state: StateDict) -> StateDict:
-    """Return a network's weights with BatchNorm's statistics measured anew over the task's training data.
+    """Return a network's weights with BatchNorm statistics recomputed over the task's training data.
 
     Args:
-        task: builds the network and has the data.
-        state: weights of a network of the task; one without BatchNorm comes back as it is.
+        task: builds the network and provides the data.
+        state: weights of a network of the task; returned as is without BatchNorm.
 
     Raises:
-        CheckpointError: the weights have other names or shapes than the task's network.
+        CheckpointError: the names or shapes of the weights differ from those of the task's network.
     """
     network = network_with(task, state)
     if not has_batchnorm_statistics(network):

@@ -1,4 +1,4 @@
-"""Files of curves, planes and matrices: ``.json`` holds the whole, ``.csv`` a table."""
+"""Files of curves, planes and matrices: ``.json`` with everything, or ``.csv`` as a table."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Result = TypeVar("Result")
 
 
 def save_result(path: str | Path, noun: str, fields: Mapping[str, Any], table: Callable[[], str]) -> None:
-    """Write a result as ``.json`` or ``.csv``, as the suffix says.
+    """Write a result as ``.json`` or ``.csv``, depending on the suffix.
 
     Args:
-        path: of the file.
-        noun: what the result is, for the error: ``curve``.
-        fields: all of it, for ``.json``.
-        table: returns all of it as the text of a ``.csv``.
+        path: path of the file.
+        noun: name of the kind of result for errors, such as ``curve``.
+        fields: all fields, for ``.json``.
+        table: returns the text of the ``.csv``.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -42,17 +42,17 @@ def load_result(
     from_fields: Callable[[Mapping[str, Any]], Result],
     from_rows: Callable[[list[dict[str, str]]], Result],
 ) -> Result:
-    """Read a result that ``save_result`` wrote.
+    """Read a result written by ``save_result``.
 
     Args:
-        path: of the file.
-        noun: what the result is.
-        expected: names that the file has, for the error.
+        path: path of the file.
+        noun: name of the kind of result.
+        expected: names that the file must have, for the error.
         from_fields: makes the result from the object of a ``.json``.
-        from_rows: makes it from the rows of a ``.csv``, one or more.
+        from_rows: makes the result from the rows of a ``.csv``, at least one.
 
     Raises:
-        WeightspaceError: the file cannot be read, or holds something else.
+        WeightspaceError: the file can't be read, or has other contents.
     """
     path = Path(path)
     suffix = _suffix(path, noun)
@@ -64,12 +64,12 @@ def load_result(
         raise WeightspaceError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, csv.Error) as error:
         raise WeightspaceError(
-            f"{path} isn't a {noun} ({error}); expected {', '.join(expected)} as its save method writes them."
+            f"{path} isn't a {noun} ({error}); expected {', '.join(expected)}, as written by its save method."
         ) from error
 
 
 def table_of(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return the text of a ``.csv`` with a line of columns and the rows; None is an empty cell."""
+    """Return the text of a ``.csv`` with a header line and rows; None gives an empty cell."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(columns)
@@ -78,12 +78,12 @@ def table_of(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def numbers(values: Iterable[Any]) -> tuple[float, ...]:
-    """Return the values of a file as floats."""
+    """Convert the values of a file to floats."""
     return tuple(float(value) for value in values)
 
 
 def numbers_or_none(values: Sequence[Any] | None) -> tuple[float, ...] | None:
-    """Return the values of a file as floats; None where there are none, or where the cells of a table are empty."""
+    """Convert the values of a file to floats; None for a missing list or empty cells."""
     if values is None or all(value == "" for value in values):
         return None
     return numbers(values)
@@ -97,7 +97,7 @@ def _rows(text: str) -> list[dict[str, str]]:
 
 
 def _suffix(path: Path, noun: str) -> str:
-    """Return the suffix that decides the format."""
+    """Return the suffix, which determines the format."""
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".json"):
         raise WeightspaceError(f"A {noun} is a .csv or a .json file; found {path.name!r}.")

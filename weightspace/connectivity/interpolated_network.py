@@ -1,4 +1,4 @@
-"""Networks on the line or the plane through others, in place: one module, and the state dicts beside it."""
+"""Networks on the line or plane through others, in place: one module in addition to the state dicts."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from weightspace.merging.interpolate import line
 def interpolated(network: nn.Module, a: StateDict, b: StateDict, position: float) -> nn.Module:
     """Set the weights of ``network`` to those at ``position`` between ``a`` and ``b``, and return it.
 
-    The weights are those of ``merging.interpolate`` bit for bit, rounded to the dtype of the network; never
-    more than a tensor of them, and what follows from it, is in memory beside the network's own.
+    The weights equal those of ``merging.interpolate`` bit for bit, rounded to the dtype of the network. Besides the
+    network's own weights, at most one interpolated tensor and its derived tensors are in memory.
 
     Args:
         network: its parameters and buffers are overwritten.
-        a: position 0; its names and shapes are those of the network (``check_compatible`` says so).
-        b: position 1, likewise.
+        a: weights at position 0, with the names and shapes of the network (see ``check_compatible``).
+        b: weights at position 1, likewise.
         position: any finite real number.
 
     Raises:
@@ -45,8 +45,8 @@ def combined(network: nn.Module, states: Sequence[StateDict], coefficients: Sequ
 
     Args:
         network: its parameters and buffers are overwritten.
-        states: their names and shapes are those of the network.
-        coefficients: one a state; they sum to 1.
+        states: state dicts with the names and shapes of the network.
+        coefficients: one per state, with sum 1.
 
     Raises:
         WeightspaceError: integer tensors of the states differ.

@@ -1,4 +1,4 @@
-"""The linear path between two networks: the network at any position, with its statistics corrected."""
+"""The linear path between two networks: the network at any position, with corrected statistics."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from weightspace.suggestions import unknown
 from weightspace.tasks.building import blank_network, check_belongs
 from weightspace.tasks.protocol import Task
 
-#: What is done between the ends: nothing, BatchNorm's statistics measured anew, or the units of all layers set.
+#: Correction between the endpoints: none, recomputed BatchNorm statistics, or corrected units of all layers.
 Statistics: TypeAlias = Literal["auto", "none", "reset", "repair"]
 
 
 class LinearPath:
     """The networks on the straight line from ``a`` to ``b``, in one module.
 
-    The ends are the models as they were trained; statistics are put right strictly between them only.
+    The endpoints are the models as trained; statistics are corrected only strictly between them.
 
     Args:
-        task: builds the network and has the training data.
+        task: builds the network and provides the training data.
         a: weights at position 0.
         b: weights at position 1.
         statistics: as for ``loss_curve``.
         passes: as for ``repair``.
 
     Attributes:
-        statistics: what is done: ``"none"``, ``"reset"`` or ``"repair"``.
+        statistics: the resolved correction: ``"none"``, ``"reset"`` or ``"repair"``.
 
     Raises:
-        CheckpointError: ``a`` or ``b`` has other names or shapes than the network.
-        WeightspaceError: there is no such choice of statistics.
+        CheckpointError: the names or shapes of ``a`` or ``b`` differ from the network's.
+        WeightspaceError: unknown ``statistics``.
     """
 
     def __init__(
@@ -50,15 +50,15 @@ class LinearPath:
         for state, name in ((a, "a"), (b, "b")):
             check_is_model(state, name)
             check_belongs(task, self.network, state, name)
-        Coordinates([a, b])  # refuses what cannot be combined before anything is scored
+        Coordinates([a, b])  # refuses incompatible models before anything is scored
         self.statistics = resolved(statistics, self.network, task)
         self._renormalise = Renormaliser(task, self.network, a, b) if self.statistics == "repair" else None
 
     def at(self, position: float) -> nn.Module:
-        """Return the network at a position: the same module on every call, with other weights.
+        """Return the network at a position: the same module on every call, with different weights.
 
         Raises:
-            WeightspaceError: integer tensors of ``a`` and ``b`` differ, or there are no training data.
+            WeightspaceError: integer tensors of ``a`` and ``b`` differ, or there is no training data.
         """
         interpolated(self.network, self.a, self.b, position)
         if 0 < position < 1:
@@ -70,18 +70,18 @@ class LinearPath:
 
 
 def resolved(statistics: str, network: nn.Module, task: Task) -> str:
-    """Return what a choice of statistics means for a network.
+    """Return the correction that a choice of statistics implies for a network.
 
-    ``"reset"`` is ``"none"`` where there is no BatchNorm with running statistics; ``"auto"`` is ``"reset"``, and so is
-    ``"repair"`` of a network without layers of hidden units, with a warning.
+    ``"reset"`` becomes ``"none"`` if no BatchNorm has running statistics; ``"auto"`` becomes ``"reset"``, and so does
+    ``"repair"``, with a warning, if the network has no layers of hidden units.
 
     Args:
         statistics: the choice.
         network: in evaluation mode.
-        task: has the network and training data.
+        task: provides the network and training data.
 
     Raises:
-        WeightspaceError: there is no such choice, or REPAIR cannot set a layer.
+        WeightspaceError: the choice is unknown, or REPAIR can't set a layer.
     """
     if statistics not in get_args(Statistics):
         raise unknown("choice of statistics", statistics, get_args(Statistics))
@@ -90,8 +90,8 @@ def resolved(statistics: str, network: nn.Module, task: Task) -> str:
     done = "reset" if has_batchnorm_statistics(network) else "none"
     if statistics == "repair":
         warn(
-            f"The network of task {task.name!r} has no layer of hidden units that REPAIR can set (linear, convolution, "
-            f"BatchNorm, each with parameters of its own and run once); what is done is {done!r}.",
+            f"The network of task {task.name!r} has no layer of hidden units for REPAIR (linear, convolution, "
+            f"BatchNorm, each with its own parameters and run once); using {done!r} instead.",
             WeightspaceWarning,
             stacklevel=3,
         )

@@ -1,6 +1,6 @@
-"""A curve: the scores of the networks on the path between two, which saves and loads itself.
+"""Loss curves: the scores of the networks on the path between two, with saving and loading.
 
-Losses are in nats, accuracies shares of 1; position 0 is the network ``a``, position 1 the network ``b``.
+Losses are in nats, accuracies are fractions; position 0 is the network ``a``, position 1 the network ``b``.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Curve:
     """Scores at ``S`` positions on the path from ``a`` to ``b``.
 
     Attributes:
-        positions: without unit, of length ``S``.
+        positions: positions on the path, dimensionless, of length ``S``.
         loss: in nats, of length ``S``.
-        accuracy: shares, of length ``S``; None where the task has none.
-        split: the data that were scored: train, validation or test.
-        statistics: what was done between the ends: ``"none"``, ``"reset"`` (of BatchNorm's) or ``"repair"``, of one
-            layer at least.
-        task: its name.
+        accuracy: fractions, of length ``S``; None if the task has no accuracy.
+        split: the scored data: train, validation or test.
+        statistics: the correction between the endpoints: ``"none"``, ``"reset"`` (of BatchNorm) or ``"repair"`` (of at
+            least one layer).
+        task: name of the task.
 
     Raises:
         WeightspaceError: the lengths differ.
@@ -67,12 +67,12 @@ class Curve:
         accuracies = len(self.positions) if self.accuracy is None else len(self.accuracy)
         if not len(self.positions) == len(self.loss) == accuracies:
             raise WeightspaceError(
-                f"A curve has one score a position; found {len(self.positions)} positions, "
+                f"A curve has one score per position; found {len(self.positions)} positions, "
                 f"{len(self.loss)} losses and {accuracies} accuracies."
             )
 
     def save(self, path: str | Path) -> None:
-        """Write the curve as ``.csv`` (a row a position) or ``.json``; :meth:`load` gives back an equal one.
+        """Write the curve as ``.csv`` (one row per position) or ``.json``; :meth:`load` restores an equal one.
 
         Raises:
             CheckpointError: the file cannot be written.
@@ -82,7 +82,7 @@ class Curve:
 
     @classmethod
     def load(cls, path: str | Path) -> Curve:
-        """Read a curve that :meth:`save` wrote.
+        """Read a curve written by :meth:`save`.
 
         Raises:
             WeightspaceError: the file cannot be read, or isn't a curve.
@@ -90,14 +90,14 @@ class Curve:
         return load_result(path, "curve", _COLUMNS, _from_fields, _from_rows)
 
     def _table(self) -> str:
-        """Return a row a position, every row complete in itself."""
+        """Return one self-contained row per position."""
         accuracy = self.accuracy or (None,) * len(self.positions)
         scores = zip(self.positions, self.loss, accuracy, strict=True)
         return table_of(_COLUMNS, ([*row, self.split, self.statistics, self.task] for row in scores))
 
 
 def _from_fields(fields: Mapping[str, Any]) -> Curve:
-    """Return the curve of a JSON file."""
+    """Make the curve from a JSON file."""
     return Curve(
         positions=numbers(fields["positions"]),
         loss=numbers(fields["loss"]),
@@ -107,7 +107,7 @@ def _from_fields(fields: Mapping[str, Any]) -> Curve:
 
 
 def _from_rows(rows: list[dict[str, str]]) -> Curve:
-    """Return the curve of a CSV file."""
+    """Make the curve from a CSV file."""
     return Curve(
         positions=numbers(row["position"] for row in rows),
         loss=numbers(row["loss"] for row in rows),
@@ -117,10 +117,10 @@ def _from_rows(rows: list[dict[str, str]]) -> Curve:
 
 
 def scored(task: Task, network: nn.Module, split: Split) -> tuple[float, float | None]:
-    """Return the loss in nats and the accuracy as a share, None if the task has none.
+    """Return the loss in nats and the accuracy as a fraction, or None if the task has none.
 
     Raises:
-        WeightspaceError: the task's scores have no loss, or are no numbers by their names.
+        WeightspaceError: the task's scores lack a loss, or aren't a mapping of names to numbers.
     """
     scores = scores_of(task, network, split)
     if "loss" not in scores:
@@ -146,25 +146,25 @@ def loss_curve(
 ) -> Curve:
     """Score the networks on the straight line from ``a`` to ``b``.
 
-    One network is in memory beside the two state dicts. The ends are scored as they were trained; statistics are put
-    right between them only.
+    Only one network is in memory besides the two state dicts. The endpoints are scored as trained; statistics are
+    corrected only between them.
 
     Args:
         task: builds and scores the networks.
         a: weights at position 0.
         b: weights at position 1.
-        points: evenly spaced positions from 0 to 1, two or more; an odd number has the midpoint among them.
-        statistics: ``"reset"`` measures BatchNorm's statistics anew over the training data, ``"none"``
-            interpolates them, ``"auto"`` resets where there are any; ``"repair"``: see ``repair``.
+        points: number of evenly spaced positions from 0 to 1, at least two; an odd number includes the midpoint.
+        statistics: ``"reset"`` recomputes BatchNorm's statistics over the training data, ``"none"`` interpolates them,
+            ``"auto"`` resets if there are any; for ``"repair"`` see ``repair``.
         split: the data to score on.
-        executor: where points are scored: ``processes``, ``ray``, or ``serial``: here.
-        workers: how many score points at a time; with one process, all are scored here. The curve is the same.
-        ray_address: of a Ray cluster that is running; by default ``$RAY_ADDRESS``, else one of this machine.
-        on_progress: told of every ``"point"`` in order, with its loss in nats, its ``position`` and any ``accuracy``.
+        executor: where points are scored: ``processes``, ``ray``, or ``serial`` for this process.
+        workers: points to score at a time; one worker means this process. The curve doesn't depend on it.
+        ray_address: address of a running Ray cluster; by default ``$RAY_ADDRESS``, or a local one.
+        on_progress: called after every ``"point"`` in order, with its loss in nats, ``position`` and any ``accuracy``.
 
     Raises:
-        CheckpointError: ``a`` or ``b`` has other names or shapes than the network.
-        WeightspaceError: fewer than two points, scores without a loss, or a layer that ``repair`` cannot set.
+        CheckpointError: the names or shapes of ``a`` or ``b`` differ from the network's.
+        WeightspaceError: fewer than two points, scores without a loss, or a layer that ``repair`` can't set.
 
     Source:
         Frankle et al. 2020, https://arxiv.org/abs/1912.05671, section 2; for ``"reset"`` and ``"repair"``
@@ -179,13 +179,13 @@ def loss_curve(
         ((0.0, 0.5, 1.0), True)
     """
     if points < 2:
-        raise WeightspaceError(f"A curve needs two points or more, the two ends; found {points}.")
+        raise WeightspaceError(f"A curve needs at least two points, the endpoints; found {points}.")
     with torch_threads(threads_of(task)):
         done = resolved(statistics, blank_network(task), task)
     positions = [index / (points - 1) for index in range(points)]
     if (place := here_or(executor, workers)) == "serial":
         found = _points(task, a, b, statistics, split, positions)
-    else:  # every worker takes every n-th position, and sets its path up once
+    else:  # each worker scores every n-th position, and sets up its path once
         pieces = [(task, a, b, statistics, split, positions[first::workers]) for first in range(min(workers, points))]
         shares = [iter(share) for share in run_jobs(place, _share, pieces, workers=workers, ray_address=ray_address)]
         found = (next(shares[index % len(shares)]) for index in range(points))
@@ -198,7 +198,7 @@ def _told(
     found: Iterable[tuple[float, float | None]],
     on_progress: Callable[[Progress], None] | None,
 ) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
-    """Return losses and accuracies (None if some are missing), told of as they come."""
+    """Return losses and accuracies (None if any is missing), reporting progress on the way."""
     losses, accuracies = list[float](), list[float]()
     for index, (position, (loss, accuracy)) in enumerate(zip(positions, found, strict=True), start=1):
         losses.append(loss)
@@ -212,7 +212,7 @@ def _told(
 def _points(
     task: Task, a: StateDict, b: StateDict, statistics: Statistics, split: Split, positions: Sequence[float]
 ) -> Iterator[tuple[float, float | None]]:
-    """Yield the scores at some positions of a path."""
+    """Yield the scores at given positions of a path."""
     with torch_threads(threads_of(task)):
         path = LinearPath(task, a, b, statistics)
         for position in positions:
@@ -220,5 +220,5 @@ def _points(
 
 
 def _share(*path: Any) -> list[tuple[float, float | None]]:
-    """Return the scores at some positions: a piece of work that travels."""
+    """Return the scores at given positions; runs in a worker."""
     return list(_points(*path))

@@ -1,7 +1,7 @@
-"""A plane through three models: their scores on a grid, for the picture of a landscape.
+"""Loss planes: scores on a grid of the plane through three models.
 
-Coordinates are distances over the parameters, statistics excluded: the first model is at the origin, the second on the
-axis of ``x``, the third above it. Rows of a grid go with ``y``, columns with ``x``.
+Coordinates are distances in parameter space, excluding statistics: the first model is at the origin, the second on the
+``x`` axis, the third above it. Grid rows correspond to ``y``, columns to ``x``.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ class Plane:
     """Scores on a grid of the plane through three models.
 
     Attributes:
-        models: names of the three.
-        positions: of the three, as ``(x, y)``.
-        model_loss: of the three as they are, in nats.
-        x: of the columns, increasing.
-        y: of the rows, increasing.
-        loss: in nats, a row for every ``y``.
-        model_accuracy: of the three, shares; None where the task has none.
-        accuracy: like ``loss``, shares.
-        split: the data that were scored: train, validation or test.
-        statistics: ``"reset"`` if BatchNorm's statistics were reset at every point of the grid, else ``"none"``.
-        task: its name.
+        models: names of the three models.
+        positions: ``(x, y)`` of the three models.
+        model_loss: losses of the three models themselves, in nats.
+        x: coordinates of the columns, increasing.
+        y: coordinates of the rows, increasing.
+        loss: in nats, one row for each ``y``.
+        model_accuracy: accuracies of the three models, as fractions; None if the task has no accuracy.
+        accuracy: like ``loss``, as fractions.
+        split: the scored data: train, validation or test.
+        statistics: ``"reset"`` if BatchNorm's statistics were reset at every grid point, otherwise ``"none"``.
+        task: name of the task.
 
     Raises:
-        WeightspaceError: the scores do not fit the grid, or the models are not three of different names.
+        WeightspaceError: the scores don't fit the grid, or the models aren't three with distinct names.
     """
 
     models: tuple[str, ...]
@@ -75,18 +75,18 @@ class Plane:
     def __post_init__(self) -> None:
         if not len(set(self.models)) == len(self.models) == len(self.positions) == len(self.model_loss) == 3:
             raise WeightspaceError(
-                f"A plane goes through three models of different names, each with a position and a loss; found "
+                f"A plane needs three models with distinct names, each with a position and a loss; found "
                 f"{', '.join(self.models)} with {len(self.positions)} positions and {len(self.model_loss)} losses."
             )
         for what, grid in (("losses", self.loss), ("accuracies", self.accuracy)):
             if grid is not None and [len(row) for row in grid] != [len(self.x)] * len(self.y):
                 raise WeightspaceError(
-                    f"A plane of {len(self.x)} columns and {len(self.y)} rows has one score a point; found {what} "
+                    f"A plane of {len(self.x)} columns and {len(self.y)} rows has one score per point; found {what} "
                     f"in rows of {sorted({len(row) for row in grid})}, {len(grid)} of them."
                 )
 
     def save(self, path: str | Path) -> None:
-        """Write the plane as ``.csv`` (a row a point, the three models first) or ``.json``.
+        """Write the plane as ``.csv`` (one row per point, the three models first) or ``.json``.
 
         Raises:
             CheckpointError: the file cannot be written.
@@ -96,7 +96,7 @@ class Plane:
 
     @classmethod
     def load(cls, path: str | Path) -> Plane:
-        """Read a plane that :meth:`save` wrote; it equals the one that was saved.
+        """Read a plane written by :meth:`save`, equal to the saved one.
 
         Raises:
             WeightspaceError: the file cannot be read, or isn't a plane.
@@ -116,7 +116,7 @@ class Plane:
 
 
 def _from_fields(fields: Mapping[str, Any]) -> Plane:
-    """Return the plane of a JSON file."""
+    """Make the plane from a JSON file."""
     accuracy = fields["accuracy"]
     return Plane(
         models=tuple(map(str, fields["models"])),
@@ -132,7 +132,7 @@ def _from_fields(fields: Mapping[str, Any]) -> Plane:
 
 
 def _from_rows(rows: list[dict[str, str]]) -> Plane:
-    """Return the plane of a CSV file."""
+    """Make the plane from a CSV file."""
     models, points = ([row for row in rows if bool(row["model"]) == named] for named in (True, False))
     lines = [list(line) for _, line in groupby(points, key=lambda row: row["y"])]
     accuracies = [numbers_or_none([row["accuracy"] for row in line]) for line in lines]
@@ -149,7 +149,7 @@ def _from_rows(rows: list[dict[str, str]]) -> Plane:
     )
 
 
-#: Three models whose triangle is flatter than this share of its longest side lie on a line.
+#: Three models are collinear if their triangle is flatter than this fraction of its longest side.
 _FLAT = 1e-6
 
 Score = tuple[float, "float | None"]
@@ -169,27 +169,27 @@ def loss_plane(
     split: Split = "test",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Plane:
-    """Score the networks on a grid of the plane through three.
+    """Score the networks on a grid of the plane through three models.
 
     With ``u = b − a`` and ``v = (c − a) − ⟨c − a, u⟩/‖u‖² u``, the point ``(x, y)`` is the network
-    ``a + x u/‖u‖ + y v/‖v‖``. Of weight norm the weights count, not magnitude and direction.
+    ``a + x u/‖u‖ + y v/‖v‖``. Under weight norm, the effective weights are used, not magnitude and direction.
 
     Args:
         task: builds and scores the networks.
         a: the model at the origin.
-        b: the model on the axis of ``x``.
+        b: the model on the ``x`` axis.
         c: the third model, above the axis.
-        names: what tables and pictures call the three.
-        resolution: points along either axis, two or more; the networks scored are the square of it, and three.
-        margin: around the three, a share of the larger side of their bounding box.
-        statistics: ``"reset"`` measures BatchNorm's statistics anew at every point of the grid, ``"none"`` combines
-            them, ``"auto"`` resets where there are any. The three models themselves are scored as they are.
+        names: names of the three models in tables and plots.
+        resolution: points along each axis, at least two; its square plus three networks are scored.
+        margin: space around the three models, as a fraction of the larger side of their bounding box.
+        statistics: ``"reset"`` recomputes BatchNorm's statistics at every grid point, ``"none"`` combines them,
+            ``"auto"`` resets if there are any. The three models themselves are scored as they are.
         split: the data to score on.
-        on_progress: told of every ``"point"`` of the grid: its loss in nats, and where it is (``x``, ``y``).
+        on_progress: called after every ``"point"`` of the grid, with its loss in nats and coordinates ``x``, ``y``.
 
     Raises:
-        CheckpointError: a model has other names or shapes than the network.
-        WeightspaceError: the three lie on a line, a setting makes no grid, or the task's scores have no loss.
+        CheckpointError: a model's names or shapes differ from the network's.
+        WeightspaceError: the models are collinear, the settings are invalid, or the task's scores have no loss.
 
     Source:
         Garipov et al. 2018, https://arxiv.org/abs/1802.10026, figure 1.
@@ -219,7 +219,7 @@ def loss_plane(
 
 
 def _network_of(task: Task, states: Sequence[StateDict], names: Sequence[str]) -> nn.Module:
-    """Return a network of the task, for which all of some weights were checked."""
+    """Return a network of the task after checking that the weights fit it."""
     network = blank_network(task)
     for state, name in zip(states, names, strict=True):
         check_is_model(state, name)
@@ -233,7 +233,7 @@ def _grid(
     score: Callable[[float, float], Score],
     on_progress: Callable[[Progress], None] | None,
 ) -> list[list[Score]]:
-    """Score every point of a grid, a row for each ``y``."""
+    """Score every point of a grid, one row for each ``y``."""
     rows: list[list[Score]] = []
     for up in y:
         rows.append([])
@@ -246,7 +246,7 @@ def _grid(
 
 
 def _scores_of(corners: list[Score], rows: list[list[Score]]) -> dict[str, Any]:
-    """Return the scores of a plane by their names, without accuracies if some are missing."""
+    """Return the scores of a plane by name, without accuracies if any is missing."""
     scores: dict[str, Any] = {"model_loss": _losses(corners), "loss": tuple(map(_losses, rows))}
     if all(share is not None for row in [corners, *rows] for _, share in row):
         scores |= {"model_accuracy": _accuracies(corners), "accuracy": tuple(map(_accuracies, rows))}
@@ -254,31 +254,31 @@ def _scores_of(corners: list[Score], rows: list[list[Score]]) -> dict[str, Any]:
 
 
 def _check_settings(names: Sequence[str], resolution: int, margin: float, statistics: str) -> None:
-    """Check that the settings make a grid."""
+    """Check that the settings define a grid."""
     if len(names) != 3 or len(set(names)) != 3:
-        raise WeightspaceError(f"A plane goes through three models of different names; found {', '.join(names)}.")
+        raise WeightspaceError(f"A plane needs three models with distinct names; found {', '.join(names)}.")
     if resolution < 2:
-        raise WeightspaceError(f"A grid has two points or more along an axis; found resolution={resolution}.")
+        raise WeightspaceError(f"A grid needs at least two points per axis; found resolution={resolution}.")
     if not 0 <= margin < math.inf:
-        raise WeightspaceError(f"A margin is a number from 0 up, found {margin}.")
+        raise WeightspaceError(f"A margin is a number of at least 0; found {margin}.")
     if statistics == "repair":
         raise WeightspaceError(
-            "REPAIR sets units between two networks; on a plane, beyond its three models too, there are none such. "
+            "REPAIR is defined between two networks, not on a plane through three. "
             "Use statistics='auto', 'reset' or 'none'."
         )
 
 
 def _coordinates(names: Iterable[str], a: StateDict, b: StateDict, c: StateDict) -> tuple[tuple[float, float], ...]:
-    """Return the positions of the three models in the orthonormal axes of their plane.
+    """Return the positions of the three models in an orthonormal basis of their plane.
 
     Args:
-        names: of the parameters, each once.
+        names: distinct names of the parameters.
         a: the origin.
-        b: gives the first axis.
-        c: gives the second.
+        b: determines the first axis.
+        c: determines the second axis.
 
     Raises:
-        WeightspaceError: the three lie on a line, or hold values that aren't finite.
+        WeightspaceError: the models are collinear, or hold values that aren't finite.
     """
     inner, coordinates = np.zeros((2, 2)), Coordinates((a, b, c))
     for name in names:
@@ -292,8 +292,8 @@ def _coordinates(names: Iterable[str], a: StateDict, b: StateDict, c: StateDict)
     height = math.sqrt(max(inner[1, 1] - along**2, 0.0))
     if not height > _FLAT * max(width, math.sqrt(inner[1, 1])) or not width:
         raise WeightspaceError(
-            f"Three models that lie on a line, or are not finite, make no plane: b is {width:g} away from a, and c "
-            f"{height:g} away from the line through the two. Is one of them there twice?"
+            f"Three models that are collinear or not finite don't span a plane: b is {width:g} away from a, and c "
+            f"{height:g} away from the line through both. Is one of them given twice?"
         )
     return (0.0, 0.0), (width, 0.0), (along, height)
 
@@ -309,7 +309,7 @@ def _axes(
 
 
 def _coefficients(x: float, y: float, positions: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
-    """Return the coefficients of the three models, which sum to 1, at a point."""
+    """Return the coefficients of the three models at a point; they sum to 1."""
     _, (width, _), (along, height) = positions
     third = y / height
     second = (x - third * along) / width
@@ -317,7 +317,7 @@ def _coefficients(x: float, y: float, positions: Sequence[tuple[float, float]]) 
 
 
 def _scored(task: Task, network: nn.Module, split: Split, reset: bool) -> Score:
-    """Return loss and accuracy of a point of the grid."""
+    """Return loss and accuracy of a grid point."""
     if reset:
         reset_batchnorm(network, task.batches("train", SEED), task.loss)
     return scored(task, network, split)

@@ -1,20 +1,20 @@
 r"""REPAIR: activation statistics of an interpolated network matched to those of its endpoints.
 
-Averaging two units with correlation ``ρ`` shrinks their variance, a little in every layer; deep networks between two
-go quiet. REPAIR undoes this unit by unit. Let ``X`` be the output of a hidden unit before its nonlinearity, over the
-training data, in the network at position ``λ``. It is replaced by ``s X + t`` such that
+Averaging two units with correlation ``ρ`` shrinks their variance a little in every layer, so the activations of deep
+interpolated networks collapse. REPAIR undoes this unit by unit. Let ``X`` be the output of a hidden unit before its
+nonlinearity, over the training data, in the network at position ``λ``. It is replaced by ``s X + t`` such that
 
 .. math::
     E[sX+t] = (1-λ) E[X_a] + λ E[X_b],  \qquad  σ(sX+t) = (1-λ) σ(X_a) + λ σ(X_b),
 
-that is ``s = σ*/σ(X)`` and ``t = μ* − s E[X]``. The map is folded into the layer, ``W ← s W`` and ``b ← s b + t``
-row by row, so that the result is an ordinary state dict of the network.
+that is, ``s = σ*/σ(X)`` and ``t = μ* − s E[X]``. The map is folded into the layer, ``W ← s W`` and ``b ← s b + t``
+row by row, so the result is an ordinary state dict of the network.
 
-With BatchNorm, ``X`` is BatchNorm's output, and the map goes into its affine parameters, ``γ ← s γ`` and
-``β ← s β + t``, beside running statistics that are measured anew. Where the ends' statistics are those of their data
-and ``γ`` has one sign in both, ``E[X] = β`` and ``σ(X) = |γ|``, which are interpolated already: resetting the
-statistics alone is REPAIR then, up to what the ends' running statistics are off. A reset leaves layers without
-BatchNorm as they are, REPAIR sets these as well.
+With BatchNorm, ``X`` is BatchNorm's output, and the map is folded into its affine parameters, ``γ ← s γ`` and
+``β ← s β + t``, while the running statistics are recomputed. If the endpoints' statistics are those of their data and
+``γ`` has the same sign in both, ``E[X] = β`` and ``σ(X) = |γ|``, which are interpolated already: resetting the
+statistics is then equivalent to REPAIR, up to the errors of the endpoints' running statistics. A reset leaves layers
+without BatchNorm unchanged; REPAIR corrects these as well.
 """
 
 from __future__ import annotations
@@ -43,37 +43,37 @@ def repair(
     method: RepairMethod = "repair",
     passes: int = 1,
 ) -> StateDict:
-    """Return the network between two, with the statistics of its hidden units put right.
+    """Return an interpolated network with corrected statistics of its hidden units.
 
-    As in the paper, the ends are measured as they are, and the network between is corrected in one pass over the
-    training data, in all layers at once: every batch is set by its own statistics before it goes on, and the averages
-    over the batches are folded in. That meets means and deviations to a few per cent; with as many passes as layers
-    one above the other they are met exactly.
+    As in the paper, the endpoints are measured as they are, and the interpolated network is corrected in one pass over
+    the training data, in all layers at once: every batch is corrected by its own statistics on the way, and the
+    averages over the batches are folded in. This matches means and deviations to a few per cent; with as many passes as
+    there are successive layers, the match is exact.
 
-    Which layers have hidden units is found by running the network (``unit_layers``): linear layers, convolutions and
-    BatchNorm, but for the network's outputs. A layer without a bias, and without BatchNorm at once after it, gets its
-    standard deviations only. Weights under weight norm and pruning are set as the network uses them. LayerNorm,
-    embeddings, fused attention and recurrent layers stay interpolated; the linear layers around a LayerNorm are set
-    like all others. A unit that is constant gets its mean only.
+    The layers with hidden units are found by running the network (``unit_layers``): linear layers, convolutions and
+    BatchNorm, except for the network's outputs. In a layer without a bias and without BatchNorm directly after it, only
+    standard deviations are corrected. Under weight norm and pruning, the effective weights are corrected. LayerNorm,
+    embeddings, fused attention and recurrent layers stay interpolated; linear layers around a LayerNorm are corrected
+    like all others. For a constant unit, only the mean is corrected.
 
     Args:
-        task: builds the network and has the training data.
+        task: builds the network and provides the training data.
         a: weights at position 0.
         b: weights at position 1.
-        position: from 0 to 1; at the ends the result is ``a`` or ``b``.
-        method: ``"repair"``, or ``"reset"`` to measure BatchNorm's statistics anew and nothing else.
-        passes: over the training data, to correct; each after the first makes one more layer exact.
+        position: from 0 to 1; at the endpoints, the result is ``a`` or ``b``.
+        method: ``"repair"``, or ``"reset"`` to only recompute BatchNorm's statistics.
+        passes: correcting passes over the training data; each one after the first makes one more layer exact.
 
     Returns:
         New tensors with the names, shapes and dtypes of the task's network.
 
     Raises:
-        CheckpointError: ``a`` or ``b`` has other names or shapes than the network.
-        WeightspaceError: a position, method or number of passes out of range, no training data, integer tensors that
-            differ, or a hidden layer under a parametrization that undoes REPAIR (spectral norm).
+        CheckpointError: the names or shapes of ``a`` or ``b`` differ from the network's.
+        WeightspaceError: a position, method or number of passes out of range, no training data, different integer
+            tensors, or a hidden layer under a parametrization that would undo REPAIR (spectral norm).
 
     Warns:
-        WeightspaceWarning: the network has no layer of hidden units, so that nothing is repaired.
+        WeightspaceWarning: the network has no layer of hidden units, so nothing is repaired.
 
     Source:
         Jordan et al. 2023, https://arxiv.org/abs/2211.08403; BatchNorm's reset on paths
@@ -88,9 +88,9 @@ def repair(
     if method not in get_args(RepairMethod):
         raise unknown("method of repair", method, get_args(RepairMethod))
     if not (math.isfinite(position) and 0 <= position <= 1):
-        raise WeightspaceError(f"A network between two is at a position from 0 to 1, found {position}.")
+        raise WeightspaceError(f"Expected a position from 0 to 1; found {position}.")
     if passes < 1:
-        raise WeightspaceError(f"REPAIR needs one pass over the training data at least, found passes={passes}.")
+        raise WeightspaceError(f"REPAIR needs at least one pass over the training data; found passes={passes}.")
     with torch_threads(threads_of(task)):
         network = LinearPath(task, a, b, method, passes=passes).at(position)
     return {name: tensor.detach() for name, tensor in network.state_dict().items()}

@@ -1,14 +1,14 @@
 r"""Barriers predicted by Taylor expansions at both endpoints.
 
-Near ``a`` the loss along the path is ``L_a(λ) = L(a) + λ g_a·Δ + ½ λ² Δ·H_a Δ`` with ``Δ = b − a``, near ``b`` it is
-``L_b(λ) = L(b) − (1−λ) g_b·Δ + ½ (1−λ)² Δ·H_b Δ``. Each end is trusted in the measure in which it is near, and the
-rise of ``(1−λ) L_a + λ L_b`` above the straight line between the ends is
+Near ``a`` the loss along the path is ``L_a(λ) = L(a) + λ g_a·Δ + ½ λ² Δ·H_a Δ`` with ``Δ = b − a``; near ``b`` it is
+``L_b(λ) = L(b) − (1−λ) g_b·Δ + ½ (1−λ)² Δ·H_b Δ``. Weighting each expansion by the proximity of its endpoint, the rise
+of ``(1−λ) L_a + λ L_b`` above the straight line between the endpoints is
 
 .. math::
     \hat B(λ) = λ (1−λ) [ (g_a − g_b)·Δ + ½ Δ·(λ H_a + (1−λ) H_b) Δ ],
 
-a cubic in ``λ``, exact for a quadratic loss. Four numbers decide it: two derivatives along ``Δ`` at
-either end.
+a cubic in ``λ``, exact for a quadratic loss. It is determined by four numbers: two derivatives along ``Δ`` at each
+endpoint.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ from weightspace.threads import torch_threads
 
 @checked
 def taylor_barrier(task: Task, a: StateDict, b: StateDict, *, split: Split = "train") -> float:
-    """Return the highest point of the second-order estimate of the barrier between two networks, in nats.
+    """Return the maximum of the second-order estimate of the barrier between two networks, in nats.
 
-    The loss is that of ``Losses``: no dropout, and BatchNorm on the statistics of the batch, so that the estimate is
-    one of the curve with ``statistics="reset"``. Its derivatives are means over the batches of the split, which all
-    count alike. The training batches are those of one epoch, shuffled and augmented by a fixed seed: the loss that the
-    networks were trained to make small. Where the estimate and the barrier part, the networks are not near each other
-    in the sense of Taylor. Under weight norm the loss is expanded in the weights, as the curve is straight in these.
+    The loss is that of ``Losses``: no dropout, and BatchNorm uses the statistics of the batch, so the estimate
+    corresponds to the curve with ``statistics="reset"``. Its derivatives are means over the batches of the split, with
+    equal weights. The training batches are those of one epoch, shuffled and augmented by a fixed seed, as in the
+    training loss. If estimate and barrier disagree, the networks are too far apart for a second-order expansion. Under
+    weight norm the loss is expanded in the effective weights, in which the curve is straight.
 
     Args:
-        task: builds the network, and has the data and the loss.
+        task: builds the network, and provides the data and the loss.
         a: weights at position 0.
         b: weights at position 1.
-        split: the data.
+        split: the data to expand the loss on.
 
     Returns:
-        Zero or more, since the estimate is zero at both ends; NaN where a derivative isn't finite.
+        At least zero, since the estimate is zero at both endpoints; NaN if a derivative isn't finite.
 
     Raises:
-        CheckpointError: ``a`` or ``b`` has other names or shapes than the network.
+        CheckpointError: the names or shapes of ``a`` or ``b`` differ from the network's.
         WeightspaceError: the split has no batches, or the network has spectral norm, whose singular vectors the
             expansion would have to follow.
 
     Source:
-        derived; that the estimate fails after weight matching is the observation of Ito, Yamada, Kumagai 2024,
+        derived; the failure of the estimate after weight matching was observed by Ito, Yamada, Kumagai 2024,
         https://arxiv.org/abs/2402.04051.
 
     Example:
@@ -78,7 +78,7 @@ def taylor_barrier(task: Task, a: StateDict, b: StateDict, *, split: Split = "tr
     names = [name for name, _ in network.named_parameters(remove_duplicate=False) if name not in coordinates.functions]
     difference = {name: coordinates.of(b, name).detach() - coordinates.of(a, name).detach() for name in names}
     losses = Losses(task)
-    # The fused kernels of attention have no second derivative.
+    # Fused attention kernels have no second derivative.
     with torch_threads(threads_of(task)), sdpa_kernel(SDPBackend.MATH), _PlainWeightNorm():
         first_a, second_a = _derivatives(losses, a, difference, split)
         first_b, second_b = _derivatives(losses, b, difference, split)
@@ -86,10 +86,10 @@ def taylor_barrier(task: Task, a: StateDict, b: StateDict, *, split: Split = "tr
 
 
 class _PlainWeightNorm(TorchFunctionMode):
-    """Compute weight norm by its formula: the second derivative of torch's own kernel takes norms for constants."""
+    """Compute weight norm by its formula: the second derivative of torch's kernel treats the norms as constants."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replace the one function, and leave all others as they are."""
+        """Replace this one function; call all others unchanged."""
         if getattr(func, "__name__", "") == "_weight_norm":
             direction, magnitude = args[:2]
             return direction * (magnitude / slice_norms(direction, magnitude.shape))
@@ -97,19 +97,20 @@ class _PlainWeightNorm(TorchFunctionMode):
 
 
 def _check_followed(coordinates: Coordinates) -> None:
-    """Refuse singular vectors, which change along the path."""
+    """Refuse spectral norm, whose singular vectors change along the path."""
     for name in coordinates.parametrizations.spectral_norms:
         raise WeightspaceError(
-            f"The barrier is estimated by derivatives along a line, and {name!r} is under spectral norm, whose vectors "
-            "change on it. Expected the parametrization removed (torch.nn.utils.parametrize.remove_parametrizations), "
+            f"The barrier is estimated from derivatives on a line, but {name!r} is under spectral norm, whose vectors "
+            "change along it. Remove the parametrization (torch.nn.utils.parametrize.remove_parametrizations), "
             "or measure a loss curve."
         )
 
 
 def _derivatives(losses: Losses, state: StateDict, difference: StateDict, split: Split) -> tuple[float, float]:
-    """Return ``g·Δ`` and ``Δ·H Δ`` at one end: a gradient and a Hessian-vector product a batch.
+    """Return ``g·Δ`` and ``Δ·H Δ`` at one endpoint, from one gradient and one Hessian-vector product per batch.
 
-    Both are derivatives by one number, the step ``t`` along ``Δ``, so that nothing as large as the weights is kept.
+    Both are derivatives with respect to a scalar, the step ``t`` along ``Δ``, so nothing as large as the weights is
+    kept.
     """
     firsts, seconds, coordinates = [], [], Coordinates([state])
     start = {name: coordinates.of(state, name).detach() for name in difference}
@@ -128,7 +129,7 @@ def _derivatives(losses: Losses, state: StateDict, difference: StateDict, split:
 
 
 def _derivative(value: Tensor, step: Tensor) -> float:
-    """Return the derivative by the step; zero for a value that does not depend on it."""
+    """Return the derivative with respect to the step; zero for a value that doesn't depend on it."""
     found = torch.autograd.grad(value, step, allow_unused=True)[0] if value.requires_grad else None
     return 0.0 if found is None else found.item()
 
@@ -138,7 +139,7 @@ def _highest(slope: float, curvature_a: float, curvature_b: float) -> float:
     level, tilt = slope + curvature_b / 2, (curvature_a - curvature_b) / 2
     if not math.isfinite(level + tilt):
         return math.nan
-    # The derivative is square·λ² + linear·λ + level; of its two roots none is a difference of nearly equal numbers.
+    # The derivative is square·λ² + linear·λ + level; neither root is computed as a difference of nearly equal numbers.
     square, linear = -3 * tilt, 2 * (tilt - level)
     larger = -(linear + math.copysign(math.sqrt(max(linear**2 - 4 * square * level, 0.0)), linear)) / 2
     roots = [over / under for over, under in ((larger, square), (level, larger)) if under]

@@ -1,7 +1,7 @@
 """Temperature scaling of interpolated networks.
 
-A network between two has smaller logits than the two, so that part of its loss is lack of confidence and not lack of
-knowledge. Divided by a temperature, fitted on the validation split, the logits tell the two apart.
+An interpolated network has smaller logits than its endpoints, so part of its loss is underconfidence rather than lack
+of knowledge. Dividing the logits by a temperature fitted on the validation split separates the two.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Tempered(nn.Module):
 @brief
 @dataclass(frozen=True)
 class Temperature:
-    """A fitted temperature, and what it is good for.
+    """A fitted temperature and its effect on the loss.
 
     Attributes:
-        value: without unit; below 1 the network was not sure enough of itself.
-        loss: of the network as it is, in nats.
-        tempered_loss: of the network with its logits divided by the temperature.
-        split: the data of the two losses; the fit saw the validation split.
+        value: dimensionless; below 1, the network was underconfident.
+        loss: loss of the network as is, in nats.
+        tempered_loss: loss of the network with its logits divided by the temperature, in nats.
+        split: the data of the two losses; the fit uses the validation split.
     """
 
     value: float
@@ -57,17 +57,17 @@ class Temperature:
 
 
 def fit_temperature(task: Task, network: nn.Module, *, split: Split = "test") -> Temperature:
-    """Return the temperature with the smallest validation loss, and the losses without and with it.
+    """Return the temperature with the lowest validation loss, and the losses without and with it.
 
-    The network is run over the validation split for each of some thirty temperatures that are tried.
+    The network is run over the validation split for each of about thirty candidate temperatures.
 
     Args:
-        task: scores the network; its loss has one minimum in the temperature, as cross-entropy does.
-        network: returns logits; stays as it is.
+        task: scores the network; its loss must have one minimum in the temperature, as cross-entropy does.
+        network: returns logits; not modified.
         split: data to report the losses on.
 
     Raises:
-        WeightspaceError: the scores have no loss, or the network returns something else than a tensor.
+        WeightspaceError: the scores have no loss, or the network doesn't return a tensor.
 
     Source:
         Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2.
@@ -85,7 +85,7 @@ def fit_temperature(task: Task, network: nn.Module, *, split: Split = "test") ->
 def midpoint_temperature(
     task: Task, a: StateDict, b: StateDict, *, statistics: Statistics = "auto", split: Split = "test"
 ) -> Temperature:
-    """Return the temperature of the network halfway between two, as ``loss_curve`` would score it.
+    """Return the temperature of the midpoint of two networks, scored as in ``loss_curve``.
 
     Args:
         task: builds and scores the networks.
@@ -95,8 +95,8 @@ def midpoint_temperature(
         split: data to report the losses on.
 
     Raises:
-        CheckpointError: ``a`` or ``b`` has other names or shapes than the network.
-        WeightspaceError: the scores have no loss, or the network returns something else than a tensor.
+        CheckpointError: the names or shapes of ``a`` or ``b`` differ from the network's.
+        WeightspaceError: the scores have no loss, or the network doesn't return a tensor.
     """
     with torch_threads(threads_of(task)):
         network = LinearPath(task, a, b, statistics).at(0.5)

@@ -1,4 +1,4 @@
-"""The weight of a layer, set to another: a plain parameter, or one under weight norm or pruning."""
+"""Setting the weight of a layer: a plain parameter, or one under weight norm or pruning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
-#: What ``torch.nn.utils.parametrizations.weight_norm`` registers, without its underscore.
+#: Class registered by ``torch.nn.utils.parametrizations.weight_norm``, without its underscore.
 _WEIGHT_NORM = "WeightNorm"
 
 
@@ -19,7 +19,7 @@ def has_weight(layer: nn.Module) -> bool:
 
 
 def obstacle(layer: nn.Module) -> str | None:
-    """Return what keeps a layer's weight or bias from being set, None where nothing does."""
+    """Return the reason why a layer's weight or bias can't be set, or None."""
     if getattr(layer, "bias", None) is not None and "bias" not in layer._parameters:
         return "its bias is computed from other tensors"
     if "weight" in layer._parameters or _pruned(layer) or _old_weight_norm(layer) is not None:
@@ -33,17 +33,17 @@ def obstacle(layer: nn.Module) -> str | None:
 
 @torch.no_grad()
 def weight_of(layer: nn.Module) -> Tensor:
-    """Return the weight that a layer multiplies with, of a layer without an obstacle."""
+    """Return the effective weight of a layer that has no obstacle."""
     norm: Any = _old_weight_norm(layer)
     return layer.weight if norm is None else norm.compute_weight(layer)  # pyright: ignore[reportReturnType]
 
 
 @torch.no_grad()
 def set_weight(layer: nn.Module, weight: Tensor) -> None:
-    """Set the weight that a layer multiplies with, of a layer without an obstacle.
+    """Set the effective weight of a layer that has no obstacle.
 
-    Weight norm takes the weight as its direction and the norms of its slices as magnitudes, as torch does where weight
-    norm is applied. Elements that pruning has masked stay zero.
+    Under weight norm, the weight becomes the direction and the norms of its slices the magnitudes, as when torch
+    applies weight norm. Elements masked by pruning stay zero.
     """
     norm: Any = _old_weight_norm(layer)
     parameters: Any = layer._parameters

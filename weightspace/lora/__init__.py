@@ -1,6 +1,6 @@
-"""Adapters: LoRA factors in PEFT's folders, read from headers, added on the fly, extracted from full models.
+"""LoRA adapters: factors in PEFT's folders, read from headers, applied on the fly, extracted from full models.
 
-A factor pair changes its target by ``scale · B A``, in the shape ``(out, in)`` that ``torch.nn.Linear`` has.
+A factor pair changes its target by ``scale · B A``, of shape ``(out, in)`` as in ``torch.nn.Linear``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A LoRA adapter by its headers: which tensors of a model it changes, and by which factors. No tensor is read.
+"""A LoRA adapter from its headers: the tensors of a model that it changes, and their factors. No tensor is read.
 
-PEFT's names begin with ``base_model.model.``; what follows is the module's name in the model.
+PEFT's names begin with ``base_model.model.``, followed by the module's name in the model.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from weightspace.errors import CheckpointError
 from weightspace.lora.config import CONFIG, Configuration, read_configuration
 from weightspace.lora.fused_experts import FUSED, Part, fused_parameter
 
-#: The file of weights that PEFT writes, and the one that old versions wrote.
+#: The file of weights written by PEFT, and that of old versions.
 WEIGHTS = "adapter_model.safetensors"
 TORCH_WEIGHTS = "adapter_model.bin"
 
-#: Key of the metadata: a JSON list of tensors whose factors are those of the embedding that they are tied to.
+#: Metadata key: a JSON list of tensors that repeat the factors of the embedding they are tied to.
 REPEATED = "weightspace.repeated"
 
-#: What PEFT puts before a module's name.
+#: Prefix that PEFT adds to a module's name.
 PREFIX = "base_model.model."
 
 #: ``<module>.lora_A.weight``, ``<module>.lora_A.default.weight``, ``<module>.lora_embedding_A``.
@@ -38,17 +38,17 @@ _SAVED = re.compile(r"(?P<module>.+)\.modules_to_save\.[^.]+\.(?P<rest>.+)")
 
 @dataclass(frozen=True)
 class Factors:
-    """How one tensor is changed: by ``scale · B A``, transposed where the tensor is ``(in, out)``.
+    """The change of one tensor: ``scale · B A``, transposed if the tensor is ``(in, out)``.
 
     Attributes:
-        a_name: of ``A``, ``(rank, in)`` or ``(rank, in, *kernel)``, in the adapter's file.
-        b_name: of ``B``, ``(out, rank)`` or ``(out, rank, 1…)``.
-        rank: of both.
-        scale: what their product is multiplied by.
-        transposed: add ``(B A)ᵀ``: embeddings, and Linear layers kept as ``(in, out)``.
+        a_name: name of ``A``, ``(rank, in)`` or ``(rank, in, *kernel)``, in the adapter's file.
+        b_name: name of ``B``, ``(out, rank)`` or ``(out, rank, 1…)``.
+        rank: rank of both.
+        scale: factor of their product.
+        transposed: add ``(B A)ᵀ``: for embeddings, and linear layers stored as ``(in, out)``.
         embedding: they are called ``lora_embedding_A`` and ``lora_embedding_B``.
-        shape: of the tensor.
-        part: what of ``A`` and ``B`` are the tensor's, where they are those of all experts of a layer.
+        shape: shape of the tensor.
+        part: the tensor's part of ``A`` and ``B``, if these belong to all experts of a layer.
     """
 
     a_name: str
@@ -66,14 +66,14 @@ class Adapter:
     """A LoRA adapter.
 
     Attributes:
-        path: its folder.
-        files: its configuration, which decides the scales, and its weights.
-        factors: tensor of the model -> what is added to it.
-        saved: tensor of the model -> tensor of the adapter that takes its place.
-        contents: the tensors of the adapter's file.
-        configuration: what the configuration says.
+        path: folder of the adapter.
+        files: its configuration, which determines the scales, and its weights.
+        factors: tensor of the model -> its factors.
+        saved: tensor of the model -> tensor of the adapter that replaces it.
+        contents: the tensors in the adapter's file.
+        configuration: the parsed configuration.
         fused: parameter of all experts of a layer -> its factors, whose shape is that of one expert's part.
-        repeated: tensors whose factors are those of the embedding that they are tied to, once more.
+        repeated: tensors that repeat the factors of the embedding they are tied to.
     """
 
     path: Path
@@ -87,35 +87,35 @@ class Adapter:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The tensors of a model that it changes, each once."""
+        """The tensors of a model that the adapter changes, each once."""
         return tuple(dict.fromkeys([*self.factors, *self.saved]))
 
     def shapes(self, target: str) -> tuple[tuple[int, ...], ...]:
-        """Return the shapes that factors and a saved tensor want a target to have."""
+        """Return the shapes that factors and a saved tensor require of a target."""
         factors = [self.factors[target].shape] if target in self.factors else []
         saved = [self.contents.tensors[self.saved[target]].shape] if target in self.saved else []
         return (*factors, *saved)
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Return an adapter from the headers of its folder.
+    """Read an adapter from the headers of its folder.
 
     Args:
-        folder: as PEFT's ``save_pretrained`` writes it.
+        folder: as written by PEFT's ``save_pretrained``.
 
     Raises:
-        CheckpointError: configuration or weights are missing or damaged, don't agree with each other, or the adapter
-            is none that can be merged.
+        CheckpointError: configuration or weights are missing, damaged or inconsistent, or the adapter is of a kind that
+            can't be merged.
     """
     configuration = read_configuration(folder)
     weights = next((folder / name for name in (WEIGHTS, TORCH_WEIGHTS) if (folder / name).is_file()), None)
     if weights is None:
         raise CheckpointError(
-            f"{folder} has {CONFIG} but no weights: expected {WEIGHTS} or {TORCH_WEIGHTS}. Save the adapter again."
+            f"{folder} has {CONFIG} but no weights; expected {WEIGHTS} or {TORCH_WEIGHTS}. Save the adapter again."
         )
     contents = read_contents(weights)
     if not contents.tensors:
-        raise CheckpointError(f"{weights} holds no tensor, expected lora_A and lora_B. Save the adapter again.")
+        raise CheckpointError(f"{weights} has no tensors; expected lora_A and lora_B. Save the adapter again.")
     pairs: dict[tuple[str, bool], dict[str, str]] = {}
     saved: dict[str, str] = {}
     for name in contents.tensors:
@@ -140,23 +140,23 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def _check_parameters(configuration: Configuration, modules: Sequence[str]) -> None:
-    """Refuse factors of parameters that are neither weights of modules nor those of all experts of a layer."""
+    """Refuse factors of parameters that are neither module weights nor those of all experts of a layer."""
     for parameter in configuration.parameters:
         if parameter.rpartition(".")[2] not in ("weight", *FUSED):
             raise CheckpointError(
-                f"{configuration.folder} is made for the parameter {parameter!r} (target_parameters in {CONFIG}); "
+                f"{configuration.folder} targets the parameter {parameter!r} (target_parameters in {CONFIG}); "
                 f"expected factors of modules. Merge it into its model with PEFT first."
             )
     stray = next((module for module in modules if module.rpartition(".")[2] == "base_layer"), None)
     if stray is not None and fused_parameter(configuration, stray) is None:
         raise CheckpointError(
-            f"{configuration.folder} has factors inside others ({stray!r}), which {CONFIG} has no target_parameters "
-            "for; expected factors of modules. Merge it into its model with PEFT first."
+            f"{configuration.folder} has nested factors ({stray!r}), for which {CONFIG} has no target_parameters; "
+            "expected factors of modules. Merge it into its model with PEFT first."
         )
 
 
 def _repeated(weights: Path) -> frozenset[str]:
-    """Return the tensors that an extracted adapter has the factors of once more, as its metadata says."""
+    """Return the tensors that repeat factors in an extracted adapter, according to its metadata."""
     text = read_header(weights).metadata.get(REPEATED) if weights.name == WEIGHTS else None
     try:
         names = json.loads(text or "[]")
@@ -169,40 +169,39 @@ def _inner(folder: Path, name: str) -> str:
     """Return a tensor's name without PEFT's prefix."""
     if not name.startswith(PREFIX):
         raise CheckpointError(
-            f"{folder} holds the tensor {name!r}, expected names that begin with {PREFIX!r}. Save it with PEFT."
+            f"{folder} has the tensor {name!r}; expected names that begin with {PREFIX!r}. Save it with PEFT."
         )
     return name.removeprefix(PREFIX)
 
 
 def _put(folder: Path, found: dict[str, str], key: str, name: str) -> None:
-    """Note a tensor of the adapter; no two of them say the same thing."""
+    """Record a tensor of the adapter; duplicates are errors."""
     if key in found:
         raise CheckpointError(
-            f"{folder} holds both {found[key]!r} and {name!r}, expected one adapter. Save each into a folder of "
-            "its own."
+            f"{folder} has both {found[key]!r} and {name!r}; expected one adapter. Save each to its own folder."
         )
     found[key] = name
 
 
 def _saved_target(configuration: Configuration, name: str) -> str:
-    """Return the tensor of the model that a tensor without factors takes the place of."""
+    """Return the tensor of the model that a tensor without factors replaces."""
     inner = name.removeprefix(PREFIX)
     marked = _SAVED.fullmatch(inner)
     if marked is not None:
         return f"{marked['module']}.{marked['rest']}"
-    target = inner.replace(".base_layer.", ".")  # PEFT saves embeddings and heads beside their factors
+    target = inner.replace(".base_layer.", ".")  # PEFT saves embeddings and heads next to their factors
     module, _, parameter = target.rpartition(".")
     if configuration.saves(module) or ".base_layer." in inner:
         return target
     if parameter == "bias" and "lora_" not in inner:
         raise CheckpointError(
-            f"{configuration.folder} holds the bias {name!r} (bias is {configuration.bias!r} in {CONFIG}), expected "
+            f"{configuration.folder} has the bias {name!r} (bias is {configuration.bias!r} in {CONFIG}); expected "
             "bias 'none'. Merge it into its model with PEFT first."
         )
-    if parameter == "weight" and "lora_" not in inner:  # embeddings of a vocabulary that was made larger
+    if parameter == "weight" and "lora_" not in inner:  # embeddings of an extended vocabulary
         return target
     raise CheckpointError(
-        f"{configuration.folder} holds the tensor {name!r}, which is no part of a plain LoRA: expected lora_A and "
+        f"{configuration.folder} has the tensor {name!r}, which isn't part of a plain LoRA; expected lora_A and "
         "lora_B of modules, or modules_to_save. Merge it into its model with PEFT first."
     )
 
@@ -210,7 +209,7 @@ def _saved_target(configuration: Configuration, name: str) -> str:
 def _stacked_factors(
     configuration: Configuration, tensors: Mapping[str, TensorInfo], parameter: str, pair: Mapping[str, str]
 ) -> Factors:
-    """Return the factors of a parameter of all experts, whose shape is that of one expert's part of it."""
+    """Return the factors of a parameter of all experts, with the shape of one expert's part."""
     rank = configuration.rank_of(parameter)
     a, b = (tensors.get(pair.get(side, "")) for side in "AB")
     fits = a is not None and b is not None and len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1]
@@ -235,7 +234,7 @@ def _factors(
     if len(pair) < 2:
         (side,) = pair
         other = f"lora_{'embedding_' if embedding else ''}{'B' if side == 'A' else 'A'}"
-        raise CheckpointError(f"{folder} holds {pair[side]!r}, but no {other} for it. Expected both; save it again.")
+        raise CheckpointError(f"{folder} has {pair[side]!r} without {other}. Expected both; save it again.")
     a, b = tensors[pair["A"]], tensors[pair["B"]]
     fits = len(a.shape) == len(b.shape) >= 2 and a.shape[0] == b.shape[1] and set(b.shape[2:]) <= {1}
     if not fits or not a.is_inexact or not b.is_inexact or "C64" in (a.dtype, b.dtype):
@@ -245,8 +244,8 @@ def _factors(
         )
     if a.shape[0] != rank:
         raise CheckpointError(
-            f"{folder}: the factors of {module!r} have rank {a.shape[0]}, expected {rank} by {CONFIG} (r, "
-            "rank_pattern). Do both files come from one adapter?"
+            f"{folder}: the factors of {module!r} have rank {a.shape[0]}; expected {rank} from {CONFIG} (r, "
+            "rank_pattern). Do both files belong to the same adapter?"
         )
     shape = (b.shape[0], *a.shape[1:])
     transposed = embedding or (configuration.fan_in_fan_out and len(shape) == 2)

@@ -1,7 +1,7 @@
-"""``adapter_config.json`` of a LoRA adapter, as PEFT writes it: ranks, scales, and what cannot be merged.
+"""``adapter_config.json`` of a LoRA adapter in PEFT's format: ranks, scales, and kinds that can't be merged.
 
-A key of ``rank_pattern`` or ``alpha_pattern`` is a regular expression for the end of a module's name, and the first
-one that matches counts.
+A key of ``rank_pattern`` or ``alpha_pattern`` is a regular expression for the end of a module's name; the first match
+counts.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from weightspace.checkpoints.json_file import read_json
 from weightspace.errors import CheckpointError
 from weightspace.lora.module_patterns import PatternError, Patterns
 
-#: The file's name.
+#: Name of the file.
 CONFIG = "adapter_config.json"
 
-#: Options that change what an adapter does -> what it is then. A merge knows only ``W + scale · B A``.
+#: Options that change an adapter's effect -> its kind. A merge only supports ``W + scale · B A``.
 _VARIANTS = {
     "use_dora": "DoRA, which scales whole columns of the weights",
     "use_qalora": "QALoRA, whose factors are pooled",
     "use_bdlora": "a block-diagonal LoRA",
-    "kasa_config": "KaSA, which has singular values of its own",
+    "kasa_config": "KaSA, which has its own singular values",
     "monteclora_config": "MonteCLoRA, whose factors are sampled",
     "arrow_config": "Arrow, a router over several adapters",
-    "alora_invocation_tokens": "an activated LoRA, which works from some token on",
-    "layer_replication": "made for a model whose layers are repeated",
-    "trainable_token_indices": "made for single tokens of an embedding",
-    "lora_bias": "one with biases of its own",
+    "alora_invocation_tokens": "an activated LoRA, which takes effect from some token on",
+    "layer_replication": "for a model with repeated layers",
+    "trainable_token_indices": "for single tokens of an embedding",
+    "lora_bias": "a LoRA with its own biases",
 }
 
-#: Ways to begin training that move a part of the model into the factors: ``B A`` belongs to a model that was changed.
+#: Initialisations that move a part of the model into the factors: ``B A`` then belongs to a modified model.
 _MOVED = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
-#: Types of fields -> what errors call them.
+#: Types of fields -> their names in errors.
 _KINDS: Mapping[type, str] = {list: "a list", dict: "an object", bool: "true or false", str: "a word"}
 
-#: Entries of a list, at most.
+#: Maximum number of entries in a list.
 _MAX_LISTED = 1_000
 
 Value = TypeVar("Value")
@@ -48,20 +48,20 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Configuration:
-    """What the configuration of an adapter says.
+    """The parsed configuration of an adapter.
 
     Attributes:
-        folder: where it lies.
-        rank: of the factors, where no pattern says another.
+        folder: folder of the adapter.
+        rank: default rank of the factors.
         alpha: the scale is ``alpha / rank``, or ``alpha / √rank``.
         rank_pattern: regular expression -> rank.
         alpha_pattern: regular expression -> alpha.
         rslora: divide by ``√rank``.
-        fan_in_fan_out: weights are kept as ``(in, out)``, as GPT-2's are.
-        modules_to_save: modules that were trained whole.
-        bias: which biases were trained: ``none``, ``all`` or ``lora_only``.
+        fan_in_fan_out: weights are stored as ``(in, out)``, like GPT-2's.
+        modules_to_save: modules that were trained in full.
+        bias: the trained biases: ``none``, ``all`` or ``lora_only``.
         tying: tied weights were adapted together.
-        parameters: parameters that have factors, beside modules.
+        parameters: parameters with factors, in addition to modules.
         fields: the whole file.
     """
 
@@ -83,7 +83,7 @@ class Configuration:
         return self._matched(self.rank_pattern, module, self.rank)
 
     def scale_of(self, module: str) -> float:
-        """Return what ``B A`` of a module is multiplied by.
+        """Return the factor of ``B A`` for a module.
 
         Source:
             Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1; with ``use_rslora`` Kalajdzievski 2023,
@@ -94,31 +94,31 @@ class Configuration:
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
     def _matched(self, patterns: Patterns[Value], module: str, default: Value) -> Value:
-        """Return the value of the first pattern that matches a module's name, as PEFT does."""
+        """Return the value of the first pattern that matches a module's name, as in PEFT."""
         try:
             return patterns.find(self._key(module), default)
         except PatternError as error:
             raise CheckpointError(f"{self.folder}/{CONFIG}: {error}. Expected module names.") from error
 
     def _key(self, module: str) -> str:
-        """Return what patterns are matched against: a parameter where the factors are on one, else the module."""
+        """Return the name that patterns are matched against: a parameter with factors, otherwise the module."""
         weight = f"{module}.weight"
         reached = any(weight == name or weight.endswith(f".{name}") for name in self.parameters)
         return weight if reached else module
 
     def saves(self, module: str) -> bool:
-        """Return whether a module, or one that it is a part of, was trained whole."""
+        """Return whether a module, or one that contains it, was trained in full."""
         return any(f".{name}." in f".{module}." for name in self.modules_to_save)
 
 
 def read_configuration(folder: Path) -> Configuration:
-    """Return the configuration of a folder.
+    """Read the configuration in a folder.
 
     Args:
-        folder: with ``adapter_config.json`` in it.
+        folder: contains ``adapter_config.json``.
 
     Raises:
-        CheckpointError: it is missing or damaged, or the adapter is none that can be merged.
+        CheckpointError: it is missing or damaged, or the adapter is of a kind that can't be merged.
     """
     fields = _read(folder)
     _check_kind(folder, fields)
@@ -148,7 +148,7 @@ def _read(folder: Path) -> dict[str, Any]:
         )
     fields = read_json(path)
     if not isinstance(fields, dict):
-        raise CheckpointError(f"{path} is a JSON {type(fields).__name__}, expected an object. Save the adapter again.")
+        raise CheckpointError(f"{path} is a JSON {type(fields).__name__}; expected an object. Save the adapter again.")
     return fields
 
 
@@ -157,7 +157,7 @@ def _check_kind(folder: Path, fields: Mapping[str, Any]) -> None:
     kind = fields.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(
-            f"{folder} is an adapter of peft_type {kind!r}, expected 'LORA'. Merge it into its model with PEFT first."
+            f"{folder} is an adapter of peft_type {kind!r}; expected 'LORA'. Merge it into its model with PEFT first."
         )
     for key, what in _VARIANTS.items():
         if fields.get(key):
@@ -167,27 +167,28 @@ def _check_kind(folder: Path, fields: Mapping[str, Any]) -> None:
     start = fields.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_MOVED):
         raise CheckpointError(
-            f"{folder} was begun with init_lora_weights {start!r}, which changes the model too; expected factors for "
-            "the model as it is. Convert it with PEFT: save_pretrained(…, path_initial_model_for_weight_conversion=…)."
+            f"{folder} was initialised with init_lora_weights {start!r}, which also changes the model; expected "
+            "factors for the unchanged model. Convert it with PEFT: "
+            "save_pretrained(…, path_initial_model_for_weight_conversion=…)."
         )
 
 
 def _field(folder: Path, fields: Mapping[str, Any], key: str, default: Value) -> Value:
-    """Return a field of the type of its default, which stands for one that is missing or null."""
+    """Return a field with the type of its default, which replaces a missing or null value."""
     value = fields.get(key)
     if value is None:
         return default
     if not isinstance(value, type(default)):
         raise _unexpected(folder, key, value, _KINDS[type(default)])
     if isinstance(value, list) and len(value) > _MAX_LISTED:
-        raise _unexpected(folder, key, value, f"a list of {_MAX_LISTED:,} names at most")
+        raise _unexpected(folder, key, value, f"a list of at most {_MAX_LISTED:,} names")
     return value
 
 
 def _patterns(
     folder: Path, fields: Mapping[str, Any], key: str, checked: Callable[[Path, str, Any], Value]
 ) -> Patterns[Value]:
-    """Return an object whose keys are regular expressions, its values checked."""
+    """Return an object whose keys are regular expressions, with checked values."""
     empty: dict[str, Any] = {}
     values = _field(folder, fields, key, empty)
     try:
@@ -198,7 +199,7 @@ def _patterns(
 
 def _rank(folder: Path, key: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise _unexpected(folder, key, value, "a rank, 1 or more")
+        raise _unexpected(folder, key, value, "a rank of at least 1")
     return value
 
 
@@ -210,4 +211,4 @@ def _alpha(folder: Path, key: str, value: Any) -> float:
 
 def _unexpected(folder: Path, key: str, value: Any, expected: str) -> CheckpointError:
     found = json.dumps(value)[:80]
-    return CheckpointError(f"{folder}/{CONFIG}: {key!r} is {found}, expected {expected}. Save the adapter again.")
+    return CheckpointError(f"{folder}/{CONFIG}: {key!r} is {found}; expected {expected}. Save the adapter again.")

@@ -1,4 +1,4 @@
-"""Factors of a parameter that holds all experts of a layer, as factors of the single experts' tensors."""
+"""Factors of a parameter of all experts of a layer, converted to factors of each expert's tensors."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from weightspace.lora.fused_experts import PARTS, Part
 
 
 def spread(adapter: Adapter, find: Callable[[str, tuple[int, ...]], list[str]], source: str) -> dict[str, Factors]:
-    """Return the factors of single experts' tensors for those of the parameters that they are parts of.
+    """Convert factors of parameters to factors of the experts' tensors that are parts of them.
 
     Args:
         adapter: with factors of parameters.
-        find: takes the name of a tensor and its shape, and returns what it may be in the model's files.
-        source: what the user wrote, for errors.
+        find: maps the name and shape of a tensor to its candidates in the model's files.
+        source: the source as given by the user, for errors.
 
     Raises:
-        CheckpointError: the model keeps no single experts, or others than the adapter has.
+        CheckpointError: the model has no separate experts, or others than the adapter.
     """
     factors: dict[str, Factors] = {}
     for parameter, own in adapter.fused.items():

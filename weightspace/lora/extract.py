@@ -1,8 +1,8 @@
-r"""A LoRA adapter out of the difference of two models.
+r"""Extraction of a LoRA adapter from the difference of two models.
 
 .. math:: \Delta = W' - W \approx B A, \qquad B = U_r \sqrt{\Sigma_r}, \quad A = \sqrt{\Sigma_r}\, V_r^\top
 
-the nearest matrix of that rank; kernels of convolutions are unfolded to ``(out, in · kernel)``.
+the best approximation of that rank; convolution kernels are unfolded to ``(out, in · kernel)``.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from weightspace.reprs import brief
 @brief
 @dataclass(frozen=True)
 class ExtractionReport:
-    """How much of the difference an adapter holds.
+    """The part of the difference that an adapter captures.
 
     Attributes:
         errors: tensor -> ``‖Δ − BA‖ / ‖Δ‖`` (Frobenius), between 0 and 1.
         ranks: tensor -> rank of its factors.
-        error: the same ratio over all tensors that have factors.
-        left_out: tensors that differ and have none (norms, biases, counters): the adapter does not change them.
+        error: the same ratio over all tensors with factors.
+        left_out: differing tensors without factors (norms, biases, counters), which the adapter doesn't change.
     """
 
     errors: dict[str, float]
@@ -53,20 +53,20 @@ class ExtractionReport:
 
     @property
     def energy(self) -> float:
-        """The share of ``‖Δ‖²`` that the adapter holds."""
+        """The fraction of ``‖Δ‖²`` that the adapter captures."""
         return 1 - self.error**2
 
 
 @brief
 @dataclass(frozen=True)
 class Extraction:
-    """An adapter.
+    """An extracted adapter.
 
     Attributes:
         state: PEFT's name -> factor.
-        config: what goes into ``adapter_config.json``.
-        report: what it leaves of the difference.
-        repeated: tensors of the model that are tied to another one, and have its factors once more.
+        config: contents of ``adapter_config.json``.
+        report: how well it approximates the difference.
+        repeated: tensors of the model that are tied to another one, and repeat its factors.
     """
 
     state: StateDict
@@ -88,37 +88,37 @@ def extract_lora(
     config: Mapping[str, Any] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Extraction:
-    """Return the LoRA adapter of a rank that is nearest to a model's difference from its base.
+    """Return the LoRA adapter of a given rank that best approximates a model's difference from its base.
 
     Args:
         base: the pretrained model.
-        model: a fine-tune of it, with the same names and shapes; of the two, one may have a head that the other ties
-            to its embedding.
-        rank: of the factors; smaller for a matrix with fewer rows or columns. Where transformers fuses experts, those
-            of the experts, of their router and of layers of their names have one rank, filled up with zeros.
-        fan_in_fan_out: Linear layers keep their weights as ``(in, out)``, where the configuration does not tell.
-        lenient: leave tensors out that differ and that PEFT has no factors for, instead of refusing them.
-        seed: of the subspace iteration.
+        model: a fine-tune of it, with the same names and shapes; one of the two may have a separate head that the other
+            ties to its embedding.
+        rank: rank of the factors; smaller for a matrix with fewer rows or columns. If transformers fuses experts, those
+            of the experts, their router and layers with their names have one rank, padded with zeros.
+        fan_in_fan_out: linear weights are stored as ``(in, out)``, if the configuration doesn't say.
+        lenient: leave out differing tensors that PEFT has no factors for, instead of refusing them.
+        seed: seed of the subspace iteration.
         device: where the decompositions run.
-        config: of the base (``config.json``): from it the names of transformers' modules are known, the layers that
-            are kept as ``(in, out)``, and the weights that are tied. Without it, names are those of modules.
-        on_progress: told of every ``"tensor"``.
+        config: configuration of the base (``config.json``); it determines the names of transformers' modules, the
+            layers stored as ``(in, out)``, and the tied weights. Without it, names are those of modules.
+        on_progress: called after every ``"tensor"``.
 
     Returns:
-        Factors in float32 at least, balanced (``√σ`` on both sides) with a scale of 1. Tied weights have the same
-        factors each, because PEFT adapts every module by itself.
+        Factors in at least float32, balanced (``√σ`` on both sides) with a scale of 1. Tied weights repeat the same
+        factors, because PEFT adapts every module separately.
 
     Raises:
         CheckpointError: names or shapes differ.
-        WeightspaceError: the rank is below 1, no matrix differs, a tensor that cannot have factors differs, or a
-            difference holds NaN or infinity.
+        WeightspaceError: the rank is below 1, no matrix differs, a tensor that can't have factors differs, or a
+            difference contains NaN or infinity.
 
     Source:
-        Eckart and Young 1936, https://doi.org/10.1007/BF02288367; where the smaller side is above 8 ranks, Halko et al.
-        2011, https://arxiv.org/abs/0909.4061, algorithms 4.4 and 5.1.
+        Eckart and Young 1936, https://doi.org/10.1007/BF02288367; if the smaller side exceeds 8 times the rank, Halko
+        et al. 2011, https://arxiv.org/abs/0909.4061, algorithms 4.4 and 5.1.
     """
     if rank < 1:
-        raise WeightspaceError(f"The rank of an adapter is 1 or more, found {rank}.")
+        raise WeightspaceError(f"The rank of an adapter is at least 1; found {rank}.")
     fields = dict(config or {})
     base, model = with_counterparts(base, model, fields), with_counterparts(model, base, fields)
     check_compatible(base, model, names=("the base", "the model"))
@@ -147,35 +147,34 @@ def extract_lora_files(
     device: str = "cpu",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> ExtractionReport:
-    """Write the LoRA adapter that is nearest to a checkpoint's difference from its base, as a PEFT folder.
+    """Write the LoRA adapter that best approximates a checkpoint's difference from its base, as a PEFT folder.
 
-    Tensors are read one after the other from mapped files. The adapter has the names that transformers 5 gives to the
-    modules of the base, if the base is a folder with its configuration.
+    Tensors are read one at a time from memory-mapped files. If the base is a folder with its configuration, the adapter
+    uses the module names of transformers 5.
 
     Args:
         base: the pretrained checkpoint.
         model: a fine-tune of it.
         out: a new folder, or that of an adapter, which is replaced.
-        rank: see ``extract_lora``; so are the other options.
-        fan_in_fan_out: see ``extract_lora``.
-        lenient: see ``extract_lora``; where transformers has other names that are not known, keep those of the files.
-        seed: see ``extract_lora``.
-        device: see ``extract_lora``.
-        on_progress: see ``extract_lora``.
+        rank: as in ``extract_lora``, like the other options.
+        fan_in_fan_out: as in ``extract_lora``.
+        lenient: as in ``extract_lora``; moreover, keep the files' names if the module names in transformers are
+            unknown.
+        seed: as in ``extract_lora``.
+        device: as in ``extract_lora``.
+        on_progress: as in ``extract_lora``.
 
     Raises:
-        CheckpointError: a checkpoint is missing or damaged, they don't fit together, ``out`` is something else than an
-            adapter, or the disk refuses.
-        WeightspaceError: as ``extract_lora``; or transformers builds the model under other names than those of its
-            files, by rules that are not known here.
+        CheckpointError: a checkpoint is missing or damaged, the two don't fit together, ``out`` isn't an adapter, or
+            writing fails.
+        WeightspaceError: as in ``extract_lora``; or transformers renames the modules of the model by unknown rules.
     """
     check_adapter_replaceable(out)
     config = read_config(local_path(base))
     if is_renamed(config) and not lenient:
         raise WeightspaceError(
-            f"{os.fspath(base)} is of a type ({config.get('model_type')}) that transformers builds under other names "
-            "than those of its files, by rules that are not known here. lenient (--lenient) keeps the names of the "
-            "files, for MODEL+ADAPTER."
+            f"{os.fspath(base)} is of a type ({config.get('model_type')}) whose modules transformers renames by rules "
+            "unknown to this library. lenient (--lenient) keeps the names of the files, for MODEL+ADAPTER."
         )
     found = extract_lora(
         load_checkpoint(base),
@@ -213,7 +212,7 @@ class _Work:
         self.repeated: list[str] = []
 
     def add(self, name: str, base: Tensor, model: Tensor) -> None:
-        """Take a tensor that differs."""
+        """Process a tensor that differs."""
         floats = is_inexact(base) and is_inexact(model) and not base.is_complex()
         kind = self.layout.kind(name) if floats and base.numel() else None
         if kind is None:
@@ -222,7 +221,7 @@ class _Work:
         dtype = wide_dtype(base.dtype, model.dtype)
         difference = model.to(self.device, dtype) - base.to(self.device, dtype)
         if not bool(difference.isfinite().all()):
-            raise WeightspaceError(f"The difference of {name!r} holds NaN or infinity; expected finite checkpoints.")
+            raise WeightspaceError(f"The difference of {name!r} contains NaN or infinity; expected finite checkpoints.")
         turned = kind in ("embedding", "in_out")
         matrix = difference.T if turned else difference.flatten(1)
         a, b = nearest_factors(matrix, self.rank, seed=self.seed)
@@ -233,7 +232,7 @@ class _Work:
         self.factors[name] = a.cpu(), b.cpu()
 
     def repeat(self, alias: str, owner: str) -> None:
-        """Give the factors of a tensor to one that is tied to it."""
+        """Repeat the factors of a tensor for one that is tied to it."""
         if owner not in self.factors:
             self.left_out += [alias] * (owner in self.left_out)
             return
@@ -245,12 +244,12 @@ class _Work:
         self.repeated.append(alias)
 
     def extraction(self, *, lenient: bool) -> Extraction:
-        """Return what was found."""
+        """Return the extracted adapter."""
         if self.left_out and not lenient:
             names = ", ".join(map(repr, self.left_out[:3])) + (", …" if len(self.left_out) > 3 else "")
             raise WeightspaceError(
-                f"{len(self.left_out):,} tensors differ that PEFT has no factors for: {names}. An adapter cannot hold "
-                "them; lenient (--lenient) leaves them as they are in the base."
+                f"{len(self.left_out):,} tensors differ that PEFT has no factors for: {names}. An adapter cannot have "
+                "them; lenient (--lenient) leaves them out."
             )
         if not self.factors:
             raise WeightspaceError("No matrix of the model differs from the base: there is nothing to extract.")
@@ -267,7 +266,7 @@ class _Work:
         return Extraction(state, self.layout.configuration(ranks, self.kinds), report, repeated)
 
     def _fill_up(self) -> None:
-        """Give the factors of experts and of what PEFT puts beside them one rank."""
+        """Pad the factors of experts, and of the modules that PEFT fuses with them, to one rank."""
         fused = [name for name in self.factors if self.layout.is_fused(name)]
         rank = max((len(self.factors[name][0]) for name in fused), default=0)
         for name in fused:
@@ -275,17 +274,17 @@ class _Work:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors hold the same values, whatever their dtypes."""
+    """Return whether two tensors have the same values, whatever their dtypes."""
     return torch.equal(one, other) if one.dtype == other.dtype else bool((one == other).all())
 
 
 def with_counterparts(state: StateDict, other: StateDict, config: dict[str, Any]) -> StateDict:
-    """Return a model with tensors for all names of another one that it has under a name that is tied to it.
+    """Return a model with tensors for all names of another one that it has under a tied name.
 
     Args:
-        state: of a model.
-        other: of another one, with a head of its own, say.
-        config: of the models.
+        state: tensors of a model.
+        other: tensors of another one, for example with a separate head.
+        config: configuration of the models.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     scaled = head_scale(config, shapes) != 1
@@ -298,7 +297,7 @@ def with_counterparts(state: StateDict, other: StateDict, config: dict[str, Any]
 
 
 def shared_ties(base: StateDict, model: StateDict) -> dict[str, str]:
-    """Return names that share memory in both models -> the one that stands for them, an embedding if there is one."""
+    """Return names that share memory in both models -> their representative, an embedding if there is one."""
     others = tied_names(model)
     groups: dict[str, list[str]] = {}
     for name, owner in tied_names(base).items():

@@ -1,7 +1,7 @@
-"""Adapter files that are taken for models, recognised by the names of their tensors alone.
+"""Detection of adapter files given as models, by the names of their tensors alone.
 
-The change of a LoRA is a product of its factors, and the mean of factors is not the mean of products: two adapters of
-one change, both factors with their signs turned in one of them, average to no change at all.
+The change of a LoRA is the product of its factors, and the mean of factors isn't the factor of the mean: two adapters
+of the same change, one with the signs of both factors flipped, average to no change at all.
 """
 
 from __future__ import annotations
@@ -23,78 +23,78 @@ _PART = re.compile(
     r"|ia3_l|vera_([AB]|lambda_[bd])|randlora_(lambda|gamma)|fourierft_spectrum|hra_u|(bone|miss)_block|c3a_kernel"
 )
 
-#: Names without any of these are none of an adapter's, which is soon seen.
+#: A name without any of these isn't an adapter's; a quick first check.
 _HINT = re.compile(r"lora|hada|lokr|oft|dora|ia3|vera|fourierft|hra_|bone|miss_|c3a|base_model|adapter|:")
 
-#: What every tensor of PEFT's adapters has in front, and what begins a part of those of its other kinds.
+#: Prefix of every tensor of PEFT's adapters, and name components of its other kinds.
 _PEFT = "base_model.model."
 _KIND = re.compile(
     r"(adamss|boft|c3a|deft|delora|fourierft|frod|glora|gralora|hada|hira|hra|ia3|lily|lokr|lora|miss|oft|peanut|poly"
     r"|psoft|pvera|randlora|road|shira|tinylora|unilora|vblora|vera|waveft)_.+"
 )
 
-#: diffusers' halves: ``to_q_lora.down.weight``, ``lora.up.weight``, XLabs's ``qkv_lora1.down``; NeMo's ``linear_in``,
-#: below ``lora_kqv_adapter`` in the first version and below ``linear_qkv.adapter`` in the second.
+#: Names of diffusers' halves: ``to_q_lora.down.weight``, ``lora.up.weight``, XLabs's ``qkv_lora1.down``; NeMo's
+#: ``linear_in``, below ``lora_kqv_adapter`` in the first version and below ``linear_qkv.adapter`` in the second.
 _HALF = re.compile(
     r"(^|\.)([^.]+_)?lora\d*\.(up|down|A|B)(\.|$)|(^|\.)([^.]+_)?lora_[^.]+\.linear_(in|out)(\.|$)"
     r"|(^|\.)linear_[^.]+\.adapter\.linear_(in|out)(\.|$)"
 )
 
-#: cloneofsimo's flat lists: ``unet:0:up``.
+#: Names of cloneofsimo's flat lists: ``unet:0:up``.
 _LISTED = re.compile(r"\w+:\d+:(up|down)")
 
-#: Ends that tensors of models may have too: whole differences, and what is multiplied by. Names of kohya begin alike,
-#: and are those of modules without their dots.
+#: Suffixes that model tensors may have too: full differences, and factors. Kohya's names share a prefix, and are module
+#: names without their dots.
 _DIFFERENCE = re.compile(r".+\.(diff|diff_b)|(lora|lycoris)_.+\.([wb]_norm|set_weight|on_input|[ab][12]\.weight)")
 _FLAT = re.compile(r"(lora_(unet|te\d?|transformer|prior\w*|llm|t5\w*|clip\w*)|lycoris)_[^.]+\..+")
 _SCALE = re.compile(r".+\.(alpha|scale|scalar|dora_scale|reshape_weight)")
 
-#: Beside its factors an adapter may hold a few whole weights: heads, and embeddings of a larger vocabulary.
+#: An adapter may have a few full weights besides its factors: heads, and embeddings of an extended vocabulary.
 _WHOLE = re.compile(r".*(embed|bundle_emb|lm_head|wte|score|classifier|modules_to_save).*")
 
 
 def check_is_model(names: Iterable[str], source: object) -> None:
-    """Check that tensors are those of a model, without factors of an adapter among them.
+    """Check that tensors are those of a model, without factors of an adapter.
 
     Args:
-        names: of the tensors.
-        source: how the error calls what they come from, usually a path.
+        names: names of the tensors.
+        source: their source in the error, usually a path.
 
     Raises:
-        CheckpointError: they are an adapter's, or an adapter lies in the model that was never merged into it.
+        CheckpointError: they belong to an adapter, or to a model with an unmerged adapter.
     """
-    names = [name for name in names if isinstance(name, str)]  # what is no state dict is refused elsewhere
+    names = [name for name in names if isinstance(name, str)]  # other objects are refused elsewhere
     factors = [name for name in names if is_factor(name)] or _differences(names)
     if not factors:
         return
     if _holds_model(names, factors):
         raise CheckpointError(
-            f"{_shown(source)} holds a model beside an adapter that was never merged into it ({_shown(factors[0])}): "
-            "the mean of factors is not the mean of what they add. Expected plain weights; merge the adapter into its "
+            f"{_shown(source)} contains a model with an unmerged adapter ({_shown(factors[0])}): "
+            "the mean of factors isn't the factor of the mean. Expected plain weights; merge the adapter into its "
             "model first (PEFT's merge_and_unload)."
         )
     raise CheckpointError(
-        f"{_shown(source)} is an adapter, no model ({_shown(factors[0])}): the mean of factors is not the mean of what "
-        "they add. Merge adapters by `weightspace merge-adapters`, or add each to its model: MODEL+ADAPTER. Both read "
-        "PEFT's folders; convert other formats first."
+        f"{_shown(source)} is an adapter, not a model ({_shown(factors[0])}): the mean of factors isn't the factor of "
+        "the mean. Merge adapters with `weightspace merge-adapters`, or apply each to its model: MODEL+ADAPTER. Both "
+        "read PEFT's folders; convert other formats first."
     )
 
 
 def check_no_adapter_folder(path: Path) -> None:
-    """Refuse the folder of an adapter where that of a model is expected.
+    """Refuse the folder of an adapter in place of that of a model.
 
     Raises:
         CheckpointError: it has the configuration of an adapter, and no weights of a model.
     """
     if (path / CONFIG).is_file() and not any((path / name).is_file() for name in ENTRANCES):
         raise CheckpointError(
-            f"{_shown(path)} is the folder of an adapter ({CONFIG}), without the weights of a model. Merge adapters by "
-            "`weightspace merge-adapters`, or add each to its model: MODEL+ADAPTER."
+            f"{_shown(path)} is an adapter folder ({CONFIG}) without the weights of a model. Merge adapters with "
+            "`weightspace merge-adapters`, or apply each to its model: MODEL+ADAPTER."
         )
 
 
 def is_factor(name: str) -> bool:
-    """Return whether a tensor belongs to an adapter, by its name."""
+    """Return whether a tensor belongs to an adapter, judging by its name."""
     if _HINT.search(name) is None:
         return False
     parts = name.split(".")
@@ -104,7 +104,7 @@ def is_factor(name: str) -> bool:
 
 
 def _differences(names: Collection[str]) -> list[str]:
-    """Return the tensors of a file that holds nothing but differences from a model, and their scales."""
+    """Return the tensors of a file that only contains differences from a model, and their scales."""
     differences = [name for name in names if _is_difference(name)]
     return differences if all(_is_difference(name) or _SCALE.fullmatch(name) for name in names) else []
 
@@ -116,12 +116,12 @@ def _is_difference(name: str) -> bool:
 
 
 def _holds_model(names: Collection[str], factors: Collection[str]) -> bool:
-    """Return whether there are weights of a model beside factors: more than the few that an adapter may hold."""
+    """Return whether there are weights of a model besides factors: more than the few that an adapter may have."""
     taken = set(factors)
     rest = [name for name in names if name not in taken and not _SCALE.fullmatch(name) and not _is_difference(name)]
     return any(not _WHOLE.fullmatch(name) for name in rest)
 
 
 def _shown(text: object) -> str:
-    """Return the end of a text, so that the error stays short."""
+    """Return the end of a text, to keep errors short."""
     return str(text) if len(str(text)) <= 120 else f"…{str(text)[-119:]}"

@@ -1,7 +1,7 @@
-"""Factors of the parameter that transformers 5 puts all experts of a layer into.
+"""Factors of the fused parameter of all experts of a layer in transformers 5.
 
-PEFT stacks them: ``A`` of ``(experts · rank, in)``, an expert's rows after each other, and ``B`` of ``(out, rank ·
-experts)``, whose columns go through the experts first. The first half of the rows of ``gate_up_proj`` is the gate's.
+PEFT stacks them: ``A`` of ``(experts · rank, in)``, grouped by expert, and ``B`` of ``(out, rank · experts)``, whose
+columns cycle through the experts first. The first half of the rows of ``gate_up_proj`` is the gate's.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
     from weightspace.lora.config import Configuration
 
-#: The parameters of a layer's experts, in their order there -> the names of its parts in files, in either convention.
+#: Parameters of a layer's experts, in order -> names of their parts in files, in either convention.
 PARTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "gate_up_proj": (("w1", "w3"), ("gate_proj", "up_proj")),
     "down_proj": (("w2",), ("down_proj",)),
 }
 
-#: The names of these parameters.
+#: Names of these parameters.
 FUSED = tuple(PARTS)
 
 
 @dataclass(frozen=True)
 class Part:
-    """What belongs to one expert's tensor in stacked factors.
+    """The part of stacked factors that belongs to one expert's tensor.
 
     Attributes:
-        expert: its number.
-        experts: how many there are.
-        first: the first row of ``B``.
-        last: the row after the last one.
+        expert: index of the expert.
+        experts: number of experts.
+        first: first row of ``B``.
+        last: row after the last one.
     """
 
     expert: int
@@ -49,11 +49,11 @@ class Part:
 
 
 def fused_parameter(configuration: Configuration, module: str) -> str | None:
-    """Return the parameter that factors belong to, None if that is the module's weight.
+    """Return the parameter that factors belong to, or None if it is the module's weight.
 
     Args:
-        configuration: of the adapter.
-        module: as the factors have it; ``base_layer`` at its end says that it lies inside another one's.
+        configuration: configuration of the adapter.
+        module: module name of the factors; the suffix ``base_layer`` means that it is nested in another's.
     """
     inner = module
     while inner.endswith(".base_layer"):

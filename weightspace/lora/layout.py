@@ -1,7 +1,7 @@
-"""A model as PEFT adapts it: the name of each weight's module, the kind of its layer, and its part of a configuration.
+"""The model as seen by PEFT: the module of each weight, the kind of its layer, and its part of a configuration.
 
-transformers 5 keeps the experts of a layer as one parameter. PEFT puts the factors of single experts together when it
-loads them, if all have one rank, and takes the parameters that they go to from ``target_parameters``.
+transformers 5 keeps the experts of a layer as one parameter. PEFT fuses the factors of single experts on loading, if
+all have the same rank, and takes the target parameters from ``target_parameters``.
 """
 
 from __future__ import annotations
@@ -15,46 +15,46 @@ from weightspace.lora.module_names import names_of
 from weightspace.lora.tied_weights import Shapes, hidden_ties, is_head
 from weightspace.lora.write import exact_targets, lora_config
 
-#: What a weight is: of a Linear layer ``(out, in)`` or ``(in, out)``, of an embedding, or the kernel of a convolution.
+#: Kind of a weight: of a linear layer, ``(out, in)`` or ``(in, out)``, of an embedding, or a convolution kernel.
 Kind: TypeAlias = Literal["linear", "in_out", "embedding", "convolution"]
 
-#: Modules that look rows up, by their last name: PEFT keeps their factors under other names. (The first two begin like
-#: ones, but are Linear layers.)
+#: Last names of look-up modules, whose factors have other names in PEFT. (The first two look like them, but are linear
+#: layers.)
 _LOOKUP = re.compile(
     r"(?!vision_|patch_)((.+_)?embed_tokens(_per_layer)?|(.+_)?(position|token|word|tok|type|tile|distance|language)"
     r"_embeddings?(_\d+)?|embeddings?|embed|embed_in|(tokens|positions|pos)_embed|shared|wte|wpe|relative_attention_bias)"
 )
 
-#: Linear layers by a last name with "emb" in it; another one is not known.
+#: Linear layers whose last name contains "emb"; others are unknown.
 _EMBEDDING_LINEAR = re.compile(r".*(patch|proj|out|hidden|dense|linear|class|transform|mapping|vision).*")
 
-#: Positions that are shifted by an offset inside their module, which PEFT's factors are not.
+#: Positions shifted by an offset inside their module, which PEFT doesn't shift.
 _SHIFTED = ("embed_positions",)
 
-#: Types whose kernels read these modules' weights themselves, so that PEFT refuses to adapt them.
+#: Types whose kernels read these modules' weights directly, so that PEFT refuses to adapt them.
 _FIXED: Mapping[str, tuple[str, ...]] = dict.fromkeys(
     ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"), ("out_proj", "conv1d")
 )
 
-#: The first convolution over sound, of one channel; others of one channel are grouped, and PEFT's ranks don't fit them.
+#: The first convolution over sound, with one channel; others with one channel are grouped and don't fit PEFT's ranks.
 _STEM = re.compile(r".*conv_layers\.0\.conv")
 
-#: An expert's weight -> the parameter of all experts that it is a part of.
+#: Weight of an expert -> the fused parameter that contains it.
 _EXPERT = re.compile(r"(?P<experts>.+\.experts)\.\d+\.(?P<part>w[123]|gate_proj|up_proj|down_proj)\.weight")
 _FUSED = {"w1": "gate_up_proj", "w3": "gate_up_proj", "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
 
-#: Types for which PEFT takes the names of transformers 4 and finds the parameters itself.
+#: Types for which PEFT accepts the names of transformers 4 and finds the parameters itself.
 _CONVERTED = ("mixtral", "minimax", "minimax_m2")
 
-#: Modules beside the experts that choose among them.
+#: Modules next to the experts that route between them.
 _ROUTERS = ("gate", "router")
 
-#: What stands in the names of experts' weights after the module that their router is in.
+#: Part of the names of experts' weights that follows the module containing their router.
 _BESIDE = (".experts.", ".input_linear.")
 
 
 def fused_names(names: Collection[str]) -> list[str]:
-    """Return the weights of experts and of the routers beside them, whose factors PEFT wants to have one rank.
+    """Return the weights of experts and their routers, whose factors PEFT requires to have one rank.
 
     Args:
         names: weights with factors, by the names of files or of modules.
@@ -68,12 +68,12 @@ class Layout:
     """The weights of a model as PEFT sees them."""
 
     def __init__(self, shapes: Shapes, config: dict[str, Any], *, fan_in_fan_out: bool) -> None:
-        """Take in a model.
+        """Analyse a model.
 
         Args:
             shapes: tensor -> shape, by the names of its files.
-            config: of the model; an empty one: the names are those of modules.
-            fan_in_fan_out: Linear layers keep their weights as ``(in, out)``, where the configuration does not tell.
+            config: configuration of the model; if empty, names are those of modules.
+            fan_in_fan_out: linear weights are stored as ``(in, out)``, if the configuration doesn't say.
         """
         self._shapes = shapes
         self._config = config
@@ -92,7 +92,7 @@ class Layout:
         return self._names.module(name).removesuffix(".weight")
 
     def kind(self, name: str) -> Kind | None:
-        """Return what a weight is, None if PEFT has no factors for it."""
+        """Return the kind of a weight, or None if PEFT has no factors for it."""
         module, _, parameter = name.rpartition(".")
         parent, _, last = module.rpartition(".")
         shape = self._shapes[name]
@@ -110,7 +110,7 @@ class Layout:
         return "in_out" if is_in_out(self._config, module, default=default) else "linear"
 
     def is_fused(self, name: str) -> bool:
-        """Return whether the factors of a weight have the rank that all experts share."""
+        """Return whether the factors of a weight must have the rank shared by all experts."""
         return name in self._shapes and (self._is_expert(name) or self._is_parameter(name))
 
     def configuration(self, ranks: Mapping[str, int], kinds: Mapping[str, Kind]) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class Layout:
 
         Args:
             ranks: weight -> rank of its factors.
-            kinds: weight -> what it is.
+            kinds: weight -> its kind.
         """
         modules = {self.module(name): rank for name, rank in ranks.items()}
         turned = self._fan_in_fan_out or "in_out" in kinds.values()
@@ -129,7 +129,7 @@ class Layout:
         return self._exact(config if self._converted else config | self._parameters(config, ranks, fused))
 
     def _exact(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Return a configuration whose targets are no ends of the names of other modules."""
+        """Return a configuration whose targets aren't suffixes of other module names."""
         targets = set(config["target_modules"])
         parts = [self.module(name).split(".") for name in self._shapes]
         modules = {".".join(part[:end]) for part in parts for end in range(1, len(part) + 1)} - targets
@@ -137,8 +137,8 @@ class Layout:
         return config if targets.isdisjoint(ends) else exact_targets(config)
 
     def _parameters(self, config: Mapping[str, Any], ranks: Mapping[str, int], fused: Sequence[str]) -> dict[str, Any]:
-        """Return the fields of a configuration that put factors on parameters."""
-        two = {r".*\.gate_up_proj": 2 * int(config["r"])} if self._parts else {}  # both halves bring their ranks
+        """Return the fields of a configuration that target parameters."""
+        two = {r".*\.gate_up_proj": 2 * int(config["r"])} if self._parts else {}  # both halves contribute their ranks
         return {
             "target_modules": [self.module(name) for name in ranks if name not in fused],
             "target_parameters": list(dict.fromkeys(map(self._parameter, fused))),
@@ -147,16 +147,16 @@ class Layout:
         }
 
     def _parameter(self, name: str) -> str:
-        """Return the parameter of transformers' model that a weight is or becomes a part of."""
+        """Return the parameter of transformers' model that a weight is or becomes part of."""
         match = _EXPERT.fullmatch(name)
         if match is None:
             return f"{self.module(name)}.weight"
         return f"{self.module(match['experts'])}.{_FUSED.get(match['part'], 'down_proj')}"
 
     def _is_parameter(self, name: str) -> bool:
-        """Return whether PEFT reaches a weight as a parameter only: a router, or what is called as experts' parts are.
+        """Return whether PEFT reaches a weight only as a parameter: a router, or a module named like an expert's part.
 
-        Where it fuses experts, it takes every module of such a name for a part of them.
+        When PEFT fuses experts, it takes every module of such a name for a part of them.
         """
         parent, _, last = self.module(name).rpartition(".")
         if len(self._shapes[name]) != 2 or self._is_expert(name) or not self._config:
@@ -164,18 +164,18 @@ class Layout:
         return last in self._parts or (last in _ROUTERS and parent in self._mixtures)
 
     def _is_expert(self, name: str) -> bool:
-        """Return whether a weight is that of one expert, which transformers puts together with the others'."""
+        """Return whether a weight belongs to one expert, and is fused with the others' by transformers."""
         return bool(self._experts) and _EXPERT.fullmatch(name) is not None
 
     def _is_convolution(self, layer: str, shape: tuple[int, ...]) -> bool:
-        """Return whether a weight is that of a convolution without groups, by the end of its name and its shape."""
+        """Return whether a weight is that of an ungrouped convolution, judging by the end of its name and its shape."""
         grouped = shape[1:2] == (1,) and bool(self._config) and self._config.get("num_channels") != 1
-        if len(shape) == 3:  # fused experts have as many
+        if len(shape) == 3:  # fused experts also have three
             return "conv" in layer and shape[1] != 1
         return 4 <= len(shape) <= 5 and not grouped
 
     def _is_plain(self, last: str) -> bool:
-        """Return whether it is known what a module of that name is."""
+        """Return whether the kind of a module of that name is known."""
         return "emb" not in last or _LOOKUP.fullmatch(last) is not None or _EMBEDDING_LINEAR.fullmatch(last) is not None
 
     def _is_lookup(self, module: str, last: str) -> bool:

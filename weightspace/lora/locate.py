@@ -1,4 +1,4 @@
-"""Targets of an adapter among the tensors of a model's files, with the orientation of each."""
+"""The targets of an adapter among the tensors of a model's files, with their orientations."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from weightspace.lora.tied_weights import Shapes, is_head
 
 
 def located(adapter: Adapter, shapes: Shapes, config: dict[str, Any], source: str) -> Adapter:
-    """Return an adapter with the names that a model's files have for its targets.
+    """Return an adapter whose targets have the names of the model's files.
 
     Args:
         adapter: as it was read.
-        shapes: tensor of the model -> shape; weights that are tied and have no tensor included.
-        config: of the model, or an empty one.
-        source: what the user wrote, for errors.
+        shapes: tensor of the model -> shape, including tied weights that have no tensor.
+        config: configuration of the model, or an empty one.
+        source: the source as given by the user, for errors.
 
     Returns:
-        The adapter; a head that the files lack, and a target that isn't found at all, keep their names.
+        The adapter; a head that the files lack, and targets that aren't found at all, keep their names.
 
     Raises:
-        CheckpointError: a target may be any of several tensors, or two targets are one tensor.
+        CheckpointError: a target is ambiguous, or two targets are the same tensor.
     """
     targets = Targets(shapes, config)
     names: dict[str, str] = {}
@@ -38,15 +38,15 @@ def located(adapter: Adapter, shapes: Shapes, config: dict[str, Any], source: st
         found = targets.candidates(target, expected)
         if len(found) > 1:
             raise CheckpointError(
-                f"{source}: {adapter.path} changes {target!r}, which may be {found[0]!r} or {found[1]!r} of the model; "
-                "expected one tensor. Rename the adapter's tensors as the model's are."
+                f"{source}: {adapter.path} changes {target!r}, which could be {found[0]!r} or {found[1]!r}; "
+                "expected one tensor. Rename the adapter's tensors to match the model's."
             )
         name = found[0] if found else target
         names[target] = name
         if owners.setdefault(name, target) != target:
             raise CheckpointError(
-                f"{source}: {adapter.path} changes {target!r} and {owners[name]!r}, which are one tensor of the model, "
-                f"{name!r}. Expected one of them; is this adapter for that model?"
+                f"{source}: {adapter.path} changes {target!r} and {owners[name]!r}, which are the same tensor, "
+                f"{name!r}, of the model. Expected one of them; is this adapter for that model?"
             )
     factors = {names[target]: _oriented(own, names[target], target, config) for target, own in adapter.factors.items()}
     factors |= spread(adapter, lambda name, shape: targets.candidates(name, [shape]), source)
@@ -58,7 +58,7 @@ def located(adapter: Adapter, shapes: Shapes, config: dict[str, Any], source: st
 def _oriented(factors: Factors, name: str, module: str, config: dict[str, Any]) -> Factors:
     """Return factors in the orientation in which the model stores the weight.
 
-    PEFT goes by the kind of layer, and the one flag that it saves, ``fan_in_fan_out``, is that of the last layer.
+    PEFT decides by the kind of layer; the only flag it saves, ``fan_in_fan_out``, is that of the last layer.
     """
     if factors.embedding or len(factors.shape) != 2:
         return factors
@@ -69,7 +69,7 @@ def _oriented(factors: Factors, name: str, module: str, config: dict[str, Any]) 
     return replace(factors, transposed=transposed, shape=factors.shape[::-1])
 
 
-#: Parts of names that models are wrapped in, or that came and went between versions of transformers.
+#: Parts of names from wrappers, or that changed between versions of transformers.
 _WRAPPERS = frozenset(
     (
         *("base_model", "model", "module", "_orig_mod", "transformer", "backbone"),
@@ -79,25 +79,25 @@ _WRAPPERS = frozenset(
 
 
 class Targets:
-    """The tensors of a model, found by the names that adapters have for them."""
+    """The tensors of a model, searchable by the names used in adapters."""
 
     def __init__(self, shapes: Shapes, config: dict[str, Any]) -> None:
-        """Take in a model.
+        """Index a model.
 
         Args:
             shapes: tensor -> shape.
-            config: of the model; where it says nothing, the renames of every family are tried.
+            config: configuration of the model; if it is silent, the renames of every family are tried.
         """
         self._shapes = shapes
         known = "model_type" in config and not is_renamed(config)
         self._names: list[Names] = [names_of(config), *([] if known else all_names())]
 
     def candidates(self, target: str, shapes: Collection[tuple[int, ...]]) -> list[str]:
-        """Return the tensors that a target may be: one, none, or those between which nothing decides.
+        """Return the tensors that a target may be: one, none, or several if it is ambiguous.
 
         Args:
-            target: as the adapter has it.
-            shapes: those that the adapter expects.
+            target: name in the adapter.
+            shapes: shapes that the adapter expects.
         """
         if target in self._shapes:
             return [target]
@@ -121,12 +121,12 @@ class Targets:
 
     @cached_property
     def _unwrapped(self) -> Mapping[str, list[str]]:
-        """A name without wrappers -> the tensors that have it."""
+        """Mapping from names without wrappers to their tensors."""
         return _grouped(self._shapes, _unwrapped)
 
 
 def _grouped(names: Collection[str], key: Any) -> dict[str, list[str]]:
-    """Return the names by what a function makes of them."""
+    """Group names by a key function."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(key(name), []).append(name)
@@ -134,7 +134,7 @@ def _grouped(names: Collection[str], key: Any) -> dict[str, list[str]]:
 
 
 def _is_behind_prefix(long: str, short: str) -> bool:
-    """Return whether a name is another one behind the names of modules without a number."""
+    """Return whether a name is another one prefixed by module names without a number."""
     front = long.removesuffix(f".{short}")
     return front != long and "." in short and not any(part.isdigit() for part in front.split("."))
 

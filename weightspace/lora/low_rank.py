@@ -1,7 +1,7 @@
-"""A weight with a LoRA adapter on top, read a range at a time: ``W + scale · B A``, never whole.
+"""A weight with a LoRA adapter applied, read one range at a time: ``W + scale · B A``, never as a whole.
 
-The product is made in blocks of rows that don't depend on the range asked for, and so neither do its bits. They do
-depend on the number of torch threads, by which BLAS chooses its kernels: ``torch_threads(1)`` holds it at one.
+The product is computed in blocks of rows that don't depend on the requested range, so neither do its bits. They depend
+on the number of torch threads, by which BLAS selects its kernels: ``torch_threads(1)`` fixes it at one.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-#: Elements of a block of rows, one row at least.
+#: Elements in a block of rows; a block has at least one row.
 _BLOCK = 2**14
 
 
 class Flat(Protocol):
-    """A float tensor that is read by range of its elements in row-major order."""
+    """A float tensor that is read by ranges of its elements in row-major order."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -36,16 +36,16 @@ class Flat(Protocol):
 
 
 class Adapted:
-    """The weight and its change, in float32 at least, so that a merge rounds once."""
+    """The weight with its change, in at least float32, so that a merge rounds only once."""
 
     def __init__(self, base: Flat, a: Tensor, b: Tensor, scale: float, *, transposed: bool = False) -> None:
-        """Put factors on top of a weight.
+        """Apply factors to a weight.
 
         Args:
             base: the weight, 2-D or of a convolution.
             a: ``(rank, in, *kernel)``.
             b: ``(out, rank, 1…)``.
-            scale: what ``B A`` is multiplied by.
+            scale: factor of ``B A``.
             transposed: the weight is ``(in, out)``.
         """
         self.shape = base.shape
@@ -55,12 +55,12 @@ class Adapted:
             left, right = right.T, left.T
         self._base = base
         self._left = left.to(torch.float64).mul(scale).to(self.dtype)
-        self._right = right.contiguous().to(self.dtype, copy=True)  # aligned, as tensors of files are not
+        self._right = right.contiguous().to(self.dtype, copy=True)  # aligned, unlike tensors mapped from files
         self._width = max(1, right.shape[1])
         self._rows = max(1, _BLOCK // self._width)
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Return new elements from ``start`` up to ``stop``, with the same bits in every range that holds them."""
+        """Return new elements from ``start`` up to ``stop``, with the same bits in every range that contains them."""
         values = self._base.read(start, stop).to(self.dtype, copy=True)
         span = self._rows * self._width
         for first in range(start - start % span, stop, span):
@@ -72,14 +72,14 @@ class Adapted:
 
 
 class Scaled:
-    """A tensor times a number, in float32 at least."""
+    """A tensor times a number, in at least float32."""
 
     def __init__(self, base: Flat, factor: float) -> None:
         """Multiply a tensor.
 
         Args:
             base: the tensor.
-            factor: what it is multiplied by.
+            factor: the number.
         """
         self.shape = base.shape
         self.dtype = wide_dtype(base.dtype)
@@ -92,12 +92,12 @@ class Scaled:
 
 
 def wide_dtype(*dtypes: torch.dtype) -> torch.dtype:
-    """Return the dtype to compute in: float64 if there is one, else float32."""
+    """Return the dtype to compute in: float64 if any dtype is, otherwise float32."""
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def filled_up(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return ``A`` of ``(r, in)`` and ``B`` of ``(out, r)`` with zeros up to a rank."""
+    """Pad ``A`` of ``(r, in)`` and ``B`` of ``(out, r)`` with zeros to a rank."""
     return pad(a, (0, 0, 0, rank - len(a))), pad(b, (0, rank - len(a)))
 
 
@@ -106,20 +106,20 @@ def matrices(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return b.reshape(b.shape[:2]), a.reshape(a.shape[0], math.prod(a.shape[1:]))
 
 
-#: Ranks in the smaller side of a matrix, above which its leading singular vectors are found by subspace iteration.
+#: Ratio of a matrix's smaller side to the rank above which subspace iteration is used.
 _EXACT = 8
 
-#: Vectors beyond the rank, and passes over the matrix and its transpose, of the subspace iteration.
+#: Number of extra vectors, and of passes over the matrix and its transpose, in the subspace iteration.
 _MORE, _PASSES = 16, 4
 
 
 def nearest_factors(matrix: Tensor, rank: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return balanced ``A`` of ``(r, n)`` and ``B`` of ``(m, r)`` whose product is nearest to a matrix.
+    """Return balanced ``A`` of ``(r, n)`` and ``B`` of ``(m, r)`` whose product best approximates a matrix.
 
     Args:
         matrix: ``(m, n)``, in the dtype to compute in.
         rank: ``r``, clamped to the smaller side.
-        seed: of the subspace iteration, which finds the vectors of large matrices.
+        seed: seed of the subspace iteration, used for large matrices.
     """
     kept = min(rank, *matrix.shape)
     if min(matrix.shape) > _EXACT * rank:
@@ -131,7 +131,7 @@ def nearest_factors(matrix: Tensor, rank: int, *, seed: int = 0) -> tuple[Tensor
 
 
 def _leading(matrix: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return about the leading singular triples; ``torch.svd_lowrank`` without its global random numbers."""
+    """Return approximate leading singular triples; ``torch.svd_lowrank`` without its global random numbers."""
     generator = torch.Generator().manual_seed(seed)
     probe = torch.randn(matrix.shape[1], count, generator=generator, dtype=matrix.dtype).to(matrix.device)
     basis = torch.linalg.qr(matrix @ probe).Q

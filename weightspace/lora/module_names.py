@@ -1,9 +1,9 @@
-r"""Names of a model's modules in transformers 5, from the names that its files keep, as data.
+r"""Names of a model's modules in transformers 5, from the names in its files, as data.
 
-Since 4.52, and for more families since 5.0, transformers builds a model under other names than those of its files:
-``encoder.layer.0.attention.attention.query`` of a ViT's file is the module ``layers.0.attention.q_proj``. Adapters have
-the names of modules. A rule is a regular expression and what its first match becomes, in order; names of modules are
-fixed points of the rules, so that two names are of one tensor where the rules make one of them.
+Since 4.52, and for more families since 5.0, transformers renames the modules of some models: the tensor
+``encoder.layer.0.attention.attention.query`` in a ViT's file belongs to the module ``layers.0.attention.q_proj``.
+Adapters use module names. A rule is a regular expression and the replacement of its first match, applied in order;
+module names are fixed points of the rules, so two names refer to the same tensor if the rules make them equal.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 #: Projections of attention, old name -> new one.
 _PROJECTIONS = (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))
 
-#: BERT's blocks as vision models had them.
+#: BERT's blocks as used in vision models.
 _BLOCKS = ((r"attention\.output\.dense\.", "attention.o_proj."), (r"intermediate\.dense\.", "mlp.fc1."))
 _OUTPUT = ((r"output\.dense\.", "mlp.fc2."),)
 
@@ -85,7 +85,7 @@ _RULES: Mapping[str, Sequence[tuple[str, str]]] = {
     "nemotron_h": ((r"^backbone\.", "model."),),
 }
 
-#: Type of a model -> family. What is not here, nor in ``UNKNOWN``, has the names of its files.
+#: Model type -> family. A type listed neither here nor in ``UNKNOWN`` uses the names of its files.
 _FAMILIES: Mapping[str, str] = {
     **dict.fromkeys(("vit", "deit", "beit", "ijepa", "vit_mae", "vivit", "audio-spectrogram-transformer"), "vit"),
     **dict.fromkeys(("dinov2", "dinov2_with_registers"), "dinov2"),
@@ -113,10 +113,10 @@ _FAMILIES: Mapping[str, str] = {
     "dinov3_convnext": "dinov3_convnext",
 }
 
-#: Families whose class without a head has none of the ``model.`` that the others' names begin with.
+#: Families whose class without a head lacks the ``model.`` that the other names begin with.
 _BELOW_MODEL = ("llava", "video_llava", "fuyu", "mllama", "qwen2_audio", "qwen2_vl", "omni_thinker")
 
-#: Types whose models are built under other names too, by rules that are not known here.
+#: Types whose modules are renamed too, by unknown rules.
 UNKNOWN = frozenset(
     (
         *("altclip", "aria_text", "axk2", "bailing_hybrid", "cohere_asr", "colpali", "conditional_detr"),
@@ -138,7 +138,7 @@ UNKNOWN = frozenset(
     )
 )
 
-#: Parts of a configuration that are models themselves -> what their modules are called in the whole.
+#: Sub-model keys of a configuration -> names of their modules in the whole model.
 _PARTS: Mapping[str, str] = {
     "text_config": r"(?:.*?\.)??(?:language_model|text_model)\.",
     "vision_config": r"(?:.*?\.)??(?:vision_tower|vision_model|image_tower|video_tower)\.",
@@ -148,16 +148,16 @@ _PARTS: Mapping[str, str] = {
     "decoder": r"decoder\.",
 }
 
-#: Towers of CLIP-like models by themselves, which files keep below the name that they have in the whole.
+#: Standalone towers of CLIP-like models, which files store under the name they have in the whole model.
 _TOWER = re.compile(r".*(CLIP|Clip|Siglip\d?|MetaClip2|X?CLIPSeg)(Vision|Text)Model")
 
 
 @dataclass(frozen=True)
 class Names:
-    """How a model's tensors are called in files and in transformers.
+    """Names of a model's tensors in files and in transformers.
 
     Attributes:
-        rules: scope (a regular expression for the front of a name, or ""), pattern and replacement, in order.
+        rules: scope (a regular expression for the prefix of a name, or ""), pattern and replacement, in order.
         bare: the class is the model without a head, whose names don't begin with ``model.``.
     """
 
@@ -165,7 +165,7 @@ class Names:
     bare: bool = False
 
     def module(self, name: str) -> str:
-        """Return the name that a tensor has in transformers, from its name in a file or in transformers."""
+        """Return the name of a tensor in transformers, from its name in a file or in transformers."""
         for scope, pattern, replacement in self.rules:
             front = scope.match(name) if scope is not None else None
             if scope is not None and front is None:
@@ -176,10 +176,10 @@ class Names:
 
 
 def names_of(config: Mapping[str, Any]) -> Names:
-    """Return how the tensors of a model are called.
+    """Return the naming rules of a model.
 
     Args:
-        config: of a transformers model (``config.json``); an empty one changes no name.
+        config: configuration of a transformers model (``config.json``); an empty one changes no name.
     """
     architecture = _architecture(config)
     rules = list(_family_rules(config, ""))
@@ -194,13 +194,13 @@ def names_of(config: Mapping[str, Any]) -> Names:
 
 
 def is_renamed(config: Mapping[str, Any]) -> bool:
-    """Return whether transformers 5 builds a model under other names than its files', by rules not known here."""
+    """Return whether transformers 5 renames the modules of a model by unknown rules."""
     parts = [config, *(config.get(key) for key in _PARTS)]
     return any(isinstance(part, Mapping) and str(part.get("model_type")) in UNKNOWN for part in parts)
 
 
 def all_names() -> Iterator[Names]:
-    """Yield how tensors are called by the rules of every family, for a model that comes without a configuration."""
+    """Yield the naming rules of every family, for a model without a configuration."""
     for family in _RULES:
         yield Names(_compiled(family, ""))
 

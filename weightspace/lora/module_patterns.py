@@ -1,8 +1,8 @@
-"""Module patterns of an adapter, matched as PEFT matches them, in time that no pattern can blow up.
+"""Module patterns of an adapter, with PEFT's semantics but in bounded time.
 
-PEFT asks Python whether ``(.*\\.)?(KEY)$`` matches a module's name, and backtracking can take longer than the universe
-is old. Here a key without operators is compared with the end of the name; any other is followed in all its branches at
-once (Thompson's automaton), character by character, over sets of states that are remembered.
+PEFT matches ``(.*\\.)?(KEY)$`` against module names with Python's backtracking, which can take exponential time. Here,
+a key without operators is compared with the end of the name; any other is simulated in all branches at once (Thompson's
+automaton), character by character, over memoised sets of states.
 
 Source:
     Thompson 1968, https://doi.org/10.1145/363347.363387
@@ -18,15 +18,15 @@ from typing import Any, Generic, TypeVar
 
 Value = TypeVar("Value")
 
-#: Python's own reader of regular expressions, which gives their structure.
+#: Python's own parser of regular expressions.
 _PARSER: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 
-#: Characters of a pattern, states of its automaton, and steps of all matches of an adapter together, at most.
+#: Maximum characters of a pattern, states of its automaton, and total matching steps of an adapter.
 _MAX_LENGTH = 2_000
 _MAX_STATES = 5_000
 _MAX_STEPS = 10_000_000
 
-#: A key of letters, digits and what names are made of; only the dot is an operator, and stands for one character.
+#: A key of letters, digits and other name characters; the dot is its only operator and matches one character.
 _PLAIN = re.compile(r"[\w./:@ -]+")
 
 _CATEGORIES: Mapping[str, Callable[[str], bool]] = {
@@ -37,17 +37,17 @@ _CATEGORIES: Mapping[str, Callable[[str], bool]] = {
 
 
 class PatternError(ValueError):
-    """Says in a few words why a pattern cannot be used."""
+    """A short reason why a pattern can't be used."""
 
 
 class Patterns(Mapping[str, Value], Generic[Value]):
-    """Patterns and their values, in the order in which they are tried.
+    """Patterns and their values, in matching order.
 
     Args:
         values: pattern -> value.
 
     Raises:
-        PatternError: a pattern is no regular expression, or none that can be matched in bounded time.
+        PatternError: a pattern isn't a regular expression, or can't be matched in bounded time.
     """
 
     def __init__(self, values: Mapping[str, Value]) -> None:
@@ -65,11 +65,11 @@ class Patterns(Mapping[str, Value], Generic[Value]):
         return len(self._values)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the patterns only; the other process compiles them again."""
+        """Pickle only the patterns; the other process recompiles them."""
         return type(self), (self._values,)
 
     def find(self, module: str, default: Value) -> Value:
-        """Return the value of the first pattern that matches a module's name, else the default.
+        """Return the value of the first pattern that matches a module's name, or the default.
 
         Raises:
             PatternError: matching would take too long, given the number and length of patterns and names.
@@ -81,33 +81,33 @@ class Patterns(Mapping[str, Value], Generic[Value]):
 
 
 class _Budget:
-    """Counts steps."""
+    """Budget of matching steps."""
 
     def __init__(self) -> None:
         self.left = _MAX_STEPS
 
     def take(self, steps: int) -> None:
-        """Take some."""
+        """Use up some steps."""
         self.left -= steps
         if self.left < 0:
-            raise PatternError(f"the patterns need more than {_MAX_STEPS:,} steps for the names of the modules")
+            raise PatternError(f"the patterns need more than {_MAX_STEPS:,} steps to match the module names")
 
 
 def _matcher(key: str, budget: _Budget) -> Callable[[str], bool]:
-    """Return what tells whether a module's name matches a key."""
+    """Return a predicate for whether a module's name matches a key."""
     if len(key) > _MAX_LENGTH:
-        raise PatternError(f"a pattern has {len(key):,} characters, expected {_MAX_LENGTH:,} at most")
+        raise PatternError(f"a pattern has {len(key):,} characters; expected at most {_MAX_LENGTH:,}")
     if _PLAIN.fullmatch(key):
         return _ending(key, budget)
     try:
         parsed = _PARSER.parse(rf"(.*\.)?({key})$")
     except (re.error, RecursionError, OverflowError) as error:
-        raise PatternError(f"{key!r} is no regular expression ({error})") from error
+        raise PatternError(f"{key!r} isn't a regular expression ({error})") from error
     return _Automaton(key, parsed, budget).matches
 
 
 def _ending(key: str, budget: _Budget) -> Callable[[str], bool]:
-    """Return what compares a key of fixed length with the end of a name."""
+    """Return a predicate that compares a key of fixed length with the end of a name."""
     pattern, length = re.compile(key), len(key)
 
     def matches(module: str) -> bool:
@@ -119,7 +119,7 @@ def _ending(key: str, budget: _Budget) -> Callable[[str], bool]:
 
 
 class _Automaton:
-    """A regular expression as states: some lead on by a character, some at once."""
+    """A regular expression as a nondeterministic automaton."""
 
     def __init__(self, key: str, parsed: Any, budget: _Budget) -> None:
         self.key = key
@@ -132,7 +132,7 @@ class _Automaton:
         self.first = self._sequence(parsed, self.final)
 
     def matches(self, module: str) -> bool:
-        """Return whether a name matches as a whole."""
+        """Return whether the whole name matches."""
         states = frozenset((self.first,))
         for position, letter in enumerate(module):
             key = (states, letter)
@@ -148,7 +148,7 @@ class _Automaton:
         return self.final in self._reached(states, start=not module, end=True)
 
     def _after(self, states: frozenset[int], letter: str, *, start: bool) -> frozenset[int]:
-        """Return the states behind a character."""
+        """Return the states after a character."""
         following = set()
         for state in self._reached(states, start=start, end=False):
             leads = self.by_character[state]
@@ -157,7 +157,7 @@ class _Automaton:
         return frozenset(following)
 
     def _reached(self, states: frozenset[int], *, start: bool, end: bool) -> set[int]:
-        """Return the states that are reached without a character."""
+        """Return the states reachable without consuming a character."""
         reached, queue = set(states), list(states)
         for state in queue:
             for condition, target in self.at_once[state]:
@@ -177,13 +177,13 @@ class _Automaton:
         return len(self.at_once) - 1
 
     def _sequence(self, items: Any, target: int) -> int:
-        """Return the state before a sequence that leads to a target."""
+        """Return the start state of a sequence that leads to a target."""
         for operator, argument in reversed(list(items)):
             target = self._item(str(operator), argument, target)
         return target
 
     def _item(self, operator: str, argument: Any, target: int) -> int:
-        """Return the state before one item that leads to a target."""
+        """Return the start state of one item that leads to a target."""
         if operator in ("MAX_REPEAT", "MIN_REPEAT"):
             low, high, items = argument
             return self._repeat(low, high, items, target)
@@ -201,7 +201,7 @@ class _Automaton:
         return state
 
     def _repeat(self, low: int, high: Any, items: Any, target: int) -> int:
-        """Return the state before items that come so often."""
+        """Return the start state of a repetition."""
         if high is _PARSER.MAXREPEAT or high >= _PARSER.MAXREPEAT:
             loop = self._state()
             self.at_once[loop] += [("", self._sequence(items, loop)), ("", target)]
@@ -213,13 +213,13 @@ class _Automaton:
                 self.at_once[state] += [("", self._sequence(items, target)), ("", behind)]
                 target = state
         for _ in range(low):
-            state = self._state()  # so that repeats of nothing are counted, too
+            state = self._state()  # so that empty repeats are counted too
             self.at_once[state].append(("", self._sequence(items, target)))
             target = state
         return target
 
     def _test(self, operator: str, argument: Any) -> Callable[[str], bool]:
-        """Return what a single character has to be."""
+        """Return the predicate of a single character."""
         if operator == "LITERAL":
             return lambda letter: ord(letter) == argument
         if operator == "NOT_LITERAL":
@@ -239,7 +239,7 @@ class _Automaton:
         raise PatternError(f"{self.key!r} has an operator ({operator.lower()}) that is not supported")
 
     def _class(self, items: Any) -> Callable[[str], bool]:
-        """Return the test of a class, ``[a-z]`` or ``[^.]``."""
+        """Return the predicate of a character class, ``[a-z]`` or ``[^.]``."""
         negated = str(items[0][0]) == "NEGATE"
         tests = [self._test(str(operator), argument) for operator, argument in items[negated:]]
         return lambda letter: any(test(letter) for test in tests) != negated

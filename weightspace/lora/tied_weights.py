@@ -1,7 +1,7 @@
-"""Tied weights of language models: heads and embeddings that share one tensor, which the files may hold once.
+"""Tied weights of language models: heads and embeddings that share a tensor, which files may store once.
 
-Names are those of tensors in files. A model's configuration says whether its head is tied; a head without a tensor
-whose configuration does not deny it is.
+Names are those of tensors in files. A model's configuration says whether its head is tied; a head without a tensor is
+tied unless the configuration denies it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from weightspace.lora.model_config import architecture
 #: Tensor -> its shape.
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
-#: Heads of language models by the end of their module's name, the usual one last.
+#: Suffixes of the module names of language model heads, the most common one last.
 _HEADS: Mapping[str, str] = {
     "lm_head.decoder": "camembert data2vec-text roberta-prelayernorm roberta xlm-roberta-xl xlm-roberta xmod ibert gte "
     "jina_embeddings_v3 longformer mpnet esm bert-generation",
@@ -39,7 +39,7 @@ _HEADS: Mapping[str, str] = {
 }
 _HEAD_OF_TYPE = {model_type: head for head, types in _HEADS.items() for model_type in types.split()}
 
-#: The same as a pattern; of the short ones, which other networks have as well, the whole name.
+#: The same as a pattern; short names, which other networks also use, must match as a whole.
 _HEAD = re.compile(
     r"(.*\.)?(lm_head(\.decoder|\.out_proj)?|embed_out|proj_out|output_projection|output|output_layer|vocab_projector"
     r"|(cls\.)?predictions\.decoder|generator_lm_head|pred_layer\.proj|lm_loss)\.weight|(head|decoder)\.weight"
@@ -48,52 +48,52 @@ _HEAD = re.compile(
 #: Biases of heads that have two names: the layer's, and its parent's.
 _BIASES = (("predictions.decoder.bias", "predictions.bias"), ("lm_head.decoder.bias", "lm_head.bias"))
 
-#: How the names of models begin whose heads have a bias beside the layer, and none in it.
+#: Name prefixes of models whose head has its bias next to the layer instead of in it.
 _WITHOUT_BIAS = ("esm.",)
 
-#: Embeddings of tokens by the end of their name: neither of positions nor of types, and no norm.
+#: Suffixes of token embeddings, excluding those of positions and types, and norms.
 _TOKENS = re.compile(
     r"(.*\.)?(embed_tokens|wte|(word|tok|token)_embeddings?|embed_in|tokens_embed|shared|embed"
     r"|(backbone|transformer|rwkv)\.(embeddings?|w))\.weight"
 )
 
-#: Classes with a head for tokens.
+#: Classes with a head over tokens.
 _LANGUAGE = re.compile(
     r".*(?P<plain>ForCausalLM|LMHeadModel|ForConditionalGeneration|MTModel)|.*(ForMaskedLM|ForPreTraining)"
 )
 
-#: Types whose ``tie_word_embeddings`` also says that the decoder's output is multiplied by ``d_model ** -0.5``, and
-#: those of which some versions of transformers do that and some don't.
+#: Types whose ``tie_word_embeddings`` also scales the decoder's output by ``d_model ** -0.5``, and those for which this
+#: depends on the version of transformers.
 _SCALED = ("t5", "umt5", "longt5", "switch_transformers")
 _UNSETTLED = ("mt5", "udop", "pop2piano")
 
-#: Classes that are an encoder and a language model as its decoder.
+#: Classes made of an encoder and a language model as decoder.
 _COMPOSITE = ("EncoderDecoderModel", "VisionEncoderDecoderModel", "SpeechEncoderDecoderModel")
 
-#: Parts of a configuration that are the language model.
+#: Sub-model keys of a configuration that are the language model.
 _PARTS = ("text_config", "language_config", "llm_config", "decoder", "thinker_config")
 
 
 def is_head(name: str) -> bool:
-    """Return whether a tensor is called as heads of language models are."""
+    """Return whether a tensor is named like the head of a language model."""
     return _HEAD.fullmatch(name) is not None and not _is_numbered(name)
 
 
 def is_token_embedding(name: str) -> bool:
-    """Return whether a tensor is called as embeddings of tokens are."""
+    """Return whether a tensor is named like a token embedding."""
     return _TOKENS.fullmatch(name) is not None and not _is_numbered(name)
 
 
 def tied_embedding(shapes: Shapes, head: str, shape: tuple[int, ...] | None = None) -> str | None:
-    """Return the embedding that a model uses in the place of a head that it has no tensor of.
+    """Return the embedding that a model uses as its head if the head has no tensor.
 
     Args:
-        shapes: its tensors.
-        head: the name of the missing one.
-        shape: of the head, where it is known; the embedding has the same.
+        shapes: tensors of the model.
+        head: name of the missing head.
+        shape: shape of the head, if known; that of the embedding is the same.
 
     Returns:
-        The embedding; None if ``head`` is none, or none or several fit.
+        The embedding; None if ``head`` isn't a head, or no or several embeddings fit.
     """
     if not is_head(head):
         return None
@@ -101,18 +101,18 @@ def tied_embedding(shapes: Shapes, head: str, shape: tuple[int, ...] | None = No
     found = [name for name in found if shape is None or shapes[name] == shape]
     nearest = max((_common(name, head) for name in found), default=0)
     found = [name for name in found if _common(name, head) == nearest]
-    for part in ("shared", "decoder"):  # of an encoder and a decoder: what both use, else what stands by the head
+    for part in ("shared", "decoder"):  # in encoder-decoder models: the shared one, or that of the decoder
         found = [name for name in found if part in name.split(".")] or found
     return found[0] if len(found) == 1 else None
 
 
 def tied_counterpart(shapes: Shapes, name: str, shape: tuple[int, ...]) -> str | None:
-    """Return the tensor that a model uses in the place of one that it lacks: of an embedding, a head or a head's bias.
+    """Return the tensor that a model uses in place of a missing embedding, head or head bias.
 
     Args:
-        shapes: its tensors.
-        name: of the missing one.
-        shape: of the missing one in another model.
+        shapes: tensors of the model.
+        name: name of the missing tensor.
+        shape: shape of the missing tensor in another model.
     """
     for owner, alias in _pairs(name):
         found = owner if alias == name else alias
@@ -126,10 +126,10 @@ def tied_counterpart(shapes: Shapes, name: str, shape: tuple[int, ...]) -> str |
 
 
 def missing_aliases(names: Collection[str]) -> dict[str, str]:
-    """Return second names of tied tensors that a model has none of -> the first; its head's is not among them.
+    """Return missing second names of tied tensors -> the first; the head's isn't included.
 
     Args:
-        names: of its tensors.
+        names: names of the model's tensors.
     """
     aliases: dict[str, str] = {}
     for name in names:
@@ -140,11 +140,11 @@ def missing_aliases(names: Collection[str]) -> dict[str, str]:
 
 
 def hidden_ties(config: dict[str, Any], shapes: Shapes) -> dict[str, str]:
-    """Return the names of weights that a model has no tensors of -> the one that they share.
+    """Return names of weights without a tensor -> the one that they share.
 
     Args:
-        config: of the model; an empty one says nothing, and there are none.
-        shapes: its tensors.
+        config: configuration of the model; an empty one gives none.
+        shapes: tensors of the model.
     """
     if not config:
         return {}
@@ -157,27 +157,27 @@ def hidden_ties(config: dict[str, Any], shapes: Shapes) -> dict[str, str]:
 
 
 def has_unknown_head(config: dict[str, Any], shapes: Shapes) -> bool:
-    """Return whether a model may have a head tied to its embedding whose name isn't known: it comes with its code."""
+    """Return whether a model may have a tied head with an unknown name, because it comes with its own code."""
     tied = is_declared_tied(config) is not False and not any(map(is_head, shapes))
     return tied and "auto_map" in config and _LANGUAGE.fullmatch(architecture(config)) is not None
 
 
 def is_declared_tied(config: dict[str, Any]) -> bool | None:
-    """Return whether a configuration says that head and embedding are tied; None if it does not say."""
+    """Return whether a configuration says that head and embedding are tied, or None if it doesn't say."""
     parts = [config, *(config[key] for key in _PARTS if isinstance(config.get(key), dict))]
     said = [part["tie_word_embeddings"] for part in parts if isinstance(part.get("tie_word_embeddings"), bool)]
     return any(said) if said else None
 
 
 def head_scale(config: dict[str, Any], names: Collection[str]) -> float | None:
-    """Return what a tied head is multiplied by when it gets a tensor of its own: T5's works on another scale.
+    """Return the factor of a tied head when it gets its own tensor: T5's uses another scale.
 
     Args:
-        config: of the model, or an empty one.
-        names: of its tensors.
+        config: configuration of the model, or an empty one.
+        names: names of the model's tensors.
 
     Returns:
-        The factor; None if it isn't known.
+        The factor; None if it is unknown.
     """
     model_type = config.get("model_type", "t5" if any(".SelfAttention." in name for name in names) else "")
     if model_type in _UNSETTLED:
@@ -189,12 +189,12 @@ def head_scale(config: dict[str, Any], names: Collection[str]) -> float | None:
 
 
 def is_scaled(config: dict[str, Any]) -> bool:
-    """Return whether ``tie_word_embeddings`` says more of a model than that its head is tied."""
+    """Return whether ``tie_word_embeddings`` also implies a scale for a model's head."""
     return config.get("model_type") in (*_SCALED, *_UNSETTLED)
 
 
 def untied(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration that says that the head has a tensor of its own, for the whole and the language model."""
+    """Return a configuration with an untied head, for the whole model and the language model."""
     changed = dict(config) | {"tie_word_embeddings": False}
     if "scale_decoder_outputs" in config:
         changed["scale_decoder_outputs"] = False
@@ -202,7 +202,7 @@ def untied(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _missing_head(config: dict[str, Any], shapes: Shapes) -> str | None:
-    """Return the name of the head that a model's class has and its files lack."""
+    """Return the name of the head that a model's class has but its files lack."""
     found, front = architecture(config), ""
     if found in _COMPOSITE and isinstance(config.get("decoder"), dict):
         config, found, front = config["decoder"], "ForCausalLM", "decoder."
@@ -218,7 +218,7 @@ def _missing_head(config: dict[str, Any], shapes: Shapes) -> str | None:
 
 
 def _pairs(name: str) -> Iterator[tuple[str, str]]:
-    """Yield the ties that a tensor may belong to by its name: the owner, and its other name."""
+    """Yield the ties that a tensor may belong to, judging by its name: the owner, and its other name."""
     for stack in ("encoder.", "decoder."):
         alias = f"{stack}embed_tokens.weight"
         if name == "shared.weight" or name.endswith(".shared.weight"):
@@ -250,6 +250,6 @@ def _is_numbered(name: str) -> bool:
 
 
 def _common(name: str, other: str) -> int:
-    """Return how many leading parts two names share."""
+    """Return the number of leading components that two names share."""
     pairs = zip(name.split("."), other.split("."), strict=False)
     return next((index for index, (a, b) in enumerate(pairs) if a != b), min(name.count("."), other.count(".")) + 1)

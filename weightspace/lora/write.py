@@ -1,4 +1,4 @@
-"""Writing an adapter's folder, which PEFT reads: complete, or not at all."""
+"""Writing of an adapter folder in PEFT's format, atomically."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from weightspace.errors import CheckpointError
 from weightspace.lora.adapter import PREFIX, TORCH_WEIGHTS, WEIGHTS
 from weightspace.lora.config import CONFIG
 
-#: What a folder may hold to be replaced.
+#: Files that a folder may contain to be replaced.
 _KNOWN = (CONFIG, WEIGHTS, TORCH_WEIGHTS, CARD)
 
 
 def lora_config(ranks: Mapping[str, int], *, common: int | None = None, **fields: Any) -> dict[str, Any]:
-    """Return the configuration of a plain LoRA whose scales are all 1.
+    """Return the configuration of a plain LoRA with all scales 1.
 
     Args:
         ranks: module -> rank of its factors.
-        common: the rank where no pattern says another; by default the one that most modules have.
-        fields: what else it says: ``base_model_name_or_path``, ``fan_in_fan_out``, …
+        common: the default rank; if not given, the most frequent one.
+        fields: other fields: ``base_model_name_or_path``, ``fan_in_fan_out``, …
     """
     common = common or Counter(sorted(ranks.values())).most_common(1)[0][0]
     others = {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != common}
@@ -52,33 +52,33 @@ def lora_config(ranks: Mapping[str, int], *, common: int | None = None, **fields
 
 
 def exact_targets(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration whose targets are the modules of these names alone.
+    """Return a configuration whose targets are exactly the modules of these names.
 
-    PEFT takes every module whose name ends with one in a list (``output`` means ``attention.output``, too), but matches
-    a pattern with whole names.
+    PEFT matches a list by name suffixes (``output`` also means ``attention.output``), but a pattern against whole
+    names.
     """
     return {**config, "target_modules": "|".join(map(re.escape, config["target_modules"]))}
 
 
 def factor_names(module: str, *, embedding: bool) -> tuple[str, str]:
-    """Return what PEFT calls ``A`` and ``B`` of a module."""
+    """Return PEFT's names of ``A`` and ``B`` of a module."""
     if embedding:
         return f"{PREFIX}{module}.lora_embedding_A", f"{PREFIX}{module}.lora_embedding_B"
     return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
 
 
 def shaped(a: Tensor, b: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return factors that are matrices in the shapes that PEFT keeps for a target ``(out, in, *kernel)``."""
+    """Reshape matrix factors to PEFT's shapes for a target ``(out, in, *kernel)``."""
     if len(shape) == 2:
         return a.contiguous(), b.contiguous()
     return a.reshape(len(a), *shape[1:]).contiguous(), b.reshape(*b.shape, *[1] * (len(shape) - 2)).contiguous()
 
 
 def check_adapter_replaceable(folder: str | os.PathLike[str]) -> None:
-    """Check that nothing but an adapter is lost when the folder is replaced.
+    """Check that only an adapter is lost when the folder is replaced.
 
     Raises:
-        CheckpointError: it is a file, or holds something else.
+        CheckpointError: it is a file, or contains something else.
     """
     path = Path(folder)
     check_name(path, folder_only=True)
@@ -91,7 +91,7 @@ def check_adapter_replaceable(folder: str | os.PathLike[str]) -> None:
     other = next((name for name in names if name not in _KNOWN or not (path / name).is_file()), None)
     if names and (other is not None or CONFIG not in names):
         raise CheckpointError(
-            f"{path} exists and holds {other or names[0]!r}, which is no part of an adapter and would be lost. Choose "
+            f"{path} exists and contains {other or names[0]!r}, which isn't part of an adapter and would be lost. Use "
             "a new folder, or move it away."
         )
 
@@ -103,16 +103,16 @@ def write_adapter(
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write an adapter so that ``folder`` shows the old one or the whole new one, whatever happens.
+    """Write an adapter atomically: ``folder`` has either the old adapter or the complete new one.
 
     Args:
         state: PEFT's name -> factor.
-        config: what goes into ``adapter_config.json``.
-        folder: a new one, or that of an adapter, which is replaced.
-        metadata: strings to keep with the tensors, usually ``provenance(…)``.
+        config: contents of ``adapter_config.json``.
+        folder: a new folder, or that of an adapter, which is replaced.
+        metadata: strings to save with the tensors, usually ``provenance(…)``.
 
     Raises:
-        CheckpointError: the folder holds something else than an adapter, or the disk refuses.
+        CheckpointError: the folder isn't that of an adapter, or writing fails.
     """
     path = Path(folder)
     check_adapter_replaceable(path)

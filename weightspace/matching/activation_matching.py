@@ -1,7 +1,7 @@
 """Activation matching: pair the units of two networks that respond alike to the same inputs.
 
-The correlations take the place of the weights: for each place where a group appears, the correlation of every unit of
-the target with every unit of the source is the gain of pairing them, and an ascent does the rest.
+Correlations take the place of weights: for each site where a group appears, the correlation of every target unit with
+every source unit is the gain of pairing them, maximised by coordinate ascent.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from weightspace.tasks.failures import task_errors
 from weightspace.tasks.protocol import Task, threads_of
 from weightspace.threads import torch_threads
 
-#: What becomes of groups whose units no module takes or gives: matched by weights, or an error.
+#: Treatment of groups whose units no module takes in or returns: matched by weights, or an error.
 Unseen: TypeAlias = Literal["weights", "error"]
 
 _MAX_SWEEPS = 100
-#: Sweeps by weights over what activations leave open, at most.
+#: Maximum sweeps by weights over what activations leave undecided.
 _UNDECIDED_SWEEPS = 100
-#: Training batches that activations are compared on, at most.
+#: Maximum number of training batches to compare activations on.
 _BATCHES = 100
 
 
@@ -59,23 +59,24 @@ def activation_matching(
 ) -> Matching:
     """Permute a source towards a target by the correlation of their activations on the training batches of a task.
 
-    ``weightspace.matching.match_activations`` does the same for networks and batches of your own, and says how.
+    ``weightspace.matching.match_activations``, which describes the method, does the same for your own networks and
+    batches.
 
     Args:
         spec: the architecture's spec.
-        target: the checkpoint to match; not changed.
-        source: the checkpoint to permute; not changed.
+        target: the checkpoint to match; not modified.
+        source: the checkpoint to permute; not modified.
         task: required: builds the network, and provides the loss and up to 100 training batches.
-        seed: order of the batches, and of the groups in each sweep.
-        on_progress: told of every ``"sweep"``, with the objective.
+        seed: determines the order of the batches, and of the groups in each sweep.
+        on_progress: called after every ``"sweep"``, with the objective.
 
     Returns:
-        The permutation of the source. The objective is the sum of the correlations of paired units over all places, as
-        the source came and after every sweep.
+        The permutation of the source. The objective is the sum of the correlations of paired units over all sites,
+        initially and after every sweep.
 
     Raises:
-        CheckpointError: a checkpoint does not fit the spec or the task, or holds non-finite weights.
-        WeightspaceError: no task or no batches, activations that are not finite, or no group appears anywhere.
+        CheckpointError: a checkpoint doesn't fit the spec or the task, or has non-finite weights.
+        WeightspaceError: no task, no batches, activations that aren't finite, or no group appears anywhere.
 
     Source:
         Li et al. 2016, https://arxiv.org/abs/1511.07543; as a matching for merging Ainsworth et al. 2023,
@@ -110,7 +111,7 @@ def activation_then_weights(
     max_sweeps: int = 100,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Matching:
-    """Return what weight matching, whose options these are, finds from where activation matching ends."""
+    """Return the result of weight matching, whose options these are, started from the result of activation matching."""
     start = activation_matching(spec, target, source, task=task, seed=seed).permutation
     options: dict[str, Any] = {"seed": seed, "restarts": restarts, "max_sweeps": max_sweeps}
     return match_weights(spec, target, source, start=start, on_progress=on_progress, **options)
@@ -129,30 +130,32 @@ def match_activations(
 ) -> Matching:
     """Permute a source network towards a target by the correlation of their activations on some batches.
 
-    A group is looked at where a layer reads its units, after the nonlinearity before it: at the inputs of modules with
-    a matrix. Groups that nothing reads so (queries and keys) are looked at wherever a module takes or gives them. The
-    places are found by permuting a copy of the target and seeing what moves. Samples are the examples of all batches
-    times the positions of each; correlations at several places are added. Among units that never change (dead ones)
-    the weights decide.
+    The units of a group are compared where a layer reads them, after the preceding nonlinearity: at the inputs of
+    modules with a matrix. Groups that nothing reads this way (queries and keys) are compared wherever a module takes in
+    or returns them. These sites are found by permuting a copy of the target and observing which activations move.
+    Samples are the examples of all batches times the positions of each; correlations at several sites are added. Units
+    that never change (dead units) are matched by weights.
 
     Args:
         spec: the architecture's spec.
-        target_network: stays as it is; runs in evaluation mode.
-        source_network: the network to permute; not changed, runs in evaluation mode.
-        batches: what the networks are fed.
-        forward: runs a network on a batch, as ``task.loss`` does. Default: a mapping is given by keywords, a tuple or
-            list in its order, as many of it as ``network.forward`` requires (without the labels that may follow),
-            anything else as the only argument.
-        unseen: groups that appear at no module are matched by ``"weights"``, all others held, or are an ``"error"``.
-        seed: order of the groups in each sweep; matters only where two groups share an axis.
-        on_progress: told of every ``"sweep"``, with the objective.
+        target_network: not modified; runs in evaluation mode.
+        source_network: the network to permute; not modified, runs in evaluation mode.
+        batches: inputs of the networks.
+        forward: runs a network on a batch, as ``task.loss`` does. Default: a mapping is passed as keyword arguments, a
+            tuple or list as positional arguments, as many as ``network.forward`` requires (without any labels that
+            follow), anything else as the only argument.
+        unseen: groups that appear at no module are matched by ``"weights"``, with all others held, or are an
+            ``"error"``.
+        seed: determines the order of the groups in each sweep; matters only if two groups share an axis.
+        on_progress: called after every ``"sweep"``, with the objective.
 
     Returns:
         The permutation of the source's state dict, with the objective of ``activation_matching``.
 
     Raises:
-        CheckpointError: a network does not fit the spec or holds non-finite weights.
-        WeightspaceError: an end is no module, no batches, activations not finite, or no group appears anywhere.
+        CheckpointError: a network doesn't fit the spec or has non-finite weights.
+        WeightspaceError: an endpoint isn't a module, no batches, activations that aren't finite, or no group appears
+            anywhere.
     """
     if unseen not in get_args(Unseen):
         raise unknown("choice for unseen groups", unseen, get_args(Unseen))
@@ -173,7 +176,7 @@ def match_activations(
 
 def _network(task: Task, state: StateDict, label: str) -> nn.Module:
     """Return the task's network with these weights."""
-    with torch.random.fork_rng(devices=[]):  # the weights that it draws are overwritten
+    with torch.random.fork_rng(devices=[]):  # its random initial weights are overwritten
         network = task.network()
     check_compatible(network.state_dict(), state, names=(f"the network of {task.name}", label))
     network.load_state_dict(state)
@@ -181,7 +184,7 @@ def _network(task: Task, state: StateDict, label: str) -> nn.Module:
 
 
 def feed(network: nn.Module, batch: Any) -> Any:
-    """Run a network on a batch; of a tuple or list it gets as many as its ``forward`` requires, at least one."""
+    """Run a network on a batch; a tuple or list provides as many arguments as ``forward`` requires, at least one."""
     if isinstance(batch, Mapping):
         return network(**batch)
     if not isinstance(batch, tuple | list):
@@ -197,8 +200,8 @@ def feed(network: nn.Module, batch: Any) -> Any:
 def _state(network: nn.Module, end: str) -> StateDict:
     if not isinstance(network, nn.Module):
         raise WeightspaceError(
-            f"The {end} is a {type(network).__name__}; expected a network, whose activations are looked at: a module "
-            "that the weights were loaded into."
+            f"The {end} is a {type(network).__name__}; expected a network with activations to compare: a module "
+            "with the weights loaded."
         )
     return {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
 
@@ -207,27 +210,27 @@ def _missing_groups(spec: PermutationSpec, pairs: Sequence[Pair], unseen: Unseen
     """Return the groups that appear in no pair.
 
     Raises:
-        WeightspaceError: they are an error, or all of them are missing.
+        WeightspaceError: missing groups are an error, or all groups are missing.
     """
     seen = {group for pair in pairs for group in pair.groups if group}
     missing = [group for group in spec.groups if group not in seen]
     if missing and (unseen == "error" or len(missing) == len(spec.groups)):
         raise WeightspaceError(
-            f"{len(missing)} of {len(spec.groups)} groups appear at no module's input or output, the first is "
-            f"{missing[0]!r}. Match them by weights (unseen='weights', or weight_matching for all)."
+            f"{len(missing)} of {len(spec.groups)} groups appear at no module's input or output, for example "
+            f"{missing[0]!r}. Match them by weights (unseen='weights', or weight_matching for all groups)."
         )
     return missing
 
 
 def still_units(correlations: list[Family], indices: Indices) -> dict[str, Tensor]:
-    """Return the target units of each group that are correlated with none; any pairing of these is as good.
+    """Return the target units of each group that correlate with no source unit; any pairing of these is equally good.
 
     Args:
-        correlations: families of the correlations; those with inner groups are passed over.
+        correlations: families of the correlations; those with inner groups are skipped.
         indices: the permutations found from them.
 
     Returns:
-        Group -> int64 numbers of its units, two or more.
+        Group -> int64 indices of its units, at least two.
     """
     result = {}
     for family in correlations:
@@ -241,13 +244,13 @@ def still_units(correlations: list[Family], indices: Indices) -> dict[str, Tenso
 def decide_by_weights(
     weights: list[Family], indices: Indices, missing: Sequence[str], still: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return permutations in which what is open fits the weights best, and all else is as it was.
+    """Return permutations in which undecided parts fit the weights best, and everything else is unchanged.
 
     Args:
         weights: families of the weights.
         indices: permutations of all groups.
-        missing: groups that are open as a whole.
-        still: group -> target units whose partners may be exchanged among them.
+        missing: groups that are entirely undecided.
+        still: group -> target units whose partners may be exchanged among each other.
     """
     known = {group: index for group, index in indices.items() if group not in missing}
     result = {**indices, **outward_start(weights, known)} if missing else dict(indices)
@@ -262,7 +265,7 @@ def decide_by_weights(
 
 
 def _decided(family: Family, indices: Indices, missing: Sequence[str], still: Mapping[str, Tensor]) -> Indices | None:
-    """Return what improves if the open groups, or the still units, of one family move."""
+    """Return an improvement by moving the undecided groups, or the still units, of one family."""
     if family.group in missing:
         return step(family, indices)
     if family.group in still:
@@ -271,7 +274,7 @@ def _decided(family: Family, indices: Indices, missing: Sequence[str], still: Ma
 
 
 def _exchanged(family: Family, units: Tensor, indices: Indices) -> Indices | None:
-    """Return a permutation in which some units have exchanged their partners for the better, or None."""
+    """Return a permutation in which some units have exchanged partners for an improvement, or None."""
     index = indices[family.group]
     gains = family.gains((family.group,), indices)[units][:, index[units]]
     best = assign(gains)

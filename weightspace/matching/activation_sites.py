@@ -1,7 +1,7 @@
 """Activation sites: where the units of a group appear in a network's activations, found by permuting, not by name.
 
-The hidden units of a network are permuted, and a tensor that moves along one of its dimensions as the patterns of the
-spec say carries those units there. That holds for any module, of torch or of a user, and whatever it computes.
+The hidden units of a network are permuted; a tensor that moves along one of its dimensions according to a pattern of
+the spec carries those units there. This works for any module, of torch or of a user, whatever it computes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from weightspace.symmetry.outputs import tensors_in
 from weightspace.symmetry.pattern import Block, Fixed, Pattern, blocks, size_of, units_in
 from weightspace.symmetry.permutation import permute_block
 
-#: Relative difference of activations that rounding explains, and that a permutation must exceed.
+#: Relative difference of activations explained by rounding, which the effect of a permutation must exceed.
 _ROUNDING = 1e-3
-#: Random permutations that are looked through for some that tell all groups apart.
+#: Number of random permutations searched for some that distinguish all groups.
 _DRAWS = 100
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -30,13 +30,13 @@ Forward = Callable[[nn.Module, Any], Any]
 
 @dataclass(frozen=True)
 class Place:
-    """A tap whose tensor carries units along one dimension.
+    """An activation tensor that carries units along one dimension.
 
     Attributes:
-        tap: where the tensor is met.
+        tap: the hook that observes the tensor.
         dim: the dimension.
         pattern: the units along it.
-        is_read: whether a module with a matrix takes it in, to combine these units.
+        is_read: whether a module with a matrix takes in the tensor and combines these units.
     """
 
     tap: ActivationHook
@@ -49,19 +49,19 @@ class Place:
         return {units.group for units in units_in(self.pattern)}
 
     def blocks(self, spec: PermutationSpec, tensor: Tensor) -> list[Block]:
-        """Return the parts of a tensor in which every dimension is one group or fixed; the first is the samples."""
+        """Return the parts of a tensor in which every dimension is one group or fixed, the sample dimension first."""
         rows = tensor.movedim(self.dim, -1).flatten(0, -2) if tensor.ndim > 1 else tensor[None]
         return list(blocks(rows, (Fixed(len(rows)), self.pattern), spec.groups))
 
 
 def places_of(spec: PermutationSpec, network: nn.Module, forward: Forward, batch: Any) -> list[Place]:
-    """Return the places to look at each group: where layers read its units, or else wherever they appear.
+    """Return the sites at which to compare each group: where layers read its units, or else wherever they appear.
 
     Args:
         spec: the architecture's spec.
-        network: with its weights; not changed.
+        network: with its weights; not modified.
         forward: runs the network on a batch.
-        batch: any.
+        batch: any batch.
     """
     before = Recorder(network).run(forward, batch)
     candidates = _candidates(spec, network, before)
@@ -71,26 +71,27 @@ def places_of(spec: PermutationSpec, network: nn.Module, forward: Forward, batch
         candidates = [place for place in candidates if _carries(spec, permutation, place, before, after)]
         moved.update(place for place in candidates if not _is_close(before[place.tap], after[place.tap]))
     once: dict[int, Place] = {}
-    for place in sorted(candidates, key=lambda place: not place.is_read):  # of taps that meet one tensor, the reader's
+    for place in sorted(candidates, key=lambda place: not place.is_read):  # readers take precedence
         if place in moved:
             once.setdefault(id(before[place.tap]), place)
     return _chosen(spec, list(once.values()))
 
 
 def _permuted(spec: PermutationSpec, permutation: Permutation, network: nn.Module) -> nn.Module:
-    """Return a copy of a network with its hidden units moved."""
+    """Return a copy of a network with permuted hidden units."""
     probe = copy_module(network)
     moved = permute(spec, permutation, {name: tensor.detach() for name, tensor in network.state_dict().items()})
-    with torch.no_grad():  # in place: load_state_dict may be overridden
+    with torch.no_grad():  # in place, since load_state_dict may be overridden
         for name, tensor in probe.state_dict().items():
             tensor.copy_(moved[name])
     return probe
 
 
 def _candidates(spec: PermutationSpec, network: nn.Module, tensors: dict[ActivationHook, Tensor]) -> list[Place]:
-    """Return every dimension of every tensor, with every pattern of the spec that has its size.
+    """Return every dimension of every tensor, paired with every pattern of the spec of the same size.
 
-    One of an inner group without its outer one is that of a weight whose other axis has the outer: no activation's.
+    An inner group without its outer group occurs only in weights whose other axis has the outer group, not in
+    activations.
     """
     by_size: dict[int, dict[Pattern, None]] = {}
     for axes in spec.axes.values():
@@ -116,7 +117,7 @@ def _matrix_axes(spec: PermutationSpec, name: str, module: nn.Module) -> Iterato
 
 
 def _telling(spec: PermutationSpec) -> list[Permutation]:
-    """Return permutations that together move every group, and no two groups of equal size alike."""
+    """Return permutations that together move every group, and move no two groups of equal size alike."""
     identity = Permutation.identity(spec)
     chosen: list[Permutation] = []
     told = 0
@@ -138,7 +139,7 @@ def _carries(
     before: dict[ActivationHook, Tensor],
     after: dict[ActivationHook, Tensor],
 ) -> bool:
-    """Tell whether a tensor moved as a place says: its units, and nothing else."""
+    """Return whether a tensor moved exactly as a site implies."""
     if place.tap not in after:
         return False
     ends = (place.blocks(spec, tensors[place.tap]) for tensors in (before, after))
@@ -148,12 +149,12 @@ def _carries(
 
 
 def _is_close(a: Tensor, b: Tensor) -> bool:
-    """Tell whether two tensors differ by no more than rounding explains."""
+    """Return whether two tensors differ by no more than rounding."""
     return float((a - b).norm()) <= _ROUNDING * float(b.norm())
 
 
 def _chosen(spec: PermutationSpec, found: list[Place]) -> list[Place]:
-    """Return where each group is read, or else where it appears; a place that serves several groups once."""
+    """Return where each group is read, or else where it appears; a site that serves several groups is listed once."""
     wanted: set[Place] = set()
     for group in spec.groups:
         here = [place for place in found if group in place.groups()]
@@ -163,7 +164,7 @@ def _chosen(spec: PermutationSpec, found: list[Place]) -> list[Place]:
 
 @dataclass(frozen=True)
 class ActivationHook:
-    """One tensor that a module takes or gives: of its ``call``-th call, the ``number``-th of that side."""
+    """One tensor that a module takes in or returns: the ``number``-th on that side in its ``call``-th call."""
 
     module: str
     side: Literal["input", "output"]
@@ -172,11 +173,11 @@ class ActivationHook:
 
 
 class Recorder:
-    """Copies of the floating-point tensors at taps, from one run of a network.
+    """Copies of the floating-point tensors seen by hooks, from one run of a network.
 
     Args:
-        network: its hooks are removed and its modes put back when a run ends.
-        wanted: the taps to record; without them all are. Taps that meet one tensor unchanged share a copy.
+        network: its hooks are removed and its modes restored after a run.
+        wanted: the hooks to record, by default all. Hooks that see the same unchanged tensor share a copy.
     """
 
     def __init__(self, network: nn.Module, wanted: Collection[ActivationHook] | None = None) -> None:
@@ -184,7 +185,7 @@ class Recorder:
 
     @torch.no_grad()
     def run(self, forward: Callable[[nn.Module, Any], Any], batch: Any) -> dict[ActivationHook, Tensor]:
-        """Run the network in evaluation mode on a batch, and return what was at the taps."""
+        """Run the network in evaluation mode on a batch, and return the recorded tensors."""
         self.found: dict[ActivationHook, Tensor] = {}
         self.calls: dict[tuple[str, str], int] = {}
         self.copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
@@ -223,16 +224,16 @@ class Recorder:
                 self.found[tap] = self._copy(tensor)
 
     def _copy(self, tensor: Tensor) -> Tensor:
-        """Return a copy of a tensor, the same one as long as it is unchanged: in-place operators raise its version."""
+        """Return a copy of a tensor, shared as long as it is unchanged: in-place operators raise its version."""
         key = id(tensor), 0 if tensor.is_inference() else tensor._version
-        if key not in self.copies:  # the original is held too, so that nothing else gets its address
+        if key not in self.copies:  # holding the original prevents reuse of its address
             self.copies[key] = tensor, tensor.detach().clone()
         return self.copies[key][1]
 
 
 @contextmanager
 def _as_in_use(network: nn.Module) -> Iterator[None]:
-    """Evaluate without dropout, and without the fused kernels that hooks do not see into."""
+    """Evaluate without dropout, and without fused kernels, whose inner tensors hooks can't see."""
     modes = [(module, module.training) for module in network.modules()]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -1,4 +1,4 @@
-"""Attention by the names of its weights, and what is to be said where it is matched by weights alone."""
+"""Attention detected by the names of its weights, and a warning about matching it by weights alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from weightspace.errors import warn_caller
 
-#: Words, between dots and underscores, of projections to queries, keys and values, and of the blocks they are in.
+#: Name components of query, key and value projections, and of the blocks that contain them.
 _ATTENTION = re.compile(
     r"(?:^|[._])(?:(?:self|cross|multi_?head)?_?(?:attn|attention)|mha|qkv|kv|wqkv|in_proj|c_attn|"
     r"(?:to_|w)[qkv]|[qkv]_(?:proj|lin|linear)|query|query_key_value)\d*(?:[._]|$)",
@@ -16,23 +16,23 @@ _ATTENTION = re.compile(
 
 
 def attention_name(names: Iterable[str]) -> str | None:
-    """Return the first name of a tensor that belongs to attention, None where there is none."""
+    """Return the first tensor name that belongs to attention, or None."""
     return next((name for name in names if _ATTENTION.search(name)), None)
 
 
 def warn_of_attention(method: str, names: Iterable[str]) -> None:
-    """Say that matching by weights alone can raise the barrier of a network with attention.
+    """Warn that matching by weights alone can raise the barrier of a network with attention.
 
     Args:
-        method: its name on the command line.
-        names: of the network's tensors.
+        method: name of the method on the command line.
+        names: names of the network's tensors.
 
     Warns:
-        WeightspaceWarning: there is attention.
+        WeightspaceWarning: the network has attention.
     """
     name = attention_name(names)
     if name is not None:
         warn_caller(
-            f"The network has attention ({name!r}), where {method} can make the barrier higher than no matching does. "
+            f"The network has attention ({name!r}), where {method} can make the barrier higher than without matching. "
             "Measure it (weightspace barrier), and prefer activation-matching, which needs a task (--task)."
         )

@@ -1,4 +1,4 @@
-"""Coordinate ascent: sweeps over all families of groups, each given its best permutation while the others are held."""
+"""Coordinate ascent: sweeps over all families of groups, finding each one's best permutation with the others held."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from weightspace.symmetry.permutation import permute_block
 
 @dataclass(frozen=True)
 class AscentResult:
-    """Where an ascent ended: permutations, the objective after every sweep, and whether the last one moved nothing."""
+    """The result of an ascent: permutations, the objective after every sweep, and whether it converged."""
 
     indices: dict[str, Tensor]
     history: tuple[float, ...]
@@ -29,14 +29,14 @@ class AscentResult:
 
 
 class CoordinateAscent:
-    """Ascents over the same pairs of blocks, from any start.
+    """Coordinate ascent over the same pairs of blocks, from any start.
 
     Args:
         spec: the architecture's spec.
-        pairs: blocks of the target beside those of the source.
-        workers: solve families that share no block.
-        max_sweeps: passes over all groups of one ascent, at most.
-        on_progress: told of every ``"sweep"`` with the objective, and how many families it ``moved``.
+        pairs: blocks of the target paired with those of the source.
+        workers: solve families that share no block in parallel.
+        max_sweeps: maximum passes over all groups in one ascent.
+        on_progress: called after every ``"sweep"``, with the objective and the number of families ``moved``.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class CoordinateAscent:
         return math.fsum(pair.inner_product(indices, self.spec.outer) for pair in self.pairs)
 
     def ascend(self, start: Indices, generator: Generator) -> AscentResult:
-        """Climb from a start, in an order of the groups that the generator draws for every sweep."""
+        """Ascend from a start, drawing the order of the groups for every sweep from the generator."""
         ascent = AscentState(self.families, dict(start))
         history: list[float] = []
         converged = False
@@ -72,7 +72,7 @@ class CoordinateAscent:
 
 
 class AscentState:
-    """The state of coordinate ascent: permutations, and which families may still improve."""
+    """The state of coordinate ascent: permutations, and the families that may still improve."""
 
     def __init__(self, listed: list[Family], indices: dict[str, Tensor]) -> None:
         self.families = listed
@@ -82,7 +82,7 @@ class AscentState:
         self.stale = [True] * len(listed)
 
     def sweep(self, order: list[int], workers: Workers) -> int:
-        """Step every stale family once, as if in this order, and return how many moved."""
+        """Step every stale family once, equivalent to stepping in this order, and return how many moved."""
         moved = 0
         for wave in self._waves(order):
             stale = [number for number in wave if self.stale[number]]
@@ -97,7 +97,7 @@ class AscentState:
         return moved
 
     def _waves(self, order: list[int]) -> list[list[int]]:
-        """Cut an order into runs of families that share no tensor; the result is that of the plain order."""
+        """Split an order into runs of families that share no tensor; the result equals that of the plain order."""
         level: dict[int, int] = {}
         for number in order:
             level[number] = 1 + max((level[other] for other in self.neighbours[number] if other in level), default=-1)
@@ -111,7 +111,7 @@ class AscentState:
 
 
 class Workers:
-    """Threads that each keep their products to one core, so that sums come out alike on any number of them."""
+    """Threads restricted to one core each, so that sums are identical for any number of threads."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -123,7 +123,7 @@ class Workers:
         return self
 
     def map(self, function: Callable[[int], Indices | None], items: list[int]) -> Iterable[Indices | None]:
-        """Return what a function makes of every item, in their order."""
+        """Return the results of a function for every item, in order."""
         if self.threads == 1 or len(items) < 2:
             return [function(item) for item in items]
         return list(self.pool.map(function, items))
@@ -133,12 +133,12 @@ class Workers:
         torch.set_num_threads(self.before)
 
 
-#: A step counts as an improvement above this share of what the family contributes (float32 rounding lies below).
+#: A step is an improvement above this fraction of the family's contribution (float32 rounding is below it).
 TOLERANCE = 1e-7
 
 
 def step(family: Family, indices: Indices) -> Indices | None:
-    """Return new permutations for a family's groups, or None where nothing improves."""
+    """Return new permutations for a family's groups, or None if there is no improvement."""
     if not family.pairs:
         return None
     if not family.inner:
@@ -162,12 +162,12 @@ def _plain(family: Family, indices: Indices) -> Indices | None:
 
 
 def _quadratic(family: Family, indices: Indices) -> Indices | None:
-    """Step where the group stands on both axes of a tensor, as in a recurrence.
+    """Step if the group is on both axes of a tensor, as in a recurrence.
 
-    The gains are then the slope of a quadratic objective, and the assignment that is best by the slope may go too
-    far. Each further try rewards units for staying, more and more. That makes the objective convex in the end (the
-    reward of a permutation times itself is a constant), so that a step along the slope cannot lose; a reward of more
-    than half of all that the units miss outweighs any move, so that the tries end after log₂ of twice their number.
+    The gains are then the gradient of a quadratic objective, and the best assignment for the gradient may overshoot.
+    Each further attempt rewards units more for staying. This eventually makes the objective convex (the reward's
+    quadratic term is constant for permutations), so a step along the gradient can't lose; a reward of more than half of
+    all that the units miss outweighs any move, so there are at most log₂ of twice their number attempts.
 
     Source:
         The concave-convex procedure, Yuille and Rangarajan 2003, https://doi.org/10.1162/08997660360581958.
@@ -183,13 +183,13 @@ def _quadratic(family: Family, indices: Indices) -> Indices | None:
             return None
         if change := _if_better(family, indices, {family.group: chosen}):
             return change
-        if not missed:  # all equal: there is nothing to win
+        if not missed:  # all equal: nothing to gain
             return None
         reward = 2 * reward or missed / 4
 
 
 def _if_better(family: Family, indices: Indices, change: dict[str, Tensor]) -> Indices | None:
-    """Return a change if the family's true objective rises by it."""
+    """Return a change if it raises the family's true objective."""
     old, new = family.objective(indices), family.objective({**indices, **change})
     return change if new - old > TOLERANCE * max(abs(old), abs(new)) else None
 
@@ -207,13 +207,13 @@ def match(family: Family, indices: Indices) -> dict[str, Tensor]:
 
 
 def match_by(family: Family, gains: Callable[[tuple[str, ...]], Tensor]) -> dict[str, Tensor]:
-    """Return the permutations of a family's groups that gain most.
+    """Return the permutations of a family's groups with the largest gain.
 
-    The units of the outer group are matched by what their inner units are worth at best, then the inner ones.
+    The units of the outer group are matched by the best gain of their inner units, then the inner units are matched.
 
     Args:
-        family: a group and those inside it.
-        gains: returns the gains of the group alone, or of it and one inside it, as ``Family.gains`` does.
+        family: a group and its inner groups.
+        gains: returns the gains of the group alone, or of it and one inner group, as ``Family.gains`` does.
     """
     total = gains((family.group,))
     size = len(total)
@@ -228,7 +228,7 @@ def match_by(family: Family, gains: Callable[[tuple[str, ...]], Tensor]) -> dict
 
 
 def match_inside(family: Family, inside: Iterable[str], indices: Indices) -> dict[str, Tensor]:
-    """Return what improves if some inner groups of a family move, one at a time, the outer one held."""
+    """Return an improvement by moving some inner groups of a family, one at a time, with the outer one held."""
     change: dict[str, Tensor] = {}
     for inner in inside:
         now = {**indices, **change}
@@ -239,18 +239,18 @@ def match_inside(family: Family, inside: Iterable[str], indices: Indices) -> dic
     return change
 
 
-#: Rounds of matching the groups inside in turn; two or three settle it.
+#: Rounds of matching the inner groups in turn; two or three suffice.
 ROUNDS = 10
 
-#: Gains of two groups inside, by their names: ``(first, second, first, second)``.
+#: Gains of two inner groups, by their names: ``(first, second, first, second)``.
 _Shared = Mapping[tuple[str, str], Tensor]
 
 
 def match_nested(family: Family, indices: Indices) -> dict[str, Tensor]:
-    """Return good permutations of a group and those inside it, the other groups held.
+    """Return good permutations of a group and its inner groups, with the other groups held.
 
     Args:
-        family: a group with others inside it; blocks with two of these count, with more of them they do not.
+        family: a group with inner groups; blocks with two inner groups count, blocks with more don't.
         indices: current permutations of all groups.
     """
     total = family.gains((family.group,), indices).double()
@@ -272,7 +272,7 @@ def match_nested(family: Family, indices: Indices) -> dict[str, Tensor]:
 
 
 def _inside(alone: Mapping[str, Tensor], shared: _Shared) -> tuple[dict[str, Tensor], float]:
-    """Return permutations of the groups inside one pair of units, and what they gain."""
+    """Return permutations of the inner groups for one pair of units, and their gain."""
     chosen = {name: assign(gains) for name, gains in alone.items()}
     for _ in range(ROUNDS if shared else 0):
         before = dict(chosen)
@@ -291,7 +291,7 @@ def _inside(alone: Mapping[str, Tensor], shared: _Shared) -> tuple[dict[str, Ten
 
 
 def _seen(names: tuple[str, str], gains: Tensor, name: str, chosen: Mapping[str, Tensor]) -> Tensor:
-    """Return the gains of one of two groups, the other one permuted as chosen."""
+    """Return the gains of one of two groups, with the other one permuted as chosen."""
     first, second = names
     if name == first:
         return gains[:, torch.arange(gains.shape[1]), :, chosen[second]].sum(0)
@@ -299,7 +299,7 @@ def _seen(names: tuple[str, str], gains: Tensor, name: str, chosen: Mapping[str,
 
 
 def _shared(family: Family, indices: Indices) -> dict[tuple[str, str], Tensor]:
-    """Return the gains of two groups inside for every pair of units of their outer group."""
+    """Return the gains of two inner groups for every pair of units of their outer group."""
     result: dict[tuple[str, str], Tensor] = {}
     for pair in family.pairs:
         inside = tuple(name for name in family.inner if name in pair.groups)
@@ -329,17 +329,17 @@ def assign(gains: Tensor) -> Tensor:
         gains: ``(n, n)``, finite, any floating dtype; solved in float64.
 
     Returns:
-        int64 ``(n,)``: row ``i`` is given column ``result[i]``.
+        int64 ``(n,)``: row ``i`` is assigned column ``result[i]``.
 
     Source:
         Crouse 2016, https://doi.org/10.1109/TAES.2016.140952 (scipy's shortest augmenting paths).
     """
     gains = gains.detach().cpu().to(torch.promote_types(gains.dtype, torch.float32))
-    table = gains.numpy()  # numpy finds the places of maxima ten times as fast as torch
+    table = gains.numpy()  # numpy's argmax is ten times as fast as torch's
     best = table.argmax(1)
-    if len(np.unique(best)) == len(best):  # every row can have its largest: nothing to solve
+    if len(np.unique(best)) == len(best):  # every row can have its maximum: nothing to solve
         return torch.from_numpy(best)
     costs = np.subtract(np.take_along_axis(table, best[:, None], 1), table, dtype=np.float64)
-    costs -= costs.min(0)  # reduced costs have the same solution, which the solver finds sooner
+    costs -= costs.min(0)  # reduced costs have the same solution and are solved faster
     _, columns = linear_sum_assignment(costs)
     return torch.from_numpy(columns)

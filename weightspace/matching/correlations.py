@@ -1,4 +1,4 @@
-"""Correlations of the units of two networks, in the form in which weights are matched."""
+"""Correlations between the units of two networks, in the form used for matching weights."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from weightspace.matching.gains import Pair
 from weightspace.symmetry import PermutationSpec
 from weightspace.symmetry.pattern import Block, Fixed, Units
 
-#: A unit whose standard deviation is a smaller share of its mean than this says nothing but rounding.
+#: A unit whose standard deviation is below this fraction of its mean varies only by rounding.
 _STILL = 1e-6
 
 
 def correlated(
     spec: PermutationSpec, target: nn.Module, source: nn.Module, forward: Forward, batches: Iterable[Any]
 ) -> list[Pair]:
-    """Return a pair of blocks for every part of every place where units appear.
+    """Return a pair of blocks for every part of every activation site.
 
-    The inner product of a pair under some permutations is the sum of the correlations of the units that they pair.
+    The inner product of a pair under some permutations is the sum of the correlations of the paired units.
 
     Args:
         spec: the architecture's spec.
-        target: the network that stays.
+        target: the fixed network.
         source: the network to permute.
         forward: runs a network on a batch.
-        batches: what the networks are fed.
+        batches: inputs of the networks.
 
     Raises:
-        WeightspaceError: there are no batches, or activations are not finite.
+        WeightspaceError: there are no batches, or activations aren't finite.
     """
     places: list[Place] | None = None
     parts: dict[tuple[Place, int], _Part] = {}
@@ -57,7 +57,7 @@ def correlated(
 
 
 class _Part:
-    """A part of a place in which every dimension is one group, or one of samples."""
+    """A part of an activation site in which every dimension is one group or a sample dimension."""
 
     def __init__(self, block: Block) -> None:
         self.places = [place for place, dim in enumerate(block.dims) if isinstance(dim, Units)]
@@ -66,16 +66,16 @@ class _Part:
         self.sums = CrossCorrelation(math.prod(self.sizes), math.prod(self.sizes))
 
     def add(self, a: Tensor, b: Tensor) -> None:
-        """Take in the activations of both networks."""
+        """Add the activations of both networks."""
         self.sums.add(self._rows(a), self._rows(b))
 
     def _rows(self, view: Tensor) -> Tensor:
-        """Return ``(samples, units)``; a fixed part beside the units, as positions are, is one of samples."""
+        """Return ``(samples, units)``; fixed dimensions next to the units, such as positions, count as samples."""
         rest = [dim for dim in range(view.ndim) if dim not in self.places]
         return view.permute(*rest, *self.places).reshape(-1, math.prod(self.sizes))
 
     def pair(self) -> Pair:
-        """Return ones at every unit of the target, beside the correlations of all units of the source with it."""
+        """Return ones at every unit of the target, paired with the correlations of all source units with it."""
         count = math.prod(self.sizes)
         source = Block(self.sums.correlation().view(count, *self.sizes), (Fixed(count), *self.units))
         return Pair(torch.eye(count).view(count, *self.sizes), source, (None, *(unit.group for unit in self.units)))
@@ -84,7 +84,7 @@ class _Part:
 class CrossCorrelation:
     """Means, squares and products of two sets of units over all samples so far, in float64.
 
-    Batches are merged by their centred moments, so that a large mean costs no precision.
+    Batches are merged by their centred moments, so a large mean costs no precision.
 
     Source:
         Chan, Golub and LeVeque 1983, https://doi.org/10.1080/00031305.1983.10483115.
@@ -97,11 +97,11 @@ class CrossCorrelation:
         self.products = torch.zeros(a_units, b_units, dtype=torch.float64)
 
     def add(self, a: Tensor, b: Tensor) -> None:
-        """Take in samples.
+        """Add samples.
 
         Args:
             a: ``(samples, units)`` of the first network.
-            b: ``(samples, units)`` of the second, of the same samples.
+            b: ``(samples, units)`` of the second, for the same samples.
         """
         new = len(a)
         if not new:

@@ -1,8 +1,8 @@
-"""Gain matrices of weight matching: a group, the groups nested in it, and every part of a tensor they permute.
+"""Gain matrices of weight matching: a group, its nested groups, and every part of a tensor that they permute.
 
-For blocks ``A`` (target) and ``B`` (source) the inner product ``⟨A, π(B)⟩`` is linear in each permutation while the
-others are held, so that a group's best permutation is an assignment over one matrix of gains. That matrix is kept
-from step to step: when a neighbour moves ``k`` of its ``n`` units, only their share is added.
+For blocks ``A`` (target) and ``B`` (source), the inner product ``⟨A, π(B)⟩`` is linear in each permutation with the
+others held, so a group's best permutation is the solution of an assignment problem on one gain matrix. The matrix is
+updated from step to step: when a neighbour moves ``k`` of its ``n`` units, only their contribution is recomputed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Indices = Mapping[str, Tensor]
 
 @dataclass(eq=False)
 class Pair:
-    """A block of the target beside that of the source; every dimension is one group or fixed."""
+    """A block of the target paired with that of the source; every dimension is one group or fixed."""
 
     target: Tensor
     source: Block
-    #: Group of each dimension, None where it is fixed.
+    #: Group of each dimension, None if it is fixed.
     groups: tuple[str | None, ...]
-    #: The permutations that the inner product was last asked for, and what it was.
+    #: Permutations and value of the last inner product.
     _known: tuple[tuple[Tensor | None, ...], float] | None = None
 
     def inner_product(self, indices: Indices, outer: Mapping[str, str]) -> float:
@@ -44,7 +44,7 @@ class Pair:
 
 
 def pair_blocks(spec: PermutationSpec, target: StateDict, source: StateDict) -> list[Pair]:
-    """Return every block of a parameter that some group touches; tied tensors count once."""
+    """Return every block of a parameter that is permuted by some group; tied tensors count once."""
     result, seen = [], set()
     for name, axes in spec.axes.items():
         tensor = target[name]
@@ -61,12 +61,12 @@ def pair_blocks(spec: PermutationSpec, target: StateDict, source: StateDict) -> 
 
 
 def precise(tensor: Tensor) -> Tensor:
-    """Return float32 (float64 as it is) in main memory, where the assignments are solved."""
+    """Return float32 (float64 unchanged) in main memory, where assignments are solved."""
     return tensor.detach().to("cpu", torch.float64 if tensor.dtype == torch.float64 else torch.float32)
 
 
 class Place(NamedTuple):
-    """Units of a group, or of it and of one inside it, and the dimensions of a block along which they stand."""
+    """Units of a group, or of it and one inner group, and the dimensions of a block that hold them."""
 
     rows: tuple[str, ...]
     dims: tuple[int, ...]
@@ -74,7 +74,7 @@ class Place(NamedTuple):
 
 @dataclass(eq=False)
 class Family:
-    """A group, the groups inside it, and its blocks."""
+    """A group, its inner groups, and its blocks."""
 
     group: str
     inner: tuple[str, ...]
@@ -83,33 +83,33 @@ class Family:
     _gains: dict[tuple[str, ...], _Gains] = field(default_factory=dict)
 
     def members(self) -> tuple[str, ...]:
-        """Return the group and those inside it."""
+        """Return the group and its inner groups."""
         return (self.group, *self.inner)
 
     def neighbours(self) -> set[str]:
-        """Return the other groups whose movement changes this family's gains."""
+        """Return the other groups whose permutation affects this family's gains."""
         return {group for pair in self.pairs for group in pair.groups if group} - set(self.members())
 
     def is_linear(self) -> bool:
-        """Tell whether one assignment over the gains is the best step (no group twice in a block)."""
+        """Return whether one assignment on the gains is the optimal step (no group is twice in a block)."""
         return all(self.coupling(pair) <= 1 for pair in self.pairs)
 
     def coupling(self, pair: Pair) -> int:
-        """Return how often the group (of a family without inner groups), or its inner groups, stand in a block."""
+        """Return how often the group (without inner groups), or its inner groups, occur in a block."""
         counted = self.inner or (self.group,)
         often = sum(group in counted for group in pair.groups)
         return max(often, sum(group == self.group for group in pair.groups))
 
     def objective(self, indices: Indices) -> float:
-        """Return the family's share of Σ⟨A, π(B)⟩."""
+        """Return the family's contribution to Σ⟨A, π(B)⟩."""
         return sum(pair.inner_product(indices, self.spec.outer) for pair in self.pairs)
 
     def gains(self, rows: tuple[str, ...], indices: Indices) -> Tensor:
-        """Return the gain of every source unit at every target unit, the other groups held.
+        """Return the gain of assigning every source unit to every target unit, with the other groups held.
 
         Args:
-            rows: the groups whose units are matched: the group alone, or it and one inside it.
-            indices: current permutations; a block with a group that is not among them is left out.
+            rows: the groups whose units are matched: the group alone, or it and one inner group.
+            indices: current permutations; blocks with a group that isn't among them are skipped.
 
         Returns:
             float32 (float64 for float64 weights) of shape ``(n, n)``; ``(outer, inner, outer, inner)`` for two.
@@ -119,7 +119,7 @@ class Family:
         return self._gains[rows].at(indices)
 
     def inner_gains(self, inner: str, indices: Indices) -> Tensor:
-        """Return the gains of one inner group within each unit of its outer group, all else held.
+        """Return the gains of one inner group within each unit of its outer group, with everything else held.
 
         Returns:
             Shape ``(outer units, n, n)``.
@@ -138,13 +138,13 @@ class Family:
                 )
                 part = a @ b.mT
                 total = part if total is None else total + part
-        assert total is not None, "an inner group stands in some block"
+        assert total is not None, "an inner group occurs in some block"
         return total
 
     def places(self, pair: Pair) -> list[Place]:
-        """Return where a family's units stand in a block; nowhere if it has several groups inside the group."""
+        """Return the dimensions of a block that hold a family's units; none if it has several inner groups."""
         own = [place for place, group in enumerate(pair.groups) if group in self.members()]
-        if not self.inner:  # a group twice in a block: one place moves while the other is held
+        if not self.inner:  # a group is twice in a block: one place moves with the other held
             return [Place((self.group,), (place,)) for place in own]
         own.sort(key=lambda place: pair.groups[place] != self.group)
         rows = tuple(str(pair.groups[place]) for place in own)
@@ -156,7 +156,7 @@ class Family:
 
 @dataclass(eq=False)
 class _Term:
-    """A block seen from the places where a family's groups stand, and the permutations it was last seen under."""
+    """A block seen from the places of a family's groups, and the permutations of its last evaluation."""
 
     pair: Pair
     places: tuple[int, ...]
@@ -168,7 +168,7 @@ class _Term:
 
 
 class _Gains:
-    """A matrix of gains that follows the permutations of the neighbours."""
+    """A gain matrix that tracks the permutations of the neighbours."""
 
     def __init__(self, rows: tuple[str, ...], terms: list[_Term], spec: PermutationSpec) -> None:
         self.terms = terms
@@ -184,7 +184,7 @@ class _Gains:
         return torch.zeros(self.shape) if self.total is None else self.total.view(self.shape)
 
     def _news(self, term: _Term, indices: Indices) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield what changed in a block since it was last seen: target, and new minus old source."""
+        """Yield the changes in a block since its last evaluation: target, and new minus old source."""
         pair, held = term.pair, term.held()
         now = {group: indices[group] for group in held}
         before, term.seen = term.seen, now
@@ -208,18 +208,18 @@ class _Gains:
 
 
 def contract(a: Tensor, b: Tensor, places: tuple[int, ...]) -> Tensor:
-    """Return the products of all units of two blocks, summed over the other dimensions."""
+    """Return the products of all pairs of units of two blocks, summed over the other dimensions."""
     return unfold(a, places) @ unfold(b, places).T
 
 
 def unfold(block: Tensor, places: tuple[int, ...]) -> Tensor:
-    """Return a matrix with a row for every unit at some dimensions of a block."""
+    """Return a matrix with one row per unit at the given dimensions of a block."""
     rest = [dim for dim in range(block.ndim) if dim not in places]
     return block.permute(*places, *rest).reshape(math.prod(block.shape[place] for place in places), -1)
 
 
 def families(spec: PermutationSpec, pairs: list[Pair]) -> list[Family]:
-    """Return one family for every group that is not inside another, in the order of the spec."""
+    """Return one family for every outermost group, in the order of the spec."""
     result = {
         group: Family(group, tuple(i for i, o in spec.outer.items() if o == group), spec)
         for group in spec.groups

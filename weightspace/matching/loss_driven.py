@@ -1,6 +1,6 @@
-"""Shared parts of loss-driven matching: Adam steps, and the best permutation on held-out data.
+"""Shared parts of loss-driven matching: Adam steps, and selection of the best permutation on held-out data.
 
-The best permutation is copied when it is found, so that no later step can change it.
+The best permutation is copied when it is found, so later steps can't change it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from weightspace.threads import torch_threads
 #: Seed of the fixed batches of a split.
 _SEED = 0
 
-#: What a search finds: the permutation of one model, or those of several.
+#: Result of a search: the permutation of one model, or those of several.
 Found = TypeVar("Found")
 Found_co = TypeVar("Found_co", covariant=True)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a descent goes: ``steps`` of Adam, judged after every ``every`` of them and at the end."""
+    """The schedule of a descent: ``steps`` of Adam, evaluated after every ``every`` steps and at the end."""
 
     steps: int
     learning_rate: float
@@ -47,18 +47,18 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.steps < 0 or self.every < 1:
             raise WeightspaceError(
-                f"A descent has 0 steps or more and is judged every 1 or more; found {self.steps} and {self.every}."
+                f"steps must be at least 0 and every at least 1; found {self.steps} and {self.every}."
             )
         if not 0 < self.learning_rate < math.inf:
-            raise WeightspaceError(f"The learning rate must be above 0 and finite, got {self.learning_rate}.")
+            raise WeightspaceError(f"The learning rate must be positive and finite; found {self.learning_rate}.")
 
 
 class Parametrization(Protocol[Found_co]):
-    """What is descended: some leaves, a loss that reaches them, and the permutations that they stand for."""
+    """A parametrization to optimise: some leaves, a differentiable loss, and the permutations they represent."""
 
     @property
     def leaves(self) -> list[Tensor]:
-        """What Adam moves."""
+        """The tensors that Adam updates."""
         ...
 
     def loss(self, batch: Any) -> Tensor:
@@ -66,7 +66,7 @@ class Parametrization(Protocol[Found_co]):
         ...
 
     def indices(self) -> Found_co:
-        """Return what the leaves stand for now: the permutation of one model, or of several."""
+        """Return the permutations that the leaves currently represent: of one model, or of several."""
         ...
 
 
@@ -77,7 +77,7 @@ class Best(Generic[Found]):
         self.found, self.history = deepcopy(found), [loss]
 
     def offer(self, found: Found, loss: float) -> None:
-        """Keep a copy of what has the lowest loss so far; of equals the first is kept."""
+        """Keep a copy if the loss is the lowest so far; ties keep the first."""
         if loss < self.history[-1]:
             self.found = deepcopy(found)
         self.history.append(min(loss, self.history[-1]))
@@ -91,21 +91,22 @@ def search(
     schedule: Schedule,
     on_progress: Callable[[Progress], None] | None,
 ) -> Best[Found]:
-    """Take the steps of a schedule, and return the best permutations that they led to.
+    """Run the steps of a schedule, and return the best permutations found.
 
     Args:
-        parametrization: what is descended.
-        judge: returns how bad permutations are.
-        came: the permutations of networks that stay as they came.
-        batches: as many as steps, at least.
-        schedule: how many steps, how long.
-        on_progress: told of every ``"trial"``, with its loss and the ``best`` so far.
+        parametrization: the parametrization to optimise.
+        judge: returns the loss of permutations, lower is better.
+        came: the permutations of the unmatched networks.
+        batches: at least as many as steps.
+        schedule: number and length of steps.
+        on_progress: called after every ``"trial"``, with its loss and the ``best`` so far.
 
     Returns:
-        What is judged lowest, and the lowest so far of ``came``, at the start of the descent, and after every trial.
+        The best permutations, and the lowest loss so far for ``came``, at the start of the descent, and after every
+        trial.
 
     Raises:
-        WeightspaceError: the loss is not finite any more.
+        WeightspaceError: the loss is no longer finite.
     """
     best = Best(came, judge(came))
     best.offer(start := parametrization.indices(), judge(start))
@@ -132,18 +133,18 @@ def descend(
     schedule: Schedule,
     on_progress: Callable[[Progress], None] | None,
 ) -> Matching:
-    """Search for the permutation of the source whose permuted parameters are judged lowest.
+    """Search for the permutation of the source whose permuted parameters have the lowest loss.
 
     Args:
         ends: the two networks.
-        parametrization: what is descended.
-        judge: returns how bad the permuted parameters of the source are.
-        batches: as many as steps, at least.
-        schedule: how many steps, how long.
-        on_progress: told of every ``"trial"``, with its loss and the ``best`` so far.
+        parametrization: the parametrization to optimise.
+        judge: returns the loss of the permuted parameters of the source.
+        batches: at least as many as steps.
+        schedule: number and length of steps.
+        on_progress: called after every ``"trial"``, with its loss and the ``best`` so far.
 
     Raises:
-        WeightspaceError: the loss is not finite any more.
+        WeightspaceError: the loss is no longer finite.
     """
     if not ends.spec.groups:  # nothing to learn
         schedule = replace(schedule, steps=0)
@@ -156,21 +157,21 @@ def descend(
 
 
 def task_of(method: str, task: Task | None) -> Task:
-    """Return the task of a method that cannot do without.
+    """Return the task of a method that requires one.
 
     Raises:
-        WeightspaceError: there is none.
+        WeightspaceError: there is no task.
     """
     if task is None:
-        raise WeightspaceError(f"{method} learns from data: give it the task of the networks, task=….")
+        raise WeightspaceError(f"{method} learns from data: pass the task of the networks, task=….")
     return task
 
 
 def endless(task: Task, generator: Generator) -> Iterator[Any]:
-    """Yield training batches without end, each epoch in an order of its own.
+    """Yield training batches forever, reshuffled in each epoch.
 
     Raises:
-        WeightspaceError: there are none.
+        WeightspaceError: there are no training batches.
     """
     while True:
         empty = True
@@ -178,15 +179,15 @@ def endless(task: Task, generator: Generator) -> Iterator[Any]:
             empty = False
             yield batch
         if empty:
-            raise WeightspaceError(f"Task {task.name!r} has no training batches; a matching by its loss needs them.")
+            raise WeightspaceError(f"Task {task.name!r} has no training batches, which loss-driven matching needs.")
 
 
 @dataclass(frozen=True, eq=False)
 class EndpointPair:
-    """A target that stays, a source to permute, and the spec of both.
+    """A fixed target, a source to permute, and the spec of both.
 
-    What moves are the parameters: floats that are no statistics, in float32 (float64 as it is). Names that share a
-    tensor still do.
+    Only parameters are moved: floats that aren't statistics, in float32 (float64 unchanged). Names that share a tensor
+    keep sharing it.
     """
 
     spec: PermutationSpec
@@ -204,16 +205,16 @@ class EndpointPair:
         return self._parameters(self.source)
 
     def permuted(self, indices: Indices) -> StateDict:
-        """Return the parameters of the source in a new order."""
+        """Return the permuted parameters of the source."""
         return self._parameters(permute(self.spec, Permutation(self.spec, indices), self.source))
 
     def between(self, moved: StateDict, position: float) -> StateDict:
-        """Return every tensor of a network at a position from the target (0) to some moved parameters (1)."""
+        """Return every tensor of the network at a position from the target (0) to moved parameters (1)."""
         line = {name: self.fixed[name] + position * (tensor - self.fixed[name]) for name, tensor in moved.items()}
         return {**self.target, **line}
 
     def distance(self, moved: StateDict) -> Tensor:
-        """Return the squared distance of some moved parameters from the target's."""
+        """Return the squared distance of moved parameters from the target's."""
         return torch.stack([(tensor - self.fixed[name]).square().sum() for name, tensor in moved.items()]).sum()
 
     def _parameters(self, state: StateDict) -> StateDict:
@@ -230,22 +231,22 @@ def endpoints(spec: PermutationSpec, target: StateDict, source: StateDict) -> En
     """Return two networks that fit the spec and each other.
 
     Raises:
-        CheckpointError: they do not, or hold non-finite weights.
+        CheckpointError: they don't fit, or have non-finite weights.
     """
     check_matchable(spec, target, source)
     return EndpointPair(spec, target, source)
 
 
 class Losses:
-    """The task's loss at any weights, differentiable in them.
+    """The task's loss as a differentiable function of the weights.
 
     Args:
-        task: builds the network, and has the data and the loss.
-        device: where the network runs; where the task builds it if not given.
+        task: builds the network, and provides the data and the loss.
+        device: where the network runs; by default, where the task builds it.
     """
 
     def __init__(self, task: Task, *, device: torch.device | str | None = None) -> None:
-        with torch.random.fork_rng(devices=[]):  # the weights that it draws are never used
+        with torch.random.fork_rng(devices=[]):  # its random initial weights are never used
             network = task.network().to(device).eval()
         for layer in network.modules():
             if isinstance(layer, _BatchNorm):
@@ -260,15 +261,15 @@ class Losses:
         """Return the loss of one batch at some weights.
 
         Args:
-            state: every tensor of the network by name, of any float dtype, on any device; not changed. Of names
-                that the network ties, the first counts.
-            batch: as ``task.batches`` gives it.
+            state: every tensor of the network by name, of any float dtype, on any device; not modified. Of tied names,
+                the first counts.
+            batch: a batch from ``task.batches``.
 
         Returns:
             A scalar in nats, differentiable in the tensors of ``state``.
 
         Raises:
-            CheckpointError: the state has other names or shapes than the task's network.
+            CheckpointError: the names or shapes of the state differ from those of the task's network.
         """
         check_compatible(self._own, state, names=(f"the network of {self.task.name}", "the state"))
         moved = {inside: state[name].to(self._own[name]) for name, inside in self._names.items()}
@@ -279,7 +280,7 @@ class Losses:
         """Return the mean loss, in nats, over the batches of a split, which are the same on every call.
 
         Raises:
-            CheckpointError: the state has other names or shapes than the task's network.
+            CheckpointError: the names or shapes of the state differ from those of the task's network.
             WeightspaceError: the split has no batches.
         """
         with torch_threads(threads_of(self.task)):
@@ -290,7 +291,7 @@ class Losses:
 
 
 class _LossOfTask(nn.Module):
-    """A network and its loss as one module, so that its weights can be put in from outside."""
+    """A network and its loss as one module, so that its weights can be replaced from outside."""
 
     def __init__(self, task: Task, network: nn.Module) -> None:
         super().__init__()

@@ -25,27 +25,26 @@ def merge_many(
     max_sweeps: int = 100,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> ManyMatching:
-    """Bring several models into one basin by turns: weight matching of each to the mean of the others.
+    """Bring several models into one basin by weight matching of each in turn to the mean of the others.
 
-    A turn is taken only if it raises Σ_{i<j} ⟨π_i θ_i, π_j θ_j⟩ over the parameters that the spec permutes, which so
-    never falls; of two models that is the objective of weight matching.
+    A turn is accepted only if it raises Σ_{i<j} ⟨π_i θ_i, π_j θ_j⟩ over the parameters permuted by the spec, which
+    therefore never decreases; for two models, this is the objective of weight matching.
 
     Args:
         spec: the architecture's spec.
-        states: two models or more; not changed.
-        task: as in all matching methods; this one looks at weights alone.
-        seed: order of the models in each sweep, and of the groups in each matching. The models are numbered by
-            their place in ``states``: another order of them acts like another seed.
-        max_sweeps: turns of every model, at most.
-        on_progress: told of every ``"sweep"``, with the objective and how many models ``moved``.
+        states: at least two models; not modified.
+        task: unused, part of the signature of all matching methods; this one uses only weights.
+        seed: determines the order of the models in each sweep, and of the groups in each matching. Reordering
+            ``states`` acts like a different seed.
+        max_sweeps: maximum turns of every model.
+        on_progress: called after every ``"sweep"``, with the objective and the number of models ``moved``.
 
     Returns:
-        One permutation a model, their mean, and the objective as the models came and after every sweep.
+        One permutation per model, their mean, and the objective initially and after every sweep.
 
     Raises:
-        CheckpointError: a model does not fit the spec or holds non-finite weights.
-        WeightspaceError: there are fewer than two models, their integer tensors differ, or ``max_sweeps`` is below
-            one.
+        CheckpointError: a model doesn't fit the spec or has non-finite weights.
+        WeightspaceError: there are fewer than two models, their integer tensors differ, or ``max_sweeps`` is below one.
 
     Source:
         Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, algorithm 3.

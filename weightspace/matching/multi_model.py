@@ -1,4 +1,4 @@
-"""The result of matching three or more networks: one permutation per model, and their mean."""
+"""The result of matching several networks: one permutation per model, and their mean."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from weightspace.symmetry import Permutation, PermutationSpec, check_fits, permu
 @brief
 @dataclass(frozen=True)
 class ManyMatching:
-    """Permutations that bring several models into one basin, and their mean there.
+    """Permutations that bring several models into one basin, and the mean of the permuted models.
 
-    The order of units that the models share (the universe) is that of the first model, whose permutation is the
-    identity: renaming the units of all models alike changes nothing, so that one of them may stay as it is.
+    The shared order of units (the universe) is that of the first model, whose permutation is the identity: permuting
+    the units of all models alike changes nothing, so one model can stay fixed.
 
     Attributes:
         permutations: one per model, in the order of the models, each into the shared order of units.
-        merged: the mean of the permuted models; BatchNorm's running statistics too, which are better measured anew.
-        objective: what the method raises, as the models came and from there on; never falls. The method says what
-            it is.
+        merged: the mean of the permuted models; it includes BatchNorm's running statistics, which should be recomputed.
+        objective: the quantity that the method maximises, initially and then after every sweep or trial; it never
+            decreases. See the method for its definition.
     """
 
     permutations: tuple[Permutation, ...]
@@ -44,33 +44,33 @@ class ManyMatching:
     objective: tuple[float, ...]
 
     def between(self, target: int, source: int) -> Permutation:
-        """Return the permutation that takes one model to another: into the shared order, and out of it again.
+        """Return the permutation from one model to another: into the shared order and out of it again.
 
-        It does not depend on the path: ``between(a, b).compose(between(b, c))`` equals ``between(a, c)``, and a
-        cycle ends in the identity.
+        It is independent of the path: ``between(a, b).compose(between(b, c))`` equals ``between(a, c)``, and a cycle
+        gives the identity.
 
         Args:
-            target: the model that stays, counted from 0.
-            source: the model to permute.
+            target: index of the fixed model, counted from 0.
+            source: index of the model to permute.
         """
         return self.permutations[target].inverse().compose(self.permutations[source])
 
 
 class ModelSet:
-    """Models, the permutation that each has by now, and what that is worth.
+    """Models, their current permutations, and the objective.
 
     Args:
         spec: the architecture's spec.
-        states: two models or more; not changed.
+        states: at least two models; not modified.
 
     Attributes:
-        wide: the models as they came, in main memory, in float32 at least.
-        permutations: one per model, of the tensors as they came.
+        wide: the original models in main memory, in at least float32.
+        permutations: one per model, relative to the original tensors.
         moved: the permuted tensors of ``wide``.
-        objective: Σ_{i<j} ⟨π_i θ_i, π_j θ_j⟩ over the parameters that the spec permutes, in float64.
+        objective: Σ_{i<j} ⟨π_i θ_i, π_j θ_j⟩ over the parameters permuted by the spec, in float64.
 
     Raises:
-        CheckpointError: a model does not fit the spec or the first model, or holds non-finite weights.
+        CheckpointError: a model doesn't fit the spec or the first model, or has non-finite weights.
         WeightspaceError: there are fewer than two models, or their integer tensors differ.
     """
 
@@ -87,17 +87,17 @@ class ModelSet:
         self.place([Permutation.identity(spec)] * len(states))
 
     def place(self, permutations: Sequence[Permutation]) -> None:
-        """Give every model a permutation of the tensors as they came."""
+        """Set every model's permutation, relative to the original tensors."""
         self.permutations = list(permutations)
         self.moved = [permute(self.spec, one, state) for one, state in zip(permutations, self.wide, strict=True)]
         self.objective = self._objective()
         self._had_turn: set[int] = set()
 
     def turn(self, index: int, seed: int) -> bool:
-        """Match a model to the mean of the others; tell whether it moved, which it does only to raise the objective.
+        """Match a model to the mean of the others; return whether it moved, which it does only to raise the objective.
 
-        A model's first turn begins at the better of where it stands and a start from nothing, later ones where it
-        stands: the others have hardly moved since.
+        A model's first turn starts from the better of its current permutation and a fresh start, later ones from the
+        current permutation, since the others have hardly moved.
         """
         before = self.permutations[index], self.moved[index], self.objective
         target = mean_of_tensors([state for other, state in enumerate(self.moved) if other != index])
@@ -129,7 +129,7 @@ class ModelSet:
         return history
 
     def result(self, objective: Sequence[float]) -> ManyMatching:
-        """Return the permutations in the order of units of the first model, and the mean of what they make."""
+        """Return the permutations relative to the first model, and the mean of the permuted models."""
         back = self.permutations[0].inverse()
         permutations = tuple(back.compose(permutation) for permutation in self.permutations)
         moved = [permute(self.spec, p, state) for p, state in zip(permutations, self.states, strict=True)]
@@ -139,7 +139,7 @@ class ModelSet:
         return (self._square(self.moved) - self._norms) / 2  # ‖Σ θ_i‖² = Σ ‖θ_i‖² + 2 Σ_{i<j} ⟨θ_i, θ_j⟩
 
     def _square(self, states: Sequence[StateDict]) -> float:
-        """Return ‖Σ θ_i‖² over the parameters that the spec permutes."""
+        """Return ‖Σ θ_i‖² over the parameters permuted by the spec."""
         total = by_name(states, _sum)
         return math.fsum(pair.inner_product({}, self.spec.outer) for pair in pair_blocks(self.spec, total, total))
 
@@ -150,7 +150,7 @@ def _sum(_: str, tensors: Sequence[Tensor]) -> Tensor:
 
 def _check(spec: PermutationSpec, states: Sequence[StateDict]) -> None:
     if len(states) < 2:
-        raise WeightspaceError(f"Expected two models or more to bring into one basin, found {len(states)}.")
+        raise WeightspaceError(f"Expected at least two models to bring into one basin; found {len(states)}.")
     for number, state in enumerate(states, start=1):
         check_is_model(state, f"model {number}")
         check_fits(spec, state, f"Model {number}")

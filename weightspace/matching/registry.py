@@ -1,4 +1,4 @@
-"""The table of matching methods, a row each. Reading it costs no torch."""
+"""The table of matching methods, one row each. Reading it doesn't import torch."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class MatchingMethod:
     """A row of the table.
 
     Attributes:
-        name: on the command line.
-        summary: what it does, in a line.
-        source: the paper that it is from, with a link.
-        objective: what ``Matching.objective`` is.
-        needs_task: whether it needs data, and a network to run them through.
+        name: name on the command line.
+        summary: one-line description.
+        source: the paper, with a link.
+        objective: meaning of ``Matching.objective``.
+        needs_task: whether the method needs a task, that is, data and a network to run on it.
         function: ``file:function`` in this package, ``function(spec, target, source, *, task, seed, on_progress, …)``;
-            of several networks ``function(spec, states, *, task, seed, on_progress, …)``.
-        preset: keywords of the function that make it this method.
-        options: keywords of the function that are the user's.
+            for several networks ``function(spec, states, *, task, seed, on_progress, …)``.
+        preset: keywords of the function that select this method.
+        options: keywords of the function that users may set.
     """
 
     name: str
@@ -61,7 +61,7 @@ _ROWS = (
     ),
     MatchingMethod(
         "activation-matching",
-        "pair the units whose activations are correlated",
+        "pair units whose activations are correlated",
         f"Li et al. 2016, https://arxiv.org/abs/1511.07543; {_GIT_REBASIN}, section 3.1",
         "sum of the correlations",
         needs_task=True,
@@ -70,7 +70,7 @@ _ROWS = (
     ),
     MatchingMethod(
         "activation-then-weights",
-        "weight matching that starts where activation matching ends",
+        "weight matching that starts from the result of activation matching",
         f"{_GIT_REBASIN}, sections 3.1 and 3.2",
         "inner product of the weights",
         needs_task=True,
@@ -79,7 +79,7 @@ _ROWS = (
     ),
     MatchingMethod(
         "straight-through",
-        "learn weights whose matching to the source has the lowest loss at the midpoint",
+        "learn weights such that the source matched to them has the lowest loss at the midpoint",
         f"{_GIT_REBASIN}, section 3.3",
         "validation loss at the midpoint, in nats",
         needs_task=True,
@@ -89,7 +89,7 @@ _ROWS = (
     ),
     MatchingMethod(
         "straight-through-sinkhorn",
-        "learn scores of all pairs; the forward pass sees their best assignment",
+        "learn scores of all pairs of units; the forward pass uses their best assignment",
         _PENA,
         "validation loss at the midpoint, in nats",
         needs_task=True,
@@ -128,7 +128,7 @@ _ROWS = (
 _MANY_ROWS = (
     MatchingMethod(
         "merge-many",
-        "each network in turn to the mean of the others, by weight matching",
+        "match each network in turn to the mean of the others, by weight matching",
         f"{_GIT_REBASIN}, algorithm 3",
         "inner product of the weights, summed over pairs",
         needs_task=False,
@@ -137,7 +137,7 @@ _MANY_ROWS = (
     ),
     MatchingMethod(
         "cycle-consistent",
-        "Frank–Wolfe over soft permutations of all networks into one universe",
+        "Frank–Wolfe over soft permutations of all networks into a shared universe",
         "Crisostomi et al. 2024, https://arxiv.org/abs/2405.17897",
         "inner product of the weights, summed over pairs",
         needs_task=False,
@@ -157,7 +157,7 @@ _MANY_ROWS = (
 
 #: Name on the command line -> method for two networks. tests/matching/test_every_method.py checks every row.
 MATCHINGS: Mapping[str, MatchingMethod] = {row.name: row for row in _ROWS}
-#: Name on the command line -> method for two networks or more.
+#: Name on the command line -> method for two or more networks.
 MANY_MATCHINGS: Mapping[str, MatchingMethod] = {row.name: row for row in _MANY_ROWS}
 
 
@@ -176,20 +176,20 @@ def match(
 
     Args:
         spec: the architecture's spec.
-        target: the checkpoint to match; not changed.
-        source: the checkpoint to permute; not changed.
+        target: the checkpoint to match; not modified.
+        source: the checkpoint to permute; not modified.
         method: a name in ``weightspace.matching.MATCHINGS``, as on the command line.
-        task: that both were trained for; some methods need it (``needs_task``).
-        seed: of whatever the method draws.
-        on_progress: told of every ``"sweep"``, ``"step"`` or ``"trial"``.
-        options: those that the method has (``options``); None is as good as not given.
+        task: the task of both networks; required by some methods (``needs_task``).
+        seed: seed of the method's randomness.
+        on_progress: called after every ``"sweep"``, ``"step"`` or ``"trial"``.
+        options: options of the method (``options`` in its row); None means the default.
 
     Raises:
-        CheckpointError: a checkpoint does not fit the spec or the task, or holds non-finite weights.
-        WeightspaceError: no such method or option, or no task for a method that needs one.
+        CheckpointError: a checkpoint doesn't fit the spec or the task, or has non-finite weights.
+        WeightspaceError: unknown method or option, or no task for a method that needs one.
 
     Warns:
-        WeightspaceWarning: the network has attention, and the method looks at weights alone.
+        WeightspaceWarning: the network has attention, and the method uses only weights.
 
     Example:
         >>> import weightspace as ws
@@ -216,23 +216,23 @@ def match_many(
     on_progress: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> ManyMatching:
-    """Bring two networks or more into one basin by any method for several.
+    """Bring two or more networks into one basin by any method for several networks.
 
     Args:
         spec: the architecture's spec.
-        states: the networks; not changed.
+        states: the networks; not modified.
         method: a name in ``weightspace.matching.MANY_MATCHINGS``, as on the command line.
-        task: that all were trained for; some methods need it (``needs_task``).
-        seed: of whatever the method draws.
-        on_progress: told of every ``"sweep"``, ``"step"`` or ``"trial"``.
-        options: those that the method has (``options``); None is as good as not given.
+        task: the task of all networks; required by some methods (``needs_task``).
+        seed: seed of the method's randomness.
+        on_progress: called after every ``"sweep"``, ``"step"`` or ``"trial"``.
+        options: options of the method (``options`` in its row); None means the default.
 
     Raises:
-        CheckpointError: a network does not fit the spec or the task, or holds non-finite weights.
-        WeightspaceError: no such method or option, no task for a method that needs one, or too few networks.
+        CheckpointError: a network doesn't fit the spec or the task, or has non-finite weights.
+        WeightspaceError: unknown method or option, no task for a method that needs one, or too few networks.
 
     Warns:
-        WeightspaceWarning: the networks have attention, and the method looks at weights alone.
+        WeightspaceWarning: the networks have attention, and the method uses only weights.
     """
     if method not in MANY_MATCHINGS:
         raise unknown("matching method for several networks", method, MANY_MATCHINGS)
@@ -249,11 +249,11 @@ def check_task(row: MatchingMethod, task: Task | None) -> None:
         WeightspaceError: it has none.
     """
     if row.needs_task and task is None:
-        raise WeightspaceError(f"The method {row.name!r} looks at data: give it the task of the networks (--task).")
+        raise WeightspaceError(f"The method {row.name!r} uses data: give it the task of the networks (--task).")
 
 
 def _warn_of_attention(row: MatchingMethod, spec: PermutationSpec) -> None:
-    """Warn of attention where a method looks at weights alone; ``weight_matching`` warns by itself."""
+    """Warn of attention if a method uses only weights; ``weight_matching`` warns by itself."""
     if not row.needs_task and row.name != "weight-matching":
         warn_of_attention(row.name, spec.axes)
 
@@ -261,10 +261,10 @@ def _warn_of_attention(row: MatchingMethod, spec: PermutationSpec) -> None:
 def _prepared(
     row: MatchingMethod, task: Task | None, options: Mapping[str, Any]
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Return the function of a row, and its keywords.
+    """Return the function of a row and its keywords.
 
     Raises:
-        WeightspaceError: it has no such option, or needs a task.
+        WeightspaceError: unknown option, or a missing task.
     """
     given = {name: value for name, value in options.items() if value is not None}
     if odd := [name for name in given if name not in row.options]:

@@ -14,15 +14,15 @@ from weightspace.symmetry import Permutation, PermutationSpec, check_fits, check
 @brief
 @dataclass(frozen=True)
 class Matching:
-    """A permutation of the source, and how well it did.
+    """A permutation of the source, and how good it is.
 
     Attributes:
-        permutation: to be applied to the source: ``permute(spec, matching.permutation, source)``.
-        objective: what the method raises or lowers, as the source came and from there on; the method says what
-            it is. Of weight matching, Σ⟨target, π(source)⟩ over the parameters that the spec permutes, after
-            every sweep; it never falls.
-        l2_reduction: 1 − ‖a − π(b)‖ / ‖a − b‖ over all parameters, statistics excluded; 0 for equal networks.
-        converged: whether the method ended by itself, and not at a limit of its steps.
+        permutation: the permutation to apply to the source: ``permute(spec, matching.permutation, source)``.
+        objective: the quantity that the method optimises, initially and then after every sweep or trial; see the method
+            for its definition. For weight matching, Σ⟨target, π(source)⟩ over the parameters permuted by the spec,
+            after every sweep; it never decreases.
+        l2_reduction: 1 − ‖a − π(b)‖ / ‖a − b‖ over all parameters, excluding statistics; 0 for equal networks.
+        converged: whether the method converged before reaching its step limit.
 
     Example:
         >>> import weightspace as ws
@@ -41,7 +41,7 @@ class Matching:
 
 
 def l2_reduction(spec: PermutationSpec, target: StateDict, source: StateDict, permuted: StateDict) -> float:
-    """Return 1 − ‖a − π(b)‖ / ‖a − b‖ over the parameters; 0 where the networks were equal from the start."""
+    """Return 1 − ‖a − π(b)‖ / ‖a − b‖ over the parameters; 0 if the networks were equal initially."""
 
     def distance(other: StateDict) -> float:
         names = [name for name in spec.axes if name not in spec.statistics and target[name].is_floating_point()]
@@ -64,7 +64,7 @@ def matched(
     *,
     converged: bool,
 ) -> Matching:
-    """Return a matching, with its reduction of the distance."""
+    """Return a matching, including its reduction of the distance."""
     reduction = l2_reduction(spec, target, source, permute(spec, permutation, source))
     return Matching(permutation, objective, reduction, converged)
 
@@ -72,10 +72,10 @@ def matched(
 def check_matchable(
     spec: PermutationSpec, target: StateDict, source: StateDict, start: Permutation | None = None
 ) -> None:
-    """Check what every method of matching needs.
+    """Check the requirements of all matching methods.
 
     Raises:
-        CheckpointError: a checkpoint is none, does not fit the spec or holds non-finite weights.
+        CheckpointError: an input isn't a checkpoint, doesn't fit the spec or has non-finite weights.
         SpecError: the start belongs to another spec.
     """
     for label, state in (("The target", target), ("The source", source)):

@@ -1,7 +1,7 @@
-"""Sinkhorn re-basin: soft permutations shaped by a loss, hardened at the end.
+"""Sinkhorn re-basin: soft permutations optimised by a loss and hardened at the end.
 
-Scores of all pairs of units become doubly stochastic matrices by Sinkhorn's operator, which is differentiated
-implicitly. The source is permuted softly while the scores are learned; the result is their best assignment.
+Sinkhorn's operator, differentiated implicitly, turns scores of all pairs of units into doubly stochastic matrices. The
+source is permuted softly while the scores are learned; the result is their best assignment.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from weightspace.symmetry import PermutationSpec
 from weightspace.tasks.protocol import Task, threads_of
 from weightspace.threads import torch_threads
 
-#: What is lowered: the task's loss halfway between the two, that at a random position, or the distance of the weights.
+#: Objectives: the task's loss at the midpoint, at a random position, or the squared distance of the weights.
 Aim: TypeAlias = Literal["midpoint", "random", "l2"]
 
 
@@ -50,26 +50,27 @@ def sinkhorn_rebasin(
 
     Args:
         spec: the architecture's spec.
-        target: the checkpoint to match; not changed.
-        source: the checkpoint to permute; not changed.
-        task: provides training batches, validation batches and the loss; only ``"l2"`` does without.
-        seed: of the order of the batches, the noise and the positions.
-        loss: the task's at the ``"midpoint"``, or at a ``"random"`` position in every step; ``"l2"`` of the weights.
-        steps: of Adam, a batch each.
-        learning_rate: of the scores.
-        start: of the scores: ``"identity"`` with a little noise, or ``"noise"`` alone.
-        temperature: that the scores are divided by.
-        every: steps after which the permutation is judged.
-        device: where the network runs; where the task builds it if not given.
-        on_progress: told of every ``"trial"``, with its loss and the ``best`` so far.
+        target: the checkpoint to match; not modified.
+        source: the checkpoint to permute; not modified.
+        task: provides training batches, validation batches and the loss; only ``"l2"`` works without one.
+        seed: determines the order of the batches, the noise and the positions.
+        loss: the task's loss at the ``"midpoint"``, or at a ``"random"`` position in every step; ``"l2"`` of the
+            weights.
+        steps: Adam steps, of one batch each.
+        learning_rate: learning rate of the scores.
+        start: initial scores: ``"identity"`` with a little noise, or only ``"noise"``.
+        temperature: divides the scores.
+        every: number of steps between evaluations of the permutation.
+        device: where the network runs; by default, where the task builds it.
+        on_progress: called after every ``"trial"``, with its loss and the ``best`` so far.
 
     Returns:
         The best permutation of all trials. The objective is the lowest so far (mean validation loss at the midpoint, in
-        nats, or the squared distance): of the source as given, at the start, and after every trial.
+        nats, or the squared distance): for the unpermuted source, at the start, and after every trial.
 
     Raises:
-        CheckpointError: a checkpoint does not fit the spec or the task, or holds non-finite weights.
-        WeightspaceError: no such loss, a loss without its task, or one that is no longer finite.
+        CheckpointError: a checkpoint doesn't fit the spec or the task, or has non-finite weights.
+        WeightspaceError: unknown loss, a missing task, or a loss that is no longer finite.
 
     Source:
         Peña et al. 2023, https://arxiv.org/abs/2212.12042.
@@ -92,35 +93,35 @@ def sinkhorn_rebasin(
 
 
 def _check_loss(loss: str, task: Task | None) -> None:
-    """Check a loss, and that it has the task that it needs.
+    """Check that a loss is known and has the task it needs.
 
     Raises:
-        WeightspaceError: it is unknown, or has no task.
+        WeightspaceError: it is unknown, or lacks a task.
     """
     if loss not in get_args(Aim):
         raise unknown("loss of Sinkhorn re-basin", loss, get_args(Aim))
     if task is None and loss != "l2":
-        raise WeightspaceError(f"Sinkhorn re-basin by the loss {loss!r} needs a task; only 'l2' goes without.")
+        raise WeightspaceError(f"Sinkhorn re-basin by the loss {loss!r} needs a task; only 'l2' works without one.")
 
 
 def _aim(
     ends: EndpointPair, task: Task | None, loss: Aim, device: torch.device | str | None, generator: Generator
 ) -> tuple[Callable[[StateDict, Any], Tensor], Callable[[StateDict], float], Iterable[Any]]:
-    """Return what is lowered, what judges, and the batches."""
+    """Return the training objective, the evaluation, and the batches."""
     if task is None or loss == "l2":
         return *_by_distance(ends), repeat(None)
     return *_by_loss(ends, Losses(task, device=device), loss, generator), endless(task, generator)
 
 
 def _by_distance(ends: EndpointPair) -> tuple[Callable[[StateDict, Any], Tensor], Callable[[StateDict], float]]:
-    """Return what is lowered, and what judges, by the distance of the weights."""
+    """Return training objective and evaluation for the distance of the weights."""
     return lambda moved, _: ends.distance(moved), lambda moved: float(ends.distance(moved))
 
 
 def _by_loss(
     ends: EndpointPair, losses: Losses, loss: Aim, generator: Generator
 ) -> tuple[Callable[[StateDict, Any], Tensor], Callable[[StateDict], float]]:
-    """Return what is lowered, and what judges, by the task's loss."""
+    """Return training objective and evaluation for the task's loss."""
 
     def aim(moved: StateDict, batch: Any) -> Tensor:
         position = 0.5 if loss == "midpoint" else float(torch.rand((), generator=generator))

@@ -1,6 +1,6 @@
-"""Soft permutations: every unit of the target takes a share of every unit of the source, and gradients flow.
+"""Soft permutations: doubly stochastic matrices in the place of permutations, differentiable.
 
-A matrix ``P`` acts by rows: ``w'[i] = Σ_j P[i, j] w[j]``, so that the matrix of a permutation ``p`` has its ones at
+A matrix ``P`` acts by rows: ``w'[i] = Σ_j P[i, j] w[j]``, so the matrix of a permutation ``p`` has its ones at
 ``(i, p[i])``. As with indices, an inner group has one matrix for each *resulting* unit of its outer group.
 """
 
@@ -32,15 +32,15 @@ def matrices_of(permutation: Permutation, dtype: torch.dtype = torch.float32) ->
 
 
 def permute_softly(spec: PermutationSpec, matrices: Matrices, state: StateDict) -> StateDict:
-    """Move shares of the hidden units of a checkpoint; for the matrices of a permutation the same as ``permute``.
+    """Permute the hidden units of a checkpoint softly; for the matrices of a permutation, equivalent to ``permute``.
 
     Args:
         spec: the architecture's spec; the state fits it (``check_fits``).
-        matrices: of every group, in the dtype of the state's floats; doubly stochastic ones keep every sum.
-        state: every tensor of the spec by name; not changed. Integer tensors come back as they are.
+        matrices: of every group, in the dtype of the state's floats; doubly stochastic ones preserve every sum.
+        state: every tensor of the spec by name; not modified. Integer tensors are returned unchanged.
 
     Returns:
-        New tensors, differentiable in the matrices and in the state; names that share a tensor still do.
+        New tensors, differentiable in the matrices and in the state; names that share a tensor keep sharing it.
     """
     done: dict[tuple[int, str], Tensor] = {}
     result: StateDict = {}
@@ -53,7 +53,7 @@ def permute_softly(spec: PermutationSpec, matrices: Matrices, state: StateDict) 
 
 
 def _moved(spec: PermutationSpec, matrices: Matrices, name: str, tensor: Tensor) -> Tensor:
-    """Return one tensor with the units of all its blocks moved."""
+    """Return one tensor with the units of all its blocks permuted."""
     listed = list(blocks(tensor, spec.axes[name], spec.groups))
     if len(listed) == 1:
         return _moved_block(listed[0], matrices, spec.outer).reshape(tensor.shape)
@@ -64,7 +64,7 @@ def _moved(spec: PermutationSpec, matrices: Matrices, name: str, tensor: Tensor)
 
 
 def _moved_block(block: Block, matrices: Matrices, outer: Mapping[str, str]) -> Tensor:
-    """Return a block with its outer groups moved, then the inner ones."""
+    """Return a block with its outer groups permuted, then the inner ones."""
     moved = block.view
     groups = [dim.group if isinstance(dim, Units) else None for dim in block.dims]
     for place, group in enumerate(groups):
@@ -81,21 +81,21 @@ def _moved_block(block: Block, matrices: Matrices, outer: Mapping[str, str]) -> 
     return moved
 
 
-#: Keeps the linear system of the gradient solvable where the matrix has become a permutation.
+#: Keeps the linear system of the gradient solvable when the matrix has become a permutation.
 _RIDGE = 1e-6
 
 
 def sinkhorn(scores: Tensor, *, iterations: int = 100, tolerance: float = 1e-3) -> Tensor:
-    """Return the doubly stochastic matrix of scores, computed in logarithms.
+    """Return the doubly stochastic matrix of scores, computed in log space.
 
     Args:
         scores: ``(…, n, n)``, finite, any floating dtype; already divided by the temperature.
-        iterations: scalings of the rows and of the columns, at most.
-        tolerance: scaling ends when no sum of a row is further from one, as a share.
+        iterations: maximum scalings of the rows and of the columns.
+        tolerance: scaling ends when every row sum is within this distance of one.
 
     Returns:
-        Of the shape and dtype of the scores; columns sum to one, rows as nearly as the tolerance says. The gradient
-        is that of the limit, by the implicit function theorem: one linear system, whatever the iterations were.
+        Of the shape and dtype of the scores; columns sum to one, rows up to the tolerance. The gradient is that of the
+        limit, by the implicit function theorem: one linear system, whatever the number of iterations.
 
     Source:
         Sinkhorn 1964, https://doi.org/10.1214/aoms/1177703591; as an operator Mena et al. 2018,
@@ -129,11 +129,11 @@ class _Sinkhorn(torch.autograd.Function):
 
 
 def _pulled_back(matrix: Tensor, gradient: Tensor) -> Tensor:
-    """Return the gradient in the scores, given that in the matrix.
+    """Return the gradient with respect to the scores, given that with respect to the matrix.
 
-    With ``P`` the matrix and ``G`` its gradient, it is ``P ∘ (G − α 1ᵀ − 1 βᵀ)``, where ``α`` and ``β`` make the
-    rows and columns of the result sum to zero: the sums of ``P`` are held. ``α`` is eliminated, and the remainder
-    for ``β`` is singular along 1, a direction that does not matter and is filled in.
+    With ``P`` the matrix and ``G`` its gradient, it is ``P ∘ (G − α 1ᵀ − 1 βᵀ)``, where ``α`` and ``β`` make the rows
+    and columns of the result sum to zero, since the sums of ``P`` are constant. ``α`` is eliminated; the remaining
+    system for ``β`` is singular along 1, an irrelevant direction that is filled in.
     """
     weighted = matrix * gradient
     rows, columns = matrix.sum(-1, keepdim=True), matrix.sum(-2)
@@ -146,22 +146,22 @@ def _pulled_back(matrix: Tensor, gradient: Tensor) -> Tensor:
     return weighted - matrix * (alpha + beta.mT)
 
 
-#: Where scores start: at random with a standard deviation of one, or with a lead of one for every unit's own place.
+#: Initial scores: random with a standard deviation of one, or with a lead of one on the diagonal.
 Start: TypeAlias = Literal["noise", "identity"]
-#: Standard deviation of the scores beside the lead: breaks the ties.
+#: Standard deviation of the noise added to the lead, to break ties.
 _TIES = 0.01
 
 
 class Scoring:
-    """Scores of every source unit at every target unit of a group.
+    """Scores for assigning every source unit of a group to every target unit.
 
     Args:
         ends: the two networks.
-        aim: what is lowered: takes the moved parameters of the source and a batch.
-        start: where the scores start.
-        temperature: what they are divided by.
-        hard: whether the aim sees the permutation of the best assignment, the gradient passing straight through to
-            the soft one.
+        aim: the training objective, a function of the moved parameters of the source and a batch.
+        start: the initial scores.
+        temperature: divides the scores.
+        hard: whether the objective uses the permutation of the best assignment, with a straight-through gradient to the
+            soft one.
         generator: draws the noise.
     """
 
@@ -178,7 +178,7 @@ class Scoring:
         if start not in get_args(Start):
             raise unknown("start of the scores", start, get_args(Start))
         if not temperature > 0:
-            raise WeightspaceError(f"The temperature must be above 0, got {temperature}.")
+            raise WeightspaceError(f"The temperature must be positive; found {temperature}.")
         self.ends, self.aim, self.temperature, self.hard = ends, aim, temperature, hard
         self.scores: dict[str, Tensor] = {}
         for group, lead in matrices_of(Permutation.identity(ends.spec)).items():
@@ -191,7 +191,7 @@ class Scoring:
         return list(self.scores.values())
 
     def loss(self, batch: Any) -> Tensor:
-        """Return what is lowered, differentiable in the scores."""
+        """Return the training objective, differentiable in the scores."""
         return self.aim(permute_softly(self.ends.spec, self._matrices(), self.ends.movable), batch)
 
     def _matrices(self) -> dict[str, Tensor]:
@@ -203,7 +203,7 @@ class Scoring:
 
     @torch.no_grad()
     def indices(self) -> Indices:
-        """Return the best assignment of every group over its scores, the limit of no temperature."""
+        """Return the best assignment of every group for its scores, the limit of zero temperature."""
         return {
             group: assign(scores) if scores.ndim == 2 else torch.stack([assign(one) for one in scores])
             for group, scores in self.scores.items()

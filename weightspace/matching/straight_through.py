@@ -1,11 +1,11 @@
 """Straight-through estimators: permutations in the forward pass, gradients that bypass them.
 
 ``"weight-matching"`` keeps a free copy of the target's weights, matches the source to it at every step, and passes the
-gradient at the midpoint on to the copy. It starts at weight matching, and keeps the singular vectors that this aligned.
+gradient at the midpoint on to the copy. It starts from weight matching and keeps its alignment of singular vectors.
 
-``"sinkhorn"`` learns scores of all pairs of units: the forward pass uses their best assignment, the gradient goes to
-the soft permutation that Sinkhorn's operator makes of them. It sees the weights only through the loss, and lowers the
-barrier without aligning them.
+``"sinkhorn"`` learns scores of all pairs of units: the forward pass uses their best assignment, and the gradient goes
+to the soft permutation computed from them by Sinkhorn's operator. It uses the weights only through the loss, and lowers
+the barrier without aligning singular vectors.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from weightspace.symmetry import PermutationSpec
 from weightspace.tasks.protocol import Task, threads_of
 from weightspace.threads import torch_threads
 
-#: How the forward pass comes by its permutation. The two end in different places: see ``straight_through``.
+#: Projections of the forward pass. The two find different solutions: see ``straight_through``.
 Projection: TypeAlias = Literal["weight-matching", "sinkhorn"]
 
-#: Projection -> step length of Adam: on weights, and on scores.
+#: Projection -> learning rate of Adam: for weights, and for scores.
 _RATES = {"weight-matching": 1e-3, "sinkhorn": 0.1}
 
 
@@ -56,30 +56,30 @@ def straight_through(
     device: torch.device | str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Matching:
-    """Permute a source towards a target by the loss halfway between them, with a straight-through estimator.
+    """Permute a source towards a target by the loss at their midpoint, with a straight-through estimator.
 
     Args:
         spec: the architecture's spec.
-        target: the checkpoint to match; not changed.
-        source: the checkpoint to permute; not changed.
+        target: the checkpoint to match; not modified.
+        source: the checkpoint to permute; not modified.
         task: required: provides training batches, validation batches and the loss.
-        seed: of the order of batches and groups, and of the noise.
-        projection: which of the two.
-        steps: of Adam, a batch each.
-        learning_rate: by default 1e-3 on weights, 0.1 on scores.
+        seed: determines the order of batches and groups, and the noise.
+        projection: ``"weight-matching"`` or ``"sinkhorn"``.
+        steps: Adam steps, of one batch each.
+        learning_rate: by default 1e-3 for weights, 0.1 for scores.
         start: initial scores of ``"sinkhorn"``: ``"noise"`` (the default), or ``"identity"`` with noise.
         temperature: divides the scores of ``"sinkhorn"``.
-        sweeps: passes over all groups in a projection by weight matching, at most.
-        every: steps after which the permutation is judged.
-        device: where the network runs; where the task builds it if not given.
-        on_progress: told of every ``"trial"``, with its loss and the ``best`` so far.
+        sweeps: maximum passes over all groups in a projection by weight matching.
+        every: number of steps between evaluations of the permutation.
+        device: where the network runs; by default, where the task builds it.
+        on_progress: called after every ``"trial"``, with its loss and the ``best`` so far.
 
     Returns:
         The best permutation. The objective is the lowest mean validation loss at the midpoint so far, in nats.
 
     Raises:
-        CheckpointError: a checkpoint does not fit the spec or the task, or holds non-finite weights.
-        WeightspaceError: no task, an option that the projection does not have, or a loss that is no longer finite.
+        CheckpointError: a checkpoint doesn't fit the spec or the task, or has non-finite weights.
+        WeightspaceError: no task, an option that the projection lacks, or a loss that is no longer finite.
 
     Source:
         Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, section 3.3; https://arxiv.org/abs/2212.12042.
@@ -111,7 +111,7 @@ def _parametrization(
     start: Start,
     temperature: float,
 ) -> Projecting | Scoring:
-    """Return what is descended: the scores of all pairs of units, or free weights matched to the source."""
+    """Return the parametrization: scores of all pairs of units, or free weights that the source is matched to."""
     if projection == "sinkhorn":
         return _scores(ends, losses, start, temperature, generator)
     begin = match_weights(ends.spec, ends.target, ends.source, seed=seed).permutation.indices
@@ -119,7 +119,7 @@ def _parametrization(
 
 
 def _scores(ends: EndpointPair, losses: Losses, start: Start, temperature: float, generator: Generator) -> Scoring:
-    """Return the scores of all pairs of units, to be learnt from the loss at the midpoint."""
+    """Return the scores of all pairs of units, to be learned from the loss at the midpoint."""
 
     def midpoint_loss(moved: StateDict, batch: Any) -> Tensor:
         return losses(ends.between(moved, 0.5), batch)
@@ -133,31 +133,31 @@ def _midpoint_judge(ends: EndpointPair, losses: Losses) -> Callable[[StateDict],
 
 
 def _check_projection(projection: str, start: Start | None) -> None:
-    """Check a projection, and that it has a choice of starts where one is given.
+    """Check that a projection is known, and supports ``start`` if it is given.
 
     Raises:
-        WeightspaceError: it is unknown, or has no choice.
+        WeightspaceError: it is unknown, or doesn't support ``start``.
     """
     if projection not in _RATES:
         raise unknown("projection", projection, _RATES)
     if start is not None and projection != "sinkhorn":
         raise WeightspaceError(
             f"start={start!r} was given for the projection {projection!r}, which starts at the target; only "
-            "'sinkhorn' has a choice."
+            "'sinkhorn' supports it."
         )
 
 
 class Projecting:
-    """Weights that start at the target's; the source matched to them is what the loss sees.
+    """Free weights, initialised with the target's; the loss uses the source matched to them.
 
-    The forward pass is at the midpoint of the target and the source so permuted; the gradient goes to the free
-    weights as if projecting them changed nothing. The ascent of each projection begins where the last one ended.
+    The forward pass is at the midpoint of the target and the matched source; the gradient goes to the free weights as
+    if the projection were the identity. Each projection's ascent starts from the previous result.
 
     Args:
         ends: the two networks.
-        losses: of the task.
+        losses: losses of the task.
         start: the matching of the source to the target.
-        sweeps: passes over all groups in a projection, at most.
+        sweeps: maximum passes over all groups in a projection.
         generator: draws the order of the groups.
     """
 
@@ -175,18 +175,18 @@ class Projecting:
         return list(dict.fromkeys(self.free.values()))
 
     def loss(self, batch: Any) -> Tensor:
-        """Return the loss at the midpoint, its gradient handed on to the free weights."""
+        """Return the loss at the midpoint, with its gradient passed on to the free weights."""
         return self.losses(self.ends.between(self.through(), 0.5), batch)
 
     def through(self) -> StateDict:
-        """Return the parameters of the source as matched now; their gradient goes to the free weights."""
+        """Return the parameters of the source as currently matched; their gradient goes to the free weights."""
         moved = self.ends.permuted(self.indices())
         passing = {tensor: tensor + (self.free[name] - self.free[name].detach()) for name, tensor in moved.items()}
         return {name: passing[tensor] for name, tensor in moved.items()}
 
     @torch.no_grad()
     def indices(self) -> Indices:
-        """Return the matching of the source to the free weights as they are now."""
+        """Return the matching of the source to the current free weights."""
         spec = self.ends.spec
         pairs = pair_blocks(spec, {**self.ends.target, **self.free}, self.ends.source)
         ascent = AscentState(families(spec, pairs), self.current)

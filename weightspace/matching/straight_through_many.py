@@ -1,4 +1,4 @@
-"""Straight-through estimation for several models: permutations driven by the loss of their random mixtures."""
+"""Straight-through estimation for several models: permutations optimised by the loss of random mixtures."""
 
 from __future__ import annotations
 
@@ -40,29 +40,29 @@ def straight_through_many(
 ) -> ManyMatching:
     """Bring several models into one basin by the loss of their mixtures (STE-MM).
 
-    The first model stays. Each other is matched at every step to a free copy of the first one's weights. The loss is
-    that of a mixture of the permuted models, its shares uniform on the simplex; the gradient goes to the free copies.
+    The first model stays fixed. At every step, each other model is matched to its own free copy of the first one's
+    weights. The loss is that of a random mixture of the permuted models, with weights uniform on the simplex; the
+    gradient goes to the free copies.
 
     Args:
         spec: the architecture's spec.
-        states: two models or more; not changed.
+        states: at least two models; not modified.
         task: required: provides training batches, validation batches and the loss.
-        seed: of the shares, and of the order of batches and groups.
-        steps: of Adam, a batch each.
-        learning_rate: of Adam.
-        sweeps: passes over all groups in a projection, at most.
-        every: steps after which the permutations are judged.
-        device: where the network runs; where the task builds it if not given.
-        on_progress: told of every ``"trial"``, with its loss and the ``best`` so far.
+        seed: determines the mixture weights, and the order of batches and groups.
+        steps: Adam steps, of one batch each.
+        learning_rate: learning rate of Adam.
+        sweeps: maximum passes over all groups in a projection.
+        every: number of steps between evaluations of the permutations.
+        device: where the network runs; by default, where the task builds it.
+        on_progress: called after every ``"trial"``, with its loss and the ``best`` so far.
 
     Returns:
-        The permutations with the lowest mean validation loss of the mean network, and that mean; the objective is
-        minus that loss in nats, the highest so far: as the models came, matched to the first, and after every trial.
+        The permutations with the lowest mean validation loss of the mean network, and that mean; the objective is the
+        negative loss in nats, the highest so far: initially, matched to the first model, and after every trial.
 
     Raises:
-        CheckpointError: a model does not fit the spec or the task, or holds non-finite weights.
-        WeightspaceError: no task, fewer than two models, integer tensors that differ, an option out of range, or a
-            loss that is no longer finite.
+        CheckpointError: a model doesn't fit the spec or the task, or has non-finite weights.
+        WeightspaceError: no task, fewer than two models, different integer tensors, or an option or loss out of range.
 
     Source:
         Ito et al. 2025, https://proceedings.mlr.press/v267/ito25a.html, algorithm 1.
@@ -90,7 +90,7 @@ def straight_through_many(
 def _projections(
     spec: PermutationSpec, states: Sequence[StateDict], losses: Losses, seed: int, sweeps: int, generator: Generator
 ) -> list[Projecting]:
-    """Return a free copy of the first model for each other, which starts matched to it by weights."""
+    """Return a free copy of the first model for each other model, initially matched to it by weights."""
     first, *others = states
     starts = [match_weights(spec, first, other, seed=seed).permutation.indices for other in others]
     return [
@@ -100,12 +100,12 @@ def _projections(
 
 
 class Mixing:
-    """A parametrization in which random mixtures of the first model and the projected others are what the loss sees.
+    """A parametrization whose loss is that of random mixtures of the first model and the projected others.
 
     Args:
-        projections: one for each model but the first, their target.
-        losses: of the task.
-        generator: draws the shares.
+        projections: one for each model but the first, which is their target.
+        losses: losses of the task.
+        generator: draws the mixture weights.
     """
 
     def __init__(self, projections: Sequence[Projecting], losses: Losses, generator: Generator) -> None:
@@ -117,7 +117,7 @@ class Mixing:
         return [leaf for projection in self.projections for leaf in projection.leaves]
 
     def loss(self, batch: Any) -> Tensor:
-        """Return the loss at a random mixture, its gradient handed on to the free weights."""
+        """Return the loss of a random mixture, with its gradient passed on to the free weights."""
         first = self.projections[0].ends
         models = [first.fixed, *(projection.through() for projection in self.projections)]
         shares = simplex(len(models), self.generator)
@@ -125,7 +125,7 @@ class Mixing:
         return self.losses({**first.target, **mixture}, batch)
 
     def indices(self) -> tuple[Indices, ...]:
-        """Return the permutations of all models but the first as they are now."""
+        """Return the current permutations of all models but the first."""
         return tuple(projection.indices() for projection in self.projections)
 
     def judge(self, found: Sequence[Indices]) -> float:
@@ -136,6 +136,6 @@ class Mixing:
 
 
 def simplex(count: int, generator: Generator) -> list[float]:
-    """Draw shares that sum to one, uniformly: the gaps between random points of an interval."""
+    """Draw weights that sum to one, uniformly: the gaps between random points of an interval."""
     cuts = torch.rand(count - 1, generator=generator, dtype=torch.float64).sort().values
     return torch.cat([torch.zeros(1), cuts, torch.ones(1)]).diff().tolist()

@@ -1,6 +1,6 @@
-"""Weight matching: permute the units of one network until its weights lie close to another's.
+"""Weight matching: permute the units of one network to bring its weights close to another's.
 
-The convention: the *source* is permuted, towards the *target*, which stays.
+By convention, the *source* is permuted towards the fixed *target*.
 """
 
 from __future__ import annotations
@@ -39,33 +39,33 @@ def weight_matching(
 ) -> Matching:
     """Permute a source towards a target by coordinate ascent on the inner product of their weights.
 
-    One group at a time, the others held, gets the best permutation there is (an assignment problem), unless that does
-    not improve the objective. The start is the better of the identity and a matching outward from inputs and outputs.
+    One group at a time, with the others held, gets its optimal permutation (an assignment problem), unless that doesn't
+    improve the objective. The start is the better of the identity and a matching propagated from inputs and outputs.
 
-    Networks with attention may end further apart in loss: the loss midway between two small ViTs was 1.44 unmatched,
-    1.48 so, and .47 by ``activation_matching``.
+    For networks with attention, weight matching may raise the loss barrier: the midpoint loss of two small ViTs was
+    1.44 unmatched, 1.48 with weight matching, and .47 with ``activation_matching``.
 
     Args:
         spec: the architecture's spec.
-        target: the checkpoint to match; not changed.
-        source: the checkpoint to permute; not changed.
-        task: as in all matching methods; this one looks at weights alone.
-        seed: order of the groups in each sweep, and the starts of restarts.
-        start: where to begin instead, as another matching left it.
-        restarts: further ascents from random permutations; the highest objective wins.
-        max_sweeps: passes over all groups of one ascent, at most.
-        threads: groups solved side by side, by default as many as torch has threads; the result is the same.
-        on_progress: told of every ``"sweep"``, with the objective.
+        target: the checkpoint to match; not modified.
+        source: the checkpoint to permute; not modified.
+        task: unused, part of the signature of all matching methods; this one uses only weights.
+        seed: determines the order of the groups in each sweep, and the random restarts.
+        start: initial permutation, for example the result of another matching.
+        restarts: additional ascents from random permutations; the highest objective wins.
+        max_sweeps: maximum passes over all groups in one ascent.
+        threads: groups solved in parallel, by default as many as torch has threads; the result is the same.
+        on_progress: called after every ``"sweep"``, with the objective.
 
     Returns:
         The permutation, with the objective Σ⟨target, π(source)⟩ at the identity (or ``start``) and after every sweep.
 
     Raises:
-        CheckpointError: a checkpoint does not fit the spec or holds non-finite weights.
+        CheckpointError: a checkpoint doesn't fit the spec or has non-finite weights.
         WeightspaceError: a number is out of range, or ``start`` belongs to another spec (SpecError).
 
     Warns:
-        WeightspaceWarning: the spec has weights of attention.
+        WeightspaceWarning: the spec has attention weights.
 
     Source:
         Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, algorithm 1.
@@ -110,7 +110,7 @@ def match_weights(
 def _best_ascent(
     climb: CoordinateAscent, first: dict[str, Tensor], is_free: bool, restarts: int, generator: Generator
 ) -> AscentResult:
-    """Return the highest of an ascent from the first permutations, or a better start if it is free, and of restarts."""
+    """Return the best of an ascent from the first permutations, or from a better start if allowed, and of restarts."""
     start = max(first, first | outward_start(climb.families), key=climb.objective) if is_free else first
     best = climb.ascend(start, generator)
     for _ in range(restarts):
@@ -120,23 +120,23 @@ def _best_ascent(
 
 
 def check_limits(**limits: tuple[int | None, int]) -> None:
-    """Raise a WeightspaceError if a number is below its least value."""
+    """Raise a WeightspaceError if a number is below its minimum."""
     for name, (number, least) in limits.items():
         if number is not None and number < least:
-            raise WeightspaceError(f"{name} must be at least {least}, got {number}.")
+            raise WeightspaceError(f"{name} must be at least {least}; found {number}.")
 
 
 def outward_start(listed: list[Family], known: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Return permutations of the groups that can be reached by working outward from what is known.
+    """Return permutations of the groups that can be matched by working outward from known groups.
 
     Args:
         listed: the families.
-        known: permutations that stay as they are, to work outward from as well.
+        known: fixed permutations to work outward from.
     """
     result = dict(known or {})
     waiting = [family for family in listed if family.pairs and family.group not in result]
     while waiting:
-        family = max(waiting, key=lambda one: _known_share(one, result))  # the first of equals
+        family = max(waiting, key=lambda one: _known_share(one, result))  # ties keep the first
         if not _known_share(family, result):
             break
         result |= match(family, result)
@@ -145,7 +145,7 @@ def outward_start(listed: list[Family], known: Mapping[str, Tensor] | None = Non
 
 
 def _known_share(family: Family, indices: dict[str, Tensor]) -> float:
-    """Return the share of a family's weights whose other groups have been matched."""
+    """Return the fraction of a family's weights whose other groups have been matched."""
     members = family.members()
     sizes = [(pair.target.numel(), {group for group in pair.groups if group} - set(members)) for pair in family.pairs]
     known = sum(size for size, others in sizes if others <= indices.keys())

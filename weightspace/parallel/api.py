@@ -1,7 +1,7 @@
 """Run independent jobs in this process, in local processes, or on a Ray cluster.
 
-A job is a call of one function; its arguments are pickled. Results are yielded in the order of the jobs, and are the
-same wherever they were computed: workers use as many threads as this process does.
+A job is a call of one function with pickled arguments. Results are yielded in the order of the jobs, and don't depend
+on the executor: workers use as many threads as this process.
 """
 
 from __future__ import annotations
@@ -35,28 +35,32 @@ def run_jobs(
     ray_address: str | None = None,
     on_done: OnDone | None = None,
 ) -> Iterator[Result]:
-    """Yield ``function(*job)`` for every job, in their order.
+    """Yield ``function(*job)`` for every job, in order.
 
-    A job whose worker died (killed, out of memory) is started again by another one, twice; a job that raised is not.
+    If a worker dies (killed, out of memory), its job is restarted by another one, at most twice; a job that raises is
+    not.
 
     Args:
         executor: ``serial``, ``processes`` or ``ray``.
-        function: defined at the top of a module or of a user's ``file.py``, or an instance of a class that is; sent
+        function: defined at the top level of a module or of a user's ``file.py``, or an instance of such a class; sent
             once per worker.
-        jobs: the arguments of each call. On Ray, an object that several jobs share is sent once.
-        workers: the number of jobs that run at a time, at most.
-        gpus: GPUs per job, fractions included. A worker sees its own devices only.
-        ray_address: of a running cluster. By default that of ``$RAY_ADDRESS``, else one is started on this machine.
-        on_done: called in this process as soon as a job is done, in the order in which they finish.
+        jobs: the arguments of each call. On Ray, an object shared by several jobs is sent once.
+        workers: maximum number of concurrent jobs.
+        gpus: GPUs per job, may be fractional. A worker only sees its own devices.
+        ray_address: address of a running cluster; by default ``$RAY_ADDRESS``, or a local one is started.
+        on_done: called in this process as soon as a job is done, in the order of completion.
 
     Raises:
-        WeightspaceError: no such executor, no Ray, too few GPUs; a job cannot be pickled, or its workers keep dying.
-        Exception: whatever a job raised; jobs not yet started are dropped.
+        WeightspaceError: unknown executor, Ray isn't installed, too few GPUs, a job that can't be pickled, or workers
+            that keep dying.
+        Exception: any exception raised by a job; jobs not yet started are dropped.
     """
     if executor not in EXECUTORS:
         raise unknown("executor", executor, EXECUTORS)
     if workers < 1 or gpus < 0:
-        raise WeightspaceError(f"Expected one worker at least and no negative share of GPUs; found {workers}, {gpus}.")
+        raise WeightspaceError(
+            f"Expected at least one worker and a non-negative number of GPUs; found {workers}, {gpus}."
+        )
     if ray_address is not None and executor != "ray":
         raise WeightspaceError(f"The address of a Ray cluster was given, but the executor is {executor!r}, not 'ray'.")
     report = on_done or (lambda number, result: None)
@@ -70,7 +74,7 @@ def run_jobs(
 
 
 def here_or(executor: str, workers: int) -> str:
-    """Return ``serial`` in place of a single worker process, which saves starting it."""
+    """Return ``serial`` instead of a single worker process, to avoid starting it."""
     return "serial" if executor == "processes" and workers == 1 else executor
 
 
@@ -85,7 +89,7 @@ def _serial(
 
 
 def _in_order(finished: Iterator[tuple[int, Result]]) -> Iterator[Result]:
-    """Yield results by index, each as soon as all before it are there."""
+    """Yield results by index, each as soon as all previous ones are available."""
     waiting: dict[int, Result] = {}
     at = 0
     try:

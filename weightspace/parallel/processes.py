@@ -1,4 +1,4 @@
-"""Run jobs in processes of this machine, each started once and given one job after the other."""
+"""Jobs in local processes, each started once and given one job after another."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-#: How often a job is started if its worker dies.
+#: Maximum number of starts of a job whose workers die.
 TRIES = 3
 
 
 @dataclass
 class _Job:
-    """A job: its index, its arguments, and how often it was started."""
+    """A job: its index, its arguments, and the number of starts."""
 
     number: int
     arguments: tuple[Any, ...]
@@ -32,7 +32,7 @@ class _Job:
 
 
 class _Worker:
-    """A process that runs one job after the other; the function is sent to it once."""
+    """A process that runs one job after another; the function is sent to it once."""
 
     def __init__(self, function: Callable[..., Any], device: str | None) -> None:
         import multiprocessing
@@ -53,11 +53,11 @@ class _Worker:
         self._send(job.arguments)
 
     def end(self) -> Any:
-        """Return the result of the job that was started.
+        """Return the result of the started job.
 
         Raises:
             _DeathError: the process is dead.
-            Exception: what the function raised.
+            Exception: any exception raised by the function.
         """
         try:
             message = message_from(self.connection)
@@ -77,14 +77,14 @@ class _Worker:
         try:
             self.connection.send(value)
         except ConnectionError:
-            pass  # it died: `end` raises that
+            pass  # it died; `end` raises the error
         except Exception as error:  # pickling may raise anything
             self.stop()
             raise pickling_error(error) from error
 
 
 class _DeathError(Exception):
-    """A process that has died before it answered."""
+    """A process died before it answered."""
 
 
 class _RemoteError(Exception):
@@ -134,24 +134,24 @@ def run_in_processes(
 
 
 def _after_death(worker: _Worker) -> _Job:
-    """Return the job of a dead worker, to be started again."""
+    """Return the job of a dead worker, to be restarted."""
     worker.stop()
     worker.process.join()
     if worker.job.tries < TRIES:
         return worker.job
     raise WeightspaceError(
         f"{TRIES} worker processes died one after the other on the same job, the last with exit code "
-        f"{worker.process.exitcode}. Is memory short? Run less at a time (--workers 1, --memory)."
+        f"{worker.process.exitcode}. Is memory running out? Run fewer jobs at a time (--workers 1, --memory)."
     )
 
 
 def threads_here() -> int | None:
-    """Return the number of torch threads of this process, or None if torch is not imported."""
+    """Return the number of torch threads in this process, or None if torch isn't imported."""
     return None if (torch := sys.modules.get("torch")) is None else torch.get_num_threads()
 
 
 def gpu_slots(gpus: float) -> list[str]:
-    """Return ``CUDA_VISIBLE_DEVICES`` for every worker that this machine has GPUs for."""
+    """Return ``CUDA_VISIBLE_DEVICES`` for every worker that fits on this machine's GPUs."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         devices = [device.strip() for device in named.split(",") if device.strip()]
@@ -167,5 +167,5 @@ def gpu_slots(gpus: float) -> list[str]:
 
 
 def too_few_gpus(gpus: float, found: float, owner: str) -> WeightspaceError:
-    """Return the error for more GPUs per job than there are."""
+    """Return the error for more GPUs per job than available."""
     return WeightspaceError(f"Each job needs {gpus:g} GPUs; {owner} {found:g}.")

@@ -1,4 +1,4 @@
-"""Run jobs on a Ray cluster."""
+"""Jobs on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run_on_ray(
 
 
 def _job(threads: int | None, files: dict[str, str], *packed: bytes) -> Any:
-    """Run a job on a worker of Ray: make the user's modules importable, unpickle it, call it."""
+    """Run a job on a Ray worker: make the user's modules importable, unpickle the job, call it."""
     from ray.cloudpickle import loads
 
     find_modules(files)
@@ -62,7 +62,7 @@ def _job(threads: int | None, files: dict[str, str], *packed: bytes) -> Any:
 
 
 def _connect(ray: Any, address: str | None, workers: int) -> None:
-    """Join the cluster that is named, or start argument on this machine."""
+    """Connect to the named cluster, or start one on this machine."""
     named = address or os.environ.get("RAY_ADDRESS")
     try:
         if named:
@@ -74,7 +74,7 @@ def _connect(ray: Any, address: str | None, workers: int) -> None:
 
 
 def _sent(ray: Any, jobs: Sequence[tuple[Any, ...]]) -> dict[int, Any]:
-    """Return the arguments that several jobs share, by identity, as objects in Ray's store."""
+    """Put the arguments shared by several jobs into Ray's object store; return them by identity."""
     arguments = [argument for job in jobs for argument in {id(argument): argument for argument in job}.values()]
     counts = Counter(map(id, arguments))
     shared = {id(argument): argument for argument in arguments if counts[id(argument)] > 1}
@@ -100,7 +100,7 @@ def _fetched(ray: Any, reference: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:
-        raise WeightspaceError(f"Ray gave a job up, started {TRIES} times: {first_line(error)}") from error
+        raise WeightspaceError(f"Ray gave up on a job after {TRIES} attempts: {first_line(error)}") from error
 
 
 def _import_ray() -> Any:

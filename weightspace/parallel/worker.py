@@ -1,4 +1,4 @@
-"""The process of a worker: receive jobs, answer with results, end with the process that started it."""
+"""The worker process: receive jobs, return results, and exit with the parent process."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Result = TypeVar("Result")
 
 
 def serve(connection: Connection, threads: int | None, files: dict[str, str], device: str | None) -> None:
-    """Run jobs until there are no more, or the process that sends them is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the one that sends the jobs handles it
+    """Run jobs until there are no more, or the sending process is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent handles it
     _die_with_parent()
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
@@ -41,7 +41,7 @@ def _received(connection: Connection) -> Any:
         message = message_from(connection)
     except EOFError:
         sys.stderr.flush()
-        os._exit(0)  # all is written; an orderly exit of the libraries takes longer than a small job
+        os._exit(0)  # all is written; an orderly exit takes longer than a small job
     return unpacked(message)
 
 
@@ -57,7 +57,7 @@ def message_from(connection: Receiver) -> bytes:
     """Return the next message.
 
     Raises:
-        EOFError: the other process is gone, maybe in the middle of the message.
+        EOFError: the other process is gone, possibly in the middle of the message.
     """
     try:
         return connection.recv_bytes()
@@ -78,19 +78,19 @@ def _answer(connection: Connection, answer: tuple[bool, Any, str]) -> None:
         connection.send(answer)
     except ConnectionError:
         os._exit(1)
-    except Exception as error:  # a result, or an error, that cannot be pickled
+    except Exception as error:  # an unpicklable result or error
         connection.send((False, pickling_error(error), traceback.format_exc()))
 
 
 def do_job(threads: int | None, function: Callable[..., Result], *arguments: Any) -> Result:
-    """Run a job with as many torch threads as the process that sent it; its modules can be imported by now."""
+    """Run a job with as many torch threads as the sending process; its modules are importable by now."""
     if threads is not None and (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(threads)
     return function(*arguments)
 
 
 def _die_with_parent() -> None:
-    """End this process as soon as its parent is gone, killed included."""
+    """Exit as soon as the parent process is gone, even if it was killed."""
     import threading
     from multiprocessing import parent_process
     from multiprocessing.connection import wait
@@ -105,9 +105,9 @@ def _die_with_parent() -> None:
 
 
 def pickling_error(error: Exception) -> WeightspaceError:
-    """Return the error for an object that cannot be pickled."""
+    """Return the error for an object that can't be pickled."""
     return WeightspaceError(
-        f"Could not pickle the task for a worker: {first_line(error)}. Define what a task holds at the top of a file "
+        f"Could not pickle the task for a worker: {first_line(error)}. Define its parts at the top level of a file "
         "(no lambda, no open file), or use the executor 'serial'."
     )
 

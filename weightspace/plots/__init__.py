@@ -1,4 +1,4 @@
-"""Pictures: one file per kind, and a single module that imports matplotlib."""
+"""Plots: one file per kind, and a single module that imports matplotlib."""
 
 from weightspace.plots.calibration import draw_calibration
 from weightspace.plots.curves import draw_curves

@@ -1,4 +1,4 @@
-"""Reliability diagrams, and the effect of a temperature on predictions over a metric."""
+"""Reliability diagrams, and the effect of temperature on predictions with a label metric."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def draw_calibration(
     temperature: float | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw reliability, and the mean squared distance of the Fréchet mean over temperatures beside argmax and constant.
+    """Plot reliability, and mean squared distance over temperature for the Fréchet mean, argmax and the best constant.
 
     Args:
         logits: (n, K), of the observed classes.
-        truth: names of the true labels, n; those not observed count as wrong in the reliability.
+        truth: names of the n true labels; unobserved ones count as wrong in the reliability diagram.
         path: ``.png``, ``.svg`` or ``.pdf``.
-        metric: over the labels.
+        metric: metric on the labels.
         observed: names of the columns.
         outputs: as for ``metric.predict``.
         exponent: as for ``metric.predict``.
-        temperature: marked in the picture.
-        title: above the picture.
+        temperature: temperature to mark.
+        title: title of the figure.
 
     Raises:
-        CheckpointError: the file cannot be written.
-        WeightspaceError: as ``fit_temperature``, or the path has another suffix.
+        CheckpointError: the file can't be written.
+        WeightspaceError: as for ``fit_temperature``, or the path has another suffix.
     """
     chosen: dict[str, Any] = {"metric": metric, "observed": observed, "outputs": outputs, "exponent": exponent}
     p = probabilities_of(logits, len(observed), temperature).numpy()

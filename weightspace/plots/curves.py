@@ -15,24 +15,24 @@ _ENDS = "#333333"
 
 @checked
 def draw_curves(curves: Mapping[str, Curve], path: str | Path, *, title: str | None = None) -> Figure:
-    """Draw loss curves, and accuracies beside them where there are any, with the barrier of each.
+    """Plot loss curves and any accuracies, with the barrier of each curve.
 
     Args:
-        curves: label -> curve, in the order of the legend; the axes name the split if all have the same.
-        path: ``.png``, ``.svg`` or ``.pdf``; equal curves give equal files.
-        title: above the picture.
+        curves: label -> curve, in the order of the legend; the axes name the split if all curves have the same one.
+        path: ``.png``, ``.svg`` or ``.pdf``; equal curves give identical files.
+        title: title of the figure.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CheckpointError: the file can't be written.
         WeightspaceError: there are no curves, a curve has no barrier, or the path has another suffix.
     """
     if not curves:
-        raise WeightspaceError("There are no curves to draw; expected one or more.")
+        raise WeightspaceError("There are no curves to draw; expected at least one.")
     return write_picture(path, lambda: _figure(curves, title))
 
 
 def _figure(curves: Mapping[str, Curve], title: str | None) -> Figure:
-    """Return one panel of losses and, if a curve has accuracies, one of these."""
+    """Return a figure with a panel of losses and, if a curve has accuracies, one of accuracies."""
     panels = 2 if any(curve.accuracy is not None for curve in curves.values()) else 1
     columns = 2 if panels == len(curves) == 2 else 1
     figure = Figure(figsize=(3.5 * panels, 2.7 + 0.2 * len(curves) / columns), layout="constrained")

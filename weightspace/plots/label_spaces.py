@@ -1,4 +1,4 @@
-"""Label spaces: which labels can be predicted, and what is predicted for all probabilities of three classes."""
+"""Label spaces: the labels that can be predicted, and the predictions for all probabilities of three classes."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from weightspace.errors import WeightspaceError
 from weightspace.labels import LabelMetric
 from weightspace.plots.picture import COLOURS, Axes, Figure, withStroke, write_picture
 
-#: Labels that can be drawn, and those whose names can.
+#: Maximum number of labels to draw, and maximum number to draw with names.
 _LARGEST, _NAMED = 400, 60
-#: Steps of the probabilities along a side of the simplex.
+#: Number of probability steps along a side of the simplex.
 _STEPS = 240
 _OUTSIDE = "#D8D8D8"
 
 
 def draw_locus(metric: LabelMetric, observed: Sequence[Any], path: str | Path, *, title: str | None = None) -> Figure:
-    """Draw a tree or graph of labels: the observed ones, those that can be predicted from them, and the others.
+    """Plot a tree or graph of labels: the observed ones, those that can be predicted from them, and the others.
 
     Args:
-        metric: of a tree or graph whose nodes are all labels, 400 at most.
-        observed: names.
+        metric: metric of a tree or graph whose nodes are all labels, at most 400.
+        observed: names of the observed classes.
         path: ``.png``, ``.svg`` or ``.pdf``.
-        title: above the picture.
+        title: title of the figure.
 
     Raises:
-        CheckpointError: the file cannot be written.
-        WeightspaceError: a name is unknown, the metric is no small tree or graph, or the path has another suffix.
+        CheckpointError: the file can't be written.
+        WeightspaceError: a name is unknown, the metric isn't a small tree or graph, or the path has another suffix.
     """
     graph = getattr(metric.geometry, "graph", None)
     if graph is None or len(metric) != metric.geometry.nodes or len(metric) > _LARGEST:
         raise WeightspaceError(
-            f"A picture of the locus shows a tree or graph of {_LARGEST} labels at most; found {metric!r}."
+            f"A plot of the locus needs a tree or graph of at most {_LARGEST} labels; found {metric!r}."
         )
     seen = metric.names.positions(observed, "observed classes")
     inside = metric.names.positions(metric.locus(observed), "locus")
@@ -86,15 +86,15 @@ def _write_names(axes: Axes, metric: LabelMetric, places: np.ndarray) -> None:
             ha="right",
             va="top",
             rotation=50,
-            path_effects=[withStroke(linewidth=2, foreground="white")],  # readable where it crosses an edge
+            path_effects=[withStroke(linewidth=2, foreground="white")],  # stays readable across edges
             zorder=3,
         )
 
 
 def _tree_places(metric: LabelMetric) -> np.ndarray:
-    """Return a place for every node: leaves side by side, parents above the middle of their children, the root on top.
+    """Return a position for every node: leaves side by side, parents centred above their children, the root on top.
 
-    A tree of edges has no root: it hangs from the node in its middle.
+    A tree of edges has no root; a central node is drawn on top.
     """
     geometry: Any = metric.geometry
     top = int(geometry.fringe.order[0])
@@ -119,7 +119,7 @@ def _tree_places(metric: LabelMetric) -> np.ndarray:
 
 
 def _graph_places(geometry: Any) -> np.ndarray:
-    """Return places as far apart as the nodes are, as nearly as a plane allows; the same for equal graphs."""
+    """Return planar positions whose distances approximate those of the nodes; deterministic for equal graphs."""
     import networkx
 
     gaps = geometry.distances(np.arange(geometry.nodes))
@@ -129,17 +129,17 @@ def _graph_places(geometry: Any) -> np.ndarray:
 
 
 def draw_simplex(metric: LabelMetric, observed: Sequence[Any], path: str | Path, *, title: str | None = None) -> Figure:
-    """Draw the simplex of three observed classes, coloured by the label that is predicted.
+    """Plot the simplex of three observed classes, coloured by predicted label.
 
     Args:
-        metric: over the labels.
+        metric: metric on the labels.
         observed: three names.
         path: ``.png``, ``.svg`` or ``.pdf``.
-        title: above the picture.
+        title: title of the figure.
 
     Raises:
-        CheckpointError: the file cannot be written.
-        WeightspaceError: there are not three classes, a name is unknown, or the path has another suffix.
+        CheckpointError: the file can't be written.
+        WeightspaceError: there aren't three classes, a name is unknown, or the path has another suffix.
     """
     if len(observed) != 3:
         raise WeightspaceError(f"A simplex has three classes as its corners; found {len(observed)}.")

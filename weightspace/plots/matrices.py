@@ -1,4 +1,4 @@
-"""Matrices of barriers as tables in colour: a row and a column per model, the barrier of every pair as a number."""
+"""Barrier matrices as coloured tables: one row and column per model, with the barrier of every pair as a number."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from weightspace.connectivity import BarrierMatrix
 from weightspace.errors import WeightspaceError
 from weightspace.plots.picture import SIZES, Axes, Figure, Normalize, signed, write_picture
 
-#: Inches a cell, and of a panel at least: its heading has to fit.
+#: Size of a cell, and minimum width of a panel (its heading must fit), in inches.
 _CELL, _WIDTH = 0.55, 2.9
-#: Inches of names, and of a line of a heading.
+#: Size of names, and of a line of a heading, in inches.
 _NAMES, _LINE = 0.8, 0.2
 
 
 def draw_matrices(matrices: Mapping[str, BarrierMatrix], path: str | Path, *, title: str | None = None) -> Figure:
-    """Draw matrices of barriers side by side, those of the accuracy below those of the loss, a row in one colour scale.
+    """Plot barrier matrices side by side, accuracy below loss, with one colour scale per row.
 
     Args:
-        matrices: label -> matrix, from left to right; the label stands above its column where there are several.
-        path: ``.png``, ``.svg`` or ``.pdf``; equal matrices give equal files.
-        title: above the picture.
+        matrices: label -> matrix, from left to right; labels are shown above the columns if there are several.
+        path: ``.png``, ``.svg`` or ``.pdf``; equal matrices give identical files.
+        title: title of the figure.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CheckpointError: the file can't be written.
         WeightspaceError: there are no matrices, or the path has another suffix.
     """
     if not matrices:
-        raise WeightspaceError("There are no matrices to draw; expected one or more.")
+        raise WeightspaceError("There are no matrices to draw; expected at least one.")
     return write_picture(path, lambda: _figure(matrices, title))
 
 
 def _figure(matrices: Mapping[str, BarrierMatrix], title: str | None) -> Figure:
-    """Return a panel for every matrix and score."""
+    """Return a figure with a panel for every matrix and score."""
     splits = {matrix.split for matrix in matrices.values()}
     prefix = f"{splits.pop()} " if len(splits) == 1 else ""
     rows = [(f"barrier of the {prefix}loss (nats)", 3, [np.array(matrix.barrier) for matrix in matrices.values()])]
@@ -60,7 +60,7 @@ def _figure(matrices: Mapping[str, BarrierMatrix], title: str | None) -> Figure:
 
 
 def _panel(axes: Axes, models: tuple[str, ...], square: np.ndarray, norm: Normalize, digits: int) -> None:
-    """Draw one matrix; the diagonal, where a model meets itself, stays empty."""
+    """Draw one matrix; the diagonal stays empty."""
     off = np.ma.masked_where(np.eye(len(models), dtype=bool), square)
     axes.imshow(off, cmap=SIZES, norm=norm)
     for (i, j), value in np.ndenumerate(square):

@@ -1,6 +1,6 @@
-"""Picture files: the only door to matplotlib, and the one style of all pictures.
+"""Plot files: the only module that imports matplotlib, and the common style of all plots.
 
-Figures are made as objects and written to files; there is no window and no state shared between calls.
+Figures are created as objects and written to files; there are no windows and no state shared between calls.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from matplotlib.ticker import MaxNLocator as MaxNLocator
 from weightspace.checkpoints.atomic_write import replacing_file
 from weightspace.errors import WeightspaceError
 
-#: Format -> metadata that would make two pictures of the same data differ.
+#: Format -> metadata that would make files of the same data differ.
 FORMATS: Mapping[str, Mapping[str, None]] = {
     ".png": {},
     ".svg": {"Date": None},
     ".pdf": {"CreationDate": None},
 }
-#: Okabe and Ito's colours, told apart with any colour vision; the line's style tells them apart in grey.
+#: Okabe and Ito's palette, distinguishable with any colour vision; line styles distinguish curves in greyscale.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.8), (1.2, 1.4), (6, 1.5, 1.2, 1.5))
-#: Colour maps of monotone lightness, which can be read in grey: depth below a surface, size of a number.
+#: Colour maps of monotone lightness, readable in greyscale: for the depth of a surface, and the size of a number.
 DEPTHS, SIZES = "YlGnBu_r", "OrRd"
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -55,17 +55,17 @@ _STYLE: dict[Any, Any] = {
 
 
 def write_picture(path: str | Path, draw: Callable[[], Figure]) -> Figure:
-    """Write the figure that ``draw`` returns, in the style of the house; the same data give the same bytes.
+    """Write the figure returned by ``draw`` in the common style; the same data gives the same bytes.
 
     Args:
         path: ``.png``, ``.svg`` or ``.pdf``.
         draw: called once, after the path was checked.
 
     Returns:
-        The figure, to go on with.
+        The figure.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CheckpointError: the file can't be written.
         WeightspaceError: the path has another suffix.
     """
     path = Path(path)
@@ -79,18 +79,18 @@ def write_picture(path: str | Path, draw: Callable[[], Figure]) -> Figure:
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """Return a number with that many decimals, a true minus sign and no minus zero."""
+    """Format a number with the given decimals, a true minus sign and no negative zero."""
     text = f"{value:.{digits}f}"
     return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
 
 
 def picture_format(path: Path) -> str:
-    """Return the suffix of a picture: ``.png``, ``.svg`` or ``.pdf``.
+    """Return the suffix of a plot file: ``.png``, ``.svg`` or ``.pdf``.
 
     Raises:
-        WeightspaceError: it has another one.
+        WeightspaceError: it has another suffix.
     """
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
-        raise WeightspaceError(f"A picture is a {', '.join(FORMATS)} file; found {path.name!r}.")
+        raise WeightspaceError(f"A plot is a {', '.join(FORMATS)} file; found {path.name!r}.")
     return suffix

@@ -1,4 +1,4 @@
-"""Planes through three models as maps: contours of the loss, the three models on them, distances true to scale."""
+"""Planes through three models as maps: contours of the loss, the three models, and distances true to scale."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from weightspace.plots.picture import (
 )
 
 _LEVELS = 14
-#: Losses that differ by more than this factor are drawn in steps of equal factors.
+#: Losses that differ by more than this factor are drawn with logarithmic levels.
 _WIDE = 5.0
 
 
 def draw_planes(planes: Mapping[str, Plane], path: str | Path, *, title: str | None = None) -> Figure:
-    """Draw the loss on planes side by side, in the same colours.
+    """Plot the loss on planes side by side, in the same colours.
 
     Args:
-        planes: label -> plane, from left to right; the label stands above the map where there are several.
-        path: ``.png``, ``.svg`` or ``.pdf``; equal planes give equal files.
-        title: above the picture.
+        planes: label -> plane, from left to right; labels are shown above the maps if there are several.
+        path: ``.png``, ``.svg`` or ``.pdf``; equal planes give identical files.
+        title: title of the figure.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CheckpointError: the file can't be written.
         WeightspaceError: there are no planes, a plane has no finite loss, or the path has another suffix.
     """
     if not planes:
-        raise WeightspaceError("There are no planes to draw; expected one or more.")
+        raise WeightspaceError("There are no planes to draw; expected at least one.")
     return write_picture(path, lambda: _figure(planes, title))
 
 
 def _figure(planes: Mapping[str, Plane], title: str | None) -> Figure:
-    """Return one map a plane, and the scale of the colours beside them."""
+    """Return a figure with one map per plane, and a shared colour bar."""
     levels, norm = _scale(planes)
     shapes = [(plane.y[-1] - plane.y[0]) / (plane.x[-1] - plane.x[0]) for plane in planes.values()]
     figure = Figure(figsize=(3.4 * len(planes) + 1.0, 3.4 * min(max(*shapes, 0.6), 1.4) + 0.7), layout="constrained")
@@ -65,7 +65,7 @@ def _figure(planes: Mapping[str, Plane], title: str | None) -> Figure:
 
 
 def _scale(planes: Mapping[str, Plane]) -> tuple[np.ndarray, Normalize]:
-    """Return the levels of the contours, the same for all planes, and what maps losses to colours."""
+    """Return the contour levels shared by all planes, and the normalisation of their colours."""
     losses = np.concatenate([np.ravel(plane.loss) for plane in planes.values()])
     losses = losses[np.isfinite(losses)]
     if not losses.size:
@@ -74,13 +74,13 @@ def _scale(planes: Mapping[str, Plane]) -> tuple[np.ndarray, Normalize]:
     if high <= low:
         high = low + max(abs(low), 1.0) * 1e-6  # a flat plane has one colour
     if low > 0 and high > _WIDE * low:
-        # The ends are nudged outwards, so that rounding leaves no hole where the loss is lowest or highest.
+        # The ends are nudged outwards so that rounding leaves no hole at the lowest or highest loss.
         return np.geomspace(low * (1 - 1e-9), high * (1 + 1e-9), _LEVELS), LogNorm(low, high)
     return np.linspace(low, high, _LEVELS), Normalize(low, high)
 
 
 def _panel(axes: Axes, plane: Plane, levels: np.ndarray, norm: Normalize) -> Any:
-    """Draw one map, and return what the scale of the colours is made from."""
+    """Draw one map, and return the mappable of its colour bar."""
     losses = np.ma.masked_invalid(plane.loss)
     drawn = axes.contourf(plane.x, plane.y, losses, levels=levels, norm=norm, cmap=DEPTHS)
     axes.contour(plane.x, plane.y, losses, levels=levels, colors="white", linewidths=0.5, alpha=0.7)

@@ -1,4 +1,4 @@
-"""Soups as their papers draw them: one point per model, with the recipes among them; predictions against truth."""
+"""Soups as in the papers: one point per model, with the recipes among them; predictions versus measurements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from weightspace.plots.windows import Frame
 from weightspace.soups import SoupAgainstEnsemble, SoupReport
 from weightspace.soups.compare import BEST, BEST_ON_TEST
 
-#: Marks of the rows of a report: told apart without colour.
+#: Markers of the rows of a report, distinguishable without colour.
 _MARKS = {
     BEST: "o",
     "uniform": "s",
@@ -23,24 +23,24 @@ _MARKS = {
     BEST_ON_TEST: "X",
 }
 _SINGLES = "#9A9A9A"
-#: Points by which a mark grows for every later one in the same place.
+#: Growth of a marker for every later one in the same place, in points.
 _LARGER = 5
-#: Largest mark in a legend, in points.
+#: Maximum size of a legend marker, in points.
 _LEGEND = 9
 
 
 def draw_soups(report: SoupReport, path: str | Path, *, title: str | None = None) -> Figure:
-    """Draw the models and the recipes: test against the mean of the shifts, without shifts validation against test.
+    """Plot models and recipes: test versus mean of the shifts, or validation versus test without shifts.
 
-    A point that lies so far away that it would squeeze the others stands at the edge, and where it is in the legend.
+    Outliers that would squeeze the other points are drawn at the edge, with their coordinates in the legend.
 
     Args:
-        report: what ``compare_recipes`` found.
-        path: ``.png``, ``.svg`` or ``.pdf``; equal reports give equal files.
-        title: above the picture.
+        report: the result of ``compare_recipes``.
+        path: ``.png``, ``.svg`` or ``.pdf``; equal reports give identical files.
+        title: title of the figure.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CheckpointError: the file can't be written.
         WeightspaceError: the path has another suffix.
     """
     return write_picture(path, lambda: _soups(report, title))
@@ -64,8 +64,8 @@ def _soups(report: SoupReport, title: str | None) -> Figure:
     for index, (row, point) in enumerate(zip(report.rows, rows, strict=True)):
         mark = _MARKS.get(row.name, "P")
         at = "" if frame.holds(point) else f"\n(outside: {', '.join(map(written, point))})"
-        size = (13 if mark == "*" else 8) + _LARGER * rows[index + 1 :].count(point)  # so that later ones hide none
-        filled = row.name not in (BEST, BEST_ON_TEST)  # these two are models: rings around their points
+        size = (13 if mark == "*" else 8) + _LARGER * rows[index + 1 :].count(point)  # so that later markers hide none
+        filled = row.name not in (BEST, BEST_ON_TEST)  # these two are models: draw rings around their points
         axes.plot(
             *frame.clipped(point),
             mark,
@@ -95,7 +95,7 @@ def _soups(report: SoupReport, title: str | None) -> Figure:
 
 
 def _points(report: SoupReport, several: Sequence[Mapping[str, Mapping[str, float]]]) -> list[tuple[float, float]]:
-    """Return where scores lie."""
+    """Return the coordinates of scores."""
     name = report.objective
     if report.shifts:
         return [(scores["test"][name], report.shifted(scores)) for scores in several]
@@ -110,21 +110,21 @@ def draw_predictions(
     label: str = "",
     title: str | None = None,
 ) -> Figure:
-    """Draw the predicted difference of soup and ensemble against the true one, pair by pair.
+    """Plot the predicted versus the measured loss difference of soup and ensemble, pair by pair.
 
     Args:
-        pairs: one or more.
+        pairs: at least one.
         path: ``.png``, ``.svg`` or ``.pdf``.
-        colours: a number a pair, for the colour of its point, light to dark.
-        label: what the colours mean.
-        title: above the picture.
+        colours: one number per pair, which sets the colour of its point, from light to dark.
+        label: meaning of the colours.
+        title: title of the figure.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CheckpointError: the file can't be written.
         WeightspaceError: there are no pairs, or the path has another suffix.
     """
     if not pairs:
-        raise WeightspaceError("There are no pairs to draw; expected one or more.")
+        raise WeightspaceError("There are no pairs to draw; expected at least one.")
     return write_picture(path, lambda: _predictions(pairs, colours, label, title))
 
 
@@ -136,7 +136,7 @@ def _predictions(
     found, predicted = [pair.difference for pair in pairs], [pair.predicted for pair in pairs]
     finite = [value for value in (*found, *predicted) if math.isfinite(value)]
     bounds = [min(finite, default=0.0), max(finite, default=1.0)]
-    axes.plot(bounds, bounds, color="#777777", linewidth=1, dashes=(4, 2), label="prediction = truth")
+    axes.plot(bounds, bounds, color="#777777", linewidth=1, dashes=(4, 2), label="predicted = measured")
     axes.axhline(0, color="#CCCCCC", linewidth=0.8, zorder=0)
     axes.axvline(0, color="#CCCCCC", linewidth=0.8, zorder=0)
     points = axes.scatter(
@@ -151,7 +151,7 @@ def _predictions(
     )
     if colours is not None:
         figure.colorbar(points, ax=axes, label=label, fraction=0.05)
-    _finish(axes, "predicted: loss of soup − ensemble (nats)", "found: loss of soup − ensemble (nats)")
+    _finish(axes, "predicted: loss of soup − ensemble (nats)", "measured: loss of soup − ensemble (nats)")
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     if title:
         axes.set_title(title, loc="left")
@@ -161,17 +161,17 @@ def _predictions(
 def draw_points(
     x: Sequence[float], y: Sequence[float], path: str | Path, *, labels: tuple[str, str], title: str | None = None
 ) -> Figure:
-    """Draw points: angles between fine-tunes against what their mean gains, say.
+    """Plot points, for example the gain of the mean versus the angle between fine-tunes.
 
     Args:
-        x: to the right.
-        y: upwards, as many.
+        x: horizontal coordinates.
+        y: vertical coordinates, as many.
         path: ``.png``, ``.svg`` or ``.pdf``.
-        labels: of the two axes.
-        title: above the picture.
+        labels: labels of the two axes.
+        title: title of the figure.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CheckpointError: the file can't be written.
         WeightspaceError: the path has another suffix.
     """
 

@@ -1,4 +1,4 @@
-"""Singular values and vectors: alignment against γ, inner products of the vectors, and the values themselves."""
+"""Singular values and vectors: alignment versus γ, inner products of the vectors, and the values themselves."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ _GREY = "#777777"
 def draw_alignment(
     curves: Mapping[str, Sequence[SingularAlignment]], path: str | Path, *, title: str | None = None
 ) -> Figure:
-    """Draw R_γ against γ: one line for each pair of networks.
+    """Plot R_γ versus γ, one line per pair of networks.
 
     Args:
-        curves: label -> alignments at several γ, as ``alignments`` returns them, in the order of the legend.
-        path: ``.png``, ``.svg`` or ``.pdf``; equal curves give equal files.
-        title: above the picture.
+        curves: label -> alignments at several γ, as returned by ``alignments``, in the order of the legend.
+        path: ``.png``, ``.svg`` or ``.pdf``; equal curves give identical files.
+        title: title of the figure.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CheckpointError: the file can't be written.
         WeightspaceError: there are no curves, or the path has another suffix.
     """
     if not curves or not all(curves.values()):
-        raise WeightspaceError("There are no alignments to draw; expected one curve or more, none of them empty.")
+        raise WeightspaceError("There are no alignments to draw; expected at least one curve, none of them empty.")
     return write_picture(path, lambda: _alignment_figure(curves, title))
 
 
 def draw_heat_maps(
     maps: Mapping[str, Mapping[str, Tensor]], path: str | Path, *, leading: int = 32, title: str | None = None
 ) -> Figure:
-    """Draw ``|u_i^a·u_j^b| |v_i^a·v_j^b|`` for the leading pairs of vectors: a bright diagonal is alignment.
+    """Plot ``|u_i^a·u_j^b| |v_i^a·v_j^b|`` for the leading pairs of vectors; a bright diagonal means alignment.
 
     Args:
-        maps: layer -> pair of networks -> ``cross_products``, ``(k_a, k_b)``; every layer has the same pairs, such
-            as before and after a matching. All share one scale of colours.
-        path: ``.png``, ``.svg`` or ``.pdf``; equal maps give equal files.
-        leading: vectors that are shown, at most.
-        title: above the picture.
+        maps: layer -> pair of networks -> ``cross_products``, ``(k_a, k_b)``; every layer has the same pairs, such as
+            before and after matching. All share one colour scale.
+        path: ``.png``, ``.svg`` or ``.pdf``; equal maps give identical files.
+        leading: maximum number of vectors to show.
+        title: title of the figure.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CheckpointError: the file can't be written.
         WeightspaceError: there are no maps, layers differ in their columns, or the path has another suffix.
     """
     pairs = list(next(iter(maps.values()), ()))
     if not pairs:
-        raise WeightspaceError("There are no heat maps to draw; expected one layer or more.")
+        raise WeightspaceError("There are no heat maps to draw; expected at least one layer.")
     if odd := [layer for layer, row in maps.items() if list(row) != pairs]:
         raise WeightspaceError(
             f"Layer {odd[0]!r} has heat maps of {', '.join(maps[odd[0]]) or 'nothing'}; expected {', '.join(pairs)}."
@@ -67,23 +67,23 @@ def draw_heat_maps(
 def draw_spectra(
     networks: Mapping[str, Spectrum], path: str | Path, *, gamma: float | None = None, title: str | None = None
 ) -> Figure:
-    """Draw the singular values of every layer in descending order, one line a network.
+    """Plot the singular values of every layer in descending order, one line per network.
 
     Args:
         networks: label -> spectrum, of the same layers, in the order of the legend.
-        path: ``.png``, ``.svg`` or ``.pdf``; equal spectra give equal files.
-        gamma: mark this share of the largest value of the first network.
-        title: above the picture.
+        path: ``.png``, ``.svg`` or ``.pdf``; equal spectra give identical files.
+        gamma: marks this fraction of the largest value of the first network.
+        title: title of the figure.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CheckpointError: the file can't be written.
         WeightspaceError: there are no networks, their layers differ, or the path has another suffix.
     """
     layers = list(next(iter(networks.values())).layers) if networks else []
     if not layers:
-        raise WeightspaceError("There are no spectra to draw; expected one network or more with a layer or more.")
+        raise WeightspaceError("There are no spectra to draw; expected at least one network with at least one layer.")
     if odd := [label for label, one in networks.items() if one.layers.keys() != set(layers)]:
-        raise WeightspaceError(f"The layers of {odd[0]!r} are not those of {next(iter(networks))!r}.")
+        raise WeightspaceError(f"The layers of {odd[0]!r} differ from those of {next(iter(networks))!r}.")
     return write_picture(path, lambda: _spectra_figure(networks, layers, gamma, title))
 
 
@@ -112,7 +112,7 @@ def _alignment_figure(curves: Mapping[str, Sequence[SingularAlignment]], title: 
 
 
 def _heat_figure(maps: Mapping[str, Mapping[str, Tensor]], title: str | None) -> Figure:
-    """Return one column a layer, one row a pair of networks."""
+    """Return a figure with one column per layer and one row per pair of networks."""
     pairs = list(next(iter(maps.values())))
     figure = Figure(figsize=(1.85 * len(maps) + 1.3, 1.8 * len(pairs) + 0.4), layout="compressed")
     grid = figure.subplots(len(pairs), len(maps), squeeze=False)

@@ -1,4 +1,4 @@
-"""The range of an axis that shows most points well, where a few far away would squeeze all others."""
+"""The range of an axis that shows most points well when a few outliers would squeeze all others."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-#: A point is an outlier if the range is smaller by this factor without it,
+#: A point is an outlier if the range is smaller by this factor without it;
 _SQUEEZED = 4.0
-#: and at most one point in this many may be.
+#: at most one point in this many may be an outlier.
 _SHARE = 4
 
 
 @dataclass(frozen=True)
 class Window:
-    """A range of an axis; what lies beyond it is drawn at its edge."""
+    """A range of an axis; points beyond it are drawn at its edge."""
 
     low: float
     high: float
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Window:
-        """Return the range of all values but those, a quarter of them at most, that squeeze the others."""
+        """Return the range of all values except outliers, at most a quarter of them, that would squeeze the others."""
         left = sorted(value for value in values if math.isfinite(value))
         for _ in range(len(left) // _SHARE):
             middle = left[len(left) // 2]
@@ -33,11 +33,11 @@ class Window:
         return cls(low, high)
 
     def holds(self, value: float) -> bool:
-        """Return whether a value lies in the range."""
+        """Return whether a value is in the range."""
         return self.low <= value <= self.high
 
     def clipped(self, value: float) -> float:
-        """Return the value, or the edge where it lies beyond."""
+        """Return the value, or the edge if it is beyond."""
         reach = 0.06 * (self.high - self.low)
         return value if self.holds(value) else min(max(value, self.low - reach), self.high + reach)
 
@@ -55,9 +55,9 @@ class Frame:
         return cls(Window.of(x for x, _ in points), Window.of(y for _, y in points))
 
     def holds(self, point: tuple[float, float]) -> bool:
-        """Return whether a point lies in both ranges."""
+        """Return whether a point is in both ranges."""
         return self.x.holds(point[0]) and self.y.holds(point[1])
 
     def clipped(self, point: tuple[float, float]) -> tuple[float, float]:
-        """Return the point, or where it stands at the edge."""
+        """Return the point, or its position at the edge."""
         return self.x.clipped(point[0]), self.y.clipped(point[1])

@@ -1,4 +1,4 @@
-"""Spectra: singular values and vectors of weights, and what two networks have in common in them."""
+"""Spectra: singular values and vectors of weights, and their comparison between two networks."""
 
 from weightspace.spectra.alignment import SingularAlignment, alignments, cross_products, singular_alignment
 from weightspace.spectra.decomposition import LayerSpectrum, Spectrum, spectrum

@@ -1,8 +1,8 @@
-"""Do two networks have the same large singular vectors? ``R_γ``, between −1 and 1.
+"""The alignment ``R_γ`` of two networks' leading singular vectors, between −1 and 1.
 
-``R_γ = Σ_l Σ_{i≤k_a, j≤k_b} (u_i^a·u_j^b)(v_i^a·v_j^b) / Σ_l min(k_a, k_b)``, ``k`` the number of singular values of
-at least ``γ σ_max``. The inner sum is ``⟨U_a V_aᵀ, U_b V_bᵀ⟩``, the inner product of the polar factors of the two
-truncated matrices: no choice of signs, nor of bases for equal values, changes it, and it is at most ``min(k_a, k_b)``.
+``R_γ = Σ_l Σ_{i≤k_a, j≤k_b} (u_i^a·u_j^b)(v_i^a·v_j^b) / Σ_l min(k_a, k_b)``, with ``k`` the number of singular values
+of at least ``γ σ_max``. The inner sum is ``⟨U_a V_aᵀ, U_b V_bᵀ⟩``, the inner product of the polar factors of the two
+truncated matrices: it is independent of signs and of the bases for equal values, and at most ``min(k_a, k_b)``.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from weightspace.spectra.decomposition import LayerSpectrum, Spectrum, check_gam
 from weightspace.spectra.matrices import side_by_side, weight_matrices
 from weightspace.symmetry import PermutationSpec
 
-#: A cut is near-degenerate where the two values beside it are nearer than this, relative to the largest: the rounding
-#: of float32 weights then turns the vectors by a percent.
+#: A threshold is near-degenerate if the values next to it are closer than this, relative to the largest: rounding of
+#: float32 weights then rotates the vectors by a percent.
 _NEAR = 1e-5
 
 
 @brief
 @dataclass(frozen=True)
 class SingularAlignment:
-    """How far two networks' leading singular vectors agree.
+    """The alignment of two networks' leading singular vectors.
 
     Attributes:
-        gamma: singular values of at least ``gamma`` times the largest of their matrix count.
+        gamma: singular values of at least ``gamma`` times the largest of their matrix are counted.
         total: R of the whole networks, −1 to 1; NaN if every matrix is zero in one of them.
-        per_layer: matrix -> its own R; NaN where it is zero in one network.
-        kept: matrix -> how many singular values count, in ``a`` and in ``b``.
-        near_degenerate: matrices whose last singular value that counts all but equals the first that doesn't, in
-            one network at least; the vectors there, and so R, depend on rounding.
+        per_layer: matrix -> its R; NaN if it is zero in one network.
+        kept: matrix -> number of counted singular values in ``a`` and in ``b``.
+        near_degenerate: matrices whose last counted singular value nearly equals the first uncounted one, in at least
+            one network; the vectors there, and therefore R, are sensitive to rounding.
 
     Example:
         >>> import torch
@@ -63,20 +63,20 @@ def singular_alignment(
     names: Iterable[str] | None = None,
     spec: PermutationSpec | None = None,
 ) -> SingularAlignment:
-    """Return R_γ of two networks: do the singular vectors of their large singular values agree?
+    """Return R_γ of two networks, the alignment of the singular vectors of their large singular values.
 
-    One layer at a time is in memory. For several ``gamma``, or several questions, see ``spectrum`` and ``alignments``.
+    Only one layer at a time is in memory. For several ``gamma``, or repeated use, see ``spectrum`` and ``alignments``.
 
     Args:
         a: a network's weights.
-        b: another's, of the same names and shapes.
-        gamma: 0 (all singular values but those that are rounding) to 1 (the largest only).
-        names: names or patterns of the tensors; default: all linear layers and convolutions (``weight_matrices``).
-        spec: its statistics are left out.
+        b: another network's weights, with the same names and shapes.
+        gamma: 0 (all singular values above rounding) to 1 (only the largest).
+        names: names or patterns of the tensors; default: all linear and convolutional layers (``weight_matrices``).
+        spec: its statistics are excluded.
 
     Raises:
-        CheckpointError: the networks have other names or shapes, or hold weights that are not finite.
-        WeightspaceError: ``gamma`` is not between 0 and 1, or there are no weight matrices.
+        CheckpointError: the networks' names or shapes differ, or weights aren't finite.
+        WeightspaceError: ``gamma`` isn't between 0 and 1, or there are no weight matrices.
 
     Source:
         Ito, Yamada and Kumagai 2025, https://arxiv.org/abs/2402.04051, section 4.
@@ -106,16 +106,16 @@ def singular_alignment(
 
 
 def alignments(a: Spectrum, b: Spectrum, gammas: Sequence[float]) -> tuple[SingularAlignment, ...]:
-    """Return R_γ for several ``gamma``; each layer's vectors are multiplied once.
+    """Return R_γ for several ``gamma``, multiplying each layer's vectors only once.
 
     Args:
         a: a network's spectrum.
-        b: another's, of the same names and shapes.
-        gammas: none below the ``gamma`` of either spectrum, which have no vectors there.
+        b: another network's spectrum, with the same names and shapes.
+        gammas: none below the ``gamma`` of either spectrum, which has no vectors there.
 
     Raises:
-        CheckpointError: the networks have other names or shapes.
-        WeightspaceError: a ``gamma`` is not between 0 and 1, or below that of a spectrum.
+        CheckpointError: the networks' names or shapes differ.
+        WeightspaceError: a ``gamma`` isn't between 0 and 1, or is below that of a spectrum.
     """
     for gamma in gammas:
         check_gamma(gamma, a, b)
@@ -126,16 +126,16 @@ def alignments(a: Spectrum, b: Spectrum, gammas: Sequence[float]) -> tuple[Singu
 
 
 def cross_products(a: LayerSpectrum, b: LayerSpectrum) -> Tensor:
-    """Return ``(u_i^a·u_j^b)(v_i^a·v_j^b)`` of all vectors that two spectra have: ``(k_a, k_b)``, float64.
+    """Return ``(u_i^a·u_j^b)(v_i^a·v_j^b)`` for all vectors of two spectra: ``(k_a, k_b)``, float64.
 
-    The magnitudes are the paper's heat map; the sum is what R counts.
+    The magnitudes are the paper's heat map; the sum is the numerator of R.
     """
     return (a.left.T @ b.left) * (a.right.T @ b.right)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One layer's share in R at one cut."""
+    """One layer's contribution to R at one threshold."""
 
     product: float
     kept: tuple[int, int]
@@ -147,7 +147,7 @@ class _Part:
 
 
 def _truncated(a: LayerSpectrum, b: LayerSpectrum, gammas: Sequence[float]) -> list[_Part]:
-    """Return a layer's shares at several cuts."""
+    """Return a layer's contributions at several thresholds."""
     products = cross_products(a, b)
     parts = []
     for gamma in gammas:
@@ -158,7 +158,7 @@ def _truncated(a: LayerSpectrum, b: LayerSpectrum, gammas: Sequence[float]) -> l
 
 
 def _is_near_degenerate(values: Tensor, kept: int) -> bool:
-    """Return whether the values on the two sides of a cut are all but equal."""
+    """Return whether the values on the two sides of a threshold are nearly equal."""
     return 0 < kept < len(values) and float(values[kept - 1] - values[kept]) < _NEAR * float(values[0])
 
 
@@ -173,5 +173,5 @@ def _gathered(gamma: float, parts: Mapping[str, _Part]) -> SingularAlignment:
 
 
 def _ratio(product: float, kept: int) -> float:
-    """Return a mean over directions; beyond ±1 is rounding."""
+    """Return a mean over directions, clipped to ±1 against rounding."""
     return max(-1.0, min(1.0, product / kept)) if kept else math.nan

@@ -1,6 +1,6 @@
 """Singular values of every weight matrix, and singular vectors of the large ones: ``W = Σ σ_i u_i v_iᵀ``.
 
-Computed in float64 in main memory. Vectors are columns; a pair's sign is free, as are bases of equal values.
+Computed in float64 in main memory. Vectors are columns; their joint sign and the bases of equal values are arbitrary.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from weightspace.reprs import brief
 from weightspace.spectra.matrices import WeightMatrix, side_by_side, weight_matrices
 from weightspace.symmetry import PermutationSpec
 
-#: Cuts below this, relative to σ_max, take a singular value decomposition; see ``_decomposed``.
+#: Thresholds below this, relative to σ_max, need a singular value decomposition; see ``_decomposed``.
 _GRAM = 1e-2
-#: Values nearer to a cut than this, relative to σ_max, lie on it.
+#: Values closer to a threshold than this, relative to σ_max, are on it.
 _ON_THE_CUT = 1e-10
 
 
@@ -32,13 +32,13 @@ class LayerSpectrum:
     """The singular values of one weight matrix, and its leading singular vectors.
 
     Attributes:
-        name: of the matrix (``weight_matrices``).
-        tensor: the name of the tensor that it is part of.
+        name: name of the matrix (``weight_matrices``).
+        tensor: name of the tensor that contains it.
         matrix: ``(m, n)``, in the dtype and memory of the network.
         values: all ``min(m, n)`` singular values, descending, float64.
         left: the vectors ``u_i`` of the leading ``k`` values, ``(m, k)``, float64.
         right: the vectors ``v_i``, ``(n, k)``, float64.
-        aliases: other names under which the network has the same matrix.
+        aliases: other names of the same matrix in the network.
     """
 
     name: str
@@ -50,10 +50,10 @@ class LayerSpectrum:
     aliases: tuple[str, ...] = ()
 
     def kept(self, gamma: float) -> int:
-        """Return how many singular values are at least ``gamma`` times the largest.
+        """Return the number of singular values that are at least ``gamma`` times the largest.
 
-        Those that are rounding, up to ``max(m, n)`` times the precision of float32 (float64 for a float64 matrix)
-        times the largest, have no direction of their own and never count.
+        Values that are rounding errors, up to ``max(m, n)`` times the precision of float32 (float64 for a float64
+        matrix) times the largest, have no meaningful direction and never count.
         """
         return _kept(self.values, self.matrix, gamma)
 
@@ -77,7 +77,7 @@ class Spectrum:
     """The spectra of a network's weight matrices.
 
     Attributes:
-        gamma: vectors are there for values of at least ``gamma`` times the largest of their matrix.
+        gamma: vectors are available for values of at least ``gamma`` times the largest of their matrix.
         layers: name of the matrix -> its spectrum, in the order of the network.
 
     Example:
@@ -92,10 +92,10 @@ class Spectrum:
     layers: Mapping[str, LayerSpectrum]
 
     def layer(self, name: str) -> LayerSpectrum:
-        """Return the spectrum of the matrix that has a name, its first or another.
+        """Return the spectrum of the matrix with a given name or alias.
 
         Raises:
-            KeyError: there is none.
+            KeyError: there is no such matrix.
         """
         known = self.layers.get(name)
         return known or {alias: one for one in self.layers.values() for alias in one.aliases}[name]
@@ -116,17 +116,17 @@ def spectrum(
 
     Args:
         state: the network's weights.
-        gamma: vectors are wanted for values of at least ``gamma`` times the largest, 0 to 1. From .01 on this is
-            2 to 14 times faster.
-        names: names or patterns of the tensors; default: all linear layers and convolutions (``weight_matrices``).
-        spec: its statistics are left out.
-        label: what an error calls the network, such as its path.
-        device: where the matrices are decomposed, in float64; what is returned is on the CPU.
-        on_progress: told of every ``"matrix"``.
+        gamma: compute vectors for values of at least ``gamma`` times the largest, 0 to 1. From .01 up, this is 2 to 14
+            times faster.
+        names: names or patterns of the tensors; default: all linear and convolutional layers (``weight_matrices``).
+        spec: its statistics are excluded.
+        label: name of the network in errors, such as its path.
+        device: where the matrices are decomposed, in float64; results are on the CPU.
+        on_progress: called after every ``"matrix"``.
 
     Raises:
-        CheckpointError: a weight matrix is not finite.
-        WeightspaceError: ``gamma`` is not between 0 and 1, or there are no weight matrices.
+        CheckpointError: a weight matrix isn't finite.
+        WeightspaceError: ``gamma`` isn't between 0 and 1, or there are no weight matrices.
 
     Example:
         >>> import torch
@@ -147,7 +147,7 @@ def spectrum(
 
 
 def layer_spectrum(weight: WeightMatrix, gamma: float, *, device: str = "cpu") -> LayerSpectrum:
-    """Return the spectrum of one finite matrix, with the vectors for values from ``gamma`` times the largest on."""
+    """Return the spectrum of one finite matrix, with the vectors for values of at least ``gamma`` times the largest."""
     matrix = weight.matrix.to(device, torch.float64)
     scale = float(matrix.abs().max())
     left, values, right = (part.cpu() for part in _decomposed(matrix / (scale or 1.0), gamma))
@@ -157,13 +157,13 @@ def layer_spectrum(weight: WeightMatrix, gamma: float, *, device: str = "cpu") -
 
 
 def _decomposed(matrix: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return left vectors, all values and right vectors, of which those below the cut may be left out.
+    """Return left vectors, all values and right vectors; vectors below the threshold may be omitted.
 
-    The eigenvectors of the smaller Gram matrix are the singular vectors of one side, and multiplied with the matrix
-    those of the other: 2 to 14 times faster than a decomposition, and faster than Lanczos iterations. The price is a
-    squared condition: an error of ``(σ_max / σ_i)²`` times float64's precision in the i-th vectors, below 1e-11 for
-    values from .01 of the largest on, and of 1e-8 σ_max at most in the smallest values. Smaller cuts pay for the
-    decomposition.
+    The eigenvectors of the smaller Gram matrix are the singular vectors of one side, and multiplying them by the matrix
+    gives those of the other: 2 to 14 times faster than a singular value decomposition, and faster than Lanczos
+    iterations. The price is a squared condition number: an error of ``(σ_max / σ_i)²`` times float64's precision in the
+    i-th vectors, below 1e-11 for values from .01 of the largest up, and of at most 1e-8 σ_max in the smallest values.
+    Smaller thresholds use the full decomposition.
     """
     if gamma < _GRAM:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
@@ -187,19 +187,19 @@ def _kept(values: Tensor, matrix: Tensor, gamma: float) -> int:
 
 
 def paired(a: Spectrum, b: Spectrum) -> dict[str, tuple[LayerSpectrum, LayerSpectrum]]:
-    """Return the layers of two networks side by side, in the order of ``a``.
+    """Return pairs of corresponding layers of two networks, in the order of ``a``.
 
     Raises:
-        CheckpointError: the networks have other names or shapes.
+        CheckpointError: the networks' names or shapes differ.
     """
     return side_by_side(a.layers, b.layers)
 
 
 def check_gamma(gamma: float, *networks: Spectrum) -> None:
-    """Raise unless ``gamma`` is a share of the largest singular value, and spectra have the vectors from there on."""
+    """Raise unless ``gamma`` is a fraction of the largest singular value for which the spectra have vectors."""
     if not 0 <= gamma <= 1:
-        raise WeightspaceError(f"gamma is a share of the largest singular value, 0 to 1; found {gamma}.")
+        raise WeightspaceError(f"gamma is a fraction of the largest singular value, 0 to 1; found {gamma}.")
     if (least := max((network.gamma for network in networks), default=0.0)) > gamma:
         raise WeightspaceError(
-            f"Found gamma {gamma:g}, but the spectrum has vectors from {least:g} on. Make it with a smaller gamma."
+            f"Found gamma {gamma:g}, but the spectrum has vectors from {least:g} up. Use a smaller gamma for it."
         )

@@ -1,7 +1,7 @@
-"""Spectral distances: the shares of a distance between networks that are due to singular values and to directions.
+"""Spectral distances: the parts of a distance between networks due to singular values and to singular directions.
 
-Permutations leave singular values as they are, so that no matching brings ``‖A − B‖²`` below ``Σ (σ_i^a − σ_i^b)²``
-(Mirsky's bound): all that it can change is direction.
+Permutations preserve singular values, so no matching brings ``‖A − B‖²`` below ``Σ (σ_i^a − σ_i^b)²`` (Mirsky's bound):
+it can only change directions.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from weightspace.spectra.decomposition import LayerSpectrum, Spectrum, paired
 
 @dataclass(frozen=True)
 class SpectralDistance:
-    """Squared Frobenius norms of two matrices, or sums of them over a network.
+    """Squared Frobenius norms of two matrices, or their sums over a network.
 
     Attributes:
         squared: ``‖A − B‖²``.
-        bound: ``Σ (σ_i^a − σ_i^b)²``, the least that it can be for these singular values.
-        norms: ``‖A‖² + ‖B‖²``, the distance of matrices that have nothing to do with each other.
+        bound: ``Σ (σ_i^a − σ_i^b)²``, its lower bound for these singular values.
+        norms: ``‖A‖² + ‖B‖²``, the distance of unrelated matrices.
     """
 
     squared: float
@@ -41,7 +41,7 @@ class SpectralDistance:
 
     @property
     def direction(self) -> float:
-        """The share of ``‖A − B‖²`` above the bound: that of directions; NaN for equal matrices."""
+        """The fraction of ``‖A − B‖²`` above the bound, due to directions; NaN for equal matrices."""
         return 1 - self.bound / self.squared if self.squared else math.nan
 
 
@@ -55,10 +55,10 @@ class SpectralDistances:
 
 
 def spectral_distances(a: Spectrum, b: Spectrum) -> SpectralDistances:
-    """Return the distance of two networks beside Mirsky's bound on it.
+    """Return the distance of two networks and Mirsky's bound on it.
 
     Raises:
-        CheckpointError: the networks have other names or shapes.
+        CheckpointError: the networks' names or shapes differ.
 
     Source:
         Mirsky 1960, Symmetric gauge functions and unitarily invariant norms,
@@ -73,4 +73,4 @@ def _distance(a: LayerSpectrum, b: LayerSpectrum) -> SpectralDistance:
     squared = distance(a.matrix, b.matrix) ** 2
     bound = float((a.values - b.values).square().sum())
     norms = float(a.values.square().sum() + b.values.square().sum())
-    return SpectralDistance(squared, min(bound, squared), norms)  # above the distance, the bound is rounding
+    return SpectralDistance(squared, min(bound, squared), norms)  # any excess of the bound is rounding

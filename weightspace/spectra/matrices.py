@@ -1,6 +1,6 @@
-"""Weight matrices of a network: which tensors count, and how each is flattened.
+"""Weight matrices of a network: the tensors that count, and how each is flattened.
 
-The rules see names and shapes only, so that they hold for any checkpoint of an architecture, however it was stored.
+The rules only use names and shapes, so they apply to any checkpoint of an architecture, however it was stored.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 from weightspace.symmetry import PermutationSpec
 
-#: Names of tensors in which queries, keys and values are stacked, in this order and one below the other.
+#: Names of tensors in which queries, keys and values are stacked, in this order.
 _FUSED = ("in_proj_weight", "qkv.weight", "qkv_proj.weight", "Wqkv.weight", "c_attn.weight")
-#: Words, between underscores, of what looks rows up or adds them; and of what is linear in spite of such a word.
+#: Name components of look-up or additive tensors; and of linear ones in spite of such a component.
 _TABLE = re.compile(r"(^|_)(emb|embed|embedding|embeddings|wte|wpe|pos|position|positional|tokens?)(_|$)")
 _LINEAR = re.compile(r"(^|_)(patch|out|proj|projection|mapping)(_|$)")
 _NEVER_LINEAR = re.compile(r"^shared$|(^|_)(bias|biases|table)$")
@@ -33,10 +33,10 @@ class WeightMatrix:
     """A weight seen as a matrix.
 
     Attributes:
-        name: what results call it: the tensor's name, with ``[q]``, ``[k]`` or ``[v]`` for a third of a fused one.
-        tensor: the name of the tensor that it is part of.
+        name: name in results: the tensor's name, with ``[q]``, ``[k]`` or ``[v]`` for a third of a fused tensor.
+        tensor: name of the tensor that contains it.
         matrix: ``(out, in)``, in the dtype and memory of the tensor.
-        aliases: other names under which the network has the same matrix, as of a module that it holds twice.
+        aliases: other names of the same matrix in the network, for example of a module used twice.
     """
 
     name: str
@@ -54,32 +54,32 @@ def weight_matrices(
 ) -> dict[str, WeightMatrix]:
     """Return the weight matrices of a network by name, in the order of the state dict.
 
-    A 2-d tensor is taken as it is, and one of more dimensions that is called ``weight``, as a convolution's is, as
-    ``(out, in·h·w)``. (That of a transposed convolution is ``(in, out·h·w)``, and GPT-2's are ``(in, out)``.)
-    Fused queries, keys and values count as three matrices: ``in_proj_weight`` of ``nn.MultiheadAttention``,
-    ``qkv.weight``, ``qkv_proj.weight``, ``Wqkv.weight`` and ``c_attn.weight``, where one axis is three times the
-    other; those of GPT-2, ``(in, 3·out)``, are turned. Fused weights of other sizes (grouped queries) or another
-    order (``query_key_value``, by heads) are taken whole.
+    A 2-d tensor is used as is; a tensor of more dimensions named ``weight``, such as a convolution's, as ``(out,
+    in·h·w)``. (A transposed convolution's is ``(in, out·h·w)``, and GPT-2's are ``(in, out)``.) Fused queries, keys and
+    values count as three matrices: ``in_proj_weight`` of ``nn.MultiheadAttention``, ``qkv.weight``,
+    ``qkv_proj.weight``, ``Wqkv.weight`` and ``c_attn.weight``, if one axis is three times the other; those of GPT-2,
+    ``(in, 3·out)``, are transposed. Fused weights of other sizes (grouped queries) or in another order
+    (``query_key_value``, by heads) are used whole.
 
-    Left out are embeddings, which are told by the name of the tensor, or of its module if it is called ``weight``:
-    a word between its underscores is emb, embed, embedding(s), wte, wpe, pos, position, positional or token(s), and
-    none is patch, out, proj, projection or mapping; or the last is bias(es) or table, or all is ``shared``. So are
-    tensors of fewer than two dimensions, of more that aren't called ``weight`` (positions, scales, stacked experts),
-    integer, complex and empty ones.
-    An output layer that is tied to an embedding is the linear layer that it is.
+    Embeddings are excluded. They are recognised by the name of the tensor, or of its module if it is called ``weight``:
+    a component between underscores is emb, embed, embedding(s), wte, wpe, pos, position, positional or token(s), and
+    none is patch, out, proj, projection or mapping; or the last is bias(es) or table, or the whole name is ``shared``.
+    Also excluded are tensors of fewer than two dimensions, tensors of more dimensions that aren't called ``weight``
+    (positions, scales, stacked experts), and integer, complex and empty ones. An output layer tied to an embedding is
+    included as a linear layer.
 
-    A parametrized weight is taken as the network uses it, under the name that it has in its module: weight norm,
-    spectral norm and pruning are known, others refused. Names that share their memory are one matrix.
+    The effective weight of a parametrized layer is used, under its name in the module: weight norm, spectral norm and
+    pruning are supported, others refused. Names that share memory are one matrix.
 
     Args:
         state: float tensors of any precision.
-        names: names or patterns (``layer4.*``) of the tensors to take instead; embeddings too.
-        spec: its statistics are left out.
-        label: what an error calls the network, such as its path.
+        names: names or patterns (``layer4.*``) of the tensors to use instead, including embeddings.
+        spec: its statistics are excluded.
+        label: name of the network in errors, such as its path.
 
     Raises:
-        WeightspaceError: there are no matrices, or none of a name that was given; or a weight is under a
-            parametrization that is not known.
+        WeightspaceError: there are no matrices, or none for a given name, or a weight is under an unsupported
+            parametrization.
     """
     weights = effective_weights(state, label)
     tied = tied_names(weights)
@@ -98,7 +98,7 @@ def weight_matrices(
 
 
 class Matrix(Protocol):
-    """What is known of one weight matrix of a network."""
+    """Information about one weight matrix of a network."""
 
     @property
     def matrix(self) -> Tensor:
@@ -115,12 +115,12 @@ Known = TypeVar("Known", bound=Matrix)
 
 
 def side_by_side(a: Mapping[str, Known], b: Mapping[str, Known]) -> dict[str, tuple[Known, Known]]:
-    """Return what is known of the matrices of two networks by name, in the order of the first.
+    """Return pairs of corresponding matrices of two networks by name, in the order of the first.
 
-    A matrix that both have under the same two names is there once; one that only one of them ties, twice.
+    A matrix that both networks have under the same two names is listed once; one that only one of them ties, twice.
 
     Raises:
-        CheckpointError: the networks have other names or shapes.
+        CheckpointError: the networks' names or shapes differ.
     """
     ours, theirs = ({name: one for own, one in known.items() for name in (own, *one.aliases)} for known in (a, b))
     first, second = ({name: one.matrix for name, one in known.items()} for known in (ours, theirs))
@@ -129,7 +129,7 @@ def side_by_side(a: Mapping[str, Known], b: Mapping[str, Known]) -> dict[str, tu
 
 
 def _is_weight(name: str, tensor: Tensor, chosen: Sequence[str] | None) -> bool:
-    """Return whether a tensor has the form of a weight; one that was chosen by its full name may be called anything."""
+    """Return whether a tensor has the form of a weight; one chosen by its full name may have any name."""
     if not tensor.is_floating_point() or tensor.ndim < 2 or not tensor.numel():
         return False
     return tensor.ndim == 2 or name.rpartition(".")[2] == "weight" or (chosen is not None and name in chosen)
@@ -145,7 +145,7 @@ def _is_table(name: str) -> bool:
 
 
 def _matrices(name: str, aliases: Sequence[str], tensor: Tensor) -> Iterator[WeightMatrix]:
-    """Yield the matrices of a tensor: one, or three where queries, keys and values are fused."""
+    """Yield the matrices of a tensor: one, or three if queries, keys and values are fused."""
     matrix = tensor.flatten(1)
     rows, columns = matrix.shape
     if name.endswith("c_attn.weight") and columns == 3 * rows:
@@ -158,20 +158,20 @@ def _matrices(name: str, aliases: Sequence[str], tensor: Tensor) -> Iterator[Wei
 
 
 def _check_found(found: dict[str, WeightMatrix], state: StateDict, chosen: Sequence[str] | None, label: str) -> None:
-    """Raise unless there are matrices, and some for every name that was chosen."""
+    """Raise unless there are matrices, including some for every chosen name."""
     taken = {name.partition("[")[0] for one in found.values() for name in (one.tensor, *one.aliases)}
     for pattern in chosen or ():
         if not any(fnmatchcase(name, pattern) for name in taken):
             if pattern in state:
                 raise WeightspaceError(
-                    f"{label}: {pattern!r} is {state[pattern].dtype} of shape {tuple(state[pattern].shape)} and counts "
-                    "as no matrix; expected a float parameter of two dimensions or more."
+                    f"{label}: {pattern!r} is {state[pattern].dtype} of shape {tuple(state[pattern].shape)} and isn't "
+                    "a weight matrix; expected a float parameter of at least two dimensions."
                 )
             raise unknown("weight matrix", pattern, weight_names(state))
     if not found:
         raise WeightspaceError(
-            f"{label}: no weight matrices among {len(state):,} tensors; expected float tensors of two dimensions or "
-            "more that are no embeddings. Choose tensors by name (names, --names) if these are called so."
+            f"{label}: no weight matrices among {len(state):,} tensors; expected float tensors of at least two "
+            "dimensions that aren't embeddings. Choose tensors by name (names, --names) if they look like these."
         )
 
 

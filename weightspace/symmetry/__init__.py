@@ -1,4 +1,4 @@
-"""Permutation symmetry: specs derived from a network and verified, permutations, and what they do to tensors."""
+"""Permutation symmetry: specs derived from a network and verified, permutations, and their application to tensors."""
 
 from weightspace.symmetry.permutation import (
     Permutation,

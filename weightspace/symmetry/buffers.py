@@ -1,8 +1,8 @@
-"""Saved buffers that belong to hidden units and move with them.
+"""Saved buffers that belong to hidden units and are permuted with them.
 
-Statistics and frozen weights of norms, the singular vectors of spectral norms, the balance of a router's experts, the
-masks of pruned weights. Others (tables of positions, frequencies, masks of attention) are the same in every network of
-an architecture and must stay so.
+These are the statistics and frozen weights of norms, the singular vectors of spectral norms, the expert biases of
+routers, and the masks of pruned weights. All others (position tables, frequencies, attention masks) are the same in
+every network of an architecture and must stay so.
 """
 
 from __future__ import annotations
@@ -20,5 +20,5 @@ _NAMES = re.compile(
 
 
 def moves_with_units(name: str, names: Container[str]) -> bool:
-    """Tell by its name, and those of all tensors of the network, whether a buffer belongs to hidden units."""
+    """Return whether a buffer belongs to hidden units, judging by its name and those of all tensors of the network."""
     return _NAMES.fullmatch(name.rpartition(".")[2]) is not None or is_pruning_mask(name, names)

@@ -1,8 +1,8 @@
-"""Axes that are only ever taken apart: fused queries, keys and values.
+"""Axes that are always taken apart: fused queries, keys and values.
 
 ``qkv.view(batch, tokens, 3, heads, dim)`` followed by ``q, k, v = …`` could be read as one axis ``(3 heads dim)``,
-which would tie the dimensions of the values to those of the queries. Where every use of the axis of three picks some
-of its units, it is a sum of three parts instead, and each part is followed on its own.
+which would tie the dimensions of the values to those of the queries. If every use of the axis of three selects some of
+its units, it is a sum of three parts instead, and each part is tracked separately.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from weightspace.symmetry.shapes import shape_of, shapes_of
 
 
 def view_as_parts(node: fx.Node, x: Axes, shape: Sequence[int]) -> Parts | None:
-    """Return the parts that a view makes, or None where no axis of it is only taken apart."""
+    """Return the parts that a view creates, or None if it has no axis that is always taken apart."""
     if name_of(node.target) not in VIEWS:
         return None
     dim = next((dim for dim, size in enumerate(shape) if size > 1 and _only_picked(node, dim, {})), None)
@@ -41,7 +41,7 @@ def view_as_parts(node: fx.Node, x: Axes, shape: Sequence[int]) -> Parts | None:
 
 
 def _end_of_source_axis(x: Sequence[Axis], shape: Sequence[int], dim: int) -> int | None:
-    """Return where the axes end that a view made of the same source axis as ``dim``, or None if ``dim`` is its last."""
+    """Return the end of the view's axes from the same source axis as ``dim``, or None if ``dim`` is the last one."""
     suffixes = {math.prod(axis.size for axis in x[place:]) for place in range(len(x) + 1)}
     ends = (end for end in range(dim + 1, len(shape) + 1) if math.prod(shape[end:]) in suffixes)
     end = next(ends, None)
@@ -49,7 +49,7 @@ def _end_of_source_axis(x: Sequence[Axis], shape: Sequence[int], dim: int) -> in
 
 
 def _only_picked(node: fx.Node, dim: int, known: dict[tuple[fx.Node, int], bool]) -> bool:
-    """Tell whether everything that becomes of an axis ends in picking units of it."""
+    """Return whether all uses of an axis end in selecting units of it."""
     if (node, dim) not in known:
         users = [user for user in node.users if user.op == "output" or shapes_of(user.meta.get("val")) is not None]
         known[node, dim] = bool(users) and all(_picks(node, user, dim, known) for user in users)
@@ -71,14 +71,14 @@ def _picks(node: fx.Node, user: fx.Node, dim: int, known: dict[tuple[fx.Node, in
 
 
 def _results(user: fx.Node) -> list[fx.Node]:
-    """Return the tensors that a node returns, those that are read."""
+    """Return the tensors that a node returns and that are read."""
     if not isinstance(user.meta.get("val"), list | tuple):
         return [user]
     return sorted(user.users, key=lambda result: result.args[1])  # type: ignore[arg-type, return-value]
 
 
 def _moved(user: fx.Node, dim: int, shape: Sequence[int]) -> int | None:
-    """Return where an operator leaves an axis whose units it treats alike, None where it does not."""
+    """Return the new position of an axis whose units an operator treats alike, or None if it doesn't."""
     name, rule, rank = name_of(user.target), rule_of(user.target), len(shape)
     if name in REARRANGEMENTS or name in VIEWS:
         return _rearranged(user, dim, shape)
@@ -95,7 +95,7 @@ def _moved(user: fx.Node, dim: int, shape: Sequence[int]) -> int | None:
 
 
 def _rearranged(user: fx.Node, dim: int, shape: Sequence[int]) -> int | None:
-    """Return where an operator that only rearranges axes puts one of them, None where it does not survive as one."""
+    """Return the new position of an axis under an operator that rearranges axes, or None if it doesn't stay one."""
     name = name_of(user.target)
     args: list[Any] = [*user.args[1:], *user.kwargs.values()]
     rank = len(shape)
@@ -113,7 +113,7 @@ def _rearranged(user: fx.Node, dim: int, shape: Sequence[int]) -> int | None:
 
 
 def _dims_of(user: fx.Node, rank: int) -> list[int]:
-    """Return the dimensions along which a node cuts, reduces, normalises or orders units; all, where it names none."""
+    """Return the dimensions along which a node cuts, reduces, normalises or orders units; all if it names none."""
     names = [argument.name for argument in user.target._schema.arguments]  # type: ignore[union-attr]
     bound: dict[str, Any] = {a.name: a.default_value for a in user.target._schema.arguments}  # type: ignore[union-attr]
     bound |= dict(zip(names, user.args, strict=False)) | user.kwargs

@@ -1,7 +1,7 @@
-"""Example inputs of a network: in order, by name, or a single one.
+"""Example inputs of a network: positional, by name, or a single tensor.
 
-A tuple is given in its order; a mapping (a batch of a Hugging Face tokenizer, say) by its names; a tensor is the only
-input. Integers are as welcome as floats: token ids, masks, flags.
+A tuple is passed as positional arguments; a mapping (such as a batch of a Hugging Face tokenizer) as keyword arguments;
+a tensor is the only argument. Integer inputs are supported: token ids, masks, flags.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from weightspace.errors import SpecError
 
-#: What a network can be traced and verified with.
+#: Inputs that a network can be traced and verified with.
 ExampleInputs: TypeAlias = "tuple[Any, ...] | Mapping[str, Any] | Tensor"
 
 
@@ -26,10 +26,10 @@ class Inputs(NamedTuple):
 
     @classmethod
     def of(cls, example_args: ExampleInputs) -> Inputs:
-        """Return example inputs as the arguments of a call.
+        """Convert example inputs to the arguments of a call.
 
         Raises:
-            SpecError: they are neither a tuple nor a mapping of names nor a tensor.
+            SpecError: they aren't a tuple, a mapping of names or a tensor.
         """
         if isinstance(example_args, Inputs):
             return example_args
@@ -42,20 +42,20 @@ class Inputs(NamedTuple):
         found = type(example_args).__name__
         raise SpecError(
             f"Example inputs are a tuple, a mapping of keyword inputs such as {{'input_ids': …}}, or one tensor; found "
-            f"{'a module, which comes first' if isinstance(example_args, nn.Module) else found}."
+            f"{'a module, which is the first argument' if isinstance(example_args, nn.Module) else found}."
         )
 
     def call(self, module: nn.Module) -> Any:
-        """Return what a network returns."""
+        """Call a network and return its output."""
         return module(*self.args, **self.kwargs)
 
     def double(self) -> Inputs:
-        """Return the inputs with those that are floating in float64."""
+        """Return the inputs with floating-point tensors converted to float64."""
         doubled = {name: _double(value) for name, value in self.kwargs.items()}
         return Inputs(tuple(map(_double, self.args)), doubled)
 
     def described(self) -> str:
-        """Return names, shapes and dtypes of the tensors among them, for errors."""
+        """Return names, shapes and dtypes of the input tensors, for errors."""
         named = {**{str(number): one for number, one in enumerate(self.args)}, **self.kwargs}
         listed = [
             ("" if name.isdigit() else f"{name} ") + f"{tuple(one.shape)} {str(one.dtype).removeprefix('torch.')}"

@@ -1,7 +1,7 @@
 """Operators that break symmetries, and the tensors whose units they fix.
 
-An operator may freeze units because it has no rule, because it depends on their order, or because it tells each of
-them apart. What is fixed by its nature (inputs and outputs, positions, kernels, tables of words) is no loss.
+An operator may freeze units because it has no rule, because it depends on their order, or because it distinguishes
+them. Units that are fixed by nature (inputs and outputs, positions, kernels, vocabularies) are not a loss.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from weightspace.symmetry.rules.operators import CUTS
 
 
 class Losses:
-    """Notes of what was frozen, each an operator and the tensors: ``cumsum: a.weight, a.bias``.
+    """Records of frozen units, each an operator and its tensors: ``cumsum: a.weight, a.bias``.
 
     Args:
-        tensors: the axes of every tensor that the walk has met so far.
+        tensors: the axes of all tensors encountered so far.
     """
 
     def __init__(self, tensors: Mapping[str, Axes]) -> None:
@@ -27,10 +27,10 @@ class Losses:
         self.notes: list[str] = []
 
     def settle(self, call: Call, free: Iterable[Atom]) -> None:
-        """Note what a call froze of the atoms that were free before, and name it their cause."""
+        """Record which previously free atoms a call froze, and name it as their cause."""
         if _takes_out_one(call):
             for atom in free:
-                if all(unit.size == 1 for unit in leaves(atom)):  # the last of them: each is now told from the others
+                if all(unit.size == 1 for unit in leaves(atom)):  # the last one: every unit is now distinguished
                     freeze(atom)
         lost: dict[str, list[Atom]] = {}
         for unit in (unit for atom in free for unit in leaves(atom)):
@@ -43,14 +43,14 @@ class Losses:
                 unit.cause = "" if names else cause
 
     def unite(self, call: Call) -> None:
-        """Note the parts of tensors that a call is about to see together, if they had units of their own."""
+        """Record the parts of tensors that a call is about to treat as one, if they had separate units."""
         for value in (item for arg in call.args.values() for item in (arg if isinstance(arg, list) else [arg])):
             if isinstance(value, Parts):
                 units = [set(free_units(axes)) for axes in value.alternatives]
                 self.add(call.name, self._holders(set.union(*units) - set.intersection(*units)))
 
     def add(self, cause: str, names: Sequence[str]) -> None:
-        """Note what froze the tensors of these names, once."""
+        """Record the cause that froze the named tensors, once."""
         note = f"{cause}: {', '.join(names)}"
         if names and note not in self.notes:
             self.notes.append(note)
@@ -61,8 +61,8 @@ class Losses:
 
 
 def _takes_out_one(call: Call) -> bool:
-    """Tell whether a call cuts single units off an axis."""
-    x: Any = call.args.get("self")  # parts are no axes, and are taken apart as they should
+    """Return whether a call cuts single units off an axis."""
+    x: Any = call.args.get("self")  # parts aren't axes, and may be taken apart
     if call.name not in CUTS or not call.shape or not is_axes(x):
         return False
     shapes = call.shape if isinstance(call.shape, list) else [call.shape]
@@ -70,6 +70,6 @@ def _takes_out_one(call: Call) -> bool:
 
 
 def free_units(axes: Iterable[Axis]) -> list[Atom]:
-    """Return the atoms of two units and more that may still be permuted."""
+    """Return the atoms of at least two units that may still be permuted."""
     listed = (atom for axis in axes for atom in leaves(axis))
     return list(dict.fromkeys(atom for atom in listed if not atom.fixed and atom.size > 1))

@@ -1,4 +1,4 @@
-"""Copies of a user's module, which itself comes back from every derivation as it was."""
+"""Copies of a user's module, which itself is left unchanged by derivations."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from weightspace.errors import SpecError
 def copy_module(module: nn.Module) -> nn.Module:
     """Return a deep copy of a module.
 
-    Tensors that it computed from its parameters and keeps (``weight`` of the older ``weight_norm``, caches) cannot be
-    copied with their history; the copy has their values.
+    Tensors that it computed from its parameters and keeps (``weight`` of the old ``weight_norm``, caches) can't be
+    copied with their autograd history; the copy has their values.
 
     Raises:
-        SpecError: the module holds something else that cannot be copied.
+        SpecError: the module holds something else that can't be copied.
     """
     computed = {id(tensor): tensor.detach().clone() for tensor in _attributes(module) if not tensor.is_leaf}
     try:
         return copy.deepcopy(module, computed)
-    except Exception as error:  # whatever the objects that a module holds raise
+    except Exception as error:  # objects held by a module may raise anything
         line = (str(error).strip().splitlines() or [""])[0][:200]
         raise SpecError(
-            f"{type(module).__name__} cannot be copied, and a copy is what gets traced: {type(error).__name__}: {line}"
+            f"{type(module).__name__} cannot be copied, which tracing requires: {type(error).__name__}: {line}"
         ) from error
 
 
 def keep_random_state(module: nn.Module) -> AbstractContextManager[None]:
-    """Return a context after which torch's random generators are as they were."""
+    """Return a context that restores torch's random generators on exit."""
     tensors = [*module.parameters(), *module.buffers()]
     return torch.random.fork_rng(devices=sorted({tensor.get_device() for tensor in tensors if tensor.is_cuda}))
 
 
-#: How deep tensors are looked for in what a module keeps.
+#: Maximum depth to search a module's attributes for tensors.
 _DEPTH = 6
 
 
 def _attributes(module: nn.Module) -> Iterator[Tensor]:
-    """Yield the tensors among the attributes of all submodules, those in containers and plain objects included."""
+    """Yield the tensors among the attributes of all submodules, including those in containers and plain objects."""
     seen: set[int] = set()
     for part in module.modules():
         yield from _tensors(vars(part), seen, _DEPTH)

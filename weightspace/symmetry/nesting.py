@@ -1,9 +1,9 @@
-"""Groups: their names, and which of them may have their own permutation for each unit of another one.
+"""Groups: their names, and which of them may have a separate permutation for each unit of another group.
 
-Attention permutes the dimensions of each head on their own, a grouped convolution the channels of each of its
-groups. Group ``inner`` may nest in ``outer`` if, wherever its units appear, the unit of ``outer`` that they belong
-to appears beside them, and no operator combines units of ``outer`` while it keeps those of ``inner`` apart. Where units
-of ``outer`` were looked up (the experts that a router chose), the axes of the indices stand for it.
+Attention permutes the dimensions of each head separately, a grouped convolution the channels of each of its groups.
+Group ``inner`` may nest in ``outer`` if, wherever its units appear, the unit of ``outer`` that they belong to appears
+next to them, and no operator combines units of ``outer`` while it keeps those of ``inner`` apart. If units of ``outer``
+were looked up (the experts selected by a router), the axes of the indices stand for it.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from functools import cached_property
 
 from weightspace.symmetry.rules.axis_algebra import Atom, Axis, Product, Sum, atoms, resolve
 
-#: The atoms of a part of a tensor in which every dimension is one atom, each with the number of its axis.
+#: The atoms of a part of a tensor in which every dimension is one atom, each with its axis number.
 _Block = list[tuple[Atom, int]]
 
 
 @dataclass
 class Event:
-    """A tensor that appeared in the graph; its first ``reduced`` axes were combined by an operator."""
+    """A tensor in the graph; its first ``reduced`` axes were combined by an operator."""
 
     axes: Sequence[Axis]
     reduced: int = 0
 
     @cached_property
     def blocks(self) -> list[_Block]:
-        """The parts in which every dimension is one atom (asked for once the graph was walked)."""
+        """The parts in which every dimension is one atom; computed after the graph was traversed."""
         return list(_blocks(list(enumerate(self.axes))))
 
 
@@ -46,11 +46,11 @@ def _blocks(dims: list[tuple[int, Axis]]) -> Iterator[_Block]:
 
 
 def nest(groups: Sequence[Atom], events: Sequence[Event]) -> dict[Atom, Atom]:
-    """Return inner atom -> outer atom for every group that may nest; nesting is one deep.
+    """Return inner atom -> outer atom for every group that may nest; nesting is one level deep.
 
     Args:
         groups: the atoms that are groups, in order.
-        events: every tensor of the graph, and every one of which an operator combined axes.
+        events: every tensor of the graph, and every one with axes combined by an operator.
     """
     wanted = set(groups)
     by_atom: dict[Atom, list[Event]] = {atom: [] for atom in groups}
@@ -80,7 +80,7 @@ def _governed(event: Event, inner: Atom, outer: Atom) -> bool:
 
 
 def _governors(block: _Block, place: int, outer: Atom) -> list[int]:
-    """Return the axes whose units say which row of the inner permutation applies, none where that is not plain."""
+    """Return the axes whose units determine the row of the inner permutation, or none if that is ambiguous."""
     axes = [axis for atom, axis in block if atom is outer]
     beside = [axis for atom, axis in block[:place] if atom is outer and axis == block[place][1]]
     choices = {atom.choice for atom, _ in block if atom.choice and outer in _factors(atom.choice.units)}
@@ -96,9 +96,9 @@ def _factors(axis: Axis) -> tuple[Axis, ...]:
 
 
 def name_groups(tensors: Mapping[str, Sequence[Axis]]) -> dict[Atom, str]:
-    """Name the free atoms of two units and more, in the order of the tensors.
+    """Name the free atoms of at least two units, in the order of the tensors.
 
-    Several groups that first appear in one layer are told apart by ``/2``.
+    Several groups that first appear in the same layer are distinguished by ``/2`` and so on.
     """
     homes: dict[Atom, str] = {}
     for name, axes in tensors.items():

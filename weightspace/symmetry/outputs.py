@@ -1,7 +1,7 @@
 """Outputs of a network, as plain tensors.
 
-Libraries return dicts, dataclasses and caches of attention; only the tensors in tuples, lists and mappings count.
-A cache of keys and values is no output: it is what the next call of the network starts from.
+Libraries return dicts, dataclasses and attention caches; only tensors in tuples, lists and mappings count. A cache of
+keys and values isn't an output: it is the state for the network's next call.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 class Network(nn.Module):
-    """A network that returns the plain tensors of its output; its own tensors are named ``network.…``."""
+    """A network that returns only the tensors of its output; its own tensors are named ``network.…``."""
 
     PREFIX = "network."
 

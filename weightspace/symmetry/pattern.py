@@ -1,10 +1,10 @@
-"""Axis patterns: how the units of one axis of one tensor are made of groups, as data and as text.
+"""Axis patterns: the composition of one axis of a tensor from groups, as data and as text.
 
 ``conv1``            all units of group ``conv1``
-``64``               64 fixed units, which nothing permutes
-``(conv1 49)``       a product, row-major: 49 consecutive places for each unit of ``conv1``
-``(a + b + 3)``      end to end: the units of ``a``, those of ``b``, three fixed ones
-``(heads [inner])``  for each unit of ``heads`` its own permutation of ``inner``
+``64``               64 fixed units, which are never permuted
+``(conv1 49)``       a row-major product: 49 consecutive positions for each unit of ``conv1``
+``(a + b + 3)``      a concatenation: the units of ``a``, those of ``b``, three fixed ones
+``(heads [inner])``  a separate permutation of ``inner`` for each unit of ``heads``
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from weightspace.errors import SpecError
 
 @dataclass(frozen=True)
 class Fixed:
-    """Units that nothing permutes."""
+    """Units that are never permuted."""
 
     size: int
 
 
 @dataclass(frozen=True)
 class Units:
-    """All units of a group; ``inner`` groups are permuted once for each unit of their outer group."""
+    """All units of a group; ``inner`` groups have a permutation for each unit of their outer group."""
 
     group: str
     inner: bool = False
@@ -42,18 +42,18 @@ class Product:
 
 @dataclass(frozen=True)
 class Concat:
-    """Terms laid end to end."""
+    """Concatenated terms."""
 
     terms: tuple[Pattern, ...]
 
 
 Pattern = Fixed | Units | Product | Concat
 
-#: Brackets inside brackets, and names, numbers, brackets and signs of a pattern, at most.
+#: Maximum depth of brackets, and maximum number of tokens in a pattern.
 _MAX_DEPTH = 20
 _MAX_TOKENS = 10_000
 
-#: Units of an axis, at most: what a tensor can have.
+#: Maximum units of an axis, the limit of a tensor.
 MAX_UNITS = 2**63 - 1
 
 _TOKEN = re.compile(r"\s*([()+]|\[[^\s()+\[\]]+\]|[^\s()+\[\]]+)")
@@ -83,7 +83,7 @@ def units_in(pattern: Pattern) -> Iterator[Units]:
 
 
 def format_axes(axes: tuple[Pattern, ...]) -> str:
-    """Write the axes of a tensor as text."""
+    """Format the axes of a tensor as text."""
     return " ".join(_format(axis) for axis in axes)
 
 
@@ -102,16 +102,16 @@ def _format(pattern: Pattern) -> str:
 
 
 def parse_axes(text: str) -> tuple[Pattern, ...]:
-    """Read the axes of a tensor from text.
+    """Parse the axes of a tensor from text.
 
     Raises:
-        SpecError: brackets do not match, or a term is empty.
+        SpecError: unbalanced brackets, or an empty term.
     """
     tokens = _TOKEN.findall(text)
     if "".join(tokens) != re.sub(r"\s", "", text):
-        raise SpecError(f"The pattern {text!r} is not made of names, numbers, brackets and '+'.")
+        raise SpecError(f"The pattern {text!r} must consist of names, numbers, brackets and '+'.")
     if len(tokens) > _MAX_TOKENS:
-        raise SpecError(f"The pattern {text!r} has {len(tokens):,} parts, expected {_MAX_TOKENS:,} at most.")
+        raise SpecError(f"The pattern {text!r} has {len(tokens):,} parts; expected at most {_MAX_TOKENS:,}.")
     terms, at = _parse_terms(tokens, 0, text, 0)
     if at < len(tokens) or len(terms) > 1:
         raise SpecError(f"The pattern {text!r} has a ')' or '+' outside of brackets.")
@@ -119,9 +119,9 @@ def parse_axes(text: str) -> tuple[Pattern, ...]:
 
 
 def _parse_terms(tokens: list[str], at: int, text: str, depth: int) -> tuple[list[list[Pattern]], int]:
-    """Return the terms from a token on to the bracket that closes them, and where that is."""
+    """Return the terms from a token up to the closing bracket, and the position of the latter."""
     if depth > _MAX_DEPTH:
-        raise SpecError(f"The pattern {text!r} has more than {_MAX_DEPTH} brackets inside each other.")
+        raise SpecError(f"The pattern {text!r} has more than {_MAX_DEPTH} nested brackets.")
     terms: list[list[Pattern]] = [[]]
     while at < len(tokens) and tokens[at] != ")":
         token = tokens[at]
@@ -152,8 +152,8 @@ def _number(token: str, text: str) -> int:
 def blocks(tensor: Tensor, axes: tuple[Pattern, ...], groups: Mapping[str, int]) -> Iterator[Block]:
     """Yield the parts of a tensor in which every dimension is one group or fixed.
 
-    The views share the tensor's storage: what is written to them is written to the tensor. Together they cover
-    every element once.
+    The views share the tensor's storage: writing to them writes to the tensor. Together they cover every element
+    exactly once.
     """
     for dim, axis in enumerate(axes):
         if isinstance(axis, Product):
@@ -174,7 +174,7 @@ def blocks(tensor: Tensor, axes: tuple[Pattern, ...], groups: Mapping[str, int])
 
 @dataclass(frozen=True)
 class Block:
-    """A view of a tensor whose every dimension is one group (``Units``) or fixed."""
+    """A view of a tensor in which every dimension is one group (``Units``) or fixed."""
 
     view: Tensor
     dims: tuple[Fixed | Units, ...]

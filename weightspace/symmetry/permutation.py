@@ -1,4 +1,4 @@
-"""Permutations of hidden units, and what they do to tensors.
+"""Permutations of hidden units, and their application to tensors.
 
 A permutation ``p`` acts by indexing: ``w'[i] = w[p[i]]``. An inner group has one row for each *resulting* unit of
 its outer group: ``w'[i, c] = w[p[i], q[i, c]]``.
@@ -20,7 +20,7 @@ from weightspace.reprs import brief
 from weightspace.symmetry.pattern import Block, Units, blocks
 from weightspace.symmetry.spec import PermutationSpec
 
-#: Key of the spec's digest in the metadata of a file.
+#: Metadata key of the spec's digest in a file.
 _DIGEST = "weightspace_spec_digest"
 
 
@@ -30,11 +30,11 @@ class Permutation:
     """One permutation for each group of a spec.
 
     Attributes:
-        spec: the spec that it belongs to.
+        spec: the spec it belongs to.
         indices: group -> int64 tensor of shape ``(units,)``, or ``(outer units, units)`` for an inner group.
 
     Raises:
-        SpecError: a group is missing or unknown, or its indices are not a permutation.
+        SpecError: a group is missing or unknown, or its indices aren't a permutation.
 
     Example:
         >>> import weightspace as ws
@@ -55,12 +55,12 @@ class Permutation:
     def __post_init__(self) -> None:
         if self.indices.keys() != self.spec.groups.keys():
             odd = sorted(self.indices.keys() ^ self.spec.groups.keys())
-            raise SpecError(f"Groups of permutation and spec differ in {len(odd)}, the first is {odd[0]!r}.")
+            raise SpecError(f"Permutation and spec differ in {len(odd)} groups, for example {odd[0]!r}.")
         for group, index in self.indices.items():
             shape = _index_shape(self.spec, group)
             if tuple(index.shape) != shape or index.dtype != torch.int64:
                 raise SpecError(
-                    f"Group {group!r} needs int64 indices of shape {shape}, got {index.dtype} {tuple(index.shape)}."
+                    f"Group {group!r} needs int64 indices of shape {shape}; found {index.dtype} {tuple(index.shape)}."
                 )
             if not torch.equal(index.sort(dim=-1).values, torch.arange(shape[-1]).expand(shape)):
                 raise SpecError(f"The indices of group {group!r} are not a permutation of 0 … {shape[-1] - 1}.")
@@ -70,7 +70,7 @@ class Permutation:
         return self.indices[group]
 
     def __eq__(self, other: object) -> bool:
-        """Tell whether both move every unit alike."""
+        """Return whether both permute every unit alike."""
         return (
             isinstance(other, Permutation)
             and self.spec.digest == other.spec.digest
@@ -81,7 +81,7 @@ class Permutation:
 
     @classmethod
     def identity(cls, spec: PermutationSpec) -> Permutation:
-        """Return the permutation that leaves everything where it is."""
+        """Return the permutation that leaves everything in place."""
         shapes = {group: _index_shape(spec, group) for group in spec.groups}
         return cls(
             spec,
@@ -90,11 +90,11 @@ class Permutation:
 
     @classmethod
     def random(cls, spec: PermutationSpec, *, seed: int) -> Permutation:
-        """Draw a permutation of every group, inner ones included, uniformly.
+        """Draw a uniformly random permutation of every group, inner groups included.
 
         Args:
             spec: the spec.
-            seed: the same seed gives the same permutation.
+            seed: makes the permutation reproducible.
         """
         generator = torch.Generator().manual_seed(seed)
         return cls(
@@ -134,22 +134,22 @@ class Permutation:
 
         Raises:
             SpecError: the path has another suffix.
-            CheckpointError: the file cannot be written.
+            CheckpointError: the file can't be written.
         """
         check_permutation_path(path)
         save_checkpoint(dict(self.indices), path, metadata={_DIGEST: self.spec.digest})
 
     @classmethod
     def load(cls, path: str | Path, spec: PermutationSpec) -> Permutation:
-        """Read a permutation that was saved for this spec.
+        """Read a permutation saved for this spec.
 
         Raises:
             SpecError: the file was saved for another spec.
         """
         digest = load_metadata(path).get(_DIGEST)
         if digest != spec.digest:
-            found = "has no digest of a spec" if digest is None else f"was made for the spec {digest[:12]}…"
-            raise SpecError(f"{path}: {found}, not for the one given ({spec.digest[:12]}…).")
+            found = "has no spec digest" if digest is None else f"was made for the spec {digest[:12]}…"
+            raise SpecError(f"{path}: {found}, not for the given one ({spec.digest[:12]}…).")
         return cls(spec, load_checkpoint(path))
 
 
@@ -159,10 +159,10 @@ def is_permutation(path: str | Path) -> bool:
 
 
 def check_permutation_path(path: str | Path) -> None:
-    """Check that a permutation can be written under this name, before one is searched for.
+    """Check that a permutation can be written to a path, before searching for one.
 
     Raises:
-        SpecError: the path has another suffix than ``.safetensors``.
+        SpecError: the path has a suffix other than ``.safetensors``.
     """
     if Path(path).suffix != ".safetensors":
         raise SpecError(f"A permutation is a .safetensors file; found {Path(path).name!r}.")
@@ -175,19 +175,19 @@ def _index_shape(spec: PermutationSpec, group: str) -> tuple[int, ...]:
 
 @checked
 def permute(spec: PermutationSpec, permutation: Permutation, state: StateDict) -> StateDict:
-    """Move the hidden units of a checkpoint, which leaves its function as it is.
+    """Permute the hidden units of a checkpoint without changing its function.
 
     Args:
         spec: the architecture's spec.
-        permutation: belongs to that spec.
+        permutation: a permutation for that spec.
         state: every tensor of the spec, by name.
 
     Returns:
-        New tensors of the same names, shapes and dtypes; tensors that shared memory still do.
+        New tensors with the same names, shapes and dtypes; tensors that shared memory still do.
 
     Raises:
         SpecError: the permutation belongs to another spec.
-        CheckpointError: a tensor is missing, unknown to the spec, or of another shape.
+        CheckpointError: a tensor is missing, unknown to the spec, or has another shape.
 
     Example:
         >>> import torch
@@ -220,21 +220,21 @@ def check_fits(spec: PermutationSpec, state: Mapping[str, Tensor], label: str = 
     if missing := [name for name in spec.axes if name not in state]:
         raise CheckpointError(f"{label} lacks {_listing(missing)}, which the spec names. Is this its spec?")
     if unknown := [name for name in state if name not in spec.axes]:
-        raise CheckpointError(f"{label} has {_listing(unknown)}, which the spec does not know. Is this its spec?")
+        raise CheckpointError(f"{label} has {_listing(unknown)}, which the spec doesn't name. Is this its spec?")
     for name, tensor in state.items():
         if tuple(tensor.shape) != spec.shape(name):
             raise CheckpointError(
-                f"{label} has {name!r} of shape {tuple(tensor.shape)}, the spec expects {spec.shape(name)}. "
+                f"{label} has {name!r} of shape {tuple(tensor.shape)}; the spec expects {spec.shape(name)}. "
                 "Is this its spec?"
             )
 
 
 def check_named_tensors(state: object, label: str) -> None:
-    """Raise a CheckpointError where something else than tensors by their names is given."""
+    """Raise a CheckpointError unless the state is a mapping from names to tensors."""
     if not isinstance(state, Mapping):
         raise CheckpointError(
-            f"{label} is a {type(state).__name__}; expected tensors by name: a module's state_dict(), or what "
-            "load_checkpoint returns."
+            f"{label} is a {type(state).__name__}; expected tensors by name: a module's state_dict(), or the "
+            "result of load_checkpoint."
         )
 
 
@@ -243,7 +243,7 @@ def _listing(names: list[str]) -> str:
 
 
 def permute_tensor(spec: PermutationSpec, indices: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
-    """Return a permuted copy of one tensor; the groups that ``indices`` lacks stay where they are."""
+    """Return a permuted copy of one tensor; groups missing from ``indices`` stay in place."""
     result = torch.empty_like(tensor, memory_format=torch.contiguous_format)
     axes = spec.axes[name]
     for source, target in zip(blocks(tensor, axes, spec.groups), blocks(result, axes, spec.groups), strict=True):
@@ -252,7 +252,7 @@ def permute_tensor(spec: PermutationSpec, indices: Mapping[str, Tensor], name: s
 
 
 def permute_block(block: Block, indices: Mapping[str, Tensor], outer: Mapping[str, str]) -> Tensor:
-    """Return the units of a block in their new order."""
+    """Return a block with its units permuted."""
     moved = block.view
     groups = [dim.group if isinstance(dim, Units) else None for dim in block.dims]
     places = [(place, group) for place, group in enumerate(groups) if group is not None and group in indices]
@@ -271,12 +271,12 @@ def permute_block(block: Block, indices: Mapping[str, Tensor], outer: Mapping[st
 
 
 def outer_place(groups: list[str | None], place: int, outer: str) -> int:
-    """Return the dimension of a block that says which row of an inner group applies: the nearest to its left.
+    """Return the dimension of a block that selects the row of an inner group: the nearest one to its left.
 
     Raises:
         SpecError: the block has no dimension of the outer group.
     """
     if outer not in groups:
-        raise SpecError(f"A tensor has units of {groups[place]!r}, which lie inside {outer!r}, but none of {outer!r}.")
+        raise SpecError(f"A tensor has units of {groups[place]!r}, which are inside {outer!r}, but none of {outer!r}.")
     left = [other for other in range(place) if groups[other] == outer]
     return left[-1] if left else groups.index(outer)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 Shape = tuple[int, ...]
 
-#: Sizes that depend on data (how many tokens an expert gets) have stand-ins, which no real axis has: one a symbol, so
-#: that equal sizes stay equal and products of them can be taken apart.
+#: Data-dependent sizes (such as the number of tokens of an expert) have placeholders, which no real axis has: one per
+#: symbol, so that equal sizes stay equal and their products can be factorised.
 _STAND_IN = 1_000_003
 
 

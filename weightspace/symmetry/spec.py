@@ -1,7 +1,7 @@
 """Permutation specs: which axes of which tensors share one hidden permutation.
 
-A spec is data. It holds for every checkpoint of its architecture and is saved as YAML that a person can read and
-edit; a file whose digest no longer fits its content is refused until it is verified against a network.
+A spec is data. It is valid for every checkpoint of its architecture and saved as readable, editable YAML; a file whose
+digest no longer matches its content is refused until it is verified against a network.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from weightspace.symmetry.pattern import MAX_UNITS, Pattern, format_axes, parse_
 _FORMAT = 1
 _HEADER = """\
 # Which axes of which tensors share a hidden permutation. An axis is a group, a number of fixed units, a product
-# (group 49), an end-to-end sum (a + b), or (outer [inner]): an own permutation of inner for each unit of outer.
+# (group 49), a concatenation (a + b), or (outer [inner]): a separate permutation of inner for each unit of outer.
 """
 
 
 @brief
 @dataclass(frozen=True)
 class Verification:
-    """What came of permuting every group at random.
+    """The result of permuting every group at random.
 
     Attributes:
         error: relative change of the outputs, ‖f(π(θ)) − f(θ)‖ / ‖f(θ)‖.
-        groups: number of groups that were permuted.
+        groups: number of permuted groups.
         frozen: as in the spec.
         tolerance: the largest error that passes.
 
@@ -64,16 +64,16 @@ class Verification:
 @brief
 @dataclass(frozen=True)
 class PermutationSpec:
-    """The hidden symmetries of an architecture.
+    """The permutation symmetries of an architecture.
 
     Attributes:
-        groups: free groups of two units and more, name -> number of units; of an inner group, the number for each
-            unit of its outer group.
-        outer: inner group -> the group each of whose units has its own permutation of it.
-        axes: tensor -> one pattern an axis.
-        statistics: tensors that are carried along but do not count in a matching (running statistics, counters).
-        frozen: what cost the network symmetries, each an operator (or a buffer) and the tensors whose units it froze:
-            one without a rule, or one that depends on the order of the units or tells each of them apart.
+        groups: free groups of at least two units, name -> number of units; for an inner group, the number per unit of
+            its outer group.
+        outer: inner group -> its outer group, each of whose units has a separate permutation of the inner group.
+        axes: tensor -> one pattern per axis.
+        statistics: tensors that are permuted with the others but ignored in matching (running statistics, counters).
+        frozen: lost symmetries, each an operator (or a buffer) and the tensors whose units it froze: an operator
+            without a rule, or one that depends on the order of the units or distinguishes them.
         verification: the check that the spec passed, or None.
 
     Example:
@@ -100,18 +100,20 @@ class PermutationSpec:
             for axis in axes:
                 for units in units_in(axis):
                     if units.group not in self.groups:
-                        raise SpecError(f"{tensor!r} names group {units.group!r}, which the spec does not have.")
+                        raise SpecError(f"{tensor!r} names group {units.group!r}, which isn't in the spec.")
                     if units.inner != (units.group in self.outer):
                         raise SpecError(
                             f"{tensor!r} writes group {units.group!r} {'with' if units.inner else 'without'} "
-                            "square brackets; inner groups, and only they, take them."
+                            "square brackets; only inner groups must have them."
                         )
         for inner, outer in self.outer.items():
             if inner not in self.groups or outer not in self.groups or outer in self.outer:
-                raise SpecError(f"Group {inner!r} cannot be inside {outer!r}: both must be groups, one deep.")
+                raise SpecError(
+                    f"Group {inner!r} cannot be inside {outer!r}: both must be groups, nested one level deep."
+                )
 
     def shape(self, tensor: str) -> tuple[int, ...]:
-        """Return the shape that the spec expects of a tensor."""
+        """Return the expected shape of a tensor."""
         return tuple(size_of(axis, self.groups) for axis in self.axes[tensor])
 
     @cached_property
@@ -129,30 +131,30 @@ class PermutationSpec:
 
     @classmethod
     def load(cls, path: str | Path) -> PermutationSpec:
-        """Read a spec that was verified and has not been touched since; ``load_spec`` reads any other.
+        """Read a spec that was verified and not modified since; ``load_spec`` reads any other.
 
         Raises:
-            SpecError: the file is not a spec, or it was edited, comes from elsewhere or was never verified.
+            SpecError: the file isn't a spec, or it was edited, comes from elsewhere or was never verified.
         """
         spec, untouched = read_spec(path)
         if not untouched:
             raise SpecError(
-                f"{path}: the digest does not fit the content, so the file was edited or comes from elsewhere. "
-                "Give the network to verify it with (--network, or load_spec(path, module, example_args))."
+                f"{path}: the digest doesn't match the content, so the file was edited or comes from elsewhere. "
+                "Give the network to verify it on (--network, or load_spec(path, module, example_args))."
             )
         if spec.verification is None or not spec.verification.passed:
             raise SpecError(
-                f"{path}: this spec was never verified. Give the network to verify it with (--network, or "
+                f"{path}: this spec was never verified. Give the network to verify it on (--network, or "
                 "load_spec(path, module, example_args))."
             )
         return spec
 
 
 def read_spec(path: str | Path) -> tuple[PermutationSpec, bool]:
-    """Read a spec as it stands, and whether its digest fits it.
+    """Read a spec as is, and whether its digest matches.
 
     Raises:
-        SpecError: the file is not a spec.
+        SpecError: the file isn't a spec.
     """
     document = _read(path)
     seal = document.pop("digest", None)
@@ -193,12 +195,12 @@ def _read(path: str | Path) -> dict[str, Any]:
         raise SpecError(str(error)) from error
     document = documents[0] if len(documents) == 1 else None
     if not isinstance(document, dict) or document.get("weightspace_spec") != _FORMAT:
-        raise SpecError(f"{path}: not a permutation spec (no 'weightspace_spec: {_FORMAT}' in it).")
+        raise SpecError(f"{path}: not a permutation spec (it lacks 'weightspace_spec: {_FORMAT}').")
     return document
 
 
 def _seal(document: Mapping[str, Any]) -> str | None:
-    """Return the digest of a document; None of one that no spec is saved as."""
+    """Return the digest of a document, or None if it isn't a saved spec."""
     try:
         return _sha256(document)
     except (TypeError, ValueError):
@@ -210,7 +212,7 @@ def _build(document: Mapping[str, Any], path: str | Path) -> PermutationSpec:
         listed = _mapping(document, "groups")
         sizes = {name: entry["size"] if isinstance(entry, dict) else entry for name, entry in listed.items()}
         if bad := [name for name, size in sizes.items() if type(size) is not int or not 1 <= size <= MAX_UNITS]:
-            raise SpecError(f"group {bad[0]!r} has no positive number of units.")
+            raise SpecError(f"group {bad[0]!r} must have a positive number of units.")
         frozen = _names(document, "frozen")
         spec = PermutationSpec(
             groups=sizes,
@@ -225,21 +227,19 @@ def _build(document: Mapping[str, Any], path: str | Path) -> PermutationSpec:
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from None
     except KeyError as error:
-        raise SpecError(f"{path}: not a permutation spec (there is no {error}).") from error
+        raise SpecError(f"{path}: not a permutation spec ({error} is missing).") from error
 
 
 def _mapping(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return a part of the document that has names."""
+    """Return a section of the document that is a mapping."""
     found = document[key]
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise SpecError(
-            f"not a permutation spec: {key!r} is a {type(found).__name__}, expected names and what they are."
-        )
+        raise SpecError(f"not a permutation spec: {key!r} is a {type(found).__name__}, expected a mapping.")
     return found
 
 
 def _names(document: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """Return a part of the document that is a list of names, or is not there."""
+    """Return a section of the document that is a list of names; empty if it is missing."""
     found = document.get(key, ())
     if not isinstance(found, list | tuple) or not all(isinstance(name, str) for name in found):
         raise SpecError(f"not a permutation spec: {key!r} is a {type(found).__name__}, expected a list of names.")
@@ -252,12 +252,12 @@ def _verification(record: Any, frozen: tuple[str, ...]) -> Verification | None:
     fields: dict[str, Any] = record if isinstance(record, dict) else {}
     error, tolerance, groups = fields.get("error"), fields.get("tolerance"), fields.get("groups")
     if not isinstance(error, int | float) or not isinstance(tolerance, int | float) or not isinstance(groups, int):
-        raise SpecError("not a permutation spec: 'verification' lacks the numbers error, tolerance and groups.")
+        raise SpecError("not a permutation spec: 'verification' must have the numbers error, tolerance and groups.")
     return Verification(float(error), groups, frozen, float(tolerance))
 
 
 def _check_sizes(spec: PermutationSpec) -> None:
-    """Check that tensors can have these shapes, and that each group has its place in one."""
+    """Check that the shapes are possible for tensors, and that each group is on some axis."""
     for name in spec.axes:
         if math.prod(size or 1 for size in spec.shape(name)) > MAX_UNITS:
             raise SpecError(f"{name!r} has more units than a tensor can have.")

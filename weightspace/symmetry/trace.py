@@ -1,4 +1,4 @@
-"""From a network to its permutation spec: walk the graph of ``torch.export`` once, rule by rule."""
+"""Tracing: derive a network's permutation spec by walking the graph of ``torch.export`` once, rule by rule."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from weightspace.symmetry.rules.operators import KEEPS_INDICES, PICKS_INDICES, V
 from weightspace.symmetry.shapes import shapes_of
 from weightspace.symmetry.spec import PermutationSpec
 
-#: What a rule raises that meets axes it was not written for.
+#: Exceptions of rules on axes that they don't support.
 _MISFITS = (ValueError, IndexError, KeyError, TypeError, AttributeError)
 
 
@@ -56,7 +56,7 @@ def trace_spec(module: nn.Module, inputs: Inputs) -> PermutationSpec:
     """Derive the spec of a network without verifying it.
 
     Raises:
-        SpecError: the network cannot be copied, run or traced.
+        SpecError: the network can't be copied, run or traced.
     """
     with keep_random_state(module):
         walk = _Walk(module, export_graph(module, inputs))
@@ -65,7 +65,7 @@ def trace_spec(module: nn.Module, inputs: Inputs) -> PermutationSpec:
 
 
 class _Walk:
-    """One pass over the graph: the axes of every value so far, and what was mixed."""
+    """One pass over the graph: the axes of every value so far, and the mixed axes."""
 
     def __init__(self, module: nn.Module, program: torch.export.ExportedProgram) -> None:
         self.program = program
@@ -80,7 +80,7 @@ class _Walk:
         self.choices: dict[Any, Choice] = {}
 
     def run(self) -> None:
-        """Visit every node, and freeze what leaves the network."""
+        """Visit every node, and freeze the outputs of the network."""
         sources = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
         for node in self.program.graph.find_nodes(op="placeholder"):
             self.values[node] = self._placeholder(sources[node.name], node)
@@ -90,7 +90,7 @@ class _Walk:
         self.losses.add("unused when run", [name for name in self.unused if not self._twin(name)])
 
     def _visit(self, graph: fx.Graph) -> Any:
-        """Walk a graph whose inputs are known, and return what it returns."""
+        """Walk a graph whose inputs are known, and return its outputs."""
         for node in graph.nodes:
             if node.op == "call_function":
                 self.values[node] = self._call(node)
@@ -106,7 +106,7 @@ class _Walk:
             return fake
         name = (source.target or "").removeprefix(Network.PREFIX)
         is_statistic = source.kind == InputKind.BUFFER and name in self.state and moves_with_units(name, self.state)
-        if not node.users:  # an auxiliary head that this pass does not run
+        if not node.users:  # an auxiliary head that isn't run
             if source.kind == InputKind.PARAMETER and fake.numel() > 1:
                 self.unused.append(name)
             return fixed_like(tuple(fake.shape))
@@ -121,7 +121,7 @@ class _Walk:
         return self._constant(source, tuple(fake.shape))
 
     def _constant(self, source: Any, shape: tuple[int, ...]) -> Axes:
-        """Return the axes of an input, a mask or a table: fixed, but for those along which a constant is constant."""
+        """Return the axes of an input, a mask or a table: fixed, except those along which a constant doesn't vary."""
         if source.kind == InputKind.USER_INPUT:
             return fixed_like(shape)
         label = (source.target or "").removeprefix(Network.PREFIX)
@@ -157,14 +157,14 @@ class _Walk:
         return value
 
     def _is_table(self, node: fx.Node) -> bool:
-        """Tell whether an operator looks up rows of a parameter as it stands."""
+        """Return whether an operator looks up rows of an unmodified parameter."""
         if name_of(node.target) not in ("index", "index_select"):
             return False
         value = self._values(node.args[0])
         return any(value is axes for axes in self.tensors.values())
 
     def _call_of_graph(self, node: fx.Node) -> Any:
-        """Walk the one graph that a block such as ``torch.autocast`` wraps; freeze what several are chosen from."""
+        """Walk the single graph wrapped by a block such as ``torch.autocast``; freeze a choice between several."""
         values = self._values(node.args)
         graphs = [value for value in values if isinstance(value, fx.GraphModule)]
         if len(graphs) != 1:
@@ -180,13 +180,13 @@ class _Walk:
         return self._visit(inside)
 
     def _apply(self, node: fx.Node, call: Call) -> Any:
-        """Apply the rule of an operator to what its arguments have become."""
+        """Apply the rule of an operator to its traced arguments."""
         rule = rule_of(node.target)
         is_laid = call.is_learnt and rule in (cat, stack)
         if not takes_constants(call.name) and not is_laid and all(is_fixed(resolve(axis)) for axis in call.axes()):
             return fixed_like(call.shape, "" if any(call.axes()) else call.name)
         for name, indices in call.named_indices():
-            if not looks_up(call.name, name):  # numbers like any other
+            if not looks_up(call.name, name):  # ordinary numbers
                 freeze(indices.units)
         first: Any = next(iter(call.args.values()), None)
         try:
@@ -195,7 +195,7 @@ class _Walk:
                 parts = view_as_parts(node, first, call.shape)
             if parts is not None:
                 return parts
-            if call.name in VIEWS or rule in (cat, stack):  # others that see parts together have to
+            if call.name in VIEWS or rule in (cat, stack):  # others see united parts
                 self.losses.unite(call)
             value = rule(call)
         except _MISFITS:
@@ -204,13 +204,13 @@ class _Walk:
             return freeze_all(call)
         if not isinstance(first, Indices) or call.name not in KEEPS_INDICES | PICKS_INDICES:
             return value
-        if _is_logical(node):  # nought or not tells one of the units apart
+        if _is_logical(node):  # a test for zero distinguishes one of the units
             freeze(first.units)
             return value
         return self._indices(node, value, first)
 
     def _indices(self, node: fx.Node, value: Any, source: Indices, number: int = 0) -> Any:
-        """Return what became of indices; the same of the same ones is the same choice."""
+        """Return the result of an operator on indices; the same result of the same indices is the same choice."""
         if isinstance(value, list):
             return [self._indices(node, item, source, number) for number, item in enumerate(value)]
         key = (source.choice, node.target, str(node.args[1:]), str(node.kwargs), number)
@@ -233,7 +233,7 @@ class _Walk:
         return argument
 
     def spec(self) -> PermutationSpec:
-        """Turn what the axes have become into data."""
+        """Convert the resolved axes to data."""
         tensors = {name: self._axes_of(name) for name in self.state}
         groups = name_groups(tensors)
         outer = nest(list(groups), self.events)
@@ -247,19 +247,19 @@ class _Walk:
         )
 
     def _axes_of(self, name: str) -> Axes:
-        """Return the axes of a tensor, which the graph may know by the name of its twin."""
+        """Return the axes of a tensor, which the graph may know by its tied name."""
         if name in self.tensors:
             return self.tensors[name]
         twin = self._twin(name)
         return self.tensors[twin] if twin else fixed_like(tuple(self.state[name].shape))
 
     def _twin(self, name: str) -> str | None:
-        """Return another name of the same (tied) tensor, if the graph has shown one."""
+        """Return another name of the same (tied) tensor, if the graph has one."""
         return next((other for other in self.tensors if self.state.get(other) is self.state[name]), None)
 
 
 def _submodule(node: fx.Node) -> Any:
-    """Return the graph that a block wraps, or None for an attribute that is none."""
+    """Return the graph wrapped by a block, or None for other attributes."""
     value = getattr(node.graph.owning_module, str(node.target), None)
     return value if isinstance(value, fx.GraphModule) else None
 
@@ -295,7 +295,7 @@ def _pattern(axis: Axis, names: dict[Atom, str], inner: Any) -> Pattern:
 
 
 def _merged(parts: list[Pattern], *, product: bool) -> tuple[Pattern, ...]:
-    """Join neighbouring fixed parts, which atoms without a name have become."""
+    """Join adjacent fixed parts, such as those from atoms without a name."""
     result: list[Pattern] = []
     for part in parts:
         if result and isinstance(part, Fixed) and isinstance(result[-1], Fixed):
@@ -306,7 +306,7 @@ def _merged(parts: list[Pattern], *, product: bool) -> tuple[Pattern, ...]:
     return tuple(result)
 
 
-#: What torch.export prints of a graph that it could not finish: the lines of the network's code behind it.
+#: Lines of the network's code in torch.export's report of a failed trace.
 _CODE = re.compile(r"# File: (.+:\d+) in .*?, code: (.+)")
 
 
@@ -314,12 +314,12 @@ def export_graph(module: nn.Module, inputs: Inputs) -> torch.export.ExportedProg
     """Trace a copy of a network in eval mode.
 
     Raises:
-        SpecError: the network cannot be copied, run or traced.
+        SpecError: the network can't be copied, run or traced.
     """
     _run(module, inputs)
-    wrapped = Network(_with_legible_experts(copy_module(module))).train().eval()  # a call may leave a cache behind
+    wrapped = Network(_with_legible_experts(copy_module(module))).train().eval()  # a call may leave a cache
     fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # fused kernels that no graph shows
+    torch.backends.mha.set_fastpath_enabled(False)  # fused kernels are opaque to the graph
     printed = io.StringIO()
     try:
         with _silence(printed), warnings.catch_warnings(), torch.no_grad():
@@ -327,9 +327,9 @@ def export_graph(module: nn.Module, inputs: Inputs) -> torch.export.ExportedProg
             program = torch.export.export(wrapped, inputs.args, inputs.kwargs, strict=False)
             try:
                 return program.run_decompositions({})
-            except Exception:  # it trips over wrapped blocks (torch.autocast); the rules know composite operators too
+            except Exception:  # it fails on wrapped blocks (torch.autocast); the rules support composite operators too
                 return program
-    except Exception as error:  # torch.export raises whatever the user's code and dynamo raise
+    except Exception as error:  # the user's code and dynamo may raise anything
         raise _untraceable(module, error, printed.getvalue()) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
@@ -337,7 +337,7 @@ def export_graph(module: nn.Module, inputs: Inputs) -> torch.export.ExportedProg
 
 @contextmanager
 def _silence(printed: io.StringIO) -> Iterator[None]:
-    """Keep what torch.export prints of a failure, which is told in one line, and let it log nothing of it."""
+    """Capture torch.export's report of a failure, which is shown as one line, and suppress its logging."""
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -349,21 +349,21 @@ def _silence(printed: io.StringIO) -> Iterator[None]:
 
 
 def _untraceable(module: nn.Module, error: Exception, printed: str) -> SpecError:
-    """Return the line that says why a network has no graph, and what to do."""
+    """Return the error that says why a network can't be traced, and what to do."""
     name = type(module).__name__
     if "data-dependent" not in str(error).lower():
         return SpecError(f"torch.export cannot trace {name}: {_first_line(error)}")
     places = _CODE.findall(printed)
     where = f" ({places[-1][0]}: {places[-1][1].strip()[:60]})" if places else ""
     return SpecError(
-        f"torch.export cannot trace {name}: what it does depends on the values of its inputs{where}. Derive the spec "
+        f"torch.export cannot trace {name}: it branches on the values of its inputs{where}. Derive the spec "
         "from a copy of the network without that `if`, then verify it on this one: weightspace spec SPEC --network …, "
         "or load_spec(path, module, example_args)."
     )
 
 
 def _run(module: nn.Module, inputs: Inputs) -> None:
-    """Call a copy of the network once: its own mistakes are told more plainly than those of its trace."""
+    """Call a copy of the network once: its own errors are clearer than those of tracing."""
     probe = copy_module(module).eval()
     try:
         with torch.no_grad():
@@ -376,10 +376,10 @@ def _run(module: nn.Module, inputs: Inputs) -> None:
 
 
 def _with_legible_experts(module: nn.Module) -> nn.Module:
-    """Let the mixtures of experts of transformers look up the weights of the chosen experts, in place.
+    """Make the mixtures of experts of transformers look up the weights of the chosen experts, in place.
 
-    Their other ways of computing the same (sorted and grouped products, a loop over the experts that were hit) hide
-    from a graph which expert is whose.
+    Their other implementations (sorted and grouped products, a loop over the used experts) hide from the graph which
+    weights belong to which expert.
     """
     for part in module.modules():
         config = getattr(part, "config", None)

@@ -1,7 +1,7 @@
-"""The only test that counts: permute every group at random and compare the outputs.
+"""Verification of specs: permute every group at random and compare the outputs.
 
-Weights that are constant along a permuted axis (unit norms, zero biases, layer scales) would hide a tensor that was
-left where it was, so they are drawn at random first, running statistics included.
+Weights that are constant along a permuted axis (unit norms, zero biases, layer scales) would hide a tensor that should
+have been permuted, so they are randomised first, including running statistics.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from weightspace.symmetry.trace import trace_spec
 
 _log = logging.getLogger(__name__)
 
-#: Largest relative change of the outputs that rounding explains, by precision.
+#: Largest relative change of the outputs that rounding can explain, by precision.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -35,19 +35,19 @@ def derive_spec(module: nn.Module, example_args: ExampleInputs, *, verify: bool 
     """Derive which hidden units of a network may be permuted together, and verify it.
 
     Args:
-        module: any network that ``torch.export`` can trace; it is not changed.
-        example_args: its inputs: a tuple in their order, a mapping by their names (a batch of a Hugging Face
-            tokenizer), or one tensor.
-        verify: permute every group at random and compare the outputs before returning.
+        module: any network that ``torch.export`` can trace; not modified.
+        example_args: example inputs: a tuple of positional arguments, a mapping of keyword arguments (such as a batch
+            of a Hugging Face tokenizer), or one tensor.
+        verify: whether to permute every group at random and compare the outputs before returning.
 
     Returns:
         A spec for every checkpoint of this architecture.
 
     Raises:
-        SpecError: the network cannot be traced, or the derived spec changes its function.
+        SpecError: the network can't be traced, or the derived spec changes its function.
 
     Source:
-        Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, for the idea that the spec is data.
+        Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, for the idea of a spec as data.
 
     Example:
         >>> import torch
@@ -74,17 +74,17 @@ def derive_spec(module: nn.Module, example_args: ExampleInputs, *, verify: bool 
 
 @checked
 def load_spec(path: str | Path, module: nn.Module, example_args: ExampleInputs) -> PermutationSpec:
-    """Read a spec that was edited or comes from elsewhere, and verify it against a network.
+    """Read a spec that was edited or comes from elsewhere, and verify it on a network.
 
     Args:
         path: a YAML file.
-        module: a network that the spec should hold for; it is not changed.
-        example_args: its inputs: a tuple in their order, a mapping by their names (a batch of a Hugging Face
-            tokenizer), or one tensor.
+        module: a network that the spec should be valid for; not modified.
+        example_args: example inputs: a tuple of positional arguments, a mapping of keyword arguments (such as a batch
+            of a Hugging Face tokenizer), or one tensor.
 
     Raises:
-        SpecError: the file is not a spec, or permuting by it changes the network's output.
-        CheckpointError: the network's tensors do not fit the spec.
+        SpecError: the file isn't a spec, or permuting by it changes the network's output.
+        CheckpointError: the network's tensors don't fit the spec.
 
     Example:
         >>> import torch
@@ -113,16 +113,16 @@ def verify_spec(
 
     Args:
         spec: the spec to test.
-        module: a network that it should hold for; it is not changed.
-        example_args: its inputs: a tuple in their order, a mapping by their names (a batch of a Hugging Face
-            tokenizer), or one tensor.
+        module: a network that it should be valid for; not modified.
+        example_args: example inputs: a tuple of positional arguments, a mapping of keyword arguments (such as a batch
+            of a Hugging Face tokenizer), or one tensor.
         seed: seed of the permutation and of the randomised weights.
 
     Returns:
-        The relative change of the outputs, to be below 1e-5 in float32.
+        The relative change of the outputs, which should be below 1e-5 in float32.
 
     Raises:
-        CheckpointError: the network's tensors do not fit the spec.
+        CheckpointError: the network's tensors don't fit the spec.
         SpecError: the network has no floating-point output, or a non-finite one.
 
     Example:
@@ -136,7 +136,7 @@ def verify_spec(
     """
     inputs = Inputs.of(example_args)
     with keep_random_state(module):
-        probe = copy_module(module).train().eval()  # networks that keep derived tables while in eval drop them here
+        probe = copy_module(module).train().eval()  # networks that cache derived tables in eval mode drop them here
         randomise(probe, seed)
         error, dtype = _change(spec, probe, inputs, seed)
         if error > TOLERANCE.get(dtype, 1e-5) and dtype == torch.float32:
@@ -146,11 +146,11 @@ def verify_spec(
 
 def _change(spec: PermutationSpec, probe: nn.Module, inputs: Inputs, seed: int) -> tuple[float, torch.dtype]:
     """Permute a network in place; return how much its outputs change, and their precision."""
-    torch.default_generator.manual_seed(seed)  # a network that draws noise draws the same before and after
-    before = outputs(copy_module(probe), inputs)  # a copy: the first call may leave a cache behind
+    torch.default_generator.manual_seed(seed)  # a network with noise draws the same before and after
+    before = outputs(copy_module(probe), inputs)  # a copy, since the first call may leave a cache
     state = {name: tensor.detach() for name, tensor in probe.state_dict().items()}
     permuted = permute(spec, Permutation.random(spec, seed=seed), state)
-    with torch.no_grad():  # in place: load_state_dict may be overridden, and knows versions
+    with torch.no_grad():  # in place, since load_state_dict may be overridden or versioned
         for name, tensor in probe.state_dict().items():
             tensor.copy_(permuted[name])
     torch.default_generator.manual_seed(seed)
@@ -158,10 +158,10 @@ def _change(spec: PermutationSpec, probe: nn.Module, inputs: Inputs, seed: int) 
 
 
 def _in_float64(spec: PermutationSpec, probe: nn.Module, inputs: Inputs, seed: int) -> tuple[float, torch.dtype] | None:
-    """Tell rounding from a wrong spec: a deep random network can lose more than the tolerance of float32."""
+    """Repeat the check in float64: a deep random network can exceed the tolerance of float32 by rounding alone."""
     try:
         return _change(spec, probe.double(), inputs.double(), seed)
-    except RuntimeError:  # the network insists on float32 somewhere
+    except RuntimeError:  # part of the network requires float32
         return None
 
 
@@ -180,12 +180,12 @@ def outputs(module: nn.Module, inputs: Inputs) -> Tensor:
         raise SpecError(f"{type(module).__name__} returns no floating-point tensor to verify a spec with.")
     joined = torch.cat(flat)
     if not bool(joined.isfinite().all()):
-        raise SpecError(f"{type(module).__name__} returns non-finite values, so that no spec can be verified.")
+        raise SpecError(f"{type(module).__name__} returns non-finite values, so no spec can be verified.")
     return joined
 
 
 def randomise(module: nn.Module, seed: int) -> None:
-    """Draw every tensor that is constant along an axis, and every running statistic, at random, in place."""
+    """Randomise every tensor that is constant along an axis, and all running statistics, in place."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in _distinct(module):

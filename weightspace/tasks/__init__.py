@@ -1,4 +1,4 @@
-"""Tasks: how a network is built, what it is fed, how it is scored. A user writes one and hands it to every command."""
+"""Tasks: how to build a network, its data and its scores. A user writes one and passes it to every command."""
 
 from weightspace.tasks.building import blank_network, check_belongs, network_with
 from weightspace.tasks.classification import ClassificationTask, Examples, carve

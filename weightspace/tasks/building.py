@@ -1,4 +1,4 @@
-"""Networks of a task with given weights, built without a trace in torch's global generator."""
+"""Networks of a task with given weights, built without affecting torch's global generator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from weightspace.tasks.protocol import Task
 
 
 def blank_network(task: Task) -> nn.Module:
-    """Return a new network of the task in evaluation mode, whose random weights are meant to be overwritten."""
+    """Return a new network of the task in evaluation mode, whose random weights are to be overwritten."""
     with torch.random.fork_rng(devices=[]):
         return task.network().eval()
 
@@ -19,13 +19,13 @@ def check_belongs(task: Task, network: nn.Module, state: StateDict, name: str) -
     """Check that a state dict has the names and shapes of a network of the task.
 
     Args:
-        task: is named in the error.
-        network: of the task.
-        state: to be checked.
-        name: how the error calls the state dict.
+        task: named in the error.
+        network: network of the task.
+        state: the state dict to check.
+        name: name of the state dict in the error.
 
     Raises:
-        CheckpointError: it does not.
+        CheckpointError: it doesn't have them.
     """
     check_compatible(network.state_dict(), state, names=(f"the network of {task.name}", name))
 
@@ -34,7 +34,7 @@ def network_with(task: Task, state: StateDict, name: str = "the checkpoint") -> 
     """Return a new network of the task with these weights, in evaluation mode.
 
     Raises:
-        CheckpointError: the weights have other names or shapes than the network.
+        CheckpointError: the names or shapes of the weights differ from the network's.
     """
     network = blank_network(task)
     check_belongs(task, network, state, name)

@@ -1,6 +1,6 @@
-"""Classification of arrays: the task that the built-in ones are instances of, ready for a user's own data.
+"""Classification of arrays: the class of the built-in tasks, ready for a user's own data.
 
-An epoch is cut into batches of nearly equal size: no example is dropped, and none sits in a tiny batch.
+An epoch is split into batches of nearly equal size: no example is dropped, and no batch is tiny.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from weightspace.tasks.objectives import Mode
 from weightspace.tasks.protocol import SPLITS, Split, TrainConfig
 from weightspace.threads import torch_threads
 
-#: Examples scored at a time: bounds the memory, and is the same for every caller, so that sums round alike.
+#: Number of examples scored at a time: bounds memory, and is fixed so that sums are rounded identically.
 _SCORED_AT_ONCE = 512
-#: Examples in ``example_args``.
+#: Number of examples in ``example_args``.
 _SHOWN = 4
 
 Batch: TypeAlias = "tuple[Tensor, Tensor]"
@@ -31,9 +31,9 @@ Augmentation: TypeAlias = "Callable[[Tensor, Generator], Tensor]"
 
 
 class Examples(NamedTuple):
-    """Inputs ``(n, …)`` as the network takes them, and classes ``0 … c−1`` of shape ``(n,)``, int64.
+    """Inputs ``(n, …)`` of the network, and classes ``0 … c−1`` of shape ``(n,)``, int64.
 
-    The inputs are a tensor, or ``Images``, which make the rows that they are indexed by.
+    The inputs are a tensor, or ``Images``, which are computed when they are indexed.
     """
 
     inputs: Any
@@ -41,7 +41,7 @@ class Examples(NamedTuple):
 
 
 def carve(examples: Examples, count: int, *, seed: int = 0) -> tuple[Examples, Examples]:
-    """Split examples at random into ``(rest, taken)``, ``count`` of them taken; alike for equal seeds."""
+    """Split examples at random into ``(rest, taken)`` with ``count`` taken; reproducible for a fixed seed."""
     order = torch.randperm(len(examples.labels), generator=torch.Generator().manual_seed(seed))
     taken, rest = order[:count], order[count:]
     return (
@@ -57,21 +57,21 @@ def add_noise(inputs: Tensor, generator: Generator, *, std: float) -> Tensor:
 
 @dataclass(frozen=True)
 class ClassificationTask:
-    """A classifier with a cross-entropy loss, scored by ``loss`` (nats) and ``accuracy`` (share).
+    """A classifier with a cross-entropy loss, scored by ``loss`` (nats) and ``accuracy`` (a fraction).
 
-    A pickled task carries its functions and not its data, which are loaded again where it arrives.
+    A pickled task contains its functions but not its data, which is reloaded after unpickling.
 
     Args:
-        name: what tables and plots call the task.
+        name: name of the task in tables and plots.
         build: returns a new network: inputs ``(n, …)`` to logits ``(n, classes)``.
-        load: returns the examples of the splits train, validation and test, and of any further ones, which are
-            ``shifts``; called once a task and process.
-        batch_size: examples in a batch, at most.
-        augment: changes the inputs of a training batch, given a generator; it returns new inputs.
+        load: returns the examples of the splits train, validation and test, and of any additional ones, which are
+            ``shifts``; called once per task and process.
+        batch_size: maximum number of examples in a batch.
+        augment: transforms the inputs of a training batch, given a generator; it returns new inputs.
         augmentations: others to choose from by name, with ``variant`` or ``weightspace train --augmentation``.
-        recipe: how ``train`` goes about it.
-        objective: the score that soups improve.
-        mode: ``"min"`` or ``"max"``; needed where the name of the objective does not tell.
+        recipe: configuration of ``train``.
+        objective: the score that soups optimise.
+        mode: ``"min"`` or ``"max"``; required if the name of the objective doesn't imply it.
     """
 
     name: str
@@ -90,7 +90,7 @@ class ClassificationTask:
             if not callable(value) or isinstance(value, nn.Module):
                 raise WeightspaceError(
                     f"The piece {piece!r} of task {self.name!r} is a {type(value).__name__}; expected a function that "
-                    f"returns {returns}, {piece} and not {piece}()."
+                    f"returns {returns}: {piece}, not {piece}()."
                 )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -115,10 +115,10 @@ class ClassificationTask:
         return examples
 
     def _loaded(self) -> dict[str, Examples]:
-        """Return what ``load`` returns, pairs of arrays and tensors as examples."""
+        """Return the result of ``load``, with pairs of arrays and tensors as examples."""
         try:
             found = self.load()
-        except RAISED as error:  # inside a property Python would take an AttributeError for a missing one
+        except RAISED as error:  # an AttributeError in a property would look like a missing attribute
             raise WeightspaceError(f"Loading the examples of task {self.name!r} raised {error!r}.") from error
         if not isinstance(found, Mapping):
             raise WeightspaceError(
@@ -134,11 +134,11 @@ class ClassificationTask:
 
     @property
     def shifts(self) -> tuple[str, ...]:
-        """The names of the splits beyond train, validation and test: test data from elsewhere."""
+        """Names of the splits beyond train, validation and test: out-of-distribution test data."""
         return tuple(split for split in self.examples if split not in SPLITS)
 
     def network(self) -> nn.Module:
-        """Return a new network, its weights drawn from torch's global generator."""
+        """Return a new network, with weights drawn from torch's global generator."""
         network = self.build()
         if not isinstance(network, nn.Module):
             raise WeightspaceError(
@@ -152,7 +152,7 @@ class ClassificationTask:
         return nn.functional.cross_entropy(module(inputs), labels)
 
     def batches(self, split: Split | str, seed: int) -> Iterator[Batch]:
-        """Yield ``(inputs, labels)``: in training shuffled and augmented by the seed, else in order."""
+        """Yield ``(inputs, labels)``: for training, shuffled and augmented by the seed; otherwise in order."""
         inputs, labels = self._split(split)
         pieces = math.ceil(len(labels) / self.batch_size)
         if split != "train":
@@ -191,7 +191,7 @@ class ClassificationTask:
 
 
 def _examples(found: Any, where: str) -> Examples:
-    """Return inputs and labels of a split; arrays become tensors."""
+    """Return inputs and labels of a split, with arrays converted to tensors."""
     if not isinstance(found, tuple | list) or len(found) != 2:
         raise WeightspaceError(f"{where} is a {type(found).__name__}; expected Examples(inputs, labels).")
     inputs, labels = (torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in found)

@@ -1,7 +1,7 @@
 """The direction of an objective: whether a higher or a lower score is better.
 
-A task says so (``mode``), or the name of its objective does. A name that is not known is an error and never a guess:
-a soup that maximises an error takes the worst networks.
+A task declares it (``mode``), or the name of its objective implies it. An unknown name is an error, never a guess: a
+soup that maximises an error would select the worst networks.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from weightspace.suggestions import unknown
 #: ``"max"``: higher is better; ``"min"``: lower is better.
 Mode: TypeAlias = Literal["min", "max"]
 
-#: Names of scores, or their last words, of which less is better.
+#: Names of scores, or their last words, for which lower is better.
 _LOWER = """
 loss losses error errors err mse rmse mae mape smape msle rmsle nrmse medae wer cer eer perplexity ppl nll bpc bpb
 bits_per_byte bits_per_character cross_entropy crossentropy xent brier brier_score ece mce calibration_error fid kid kl
 divergence deviance distance severity regret risk cost lpips chamfer residual
 """
-#: Names of scores, or their last words, of which more is better.
+#: Names of scores, or their last words, for which higher is better.
 _HIGHER = """
 accuracy accuracies acc f1 fbeta f1_score auc auroc auprc roc_auc pr_auc average_precision precision recall sensitivity
 specificity similarity map map50 ap bleu sacrebleu chrf rouge rouge1 rouge2 rougel rougelsum rouge_l meteor cider spice
@@ -34,19 +34,19 @@ _MODES: dict[str, Mode] = {
     **dict.fromkeys(_LOWER.split(), "min"),
     **dict.fromkeys(_HIGHER.split(), "max"),
 }
-#: What turns a score around: scikit-learn's ``neg_log_loss`` is better when it is higher.
+#: Words that reverse the direction: scikit-learn's ``neg_log_loss`` is better when it is higher.
 _NEGATED = re.compile(r"^(neg|negative|minus)_")
-#: What qualifies a name at its end and does not change its direction: ``accuracy_top1``, ``loss_val``, ``f1_macro``.
+#: Qualifiers at the end of a name that don't change its direction: ``accuracy_top1``, ``loss_val``, ``f1_macro``.
 _QUALIFIER = re.compile(r"_(top_?\d+|at_?\d+|\d+|mean|avg|average|macro|micro|weighted|val|valid|validation|test|dev)$")
 
 
 def mode_of_name(name: str) -> Mode | None:
-    """Return the direction that a score has by its name, None where the name does not tell.
+    """Return the direction of a score implied by its name, or None if the name doesn't imply one.
 
     Args:
-        name: of a score, such as ``"mse"``, ``"val_loss"``, ``"top5_accuracy"`` or ``"neg_log_loss"``.
+        name: name of a score, such as ``"mse"``, ``"val_loss"``, ``"top5_accuracy"`` or ``"neg_log_loss"``.
     """
-    camel = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)  # ValidationLoss, but mIoU as it is
+    camel = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)  # ValidationLoss, but keep mIoU
     return _mode_of_words(name) or _mode_of_words(camel)
 
 
@@ -79,12 +79,12 @@ def task_mode(task: Any, mode: Mode | None = None) -> Mode:
     """Return the direction of a task's objective.
 
     Args:
-        task: has ``objective``, and perhaps ``mode``.
-        mode: what the caller says, which goes before what the task says.
+        task: has ``objective``, and optionally ``mode``.
+        mode: the caller's choice, which overrides the task's.
 
     Raises:
-        WeightspaceError: nobody says it, and the name of the objective is not known; or a mode is neither ``"min"`` nor
-            ``"max"``.
+        WeightspaceError: no direction is given and the name of the objective is unknown, or a mode is neither
+            ``"min"`` nor ``"max"``.
     """
     known = mode_of_name(task.objective)
     for said in (mode, getattr(task, "mode", None)):
@@ -92,32 +92,32 @@ def task_mode(task: Any, mode: Mode | None = None) -> Mode:
         if said is not None:
             if said is mode and known not in (None, said):
                 warnings.warn(
-                    f"The mode is {said!r}, but of the objective {task.objective!r} of task {task.name!r} "
-                    f"{'more' if known == 'max' else 'less'} is better by its name.",
+                    f"The mode is {said!r}, but for the objective {task.objective!r} of task {task.name!r} "
+                    f"{'higher' if known == 'max' else 'lower'} is better, judging by its name.",
                     WeightspaceWarning,
                     stacklevel=3,
                 )
             return said
     if known is None:
         raise WeightspaceError(
-            f"Task {task.name!r} has the objective {task.objective!r}; whether higher or lower is better is not known. "
-            'Say it: mode="min" or mode="max" (of the task, or as an argument; --mode on the command line).'
+            f"Task {task.name!r} has the objective {task.objective!r}; whether higher or lower is better is unknown. "
+            'Set mode="min" or mode="max" (on the task or as an argument; --mode on the command line).'
         )
     return known
 
 
 def function_mode(function: Any, mode: Mode | None = None) -> Mode:
-    """Return the direction of a user's own score: ``"max"`` unless ``mode`` says otherwise.
+    """Return the direction of a user's own score: ``"max"`` unless ``mode`` is given.
 
     Raises:
-        WeightspaceError: there is no such mode; or none is given for a function whose name is that of an error.
+        WeightspaceError: the mode is invalid, or missing for a function named like an error.
     """
     check_mode(mode)
     name = getattr(function, "__name__", type(function).__name__)
     if mode is None and mode_of_name(name) == "min":
         raise WeightspaceError(
-            f"The function of scores is called {name!r}, the name of a score of which less is better, and without a "
-            'mode the highest score wins. Say mode="min", or mode="max" if it returns a negated value.'
+            f"The score function is called {name!r}, the name of a score for which lower is better, but without a "
+            'mode the highest score wins. Set mode="min", or mode="max" if it returns a negated value.'
         )
     return mode or "max"
 

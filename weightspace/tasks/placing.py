@@ -1,8 +1,8 @@
-"""A task whose networks run elsewhere: on another device, in another precision, or built from another source.
+"""Tasks whose networks are placed elsewhere: on another device, in another precision, or built from another source.
 
-The networks come with a hook that moves their inputs to them, and batches come out on the device, so that a task that
-was written for the CPU trains, matches and measures anywhere. Its ``score`` has to move what it compares with the
-outputs (labels) to the device of the module, as ``ClassificationTask`` does.
+The networks have a hook that moves their inputs to their device, and batches are yielded on the device, so a task
+written for the CPU can train, match and measure anywhere. Its ``score`` must move whatever it compares with the outputs
+(labels) to the device of the module, as ``ClassificationTask`` does.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class PlacedTask:
-    """A task with its networks elsewhere. All else is that of the task itself.
+    """A task with its networks placed elsewhere. Everything else is delegated to the original task.
 
     Attributes:
-        task: whose data and scores are used.
-        device: where the networks run, as ``cpu`` or ``cuda:1``.
-        dtype: of their weights and inputs, a name in ``DTYPES``; None: as they are built.
-        source: builds the networks instead of the task, as for ``load_network``; None: the task.
-        inputs: of the source, where it does not know; see ``load_network``.
+        task: the original task, which provides data and scores.
+        device: where the networks run, such as ``cpu`` or ``cuda:1``.
+        dtype: dtype of their weights and inputs, a name in ``DTYPES``; None keeps that of the built networks.
+        source: builds the networks instead of the task, as in ``load_network``; None uses the task.
+        inputs: inputs of the source, if it doesn't define them; see ``load_network``.
     """
 
     task: Task
@@ -49,7 +49,9 @@ class PlacedTask:
     inputs: tuple[str, ...] = ()
 
     def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__") or attribute == "task":  # copying and unpickling ask before there is a task
+        if (
+            attribute.startswith("__") or attribute == "task"
+        ):  # copying and unpickling access attributes before there is a task
             raise AttributeError(attribute)
         return getattr(self.task, attribute)
 
@@ -65,12 +67,12 @@ class PlacedTask:
 
     @property
     def example_args(self) -> ExampleInputs:
-        """Inputs of one forward pass: the source's own, else the task's."""
+        """Inputs of one forward pass: those of the source, or of the task."""
         own = self._built().example_args if self.source is not None else ()
         return own or self.task.example_args
 
     def network(self) -> nn.Module:
-        """Return a new network, in its place."""
+        """Return a new network, on its device."""
         network = self.task.network() if self.source is None else self._built().module
         if self.device == "cpu" and self.dtype is None:
             return network
@@ -91,8 +93,8 @@ class PlacedTask:
             if "same device" not in str(error):
                 raise
             raise WeightspaceError(
-                f"The score of task {self.name!r} compares tensors on different devices: it runs on {self.device} only "
-                "if it moves its batches to the device of the module's parameters. Leave out --device, or add that."
+                f"The score of task {self.name!r} compares tensors on different devices: it only runs on {self.device} "
+                "if it moves its batches to the device of the module's parameters. Add that, or leave out --device."
             ) from error
 
     def batches(self, split: Split, seed: int) -> Iterable[Any]:
@@ -116,10 +118,10 @@ def placed(
     source: str | None = None,
     inputs: Sequence[str] = (),
 ) -> Task:
-    """Return a task whose networks run elsewhere; see ``PlacedTask``.
+    """Return a task whose networks are placed elsewhere; see ``PlacedTask``.
 
     Raises:
-        WeightspaceError: there is no such device or precision.
+        WeightspaceError: unknown device or precision.
     """
     if dtype is not None and dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
@@ -130,27 +132,27 @@ def placed(
 
 
 def at_home(task: Task) -> Task:
-    """Return a task with its networks on the CPU as they are built, where specs are derived."""
+    """Return a task with its networks on the CPU in their original precision, for deriving specs."""
     return dataclasses.replace(task, device="cpu", dtype=None) if isinstance(task, PlacedTask) else task
 
 
 def check_device(device: str, dtype: torch.dtype = torch.float32) -> None:
-    """Check that tensors of a dtype can be put on a device.
+    """Check that a device supports tensors of a dtype.
 
     Raises:
-        WeightspaceError: there is no such device here.
+        WeightspaceError: the device isn't available.
     """
     try:
         torch.empty(0, device=device, dtype=dtype)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         line = (str(error).splitlines() or [""])[0]
         raise WeightspaceError(
-            f"The device {device!r} cannot be used here: {line} Expected cpu, or one that torch finds ({_found()})."
+            f"The device {device!r} cannot be used: {line} Expected cpu, or a device that torch finds ({_found()})."
         ) from error
 
 
 def _found() -> str:
-    """Return the accelerators that torch finds."""
+    """Return the accelerators found by torch."""
     count = torch.cuda.device_count()
     found = [f"cuda:{number}" for number in range(count)] + (["mps"] if torch.backends.mps.is_available() else [])
     return ", ".join(found) or "none"
@@ -158,7 +160,7 @@ def _found() -> str:
 
 @dataclass(frozen=True)
 class _Mover:
-    """Moves the inputs of a network to it, before it runs: a hook that copies and travels with the network."""
+    """A forward pre-hook that moves the inputs of a network to its device; copied and pickled with the network."""
 
     device: str
     dtype: torch.dtype | None
@@ -168,7 +170,7 @@ class _Mover:
 
 
 def _moved(value: Any, device: str, dtype: torch.dtype | None) -> Any:
-    """Return tensors on a device, in tuples, lists and mappings too; floating ones in a dtype."""
+    """Move tensors to a device, also inside tuples, lists and mappings; convert floating ones to a dtype."""
     if isinstance(value, Tensor):
         return value.to(device, dtype if value.is_floating_point() else None)
     if isinstance(value, tuple) and hasattr(value, "_fields"):

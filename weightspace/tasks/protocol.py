@@ -1,6 +1,6 @@
-"""The ``Task`` protocol: what a user writes once and hands to every command.
+"""The ``Task`` protocol: written once by a user, and passed to every command.
 
-Any object with these names is a task; there is nothing to inherit. Losses are in nats, accuracies are shares.
+Any object with these members is a task; no base class is needed. Losses are in nats, accuracies are fractions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.symmetry.inputs import ExampleInputs
 from weightspace.tasks.objectives import Mode, task_mode
 
-#: ``train`` is what gradients and statistics see, ``validation`` chooses, ``test`` is reported.
+#: ``train`` is for gradients and statistics, ``validation`` for selection, ``test`` for reporting.
 Split: TypeAlias = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 OptimizerName: TypeAlias = Literal["adam", "sgd"]
@@ -25,15 +25,15 @@ OptimizerName: TypeAlias = Literal["adam", "sgd"]
 class Task(Protocol):
     """A network, its data and its scores.
 
-    Tasks travel to other processes: make them picklable, and load data when it is first asked for.
+    Tasks are sent to other processes: make them picklable, and load data lazily.
 
-    A task may also have ``mode``, ``"min"`` or ``"max"``: whether less or more of its objective is better. It is needed
-    where the name does not tell (``loss``, ``mse``, ``val_error``, ``accuracy`` and their like do).
+    A task may also have ``mode``, ``"min"`` or ``"max"``, the direction of its objective. It is required if the name of
+    the objective doesn't imply it (names like ``loss``, ``mse``, ``val_error`` and ``accuracy`` do).
 
-    It may have ``shifts``, the names of further splits that ``score`` takes: test data from elsewhere. Scores
-    are kept as long as the task's code, its data and the files that it opens in Python are the same. A task that reads
-    files by other means declares them: ``files``, paths or a method that returns them. One whose data take long to read
-    says what they are: ``fingerprint(split)``, a text that changes with them.
+    It may have ``shifts``, the names of additional splits that ``score`` accepts: out-of-distribution test data. Scores
+    are cached as long as the task's code, its data and the files that it opens in Python are unchanged. A task that
+    reads files by other means declares them in ``files``, paths or a method that returns them. A task whose data takes
+    long to read may define ``fingerprint(split)``, a text that changes with the data.
 
     Example:
         >>> import weightspace as ws
@@ -49,12 +49,12 @@ class Task(Protocol):
 
     @property
     def name(self) -> str:
-        """What tables and plots call the task."""
+        """Name of the task in tables and plots."""
         ...
 
     @property
     def objective(self) -> str:
-        """The score that soups and searches improve, by its name in what ``score`` returns."""
+        """Name of the score that soups and searches optimise, a key of the result of ``score``."""
         ...
 
     @property
@@ -63,37 +63,37 @@ class Task(Protocol):
         ...
 
     def network(self) -> nn.Module:
-        """Return a new network on every call; its weights are drawn from torch's global generator."""
+        """Return a new network on every call, with weights drawn from torch's global generator."""
         ...
 
     def score(self, module: nn.Module, split: Split = "test") -> Mapping[str, float]:
-        """Return ``loss``, ``accuracy`` where there is one, and any other figures, over a whole split.
+        """Return ``loss``, ``accuracy`` if defined, and any other figures over a whole split.
 
-        The module is evaluated as for use (no dropout, BatchNorm's running statistics) and left as it was.
+        The module is evaluated in inference mode (no dropout, BatchNorm's running statistics) and left unchanged.
         """
         ...
 
     def batches(self, split: Split, seed: int) -> Iterable[Any]:
-        """Return the batches of a split: shuffled (and augmented) by the seed in training, else in order."""
+        """Return the batches of a split: for training, shuffled (and augmented) by the seed; otherwise in order."""
         ...
 
     def loss(self, module: nn.Module, batch: Any) -> Tensor:
-        """Return the mean loss of one batch, a differentiable scalar; the module stays in its mode."""
+        """Return the mean loss of one batch, a differentiable scalar; the module keeps its mode."""
         ...
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How ``train`` goes about a task: Adam without weight decay, if nothing else is said.
+    """Configuration of ``train``: by default Adam without weight decay.
 
-    ``optimizer`` is ``"adam"`` or ``"sgd"``, which has a momentum of .9; ``weight_decay`` adds that many times the
-    weights to their gradients.
+    ``optimizer`` is ``"adam"`` or ``"sgd"``, the latter with a momentum of .9; ``weight_decay`` times the weights is
+    added to their gradients.
 
-    The learning rate is constant, or with ``cooldown`` falls by equal steps, an epoch each: 5 epochs have 1,
-    .8, .6, .4 and .2 of it.
+    The learning rate is constant, or with ``cooldown`` decreases linearly by epoch: over 5 epochs, it is multiplied by
+    1, .8, .6, .4 and .2.
 
-    A task may carry one as ``recipe``. Small networks want one thread: two are 5 to 10 times slower below a
-    width of 1,000. ``threads`` holds while training and scoring; None keeps torch's own setting.
+    A task may have one as ``recipe``. Small networks need only one thread: two are 5 to 10 times slower below a width
+    of 1,000. ``threads`` applies to training and scoring; None keeps torch's setting.
     """
 
     epochs: int = 25
@@ -105,20 +105,20 @@ class TrainConfig:
 
 
 def threads_of(task: Task) -> int | None:
-    """Return the number of threads that the task's recipe asks for; None if it has no recipe or no wish."""
+    """Return the number of threads in the task's recipe, or None if it has no recipe or doesn't set it."""
     return getattr(getattr(task, "recipe", None), "threads", None)
 
 
 def objective_value(task: Task, scores: Mapping[str, float], mode: Mode | None = None) -> float:
-    """Return the task's objective out of its scores, as a number that is better when it is larger.
+    """Return the task's objective from its scores, with the sign such that larger is better.
 
     Args:
-        task: has the objective, and perhaps a ``mode``.
-        scores: what the task found.
-        mode: ``"min"`` negates; by default the task or the name of its objective tells.
+        task: has the objective, and optionally a ``mode``.
+        scores: scores of the task.
+        mode: ``"min"`` negates; by default inferred from the task or the name of its objective.
 
     Raises:
-        WeightspaceError: the scores lack the objective, or it is not known whether more of it is better.
+        WeightspaceError: the scores lack the objective, or its direction is unknown.
     """
     name = task.objective
     if name not in scores:

@@ -1,4 +1,4 @@
-"""The scores of a task as plain numbers by name, whatever a user's ``score`` returns them as."""
+"""The scores of a task as plain numbers by name, whatever types a user's ``score`` returns."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from weightspace.tasks.protocol import Split, Task
 
 
 def scores_of(task: Task, module: nn.Module, split: str) -> dict[str, float]:
-    """Return what a task finds of a network over a split, or over a shift that it knows.
+    """Return a task's scores of a network on a split or a shift.
 
     Raises:
-        WeightspaceError: its ``score`` returns something else than numbers by their names.
+        WeightspaceError: its ``score`` doesn't return a mapping from names to numbers.
     """
     with task_errors(task, f"when it scored a network on its {split} data"):
         found: object = task.score(module, cast(Split, split))
     if not isinstance(found, Mapping):
         raise WeightspaceError(
-            f"The score of task {task.name!r} returned a {type(found).__name__}; expected numbers by their names, as "
+            f"The score of task {task.name!r} returned a {type(found).__name__}; expected numbers by name, as in "
             "{'loss': 0.31, 'accuracy': 0.9}."
         )
     scores = {}

@@ -1,6 +1,6 @@
-"""Training a task from a seed: a convenience that makes networks to work on, in seconds.
+"""Training a task from a seed: a convenient way to obtain networks in seconds.
 
-The seed decides everything, bit for bit: initial weights, dropout, order and augmentation of the batches.
+Training is bit-reproducible for a fixed seed: initial weights, dropout, order and augmentation of the batches.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ def train(
     """Train a new network of the task and return its weights.
 
     Args:
-        task: if it has a ``recipe``, this is followed; otherwise ``TrainConfig()`` is.
-        seed: the same seed gives the same weights bit for bit; torch's global generator is left as it was.
+        task: trained by its ``recipe`` if it has one, otherwise by ``TrainConfig()``.
+        seed: training is bit-reproducible for a fixed seed; torch's global generator is left unchanged.
         epochs: passes over the training data, instead of the recipe's number; 0 returns the initial weights.
-        on_progress: told of every ``"epoch"``, with its mean training loss in nats.
+        on_progress: called after every ``"epoch"``, with its mean training loss in nats.
 
     Returns:
-        Parameters and buffers, on the CPU; BatchNorm's statistics are those of the training, ready for evaluation.
+        Parameters and buffers, on the CPU; BatchNorm's statistics are those of training, ready for evaluation.
 
     Raises:
-        WeightspaceError: a negative number of epochs, no such optimizer, or a loss that isn't finite any more.
+        WeightspaceError: a negative number of epochs, an unknown optimizer, or a loss that is no longer finite.
 
     Example:
         >>> import weightspace as ws
@@ -56,7 +56,7 @@ def train(
     recipe: TrainConfig = getattr(task, "recipe", TrainConfig())
     count = recipe.epochs if epochs is None else epochs
     if count < 0:
-        raise WeightspaceError(f"Found {count} epochs; expected 0 or more.")
+        raise WeightspaceError(f"Found {count} epochs; expected at least 0.")
     shuffles = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]), torch_threads(recipe.threads):
         torch.manual_seed(seed)
@@ -84,7 +84,7 @@ def _optimizer(recipe: TrainConfig, network: torch.nn.Module) -> torch.optim.Opt
 
 
 def _epoch(task: Task, network: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> float:
-    """Go over the training data once and return the mean loss of its batches in nats."""
+    """Run one pass over the training data and return the mean loss of its batches in nats."""
     losses = []
     with task_errors(task, "on its training batches"):
         for batch in task.batches("train", seed):

@@ -1,4 +1,4 @@
-"""Variants of a task: fine-tunes that differ in learning rate and augmentation, which soups are made of."""
+"""Variants of a task: different learning rates and augmentations for the fine-tunes of a soup."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from weightspace.tasks.protocol import Task
 
 
 def variant(task: Task, *, learning_rate: float | None = None, augmentation: str | None = None) -> Task:
-    """Return the task with another learning rate or augmentation: fine-tunes that differ are what soups are made of.
+    """Return the task with another learning rate or augmentation, for diverse fine-tunes to average.
 
     Args:
         task: a ``ClassificationTask``, if anything is to be changed.
-        learning_rate: instead of that of the recipe.
+        learning_rate: replaces that of the recipe.
         augmentation: name in the task's ``augmentations``.
 
     Raises:
-        WeightspaceError: the task has no such augmentation, or isn't a ``ClassificationTask``; a rate that isn't
-            above 0.
+        WeightspaceError: the task has no such augmentation, or isn't a ``ClassificationTask``, or the rate isn't
+            positive.
     """
     if learning_rate is None and augmentation is None:
         return task
     if not isinstance(task, ClassificationTask):
         raise WeightspaceError(
             f"Task {task.name!r} is a {type(task).__name__}; expected a ClassificationTask, whose learning rate and "
-            "augmentation can be changed from outside."
+            "augmentation can be changed."
         )
     if learning_rate is not None:
         if not 0 < learning_rate < float("inf"):
-            raise WeightspaceError(f"Found a learning rate of {learning_rate}; expected a number above 0.")
+            raise WeightspaceError(f"Found a learning rate of {learning_rate}; expected a positive number.")
         task = replace(task, recipe=replace(task.recipe, learning_rate=learning_rate))
     if augmentation is not None:
         if not task.augmentations:

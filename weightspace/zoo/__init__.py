@@ -1,4 +1,4 @@
-"""The built-in tasks with their data sets and networks, and ``clip_task`` and ``text_task`` for a user's data."""
+"""Built-in tasks with their data sets and networks, and ``clip_task`` and ``text_task`` for a user's own data."""
 
 from weightspace.zoo.clip import clip_task
 from weightspace.zoo.loading import TASKS, load_task

@@ -1,4 +1,4 @@
-"""The networks of the built-in tasks; every layer has a name, so that specs and tables can be read."""
+"""The networks of the built-in tasks; every layer is named, so that specs and tables are readable."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cnn(channels: int, hidden: Sequence[int], classes: int, *, strides: Sequence
     """Return 3×3 convolutions with BatchNorm and ReLU, a mean over the positions, then ``head``.
 
     Args:
-        channels: of the input image.
+        channels: input channels.
         hidden: output channels of ``conv1``, ``conv2``, …
         classes: number of logits.
         strides: one per convolution.

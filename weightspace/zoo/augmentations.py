@@ -15,17 +15,17 @@ from weightspace.zoo.shifts import blurred, recontrasted, turned
 
 
 def flip(images: Tensor, generator: Generator) -> Tensor:
-    """Mirror every other image, at random."""
+    """Mirror images with probability one half."""
     return torch.where(_chance(images, generator, 0.5), images.flip(3), images)
 
 
 def jitter(images: Tensor, generator: Generator) -> Tensor:
-    """Turn by up to 10 degrees, scale the contrast by .6 to 1.2, add noise of up to .1."""
+    """Rotate by up to 10 degrees, scale the contrast by .6 to 1.2, add noise of up to .1."""
     return _distorted(images, generator, degrees=10.0, factors=(0.6, 1.2), noise=0.1)
 
 
 def distort(images: Tensor, generator: Generator) -> Tensor:
-    """Mirror, turn by up to 30 degrees, blur three of ten, scale the contrast by .3 to 1.2, add noise of up to .2."""
+    """Mirror, rotate by up to 30 degrees, blur 30 % of images, scale the contrast by .3 to 1.2, add noise up to .2."""
     mirrored = flip(images, generator)
     soft = blurred(mirrored, 0.0375 * images.shape[-1])
     mixed = torch.where(_chance(images, generator, 0.3), soft, mirrored)
@@ -48,5 +48,5 @@ def _distorted(
 
 
 def _chance(images: Tensor, generator: Generator, share: float) -> Tensor:
-    """Return which images are chosen, each with a probability: bool ``(n, 1, 1, 1)``."""
+    """Draw a mask of chosen images, each with a given probability: bool ``(n, 1, 1, 1)``."""
     return torch.rand((len(images), 1, 1, 1), generator=generator) < share

@@ -1,7 +1,7 @@
-"""Tasks of fine-tuning a CLIP model of open_clip on images: in a folder, or in arrays.
+"""Tasks of fine-tuning a CLIP model of open_clip on images in a folder or in arrays.
 
-Classes are matched by the names of the folders. All fine-tunes of a task start at one point, the zero-shot classifier,
-which ``train(task, seed, epochs=0)`` returns.
+Classes are matched by folder name. All fine-tunes of a task start from the same point, the zero-shot classifier, which
+``train(task, seed, epochs=0)`` returns.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from weightspace.zoo.images import ArrayImages, FolderImages, find_images, split
 from weightspace.zoo.shifts import SHIFTS, shifted
 from weightspace.zoo.zero_shot import TEMPLATES, ZeroShot
 
-#: Adam, falling. For networks of full size rates of 1e-6 to 1e-4 are usual.
+#: Adam with a decreasing learning rate. For full-size networks, rates of 1e-6 to 1e-4 are usual.
 RECIPE = TrainConfig(epochs=4, learning_rate=1e-5, cooldown=True, threads=None)
 
 
@@ -45,28 +45,28 @@ def clip_task(
     """Return the task of fine-tuning an open_clip model on images.
 
     Args:
-        model: of open_clip (``ViT-B-32``), or a configuration, ``FILE.json``.
-        data: a folder, ``train/CLASS/…``, ``validation/CLASS/…``, ``test/CLASS/…``, of which any further ones are
-            shifts; or a function that returns examples by split, whose inputs are uint8 ``(n, 1 or 3, height,
-            width)``. Files are decoded when they are needed, and never kept.
-        class_names: what the texts call the classes, in the order of the folders' names or the labels; by default the
-            folders' names, with spaces for underscores.
-        name: of the task; by default ``clip-`` and the model's.
+        model: name in open_clip (``ViT-B-32``), or a configuration, ``FILE.json``.
+        data: a folder, ``train/CLASS/…``, ``validation/CLASS/…``, ``test/CLASS/…``, whose additional folders are
+            shifts; or a function that returns examples by split, with uint8 inputs ``(n, 1 or 3, height, width)``.
+            Files are decoded on demand and never kept.
+        class_names: names of the classes in texts, in the order of the folder names or the labels; by default the
+            folder names, with spaces for underscores.
+        name: name of the task; by default ``clip-`` and the model's.
         templates: texts with ``{}`` for the class.
-        weights: the pretrained model: a file, a tag that open_clip downloads (``openai``), or a function that returns
-            a file. None draws them at random, which is of use for tests only.
-        shifts: names in ``SHIFTS``; each makes a further split, of that name, out of the test images.
-        held_out: images to take from the training split for validation, if there is none.
+        weights: the pretrained model: a file, a tag that open_clip downloads (``openai``), or a function that returns a
+            file. None draws random weights, which is only useful for tests.
+        shifts: names in ``SHIFTS``; each adds a split of that name, made from the test images.
+        held_out: number of images to move from the training to the validation split, if there is none.
         augmentation: name in ``AUGMENTATIONS``; ``variant`` changes it.
-        batch_size: images in a batch, at most.
-        recipe: how ``train`` goes about it.
+        batch_size: maximum number of images in a batch.
+        recipe: configuration of ``train``.
 
     Raises:
-        WeightspaceError: open_clip isn't installed; no such model, folder, shift or augmentation; no class names.
+        WeightspaceError: open_clip isn't installed, an unknown model, folder, shift or augmentation, or no class names.
 
     Source:
-        Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, section 3.1: the head starts from the texts, and all
-        of the image tower is trained with it.
+        Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, section 3.1: the head is initialised from the texts, and
+        trained with the whole image tower.
     """
     for kind, known, found in (("shift", SHIFTS, shifts), ("augmentation", AUGMENTATIONS, [augmentation])):
         if absent := [one for one in found if one not in known]:
@@ -89,10 +89,10 @@ def clip_task(
 
 
 def folder_classes(folder: Path) -> list[str]:
-    """Return the names of the classes of an image folder: those of the folders in ``train``, in order.
+    """Return the class names of an image folder: the folder names in ``train``, in order.
 
     Raises:
-        WeightspaceError: there is no such folder, or none in it.
+        WeightspaceError: the folder doesn't exist, or has no subfolders.
     """
     train = split_folders(folder)["train"]
     names = sorted(place.name for place in train.iterdir() if place.is_dir())
@@ -106,26 +106,26 @@ def folder_examples(folder: Path, size: int, held_out: int = 0) -> dict[str, Exa
 
     Args:
         folder: ``SPLIT/CLASS/…``.
-        size: side of the images, in pixels.
-        held_out: images to take at random from the training split for validation, if there is none.
+        size: side length of the images, in pixels.
+        held_out: number of random images to move from the training to the validation split, if there is none.
 
     Raises:
-        WeightspaceError: a split is missing, a folder has no images, or one has a name that ``train`` has not.
+        WeightspaceError: a split is missing, a folder has no images, or one has a name that isn't in ``train``.
     """
     names = folder_classes(folder)
     found = {split: Examples(*find_images(place, names, size)) for split, place in split_folders(folder).items()}
     if "validation" not in found:
         if not 0 < held_out < len(found["train"].labels):
             raise WeightspaceError(
-                f"{folder} has no folder 'validation', and held_out is {held_out}; expected the one or the other: a "
-                f"number from 1 to {len(found['train'].labels) - 1}, the training images to hold out."
+                f"{folder} has no folder 'validation', and held_out is {held_out}; expected one or the other: a "
+                f"number from 1 to {len(found['train'].labels) - 1}, of training images to hold out."
             )
         found["train"], found["validation"] = _carved(found["train"], held_out)
     return found
 
 
 def _carved(examples: Examples, held_out: int) -> tuple[Examples, Examples]:
-    """Return files split at random into ``(rest, held out)``, none of them decoded."""
+    """Split files at random into ``(rest, held out)`` without decoding them."""
     images: FolderImages = examples.inputs
     parts = carve(Examples(torch.arange(len(images.files)), examples.labels), held_out)
     rest, taken = (
@@ -138,11 +138,11 @@ def _carved(examples: Examples, held_out: int) -> tuple[Examples, Examples]:
 def _image_examples(
     load: Callable[[], Mapping[str, Examples]], size: int, shifts: tuple[str, ...]
 ) -> dict[str, Examples]:
-    """Return the examples as the network takes them, and the shifted ones."""
+    """Return the examples in the network's format, and the shifted ones."""
     found = {split: Examples(_images(inputs, size), labels) for split, (inputs, labels) in load().items()}
     for shift in shifts:
         if shift in found:
-            raise WeightspaceError(f"The data have a split {shift!r} of their own; expected no shift of that name.")
+            raise WeightspaceError(f"The data already has a split {shift!r}; expected no shift of that name.")
         found[shift] = Examples(shifted(found["test"].inputs, SHIFTS[shift]), found["test"].labels)
     return found
 

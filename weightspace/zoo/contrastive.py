@@ -1,6 +1,6 @@
-"""Pretraining a CLIP model on images with texts: each image is to find its text, and each text its images.
+"""Pretraining a CLIP model on images with texts, by a contrastive loss.
 
-A pretrained model is what fine-tunes share; where none can be downloaded, a small one is made here.
+Fine-tunes share a pretrained model; if none can be downloaded, a small one is trained here.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ def pretrained_clip(
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> nn.Module:
-    """Return a CLIP model trained from nothing on images and captions, on one thread.
+    """Return a CLIP model trained from scratch on images and captions, on one thread.
 
     Args:
-        model: of open_clip, or ``FILE.json``.
+        model: name in open_clip, or ``FILE.json``.
         images: from 0 to 1, ``(n, 1 or 3, size, size)``.
-        labels: which captions fit each image, int64 ``(n,)``.
-        captions: the texts of each label, as many for each; one is drawn for an image at a time.
-        steps: of AdamW; the rate rises over the first 50 and falls by a cosine to 0.
-        batch_size: images at a step.
-        learning_rate: the highest.
-        augment: changes the images.
-        seed: the same seed gives the same weights bit for bit.
-        on_progress: told of every ``"step"``, with its loss in nats.
+        labels: label of each image, which selects its captions, int64 ``(n,)``.
+        captions: the texts of each label, equally many for each; one is drawn per image and step.
+        steps: steps of AdamW; the learning rate is warmed up over the first 50, then decays by a cosine to 0.
+        batch_size: images per step.
+        learning_rate: the peak learning rate.
+        augment: augmentation of the images.
+        seed: training is bit-reproducible for a fixed seed.
+        on_progress: called after every ``"step"``, with its loss in nats.
 
     Source:
         Radford et al. 2021, https://arxiv.org/abs/2103.00020, figure 3; images that drew the same text share it as
@@ -77,7 +77,7 @@ def pretrained_clip(
 
 
 def _share(step: int, steps: int) -> float:
-    """Return the share of the highest learning rate at a step."""
+    """Return the learning rate at a step, as a fraction of its peak."""
     return min(1.0, step / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
 
 

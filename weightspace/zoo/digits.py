@@ -1,6 +1,6 @@
-"""Handwritten digits of 8×8 pixels (UCI, 1,797 images, inside scikit-learn): experiments of seconds.
+"""Handwritten digits of 8×8 pixels (UCI, 1,797 images, bundled with scikit-learn), for experiments of seconds.
 
-The only door to scikit-learn, which is imported when the images are first asked for.
+This is the only module that imports scikit-learn, when the images are first needed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TEST, _VALIDATION = 450, 200
 
 
 def digits_mlp() -> ClassificationTask:
-    """Return the task ``digits-mlp``: three hidden layers of 512 units, 98 % in some 3 s."""
+    """Return the task ``digits-mlp``: three hidden layers of 512 units, 98 % accuracy in about 3 s."""
     return ClassificationTask(
         name="digits-mlp",
         build=partial(mlp, 64, (512, 512, 512), 10),
@@ -30,7 +30,7 @@ def digits_mlp() -> ClassificationTask:
 
 
 def digits_cnn() -> ClassificationTask:
-    """Return the task ``digits-cnn``: three convolutions with BatchNorm, 98 % in some 6 s."""
+    """Return the task ``digits-cnn``: three convolutions with BatchNorm, 98 % accuracy in about 6 s."""
     return ClassificationTask(
         name="digits-cnn",
         build=partial(cnn, 1, (64, 128, 128), 10, strides=(1, 2, 2)),
@@ -51,7 +51,7 @@ def digits_examples() -> Mapping[Split, Examples]:
         from sklearn.datasets import load_digits
     except Exception as error:  # a broken installation raises more than ImportError
         raise WeightspaceError(
-            f'The digits are in scikit-learn, which cannot be imported ({error}): pip install "weightspace[demo]"'
+            f'The digits come with scikit-learn, which cannot be imported ({error}): pip install "weightspace[demo]"'
         ) from error
     pixels, labels = load_digits(return_X_y=True)
     images = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8)

@@ -1,6 +1,6 @@
-"""Fashion-MNIST: 70,000 grey images of 28×28 pixels in ten classes of clothing, read from IDX files.
+"""Fashion-MNIST: 70,000 greyscale images of 28×28 pixels in ten classes of clothing, read from IDX files.
 
-The folder is the one given, else ``$WEIGHTSPACE_DATA``, else where Debian's package puts it.
+The folder is the given one, ``$WEIGHTSPACE_DATA``, or that of Debian's package.
 
 Source:
     Xiao, Rasul, Vollgraf 2017, https://arxiv.org/abs/1708.07747
@@ -21,13 +21,13 @@ from weightspace.tasks.protocol import Split, TrainConfig
 from weightspace.zoo.architectures import cnn, mlp
 from weightspace.zoo.idx import read_idx
 
-#: Where ``apt-get install dataset-fashion-mnist`` puts the files.
+#: Folder of the files of ``apt-get install dataset-fashion-mnist``.
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _VALIDATION = 5_000
 
 
 def fashion_mlp(data: Path | None = None) -> ClassificationTask:
-    """Return the task ``fashion-mlp``: three hidden layers of 512 units, 89 % in some 35 s."""
+    """Return the task ``fashion-mlp``: three hidden layers of 512 units, 89 % accuracy in about 35 s."""
     return ClassificationTask(
         name="fashion-mlp",
         build=partial(mlp, 28 * 28, (512, 512, 512), 10),
@@ -38,7 +38,7 @@ def fashion_mlp(data: Path | None = None) -> ClassificationTask:
 
 
 def fashion_cnn(data: Path | None = None) -> ClassificationTask:
-    """Return the task ``fashion-cnn``: three convolutions with BatchNorm, 88 % in some 50 s."""
+    """Return the task ``fashion-cnn``: three convolutions with BatchNorm, 88 % accuracy in about 50 s."""
     return ClassificationTask(
         name="fashion-cnn",
         build=partial(cnn, 1, (32, 64, 128), 10, strides=(2, 2, 2)),

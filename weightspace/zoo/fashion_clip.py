@@ -1,8 +1,8 @@
-"""The task ``fashion-clip``: a tiny CLIP, pretrained here on one half of Fashion-MNIST, fine-tuned on the other.
+"""The task ``fashion-clip``: a tiny CLIP, pretrained on one half of Fashion-MNIST, fine-tuned on the other.
 
-No pretrained model is that small, so that this one is made at first use, in some two minutes, and kept in
-``$WEIGHTSPACE_CACHE``. It sees distorted images with texts, and is a robust and mediocre zero-shot classifier; its
-fine-tunes on clean images are better on clean ones and lose some of that, as those of a large CLIP do.
+No public pretrained model is that small, so it is trained on first use in about two minutes and cached in
+``$WEIGHTSPACE_CACHE``. It is pretrained on distorted images with texts, and is a robust but mediocre zero-shot
+classifier; fine-tunes on clean images improve on those but lose robustness, as with a large CLIP.
 """
 
 from __future__ import annotations
@@ -58,18 +58,18 @@ TEMPLATES = (
     "a rotated photo of a {}.",
     "a noisy photo of a {}.",
 )
-#: Training images that the pretraining sees: the first ones. The fine-tunes see others.
+#: The first training images, used for pretraining; fine-tunes see the others.
 _PRETRAINING = 30_000
 _STEPS = 1_500
 _TRAINING, _VALIDATION = 10_000, 5_000
 
 
 def fashion_clip(data: Path | None = None, *, split: int = 0) -> ClassificationTask:
-    """Return the task ``fashion-clip``: a tiny CLIP, 79 % by texts alone, 84 % fine-tuned in some 20 s; four shifts.
+    """Return the task ``fashion-clip``: a tiny CLIP, 79 % zero-shot, 84 % fine-tuned in about 20 s; four shifts.
 
     Args:
-        data: folder of Fashion-MNIST; None for the usual ones.
-        split: which images are trained on and which are held out, drawn from the 30,000 that are left.
+        data: folder of Fashion-MNIST; None for the default ones.
+        split: number of the split into training and held-out images, drawn from the other 30,000.
     """
     folder = fashion_folder(data)
     return clip_task(
@@ -86,7 +86,7 @@ def fashion_clip(data: Path | None = None, *, split: int = 0) -> ClassificationT
 
 @lru_cache(maxsize=1)
 def fashion_images(folder: Path, split: int = 0) -> Mapping[str, Examples]:
-    """Return the images that pretraining does not use, in one of their splits, uint8 ``(n, 1, 28, 28)``.
+    """Return the images not used in pretraining, in one of their splits, uint8 ``(n, 1, 28, 28)``.
 
     Raises:
         WeightspaceError: a file is missing or broken.
@@ -100,18 +100,18 @@ def fashion_images(folder: Path, split: int = 0) -> Mapping[str, Examples]:
 
 @dataclass(frozen=True)
 class TinyClip:
-    """The weights of the pretrained model: makes them when they are first asked for.
+    """The weights of the pretrained model, trained when they are first needed.
 
     Args:
         data: folder of Fashion-MNIST.
-        steps: of the pretraining.
+        steps: number of pretraining steps.
     """
 
     data: Path
     steps: int = _STEPS
 
     def __call__(self) -> str:
-        """Return the path of the weights; processes that ask at once wait for the first of them."""
+        """Return the path of the weights; concurrent processes wait for the first one."""
         made_by = [__version__, torch.__version__, Path(MODEL).read_text(), TEMPLATES, CLASS_NAMES, self.steps]
         digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:16]
         path = cache_folder() / "pretrained" / f"fashion-clip-{digest}.safetensors"
@@ -122,8 +122,8 @@ class TinyClip:
 
     def _make(self, path: Path) -> None:
         warnings.warn(
-            f"fashion-clip pretrains its tiny CLIP now, at first use: {self.steps:,} steps, some two minutes on one "
-            f"core of a laptop. It is kept in {path}.",
+            f"fashion-clip pretrains its tiny CLIP on first use: {self.steps:,} steps, about two minutes on one "
+            f"laptop core. It is cached in {path}.",
             WeightspaceWarning,
             stacklevel=2,
         )
@@ -152,7 +152,7 @@ class TinyClip:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Hold the lock of a file: other processes wait, where the system has such locks."""
+    """Hold the lock of a file, so that other processes wait, if the system supports it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{path}.lock", "w") as lock:
         try:

@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST and its like: big-endian, a magic number, the sizes, then the bytes.
+"""IDX files, the format of MNIST: big-endian, a magic number, the sizes, then the bytes.
 
 Source:
     LeCun, Cortes, Burges, The MNIST database, http://yann.lecun.com/exdb/mnist/
@@ -20,10 +20,10 @@ _UNSIGNED_BYTES = 0x08
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Return the array in a ``.gz`` IDX file of unsigned bytes, with the shape that its header gives, uint8.
+    """Return the array in a ``.gz`` IDX file of unsigned bytes, with the shape from its header, uint8.
 
     Raises:
-        WeightspaceError: the file cannot be read, isn't IDX, or has more or fewer bytes than its header says.
+        WeightspaceError: the file can't be read, isn't IDX, or has a length that differs from its header.
     """
     try:
         with gzip.open(path, "rb") as file:

@@ -1,7 +1,7 @@
 """Images as the input of a network: values from 0 to 1, square, decoded and resized on demand.
 
-Index them like a tensor: ``images[chosen]`` is float32 ``(n, channels, size, size)``. Only what is asked for is in
-memory, so that a folder may be larger than it. The only door to Pillow.
+They are indexed like a tensor: ``images[chosen]`` is float32 ``(n, channels, size, size)``. Only the requested images
+are in memory, so a folder may be larger than it. This is the only module that imports Pillow.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 
-#: Positions of images, or a slice of them.
+#: Indices of images, or a slice.
 Chosen: TypeAlias = "Tensor | slice"
-#: Endings of the files that are taken for images.
+#: Suffixes of image files.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class Images(Protocol):
-    """A sequence of images that are made when they are asked for."""
+    """A sequence of images that are computed on demand."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -33,17 +33,17 @@ class Images(Protocol):
         ...
 
     def __getitem__(self, chosen: Chosen) -> Tensor:
-        """Return the images at some positions, float32 ``(n, channels, size, size)``, from 0 to 1."""
+        """Return the images at given positions, float32 ``(n, channels, size, size)``, from 0 to 1."""
         ...
 
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images in memory, kept as bytes.
+    """Images in memory, stored as bytes.
 
     Args:
-        pixels: uint8 ``(n, channels, height, width)`` with one channel or three.
-        size: side to which they are resized, in pixels; another ratio of the sides is lost.
+        pixels: uint8 ``(n, channels, height, width)`` with one or three channels.
+        size: side length to resize to, in pixels; the aspect ratio isn't preserved.
     """
 
     pixels: Tensor
@@ -62,7 +62,7 @@ class ArrayImages:
         return (*self.pixels.shape[:2], self.size, self.size)
 
     def __getitem__(self, chosen: Chosen) -> Tensor:
-        """Return the images at some positions, float32 from 0 to 1."""
+        """Return the images at given positions, float32 from 0 to 1."""
         images = self.pixels[chosen].float() / 255
         if images.shape[2:] == (self.size, self.size):
             return images
@@ -72,7 +72,7 @@ class ArrayImages:
 
 @dataclass(frozen=True)
 class FolderImages:
-    """Images in files: the shorter side is resized to ``size`` pixels and the middle cut out, as CLIP does."""
+    """Images in files: the shorter side is resized to ``size`` pixels and the centre cropped, as in CLIP."""
 
     files: tuple[Path, ...]
     size: int
@@ -83,10 +83,10 @@ class FolderImages:
         return (len(self.files), 3, self.size, self.size)
 
     def __getitem__(self, chosen: Chosen) -> Tensor:
-        """Return the images at some positions, float32 from 0 to 1.
+        """Return the images at given positions, float32 from 0 to 1.
 
         Raises:
-            WeightspaceError: a file cannot be read as an image.
+            WeightspaceError: a file can't be read as an image.
         """
         if isinstance(chosen, slice):
             files = list(self.files[chosen])
@@ -102,7 +102,7 @@ class FolderImages:
         try:
             with Image.open(file) as opened:
                 image = opened.convert("RGB")
-        except Exception as error:  # Pillow raises whatever the format's reader does
+        except Exception as error:  # Pillow may raise any error of the format's reader
             raise WeightspaceError(f"{file} cannot be read as an image: {type(error).__name__}: {error}") from error
         width, height = image.size
         scale = self.size / min(width, height)
@@ -114,18 +114,18 @@ class FolderImages:
 
 
 def find_images(folder: Path, class_names: Sequence[str], size: int) -> tuple[FolderImages, Tensor]:
-    """Return the images of ``folder/CLASS/…`` and the number of each one's class, in the order of the paths.
+    """Return the images of ``folder/CLASS/…`` and their class indices, in the order of the paths.
 
     Args:
-        folder: of one split.
-        class_names: of all folders that there may be; some may be missing.
-        size: side of the images, in pixels.
+        folder: folder of one split.
+        class_names: names of all possible folders; some may be missing.
+        size: side length of the images, in pixels.
 
     Returns:
         The images, and their classes, int64 ``(n,)``.
 
     Raises:
-        WeightspaceError: there are no images, or a folder has the name of no class.
+        WeightspaceError: there are no images, or a folder isn't named after a class.
     """
     numbers = {name: number for number, name in enumerate(class_names)}
     files: list[Path] = []
@@ -142,10 +142,10 @@ def find_images(folder: Path, class_names: Sequence[str], size: int) -> tuple[Fo
 
 
 def split_folders(folder: Path) -> Mapping[str, Path]:
-    """Return the folders of the splits: train, validation (or val), test, and any further ones, which are shifts.
+    """Return the folders of the splits: train, validation (or val), test, and any additional ones, which are shifts.
 
     Raises:
-        WeightspaceError: there is no such folder, or train or test is missing.
+        WeightspaceError: the folder doesn't exist, or train or test is missing.
     """
     if not folder.is_dir():
         raise WeightspaceError(f"There is no folder {folder}. Expected one with train/CLASS/…, test/CLASS/….")

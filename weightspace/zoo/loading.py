@@ -1,4 +1,4 @@
-"""A task by name: a built-in one, or ``file.py:object`` for a user's own."""
+"""Tasks by name: built-in ones, or ``file.py:object`` for a user's own."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from weightspace.zoo.digits import digits_cnn, digits_mlp
 from weightspace.zoo.fashion import fashion_cnn, fashion_mlp
 from weightspace.zoo.fashion_clip import fashion_clip
 
-#: Name on the command line -> builder without arguments: the data come with the task.
+#: Name on the command line -> builder without arguments; the data comes with the task.
 _BUNDLED: Mapping[str, Callable[[], Task]] = dict(zip(BUNDLED_TASKS, (digits_mlp, digits_cnn), strict=True))
-#: Name on the command line -> builder that takes the folder of the data, None for the usual ones.
+#: Name on the command line -> builder that takes the data folder, None for the default ones.
 _FROM_FOLDER: Mapping[str, Callable[[Path | None], Task]] = dict(
     zip(FOLDER_TASKS, (fashion_mlp, fashion_cnn, fashion_clip), strict=True)
 )
-#: The names of the built-in tasks.
+#: Names of the built-in tasks.
 TASKS: tuple[str, ...] = TASK_NAMES
 
 _MEMBERS = ("name", "objective", "example_args", "network", "score", "batches", "loss")
@@ -30,14 +30,14 @@ _MEMBERS = ("name", "objective", "example_args", "network", "score", "batches", 
 
 @checked
 def load_task(source: str, *, data: str | Path | None = None) -> Task:
-    """Return the task that ``source`` names.
+    """Return the task given by ``source``.
 
     Args:
-        source: a name in ``TASKS``, or ``file.py:object`` where the object is a task or returns one.
-        data: folder of the files that ``fashion-*`` read; by default ``$WEIGHTSPACE_DATA``, then Debian's.
+        source: a name in ``TASKS``, or ``file.py:object``, where the object is a task or returns one.
+        data: data folder of the ``fashion-*`` tasks; by default ``$WEIGHTSPACE_DATA``, then Debian's.
 
     Raises:
-        WeightspaceError: there is no such task, its data are missing, or the user's object isn't a task.
+        WeightspaceError: the task doesn't exist, its data is missing, or the user's object isn't a task.
 
     Example:
         >>> import weightspace as ws
@@ -50,7 +50,7 @@ def load_task(source: str, *, data: str | Path | None = None) -> Task:
         return _FROM_FOLDER[source](folder)
     if folder is not None:
         raise WeightspaceError(
-            f"Task {source!r} reads no data folder, but {folder} was given. Those that do: {', '.join(_FROM_FOLDER)}."
+            f"Task {source!r} uses no data folder, but {folder} was given. Tasks that do: {', '.join(_FROM_FOLDER)}."
         )
     if source in _BUNDLED:
         return _BUNDLED[source]()
@@ -60,7 +60,7 @@ def load_task(source: str, *, data: str | Path | None = None) -> Task:
 
 
 def _as_task(found: Any, source: str) -> Task:
-    """Return a user's object as a task, calling it first if it is a class or a function."""
+    """Return a user's object as a task, calling it first if it is a class or function."""
     task: Any = found
     if isinstance(found, type) or (callable(found) and not hasattr(found, "score")):
         try:
@@ -77,5 +77,5 @@ def _as_task(found: Any, source: str) -> Task:
 
 
 def _has(task: Any, member: str) -> bool:
-    """Return whether a task has a member; a property is not asked, since what goes wrong in it is another mistake."""
+    """Return whether a task has a member; properties aren't evaluated, since their errors are another issue."""
     return inspect.getattr_static(task, member, None) is not None or hasattr(task, member)

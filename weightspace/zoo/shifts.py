@@ -1,7 +1,7 @@
-"""Shifted images, unlike those of the training, made from images with values from 0 to 1.
+"""Distribution shifts of images with values from 0 to 1.
 
-A shift changes images ``(n, channels, size, size)`` given a generator, and is the same for equal generators. The
-strengths are those at which a small network on Fashion-MNIST loses some ten points of accuracy.
+A shift transforms images ``(n, channels, size, size)`` given a generator, deterministically for a fixed seed. Its
+strength is such that a small network on Fashion-MNIST loses about ten points of accuracy.
 
 Source:
     After the corruptions of Hendrycks, Dietterich 2019, https://arxiv.org/abs/1903.12261.
@@ -24,7 +24,7 @@ Shift: TypeAlias = Callable[[Tensor, Generator], Tensor]
 
 
 def rotation(images: Tensor, generator: Generator, *, degrees: float = 20.0) -> Tensor:
-    """Turn each image by ``degrees``, to the left or to the right, about its middle."""
+    """Rotate each image about its centre by ``degrees``, in a random direction."""
     signs = 2.0 * torch.randint(2, (len(images),), generator=generator) - 1
     return turned(images, degrees * signs)
 
@@ -35,21 +35,21 @@ def noise(images: Tensor, generator: Generator, *, std: float = 0.2) -> Tensor:
 
 
 def blur(images: Tensor, generator: Generator, *, share: float = 0.0375) -> Tensor:
-    """Blur by a Gaussian whose standard deviation is a ``share`` of the side: 1.2 pixels of 32."""
+    """Apply a Gaussian blur with a standard deviation of ``share`` times the side: 1.2 pixels of 32."""
     return blurred(images, share * images.shape[-1])
 
 
 def contrast(images: Tensor, generator: Generator, *, factor: float = 0.35) -> Tensor:
-    """Bring every pixel ``1 − factor`` of the way to the mean of its image."""
+    """Move every pixel by ``1 − factor`` of the distance to the mean of its image."""
     return recontrasted(images, torch.full((len(images),), factor))
 
 
-#: Name -> shift: the splits that a task of images may have beyond train, validation and test.
+#: Name -> shift: additional splits of an image task beyond train, validation and test.
 SHIFTS: Mapping[str, Shift] = {"rotation": rotation, "noise": noise, "blur": blur, "contrast": contrast}
 
 
 def turned(images: Tensor, degrees: Tensor) -> Tensor:
-    """Return images turned about their middle, each by its own angle ``(n,)``; corners come in black."""
+    """Return images rotated about their centre, each by its own angle ``(n,)``; empty corners are black."""
     angles = torch.deg2rad(degrees)
     cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
     maps = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
@@ -58,7 +58,7 @@ def turned(images: Tensor, degrees: Tensor) -> Tensor:
 
 
 def blurred(images: Tensor, std: float) -> Tensor:
-    """Return images blurred by a Gaussian of a standard deviation in pixels, cut off at three; edges come in black."""
+    """Return images after a Gaussian blur of ``std`` pixels, truncated at three deviations; the border is black."""
     reach, channels = math.ceil(3 * std), images.shape[1]
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / std) ** 2)
     kernel = (kernel / kernel.sum()).expand(channels, 1, 1, -1)
@@ -67,25 +67,25 @@ def blurred(images: Tensor, std: float) -> Tensor:
 
 
 def recontrasted(images: Tensor, factors: Tensor) -> Tensor:
-    """Return images with the distance of each pixel from its image's mean multiplied by a factor each ``(n,)``."""
+    """Return images with the distance of each pixel from its image's mean multiplied by a factor per image ``(n,)``."""
     means = images.mean((1, 2, 3), keepdim=True)
     return (means + (images - means) * factors.view(-1, 1, 1, 1)).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class ShiftedImages:
-    """Images that are shifted when they are asked for: each by a generator of its own, whatever is asked with it."""
+    """Images that are shifted on demand, each with its own generator, independently of the others requested."""
 
     images: Images
     shift: Shift
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the images."""
+        """Shape of the images."""
         return self.images.shape
 
     def __getitem__(self, chosen: Chosen) -> Tensor:
-        """Return the shifted images at some positions, float32 from 0 to 1."""
+        """Return the shifted images at given positions, float32 from 0 to 1."""
         images = self.images[chosen]
         seeds = torch.arange(self.shape[0])[chosen].tolist()
         each = zip(images.split(1), seeds, strict=True)
@@ -95,18 +95,18 @@ class ShiftedImages:
 
 @dataclass(frozen=True)
 class KeptShift:
-    """Shifted images in memory, as bytes: made when the first of them is asked for."""
+    """Shifted images in memory, as bytes, computed on first access."""
 
     images: ArrayImages
     shift: Shift
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the images."""
+        """Shape of the images."""
         return self.images.shape
 
     def __getitem__(self, chosen: Chosen) -> Tensor:
-        """Return the shifted images at some positions, float32 from 0 to 1."""
+        """Return the shifted images at given positions, float32 from 0 to 1."""
         return self._made[chosen]
 
     @cached_property
@@ -117,5 +117,5 @@ class KeptShift:
 
 
 def shifted(images: Images, shift: Shift) -> Images:
-    """Return the shifted images: kept as bytes if the images are in memory, else made whenever they are asked for."""
+    """Return the shifted images: stored as bytes if the images are in memory, otherwise computed on demand."""
     return KeptShift(images, shift) if isinstance(images, ArrayImages) else ShiftedImages(images, shift)

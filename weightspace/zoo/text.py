@@ -1,8 +1,8 @@
-"""Tasks of classifying texts: the upper layers of an encoder of BERT's architecture, fine-tuned, and a linear head.
+"""Text classification tasks: fine-tune the upper layers of a BERT-like encoder with a linear head.
 
-Embeddings and lower layers stay as they are and are no part of the network, so that checkpoints are small. All
-fine-tunes of a task start at one point, which ``train(task, seed, epochs=0)`` returns; seeds differ in the order of the
-batches and in dropout.
+Embeddings and lower layers are frozen and not part of the network, so checkpoints are small. All fine-tunes of a task
+start from the same point, which ``train(task, seed, epochs=0)`` returns; seeds differ in the order of the batches and
+in dropout.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from weightspace.tasks.classification import ClassificationTask, Examples
 from weightspace.tasks.protocol import TrainConfig
 from weightspace.zoo.text_encoder import frozen_features, text_classifier
 
-#: Adam, falling.
+#: Adam with a decreasing learning rate.
 RECIPE = TrainConfig(epochs=3, learning_rate=1e-4, cooldown=True)
 
 
@@ -43,14 +43,14 @@ def text_task(
     """Return the task of fine-tuning an encoder on texts.
 
     Args:
-        name: what tables and plots call the task.
-        encoder: Hugging Face folder of BERT's architecture, with tokenizer.json.
-        load: returns texts by split: train, validation, test, and any further ones, which are shifts.
+        name: name of the task in tables and plots.
+        encoder: Hugging Face folder with BERT's architecture and a tokenizer.json.
+        load: returns texts by split: train, validation, test, and any additional ones, which are shifts.
         classes: number of logits.
-        trained: layers at the top that are fine-tuned.
-        length: tokens of a text, at most.
-        batch_size: texts in a batch, at most.
-        recipe: how ``train`` goes about it.
+        trained: number of top layers to fine-tune.
+        length: maximum number of tokens in a text.
+        batch_size: maximum number of texts in a batch.
+        recipe: configuration of ``train``.
     """
     folder = Path(encoder)
     return ClassificationTask(
@@ -63,7 +63,7 @@ def text_task(
 
 
 def _encoded(folder: Path, load: Callable[[], Mapping[str, Texts]], trained: int, length: int) -> dict[str, Examples]:
-    """Return the texts of every split as the frozen layers leave them."""
+    """Return the texts of every split as outputs of the frozen layers."""
     return {
         split: Examples(frozen_features(folder, texts, trained=trained, length=length), labels)
         for split, (texts, labels) in load().items()

@@ -1,8 +1,8 @@
-"""Encoders of text with BERT's architecture, split in two: lower layers that stay as they are, upper ones to train.
+"""Text encoders with BERT's architecture, split in two: frozen lower layers, and upper ones to train.
 
-Reads a Hugging Face folder (``config.json``, ``tokenizer.json``, the weights) with no need of transformers. Texts go
-through the frozen part once; the network that is trained begins at its outputs, ``(n, length, width)``, in which a
-position of zeros is padding. The only door to tokenizers.
+Reads a Hugging Face folder (``config.json``, ``tokenizer.json``, the weights) without transformers. Texts pass through
+the frozen part once; the trained network starts from its outputs, ``(n, length, width)``, in which a position of zeros
+is padding. This is the only module that imports tokenizers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from weightspace.checkpoints.json_file import read_json_object
 from weightspace.errors import WeightspaceError
 from weightspace.tracing import runs_eagerly
 
-#: Texts that go through the frozen layers at a time.
+#: Number of texts in a batch of the frozen layers.
 _TEXTS_AT_ONCE = 64
-#: Name in a layer here -> names there, in the order in which they are stacked.
+#: Name in a layer of this module -> names in BERT's, in the order in which they are stacked.
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "self_attn.in_proj_": ("attention.self.query.", "attention.self.key.", "attention.self.value."),
     "self_attn.out_proj.": ("attention.output.dense.",),
@@ -35,12 +35,12 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
 
 
 class TextClassifier(nn.Module):
-    """Logits of texts that went through the frozen layers: upper layers, the mean over positions, a linear head.
+    """Logits of texts from the outputs of the frozen layers: upper layers, mean over positions, linear head.
 
     Args:
-        layers: of the encoder, from the first that is trained.
-        width: features of a position.
-        classes: number of logits. The head starts at zero, so that fine-tunes of any seed share it.
+        layers: layers of the encoder, from the first trained one.
+        width: features per position.
+        classes: number of logits. The head is initialised with zeros, so that fine-tunes of all seeds share it.
     """
 
     def __init__(self, layers: Sequence[nn.Module], width: int, classes: int) -> None:
@@ -51,9 +51,9 @@ class TextClassifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return logits ``(n, classes)`` of outputs of the frozen layers, ``(n, length, width)``."""
+        """Return logits ``(n, classes)`` for outputs of the frozen layers, ``(n, length, width)``."""
         seen = hidden.ne(0).any(dim=-1)
-        if runs_eagerly(seen):  # columns of padding alone cost time and change nothing
+        if runs_eagerly(seen):  # columns that are all padding only cost time
             longest = int(seen.sum(dim=1).max())
             hidden, seen = hidden[:, :longest], seen[:, :longest]
         for layer in self.layers:
@@ -63,10 +63,10 @@ class TextClassifier(nn.Module):
 
 
 def text_classifier(folder: Path, classes: int, *, trained: int) -> TextClassifier:
-    """Return a new classifier on the upper ``trained`` layers of an encoder, always with the same weights.
+    """Return a new classifier on the top ``trained`` layers of an encoder, always with the same weights.
 
     Raises:
-        WeightspaceError: the folder lacks a file, has another architecture, or fewer layers.
+        WeightspaceError: the folder lacks a file, has another architecture, or too few layers.
     """
     config, layers = _layers(folder)
     frozen = _frozen(folder, trained)
@@ -75,19 +75,19 @@ def text_classifier(folder: Path, classes: int, *, trained: int) -> TextClassifi
 
 @torch.no_grad()
 def frozen_features(folder: Path, texts: Sequence[str], *, trained: int, length: int) -> Tensor:
-    """Return what the layers below the upper ``trained`` ones make of texts.
+    """Return the outputs of the layers below the top ``trained`` ones for texts.
 
     Args:
-        folder: of the encoder.
-        texts: any number.
-        trained: layers at the top that are left out.
-        length: positions; longer texts are cut.
+        folder: folder of the encoder.
+        texts: any number of texts.
+        trained: number of top layers to leave out.
+        length: number of positions; longer texts are truncated.
 
     Returns:
-        float32 ``(n, length, width)``, with zeros where a text has no more tokens.
+        float32 ``(n, length, width)``, with zeros after the end of a text.
 
     Raises:
-        WeightspaceError: the folder lacks a file, has another architecture, or fewer layers; a missing package.
+        WeightspaceError: the folder lacks a file, has another architecture, or too few layers; a missing package.
     """
     config, layers = _layers(folder)
     frozen = _frozen(folder, trained)
@@ -107,14 +107,14 @@ def frozen_features(folder: Path, texts: Sequence[str], *, trained: int, length:
 
 
 def tokens_of(folder: Path, texts: Sequence[str], length: int) -> Tensor:
-    """Return the tokens of texts, int64 ``(n, length)``, cut and padded to that length.
+    """Return the tokens of texts, int64 ``(n, length)``, truncated and padded to that length.
 
     Raises:
         WeightspaceError: tokenizers isn't installed, or the folder has no tokenizer.json.
     """
     try:
         from tokenizers import Tokenizer
-    except Exception as error:  # a package can be there and broken
+    except Exception as error:  # an installed package can be broken
         raise WeightspaceError(
             f'tokenizers cannot be imported ({type(error).__name__}: {error}); pip install "weightspace[transformers]"'
         ) from error
@@ -126,10 +126,10 @@ def tokens_of(folder: Path, texts: Sequence[str], length: int) -> Tensor:
 
 
 def _frozen(folder: Path, trained: int) -> int:
-    """Return how many layers are frozen."""
+    """Return the number of frozen layers."""
     count = _config(folder)["num_hidden_layers"]
     if not 0 < trained <= count:
-        raise WeightspaceError(f"Found {trained} layers to train; expected 1 to {count}, which {folder} has.")
+        raise WeightspaceError(f"Found {trained} layers to train; expected 1 to {count}, the number in {folder}.")
     return count - trained
 
 
@@ -146,7 +146,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=2)
 def _weights(folder: Path) -> StateDict:
-    """Return the weights of an encoder, without the prefix that a larger model gives them."""
+    """Return the weights of an encoder, without the prefix from a larger model."""
     found = load_checkpoint(folder)
     return {name.removeprefix("bert."): tensor.float() for name, tensor in found.items()}
 
@@ -180,7 +180,7 @@ def _layers(folder: Path) -> tuple[dict[str, Any], list[nn.Module]]:
 
 
 def _embedded(folder: Path, ids: Tensor) -> Tensor:
-    """Return the embeddings of tokens ``(n, length)``: words, positions, the first kind of segment, normalised."""
+    """Return the normalised embeddings of tokens ``(n, length)``: word, position and first segment type."""
     weights, prefix = _weights(folder), "embeddings."
     words = weights[f"{prefix}word_embeddings.weight"][ids]
     places = weights[f"{prefix}position_embeddings.weight"][: ids.shape[1]]

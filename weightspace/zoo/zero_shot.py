@@ -1,7 +1,7 @@
-"""CLIP models as classifiers to fine-tune: an image tower, and a linear head that starts from the text features.
+"""CLIP models as classifiers to fine-tune: an image tower, and a linear head initialised from text features.
 
-The head starts from class names and templates, so that the network is CLIP's zero-shot classifier before training and
-all fine-tunes start at one point: what soups need. The text tower is not part of the network.
+The head is computed from class names and templates, so that the network is CLIP's zero-shot classifier before training
+and all fine-tunes start from the same point, as soups require. The text tower isn't part of the network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TEMPLATES = ("a photo of a {}.",)
 
 
 class ImageClassifier(nn.Module):
-    """Logits of images ``(n, 1 or 3, size, size)`` that go from 0 to 1.
+    """Logits of images ``(n, 1 or 3, size, size)`` with values from 0 to 1.
 
     Args:
         visual: image tower: normalised pixels ``(n, 3, size, size)`` to features ``(n, features)``.
@@ -44,21 +44,20 @@ class ImageClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(pixels.std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits ``(n, classes)``; a grey image has three equal colours."""
+        """Return logits ``(n, classes)``; a greyscale image is expanded to three equal channels."""
         return self.head(nn.functional.normalize(self.visual((images - self.mean) / self.std), dim=-1))
 
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """Builds the zero-shot classifier of a CLIP model; the texts are encoded once a process.
+    """A builder of the zero-shot classifier of a CLIP model; the texts are encoded once per process.
 
     Args:
-        model: of open_clip, or ``FILE.json``.
+        model: name in open_clip, or ``FILE.json``.
         class_names: in the order of the classes.
         templates: texts with ``{}`` for the name.
-        weights: a file, a tag of open_clip, or a function that returns a file; None draws them at random, the same
-            for equal ``seed``.
-        seed: of weights at random.
+        weights: a file, a tag of open_clip, or a function that returns a file; None draws random weights from ``seed``.
+        seed: seed of random weights.
     """
 
     model: str
@@ -71,7 +70,7 @@ class ZeroShot:
         """Return a new network, always with the same weights.
 
         Raises:
-            WeightspaceError: open_clip isn't installed, or there is no such model, file or tag.
+            WeightspaceError: open_clip isn't installed, or the model, file or tag doesn't exist.
         """
         return copy.deepcopy(_zero_shot(self))
 

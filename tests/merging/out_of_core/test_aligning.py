@@ -72,7 +72,7 @@ def test_the_task_of_an_alignment_is_kept_where_the_method_looks_at_it(
 
 
 def test_an_alignment_by_data_needs_a_task(digits_mlp: Task) -> None:
-    with pytest.raises(WeightspaceError, match=r"'straight-through' looks at data: give it the task"):
+    with pytest.raises(WeightspaceError, match=r"'straight-through' uses data: give it the task"):
         Alignment(alignment(digits_mlp).spec, "straight-through")
 
 

@@ -141,8 +141,8 @@ SOURCES = {
     "mine.py:Methods.smal": "Unknown object in mine.py 'smal'.*'small'",
     "mine.py:two": r"must be a function \(tensors, weights, base, \*, …\).*\(tensors, weights\)",
     "mine.py:bare": "parameter 'power' needs a default",
-    "broken.py:mean": "broken.py:2 is no Python that can be read",
-    "nul.py:mean": "nul.py is no Python that can be read",
+    "broken.py:mean": "broken.py:2 isn't valid Python",
+    "nul.py:mean": "nul.py isn't valid Python",
     "pipe.py:mean": "There is no file pipe.py",
     "folder.py:mean": "There is no file folder.py",
 }

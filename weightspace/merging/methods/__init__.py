@@ -1,4 +1,4 @@
-"""Merge methods, a file per paper, and their table, which costs no torch to read."""
+"""Merge methods, one file per paper, and their table, which can be read without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A method on one stack: its first passes, then the merged elements a chunk at a time."""
+"""Application of a method to one stack: global statistics first, then the merged elements chunk by chunk."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ from weightspace.merging.methods._tensor_stack import Formula, TensorStack, chec
 def merged_chunks(
     method: Method, stack: TensorStack, weights: Sequence[float], arguments: Mapping[str, Any], dtype: torch.dtype
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield the merged tensor in order: the index of a first element, and 1-D elements, rounded once.
+    """Yield the merged tensor in order: the index of the first element, and 1-D elements, rounded once.
 
     Args:
         method: a row of the table.
         stack: the models' tensors, read in chunks of the method's granularity.
-        weights: one finite number a model.
-        arguments: as ``method.arguments`` returns them, and what its global_pass adds.
-        dtype: of the output.
+        weights: one finite number per model.
+        arguments: the result of ``method.arguments``, plus additions of its global_pass.
+        dtype: dtype of the output.
 
     Yields:
-        Elements in memory that is used again for the next ones.
+        Elements in a buffer that is reused for the next ones.
 
     Raises:
-        WeightspaceError: the stack or the result holds NaN or infinity (``stack.finite``), or as the method.
+        WeightspaceError: the stack or the result contains NaN or infinity (``stack.finite``), or as raised by the
+            method.
     """
     if not stack.numel:
         return
     stack = replace(stack, work=_work_dtype(method, stack, dtype))
-    with np.errstate(all="ignore"):  # numbers that aren't finite are found, or allowed
+    with np.errstate(all="ignore"):  # non-finite numbers are detected, or allowed
         formula = load_function(method)(stack, weights, **arguments)
         for start, merged in _formula_chunks(formula, stack, dtype):
             if not stack.finite:
@@ -52,7 +53,7 @@ def merged_chunks(
 
 
 def _formula_chunks(formula: Formula, stack: TensorStack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-    """Yield the merged tensor chunk by chunk, as its formula is made."""
+    """Yield the merged tensor chunk by chunk, as required by its formula."""
     if isinstance(formula, LinearFormula):
         return combined_chunks(formula, stack, dtype)
     if isinstance(formula, RefinedFormula) and formula.exact.finite and dtype != torch.float64:
@@ -61,7 +62,7 @@ def _formula_chunks(formula: Formula, stack: TensorStack, dtype: torch.dtype) ->
 
 
 def _work_dtype(method: Method, stack: TensorStack, dtype: torch.dtype) -> torch.dtype:
-    """Return what to compute in: twice the digits of the output, except for singular vectors and the users' methods."""
+    """Return the dtype to compute in: twice the output's precision, except for singular vectors and user methods."""
     doubles = dtype == torch.float32 and method.doubles and stack.granularity != "whole"
     return torch.float64 if doubles else stack.dtype
 
@@ -80,7 +81,7 @@ def _computed_chunks(formula: Formula, stack: TensorStack, dtype: torch.dtype) -
 
 
 def sound_chunks(stack: TensorStack, chunks: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
-    """Yield the chunks of a merge of a stack; of a running variance what would be negative is the models' mean."""
+    """Yield the chunks of a merged stack; negative elements of running variances become the models' mean."""
     if not is_variance(stack.name):
         yield from chunks
         return

@@ -1,4 +1,4 @@
-"""Statistics of data that methods read beside the weights."""
+"""Data statistics that methods read in addition to the weights."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from weightspace.merging.methods._tensor_stack import TensorReader, TensorStack
 
 
 def known_evidence(stack: TensorStack, shape: Sequence[int]) -> list[TensorReader]:
-    """Return the evidence of all models about a tensor, or an empty list where none has any.
+    """Return the evidence of all models for a tensor, or an empty list if no model has any.
 
     Args:
         stack: the models.
-        shape: that the evidence must have.
+        shape: required shape of the evidence.
 
     Raises:
-        WeightspaceError: some models have it and some don't, or it has another shape.
+        WeightspaceError: only some models have it, or it has another shape.
     """
     known = [one for one in stack.evidence if one is not None]
     if not known:

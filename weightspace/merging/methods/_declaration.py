@@ -1,4 +1,4 @@
-"""The declaration of a merge method: a decorated function whose annotated keywords are its parameters."""
+"""Declaration of merge methods: a decorated function whose annotated keywords are its parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from weightspace.merging.methods._registry import Method, Parameter
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-#: Rows of the methods whose files have been imported, by name.
+#: Rows of the imported methods, by name.
 _DECLARED: dict[str, Method] = {}
 
 
@@ -23,20 +23,20 @@ def merge_method(
 ) -> Callable[[Function], Function]:
     """Declare a function ``(stack, weights, *, …) -> formula`` as the merge method of its name.
 
-    A keyword annotated as ``Annotated[type, Parameter(help=…, low=…, high=…, choices=…)]`` is a parameter; without a
-    default it must be given. If its type is ``Sequence[float]`` it may differ by model, and its default is
-    ``(value,)``. If the function computes its default, its type is ``float | None``, its default None, and
-    ``Parameter(computed=…)`` says in words what it is. ``lambda_`` is called ``lambda``. Keywords without such an
+    A keyword annotated as ``Annotated[type, Parameter(help=…, low=…, high=…, choices=…)]`` is a parameter; it is
+    required if it has no default. If its type is ``Sequence[float]``, it may differ by model, and its default is
+    ``(value,)``. If the function computes its default, its type is ``float | None``, its default is None, and
+    ``Parameter(computed=…)`` describes the default in words. ``lambda_`` is called ``lambda``. Keywords without such an
     annotation come from the global pass.
 
     Args:
-        formula: what it computes, in a line.
+        formula: one-line description of the computation.
         source: the paper.
         global_pass: ``(stacks, arguments) -> keywords by name of the tensor``, a pass over the whole model.
         traits: further attributes of ``Method``.
 
     Raises:
-        WeightspaceError: a default is None, and nothing says what is computed then.
+        WeightspaceError: a default is None without a description of the computed value.
     """
 
     def declare(function: Function) -> Function:
@@ -69,18 +69,18 @@ def _parameters(function: Callable[..., Any]) -> Iterator[Parameter]:
                 _check_computed(parameter, argument)
                 per_model = get_origin(kind) is Sequence
                 default = None if argument.default is inspect.Parameter.empty else argument.default
-                if isinstance(default, tuple):  # one value, for every model
+                if isinstance(default, tuple):  # one value for all models
                     (default,) = default
                 yield replace(parameter, name=argument.name.rstrip("_"), default=default, per_model=per_model)
 
 
 def _without_optional(hint: Any) -> Any:
-    """Return an annotation without the ``Optional`` that Python 3.10 adds where the default is None."""
+    """Return an annotation without the ``Optional`` that Python 3.10 adds if the default is None."""
     return next((inner for inner in get_args(hint) if get_origin(inner) is Annotated), hint)
 
 
 def _check_computed(parameter: Parameter, argument: inspect.Parameter) -> None:
-    """Check that a parameter says what is computed if, and only if, its default is None."""
+    """Check that a parameter describes its computed default if and only if its default is None."""
     if (argument.default is None) != bool(parameter.computed):
         raise WeightspaceError(
             f"Parameter {argument.name!r} has the default {argument.default!r} and computed={parameter.computed!r}. "
@@ -89,7 +89,7 @@ def _check_computed(parameter: Parameter, argument: inspect.Parameter) -> None:
 
 
 def declared_methods() -> list[Method]:
-    """Import all files of methods and return their rows by name."""
+    """Import all method files and return their rows by name."""
     package = __name__.rpartition(".")[0]
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
         if not module.name.startswith("_"):

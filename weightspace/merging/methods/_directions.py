@@ -1,4 +1,4 @@
-"""Unit vectors known only by their inner products: every combination of them is a list of coefficients."""
+"""Unit vectors known only by their inner products: their combinations are lists of coefficients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from weightspace.merging.methods._linear_combination import LinearFormula, compu
 from weightspace.merging.methods._sums import row_sums, total
 from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStack
 
-#: A combination of unit vectors whose length is below this share of its coefficients cancels.
+#: A combination of unit vectors whose length is below this fraction of its coefficients cancels.
 _CANCELLED = 1e-7
 
 
@@ -24,8 +24,8 @@ class Directions:
 
     Attributes:
         norms: lengths of all vectors.
-        cosines: of all pairs; 0 beside a zero vector.
-        equal: all vectors have the same inner products, as copies have.
+        cosines: cosines of all pairs; 0 for a zero vector.
+        equal: whether all vectors have equal inner products, as copies do.
     """
 
     def __init__(self, products: Sequence[Sequence[float]]) -> None:
@@ -38,7 +38,7 @@ class Directions:
         self.equal = len({product for row in products for product in row}) == 1
 
     def length(self, coefficients: Sequence[float]) -> float:
-        """Return ``‖Σ c_i u_i‖``; 0 where they cancel up to rounding."""
+        """Return ``‖Σ c_i u_i‖``; 0 if they cancel up to rounding."""
         c = torch.tensor(coefficients, dtype=torch.float64)
         squared = float(c @ torch.tensor(self.cosines, dtype=torch.float64) @ c)
         length = math.sqrt(max(0.0, squared))
@@ -49,14 +49,14 @@ def scaled_sum(directions: Directions, coefficients: Sequence[float], length: fl
     """Return the formula of the vector of ``length`` along ``Σ c_i u_i``.
 
     Args:
-        directions: the models', or those of their differences from the base.
+        directions: those of the models, or of their differences from the base.
         coefficients: one per model.
-        length: of the result.
-        deltas: add it to the base.
+        length: length of the result.
+        deltas: whether to add it to the base.
     """
     size = directions.length(coefficients)
     if not all(map(math.isfinite, directions.norms)):
-        size = math.nan  # and so is all that comes of it
+        size = math.nan  # which propagates to the result
     scale = length / size if size != 0 else 0.0
     factors = [
         scale * coefficient / norm if norm != 0 else 0.0
@@ -65,7 +65,7 @@ def scaled_sum(directions: Directions, coefficients: Sequence[float], length: fl
     if deltas:
         return computed_formula(factors, base="origin")
     if directions.equal and abs(math.fsum(factors) - 1) < _CANCELLED:
-        return LinearFormula(shares(tuple(factors)))  # copies merge to the copy, whatever the rounding of norms
+        return LinearFormula(shares(tuple(factors)))  # copies merge to the copy, despite rounding of norms
     return computed_formula(factors)
 
 
@@ -112,7 +112,7 @@ def _summed(stack: TensorStack, deltas: bool, scale: float) -> dict[tuple[int, i
 def row_grams(stack: TensorStack, *, deltas: bool = False) -> Tensor:
     """Return the same for every slice along dim 0, of shape ``(N, N, rows)``, in float64.
 
-    A tensor without rows is one.
+    A tensor without rows counts as one.
     """
     parts = []
     for chunk in stack.working_chunks():

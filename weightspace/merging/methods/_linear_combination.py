@@ -20,8 +20,8 @@ class LinearFormula:
     r"""The formula :math:`\sum_i c_i x_i`.
 
     Attributes:
-        coefficients: of the models, and behind them of the base where it is part of the sum.
-        with_base: whether it is.
+        coefficients: those of the models, followed by the base's if it is part of the sum.
+        with_base: whether the base is part of the sum.
     """
 
     coefficients: Coefficients
@@ -37,9 +37,9 @@ def computed_formula(factors: Sequence[float], *, base: Literal["none", "term", 
     """Return the formula of a linear combination whose coefficients were computed from the tensors.
 
     Args:
-        factors: ``f_i``; if one of them isn't finite, nothing but NaN comes out.
-        base: ``none``: the sum is ``Σ f_i x_i`` over the models; ``term``: the last one is that of the base;
-            ``origin``: it is ``b + Σ f_i (x_i − b)``.
+        factors: ``f_i``; if one of them isn't finite, the result is NaN everywhere.
+        base: ``none``: the sum is ``Σ f_i x_i`` over the models; ``term``: the last factor is that of the base;
+            ``origin``: the result is ``b + Σ f_i (x_i − b)``.
     """
     if not all(map(math.isfinite, factors)):
         return lambda chunk: torch.full_like(chunk.tensors[0], torch.nan)
@@ -48,20 +48,20 @@ def computed_formula(factors: Sequence[float], *, base: Literal["none", "term", 
 
 
 def combined_chunks(formula: LinearFormula, stack: TensorStack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-    """Yield the merged tensor in order: the index of a first element, and 1-D elements, in memory that is used again.
+    """Yield the merged tensor in order: the index of the first element, and 1-D elements, in reused memory.
 
     Args:
-        formula: of the method.
+        formula: formula of the method.
         stack: the models' tensors.
-        dtype: of the output, a real one.
+        dtype: dtype of the output, a real one.
 
     Raises:
-        WeightspaceError: the stack or the result holds NaN or infinity (``stack.finite``).
+        WeightspaceError: the stack or the result contains NaN or infinity (``stack.finite``).
     """
     base = [] if stack.base is None else [stack.base]
     sources = [*stack.sources, *(base if formula.with_base else [])]
     combiner = LinearCombiner(formula.coefficients, dtype)
-    # NaN and infinity show in the sum, except those of what is no part of it.
+    # NaN and infinity show in the sum, except in tensors that aren't part of it.
     silent = [*(set(range(len(sources))) - set(formula.coefficients.used)), *range(len(sources), len(stack.labels) + 1)]
     unseen = silent if stack.finite and True not in stack.passes else []
     out = torch.empty(min(BLOCK, stack.numel), dtype=dtype)
@@ -75,7 +75,7 @@ def combined_chunks(formula: LinearFormula, stack: TensorStack, dtype: torch.dty
 
 
 def _check(stack: TensorStack, start: int, merged: Tensor, which: Sequence[int] | None) -> None:
-    """Check that a chunk holds no NaN and no infinity: its inputs (some of them, or all), then itself.
+    """Check that a chunk contains no NaN and no infinity: first its inputs (some or all of them), then the result.
 
     Raises:
         WeightspaceError: it does.

@@ -1,4 +1,4 @@
-"""Importing the functions of a row, which are the first thing in a merge that needs torch."""
+"""Lazy import of a row's functions, the first part of a merge that needs torch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def load_function(row: Method) -> Callable[..., Any]:
 
 
 def load_global_pass(row: Method) -> Callable[..., Any] | None:
-    """Import the method's pass over the whole model, where it has one.
+    """Import the method's pass over the whole model, if it has one.
 
     ``global_pass(stacks, arguments)`` takes the stacks of all float tensors in the order of their names and the keyword
-    arguments of the function for each, and returns what to add to these, by name of the tensor.
+    arguments of the function for each, and returns additions to these by name of the tensor.
     """
     return _load(row.global_pass) if row.global_pass else None
 

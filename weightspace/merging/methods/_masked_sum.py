@@ -1,9 +1,9 @@
-r"""Sums of masked differences from a base, element by element by double words: where faster arithmetic cannot tell.
+r"""Sums of masked differences from a base, elementwise in double-word arithmetic, for cases that need exact rounding.
 
 .. math:: b + \lambda\, \frac{\sum_{i \in A} f_i (x_i - b)}{\sum_{i \in A} w_i}
 
-with :math:`A` the models whose difference is kept at an element, or those of them that agree on the sign of
-:math:`\sum_i f_i (x_i - b)`; without the division, unless it is asked for.
+with :math:`A` the models whose difference is kept at an element, or those among them that agree with the sign of
+:math:`\sum_i f_i (x_i - b)`; the division is only done with ``normalize``.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _FEW, _CLOSE = 8, 2.0**-40
 
 @dataclass(frozen=True)
 class MaskedSum:
-    """One of these sums.
+    """A masked sum.
 
     Attributes:
-        kept: says which differences are kept.
+        kept: function that returns which differences are kept.
         factors: ``f_i``.
         weights: ``w_i``.
         lambda_: ``λ``.
-        normalize: divide; a sum of 0 counts as 1.
-        elect: take only those that agree on a sign.
+        normalize: whether to divide; a sum of 0 counts as 1.
+        elect: whether to use only differences that agree in sign.
     """
 
     kept: Kept
@@ -51,12 +51,12 @@ class MaskedSum:
 
     @cached_property
     def finite(self) -> bool:
-        """Whether float64 holds all of these numbers, and their products."""
+        """Whether float64 can represent all of these numbers and their products."""
         return all(math.isfinite(self.lambda_ * number) for number in (1.0, *self.factors, *self.weights))
 
     @cached_property
     def deviating(self) -> bool:
-        """Whether a number stands for a simple fraction that it isn't quite, which decides midpoints."""
+        """Whether a number deviates slightly from a simple fraction, which decides the rounding at midpoints."""
         numbers = (*self.factors, *self.weights, self.lambda_)
         return any(simplest(number) != Fraction(number) for number in numbers)
 
@@ -81,9 +81,9 @@ class MaskedSum:
         Args:
             models: ``(N, n)`` in float64.
             base: ``(n,)`` in float64.
-            positions: of the elements in the tensor.
-            dtype: of the result.
-            bits: of the significands of models and base, at most.
+            positions: positions of the elements in the tensor.
+            dtype: dtype of the result.
+            bits: maximum significand bits of models and base.
         """
         taken = self.kept(models, base, positions) & (models != base)
         if self.elect:
@@ -92,7 +92,7 @@ class MaskedSum:
         return torch.where(taken.any(dim=0), rounded_once(value, dtype), base.to(dtype))
 
     def _divided(self, masks: Tensor, models: Tensor, base: Tensor, bits: int) -> DoubleWord:
-        """Return ``b + λ Σ f_i (x_i − b) / Σ w_i`` over what is taken, as ``(Σ w_i b + λ Σ f_i (x_i − b)) / Σ w_i``."""
+        """Compute ``b + λ Σ f_i (x_i − b) / Σ w_i`` over kept terms, as ``(Σ w_i b + λ Σ f_i (x_i − b)) / Σ w_i``."""
         back = [-move for move in self._moves]
         if not self.normalize:
             terms = [*(masks * models), *(masks * base), base]
@@ -103,12 +103,12 @@ class MaskedSum:
         terms, weights = [*(masks * models)], [*self._moves]
         if any(rests):
             terms, weights = [*terms, *(masks * (1 - undivided) * base)], [*weights, *rests]
-        if min(self._shares) <= 0:  # else nothing that is taken has a sum of 0
+        if min(self._shares) <= 0:  # otherwise no sum of kept weights is 0
             terms, weights = [*terms, *(masks * undivided * base), undivided * base], [*weights, *back, Fraction(1)]
         return quotient_of(weighted_sum(terms, weights, bits), (high + undivided, low))
 
     def _divisor(self, masks: Tensor) -> DoubleWord:
-        """Return the sum of the weights of what is taken."""
+        """Return the sum of the kept weights."""
         if len(masks) > _FEW:
             return weighted_sum(list(masks), self._shares, 1)
         place = (masks * 2.0 ** torch.arange(len(masks), dtype=torch.float64).view(-1, 1)).sum(dim=0).to(torch.int64)
@@ -117,7 +117,7 @@ class MaskedSum:
 
     @cached_property
     def _sums(self) -> DoubleWord:
-        """The sums of the weights of all subsets, by number."""
+        """The sums of the weights of all subsets, indexed by bit mask."""
         sums = [Fraction(0)]
         for share in self._shares:
             sums += [total + share for total in sums]
@@ -126,7 +126,7 @@ class MaskedSum:
         return torch.tensor(highs, dtype=torch.float64), torch.tensor(lows, dtype=torch.float64)
 
     def _agreeing(self, kept: Tensor, models: Tensor, base: Tensor, bits: int) -> Tensor:
-        """Return which differences have the elected sign: that of their sum, or an increase where it is 0."""
+        """Return which differences have the elected sign: that of their sum, or positive if it is 0."""
         factors = torch.tensor(self.factors, dtype=torch.float64).view(-1, 1)
         moves = (base - models).mul_(factors).mul_(kept)
         total = moves.sum(dim=0)

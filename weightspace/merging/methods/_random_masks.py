@@ -1,7 +1,7 @@
-"""Random masks that come from names alone: the same in any order, on any number of threads and workers.
+"""Random masks that depend only on names, so they are the same in any order, on any number of threads and workers.
 
-Every chunk of every tensor of every model has a generator of its own, numpy's SFC64, whose stream never changes between
-versions; its seed is a SHA-256 of the merge's seed, the tensor, the model and the chunk.
+Every chunk of every tensor of every model has its own generator, numpy's SFC64, whose stream is stable across versions;
+its seed is a SHA-256 of the merge's seed, the tensor, the model and the chunk.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _STEPS, _FINER = 2.0**8, 2.0**32
 #: One probability for all that is a multiple of 1/2^k takes k bits an element: for 0.5 a single one. So many at most.
 _FEW = 4
 
-#: Elements whose masks are drawn at once: starting a generator costs as much as thousands of bits.
+#: Number of elements whose masks are drawn together: starting a generator costs as much as thousands of bits.
 _BLOCK = 8 * CHUNK
-#: Bytes of masks that are kept for the next pass.
+#: Maximum size of the masks cached for the next pass, in bytes.
 _KEPT = 2**23
 
 
 class MaskedVectors:
     """The task vectors of a stack under random masks.
 
-    ``keep(differences, index)`` returns the probabilities with which the elements of a model's chunk are kept: one
-    number, or one per element.
+    ``keep(differences, index)`` returns the keep probabilities of the elements of a model's chunk: one number, or one
+    per element.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class MaskedVectors:
         self.seed = seed
         self.keep = keep
         self._bits: dict[tuple[int, int], np.ndarray] = {}
-        self._last: dict[int, tuple[int, np.ndarray]] = {}  # per model the last mask that was too large to keep
+        self._last: dict[int, tuple[int, np.ndarray]] = {}  # the last mask of each model that was too large to cache
         self._room = _KEPT
 
     def scales(self, rescale: str) -> list[float]:
-        """Return the factor of each model."""
+        """Return the scaling factor of each model."""
         if rescale in ("none", "false"):
             return [1.0] * len(self.density)
         if rescale == "density":
@@ -76,7 +76,7 @@ class MaskedVectors:
         return vectors
 
     def _mask(self, back: Tensor, index: int, start: int) -> np.ndarray:
-        """Return a mask of 0 and 1, 1-D; its bits are kept for the next pass while there is room."""
+        """Return a mask of 0 and 1, 1-D; its bits are cached for the next pass if there is room."""
         first, count = start, back.numel()
         if self.stack.granularity == "elements":
             first -= start % _BLOCK
@@ -96,18 +96,18 @@ class MaskedVectors:
 
 
 def random_mask(seed: int, tensor: str, model: str, start: int, count: int, keep: float | np.ndarray) -> np.ndarray:
-    """Draw the elements of a chunk that are kept.
+    """Draw the elements of a chunk to keep.
 
     Args:
-        seed: of the merge.
-        tensor: its name.
-        model: its label.
+        seed: seed of the merge.
+        tensor: name of the tensor.
+        model: label of the model.
         start: index of the chunk's first element.
-        count: elements in the chunk.
+        count: number of elements in the chunk.
         keep: the probability that an element is kept, from 0 to 1: one number, or one per element.
 
     Returns:
-        One bit per element, as ``np.packbits`` packs them, each set with its probability, up to 2⁻⁴⁰.
+        One bit per element, packed as by ``np.packbits``, each set with its probability, up to 2⁻⁴⁰.
     """
     key = json.dumps([seed, tensor, model, start]).encode()
     generator = np.random.Generator(np.random.SFC64(int.from_bytes(hashlib.sha256(key).digest(), "little")))
@@ -119,7 +119,7 @@ def random_mask(seed: int, tensor: str, model: str, start: int, count: int, keep
 
 
 def _from_halves(generator: np.random.Generator, numerator: int, digits: int, count: int) -> np.ndarray:
-    """Draw bits, set as often as a binary fraction says: with a coin, ``or`` makes p (1 + p) / 2, and ``and`` p / 2."""
+    """Draw bits that are set with a dyadic probability: with a coin, ``or`` makes p (1 + p) / 2, and ``and`` p / 2."""
     words = (count + 63) // 64
     mask = np.zeros(words, "<u8")
     for place, coins in enumerate(_words(generator, digits * words).reshape(digits, words)):
@@ -131,7 +131,7 @@ def _compared(generator: np.random.Generator, keep: np.ndarray, count: int) -> n
     """Compare a random number with each element's probability; return bools."""
     drawn = _words(generator, (count + 7) // 8).view("u1")[:count]
     scaled = keep * _STEPS
-    steps = np.minimum(scaled, _STEPS - 1).astype(np.uint8)  # 1 is the last step and all of what follows it
+    steps = np.minimum(scaled, _STEPS - 1).astype(np.uint8)  # 1 is the last step and its whole remainder
     mask = drawn < steps
     rest = scaled - steps
     if rest.any():
@@ -142,5 +142,5 @@ def _compared(generator: np.random.Generator, keep: np.ndarray, count: int) -> n
 
 
 def _words(generator: np.random.Generator, count: int) -> np.ndarray:
-    """Draw 64 random bits ``count`` times; ``random_raw`` would do the same, but hold the interpreter meanwhile."""
+    """Draw 64 random bits ``count`` times; ``random_raw`` does the same, but holds the GIL."""
     return generator.integers(0, 2**64 - 1, count, dtype=np.uint64, endpoint=True).astype("<u8", copy=False)

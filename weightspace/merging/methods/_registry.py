@@ -10,16 +10,16 @@ from typing import Any, Literal, TypeAlias
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 
-#: What a method must see at once: any stretch of elements, whole slices along dim 0, or the whole tensor.
+#: Granularity that a method needs: any range of elements, whole slices along dim 0, or the whole tensor.
 Granularity: TypeAlias = Literal["elements", "slices", "whole"]
 
-#: The largest weight or parameter, far below what float32 holds: beyond it nothing but an overflow can come out.
+#: The largest weight or parameter, far below the limit of float32: anything beyond it would overflow.
 LARGEST = 1e30
 
-#: Elements in a chunk: few enough for a few copies in float32 to stay near the core, enough to outweigh each call.
+#: Elements in a chunk: few enough to keep some float32 copies in the cache, enough to outweigh the call overhead.
 CHUNK = 2**17
 
-#: Where a base stands. ``end``: it is the end ``t = 0`` of a line, and the first of two models where none is named.
+#: Role of the base. ``end``: it is the endpoint ``t = 0`` of a line, or the first of two models if not given.
 Base: TypeAlias = Literal["none", "optional", "required", "end"]
 
 
@@ -28,14 +28,14 @@ class Parameter:
     """One option of a method.
 
     Attributes:
-        name: in recipes and on the command line; ``lambda`` is the keyword ``lambda_`` of the function.
-        default: the value if none is given; its type is the type expected. None: a number that must be given, unless
-            the function computes it.
-        help: what it does, in a line.
-        low, high: the bounds of a number, both included.
-        choices: the words that it can be.
-        per_model: it may differ by model; the function gets a list, one value per model.
-        computed: the default of a number, in words, that the function computes where it gets None.
+        name: name in recipes and on the command line; ``lambda`` is the keyword ``lambda_`` of the function.
+        default: the default value, which also determines the type. None means a required number, unless the function
+            computes it.
+        help: one-line description.
+        low, high: the bounds of a number, both inclusive.
+        choices: the permitted words.
+        per_model: whether it may differ by model; the function gets a list, one value per model.
+        computed: description of a default that the function computes when it gets None.
     """
 
     name: str = ""
@@ -58,10 +58,10 @@ class Parameter:
         return f"{self.name}_" if self.name == "lambda" else self.name
 
     def checked(self, value: Any) -> Any:
-        """Return a value of the parameter's type.
+        """Return a value converted to the parameter's type.
 
         Raises:
-            WeightspaceError: it has another type, or lies out of bounds.
+            WeightspaceError: it has another type, or is out of bounds.
         """
         if self.choices:
             # DARE's rescale is a word here and a bool in mergekit's recipes.
@@ -71,11 +71,11 @@ class Parameter:
             return word
         if isinstance(self.default, bool):
             if not isinstance(value, bool):
-                raise WeightspaceError(f"Parameter {self.name!r} is true or false, found {value!r}.")
+                raise WeightspaceError(f"Parameter {self.name!r} is true or false; found {value!r}.")
             return value
         if isinstance(self.default, str):
             if not isinstance(value, str):
-                raise WeightspaceError(f"Parameter {self.name!r} is a word, found {value!r}.")
+                raise WeightspaceError(f"Parameter {self.name!r} is a word; found {value!r}.")
             return value
         return self._number(value)
 
@@ -86,10 +86,10 @@ class Parameter:
         number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
         if LARGEST < abs(number) < math.inf:
             raise WeightspaceError(
-                f"Parameter {self.name!r} is a number of at most {LARGEST:g}, found {shown(number)}."
+                f"Parameter {self.name!r} is a number of at most {LARGEST:g}; found {shown(number)}."
             )
         if not math.isfinite(number) or not self.low <= number <= self.high or (whole and number != int(number)):
-            raise WeightspaceError(f"Parameter {self.name!r} is {kind}{bounds}, found {value!r}.")
+            raise WeightspaceError(f"Parameter {self.name!r} is {kind}{bounds}; found {value!r}.")
         return int(number) if whole else float(number)
 
 
@@ -98,26 +98,26 @@ class Method:
     """A row of the table.
 
     Attributes:
-        name: in recipes and on the command line.
-        function: ``file:function`` in this package, or a user's ``path/file.py:function`` (see ``_user.py``).
-            ``function(stack, weights, **parameters) -> formula``: one weight per model, parameters by keyword. It
-            makes its passes over the stack, then ``formula(chunk)`` returns the merged elements of a chunk.
-        formula: what it computes, in a line.
+        name: name in recipes and on the command line.
+        function: ``file:function`` in this package, or a user's ``path/file.py:function`` (see ``_user.py``):
+            ``function(stack, weights, **parameters) -> formula``, with one weight per model and parameters by keyword.
+            It makes its passes over the stack; then ``formula(chunk)`` returns the merged elements of a chunk.
+        formula: one-line description of the computation.
         source: the paper.
-        parameters: its options, weights aside.
-        base: whether it works on the difference from a base.
-        models: the least and the largest number of models that it takes, the base aside; None is no limit.
-        granularity: what it must read at once.
-        elementwise_if: a parameter and the value with which granularity ``elements`` suffices.
+        parameters: its options, apart from weights.
+        base: whether it works on differences from a base.
+        models: minimum and maximum number of models, excluding the base; None means no limit.
+        granularity: the unit that must be read at once.
+        elementwise_if: a parameter and the value for which granularity ``elements`` suffices.
         weighted: whether the models have weights.
         normalised: equal models without a base give that model, whatever the weights.
         scale_free: multiplying all models and the base by a number multiplies the result by it.
-        doubles: results in float32 are computed in float64; else they are elements of a model, unchanged.
+        doubles: float32 results are computed in float64; otherwise they are unchanged elements of a model.
         global_pass: ``file:function`` of a pass over the whole model before the first tensor, or "".
-        global_pass_if: a parameter and the value with which that pass is made; None: always.
-        evidence: the statistics of data that it needs of every model (``gram``, ``fisher``), or "".
-        cost: nanoseconds of one core per element of one source, reading included, for estimates.
-        copies: float32 copies of a slice that it holds at a time, beside two per model, for estimates.
+        global_pass_if: a parameter and the value for which that pass is made; None means always.
+        evidence: the data statistics required of every model (``gram``, ``fisher``), or "".
+        cost: nanoseconds of one core per element and source, including reading, for estimates.
+        copies: float32 copies of a slice held at a time, in addition to two per model, for estimates.
     """
 
     name: str
@@ -140,13 +140,13 @@ class Method:
     copies: int = 6
 
     def granularity_of(self, arguments: Mapping[str, Any]) -> Granularity:
-        """Return what it must read at once with these arguments."""
+        """Return the granularity required with these arguments."""
         if self.elementwise_if is not None and arguments.get(self.elementwise_if[0]) == self.elementwise_if[1]:
             return "elements"
         return self.granularity
 
     def needs_global_pass(self, arguments: Mapping[str, Any]) -> bool:
-        """Return whether it makes a pass over the whole model first with these arguments."""
+        """Return whether it first makes a pass over the whole model with these arguments."""
         if self.global_pass_if is None:
             return bool(self.global_pass)
         return arguments.get(self.global_pass_if[0]) == self.global_pass_if[1]
@@ -155,11 +155,11 @@ class Method:
         """Return the keyword arguments of the function, checked and with all defaults.
 
         Args:
-            values: parameters by name; a list, one value a model, where the parameter may differ by model.
-            models: how many models there are, the base aside.
+            values: parameters by name; a list, one value per model, if the parameter may differ by model.
+            models: number of models, excluding the base.
 
         Raises:
-            WeightspaceError: a parameter is unknown, missing, or has a value that it can't have.
+            WeightspaceError: a parameter is unknown, missing, or has an invalid value.
         """
         known = {parameter.name: parameter for parameter in self.parameters}
         for name in values:
@@ -184,5 +184,5 @@ class Method:
 
 
 def shown(number: float) -> str:
-    """Return a number as errors show it: whole ones of thousands of digits cannot even be written."""
+    """Format a number for errors, including integers of thousands of digits."""
     return f"one of {number.bit_length():,} bits" if isinstance(number, int) else f"{number:g}"

@@ -1,9 +1,9 @@
-"""The one rounding of a merge, to the dtype of the output, and where faster arithmetic is too coarse for it.
+"""The final rounding of a merge to the output dtype, and refinement where faster arithmetic is too coarse for it.
 
-Weights such as 0.3 put results exactly half-way between two numbers of bfloat16 or float16, at which the smallest error
-decides. Mostly float32 is exact there; where the differences are as large as the weights of the network it is not, and
-then many results lie beside a half-way point by an error of their last bits. Models that cancel their base, as pruned
-ones do, leave nothing but such errors. Both show in the results themselves.
+Weights such as 0.3 put results exactly half-way between two numbers of bfloat16 or float16, where the smallest error
+decides. Usually float32 is exact there; if the differences are as large as the network's weights it isn't, and then
+many results are next to a half-way point by an error in their last bits. Models that cancel their base, such as pruned
+ones, leave only such errors. Both are visible in the results.
 """
 
 from __future__ import annotations
@@ -22,44 +22,44 @@ from weightspace.arithmetic.nonfinite import is_finite
 from weightspace.merging.methods._masked_sum import MaskedSum
 from weightspace.merging.methods._tensor_stack import Chunk, TensorStack, check_finite
 
-#: Narrow dtype -> bits of float32 that it lacks.
+#: Narrow dtype -> number of float32 bits that it lacks.
 _LACKING = {torch.bfloat16: 16, torch.float16: 13}
 
-#: A result is beside a half-way point within so many units in the last place of float32.
+#: A result is next to a half-way point within this many units in the last place of float32.
 _BESIDE = 4
 
-#: Elements of a chunk that are looked at, from all over it.
+#: Number of sampled elements in a chunk.
 _SAMPLE = 2**11
 
-#: A result below this share of the base is what cancellation left.
+#: A result below this fraction of the base is left by cancellation.
 _CANCELLED = 2.0**-18
 
-#: So many times what chance puts beside half-way points is no chance; so few are not worth it.
+#: Results next to half-way points are significant if they exceed chance by this factor, and this number.
 _TIMES, _FEW = 6, 2
 
-#: The error of a sum of differences from a base, relative to the size of both, at most.
+#: Maximum error of a sum of differences from a base, relative to the size of both.
 _ERROR = {torch.float32: 2.0**-21, torch.float64: 2.0**-49}
 
-#: What is taken for the error where the base is of the size of the results.
+#: Assumed error if the base is of the same size as the results.
 _DOUBTFUL = {torch.float32: 2.0**-19, torch.float64: 2.0**-44}
 
-#: Dtypes of values and results -> bits that the second one lacks, the range of their exponents being the same or more.
+#: Dtypes of values and results -> bits that the latter lacks, if it has at least the same exponent range.
 _BEYOND = {(torch.float32, torch.bfloat16): 16, (torch.float64, torch.float32): 29}
 
-#: About how often results are all but half-way between two numbers, and their error decides.
+#: Approximate fraction of results that are nearly half-way between two numbers, where their error decides.
 _HALF_WAY = 0.02
 
-#: The share of elements that may round to the wrong side by a pessimistic estimate, several times what comes out.
+#: Permitted fraction of wrongly rounded elements in a pessimistic estimate, several times the actual one.
 _TOLERATED = 3e-3
 
 
 def needs_float64(values: Tensor, base: Tensor | None, dtype: torch.dtype) -> bool:
-    """Return whether the errors of float32 would be seen in more of the results than chance makes them.
+    """Return whether float32 errors would affect more of the results than chance does.
 
     Args:
         values: results, in the dtype that they were computed in.
-        base: what the differences were taken from, of their shape, or None.
-        dtype: of the output.
+        base: the base of the differences, of the same shape, or None.
+        dtype: dtype of the output.
     """
     if dtype not in _LACKING or values.dtype != torch.float32:
         return False
@@ -73,8 +73,9 @@ def needs_float64(values: Tensor, base: Tensor | None, dtype: torch.dtype) -> bo
 
 
 def _many_beside_half_way(sample: np.ndarray, lacking: int) -> bool:
-    """Return whether more numbers lie just beside half-way points than chance puts there, by their bits."""
-    # What the dtype lacks, moved to the top, so that the half-way point is 2^31; shifted to stand at _BESIDE above 0.
+    """Return whether more numbers are just next to half-way points than by chance, judging by their bits."""
+    # The bits that the dtype lacks, moved to the top so that the half-way point is 2^31, and shifted to be
+    # _BESIDE above 0.
     place = np.left_shift(sample, 32 - lacking)
     place += np.uint32(2**31 + (_BESIDE << (32 - lacking)) & 2**32 - 1)
     near = np.count_nonzero(place <= np.uint32(2 * _BESIDE << (32 - lacking)))
@@ -83,16 +84,16 @@ def _many_beside_half_way(sample: np.ndarray, lacking: int) -> bool:
 
 
 def loses(results: Tensor, models: Tensor, base: Tensor, computed: torch.dtype, *, deviating: bool) -> bool:
-    """Return whether too many results round to the wrong side by a pessimistic estimate.
+    """Return whether too many results are rounded wrongly, in a pessimistic estimate.
 
-    The remainder of two large numbers has lost its digits: a result that lies far below its base.
+    The difference of two large numbers has lost digits: such a result is far below its base.
 
     Args:
-        results: some, 1-D, in the dtype that they were rounded to.
-        models: of the same elements, ``(N, n)`` in float64.
-        base: of the same elements, in float64.
+        results: some results, 1-D, in the dtype that they were rounded to.
+        models: the same elements of the models, ``(N, n)`` in float64.
+        base: the same elements of the base, in float64.
         computed: the dtype that the results were computed in.
-        deviating: results may be all but half-way between two numbers.
+        deviating: whether results may be nearly half-way between two numbers.
     """
     sizes = results.to(torch.float64).numpy()
     numbers, origin = models.numpy(), np.abs(base.numpy())
@@ -101,18 +102,18 @@ def loses(results: Tensor, models: Tensor, base: Tensor, computed: torch.dtype, 
         wrong = np.minimum(cancelling * 2.0 ** (significand_bits(results.dtype) + 2 - significand_bits(computed)), 1)
         if deviating:
             wrong = np.maximum(wrong, np.where(cancelling * _ERROR[computed] > _DOUBTFUL[computed], _HALF_WAY, 0))
-    # What is a model's own number, or beside a base of 0, has lost nothing.
+    # A model's own number, or a result with a base of 0, has lost nothing.
     wrong[(sizes == numbers).any(axis=0) | (origin == 0)] = 0
     return bool(np.nan_to_num(wrong, nan=1).sum() > _TOLERATED * len(wrong))
 
 
 def doubtful(values: Tensor, base: Tensor | None, dtype: torch.dtype) -> np.ndarray:
-    """Return which results lie so near a half-way point that the errors of arithmetic decide, as bools.
+    """Return which results are so close to a half-way point that arithmetic errors decide, as bools.
 
     Args:
         values: the results, in float32 or float64.
-        base: what the differences were taken from, where it may be much larger than they are.
-        dtype: that the results are rounded to.
+        base: the base of the differences, if it may be much larger than the results.
+        dtype: dtype that the results are rounded to.
     """
     if base is not None:
         error = values.abs().add_(base.abs()).mul_(_ERROR[values.dtype])
@@ -121,7 +122,7 @@ def doubtful(values: Tensor, base: Tensor | None, dtype: torch.dtype) -> np.ndar
     lacking = _BEYOND.get((values.dtype, dtype))
     if lacking is None:
         return (narrowed(values * (1 - size), dtype) != narrowed(values * (1 + size), dtype)).numpy()
-    # The bits that the dtype lacks, so shifted that they are small near a half-way point.
+    # The bits that the dtype lacks, shifted to be small near a half-way point.
     number = np.uint32 if values.dtype == torch.float32 else np.uint64
     beside = int(size * 2.0 ** significand_bits(values.dtype))
     place = np.add(values.numpy().view(number), number(2 ** (lacking - 1) + beside))
@@ -130,23 +131,23 @@ def doubtful(values: Tensor, base: Tensor | None, dtype: torch.dtype) -> np.ndar
 
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return results in the dtype of the output; those in float64 by way of float32, at which its last errors end."""
+    """Return results in the output dtype; those in float64 via float32, which removes errors in the last bits."""
     return narrowed(values, dtype) if dtype.itemsize < 4 else values.to(dtype)
 
 
-#: Makes the merged elements of a chunk fast. Handed a list, it appends where the vote is all but even.
+#: Fast computation of a chunk's merged elements. Given a list, it appends the positions where the vote is nearly even.
 FastFormula: TypeAlias = Callable[[Chunk, "list[np.ndarray] | None"], Tensor]
 
-#: Chunks that are judged together, and how many elements are computed by double words at a time.
+#: Number of chunks judged together, and of elements computed by double words at a time.
 _CHUNKS, _TOGETHER = 16, 2**14
 
-#: Elements of these chunks that are looked at, about.
+#: Approximate number of sampled elements in these chunks.
 _JUDGED = 2**11
 
 
 @dataclass(frozen=True)
 class RefinedFormula:
-    """Such a formula.
+    """A formula with a fast and an exact version.
 
     Attributes:
         fast: in the arithmetic of the dtype.
@@ -165,12 +166,12 @@ def refined_chunks(formula: RefinedFormula, stack: TensorStack, dtype: torch.dty
     """Yield the merged tensor chunk by chunk.
 
     Args:
-        formula: of the method.
+        formula: formula of the method.
         stack: the models and their base.
-        dtype: of the output.
+        dtype: dtype of the output.
 
     Raises:
-        WeightspaceError: the stack or the result holds NaN or infinity (``stack.finite``).
+        WeightspaceError: the stack or the result contains NaN or infinity (``stack.finite``).
     """
     parts: list[tuple[int, Tensor]] = []
     places: list[np.ndarray] = []
@@ -194,10 +195,10 @@ def refined_chunks(formula: RefinedFormula, stack: TensorStack, dtype: torch.dty
 def _fast_result(
     formula: RefinedFormula, chunk: Chunk, dtype: torch.dtype, *, cancelling: bool
 ) -> tuple[Tensor, np.ndarray]:
-    """Return the result of a chunk by the fast way, and the positions in the tensor of what is doubtful."""
+    """Return the fast result of a chunk, and the positions in the tensor of doubtful elements."""
     close: list[np.ndarray] | None = [] if formula.exact.deviating else None
     values = formula.fast(chunk, close)
-    # A chunk's memory is used again for the next one.
+    # A chunk's memory is reused for the next one.
     result = rounded(values, dtype) if values.dtype != dtype else values.clone()
     if close is None and not cancelling:
         return result, np.empty(0, np.int64)
@@ -210,7 +211,7 @@ def _fast_result(
 def _loses(
     formula: RefinedFormula, stack: TensorStack, parts: Sequence[tuple[int, Tensor]], stored: Sequence[Tensor]
 ) -> bool:
-    """Return whether the fast way is too coarse for some chunks, judged by elements from all over them."""
+    """Return whether the fast version is too coarse for some chunks, judging by sampled elements."""
     start, count = parts[0][0], len(stored[0])
     step = count // _JUDGED + 1
     models, base = _elements(stored, slice(None, None, step))
@@ -220,13 +221,13 @@ def _loses(
 
 
 def _elements(stored: Sequence[Tensor], places: Tensor | slice) -> tuple[Tensor, Tensor]:
-    """Return some elements of the models, ``(N, n)``, and of the base behind them, ``(n,)``, in float64."""
+    """Return some elements of the models, ``(N, n)``, and of the base, ``(n,)``, in float64."""
     rows = torch.stack([tensor[places].to(torch.float64) for tensor in stored])
     return rows[:-1], rows[-1]
 
 
 def _once_more(formula: RefinedFormula, stack: TensorStack, start: int, result: Tensor) -> np.ndarray:
-    """Return where a result is doubtful when its error is taken to be as large as it may be, next to its base."""
+    """Return which elements of a result are doubtful when its error is as large as it can be, given its base."""
     chunk = stack.read(start, start + len(result), stack.work)
     return _fast_result(formula, chunk, result.dtype, cancelling=True)[1]
 
@@ -234,7 +235,7 @@ def _once_more(formula: RefinedFormula, stack: TensorStack, start: int, result: 
 def _refine(
     exact: MaskedSum, stored: Sequence[Tensor], parts: Sequence[tuple[int, Tensor]], positions: np.ndarray
 ) -> None:
-    """Compute what is doubtful by double words, in place."""
+    """Recompute doubtful elements by double words, in place."""
     bits = max(significand_bits(tensor.dtype) for tensor in stored)
     first, stop = parts[0][0], parts[0][0] + len(stored[0])
     for some in torch.from_numpy(positions).split(_TOGETHER):
@@ -243,15 +244,15 @@ def _refine(
         bounds = torch.searchsorted(some, torch.tensor([start for start, _ in parts] + [stop])).tolist()
         for (start, result), low, high in zip(parts, bounds, bounds[1:], strict=False):
             at = some[low:high] - start
-            # What isn't finite is settled later.
+            # Non-finite elements are settled later.
             result[at] = torch.where(result[at].isfinite(), exact_results[low:high], result[at])
 
 
 def _settle(formula: RefinedFormula, stack: TensorStack, start: int, result: Tensor) -> None:
-    """Compute a result that isn't finite once more in float64, in place.
+    """Recompute a non-finite result in float64, in place.
 
     Raises:
-        WeightspaceError: an input, or the result, holds NaN or infinity (``stack.finite``).
+        WeightspaceError: an input or the result contains NaN or infinity (``stack.finite``).
     """
     chunk = stack.read(start, start + len(result), torch.float64)
     result.copy_(rounded(formula(chunk), result.dtype))

@@ -1,4 +1,4 @@
-"""Cuts that keep the largest elements of task vectors, and the factors that restore their size."""
+"""Cuts that keep the largest elements of task vectors, and factors that restore their norm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from weightspace.merging.methods._task_vectors import TaskVectors
 from weightspace.merging.methods._tensor_stack import CHUNK, Chunk, TensorStack
 from weightspace.merging.methods._topk import Cut, StatisticChunks, largest
 
-#: Deviations of weights times this show in float64.
+#: Deviations of weights times this are visible in float64.
 _ENLARGED = 2**13
 
 #: A sample of large tensors: runs of this many elements, one in so many; and runs that are read at a time.
@@ -21,10 +21,10 @@ _RUN, _EVERY, _TOGETHER = 1024, 65_536, 256
 
 
 def largest_differences(stack: TensorStack, ranks: Sequence[int]) -> list[Cut]:
-    """Return for every model the cut that keeps the ``k`` largest elements of its task vector.
+    """Return the cut for every model that keeps the ``k`` largest elements of its task vector.
 
     Args:
-        stack: the models and their base, by granularity ``elements``.
+        stack: the models and their base, with granularity ``elements``.
         ranks: ``k``, one per model.
     """
     return largest(magnitudes(stack), ranks, [stack.numel] * len(ranks), sampled_magnitudes(stack))
@@ -49,7 +49,7 @@ def _magnitudes(chunks: Callable[[int], Iterator[Chunk]]) -> StatisticChunks:
 
 
 def runs(stack: TensorStack) -> Callable[[int], Iterator[Chunk]]:
-    """Return a reader of short runs spread over a large tensor; of a small one, which is read whole, of nothing."""
+    """Return a reader of short runs spread over a large tensor; of nothing for a small one, which is read whole."""
 
     def chunks(first: int) -> Iterator[Chunk]:
         starts = range(first, stack.numel - _RUN + 1 if stack.numel > 2 * CHUNK else 0, _EVERY)
@@ -75,9 +75,9 @@ def restoring_factors(stack: TensorStack, edit: Callable[[TaskVectors], TaskVect
 
 
 def visible(numbers: Sequence[float], stack: TensorStack) -> list[float]:
-    """Return weights as float64 has to see them for results in float32; for all other results, unchanged.
+    """Return weights as float64 must see them for float32 results; for other results, unchanged.
 
-    Where a result lies halfway between two numbers but for the last digit of a weight such as 0.3, its rounding would
+    Where a result is half-way between two numbers except for the last digit of a weight such as 0.3, its rounding would
     decide instead. The deviation of 0.3 from 3/10 is enlarged so that it shows there, and in no other result.
     """
     if stack.work != torch.float64 or stack.dtype == torch.float64:

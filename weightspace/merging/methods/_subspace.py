@@ -1,4 +1,4 @@
-"""Merging differences elementwise in coordinates that all tasks share, rather than in those of the network."""
+"""Elementwise merging of differences in coordinates shared by all tasks, instead of those of the network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ElementwiseMerge:
     Attributes:
         name: ``ties`` or ``task_arithmetic``.
         weights: one per model; any finite numbers.
-        density: for ties, share of the coordinates that is kept, one per model.
+        density: fraction of the coordinates to keep, for ties, one per model.
         normalize: divide by the sum of the weights (for ties, of those that agree).
     """
 
@@ -55,13 +55,13 @@ class ElementwiseMerge:
 
 
 def in_subspace(stack: TensorStack, inner: ElementwiseMerge, lambda_: float, matrices: Matrices) -> Formula:
-    """Return the formula ``b + λ·merged``: of matrices as ``matrices`` does it, of other tensors as ``inner`` does.
+    """Return the formula ``b + λ·merged``: ``matrices`` merges matrices, ``inner`` all other tensors.
 
     Args:
-        stack: the models and their base, by granularity ``whole``.
+        stack: the models and their base, with granularity ``whole``.
         inner: the elementwise method.
-        lambda_: factor of the merged difference.
-        matrices: from the differences ``x_i − b``, 2-D and of one shape, to the merged one.
+        lambda_: scaling factor of the merged difference.
+        matrices: maps the differences ``x_i − b``, 2-D and of one shape, to the merged one.
     """
 
     def formula(chunk: Chunk) -> Tensor:

@@ -1,7 +1,7 @@
-"""Sums over many elements that are the same on any number of threads.
+"""Sums over many elements that don't depend on the number of threads.
 
-torch splits a sum that has one result among its threads, and its last bits depend on how. Runs of a fixed length have a
-result each, which one thread finds; these are added in float64.
+torch splits a sum with a single result among its threads, which affects its last bits. Here, runs of a fixed length are
+summed by one thread each, and their results are added in float64.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import math
 import torch
 from torch import Tensor
 
-#: Elements that are summed in their own dtype, by torch's cascade.
+#: Number of elements summed in their own dtype, by torch's cascade.
 _RUN = 4096
 
-#: Sums of squares up to this may have lost some that lie below the range of float32.
+#: Sums of squares up to this may have lost terms below the range of float32.
 _LOW = 1e-28
 
 
@@ -26,13 +26,13 @@ def row_sums(matrix: Tensor) -> Tensor:
 
 
 def total_square(tensor: Tensor) -> float:
-    """Return the sum of the squares of all elements, in float64 where float32 has no room for them."""
+    """Return the sum of the squares of all elements, in float64 if float32 would overflow or underflow."""
     found = total(tensor * tensor)
     return found if _LOW < found < math.inf else total(tensor.to(torch.float64).square())
 
 
 def total(tensor: Tensor) -> float:
-    """Return the sum of all elements, as ``row_sums`` finds it."""
+    """Return the sum of all elements, computed as in ``row_sums``."""
     flat = tensor.reshape(-1)
     whole = len(flat) // _RUN * _RUN
     found = flat[:whole].view(-1, _RUN).sum(dim=1).sum(dtype=torch.float64).item() if whole else 0.0

@@ -1,6 +1,7 @@
 """Singular vectors of differences from a base, and the orthogonal factor nearest to several sets of them.
 
-Directions whose singular value is rounding have no direction: they are left out, so that results don't depend on them.
+Singular values that are rounding errors have no meaningful directions: they are dropped, so results don't depend on
+them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 from weightspace.merging.methods._task_vectors import TaskVector, TaskVectors, summed
 from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStack
 
-#: From the differences of all models, 2-D and of one shape, to the merged difference.
+#: Maps the differences of all models, 2-D and of one shape, to the merged difference.
 Matrices = Callable[[list[Tensor]], Tensor]
 
 
@@ -21,9 +22,9 @@ def on_matrices(stack: TensorStack, merge: Matrices, lambda_: float) -> Formula:
     """Return the formula ``b + λ·merge(δ_1 … δ_T)`` for matrices, ``b + λ·mean(δ)`` for tensors of other shapes.
 
     Args:
-        stack: the models and their base, by granularity ``whole``.
-        merge: takes and returns differences; it is odd, so that ``b − x`` serves as well as ``x − b``.
-        lambda_: factor of the merged difference.
+        stack: the models and their base, with granularity ``whole``.
+        merge: maps differences to a difference; it is odd, so ``b − x`` can be used instead of ``x − b``.
+        lambda_: scaling factor of the merged difference.
     """
 
     def formula(chunk: Chunk) -> Tensor:
@@ -35,7 +36,7 @@ def on_matrices(stack: TensorStack, merge: Matrices, lambda_: float) -> Formula:
 
 
 def decomposed(differences: list[Tensor], merge: Matrices) -> Tensor:
-    """Return the merge of matrices, or only NaN where one isn't finite: it has no singular vectors."""
+    """Return the merge of matrices, or NaN everywhere if one isn't finite and has no singular vectors."""
     if all(bool(difference.isfinite().all()) for difference in differences):
         return merge(differences)
     return torch.full_like(differences[0], torch.nan)
@@ -44,12 +45,12 @@ def decomposed(differences: list[Tensor], merge: Matrices) -> Tensor:
 def singular_vectors(
     matrix: Tensor, rank: int | None = None, whole: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``U``, ``σ``, ``Vᵀ`` of a matrix: the leading ``rank`` triples, those that are rounding left out.
+    """Return ``U``, ``σ``, ``Vᵀ`` of a matrix: the leading ``rank`` triples, without those that are rounding errors.
 
     Args:
         matrix: ``(m, n)``.
-        rank: triples at most; all by default.
-        whole: what the matrix was left of by a subtraction, whose rounding is none of its triples.
+        rank: maximum number of triples; by default all.
+        whole: the minuend if the matrix is the result of a subtraction, whose rounding errors are dropped.
 
     Returns:
         ``(m, k)``, ``(k,)`` in descending order and ``(k, n)``, with ``k`` at most ``rank`` and the numerical rank.
@@ -62,7 +63,7 @@ def singular_vectors(
 
 
 def column_space(matrices: Sequence[Tensor]) -> Tensor:
-    """Return the left singular vectors of matrices side by side, ``[M_1 … M_T] = UΣVᵀ``, as ``(m, k)``."""
+    """Return the left singular vectors of horizontally stacked matrices, ``[M_1 … M_T] = UΣVᵀ``, as ``(m, k)``."""
     joined = torch.cat(list(matrices), dim=1)
     if joined.shape[1] > joined.shape[0]:
         joined = torch.linalg.qr(joined.T, mode="r").R.T  # the same left singular vectors, in a smaller matrix

@@ -21,7 +21,7 @@ def read_table() -> dict[str, Method]:
 
 
 def table_of(rows: Iterable[Method]) -> str:
-    """Return the table as it is written: per row, the attributes that are not the default."""
+    """Return the table as text: per row, the attributes that differ from the default."""
     return json.dumps([_content(row) for row in rows], indent=1, ensure_ascii=False) + "\n"
 
 

@@ -14,7 +14,7 @@ from weightspace.merging.methods._sums import row_sums
 from weightspace.merging.methods._tensor_stack import Chunk
 from weightspace.merging.methods._topk import Cut
 
-#: A sum of votes below this share of the largest vote is rounding.
+#: A sum of votes below this fraction of the largest vote is rounding.
 _CLOSE = 2.0**-18
 
 
@@ -31,7 +31,7 @@ class TaskVector:
     negated: Tensor
 
     def add_to_base(self, factor: float) -> Tensor:
-        """Return ``b + factor · τ`` in the memory of ``τ``; where ``τ`` is zero, ``b`` bit for bit."""
+        """Return ``b + factor · τ`` in the memory of ``τ``; bit-identical to ``b`` where ``τ`` is zero."""
         scaled = torch.add(torch.zeros((), dtype=self.negated.dtype), self.negated, alpha=factor, out=self.negated)
         return torch.sub(self.base, scaled, out=scaled)  # the zero added makes +0.0 of −0.0
 
@@ -39,13 +39,13 @@ class TaskVector:
 class TaskVectors:
     r"""The task vectors :math:`\tau_i = x_i - b` of all models in one chunk.
 
-    They are stored as ``b − x_i`` in the memory of the models: where nothing differs that is ``+0.0``, and
-    ``b − (+0.0)`` has the very bits of ``b``. Editing is in place and returns the task vectors.
+    They are stored as ``b − x_i`` in the memory of the models: where nothing differs, that is ``+0.0``, and ``b −
+    (+0.0)`` is bit-identical to ``b``. Edits are in place and return the task vectors.
 
     Attributes:
         base: the base, ``b``.
         start: row-major index of the first element.
-        negated: ``b − x_i``, the models along dim 0.
+        negated: ``b − x_i``, with the models along dim 0.
     """
 
     def __init__(self, chunk: Chunk) -> None:
@@ -65,20 +65,20 @@ class TaskVectors:
         """Zero the elements whose magnitude is cut off.
 
         Args:
-            cuts: of the magnitudes, one per model.
-            selected: the dtype in which the cuts were found; magnitudes are rounded to it before they are compared.
+            cuts: cuts of the magnitudes, one per model.
+            selected: the dtype in which the cuts were computed; magnitudes are rounded to it for comparison.
         """
         _trim(self.negated, cuts, self.start, selected)
         return self
 
     def trim_outside(self, lower: Sequence[Cut], upper: Sequence[Cut], selected: torch.dtype) -> TaskVectors:
-        """Zero the elements below one cut of the magnitudes and those that another one keeps; args as ``trim``."""
+        """Zero elements below one cut of the magnitudes, and those kept by another one; arguments as in ``trim``."""
         kept = _trim(self.negated.clone(), lower, self.start, selected)
         self.negated = kept - _trim(self.negated, upper, self.start, selected)
         return self
 
     def mask(self, index: int, kept: np.ndarray) -> None:
-        """Zero the elements of one model where a mask of 0 and 1, of their shape, is 0."""
+        """Zero the elements of one model where a mask of 0 and 1, of the same shape, is 0."""
         array = self.negated[index].numpy()
         np.multiply(array, kept.reshape(array.shape), out=array)
 
@@ -94,12 +94,12 @@ class TaskVectors:
         return TaskVector(self.base, summed(self.negated))
 
     def elect(self, weights: Sequence[float], *, normalize: bool, close: list[np.ndarray] | None = None) -> TaskVector:
-        """Return the sum of the elements that agree with the sign that all of them elect, or their weighted mean.
+        """Return the sum, or weighted mean, of the elements that agree with the elected sign.
 
         Args:
-            weights: of the models, by which the task vectors were scaled.
-            normalize: divide by the weights of those that agree; a sum of 0 counts as 1. A zero agrees with nothing.
-            close: is appended where the votes all but cancel.
+            weights: weights of the models, by which the task vectors were scaled.
+            normalize: divide by the weights of those that agree; a sum of 0 counts as 1. Zeros never agree.
+            close: receives positions where the votes nearly cancel.
 
         Source:
             Yadav et al. 2023, https://arxiv.org/abs/2306.01708, section 3.
@@ -115,17 +115,17 @@ class TaskVectors:
         return TaskVector(self.base, result.mul_(sign))
 
     def signs(self) -> Tensor:
-        """Return the elected sign of ``−τ``: 1 where ``Σ τ_i`` is below 0, else −1, an increase of the weight."""
+        """Return the elected sign of ``−τ``: 1 if ``Σ τ_i`` is below 0, otherwise −1, an increase of the weight."""
         return _sign(summed(self.negated))
 
     def agreeing_mean(self, signs: Tensor, weights: Sequence[float]) -> TaskVector:
-        """Return the weighted mean of the elements with the given signs of ``−τ``; args as ``elect``."""
+        """Return the weighted mean of the elements with the given signs of ``−τ``; arguments as in ``elect``."""
         agreeing = self.negated.mul_(signs).clamp_min_(0)
         return TaskVector(self.base, _mean_of(summed(agreeing), agreeing, weights).mul_(signs))
 
 
 def summed(terms: Iterable[Tensor], out: Tensor | None = None) -> Tensor:
-    """Return the sum of tensors (of one tensor: along dim 0) in their order, in ``out`` if that is the first."""
+    """Return the sum of tensors (of a single tensor, along dim 0) in order, in ``out`` if that is the first."""
     first, *others = terms
     if not others:
         return first.clone() if out is None else first
@@ -136,7 +136,7 @@ def summed(terms: Iterable[Tensor], out: Tensor | None = None) -> Tensor:
 
 
 def _trim(vectors: Tensor, cuts: Sequence[Cut], start: int, selected: torch.dtype) -> Tensor:
-    """Zero, in place, the elements of ``(N, n)`` whose magnitude is cut off."""
+    """Zero in place the elements of ``(N, n)`` whose magnitude is cut off."""
     for vector, cut in zip(vectors, cuts, strict=True):
         bound = cut.position - start
         if cut.value == -math.inf:
@@ -170,12 +170,12 @@ def _threshold(value: float, kept: bool, selected: torch.dtype, dtype: torch.dty
 
 
 def _sign(total: Tensor) -> Tensor:
-    """Return 1 where a sum is above 0, else −1, in place."""
+    """Return 1 where a sum is above 0, otherwise −1, in place."""
     return torch.threshold(total, 0.0, -1.0).sign_()
 
 
 def _mean_of(total: Tensor, agreeing: Tensor, weights: Sequence[float]) -> Tensor:
-    """Divide a sum, in place, by the weights of the terms that are not 0; the terms are overwritten."""
+    """Divide a sum in place by the weights of its non-zero terms; the terms are overwritten."""
     first, *others = agreeing.sign_()
     divisor = first.mul_(weights[0])
     for other, weight in zip(others, weights[1:], strict=True):

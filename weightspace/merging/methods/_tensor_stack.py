@@ -1,7 +1,7 @@
-"""A stack: what all models have under one name, read a chunk at a time, as often as a method needs it.
+"""Tensor stacks: the tensors of one name from all models, read in chunks, as often as a method needs.
 
-A method never sees a whole model, and an elementwise one never a whole tensor. Chunks have a fixed size, so that
-sums, thresholds and random masks are the same from memory and from files, on any number of threads.
+A method never sees a whole model, and an elementwise one never a whole tensor. Chunks have a fixed size, so sums,
+thresholds and random masks are the same from memory and from files, on any number of threads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from weightspace.merging.methods._registry import CHUNK, Granularity
 
 
 class TensorReader(Protocol):
-    """One float tensor of one model, read by range of its elements in row-major order."""
+    """One float tensor of one model, read by ranges of its elements in row-major order."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -54,13 +54,12 @@ class InMemory:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The same stretch of elements of every model, in the dtype to compute in, read to be used up.
+    """The same range of elements from every model, in the dtype to compute in, in memory that may be overwritten.
 
     Attributes:
-        models: along dim 0: ``(N, n)`` by granularity ``elements``; ``(N, rows, …)`` by granularity ``slices``,
-            in which a vector is one row ``(1, n)``; whole tensors, ``(N, …)``, by granularity ``whole``. They may be
-            overwritten.
-        base: the base's, of the shape of one of them, or None.
+        models: stacked along dim 0: ``(N, n)`` for granularity ``elements``; ``(N, rows, …)`` for granularity
+            ``slices``, in which a vector is one row ``(1, n)``; whole tensors, ``(N, …)``, for granularity ``whole``.
+        base: the base's elements, with the shape of one model's, or None.
         start: row-major index of the first element in the tensor.
     """
 
@@ -75,17 +74,17 @@ class Chunk:
 
     @property
     def origin(self) -> Tensor:
-        """The base, where a method needs one."""
+        """The base, for methods that need one."""
         if self.base is None:
             raise WeightspaceError("This method works on the difference from a base, but no base was given.")
         return self.base
 
     def deltas(self) -> list[Tensor]:
-        """Return ``x_i − b``, one tensor a model, in the place of the models."""
+        """Return ``x_i − b``, one tensor per model, in the memory of the models."""
         return list(torch.sub(self.models, self.origin, out=self.models))
 
 
-#: The second step of a method: the merged elements of a chunk, in its shape and dtype.
+#: The second step of a method: returns the merged elements of a chunk, in its shape and dtype.
 Formula: TypeAlias = Callable[[Chunk], Tensor]
 
 
@@ -94,19 +93,19 @@ class TensorStack:
     """The tensors of one name, of one shape.
 
     Attributes:
-        name: the tensor's name.
+        name: name of the tensor.
         sources: one per model.
         base: the base's tensor, or None.
-        labels: what the models are called in errors and in the seeds of their random masks, one a source.
-        granularity: what a chunk is (see ``Chunk``).
-        finite: refuse NaN and infinity when they are read. Else those that all tensors share, base included, are read
-            as 0, so that sums over the tensor don't see them (``shared_nonfinite``).
-        dtype: what the inputs are read and selected in: theirs, float32 at least.
-        evidence: the statistics of data of each model, for methods that need them; None where a model has none
-            for this tensor.
+        labels: names of the models in errors and in the seeds of their random masks, one per source.
+        granularity: the unit of a chunk (see ``Chunk``).
+        finite: whether to refuse NaN and infinity when they are read. Otherwise, those shared by all tensors including
+            the base are read as 0, so that they don't affect sums over the tensor (``shared_nonfinite``).
+        dtype: the dtype to read inputs and select elements in: theirs, at least float32.
+        evidence: the data statistics of each model, for methods that need them; None if a model has none for this
+            tensor.
         layer: the tensor's layer in its stack of layers, counted from 0, and their number; None outside the layers.
-        work: what sums and results are computed in, ``dtype`` if None.
-        passes: whether each of the whole passes so far looked for NaN and infinity.
+        work: the dtype to compute sums and results in, ``dtype`` if None.
+        passes: for each full pass so far, whether it checked for NaN and infinity.
     """
 
     name: str
@@ -123,17 +122,17 @@ class TensorStack:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape that all of them have."""
+        """The common shape of the tensors."""
         return self.sources[0].shape
 
     @property
     def numel(self) -> int:
-        """Elements of one tensor."""
+        """Number of elements in one tensor."""
         return math.prod(self.shape)
 
     @property
     def span(self) -> int:
-        """Elements of a chunk, the last one aside."""
+        """Number of elements in a chunk, except the last one."""
         if self.granularity == "elements":
             return CHUNK
         if self.granularity == "whole" or len(self.shape) < 2:
@@ -142,13 +141,13 @@ class TensorStack:
         return row * max(1, CHUNK // row)
 
     def chunks(self, first: int = 0, dtype: torch.dtype | None = None) -> Iterator[Chunk]:
-        """Read the tensors once, in order; each chunk takes the memory of the one before.
+        """Read the tensors once, in order; each chunk reuses the memory of the previous one.
 
-        A whole pass finds NaN and infinity; those after it don't look again.
+        The first full pass detects NaN and infinity; later ones don't check again.
 
         Args:
-            first: where to begin: the start of a chunk.
-            dtype: of the chunks, that of the stack if not given.
+            first: start of the first chunk to read.
+            dtype: dtype of the chunks, by default that of the stack.
         """
         numel, span = self.numel, self.span
         room = self._room(min(span, numel), dtype or self.dtype)
@@ -158,11 +157,11 @@ class TensorStack:
             self.passes.append(self.finite)
 
     def read(self, start: int, stop: int, dtype: torch.dtype | None = None) -> Chunk:
-        """Read a range of elements, of whole slices if the granularity has them, in ``dtype`` or that of the stack."""
+        """Read a range of elements, of whole slices if the granularity requires it, in ``dtype`` or the stack's."""
         return self._chunk(start, self._room(stop - start, dtype or self.dtype))
 
     def scattered(self, starts: Sequence[int], length: int) -> Chunk:
-        """Read runs of ``length`` elements that begin at ``starts``, one after the other in a chunk of their own."""
+        """Read runs of ``length`` elements that begin at ``starts`` into one chunk."""
         room = self._room(len(starts) * length, self.dtype)
         for source, row in zip(self._sources, room.view(len(room), len(starts), length), strict=True):
             for start, run in zip(starts, row, strict=True):
@@ -170,21 +169,21 @@ class TensorStack:
         return self._made(starts[0], room)
 
     def _room(self, count: int, dtype: torch.dtype) -> Tensor:
-        """Return memory for a chunk of ``count`` elements: one row per model, the base's below."""
+        """Return memory for a chunk of ``count`` elements: one row per model, followed by the base's."""
         return torch.empty(len(self.sources) + (self.base is not None), count, dtype=dtype)
 
     def _chunk(self, start: int, room: Tensor) -> Chunk:
         """Read as many elements as ``room`` has columns, in its dtype."""
         stop = start + room.shape[1]
         for source, row in zip(self._sources, room, strict=True):
-            if isinstance(source, StoredTensor) and source.dtype == row.dtype:  # no copy beside the one of the system
+            if isinstance(source, StoredTensor) and source.dtype == row.dtype:  # no copy besides the system's
                 source.read_into(row, start)
             else:
                 row.copy_(source.read(start, stop))
         return self._made(start, room)
 
     def _made(self, start: int, room: Tensor) -> Chunk:
-        """Return the chunk of the elements in ``room``, looked at where nobody has looked yet."""
+        """Return the chunk of the elements in ``room``, after checking it if it wasn't checked before."""
         if not self.finite:
             _blank_shared(room)
         elif True not in self.passes and not is_finite(room):
@@ -195,15 +194,15 @@ class TensorStack:
         return Chunk(tensors[:count], None if self.base is None else tensors[count], start)
 
     def working_chunks(self) -> Iterator[Chunk]:
-        """Read the tensors once in the dtype that sums and results are computed in."""
+        """Read the tensors once in the dtype for computing sums and results."""
         return self.chunks(dtype=self.work)
 
     def stored(self, start: int, stop: int) -> list[Tensor]:
-        """Return the elements of a range as they are stored: of the models, and behind them of the base."""
+        """Return the elements of a range as they are stored: those of the models, then those of the base."""
         return [source.read(start, stop) for source in self._sources]
 
     def shared_nonfinite(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Return where in a range all tensors, base included, hold the same NaN or infinity, and what they hold."""
+        """Return where in a range all tensors, base included, have the same NaN or infinity, and its values."""
         first = self._sources[0].read(start, stop)
         places = torch.empty(0, dtype=torch.int64) if is_finite(first) else (~finite(first)).nonzero()[:, 0]
         if not len(places):
@@ -214,7 +213,7 @@ class TensorStack:
 
     @property
     def _sources(self) -> Sequence[TensorReader]:
-        """The models' tensors, and the base's behind them."""
+        """The models' tensors, followed by the base's."""
         return self.sources if self.base is None else (*self.sources, self.base)
 
     def _shape(self, count: int) -> tuple[int, ...]:
@@ -227,40 +226,40 @@ class TensorStack:
 
 
 def _blank_shared(rows: Tensor) -> None:
-    """Set to 0, in place, what is the same NaN or infinity in all rows."""
+    """Set to 0 in place where all rows have the same NaN or infinity."""
     if not is_finite(rows[0]):
         places = (~rows[0].isfinite()).nonzero()[:, 0]
         rows[:, places[_shared(rows[:, places])]] = 0.0
 
 
 def _shared(rows: Tensor) -> Tensor:
-    """Return which columns hold the same bits in all rows."""
+    """Return the columns with identical bits in all rows."""
     bits = rows.view(torch.int64 if rows.dtype == torch.float64 else torch.int32)
     return (bits == bits[0]).all(dim=0)
 
 
 def real(tensor: Tensor) -> Tensor:
-    """Return a view of a complex tensor as pairs of real numbers; any other tensor as it is."""
+    """Return a view of a complex tensor as pairs of real numbers; other tensors are returned unchanged."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def check_finite(tensor: Tensor, name: str, holder: str) -> None:
-    """Check that a tensor holds no NaN and no infinity.
+    """Check that a tensor contains neither NaN nor infinity.
 
     Raises:
-        WeightspaceError: it does; the message names the tensor and who holds it.
+        WeightspaceError: it does; the message names the tensor and its owner.
     """
     if not is_finite(tensor):
         good = finite(tensor)
         bad = "NaN" if bool(tensor.isnan().any()) else "infinite"
         raise WeightspaceError(
             f"{name!r} of {holder} holds {bad} values (found in {int((~good).sum()):,} of the {tensor.numel():,} "
-            f"elements looked at). Expected finite ones{_limit(tensor.dtype)}; allow_nonfinite (--allow-nonfinite) "
-            "merges them all the same."
+            f"elements checked). Expected finite values{_limit(tensor.dtype)}; allow_nonfinite (--allow-nonfinite) "
+            "merges them anyway."
         )
 
 
 def _limit(dtype: torch.dtype) -> str:
-    """Return where a dtype ends whose numbers a merge easily leaves."""
+    """Return a note on the limit of a dtype that a merge can easily exceed."""
     largest = torch.finfo(dtype).max
     return f", up to the {largest:g} at which {str(dtype).removeprefix('torch.')} ends" if largest < 1e6 else ""

@@ -1,8 +1,8 @@
-"""The exact k-th largest of more numbers than may be held, in a few passes over chunks.
+"""The exact k-th largest of more numbers than fit in memory, in a few passes over chunks.
 
-A bracket around the wanted rank comes from a sample; a pass counts what lies above it and gathers what lies inside.
-Where too much lies inside, or the rank outside, the next bracket comes from what the pass has learned. Equal numbers
-are told apart by position, the first one first, so that exactly ``k`` are kept.
+A bracket around the wanted rank comes from a sample; a pass counts the numbers above it and gathers those inside. If
+too many are inside, or the rank is outside, the next bracket comes from the information gathered. Ties are broken by
+position, first come first, so that exactly ``k`` are kept.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-#: Gives, chunk by chunk and every time anew, the position of a first element and the statistic of each population: from
-#: the start, or from the chunk on that began at a given position.
+#: Yields, chunk by chunk, the position of the first element and the statistic of each population, restarting on every
+#: call: from the start, or from the chunk that begins at a given position.
 StatisticChunks = Callable[[int], Iterator[tuple[int, Sequence[np.ndarray]]]]
 
-#: Behind every element.
+#: A position after every element.
 _END = 2**63 - 1
 
-#: Numbers gathered inside a bracket at most: 4 MB of float32.
+#: Maximum number of numbers gathered inside a bracket: 4 MB of float32.
 _HELD = 2**20
 
-#: How many standard deviations of a sample's quantile a bracket takes on either side.
+#: Half-width of a bracket, in standard deviations of a sample quantile.
 _WIDTH = 6.0
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Where a population is cut: what is above ``value`` is kept, and what equals it before ``position``."""
+    """A cut of a population: numbers above ``value`` are kept, and those equal to it before ``position``."""
 
     value: float
     position: int
@@ -40,7 +40,7 @@ class Cut:
 
         Args:
             statistic: the chunk's numbers, 1-D.
-            start: position of its first one.
+            start: position of the first one.
         """
         bound = self.position - start
         if bound >= len(statistic):
@@ -51,11 +51,11 @@ class Cut:
         return mask
 
     def kept_at(self, statistic: Tensor, positions: Tensor) -> Tensor:
-        """Return which elements at some positions are kept, as bools; ``statistic`` are their numbers, 1-D."""
+        """Return which elements at given positions are kept, as bools; ``statistic`` holds their numbers, 1-D."""
         return (statistic > self.value) | ((statistic == self.value) & (positions < self.position))
 
 
-#: Keeps everything; keeps nothing.
+#: Cuts that keep everything and nothing.
 EVERYTHING = Cut(-math.inf, _END)
 NOTHING = Cut(math.inf, 0)
 
@@ -63,13 +63,13 @@ NOTHING = Cut(math.inf, 0)
 def largest(
     chunks: StatisticChunks, ranks: Sequence[int], sizes: Sequence[int], sample: StatisticChunks | None = None
 ) -> list[Cut]:
-    """Return for every population the cut that keeps its ``k`` largest numbers.
+    """Return the cut that keeps the ``k`` largest numbers of every population.
 
     Args:
-        chunks: the populations, read together. Infinity and NaN count as larger than any number; where only they
-            would be kept, every infinity is.
-        ranks: ``k``, one a population.
-        sizes: how many numbers each has.
+        chunks: the populations, read together. Infinity and NaN count as larger than any number; if only they would be
+            kept, every infinity is.
+        ranks: ``k``, one per population.
+        sizes: number of elements of each population.
         sample: a small, evenly spread part of ``chunks``, for the first bracket.
     """
     searches = [_Search(rank, size) for rank, size in zip(ranks, sizes, strict=True)]
@@ -92,7 +92,7 @@ def largest(
 
 
 def _settled(search: _Search, index: int, chunks: StatisticChunks) -> Cut:
-    """Return the cut behind the last kept one of equal numbers, from the one chunk that it lies in."""
+    """Return the cut after the last kept one of tied numbers, from the one chunk that contains it."""
     start, statistics = next(chunks(search.place))
     equal = np.flatnonzero(statistics[index] == search.value)
     return Cut(search.value, start + int(equal[search.missing - 1]) + 1)
@@ -103,15 +103,15 @@ class _Search:
     """The search in one population.
 
     Attributes:
-        rank: how many are to be kept.
-        size: how many there are.
-        low, high: the bracket, both bounds outside of it.
-        above, inside, within: what a pass found above the bracket, and in it; ``inside`` is thinned evenly where it
-            grows too long.
-        at_high, at_low: how many numbers of each chunk equal a bound.
+        rank: number of elements to keep.
+        size: number of elements.
+        low, high: the bracket, both bounds exclusive.
+        above, inside, within: results of a pass: the count above the bracket, the numbers in it (thinned evenly if
+            there are too many), and their count.
+        at_high, at_low: number of elements of each chunk that equal a bound.
         value: the wanted value, once it is known.
-        place: start of the chunk that the last kept one of those that equal it lies in.
-        missing: how many of those in that chunk are kept.
+        place: start of the chunk with the last kept element that equals it.
+        missing: number of elements kept among those that equal it in that chunk.
     """
 
     rank: int
@@ -132,22 +132,22 @@ class _Search:
 
     @property
     def open(self) -> bool:
-        """Whether the value is still wanted."""
+        """Whether the value is still unknown."""
         return self.cut is None and math.isnan(self.value)
 
     def see(self, start: int, statistic: np.ndarray) -> None:
-        """Count a chunk, and gather what lies inside the bracket."""
+        """Count a chunk, and gather the numbers inside the bracket."""
         mask = statistic < self.high
         below = int(np.count_nonzero(mask))
         if self.high < math.inf:
             self.at_high[start] = int(np.count_nonzero(statistic == self.high))
             below += self.at_high[start]
-        self.above += len(statistic) - below  # with infinity and NaN
+        self.above += len(statistic) - below  # includes infinity and NaN
         if self.low > -math.inf:
-            if self.low < self.high:  # what equals both bounds is counted once
+            if self.low < self.high:  # numbers equal to both bounds are counted once
                 self.at_low[start] = int(np.count_nonzero(statistic == self.low))
             mask &= statistic > self.low
-        found = statistic[np.flatnonzero(mask)]  # few: of bfloat16, most in a bracket equal a bound
+        found = statistic[np.flatnonzero(mask)]  # few: in bfloat16, most numbers in a bracket equal a bound
         if not len(found):
             return
         self.within += len(found)
@@ -159,7 +159,7 @@ class _Search:
             self.held = len(self.inside[0])
 
     def conclude(self) -> None:
-        """End a pass: take the value, or the next bracket."""
+        """Finish a pass: determine the value, or the next bracket."""
         at_high, at_low = sum(self.at_high.values()), sum(self.at_low.values())
         rank = self.rank - self.above
         if rank <= 0 and self.high == math.inf:
@@ -177,7 +177,7 @@ class _Search:
         self._forget()
 
     def _look_inside(self, rank: int) -> None:
-        """Take the ``rank``-th largest number inside the bracket, or a narrower bracket where not all are at hand."""
+        """Take the ``rank``-th largest number inside the bracket, or narrow the bracket if not all were gathered."""
         inside = np.concatenate(list(self.inside.values()))
         if self.stride > 1:
             self.narrow(inside, rank, self.within)
@@ -187,7 +187,7 @@ class _Search:
         self._take(value, rank - int(np.count_nonzero(inside > value)), ties)
 
     def _forget(self) -> None:
-        """Forget what a pass found."""
+        """Reset the results of a pass."""
         self.inside: dict[int, np.ndarray] = {}
         self.at_high: dict[int, int] = {}
         self.at_low: dict[int, int] = {}
@@ -195,7 +195,7 @@ class _Search:
         self.stride = 1
 
     def narrow(self, sample: np.ndarray, rank: int, size: int) -> None:
-        """Set the bracket around the ``rank``-th largest of ``size`` numbers, of which there is a sample."""
+        """Set the bracket around the ``rank``-th largest of ``size`` numbers, given a sample of them."""
         count = len(sample)
         if count < 64:
             return
@@ -209,7 +209,7 @@ class _Search:
         self.low, self.high = max(self.low, low_value), min(self.high, high_value)
 
     def _take(self, value: float, missing: int, ties: Mapping[int, int]) -> None:
-        """Settle on a value of which ``missing`` are kept, the first ones; ``ties`` is how many each chunk has."""
+        """Settle on a value of which the first ``missing`` are kept; ``ties`` is the number in each chunk."""
         self.value = value
         if missing == sum(ties.values()):
             self.cut = Cut(value, _END)

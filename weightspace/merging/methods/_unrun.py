@@ -1,4 +1,4 @@
-"""A user's method that is not run: its parameters are read from its source, for plans that execute nobody's code."""
+"""User methods without running them: parameters are read from the source, for plans that execute no custom code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from weightspace.merging.methods._registry import Method, Parameter
 from weightspace.suggestions import unknown
 from weightspace.user_code import read_source
 
-#: What a parameter's default may be.
+#: Permitted types of a parameter's default.
 _DEFAULTS = (bool, int, float, str)
 
 
@@ -22,19 +22,19 @@ class UnrunMethod(Method):
     """The row of a method whose code was not run.
 
     Attributes:
-        known: its parameters could be read; otherwise any are taken as they come.
+        known: whether its parameters could be read; otherwise any are accepted.
     """
 
     known: bool = True
 
     @property
     def note(self) -> str:
-        """What is to be said of it."""
+        """The note to show about it."""
         how = "its parameters were read from its source" if self.known else "its parameters are not checked"
         return f"{self.name} was not loaded: a dry run runs no code, and {how}."
 
     def arguments(self, values: Mapping[str, Any], models: int) -> dict[str, Any]:
-        """Return the keyword arguments of the function: checked where they are known."""
+        """Return the keyword arguments of the function, checked if the parameters are known."""
         return super().arguments(values, models) if self.known else dict(values)
 
 
@@ -42,12 +42,12 @@ def unrun_method(source: str) -> UnrunMethod:
     """Return the row of a user's method from its source alone.
 
     Args:
-        source: ``file.py:function``. One that is not defined there by ``def`` (imported, made by a call, decorated)
-            may take any parameters.
+        source: ``file.py:function``. If it isn't defined there by a plain ``def`` (imported, made by a call,
+            decorated), any parameters are accepted.
 
     Raises:
-        WeightspaceError: there is no such file, it is no Python, nothing of that name is defined in it, or the
-            function's arguments are not those of a method.
+        WeightspaceError: the file doesn't exist or isn't Python, doesn't define that name, or the function's arguments
+            aren't those of a method.
     """
     path, _, name = source.rpartition(":")
     tree = _parsed(Path(path))
@@ -57,7 +57,7 @@ def unrun_method(source: str) -> UnrunMethod:
     arguments = node.args
     if len([*arguments.posonlyargs, *arguments.args]) != 3:
         raise WeightspaceError(
-            f"{source} must be a function (tensors, weights, base, *, …), found one that takes "
+            f"{source} must be a function (tensors, weights, base, *, …); found one that takes "
             f"({ast.unparse(arguments)[:200]})."
         )
     pairs = list(zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True))
@@ -79,11 +79,11 @@ def _parsed(path: Path) -> ast.Module:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         said = error.msg if isinstance(error, SyntaxError) else type(error).__name__
-        raise WeightspaceError(f"{path}{line} is no Python that can be read: {said}.") from error
+        raise WeightspaceError(f"{path}{line} isn't valid Python: {said}.") from error
 
 
 def _defined(tree: ast.Module, names: list[str], path: str) -> ast.AST | None:
-    """Return the definition that a dotted name leads to; None where code would have to run to find it."""
+    """Return the definition that a dotted name refers to; None if finding it would require running code."""
     body: list[ast.stmt] = tree.body
     node: ast.AST | None = None
     for at, name in enumerate(names, start=1):
@@ -100,7 +100,7 @@ def _defined(tree: ast.Module, names: list[str], path: str) -> ast.AST | None:
 
 
 def _bound(body: list[ast.stmt]) -> dict[str, ast.AST | None]:
-    """Return the names that statements bind, and their definitions; those bound in any other way have None."""
+    """Return the names bound by statements, with their definitions; those bound in other ways have None."""
     bound: dict[str, ast.AST | None] = {}
     for statement in body:
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -117,7 +117,7 @@ def _bound(body: list[ast.stmt]) -> dict[str, ast.AST | None]:
 
 
 def _parameter(name: str, default: ast.expr | None, source: str) -> Parameter | None:
-    """Return a keyword-only argument as a parameter; None where its default is not written out."""
+    """Return a keyword-only argument as a parameter; None if its default isn't a literal."""
     if default is not None:
         try:
             value = ast.literal_eval(default)

@@ -1,4 +1,4 @@
-"""A user's own method, from a Python file: a plain function over the whole tensors of one name."""
+"""A user's merge method from a Python file: a plain function of the whole tensors of one name."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def user_method(source: str) -> Method:
     """Return the row of a user's method.
 
     Args:
-        source: ``file.py:function``, a function ``(tensors, weights, base, **parameters) -> tensor``: one float
-            tensor (float32 at least) and one weight a model, and the base's tensor or None. Its keyword-only
-            arguments with a default that is a number, a bool or a string become parameters.
+        source: ``file.py:function``, a function ``(tensors, weights, base, **parameters) -> tensor``: one float tensor
+            (at least float32) and one weight per model, and the base's tensor or None. Its keyword-only arguments with
+            a default that is a number, a bool or a string become parameters.
 
     Raises:
-        WeightspaceError: there is no such function, or its arguments are others.
+        WeightspaceError: the function doesn't exist, or has other arguments.
     """
     function = load_object(source)
     try:
@@ -35,7 +35,7 @@ def user_method(source: str) -> Method:
     keywords = [a for a in arguments if a.kind is a.KEYWORD_ONLY]
     if len(positional) != 3:
         raise WeightspaceError(
-            f"{source} must be a function (tensors, weights, base, *, …), found one that takes "
+            f"{source} must be a function (tensors, weights, base, *, …); found one that takes "
             f"({', '.join(map(str, arguments))})."
         )
     for argument in keywords:
@@ -48,12 +48,12 @@ def user_method(source: str) -> Method:
 
 
 def load_user_method(source: str) -> Callable[..., Formula]:
-    """Return a user's function in the form of a method of ours."""
+    """Return a user's function in the form of a built-in method."""
     function = load_object(source)
 
     def method(stack: TensorStack, weights: Sequence[float], **parameters: Any) -> Formula:
         def formula(chunk: Chunk) -> Tensor:
-            # Theirs may work in place, on tensors that belong to the caller of merge.
+            # The user's function may work in place; the tensors may belong to the caller of merge.
             base = None if chunk.base is None else chunk.base.clone()
             try:
                 merged = function([tensor.clone() for tensor in chunk.tensors], list(weights), base, **parameters)

@@ -1,11 +1,11 @@
-r"""Arcee fusion: what changed outstandingly is taken, all else stays the base's.
+r"""Arcee fusion: keep only outlier updates, and the base everywhere else.
 
 The importance of an element is
 
 .. math:: |x - b| \cdot \mathrm{KL}(\operatorname{softmax} x \,\|\, \operatorname{softmax} b)
 
-with the divergence along the last axis; :math:`x` is taken where it is at least the median plus 1.5 interquartile
-ranges.
+with the divergence along the last axis; :math:`x` is used where its importance is at least the median plus 1.5
+interquartile ranges.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from weightspace.merging.methods._topk import EVERYTHING, largest
 
 
 @merge_method(
-    formula="x where its change from b is an outlier of importance, else b",
+    formula="x where the importance of its change from b is an outlier, otherwise b",
     source="mergekit, https://arxiv.org/abs/2403.13257",
     base="end",
     models=(1, 1),

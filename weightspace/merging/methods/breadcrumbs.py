@@ -1,7 +1,7 @@
-r"""Model Breadcrumbs: differences from the base without the largest ones, which disturb, and the smallest ones.
+r"""Model Breadcrumbs: differences from the base without the largest outliers and the smallest elements.
 
-Of :math:`n` elements the :math:`\lfloor\gamma n\rfloor` largest go, and as many of the smallest that
-:math:`\lfloor\text{density}\cdot n\rfloor` remain; then task arithmetic, or the consensus of signs.
+Of :math:`n` elements, the :math:`\lfloor\gamma n\rfloor` largest are dropped, and as many of the smallest that
+:math:`\lfloor\text{density}\cdot n\rfloor` remain; then task arithmetic, or sign consensus, is applied.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStac
 from weightspace.merging.methods.linear import normalised
 
 Gamma: TypeAlias = Annotated[
-    Sequence[float], Parameter(help="share of the largest differences that is dropped", low=0, high=1)
+    Sequence[float], Parameter(help="fraction of the largest differences to drop", low=0, high=1)
 ]
 
 
@@ -39,7 +39,7 @@ def breadcrumbs(
     normalize: Normalize = False,
     rescale: RescaleL1 = False,
 ) -> Formula:
-    """Return the formula of Model Breadcrumbs (section 3): task arithmetic on what is kept.
+    """Return the formula of Model Breadcrumbs (section 3): task arithmetic on the kept elements.
 
     Raises:
         WeightspaceError: with ``normalize``, the weights sum to zero.
@@ -66,7 +66,7 @@ def breadcrumbs_ties(
     normalize: NormalizeElected = False,
     rescale: RescaleL1 = False,
 ) -> Formula:
-    """Return the formula of the sign consensus on what Model Breadcrumbs keeps."""
+    """Return the formula of the sign consensus on the elements kept by Model Breadcrumbs."""
     shown, (factor,) = visible(weights, stack), visible([lambda_], stack)
     crumbs = _Breadcrumbs(stack, density, gamma, rescale)
 
@@ -74,7 +74,7 @@ def breadcrumbs_ties(
 
 
 class _Breadcrumbs:
-    """The elements of task vectors between two cuts, rescaled if asked for."""
+    """The elements of task vectors between two cuts, rescaled if requested."""
 
     def __init__(self, stack: TensorStack, density: Sequence[float], gamma: Sequence[float], rescale: bool) -> None:
         count = stack.numel

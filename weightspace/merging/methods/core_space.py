@@ -1,11 +1,11 @@
-r"""Core Space: differences of low rank merged elementwise in the bases that all tasks share.
+r"""Core Space: low-rank differences merged elementwise in bases shared by all tasks.
 
 .. math:: b + \lambda\, U \operatorname{merge}(U^\top \delta_1 V, \dots, U^\top \delta_T V)\, V^\top,
     \qquad \delta_t = x_t - b
 
 with :math:`U` the left singular vectors of :math:`[\delta_1 \dots \delta_T]` and :math:`V` the right ones of the
-differences on top of each other. The paper takes both from the factors of adapters; those of the differences span the
-same spaces and don't depend on how an adapter was factored.
+vertically stacked differences. The paper takes both from the factors of adapters; those of the differences span the
+same spaces and don't depend on how an adapter was factorised.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from weightspace.merging.methods._tensor_stack import Formula, TensorStack
 
 
 @merge_method(
-    formula="b + an elementwise merge of the low-rank differences in the bases that all tasks share",
+    formula="b + an elementwise merge of the low-rank differences in bases shared by all tasks",
     source="Panariello et al. 2025, https://arxiv.org/abs/2509.17786",
     base="required",
     granularity="whole",
@@ -36,7 +36,7 @@ def core_space(
     normalize: Normalize = True,
     inner: Inner = "ties",
 ) -> Formula:
-    """Return the formula of Core Space (section 4); tensors that are not matrices are merged elementwise."""
+    """Return the formula of Core Space (section 4); tensors other than matrices are merged elementwise."""
     elementwise = ElementwiseMerge(inner, weights, density, normalize)
 
     def merged(differences: list[Tensor]) -> Tensor:

@@ -1,9 +1,9 @@
-r"""DARE: differences from the base dropped at random, and the remainder enlarged.
+r"""DARE: differences from the base dropped at random, and the remainder rescaled.
 
 .. math:: \tilde\delta_i = c_i\, m_i \odot (x_i - b), \qquad m_i \sim \operatorname{Bernoulli}(p_i)
 
-then task arithmetic (``dare_linear``) or the sign consensus (``dare_ties``). With ``rescale: density`` the factor
-is :math:`1/p_i`, as in the paper, and the mean over all masks is the difference itself; with ``l1``, as in mergekit,
+followed by task arithmetic (``dare_linear``) or sign consensus (``dare_ties``). With ``rescale: density`` the factor is
+:math:`1/p_i`, as in the paper, and the expectation over masks is the original difference; with ``l1``, as in mergekit,
 the factor restores the L1 norm.
 """
 
@@ -37,7 +37,7 @@ def dare_linear(
 ) -> Formula:
     """Return the formula of DARE (section 3): task arithmetic on dropped and rescaled differences.
 
-    The masks depend on the seed, the name of the tensor and the label of the model alone.
+    The masks depend only on the seed, the name of the tensor and the label of the model.
 
     Raises:
         WeightspaceError: with ``normalize``, the weights sum to zero.
@@ -62,7 +62,7 @@ def dare_ties(
     rescale: Rescale = "l1",
     seed: Seed = 0,
 ) -> Formula:
-    """Return the formula of the sign consensus of dropped and rescaled differences."""
+    """Return the formula of sign consensus on dropped and rescaled differences."""
     masked = MaskedVectors(stack, density, seed, lambda _, index: density[index])
     return masked_elect(masked, weights, lambda_, normalize, rescale)
 
@@ -84,7 +84,7 @@ def masked_sum(
 def masked_elect(
     masked: MaskedVectors, weights: Sequence[float], factor: float, normalize: bool, rescale: str
 ) -> Formula:
-    """Return the formula of the sign consensus on masked differences."""
+    """Return the formula of sign consensus on masked differences."""
     shown, (own,) = visible(weights, masked.stack), visible([factor], masked.stack)
     factors = [weight * scale for weight, scale in zip(shown, masked.scales(rescale), strict=True)]
     return lambda chunk: masked.vectors(chunk, factors).elect(shown, normalize=normalize).add_to_base(own)

@@ -1,10 +1,10 @@
-r"""DELLA: differences dropped at random, the small ones of a row more often than the large ones.
+r"""DELLA: differences dropped at random, small ones in a row more often than large ones.
 
-An element whose size has rank :math:`r` among the :math:`n` along dim 1 stays with the probability
+An element whose magnitude has rank :math:`r` among the :math:`n` along dim 1 is kept with the probability
 
 .. math:: p = \text{density} - \varepsilon + 2\varepsilon\,\frac{r}{n - 1}
 
-and what stays is scaled and merged as in DARE.
+and the kept elements are scaled and merged as in DARE.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Epsilon: TypeAlias = Annotated[
 
 
 @merge_method(
-    formula="sign consensus of differences dropped at random, the small ones more often",
+    formula="sign consensus of differences dropped at random, small ones more often",
     source="Deep et al. 2024, https://arxiv.org/abs/2406.11617",
     base="required",
     granularity="slices",
@@ -49,14 +49,14 @@ def della(
     """Return the formula of DELLA (section 3): the sign consensus of dropped and rescaled differences.
 
     Raises:
-        WeightspaceError: a probability ``density ± epsilon`` is not between 0 and 1.
+        WeightspaceError: a probability ``density ± epsilon`` isn't between 0 and 1.
     """
     masked = MaskedVectors(stack, density, seed, _by_rank(density, epsilon))
     return masked_elect(masked, weights, lambda_, normalize, rescale)
 
 
 @merge_method(
-    formula="task arithmetic on differences dropped at random, the small ones more often",
+    formula="task arithmetic on differences dropped at random, small ones more often",
     source="Deep et al. 2024, https://arxiv.org/abs/2406.11617",
     base="required",
     granularity="slices",
@@ -73,18 +73,18 @@ def della_linear(
     rescale: Rescale = "l1",
     seed: Seed = 0,
 ) -> Formula:
-    """Return the formula of task arithmetic on the differences that DELLA keeps.
+    """Return the formula of task arithmetic on the differences kept by DELLA.
 
     Raises:
-        WeightspaceError: a probability ``density ± epsilon`` is not between 0 and 1, or, with
-            ``normalize``, the weights sum to zero.
+        WeightspaceError: a probability ``density ± epsilon`` isn't between 0 and 1, or, with ``normalize``, the weights
+            sum to zero.
     """
     masked = MaskedVectors(stack, density, seed, _by_rank(density, epsilon))
     return masked_sum(masked, weights, lambda_, normalize, rescale)
 
 
 def _by_rank(density: Sequence[float], epsilon: Sequence[float]) -> Callable[[Tensor, int], float | np.ndarray]:
-    """Return the function from a chunk's differences and a model to their probabilities."""
+    """Return the function that maps a chunk's differences and a model to keep probabilities."""
     for share, half in zip(density, epsilon, strict=True):
         if share < 1 and not (share - half > 0 and share + half < 1):
             raise WeightspaceError(
@@ -110,7 +110,7 @@ def _order(sizes: np.ndarray) -> np.ndarray:
     """Return the indices that sort along dim 1, equal numbers in their order: ``argsort``, ten times as fast."""
     if sizes.dtype != np.float32 or sizes.shape[1] >= 2**32:
         return np.argsort(sizes, axis=1, kind="stable")
-    # The bits of numbers of 0 and above sort as the numbers do; below them stands the index.
+    # The bits of non-negative floats sort like the numbers; the index is stored below them.
     index = np.arange(sizes.shape[1], dtype=np.uint64).reshape(1, -1, *[1] * (sizes.ndim - 2))
     keys = np.left_shift(sizes.view(np.uint32), 32, dtype=np.uint64) | index
     keys.sort(axis=1)

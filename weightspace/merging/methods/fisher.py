@@ -1,4 +1,4 @@
-r"""Fisher merging: every element weighted by how much its model's predictions depend on it.
+r"""Fisher merging: each element weighted by how much the model's predictions depend on it.
 
 .. math:: \frac{\sum_i w_i F_i x_i}{\sum_i w_i F_i}
 
@@ -36,13 +36,13 @@ def fisher(
     """Return the formula of Fisher merging (equation 4).
 
     The evidence of a tensor is its diagonal Fisher information, of the same shape. Where it is 0 in all models, and for
-    tensors of which no model has any, the weighted mean stands.
+    tensors without evidence in any model, the result is the weighted mean.
 
     Raises:
-        WeightspaceError: a weight or an information is negative, or some models lack the evidence of a tensor.
+        WeightspaceError: a weight or an information is negative, or only some models have evidence of a tensor.
     """
     if min(weights) < 0:
-        raise WeightspaceError(f"Method 'fisher' takes weights of 0 or more, found {min(weights):g}.")
+        raise WeightspaceError(f"Method 'fisher' takes non-negative weights; found {min(weights):g}.")
     shares = normalised(weights)
     evidence = known_evidence(stack, stack.shape)
     if not evidence:
@@ -51,7 +51,7 @@ def fisher(
     def formula(chunk: Chunk) -> Tensor:
         stop = chunk.start + chunk.tensors[0].numel()
         known = [one.read(chunk.start, stop).to(torch.float64) for one in evidence]
-        if not all(float(one.min()) >= 0 for one in known):  # the least of NaN is NaN
+        if not all(float(one.min()) >= 0 for one in known):  # the minimum with NaN is NaN
             raise WeightspaceError(f"A Fisher information of {stack.name!r} is negative or NaN. Expected mean squares.")
         factors = [one * share for one, share in zip(known, shares, strict=True)]
         total = sum(factors[1:], factors[0])

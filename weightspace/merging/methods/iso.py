@@ -3,7 +3,7 @@ r"""Isotropic merging: the summed differences with a flat spectrum.
 .. math:: b + \lambda\, \bar\sigma\, U V^\top, \qquad \sum_t (x_t - b) = U \Sigma V^\top, \quad
     \bar\sigma = \operatorname{mean}(\Sigma)
 
-``iso_cts`` gives a part of the directions to what the tasks don't share.
+``iso_cts`` uses some of the directions for the task-specific residuals outside the common subspace.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def iso_c(
     *,
     lambda_: Lambda = 1.0,
 ) -> Formula:
-    """Return the formula of Iso-C (section 4.1); tensors that are not matrices get the mean of their differences.
+    """Return the formula of Iso-C (section 4.1); tensors other than matrices get the mean of their differences.
 
-    The mean of the spectrum is over the singular values above rounding.
+    The mean of the spectrum is taken over the singular values above rounding.
     """
     return on_matrices(stack, lambda differences: _flat(*singular_vectors(summed(differences))), lambda_)
 
@@ -54,9 +54,9 @@ def iso_cts(
     weights: Sequence[float],
     *,
     lambda_: Lambda = 1.0,
-    common: Annotated[float, Parameter(help="share of the rank for the common subspace", low=0, high=1)] = 0.8,
+    common: Annotated[float, Parameter(help="fraction of the rank for the common subspace", low=0, high=1)] = 0.8,
 ) -> Formula:
-    """Return the formula of Iso-CTS (section 4.2); tensors that are not matrices get the mean of their differences."""
+    """Return the formula of Iso-CTS (section 4.2); tensors other than matrices get the mean of their differences."""
     return on_matrices(stack, lambda differences: _with_residuals(differences, common), lambda_)
 
 

@@ -1,6 +1,6 @@
-r"""The Riemannian mean of the directions on the sphere, as long as the models are on average (zero tensors included).
+r"""The Karcher mean: the Riemannian mean of the models' directions, with their average norm (zero tensors included).
 
-From the normalised mean :math:`u`, steps along the mean :math:`T` of the logarithms:
+From the normalised mean :math:`u`, it takes steps along the mean :math:`T` of the logarithms:
 
 .. math:: u \leftarrow \cos\lVert T\rVert\,u + \sin\lVert T\rVert\,\frac{T}{\lVert T\rVert}, \qquad
     T = \frac1N\sum_i \frac{\theta_i}{\sin\theta_i} (u_i - \cos\theta_i\,u)
@@ -19,7 +19,7 @@ from weightspace.merging.methods._tensor_stack import Formula, TensorStack
 
 
 @merge_method(
-    formula="the Riemannian mean of the directions, as long as the models are on average",
+    formula="the Riemannian mean of the directions, with the average norm of the models",
     source="Karcher 1977, https://doi.org/10.1002/cpa.3160300502",
     weighted=False,
     normalised=True,
@@ -29,13 +29,13 @@ def karcher(
     stack: TensorStack,
     weights: Sequence[float],
     *,
-    max_iter: Annotated[int, Parameter(help="steps at most", low=1, high=10000)] = 10,
+    max_iter: Annotated[int, Parameter(help="maximum number of steps", low=1, high=10000)] = 10,
     tol: Annotated[float, Parameter(help="stop when a step is shorter, in radians", low=0)] = 1e-05,
 ) -> Formula:
     """Return the formula of the Karcher mean by the iteration of Afsari et al. 2013, https://arxiv.org/abs/1201.0925.
 
     All steps are taken on coefficients of the models, given their inner products: the tensors are read twice, whatever
-    the number of steps. Zero tensors have no direction and are left out; if none is left, or the directions cancel, the
+    the number of steps. Zero tensors have no direction and are skipped; if none remains, or the directions cancel, the
     result is 0.
     """
     directions = Directions(gram(stack))

@@ -1,9 +1,9 @@
-r"""KnOTS: differences merged elementwise in the row space that all tasks share.
+r"""KnOTS: differences merged elementwise in a row space shared by all tasks.
 
 .. math:: [\delta_1 \dots \delta_T] = U \Sigma\, [V_1^\top \dots V_T^\top], \qquad
     b + \lambda\, U \operatorname{merge}(\Sigma V_1^\top, \dots, \Sigma V_T^\top), \qquad \delta_t = x_t - b
 
-With a sum for ``merge`` it is task arithmetic.
+If ``merge`` is a sum, this is task arithmetic.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from weightspace.merging.methods._tensor_stack import Formula, TensorStack
 
 
 @merge_method(
-    formula="b + an elementwise merge of the differences in the row space that all tasks share",
+    formula="b + an elementwise merge of the differences in a row space shared by all tasks",
     source="Stoica et al. 2025, https://arxiv.org/abs/2410.19735",
     base="required",
     granularity="whole",
@@ -34,7 +34,7 @@ def knots(
     normalize: Normalize = True,
     inner: Inner = "ties",
 ) -> Formula:
-    """Return the formula of KnOTS (section 4); tensors that are not matrices are merged elementwise."""
+    """Return the formula of KnOTS (section 4); tensors other than matrices are merged elementwise."""
     elementwise = ElementwiseMerge(inner, weights, density, normalize)
 
     def merged(differences: list[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from weightspace.merging.methods._linear_combination import LinearFormula
 from weightspace.merging.methods._parameters import Normalize
 from weightspace.merging.methods._tensor_stack import Formula, TensorStack
 
-#: Weights whose sum is below this share of their size cancel; the remainder is rounding.
+#: Weights whose sum is below this fraction of their size cancel; the remainder is rounding.
 _CANCELLED = 1e-12
 
 
@@ -60,6 +60,6 @@ def check_sum(weights: Sequence[float]) -> None:
     """
     if abs(math.fsum(weights)) <= _CANCELLED * math.fsum(abs(weight) for weight in weights):
         raise WeightspaceError(
-            f"Weights {', '.join(f'{weight:g}' for weight in weights)} sum to 0, by which a mean divides. "
+            f"Weights {', '.join(f'{weight:g}' for weight in weights)} sum to 0, so a mean is undefined. "
             "Expected weights with another sum, or normalize=False (--normalize false)."
         )

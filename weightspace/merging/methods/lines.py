@@ -1,11 +1,11 @@
-r"""LiNeS: task arithmetic whose factor grows linearly with depth, so that shallow layers stay near the base.
+r"""LiNeS: task arithmetic whose factor grows linearly with depth, so that shallow layers stay close to the base.
 
 .. math:: b + \lambda_l \sum_i w_i (x_i - b), \qquad \lambda_l = \alpha + \beta\, \frac{l - 1}{L - 1}
 
 The tensor belongs to layer :math:`l = 1 \dots L` of its stack in the merged model; two towers are counted separately.
 As in the authors' code, :math:`\lambda = \alpha` for tensors outside the layers: embeddings, heads, and norms before or
-behind them. The same holds for a stack of a single layer. By default :math:`\alpha = 1/N` for :math:`N` models,
-whatever their weights, and :math:`\beta = 1 - \alpha`: the last layer adds the whole task vectors.
+after them, and also for a stack of a single layer. By default :math:`\alpha = 1/N` for :math:`N` models, whatever their
+weights, and :math:`\beta = 1 - \alpha`: the last layer adds the full task vectors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-r"""Model Stock: how far to go from the base to the mean is read off the angle between the fine-tunes.
+r"""Model Stock: interpolation between the base and the mean, at a position given by the angle between the fine-tunes.
 
 .. math:: t\,\bar x + (1 - t)\,b, \qquad t = \frac{N\cos\theta}{1 + (N - 1)\cos\theta}
 
@@ -22,7 +22,7 @@ from weightspace.merging.methods._registry import Parameter
 from weightspace.merging.methods._task_vectors import TaskVectors, summed
 from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStack
 
-#: The line through the base and the mean has no nearest point where ``1 + (N − 1) cos θ`` is not above this.
+#: The line through the base and the mean has no nearest point unless ``1 + (N − 1) cos θ`` is above this.
 _DEGENERATE = 1e-12
 
 
@@ -40,7 +40,7 @@ def model_stock(
     stack: TensorStack,
     weights: Sequence[float],
     *,
-    filter_wise: Annotated[bool, Parameter(help="an angle for every slice along dim 0, not one per tensor")] = False,
+    filter_wise: Annotated[bool, Parameter(help="one angle per slice along dim 0 instead of one per tensor")] = False,
 ) -> Formula:
     """Return the formula of Model Stock (equation 7)."""
     count = len(weights)

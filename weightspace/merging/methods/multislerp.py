@@ -1,9 +1,9 @@
-r"""The direction that lies between several, as long as the models are on average.
+r"""MultiSLERP: the mean direction of several models, with their average norm.
 
 .. math:: \Bigl(\sum_i w_i \lVert x_i\rVert\Bigr)\, \frac{\sum_i w_i u_i}{\lVert\sum_i w_i u_i\rVert}, \qquad
     u_i = \frac{x_i}{\lVert x_i\rVert}
 
-With a base, of the differences from it, which are added to it.
+With a base, it is applied to the differences from the base, and the result is added to the base.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from weightspace.merging.methods.linear import normalised
 
 
 @merge_method(
-    formula="the mean of the directions, as long as the models are on average",
+    formula="the mean of the directions, with the average norm of the models",
     source="mergekit, https://arxiv.org/abs/2403.13257",
     base="optional",
     normalised=True,
@@ -34,7 +34,7 @@ def multislerp(
 ) -> Formula:
     """Return the formula of the mean direction.
 
-    Zero tensors have no direction and are left out; if none is left, or the directions cancel, the result is 0, or the
+    Zero tensors have no direction and are skipped; if none remains, or the directions cancel, the result is 0, or the
     base.
 
     Raises:

@@ -1,4 +1,4 @@
-r"""Nearswap: differences up to a size are taken in full, larger ones up to that size.
+r"""Nearswap: differences up to a threshold are taken in full, larger ones are clamped to it.
 
 .. math:: b + w\,(x - b), \quad w = \operatorname{clamp}\Bigl(\frac{t}{|x - b|}, 0, 1\Bigr), \qquad\text{which is}\quad
     b + \operatorname{clamp}(x - b, -t, t)
@@ -26,7 +26,7 @@ def nearswap(
     stack: TensorStack,
     weights: Sequence[float],
     *,
-    t: Annotated[float, Parameter(help="differences up to this size are taken in full")],
+    t: Annotated[float, Parameter(help="threshold up to which differences are taken in full")],
 ) -> Formula:
     """Return the formula of nearswap; a negative ``t`` gives the base."""
     size = max(0.0, t)

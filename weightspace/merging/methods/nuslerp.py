@@ -1,6 +1,6 @@
-r"""Slerp of two models by their weights, of the whole tensor or of every row or column by itself.
+r"""NuSLERP: spherical interpolation of two models by their weights, of the whole tensor or of each row or column.
 
-With :math:`t = w_2 / (w_1 + w_2)`, the arc between the two models, or between their differences from a base.
+With :math:`t = w_2 / (w_1 + w_2)`, it follows the arc between the two models, or between their differences from a base.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from weightspace.merging.methods.slerp import arc
 #: Weights whose sum is below this count as equal.
 _CANCELLED = 1e-6
 
-#: Straight where ``1 − cos²`` is not above this: the rounding of a cosine, which vectors at 180° would be divided by.
+#: The arc is a straight line unless ``1 − cos²`` is above this: the rounding of a cosine, a divisor at 180°.
 _STRAIGHT = 1e-14
 
 
@@ -44,10 +44,10 @@ def nuslerp(
     weights: Sequence[float],
     *,
     nuslerp_flatten: Annotated[
-        bool, Parameter(help="one arc for the whole tensor, else one per row (or column)")
+        bool, Parameter(help="use one arc for the whole tensor instead of one per row (or column)")
     ] = True,
     nuslerp_row_wise: Annotated[
-        bool, Parameter(help="without flattening: arcs along dim 0, else along the last dim")
+        bool, Parameter(help="without flattening, use arcs along dim 0 instead of the last dim")
     ] = False,
 ) -> Formula:
     """Return the formula of the arc between two models, or between their differences from the base."""
@@ -77,7 +77,7 @@ def _along_last(tensor: Tensor) -> Tensor:
 
 
 def _column_products(stack: TensorStack, deltas: bool) -> Callable[[Chunk], list[Tensor]]:
-    """Return the same for the vectors along dim 0, which run through all chunks."""
+    """Return the same for the vectors along dim 0, which span all chunks."""
     sums = [torch.zeros(1, *stack.shape[1:], dtype=torch.float64) for _ in range(3)]
     for chunk in stack.chunks():
         a, b = (vector.double() for vector in vectors(chunk, deltas=deltas))
@@ -87,7 +87,7 @@ def _column_products(stack: TensorStack, deltas: bool) -> Callable[[Chunk], list
 
 
 def _along(chunk: Chunk, products: Sequence[Tensor], t: float, deltas: bool) -> Tensor:
-    """Return the points at ``t`` on the arcs of the vectors whose inner products are given."""
+    """Return the points at ``t`` on the arcs of vectors with given inner products."""
     aa, ab, bb = products
     lengths = aa.sqrt() * bb.sqrt()
     cosine = torch.where(lengths > 0, ab / lengths.clamp_min(torch.finfo(torch.float64).tiny), 0.0).clamp(-1, 1)

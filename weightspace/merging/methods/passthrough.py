@@ -1,4 +1,4 @@
-"""Passthrough: one model's tensors as they are, or times a factor. Recipes stack layers of several models with it."""
+"""Passthrough: one model's tensors, optionally scaled. Recipes use it to stack layers of several models."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-r"""Reinforced Agent Merging: changes that one model made are kept whole, those that several made are averaged.
+r"""Reinforced Agent Merging (RAM): changes made by one model are kept in full, those made by several are averaged.
 
 With the sets of changed elements :math:`C_i = \{|x_i - b| > \varepsilon\}`, an element is :math:`b` plus the mean of
-the differences of the models that changed it. ``ramplus_tl`` enlarges those that one model alone changed by
+the differences of the models that changed it. ``ramplus_tl`` amplifies those that only one model changed by
 :math:`\lambda_i = 1 + r\,\operatorname{clamp}(\text{shared}_i / \text{unique}_i, 0, \alpha)`.
 """
 
@@ -17,11 +17,11 @@ from weightspace.merging.methods._declaration import merge_method
 from weightspace.merging.methods._registry import Parameter
 from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStack
 
-Epsilon: TypeAlias = Annotated[float, Parameter(help="a difference of at most this size counts as none", low=0)]
+Epsilon: TypeAlias = Annotated[float, Parameter(help="threshold up to which a difference counts as none", low=0)]
 
 
 @merge_method(
-    formula="b + changes that one model made, + the mean of those that several made",
+    formula="b + changes made by one model + the mean of changes made by several",
     source="Reinforced Agent Merging 2026, https://arxiv.org/abs/2601.13572",
     base="required",
     weighted=False,
@@ -39,7 +39,7 @@ def ram(
 
 
 @merge_method(
-    formula="ram, with the changes that one model made enlarged by its share of overlap",
+    formula="ram, with the changes made by one model amplified by its fraction of overlap",
     source="Reinforced Agent Merging 2026, https://arxiv.org/abs/2601.13572",
     base="required",
     weighted=False,
@@ -51,10 +51,10 @@ def ramplus_tl(
     weights: Sequence[float],
     *,
     epsilon: Epsilon = 1e-5,
-    r: Annotated[float, Parameter(help="how much the overlap enlarges")] = 0.1,
-    alpha: Annotated[float, Parameter(help="overlap that counts at most", low=0)] = 0.2,
+    r: Annotated[float, Parameter(help="strength of the amplification by overlap")] = 0.1,
+    alpha: Annotated[float, Parameter(help="maximum overlap ratio", low=0)] = 0.2,
 ) -> Formula:
-    """Return the formula of RAM+ at tensor level: what one model alone changed is enlarged, tensor by tensor."""
+    """Return the formula of RAM+ at tensor level: changes made by only one model are amplified, tensor by tensor."""
     shared, unique = [0] * len(weights), [0] * len(weights)
     for chunk in stack.chunks():
         changed = [delta.abs() > epsilon for delta in chunk.deltas()]
@@ -68,12 +68,12 @@ def ramplus_tl(
 
 
 def _rounded(epsilon: float, stack: TensorStack) -> float:
-    """Return ``ε`` as it is in the dtype of the inputs, so that a difference of just that size is none."""
+    """Return ``ε`` rounded to the dtype of the inputs, so that a difference of exactly that size counts as none."""
     return float(torch.tensor(epsilon, dtype=stack.dtype))
 
 
 def _reinforced(epsilon: float, alone: Sequence[float]) -> Formula:
-    """Return the formula; ``alone`` are the factors of what one model alone changed."""
+    """Return the formula; ``alone`` are the factors of changes made by only one model."""
 
     def formula(chunk: Chunk) -> Tensor:
         count = torch.zeros_like(chunk.origin)

@@ -1,8 +1,8 @@
-r"""RegMean: the linear layer whose outputs are nearest to those of every model on its own data.
+r"""RegMean: the linear layer whose outputs best match those of every model on its own data.
 
 .. math:: W = \Bigl(\sum_i W_i G_i\Bigr) \Bigl(\sum_i G_i\Bigr)^{-1}, \qquad G_i = X_i^\top X_i
 
-with :math:`X_i` the layer's inputs in model ``i``, and what is off the diagonal of :math:`G_i` reduced.
+with :math:`X_i` the layer's inputs in model ``i``, and the off-diagonal elements of :math:`G_i` reduced.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def regmean(
     stack: TensorStack,
     weights: Sequence[float],
     *,
-    reduce: Annotated[float, Parameter(help="factor of what is off the diagonal of G_i", low=0, high=1)] = 0.9,
+    reduce: Annotated[float, Parameter(help="factor of the off-diagonal elements of G_i", low=0, high=1)] = 0.9,
 ) -> Formula:
     """Return the formula of RegMean (equation 2, section 4).
 
-    The evidence of a weight with ``n`` elements per row (linear layers, convolutions) is ``X_iᵀX_i``, of shape
-    ``(n, n)``. Tensors without any, and directions in which no model has data, get the mean.
+    The evidence of a weight with ``n`` elements per row (linear layers, convolutions) is ``X_iᵀX_i``, of shape ``(n,
+    n)``. Tensors without evidence, and directions in which no model has data, get the mean.
 
     Raises:
-        WeightspaceError: a matrix is not symmetric, or some models lack the evidence of a tensor.
+        WeightspaceError: a matrix isn't symmetric, or only some models have evidence of a tensor.
     """
     shares = [1 / len(weights)] * len(weights)
     width = stack.numel // max(1, stack.shape[0]) if stack.shape else 0
@@ -65,7 +65,7 @@ def regmean(
 
 
 def _reduced(flat: TensorReader, width: int, reduce: float, name: str) -> Tensor:
-    """Return one ``G_i`` in float64 with what is off its diagonal reduced."""
+    """Return one ``G_i`` in float64 with reduced off-diagonal elements."""
     product = flat.read(0, width * width).to(torch.float64).view(width, width)
     if not torch.allclose(product, product.T, rtol=1e-4, atol=1e-4 * float(product.abs().max())):
         raise WeightspaceError(f"The evidence of {name!r} is not symmetric. Expected XᵀX of the layer's inputs.")

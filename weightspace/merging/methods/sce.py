@@ -1,4 +1,4 @@
-r"""SCE: select the elements in which the models differ most, weigh the models by the remainder, erase minorities.
+r"""SCE: select the elements of highest variance, calculate model weights from them, erase minority signs.
 
 .. math:: b + \frac{\sum_{i \in A} w_i \delta_i}{\sum_{i \in A} w_i}, \qquad
     w_i \propto \operatorname{mean}(\delta_i^2), \quad
@@ -40,7 +40,7 @@ def sce(
     weights: Sequence[float],
     *,
     select_topk: Annotated[
-        float, Parameter(help="share of the elements of highest variance that is kept", low=0, high=1)
+        float, Parameter(help="fraction of the elements to keep, by highest variance", low=0, high=1)
     ] = 1.0,
 ) -> Formula:
     """Return the formula of SCE (section 3.2)."""
@@ -60,8 +60,8 @@ def sce(
 
 
 def _cut(stack: TensorStack, select_topk: float) -> Cut:
-    """Return where the variances are cut."""
-    models = replace(stack, base=None, finite=False)  # the pass after these reads the base, and looks at all
+    """Return the cut of the variances."""
+    models = replace(stack, base=None, finite=False)  # a later pass reads the base, and checks everything
     changed = sum(_count_changed(chunk.models) for chunk in models.chunks())
     (cut,) = largest(
         _variances(models.chunks), [math.floor(select_topk * changed)], [stack.numel], _variances(runs(models))
@@ -70,7 +70,7 @@ def _cut(stack: TensorStack, select_topk: float) -> Cut:
 
 
 def _variances(chunks: Callable[[int], Iterator[Chunk]]) -> StatisticChunks:
-    """Return the variances over the models, as ``selection`` reads them."""
+    """Return the variances over the models, in chunks."""
 
     def statistics(first: int) -> Iterator[tuple[int, list[np.ndarray]]]:
         for chunk in chunks(first):
@@ -80,10 +80,10 @@ def _variances(chunks: Callable[[int], Iterator[Chunk]]) -> StatisticChunks:
 
 
 def _variance(chunk: Chunk) -> np.ndarray:
-    """Return ``N²`` times the variance over the models of every element; exactly 0 where all are equal.
+    """Return ``N²`` times the variance over the models of every element; exactly 0 if all are equal.
 
-    That is ``N Σd² − (Σd)²``, with nothing to cancel as ``d = x_i − x_1``; of few bits, as bfloat16 has, it is exact,
-    so that variances which are equal are found so. Of two models it leaves ``d²``.
+    That is ``N Σd² − (Σd)²`` with ``d = x_i − x_1``, which avoids cancellation; for dtypes of few bits such as bfloat16
+    it is exact, so equal variances compare equal. For two models it is ``d²``.
     """
     first, *others = chunk.tensors
     if len(others) == 1:
@@ -97,14 +97,14 @@ def _variance(chunk: Chunk) -> np.ndarray:
 
 
 def _count_changed(models: Tensor) -> int:
-    """Return the number of elements in which the models are not all equal."""
+    """Return the number of elements that differ between the models."""
     first, *others = models.numpy()
     changed = [other != first for other in others]
     return int(np.count_nonzero(functools.reduce(np.logical_or, changed))) if changed else 0
 
 
 def _selected(chunk: Chunk, cut: Cut, selected: torch.dtype) -> TaskVectors:
-    """Return the task vectors, zero where the variance is cut off; ``selected`` is the dtype of the variances."""
+    """Return the task vectors, zeroed where the variance is cut off; ``selected`` is the dtype of the variances."""
     kept = None
     if cut != EVERYTHING:
         kept = cut.kept(_variance(replace(chunk, models=chunk.models.to(selected))), chunk.start)

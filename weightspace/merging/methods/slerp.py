@@ -17,7 +17,7 @@ from weightspace.merging.methods._linear_combination import LinearFormula, compu
 from weightspace.merging.methods._registry import Parameter
 from weightspace.merging.methods._tensor_stack import Formula, TensorStack
 
-#: Above this cosine the arc is a straight line.
+#: Above this cosine, the arc is a straight line.
 _PARALLEL = 0.9995
 
 
@@ -35,10 +35,10 @@ def slerp(
     *,
     t: Annotated[float, Parameter(help="position on the arc: 0 is the base, 1 the model")],
 ) -> Formula:
-    """Return the formula of the arc from the base to the model, beyond both too.
+    """Return the formula of the arc from the base to the model, extended beyond both.
 
-    The arc is that of their directions; each keeps its length. A zero tensor stands at a right angle. Above a cosine of
-    .9995 the arc is a straight line, as in mergekit.
+    The angle is that of their directions; the tensors aren't normalised. A zero tensor counts as
+    orthogonal. Above a cosine of .9995, the arc is a straight line, as in mergekit.
     """
     (bb, bx), (_, xx) = gram(with_base(stack))
     found = arc(bb, bx, xx, t, parallel=_PARALLEL)
@@ -48,14 +48,14 @@ def slerp(
 
 
 def arc(aa: float, ab: float, bb: float, t: float, *, parallel: float) -> tuple[float, float] | None:
-    """Return the coefficients of ``a`` and ``b`` at ``t`` on their arc, or None where it is a straight line.
+    """Return the coefficients of ``a`` and ``b`` at ``t`` on their arc, or None if it is a straight line.
 
     Args:
         aa: ``⟨a, a⟩``.
         ab: ``⟨a, b⟩``.
         bb: ``⟨b, b⟩``.
         t: the position.
-        parallel: above this absolute cosine the line is straight.
+        parallel: above this absolute cosine, the line is straight.
     """
     lengths = math.sqrt(aa) * math.sqrt(bb)
     cosine = max(-1.0, min(1.0, ab / lengths)) if lengths > 0 else 0.0

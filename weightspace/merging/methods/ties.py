@@ -31,13 +31,13 @@ from weightspace.merging.methods._topk import Cut, StatisticChunks, largest
 
 
 def model_cuts(stacks: Sequence[TensorStack], arguments: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the cuts of every tensor when the densities hold over the whole model (``scope: model``).
+    """Return the cuts of every tensor when the densities apply to the whole model (``scope: model``).
 
-    Of equal magnitudes those of the first tensors, by name, are kept.
+    Ties are broken in favour of the first tensors, by name.
 
     Args:
         stacks: all tensors, by name.
-        arguments: of the method, one per tensor; the density of the first holds.
+        arguments: arguments of the method, one per tensor; the density of the first is used.
     """
     if not stacks:
         return {}
@@ -72,16 +72,16 @@ def ties(
     normalize: NormalizeElected = True,
     rescale: RescaleL1 = False,
     scope: Annotated[
-        str, Parameter(help="trim tensor by tensor, or over the whole model", choices=("tensor", "model"))
+        str, Parameter(help="trim per tensor, or over the whole model", choices=("tensor", "model"))
     ] = "tensor",
     cuts: Sequence[Cut] | None = None,
 ) -> Formula:
-    """Return the formula of TIES (algorithm 1), the sign elected by the weighted sum, as in mergekit.
+    """Return the formula of TIES (algorithm 1), with the sign elected by the weighted sum, as in mergekit.
 
     At least one element per tensor is kept. ``cuts`` come from the global pass, one per model.
     """
     found = cuts or largest_differences(stack, [kept_count(share, stack.numel) for share in density])
-    if normalize and min(weights) > 0:  # only their ratios count
+    if normalize and min(weights) > 0:  # only their ratios matter
         equal, exponent = min(weights) == max(weights), math.frexp(max(weights))[1]
         weights = [1.0 if equal else math.ldexp(weight, -exponent) for weight in weights]
     factors = list(weights)
@@ -101,7 +101,7 @@ def ties(
 
 
 def kept_count(density: float, count: int) -> int:
-    """Return how many of ``count`` elements a density keeps: ``max(1, ⌊density · n⌋)``, or all."""
+    """Return the number of elements that a density keeps: ``max(1, ⌊density · n⌋)``, or all."""
     return count if density >= 1 else max(1, math.floor(density * count))
 
 

@@ -1,4 +1,4 @@
-r"""TSV-M: the leading singular vectors of every task, made orthogonal between the tasks.
+r"""TSV-M: the leading singular vectors of every task, orthogonalised across tasks.
 
 .. math:: b + \lambda\, \operatorname{polar}([U_1 \dots U_T])\, \tilde\Sigma\,
     \operatorname{polar}([V_1 \dots V_T])^\top
@@ -20,7 +20,7 @@ from weightspace.merging.methods._tensor_stack import Formula, TensorStack
 
 
 @merge_method(
-    formula="b + λ Σ of the leading task singular vectors, made orthogonal between the tasks",
+    formula="b + λ Σ of the leading singular vectors of all tasks, orthogonalised across tasks",
     source="Gargiulo et al. 2025, https://arxiv.org/abs/2412.00081",
     base="required",
     granularity="whole",
@@ -32,7 +32,7 @@ def tsv_m(
     *,
     lambda_: Lambda = 1.0,
 ) -> Formula:
-    """Return the formula of TSV-M (algorithm 1); tensors that are not matrices get the mean of their differences."""
+    """Return the formula of TSV-M (algorithm 1); tensors other than matrices get the mean of their differences."""
     return on_matrices(stack, _merged, lambda_)
 
 

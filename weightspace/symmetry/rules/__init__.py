@@ -1,8 +1,8 @@
-"""One small rule an operator: what a call of the aten graph does to the axes of its tensors.
+"""One small rule per operator: the effect of an aten graph call on the axes of its tensors.
 
-A rule takes a ``Call`` (arguments by the names of the operator's schema; a tensor is the tuple of its axes) and
-returns the axes of the result, uniting, splitting and freezing on the way. A name without a rule freezes all that
-it touches; nothing is guessed.
+A rule takes a ``Call`` (arguments by their schema names; a tensor is the tuple of its axes) and returns the axes of the
+result, uniting, splitting and freezing axes on the way. An operator without a rule freezes everything it touches;
+nothing is guessed.
 """
 
 from __future__ import annotations
@@ -121,19 +121,19 @@ __all__ = [
 
 
 def rule_of(operator: Any) -> Rule:
-    """Return the rule of an operator, one that freezes all if there is none."""
+    """Return the rule of an operator, or one that freezes everything."""
     name = name_of(operator)
     is_pointwise = isinstance(operator, OpOverload) and torch.Tag.pointwise in operator.tags
     return RULES.get(name) or (pointwise if is_pointwise else freeze_all)
 
 
 def looks_up(name: str, argument: str) -> bool:
-    """Tell whether an operator does no more with indices in this argument than move them, or look units up."""
+    """Return whether an operator only moves the indices in this argument, or uses them to look up units."""
     return name in KEEPS_INDICES or argument in _LOOK_UPS.get(RULES.get(name, freeze_all), ())
 
 
 def takes_constants(name: str) -> bool:
-    """Tell whether a rule has more to say of fixed axes than that they stay fixed."""
+    """Return whether a rule does more with fixed axes than keep them fixed."""
     return name in KEEPS_INDICES or RULES.get(name) in (create, expand, count_up)
 
 
@@ -141,7 +141,7 @@ def _table(rule: Rule, names: str | Iterable[str]) -> dict[str, Rule]:
     return dict.fromkeys(names.split() if isinstance(names, str) else sorted(names), rule)
 
 
-#: Operator (overload packet) -> rule. Operators that torch itself tags as pointwise need no row.
+#: Operator (overload packet) -> rule. Operators tagged as pointwise by torch need no row.
 RULES: Mapping[str, Rule] = {
     **_table(matmul, "mm bmm mv dot vdot matmul addmm baddbmm addmv"),
     **_table(linear, "linear"),
@@ -222,7 +222,7 @@ RULES: Mapping[str, Rule] = {
     ),
 }
 
-#: Rule -> the arguments in which it takes indices as what they are.
+#: Rule -> the arguments in which it interprets integers as indices.
 _LOOK_UPS: Mapping[Rule, tuple[str, ...]] = {
     cat: ("tensors",),
     stack: ("tensors",),

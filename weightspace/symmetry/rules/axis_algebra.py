@@ -1,11 +1,11 @@
-"""The algebra of axes while a network is traced: atoms that are united, and refined when a boundary cuts them.
+"""The algebra of axes during tracing: atoms that are united, and refined when a boundary cuts them.
 
-An axis is a tree: an ``Atom``, a ``Product`` of axes (row-major, ``(heads dim)``) or a ``Sum`` of axes laid end
-to end (``a + b``). Uniting two axes says that one permutation acts on both; what cannot be expressed is frozen,
-which is always safe: a frozen atom is one that nothing may permute.
+An axis is a tree: an ``Atom``, a ``Product`` of axes (row-major, ``(heads dim)``) or a ``Sum`` of concatenated axes
+(``a + b``). Uniting two axes means that one permutation acts on both; what can't be expressed is frozen, which is
+always safe: a frozen atom is never permuted.
 
-A frozen atom carries its cause: ``""`` where no symmetry is lost (inputs, positions, a table of words), a name that is
-reported when hidden units meet the atom, or None while the operator that froze it is still at work (see ``losses``).
+A frozen atom carries its cause: ``""`` if no symmetry is lost (inputs, positions, a vocabulary), a name that is
+reported when hidden units meet the atom, or None while the operator that froze it is being processed (see ``losses``).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Axis = Union["Atom", "Product", "Sum"]
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """An index tensor whose values are units of ``units``: each place on its ``dims`` axes belongs to one of them."""
+    """An index tensor whose values are units of ``units``: each position along its ``dims`` belongs to one of them."""
 
     units: Axis
     dims: int
 
 
 class Atom:
-    """A set of units permuted together; ``bound`` once it was united with, or refined into, another axis.
+    """A set of units permuted together; ``bound`` after it was united with, or refined into, another axis.
 
     A fixed atom may be one of the axes of a ``choice``, along which units of another axis were looked up.
     """
@@ -43,7 +43,7 @@ class Atom:
 
 
 class Product:
-    """Factors in row-major order: the unit ``(i, j)`` of ``(a b)`` stands at ``i * len(b) + j``."""
+    """Factors in row-major order: the unit ``(i, j)`` of ``(a b)`` is at ``i * len(b) + j``."""
 
     __slots__ = ("factors", "size")
 
@@ -53,7 +53,7 @@ class Product:
 
 
 class Sum:
-    """Terms laid end to end, as ``torch.cat`` does."""
+    """Concatenated terms, as in ``torch.cat``."""
 
     __slots__ = ("size", "terms")
 
@@ -63,12 +63,12 @@ class Sum:
 
 
 def fixed(size: int, cause: str | None = "") -> Atom:
-    """Return an atom that nothing may permute."""
+    """Return an atom that is never permuted."""
     return Atom(size, fixed=True, cause=cause)
 
 
 def product(*factors: Axis) -> Axis:
-    """Return the row-major product in its simplest form: flat, without ones, neighbouring fixed atoms merged."""
+    """Return the row-major product in its simplest form: flat, without ones, with adjacent fixed atoms merged."""
     flat: list[Axis] = []
     for factor in map(resolve, factors):
         for part in factor.factors if isinstance(factor, Product) else (factor,):
@@ -82,7 +82,7 @@ def product(*factors: Axis) -> Axis:
 
 
 def concat(*terms: Axis) -> Axis:
-    """Return the terms end to end in the simplest form: flat, without empty ones, neighbouring fixed atoms merged."""
+    """Return the concatenation in its simplest form: flat, without empty terms, with adjacent fixed atoms merged."""
     flat: list[Axis] = []
     for term in map(resolve, terms):
         for part in term.terms if isinstance(term, Sum) else (term,):
@@ -96,13 +96,13 @@ def concat(*terms: Axis) -> Axis:
 
 
 def _joint_cause(*frozen: Axis) -> str | None:
-    """Return what is to be reported of fixed atoms that become one."""
+    """Return the cause to report for fixed atoms that are merged."""
     causes = [atom.cause for atom in frozen if isinstance(atom, Atom)]
     return None if None in causes else next(filter(None, causes), "")
 
 
 def resolve(axis: Axis) -> Axis:
-    """Return what an axis has become: bindings followed, in the simplest form."""
+    """Return the current form of an axis: bindings followed, simplified."""
     while isinstance(axis, Atom):
         if axis.bound is None:
             return axis if axis.size != 1 or axis.fixed else fixed(1)
@@ -111,12 +111,12 @@ def resolve(axis: Axis) -> Axis:
 
 
 def is_fixed(axis: Axis) -> bool:
-    """Tell whether a resolved axis is one fixed atom."""
+    """Return whether a resolved axis is one fixed atom."""
     return isinstance(axis, Atom) and axis.fixed
 
 
 def atoms(axis: Axis) -> Iterator[Atom]:
-    """Yield the atoms of an axis from left to right, as often as they stand in it."""
+    """Yield the atoms of an axis from left to right, with repetitions."""
     axis = resolve(axis)
     if isinstance(axis, Atom):
         yield axis
@@ -126,7 +126,7 @@ def atoms(axis: Axis) -> Iterator[Atom]:
 
 
 def leaves(axis: Axis) -> Iterator[Atom]:
-    """Yield the atoms of an axis as they are, neighbouring fixed ones apart."""
+    """Yield the atoms of an axis unmerged, with adjacent fixed ones separate."""
     while isinstance(axis, Atom):
         if axis.bound is None:
             yield axis
@@ -137,7 +137,7 @@ def leaves(axis: Axis) -> Iterator[Atom]:
 
 
 def freeze(axis: Axis, cause: str | None = None) -> None:
-    """Forbid every permutation of an axis; by default the operator at work is the cause, ``""`` loses no symmetry."""
+    """Forbid every permutation of an axis; the default cause is the current operator, ``""`` loses no symmetry."""
     for atom in leaves(axis):
         if not atom.fixed:
             atom.fixed, atom.cause = True, cause
@@ -150,7 +150,7 @@ def cause_of(axis: Axis) -> str | None:
 
 
 def unite(a: Axis, b: Axis) -> None:
-    """Make one permutation act on two axes of equal size, refining both where their boundaries differ."""
+    """Make one permutation act on two axes of equal size, refining both if their boundaries differ."""
     a, b = resolve(a), resolve(b)
     if a is b or (is_fixed(a) and is_fixed(b)):
         return
@@ -185,12 +185,12 @@ def _unite_products(a: Product, b: Product) -> None:
 
 
 def _like(atom: Atom, size: int) -> Atom:
-    """Return an atom of another size that is as free as this one."""
+    """Return an atom of another size with the same freedom."""
     return Atom(size, fixed=atom.fixed, cause=atom.cause)
 
 
 def split(axis: Axis, outer: int) -> tuple[Axis, Axis] | None:
-    """View an axis as ``(outer inner)`` and return both, or None where the boundaries do not allow it."""
+    """View an axis as ``(outer inner)`` and return both, or None if the boundaries don't allow it."""
     axis = resolve(axis)
     if outer == 1:
         return fixed(1), axis
@@ -231,7 +231,7 @@ def _split_product(axis: Product, outer: int) -> tuple[Axis, Axis] | None:
 
 
 def cut(axis: Axis, position: int) -> tuple[Axis, Axis]:
-    """Return the first ``position`` units of an axis and the rest, refining it where the cut goes through."""
+    """Return the first ``position`` units of an axis and the rest, refining it at the cut."""
     axis = resolve(axis)
     if position in (0, axis.size):
         return (fixed(0), axis) if position == 0 else (axis, fixed(0))
@@ -247,7 +247,7 @@ def cut(axis: Axis, position: int) -> tuple[Axis, Axis]:
     if part == 0:
         left, right = cut(first, whole)
         return product(left, rest), product(right, rest)
-    before, others = cut(first, whole)  # the cut goes through the unit between these and those after it
+    before, others = cut(first, whole)  # the cut goes through the next unit
     after = cut(others, 1)[1]
     left, right = cut(rest, part)
     rest = resolve(rest)

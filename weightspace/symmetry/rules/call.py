@@ -1,4 +1,4 @@
-"""Operator calls as rules see them, and results shared by many operators."""
+"""Operator calls as seen by rules, and results shared by many operators."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from weightspace.symmetry.rules.axis_algebra import Atom, Axis, Choice, fixed, freeze, resolve, unite
 
-#: A traced tensor: one axis a dimension. Operators with several results return a tuple of these in a list.
+#: A traced tensor: one axis per dimension. Operators with several results return a list of these tuples.
 Axes = tuple[Axis, ...]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A tensor that is several in one: along one axis, the ``marker``, each unit has axes of its own.
+    """A tensor that combines several: along one axis, the ``marker``, each unit has its own axes.
 
-    Fused queries, keys and values are such a tensor, and so are the last states of several recurrent layers. As long as
-    operators treat the parts alike and end in picking them, they are followed one by one (see ``rules.fused``); any
-    other operator sees them together, and then one permutation acts on all.
+    Examples are fused queries, keys and values, and the last states of several recurrent layers. As long as operators
+    treat the parts alike and end in selecting them, they are tracked one by one (see ``rules.fused``); any other
+    operator sees them together, which makes one permutation act on all.
     """
 
     marker: Atom
@@ -35,7 +35,7 @@ class Parts:
         return [axis.size for axis in self.alternatives[0]]
 
     def together(self) -> Axes:
-        """Unite the parts, for an operator that cannot tell them apart."""
+        """Unite the parts, for an operator that can't distinguish them."""
         first, *others = self.alternatives
         for other in others:
             for a, b in zip(first, other, strict=True):
@@ -44,46 +44,46 @@ class Parts:
 
 
 class Uniform(tuple[Axis, ...]):
-    """The axes of a tensor whose entries are all equal (zeros, as a rule): each of its rows may have other units."""
+    """The axes of a tensor whose entries are all equal (usually zeros): each of its rows may have different units."""
 
     __slots__ = ()
 
 
 class Indices(tuple[Axis, ...]):
-    """The axes of an integer tensor whose values number the units of another axis, which is not among them.
+    """The axes of an integer tensor whose values index the units of another axis, which isn't among them.
 
-    ``topk`` returns such a tensor, and so does ``arange``: it stays what it is when the units are permuted, as long
-    as all that is done with it is to look up units of that axis.
+    ``topk`` and ``arange`` return such tensors. They are unaffected by a permutation of the units, as long as they are
+    only used to look up units of that axis.
     """
 
     choice: Choice
 
     def __new__(cls, axes: Iterable[Axis], units: Axis, choice: Choice | None = None) -> Indices:
-        """Return indices of ``units`` in a tensor with these axes, of the same values as all with this choice."""
+        """Return indices of ``units`` in a tensor with these axes; equal choices mean equal values."""
         self = super().__new__(cls, axes)
         self.choice = choice or Choice(units, sum(axis.size > 1 for axis in self))
         return self
 
     @property
     def units(self) -> Axis:
-        """The axis whose units the values number."""
+        """The axis whose units the values index."""
         return self.choice.units
 
 
 @dataclass
 class Call:
-    """One operator call: ``args`` by schema name, ``shape`` of the result, and what it mixes (see ``mix``).
+    """One operator call: ``args`` by schema name, ``shape`` of the result, and the axes it mixes (see ``mix``).
 
-    A rule that reads an argument by ``call[name]`` sees parts together; ``args`` has them as they are.
+    A rule that reads an argument by ``call[name]`` sees parts united; ``args`` has them separate.
     """
 
     name: str
     args: Mapping[str, Any]
     shape: tuple[int, ...] | list[tuple[int, ...]]
     mixed: list[tuple[Axes, Axes]] = field(default_factory=list)
-    #: Rows of a parameter are looked up, as it stands and not computed.
+    #: Whether rows of an unmodified parameter are looked up.
     is_table: bool = False
-    #: The arguments depend on parameters.
+    #: Whether the arguments depend on parameters.
     is_learnt: bool = False
 
     def __getitem__(self, name: str) -> Any:
@@ -94,12 +94,12 @@ class Call:
         return next((self[name] for name in names if name in self.args), None)
 
     def tensors(self) -> list[Axes]:
-        """Return the tensors among the arguments, those in lists included."""
+        """Return the tensors among the arguments, including those in lists."""
         listed = [value if isinstance(value, list) else [value] for value in map(_together, self.args.values())]
         return [item for values in listed for item in values if is_axes(item)]
 
     def axes(self) -> Iterator[Axis]:
-        """Yield every axis of the arguments, those of parts one by one, and those that indices number the units of."""
+        """Yield every axis of the arguments, including those of parts and those indexed by index tensors."""
         for value in self.args.values():
             for item in value if isinstance(value, list) else [value]:
                 alternatives = item.alternatives if isinstance(item, Parts) else [item] if is_axes(item) else []
@@ -107,11 +107,11 @@ class Call:
         yield from (indices.units for indices in self.indices())
 
     def indices(self) -> Iterator[Indices]:
-        """Yield the arguments whose values number units."""
+        """Yield the arguments whose values index units."""
         yield from (indices for _, indices in self.named_indices())
 
     def named_indices(self) -> Iterator[tuple[str, Indices]]:
-        """Yield the arguments whose values number units, those in lists included, by their names."""
+        """Yield the arguments whose values index units with their names, including those in lists."""
         for name, value in self.args.items():
             for item in value if isinstance(value, list) else [value]:
                 if isinstance(item, Indices):
@@ -126,7 +126,7 @@ Rule = Callable[[Call], Any]
 
 
 def is_axes(value: object) -> bool:
-    """Tell whether an argument is a traced tensor."""
+    """Return whether an argument is a traced tensor."""
     return isinstance(value, tuple) and all(hasattr(axis, "size") for axis in value)
 
 
@@ -147,7 +147,7 @@ def broadcast(values: Sequence[Axes], shape: Sequence[int]) -> Axes:
 
 
 def shared(axes: Sequence[Axis]) -> Axis:
-    """Unite axes of one size, and return the one that knows by which choice its places were looked up."""
+    """Unite axes of one size, and return the one that records the choice by which its positions were looked up."""
     for other in axes[1:]:
         unite(axes[0], other)
     choices = {axis.choice for axis in map(resolve, axes) if isinstance(axis, Atom) and axis.choice}
@@ -158,7 +158,7 @@ def shared(axes: Sequence[Axis]) -> Axis:
 
 
 def pointwise(call: Call) -> Axes:
-    """Same unit in, same unit out."""
+    """Map each unit to the same unit of the result."""
     return broadcast(call.tensors(), one_shape(call))
 
 
@@ -168,37 +168,37 @@ def identity(call: Call) -> Any:
 
 
 def create(call: Call) -> Axes:
-    """Return a tensor whose entries are all equal: any permutation leaves it as it is."""
+    """Return a tensor with equal entries, which any permutation leaves unchanged."""
     return Uniform(Atom(size) for size in one_shape(call))
 
 
 def freeze_all(call: Call) -> Any:
-    """Freeze every tensor that the call touches (the answer to an operator without a rule)."""
+    """Freeze every tensor that the call touches; the fallback for operators without a rule."""
     for axis in call.axes():
         freeze(axis)
     return fixed_like(call.shape)
 
 
 def fixed_like(shape: tuple[int, ...] | list[tuple[int, ...]], cause: str = "") -> Any:
-    """Return fixed axes of one shape, or of each of several."""
+    """Return fixed axes for one shape, or for each of several."""
     if isinstance(shape, list):
         return [fixed_like(item, cause) for item in shape]
     return tuple(fixed(size, cause) for size in shape)
 
 
 def one_shape(call: Call) -> tuple[int, ...]:
-    """Return the shape of the only or the first result."""
+    """Return the shape of the only or first result."""
     return call.shape[0] if isinstance(call.shape, list) else call.shape
 
 
 def results(call: Call, first: Axes) -> Any:
-    """Return ``first``, beside fixed companions where the operator has several results."""
+    """Return ``first``, with fixed companions if the operator has several results."""
     if isinstance(call.shape, list):
         return [first, *(fixed_like(shape) for shape in call.shape[1:])]
     return first
 
 
 def dims_of(dims: Any, rank: int) -> list[int]:
-    """Return the dimensions that an operator means, from none (all), one or a list of them."""
+    """Return the dimensions of an operator as a list, from none (all), one or a list of them."""
     listed = range(rank) if dims is None or dims == [] else dims if isinstance(dims, list) else [dims]
     return sorted(dim % rank for dim in listed) if rank else []

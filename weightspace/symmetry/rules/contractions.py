@@ -9,7 +9,7 @@ from weightspace.symmetry.rules.call import Axes, Call, broadcast, freeze_all, i
 
 
 def matmul(call: Call) -> Axes:
-    """Contract the last axis of one with the last but one of the other; batch axes are broadcast."""
+    """Contract the last axis of the first tensor with the second-to-last of the second; batch axes are broadcast."""
     a = call.get("mat1", "batch1", "mat", "self")
     b = call.get("batch2", "mat2", "vec", "tensor", "other")
     shape = one_shape(call)
@@ -24,7 +24,7 @@ def matmul(call: Call) -> Axes:
 
 
 def linear(call: Call) -> Axes:
-    """``x W^T + b``."""
+    """Compute ``x Wᵀ + b``."""
     x, weight, bias = call["input"], call["weight"], call["bias"]
     unite(x[-1], weight[-1])
     call.mix(x[-1:], x[:-1])
@@ -35,7 +35,7 @@ def linear(call: Call) -> Axes:
 
 
 def einsum(call: Call) -> Axes:
-    """Unite the axes of one letter; letters that the result lacks are summed over."""
+    """Unite the axes of each letter; letters absent from the result are summed over."""
     tensors = call["tensors"]
     left, _, right = call["equation"].replace(" ", "").partition("->")
     terms = left.split(",")
@@ -84,7 +84,7 @@ def convolution(call: Call) -> Axes:
 
 
 def attention(call: Call) -> Any:
-    """Scaled dot product: queries meet keys unit by unit, the values' last axis passes."""
+    """Apply scaled dot-product attention: queries meet keys unit by unit; the values' last axis passes through."""
     query, key, value = call["query"], call["key"], call["value"]
     heads = (query[:-2], key[:-2], value[:-2])
     if query[-3:-2] and key[-3].size != query[-3].size:  # grouped queries

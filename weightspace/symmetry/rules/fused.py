@@ -1,4 +1,4 @@
-"""Operators on tensors that are several in one, part by part."""
+"""Operators on tensors that combine several, applied part by part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from weightspace.symmetry.rules.views import place_in_view
 
 
 def follow(call: Call, apply: Rule) -> Any:
-    """Return what an operator makes of parts one by one, or None if it has none or sees them together.
+    """Return the result of an operator on each part, or None if there are no parts or it sees them united.
 
     Args:
         call: the operator and its arguments.
@@ -41,12 +41,12 @@ def follow(call: Call, apply: Rule) -> Any:
 
 
 def treats_alike(name: str, apply: Rule) -> bool:
-    """Tell whether an operator does the same to every unit, or nothing."""
+    """Return whether an operator treats every unit alike, or leaves it unchanged."""
     return apply is pointwise or name in PASS_THROUGH
 
 
 def _goes_along_others(call: Call, parts: Parts, apply: Rule) -> bool:
-    """Tell whether an operator combines, normalises or orders units of other axes than that of the parts."""
+    """Return whether an operator combines, normalises or orders units of axes other than that of the parts."""
     rank = len(parts.sizes)
     if call.name not in NORMALISATIONS and (apply not in (ordered, reduce) or isinstance(call.shape, list)):
         return False
@@ -57,7 +57,7 @@ def _goes_along_others(call: Call, parts: Parts, apply: Rule) -> bool:
 
 
 def _cat(call: Call, apply: Rule) -> Parts | None:
-    """Lay tensors end to end whose parts are as many, along another axis than theirs."""
+    """Concatenate tensors with equal numbers of parts along an axis other than theirs."""
     tensors = call.args["tensors"]
     if not all(isinstance(tensor, Parts) for tensor in tensors):
         return None
@@ -72,7 +72,7 @@ def _cat(call: Call, apply: Rule) -> Parts | None:
 
 
 def _each(call: Call, held: Mapping[str, Parts], apply: Rule, place: int | None = None) -> Any:
-    """Apply a rule to each part; ``place`` is where the marker ends up, from the right, if it is not merely moved."""
+    """Apply a rule to each part; ``place`` is the marker's final position from the right, if it isn't merely moved."""
     marker = next(iter(held.values())).marker
     results = [_first(apply(_with(call, held, number))) for number in range(marker.size)]
     if place is not None:
@@ -90,7 +90,7 @@ def _first(result: Any) -> Axes:
 
 
 def _cut_apart(call: Call, parts: Parts, apply: Rule) -> Any:
-    """Pick some of the parts, or cut each along another axis."""
+    """Select some of the parts, or cut each along another axis."""
     place = parts.place
     if call.args["dim"] % len(parts.sizes) != place:
         each = [apply(_with(call, {"self": parts}, number)) for number in range(len(parts.alternatives))]
@@ -114,7 +114,7 @@ def _cut_in(parts: Parts, sizes: Sequence[int]) -> Iterator[Parts | Axes]:
 
 
 def _some(parts: Parts, numbers: range) -> Parts | Axes:
-    """Return some of the parts, in order; one alone is a tensor like any other."""
+    """Return some of the parts, in order; a single one is an ordinary tensor."""
     marker, place = fixed(len(numbers)), parts.place
     kept = [parts.alternatives[number] for number in numbers]
     marked = [(*axes[:place], marker, *axes[place + 1 :]) for axes in kept]
@@ -122,7 +122,7 @@ def _some(parts: Parts, numbers: range) -> Parts | Axes:
 
 
 def _view(call: Call, parts: Parts, apply: Rule) -> Any:
-    """View the parts in another shape that leaves them apart, or lays them end to end."""
+    """View the parts in another shape that keeps them apart, or concatenates them."""
     place, first = parts.place, parts.alternatives[0]
     shape = list(one_shape(call))
     flat = parts.marker.size * product(*first[place + 1 :]).size

@@ -1,4 +1,4 @@
-"""Operators that scale units by statistics of others, or by a parameter each."""
+"""Operators that scale units by statistics of others, or by one parameter each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from weightspace.symmetry.rules.call import Axes, Call, broadcast, freeze_all, i
 
 
 def batch_norm(call: Call) -> Any:
-    """One scale, shift, mean and variance a channel."""
+    """Normalise with one scale, shift, mean and variance per channel."""
     x = call["input"]
     for name in ("weight", "bias", "running_mean", "running_var"):
         if is_axes(call.get(name)):
@@ -54,14 +54,14 @@ def softmax(call: Call) -> Axes:
 
 
 def weight_norm(call: Call) -> Any:
-    """``g v / ‖v‖``, the norm over all axes but one."""
+    """Compute ``g v / ‖v‖``, with the norm over all axes but one."""
     v, g, dim = call["v"], call["g"], call["dim"]
     call.mix([axis for place, axis in enumerate(v) if place != dim], (v[dim],))
     return results(call, broadcast([v, g], [axis.size for axis in v]))
 
 
 def prelu(call: Call) -> Axes:
-    """One slope a channel."""
+    """Apply one slope per channel."""
     x, weight = call["self"], call["weight"]
     if weight and weight[0].size > 1:
         unite(x[1], weight[0])

@@ -1,9 +1,9 @@
-"""Recurrences over time: LSTM, GRU and plain ones, in several layers and both directions, and their single steps.
+"""Recurrences over time: LSTM, GRU and plain RNN, with several layers and both directions, and their cells.
 
-Gates are packed along one axis and share the hidden units, ``(4 h)``; the recurrent weight goes from these units to
-themselves, so that their group stands on both of its axes. Initial and last states of all layers are one tensor,
-whose rows belong to different groups. Packed sequences are no matter of the weights: ``torch.export`` refuses them,
-but the spec of the same layers on padded sequences holds.
+Gates are packed along one axis and share the hidden units, ``(4 h)``; the recurrent weight maps these units to
+themselves, so their group is on both of its axes. Initial and last states of all layers are one tensor, whose rows
+belong to different groups. Packed sequences don't affect the weights: ``torch.export`` refuses them, but the spec of
+the same layers on padded sequences is valid.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from weightspace.symmetry.rules.axis_algebra import Atom, Axis, concat, fixed, freeze, product, unite
 from weightspace.symmetry.rules.call import Axes, Call, Parts, Uniform, is_axes
 
-#: Gates that an operator packs along the first axis of its weights; a plain recurrence has one.
+#: Number of gates packed along the first axis of an operator's weights; a plain recurrence has one.
 _GATES = {"lstm": 4, "gru": 3}
 
 
 def recurrent(call: Call) -> list[Axes | Parts]:
-    """Run layers over time; return the outputs of the last and, a row a layer and direction, the last states."""
+    """Run layers over time; return the last one's outputs, and the last states, one row per layer and direction."""
     x = call["input"]
     time, batch = (1, 0) if call["batch_first"] else (0, 1)
     freeze(x[time])
@@ -36,7 +36,7 @@ def recurrent(call: Call) -> list[Axes | Parts]:
 
 
 def cell(call: Call) -> Axes | list[Axes]:
-    """Make one step of one layer."""
+    """Run one step of one layer."""
     batch, inputs = call["input"]
     states = call["hx"] if call.name == "lstm_cell" else [call["hx"]]
     for state in states:
@@ -48,13 +48,13 @@ def cell(call: Call) -> Axes | list[Axes]:
 
 
 def _layer(call: Call, inputs: Axis, weights: Sequence[Axes], states: Sequence[Axis | None]) -> list[Axis]:
-    """Unite what one layer and direction shares; return the units of its states, its outputs first.
+    """Unite the shared axes of one layer and direction; return the units of its states, its outputs first.
 
     Args:
         call: the operator.
-        inputs: the features that it reads.
-        weights: of the input and the recurrence, then perhaps their biases, then perhaps an LSTM's projection.
-        states: the units of the initial states, None where they are zero.
+        inputs: its input features.
+        weights: of input and recurrence, then optionally their biases, then optionally an LSTM's projection.
+        states: the units of the initial states, None if they are zero.
     """
     gates = _GATES.get(call.name.partition("_")[0], 1)
     ih, hh, *others = weights
@@ -78,7 +78,7 @@ def _layer(call: Call, inputs: Axis, weights: Sequence[Axes], states: Sequence[A
 
 
 def _rows(state: Axes | Parts, batch: Axis, count: int) -> Iterator[Axis | None]:
-    """Yield the units of each row of an initial state ``(layers, batch, units)``, None where all entries are equal."""
+    """Yield the units of each row of an initial state ``(layers, batch, units)``, None if all entries are equal."""
     if isinstance(state, Uniform):
         yield from [None] * count
         return
@@ -91,7 +91,7 @@ def _rows(state: Axes | Parts, batch: Axis, count: int) -> Iterator[Axis | None]
 
 
 def _stack(units: Sequence[Axis], batch: Axis) -> Axes | Parts:
-    """Return last states ``(layers, batch, units)``, whose rows have units of their own."""
+    """Return last states ``(layers, batch, units)``, whose rows have separate units."""
     marker = fixed(len(units))
     rows: list[Axes] = [(marker, batch, one) for one in units]
     return Parts(marker, tuple(rows)) if len(rows) > 1 else rows[0]

@@ -10,7 +10,7 @@ from weightspace.symmetry.rules.selection import choose
 
 
 def reduce(call: Call) -> Any:
-    """Combine the units of some axes in a way that their order does not change."""
+    """Combine the units of some axes independently of their order."""
     if is_axes(call.get("other")):  # max(a, b) takes the larger of two tensors
         return pointwise(call)
     if call.name in ("max", "min", "median", "nanmedian") and isinstance(call.shape, list):
@@ -28,7 +28,7 @@ def reduce(call: Call) -> Any:
 
 
 def ordered(call: Call) -> Any:
-    """Depend on the order along one axis (cumsum, flip, roll, …): it is frozen, the others pass."""
+    """Depend on the order along one axis (cumsum, flip, roll, …): it is frozen, the others pass through."""
     x = call.tensors()[0]
     dims = call.get("dim", "dims")
     shapes = call.shape if isinstance(call.shape, list) else [call.shape]

@@ -1,9 +1,9 @@
-"""Operators that choose units by their values, and those that look up what was chosen.
+"""Operators that select units by their values, and those that look up selected units.
 
-A router takes the experts of the largest scores: ``topk`` returns indices whose values number experts. Permuting the
-experts permutes these values, and every look-up along the experts' axis (``gather``, ``scatter``, ``one_hot``,
-``weights[indices]``) undoes it, so that router and experts are one group. Indices that come from elsewhere (words,
-positions) tell units apart by their place.
+A router takes the experts with the largest scores: ``topk`` returns indices whose values refer to experts. Permuting
+the experts permutes these values, and every look-up along the experts' axis (``gather``, ``scatter``, ``one_hot``,
+``weights[indices]``) undoes it, so router and experts form one group. Indices from elsewhere (tokens, positions)
+distinguish units by their position.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from weightspace.symmetry.rules.call import (
 
 
 def choose(call: Call) -> Any:
-    """Take the largest, smallest or middle units along one axis: their values in order, and which units they are."""
+    """Select the largest, smallest or middle units along one axis; return their values in order, and their indices."""
     x, dim = call["self"], call.get("dim")
     if dim is None and len(x) > 1:
         return freeze_all(call)
@@ -40,7 +40,7 @@ def choose(call: Call) -> Any:
 
 
 def count_up(call: Call) -> Any:
-    """``arange``: the units of an axis numbered in order, if it starts at nought and leaves none out."""
+    """Number the units of an axis in order (``arange``), if it starts at zero and skips none."""
     shape = one_shape(call)
     if call.get("start") not in (None, 0) or call.get("step") not in (None, 1):
         return fixed_like(shape)
@@ -49,7 +49,7 @@ def count_up(call: Call) -> Any:
 
 
 def one_hot(call: Call) -> Axes:
-    """One unit of an axis as a vector; classes that no index has are fixed."""
+    """Encode units of an axis as one-hot vectors; classes without an index are fixed."""
     indices, size = call["self"], one_shape(call)[-1]
     if not isinstance(indices, Indices):
         return (*indices, fixed(size))
@@ -59,7 +59,7 @@ def one_hot(call: Call) -> Axes:
 
 
 def compare(call: Call) -> Axes:
-    """Equal or not: indices of one axis meet unit by unit, any number tells one of the units apart."""
+    """Compare for equality: indices of one axis unit by unit; any number distinguishes one of the units."""
     listed = list(call.indices())
     if len(listed) == 2 and listed[0].units.size == listed[1].units.size:
         unite(listed[0].units, listed[1].units)
@@ -70,14 +70,14 @@ def compare(call: Call) -> Axes:
 
 
 def embedding(call: Call) -> Axes:
-    """Rows looked up by index: the vocabulary is fixed, the features pass."""
+    """Look up rows by index: the vocabulary is fixed, the features pass through."""
     weight, indices = call["weight"], call["indices"]
     meet(weight[0], indices, is_table=True)
     return (*(_places_of([indices]) if isinstance(indices, Indices) else indices), weight[1])
 
 
 def index(call: Call) -> Axes:
-    """``x[indices]``: axes indexed by position are frozen, the others pass."""
+    """Look up ``x[indices]``: axes indexed by position are frozen, the others pass through."""
     x, indices = call["self"], call.get("indices")
     if "index" in call.args:
         indices = [None] * (call["dim"] % len(x)) + [call["index"]]
@@ -94,7 +94,7 @@ def index(call: Call) -> Axes:
 
 
 def index_put(call: Call) -> Axes:
-    """``x[indices] = values``."""
+    """Assign by index, ``x[indices] = values``."""
     x, values, indices = call["self"], call["values"], call["indices"]
     kept, start = _look_up(x, indices)
     gathered = _places_of([own for own in indices if own is not None])
@@ -105,7 +105,7 @@ def index_put(call: Call) -> Axes:
 
 
 def _look_up(x: Axes, indices: Sequence[Axes | None], *, is_table: bool = False) -> tuple[Axes, int]:
-    """Look up units; return the axes that are not indexed, and before which of them the looked up places stand."""
+    """Look up units; return the axes that aren't indexed, and the position at which the looked-up axes are inserted."""
     places = [place for place, own in enumerate(indices) if own is not None]
     for place in places:
         meet(x[place], indices[place] or (), is_table=is_table)
@@ -114,9 +114,9 @@ def _look_up(x: Axes, indices: Sequence[Axes | None], *, is_table: bool = False)
 
 
 def meet(axis: Axis, indices: Axes, *, is_table: bool = False) -> None:
-    """Look up units of an axis, which is frozen unless the indices number its units.
+    """Look up units of an axis, which is frozen unless the indices refer to its units.
 
-    Rows of a table that are looked up by something else (words, the first positions) were never units.
+    Rows of a table that are looked up by other indices (tokens, leading positions) were never units.
     """
     if isinstance(indices, Indices) and indices.units.size == axis.size:
         unite(indices.units, axis)
@@ -127,7 +127,7 @@ def meet(axis: Axis, indices: Axes, *, is_table: bool = False) -> None:
 
 
 def _places_of(chosen: Sequence[Axes]) -> Axes:
-    """Return the axes of what several index tensors look up together; those of one know that they were chosen."""
+    """Return the axes that several index tensors look up together, recording the choice of a single one."""
     if len(chosen) > 1 or not isinstance(chosen[0], Indices):
         return broadcast(chosen, _joint_shape(chosen))
     choice = chosen[0].choice
@@ -146,7 +146,7 @@ def _joint_shape(tensors: Sequence[Axes]) -> list[int]:
 
 
 def gather(call: Call) -> Axes:
-    """Look up units along one axis, others for each unit of the other axes."""
+    """Look up units along one axis, different ones for each unit of the other axes."""
     x, indices, dim = call["self"], call.get("index", "indices"), call["dim"]
     if dim is None or len(x) != len(indices):
         return freeze_all(call)
@@ -157,7 +157,7 @@ def gather(call: Call) -> Axes:
 
 
 def scatter(call: Call) -> Axes:
-    """Write to units along one axis, to others for each unit of the other axes."""
+    """Write to units along one axis, different ones for each unit of the other axes."""
     x, indices, source, dim = call["self"], call["index"], call.get("src"), call["dim"] % len(call["self"])
     meet(x[dim], indices)
     if is_axes(source):
@@ -169,7 +169,7 @@ def scatter(call: Call) -> Axes:
 
 
 def index_add(call: Call) -> Axes:
-    """Write to units along one axis, to the same for all units of the other axes."""
+    """Write to units along one axis, the same ones for all units of the other axes."""
     x, indices, source, dim = call["self"], call["index"], call.get("source"), call["dim"] % len(call["self"])
     meet(x[dim], indices)
     if not is_axes(source) or not source:
@@ -180,7 +180,7 @@ def index_add(call: Call) -> Axes:
 
 
 def _beside(axis: Axis, other: Axis) -> Axis:
-    """Unite axes of two tensors, of which one may have fewer units: then it has the first ones, and both are frozen."""
+    """Unite axes of two tensors; if one has fewer units, it has the first ones, and both are frozen."""
     if axis.size == other.size:
         return shared([other, axis])
     freeze(axis)

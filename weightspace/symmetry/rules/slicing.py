@@ -1,4 +1,4 @@
-"""Operators that cut an axis, pick units of it, or lay axes end to end."""
+"""Operators that cut an axis, select units of it, or concatenate axes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from weightspace.symmetry.rules.call import Axes, Call, Indices, broadcast, free
 
 
 def cat(call: Call) -> Axes:
-    """Lay tensors end to end."""
+    """Concatenate tensors."""
     tensors = [axes for axes in call["tensors"] if not (len(axes) == 1 and axes[0].size == 0)]
     units = _numbered(tensors)
     dim = call["dim"] % len(tensors[0])
@@ -18,14 +18,14 @@ def cat(call: Call) -> Axes:
             if place != dim:
                 unite(a, b)
     joined = concat(*(axes[dim] for axes in tensors))
-    if len(tensors) > 1 and joined.size == len(tensors):  # one unit of each: tensors laid along an axis of their own
+    if len(tensors) > 1 and joined.size == len(tensors):  # one unit of each: equivalent to stacking
         joined = fixed(joined.size, call.name if call.is_learnt else "")
     result = (*tensors[0][:dim], joined, *tensors[0][dim + 1 :])
     return Indices(result, units) if units else result
 
 
 def _numbered(tensors: Sequence[Axes]) -> Axis | None:
-    """Return the axis whose units all of some tensors number, None where they are not all indices of one."""
+    """Return the axis that the values of all given tensors index, or None if they don't all index the same one."""
     indices = [axes for axes in tensors if isinstance(axes, Indices)]
     if len(indices) == len(tensors) and len({own.units.size for own in indices}) == 1:
         return shared([own.units for own in indices])
@@ -35,7 +35,7 @@ def _numbered(tensors: Sequence[Axes]) -> Axis | None:
 
 
 def stack(call: Call) -> Axes:
-    """Lay tensors along a new axis."""
+    """Stack tensors along a new axis."""
     tensors = call["tensors"]
     dim = call["dim"] % (len(tensors[0]) + 1)
     for other in tensors[1:]:
@@ -58,7 +58,7 @@ def pieces(call: Call) -> list[Axes]:
 
 
 def glu(call: Call) -> Axes:
-    """One half gates the other."""
+    """Gate one half by the other."""
     x, dim = call["self"], call["dim"]
     left, right = cut(x[dim], x[dim].size // 2)
     unite(left, right)
@@ -67,7 +67,7 @@ def glu(call: Call) -> Axes:
 
 
 def start_of(call: Call, size: int) -> int:
-    """Return where a range of an axis of this size begins."""
+    """Return the start of a range of an axis of this size."""
     start = call.args["start"] or 0
     return min(max(start + (size if start < 0 else 0), 0), size)
 
@@ -83,7 +83,7 @@ def slice_(call: Call) -> Axes:
         halves = split(x[dim], kept) if kept * call["step"] == size else None
         if halves is None:
             freeze(x[dim])
-        else:  # every n-th unit: n wholes that lie interleaved
+        else:  # every n-th unit: n interleaved sets
             freeze(halves[1], "")
         return (*x[:dim], fixed(kept) if halves is None else halves[0], *x[dim + 1 :])
     _, rest = cut(x[dim], start)
@@ -106,19 +106,19 @@ def slice_scatter(call: Call) -> Axes:
 
 
 def select(call: Call) -> Axes:
-    """Take one unit of an axis, which is thereby told from the others."""
+    """Select one unit of an axis, which distinguishes it from the others."""
     x, dim = call["self"], call["dim"] % len(call["self"])
     freeze(x[dim])
     return (*x[:dim], *x[dim + 1 :])
 
 
 def unbind(call: Call) -> list[Axes]:
-    """Take every unit of an axis apart."""
+    """Separate all units of an axis."""
     return [select(call) for _ in call.shape]
 
 
 def pad(call: Call) -> Axes:
-    """Add units at the ends of the last axes: constant ones, or copies of others, whose order then matters."""
+    """Add units at the ends of the last axes: constants, or copies of other units, whose order then matters."""
     x, amounts = call["self"], call["pad"]
     axes = list(x)
     for place in range(len(amounts) // 2):

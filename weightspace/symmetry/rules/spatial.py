@@ -10,7 +10,7 @@ from weightspace.symmetry.rules.views import factor
 
 
 def spatial(call: Call) -> Any:
-    """Pool or resample positions; batch and channels pass."""
+    """Pool or resample positions; batch and channels pass through."""
     x = call.tensors()[0]
     count = next(int(letter) for letter in call.name if letter.isdigit())
     for axis in x[-count:]:
@@ -41,7 +41,7 @@ def pixel_unshuffle(call: Call) -> Axes:
 
 
 def unfold(call: Call) -> Axes:
-    """Slide a window along one axis; what lies in the window becomes the last axis."""
+    """Slide a window along one axis; the window becomes the last axis."""
     x, dim = call["self"], call["dimension"] % len(call["self"])
     freeze(x[dim])
     shape = one_shape(call)
@@ -49,7 +49,7 @@ def unfold(call: Call) -> Axes:
 
 
 def columns(call: Call) -> Axes:
-    """Lay the positions of a window beside their channel (im2col)."""
+    """Arrange the positions of a window next to their channel (im2col)."""
     x, shape = call["self"], one_shape(call)
     for axis in x[-2:]:
         freeze(axis)
@@ -57,7 +57,7 @@ def columns(call: Call) -> Axes:
 
 
 def from_columns(call: Call) -> Axes:
-    """Add the windows of a channel up where they overlap (col2im)."""
+    """Sum overlapping windows of each channel (col2im)."""
     x, shape = call["self"], one_shape(call)
     halves = split(x[-2], shape[-3])
     if halves is None:

@@ -1,4 +1,4 @@
-"""Operators that see the same units in other axes, or repeat them."""
+"""Operators that view the same units in other axes, or repeat them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from weightspace.symmetry.rules.call import Axes, Call, broadcast, dims_of, free
 
 
 def view(call: Call) -> Axes:
-    """Group the same units into other axes, splitting atoms where a boundary cuts them."""
+    """Regroup the same units into other axes, splitting atoms at boundaries."""
     shape = one_shape(call)
     return freeze_all(call) if 0 in shape else regroup(call.tensors()[0], shape)
 
 
 def regroup(x: Axes, shape: Sequence[int]) -> Axes:
-    """Return the axes of a tensor that is viewed in another shape."""
+    """Return the axes of a tensor viewed in another shape."""
     left = list(shape)
     source = [axis for axis in x if axis.size > 1]
     result: list[Axis] = []
@@ -49,7 +49,7 @@ def factor(axis: Axis, sizes: list[int]) -> list[Axis]:
 
 
 def place_in_view(shape: Sequence[int], dim: int, viewed: Sequence[int]) -> int | None:
-    """Return the axis of a view that is one axis of its source, neither split nor merged, or None."""
+    """Return the axis of a view that equals one axis of its source, neither split nor merged, or None."""
     before = math.prod(shape[:dim])
     places = (place for place, size in enumerate(viewed) if size == shape[dim] and math.prod(viewed[:place]) == before)
     return next(places, None)
@@ -71,21 +71,21 @@ def transpose(call: Call) -> Axes:
 
 
 def unsqueeze(call: Call) -> Axes:
-    """Insert an axis of one."""
+    """Insert an axis of size one."""
     x = call["self"]
     place = call["dim"] % (len(x) + 1)
     return (*x[:place], fixed(1), *x[place:])
 
 
 def squeeze(call: Call) -> Axes:
-    """Drop axes of one."""
+    """Drop axes of size one."""
     x = call["self"]
     dims = dims_of(call.get("dim"), len(x))
     return tuple(axis for place, axis in enumerate(x) if not (place in dims and axis.size == 1))
 
 
 def expand(call: Call) -> Axes:
-    """Repeat axes of one: the copies are equal, so any permutation may act on the new axis."""
+    """Repeat axes of size one: the copies are equal, so any permutation may act on the new axis."""
     return broadcast([call["self"]], one_shape(call))
 
 
@@ -106,12 +106,12 @@ def repeat_interleave(call: Call) -> Axes:
 
 
 def as_complex(call: Call) -> Axes:
-    """Take the last axis as real and imaginary parts."""
+    """View the last axis as real and imaginary parts."""
     x = call["self"]
     freeze(x[-1], "")
     return x[:-1]
 
 
 def as_real(call: Call) -> Axes:
-    """Lay real and imaginary parts along a last axis."""
+    """Put real and imaginary parts along a last axis."""
     return (*call["self"], fixed(2))
