@@ -104,7 +104,7 @@ def test_rows_that_are_no_weights_are_errors_that_name_them(conformance: Path) -
 
 def test_a_matrix_that_is_no_metric_is_an_error_that_names_the_entry(conformance: Path) -> None:
     data = read(conformance, "27_not_a_metric")
-    with pytest.raises(ws.WeightspaceError, match=r"between 0 and \d is .* back"):
+    with pytest.raises(ws.WeightspaceError, match=r"between 0 and \d is .* in reverse"):
         ws.LabelMetric.from_distance_matrix(data["D"])
 
 
