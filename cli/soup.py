@@ -145,7 +145,7 @@ def _check(
     if recipe == "wise-ft" and (reports or compared):
         raise WeightspaceError("--recipe wise-ft has no --report and no --compare. Leave them out.")
     if base is None and recipe == "model_stock":
-        raise WeightspaceError("--recipe model_stock starts at the pretrained model. Give --base.")
+        raise WeightspaceError("--recipe model_stock starts from the pretrained model; pass --base.")
     if base is not None and recipe == "wise-ft":
         raise WeightspaceError("--recipe wise-ft takes the pretrained model as the first checkpoint, and no --base.")
     if base is not None and recipe != "model_stock" and not compared:
