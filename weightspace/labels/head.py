@@ -85,7 +85,7 @@ class FrechetHead(Tables):
         whole = not (found.dtype.is_floating_point or found.dtype.is_complex or found.dtype is torch.bool)
         if not whole or bool(((found < 0) | (found >= len(self.labels))).any()):
             raise WeightspaceError(
-                f"Positions must be integers from 0 to {len(self.labels) - 1:,}, as returned by head(logits); "
+                f"Positions must be integers from 0 to {len(self.labels) - 1:,} as returned by head(logits); "
                 f"found {'others' if whole else found.dtype}."
             )
         return _named(found.tolist(), self.labels)

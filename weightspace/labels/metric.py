@@ -104,8 +104,7 @@ class LabelMetric:
                 0, such as synonyms, share one node.
 
         Raises:
-            WeightspaceError: not a tree, a duplicate or unknown label, a negative length, or input for another
-                constructor.
+            WeightspaceError: not a tree, a duplicate or unknown label, a negative length, or input for another method.
         """
         from weightspace.labels.trees import tree_of
 
@@ -177,8 +176,7 @@ class LabelMetric:
         Args:
             names: ids (``n02084071``), synsets (``dog.n.01``) or words (``dog``: first sense); None for all 82,115.
             ancestors: add all ancestors of the synsets as labels, so that predictions can be more general.
-            folder: folder of ``data.noun`` and ``index.noun``; by default ``$WEIGHTSPACE_WORDNET``, then
-                ``/usr/share/wordnet``.
+            folder: location of ``data.noun`` and ``index.noun``; else ``$WEIGHTSPACE_WORDNET``, ``/usr/share/wordnet``.
 
         Raises:
             WeightspaceError: the database is missing, or a synset is unknown.
@@ -345,8 +343,7 @@ class LabelMetric:
             unique: return only labels that are the unique mean for some weights.
 
         Raises:
-            WeightspaceError: a name is unknown, or there are too many labels and the metric is neither that of a tree
-                nor discrete.
+            WeightspaceError: a name is unknown, or there are too many labels and the kind is neither tree nor discrete.
         """
         from weightspace.labels.locus import locus
 

@@ -124,8 +124,7 @@ def greedy_soup(
         states_or_paths: state dicts or checkpoints (paths, URLs), one or more, with the same names and shapes.
         score: a function of a state dict, or a task, whose objective on the validation split is used.
         mode: ``"max"`` or ``"min"``; by default that of the task or of its objective's name, ``"max"`` for a function.
-        tie: ``"accept"`` keeps an ingredient that doesn't change the score, as in the paper; ``"reject"`` drops it, as
-            in the paper's code.
+        tie: ``"accept"`` keeps an ingredient if the score is equal, as in the paper; ``"reject"`` drops it (its code).
         replacement: each round scores the soup with one more of each ingredient, including those already in it, and
             adds the best if the score rises, up to four times as many as there are ingredients; ``tie`` is ignored.
         statistics: BatchNorm statistics in a soup of two or more: ``"reset"`` re-estimates them on the task's training
