@@ -143,7 +143,7 @@ def test_files_of_the_model_that_cannot_be_read_are_refused(name: str, kind: str
         os.mkfifo(path)
     else:
         path.symlink_to(path.name if kind == "link to itself" else "nowhere")
-    with pytest.raises(CheckpointError, match=f"{name} is (a link that leads nowhere|not a regular file)"):
+    with pytest.raises(CheckpointError, match=f"{name} is (a broken link|not a regular file)"):
         find_companions(tmp_path / "a")
 
 

@@ -220,7 +220,7 @@ def test_a_record_inside_another_one_is_refused(tmp_path: Path) -> None:
     rewritten(path, {"data/1": lambda _: bytes(8)})
     patched(path, entry_of(path, "a/data/1") + 42, struct.pack("<I", path.read_bytes().index(inner)))
     patched(path, entry_of(path, "a/data/1") + 16, bytes(4))
-    with pytest.raises(CheckpointError, match="in another record"):
+    with pytest.raises(CheckpointError, match=r"in(to)? another record"):
         load_checkpoint(path)
 
 
@@ -229,7 +229,7 @@ def test_two_records_of_one_name_are_refused(tmp_path: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # zipfile warns of it too
             path = rewritten(saved(tmp_path / "a.pt"), new={name: bytes(24)})
-        with pytest.raises(CheckpointError, match="two records called"):
+        with pytest.raises(CheckpointError, match="two records named"):
             load_checkpoint(path)
 
 

@@ -49,7 +49,7 @@ HOSTILE = {
     "that of a plain tensor": (state_pickle(b"ctorch\nTensor\nK\x08\x85R"), "Tensor"),
     "a tensor without storage": (state_pickle(b"ctorch._utils\n_rebuild_wrapper_subclass\n)R"), "wrapper_subclass"),
     "a nested tensor": (state_pickle(b"ctorch._utils\n_rebuild_nested_tensor\n)R"), "nested_tensor"),
-    "a tensor that is changed later": (state_pickle(view("0", 2, SIZES_OF_2) + b"(NNtb"), "after it was made"),
+    "a tensor that is changed later": (state_pickle(view("0", 2, SIZES_OF_2) + b"(NNtb"), "after its creation"),
     "tuples that are nested deep": (b"\x80\x02})" + b"\x85" * 10**6 + b"Ks.", "nested"),
     "a storage of two lengths": (state_pickle(view("0", 3, SIZES_OF_2)), "two lengths or types"),
     "a storage that is missing": (state_pickle(view("7", 2, SIZES_OF_2)), "'7' is missing"),
@@ -59,7 +59,7 @@ HOSTILE = {
     "a memory of nothing": (b"\x80\x02h\x05.", "damaged"),
     "no end": (b"\x80\x02}", "damaged"),
     "an instruction of newer protocols": (b"\x80\x04\x95" + bytes(8) + b"}.", "protocol 4"),
-    "the storage of a list": (b"\x80\x02]Q.", "damaged|no storage"),
+    "the storage of a list": (b"\x80\x02]Q.", "damaged|isn't a storage"),
 }
 
 

@@ -105,7 +105,7 @@ def test_a_stranger_is_replaced_only_by_force(ending: str, content: bytes, tmp_p
     path = tmp_path / (f"result{ending}" if ending.startswith(".") else "result.yaml")
     path.write_bytes(content)
     kind = None if ending.startswith(".") else ending
-    with pytest.raises(CheckpointError, match=r"is there already and holds something else .* \(--force\)"):
+    with pytest.raises(CheckpointError, match=r"already exists and holds something other .* \(--force\)"):
         check_file_output(path, kind=kind)
     check_file_output(path, kind=kind, force=True)
     assert path.read_bytes() == content

@@ -119,7 +119,7 @@ def test_a_record_that_is_not_that_of_its_folder_is_refused(
     path = mirrored(system, tmp_path)
     record = path.parents[1] / RECORD
     record.write_text(json.dumps(CHANGES[change](json.loads(record.read_text()))))
-    with pytest.raises(CheckpointError, match=r"weightspace-mirror\.json (is|is damaged|is not that of this folder)"):
+    with pytest.raises(CheckpointError, match=r"weightspace-mirror\.json (is|is damaged|belongs to another folder)"):
         fetch([path])
 
 
@@ -155,6 +155,6 @@ def test_a_file_that_comes_with_more_bytes_than_were_listed_is_refused(
     path = mirrored(system, tmp_path)
     content = Remote.chunks
     monkeypatch.setattr(Remote, "chunks", lambda *arguments: [*content(*arguments), b"more"])
-    with pytest.raises(CheckpointError, match=r"came with .* bytes, expected"):
+    with pytest.raises(CheckpointError, match=r"arrived with .* bytes, expected"):
         fetch([path])
     assert os.listdir(path.parents[1] / "parts") == []

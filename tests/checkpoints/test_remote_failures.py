@@ -63,7 +63,7 @@ def test_a_library_that_never_answers_is_given_up(
         ("memory://none", "memory://none cannot be read: there is no such file or folder"),
         ("memory://bucket", "memory://bucket holds no checkpoint: expected one of model.safetensors"),
         ("memory://bucket/model/training.log", "is not a checkpoint: expected a folder, or a file ending in"),
-        ("htp://host/a.safetensors", "the scheme 'htp' is not known.*Did you mean http://"),
+        ("htp://host/a.safetensors", "the scheme 'htp' is unknown.*Did you mean http://"),
         ("ftp://me:secret@host/a", "A URL of ftp://host holds a password"),
     ],
 )
@@ -78,7 +78,7 @@ def test_a_bad_url_is_one_line(url: str, message: str, sharded: str) -> None:
     ("error", "message"),
     [
         (PermissionError("no"), "access is denied"),
-        (ConnectionError("[Errno -2] Name or service not known"), "no connection.*Is there a network"),
+        (ConnectionError("[Errno -2] Name or service not known"), "no connection.*Is the network up"),
         (TimeoutError("slow"), "no connection"),
         (RuntimeError("first line\nsecond line"), r"cannot be read: first line\.$"),
         (FileNotFoundError("gone"), "there is no such file"),

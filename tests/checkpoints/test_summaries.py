@@ -132,5 +132,5 @@ def test_provenance_says_what_went_in_and_repeats_itself(state: StateDict, tmp_p
 def test_provenance_refuses_missing_inputs_and_parameters_beyond_json(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere\.pt does not exist"):
         provenance([tmp_path / "nowhere.pt"], "linear", {})
-    with pytest.raises(CheckpointError, match="parameters of 'linear' cannot be kept as JSON"):
+    with pytest.raises(CheckpointError, match="parameters of 'linear' cannot be stored as JSON"):
         provenance([], "linear", {"weights": torch.ones(2)})

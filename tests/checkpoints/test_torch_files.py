@@ -91,7 +91,7 @@ def test_a_key_leads_to_nested_entries(case: str, tmp_path: Path) -> None:
 
 def test_the_key_that_an_error_or_a_warning_names_can_be_used(tmp_path: Path) -> None:
     path = saved({"model": {"module": W, "teacher": {"net": W}}}, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match=r"under 'model\.module', 'model\.teacher\.net': say which"):
+    with pytest.raises(CheckpointError, match=r"under 'model\.module', 'model\.teacher\.net': choose the model"):
         load_checkpoint(path)
     assert list(load_checkpoint(path, key="model.teacher.net")) == ["w"]
     with pytest.raises(CheckpointError, match=r"no entry 'model\.student'"):
@@ -122,7 +122,7 @@ def test_other_archives_are_recognised_by_their_contents(tmp_path: Path) -> None
 
 NOT_THE_FILE = {
     "a web page": b"\n<!doctype html><html>",
-    "an answer of a server": b'{"error":"Access to model x is restricted."}',
+    "a server response": b'{"error":"Access to model x is restricted."}',
     "a bzip2 archive": b"BZh91AY&SY",
 }
 

@@ -164,7 +164,7 @@ def test_a_damaged_file_is_one_line(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("merges", [2, True, float("inf"), "a b", {"a": "b"}])
 def test_merges_that_are_no_list_are_refused(merges: Any, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"x": 0}, "merges": merges}}))
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json is no tokenizer: the merges"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not a tokenizer: the merges"):
         read_vocabulary(tmp_path)
 
 
@@ -178,5 +178,5 @@ def test_ids_of_thousands_of_digits_are_none(number: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("entry", [[[1], 0.5], [{"a": 1}, 0.5], [], [1, 0.5], "x", None])
 def test_entries_of_a_unigram_model_that_are_no_pairs_are_refused(entry: Any, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": [["x", 0.5], entry]}}))
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json is no tokenizer: expected pairs of token and score"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not a tokenizer: expected pairs of token and score"):
         read_vocabulary(tmp_path)

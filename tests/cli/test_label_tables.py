@@ -105,7 +105,7 @@ def test_columns_in_another_order_than_the_classes_are_refused() -> None:
     Path("scores.csv").write_text(f"dog,cat,car\n{SCORES}")
     result = run(*PREDICT, "scores.csv", "--observed", "cat,dog,car")
     assert result.exit_code == 2
-    assert "the columns are dog, cat, car, but the observed classes cat, dog, car" in result.stderr
+    assert "the columns are dog, cat, car, but the observed classes are cat, dog, car" in result.stderr
     Path("scores.csv").write_text(f"p0,p1,p2\n{SCORES}")
     assert run(*PREDICT, "scores.csv", "--observed", "cat,dog,car").exit_code == 0
 

@@ -150,7 +150,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "no source": (("build", "-o", "x.safetensors"), "A metric has exactly one source"),
     "two sources": (("build", "--edges", "edges.csv", "--discrete", "a,b", "-o", "x.safetensors"), "one source"),
     "another suffix": (("build", "--edges", "edges.csv", "-o", "x.json"), "is a .safetensors file"),
-    "a cycle": (("build", "--edges", "cycle.csv", "-o", "x.safetensors"), "run in a cycle: 'c' – 'b' – 'a' – 'c'"),
+    "a cycle": (("build", "--edges", "cycle.csv", "-o", "x.safetensors"), "form a cycle: 'c' – 'b' – 'a' – 'c'"),
     "not an edge": (("build", "--edges", "classes.txt", "-o", "x.safetensors"), "line 1"),
     "no such file": (("build", "--matrix", "none.npy", "-o", "x.safetensors"), "none.npy cannot be read"),
     "which array": ((*PREDICT, "two.npz", "--observed", "classes.txt"), "--key"),

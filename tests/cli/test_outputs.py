@@ -97,7 +97,7 @@ def test_a_file_of_another_kind_is_not_replaced(command: str, folder: Path) -> N
     before = sorted(os.listdir())
     result = run(command)
     assert result.exit_code == 2, result.output
-    assert f"{notes} is there already and holds something else" in result.output
+    assert f"{notes} already exists and holds something other" in result.output
     assert len(result.output.splitlines()) == 1
     assert notes.read_bytes() == NOTES
     assert sorted(os.listdir()) == before
@@ -126,12 +126,12 @@ def test_the_files_that_a_command_names_itself_are_looked_at_too(folder: Path) -
     Path("ab-vectors.png").write_bytes(NOTES)
     result = run("spectrum a b -o ab.png")
     assert result.exit_code == 2
-    assert "ab-vectors.png is there already" in result.output
+    assert "ab-vectors.png already exists" in result.output
     Path("out").mkdir()
     Path("out/2-b.safetensors").write_bytes(NOTES)
     result = run(f"match a b {NETWORK} --method merge-many -o out")
     assert result.exit_code == 2
-    assert "2-b.safetensors is there already" in result.output
+    assert "2-b.safetensors already exists" in result.output
     assert Path("ab-vectors.png").read_bytes() == Path("out/2-b.safetensors").read_bytes() == NOTES
 
 

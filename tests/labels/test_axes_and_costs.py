@@ -132,12 +132,12 @@ def test_direction_matters() -> None:
 
 def test_invalid_costs_are_refused() -> None:
     for call, message in (
-        (lambda: CostMatrix([[0, 1]]), r"matrix \(K, K\).*shape \(1, 2\)"),
-        (lambda: CostMatrix([[0, -1], [1, 0]], labels="ab"), "To predict 'a' for 'b' costs -1"),
+        (lambda: CostMatrix([[0, 1]]), r"\(K, K\).*shape \(1, 2\)"),
+        (lambda: CostMatrix([[0, -1], [1, 0]], labels="ab"), "Predicting 'a' for 'b' costs -1"),
         (lambda: CostMatrix([[0, np.nan], [1, 0]]), "costs nan"),
-        (lambda: CostMatrix([[0.0]], labels=["a", "b"]), "2 labels of 1 rows"),
+        (lambda: CostMatrix([[0.0]], labels=["a", "b"]), "2 labels for 1 rows"),
         (lambda: CostMatrix([[0.0]]).predict([1.0], observed=[0], outputs="some"), "'all', 'observed' or a list"),
-        (lambda: CostMatrix([[0.0]]).head(observed=[0], exponent=2), "exponent=2. Raise"),
+        (lambda: CostMatrix([[0.0]]).head(observed=[0], exponent=2), "exponent=2. Take powers"),
         (lambda: CostMatrix([[0.0]]).predict([1.0], observed=[3]), "Unknown label 3"),
     ):
         with pytest.raises(ws.WeightspaceError, match=message):

@@ -95,7 +95,7 @@ def test_rows_that_are_no_weights_are_errors_that_name_them(conformance: Path) -
     data = read(conformance, "26_bad_rows")
     metric = metric_of("26_bad_rows", data)
     observed = [metric.labels[i] for i in data["obs"]]
-    for row, what in enumerate(("is NaN", "sum of 0", "is negative")):
+    for row, what in enumerate(("is NaN", "sums to 0", "is negative")):
         rows = np.concatenate([data["P"][3:], data["P"][row : row + 1]])
         with pytest.raises(ws.WeightspaceError, match=f"Row 1.*{what}"):
             metric.predict(rows, observed=observed)
@@ -104,7 +104,7 @@ def test_rows_that_are_no_weights_are_errors_that_name_them(conformance: Path) -
 
 def test_a_matrix_that_is_no_metric_is_an_error_that_names_the_entry(conformance: Path) -> None:
     data = read(conformance, "27_not_a_metric")
-    with pytest.raises(ws.WeightspaceError, match=r"between 0 and \d is .* back"):
+    with pytest.raises(ws.WeightspaceError, match=r"between 0 and \d is .* in reverse"):
         ws.LabelMetric.from_distance_matrix(data["D"])
 
 

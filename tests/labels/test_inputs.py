@@ -66,7 +66,7 @@ def test_squared_distances_are_warned_about() -> None:
     gaps = np.abs(steps[:, None] - steps)
     with pytest.warns(UserWarning, match="squared distances"):
         MATRIX(gaps**2)
-    with pytest.warns(UserWarning, match="no metric"):
+    with pytest.warns(UserWarning, match="isn't a metric"):
         MATRIX(gaps**4)
     MATRIX(gaps)
 
@@ -86,27 +86,27 @@ def sparse(entries: list[list[float]]) -> Any:
 
 
 MISTAKES: dict[str, tuple[Any, str]] = {
-    "neither parents nor edges": (lambda: TREE(), "expected one of them"),
+    "neither parents nor edges": (lambda: TREE(), "exactly one of them"),
     "a cycle": (lambda: TREE(edges=[(0, 1), (1, 2), (2, 0)], labels="abc"), "cycle: 'c' – 'b' – 'a' – 'c'"),
     "a weight of nothing": (lambda: TREE({"a": None, "b": "a"}, weights={"bb": 2}), "Unknown label 'bb'"),
     "parents in a cycle": (lambda: TREE({"a": "b", "b": "c", "c": "a"}), "cycle: 'a' – 'b' – 'c' – 'a'"),
     "two roots": (lambda: TREE([-1, -1, 0], labels="abc"), "2 roots"),
     "a forest": (lambda: TREE(edges=[("a", "b")], labels="abc"), r"2 components.*'c'"),
-    "a label twice": (lambda: TREE(edges=[("a", "b")], labels="aba"), "'a' is there twice, at positions 0 and 2"),
+    "a label twice": (lambda: TREE(edges=[("a", "b")], labels="aba"), "'a' appears twice, at positions 0 and 2"),
     "an unknown endpoint": (lambda: TREE(edges=[("a", "x")], labels="ab"), "Unknown label 'x'"),
     "an endpoint too far": (lambda: TREE(edges=[(0, 2)], labels="ab"), "position 2"),
     "an edge of one": (lambda: TREE(edges=[("a",)], labels="ab"), r"found \('a',\)"),
-    "a negative length": (lambda: TREE(edges=[("a", "b", -1)], labels="ab"), "between 'a' and 'b' has the length -1"),
-    "a length of NaN": (lambda: TREE(edges=[("a", "b", np.nan)], labels="ab"), "the length nan"),
-    "too few lengths": (lambda: TREE(edges=[("a", "b")], labels="ab", weights=[1, 2]), "2 weights of 1 edges"),
+    "a negative length": (lambda: TREE(edges=[("a", "b", -1)], labels="ab"), "between 'a' and 'b' has length -1"),
+    "a length of NaN": (lambda: TREE(edges=[("a", "b", np.nan)], labels="ab"), "length nan"),
+    "too few lengths": (lambda: TREE(edges=[("a", "b")], labels="ab", weights=[1, 2]), "2 weights for 1 edges"),
     "no labels": (lambda: ws.LabelMetric.discrete([]), "no labels"),
     "an unhashable label": (lambda: ws.LabelMetric.discrete([["a"]]), "found a list"),
-    "a negative edge": (lambda: GRAPH(sparse([[0, -1], [-1, 0]])), "the length -1"),
+    "a negative edge": (lambda: GRAPH(sparse([[0, -1], [-1, 0]])), "length -1"),
     "two lengths": (lambda: GRAPH(sparse([[0, 1], [2, 0]])), "two lengths, 1 and 2"),
     "an edge list as graph": (lambda: GRAPH([(0, 1)]), "found list"),
     "too many labels": (lambda: GRAPH(nx.path_graph(2), labels="abc"), "2 nodes, but there are 3 labels"),
     "a matrix that is not square": (lambda: MATRIX(np.zeros((2, 3))), "square"),
-    "asymmetric": (lambda: MATRIX([[0, 1.0], [2, 0]], labels="ab"), "between 'a' and 'b' is 1, and back 2"),
+    "asymmetric": (lambda: MATRIX([[0, 1.0], [2, 0]], labels="ab"), "between 'a' and 'b' is 1, but 2 in reverse"),
     "negative": (lambda: MATRIX([[0, -1.0], [-1, 0]]), r"negative, -1 \(row 0, column 1\)"),
     "not finite": (lambda: MATRIX([[0, np.inf], [np.inf, 0]]), "is inf"),
     "a diagonal": (lambda: MATRIX([[0, 1.0], [1, 3]]), "is 3, from a label to itself"),
@@ -116,7 +116,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "a direction of nothing": (lambda: POINTS([[0.0], [1]], labels="ab", metric="cosine"), "'a' is zero"),
     "another metric": (lambda: POINTS([[0.0]], metric="l1"), "'l1'"),
     "a flat embedding": (lambda: POINTS([0.0, 1]), r"\(labels, d\)"),
-    "a grid of nothing": (lambda: ws.LabelMetric.from_grid([3, 0]), "sizes of one or more"),
+    "a grid of nothing": (lambda: ws.LabelMetric.from_grid([3, 0]), "at least 1"),
 }
 
 
@@ -131,7 +131,7 @@ def test_invalid_metrics_are_an_error(mistake: str) -> None:
 P = np.full((2, 3), 1 / 3)
 PREDICTIONS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "an unknown class": (P, {"observed": ["class 0", "class 1", "clas 2"]}, "Did you mean 'class 2'"),
-    "a class twice": (P, {"observed": ["class 0", "class 1", "class 0"]}, "'class 0' is twice"),
+    "a class twice": (P, {"observed": ["class 0", "class 1", "class 0"]}, "'class 0' appears twice"),
     "a string of classes": (P, {"observed": "class 0"}, "a list of names"),
     "no classes": (P[:, :0], {"observed": []}, "no observed classes"),
     "too few columns": (P[:, :2], {}, r"shape \(2, 2\), but 3 classes"),
@@ -162,7 +162,7 @@ def test_rows_are_judged_by_their_values_in_every_dtype(dtype: torch.dtype) -> N
         with pytest.raises(ws.WeightspaceError, match=f"Row 2, column 1 of the probabilities is {what}"):
             SPACES["tree"].predict(rows, observed=names(3))
     good[1] = 0
-    with pytest.raises(ws.WeightspaceError, match=r"Row 1 .* sum of 0"):
+    with pytest.raises(ws.WeightspaceError, match=r"Row 1 .* sums to 0"):
         SPACES["tree"].predict(good.T.contiguous().T, observed=names(3))
 
 

@@ -147,7 +147,7 @@ def test_a_node_without_a_label_has_a_name_of_none() -> None:
 def test_mismatched_inputs_are_refused() -> None:
     for call, message in (
         (lambda: mean_distance(["cat"], ["cat", "dog"], metric=TREE), "1 true labels and 2 predictions"),
-        (lambda: mean_distance([], [], metric=TREE), "one or more"),
+        (lambda: mean_distance([], [], metric=TREE), "positive numbers"),
         (lambda: mean_distance(["cat"], ["cow"], metric=TREE), "Predicted labels: Unknown label 'cow'"),
         (lambda: mean_distance(["cat"], ["cat"], metric=TREE, exponent=0), "positive number"),
         (lambda: hierarchical_distance_at_k(["cat"], [["cat"]], metric=TREE, k=2), "Found k=2, and 1 ranked"),

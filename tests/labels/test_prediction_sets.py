@@ -130,7 +130,10 @@ def test_invalid_prediction_sets_are_refused() -> None:
         (lambda: conformal_labels(p, truth, observed=OBSERVED[:3]), "3 classes were observed"),
         (lambda: conformal_nodes(p, truth, metric=TREE, observed=OBSERVED, coverage=0), "found 0"),
         (lambda: conformal_nodes(p, ["cow"] * 20, metric=TREE, observed=OBSERVED), "Unknown label 'cow'"),
-        (lambda: conformal_nodes(p, truth, metric=ws.LabelMetric.discrete(OBSERVED), observed=OBSERVED), "is a tree"),
+        (
+            lambda: conformal_nodes(p, truth, metric=ws.LabelMetric.discrete(OBSERVED), observed=OBSERVED),
+            "needs a rooted tree",
+        ),
         (lambda: conformal_nodes(p, truth, metric=TREE, observed=["cat"] * 4), "twice among the observed"),
     ):
         with pytest.raises(ws.WeightspaceError, match=message):

@@ -66,12 +66,12 @@ def test_invalid_frequencies_are_refused() -> None:
     p = [[0.5, 0.5]]
     for call, message in (
         (lambda: shift_priors(p, [1, 0], [1, 1]), "old frequency of class 1 is 0"),
-        (lambda: shift_priors(p, [1, -1], [1, 1]), "The old frequencies are a vector"),
-        (lambda: shift_priors(p, [1, 1], [0, 0]), "The new frequencies are a vector"),
+        (lambda: shift_priors(p, [1, -1], [1, 1]), "The old frequencies must be a vector"),
+        (lambda: shift_priors(p, [1, 1], [0, 0]), "The new frequencies must be a vector"),
         (lambda: shift_priors(p, [1, 1], [1, np.nan]), "The new frequencies"),
         (lambda: shift_priors(p, [1, 1], [1, 1, 1]), "2 old frequencies and 3 new"),
         (lambda: shift_priors(p, [1, 1, 1], [1, 1, 1]), "3 classes were observed"),
-        (lambda: shift_priors([[1.0, 0.0]], [1, 1], [0, 1]), "Row 0 has probability for classes alone"),
+        (lambda: shift_priors([[1.0, 0.0]], [1, 1], [0, 1]), "Row 0 gives probability only to classes"),
         (lambda: shift_priors(p, "ab", [1, 1]), "The old frequencies"),
         (lambda: estimate_priors(np.zeros((0, 2)), [1, 1]), "no rows"),
         (lambda: estimate_priors([[-1.0, 2.0]], [1, 1]), "is negative"),

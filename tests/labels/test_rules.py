@@ -144,7 +144,7 @@ def test_where_products_may_be_rough_no_screen_counts_on_float32(
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
-        assert not rule.float32_is_whole(torch.device("cpu"))
+        assert not rule.uses_full_float32(torch.device("cpu"))
         np.testing.assert_array_equal(metric.predict(np.eye(50), observed=range(50)), np.arange(50))
     finally:
         torch.set_float32_matmul_precision(before)
@@ -239,7 +239,7 @@ def test_a_large_shallow_tree_agrees_with_all_its_costs() -> None:
     p = torch.from_numpy(rng.dirichlet(np.full(3000, 0.01), size=64))
     for exponent in (1, 2):
         rule = metric.decision(observed=names(3000), exponent=exponent).rule
-        assert isinstance(rule, hanging.HangingTrees)
+        assert isinstance(rule, hanging.PendantTrees)
         assert rule.shallow
         assert torch.equal(rule.decide(p), rule.costs(p).argmin(1))
 

@@ -105,14 +105,14 @@ def test_labels_may_have_several_parents() -> None:
     as_sets = ws.LabelMetric.from_tree({**parents, "pet": {"friend", "animal"}})
     assert as_sets.distances(["cat"], ["entity"]).tolist() == [[3]]
     for bad, message in (
-        ({"a": ["b"], "b": ["a"]}, "above each other in a cycle"),
+        ({"a": ["b"], "b": ["a"]}, "ancestors of each other"),
         ({"a": ["b"], "c": ["d"]}, "2 components"),
     ):
         with pytest.raises(ws.WeightspaceError, match=message):
             ws.LabelMetric.from_tree(bad)
-    with pytest.raises(ws.WeightspaceError, match="Weights belong to labels, but some have several parents"):
+    with pytest.raises(ws.WeightspaceError, match="Weights are given per label, but some labels have several parents"):
         ws.LabelMetric.from_tree(parents, weights={"cat": 2.0})
-    with pytest.raises(ws.WeightspaceError, match="A hierarchy is a tree"):
+    with pytest.raises(ws.WeightspaceError, match="A hierarchy needs a rooted tree"):
         ws.labels.mistake_severity(["cat"], ["pet"], metric=metric)  # type: ignore[attr-defined]
 
 

@@ -57,12 +57,12 @@ def test_few_labels_of_a_large_structure_decide_by_their_table(
 
 
 def test_whole_trees_descend_unless_they_are_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(large("tree").decision(observed=names(3000)).rule, hanging.HangingTrees)
+    assert isinstance(large("tree").decision(observed=names(3000)).rule, hanging.PendantTrees)
     tiny = ws.LabelMetric.from_tree([-1, 0, 0, 1, 1])
     assert isinstance(tiny.decision(observed=range(5)).rule, Dense)
     monkeypatch.setattr(columns, "KEPT", 8 * 79 * 120)
     rule = large("tree").decision(observed=some(80, 1), outputs=some(120, 2)).rule
-    assert isinstance(rule, hanging.HangingTrees)  # the table would be too large
+    assert isinstance(rule, hanging.PendantTrees)  # the table would be too large
 
 
 @pytest.mark.parametrize("kept", [0, 1 << 20])

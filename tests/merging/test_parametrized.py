@@ -117,7 +117,7 @@ def test_the_survey_of_a_whole_model_counts_a_pair_once() -> None:
 def test_evidence_of_half_a_weight_is_refused(part: str) -> None:
     models = fine_tunes(WEIGHT_NORMS["linear, old"], 2)
     evidence = [{part: state[part].square()} for state in models]
-    with pytest.raises(WeightspaceError, match=rf"speaks of '{part}', a part of the weight 'weight' under weight norm"):
+    with pytest.raises(WeightspaceError, match=rf"refers to '{part}', a part of the weight 'weight' under weight norm"):
         merge(models, "fisher", evidence=evidence)
 
 

@@ -158,7 +158,7 @@ MISTAKES = {
     "no finite weight": (TIES.replace("weight: 0.6", "weight: .inf"), "weight is a number, found inf"),
     "NaN in a gradient": (TIES.replace("[0, 1]}", "[0, .nan]}"), "is a gradient of numbers, found nan"),
     "a word in a filter": (TIES.replace("value: 0.25", "value: foo"), r"weight\[1\].value is a number, found 'foo'"),
-    "a null byte": (TIES.replace("model: a", 'model: "a\\0b"'), "a text holds a null byte"),
+    "a null byte": (TIES.replace("model: a", 'model: "a\\0b"'), "a string holds a null byte"),
     "a tag": (TIES.replace("model: a", "model: !!python/name:os.system"), "could not determine a constructor"),
     "many digits": (TIES.replace("weight: 0.6", f"weight: {'9' * 400}"), "a number of 400 digits"),
     "weight of a method without": (SLICES.replace("t: 0.9", "weight: 0.9"), "parameters of method 'slerp'"),

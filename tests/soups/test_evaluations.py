@@ -229,7 +229,7 @@ def test_the_source_of_a_users_task_and_of_its_neighbours_counts(tmp_path: Path)
 
 def test_a_task_without_a_fingerprint_is_an_error_that_says_what_to_do() -> None:
     task = replace(PLAIN, load=partial(shift, (number for number in range(3))))
-    with pytest.raises(WeightspaceError, match=r"task 'plain' cannot be kept: it holds a generator.*--no-cache"):
+    with pytest.raises(WeightspaceError, match=r"task 'plain' cannot be cached: it holds a generator.*--no-cache"):
         fingerprint_of_task(task)
 
 

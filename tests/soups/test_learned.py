@@ -103,7 +103,7 @@ class NoHeldOut:
 
 def test_invalid_learned_soups_are_refused() -> None:
     _, states = fine_tunes(PLAIN, 2)
-    with pytest.raises(WeightspaceError, match=r"nan over 0 batches.*validation split no batches"):
+    with pytest.raises(WeightspaceError, match=r"nan over 0 batches.*validation split has batches"):
         ws.learned_soup(states, NoHeldOut())
     with pytest.raises(WeightspaceError, match="Unknown grouping of coefficients 'block'"):
         ws.learned_soup(states, PLAIN, "block")  # type: ignore[arg-type]

@@ -292,7 +292,7 @@ def test_a_file_that_is_missing_is_an_error_that_names_it(tmp_path: Path) -> Non
     with pytest.raises(WeightspaceError, match=r"Task 'mine' declares .*nowhere.csv, which is no file"):
         fingerprint_of_task(task)  # type: ignore[arg-type]
     for wrong in ([3], 3, [object()]):
-        with pytest.raises(WeightspaceError, match="declares files that are no paths"):
+        with pytest.raises(WeightspaceError, match="declares files that aren't paths"):
             fingerprint_of_task(SimpleNamespace(name="mine", files=wrong))  # type: ignore[arg-type]
 
 

@@ -37,9 +37,9 @@ def test_it_has_a_row_where_there_is_a_base() -> None:
 
 def test_invalid_stocks_are_refused() -> None:
     base, states = fine_tunes(PLAIN, 2)
-    with pytest.raises(WeightspaceError, match=r"'model_stock' starts at the pretrained model. Give base="):
+    with pytest.raises(WeightspaceError, match=r"'model_stock' starts from the pretrained model; pass base="):
         compare_recipes(states, PLAIN, ["model_stock"])
-    with pytest.raises(WeightspaceError, match="two fine-tunes or more"):
+    with pytest.raises(WeightspaceError, match="at least two fine-tunes"):
         model_stock_soup(states[:1], base)
     with pytest.raises(CheckpointError, match="do not fit"):
         model_stock_soup(states, fine_tunes(TASK, 1)[0])

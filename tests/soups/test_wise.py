@@ -40,7 +40,7 @@ def test_invalid_lines_are_refused() -> None:
     base, (tuned, *_) = fine_tunes(PLAIN, 1)
     with pytest.raises(WeightspaceError, match="found 0 positions"):
         ws.wise_ft(base, tuned, PLAIN, ())
-    with pytest.raises(WeightspaceError, match="with validation among them"):
+    with pytest.raises(WeightspaceError, match="including validation"):
         ws.wise_ft(base, tuned, PLAIN, splits=["test"])
     with pytest.raises(CheckpointError, match="0 and 1 do not fit"):
         ws.wise_ft(base, {**tuned, "more": tuned["0.bias"]}, PLAIN)

@@ -1,7 +1,7 @@
-"""Checkpoints: files to named tensors and back.
+"""Checkpoints: reading and writing named tensors.
 
-A checkpoint is files; a state dict is the tensors in them, matched by name. Nothing is unpickled, and a file
-is written beside its place and renamed.
+A checkpoint consists of files; a state dict holds their tensors by name. Nothing is unpickled, and files are written
+to a temporary name in the same folder and renamed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from weightspace.checkpoints.state_dict import StateDict, check_compatible, check_finite
     from weightspace.checkpoints.summary import CheckpointSummary, TensorSummary, summarise
 
-#: Public name -> the file that defines it.
+#: Public name -> the module that defines it.
 _HOMES = {
     "CheckpointSummary": "summary",
     "Comparison": "comparison",

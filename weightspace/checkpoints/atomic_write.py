@@ -1,8 +1,8 @@
-"""Writing so that a name on disk always shows a whole checkpoint: the old one or the new one.
+"""Atomic writes: a path always shows a complete checkpoint, either the old or the new one.
 
-New data is written beside its place under a hidden name that ends in ``.tmp``, forced to the disk, then
-renamed. On any failure, an interrupt included, the hidden file is removed and the old one is as it was; what a process
-that was killed left is removed by the next one that writes there.
+New data is written to a hidden sibling that ends in ``.tmp``, flushed to disk, then renamed. On any failure, including
+an interrupt, the hidden file is removed and the old one is untouched; leftovers of a killed process are removed by the
+next one that writes there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from weightspace.errors import CheckpointError
 
 @contextmanager
 def one_line_errors(path: Path, action: str) -> Iterator[None]:
-    """Turn an ``OSError`` into a ``CheckpointError`` that says that ``path`` cannot be read (or written)."""
+    """Turn an ``OSError`` into a ``CheckpointError`` saying that ``path`` cannot be read (or written)."""
     try:
         yield
     except OSError as error:
@@ -33,11 +33,11 @@ def one_line_errors(path: Path, action: str) -> Iterator[None]:
 
 
 def check_regular(path: Path) -> None:
-    """Check that a file which is there is a regular one: a pipe would keep who reads it waiting.
+    """Check that an existing file is a regular one; reading a pipe would block.
 
     Raises:
-        CheckpointError: it is something else.
-        OSError: the name cannot be looked at.
+        CheckpointError: it isn't a regular file.
+        OSError: the path cannot be accessed.
     """
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "not a regular file"
@@ -46,7 +46,7 @@ def check_regular(path: Path) -> None:
 
 @contextmanager
 def synced_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield a new file that is forced to the disk when the block ends without an error."""
+    """Yield a new file that is flushed to disk when the block ends without an error."""
     with open(path, "x+b") as file:
         yield file
         file.flush()
@@ -55,12 +55,12 @@ def synced_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield an open file that takes the place of ``path`` when the block ends without an error.
+    """Yield an open file that replaces ``path`` when the block ends without an error.
 
-    Missing parent folders are made. A symbolic link stays, and the file that it points to is replaced.
+    Missing parent folders are created. A symbolic link is kept, and the file that it points to is replaced.
 
     Raises:
-        CheckpointError: ``path`` is a folder or a device, or the disk refuses (it is full, read-only, …).
+        CheckpointError: ``path`` is a folder or a device, or writing fails (the disk is full, read-only, …).
     """
     with one_line_errors(path, "written"):
         target = final_target(path)
@@ -79,14 +79,13 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of ``path`` when the block ends without an error.
+    """Yield an empty folder that replaces ``path`` when the block ends without an error.
 
-    Nothing of an old folder survives in the new one. Whether the old one may go is for the caller to check
-    before. Only where the file system cannot exchange two names can a crash between two renames leave the old folder
-    under its hidden name, ending in ``.old``.
+    Nothing of the old folder is kept; callers must check beforehand that it may be replaced. If the file system cannot
+    exchange two names, a crash between two renames can leave the old folder under its hidden name, ending in ``.old``.
 
     Raises:
-        CheckpointError: the disk refuses (it is full, read-only, …).
+        CheckpointError: writing fails (the disk is full, read-only, …).
     """
     with one_line_errors(path, "written"):
         target = final_target(path)
@@ -99,19 +98,19 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def final_target(path: Path) -> Path:
-    """Return where a path leads through links, whether or not there is anything yet.
+    """Resolve the links of a path, whether or not the target exists.
 
     Raises:
-        OSError: its links lead in a circle.
+        OSError: the links form a cycle.
     """
     target = Path(os.path.realpath(path))
-    if target.is_symlink():  # realpath gives up on a circle and returns a link
+    if target.is_symlink():  # realpath gives up on a cycle and returns a link
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     return target
 
 
 def _swap(staging: Path, target: Path) -> None:
-    """Put ``staging`` in the place of ``target``, or leave ``target`` as it was."""
+    """Replace ``target`` by ``staging``, or leave ``target`` unchanged."""
     if not target.exists():
         os.replace(staging, target)
         return
@@ -129,7 +128,7 @@ def _swap(staging: Path, target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to the disk, where the file system can."""
+    """Flush the names in a folder to disk, if the file system supports it."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -138,18 +137,18 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-#: Linux's ``RENAME_EXCHANGE``, and the descriptor that stands for the working directory.
+#: Linux's ``RENAME_EXCHANGE``, and the file descriptor for the working directory.
 _EXCHANGE, _HERE = 2, -100
 
-#: What systems and file systems say that cannot do it.
+#: Error codes of systems and file systems without support for it.
 _UNABLE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def exchange(a: Path, b: Path) -> bool:
-    """Give two existing files or folders each other's name; return whether the system can.
+    """Exchange the names of two existing files or folders; return False if the system doesn't support it.
 
     Raises:
-        OSError: it can, but the disk refuses.
+        OSError: the exchange fails for another reason.
     """
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
@@ -163,13 +162,13 @@ def exchange(a: Path, b: Path) -> bool:
     raise OSError(number, os.strerror(number), str(a))
 
 
-#: Bytes of a name, where the file system does not say how many it takes.
+#: Longest file name in bytes, if the file system doesn't report its limit.
 _NAME_MAX = 255
 
-#: Hexadecimal digits that tell the temporary files of one name apart.
+#: Number of random hexadecimal digits in temporary names.
 _DIGITS = 8
 
-#: Names that are tried before giving up: each fails only where another process takes it away between two calls.
+#: Number of temporary names to try; each fails only if another process removes the file between two calls.
 _TRIES = 16
 
 
@@ -177,8 +176,8 @@ def hidden_beside(target: Path, ending: str) -> Path:
     """Return a hidden name in the folder of ``target``, so that a rename never crosses file systems.
 
     Args:
-        target: whose name it has inside, or the digest of that name where the whole would be too long.
-        ending: of the hidden name, after a dot.
+        target: path whose name, or its digest if that would be too long, is part of the hidden name.
+        ending: ending of the hidden name, after a dot.
     """
     name = f".{target.name}.{ending}"
     if len(os.fsencode(name)) > _longest_name(target.parent):
@@ -188,10 +187,10 @@ def hidden_beside(target: Path, ending: str) -> Path:
 
 @contextmanager
 def temporary_file(target: Path) -> Iterator[Path]:
-    """Yield a new empty file beside ``target``; at the end it is removed unless it has another name.
+    """Yield a new empty file beside ``target``, which is removed at the end unless it has been renamed.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: the file cannot be created.
     """
     sweep(target)
     path, descriptor = _held(target, lambda path: os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
@@ -205,17 +204,17 @@ def temporary_file(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
-    """Yield a new folder beside ``target``; at the end it is removed, with all in it, unless it has another name.
+    """Yield a new folder beside ``target``, which is removed with its contents at the end unless it has been renamed.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: the folder cannot be created.
     """
 
     def make(path: Path) -> int:
         path.mkdir()
         try:
             return os.open(path, os.O_RDONLY)
-        except PermissionError:  # Windows opens no folders, and locks none
+        except PermissionError:  # Windows cannot open or lock folders
             return os.open(os.devnull, os.O_RDONLY)
 
     sweep(target)
@@ -228,7 +227,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
 
 def sweep(target: Path) -> None:
-    """Take away what processes that were killed left beside ``target``."""
+    """Remove leftovers of killed processes beside ``target``."""
     before, after = hidden_beside(target, f"{'0' * _DIGITS}.tmp").name.rsplit("0" * _DIGITS, 1)
     with suppress(OSError):
         for entry in list(os.scandir(target.parent)):
@@ -238,10 +237,10 @@ def sweep(target: Path) -> None:
 
 
 def try_lock(descriptor: int) -> bool | None:
-    """Lock an open file or folder as long as it is open.
+    """Lock an open file or folder until it is closed.
 
     Returns:
-        True, or False where another process has locked it, or None where there are no locks.
+        True if locked, False if another process holds the lock, None if locks aren't supported.
     """
     try:
         import fcntl
@@ -249,24 +248,24 @@ def try_lock(descriptor: int) -> bool | None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except (ImportError, OSError):  # Windows, or a file system without locks: the user's care has to do
+    except (ImportError, OSError):  # Windows, or a file system without locks: users must take care
         return None
     return True
 
 
 def _held(target: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
-    """Make something under a new name and lock it; return the name and the descriptor."""
+    """Create a file or folder under a new name and lock it; return the name and the descriptor."""
     for _ in range(_TRIES):
         path = hidden_beside(target, f"{secrets.token_hex(_DIGITS // 2)}.tmp")
         descriptor = make(path)
         if try_lock(descriptor) is not False and os.path.lexists(path):
             return path, descriptor
         os.close(descriptor)  # another process swept it between the two calls
-    raise FileExistsError(f"{target}: another process takes away what is written beside it")
+    raise FileExistsError(f"{target}: another process keeps removing its temporary files")
 
 
 def _remove_unheld(path: Path) -> None:
-    """Remove a temporary file or folder that no process holds."""
+    """Remove a temporary file or folder unless a process has locked it."""
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
         try:
@@ -278,8 +277,8 @@ def _remove_unheld(path: Path) -> None:
 
 
 def _longest_name(folder: Path) -> int:
-    """Return how many bytes a name in a folder may have."""
+    """Return the longest file name in a folder, in bytes."""
     try:
         return os.pathconf(folder, "PC_NAME_MAX")
-    except (AttributeError, OSError, ValueError):  # Windows, a folder that is still to be made, an odd file system
+    except (AttributeError, OSError, ValueError):  # Windows, a folder not yet created, or an unusual file system
         return _NAME_MAX

@@ -1,8 +1,8 @@
-"""The files of a model's folder beside its weights: what is copied into a new folder, and the remainder behind.
+"""The files beside the weights in a model's folder: those to copy into a new folder, and those to leave behind.
 
-All that is not weights belongs to the model (configuration, tokenizer, code, pooling modules with weights of their
-own) and is copied. Left behind, and named, are the same weights in other formats, the state of a training, and links
-that lead elsewhere, which whoever made the folder may have made. Hidden files (``.git``) are no part of a model.
+Everything else in the folder belongs to the model (configuration, tokenizer, code, pooling modules with their own
+weights) and is copied. The same weights in other formats, training state, and links that point outside, which may be
+malicious, are left behind and reported. Hidden files (``.git``) aren't part of a model.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _WEIGHTS = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pth.tar", "*.index.json"),
     *("*.gguf", "*.ggml", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.onnx.data", "*.ot", "*.tflite"),
     *("*.mlmodel", "*.mlpackage", "*.engine", "model.ckpt*", "openvino_model.xml", "*.tar", "*.zip"),
-    "adapter_config.json",  # transformers would load the adapter's base in the place of the model
+    "adapter_config.json",  # transformers would load the adapter's base instead of the model
 )
 _WEIGHT_FOLDERS = ("onnx", "openvino", "coreml", "original", "gguf", "tflite", "tensorrt", "*.mlpackage")
 
-#: What a training leaves: its state, its logs.
+#: Training artefacts: state and logs.
 _TRAINING = (
     *("optimizer*", "scheduler*", "scaler*", "rng_state*", "random_states*", "trainer_state.json"),
     *("training_args*", "zero_to_fp32.py", "latest", "events.out.tfevents*", "trainer_log.jsonl", "all_results.json"),
@@ -40,17 +40,17 @@ _TRAINING_FOLDERS = (
     *("tb_logs", "mlruns", "optimizer_*", "pytorch_model_fsdp*"),
 )
 
-#: Weights of what follows the network and stands beside it in a file of its own: the vectors of BGE-M3, value heads of
-#: reinforcement learning, projectors of vision models.
+#: Weights of heads after the network, in separate files: vectors of BGE-M3, value heads of reinforcement learning,
+#: projectors of vision models.
 _HEADS = (
     *("*linear.*", "*head.*", "*proj.*", "*projector.*", "*projection.*", "*dense.*", "*pooler.*", "*pooling.*"),
     *("*embeddings.*", "prompt*.*", "*voice*.*", "*speaker*.*"),
 )
 
-#: Folders whose files may stand for files of a model by links: the Hub's cache, git-annex.
+#: Folders that a model's files may link to: the Hub's cache, git-annex.
 _STORES = ("blobs", "annex")
 
-#: Folders of modules that follow the network, as sentence-transformers numbers them; their weights are their own.
+#: Folders of modules after the network, numbered by sentence-transformers, with their own weights.
 _MODULE = re.compile(r"\d+_\w+")
 
 #: The tokenizer's files.
@@ -60,7 +60,7 @@ _TOKENIZER = (
     *("*.model", "encoder.json", "rwkv_vocab*", "tekken.json", "chat_template*", "additional_chat_templates/*"),
 )
 
-#: What may lie in a folder that is replaced, beside weights and tokenizer.
+#: Other files, besides weights and tokenizer, that a folder to replace may hold.
 _REPLACEABLE = (
     *ENTRANCES,
     *("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin"),
@@ -77,8 +77,8 @@ class Companions:
     """The files beside the weights of a folder, as paths relative to it, with ``/``.
 
     Attributes:
-        copied: belong to the model.
-        left: files and folders that are no part of it.
+        copied: files that belong to the model.
+        left: files and folders that don't.
     """
 
     copied: tuple[str, ...]
@@ -89,11 +89,11 @@ def find_companions(folder: Path, weights: Collection[str] = ()) -> Companions:
     """Return the files beside the weights of a folder.
 
     Args:
-        folder: of a model.
-        weights: names of its files of weights.
+        folder: a model's folder.
+        weights: names of its weight files.
 
     Raises:
-        CheckpointError: the folder cannot be read, or a file of the model is no regular one.
+        CheckpointError: the folder cannot be read, or a file of the model isn't a regular file.
     """
     copied: list[str] = []
     left: list[str] = []
@@ -120,23 +120,23 @@ def find_companions(folder: Path, weights: Collection[str] = ()) -> Companions:
 
 
 def _check_regular(path: Path) -> None:
-    """Check that what belongs to a model can be copied.
+    """Check that a file of a model can be copied.
 
     Raises:
-        CheckpointError: it is a pipe, a device, or a link that leads nowhere.
+        CheckpointError: it is a pipe, a device, or a broken link.
     """
     if not path.is_file():
-        what = "a link that leads nowhere" if path.is_symlink() else "not a regular file"
+        what = "a broken link" if path.is_symlink() else "not a regular file"
         raise CheckpointError(f"{path} is {what}; expected a file that belongs to the model. Copy the model again.")
 
 
 def is_companion(name: str) -> bool:
-    """Return whether a file of that name, beside the weights, belongs to the model."""
+    """Return whether a file of this name beside the weights belongs to the model."""
     return not name.startswith(".") and name != CARD and name not in ENTRANCES and not is_left(name)
 
 
 def may_hold_companions(folder: str) -> bool:
-    """Return whether files in a folder of that name, inside a model's folder, may belong to the model."""
+    """Return whether files in a subfolder of this name may belong to the model."""
     return not folder.startswith(".") and not is_left(folder, folder=True)
 
 
@@ -144,8 +144,8 @@ def is_in_companion_folder(name: str, names: Collection[str]) -> bool:
     """Return whether a file ``FOLDER/NAME`` belongs to the model.
 
     Args:
-        name: of the file.
-        names: of all files of the model's folder.
+        name: name of the file.
+        names: names of all files in the model's folder.
     """
     folder, nested, _ = name.partition("/")
     if not nested or not may_hold_companions(folder):
@@ -155,35 +155,35 @@ def is_in_companion_folder(name: str, names: Collection[str]) -> bool:
 
 
 def is_left(name: str, *, folder: bool = False) -> bool:
-    """Return whether a file (or folder) of that name beside the weights is no part of the model."""
+    """Return whether a file (or folder) of this name beside the weights isn't part of the model."""
     if folder:
         return _matches(name, (*_WEIGHT_FOLDERS, *_TRAINING_FOLDERS))
     return _matches(name, _TRAINING) or (_matches(name, _WEIGHTS) and not is_head(name))
 
 
 def is_head(name: str) -> bool:
-    """Return whether a file of that name beside the weights has weights of its own, which follow the network."""
+    """Return whether a file of this name beside the weights holds the weights of a head after the network."""
     return _matches(name, _WEIGHTS) and _matches(name.lower(), _HEADS)
 
 
 def is_other_copy(name: str) -> bool:
-    """Return whether a file or folder that is left is known to be the state of a training, or the weights again."""
+    """Return whether a file or folder left behind is known training state, or another copy of the weights."""
     known = (*_TRAINING, *_TRAINING_FOLDERS, *_WEIGHT_FOLDERS, "*model*", "consolidated*", "*.gguf", "*.onnx*", "*.h5")
     return _matches(name.rstrip("/"), known)
 
 
 def is_tokenizer(name: str) -> bool:
-    """Return whether a file of that name is part of a tokenizer."""
+    """Return whether a file of this name is part of a tokenizer."""
     return _matches(name, _TOKENIZER)
 
 
 def copy_companions(source: Path, folder: Path, *, tokenizer: bool | None = None) -> None:
-    """Copy the files beside the weights of one folder into another, over those that are there.
+    """Copy the files beside the weights of one folder into another, replacing existing ones.
 
     Args:
         source: a model's folder.
-        folder: the new one.
-        tokenizer: True: only the tokenizer; False: all but the tokenizer; None: everything.
+        folder: the new folder.
+        tokenizer: True for the tokenizer only, False for everything else, None for everything.
 
     Raises:
         CheckpointError: a file cannot be read or written.
@@ -202,11 +202,11 @@ def check_replaceable(folder: Path, again: Collection[str] = ()) -> None:
     """Check that nothing but a checkpoint is lost when the folder is replaced.
 
     Args:
-        folder: what is to be replaced; it need not exist.
-        again: files that the new folder will hold, too, as paths relative to it.
+        folder: folder to replace; it need not exist.
+        again: files that the new folder will hold as well, as paths relative to it.
 
     Raises:
-        CheckpointError: the path is a file, or the folder holds something that is not part of a checkpoint.
+        CheckpointError: the path is a file, or the folder holds something that isn't part of a checkpoint.
     """
     with one_line_errors(folder, "written"):
         if not folder.exists():
@@ -226,16 +226,16 @@ def check_replaceable(folder: Path, again: Collection[str] = ()) -> None:
             if name not in again and not _matches(name, (*_REPLACEABLE, *_TOKENIZER)):
                 raise CheckpointError(
                     f"{folder} exists and holds {name.rstrip('/')!r}, which is not part of a checkpoint "
-                    "and would be lost. Choose a new folder, or move it away."
+                    "and would be lost. Choose a new folder, or move that file away."
                 )
 
 
 def _files_in(folder: Path, *, links: bool = False) -> list[str]:
-    """Return the files in a folder and below, hidden ones aside, as relative paths with ``/``.
+    """Return the files in a folder and its subfolders, except hidden ones, as relative paths with ``/``.
 
     Args:
-        folder: to look into.
-        links: count all links; else those only that stay in the model.
+        folder: folder to search.
+        links: include all links; otherwise only those that stay within the model.
     """
     return sorted(_walk(folder, links=links))
 
@@ -250,7 +250,7 @@ def _walk(folder: Path, *, links: bool) -> Iterator[str]:
 
 
 def _leads_out(path: Path) -> bool:
-    """Return whether a path is a link to what lies neither in its folder, in another model's, nor in a known store."""
+    """Return whether a path is a link that points outside its folder, other models' folders and known stores."""
     if not path.is_symlink() or not path.exists():
         return False
     target = Path(os.path.realpath(path))

@@ -1,7 +1,7 @@
-"""Comparison of two checkpoints: names, shapes and dtypes, and the distance of the tensors that both have.
+"""Comparison of two checkpoints: names, shapes and dtypes, and the distance between their common tensors.
 
-The relative distance is ‖a − b‖ / ‖a‖ over the float tensors that both have in one shape; it is infinite when
-‖a‖ is zero and b is elsewhere. A tensor tied to the same name in both counts once.
+The relative distance is ‖a − b‖ / ‖a‖ over the float tensors that both have with the same shape; it is infinite if
+‖a‖ is zero and b isn't. A tensor tied to the same name in both counts once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Difference(Generic[T]):
-    """A shape or dtype that tensor ``name`` has in ``a`` and in ``b``."""
+    """A difference in shape or dtype of tensor ``name`` between ``a`` and ``b``."""
 
     name: str
     a: T
@@ -32,7 +32,7 @@ class Difference(Generic[T]):
 
 @dataclass(frozen=True)
 class TensorDistance:
-    """How far tensor ``name`` of ``b`` is from that of ``a``; ``relative`` is in units of a's norm."""
+    """The distance of tensor ``name`` between ``a`` and ``b``; ``relative`` is in units of a's norm."""
 
     name: str
     distance: float
@@ -43,14 +43,14 @@ class TensorDistance:
 @brief
 @dataclass(frozen=True)
 class Comparison:
-    """Two checkpoints beside each other.
+    """The result of comparing two checkpoints.
 
     Attributes:
-        shapes: tensors of the same name and another shape.
-        dtypes: tensors of the same name and another dtype.
-        unequal: integer and bool tensors of the same shape with other values; they have no distance.
-        tensors: the distance of each float tensor that both have in one shape.
-        distance, norm, relative: of those tensors together.
+        shapes: tensors with the same name but different shapes.
+        dtypes: tensors with the same name but different dtypes.
+        unequal: integer and bool tensors with the same shape but different values; they have no distance.
+        tensors: the distance of each float tensor that both have with the same shape.
+        distance, norm, relative: totals over those tensors.
     """
 
     a: str
@@ -67,12 +67,12 @@ class Comparison:
 
 
 def compare(path_a: StrPath, path_b: StrPath, *, strip_prefix: str | None = None, key: str | None = None) -> Comparison:
-    """Compare two checkpoints, tensor by tensor of the same name.
+    """Compare the tensors of the same name in two checkpoints.
 
     Args:
-        path_a: as for ``load_checkpoint``, and so are the options; distances are relative to this one.
+        path_a: as for ``load_checkpoint``, like the options; distances are relative to this one.
         path_b: the other checkpoint.
-        strip_prefix: taken off the names of both.
+        strip_prefix: prefix to remove from the names of both.
         key: the entry of a torch file that holds the state dict.
 
     Raises:
@@ -103,13 +103,13 @@ def compare(path_a: StrPath, path_b: StrPath, *, strip_prefix: str | None = None
 
 
 def _differences(a: StateDict, b: StateDict, trait: Callable[[torch.Tensor], T]) -> tuple[Difference[T], ...]:
-    """Return where tensors of the same name differ in a trait."""
+    """Return the tensors of the same name that differ in a property."""
     pairs = ((name, trait(a[name]), trait(b[name])) for name in a if name in b)
     return tuple(Difference(name, left, right) for name, left, right in pairs if left != right)
 
 
 def _distance(name: str, a: torch.Tensor, b: torch.Tensor) -> TensorDistance:
-    """Measure one pair of float tensors of one shape."""
+    """Measure the distance of two float tensors of the same shape."""
     apart, length = distance(a, b), norm(a)
     return TensorDistance(name, apart, length, _relative(apart, length))
 
@@ -122,5 +122,5 @@ def _relative(apart: float, length: float) -> float:
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Return whether two tensors of one shape, not both of floats, hold the same numbers."""
+    """Return whether two tensors of the same shape, not both float, hold the same values."""
     return torch.equal(a, b) if a.dtype == b.dtype else torch.equal(a.double(), b.double())

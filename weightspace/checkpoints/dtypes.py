@@ -1,10 +1,10 @@
-"""The dtypes that a safetensors file can hold, as torch knows them."""
+"""The dtypes of the safetensors format and their torch equivalents."""
 
 from __future__ import annotations
 
 import torch
 
-#: The format's name of each dtype -> ours.
+#: safetensors name -> torch dtype.
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -24,5 +24,5 @@ DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 
-#: Ours -> the format's name.
+#: torch dtype -> safetensors name.
 NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}

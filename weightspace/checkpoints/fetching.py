@@ -1,4 +1,4 @@
-"""Checkpoints behind URLs brought to this machine: headers first, for a plan, and the tensors when they are read."""
+"""Downloads of checkpoints behind URLs: headers first, for planning, and tensors when they are read."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from weightspace.checkpoints.safetensors_header import MAX_HEADER, read_header
 from weightspace.errors import CheckpointError
 from weightspace.reprs import size
 
-#: Endings under which training scripts write torch files; URLs are known by them, local files by their bytes.
+#: File endings of torch files in training scripts; URLs are recognised by them, local files by their bytes.
 _TORCH_ENDINGS = (*TORCH_SUFFIXES, ".ckpt", ".th", ".pkl", ".pth.tar", ".model")
 
-#: Largest file beside the weights that is brought with a model, in bytes.
+#: Largest file beside the weights to download with a model, in bytes.
 _LARGEST_COMPANION = 2**28
 
-#: A LoRA adapter's files: its weights are small.
+#: Files of a LoRA adapter, whose weights are small.
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
 def local_path(source: str | os.PathLike[str], *, weights: bool = True) -> Path:
-    """Return a path that has the names, sizes and headers of a checkpoint; that of a local one is its own.
+    """Return a local path with the names, sizes and headers of a checkpoint; a local source is returned as it is.
 
     Args:
-        source: a path, or a URL of a file or folder that fsspec reads.
-        weights: False: only configuration and tokenizer are wanted.
+        source: a path, or a URL of a file or folder that fsspec can read.
+        weights: if False, only configuration and tokenizer are needed.
 
     Returns:
-        The path itself, or that of the mirror, whose tensors are not there before ``fetch``.
+        The path itself, or that of the mirror, whose tensors are missing until ``fetch`` is called.
 
     Raises:
-        CheckpointError: there is nothing behind the URL, or no checkpoint; it cannot be read; the disk refuses.
+        CheckpointError: the URL doesn't exist, isn't a checkpoint, or cannot be read, or writing to disk fails.
     """
     url = os.fspath(source)
     if not is_url(url):
@@ -67,7 +67,7 @@ def local_path(source: str | os.PathLike[str], *, weights: bool = True) -> Path:
 
 
 def fetched_path(source: str | os.PathLike[str]) -> Path:
-    """Return the same as ``local_path``, the tensors in it."""
+    """Return the same as ``local_path``, with the tensors downloaded."""
     path = local_path(source)
     if is_url(source):
         fetch(sorted(path.iterdir()) if path.is_dir() else [path])
@@ -75,32 +75,32 @@ def fetched_path(source: str | os.PathLike[str]) -> Path:
 
 
 def fetch(files: Sequence[Path], *, report: Callable[[int], None] | None = None) -> None:
-    """Bring the tensors of mirrored files, those of an interrupted download from its last byte on.
+    """Download the tensors of mirrored files, resuming interrupted downloads.
 
     Args:
-        files: files of mirrors; any others are left alone.
-        report: is told how many bytes came since it was last called.
+        files: files in mirrors; other files are ignored.
+        report: called with the number of bytes received since its last call.
 
     Raises:
-        CheckpointError: a remote file has changed since its header was read, or came damaged; the network fails; the
-            disk has no room or refuses.
+        CheckpointError: a remote file has changed since its header was read, or arrived damaged; the network fails; or
+            the disk is full or not writable.
     """
     for mirror, names in incomplete(files):
         with one_line_errors(mirror.home, "written"), locked(mirror.home):
             _check_room(mirror, names)
             remote = Remote(mirror.url)
             for name in names:
-                if not mirror.is_whole(name):  # another process may have brought it meanwhile
+                if not mirror.is_whole(name):  # another process may have downloaded it meanwhile
                     _download(mirror, remote, name, report or (lambda _: None))
 
 
 def missing_bytes(files: Sequence[Path]) -> int:
-    """Return how many bytes ``fetch`` would bring."""
+    """Return the number of bytes that ``fetch`` would download."""
     return sum(mirror.missing(name) for mirror, names in incomplete(files) for name in names)
 
 
 def _wanted(url: str, listing: dict[str, RemoteFile], is_folder: bool, weights: bool) -> dict[str, RemoteFile]:
-    """Return the files of a listing that belong to the checkpoint, and perhaps some more of weights."""
+    """Return the files of a listing that belong to the checkpoint, possibly with additional weight files."""
     endings = (SAFETENSORS_SUFFIX, *_TORCH_ENDINGS)
     if not is_folder:
         if not all(name.lower().endswith(endings) for name in listing):
@@ -123,12 +123,12 @@ def _wanted(url: str, listing: dict[str, RemoteFile], is_folder: bool, weights: 
             raise CheckpointError(f"{url} holds no checkpoint: expected one of {', '.join(ENTRANCES)}.{hint}")
     for name, file in found.items():
         if file.size < 0:
-            raise CheckpointError(f"{url}: the size of {name} is not known. Download it, and name the local file.")
+            raise CheckpointError(f"{url}: the size of {name} is unknown. Download it, and use the local file.")
     return found
 
 
 def _companions(files: dict[str, RemoteFile]) -> list[str]:
-    """Return the files that belong to a model beside its weights, and are no data sets."""
+    """Return the files that belong to a model beside its weights, except data sets."""
     return [
         name
         for name, file in files.items()
@@ -138,7 +138,7 @@ def _companions(files: dict[str, RemoteFile]) -> list[str]:
 
 
 def _fill(mirror: Mirror, remote: Remote, is_folder: bool, weights: bool) -> None:
-    """Bring small files and headers, those that are not there yet."""
+    """Download missing small files and headers."""
     names = list(mirror.files)
     if is_folder:
         entrance = next((name for name in ENTRANCES if name in mirror.files and weights), None)
@@ -152,7 +152,7 @@ def _fill(mirror: Mirror, remote: Remote, is_folder: bool, weights: bool) -> Non
 
 
 def _bring(mirror: Mirror, remote: Remote, name: str) -> None:
-    """Bring a file, of safetensors that may be large only the header."""
+    """Download a file, or only the header of a safetensors file."""
     if mirror.place(name).exists() and (mirror.is_whole(name) or name.endswith(SAFETENSORS_SUFFIX)):
         return
     with one_line_errors(mirror.home, "written"):
@@ -177,7 +177,7 @@ def _shards(mirror: Mirror, entrance: str) -> list[str]:
 
 
 def _write_header(mirror: Mirror, remote: Remote, name: str) -> None:
-    """Put a file in place that has its true size and of its content only the header."""
+    """Create a sparse file with the true size that holds only the header."""
     file = mirror.files[name]
     start = b"".join(remote.chunks(file, 0, min(8, file.size)))
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
@@ -195,7 +195,7 @@ def _write_header(mirror: Mirror, remote: Remote, name: str) -> None:
 
 
 def _download(mirror: Mirror, remote: Remote, name: str, report: Callable[[int], None]) -> None:
-    """Bring the rest of a file and put the whole in its place."""
+    """Download the rest of a file and move the complete file into place."""
     file, part = mirror.files[name], mirror.part(name)
     _check_unchanged(mirror, remote, name)
     with one_line_errors(part, "written"):
@@ -220,9 +220,10 @@ def _download(mirror: Mirror, remote: Remote, name: str, report: Callable[[int],
 
 
 def _settle(mirror: Mirror, name: str, path: Path) -> None:
-    """Give a file its place, and a time of change that says no more than which content it is.
+    """Move a file into place, with a modification time derived from its content's stamp.
 
-    A merge knows its inputs by size and time of change; those of a header and of the whole file must be the same.
+    A merge identifies its inputs by size and modification time, which must be the same for a header-only and a
+    complete file.
     """
     stamp = int(hashlib.sha256(mirror.files[name].stamp.encode()).hexdigest()[:8], 16)
     seconds = 10**9 + stamp % 2**29
@@ -232,7 +233,7 @@ def _settle(mirror: Mirror, name: str, path: Path) -> None:
 
 
 def _check_unchanged(mirror: Mirror, remote: Remote, name: str) -> None:
-    """Check that a remote file is what it was when the mirror was made."""
+    """Check that a remote file hasn't changed since the mirror was created."""
     found, expected = remote.listing(may_hold_companions)[1].get(name), mirror.files[name]
     if found is None or (found.size, found.stamp) != (expected.size, expected.stamp):
         what = "is gone" if found is None else f"has {found.size:,} bytes and {found.stamp}"
@@ -243,22 +244,22 @@ def _check_unchanged(mirror: Mirror, remote: Remote, name: str) -> None:
 
 
 def _check_arrived(mirror: Mirror, name: str) -> None:
-    """Check how many bytes came, and which, where the other side says what they are."""
+    """Check the size of a downloaded file, and its digest if the remote side provides one."""
     size, expected = mirror.files[name].size, mirror.files[name].sha256
     if mirror.part(name).stat().st_size != size:
         raise CheckpointError(
-            f"{mirror.url}: {name} came with {mirror.part(name).stat().st_size:,} bytes, expected {size:,}. "
+            f"{mirror.url}: {name} arrived with {mirror.part(name).stat().st_size:,} bytes, expected {size:,}. "
             "Run the command again."
         )
     if expected and (found := sha256_of(mirror.part(name))) != expected:
         raise CheckpointError(
-            f"{mirror.url}: {name} came damaged: SHA-256 {found[:12]}…, expected {expected[:12]}…. "
+            f"{mirror.url}: {name} arrived damaged: SHA-256 {found[:12]}…, expected {expected[:12]}…. "
             "Run the command again."
         )
 
 
 def _check_room(mirror: Mirror, names: Sequence[str]) -> None:
-    """Check that the disk has room for what is to come."""
+    """Check that the disk has room for the downloads."""
     needed, free = sum(mirror.missing(name) for name in names), shutil.disk_usage(mirror.home).free
     if needed > free:
         raise CheckpointError(
@@ -269,7 +270,7 @@ def _check_room(mirror: Mirror, names: Sequence[str]) -> None:
 
 @contextmanager
 def _said_of(mirror: Mirror, path: Path | None = None) -> Iterator[None]:
-    """Let errors about a mirrored file speak of the URL."""
+    """Make errors about a mirrored file name its URL."""
     try:
         yield
     except CheckpointError as error:

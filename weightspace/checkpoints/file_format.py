@@ -1,4 +1,4 @@
-"""The format of a checkpoint file, decided by its first bytes; its name is only believed where they say nothing.
+"""Detection of checkpoint formats by the first bytes of a file, or by its name if they are inconclusive.
 
 Training scripts write torch files under any ending (``.ckpt``, ``.pth.tar``, ``.th``, none), and a renamed file keeps
 its bytes.
@@ -17,22 +17,22 @@ from weightspace.errors import CheckpointError
 
 Format: TypeAlias = Literal["safetensors", "torch"]
 
-#: How the names of files of weights end that this library writes.
+#: File endings of weight files that this library writes.
 SAFETENSORS_SUFFIX = ".safetensors"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 
-#: First bytes of files that are something else -> what they are and what to do.
+#: First bytes of other files -> description and advice.
 _FOREIGN = {
     b"GGUF": "a GGUF file, which is quantised or packed for llama.cpp. Take the original safetensors",
     b"\x89HDF": "an HDF5 file (Keras, TensorFlow). Convert it to safetensors",
     b"version https://git-lfs": "a Git LFS pointer, not the file itself. Run: git lfs pull",
     b"<!DOCTYPE": "a web page, not the file itself. Download it again",
     b"<html": "a web page, not the file itself. Download it again",
-    b"<?xml": "an answer of a server, not the file itself. Download it again",
-    b'{"error"': "an answer of a server, not the file itself. Download it again",
-    b"Access to": "an answer of a server, not the file itself. Download it again",
-    b"Entry not found": "an answer of a server, not the file itself. Download it again",
-    b"Repository not found": "an answer of a server, not the file itself. Download it again",
+    b"<?xml": "a server response, not the file itself. Download it again",
+    b'{"error"': "a server response, not the file itself. Download it again",
+    b"Access to": "a server response, not the file itself. Download it again",
+    b"Entry not found": "a server response, not the file itself. Download it again",
+    b"Repository not found": "a server response, not the file itself. Download it again",
     b"\x1f\x8b": "a gzip archive. Unpack it",
     b"BZh": "a bzip2 archive. Unpack it",
     b"\xfd7zXZ": "an xz archive. Unpack it",
@@ -51,7 +51,7 @@ def file_format(path: Path) -> Format:
         path: a file of any name.
 
     Raises:
-        CheckpointError: there is no such file, it cannot be read, or it is no checkpoint.
+        CheckpointError: the file doesn't exist, cannot be read, or isn't a checkpoint.
     """
     if not path.exists():
         raise CheckpointError(missing_checkpoint(str(path)))
@@ -60,8 +60,8 @@ def file_format(path: Path) -> Format:
     with one_line_errors(path, "read"), open(path, "rb") as file:
         start = file.read(32)
         size = os.fstat(file.fileno()).st_size
-    # First: the length of a header can look like the start of anything else (1,152 bytes like that of a pickle), while
-    # no other format has the length of a header there that the file could hold.
+    # Checked first: the length of a header can look like the start of another format (1,152 bytes like a pickle), but
+    # no other format starts with a header length that fits the file.
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= min(size - 8, MAX_HEADER):
         return "safetensors"
     for magic, description in _FOREIGN.items():
@@ -73,4 +73,6 @@ def file_format(path: Path) -> Format:
         return "safetensors"
     if path.suffix.lower() in TORCH_SUFFIXES:
         return "torch"
-    raise CheckpointError(f"{path} is not a checkpoint: it begins neither as a safetensors file nor as one of torch.")
+    raise CheckpointError(
+        f"{path} is not a checkpoint: it begins neither like a safetensors file nor like a torch file."
+    )

@@ -1,4 +1,4 @@
-"""SHA-256 of files, on its own thread, beside those that read the same bytes from the page cache."""
+"""SHA-256 of files on a background thread, sharing the page cache with threads that read the same bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PIECE = 2**20
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hexadecimal digest of a file, read a piece at a time.
+    """Return the hexadecimal digest of a file, read in pieces.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -26,10 +26,10 @@ def sha256_of(path: Path) -> str:
 
 
 class Hashing:
-    """The digests of several files, taken in the background from the start of the block to its end.
+    """The digests of several files, computed in the background while the block runs.
 
     Args:
-        streams: files that are read one after the other, stream beside stream at one pace: as a merge reads its models.
+        streams: lists of files; each is read in order, all at the same pace, as a merge reads its models.
     """
 
     def __init__(self, streams: Sequence[Sequence[Path]]) -> None:
@@ -54,7 +54,7 @@ class Hashing:
             CheckpointError: a file cannot be read.
         """
         while self._thread.is_alive():
-            self._thread.join(0.1)  # in steps, so that Ctrl-C is heard
+            self._thread.join(0.1)  # in steps, so that Ctrl-C is handled
         if self._error is not None:
             raise self._error
         return self._digests
@@ -68,7 +68,7 @@ class Hashing:
             self._error = error
 
     def _stream(self, files: Sequence[Path]) -> Iterator[bool]:
-        """Take the digests of files that no other stream has taken, yielding True after every piece."""
+        """Compute the digests of files not handled by another stream, yielding True after each piece."""
         for file in files:
             if file not in self._digests:
                 self._digests[file] = ""

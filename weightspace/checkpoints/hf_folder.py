@@ -1,7 +1,7 @@
 """The weights of Hugging Face folders: one file, or shards named by an index.
 
-Looked for in the order of the transformers library: ``model.safetensors``, its index, ``pytorch_model.bin``,
-its index. An index is believed only as far as its shards agree with it.
+They are searched in the order of the transformers library: ``model.safetensors``, its index, ``pytorch_model.bin``,
+its index. An index must agree with its shards.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from weightspace.errors import CheckpointError
 if TYPE_CHECKING:
     from weightspace.checkpoints.state_dict import StateDict
 
-#: The file of weights in a folder that we write.
+#: The weight file in folders that this library writes.
 WEIGHTS = "model.safetensors"
 
-#: What may hold the weights, best first.
+#: Files that may hold or index the weights, in order of preference.
 ENTRANCES = (WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 #: The model card: rewritten by every merge, so that it never describes other weights.
@@ -31,11 +31,11 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Weights:
-    """The weight files of a folder, and what leads to them.
+    """The weight files of a folder, and the file that leads to them.
 
     Attributes:
-        entrance: the one file of weights, or the index of the shards.
-        files: the one file, or the shards by name.
+        entrance: the single weight file, or the index of the shards.
+        files: the single file, or the shards by name.
         index: tensor -> name of its shard; ``None`` without shards.
     """
 
@@ -79,7 +79,7 @@ def weight_files(path: Path) -> tuple[Path, ...]:
     """Return the files that hold a checkpoint's weights: the file itself, or those of the folder by name.
 
     Raises:
-        CheckpointError: the checkpoint is missing, or a shard is.
+        CheckpointError: the checkpoint or a shard is missing.
     """
     if path.is_dir():
         return find_weights(path).files
@@ -91,7 +91,7 @@ def read_folder(folder: Path, read_file: Callable[[Path], StateDict]) -> StateDi
     """Return all tensors of a folder, in the order of its index if it has shards.
 
     Raises:
-        CheckpointError: as ``find_weights`` and ``read_file``, or index and shards disagree about a tensor.
+        CheckpointError: as for ``find_weights`` and ``read_file``, or index and shards disagree about a tensor.
     """
     weights = find_weights(folder)
     if weights.index is None:
@@ -108,9 +108,9 @@ def check_index(
 
     Args:
         folder: the checkpoint.
-        entrance: the file of the index.
+        entrance: the index file.
         index: tensor -> name of its shard.
-        shards: name of a shard -> what it holds, by name of the tensor.
+        shards: name of a shard -> its tensors by name.
 
     Raises:
         CheckpointError: they disagree; the message names a tensor and its shard.
@@ -131,7 +131,7 @@ def check_index(
 
 
 def index_metadata(entrance: Path) -> dict[str, str]:
-    """Return the metadata of an index, its values as strings.
+    """Return the metadata of an index, with values as strings.
 
     Raises:
         CheckpointError: the index is damaged.
@@ -143,7 +143,7 @@ def index_metadata(entrance: Path) -> dict[str, str]:
 
 
 def read_index(path: Path) -> dict[str, Any]:
-    """Return an index whose ``weight_map`` maps tensor names to names of files beside it.
+    """Read an index whose ``weight_map`` maps tensor names to names of files beside it.
 
     Raises:
         CheckpointError: it is damaged, or places a tensor elsewhere.

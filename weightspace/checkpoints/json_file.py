@@ -1,8 +1,8 @@
-"""JSON from files, read so that no file can do harm: of bounded size, depth and memory, in valid Unicode.
+"""Safe reading of JSON files: bounded size, depth and memory, and valid Unicode.
 
-A key that comes twice with another value is refused: programs do not agree on which of the two counts. Whole numbers
-may be as long as configurations have them (10³⁰ for "no limit"), but never longer than a float can hold. NaN and
-infinity are read, since configurations have them (``"time_step_limit": [0.0, Infinity]``).
+Duplicate keys with different values are rejected, as programs disagree on which one counts. Integers may be as large as
+configurations need (10³⁰ for "no limit"), but must fit in a float. NaN and infinity are accepted, as configurations use
+them (``"time_step_limit": [0.0, Infinity]``).
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.errors import CheckpointError
 
-#: Bytes of a file, at most: the tokenizers of the largest vocabularies have some 40 million.
+#: Largest file in bytes; tokenizers with the largest vocabularies have some 40 million.
 MAX_BYTES = 100_000_000
 
-#: How deep lists and objects may be nested: real files stay below 20.
+#: Maximum nesting depth of lists and objects; real files stay below 20.
 MAX_DEPTH = 100
 
-#: Bytes that the content may need in memory, by a bound from above.
+#: Upper bound on the memory of the content, in bytes.
 _MAX_MEMORY = 500_000_000
 
-#: Digits of a whole number, at most.
+#: Maximum number of digits of an integer.
 _MAX_DIGITS = 300
 
 _CONTAINERS = (dict, list)
@@ -34,7 +34,7 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 
     Raises:
-        CheckpointError: it cannot be read, is no regular file, or as ``parse_json``.
+        CheckpointError: it cannot be read, isn't a regular file, or as for ``parse_json``.
     """
     with one_line_errors(path, "read"):
         if path.exists() and not path.is_file():
@@ -48,7 +48,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        CheckpointError: as ``read_json``, or the file holds something else.
+        CheckpointError: as for ``read_json``, or the content isn't an object.
     """
     content = read_json(path)
     if not isinstance(content, dict):
@@ -57,16 +57,16 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def parse_json(content: bytes | str, where: str) -> Any:
-    """Return the content of JSON text; ``where`` is what the error calls it.
+    """Return the content of JSON text; ``where`` names it in errors.
 
     Raises:
-        CheckpointError: it is not valid JSON in UTF-8, a key comes twice with different values, or it is too large or
-            too deep.
+        CheckpointError: it isn't valid JSON in UTF-8, a key occurs twice with different values, or it is too large or
+            too deeply nested.
     """
     try:
         return _parsed(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content)
     except RecursionError:
-        raise CheckpointError(f"{where} is not valid JSON: lists and objects are nested beyond reason.") from None
+        raise CheckpointError(f"{where} is not valid JSON: lists and objects are nested too deeply.") from None
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise CheckpointError(f"{where} is not valid JSON ({error.msg}: {place}).") from None
@@ -78,7 +78,7 @@ def _parsed(content: bytes) -> Any:
     if len(content) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES:,} bytes")
     if _memory_bound(content) > _MAX_MEMORY:
-        raise ValueError(f"{len(content):,} bytes of more items than can be held in memory")
+        raise ValueError(f"{len(content):,} bytes with more items than fit in memory")
     text = content.decode("utf-8-sig")
     parsed = json.loads(text, object_pairs_hook=_unique, parse_int=_whole_number)
     _check_depth(parsed)
@@ -88,14 +88,14 @@ def _parsed(content: bytes) -> Any:
 
 
 def _memory_bound(content: bytes) -> int:
-    """Return a bound from above of the bytes that the content takes as text and as objects."""
+    """Return an upper bound on the memory of the content as text and as objects, in bytes."""
     containers = 240 * content.count(b"{") + 90 * content.count(b"[")
     items = 60 * content.count(b",") + 130 * content.count(b":")
     return containers + items + len(content) * (2 if content.isascii() else 5)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object, refusing a key that comes twice with different values."""
+    """Build an object, rejecting keys that occur twice with different values."""
     content = dict(pairs)
     if len(content) < len(pairs):
         seen: dict[str, Any] = {}
@@ -112,7 +112,7 @@ def _whole_number(text: str) -> int:
 
 
 def _check_depth(content: Any) -> None:
-    """Refuse what later code, which may recurse, would stumble over."""
+    """Reject nesting too deep for recursive code."""
     level = [content] if type(content) in _CONTAINERS else []
     for _ in range(MAX_DEPTH):
         level = [item for container in level for item in _items(container) if type(item) in _CONTAINERS]
@@ -126,14 +126,14 @@ def _items(container: dict[str, Any] | list[Any]) -> Iterable[Any]:
 
 
 def _check_unicode(content: Any) -> None:
-    """Refuse halves of surrogate pairs, which no file can hold."""
+    """Reject unpaired surrogates, which cannot be encoded in a file."""
     try:
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise ValueError("a string is not valid Unicode: it holds half of a surrogate pair") from None
+        raise ValueError("a string is not valid Unicode: it holds an unpaired surrogate") from None
 
 
 def _kind(value: Any) -> str:
-    """Return what JSON calls a value."""
+    """Return the JSON type name of a value."""
     names: dict[type, str] = {list: "list", str: "string", bool: "boolean", type(None): "null"}
     return names.get(type(value), "number")

@@ -1,7 +1,7 @@
-"""Checkpoints by path, in any format.
+"""Loading and saving of checkpoints by path, in any format.
 
-A file is read by what its first bytes say it is, whatever its name; a folder is a Hugging Face checkpoint. A file is
-written as its name says: ``.safetensors``, or a torch file with ``.pt``, ``.pth`` or ``.bin``.
+The format of a file is detected by its first bytes, regardless of its name; a folder is a Hugging Face checkpoint. When
+writing, the ending decides: ``.safetensors``, or ``.pt``, ``.pth`` and ``.bin`` for torch files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from weightspace.checkpoints.state_dict import StateDict, check_finite, check_st
 from weightspace.checkpoints.torch_file import read_torch, read_torch_metadata, write_torch
 from weightspace.errors import CheckpointError, WeightspaceWarning
 
-#: Where a checkpoint is or shall be.
+#: Path of a checkpoint to read or write.
 _log = logging.getLogger(__name__)
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -36,25 +36,25 @@ StrPath: TypeAlias = str | os.PathLike[str]
 def load_checkpoint(
     path: StrPath, *, strip_prefix: str | None = None, key: str | None = None, finite: bool = False
 ) -> StateDict:
-    """Read the named tensors of a checkpoint, memory-mapped where the format allows.
+    """Read the named tensors of a checkpoint, memory-mapped if the format allows it.
 
-    Changing a tensor in place never changes the file. Tied tensors come back tied.
+    Modifying a tensor in place never changes the file. Tied tensors stay tied.
 
     Args:
-        path: a safetensors file, a torch file (any name will do: ``.pt``, ``.ckpt``, ``.pth.tar``) or a Hugging Face
-            folder; or, as a string, a URL of one (``hf://org/model``), which is brought into ``$WEIGHTSPACE_CACHE``
+        path: a safetensors file, a torch file (with any ending: ``.pt``, ``.ckpt``, ``.pth.tar``) or a Hugging Face
+            folder; or, as a string, a URL of one (``hf://org/model``), which is downloaded to ``$WEIGHTSPACE_CACHE``
             first.
-        strip_prefix: taken off every name that starts with it, for example ``"module."``.
+        strip_prefix: prefix to remove from names that start with it, for example ``"module."``.
         key: the entry of a torch file that holds the state dict, ``""`` for the top level; by default the top
-            level, or ``state_dict``, ``model_state_dict`` or ``model``, with a ``WeightspaceWarning`` where another
-            network (``state_dict_ema``) lies beside it. Other formats are flat and ignore it.
-        finite: refuse NaN and infinity; this reads every float tensor.
+            level, or ``state_dict``, ``model_state_dict`` or ``model``, with a ``WeightspaceWarning`` if another
+            network (``state_dict_ema``) is stored beside it. Other formats are flat and ignore it.
+        finite: reject NaN and infinity; this reads every float tensor.
 
     Returns:
-        Name -> tensor on the CPU, in the file's order, each with the shape and dtype that it was saved with.
+        Name -> tensor on the CPU, in the file's order, with the saved shapes and dtypes.
 
     Raises:
-        CheckpointError: the checkpoint is missing, damaged, ambiguous, needs code to be unpickled, or is not
+        CheckpointError: the checkpoint is missing, damaged, ambiguous, needs code to be unpickled, or isn't
             finite.
 
     Example:
@@ -78,7 +78,7 @@ def load_checkpoint(
 
 
 def read_state(path: Path, key: str | None = None) -> tuple[StateDict, tuple[str, ...]]:
-    """Return the named tensors of a local checkpoint, and notes on what was chosen while reading.
+    """Return the named tensors of a local checkpoint, and notes on choices made while reading.
 
     See ``load_checkpoint``.
     """
@@ -105,22 +105,21 @@ def save_checkpoint(
     metadata: Mapping[str, str] | None = None,
     companions_from: StrPath | None = None,
 ) -> None:
-    """Write named tensors so that ``path`` shows the old checkpoint or the whole new one, whatever happens.
+    """Write named tensors atomically: ``path`` always shows either the old checkpoint or the complete new one.
 
     Equal tensors and metadata give equal bytes.
 
     Args:
         state: name -> tensor of any shape.
-        path: one file if it ends in ``.safetensors``, a torch file if in ``.pt``, ``.pth`` or ``.bin``;
-            anything else is a Hugging Face folder, which replaces an old one if nothing but a checkpoint is
-            in there.
-        metadata: strings to keep with the tensors, usually ``provenance(…)``.
+        path: a safetensors file if it ends in ``.safetensors``, a torch file if in ``.pt``, ``.pth`` or ``.bin``;
+            otherwise a Hugging Face folder, which replaces an existing one that holds nothing but a checkpoint.
+        metadata: strings to store with the tensors, usually ``provenance(…)``.
         companions_from: a checkpoint whose files beside the weights (configuration, tokenizer, code) are copied, if
             both it and ``path`` are folders.
 
     Raises:
-        CheckpointError: a tensor cannot be stored, or the disk refuses (it is full, read-only, …); the old
-            file is intact.
+        CheckpointError: a tensor cannot be stored, or writing fails (the disk is full, read-only, …); the old
+            checkpoint is intact.
 
     Example:
         >>> import torch
@@ -153,7 +152,7 @@ def save_checkpoint(
 def load_metadata(path: StrPath) -> dict[str, str]:
     """Return the metadata of a checkpoint, without reading its tensors.
 
-    ``format`` (``pt``) is the one key that safetensors files have without being asked.
+    Safetensors files always have the key ``format`` (``pt``).
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
@@ -169,10 +168,10 @@ def load_metadata(path: StrPath) -> dict[str, str]:
 
 
 def _checked_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, str]:
-    """Return a copy of the metadata if it maps strings to strings and leaves our own key alone."""
+    """Return a copy of the metadata after checking that it maps strings to strings and lacks the reserved key."""
     for name, value in metadata.items():
         if not isinstance(name, str) or not isinstance(value, str) or name == TIED:
             raise CheckpointError(
-                f"{path}: metadata maps strings to strings, and {TIED!r} is reserved; found {name!r}: {value!r}."
+                f"{path}: metadata must map strings to strings, and {TIED!r} is reserved; found {name!r}: {value!r}."
             )
     return dict(metadata)

@@ -1,7 +1,7 @@
-"""Norms, distances and non-finite counts of tensors that may be larger than the memory to spare.
+"""Norms, distances and non-finite counts of tensors that may exceed the available memory.
 
-Everything is accumulated in float64, a piece at a time, so a memory-mapped tensor is read once and never held
-whole. Integer and bool tensors have no norm here: they count and index, they are not weights.
+Everything is accumulated in float64, piece by piece, so that a memory-mapped tensor is read once and never held in
+full. Integer and bool tensors have no norm here, as they hold counts and indices rather than weights.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 import torch
 
-#: Elements converted to float64 at a time: 8 MiB.
+#: Number of elements converted to float64 at a time: 8 MiB.
 _PIECE = 2**20
 
 
 def is_inexact(tensor: torch.Tensor) -> bool:
-    """Return whether the tensor holds float or complex numbers, which have a norm and can be averaged."""
+    """Return whether a tensor is float or complex, so that it has a norm and can be averaged."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
@@ -26,17 +26,17 @@ def norm(tensor: torch.Tensor) -> float:
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return the Euclidean distance of two float tensors of one shape; their dtypes may differ."""
+    """Return the Euclidean distance of two float tensors of the same shape, whose dtypes may differ."""
     pairs = zip(_pieces(a), _pieces(b), strict=True)
     return math.hypot(*(torch.linalg.vector_norm(left - right).item() for left, right in pairs))
 
 
 def count_non_finite(tensor: torch.Tensor) -> int:
-    """Return how many elements are NaN or infinite; none for integers and bools."""
+    """Return the number of NaN or infinite elements; 0 for integers and bools."""
     if not is_inexact(tensor):
         return 0
     if tensor.dtype in (torch.float32, torch.float64) and bool(tensor.isfinite().all()):
-        return 0  # the usual case, without a copy
+        return 0  # fast path, without a copy
     return sum(int(piece.numel() - piece.isfinite().sum()) for piece in _pieces(tensor))
 
 

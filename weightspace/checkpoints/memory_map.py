@@ -1,4 +1,4 @@
-"""File offsets of memory-mapped tensors, read from Linux's map of this process."""
+"""File offsets of memory-mapped tensors, from Linux's memory map of this process."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 
 from weightspace.checkpoints.state_dict import StateDict
 
-#: One line a mapping: ``start-end permissions offset device inode path``.
+#: One line per mapping: ``start-end permissions offset device inode path``.
 _MAPS = Path("/proc/self/maps")
 
 
 def mapped_places(path: Path, state: StateDict) -> dict[str, tuple[int, tuple[int, ...] | None]]:
-    """Return where the tensors of a file that was mapped lie in it; those that were read otherwise are left out.
+    """Return the offsets of a file's memory-mapped tensors; tensors read otherwise are omitted.
 
     Args:
         path: the file.
         state: its tensors.
 
     Returns:
-        Name -> first byte, and the strides of the elements where these are not in row-major order.
+        Name -> first byte, and the strides of the elements if these aren't in row-major order.
     """
     mappings = _mappings(os.path.realpath(path))
     starts = [start for start, _, _ in mappings]
@@ -38,9 +38,9 @@ def mapped_places(path: Path, state: StateDict) -> dict[str, tuple[int, tuple[in
 
 
 def _mappings(path: str) -> list[tuple[int, int, int]]:
-    """Return the mappings of a file, in the order of their addresses: first address, end, and offset in the file."""
+    """Return the mappings of a file in order of address: start address, end address, and file offset."""
     found = []
-    with suppress(OSError):  # another system
+    with suppress(OSError):  # not Linux
         for line in _MAPS.read_text(errors="surrogateescape").splitlines():
             fields = line.split(maxsplit=5)
             if len(fields) == 6 and fields[5] == path:

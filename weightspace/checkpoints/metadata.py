@@ -1,6 +1,6 @@
-"""The tensors of a checkpoint by its headers alone: names, dtypes and shapes, without reading one.
+"""Metadata of a checkpoint's tensors from its headers alone: names, dtypes and shapes.
 
-Safetensors files cost no torch; the list of a torch file is in its pickle, which only torch reads.
+Safetensors headers need no torch; the tensors of a torch file are listed in its pickle, which only torch can read.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ class TensorInfo:
 
     @property
     def numel(self) -> int:
-        """How many elements it has."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """How many bytes its elements take."""
+        """The size of the elements in bytes."""
         return self.numel * ITEMSIZES[self.dtype]
 
     @property
     def is_inexact(self) -> bool:
-        """Whether it holds float or complex numbers, which can be averaged."""
+        """Whether it is float or complex, so that it can be averaged."""
         return self.dtype[0] in "FBC" and self.dtype != "BOOL"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the bytes of a tensor are.
+    """The location of a tensor's bytes.
 
     Attributes:
-        file: that holds them.
-        start: the first of them.
-        strides: of the elements, where these are not in row-major order; else None.
+        file: file that holds them.
+        start: offset of the first byte.
+        strides: strides of the elements if these aren't in row-major order, else None.
     """
 
     file: Path
@@ -63,11 +63,11 @@ class CheckpointMetadata:
         path: the file or folder.
         files: the files that hold the weights.
         tensors: name -> dtype and shape.
-        tied: name -> earlier name that shows the same memory.
-        places: name -> where its bytes are; those that only torch can read have none.
-        key: the entry of a torch file that holds the tensors, where it was asked for.
-        renamed: name -> name in the file, where the two differ.
-        notes: lines about what was chosen in the files.
+        tied: name -> earlier name of the same memory.
+        places: name -> location of its bytes, except for tensors that only torch can read.
+        key: the requested entry of a torch file that holds the tensors, if any.
+        renamed: name -> name in the file, if they differ.
+        notes: notes on choices made while reading, one line each.
     """
 
     path: Path
@@ -80,10 +80,10 @@ class CheckpointMetadata:
     notes: tuple[str, ...] = ()
 
     def without_prefix(self, prefix: str) -> CheckpointMetadata:
-        """Return the same tensors with a prefix taken off every name that begins with it.
+        """Return the same tensors with a prefix removed from all names that start with it.
 
         Raises:
-            CheckpointError: two names become one, or a name becomes empty.
+            CheckpointError: two names collide, or a name becomes empty.
         """
         return self.under_names({name: name.removeprefix(prefix) for name in self.tensors}, f"the prefix {prefix!r}")
 
@@ -91,11 +91,11 @@ class CheckpointMetadata:
         """Return the same tensors under shorter names.
 
         Args:
-            names: name -> shorter name, of all tensors.
-            without: how an error calls what is taken off.
+            names: name -> shorter name, for all tensors.
+            without: description of the removed part for errors.
 
         Raises:
-            CheckpointError: two names become one, or a name becomes empty.
+            CheckpointError: two names collide, or a name becomes empty.
         """
         shorts: dict[str, str] = {}
         for name, short in names.items():
@@ -113,7 +113,7 @@ class CheckpointMetadata:
 
 
 def read_contents(path: Path, *, key: str | None = None) -> CheckpointMetadata:
-    """Return what a checkpoint holds.
+    """Read the metadata of a checkpoint.
 
     Args:
         path: a safetensors file, a torch file, or a Hugging Face folder.
@@ -136,7 +136,7 @@ def read_contents(path: Path, *, key: str | None = None) -> CheckpointMetadata:
 def _sharded(
     path: Path, weights: Weights, parts: dict[str, CheckpointMetadata], index: dict[str, str]
 ) -> CheckpointMetadata:
-    """Return the contents of shards, in the order of their index."""
+    """Return the metadata of shards, in the order of their index."""
     check_index(path, weights.entrance, index, {shard: part.tensors for shard, part in parts.items()})
     tensors = {name: parts[shard].tensors[name] for name, shard in index.items()}
     tied = {name: owner for part in parts.values() for name, owner in part.tied.items()}
@@ -146,7 +146,7 @@ def _sharded(
 
 
 def _file_contents(path: Path, key: str | None) -> CheckpointMetadata:
-    """Return the contents of one file."""
+    """Return the metadata of one file."""
     if file_format(path) == "torch":
         return _torch_contents(path, key)
     header = read_header(path)
@@ -159,7 +159,7 @@ def _file_contents(path: Path, key: str | None) -> CheckpointMetadata:
 
 
 def _torch_contents(path: Path, key: str | None) -> CheckpointMetadata:
-    """Return the contents of a torch file."""
+    """Return the metadata of a torch file."""
     from weightspace.checkpoints.dtypes import NAMES
     from weightspace.checkpoints.load_save import read_state
     from weightspace.checkpoints.memory_map import mapped_places

@@ -1,21 +1,20 @@
-"""Local stand-ins of checkpoints behind URLs: first their headers, later their weights.
+"""Local mirrors of checkpoints behind URLs: first their headers, later their weights.
 
-A mirror looks like the checkpoint and has its files' names and sizes. To begin with, a safetensors file in it is
-sparse: its header is there and its tensors are holes, which is all that a plan needs; ``fetching`` fills them. Small
-files (configuration, tokenizer, an adapter) and torch files, which have no header, are there in full from the start.
+A mirror looks like the checkpoint, with the same file names and sizes. Initially, its safetensors files are sparse:
+they hold only the header, which suffices for planning, and ``fetching`` fills in the tensors. Small files
+(configuration, tokenizer, an adapter) and torch files, which have no header, are complete from the start.
 
-Mirrors lie in ``$WEIGHTSPACE_CACHE``, by default ``~/.cache/weightspace/remote``, each in a folder named by the
-SHA-256 of the URL and of what the remote files were when they were seen: other content is another mirror. They stay
-for the next merge, and may be deleted whenever none is running. A record is believed only there, in a folder that has
-the name which follows from it: one that comes with somebody's checkpoint is a file like any other. In a mirror's folder
-are
+Mirrors are stored in ``$WEIGHTSPACE_CACHE``, by default ``~/.cache/weightspace/remote``, in folders named by the
+SHA-256 of the URL and the stamps of the remote files, so that other content is another mirror. They are kept for later
+merges, and may be deleted while none is running. Records are trusted only there, in a folder whose name matches; a
+record that comes with a checkpoint is an ordinary file. A mirror's folder contains
 
-- ``weightspace-mirror.json``: the URL, and size and stamp of each file;
-- ``ready``: all headers and small files are there;
+- ``weightspace-mirror.json``: the URL, and the size and stamp of each file;
+- ``ready``: a marker that all headers and small files are complete;
 - ``files/NAME``: the checkpoint, a folder or one file, named as in the URL;
 - ``parts/``: partial downloads; an interrupted download resumes at its last byte;
-- ``whole/``: an empty marker for each file that is there in full, written before the file gets its place: it counts
-  where ``parts/`` has no such file any more.
+- ``whole/``: an empty marker for each complete file, written before the file is moved into place; it counts once
+  ``parts/`` no longer has that file.
 """
 
 from __future__ import annotations
@@ -40,16 +39,16 @@ _RECORD = "weightspace-mirror.json"
 
 @dataclass(frozen=True)
 class Mirror:
-    """A mirror on the disk.
+    """A mirror on disk.
 
     Attributes:
-        url: as the user wrote it.
+        url: the URL, as the user wrote it.
         home: its folder in the cache.
-        path: what stands for the URL.
-        files: what it may hold, by name; in a folder inside the model's by ``FOLDER/NAME``.
+        path: the local path that replaces the URL.
+        files: remote files by name; those in a subfolder by ``FOLDER/NAME``.
 
     Raises:
-        CheckpointError: a name leads out of the mirror's folder.
+        CheckpointError: a name points outside the mirror's folder.
     """
 
     url: str
@@ -65,36 +64,36 @@ class Mirror:
 
     @property
     def ready(self) -> Path:
-        """Return what says that all headers and small files are there."""
+        """Return the path of the marker that all headers and small files are complete."""
         return self.home / "ready"
 
     def place(self, name: str) -> Path:
-        """Return where a file lies once something of it is there."""
+        """Return the path of a file."""
         return self.path if self.path.name == name and not self.path.is_dir() else self.path / name
 
     def part(self, name: str) -> Path:
-        """Return where a file grows."""
+        """Return the path of a file's partial download."""
         return self.home / "parts" / name.replace("/", "%2F")
 
     def marker(self, name: str) -> Path:
-        """Return what says that a file is whole."""
+        """Return the path of the marker that a file is complete."""
         return self.home / "whole" / name.replace("/", "%2F")
 
     def is_whole(self, name: str) -> bool:
-        """Return whether a file is there in full."""
+        """Return whether a file is complete."""
         return self.marker(name).exists() and not self.part(name).exists() and self.place(name).exists()
 
     def name_of(self, place: Path) -> str:
-        """Return the name of the file that lies at a path."""
+        """Return the name of the file at a path."""
         return place.relative_to(self.path).as_posix() if self.path in place.parents else place.name
 
     def lacks(self, place: Path) -> bool:
-        """Return whether a path is that of a file of the mirror which is not there in full."""
+        """Return whether a path is that of an incomplete file of the mirror."""
         name = self.name_of(place)
         return name in self.files and self.place(name) == place and not self.is_whole(name)
 
     def missing(self, name: str) -> int:
-        """Return how many bytes of a file are still to come."""
+        """Return the number of missing bytes of a file."""
         if self.is_whole(name):
             return 0
         part = self.part(name)
@@ -102,7 +101,7 @@ class Mirror:
 
 
 def write_record(mirror: Mirror) -> None:
-    """Write down what a mirror is of."""
+    """Write the record of a mirror."""
     record = mirror.home / _RECORD
     if not record.exists():
         files = {name: asdict(file) for name, file in mirror.files.items()}
@@ -113,18 +112,18 @@ def write_record(mirror: Mirror) -> None:
 
 
 def mirror_home(url: str, is_folder: bool, files: Mapping[str, RemoteFile]) -> Path:
-    """Return the folder of the mirror of a URL whose files are these: other content is another folder."""
+    """Return the folder for the mirror of a URL with these files; other content gives another folder."""
     listed = [(name, file.size, file.stamp) for name, file in sorted(files.items())]
     return cache_folder() / hashlib.sha256(json.dumps([url, is_folder, listed]).encode()).hexdigest()
 
 
 def is_plain_name(name: str) -> bool:
-    """Return whether a name is that of a file in a folder, and leads nowhere else on any system."""
+    """Return whether a name is a plain file name, without a path on any system."""
     return name not in ("", ".", "..") and not any(letter in "/\\\x7f" or letter < " " for letter in name)
 
 
 def incomplete(files: Sequence[Path]) -> list[tuple[Mirror, list[str]]]:
-    """Return the mirrors of files, each with the names of those that are not whole."""
+    """Return the mirrors of files, each with the names of its incomplete files."""
     by_home: dict[Path, list[Path]] = {}
     for file in dict.fromkeys(files):
         place = Path(os.path.realpath(file))
@@ -140,7 +139,7 @@ def incomplete(files: Sequence[Path]) -> list[tuple[Mirror, list[str]]]:
 
 
 def _home_of(place: Path) -> Path | None:
-    """Return the folder of the mirror that a file belongs to, which lies in the cache and nowhere else."""
+    """Return the folder of the mirror that a file belongs to, if it is in the cache."""
     cache = Path(os.path.realpath(cache_folder()))
     if cache not in place.parents:
         return None
@@ -149,10 +148,10 @@ def _home_of(place: Path) -> Path | None:
 
 
 def _read_record(home: Path) -> Mirror:
-    """Return the mirror in a folder of the cache.
+    """Read the mirror in a folder of the cache.
 
     Raises:
-        CheckpointError: the record is damaged, or that of another folder.
+        CheckpointError: the record is damaged, or belongs to another folder.
     """
     record = home / _RECORD
     content = read_json(record)
@@ -161,19 +160,19 @@ def _read_record(home: Path) -> Mirror:
         files = {file: RemoteFile(**fields) for file, fields in listed.items()}
         texts = [url, name, *(text for file in files.values() for text in (file.path, file.stamp, file.sha256))]
         if not all(isinstance(text, str) for text in texts) or not is_url(url):
-            raise TypeError("a text is missing")
+            raise TypeError("a string is missing")
         if not all(type(file.size) is int and file.size >= 0 for file in files.values()):
             raise TypeError("a size is missing")
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{record} is damaged ({error}). Delete {home}.") from error
     if home.name not in (mirror_home(url, is_folder, files).name for is_folder in (True, False)):
-        raise CheckpointError(f"{record} is not that of this folder. Delete {home}.")
+        raise CheckpointError(f"{record} belongs to another folder. Delete {home}.")
     return Mirror(url, home, home / "files" / name, files)
 
 
 @contextmanager
 def locked(home: Path) -> Iterator[None]:
-    """Hold the lock of a mirror; wait for another process for as long as its download grows."""
+    """Hold the lock of a mirror, waiting for another process as long as its download makes progress."""
     try:
         import fcntl
     except ImportError:  # Windows has no such lock
@@ -196,18 +195,18 @@ def locked(home: Path) -> Iterator[None]:
 
 
 def _try_lock(fcntl: ModuleType, descriptor: int) -> bool:
-    """Take a lock that no other process holds; return whether there was none."""
+    """Try to take a lock; return whether no other process holds it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks: the user's care has to do
+    except OSError:  # a file system without locks: users must take care
         return True
     return True
 
 
 def _grown(folder: Path) -> int:
-    """Return the bytes of the files in a folder, which come and go."""
+    """Return the total size of the files in a folder, which may appear and disappear."""
     total = 0
     for file in folder.glob("*"):
         with suppress(OSError):

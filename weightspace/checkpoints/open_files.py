@@ -1,4 +1,4 @@
-"""Files that stay open between reads: as many as are used, and no more than a process may have."""
+"""A cache of open files for repeated reads, within the limit of open files per process."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.errors import CheckpointError
 
-#: Files that are open at a time, at most.
+#: Maximum number of files open at a time.
 _MOST = 128
 
 
 class OpenFile:
-    """A file that is open for reading; it is closed when nothing speaks of it any more.
+    """A file open for reading, closed when it is no longer referenced.
 
     Args:
         path: the file.
 
     Raises:
-        OSError: it is gone, or cannot be read.
+        OSError: it is missing or cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,10 +37,10 @@ class OpenFile:
             os.close(self._descriptor)
 
     def read_into(self, elements: Tensor, offset: int) -> None:
-        """Fill a contiguous tensor with the bytes from an offset on.
+        """Fill a contiguous tensor with the bytes starting at an offset.
 
         Raises:
-            CheckpointError: the file ends before, or cannot be read.
+            CheckpointError: the file is too short, or cannot be read.
         """
         if not elements.numel():
             return
@@ -58,25 +58,25 @@ class OpenFile:
 
 
 class OpenFiles:
-    """Open files by their paths, the ones used last; those that are dropped stay open while they are being read."""
+    """The most recently used open files by path; evicted ones stay open while they are being read."""
 
     def __init__(self) -> None:
         self._files: dict[Path, OpenFile] = {}
         self._lock = threading.Lock()
 
     def __call__(self, path: Path) -> OpenFile:
-        """Return a file, opened if it isn't.
+        """Return an open file, opening it if necessary.
 
         Raises:
-            CheckpointError: it is gone, or cannot be read.
+            CheckpointError: it is missing or cannot be read.
         """
         with self._lock, one_line_errors(path, "read"):
             file = self._files.pop(path, None) or self._opened(path)
-            self._files[path] = file  # the last one now
+            self._files[path] = file  # now the most recent
             return file
 
     def _opened(self, path: Path) -> OpenFile:
-        """Open a file, in the place of others where there are too many."""
+        """Open a file, closing others if too many are open."""
         if len(self._files) >= _MOST:
             self._drop(1)
         while True:
@@ -88,6 +88,6 @@ class OpenFiles:
             self._drop(1 + len(self._files) // 2)
 
     def _drop(self, count: int) -> None:
-        """Forget the files that were not used for the longest time."""
+        """Evict the least recently used files."""
         for path in list(self._files)[:count]:
             del self._files[path]

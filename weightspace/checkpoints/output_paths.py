@@ -1,7 +1,7 @@
-"""Checks of output paths: never over an input, nor over a file that is no earlier result of the same kind.
+"""Checks of output paths: never overwrite an input, nor a file that isn't an earlier result of the same kind.
 
-How a name ends says what is written there. One that ends almost like a file, or like a file of another program, is
-refused: it would become a folder.
+The ending of a name decides what is written. Names that end almost like a file, or like another program's file, are
+rejected, as they would become folders.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from weightspace.errors import CheckpointError
 #: Endings of checkpoints that are one file.
 _FILES = (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES)
 
-#: Files that change what is read from a folder, beside its weights.
+#: Files beside the weights that affect what is read from a folder.
 _READ_IN_FOLDERS = ("config.json", "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
 def check_checkpoint_output(path: Path, *, again: Collection[str] = (), force: bool = False) -> None:
-    """Check that a checkpoint can be written under a name: a file by its ending, else a folder.
+    """Check that a checkpoint can be written to a path: a file by its ending, else a folder.
 
     Args:
         path: the output.
         again: files beside the weights that a folder will hold; see ``check_replaceable``.
-        force: replace a file that is no checkpoint.
+        force: replace a file that isn't a checkpoint.
 
     Raises:
-        CheckpointError: the name ends like that of another file, or what is there is no checkpoint.
+        CheckpointError: the name ends like another kind of file, or the path exists and isn't a checkpoint.
     """
     check_name(path)
     if path.suffix.lower() in _FILES:
@@ -46,10 +46,10 @@ def check_checkpoint_output(path: Path, *, again: Collection[str] = (), force: b
 
 
 def check_named(out: str | os.PathLike[str]) -> None:
-    """Check that an output has a name at all: an empty one, as of a variable that is not set, would be the folder here.
+    """Check that an output path isn't empty, as from an unset variable: it would mean the current folder.
 
     Raises:
-        CheckpointError: it has none.
+        CheckpointError: it is empty.
     """
     name = os.fspath(out)
     if not name or "\0" in name:
@@ -57,16 +57,16 @@ def check_named(out: str | os.PathLike[str]) -> None:
 
 
 def check_name(path: Path, *, folder_only: bool = False) -> None:
-    """Check that an output which would become a folder is not meant to be a file.
+    """Check that an output that would become a folder isn't meant to be a file.
 
-    A folder that exists under the name may be replaced all the same.
+    An existing folder of that name may be replaced nevertheless.
 
     Args:
         path: the output.
-        folder_only: what is written is a folder under any name.
+        folder_only: the output is a folder regardless of its name.
 
     Raises:
-        CheckpointError: the name ends like that of a file.
+        CheckpointError: the name ends like a file.
     """
     with one_line_errors(path, "written"):
         if path.is_dir():
@@ -84,15 +84,15 @@ def check_name(path: Path, *, folder_only: bool = False) -> None:
 
 
 def check_file_output(path: Path, *, kind: str | None = None, force: bool = False) -> None:
-    """Check that a file may be written: that it is free, empty, or an earlier result of its kind.
+    """Check that a file may be written: it doesn't exist, is empty, or is an earlier result of its kind.
 
     Args:
         path: the file.
-        kind: what is written; by default what the ending says (see ``recognition.KINDS``).
-        force: replace whatever file is there.
+        kind: kind of the output, a key of ``KINDS``; by default, its ending.
+        force: replace any existing file.
 
     Raises:
-        CheckpointError: there is a folder, a pipe or a device, or a file that is none of the kind.
+        CheckpointError: the path is a folder, a pipe or a device, or a file of another kind.
     """
     with one_line_errors(path, "written"):
         target = final_target(path)
@@ -104,20 +104,20 @@ def check_file_output(path: Path, *, kind: str | None = None, force: bool = Fals
         if force or not target.stat().st_size or is_earlier_result(target, kind or path.suffix.lower()):
             return
     raise CheckpointError(
-        f"{path} is there already and holds something else than what is to be written. Choose another name, or give "
+        f"{path} already exists and holds something other than the output to write. Choose another name, or pass "
         "force (--force) to replace it."
     )
 
 
 def check_apart(out: Path, inputs: Iterable[Path]) -> None:
-    """Check that an output takes the place of nothing that it is made from, through links and hard links too.
+    """Check that an output replaces none of its inputs, not even through symbolic or hard links.
 
     Args:
         out: the output, a file or a folder.
-        inputs: files and folders that are read; of a folder all files in it count, and those that its links lead to.
+        inputs: files and folders that are read, including all files in the folders and the targets of their links.
 
     Raises:
-        CheckpointError: it does, or it would change what a folder among the inputs holds.
+        CheckpointError: it would replace an input, or change the contents of an input folder.
     """
     with one_line_errors(out, "written"):
         target = final_target(out)
@@ -138,7 +138,7 @@ def check_apart(out: Path, inputs: Iterable[Path]) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Return what two names of one file have in common; None where there is no file."""
+    """Return an identifier shared by all names of one file, or None if there is no file."""
     try:
         status = os.stat(path)
     except OSError:
@@ -146,7 +146,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-#: Endings of other files that people have around models -> which of ours is nearest in kind.
+#: Endings of other common model files -> the closest of our endings.
 _FOREIGN = {
     ".safetensors": (
         *(".st", ".sft", ".safe", ".gguf", ".ggml", ".onnx", ".h5", ".hdf5", ".keras", ".npz", ".npy", ".tflite"),
@@ -159,19 +159,19 @@ _FOREIGN = {
     ),
 }
 
-#: A long ending is a misspelling of ours where it is as like as this; of a short one every slip is tried instead.
+#: Similarity from which a long ending is a misspelling of ours; short ones are compared with every possible slip.
 _ALIKE, _LONG = 0.6, 5
 
 
 def meant_ending(name: str, ours: Sequence[str]) -> str | None:
-    """Return the name that was probably meant, where a name is not quite that of a file of ours.
+    """Return the probably intended name, if a name has almost one of our file endings.
 
     Args:
-        name: the last part of a path, which has none of our endings.
-        ours: endings, lower case, the best first.
+        name: the last part of a path, without any of our endings.
+        ours: our endings, lower case, in order of preference.
 
     Returns:
-        The name with an ending of ours; None where it looks like that of a folder (``Llama-3.1-8B``, ``model-v2.0``).
+        The name with one of our endings; None if it looks like a folder (``Llama-3.1-8B``, ``model-v2.0``).
     """
     lower = name.lower()
     for ending in ours:
@@ -183,7 +183,7 @@ def meant_ending(name: str, ours: Sequence[str]) -> str | None:
 
 
 def _meant(ending: str, ours: Sequence[str]) -> str | None:
-    """Return the ending of ours that was meant by another one."""
+    """Return the one of our endings that another ending was probably meant to be, if any."""
     for meant, foreign in _FOREIGN.items():
         if ending in foreign:
             return meant
@@ -199,20 +199,20 @@ def _alike(ending: str, known: str) -> bool:
 
 
 def _is_slip(ending: str, known: str) -> bool:
-    """Return whether a short ending has its letters in another order, one of them twice, or one more at the end."""
+    """Return whether a short ending has swapped letters, a doubled letter, or an extra one at the end."""
     if sorted(ending) == sorted(known) and ending != known:
         return True
     doubled = {known[: at + 1] + known[at:] for at in range(1, len(known))}
     return ending in doubled or (len(ending) == len(known) + 1 and ending.startswith(known))
 
 
-#: Bytes of a beginning, and of the largest table or report that is looked at whole.
+#: Bytes read from the start of a file, and largest table or report that is read in full.
 _BEGINNING, _WHOLE = 4096, 2**26
 
-#: What pickles, zip archives and the old files of torch begin with.
+#: First bytes of pickles, zip archives and old torch files.
 _PICKLE, _ZIP = b"\x80", b"PK\x03\x04"
 
-#: Keys that tell our JSON files: curves, matrices, planes, reports of soups, predictions.
+#: Keys that identify our JSON files: curves, matrices, planes, reports of soups, predictions.
 _OBJECTS = (
     {"positions", "loss", "split", "statistics"},
     {"models", "barrier", "baseline"},
@@ -226,11 +226,11 @@ _HEADS = (b"position,loss,accuracy,", b"a,b,barrier,", b"model,x,y,loss,", b"row
 
 
 def is_earlier_result(path: Path, kind: str) -> bool:
-    """Return whether a file is of a kind.
+    """Return whether a file is of a given kind.
 
     Args:
         path: a regular file.
-        kind: a key of ``KINDS``; any other is a kind of nothing.
+        kind: a key of ``KINDS``; other kinds match no file.
 
     Raises:
         OSError: the file cannot be read.
@@ -248,13 +248,13 @@ def _beginning(path: Path) -> bytes:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Return whether a length and an object follow each other, as in every header."""
+    """Return whether a file starts with a length and an object, like a safetensors header."""
     beginning = _beginning(path)
     return len(beginning) > 9 and int.from_bytes(beginning[:8], "little") <= 2**32 and beginning[8:9] == b"{"
 
 
 def _is_torch(path: Path) -> bool:
-    """Return whether a file is a pickle, or an archive with one."""
+    """Return whether a file is a pickle, or an archive that contains one."""
     beginning = _beginning(path)
     if not beginning.startswith(_ZIP):
         return beginning.startswith(_PICKLE)
@@ -266,7 +266,7 @@ def _is_torch(path: Path) -> bool:
 
 
 def _is_object(path: Path) -> bool:
-    """Return whether a JSON file is one of ours, by its keys."""
+    """Return whether a JSON file is one of ours, judging by its keys."""
     if path.stat().st_size > _WHOLE:
         return False
     try:
@@ -276,7 +276,7 @@ def _is_object(path: Path) -> bool:
     return isinstance(content, dict) and any(keys <= content.keys() for keys in _OBJECTS)
 
 
-#: Ending, or name of what is written under any ending -> whether a file is one.
+#: Ending, or name of a kind written under any ending -> test of whether a file is of that kind.
 KINDS: Mapping[str, Callable[[Path], bool]] = {
     ".safetensors": _is_safetensors,
     **dict.fromkeys((".pt", ".pth", ".bin"), _is_torch),

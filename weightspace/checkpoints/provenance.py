@@ -1,4 +1,4 @@
-"""Provenance of a checkpoint, as metadata: enough to reproduce it, and the same in every run."""
+"""Provenance of a checkpoint as metadata: sufficient to reproduce it, and identical in every run."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from weightspace.version import __version__
 
 
 def provenance(inputs: Sequence[str | Path], method: str, parameters: Mapping[str, Any]) -> dict[str, str]:
-    """Describe how a checkpoint was made, to be passed to ``save_checkpoint`` as metadata.
+    """Describe how a checkpoint was made, as metadata for ``save_checkpoint``.
 
-    There is no time and no folder of somebody's machine in it: the same inputs give the same bytes anywhere.
+    It contains neither times nor local folders, so that the same inputs give the same bytes anywhere.
 
     Args:
-        inputs: the checkpoints that went in, in their order.
-        method: what was done, for example ``"linear"``.
-        parameters: its parameters, anything that JSON can hold.
+        inputs: the input checkpoints, in order.
+        method: name of the method, for example ``"linear"``.
+        parameters: its parameters, as JSON-serialisable values.
 
     Returns:
-        ``inputs``: JSON list of ``{"name": …, "sha256": …}``, one for each weight file;
+        ``inputs``: JSON list of ``{"name": …, "sha256": …}``, one per weight file;
         ``method``;
         ``parameters``: JSON object with sorted keys;
         ``version``: ``weightspace`` and its version.
 
     Raises:
-        CheckpointError: an input is missing or cannot be read, or JSON cannot hold the parameters.
+        CheckpointError: an input is missing or cannot be read, or the parameters aren't JSON-serialisable.
     """
     files = {Path(path): weight_files(Path(path)) for path in inputs}
     digests = {file: sha256_of(file) for several in files.values() for file in several}
@@ -43,10 +43,10 @@ def described(
     method: str,
     parameters: Mapping[str, Any],
 ) -> dict[str, str]:
-    """Return the same as ``provenance`` for checkpoints with their files, whose digests (hexadecimal) are known.
+    """Return the same as ``provenance``, from known hexadecimal digests of the checkpoints' files.
 
     Raises:
-        CheckpointError: JSON cannot hold the parameters.
+        CheckpointError: the parameters aren't JSON-serialisable.
     """
     files = [
         {"name": file.name if file == path else f"{path.resolve().name}/{file.name}", "sha256": digests[file]}
@@ -56,7 +56,7 @@ def described(
     try:
         encoded = json.dumps(dict(parameters), sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"The parameters of {method!r} cannot be kept as JSON: {error}.") from error
+        raise CheckpointError(f"The parameters of {method!r} cannot be stored as JSON: {error}.") from error
     return {
         "inputs": json.dumps(files),
         "method": method,

@@ -1,7 +1,7 @@
-"""Quantised weights, recognised by the names and dtypes of their tensors and by what lies beside them.
+"""Detection of quantised weights by the names and dtypes of their tensors and by files beside them.
 
-A quantised matrix is spread over several tensors (packed integers or FP8 numbers, scales, zero points, code books). Its
-value is a function of all of them: the mean of each is not the mean of the matrices.
+A quantised matrix is stored as several tensors (packed integers or FP8 numbers, scales, zero points, code books). Its
+value is a function of all of them, so averaging each doesn't average the matrices.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from weightspace.errors import CheckpointError
 
 
 class Quantised(NamedTuple):
-    """The format of quantised weights, and the tensor or file that shows it."""
+    """The format of quantised weights, and the tensor or file that reveals it."""
 
     format: str
     evidence: str
 
 
-#: Last part of a tensor's name that no other network has -> the format.
+#: Last part of a tensor's name that occurs in no other networks -> the format.
 _MARKS: Mapping[str, str] = {
     "weight_scale_2": "NVFP4",
     "weight_global_scale": "NVFP4 (compressed-tensors)",
@@ -34,8 +34,8 @@ _MARKS: Mapping[str, str] = {
     "_packed_params": "torch.ao.quantization",
 }
 
-#: Last parts of names that one module has together, the first of packed integers -> the format. Of floats they mean
-#: something else: ``W_q`` may be the matrix of the queries, ``g_idx`` of a graph network stands alone.
+#: Last parts of names that occur together in a module, the first with packed integers -> the format. As floats, they
+#: mean something else: ``W_q`` may be the query matrix, and ``g_idx`` of a graph network stands alone.
 _PACKED: Mapping[tuple[str, ...], str] = {
     ("qweight", "g_idx"): "GPTQ",
     ("qweight", "qzeros"): "AWQ or GPTQ",
@@ -55,13 +55,13 @@ _PACKED: Mapping[tuple[str, ...], str] = {
     ("_data", "_scale_inv"): "Transformer Engine FP8",
 }
 
-#: The same, of which no part need be of integers of less than 64 bits.
+#: The same, without the requirement of integers of less than 64 bits.
 _MODULES: Mapping[tuple[str, ...], str] = {
     ("absmax", "quant_map"): "bitsandbytes 4-bit",
     ("dense_weights", "row_offsets", "col_vals"): "SpQR",
 }
 
-#: Endings of two tensors that are alike up to them, the first of packed integers -> the format.
+#: Endings of two names that are otherwise equal, the first with packed integers -> the format.
 _PAIRS: Mapping[tuple[str, str], str] = {
     ("_blocks", "_scales"): "MXFP4",
     (".blocks", ".scales"): "MXFP4",
@@ -69,21 +69,21 @@ _PAIRS: Mapping[tuple[str, str], str] = {
     (".indices", ".centroids.weight"): "VPTQ",
 }
 
-#: Files beside the weights of a folder that say that they are quantised.
+#: Files beside the weights of a folder that indicate quantisation.
 _FILES: Mapping[str, str] = {
     "hf_quant_config.json": "ModelOpt (FP8 or NVFP4)",
     "quantize_config.json": "GPTQ",
     "quant_config.json": "AWQ",
 }
 
-#: Keys of a configuration, or of a part of it, that hold how the weights are quantised; the last one is MLX's.
+#: Keys of a configuration, or of a part of it, that describe the quantisation; the last one is MLX's.
 _KEYS = ("quantization_config", "compression_config", "quantization")
 _METHODS = {"quantization": "MLX"}
 
-#: How deep the parts of a configuration are nested.
+#: Nesting depth of the parts of a configuration.
 _DEPTH = 5
 
-#: What scales of FP8 numbers and of integers are called beside them: ``weight_scale``, ``scale_input``,
+#: Names of scales beside FP8 numbers and integers: ``weight_scale``, ``scale_input``,
 #: ``weights_scaling_factor``, ``_weight_zero_point``, ``k_scale``, but not ``logit_scale``.
 _SCALES = frozenset({"scale", "scales", "scaling", "descale", "amax", "absmax", "zero", "zeros"})
 _OF = frozenset(
@@ -96,18 +96,18 @@ _OF = frozenset(
 #: Names of matrices.
 _MATRICES = ("weight", "gate_up_proj", "down_proj")
 
-#: Words in the names of integers that are matrices, whatever else they are called.
+#: Words in the names of integer tensors that identify them as matrices.
 _PACKED_WORDS = frozenset({"weight", "qdata", "quantized", "packed", "kernel", "int"})
 
 
 def find_quantised(tensors: Mapping[str, tuple[str, int]]) -> Quantised | None:
-    """Return the format that tensors are quantised in, None where they are plain.
+    """Return the quantisation format of tensors, or None if they aren't quantised.
 
     Args:
         tensors: name -> the safetensors name of its dtype, and its number of axes.
     """
     modules: dict[str, dict[str, str]] = {}
-    narrow: dict[str, None] = {}  # modules with numbers that are no floats of 16 bits or more
+    narrow: dict[str, None] = {}  # modules with dtypes other than floats of at least 16 bits
     for name, (dtype, _) in tensors.items():
         module, _, last = name.replace(":", ".").rpartition(".")  # torchao's files have ``weight:_data``
         if last in _MARKS:
@@ -130,7 +130,7 @@ def find_quantised(tensors: Mapping[str, tuple[str, int]]) -> Quantised | None:
 
 
 def _is_packed(info: tuple[str, int]) -> bool:
-    """Return whether a tensor is of numbers that quantised weights are kept as: FP8, integers of 32 bits or less."""
+    """Return whether a tensor has a dtype of quantised weights: FP8, or integers of at most 32 bits."""
     dtype, axes = info
     return axes > 0 and (dtype.startswith("F8") or (dtype[0] in "IU" and not dtype.endswith("64")))
 
@@ -141,9 +141,9 @@ def _scaled(
     """Return the format of a module's matrices of FP8 numbers or integers, or None.
 
     Args:
-        parts: last part of its tensors' names -> name.
+        parts: last part of a tensor's name in the module -> full name.
         tensors: see ``find_quantised``.
-        modules: the parts of every module.
+        modules: the parts of each module.
     """
     for last, name in parts.items():
         dtype, axes = tensors[name]
@@ -165,18 +165,18 @@ def _is_scale(name: str, last: str, *, weighs: bool, is_fp8: bool) -> bool:
 
     Args:
         name: last part of its name.
-        last: that of the other one.
-        weighs: the other one is called as matrices are.
-        is_fp8: the other one is of FP8 numbers.
+        last: last part of the other one's name.
+        weighs: whether the other one is named like a matrix.
+        is_fp8: whether the other one has an FP8 dtype.
     """
     if name.startswith(f"{last}_scale"):
         return True
-    is_bare = len(_words(name)) == 1  # ``scale``: of the module, whatever is in it
+    is_bare = len(_words(name)) == 1  # ``scale`` applies to the whole module
     return name != last and _is_named_scale(name) and (weighs or (is_fp8 and not is_bare))
 
 
 def _is_named_scale(name: str) -> bool:
-    """Return whether the last part of a name is what scales of quantised weights are called."""
+    """Return whether the last part of a name is typical of scales of quantised weights."""
     own = _words(name)
     return not own.isdisjoint(_SCALES) and own <= _SCALES | _OF
 
@@ -186,11 +186,11 @@ def _words(name: str) -> frozenset[str]:
 
 
 def find_quantised_folder(folder: Path, config: Mapping[str, Any]) -> Quantised | None:
-    """Return the format that the configuration of a folder says its weights are quantised in, or None.
+    """Return the quantisation format given by the configuration of a folder, or None.
 
     Args:
-        folder: of a model.
-        config: its ``config.json``.
+        folder: a model's folder.
+        config: content of its ``config.json``.
     """
     for part in _parts(config):
         for key in _KEYS:
@@ -205,7 +205,7 @@ def find_quantised_folder(folder: Path, config: Mapping[str, Any]) -> Quantised 
 
 
 def _parts(config: Mapping[str, Any], depth: int = _DEPTH) -> Iterator[Mapping[str, Any]]:
-    """Yield a configuration and the objects in it: ``text_config``, ``thinker_config.text_config``, ``decoder``."""
+    """Yield a configuration and its nested objects: ``text_config``, ``thinker_config.text_config``, ``decoder``."""
     yield config
     for value in config.values():
         if isinstance(value, Mapping) and depth:
@@ -213,13 +213,13 @@ def _parts(config: Mapping[str, Any], depth: int = _DEPTH) -> Iterator[Mapping[s
 
 
 def check_not_quantised(label: str, quantised: Quantised | None) -> None:
-    """Refuse quantised weights.
+    """Check that weights aren't quantised.
 
     Raises:
-        CheckpointError: there are some; the message names the format.
+        CheckpointError: they are; the message names the format.
     """
     if quantised is not None:
         raise CheckpointError(
-            f"{label} is quantised: {quantised.format} ({quantised.evidence}). Its tensors have no mean without each "
-            "other; expected plain floats. Take the model that it was quantised from, or dequantise it first."
+            f"{label} is quantised: {quantised.format} ({quantised.evidence}). Its tensors cannot be averaged "
+            "individually; expected plain floats. Use the model that it was quantised from, or dequantise it first."
         )

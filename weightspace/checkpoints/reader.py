@@ -1,7 +1,7 @@
-"""Tensors of a checkpoint, read from their places in its files when they are asked for, whole or a range at a time.
+"""On-demand reading of a checkpoint's tensors from its files, in full or by range.
 
-They are read and not mapped: a file that becomes shorter while it is mapped ends the process (SIGBUS) where the bytes
-are used; here it is an error that names the file.
+Tensors are read, not memory-mapped: if a mapped file is truncated, accessing the missing bytes kills the process
+(SIGBUS); here it is an error that names the file.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from weightspace.errors import CheckpointError, WeightspaceWarning
 
 
 class StoredTensor:
-    """A tensor in a file, read by range of its elements. Complex numbers are pairs of real ones along a new axis.
+    """A tensor in a file, read by range of elements. Complex numbers are pairs of real ones along a new axis.
 
     Args:
-        files: opens the file.
-        place: of the elements, in row-major order.
+        files: open files.
+        place: location of the elements, in row-major order.
         info: dtype and shape.
     """
 
@@ -37,7 +37,7 @@ class StoredTensor:
         self._files, self._place = files, place
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Return the elements from ``start`` up to ``stop``, 1-D, in memory of their own.
+        """Return a copy of the elements from ``start`` up to ``stop``, 1-D.
 
         Raises:
             CheckpointError: the file has become shorter, or cannot be read.
@@ -56,13 +56,13 @@ class StoredTensor:
 
 
 class CheckpointReader:
-    """The tensors of a checkpoint, by what is known of its headers.
+    """The tensors of a checkpoint, located by its headers.
 
-    Those of torch files whose places are not known are loaded all at once.
+    Tensors of torch files with unknown locations are loaded all at once.
 
     Args:
-        contents: what the headers say.
-        files: that are open, also for other readers.
+        contents: metadata from the headers.
+        files: open files, which may be shared with other readers.
     """
 
     def __init__(self, contents: CheckpointMetadata, files: OpenFiles | None = None) -> None:
@@ -74,10 +74,10 @@ class CheckpointReader:
         return name in self.contents.tensors
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return a whole tensor of the shape and dtype that the header says.
+        """Return a full tensor with the shape and dtype in the header.
 
         Raises:
-            CheckpointError: the file is gone, has become shorter, or cannot be read.
+            CheckpointError: the file is missing, has become shorter, or cannot be read.
         """
         place = self.contents.places.get(name)
         if place is None:
@@ -90,14 +90,14 @@ class CheckpointReader:
         return elements.view(info.shape) if place.strides is None else elements.as_strided(info.shape, place.strides)
 
     def stored(self, name: str) -> StoredTensor | None:
-        """Return a tensor to be read by range; None where its elements don't lie in their order in a file."""
+        """Return a tensor to be read by range, or None if its elements aren't stored in order in a file."""
         place = self.contents.places.get(name)
         if place is None or place.strides is not None:
             return None
         return StoredTensor(self._files, place, self.contents.tensors[name])
 
     def state(self) -> StateDict:
-        """Return all tensors, in memory of their own; tied ones tied."""
+        """Return copies of all tensors; tied ones stay tied."""
         state: StateDict = {}
         for name in self.contents.tensors:
             owner = self.contents.tied.get(name)
@@ -106,13 +106,13 @@ class CheckpointReader:
 
 
 def read_checkpoint(path: StrPath) -> StateDict:
-    """Return the tensors of a checkpoint in memory of their own, whatever becomes of its files; tied ones tied.
+    """Read the tensors of a checkpoint into memory, independent of later changes to its files; tied ones stay tied.
 
     Args:
         path: as for ``load_checkpoint``.
 
     Raises:
-        CheckpointError: the checkpoint is missing or damaged, or changes while it is read.
+        CheckpointError: the checkpoint is missing or damaged, or changes while it is being read.
     """
     local = fetched_path(path)
     with one_line_errors(local, "read"):
@@ -131,7 +131,7 @@ def read_checkpoint(path: StrPath) -> StateDict:
 
 
 def _extent(place: Place, info: TensorInfo) -> int:
-    """Return how many elements lie between the first and the last of a tensor, both included."""
+    """Return the number of elements in memory from the first to the last of a tensor, inclusive."""
     if place.strides is None or not info.numel:
         return info.numel
     return 1 + sum((size - 1) * stride for size, stride in zip(info.shape, place.strides, strict=True))

@@ -1,7 +1,7 @@
-"""Files behind URLs, read through fsspec: what is there, and its bytes by range. The one door to that library.
+"""Access to files behind URLs: listings, and bytes by range. The only module that uses fsspec.
 
-A stamp stands for what a file holds: it changes when the file does. Nothing here waits for ever, and whatever a file
-system raises becomes one line that begins with the URL.
+A stamp identifies the content of a file and changes with it. Nothing here waits forever, and any error of a file system
+becomes one line that starts with the URL.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from weightspace.errors import CheckpointError
 
 T = TypeVar("T")
 
-#: Seconds that one request may take.
+#: Timeout of one request in seconds.
 TIMEOUT = 120.0
 
-#: Bytes that are asked for at a time.
+#: Number of bytes per request.
 CHUNK = 8 * 2**20
 
-#: How often a request is made again where the network failed, the seconds before the first such time, and those without
-#: a byte after which it is not: some libraries have tried it several times by then.
+#: Number of retries after network failures, delay before the first one in seconds, and seconds without a byte after
+#: which there is no retry, since some libraries have retried internally by then.
 RETRIES = 3
 PAUSE = 1.0
 PATIENCE = 15.0
 
-#: What file systems say of a file that changes with its content, best first.
+#: File information that changes with the content, in order of preference.
 _STAMPS = (
     *(
         "sha256",
@@ -56,20 +56,20 @@ _STAMPS = (
     *("created", "CRC"),
 )
 
-#: Class names of errors of networks and of missing rights: the libraries share no base class.
+#: Class names of network and permission errors; the libraries share no base class.
 _NETWORK = re.compile("Connect|Transport|Network|Timeout|RemoteProtocol|IncompleteRead|ClientPayload|SSL|gaierror")
 _DENIED = re.compile("NoCredentials|PartialCredentials|Unauthorized|Forbidden|AccessDenied|GatedRepo|Authentication")
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a file system.
+    """A file in a remote file system.
 
     Attributes:
-        path: as its file system calls it.
-        size: in bytes.
-        stamp: another one means other content.
-        sha256: of the content where the file system knows it, else "".
+        path: path in its file system.
+        size: size in bytes.
+        stamp: changes with the content.
+        sha256: digest of the content if the file system provides it, else "".
     """
 
     path: str
@@ -79,7 +79,7 @@ class RemoteFile:
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path has a scheme, as ``hf://org/model`` has."""
+    """Return whether a path has a scheme, like ``hf://org/model``."""
     return re.match(r"[A-Za-z][\w+.:-]*://", os.fspath(path)) is not None
 
 
@@ -87,16 +87,16 @@ class Remote:
     """A file or a folder behind a URL.
 
     Attributes:
-        url: as the user wrote it.
-        name: the last part of it.
-        local: its path where it lies on this machine (``file://``), else None.
+        url: the URL, as the user wrote it.
+        name: its last part.
+        local: its path if it is on this machine (``file://``), else None.
     """
 
     def __init__(self, url: str) -> None:
         """Find the file system of a URL.
 
         Raises:
-            CheckpointError: there is no such scheme, its library is missing, or the URL holds a password.
+            CheckpointError: the scheme is unknown, its library is missing, or the URL holds a password.
         """
         _check_no_password(url)
         self.url = url
@@ -109,13 +109,13 @@ class Remote:
             self.local = Path(self._root) if isinstance(self._system, LocalFileSystem) else None
 
     def listing(self, enters: Callable[[str], bool] = lambda _: False) -> tuple[bool, dict[str, RemoteFile]]:
-        """Return whether this is a folder, and the files that are in it (or the file itself) by name, as of now.
+        """Return whether this is a folder, and its current files (or the file itself) by name.
 
         Args:
-            enters: whether the files of a folder of that name inside it are listed too, as ``FOLDER/NAME``.
+            enters: decides by name whether a subfolder's files are listed as well, as ``FOLDER/NAME``.
 
         Raises:
-            CheckpointError: there is nothing there, it may not be read, or the network fails.
+            CheckpointError: the path doesn't exist, access is denied, or the network fails.
         """
         with _one_line(self.url):
             self._system.invalidate_cache()
@@ -135,7 +135,7 @@ class Remote:
         """Yield the bytes of a file from ``start`` up to ``end``, at most ``CHUNK`` at a time.
 
         Raises:
-            CheckpointError: the file is gone or shorter, it may not be read, or the network fails.
+            CheckpointError: the file is missing or too short, access is denied, or the network fails.
         """
         failures, last = 0, time.monotonic()
         while start < end:
@@ -152,7 +152,7 @@ class Remote:
                 time.sleep(PAUSE * 2 ** (failures - 1))
 
     def _read(self, file: RemoteFile, start: int, end: int) -> Iterator[bytes]:
-        """Yield bytes of one opened file; what it raises is not translated."""
+        """Yield bytes of one opened file, without translating its errors."""
         opened = _timed(lambda: self._system.open(file.path, "rb", block_size=CHUNK, cache_type="none"))
         try:
             at = _moved(opened, start)
@@ -161,7 +161,7 @@ class Remote:
                 if not piece:
                     raise EOFError(f"{file.path} ends at byte {at:,}, expected {file.size:,}: has it changed?")
                 at += len(piece)
-                if at > start:  # a stream that cannot be moved begins at its first byte
+                if at > start:  # a stream without seek starts at its first byte
                     yield piece[-(at - start) :] if at - len(piece) < start else piece
         finally:
             with suppress(Exception):
@@ -169,14 +169,14 @@ class Remote:
 
 
 def _basename(path: str) -> str:
-    """Return the last part of a path, without the query that an address of the web may have."""
+    """Return the last part of a path, without the query of a web address."""
     if path.startswith(("http://", "https://")):
         path = urlsplit(path).path
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _moved(opened: Any, start: int) -> int:
-    """Go to a byte of an opened file; return where it is then: 0 where it can only be read from the front."""
+    """Seek in an opened file; return the resulting position, which is 0 if it can only be read from the start."""
     if start:
         try:
             return _timed(opened.seek, start)
@@ -186,7 +186,7 @@ def _moved(opened: Any, start: int) -> int:
 
 
 def _remote_file(info: Mapping[str, Any]) -> RemoteFile:
-    """Return a file of what its file system says of it; its size is -1 where it does not say."""
+    """Return a file from its file system's information; its size is -1 if unknown."""
     lfs = info.get("lfs")
     sha256 = (lfs.get("sha256") if isinstance(lfs, Mapping) else getattr(lfs, "sha256", None)) or ""
     found: Mapping[str, Any] = {**info, "sha256": sha256}
@@ -198,10 +198,9 @@ def _remote_file(info: Mapping[str, Any]) -> RemoteFile:
 
 
 def _timed(call: Callable[..., T], *args: Any) -> T:
-    """Return ``call(*args)``, or raise ``TimeoutError`` where that takes too long.
+    """Return ``call(*args)``, or raise ``TimeoutError`` if that takes too long.
 
-    The call is then abandoned on a thread that does not keep the process alive: few file systems accept a timeout, and
-    each in its own argument.
+    The call is then abandoned on a daemon thread, since few file systems accept a timeout, each by another argument.
     """
     future: Future[T] = Future()
 
@@ -214,24 +213,24 @@ def _timed(call: Callable[..., T], *args: Any) -> T:
     Thread(target=run, name="remote", daemon=True).start()
     try:
         return future.result(TIMEOUT)
-    except FutureTimeoutError:  # of Python 3.10, where it is not yet the builtin one
+    except FutureTimeoutError:  # in Python 3.10, it isn't the builtin one yet
         raise TimeoutError(f"no answer within {TIMEOUT:,.0f} s") from None
 
 
 def _check_no_password(url: str) -> None:
-    """Refuse a password in a URL, which would be kept in the output's metadata for all to read."""
+    """Reject a password in a URL, which would be stored in the output's metadata for all to read."""
     with suppress(ValueError):
         parts = urlsplit(url)
         if parts.password:
             raise CheckpointError(
-                f"A URL of {parts.scheme}://{parts.hostname} holds a password, and URLs are kept in the output's "
-                "metadata. Leave it out, and give it to fsspec in its configuration or the environment."
+                f"A URL of {parts.scheme}://{parts.hostname} holds a password, and URLs are stored in the output's "
+                "metadata. Remove it, and pass it to fsspec by its configuration or the environment."
             )
 
 
 @contextmanager
 def _one_line(url: str, path: str = "") -> Iterator[None]:
-    """Turn whatever a file system raises into a ``CheckpointError`` of one line."""
+    """Turn any error of a file system into a one-line ``CheckpointError``."""
     try:
         yield
     except CheckpointError:
@@ -242,10 +241,10 @@ def _one_line(url: str, path: str = "") -> Iterator[None]:
 
 
 def _reason(url: str, error: Exception) -> str:
-    """Say in a line what went wrong and what to do."""
+    """Return the cause of an error and advice, in one line."""
     scheme = url.split("://")[0].split("::")[0]
     if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception) and scheme != "hf":
-        error = error.__cause__  # fsspec says of a web server that cannot be reached that the file is not there
+        error = error.__cause__  # fsspec reports an unreachable web server as a missing file
     said = _first_line(error)
     if isinstance(error, ImportError):
         return _missing_library(scheme, error)
@@ -258,12 +257,12 @@ def _reason(url: str, error: Exception) -> str:
         private = " A private repository needs a login (hf auth login)." if scheme == "hf" else ""
         return f"there is no such file or folder. Expected a checkpoint; is the URL right?{private}"
     if _is_network(error):
-        return f"no connection ({said}). Is there a network? The same command goes on from here when there is."
+        return f"no connection ({said}). Is the network up? Once it is, the same command resumes from here."
     return f"{said}."
 
 
 def _missing_library(scheme: str, error: ImportError) -> str:
-    """Name the library that a scheme needs."""
+    """Return a message that names the library that a scheme needs."""
     from fsspec.registry import known_implementations
 
     cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error
@@ -276,7 +275,7 @@ def _missing_library(scheme: str, error: ImportError) -> str:
 
 
 def _unknown_scheme(url: str) -> str:
-    """Name the schemes that there are."""
+    """Return a message that names known schemes."""
     from fsspec import available_protocols
 
     head = url.split("://")[0]
@@ -284,11 +283,11 @@ def _unknown_scheme(url: str) -> str:
     scheme = next((part for part in head.split("::") if part not in known), head)
     close = get_close_matches(scheme, known, n=1)
     guess = f" Did you mean {close[0]}://?" if close else ""
-    return f"the scheme {scheme!r} is not known; expected hf, s3, gs, az, https or another one of fsspec.{guess}"
+    return f"the scheme {scheme!r} is unknown; expected hf, s3, gs, az, https or another fsspec scheme.{guess}"
 
 
 def _may_pass(error: Exception) -> bool:
-    """Return whether the same request may succeed a moment later."""
+    """Return whether a retry of the same request may succeed."""
     return not _is_denied(error) and not isinstance(error, FileNotFoundError) and _is_network(error)
 
 
@@ -303,12 +302,12 @@ def _is_network(error: Exception) -> bool:
 
 
 def _has_name(error: Exception, pattern: re.Pattern[str]) -> bool:
-    """Return whether the class of an error, or one above it, has a name of that kind."""
+    """Return whether the class of an error, or one of its bases, has a matching name."""
     return any(pattern.search(kind.__name__) for kind in type(error).__mro__)
 
 
 def _status(error: Exception) -> int | None:
-    """Return the HTTP status that an error speaks of."""
+    """Return the HTTP status of an error, if any."""
     for holder in (error, getattr(error, "response", None)):
         for name in ("status_code", "status"):
             status = getattr(holder, name, None)

@@ -1,8 +1,8 @@
-"""One ``.safetensors`` file: read lazily by memory map, written a tensor at a time.
+"""Single ``.safetensors`` files: read lazily by memory mapping, written one tensor at a time.
 
-Tied tensors are stored once, under the first of their names, as other libraries do. The other names are kept
-in the metadata under ``weightspace.tied``, a JSON object *name -> stored name*; reading gives every name
-back, still tied. The bytes written depend on the state dict and metadata only: no clock, no hash order.
+Tied tensors are stored once, under the first of their names, as in other libraries. The other names are stored in the
+metadata under ``weightspace.tied``, a JSON object *name -> stored name*; reading restores all names, still tied. The
+bytes written depend only on the state dict and the metadata, not on time or hash order.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from weightspace.errors import CheckpointError
 
 
 def read_safetensors(path: Path) -> StateDict:
-    """Map every tensor of the file into memory; bytes are read from the disk when they are used.
+    """Memory-map all tensors of the file; bytes are read from disk when they are used.
 
-    Changing a tensor in place does not change the file.
+    Modifying a tensor in place doesn't change the file.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -40,7 +40,7 @@ def read_safetensors(path: Path) -> StateDict:
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             state = {name: file.get_tensor(name) for name in header.entries}
-    except Exception as error:  # the header passed our checks: whatever it is, the file is at fault
+    except Exception as error:  # the header passed our checks, so the file is at fault
         raise CheckpointError(f"{path} cannot be read: {_first_line(error)}.") from error
     for name, owner in tied_entries(path, header).items():
         state[name] = state[owner]
@@ -57,17 +57,17 @@ def read_safetensors_metadata(path: Path) -> dict[str, str]:
 
 
 def write_safetensors(state: StateDict, file: BinaryIO, metadata: dict[str, str], path: Path) -> None:
-    """Write a state dict to an open file; ``path`` is for the errors only.
+    """Write a state dict to an open file; ``path`` is only used in errors.
 
-    The metadata gains ``format: pt``, which other readers ask for.
+    ``format: pt``, which other readers expect, is added to the metadata.
 
     Raises:
-        CheckpointError: a dtype is unknown to the format, or a name or metadata cannot be written in it.
+        CheckpointError: the format doesn't support a dtype, a name or the metadata.
     """
     tied = tied_names(state)
     stored = {name: tensor for name, tensor in state.items() if name not in tied}
     if METADATA in state:
-        raise CheckpointError(f"{path}: no tensor can be called {METADATA!r} in safetensors. Rename it.")
+        raise CheckpointError(f"{path}: {METADATA!r} cannot be a tensor name in safetensors. Rename the tensor.")
     for name, tensor in stored.items():
         if tensor.dtype not in NAMES:
             raise CheckpointError(

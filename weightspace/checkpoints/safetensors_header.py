@@ -20,13 +20,13 @@ from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.json_file import parse_json
 from weightspace.errors import CheckpointError
 
-#: The format's name of each dtype -> bytes of one element.
+#: safetensors name of a dtype -> bytes per element.
 ITEMSIZES: dict[str, int] = {
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8},
     **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1},
 }
 
-#: The format's names, from the front, of numbers of 4 and 6 bits and of the scales that they share.
+#: Prefixes of the format's names of 4- and 6-bit numbers and of their shared scales.
 _MICROSCALING = ("F4", "F6_", "F8_E8M0")
 
 #: Metadata key of the tied names: a JSON object *name -> stored name*.
@@ -35,20 +35,20 @@ TIED = "weightspace.tied"
 #: Longest header that the format allows, in bytes.
 MAX_HEADER = 100_000_000
 
-#: Dimensions and elements of a tensor, at most.
+#: Maximum numbers of dimensions and of elements of a tensor.
 MAX_DIMENSIONS = 64
 MAX_ELEMENTS = 2**63 - 1
 
-#: Characters of a tensor's name, at most: some programs take time by their square.
+#: Maximum length of a tensor's name; some programs take time quadratic in it.
 MAX_NAME = 2_000
 
-#: The one name in a header that is not a tensor.
+#: The only name in a header that isn't a tensor.
 METADATA = "__metadata__"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor: the format's name of its dtype, its shape, and its bytes from ``start`` up to ``end``."""
+    """One tensor: the safetensors name of its dtype, its shape, and its byte range from ``start`` up to ``end``."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -58,7 +58,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """All tensors of a file in the header's order, its metadata, and the byte at which the tensors begin."""
+    """All tensors of a file in the header's order, its metadata, and the offset at which the data begins."""
 
     entries: dict[str, Entry]
     metadata: dict[str, str]
@@ -69,7 +69,7 @@ def read_header(path: Path) -> Header:
     """Read and check the header of a safetensors file.
 
     Raises:
-        CheckpointError: the file is missing or truncated, the header is not JSON of the right form, a name
+        CheckpointError: the file is missing or truncated, the header isn't valid JSON of the expected form, a name
             occurs twice, or a tensor's dtype, shape and offsets contradict each other, another tensor or the
             file's size.
     """
@@ -84,7 +84,7 @@ def read_header(path: Path) -> Header:
 
 
 def encode_header(entries: dict[str, Entry], metadata: dict[str, str]) -> bytes:
-    """Return length and header, padded so that the tensors after it start at a multiple of 8."""
+    """Return the length and the header, padded so that the data starts at a multiple of 8."""
     content: dict[str, Any] = {METADATA: metadata} if metadata else {}
     for name, entry in entries.items():
         offsets = [entry.start, entry.end]
@@ -95,10 +95,10 @@ def encode_header(entries: dict[str, Entry], metadata: dict[str, str]) -> bytes:
 
 
 def place_entries(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Entry]:
-    """Give each tensor its place: wide dtypes first, so that each starts at a multiple of its item size.
+    """Assign byte ranges to tensors: wide dtypes first, so that each starts at a multiple of its item size.
 
     Args:
-        tensors: name -> the format's name of the dtype, and the shape.
+        tensors: name -> the safetensors name of the dtype, and the shape.
 
     Returns:
         The entries in the order of ``tensors``.
@@ -126,13 +126,13 @@ def tied_entries(path: Path, header: Header) -> dict[str, str]:
         if name in header.entries or not isinstance(owner, str) or owner not in header.entries:
             raise CheckpointError(
                 f"{path}: the metadata {TIED!r} ties {name!r} to {owner!r}, "
-                "expected a name without data tied to one with."
+                "expected a name without data tied to a name with data."
             )
     return tied
 
 
 def _json_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
-    """Return the parsed header and where it ends."""
+    """Return the parsed header and the offset of its end."""
     if size < 8:
         raise CheckpointError(f"{path} has {size} bytes, but a safetensors file starts with 8: truncated or empty?")
     (length,) = struct.unpack("<Q", file.read(8))
@@ -158,34 +158,34 @@ def _metadata(path: Path, value: Any) -> dict[str, str]:
 
 
 def _entry(path: Path, name: str, value: Any) -> Entry:
-    """Return one tensor's entry if its parts agree with each other."""
+    """Return one tensor's entry after checking its consistency."""
     here = f"{path}: tensor {name!r}"
     if len(name) > MAX_NAME:
-        raise CheckpointError(f"{here} has a name of {len(name):,} characters, expected {MAX_NAME:,} at most.")
+        raise CheckpointError(f"{here} has a name of {len(name):,} characters, expected at most {MAX_NAME:,}.")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{here} must have dtype, shape and data_offsets, found {str(value)[:80]!r}.")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEMSIZES:
         raise CheckpointError(f"{here} has dtype {str(dtype)[:80]!r}{_quantised(dtype)}")
     if not _sizes(shape):
-        raise CheckpointError(f"{here} has shape {str(shape)[:80]}, expected a list of sizes of 0 or more.")
+        raise CheckpointError(f"{here} has shape {str(shape)[:80]}, expected a list of non-negative sizes.")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CheckpointError(f"{here} has data_offsets {str(offsets)[:80]}, expected [start, end].")
     if len(shape) > MAX_DIMENSIONS:
-        raise CheckpointError(f"{here} has {len(shape):,} dimensions, expected {MAX_DIMENSIONS} at most.")
+        raise CheckpointError(f"{here} has {len(shape):,} dimensions, expected at most {MAX_DIMENSIONS}.")
     needed = math.prod(shape) * ITEMSIZES[dtype]
     if offsets[1] - offsets[0] != needed:
         raise CheckpointError(
             f"{here} of dtype {dtype} and shape {tuple(shape)} needs {needed:,} bytes, "
             f"but its offsets {offsets} hold {offsets[1] - offsets[0]:,}. The header is damaged."
         )
-    if math.prod(size or 1 for size in shape) > MAX_ELEMENTS:  # where one size is 0
+    if math.prod(size or 1 for size in shape) > MAX_ELEMENTS:  # even if one size is 0
         raise CheckpointError(f"{here} has shape {tuple(shape)}, which no tensor can have. The header is damaged.")
     return Entry(dtype, tuple(shape), offsets[0], offsets[1])
 
 
 def _sizes(value: Any) -> bool:
-    """Return whether the value is a list of integers that an int64 holds, none of them negative."""
+    """Return whether the value is a list of non-negative integers that fit in int64."""
     return isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value)
 
 
@@ -211,7 +211,7 @@ def _check_cover(path: Path, entries: dict[str, Entry], available: int) -> None:
 
 
 def _quantised(dtype: object) -> str:
-    """Say what a dtype that is not read stands for: numbers of 4, 6 and 8 bits that are nothing without each other."""
+    """Return an explanation of an unsupported dtype: packed 4- and 6-bit numbers or their shared scales."""
     if isinstance(dtype, str) and dtype.startswith(_MICROSCALING):
         return ": the model is quantised (MXFP4, NVFP4 or alike). Take the model that it was quantised from."
     return f", expected one of {', '.join(ITEMSIZES)}."

@@ -1,7 +1,7 @@
-"""State dicts: named tensors in memory, and the questions asked of them before they are used or written.
+"""State dicts: named tensors in memory, and checks before they are used or written.
 
-Two names are *tied* when they show the same view of the same memory (same address, dtype, shape and strides),
-as the embedding and the head of a language model do. Views that only overlap are not tied.
+Two names are *tied* if they are the same view of the same memory (same address, dtype, shape and strides), like the
+embedding and the head of a language model. Views that merely overlap aren't tied.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from weightspace.checkpoints.quantisation import check_not_quantised, find_quant
 from weightspace.checkpoints.safetensors_header import MAX_NAME
 from weightspace.errors import CheckpointError
 
-#: Name -> tensor, in the order of the network or file that they come from.
+#: Name -> tensor, in the order of the network or file.
 StateDict: TypeAlias = dict[str, torch.Tensor]
 
-#: How many names an error lists before it only counts.
+#: Maximum number of names listed in an error.
 _LISTED = 3
 
 
 def check_compatible(a: StateDict, b: StateDict, names: tuple[str, str] = ("a", "b")) -> None:
     """Check that two state dicts can be combined element by element.
 
-    Float dtypes may differ (they are promoted), and so may integer dtypes; a float against an integer only in buffers
+    Float dtypes may differ (they are promoted), and so may integer dtypes; a float may only meet an integer in buffers
     of whole numbers (``position_ids``, counters, masks).
 
     Args:
         a: the first state dict.
         b: the second state dict.
-        names: how the error calls the two, usually their paths.
+        names: names of the two for errors, usually their paths.
 
     Raises:
         CheckpointError: names or shapes differ, a tensor is float in one and integer in the other, or one is
@@ -70,7 +70,7 @@ def check_compatible(a: StateDict, b: StateDict, names: tuple[str, str] = ("a", 
 
 
 def _pruning_hint(a: StateDict, b: StateDict, names: tuple[str, str]) -> str:
-    """Say that one of two state dicts is pruned and the other is not, if that is so."""
+    """Return a hint if only one of two state dicts is pruned."""
     for state, other, label in ((a, b, names[0]), (b, a, names[1])):
         if any(name.endswith("_orig") and name not in other and is_pruned_in_one(name, state, other) for name in state):
             return f" {label} alone is pruned: make that permanent first, by torch.nn.utils.prune.remove."
@@ -78,7 +78,7 @@ def _pruning_hint(a: StateDict, b: StateDict, names: tuple[str, str]) -> str:
 
 
 def _prefix_hint(a: StateDict, b: StateDict) -> str:
-    """Say by which prefix the names of two state dicts differ, if that is all."""
+    """Return a hint with the prefix by which the names of two state dicts differ, if that is all."""
     for short, long in ((a, b), (b, a)):
         for name in long:
             prefix = next((name.removesuffix(other) for other in short if name.endswith(f".{other}")), "")
@@ -91,7 +91,7 @@ def _prefix_hint(a: StateDict, b: StateDict) -> str:
 
 
 def _dtype_and_axes(tensor: torch.Tensor) -> tuple[str, int]:
-    """Return the safetensors name of a tensor's dtype (or torch's, where it has none), and its number of axes."""
+    """Return the safetensors name of a tensor's dtype (or torch's if it has none), and its number of axes."""
     return NAMES.get(tensor.dtype, dtype_name(tensor.dtype).upper()), tensor.dim()
 
 
@@ -99,7 +99,7 @@ def check_finite(state: StateDict, source: object) -> None:
     """Check that no float tensor holds NaN or infinity.
 
     Raises:
-        CheckpointError: some do; ``source`` (a path) and the first few names are in the message.
+        CheckpointError: some do; the message names ``source`` (a path) and the first few tensors.
     """
     bad = [
         f"{name!r} {count:,} of {tensor.numel():,}"
@@ -108,16 +108,16 @@ def check_finite(state: StateDict, source: object) -> None:
     ]
     if bad:
         raise CheckpointError(
-            f"{source}: {_some(bad, 'tensor')} with NaN or infinite values, but finite values are asked for. "
-            "Did the training diverge, or a float16 overflow?"
+            f"{source}: {_some(bad, 'tensor')} with NaN or infinite values; expected finite values. "
+            "Did training diverge, or float16 overflow?"
         )
 
 
 def without_prefix(state: StateDict, prefix: str, source: object) -> StateDict:
-    """Return the state dict with ``prefix`` taken off every name that starts with it.
+    """Return the state dict with ``prefix`` removed from all names that start with it.
 
     Raises:
-        CheckpointError: two names become one, or a name becomes empty.
+        CheckpointError: two names collide, or a name becomes empty.
     """
     stripped: StateDict = {}
     for name, tensor in state.items():
@@ -130,7 +130,7 @@ def without_prefix(state: StateDict, prefix: str, source: object) -> StateDict:
 
 
 def tied_names(state: StateDict) -> dict[str, str]:
-    """Return each name that shows the same memory as an earlier one -> that first name."""
+    """Return name -> first name of the same memory, for all tied names but the first."""
     first: dict[Hashable, str] = {}
     tied: dict[str, str] = {}
     for name, tensor in state.items():
@@ -145,17 +145,19 @@ def check_storable(state: StateDict, source: object) -> None:
     """Check that a state dict maps names to plain tensors with data.
 
     Raises:
-        CheckpointError: it is empty, a name is not a string, or a value is not a dense tensor with data in
+        CheckpointError: it is empty, a name isn't a string, or a value isn't a dense tensor with data in
             memory.
     """
     if not state:
-        raise CheckpointError(f"{source}: no tensors found; a checkpoint has at least one.")
+        raise CheckpointError(f"{source}: no tensors found; expected at least one.")
     for name, tensor in state.items():
         if not isinstance(name, str):
-            raise CheckpointError(f"{source}: tensor names are strings, found {name!r} of type {type(name).__name__}.")
+            raise CheckpointError(
+                f"{source}: tensor names must be strings, found {name!r} of type {type(name).__name__}."
+            )
         if len(name) > MAX_NAME:
             raise CheckpointError(
-                f"{source}: {name!r} has a name of {len(name):,} characters, expected {MAX_NAME:,} at most."
+                f"{source}: {name!r} has a name of {len(name):,} characters, expected at most {MAX_NAME:,}."
             )
         if not isinstance(tensor, torch.Tensor):
             raise CheckpointError(f"{source}: {name!r} is a {type(tensor).__name__}, expected a tensor.")
@@ -165,17 +167,17 @@ def check_storable(state: StateDict, source: object) -> None:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Return the dtype as people write it: ``float32``, ``bfloat16``."""
+    """Return the short name of a dtype: ``float32``, ``bfloat16``."""
     return str(dtype).removeprefix("torch.")
 
 
 def _view(tensor: torch.Tensor) -> Hashable:
-    """Return what two tensors have in common exactly when they are one view of one memory."""
+    """Return a key that two tensors share exactly if they are the same view of the same memory."""
     place = (tensor.device, tensor.data_ptr(), tensor.is_conj(), tensor.is_neg())
     return *place, tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
 def _some(items: Sequence[str], noun: str) -> str:
-    """Return ``2 names ('a', 'b')``: how many there are, then the first few."""
+    """Return the count and the first few names, as in ``2 names ('a', 'b')``."""
     more = ", …" if len(items) > _LISTED else ""
     return f"{len(items):,} {noun}{'' if len(items) == 1 else 's'} ({', '.join(items[:_LISTED])}{more})"

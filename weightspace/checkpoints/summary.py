@@ -18,12 +18,12 @@ from weightspace.reprs import brief
 
 @dataclass(frozen=True)
 class TensorSummary:
-    """One tensor.
+    """Summary of one tensor.
 
     Attributes:
-        norm: Euclidean; ``None`` for integers and bools.
-        non_finite: how many elements are NaN or infinite.
-        bytes: elements times item size.
+        norm: Euclidean norm; ``None`` for integers and bools.
+        non_finite: number of NaN or infinite elements.
+        bytes: number of elements times item size.
         tied_to: the earlier name of the same memory, if there is one.
     """
 
@@ -39,12 +39,12 @@ class TensorSummary:
 @brief
 @dataclass(frozen=True)
 class CheckpointSummary:
-    """One checkpoint: its tensors in the file's order, and what they come to together.
+    """Summary of one checkpoint: its tensors in the file's order, and totals.
 
     Attributes:
-        parameters: elements of all tensors, buffers and counters included; a file does not tell them apart.
-        bytes: of all tensors.
-        norm: Euclidean, over the float tensors.
+        parameters: number of elements of all tensors, including buffers and counters, which files don't distinguish.
+        bytes: size of all tensors.
+        norm: Euclidean norm over the float tensors.
     """
 
     path: str
@@ -57,11 +57,11 @@ class CheckpointSummary:
 
 
 def summarise(path: StrPath, *, strip_prefix: str | None = None, key: str | None = None) -> CheckpointSummary:
-    """Summarise a checkpoint, reading every tensor once.
+    """Summarise a checkpoint, reading each tensor once.
 
     Args:
-        path: as for ``load_checkpoint``, and so are the options.
-        strip_prefix: taken off the names.
+        path: as for ``load_checkpoint``, like the options.
+        strip_prefix: prefix to remove from the names.
         key: the entry of a torch file that holds the state dict.
 
     Raises:
@@ -88,7 +88,7 @@ def _summaries(state: StateDict) -> tuple[TensorSummary, ...]:
 
 
 def _summary(name: str, tensor: torch.Tensor, tied_to: str | None) -> TensorSummary:
-    """Summarise one tensor; NaN and infinity are counted only where the norm is not finite."""
+    """Summarise one tensor; NaN and infinity are counted only if the norm isn't finite."""
     length = norm(tensor) if is_inexact(tensor) else None
     return TensorSummary(
         name=name,

@@ -1,7 +1,7 @@
-"""Checks of a torch file before torch reads it: that every storage is there, as long as the pickle says.
+"""Checks of a torch file before torch reads it: every storage must be present, with the length given in the pickle.
 
-There are two formats: a zip archive with a record for each storage, and five pickles in a row followed by the storages,
-each behind its number of elements, which torch wrote before 1.6.
+There are two formats: a zip archive with one record per storage, and, before torch 1.6, five consecutive pickles
+followed by the storages, each preceded by its number of elements.
 """
 
 from __future__ import annotations
@@ -29,24 +29,23 @@ from weightspace.checkpoints.zip_records import (
 )
 from weightspace.errors import CheckpointError
 
-#: Bytes at whose multiples a storage must begin for its elements to be used in place.
+#: Alignment in bytes of a storage whose elements are used in place.
 _ALIGNMENT = 8
 
-#: The first number of a file of the old format.
+#: The magic number of files in the old format.
 _OLD_MAGIC = 0x1950A86A20F9469CFC6C
 
 _HINT = "Copy it again."
 
 
 def check_torch_file(path: Path) -> bool:
-    """Check that a torch file is whole, and return whether it can be mapped into memory.
+    """Check that a torch file is complete, and return whether it can be memory-mapped.
 
-    It can where every storage is there uncompressed, exactly where it should be, at an address that its elements can
-    have, with its numbers in the order of bytes of this machine. The checksums of storages are taken where they are not
-    mapped, since they are read then anyway.
+    It can if all storages are uncompressed, exactly where they should be, aligned for their elements, and in the byte
+    order of this machine. The checksums of storages are verified if they aren't mapped, since they are read anyway.
 
     Raises:
-        CheckpointError: the file is damaged, or asks for more than it holds.
+        CheckpointError: the file is damaged, or claims more than it holds.
     """
     with one_line_errors(path, "read"), open(path, "rb") as file:
         try:
@@ -61,26 +60,26 @@ def check_torch_file(path: Path) -> bool:
 
 
 def is_archive(file: BinaryIO) -> bool:
-    """Return whether an open torch file is of the format that is a zip archive, as torch decides it."""
+    """Return whether an open torch file is in the zip archive format, by torch's own test."""
     file.seek(0)
     return file.read(len(MAGIC)) == MAGIC
 
 
 def _check_archive(file: BinaryIO) -> bool:
-    """Check an archive; return whether it can be mapped."""
+    """Check an archive; return whether it can be memory-mapped."""
     records = read_directory(file)
     folder = next(iter(records), "").split("/")[0]
     if f"{folder}/constants.pkl" in records:
         raise TorchPickleError(
             "it is a TorchScript program; expected a state dict, as torch.save writes it",
-            "Save its weights alone: torch.save(torch.jit.load(…).state_dict(), …).",
+            "Save only its weights: torch.save(torch.jit.load(…).state_dict(), …).",
         )
     pickled = records.get(f"{folder}/data.pkl")
     if pickled is None:
         inside = ", ".join(repr(name[:40]) for name in list(records)[:3])
         raise TorchPickleError(
-            f"it is an archive with {inside or 'nothing'} in it, without the data.pkl that files of torch.save have",
-            "Unpack it if a checkpoint is inside; else save the state dict by torch.save.",
+            f"it is an archive with {inside or 'nothing'} in it, without the data.pkl of files written by torch.save",
+            "Unpack it if a checkpoint is inside; otherwise save the state dict with torch.save.",
         )
     content = read_record(file, pickled, MAX_PICKLE)
     check_memory(content)
@@ -96,13 +95,13 @@ def _check_archive(file: BinaryIO) -> bool:
 
 
 def _has_order_of_this_machine(file: BinaryIO, record: ZipRecord | None) -> bool:
-    """Return whether the bytes of numbers stand as they do here; torch before 2.1 did not say, and had little ends."""
+    """Return whether numbers are in this machine's byte order; torch before 2.1 always wrote little-endian."""
     order = b"little" if record is None else read_record(file, record, MAX_PICKLE)
     return order == sys.byteorder.encode()
 
 
 def _record_of(records: dict[str, ZipRecord], folder: str, storage: Storage) -> ZipRecord:
-    """Return the record of a storage, which is as long as the pickle says."""
+    """Return the record of a storage, after checking its length against the pickle."""
     record = records.get(f"{folder}/data/{storage.key}")
     if record is None:
         raise ZipError(f"the storage {storage.key[:80]!r} is missing")
@@ -114,7 +113,7 @@ def _record_of(records: dict[str, ZipRecord], folder: str, storage: Storage) -> 
 
 
 def _check_old_file(file: BinaryIO) -> None:
-    """Check a file of the old format."""
+    """Check a file in the old format."""
     size = file.seek(0, 2)
     file.seek(0)
     content = file.read(MAX_PICKLE)
@@ -125,7 +124,7 @@ def _check_old_file(file: BinaryIO) -> None:
     if magic.value != _OLD_MAGIC:
         raise TorchPickleError("it is a pickle, but not a torch file")
     end = magic.end
-    for _ in range(2):  # the protocol, then sizes of numbers on the machine that wrote it
+    for _ in range(2):  # the protocol, then the sizes of numbers on the machine that wrote it
         end = follow_pickle(content, end).end
     claims = follow_pickle(content, end)
     keys = follow_pickle(content, claims.end)

@@ -1,10 +1,9 @@
-"""Torch files: always read with ``weights_only=True``, never otherwise.
+"""Torch files, which are always read with ``weights_only=True``.
 
-The state dict is looked for at the top and under the usual names of training scripts. Entries that are not
-tensors (an epoch, a configuration) are left out, and so is the optimizer; a second network beside the one that is
-taken (an exponential moving average, a teacher) is told. Our files are plain dicts, as
-``torch.save(module.state_dict(), …)`` writes them; metadata is one more record in the zip archive, which
-``torch.load`` passes over.
+The state dict is searched at the top level and under the usual names of training scripts. Entries that aren't tensors
+(an epoch, a configuration) and the optimizer are ignored; a second network beside the chosen one (an exponential moving
+average, a teacher) is reported. Our files are plain dicts, as written by ``torch.save(module.state_dict(), …)``;
+metadata is an additional record in the zip archive, which ``torch.load`` ignores.
 """
 
 from __future__ import annotations
@@ -31,25 +30,25 @@ from weightspace.errors import CheckpointError
 #: Names under which training scripts nest the state dict.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 
-#: How deep a state dict may be nested.
+#: Maximum nesting depth of a state dict.
 _DEPTH = 4
 
 _RECORD = "archive/weightspace.json"
 
-#: Stands for an entry that is not there.
+#: Placeholder for a missing entry.
 _NOTHING = object()
 
 
 def read_torch(path: Path, key: str | None = None) -> tuple[StateDict, tuple[str, ...]]:
-    """Read the tensors of a torch file, memory-mapped where the file's format allows.
+    """Read the tensors of a torch file, memory-mapped if the file's format allows it.
 
     Args:
         path: the file.
-        key: the entry that holds the state dict, ``"model.module"`` for one inside another; ``""`` is the top; by
-            default the top, or one of ``WRAPPERS``.
+        key: the entry that holds the state dict, ``"model.module"`` for a nested one, ``""`` for the top level; by
+            default the top level, or one of ``WRAPPERS``.
 
     Returns:
-        The tensors by name; and a line for each choice that was made between several networks in the file.
+        The tensors by name; and a note on each choice between several networks in the file.
 
     Raises:
         CheckpointError: the file is damaged, needs code to be unpickled, holds no tensors, or holds several
@@ -65,7 +64,7 @@ def read_torch(path: Path, key: str | None = None) -> tuple[StateDict, tuple[str
 
 
 def read_torch_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata that ``save_checkpoint`` put into the file; empty for the files of others.
+    """Return the metadata stored by ``save_checkpoint``; empty for other files.
 
     Raises:
         CheckpointError: the file is missing, or its metadata is damaged.
@@ -85,11 +84,11 @@ def read_torch_metadata(path: Path) -> dict[str, str]:
 
 
 def write_torch(state: StateDict, file: BinaryIO, metadata: dict[str, str], path: Path) -> None:
-    """Write a plain dict of tensors to an open file; tied tensors stay tied. ``path`` is for the errors only.
+    """Write a plain dict of tensors to an open file; tied tensors stay tied. ``path`` is only used in errors.
 
     Raises:
         CheckpointError: torch cannot write the tensors.
-        OSError: the disk refuses.
+        OSError: writing to disk fails.
     """
     tied = tied_names(state)
     plain: StateDict = {}
@@ -97,7 +96,7 @@ def write_torch(state: StateDict, file: BinaryIO, metadata: dict[str, str], path
         plain[name] = plain[tied[name]] if name in tied else _compact(tensor)
     try:
         torch.save(plain, file)
-    except RuntimeError as error:  # torch's writer hides what the disk said
+    except RuntimeError as error:  # torch's writer hides the error of the disk
         raise _disk_error(error) or CheckpointError(f"{path} cannot be written: is the disk full?") from error
     if metadata:
         with zipfile.ZipFile(file, "a") as archive:
@@ -105,13 +104,13 @@ def write_torch(state: StateDict, file: BinaryIO, metadata: dict[str, str], path
 
 
 def _unpickle(path: Path) -> Any:
-    """Return the content of the file, tensors only, on the CPU."""
+    """Return the content of the file, with tensors on the CPU, without running code."""
     with one_line_errors(path, "read"):
         mapped = check_torch_file(path)
         try:
-            with warnings.catch_warnings():  # what torch would warn of is an error here
+            with warnings.catch_warnings():  # warnings of torch are errors here
                 warnings.simplefilter("ignore")
-                if path.suffix.lower() == SAFETENSORS_SUFFIX:  # torch would believe the name
+                if path.suffix.lower() == SAFETENSORS_SUFFIX:  # torch would trust the name
                     with open(path, "rb") as file:
                         return torch.load(file, map_location="cpu", weights_only=True)
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -122,7 +121,7 @@ def _unpickle(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Say in one sentence why torch refused a file."""
+    """Return the reason why torch rejected a file, in one sentence."""
     code = re.search(r"(?:Unsupported global: GLOBAL|GLOBAL|class) ([\w.]+)", str(error))
     if "weights_only" in str(error) or "Weights only" in str(error):
         what = f" ({code.group(1)})" if code else ""
@@ -131,7 +130,7 @@ def _reason(error: Exception) -> str:
 
 
 def _entry(content: Any, path: Path, key: str, notes: list[str]) -> Mapping[Any, Any]:
-    """Return the state dict under ``key``, or under one of the usual names inside of what is there."""
+    """Return the state dict under ``key``, possibly nested under one of the usual names."""
     found = _at(content, key) if key else content
     if found is _NOTHING:
         names = ", ".join(map(repr, content)) if isinstance(content, Mapping) else type(content).__name__
@@ -144,7 +143,7 @@ def _entry(content: Any, path: Path, key: str, notes: list[str]) -> Mapping[Any,
 
 
 def _at(content: Any, key: str) -> Any:
-    """Return the entry of nested mappings that a key leads to, with a dot between names; or ``_NOTHING``."""
+    """Return the entry of nested mappings under a dotted key, or ``_NOTHING``."""
     if not isinstance(content, Mapping):
         return _NOTHING
     if key in content:
@@ -155,9 +154,9 @@ def _at(content: Any, key: str) -> Any:
 
 
 def _unwrap(content: Any, path: Path, notes: list[str], place: str = "") -> Mapping[Any, Any]:
-    """Return the one state dict in the content, or raise; note which networks were left beside it.
+    """Return the single state dict in the content, or raise; add notes on networks beside it.
 
-    ``place`` is the key that leads to the content, with a dot behind.
+    ``place`` is the key of the content, followed by a dot.
     """
     for _ in range(_DEPTH):
         if not isinstance(content, Mapping):
@@ -171,15 +170,14 @@ def _unwrap(content: Any, path: Path, notes: list[str], place: str = "") -> Mapp
         if nested:
             names = ", ".join(repr(f"{place}{_key_of(content, name)}") for name in nested[:5])
             raise CheckpointError(
-                f"{path} nests tensors under {names[:200]}: say which one is the model with key=… or --key "
-                '("" is the top level).'
+                f'{path} nests tensors under {names[:200]}: choose the model with key=… or --key ("" is the top level).'
             )
         return content
     raise CheckpointError(f"{path} holds no state dict: found {type(content).__name__}, expected names and tensors.")
 
 
 def _rivals(content: Mapping[Any, Any], taken: str, nested: Sequence[Any], path: Path, place: str) -> Iterator[str]:
-    """Yield a line for each entry beside the one taken that holds the same network once more."""
+    """Yield a note for each other entry that holds another copy of the chosen network."""
     own = _last_names(content[taken])
     for name in nested:
         if name != taken and isinstance(name, str) and not own.isdisjoint(_last_names(content[name])):
@@ -189,7 +187,7 @@ def _rivals(content: Mapping[Any, Any], taken: str, nested: Sequence[Any], path:
 
 
 def _key_of(content: Mapping[Any, Any], name: Any) -> str:
-    """Return the key of the tensors under a name: the name, and those below it as long as there is only one."""
+    """Return the key of the tensors under a name, extended by nested names as long as there is only one."""
     key, inside = str(name), content[name]
     for _ in range(_DEPTH):
         nested = [other for other, value in inside.items() if isinstance(other, str) and _holds_tensors(value)]
@@ -211,14 +209,14 @@ def _last_names(value: Any, depth: int = _DEPTH) -> set[tuple[str, tuple[int, ..
 
 
 def _holds_tensors(value: Any, depth: int = _DEPTH) -> bool:
-    """Return whether a tensor is somewhere in nested mappings."""
+    """Return whether nested mappings contain a tensor."""
     if not isinstance(value, Mapping) or not depth:
         return False
     return any(isinstance(item, torch.Tensor) or _holds_tensors(item, depth - 1) for item in value.values())
 
 
 def _check_no_lists(entries: Mapping[Any, Any], path: Path) -> None:
-    """Refuse a state dict with tensors in lists or tuples, which would be lost: packed weights, mostly."""
+    """Reject a state dict with tensors in lists or tuples, mostly packed weights, which would be lost."""
     for name, value in entries.items():
         if not _lists_tensors(value):
             continue
@@ -226,19 +224,19 @@ def _check_no_lists(entries: Mapping[Any, Any], path: Path) -> None:
         check_not_quantised(str(path), find_quantised({last: ("I8", 0)}))
         raise CheckpointError(
             f"{path}: {str(name)[:80]!r} holds tensors in a {type(value).__name__}, expected names and tensors: they "
-            "would be lost. Save the state dict alone, or choose one of the file's with key=… or --key."
+            "would be lost. Save only the state dict, or choose one in the file with key=… or --key."
         )
 
 
 def _lists_tensors(value: Any, depth: int = _DEPTH) -> bool:
-    """Return whether a tensor is somewhere in nested lists and tuples."""
+    """Return whether nested lists and tuples contain a tensor."""
     if not isinstance(value, list | tuple) or not depth:
         return False
     return any(isinstance(item, torch.Tensor) or _lists_tensors(item, depth - 1) for item in value)
 
 
 def _compact(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor on the CPU with a storage of its own size: torch saves whole storages, not views."""
+    """Return the tensor on the CPU with a storage of exactly its size, since torch saves whole storages."""
     plain = tensor.detach().cpu()
     return plain if plain.untyped_storage().nbytes() == plain.nbytes else plain.clone()
 

@@ -1,8 +1,8 @@
-"""The storages and views that the pickle of a torch file asks for, found without unpickling anything.
+"""Symbolic evaluation of the pickle in a torch file: its storages and views, without unpickling.
 
-torch believes the lengths in the pickle: a view beyond the end of its storage shows whatever follows in the file, or in
-memory. So the pickle is followed here first, by the instructions that torch knows and with symbols for values; no
-object that it names is made, no function is called.
+torch trusts the lengths in the pickle: a view beyond the end of its storage exposes whatever follows in the file or in
+memory. So the pickle is first evaluated here, with the instructions that torch supports and symbols for values; no
+object is created and no function is called.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-#: Bytes of a pickle, at most: those of a hundred thousand tensors have some 15 million.
+#: Largest pickle in bytes; a hundred thousand tensors take some 15 million.
 MAX_PICKLE = 20_000_000
 
-#: Bytes that its objects may take, by a bound from above; bytes of one made by each instruction.
+#: Upper bound on the memory of its objects in bytes, and bytes per object created by each instruction.
 _MAX_MEMORY = 600_000_000
 _COSTS = {b"]": 64, b"}": 72, b"(": 130, b"\x8f": 224, b"\x85": 64, b"\x86": 64, b"\x87": 72, b"R": 250, b"\x81": 250}
 
-#: Bytes that views may show beyond what their storages hold (``expand`` repeats elements), all of a file together.
+#: Total bytes that views in a file may repeat (by ``expand``) beyond the size of their storages.
 _MAX_EXPANDED = 2**27
 
 _MAX_DEPTH = 100
 _MAX_DIMENSIONS = 64
 
-#: Storage types -> bytes of an element.
+#: Storage type -> bytes per element.
 _ITEMSIZES = {
     **{"DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2},
     **{"LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1},
@@ -34,24 +34,24 @@ _ITEMSIZES = {
     **{"QInt8Storage": 1, "QUInt8Storage": 1, "QInt32Storage": 4, "QUInt4x2Storage": 1, "QUInt2x4Storage": 1},
 }
 
-#: Functions that show a storage as a tensor: (storage, offset, size, stride, …).
+#: Functions that create a view of a storage: (storage, offset, size, stride, …).
 _VIEWS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_qtensor")
 
-#: Functions that take tensors and make one.
+#: Functions that create a tensor from tensors.
 _TENSORS = (
     *("_rebuild_parameter", "_rebuild_parameter_with_state", "_rebuild_sparse_tensor"),
     *("_rebuild_meta_tensor_no_storage", "_rebuild_device_tensor_from_cpu_tensor"),
 )
 
-#: Functions that torch would call and that take memory, or show it, without being asked by a storage.
+#: Functions that torch would call and that allocate or expose memory without a storage.
 _REFUSED = ("bytearray", "_rebuild_nested_tensor", "_rebuild_wrapper_subclass", "_rebuild_device_tensor_from_numpy")
 
 
 class TorchPickleError(ValueError):
-    """Says in a few words what is wrong with a pickle.
+    """A problem with a pickle, described in a few words.
 
     Attributes:
-        hint: what to do about it, as a sentence.
+        hint: advice, as a sentence.
     """
 
     def __init__(self, problem: str, hint: str = "Copy it again.") -> None:
@@ -60,7 +60,7 @@ class TorchPickleError(ValueError):
 
 
 class Global(NamedTuple):
-    """A name that the pickle imports."""
+    """A global name that the pickle imports."""
 
     module: str
     name: str
@@ -68,7 +68,7 @@ class Global(NamedTuple):
 
 @dataclass(frozen=True)
 class Storage:
-    """What a pickle says of a storage: its name in the file, bytes of an element, and of all."""
+    """A storage as claimed by a pickle: its name in the file, bytes per element, and total size."""
 
     key: str
     itemsize: int
@@ -77,12 +77,12 @@ class Storage:
 
 @dataclass
 class Claims:
-    """What a pickle asks for.
+    """The claims of a pickle.
 
     Attributes:
-        storages: by name.
-        value: what the pickle is as a whole, in symbols: numbers, texts, tuples and lists as they are.
-        end: where the next bytes begin.
+        storages: storages by name.
+        value: symbolic value of the pickle; numbers, strings, tuples and lists are themselves.
+        end: offset of the bytes after the pickle.
     """
 
     storages: dict[str, Storage] = field(default_factory=dict)
@@ -91,38 +91,37 @@ class Claims:
 
 
 class _Tuple(tuple[Any, ...]):
-    """A tuple that knows how deep it is nested: hashing a deep one ends the process."""
+    """A tuple with a known nesting depth, since hashing a deep one crashes the process."""
 
     depth = 1
 
 
-#: Stand for a tensor, and for anything else that is no plain value.
+#: Symbols for a tensor, and for any other value that isn't plain.
 _TENSOR, _OPAQUE = object(), object()
 
 _EMPTY = _Tuple()
 
 
 def check_memory(content: bytes) -> None:
-    """Check that a pickle does not make more objects than can be held in memory.
+    """Check that a pickle doesn't create more objects than fit in memory.
 
     Raises:
         TorchPickleError: it does.
     """
     needed = 12 * len(content) + sum(cost * content.count(code) for code, cost in _COSTS.items())
     if len(content) > MAX_PICKLE or needed > _MAX_MEMORY:
-        raise TorchPickleError(f"its pickle of {len(content):,} bytes makes more objects than can be held in memory")
+        raise TorchPickleError(f"its pickle of {len(content):,} bytes creates more objects than fit in memory")
 
 
 def follow_pickle(content: bytes, start: int = 0) -> Claims:
-    """Return what a pickle asks for.
+    """Evaluate a pickle symbolically and return its claims.
 
     Args:
-        content: bytes in which a pickle stands.
-        start: where it begins.
+        content: bytes that contain the pickle.
+        start: offset of the pickle.
 
     Raises:
-        TorchPickleError: the pickle is damaged, or asks for something that only code could make; a view shows more than
-            its storage holds.
+        TorchPickleError: the pickle is damaged or needs code to be run, or a view exceeds its storage.
     """
     machine = _Machine(content, start)
     try:
@@ -135,7 +134,7 @@ def follow_pickle(content: bytes, start: int = 0) -> Claims:
 
 
 class _Machine:
-    """Follows the instructions of a pickle, those that torch's own reader of weights knows."""
+    """Interpreter of pickle instructions, limited to those of torch's ``weights_only`` unpickler."""
 
     def __init__(self, content: bytes, start: int) -> None:
         self.content = content
@@ -147,12 +146,12 @@ class _Machine:
         self.claims = Claims()
 
     def run(self) -> None:
-        """Follow the pickle to its end."""
+        """Evaluate the pickle to its end."""
         if self.content[self.at : self.at + 1] == b"\x80" and self.content[self.at + 1 : self.at + 2] in _LATER:
             protocol = self.content[self.at + 1]
             raise TorchPickleError(
-                f"it is a pickle of protocol {protocol}, of which torch reads none without running its code",
-                "Save its state dict again by torch.save, without pickle_protocol.",
+                f"it is a pickle of protocol {protocol}, which torch cannot read without running its code",
+                "Save its state dict again with torch.save, without pickle_protocol.",
             )
         while True:
             code = self.content[self.at]
@@ -166,12 +165,12 @@ class _Machine:
         """Return the next bytes."""
         taken = self.content[self.at : self.at + length]
         if len(taken) != length:
-            raise TorchPickleError("its pickle ends too early")
+            raise TorchPickleError("its pickle is truncated")
         self.at += length
         return taken
 
     def number(self, code: str) -> int:
-        """Return the number that comes next."""
+        """Return the next number."""
         (value,) = struct.unpack(code, self.take(struct.calcsize(code)))
         return value
 
@@ -180,12 +179,12 @@ class _Machine:
         self.stack.append(value)
 
     def mark(self) -> None:
-        """Begin a stack of its own."""
+        """Start a new stack at a mark."""
         self.marked.append(self.stack)
         self.stack = []
 
     def since_mark(self) -> list[Any]:
-        """Return that stack and go on with the one before."""
+        """Return the stack since the mark and continue with the previous one."""
         items, self.stack = self.stack, self.marked.pop()
         return items
 
@@ -198,7 +197,7 @@ class _Machine:
         self.push(made)
 
     def last(self, count: int) -> list[Any]:
-        """Take the last values from the stack."""
+        """Pop the last values from the stack."""
         if len(self.stack) < count:
             raise TorchPickleError("its pickle is damaged")
         items = self.stack[-count:]
@@ -206,28 +205,28 @@ class _Machine:
         return items
 
     def extend(self, items: list[Any]) -> None:
-        """Put values into the container below them."""
+        """Add values to the container below them."""
         if isinstance(self.stack[-1], list):
             self.stack[-1].extend(items)
 
     def import_name(self) -> None:
-        """Push a name that torch would look up."""
+        """Push a global name that torch would look up."""
         module, name, _ = self.content[self.at : self.at + 1000].split(b"\n", 2)
         self.at += len(module) + len(name) + 2
         self.push(Global(module.decode(), name.decode()))
 
     def call(self) -> None:
-        """Follow a call."""
+        """Evaluate a call symbolically."""
         function, arguments = self.last(2)
         self.push(self.result(function, arguments))
 
     def result(self, function: Any, arguments: Any) -> Any:
-        """Return what a function makes of arguments, in symbols."""
+        """Return the symbolic result of a function for arguments."""
         if not isinstance(function, Global) or type(arguments) is not _Tuple:
-            raise TorchPickleError("it calls something that is no function")
+            raise TorchPickleError("it calls something that isn't a function")
         module, name = function
         if name in _REFUSED or (module.startswith("torch") and name.endswith("Tensor")):
-            raise TorchPickleError(f"it makes something that is no part of a checkpoint ({module}.{name})")
+            raise TorchPickleError(f"it creates something that isn't part of a checkpoint ({module}.{name})")
         if module == "torch._tensor" and name == "_rebuild_from_type_v2":
             return self.result(arguments[0], arguments[2])
         if module == "torch._utils" and name in _VIEWS:
@@ -238,36 +237,36 @@ class _Machine:
         return arguments[0] if function == ("torch", "Size") and arguments else _OPAQUE
 
     def build(self) -> None:
-        """Follow the setting of an object's state."""
+        """Evaluate the setting of an object's state."""
         thing, _ = self.last(2)
         if thing is _TENSOR:
-            raise TorchPickleError("it changes a tensor after it was made, as torch before 0.4 did")
+            raise TorchPickleError("it modifies a tensor after its creation, as torch before 0.4 did")
         self.push(thing)
 
     def load_storage(self) -> None:
-        """Note a storage that is asked for."""
+        """Record a requested storage."""
         kind, storage_type, key, _, count, *view = self.stack.pop()
         if kind not in ("storage", b"storage") or not isinstance(key, str) or not _is_size(count):
-            raise TorchPickleError("it asks for something that is no storage")
+            raise TorchPickleError("it requests something that isn't a storage")
         itemsize = _ITEMSIZES.get(storage_type.name)
         if itemsize is None:
-            raise TorchPickleError(f"it asks for a storage of an unknown type, {storage_type.name[:80]!r}")
+            raise TorchPickleError(f"it requests a storage of an unknown type, {storage_type.name[:80]!r}")
         storage = Storage(key, itemsize, count * itemsize)
         if self.claims.storages.setdefault(key, storage) != storage:
-            raise TorchPickleError(f"it claims two lengths or types of the storage {key[:80]!r}")
+            raise TorchPickleError(f"it claims two lengths or types for the storage {key[:80]!r}")
         self.push(self.part(storage, view[0]) if view and view[0] is not None else storage)
 
     def part(self, storage: Storage, view: tuple[Any, ...]) -> Storage:
-        """Return a stretch of a storage, which old files have."""
+        """Return a part of a storage, as used in old files."""
         key, offset, count = view
         if not isinstance(key, str) or not _is_size(offset) or not _is_size(count):
-            raise TorchPickleError("it asks for something that is no storage")
+            raise TorchPickleError("it requests something that isn't a storage")
         if (offset + count) * storage.itemsize > storage.nbytes:
             raise TorchPickleError(f"a part of the storage {storage.key[:80]!r} lies beyond its end")
         return Storage(key, storage.itemsize, count * storage.itemsize)
 
     def check_view(self, arguments: tuple[Any, ...], itemsize: int | None) -> None:
-        """Check that a view shows elements of its storage only."""
+        """Check that a view stays within its storage."""
         storage, offset, sizes, strides = arguments[:4]
         fine = isinstance(storage, Storage) and _is_size(offset) and _are_sizes(sizes) and _are_sizes(strides)
         if not fine or len(sizes) != len(strides):
@@ -276,9 +275,7 @@ class _Machine:
             return
         last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
         if (last + 1) * (itemsize or storage.itemsize) > storage.nbytes:
-            raise TorchPickleError(
-                f"a tensor shows more than its storage {storage.key[:80]!r} holds, {storage.nbytes:,} bytes"
-            )
+            raise TorchPickleError(f"a tensor exceeds its storage {storage.key[:80]!r} of {storage.nbytes:,} bytes")
         shown = math.prod(sizes) * (itemsize or storage.itemsize)
         self.expanded += shown if shown > storage.nbytes else 0
         if self.expanded > _MAX_EXPANDED:
@@ -286,7 +283,7 @@ class _Machine:
 
 
 def _itemsize_of(dtype: Any) -> int:
-    """Return the bytes of an element of a dtype by its name."""
+    """Return the item size of a dtype by its name."""
     import torch
 
     found = getattr(torch, dtype.name, None) if isinstance(dtype, Global) and dtype.module == "torch" else None
@@ -329,7 +326,7 @@ def _pushing(value_of: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
 
 _STOP = ord(".")
 
-#: Protocols of pickles with instructions that torch's reader of weights does not know.
+#: Pickle protocols with instructions that torch's ``weights_only`` unpickler doesn't support.
 _LATER = (b"\x04", b"\x05")
 
 _INSTRUCTIONS: dict[int, Callable[[_Machine], Any]] = {

@@ -1,7 +1,7 @@
-"""The tokens of a folder: token -> id, by each of the files that tokenizers keep them in.
+"""Tokenizer vocabularies: token -> id, for each tokenizer file in a folder.
 
-Files of one kind are comparable between folders; a SentencePiece model and a ``tokenizer.json`` may count from
-different starts. What is in no known format is compared by its bytes.
+Files of the same kind are comparable between folders; a SentencePiece model and a ``tokenizer.json`` may number tokens
+from different starts. Files in unknown formats are compared by their bytes.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from weightspace.errors import CheckpointError
 #: Token -> id.
 Tokens: TypeAlias = dict[str, int]
 
-#: Files of tokens, and the text that their ids belong to, which say nothing of ids themselves.
+#: Files with tokenizer text or options but no ids.
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template*", "tokenization_*.py")
 
-#: Digits of an id, at most.
+#: Maximum number of digits of an id.
 _MAX_DIGITS = 20
 
-#: How the models of tokenizers are called that cannot be anything else.
+#: File names that can only be tokenizer models.
 _MODELS = ("tokenizer.", "spiece.", "sentencepiece.", "spm.")
 
-#: How a line of tiktoken begins, and the bytes in which one ends at the latest.
+#: Start of a tiktoken line, and maximum length of one in bytes.
 _TIKTOKEN, _LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n"), 2**16
 
-#: Files of a whole vocabulary whose ids are rows of the embedding, the one that counts last; and of what is added.
+#: Files with a complete vocabulary of embedding rows, in increasing order of precedence, and with added tokens.
 _WHOLE = ("vocab.txt", "vocab.json", "tokenizer.json")
 _ADDED = ("added_tokens.json", "added_tokens_decoder")
 
@@ -46,10 +46,10 @@ class Vocabulary:
     """The tokens of a folder.
 
     Attributes:
-        tokens: name of the file -> its tokens and their ids.
-        merges: name of the file -> digest of the order in which byte pairs are merged.
-        others: name of a file in no known format -> digest of its bytes.
-        rules: how text is split before tokens are looked up: the key of ``tokenizer.json`` -> digest.
+        tokens: file name -> its tokens and their ids.
+        merges: file name -> digest of the order in which byte pairs are merged.
+        others: name of a file in an unknown format -> digest of its bytes.
+        rules: rules by which text is split before tokens are looked up: key of ``tokenizer.json`` -> digest.
     """
 
     tokens: Mapping[str, Tokens]
@@ -59,17 +59,17 @@ class Vocabulary:
 
     @property
     def rows(self) -> Tokens:
-        """The tokens whose ids are rows of the embedding, put together from all files that say so."""
+        """The tokens whose ids are rows of the embedding, combined from all files that list them."""
         return {token: number for kind in (*_ADDED, *_WHOLE) for token, number in self.tokens.get(kind, {}).items()}
 
     @property
     def row_files(self) -> list[str]:
-        """The files that ``rows`` are from."""
+        """The files that ``rows`` come from."""
         return [kind for kind in self.tokens if kind in (*_ADDED, *_WHOLE)]
 
     @property
     def is_whole(self) -> bool:
-        """Whether ``rows`` are all tokens, not only those that were added to a model in another file."""
+        """Whether ``rows`` holds all tokens, not only those added to a model in another file."""
         return any(kind in self.tokens for kind in _WHOLE)
 
     @property
@@ -79,7 +79,7 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
-    """Return the tokens of a folder; empty where it has no tokenizer.
+    """Read the tokens of a folder; empty if it has no tokenizer.
 
     Raises:
         CheckpointError: a file is damaged.
@@ -128,7 +128,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _reader(name: str) -> Callable[[Path], Tokens] | None:
-    """Return what reads the tokens of a file of that name, where it has any."""
+    """Return the function that reads the tokens of a file of this name, if any."""
     if name in ("vocab.json", "added_tokens.json", "encoder.json"):
         return _of_json
     if name == "vocab.txt":
@@ -143,7 +143,7 @@ def _reader(name: str) -> Callable[[Path], Tokens] | None:
 
 
 def _known_tokens(path: Path, reader: Callable[[Path], Tokens]) -> Tokens | None:
-    """Return the tokens of a file, or None where its name is only like that of one that has any.
+    """Return the tokens of a file, or None if it only has the name of a vocabulary file.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -152,7 +152,7 @@ def _known_tokens(path: Path, reader: Callable[[Path], Tokens]) -> Tokens | None
         return reader(path)
     except CheckpointError:
         if path.name == "tekken.json" or (path.suffix == ".model" and not path.name.startswith(_MODELS)):
-            return None  # a version of Mistral's format that is not known; a truecaser
+            return None  # an unknown version of Mistral's format, or a truecaser
         raise
 
 
@@ -162,33 +162,35 @@ def _model(content: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _merges(content: Mapping[str, Any], path: Path) -> list[Any]:
-    """Return the byte pairs of a model, none where it has none."""
+    """Return the byte-pair merges of a model; empty if it has none."""
     merges = _model(content).get("merges") or []
     if not isinstance(merges, list):
-        raise CheckpointError(f"{path} is no tokenizer: the merges of its model are {str(merges)[:40]}, no list.")
+        raise CheckpointError(
+            f"{path} is not a tokenizer: the merges of its model are {str(merges)[:40]}, expected a list."
+        )
     return merges
 
 
 def _of_tokenizer_json(content: Mapping[str, Any], path: Path) -> Tokens:
-    """Return the tokens of the model and those added to it."""
+    """Return the tokens of the model and its added tokens."""
     listed = _model(content).get("vocab", {})
     if isinstance(listed, list):  # unigram models: token and score
         if not all(isinstance(pair, list) and pair and isinstance(pair[0], str) for pair in listed):
             raise CheckpointError(
-                f"{path} is no tokenizer: expected pairs of token and score in the vocab of its model."
+                f"{path} is not a tokenizer: expected pairs of token and score in the vocab of its model."
             )
         listed = {pair[0]: index for index, pair in enumerate(listed)}
     added = content.get("added_tokens") or []
     if not isinstance(listed, dict) or not isinstance(added, list) or not all(isinstance(one, dict) for one in added):
-        raise CheckpointError(f"{path} is no tokenizer: expected a model with a vocab, and a list of added_tokens.")
+        raise CheckpointError(f"{path} is not a tokenizer: expected a model with a vocab, and a list of added_tokens.")
     return _checked({**listed, **{str(one.get("content")): one.get("id") for one in added}}, path)
 
 
 def _of_decoder(content: Mapping[str, Any], path: Path) -> Tokens:
-    """Return the tokens that a tokenizer's configuration adds."""
+    """Return the tokens added by a tokenizer's configuration."""
     decoder = content.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict) or not all(isinstance(one, dict) for one in decoder.values()):
-        raise CheckpointError(f"{path}: added_tokens_decoder maps ids to tokens, found another form.")
+        raise CheckpointError(f"{path}: added_tokens_decoder must map ids to tokens, found another form.")
     pairs = {
         str(one.get("content")): int(number)
         for number, one in decoder.items()
@@ -198,7 +200,7 @@ def _of_decoder(content: Mapping[str, Any], path: Path) -> Tokens:
 
 
 def _of_json(path: Path) -> Tokens:
-    """Return the tokens of a JSON object; those of several languages are kept by language."""
+    """Return the tokens of a JSON object; nested vocabularies of several languages are kept by language."""
     content = read_json_object(path)
     if content and all(isinstance(value, dict) for value in content.values()):
         content = {
@@ -208,7 +210,7 @@ def _of_json(path: Path) -> Tokens:
 
 
 def _of_lines(path: Path) -> Tokens:
-    """Return the tokens of WordPiece: a line is a token, its number the id."""
+    """Return the tokens of a WordPiece file: one token per line, whose number is the id."""
     with one_line_errors(path, "read"):
         text = path.read_bytes().decode("utf-8", "replace")
     lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
@@ -216,12 +218,12 @@ def _of_lines(path: Path) -> Tokens:
 
 
 def _of_tekken(path: Path) -> Tokens:
-    """Return the tokens of Mistral's format: a list by rank, whose ids follow those of the special tokens."""
+    """Return the tokens of Mistral's format: a list by rank, with ids after those of the special tokens."""
     content = read_json_object(path)
     settings, specials = content.get("config"), content.get("special_tokens") or []
     listed = content.get("vocab")
     if not isinstance(settings, dict) or not all(isinstance(part, list) for part in (listed, specials)):
-        raise CheckpointError(f"{path} is no tokenizer of Mistral's: expected a config, a vocab and special_tokens.")
+        raise CheckpointError(f"{path} is not a Mistral tokenizer: expected a config, a vocab and special_tokens.")
     first = settings.get("default_num_special_tokens", 0)
     pairs: dict[str, Any] = {}
     for entries, key, start in ((specials, "token_str", 0), (listed, "token_bytes", first)):
@@ -234,7 +236,7 @@ def _of_tekken(path: Path) -> Tokens:
 
 
 def _of_model(path: Path) -> Tokens:
-    """Return the tokens of a file that may be of SentencePiece or, for Llama 3, of tiktoken."""
+    """Return the tokens of a file in the SentencePiece or, as for Llama 3, the tiktoken format."""
     with one_line_errors(path, "read"), open(path, "rb") as file:
         beginning = file.read(_LINE)
     if _TIKTOKEN.match(beginning):
@@ -269,14 +271,14 @@ def _of_sentencepiece(path: Path) -> Tokens:
             if number == 1
         ]
     except (IndexError, StopIteration, ValueError):
-        raise CheckpointError(f"{path} is no SentencePiece model, or is damaged. Copy it again.") from None
+        raise CheckpointError(f"{path} is not a SentencePiece model, or is damaged. Copy it again.") from None
     if not pieces:
-        raise CheckpointError(f"{path} is no SentencePiece model: it has no pieces. Copy it again.")
+        raise CheckpointError(f"{path} is not a SentencePiece model: it has no pieces. Copy it again.")
     return {piece: index for index, piece in enumerate(pieces)}
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield number and bytes of the fields of a protocol buffer; those without a length are empty.
+    """Yield the number and bytes of each field of a protocol buffer; fields without a length are empty.
 
     Source:
         https://protobuf.dev/programming-guides/encoding
@@ -302,7 +304,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """Return the number that begins at a byte, and where the next field begins."""
+    """Return the varint at an offset, and the offset after it."""
     value = shift = 0
     while True:
         byte = message[at]
@@ -315,7 +317,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 
 
 def _checked(pairs: Mapping[str, Any], path: Path) -> Tokens:
-    """Return token -> id, all of them whole numbers."""
+    """Return token -> id after checking that all ids are integers."""
     for token, number in pairs.items():
         if type(number) is not int:
             raise CheckpointError(f"{path}: the id of token {token[:40]!r} is {str(number)[:40]!r}, expected a number.")
@@ -323,7 +325,7 @@ def _checked(pairs: Mapping[str, Any], path: Path) -> Tokens:
 
 
 def _digest_of_merges(merges: Sequence[Any]) -> str:
-    """Return a digest of byte pairs, which are kept as ``"a b"`` or as ``["a", "b"]``."""
+    """Return a digest of byte pairs, which are stored as ``"a b"`` or as ``["a", "b"]``."""
     pairs = [" ".join(map(str, pair)) if isinstance(pair, list) else str(pair) for pair in merges]
     return _digest(pairs)
 

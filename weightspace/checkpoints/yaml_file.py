@@ -1,7 +1,7 @@
-"""YAML of recipes, specs and options, read so that no file can do harm: plain data of bounded size and depth.
+"""Safe reading of YAML for recipes, specs and options: plain data of bounded size and depth.
 
-As PyYAML's ``safe_load``, except that dates stay text, tags beyond the core schema are refused, and so are a key that
-comes twice, aliases that multiply and numbers longer than a float can hold.
+Like PyYAML's ``safe_load``, except that dates stay text, and that tags beyond the core schema, duplicate keys,
+exponentially expanding aliases and numbers too long for a float are rejected.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import yaml
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.errors import WeightspaceError
 
-#: Bytes of a file, at most: a spec of fifty thousand tensors has some four million.
+#: Largest file in bytes; a spec of fifty thousand tensors has some four million.
 MAX_BYTES = 4_000_000
 
-#: How deep lists and mappings may be nested, and how many items there may be, those of aliases counted each time.
+#: Maximum nesting depth, and maximum number of items, counting those of aliases each time.
 MAX_DEPTH = 50
 MAX_ITEMS = 300_000
 
-#: Characters of a number, at most.
+#: Maximum length of a number in characters.
 _MAX_DIGITS = 300
 
 _TAG = "tag:yaml.org,2002:"
@@ -36,7 +36,7 @@ def read_yaml(path: Path) -> list[Any]:
 
     Raises:
         CheckpointError: it cannot be read.
-        WeightspaceError: as ``parse_yaml``.
+        WeightspaceError: as for ``parse_yaml``.
     """
     with one_line_errors(path, "read"):
         if path.exists() and not path.is_file():
@@ -50,10 +50,10 @@ def read_yaml(path: Path) -> list[Any]:
 
 
 def parse_yaml(text: str, where: str) -> list[Any]:
-    """Return the documents of YAML text; ``where`` is what the error calls it.
+    """Return the documents of YAML text; ``where`` names it in errors.
 
     Raises:
-        WeightspaceError: it is not valid YAML, or not plain data of bounded size.
+        WeightspaceError: it isn't valid YAML, or isn't plain data of bounded size.
     """
     try:
         if len(text) > MAX_BYTES:
@@ -67,7 +67,7 @@ def parse_yaml(text: str, where: str) -> list[Any]:
 
 
 class _PlainData:
-    """Builds plain data, and refuses a key that comes twice, of which the last one would win in silence."""
+    """Constructor of plain data that rejects duplicate keys, of which the last one would win silently."""
 
     def construct_mapping(self: Any, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Return a mapping."""
@@ -91,7 +91,7 @@ class _PlainData:
 
 
 def loader_on(base: Any) -> Any:
-    """Return a loader of plain data on one of PyYAML's."""
+    """Return a loader of plain data based on one of PyYAML's."""
     resolvers = {
         first: [(tag, pattern) for tag, pattern in listed if tag != _TAG + "timestamp"]
         for first, listed in base.yaml_implicit_resolvers.items()
@@ -102,21 +102,21 @@ def loader_on(base: Any) -> Any:
     return type("PlainLoader", (_PlainData, base), tables)
 
 
-#: On the parser in C where PyYAML was built with it: ten times as fast.
+#: Based on the C parser if PyYAML was built with it, which is ten times as fast.
 _LOADER = loader_on(getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _check_brackets(text: str) -> None:
-    """Refuse lists that are nested beyond reason before they are parsed, which takes the square of their depth."""
+    """Reject too deeply nested lists before they are parsed, which takes time quadratic in their depth."""
     depth = 0
     for bracket in _BRACKETS.finditer(text):
         depth = depth + 1 if bracket[0] in "[{" else max(0, depth - 1)
         if depth > 2 * MAX_DEPTH:
-            raise yaml.YAMLError("lists are nested beyond reason")
+            raise yaml.YAMLError("lists are nested too deeply")
 
 
 def _check_events(text: str) -> None:
-    """Check depth, number of items and Unicode before anything is built; an alias counts as all that it stands for."""
+    """Check depth, number of items and Unicode before anything is built; aliases count with all their content."""
     sizes: dict[str, int] = {}
     open_items: list[tuple[str | None, int]] = [(None, 0)]
     for event in yaml.parse(text, _LOADER):
@@ -129,16 +129,16 @@ def _check_events(text: str) -> None:
             anchor, size = open_items.pop()
         elif isinstance(event, yaml.AliasEvent):
             if anchor not in sizes:
-                raise yaml.YAMLError(f"the alias {anchor!r} stands for nothing, or for a part of itself")
+                raise yaml.YAMLError(f"the alias {anchor!r} is undefined, or refers to a part of itself")
             size, anchor = sizes[anchor], None
         elif isinstance(event, yaml.ScalarEvent):
-            event.value.encode()  # halves of surrogate pairs cannot be written again
+            event.value.encode()  # unpaired surrogates cannot be encoded
             if "\0" in event.value:
-                raise yaml.YAMLError("a text holds a null byte")
+                raise yaml.YAMLError("a string holds a null byte")
             size = 1
         if anchor is not None and size:
             sizes[anchor] = size
         above, count = open_items[-1]
         open_items[-1] = (above, count + size)
         if count + size > MAX_ITEMS:
-            raise yaml.YAMLError(f"it has more than {MAX_ITEMS:,} items, those of aliases counted each time")
+            raise yaml.YAMLError(f"it has more than {MAX_ITEMS:,} items, counting those of aliases each time")

@@ -1,6 +1,6 @@
-"""The records of a zip archive, read strictly: each in its own place, of the length that it claims, none of them twice.
+"""Strict reading of zip archives: each record in its own place, with the length that it claims, and no duplicates.
 
-Programs differ in what they make of an archive that contradicts itself; here such an archive is refused.
+Programs interpret inconsistent archives differently; here they are rejected.
 
 Source:
     PKWARE, APPNOTE.TXT 6.3.10, sections 4.3 to 4.5, https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
@@ -29,10 +29,10 @@ _DESCRIPTOR64 = struct.Struct("<4sIQQ")
 _DESCRIBES = b"PK\x07\x08"
 _ENCRYPTED, _DESCRIBED = 0x1, 0x8
 
-#: Bytes of the list of records, at most: half a million of them.
+#: Largest list of records in bytes: half a million records.
 _MAX_LIST = 64_000_000
 
-#: Compressed records may become this many times as large as the archive, or this many bytes, before they are refused.
+#: Largest decompressed size, as a multiple of the archive's size and in bytes.
 _MAX_RATIO = 20
 _SMALL = 64_000_000
 
@@ -40,22 +40,22 @@ _PIECE = 2**20
 
 
 class ZipError(ValueError):
-    """Says in a few words what is wrong with an archive."""
+    """A problem with an archive, described in a few words."""
 
 
 @dataclass(frozen=True, slots=True)
 class ZipRecord:
-    """A record.
+    """A record of an archive.
 
     Attributes:
         name: its path in the archive.
-        method: how it is compressed: ``STORED`` or ``DEFLATED``.
-        size: bytes of its content.
-        stored: bytes that it takes in the archive.
-        crc: CRC-32 of its content; 0 where the writer took none.
-        start: where its bytes begin.
-        fits: its bytes are followed at once by its lengths once more, or by the next record: they are where they
-            should be even if nobody takes their checksum.
+        method: compression method: ``STORED`` or ``DEFLATED``.
+        size: size of its content in bytes.
+        stored: size in the archive in bytes.
+        crc: CRC-32 of its content; 0 if the writer computed none.
+        start: offset of its bytes.
+        fits: whether its bytes are directly followed by a copy of its lengths or by the next record, which confirms
+            their position without the checksum.
     """
 
     name: str
@@ -68,14 +68,14 @@ class ZipRecord:
 
 
 def read_directory(file: BinaryIO, *, small: int = _SMALL) -> dict[str, ZipRecord]:
-    """Return the records of an archive by name, in its order; folders are left out.
+    """Return the records of an archive by name, in its order; folders are omitted.
 
     Args:
         file: an open file.
-        small: bytes that its compressed records may become whatever it has itself.
+        small: decompressed size in bytes that is accepted regardless of the archive's size.
 
     Raises:
-        ZipError: the archive is damaged or contradicts itself, or is made to fill the memory.
+        ZipError: the archive is damaged, inconsistent, or a decompression bomb.
     """
     size = file.seek(0, 2)
     start, length, count, end = _place_of_list(file, size)
@@ -87,7 +87,7 @@ def read_directory(file: BinaryIO, *, small: int = _SMALL) -> dict[str, ZipRecor
     for entry, following in zip(listed, [*(entry.header for entry in listed[1:]), start], strict=True):
         entry.record = _located(file, entry, following)
         if entry.record.name.lower() in folded:
-            raise ZipError(f"it has two records called {entry.record.name[:80]!r}")
+            raise ZipError(f"it has two records named {entry.record.name[:80]!r}")
         folded.add(entry.record.name.lower())
     listed.sort(key=lambda entry: entry.number)
     records = {entry.record.name: entry.record for entry in listed if not entry.record.name.endswith("/")}
@@ -102,24 +102,24 @@ def read_record(file: BinaryIO, record: ZipRecord, limit: int) -> bytes:
         ZipError: it is longer than ``limit``, or damaged.
     """
     if record.size > limit:
-        raise ZipError(f"{record.name[:80]!r} has {record.size:,} bytes, expected {limit:,} at most")
+        raise ZipError(f"{record.name[:80]!r} has {record.size:,} bytes, expected at most {limit:,}")
     return b"".join(_content(file, record))
 
 
 def check_record(file: BinaryIO, record: ZipRecord) -> None:
-    """Read a record to its end.
+    """Read a record to its end to verify its checksum.
 
     Raises:
-        ZipError: it is damaged, or there is no checksum to tell.
+        ZipError: it is damaged, or has no checksum.
     """
     for _ in _content(file, record):
         pass
 
 
 def _content(file: BinaryIO, record: ZipRecord) -> Iterator[bytes]:
-    """Yield the content of a record a piece at a time; at the end check its length and CRC-32."""
+    """Yield the content of a record in pieces; at the end, check its length and CRC-32."""
     if not record.fits and not record.crc and record.size:
-        raise ZipError(f"{record.name[:80]!r} is damaged: it is not where it should be, and has no checksum")
+        raise ZipError(f"{record.name[:80]!r} is damaged: it is misplaced, and has no checksum")
     file.seek(record.start)
     inflate = zlib.decompressobj(-15) if record.method == DEFLATED else None
     left, size, crc = record.stored, 0, 0
@@ -133,11 +133,11 @@ def _content(file: BinaryIO, record: ZipRecord) -> Iterator[bytes]:
             yield part
     complete = inflate is None or inflate.eof
     if size != record.size or not complete or (crc != record.crc and (record.crc or record.method != STORED)):
-        raise ZipError(f"{record.name[:80]!r} is damaged: its content is not what its checksum says")
+        raise ZipError(f"{record.name[:80]!r} is damaged: its content doesn't match its checksum")
 
 
 def _inflated(inflate: zlib._Decompress, piece: bytes, record: ZipRecord) -> Iterator[bytes]:
-    """Yield what a compressed piece becomes, no more at a time than fits in memory."""
+    """Yield the decompressed content of a piece, in bounded amounts."""
     try:
         while piece:
             yield inflate.decompress(piece, _PIECE)
@@ -147,7 +147,7 @@ def _inflated(inflate: zlib._Decompress, piece: bytes, record: ZipRecord) -> Ite
 
 
 def _place_of_list(file: BinaryIO, size: int) -> tuple[int, int, int, int]:
-    """Return where the list of records begins, its length, how many there are, and where what follows begins."""
+    """Return the offset and length of the list of records, their number, and the offset after the list."""
     file.seek(max(0, size - _END.size - 2**16))
     tail = file.read()
     at = tail.rfind(b"PK\x05\x06")
@@ -177,7 +177,7 @@ def _place_of_list(file: BinaryIO, size: int) -> tuple[int, int, int, int]:
 
 @dataclass(slots=True)
 class _Entry:
-    """A line of the list of records: its number, the record, its flags, and where its header is."""
+    """An entry of the list of records: its number, the record, its flags, and the offset of its header."""
 
     number: int
     record: ZipRecord
@@ -186,11 +186,11 @@ class _Entry:
 
 
 def _entries(listed: bytes, count: int) -> Iterator[_Entry]:
-    """Yield the lines of the list of records."""
+    """Yield the entries of the list of records."""
     at = 0
     for number in range(count):
         if at + _ENTRY.size > len(listed):
-            raise ZipError("its list of records is cut short")
+            raise ZipError("its list of records is truncated")
         magic, _, _, flags, method, _, _, crc, *lengths, disk, _, _, header = _ENTRY.unpack_from(listed, at)
         stored, size, name_length, extra_length, comment_length = lengths
         at += _ENTRY.size
@@ -200,7 +200,7 @@ def _entries(listed: bytes, count: int) -> Iterator[_Entry]:
         if magic != b"PK\x01\x02" or at > len(listed) or disk not in (0, 0xFFFF):
             raise ZipError("its list of records is damaged")
         if flags & _ENCRYPTED or method not in (STORED, DEFLATED):
-            raise ZipError(f"{name[:80]!r} is encrypted, or compressed by another method than deflate")
+            raise ZipError(f"{name[:80]!r} is encrypted, or compressed by a method other than deflate")
         size, stored, header = _large(extra, size, stored, header)
         if method == STORED and size != stored:
             raise ZipError(f"{name[:80]!r} is not compressed, but claims two lengths")
@@ -210,7 +210,7 @@ def _entries(listed: bytes, count: int) -> Iterator[_Entry]:
 
 
 def _large(extra: bytes, *values: int) -> list[int]:
-    """Return the values that do not fit in 32 bits, from where they are kept."""
+    """Return the values that don't fit in 32 bits, from the extra field."""
     wide: list[int] = []
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<HH", extra)
@@ -225,7 +225,7 @@ def _large(extra: bytes, *values: int) -> list[int]:
 
 
 def _located(file: BinaryIO, entry: _Entry, following: int) -> ZipRecord:
-    """Return a record with its place, after its own header was compared with the list."""
+    """Return a record with its offset, after comparing its own header with the list."""
     record = entry.record
     if entry.header + _LOCAL.size > following:
         raise ZipError(f"{record.name[:80]!r} lies beyond the end, or in another record")
@@ -234,17 +234,17 @@ def _located(file: BinaryIO, entry: _Entry, following: int) -> ZipRecord:
     name = _exactly(file, name_length).decode("utf-8", "backslashreplace")
     start = entry.header + _LOCAL.size + name_length + extra_length
     if magic != MAGIC or method != record.method or name != record.name:
-        raise ZipError(f"the header of {record.name[:80]!r} is not what the list of records says")
+        raise ZipError(f"the header of {record.name[:80]!r} contradicts the list of records")
     end = start + record.stored
     if end > following:
-        raise ZipError(f"{record.name[:80]!r} ends beyond the end, or in another record")
+        raise ZipError(f"{record.name[:80]!r} extends beyond the end, or into another record")
     file.seek(end)
     after = _exactly(file, following - end) if following - end <= _DESCRIPTOR64.size else b"gap"
     return replace(record, start=start, fits=after in _endings(record, entry.flags))
 
 
 def _endings(record: ZipRecord, flags: int) -> list[bytes]:
-    """Return what may follow the bytes of a record: its checksum and lengths once more, or nothing."""
+    """Return what may follow the bytes of a record: copies of its checksum and lengths, or nothing."""
     if not flags & _DESCRIBED:
         return [b""]
     lengths = (record.crc, record.stored, record.size)
@@ -253,15 +253,15 @@ def _endings(record: ZipRecord, flags: int) -> list[bytes]:
 
 
 def _check_bombs(records: dict[str, ZipRecord], size: int, small: int) -> None:
-    """Check that compressed records are not made to fill the memory or the disk."""
+    """Check that compressed records aren't decompression bombs."""
     total = sum(record.size for record in records.values() if record.method != STORED)
     if total > max(small, _MAX_RATIO * size):
         raise ZipError(f"its {size:,} bytes would become {total:,}, more than {_MAX_RATIO} times as many")
 
 
 def _exactly(file: BinaryIO, length: int) -> bytes:
-    """Return the next bytes of a file, no fewer."""
+    """Return exactly the next ``length`` bytes of a file."""
     content = file.read(length)
     if len(content) != length:
-        raise ZipError("it ends too early")
+        raise ZipError("it is truncated")
     return content

@@ -1,4 +1,4 @@
-"""Predictions over a metric on the labels: the Fréchet mean in the place of ``argmax``, exact and without training."""
+"""Predictions over a metric on the labels: an exact, training-free Fréchet mean in place of ``argmax``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     )
     from weightspace.labels.zero_shot import ZeroShotClassifier, class_embeddings
 
-#: Public name -> the file that defines it.
+#: Public name -> the module that defines it.
 _HOMES = {
     "TemperatureFit": "calibration",
     "fit_temperature": "calibration",

@@ -1,7 +1,8 @@
-"""Active selection of classes: those to observe next, so that the most labels can be predicted.
+"""Active class selection: the classes to observe next so that the most labels can be predicted.
 
-On a tree the label farthest in hops from the locus adds the most, and taking it again and again is optimal for every
-number. In general the best next label is found by trying all; for several of them greedy has no such warrant.
+On a tree, the label farthest from the locus in hops adds the most, and repeating this greedy choice is optimal for any
+number of classes. In general, the best next label is found by trying all of them, and greedy repetition has no such
+guarantee.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from scipy.sparse import csr_array
 from weightspace.errors import WeightspaceError
 from weightspace.labels.geometry import DiscreteGeometry, GraphGeometry
 from weightspace.labels.label_space import LabelSpace
-from weightspace.labels.locus import in_locus, on_ways, whole_tree
+from weightspace.labels.locus import in_locus, on_paths, whole_tree
 from weightspace.labels.names import Label
 from weightspace.labels.rules.shortest_paths import Graph, distances_from
 
-#: Labels up to which every one is tried.
+#: Largest number of labels that are all tried.
 _TRIED = 200
 
 
 def next_classes(metric: LabelSpace, observed: Sequence[Label], n: int = 1) -> list[Any]:
-    """Return ``n`` labels that are not observed; see :meth:`LabelMetric.next_classes`.
+    """Return ``n`` labels not yet observed; see :meth:`LabelMetric.next_classes`.
 
     Source:
         Roberts et al. 2023, https://arxiv.org/abs/2307.12226, section 3, for trees.
@@ -40,7 +41,7 @@ def next_classes(metric: LabelSpace, observed: Sequence[Label], n: int = 1) -> l
 
 
 def _on_tree(metric: LabelSpace, seen: np.ndarray, n: int) -> list[int]:
-    """Return the ends of the longest paths out of the locus, then whatever is left."""
+    """Return the ends of the longest paths out of the locus, then the remaining labels."""
     assert isinstance(metric.geometry, GraphGeometry)
     tree = metric.geometry.graph
     chosen: list[int] = []
@@ -49,13 +50,13 @@ def _on_tree(metric: LabelSpace, seen: np.ndarray, n: int) -> list[int]:
         chosen.append(int(hops.argmax()))
     start = np.concatenate([seen, np.asarray(chosen, dtype=np.int64)])
     if len(chosen) < n:
-        chosen += _ends_of_ways(tree, on_ways(tree, start))[: n - len(chosen)]
+        chosen += _path_ends(tree, on_paths(tree, start))[: n - len(chosen)]
     taken = {*start.tolist(), *chosen}
     return chosen + [i for i in range(len(metric)) if i not in taken][: n - len(chosen)]
 
 
-def _ends_of_ways(tree: Graph, inside: np.ndarray) -> list[int]:
-    """Return the leaves outside, by the length of the path that each adds after those before it."""
+def _path_ends(tree: Graph, inside: np.ndarray) -> list[int]:
+    """Return the leaves outside the locus, ordered by the length of the path that each adds to the previous ones."""
     indptr, indices = tree.indptr.tolist(), tree.indices.tolist()
     order = np.flatnonzero(inside).tolist()
     first = len(order)
@@ -65,7 +66,7 @@ def _ends_of_ways(tree: Graph, inside: np.ndarray) -> list[int]:
             if other not in above:
                 above[other] = node
                 order.append(other)
-    below: dict[int, tuple[int, int]] = {}  # longest path down from a node, and minus its end: ties to the lowest
+    below: dict[int, tuple[int, int]] = {}  # longest path down and minus its end, so that ties go to the lowest
     paths: list[tuple[int, int]] = []
     for node in reversed(order[first:]):
         length, end = below.pop(node, (0, -node))
@@ -82,12 +83,12 @@ def _ends_of_ways(tree: Graph, inside: np.ndarray) -> list[int]:
 
 
 def _by_trial(metric: LabelSpace, seen: np.ndarray, n: int) -> list[int]:
-    """Return the best next label, again and again, the lowest of equal ones."""
-    if isinstance(metric.geometry, DiscreteGeometry):  # each adds itself
+    """Repeatedly choose the best next label; ties go to the lowest position."""
+    if isinstance(metric.geometry, DiscreteGeometry):  # each label adds only itself
         return np.setdiff1d(np.arange(len(metric)), seen)[:n].tolist()
     if len(metric) > _TRIED and n > 0:
         raise WeightspaceError(
-            f"Every one of {len(metric):,} labels would have to be tried; expected {_TRIED} at most, or a tree."
+            f"All {len(metric):,} labels would have to be tried; expected at most {_TRIED}, or a tree."
         )
     chosen: list[int] = []
     for _ in range(n):

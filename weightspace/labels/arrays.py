@@ -1,4 +1,4 @@
-"""Matrices of distances and embeddings as callers have them -> tensors, checked, not copied where possible."""
+"""Validation and conversion of distance matrices and embeddings to tensors, without a copy where possible."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from weightspace.errors import WeightspaceError
 from weightspace.labels.names import Names
 from weightspace.labels.probabilities import as_tensor
 
-#: Up to so many labels every triple is checked for the triangle inequality, beyond it a sample of them.
+#: Largest number of labels for which the triangle inequality is checked on every triple, and sample size beyond it.
 _EVERY_TRIPLE, _SAMPLED = 128, 200_000
-#: Relative error that a symmetric matrix may have.
+#: Relative asymmetry that is tolerated.
 _CLOSE = 1e-6
 
 
 def distance_matrix(values: Any, names: Names | None) -> Tensor:
-    """Return a matrix of distances as a tensor of float32 or float64, (K, K).
+    """Return a distance matrix as a float32 or float64 tensor, (K, K).
 
-    A matrix that is no metric for the triangle inequality alone is used as it is, with a warning.
+    A matrix that violates only the triangle inequality is used as it is, with a warning.
 
     Raises:
-        WeightspaceError: it isn't square, finite, non-negative, symmetric, with a zero diagonal.
+        WeightspaceError: it isn't square, finite, non-negative and symmetric with a zero diagonal.
     """
-    matrix = _floating(values, "A matrix of distances")
+    matrix = _floating(values, "A distance matrix")
     if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise WeightspaceError(f"A matrix of distances is square; found the shape {tuple(matrix.shape)}.")
+        raise WeightspaceError(f"A distance matrix must be square; found shape {tuple(matrix.shape)}.")
     if names is not None and len(names) != len(matrix):
         raise WeightspaceError(f"The matrix has {len(matrix):,} rows, but there are {len(names):,} labels.")
     named = names if names is not None else range(len(matrix))
@@ -40,19 +40,19 @@ def distance_matrix(values: Any, names: Names | None) -> Tensor:
             raise WeightspaceError(
                 f"The distance between {named[i]!r} and {named[j]!r} "
                 f"{what.format(float(matrix[i, j]), float(matrix[j, i]))} "
-                f"(row {i:,}, column {j:,}). Expected a symmetric matrix of finite numbers of zero or more."
+                f"(row {i:,}, column {j:,}). Expected a symmetric matrix of finite, non-negative numbers."
             )
 
     complain(~torch.isfinite(matrix), "is {0:g}")
     complain(matrix < 0, "is negative, {0:g}")
     complain(matrix.diagonal().diag() != 0, "is {0:g}, from a label to itself")
-    complain((matrix - matrix.T).abs() > _CLOSE * matrix.max(), "is {0:g}, and back {1:g}")
+    complain((matrix - matrix.T).abs() > _CLOSE * matrix.max(), "is {0:g}, but {1:g} in reverse")
     _check_triangles(matrix, named)
     return matrix
 
 
 def _check_triangles(matrix: Tensor, named: Any) -> None:
-    """Warn where a detour is shorter: squares of distances are the likely cause."""
+    """Warn if a detour is shorter than the direct distance; squared distances are the likely cause."""
     a, b, c = _triples(len(matrix))
     direct, round_ = matrix[a, c].double(), (matrix[a, b].double(), matrix[b, c].double())
     excess = direct - (round_[0] + round_[1]) * (1 + _CLOSE)
@@ -66,9 +66,9 @@ def _check_triangles(matrix: Tensor, named: Any) -> None:
         f"{float(round_[0][at] + round_[1][at]):g}"
     )
     if float(roots.max()) <= 0:
-        cause = "Are these squared distances? They would be squared again: give their square roots, or use exponent=1."
+        cause = "Are these squared distances? They would be squared again; pass their square roots, or use exponent=1."
     else:
-        cause = "This is no metric; predictions are of least expected cost all the same."
+        cause = "This isn't a metric; predictions still minimise the expected cost."
     warnings.warn(f"{where}. {cause}", UserWarning, stacklevel=4)
 
 
@@ -83,22 +83,22 @@ def _triples(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def embeddings(values: Any, names: Names | None, metric: str) -> Tensor:
-    """Return points (K, d), float32 or float64; of length one for ``cosine``.
+    """Return points (K, d), float32 or float64; normalised to unit length for ``cosine``.
 
     Raises:
-        WeightspaceError: another shape, a number that is not finite, a row of zeros for ``cosine``, another metric.
+        WeightspaceError: a wrong shape, a non-finite number, a zero row for ``cosine``, or an unknown metric.
     """
     if metric not in ("euclidean", "cosine"):
-        raise WeightspaceError(f"Embeddings have the metric 'euclidean' or 'cosine'; found {metric!r}.")
+        raise WeightspaceError(f"The metric of embeddings must be 'euclidean' or 'cosine'; found {metric!r}.")
     points = _floating(values, "Embeddings")
     if points.dim() != 2 or len(points) == 0:
-        raise WeightspaceError(f"Embeddings have the shape (labels, d); found {tuple(points.shape)}.")
+        raise WeightspaceError(f"Embeddings must have shape (labels, d); found {tuple(points.shape)}.")
     if names is not None and len(names) != len(points):
-        raise WeightspaceError(f"There are {len(points):,} embeddings of {len(names):,} labels; expected one for each.")
+        raise WeightspaceError(f"Found {len(points):,} embeddings for {len(names):,} labels; expected one per label.")
     named = names if names is not None else range(len(points))
     bad = ~torch.isfinite(points).all(1)
     if bool(bad.any()):
-        raise WeightspaceError(f"The embedding of {named[int(bad.nonzero()[0])]!r} isn't finite; expected numbers.")
+        raise WeightspaceError(f"The embedding of {named[int(bad.nonzero()[0])]!r} isn't finite.")
     if metric == "euclidean":
         return points
     norms = points.double().norm(dim=1, keepdim=True)
@@ -111,16 +111,16 @@ def embeddings(values: Any, names: Names | None, metric: str) -> Tensor:
 def _floating(values: Any, what: str) -> Tensor:
     tensor = as_tensor(values, what).cpu()
     if tensor.is_complex():
-        raise WeightspaceError(f"{what} is made of real numbers; found {tensor.dtype}.")
+        raise WeightspaceError(f"{what} must be real; found {tensor.dtype}.")
     if tensor.dtype in (torch.float32, torch.float64):
         return tensor
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.double()
 
 
 def first_of_equals(matrix: Tensor) -> np.ndarray | None:
-    """Return for every row of a matrix of distances the first that is equal to it, int64 (rows,); None: all differ.
+    """Return the first row equal to each row of a distance matrix, int64 (rows,); None if all differ.
 
-    Equal are rows at distance zero whose distances from all others agree but for rounding.
+    Rows are equal if they are at distance zero and their distances to all others agree up to rounding.
     """
     first = (matrix == 0).int().argmax(1).numpy()
     nodes = np.arange(len(first))

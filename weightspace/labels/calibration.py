@@ -1,6 +1,6 @@
-"""One number that divides the logits, chosen so that predictions over the metric come nearest to the truth.
+"""Temperature scaling: one divisor of the logits that brings predictions over the metric closest to the truth.
 
-Over-flat probabilities make a Fréchet mean worse than argmax: it retreats to the middle of the label space.
+If the probabilities are too flat, the Fréchet mean is worse than argmax: it retreats to the middle of the label space.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 Objective: TypeAlias = Literal["distance", "nll"]
 
-#: Logits above this may be infinite once they are divided by a small temperature.
+#: Logits above this may overflow when divided by a small temperature.
 _HUGE = 1e300
-#: Rows whose predictions at all temperatures are worked out at once.
+#: Rows that are predicted at once, at all temperatures.
 _ROWS = 1024
-#: Temperatures that are tried for the distance, which is a step function, and how far the grid reaches.
+#: Number of temperatures in the grid for the distance, which is a step function, and the largest of them.
 _TRIED, _LARGEST = 41, 20.0
-#: Temperatures of the smallest loss are looked for between its reciprocal and this.
+#: Largest temperature in the search for the smallest loss; its reciprocal is the smallest.
 _EXTREME = 1000.0
 
 
 def best_temperature(loss: Callable[[float], float]) -> float:
-    """Return the temperature of the smallest loss, which has one minimum: a search over its logarithm."""
+    """Return the temperature that minimises a unimodal loss, by a bounded search over its logarithm."""
     end = math.log(_EXTREME)
     found: Any = minimize_scalar(lambda logarithm: loss(math.exp(logarithm)), bounds=(-end, end), method="bounded")
     return math.exp(found.x)
@@ -47,16 +47,16 @@ def best_temperature(loss: Callable[[float], float]) -> float:
 
 @dataclass(frozen=True)
 class TemperatureFit:
-    """A temperature, and what it changes on the data that it was fitted on.
+    """A fitted temperature and its effect on the data that it was fitted to.
 
     Attributes:
-        temperature: that logits are divided by.
+        temperature: divisor of the logits.
         objective: ``"distance"`` or ``"nll"``.
         before: the objective at temperature 1: mean distance^exponent, or mean −log p of the truth in nats.
         after: the objective at the fitted temperature.
-        argmax: mean distance^exponent of ``argmax`` among the observed classes.
-        keep_argmax: whether the Fréchet mean is no nearer to the truth than ``argmax`` at the fitted temperature.
-        tried: temperatures of the grid, with the objective at each; empty for ``"nll"``.
+        argmax: mean distance^exponent of ``argmax`` over the observed classes.
+        keep_argmax: whether the Fréchet mean at the fitted temperature is no closer to the truth than ``argmax``.
+        tried: pairs of a grid temperature and its objective; empty for ``"nll"``.
     """
 
     temperature: float
@@ -78,20 +78,20 @@ def fit_temperature(
     exponent: float = 2,
     objective: Objective = "distance",
 ) -> TemperatureFit:
-    """Return the temperature that serves predictions best, on validation data that was not trained on.
+    """Fit the temperature that gives the best predictions on held-out validation data.
 
     Args:
-        logits: (n, K), of the observed classes.
-        truth: names of the true labels, n; for ``"nll"`` all among the observed.
-        metric: over the labels.
+        logits: (n, K), one column per observed class.
+        truth: names of the n true labels; for ``"nll"``, all of them observed.
+        metric: label metric.
         observed: names of the columns.
         outputs: as for ``metric.predict``.
         exponent: as for ``metric.predict``.
-        objective: ``"distance"`` takes the least mean d(prediction, truth)^exponent on a grid of temperatures from
-            1/20 to 20, of equal ones the nearest to 1; ``"nll"`` the least negative log-likelihood.
+        objective: ``"distance"`` minimises the mean d(prediction, truth)^exponent on a grid of temperatures from 1/20
+            to 20 (ties go to the one nearest to 1); ``"nll"`` minimises the negative log-likelihood.
 
     Raises:
-        WeightspaceError: shapes do not fit, a label is unknown, or a true label was not observed (``"nll"``).
+        WeightspaceError: shapes do not match, a label is unknown, or a true label was not observed (``"nll"``).
 
     Source:
         Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2, for the likelihood.
@@ -99,9 +99,11 @@ def fit_temperature(
     rows = checked_logits(logits, len(observed))
     true = metric.names.positions_of(truth, "true labels")
     if len(true) != len(rows) or len(rows) == 0:
-        raise WeightspaceError(f"Found {len(rows):,} rows of logits and {len(true):,} true labels; expected as many.")
+        raise WeightspaceError(
+            f"Found {len(rows):,} rows of logits and {len(true):,} true labels; expected equal numbers."
+        )
     if objective not in ("distance", "nll"):
-        raise WeightspaceError(f"The objective of a temperature is 'distance' or 'nll'; found {objective!r}.")
+        raise WeightspaceError(f"The objective must be 'distance' or 'nll'; found {objective!r}.")
     seen = metric.names.positions(observed, "observed classes")
     decision = metric.decision(observed=observed, outputs=outputs, exponent=exponent)
     cost = costs_of_truth(metric, true, decision.answers, exponent)
@@ -121,7 +123,7 @@ def fit_temperature(
 def _mean_costs(
     decision: Decision, rows: Tensor, cost: Callable[[np.ndarray, slice], np.ndarray], temperatures: Sequence[float]
 ) -> list[float]:
-    """Return the mean cost of predictions at every temperature, tile by tile of the rows."""
+    """Return the mean cost of the predictions at each temperature, processing the rows in tiles."""
     totals = np.zeros(len(temperatures))
     for start in range(0, len(rows), _ROWS):
         tile = slice(start, start + _ROWS)
@@ -135,16 +137,16 @@ def checked_logits(logits: Any, columns: int) -> Tensor:
     """Return logits as float64 (n, columns) on the CPU.
 
     Raises:
-        WeightspaceError: another shape, or a row without a softmax.
+        WeightspaceError: a wrong shape, or a row whose softmax is undefined.
     """
     rows = as_tensor(logits, "Logits").cpu().double()
     if rows.dim() != 2 or rows.shape[1] != columns:
-        raise WeightspaceError(f"Logits have shape {tuple(rows.shape)}; expected (n, {columns}), a column a class.")
-    largest = rows.amax(1) if len(rows) else rows.new_zeros(0)  # NaN where there is one
+        raise WeightspaceError(f"Logits have shape {tuple(rows.shape)}; expected (n, {columns}), one column per class.")
+    largest = rows.amax(1) if len(rows) else rows.new_zeros(0)  # NaN if the row holds one
     bad = ~((largest > -torch.inf) & (largest < _HUGE))
     if bool(bad.any()):
         raise WeightspaceError(
-            f"Row {int(bad.nonzero()[0]):,} of the logits has no softmax: it has a NaN or +inf, or -inf alone."
+            f"Row {int(bad.nonzero()[0]):,} of the logits has no softmax: it holds NaN or +inf, or only -inf."
         )
     return rows
 
@@ -157,9 +159,9 @@ def mean_cost(metric: LabelMetric, found: np.ndarray, true: np.ndarray, exponent
 def costs_of_truth(
     metric: LabelMetric, true: np.ndarray, answers: np.ndarray, exponent: float
 ) -> Callable[[np.ndarray, slice], np.ndarray]:
-    """Return what gives d(answer, truth)^exponent for indices into ``answers`` and a slice of the true positions.
+    """Return a function from indices into ``answers`` and a slice of the true positions to d(answer, truth)^exponent.
 
-    Distances are looked up in a table of the different true labels, where it is small.
+    It looks distances up in a table of the distinct true labels if that is small.
     """
     labels, which = np.unique(true, return_inverse=True)
     if 8 * len(labels) * len(answers) > KEPT:
@@ -174,7 +176,7 @@ def _by_likelihood(rows: Tensor, seen: np.ndarray, true: np.ndarray, metric: Lab
     missing = next((position for position in true.tolist() if position not in column), None)
     if missing is not None:
         raise WeightspaceError(
-            f"The true label {metric.labels[missing]!r} was not observed: no likelihood. Use objective='distance'."
+            f"True label {metric.labels[missing]!r} was not observed and has no likelihood. Use objective='distance'."
         )
     targets = torch.tensor([column[position] for position in true.tolist()])
 

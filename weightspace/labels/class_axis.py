@@ -1,4 +1,4 @@
-"""The axis of the classes: wherever it is, as in images of logits (B, K, H, W), algorithms have it last."""
+"""The class axis: moved last for the algorithms, wherever it is in the input, as in logits of images (B, K, H, W)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def to_last(values: Any, dim: int) -> Any:
-    """Return an array or a tensor with one of its axes last, a view where that is possible.
+    """Return an array or a tensor with one of its axes moved last, as a view where possible.
 
     Raises:
         WeightspaceError: there is no such axis.
@@ -29,7 +29,7 @@ def to_last(values: Any, dim: int) -> Any:
 
 
 def from_last(values: np.ndarray, dim: int) -> np.ndarray:
-    """Return an array with its last axis where the classes were."""
+    """Return an array with its last axis moved back to the position of the classes."""
     return values if dim == -1 else np.moveaxis(values, -1, dim)
 
 
@@ -37,7 +37,7 @@ class FrechetHeadAlong(FrechetHead):
     """A head for logits whose classes are not on the last axis: (B, K, H, W) -> positions (B, H, W) with ``dim=1``.
 
     Attributes:
-        dim: axis of the classes; costs of the outputs take its place.
+        dim: axis of the classes, and of the outputs in returned costs.
     """
 
     def __init__(self, decision: Decision, temperature: float, dim: int) -> None:
@@ -45,7 +45,7 @@ class FrechetHeadAlong(FrechetHead):
         self.dim = dim
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Return positions in ``labels`` of least expected cost, of the shape of the logits without ``dim``."""
+        """Return positions in ``labels`` of least expected cost, shaped like the logits without ``dim``."""
         return super().forward(to_last(logits, self.dim).contiguous())
 
     def expected_cost(self, logits: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class FrechetHeadAlong(FrechetHead):
         return super().expected_cost(to_last(logits, self.dim)).movedim(-1, self.dim)
 
     def topk(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Return the ``k`` least expected costs and their positions along ``dim``, rising."""
+        """Return the ``k`` least expected costs, ascending along ``dim``, and their positions."""
         costs, found = super().topk(to_last(logits, self.dim), k)
         return costs.movedim(-1, self.dim), found.movedim(-1, self.dim)
 

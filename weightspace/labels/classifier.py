@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class FrechetClassifier(ClassifierMixin, BaseEstimator):
-    """Wraps a classifier: its probabilities, the labels of least expected cost.
+    """Meta-estimator that predicts the label of least expected cost under the probabilities of a classifier.
 
-    The observed classes are the estimator's ``classes_``, by name. An estimator that is fitted already predicts at
-    once; ``fit`` fits a clone.
+    The observed classes are the estimator's ``classes_``, by name. An already fitted estimator can predict right away;
+    ``fit`` fits a clone.
 
     Args:
-        estimator: has ``predict_proba``.
-        metric: over labels, those in ``y`` among them.
+        estimator: classifier with ``predict_proba``.
+        metric: label metric that includes the labels in ``y``.
         outputs: as for ``metric.predict``.
         exponent: as for ``metric.predict``.
         temperature: divides the logarithms of the probabilities, which are normalised again; fitted by
@@ -39,8 +39,8 @@ class FrechetClassifier(ClassifierMixin, BaseEstimator):
 
     Attributes:
         estimator_: the fitted clone.
-        classes_: the observed classes, which are the columns of ``predict_proba``.
-        outputs_: the labels that can be predicted, which are the columns of ``expected_cost``.
+        classes_: the observed classes, the columns of ``predict_proba``.
+        outputs_: the labels that can be predicted, the columns of ``expected_cost``.
 
     Example:
         >>> import weightspace as ws
@@ -48,7 +48,7 @@ class FrechetClassifier(ClassifierMixin, BaseEstimator):
         >>> metric = ws.LabelMetric.from_tree({"animal": "entity", "cat": "animal", "dog": "animal", "car": "entity"})
         >>> X, y = [[0.0, 0.0], [0.0, 1.0], [5.0, 0.5]], ["cat", "dog", "car"]
         >>> classifier = ws.FrechetClassifier(LogisticRegression(), metric).fit(X, y)
-        >>> classifier.predict([[0.0, 0.5]]).tolist()  # as near to a cat as to a dog
+        >>> classifier.predict([[0.0, 0.5]]).tolist()  # equally close to cat and dog
         ['animal']
     """
 
@@ -110,22 +110,22 @@ class FrechetClassifier(ClassifierMixin, BaseEstimator):
         return metric.expected_cost(self._probabilities(fitted, X), **chosen)
 
     def topk(self, X: Any, k: int) -> np.ndarray:
-        """Return the names of the ``k`` labels of least expected cost, the best first, (n, k)."""
+        """Return the names of the ``k`` labels of least expected cost, best first, (n, k)."""
         metric, fitted = self._fitted()
         chosen = {"observed": fitted.classes_, "outputs": self.outputs, "exponent": self.exponent}
         _, found = metric.topk(self._probabilities(fitted, X), k, **chosen)
         return label_array([metric.labels[i] for i in found.ravel()]).reshape(found.shape)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return minus the mean d(prediction, truth)^exponent: higher is better, 0 is the best.
+        """Return the negated mean d(prediction, truth)^exponent; higher is better, 0 is perfect.
 
-        It is what :meth:`predict` makes small, so that ``GridSearchCV`` and its like work with the method and not
-        against it; ``scoring="accuracy"`` asks for accuracy, which ``argmax`` has more of.
+        :meth:`predict` minimises its expectation, so that ``GridSearchCV`` and the like select for the same
+        objective; ``scoring="accuracy"`` selects for accuracy, where ``argmax`` does better.
 
         Args:
             X: inputs, as for :meth:`predict`.
             y: names of the true labels, (n,).
-            sample_weight: of every row, not negative, (n,).
+            sample_weight: non-negative weights of the rows, (n,).
 
         Raises:
             WeightspaceError: the metric lacks a label of ``y``.
@@ -152,19 +152,19 @@ class FrechetClassifier(ClassifierMixin, BaseEstimator):
         """Return the metric and the fitted estimator.
 
         Raises:
-            NotFittedError: it isn't.
+            NotFittedError: the estimator isn't fitted.
         """
         parts = self._parts()
         check_is_fitted(self)
         return parts
 
     def _parts(self) -> tuple[LabelMetric, Any]:
-        """Return the metric and the fitted estimator, or the one to be fitted."""
+        """Return the metric and the fitted estimator, or the unfitted one before ``fit``."""
         if self.metric is None or self.estimator is None:
             raise WeightspaceError("Found no estimator or no metric; expected FrechetClassifier(estimator, metric).")
         if not hasattr(self.estimator, "predict_proba"):
             raise WeightspaceError(
-                f"{type(self.estimator).__name__} has no predict_proba; expected a classifier with probabilities "
-                "(CalibratedClassifierCV gives them to others)."
+                f"{type(self.estimator).__name__} has no predict_proba; expected a probabilistic classifier "
+                "(wrap others in CalibratedClassifierCV)."
             )
         return self.metric, getattr(self, "estimator_", self.estimator)

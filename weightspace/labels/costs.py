@@ -1,4 +1,4 @@
-"""Costs of mistakes as a matrix, which need not be symmetric: missing a stop sign costs more than seeing one."""
+"""Cost matrices of mistakes, which may be asymmetric: missing a stop sign costs more than a false alarm."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 
 
 class CostMatrix:
-    r"""Costs by name, and the predictions of least expected cost, :math:`\arg\min_y \sum_i p_i\, C(y, i)`.
+    r"""Costs by name, and predictions of least expected cost, :math:`\arg\min_y \sum_i p_i\, C(y, i)`.
 
     Args:
-        costs: (K, K), finite, not negative: ``costs[y, i]`` is what it costs to predict ``labels[y]`` where
-            ``labels[i]`` is true. Zero on the diagonal, as a rule.
+        costs: (K, K), finite, non-negative: ``costs[y, i]`` is the cost of predicting ``labels[y]`` when ``labels[i]``
+            is true. The diagonal is usually zero.
         labels: names of rows and columns; ``0 … K-1`` if not given.
 
     Attributes:
         matrix: the costs, float64 (K, K).
 
     Raises:
-        WeightspaceError: the matrix is something else; it names the entry.
+        WeightspaceError: the matrix is invalid; the message names the entry.
 
     Source:
         Elkan 2001, The foundations of cost-sensitive learning,
         https://www.ijcai.org/Proceedings/01/IJCAI01-132.pdf, section 1.
 
     Example:
-        >>> costs = CostMatrix([[0, 10], [1, 0]], labels=["well", "ill"])  # to say "well" of the ill costs 10
+        >>> costs = CostMatrix([[0, 10], [1, 0]], labels=["well", "ill"])  # calling the ill "well" costs 10
         >>> costs.labels[costs.predict([0.8, 0.2], observed=["well", "ill"])]
         'ill'
     """
@@ -51,17 +51,17 @@ class CostMatrix:
     def __init__(self, costs: Any, *, labels: Iterable[Label] | None = None) -> None:
         matrix = as_tensor(costs, "Costs").cpu()
         if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise WeightspaceError(f"Costs are a matrix (K, K), a row a prediction; found shape {tuple(matrix.shape)}.")
+            raise WeightspaceError(f"Costs must be (K, K), one row per prediction; found shape {tuple(matrix.shape)}.")
         matrix = matrix.double().contiguous()
         self.names = Names(range(len(matrix)) if labels is None else labels)
         if len(self.names) != len(matrix):
-            raise WeightspaceError(f"Found {len(self.names):,} labels of {len(matrix):,} rows; expected one for each.")
+            raise WeightspaceError(f"Found {len(self.names):,} labels for {len(matrix):,} rows; expected one per row.")
         bad = ~(matrix.isfinite() & (matrix >= 0))
         if bool(bad.any()):
             row, column = bad.nonzero()[0].tolist()
             raise WeightspaceError(
-                f"To predict {self.names[row]!r} for {self.names[column]!r} costs {float(matrix[row, column]):g}; "
-                "expected numbers of zero or more. Add a constant to the column where there are gains."
+                f"Predicting {self.names[row]!r} for {self.names[column]!r} costs {float(matrix[row, column]):g}; "
+                "expected finite, non-negative numbers. If there are gains, add a constant to the column."
             )
         self.matrix = matrix
         self.geometry: Geometry = _CostGeometry(matrix)
@@ -109,20 +109,20 @@ class CostMatrix:
         temperature: float = 1.0,
         dim: int = -1,
     ) -> FrechetHead:
-        """Return a module that takes the place of ``argmax``; see ``LabelMetric.head``. Costs have no exponent."""
+        """Return a module that replaces ``argmax``; see ``LabelMetric.head``. Costs have no exponent."""
         if exponent != 1:
             raise WeightspaceError(
-                f"Costs are taken as they are; found exponent={exponent!r}. Raise the matrix instead."
+                f"Costs are used as they are; found exponent={exponent!r}. Take powers of the matrix instead."
             )
         decision = self.decision(observed=observed, outputs=outputs)
         return FrechetHead(decision, temperature) if dim == -1 else FrechetHeadAlong(decision, temperature, dim)
 
     def decision(self, *, observed: Sequence[Label], outputs: Outputs = "all") -> Decision:
-        """Return the rule for these classes."""
+        """Return the decision for these classes."""
         seen = self.names.positions(observed, "observed classes")
         if isinstance(outputs, str):
             if outputs not in ("all", "observed"):
-                raise WeightspaceError(f"Outputs are 'all', 'observed' or a list of names; found {outputs!r}.")
+                raise WeightspaceError(f"Outputs must be 'all', 'observed' or a list of names; found {outputs!r}.")
             named = seen if outputs == "observed" else self.nodes
         else:
             named = self.names.positions(outputs, "outputs")
@@ -133,23 +133,23 @@ class CostMatrix:
 
 @dataclass(frozen=True)
 class _CostGeometry:
-    """What a decision asks of the place of its labels."""
+    """The geometry of a cost matrix, as used by decisions."""
 
     matrix: Tensor
     kind: ClassVar[str] = "costs"
 
     @property
     def nodes(self) -> int:
-        """How many labels there are."""
+        """The number of labels."""
         return len(self.matrix)
 
     def distances(self, sources: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
-        """Return the costs of some predictions, float64 (sources, targets)."""
+        """Return the costs of the given predictions, float64 (sources, targets)."""
         rows = self.matrix[torch.from_numpy(sources)]
         return (rows if targets is None else rows[:, torch.from_numpy(targets)]).numpy()
 
     def rule(self, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Rule:
-        """Return what decides among ``outputs`` under weights of ``observed``."""
+        """Return the rule that decides among ``outputs`` given weights of ``observed``."""
         from weightspace.labels.rules.dense import Dense
 
         return Dense(self.matrix[outputs][:, observed].contiguous(), exponent)

@@ -1,4 +1,4 @@
-"""Covers: classes to observe so that every label can be predicted, as few as possible."""
+"""Covers: as few classes as possible to observe so that every label can be predicted."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from weightspace.labels.geometry import DiscreteGeometry, GraphGeometry, PointGe
 from weightspace.labels.label_space import LabelSpace
 from weightspace.labels.locus import all_nodes, equal_pair, is_mean, squared_distances, whole_tree
 
-#: Labels and sets of them up to which a smallest cover is searched for.
+#: Largest numbers of labels and of candidate sets for an exhaustive search.
 _SEARCHED, _SETS = 16, 20_000
-#: Labels up to which those are taken away one by one that are not needed.
+#: Largest number of labels for reverse deletion.
 _DELETED = 100
-#: Dimensions up to which a convex hull is found: its facets are too many beyond.
+#: Largest dimension for a convex hull; beyond it, there are too many facets.
 _FLAT = 8
 
 
@@ -32,12 +32,12 @@ class Cover:
     """Classes from which every label can be predicted.
 
     Attributes:
-        labels: names, in the order of their positions.
+        labels: names, in order of position.
         method: ``leaves`` (of a tree), ``all labels`` (discrete), ``search``, or an approximation: ``reverse deletion``
-            (no label of it can be left out), and for more labels ``leaves and core`` (of a graph), ``convex hull``
-            (its corners, of points in up to 8 dimensions) or ``all labels``.
+            (none of its labels can be removed) and, for larger spaces, ``leaves and core`` (of a graph), ``convex
+            hull`` (its vertices, for points in up to 8 dimensions) or ``all labels``.
         lower_bound: no cover is smaller than this.
-        identifying: whether every label is the only mean for some weights, not only one of several.
+        identifying: whether every label is the unique mean for some weights, not just one of several.
     """
 
     labels: tuple[Any, ...]
@@ -47,7 +47,7 @@ class Cover:
 
     @property
     def exact(self) -> bool:
-        """Whether no cover is smaller."""
+        """Whether the cover is known to be the smallest."""
         return len(self.labels) == self.lower_bound
 
 
@@ -65,20 +65,20 @@ def minimum_cover(metric: LabelSpace, *, identifying: bool = False) -> list[Any]
 
 
 def find_cover(metric: LabelSpace, *, identifying: bool = False) -> Cover:
-    """Return a smallest cover where that can be found, else a small one, with the bound.
+    """Return a smallest cover if one can be found, otherwise a small one, with a lower bound.
 
-    A tree's leaves are its only smallest cover if all its nodes are labels. A label that no weights of all the others
-    predict is in every cover: the bound. Of large spaces it is the leaves of a graph, or 2, as one class predicts none
-    but what equals it.
+    If all nodes of a tree are labels, its leaves are the unique smallest cover. Every cover contains the labels that no
+    weights of all the others predict; their number is the bound. For large spaces, the bound is the number of leaves of
+    a graph, or 2, as one class predicts only labels equal to it.
 
     Raises:
-        WeightspaceError: ``identifying``, and two labels are at distance zero.
+        WeightspaceError: ``identifying`` is set and two labels are at distance zero.
     """
     if identifying and (pair := equal_pair(metric)):
         first, second = (metric.labels[i] for i in pair)
         raise WeightspaceError(
-            f"No classes identify every label: {first!r} and {second!r} are at distance 0, so that neither is ever the "
-            "only mean. Leave one of them out, or take identifying=False."
+            f"No classes identify every label: {first!r} and {second!r} are at distance 0, so neither can be the "
+            "unique mean. Remove one of them, or use identifying=False."
         )
 
     def cover(positions: Any, method: str, bound: int) -> Cover:
@@ -106,7 +106,7 @@ def find_cover(metric: LabelSpace, *, identifying: bool = False) -> Cover:
 
 
 def _sets(count: int, forced: list[int]) -> Iterator[tuple[int, ...]]:
-    """Yield the sets that contain the forced labels, the small ones first; none where there are too many."""
+    """Yield the sets that contain the forced labels, smallest first; nothing if there are too many."""
     free = [i for i in range(count) if i not in forced]
     if count > _SEARCHED and sum(comb(len(free), size) for size in range(len(free) + 1)) > _SETS:
         return
@@ -117,7 +117,7 @@ def _sets(count: int, forced: list[int]) -> Iterator[tuple[int, ...]]:
 
 
 def _covers(squares: np.ndarray, observed: tuple[int, ...], identifying: bool, only: int | None = None) -> bool:
-    """Return whether all labels, or ``only`` one, are in the locus of some."""
+    """Return whether all labels, or just ``only``, are in the locus of the observed ones."""
     if not observed:
         return False
     inside = set() if identifying else set(observed)
@@ -136,23 +136,23 @@ def _leaves(metric: LabelSpace) -> np.ndarray:
 
 
 def _approximate(metric: LabelSpace) -> tuple[Any, str, int]:
-    """Return a cover of many labels, what it is called, and the bound."""
+    """Return a cover of many labels, the name of the method, and the lower bound."""
     geometry = metric.geometry
     if isinstance(geometry, GraphGeometry) and all_nodes(metric):
-        # What hangs from the core lies on the paths between leaves and core.
+        # The pendant trees lie on the paths between leaves and core.
         leaves = _leaves(metric)
         core = geometry.fringe.order[geometry.fringe.roots]
         return {*leaves.tolist(), *core.tolist()}, "leaves and core", max(1, len(leaves))
     bound = 2 if bool((geometry.distances(metric.nodes[:1], metric.nodes) > 0).any()) else 1
     if isinstance(geometry, PointGeometry) and geometry.points.shape[1] <= _FLAT:
         points = geometry.points[torch.from_numpy(metric.nodes)].double().numpy()
-        with suppress(QhullError):  # of points that lie in a plane
+        with suppress(QhullError):  # degenerate: the points lie in a hyperplane
             return _corners(points), "convex hull", bound
     return range(len(metric)), "all labels", bound
 
 
 def _corners(points: np.ndarray) -> list[int]:
-    """Return the corners of the hull, of which every point is a mean: at the point itself the cost is least."""
+    """Return the hull's vertices, of which every point is a weighted mean and hence has the least cost."""
     if points.shape[1] == 1:
         return sorted({int(points.argmin()), int(points.argmax())})
     return ConvexHull(points).vertices.tolist()

@@ -1,4 +1,4 @@
-"""A metric with its classes chosen: what predicts from arrays, and what heads are made of."""
+"""Decisions: a metric with chosen classes, which predicts from arrays and underlies the heads."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from weightspace.labels.probabilities import checked_rows, scaled_rows
 from weightspace.labels.rules.powers import check_exponent
 from weightspace.labels.rules.rule import Rule
 
-#: Makes a rule for places, each of them once.
+#: Makes a rule for distinct places.
 Make = Callable[[np.ndarray, np.ndarray], Rule]
 
 
 class SharedPlaces(Rule):
-    """A rule among places, as one among labels of which several may be at one place.
+    """A rule for labels of which several may share a place, by a rule for the places.
 
     Args:
-        observed: place of every observed label.
-        outputs: place of every output.
-        make: makes the rule for different observed places and different outputs.
+        observed: place of each observed label.
+        outputs: place of each output.
+        make: makes the rule for distinct observed places and distinct outputs.
     """
 
     column: Tensor
@@ -40,7 +40,7 @@ class SharedPlaces(Rule):
         super().__init__()
         seen, column = np.unique(observed, return_inverse=True)
         _, first, place = np.unique(outputs, return_index=True, return_inverse=True)
-        by_label = np.argsort(first)  # places in the order of their first labels, so that ties go to the lowest
+        by_label = np.argsort(first)  # places in order of their first labels, so that ties go to the lowest
         rank = np.empty_like(by_label)
         rank[by_label] = np.arange(len(by_label))
         self.rule = make(seen, outputs[np.sort(first)])
@@ -58,30 +58,30 @@ class SharedPlaces(Rule):
         return self.first[self.rule.decide(self._added(weights))]
 
     def _added(self, weights: Tensor) -> Tensor:
-        """Return the weight of every place, float64 (B, places)."""
+        """Return the weight of each place, float64 (B, places)."""
         wide = weights.double()
         return wide.new_zeros((wide.shape[0], self.places)).index_add(1, self.column, wide)
 
 
 def rule_among(observed: np.ndarray, outputs: np.ndarray, make: Make) -> Rule:
-    """Return the rule among labels at some places, which may repeat."""
+    """Return the rule for labels at places that may repeat."""
     different = all(len(np.unique(places)) == len(places) for places in (observed, outputs))
     return make(observed, outputs) if different else SharedPlaces(observed, outputs, make)
 
 
-#: Decisions that are kept for the next call with the same classes.
+#: Number of decisions cached for later calls with the same classes.
 _KEPT = 4
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A rule, and the labels that its numbers stand for.
+    """A rule together with the labels that its indices stand for.
 
     Attributes:
-        metric: that it is made from.
+        metric: the label space.
         observed: positions of the columns in ``metric.labels``, int64.
-        outputs: positions that can be predicted, as they were asked for, int64.
-        rule: decides among the outputs in the order of their positions.
+        outputs: positions that can be predicted, in the requested order, int64.
+        rule: decides among the outputs in order of position.
     """
 
     metric: LabelSpace
@@ -91,7 +91,7 @@ class Decision:
 
     @classmethod
     def make(cls, metric: LabelSpace, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Decision:
-        """Return the decision for positions of the metric.
+        """Return the decision for positions in the metric.
 
         Raises:
             WeightspaceError: nothing is observed, or the exponent isn't a positive number.
@@ -105,7 +105,7 @@ class Decision:
 
     @cached_property
     def answers(self) -> np.ndarray:
-        """What the rule's indices are: positions in ``metric.labels``, rising."""
+        """The positions in ``metric.labels`` of the rule's indices, ascending."""
         return np.sort(self.outputs)
 
     @cached_property
@@ -115,11 +115,11 @@ class Decision:
 
     @cached_property
     def order(self) -> np.ndarray:
-        """The rule's index of every output, in the order that was asked for."""
+        """The rule's index of each output, in the requested order."""
         return np.searchsorted(self.answers, self.outputs)
 
     def predict(self, probabilities: Any) -> np.ndarray:
-        """Return positions in ``metric.labels``, int64 (...), of probabilities (..., K), computed on their device."""
+        """Return positions in ``metric.labels``, int64 (...), for probabilities (..., K), computed on their device."""
         rows, _ = scaled_rows(checked_rows(probabilities, len(self.observed)))
         with torch.no_grad():
             found = self.rule.to(rows.device).decide(rows).cpu().numpy()
@@ -130,7 +130,7 @@ class Decision:
         """Return the expected costs, float64 (..., outputs), computed on the device of the probabilities.
 
         Raises:
-            WeightspaceError: weights are so large that a cost is infinite.
+            WeightspaceError: the weights are so large that a cost overflows.
         """
         rows, exponents = scaled_rows(checked_rows(probabilities, len(self.observed)))
         found, rule = np.empty((len(rows), len(self.outputs))), self.rule.to(rows.device)
@@ -143,7 +143,9 @@ class Decision:
                 found = np.ldexp(found, exponents)
             if not np.isfinite(found).all():
                 row = int((~np.isfinite(found)).any(1).argmax())
-                raise WeightspaceError(f"The expected costs of row {row:,} leave the range of float64; scale the row.")
+                raise WeightspaceError(
+                    f"The expected costs of row {row:,} leave the range of float64; scale the row down."
+                )
         return found.reshape(*_leading(probabilities), len(self.outputs))
 
 
@@ -154,7 +156,7 @@ def kept_decision(
     outputs: Outputs,
     exponent: float,
 ) -> Decision:
-    """Return the decision of a metric for these classes, made once and kept among the last few."""
+    """Return the metric's decision for these classes, from a cache of the most recent ones."""
     seen = metric.names.positions(observed, "observed classes")
     named = seen if outputs == "observed" else _positions_of(metric, outputs)
     key = (seen.tobytes(), named.tobytes(), float(exponent) if isinstance(exponent, int | float) else exponent)
@@ -167,10 +169,10 @@ def kept_decision(
 
 
 def _positions_of(metric: LabelSpace, outputs: Outputs) -> np.ndarray:
-    """Return the positions of all labels, or of those that are named."""
+    """Return the positions of all labels, or of the named ones."""
     if isinstance(outputs, str):
         if outputs != "all":
-            raise WeightspaceError(f"Outputs are 'all', 'observed' or a list of names; found {outputs!r}.")
+            raise WeightspaceError(f"Outputs must be 'all', 'observed' or a list of names; found {outputs!r}.")
         return np.arange(len(metric))
     found = metric.names.positions(outputs, "outputs")
     if len(found) == 0:

@@ -1,4 +1,4 @@
-"""A label metric as one ``.safetensors`` file: the arrays that it is made of, and the labels in the metadata."""
+"""Label metrics as ``.safetensors`` files: the arrays of the geometry, with the labels in the metadata."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _KIND, _LABELS, _ROOT = "weightspace.labels.kind", "weightspace.labels.names", "
 
 
 def save_metric(metric: LabelSpace, path: str | Path) -> None:
-    """Write a metric.
+    """Write a metric to a file.
 
     Raises:
-        WeightspaceError: the path isn't a ``.safetensors``, or a label is neither text nor number nor made of them.
+        WeightspaceError: the suffix isn't ``.safetensors``, or a label isn't a string, a number or a tuple of them.
     """
     if Path(path).suffix != ".safetensors":
         raise WeightspaceError(f"A label metric is a .safetensors file; found {Path(path).name!r}.")
     for label in metric.labels:
         if not _fits(label):
-            raise WeightspaceError(f"The label {label!r} is a {type(label).__name__}; files hold text and numbers.")
+            raise WeightspaceError(f"The label {label!r} is a {type(label).__name__}; expected a string or a number.")
     arrays = {name: torch.as_tensor(values) for name, values in metric.geometry.arrays().items()}
     if len(metric.nodes) != metric.geometry.nodes or (metric.nodes != np.arange(len(metric))).any():
         arrays |= {"nodes_of_labels": torch.from_numpy(metric.nodes), "nodes": torch.tensor([metric.geometry.nodes])}
@@ -48,14 +48,16 @@ def save_metric(metric: LabelSpace, path: str | Path) -> None:
 
 
 def read_metric(path: str | Path) -> tuple[Names, Geometry, np.ndarray | None, Label | None]:
-    """Return names, geometry, the names' places in it (None: all) and the root, of a file of :func:`save_metric`.
+    """Read names, geometry, the names' places in it (None: all) and the root from a file of :func:`save_metric`.
 
     Raises:
-        WeightspaceError: the file cannot be read, or holds something else.
+        WeightspaceError: the file cannot be read, or isn't a label metric.
     """
     metadata = load_metadata(path)
     if _KIND not in metadata:
-        raise WeightspaceError(f"{path} isn't a label metric; expected a file of LabelMetric.save or `labels build`.")
+        raise WeightspaceError(
+            f"{path} isn't a label metric; expected a file written by LabelMetric.save or `labels build`."
+        )
     state = load_checkpoint(path)
     try:
         names = Names(_plain(label) for label in parse_json(metadata[_LABELS], f"{path}: the labels"))
@@ -67,11 +69,11 @@ def read_metric(path: str | Path) -> tuple[Names, Geometry, np.ndarray | None, L
             names.positions_of([root], "roots")
         return names, geometry, None if nodes is None else nodes.numpy(), root
     except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise WeightspaceError(f"{path} is a damaged label metric ({error}); build it again.") from error
+        raise WeightspaceError(f"{path} is a damaged label metric ({error}); rebuild it.") from error
 
 
 def is_metric(path: str | Path) -> bool:
-    """Return whether a file is one of :func:`save_metric`, whatever else it may be."""
+    """Return whether a file was written by :func:`save_metric`; False if it cannot be read."""
     try:
         return _KIND in load_metadata(path)
     except WeightspaceError:

@@ -1,6 +1,6 @@
-"""Structures that distances between labels come from; each knows its distances and the rule that decides fastest.
+"""Geometries of label spaces; each provides its distances and its fastest decision rule.
 
-Labels are positions here. ``distances`` are asked for from a few labels at a time, never between all.
+Labels are positions here. ``distances`` are computed for a few labels at a time, never between all.
 """
 
 from __future__ import annotations
@@ -25,45 +25,44 @@ if TYPE_CHECKING:
     from weightspace.labels.rules.rule import Rule
 
 
-#: How many distances of a table take a row as long as a descent, a node in a descent, and a node whose costs are all
-#: summed up.
+#: Cost per row, in table entries, of a descent, of a node in a descent, and of a node when all costs are summed.
 _DESCENT, _DESCENDED, _SUMMED = 200_000, 100, 2000
-#: Products of two coordinates up to which points are subtracted one by one, and points that are multiplied at once.
+#: Largest number of coordinate pairs for direct subtraction, and number of points multiplied at a time beyond it.
 _SUBTRACTED, _BLOCK = 1 << 28, 4096
-#: Share of the largest coordinate below which two points are near to each other.
+#: Distance, as a fraction of the largest coordinate, below which two points are near each other.
 _NEAR = 2.0**-20
 #: Sources whose distances to all nodes are held at once.
 _SOURCES = 128
-#: Sources below which a graph is not peeled for their distances alone, which takes as long as they do.
+#: Number of sources below which peeling a graph takes as long as computing their distances directly.
 _FEW = 64
 
 
 class Geometry(Protocol):
-    """What a label metric stands on."""
+    """The structure that the distances of a label metric come from."""
 
     kind: ClassVar[str]
 
     @property
     def nodes(self) -> int:
-        """How many labels there are."""
+        """The number of nodes."""
         ...
 
     def distances(self, sources: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
-        """Return the distances from some labels to others, or to all, float64 (sources, targets)."""
+        """Return the distances from sources to targets (all nodes if None), float64 (sources, targets)."""
         ...
 
     def rule(self, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Rule:
-        """Return what decides among ``outputs`` under weights of ``observed``."""
+        """Return the rule that decides among ``outputs`` given weights of ``observed``."""
         ...
 
     def arrays(self) -> Mapping[str, Any]:
-        """Return what the structure is made of, for a file."""
+        """Return the arrays that define the structure, for a file."""
         ...
 
 
 @dataclass(frozen=True)
 class GraphGeometry:
-    """Shortest paths on a connected symmetric graph with positive lengths; trees and what hangs from a core go fast."""
+    """Shortest paths on a connected symmetric graph with positive lengths; fast for trees and for pendant trees."""
 
     graph: Graph
     kind: ClassVar[str] = "graph"
@@ -75,12 +74,12 @@ class GraphGeometry:
 
     @property
     def is_tree(self) -> bool:
-        """Whether there is one path between any two labels."""
+        """Whether there is exactly one path between any two nodes."""
         return self.graph.nnz == 2 * (self.nodes - 1)
 
     @cached_property
     def fringe(self) -> Fringe:
-        """The graph, peeled down to its core."""
+        """The pendant trees and the 2-core of the graph."""
         return peel(self.graph)
 
     def distances(self, sources: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
@@ -98,7 +97,7 @@ class GraphGeometry:
     def rule(self, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> Rule:
         """See :class:`Geometry`."""
         from weightspace.labels.rules.chunked import KEPT, columns
-        from weightspace.labels.rules.tree import HangingTrees
+        from weightspace.labels.rules.tree import PendantTrees
 
         if exponent in (1, 2):
             fringe = self.fringe
@@ -108,7 +107,7 @@ class GraphGeometry:
             of_nodes = _DESCENT + _DESCENDED * self.nodes if _all(outputs, self.nodes) else _SUMMED * self.nodes
             tabulated = 8 * distances <= KEPT and distances <= of_nodes + core
             if not tabulated and 4 * core <= KEPT:
-                return HangingTrees(
+                return PendantTrees(
                     fringe, lambda sources: distances_from(fringe.core, sources), observed, outputs, int(exponent)
                 )
         return columns(self.distances, observed, outputs, exponent)
@@ -123,7 +122,7 @@ class GraphGeometry:
 
 @dataclass(frozen=True)
 class MatrixGeometry:
-    """A matrix of distances, float32 or float64 (nodes, nodes), the caller's own memory."""
+    """A distance matrix, float32 or float64 (nodes, nodes), in the caller's memory."""
 
     matrix: Tensor
     kind: ClassVar[str] = "matrix"
@@ -164,10 +163,10 @@ class PointGeometry:
 
     @cached_property
     def checked(self) -> Tensor:
-        """The points, whose squared distances float64 can hold.
+        """The points, once their squared distances are known to fit in float64.
 
         Raises:
-            WeightspaceError: it cannot.
+            WeightspaceError: they don't fit.
         """
         return check_points(self.points)
 
@@ -181,7 +180,7 @@ class PointGeometry:
         return torch.cat([self._by_products(here, block.double()) for block in others.split(_BLOCK)], 1).numpy()
 
     def _by_products(self, here: Tensor, there: Tensor) -> Tensor:
-        """Return distances by products of matrices, and those of points near to each other by subtraction."""
+        """Return distances by matrix products, and by subtraction for points near each other."""
         from weightspace.labels.rules.slices import Slicing
 
         largest = float(self.points.abs().max())
@@ -234,17 +233,17 @@ def grid_sizes(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the sizes of a grid.
 
     Raises:
-        WeightspaceError: there are none, or one is below 1.
+        WeightspaceError: the shape is empty, or a size is below 1.
     """
     sizes = tuple(int(size) for size in shape)
     if not sizes or min(sizes) < 1:
-        raise WeightspaceError(f"A grid has sizes of one or more; found {tuple(shape)}.")
+        raise WeightspaceError(f"The sizes of a grid must be at least 1; found {tuple(shape)}.")
     return sizes
 
 
 @dataclass(frozen=True)
 class GridGeometry:
-    """Sums of the differences of coordinates on a grid; the last axis varies fastest."""
+    """Manhattan distances on a grid; the last axis varies fastest."""
 
     shape: tuple[int, ...]
     kind: ClassVar[str] = "grid"

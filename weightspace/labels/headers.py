@@ -1,4 +1,4 @@
-"""Header rows of tables: told from data by what they say, skipped with a warning, or as an option says."""
+"""Header rows of tables: detected by their content and skipped with a warning, or given by an option."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from weightspace.errors import WeightspaceError, WeightspaceWarning
 
-#: What columns of names are called.
+#: Usual headings of columns of names.
 _WORDS = frozenset(
     [
         *(
@@ -50,7 +50,7 @@ _PARENTS = frozenset(["parent", "parents", "parent_id", "superclass", "hypernym"
 
 
 def is_head_word(cell: str) -> bool:
-    """Return whether a cell is what a column of names is called."""
+    """Return whether a cell is a usual heading of a column of names."""
     return cell.strip().lower().replace(" ", "_").replace("-", "_") in _WORDS
 
 
@@ -66,8 +66,8 @@ def is_number(cell: str) -> bool:
 def is_header_of_pairs(rows: Sequence[Sequence[str]]) -> bool:
     """Return whether the first row of a table of edges is a header.
 
-    It is one if its cells are no names of other rows, none is empty, and the third is no number, or both are words for
-    columns.
+    It is one if no cell is empty or a name in another row, and either the third cell isn't a number although those
+    below are, or the first two are usual headings.
     """
     if len(rows) < 2:
         return False
@@ -87,11 +87,11 @@ def names_the_parent_first(header: Sequence[str]) -> bool:
 
 
 def header_of_numbers(path: Path, delimiter: str) -> list[str] | None:
-    """Return the names in the first line of a table of numbers, None where it has numbers too.
+    """Return the names in the first line of a table of numbers, or None if that line holds numbers.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no text, or no table.
+        ValueError: the file isn't text, or isn't a table.
     """
     with open(path, encoding="utf-8-sig", newline="") as file:
         try:
@@ -99,11 +99,11 @@ def header_of_numbers(path: Path, delimiter: str) -> list[str] | None:
         except csv.Error as error:
             raise ValueError(str(error)) from error
     names = [cell.strip() for cell in first]
-    return names if any(names) and not any(map(is_number, names)) else None  # a line of empty cells names nothing
+    return names if any(names) and not any(map(is_number, names)) else None  # a line of empty cells has no names
 
 
 def without_header(names: list[str], known: Collection[str], source: str | Path) -> list[str]:
-    """Return a list of names without a first one that is a header, and no label."""
+    """Return a list of names without its first entry if that is a header and not a label."""
     if len(names) > 1 and is_head_word(names[0]) and names[0] not in known and names[1] in known:
         warn_skipped(source, names[0])
         return names[1:]
@@ -111,19 +111,19 @@ def without_header(names: list[str], known: Collection[str], source: str | Path)
 
 
 def warn_skipped(source: str | Path, line: str) -> None:
-    """Say that a first line was skipped."""
+    """Warn that the first line was skipped."""
     warnings.warn(f"{source}: line 1 looks like a header ({line[:60]}): skipped.", WeightspaceWarning, stacklevel=3)
 
 
 def check_columns(header: Sequence[str] | None, observed: Sequence[object], source: str | Path) -> None:
-    """Check that columns that are named have the order of the observed classes.
+    """Check that named columns are in the order of the observed classes.
 
     Raises:
-        WeightspaceError: they have the same names in another order.
+        WeightspaceError: the same names are in a different order.
     """
     named = [str(label) for label in observed]
     if header is not None and list(header) != named and sorted(header) == sorted(named):
         raise WeightspaceError(
-            f"{source}: the columns are {', '.join(header)[:80]}, but the observed classes {', '.join(named)[:80]}. "
-            "Expected one order: give --observed in that of the columns."
+            f"{source}: the columns are {', '.join(header)[:80]}, but the observed classes are "
+            f"{', '.join(named)[:80]}. Expected the same order: list --observed in the order of the columns."
         )

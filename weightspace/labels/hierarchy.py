@@ -1,6 +1,6 @@
-"""A tree of labels with a root: ancestors, heights, and the lowest common ancestor of two labels.
+"""Rooted trees of labels: ancestors, heights, and lowest common ancestors.
 
-Heights and depths are numbers of edges. Every label is a node of its own subtree, and an ancestor of itself.
+Heights and depths are numbers of edges. Every label belongs to its own subtree and is an ancestor of itself.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """A rooted tree over the nodes of a metric, the labels at some or all of them; arrays are int64 by node.
+    """A rooted tree over the nodes of a metric, some or all of which have labels; arrays are int64, indexed by node.
 
     Attributes:
-        metric: whose labels these are.
-        root: node of the root.
+        metric: the metric that the labels belong to.
+        root: the root node.
         order: the nodes, parents before their children.
-        parent: of every node; the root's is its own.
-        depth: edges to the root.
-        height: edges to the farthest leaf below; 0 at a leaf.
+        parent: parent of each node; the root is its own.
+        depth: number of edges to the root.
+        height: number of edges to the farthest leaf below; 0 at a leaf.
     """
 
     metric: LabelMetric
@@ -42,25 +42,25 @@ class Hierarchy:
 
     @classmethod
     def of(cls, metric: LabelMetric, root: Label | None = None) -> Hierarchy:
-        """Return the tree of a metric, hung up at a label.
+        """Return the tree of a metric, rooted at a label.
 
         Args:
-            metric: made from a tree.
-            root: the label at the top; by default that of the parents which the metric was made from.
+            metric: metric of a tree.
+            root: the root label; by default, the root of the parents that the metric was made from.
 
         Raises:
-            WeightspaceError: the metric is not one of a tree, or nobody says which label is the root.
+            WeightspaceError: the metric isn't that of a tree, or the root is unknown.
         """
         geometry = metric.geometry
         if not isinstance(geometry, GraphGeometry) or not geometry.is_tree:
             kind = "graph with cycles" if isinstance(geometry, GraphGeometry) else geometry.kind
             raise WeightspaceError(
-                f"A hierarchy is a tree with a root; found a metric of kind {kind}. Expected LabelMetric.from_tree."
+                f"A hierarchy needs a rooted tree; found a metric of kind {kind}. Expected LabelMetric.from_tree."
             )
         top = metric.root if root is None else root
         if top is None:
             raise WeightspaceError(
-                "Which label is the root? A tree of edges has none: give root=…, or make the metric from parents."
+                "Which label is the root? A tree of edges has none: pass root=…, or make the metric from parents."
             )
         node = int(metric.nodes[metric.names.positions_of([top], "roots")[0]])
         order, before = breadth_first_order(geometry.graph, node, directed=False)
@@ -82,7 +82,7 @@ class Hierarchy:
         return self.metric.nodes[self.metric.names.positions_of(labels, what)]
 
     def common_ancestors(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Return the lowest node that is an ancestor of both, for nodes of equal index, int64 (n,)."""
+        """Return the lowest common ancestor of each pair of nodes at the same index, int64 (n,)."""
         a, b = first.copy(), second.copy()
         while (apart := a != b).any():
             climbs = self.depth[a] >= self.depth[b]
@@ -90,12 +90,12 @@ class Hierarchy:
         return a
 
     def name(self, node: int) -> Any:
-        """Return the first label at a node, None where there is none."""
+        """Return the first label at a node, or None if it has none."""
         return self.names.get(node)
 
     @property
     def names(self) -> dict[int, Any]:
-        """The first label at every node that has one."""
+        """The first label at each node that has one."""
         found: dict[int, Any] = {}
         for node, label in zip(self.metric.nodes.tolist(), self.metric.names, strict=True):
             found.setdefault(node, label)

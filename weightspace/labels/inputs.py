@@ -1,7 +1,7 @@
-"""Inputs of the label commands from files: arrays, lists of names, edges and parents.
+"""Readers of input files for the label commands: arrays, lists of names, edges and parents.
 
-Arrays are checked against the bytes that are there before memory is taken. Nothing is unpickled, and a file that claims
-more than it holds, or becomes far larger than it is, is refused.
+Array headers are checked against the file size before memory is allocated. Nothing is unpickled, and files that claim
+more data than they hold, or decompress to far more than their size, are rejected.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ ARRAYS = (".npy", ".npz", ".safetensors", ".csv", ".tsv")
 
 
 def read_array(path: str | Path, key: str | None = None, *, header: bool | None = None) -> Any:
-    """Return the array of a ``.npy``, ``.npz``, ``.safetensors``, ``.csv`` or ``.tsv`` file; nothing is unpickled.
+    """Read an array from a ``.npy``, ``.npz``, ``.safetensors``, ``.csv`` or ``.tsv`` file; nothing is unpickled.
 
     Args:
-        path: of the file.
-        key: which array, where the file has several.
-        header: whether the first line of a table is one; by default where it has no numbers, with a warning.
+        path: path of the file.
+        key: name of the array, if the file has several.
+        header: whether the first line of a table is a header; by default, a line without numbers is, with a warning.
 
     Raises:
-        WeightspaceError: the file cannot be read, has another suffix, or does not say which array is meant.
+        WeightspaceError: the file cannot be read, has another suffix, or holds several arrays and ``key`` is None.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in ARRAYS:
-        raise WeightspaceError(f"An array is a {', '.join(ARRAYS)} file; found {path.name!r}.")
+        raise WeightspaceError(f"An array must be a {', '.join(ARRAYS)} file; found {path.name!r}.")
     try:
         check_regular(path)
         if suffix == ".safetensors":
@@ -70,7 +70,7 @@ def read_array(path: str | Path, key: str | None = None, *, header: bool | None 
 
 
 def read_header(path: str | Path) -> list[str] | None:
-    """Return the names of the columns of a table of numbers, None where it has none, or the file is no table.
+    """Return the column names of a table of numbers, or None if it has none or the file isn't a table.
 
     Raises:
         WeightspaceError: the file cannot be read.
@@ -90,12 +90,12 @@ def _delimiter(path: Path) -> str:
 
 
 def _matrix(path: Path, delimiter: str, header: bool | None) -> Any:
-    """Return the numbers of a table, one row or more."""
+    """Return the numbers of a table, with at least one row."""
     if header is None and (found := header_of_numbers(path, delimiter)) is not None:
         warn_skipped(path, delimiter.join(found))
         header = True
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # numpy's about a table without numbers, which is refused
+        warnings.simplefilter("ignore", UserWarning)  # numpy's, about an empty table, which is rejected below
         matrix = np.loadtxt(path, delimiter=delimiter, ndmin=2, encoding="utf-8-sig", skiprows=int(bool(header)))
     if not matrix.size:
         raise ValueError("it has no rows")
@@ -108,12 +108,12 @@ def _chosen(arrays: Mapping[str, Any], key: str | None, path: Path) -> Any:
             raise unknown(f"array of {path.name}", key, arrays)
         return arrays[key]
     if len(arrays) != 1:
-        raise WeightspaceError(f"{path} has {len(arrays)} arrays ({', '.join(sorted(arrays))}); say which with --key.")
+        raise WeightspaceError(f"{path} has {len(arrays)} arrays ({', '.join(sorted(arrays))}); choose one with --key.")
     return arrays[next(iter(arrays))]
 
 
 def read_names(source: str | Path) -> list[str]:
-    """Return names from a ``.json`` list or a text file with one a line; a file that isn't there is ``a,b,c`` itself.
+    """Read names from a ``.json`` list or a text file, one per line; if there is no such file, split ``a,b,c`` itself.
 
     Raises:
         WeightspaceError: the file cannot be read, or isn't a list of names.
@@ -133,7 +133,7 @@ def read_names(source: str | Path) -> list[str]:
 
 
 def _is_file(path: Path) -> bool:
-    """Return whether a name is one of a file; a list of names may be longer than any of a file."""
+    """Return whether a source is a file; a list of names may be longer than any file name."""
     try:
         return path.is_file()
     except OSError:
@@ -141,9 +141,9 @@ def _is_file(path: Path) -> bool:
 
 
 def read_labels(source: str | Path, labels: Iterable[Any]) -> list[Any]:
-    """Return what :func:`read_names` does, as a metric's labels call it: some are numbers, which files have as text.
+    """Read names as :func:`read_names` does and map them to a metric's labels, some of which may be numbers.
 
-    A first line that is a header (``label``, ``class``, …), and no label, is skipped with a warning.
+    A first line that is a header (``label``, ``class``, …) and not a label is skipped with a warning.
     """
     listed = list(labels)
     written = {str(label): label for label in listed if not isinstance(label, str)}
@@ -152,16 +152,16 @@ def read_labels(source: str | Path, labels: Iterable[Any]) -> list[Any]:
 
 
 def read_pairs(path: str | Path, *, header: bool | None = None, child_first: bool = False) -> list[tuple[Any, ...]]:
-    """Return rows ``(a, b)`` or ``(a, b, length)`` of a ``.csv`` or ``.tsv`` file.
+    """Read rows ``(a, b)`` or ``(a, b, length)`` from a ``.csv`` or ``.tsv`` file.
 
     Args:
-        path: of the file.
-        child_first: swap the columns where a header says ``parent,child``.
-        header: whether the first line is one; by default where it looks like one (``child,parent``; a length that is
-            no number), with a warning.
+        path: path of the file.
+        header: whether the first line is a header; by default, a line that looks like one is (``child,parent``; a
+            length that isn't a number), with a warning.
+        child_first: swap the columns if the header says ``parent,child``.
 
     Raises:
-        WeightspaceError: the file cannot be read, or a row is something else.
+        WeightspaceError: the file cannot be read, or a row has another form.
     """
     path, rows = Path(path), []
     delimiter = _delimiter(path)
@@ -176,11 +176,10 @@ def read_pairs(path: str | Path, *, header: bool | None = None, child_first: boo
             rows.append((*(cell.strip() for cell in row[:2]), *map(float, row[2:])))
         except ValueError:
             raise WeightspaceError(
-                f"{path}, line {number}: found {delimiter.join(row)[:80]!r}; "
-                "expected two names, and a length if you like."
+                f"{path}, line {number}: found {delimiter.join(row)[:80]!r}; expected two names and an optional length."
             ) from None
     if not rows:
-        raise WeightspaceError(f"{path} is empty; expected a line for each edge.")
+        raise WeightspaceError(f"{path} is empty; expected one line per edge.")
     swapped = child_first and header and names_the_parent_first(table[0][1])
     return [(b, a, *length) for a, b, *length in rows] if swapped else rows
 
@@ -201,28 +200,28 @@ def _text(path: Path) -> str:
         raise WeightspaceError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
-#: Kinds of numbers: bools, integers and floats.
+#: NumPy dtype kinds of numbers: bools, integers and floats.
 _KINDS = "biuf"
 
-#: Bytes that the compressed arrays of a file may have whatever it holds; beyond that, so many times its own bytes.
+#: Decompressed size in bytes that is accepted from any file; beyond it, a multiple of the file's own size.
 _SMALL = 500_000_000
 
-#: Whatever reading the literal in a header may raise.
+#: Exceptions that parsing the literal in a header may raise.
 _HEADER_ERRORS = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, EOFError, OSError, TokenError)
 
-#: Whatever reading a record may raise: it is damaged, encrypted, or compressed by an unknown method.
+#: Exceptions that reading a record may raise: it is damaged, encrypted, or compressed by an unknown method.
 _ARCHIVE_ERRORS = (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError)
 
 
 class ArrayFileError(ValueError):
-    """Says in a few words what is wrong with a file of arrays."""
+    """A damaged or unsupported array file, described in a few words."""
 
 
 def read_npy(path: Path) -> Any:
-    """Return the array of a file, mapped into memory.
+    """Return the array of a file, memory-mapped.
 
     Raises:
-        ArrayFileError: the file is damaged, or holds something else than numbers.
+        ArrayFileError: the file is damaged, or holds something other than numbers.
         OSError: it cannot be read.
     """
     with open(path, "rb") as file:
@@ -234,10 +233,10 @@ def read_npy(path: Path) -> Any:
 
 
 def read_npz(path: Path) -> Mapping[str, Any]:
-    """Return the arrays of a file by name, each of which is read when it is asked for.
+    """Return the arrays of a file by name; each is read on access.
 
     Raises:
-        ArrayFileError: the file is damaged, or holds something else than numbers.
+        ArrayFileError: the file is damaged, or holds something other than numbers.
         OSError: it cannot be read.
     """
     try:
@@ -247,12 +246,12 @@ def read_npz(path: Path) -> Mapping[str, Any]:
         raise ArrayFileError(f"damaged, {error}") from error
     names = {name.removesuffix(".npy"): record for name, record in records.items()}
     if not names or len(names) != len(records) or not all(name.endswith(".npy") for name in records):
-        raise ArrayFileError("not a file of arrays alone")
+        raise ArrayFileError("it holds records other than arrays")
     return _Arrays(path, {name: record.size for name, record in names.items()})
 
 
 class _Arrays(Mapping[str, Any]):
-    """The arrays of an archive."""
+    """The arrays of an archive, read on access."""
 
     def __init__(self, path: Path, sizes: Mapping[str, int]) -> None:
         self._path = path
@@ -276,10 +275,10 @@ class _Arrays(Mapping[str, Any]):
 
 
 def _header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return the shape, the order and the dtype of an array that has so many bytes in all; its values come next."""
+    """Read the shape, order and dtype of an array of ``size`` bytes in all; its values follow."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about headers that Python 2 wrote
+            warnings.simplefilter("ignore", UserWarning)  # about headers written by Python 2
             if np.lib.format.read_magic(file) == (1, 0):
                 shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
             else:
@@ -287,7 +286,7 @@ def _header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype
     except _HEADER_ERRORS as error:
         raise ArrayFileError(f"its header is damaged ({type(error).__name__})") from error
     if dtype.kind not in _KINDS or dtype.hasobject:
-        raise ArrayFileError(f"an array of {str(dtype)[:40]}, expected numbers")
+        raise ArrayFileError(f"its dtype is {str(dtype)[:40]}; expected numbers")
     needed = math.prod(shape) * dtype.itemsize
     if any(length < 0 for length in shape) or needed != size - file.tell():
         raise ArrayFileError(f"its header claims the shape {str(shape)[:80]}, but {size - file.tell():,} bytes follow")

@@ -1,4 +1,4 @@
-"""Label spaces: the part of a label metric that modules below ``metric.py`` need."""
+"""Label spaces: the interface of a label metric for modules that ``metric.py`` imports."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from weightspace.labels.geometry import Geometry
 from weightspace.labels.names import Label, Names
 
-#: Which labels may be predicted: all of the metric, the observed ones, or those of a list.
+#: Labels that can be predicted: ``"all"`` of the metric, the ``"observed"`` ones, or a list of names.
 Outputs: TypeAlias = "str | Sequence[Label]"
 
 
 class LabelSpace(Protocol):
-    """Names, and their places in a geometry."""
+    """Named labels at nodes of a geometry."""
 
     names: Names
     geometry: Geometry
@@ -24,7 +24,7 @@ class LabelSpace(Protocol):
 
     @property
     def labels(self) -> tuple[Any, ...]:
-        """The names."""
+        """The names of the labels."""
         ...
 
     def __len__(self) -> int: ...
@@ -32,5 +32,5 @@ class LabelSpace(Protocol):
     def head(
         self, *, observed: Sequence[Label], outputs: Outputs = "all", exponent: float = 2, temperature: float = 1.0
     ) -> Any:
-        """Return a module that takes the place of ``argmax``."""
+        """Return a module that replaces ``argmax``."""
         ...

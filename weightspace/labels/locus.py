@@ -1,10 +1,10 @@
-"""The locus of observed classes: every label that is a Fréchet mean under some weights of them.
+"""The locus of observed classes: all labels that are a Fréchet mean under some weights of them.
 
-On a tree, the union of the paths between observed labels. In general a linear program for every label: y belongs to it
-iff max t ≥ 0 subject to Σ w_i (d²(y, i) − d²(z, i)) + t ≤ 0 for all z ≠ y, w on the simplex, and is the only mean for
-some w iff max t > 0. Neither depends on positive factors of rows (one for each z) and columns, by which the program is
-scaled, so that labels far away do not hide the small differences. The locus of many classes is more than the union over
-pairs of them. Of labels at distance zero from each other neither is ever the only mean.
+On a tree, it is the union of the paths between observed labels. In general, it takes a linear program per label: y
+belongs to it iff max t ≥ 0 subject to Σ w_i (d²(y, i) − d²(z, i)) + t ≤ 0 for all z ≠ y, w on the simplex, and is the
+unique mean for some w iff max t > 0. Both are invariant to positive scaling of rows (one per z) and columns, so the
+program is scaled to keep distant labels from masking small differences. The locus of many classes is larger than the
+union over pairs of them. Labels at distance zero from each other are never a unique mean.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from weightspace.labels.names import Label
 from weightspace.labels.rules.powers import check_range
 from weightspace.labels.rules.shortest_paths import Graph, components
 
-#: Labels of a space without a shortcut, at most: there is a linear program for each.
+#: Largest number of labels if there is a linear program for each.
 LARGEST = 2_000
-#: By how much rounding may miss zero in a scaled program.
+#: Tolerance for zero in a scaled program.
 _TOLERANCE = 1e-9
-#: Share of a squared distance that is rounding.
+#: Relative rounding error of a squared distance.
 _ROUNDING = 2.0**-44
 #: Rounds of scaling, and options of the solver.
 _ROUNDS = 8
 _EXACT = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
-#: Labels that a program begins with, and that are added where they are violated.
+#: Number of constraints that a program starts with, and number of violated ones added per round.
 _FIRST, _MORE = 64, 16
 
 
@@ -40,8 +40,8 @@ def locus(metric: LabelSpace, observed: Sequence[Label], *, unique: bool = False
     """Return the labels that are a Fréchet mean (exponent 2) under some weights; see :meth:`LabelMetric.locus`.
 
     Source:
-        Roberts et al. 2023, https://arxiv.org/abs/2307.12226, section 3, for the notion; the linear program is
-        written down from its definition.
+        Roberts et al. 2023, https://arxiv.org/abs/2307.12226, section 3, for the concept; the linear program follows
+        from the definition.
     """
     seen = metric.names.positions(observed, "observed classes")
     if len(seen) == 0:
@@ -50,10 +50,10 @@ def locus(metric: LabelSpace, observed: Sequence[Label], *, unique: bool = False
 
 
 def in_locus(metric: LabelSpace, seen: np.ndarray, *, unique: bool = False) -> np.ndarray:
-    """Return which labels are in the locus of some positions, bool (labels,)."""
+    """Return a mask of the labels in the locus of the given positions, bool (labels,)."""
     if whole_tree(metric):
         assert isinstance(metric.geometry, GraphGeometry)
-        inside = on_ways(metric.geometry.graph, seen)
+        inside = on_paths(metric.geometry.graph, seen)
         if unique:
             groups = groups_of_equals(metric)
             inside &= np.bincount(groups)[groups] == 1
@@ -69,26 +69,26 @@ def in_locus(metric: LabelSpace, seen: np.ndarray, *, unique: bool = False) -> n
 
 
 def whole_tree(metric: LabelSpace) -> bool:
-    """Return whether the labels are all nodes of a tree."""
+    """Return whether the labels are all the nodes of a tree."""
     geometry = metric.geometry
     return isinstance(geometry, GraphGeometry) and geometry.is_tree and all_nodes(metric)
 
 
 def all_nodes(metric: LabelSpace) -> bool:
-    """Return whether the labels are the nodes of the structure, each of them once, in their order."""
+    """Return whether the labels are the nodes of the geometry, each once and in order."""
     return np.array_equal(metric.nodes, np.arange(metric.geometry.nodes))
 
 
 def squared_distances(metric: LabelSpace, seen: np.ndarray) -> np.ndarray:
-    """Return d² of all labels to some, float64 (labels, seen).
+    """Return d² from all labels to the observed ones, float64 (labels, seen).
 
     Raises:
         WeightspaceError: there are too many labels.
     """
     if len(metric) > LARGEST:
         raise WeightspaceError(
-            f"Loci need a linear program for each of the {len(metric):,} labels; expected {LARGEST:,} at most, a tree, "
-            "or a discrete metric."
+            f"A locus takes a linear program for each of the {len(metric):,} labels; expected at most {LARGEST:,}, a "
+            "tree, or a discrete metric."
         )
     distances = metric.geometry.distances(metric.nodes, metric.nodes[seen])
     check_range(distances, 2)
@@ -96,18 +96,18 @@ def squared_distances(metric: LabelSpace, seen: np.ndarray) -> np.ndarray:
 
 
 def is_mean(squares: np.ndarray, label: int, *, unique: bool) -> bool:
-    """Return whether a label is a mean, or the only one, under some weights of the columns.
+    """Return whether a label is a mean, or the unique mean, under some weights of the columns.
 
     Args:
-        squares: d² (labels, observed).
-        label: a row of it.
-        unique: whether it must be the only one.
+        squares: d², (labels, observed).
+        label: row index of the label.
+        unique: whether it must be the unique mean.
     """
     if (np.delete(squares, label, axis=0) > squares[label]).all(axis=0).any():
-        return True  # with one class alone, as if it is observed itself
+        return True  # all weight on one class suffices, e.g. if the label itself is observed
     excess = _scaled_excess(squares, label)
     if len(excess) < len(squares) - 1 and unique:
-        return False  # another label costs the same under any weights
+        return False  # another label costs the same under all weights
     if len(excess) == 0:
         return True
     chosen = np.argsort(-excess.min(axis=1), kind="stable")[:_FIRST]
@@ -115,7 +115,7 @@ def is_mean(squares: np.ndarray, label: int, *, unique: bool) -> bool:
         weights = _best_weights(excess[chosen])
         margin = -float((excess[chosen] @ weights).max())
         if margin < -_TOLERANCE or (unique and margin <= _TOLERANCE):
-            return False  # more rows only lower it
+            return False  # more rows can only lower the margin
         worst = excess @ weights
         violated = np.setdiff1d(np.flatnonzero(worst > -margin + _TOLERANCE / 2), chosen)
         if len(violated) == 0:
@@ -124,10 +124,10 @@ def is_mean(squares: np.ndarray, label: int, *, unique: bool) -> bool:
 
 
 def _scaled_excess(squares: np.ndarray, label: int) -> np.ndarray:
-    """Return the cost of a label less that of others, a column for each class with all weight, scaled to at most one.
+    """Return the excess cost of a label over the others, one column per class given all the weight, scaled to ≤ 1.
 
-    Labels that cost the same are left out. Rows and columns are divided by the geometric mean of their extremes, by
-    turns, until none of them is small for the others' sake.
+    Labels of equal cost are omitted. Rows and columns are alternately divided by the geometric mean of their smallest
+    and largest entries.
     """
     others = np.delete(squares, label, axis=0)
     excess = squares[label] - others
@@ -144,7 +144,7 @@ def _scaled_excess(squares: np.ndarray, label: int) -> np.ndarray:
 
 
 def _best_weights(excess: np.ndarray) -> np.ndarray:
-    """Return the w on the simplex for which max(excess·w) is least."""
+    """Return the w on the simplex that minimises max(excess·w)."""
     rows, columns = excess.shape
     found = linprog(
         np.concatenate([np.zeros(columns), [-1.0]]),
@@ -157,13 +157,13 @@ def _best_weights(excess: np.ndarray) -> np.ndarray:
         options=_EXACT,
     )
     if found.status != 0:
-        raise WeightspaceError(f"The linear program of the locus wasn't solved: {found.message}")
+        raise WeightspaceError(f"The linear program of the locus could not be solved: {found.message}")
     weights = np.maximum(found.x[:-1], 0)
     return weights / weights.sum()
 
 
-def on_ways(tree: Graph, seen: np.ndarray) -> np.ndarray:
-    """Return which nodes of a tree lie on a path between some nodes: the remainder when other leaves are cut."""
+def on_paths(tree: Graph, seen: np.ndarray) -> np.ndarray:
+    """Return a mask of the tree's nodes on paths between the given nodes, by repeatedly pruning other leaves."""
     nodes = tree.shape[0]
     degree = np.diff(tree.indptr).tolist()
     indptr, indices = tree.indptr.tolist(), tree.indices.tolist()
@@ -181,7 +181,7 @@ def on_ways(tree: Graph, seen: np.ndarray) -> np.ndarray:
 
 
 def groups_of_equals(metric: LabelSpace) -> np.ndarray:
-    """Return a number for every label, int64 (labels,), the same one for labels at distance zero."""
+    """Return group indices of the labels, int64 (labels,); labels at distance zero share one."""
     geometry = metric.geometry
     groups = np.arange(geometry.nodes)
     if isinstance(geometry, GraphGeometry) and (geometry.graph.data == 0).any():
@@ -203,5 +203,5 @@ def equal_pair(metric: LabelSpace) -> tuple[int, int] | None:
 
 
 def _joined(nodes: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the component of every node in the graph of some pairs."""
+    """Return the component of each node in the graph whose edges are the given pairs."""
     return components(csr_array((np.ones(len(first)), (first, second)), shape=(nodes, nodes)))[1]

@@ -1,4 +1,4 @@
-"""Label metrics: a set of labels by name, a distance between any two, and predictions that respect it."""
+"""Label metrics: named labels, a distance between any two, and predictions that respect it."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class LabelMetric:
     numbered: ``observed`` lists the classifier's classes in the order of its columns.
 
     Attributes:
-        labels: the names, in the order of the positions that predictions are.
-        geometry: where the distances come from.
-        root: the label at the top of a tree that was made from parents, else None.
+        labels: the names; predictions are positions in it.
+        geometry: the structure that defines the distances.
+        root: the root label of a tree that was made from parents, else None.
 
     Example:
         >>> import weightspace as ws
@@ -58,12 +58,12 @@ class LabelMetric:
         *,
         root: Label | None = None,
     ) -> None:
-        """Use a constructor of the class; ``nodes`` are the places of the labels in the geometry, all if None."""
+        """Prefer the class methods; ``nodes`` are the nodes of the labels in the geometry, all if None."""
         self.names = labels if isinstance(labels, Names) else Names(labels)
         self.geometry = geometry
         self.nodes = np.arange(geometry.nodes) if nodes is None else nodes
         if len(self.names) != len(self.nodes):
-            raise WeightspaceError(f"There are {len(self.names):,} labels at {len(self.nodes):,} places.")
+            raise WeightspaceError(f"Found {len(self.names):,} labels at {len(self.nodes):,} nodes; expected one each.")
         self.root = root
         self._decisions: OrderedDict[Any, Decision] = OrderedDict()
 
@@ -80,7 +80,7 @@ class LabelMetric:
 
     @property
     def kind(self) -> str:
-        """What the distances are those of: ``tree``, ``graph``, ``matrix``, ``points``, ``grid`` or ``discrete``."""
+        """The kind of geometry: ``tree``, ``graph``, ``matrix``, ``points``, ``grid`` or ``discrete``."""
         return "tree" if getattr(self.geometry, "is_tree", False) else self.geometry.kind
 
     @classmethod
@@ -92,19 +92,19 @@ class LabelMetric:
         labels: Iterable[Label] | None = None,
         weights: Any = None,
     ) -> LabelMetric:
-        """Return the metric of the paths along a tree.
+        """Return the metric of path lengths in a tree.
 
         Args:
-            parents: label -> parent, or the parents in the order of ``labels``; None, -1 or itself for the root. Where
-                a label has a list of several parents, distances are those of the graph.
+            parents: label -> parent, or the parents in the order of ``labels``; None, -1 or itself for the root. If a
+                label has a list of several parents, distances are shortest paths of the resulting graph.
             edges: instead of parents, pairs ``(u, v)`` or triples ``(u, v, weight)``.
-            labels: the names of all nodes, in the order of positions. Endpoints are names; where no label is a
-                number, numbers as endpoints are positions.
-            weights: lengths, one an edge, 1 if not given; with parents also label -> length. Labels that edges of
-                length 0 join, such as synonyms, are at one place.
+            labels: the names of all nodes, in order of position. Endpoints are names; if no label is a number, numeric
+                endpoints are positions.
+            weights: edge lengths, 1 if not given; with parents also label -> length. Labels joined by edges of length
+                0, such as synonyms, share one node.
 
         Raises:
-            WeightspaceError: no tree, a label twice or unknown, a negative length, or input of another constructor.
+            WeightspaceError: not a tree, a duplicate or unknown label, a negative length, or input for another method.
         """
         from weightspace.labels.trees import tree_of
 
@@ -113,16 +113,16 @@ class LabelMetric:
 
     @classmethod
     def from_graph(cls, graph: Any, *, labels: Iterable[Label] | None = None, weight: str = "weight") -> LabelMetric:
-        """Return the metric of shortest paths on a graph; directions are not looked at.
+        """Return the shortest-path metric of a graph; edge directions are ignored.
 
         Args:
-            graph: of networkx, or a symmetric or triangular ``scipy.sparse`` matrix of lengths.
-            labels: the nodes' names in the order of positions; of a matrix, those of its rows.
-            weight: edge attribute of a networkx graph with the length; 1 where it is missing. Labels that edges of
-                length 0 join, such as synonyms, are at one place.
+            graph: networkx graph, or a symmetric or triangular ``scipy.sparse`` matrix of lengths.
+            labels: names of the nodes, in order of position; of a matrix, names of its rows.
+            weight: edge attribute of a networkx graph that holds the length, 1 if missing. Labels joined by edges of
+                length 0, such as synonyms, share one node.
 
         Raises:
-            WeightspaceError: parts without a path between them, a label twice or unknown, a negative length.
+            WeightspaceError: a disconnected graph, a duplicate or unknown label, or a negative length.
         """
         from weightspace.labels.parsing import graph_of
 
@@ -131,15 +131,15 @@ class LabelMetric:
 
     @classmethod
     def from_distance_matrix(cls, matrix: Any, *, labels: Iterable[Label] | None = None) -> LabelMetric:
-        """Return the metric of a matrix.
+        """Return the metric of a distance matrix.
 
         Args:
-            matrix: distances, not squares, (K, K), symmetric, finite, zero on the diagonal; not copied if of floats. Of
-                labels at distance zero with equal rows the first is predicted.
+            matrix: distances, not squared, (K, K), symmetric, finite, zero on the diagonal; not copied if floating. Of
+                labels with equal rows at distance zero, the first is predicted.
             labels: names of the rows; ``0 … K-1`` if not given.
 
         Raises:
-            WeightspaceError: the matrix isn't one of distances; it names the entry.
+            WeightspaceError: the matrix isn't a distance matrix; the message names the entry.
         """
         from weightspace.labels.arrays import distance_matrix, first_of_equals
 
@@ -151,15 +151,15 @@ class LabelMetric:
     def from_embeddings(
         cls, embeddings: Any, *, labels: Iterable[Label] | None = None, metric: str = "euclidean"
     ) -> LabelMetric:
-        """Return the metric of points.
+        """Return the metric between points.
 
         Args:
-            embeddings: one row a label, (K, d). Not copied for ``euclidean`` if float32 or float64.
+            embeddings: (K, d), one row per label; not copied for ``euclidean`` if float32 or float64.
             labels: names of the rows; ``0 … K-1`` if not given.
             metric: ``"euclidean"``, or ``"cosine"``: √(2(1 − cos)), so that exponent 2 costs 2(1 − cos).
 
         Raises:
-            WeightspaceError: a number that is not finite, another shape, a zero row for ``"cosine"``.
+            WeightspaceError: a non-finite number, a wrong shape, or a zero row for ``"cosine"``.
         """
         from weightspace.labels.arrays import embeddings as checked
 
@@ -171,15 +171,15 @@ class LabelMetric:
     def from_wordnet(
         cls, names: Iterable[str] | None = None, *, ancestors: bool = False, folder: str | Path | None = None
     ) -> LabelMetric:
-        """Return hops between noun synsets of WordNet 3.0, all of them or some.
+        """Return the hop distances between some or all noun synsets of WordNet 3.0.
 
         Args:
-            names: ids (``n02084071``), synsets (``dog.n.01``) or words (``dog``: first sense); None: all 82,115.
-            ancestors: add every synset above those as a label, so that a prediction can be more general.
-            folder: with ``data.noun`` and ``index.noun``; else ``$WEIGHTSPACE_WORDNET``, ``/usr/share/wordnet``.
+            names: ids (``n02084071``), synsets (``dog.n.01``) or words (``dog``: first sense); None for all 82,115.
+            ancestors: add all ancestors of the synsets as labels, so that predictions can be more general.
+            folder: location of ``data.noun`` and ``index.noun``; else ``$WEIGHTSPACE_WORDNET``, ``/usr/share/wordnet``.
 
         Raises:
-            WeightspaceError: the database isn't there, or has no such synset.
+            WeightspaceError: the database is missing, or a synset is unknown.
         """
         from weightspace.labels.wordnet import wordnet_labels
 
@@ -190,16 +190,16 @@ class LabelMetric:
     def from_open_clip(
         cls, model: Any, tokenizer: Any, names: Sequence[str], *, templates: Sequence[str] = ("a photo of a {}.",)
     ) -> LabelMetric:
-        """Return the chordal metric between class embeddings of an open_clip model's text tower.
+        """Return the chordal metric between class embeddings from an open_clip model's text tower.
 
         Args:
-            model: has ``encode_text``.
-            tokenizer: texts -> tokens, of ``open_clip.get_tokenizer``.
-            names: of the classes, the labels.
-            templates: a class is the mean of its texts' directions; ``{}`` is its name.
+            model: model with ``encode_text``.
+            tokenizer: texts -> tokens, from ``open_clip.get_tokenizer``.
+            names: class names, which become the labels.
+            templates: prompts with ``{}`` for the name; a class embedding is the mean direction of its prompts.
 
         Raises:
-            WeightspaceError: there are no names or templates, or one has no place for the name.
+            WeightspaceError: there are no names or templates, or a template has no ``{}``.
         """
         from weightspace.labels.zero_shot import class_embeddings
 
@@ -207,21 +207,21 @@ class LabelMetric:
 
     @classmethod
     def from_grid(cls, shape: Sequence[int], *, labels: Iterable[Label] | None = None) -> LabelMetric:
-        """Return the sum of the differences of coordinates on a grid.
+        """Return the Manhattan metric of a grid: the sum of the absolute coordinate differences.
 
         Args:
             shape: sizes of the axes; the last one varies fastest.
             labels: names; the coordinates if not given.
 
         Raises:
-            WeightspaceError: a size below 1, or another number of labels.
+            WeightspaceError: a size below 1, or a wrong number of labels.
         """
         sizes = grid_sizes(shape)
         return cls(Names(np.ndindex(sizes) if labels is None else labels), GridGeometry(sizes))
 
     @classmethod
     def discrete(cls, labels: Iterable[Label]) -> LabelMetric:
-        """Return a distance of one between any two labels: predictions are ``argmax``."""
+        """Return the metric with distance one between any two labels; predictions equal ``argmax``."""
         names = Names(labels)
         return cls(names, DiscreteGeometry(len(names)))
 
@@ -237,17 +237,17 @@ class LabelMetric:
         """Return the labels of least expected cost Σ p_i d(y, i)^exponent, the Fréchet mean for exponent 2.
 
         Args:
-            probabilities: (..., K), not negative; rows need not sum to one. Not changed.
-            observed: the names of the K classes, in the order of the columns.
-            outputs: which labels can be predicted: ``"all"``, ``"observed"`` or a list of names.
-            exponent: of the distance; 1 and 2 are fast.
+            probabilities: (..., K), non-negative; rows need not sum to one. Not modified.
+            observed: names of the K classes, in the order of the columns.
+            outputs: labels that can be predicted: ``"all"``, ``"observed"`` or a list of names.
+            exponent: exponent of the distance; 1 and 2 are fast.
             dim: the axis of the K classes: 1 for images (B, K, H, W).
 
         Returns:
-            int64 (...): positions in ``labels``; of equal costs the lowest.
+            Positions in ``labels``, int64 (...); ties go to the lowest.
 
         Raises:
-            WeightspaceError: an unknown name, another number of columns, a row that is not finite, negative or zero.
+            WeightspaceError: an unknown name, a wrong number of columns, or a row that is non-finite, negative or zero.
         """
         from weightspace.labels.class_axis import to_last
 
@@ -263,9 +263,9 @@ class LabelMetric:
         exponent: float = 2,
         dim: int = -1,
     ) -> np.ndarray:
-        """Return Σ p_i d(y, i)^exponent of every output, float64 (..., outputs), in the order of ``outputs``.
+        """Return Σ p_i d(y, i)^exponent of each output, float64 (..., outputs), in the order of ``outputs``.
 
-        Args and errors are those of :meth:`predict`; rows are not normalised, and the outputs lie along ``dim``.
+        Args and errors are those of :meth:`predict`; rows aren't normalised, and the outputs lie along ``dim``.
         """
         from weightspace.labels.class_axis import from_last, to_last
 
@@ -282,9 +282,9 @@ class LabelMetric:
         exponent: float = 2,
         dim: int = -1,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ``k`` least expected costs, float64 (..., k), and their positions, int64 (..., k), rising.
+        """Return the ``k`` least expected costs, ascending, float64 (..., k), and their positions, int64 (..., k).
 
-        Args and errors are those of :meth:`predict`; equal costs are in the order of positions, ``k`` along ``dim``.
+        Args and errors are those of :meth:`predict`; ties are in order of position, and ``k`` lies along ``dim``.
 
         Example:
             >>> metric = LabelMetric.from_grid((4,), labels=["a", "b", "c", "d"])
@@ -308,13 +308,13 @@ class LabelMetric:
         temperature: float = 1.0,
         dim: int = -1,
     ) -> FrechetHead:
-        """Return a module that takes the place of ``argmax``: logits (..., K) -> positions in ``labels`` (...).
+        """Return a module that replaces ``argmax``: logits (..., K) -> positions in ``labels`` (...).
 
         Args:
-            observed: the names of the K classes, in the order of the logits.
+            observed: names of the K classes, in the order of the logits.
             outputs: as for :meth:`predict`.
             exponent: as for :meth:`predict`.
-            temperature: that logits are divided by.
+            temperature: divisor of the logits.
             dim: the axis of the K logits: 1 for images (B, K, H, W) -> (B, H, W).
         """
         from weightspace.labels.class_axis import FrechetHeadAlong
@@ -324,13 +324,13 @@ class LabelMetric:
         return FrechetHead(decision, temperature) if dim == -1 else FrechetHeadAlong(decision, temperature, dim)
 
     def decision(self, *, observed: Sequence[Label], outputs: Outputs = "all", exponent: float = 2) -> Decision:
-        """Return the rule for these classes, made once and kept."""
+        """Return the decision for these classes, cached for later calls."""
         from weightspace.labels.decision import kept_decision
 
         return kept_decision(self, self._decisions, observed, outputs, exponent)
 
     def distances(self, sources: Sequence[Label], targets: Sequence[Label] | None = None) -> np.ndarray:
-        """Return the distances from some labels to others, or to all, float64 (sources, targets); both may repeat."""
+        """Return the distances from sources to targets (all if None), float64 (sources, targets); both may repeat."""
         places, where = np.unique(self.nodes[self.names.positions_of(sources, "sources")], return_inverse=True)
         goals = self.nodes if targets is None else self.nodes[self.names.positions_of(targets, "targets")]
         return self.geometry.distances(places, goals)[where]
@@ -339,57 +339,57 @@ class LabelMetric:
         """Return the labels that are a Fréchet mean under some weights of the observed ones, in order of position.
 
         Args:
-            observed: names.
-            unique: only those that are the only mean for some weights.
+            observed: names of the observed classes.
+            unique: return only labels that are the unique mean for some weights.
 
         Raises:
-            WeightspaceError: a name is unknown, or there are too many labels for what is neither tree nor discrete.
+            WeightspaceError: a name is unknown, or there are too many labels and the kind is neither tree nor discrete.
         """
         from weightspace.labels.locus import locus
 
         return locus(self, observed, unique=unique)
 
     def is_locus_cover(self, observed: Sequence[Label], *, identifying: bool = False) -> bool:
-        """Return whether every label can be predicted from these classes, alone (``identifying``) or in a tie."""
+        """Return whether every label can be predicted from these classes, without ties if ``identifying``."""
         return len(self.locus(observed, unique=identifying)) == len(self)
 
     def minimum_cover(self, *, identifying: bool = False) -> list[Any]:
         """Return a smallest set of classes to observe from which every label can be predicted; see :meth:`cover`.
 
         Warns:
-            UserWarning: the set may not be the smallest; it says how small that can be.
+            UserWarning: the set may not be the smallest; the warning states a lower bound.
         """
         from weightspace.labels.cover import minimum_cover
 
         return minimum_cover(self, identifying=identifying)
 
     def cover(self, *, identifying: bool = False) -> Cover:
-        """Return a smallest cover, how it was found and the bound on its size; see :func:`find_cover`."""
+        """Return a small cover, the method that found it and a lower bound on its size; see :func:`find_cover`."""
         from weightspace.labels.cover import find_cover
 
         return find_cover(self, identifying=identifying)
 
     def next_classes(self, observed: Sequence[Label], n: int = 1) -> list[Any]:
-        """Return which ``n`` classes to observe next, so that the most labels can be predicted.
+        """Return the ``n`` classes to observe next so that the most labels can be predicted.
 
-        On a tree the choice is optimal for every n. Elsewhere each one is the best to add next.
+        On a tree, the choice is optimal for every n. Otherwise it is greedy: each class is the best one to add next.
 
         Raises:
-            WeightspaceError: a name is unknown, or there are fewer labels left.
+            WeightspaceError: a name is unknown, or fewer than ``n`` labels remain.
         """
         from weightspace.labels.active import next_classes
 
         return next_classes(self, observed, n)
 
     def save(self, path: str | Path) -> None:
-        """Write the metric to a ``.safetensors`` file; :meth:`load` gives back an equal one."""
+        """Write the metric to a ``.safetensors`` file, to be read by :meth:`load`."""
         from weightspace.labels.files import save_metric
 
         save_metric(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> LabelMetric:
-        """Read a metric that :meth:`save` wrote.
+        """Read a metric written by :meth:`save`.
 
         Raises:
             WeightspaceError: the file cannot be read, or isn't a label metric.

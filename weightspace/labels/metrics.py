@@ -1,6 +1,6 @@
-"""Metrics of predictions: distances in the label metric, and hierarchical ones on a tree of the labels.
+"""Evaluation metrics of predictions: distances in the label metric, and hierarchical metrics on a tree of labels.
 
-All take names of labels. Heights, depths and hierarchical distances are numbers of edges of the tree.
+All take label names. Heights, depths and hierarchical distances are numbers of tree edges.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def mean_distance(
     r"""Return the mean distance, :math:`\frac{1}{n} \sum_i d(\hat y_i, y_i)^p`.
 
     Args:
-        truth: names of the true labels, n.
-        predicted: names of the predicted labels, n.
-        metric: over the labels.
+        truth: names of the n true labels.
+        predicted: names of the n predicted labels.
+        metric: label metric.
         exponent: ``p``, positive.
 
     Raises:
-        WeightspaceError: a label is unknown, or the two are not as many, one at least.
+        WeightspaceError: a label is unknown, or the lengths differ or are zero.
 
     Source:
         Roberts et al. 2023, https://arxiv.org/abs/2307.12226, section 2.
@@ -45,13 +45,13 @@ def mean_distance(
         1.5
     """
     if not 0 < exponent < math.inf:
-        raise WeightspaceError(f"An exponent is a positive number; found {exponent!r}.")
+        raise WeightspaceError(f"An exponent must be a positive number; found {exponent!r}.")
     true, found = (metric.nodes[places] for places in _positions(truth, predicted, metric))
     return float(np.mean(pair_distances(metric.geometry, found, true) ** exponent))
 
 
 def mean_squared_distance(truth: Sequence[Label], predicted: Sequence[Label], *, metric: LabelMetric) -> float:
-    r"""Return :math:`\frac{1}{n} \sum_i d(\hat y_i, y_i)^2`, what the Fréchet mean is meant to make small.
+    r"""Return :math:`\frac{1}{n} \sum_i d(\hat y_i, y_i)^2`, the error that the Fréchet mean aims to minimise.
 
     Args and errors are those of :func:`mean_distance`.
 
@@ -70,19 +70,19 @@ def mean_squared_distance(truth: Sequence[Label], predicted: Sequence[Label], *,
 def common_ancestor_height(
     truth: Sequence[Label], predicted: Sequence[Label], *, metric: LabelMetric, root: Label | None = None
 ) -> np.ndarray:
-    """Return the height of the lowest common ancestor of every prediction and its truth, int64 (n,).
+    """Return the height of the lowest common ancestor of each prediction and its true label, int64 (n,).
 
-    The height of a node is the number of edges to the farthest leaf below it: 0 for a leaf that is predicted rightly,
-    the height of the tree where the two have the root alone in common.
+    The height of a node is the number of edges to the farthest leaf below it: 0 for a correctly predicted leaf, the
+    height of the tree if the two labels have only the root in common.
 
     Args:
-        truth: names of the true labels, n.
-        predicted: names of the predicted labels, n.
-        metric: made from a tree.
-        root: the label at the top; by default that of the parents which the metric was made from.
+        truth: names of the n true labels.
+        predicted: names of the n predicted labels.
+        metric: metric of a tree.
+        root: the root label; by default, the root of the parents that the metric was made from.
 
     Raises:
-        WeightspaceError: a label is unknown, the two are not as many, or the metric is no tree with a root.
+        WeightspaceError: a label is unknown, the lengths differ or are zero, or the metric isn't that of a rooted tree.
 
     Source:
         Deng et al. 2010, https://doi.org/10.1007/978-3-642-15555-0_6, section 3.2; Bertinetto et al. 2020,
@@ -102,10 +102,10 @@ def common_ancestor_height(
 def mistake_severity(
     truth: Sequence[Label], predicted: Sequence[Label], *, metric: LabelMetric, root: Label | None = None
 ) -> float:
-    """Return the mean height of the lowest common ancestor over the mistakes alone; NaN where there are none.
+    """Return the mean height of the lowest common ancestor over the mistakes only; NaN if there are none.
 
     Args and errors are those of :func:`common_ancestor_height`. A model that makes many small mistakes has a low
-    severity: see :func:`hierarchical_distance_at_k` with ``k = 1`` for the mean over all predictions.
+    severity; :func:`hierarchical_distance_at_k` with ``k = 1`` averages over all predictions.
 
     Source:
         Bertinetto et al. 2020, https://arxiv.org/abs/1912.09393, section 2.
@@ -133,14 +133,14 @@ def hierarchical_distance_at_k(
     r"""Return :math:`\frac{1}{nk} \sum_i \sum_{j \le k} h(\mathrm{lca}(\hat y_{ij}, y_i))`.
 
     Args:
-        truth: names of the true labels, n.
-        ranked: for every row the predicted labels, the best first, (n, k) or more of them (see ``metric.topk``).
-        metric: made from a tree.
-        k: how many of them count; all if None.
-        root: as for :func:`common_ancestor_height`, and so are the errors.
+        truth: names of the n true labels.
+        ranked: predicted labels of each row, best first, (n, k) or wider (see ``metric.topk``).
+        metric: metric of a tree.
+        k: number of labels that count; all if None.
+        root: as for :func:`common_ancestor_height`.
 
     Raises:
-        WeightspaceError: a row has fewer than ``k`` labels.
+        WeightspaceError: a row has fewer than ``k`` labels, or as for :func:`common_ancestor_height`.
 
     Source:
         Bertinetto et al. 2020, https://arxiv.org/abs/1912.09393, section 2.
@@ -158,7 +158,7 @@ def hierarchical_distance_at_k(
         raise WeightspaceError(
             f"Found k={count}, and {width} ranked labels in the shortest row; expected 1 to {width}."
         )
-    _check_as_many(len(truth), len(rows))
+    _check_lengths(len(truth), len(rows))
     repeated = [label for label in truth for _ in range(count)]
     best = [label for row in rows for label in row[:count]]
     return float(common_ancestor_height(repeated, best, metric=metric, root=root).mean())
@@ -166,7 +166,7 @@ def hierarchical_distance_at_k(
 
 @dataclass(frozen=True)
 class HierarchicalScores:
-    """Hierarchical precision, recall and F, shares of 1; NaN where there is nothing to count."""
+    """Hierarchical precision, recall and F, between 0 and 1; NaN if undefined."""
 
     precision: float
     recall: float
@@ -177,10 +177,10 @@ def check_beta(beta: object) -> None:
     """Check the weight of recall in the hierarchical F.
 
     Raises:
-        WeightspaceError: it is no positive number.
+        WeightspaceError: it isn't a positive number.
     """
     if isinstance(beta, bool) or not isinstance(beta, int | float | np.number) or not 0 < float(beta) < math.inf:
-        raise WeightspaceError(f"The weight of recall is a positive number; found beta={beta!r}.")
+        raise WeightspaceError(f"The weight of recall must be a positive number; found beta={beta!r}.")
 
 
 def hierarchical_scores(
@@ -201,11 +201,14 @@ def hierarchical_scores(
         hF_\beta = \frac{(\beta^2 + 1)\, hP\, hR}{\beta^2 hP + hR}.
 
     Args:
-        truth: names of the true labels, n.
-        predicted: names of the predicted labels, n.
-        metric: made from a tree.
-        root: as for :func:`common_ancestor_height`, and so are the errors.
-        beta: positive; more than 1 weighs recall more.
+        truth: names of the n true labels.
+        predicted: names of the n predicted labels.
+        metric: metric of a tree.
+        root: as for :func:`common_ancestor_height`.
+        beta: positive; values above 1 favour recall.
+
+    Raises:
+        WeightspaceError: as for :func:`common_ancestor_height`, or ``beta`` isn't positive.
 
     Source:
         Kiritchenko, Matwin, Nock and Famili 2006, https://doi.org/10.1007/11766247_34, section 4; Silla and Freitas
@@ -220,7 +223,7 @@ def hierarchical_scores(
     check_beta(beta)
     tree = Hierarchy.of(metric, root)
     true, found = (metric.nodes[places] for places in _positions(truth, predicted, metric))
-    common = int(tree.depth[tree.common_ancestors(found, true)].sum())  # without the root, a node has depth ancestors
+    common = int(tree.depth[tree.common_ancestors(found, true)].sum())  # excluding the root, a node has depth ancestors
     predicted_nodes, true_nodes = (int(tree.depth[nodes].sum()) for nodes in (found, true))
     return HierarchicalScores(
         _share(common, predicted_nodes),
@@ -247,17 +250,17 @@ def hierarchical_f(truth: Sequence[Label], predicted: Sequence[Label], **chosen:
 def _positions(
     truth: Sequence[Label], predicted: Sequence[Label], metric: LabelMetric
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the positions of the true and of the predicted labels."""
+    """Return the positions of the true and the predicted labels."""
     true = metric.names.positions_of(truth, "true labels")
     found = metric.names.positions_of(predicted, "predicted labels")
-    _check_as_many(len(true), len(found))
+    _check_lengths(len(true), len(found))
     return true, found
 
 
-def _check_as_many(truth: int, predicted: int) -> None:
+def _check_lengths(truth: int, predicted: int) -> None:
     if truth != predicted or not truth:
         raise WeightspaceError(
-            f"Found {truth:,} true labels and {predicted:,} predictions; expected as many, one or more."
+            f"Found {truth:,} true labels and {predicted:,} predictions; expected equal, positive numbers."
         )
 
 

@@ -1,4 +1,4 @@
-"""Labels by name: every class is found by what it is called, never by where it stands in somebody's matrix."""
+"""Label names: classes are looked up by name, never by their position in some matrix."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
 
-#: A label: usually a string, but whatever the caller's classifier or graph calls its classes will do.
+#: A label: usually a string, but any hashable value that the caller's classifier or graph uses for a class.
 Label: TypeAlias = Hashable
 
-#: Names that an error lists, at most.
+#: Largest number of names listed in an error.
 _SHOWN = 5
 
 
 class Names(Sequence[Any]):
-    """Different names, in the order of their positions ``0 … n-1``.
+    """Distinct names in order of position, ``0 … n-1``.
 
     Raises:
-        WeightspaceError: there are none, a name is there twice, or one cannot be a name.
+        WeightspaceError: there are no names, a name is duplicated, or one isn't hashable.
     """
 
     def __init__(self, names: Iterable[Label]) -> None:
@@ -30,8 +30,8 @@ class Names(Sequence[Any]):
         for position, name in enumerate(self._names):
             if name in self._positions:
                 raise WeightspaceError(
-                    f"The label {name!r} is there twice, at positions {self._positions[name]:,} and {position:,}; "
-                    "expected every label once."
+                    f"The label {name!r} appears twice, at positions {self._positions[name]:,} and {position:,}; "
+                    "expected distinct labels."
                 )
             self._positions[name] = position
         if not self._names:
@@ -51,43 +51,43 @@ class Names(Sequence[Any]):
 
     @property
     def listed(self) -> tuple[Any, ...]:
-        """The names; always the same tuple."""
+        """The names as a tuple, always the same object."""
         return self._names
 
     def position(self, name: Label) -> int:
         """Return the position of a name.
 
         Raises:
-            KeyError: it is not there.
+            KeyError: the name is unknown.
         """
         return self._positions[name]
 
     def positions(self, names: Iterable[Label], what: str) -> np.ndarray:
-        """Return the positions of some of the names, int64.
+        """Return the positions of distinct names, int64.
 
         Args:
-            names: each of them once, in the order of the result.
-            what: whose names they are, for the error: ``"observed classes"``.
+            names: distinct names, in the order of the result.
+            what: description of the names for error messages, e.g. ``"observed classes"``.
 
         Raises:
-            WeightspaceError: a name is not there, or twice, or ``names`` is a single string.
+            WeightspaceError: a name is unknown or duplicated, or ``names`` is a single string.
         """
         positions = self.positions_of(names, what)
         if len(np.unique(positions)) != len(positions):
             _, first = np.unique(positions, return_index=True)
             again = np.setdiff1d(np.arange(len(positions)), first)[0]
             twice = self._names[int(positions[again])]
-            raise WeightspaceError(f"The label {twice!r} is twice among the {what}; expected every one once.")
+            raise WeightspaceError(f"The label {twice!r} appears twice among the {what}; expected distinct labels.")
         return positions
 
     def positions_of(self, names: Iterable[Label], what: str) -> np.ndarray:
         """Return the positions of names, which may repeat, int64.
 
         Raises:
-            WeightspaceError: a name is not there, or ``names`` is a single string.
+            WeightspaceError: a name is unknown, or ``names`` is a single string.
         """
         if isinstance(names, str):
-            raise WeightspaceError(f"The {what} are a list of names; found the string {names!r}.")
+            raise WeightspaceError(f"The {what} must be a list of names; found the string {names!r}.")
         found = [plain(name) for name in names]
         missing = [name for name in found if name not in self._positions]
         if missing:
@@ -109,19 +109,19 @@ class Names(Sequence[Any]):
         return WeightspaceError(f"{what[0].upper()}{what[1:]}: {first}{rest}")
 
     def _of_another_type(self, name: Label) -> Label | None:
-        """Return the label that is written as a name is, but of another type: 1 and "1"."""
+        """Return the label with the same spelling as a name but another type, as with 1 and "1"."""
         if isinstance(name, str):
             return next((label for label in self._names if not isinstance(label, str) and str(label) == name), None)
         return str(name) if isinstance(name, int | float) and str(name) in self._positions else None
 
 
 def plain(name: Any) -> Label:
-    """Return a name as a plain Python value, whatever array it came from."""
-    if type(name) in (str, int):  # the usual ones, of which there may be many
+    """Return a name as a plain Python value, converted from a NumPy scalar if necessary."""
+    if type(name) in (str, int):  # fast path: there may be many
         return name
     value = name.item() if isinstance(name, np.generic) else name
     if not isinstance(value, Hashable):
-        raise WeightspaceError(f"A label is a string or a number; found a {type(value).__name__}.")
+        raise WeightspaceError(f"A label must be a string or a number; found a {type(value).__name__}.")
     return value
 
 
@@ -131,7 +131,7 @@ def _listed(names: Sequence[Label]) -> str:
 
 
 def label_array(labels: Sequence[Any]) -> np.ndarray:
-    """Return labels as a vector; of objects where numpy would make text of numbers, or rows of tuples."""
+    """Return labels as a vector, of dtype object if NumPy would convert numbers to text or tuples to rows."""
     kinds = {type(label) for label in labels}
     if len(kinds) <= 1 and tuple not in kinds:
         return np.asarray(labels)

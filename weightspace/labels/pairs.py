@@ -14,12 +14,12 @@ from weightspace.labels.geometry import (
 )
 from weightspace.labels.path_lengths import pair_lengths
 
-#: Labels whose distances to all are sought at once, and pairs of points that are subtracted at once.
+#: Number of labels whose distances to all are computed at once, and of pairs of points subtracted at once.
 _SOURCES, _PAIRS = 256, 1 << 14
 
 
 def pair_distances(geometry: Geometry, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the distances between nodes of equal index, float64 (n,)."""
+    """Return the distance of each pair of nodes at the same index, float64 (n,)."""
     if isinstance(geometry, DiscreteGeometry):
         return (first != second).astype(np.float64)
     if isinstance(geometry, GridGeometry):
@@ -38,7 +38,7 @@ def pair_distances(geometry: Geometry, first: np.ndarray, second: np.ndarray) ->
 
 
 def _by_sources(geometry: Geometry, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the same by the distances from all of the side that has fewer different nodes."""
+    """Return pair distances from rows of distances, for the side with fewer distinct nodes."""
     if len(np.unique(first)) < len(np.unique(second)):
         first, second = second, first
     sources, which = np.unique(second, return_inverse=True)

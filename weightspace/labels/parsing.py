@@ -1,7 +1,7 @@
-"""Trees and graphs as callers have them -> one symmetric sparse matrix over label positions, checked.
+"""Parsing and validation of trees and graphs into one symmetric sparse adjacency matrix.
 
-Endpoints are labels. Where no label is a number, endpoints that are numbers are positions in ``labels``. Labels that
-edges of length zero join, such as synonyms, are one node.
+Endpoints are labels. If no label is a number, numeric endpoints are positions in ``labels``. Labels joined by edges of
+length zero, such as synonyms, share one node.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from weightspace.labels.rules.shortest_paths import Graph, components
 
 _SHOWN = 4
 
-#: Ends of edges, positions, and lengths.
+#: Positions of both endpoints of edges, and lengths.
 Edges = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Labels and the graph that they are joined by.
+    """Labels and the graph that connects them.
 
     Attributes:
-        names: of the labels.
-        graph: between nodes.
-        nodes: node of every label, int64; None where each has its own, in the order of the labels.
-        root: the label without a parent, where there were parents.
+        names: the label names.
+        graph: adjacency matrix of edge lengths between nodes.
+        nodes: node of each label, int64; None if each label has its own, in the order of the labels.
+        root: the label without a parent, if the tree was given by parents.
     """
 
     names: Names
@@ -43,14 +43,14 @@ class Joined:
 
 
 def tree_of_edges(edges: Iterable[Any], labels: Iterable[Label] | None, weights: Any) -> Joined:
-    """Return labels and graph of a tree from its edges, ``(u, v)`` or ``(u, v, weight)``.
+    """Return the labels and the graph of a tree from its edges, ``(u, v)`` or ``(u, v, weight)``.
 
     Raises:
-        WeightspaceError: they are no tree over the labels, or a weight is no length.
+        WeightspaceError: the edges aren't a tree over the labels, or a weight isn't a valid length.
     """
     listed = [tuple(edge) for edge in edges]
     if bad := next((edge for edge in listed if len(edge) not in (2, 3)), None):
-        raise WeightspaceError(f"An edge is (u, v) or (u, v, weight); found {bad!r}.")
+        raise WeightspaceError(f"An edge must be (u, v) or (u, v, weight); found {bad!r}.")
     ends = [(plain(edge[0]), plain(edge[1])) for edge in listed]
     if labels is None:
         labels = _labels_of(ends)
@@ -62,16 +62,16 @@ def tree_of_edges(edges: Iterable[Any], labels: Iterable[Label] | None, weights:
 
 
 def tree_of_parents(parents: Mapping[Any, Any] | Sequence[Any], labels: Iterable[Label] | None, weights: Any) -> Joined:
-    """Return labels and graph of a tree from the parent of every label.
+    """Return the labels and the graph of a tree from the parent of each label.
 
     Args:
-        parents: label -> parent, or parents in the order of ``labels``; the root's is None, -1 or itself. A list has
-            several parents, with which the graph is no tree.
-        labels: of all nodes.
+        parents: label -> parent, or parents in the order of ``labels``; the root's is None, -1 or itself. A label with
+            a list of parents makes the graph a general one.
+        labels: names of all nodes.
         weights: lengths of the edges to the parents: label -> length, or in the order of ``labels``.
 
     Raises:
-        WeightspaceError: they are no tree over the labels, or a weight is no length.
+        WeightspaceError: the parents aren't a tree over the labels, or a weight isn't a valid length.
     """
     if several := _several_parents(parents):
         return _of_several_parents(several, labels, weights)
@@ -86,9 +86,9 @@ def tree_of_parents(parents: Mapping[Any, Any] | Sequence[Any], labels: Iterable
         of = [plain(parent) for parent in parents]
         names = Names(range(len(of)) if labels is None else labels)
         if len(of) != len(names):
-            raise WeightspaceError(f"Found {len(of):,} parents of {len(names):,} labels; expected one for each.")
+            raise WeightspaceError(f"Found {len(of):,} parents for {len(names):,} labels; expected one per label.")
     children = [i for i, p in enumerate(of) if p is not None and not _is_root(p, names[i], names)]
-    if len(names) - len(children) > 1:  # with none there is a cycle, which is told below
+    if len(names) - len(children) > 1:  # without any root there is a cycle, reported below
         below = set(children)
         roots = [repr(name) for i, name in enumerate(names) if i not in below]
         raise WeightspaceError(
@@ -110,7 +110,7 @@ def tree_of_parents(parents: Mapping[Any, Any] | Sequence[Any], labels: Iterable
 
 
 def _several_parents(parents: Mapping[Any, Any] | Sequence[Any]) -> dict[Any, list[Any]] | None:
-    """Return label -> parents where a label has a list of them, None where all have one at most."""
+    """Return label -> parents if any label has a list of them, or None if all have at most one."""
     if not isinstance(parents, Mapping) or not any(isinstance(above, list | set) for above in parents.values()):
         return None
     found: dict[Any, list[Any]] = {}
@@ -122,11 +122,11 @@ def _several_parents(parents: Mapping[Any, Any] | Sequence[Any]) -> dict[Any, li
 
 
 def _of_several_parents(parents: Mapping[Any, Sequence[Any]], labels: Iterable[Label] | None, weights: Any) -> Joined:
-    """Return labels and graph of a taxonomy whose labels may have several parents."""
+    """Return the labels and the graph of a taxonomy whose labels may have several parents."""
     if weights is not None:
         raise WeightspaceError(
-            "Weights belong to labels, but some have several parents. Give edges=[(label, parent, length), …] to "
-            "from_graph, as a networkx graph."
+            "Weights are given per label, but some labels have several parents. Pass a networkx graph with edge "
+            "lengths to from_graph instead."
         )
     pairs = [(child, above) for child, listed in parents.items() for above in listed if not _is_root_mark(above)]
     names = Names([*dict.fromkeys([*parents, *(above for _, above in pairs)])] if labels is None else labels)
@@ -137,16 +137,16 @@ def _of_several_parents(parents: Mapping[Any, Sequence[Any]], labels: Iterable[L
     if count < len(names):
         circle = np.flatnonzero(component == np.argmax(np.bincount(component)))
         shown = ", ".join(repr(names[int(i)]) for i in circle[:_SHOWN])
-        raise WeightspaceError(f"The labels {shown} are above each other in a cycle; expected parents above children.")
+        raise WeightspaceError(f"The labels {shown} are ancestors of each other; expected parents without a cycle.")
     tops = np.flatnonzero(~np.isin(np.arange(len(names)), v))
     return _joined(names, u, v, np.ones(len(u)), root=names[int(tops[0])] if len(tops) == 1 else None)
 
 
 def graph_of(graph: Any, labels: Iterable[Label] | None, weight: str) -> Joined:
-    """Return labels and graph from a networkx graph or a sparse matrix; directions are not looked at.
+    """Return labels and graph from a networkx graph or a sparse matrix; edge directions are ignored.
 
     Raises:
-        WeightspaceError: it is neither, is not connected, or has a length that is none.
+        WeightspaceError: it is neither, isn't connected, or has an invalid length.
     """
     if issparse(graph):
         names, (u, v, lengths) = _of_matrix(graph, labels)
@@ -161,12 +161,14 @@ def graph_of(graph: Any, labels: Iterable[Label] | None, weight: str) -> Joined:
         u, v = (_positions(names, [plain(end[side]) for end in ends]) for side in (0, 1))
         lengths = _lengths(names, u, v, [end[2] for end in ends])
     else:
-        raise WeightspaceError(f"A graph is one of networkx, or a scipy.sparse matrix; found {type(graph).__name__}.")
+        raise WeightspaceError(
+            f"A graph must be a networkx graph or a scipy.sparse matrix; found {type(graph).__name__}."
+        )
     return _joined(names, u, v, lengths)
 
 
 def _joined(names: Names, u: np.ndarray, v: np.ndarray, lengths: np.ndarray, *, root: Label | None = None) -> Joined:
-    """Return labels and their graph, in which those that are nowhere apart are one node.
+    """Return labels and their graph, in which labels at distance zero share one node.
 
     Raises:
         WeightspaceError: the graph is not connected.
@@ -180,7 +182,7 @@ def _joined(names: Names, u: np.ndarray, v: np.ndarray, lengths: np.ndarray, *, 
     _, group = connected_components(same, directed=False)
     _, first = np.unique(group, return_index=True)
     rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))  # nodes in the order of their first labels
+    rank[np.argsort(first)] = np.arange(len(first))  # nodes in order of their first labels
     nodes = rank[group]
     graph = adjacency_of(len(first), nodes[u], nodes[v], lengths)
     check_connected(Names([names[int(i)] for i in np.sort(first)]), graph)
@@ -188,7 +190,7 @@ def _joined(names: Names, u: np.ndarray, v: np.ndarray, lengths: np.ndarray, *, 
 
 
 def adjacency_of(nodes: int, u: np.ndarray, v: np.ndarray, lengths: np.ndarray) -> Graph:
-    """Return the symmetric matrix of edges, the shortest of parallel ones, without loops."""
+    """Return the symmetric adjacency matrix, with the shortest of parallel edges and without loops."""
     keep = u != v
     ends = np.concatenate([u[keep] * nodes + v[keep], v[keep] * nodes + u[keep]])
     both = np.concatenate([lengths[keep], lengths[keep]])
@@ -202,10 +204,10 @@ def adjacency_of(nodes: int, u: np.ndarray, v: np.ndarray, lengths: np.ndarray) 
 
 
 def check_connected(names: Names, adjacency: Graph) -> None:
-    """Raise if there are labels without a path between them.
+    """Check that there is a path between any two labels.
 
     Raises:
-        WeightspaceError: names the components.
+        WeightspaceError: the graph is disconnected; the message lists the components.
     """
     count, component = components(adjacency)
     if count == 1:
@@ -218,23 +220,23 @@ def check_connected(names: Names, adjacency: Graph) -> None:
         first = ", ".join(repr(names[i]) for i in members[:_SHOWN])
         parts.append(f"{sizes[one]:,} labels ({first}{', …' if len(members) > _SHOWN else ''})")
     raise WeightspaceError(
-        f"The labels fall into {count:,} components without a path between them: {'; '.join(parts)}"
-        f"{'; …' if count > _SHOWN else ''}. Expected a connected graph: add edges, or leave out what is apart."
+        f"The labels fall into {count:,} components with no path between them: {'; '.join(parts)}"
+        f"{'; …' if count > _SHOWN else ''}. Expected a connected graph: add edges, or keep only one component."
     )
 
 
 def _check_no_cycle(names: Names, u: np.ndarray, v: np.ndarray) -> None:
-    """Raise if edges run in a cycle."""
+    """Raise if the edges contain a cycle."""
     if cycle := _cycle(len(names), u.tolist(), v.tolist()):
         shown = " – ".join(repr(names[i]) for i in cycle[: 2 * _SHOWN])
         raise WeightspaceError(
-            f"The edges of a tree run in a cycle: {shown}{' – …' if len(cycle) > 2 * _SHOWN else ''}. "
-            "Use from_graph for what is no tree."
+            f"The edges of the tree form a cycle: {shown}{' – …' if len(cycle) > 2 * _SHOWN else ''}. "
+            "Use from_graph for other graphs."
         )
 
 
 def _cycle(nodes: int, u: list[int], v: list[int]) -> list[int]:
-    """Return a cycle, closed, or nothing."""
+    """Return a closed cycle, or an empty list."""
     leader = list(range(nodes))
 
     def find(node: int) -> int:
@@ -246,12 +248,12 @@ def _cycle(nodes: int, u: list[int], v: list[int]) -> list[int]:
     for index, (a, b) in enumerate(zip(u, v, strict=True)):
         first, second = find(a), find(b)
         if first == second:
-            return [*_way(nodes, u[:index], v[:index], a, b), a]
+            return [*_path(nodes, u[:index], v[:index], a, b), a]
         leader[first] = second
     return []
 
 
-def _way(nodes: int, u: list[int], v: list[int], start: int, goal: int) -> list[int]:
+def _path(nodes: int, u: list[int], v: list[int], start: int, goal: int) -> list[int]:
     neighbours: list[list[int]] = [[] for _ in range(nodes)]
     for a, b in zip(u, v, strict=True):
         neighbours[a].append(b)
@@ -270,20 +272,22 @@ def _way(nodes: int, u: list[int], v: list[int], start: int, goal: int) -> list[
 
 
 def _labels_of(ends: list[tuple[Label, Label]]) -> list[Any]:
-    """Return the endpoints: numbers in their order, else as they first appear."""
+    """Return the endpoints, sorted if they are numbers, otherwise in order of first appearance."""
     found: list[Any] = list(dict.fromkeys(end for edge in ends for end in edge))
     return sorted(found) if all(isinstance(end, numbers.Real) for end in found) else found
 
 
 def _positions(names: Names, ends: list[Any]) -> np.ndarray:
-    """Return the positions of endpoints, by name, or as they are."""
+    """Return the positions of endpoints, looked up by name or given as positions."""
     try:
         return np.fromiter((names.position(end) for end in ends), np.int64, len(ends))
     except KeyError as error:
         unnamed = error.args[0]
     if isinstance(unnamed, int) and not any(isinstance(name, numbers.Real) for name in names):
         if bad := next((end for end in ends if not isinstance(end, numbers.Real)), None):
-            raise WeightspaceError(f"The endpoints {unnamed!r} and {bad!r} are of two kinds; expected one.")
+            raise WeightspaceError(
+                f"The endpoints {unnamed!r} and {bad!r} differ in kind; expected all names or all positions."
+            )
         found = np.asarray(ends, dtype=np.int64)
         if (found < 0).any() or (found >= len(names)).any():
             raise WeightspaceError(
@@ -296,19 +300,19 @@ def _positions(names: Names, ends: list[Any]) -> np.ndarray:
 
 
 def _lengths(names: Names, u: np.ndarray, v: np.ndarray, weights: Any) -> np.ndarray:
-    """Return the lengths of edges, float64."""
+    """Return the edge lengths, float64."""
     try:
         lengths = np.asarray(weights, dtype=np.float64).reshape(-1)
     except (TypeError, ValueError):
-        raise WeightspaceError("Weights of edges are numbers, one for each edge; found something else.") from None
+        raise WeightspaceError("Edge weights must be numbers, one per edge; found something else.") from None
     if len(lengths) != len(u):
-        raise WeightspaceError(f"Found {len(lengths):,} weights of {len(u):,} edges; expected one for each.")
+        raise WeightspaceError(f"Found {len(lengths):,} weights for {len(u):,} edges; expected one per edge.")
     bad = ~(np.isfinite(lengths) & (lengths >= 0))
     if bad.any():
         at = int(bad.argmax())
         raise WeightspaceError(
-            f"The edge between {names[int(u[at])]!r} and {names[int(v[at])]!r} has the length {lengths[at]:g}; "
-            "expected a positive number, or 0 for labels that are the same."
+            f"The edge between {names[int(u[at])]!r} and {names[int(v[at])]!r} has length {lengths[at]:g}; "
+            "expected a positive number, or 0 for equivalent labels."
         )
     return lengths
 

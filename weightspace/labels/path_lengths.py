@@ -1,8 +1,8 @@
-"""Lengths of shortest paths by a graph's trees and core: O(nodes) a source, beside Dijkstra inside of the core.
+"""Shortest path lengths from a graph's pendant trees and 2-core: O(nodes) per source, plus Dijkstra within the core.
 
-Within a tree, d(u, v) = h(u) + h(v) − 2 h(lowest common ancestor); heights are taken with what float64 leaves of their
-sums, so that the difference of two large ones keeps its digits. Between trees, the roots' distance in the core and both
-heights add up. Nodes are positions in preorder inside this file, and nodes of the graph outside of it.
+Within a tree, d(u, v) = h(u) + h(v) − 2 h(lowest common ancestor); heights carry their float64 residues, so that
+differences of large heights keep their digits. Between trees, the distance is the sum of both heights and the distance
+of the roots in the core. Nodes are preorder positions inside this module, and graph nodes outside it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from weightspace.labels.rules.two_core import Fringe
 
 
 def path_lengths(fringe: Fringe, sources: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
-    """Return the distances from some nodes to others, or to all, float64 (sources, targets)."""
+    """Return the distances from sources to targets (all nodes if None), float64 (sources, targets)."""
     start, goals = fringe.position[sources], fringe.position if targets is None else fringe.position[targets]
     trees, which = np.unique(fringe.tree[start], return_inverse=True)
     between = distances_from(fringe.core, trees) if len(fringe.roots) > 1 else None
@@ -34,10 +34,10 @@ def path_lengths(fringe: Fringe, sources: np.ndarray, targets: np.ndarray | None
 
 
 def _within_tree(fringe: Fringe, source: int, tree: slice) -> np.ndarray:
-    """Return the distances from a position to those of its tree.
+    """Return the distances from a position to all positions of its tree.
 
-    An ancestor of the source is the lowest common one of the source and whatever lies in the ancestor's subtree, but
-    not in that of the next ancestor: one stretch of positions before it, and one behind.
+    An ancestor of the source is its lowest common ancestor with everything in the ancestor's subtree but outside that
+    of the next lower ancestor: one contiguous range of positions before that subtree and one after it.
     """
     above = tree.start + np.flatnonzero(fringe.last[tree.start : source + 1] >= source)  # ancestors, and the source
     bounds = np.concatenate([above, fringe.last[above[::-1]] + 1])
@@ -57,7 +57,7 @@ def _within_tree(fringe: Fringe, source: int, tree: slice) -> np.ndarray:
 
 
 def pair_lengths(fringe: Fringe, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the distances between nodes of equal index on a tree, float64 (n,)."""
+    """Return the distance on a tree of each pair of nodes at the same index, float64 (n,)."""
     a, b = fringe.position[first], fringe.position[second]
     common = _lowest_common(fringe, np.minimum(a, b), np.maximum(a, b))
     found = (fringe.height[a] - fringe.height[common]) + (fringe.height[b] - fringe.height[common])
@@ -67,7 +67,7 @@ def pair_lengths(fringe: Fringe, first: np.ndarray, second: np.ndarray) -> np.nd
 
 
 def _lowest_common(fringe: Fringe, early: np.ndarray, late: np.ndarray) -> np.ndarray:
-    """Return the lowest common ancestors: the first above the earlier position whose subtree reaches the later one."""
+    """Return the lowest common ancestors: the first one above ``early`` whose subtree contains ``late``."""
     at = early.copy()
     below = np.flatnonzero(fringe.last[at] < late)
     while len(below):

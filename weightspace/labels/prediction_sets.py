@@ -1,9 +1,9 @@
-r"""Prediction sets: labels, or a node of a tree, that hold the truth with a given probability (split conformal).
+r"""Prediction sets: labels, or a node of a tree, that contain the truth with a given probability (split conformal).
 
-A set is calibrated on data that was not trained on. With the calibration rows and the new row exchangeable, the truth
-is in the set with a probability of at least ``coverage``, over the draw of both, whatever the classifier. With
-calibration scores :math:`s_1 … s_n`, of which higher is stranger, the threshold is the
-:math:`\lceil (n+1)\,\mathrm{coverage} \rceil`-th smallest; where there is none so far out, sets hold all labels.
+Sets are calibrated on held-out data. If the calibration rows and the new row are exchangeable, the set contains the
+truth with a probability of at least ``coverage`` over the draw of both, for any classifier. The threshold is the
+:math:`\lceil (n+1)\,\mathrm{coverage} \rceil`-th smallest of the nonconformity scores :math:`s_1 … s_n` of the
+calibration rows; if :math:`n` is too small for it to exist, sets contain all labels.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LabelSets:
-    """Sets of observed labels.
+    """Calibrated prediction sets of observed labels.
 
     Attributes:
         observed: the labels, in the order of the columns.
-        coverage: that was asked for.
-        least: probability from which a label is in the set; 0: all are.
-        rows: how many the sets were calibrated on.
+        coverage: the requested coverage.
+        least: smallest probability of labels in a set; 0 if all are.
+        rows: number of calibration rows.
     """
 
     observed: tuple[Any, ...]
@@ -41,10 +41,10 @@ class LabelSets:
     rows: int
 
     def predict(self, probabilities: Any) -> list[list[Any]]:
-        """Return for every row of (n, K) the labels that may be true, the most probable first; never none.
+        """Return the prediction set of each row of (n, K), most probable label first; never empty.
 
         Raises:
-            WeightspaceError: as ``LabelMetric.predict``.
+            WeightspaceError: as for ``LabelMetric.predict``.
         """
         rows = _normalised(probabilities, len(self.observed))
         order = np.argsort(-rows, axis=1, kind="stable")
@@ -55,19 +55,19 @@ class LabelSets:
 def conformal_labels(
     probabilities: Any, truth: Sequence[Label], *, observed: Sequence[Label], coverage: float = 0.9
 ) -> LabelSets:
-    """Return the smallest sets of labels, on average, that hold the truth with a given probability.
+    """Return the label sets, smallest on average, that contain the truth with a given probability.
 
-    The score of a label is minus its probability: the sets are those of all labels at least as probable as a threshold.
-    The most probable label is always in, so that sets hold the truth as often as the classifier is right, at least.
+    The score of a label is its negated probability: a set contains all labels at least as probable as a threshold.
+    The most probable label is always included, so that sets contain the truth at least as often as argmax is right.
 
     Args:
-        probabilities: (n, K) of calibration data, of the observed classes; rows are normalised.
-        truth: names of the true labels, n, all among the observed.
+        probabilities: (n, K) of calibration data, one column per observed class; rows are normalised.
+        truth: names of the n true labels, all of them observed.
         observed: names of the columns.
         coverage: between 0 and 1.
 
     Raises:
-        WeightspaceError: shapes do not fit, a true label was not observed, or the coverage is none.
+        WeightspaceError: shapes do not match, a true label was not observed, or the coverage is invalid.
 
     Source:
         Sadinle, Lei and Wasserman 2019, https://arxiv.org/abs/1609.00451, theorem 1, for the smallest sets;
@@ -84,8 +84,8 @@ def conformal_labels(
     missing = next((label for label in truth if label not in names), None)
     if missing is not None:
         raise WeightspaceError(
-            f"The true label {missing!r} was not observed, so that no set of observed labels holds it. Use "
-            "conformal_nodes, whose nodes hold labels that were never observed."
+            f"The true label {missing!r} was not observed, so no set of observed labels contains it. Use "
+            "conformal_nodes, whose nodes may contain labels that were never observed."
         )
     true = names.positions_of(truth, "true labels")
     _check(len(rows), len(true), coverage)
@@ -95,14 +95,14 @@ def conformal_labels(
 
 @dataclass(frozen=True)
 class NodeSets:
-    """Nodes of a tree, each standing for all labels below it.
+    """Calibrated prediction sets that are nodes of a tree, each standing for all labels below it.
 
     Attributes:
-        tree: of the labels.
+        tree: the tree of the labels.
         observed: the labels of the columns.
-        coverage: that was asked for.
-        mass: a node below which more than this much probability lies is general enough; infinite: the root alone is.
-        rows: how many the nodes were calibrated on.
+        coverage: the requested coverage.
+        mass: a node whose subtree has more than this probability is general enough; infinite if only the root is.
+        rows: number of calibration rows.
     """
 
     tree: Hierarchy
@@ -112,23 +112,23 @@ class NodeSets:
     rows: int
 
     def predict(self, probabilities: Any) -> list[Any]:
-        """Return for every row of (n, K) the lowest node that holds the truth with the probability asked for.
+        """Return the lowest node for each row of (n, K) that contains the truth with the requested probability.
 
         Raises:
-            WeightspaceError: as ``LabelMetric.predict``.
+            WeightspaceError: as for ``LabelMetric.predict``.
         """
         rows = _normalised(probabilities, len(self.observed))
         names, found = self.tree.names, []
         for path, masses in _paths(self.tree, self.tree.nodes(self.observed, "observed classes"), rows):
-            depth = int((masses > self.mass).sum()) - 1  # masses fall along the path
+            depth = int((masses > self.mass).sum()) - 1  # masses decrease along the path
             node = int(path[max(depth, 0)])
-            while node not in names:  # a node without a label is named by the next one above
+            while node not in names:  # a node without a label takes the name of its nearest labelled ancestor
                 node = int(self.tree.parent[node])
             found.append(names[node])
         return found
 
     def holds(self, nodes: Sequence[Label], labels: Sequence[Label]) -> np.ndarray:
-        """Return whether nodes have the labels of equal index below them, or are these, bool (n,)."""
+        """Return whether each node is, or is an ancestor of, the label at the same index, bool (n,)."""
         above, below = (self.tree.nodes(side, "labels") for side in (nodes, labels))
         return self.tree.common_ancestors(above, below) == above
 
@@ -142,26 +142,26 @@ def conformal_nodes(
     root: Label | None = None,
     coverage: float = 0.9,
 ) -> NodeSets:
-    """Return the lowest nodes of a tree that hold the truth with a given probability.
+    """Return the lowest nodes of a tree that contain the truth with a given probability.
 
-    Of the path from the most probable class up to the root the lowest node is taken below which more than a threshold
-    of the probability lies. Truths may be labels that were never observed, and inner nodes.
+    On the path from the most probable class up to the root, the lowest node is chosen whose subtree has more than a
+    threshold of the probability. True labels may be inner nodes and labels that were never observed.
 
     Args:
-        probabilities: (n, K) of calibration data, of the observed classes; rows are normalised.
-        truth: names of the true labels, n.
-        metric: made from a tree.
+        probabilities: (n, K) of calibration data, one column per observed class; rows are normalised.
+        truth: names of the n true labels.
+        metric: metric of a tree.
         observed: names of the columns.
-        root: the label at the top; by default that of the parents which the metric was made from.
+        root: the root label; by default, the root of the parents that the metric was made from.
         coverage: between 0 and 1.
 
     Raises:
-        WeightspaceError: shapes do not fit, a label is unknown, the coverage is none, or the metric is no tree with a
-            root.
+        WeightspaceError: shapes do not match, a label is unknown, the coverage is invalid, or the metric isn't that of
+            a rooted tree.
 
     Source:
-        Gupta, Kuchibhotla and Ramdas 2022, https://arxiv.org/abs/1910.10562, section 2, on nested sets; the sets,
-        subtrees along a path: derived.
+        Gupta, Kuchibhotla and Ramdas 2022, https://arxiv.org/abs/1910.10562, section 2, for nested sets; nested
+        subtrees along a path are our derivation.
 
     Example:
         >>> from weightspace import LabelMetric
@@ -174,17 +174,17 @@ def conformal_nodes(
     tree = Hierarchy.of(metric, root)
     rows = _normalised(probabilities, len(observed))
     seen, true = tree.nodes(observed, "observed classes"), tree.nodes(truth, "true labels")
-    metric.names.positions(observed, "observed classes")  # each once
+    metric.names.positions(observed, "observed classes")  # checks that they are distinct
     _check(len(rows), len(true), coverage)
     scores = np.empty(len(rows))
     for row, (path, masses) in enumerate(_paths(tree, seen, rows)):
         common = int(tree.depth[tree.common_ancestors(path[-1:], true[row : row + 1])][0])
-        scores[row] = masses[common + 1] if common + 1 < len(masses) else -1.0  # of the last node that lacks the truth
+        scores[row] = masses[common + 1] if common + 1 < len(masses) else -1.0  # of the highest node without the truth
     return NodeSets(tree, tuple(observed), coverage, _threshold(scores, coverage), len(rows))
 
 
 def _paths(tree: Hierarchy, seen: np.ndarray, rows: np.ndarray) -> Any:
-    """Yield for every row the path from the root to its most probable class, and the probability below each node."""
+    """Yield for each row the path from the root to its most probable class, and the probability below each node."""
     paths: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for row in rows:
         best = int(row.argmax())
@@ -203,22 +203,22 @@ def _normalised(probabilities: Any, columns: int) -> np.ndarray:
     """Return rows of probabilities that sum to one, float64 (n, columns).
 
     Raises:
-        WeightspaceError: they are none.
+        WeightspaceError: the rows aren't valid probabilities.
     """
     rows = checked_rows(probabilities, columns).cpu().double().numpy()
     return rows / rows.sum(1, keepdims=True)
 
 
 def _threshold(scores: np.ndarray, coverage: float) -> float:
-    """Return the ⌈(n + 1) coverage⌉-th smallest score; infinity where there are fewer."""
-    rank = math.ceil((len(scores) + 1) * coverage - 1e-9)  # .9 · 10 is 9, whatever floats say
+    """Return the ⌈(n + 1) coverage⌉-th smallest score; infinity if there are fewer."""
+    rank = math.ceil((len(scores) + 1) * coverage - 1e-9)  # .9 · 10 is 9 despite rounding
     return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else math.inf
 
 
 def _check(rows: int, truth: int, coverage: float) -> None:
     if rows != truth or not rows:
         raise WeightspaceError(
-            f"Found {rows:,} rows of probabilities and {truth:,} true labels; expected as many, one or more."
+            f"Found {rows:,} rows of probabilities and {truth:,} true labels; expected equal, positive numbers."
         )
     if isinstance(coverage, bool) or not isinstance(coverage, int | float) or not 0 < coverage < 1:
-        raise WeightspaceError(f"Coverage is a probability between 0 and 1; found {coverage!r}.")
+        raise WeightspaceError(f"The coverage must be a probability between 0 and 1; found {coverage!r}.")

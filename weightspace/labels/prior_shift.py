@@ -1,7 +1,6 @@
-"""Prior shift: probabilities for a place where the classes are more or less frequent than in training.
+"""Prior shift: probabilities for deployment data whose class frequencies differ from those in training.
 
-Only the frequencies of the classes are different there, and what each class looks like is as it was: ``p(x|y)`` is the
-same, ``p(y)`` is not.
+Only the class frequencies ``p(y)`` change; the appearance of each class, ``p(x|y)``, does not.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import numpy as np
 from weightspace.errors import WeightspaceError
 from weightspace.labels.probabilities import checked_rows
 
-#: Steps of expectation maximisation, at most, and the change of a frequency at which it has come to rest.
+#: Maximum number of EM steps, and the change of a frequency below which EM has converged.
 _STEPS, _REST = 10_000, 1e-10
 
 
@@ -22,15 +21,15 @@ def shift_priors(probabilities: Any, old: Any, new: Any) -> np.ndarray:
     r"""Return the probabilities under new class frequencies, :math:`p'(y|x) \propto p(y|x)\, \pi'_y / \pi_y`.
 
     Args:
-        probabilities: (..., K), calibrated under the old frequencies; not negative. Not changed.
-        old: frequencies of the classes that the classifier was trained on, K, positive; counts will do.
-        new: frequencies where it is used, K, not negative; counts will do.
+        probabilities: (..., K), calibrated under the old frequencies; non-negative. Not modified.
+        old: frequencies of the K classes in training, positive; counts are accepted.
+        new: frequencies of the K classes in deployment, non-negative; counts are accepted.
 
     Returns:
-        float64 (..., K); rows sum to one.
+        Probabilities, float64 (..., K); rows sum to one.
 
     Raises:
-        WeightspaceError: another shape, a frequency that is none, or a row whose classes have no frequency there.
+        WeightspaceError: a wrong shape, an invalid frequency, or a row whose classes all have new frequency zero.
 
     Source:
         Saerens, Latinne and Decaestecker 2002, https://doi.org/10.1162/089976602753284446, equation 2.4; Elkan 2001,
@@ -43,25 +42,27 @@ def shift_priors(probabilities: Any, old: Any, new: Any) -> np.ndarray:
     before = class_frequencies(old, "old", positive=True)
     after = class_frequencies(new, "new")
     if len(before) != len(after):
-        raise WeightspaceError(f"Found {len(before):,} old frequencies and {len(after):,} new ones; expected as many.")
+        raise WeightspaceError(
+            f"Found {len(before):,} old frequencies and {len(after):,} new ones; expected equal numbers."
+        )
     rows = checked_rows(probabilities, len(before)).cpu().double().numpy()
     weighted = rows * (after / before)
     sums = weighted.sum(1, keepdims=True)
     if bad := np.flatnonzero(~(sums[:, 0] > 0)).tolist():
         raise WeightspaceError(
-            f"Row {bad[0]:,} has probability for classes alone whose new frequency is 0; expected one that can occur."
+            f"Row {bad[0]:,} gives probability only to classes with new frequency 0; expected a class that can occur."
         )
     return (weighted / sums).reshape(np.shape(probabilities))
 
 
 @dataclass(frozen=True)
 class EstimatedPriors:
-    """Class frequencies, estimated.
+    """Estimated class frequencies.
 
     Attributes:
-        frequencies: K, float64, they sum to one.
-        steps: of expectation maximisation.
-        converged: whether it came to rest.
+        frequencies: frequencies of the K classes, float64 (K,); they sum to one.
+        steps: number of EM steps.
+        converged: whether EM converged.
     """
 
     frequencies: np.ndarray
@@ -70,17 +71,17 @@ class EstimatedPriors:
 
 
 def estimate_priors(probabilities: Any, old: Any) -> EstimatedPriors:
-    r"""Return the class frequencies under which unlabelled data are most likely, by expectation maximisation.
+    r"""Return the class frequencies that maximise the likelihood of unlabelled data, by expectation maximisation (EM).
 
-    :math:`\pi'_y \leftarrow \frac{1}{n} \sum_i p'(y|x_i)` with the probabilities of :func:`shift_priors`, until
-    nothing changes. Probabilities have to be calibrated.
+    Iterates :math:`\pi'_y \leftarrow \frac{1}{n} \sum_i p'(y|x_i)` with the probabilities of :func:`shift_priors` until
+    convergence. Probabilities must be calibrated.
 
     Args:
-        probabilities: (n, K) of data from where the classifier is used.
-        old: frequencies of the classes that it was trained on, K, positive; counts will do.
+        probabilities: (n, K) of deployment data.
+        old: frequencies of the K classes in training, positive; counts are accepted.
 
     Raises:
-        WeightspaceError: another shape, or a frequency that is none.
+        WeightspaceError: a wrong shape, or an invalid frequency.
 
     Source:
         Saerens, Latinne and Decaestecker 2002, https://doi.org/10.1162/089976602753284446, equation 2.9.
@@ -92,7 +93,7 @@ def estimate_priors(probabilities: Any, old: Any) -> EstimatedPriors:
     before = class_frequencies(old, "old", positive=True)
     rows = checked_rows(probabilities, len(before)).cpu().double().numpy()
     if not len(rows):
-        raise WeightspaceError("Found no rows of probabilities; expected one at least.")
+        raise WeightspaceError("Found no rows of probabilities; expected at least one.")
     likelihoods = rows / rows.sum(1, keepdims=True) / before
     current = before
     for step in range(1, _STEPS + 1):
@@ -105,10 +106,10 @@ def estimate_priors(probabilities: Any, old: Any) -> EstimatedPriors:
 
 
 def class_frequencies(values: Any, which: str, *, positive: bool = False) -> np.ndarray:
-    """Return frequencies that sum to one, float64 (K,).
+    """Return frequencies normalised to sum to one, float64 (K,).
 
     Raises:
-        WeightspaceError: they are no vector of numbers of zero or more (or positive ones), with a sum.
+        WeightspaceError: they aren't a vector of non-negative (or positive) numbers with a positive sum.
     """
     try:
         found = np.asarray(values, dtype=np.float64)
@@ -116,12 +117,12 @@ def class_frequencies(values: Any, which: str, *, positive: bool = False) -> np.
         found = np.empty(0)
     if found.ndim != 1 or not len(found) or not np.isfinite(found).all() or (found < 0).any() or not found.sum() > 0:
         raise WeightspaceError(
-            f"The {which} frequencies are a vector of numbers of zero or more, one a class, not all zero; found "
+            f"The {which} frequencies must be a vector of non-negative numbers, one per class, not all zero; found "
             f"{values!r:.80}."
         )
     if positive and not (found > 0).all():
         raise WeightspaceError(
-            f"The {which} frequency of class {int(np.flatnonzero(found == 0)[0]):,} is 0; expected positive ones: a "
-            "classifier says nothing of a class that it never saw."
+            f"The {which} frequency of class {int(np.flatnonzero(found == 0)[0]):,} is 0; expected positive ones, as a "
+            "classifier says nothing about a class that it has never seen."
         )
     return found / found.sum()

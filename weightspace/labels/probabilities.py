@@ -1,4 +1,4 @@
-"""Rows of probabilities as they come in: checked, never changed, and not asked to sum to one."""
+"""Validation of rows of probabilities, which are never modified and need not sum to one."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from weightspace.errors import WeightspaceError
 
 
 def checked_rows(probabilities: Any, columns: int) -> Tensor:
-    """Return probabilities as a floating tensor of shape (B, columns); memory is shared where that is possible.
+    """Return probabilities as a floating-point tensor of shape (B, columns), sharing memory if possible.
 
     Args:
-        probabilities: array or tensor of shape (..., columns), float; not negative, and no row without any weight.
-        columns: how many classes were observed.
+        probabilities: array or tensor of shape (..., columns); non-negative, with a positive entry in each row.
+        columns: number of observed classes.
 
     Raises:
-        WeightspaceError: another shape, or a row that is NaN, infinite, negative or zero; it names the first.
+        WeightspaceError: a wrong shape, or a row that is NaN, infinite, negative or zero; the message names the first.
     """
     rows = as_tensor(probabilities, "Probabilities")
     if rows.dim() < 1 or rows.shape[-1] != columns:
         raise WeightspaceError(
             f"Probabilities have shape {tuple(rows.shape)}, but {columns:,} classes were observed; expected "
-            f"(..., {columns}), one column for every name in `observed`, in that order."
+            f"(..., {columns}), one column per name in `observed`, in that order."
         )
     rows = rows.reshape(-1, columns)
     if not rows.dtype.is_floating_point:
@@ -37,25 +37,27 @@ def checked_rows(probabilities: Any, columns: int) -> Tensor:
 
 
 def scaled_rows(rows: Tensor) -> tuple[Tensor, np.ndarray | None]:
-    """Return rows whose largest weight is near one where float64 ones are not of a size that costs can be summed from.
+    """Scale float64 rows to a largest weight near one if they are too small or too large for sums of costs.
 
-    Factors are powers of two, which change no digit; their exponents, int32 (B, 1), or None if no row was scaled.
+    Returns:
+        The rows, and the exponents of the factors, int32 (B, 1), or None if no row was scaled. Factors are powers of
+        two, so that scaling is exact.
     """
     if rows.dtype != torch.float64 or rows.numel() == 0:
         return rows, None
-    sums = rows @ rows.new_ones(rows.shape[1])  # which takes less time than the largest of every row
+    sums = rows @ rows.new_ones(rows.shape[1])  # faster than the largest entry of each row
     if bool((sums.amin() > 2.0**-_USUAL) & (sums.amax() < 2.0**_USUAL)):
         return rows, None
     exponents = torch.frexp(rows.amax(1, keepdim=True)).exponent
-    half = exponents // 2  # in two steps, as 2^exponent itself may leave the range
+    half = exponents // 2  # in two steps, as 2^exponent itself may overflow
     return torch.ldexp(torch.ldexp(rows, -half), half - exponents), exponents.cpu().numpy()
 
 
-#: Powers of two between which the sum of a row needs no scaling: those of float32.
+#: Rows whose sum lies within 2^±this need no scaling: the range of float32.
 _USUAL = 140
-#: Probabilities that are checked at once, while they are in the cache.
+#: Number of probabilities checked at once, to fit in the cache.
 _CHECKED = 1 << 18
-#: Dtype -> that of its bits, and the bits of infinity.
+#: Dtype -> unsigned dtype of its bits, and the bits of infinity.
 _BITS = {
     torch.float16: (np.uint16, 0x7C00),
     torch.float32: (np.uint32, 0x7F800000),
@@ -64,10 +66,10 @@ _BITS = {
 
 
 def as_tensor(values: Any, what: str) -> Tensor:
-    """Return an array, a list or a tensor as a tensor on its device, without its gradient.
+    """Return an array, a list or a tensor as a detached tensor on its device.
 
     Raises:
-        WeightspaceError: it is none of them.
+        WeightspaceError: the values cannot be converted.
     """
     if isinstance(values, Tensor):
         return values.detach()
@@ -77,14 +79,16 @@ def as_tensor(values: Any, what: str) -> Tensor:
             array = array.copy()
         return torch.from_numpy(array)
     except (TypeError, ValueError) as error:
-        raise WeightspaceError(f"{what} are an array or a tensor of numbers; found {type(values).__name__}.") from error
+        raise WeightspaceError(
+            f"{what} must be an array or a tensor of numbers; found {type(values).__name__}."
+        ) from error
 
 
 def _seen_at_once(rows: Tensor) -> bool:
-    """Return whether two passes show that all rows are weights.
+    """Return whether two fast passes prove that all rows are valid weights.
 
-    Bits of floats that are not negative are in their order; those of negative ones, -0.0 among them, and of NaN lie
-    above infinity's.
+    The bits of non-negative floats are ordered like their values; those of NaN and of negative floats, including -0.0,
+    lie above the bits of infinity.
     """
     if rows.device.type != "cpu" or rows.dtype not in _BITS:
         return False
@@ -100,10 +104,10 @@ def _seen_at_once(rows: Tensor) -> bool:
 
 
 def _check(rows: Tensor, start: int) -> None:
-    """Raise if a row is no weight."""
+    """Raise if a row isn't a valid vector of weights."""
     if rows.numel() == 0 or _seen_at_once(rows):
         return
-    least, largest = rows.amin(-1), rows.amax(-1)  # NaN is both
+    least, largest = rows.amin(-1), rows.amax(-1)  # both are NaN if the row holds NaN
     bad = ~((least >= 0) & (largest > 0) & (largest < torch.inf))
     if not bool(bad.any()):
         return
@@ -114,6 +118,6 @@ def _check(rows: Tensor, start: int) -> None:
             column = int(wrong.nonzero()[0])
             raise WeightspaceError(
                 f"Row {start + row:,}, column {column:,} of the probabilities {label} ({float(values[column]):g}); "
-                "expected numbers of zero or more. Are these logits? Take their softmax, or use metric.head."
+                "expected finite, non-negative numbers. Are these logits? Take their softmax, or use metric.head."
             )
-    raise WeightspaceError(f"Row {start + row:,} of the probabilities has a sum of 0; expected a class with weight.")
+    raise WeightspaceError(f"Row {start + row:,} of the probabilities sums to 0; expected a positive entry.")

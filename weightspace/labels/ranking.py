@@ -1,4 +1,4 @@
-"""The best labels of every row, by expected cost."""
+"""Top-k labels by expected cost."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 def least_costs(decision: Decision, probabilities: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ``k`` least expected costs, float64 (..., k), and their positions, int64 (..., k), rising.
+    """Return the ``k`` least expected costs, ascending, float64 (..., k), and their positions, int64 (..., k).
 
     Args:
-        decision: of the metric.
+        decision: decision of the metric.
         probabilities: (..., K).
-        k: how many; of equal costs the lowest positions come first.
+        k: number of labels; ties are in order of position.
 
     Raises:
-        WeightspaceError: there are fewer outputs, or as ``LabelMetric.predict``.
+        WeightspaceError: there are fewer outputs, or as for ``LabelMetric.predict``.
     """
     if not isinstance(k, int) or not 1 <= k <= len(decision.outputs):
         raise WeightspaceError(f"Found k={k!r}; expected 1 to {len(decision.outputs):,}, the number of outputs.")

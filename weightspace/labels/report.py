@@ -1,4 +1,4 @@
-"""Report on the Fréchet mean of given data, beside argmax and the best constant label."""
+"""Comparison of the Fréchet mean with argmax and the best constant label on given data."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score:
-    """How near predictions are to the truth.
+    """Distance of predictions from the truth.
 
     Attributes:
         squared_distance: mean d².
         distance: mean d.
-        accuracy: share of exact predictions.
+        accuracy: fraction of exact predictions.
     """
 
     squared_distance: float
@@ -36,17 +36,17 @@ class Score:
 
 @dataclass(frozen=True)
 class DecisionReport:
-    """Ways to decide, side by side on the same rows.
+    """Scores of several decision rules on the same rows.
 
     Attributes:
-        argmax: the most probable observed class.
-        frechet: the label of least expected cost.
-        constant: the same label for every row, the best one for these true labels.
-        constant_label: its name.
-        observed_truth: share of rows whose true label was observed: argmax cannot be right more often.
-        moved: share of rows in which the Fréchet mean isn't the argmax.
-        rows: how many there are.
-        exponent: of the expected cost.
+        argmax: score of the most probable observed class.
+        frechet: score of the label of least expected cost.
+        constant: score of the best constant label for these true labels.
+        constant_label: name of that label.
+        observed_truth: fraction of rows whose true label was observed, an upper bound on the accuracy of argmax.
+        moved: fraction of rows in which the Fréchet mean differs from argmax.
+        rows: number of rows.
+        exponent: exponent of the expected cost.
     """
 
     argmax: Score
@@ -60,12 +60,12 @@ class DecisionReport:
 
     @property
     def keep_argmax(self) -> bool:
-        """Whether the Fréchet mean is no nearer to the truth, in mean squared distance, than argmax."""
+        """Whether the Fréchet mean is no closer to the truth than argmax in mean squared distance."""
         return self.frechet.squared_distance >= self.argmax.squared_distance
 
     @property
     def advice(self) -> str:
-        """What to do, in a sentence."""
+        """The recommended decision rule, in a sentence."""
         found = f"{self.frechet.squared_distance:.4g} against {self.argmax.squared_distance:.4g} mean squared distance"
         if self.keep_argmax:
             return f"Keep argmax: the Fréchet mean is no nearer to the truth, {found}. A fitted temperature may help."
@@ -89,24 +89,24 @@ def decision_report(
     outputs: Outputs = "all",
     exponent: float = 2,
 ) -> DecisionReport:
-    """Return argmax, Fréchet mean and the best constant label side by side.
+    """Compare argmax, the Fréchet mean and the best constant label.
 
     Args:
-        probabilities: (n, K), of the observed classes.
-        truth: names of the true labels, n, in the metric.
-        metric: over the labels.
+        probabilities: (n, K), one column per observed class.
+        truth: names of the n true labels, in the metric.
+        metric: label metric.
         observed: names of the columns.
-        outputs: as for ``metric.predict``; the constant is one of them.
-        exponent: of the Fréchet mean; scores are always of d and d².
+        outputs: as for ``metric.predict``; the constant label is one of them.
+        exponent: exponent of the Fréchet mean; scores always use d and d².
 
     Raises:
-        WeightspaceError: as ``metric.predict``, or another number of true labels than rows.
+        WeightspaceError: as for ``metric.predict``, or the numbers of true labels and rows differ.
     """
     rows = checked_rows(probabilities, len(observed))
     true = metric.names.positions_of(truth, "true labels")
     if len(true) != len(rows) or len(rows) == 0:
         raise WeightspaceError(
-            f"Found {len(rows):,} rows of probabilities and {len(true):,} true labels; expected as many."
+            f"Found {len(rows):,} rows of probabilities and {len(true):,} true labels; expected equal numbers."
         )
     seen = metric.names.positions(observed, "observed classes")
     frechet = metric.predict(rows, observed=observed, outputs=outputs, exponent=exponent)

@@ -1,4 +1,4 @@
-"""Predictions for a file: ids, names and expected costs of every row."""
+"""Predictions as a file: id, name and expected cost of each row."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from weightspace.labels.metric import LabelMetric
 
 
-#: Probabilities whose costs are worked out at once.
+#: Number of probabilities whose costs are computed at once.
 _ENTRIES = 4 << 20
 
 
 @brief
 @dataclass(frozen=True)
 class Predictions:
-    """What was predicted for some rows.
+    """Predicted labels of rows of probabilities.
 
     Attributes:
         ids: positions in the metric's labels.
         names: the labels.
-        expected_cost: of the predicted label, for probabilities that sum to one.
+        expected_cost: expected cost of each predicted label, for probabilities normalised to sum to one.
     """
 
     ids: tuple[int, ...]
@@ -69,7 +69,7 @@ class Predictions:
         return cls(tuple(found.tolist()), tuple(metric.labels[i] for i in found), tuple(costs.tolist()))
 
     def save(self, path: str | Path) -> None:
-        """Write ``.csv`` or ``.json``, or the ids as ``.npy``.
+        """Write the predictions as ``.csv`` or ``.json``, or only the ids as ``.npy``.
 
         Raises:
             CheckpointError: the file cannot be written.
@@ -78,7 +78,7 @@ class Predictions:
         path = Path(path)
         suffix = path.suffix.lower()
         if suffix not in (".csv", ".json", ".npy"):
-            raise WeightspaceError(f"Predictions are a .csv, .json or .npy file; found {path.name!r}.")
+            raise WeightspaceError(f"Predictions must be a .csv, .json or .npy file; found {path.name!r}.")
         if suffix == ".npy":
             buffer = io.BytesIO()
             np.save(buffer, np.asarray(self.ids, dtype=np.int64))
@@ -99,8 +99,8 @@ def probabilities_of(logits: Any, columns: int, temperature: float | None = None
     """Return softmax(logits / temperature), float64 (n, columns).
 
     Raises:
-        WeightspaceError: another shape, a NaN, or a temperature that isn't positive.
+        WeightspaceError: a wrong shape, a row whose softmax is undefined, or a temperature that isn't positive.
     """
     if temperature is not None and not 0 < temperature < float("inf"):
-        raise WeightspaceError(f"A temperature is a positive number; found {temperature!r}.")
+        raise WeightspaceError(f"A temperature must be a positive number; found {temperature!r}.")
     return torch.softmax(checked_logits(logits, columns) / (temperature or 1.0), -1)

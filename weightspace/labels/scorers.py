@@ -1,6 +1,7 @@
-"""Scorers for scikit-learn: ``GridSearchCV(…, scoring=distance_scorer(metric))``; a higher score is better.
+"""Scorers for scikit-learn, as in ``GridSearchCV(…, scoring=distance_scorer(metric))``.
 
-A scorer is called with a fitted estimator, inputs and true labels, and calls ``estimator.predict``. Errors are negated.
+A scorer takes a fitted estimator, inputs and true labels, and calls ``estimator.predict``. Higher scores are better;
+errors are negated.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LabelScorer:
-    """A score of an estimator's predictions.
+    """A scorer of an estimator's predictions.
 
     Attributes:
         function: ``function(truth, predicted, **keywords)`` of :mod:`weightspace.labels.metrics`.
-        keywords: of the function.
+        keywords: keyword arguments of the function.
         sign: 1, or -1 for an error.
-        k: rank so many labels instead of predicting one; None predicts.
+        k: number of labels to rank; None to predict a single one.
     """
 
     function: Callable[..., float]
@@ -39,7 +40,7 @@ class LabelScorer:
         metric = self.keywords.get("metric")
         if not hasattr(metric, "names"):
             raise WeightspaceError(
-                f"A scorer takes a LabelMetric; found a {type(metric).__name__}. Give a classifier's metric."
+                f"A scorer takes a LabelMetric; found a {type(metric).__name__}. Pass the classifier's metric."
             )
 
     def __call__(self, estimator: Any, X: Any, y: Any, **unused: Any) -> float:
@@ -52,7 +53,7 @@ class LabelScorer:
 
 
 def distance_scorer(metric: LabelMetric, *, exponent: float = 2) -> LabelScorer:
-    """Return the scorer of minus the mean d(prediction, truth)^exponent; see ``metrics.mean_distance``.
+    """Return the scorer of the negated mean d(prediction, truth)^exponent; see ``metrics.mean_distance``.
 
     Example:
         >>> from weightspace import LabelMetric
@@ -63,14 +64,14 @@ def distance_scorer(metric: LabelMetric, *, exponent: float = 2) -> LabelScorer:
 
 
 def mistake_severity_scorer(metric: LabelMetric, *, root: Label | None = None) -> LabelScorer:
-    """Return the scorer of minus the mistake severity, 0 without mistakes; see ``metrics.mistake_severity``."""
+    """Return the scorer of the negated mistake severity, 0 without mistakes; see ``metrics.mistake_severity``."""
     return LabelScorer(mistake_severity, {"metric": metric, "root": root}, sign=-1)
 
 
 def hierarchical_distance_scorer(metric: LabelMetric, k: int = 1, *, root: Label | None = None) -> LabelScorer:
-    """Return the scorer of minus the hierarchical distance at ``k``; see ``metrics.hierarchical_distance_at_k``.
+    """Return the scorer of the negated hierarchical distance at ``k``; see ``metrics.hierarchical_distance_at_k``.
 
-    The labels of a :class:`FrechetClassifier` are ranked by expected cost, those of others by ``predict_proba``.
+    A :class:`FrechetClassifier` ranks labels by expected cost; other classifiers rank them by ``predict_proba``.
     """
     return LabelScorer(metrics.hierarchical_distance_at_k, {"metric": metric, "root": root}, sign=-1, k=k)
 
@@ -89,22 +90,22 @@ def hierarchical_f_scorer(metric: LabelMetric, *, root: Label | None = None, bet
     """Return the scorer of the hierarchical F; see ``metrics.hierarchical_scores``.
 
     Raises:
-        WeightspaceError: ``beta`` is no positive number.
+        WeightspaceError: ``beta`` isn't a positive number.
     """
     metrics.check_beta(beta)
     return LabelScorer(metrics.hierarchical_f, {"metric": metric, "root": root, "beta": beta})
 
 
 def ranked_labels(estimator: Any, X: Any, k: int) -> list[list[Any]]:
-    """Return the names of the ``k`` best labels of every row, the best first.
+    """Return the names of the ``k`` best labels of each row, best first.
 
     Raises:
-        WeightspaceError: the estimator has fewer labels, or neither ``topk`` nor ``predict_proba``.
+        WeightspaceError: the estimator has fewer than ``k`` labels, or neither ``topk`` nor ``predict_proba``.
     """
     if hasattr(estimator, "topk"):
         return [list(row) for row in estimator.topk(X, k)]
     if not hasattr(estimator, "predict_proba"):
-        raise WeightspaceError(f"{type(estimator).__name__} has no predict_proba; expected one to rank labels by.")
+        raise WeightspaceError(f"{type(estimator).__name__} has no predict_proba, which is needed to rank labels.")
     probabilities = np.asarray(estimator.predict_proba(X))
     if not 1 <= k <= probabilities.shape[1]:
         raise WeightspaceError(f"Found k={k}; expected 1 to {probabilities.shape[1]:,}, the number of classes.")
@@ -113,6 +114,6 @@ def ranked_labels(estimator: Any, X: Any, k: int) -> list[list[Any]]:
 
 
 def mistake_severity(truth: Any, predicted: Any, **chosen: Any) -> float:
-    """Return the mistake severity; without mistakes 0, which a search can compare."""
+    """Return the mistake severity, or 0 without mistakes, so that a search can compare it."""
     found = metrics.mistake_severity(truth, predicted, **chosen)
     return 0.0 if np.isnan(found) else found

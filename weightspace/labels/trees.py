@@ -1,4 +1,4 @@
-"""Trees of labels from parents or edges, with errors for arguments that belong to another constructor."""
+"""Construction of label trees from parents or edges, with errors for input that belongs to another constructor."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ def tree_of(
     labels: Iterable[Label] | None,
     weights: Any,
 ) -> Joined:
-    """Return labels and graph of a tree, from parents or from edges.
+    """Return the labels and the graph of a tree, from parents or from edges.
 
     Raises:
         WeightspaceError: as for ``LabelMetric.from_tree``.
     """
     if (parents is None) == (edges is None):
-        raise WeightspaceError("A tree has parents, or edges=[(u, v, weight), …]; expected one of them.")
+        raise WeightspaceError(
+            "A tree is given by parents or by edges=[(u, v, weight), …]; expected exactly one of them."
+        )
     check_parents(parents if edges is None else edges, are_edges=edges is not None)
     if edges is not None:
         return tree_of_edges(edges, labels, weights)
@@ -32,10 +34,10 @@ def tree_of(
 
 
 def check_parents(given: Any, *, are_edges: bool) -> None:
-    """Check that parents or edges can be some.
+    """Check the type and shape of parents or edges.
 
     Raises:
-        WeightspaceError: they are a graph or an array of another kind, or nothing that can be iterated.
+        WeightspaceError: they are a graph, an array for another constructor, or not iterable.
     """
     what = "edges" if are_edges else "parents"
     if not are_edges and isinstance(given, Mapping) and not hasattr(given, "edges"):
@@ -43,7 +45,7 @@ def check_parents(given: Any, *, are_edges: bool) -> None:
     if hasattr(given, "nodes") and hasattr(given, "edges"):
         raise WeightspaceError(
             f"The {what} are a {type(given).__name__}. Use LabelMetric.from_graph(graph), or "
-            "from_tree(edges=list(graph.edges)) to have it checked that it is a tree."
+            "from_tree(edges=list(graph.edges)) to check that it is a tree."
         )
     if issparse(given):
         raise WeightspaceError(

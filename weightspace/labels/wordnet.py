@@ -1,7 +1,7 @@
-"""Noun synsets of WordNet 3.0 and what is above what: a graph with several parents where there are several.
+"""Noun synsets of WordNet 3.0 and their hypernym graph, in which a synset may have several parents.
 
-A synset is called as in ``dog.n.01``: its first lemma, and the number of the sense among that lemma's. Its id,
-``n02084071``, is its place in ``data.noun``; the ids of ImageNet are those of version 3.0.
+A synset is named as in ``dog.n.01``: its first lemma and the number of its sense among that lemma's. Its id,
+``n02084071``, is its offset in ``data.noun``; ImageNet uses the ids of version 3.0.
 
 Source:
     Fellbaum (ed.) 1998, WordNet, https://wordnet.princeton.edu; the format is that of wndb(5WN).
@@ -24,7 +24,7 @@ from weightspace.labels.parsing import adjacency_of
 from weightspace.labels.rules.shortest_paths import Graph
 from weightspace.suggestions import unknown
 
-#: Where ``apt-get install wordnet-base`` puts the files.
+#: Folder of the Debian package ``wordnet-base``.
 DEBIAN_FOLDER = Path("/usr/share/wordnet")
 _ABOVE = ("@", "@i")
 
@@ -34,8 +34,8 @@ class WordNet:
     """Synsets in the order of their ids.
 
     Attributes:
-        ids: ``n`` and eight digits.
-        names: ``dog.n.01``.
+        ids: ``n`` and eight digits, as in ``n02084071``.
+        names: names as in ``dog.n.01``.
         glosses: definitions.
         above: pairs of positions, (synset, hypernym), int64 (edges, 2).
         senses: lemma in lower case -> positions, the most frequent sense first.
@@ -48,7 +48,7 @@ class WordNet:
     senses: dict[str, tuple[int, ...]]
 
     def position(self, name: str) -> int:
-        """Return the position of an id, of a synset as ``dog.n.01``, or of the first sense of a word.
+        """Return the position of an id, a synset name such as ``dog.n.01``, or the first sense of a word.
 
         Raises:
             WeightspaceError: there is no such synset.
@@ -69,14 +69,14 @@ def wordnet_folder(folder: str | Path | None = None) -> Path:
     """Return the folder of the database: the given one, else ``$WEIGHTSPACE_WORDNET``, else Debian's.
 
     Raises:
-        WeightspaceError: it isn't there.
+        WeightspaceError: a file is missing in it.
     """
     named = folder or os.environ.get("WEIGHTSPACE_WORDNET")
     found = Path(named) if named else DEBIAN_FOLDER
     for file in ("data.noun", "index.noun"):
         if not (found / file).is_file():
             raise WeightspaceError(
-                f"WordNet isn't in {found} ({file} is missing): apt-get install wordnet-base, or name the folder of "
+                f"WordNet isn't in {found} ({file} is missing): apt-get install wordnet-base, or specify the folder of "
                 "WordNet 3.0's dict files."
             )
     return found
@@ -87,7 +87,7 @@ def read_wordnet(folder: Path) -> WordNet:
     """Read the nouns.
 
     Raises:
-        WeightspaceError: a file cannot be read or is of another format.
+        WeightspaceError: a file cannot be read or has another format.
     """
     try:
         for name in ("data.noun", "index.noun"):
@@ -105,7 +105,7 @@ def read_wordnet(folder: Path) -> WordNet:
 
 
 def _connected(rows: list[tuple[str, str, list[str], str]], senses: dict[str, list[str]]) -> WordNet:
-    """Return the database of synsets (offset, first lemma, hypernyms, gloss) and of lemmas with their synsets."""
+    """Build the database from synsets (offset, first lemma, hypernyms, gloss) and from lemmas with their synsets."""
     place = {row[0]: position for position, row in enumerate(rows)}
     places = {lemma: tuple(place[offset] for offset in offsets) for lemma, offsets in senses.items()}
     names = [f"{lemma}.n.{places[lemma].index(position) + 1:02d}" for position, (_, lemma, _, _) in enumerate(rows)]
@@ -120,7 +120,7 @@ def _connected(rows: list[tuple[str, str, list[str], str]], senses: dict[str, li
 
 
 def _synset(line: str) -> tuple[str, str, list[str], str]:
-    """Return offset, first lemma, offsets of hypernyms, and gloss."""
+    """Parse a line into offset, first lemma, offsets of hypernyms, and gloss."""
     data, _, gloss = line.partition(" | ")
     fields = data.split(" ")
     words = int(fields[3], 16)
@@ -148,7 +148,7 @@ def wordnet_labels(
     if names is None:
         return Names(wordnet.names), graph, None
     if isinstance(names, str):
-        raise WeightspaceError(f"The synsets are a list of names; found the string {names!r}.")
+        raise WeightspaceError(f"The synsets must be a list of names; found the string {names!r}.")
     labels = Names(names)
     places = [wordnet.position(str(label)) for label in labels]
     if len(set(places)) != len(places):
@@ -159,13 +159,13 @@ def wordnet_labels(
             f"{labels[first]!r} and {labels[twice]!r} are the same synset, {wordnet.ids[places[twice]]}."
         )
     if ancestors:
-        more = _all_above(wordnet, places)
+        more = _ancestors(wordnet, places)
         labels, places = Names([*labels, *(wordnet.names[place] for place in more)]), [*places, *more]
     return labels, graph, np.asarray(places, dtype=np.int64)
 
 
-def _all_above(wordnet: WordNet, places: list[int]) -> list[int]:
-    """Return the synsets above some, in the order of their ids."""
+def _ancestors(wordnet: WordNet, places: list[int]) -> list[int]:
+    """Return the ancestors of the given synsets, in the order of their ids."""
     above: dict[int, list[int]] = {}
     for child, parent in wordnet.above.tolist():
         above.setdefault(child, []).append(parent)

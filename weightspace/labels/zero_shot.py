@@ -1,6 +1,6 @@
 """open_clip models: class embeddings from the text tower, and a zero-shot classifier over a label metric.
 
-The model and its tokenizer come in as they are; open_clip itself isn't imported.
+The model and its tokenizer are passed in; open_clip itself isn't imported.
 """
 
 from __future__ import annotations
@@ -15,32 +15,34 @@ from weightspace.errors import WeightspaceError
 from weightspace.labels.label_space import LabelSpace, Outputs
 from weightspace.labels.names import Label
 
-#: Texts that are encoded at once.
+#: Number of texts encoded at once.
 _TEXTS = 256
 _TEMPLATES = ("a photo of a {}.",)
 
 
 @torch.no_grad()
 def class_embeddings(model: Any, tokenizer: Any, names: Sequence[str], templates: Sequence[str] = _TEMPLATES) -> Tensor:
-    """Return a direction for every class, float32 (classes, d) of length one: the mean over its texts' directions.
+    """Return a unit vector for each class, float32 (classes, d): the normalised mean of its normalised text embeddings.
 
     Args:
-        model: has ``encode_text``; set to evaluation while it is used.
+        model: model with ``encode_text``; in evaluation mode while it is used.
         tokenizer: texts -> tokens.
-        names: of the classes.
-        templates: ``{}`` stands for the name.
+        names: class names.
+        templates: prompts with ``{}`` for the name.
 
     Raises:
-        WeightspaceError: there are no names or templates, or a template has no place for the name.
+        WeightspaceError: there are no names or templates, or a template has no ``{}``.
 
     Source:
         Radford et al. 2021, https://arxiv.org/abs/2103.00020, section 3.1.4.
     """
     names, templates = list(names), list(templates)
     if not names or not templates:
-        raise WeightspaceError(f"Found {len(names)} class names and {len(templates)} templates; expected one of each.")
+        raise WeightspaceError(
+            f"Found {len(names)} class names and {len(templates)} templates; expected at least one each."
+        )
     if bad := next((template for template in templates if "{}" not in template), None):
-        raise WeightspaceError(f"The template {bad!r} has no {{}} for the name of the class.")
+        raise WeightspaceError(f"The template {bad!r} has no {{}} for the class name.")
     texts = [template.replace("{}", name) for name in names for template in templates]
     training = model.training
     model.eval()
@@ -56,17 +58,17 @@ def class_embeddings(model: Any, tokenizer: Any, names: Sequence[str], templates
 
 
 class ZeroShotClassifier(nn.Module):
-    """Images -> positions in the metric's labels, by an open_clip model that knows classes from their texts.
+    """Zero-shot classifier over a label metric with an open_clip model: images -> positions in the metric's labels.
 
     Args:
-        model: has ``encode_image``, ``encode_text`` and ``logit_scale``; kept as it is.
+        model: model with ``encode_image``, ``encode_text`` and ``logit_scale``; not modified.
         tokenizer: texts -> tokens.
-        metric: over the labels.
-        observed: names of the classes that the model is asked about, also in its texts.
+        metric: label metric.
+        observed: names of the observed classes, also used in the prompts.
         templates: as for :func:`class_embeddings`.
         outputs: as for ``metric.predict``.
         exponent: as for ``metric.predict``.
-        temperature: that logits are divided by, beside the model's own scale.
+        temperature: divisor of the logits, in addition to the model's own scale.
     """
 
     classes: Tensor
@@ -90,7 +92,7 @@ class ZeroShotClassifier(nn.Module):
         self.register_buffer("classes", embedded.to(next(model.parameters()).device), persistent=False)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Return scaled cosines, (B, observed)."""
+        """Return scaled cosine similarities, (B, observed)."""
         features = nn.functional.normalize(self.model.encode_image(images), dim=-1)
         bias = getattr(self.model, "logit_bias", None)
         scaled = self.model.logit_scale.exp() * features @ self.classes.to(features.dtype).T

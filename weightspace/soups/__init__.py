@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from weightspace.soups.uniform import uniform_soup
     from weightspace.soups.wise_ft import WiseFT, wise_ft
 
-#: Public name -> the file that defines it.
+#: Public name -> the module that defines it.
 _HOMES = {
     "Ingredient": "ingredients",
     "RunningMean": "running_mean",

@@ -1,4 +1,4 @@
-"""Candidates: networks that are made of ingredients, tensor by tensor, when they are to be scored."""
+"""Candidates: networks made from ingredients, tensor by tensor, when they are scored."""
 
 from __future__ import annotations
 
@@ -15,50 +15,50 @@ from weightspace.soups.scoring import Tensors
 
 
 class Candidate(Protocol):
-    """A network to be scored, and what it is made of."""
+    """A network to be scored, and how it is made."""
 
     @property
     def weights(self) -> Sequence[Ingredient]:
-        """What goes in, in the order in which it goes in."""
+        """The ingredients, in the order in which they are added."""
         ...
 
     @property
     def recipe(self) -> Mapping[str, Any]:
-        """What else decides about it; nothing for the plain mean."""
+        """Other parameters that determine it; empty for a plain mean."""
         ...
 
     @property
     def mixed(self) -> bool:
-        """Whether it is another network than any of the ingredients."""
+        """Whether it differs from each single ingredient."""
         ...
 
     def tensors(self, check: Check) -> Tensors:
-        """Return its tensors, of ingredients that were checked."""
+        """Return its tensors, calling ``check`` on each ingredient."""
         ...
 
 
 @dataclass(frozen=True)
 class Alone:
-    """An ingredient as it is."""
+    """A single ingredient."""
 
     ingredient: Ingredient
     mixed = False
 
     @property
     def weights(self) -> Sequence[Ingredient]:
-        """The one."""
+        """The ingredient."""
         return (self.ingredient,)
 
     @property
     def recipe(self) -> Mapping[str, Any]:
-        """Nothing: it is the mean of one."""
+        """Empty: it is the mean of one ingredient."""
         return {}
 
     def tensors(self, check: Check) -> Tensors:
-        """Return those of the checkpoint, in memory of their own."""
+        """Return the tensors of the checkpoint; those of a state dict are copied."""
         state = self.ingredient.load()
         check(state, self.ingredient.name)
-        if isinstance(self.ingredient.source, dict):  # the caller's, which a function of scores may change
+        if isinstance(self.ingredient.source, dict):  # the caller's, which a score function may modify
             return ((name, tensor.detach().clone()) for name, tensor in state.items())
         return state.items()
 
@@ -71,16 +71,16 @@ class Mean:
 
     @property
     def recipe(self) -> Mapping[str, Any]:
-        """Nothing else."""
+        """Empty."""
         return {}
 
     @property
     def mixed(self) -> bool:
-        """Whether there is more than one."""
+        """Whether there is more than one ingredient."""
         return len(self.weights) > 1
 
     def tensors(self, check: Check) -> Tensors:
-        """Return the mean, which reads one ingredient after the other."""
+        """Return the mean, reading one ingredient at a time."""
         mean = RunningMean()
         for ingredient in self.weights:
             state = ingredient.load()
@@ -91,7 +91,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Joined:
-    """A running mean with an ingredient more, which is not taken in."""
+    """A running mean with one more ingredient, which isn't added to it."""
 
     mean: RunningMean
     taken: Sequence[Ingredient]
@@ -100,16 +100,16 @@ class Joined:
 
     @property
     def weights(self) -> Sequence[Ingredient]:
-        """Those of the mean, and the one."""
+        """The ingredients of the mean and the additional one."""
         return (*self.taken, self.ingredient)
 
     @property
     def recipe(self) -> Mapping[str, Any]:
-        """Nothing else."""
+        """Empty."""
         return {}
 
     def tensors(self, check: Check) -> Tensors:
-        """Return the mean, made as it is asked for."""
+        """Return the mean, computed lazily."""
         state = self.ingredient.load()
         check(state, self.ingredient.name)
         return self.mean.joined(state, self.ingredient.name)
@@ -125,21 +125,21 @@ class OnLine:
 
     @property
     def weights(self) -> Sequence[Ingredient]:
-        """The two ends, or the one at an end."""
+        """Both endpoints, or only one if the position is at it."""
         return {0.0: (self.start,), 1.0: (self.end,)}.get(self.position, (self.start, self.end))
 
     @property
     def recipe(self) -> Mapping[str, Any]:
-        """The position between the two."""
+        """The position, unless it is at an endpoint."""
         return {"position": self.position} if self.mixed else {}
 
     @property
     def mixed(self) -> bool:
-        """Whether it is between the two, or beyond."""
+        """Whether the position isn't at an endpoint."""
         return self.position not in (0, 1)
 
     def tensors(self, check: Check) -> Tensors:
-        """Return those of the line, made as they are asked for."""
+        """Return the tensors at the position, computed lazily."""
         start, end = self.start.load(), self.end.load()
         check_compatible(start, end, names=(self.start.name, self.end.name))
         check_is_model(start, self.start.name)

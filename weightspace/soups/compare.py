@@ -1,4 +1,4 @@
-"""All recipes side by side, on the data that chose and on the data that did not."""
+"""Comparison of soup recipes on validation data, used for selection, and on test data."""
 
 from __future__ import annotations
 
@@ -28,15 +28,14 @@ from weightspace.suggestions import unknown
 from weightspace.tasks.objectives import Mode, mode_of_name
 from weightspace.tasks.protocol import Task
 
-#: What ``compare_recipes`` can have a row of, in the order of the table.
+#: Recipes of ``compare_recipes``, in the order of the table.
 RECIPES = ("uniform", "greedy", "learned", "model_stock", "ensemble")
-#: Those that need the pretrained model.
+#: Recipes that need the pretrained model.
 FROM_BASE = ("model_stock",)
-#: Names of the rows that are single models: the best on the data that choose, and the best on those that nobody may
-#: choose by.
+#: Names of the rows of single models: the best on validation data, and the best on test data (an oracle).
 BEST, BEST_ON_TEST = "best single", "best single on test"
-#: A recipe is far below the best single model if it lies further below than this share of its score, and than any other
-#: single model.
+#: A recipe is far below the best single model if it is worse by more than this fraction of its score, and worse than
+#: all single models.
 _FAR = 0.05
 
 
@@ -46,11 +45,11 @@ class Row:
     """A recipe and its scores.
 
     Attributes:
-        name: ``best single`` (by the validation split), a recipe, or ``best single on test``: an oracle, since nobody
-            may pick by the test split.
+        name: ``best single`` (on the validation split), a recipe, or ``best single on test``, an oracle, as the test
+            split must not be used for selection.
         scores: split (or shift) -> name -> score.
-        models: how many networks have to be run for it.
-        chosen: numbers of its ingredients, from 0; of a greedy soup with replacement some several times.
+        models: number of networks to run at inference.
+        chosen: indices of its ingredients, from 0; they may repeat in a greedy soup with replacement.
     """
 
     name: str
@@ -62,16 +61,16 @@ class Row:
 @brief
 @dataclass(frozen=True)
 class SoupReport:
-    """The recipes, and the ingredients that they were made of.
+    """Scores of the recipes and of their ingredients.
 
     Attributes:
-        task: its name.
-        objective: the score that decides.
-        mode: ``"max"``: more of it is better, or ``"min"``.
-        names: of the ingredients.
-        singles: split -> what was found of every ingredient.
-        rows: a recipe each.
-        shifts: names of further test data, where the task has any.
+        task: name of the task.
+        objective: name of the score that decides.
+        mode: ``"max"`` if higher is better, else ``"min"``.
+        names: names of the ingredients.
+        singles: split -> scores of each ingredient.
+        rows: one row per recipe.
+        shifts: names of additional test data, if the task has any.
     """
 
     task: str
@@ -88,9 +87,9 @@ class SoupReport:
         return sum(values) / len(values) if values else float("nan")
 
     def far_below(self) -> dict[str, tuple[float, float]]:
-        """Return the recipes that are far worse than the best single model: name -> validation score, and that of it.
+        """Return the recipes far worse than the best single model: name -> its validation score, and that of the best.
 
-        Far is worse than all single models, and by more than 5 % of the score of the best.
+        Far worse means worse than all single models and by more than 5 % of the best score.
         """
         sign = -1 if self.mode == "min" else 1
         singles = [sign * scores[self.objective] for scores in self.singles["validation"]]
@@ -106,7 +105,7 @@ class SoupReport:
         return {split: scores[number] for split, scores in self.singles.items()}
 
     def save(self, path: str | Path) -> None:
-        """Write all of it as ``.json``.
+        """Write the report as ``.json``.
 
         Raises:
             CheckpointError: the file cannot be written.
@@ -119,7 +118,7 @@ class SoupReport:
 
     @classmethod
     def load(cls, path: str | Path) -> SoupReport:
-        """Read a report that :meth:`save` wrote.
+        """Read a report written by :meth:`save`.
 
         Raises:
             WeightspaceError: the file cannot be read, or isn't a report of soups.
@@ -129,7 +128,7 @@ class SoupReport:
             rows = tuple(Row(**{**row, "chosen": tuple(row["chosen"])}) for row in fields.pop("rows"))
             singles = {split: tuple(scores) for split, scores in fields.pop("singles").items()}
             names, shifts = (tuple(fields.pop(name)) for name in ("names", "shifts"))
-            fields.setdefault("mode", mode_of_name(fields["objective"]) or "max")  # as of files before there was a mode
+            fields.setdefault("mode", mode_of_name(fields["objective"]) or "max")  # older files have no mode
             return cls(**fields, names=names, shifts=shifts, rows=rows, singles=singles)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise WeightspaceError(f"{path} isn't a report of soups ({error}).") from error
@@ -154,34 +153,34 @@ def compare_recipes(
     on_progress: Callable[[Progress], None] | None = None,
     on_state: Callable[[str, StateDict], None] | None = None,
 ) -> SoupReport:
-    """Make soups by several recipes and score them, the best single model and the ensemble on validation and test data.
+    """Score soups by several recipes, the best single model and the ensemble on validation and test data.
 
-    Only validation data choose. Where the task has ``shifts`` (names of further splits), all is scored on them too.
+    Selection uses only validation data. If the task has ``shifts`` (names of further splits), they are scored too.
 
     Args:
-        states_or_paths: state dicts or checkpoints, one or more; out of core as in each recipe.
-        task: scores.
-        recipes: names in ``RECIPES``; default: all, of those that need a base only where it is given.
-        tie: of the greedy soup, and so is ``replacement``.
-        replacement: whether the greedy soup may take ingredients several times.
-        per: of the learned soup.
+        states_or_paths: state dicts or checkpoints, one or more; memory use is that of each recipe.
+        task: task that scores the networks.
+        recipes: names in ``RECIPES``; by default all, those that need a base only if it is given.
+        tie: as for ``greedy_soup``.
+        replacement: whether the greedy soup may use ingredients more than once.
+        per: as for ``learned_soup``.
         base: the pretrained model, for ``model_stock``.
         mode: ``"min"`` or ``"max"`` of the objective; see ``greedy_soup``.
-        statistics: see ``greedy_soup``, and so for ``cache``, ``executor``, ``workers``, ``gpus``, ``ray_address``.
-        cache: evaluations; the learned soup is learned each time, and its scores are known by its weights.
-        on_progress: told of every ``"trial"``: of the ingredients, and of the candidates of a greedy soup.
-        on_state: given every soup that is made, before the next one.
+        statistics: see ``greedy_soup``, also for ``executor``, ``workers``, ``gpus`` and ``ray_address``.
+        cache: whether to cache evaluations; learned soups are learned anew, and their scores cached by their weights.
+        on_progress: called with each ``"trial"``: the ingredients, and the candidates of a greedy soup.
+        on_state: called with the name and the weights of each soup, before the next one is made.
 
     Raises:
-        CheckpointError: an ingredient cannot be read, or does not belong to the task's network.
-        WeightspaceError: there is no such recipe, or as the recipes.
+        CheckpointError: an ingredient cannot be read, or doesn't match the task's network.
+        WeightspaceError: a recipe is unknown, or as for the recipes.
     """
     if recipes is None:
         recipes = [recipe for recipe in RECIPES if base is not None or recipe not in FROM_BASE]
     if bad := [recipe for recipe in recipes if recipe not in RECIPES]:
         raise unknown("recipe", bad[0], RECIPES)
     if base is None and (lacking := [recipe for recipe in recipes if recipe in FROM_BASE]):
-        raise WeightspaceError(f"Recipe {lacking[0]!r} starts at the pretrained model. Give base= (--base).")
+        raise WeightspaceError(f"Recipe {lacking[0]!r} starts from the pretrained model; pass base= (--base).")
     place = Place(executor, workers, gpus, ray_address)
     judge = Judge(task, statistics, cache=cache, cache_key=None, place=place, mode=mode)
     maker = _Maker(ingredients_of(states_or_paths), task, judge, statistics, base, on_state)
@@ -192,7 +191,7 @@ def compare_recipes(
 
 
 class _Maker:
-    """Makes soups and their rows."""
+    """Maker of soups and their rows."""
 
     def __init__(
         self,
@@ -218,7 +217,7 @@ class _Maker:
         *,
         replacement: bool,
     ) -> SoupReport:
-        """Return the rows of all recipes, between the best single model and the oracle."""
+        """Return the report, with the best single model first and the oracle last."""
         search: dict[str, Any] = {"on_progress": on_progress, "splits": self.splits}
         soup = None
         if "greedy" in recipes:
@@ -263,17 +262,17 @@ class _Maker:
     def _model_stock(self) -> StateDict:
         sources, base = [one.source for one in self.ingredients], self.base
         if base is None:
-            raise WeightspaceError("Model Stock starts at the pretrained model; found no base.")
+            raise WeightspaceError("Model Stock starts from the pretrained model; found no base.")
         return model_stock_soup(sources, base, self.task, statistics=self.statistics)
 
     def _made(self, recipe: str, state: StateDict) -> Scores:
-        """Return the scores of a soup that was made as a whole, which are known by its weights."""
+        """Return the scores of a complete soup, cached by its weights."""
         if self.on_state is not None:
             self.on_state(recipe, state)
         return self.judge.one(Alone(Ingredient(f"the {recipe} soup", state)), self.splits)
 
     def _single(self, name: str, singles: Sequence[Scores], split: str) -> Row:
-        """Return the best model by a split; of equal ones the first."""
+        """Return the row of the best single model on a split; ties go to the first."""
         values = [self.judge.value(scores, split) for scores in singles]
         best = max(range(len(values)), key=lambda number: (not math.isnan(values[number]), values[number]))
         return Row(name, singles[best], 1, (best,))

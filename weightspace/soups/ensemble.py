@@ -1,4 +1,4 @@
-"""The logit ensemble: the mean of what the networks return, which costs as many networks to run as it has."""
+"""The logit ensemble: the mean of the networks' logits, at the inference cost of all of them."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def ensemble(
 ) -> Mapping[str, Mapping[str, float]]:
     """Return the scores of the mean of the logits of all networks.
 
-    One network is in memory at a time, and the logits of a split in float64.
+    Memory holds one network at a time, and the logits of a split in float64.
 
     Args:
         states_or_paths: state dicts or checkpoints, one or more.
-        task: its network returns a tensor of logits, and it scores on the same batches each time.
+        task: task whose network returns a tensor of logits and which scores on the same batches each time.
         splits: data to score on.
         cache: as for ``greedy_soup``.
 
     Raises:
-        CheckpointError: an ingredient cannot be read, or has other names or shapes than the task's network.
-        WeightspaceError: there are none, or the network returns something else than a tensor.
+        CheckpointError: an ingredient cannot be read, or its names or shapes differ from the task's network.
+        WeightspaceError: there are no ingredients, or the network doesn't return a tensor.
     """
-    judge = Judge(task, "none", cache=cache, cache_key=None, place=Place(), mode="max")  # nothing is chosen
+    judge = Judge(task, "none", cache=cache, cache_key=None, place=Place(), mode="max")  # unused: nothing is selected
     try:
         ingredients = ingredients_of(states_or_paths)
         check_ingredients(ingredients, judge.measure.check)
@@ -49,7 +49,7 @@ def ensemble(
 
 
 def ensembled(ingredients: Sequence[Ingredient], judge: Judge, splits: Sequence[str]) -> Scores:
-    """Return the scores of an ensemble by a judge that may know them already."""
+    """Return the scores of an ensemble, from the judge's cache if possible."""
     measure = judge.measure
     if not isinstance(measure, TaskMeasure):
         raise TypeError("an ensemble is scored by a task")
@@ -58,7 +58,7 @@ def ensembled(ingredients: Sequence[Ingredient], judge: Judge, splits: Sequence[
 
 @dataclass(frozen=True)
 class _Ensemble:
-    """An ensemble as a candidate that is known by its key, and made by nobody."""
+    """An ensemble as a candidate, for its cache key only; it has no tensors."""
 
     weights: Sequence[Ingredient]
     mixed = False
@@ -72,7 +72,7 @@ class _Ensemble:
 
 
 def _scores(measure: TaskMeasure, ingredients: Sequence[Ingredient], split: str) -> Mapping[str, float]:
-    """Run one network after the other over a split; the scores of the last are those of the mean of all."""
+    """Run the networks over a split in turn, with running mean logits; the last scores are those of the ensemble."""
     scorer = measure.scorer()
     means: list[Tensor] = []
     found: Mapping[str, float] = {}
@@ -93,16 +93,16 @@ def _scores(measure: TaskMeasure, ingredients: Sequence[Ingredient], split: str)
     return found
 
 
-#: Takes the number of the call, from 0, and the logits; returns those that count from there on.
+#: Function from the call index, from 0, and the logits to the logits that replace them.
 OnLogits = Callable[[int, Tensor], Tensor]
 
 
 @contextmanager
 def hearing(network: nn.Module, on_logits: OnLogits) -> Iterator[None]:
-    """Call ``on_logits`` with all that the network returns inside the block.
+    """Replace the outputs of the network by ``on_logits`` inside the block.
 
     Raises:
-        WeightspaceError: the network returns something else than a tensor.
+        WeightspaceError: the network doesn't return a tensor.
     """
     calls = 0
 
@@ -121,7 +121,7 @@ def hearing(network: nn.Module, on_logits: OnLogits) -> Iterator[None]:
 
 
 def recording(into: list[Tensor]) -> OnLogits:
-    """Return a function that appends the logits to a list, in float64, and lets them pass."""
+    """Return a function that appends the logits to a list, in float64, and passes them on unchanged."""
 
     def record(number: int, logits: Tensor) -> Tensor:
         into.append(logits.detach().double().clone())
@@ -131,12 +131,12 @@ def recording(into: list[Tensor]) -> OnLogits:
 
 
 def replaying(recorded: list[Tensor]) -> OnLogits:
-    """Return a function that puts recorded logits in the place of those of the network."""
+    """Return a function that replaces the network's logits by recorded ones."""
     return lambda number, logits: nth(recorded, number, logits).to(logits)
 
 
 def scaling(factor: float) -> OnLogits:
-    """Return a function that multiplies the logits."""
+    """Return a function that multiplies the logits by a factor."""
     return lambda number, logits: logits * factor
 
 
@@ -144,12 +144,12 @@ def nth(recorded: list[Tensor], number: int, logits: Tensor) -> Tensor:
     """Return the recorded logits of a call.
 
     Raises:
-        WeightspaceError: they are of another shape, or there are none: the batches were others.
+        WeightspaceError: there are none, or their shape differs: the batches weren't the same.
     """
     if number >= len(recorded) or recorded[number].shape != logits.shape:
         found = tuple(recorded[number].shape) if number < len(recorded) else "none"
         raise WeightspaceError(
-            f"Call {number + 1} of the network returned logits of shape {tuple(logits.shape)}, and of the network "
-            f"before {found}. Expected a task that scores on the same batches each time."
+            f"Call {number + 1} of the network returned logits of shape {tuple(logits.shape)}; the previous network "
+            f"returned {found}. Expected a task that scores on the same batches each time."
         )
     return recorded[number]

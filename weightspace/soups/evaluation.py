@@ -1,4 +1,4 @@
-"""Judging candidates, here or wherever executors run them; no evaluation is made twice."""
+"""Evaluation of candidates by local or remote executors, with a cache so that none is repeated."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from weightspace.tasks.protocol import Task
 
 #: Split -> name -> score.
 Scores = dict[str, Mapping[str, float]]
-#: Size and time of change of an ingredient's files.
+#: Size and modification time of an ingredient's files.
 Stamp: TypeAlias = "tuple[tuple[int, int], ...]"
-#: Takes the number of an ingredient, from 0, and its scores.
+#: Called with the index of a candidate, from 0, and its scores.
 OnScores = Callable[[int, Scores], None]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where independent evaluations run: the options of ``parallel.run_jobs``."""
+    """The executor of independent evaluations: the options of ``parallel.run_jobs``."""
 
     executor: str = "processes"
     workers: int = 1
@@ -37,21 +37,21 @@ class Place:
 
 
 class Judge:
-    """Scores candidates of one soup, and keeps the scores.
+    """Scorer of the candidates of one soup, with a cache of the scores.
 
     Args:
         score: a task, or a function of a state dict.
-        statistics: what becomes of BatchNorm's in mixtures.
-        cache: whether evaluations are kept on the disk; those of a function only with its key.
-        cache_key: what a function's scores depend on.
-        place: where ingredients are scored.
-        mode: whether less or more of the score is better, where the task or its objective's name does not tell.
+        statistics: treatment of BatchNorm statistics in mixtures.
+        cache: whether evaluations are cached on disk; those of a function only if it has a key.
+        cache_key: identifies everything that a function's scores depend on.
+        place: executor of the evaluations.
+        mode: ``"min"`` or ``"max"``, if neither the task nor its objective's name determines the direction.
 
     Attributes:
-        measure: the task or the function, with the mode that holds.
+        measure: the task or the function, with its mode.
 
     Raises:
-        WeightspaceError: it is not known whether less or more is better; or another choice is not known.
+        WeightspaceError: it is unknown whether lower or higher is better, or an option is unknown.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Judge:
             self.measure: TaskMeasure | FunctionMeasure = TaskMeasure(
                 score, statistics, device, run, task_mode(score, mode)
             )
-            self.measure.scorer()  # says what is wrong with the choices, before anything is read
+            self.measure.scorer()  # reports invalid options before anything is read
         else:
             self.measure = FunctionMeasure(score, cache_key, function_mode(score, mode))
             cache = cache and cache_key is not None
@@ -80,12 +80,12 @@ class Judge:
     def many(
         self, candidates: Sequence[Candidate], splits: Sequence[str], on_scores: OnScores | None = None
     ) -> list[Scores]:
-        """Return the scores of candidates that travel, in their order.
+        """Return the scores of picklable candidates, in order.
 
         Args:
-            candidates: in any number.
-            splits: to score them on.
-            on_scores: called as soon as the scores of a candidate are there, in whatever order that is.
+            candidates: any number of candidates.
+            splits: splits to score them on.
+            on_scores: called with the scores of each candidate as soon as they are available, in any order.
         """
         asked = [self._asked(candidate, splits) for candidate in candidates]
         known = [self._known(one) for one in asked]
@@ -111,13 +111,13 @@ class Judge:
         return [scores for scores in known if scores is not None]
 
     def one(self, candidate: Candidate, splits: Sequence[str]) -> Scores:
-        """Return the scores of a candidate, which is made here if they are not known."""
+        """Return the scores of a candidate, which is scored in this process if they aren't cached."""
         asked = self._asked(candidate, splits)
         known = self._known(asked)
         return known or _score(self.measure, candidate, asked, self._kept, self._stamps(candidate))[0]
 
     def kept(self, candidate: Candidate, splits: Sequence[str], score: Callable[[str], Mapping[str, float]]) -> Scores:
-        """Return the scores that ``score`` finds for a candidate, or those that it once found."""
+        """Return the cached scores of a candidate, or compute them by ``score`` and cache them."""
         asked = self._asked(candidate, splits)
         known = self._known(asked)
         if known is not None:
@@ -126,11 +126,11 @@ class Judge:
         return self._keep(asked, scores, self.measure.reads())
 
     def value(self, scores: Scores, split: str = "validation") -> float:
-        """Return the score that decides: higher is better."""
+        """Return the score that decides; higher is better."""
         return self.measure.value(scores[split])
 
     def _asked(self, candidate: Candidate, splits: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-        """Return the keys of a candidate's evaluations."""
+        """Return the cache keys of a candidate's evaluations."""
         if self._kept.folder is None:
             return {split: {} for split in splits}
         digests = [self._digest(one) for one in candidate.weights]
@@ -145,13 +145,13 @@ class Judge:
         return self._keys[split, mixed]
 
     def _digest(self, ingredient: Ingredient) -> str:
-        if id(ingredient) not in self._digests:  # with the ingredient, whose identity stays its own
+        if id(ingredient) not in self._digests:  # keeps the ingredient, so that its id isn't reused
             stamp = ingredient.stamp()
             self._digests[id(ingredient)] = ingredient, fingerprint_of_state(ingredient.load()), stamp
         return self._digests[id(ingredient)][1]
 
     def _stamps(self, candidate: Candidate) -> list[Stamp] | None:
-        """Return what tells whether the files of a candidate are still those whose digests were taken."""
+        """Return the stamps of a candidate's files, taken with their digests, to detect later changes."""
         if self._kept.folder is None:
             return None
         return [self._digests[id(one)][2] for one in candidate.weights]
@@ -178,10 +178,10 @@ def _score(
     kept: Evaluations,
     stamps: Sequence[Stamp] | None,
 ) -> tuple[Scores, dict[str, str]]:
-    """Score a candidate: a piece of work that travels. A worker keeps what it found before it tells of it.
+    """Score a candidate, as a job for workers, which cache the scores before they report them.
 
     Returns:
-        The scores, and path -> SHA-256 of what was read for them.
+        The scores, and path -> SHA-256 of the files read for them.
 
     Raises:
         CheckpointError: a file of the candidate has changed since its digest was taken.
@@ -192,8 +192,8 @@ def _score(
     for ingredient, stamp in zip(candidate.weights, stamps, strict=True):
         if ingredient.stamp() != stamp:
             raise CheckpointError(
-                f"{ingredient.name} has changed while the soup was made; expected one checkpoint from begin to end. "
-                "Run the command again when it is whole."
+                f"{ingredient.name} has changed while the soup was made; expected an unchanged checkpoint. "
+                "Run the command again once it is complete."
             )
     reads = measure.reads()
     for split, key in asked.items():

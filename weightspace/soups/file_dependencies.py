@@ -1,7 +1,7 @@
-"""The source files that a user's module depends on: its own, and those of all modules that it imports anywhere in it.
+"""Source files that a user's module depends on: its own file, and those of all modules that it imports.
 
-Imports are found in the source, those inside functions too, and are resolved as Python resolves them; nothing is run.
-Packages that were installed are somebody else's: of those only the file itself counts.
+Imports are found in the source, including those inside functions, and resolved as Python does; nothing is executed.
+Installed packages are foreign: only the module's own file counts, not its imports.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-#: Folders of code that is somebody else's: Python's own and ours, and whatever is installed, on other paths too.
+#: Folders of foreign code: Python's, this library's, and those of installed packages.
 _FOREIGN = tuple(
     {
         Path(__file__).parents[1],
@@ -30,26 +30,26 @@ _FOREIGN = tuple(
 )
 _INSTALLED = {"site-packages", "dist-packages"}
 
-#: Functions that import a module by its name.
+#: Functions that import a module by name.
 _IMPORTERS = ("import_module", "__import__")
 
 
 def is_foreign(file: Path) -> bool:
-    """Return whether a file is of Python, of an installed package, or ours."""
+    """Return whether a file belongs to Python, to an installed package, or to this library."""
     return not _INSTALLED.isdisjoint(file.parts) or any(file.is_relative_to(folder) for folder in _FOREIGN)
 
 
 def source_of(module: ModuleType) -> Path | None:
-    """Return the file that a module was loaded from; None where it has none, as in a notebook."""
+    """Return the file that a module was loaded from, or None if there is none, as in a notebook."""
     file = getattr(module, "__file__", None)
     return Path(file).resolve() if isinstance(file, str) and Path(file).is_file() else None
 
 
 def source_digests(module: ModuleType) -> list[str]:
-    """Return the digest of a module's file, and those of all that it imports, in the order of their names.
+    """Return the digests of a module's file and of all modules that it imports, ordered by name.
 
     Args:
-        module: with a file. Of a foreign one only that counts.
+        module: module; only its own file counts if it is foreign.
     """
     own = source_of(module)
     if own is None:
@@ -65,7 +65,7 @@ def source_digests(module: ModuleType) -> list[str]:
 
 
 def import_digests(name: str) -> list[str]:
-    """Return the same for a module by its name, loaded or not; nothing where it is foreign or there is none."""
+    """Return the digests for a module by name, loaded or not; an empty list if it is foreign or not found."""
     found = _resolved(name)
     if found is None or is_foreign(found[0]):
         return []
@@ -75,10 +75,10 @@ def import_digests(name: str) -> list[str]:
 
 
 def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, read again whenever anything about it changes.
+    """Return the SHA-256 of a file, cached until its size, times or inode change.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     status = path.stat()
     return _digest(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
@@ -98,7 +98,7 @@ def _package(module: ModuleType) -> str:
 
 
 def _imported(file: Path, package: str) -> Iterator[tuple[str, Path, str]]:
-    """Yield name, file and package of the modules that a source file imports."""
+    """Yield the name, file and package of each module that a source file imports."""
     for name in sorted(_names(file, package)):
         found = _resolved(name, file.parent)
         if found is not None:
@@ -106,7 +106,7 @@ def _imported(file: Path, package: str) -> Iterator[tuple[str, Path, str]]:
 
 
 def _names(file: Path, package: str) -> set[str]:
-    """Return the absolute names that a source file may import, and those of the packages that they are in."""
+    """Return the absolute names of modules that a source file may import, and of the packages containing them."""
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
@@ -116,7 +116,7 @@ def _names(file: Path, package: str) -> set[str]:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            with suppress(ImportError, ValueError):  # beyond the top of the package
+            with suppress(ImportError, ValueError):  # relative import beyond the top-level package
                 base = importlib.util.resolve_name("." * node.level + (node.module or ""), package or None)
                 names.update((base, *(f"{base}.{alias.name}" for alias in node.names)))
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
@@ -129,7 +129,7 @@ def _names(file: Path, package: str) -> set[str]:
 
 
 def _resolved(name: str, beside: Path | None = None) -> tuple[Path, str] | None:
-    """Return file and package of a module, loaded or not; None where there is none of that name, or no file."""
+    """Return the file and package of a module, loaded or not; None if it isn't found or has no file."""
     module = sys.modules.get(name)
     if module is not None:
         file = source_of(module)
@@ -153,26 +153,26 @@ def _resolved(name: str, beside: Path | None = None) -> tuple[Path, str] | None:
 
 
 def _top_spec(name: str, folders: list[str]) -> ModuleSpec | None:
-    """Find a module outside packages as an import would, editable installs included."""
+    """Find the spec of a top-level module as an import would, including editable installs."""
     spec = PathFinder.find_spec(name, folders)
     for finder in sys.meta_path if spec is None else ():
-        with suppress(Exception):  # somebody else's finder
+        with suppress(Exception):  # third-party finder
             spec = spec or finder.find_spec(name, None, None)
     return spec
 
 
-#: Where the system keeps what is no file.
+#: Folders of pseudo-files.
 _NO_FILES = tuple(map(Path, ("/proc", "/sys", "/dev")))
 
 
-#: Stands for the digest of a file that is not there.
+#: Placeholder digest of a missing file.
 _ABSENT = "absent"
 
 
 class _Notes:
-    """What was read for a task in this process, so far: data are often loaded for the first score, and kept.
+    """Files read for a task in this process so far, as data is often loaded for the first score and then kept.
 
-    A file that is written as well is the task's own affair.
+    Files that are also written are ignored.
     """
 
     def __init__(self) -> None:
@@ -183,20 +183,20 @@ class _Notes:
         self.before: set[str] | None = None
 
 
-#: Name of a task -> what was read for it.
+#: Name of a task -> files read for it.
 _NOTES: dict[str, _Notes] = {}
-#: Where files that are opened now are noted down, by whatever thread; nowhere if it is empty.
+#: Current recorder of opened files, for all threads; none if empty.
 _CURRENT: list[_Notes] = []
 _HOOKED: list[bool] = []
 
 
 @contextmanager
 def noting_reads(task: str, *, files: bool = True) -> Iterator[None]:
-    """Note down what the block reads.
+    """Record the files and modules that the block reads.
 
     Args:
-        task: the name under which it is noted.
-        files: files that are opened count, too; else only modules.
+        task: name of the task to record them for.
+        files: whether to record opened files; otherwise only modules.
     """
     if not _HOOKED:
         _HOOKED.append(True)
@@ -214,7 +214,7 @@ def noting_reads(task: str, *, files: bool = True) -> Iterator[None]:
 
 
 def reads_of(task: str) -> dict[str, str]:
-    """Return path -> SHA-256 of what was read for a task in this process, as it is now."""
+    """Return path -> current SHA-256 of the files read for a task in this process."""
     notes = _NOTES.get(task, _Notes())
     modules = (sys.modules.get(name) for name in notes.loaded)
     sources = [source_of(module) for module in modules if isinstance(module, ModuleType)]
@@ -225,7 +225,7 @@ def reads_of(task: str) -> dict[str, str]:
 
 
 def are_unchanged(reads: Mapping[str, str]) -> bool:
-    """Return whether files and folders are still what they were."""
+    """Return whether files and folders still have the given digests."""
     try:
         return all(
             (_opened_names(path) if path.endswith(os.sep) else _content(Path(path))) == digest
@@ -240,7 +240,7 @@ def _digest_now(path: str) -> str:
 
 
 def _content(path: Path) -> str:
-    """Return the digest of a file, or that there is none: a temporary file, or one that may come later."""
+    """Return the digest of a file, or a placeholder if it is missing (temporary, or yet to be created)."""
     try:
         return digest_of(path) if path.is_file() else _ABSENT
     except OSError:
@@ -253,12 +253,12 @@ def _opened_names(folder: str) -> str:
 
 
 def _hear(event: str, arguments: tuple[Any, ...]) -> None:
-    """Note the name of a file that is opened for reading, or of a folder that is listed; an audit hook never raises."""
+    """Record a file opened for reading or a folder being listed; as an audit hook, never raise."""
     if event not in ("open", "os.listdir", "os.scandir") or not _CURRENT:
         return
     with suppress(Exception):
         path = arguments[0]
-        if isinstance(path, int):  # a descriptor that is open already
+        if isinstance(path, int):  # an already open file descriptor
             return
         name = os.path.abspath(os.fsdecode("." if path is None else path))
         if "__pycache__" in name or any(Path(name).is_relative_to(folder) for folder in _NO_FILES):
@@ -275,7 +275,7 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _is_read(mode: str | None, flags: int) -> bool:
-    """Return whether a file is opened to be read, as arrays in memory maps are where they could be written too."""
+    """Return whether a file is opened for reading, including read-write memory maps of arrays."""
     if isinstance(mode, str):
         return not set("wax") & set(mode)
     return flags & (os.O_WRONLY | os.O_CREAT | os.O_TRUNC) == 0 and not flags & getattr(os, "O_DIRECTORY", 0)

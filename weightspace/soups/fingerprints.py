@@ -1,7 +1,7 @@
-"""Fingerprints: SHA-256 of what a score depends on, alike in every process and on every machine.
+"""Fingerprints: SHA-256 digests of everything that a score depends on, equal in all processes and on all machines.
 
-Weights by their names, dtypes, shapes and bytes, whatever file they come from. A task by the code that it is made of,
-by what it holds and by the files that it declares; its data by the batches that it gives out.
+Weights are identified by names, dtypes, shapes and bytes, independent of the file format; a task by its code, its state
+and the files that it declares; its data by its batches.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from weightspace.tasks.protocol import Split, Task
 
 
 def fingerprint_of_state(state: StateDict) -> str:
-    """Return the digest of a model's tensors; neither their order nor the file format matters."""
+    """Return the digest of a model's tensors, independent of their order and of the file format."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(f"{name}\0".encode())
@@ -30,12 +30,12 @@ def fingerprint_of_state(state: StateDict) -> str:
 
 
 def fingerprint_of_data(task: Task, split: str) -> str:
-    """Return the digest of a split: of its batches in order (in training: of the fixed order that statistics see).
+    """Return the digest of a split's batches in order (of ``train``, in the fixed order used for BatchNorm statistics).
 
-    A task with a method ``fingerprint(split) -> str`` is asked instead, where reading all data takes long.
+    If the task has a method ``fingerprint(split) -> str``, its result is used instead, to avoid reading all data.
 
     Raises:
-        WeightspaceError: there is something in a batch that has no fingerprint.
+        WeightspaceError: a batch contains an object without a fingerprint.
     """
     digest = hashlib.sha256()
     own = getattr(task, "fingerprint", None)
@@ -49,16 +49,15 @@ def fingerprint_of_data(task: Task, split: str) -> str:
 
 
 def fingerprint_of_task(task: Task) -> str:
-    """Return the digest of a task: of its code, of all that it holds, and of the files that it declares.
+    """Return the digest of a task: its code, its state, and the files that it declares.
 
-    Of a user's code count the source files that it imports, in packages, lazily or from editable installs too, the code
-    that was really loaded, a notebook's as well, and the globals that it refers to. Of installed packages the names and
-    the files of what is used count. What a task would not carry to another process (``__getstate__``) and cached
-    properties are left out. ``task.files``, paths or a function that returns them, are files and folders that scores
-    depend on: their contents count.
+    User code includes all imported source files (from packages, lazily, or from editable installs), the code actually
+    loaded, including a notebook's, and the globals it refers to. For installed packages, only the names and files of
+    what is used count. Cached properties and state that isn't pickled (``__getstate__``) are excluded. ``task.files``,
+    paths or a function that returns them, lists files and folders whose contents are included.
 
     Raises:
-        WeightspaceError: the task holds something that has no fingerprint, or declares a file that is not there.
+        WeightspaceError: the task holds an object without a fingerprint, or declares a missing file.
     """
     digest = hashlib.sha256()
     Walk(digest, f"task {task.name!r}").add(task)
@@ -68,20 +67,22 @@ def fingerprint_of_task(task: Task) -> str:
 
 
 def _declared(task: Task) -> Iterator[tuple[str, str]]:
-    """Yield names and digests of the files that a task declares, of those in a folder too."""
+    """Yield names and digests of the files that a task declares, including those in declared folders."""
     declared: Any = getattr(task, "files", ())
     declared = declared() if callable(declared) else declared
     listed = [declared] if isinstance(declared, str | os.PathLike) else declared
     if not isinstance(listed, Iterable) or not all(isinstance(path, str | os.PathLike) for path in listed):
         raise WeightspaceError(
-            f"Task {task.name!r} declares files that are no paths; expected `files` to be paths, or to return them."
+            f"Task {task.name!r} declares files that aren't paths; expected `files` to be paths or to return them."
         )
     for path in map(Path, listed):
         try:
             inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
             for file in inside:
                 if not file.is_file():
-                    raise WeightspaceError(f"Task {task.name!r} declares {file}, which is no file. Is the path right?")
+                    raise WeightspaceError(
+                        f"Task {task.name!r} declares {file}, which isn't a file. Is the path right?"
+                    )
                 yield str(file.relative_to(path)), digest_of(file)
         except OSError as error:
             raise WeightspaceError(

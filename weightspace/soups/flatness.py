@@ -1,4 +1,4 @@
-"""Flatness of the loss around a soup, and distances of its ingredients, which predict the gain of averaging."""
+"""Flatness of the loss around a soup, and angles between ingredients, which predict the gain of averaging."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from weightspace.soups.scoring import Scorer, Statistics
 from weightspace.tasks.objectives import Mode, task_mode
 from weightspace.tasks.protocol import Split, Task, objective_value
 
-#: Buffers that are no directions to move in.
+#: Buffers that aren't perturbed.
 _STATISTICS = ("running_mean", "running_var")
-#: Radii, as shares of the norm of every tensor.
+#: Radii, as fractions of the norm of each tensor.
 RADII = (0.0, 0.05, 0.1, 0.2, 0.4)
 
 
@@ -32,9 +32,9 @@ class Flatness:
     """Loss around a network, in nats.
 
     Attributes:
-        radii: shares of the norm of every tensor.
-        random: for every random direction the losses at the radii.
-        lines: for every ingredient the curve from the network (0) to it (1).
+        radii: fractions of the norm of each tensor.
+        random: losses at the radii, per random direction.
+        lines: loss curve from the network (0) to the ingredient (1), per ingredient.
     """
 
     radii: tuple[float, ...]
@@ -44,12 +44,12 @@ class Flatness:
 
 @dataclass(frozen=True)
 class Gain:
-    """What averaging two fine-tunes is good for.
+    """Gain from averaging two fine-tunes.
 
     Attributes:
-        angle: between the two, seen from the pretrained model, in degrees.
-        gain: objective of their mean, less the mean of their objectives; turned around where less is better, so that
-            a positive gain is an improvement.
+        angle: angle between their task vectors, in degrees.
+        gain: objective of their mean minus the mean of their objectives, negated if lower is better, so that a positive
+            gain is an improvement.
     """
 
     angle: float
@@ -68,28 +68,28 @@ def flatness(
     statistics: Statistics = "auto",
     seed: int = 0,
 ) -> Flatness:
-    """Return the loss along random directions from a network, and on the lines to its ingredients.
+    """Return the loss along random directions from a network, and along the lines to its ingredients.
 
-    A direction is Gaussian, in every parameter tensor as long as that tensor. BatchNorm's statistics are not moved;
-    they are measured anew where ``statistics`` says so. Spectral norm's vectors follow the weights.
+    Directions are Gaussian, with the norm of the parameter tensor in each tensor. BatchNorm statistics aren't
+    perturbed; they are re-estimated as ``statistics`` says. Spectral norm's vectors follow the weights.
 
     Args:
-        state: usually a soup.
-        ingredients: usually those of the soup, or the best alone.
-        task: scores.
-        directions: how many random ones.
-        radii: how far along them, as shares of the norms.
-        points: of every line, its two ends included.
-        split: data of the losses.
+        state: the central network, usually a soup.
+        ingredients: usually those of the soup, or only the best one.
+        task: task that scores the networks.
+        directions: number of random directions.
+        radii: distances along them, as fractions of the norms.
+        points: number of points per line, including both ends.
+        split: data for the losses.
         statistics: see ``greedy_soup``.
-        seed: of the directions.
+        seed: seed of the directions.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read, or does not belong to the task's network.
+        CheckpointError: a checkpoint cannot be read, or doesn't match the task's network.
         WeightspaceError: the scores have no loss.
 
     Source:
-        Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, section 4; lengths by tensor as in Li et al. 2018,
+        Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, section 4; normalisation by tensor as in Li et al. 2018,
         https://arxiv.org/abs/1712.09913, section 4 (there by filter).
     """
     centre, *others = ingredients_of([state, *ingredients])
@@ -117,18 +117,18 @@ def flatness(
 def gain(
     pretrained: Source, a: Source, b: Source, task: Task, *, mode: Mode | None = None, split: Split = "test"
 ) -> Gain:
-    """Return the angle between two fine-tunes, and what their mean gains over them.
+    """Return the angle between two fine-tunes, and the gain of their mean over them.
 
     Args:
         pretrained: the model that both started from.
-        a: a fine-tune.
-        b: another.
-        task: scores; its objective counts.
+        a: the first fine-tune.
+        b: the second fine-tune.
+        task: task whose objective is compared.
         mode: ``"min"`` or ``"max"`` of the objective; see ``greedy_soup``.
         split: data to score on.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read, or does not belong to the task's network.
+        CheckpointError: a checkpoint cannot be read, or doesn't match the task's network.
 
     Source:
         Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, section 3.3.2.
@@ -148,11 +148,11 @@ def gain(
 def angle(pretrained: StateDict, a: StateDict, b: StateDict) -> float:
     """Return the angle between ``a − pretrained`` and ``b − pretrained``, over all float tensors, in degrees.
 
-    BatchNorm's statistics and spectral norm's vectors are left out; of weight norm the weights count.
+    BatchNorm statistics and spectral norm's vectors are excluded; for weight norm, the effective weights count.
 
     Raises:
         CheckpointError: names or shapes differ.
-        WeightspaceError: a fine-tune is the pretrained model.
+        WeightspaceError: a fine-tune equals the pretrained model.
     """
     for state, name in ((a, "a"), (b, "b")):
         check_compatible(pretrained, state, names=("pretrained", name))
@@ -170,12 +170,12 @@ def angle(pretrained: StateDict, a: StateDict, b: StateDict) -> float:
             squares = [squares[0] + float(first @ first), squares[1] + float(second @ second)]
     lengths = math.sqrt(squares[0] * squares[1])
     if not lengths:
-        raise WeightspaceError("There is no angle: one of the fine-tunes is the pretrained model.")
+        raise WeightspaceError("The angle is undefined: one of the fine-tunes equals the pretrained model.")
     return math.degrees(math.acos(max(-1.0, min(1.0, product / lengths))))
 
 
 def _direction(weights: StateDict, scorer: Scorer, generator: torch.Generator) -> StateDict:
-    """Return a random direction, in every parameter as long as that."""
+    """Return a random direction, with the norm of the parameter in each parameter."""
     direction = {}
     for name, _ in scorer.network.named_parameters():
         tensor = weights[name]

@@ -1,6 +1,6 @@
-"""The greedy soup: ingredients in the order of their scores, each kept if the soup does not get worse by it.
+"""The greedy soup: ingredients are added in order of their scores, each kept if the soup doesn't get worse.
 
-With replacement, every round scores the soup with each ingredient once more and takes the best one while it helps.
+With replacement, each round scores the soup with one more of each ingredient and adds the best one while that helps.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from weightspace.tasks.protocol import Task
 
 Tie: TypeAlias = Literal["accept", "reject"]
 
-#: How many times as many portions as ingredients a soup with replacement has, at most.
+#: Largest size of a soup with replacement, as a multiple of the number of ingredients.
 PORTIONS = 4
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate that was scored: an ingredient alone, or the soup so far with it.
+    """A scored candidate: a single ingredient, or the current soup with one more.
 
     Attributes:
-        index: of this evaluation, from 1.
-        trials: how many there are in all; with replacement, up to the end of the round.
-        ingredient: its number in the list that was given, from 0.
-        name: its name: a path, or that number.
-        size: how many ingredients the candidate has, repeated ones counted: 1 is the ingredient alone.
-        score: higher is better: the objective, or what the function returned, negated where less of it is better.
-        accepted: whether the candidate is the soup from here on; None of an ingredient alone.
+        index: index of this evaluation, from 1.
+        trials: total number of evaluations; with replacement, up to the end of the round.
+        ingredient: index of the ingredient in the given list, from 0.
+        name: name of the ingredient: its path or its index.
+        size: number of ingredients in the candidate, counting repetitions; 1 for a single ingredient.
+        score: the objective or the function's value, negated if lower is better; higher is better.
+        accepted: whether the candidate became the soup; None for a single ingredient.
     """
 
     index: int
@@ -61,7 +61,7 @@ class Trial:
     accepted: bool | None
 
     def progress(self) -> Progress:
-        """Return the event that tells of it, without ``accepted`` of an ingredient alone."""
+        """Return the progress event of the trial, without ``accepted`` for a single ingredient."""
         verdict = {} if self.accepted is None else {"accepted": float(self.accepted)}
         details = {"ingredient": self.ingredient, "size": self.size, **verdict}
         return Progress("trial", self.index, self.trials, self.score, self.name, details)
@@ -70,14 +70,14 @@ class Trial:
 @brief
 @dataclass(frozen=True)
 class Soup:
-    """A soup, and how it came about.
+    """A greedy soup and the search that led to it.
 
     Attributes:
         state: the weights.
-        ingredients: numbers in the list that was given, from 0, in the order in which they were taken; with
-            replacement, one may be there several times, and weighs so much more.
-        scores: ``scores[k]`` is that of the soup of the first ``k + 1`` of them; the last is the soup's own.
-        trials: every evaluation: the ingredients alone in the order given, then one soup after the other.
+        ingredients: indices in the given list, from 0, in the order in which they were added; with replacement, they
+            may repeat, which increases their weight.
+        scores: ``scores[k]`` is the score of the soup of the first ``k + 1`` ingredients; the last is the soup's own.
+        trials: all evaluations: the single ingredients in the given order, then the candidate soups in turn.
 
     Example:
         >>> import torch
@@ -95,7 +95,7 @@ class Soup:
 
     @property
     def score(self) -> float:
-        """That of the soup, by which it was chosen."""
+        """The score of the soup on the data that it was selected on."""
         return self.scores[-1]
 
 
@@ -116,30 +116,30 @@ def greedy_soup(
     ray_address: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Soup:
-    """Add ingredients in the order of their scores, best first, each if the score of the mean does not fall.
+    """Add ingredients in order of their scores, best first, keeping each if the score of the mean doesn't fall.
 
-    The soup scores no less than the best ingredient *on the data of the score*; on others it may.
+    The soup scores at least as well as the best ingredient *on the data of the score*, but not necessarily on others.
 
     Args:
-        states_or_paths: state dicts or checkpoints (paths, URLs), one or more, of the same names and shapes.
-        score: a function of a state dict; or a task, whose objective on the validation split counts.
-        mode: ``"max"`` or ``"min"``; by default what the task or its objective's name says, ``"max"`` of a function.
-        tie: ``"accept"`` keeps an ingredient that changes nothing, as in the paper; ``"reject"``, its code's, does not.
-        replacement: every round scores the soup with each of the ingredients, those in it too, and takes the best
-            one if the score rises, up to four times as many portions as ingredients: a weighted mean. No ``tie``.
-        statistics: BatchNorm's in a soup of two or more: ``"reset"`` measures them over the task's training batches,
-            ``"none"`` averages them; ``"auto"`` resets where there are such batches. A function has none.
-        cache: keep evaluations in ``$WEIGHTSPACE_CACHE/evaluations``, and repeat none.
-        cache_key: what a function's scores depend on, in your own words; without it they are not kept.
-        executor: where ingredients are scored: ``processes``, ``ray``, or ``serial``: here.
-        workers: how many score at a time; the soup does not depend on it.
-        gpus: that scoring a network needs; with any, the network of a task runs on ``cuda``.
-        ray_address: of a running Ray cluster; by default ``$RAY_ADDRESS``, else one of this machine.
-        on_progress: told of every ``"trial"``: see ``Trial``, whose fields it has.
+        states_or_paths: state dicts or checkpoints (paths, URLs), one or more, with the same names and shapes.
+        score: a function of a state dict, or a task, whose objective on the validation split is used.
+        mode: ``"max"`` or ``"min"``; by default that of the task or of its objective's name, ``"max"`` for a function.
+        tie: ``"accept"`` keeps an ingredient if the score is equal, as in the paper; ``"reject"`` drops it (its code).
+        replacement: each round scores the soup with one more of each ingredient, including those already in it, and
+            adds the best if the score rises, up to four times as many as there are ingredients; ``tie`` is ignored.
+        statistics: BatchNorm statistics in a soup of two or more: ``"reset"`` re-estimates them on the task's training
+            batches, ``"none"`` averages them; ``"auto"`` resets them if there are such batches. Not for functions.
+        cache: keep evaluations in ``$WEIGHTSPACE_CACHE/evaluations`` and reuse them.
+        cache_key: a string that identifies what a function's scores depend on; without it, they aren't cached.
+        executor: executor that scores ingredients: ``processes``, ``ray``, or ``serial`` for this process.
+        workers: number of parallel workers; the soup doesn't depend on it.
+        gpus: number of GPUs to score a network; if positive, the network of a task runs on ``cuda``.
+        ray_address: address of a running Ray cluster; by default ``$RAY_ADDRESS``, else a local one.
+        on_progress: called with each ``"trial"``, with the fields of ``Trial``.
 
     Raises:
-        CheckpointError: an ingredient cannot be read, does not fit, or holds NaN or infinity; all are checked first.
-        WeightspaceError: no ingredients, only NaN as scores, integer tensors that differ, or an unknown direction.
+        CheckpointError: an ingredient cannot be read, doesn't match, or holds NaN or infinity; all are checked first.
+        WeightspaceError: no ingredients, only NaN scores, differing integer tensors, or an unknown direction.
 
     Source:
         Wortsman et al. 2022, https://arxiv.org/abs/2203.05482; Caruana et al. 2004, https://doi.org/10.1145/1015330.1015432
@@ -171,15 +171,15 @@ def greedily(
     on_progress: Callable[[Progress], None] | None = None,
     splits: Sequence[str] = ("validation",),
 ) -> Soup:
-    """Return the greedy soup by a judge that may know scores already.
+    """Return the greedy soup, with scores from a judge and its cache.
 
     Args:
-        ingredients: one or more.
-        judge: scores.
-        tie: as for ``greedy_soup``, and so are ``replacement`` and ``on_progress``.
-        replacement: whether ingredients may be taken several times.
-        on_progress: told of every ``"trial"``: see ``Trial``, whose fields it has.
-        splits: to score the ingredients on while they are there; only ``validation``, one of them, decides.
+        ingredients: one or more ingredients.
+        judge: judge that scores them.
+        tie: as for ``greedy_soup``.
+        replacement: whether ingredients may be used more than once.
+        on_progress: as for ``greedy_soup``.
+        splits: splits to score the single ingredients on, including ``validation``, which alone decides.
     """
     if not replacement:
         check_distinct(ingredients)
@@ -206,10 +206,10 @@ def score_ingredients(
     on_progress: Callable[[Progress], None] | None = None,
     splits: Sequence[str] = ("validation",),
 ) -> None:
-    """Check ingredients and score each alone, as ``greedily`` does before it searches; the judge knows the scores then.
+    """Check ingredients and score each alone, as ``greedily`` does before its search; the judge caches the scores.
 
     Raises:
-        CheckpointError: an ingredient cannot be read, or does not fit.
+        CheckpointError: an ingredient cannot be read, or doesn't match.
         WeightspaceError: all scores are NaN.
     """
     check_ingredients(ingredients, judge.measure.check)
@@ -234,24 +234,24 @@ class _Search:
         self.mean, self.taken, self.scores = RunningMean(), list[int](), list[float]()
 
     def singles(self, splits: Sequence[str]) -> list[float]:
-        """Score every ingredient alone."""
+        """Score each ingredient alone."""
         alone = [Alone(ingredient) for ingredient in self.ingredients]
         found = self.judge.many(alone, splits, lambda at, one: self._note(at, 1, self.judge.value(one), None))
         self.trials.sort(key=lambda trial: trial.ingredient)
         self.trials = [replace(trial, index=index) for index, trial in enumerate(self.trials, start=1)]
         values = [self.judge.value(scores) for scores in found]
         if all(math.isnan(value) for value in values):
-            raise WeightspaceError(f"The score of all {len(values)} ingredients is NaN; expected a number.")
+            raise WeightspaceError(f"The scores of all {len(values)} ingredients are NaN; expected numbers.")
         return values
 
     def take(self, number: int, score: float, state: StateDict) -> None:
-        """Take an ingredient in."""
+        """Add an ingredient to the soup."""
         self.mean.add(state, self.ingredients[number].name)
         self.taken.append(number)
         self.scores.append(score)
 
     def attempt(self, number: int) -> None:
-        """Score the soup with an ingredient more, and take it in if it is good for it."""
+        """Score the soup with one more ingredient, and add that if the score allows."""
         best, size, score = self.scores[-1], len(self.taken) + 1, self._score_with(number)
         accepted = score >= best if self.tie == "accept" else score > best
         if accepted:
@@ -259,7 +259,7 @@ class _Search:
         self._note(number, size, score, accepted)
 
     def round(self) -> bool:
-        """Score the soup with each ingredient more, take the best one in if it is good for it, and tell whether."""
+        """Score the soup with one more of each ingredient, add the best if it helps, and return whether it did."""
         size, count = len(self.taken) + 1, len(self.ingredients)
         if size > PORTIONS * count:
             return False
@@ -274,12 +274,12 @@ class _Search:
         return accepted
 
     def _score_with(self, number: int) -> float:
-        """Return the score of the soup with an ingredient more."""
+        """Return the score of the soup with one more ingredient."""
         joined = Joined(self.mean, [self.ingredients[one] for one in self.taken], self.ingredients[number])
         return self.judge.value(self.judge.one(joined, ("validation",)))
 
     def soup(self) -> Soup:
-        """Return what has come about."""
+        """Return the resulting soup."""
         state, measure = self.mean.state(), self.judge.measure
         if len(self.taken) > 1 and isinstance(measure, TaskMeasure):
             state = settled(measure.task, state, measure.statistics)

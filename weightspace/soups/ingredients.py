@@ -1,4 +1,4 @@
-"""Ingredients: the fine-tunes that a soup is made of, as files that are read one at a time, or as state dicts."""
+"""Ingredients: the fine-tunes that make up a soup, as files read one at a time or as state dicts."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from weightspace.errors import CheckpointError, WeightspaceError, WeightspaceWar
 from weightspace.lora.factor_files import check_is_model
 from weightspace.soups.fingerprints import fingerprint_of_state
 
-#: A checkpoint by its path (or URL), or its tensors.
+#: A checkpoint, given by its path (or URL) or its tensors.
 Source: TypeAlias = "StateDict | str | os.PathLike[str]"
 
 
 @dataclass(frozen=True)
 class Ingredient:
-    """One model: its name in tables and errors, and where its tensors are."""
+    """One model: its name in tables and errors, and the source of its tensors."""
 
     name: str
     source: Source
 
     def load(self) -> StateDict:
-        """Return the tensors: those of a file are read into memory, so that it may change afterwards.
+        """Return the tensors; those of a file are read into memory, so that it may change afterwards.
 
         Raises:
-            CheckpointError: the checkpoint is missing or damaged, or changes while it is read.
+            CheckpointError: the checkpoint is missing or damaged, or changes while it is being read.
         """
         return self.source if isinstance(self.source, dict) else read_checkpoint(self.source)
 
     def mapped(self) -> StateDict:
-        """Return the tensors, those of a file mapped into memory, where the format allows it: for all at a time.
+        """Return the tensors; those of a file are memory-mapped if possible, so that all models can be open at once.
 
         Raises:
             CheckpointError: the checkpoint is missing or damaged.
@@ -54,10 +54,10 @@ class Ingredient:
         return self.source if isinstance(self.source, dict) else load_checkpoint(self.source)
 
     def stamp(self) -> tuple[tuple[int, int], ...]:
-        """Return size and time of change, in nanoseconds, of its files; nothing for tensors and URLs.
+        """Return size and modification time, in nanoseconds, of its files; empty for tensors and URLs.
 
         Raises:
-            CheckpointError: a file is gone, or cannot be read.
+            CheckpointError: a file is missing or cannot be read.
         """
         if isinstance(self.source, dict) or is_url(self.source):
             return ()
@@ -68,13 +68,13 @@ class Ingredient:
 
 
 def ingredients_of(sources: Sequence[Source]) -> tuple[Ingredient, ...]:
-    """Return the ingredients: a file is called by its path, a state dict by its number from 0.
+    """Return the ingredients; a file is named by its path, a state dict by its index from 0.
 
     Raises:
         WeightspaceError: there are none.
     """
     if isinstance(sources, str | os.PathLike | dict) or not len(sources):
-        raise WeightspaceError(f"A soup needs a list of one checkpoint or state dict at least; found {sources!r:.80}.")
+        raise WeightspaceError(f"A soup needs a list of at least one checkpoint or state dict; found {sources!r:.80}.")
     return tuple(
         Ingredient(str(number) if isinstance(source, dict) else os.fspath(source), source)
         for number, source in enumerate(sources)
@@ -82,10 +82,10 @@ def ingredients_of(sources: Sequence[Source]) -> tuple[Ingredient, ...]:
 
 
 def check_distinct(ingredients: Sequence[Ingredient]) -> None:
-    """Check that no file is there twice: a soup would count it as two models.
+    """Check that no file is given twice, as a soup would count it as two models.
 
     Raises:
-        WeightspaceError: one is.
+        WeightspaceError: a file is given twice.
     """
     known: dict[str, str] = {}
     for ingredient in ingredients:
@@ -95,21 +95,21 @@ def check_distinct(ingredients: Sequence[Ingredient]) -> None:
         path = os.path.realpath(source)
         if path in known:
             raise WeightspaceError(
-                f"{known[path]} and {ingredient.name} are one file, which the soup would take for two models. Leave "
-                "one out; with replacement=True (--replacement) a greedy soup may take an ingredient several times."
+                f"{known[path]} and {ingredient.name} are the same file, which the soup would count as two models. "
+                "Remove one; with replacement=True (--replacement), a greedy soup may use an ingredient repeatedly."
             )
         known[path] = ingredient.name
 
 
 def warn_of_copies(ingredients: Sequence[Ingredient], scores: Sequence[float]) -> None:
-    """Tell of ingredients that are equal, tensor by tensor.
+    """Warn of ingredients whose tensors are all equal.
 
     Args:
-        ingredients: in their order.
-        scores: of each alone; only those of equal scores are compared.
+        ingredients: the ingredients.
+        scores: score of each ingredient; only those with equal scores are compared.
 
     Warns:
-        WeightspaceWarning: two are equal.
+        WeightspaceWarning: two ingredients are equal.
     """
     seen: dict[tuple[float, str], Ingredient] = {}
     for ingredient, score in zip(ingredients, scores, strict=True):
@@ -118,42 +118,42 @@ def warn_of_copies(ingredients: Sequence[Ingredient], scores: Sequence[float]) -
         first = seen.setdefault((score, fingerprint_of_state(ingredient.load())), ingredient)
         if first is not ingredient:
             warnings.warn(
-                f"{first.name} and {ingredient.name} are equal, and the soup takes them for two models. Leave one out.",
+                f"{first.name} and {ingredient.name} are equal, but the soup counts them as two models. Remove one.",
                 WeightspaceWarning,
                 stacklevel=2,
             )
 
 
-#: Checks that a model, called so, can be scored.
+#: Checks that a model, with its name for errors, can be scored.
 Check = Callable[[StateDict, str], None]
 
 
 class IngredientCheck:
-    """Checks that networks can be averaged: each against the first, of which little is kept.
+    """Check that networks can be averaged, comparing each with an outline of the first.
 
-    Names, shapes and kinds are those of the first; integers and pruning masks are equal; all values are finite. An
-    infinity that every network has in the same place is a mask, whose mean is itself, and passes.
+    Names, shapes and kinds must match the first; integers and pruning masks must be equal; all values must be finite.
+    Infinities at the same positions in all networks are accepted as a mask, whose mean is itself.
     """
 
     def __init__(self) -> None:
         self._name: str | None = None
-        self._outline: StateDict = {}  # of the first: shapes and dtypes without memory
-        self._whole: StateDict = {}  # its integers, and what holds whole numbers
+        self._outline: StateDict = {}  # shapes and dtypes of the first, without memory
+        self._whole: StateDict = {}  # its tensors of integers or of whole numbers
         self._masks: dict[str, Tensor] = {}  # its tensors with infinities
         self._parametrizations = Parametrizations()
         self._pruning: StateDict = {}  # its pruning masks
 
     @torch.no_grad()
     def add(self, state: StateDict, name: str) -> None:
-        """Check one more network.
+        """Check the next network.
 
         Args:
             state: its tensors.
-            name: what errors call it.
+            name: its name for errors.
 
         Raises:
-            CheckpointError: it is a set of factors, has other names or shapes than the first, or holds NaN or
-                infinity.
+            CheckpointError: it is a set of low-rank factors, its names or shapes differ from the first, or it holds NaN
+                or infinity.
             WeightspaceError: integer tensors differ from those of the first.
         """
         check_is_model(state, name)
@@ -169,7 +169,7 @@ class IngredientCheck:
                 self._check_infinities(key, tensor, name)
 
     def _begin(self, state: StateDict, name: str) -> None:
-        """Keep of the first network what the others are compared with."""
+        """Keep the parts of the first network that others are compared with."""
         self._name = name
         self._parametrizations = find_parametrizations({key: tuple(tensor.shape) for key, tensor in state.items()})
         self._pruning = {mask: state[mask].detach().clone() for mask in self._parametrizations.masks.values()}
@@ -181,33 +181,33 @@ class IngredientCheck:
                 self._masks[key] = tensor.detach().clone()
 
     def _check_infinities(self, key: str, tensor: Tensor, name: str) -> None:
-        """Check that what is not finite is an infinity of the first network, and the other way round."""
+        """Check that non-finite values are infinities shared with the first network."""
         mask = self._masks.get(key)
         places = ~finite(tensor)
         if mask is not None:
             places |= ~finite(mask)
             wide = torch.complex128 if tensor.is_complex() else torch.float64
-            places &= mask.to(wide) != tensor.to(wide)  # of NaN all
+            places &= mask.to(wide) != tensor.to(wide)  # always true for NaN
         if count := int(places.sum()):
             place = f"{count:,} of {tensor.numel():,} elements"
             problem = f"has NaN or infinity in {place}"
             if mask is not None and name != self._name:
-                problem = f"is infinite in other places than in {self._name} (differs in {place})"
+                problem = f"is infinite at other positions than in {self._name} (differs in {place})"
             raise CheckpointError(
-                f"{name}: {key!r} {problem}; expected finite weights, whose mean is one. Leave it out of the soup. Did "
-                "the training diverge?"
+                f"{name}: {key!r} {problem}; expected finite weights. Did training diverge? Leave the model out of the "
+                "soup."
             )
 
 
 def check_ingredients(ingredients: Sequence[Ingredient], check: Check | None = None) -> None:
-    """Check that ingredients can be averaged and scored; one at a time is in memory.
+    """Check that ingredients can be averaged and scored, with one of them in memory at a time.
 
     Args:
-        ingredients: in their order.
-        check: of each against what scores it.
+        ingredients: the ingredients.
+        check: additional check of each model, e.g. against the task's network.
 
     Raises:
-        CheckpointError: one cannot be read, has other names or shapes than the first, or holds NaN or infinity.
+        CheckpointError: one cannot be read, differs from the first in names or shapes, or holds NaN or infinity.
         WeightspaceError: integer tensors differ.
     """
     against = IngredientCheck()

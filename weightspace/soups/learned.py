@@ -1,10 +1,10 @@
-r"""The learned soup: coefficients of the ingredients, found by gradient descent on held-out data.
+r"""The learned soup: ingredient coefficients found by gradient descent on held-out data.
 
-The logits are :math:`\beta f(x; \sum_i \alpha_i \theta_i)`, with :math:`\alpha = \mathrm{softmax}(a)` for every tensor,
-every layer, or the whole model. The gradient needs no graph through the ingredients: with
+The logits are :math:`\beta f(x; \sum_i \alpha_i \theta_i)`, with :math:`\alpha = \mathrm{softmax}(a)` per tensor, per
+layer, or for the whole model. The gradient needs no graph through the ingredients: with
 :math:`g = \partial L / \partial \theta` at the mixture :math:`\theta`,
-:math:`\partial L / \partial a_i = \alpha_i \langle g, \theta_i - \theta \rangle`, summed up a tensor at a time.
-Pairs of weight norm are mixed as the weights that they stand for, and have the coefficients of their direction.
+:math:`\partial L / \partial a_i = \alpha_i \langle g, \theta_i - \theta \rangle`, accumulated tensor by tensor.
+Weight-norm pairs are mixed as the weights that they represent, with the coefficients of their direction.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from weightspace.suggestions import unknown
 from weightspace.tasks.protocol import Task, threads_of
 from weightspace.threads import torch_threads
 
-#: What has coefficients of its own.
+#: Granularity of the coefficients.
 Per: TypeAlias = Literal["tensor", "layer", "model"]
 
 
@@ -49,9 +49,9 @@ class LearnedSoup:
 
     Attributes:
         state: the weights, ``Σ α_i θ_i``.
-        coefficients: tensor, layer or ``""`` (the model) -> ``α``, one an ingredient as given; they sum to 1.
-        scale: ``β``, what the logits were multiplied by; the state does not contain it.
-        losses: mean validation loss of every epoch, in nats.
+        coefficients: tensor, layer or ``""`` (the model) -> ``α``, one per ingredient in the given order, sum 1.
+        scale: ``β``, the factor of the logits; not part of the state.
+        losses: mean validation loss per epoch, in nats.
     """
 
     state: StateDict
@@ -71,30 +71,30 @@ def learned_soup(
     statistics: Statistics = "auto",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> LearnedSoup:
-    """Learn how much of every ingredient goes into the soup, by AdamW on the validation split.
+    """Learn the coefficients of the ingredients by AdamW on the validation split.
 
-    All ingredients are open at a time, unlike in the other recipes: mapped from their files where the format allows
-    it, so that of private memory a network, its gradient and a few copies of one tensor are needed (one an ingredient
-    where they are narrower than float32); but every step reads all twice.
-    BatchNorm normalises by the batch at hand meanwhile, where its statistics are measured anew afterwards.
+    Unlike in other recipes, all ingredients are open at once. They are memory-mapped if the format allows it, so that
+    private memory holds only a network, its gradient and a few copies of one tensor (one per ingredient if they are
+    narrower than float32), but each step reads all of them twice. If BatchNorm statistics are re-estimated afterwards,
+    BatchNorm uses batch statistics during training.
 
     Args:
-        paths: checkpoints or state dicts, one or more, of the same names and shapes.
-        task: has the loss and the held-out batches.
-        per: what has coefficients of its own: every ``"tensor"``, every ``"layer"`` (module), or the ``"model"``.
+        paths: checkpoints or state dicts, one or more, with the same names and shapes.
+        task: task with the loss and the held-out batches.
+        per: granularity of the coefficients: per ``"tensor"``, per ``"layer"`` (module), or for the ``"model"``.
         epochs: passes over the validation batches.
-        learning_rate: of AdamW, for the logits of the coefficients and the logarithm of ``β``.
-        statistics: BatchNorm's in the soup; see ``greedy_soup``.
-        on_progress: told of every ``"epoch"``, with its mean validation loss in nats.
+        learning_rate: learning rate of AdamW for the logits of the coefficients and for ``log β``.
+        statistics: BatchNorm statistics of the soup; see ``greedy_soup``.
+        on_progress: called with each ``"epoch"`` and its mean validation loss in nats.
 
     Raises:
-        CheckpointError: an ingredient cannot be read, or has other names or shapes than the first.
-        WeightspaceError: there are no validation batches, the loss isn't finite, the network returns no tensor of
-            logits, integer tensors differ.
+        CheckpointError: an ingredient cannot be read, or differs from the first in names or shapes.
+        WeightspaceError: there are no validation batches, the loss isn't finite, the network doesn't return a tensor of
+            logits, or integer tensors differ.
 
     Source:
-        Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, appendix I; that the gradient is an inner product with
-        each ingredient: derived.
+        Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, appendix I; the gradient as an inner product with each
+        ingredient is our derivation.
 
     Example:
         >>> import weightspace as ws
@@ -126,7 +126,7 @@ def learned_soup(
 def _descend(
     mixture: _Mixture, task: Task, epochs: int, learning_rate: float, on_progress: Callable[[Progress], None] | None
 ) -> list[float]:
-    """Learn the coefficients, and return the mean loss of every epoch."""
+    """Learn the coefficients and return the mean loss per epoch."""
     optimizer = torch.optim.AdamW([*mixture.logits.values(), mixture.log_scale], lr=learning_rate, weight_decay=0.0)
     means = []
     for epoch in range(1, epochs + 1):
@@ -135,7 +135,7 @@ def _descend(
         if not abs(mean) < float("inf"):
             raise WeightspaceError(
                 f"The validation loss of task {task.name!r} is {mean} over {len(losses)} batches; expected a finite "
-                "number. A smaller learning rate may help, or has the validation split no batches?"
+                "number. Try a smaller learning rate, or check that the validation split has batches."
             )
         means.append(mean)
         if on_progress is not None:
@@ -144,7 +144,7 @@ def _descend(
 
 
 def _step(mixture: _Mixture, task: Task, optimizer: torch.optim.Optimizer, batch: Any) -> float:
-    """Make one step of the optimiser and return the loss before it, in nats."""
+    """Take one optimiser step and return the loss before it, in nats."""
     optimizer.zero_grad()
     mixture.mix()
     with mixture.scaled() as network:
@@ -170,7 +170,7 @@ class _Mixture:
             parameter.requires_grad_(is_inexact(parameter))
 
     def alphas(self) -> dict[str, Tensor]:
-        """Return the coefficients of every group: float64 of shape ``(ingredients,)``."""
+        """Return the coefficients of each group, float64 of shape ``(ingredients,)``."""
         return {group: logits.detach().softmax(0) for group, logits in self.logits.items()}
 
     @torch.no_grad()
@@ -188,7 +188,7 @@ class _Mixture:
 
     @torch.no_grad()
     def pull(self) -> None:
-        """Carry the gradient of the weights over to the logits of the coefficients."""
+        """Set the gradients of the coefficients' logits from the gradient of the weights."""
         alphas = self.alphas()
         slopes = {group: torch.zeros_like(alpha) for group, alpha in alphas.items()}
         for name in self.parameters:
@@ -216,7 +216,7 @@ class _Mixture:
         return combined(self.states, mixed)
 
     def _slope(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """Return a coordinate of the network, and the gradient by it; None where there is none."""
+        """Return a coordinate of the network and its gradient, or None if it has no gradient."""
         parameter, norm = self.parameters[name], self.coordinates.parametrizations.weight_norms.get(name)
         if parameter.grad is None or norm is None:
             return None if parameter.grad is None else (parameter, parameter.grad)
@@ -225,7 +225,7 @@ class _Mixture:
 
     @contextmanager
     def scaled(self) -> Iterator[nn.Module]:
-        """Multiply what the network returns by ``β`` inside the block."""
+        """Multiply the network's output by ``β`` inside the block."""
 
         def multiply(module: nn.Module, inputs: Any, output: Any) -> Tensor:
             if not isinstance(output, Tensor):
@@ -244,12 +244,12 @@ class _Mixture:
         alpha = alphas.get(self.groups[name])
         if alpha is not None:
             return alpha
-        # A buffer: no gradient decides about it, so that it goes with its layer, else with all.
+        # A buffer has no gradient: it uses the mean coefficients of its layer, else of all groups.
         layer = self.aliases.get(name, name).rpartition(".")[0]
         near = [one for group, one in alphas.items() if group.rpartition(".")[0] == layer] or list(alphas.values())
         return torch.stack(near).mean(0)
 
 
 def _group(name: str, per: Per) -> str:
-    """Return the name of what a tensor shares its coefficients with."""
+    """Return the name of the group whose coefficients a tensor uses."""
     return {"tensor": name, "layer": name.rpartition(".")[0], "model": ""}[per]

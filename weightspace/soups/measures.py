@@ -1,4 +1,4 @@
-"""Measures of candidates: a task, or a user's function. Both are sent to the workers that score."""
+"""Measures that score candidates: a task or a user's function, both sent to the workers."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from weightspace.tasks.protocol import Task, objective_value
 
 
 class Measure(Protocol):
-    """Scores candidates, and says what the scores depend on beside the weights."""
+    """A scorer of candidates that also identifies what the scores depend on besides the weights."""
 
     def check(self, state: StateDict, name: str) -> None:
         """Check that a model can be scored."""
         ...
 
     def scores(self, tensors: Tensors, splits: Sequence[str], *, mixed: bool) -> dict[str, Mapping[str, float]]:
-        """Return what is found of a model over every split."""
+        """Return the scores of a model on each split."""
         ...
 
     def key(self, split: str, *, mixed: bool) -> Mapping[str, Any]:
-        """Return what the scores depend on beside the weights."""
+        """Return a key for everything that the scores depend on besides the weights."""
         ...
 
     def value(self, scores: Mapping[str, float]) -> float:
-        """Return the score that decides: higher is better."""
+        """Return the score that decides; higher is better."""
         ...
 
     def has(self, scores: Mapping[str, float]) -> bool:
-        """Return whether the score that decides is among scores."""
+        """Return whether the scores include the one that decides."""
         ...
 
     def reads(self) -> dict[str, str]:
-        """Return path -> SHA-256 of what was read for scores in this process."""
+        """Return path -> SHA-256 of the files read for scores in this process."""
         ...
 
 
@@ -49,11 +49,11 @@ class TaskMeasure:
     """A task as a measure.
 
     Attributes:
-        task: scores, and has the data.
-        statistics: what becomes of BatchNorm's in mixtures.
-        device: where the network runs; None: where the task builds it.
-        run: a name of this use, by which a process knows the network again that it has built.
-        mode: whether less (``"min"``) or more of the objective is better.
+        task: task with the scores and the data.
+        statistics: treatment of BatchNorm statistics in mixtures.
+        device: device of the network; None for the one on which the task builds it.
+        run: unique name of this run, under which a process caches its network.
+        mode: ``"min"`` if a lower objective is better, else ``"max"``.
     """
 
     task: Task
@@ -63,7 +63,7 @@ class TaskMeasure:
     mode: Mode
 
     def scorer(self) -> Scorer:
-        """Return the network of this process into which candidates are put: one, built once."""
+        """Return this process's scorer, whose network is built once and reused for all candidates."""
         if self.run not in _SCORERS:
             _SCORERS.clear()
             with self._noting_reads():
@@ -74,18 +74,18 @@ class TaskMeasure:
         """Check that a model has the names and shapes of the task's network.
 
         Raises:
-            CheckpointError: it has not.
+            CheckpointError: names or shapes differ.
         """
         self.scorer().check(state, name)
 
     def scores(self, tensors: Tensors, splits: Sequence[str], *, mixed: bool) -> dict[str, Mapping[str, float]]:
-        """Return what the task finds over every split."""
+        """Return the task's scores on each split."""
         scorer = self.scorer()
         scorer.put(tensors, mixed=mixed)
         return {split: self.score(split) for split in splits}
 
     def score(self, split: str) -> Mapping[str, float]:
-        """Return what the task finds over a split of the network that stands there."""
+        """Return the task's scores of the current network on a split."""
         scorer = self.scorer()
         with self._noting_reads():
             return scorer.scores(split)
@@ -94,78 +94,78 @@ class TaskMeasure:
         """Return the fingerprints of the task and of the data.
 
         Raises:
-            WeightspaceError: one of them has none.
+            WeightspaceError: the task or the data has no fingerprint.
         """
         resets = mixed and self.scorer().resets
-        if self.run not in _FINGERPRINTS:  # once, since scoring may leave something behind in a task
+        if self.run not in _FINGERPRINTS:  # once, since scoring may change the task's state
             _FINGERPRINTS[self.run] = fingerprint_of_task(self.task)
         with self._noting_reads():
             data = {part: fingerprint_of_data(self.task, part) for part in ((split, "train") if resets else (split,))}
         return {"task": _FINGERPRINTS[self.run], "data": data, "split": split, "device": self.device or "cpu"}
 
     def value(self, scores: Mapping[str, float]) -> float:
-        """Return the task's objective, negated where less of it is better."""
+        """Return the task's objective, negated if lower is better."""
         return float(objective_value(self.task, scores, self.mode))
 
     def has(self, scores: Mapping[str, float]) -> bool:
-        """Return whether the task's objective is there."""
+        """Return whether the scores include the task's objective."""
         return self.task.objective in scores
 
     def reads(self) -> dict[str, str]:
-        """Return what was read for the task."""
+        """Return path -> SHA-256 of the files read for the task."""
         return reads_of(self.task.name)
 
     def _noting_reads(self) -> AbstractContextManager[None]:
-        """Note what is read; a task that has a word for its data (``fingerprint``) speaks for their files as well."""
+        """Record the files read; those of a task with its own data ``fingerprint`` are covered by that."""
         return noting_reads(self.task.name, files=not callable(getattr(self.task, "fingerprint", None)))
 
     def forget(self) -> None:
-        """Let go of the network."""
+        """Release the cached network."""
         _SCORERS.pop(self.run, None)
         _FINGERPRINTS.pop(self.run, None)
 
 
 @dataclass(frozen=True)
 class FunctionMeasure:
-    """A function of a state dict as a measure; ``cache_key`` is its word for what it depends on."""
+    """A function of a state dict as a measure; ``cache_key`` identifies what it depends on."""
 
     function: Score
     cache_key: str | None
     mode: Mode
 
     def check(self, state: StateDict, name: str) -> None:
-        """Let anything pass: the function will say."""
+        """Accept any model; the function itself checks it."""
 
     def scores(self, tensors: Tensors, splits: Sequence[str], *, mixed: bool) -> dict[str, Mapping[str, float]]:
-        """Return the one score, which has no split."""
+        """Return the function's value as the score of each split."""
         found = self.function(dict(tensors))
         try:
             score = float(found)
         except (TypeError, ValueError) as error:
-            raise WeightspaceError(f"The function of scores returned {found!r}; expected a number.") from error
+            raise WeightspaceError(f"The score function returned {found!r}; expected a number.") from error
         return {split: {"score": score} for split in splits}
 
     def key(self, split: str, *, mixed: bool) -> Mapping[str, Any]:
-        """Return the function's own word."""
+        """Return the function's cache key."""
         return {"function": self.cache_key}
 
     def value(self, scores: Mapping[str, float]) -> float:
-        """Return the one score, negated where less of it is better."""
+        """Return the score, negated if lower is better."""
         return -scores["score"] if self.mode == "min" else scores["score"]
 
     def has(self, scores: Mapping[str, float]) -> bool:
-        """Return whether the one score is there."""
+        """Return whether the score is present."""
         return "score" in scores
 
     def reads(self) -> dict[str, str]:
-        """Return nothing: the function's own word counts."""
+        """Return an empty dict: only the cache key counts."""
         return {}
 
     def forget(self) -> None:
         """Do nothing."""
 
 
-#: The network that this process scores with, by its use.
+#: Run name -> scorer of this process.
 _SCORERS: dict[str, Scorer] = {}
-#: The fingerprint of a task, by its use.
+#: Run name -> fingerprint of the task.
 _FINGERPRINTS: dict[str, str] = {}

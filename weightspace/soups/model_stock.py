@@ -1,4 +1,4 @@
-"""Model Stock as a soup: the point on the line from the pretrained model to the mean that the angles call for."""
+"""Model Stock as a soup: an angle-dependent point on the line from the pretrained model to the mean."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from weightspace.tasks.protocol import Task
 def model_stock_soup(
     states_or_paths: Sequence[Source], base: Source, task: Task | None = None, *, statistics: Statistics = "auto"
 ) -> StateDict:
-    r"""Return ``t x̄ + (1 − t) b`` of every tensor, ``t = N cos θ / (1 + (N − 1) cos θ)``.
+    r"""Return ``t x̄ + (1 − t) b`` for each tensor, with ``t = N cos θ / (1 + (N − 1) cos θ)``.
 
-    ``cos θ`` is the mean cosine between the differences ``x_i − b`` of the fine-tunes from the pretrained model. Two
-    fine-tunes come near the mean of many. All are open at a time, mapped from their files.
+    ``cos θ`` is the mean cosine similarity of the task vectors ``x_i − b``. With only two fine-tunes, the result
+    approximates the mean of many. All are open at once, memory-mapped from their files.
 
     Args:
-        states_or_paths: fine-tunes, two or more, of the same names and shapes.
+        states_or_paths: fine-tunes, two or more, with the same names and shapes.
         base: the pretrained model ``b``.
-        task: measures BatchNorm's statistics anew; see ``uniform_soup``, and so for ``statistics``.
-        statistics: of BatchNorm.
+        task: task on which BatchNorm statistics are re-estimated; see ``uniform_soup``.
+        statistics: BatchNorm statistics; see ``uniform_soup``.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read, has other names or shapes than the first, or holds NaN or
+        CheckpointError: a checkpoint cannot be read, differs from the first in names or shapes, or holds NaN or
             infinity.
         WeightspaceError: there are fewer than two fine-tunes, or integer tensors differ.
 
@@ -38,14 +38,14 @@ def model_stock_soup(
     Example:
         >>> import torch
         >>> base, a, b = ({"w": torch.tensor(w)} for w in ([0.0, 0.0], [2.0, 0.0], [0.0, 2.0]))
-        >>> model_stock_soup([a, b], base)["w"]  # at right angles, nothing is known but the base
+        >>> model_stock_soup([a, b], base)["w"]  # orthogonal task vectors give the base
         tensor([0., 0.])
     """
     (origin,) = ingredients_of([base])
     ingredients = ingredients_of(states_or_paths)
     if len(ingredients) < 2:
         raise WeightspaceError(
-            f"Model Stock needs two fine-tunes or more, besides their base; found {len(ingredients)}."
+            f"Model Stock needs at least two fine-tunes, besides their base; found {len(ingredients)}."
         )
     start, *states = (one.mapped() for one in (origin, *ingredients))
     checked = IngredientCheck()

@@ -1,7 +1,7 @@
-"""Walking through an object: everything that it is made of, added to a digest in an order that is always the same.
+"""Traversal of an object that adds its contents to a digest in a deterministic order.
 
-Of a user's functions and classes count the source files, the code that was really loaded (a file can have been edited
-since), and the values of the globals that the code refers to. Of others' count their names and their own files.
+For user-defined functions and classes, this covers the source files, the code actually loaded (a file may have been
+edited since), and the values of the globals that the code refers to; for foreign ones, only their names and files.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from torch import Tensor, nn
 from weightspace.errors import WeightspaceError
 from weightspace.soups.file_dependencies import digest_of, import_digests, is_foreign, source_digests, source_of
 
-#: What the module of a program, or of a notebook, is called.
+#: Names of the module of a program or notebook.
 _MAIN = ("__main__", "__mp_main__")
 
 _PLAIN = (bool, int, float, complex, str, bytes, Path, torch.dtype, range)
 
 
 class Walk:
-    """Adds an object to a digest, and all that depends on it.
+    """Traversal that adds objects and everything they depend on to a digest.
 
     Args:
-        digest: of ``hashlib``.
-        owner: what errors call the object.
+        digest: ``hashlib`` digest.
+        owner: name of the object in errors.
     """
 
     def __init__(self, digest: Any, owner: str) -> None:
         self.digest, self.owner = digest, owner
-        self.seen: dict[int, tuple[int, Any]] = {}  # with the object, so that its identity is not given away again
+        self.seen: dict[int, tuple[int, Any]] = {}  # keeps the object, so that its id isn't reused
 
     def add(self, value: Any) -> None:
-        """Add anything.
+        """Add any object.
 
         Raises:
-            WeightspaceError: it holds something that has no fingerprint.
+            WeightspaceError: it contains an object without a fingerprint.
         """
         if value is None or isinstance(value, _PLAIN):
             self._note(type(value).__name__, repr(value))
@@ -88,13 +88,13 @@ class Walk:
             self._note("named", getattr(value, "__module__", None) or "", value.__name__)
         elif isinstance(value, CodeType):
             self._add_code(value)
-        elif hasattr(value, "__wrapped__"):  # functools.cache and its like
+        elif hasattr(value, "__wrapped__"):  # functools.cache and the like
             self._add_all("wrapped", value.__wrapped__)
         else:
             self._add_object(value)
 
     def _add_function(self, function: FunctionType) -> None:
-        """Add a function: its source, its code, what it was made with, and the globals that it refers to."""
+        """Add a function: its source, code, defaults, closure, and the globals that it refers to."""
         self._note("function", function.__qualname__)
         if self._add_origin(function, function.__code__):
             self._add_code(function.__code__)
@@ -104,7 +104,7 @@ class Walk:
         self._add_all("with", function.__defaults__, function.__kwdefaults__, cells, wrapped)
 
     def _add_code(self, code: CodeType) -> None:
-        """Add what a piece of code does: neither where it stands nor what its local variables are called."""
+        """Add the behaviour of a code object, regardless of its location and of local variable names."""
         table = getattr(code, "co_exceptiontable", b"")
         self._add_all("code", code.co_code, table, code.co_names, code.co_consts, code.co_argcount, code.co_flags)
 
@@ -121,16 +121,16 @@ class Walk:
             self._note("import", name, *import_digests(name))
 
     def _add_global(self, value: Any, names: Iterable[str]) -> None:
-        """Add the value of a global; of one that has no fingerprint counts the type, of a module what is used of it.
+        """Add the value of a global, or its type if it has no fingerprint; of a module, the attributes in use.
 
         Args:
-            value: of the global.
-            names: that the code uses, of attributes too.
+            value: value of the global.
+            names: names that the code uses, including attributes.
         """
         if isinstance(value, ModuleType):
             self._add_module(value, set(names))
             return
-        if isinstance(value, Counter | deque):  # what is counted, or waits, while the code is used
+        if isinstance(value, Counter | deque):  # running counts or queues that change while the code runs
             self._note("value of", type(value).__qualname__)
             return
         own = Walk(hashlib.sha256(), self.owner)
@@ -142,12 +142,12 @@ class Walk:
             self._note("value of", type(value).__qualname__)
 
     def _add_module(self, module: ModuleType, names: set[str]) -> None:
-        """Add a module that code refers to: a user's own by its source and by what is used of it."""
+        """Add a module that code refers to; a user's own by its source and the attributes in use."""
         self._note("module", module.__name__)
         file = source_of(module)
         if id(module) in self.seen or module.__name__ in sys.builtin_module_names or (file and is_foreign(file)):
             return
-        if file is None and getattr(module, "__spec__", None) is not None:  # an extension, or a namespace
+        if file is None and getattr(module, "__spec__", None) is not None:  # an extension or namespace package
             return
         self.seen[id(module)] = len(self.seen), module
         self._note("source", *source_digests(module))
@@ -156,7 +156,7 @@ class Walk:
             self._add_global(vars(module)[name], names)
 
     def _add_class(self, cls: type) -> None:
-        """Add a class: its source, what stands in its body, and its bases."""
+        """Add a class: its source, its body, and its bases."""
         self._note("class", cls.__qualname__)
         if self._add_origin(cls):
             for name, part in parts_of_class(cls):
@@ -165,9 +165,9 @@ class Walk:
         self._add_all("bases", *(base for base in cls.__bases__ if base is not object))
 
     def _add_origin(self, value: Any, code: CodeType | None = None) -> bool:
-        """Add the files that a function or class comes from; return whether it is the user's own.
+        """Add the files that define a function or class; return whether it is the user's own.
 
-        What stands in a notebook has no file, and wrapped functions stand elsewhere than they say: their code tells.
+        Notebook code has no file, and a wrapped function may be defined elsewhere than it claims; its code tells.
         """
         module = sys.modules.get(value.__module__ or "")
         file = None if module is None else source_of(module)
@@ -186,7 +186,7 @@ class Walk:
         return own
 
     def _add_object(self, value: Any) -> None:
-        """Add an instance of a class: the class, and what it would take along to another process."""
+        """Add an instance: its class, and the state that would be pickled."""
         if isinstance(value, nn.Module):
             self._add_all("module", type(value), repr(value), dict(value.state_dict()))
             for name, part in value.named_modules():
@@ -197,8 +197,8 @@ class Walk:
         state = carried(value)
         if state is None:
             raise WeightspaceError(
-                f"The evaluations of {self.owner} cannot be kept: it holds a {type(value).__name__}, which has no "
-                "fingerprint. Say that they need not be kept (cache=False, --no-cache)."
+                f"The evaluations of {self.owner} cannot be cached: it holds a {type(value).__name__}, which has no "
+                "fingerprint. Disable the cache (cache=False, --no-cache)."
             )
         self._add_all("object", type(value), state)
 
@@ -212,7 +212,7 @@ def add_tensor(digest: Any, tensor: Tensor) -> None:
 
 
 def carried(value: Any) -> Any:
-    """Return what an object consists of, None if that cannot be told."""
+    """Return the state of an object, or None if it cannot be determined."""
     if "__getstate__" in {name for base in type(value).__mro__[:-1] for name in vars(base)}:
         return value.__getstate__()
     if hasattr(value, "__dict__"):
@@ -231,13 +231,13 @@ def carried(value: Any) -> Any:
     return reduced if isinstance(reduced, str) else list(reduced[1:3])
 
 
-#: Operations that read a global by its name.
+#: Bytecode operations that read a global by name.
 _READING = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_GLOBALS"}
 
-#: Functions that import a module by its name.
+#: Functions that import a module by name.
 _IMPORTERS = {"import_module", "__import__"}
 
-#: Values that may stand in the body of a class.
+#: Types of values in class bodies that are included.
 _VALUES = (
     *(bool, int, float, complex, str, bytes, tuple, frozenset, list, dict, set, range, type(None), Path),
     *(Tensor, np.ndarray, np.generic, torch.dtype, type),
@@ -245,18 +245,18 @@ _VALUES = (
 
 
 def global_names(code: CodeType) -> list[str]:
-    """Return the names of the globals that code may read, that of functions inside it too."""
+    """Return the names of the globals that code, including nested functions, may read."""
     reading = (instruction for part in _parts(code) for instruction in dis.get_instructions(part))
     return sorted({str(one.argval) for one in reading if one.opname in _READING})
 
 
 def used_names(code: CodeType) -> set[str]:
-    """Return all names that code uses, of globals and of attributes."""
+    """Return all names that code uses, of globals and attributes."""
     return {name for part in _parts(code) for name in part.co_names}
 
 
 def imported_names(code: CodeType) -> list[str]:
-    """Return the absolute names of the modules that code may import, and those of packages that they are in."""
+    """Return the absolute names of modules that code may import, and of the packages containing them."""
     names: set[str] = set()
     for part in _parts(code):
         names |= {str(one.argval) for one in dis.get_instructions(part) if one.opname == "IMPORT_NAME"}
@@ -267,7 +267,7 @@ def imported_names(code: CodeType) -> list[str]:
 
 
 def parts_of_class(cls: type) -> Iterator[tuple[str, Any]]:
-    """Yield names and parts of the body of a class: methods, whatever wraps them, and plain values."""
+    """Yield names and members of a class body: methods, wrapped or not, and plain values."""
     for name, part in sorted(vars(cls).items()):
         if isinstance(part, staticmethod | classmethod):
             yield name, part.__func__
@@ -290,7 +290,7 @@ def _is_module_name(text: str) -> bool:
 
 
 def _parts(code: CodeType) -> Iterator[CodeType]:
-    """Yield code, and the code of functions and classes inside it."""
+    """Yield a code object and those of nested functions and classes."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

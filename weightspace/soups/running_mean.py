@@ -1,8 +1,8 @@
-r"""The running mean of networks: one set of sums, however many networks go in.
+r"""The running mean of networks: one set of sums for any number of networks.
 
-:math:`m_k = (x_1 + \dots + x_k) / k` from exact sums, so that neither order nor number shows. Pairs of weight norm are
-averaged as the weights that they stand for, and of spectral norm's vectors, which follow from the mean, those of the
-first network are kept (see ``arithmetic.parametrizations``).
+:math:`m_k = (x_1 + \dots + x_k) / k` from exact sums, so that the result doesn't depend on order or number. Weight-norm
+pairs are averaged as the weights that they represent; of spectral norm's vectors, which are derived from the mean,
+those of the first network are kept (see ``arithmetic.parametrizations``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class RunningMean:
     """The mean of the networks added so far.
 
     Attributes:
-        names: of the networks, in the order in which they were added.
+        names: names of the networks, in the order in which they were added.
     """
 
     def __init__(self) -> None:
@@ -41,16 +41,16 @@ class RunningMean:
 
     @torch.no_grad()
     def add(self, state: StateDict, name: str) -> None:
-        """Take in a network.
+        """Add a network to the mean.
 
         Args:
-            state: its tensors, of the names and shapes of those before. Of the first network those under weight norm
-                and spectral norm are kept as long as the mean is, of any other nothing.
-            name: of the network, for errors.
+            state: its tensors, with the same names and shapes as before. Only the first network's tensors under weight
+                norm and spectral norm are kept alive by the mean.
+            name: name of the network for errors.
 
         Raises:
             CheckpointError: names or shapes differ from those before.
-            WeightspaceError: an integer tensor differs, other than a counter, or a pruning mask.
+            WeightspaceError: an integer tensor other than a counter, or a pruning mask, differs.
         """
         self._check(state, name)
         coordinates = self._coordinates or Coordinates([state]).without_weights(self._dtypes)
@@ -61,7 +61,7 @@ class RunningMean:
             self._dtypes.update((key, tensor.dtype) for key, tensor in state.items())
             self._tied = tied
         for key in [key for key, owner in self._tied.items() if tied.get(key) != owner]:
-            owner = self._tied.pop(key)  # tied in all before, but not in this one
+            owner = self._tied.pop(key)  # tied in all previous networks, but not in this one
             if owner in self._sums:
                 self._sums[key] = self._sums[owner].copy()
             if owner in self._unaveraged:
@@ -75,14 +75,14 @@ class RunningMean:
 
     @torch.no_grad()
     def joined(self, state: StateDict, name: str) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors of the mean with one network more, which is not taken in.
+        """Yield the tensors of the mean with one more network, which isn't added to it.
 
         Args:
             state: as for ``add``.
             name: as for ``add``.
 
         Yields:
-            Name and a new tensor, in the dtype of the networks (the promoted one where they differ).
+            Name and a new tensor, in the dtype of the networks (promoted if they differ).
 
         Raises:
             CheckpointError: names or shapes differ.
@@ -98,9 +98,9 @@ class RunningMean:
             yield from coordinates.tensors(key, mean)
 
     def state(self) -> StateDict:
-        """Return the mean in the dtype of the networks; names that are tied in all of them stay tied.
+        """Return the mean in the dtype of the networks; tensors tied in all of them stay tied.
 
-        It is the end of the running mean, which is given up a tensor at a time.
+        This consumes the running mean, which is released one tensor at a time.
         """
         if self._coordinates is None:
             return {}
@@ -124,7 +124,7 @@ class RunningMean:
             check_masks([first, state], self._coordinates.parametrizations, models=(self.names[0], name))
 
     def _add(self, key: str, tensor: Tensor, name: str) -> None:
-        """Add one tensor to its sum, and keep what it is where it has no average."""
+        """Add one tensor to its sum, or keep its value if it isn't averaged."""
         kept = self._without_average(key, tensor, name)
         if is_inexact(tensor):
             if key in self._sums:
@@ -137,12 +137,12 @@ class RunningMean:
             self._unaveraged.pop(key, None)
 
     def _mean(self, key: str, dtype: torch.dtype) -> Tensor:
-        """Return one tensor of the mean, which is given up."""
+        """Return one tensor of the mean and release its sum."""
         kept = self._unaveraged.pop(key, None)
         return self._sums.pop(key).mean(len(self.names), dtype) if kept is None else kept.to(dtype)
 
     def _joined(self, key: str, tensor: Tensor, name: str, dtype: torch.dtype) -> Tensor:
-        """Return one tensor of the mean with a network more."""
+        """Return one tensor of the mean with one more network."""
         owner = self._tied.get(key, key)
         kept = self._without_average(owner, tensor, name)
         if kept is not None:
@@ -153,7 +153,7 @@ class RunningMean:
         return total.mean_with(tensor, len(self.names) + 1, dtype)
 
     def _without_average(self, key: str, tensor: Tensor, name: str) -> Tensor | None:
-        """Return what one tensor is with a network more where it has no average, else None."""
+        """Return the value of one tensor with one more network if it isn't averaged, else None."""
         known = self._unaveraged.get(key)
         if known is None and key in self._sums:
             return None

@@ -1,8 +1,8 @@
-"""Evaluations that are kept on the disk: one file per score, under the digest of all that it depends on.
+"""On-disk cache of evaluations: one file per evaluation, named by the digest of everything that it depends on.
 
-A file is written beside its place and renamed, so that a process that is killed leaves whole evaluations or none; any
-number of processes may write at a time. A file is believed only where it has the key that is asked for, finite scores,
-and the digests of files that are still the same.
+Files are written atomically by renaming, so that a killed process leaves complete evaluations or none; any number of
+processes may write at once. A file is trusted only if it has the requested key and finite scores, and the files it
+lists still have the same digests.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from weightspace.checkpoints.atomic_write import replacing_file
 from weightspace.soups.file_dependencies import are_unchanged
 from weightspace.version import __version__
 
-#: Bytes of an evaluation, at most.
+#: Largest size of an evaluation file, in bytes.
 _LARGEST = 2**26
 
 
 @dataclass(frozen=True)
 class Evaluations:
-    """A folder of scores; None keeps nothing."""
+    """A folder of cached scores; None disables the cache."""
 
     folder: Path | None
 
     def find(self, key: Mapping[str, Any]) -> dict[str, float] | None:
-        """Return the scores under a key; None where there are none, or only a file that is not to be believed."""
+        """Return the scores under a key, or None if there are none or the file isn't trustworthy."""
         if self.folder is None:
             return None
         path = _place(self.folder, key)
@@ -48,15 +48,15 @@ class Evaluations:
             return None
 
     def keep(self, key: Mapping[str, Any], scores: Mapping[str, float], reads: Mapping[str, str]) -> None:
-        """Write scores down; those that are not finite are found again each time.
+        """Store scores; non-finite ones aren't cached.
 
         Args:
-            key: what they depend on.
+            key: everything that they depend on.
             scores: name -> score.
-            reads: path -> SHA-256 of the files that were read for them.
+            reads: path -> SHA-256 of the files read for them.
 
         Raises:
-            CheckpointError: the disk refuses.
+            CheckpointError: the file cannot be written.
         """
         if self.folder is not None and all(map(math.isfinite, scores.values())):
             content = {"key": _full(key), "scores": dict(scores), "reads": dict(reads)}
@@ -65,10 +65,10 @@ class Evaluations:
 
 
 def kept_evaluations(cache: bool) -> Evaluations:
-    """Return the evaluations of this user: in ``$WEIGHTSPACE_CACHE/evaluations``, or below ``~/.cache/weightspace``.
+    """Return the user's evaluations, in ``$WEIGHTSPACE_CACHE/evaluations`` or below ``~/.cache/weightspace``.
 
     Args:
-        cache: False: nothing is kept, and nothing that was kept is found.
+        cache: if False, nothing is stored or found.
     """
     return Evaluations(evaluations_folder() if cache else None)
 
@@ -83,7 +83,7 @@ def _full(key: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(key: Mapping[str, Any]) -> Any:
-    """Return a key as it comes back from a file."""
+    """Return a key as it is read back from a file."""
     return json.loads(json.dumps(_full(key)))
 
 

@@ -1,4 +1,4 @@
-"""Candidates of a soup, scored: one network of a task into which their tensors are put, one after the other."""
+"""Scoring of soup candidates by one network of a task, into which their tensors are copied in turn."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from weightspace.tasks.protocol import Task, threads_of
 from weightspace.tasks.scores import scores_of
 from weightspace.threads import torch_threads
 
-#: What becomes of BatchNorm's statistics in a mixture: averaged, measured anew, or that where it can be done.
+#: BatchNorm statistics of a mixture: averaged ("none"), re-estimated ("reset"), or the latter if possible ("auto").
 Statistics: TypeAlias = Literal["auto", "none", "reset"]
-#: Name and tensor, one after the other.
+#: Names and tensors.
 Tensors: TypeAlias = "Iterable[tuple[str, Tensor]]"
 
 
 class Scorer:
-    """A network of a task that takes the weights of one candidate after the other.
+    """A network of a task that holds the weights of one candidate at a time.
 
     Args:
-        task: builds and scores the network.
-        statistics: what becomes of BatchNorm's statistics in mixtures.
-        device: where the network runs; where the task builds it if not given.
+        task: task that builds and scores the network.
+        statistics: treatment of BatchNorm statistics in mixtures.
+        device: device of the network; by default, the one on which the task builds it.
 
     Attributes:
-        network: in evaluation mode.
-        resets: whether BatchNorm's statistics are measured anew.
-        aliases: names of tensors that the network has under an earlier name too -> that name.
+        network: the network, in evaluation mode.
+        resets: whether BatchNorm statistics are re-estimated.
+        aliases: name of a tied tensor -> its first name.
 
     Raises:
-        WeightspaceError: there is no such choice of statistics.
+        WeightspaceError: the choice of statistics is unknown.
     """
 
     def __init__(self, task: Task, statistics: Statistics = "auto", *, device: str | None = None) -> None:
@@ -58,7 +58,7 @@ class Scorer:
         """Check that a model has the names and shapes of the network.
 
         Raises:
-            CheckpointError: it has not.
+            CheckpointError: names or shapes differ.
         """
         check_belongs(self.task, self.network, state, name)
 
@@ -67,8 +67,8 @@ class Scorer:
         """Set the weights of the network and return it.
 
         Args:
-            tensors: all tensors of a model that was checked.
-            mixed: the model is a mixture, whose activations BatchNorm has not seen.
+            tensors: all tensors of a checked model.
+            mixed: whether the model is a mixture, whose activations BatchNorm hasn't seen.
         """
         own = self.network.state_dict()
         for name, tensor in tensors:
@@ -80,31 +80,31 @@ class Scorer:
         return self.network
 
     def scores(self, split: str) -> Mapping[str, float]:
-        """Return what the task finds over a split, or a shift that it knows, as plain floats."""
+        """Return the task's scores on a split, or on one of its shifts, as plain floats."""
         with torch_threads(threads_of(self.task)):
             return scores_of(self.task, self.network, split)
 
 
 def has_training_batches(task: Task) -> bool:
-    """Return whether the task has any data to measure statistics on."""
+    """Return whether the task has training batches to estimate statistics on."""
     return next(iter(task.batches("train", SEED)), None) is not None
 
 
 def settled(task: Task | None, state: StateDict, statistics: Statistics) -> StateDict:
-    """Return a mixture with BatchNorm's statistics measured anew, where there is anything to do.
+    """Return a mixture with re-estimated BatchNorm statistics, if it has any.
 
     Args:
-        task: has the data; without a task nothing is done.
+        task: task with the data; without a task, the state is returned unchanged.
         state: weights of the task's network.
-        statistics: ``"none"`` does nothing; see ``Scorer``.
+        statistics: ``"none"`` leaves the statistics unchanged; see ``Scorer``.
 
     Raises:
-        CheckpointError: the weights have other names or shapes than the task's network.
-        WeightspaceError: the statistics shall be reset, but there are no training batches.
+        CheckpointError: the names or shapes of the weights differ from the task's network.
+        WeightspaceError: ``"reset"`` is requested, but there is no task or it has no training batches.
     """
     if task is None:
         if statistics == "reset":
-            raise WeightspaceError("Statistics are measured anew over a task's training batches; found no task.")
+            raise WeightspaceError("Statistics are re-estimated on a task's training batches; found no task.")
         advice = statistics_advice(state, "Give the task, whose training data recompute them.")
         if advice is not None and statistics == "auto":
             warn_caller(advice)
@@ -126,5 +126,5 @@ def settled(task: Task | None, state: StateDict, statistics: Statistics) -> Stat
     }
 
 
-#: A user's own score of a state dict: higher is better.
+#: A user-defined score of a state dict; higher is better unless ``mode="min"``.
 Score: TypeAlias = Callable[[StateDict], float]

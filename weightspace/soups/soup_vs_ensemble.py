@@ -1,4 +1,4 @@
-r"""Soup against ensemble: predict which of the two is better without running the ensemble.
+r"""Soup versus ensemble: predict which of the two is better without running the ensemble.
 
 With :math:`\theta_\alpha = (1-\alpha)\theta_0 + \alpha\theta_1` and logits scaled by :math:`\beta`,
 
@@ -6,7 +6,7 @@ With :math:`\theta_\alpha = (1-\alpha)\theta_0 + \alpha\theta_1` and logits scal
     + \beta^2 E_x \mathrm{Var}_{Y \sim \mathrm{softmax}(\beta f(x;\theta_\alpha))}
     (f_Y(x;\theta_1) - f_Y(x;\theta_0)) \right].
 
-Order and sign hold on fine-tunes of one model; the magnitude is rough.
+Order and sign are reliable for fine-tunes of one model; the magnitude is only approximate.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from weightspace.soups.ingredients import Ingredient, Source, check_ingredients,
 from weightspace.soups.scoring import Scorer, Statistics
 from weightspace.tasks.protocol import Split, Task
 
-#: Step of the second difference in the position.
+#: Step of the finite second difference in the position.
 STEP = 0.1
 
 
 @brief
 @dataclass(frozen=True)
 class SoupAgainstEnsemble:
-    """A soup of two networks beside their ensemble; losses in nats.
+    """A soup of two networks compared with their ensemble; losses in nats.
 
     Attributes:
-        position: ``α``, of the soup between the two; the weight of the second network in the ensemble.
-        soup: loss of the soup, logits scaled by ``scale``.
+        position: ``α``, the position of the soup between the two, and the weight of the second network in the ensemble.
+        soup: loss of the soup, with logits scaled by ``scale``.
         ensemble: loss of the mean of the logits, scaled likewise.
-        predicted: what the equation makes of ``soup − ensemble``.
+        predicted: prediction of ``soup − ensemble`` by the equation.
         curvature: ``d² L_soup / dα²``.
         variance: ``E_x Var_Y`` of the difference of the two networks' logits, without ``β``.
-        scale: ``β``; the temperature that the soup needs on validation data is ``1 / β``.
+        scale: ``β``; the calibrated temperature of the soup on validation data is ``1 / β``.
     """
 
     position: float
@@ -55,13 +55,13 @@ class SoupAgainstEnsemble:
 
     @property
     def difference(self) -> float:
-        """``soup − ensemble``: negative where the soup is better."""
+        """``soup − ensemble``, negative if the soup is better."""
         return self.soup - self.ensemble
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well predictions agree with what they predict: Pearson's correlation, and the share of equal signs."""
+    """Agreement of predicted with true differences: Pearson correlation, and the fraction of equal signs."""
 
     correlation: float
     sign: float
@@ -81,24 +81,24 @@ def soup_against_ensemble(
     """Score the soup of two networks and their ensemble, and predict the difference of their losses.
 
     Args:
-        a: a state dict or a checkpoint, position 0.
-        b: the other, position 1; both fine-tunes of one model.
-        task: a classifier with a cross-entropy ``loss`` among its scores, whose network returns logits ``(n, classes)``
-            and which scores on the same batches each time.
+        a: state dict or checkpoint at position 0.
+        b: state dict or checkpoint at position 1; both are fine-tunes of one model.
+        task: classification task with a cross-entropy ``loss`` among its scores, whose network returns logits
+            ``(n, classes)`` and which scores on the same batches each time.
         position: ``α``, strictly between 0 and 1.
-        scale: ``β``; that which calibrates the soup on validation data if not given.
-        split: data of the losses.
-        statistics: BatchNorm's between the two; see ``greedy_soup``.
+        scale: ``β``; by default, the one that calibrates the soup on validation data.
+        split: data for the losses.
+        statistics: BatchNorm statistics between the two; see ``greedy_soup``.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read, or does not belong to the task's network.
+        CheckpointError: a checkpoint cannot be read, or doesn't match the task's network.
         WeightspaceError: the position isn't between 0 and 1, the scores have no loss, or there are no logits.
 
     Source:
         Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, section 4, equation 1.
     """
     if not 0 < position < 1:
-        raise WeightspaceError(f"A soup of two lies strictly between 0 and 1; found the position {position}.")
+        raise WeightspaceError(f"The position of a soup must be strictly between 0 and 1; found {position}.")
     first, second = ingredients_of([a, b])
     pair = _Pair(first, second, Scorer(task, statistics), split)
     check_ingredients((first, second), pair.scorer.check)
@@ -123,13 +123,13 @@ def soup_against_ensemble(
 
 
 def agreement(pairs: Sequence[SoupAgainstEnsemble]) -> Agreement:
-    """Return how well the predictions of several pairs agree with the truth.
+    """Return the agreement of the predictions for several pairs with the truth.
 
     Raises:
-        WeightspaceError: there are fewer than three, of which a correlation says nothing.
+        WeightspaceError: there are fewer than three pairs, too few for a meaningful correlation.
     """
     if len(pairs) < 3:
-        raise WeightspaceError(f"A correlation needs three pairs or more; found {len(pairs)}.")
+        raise WeightspaceError(f"A correlation needs at least three pairs; found {len(pairs)}.")
     predicted, found = (np.array([getattr(pair, name) for pair in pairs]) for name in ("predicted", "difference"))
     return Agreement(
         correlation=float(np.corrcoef(predicted, found)[0, 1]),
@@ -139,7 +139,7 @@ def agreement(pairs: Sequence[SoupAgainstEnsemble]) -> Agreement:
 
 
 class _Pair:
-    """Two networks, the line between them, and the data that they are scored on."""
+    """Two networks, the linear path between them, and the data that they are scored on."""
 
     def __init__(self, a: Ingredient, b: Ingredient, scorer: Scorer, split: Split) -> None:
         self.a, self.b, self.scorer, self.split = a, b, scorer, split
@@ -180,7 +180,7 @@ class _Pair:
 
 
 def _variance(ends: tuple[list[Tensor], list[Tensor]], middle: list[Tensor], scale: float) -> float:
-    """Return ``E_x Var_Y(f_Y(x; θ1) − f_Y(x; θ0))`` with ``Y`` drawn by the scaled logits in the middle."""
+    """Return ``E_x Var_Y(f_Y(x; θ1) − f_Y(x; θ0))`` for ``Y`` drawn from the scaled logits of the soup."""
     total, count = 0.0, 0
     for first, second, logits in zip(*ends, middle, strict=True):
         weights = (scale * logits).softmax(-1)

@@ -16,25 +16,23 @@ from weightspace.tasks.protocol import Task
 def uniform_soup(
     states_or_paths: Sequence[Source], task: Task | None = None, *, statistics: Statistics = "auto"
 ) -> StateDict:
-    """Return the mean of all ingredients; that of copies is the copy, bit for bit.
+    """Return the mean of all ingredients; the mean of copies equals the copy bit for bit.
 
-    The ingredients are read one after the other: a float64 mean and one of them are in memory, however many there
-    are.
+    Ingredients are read one at a time; memory holds a float64 mean and one of them, regardless of their number.
 
     Args:
-        states_or_paths: state dicts or checkpoints (paths, URLs), one or more, of the same names and shapes.
-        task: measures BatchNorm's statistics anew, where the network has any and the task has training batches;
-            without a task they are averaged as everything else.
-        statistics: ``"reset"`` insists on that, ``"none"`` averages them; ``"auto"`` as said.
+        states_or_paths: state dicts or checkpoints (paths, URLs), one or more, with the same names and shapes.
+        task: task on whose training batches, if any, BatchNorm statistics are re-estimated; without a task, they are
+            averaged like everything else.
+        statistics: ``"auto"`` as above; ``"reset"`` requires re-estimation, ``"none"`` averages the statistics.
 
     Returns:
-        New tensors in the dtype of the ingredients (promoted where they differ), accumulated in float64. Integer
-        tensors are those that all agree on, of BatchNorm's counters the largest. Tensors tied in every ingredient
-        stay tied.
+        New tensors in the dtype of the ingredients (promoted if they differ), accumulated in float64. Integer tensors
+        must agree; of BatchNorm's counters, the largest is kept. Tensors tied in all ingredients stay tied.
 
     Raises:
-        CheckpointError: an ingredient cannot be read, has other names or shapes than the first, or holds NaN or an
-            infinity that is not a mask of all, in the same place.
+        CheckpointError: an ingredient cannot be read, differs from the first in names or shapes, or holds NaN or an
+            infinity that isn't at the same position in all of them (a mask).
         WeightspaceError: there are no ingredients, or integer tensors differ.
 
     Source:

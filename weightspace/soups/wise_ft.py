@@ -1,4 +1,4 @@
-"""WiSE-FT: the line from the pretrained model to a fine-tuned one, scored at several positions."""
+"""WiSE-FT: the linear path from a pretrained model to a fine-tuned one, scored at several positions."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from weightspace.soups.scoring import Statistics, settled
 from weightspace.tasks.objectives import Mode
 from weightspace.tasks.protocol import SPLITS, Task
 
-#: Positions on the line, if nothing else is said.
+#: Default positions on the path.
 POSITIONS = tuple(step / 10 for step in range(11))
 
 
 @brief
 @dataclass(frozen=True)
 class WiseFT:
-    """The line, and the best network on it.
+    """The scores along the linear path, and the best network on it.
 
     Attributes:
-        positions: from the pretrained model (0) to the fine-tuned one (1), of length ``S``.
-        scores: split -> what the task found at every position; ``validation`` chose.
-        position: the best one; of equal ones the first.
+        positions: ``S`` positions, from the pretrained model (0) to the fine-tuned one (1).
+        scores: split -> scores at each position; the best one is selected on ``validation``.
+        position: the best position; ties go to the first.
         state: the weights there.
     """
 
@@ -57,21 +57,21 @@ def wise_ft(
     ray_address: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> WiseFT:
-    """Score the networks from the pretrained model to the fine-tuned one, and return the best on validation data.
+    """Score networks between the pretrained and the fine-tuned model, and return the best on validation data.
 
     Args:
-        pretrained: position 0, a state dict or a checkpoint.
-        finetuned: position 1.
-        task: scores; its objective on the validation split chooses.
-        positions: finite numbers, without unit.
-        splits: data to score on, ``validation`` among them.
+        pretrained: state dict or checkpoint at position 0.
+        finetuned: state dict or checkpoint at position 1.
+        task: task that scores the networks; its objective on the validation split decides.
+        positions: finite, dimensionless numbers.
+        splits: data to score on, including ``validation``.
         mode: ``"min"`` or ``"max"`` of the objective; see ``greedy_soup``.
-        statistics: as for ``greedy_soup``, and so are ``cache``, ``executor``, ``workers``, ``gpus``, ``ray_address``.
-        on_progress: told of every ``"position"``, in their order, with the objective, negated where less is better.
+        statistics: as for ``greedy_soup``, like ``cache``, ``executor``, ``workers``, ``gpus`` and ``ray_address``.
+        on_progress: called with each ``"position"`` in order, with the objective, negated if lower is better.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read, or the two do not fit together.
-        WeightspaceError: there are no positions, no such split, or integer tensors differ.
+        CheckpointError: a checkpoint cannot be read, or the two don't match.
+        WeightspaceError: there are no positions, a split is unknown, or integer tensors differ.
 
     Source:
         Wortsman et al. 2022, https://arxiv.org/abs/2109.01903, section 3.
@@ -104,10 +104,10 @@ def wise_ft(
 
 
 def _check(positions: Sequence[float], splits: Sequence[str]) -> None:
-    """Check that there are positions, and the split that chooses."""
+    """Check that there are positions, and that the splits are known and include ``validation``."""
     if not len(positions) or "validation" not in splits or not set(splits) <= set(SPLITS):
         raise WeightspaceError(
-            f"Expected one position at least and splits of {', '.join(SPLITS)} with validation among them; found "
+            f"Expected at least one position and splits of {', '.join(SPLITS)} including validation; found "
             f"{len(positions)} positions and {', '.join(splits) or 'no splits'}."
         )
 
@@ -115,7 +115,7 @@ def _check(positions: Sequence[float], splits: Sequence[str]) -> None:
 def _reporter(
     points: Sequence[OnLine], judge: Judge, on_progress: Callable[[Progress], None] | None
 ) -> Callable[[int, Scores], None]:
-    """Return a callback that reports positions in their order; they are scored in any."""
+    """Return a callback that reports positions in order, although they are scored in any order."""
     pending: dict[int, Scores] = {}
     reported = 0
 

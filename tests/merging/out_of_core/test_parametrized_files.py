@@ -238,7 +238,7 @@ def test_evidence_of_half_a_weight_is_refused_while_planning(tmp_path: Path) -> 
     states = fine_tunes(WEIGHT_NORMS["linear"], 2)
     paths = saved([*states, *states], tmp_path)
     with pytest.raises(
-        WeightspaceError, match=r"speaks of 'parametrizations.weight.original\d', a part of the weight 'weight'"
+        WeightspaceError, match=r"refers to 'parametrizations.weight.original\d', a part of the weight 'weight'"
     ):
         merge_files(paths[:2], tmp_path / "out", method="fisher", evidence=paths[2:], dry_run=True)
 

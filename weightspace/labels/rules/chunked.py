@@ -1,7 +1,7 @@
-"""Any exponent on any structure: distances from the observed labels only, kept where they are few, else found again.
+"""Rules for any exponent and geometry, by distances from the observed labels, tabulated if possible.
 
-A table of outputs × observed labels is kept up to 256 MiB. Beyond, distances are sought for a block of observed labels
-after the other in every call: slow, but in bounded memory.
+A table of outputs × observed labels is kept up to 256 MiB. Beyond that, each call recomputes the distances for one
+block of observed labels after another: slow, but in bounded memory.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from weightspace.labels.rules.powers import check_range
 from weightspace.labels.rules.rule import Distances, Rule, powered
 from weightspace.tracing import runs_eagerly
 
-#: Bytes that a table of distances may take, and observed labels whose distances are sought at once.
+#: Largest table of distances in bytes, and number of observed labels whose distances are computed at once.
 KEPT, _SOURCES = 256 << 20, 128
 
 
 def columns(
     distances: Distances, observed: np.ndarray, outputs: np.ndarray, exponent: float, kept: int | None = None
 ) -> Rule:
-    """Return the rule by distances from the observed labels to the outputs, in a table of at most ``kept`` bytes."""
+    """Return the rule by distances from observed labels to outputs, tabulated if that takes at most ``kept`` bytes."""
     if 8 * len(observed) * len(outputs) > (KEPT if kept is None else kept):
         return StreamedColumns(distances, observed, outputs, exponent)
     return Dense(torch.from_numpy(np.ascontiguousarray(distances(outputs, observed))), exponent)
 
 
 class StreamedColumns(Rule):
-    """Costs that are summed up over blocks of observed labels, whose distances are found again in every call."""
+    """Costs summed over blocks of observed labels, whose distances are recomputed in each call."""
 
     def __init__(self, distances: Distances, observed: np.ndarray, outputs: np.ndarray, exponent: float) -> None:
         super().__init__()
@@ -41,13 +41,13 @@ class StreamedColumns(Rule):
         """See :class:`Rule`.
 
         Raises:
-            WeightspaceError: the call is recorded, batched, or on the meta device; a power leaves float64.
+            WeightspaceError: the call is traced, batched, or on the meta device; a power leaves float64.
         """
         if not runs_eagerly(weights):
             raise WeightspaceError(
-                f"{len(self.observed):,} observed labels × {self.outputs:,} outputs are too many distances to keep, "
-                "and what is found again in every call cannot be compiled, traced, exported or batched by vmap. "
-                "Observe or name fewer."
+                f"{len(self.observed):,} observed labels × {self.outputs:,} outputs are too many distances to store, "
+                "and recomputing them in each call cannot be compiled, traced, exported or batched by vmap. "
+                "Use fewer observed labels or outputs."
             )
         total = torch.zeros(len(weights), self.outputs, dtype=torch.float64, device=weights.device)
         for start in range(0, len(self.observed), _SOURCES):

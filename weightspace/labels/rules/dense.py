@@ -1,7 +1,7 @@
-"""Distances as a matrix: a product, screened in bfloat16 or float32 and decided in float64.
+"""Rules by a distance matrix: a matrix product, screened in bfloat16 or float32 and decided in float64.
 
-All terms are non-negative, so that rounding moves a cost by a relative amount: in bfloat16 (inputs and output rounded
-to 2⁻⁹) by less than .6 %, and whatever is best lies within 2 % of the best seen. Those candidates alone are summed in
+All terms are non-negative, so rounding changes a cost by a relative amount: in bfloat16 (inputs and output rounded to
+2⁻⁹) by less than .6 %, and the best output lies within 2 % of the best seen. Only those candidates are summed in
 float64.
 """
 
@@ -11,27 +11,27 @@ import torch
 from torch import Tensor
 
 from weightspace.labels.rules.powers import check_range
-from weightspace.labels.rules.rule import TILE, Rule, float32_is_whole, in_tiles, least_index, powered
+from weightspace.labels.rules.rule import TILE, Rule, in_tiles, least_index, powered, uses_full_float32
 
-#: Distances up to which a product in float64 takes no longer than a screen.
+#: Number of distances up to which a float64 product takes no longer than a screen.
 _SMALL = 1 << 10
-#: Numbers of a tile, so that it stays in the cache, and rows of one at least and at most.
+#: Numbers per tile, so that it stays in the cache, and its minimum and maximum number of rows.
 _CACHED, _FEWEST, _MOST = 1 << 18, 256, 1 << 14
-#: Rows and distances from which bfloat16 is worth its wider margin.
+#: Numbers of rows and of distances from which bfloat16 is worth its wider margin.
 _ROWS, _LARGE = 64, 1 << 16
-#: Outputs that are multiplied at once where powers are not kept.
+#: Number of outputs multiplied at once if powers aren't cached.
 _BLOCK = 2048
-#: Share of all pairs above which candidates are too many to be looked at one by one.
+#: Fraction of all pairs above which there are too many candidates to sum individually.
 _MANY = 1 / 16
 _BF16_MARGIN = 0.02
-#: Costs beyond this are near the end of float32's range, and not screened in it.
+#: Costs beyond this are too near the end of float32's range to be screened in it.
 _HUGE = 1e37
-#: Bytes that kept powers of distances may take in each dtype.
+#: Largest size in bytes of cached powers of distances, per dtype.
 _KEPT = 256 << 20
 
 
 class Dense(Rule):
-    """Costs by a matrix of distances, (outputs, observed), in its own dtype; neither copied nor changed."""
+    """Costs by a distance matrix, (outputs, observed), in its own dtype; neither copied nor modified."""
 
     matrix: Tensor
 
@@ -65,13 +65,13 @@ class Dense(Rule):
         return in_tiles(lambda rows: self._screened(rows, dtype), weights, self.tile)
 
     def _powers(self, outputs: slice | Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the powers of some outputs' distances in a dtype; other exponents would enlarge float32's rounding."""
+        """Return powers of some outputs' distances in a dtype; exponents other than 1 and 2 are computed in float64."""
         distances = self.matrix[outputs]
         exact = torch.float32 if self.exponent in (1, 2) else torch.float64
         return powered(distances.to(torch.promote_types(dtype, exact)), self.exponent).to(dtype)
 
     def _products(self, weights: Tensor, dtype: torch.dtype, among: Tensor | None = None) -> Tensor:
-        """Return the costs of all outputs, or of some, as they come out in a dtype, (B, outputs)."""
+        """Return the costs of all or some outputs, computed in a dtype, (B, outputs)."""
         weights = weights.to(dtype)
         if dtype.itemsize * self.outputs * self.observed <= _KEPT:
             powers = self._kept_powers(dtype)
@@ -82,7 +82,7 @@ class Dense(Rule):
         return torch.cat([weights @ self._powers(_block(start), dtype).T for start in blocks], 1)
 
     def _kept_powers(self, dtype: torch.dtype) -> Tensor:
-        """Return all powers in a dtype, kept from the first call on."""
+        """Return all powers in a dtype, cached from the first call on."""
         if dtype not in self._kept or self._kept[dtype].device != self.matrix.device:
             blocks = range(0, self.outputs, _BLOCK)
             self._kept[dtype] = torch.cat([self._powers(_block(start), dtype) for start in blocks])
@@ -93,9 +93,9 @@ class Dense(Rule):
         return least_index(self._products(weights, torch.float64, among))
 
     def _screened(self, weights: Tensor, dtype: torch.dtype, among: Tensor | None = None) -> Tensor:
-        """Decide among those outputs, or those of ``among``, that come near to the least cost in a shorter dtype.
+        """Decide among the outputs (or those in ``among``) that are near the least cost in a lower-precision dtype.
 
-        Of bfloat16 they are seen again in float32, and of float32 in float64.
+        Candidates from bfloat16 are screened again in float32, and those from float32 are decided in float64.
         """
         most = float(weights.max())
         if not most * self._largest * self.observed < _HUGE:
@@ -103,9 +103,9 @@ class Dense(Rule):
         seen = self._products(weights, dtype, among).float()
         found = least_index(seen)
         least = seen.gather(1, found[:, None])
-        fine = dtype is torch.float32 and float32_is_whole(weights.device)
+        fine = dtype is torch.float32 and uses_full_float32(weights.device)
         margin = 4 * 2.0**-24 * (self.observed + 4) if fine else _BF16_MARGIN
-        flushed = self.observed * 1e-37 * (self._largest + most + 1)  # of what is zero in the short dtype
+        flushed = self.observed * 1e-37 * (self._largest + most + 1)  # underflow in the low-precision dtype
         bound = least * (1 + margin) + flushed
         rest = seen.scatter_(1, found[:, None], torch.inf)
         several = (rest.amin(1) <= bound[:, 0]).nonzero()[:, 0]
@@ -120,7 +120,7 @@ class Dense(Rule):
         return found
 
     def _summed(self, weights: Tensor, near: Tensor, among: Tensor | None) -> Tensor:
-        """Decide among some outputs of every row by their costs, one by one in float64."""
+        """Decide among each row's candidate outputs by their individual float64 costs."""
         if int(near.sum()) > _MANY * near.numel() + len(near):
             return self._exact(weights, among)
         rows, candidates = near.nonzero(as_tuple=True)
@@ -138,12 +138,12 @@ def _block(start: int) -> slice:
 
 
 def _ends(distances: Tensor) -> tuple[float, float]:
-    """Return the smallest positive distance, if there is one, and the largest."""
+    """Return the smallest positive distance, if any, and the largest."""
     return float(distances.masked_fill(distances == 0, distances.max()).min()), float(distances.max())
 
 
 def least_of(costs: Tensor, rows: Tensor, candidates: Tensor, count: int) -> Tensor:
-    """Return for each of ``count`` rows the lowest of the candidates that have the least cost, int64."""
+    """Return the candidate of least cost for each of ``count`` rows, int64; ties go to the lowest."""
     best = torch.full((count,), torch.inf, dtype=torch.float64, device=rows.device)
     best.scatter_reduce_(0, rows, costs, "amin")
     equal = costs == best[rows]
@@ -152,7 +152,7 @@ def least_of(costs: Tensor, rows: Tensor, candidates: Tensor, count: int) -> Ten
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Return whether products in bfloat16 are faster than in float32: with instructions for them, that is."""
+    """Return whether bfloat16 products are faster than float32 ones, i.e. have hardware support."""
     if device.type == "cpu":
         capabilities = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16"))
         return any(capability is not None and capability() for capability in capabilities)

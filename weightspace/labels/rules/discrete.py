@@ -1,4 +1,4 @@
-"""Every label as far from every other: the least expected cost is the most probable label."""
+"""Discrete metric: the most probable label has the least expected cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from weightspace.labels.rules.rule import Rule
 
 
 class MostProbable(Rule):
-    """Distances of 0 and 1 among ``nodes`` labels."""
+    """Distances of 0 and 1 between ``nodes`` labels."""
 
     column: Tensor
     present: Tensor
@@ -27,7 +27,7 @@ class MostProbable(Rule):
         return weights.double().sum(1, keepdim=True) - self._own(weights)
 
     def scores(self, weights: Tensor) -> Tensor:
-        """See :class:`Rule`; the weights themselves, which their sum would round."""
+        """See :class:`Rule`; the negated weights, without the rounding of their sum."""
         return -self._own(weights)
 
     def _own(self, weights: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Squared Euclidean distances: the expected cost is least at the point nearest to the weighted mean.
 
-With P = Σ w_i and the mean m, Σ w_i |y − x_i|² = P|y − m|² + Σ w_i |x_i − m|²: O(K d) a row, and no distances between
-labels. A screen by |y|² − 2 y·m, in float32 (mean and all) or float64, leaves the points that its rounding cannot tell
-from the nearest; where there are several, |y − m|² decides, which does not cancel.
+With P = Σ w_i and the mean m, Σ w_i |y − x_i|² = P|y − m|² + Σ w_i |x_i − m|²: O(K d) per row, without distances
+between labels. A screen by |y|² − 2 y·m, entirely in float32 or in float64, keeps the points that are indistinguishable
+from the nearest up to rounding; if there are several, |y − m|², which has no cancellation, decides.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from weightspace.labels.rules.dense import least_of
-from weightspace.labels.rules.rule import TILE, Rule, float32_is_whole, in_tiles
+from weightspace.labels.rules.rule import TILE, Rule, in_tiles, uses_full_float32
 from weightspace.labels.rules.slices import Slicing
 
-#: Points that are converted and multiplied at once.
+#: Number of points converted and multiplied at once.
 _BLOCK = 4096
-#: Points that the mean is summed up from in float32, before float64 takes over.
+#: Number of points summed in float32 before the sum is added in float64.
 _ROUGH = 1024
-#: Half a unit in the last place.
+#: Unit roundoff.
 _UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
-#: Weights of rows whose largest is below this, or above its inverse, are scaled first.
+#: Rows whose largest weight is below this, or above its inverse, are scaled first.
 _LEAST = 2.0**-60
-#: Squares of lengths whose float32 has room on both sides.
+#: Range of squared lengths that float32 represents with room on both sides.
 _TINY, _HUGE = 1e-30, 1e30
-#: Points whose centre is so many times farther from the origin than they are from it are taken from there.
+#: Points are centred if their centre is this many times farther from the origin than they are from the centre.
 _FAR = 8.0
 _SMALL = 1 << 24
 _MANY = 1 / 16
@@ -73,7 +73,7 @@ class Nearest(Rule):
     def decide_now(self, weights: Tensor) -> Tensor:
         """See :class:`Rule`."""
         small = len(weights) * self.points.numel() < _SMALL
-        if small or not (float32_is_whole(weights.device) and self._fits):
+        if small or not (uses_full_float32(weights.device) and self._fits):
             return in_tiles(self._exact, weights, self.tile)
         return in_tiles(self._screened, weights, self.tile)
 
@@ -101,7 +101,7 @@ class Nearest(Rule):
         return self._decide(weights, mean.float(), error.float())
 
     def _decide(self, weights: Tensor, mean: Tensor, error: Tensor | None) -> Tensor:
-        """Decide by a screen in the dtype of the mean, whose error has a norm of at most ``error`` if it is rough."""
+        """Decide by a screen in the dtype of the mean; ``error`` bounds the norm of a rough mean's error."""
         dtype, squares = mean.dtype, self.squares.to(mean.dtype)
         seen = torch.empty(len(weights), self.outputs, dtype=dtype, device=weights.device)
         for at in range(0, self.outputs, _BLOCK):
@@ -117,7 +117,7 @@ class Nearest(Rule):
         rows, candidates = near.nonzero(as_tuple=True)
         counts = torch.bincount(rows, minlength=len(weights))
         found = candidates[counts.cumsum(0) - counts]
-        several = counts > 1  # points that rounding cannot tell apart
+        several = counts > 1  # points that are indistinguishable up to rounding
         if bool(several.any()):
             of_these = several[rows]
             row = (several.cumsum(0) - 1)[rows[of_these]]
@@ -125,7 +125,7 @@ class Nearest(Rule):
         return found
 
     def _rough_mean(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Return Σ w_i x_i / Σ w_i, float64 (B, d), from sums in float32, and a bound of its error's norm, (B, 1)."""
+        """Return Σ w_i x_i / Σ w_i, float64 (B, d), from float32 sums, and a bound on the norm of its error, (B, 1)."""
         weights = weights if weights.dtype == torch.float64 else weights.float()
         most = weights.amax(1, keepdim=True)
         if weights.dtype == torch.float64 or not bool(((most > _LEAST) & (most < 1 / _LEAST)).all()):
@@ -143,7 +143,7 @@ class Nearest(Rule):
         return mean / total, 3 * (_ROUGH + 4) * _UNIT[torch.float32] * lengths / total
 
     def _nearest_of(self, weights: Tensor, rows: Tensor, candidates: Tensor) -> Tensor:
-        """Return the nearest of some points of every row, in float64: ``candidates`` of ``rows``, which ascend."""
+        """Return each row's nearest candidate point in float64; ``rows``, the row of each candidate, is sorted."""
         mean, _ = self._mean(weights)
         costs = torch.empty(len(rows), dtype=torch.float64, device=weights.device)
         step = max(1, TILE // self.points.shape[1])
@@ -159,7 +159,7 @@ def _squares(points: Tensor) -> Tensor:
 
 
 def _centred(outputs: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the points from their centre, float64, if they lie far from the origin, where squares would cancel."""
+    """Centre the points, in float64, if they lie far from the origin, where squared lengths would cancel."""
     blocks = range(0, len(outputs), _BLOCK)
     centre = torch.stack([outputs[at : at + _BLOCK].double().sum(0) for at in blocks]).sum(0) / len(outputs)
     spread = max(float((outputs[at : at + _BLOCK].double() - centre).square().sum(1).max()) for at in blocks)

@@ -1,6 +1,6 @@
-"""Labels on a grid, as far apart as their coordinates in sum: by marginals, one or two axes at a time.
+"""Manhattan distances on a grid, by marginals over one or two axes at a time.
 
-(Σ_a d_a)² = Σ_a d_a² + 2 Σ_{a<b} d_a d_b, and every term depends on the weights through the marginal of its axes alone.
+(Σ_a d_a)² = Σ_a d_a² + 2 Σ_{a<b} d_a d_b, and each term depends on the weights only through the marginal of its axes.
 """
 
 from __future__ import annotations
@@ -56,5 +56,5 @@ class OnGrid(Rule):
         return field.sum(others) if others else field
 
     def _placed(self, values: Tensor, *axes: int) -> Tensor:
-        """Return values of some axes with sizes of one on the others."""
+        """Reshape values over some axes to broadcast over the others."""
         return values.view(-1, *(size if axis in axes else 1 for axis, size in enumerate(self.shape)))

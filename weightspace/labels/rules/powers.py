@@ -1,4 +1,4 @@
-"""Powers of distances, as costs have them: exponents that can be taken, and distances whose power float64 can hold."""
+"""Powers of distances: validation of exponents, and of distances whose powers must fit in float64."""
 
 from __future__ import annotations
 
@@ -12,34 +12,32 @@ from weightspace.errors import WeightspaceError
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Coordinates below which two points may be too near to each other for the square of their distance.
+#: Coordinates below which the squared distance of two points may underflow.
 _TINY = 1e-120
-#: Powers of ten between which a power of a distance may lie, so that sums of it under weights of float32 stay in range.
+#: Range of powers of distances, as powers of ten, in which sums with float32 weights neither over- nor underflow.
 _LOWEST, _HIGHEST = -250, 250
 
 
 def check_exponent(exponent: float) -> float:
-    """Return an exponent that costs can have.
+    """Return a valid exponent of costs.
 
     Raises:
         WeightspaceError: it isn't a positive number.
     """
     if isinstance(exponent, bool) or not isinstance(exponent, int | float) or not 0 < exponent < float("inf"):
-        raise WeightspaceError(
-            f"An exponent of distances is a positive number, 2 for a Fréchet mean; found {exponent!r}."
-        )
+        raise WeightspaceError(f"An exponent must be a positive number, 2 for a Fréchet mean; found {exponent!r}.")
     return exponent
 
 
 def check_range(distances: Any, exponent: float) -> None:
-    """Raise if a power of a distance leaves float64; zeros are not looked at.
+    """Check that powers of distances fit in float64; zeros are ignored.
 
     Args:
-        distances: array or tensor of zero or more; those at both ends suffice.
-        exponent: of the costs.
+        distances: non-negative array or tensor; the smallest and the largest distance suffice.
+        exponent: exponent of the costs.
 
     Raises:
-        WeightspaceError: a power would be lost, or infinite.
+        WeightspaceError: a power would underflow or overflow.
     """
     positive = np.asarray(distances)
     positive = positive[positive > 0]
@@ -50,17 +48,17 @@ def check_range(distances: Any, exponent: float) -> None:
         return
     raise WeightspaceError(
         f"Distances from {smallest:g} to {largest:g} to the power of {exponent:g} leave the range of float64; expected "
-        f"powers between 1e{_LOWEST} and 1e{_HIGHEST}. Scale the distances, or take a smaller exponent."
+        f"powers between 1e{_LOWEST} and 1e{_HIGHEST}. Scale the distances, or use a smaller exponent."
     )
 
 
 def check_points(points: Tensor) -> Tensor:
-    """Return points, (n, d), whose distances have squares that float64 can hold.
+    """Return points, (n, d), after checking that their squared distances fit in float64.
 
-    Floating-point numbers whose difference has no such square are tiny themselves.
+    Only coordinates that are tiny themselves can have a difference whose square underflows.
 
     Raises:
-        WeightspaceError: a square would be lost, or infinite.
+        WeightspaceError: a square would underflow or overflow.
     """
     check_range([2 * sqrt(points.shape[1]) * float(points.abs().max())], 2)
     tiny = (points != 0) & (points.abs() < _TINY)

@@ -1,4 +1,4 @@
-"""Sparse graphs over nodes: distances from some nodes by Dijkstra's algorithm, and components."""
+"""Sparse graphs: distances by Dijkstra's algorithm, and connected components."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any, TypeAlias
 import numpy as np
 from scipy.sparse.csgraph import connected_components, dijkstra
 
-#: A symmetric ``scipy.sparse.csr_array``, whose stubs hide what it has.
+#: A symmetric ``scipy.sparse.csr_array``, whose type stubs are incomplete.
 Graph: TypeAlias = Any
 
 
 def distances_from(graph: Graph, sources: np.ndarray) -> np.ndarray:
-    """Return the distances from some nodes to all nodes, float64 of shape (sources, nodes).
+    """Return the distances from the sources to all nodes, float64 of shape (sources, nodes).
 
     Args:
         graph: symmetric, connected, with positive weights.
-        sources: nodes, int64.
+        sources: source nodes, int64.
     """
     if len(sources) == 0:
         return np.zeros((0, graph.shape[0]))
@@ -24,5 +24,5 @@ def distances_from(graph: Graph, sources: np.ndarray) -> np.ndarray:
 
 
 def components(graph: Graph) -> tuple[int, np.ndarray]:
-    """Return how many components a graph has, and the component of every node."""
+    """Return the number of connected components of a graph, and the component of each node."""
     return connected_components(graph, directed=False)

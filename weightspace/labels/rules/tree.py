@@ -1,10 +1,10 @@
-"""Trees, and graphs with trees that hang from a core: exact in O(nodes) a row, and O(core × anchors) for the core.
+"""Rules for trees and for 2-cores with pendant trees: exact in O(nodes) per row, plus O(core × anchors) for the core.
 
 In preorder, mass and moment of a subtree are differences of two prefix sums, of w and of w·h (h: distance to the root
-of the tree). With P = Σw, and for a node c below its parent at distance ℓ, A0 = mass of the subtree of c, and
+of the tree). With P = Σw, and for a node c at distance ℓ below its parent, A0 = mass of the subtree of c, and
 g = Σ w d(·, parent) over it:  F1(c) = F1(parent) + ℓ(P − 2 A0),  F2(c) = F2(parent) + 2ℓ F1(parent) + ℓ²P − 4ℓ g.
 
-Costs of the core: F2(v) = Σ D(v,a)² S0(a) + 2 D(v,a) S1(a) + S2(a), with the moments S of the tree of every anchor a.
+Costs of the core: F2(v) = Σ D(v,a)² S0(a) + 2 D(v,a) S1(a) + S2(a), with the moments S of the tree of each anchor a.
 
 Source:
     Roberts et al. 2023, https://arxiv.org/abs/2307.12226, for the rule; the sums are derived from it.
@@ -18,23 +18,23 @@ from torch import Tensor
 
 from weightspace.labels.rules.dense import least_of
 from weightspace.labels.rules.powers import check_range
-from weightspace.labels.rules.rule import TILE, Distances, Rule, float32_is_whole, in_tiles
+from weightspace.labels.rules.rule import TILE, Distances, Rule, in_tiles, uses_full_float32
 from weightspace.labels.rules.tree_descent import BLOCK, AllSums, Blocks, Descent
 from weightspace.labels.rules.two_core import Fringe
 
-#: A tree that is deeper is not descended, but gets all its costs.
+#: Largest depth for a descent; in deeper trees, all costs are computed.
 _DEEPEST = 256
-#: Float64 numbers of a batch's prefix sums that are held at once (28 MB, which malloc gives again without new pages),
-#: or those of so many rows, where that is more.
+#: Float64 numbers of prefix sums held at once (28 MB, which malloc can reuse without mapping new pages), or those of
+#: at least this many rows.
 _SCRATCH, _ROWS = 7 << 19, 16
-#: Weights of a row that are summed up at once.
+#: Number of weights of a row summed at once.
 _PIECE = 8192
-#: Rows of the core's distances that are multiplied at once.
+#: Number of rows of the core's distances multiplied at once.
 _BLOCK = 512
 
 
-class HangingTrees(Rule):
-    """Expected distances (exponent 1) or squared distances (2) on a graph that was peeled."""
+class PendantTrees(Rule):
+    """Expected distances (exponent 1) or squared distances (2) on a graph peeled to its core."""
 
     source: Tensor
     present: Tensor
@@ -92,7 +92,7 @@ class HangingTrees(Rule):
     def _keep_subtrees(self, fringe: Fringe) -> None:
         here = np.arange(self.nodes)
         postorder = np.lexsort((-here, fringe.last))
-        closed = here - fringe.depth  # subtrees that end before a position: all that began but its ancestors
+        closed = here - fringe.depth  # subtrees that end before a position: all begun except its ancestors
         self.table("last", fringe.last)
         self.table("parent", fringe.parent)
         self.table("length", fringe.length)
@@ -132,10 +132,10 @@ class HangingTrees(Rule):
         return (second.index_select(1, self.tree) + self._along_paths(step)).index_select(1, self.answers)
 
     def scores(self, weights: Tensor) -> Tensor:
-        """See :class:`Rule`; of squares on a whole tree, minus the depth of nodes that are better than their parents.
+        """See :class:`Rule`; for squares on a whole tree, the negated depth of nodes better than their parents.
 
-        These are the path from the root to the best node, and what ties with that is one more child. Unlike the costs,
-        steps do not cancel where lengths are of different sizes.
+        These form the path from the root to the best node, and a tie can only be one further child. Unlike the costs,
+        steps don't cancel if lengths differ in magnitude.
         """
         if not (self.single and self.whole and self.exponent == 2 and self.positive):
             return self.costs(weights)
@@ -144,7 +144,7 @@ class HangingTrees(Rule):
         return torch.where(self.depth == 0, 0, better).index_select(1, self.answers)
 
     def _steps(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return F1 of all positions, F2 of the core, and by how much F2 of a position exceeds its parent's."""
+        """Return F1 of all positions, F2 of the core, and the excess of each position's F2 over its parent's."""
         w = self.spread(weights)
         mass, moment = w.cumsum(1), (w * self.height).cumsum(1)
         total = mass[:, -1:]
@@ -158,12 +158,12 @@ class HangingTrees(Rule):
         return first, second, self.length * (2 * first.index_select(1, self.parent) + self.length * total - 4 * above)
 
     def _along_paths(self, steps: Tensor) -> Tensor:
-        """Return for every position the sum of the steps from its root to it: all begun, less all closed by then."""
+        """Return the sum of the steps from the root to each position: over all begun subtrees minus the closed ones."""
         closed = steps.index_select(1, self.postorder).cumsum(1).index_select(1, self.closed)
         return steps.cumsum(1) - closed * self.some_closed
 
     def core_costs(self, w: Tensor, mass: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
-        """Return F1 and F2 of every node of the core, float64 (B, core), from what is in preorder."""
+        """Return F1 and F2 of each node of the core, float64 (B, core), from weights and prefix sums in preorder."""
         square = (w @ (self.height * self.height)).unsqueeze(1)
         if self.single:
             return moment[:, -1:], square
@@ -187,19 +187,19 @@ class HangingTrees(Rule):
         return sums.index_select(1, self.ends) - starts
 
     def decide_now(self, weights: Tensor) -> Tensor:
-        """See :class:`Rule`: descend from the root, or from the one node of the core that has half of F1 below it."""
+        """See :class:`Rule`: descend from the root, or from the core node that has more than half of F1 below it."""
         descends = self.descent is not None and self.whole
-        if not descends or not (self.single or (self.exponent == 2 and float32_is_whole(weights.device))):
+        if not descends or not (self.single or (self.exponent == 2 and uses_full_float32(weights.device))):
             return super().decide_now(weights)
         with torch.no_grad():
             found = self._descend_tree(weights) if self.single else self._descend_core(weights)
-        again = (found < 0).nonzero()[:, 0]  # ties, which are rare: all costs find the lowest index
+        again = (found < 0).nonzero()[:, 0]  # ties, which are rare: compute all costs to find the lowest index
         if len(again):
             found[again] = in_tiles(lambda some: self.costs(some).argmin(-1), weights[again], self.tile)
         return found
 
     def _sum_up(self, weights: Tensor, mass: Tensor, moment: Tensor) -> None:
-        """Write prefix sums of the weights, and of these times heights, a piece at a time: pieces stay in the cache."""
+        """Write prefix sums of weights and of weights times heights, in pieces that fit in the cache."""
         placed = weights if self.sorted else weights.index_select(1, self.sorted_columns)
         for start in range(0, self.observed, _PIECE):
             stop = min(self.observed, start + _PIECE)
@@ -213,7 +213,7 @@ class HangingTrees(Rule):
             moments.cumsum_(1)
 
     def _descend_tree(self, weights: Tensor) -> Tensor:
-        """Return the labels of all rows on a tree, -1 where neighbours tie."""
+        """Return the labels of all rows on a tree, -1 if neighbours tie."""
 
         def decide(rows: Tensor) -> Tensor:
             assert self.descent is not None
@@ -226,14 +226,14 @@ class HangingTrees(Rule):
         return in_tiles(decide, weights, max(1, TILE * BLOCK // (2 * self.observed)))
 
     def _descend_core(self, weights: Tensor) -> Tensor:
-        """Return the same of rows on a graph with a core."""
+        """Return the labels of all rows on a graph with a core, -1 if neighbours tie."""
         rows = min(len(weights), max(_ROWS, _SCRATCH // (2 * self.observed + 2)))
         scratch = torch.empty(2, rows, self.observed + 1, dtype=torch.float64, device=weights.device)
         scratch[:, :, 0] = 0
         return in_tiles(lambda some: self._descend(some, scratch[:, : len(some)]), weights, rows)
 
     def _descend(self, weights: Tensor, scratch: Tensor) -> Tensor:
-        """Return the labels of some rows, -1 where neighbours tie; prefix sums go to ``scratch``."""
+        """Return the labels of some rows, -1 if neighbours tie; prefix sums go to ``scratch``."""
         assert self.descent is not None
         mass, moment = scratch
         self._sum_up(weights, mass, moment)
@@ -243,7 +243,7 @@ class HangingTrees(Rule):
         w = weights.index_select(1, self.sorted_columns).double()
         sums = inside, hanging, w @ (self.heights * self.heights)
         best = self._best_of_core(*sums)
-        heaviest = self.anchors[hanging.argmax(1)]  # no other can have half of its F1 below it
+        heaviest = self.anchors[hanging.argmax(1)]  # only this one can have more than half of its F1 below it
         first, _ = self._at(*sums, heaviest)
         branch = torch.where(hanging.amax(1) > first / 2, heaviest, best)
         least, (first, below) = self._at(*sums, best)[1], self._at(*sums, branch)
@@ -255,15 +255,15 @@ class HangingTrees(Rule):
         return torch.where(tied, -1, found)
 
     def _at(self, mass: Tensor, moment: Tensor, square: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return F1 and F2 of one node of the core for every row, float64 (B,)."""
+        """Return F1 and F2 of one node of the core per row, float64 (B,)."""
         apart = self.between[nodes].double()
         once = (mass * apart).sum(1)
         return once + moment.sum(1), ((mass * apart + 2 * moment) * apart).sum(1) + square
 
     def _best_of_core(self, mass: Tensor, moment: Tensor, square: Tensor) -> Tensor:
-        """Return the node of the core with the least F2, the lowest of equal ones: seen in float32, decided in float64.
+        """Return the core node of least F2, ties going to the lowest: screened in float32, decided in float64.
 
-        All terms are non-negative, so that rounding moves a cost by a relative amount.
+        All terms are non-negative, so rounding changes a cost by a relative amount.
         """
         total = mass.sum(1, keepdim=True)
         shares, moments, rest = (part.float() for part in (mass / total, 2 * moment / total, square[:, None] / total))
@@ -272,7 +272,7 @@ class HangingTrees(Rule):
             block = self.between[start : start + _BLOCK].float().T
             seen[:, start : start + _BLOCK] = shares @ (block * block) + moments @ block + rest
         margin = 4 * 2.0**-24 * (2 * mass.shape[1] + 8)
-        beyond = ~seen.isfinite()  # of float32's range: not told apart here
+        beyond = ~seen.isfinite()  # overflow in float32: indistinguishable here
         least = seen.masked_fill(beyond, torch.inf).amin(1, keepdim=True)
         near = (seen <= least * (1 + margin)) | beyond
         rows, nodes = near.nonzero(as_tuple=True)

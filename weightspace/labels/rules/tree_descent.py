@@ -1,9 +1,9 @@
-"""From the root of a tree down to the node of least expected cost, for many rows at once.
+"""Descent from the root of a tree to the node of least expected cost, for many rows at once.
 
-Costs are convex along paths, so that at most one child is better than its parent, and it holds more than half: of F1
-(for squared distances), or of the mass (for distances). A binary search among the children finds it by sums of the
-first weights in preorder, in float64: for all positions, or for the starts of blocks, which is faster. What a position
-lies beyond the start of its block is added up when it is asked for; a descent asks for few.
+Costs are convex along paths, so at most one child is better than its parent, and its subtree holds more than half of F1
+(for squared distances) or of the mass (for distances). A binary search among the children finds it by float64 prefix
+sums of the weights in preorder: for all positions or, which is faster, for the starts of blocks. The remainder within a
+block is summed on request, as a descent requests few positions.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from torch.nn.functional import pad
 from weightspace.labels.rules.rule import Rule
 from weightspace.labels.rules.two_core import Fringe
 
-#: A block has 2^SHIFT weights and one sum; so many weights, or one row, are taken at a time and stay in the cache.
+#: A block of 2^SHIFT weights has one sum; _PIECE weights, or one row if longer, are processed at once to fit the cache.
 SHIFT, _PIECE = 5, 2**18
 BLOCK = 1 << SHIFT
 
 
 class Sums(Protocol):
-    """Sums of weights of many rows, (B, observed)."""
+    """Prefix sums of the weights of many rows, (B, observed)."""
 
     def before(self, row: Tensor, rank: Tensor, height: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mass of the first ``rank`` weights, and their moment about a height; all int64 or float64 (n,)."""
+        """Return the mass of the first ``rank`` weights and their moment about a height, float64 (n,)."""
         ...
 
 
 class AllSums:
-    """Sums that were found for every rank: ``mass`` and ``moment``, float64 (B, observed + 1)."""
+    """Prefix sums for all ranks: ``mass`` and ``moment``, float64 (B, observed + 1)."""
 
     def __init__(self, mass: Tensor, moment: Tensor) -> None:
         self.mass, self.moment = mass, moment
@@ -44,9 +44,9 @@ class AllSums:
 
 
 class Blocks(Rule):
-    """Blocks of the observed labels in preorder: their columns and heights, (blocks, BLOCK); the last one is padded.
+    """Blocks of the observed labels in preorder: their columns and heights, (blocks, BLOCK); the last block is padded.
 
-    Row n of ``first`` is 1 for the first n of a block, and 0 for the others.
+    Row n of ``first`` is 1 for the first n entries of a block and 0 for the others.
     """
 
     columns: Tensor
@@ -62,12 +62,12 @@ class Blocks(Rule):
         self.table("first", torch.ones(BLOCK, BLOCK, dtype=torch.float64).tril(-1))
 
     def sums(self, weights: Tensor) -> BlockSums:
-        """Return the sums of weights, (B, observed)."""
+        """Return the prefix sums of weights, (B, observed)."""
         return BlockSums(self, weights)
 
 
 class BlockSums:
-    """Sums that are kept for the starts of blocks: ``mass`` and ``moment``, float64 (B, blocks + 1)."""
+    """Prefix sums at the starts of blocks: ``mass`` and ``moment``, float64 (B, blocks + 1)."""
 
     def __init__(self, blocks: Blocks, weights: Tensor) -> None:
         self.blocks, self.weights = blocks, weights.reshape(-1)
@@ -81,9 +81,9 @@ class BlockSums:
         self.moment.cumsum_(1)
 
     def _sum_up(self, weights: Tensor, rows: slice, placed: Tensor) -> None:
-        """Sum up the blocks of some rows."""
+        """Sum the blocks of some rows."""
         columns = self.blocks.columns.view(-1)
-        # The same of one row, which torch gathers faster as a vector.
+        # A single row is gathered as a vector, which torch does faster.
         found = weights[0].index_select(0, columns)[None] if len(weights) == 1 else weights.index_select(1, columns)
         placed = placed[: len(found)].copy_(found.view(-1, *self.blocks.columns.shape))
         placed[:, -1, self.blocks.observed % BLOCK :] = 0
@@ -103,7 +103,7 @@ class BlockSums:
 
 
 class Descent(Rule):
-    """Descends by tables of a peeled graph; ``exponent`` is 1 or 2, ``rank`` the observed labels before a position."""
+    """Descent by tables of a peeled graph; ``exponent`` is 1 or 2, ``rank`` counts the observed before a position."""
 
     height: Tensor
     length: Tensor
@@ -123,22 +123,24 @@ class Descent(Rule):
         self.table("before", rank)
         self.table("after", rank[fringe.last + 1])  # the whole subtree
         self.table("first", fringe.first)
-        children = np.append(fringe.children, 0)  # one more, to look at where there is none
+        children = np.append(fringe.children, 0)  # padding, read when a node has no child
         self.table("child", children)
         self.table("child_after", rank[fringe.last[children] + 1])
 
     def forward(self, sums: Sums, start: Tensor, first: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return where every row ends, what its cost has changed by, and whether another node costs the same.
+        """Return the final position of each row, the change of its cost, and whether another node costs the same.
 
         Args:
-            sums: of the weights of B rows.
-            start: position where every row begins, int64 (B,).
-            first: expected distance there, F1, float64 (B,).
+            sums: prefix sums of the weights of B rows.
+            start: initial position of each row, int64 (B,).
+            first: expected distance F1 at the start, float64 (B,).
             total: sum of the weights, float64 (B,).
         """
         at, gained = start.clone(), torch.zeros_like(first)
         tied = torch.zeros_like(at, dtype=torch.bool)
-        live = torch.arange(len(start), device=start.device)  # rows that still move; what follows is of these
+        live = torch.arange(
+            len(start), device=start.device
+        )  # rows still moving, to which the following variables refer
         here, gain = start, gained.clone()
         for _ in range(self.depth):
             below = _Below(self, sums, live, self.height[here])
@@ -161,13 +163,13 @@ class Descent(Rule):
 
 
 class _Below:
-    """What lies below the nodes at which some rows stand."""
+    """Sums over the subtrees below the current nodes of some rows."""
 
     def __init__(self, tables: Descent, sums: Sums, row: Tensor, height: Tensor) -> None:
         self.tables, self.sums, self.row, self.height = tables, sums, row, height
 
     def candidate(self, here: Tensor, half: Tensor, *, strict: bool) -> tuple[Tensor, Tensor]:
-        """Return the child in which the sum over the children's subtrees reaches a half, and whether there is one."""
+        """Return the child in which the sum over the children's subtrees reaches ``half``, and whether it exists."""
         tables = self.tables
         low, stop = tables.first[here], tables.first[here + 1]
         high, origin = stop, None
@@ -185,7 +187,7 @@ class _Below:
         return tables.child[low], low < stop
 
     def step(self, child: Tensor, first: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the cost and F1 change by on the path to a child."""
+        """Return the changes of the cost and of F1 from a node to a child."""
         length = self.tables.length[child]
         (mass, moment), (mass_before, moment_before) = self._of(self.tables.after[child], self.tables.before[child])
         drop = length * (total - 2 * (mass - mass_before))
@@ -194,7 +196,7 @@ class _Below:
         return length * (2 * first + length * total - 4 * (moment - moment_before)), drop
 
     def _of(self, *ranks: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return mass and moment of the first weights of every row: for one rank a row or two, looked up at once."""
+        """Return mass and moment of each row's first weights, for one rank per row or for two, looked up together."""
         if len(ranks) == 1:
             return [self.sums.before(self.row, ranks[0], self.height)]
         rank, row, height = (torch.cat(parts) for parts in (ranks, [self.row] * 2, [self.height] * 2))

@@ -1,8 +1,8 @@
-"""A graph as a core and trees that hang from it: what lies in a tree reaches the rest through one node.
+"""Decomposition of a graph into its 2-core and pendant trees, each attached to the rest through one node.
 
-Nodes of degree one are peeled off until none is left; a tree leaves one node. Everything below is in *preorder*: tree
-after tree, a parent before its children, every subtree without a gap, so that sums over subtrees are differences of
-two prefix sums.
+Nodes of degree one are peeled off until none remain; a tree is peeled down to one node. Arrays are in *preorder*: tree
+after tree, parents before children, each subtree contiguous, so that sums over subtrees are differences of two prefix
+sums.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from weightspace.labels.rules.shortest_paths import Graph
 
 @dataclass(frozen=True)
 class Fringe:
-    """The hanging trees of a graph with ``n`` nodes; arrays are int64 of shape (n,), by preorder, if not said
-    otherwise.
+    """The pendant trees of a graph with ``n`` nodes; arrays are int64 (n,) in preorder unless stated otherwise.
 
     Attributes:
-        order: the node at every position.
-        parent: position of the parent; a root's is its own.
+        order: the node at each position.
+        parent: position of the parent; a root is its own.
         last: position of the last node of the subtree.
-        depth: edges to the root of the tree.
+        depth: number of edges to the root of the tree.
         length: distance to the parent, float64; 0 at a root.
         height: distance to the root, float64.
-        residue: what float64 leaves of that sum, so that ``height + residue`` is exact to twice its digits.
+        residue: rounding error of the height, so that ``height + residue`` has twice the precision of float64.
         tree: index of the tree.
-        roots: position of every tree's root, one a node of the core, shape (core,).
-        children: positions of all that are not roots, by parent, then by preorder, shape (n - core,).
-        first: where the children of a position begin in ``children``, shape (n + 1,).
+        roots: position of each tree's root, one per node of the core, shape (core,).
+        children: positions of all non-roots, by parent, then by preorder, shape (n - core,).
+        first: index in ``children`` where the children of each position start, shape (n + 1,).
         core: the graph between the roots, in the order of ``roots``.
     """
 
@@ -51,7 +50,7 @@ class Fringe:
 
     @cached_property
     def position(self) -> np.ndarray:
-        """The preorder position of every node."""
+        """The preorder position of each node."""
         position = np.empty_like(self.order)
         position[self.order] = np.arange(len(self.order))
         return position
@@ -63,7 +62,7 @@ class Fringe:
 
     @cached_property
     def jump(self) -> np.ndarray:
-        """An ancestor of every position, farther up than its parent, so that any one is reached in O(log depth) steps.
+        """Jump pointers: an ancestor of each position, so that any ancestor is reached in O(log depth) steps.
 
         Source:
             Myers 1983, https://doi.org/10.1016/0020-0190(83)90106-0, for the skew-binary jumps.
@@ -83,14 +82,14 @@ def peel(graph: Graph, root: int | None = None) -> Fringe:
 
     Args:
         graph: positive weights, no loops.
-        root: node that a tree is hung up at; by default one in its middle.
+        root: node to root a tree at; by default, a central one.
     """
     parent, length, peeled = _peeled(graph, root)
     return _in_preorder(graph, parent, length, peeled)
 
 
 def _peeled(graph: Graph, root: int | None) -> tuple[list[int], list[float], list[int]]:
-    """Return parents (-1 in the core), distances to them, and the peeled nodes in the order of their going."""
+    """Return parents (-1 in the core), distances to them, and the peeled nodes in the order of their removal."""
     indptr, indices, data = graph.indptr.tolist(), graph.indices.tolist(), graph.data.tolist()
     nodes = graph.shape[0]
     degree = np.diff(graph.indptr).tolist()
@@ -133,7 +132,7 @@ def _in_preorder(graph: Graph, parent: list[int], length: list[float], peeled: l
         following[above] += size[node]
         depth[node] = depth[above] + 1
         height[node] = whole = height[above] + length[node]
-        added = whole - height[above]  # what rounding lost, exactly (Knuth's two-sum)
+        added = whole - height[above]  # the exact rounding error (Knuth's two-sum)
         residue[node] = residue[above] + (height[above] - (whole - added)) + (length[node] - added)
     where = np.asarray(position, dtype=np.int64)
     order = np.empty(nodes, dtype=np.int64)
