@@ -143,7 +143,7 @@ class _Merging:
             self.global_arguments = global_pass(stacks, [self.arguments] * len(stacks))
 
     def _check_evidence(self, names: Collection[str]) -> None:
-        """Check that the evidence has any of the models' tensors."""
+        """Check that the evidence has some of the models' tensors."""
         known = {name: None for evidence in self.evidence for name in evidence}
         if known and known.keys().isdisjoint(names):
             raise WeightspaceError(

@@ -88,7 +88,7 @@ def merge_files(
 
 @dataclass(frozen=True)
 class _Steps:
-    """Steps beside merging, and the listener for progress."""
+    """Steps besides merging, and the progress callback."""
 
     align: Alignment | None
     finish: Finish | None

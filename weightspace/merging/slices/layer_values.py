@@ -59,8 +59,8 @@ class LayerValues:
             if values[donor] is None or values[model] is None:
                 silent = self._stacking.models[donor if values[donor] is None else model]
                 raise WeightspaceError(
-                    f"The configuration of {silent.member.label} does not give {rule.key!r}, those of other models "
-                    f"do, so layer {layer} has no value for it. Expected configurations with the same keys."
+                    f"The configuration of {silent.member.label} does not give {rule.key!r}, unlike those of "
+                    f"other models, so layer {layer} has no value. Expected configurations with the same keys."
                 )
         return wanted
 
@@ -77,7 +77,7 @@ class LayerValues:
         return list(found.values())
 
     def _of(self, model: SlicedModel, rule: LayerRule, donors: Sequence[Any] | None) -> list[Any] | None:
-        """Return a rule's values for a model's layers; one without them has the donor's if it has as many layers."""
+        """Return a rule's values for a model's layers; without any, the donor's if it has as many layers."""
         own = values_of(rule, model.part, model.count)
         if own is None and donors is not None and model.count == len(donors):
             return list(donors)

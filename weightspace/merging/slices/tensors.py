@@ -50,7 +50,7 @@ class _Slicer:
     """Sources and names of the tensors of stacked slices."""
 
     def __init__(self, finder: TensorFinder, stacking: Stacking, extra: Mapping[int, frozenset[str]]) -> None:
-        """Prepare; ``extra`` are the tensors of first layers that go before all layers, by model."""
+        """Store the inputs; ``extra`` are the tensors of first layers that go before all layers, by model."""
         self.finder = finder
         self.stacking = stacking
         self.extra = extra
