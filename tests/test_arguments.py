@@ -58,7 +58,7 @@ MISUSES: dict[str, tuple[Callable[[], Any], str]] = {
     "no list for a soup": (lambda: ws.uniform_soup("a.pt"), r"Give a list, \['a.pt', …\]"),
     "a name for a score": (lambda: ws.greedy_soup([STATE], "digits-mlp"), r"ws.load_task\('digits-mlp'\)"),
     "no task for a line": (lambda: ws.wise_ft(TASK, STATE, STATE), r"wise_ft\(pretrained, finetuned, task\)"),
-    "states for files": (lambda: ws.merge_files([STATE, STATE], "out"), r"takes paths .* in memory: ws.merge"),
+    "states for files": (lambda: ws.merge_files([STATE, STATE], "out"), r"checkpoint paths.* in memory: ws.merge"),
     "training checkpoints": (
         lambda: ws.merge([TRAINING, TRAINING]),
         r"states\[0\] is a training checkpoint; .* Tensors are in its entries 'model', 'optimizer'",

@@ -251,7 +251,7 @@ def test_adapters_of_all_experts_are_not_merged_without_their_model(
 ) -> None:
     folder = write("a", model(normal, FUSED), **PARAMETERS)
     assert len(read_adapter(folder).fused) == 2
-    with pytest.raises(CheckpointError, match="as those of fused experts"):
+    with pytest.raises(CheckpointError, match="such as those of fused experts"):
         merge_adapters([folder, folder], tmp_path / "out")
 
 

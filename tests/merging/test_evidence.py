@@ -87,7 +87,7 @@ def test_evidence_that_does_not_fit_is_refused(method: str, evidence: list[Tenso
 @pytest.mark.parametrize("method", ["fisher", "regmean"])
 def test_evidence_of_another_network_is_refused(method: str) -> None:
     models = [{"w": normals(seed, (6, 4))} for seed in (1, 2)]
-    with pytest.raises(WeightspaceError, match="of none of the models' tensors, but of 'other'"):
+    with pytest.raises(WeightspaceError, match="none of the models' tensors, but 'other'"):
         merge(models, method, evidence=[{"other": torch.eye(4)}] * 2)
     with pytest.raises(WeightspaceError, match=r"evidence\[0\] is None; expected a list of state dicts"):
         merge(models, method, evidence=[None, None])  # type: ignore[list-item]

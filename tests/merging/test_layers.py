@@ -123,7 +123,7 @@ def test_the_number_of_a_wrapper_counts_no_layers() -> None:
 
 def test_stages_are_not_renumbered() -> None:
     layers = Layers([f"layer{stage}.{block}.conv.weight" for stage in (1, 2) for block in range(3)])
-    with pytest.raises(WeightspaceError, match=r"one number counts from 0; found 'layer2.0.conv.weight' in layer 3"):
+    with pytest.raises(WeightspaceError, match=r"from 0 by one number; found 'layer2.0.conv.weight' in layer 3"):
         layers.renumbered("layer2.0.conv.weight", 4)
 
 

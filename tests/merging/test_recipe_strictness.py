@@ -82,7 +82,7 @@ def test_an_unknown_key_is_an_error_with_a_suggestion(text: str, message: str, m
 
 
 def test_a_merge_is_lenient_or_strict(models: Path) -> None:
-    with pytest.raises(WeightspaceError, match="lenient or strict"):
+    with pytest.raises(WeightspaceError, match="lenient and strict exclude each other"):
         plan(PLAIN["linear"], lenient=True, strict=True)
 
 

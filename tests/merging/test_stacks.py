@@ -96,7 +96,7 @@ def test_a_part_that_leads_the_path_is_meant() -> None:
     ("asked", "message"),
     [
         ("decoder.blok", r"no stack of layers 'decoder.blok'.*Did you mean decoder.block"),
-        ("block", r"could be encoder.block .*, decoder.block .*; expected the whole path"),
+        ("block", r"could be encoder.block .*, decoder.block .*; expected the full path"),
         ("lm_head", "it has encoder.block"),
     ],
 )
@@ -121,7 +121,7 @@ def test_a_model_without_layers_is_refused() -> None:
 
 def test_parts_of_layers_in_lists_of_their_own_are_no_stack() -> None:
     listed = names(transformer__attentions=6, transformer__ffns=6)
-    with pytest.raises(WeightspaceError, match=r"parts of its layers in transformer.attentions"):
+    with pytest.raises(WeightspaceError, match=r"splits its layers between transformer.attentions"):
         chosen(listed, asked="attentions")
 
 

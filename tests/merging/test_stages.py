@@ -337,14 +337,14 @@ def test_a_result_can_carry_an_adapter_and_give_the_tokenizer(folder: Path) -> N
 
 def test_a_users_folder_is_not_replaced(folder: Path) -> None:
     shutil.copytree("c", "kept/first")
-    with pytest.raises(CheckpointError, match="kept/first is there already, and no merge"):
+    with pytest.raises(CheckpointError, match="kept/first exists already and was not made by a merge"):
         merge(ALL, intermediate_dir="kept")
     assert equal(ws.load_checkpoint("kept/first"), ws.load_checkpoint("c"))
 
 
 @pytest.mark.parametrize(("kept", "out"), [("out", "out"), ("kept", "kept/first"), ("kept", "kept/first/out")])
 def test_intermediate_results_and_output_do_not_collide(kept: str, out: str, folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="in each other's way"):
+    with pytest.raises(CheckpointError, match="overlap; expected separate paths"):
         merge(ALL, out, intermediate_dir=kept)
     assert listing() == []
 

@@ -1,6 +1,6 @@
-"""Merging: several networks of one architecture become one set of weights.
+"""Merging of several networks of one architecture into one set of weights.
 
-Arithmetic is float32 at least and is rounded once, to the dtype of the inputs.
+Arithmetic is in float32 or wider and is rounded once, to the dtype of the inputs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``merge``: state dicts in, one state dict out, by any row of the table of methods."""
+"""``merge``: merging of state dicts in memory by any registered method."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ def merge(
     Args:
         states: state dicts of the same names and shapes, one per model. One that is the base itself is left out.
         method: a name in ``METHODS``, or a user's ``file.py:function``.
-        base: the pretrained model, for methods that work on the difference from it; the end ``t = 0`` of slerp,
-            nearswap and arcee_fusion, which without one take the first of two states.
+        base: the pretrained model, for methods that work on the difference from it; the endpoint ``t = 0`` of slerp,
+            nearswap and arcee_fusion, which default to the first of two states.
         weights: one finite number per model; equal by default.
         parameters: options of the method by name; those that may differ by model take one value or a list.
-        evidence: for methods that need statistics of data (``Method.evidence``), those of every model by name.
+        evidence: statistics of data by tensor name, one mapping per model, for methods with ``Method.evidence``.
         allow_nonfinite: merge NaN and infinity too.
 
     Returns:
         New tensors in the order of the first state dict and the (promoted) dtype of the inputs, rounded once. Integer
-        tensors are copied where all agree; of counters the largest is kept. Parametrized weights (weight norm, spectral
+        tensors are copied if all agree; counters take the largest value. Parametrized weights (weight norm, spectral
         norm, one pruning mask) are merged as the network uses them. Tied tensors stay tied; copies merge to the copy.
 
     Raises:
         CheckpointError: names or shapes differ, or a tensor is float in one model and integer in another.
-        WeightspaceError: the method, a parameter, the weights or the evidence don't fit; integer tensors or pruning
+        WeightspaceError: the method, a parameter, the weights or the evidence is invalid; integer tensors or pruning
             masks differ; a tensor or the result holds NaN or infinity.
 
     Warns:
@@ -98,7 +98,7 @@ def merge_states(
     arguments = row.arguments(parameters or {}, len(models))
     merging = _Merging(states[0], row, factors, arguments, evidence, finite)
     everything = models if origin is None else [*models, origin]
-    # A base that is the end of a line is one of the models; any other one is not part of the result.
+    # A base that is an endpoint counts as one of the models; any other base is not part of the result.
     ends = len(everything) if row.base == "end" else len(models)
 
     def kept(name: str, tensors: list[Tensor]) -> Tensor | None:
@@ -114,7 +114,7 @@ def merge_states(
 
 
 def _check_models(states: Sequence[StateDict], base: StateDict | None) -> None:
-    """Check that there are models and that they fit together."""
+    """Check that there are models and that they are compatible."""
     if isinstance(states, Mapping) or not states:
         found = "one state dict" if isinstance(states, Mapping) else "an empty list"
         raise WeightspaceError(f"merge takes a list of state dicts, [a, b, …]; found {found}.")
@@ -127,7 +127,7 @@ def _check_models(states: Sequence[StateDict], base: StateDict | None) -> None:
 
 
 class _Merging:
-    """A method with its weights and parameters, applied to the tensors of one name after the other."""
+    """A method with its weights and parameters, applied name by name."""
 
     def __init__(
         self,
@@ -143,8 +143,8 @@ class _Merging:
         self.weights = weights
         self.arguments = arguments
         self.evidence = checked_evidence(row, evidence, len(weights))
-        if not all(isinstance(one, Mapping) for one in self.evidence):
-            raise WeightspaceError("Evidence is one state dict per model: name -> statistics. Found something else.")
+        if not all(isinstance(statistics, Mapping) for statistics in self.evidence):
+            raise WeightspaceError("Evidence is one state dict per model, name -> statistics; found something else.")
         self.finite = finite
         self.global_arguments: Mapping[str, Mapping[str, Any]] = {}
         self.parametrized: Collection[str] = ()
@@ -153,7 +153,7 @@ class _Merging:
     def global_pass(
         self, states: Sequence[StateDict], kept: Callable[[str, list[Tensor]], Tensor | None], *, has_base: bool
     ) -> None:
-        """Make the method's pass over the whole model, where it has one; ``kept`` says what is not merged by it."""
+        """Run the method's global pass, if it has one; ``kept`` returns the tensors that are not merged."""
         coordinates = Coordinates(states, finite=self.finite)
         self.parametrized = {name for name, _ in coordinates.parametrizations}
         self.masks = {name: states[0][mask] for name, mask in coordinates.parametrizations.masks.items()}
@@ -167,16 +167,16 @@ class _Merging:
             self.global_arguments = global_pass(stacks, [self.arguments] * len(stacks))
 
     def _check_evidence(self, names: Collection[str]) -> None:
-        """Check that statistics of data speak of the models at all."""
+        """Check that the evidence has some of the models' tensors."""
         known = {name: None for evidence in self.evidence for name in evidence}
         if known and known.keys().isdisjoint(names):
             raise WeightspaceError(
-                f"The evidence is of none of the models' tensors, but of {next(iter(known))!r}; without any, "
+                f"The evidence has none of the models' tensors, but {next(iter(known))!r}; without evidence, "
                 f"{self.row.name!r} is the plain mean. Was it collected for these networks?"
             )
 
     def tensor(self, name: str, tensors: Sequence[Tensor], *, has_base: bool) -> Tensor:
-        """Return the merged tensor of a name; the base's stands last."""
+        """Merge the tensors of one name; the base's is last."""
         models = tensors[: len(self.weights)]
         dtype = output_dtype(tensor.dtype for tensor in models)
         merged = torch.empty(models[0].shape, dtype=dtype)
@@ -189,7 +189,7 @@ class _Merging:
         return merged
 
     def _stack(self, name: str, tensors: Sequence[Tensor], has_base: bool) -> TensorStack:
-        """Return the tensors of a name as the method reads them."""
+        """Return the tensors of one name as the method reads them."""
         flats: list[TensorReader] = [InMemory(tensor) for tensor in tensors]
         if (mask := self.masks.get(name)) is not None and not mask.is_complex():
             flats = [PrunedTensor(flat, InMemory(mask), flat.dtype) for flat in flats]

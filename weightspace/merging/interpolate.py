@@ -1,7 +1,7 @@
-"""The straight line between two networks, which is the merge of two with the weights ``1 − λ`` and ``λ``.
+"""Linear interpolation between two networks: their merge with the weights ``1 − λ`` and ``λ``.
 
-Position 0 is ``a`` and 1 is ``b``, both exactly; beyond them the line goes on. Of weights under weight norm it is the
-line between the weights; running variances stop at zero (see ``arithmetic.running_variances``).
+Position 0 is exactly ``a`` and 1 exactly ``b``; positions outside [0, 1] extrapolate. Under weight norm the weights
+themselves are interpolated; running variances never become negative (see ``arithmetic.running_variances``).
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def interpolate(a: StateDict, b: StateDict, position: float) -> StateDict:
     Args:
         a: tensors at position 0.
         b: tensors at position 1, with the same names and shapes.
-        position: any finite real number, without unit.
+        position: any finite real number, dimensionless.
 
     Returns:
-        New tensors in the dtype of the inputs (the promoted one where they differ): the exact values, rounded once.
-        Tensors that are tied in both stay tied. Between and beyond the ends integers are those that both have, of
-        counters the larger; spectral norm's vectors belong to the network there.
+        New tensors in the dtype of the inputs (promoted where they differ): the exact values, rounded once. Tensors
+        tied in both stay tied. At positions other than 0 and 1, integers must agree, counters take the larger value,
+        and spectral norm's vectors are those of the interpolated weight.
 
     Raises:
         CheckpointError: names or shapes differ.
@@ -53,7 +53,7 @@ def interpolate(a: StateDict, b: StateDict, position: float) -> StateDict:
     check_compatible(a, b)
     check_is_model(a, "a")
     if not math.isfinite(position):
-        raise WeightspaceError(f"A position on the line is a finite number, found {position}.")
+        raise WeightspaceError(f"Expected a finite position on the line, found {position}.")
     if position in (0, 1):
         return by_name([a, b], lambda name, tensors: _end(tensors[0], tensors[1], position))
     return combined([a, b], lambda name, tensors: _between(name, tensors, position))
@@ -61,7 +61,7 @@ def interpolate(a: StateDict, b: StateDict, position: float) -> StateDict:
 
 @torch.no_grad()
 def line(a: StateDict, b: StateDict, position: float) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of ``interpolate`` by name, as they are made; ``a`` and ``b`` are known to fit together."""
+    """Yield the tensors of ``interpolate`` by name, one at a time, without checking that ``a`` and ``b`` fit."""
     if position in (0, 1):
         yield from ((name, _end(tensor, b[name], position)) for name, tensor in a.items())
     else:
@@ -69,12 +69,12 @@ def line(a: StateDict, b: StateDict, position: float) -> Iterator[tuple[str, Ten
 
 
 def _end(a: Tensor, b: Tensor, position: float) -> Tensor:
-    """Return the tensor of the model at an end."""
+    """Return a tensor of the model at an endpoint."""
     return (b if position else a).detach().to(output_dtype((a.dtype, b.dtype)), copy=True)
 
 
 def _between(name: str, ends: list[Tensor], position: float) -> Tensor:
-    """Return one tensor of the line, not at an end."""
+    """Return a tensor at a position that is not an endpoint."""
     kept = unaveraged(name, ends)
     if kept is not None:
         return kept

@@ -1,12 +1,12 @@
-r"""Adapters of one model merged into one adapter, in coordinates that they share; no matrix of full size is made.
+r"""Merging of a model's adapters into one, in coordinates that they share; no full-size matrix is formed.
 
 With :math:`\Delta_t = s_t B_t A_t`:
 
-``knots``: :math:`[\Delta_1 \dots \Delta_T] = U \Sigma [V_1^\top \dots V_T^\top]`, merged
+``knots``: :math:`[\Delta_1 \dots \Delta_T] = U \Sigma [V_1^\top \dots V_T^\top]`, merged as
 :math:`U \operatorname{merge}(\Sigma V_1^\top, \dots)`;
-``core_space``: :math:`U_B, V_A` bases of all :math:`B_t` and of all :math:`A_t^\top`, merged
+``core_space``: :math:`U_B, V_A` bases of all :math:`B_t` and of all :math:`A_t^\top`, merged as
 :math:`U_B \operatorname{merge}(U_B^\top \Delta_1 V_A, \dots) V_A^\top`;
-``linear``: :math:`\sum_t w_t \Delta_t`, the factors side by side.
+``linear``: :math:`\sum_t w_t \Delta_t`, the factors concatenated.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from weightspace.merging.recipe.merge_roles import find_method, split_base
 from weightspace.reprs import brief
 from weightspace.suggestions import unknown
 
-#: Name on the command line -> the paper.
+#: Name on the command line -> paper.
 ADAPTER_METHODS: Mapping[str, str] = {
     "knots": "Stoica et al. 2025, https://arxiv.org/abs/2410.19735",
     "core_space": "Panariello et al. 2025, https://arxiv.org/abs/2509.17786",
@@ -54,13 +54,13 @@ ADAPTER_METHODS: Mapping[str, str] = {
 @brief
 @dataclass(frozen=True)
 class AdapterMergeReport:
-    """What came of a merge of adapters.
+    """Result of merging adapters.
 
     Attributes:
         out: the folder that was written.
         method: a name in ``ADAPTER_METHODS``.
-        inner: the elementwise method, "" for ``linear``.
-        ranks: tensor of the model -> rank of its factors.
+        inner: the elementwise method; "" for ``linear``.
+        ranks: tensor of the model -> rank of its merged factors.
     """
 
     out: str
@@ -70,7 +70,7 @@ class AdapterMergeReport:
 
 
 class Pair(NamedTuple):
-    """``scale · b a``: ``b`` of ``(out, r)`` and ``a`` of ``(r, in)``; ``r`` is 0 where an adapter lacks the tensor."""
+    """Factors of ``scale · b a``, ``(out, r)`` and ``(r, in)``; ``r`` is 0 where an adapter lacks the tensor."""
 
     b: Tensor
     a: Tensor
@@ -78,7 +78,7 @@ class Pair(NamedTuple):
 
 
 class Space(NamedTuple):
-    """Coordinates that several pairs share: pair ``t`` is ``left · coordinates[t] · right``."""
+    """Shared coordinates of several pairs: pair ``t`` is ``left · coordinates[t] · right``."""
 
     left: Tensor
     coordinates: list[Tensor]
@@ -100,23 +100,23 @@ def merge_adapters(
     """Merge LoRA adapters of one model into one, as a PEFT folder.
 
     Args:
-        folders: the adapters; ranks, scales and targets may differ. What one of them does not change is no difference.
+        folders: the adapters; ranks, scales and targets may differ. A tensor that an adapter lacks has ``ΔW = 0``.
         out: a new folder, or that of an adapter, which is replaced.
-        method: ``knots``, ``core_space`` or ``linear`` (``Σ w ΔW``, of the sum of all ranks; nothing is lost).
-        inner: the method that merges coordinates, with zero as its base: any row of ``METHODS`` that needs a base and
+        method: ``knots``, ``core_space`` or ``linear`` (``Σ w ΔW``, exact; its rank is the sum of all ranks).
+        inner: the method that merges the coordinates, with zero as its base: any of ``METHODS`` that needs a base and
             no evidence. Default: ``ties``; ``linear`` has none.
-        weights: one finite number an adapter; by default those of the inner method, and ``1 / T`` for ``linear``.
+        weights: one finite number per adapter; default: those of the inner method, and ``1 / T`` for ``linear``.
         density: option of the inner method.
         lambda_: option of the inner method.
-        parameters: its other options by name.
+        parameters: other options of the inner method by name.
 
     Returns:
-        The ranks that came out; factors are computed in float64 and written in float32 at least, their scale is 1.
+        The resulting ranks; factors are computed in float64 and written in float32 or wider, their scale is 1.
 
     Raises:
-        CheckpointError: an adapter is missing or damaged, has modules that were trained whole, or does not fit the
-            others; ``out`` is something else than an adapter, or the disk refuses.
-        WeightspaceError: the methods, the weights or the options don't fit, or a factor holds NaN or infinity.
+        CheckpointError: an adapter is missing or damaged, has fully trained modules, or does not fit the others;
+            ``out`` is something other than an adapter, or writing fails.
+        WeightspaceError: the methods, the weights or the options are invalid, or a factor holds NaN or infinity.
 
     Source:
         Stoica et al. 2025, https://arxiv.org/abs/2410.19735, section 4; Panariello et al. 2025,
@@ -140,13 +140,13 @@ def merge_adapters(
     for name, (b, a) in merged.items():
         state |= _stored(name, targets[name], b, a, _dtype(adapters, name))
     ranks = {name: len(a) for name, (_, a) in merged.items()}
-    said = {"inner": merging.inner, "weights": list(merging.weights), "parameters": options}
-    write_adapter(state, _config(adapters, ranks, common), out, metadata=_metadata(adapters, method, said))
+    recorded = {"inner": merging.inner, "weights": list(merging.weights), "parameters": options}
+    write_adapter(state, _config(adapters, ranks, common), out, metadata=_metadata(adapters, method, recorded))
     return AdapterMergeReport(os.fspath(out), method, merging.inner, ranks)
 
 
 def _fill_up_experts(merged: dict[str, tuple[Tensor, Tensor]]) -> int | None:
-    """Fill up the factors of fused experts to one rank, which PEFT requires, in place; return that rank, if any."""
+    """Pad the factors of fused experts in place to one rank, as PEFT requires; return that rank, if any."""
     fused = fused_names(merged)
     common = max((len(merged[name][1]) for name in fused), default=None)
     for name in fused:
@@ -157,7 +157,7 @@ def _fill_up_experts(merged: dict[str, tuple[Tensor, Tensor]]) -> int | None:
 
 
 class _Merging:
-    """A method with its inner one, weights and options, all checked."""
+    """A method with its inner method, weights and options, all checked."""
 
     def __init__(
         self,
@@ -170,10 +170,10 @@ class _Merging:
         if method not in ADAPTER_METHODS:
             raise unknown("method of merging adapters", method, ADAPTER_METHODS)
         if not count:
-            raise WeightspaceError("There is no adapter to merge; expected the folders of one or more.")
+            raise WeightspaceError("Found no adapters to merge; expected one or more folders.")
         if method == "linear" and (inner is not None or options):
             found = f"inner method {inner!r}" if inner is not None else f"option {next(iter(options))!r}"
-            raise WeightspaceError(f"Method 'linear' adds adapters up and has no inner method; found the {found}.")
+            raise WeightspaceError(f"Method 'linear' sums the adapters and takes no inner method; found {found}.")
         self.method = method
         self.inner = "" if method == "linear" else inner or "ties"
         self.options = options
@@ -184,18 +184,18 @@ class _Merging:
                 "from a base and needs no evidence, such as ties, task_arithmetic or dare_ties."
             )
         numbers = list(range(count))
-        given = [1 / count] * count if weights is None and not self.inner else weights
-        self.weights: Sequence[float] = split_base(row, numbers, -1 if self.inner else None, (), given)[2]
-        self.given = None if weights is None else self.weights
+        chosen = [1 / count] * count if weights is None and not self.inner else weights
+        self.weights: Sequence[float] = split_base(row, numbers, -1 if self.inner else None, (), chosen)[2]
+        self.inner_weights = None if weights is None else self.weights
         if self.inner:
             row.arguments(options, count)
 
     def groups(self, names: list[str]) -> list[list[str]]:
-        """Return the tensors that are merged together: all of them where the inner method looks at all."""
+        """Group the tensors that are merged together: all of them if the inner method's scope is the model."""
         return [names] if self.options.get("scope") == "model" else [[name] for name in names]
 
     def merged(self, pairs: Mapping[str, Sequence[Pair]]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return ``B`` and ``A`` of the merge, by name."""
+        """Return the merged ``B`` and ``A`` by name."""
         if not self.inner:
             return {name: _sum(several, self.weights) for name, several in pairs.items()}
         find = _knots_space if self.method == "knots" else _core_space
@@ -203,17 +203,17 @@ class _Merging:
         count = len(self.weights)
         states = [{name: space.coordinates[index] for name, space in spaces.items()} for index in range(count)]
         zeros = {name: torch.zeros_like(tensor) for name, tensor in states[0].items()}
-        merged = merge(states, self.inner, base=zeros, weights=self.given, parameters=self.options)
+        merged = merge(states, self.inner, base=zeros, weights=self.inner_weights, parameters=self.options)
         return {name: _factored(space, merged[name]) for name, space in spaces.items()}
 
 
 def _knots_space(pairs: Sequence[Pair]) -> Space:
-    """Return ``U`` and ``ΣV_tᵀ``: the singular vectors of all differences side by side, found in their factors."""
+    """Return ``U`` and ``ΣV_tᵀ`` of the SVD of all differences concatenated, computed from their factors."""
     basis, blocks = torch.linalg.qr(torch.cat([pair.b for pair in pairs], dim=1))
     parts = blocks.split([pair.b.shape[1] for pair in pairs], dim=1)
     inside = [pair.scale * (part @ pair.a) for pair, part in zip(pairs, parts, strict=True)]
-    turn = column_space(inside)
-    return Space(basis @ turn, [turn.T @ one for one in inside], None)
+    rotation = column_space(inside)
+    return Space(basis @ rotation, [rotation.T @ block for block in inside], None)
 
 
 def _core_space(pairs: Sequence[Pair]) -> Space:
@@ -224,7 +224,7 @@ def _core_space(pairs: Sequence[Pair]) -> Space:
 
 
 def _factored(space: Space, merged: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``B`` and ``A`` of merged coordinates, of the smaller rank that they allow."""
+    """Return ``B`` and ``A`` of merged coordinates, with the smaller rank that they allow."""
     if space.right is None:
         return space.left, merged
     if merged.shape[0] <= merged.shape[1]:
@@ -233,37 +233,38 @@ def _factored(space: Space, merged: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sum(pairs: Sequence[Pair], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Return the factors of ``Σ w ΔW``, side by side."""
+    """Return the factors of ``Σ w ΔW`` by concatenation."""
     left = [pair.b * (weight * pair.scale) for pair, weight in zip(pairs, weights, strict=True)]
     return torch.cat(left, dim=1), torch.cat([pair.a for pair in pairs])
 
 
 def _targets(adapters: Sequence[Adapter]) -> dict[str, Factors]:
-    """Return the tensors that the adapters change, and the factors of the first that does."""
+    """Return the tensors that the adapters change, each with the factors of the first adapter that has it."""
     targets: dict[str, tuple[Adapter, Factors]] = {}
     for adapter in adapters:
         if adapter.saved:
             raise CheckpointError(
-                f"{adapter.path} replaces {next(iter(adapter.saved))!r} whole (modules_to_save); expected factors "
-                "alone. Merge the models instead: `weightspace merge MODEL+ADAPTER …`."
+                f"{adapter.path} replaces all of {next(iter(adapter.saved))!r} (modules_to_save); expected only "
+                "factors. Merge the models instead: `weightspace merge MODEL+ADAPTER …`."
             )
         if adapter.configuration.parameters:
             raise CheckpointError(
-                f"{adapter.path} changes the parameter {adapter.configuration.parameters[0]!r}, as those of fused "
-                "experts; expected factors of modules. Merge the models instead: `weightspace merge MODEL+ADAPTER …`."
+                f"{adapter.path} targets parameters such as those of fused experts "
+                f"({adapter.configuration.parameters[0]!r}); expected factors of modules. Merge the models instead: "
+                "`weightspace merge MODEL+ADAPTER …`."
             )
         for name, factors in adapter.factors.items():
             first, other = targets.setdefault(name, (adapter, factors))
             if (factors.shape, factors.transposed) != (other.shape, other.transposed):
                 raise CheckpointError(
-                    f"{name!r} has shape {other.shape} in {first.path} and {factors.shape} in {adapter.path}, expected "
-                    "one shape and one fan_in_fan_out. Are these adapters of one model?"
+                    f"{name!r} has shape {other.shape} in {first.path} and {factors.shape} in {adapter.path}; expected "
+                    "one shape and one fan_in_fan_out. Are these adapters of the same model?"
                 )
     return {name: factors for name, (_, factors) in targets.items()}
 
 
 def _pair(adapter: Adapter, state: CheckpointReader, name: str, like: Factors) -> Pair:
-    """Return the factors of one adapter as matrices in float64."""
+    """Return the factors of one adapter as float64 matrices."""
     shape = like.shape[::-1] if like.transposed else like.shape
     factors = adapter.factors.get(name)
     if factors is None:
@@ -276,14 +277,14 @@ def _pair(adapter: Adapter, state: CheckpointReader, name: str, like: Factors) -
     b, a = (matrix.to(torch.float64) for matrix in matrices(*both))
     if not math.isfinite(factors.scale * float(b.norm()) * float(a.norm())):
         raise WeightspaceError(
-            f"{factors.b_name!r} of {adapter.path} times {factors.a_name!r}, scaled by {factors.scale:.3g}, is more "
-            "than float64 holds. Is the lora_alpha of its configuration right?"
+            f"{factors.b_name!r} of {adapter.path} times {factors.a_name!r}, scaled by {factors.scale:.3g}, "
+            "overflows float64. Is the lora_alpha of its configuration right?"
         )
     return Pair(b, a, factors.scale)
 
 
 def _stored(name: str, like: Factors, b: Tensor, a: Tensor, dtype: torch.dtype) -> StateDict:
-    """Return the factors of a tensor as PEFT keeps them; one of rank 0 is written as zeros of rank 1."""
+    """Return the factors of a tensor as PEFT stores them; rank 0 is stored as zeros of rank 1."""
     shape = like.shape[::-1] if like.transposed else like.shape
     if not len(a):
         b, a = b.new_zeros(len(b), 1), a.new_zeros(1, a.shape[1])
@@ -297,7 +298,7 @@ def _stored(name: str, like: Factors, b: Tensor, a: Tensor, dtype: torch.dtype) 
 
 
 def _dtype(adapters: Sequence[Adapter], name: str) -> torch.dtype:
-    """Return the dtype that the merged factors are written in."""
+    """Return the dtype in which the merged factors are written."""
     found = [
         adapter.contents.tensors[tensor].dtype
         for adapter in adapters
@@ -308,7 +309,7 @@ def _dtype(adapters: Sequence[Adapter], name: str) -> torch.dtype:
 
 
 def _config(adapters: Sequence[Adapter], ranks: Mapping[str, int], common: int | None) -> dict[str, Any]:
-    """Return the configuration of the merged adapter, with the common rank of experts if there are any."""
+    """Return the configuration of the merged adapter, with the common rank of fused experts, if any."""
     fields = adapters[0].configuration.fields
     kept = {key: fields[key] for key in ("base_model_name_or_path", "task_type", "auto_mapping") if key in fields}
     turned = any(adapter.configuration.fan_in_fan_out for adapter in adapters)
@@ -318,8 +319,8 @@ def _config(adapters: Sequence[Adapter], ranks: Mapping[str, int], common: int |
     return exact_targets(config) if by_pattern and any("." not in module for module in modules) else config
 
 
-def _metadata(adapters: Sequence[Adapter], method: str, said: Mapping[str, Any]) -> dict[str, str]:
-    """Return where the merged adapter comes from."""
+def _metadata(adapters: Sequence[Adapter], method: str, recorded: Mapping[str, Any]) -> dict[str, str]:
+    """Return the provenance of the merged adapter."""
     files = dict.fromkeys(file for adapter in adapters for file in adapter.files)
     digests = {file: sha256_of(file) for file in files}
-    return described([(adapter.path, adapter.files) for adapter in adapters], digests, f"adapters:{method}", said)
+    return described([(adapter.path, adapter.files) for adapter in adapters], digests, f"adapters:{method}", recorded)

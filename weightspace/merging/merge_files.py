@@ -1,4 +1,4 @@
-"""``merge_files``: checkpoints in, a checkpoint out, out of core, exact, resumable."""
+"""``merge_files``: exact, resumable, out-of-core merging of checkpoint files."""
 
 from __future__ import annotations
 
@@ -53,24 +53,24 @@ def merge_files(
 ) -> MergeReport:
     """Merge checkpoints of one architecture, from files to files, without holding a model in memory.
 
-    Mistakes that the headers show are errors before a byte is written; an interrupted call resumes when repeated.
+    Mistakes visible in the headers are errors before a byte is written; an interrupted call resumes when repeated.
 
     Args:
         recipe_or_sources: a recipe (``.yml``, or a ``Recipe``), or checkpoints: files, folders, URLs, ``MODEL+LORA``.
         out: ``OUT.safetensors`` or ``OUT.pt`` is one file, anything else a Hugging Face folder.
         method, base, weights, parameters, evidence: as in ``merge``, for sources; a recipe has its own.
-        dtype, out_dtype: of the output's floats, as ``bfloat16``; the second has the last word, as in recipes.
-        reading, output, execution: how the inputs are read, what the output is, how the merge runs.
-        align: bring networks trained apart into one basin first.
+        dtype, out_dtype: float dtype of the output, such as ``bfloat16``; the second overrides the first.
+        reading, output, execution: options for reading the inputs, for the output, and for running the merge.
+        align: align independently trained networks first.
         finish: maps the merged state dict to one of the same names and shapes, which replaces it.
         dry_run: plan and check; write nothing and run no user code.
-        lenient, strict: warn of some refusals (unknown keys, missing tensors); refuse some warnings (idle settings).
+        lenient, strict: turn some errors into warnings (unknown keys, missing tensors), or the reverse (idle settings).
         warn: called with each warning; the report has them too.
-        on_progress: told of the ``"bytes"`` of the output written so far, of how many; fetched bytes count too.
+        on_progress: called with the ``"bytes"`` written so far and their total; fetched bytes count too.
 
     Raises:
-        CheckpointError: an input is missing, damaged, does not fit or changes; ``out`` cannot be written or replaced.
-        WeightspaceError: the recipe, a parameter or the memory does not fit; a tensor or the result is not finite.
+        CheckpointError: an input is missing, damaged, incompatible or changes; ``out`` cannot be written or replaced.
+        WeightspaceError: the recipe or a parameter is invalid; memory is too small; a tensor or the result not finite.
 
     Example:
         >>> import torch
@@ -79,16 +79,16 @@ def merge_files(
         >>> ws.merge_files(["model.safetensors"] * 2, "merged.safetensors").tensors
         1
     """
-    said = {"method": method, "base": base, "weights": weights, "parameters": parameters}
-    said |= {"evidence": evidence, "dtype": dtype, "out_dtype": out_dtype}
+    settings = {"method": method, "base": base, "weights": weights, "parameters": parameters}
+    settings |= {"evidence": evidence, "dtype": dtype, "out_dtype": out_dtype}
     groups = (reading or ReadingOptions(), output or OutputOptions(), execution or ExecutionOptions())
     steps = _Steps(align, finish, _bytes_reporter(on_progress), dry_run)
-    return _merge(recipe_or_sources, out, said, *groups, steps, _Warnings(warn), lenient=lenient, strict=strict)
+    return _merge(recipe_or_sources, out, settings, *groups, steps, _Warnings(warn), lenient=lenient, strict=strict)
 
 
 @dataclass(frozen=True)
 class _Steps:
-    """What is done beside merging, and who is told."""
+    """Steps besides merging, and the progress callback."""
 
     align: Alignment | None
     finish: Finish | None
@@ -97,9 +97,9 @@ class _Steps:
 
 
 def _merge(
-    given: str | os.PathLike[str] | Recipe | Sequence[str | os.PathLike[str]],
+    inputs: str | os.PathLike[str] | Recipe | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
-    said: Mapping[str, Any],
+    settings: Mapping[str, Any],
     reading: ReadingOptions,
     output: OutputOptions,
     execution: ExecutionOptions,
@@ -113,9 +113,9 @@ def _merge(
     _check_options(out, execution, lenient=lenient, strict=strict)
     listeners = Listeners(warnings if lenient else None, warnings, None if strict else warnings)
     with running_no_code() if steps.dry_run else nullcontext():
-        recipe = _recipe(given, said, listeners)
+        recipe = _recipe(inputs, settings, listeners)
         options = _plan_options(output, reading, steps.align, lenient=lenient)
-        execution = replace(execution, reads=_also_read(given, recipe))
+        execution = replace(execution, reads=_further_inputs(inputs, recipe))
         run = _merge_documents if recipe.documents else _merge_plan
         done = run(recipe, Path(out), options, execution, listeners, steps)
     return replace(done, warnings=tuple(warnings.lines))
@@ -129,7 +129,7 @@ def _bytes_reporter(on_progress: Callable[[Progress], None] | None) -> OnBytes |
 
 
 class _Warnings:
-    """Warnings as they come: kept, and passed on."""
+    """Collector of warnings, which are kept and passed on."""
 
     def __init__(self, warn: Warn | None) -> None:
         self.lines: list[str] = []
@@ -142,20 +142,20 @@ class _Warnings:
 
 
 def _check_options(out: str | os.PathLike[str], execution: ExecutionOptions, *, lenient: bool, strict: bool) -> None:
-    """Check the options that need no recipe."""
+    """Check the options that do not depend on the recipe."""
     if is_url(out):
         raise CheckpointError(f"{out} is a URL; expected a local path to write to. Merge to a local path and copy it.")
     check_named(out)
     if execution.executor not in (known := ("auto", "threads", *EXECUTORS)):
         raise unknown("executor", execution.executor, known)
     if lenient and strict:
-        raise WeightspaceError("A merge is lenient or strict; expected one of the two at most.")
+        raise WeightspaceError("lenient and strict exclude each other; expected at most one of them.")
 
 
 def _plan_options(
     output: OutputOptions, reading: ReadingOptions, align: Alignment | None, *, lenient: bool
 ) -> PlanOptions:
-    """Return the options of the plan: the alignment is recorded, and a lenient merge strips no prefix unasked."""
+    """Return the options of the plan: the alignment is recorded, and a lenient merge strips prefixes only if asked."""
     recorded = {**({} if align is None else align.described()), **(output.recorded or {})}
     prefix = "" if lenient and reading.strip_prefix is None else reading.strip_prefix
     return PlanOptions(replace(output, recorded=recorded), replace(reading, strip_prefix=prefix), lenient)
@@ -194,7 +194,7 @@ def _merge_plan(
     listeners: Listeners,
     steps: _Steps,
 ) -> MergeReport:
-    """Plan a recipe of one document and carry it out."""
+    """Plan a recipe of one document and run the plan."""
     plan = make_plan(recipe, out, options, warn=listeners.warn, notice=listeners.notice, ignored=listeners.ignored)
     if not steps.dry_run:
         return run_plan(plan, out, execution, align=steps.align, finish=steps.finish, progress=steps.progress)
@@ -205,43 +205,43 @@ def _merge_plan(
 
 
 def _recipe(
-    given: str | os.PathLike[str] | Recipe | Sequence[str | os.PathLike[str]],
-    said: Mapping[str, Any],
+    inputs: str | os.PathLike[str] | Recipe | Sequence[str | os.PathLike[str]],
+    settings: Mapping[str, Any],
     listeners: Listeners,
 ) -> Recipe:
-    """Return the recipe that is given, or that of the sources."""
-    if isinstance(given, Recipe) or (isinstance(given, str | os.PathLike) and is_recipe(given)):
-        for name, value in said.items():
+    """Return the recipe among the inputs, or one made for the sources."""
+    if isinstance(inputs, Recipe) or (isinstance(inputs, str | os.PathLike) and is_recipe(inputs)):
+        for name, value in settings.items():
             if value is not None:
                 raise WeightspaceError(
-                    f"A recipe says {name!r} itself, but {value!r} was given beside it. Edit the recipe."
+                    f"A recipe sets {name!r} itself, but {value!r} was passed along with it. Edit the recipe."
                 )
-        if isinstance(given, Recipe):
-            return given
-        return read_recipe(Path(given), warn=listeners.warn, ignored=listeners.ignored)
-    if isinstance(given, str | os.PathLike) or not given:
-        raise WeightspaceError(f"Expected a recipe (.yml or .yaml) or a list of checkpoints, found {given!r}.")
-    if wrong := [one for one in given if not isinstance(one, str | os.PathLike)]:
+        if isinstance(inputs, Recipe):
+            return inputs
+        return read_recipe(Path(inputs), warn=listeners.warn, ignored=listeners.ignored)
+    if isinstance(inputs, str | os.PathLike) or not inputs:
+        raise WeightspaceError(f"Expected a recipe (.yml or .yaml) or a list of checkpoints, found {inputs!r}.")
+    if wrong := [source for source in inputs if not isinstance(source, str | os.PathLike)]:
         raise WeightspaceError(
-            f"merge_files takes paths of checkpoints; found a {type(wrong[0]).__name__}. Networks in memory: ws.merge."
+            f"merge_files takes checkpoint paths; found a {type(wrong[0]).__name__}. Networks in memory: ws.merge."
         )
-    base, evidence = said["base"], said["evidence"]
+    base, evidence = settings["base"], settings["evidence"]
     options = {
-        **said,
-        "method": said["method"] or "linear",
+        **settings,
+        "method": settings["method"] or "linear",
         "base": None if base is None else os.fspath(base),
         "evidence": None if evidence is None else [os.fspath(path) for path in evidence],
     }
-    return recipe_of([os.fspath(path) for path in given], warn=listeners.warn, **options)
+    return recipe_of([os.fspath(path) for path in inputs], warn=listeners.warn, **options)
 
 
-def _also_read(given: object, recipe: Recipe) -> tuple[Path, ...]:
-    """Return the files that are read beside the checkpoints: the recipe's own, and those of users' methods."""
-    own = [Path(given)] if isinstance(given, str | os.PathLike) else []
+def _further_inputs(inputs: object, recipe: Recipe) -> tuple[Path, ...]:
+    """Return the files that are read besides the checkpoints: the recipe's own, and those of users' methods."""
+    own = [Path(inputs)] if isinstance(inputs, str | os.PathLike) else []
     methods = dict.fromkeys(document.method for document in (*recipe.documents, recipe))
     return (*own, *(Path(method.rpartition(":")[0]) for method in methods if is_user_code(method)))
 
 
 def is_recipe(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path is that of a recipe, by its name."""
+    """Return whether a path is that of a recipe, by its suffix."""
     return Path(path).suffix.lower() in (".yml", ".yaml")

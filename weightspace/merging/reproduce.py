@@ -1,6 +1,6 @@
-"""A merge made once more from what its output says of itself, and compared byte by byte.
+"""Reproduction of a merge from its output's metadata, compared byte by byte.
 
-What a file says of itself comes from whoever made it: code that it names is run only where that is allowed.
+The metadata comes from whoever made the file: code that it names is run only if that is allowed.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.user_code import is_user_code, running_no_code
 
-#: What ``described`` writes of an alignment or of what follows the merge, and a second merge must be given again.
-_AGAIN = {"align": "the alignment (--spec, --network or --task)", "statistics": "the task whose statistics were taken"}
+#: Recorded key of an alignment or a finish -> the argument to pass again.
+_ARGUMENTS = {"align": "the alignment (--spec, --network or --task)", "statistics": "the statistics of a task (--task)"}
 
 
-#: What a plan writes itself.
+#: Options that a plan records itself.
 _OWN = ("shard_size", "allow_nonfinite", "lenient", "code", "key", "strip_prefix", "stages")
 
 
 @brief
 @dataclass(frozen=True)
 class Reproduction:
-    """What came of a second merge.
+    """Result of reproducing a merge.
 
     Attributes:
-        out: the checkpoint that was made again.
-        equal: every file of weights has the same bytes.
-        differing: names of the files that have not.
-        changed: names of the inputs, and of the user's code, whose SHA-256 is another than then.
+        out: the checkpoint that was reproduced.
+        equal: whether every file of weights has the same bytes.
+        differing: names of the files that do not.
+        changed: names of the inputs, and of the user's code, whose SHA-256 has changed.
     """
 
     out: str
@@ -62,19 +62,19 @@ def reproduce(
     threads: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Reproduction:
-    """Make a merge again from the recipe in its metadata, beside it, and compare the bytes.
+    """Repeat a merge from the recipe in its metadata, beside its output, and compare the bytes.
 
     Args:
-        out: a checkpoint that ``merge_files`` made. Its inputs must lie where the recipe says.
+        out: an output of ``merge_files``. Its inputs must be where the recipe says.
         align: the alignment, if one was used.
-        finish: what was done to the merged network, if anything was.
-        allow_code: run the Python file that the metadata name as the method, if they name one. Read it before.
+        finish: the function that was applied to the merged network, if one was.
+        allow_code: run the Python file that the metadata names as the method, if any. Read it first.
         memory, threads: as in ``ExecutionOptions``.
         on_progress: as in ``merge_files``.
 
     Raises:
-        CheckpointError: there is no recipe in the metadata, they are damaged, or as ``merge_files``.
-        WeightspaceError: the merge was aligned, or finished, in another way; or it needs code that is not allowed.
+        CheckpointError: the metadata has no recipe or is damaged, or as ``merge_files``.
+        WeightspaceError: the merge was aligned or finished differently, or it needs code that is not allowed.
 
     Example:
         >>> import torch
@@ -88,17 +88,17 @@ def reproduce(
     path = Path(out)
     metadata = load_metadata(path)
     if "recipe" not in metadata:
-        raise CheckpointError(f"{path} does not say how it was made: expected a checkpoint of `weightspace merge`.")
+        raise CheckpointError(f"{path} has no merge recipe in its metadata; expected an output of `weightspace merge`.")
     options = _options(path, metadata)
     with running_no_code():
-        lenient = _drop if options.get("lenient") else None
-        recipe = parse_recipe(metadata["recipe"], str(path), warn=lenient, ignored=_drop)
+        lenient = _skip_warning if options.get("lenient") else None
+        recipe = parse_recipe(metadata["recipe"], str(path), warn=lenient, ignored=_skip_warning)
     _check_code(path, recipe, allow_code)
     _check_options(path, options, align, finish)
     recorded = {key: value for key, value in options.items() if key not in _OWN}
     for key in () if align is None else align.described():
         recorded.pop(key, None)
-    with one_line_errors(path, "made again"), temporary_folder(final_target(path)) as folder:
+    with one_line_errors(path, "reproduced"), temporary_folder(final_target(path)) as folder:
         again = folder / path.name
         merge_files(
             recipe,
@@ -119,7 +119,7 @@ def _output_options(options: Mapping[str, Any], recorded: Mapping[str, Any], *, 
 
 
 def _options(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return the options of the merge as its output has them."""
+    """Return the options of the merge from its output's metadata."""
     try:
         options, inputs = json.loads(metadata["parameters"]), json.loads(metadata["inputs"])
         _digests(inputs)
@@ -131,18 +131,18 @@ def _options(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         pass
     raise CheckpointError(
-        f"{path}: the metadata of the merge are damaged: expected `parameters` with a shard_size, and `inputs` with "
+        f"{path}: the metadata of the merge is damaged; expected `parameters` with a shard_size, and `inputs` with "
         "name and sha256, as `weightspace merge` writes them."
     )
 
 
 def _digests(inputs: Any) -> dict[str, str]:
-    """Return name -> SHA-256 of the inputs in the metadata."""
+    """Return the SHA-256 of the inputs in the metadata by name."""
     return {str(entry["name"]): str(entry["sha256"]) for entry in inputs}
 
 
 def _all_digests(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return the digests of the inputs, with those of what intermediate results were made from."""
+    """Return the digests of the inputs, including those of intermediate results."""
     stages = json.loads(metadata["parameters"]).get("stages", {})
     return {
         **_digests(entry for stage in stages.values() for entry in stage),
@@ -151,28 +151,28 @@ def _all_digests(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check_code(path: Path, recipe: Recipe, allowed: bool) -> None:
-    """Check that code which the metadata name may be run."""
+    """Check that code named in the metadata may be run."""
     for method in (document.method for document in (*recipe.documents, recipe)):
         if is_user_code(method) and not allowed:
             raise WeightspaceError(
                 f"{path} says that it was made by the code {method[:200]!r}, which would be run. Read that file, "
-                "then allow it: --allow-code (allow_code=True)."
+                "then allow it with --allow-code (allow_code=True)."
             )
 
 
-def _drop(line: str) -> None:
-    """Take a warning that the first merge gave already."""
+def _skip_warning(line: str) -> None:
+    """Ignore a warning that the first merge already gave."""
 
 
 def _compared(path: Path, again: Path) -> Reproduction:
     """Compare the weights of two checkpoints file by file."""
-    old, new = ({file.name: file for file in weight_files(one)} for one in (path, again))
+    old, new = ({file.name: file for file in weight_files(checkpoint)} for checkpoint in (path, again))
     differing = [
         name
         for name in sorted(old.keys() | new.keys())
         if name not in old or name not in new or not filecmp.cmp(old[name], new[name], shallow=False)
     ]
-    then, now = (_all_digests(load_metadata(one)) for one in (path, again))
+    then, now = (_all_digests(load_metadata(checkpoint)) for checkpoint in (path, again))
     changed = [name for name, digest in now.items() if then.get(name) != digest]
     if _code(path) != _code(again):
         changed.append(load_metadata(path)["method"])
@@ -180,19 +180,19 @@ def _compared(path: Path, again: Path) -> Reproduction:
 
 
 def _check_options(path: Path, options: Mapping[str, Any], align: Alignment | None, finish: Finish | None) -> None:
-    """Check that what the recipe does not say is given again."""
-    given = {"align": align, "statistics": finish}
-    for key, name in _AGAIN.items():
-        if (key in options) != (given[key] is not None):
-            raise WeightspaceError(f"{path} was made {'with' if key in options else 'without'} {name}: give the same.")
+    """Check that arguments which the recipe does not hold are passed again."""
+    arguments = {"align": align, "statistics": finish}
+    for key, name in _ARGUMENTS.items():
+        if (key in options) != (arguments[key] is not None):
+            raise WeightspaceError(f"{path} was made {'with' if key in options else 'without'} {name}: do the same.")
     if align is not None:
         for key, value in align.described().items():
             if options.get(key) != value:
-                raise WeightspaceError(f"{path} was made with {key} {options.get(key)}, found {value}: give the same.")
+                raise WeightspaceError(f"{path} was made with {key} {options.get(key)}, found {value}: pass the same.")
 
 
 def _code(path: Path) -> str | None:
-    """Return the SHA-256 of the user's code that a checkpoint was made by."""
+    """Return the SHA-256 of the user's code that made a checkpoint, if any."""
     return json.loads(load_metadata(path)["parameters"]).get("code")
 
 

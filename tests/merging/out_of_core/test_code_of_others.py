@@ -244,7 +244,7 @@ def test_no_metadata_can_run_code_and_one_line_says_why(change: Callable[[dict[s
 
 def test_damaged_metadata_are_distinguished_from_a_mistake_of_the_user() -> None:
     spoiled(lambda metadata: metadata.update(parameters="{"))
-    with pytest.raises(CheckpointError, match="the metadata of the merge are damaged"):
+    with pytest.raises(CheckpointError, match="the metadata of the merge is damaged"):
         reproduce("out.safetensors")
 
 

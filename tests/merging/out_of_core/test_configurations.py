@@ -98,7 +98,7 @@ def test_the_number_of_layers_is_written_where_the_stack_is_described(
 @pytest.mark.parametrize("key", ["num_body_layers", "blocks_total", "trunk_depth"])
 def test_a_key_that_may_hold_the_number_of_layers_is_not_passed_over(key: str, tmp_path: Path) -> None:
     save(tmp_path / "a", stack("model.layers", 4), config={"model_type": "novel", key: 4})
-    with pytest.raises(WeightspaceError, match="does not say in a key that is known how many layers"):
+    with pytest.raises(WeightspaceError, match="has no known key for the number of layers"):
         sliced(tmp_path / "a", (0, 3), (1, 4))
 
 
@@ -121,7 +121,7 @@ def test_a_number_of_layers_that_is_another_stacks_is_not_written_over(tmp_path:
     config = {"model_type": "lxmert", "num_hidden_layers": 12, "l_layers": 4, "r_layers": 3}
     state = {**stack("lxmert.encoder.layer", 4), **stack("lxmert.encoder.r_layers", 3)}
     save(tmp_path / "a", state, config=config)
-    with pytest.raises(WeightspaceError, match="does not say in a key that is known"):
+    with pytest.raises(WeightspaceError, match="has no known key for the number of layers"):
         sliced(tmp_path / "a", (0, 2), (3, 4), stack="lxmert.encoder.layer")
     assert changed(config, sliced(tmp_path / "a", (0, 2), stack="r_layers")) == {"r_layers": 2}
 
@@ -239,9 +239,9 @@ def test_a_number_of_layers_that_is_not_that_of_the_names_is_noticed(tmp_path: P
     ("config", "message"),
     [
         ({"num_hidden_layers": 4, "layer_types": ["x"] * 3}, "3 entries in 'layer_types', but 'model.layers' has 4"),
-        ({"hidden_size": 2}, "does not say in a key that is known how many layers"),
+        ({"hidden_size": 2}, "has no known key for the number of layers"),
         ({"architecture": "resnet50"}, "timm's 'resnet50'"),
-        ({"num_hidden_layers": 4, "model_type": "diffllama"}, "by their numbers .*place 3 gets layer 1 of a"),
+        ({"num_hidden_layers": 4, "model_type": "diffllama"}, "by their numbers .*position 3 gets layer 1 of a"),
         ({"num_hidden_layers": 4, "model_type": "zamba2"}, "by their numbers"),
     ],
 )
@@ -263,7 +263,7 @@ def test_layers_that_a_language_model_reads_by_number_keep_it(read: object, refu
     config = {"vision_feature_layer": read, "vision_config": {"num_hidden_layers": 4}}
     save(tmp_path / "a", {**stack("vision_tower.layers", 4), **stack("language_model.layers", 4)}, config=config)
     if refused:
-        with pytest.raises(WeightspaceError, match=r"vision_feature_layer: .* place 3 gets layer 1 of a"):
+        with pytest.raises(WeightspaceError, match=r"vision_feature_layer: .* position 3 gets layer 1 of a"):
             sliced(tmp_path / "a", (0, 3), (1, 4), stack="vision_tower")
     else:
         assert sliced(tmp_path / "a", (0, 3), (1, 4), stack="vision_tower")["vision_config"] == {"num_hidden_layers": 6}

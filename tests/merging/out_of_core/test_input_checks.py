@@ -148,7 +148,7 @@ def test_options_that_apply_to_no_model_are_warned_about(option: str, value: str
 
 def test_no_prefix_is_taken_off_when_that_is_asked_for(tmp_path: Path) -> None:
     paths = files(tmp_path, a=network(1.0), b=network(3.0, "module."))
-    with pytest.raises(CheckpointError, match=r"no tensor in common: .* --strip-prefix module\. takes the prefix off"):
+    with pytest.raises(CheckpointError, match=r"no tensor in common: .* --strip-prefix module\. removes the prefix"):
         merge_files(paths, tmp_path / "out.safetensors", reading=ReadingOptions(strip_prefix=""))
 
 
@@ -248,7 +248,7 @@ def test_files_that_are_not_copied_are_named(tmp_path: Path) -> None:
     paths = folders(tmp_path, {"a": {"optimizer.pt": "", "notes.txt": "kept"}, "b": {}})
     report = merge_files(paths, tmp_path / "out")
     assert report.warnings == (
-        "Not copied from a: optimizer.pt (weights in other formats, the state of a training, or links).",
+        "Not copied from a: optimizer.pt (weights in other formats, training states, or links).",
     )
     assert (tmp_path / "out" / "notes.txt").read_text() == "kept"
 
@@ -260,7 +260,9 @@ def test_weights_of_modules_that_follow_the_network_are_copied_and_differences_a
         ws.save_checkpoint({"linear.weight": torch.full((2, 2), value)}, path / "2_Dense" / "model.safetensors")
     report = merge_files(paths, tmp_path / "out")
     assert ws.load_checkpoint(tmp_path / "out" / "2_Dense" / "model.safetensors")["linear.weight"][0, 0] == 1.0
-    assert report.warnings == ("2_Dense/model.safetensors of b is not that of a, which is copied: it is not merged.",)
+    assert report.warnings == (
+        "2_Dense/model.safetensors of b differs from that of a, which is copied; it is not merged.",
+    )
 
 
 DECIDING: dict[str, tuple[str, str, str]] = {
@@ -276,7 +278,7 @@ def test_differences_between_files_that_affect_a_model_are_warned_about(case: st
     name, own, other = DECIDING[case]
     report = merge_files(folders(tmp_path, {"a": {name: own}, "b": {name: other}, "c": {name: own}}), tmp_path / "out")
     assert (tmp_path / "out" / name).read_text() == own
-    assert report.warnings == (f"{name} of b is not that of a, which is copied: it is not merged.",)
+    assert report.warnings == (f"{name} of b differs from that of a, which is copied; it is not merged.",)
 
 
 def test_equivalent_files_of_another_order_or_release_are_not_warned_about(tmp_path: Path) -> None:
@@ -309,11 +311,13 @@ def test_of_many_files_that_are_left_the_unexpected_come_first(tmp_path: Path) -
 @pytest.mark.parametrize("method", ["regmean", "fisher"])
 def test_methods_that_need_evidence_are_refused_without(method: str, tmp_path: Path) -> None:
     a, b = files(tmp_path, a=network(1.0), b=network(3.0))
-    with pytest.raises(WeightspaceError, match=rf"{method!r} needs .* evidence of every model; a\.safetensors, b"):
+    with pytest.raises(
+        WeightspaceError, match=rf"{method!r} needs .* evidence for every model; found none for a\.safetensors, b"
+    ):
         merge_files([a, b], tmp_path / "out.safetensors", method=method, dry_run=True)
     recipe = tmp_path / "r.yml"
     recipe.write_text(f"merge_method: {method}\nmodels: [{{model: {a}, evidence: {b}}}, {{model: {b}}}]\n")
-    with pytest.raises(WeightspaceError, match=r"b\.safetensors has none"):
+    with pytest.raises(WeightspaceError, match=r"found none for b\.safetensors"):
         merge_files(recipe, tmp_path / "out.safetensors")
     with pytest.raises(WeightspaceError, match=r"needs .* evidence"):
         ws.merge([network(1.0), network(3.0)], method)
@@ -321,7 +325,7 @@ def test_methods_that_need_evidence_are_refused_without(method: str, tmp_path: P
 
 def test_evidence_of_another_network_is_refused(tmp_path: Path) -> None:
     a, b, other = files(tmp_path, a=network(1.0), b=network(3.0), other={"conv.weight": torch.ones(2, 2)})
-    with pytest.raises(CheckpointError, match=r"other\.safetensors is no evidence for a\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"other\.safetensors is not evidence for a\.safetensors"):
         merge_files([a, b], tmp_path / "out.safetensors", method="fisher", evidence=[other, other])
 
 

@@ -66,7 +66,7 @@ def test_merges_that_let_nan_through_and_users_methods_are_reproduced(sources: l
 
 
 def test_outputs_without_a_recipe_in_their_metadata_are_refused(sources: list[str]) -> None:
-    with pytest.raises(CheckpointError, match="a does not say how it was made"):
+    with pytest.raises(CheckpointError, match="a has no merge recipe in its metadata"):
         reproduce("a")
     with pytest.raises(CheckpointError, match="nowhere"):
         reproduce("nowhere")

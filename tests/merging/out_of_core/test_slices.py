@@ -193,11 +193,11 @@ def test_a_gradient_in_a_slice_of_one_layer_takes_its_last_value(workshop: Works
         ),
         (
             lambda: {name: tensor for name, tensor in llama(5.0).items() if "norm" not in name},
-            r"b.safetensors has no tensor 'model.norm.weight', which a.safetensors has and which lies after the layers",
+            r"b.safetensors has no tensor 'model.norm.weight', which a.safetensors has after the layers",
         ),
         (
             lambda: {name.replace("model.layers", "transformer.h"): tensor for name, tensor in llama(5.0).items()},
-            r"layer_range counts 'model.layers' in a.safetensors and 'transformer.h' in b.safetensors",
+            r"layer_range refers to 'model.layers' in a.safetensors and 'transformer.h' in b.safetensors",
         ),
         (lambda: llama(5.0, layers=2), r"b.safetensors has no layer 2; expected a layer_range within 0 to 2"),
     ],
@@ -323,7 +323,7 @@ def test_stages_of_differing_widths_keep_their_places(workshop: Workshop) -> Non
     workshop.model("b", stages(1.0))
     merged = workshop.merge(("a", 0, 1), ("b", 1, 3))
     assert [first(merged, f"layers.{i}.blocks.0.norm1.weight") for i in range(3)] == [0, 1, 1]
-    with pytest.raises(CheckpointError, match="stages of differing widths"):
+    with pytest.raises(CheckpointError, match="stages of different widths"):
         workshop.merge(("a", 0, 2), ("b", 1, 3))
 
 
@@ -388,7 +388,7 @@ def test_a_tensor_with_an_entry_for_each_layer_keeps_the_layers_where_they_are(n
 def test_gaps_in_the_numbers_of_layers_are_refused(workshop: Workshop) -> None:
     workshop.model("a", {name: tensor for name, tensor in llama(0.0, 4).items() if "layers.1." not in name})
     with pytest.raises(
-        WeightspaceError, match=r"one number counts from 0; found 'model.layers.2.attn.weight' in layer 1"
+        WeightspaceError, match=r"numbered from 0 by one number; found 'model.layers.2.attn.weight' in layer 1"
     ):
         workshop.merge(("a", 0, 2))
 

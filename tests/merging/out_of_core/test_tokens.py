@@ -87,7 +87,7 @@ TOLD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "how text is split": (
         {"tokenizer.json": {**tokenizer(), "pre_tokenizer": {"type": "ByteLevel"}}},
         {"tokenizer.json": tokenizer()},
-        "in another way than that of a: pre_tokenizer",
+        "differently from that of a: pre_tokenizer",
     ),
     "RWKV's vocabulary": ({"rwkv_vocab.txt": "1 'a' 1"}, {"rwkv_vocab.txt": "2 'a' 1"}, "rwkv_vocab.txt differs"),
     "bytes": ({"tekken.json": "1"}, {"tekken.json": "2"}, "tekken.json differs"),

@@ -1,1 +1,1 @@
-"""Merges from files to a file, out of core."""
+"""Out-of-core merging of checkpoint files."""

@@ -1,4 +1,4 @@
-"""Networks that were trained apart, brought into one basin before they are merged: permuted copies of the sources."""
+"""Alignment of independently trained networks before a merge, by permuted copies of the sources."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Alignment:
-    """How networks are aligned.
+    """Alignment of the networks of a merge.
 
     Attributes:
-        spec: what may be permuted, verified for their architecture.
+        spec: permutation spec, verified for their architecture.
         method: a name in ``weightspace.matching.MATCHINGS``: a method that matches two networks.
-        seed: of the matching.
-        task: that the networks were trained for; some methods need it.
-        on_matched: is told of every network that was matched: the target's source and weights, then its own, permuted.
+        seed: seed of the matching.
+        task: the task that the networks were trained for; some methods need it.
+        on_matched: called for every matched network with the target's source and weights, then its own, permuted.
 
     Raises:
-        WeightspaceError: no such method, or no task for a method that needs one.
+        WeightspaceError: the method does not exist, or needs a task and has none.
 
     Example:
         >>> import weightspace as ws
@@ -57,23 +57,23 @@ class Alignment:
         check_task(MATCHINGS[self.method], self.task)
 
     def described(self) -> dict[str, Any]:
-        """Return what the metadata says of it."""
-        said = {"align": self.method, "seed": self.seed, "spec": self.spec.digest}
+        """Return the alignment's entries in the metadata."""
+        entries = {"align": self.method, "seed": self.seed, "spec": self.spec.digest}
         if self.task is not None and MATCHINGS[self.method].needs_task:
-            said["align_task"] = self.task.name
-        return said
+            entries["align_task"] = self.task.name
+        return entries
 
 
 def aligned(plan: Plan, alignment: Alignment, folder: Path) -> Plan:
-    """Return the plan with permuted copies in the place of its checkpoints; the first one, or the base, stays.
+    """Return the plan with permuted copies of its checkpoints; the base, or else the first model, stays.
 
     Args:
-        plan: of models that are merged whole.
-        alignment: how.
-        folder: where the copies are written, those of an interrupted run over again.
+        plan: a plan of models that are merged whole.
+        alignment: the alignment.
+        folder: where the copies are written; those of an interrupted run are written again.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read or does not fit the spec, or the disk refuses.
+        CheckpointError: a checkpoint cannot be read or does not fit the spec, or writing fails.
         WeightspaceError: a model has an adapter, or evidence that was collected before it was permuted.
     """
     from weightspace.checkpoints import save_checkpoint
@@ -89,8 +89,8 @@ def aligned(plan: Plan, alignment: Alignment, folder: Path) -> Plan:
             raise WeightspaceError(f"{member.source}: a model with an adapter cannot be aligned. Merge the two first.")
         if member.evidence is not None:
             raise WeightspaceError(
-                f"{member.source} has evidence, which belongs to its units in their order, and would be aligned. "
-                "Match and permute it first (weightspace match, permute), and collect the evidence of that."
+                f"{member.source} has evidence, which alignment would invalidate, since it depends on the order of the "
+                "units. Match and permute the model first (weightspace match, permute), then collect its evidence."
             )
         if index != first:
             source = CheckpointReader(member.contents).state()

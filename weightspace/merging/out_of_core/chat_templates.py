@@ -1,7 +1,7 @@
-"""The chat template that a recipe asks for: the built-in ones, that of most models, or Jinja; and where it is kept.
+"""Chat template of the output: a built-in one, the models' most frequent one, or Jinja; and the files that hold it.
 
-The built-in ones have the names of mergekit's and give the formats that the models were trained on: mergekit's own
-files put line breaks and blanks between the messages of ``llama3`` and ``exaone``, and none before the last
+The built-in ones have the names of mergekit's but the formats that the models were trained on: mergekit's own files
+put line breaks and blanks between the messages of ``llama3`` and ``exaone``, and none before the last
 ``### Response:`` of ``alpaca``.
 """
 
@@ -22,15 +22,15 @@ from weightspace.merging.plan.plan import Member
 from weightspace.merging.recipe.types import Recipe, Warn
 from weightspace.suggestions import unknown
 
-#: Where transformers looks for a template, best first: a file of its own, that of processors, the configuration.
+#: Files in which transformers looks for a template, in order: its own, that of processors, the configuration.
 _FILE = "chat_template.jinja"
 _LEGACY = "chat_template.json"
 _CONFIG = "tokenizer_config.json"
 
-#: Folder of further templates, which stand beside one of the name ``default``.
+#: Folder of further templates, in addition to the one named ``default``.
 _FURTHER = "additional_chat_templates"
 
-#: Characters that a template has at least, so that a misspelt name is none.
+#: Minimum number of characters of a template, so that a misspelt name is not taken for one.
 _SHORTEST = 20
 
 _ALPACA = (
@@ -77,7 +77,7 @@ _MISTRAL = (
     "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
 )
 
-#: Name in recipes -> the template.
+#: Name in recipes -> template.
 TEMPLATES: Mapping[str, str] = {
     "alpaca": _ALPACA,
     "chatml": _CHATML,
@@ -90,13 +90,13 @@ TEMPLATES: Mapping[str, str] = {
 def chat_template(
     recipe: Recipe, members: Sequence[Member], tokenizer: Path | None, ignored: Warn | None
 ) -> str | None:
-    """Return the template that the output gets; None: that of its tokenizer, if it has one.
+    """Return the chat template of the output; None: that of its tokenizer, if it has one.
 
     Args:
         recipe: the recipe.
         members: its checkpoints.
         tokenizer: the folder that the output's tokenizer comes from, or None.
-        ignored: takes a line where the template has no effect; None: that is an error.
+        ignored: called with a line if the template has no effect; None: that is an error.
 
     Raises:
         CheckpointError: a tokenizer's configuration is damaged.
@@ -124,10 +124,10 @@ def chat_template(
 
 
 def read_template(folder: Path) -> str | None:
-    """Return the chat template of a model, as transformers reads it; None where it has none.
+    """Return the chat template of a model, as transformers reads it; None if it has none.
 
     Raises:
-        CheckpointError: the files that may hold it are damaged.
+        CheckpointError: a file that may hold it is damaged.
     """
     if (folder / _FILE).is_file():
         with one_line_errors(folder / _FILE, "read"):
@@ -143,14 +143,14 @@ def read_template(folder: Path) -> str | None:
 
 
 def write_template(folder: Path, template: str) -> None:
-    """Make a template the only one of a folder.
+    """Write a template as the only one of a folder.
 
     Args:
-        folder: a model, its tokenizer in it.
-        template: Jinja.
+        folder: a model's folder, with its tokenizer.
+        template: Jinja source.
 
     Raises:
-        CheckpointError: a configuration is damaged, or the disk refuses.
+        CheckpointError: a configuration is damaged, or writing fails.
     """
     with one_line_errors(folder, "written"):
         (folder / _LEGACY).unlink(missing_ok=True)
@@ -166,14 +166,14 @@ def write_template(folder: Path, template: str) -> None:
 
 
 def _without_effect(reason: str, ignored: Warn | None) -> None:
-    """Note that the key changes nothing, or refuse it."""
+    """Report that the key has no effect, or refuse it."""
     if ignored is None:
         raise WeightspaceError(f"chat_template has no effect: {reason}. Leave it out.")
     ignored(f"chat_template has no effect: {reason}.")
 
 
 def _fields(path: Path) -> dict[str, Any]:
-    """Return a JSON object of a file, an empty one where there is no file."""
+    """Return the JSON object of a file; an empty one if there is no file."""
     return read_json_object(path) if path.is_file() else {}
 
 

@@ -1,4 +1,4 @@
-"""The elements of one tensor of the output, by what its job says."""
+"""Elements of a tensor of the output, computed from its job."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from weightspace.merging.methods._tensor_stack import TensorReader
 from weightspace.merging.out_of_core.sources import Sources
 from weightspace.merging.plan.plan import Job
 
-#: What the method's pass over the whole model adds to its arguments, by name.
+#: Arguments from the method's pass over the whole model, by tensor name.
 GlobalArguments = Mapping[str, Mapping[str, Any]]
 
 
 def elements_of(job: Job, sources: Sources, global_arguments: GlobalArguments) -> Iterator[tuple[int, Tensor]]:
-    """Yield the elements of a tensor in order, in the dtype of the output: the index of the first, and 1-D elements.
+    """Yield chunks of a tensor in order, in the dtype of the output: the index of the first, and 1-D elements.
 
-    What follows from a merged weight is made from that weight, merged once more: no job waits for another one.
+    Tensors derived from a merged weight merge that weight again, so that no job waits for another one.
 
     Args:
-        job: of the plan of the sources.
-        sources: its checkpoints.
-        global_arguments: what the method's pass over the whole model adds to its arguments, by name.
+        job: a job of the sources' plan.
+        sources: the checkpoints of the plan.
+        global_arguments: arguments from the method's pass over the whole model, by tensor name.
 
     Raises:
         WeightspaceError: as the method; integers differ; a tensor holds NaN or infinity.
@@ -54,7 +54,7 @@ def elements_of(job: Job, sources: Sources, global_arguments: GlobalArguments) -
 
 
 def check_masks(jobs: Iterable[Job], sources: Sources) -> None:
-    """Check that pruned models have the same masks, before anything is merged.
+    """Check that pruned models have the same masks before anything is merged.
 
     Raises:
         WeightspaceError: two masks differ.
@@ -68,7 +68,7 @@ def check_masks(jobs: Iterable[Job], sources: Sources) -> None:
 
 
 def is_merged(job: Job, sources: Sources) -> bool:
-    """Return whether a tensor is what the method makes of the models' tensors, or of weights that they stand for."""
+    """Return whether a tensor is the method's result on the models' tensors or on the weights that they represent."""
     if job.kind == "largest":
         return job.info.is_inexact and _largest(job, sources) is None
     return job.kind in ("merge", "direction")
@@ -77,14 +77,14 @@ def is_merged(job: Job, sources: Sources) -> bool:
 def _merged(
     job: Job, sources: Sources, global_arguments: GlobalArguments, dtype: torch.dtype
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield what the method makes."""
+    """Yield the method's result."""
     stack = sources.stack(job)
     arguments = {**job.arguments, **global_arguments.get(job.name, {})}
     return sound_chunks(stack, merged_chunks(sources.plan.method, stack, job.weights, arguments, dtype))
 
 
 def _kept(job: Job, sources: Sources) -> Iterator[tuple[int, Tensor]]:
-    """Yield what is no merge: counters, a copy, or what all models agree on."""
+    """Yield elements that are not merged: counters, a copy, or values on which all models agree."""
     if job.kind == "largest" and (count := _largest(job, sources)) is not None:
         yield 0, count
         return
@@ -97,14 +97,14 @@ def _kept(job: Job, sources: Sources) -> Iterator[tuple[int, Tensor]]:
 
 
 def _largest(job: Job, sources: Sources) -> Tensor | None:
-    """Return the largest counts, 1-D; None where they are no whole numbers."""
+    """Return the largest counts, 1-D; None if they are not whole numbers."""
     refs = job.models if sources.plan.method.base == "end" else job.inputs
     flats = [sources.flat(ref) for ref in refs]
     return largest([flat.read(0, math.prod(flat.shape)) for flat in flats])
 
 
 def _split(job: Job, sources: Sources, global_arguments: GlobalArguments) -> Split:
-    """Return how the merged weight of a direction is divided."""
+    """Return the split of a merged weight into direction and magnitude."""
     if job.name not in sources.splits:
         models = [weight for weight in sources.weights(job) if isinstance(weight, EffectiveWeight)]
         sources.splits[job.name] = split(models, lambda: _merged(job, sources, global_arguments, torch.float64))

@@ -1,4 +1,4 @@
-"""The tensors of a plan made by the threads of this process."""
+"""Execution of a plan's jobs by the threads of this process."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def make_jobs(
     report: Callable[[int], None],
     part: int = 0,
 ) -> None:
-    """Make tensors of a plan.
+    """Run jobs of a plan and write their tensors.
 
     Args:
-        jobs: the tensors that are missing.
-        shards: numbers of the files that they go to; these are made if there are none.
+        jobs: the jobs of the missing tensors.
+        shards: numbers of the files that they go to, which are created if missing.
         sources: the plan's checkpoints.
-        staging: where the output grows.
+        staging: the staging folder of the output.
         execution: threads and memory.
-        global_arguments: what the method's pass over the whole model adds to its arguments, by name.
-        report: is told how many bytes were written since it was last called.
-        part: names the journals.
+        global_arguments: arguments from the method's pass over the whole model, by tensor name.
+        report: called with the number of bytes written since the last call.
+        part: number in the names of the journals.
 
     Raises:
         WeightspaceError: as the method; a tensor holds NaN or infinity.
-        OSError: the disk refuses.
+        OSError: writing fails.
     """
     with open_shards(sources.plan, staging, shards, part=part, fsync=execution.fsync) as files:
         do_jobs(
@@ -63,21 +63,21 @@ def make_jobs(
 
 
 def global_pass(plan: Plan) -> Mapping[str, Mapping[str, Any]]:
-    """Make the method's pass over the whole model, where it has one."""
+    """Run the method's pass over the whole model, if it has one."""
     function = load_global_pass(plan.method)
     if function is None:
         return {}
     sources = Sources(plan)
     jobs = sorted((job for job in plan.jobs if is_merged(job, sources)), key=lambda job: job.name)
-    with torch_threads(1):  # as the tensors are made: the sums of adapters have the same bits then
+    with torch_threads(1):  # as in the jobs, so that the sums of adapters have the same bits
         return function([sources.stack(job) for job in jobs], [job.arguments for job in jobs])
 
 
 def rewrite(plan: Plan, staging: Staging, finish: Callable[[StateDict], StateDict], *, fsync: bool) -> None:
-    """Put what ``finish`` makes of the merged tensors into their places, in the dtypes that they have there.
+    """Overwrite the merged tensors with what ``finish`` returns for them, in the same dtypes.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: writing fails.
     """
     state: StateDict = {}
     for shard in plan.shards:
@@ -90,16 +90,16 @@ def rewrite(plan: Plan, staging: Staging, finish: Callable[[StateDict], StateDic
                 files[job.shard].write(job.offset, tensor.contiguous().view(-1))
 
 
-#: Seconds between two entries in the journals.
+#: Seconds between two commits of the journals.
 _COMMIT = 0.25
 
 #: Jobs above this share of all bytes go first: started last, one would keep the other threads waiting.
 _LARGE = 1 / 32
 
-#: Bytes of a block that glibc learns from how much freed memory to keep; it learns from no larger one than 32 MB.
+#: Bytes of a block from which glibc learns how much freed memory to keep; it ignores blocks above 32 MB.
 _KEPT = 2**24
 
-#: Jobs up to so many elements are the interpreter's work, at which threads only stand in each other's way.
+#: Jobs of at most this many elements are bound by the interpreter, where threads only block each other.
 _TINY = 2**14
 
 
@@ -114,21 +114,21 @@ def do_jobs(
     memory: int,
     progress: Callable[[int], None],
 ) -> None:
-    """Make tensors and write them to their places; the journals say which ones are there.
+    """Run jobs in threads, write their tensors and record the complete ones in the journals.
 
     Args:
-        plan: what they belong to.
-        jobs: the tensors.
+        plan: the plan of the jobs.
+        jobs: the jobs.
         files: open files of their shards, by number.
         sources: the plan's checkpoints.
-        global_arguments: what the method's pass over the whole model adds to its arguments, by name.
-        threads: how many are made at a time; the bytes don't depend on it.
-        memory: bytes that they may take together.
-        progress: is told, on this thread, how many bytes of the output were written since it was last called.
+        global_arguments: arguments from the method's pass over the whole model, by tensor name.
+        threads: number of jobs at a time; the bytes don't depend on it.
+        memory: bytes that running jobs may use together.
+        progress: called on this thread with the number of bytes of the output written since the last call.
 
     Raises:
         WeightspaceError: as the method; a tensor holds NaN or infinity.
-        OSError: the disk refuses.
+        OSError: writing fails.
     """
     _keep_freed_memory()
     with torch_threads(1), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -136,7 +136,7 @@ def do_jobs(
         others = deque(_ordered([job for job in jobs if _elements_read(plan, job) > _TINY]))
         workers = WorkerPool(plan, files, sources, global_arguments, _Budget(memory))
         queues = [[tiny, others], *[[others]] * (threads - 1)]
-        pending: set[Future[None]] = {pool.submit(workers.run, several) for several in queues}
+        pending: set[Future[None]] = {pool.submit(workers.run, of_thread) for of_thread in queues}
         try:
             while pending:
                 finished, pending = wait(pending, _COMMIT, FIRST_EXCEPTION)
@@ -150,7 +150,7 @@ def do_jobs(
 
 
 class WorkerPool:
-    """The threads of a merge: the queues that they take jobs from, the memory and the count that they share."""
+    """State that the threads of a merge share: sources, files, memory budget, and the bytes written so far."""
 
     def __init__(
         self,
@@ -170,7 +170,7 @@ class WorkerPool:
         self.lock = threading.Lock()
 
     def run(self, queues: Sequence[deque[Job]]) -> None:
-        """Take jobs until there are none, queue after queue."""
+        """Run jobs until all queues are empty, one queue after the other."""
         with torch.no_grad():
             for queue in queues:
                 while not self.stop.is_set() and (job := _next(queue)) is not None:
@@ -185,7 +185,7 @@ class WorkerPool:
         return written
 
     def _do(self, job: Job) -> bool:
-        """Make one tensor; return whether it is complete."""
+        """Run one job; return whether its tensor is complete."""
         file = self.files[job.shard]
         for start, elements in elements_of(job, self.sources, self.global_arguments):
             if self.stop.is_set():
@@ -197,7 +197,7 @@ class WorkerPool:
 
 
 class _Budget:
-    """Bytes that the jobs under way may take together; a job that needs more than all of them runs alone."""
+    """Bytes that running jobs may use together; a job that needs more than the total runs alone."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -206,7 +206,7 @@ class _Budget:
 
     @contextmanager
     def of(self, needed: int) -> Iterator[None]:
-        """Wait for room, and hold it for the length of the block."""
+        """Wait until the bytes are free, and hold them for the duration of the block."""
         with self.changed:
             self.changed.wait_for(lambda: not self.used or self.used + needed <= self.total)
             self.used += needed
@@ -219,20 +219,20 @@ class _Budget:
 
 
 def _keep_freed_memory() -> None:
-    """Free a large block: from then on glibc keeps up to twice as much of what is freed, for the next chunk.
+    """Free a large block, so that glibc keeps freed memory of up to twice its size for the next chunks.
 
-    Otherwise it gives every chunk back to the system, which has to clear its pages for the next one.
+    Otherwise it returns every chunk to the system, which has to clear its pages for the next one.
     """
     torch.empty(_KEPT, dtype=torch.uint8)
 
 
 def _elements_read(plan: Plan, job: Job) -> int:
-    """Return how many elements of each model a job reads: those of a whole weight for what follows from it."""
+    """Return the number of elements that a job reads of each model: all of a weight for tensors derived from it."""
     return plan.info(job.inputs[0]).numel
 
 
 def _next(queue: deque[Job]) -> Job | None:
-    """Take the first job of a queue that other threads take from, too."""
+    """Pop the first job of a queue shared with other threads; None if it is empty."""
     try:
         return queue.popleft()
     except IndexError:

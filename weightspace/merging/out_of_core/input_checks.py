@@ -1,4 +1,4 @@
-"""Checks of a merge's models against each other, from headers, configurations and the files beside the weights."""
+"""Compatibility checks of a merge's models, from headers, configurations and the files beside the weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from weightspace.merging.methods import Method
 from weightspace.merging.plan.plan import Job, Member
 from weightspace.merging.plan.prefixes import suggested_prefix
 
-#: Files that a line names.
+#: Number of files that a line names.
 _LISTED = 8
 
 _CONFIG = "config.json"
@@ -29,7 +29,7 @@ _DECIDING = (
     *("open_clip_config.json", "config_sentence_transformers.json"),
 )
 
-#: Bytes of JSON files that are compared by what they say, at most; and keys of them that say who wrote them.
+#: Maximum bytes of JSON files that are compared by content; and keys that only identify the writer.
 _LARGEST_JSON = 2**20
 _WRITERS = ("transformers_version", "_name_or_path", "__version__", "_commit_hash")
 
@@ -38,7 +38,7 @@ def check_plain(members: Sequence[Member]) -> None:
     """Check that no model is quantised.
 
     Raises:
-        CheckpointError: one is; the message names the format. Or a configuration is damaged.
+        CheckpointError: one is (the message names the format), or a configuration is damaged.
     """
     for member in members:
         contents = member.stored or member.contents
@@ -50,7 +50,7 @@ def check_plain(members: Sequence[Member]) -> None:
 
 
 def check_something_in_common(sources: Sequence[Member]) -> None:
-    """Check that models which are merged whole have a name in common.
+    """Check that models which are merged whole have a tensor name in common.
 
     Raises:
         CheckpointError: they have none.
@@ -60,7 +60,7 @@ def check_something_in_common(sources: Sequence[Member]) -> None:
         first = next(iter(names[0]))
         other = next(index for index in range(1, len(names)) if not names[0] & names[index]) if len(names) == 2 else 1
         prefix = suggested_prefix(first, names[other])
-        hint = f" --strip-prefix {prefix} takes the prefix off." if prefix else " Are they models of one architecture?"
+        hint = f" --strip-prefix {prefix} removes the prefix." if prefix else " Are they models of one architecture?"
         raise CheckpointError(
             f"{' and '.join(member.label for member in sources[:3])} have no tensor in common: "
             f"{first!r} against {next(iter(names[other]))!r}. There is nothing to merge.{hint}"
@@ -68,27 +68,28 @@ def check_something_in_common(sources: Sequence[Member]) -> None:
 
 
 def check_evidence(row: Method, members: Sequence[Member], sources: Sequence[Member], jobs: Sequence[Job]) -> None:
-    """Check that a method which needs statistics of data has them of every model, and others have none.
+    """Check that every model has evidence if the method needs it, and none has any otherwise.
 
     Args:
         row: the method.
-        members: all checkpoints, by the numbers that the jobs have them under.
-        sources: the models, the base aside.
+        members: all checkpoints, as indexed by the jobs.
+        sources: the models, without the base.
         jobs: the tensors of the output.
 
     Raises:
-        WeightspaceError: statistics are missing, belong to no tensor, or are not asked for.
+        WeightspaceError: evidence is missing, belongs to no tensor, or is not needed.
     """
     having = [member.label for member in sources if member.evidence is not None]
     if not row.evidence:
         if having:
-            raise WeightspaceError(f"Method {row.name!r} has no use for evidence, found some of {having[0]}.")
+            raise WeightspaceError(f"Method {row.name!r} has no use for evidence; found some for {having[0]}.")
         return
     lacking = [member.label for member in sources if member.evidence is None]
     if lacking:
         raise WeightspaceError(
-            f"Method {row.name!r} needs {row.evidence} evidence of every model; {', '.join(lacking[:3])} has none. "
-            "Collect it (`weightspace evidence`) and give it with --evidence; without, the result is a plain mean."
+            f"Method {row.name!r} needs {row.evidence} evidence for every model; found none for "
+            f"{', '.join(lacking[:3])}. Collect it (`weightspace evidence`) and pass it with --evidence; "
+            "without it, the result is a plain mean."
         )
     merged = {name for job in jobs if job.merges for name in (job.name, effective_name(job.name))}
     models = [member.contents.path for member in sources]
@@ -96,20 +97,20 @@ def check_evidence(row: Method, members: Sequence[Member], sources: Sequence[Mem
         if member.evidence is not None and member.evidence.path in models:
             raise CheckpointError(
                 f"The evidence of {member.label} is {member.evidence.path}, a model of this merge. Expected statistics "
-                "of data about it, as `weightspace evidence` writes them."
+                "of data, as `weightspace evidence` writes them."
             )
         if member.evidence is not None and merged.isdisjoint(member.evidence.tensors):
             raise CheckpointError(
-                f"{member.evidence.path} is no evidence for {member.label}: it has none of its tensors, but "
+                f"{member.evidence.path} is not evidence for {member.label}: it has none of its tensors, but "
                 f"{next(iter(member.evidence.tensors))!r}. Was it collected for this network?"
             )
     for job in jobs:
-        if job.merges and effective_name(job.name) == job.name:  # parts of weights are looked at when they are read
+        if job.merges and effective_name(job.name) == job.name:  # parts of weights are checked when they are read
             _check_evidence_of(row, members, job)
 
 
 def _check_evidence_of(row: Method, members: Sequence[Member], job: Job) -> None:
-    """Check that all models have statistics about a tensor, of the shape that the method reads, or none has any."""
+    """Check that all models or none have evidence for a tensor, in the shape that the method reads."""
     shapes: dict[str, tuple[int, ...] | None] = {}
     for index, name in job.inputs:
         evidence = members[index].evidence
@@ -132,14 +133,14 @@ def _check_evidence_of(row: Method, members: Sequence[Member], job: Job) -> None
 def compare_folders(
     members: Sequence[Member], donor: Path | None, notice: Callable[[str], None], *, sliced: bool, copied: bool
 ) -> Companions:
-    """Return the files beside the weights that the output gets, and tell what differs between the models' folders.
+    """Return the files to copy beside the weights, and report differences between the models' folders.
 
     Args:
         members: the models.
         donor: the folder whose files the output gets; None: there is none.
-        notice: takes a line about each difference.
-        sliced: layers are put together anew.
-        copied: the output is a folder, and gets files; one file has no place for any.
+        notice: called with a line about each difference.
+        sliced: whether layers are stacked from slices.
+        copied: whether the output is a folder that gets files, not a single file.
 
     Raises:
         CheckpointError: a folder or configuration cannot be read.
@@ -148,8 +149,8 @@ def compare_folders(
         beside = next((member for member in members if (member.contents.path / _CONFIG).is_file()), None)
         if copied and beside is not None:
             notice(
-                f"Nothing beside the weights is written: it would come from the base, or else from the first model, "
-                f"which is one file. {beside.label} has a {_CONFIG}, which is not copied."
+                f"Only the weights are written: other files would come from the base, or else from the first model, "
+                f"which is a single file. {beside.label} has a {_CONFIG}, which is not copied."
             )
         return Companions((), ())
     folders = {member.contents.path: member for member in members if member.contents.path.is_dir()}
@@ -166,9 +167,9 @@ def compare_folders(
         return Companions((), ())
     companions = find_companions(donor, [file.name for file in own.contents.files])
     if companions.left:
-        left = sorted(companions.left, key=is_other_copy)  # what nobody expects to be left comes first
+        left = sorted(companions.left, key=is_other_copy)  # the least expected first
         names = ", ".join(left[:_LISTED]) + (f", and {len(left) - _LISTED:,} more" if len(left) > _LISTED else "")
-        notice(f"Not copied from {own.label}: {names} (weights in other formats, the state of a training, or links).")
+        notice(f"Not copied from {own.label}: {names} (weights in other formats, training states, or links).")
     for name in companions.copied:
         deciding = "/" in name or is_head(name) or any(fnmatch(name, pattern) for pattern in _DECIDING)
         if deciding and not is_tokenizer(name):
@@ -177,14 +178,14 @@ def compare_folders(
 
 
 def _compare_file(own: Member, others: Mapping[Path, Member], name: str, notice: Callable[[str], None]) -> None:
-    """Tell where a file beside the weights, such as the weights of a dense head, is another in another folder."""
+    """Report the folders in which a file beside the weights, such as that of a dense head, differs."""
     for path, member in others.items():
         if (path / name).is_file() and not _same_file(own.contents.path / name, path / name):
-            notice(f"{name} of {member.label} is not that of {own.label}, which is copied: it is not merged.")
+            notice(f"{name} of {member.label} differs from that of {own.label}, which is copied; it is not merged.")
 
 
 def _same_file(file: Path, other: Path) -> bool:
-    """Return whether two files say the same, whoever wrote them."""
+    """Return whether two files have the same content, whoever wrote them."""
     if filecmp.cmp(file, other, shallow=False):
         return True
     if file.suffix != ".json" or max(file.stat().st_size, other.stat().st_size) > _LARGEST_JSON:

@@ -1,4 +1,4 @@
-"""The model card of a merged folder: what the Hub reads of it; recipe, notices and inputs for people."""
+"""Model card of a merged folder: a header for the Hub; recipe, notices and inputs for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.escaping import markdown_block, markdown_code, markdown_text, one_line
 from weightspace.merging.plan.plan import Plan
 
-#: A model of the Hub in a URL, and in the name that a configuration keeps of where it was loaded from.
+#: A model of the Hub in a URL, and in the name under which a configuration was loaded.
 _URL = re.compile(r"hf://(?:models/)?([\w.-]+/[\w.-]+?)(?:@[^/]+)?(?:/.*)?")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -32,9 +32,9 @@ def model_card(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> str:
     """Return the text of the card.
 
     Args:
-        plan: the merge.
-        parts: the folder that holds all but the card.
-        metadata: where the weights come from.
+        plan: the plan of the merge.
+        parts: the folder with all files but the card.
+        metadata: provenance of the weights.
     """
     row = plan.method
     inputs = json.loads(metadata["inputs"])
@@ -53,7 +53,7 @@ def model_card(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> str:
         markdown_block(metadata["recipe"].strip(), "yaml"),
         "",
         *_notices(plan),
-        "## Files that went in",
+        "## Input files",
         "",
         "| file | SHA-256 |",
         "|---|---|",
@@ -83,7 +83,7 @@ def _hub_name(source: str, path: Path) -> str | None:
 
 
 def _library(parts: Path) -> str | None:
-    """Return the library that reads the folder, None if no file says so."""
+    """Return the library that reads the folder; None if no file identifies it."""
     for name, key, library in _LIBRARIES:
         if (parts / name).is_file() and (key is None or key in _json(parts / name)):
             return library
@@ -91,7 +91,7 @@ def _library(parts: Path) -> str | None:
 
 
 def _json(path: Path) -> Mapping[str, Any]:
-    """Return the object of a file, an empty one where there is none."""
+    """Return the JSON object of a file; an empty one if it is missing or damaged."""
     try:
         return read_json_object(path) if path.is_file() else {}
     except WeightspaceError:
@@ -99,7 +99,7 @@ def _json(path: Path) -> Mapping[str, Any]:
 
 
 def _notices(plan: Plan) -> list[str]:
-    """Return what was decided, as a list."""
+    """Return the section of notices, if there are any."""
     if not plan.notices:
         return []
     return ["## Notices", "", *(f"- {markdown_text(one_line(line))}" for line in plan.notices), ""]

@@ -1,4 +1,4 @@
-"""The files of the output while they grow: at their full size from the start, every tensor written to its place."""
+"""Files of the output during a merge: at full size from the start, each tensor written at its offset."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from weightspace.merging.plan.plan import Plan
 
 
 class ShardFile:
-    """One open file of the output, and its journal."""
+    """Open file of the output, with its journal."""
 
     def __init__(self, descriptor: int, journal: Journal) -> None:
         self.descriptor = descriptor
         self.journal = journal
 
     def write(self, offset: int, elements: Tensor) -> None:
-        """Write 1-D elements in the dtype of the output to a byte offset.
+        """Write 1-D elements in the dtype of the output at a byte offset.
 
         Raises:
-            OSError: the disk refuses.
+            OSError: writing fails.
         """
         view = memoryview(elements.view(torch.uint8).numpy().data)
         while view:
@@ -38,12 +38,12 @@ class ShardFile:
 def open_shards(
     plan: Plan, staging: Staging, numbers: Sequence[int], *, fsync: bool, part: int = 0
 ) -> Iterator[dict[int, ShardFile]]:
-    """Yield the files of some shards by number; new ones are made at their full size, with their header.
+    """Yield the files of some shards by number; new ones are created at full size, with their header.
 
-    ``part`` names the journals: each is written by one process at a time.
+    ``part`` numbers the journals, each of which is written by one process at a time.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: writing fails.
     """
     opened: dict[int, ShardFile] = {}
     try:
@@ -63,7 +63,7 @@ def open_shards(
 
 
 def _open(path: Path, size: int, header: bytes) -> int:
-    """Return a descriptor of a file of that size."""
+    """Open a file of that size and write its header; return the descriptor."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         if os.fstat(descriptor).st_size != size:
@@ -76,7 +76,7 @@ def _open(path: Path, size: int, header: bytes) -> int:
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Give a file its size, and the disk's promise of the room for it where the file system can promise."""
+    """Set the size of a file, and allocate its space where the file system can."""
     if size and hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(descriptor, 0, size)

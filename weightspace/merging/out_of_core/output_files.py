@@ -16,15 +16,15 @@ from weightspace.merging.plan.plan import Plan
 
 
 def finish_folder(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> None:
-    """Write everything but the weights of a folder.
+    """Write all files of a folder except the weights.
 
     Args:
-        plan: the merge.
-        parts: the folder that holds the finished weights.
-        metadata: where they come from.
+        plan: the plan of the merge.
+        parts: the folder with the finished weights.
+        metadata: their provenance.
 
     Raises:
-        CheckpointError: the disk refuses.
+        CheckpointError: writing fails.
     """
     own_tokenizer = plan.tokenizer is not None and plan.tokenizer != plan.donor
     if plan.donor is not None:
@@ -54,7 +54,7 @@ def _json(content: object) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a small file, over one that an interrupted run left."""
+    """Write a small file, replacing one that an interrupted run left."""
     with one_line_errors(path, "written"):
         path.unlink(missing_ok=True)
         with synced_file(path) as file:
@@ -62,14 +62,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def write_skeleton(plan: Plan, folder: Path) -> None:
-    """Write a folder from which the next merge can be planned.
+    """Write a folder without weights from which the next merge can be planned.
 
     Args:
         plan: the merge that would make it.
-        folder: a free name.
+        folder: a path that does not exist yet.
 
     Raises:
-        CheckpointError: the disk refuses.
+        CheckpointError: writing fails.
     """
     with one_line_errors(folder, "written"):
         folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""From a recipe and the headers of its checkpoints to a plan. Every mistake that can be seen there is an error here."""
+"""Planning of a merge from a recipe and the headers of its checkpoints; every mistake visible there is an error."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ from weightspace.merging.slices.layer_index import Layers
 from weightspace.merging.slices.notices import slice_notices
 from weightspace.user_code import is_user_code
 
-#: Bytes of a file's name, at most; a torch file's own may be longer than the one that it is made from allows.
+#: Maximum bytes of a file name, which the name of a torch file may exceed with the suffix of safetensors.
 _LONGEST = 255
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What a plan depends on beside the recipe.
+    """Options of a plan in addition to the recipe.
 
     Attributes:
-        output: of the output.
-        reading: of the inputs.
+        output: options of the output.
+        reading: options for reading the inputs.
         lenient: some refusals were warnings.
     """
 
@@ -72,16 +72,16 @@ def make_plan(
     """Plan a merge from headers.
 
     Args:
-        recipe: what to merge, and how.
-        out: the output, a file or a folder by its name.
-        options: what else decides the bytes.
-        warn: takes lines about tensors that a model lacks; None: refuse them.
-        notice: takes lines about decisions, and about differences between the models that may be intended.
-        ignored: takes lines about what has no effect, as in mergekit; None: refuse it.
+        recipe: the recipe.
+        out: the output; its name decides whether it is a file or a folder.
+        options: further options that determine the bytes.
+        warn: called with lines about tensors that a model lacks; None: they are errors.
+        notice: called with lines about decisions, and about differences between the models that may be intended.
+        ignored: called with lines about settings without effect, as in mergekit; None: they are errors.
 
     Raises:
         CheckpointError: a checkpoint is missing or damaged, or names, shapes or kinds of tensors do not fit together.
-        WeightspaceError: the method, its parameters or the weights do not fit.
+        WeightspaceError: the method, its parameters or the weights are invalid.
     """
     notices: list[str] = []
 
@@ -148,7 +148,7 @@ def _configurations(
 
 
 def _models(recipe: Recipe, members: Sequence[Member]) -> list[Member]:
-    """Return the models of a recipe, the base aside where it is not one of them."""
+    """Return the models of a recipe, without the base unless it is one of them."""
     sources = {source.model for part in recipe.slices for source in part.sources}
     return [member for member in members if member.source in sources]
 
@@ -160,7 +160,7 @@ def _with_layers(jobs: Sequence[Job]) -> list[Job]:
 
 
 class _Planner:
-    """Makes the jobs of a recipe; what many tensors share is checked once."""
+    """Builder of a recipe's jobs; arguments that many tensors share are checked once."""
 
     def __init__(self, recipe: Recipe, row: Method, members: Sequence[Member]) -> None:
         self.recipe = recipe
@@ -169,7 +169,7 @@ class _Planner:
         self.checked: dict[str, dict[str, Any]] = {}
 
     def job(self, output: Output) -> Job:
-        """Return the job of one tensor of the output, without its place."""
+        """Return the job of one tensor of the output, without its place in a file."""
         refs, base = output.inputs, output.base
         if output.copied:
             return self._job("copy", output, refs[:1], None, [1.0], {})
@@ -189,7 +189,7 @@ class _Planner:
         return self._job(kind, output, models, origin, factors, self._arguments(values, kept, len(refs)))
 
     def _arguments(self, values: Mapping[str, Any], kept: Sequence[int], sources: int) -> dict[str, Any]:
-        """Return the method's arguments for these values, those of the sources that are the base left out."""
+        """Return the method's arguments for these values, without those of sources that are the base."""
         own = {
             name: [value[index] for index in kept] if isinstance(value, list) and len(value) == sources else value
             for name, value in values.items()
@@ -232,7 +232,7 @@ class _Planner:
         return self.members[member].contents.tensors[name]
 
     def _check_fit(self, output: Output, refs: Sequence[Ref]) -> None:
-        """Check that the sources of a tensor have one shape, and are all of floats or all of integers."""
+        """Check that the sources of a tensor have the same shape, and are all floats or all integers."""
         first, infos = self._info(refs[0]), [self._info(ref) for ref in refs]
         for ref, info in zip(refs, infos, strict=True):
             other_kind = info.is_inexact != first.is_inexact and not holds_whole_numbers(output.name, first.shape)
@@ -253,7 +253,7 @@ def _sources(recipe: Recipe) -> tuple[list[str], dict[str, str]]:
 
 
 def _metadata(recipe: Recipe, members: Sequence[Member], options: PlanOptions) -> dict[str, str]:
-    """Return the metadata of the output; zeros take the place of the digests of the inputs."""
+    """Return the metadata of the output, with zeros in place of the digests of the inputs."""
     output, reading = options.output, options.reading
     blank = "0" * 64 if output.hashes else ""
     paths = [entry for member in members for entry in member.inputs]
@@ -275,13 +275,13 @@ def _metadata(recipe: Recipe, members: Sequence[Member], options: PlanOptions) -
 def _identity(
     metadata: Mapping[str, str], stamps: Mapping[Path, tuple[int, int]], output: OutputOptions, out: Path
 ) -> str:
-    """Return what decides the bytes, the inputs by size and time of change."""
+    """Return everything that determines the bytes, with the inputs by size and modification time."""
     files = [(os.path.realpath(file), *stamp) for file, stamp in stamps.items()]
     return json.dumps([dict(metadata), files, output.hashes, out.name])
 
 
 def _weights_file(out: Path) -> str | None:
-    """Return the name of the one file of weights, None for a folder; torch files are made from safetensors."""
+    """Return the name of the single file of weights, None for a folder; torch files are made from safetensors."""
     if not is_file_name(out):
         return None
     name = f"{out.stem}.safetensors"

@@ -1,4 +1,4 @@
-"""``merge_files``: checkpoints in, a checkpoint out, out of core and resumable."""
+"""Execution of a merge plan: out of core, and resumable after an interruption."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Called with the bytes fetched from URLs and written to the output so far, and of how many.
+#: Called with the bytes fetched from URLs and written to the output so far, and with their total.
 OnBytes = Callable[[int, int], None]
 
-#: Takes the merged state dict and returns one of the same names, shapes and dtypes.
+#: Maps the merged state dict to one of the same names, shapes and dtypes.
 Finish = Callable[["StateDict"], "StateDict"]
 
 
 @brief
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge did, or would do.
+    """Report of a merge, or of a dry run.
 
     Attributes:
-        out: the checkpoint that it made.
+        out: the output checkpoint.
         method: the method's name.
         files: names of its files of weights.
-        tensors: how many tensors it has, tied names aside.
-        resumed: how many of them an interrupted run had made.
+        tensors: number of its tensors, without tied names.
+        resumed: number of them that an interrupted run had already made.
         read_bytes: bytes of all sources of all tensors.
         written_bytes: bytes of the files of weights.
-        memory: private bytes that the merge takes at most, roughly, beside the interpreter and its libraries.
-        seconds: from the plan to the last rename; a rough estimate where nothing was done.
-        warnings: what a strict reading would have refused.
-        fetched_bytes: bytes that came from URLs, or would come.
+        memory: approximate peak of private bytes, in addition to the interpreter and its libraries.
+        seconds: from the plan to the last rename; a rough estimate for a dry run.
+        warnings: lines that a strict reading would have refused.
+        fetched_bytes: bytes fetched from URLs, or to be fetched.
 
     Example:
         >>> import torch
@@ -94,20 +94,20 @@ def run_plan(
     finish: Finish | None = None,
     progress: OnBytes | None = None,
 ) -> MergeReport:
-    """Carry out a plan.
+    """Execute a plan.
 
     Args:
-        plan: what to do.
-        out: where the output goes; what is there is replaced at the end.
-        execution: how.
-        align: align the sources first.
-        finish: what to do to the merged network.
-        progress: is told how far it is.
+        plan: the plan.
+        out: path of the output; a checkpoint there is replaced at the end.
+        execution: execution options.
+        align: alignment of the sources before the merge.
+        finish: function to apply to the merged network.
+        progress: called with the bytes done and their total.
 
     Raises:
-        CheckpointError: ``out`` holds something else than a checkpoint, the disk has no room or refuses, another merge
-            is writing there, or an input changes meanwhile.
-        WeightspaceError: the memory does not suffice; integers differ; a tensor holds NaN or infinity; as the method.
+        CheckpointError: ``out`` holds something other than a checkpoint, the disk is full or writing fails, another
+            merge is writing there, or an input changes meanwhile.
+        WeightspaceError: memory is too small; integers differ; a tensor holds NaN or infinity; as the method.
     """
     start = time.perf_counter()
     _log.info("%s, %d tensors, %d bytes into %s", plan.method.name, len(plan.jobs), plan.written_bytes, out)
@@ -115,7 +115,7 @@ def run_plan(
     fetched = missing_bytes(plan.input_files)
     progress = _fetch(plan, fetched, progress)
     with open_staging(out, plan.digest, fsync=execution.fsync) as staging, _hashing(plan) as hashing:
-        with _changes_told(plan):
+        with _reporting_changed_inputs(plan):
             resumed = _make_tensors(_aligned(plan, align, staging), staging, execution, progress)
             digests = hashing.digests() or dict.fromkeys(plan.input_files, "")
             metadata = {**plan.metadata, **_inputs(plan, digests)}
@@ -130,7 +130,7 @@ def run_plan(
 def report(
     plan: Plan, out: Path, execution: ExecutionOptions, *, resumed: int = 0, seconds: float | None = None
 ) -> MergeReport:
-    """Return the report of a plan that was carried out, or of one that was not: then ``seconds`` are estimated."""
+    """Return the report of a plan; if it was not executed, ``seconds`` is None and is estimated."""
     return MergeReport(
         str(out),
         plan.method.name,
@@ -146,11 +146,11 @@ def report(
 
 
 def check_runnable(plan: Plan, out: Path, execution: ExecutionOptions) -> None:
-    """Check what can be checked before a byte is written.
+    """Check output, memory and disk before a byte is written.
 
     Raises:
         CheckpointError: ``out`` cannot be replaced, or the disk has no room.
-        WeightspaceError: a tensor needs more memory than there may be used.
+        WeightspaceError: a tensor needs more memory than is allowed.
     """
     check_checkpoint_output(out, again=plan.companions, force=execution.force)
     with one_line_errors(out, "written"):
@@ -168,7 +168,7 @@ def check_runnable(plan: Plan, out: Path, execution: ExecutionOptions) -> None:
 
 
 def _check_room(plan: Plan, out: Path) -> None:
-    """Check that the disk has room for the output, beside what an interrupted run has written of it."""
+    """Check that the disk has room for the output, in addition to what an interrupted run has written."""
     with one_line_errors(out, "written"):
         parts = staging_folder(out) / "parts"
         existing = next(folder for folder in parts.parents if folder.exists())
@@ -193,7 +193,7 @@ def _fetched_beside(plan: Plan, folder: Path) -> int:
 
 
 def _fetch(plan: Plan, missing: int, progress: OnBytes | None) -> OnBytes | None:
-    """Bring the tensors that lie behind URLs; return a progress that goes on from there."""
+    """Fetch the tensors at URLs; return a progress callback that continues from there."""
     if not missing or progress is None:
         fetch(plan.input_files)
         return progress
@@ -209,7 +209,7 @@ def _fetch(plan: Plan, missing: int, progress: OnBytes | None) -> OnBytes | None
 
 
 def _make_tensors(plan: Plan, staging: Staging, execution: ExecutionOptions, progress: OnBytes | None) -> int:
-    """Make the tensors that are not there yet; return how many were."""
+    """Make the missing tensors; return how many were there already."""
     from weightspace.merging.out_of_core.staging import read_journals
 
     done = [read_journals(staging.journals(number, shard.name, shard.size)) for number, shard in enumerate(plan.shards)]
@@ -231,7 +231,7 @@ def _make_tensors(plan: Plan, staging: Staging, execution: ExecutionOptions, pro
 def _make(
     plan: Plan, jobs: Sequence[Job], staging: Staging, execution: ExecutionOptions, report: Callable[[int], None]
 ) -> None:
-    """Make tensors where ``execution`` says."""
+    """Run jobs with the executor of ``execution``."""
     if any(job.kind == "mask" for job in plan.jobs):
         from weightspace.merging.out_of_core.elements import check_masks
         from weightspace.merging.out_of_core.sources import Sources
@@ -243,7 +243,7 @@ def _make(
 
         global_arguments = global_pass(plan)
     execution = replace(execution, executor=chosen_executor(plan, jobs, execution))
-    _log.info("%d tensors to be made, by %s", len(jobs), execution.executor)
+    _log.info("%d tensors to make, executor %s", len(jobs), execution.executor)
     if execution.executor != "threads":
         make_elsewhere(plan, jobs, staging, execution, global_arguments, report)
         return
@@ -254,7 +254,7 @@ def _make(
 
 
 def _hashing(plan: Plan) -> Hashing:
-    """Return what takes the digests of the inputs while the merge reads them."""
+    """Return a hasher that computes the digests of the inputs while the merge reads them."""
     return Hashing([member.files for member in plan.members] if plan.hashes else ())
 
 
@@ -265,7 +265,7 @@ def _inputs(plan: Plan, digests: Mapping[Path, str]) -> dict[str, str]:
 
 
 def _aligned(plan: Plan, align: Alignment | None, staging: Staging) -> Plan:
-    """Return the plan, of aligned copies of the checkpoints if that is asked for."""
+    """Return the plan, with aligned copies of the checkpoints if an alignment is given."""
     if align is None:
         return plan
     from weightspace.merging.out_of_core.aligning import aligned
@@ -274,8 +274,8 @@ def _aligned(plan: Plan, align: Alignment | None, staging: Staging) -> Plan:
 
 
 @contextmanager
-def _changes_told(plan: Plan) -> Iterator[None]:
-    """Say of a mistake that it is one of an input that has changed meanwhile, where one has."""
+def _reporting_changed_inputs(plan: Plan) -> Iterator[None]:
+    """Report a changed input instead of the error that it caused, if an input has changed meanwhile."""
     try:
         yield
     except WeightspaceError as error:
@@ -289,7 +289,7 @@ def _changes_told(plan: Plan) -> Iterator[None]:
 def _finish(
     plan: Plan, staging: Staging, metadata: Mapping[str, str], finish: Finish | None, execution: ExecutionOptions
 ) -> str | None:
-    """Add what is known only at the end, and what stands beside the weights; return the name of the file if it is one.
+    """Add the final metadata and the files beside the weights; return the name of the file if the output is one.
 
     The name is that of a file in ``Staging.parts``; None: the output is the folder.
     """
@@ -315,7 +315,7 @@ def _finish(
 
 
 def _fill_header(path: Path, metadata: Mapping[str, str], *, fsync: bool) -> None:
-    """Put the digests into the room that the header has for them."""
+    """Write the digests into the space that the header reserves for them."""
     header = read_header(path)
     filled = encode_header(header.entries, {**header.metadata, **metadata})
     with open(path, "r+b") as file:

@@ -1,4 +1,4 @@
-"""The tensors of a plan's members, read from their files a range at a time."""
+"""Tensors of a plan's members, read from their files by range."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from weightspace.merging.plan.plan import Job, Plan, Ref
 
 
 class Sources:
-    """Opens each checkpoint once, and builds the stacks of jobs from them."""
+    """Checkpoints of a plan, each opened once, and the stacks of its jobs."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -27,12 +27,12 @@ class Sources:
         self.states = [CheckpointReader(member.stored or member.contents, files) for member in members]
         self.adapters = [contents and CheckpointReader(contents, files) for contents in adapters]
         self.evidence = [member.evidence and CheckpointReader(member.evidence, files) for member in members]
-        #: What several jobs need: merged weights in magnitude and direction, and singular vectors, by tensor.
+        #: Results that several jobs share: merged weights in magnitude and direction, and singular vectors, by tensor.
         self.splits: dict[str, Split] = {}
         self.vectors: dict[str, SpectralModel] = {}
 
     def flat(self, ref: Ref) -> TensorReader:
-        """Return a tensor, with its adapter's part added where it has one."""
+        """Return a tensor, with its adapter's update added if it has one."""
         index, name = ref
         member, state = self.plan.members[index], self.adapters[index]
         if member.adapter is None or state is None:
@@ -81,13 +81,13 @@ class Sources:
         )
 
     def _evidence(self, job: Job) -> Sequence[TensorReader | None]:
-        """Return each model's evidence about the tensor."""
+        """Return each model's evidence for the tensor."""
         if not self.plan.method.evidence:
             return ()
         return [self._evidence_of(job, index, name) for index, name in job.inputs]
 
     def _evidence_of(self, job: Job, index: int, name: str) -> TensorReader | None:
-        """Return a model's evidence: under the name of the tensor, or of the weight that it is the main part of."""
+        """Return a model's evidence, by the name of the tensor or of the weight whose main part it is."""
         state = self.evidence[index]
         names = (name, effective_name(name)) if job.name in self.plan.parametrized else (name,)
         known = next((known for known in names if state is not None and known in state), None)
@@ -95,5 +95,5 @@ class Sources:
 
 
 def _flat(reader: CheckpointReader, name: str) -> TensorReader:
-    """Return a tensor to be read by range; one whose elements are not in order in a file is read whole."""
+    """Return a tensor that is read by range, or whole if its elements are not in order in the file."""
     return reader.stored(name) or InMemory(reader[name])

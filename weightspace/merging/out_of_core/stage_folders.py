@@ -1,7 +1,7 @@
-"""Folders of intermediate results of a recipe of several documents: hidden beside the output, or given by the user.
+"""Folders for the intermediate results of multi-document recipes: hidden beside the output, or given by the user.
 
-Beside each result stands ``.NAME.plan``: the digest of its plan, with size and time of change of its files. A result
-is taken only where both are the same; in a user's folder, nothing is replaced that no merge of documents made.
+Beside each result, ``.NAME.plan`` holds the digest of its plan, and the sizes and modification times of its files. A
+result is reused only if both match; in a user's folder, only results of such merges are replaced.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.out_of_core.staging import is_file_name, locked
 from weightspace.reprs import size
 
-#: Names of documents that a folder can have as they are.
+#: Names of documents that serve as folder names unchanged.
 _PLAIN = re.compile(r"\w[\w.-]{0,99}", re.ASCII)
 
 
 def hidden_folder(out: Path) -> Path:
-    """Return where the intermediate results of an output grow.
+    """Return the hidden folder for the intermediate results of an output.
 
     Raises:
-        CheckpointError: the links of the output lead in a circle.
+        CheckpointError: the links of the output form a cycle.
     """
     with one_line_errors(out, "written"):
         return hidden_beside(final_target(out), "stages")
 
 
 class StageFolders:
-    """The folder of the results.
+    """Folder of the intermediate results.
 
     Attributes:
         out: the output.
         home: the folder.
-        kept: whether it stays at the end.
+        kept: whether it is kept at the end.
     """
 
     def __init__(self, out: Path, kept_in: Path | None) -> None:
@@ -57,37 +57,37 @@ class StageFolders:
         return f"document-{hashlib.sha256(document.encode()).hexdigest()[:16]}"
 
     def place(self, document: str) -> Path:
-        """Return where the result of a document goes."""
+        """Return the path of a document's result."""
         return self.home / self.name(document)
 
     def check(self, document: str) -> None:
-        """Check that a result takes the place of nothing else.
+        """Check that a result replaces nothing else.
 
         Raises:
-            CheckpointError: there is something that was not made as the result of a document, or the output itself.
+            CheckpointError: its path overlaps the output, or holds something that is not the result of a document.
         """
         place, output = Path(os.path.realpath(self.place(document))), Path(os.path.realpath(self.out))
         if output == place or output in place.parents or place in output.parents:
             raise CheckpointError(
-                f"{self.place(document)} and {self.out} are in each other's way. Choose another folder."
+                f"{self.place(document)} and {self.out} overlap; expected separate paths. Choose another folder."
             )
         for path in (self.place(document), self._note(document)):
             if path.is_symlink():
                 raise CheckpointError(f"{path} is a link; expected a free name for an intermediate result. Remove it.")
         if self.kept and os.path.lexists(self.place(document)) and self._noted(document) is None:
             raise CheckpointError(
-                f"{self.place(document)} is there already, and no merge of a recipe's documents made it. Move it away, "
-                "or choose another folder for the intermediate results."
+                f"{self.place(document)} exists already and was not made by a merge of a recipe's documents. Move it "
+                "away, or choose another folder for the intermediate results."
             )
 
     def check_room(self, needed: int) -> None:
-        """Check that the disk has room for all results and the output, beside what is there of them.
+        """Check that the disk has room for all results and the output, in addition to what is already there.
 
         Args:
             needed: bytes of all of them.
 
         Raises:
-            CheckpointError: it has not, or cannot be read.
+            CheckpointError: it does not, or cannot be read.
         """
         with one_line_errors(self.home, "written"):
             existing = next(path for path in (self.home, *self.home.absolute().parents) if path.exists())
@@ -101,10 +101,10 @@ class StageFolders:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Hold the folder; a hidden one goes at the end, and after a user's mistake that no second try can mend.
+        """Hold the folder; remove a hidden one at the end, and after an error that another run cannot fix.
 
         Raises:
-            CheckpointError: another process has it, something else stands there, or the disk refuses.
+            CheckpointError: another process holds it, something else is in its place, or writing fails.
         """
         with one_line_errors(self.home, "written"):
             if self.home.is_symlink() and not self.kept:
@@ -123,14 +123,14 @@ class StageFolders:
             shutil.rmtree(self.home, ignore_errors=True)
 
     def holds(self, document: str, digest: str) -> bool:
-        """Return whether the result of a plan is there, as it was when it was made."""
+        """Return whether the result of a plan is there and unchanged."""
         return self._noted(document) == [digest, *self._stamps(document)]
 
     def note(self, document: str, digest: str) -> None:
-        """Write down that the result of a plan is whole.
+        """Record that the result of a plan is complete.
 
         Raises:
-            CheckpointError: the disk refuses.
+            CheckpointError: writing fails.
         """
         with replacing_file(self._note(document)) as file:
             file.write(json.dumps([digest, *self._stamps(document)]).encode())
@@ -139,7 +139,7 @@ class StageFolders:
         return self.home / f".{self.name(document)}.plan"
 
     def _noted(self, document: str) -> list[object] | None:
-        """Return what was written down of a document's result, None where nothing was."""
+        """Return the record of a document's result; None if there is none."""
         try:
             content = json.loads(self._note(document).read_bytes()[:1_000_000])
         except (OSError, ValueError, RecursionError):
@@ -147,7 +147,7 @@ class StageFolders:
         return content if isinstance(content, list) else None
 
     def _stamps(self, document: str) -> list[object]:
-        """Return names, sizes and times of change of a result's files of weights."""
+        """Return names, sizes and modification times of a result's files of weights."""
         try:
             files = find_weights(self.place(document)).files
             return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

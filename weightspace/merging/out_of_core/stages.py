@@ -1,4 +1,4 @@
-"""Recipes of several documents: the results of the earlier ones, in float32, are models of the later ones.
+"""Merging of multi-document recipes: the results of earlier documents, in float32, are models of later ones.
 
 They grow in a hidden folder beside the output, ``.OUT.stages/``, or in a folder of the user's, where they are kept.
 Each is a checkpoint of its own: an interrupted merge takes those that are whole and goes on with the next. All are
@@ -28,7 +28,7 @@ from weightspace.merging.recipe.types import Recipe, Warn
 
 @dataclass(frozen=True)
 class Listeners:
-    """Who takes the lines of planning; see ``make_plan``."""
+    """Callbacks for lines that planning reports; see ``make_plan``."""
 
     warn: Warn | None = None
     notice: Warn | None = None
@@ -37,7 +37,7 @@ class Listeners:
 
 @dataclass(frozen=True)
 class Step:
-    """A document with its plan and the place of its result."""
+    """A document with its plan and the path of its result."""
 
     recipe: Recipe
     plan: Plan
@@ -58,17 +58,17 @@ def merge_documents(
     """Merge the documents of a recipe, one after the other.
 
     Args:
-        recipe: that of the output, with the other documents in an order in which they can be merged.
-        out: where the output goes.
-        options: what else the plans depend on.
-        execution: how it is done.
-        listeners: take the warnings.
+        recipe: the recipe of the output, with the other documents in an order in which they can be merged.
+        out: path of the output.
+        options: further options of the plans.
+        execution: execution options.
+        listeners: callbacks for warnings.
         dry_run: plan and check, but write nothing beside the output.
-        finish: what to do to the merged network of the output.
-        progress: is told how far all of it is.
+        finish: function to apply to the merged network of the output.
+        progress: called with the bytes done and their total, over all documents.
 
     Raises:
-        CheckpointError: as ``run_plan``, for any of the documents; something else stands where a result is to go.
+        CheckpointError: as ``run_plan``, for any of the documents; or a result would replace something else.
         WeightspaceError: as ``run_plan``.
     """
     folder = None if execution.intermediate_dir is None else Path(execution.intermediate_dir)
@@ -97,7 +97,7 @@ def _draft(
     drafts: Path,
     listeners: Listeners,
 ) -> list[Step]:
-    """Return the steps, planned on files of the right headers and sizes that have no content."""
+    """Return the steps, planned on files with the right headers and sizes but no content."""
     steps: list[Step] = []
     done: dict[str, Intermediate] = {}
     for document in documents:
@@ -110,11 +110,11 @@ def _draft(
 
 
 def _check(steps: Sequence[Step], folders: StageFolders, execution: ExecutionOptions) -> None:
-    """Check what can be checked before a byte is written.
+    """Check paths, memory and disk before a byte is written.
 
     Raises:
-        CheckpointError: a result would take the place of something else, or the disk has no room for all.
-        WeightspaceError: a tensor needs more memory than there may be used.
+        CheckpointError: a result would replace something else, or the disk has no room for all.
+        WeightspaceError: a tensor needs more memory than is allowed.
     """
     for step in steps[:-1]:
         folders.check(str(step.recipe.name))
@@ -132,7 +132,7 @@ def _run(
     finish: Finish | None,
     progress: OnBytes | None,
 ) -> MergeReport:
-    """Make all results that are not there yet, and the output."""
+    """Make all missing results, and the output."""
     recipe, silent = steps[-1].recipe, _silenced(listeners)
     done: dict[str, Intermediate] = {}
     reports: list[MergeReport] = []
@@ -159,9 +159,9 @@ def _plan_stage(
     done: Mapping[str, Intermediate],
     listeners: Listeners,
 ) -> tuple[Plan, Intermediate]:
-    """Return the plan of a result in float32 (float64 where the document has it), and what it is to later documents.
+    """Return the plan of a result in float32 (float64 if the document has any), and its description for later ones.
 
-    Later documents promote the dtype that it asks for, not that of its file.
+    Later documents promote the dtype that the document asks for, not that of its file.
     """
     own = replace(document, documents=used_documents(replace(document, documents=recipe.documents)))
     plain = replace(options, output=replace(options.output, recorded=None))
@@ -185,7 +185,7 @@ def _plan(recipe: Recipe, out: Path, options: PlanOptions, listeners: Listeners)
 
 
 def _with_stages(options: PlanOptions, recipe: Recipe, done: Mapping[str, Intermediate]) -> PlanOptions:
-    """Return the options with the results that a document may use; the metadata says what these are made from."""
+    """Return the options with the results that a document may use, and with their inputs in the metadata."""
     used = {str(document.name): done[str(document.name)] for document in used_documents(recipe)}
     made_from = {name: _made_from(_metadata(stage.folder)) for name, stage in used.items()}
     recorded = {**(options.output.recorded or {}), **({"stages": made_from} if made_from else {})}
@@ -197,7 +197,7 @@ def _with_stages(options: PlanOptions, recipe: Recipe, done: Mapping[str, Interm
 
 
 def _made_from(metadata: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return the inputs of an intermediate result, the code of its method among them, with their digests."""
+    """Return the inputs of an intermediate result with their digests, including the code of its method."""
     code = json.loads(metadata["parameters"]).get("code")
     inputs: list[dict[str, str]] = json.loads(metadata["inputs"])
     return [*inputs, {"name": metadata["method"], "sha256": code}] if code else inputs
@@ -209,49 +209,49 @@ def _metadata(folder: Path) -> Mapping[str, str]:
 
 
 def _silenced(listeners: Listeners) -> Listeners:
-    """Return listeners who allow the same and hear nothing: everything was told once."""
-    return Listeners(*(None if listener is None else _drop for listener in (listeners.warn, _drop, listeners.ignored)))
+    """Return listeners that allow the same but ignore all lines, which were reported before."""
+    return Listeners(*(None if listener is None else _skip for listener in (listeners.warn, _skip, listeners.ignored)))
 
 
-def _drop(line: str) -> None:
-    """Take a line that was told before."""
+def _skip(line: str) -> None:
+    """Ignore a line that was reported before."""
 
 
 def _tell_of_unused(recipe: Recipe, documents: Sequence[Recipe], listeners: Listeners) -> None:
     unused = [repr(document.name) for document in recipe.documents if document not in documents]
     if unused and listeners.notice is not None:
         names = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")
-        listeners.notice(f"Not merged: {names}; the output is not made from them. --intermediate-dir DIR merges all.")
+        listeners.notice(f"Not merged: {names}; the output does not use them. --intermediate-dir DIR merges all.")
 
 
 class _Parts:
-    """Tells the progress of merges one after the other as that of a whole."""
+    """Progress of successive merges, reported as that of one."""
 
     def __init__(self, sizes: Sequence[int], progress: OnBytes | None) -> None:
         self.sizes = list(sizes)
         self.index = 0
-        self.told = progress
+        self.listener = progress
         self.progress = None if progress is None else self.tell
 
     def next(self) -> None:
-        """Begin the next merge."""
+        """Move on to the next merge."""
         self.index += 1
 
     def tell(self, done: int, total: int) -> None:
-        """Tell how far the current merge is; it can have more to do than was planned, where it fetches."""
+        """Report the progress of the current merge, whose total exceeds the planned one if it fetches."""
         self.sizes[self.index] = max(total, self.sizes[self.index])
-        if self.told is not None:
-            self.told(sum(self.sizes[: self.index]) + done, sum(self.sizes))
+        if self.listener is not None:
+            self.listener(sum(self.sizes[: self.index]) + done, sum(self.sizes))
 
 
 def _total(reports: Sequence[MergeReport]) -> MergeReport:
-    """Return the report of all merges as that of the last one."""
+    """Return the report of the last merge, with the costs of all."""
     return replace(
         reports[-1],
-        resumed=sum(one.resumed for one in reports),
-        read_bytes=sum(one.read_bytes for one in reports),
-        written_bytes=sum(one.written_bytes for one in reports),
-        memory=max(one.memory for one in reports),
-        seconds=sum(one.seconds for one in reports),
-        fetched_bytes=sum(one.fetched_bytes for one in reports),
+        resumed=sum(each.resumed for each in reports),
+        read_bytes=sum(each.read_bytes for each in reports),
+        written_bytes=sum(each.written_bytes for each in reports),
+        memory=max(each.memory for each in reports),
+        seconds=sum(each.seconds for each in reports),
+        fetched_bytes=sum(each.fetched_bytes for each in reports),
     )

@@ -1,9 +1,9 @@
-"""The hidden folder beside the output in which a merge grows: resumed after a crash, renamed at the end.
+"""Staging of a merge in a hidden folder beside the output: resumed after a crash, renamed at the end.
 
-``.OUT.merge/`` holds ``plan`` (the digest of what is being made, and which folder ``parts`` is), ``parts/`` (the
-output's files at their full size), ``journal.N.P`` (which tensors of shard ``N`` the maker of part ``P`` has put on the
-disk) and ``lock``. Until the last rename there is nothing under the final name but what was there before. What merges
-don't make (links, pipes, names with a second place elsewhere) is never followed: nothing outside is written or removed.
+``.OUT.merge/`` holds ``plan`` (the digest of the plan, and the inode of ``parts``), ``parts/`` (the output's files at
+full size), ``journal.N.P`` (the tensors of shard ``N`` that part ``P`` has written to disk) and ``lock``. Until the
+last rename, the final name has its old content. Files that merges don't create (links, pipes, names with hard links
+elsewhere) are never followed: nothing outside is written or removed.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Staging:
     """An open staging folder, locked against other processes.
 
     Attributes:
-        out: the path as the user wrote it, whose ending says what the output is.
-        target: where that path leads through links.
+        out: the path as the user wrote it, whose suffix decides between file and folder.
+        target: that path with its links resolved.
         folder: the staging folder.
-        parts: where the output's files grow.
+        parts: the folder of the output's files.
         resumed: whether an earlier run of the same plan left something behind.
     """
 
@@ -49,11 +49,11 @@ class Staging:
         self.resumed = resumed
 
     def journal(self, shard: int, part: int) -> Path:
-        """Return the journal of a shard that the maker of a part of it writes."""
+        """Return the path of the journal of a part of a shard."""
         return self.folder / f"journal.{shard}.{part}"
 
     def journals(self, shard: int, name: str, size: int) -> list[Path]:
-        """Return all journals of a shard; those of a file that is gone, or has another size, are thrown away."""
+        """Return all journals of a shard; remove them if its file is gone or has another size."""
         paths = sorted(self.folder.glob(f"journal.{shard}.*"))
         with suppress(OSError):
             if (self.parts / name).stat().st_size == size:
@@ -63,26 +63,26 @@ class Staging:
         return []
 
     def forget(self, *, fsync: bool) -> None:
-        """Forget what is made, before it is changed: a run that goes on here has to begin with what was merged."""
+        """Remove all journals before merged tensors are changed, so that a resumed run merges them again."""
         for path in self.folder.glob("journal.*"):
             path.unlink()
         if fsync:
             sync_folder(self.folder)
 
     def keep_only(self, names: Collection[str]) -> None:
-        """Remove what an interrupted run left among the parts, but for files of these names."""
+        """Remove what an interrupted run left among the parts, except for files with these names."""
         for path in self.parts.iterdir():
             if path.name not in names:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def promote(self, made: str | None) -> None:
-        """Give the output its name.
+        """Move the output to its final path.
 
         Args:
-            made: the name of the one file in ``parts``; None: all of the folder.
+            made: the name of the single file in ``parts``; None: the whole folder.
 
         Raises:
-            CheckpointError: the disk refuses.
+            CheckpointError: writing fails.
         """
         with one_line_errors(self.out, "written"):
             if made is not None:
@@ -92,9 +92,9 @@ class Staging:
             sync_folder(self.target.parent)
 
     def _swap(self) -> None:
-        """Put the folder in the place of the old one, in one step where the system can.
+        """Replace the old folder, atomically where the system can.
 
-        Otherwise the old one is set aside first, where the next run finds it.
+        Otherwise the old one is first moved to where the next run finds it.
         """
         sync_folder(self.parts)
         if self.target.exists():
@@ -107,33 +107,33 @@ class Staging:
 
 
 def is_file_name(path: Path) -> bool:
-    """Return whether an output of that name is one file; any other name is a Hugging Face folder."""
+    """Return whether an output of that name is a single file; any other name is a Hugging Face folder."""
     return path.suffix.lower() in (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES)
 
 
 def staging_folder(out: Path) -> Path:
-    """Return where an output grows.
+    """Return the path of an output's staging folder.
 
     Raises:
-        OSError: the links of the output lead in a circle.
+        OSError: the links of the output form a cycle.
     """
     return hidden_beside(final_target(out), "merge")
 
 
 @contextmanager
 def open_staging(out: Path, digest: str, *, fsync: bool = True) -> Iterator[Staging]:
-    """Yield the staging folder of an output; it goes when the block ends well, and stays to be resumed otherwise.
+    """Yield the staging folder of an output; it is removed if the block succeeds, and kept for a resumed run otherwise.
 
-    It also goes after a user's mistake that no second try can mend (a NaN in an input, say), and it stays where the
-    disk refused.
+    It is also removed after an error that another run cannot fix (a NaN in an input, say), and kept if writing
+    failed.
 
     Args:
         out: the final path.
-        digest: of the plan; what another plan left behind is thrown away.
-        fsync: force what is noted here to the disk.
+        digest: digest of the plan; what another plan left behind is removed.
+        fsync: flush the records to disk.
 
     Raises:
-        CheckpointError: another process is writing ``out``, something else stands in the way, or the disk refuses.
+        CheckpointError: another process is writing ``out``, something else is in the way, or writing fails.
     """
     with one_line_errors(out, "written"):
         target = final_target(out)
@@ -141,8 +141,8 @@ def open_staging(out: Path, digest: str, *, fsync: bool = True) -> Iterator[Stag
         target.parent.mkdir(parents=True, exist_ok=True)
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             raise CheckpointError(
-                f"{folder} is {'a link' if folder.is_symlink() else 'a file'}; expected a folder in which {out.name} "
-                "grows. Remove it."
+                f"{folder} is {'a link' if folder.is_symlink() else 'a file'}; expected a folder for the "
+                f"staging of {out.name}. Remove it."
             )
         folder.mkdir(exist_ok=True)
     with locked(folder, out):
@@ -159,7 +159,7 @@ def open_staging(out: Path, digest: str, *, fsync: bool = True) -> Iterator[Stag
 
 
 def _restart(target: Path, folder: Path, digest: str, *, fsync: bool) -> bool:
-    """Return whether the folder continues the same plan; otherwise leave it empty, with the plan's digest."""
+    """Return whether the folder continues the same plan; otherwise empty it and record the plan's digest."""
     with one_line_errors(folder, "written"):
         plan, parts = folder / "plan", folder / "parts"
         if _is_plain(folder) and plan.is_file() and parts.is_dir() and plan.read_bytes() == _note(digest, parts):
@@ -175,15 +175,15 @@ def _restart(target: Path, folder: Path, digest: str, *, fsync: bool) -> bool:
 
 
 def _note(digest: str, parts: Path) -> bytes:
-    """Return what ``plan`` says: what is made, and in which folder.
+    """Return the content of ``plan``: the digest of the plan, and the inode of ``parts``.
 
-    After the last rename ``parts`` can be the old output, which is not to be taken for the new one.
+    After the last rename ``parts`` can be the old output, which must not be taken for the new one.
     """
     return f"{digest} {os.lstat(parts).st_ino}".encode()
 
 
 def _is_plain(folder: Path) -> bool:
-    """Return whether there are only folders, and files that have no name elsewhere."""
+    """Return whether there are only folders, and regular files without hard links."""
     for path, folders, files in os.walk(folder):
         modes = [os.lstat(Path(path, name)) for name in (*folders, *files)]
         if not all(S_ISDIR(one.st_mode) or (S_ISREG(one.st_mode) and one.st_nlink == 1) for one in modes):
@@ -192,7 +192,7 @@ def _is_plain(folder: Path) -> bool:
 
 
 def _restore(target: Path, folder: Path) -> None:
-    """Put the old output back if a crash came between the two renames of the swap."""
+    """Put the old output back if a crash occurred between the two renames of the swap."""
     old = folder / "old"
     if old.is_dir() and not old.is_symlink() and not target.exists():
         os.replace(old, target)
@@ -200,14 +200,14 @@ def _restore(target: Path, folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, out: Path) -> Iterator[None]:
-    """Hold the lock of a staging folder: it goes with the process that holds it, however that ends."""
+    """Hold the lock of a staging folder, which is released when its process ends, however that happens."""
     lock = folder / "lock"
     with one_line_errors(lock, "written"):
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     try:
         status = os.fstat(descriptor)
         if not S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise CheckpointError(f"{lock} is no plain file of ours. Remove {folder}.")
+            raise CheckpointError(f"{lock} is not a regular file of a merge. Remove {folder}.")
         if try_lock(descriptor) is False:
             raise CheckpointError(f"{out} is being written by another merge. Wait for it, or choose another name.")
         yield
@@ -217,9 +217,9 @@ def locked(folder: Path, out: Path) -> Iterator[None]:
 
 
 class Journal:
-    """A journal of one shard, and the file that it speaks of.
+    """Journal of the complete tensors of one shard.
 
-    Names are collected by any thread and written by ``commit``, after the bytes of their tensors.
+    Names are added by any thread and written by ``commit``, after the bytes of their tensors.
     """
 
     def __init__(self, path: Path, descriptor: int, *, fsync: bool) -> None:
@@ -228,7 +228,7 @@ class Journal:
         Args:
             path: the journal.
             descriptor: the open file of the shard.
-            fsync: force bytes and journal to the disk, so that they survive a crash of the machine too.
+            fsync: flush bytes and journal to disk, so that they survive a crash of the machine too.
         """
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
         os.ftruncate(self._file, len(_whole_lines(path)))
@@ -238,15 +238,15 @@ class Journal:
         self._lock = threading.Lock()
 
     def add(self, name: str) -> None:
-        """Note that all bytes of a tensor were handed to the system."""
+        """Add a tensor whose bytes were all handed to the system."""
         with self._lock:
             self._pending.append(name)
 
     def commit(self) -> None:
-        """Write down what was noted.
+        """Write the added names.
 
         Raises:
-            OSError: the disk refuses.
+            OSError: writing fails.
         """
         with self._lock:
             names, self._pending = self._pending, []
@@ -264,7 +264,7 @@ class Journal:
 
 
 def read_journals(paths: Iterable[Path]) -> set[str]:
-    """Return the names in journals; what is no JSON string on a line of its own does not count."""
+    """Return the names in journals; lines that are not JSON strings are ignored."""
     names: set[str] = set()
     for path in paths:
         for line in _whole_lines(path).splitlines():

@@ -24,10 +24,10 @@ class Outputs:
     """All tensors of the output.
 
     Attributes:
-        outputs: in order.
+        outputs: the tensors, in order.
         tied: name -> the name that it shares memory with.
-        stackings: how slices are put on top of one another, module by module; none where models are merged whole.
-        untied: the output has a head of its own where some model used its embedding.
+        stackings: the stacked slices, one per module; none if models are merged whole.
+        untied: whether the output has a separate head where some model tied it to the embedding.
         beside: names of tensors that are in none of the recipe's modules, and copied.
         computed: names of tables that networks compute, which some models lack, and which are copied.
     """
@@ -44,15 +44,15 @@ def outputs(recipe: Recipe, members: Sequence[Member], *, base: bool, warn: Call
     """Return the tensors of the output.
 
     Args:
-        recipe: models that are merged whole, or slices of their layers put on top of each other; all or by modules.
+        recipe: models that are merged whole, or stacked slices of their layers; all tensors or by modules.
         members: its checkpoints.
         base: whether the method reads the recipe's base.
         warn: takes a line about tensors that some models lack; None: they are an error.
 
     Raises:
-        CheckpointError: models lack tensors or layers that others have, or slices do not fit on top of one another.
-        WeightspaceError: the layers cannot be told from the names, or a slice's sources have differing numbers of
-            them; or there is no such module.
+        CheckpointError: models lack tensors or layers that others have, or slices do not fit together.
+        WeightspaceError: the names do not identify the layers, a slice's sources have different numbers of them, or
+            there is no such module.
     """
     names = dict.fromkeys(name for member in members for name in member.contents.tensors)
     modules = divide(names, recipe.modules)
@@ -82,7 +82,7 @@ def outputs(recipe: Recipe, members: Sequence[Member], *, base: bool, warn: Call
 
 
 def _has_no_layers(recipe: Recipe, names: Collection[str]) -> bool:
-    """Return whether a module without layers, as a projector is, is given as one slice without layers."""
+    """Return whether a module without layers, such as a projector, is given as one slice without layers."""
     ranges = [source.layer_range for part in recipe.slices for source in part.sources]
     return len(recipe.slices) == 1 and ranges == [(0, 0)] * len(ranges) and not Layers(names).stacks
 
@@ -90,7 +90,7 @@ def _has_no_layers(recipe: Recipe, names: Collection[str]) -> bool:
 def _beside(
     recipe: Recipe, members: Sequence[Member], modules: Mapping[str | None, Collection[str]]
 ) -> Iterator[Output]:
-    """Yield the tensors that no module has: they are copied from the model that the configuration comes from."""
+    """Yield the tensors outside all modules, copied from the donor of the configuration if it has them."""
     donor = next(number for number, member in enumerate(members) if member.source == recipe.donor)
     order = [donor, *(number for number in range(len(members)) if number != donor)]
     if None not in modules:
@@ -111,7 +111,7 @@ def _whole(finder: TensorFinder) -> Iterator[Output]:
 
 
 def _tied(members: Sequence[Member], outputs: Sequence[Output], stackings: Sequence[Stacking]) -> dict[str, str]:
-    """Return the names of the output that share memory with another one in every model."""
+    """Return the names in the output that share memory with another one in every model."""
     shared = set.intersection(*(set(member.contents.tied.items()) for member in members))
     known = {output.name: output for output in outputs}
     return {
@@ -124,7 +124,7 @@ def _tied(members: Sequence[Member], outputs: Sequence[Output], stackings: Seque
 
 
 def _stay_tied(output: Output, owner: Output, stacking: Stacking) -> bool:
-    """Return whether tensors that are tied in the models stay so in slices, whose layers may come from elsewhere."""
+    """Return whether tensors that are tied in the models stay tied in slices, whose layers may come from elsewhere."""
     inside = stacking.models[stacking.donor].inside
     if output.name not in inside and owner.name not in inside:
         return True  # a head and its embedding
@@ -133,16 +133,16 @@ def _stay_tied(output: Output, owner: Output, stacking: Stacking) -> bool:
 
 
 def check_effects(recipe: Recipe, named: Outputs, reading: ReadingOptions, ignored: Warn | None) -> None:
-    """Tell of settings that change nothing, and of tensors that no setting is for.
+    """Report settings without effect, and tensors that no setting covers.
 
     Args:
         recipe: the recipe.
         named: the output's tensors.
         reading: how the checkpoints are read.
-        ignored: takes a line for each; None: they are refused.
+        ignored: called with a line for each; None: they are errors.
 
     Raises:
-        WeightspaceError: there is one, and it is refused.
+        WeightspaceError: there is one, and ``ignored`` is None.
     """
     sources = [source for source in recipe.models if source not in reading.intermediates]
     for part in dict.fromkeys(filter(None, map(ignored_revision, sources))):
@@ -161,7 +161,7 @@ def check_effects(recipe: Recipe, named: Outputs, reading: ReadingOptions, ignor
         )
         _tell(line, "Expected the same tensors in all.", ignored)
     for key, text in unmatched_filters(recipe, names):
-        line = f"The filter {text!r} of {key!r} matches no tensor, of {names[0]!r} and {len(names) - 1:,} more."
+        line = f"The filter {text!r} of {key!r} matches no tensor among {names[0]!r} and {len(names) - 1:,} more."
         _tell(line, "Is it misspelt?", ignored)
 
 

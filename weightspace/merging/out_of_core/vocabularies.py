@@ -15,7 +15,7 @@ from weightspace.merging.plan.options import ReadingOptions
 from weightspace.merging.plan.plan import Member
 from weightspace.merging.recipe.parse import Recipe
 
-#: Tokens that a line names.
+#: Number of tokens that a line names.
 _LISTED = 3
 
 
@@ -65,12 +65,12 @@ def _named(source: str, reading: ReadingOptions) -> Path:
 
 
 def check_tokens(members: Sequence[Member], donor: Path | None, notice: Callable[[str], None]) -> None:
-    """Check that no token has another id in another model.
+    """Check that no token has different ids in different models.
 
     Args:
         members: the models.
         donor: the folder whose tokenizer the output gets.
-        notice: takes lines about tokens that only some models have, and about what cannot be compared.
+        notice: called with lines about tokens that only some models have, and vocabularies that cannot be compared.
 
     Raises:
         CheckpointError: a file of a tokenizer is damaged.
@@ -93,7 +93,7 @@ def check_tokens(members: Sequence[Member], donor: Path | None, notice: Callable
 
 
 def _folders(members: Sequence[Member]) -> Iterator[tuple[str, Path]]:
-    """Yield the folders that may hold a tokenizer: those of models, and of adapters that were saved with one."""
+    """Yield the folders that may hold a tokenizer: those of models, and of adapters saved with one."""
     for member in members:
         if member.contents.path.is_dir():
             yield member.label, member.contents.path
@@ -113,12 +113,12 @@ def _check_equal(source: str, folder: Path, own: Vocabulary, label: str, other: 
 
 
 def _comparable(one: Vocabulary, other: Vocabulary, *, whole: bool = True) -> Iterator[tuple[str, Tokens, Tokens]]:
-    """Yield the tokens of two vocabularies that can be compared, and the files that they are from.
+    """Yield the comparable tokens of two vocabularies, and the files that they are from.
 
     Args:
         one: a vocabulary.
         other: another one.
-        whole: only where both have all tokens, or both only what was added to them.
+        whole: only if both have all tokens, or both only the added ones.
     """
     if one.row_files and other.row_files and (not whole or one.is_whole == other.is_whole):
         yield ", ".join(sorted({*one.row_files, *other.row_files})), one.rows, other.rows
@@ -128,7 +128,7 @@ def _comparable(one: Vocabulary, other: Vocabulary, *, whole: bool = True) -> It
 
 
 def _check_ids(label: str, one: Vocabulary, other_label: str, other: Vocabulary) -> None:
-    """Refuse a token that has another id in another model."""
+    """Refuse a token that has different ids in two models."""
     files = [(kind, one.tokens[kind], other.tokens[kind]) for kind in one.row_files if kind in other.tokens]
     for kind, ids, other_ids in [*files, *_comparable(one, other, whole=False)]:
         moved = [token for token, number in ids.items() if other_ids.get(token, number) != number]
@@ -142,7 +142,7 @@ def _check_ids(label: str, one: Vocabulary, other_label: str, other: Vocabulary)
 
 
 def _differences(label: str, one: Vocabulary, other_label: str, other: Vocabulary) -> list[str]:
-    """Return lines about what differs beside ids."""
+    """Return lines about differences other than ids."""
     lines: list[str] = []
     pairs = list(_comparable(one, other))
     both = "tokenizer.json" in one.tokens and "tokenizer.json" in other.tokens
@@ -159,7 +159,7 @@ def _differences(label: str, one: Vocabulary, other_label: str, other: Vocabular
             lines.append(f"{kind} of {other_label} splits text into other tokens than that of {label}: merges differ.")
     for key in sorted(one.rules.keys() | other.rules.keys()):
         if both and one.rules.get(key) != other.rules.get(key):
-            lines.append(f"tokenizer.json of {other_label} splits text in another way than that of {label}: {key}.")
+            lines.append(f"tokenizer.json of {other_label} splits text differently from that of {label}: {key}.")
     for name in sorted(one.others.keys() & other.others.keys()):
         if one.others[name] != other.others[name]:
             lines.append(f"{name} differs between {label} and {other_label} and cannot be compared token by token.")

@@ -1,6 +1,6 @@
-"""The tensors of a plan made in parts, by processes of this machine or by the machines of a Ray cluster.
+"""Execution of a plan's jobs in parts, by processes of this machine or by the machines of a Ray cluster.
 
-It costs no torch: the workers import it at the same time, each for itself.
+This module does not import torch: the workers do, in parallel.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from weightspace.parallel import run_jobs
 if TYPE_CHECKING:
     from weightspace.merging.out_of_core.sources import Sources
 
-#: Parts for each worker, so that all end at about the same time; and bytes of a part at most, for the progress and
-#: for what a crash may cost.
+#: Parts per worker, so that all end at about the same time; and maximum bytes of a part, which bounds the steps of the
+#: progress and the loss in a crash.
 _PARTS, _PART_BYTES = 12, 2**26
 
-#: What any tensor costs, in bytes of a tensor that take as long.
-_EACH = 2**16
+#: Fixed cost of a tensor, in bytes that take as long.
+_OVERHEAD = 2**16
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some tensors of one shard, which one worker makes.
+    """Tensors of one shard that one worker makes.
 
     Attributes:
-        number: names the journal.
+        number: number in the name of the journal.
         shard: the file that they go to.
-        jobs: their places in ``Plan.jobs``.
+        jobs: their indices in ``Plan.jobs``.
     """
 
     number: int
@@ -44,7 +44,7 @@ class Part:
 
 @dataclass(frozen=True)
 class PartMaker:
-    """Makes parts; what it holds travels once to every worker."""
+    """Callable that makes parts, sent once to every worker."""
 
     plan: Plan
     staging: Staging
@@ -52,7 +52,7 @@ class PartMaker:
     global_arguments: Mapping[str, Mapping[str, Any]]
 
     def __call__(self, part: Part) -> int:
-        """Make the tensors of a part; return how many bytes they have."""
+        """Make the tensors of a part; return their number of bytes."""
         from weightspace.merging.out_of_core.executor import make_jobs
 
         jobs = [self.plan.jobs[index] for index in part.jobs]
@@ -70,7 +70,7 @@ class PartMaker:
 
     @cached_property
     def sources(self) -> Sources:
-        """The checkpoints, opened once a worker."""
+        """Checkpoints of the plan, opened once per worker."""
         from weightspace.merging.out_of_core.sources import Sources
 
         return Sources(self.plan)
@@ -84,19 +84,19 @@ def make_elsewhere(
     global_arguments: Mapping[str, Mapping[str, Any]],
     report: Callable[[int], None],
 ) -> None:
-    """Make tensors of a plan by processes or on Ray.
+    """Make tensors of a plan in processes or on Ray.
 
     Args:
-        plan: what they belong to.
-        jobs: the tensors that are missing.
-        staging: where the output grows.
+        plan: the plan.
+        jobs: the jobs of the missing tensors.
+        staging: the staging folder of the output.
         execution: executor, workers and memory.
-        global_arguments: what the method's pass over the whole model adds to its arguments, by name.
-        report: is told how many bytes were written since it was last called.
+        global_arguments: arguments from the method's pass over the whole model, by tensor name.
+        report: called with the number of bytes written since the last call.
 
     Raises:
         WeightspaceError: as the method; a tensor holds NaN or infinity; there is no such executor.
-        OSError: the disk refuses.
+        OSError: writing fails.
     """
     workers, each = _workers(plan, execution)
     maker = PartMaker(plan, staging, each, global_arguments)
@@ -113,7 +113,7 @@ def make_elsewhere(
 
 
 def _workers(plan: Plan, execution: ExecutionOptions) -> tuple[int, ExecutionOptions]:
-    """Return how many workers there are, and how each of them runs: processes share the memory of this machine."""
+    """Return the number of workers, and the options of each: processes share the memory of this machine."""
     if execution.executor != "processes":
         return execution.workers or 2, execution
     workers = execution.workers or execution.concurrency
@@ -123,7 +123,7 @@ def _workers(plan: Plan, execution: ExecutionOptions) -> tuple[int, ExecutionOpt
 
 
 def parts(plan: Plan, jobs: Sequence[Job], workers: int) -> list[Part]:
-    """Divide tensors among workers: neighbours together, the longest parts first; every shard has one at least."""
+    """Divide tensors among workers: neighbours together, the longest parts first, at least one per shard."""
     bound = min(_PART_BYTES, sum(map(_cost, jobs)) // (_PARTS * workers))
     wanted = {job.name for job in jobs}
     by_shard: list[list[int]] = [[] for _ in plan.shards]
@@ -136,7 +136,7 @@ def parts(plan: Plan, jobs: Sequence[Job], workers: int) -> list[Part]:
 
 
 def _runs(plan: Plan, indices: Sequence[int], bound: int) -> list[list[int]]:
-    """Divide the tensors of a shard into runs that cost so much at most, or hold one."""
+    """Divide the tensors of a shard into runs that cost at most ``bound`` or hold a single tensor."""
     runs: list[list[int]] = [[]]
     cost = 0
     for index in indices:
@@ -150,4 +150,4 @@ def _runs(plan: Plan, indices: Sequence[int], bound: int) -> list[list[int]]:
 
 
 def _cost(job: Job) -> int:
-    return job.info.nbytes + _EACH
+    return job.info.nbytes + _OVERHEAD

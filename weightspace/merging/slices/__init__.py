@@ -1,1 +1,1 @@
-"""Slices of layers put on top of one another."""
+"""Stacking of slices of layers."""

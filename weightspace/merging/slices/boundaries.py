@@ -1,8 +1,8 @@
-"""The side of a stack of layers on which a tensor outside it lies: before the first layer or after the last.
+"""Classification of tensors outside a stack of layers: before the first layer or after the last.
 
-Decided by names as the field has them: the tower that a tensor belongs to, the side of an encoder and a decoder, then
-the outermost module that is called as a head, a stem or a final norm is. Where names say nothing, the order of a file
-tells if it is that of the modules; what remains lies before the layers.
+Decided by conventional names: the tower of a tensor, its side of an encoder-decoder, then the outermost module named
+like a head, a stem or a final norm. Where names are not conclusive, the order of the file decides if it is that of the
+modules; the remaining tensors come before the layers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from weightspace.checkpoints.metadata import TensorInfo
 from weightspace.merging.config.towers import Tower, precedes, tower, words
 from weightspace.merging.slices.layer_index import is_number
 
-#: Words of modules that read what the last layer gives, whatever else their names say (``pre_classifier``).
+#: Words in names of modules that read the output of the last layer, whatever their other words (``pre_classifier``).
 _HEADS = frozenset(
     {
         *("head", "heads", "classifier", "classifiers", "classification", "score", "scores", "logit", "logits", "pred"),
@@ -24,16 +24,16 @@ _HEADS = frozenset(
     }
 )
 
-#: Whole names that mean the same.
+#: Full names of such modules.
 _HEAD_NAMES = re.compile(
     r"cls|fc\d*|embed_out|emb_layer_norm_after|project_(hid|q|out)|proj_out|altup_unembed.*|vocab_(transform|projector|layer_norm)"
 )
 
-#: Words for the end, unless an embedding is meant.
+#: Words for the end, except in names of embeddings.
 _ENDS = frozenset({"out", "output", "outputs", "final", "last", "post", "after"})
 _EMBEDDINGS = frozenset({"emb", "embs", "embed", "embeds", "embedding", "embeddings", "embedder", "embd"})
 
-#: Words of what reads the input.
+#: Words in names of modules that read the input.
 _STEMS = _EMBEDDINGS | frozenset(
     {
         *("wte", "wpe", "wtt", "shared", "token", "tokens", "tok", "tokenizer", "pos", "position", "positions", "word"),
@@ -70,13 +70,13 @@ _STEMS = _EMBEDDINGS | frozenset(
     }
 )
 
-#: Final norms, and words of last modules that say little by themselves.
+#: Final norms, and words of last modules that are ambiguous on their own.
 _NORM = re.compile(r"norm|(^|_)ln(\d|_|$)")
 _LAST = frozenset({"projection", "projector", "proj", "dense", "linear", "adapter", "value", "critic", "actor"})
 
 
 class Boundaries:
-    """Tells the tensors before a stack of layers from those after it."""
+    """Classifier of tensors as before or after a stack of layers."""
 
     def __init__(
         self, stack: str, tensors: Mapping[str, TensorInfo], inside: Mapping[str, int], *, early_norm: bool = False
@@ -85,34 +85,34 @@ class Boundaries:
 
         Args:
             stack: the path of the stack.
-            tensors: all of the model, in the order of its file.
-            inside: the tensors of the stack.
-            early_norm: the norm beside the stack is applied before its first layer, as in wav2vec 2.0 without
+            tensors: all tensors of the model, in file order.
+            inside: tensor of the stack -> its layer.
+            early_norm: whether the norm beside the stack is applied before its first layer, as in wav2vec 2.0 without
                 ``do_stable_layer_norm``.
         """
         self._stack = stack.split(".")
         self._tower: Tower = tower(stack)
         towers = {tower(name) for name in tensors}
         self._has_media = not towers.isdisjoint({"vision", "audio"})
-        self._early_norm = early_norm or any(".rel_embeddings." in name for name in tensors)  # DeBERTa's norm is theirs
+        self._early_norm = early_norm or any(".rel_embeddings." in name for name in tensors)  # DeBERTa normalises these
         order = {} if _is_sorted(tensors) else {name: place for place, name in enumerate(tensors)}
         self._order = order
         self._end = max((order[name] for name in inside if name in order), default=0)
 
     def is_before(self, name: str) -> bool:
-        """Return whether a tensor outside the stack lies before its layers."""
+        """Return whether a tensor outside the stack comes before its layers."""
         parts = name.split(".")
         depth = _common(parts, self._stack)
-        told = self._by_tower(name, parts, depth)
-        if told is None:
+        before = self._by_tower(name, parts, depth)
+        if before is None:
             modules = parts[depth:-1] if parts[-1] in ("weight", "bias") else parts[depth:]
-            told = self._by_words(modules or parts[-1:], beside=depth == len(self._stack) - 1)
-        return told if told is not None else self._order.get(name, 0) <= self._end
+            before = self._by_words(modules or parts[-1:], beside=depth == len(self._stack) - 1)
+        return before if before is not None else self._order.get(name, 0) <= self._end
 
     def _by_tower(self, name: str, parts: Sequence[str], depth: int) -> bool | None:
-        """Return whether a tensor of another tower, side or place in a sequence lies before; None in the same one."""
+        """Return whether a tensor of another tower, side or sequence position comes before; None within the same."""
         flow = tower(name)
-        # A projector in a model of one tower is part of its head.
+        # A projector in a single-tower model is part of its head.
         if flow != self._tower and (flow != "connector" or self._has_media):
             return precedes(flow, self._tower)
         if depth >= min(len(parts), len(self._stack)):
@@ -124,7 +124,7 @@ class Boundaries:
         return "encoder" in own if own and other and own != other else None
 
     def _by_words(self, modules: Sequence[str], *, beside: bool) -> bool | None:
-        """Return whether the outermost module that says something lies before; None where none does."""
+        """Return whether the outermost module with a conclusive name comes before; None if there is none."""
         if modules[-1] == "decoder":  # a head over the vocabulary
             return False
         for module in modules:
@@ -141,13 +141,13 @@ class Boundaries:
 
 
 def _common(parts: Sequence[str], stack: Sequence[str]) -> int:
-    """Return how many components a name shares with the path of the stack, from the outermost."""
+    """Return how many leading components a name shares with the path of the stack."""
     limit = min(len(parts) - 1, len(stack))
     return next((depth for depth in range(limit) if parts[depth] != stack[depth]), limit)
 
 
 def _is_sorted(tensors: Mapping[str, TensorInfo]) -> bool:
-    """Return whether the tensors of each dtype are in alphabetical order, as safetensors files have them."""
+    """Return whether the tensors of each dtype are in alphabetical order, as in safetensors files."""
     last: dict[str, str] = {}
     for name, info in tensors.items():
         if name < last.get(info.dtype, ""):

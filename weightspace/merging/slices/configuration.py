@@ -1,7 +1,7 @@
-"""The configuration of the output: the donor's, made to agree with the tensors.
+"""Configuration of the output: the donor's, made consistent with the tensors.
 
-Its dtypes become those of the tensors, tower by tower; a head of its own is said to be one; and where slices are put on
-top of one another, the number of layers and everything that follows the layers is said anew.
+Its dtypes become those of the tensors, tower by tower; an untied head is declared as such; and for stacked slices the
+number of layers and all per-layer settings are rewritten.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from weightspace.merging.slices.layer_values import LayerValues, values_of
 from weightspace.merging.slices.sliced_model import SlicedModel
 from weightspace.merging.slices.stacking import Stacking
 
-#: The safetensors name of a dtype -> how configurations call it.
+#: Name of a dtype in safetensors -> in configurations.
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
-#: Further files that count the layers: of open_clip, and of Mistral's own format.
+#: Further files with a number of layers: open_clip's, and that of Mistral's native format.
 _COUNTING = ("open_clip_config.json", "params.json")
 
 
 def adapted_configurations(
     donor: Path, jobs: Sequence[Job], *, untied: bool, stackings: Sequence[Stacking]
 ) -> dict[str, str]:
-    """Return the files of a folder that must say something else in the output.
+    """Return the configuration files that change in the output.
 
     Args:
         donor: the folder that the configuration comes from.
         jobs: the tensors of the output.
-        untied: the output has a head of its own where some model used its embedding.
-        stackings: how slices are put on top of one another, module by module.
+        untied: whether the output has a separate head where some model tied it to the embedding.
+        stackings: the stacked slices, one per module.
 
     Returns:
-        Text by the name of a file.
+        New text by file name.
 
     Raises:
         CheckpointError: a configuration is damaged.
-        WeightspaceError: it cannot say what the layers are in their new order.
+        WeightspaceError: it cannot describe the layers in their new order.
     """
     changed: dict[str, str] = {}
     config = read_configuration(donor)
@@ -77,7 +77,7 @@ def adapted_configurations(
 
 
 def _set_dtypes(config: dict[str, Any], jobs: Sequence[Job]) -> None:
-    """Set the dtypes of a configuration and of its parts to those of the largest tensors that they describe."""
+    """Set the dtypes of a configuration and its sections to those of the largest tensors that they describe."""
     inexact = sorted((job for job in jobs if job.info.is_inexact), key=lambda job: -job.info.nbytes)
     largest = {}
     for job in inexact:
@@ -92,7 +92,7 @@ def _set_dtypes(config: dict[str, Any], jobs: Sequence[Job]) -> None:
 
 
 def _stack(config: dict[str, Any], stacking: Stacking) -> None:
-    """Make a configuration describe the layers of slices."""
+    """Update a configuration to describe the stacked layers."""
     model = stacking.models[stacking.donor]
     _check_read_layers(config, stacking)
     values = LayerValues(stacking)
@@ -110,13 +110,13 @@ def _stack(config: dict[str, Any], stacking: Stacking) -> None:
             raise _inexpressible(rule.key, model.part.get(rule.key), stacking)
     _change(config, model.section, {**counted, **changes})
     _change_twin(config, model.section, {**counted, **changes})
-    if model.section and named_tower(model.section) == "text":  # written twice by older releases
+    if model.section and named_tower(model.section) == "text":  # older releases write the count twice
         old = {key: value for key, value in model.part.items() if key in counted}
         _change(config, (), {key: counted[key] for key in counted if config.get(key) == old.get(key) and key in config})
 
 
 def _change_twin(config: dict[str, Any], path: KeyPath, changes: dict[str, Any]) -> None:
-    """Change what CLIP's older configurations say twice: ``text_config_dict`` overrides ``text_config`` on loading."""
+    """Change the duplicate in older CLIP configurations: ``text_config_dict`` overrides ``text_config`` on loading."""
     if path:
         twin = part_of(config, path[:-1]).get(f"{path[-1]}_dict")
         if isinstance(twin, dict):
@@ -124,7 +124,7 @@ def _change_twin(config: dict[str, Any], path: KeyPath, changes: dict[str, Any])
 
 
 def _check_read_layers(config: dict[str, Any], stacking: Stacking) -> None:
-    """Refuse to move layers of a vision tower that a language model reads by their numbers."""
+    """Refuse to move layers of a vision tower that a language model selects by index."""
     content = config.get("vision_feature_layer")
     numbers = content if isinstance(content, list) else [content]
     by_number = any(type(number) is int and number >= 0 for number in numbers)
@@ -133,14 +133,14 @@ def _check_read_layers(config: dict[str, Any], stacking: Stacking) -> None:
 
 
 def _counts(model: SlicedModel, total: int) -> dict[str, int]:
-    """Return the keys that count the layers of a stack, with their number."""
+    """Return the keys that hold the number of layers of a stack, with the new number."""
     part, side = model.part, model.side
     keys = count_keys(part, side, model.count, model.stack)
     counted = dict.fromkeys(keys, total)
     if not keys and side == "decoder":
         counted["decoder_layers" if "encoder_layers" in part else "num_decoder_layers"] = total
     elif side == "encoder" and not count_keys(part, "decoder"):
-        # T5 without a number for the decoder has as many layers there as in the encoder.
+        # Without a number for the decoder, T5's has as many layers as the encoder.
         other = [count for stack, count in model.layers.stacks.items() if "decoder" in stack and "encoder" not in stack]
         counted |= {"num_decoder_layers": max(other)} if other and "num_layers" in keys else {}
     elif not keys and "model_type" in part and not maybe_counts(part, model.count):
@@ -149,9 +149,9 @@ def _counts(model: SlicedModel, total: int) -> dict[str, int]:
         return _timm(model, architecture, total)
     if not counted and total != model.count:
         raise WeightspaceError(
-            f"The configuration of {model.member.label} does not say in a key that is known how many layers "
-            f"{model.stack!r} has ({model.count}; expected num_hidden_layers, or the like): it cannot say that there "
-            f"are {total} now. Write to OUT.safetensors to get the tensors alone."
+            f"The configuration of {model.member.label} has no known key for the number of layers of {model.stack!r} "
+            f"(found {model.count} layers; expected num_hidden_layers or similar), so it cannot be set to {total}. "
+            "Write to OUT.safetensors to get only the tensors."
         )
     return counted
 
@@ -163,26 +163,26 @@ def _timm(model: SlicedModel, architecture: str, total: int) -> Any:
     if not architecture.startswith(("vit_", "deit", "eva", "beit", "flexivit")):
         raise WeightspaceError(
             f"{model.member.label} is timm's {architecture[:60]!r}, whose number of layers cannot be set. Write to "
-            "OUT.safetensors to get the tensors alone."
+            "OUT.safetensors to get only the tensors."
         )
     return {"model_args": {**(model.part.get("model_args") or {}), "depth": total}}
 
 
 def _count_elsewhere(config: dict[str, Any], stacking: Stacking, name: str) -> None:
-    """Set the number of layers in a file beside the configuration."""
+    """Set the number of layers in another configuration file."""
     model = stacking.models[stacking.donor]
     path = section_of(config, model.stack)
     keys = count_keys(part_of(config, path), model.side, model.count, model.stack)
     if not keys and len(stacking.layers) != model.count:
         raise WeightspaceError(
-            f"{name} of {model.member.label} does not say in a key that is known how many layers {model.stack!r} "
-            f"has: it cannot say that there are {len(stacking.layers)} now. Expected an OUT.safetensors instead."
+            f"{name} of {model.member.label} has no known key for the number of layers of {model.stack!r}, so it "
+            f"cannot be set to {len(stacking.layers)}. Write to OUT.safetensors to get only the tensors."
         )
     _change(config, path, dict.fromkeys(keys, len(stacking.layers)))
 
 
 def _alignment_heads(donor: Path, stacking: Stacking) -> str | None:
-    """Return Whisper's generation settings with the heads that tell times, which are pairs of layer and head."""
+    """Return Whisper's generation settings with its alignment heads, pairs of layer and head, renumbered."""
     model = stacking.models[stacking.donor]
     if model.side != "decoder" or not stacking.moves:
         return None
@@ -199,7 +199,7 @@ def _alignment_heads(donor: Path, stacking: Stacking) -> str | None:
 
 
 def _inexpressible(key: str, content: object, stacking: Stacking) -> WeightspaceError:
-    """Return the error of a rule that slices break."""
+    """Return the error for a per-layer rule that slices break."""
     model = stacking.models[stacking.donor]
     value = repr(content)
     place, (source, layer) = next(
@@ -207,15 +207,15 @@ def _inexpressible(key: str, content: object, stacking: Stacking) -> Weightspace
         (len(stacking.layers), (stacking.donor, model.count)),
     )
     return WeightspaceError(
-        f"The configuration of {model.member.label} tells the layers of {model.stack!r} apart by their numbers "
-        f"({key}: {value[:40]}{'…' if len(value) > 40 else ''}) and cannot say what these slices make of them: place "
-        f"{place} gets layer {layer} of {stacking.models[source].member.label}. Expected slices that keep the rule, or "
-        "an OUT.safetensors without configuration."
+        f"The configuration of {model.member.label} distinguishes the layers of {model.stack!r} by their numbers "
+        f"({key}: {value[:40]}{'…' if len(value) > 40 else ''}) and cannot describe these slices: position {place} "
+        f"gets layer {layer} of {stacking.models[source].member.label}. Expected slices that keep the rule, or "
+        "an OUT.safetensors, which has no configuration."
     )
 
 
 def _change(config: dict[str, Any], path: KeyPath, changes: dict[str, Any]) -> None:
-    """Change keys of a part of a configuration."""
+    """Change keys of a section of a configuration."""
     for key in path:
         config = config[key]
     config.update(changes)

@@ -1,9 +1,9 @@
 """Layers, found from the names of tensors alone: ``model.layers.12.mlp.up_proj.weight`` belongs to layer 12.
 
-The outermost number of a path counts the layers of a stack, but not that of a wrapper which holds nearly everything
-(``0.auto_model.encoder.layer.3`` of a model beside its head in an ``nn.Sequential``); an expert or a projection inside
-a layer may be numbered too. Stages (``layer3.2.conv1.weight`` of a ResNet) and the way down and up again of a U-Net are
-one stack. Two towers are two stacks, each counted by itself.
+The outermost number of a path counts the layers of a stack, except for that of a wrapper that holds nearly everything
+(``0.auto_model.encoder.layer.3`` of a model next to its head in an ``nn.Sequential``); experts or projections inside a
+layer may be numbered too. Stages (``layer3.2.conv1.weight`` of a ResNet) and the down and up paths of a U-Net are one
+stack. Two towers are two stacks, each numbered separately.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import TypeAlias
 
 from weightspace.errors import WeightspaceError
 
-#: What orders the layers of a stack: numbers, the outer one first.
+#: Sort key of a layer in its stack: its numbers, outermost first.
 Index: TypeAlias = tuple[int, ...]
 
-#: The three parts of a U-Net, in the order in which data flows.
+#: The three parts of a U-Net, in order of data flow.
 _SECTIONS = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2, "input_blocks": 0, "middle_block": 1, "output_blocks": 2}
 
 #: A numbered stage: ``layer3``.
 _STAGE = re.compile(r"([A-Za-z_]+?)([0-9]{1,9})")
 
-#: A stack with less than this share of the tensors of the largest one is no stack of layers, but a head or a stem.
+#: A stack with less than this share of the tensors of the largest one is a head or a stem, not a stack of layers.
 _SMALL = 0.2
 
-#: A number at the very front under which more than this share of the numbered tensors lie is that of a wrapper.
+#: A leading number that more than this share of the numbered tensors have is that of a wrapper.
 _WRAPPED = 0.8
 
 
@@ -38,7 +38,7 @@ class Layers:
         """Find the layers.
 
         Args:
-            names: of all tensors of a model.
+            names: the names of all tensors of a model.
         """
         names = list(names)
         self._wrapper = _wrapper(names)
@@ -60,7 +60,7 @@ class Layers:
 
     @property
     def stacks(self) -> dict[str, int]:
-        """The number of layers of every stack, those of small ones (heads, adapters) and of single layers included."""
+        """Number of layers by stack, including small stacks (heads, adapters) and those of a single layer."""
         return dict(self._counts)
 
     def is_counted(self, stack: str) -> bool:
@@ -81,7 +81,7 @@ class Layers:
         return None if place is None else place[1]
 
     def position(self, name: str) -> float:
-        """Return how deep in its stack a tensor lies: 0 in the first layer and outside the layers, 1 in the last."""
+        """Return a tensor's relative depth in its stack: 0 in the first layer and outside the layers, 1 in the last."""
         place = self._numbers.get(name)
         return 0.0 if place is None else place[1] / (self._counts[place[0]] - 1)
 
@@ -91,14 +91,14 @@ class Layers:
         return None if place is None else (place[1], self._counts[place[0]])
 
     def renumbered(self, name: str, number: int) -> str:
-        """Return the name that a tensor of a layer has in another layer of its stack.
+        """Return the name of a layer's tensor in another layer of its stack.
 
         Args:
-            name: that of a tensor in any layer, whether the model has it there or not.
+            name: a tensor in any layer; the model need not have it there.
             number: the other layer.
 
         Raises:
-            WeightspaceError: the layers are not numbered from 0 by one number, as stages are not.
+            WeightspaceError: the layers are not numbered from 0 by a single number, as with stages.
         """
         parts = name.split(".")
         outermost = 1 if self._wrapper else 0
@@ -106,7 +106,7 @@ class Layers:
         own = self._all.get(name)
         if index is None or (own is not None and parts[index] != str(own[1])):
             layer = "no layer" if own is None else f"layer {own[1]}"
-            raise WeightspaceError(f"Slices need layers that one number counts from 0; found {name!r} in {layer}.")
+            raise WeightspaceError(f"Slices need layers numbered from 0 by one number; found {name!r} in {layer}.")
         parts[index] = str(number)
         return ".".join(parts)
 
@@ -117,7 +117,7 @@ def is_number(part: str) -> bool:
 
 
 def _wrapper(names: list[str]) -> str:
-    """Return the number at the front of nearly all names that have one anywhere, or an empty text."""
+    """Return the leading number that nearly all numbered names share, or an empty string."""
     numbered = [name.split(".") for name in names if any(is_number(part) for part in name.split("."))]
     for front, count in Counter(parts[0] for parts in numbered if is_number(parts[0])).most_common(1):
         inside = any(is_number(part) for parts in numbered if parts[0] == front for part in parts[1:])
@@ -127,7 +127,7 @@ def _wrapper(names: list[str]) -> str:
 
 
 def _place(name: str, wrapper: str) -> tuple[str, Index] | None:
-    """Return the stack and the index in it that a name has, if it has a number beside its wrapper's."""
+    """Return the stack of a name and its index there, if it has a number other than its wrapper's."""
     parts = name.split(".")
     for position, part in enumerate(parts):
         if not position and part == wrapper:
@@ -136,7 +136,7 @@ def _place(name: str, wrapper: str) -> tuple[str, Index] | None:
         if part in _SECTIONS:
             section = _SECTIONS[part]
             following = parts[position + 1] if position + 1 < len(parts) else ""
-            # All of the middle is one layer.
+            # The whole middle block is one layer.
             return f"{parent}.#", (section, int(following) if is_number(following) and section != 1 else 0)
         if is_number(part):
             stage = _STAGE.fullmatch(parts[position - 1]) if position else None

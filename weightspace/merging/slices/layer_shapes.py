@@ -1,8 +1,8 @@
-"""Checks that the layers of slices fit on top of one another, by the names and shapes of their tensors.
+"""Checks that the layers of slices fit together, by the names and shapes of their tensors.
 
-A layer of another model fits where the donor of the configuration has a layer with the same tensors of the same shapes.
-Models whose own layers differ (dense and sparse, attention and convolution) fit where their configurations say which
-layer is of which kind, or where each layer keeps its number.
+A layer of another model fits if the donor of the configuration has a layer with the same tensors of the same shapes.
+Models whose own layers differ (dense and sparse, attention and convolution) fit if their configurations give the kind
+of each layer, or if each layer keeps its number.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from weightspace.merging.slices.layer_values import LayerValues
 from weightspace.merging.slices.sliced_model import SlicedModel
 from weightspace.merging.slices.stacking import Stacking
 
-#: The tensors of a layer: the name that each has in the first layer -> its shape.
+#: The tensors of a layer: name in the first layer -> shape.
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
-#: Buffers that networks make anew.
+#: Buffers that networks recompute.
 _BUFFERS = (".inv_freq", ".masked_bias")
 
-#: Words of norms that have another width than what flows through the layers: those of queries, keys, states.
+#: Words of norms whose width is not the hidden size: those of queries, keys, states.
 _INNER = frozenset({"q", "k", "v", "kv", "b", "c", "dt", "query", "key", "value"})
 
 
@@ -37,11 +37,11 @@ def layer_shapes(model: SlicedModel) -> list[Shapes]:
 
 
 def first_only(shapes: Sequence[Shapes], kinds: Sequence[object]) -> frozenset[str]:
-    """Return the tensors that the first layer has beside those of all others, such as T5's relative positions.
+    """Return the tensors that only the first layer has, such as T5's relative positions.
 
     Args:
         shapes: the tensors of each layer.
-        kinds: what the configuration says of each layer; another kind of layer may have tensors of its own.
+        kinds: the configuration's values for each layer; layers of another kind may have tensors of their own.
     """
     others = [set(own) for own, kind in zip(shapes[1:], kinds[1:], strict=True) if kind == kinds[0]]
     extra = set(shapes[0]) - set[str]().union(*others)
@@ -51,18 +51,18 @@ def first_only(shapes: Sequence[Shapes], kinds: Sequence[object]) -> frozenset[s
 def check_layers(
     stacking: Stacking, values: LayerValues, warn: Callable[[str], None] | None
 ) -> dict[int, frozenset[str]]:
-    """Check that the layers of slices fit on top of one another.
+    """Check that the layers of slices fit together.
 
     Args:
-        stacking: how they are put.
-        values: what the configurations say of the layers.
-        warn: takes a line about layers with other tensors; None: they are an error.
+        stacking: the stacked slices.
+        values: the configurations' values for the layers.
+        warn: called with a line about layers with other tensors; None: they are an error.
 
     Returns:
-        For each model the tensors that only its first layer has, by their names there: they lie before the layers.
+        For each model the tensors that only its first layer has, by their names there: they go before the layers.
 
     Raises:
-        CheckpointError: layers have other shapes or other tensors, or cannot stand at another place.
+        CheckpointError: layers differ in shapes or tensors, or cannot be moved to another position.
     """
     shapes = {number: layer_shapes(model) for number, model in stacking.models.items()}
     donor = _Donor(stacking.models[stacking.donor], shapes[stacking.donor])
@@ -83,7 +83,7 @@ def check_layers(
 
 
 class _Donor:
-    """The layers of the model that the configuration comes from, which those of other models must be like."""
+    """Layers of the configuration's donor, which those of other models must match."""
 
     def __init__(self, model: SlicedModel, shapes: Sequence[Shapes]) -> None:
         self._label = model.member.label
@@ -94,15 +94,15 @@ class _Donor:
                 self._known.setdefault(name, {})[shape] = None
 
     def check(self, model: SlicedModel, layer: int, own: Shapes, warn: Callable[[str], None] | None) -> None:
-        """Check that the donor has a layer like one of another model."""
+        """Check that the donor has a layer that matches one of another model."""
         label = model.member.label
         for name, shape in own.items():
             known = self._known.get(name)
             if known and shape not in known:
                 raise CheckpointError(
                     f"{model.layers.renumbered(name, layer)!r} is {shape} in {label}, but such tensors are "
-                    f"{next(iter(known))} in {self._label}, and slices of both stand in one network: expected layers "
-                    "of one shape."
+                    f"{next(iter(known))} in {self._label}. Slices of both form one network: expected layers of the "
+                    "same shape."
                 )
         if frozenset(own) in self._kinds:
             return
@@ -111,24 +111,24 @@ class _Donor:
         has, lacks = (label, self._label) if name in own else (self._label, label)
         line = f"Layer {layer} of {label} is unlike any layer of {self._label}: {name!r} is in {has}, not in {lacks}."
         if warn is None:
-            raise CheckpointError(f"{line} Slices need layers with the same tensors; --lenient takes them as they are.")
-        warn(f"{line} It is taken as it is.")
+            raise CheckpointError(f"{line} Slices need layers with the same tensors; --lenient uses them as they are.")
+        warn(f"{line} It is used as it is.")
 
 
 def _check_widths(model: SlicedModel, shapes: Sequence[Shapes]) -> None:
-    """Check that the layers of a model are no stages of differing widths."""
+    """Check that the layers of a model are not stages of different widths."""
     for name in shapes[0]:
         found = dict.fromkeys(own[name] for own in shapes if name in own)
         if len(found) > 1 and len(next(iter(found))) == 1 and _is_norm(name):
             first, second = list(found)[:2]
             raise CheckpointError(
-                f"The layers of {model.member.label} in {model.stack!r} are stages of differing widths ({name!r} is "
-                f"{first} and {second}). Expected each of them at its place; merge the models whole."
+                f"The layers of {model.member.label} in {model.stack!r} are stages of different widths ({name!r} is "
+                f"{first} and {second}). Expected each layer in its own position; merge the models whole."
             )
 
 
 def _check_places(stacking: Stacking, number: int, shapes: Sequence[Shapes], kinds: Sequence[object]) -> None:
-    """Check that layers of a model stand where its network expects layers of their kind."""
+    """Check that layers of a model are placed where its network expects layers of their kind."""
     model = stacking.models[number]
     special = {layer for layer in (0, model.count - 1) if _is_alone(layer, shapes, kinds)}
     regular: dict[object, Shapes] = {}
@@ -142,21 +142,21 @@ def _check_places(stacking: Stacking, number: int, shapes: Sequence[Shapes], kin
                 if (layer == end) != ends[end]:
                     raise CheckpointError(
                         f"Layer {end} of {model.member.label} has other tensors than the rest of {model.stack!r} and "
-                        f"can only be the {'first' if end == 0 else 'last'} one, but layer {layer} is at place "
-                        f"{place}. Expected slices that keep it there."
+                        f"can only be the {'first' if end == 0 else 'last'} one, but layer {layer} is in position "
+                        f"{place}. Expected slices that keep layer {end} there."
                     )
 
 
 def _is_alone(layer: int, shapes: Sequence[Shapes], kinds: Sequence[object]) -> bool:
-    """Return whether a layer has other tensors than all others of its kind, which are alike."""
+    """Return whether the tensors of a layer differ from those of all others of its kind, which are alike."""
     others = [own for place, own in enumerate(shapes) if place != layer and kinds[place] == kinds[layer]]
-    # A sparse layer among dense ones is no special one: some of its tensors replace others.
+    # A sparse layer among dense ones is not special: some of its tensors replace others.
     nested = bool(others) and (set(shapes[layer]) < set(others[0]) or set(shapes[layer]) > set(others[0]))
     return nested and all(own == others[0] for own in others[1:])
 
 
 def _refuse_place(stacking: Stacking, number: int, shapes: Sequence[Shapes], layer: int) -> None:
-    """Refuse layers of differing kinds that the configuration does not tell apart, where they get other numbers."""
+    """Refuse to renumber layers of different kinds that the configuration does not distinguish."""
     model = stacking.models[number]
     moved = next(
         (
@@ -169,19 +169,19 @@ def _refuse_place(stacking: Stacking, number: int, shapes: Sequence[Shapes], lay
     )
     if moved is not None:
         raise CheckpointError(
-            f"Layers 0 and {layer} of {model.member.label} have other tensors or shapes, and config.json does not say "
-            f"by which rule: none can be moved to place {moved}. Expected slices that keep each layer at its place."
+            f"Layers 0 and {layer} of {model.member.label} differ in tensors or shapes, and config.json does not say "
+            f"by which rule: none can move to position {moved}. Expected slices that keep each layer in its position."
         )
 
 
 def _is_norm(name: str) -> bool:
-    """Return whether a tensor scales what flows through the layers."""
+    """Return whether a tensor is the weight of a norm of the hidden states."""
     module = name.rpartition(".")[0].rpartition(".")[2].lower()
     named = "norm" in module or module.startswith(("ln", "bn"))
     return name.endswith(".weight") and named and _INNER.isdisjoint(words(module))
 
 
 def _is_buffer(name: str, info: TensorInfo) -> bool:
-    """Return whether a tensor is a mask or a table that the network makes anew, and some files lack."""
+    """Return whether a tensor is a mask or a table that the network recomputes and some files lack."""
     mask = name.endswith(".bias") and info.shape[:2] == (1, 1) and len(info.shape) == 4
     return mask or name.endswith(_BUFFERS)

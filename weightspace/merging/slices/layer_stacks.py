@@ -1,7 +1,7 @@
-"""The stack of layers that a recipe's ``layer_range`` counts, where a model has several.
+"""Choice of the stack of layers that a recipe's ``layer_range`` refers to.
 
-A model of vision and text has two stacks, and so has an encoder with a decoder. ``layer_range`` means the text model's
-stack where names or configuration tell it; otherwise the recipe says which one (``stack:``), or is refused.
+A vision-language model has two stacks, and so does an encoder-decoder. ``layer_range`` refers to the text model's
+stack where names or configuration identify it; otherwise the recipe has to name one (``stack:``) or is refused.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from weightspace.merging.config.towers import is_language_model, named_tower, to
 from weightspace.merging.slices.layer_index import Layers
 from weightspace.suggestions import closest
 
-#: A stack with less than this share of the tensors of the largest one beside it is a head or a stem.
+#: A stack with less than this share of the tensors of the largest one is a head or a stem.
 _SMALL = 0.2
 
-#: How the names of stacks end whose layers are whole, where two stand side by side.
+#: Endings of the names of sibling stacks whose layers are whole.
 _WHOLE = ("_blocks", "layers", "layer")
 
-#: How many stacks an error lists, and how much of each name.
+#: Number of stacks that an error lists, and of characters of each name.
 _LISTED, _WIDTH = 4, 60
 
 
@@ -31,43 +31,44 @@ def choose_stack(
     text_layers: int | None = None,
     layer_range: tuple[int, int] = (0, 2),
 ) -> str:
-    """Return the stack that ``layer_range`` counts.
+    """Return the stack that ``layer_range`` refers to.
 
     Args:
-        layers: of the model.
-        model: what errors call it.
+        layers: the model's layers.
+        model: its name in errors.
         asked: the recipe's ``stack``: the path of a stack, or a part of it that no other stack has.
-        text_layers: how many layers the text model has by the configuration, where that has towers.
-        layer_range: the range that the recipe asks for, for the example in errors.
+        text_layers: number of layers of the text model in the configuration, where that has towers.
+        layer_range: a range of the recipe, for the example in errors.
 
     Raises:
-        WeightspaceError: there is no such stack, or several stacks could be meant.
+        WeightspaceError: there is no such stack, or the choice is ambiguous.
     """
     stacks = layers.stacks
     if asked is not None:
-        chosen = _asked(layers, model, asked)
+        chosen = _named_stack(layers, model, asked)
         _check_whole(layers, model, chosen)
         return chosen
     candidates = _candidates(layers)
     if len(candidates) > 1 and text_layers is not None and not _are_sides(candidates):
-        told = [stack for stack in candidates if stacks[stack] == text_layers]
-        candidates = told if len(told) == 1 else candidates
+        matching = [stack for stack in candidates if stacks[stack] == text_layers]
+        candidates = matching if len(matching) == 1 else candidates
     if len(candidates) == 1:
         return candidates[0]
     if not candidates:
         raise WeightspaceError(
-            f"Slices need a stack of numbered layers in the names of the tensors; {model} has none. Merge it whole."
+            f"Slices need a stack of numbered layers in the tensor names; {model} has none. Merge it whole."
         )
     first, end = layer_range
     example = max((stack for stack in candidates if "#" not in stack), key=layers.size, default=candidates[0])
     raise WeightspaceError(
-        f"{model} has {len(candidates)} stacks of layers that layer_range could mean: {_listing(stacks, candidates)}. "
-        f"Say which one beside it: `layer_range: [{first}, {end}]` with `stack: {_short(example, 2 * _WIDTH)}`."
+        f"{model} has {len(candidates)} stacks of layers that layer_range could refer to: "
+        f"{_listing(stacks, candidates)}. Choose one, as in `layer_range: [{first}, {end}]` with "
+        f"`stack: {_short(example, 2 * _WIDTH)}`."
     )
 
 
 def _candidates(layers: Layers) -> list[str]:
-    """Return the stacks that could be meant: those of the text model, else of any tower."""
+    """Return the candidate stacks: those of the text model, else of any tower."""
     stacks = [stack for stack, count in layers.stacks.items() if count > 1] or list(layers.stacks)
     trunk = [stack for stack in stacks if tower(stack) == "text"]
     named = [stack for stack in trunk if is_language_model(stack)]
@@ -84,7 +85,7 @@ def _words(stack: str) -> set[str]:
 
 
 def _check_whole(layers: Layers, model: str, stack: str) -> None:
-    """Check that a stack holds its layers whole, as XLM's lists of attentions and of feed-forwards do not."""
+    """Check that a stack holds whole layers, unlike XLM's separate lists of attentions and feed-forwards."""
     stacks, parent = layers.stacks, stack.rpartition(".")[0]
     beside = [
         other
@@ -96,23 +97,23 @@ def _check_whole(layers: Layers, model: str, stack: str) -> None:
     ]
     if beside and stacks[stack] > 1:
         raise WeightspaceError(
-            f"{model} keeps parts of its layers in {_listing(stacks, [stack, *beside])}. Slices need a stack of whole "
+            f"{model} splits its layers between {_listing(stacks, [stack, *beside])}. Slices need a stack of whole "
             "layers; merge the models whole."
         )
 
 
 def _large(layers: Layers, stacks: Sequence[str]) -> list[str]:
-    """Return the stacks without those that are small beside the largest one."""
+    """Return the stacks that are not small relative to the largest one."""
     largest = max((layers.size(stack) for stack in stacks), default=0)
     return [stack for stack in stacks if layers.size(stack) >= _SMALL * largest]
 
 
 def _are_sides(stacks: Sequence[str]) -> bool:
-    """Return whether the stacks are the two sides of one model, which count their layers alike."""
+    """Return whether the stacks are the encoder and the decoder of one model, which number their layers alike."""
     return any("encoder" in stack for stack in stacks) and any("decoder" in stack for stack in stacks)
 
 
-def _asked(layers: Layers, model: str, asked: str) -> str:
+def _named_stack(layers: Layers, model: str, asked: str) -> str:
     """Return the stack that a recipe names."""
     stacks = layers.stacks
     if asked in stacks:
@@ -123,7 +124,7 @@ def _asked(layers: Layers, model: str, asked: str) -> str:
         return (front or parts)[0]
     if parts:
         raise WeightspaceError(
-            f"stack: {_short(asked)} could be {_listing(stacks, parts)} in {model}; expected the whole path of one."
+            f"stack: {_short(asked)} could be {_listing(stacks, parts)} in {model}; expected the full path of one."
         )
     close = closest(asked, stacks)
     guess = "" if close is None else f" Did you mean {_short(close)}?"
@@ -133,7 +134,7 @@ def _asked(layers: Layers, model: str, asked: str) -> str:
 
 
 def _listing(stacks: Mapping[str, int], names: Sequence[str]) -> str:
-    """Return stacks with their numbers of layers, those with the most layers where there are many."""
+    """Format stacks with their numbers of layers; of many, only those with the most layers."""
     shown = sorted(names, key=lambda name: -stacks[name])[:_LISTED] if len(names) > _LISTED else names
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
     listed = ", ".join(f"{_short(name)} ({stacks[name]} layers)" for name in shown)
@@ -141,6 +142,6 @@ def _listing(stacks: Mapping[str, int], names: Sequence[str]) -> str:
 
 
 def _short(name: str, width: int = _WIDTH) -> str:
-    """Return a name as errors show it: its end where it is long, escaped where it cannot be printed."""
+    """Format a name for errors: only the end of a long one, escaped if it is not printable."""
     shown = name if len(name) <= width else f"…{name[1 - width :]}"
-    return (shown if shown.isprintable() else ascii(shown)) or "(the top)"
+    return (shown if shown.isprintable() else ascii(shown)) or "(top level)"

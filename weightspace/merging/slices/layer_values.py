@@ -1,4 +1,4 @@
-"""Per-layer values of configurations, read for each layer and written for the layers of slices."""
+"""Per-layer values of configurations, read for each layer and rearranged for stacked slices."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from weightspace.merging.config.sections import Config
 from weightspace.merging.slices.sliced_model import SlicedModel
 from weightspace.merging.slices.stacking import Stacking
 
-#: Model types of which some layers share tensors that are stored once.
+#: Model types in which some layers share tensors that are stored once.
 _SHARING = ("zamba", "zamba2")
 
 
 class LayerValues:
-    """The values that the configurations of sliced models give their layers, by rule."""
+    """Per-layer values in the configurations of sliced models, by rule."""
 
     def __init__(self, stacking: Stacking) -> None:
         """Read the values.
 
         Args:
-            stacking: how slices are put on top of one another.
+            stacking: the stacked slices.
         """
         self._stacking = stacking
         donor = stacking.models[stacking.donor]
         rules = {rule.key: rule for rule in _rules(donor)}
         self._values: dict[str, dict[int, list[Any] | None]] = {}
         for model in stacking.models.values():
-            # What only other models say matters where their layers differ in it.
+            # Rules that only other models have matter where their layers differ by them.
             for rule in _rules(model):
                 rules.setdefault(rule.key, rule)
         for key, rule in rules.items():
@@ -39,15 +39,15 @@ class LayerValues:
         self.rules = list(rules.values())
 
     def of(self, model: int, layer: int) -> tuple[str, ...]:
-        """Return what the configuration says of a layer, as text that can be compared."""
+        """Return the configuration's values for a layer, as comparable text."""
         listed = (values[model] for values in self._values.values())
         return tuple(repr(values[layer]) if values is not None else "" for values in listed)
 
     def wanted(self, rule: LayerRule) -> list[Any] | None:
-        """Return the values of the output's layers by one rule; None where it says nothing of the donor's layers.
+        """Return the values of the output's layers by one rule; None if it does not apply to the donor's layers.
 
         Raises:
-            WeightspaceError: it says nothing of some of them.
+            WeightspaceError: some of them have no value.
         """
         values = self._values[rule.key]
         donor = self._stacking.donor
@@ -59,13 +59,13 @@ class LayerValues:
             if values[donor] is None or values[model] is None:
                 silent = self._stacking.models[donor if values[donor] is None else model]
                 raise WeightspaceError(
-                    f"The configuration of {silent.member.label} says nothing of {rule.key!r}, those of other models "
-                    f"do: it cannot be told for layer {layer}. Expected configurations with the same keys."
+                    f"The configuration of {silent.member.label} does not give {rule.key!r}, unlike those of "
+                    f"other models, so layer {layer} has no value. Expected configurations with the same keys."
                 )
         return wanted
 
     def differences(self) -> list[tuple[str, tuple[int, int], tuple[int, int]]]:
-        """Return the keys by which layers that are merged differ, each with the layer that counts and another one."""
+        """Return the keys in which merged layers differ, each with the layer whose value is used and another one."""
         found = {}
         for key, values in self._values.items():
             for sources in self._stacking.layers:
@@ -77,7 +77,7 @@ class LayerValues:
         return list(found.values())
 
     def _of(self, model: SlicedModel, rule: LayerRule, donors: Sequence[Any] | None) -> list[Any] | None:
-        """Return what a rule says of a model's layers; a model without configuration is one like the donor."""
+        """Return a rule's values for a model's layers; without any, the donor's if it has as many layers."""
         own = values_of(rule, model.part, model.count)
         if own is None and donors is not None and model.count == len(donors):
             return list(donors)
@@ -85,7 +85,7 @@ class LayerValues:
 
 
 def values_of(rule: LayerRule, config: Config, count: int) -> list[Any] | None:
-    """Return what a rule says of the layers; None where the configuration is not as the rule expects."""
+    """Return a rule's values for the layers; None if the configuration is not as the rule expects."""
     try:
         return rule.values(config, count)
     except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError):
@@ -93,10 +93,10 @@ def values_of(rule: LayerRule, config: Config, count: int) -> list[Any] | None:
 
 
 def check_configurations(stacking: Stacking) -> None:
-    """Check that configurations fit the names, and that slices of several models can stand in one network.
+    """Check that configurations fit the tensor names, and that slices of several models can form one network.
 
     Raises:
-        WeightspaceError: a list is shorter or longer than the stack and slices move layers, or layers share tensors.
+        WeightspaceError: a list's length differs from the stack's and slices move layers, or layers share tensors.
     """
     for model in stacking.models.values() if stacking.moves else ():
         key = wrong_length(model.part, model.count)
@@ -121,7 +121,7 @@ def _rules(model: SlicedModel) -> list[LayerRule]:
 
 
 def _chosen(sources: Sequence[tuple[int, int]], donor: int) -> tuple[int, int]:
-    """Return the source that says what a merged layer is: the donor of the configuration, else the first one."""
+    """Return the source whose values a merged layer gets: the donor of the configuration, else the first one."""
     return next((own for own in sources if own[0] == donor), sources[0])
 
 

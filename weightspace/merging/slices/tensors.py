@@ -1,7 +1,7 @@
-"""The tensors of slices on top of one another: those before the layers, the layers renumbered, those after them.
+"""Tensors of stacked slices: those before the layers, the renumbered layers, those after them.
 
-What lies before the layers belongs to the first slice, and so do the towers from which data flows into the stack that
-is cut (a vision tower in front of a language model); what lies after the layers belongs to the last slice.
+Tensors before the layers belong to the first slice, and so do the towers that feed the stack that is cut (a vision
+tower in front of a language model); tensors after the layers belong to the last slice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from weightspace.merging.slices.layer_shapes import check_layers
 from weightspace.merging.slices.layer_values import LayerValues, check_configurations
 from weightspace.merging.slices.stacking import Stacking, plan_stacking
 
-#: Tensors outside the layers that have an entry, or a row of them, for each layer.
+#: Tensors outside the layers with an entry, or a row of entries, for each layer.
 _ENTRIES = re.compile(
     r"(.*\.)?(contact_head\.regression\.(weight|bias)|layer_weights|scalar_mix\.\S+|\w*_lambdas"
     r"|embed_tokens_per_layer\.weight|per_layer_model_projection\.weight)"
@@ -26,15 +26,15 @@ _ENTRIES = re.compile(
 
 
 def stack_slices(finder: TensorFinder, donor: str) -> tuple[list[Output], Stacking]:
-    """Return the tensors of a recipe's slices in the order of the output, and how they are put on top of one another.
+    """Stack a recipe's slices; return the tensors in the order of the output, and the stacking.
 
     Args:
-        finder: of the slices.
+        finder: finds the tensors of the recipe's models.
         donor: the model that the configuration comes from.
 
     Raises:
-        CheckpointError: models lack tensors or layers, or layers do not fit on top of one another.
-        WeightspaceError: the stack of layers cannot be told, or sources have differing numbers of layers.
+        CheckpointError: models lack tensors or layers, or layers do not fit together.
+        WeightspaceError: the choice of the stack is ambiguous, or sources have different numbers of layers.
     """
     stacking = plan_stacking(finder.recipe, finder.members, donor)
     check_configurations(stacking)
@@ -47,10 +47,10 @@ def stack_slices(finder: TensorFinder, donor: str) -> tuple[list[Output], Stacki
 
 
 class _Slicer:
-    """Names the tensors of slices."""
+    """Sources and names of the tensors of stacked slices."""
 
     def __init__(self, finder: TensorFinder, stacking: Stacking, extra: Mapping[int, frozenset[str]]) -> None:
-        """Take what is known; ``extra`` are the tensors of first layers that lie before all layers, by model."""
+        """Store the inputs; ``extra`` are the tensors of first layers that go before all layers, by model."""
         self.finder = finder
         self.stacking = stacking
         self.extra = extra
@@ -89,7 +89,7 @@ class _Slicer:
                     yield self._layer(template, part, position, [(number, 0) for number, _ in sources], 0)
 
     def check_outside(self, outputs: Sequence[Output]) -> None:
-        """Check that what lies outside the layers is what the configuration's donor has there.
+        """Check that the tensors outside the layers match those of the configuration's donor.
 
         Raises:
             CheckpointError: a shape differs, a tensor is missing, or one has an entry for each layer.
@@ -98,8 +98,8 @@ class _Slicer:
         for output in outputs:
             if self.stacking.moves and _ENTRIES.fullmatch(output.name):
                 raise CheckpointError(
-                    f"{output.name!r} has an entry for each layer, which slices put in another order. Expected slices "
-                    "that keep each layer at its place; merge the models whole."
+                    f"{output.name!r} has an entry for each layer, and these slices move layers. Expected slices that "
+                    "keep each layer in its position; merge the models whole."
                 )
             number, name = output.inputs[0]
             shape, expected = self._shape((number, name)), self._shape((self.stacking.donor, output.name))
@@ -108,15 +108,13 @@ class _Slicer:
                 hint = " Are the vocabularies different?" if vocabulary else ""
                 label = self.finder.members[number].label
                 raise CheckpointError(
-                    f"{output.name!r} is {shape} in {label} and {expected} in {donor.label}, and slices of both stand "
-                    f"in one network: expected one shape.{hint}"
+                    f"{output.name!r} is {shape} in {label} and {expected} in {donor.label}. Slices of both form one "
+                    f"network: expected the same shape.{hint}"
                 )
         known = {*self.stacking.models[self.stacking.donor].inside, *(output.name for output in outputs)}
         lost = [name for name in donor.contents.tensors if name not in known and not is_head(name)]
         if lost and self.stacking.donor not in self.outer:
-            line = (
-                f"{donor.label}, which config.json comes from, has {lost[0]!r}; the first and the last slice have not."
-            )
+            line = f"{donor.label}, which config.json comes from, has {lost[0]!r}; the first and last slices do not."
             if self.finder.warn is None:
                 raise CheckpointError(f"{line} Expected models of one architecture.")
             self.finder.warn(line)
@@ -138,7 +136,7 @@ class _Slicer:
         if not any(self.finder.has((number, name), shape) for number in sources):
             lacking = self.finder.members[sources[0]].label
             has = self.finder.members[other].label
-            line = f"{lacking} has no tensor {name!r}, which {has} has and which lies {side} the layers."
+            line = f"{lacking} has no tensor {name!r}, which {has} has {side} the layers."
             if self.finder.warn is None:
                 raise CheckpointError(f"{line} Expected it in the {'first' if part == 0 else 'last'} slice's model.")
             self.finder.warn(f"{line} It is copied from {has}.")
@@ -149,7 +147,7 @@ class _Slicer:
         return self.finder.output(name, part, position, refs, name, shape=None if own else shape)
 
     def _further(self) -> Iterator[Output]:
-        """Yield the layers for further tokens, which follow the last layer whatever its number."""
+        """Yield the multi-token prediction layers, which follow the last layer whatever its number."""
         sources = self.parts[-1]
         model = self.stacking.models[sources[0]]
         for layer, names in enumerate(model.by_layer[model.count :]):
