@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from weightspace.matching.attention import attention_name
 
 from weightspace.errors import WeightspaceWarning
 from weightspace.matching import match, weight_matching
+from weightspace.matching.attention import attention_name
 from weightspace.matching.registry import MANY_MATCHINGS, MATCHINGS, match_many
 from weightspace.symmetry import derive_spec
 

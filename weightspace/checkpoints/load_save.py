@@ -43,7 +43,7 @@ def load_checkpoint(
     Args:
         path: a safetensors file, a torch file (any name will do: ``.pt``, ``.ckpt``, ``.pth.tar``) or a Hugging Face
             folder; or, as a string, a URL of one (``hf://org/model``), which is brought into ``$WEIGHTSPACE_CACHE``
-            first.
+            first, or ``ORG/MODEL``, ``ORG/MODEL@REVISION`` of the Hugging Face Hub, from its cache if it is there.
         strip_prefix: taken off every name that starts with it, for example ``"module."``.
         key: the entry of a torch file that holds the state dict, ``""`` for the top level; by default the top
             level, or ``state_dict``, ``model_state_dict`` or ``model``, with a ``WeightspaceWarning`` where another
@@ -140,7 +140,8 @@ def save_checkpoint(
         with replacing_file(path) as file:
             write(state, file, kept, path)
         return
-    donor = None if companions_from is None or Path(companions_from).is_file() else Path(companions_from)
+    donor = None if companions_from is None else local_path(companions_from)
+    donor = None if donor is None or donor.is_file() else donor
     check_name(path)
     check_replaceable(path, () if donor is None else find_companions(donor).copied)
     with replacing_folder(path) as staging:

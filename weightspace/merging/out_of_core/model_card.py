@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from weightspace.checkpoints.hub_names import hub_model
 from weightspace.checkpoints.json_file import read_json_object
 from weightspace.errors import WeightspaceError
 from weightspace.escaping import markdown_block, markdown_code, markdown_text, one_line
@@ -75,7 +76,9 @@ def _header(plan: Plan, parts: Path) -> Iterator[str]:
 
 
 def _hub_name(source: str, path: Path) -> str | None:
-    """Return the name of a model on the Hub: that of its URL, else what its configuration says; None if unknown."""
+    """Return the name of a model on the Hub: the recipe's, else what its configuration says; None if unknown."""
+    if (model := hub_model(source.partition("+")[0])) is not None:
+        return model.name
     if (match := _URL.fullmatch(source.partition("+")[0])) is not None:
         return match[1]
     named = str(_json(path / "config.json").get("_name_or_path", "")) if path.is_dir() else ""
