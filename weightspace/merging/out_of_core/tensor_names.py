@@ -117,8 +117,9 @@ def _beside(
 
 def _whole(finder: TensorFinder) -> Iterator[Output]:
     """Yield the tensors of models that are merged whole."""
-    sources = finder.sources(finder.recipe.slices[0])
-    names = dict.fromkeys(name for index in sources for name in finder.members[index].contents.tensors)
+    sources, base = finder.sources(finder.recipe.slices[0]), finder.bases[0]
+    holders = sources if base is None else [*sources, base]
+    names = dict.fromkeys(name for index in holders for name in finder.members[index].contents.tensors)
     layers = Layers(names)
     for name in names:
         yield finder.output(name, 0, layers.position(name), [(index, name) for index in sources], name)
