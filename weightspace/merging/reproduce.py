@@ -9,7 +9,7 @@ import filecmp
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from weightspace.user_code import is_user_code, running_no_code
 _AGAIN = {"align": "the alignment (--spec, --network or --task)", "statistics": "the task whose statistics were taken"}
 
 
-#: What a plan writes itself.
+#: What a plan writes itself. ``stages`` say that results in between were on the disk, as they are again then.
 _OWN = ("shard_size", "allow_nonfinite", "lenient", "code", "key", "strip_prefix", "stages")
 
 
@@ -100,6 +100,7 @@ def reproduce(
         recorded.pop(key, None)
     with one_line_errors(path, "made again"), temporary_folder(final_target(path)) as folder:
         again = folder / path.name
+        stages = folder / ".stages" if "stages" in options else None
         merge_files(
             recipe,
             again,
@@ -108,7 +109,7 @@ def reproduce(
             lenient=options.get("lenient", False),
             reading=ReadingOptions(options.get("key"), options.get("strip_prefix")),
             output=_output_options(options, recorded, hashes=_has_hashes(metadata)),
-            execution=ExecutionOptions(memory, threads, fsync=False),
+            execution=replace(ExecutionOptions(memory, threads, fsync=False), intermediate_dir=stages),
             on_progress=on_progress,
         )
         return _compared(path, again)

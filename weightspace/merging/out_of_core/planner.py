@@ -31,7 +31,7 @@ from weightspace.merging.plan.layout import lay_out
 from weightspace.merging.plan.members import open_members
 from weightspace.merging.plan.options import OutputOptions, ReadingOptions
 from weightspace.merging.plan.parametrized import with_parametrizations
-from weightspace.merging.plan.plan import Job, Kind, Member, Plan, Ref
+from weightspace.merging.plan.plan import Job, Kind, Member, Plan, Ref, inputs_of
 from weightspace.merging.plan.promotion import FLOATS, promoted
 from weightspace.merging.recipe.merge_roles import find_method, split_base
 from weightspace.merging.recipe.parameters import is_mergekits
@@ -271,7 +271,7 @@ def _metadata(recipe: Recipe, members: Sequence[Member], options: PlanOptions) -
     """Return the metadata of the output; zeros take the place of the digests of the inputs."""
     output, reading = options.output, options.reading
     blank = "0" * 64 if output.hashes else ""
-    paths = [entry for member in members for entry in member.inputs]
+    paths = inputs_of(members)
     digests = {file: blank for member in members for file in member.files}
     recorded = {"shard_size": output.shard_size, **(output.recorded or {})}
     if output.allow_nonfinite:

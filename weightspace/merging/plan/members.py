@@ -51,8 +51,8 @@ def open_members(
     for source, label, contents, (_, adapter) in zip(sources, labels, models, paths, strict=True):
         statistics = _evidence(evidence[source], contents) if source in evidence else None
         intermediate = reading.intermediates.get(without_adapter(source))
-        dtypes = {} if intermediate is None else intermediate.dtypes
-        member = Member(source, label, contents, evidence=statistics, dtypes=dtypes)
+        dtypes, plan = ({}, None) if intermediate is None else (intermediate.dtypes, intermediate.plan)
+        member = Member(source, label, contents, evidence=statistics, dtypes=dtypes, plan=plan)
         members.append(member if adapter is None else adapted(member, read_adapter(adapter)))
     return tuple(members)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weightspace.merging.plan.plan import Plan
 from weightspace.reprs import brief
 
 #: Private bytes that a merge may take beside the interpreter and its libraries.
@@ -24,10 +25,12 @@ class Intermediate:
     Attributes:
         folder: its folder, in float32 at least.
         dtypes: tensor -> the dtype that its document asks for.
+        plan: how its tensors are computed when they are read, where the folder has headers alone; None: it is whole.
     """
 
     folder: Path
     dtypes: Mapping[str, str]
+    plan: Plan | None = None
 
 
 @brief

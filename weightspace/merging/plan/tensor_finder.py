@@ -16,7 +16,6 @@ from weightspace.merging.recipe.merge_roles import find_method
 from weightspace.merging.recipe.parse import Recipe, Slice
 from weightspace.suggestions import closest
 
-
 #: What the names of a layer's tensors begin with.
 _LAYER = re.compile(r".*?\.\d+\.")
 
