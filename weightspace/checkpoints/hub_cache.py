@@ -86,7 +86,7 @@ def _check_library(model: HubModel) -> None:
     except ImportError as error:
         raise CheckpointError(
             f"{model.name} does not exist here, and models of the Hugging Face Hub need the library huggingface_hub, "
-            "which is not installed. Run: pip install huggingface_hub"
+            "which is not installed: is the path right? Else run: pip install huggingface_hub"
         ) from error
 
 

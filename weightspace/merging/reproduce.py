@@ -9,7 +9,7 @@ import filecmp
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from weightspace.user_code import is_user_code, running_no_code
 _AGAIN = {"align": "the alignment (--spec, --network or --task)", "statistics": "the task whose statistics were taken"}
 
 
-#: What a plan writes itself. ``stages`` say that results in between were on the disk, as they are again then.
+#: What a plan writes itself.
 _OWN = ("shard_size", "allow_nonfinite", "lenient", "code", "key", "strip_prefix", "stages")
 
 
@@ -95,12 +95,11 @@ def reproduce(
         recipe = parse_recipe(metadata["recipe"], str(path), warn=lenient, ignored=_drop)
     _check_code(path, recipe, allow_code)
     _check_options(path, options, align, finish)
-    recorded = {key: value for key, value in options.items() if key not in _OWN}
-    for key in () if align is None else align.described():
-        recorded.pop(key, None)
+    again_described = set() if align is None else align.described().keys()
+    recorded = {key: value for key, value in options.items() if key not in {*_OWN, *again_described}}
     with one_line_errors(path, "made again"), temporary_folder(final_target(path)) as folder:
         again = folder / path.name
-        stages = folder / ".stages" if "stages" in options else None
+        stages = folder / ".stages" if "stages" in options else None  # results in between that were on the disk
         merge_files(
             recipe,
             again,
@@ -109,7 +108,7 @@ def reproduce(
             lenient=options.get("lenient", False),
             reading=ReadingOptions(options.get("key"), options.get("strip_prefix")),
             output=_output_options(options, recorded, hashes=_has_hashes(metadata)),
-            execution=replace(ExecutionOptions(memory, threads, fsync=False), intermediate_dir=stages),
+            execution=ExecutionOptions(memory, threads, fsync=False, intermediate_dir=stages),
             on_progress=on_progress,
         )
         return _compared(path, again)

@@ -139,3 +139,20 @@ def test_every_command_that_takes_a_checkpoint_takes_one_of_the_hub(
     assert result.exit_code == 2
     assert "fetches it" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_recipe_of_a_model_card_gives_a_model_that_generates(hub: LocalHub) -> None:
+    transformers = pytest.importorskip("transformers")
+    llamas = Path(__file__).parents[2] / "data" / "conformance" / "recipes" / "inputs" / "fp32" / "llama"
+    for name in ("base", "a", "b@v1", "lora"):
+        shutil.copytree(llamas / name.partition("@")[0], hub.root / "cards" / name)
+    merge(
+        "models:\n  - model: cards/base\n  - model: cards/a+cards/lora\n    parameters: {density: 0.6, weight: 0.5}\n"
+        "  - model: cards/b@v1\n    parameters: {density: 0.6, weight: [0.2, 0.5]}\n"
+        "merge_method: dare_ties\nbase_model: cards/base\nparameters: {int8_mask: true}\ndtype: bfloat16\n"
+    )
+    network = transformers.AutoModelForCausalLM.from_pretrained("out", local_files_only=True)
+    assert network.dtype == torch.bfloat16
+    tokens = network.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert tokens.shape[0] == 1
+    assert tokens.shape[1] > 3

@@ -224,7 +224,7 @@ def _listed(entry: Schema) -> Schema:
 
 
 def _type(*names: str) -> Schema:
-    return {"type": list(names) if len(names) > 1 else names[0]}
+    return {"type": list(names) if len(names) > 1 else next(iter(names))}
 
 
 def _ref(name: str) -> Schema:
