@@ -1,9 +1,9 @@
 """Recipes of several documents: the results of the earlier ones, in float32, are models of the later ones.
 
-A recipe is a graph, evaluated chunk by chunk where its methods allow it (``graph.py``). Else, and where they are to be
-kept, the results in between grow in a hidden folder beside the output, ``.OUT.stages/``, or in a folder of the user's, where they are kept.
-Each is a checkpoint of its own: an interrupted merge takes those that are whole and goes on with the next. All are
-planned before a byte is written beside the output, from headers of what will be there.
+A recipe is a graph, evaluated chunk by chunk where its methods allow it (``graph.py``). Where they don't, the results
+in between grow in a hidden folder beside the output, ``.OUT.stages/``; where the user says so they are kept, in a
+folder of the user's. Each is a checkpoint of its own: an interrupted merge takes those that are whole and goes on with
+the next. All are planned before a byte is written beside the output, from headers of what will be there.
 """
 
 from __future__ import annotations

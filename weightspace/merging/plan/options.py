@@ -103,8 +103,8 @@ class ExecutionOptions:
         workers: the number of processes, or of jobs at a time on Ray; None: as many processes as threads, two on Ray.
         ray_address: of a running Ray cluster; None: ``$RAY_ADDRESS``, else one of this machine.
         force: replace a file that is not a checkpoint.
-        intermediate_dir: keep the results of a recipe's named documents there, in float32; None: they are computed chunk
-            by chunk, or where a method does not allow that grow beside the output and are removed at the end.
+        intermediate_dir: keep the results of a recipe's named documents there, in float32; None: they are computed
+            chunk by chunk, or where a method does not allow that grow beside the output and are removed at the end.
         reads: further files that are read, and may not be written over: the recipe, a user's code.
 
     Example:
