@@ -149,15 +149,20 @@ def check_inputs(*paths: str | None) -> None:
     """Check that checkpoints and other inputs exist, before any slow import.
 
     Args:
-        paths: files and folders; URLs, pipes, ``MODEL+ADAPTER`` and None are checked when they are read.
+        paths: files and folders; URLs, pipes, models of the Hub, ``MODEL+ADAPTER`` and None are checked when they are
+            read.
     """
-    from weightspace.checkpoints.hub_names import missing_checkpoint
+    from weightspace.checkpoints.hub_cache import check_available
+    from weightspace.checkpoints.hub_names import hub_model, missing_checkpoint
     from weightspace.checkpoints.remote import is_url
     from weightspace.errors import CheckpointError
 
     for path in paths:
-        if path is not None and "+" not in path and not is_url(path) and not os.path.lexists(path):
+        if path is None or "+" in path or is_url(path) or os.path.lexists(path):
+            continue
+        if (model := hub_model(path)) is None:
             raise CheckpointError(missing_checkpoint(path))
+        check_available(model)
 
 
 def task(*, required: bool = True) -> Callable[[Command], Command]:

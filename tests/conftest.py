@@ -1,6 +1,7 @@
 """What all tests share: one torch thread, and networks that are trained once, also by several workers.
 
-This folder is put on the path, which --import-mode=importlib leaves off it, for ``parametrized_networks``.
+This folder is put on the path, which --import-mode=importlib leaves off it, for ``parametrized_networks`` and
+``local_hub``.
 """
 
 import fcntl
@@ -17,6 +18,8 @@ from weightspace.tasks import Task, train
 from weightspace.zoo import load_task
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the Hub; `local_hub` has one of its own
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -9,12 +9,12 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.yaml_file import parse_yaml
 from weightspace.clip import build_clip, pixels_of
 from weightspace.errors import WeightspaceError
@@ -237,10 +237,11 @@ def _open_clip(name: str, options: Mapping[str, Any]) -> Network:
 
 def _transformers(name: str, options: Mapping[str, Any]) -> Network:
     transformers = _package("transformers", '"weightspace[transformers]"')
-    if not (Path(name) / "config.json").is_file():
+    folder = local_path(name, weights=False)
+    if not (folder / "config.json").is_file():
         raise WeightspaceError(f"transformers:{name} needs a folder with a config.json; found none at {name}.")
     own_code = {"trust_remote_code": False}  # code shipped with a configuration runs only on the user's request
-    config = transformers.AutoConfig.from_pretrained(name, local_files_only=True, **(own_code | dict(options)))
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **(own_code | dict(options)))
     config.use_cache = False
     listed = getattr(config, "architectures", None) or [""]
     builder = getattr(transformers, str(listed[0]), None)

@@ -28,7 +28,7 @@ def test_a_name_with_a_scheme_is_a_url() -> None:
 
 
 def test_a_path_stays_as_it_is(tmp_path: Path, cache: Path) -> None:
-    assert local_path("models/a") == Path("models/a")
+    assert local_path("models/a.pt") == Path("models/a.pt")
     assert local_path(f"file://{tmp_path}/a") == tmp_path / "a"
     assert not cache.exists()
 
@@ -199,6 +199,7 @@ def test_an_adapter_and_a_tokenizer_come_whole(system: MemoryFileSystem, tmp_pat
 def test_a_model_of_the_hub_is_planned_from_headers_and_loaded(hub: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     huggingface_hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     huggingface_hub.HfFileSystem.clear_instance_cache()

@@ -18,7 +18,7 @@ from weightspace.checkpoints import StateDict
 from weightspace.checkpoints.load_save import load_metadata
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging import ExecutionOptions, merge_files, reproduce
-from weightspace.merging.out_of_core import stages
+from weightspace.merging.out_of_core import graph, stages
 
 FIRST = """
 name: first
@@ -37,7 +37,11 @@ ALL = f"{FIRST}---{SECOND}---\n{LAST}"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder with models ``base``, ``a``, ``b``, ``c`` in bfloat16, and an empty folder of temporary files."""
+    """Return a folder with models ``base``, ``a``, ``b``, ``c`` in bfloat16, and an empty folder of temporary files.
+
+    Results in between are on the disk, as of methods that need it; test_graphs.py has those that are computed.
+    """
+    monkeypatch.setattr(graph, "_MANY", 0)
     generator = torch.Generator().manual_seed(0)
     (tmp_path / "temporary").mkdir()
     (tmp_path / "work").mkdir()

@@ -15,6 +15,8 @@ from weightspace.checkpoints.companion_files import is_companion, is_in_companio
 from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
 from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.hf_folder import ENTRANCES, read_index
+from weightspace.checkpoints.hub_cache import cached_folder
+from weightspace.checkpoints.hub_names import hub_model
 from weightspace.checkpoints.mirror import Mirror, incomplete, locked, mirror_home, write_record
 from weightspace.checkpoints.remote import Remote, RemoteFile, is_url
 from weightspace.checkpoints.safetensors_header import MAX_HEADER, read_header
@@ -35,16 +37,23 @@ def local_path(source: str | os.PathLike[str], *, weights: bool = True) -> Path:
     """Return a local path with the names, sizes and headers of a checkpoint; a local source is returned as it is.
 
     Args:
-        source: a path, or a URL of a file or folder that fsspec can read.
+        source: a path, a URL of a file or folder that fsspec can read, or ``ORG/MODEL``, ``ORG/MODEL@REVISION`` on the
+            Hugging Face Hub: a path that exists takes precedence, then the Hub's cache, then the Hub by ``hf://``.
         weights: if False, only configuration and tokenizer are needed.
 
     Returns:
-        The path itself, or that of the mirror, whose tensors are missing until ``fetch`` is called.
+        The path itself, that in the Hub's cache, or that of the mirror, whose tensors are missing until ``fetch`` is
+        called.
 
     Raises:
         CheckpointError: the URL doesn't exist, isn't a checkpoint, or cannot be read, or writing to disk fails.
     """
     url = os.fspath(source)
+    model = hub_model(url)
+    if model is not None:
+        if (cached := cached_folder(model, weights=weights)) is not None:
+            return cached
+        url = model.url
     if not is_url(url):
         return Path(url)
     remote = Remote(url)
@@ -53,7 +62,7 @@ def local_path(source: str | os.PathLike[str], *, weights: bool = True) -> Path:
     is_folder, listing = remote.listing(may_hold_companions)
     wanted = _wanted(url, listing, is_folder, weights)
     home = mirror_home(url, is_folder, wanted)
-    path = home / "files" / remote.name
+    path = home / "files" / (remote.name if model is None else Path(model.name).name)
     mirror = Mirror(url, home, path, wanted)
     with one_line_errors(home, "written"):
         for folder in (home / "parts", home / "whole", path if is_folder else path.parent):
@@ -69,9 +78,14 @@ def local_path(source: str | os.PathLike[str], *, weights: bool = True) -> Path:
 def fetched_path(source: str | os.PathLike[str]) -> Path:
     """Return the same as ``local_path``, with the tensors downloaded."""
     path = local_path(source)
-    if is_url(source):
+    if is_elsewhere(source):
         fetch(sorted(path.iterdir()) if path.is_dir() else [path])
     return path
+
+
+def is_elsewhere(source: str | os.PathLike[str]) -> bool:
+    """Return whether a source is a URL or a model of the Hub, and no path on this machine."""
+    return is_url(source) or hub_model(source) is not None
 
 
 def fetch(files: Sequence[Path], *, report: Callable[[int], None] | None = None) -> None:

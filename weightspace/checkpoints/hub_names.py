@@ -1,24 +1,66 @@
-"""Names of models on the Hugging Face Hub given as paths: ``ORG/MODEL`` and ``ORG/MODEL@REVISION``."""
+"""Names of models on the Hugging Face Hub: ``ORG/MODEL`` and ``ORG/MODEL@REVISION``, where no path has that name."""
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import Path
+from dataclasses import dataclass
 
-_NAME = re.compile(r"(?P<model>(?P<owner>\w[\w.-]{0,95})/\w[\w.-]{0,95})(@(?P<revision>[\w./-]{1,80}))?")
+_NAME = re.compile(r"(?P<model>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>[\w./-]{1,80}))?")
+_WORD = re.compile(r"\w[\w.-]{0,95}(@[\w./-]{1,80})?")
+
+#: How names of files end, which no model is called.
+_FILES = (
+    *(".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".th", ".tar", ".pkl", ".gguf", ".h5", ".npz", ".npy", ".onnx"),
+    *(".yml", ".yaml", ".json", ".jsonl", ".txt", ".md", ".py", ".zip", ".gz"),
+)
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model, or an adapter, of the Hub.
+
+    Attributes:
+        name: ``ORG/MODEL``.
+        revision: a branch, a tag or a commit; None: the main branch.
+    """
+
+    name: str
+    revision: str | None
+
+    @property
+    def url(self) -> str:
+        """The URL by which fsspec reads it."""
+        return f"hf://{self.name}" + ("" if self.revision is None else f"@{self.revision.replace('/', '%2F')}")
+
+    @property
+    def command(self) -> str:
+        """The command that brings it into the Hub's cache."""
+        return f"hf download {self.name}" + ("" if self.revision is None else f" --revision {self.revision}")
+
+
+def hub_model(source: str | os.PathLike[str]) -> HubModel | None:
+    """Return the model of the Hub that a source names; None for paths that exist, URLs and anything else.
+
+    Args:
+        source: as the user wrote it.
+    """
+    text = os.fspath(source)
+    match = _NAME.fullmatch(text)
+    if match is None or match["model"].lower().endswith(_FILES) or os.path.lexists(text):
+        return None
+    if match["revision"] and os.path.lexists(match["model"]):
+        return None
+    return HubModel(match["model"], match["revision"])
 
 
 def missing_checkpoint(path: str) -> str:
-    """Return the error message for a missing path, with advice to download it if it looks like a name on the Hub.
+    """Return the error message for a missing path.
 
     Args:
-        path: the missing path, as the user wrote it.
+        path: the missing path, as the user wrote it; not a name on the Hub.
     """
-    match = _NAME.fullmatch(path)
-    if match is None or Path(match["owner"]).exists():
-        return f"{path} does not exist. Expected a checkpoint file or folder; is the path right?"
-    revision = f" --revision {match['revision']}" if match["revision"] else ""
-    return (
-        f"{path} does not exist here. If it is a model on the Hugging Face Hub, use hf://{path}, or the folder that "
-        f"`hf download {match['model']}{revision}` prints."
-    )
+    hint = ""
+    if _WORD.fullmatch(path) and not path.lower().endswith(_FILES):
+        hint = " Models of the Hugging Face Hub are written as ORG/MODEL."
+    return f"{path} does not exist. Expected a checkpoint file or folder; is the path right?{hint}"

@@ -43,7 +43,7 @@ def load_checkpoint(
     Args:
         path: a safetensors file, a torch file (with any ending: ``.pt``, ``.ckpt``, ``.pth.tar``) or a Hugging Face
             folder; or, as a string, a URL of one (``hf://org/model``), which is downloaded to ``$WEIGHTSPACE_CACHE``
-            first.
+            first, or ``ORG/MODEL``, ``ORG/MODEL@REVISION`` on the Hugging Face Hub, read from its cache if present.
         strip_prefix: prefix to remove from names that start with it, for example ``"module."``.
         key: the entry of a torch file that holds the state dict, ``""`` for the top level; by default the top
             level, or ``state_dict``, ``model_state_dict`` or ``model``, with a ``WeightspaceWarning`` if another
@@ -139,7 +139,8 @@ def save_checkpoint(
         with replacing_file(path) as file:
             write(state, file, kept, path)
         return
-    donor = None if companions_from is None or Path(companions_from).is_file() else Path(companions_from)
+    donor = None if companions_from is None else local_path(companions_from)
+    donor = None if donor is None or donor.is_file() else donor
     check_name(path)
     check_replaceable(path, () if donor is None else find_companions(donor).copied)
     with replacing_folder(path) as staging:

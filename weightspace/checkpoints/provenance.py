@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from weightspace.checkpoints.fetching import fetched_path
 from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.hf_folder import weight_files
+from weightspace.checkpoints.hub_cache import folder_name
 from weightspace.errors import CheckpointError
 from weightspace.version import __version__
 
@@ -32,9 +34,10 @@ def provenance(inputs: Sequence[str | Path], method: str, parameters: Mapping[st
     Raises:
         CheckpointError: an input is missing or cannot be read, or the parameters aren't JSON-serialisable.
     """
-    files = {Path(path): weight_files(Path(path)) for path in inputs}
+    paths = [fetched_path(path) for path in inputs]
+    files = {path: weight_files(path) for path in paths}
     digests = {file: sha256_of(file) for several in files.values() for file in several}
-    return described([(Path(path), files[Path(path)]) for path in inputs], digests, method, parameters)
+    return described([(path, files[path]) for path in paths], digests, method, parameters)
 
 
 def described(
@@ -49,7 +52,7 @@ def described(
         CheckpointError: the parameters aren't JSON-serialisable.
     """
     files = [
-        {"name": file.name if file == path else f"{path.resolve().name}/{file.name}", "sha256": digests[file]}
+        {"name": file.name if file == path else f"{folder_name(path)}/{file.name}", "sha256": digests[file]}
         for path, several in inputs
         for file in several
     ]

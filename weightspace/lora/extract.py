@@ -12,7 +12,6 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -188,7 +187,7 @@ def extract_lora_files(
         on_progress=on_progress,
     )
     said = {"rank": rank, "seed": seed, "fan_in_fan_out": fan_in_fan_out, "lenient": lenient}
-    metadata = provenance([Path(base), Path(model)], "extract-lora", said)
+    metadata = provenance([os.fspath(base), os.fspath(model)], "extract-lora", said)
     if found.repeated:
         metadata[REPEATED] = json.dumps(found.repeated)
     write_adapter(found.state, {**found.config, "base_model_name_or_path": os.fspath(base)}, out, metadata=metadata)

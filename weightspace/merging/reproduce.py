@@ -95,11 +95,11 @@ def reproduce(
         recipe = parse_recipe(metadata["recipe"], str(path), warn=lenient, ignored=_skip_warning)
     _check_code(path, recipe, allow_code)
     _check_options(path, options, align, finish)
-    recorded = {key: value for key, value in options.items() if key not in _OWN}
-    for key in () if align is None else align.described():
-        recorded.pop(key, None)
+    again_described = set() if align is None else align.described().keys()
+    recorded = {key: value for key, value in options.items() if key not in {*_OWN, *again_described}}
     with one_line_errors(path, "reproduced"), temporary_folder(final_target(path)) as folder:
         again = folder / path.name
+        stages = folder / ".stages" if "stages" in options else None  # results in between that were on the disk
         merge_files(
             recipe,
             again,
@@ -108,7 +108,7 @@ def reproduce(
             lenient=options.get("lenient", False),
             reading=ReadingOptions(options.get("key"), options.get("strip_prefix")),
             output=_output_options(options, recorded, hashes=_has_hashes(metadata)),
-            execution=ExecutionOptions(memory, threads, fsync=False),
+            execution=ExecutionOptions(memory, threads, fsync=False, intermediate_dir=stages),
             on_progress=on_progress,
         )
         return _compared(path, again)

@@ -18,10 +18,10 @@ from weightspace.arithmetic.pruning import check_masks
 from weightspace.checkpoints import StateDict, check_compatible, load_checkpoint
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.buffers import Parametrizations, find_parametrizations
+from weightspace.checkpoints.fetching import is_elsewhere
 from weightspace.checkpoints.hf_folder import weight_files
 from weightspace.checkpoints.measure import count_non_finite
 from weightspace.checkpoints.reader import read_checkpoint
-from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError, WeightspaceError, WeightspaceWarning
 from weightspace.lora.factor_files import check_is_model
 from weightspace.soups.fingerprints import fingerprint_of_state
@@ -59,7 +59,7 @@ class Ingredient:
         Raises:
             CheckpointError: a file is missing or cannot be read.
         """
-        if isinstance(self.source, dict) or is_url(self.source):
+        if isinstance(self.source, dict) or is_elsewhere(self.source):
             return ()
         path = Path(self.source)
         with one_line_errors(path, "read"):
@@ -90,7 +90,7 @@ def check_distinct(ingredients: Sequence[Ingredient]) -> None:
     known: dict[str, str] = {}
     for ingredient in ingredients:
         source = ingredient.source
-        if isinstance(source, dict) or is_url(source):
+        if isinstance(source, dict) or is_elsewhere(source):
             continue
         path = os.path.realpath(source)
         if path in known:

@@ -11,13 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weightspace.arithmetic.linear_combination import BLOCK
 from weightspace.arithmetic.nonfinite import is_finite
 from weightspace.arithmetic.running_variances import not_negative
 from weightspace.checkpoints.buffers import is_variance
 from weightspace.merging.methods import Method
 from weightspace.merging.methods._linear_combination import LinearFormula, combined_chunks
 from weightspace.merging.methods._loading import load_function
-from weightspace.merging.methods._rounding import RefinedFormula, needs_float64, refined_chunks, rounded
+from weightspace.merging.methods._rounding import (
+    RefinedFormula,
+    needs_float64,
+    refined_chunks,
+    refined_span,
+    rounded,
+)
 from weightspace.merging.methods._tensor_stack import Formula, TensorStack, check_finite
 
 
@@ -40,25 +47,59 @@ def merged_chunks(
         WeightspaceError: the stack or the result contains NaN or infinity (``stack.finite``), or as raised by the
             method.
     """
-    if not stack.numel:
-        return
-    stack = replace(stack, work=_work_dtype(method, stack, dtype))
-    with np.errstate(all="ignore"):  # non-finite numbers are detected, or allowed
-        formula = load_function(method)(stack, weights, **arguments)
-        for start, merged in _formula_chunks(formula, stack, dtype):
-            if not stack.finite:
-                places, held = stack.shared_nonfinite(start, start + len(merged))
-                merged[places] = held.to(dtype)
-            yield start, merged
+    if stack.numel:
+        yield from MergedTensor(method, stack, weights, arguments, dtype).chunks()
 
 
-def _formula_chunks(formula: Formula, stack: TensorStack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-    """Yield the merged tensor chunk by chunk, as required by its formula."""
-    if isinstance(formula, LinearFormula):
-        return combined_chunks(formula, stack, dtype)
-    if isinstance(formula, RefinedFormula) and formula.exact.finite and dtype != torch.float64:
-        return refined_chunks(formula, stack, dtype)
-    return _computed_chunks(formula, stack, dtype)
+class MergedTensor:
+    """A merged tensor whose first passes are made, so that its elements can be asked for from several places on.
+
+    Attributes:
+        span: elements that are made together; the multiples of it are where one can begin.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        stack: TensorStack,
+        weights: Sequence[float],
+        arguments: Mapping[str, Any],
+        dtype: torch.dtype,
+    ) -> None:
+        """Make the first passes; see ``merged_chunks``."""
+        self._stack = replace(stack, work=_work_dtype(method, stack, dtype))
+        self._dtype = dtype
+        with np.errstate(all="ignore"):  # numbers that aren't finite are found, or allowed
+            self._formula: Formula = load_function(method)(self._stack, weights, **arguments)
+        self.span = self._span()
+
+    def chunks(self, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+        """Yield the elements in order from a multiple of ``span`` on, as ``merged_chunks`` does."""
+        stack = self._stack
+        with np.errstate(all="ignore"):
+            for start, merged in self._formula_chunks(first):
+                if not stack.finite:
+                    places, held = stack.shared_nonfinite(start, start + len(merged))
+                    merged[places] = held.to(self._dtype)
+                yield start, merged
+
+    def _is_refined(self) -> bool:
+        formula = self._formula
+        return isinstance(formula, RefinedFormula) and formula.exact.finite and self._dtype != torch.float64
+
+    def _span(self) -> int:
+        if isinstance(self._formula, LinearFormula):
+            return BLOCK
+        return refined_span(self._stack) if self._is_refined() else self._stack.span
+
+    def _formula_chunks(self, first: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield the merged tensor chunk by chunk, as its formula is made."""
+        formula, stack, dtype = self._formula, self._stack, self._dtype
+        if isinstance(formula, LinearFormula):
+            return combined_chunks(formula, stack, dtype, first)
+        if isinstance(formula, RefinedFormula) and self._is_refined():
+            return refined_chunks(formula, stack, dtype, first)
+        return _computed_chunks(formula, stack, dtype, first)
 
 
 def _work_dtype(method: Method, stack: TensorStack, dtype: torch.dtype) -> torch.dtype:
@@ -67,9 +108,11 @@ def _work_dtype(method: Method, stack: TensorStack, dtype: torch.dtype) -> torch
     return torch.float64 if doubles else stack.dtype
 
 
-def _computed_chunks(formula: Formula, stack: TensorStack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+def _computed_chunks(
+    formula: Formula, stack: TensorStack, dtype: torch.dtype, first: int
+) -> Iterator[tuple[int, Tensor]]:
     """Yield the merged tensor chunk by chunk, each computed as a whole."""
-    for chunk in stack.working_chunks():
+    for chunk in stack.working_chunks(first):
         values = formula(chunk)
         result = rounded(values, dtype)
         if needs_float64(values, chunk.base, dtype) or not is_finite(result):

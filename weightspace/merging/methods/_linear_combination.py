@@ -47,13 +47,16 @@ def computed_formula(factors: Sequence[float], *, base: Literal["none", "term", 
     return LinearFormula(shifts(exact) if base == "origin" else ratios(exact), with_base=base != "none")
 
 
-def combined_chunks(formula: LinearFormula, stack: TensorStack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+def combined_chunks(
+    formula: LinearFormula, stack: TensorStack, dtype: torch.dtype, first: int = 0
+) -> Iterator[tuple[int, Tensor]]:
     """Yield the merged tensor in order: the index of the first element, and 1-D elements, in reused memory.
 
     Args:
         formula: formula of the method.
         stack: the models' tensors.
         dtype: dtype of the output, a real one.
+        first: first element, a multiple of ``BLOCK``.
 
     Raises:
         WeightspaceError: the stack or the result contains NaN or infinity (``stack.finite``).
@@ -65,7 +68,7 @@ def combined_chunks(formula: LinearFormula, stack: TensorStack, dtype: torch.dty
     silent = [*(set(range(len(sources))) - set(formula.coefficients.used)), *range(len(sources), len(stack.labels) + 1)]
     unseen = silent if stack.finite and True not in stack.passes else []
     out = torch.empty(min(BLOCK, stack.numel), dtype=dtype)
-    for start in range(0, stack.numel, BLOCK):
+    for start in range(first, stack.numel, BLOCK):
         parts = [source.read(start, min(start + BLOCK, stack.numel)) for source in sources]
         merged = out[: len(parts[0])]
         whole = combiner.into(merged, parts)

@@ -162,20 +162,23 @@ class RefinedFormula:
         return self.fast(chunk, None)
 
 
-def refined_chunks(formula: RefinedFormula, stack: TensorStack, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+def refined_chunks(
+    formula: RefinedFormula, stack: TensorStack, dtype: torch.dtype, first: int = 0
+) -> Iterator[tuple[int, Tensor]]:
     """Yield the merged tensor chunk by chunk.
 
     Args:
         formula: formula of the method.
         stack: the models and their base.
         dtype: dtype of the output.
+        first: first element, a multiple of ``refined_span``.
 
     Raises:
         WeightspaceError: the stack or the result contains NaN or infinity (``stack.finite``).
     """
     parts: list[tuple[int, Tensor]] = []
     places: list[np.ndarray] = []
-    for chunk in stack.working_chunks():
+    for chunk in stack.working_chunks(first):
         result, unsure = _fast_result(formula, chunk, dtype, cancelling=False)
         parts.append((chunk.start, result))
         places.append(unsure)
@@ -190,6 +193,11 @@ def refined_chunks(formula: RefinedFormula, stack: TensorStack, dtype: torch.dty
                     _settle(formula, stack, start, result)
                 yield start, result
             parts, places = [], []
+
+
+def refined_span(stack: TensorStack) -> int:
+    """Return how many elements are made together, the last ones aside."""
+    return _CHUNKS * stack.span
 
 
 def _fast_result(

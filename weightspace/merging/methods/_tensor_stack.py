@@ -193,9 +193,9 @@ class TensorStack:
         count = len(self.sources)
         return Chunk(tensors[:count], None if self.base is None else tensors[count], start)
 
-    def working_chunks(self) -> Iterator[Chunk]:
-        """Read the tensors once in the dtype for computing sums and results."""
-        return self.chunks(dtype=self.work)
+    def working_chunks(self, first: int = 0) -> Iterator[Chunk]:
+        """Read the tensors once, from the start of a chunk on, in the dtype for computing sums and results."""
+        return self.chunks(first, dtype=self.work)
 
     def stored(self, start: int, stop: int) -> list[Tensor]:
         """Return the elements of a range as they are stored: those of the models, then those of the base."""

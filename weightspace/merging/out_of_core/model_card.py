@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from weightspace.checkpoints.hub_names import hub_model
 from weightspace.checkpoints.json_file import read_json_object
 from weightspace.errors import WeightspaceError
 from weightspace.escaping import markdown_block, markdown_code, markdown_text, one_line
-from weightspace.merging.plan.plan import Plan
+from weightspace.merging.plan.plan import Member, Plan
 
 #: A model of the Hub in a URL, and in the name under which a configuration was loaded.
 _URL = re.compile(r"hf://(?:models/)?([\w.-]+/[\w.-]+?)(?:@[^/]+)?(?:/.*)?")
@@ -65,7 +66,7 @@ def model_card(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> str:
 
 def _header(plan: Plan, parts: Path) -> Iterator[str]:
     """Yield what the Hub reads: the models that went in by their names there, and the library, where they are known."""
-    known = (_hub_name(member.source, member.contents.path) for member in plan.members)
+    known = (_hub_name(member.source, member.contents.path) for member in _models(plan))
     names = list(dict.fromkeys(name for name in known if name is not None))
     if names:
         yield from ("base_model:", *(f"- {name}" for name in names), "base_model_relation: merge")
@@ -74,8 +75,16 @@ def _header(plan: Plan, parts: Path) -> Iterator[str]:
     yield from ("tags:", "- merge", "- weightspace")
 
 
+def _models(plan: Plan) -> Iterator[Member]:
+    """Yield the checkpoints that went in, in the place of results that were computed from them."""
+    for member in plan.members:
+        yield from (member,) if member.plan is None else _models(member.plan)
+
+
 def _hub_name(source: str, path: Path) -> str | None:
-    """Return the name of a model on the Hub: that of its URL, else what its configuration says; None if unknown."""
+    """Return the name of a model on the Hub: the recipe's, else what its configuration says; None if unknown."""
+    if (model := hub_model(source.partition("+")[0])) is not None:
+        return model.name
     if (match := _URL.fullmatch(source.partition("+")[0])) is not None:
         return match[1]
     named = str(_json(path / "config.json").get("_name_or_path", "")) if path.is_dir() else ""

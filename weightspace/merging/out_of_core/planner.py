@@ -24,16 +24,17 @@ from weightspace.merging.out_of_core.input_checks import (
     compare_folders,
 )
 from weightspace.merging.out_of_core.staging import is_file_name
-from weightspace.merging.out_of_core.tensor_names import Output, Outputs, check_effects, outputs
+from weightspace.merging.out_of_core.tensor_names import Output, Outputs, check_effects, check_mostly_common, outputs
 from weightspace.merging.out_of_core.vocabularies import check_tokens, tokenizer_folder
 from weightspace.merging.plan.inputs import companion_paths, stamps_of
 from weightspace.merging.plan.layout import lay_out
 from weightspace.merging.plan.members import open_members
 from weightspace.merging.plan.options import OutputOptions, ReadingOptions
 from weightspace.merging.plan.parametrized import with_parametrizations
-from weightspace.merging.plan.plan import Job, Kind, Member, Plan, Ref
+from weightspace.merging.plan.plan import Job, Kind, Member, Plan, Ref, inputs_of
 from weightspace.merging.plan.promotion import FLOATS, promoted
 from weightspace.merging.recipe.merge_roles import find_method, split_base
+from weightspace.merging.recipe.parameters import is_mergekits
 from weightspace.merging.recipe.parse import Recipe, Warn
 from weightspace.merging.recipe.schedule import resolve
 from weightspace.merging.slices.configuration import adapted_configurations
@@ -93,7 +94,7 @@ def make_plan(
     row = find_method(recipe.method)
     members = open_members(*_sources(recipe), options.reading, note)
     check_plain(members)
-    named = _outputs(recipe, row, members, warn)
+    named = _outputs(recipe, row, members, warn, partial=ignored is not None)
     for line in (line for stacking in named.stackings for line in slice_notices(stacking)):
         note(line)
     check_effects(recipe, named, options.reading, ignored)
@@ -127,14 +128,17 @@ def _tokenizer(
     return tokenizer
 
 
-def _outputs(recipe: Recipe, row: Method, members: Sequence[Member], warn: Warn | None) -> Outputs:
+def _outputs(recipe: Recipe, row: Method, members: Sequence[Member], warn: Warn | None, *, partial: bool) -> Outputs:
     """Return the tensors of the output, after a look at whether the models have any in common."""
     has_base = row.base != "none"
     if recipe.slices[0].sources[0].layer_range is None:
         whole = _models(recipe, members)
         base = [member for member in members if has_base and member.source in recipe.bases]
         check_something_in_common([*whole, *(member for member in base if member not in whole)])
-    return outputs(recipe, members, base=has_base, warn=warn)
+    partial = partial and recipe.is_document and is_mergekits(row.name)
+    found = outputs(recipe, members, base=has_base, warn=warn, partial=partial)
+    check_mostly_common(found, len(found.outputs))
+    return found
 
 
 def _configurations(
@@ -180,7 +184,7 @@ class _Planner:
             ends = [base] if self.row.base == "end" and base is not None and base not in refs else []
             kind = "largest" if counts else "agree"
             return self._job(kind, output, [*refs, *ends], None, [1.0] * len([*refs, *ends]), {})
-        weights, values = resolve(self.recipe, output.slice, output.name, output.position)
+        weights, values = _of_present(output, *resolve(self.recipe, output.slice, output.name, output.position))
         origin = base if self.row.base != "none" else None
         listed = [index for index, ref in enumerate(refs) if ref == base]
         models, origin, factors = split_base(self.row, refs, origin, listed, weights)
@@ -246,6 +250,17 @@ class _Planner:
                 )
 
 
+def _of_present(
+    output: Output, weights: Sequence[float] | None, values: Mapping[str, Any]
+) -> tuple[Sequence[float] | None, Mapping[str, Any]]:
+    """Return weights and parameters of those sources that have a tensor."""
+    present = output.present
+    if present is None:
+        return weights, values
+    own = {key: [value[i] for i in present] if isinstance(value, list) else value for key, value in values.items()}
+    return None if weights is None else [weights[index] for index in present], own
+
+
 def _sources(recipe: Recipe) -> tuple[list[str], dict[str, str]]:
     """Return the checkpoints of a recipe, each once, and the evidence by checkpoint."""
     sources = [source for part in recipe.slices for source in part.sources]
@@ -256,7 +271,7 @@ def _metadata(recipe: Recipe, members: Sequence[Member], options: PlanOptions) -
     """Return the metadata of the output, with zeros in place of the digests of the inputs."""
     output, reading = options.output, options.reading
     blank = "0" * 64 if output.hashes else ""
-    paths = [entry for member in members for entry in member.inputs]
+    paths = inputs_of(members)
     digests = {file: blank for member in members for file in member.files}
     recorded = {"shard_size": output.shard_size, **(output.recorded or {})}
     if output.allow_nonfinite:

@@ -260,8 +260,7 @@ def _hashing(plan: Plan) -> Hashing:
 
 def _inputs(plan: Plan, digests: Mapping[Path, str]) -> dict[str, str]:
     """Return the metadata that names the inputs."""
-    paths = [entry for member in plan.members for entry in member.inputs]
-    return {"inputs": described(paths, digests, "", {})["inputs"]}
+    return {"inputs": described(plan.inputs, digests, "", {})["inputs"]}
 
 
 def _aligned(plan: Plan, align: Alignment | None, staging: Staging) -> Plan:

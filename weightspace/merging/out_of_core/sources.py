@@ -14,6 +14,7 @@ from weightspace.checkpoints.open_files import OpenFiles
 from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.lora.low_rank import Adapted, Scaled
 from weightspace.merging.methods._tensor_stack import InMemory, TensorReader, TensorStack
+from weightspace.merging.out_of_core.computed_tensor import ComputedTensor
 from weightspace.merging.plan.plan import Job, Plan, Ref
 
 
@@ -25,6 +26,7 @@ class Sources:
         members, files = plan.members, OpenFiles()
         adapters = [None if member.adapter is None else member.adapter.contents for member in members]
         self.states = [CheckpointReader(member.stored or member.contents, files) for member in members]
+        self.stages = [None if member.plan is None else Sources(member.plan) for member in members]
         self.adapters = [contents and CheckpointReader(contents, files) for contents in adapters]
         self.evidence = [member.evidence and CheckpointReader(member.evidence, files) for member in members]
         #: Results that several jobs share: merged weights in magnitude and direction, and singular vectors, by tensor.
@@ -36,14 +38,22 @@ class Sources:
         index, name = ref
         member, state = self.plan.members[index], self.adapters[index]
         if member.adapter is None or state is None:
-            return _flat(self.states[index], name)
+            return self._own(index, name)
         saved, factors = member.adapter.saved.get(name), member.adapter.factors.get(name)
-        flat = _flat(self.states[index], member.borrowed.get(name, name)) if saved is None else _flat(state, saved)
+        flat = self._own(index, member.borrowed.get(name, name)) if saved is None else _flat(state, saved)
         if factors is not None:
             a, b = state[factors.a_name], state[factors.b_name]
             a, b = (a, b) if factors.part is None else factors.part.of(a, b)
             flat = Adapted(flat, a, b, factors.scale, transposed=factors.transposed)
         return Scaled(flat, member.scales[name]) if name in member.scales else flat
+
+    def _own(self, index: int, name: str) -> TensorReader:
+        """Return a tensor of a member without its adapter: of its files, or computed."""
+        stage, plan = self.stages[index], self.plan.members[index].plan
+        if stage is None or plan is None:
+            return _flat(self.states[index], name)
+        made = self.states[index].contents.renamed.get(name, name)
+        return ComputedTensor(plan.made(made), stage)
 
     def weights(self, job: Job) -> list[TensorReader]:
         """Return the tensors of the models and the base as they are merged: weights in the place of directions."""

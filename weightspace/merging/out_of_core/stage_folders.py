@@ -52,7 +52,8 @@ class StageFolders:
     @staticmethod
     def name(document: str) -> str:
         """Return the name of a document's folder: its own where that is plain, else a digest of it."""
-        if _PLAIN.fullmatch(document) and not is_file_name(Path(document)):
+        is_file = is_file_name(Path(document)) or document.lower().endswith((".yml", ".yaml"))
+        if _PLAIN.fullmatch(document) and not is_file:
             return document
         return f"document-{hashlib.sha256(document.encode()).hexdigest()[:16]}"
 

@@ -1,8 +1,9 @@
 """Merging of multi-document recipes: the results of earlier documents, in float32, are models of later ones.
 
-They grow in a hidden folder beside the output, ``.OUT.stages/``, or in a folder of the user's, where they are kept.
-Each is a checkpoint of its own: an interrupted merge takes those that are whole and goes on with the next. All are
-planned before a byte is written beside the output, from headers of what will be there.
+A recipe is a graph, evaluated chunk by chunk where its methods allow it (``graph.py``). Where they don't, the results
+in between grow in a hidden folder beside the output, ``.OUT.stages/``; where the user says so they are kept, in a
+folder of the user's. Each is a checkpoint of its own: an interrupted merge takes those that are whole and goes on with
+the next. All are planned before a byte is written beside the output, from headers of what will be there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from weightspace.checkpoints.hf_folder import find_weights, index_metadata
 from weightspace.checkpoints.safetensors_header import read_header
 from weightspace.merging.methods._unrun import UnrunMethod
+from weightspace.merging.out_of_core.graph import can_be_computed
 from weightspace.merging.out_of_core.output_files import write_skeleton
 from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
 from weightspace.merging.out_of_core.run import Finish, MergeReport, OnBytes, check_runnable, report, run_plan
@@ -74,6 +76,14 @@ def merge_documents(
     folder = None if execution.intermediate_dir is None else Path(execution.intermediate_dir)
     documents = recipe.documents if folder is not None else used_documents(recipe)
     _tell_of_unused(recipe, documents, listeners)
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="weightspace-") as drafts:
+            plan = _graph(recipe, out, options, Path(drafts), listeners)
+            if plan is not None:
+                check_runnable(plan, out, execution)
+                planned = report(plan, out, execution)
+                return planned if dry_run else run_plan(plan, out, execution, finish=finish, progress=progress)
+        listeners = _silenced(listeners)
     folders = StageFolders(out, folder)
     with tempfile.TemporaryDirectory(prefix="weightspace-") as drafts:
         steps = _draft(recipe, documents, out, options, folders, Path(drafts), listeners)
@@ -86,6 +96,19 @@ def merge_documents(
         return planned
     with folders.open():
         return _run(steps, options, execution, listeners, folders, finish, progress)
+
+
+def _graph(recipe: Recipe, out: Path, options: PlanOptions, drafts: Path, listeners: Listeners) -> Plan | None:
+    """Return the plan that computes the results in between chunk by chunk; None where they must be on the disk."""
+    done: dict[str, Intermediate] = {}
+    for document in used_documents(recipe):
+        name = str(document.name)
+        place = drafts / StageFolders.name(name)
+        plan, made = _plan_stage(recipe, document, place, options, done, listeners)
+        done[name] = replace(made, plan=plan)
+        write_skeleton(plan, place)
+    plan = _plan_output(recipe, out, options, done, listeners)
+    return plan if can_be_computed(plan) else None
 
 
 def _draft(
@@ -187,7 +210,8 @@ def _plan(recipe: Recipe, out: Path, options: PlanOptions, listeners: Listeners)
 def _with_stages(options: PlanOptions, recipe: Recipe, done: Mapping[str, Intermediate]) -> PlanOptions:
     """Return the options with the results that a document may use, and with their inputs in the metadata."""
     used = {str(document.name): done[str(document.name)] for document in used_documents(recipe)}
-    made_from = {name: _made_from(_metadata(stage.folder)) for name, stage in used.items()}
+    stored = {name: stage for name, stage in used.items() if stage.plan is None}
+    made_from = {name: _made_from(_metadata(stage.folder)) for name, stage in stored.items()}
     recorded = {**(options.output.recorded or {}), **({"stages": made_from} if made_from else {})}
     return replace(
         options,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from weightspace.errors import WeightspaceError
+from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.lora.tied_weights import missing_aliases
 from weightspace.merging.plan.members import ReadingOptions, ignored_revision
 from weightspace.merging.plan.modules import divide, module_recipe, within
@@ -30,6 +30,7 @@ class Outputs:
         untied: whether the output has a separate head where some model tied it to the embedding.
         beside: names of tensors that are in none of the recipe's modules, and copied.
         computed: names of tables that networks compute, which some models lack, and which are copied.
+        lacking: model -> names of tensors that it lacks, and that are merged without it.
     """
 
     outputs: tuple[Output, ...]
@@ -38,9 +39,17 @@ class Outputs:
     untied: bool
     beside: tuple[str, ...] = ()
     computed: tuple[str, ...] = ()
+    lacking: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
-def outputs(recipe: Recipe, members: Sequence[Member], *, base: bool, warn: Callable[[str], None] | None) -> Outputs:
+def outputs(
+    recipe: Recipe,
+    members: Sequence[Member],
+    *,
+    base: bool,
+    warn: Callable[[str], None] | None,
+    partial: bool = False,
+) -> Outputs:
     """Return the tensors of the output.
 
     Args:
@@ -48,6 +57,7 @@ def outputs(recipe: Recipe, members: Sequence[Member], *, base: bool, warn: Call
         members: its checkpoints.
         base: whether the method reads the recipe's base.
         warn: takes a line about tensors that some models lack; None: they are an error.
+        partial: merge them without these models, as mergekit does, where the method can.
 
     Raises:
         CheckpointError: models lack tensors or layers that others have, or slices do not fit together.
@@ -59,9 +69,10 @@ def outputs(recipe: Recipe, members: Sequence[Member], *, base: bool, warn: Call
     named: list[Output] = []
     stackings: list[Stacking] = []
     untied, computed = False, []
+    lacking: dict[str, list[str]] = {}
     for module, inside in modules.items():
         first, part = module_recipe(recipe, module)
-        finder = TensorFinder(part, within(members, inside, names), base, warn)
+        finder = TensorFinder(part, within(members, inside, names), base, warn, partial=partial)
         if part.slices[0].sources[0].layer_range is None or _has_no_layers(part, inside):
             found = list(_whole(finder))
         else:
@@ -70,6 +81,8 @@ def outputs(recipe: Recipe, members: Sequence[Member], *, base: bool, warn: Call
         named.extend(replace(output, slice=first + output.slice) for output in found)
         untied |= finder.untied
         computed += finder.computed
+        for index, own in finder.lacking.items():
+            lacking.setdefault(members[index].label, []).extend(own)
     beside = list(_beside(recipe, members, modules))
     named += beside
     tied = _tied(members, named, stackings)
@@ -78,7 +91,8 @@ def outputs(recipe: Recipe, members: Sequence[Member], *, base: bool, warn: Call
         own = {output.name: output for output in named}
         named += [replace(own[owner], name=alias) for alias, owner in missing_aliases(own).items()]
     kept = tuple(output for output in named if output.name not in tied)
-    return Outputs(kept, tied, tuple(stackings), untied, tuple(output.name for output in beside), tuple(computed))
+    beside_names = tuple(output.name for output in beside)
+    return Outputs(kept, tied, tuple(stackings), untied, beside_names, tuple(computed), lacking)
 
 
 def _has_no_layers(recipe: Recipe, names: Collection[str]) -> bool:
@@ -103,8 +117,9 @@ def _beside(
 
 def _whole(finder: TensorFinder) -> Iterator[Output]:
     """Yield the tensors of models that are merged whole."""
-    sources = finder.sources(finder.recipe.slices[0])
-    names = dict.fromkeys(name for index in sources for name in finder.members[index].contents.tensors)
+    sources, base = finder.sources(finder.recipe.slices[0]), finder.bases[0]
+    holders = sources if base is None else [*sources, base]
+    names = dict.fromkeys(name for index in holders for name in finder.members[index].contents.tensors)
     layers = Layers(names)
     for name in names:
         yield finder.output(name, 0, layers.position(name), [(index, name) for index in sources], name)
@@ -160,9 +175,33 @@ def check_effects(recipe: Recipe, named: Outputs, reading: ReadingOptions, ignor
             f"Not all models have {named.computed[0]!r}{more}: copied, since networks compute them when they are built."
         )
         _tell(line, "Expected the same tensors in all.", ignored)
+    for label, lacking in named.lacking.items():
+        more = f" and {len(lacking) - 1:,} more tensors" if lacking[1:] else ""
+        line = (
+            f"{label} has no {lacking[0]!r}{more}, which other models have: merged without {label}, as mergekit does."
+        )
+        _tell(line, "Expected the same tensors in all.", ignored)
     for key, text in unmatched_filters(recipe, names):
         line = f"The filter {text!r} of {key!r} matches no tensor among {names[0]!r} and {len(names) - 1:,} more."
         _tell(line, "Is it misspelt?", ignored)
+
+
+def check_mostly_common(named: Outputs, tensors: int) -> None:
+    """Check that no model lacks most of the output's tensors, which is then another network.
+
+    Args:
+        named: the output's tensors.
+        tensors: how many there are.
+
+    Raises:
+        CheckpointError: one does.
+    """
+    for label, lacking in named.lacking.items():
+        if 2 * len(lacking) > tensors:
+            raise CheckpointError(
+                f"{label} lacks {len(lacking):,} of the {tensors:,} tensors of the other models, among them "
+                f"{lacking[0]!r}. Are they models of one architecture?"
+            )
 
 
 def _tell(line: str, advice: str, ignored: Warn | None) -> None:

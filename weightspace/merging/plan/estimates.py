@@ -17,6 +17,9 @@ _COPIES = 14
 #: Elements of a model that linear combinations read at a time.
 _BLOCK = 4 * CHUNK
 
+#: Elements of a computed source that are kept at a time, at most.
+_KEPT = 8 * CHUNK
+
 #: Copies of the whole tensor that a method of singular vectors holds for each model: factors, and workspace.
 _WHOLE_COPIES = 5
 
@@ -27,6 +30,9 @@ _DERIVED, _DERIVED_COPIES, _MATRIX_COPIES = ("direction", "magnitude", "vector")
 #: Nanoseconds of a singular value decomposition, by elements of the matrix and its smaller side.
 _SVD = 1.0
 
+#: How often a source that is computed is read, roughly.
+_PASSES = 2
+
 #: Seconds before the first tensor, in every process: importing torch.
 _START = 2.0
 
@@ -36,7 +42,19 @@ _WORKERS = 0.8
 
 def job_memory(plan: Plan, job: Job) -> int:
     """Return the bytes that a job takes, roughly and rather too many."""
-    return _job_memory(plan, job) + sum(_factor_memory(plan, ref) for ref in job.refs)
+    own = _job_memory(plan, job) + sum(_factor_memory(plan, ref) for ref in job.refs)
+    return own + sum(_computed_memory(plan, ref) for ref in job.refs)
+
+
+def _computed_memory(plan: Plan, ref: Ref) -> int:
+    """Return the bytes that computing a source takes, and the chunk of it that is kept."""
+    index, name = ref
+    stage = plan.members[index].plan
+    if stage is None:
+        return 0
+    job = stage.made(plan.members[index].contents.renamed.get(name, name))
+    kept = job.info.numel if stage.method.granularity == "whole" else min(job.info.numel, _KEPT)
+    return job_memory(stage, job) + 2 * ITEMSIZES[job.info.dtype] * kept
 
 
 def _factor_memory(plan: Plan, ref: Ref) -> int:
@@ -114,6 +132,10 @@ def _work(plan: Plan, jobs: Iterable[Job]) -> float:
     for job in jobs:
         info = plan.info(job.inputs[0])
         nanoseconds += info.numel * len(job.models) * plan.method.cost
+        stages = [(plan.members[index].plan, name) for index, name in job.models]
+        nanoseconds += sum(
+            1e9 * _PASSES * _work(stage, [stage.made(name)]) for stage, name in stages if stage is not None
+        )
         if plan.method.granularity == "whole" and job.merges and len(info.shape) > 1:
             rows = info.shape[0]
             columns = info.numel // max(1, rows)

@@ -13,8 +13,12 @@ from weightspace.merging.plan.plan import Member, Plan
 
 def stamps_of(members: Iterable[Member], beside: Iterable[Path] = ()) -> dict[Path, tuple[int, int]]:
     """Return size and time of change, in nanoseconds, of every file of some members, and of files beside them."""
-    files = dict.fromkeys(file for member in members for file in member.files)
-    return {file: _stamp(file) for file in (*files, *beside)}
+    known = list(members)
+    computed = {member.contents.path: member.plan for member in known if member.plan is not None}
+    files = dict.fromkeys(file for member in known for file in member.files)
+    own = [path for path in beside if computed.keys().isdisjoint(path.parents)]  # those of a draft are its own inputs'
+    below = {file: stamp for plan in computed.values() for file, stamp in plan.stamps.items()}
+    return {**below, **{file: _stamp(file) for file in (*files, *own)}}
 
 
 def companion_paths(donor: Path, copied: Iterable[str], tokenizer: Path | None) -> list[Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.fetching import local_path
+from weightspace.checkpoints.hub_names import hub_model
 from weightspace.checkpoints.metadata import CheckpointMetadata, read_contents
 from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError
@@ -50,8 +51,8 @@ def open_members(
     for source, label, contents, (_, adapter) in zip(sources, labels, models, paths, strict=True):
         statistics = _evidence(evidence[source], contents) if source in evidence else None
         intermediate = reading.intermediates.get(without_adapter(source))
-        dtypes = {} if intermediate is None else intermediate.dtypes
-        member = Member(source, label, contents, evidence=statistics, dtypes=dtypes)
+        dtypes, plan = ({}, None) if intermediate is None else (intermediate.dtypes, intermediate.plan)
+        member = Member(source, label, contents, evidence=statistics, dtypes=dtypes, plan=plan)
         members.append(member if adapter is None else adapted(member, read_adapter(adapter)))
     return tuple(members)
 
@@ -85,10 +86,10 @@ def split_adapter(source: str, intermediates: Mapping[str, Intermediate]) -> tup
         if Path(source).exists() or "+" not in source:
             return local_path(_located(source)), None
         model, adapter = map(_located, _divided(source))
-        if is_url(source) and not is_url(adapter) and not Path(adapter).is_dir():
+        if is_url(source) and not (is_url(adapter) or Path(adapter).is_dir() or hub_model(adapter)):
             return local_path(source), None
-        folder = _adapter_folder(source, adapter)
-        return local_path(model), folder
+        path = local_path(model)
+        return path, _adapter_folder(source, adapter)
 
 
 def _adapter_folder(source: str, adapter: str) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weightspace.merging.plan.plan import Plan
 from weightspace.reprs import brief
 
 #: Private bytes that a merge may take beside the interpreter and its libraries.
@@ -24,10 +25,12 @@ class Intermediate:
     Attributes:
         folder: its folder, in float32 at least.
         dtypes: tensor -> the dtype that its document asks for.
+        plan: how its tensors are computed when they are read, where the folder has headers alone; None: it is whole.
     """
 
     folder: Path
     dtypes: Mapping[str, str]
+    plan: Plan | None = None
 
 
 @brief
@@ -100,8 +103,8 @@ class ExecutionOptions:
         workers: the number of processes, or of jobs at a time on Ray; None: as many processes as threads, two on Ray.
         ray_address: of a running Ray cluster; None: ``$RAY_ADDRESS``, else one of this machine.
         force: replace a file that is not a checkpoint.
-        intermediate_dir: keep the results of a recipe's named documents there, in float32; None: they grow beside the
-            output and are removed at the end.
+        intermediate_dir: keep the results of a recipe's named documents there, in float32; None: they are computed
+            chunk by chunk, or where a method does not allow that grow beside the output and are removed at the end.
         reads: further files that are read, and may not be written over: the recipe, a user's code.
 
     Example:

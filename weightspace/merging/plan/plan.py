@@ -6,7 +6,7 @@ A plan is made from headers, holds no tensor and needs no torch; it can be print
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,7 @@ class Member:
         borrowed: tensor without one of its own in the files -> the one that it was tied to, and starts from.
         scales: those of them that are multiplied by a number, because a tied head works on another scale.
         dtypes: tensor -> the dtype that it counts as where dtypes are promoted, where that is not the one of its file.
+        plan: how its tensors are computed when they are read, where it is a result that lies in no file; else None.
     """
 
     source: str
@@ -52,12 +53,14 @@ class Member:
     borrowed: Mapping[str, str] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)
     dtypes: Mapping[str, str] = field(default_factory=dict)
+    plan: Plan | None = None
 
     @property
     def inputs(self) -> tuple[tuple[Path, tuple[Path, ...]], ...]:
         """What it is read from: a path and its files, of the model, of the adapter and of the evidence."""
-        parts = (self.contents, self.adapter, self.evidence)
-        return tuple((part.path, part.files) for part in parts if part is not None)
+        own = (None if self.plan is not None else self.contents, self.adapter, self.evidence)
+        below = () if self.plan is None else self.plan.inputs
+        return (*below, *((part.path, part.files) for part in own if part is not None))
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -188,6 +191,11 @@ class Plan:
         return hashlib.sha256(self.identity.encode()).hexdigest()
 
     @property
+    def inputs(self) -> tuple[tuple[Path, tuple[Path, ...]], ...]:
+        """What all members are read from; each once, where some of them are computed."""
+        return inputs_of(self.members)
+
+    @property
     def input_files(self) -> tuple[Path, ...]:
         """The files that are read, each once."""
         files = [file for member in self.members for file in member.files]
@@ -208,6 +216,10 @@ class Plan:
         """Bytes of the output's tensors."""
         return sum(job.info.nbytes for job in self.jobs)
 
+    def made(self, name: str) -> Job:
+        """Return the job of a tensor of the output, of the one that it is tied to where it has none of its own."""
+        return self.by_name[self.tied.get(name, name)]
+
     def info(self, ref: Ref) -> TensorInfo:
         """Return dtype and shape of a source."""
         member, name = ref
@@ -221,10 +233,19 @@ class Plan:
 
     def _source_bytes(self, ref: Ref) -> int:
         """Return the bytes that are read for a source: its elements, and an adapter's factors."""
-        factors = self.factors(ref)
-        adapter = self.members[ref[0]].adapter
+        factors, member = self.factors(ref), self.members[ref[0]]
+        adapter = member.adapter
+        if adapter is None and member.plan is not None:
+            return sum(member.plan._source_bytes(below) for below in member.plan.made(ref[1]).refs)
         if factors is None or adapter is None:
             return self.info(ref).nbytes
         return self.info(ref).nbytes + sum(
             adapter.contents.tensors[name].nbytes for name in (factors.a_name, factors.b_name)
         )
+
+
+def inputs_of(members: Iterable[Member]) -> tuple[tuple[Path, tuple[Path, ...]], ...]:
+    """Return what members are read from, a path and its files each; each once, where some members are computed."""
+    known = list(members)
+    entries = [entry for member in known for entry in member.inputs]
+    return tuple(dict.fromkeys(entries) if any(member.plan is not None for member in known) else entries)

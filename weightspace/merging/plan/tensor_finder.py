@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weightspace.checkpoints.buffers import is_computed, is_pruned_in_one
 from weightspace.checkpoints.metadata import TensorInfo
@@ -11,8 +12,15 @@ from weightspace.errors import CheckpointError
 from weightspace.merging.plan.plan import Member, Ref
 from weightspace.merging.plan.prefixes import suggested_prefix
 from weightspace.merging.plan.tied_heads import counterpart
+from weightspace.merging.recipe.merge_roles import find_method
 from weightspace.merging.recipe.parse import Recipe, Slice
 from weightspace.suggestions import closest
+
+#: What the names of a layer's tensors begin with.
+_LAYER = re.compile(r".*?\.\d+\.")
+
+#: Methods of two models of which mergekit copies a tensor that one of them alone has.
+_ALONE = ("slerp", "nuslerp", "arcee_fusion")
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class Output:
         inputs: its sources, one a source of the slice, those that are the base included.
         base: the base's tensor, or None.
         copied: some models lack it, and it is copied from the first of ``inputs``.
+        present: the places in the slice of those of its sources that have it, where some lack it; None: all have it.
     """
 
     name: str
@@ -34,6 +43,7 @@ class Output:
     inputs: tuple[Ref, ...]
     base: Ref | None
     copied: bool = False
+    present: tuple[int, ...] | None = None
 
 
 class TensorFinder:
@@ -47,11 +57,27 @@ class TensorFinder:
         warn: takes a line about tensors that some models lack; None: they are an error.
         untied: a head was found in the embedding that it is tied to.
         computed: names of tables that some models lack because networks compute them.
+        lacking: member -> names of tensors that it lacks and that are merged without it.
     """
 
     def __init__(
-        self, recipe: Recipe, members: Sequence[Member], base: bool, warn: Callable[[str], None] | None
+        self,
+        recipe: Recipe,
+        members: Sequence[Member],
+        base: bool,
+        warn: Callable[[str], None] | None,
+        *,
+        partial: bool = False,
     ) -> None:
+        """Prepare to look for tensors.
+
+        Args:
+            recipe: the models that are merged.
+            members: its checkpoints.
+            base: whether the method reads the recipe's base.
+            warn: takes a line about tensors that some models lack; None: they are an error.
+            partial: tensors that some models lack are merged without them, as mergekit does, where the method can.
+        """
         self.recipe = recipe
         self.members = members
         self.index = {member.source: number for number, member in enumerate(members)}
@@ -59,6 +85,8 @@ class TensorFinder:
         self.warn = warn
         self.untied = False
         self.computed: list[str] = []
+        self.partial = partial
+        self.lacking: dict[int, list[str]] = {}
 
     def sources(self, part: Slice) -> list[int]:
         """Return the members that are the sources of a slice."""
@@ -103,6 +131,8 @@ class TensorFinder:
         if is_computed(name, shape):
             self.computed.append(name)
             return Output(name, part, position, tuple(present[:1]), None, copied=True)
+        if self.partial and (found := self._without(name, part, position, asked, refs)) is not None:
+            return found
         self._lacking([ref for ref, own in zip(wanted, refs, strict=True) if own is None], present[0])
         return Output(name, part, position, tuple(present[:1]), None, copied=True)
 
@@ -110,6 +140,41 @@ class TensorFinder:
         """Return whether a member has a tensor of a shape, or one that it is tied to."""
         index, name = ref
         return self._info(ref) is not None or counterpart(self.members[index], name, shape) is not None
+
+    def _without(
+        self, name: str, part: int, position: float, asked: Sequence[Ref], refs: Sequence[Ref | None]
+    ) -> Output | None:
+        """Return a tensor merged without the models that lack it; None where the method cannot, or a layer is missing.
+
+        Args:
+            name: of the tensor.
+            part: index of its slice.
+            position: how deep its layer lies in the slice.
+            asked: its sources if the models had them, the base's behind them where there is one.
+            refs: where they are found.
+        """
+        lacking = [ref for ref, own in zip(asked, refs, strict=True) if own is None]
+        if any(_lacks_layer(self.members[index], other) for index, other in lacking):
+            return None
+        number, row = self.bases[part], find_method(self.recipe.method)
+        inputs = refs if number is None else refs[:-1]
+        base = None if number is None else refs[-1]
+        present = tuple(place for place, ref in enumerate(inputs) if ref is not None)
+        found = [ref for ref in inputs if ref is not None]
+        models = [ref for ref in found if ref != base]
+        alone = [ref for ref in (*models, base) if ref is not None]
+        if len(alone) == 1 and (number is None or base is not None or row.name in _ALONE):
+            output = Output(
+                name, part, position, (alone[0],), None, copied=bool(base is not None or row.name in _ALONE)
+            )
+            output = output if output.copied else replace(output, present=present)
+        elif (number is None or base is not None) and len(models) >= row.models[0]:
+            output = Output(name, part, position, tuple(found), base, present=present)
+        else:
+            return None
+        for index, own in lacking:
+            self.lacking.setdefault(index, []).append(own)
+        return output
 
     def _info(self, ref: Ref) -> TensorInfo | None:
         return self.members[ref[0]].contents.tensors.get(ref[1])
@@ -142,3 +207,9 @@ class TensorFinder:
                 hint += f" --strip-prefix {prefix} takes the prefix off."
             raise CheckpointError(f"{line}{hint} Expected the same tensors in all; --lenient copies it from {has}.")
         self.warn(f"{line} It is copied from {has}.")
+
+
+def _lacks_layer(member: Member, name: str) -> bool:
+    """Return whether a model has no tensor of the layer that a name belongs to."""
+    layer = _LAYER.match(name)
+    return layer is not None and not any(own.startswith(layer[0]) for own in member.contents.tensors)

@@ -38,8 +38,8 @@ PARAMETERS = frozenset(
 _OWN = frozenset(("seed", "scope"))
 
 #: Words for true and false that mergekit takes, and numbers.
-_TRUE = ("true", "yes", "on", "t", "y", "1")
-_FALSE = ("false", "no", "off", "f", "n", "0")
+TRUE = ("true", "yes", "on", "t", "y", "1")
+FALSE = ("false", "no", "off", "f", "n", "0")
 
 
 def read_parameters(
@@ -70,6 +70,11 @@ def read_parameters(
         for key in names
         if key in content and not (single and _is_shared(row, key)) and content[key] != []
     }
+
+
+def is_mergekits(method: str) -> bool:
+    """Return whether a method is one of mergekit."""
+    return method in _MERGEKIT
 
 
 def takes_base_as_model(row: Method, parameters: Mapping[str, Any]) -> bool:
@@ -152,8 +157,8 @@ def _boolean(document: Document, value: Any, path: str) -> bool:
     """Return true or false, as mergekit takes them: words and the numbers 0 and 1 as well."""
     if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
-    if isinstance(value, str) and value.lower() in (*_TRUE, *_FALSE):
-        return value.lower() in _TRUE
+    if isinstance(value, str) and value.lower() in (*TRUE, *FALSE):
+        return value.lower() in TRUE
     raise document.error(path, f"is true or false, found {kind(value)}")
 
 

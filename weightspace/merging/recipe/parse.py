@@ -8,6 +8,7 @@ caller takes warnings, and so is what mergekit ignores. Beyond mergekit are ``ev
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from weightspace.checkpoints.yaml_file import parse_yaml, read_yaml
 from weightspace.errors import WeightspaceError
 from weightspace.merging.recipe.document import Document
 from weightspace.merging.recipe.merge_roles import find_method
+from weightspace.merging.recipe.nested import flattened
 from weightspace.merging.recipe.parameters import takes_base_as_model
 from weightspace.merging.recipe.reader import RecipeReader
 from weightspace.merging.recipe.several import arranged
@@ -44,13 +46,10 @@ def parse_recipe(text: str, where: str, *, warn: Warn | None = None, ignored: Wa
 
 def _recipe_in(contents: Sequence[Any], where: str, warn: Warn | None, ignored: Warn | None) -> Recipe:
     """Return the recipe of the documents of a file."""
-    filled = [content for content in contents if content is not None] or [None]
-    names = [where] if len(filled) == 1 else [f"{where}, document {index + 1}" for index in range(len(filled))]
-    recipes = [
-        RecipeReader(Document(name, warn, ignored), content).recipe()
-        for name, content in zip(names, filled, strict=True)
-    ]
-    return recipes[0] if len(recipes) == 1 else arranged(recipes, where)
+    documents = flattened(contents, where)
+    recipes = [RecipeReader(Document(name, warn, ignored), content).recipe() for name, content in documents]
+    written = [replace(recipe, is_document=True) for recipe in recipes]
+    return written[0] if len(written) == 1 else arranged(written, where)
 
 
 def recipe_of(

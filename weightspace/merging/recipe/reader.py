@@ -22,8 +22,8 @@ _TOP = (
 _FORMS = ("models", "slices", "modules")
 
 #: Keys that mergekit ignores where they are not known -> where they belong.
-_MISPLACED = {
-    **{name: "parameters stand under `parameters`" for name in PARAMETERS - {"weight", "t"}},
+MISPLACED = {
+    **{name: "parameters stand under `parameters`" for name in sorted(PARAMETERS - {"weight", "t"})},
     "layer_range": "models are merged whole, layers of them are given under `slices`",
     "residual_weight": "mergekit reads it and does nothing with it",
 }
@@ -192,7 +192,7 @@ class RecipeReader:
         for key in content:
             if key in keys:
                 continue
-            if key in _MISPLACED and self.document.ignored is not None:
-                self.document.ignore(key, path, _MISPLACED[key])
+            if key in MISPLACED and self.document.ignored is not None:
+                self.document.ignore(key, path, MISPLACED[key])
             else:
                 self.document.unknown(key, keys, path)

@@ -69,6 +69,7 @@ class Recipe:
         name: what other documents of the file call the result, or None.
         chat_template: ``auto``, the name of a template, a Jinja template, or None: that of the base is kept.
         documents: the other documents of the file, each after those that it uses as models.
+        is_document: it was written as YAML, not given by options.
     """
 
     method: str
@@ -82,6 +83,7 @@ class Recipe:
     name: str | None = None
     chat_template: str | None = None
     documents: tuple[Recipe, ...] = ()
+    is_document: bool = field(default=False, compare=False)
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML, one document or several; equal recipes give equal text."""
