@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -55,6 +56,23 @@ class OpenFile:
                         "again when it is whole."
                     )
                 view, offset = view[count:], offset + count
+
+    def read_runs_into(self, elements: Tensor, runs: Iterable[tuple[int, int, int]]) -> None:
+        """Fill parts of a contiguous tensor from places anywhere in the file.
+
+        Args:
+            elements: the tensor.
+            runs: of bytes, the first one and the end in the tensor, and the offset in the file.
+
+        Raises:
+            CheckpointError: as ``read_into``.
+        """
+        view = memoryview(elements.view(torch.uint8).view(-1).numpy().data)
+        descriptor, read = self._descriptor, os.preadv
+        with one_line_errors(self.path, "read"):
+            for start, end, offset in runs:
+                if read(descriptor, (view[start:end],), offset) != end - start:
+                    self.read_into(elements.view(torch.uint8).view(-1)[start:end], offset)
 
 
 class OpenFiles:

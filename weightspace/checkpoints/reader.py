@@ -7,6 +7,7 @@ are used; here it is an error that names the file.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -53,6 +54,20 @@ class StoredTensor:
             CheckpointError: the file has become shorter, or cannot be read.
         """
         self._files(self._place.file).read_into(elements, self._place.start + start * self.dtype.itemsize)
+
+    def read_runs_into(self, elements: Tensor, runs: Iterable[tuple[int, int, int]]) -> None:
+        """Fill parts of a contiguous tensor of the same dtype with elements from anywhere in this one.
+
+        Args:
+            elements: the tensor.
+            runs: of elements, the first one and the end in the tensor, and the first one here.
+
+        Raises:
+            CheckpointError: as ``read_into``.
+        """
+        size, start = self.dtype.itemsize, self._place.start
+        in_bytes = ((first * size, end * size, start + own * size) for first, end, own in runs)
+        self._files(self._place.file).read_runs_into(elements, in_bytes)
 
 
 class CheckpointReader:

@@ -25,10 +25,11 @@ from weightspace.merging.out_of_core.input_checks import (
 )
 from weightspace.merging.out_of_core.staging import is_file_name
 from weightspace.merging.out_of_core.tensor_names import Output, Outputs, check_effects, outputs
-from weightspace.merging.out_of_core.vocabularies import check_tokens, tokenizer_folder
+from weightspace.merging.out_of_core.vocabularies import check_tokens
 from weightspace.merging.plan.inputs import companion_paths, stamps_of
 from weightspace.merging.plan.layout import lay_out
 from weightspace.merging.plan.members import open_members
+from weightspace.merging.plan.moved_vocabulary import MovedVocabulary
 from weightspace.merging.plan.options import OutputOptions, ReadingOptions
 from weightspace.merging.plan.parametrized import with_parametrizations
 from weightspace.merging.plan.plan import Job, Kind, Member, Plan, Ref
@@ -39,6 +40,9 @@ from weightspace.merging.recipe.schedule import resolve
 from weightspace.merging.slices.configuration import adapted_configurations
 from weightspace.merging.slices.layer_index import Layers
 from weightspace.merging.slices.notices import slice_notices
+from weightspace.merging.tokenizers.configuration import vocabulary_configurations
+from weightspace.merging.tokenizers.job_checks import check_moved_jobs
+from weightspace.merging.tokenizers.planning import TokenizerSource, plan_vocabulary, with_moved_rows
 from weightspace.user_code import is_user_code
 
 #: Bytes of a file's name, at most; a torch file's own may be longer than the one that it is made from allows.
@@ -93,6 +97,10 @@ def make_plan(
     row = find_method(recipe.method)
     members = open_members(*_sources(recipe), options.reading, note)
     check_plain(members)
+    donor = _donor(recipe, members)
+    source = plan_vocabulary(recipe, members, donor, options.reading, note)
+    vocabulary = None if source is None else source.vocabulary
+    members = members if vocabulary is None else with_moved_rows(members, vocabulary)
     named = _outputs(recipe, row, members, warn)
     for line in (line for stacking in named.stackings for line in slice_notices(stacking)):
         note(line)
@@ -101,30 +109,20 @@ def make_plan(
     jobs = with_parametrizations([planner.job(tensor) for tensor in named.outputs], named.tied, members)
     jobs = _with_layers(jobs)
     check_evidence(row, members, _models(recipe, members), jobs)
-    donor = _donor(recipe, members)
-    tokenizer = _tokenizer(recipe, members, donor, options.reading, note)
+    _check_tokens(source, members, jobs, donor, note)
+    tokenizer = None if source is None else source.folder
     file = _weights_file(out)
     companions = compare_folders(members, donor, note, sliced=bool(named.stackings), copied=file is None)
     metadata = _metadata(recipe, members, options)
     placed, shards = lay_out(jobs, named.tied, metadata, file, options.output.shard_size)
     template = chat_template(recipe, members, None if file else tokenizer or donor, ignored)
     beside = [] if file or donor is None else companion_paths(donor, companions.copied, tokenizer)
-    stamps = stamps_of(members, beside)
+    stamps = stamps_of(members, [*beside, *(() if vocabulary is None else vocabulary.files)])
     identity = _identity(metadata, stamps, options.output, out)
-    configurations = _configurations(named, members, placed, None if is_file_name(out) else donor)
+    configurations = _configurations(named, members, placed, None if is_file_name(out) else donor, vocabulary)
     layout = (placed, named.tied, shards, metadata, not options.output.allow_nonfinite, identity, _title(out))
     folder = (donor, tokenizer, configurations, companions.copied, tuple(notices), template, stamps)
-    return Plan(row, members, *layout, *folder, hashes=options.output.hashes)
-
-
-def _tokenizer(
-    recipe: Recipe, members: Sequence[Member], donor: Path | None, reading: ReadingOptions, note: Warn
-) -> Path | None:
-    """Return the folder of the recipe's tokenizer; without one, check that the models share their tokens."""
-    tokenizer = tokenizer_folder(recipe, members, donor, reading, note)
-    if tokenizer is None:
-        check_tokens(members, donor, note)
-    return tokenizer
+    return Plan(row, members, *layout, *folder, hashes=options.output.hashes, vocabulary=vocabulary)
 
 
 def _outputs(recipe: Recipe, row: Method, members: Sequence[Member], warn: Warn | None) -> Outputs:
@@ -137,14 +135,29 @@ def _outputs(recipe: Recipe, row: Method, members: Sequence[Member], warn: Warn 
     return outputs(recipe, members, base=has_base, warn=warn)
 
 
+def _check_tokens(
+    source: TokenizerSource | None, members: Sequence[Member], jobs: Sequence[Job], donor: Path | None, note: Warn
+) -> None:
+    """Check that rows can be moved by token; without a source of the tokenizer, that the models share their tokens."""
+    if source is None:
+        check_tokens(members, donor, note)
+    elif source.vocabulary is not None:
+        check_moved_jobs(source.vocabulary, members, jobs, note)
+
+
 def _configurations(
-    named: Outputs, members: Sequence[Member], jobs: Sequence[Job], donor: Path | None
+    named: Outputs,
+    members: Sequence[Member],
+    jobs: Sequence[Job],
+    donor: Path | None,
+    vocabulary: MovedVocabulary | None,
 ) -> dict[str, str]:
     """Return what the donor's configurations say in the output, where that is something else."""
     if donor is None:
         return {}
     untied = named.untied or any(member.untied for member in members)
-    return adapted_configurations(donor, jobs, untied=untied, stackings=named.stackings)
+    adapted = adapted_configurations(donor, jobs, untied=untied, stackings=named.stackings)
+    return adapted if vocabulary is None else vocabulary_configurations(donor, adapted, vocabulary, members)
 
 
 def _models(recipe: Recipe, members: Sequence[Member]) -> list[Member]:

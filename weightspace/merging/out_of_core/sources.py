@@ -15,6 +15,7 @@ from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.lora.low_rank import Adapted, Scaled
 from weightspace.merging.methods._tensor_stack import InMemory, TensorReader, TensorStack
 from weightspace.merging.plan.plan import Job, Plan, Ref
+from weightspace.merging.tokenizers.moved_rows import MovedRows, RowSources
 
 
 class Sources:
@@ -30,6 +31,19 @@ class Sources:
         #: What several jobs need: merged weights in magnitude and direction, and singular vectors, by tensor.
         self.splits: dict[str, Split] = {}
         self.vectors: dict[str, SpectralModel] = {}
+        self._row_sources: dict[tuple[int, ...], RowSources] = {}
+
+    def moved(self, job: Job, ref: Ref) -> TensorReader:
+        """Return a tensor of a job as ``flat``, with the rows of its tokens where they are in the output."""
+        vocabulary, (index, name) = self.plan.vocabulary, ref
+        if vocabulary is None or not vocabulary.moves(index, name):
+            return self.flat(ref)
+        refs = {own: (own, other) for own, other in job.models}
+        members = tuple(sorted(refs))
+        if members not in self._row_sources:
+            self._row_sources[members] = RowSources(vocabulary, members)
+        readers = {own: self.flat(refs[own]) for own in members} | {index: self.flat(ref)}
+        return MovedRows(self._row_sources[members], readers, index, vocabulary.tensors[index][name])
 
     def flat(self, ref: Ref) -> TensorReader:
         """Return a tensor, with its adapter's part added where it has one."""
@@ -47,7 +61,7 @@ class Sources:
 
     def weights(self, job: Job) -> list[TensorReader]:
         """Return the tensors of the models and the base as they are merged: weights in the place of directions."""
-        flats = [self.flat(ref) for ref in job.models]
+        flats = [self.moved(job, ref) for ref in job.models]
         mask = self.plan.by_name.get(mask_of(job.name))
         if mask is not None and mask.kind == "mask" and job.info.dtype != "C64":
             return [PrunedTensor(flat, self.flat(mask.inputs[0]), flat.dtype) for flat in flats]
