@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -57,22 +57,26 @@ class OpenFile:
                     )
                 view, offset = view[count:], offset + count
 
-    def read_runs_into(self, elements: Tensor, runs: Iterable[tuple[int, int, int]]) -> None:
+    def read_runs_into(
+        self, elements: Tensor, starts: Sequence[int], ends: Sequence[int], offsets: Sequence[int]
+    ) -> None:
         """Fill parts of a contiguous tensor from places anywhere in the file.
 
         Args:
             elements: the tensor.
-            runs: of bytes, the first one and the end in the tensor, and the offset in the file.
+            starts: of the parts in the tensor, in bytes.
+            ends: of the parts in the tensor, in bytes.
+            offsets: of the parts in the file, in bytes.
 
         Raises:
             CheckpointError: as ``read_into``.
         """
-        view = memoryview(elements.view(torch.uint8).view(-1).numpy().data)
-        descriptor, read = self._descriptor, os.preadv
+        content = elements.view(torch.uint8).view(-1)
+        view, descriptor, read = memoryview(content.numpy().data), self._descriptor, os.preadv
         with one_line_errors(self.path, "read"):
-            for start, end, offset in runs:
+            for start, end, offset in zip(starts, ends, offsets, strict=True):
                 if read(descriptor, (view[start:end],), offset) != end - start:
-                    self.read_into(elements.view(torch.uint8).view(-1)[start:end], offset)
+                    self.read_into(content[start:end], offset)
 
 
 class OpenFiles:

@@ -7,7 +7,6 @@ are used; here it is an error that names the file.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -55,19 +54,21 @@ class StoredTensor:
         """
         self._files(self._place.file).read_into(elements, self._place.start + start * self.dtype.itemsize)
 
-    def read_runs_into(self, elements: Tensor, runs: Iterable[tuple[int, int, int]]) -> None:
+    def read_runs_into(self, elements: Tensor, starts: Tensor, ends: Tensor, sources: Tensor) -> None:
         """Fill parts of a contiguous tensor of the same dtype with elements from anywhere in this one.
 
         Args:
             elements: the tensor.
-            runs: of elements, the first one and the end in the tensor, and the first one here.
+            starts: of the parts there, in elements, int64.
+            ends: of the parts there, in elements, int64.
+            sources: where they start here, in elements, int64.
 
         Raises:
             CheckpointError: as ``read_into``.
         """
-        size, start = self.dtype.itemsize, self._place.start
-        in_bytes = ((first * size, end * size, start + own * size) for first, end, own in runs)
-        self._files(self._place.file).read_runs_into(elements, in_bytes)
+        size = self.dtype.itemsize
+        places = (sources * size + self._place.start).tolist()
+        self._files(self._place.file).read_runs_into(elements, (starts * size).tolist(), (ends * size).tolist(), places)
 
 
 class CheckpointReader:

@@ -182,6 +182,8 @@ def _compared(path: Path, again: Path) -> Reproduction:
 def _check_options(path: Path, options: Mapping[str, Any], align: Alignment | None, finish: Finish | None) -> None:
     """Check that what the recipe does not say is given again."""
     given = {"align": align, "statistics": finish}
+    if "transplant" in options:
+        raise WeightspaceError(f"{path} was made by `weightspace transplant`, which is run again to make it again.")
     for key, name in _AGAIN.items():
         if (key in options) != (given[key] is not None):
             raise WeightspaceError(f"{path} was made {'with' if key in options else 'without'} {name}: give the same.")

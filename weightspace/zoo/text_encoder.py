@@ -2,7 +2,7 @@
 
 Reads a Hugging Face folder (``config.json``, ``tokenizer.json``, the weights) with no need of transformers. Texts go
 through the frozen part once; the network that is trained begins at its outputs, ``(n, length, width)``, in which a
-position of zeros is padding. The only door to tokenizers.
+position of zeros is padding. The door to tokenizers, beside that of merges.
 """
 
 from __future__ import annotations

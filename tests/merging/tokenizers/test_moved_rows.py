@@ -1,6 +1,5 @@
 """Models whose tokens have other ids, merged by token: from files to files, and loaded by transformers."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from tokenizer_folders import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import weightspace as ws
 from weightspace.merging import ExecutionOptions, merge_files
 
 UNION = "tokenizer: {source: union}"
@@ -47,7 +45,7 @@ def test_a_model_merged_with_itself_under_a_permuted_vocabulary_is_itself(
 
 def test_a_union_has_the_tokens_of_all_with_their_rows(tmp_path: Path) -> None:
     content = tokenizer()
-    moved, old = permuted(content)
+    moved, _ = permuted(content)
     count = len(ids(content))
     a = save(llama(count + 1), with_tokens(content, "<|a|>"), tmp_path / "a")
     b = save(llama(count + 2, seed=1), with_tokens(moved, "<|b|>", "<|a|>"), tmp_path / "b")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,13 @@ class PlanOptions:
         output: of the output.
         reading: of the inputs.
         lenient: some refusals were warnings.
+        further_rows: completes the vocabulary with rows for tokens that no checkpoint has.
     """
 
     output: OutputOptions = field(default_factory=OutputOptions)
     reading: ReadingOptions = field(default_factory=ReadingOptions)
     lenient: bool = False
+    further_rows: Callable[[MovedVocabulary, Sequence[Member]], MovedVocabulary] | None = None
 
 
 def make_plan(
@@ -99,6 +101,8 @@ def make_plan(
     check_plain(members)
     donor = _donor(recipe, members)
     source = plan_vocabulary(recipe, members, donor, options.reading, note)
+    if source is not None and source.vocabulary is not None and options.further_rows is not None:
+        source = replace(source, vocabulary=options.further_rows(source.vocabulary, members))
     vocabulary = None if source is None else source.vocabulary
     members = members if vocabulary is None else with_moved_rows(members, vocabulary)
     named = _outputs(recipe, row, members, warn)

@@ -24,6 +24,7 @@ class Sources:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         members, files = plan.members, OpenFiles()
+        self._files = files
         adapters = [None if member.adapter is None else member.adapter.contents for member in members]
         self.states = [CheckpointReader(member.stored or member.contents, files) for member in members]
         self.adapters = [contents and CheckpointReader(contents, files) for contents in adapters]
@@ -40,9 +41,12 @@ class Sources:
             return self.flat(ref)
         refs = {own: (own, other) for own, other in job.models}
         members = tuple(sorted(refs))
+        readers = {own: self.flat(refs[own]) for own in members} | {index: self.flat(ref)}
+        if vocabulary.further is not None:
+            members = (*members, len(self.plan.members))
+            readers[members[-1]] = _flat(CheckpointReader(vocabulary.further, self._files), name)
         if members not in self._row_sources:
             self._row_sources[members] = RowSources(vocabulary, members)
-        readers = {own: self.flat(refs[own]) for own in members} | {index: self.flat(ref)}
         return MovedRows(self._row_sources[members], readers, index, vocabulary.tensors[index][name])
 
     def flat(self, ref: Ref) -> TensorReader:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weightspace.checkpoints.metadata import CheckpointMetadata
+
 
 @dataclass(frozen=True)
 class ChosenRow:
@@ -56,6 +58,8 @@ class MovedVocabulary:
         folder: where the output's tokenizer comes from.
         new: what its files get beside their own.
         files: that the ids are read from.
+        further: rows for tokens that no checkpoint has, under the names of the tensors; they count as one more
+            checkpoint, the last one of ``own``. None: there are none.
     """
 
     tokens: int
@@ -68,6 +72,7 @@ class MovedVocabulary:
     folder: Path
     new: NewTokens | None
     files: Collection[Path]
+    further: CheckpointMetadata | None = None
 
     def moves(self, member: int, name: str) -> bool:
         """Return whether the rows of a tensor are moved."""

@@ -63,8 +63,9 @@ def vocabulary_configurations(
         if name in _COUNTING and tensors:
             _set_rows(content, embedding_rows(tensors), vocabulary.rows, needed=name == "config.json")
         if name in _FILES and vocabulary.folder != donor:
+            own_ids = _content(vocabulary.folder, name, {}) or _content(vocabulary.folder, "config.json", {}) or {}
             for _, part in list(sections(content)):
-                _move_ids(part, _mover(ids, donor / name))
+                _move_ids(part, _mover(ids, own_ids, donor / name))
         if json.dumps(content) != before:
             changed[name] = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     return changed
@@ -92,14 +93,21 @@ def _sizes(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
             yield from ((part, key) for key in _SIZES if type(part.get(key)) is int)
 
 
-def _mover(ids: Mapping[int, int], path: Path) -> Callable[[str, int], int]:
-    """Return what takes the key and the id of a token to the id in the output."""
+def _mover(ids: Mapping[int, int], others: Mapping[str, Any], path: Path) -> Callable[[str, int], int]:
+    """Return what takes the key and the id of a token to the id in the output.
+
+    Args:
+        ids: id of the donor -> id in the output.
+        others: the configuration that the tokenizer comes with, for tokens that the output lacks.
+        path: of the configuration, for errors.
+    """
 
     def move(key: str, number: int) -> int:
         if number < 0 or number in ids:
             return ids.get(number, number)
         if key in _DISPENSABLE:
-            return _GONE
+            other = others.get(key)
+            return other if type(other) is int else _GONE
         raise WeightspaceError(
             f"{path} names the token with id {number} as {key}, and the output has no such token. Expected a tokenizer "
             "that has it: take union as the tokenizer's source."

@@ -38,6 +38,8 @@ def check_moved_jobs(
                 )
         for member, name in moved:
             _check_evidence(vocabulary, members[member], member, name)
+        if vocabulary.further is not None:
+            present = (*present, len(members))
         if present not in looked:
             looked.add(present)
             _tell_unknown(vocabulary, present, job.name, notice)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -149,26 +149,21 @@ class MovedRows:
         return torch.cat(parts) if parts else torch.empty(0, self._length, dtype=self.dtype)
 
 
-def _runs(donors: Tensor, rows: Tensor, donor: int) -> tuple[list[int], list[int], list[int]]:
+def _runs(donors: Tensor, rows: Tensor, donor: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the stretches of rows that lie one after the other in a checkpoint: first ones, ends, rows there."""
     places = (donors == donor).nonzero().flatten()
-    if not len(places):
-        return [], [], []
     own = rows[places]
     breaks = ((places.diff() != 1) | (own.diff() != 1)).nonzero().flatten() + 1
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), breaks])
-    ends = torch.cat([breaks, torch.tensor([len(places)])])
-    return places[starts].tolist(), (places[ends - 1] + 1).tolist(), own[starts].tolist()
+    starts = torch.cat([torch.zeros(min(1, len(places)), dtype=torch.int64), breaks])
+    ends = torch.cat([breaks, torch.full((min(1, len(places)),), len(places))])
+    return places[starts], places[ends - 1] + 1, own[starts]
 
 
-def _read_runs(
-    reader: TensorReader, out: Tensor, starts: Sequence[int], ends: Sequence[int], rows: Sequence[int]
-) -> None:
+def _read_runs(reader: TensorReader, out: Tensor, starts: Tensor, ends: Tensor, rows: Tensor) -> None:
     """Fill stretches of rows of ``out``."""
     length = out.shape[1]
-    runs = zip(starts, ends, rows, strict=True)
     if isinstance(reader, StoredTensor) and reader.dtype == out.dtype:
-        reader.read_runs_into(out, ((start * length, end * length, row * length) for start, end, row in runs))
+        reader.read_runs_into(out, starts * length, ends * length, rows * length)
         return
-    for start, end, row in runs:
+    for start, end, row in zip(starts.tolist(), ends.tolist(), rows.tolist(), strict=True):
         out[start:end] = reader.read(row * length, (row + end - start) * length).view(-1, length)

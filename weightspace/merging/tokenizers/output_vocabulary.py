@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +46,8 @@ def output_vocabulary(
     for table, rows in others:
         union.add_ordinary(table, rows)
     for table, rows in others:
-        for token in _by_id(table, rows):
-            if token in table.added:
+        for token in sorted(table.added, key=lambda token, table=table: table.ids.get(token, 0)):
+            if table.ids.get(token, rows) < rows:
                 union.add_added(token, table.added[token])
     for token in extra:
         if token not in union.ids:
@@ -76,7 +76,7 @@ class _Union:
 
     def add_ordinary(self, table: TokenTable, rows: int) -> None:
         """Add the tokens of another tokenizer which are part of its vocabulary, no more."""
-        for token in _by_id(table, rows):
+        for token in _by_id(table, rows, self.known if self.alike else ()):
             own = key(table, token, alike=self.alike)
             if token in table.added or own in self.known:
                 continue
@@ -99,6 +99,7 @@ class _Union:
         return number
 
 
-def _by_id(table: TokenTable, rows: int) -> Iterator[str]:
-    """Yield the tokens that have a row, in the order of their ids."""
-    yield from sorted((token for token, number in table.ids.items() if number < rows), key=table.ids.__getitem__)
+def _by_id(table: TokenTable, rows: int, aside: Container[Key] = ()) -> Iterator[str]:
+    """Yield the tokens that have a row, in the order of their ids, some left aside."""
+    found = (token for token, number in table.ids.items() if number < rows and token not in aside)
+    yield from sorted(found, key=table.ids.__getitem__)

@@ -144,6 +144,9 @@ def _moved(recipe: Recipe, members: Sequence[Member], folder: Path, notice: Noti
     others = [(model.table, model.rows) for model in models if model.table is not None and model.table is not source]
     union = recipe.tokenizer_source == "union"
     output = output_vocabulary(source, others if union else [], recipe.tokenizer.tokens, alike=alike)
+    if output.new is not None and output.new.converted is None and not (folder / "tokenizer.json").is_file():
+        source = read_token_table(folder, convert=True) or source  # tokens can be added to a tokenizer.json alone
+        output = output_vocabulary(source, others if union else [], recipe.tokenizer.tokens, alike=alike)
     if output.unwritten:
         notice(
             f"{output.unwritten:,} tokens of other models cannot be written as those of {folder.name} are; left out."
@@ -207,17 +210,18 @@ def _own_rows(model: _Model, output: OutputVocabulary, *, alike: bool, notice: N
     """Return the row of each token of the output in a model, -1 where it has none."""
     if model.table is None:
         return array("q")
-    ids = ids_by_key(model.table, alike=alike)
-    rows = array("q", [-1 if key is None else ids.get(key, -1) for key in output.keys])
-    beyond = [number for number in ids.values() if number >= model.rows]
+    ids, count = ids_by_key(model.table, alike=alike), model.rows
+    get = ids.get
+    rows = array("q", [get(key, -1) if key is not None else -1 for key in output.keys])
+    beyond = [number for number in ids.values() if number >= count] if model.table.rows > count else []
     if beyond:
-        token = next(token for token, number in model.table.ids.items() if number >= model.rows)
+        token = next(token for token, number in model.table.ids.items() if number >= count)
         more = f" and {len(beyond) - 1:,} more tokens" if beyond[1:] else ""
         notice(
-            f"{token!r}{more} of {model.member.label} have no row in its embedding of {model.rows:,}: "
+            f"{token!r}{more} of {model.member.label} have no row in its embedding of {count:,}: "
             "the model is taken to lack them."
         )
-        rows = array("q", [row if row < model.rows else -1 for row in rows])
+        rows = array("q", [row if row < count else -1 for row in rows])
     return rows
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from functools import cache
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from weightspace.merging.tokenizers.token_table import TokenTable, Writing
 
@@ -31,9 +31,9 @@ def ids_by_key(table: TokenTable, *, alike: bool) -> Mapping[Key, int]:
         table: the tokens.
         alike: all tokenizers that are compared write tokens in the same way.
     """
-    found: dict[Key, int] = {}
     if alike:
-        return found | table.ids
+        return cast("Mapping[Key, int]", table.ids)
+    found: dict[Key, int] = {}
     for token in sorted(table.ids, key=lambda token: _BYTE.fullmatch(token) is None):  # a piece counts before a byte
         found[key(table, token, alike=False)] = table.ids[token]
     return found

@@ -7,7 +7,7 @@ They are read from ``tokenizer.json``, or from the files of older tokenizers who
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,9 @@ Writing: TypeAlias = Literal["bytes", "metaspace", "wordpiece", "plain"]
 
 #: How far ids may lie above the number of tokens.
 _GAP = 2**20
+
+#: What entries of special tokens say beside what others say.
+_SPECIAL = {"normalized": False, "special": True}
 
 _FILE = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
@@ -57,21 +60,13 @@ class TokenTable:
         """Rows that the tokens need."""
         return 1 + max(self.ids.values(), default=-1)
 
-    def content(self) -> dict[str, Any]:
-        """Return the content of ``tokenizer.json``, which is read or made again.
 
-        Raises:
-            CheckpointError: it cannot be read.
-            WeightspaceError: transformers is needed, and cannot make it.
-        """
-        if self.converted is not None:
-            return parse_json(self.converted, str(self.folder / _FILE))
-        path = self.folder / _FILE
-        return read_json_object(path) if path.is_file() else parse_json(converted(self.folder), str(path))
-
-
-def read_token_table(folder: Path) -> TokenTable | None:
+def read_token_table(folder: Path, *, convert: bool = False) -> TokenTable | None:
     """Return the tokens of a folder; None where it has no tokenizer.
+
+    Args:
+        folder: of the tokenizer.
+        convert: have transformers make a ``tokenizer.json``, even where the files suffice to tell the ids.
 
     Raises:
         CheckpointError: a file is damaged.
@@ -82,7 +77,7 @@ def read_token_table(folder: Path) -> TokenTable | None:
     path, text = folder / _FILE, None
     if not path.is_file():
         vocabulary = read_vocabulary(folder)
-        if vocabulary.is_whole:
+        if vocabulary.is_whole and not convert:
             return _checked(_of_files(folder, vocabulary.rows))
         text = converted(folder)
     content = read_json_object(path) if text is None else parse_json(text, str(path))
@@ -119,11 +114,23 @@ def _of_files(folder: Path, ids: Tokens) -> TokenTable:
     """Return the tokens of files whose ids are known."""
     path = folder / "added_tokens.json"
     listed = read_json_object(path) if path.is_file() else {}
-    added = {token: added_entry(token, number) for token, number in listed.items()} | _of_configuration(folder)
+    specials = {token: added_entry(token, ids[token], **_SPECIAL) for token in _specials(folder) if token in ids}
+    added = {token: added_entry(token, number) for token, number in listed.items()} | specials
+    added |= _of_configuration(folder)
     writing: Writing = "wordpiece" if (folder / "vocab.txt").is_file() else "bytes"
     if writing == "bytes" and any(token.endswith("</w>") for token in ids):
         writing = "plain"
     return TokenTable(folder, ids, added, writing)
+
+
+def _specials(folder: Path) -> Iterator[str]:
+    """Yield the special tokens that a tokenizer's settings name."""
+    for name in (_CONFIG, "special_tokens_map.json"):
+        content = read_json_object(folder / name) if (folder / name).is_file() else {}
+        for key, value in content.items():
+            value = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(value, str):
+                yield value
 
 
 def _of_configuration(folder: Path) -> dict[str, dict[str, Any]]:
@@ -157,10 +164,10 @@ def _writing(content: Mapping[str, Any]) -> Writing:
 
 def _checked(table: TokenTable) -> TokenTable:
     """Return the tokens, all ids within bounds."""
-    for token, number in table.ids.items():
-        if not 0 <= number < len(table.ids) + _GAP:
-            raise CheckpointError(
-                f"{table.folder}: token {token[:40]!r} has id {number:,}, expected one from 0 to about the number of "
-                f"tokens ({len(table.ids):,}). Is the tokenizer damaged?"
-            )
+    if table.ids and not (min(table.ids.values()) >= 0 and table.rows <= len(table.ids) + _GAP):
+        token = max(table.ids, key=lambda token: abs(table.ids[token]))
+        raise CheckpointError(
+            f"{table.folder}: token {token[:40]!r} has id {table.ids[token]:,}, expected one up to about the number "
+            f"of tokens ({len(table.ids):,}). Is the tokenizer damaged?"
+        )
     return table
