@@ -130,7 +130,13 @@ def _check_evidence_of(row: Method, members: Sequence[Member], job: Job) -> None
 
 
 def compare_folders(
-    members: Sequence[Member], donor: Path | None, notice: Callable[[str], None], *, sliced: bool, copied: bool
+    members: Sequence[Member],
+    donor: Path | None,
+    notice: Callable[[str], None],
+    *,
+    sliced: bool,
+    moved: bool,
+    copied: bool,
 ) -> Companions:
     """Return the files beside the weights that the output gets, and tell what differs between the models' folders.
 
@@ -139,6 +145,7 @@ def compare_folders(
         donor: the folder whose files the output gets; None: there is none.
         notice: takes a line about each difference.
         sliced: layers are put together anew.
+        moved: rows are moved by token.
         copied: the output is a folder, and gets files; one file has no place for any.
 
     Raises:
@@ -160,7 +167,7 @@ def compare_folders(
     config = read_config(donor)
     if config is not None:
         others = [(label, other) for label, other in configs.items() if other is not None]
-        for line in config_differences(own.label, config, others, sliced=sliced):
+        for line in config_differences(own.label, config, others, sliced=sliced, moved=moved):
             notice(line)
     if not copied:
         return Companions((), ())

@@ -100,9 +100,7 @@ def make_plan(
     members = open_members(*_sources(recipe), options.reading, note)
     check_plain(members)
     donor = _donor(recipe, members)
-    source = plan_vocabulary(recipe, members, donor, options.reading, note)
-    if source is not None and source.vocabulary is not None and options.further_rows is not None:
-        source = replace(source, vocabulary=options.further_rows(source.vocabulary, members))
+    source = _tokenizer_source(recipe, members, donor, options, note)
     vocabulary = None if source is None else source.vocabulary
     members = members if vocabulary is None else with_moved_rows(members, vocabulary)
     named = _outputs(recipe, row, members, warn)
@@ -116,7 +114,8 @@ def make_plan(
     _check_tokens(source, members, jobs, donor, note)
     tokenizer = None if source is None else source.folder
     file = _weights_file(out)
-    companions = compare_folders(members, donor, note, sliced=bool(named.stackings), copied=file is None)
+    written_anew = {"sliced": bool(named.stackings), "moved": vocabulary is not None}
+    companions = compare_folders(members, donor, note, **written_anew, copied=file is None)
     metadata = _metadata(recipe, members, options)
     placed, shards = lay_out(jobs, named.tied, metadata, file, options.output.shard_size)
     template = chat_template(recipe, members, None if file else tokenizer or donor, ignored)
@@ -137,6 +136,16 @@ def _outputs(recipe: Recipe, row: Method, members: Sequence[Member], warn: Warn 
         base = [member for member in members if has_base and member.source in recipe.bases]
         check_something_in_common([*whole, *(member for member in base if member not in whole)])
     return outputs(recipe, members, base=has_base, warn=warn)
+
+
+def _tokenizer_source(
+    recipe: Recipe, members: Sequence[Member], donor: Path | None, options: PlanOptions, note: Warn
+) -> TokenizerSource | None:
+    """Return where the output's tokenizer comes from, and how rows are moved; None where the recipe names none."""
+    source = plan_vocabulary(recipe, members, donor, options.reading, note)
+    if source is None or source.vocabulary is None or options.further_rows is None:
+        return source
+    return replace(source, vocabulary=options.further_rows(source.vocabulary, members))
 
 
 def _check_tokens(

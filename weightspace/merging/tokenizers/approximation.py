@@ -63,8 +63,8 @@ def nearest_coefficients(targets: Tensor, shared: Tensor, count: int) -> tuple[T
 def pursuit_coefficients(targets: Tensor, shared: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the shared tokens that orthogonal matching pursuit chooses for each token.
 
-    Each step takes the shared token whose row has the largest inner product with what is left of the target, and
-    projects the target anew onto all that were taken.
+    Each step takes the shared token whose row has the largest inner product with the residual of the target,
+    and projects the target anew onto all that were taken.
 
     Args:
         targets: rows of the tokens in the other model, float32 ``(n, d)``.
