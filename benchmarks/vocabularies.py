@@ -32,7 +32,7 @@ def main() -> None:
     """Print medians of time and memory, and the ratios to the plain merge of the same run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--executor", default="auto")
+    parser.add_argument("--executor", default="threads")
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
@@ -47,14 +47,19 @@ def main() -> None:
                     run_whole((sys.executable, "-m", "weightspace", *command, *further), folder, os.environ)
                 )
     plain = [usage.seconds for usage in runs["plain"]]
+    work = [usage.processor_seconds for usage in runs["plain"]]
+    print("| second vocabulary | s | / plain | processor s | / plain | MB |\n|---|---|---|---|---|---|")
     for case, usages in runs.items():
-        seconds = statistics.median(usage.seconds for usage in usages)
-        ratios = [usage.seconds / other for usage, other in zip(usages, plain, strict=True)]
-        print(
-            f"| {case} | {seconds:.2f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | "
-            f"{statistics.median(usage.processor_seconds for usage in usages):.2f} | "
-            f"{max(usage.private_mb for usage in usages):.0f} |"
-        )
+        seconds, busy = [usage.seconds for usage in usages], [usage.processor_seconds for usage in usages]
+        cells = (case, *_with_ratio(seconds, plain), *_with_ratio(busy, work))
+        print(f"| {' | '.join(cells)} | {max(usage.private_mb for usage in usages):.0f} |")
+
+
+def _with_ratio(values: Sequence[float], others: Sequence[float]) -> tuple[str, str]:
+    """Return the median of values, and that of their ratios run by run with the range."""
+    ratios = [value / other for value, other in zip(values, others, strict=True)]
+    span = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    return f"{statistics.median(values):.2f}", f"{statistics.median(ratios):.2f} ({span})"
 
 
 def write_models(folder: Path) -> None:
@@ -76,8 +81,9 @@ def write_models(folder: Path) -> None:
         else:
             write_model(second, 1, own)
         keys = "" if share is None else "tokenizer: {source: union}\n"
-        models = f"models: [{{model: first, parameters: {{weight: .5}}}}, {{model: {second.name}, parameters: {{weight: .5}}}}]"
-        (folder / f"{number}.yml").write_text(f"merge_method: linear\n{models}\ndtype: bfloat16\n{keys}")
+        listed = [f"{{model: {model}, parameters: {{weight: .5}}}}" for model in ("first", second.name)]
+        recipe = f"merge_method: linear\nmodels: [{', '.join(listed)}]\ndtype: bfloat16\n{keys}"
+        (folder / f"{number}.yml").write_text(recipe)
         print(f"{case}: written", file=sys.stderr)
 
 

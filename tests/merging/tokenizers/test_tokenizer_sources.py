@@ -44,11 +44,21 @@ def test_the_tokenizer_of_another_model_comes_with_its_ids(content: dict[str, An
     ]
     moved["model"]["vocab"] = {token: swapped.get(token, number) for token, number in special.items()}
     b = save(llama(len(ids(moved)), seed=1), moved, tmp_path / "b")
+    generation = json.loads((a / "generation_config.json").read_text())
+    further = {
+        "max_new_tokens": 1,
+        "suppress_tokens": [1, 2],
+        "lang_to_id": {"<|en|>": 1},
+        "bad_words_ids": [[1], [2, 2]],
+    }
+    (a / "generation_config.json").write_text(json.dumps({**generation, **further}))
     merge_files(recipe(tmp_path, "linear", [a, b], f"tokenizer: {{source: {b}}}", base=a), tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (2, 1, 0)
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert (generation["bos_token_id"], generation["eos_token_id"]) == (2, 1)
+    assert (generation["max_new_tokens"], generation["suppress_tokens"]) == (1, [2, 1])
+    assert (generation["lang_to_id"], generation["bad_words_ids"]) == ({"<|en|>": 2}, [[2], [1, 1]])
     made, source = (AutoTokenizer.from_pretrained(folder) for folder in (tmp_path / "out", b))
     assert all(made.encode(text) == source.encode(text) for text in TEXTS)
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (b / "tokenizer.json").read_bytes()
@@ -250,3 +260,41 @@ def test_a_tensor_that_may_have_a_row_per_token_is_refused(
         ws.save_checkpoint(state, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"as many rows as its embedding|different numbers of rows"):
         merge_files(recipe(tmp_path, "linear", [a, b], UNION), tmp_path / "out", dry_run=True)
+
+
+def test_sentencepiece_is_converted_by_transformers(tmp_path: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    a = tmp_path / "a"
+    (tmp_path / "texts").write_text("\n".join(TEXTS * 30))
+    options = {"model_type": "bpe", "vocab_size": 90, "hard_vocab_limit": False, "minloglevel": 2}
+    sentencepiece.SentencePieceTrainer.train(input=str(tmp_path / "texts"), model_prefix=str(tmp_path / "m"), **options)
+    count = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model")).get_piece_size()
+    save(llama(count + 3), None, a)
+    (tmp_path / "m.model").rename(a / "tokenizer.model")
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (a / "tokenizer_config.json").write_text(json.dumps(settings))
+    source = AutoTokenizer.from_pretrained(a)
+    source.add_tokens(["<|b|>"], special_tokens=True)
+    b = save(llama(count + 1, seed=1), None, tmp_path / "b")
+    source.save_pretrained(b)
+    merge_files(recipe(tmp_path, "linear", [a, b], UNION), tmp_path / "out")
+    made = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert all(made.encode(text) == source.encode(text) for text in (*TEXTS, "hello<|b|> there"))
+    first, second, merged = (ws.load_checkpoint(one)["lm_head.weight"] for one in (a, b, tmp_path / "out"))
+    assert torch.equal(merged[:count], (first[:count] + second[:count]) / 2)
+    assert torch.equal(merged[count:], second[count:])
+    assert not (tmp_path / "out" / "tokenizer.model").exists()
+
+
+def test_numbers_of_tokens_are_no_difference_of_configurations(content: dict[str, Any], tmp_path: Path) -> None:
+    count = len(ids(content))
+    a = save(llama(count), content, tmp_path / "a")
+    b = save(llama(count + 1, seed=1), with_tokens(content, "<|b|>"), tmp_path / "b")
+    assert merge_files(recipe(tmp_path, "linear", [a, b], UNION), tmp_path / "out", strict=True).warnings == ()
+
+
+def test_models_whose_rows_move_are_not_aligned_in_one_go(content: dict[str, Any], tmp_path: Path) -> None:
+    a, b = (save(llama(len(ids(content)), seed=seed), content, tmp_path / name) for seed, name in enumerate("ab"))
+    alignment = ws.Alignment(ws.PermutationSpec({}, {}))
+    with pytest.raises(WeightspaceError, match="cannot be aligned in one go"):
+        merge_files(recipe(tmp_path, "linear", [a, b], UNION), tmp_path / "out", align=alignment, dry_run=True)

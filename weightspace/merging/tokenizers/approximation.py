@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 #: Tokens whose coefficients are found at a time.
-_BATCH = 256
+_BATCH = 64
 
 #: The smallest norm that is divided by.
 _TINY = 1e-8

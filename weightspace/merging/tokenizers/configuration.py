@@ -19,8 +19,10 @@ from weightspace.merging.tokenizers.vocabulary_tensors import embedding_rows
 #: Keys of the number of rows.
 _SIZES = ("vocab_size", "n_vocab", "padded_vocab_size", "decoder_vocab_size", "vocab_size_per_layer_input")
 
-#: Keys of ids of tokens, alone or in lists, and of lists of lists.
-_ID = re.compile(r".*(_token_ids?|_token_index|_tokens|_words_ids)|forced_decoder_ids|suppress_tokens")
+#: Keys of ids of tokens: alone, in lists, in lists of lists, and by name.
+_ID = re.compile(
+    r".*_token_ids?|.*_token_index|(begin_)?suppress_tokens|(bad|force)_words_ids|forced_decoder_ids|(lang|task)_to_id"
+)
 
 #: Files that name ids, and those that name the number of rows.
 _FILES = ("config.json", "generation_config.json")
@@ -128,6 +130,8 @@ def _moved(key: str, value: Any, move: Callable[[str, int], int]) -> Any:
     if type(value) is int:
         number = move(key, value)
         return None if number == _GONE else number
+    if isinstance(value, dict):
+        return {name: _moved(key, own, move) for name, own in value.items()}
     if not isinstance(value, list):
         return value
     if key == "forced_decoder_ids":  # pairs of a place in the text and an id
