@@ -55,7 +55,7 @@ DOORS = {
     "matplotlib": {"weightspace/plots/picture.py"},
     "open_clip": {"weightspace/clip.py"},
     "PIL": {"weightspace/zoo/images.py"},
-    "tokenizers": {"weightspace/zoo/text_encoder.py"},
+    "tokenizers": {"weightspace/zoo/text_encoder.py", "weightspace/merging/tokenizers/splitting.py"},
     "sklearn": {"weightspace/zoo/digits.py", "weightspace/labels/classifier.py"},
     "safetensors": {"weightspace/checkpoints/safetensors_file.py"},
     "fsspec": {"weightspace/checkpoints/remote.py"},

@@ -123,8 +123,6 @@ MISTAKES = {
     "empty range": (SLICES.replace("[2, 4]", "[2, 2]"), r"layer_range has no effect: it is empty"),
     "layer type": (SLICES.replace("[2, 4]", "4"), "layer_range is two whole numbers"),
     "dtype": (TIES.replace("bfloat16", "bf16"), r"'bf16'.*bfloat16"),
-    "tokens": (TIES + "tokenizer: {tokens: {x: {source: a}}}", "tokenizer.tokens is not supported"),
-    "padding": (TIES + "tokenizer: {pad_to_multiple_of: 8}", "tokenizer.pad_to_multiple_of is not supported"),
     "two tokenizers": (TIES + "tokenizer: {source: base}", "tokenizer and tokenizer_source both say"),
     "modules beside models": (
         TIES + "modules: {default: {models: [{model: a}]}}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -55,6 +56,27 @@ class OpenFile:
                         "again when it is whole."
                     )
                 view, offset = view[count:], offset + count
+
+    def read_runs_into(
+        self, elements: Tensor, starts: Sequence[int], ends: Sequence[int], offsets: Sequence[int]
+    ) -> None:
+        """Fill parts of a contiguous tensor from places anywhere in the file.
+
+        Args:
+            elements: the tensor.
+            starts: of the parts in the tensor, in bytes.
+            ends: of the parts in the tensor, in bytes.
+            offsets: of the parts in the file, in bytes.
+
+        Raises:
+            CheckpointError: as ``read_into``.
+        """
+        content = elements.view(torch.uint8).view(-1)
+        view, descriptor, read = memoryview(content.numpy().data), self._descriptor, os.preadv
+        with one_line_errors(self.path, "read"):
+            for start, end, offset in zip(starts, ends, offsets, strict=True):
+                if read(descriptor, (view[start:end],), offset) != end - start:
+                    self.read_into(content[start:end], offset)
 
 
 class OpenFiles:

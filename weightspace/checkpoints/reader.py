@@ -54,6 +54,22 @@ class StoredTensor:
         """
         self._files(self._place.file).read_into(elements, self._place.start + start * self.dtype.itemsize)
 
+    def read_runs_into(self, elements: Tensor, starts: Tensor, ends: Tensor, sources: Tensor) -> None:
+        """Fill parts of a contiguous tensor of the same dtype with elements from anywhere in this one.
+
+        Args:
+            elements: the tensor.
+            starts: of the parts there, in elements, int64.
+            ends: of the parts there, in elements, int64.
+            sources: where they start here, in elements, int64.
+
+        Raises:
+            CheckpointError: as ``read_into``.
+        """
+        size = self.dtype.itemsize
+        places = (sources * size + self._place.start).tolist()
+        self._files(self._place.file).read_runs_into(elements, (starts * size).tolist(), (ends * size).tolist(), places)
+
 
 class CheckpointReader:
     """The tensors of a checkpoint, located by its headers.

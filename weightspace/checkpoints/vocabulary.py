@@ -92,11 +92,11 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         reader = _reader(path.name)
         if path.name == "tokenizer.json":
             content = read_json_object(path)
-            tokens[path.name] = _of_tokenizer_json(content, path)
+            tokens[path.name] = tokens_of_json(content, path)
             merges[path.name] = _digest_of_merges(_merges(content, path))
             rules = {key: _digest(content[key]) for key in ("normalizer", "pre_tokenizer") if content.get(key)}
         elif path.name == "tokenizer_config.json":
-            if added := _of_decoder(read_json_object(path), path):
+            if added := added_in_configuration(read_json_object(path), path):
                 tokens["added_tokens_decoder"] = added
         elif path.name == "merges.txt":
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -171,8 +171,16 @@ def _merges(content: Mapping[str, Any], path: Path) -> list[Any]:
     return merges
 
 
-def _of_tokenizer_json(content: Mapping[str, Any], path: Path) -> Tokens:
-    """Return the tokens of the model and its added tokens."""
+def tokens_of_json(content: Mapping[str, Any], path: Path) -> Tokens:
+    """Return the tokens of a ``tokenizer.json``: those of its model and its added tokens.
+
+    Args:
+        content: content of the file.
+        path: path of the file, for errors.
+
+    Raises:
+        CheckpointError: the content is not that of a tokenizer.
+    """
     listed = _model(content).get("vocab", {})
     if isinstance(listed, list):  # unigram models: token and score
         if not all(isinstance(pair, list) and pair and isinstance(pair[0], str) for pair in listed):
@@ -186,8 +194,16 @@ def _of_tokenizer_json(content: Mapping[str, Any], path: Path) -> Tokens:
     return _checked({**listed, **{str(one.get("content")): one.get("id") for one in added}}, path)
 
 
-def _of_decoder(content: Mapping[str, Any], path: Path) -> Tokens:
-    """Return the tokens added by a tokenizer's configuration."""
+def added_in_configuration(content: Mapping[str, Any], path: Path) -> Tokens:
+    """Return the tokens added by a tokenizer's configuration.
+
+    Args:
+        content: content of ``tokenizer_config.json``.
+        path: path of the file, for errors.
+
+    Raises:
+        CheckpointError: the configuration is damaged.
+    """
     decoder = content.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict) or not all(isinstance(one, dict) for one in decoder.values()):
         raise CheckpointError(f"{path}: added_tokens_decoder must map ids to tokens, found another form.")

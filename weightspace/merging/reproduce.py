@@ -181,6 +181,8 @@ def _compared(path: Path, again: Path) -> Reproduction:
 
 def _check_options(path: Path, options: Mapping[str, Any], align: Alignment | None, finish: Finish | None) -> None:
     """Check that arguments which the recipe does not hold are passed again."""
+    if "transplant" in options:
+        raise WeightspaceError(f"{path} was made by `weightspace transplant`; run that again to reproduce it.")
     arguments = {"align": align, "statistics": finish}
     for key, name in _ARGUMENTS.items():
         if (key in options) != (arguments[key] is not None):

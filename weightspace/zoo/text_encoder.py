@@ -2,7 +2,7 @@
 
 Reads a Hugging Face folder (``config.json``, ``tokenizer.json``, the weights) without transformers. Texts pass through
 the frozen part once; the trained network starts from its outputs, ``(n, length, width)``, in which a position of zeros
-is padding. This is the only module that imports tokenizers.
+is padding.
 """
 
 from __future__ import annotations

@@ -47,14 +47,12 @@ MOVED: dict[str, tuple[str, Any, Any]] = {
 
 
 @pytest.mark.parametrize("case", MOVED)
-@pytest.mark.parametrize("base", [True, False], ids=["tokenizer_source: base", "by default"])
-def test_a_token_with_two_ids_is_refused(case: str, base: bool, tmp_path: Path) -> None:
+def test_a_token_with_two_ids_is_refused(case: str, tmp_path: Path) -> None:
     file, one, other = MOVED[case]
     a, b = folders(tmp_path, {"a": {file: one}, "b": {file: other}})
     recipe = tmp_path / "r.yml"
-    extra = f"base_model: {a}\ntokenizer_source: base\n" if base else ""
-    recipe.write_text(f"merge_method: linear\nmodels: [{{model: {a}}}, {{model: {b}}}]\n{extra}")
-    with pytest.raises(WeightspaceError, match="one vocabulary in all" if base else "has id . in a and . in b"):
+    recipe.write_text(f"merge_method: linear\nmodels: [{{model: {a}}}, {{model: {b}}}]\n")
+    with pytest.raises(WeightspaceError, match=r"has id . in a and . in b.*`tokenizer: \{source: union\}`"):
         merge_files(recipe, tmp_path / "out", dry_run=True)
 
 
@@ -159,12 +157,19 @@ def test_a_longer_vocabulary_has_a_token_more(tmp_path: Path) -> None:
     assert "b has 1 tokens that a lacks (vocab.txt): 'z' (2)" in line
 
 
-def test_a_source_of_the_tokenizer_is_compared_as_far_as_it_can_be(tmp_path: Path) -> None:
-    a, b = folders(tmp_path, {"a": {"tekken.json": "1"}, "b": {"tekken.json": "2"}})
+@pytest.mark.parametrize("other", ["1", "2"])
+def test_a_tokenizer_that_nobody_can_read_is_copied_only_where_all_have_it(other: str, tmp_path: Path) -> None:
+    a, b = folders(tmp_path, {"a": {"tekken.json": "1"}, "b": {"tekken.json": other}})
     recipe = tmp_path / "r.yml"
     models = f"models: [{{model: {a}}}, {{model: {b}}}]"
     recipe.write_text(f"merge_method: linear\nbase_model: {a}\ntokenizer_source: base\n{models}\n")
-    assert any("tekken.json differs" in line for line in merge_files(recipe, tmp_path / "out", dry_run=True).warnings)
+    if other == "1":
+        (line,) = merge_files(recipe, tmp_path / "out").warnings
+        assert "is that of all models; it is copied" in line
+        assert (tmp_path / "out" / "tekken.json").read_text() == "1"
+        return
+    with pytest.raises(WeightspaceError, match=r"no tokenizer\.json, and transformers cannot read its tokenizer"):
+        merge_files(recipe, tmp_path / "out", dry_run=True)
 
 
 @pytest.mark.parametrize("case", TOLD)

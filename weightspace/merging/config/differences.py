@@ -27,6 +27,9 @@ _HARMLESS = (
 #: Keys that count layers, or have an entry for each: slices write them anew.
 _LAYERS = ("*layers*", "n_layer", "layer_types", "*layer_idx*", "*_block_types", "attention_types", "depths")
 
+#: Keys that count tokens or name their ids: where rows are moved by token, they are written anew.
+_TOKENS = ("*vocab_size*", "n_vocab", "*_token_id", "*_token_ids", "*_token_index")
+
 #: Fields that a line names, characters of a value, and of those how many before a difference.
 _LISTED, _WIDTH, _BEFORE = 6, 60, 20
 
@@ -45,7 +48,12 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def config_differences(
-    label: str, config: Mapping[str, Any], others: Sequence[tuple[str, Mapping[str, Any]]], *, sliced: bool
+    label: str,
+    config: Mapping[str, Any],
+    others: Sequence[tuple[str, Mapping[str, Any]]],
+    *,
+    sliced: bool,
+    moved: bool = False,
 ) -> list[str]:
     """Return a line for each model whose configuration says another function than the output's.
 
@@ -54,12 +62,14 @@ def config_differences(
         config: of that model.
         others: label and configuration of each other model.
         sliced: layers are put together anew, so that their number may differ.
+        moved: rows are moved by token, so that numbers and ids of tokens may differ.
     """
+    written = (*(_LAYERS if sliced else ()), *(_TOKENS if moved else ()))
     own = _fields(config)
     lines = []
     for other_label, other in others:
         theirs = _fields(other)
-        keys = [key for key in own | theirs if own.get(key) != theirs.get(key) and _matters(key, sliced)]
+        keys = [key for key in own | theirs if own.get(key) != theirs.get(key) and _matters(key, written)]
         if keys:
             listed = "; ".join(
                 f"{key} {one} (not {two})" for key in keys[:_LISTED] for one, two in [_values(theirs, own, key)]
@@ -115,9 +125,9 @@ def _is_default(rope: Mapping[str, Any]) -> bool:
     return rope.get("rope_type", rope.get("type")) == "default"
 
 
-def _matters(path: str, sliced: bool) -> bool:
+def _matters(path: str, written: Sequence[str]) -> bool:
     *parents, key = path.split(".")
-    patterns = (*_HARMLESS, *(_LAYERS if sliced else ()))
+    patterns = (*_HARMLESS, *written)
     return "task_specific_params" not in parents and not any(fnmatch(key, pattern) for pattern in patterns)
 
 

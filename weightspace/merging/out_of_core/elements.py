@@ -88,7 +88,7 @@ def _kept(job: Job, sources: Sources) -> Iterator[tuple[int, Tensor]]:
     if job.kind == "largest" and (count := _largest(job, sources)) is not None:
         yield 0, count
         return
-    flats = [sources.flat(ref) for ref in job.inputs]
+    flats = [sources.moved(job, ref) for ref in job.inputs]
     labels = [sources.plan.members[index].label for index, _ in job.inputs]
     count = math.prod(flats[0].shape)
     for start in range(0, count, CHUNK):
@@ -99,7 +99,7 @@ def _kept(job: Job, sources: Sources) -> Iterator[tuple[int, Tensor]]:
 def _largest(job: Job, sources: Sources) -> Tensor | None:
     """Return the largest counts, 1-D; None if they are not whole numbers."""
     refs = job.models if sources.plan.method.base == "end" else job.inputs
-    flats = [sources.flat(ref) for ref in refs]
+    flats = [sources.moved(job, ref) for ref in refs]
     return largest([flat.read(0, math.prod(flat.shape)) for flat in flats])
 
 

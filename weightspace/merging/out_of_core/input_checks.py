@@ -131,7 +131,13 @@ def _check_evidence_of(row: Method, members: Sequence[Member], job: Job) -> None
 
 
 def compare_folders(
-    members: Sequence[Member], donor: Path | None, notice: Callable[[str], None], *, sliced: bool, copied: bool
+    members: Sequence[Member],
+    donor: Path | None,
+    notice: Callable[[str], None],
+    *,
+    sliced: bool,
+    moved: bool,
+    copied: bool,
 ) -> Companions:
     """Return the files to copy beside the weights, and report differences between the models' folders.
 
@@ -140,6 +146,7 @@ def compare_folders(
         donor: the folder whose files the output gets; None: there is none.
         notice: called with a line about each difference.
         sliced: whether layers are stacked from slices.
+        moved: whether rows are moved by token.
         copied: whether the output is a folder that gets files, not a single file.
 
     Raises:
@@ -161,7 +168,7 @@ def compare_folders(
     config = read_config(donor)
     if config is not None:
         others = [(label, other) for label, other in configs.items() if other is not None]
-        for line in config_differences(own.label, config, others, sliced=sliced):
+        for line in config_differences(own.label, config, others, sliced=sliced, moved=moved):
             notice(line)
     if not copied:
         return Companions((), ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from weightspace.merging.out_of_core.input_checks import (
 )
 from weightspace.merging.out_of_core.staging import is_file_name
 from weightspace.merging.out_of_core.tensor_names import Output, Outputs, check_effects, check_mostly_common, outputs
-from weightspace.merging.out_of_core.vocabularies import check_tokens, tokenizer_folder
+from weightspace.merging.out_of_core.vocabularies import check_tokens
 from weightspace.merging.plan.inputs import companion_paths, stamps_of
 from weightspace.merging.plan.layout import lay_out
 from weightspace.merging.plan.members import open_members
+from weightspace.merging.plan.moved_vocabulary import MovedVocabulary
 from weightspace.merging.plan.options import OutputOptions, ReadingOptions
 from weightspace.merging.plan.parametrized import with_parametrizations
 from weightspace.merging.plan.plan import Job, Kind, Member, Plan, Ref, inputs_of
@@ -40,6 +41,9 @@ from weightspace.merging.recipe.schedule import resolve
 from weightspace.merging.slices.configuration import adapted_configurations
 from weightspace.merging.slices.layer_index import Layers
 from weightspace.merging.slices.notices import slice_notices
+from weightspace.merging.tokenizers.configuration import vocabulary_configurations
+from weightspace.merging.tokenizers.job_checks import check_moved_jobs
+from weightspace.merging.tokenizers.planning import TokenizerSource, plan_vocabulary, with_moved_rows
 from weightspace.user_code import is_user_code
 
 #: Maximum bytes of a file name, which the name of a torch file may exceed with the suffix of safetensors.
@@ -54,11 +58,13 @@ class PlanOptions:
         output: options of the output.
         reading: options for reading the inputs.
         lenient: some refusals were warnings.
+        further_rows: completes the vocabulary with rows for tokens that no checkpoint has.
     """
 
     output: OutputOptions = field(default_factory=OutputOptions)
     reading: ReadingOptions = field(default_factory=ReadingOptions)
     lenient: bool = False
+    further_rows: Callable[[MovedVocabulary, Sequence[Member]], MovedVocabulary] | None = None
 
 
 def make_plan(
@@ -94,6 +100,10 @@ def make_plan(
     row = find_method(recipe.method)
     members = open_members(*_sources(recipe), options.reading, note)
     check_plain(members)
+    donor = _donor(recipe, members)
+    source = _tokenizer_source(recipe, members, donor, options, note)
+    vocabulary = None if source is None else source.vocabulary
+    members = members if vocabulary is None else with_moved_rows(members, vocabulary)
     named = _outputs(recipe, row, members, warn, partial=ignored is not None)
     for line in (line for stacking in named.stackings for line in slice_notices(stacking)):
         note(line)
@@ -102,30 +112,21 @@ def make_plan(
     jobs = with_parametrizations([planner.job(tensor) for tensor in named.outputs], named.tied, members)
     jobs = _with_layers(jobs)
     check_evidence(row, members, _models(recipe, members), jobs)
-    donor = _donor(recipe, members)
-    tokenizer = _tokenizer(recipe, members, donor, options.reading, note)
+    _check_tokens(source, members, jobs, donor, note)
+    tokenizer = None if source is None else source.folder
     file = _weights_file(out)
-    companions = compare_folders(members, donor, note, sliced=bool(named.stackings), copied=file is None)
+    written_anew = {"sliced": bool(named.stackings), "moved": vocabulary is not None}
+    companions = compare_folders(members, donor, note, **written_anew, copied=file is None)
     metadata = _metadata(recipe, members, options)
     placed, shards = lay_out(jobs, named.tied, metadata, file, options.output.shard_size)
     template = chat_template(recipe, members, None if file else tokenizer or donor, ignored)
     beside = [] if file or donor is None else companion_paths(donor, companions.copied, tokenizer)
-    stamps = stamps_of(members, beside)
+    stamps = stamps_of(members, [*beside, *(() if vocabulary is None else vocabulary.files)])
     identity = _identity(metadata, stamps, options.output, out)
-    configurations = _configurations(named, members, placed, None if is_file_name(out) else donor)
+    configurations = _configurations(named, members, placed, None if is_file_name(out) else donor, vocabulary)
     layout = (placed, named.tied, shards, metadata, not options.output.allow_nonfinite, identity, _title(out))
     folder = (donor, tokenizer, configurations, companions.copied, tuple(notices), template, stamps)
-    return Plan(row, members, *layout, *folder, hashes=options.output.hashes)
-
-
-def _tokenizer(
-    recipe: Recipe, members: Sequence[Member], donor: Path | None, reading: ReadingOptions, note: Warn
-) -> Path | None:
-    """Return the folder of the recipe's tokenizer; without one, check that the models share their tokens."""
-    tokenizer = tokenizer_folder(recipe, members, donor, reading, note)
-    if tokenizer is None:
-        check_tokens(members, donor, note)
-    return tokenizer
+    return Plan(row, members, *layout, *folder, hashes=options.output.hashes, vocabulary=vocabulary)
 
 
 def _outputs(recipe: Recipe, row: Method, members: Sequence[Member], warn: Warn | None, *, partial: bool) -> Outputs:
@@ -141,14 +142,39 @@ def _outputs(recipe: Recipe, row: Method, members: Sequence[Member], warn: Warn 
     return found
 
 
+def _tokenizer_source(
+    recipe: Recipe, members: Sequence[Member], donor: Path | None, options: PlanOptions, note: Warn
+) -> TokenizerSource | None:
+    """Return where the output's tokenizer comes from, and how rows are moved; None where the recipe names none."""
+    source = plan_vocabulary(recipe, members, donor, options.reading, note)
+    if source is None or source.vocabulary is None or options.further_rows is None:
+        return source
+    return replace(source, vocabulary=options.further_rows(source.vocabulary, members))
+
+
+def _check_tokens(
+    source: TokenizerSource | None, members: Sequence[Member], jobs: Sequence[Job], donor: Path | None, note: Warn
+) -> None:
+    """Check that rows can be moved by token; without a source of the tokenizer, that the models share their tokens."""
+    if source is None:
+        check_tokens(members, donor, note)
+    elif source.vocabulary is not None:
+        check_moved_jobs(source.vocabulary, members, jobs, note)
+
+
 def _configurations(
-    named: Outputs, members: Sequence[Member], jobs: Sequence[Job], donor: Path | None
+    named: Outputs,
+    members: Sequence[Member],
+    jobs: Sequence[Job],
+    donor: Path | None,
+    vocabulary: MovedVocabulary | None,
 ) -> dict[str, str]:
     """Return what the donor's configurations say in the output, where that is something else."""
     if donor is None:
         return {}
     untied = named.untied or any(member.untied for member in members)
-    return adapted_configurations(donor, jobs, untied=untied, stackings=named.stackings)
+    adapted = adapted_configurations(donor, jobs, untied=untied, stackings=named.stackings)
+    return adapted if vocabulary is None else vocabulary_configurations(donor, adapted, vocabulary, members)
 
 
 def _models(recipe: Recipe, members: Sequence[Member]) -> list[Member]:

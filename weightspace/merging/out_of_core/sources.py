@@ -16,6 +16,7 @@ from weightspace.lora.low_rank import Adapted, Scaled
 from weightspace.merging.methods._tensor_stack import InMemory, TensorReader, TensorStack
 from weightspace.merging.out_of_core.computed_tensor import ComputedTensor
 from weightspace.merging.plan.plan import Job, Plan, Ref
+from weightspace.merging.tokenizers.moved_rows import MovedRows, RowSources
 
 
 class Sources:
@@ -24,6 +25,7 @@ class Sources:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         members, files = plan.members, OpenFiles()
+        self._files = files
         adapters = [None if member.adapter is None else member.adapter.contents for member in members]
         self.states = [CheckpointReader(member.stored or member.contents, files) for member in members]
         self.stages = [None if member.plan is None else Sources(member.plan) for member in members]
@@ -32,6 +34,22 @@ class Sources:
         #: Results that several jobs share: merged weights in magnitude and direction, and singular vectors, by tensor.
         self.splits: dict[str, Split] = {}
         self.vectors: dict[str, SpectralModel] = {}
+        self._row_sources: dict[tuple[int, ...], RowSources] = {}
+
+    def moved(self, job: Job, ref: Ref) -> TensorReader:
+        """Return a tensor of a job as ``flat``, with the rows of its tokens where they are in the output."""
+        vocabulary, (index, name) = self.plan.vocabulary, ref
+        if vocabulary is None or not vocabulary.moves(index, name):
+            return self.flat(ref)
+        refs = {own: (own, other) for own, other in job.models}
+        members = tuple(sorted(refs))
+        readers = {own: self.flat(refs[own]) for own in members} | {index: self.flat(ref)}
+        if vocabulary.further is not None:
+            members = (*members, len(self.plan.members))
+            readers[members[-1]] = _flat(CheckpointReader(vocabulary.further, self._files), name)
+        if members not in self._row_sources:
+            self._row_sources[members] = RowSources(vocabulary, members)
+        return MovedRows(self._row_sources[members], readers, index, vocabulary.tensors[index][name])
 
     def flat(self, ref: Ref) -> TensorReader:
         """Return a tensor, with its adapter's update added if it has one."""
@@ -57,7 +75,7 @@ class Sources:
 
     def weights(self, job: Job) -> list[TensorReader]:
         """Return the tensors of the models and the base as they are merged: weights in the place of directions."""
-        flats = [self.flat(ref) for ref in job.models]
+        flats = [self.moved(job, ref) for ref in job.models]
         mask = self.plan.by_name.get(mask_of(job.name))
         if mask is not None and mask.kind == "mask" and job.info.dtype != "C64":
             return [PrunedTensor(flat, self.flat(mask.inputs[0]), flat.dtype) for flat in flats]

@@ -1,4 +1,4 @@
-"""Vocabularies of a merge: whether the models share their tokens, and the source of the output's tokenizer.
+"""Vocabularies of a merge whose recipe names no tokenizer: do the models share their tokens?
 
 Rows of embeddings are merged by their index: the same token at another index would be averaged with a stranger.
 """
@@ -8,60 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.vocabulary import Tokens, Vocabulary, has_tokenizer, read_vocabulary, same_tokenizer
-from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging.plan.options import ReadingOptions
+from weightspace.errors import WeightspaceError
 from weightspace.merging.plan.plan import Member
-from weightspace.merging.recipe.parse import Recipe
 
 #: Number of tokens that a line names.
 _LISTED = 3
-
-
-def tokenizer_folder(
-    recipe: Recipe,
-    members: Sequence[Member],
-    donor: Path | None,
-    reading: ReadingOptions,
-    notice: Callable[[str], None],
-) -> Path | None:
-    """Return the folder that a recipe's ``tokenizer_source`` names; None: the donor of the configuration.
-
-    Args:
-        recipe: names the source.
-        members: its models.
-        donor: the folder that the configuration comes from.
-        reading: how sources are read.
-        notice: takes lines about what cannot be compared.
-
-    Raises:
-        CheckpointError: the source is no folder, or a file of a tokenizer is damaged.
-        WeightspaceError: it is ``union``, or a folder, and the models' vocabularies differ.
-    """
-    source = recipe.tokenizer_source
-    if source is None:
-        return None
-    folder = donor if source in ("base", "union") else _named(source, reading)
-    if folder is None or not folder.is_dir():
-        raise CheckpointError(
-            f"tokenizer_source {source!r}: there is no such folder. Expected that of a model, or base."
-        )
-    own = read_vocabulary(folder)
-    for member in members:
-        path = member.contents.path
-        if path.is_dir() and not same_tokenizer(folder, path):
-            other = read_vocabulary(path)
-            _check_equal(source, folder, own, member.label, other)
-            for line in _differences(folder.name, own, member.label, other):
-                notice(line)
-    return folder
-
-
-def _named(source: str, reading: ReadingOptions) -> Path:
-    """Return the folder that a recipe names, by its path or as the result of another document."""
-    intermediate = reading.intermediates.get(source)
-    return local_path(source, weights=False) if intermediate is None else intermediate.folder
 
 
 def check_tokens(members: Sequence[Member], donor: Path | None, notice: Callable[[str], None]) -> None:
@@ -101,17 +53,6 @@ def _folders(members: Sequence[Member]) -> Iterator[tuple[str, Path]]:
             yield f"the adapter {member.adapter.path.name}", member.adapter.path
 
 
-def _check_equal(source: str, folder: Path, own: Vocabulary, label: str, other: Vocabulary) -> None:
-    """Refuse a vocabulary that is not that of the tokenizer's source."""
-    for kind, tokens, others in _comparable(own, other):
-        if tokens != others:
-            raise WeightspaceError(
-                f"tokenizer_source {source!r}: the vocabulary of {label} ({len(others):,} tokens) is not "
-                f"that of {folder} ({len(tokens):,}), by {kind}. Models are merged token by token: expected "
-                "one vocabulary in all."
-            )
-
-
 def _comparable(one: Vocabulary, other: Vocabulary, *, whole: bool = True) -> Iterator[tuple[str, Tokens, Tokens]]:
     """Yield the comparable tokens of two vocabularies, and the files that they are from.
 
@@ -137,7 +78,7 @@ def _check_ids(label: str, one: Vocabulary, other_label: str, other: Vocabulary)
             raise WeightspaceError(
                 f"{token!r} has id {ids[token]} in {label} and {other_ids[token]} in {other_label} ({kind}; "
                 f"{len(moved):,} tokens differ so). Embeddings are merged row by row: expected one id for each token. "
-                "Give both models the same tokenizer first."
+                "`tokenizer: {source: union}` in a recipe moves rows by token first."
             )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from weightspace.checkpoints.metadata import CheckpointMetadata, TensorInfo
 from weightspace.merging.methods import Method
+from weightspace.merging.plan.moved_vocabulary import MovedVocabulary
 
 if TYPE_CHECKING:
     from weightspace.lora.adapter import Adapter, Factors
@@ -155,6 +156,7 @@ class Plan:
         identity: everything that decides the output's bytes; an unfinished run goes on only where it is the same.
         stamps: size and time of change, in nanoseconds, of every file that is read.
         hashes: keep the SHA-256 of the inputs in the metadata.
+        vocabulary: how rows are moved by token before they are merged; None: they are merged by their index.
     """
 
     method: Method
@@ -174,6 +176,7 @@ class Plan:
     chat_template: str | None = None
     stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
     hashes: bool = True
+    vocabulary: MovedVocabulary | None = None
 
     @cached_property
     def by_name(self) -> Mapping[str, Job]:

@@ -9,6 +9,7 @@ from weightspace.merging.recipe.document import Document, join, kind
 from weightspace.merging.recipe.merge_roles import find_method
 from weightspace.merging.recipe.model_reference import model_reference
 from weightspace.merging.recipe.parameters import PARAMETERS, read_parameters, takes_base_as_model
+from weightspace.merging.recipe.tokens import tokenizer_keys
 from weightspace.merging.recipe.types import DTYPES, Recipe, Slice, Source
 from weightspace.suggestions import unknown
 
@@ -65,7 +66,7 @@ class RecipeReader:
             parameters=self.parameters,
             dtype=self._dtype("dtype"),
             out_dtype=self._dtype("out_dtype"),
-            tokenizer_source=self._tokenizer(),
+            tokenizer=tokenizer_keys(self.document, self.top),
             content=self.top,
             name=self._name(),
             chat_template=self.document.text(self.top, "chat_template", ""),
@@ -170,22 +171,6 @@ class RecipeReader:
         if dtype is None or dtype.removeprefix("torch.") in DTYPES:
             return dtype and dtype.removeprefix("torch.")
         raise unknown(f"{key} in {self.document.where}", dtype, DTYPES)
-
-    def _tokenizer(self) -> str | None:
-        """Return where the tokenizer comes from."""
-        source = model_reference(self.document, self.top.get("tokenizer_source"), "tokenizer_source")
-        if self.top.get("tokenizer") is None:
-            return source
-        tokenizer = self.document.mapping(self.top["tokenizer"], "tokenizer")
-        self._known(tokenizer, ("source", "tokens", "pad_to_multiple_of"), "tokenizer")
-        for key in ("tokens", "pad_to_multiple_of"):
-            if tokenizer.get(key):
-                raise self.document.error(
-                    f"tokenizer.{key}", "is not supported: only a source, without tokens of its own, is"
-                )
-        if source is not None:
-            raise self.document.error("tokenizer", "and tokenizer_source both say where the tokenizer comes from")
-        return model_reference(self.document, tokenizer.get("source"), "tokenizer.source") or "union"
 
     def _known(self, content: Mapping[str, Any], keys: Sequence[str], path: str) -> None:
         """Refuse keys that are not known; tell of those that mergekit reads elsewhere and ignores here."""

@@ -55,6 +55,40 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class TokenSource:
+    """The row that models get which lack a token, or all of them.
+
+    Attributes:
+        model: the model that it is a row of, as the recipe writes it; None: see ``zero``.
+        token: the token of that model whose row it is; None: see ``id``.
+        id: the row itself; None, and no token: the row of the same token.
+        zero: it is zero; without that and without a model, it is what models get that lack any token.
+        force: models that have the token get it, too.
+    """
+
+    model: str | None = None
+    token: str | None = None
+    id: int | None = None
+    zero: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class TokenizerKeys:
+    """The keys of a recipe about the tokenizer.
+
+    Attributes:
+        source: ``union``, ``base``, a model, or None where the recipe says nothing.
+        tokens: rows of single tokens.
+        multiple: the number of rows is a multiple of it; None: it is that of the tokens.
+    """
+
+    source: str | None = None
+    tokens: Mapping[str, TokenSource] = field(default_factory=dict)
+    multiple: int | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A merge as it is written down.
 
@@ -64,7 +98,7 @@ class Recipe:
         slices: from the first layers to the last; one without layer ranges merges models whole.
         parameters: settings of all slices.
         dtype, out_dtype: of the output; the latter has the last word. None: that of the inputs.
-        tokenizer_source: ``base``, ``union``, a path, or None.
+        tokenizer: where the output's tokenizer and the rows of its tokens come from.
         content: everything, as YAML has it.
         name: what other documents of the file call the result, or None.
         chat_template: ``auto``, the name of a template, a Jinja template, or None: that of the base is kept.
@@ -78,7 +112,7 @@ class Recipe:
     parameters: Mapping[str, Any]
     dtype: str | None
     out_dtype: str | None
-    tokenizer_source: str | None
+    tokenizer: TokenizerKeys
     content: Mapping[str, Any]
     name: str | None = None
     chat_template: str | None = None
@@ -89,6 +123,11 @@ class Recipe:
         """Return the recipe as YAML, one document or several; equal recipes give equal text."""
         contents = [dict(recipe.content) for recipe in (*self.documents, self)]
         return yaml.safe_dump_all(contents, sort_keys=False, allow_unicode=True)
+
+    @property
+    def tokenizer_source(self) -> str | None:
+        """Where the output's tokenizer comes from: ``union``, ``base``, a model, or None."""
+        return self.tokenizer.source
 
     @property
     def bases(self) -> tuple[str | None, ...]:

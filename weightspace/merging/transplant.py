@@ -1,0 +1,167 @@
+"""Another model's vocabulary on a model: tokens that both know keep their rows, the others get approximations.
+
+Everything else of the model stays as it is. Three methods give rows to tokens that the model lacks, as in mergekit's
+tokensurgeon: the mean of the subwords that the model splits the token into; the nearest tokens of both in the other
+model's embedding; and orthogonal matching pursuit of the token's row there by rows of tokens of both.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from weightspace.checkpoints.fetching import local_path
+from weightspace.checkpoints.metadata import CheckpointMetadata, read_contents
+from weightspace.errors import WeightspaceError
+from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
+from weightspace.merging.out_of_core.run import run_plan
+from weightspace.merging.plan.moved_vocabulary import MovedVocabulary
+from weightspace.merging.plan.options import ExecutionOptions, OutputOptions
+from weightspace.merging.plan.plan import Member
+from weightspace.merging.recipe.types import Recipe, Slice, Source, TokenizerKeys
+from weightspace.merging.tokenizers.token_table import TokenTable, read_token_table
+from weightspace.reprs import brief
+from weightspace.suggestions import unknown
+
+#: How rows are found for tokens that the model lacks.
+TransplantMethod = Literal["omp", "nearest", "subword"]
+TRANSPLANT_METHODS: tuple[TransplantMethod, ...] = ("omp", "nearest", "subword")
+
+
+@brief
+@dataclass(frozen=True)
+class TransplantReport:
+    """The result of a transplant.
+
+    Attributes:
+        out: the folder that it made.
+        tokens: of the new vocabulary.
+        shared: those that keep their rows.
+        approximated: those that got new ones.
+        method: how.
+        warnings: lines about what was assumed.
+
+    Example:
+        >>> from weightspace.merging.transplant import TransplantReport
+        >>> TransplantReport("out", 10, 8, 2, "omp").approximated
+        2
+    """
+
+    out: str
+    tokens: int
+    shared: int
+    approximated: int
+    method: str
+    warnings: tuple[str, ...] = ()
+
+
+def transplant(
+    model: str | os.PathLike[str],
+    tokenizer: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    method: TransplantMethod = "omp",
+    neighbours: int = 64,
+    output: OutputOptions | None = None,
+    execution: ExecutionOptions | None = None,
+) -> TransplantReport:
+    """Give a model another model's vocabulary.
+
+    Args:
+        model: the folder of a language model.
+        tokenizer: the folder of another one; for ``"subword"`` that of a tokenizer suffices.
+        out: the folder to write; it loads in transformers.
+        method: how tokens that the model lacks get rows: ``"omp"``, ``"nearest"`` or ``"subword"``.
+        neighbours: tokens of both models that a row is made from, at most; not for ``"subword"``.
+        output: what the output is.
+        execution: how the tensors are copied.
+
+    Raises:
+        CheckpointError: a folder is damaged, or ``out`` cannot be written.
+        WeightspaceError: a tokenizer cannot be read, the models have no token in common, or an option does not fit.
+
+    Source:
+        Goddard, Fernandes Neto 2025, https://arxiv.org/abs/2506.06607.
+    """
+    if method not in TRANSPLANT_METHODS:
+        raise unknown("method", method, TRANSPLANT_METHODS)
+    if type(neighbours) is not int or neighbours < 1:
+        raise WeightspaceError(f"neighbours is a whole number of at least 1, found {neighbours!r}.")
+    other, warnings = local_path(str(tokenizer), weights=method != "subword"), list[str]()
+    recipe = _recipe(str(model), str(other))
+    recorded = {"transplant": method, **({} if method == "subword" else {"neighbours": neighbours})}
+    output = replace(output or OutputOptions(), recorded={**((output and output.recorded) or {}), **recorded})
+    counts: dict[str, int] = {}
+    with TemporaryDirectory() as folder:
+
+        def further(vocabulary: MovedVocabulary, members: Sequence[Member]) -> MovedVocabulary:
+            lacking = [n for n, row in enumerate(vocabulary.own[0]) if row < 0 and n not in set(vocabulary.gaps)]
+            counts.update(tokens=vocabulary.tokens - len(vocabulary.gaps), lacking=len(lacking))
+            if not lacking:
+                return vocabulary
+            return _with_rows(vocabulary, members[0], other, lacking, method, neighbours, Path(folder) / "rows")
+
+        options = PlanOptions(output, further_rows=further)
+        plan = make_plan(recipe, Path(out), options, notice=warnings.append, ignored=warnings.append)
+        if plan.vocabulary is None:
+            raise WeightspaceError(f"{model} has no embedding of tokens, or no tokenizer that can be read.")
+        run_plan(plan, Path(out), execution or ExecutionOptions())
+    shared = counts["tokens"] - counts["lacking"]
+    return TransplantReport(str(out), counts["tokens"], shared, counts["lacking"], method, tuple(warnings))
+
+
+def _recipe(model: str, tokenizer: str) -> Recipe:
+    """Return the recipe that copies a model, its rows in the order of another tokenizer."""
+    source = Source(model, {}, None, None)
+    keys = TokenizerKeys(tokenizer)
+    content: Mapping[str, Any] = {
+        "merge_method": "passthrough",
+        "models": [{"model": model}],
+        "tokenizer_source": tokenizer,
+    }
+    return Recipe("passthrough", None, (Slice((source,), {}),), {}, None, None, keys, content)
+
+
+def _with_rows(
+    vocabulary: MovedVocabulary,
+    member: Member,
+    other: Path,
+    lacking: Sequence[int],
+    method: str,
+    neighbours: int,
+    place: Path,
+) -> MovedVocabulary:
+    """Return the vocabulary with rows for tokens that the model lacks, which are written to a file."""
+    from weightspace.checkpoints import save_checkpoint
+    from weightspace.merging.tokenizers.new_rows import NewRows
+
+    table = _table(member.contents.path)
+    rows = NewRows(vocabulary, member, table, _table(other), lacking)
+    if method == "subword":
+        state = rows.by_subwords()
+    else:
+        state = rows.by_shared_tokens(_weights(other), method=method, neighbours=neighbours)
+    file = place.with_suffix(".safetensors")
+    save_checkpoint(state, file)
+    own = array("q", [-1]) * vocabulary.tokens
+    for row, token in enumerate(lacking):
+        own[token] = row
+    return replace(vocabulary, own=(*vocabulary.own, own), further=read_contents(file))
+
+
+def _table(folder: Path) -> TokenTable:
+    """Return the tokens of a folder."""
+    table = read_token_table(folder) if folder.is_dir() else None
+    if table is None:
+        raise WeightspaceError(f"{folder} has no tokenizer; expected the folder of a language model.")
+    return table
+
+
+def _weights(folder: Path) -> CheckpointMetadata:
+    """Return the headers of the other model."""
+    return read_contents(folder)
