@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, str] = {
     "permute": "Move the hidden units of a checkpoint.",
     "evidence": "Collect what a merge by Fisher information or by RegMean needs.",
     "merge": "Merge checkpoints into one, aligned first if asked.",
+    "moe": "Build a mixture of experts from dense models.",
     "extract-lora": "Extract a LoRA adapter from a fine-tuned checkpoint.",
     "merge-adapters": "Merge LoRA adapters of one model into one.",
     "spectrum": "Show singular values, and whether two networks share their vectors.",

@@ -12,6 +12,7 @@ from weightspace.cli import commands, options
 from weightspace.cli.commands import Whole
 from weightspace.cli.merge_methods import check_method, is_recipe, parameter_options, parameters_of
 from weightspace.cli.merge_networks import Scores, network_options, statistics_advice
+from weightspace.cli.merge_report import plan_rows, size_of
 from weightspace.cli.printing import echo, warn
 from weightspace.cli.progress import byte_progress
 from weightspace.cli.reports import echo_files, echo_report, files_of
@@ -25,9 +26,6 @@ from weightspace.user_code import is_user_code
 
 if TYPE_CHECKING:
     from weightspace.merging import Alignment, Finish, MergeReport, Reproduction
-
-#: Sizes as people write them.
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
 
 #: Exit status of a command that Ctrl-C stopped, as shells have it.
 _SIGINT = 130
@@ -219,7 +217,7 @@ def _merge(
         align=align,
         finish=finish,
         reading=ReadingOptions(said["key"], "" if said["no_strip"] else said["strip_prefix"]),
-        output=OutputOptions(_size(said["shard_size"]), said["allow_nonfinite"], said["hashes"], recorded),
+        output=OutputOptions(size_of(said["shard_size"]), said["allow_nonfinite"], said["hashes"], recorded),
         execution=_execution_options(said),
         dry_run=said["dry_run"],
         lenient=said["lenient"],
@@ -297,17 +295,7 @@ def _show(report: MergeReport, scores: Scores | None, *, dry_run: bool, as_json:
             scores.show()
         echo_files(files)
         return
-    rows = {
-        "method": report.method,
-        "output": f"{report.out} ({', '.join(report.files)})",
-        "tensors": f"{report.tensors:,}",
-        "reads": _bytes(report.read_bytes),
-        **({"fetches": _bytes(report.fetched_bytes)} if report.fetched_bytes else {}),
-        "writes": _bytes(report.written_bytes),
-        "memory": f"about {_bytes(report.memory)} beside the interpreter",
-        "time": f"about {report.seconds:,.0f} s" if report.seconds >= 1 else "about a second",
-    }
-    for name, value in rows.items():
+    for name, value in plan_rows(report).items():
         echo(f"{name:8} {value}")
 
 
@@ -321,27 +309,3 @@ def _interrupted(output: str) -> str:
     them = "it" if len(kept) == 1 else "them"
     places = " and ".join(kept)
     return f"Stopped. What is done is kept in {places}: the same command goes on from there; delete {them} to give up."
-
-
-def _size(text: str) -> int:
-    """Return a size such as 5GB in bytes."""
-    number, factor = text.upper().strip(), 1
-    for unit, size in _UNITS.items():
-        if number.endswith(unit):
-            number, factor = number.removesuffix(unit), size
-            break
-    try:
-        size = int(float(number) * factor)
-    except (ValueError, OverflowError):
-        size = 0
-    if size < 1:
-        raise WeightspaceError(f"--shard-size is a size such as 5GB or 500MB, found {text!r}.")
-    return size
-
-
-def _bytes(count: int) -> str:
-    """Return a number of bytes as people read it."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:,.2f} {unit}"
-    return f"{count} bytes"

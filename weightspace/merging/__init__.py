@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from weightspace.merging.merge_adapters import ADAPTER_METHODS, AdapterMergeReport, merge_adapters
     from weightspace.merging.merge_files import merge_files
     from weightspace.merging.methods import METHODS, Method
+    from weightspace.merging.moe.build import build_moe
     from weightspace.merging.out_of_core.aligning import Alignment
     from weightspace.merging.out_of_core.run import Finish, MergeReport
     from weightspace.merging.plan.options import ExecutionOptions, OutputOptions, ReadingOptions
@@ -33,6 +34,7 @@ _HOMES = {
     "OutputOptions": "plan.options",
     "ReadingOptions": "plan.options",
     "Reproduction": "reproduce",
+    "build_moe": "moe.build",
     "interpolate": "interpolate",
     "merge": "in_memory",
     "merge_adapters": "merge_adapters",
@@ -52,6 +54,7 @@ __all__ = [
     "OutputOptions",
     "ReadingOptions",
     "Reproduction",
+    "build_moe",
     "interpolate",
     "merge",
     "merge_adapters",
