@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from weightspace.cli import commands, options
 from weightspace.cli.commands import Whole
+from weightspace.cli.merge_differences import check_reports, report_differences
 from weightspace.cli.merge_methods import check_method, is_recipe, parameter_options, parameters_of
 from weightspace.cli.merge_networks import Scores, network_options, statistics_advice
 from weightspace.cli.merge_report import plan_rows, size_of
+from weightspace.cli.merge_verification import check_verifiable, verification_line, verified
 from weightspace.cli.printing import echo, warn
 from weightspace.cli.progress import byte_progress
 from weightspace.cli.reports import echo_files, echo_report, files_of
@@ -25,7 +27,7 @@ from weightspace.progress import Progress
 from weightspace.user_code import is_user_code
 
 if TYPE_CHECKING:
-    from weightspace.merging import Alignment, Finish, MergeReport, Reproduction
+    from weightspace.merging import Alignment, Finish, MergeReport, Reproduction, SourceDifferences
 
 #: Exit status of a command that Ctrl-C stopped, as shells have it.
 _SIGINT = 130
@@ -69,6 +71,23 @@ _SIGINT = 130
 @options.device("Where the networks of --task run, while tensors are merged on the CPU")
 @options.seed("Seed of random masks and of the matching.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing, and run no code of file.py.")
+@click.option(
+    "--report",
+    "reports",
+    multiple=True,
+    metavar="FILE",
+    help="Show first how the sources differ, layer by layer, and write that: a picture (.png, .svg, .pdf), .json, .csv "
+    "or - for the table alone; may be repeated.",
+)
+@click.option(
+    "--report-threshold",
+    metavar="X",
+    type=click.FloatRange(min=0),
+    default=0.01,
+    show_default=True,
+    help="Differences above X times the root mean square of the base's tensor count as changes.",
+)
+@click.option("--verify", is_flag=True, help="Load the output in transformers, compare names and shapes, and run it.")
 @click.option(
     "--intermediate-dir", metavar="DIR", help="Keep the results of a recipe's named documents there, in float32."
 )
@@ -116,11 +135,12 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
       weightspace merge a b -m ties --base pretrained --density 0.5 --weights .6,.4 -o merged
       weightspace merge a.safetensors b.safetensors --align weight-matching --task digits-mlp -o merged.safetensors
       weightspace merge hf://org/a hf://org/b -o merged --dry-run
+      weightspace merge recipe.yml -o merged --report layers.png --verify
       weightspace merge --reproduce merged
     """
     if said["allow_code"] and reproduce is None:
         raise WeightspaceError("--allow-code is for --reproduce: code that the command line or a recipe names is run.")
-    _check_effects(sources, reproduce, said)
+    _check_effects(sources, output, reproduce, said)
     check_method(sources, said)
     if reproduce is None and not is_recipe(sources):
         options.check_inputs(*sources, said["base"])
@@ -135,6 +155,7 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
         return
     if not sources or output is None:
         raise click.UsageError("Expected a recipe or checkpoints, and -o OUT.")
+    differences, written = _differences(sources, said, shown=not as_json)
     with byte_progress(f"merging into {output}", shown=not said["dry_run"]) as update:
         try:
             report = _merge(sources, output, align, finish, recorded, said, update)
@@ -147,7 +168,10 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
     for line in advice:
         warn(line)
     report = replace(report, warnings=(*report.warnings, *advice))
-    _show(report, scores, dry_run=said["dry_run"], as_json=as_json)
+    found = {"differences": differences} if differences is not None else {}
+    if said["verify"]:
+        found["verification"] = verified(output)
+    _show(report, scores, found, written, dry_run=said["dry_run"], as_json=as_json)
 
 
 #: What ``--reproduce`` and the making of a merge both look at.
@@ -157,7 +181,9 @@ _OF_REPRODUCTION = (
 )
 
 
-def _check_effects(sources: tuple[str, ...], reproduce: str | None, said: Mapping[str, Any]) -> None:
+def _check_effects(
+    sources: tuple[str, ...], output: str | None, reproduce: str | None, said: Mapping[str, Any]
+) -> None:
     """Refuse options that change nothing beside the others, and sources beside a recipe."""
     recipes = [source for source in sources if is_recipe([source])]
     if recipes and len(sources) > 1:
@@ -176,6 +202,9 @@ def _check_effects(sources: tuple[str, ...], reproduce: str | None, said: Mappin
         options.check_effect(["intermediate_dir"], "without a recipe of several documents")
     if said["executor"] == "threads":
         options.check_effect(["workers"], "with --executor threads; say --threads")
+    check_reports(said["reports"], said)
+    if said["verify"]:
+        check_verifiable(output or "", dry_run=said["dry_run"])
     if said["lenient"] and said["strict"]:
         raise WeightspaceError("--lenient and --strict contradict each other. Give one of the two.")
 
@@ -192,12 +221,31 @@ def _merge(
     """Call ``merge_files`` with what the options say."""
     from weightspace.merging import merge_files
 
-    recipe = is_recipe(sources)
-    parameters = parameters_of(said)
-    if recipe and align is None and options.was_given("seed"):
+    if is_recipe(sources) and align is None and options.was_given("seed"):
         raise WeightspaceError("--seed was given beside a recipe, which says its own: put `seed` under its parameters.")
-    method = said["method"] or "linear"
-    if not recipe and method in METHODS and any(one.name == "seed" for one in METHODS[method].parameters):
+    given = _given(sources, said)
+    return merge_files(
+        sources[0] if is_recipe(sources) else sources,
+        output,
+        **given,
+        align=align,
+        finish=finish,
+        reading=_reading(said),
+        output=OutputOptions(size_of(said["shard_size"]), said["allow_nonfinite"], said["hashes"], recorded),
+        execution=_execution_options(said),
+        dry_run=said["dry_run"],
+        lenient=said["lenient"],
+        strict=said["strict"],
+        warn=warn,
+        on_progress=update,
+    )
+
+
+def _given(sources: tuple[str, ...], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the options say of the merge itself."""
+    parameters, method = parameters_of(said), said["method"] or "linear"
+    seeded = method in METHODS and any(one.name == "seed" for one in METHODS[method].parameters)
+    if seeded and not is_recipe(sources):
         parameters["seed"] = said["seed"]
     given = {
         "method": said["method"],
@@ -208,23 +256,30 @@ def _merge(
         "dtype": said["dtype"],
         "out_dtype": said["out_dtype"],
     }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _reading(said: Mapping[str, Any]) -> ReadingOptions:
+    """Return how the inputs are read."""
     if said["no_strip"] and said["strip_prefix"] is not None:
         raise WeightspaceError("--no-strip and --strip-prefix contradict each other. Give one of the two.")
-    return merge_files(
-        sources[0] if recipe else sources,
-        output,
-        **{name: value for name, value in given.items() if value is not None},
-        align=align,
-        finish=finish,
-        reading=ReadingOptions(said["key"], "" if said["no_strip"] else said["strip_prefix"]),
-        output=OutputOptions(size_of(said["shard_size"]), said["allow_nonfinite"], said["hashes"], recorded),
-        execution=_execution_options(said),
-        dry_run=said["dry_run"],
-        lenient=said["lenient"],
-        strict=said["strict"],
-        warn=warn,
-        on_progress=update,
-    )
+    return ReadingOptions(said["key"], "" if said["no_strip"] else said["strip_prefix"])
+
+
+def _differences(
+    sources: tuple[str, ...], said: Mapping[str, Any], *, shown: bool
+) -> tuple[SourceDifferences | None, list[str]]:
+    """Report how the sources differ where that is asked for; return it with the files."""
+    if not said["reports"]:
+        return None, []
+    given = {
+        **_given(sources, said),
+        "reading": _reading(said),
+        "allow_nonfinite": said["allow_nonfinite"],
+        "lenient": said["lenient"],
+    }
+    of = sources[0] if is_recipe(sources) else sources
+    return report_differences(of, said["reports"], said["report_threshold"], given, shown=shown)
 
 
 def _execution_options(said: Mapping[str, Any]) -> ExecutionOptions:
@@ -276,14 +331,23 @@ def _difference(found: Reproduction) -> str:
     return f"{found.out} came out otherwise: {', '.join(found.differing)} differ; {why}."
 
 
-def _show(report: MergeReport, scores: Scores | None, *, dry_run: bool, as_json: bool) -> None:
+def _show(
+    report: MergeReport,
+    scores: Scores | None,
+    found: Mapping[str, Any],
+    written: Sequence[str],
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Print what was done, or what would be."""
-    files = [] if dry_run else files_of(report.out)
+    files = [*([] if dry_run else files_of(report.out)), *written]
     if scores is not None:
         scores.warn()
     if as_json:
         figures = asdict(report)
         figures["dry_run"], figures["weight_files"] = dry_run, figures.pop("files")
+        figures |= found
         of_task: dict[str, Any] = {}
         if scores is not None:
             figures |= {"scores": scores.scores, "barriers": scores.barriers}
@@ -293,10 +357,13 @@ def _show(report: MergeReport, scores: Scores | None, *, dry_run: bool, as_json:
     if not dry_run:
         if scores is not None:
             scores.show()
+        if "verification" in found:
+            echo(verification_line(found["verification"]))
         echo_files(files)
         return
     for name, value in plan_rows(report).items():
         echo(f"{name:8} {value}")
+    echo_files(files)
 
 
 def _interrupted(output: str) -> str:

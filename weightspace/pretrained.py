@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,6 +47,99 @@ def build_empty(folder: Path) -> nn.Module:
     except Exception as error:
         raise WeightspaceError(f"transformers does not build the network of {folder}: {_said(error)}.") from error
     return network.eval()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What transformers says of a folder that it loads.
+
+    Attributes:
+        network: the class.
+        parameters: tensors of weights that it has.
+        missing: names of the network that the folder lacks.
+        unexpected: names of the folder that the network has no place for.
+        mismatched: names whose shapes differ.
+    """
+
+    network: str
+    parameters: int
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+
+def load_on_meta(folder: Path) -> Loaded:
+    """Load a folder on ``meta``, where weights take no memory, as the class that its configuration names.
+
+    Raises:
+        WeightspaceError: transformers isn't installed, or does not load the folder.
+    """
+    network, found = _loaded(folder, device_map="meta", ignore_mismatched_sizes=True, output_loading_info=True)
+    return Loaded(
+        type(network).__name__,
+        sum(1 for _ in network.parameters()),
+        *(tuple(map(_name_of, found.get(f"{key}_keys", ()))) for key in ("missing", "unexpected", "mismatched")),
+    )
+
+
+def run_once(folder: Path, name: str) -> tuple[bool | None, str]:
+    """Run a folder's network on a few tokens; return whether its outputs are finite.
+
+    Args:
+        folder: the folder.
+        name: of the network's class, for the note.
+
+    Returns:
+        Whether all outputs are finite, None where it was not run; and why not.
+    """
+    network = _loaded(folder)
+    try:
+        inputs = dict(network.dummy_inputs)
+        size = network.config.get_text_config().vocab_size
+        inputs = {key: value % size if not value.is_floating_point() else value for key, value in inputs.items()}
+        with torch.no_grad():
+            outputs = network.eval()(**inputs)
+    except Exception as error:
+        return None, f"not run: {name} takes other inputs than tokens ({type(error).__name__})"
+    tensors = [value for value in outputs.values() if isinstance(value, Tensor) and value.is_floating_point()]
+    return all(bool(value.isfinite().all()) for value in tensors), ""
+
+
+def _loaded(folder: Path, **options: Any) -> Any:
+    """Load a folder as the class that its configuration names, and run no code that comes with it."""
+    transformers = _transformers()
+    try:
+        with _quiet(transformers):
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            named = (config.architectures or [""])[0]
+            network = getattr(transformers, named, transformers.AutoModel)
+            return network.from_pretrained(folder, config=config, local_files_only=True, dtype="auto", **options)
+    except Exception as error:
+        raise WeightspaceError(f"transformers does not load {folder}: {_said(error)}.") from error
+
+
+@contextmanager
+def _quiet(transformers: ModuleType) -> Iterator[None]:
+    """Let transformers say nothing and draw no bars."""
+    logging = transformers.utils.logging
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    bars = getattr(logging, "is_progress_bar_enabled", lambda: False)()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _name_of(key: Any) -> str:
+    """Return the name of a key that transformers lists, with the shapes where it gives them."""
+    if isinstance(key, str):
+        return key
+    name, *shapes = key
+    return f"{name} ({' and '.join(str(tuple(shape)) for shape in shapes)})"
 
 
 @contextmanager
