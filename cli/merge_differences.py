@@ -1,4 +1,4 @@
-"""``merge --report``: how the sources of a merge differ, as table, CSV, JSON and picture, before it is made."""
+"""``merge --report``: differences between the sources, as table, CSV, JSON and picture, before the merge."""
 
 from __future__ import annotations
 

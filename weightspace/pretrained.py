@@ -42,7 +42,7 @@ def build_empty(folder: Path) -> nn.Module:
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            network = transformers.AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
+            network = transformers.AutoModel.from_config(config, trust_remote_code=False)
         _compute_buffers(network)
     except Exception as error:
         raise WeightspaceError(f"transformers does not build the network of {folder}: {_said(error)}.") from error
@@ -113,9 +113,15 @@ def _loaded(folder: Path, **options: Any) -> Any:
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             named = (config.architectures or [""])[0]
             network = getattr(transformers, named, transformers.AutoModel)
-            return network.from_pretrained(folder, config=config, local_files_only=True, dtype="auto", **options)
+            options[_dtype_option(transformers)] = "auto"
+            return network.from_pretrained(folder, config=config, local_files_only=True, **options)
     except Exception as error:
         raise WeightspaceError(f"transformers does not load {folder}: {_said(error)}.") from error
+
+
+def _dtype_option(transformers: ModuleType) -> str:
+    """Return what ``from_pretrained`` calls the dtype."""
+    return "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
 
 
 @contextmanager

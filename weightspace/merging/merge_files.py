@@ -130,7 +130,7 @@ def plan_merge(
     *,
     lenient: bool,
 ) -> Plan:
-    """Return the plan of a merge into a folder, in silence: the merge itself tells of what is doubtful.
+    """Return the plan of a merge into a folder, in silence and without running a user's code.
 
     Args:
         given: as for ``merge_files``.
@@ -146,14 +146,15 @@ def plan_merge(
         if name not in said:
             raise unknown("option", name, said)
     listeners = Listeners(_drop if lenient else None, _drop, _drop)
-    recipe = _recipe(given, {**said, **options}, listeners)
-    if recipe.documents:
-        raise WeightspaceError(
-            f"A recipe of {len(recipe.documents) + 1} documents merges what is not there yet. Compare the sources of "
-            "its documents one by one."
-        )
-    planning = _plan_options(output, reading, None, lenient=lenient)
-    return make_plan(recipe, Path("merged"), planning, warn=listeners.warn, notice=_drop, ignored=_drop)
+    with running_no_code():
+        recipe = _recipe(given, {**said, **options}, listeners)
+        if recipe.documents:
+            raise WeightspaceError(
+                f"A recipe of {len(recipe.documents) + 1} documents merges what is not there yet. Compare "
+                "the sources of its documents one by one."
+            )
+        planning = _plan_options(output, reading, None, lenient=lenient)
+        return make_plan(recipe, Path("merged"), planning, warn=listeners.warn, notice=_drop, ignored=_drop)
 
 
 def _drop(line: str) -> None:

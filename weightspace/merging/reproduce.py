@@ -120,6 +120,10 @@ def _output_options(options: Mapping[str, Any], recorded: Mapping[str, Any], *, 
 
 def _options(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return the options of the merge as its output has them."""
+    if metadata.get("method") == "moe":
+        raise CheckpointError(
+            f"{path} is a mixture of experts, which is not made again. Run `weightspace moe` with its recipe."
+        )
     try:
         options, inputs = json.loads(metadata["parameters"]), json.loads(metadata["inputs"])
         _digests(inputs)

@@ -1,4 +1,4 @@
-"""How the sources of a merge differ, tensor by tensor and layer by layer, before anything is merged.
+"""Differences between the sources of a merge, tensor by tensor and layer by layer, before anything is merged.
 
 Differences are taken from the base; where the merge has none, from the first model. An element counts as changed where
 its difference is larger than ``threshold`` times the root mean square of the reference's tensor.
@@ -37,7 +37,7 @@ THRESHOLD = 0.01
 @brief
 @dataclass(frozen=True)
 class Differences:
-    """How the models' weights differ from the reference, in a tensor or a layer.
+    """Differences of the models' weights from the reference, in a tensor or a layer.
 
     Attributes:
         name: of the tensor or layer.
@@ -77,7 +77,7 @@ class Differences:
 @brief
 @dataclass(frozen=True)
 class SourceDifferences:
-    """How the sources of a merge differ.
+    """Differences between the sources of a merge.
 
     Attributes:
         models: the models, by label.

@@ -1,4 +1,4 @@
-"""How the sources of a merge differ, as tables in colour: a row per layer, a column per model."""
+"""Differences between the sources of a merge as tables in colour: a row per layer, a column per model."""
 
 from __future__ import annotations
 

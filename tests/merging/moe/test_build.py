@@ -14,7 +14,8 @@ import weightspace as ws
 from weightspace import cli
 from weightspace.errors import WeightspaceError
 from weightspace.merging import ExecutionOptions, OutputOptions, build_moe
-from weightspace.merging.moe.recipe import parse_mixture_recipe
+from weightspace.merging.moe.planner import mixture_parts, mixture_plan, write_router_skeleton
+from weightspace.merging.moe.recipe import parse_mixture_recipe, read_mixture_recipe
 
 pytest.importorskip("transformers", minversion="5")
 
@@ -181,6 +182,23 @@ def test_what_mergekit_ignores_is_a_warning_and_an_error_under_strict() -> None:
     assert result.exit_code == 0
     assert "tokenizer_source has no effect" in result.output
     assert run("moe recipe.yml -o out --strict").exit_code == 2
+
+
+def test_plans_with_the_same_routers_have_one_digest_so_that_a_build_resumes(tmp_path: Path) -> None:
+    parts = mixture_parts(read_mixture_recipe(tiny.write_recipe()), 0, lambda line: None)
+    digests = set()
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        write_router_skeleton(parts, routers := tmp_path / name / "routers.safetensors")
+        digests.add(mixture_plan(parts, routers, "digest", Path("out"), OutputOptions()).digest)
+    digests.add(mixture_plan(parts, routers, "another", Path("out"), OutputOptions()).digest)
+    assert len(digests) == 2
+
+
+def test_a_mixture_is_not_reproduced() -> None:
+    build_moe(tiny.write_recipe(), "out")
+    result = run("merge --reproduce out")
+    assert (result.exit_code, "Run `weightspace moe`" in result.output) == (2, True)
 
 
 def test_a_dry_run_writes_nothing_and_json_says_what_was_built() -> None:

@@ -29,7 +29,7 @@ from weightspace.merging.plan.promotion import FLOATS
 from weightspace.merging.recipe.types import Warn
 
 #: What experts with noise or a scale are made by; all other tensors are copied.
-_METHOD = Method("moe", "_expert:expert", "", "", base="none", models=(1, 1), cost=20)
+_METHOD = Method("moe", "_expert:expert", "", "", base="none", models=(1, 1))
 
 #: What routers and zeros are kept as until the output has them.
 ROUTERS = "routers.safetensors"
