@@ -202,7 +202,7 @@ def _check_effects(
         options.check_effect(["intermediate_dir"], "without a recipe of several documents")
     if said["executor"] == "threads":
         options.check_effect(["workers"], "with --executor threads; say --threads")
-    check_reports(said["reports"], said)
+    check_reports(said["reports"], sources, said)
     if said["verify"]:
         check_verifiable(output or "", dry_run=said["dry_run"])
     if said["lenient"] and said["strict"]:

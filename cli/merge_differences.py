@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _TABLE, _DATA = "-", (".json", ".csv")
 
 
-def check_reports(reports: Sequence[str], said: Mapping[str, Any]) -> None:
-    """Check the names of reports, and that the options beside them fit.
+def check_reports(reports: Sequence[str], sources: Sequence[str], said: Mapping[str, Any]) -> None:
+    """Check the names of reports, that they replace no source, and that the options beside them fit.
 
     Raises:
         WeightspaceError: a name has another ending, or the networks are aligned first.
@@ -41,6 +41,7 @@ def check_reports(reports: Sequence[str], said: Mapping[str, Any]) -> None:
             picture_format(Path(name))
         if name != _TABLE:
             options.check_writable(name, "file")
+            options.check_apart(name, *sources, said["base"])
 
 
 def report_differences(
