@@ -10,6 +10,7 @@ import click
 from weightspace.cli import commands, options
 from weightspace.cli.commands import Whole
 from weightspace.cli.merge_report import plan_rows, size_of
+from weightspace.cli.merge_verification import check_verifiable, verification_line, verified
 from weightspace.cli.printing import echo, warn
 from weightspace.cli.progress import byte_progress
 from weightspace.cli.reports import echo_files, echo_report, files_of
@@ -18,7 +19,7 @@ from weightspace import WeightspaceError
 from weightspace.merging.plan.options import ExecutionOptions, OutputOptions
 
 if TYPE_CHECKING:
-    from weightspace.merging import MergeReport
+    from weightspace.merging import LoadVerification, MergeReport
 
 
 @commands.command("moe")
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 @options.output("Hugging Face folder to write.", kind="checkpoint")
 @options.seed("Seed of random routers and of noise.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
+@click.option("--verify", is_flag=True, help="Load the output in transformers, compare names and shapes, and run it.")
 @click.option("--lenient", is_flag=True, help="Warn of unknown keys instead of refusing them.")
 @click.option("--strict", is_flag=True, help="Refuse keys without effect instead of warning.")
 @click.option("--allow-nonfinite", is_flag=True, help="Take NaN and infinity too.")
@@ -50,12 +52,14 @@ def command(recipe: str, output: str, as_json: bool, **said: Any) -> None:
     \b
     Examples:
       weightspace moe experts.yml -o mixture
-      weightspace moe experts.yml -o mixture --dry-run
+      weightspace moe experts.yml -o mixture --verify
       weightspace moe random.yml -o mixture --seed 3 --json
     """
     options.check_inputs(recipe)
     if said["lenient"] and said["strict"]:
         raise WeightspaceError("--lenient and --strict contradict each other. Give one of the two.")
+    if said["verify"]:
+        check_verifiable(output, dry_run=said["dry_run"])
     _check_seed(recipe)
     from weightspace.merging.moe.build import build_moe
 
@@ -72,7 +76,8 @@ def command(recipe: str, output: str, as_json: bool, **said: Any) -> None:
             warn=warn,
             on_progress=update,
         )
-    _show(report, dry_run=said["dry_run"], as_json=as_json)
+    found = verified(output) if said["verify"] else None
+    _show(report, found, dry_run=said["dry_run"], as_json=as_json)
 
 
 def _check_seed(recipe: str) -> None:
@@ -87,15 +92,19 @@ def _drop(line: str) -> None:
     """Take a warning that the build gives."""
 
 
-def _show(report: MergeReport, *, dry_run: bool, as_json: bool) -> None:
+def _show(report: MergeReport, found: LoadVerification | None, *, dry_run: bool, as_json: bool) -> None:
     """Print what was done, or what would be."""
     files = [] if dry_run else files_of(report.out)
     if as_json:
         figures = asdict(report)
         figures["dry_run"], figures["weight_files"] = dry_run, figures.pop("files")
+        if found is not None:
+            figures["verification"] = found
         echo_report(figures, output=figures.pop("out"), files=files)
     elif dry_run:
         for name, value in plan_rows(report).items():
             echo(f"{name:8} {value}")
     else:
+        if found is not None:
+            echo(verification_line(found))
         echo_files(files)

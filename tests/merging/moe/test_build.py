@@ -212,6 +212,15 @@ def test_a_dry_run_writes_nothing_and_json_says_what_was_built() -> None:
     assert not list(Path().glob(".out*"))
 
 
+def test_verify_loads_and_runs_the_mixture() -> None:
+    tiny.write_recipe()
+    result = run("moe recipe.yml -o out --verify")
+    assert result.exit_code == 0
+    assert "MixtralForCausalLM" in result.output
+    assert "one forward pass, finite outputs" in result.output
+    assert run("moe recipe.yml -o out --verify --dry-run").exit_code == 2
+
+
 def test_a_seed_that_nothing_is_drawn_with_is_refused() -> None:
     tiny.write_recipe(gate_mode="cheap_embed")
     result = run("moe recipe.yml -o out --seed 1")
