@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, str] = {
     "evidence": "Collect the data statistics for Fisher or RegMean merging.",
     "merge": "Merge checkpoints, optionally aligning them first.",
     "transplant": "Give a model another model's vocabulary.",
+    "moe": "Build a mixture of experts from dense models.",
     "extract-lora": "Extract a LoRA adapter from a fine-tuned checkpoint.",
     "merge-adapters": "Merge LoRA adapters of one model into one.",
     "spectrum": "Show singular values, and compare the singular vectors of two networks.",

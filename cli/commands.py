@@ -15,10 +15,10 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "Inputs": ("key", "strip_prefix", "no_strip", "lenient", "strict", "allow_nonfinite"),
     "Execution": (
         *("executor", "workers", "ray_address", "gpus", "threads", "memory", "hashes", "fsync", "cache"),
-        *("intermediate_dir", "reproduce", "allow_code", "dry_run"),
+        *("intermediate_dir", "reproduce", "allow_code", "verify", "dry_run"),
     ),
     "Output": (
-        *("output", "outputs", "reports", "merged", "out_dtype", "shard_size", "force"),
+        *("output", "outputs", "reports", "report_threshold", "merged", "out_dtype", "shard_size", "force"),
         *("as_json", "quiet", "verbose", "help", "_click_default_help"),
     ),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from weightspace.cli import commands, options
 from weightspace.cli.commands import Whole
+from weightspace.cli.merge_differences import check_reports, report_differences
 from weightspace.cli.merge_methods import check_method, is_recipe, parameter_options, parameters_of
 from weightspace.cli.merge_networks import Scores, advice_on_statistics, network_options
+from weightspace.cli.merge_report import plan_rows, size_of
+from weightspace.cli.merge_verification import check_verifiable, verification_line, verified
 from weightspace.cli.printing import echo, warn
 from weightspace.cli.progress import byte_progress
 from weightspace.cli.reports import echo_files, echo_report, files_of
@@ -21,14 +24,10 @@ from weightspace.matching.registry import MATCHINGS
 from weightspace.merging import METHODS
 from weightspace.merging.plan.options import ExecutionOptions, OutputOptions, ReadingOptions
 from weightspace.progress import Progress
-from weightspace.reprs import size
 from weightspace.user_code import is_user_code
 
 if TYPE_CHECKING:
-    from weightspace.merging import Alignment, Finish, MergeReport, Reproduction
-
-#: Units of human-readable sizes, in bytes.
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
+    from weightspace.merging import Alignment, Finish, MergeReport, Reproduction, SourceDifferences
 
 #: Exit status of a command stopped by Ctrl-C, as in shells.
 _SIGINT = 130
@@ -71,7 +70,24 @@ _SIGINT = 130
 @options.seed("Seed of random masks and of the matching.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing, and run no custom code.")
 @click.option(
-    "--intermediate-dir", metavar="DIR", help="Folder for the results of a recipe's named documents, in float32."
+    "--report",
+    "reports",
+    multiple=True,
+    metavar="FILE",
+    help="First compare the sources layer by layer and write that: a picture (.png, .svg, .pdf), .json, .csv, or - for "
+    "the table alone; may be repeated.",
+)
+@click.option(
+    "--report-threshold",
+    metavar="X",
+    type=click.FloatRange(min=0),
+    default=0.01,
+    show_default=True,
+    help="Differences above X times the root mean square of the base's tensor count as changes.",
+)
+@click.option("--verify", is_flag=True, help="Load the output in transformers, compare names and shapes, and run it.")
+@click.option(
+    "--intermediate-dir", metavar="DIR", help="Keep the results of a recipe's named documents there, in float32."
 )
 @click.option("--reproduce", metavar="OUT", help="Rerun the merge recorded in OUT's metadata and compare the bytes.")
 @click.option(
@@ -122,6 +138,7 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
       weightspace merge a b -m ties --base pretrained --density 0.5 --weights .6,.4 -o merged
       weightspace merge a.safetensors b.safetensors --align weight-matching --task digits-mlp -o merged.safetensors
       weightspace merge hf://org/a hf://org/b -o merged --dry-run
+      weightspace merge recipe.yml -o merged --report layers.png --verify
       weightspace merge --reproduce merged
     """
     if said["allow_code"] and reproduce is None:
@@ -141,6 +158,7 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
         return
     if not sources or output is None:
         raise click.UsageError("Expected a recipe or checkpoints, and -o OUT.")
+    differences, written = _differences(sources, said, shown=not as_json)
     with byte_progress(f"merging into {output}", shown=not said["dry_run"]) as update:
         try:
             report = _merge(sources, output, align, finish, recorded, said, update)
@@ -153,7 +171,10 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
     for line in advice:
         warn(line)
     report = replace(report, warnings=(*report.warnings, *advice))
-    _show(report, scores, dry_run=said["dry_run"], as_json=as_json)
+    found = {"differences": differences} if differences is not None else {}
+    if said["verify"]:
+        found["verification"] = verified(output)
+    _show(report, scores, found, written, dry_run=said["dry_run"], as_json=as_json)
 
 
 #: Options that ``--reproduce`` shares with an ordinary merge.
@@ -186,6 +207,9 @@ def _check_effects(
         _check_base(method, output, said)
     if said["executor"] == "threads":
         options.check_effect(["workers"], "with --executor threads; use --threads")
+    check_reports(said["reports"], sources, said)
+    if said["verify"]:
+        check_verifiable(output or "", dry_run=said["dry_run"])
     if said["lenient"] and said["strict"]:
         raise WeightspaceError("--lenient and --strict contradict each other. Give one of the two.")
 
@@ -212,12 +236,31 @@ def _merge(
     """Call ``merge_files`` with the options of the command line."""
     from weightspace.merging import merge_files
 
-    recipe = is_recipe(sources)
-    parameters = parameters_of(said)
-    if recipe and align is None and options.was_given("seed"):
+    if is_recipe(sources) and align is None and options.was_given("seed"):
         raise WeightspaceError("--seed doesn't apply to a recipe: put `seed` under its parameters.")
-    method = said["method"] or "linear"
-    if not recipe and method in METHODS and any(one.name == "seed" for one in METHODS[method].parameters):
+    given = _given(sources, said)
+    return merge_files(
+        sources[0] if is_recipe(sources) else sources,
+        output,
+        **given,
+        align=align,
+        finish=finish,
+        reading=_reading(said),
+        output=OutputOptions(size_of(said["shard_size"]), said["allow_nonfinite"], said["hashes"], recorded),
+        execution=_execution_options(said),
+        dry_run=said["dry_run"],
+        lenient=said["lenient"],
+        strict=said["strict"],
+        warn=warn,
+        on_progress=update,
+    )
+
+
+def _given(sources: tuple[str, ...], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that describe the merge itself."""
+    parameters, method = parameters_of(said), said["method"] or "linear"
+    seeded = method in METHODS and any(one.name == "seed" for one in METHODS[method].parameters)
+    if seeded and not is_recipe(sources):
         parameters["seed"] = said["seed"]
     given = {
         "method": said["method"],
@@ -228,23 +271,30 @@ def _merge(
         "dtype": said["dtype"],
         "out_dtype": said["out_dtype"],
     }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _reading(said: Mapping[str, Any]) -> ReadingOptions:
+    """Return how the inputs are read."""
     if said["no_strip"] and said["strip_prefix"] is not None:
         raise WeightspaceError("--no-strip and --strip-prefix contradict each other. Give one of the two.")
-    return merge_files(
-        sources[0] if recipe else sources,
-        output,
-        **{name: value for name, value in given.items() if value is not None},
-        align=align,
-        finish=finish,
-        reading=ReadingOptions(said["key"], "" if said["no_strip"] else said["strip_prefix"]),
-        output=OutputOptions(_size(said["shard_size"]), said["allow_nonfinite"], said["hashes"], recorded),
-        execution=_execution_options(said),
-        dry_run=said["dry_run"],
-        lenient=said["lenient"],
-        strict=said["strict"],
-        warn=warn,
-        on_progress=update,
-    )
+    return ReadingOptions(said["key"], "" if said["no_strip"] else said["strip_prefix"])
+
+
+def _differences(
+    sources: tuple[str, ...], said: Mapping[str, Any], *, shown: bool
+) -> tuple[SourceDifferences | None, list[str]]:
+    """Report how the sources differ where that is asked for; return it with the files."""
+    if not said["reports"]:
+        return None, []
+    given = {
+        **_given(sources, said),
+        "reading": _reading(said),
+        "allow_nonfinite": said["allow_nonfinite"],
+        "lenient": said["lenient"],
+    }
+    of = sources[0] if is_recipe(sources) else sources
+    return report_differences(of, said["reports"], said["report_threshold"], given, shown=shown)
 
 
 def _execution_options(said: Mapping[str, Any]) -> ExecutionOptions:
@@ -296,14 +346,23 @@ def _difference(found: Reproduction) -> str:
     return f"{found.out} was not reproduced: {', '.join(found.differing)} differ; {why}."
 
 
-def _show(report: MergeReport, scores: Scores | None, *, dry_run: bool, as_json: bool) -> None:
+def _show(
+    report: MergeReport,
+    scores: Scores | None,
+    found: Mapping[str, Any],
+    written: Sequence[str],
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Print the report of a merge, or the plan of a dry run."""
-    files = [] if dry_run else files_of(report.out)
+    files = [*([] if dry_run else files_of(report.out)), *written]
     if scores is not None:
         scores.warn()
     if as_json:
         figures = asdict(report)
         figures["dry_run"], figures["weight_files"] = dry_run, figures.pop("files")
+        figures |= found
         of_task: dict[str, Any] = {}
         if scores is not None:
             figures |= {"scores": scores.scores, "barriers": scores.barriers}
@@ -313,20 +372,13 @@ def _show(report: MergeReport, scores: Scores | None, *, dry_run: bool, as_json:
     if not dry_run:
         if scores is not None:
             scores.show()
+        if "verification" in found:
+            echo(verification_line(found["verification"]))
         echo_files(files)
         return
-    rows = {
-        "method": report.method,
-        "output": f"{report.out} ({', '.join(report.files)})",
-        "tensors": f"{report.tensors:,}",
-        "reads": size(report.read_bytes),
-        **({"fetches": size(report.fetched_bytes)} if report.fetched_bytes else {}),
-        "writes": size(report.written_bytes),
-        "memory": f"about {size(report.memory)} on top of the interpreter",
-        "time": f"about {report.seconds:,.0f} s" if report.seconds >= 1 else "about a second",
-    }
-    for name, value in rows.items():
+    for name, value in plan_rows(report).items():
         echo(f"{name:8} {value}")
+    echo_files(files)
 
 
 def _interrupted(output: str) -> str:
@@ -339,19 +391,3 @@ def _interrupted(output: str) -> str:
     them = "it" if len(kept) == 1 else "them"
     places = " and ".join(kept)
     return f"Stopped. Progress is kept in {places}: rerun the command to resume, or delete {them} to discard it."
-
-
-def _size(text: str) -> int:
-    """Parse a size such as 5GB into bytes."""
-    number, factor = text.upper().strip(), 1
-    for unit, scale in _UNITS.items():
-        if number.endswith(unit):
-            number, factor = number.removesuffix(unit), scale
-            break
-    try:
-        size = int(float(number) * factor)
-    except (ValueError, OverflowError):
-        size = 0
-    if size < 1:
-        raise WeightspaceError(f"--shard-size is a size such as 5GB or 500MB; found {text!r}.")
-    return size

@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from weightspace.merging.merge_adapters import ADAPTER_METHODS, AdapterMergeReport, merge_adapters
     from weightspace.merging.merge_files import merge_files
     from weightspace.merging.methods import METHODS, Method
+    from weightspace.merging.moe.build import build_moe
     from weightspace.merging.out_of_core.aligning import Alignment
     from weightspace.merging.out_of_core.run import Finish, MergeReport
     from weightspace.merging.plan.options import ExecutionOptions, OutputOptions, ReadingOptions
     from weightspace.merging.reproduce import Reproduction, reproduce
+    from weightspace.merging.source_differences import Differences, SourceDifferences, source_differences
+    from weightspace.merging.verification import LoadVerification, verify_loading
 
 #: Public name -> the file that defines it.
 _HOMES = {
@@ -26,18 +29,24 @@ _HOMES = {
     "AdapterMergeReport": "merge_adapters",
     "METHODS": "methods",
     "Alignment": "out_of_core.aligning",
+    "Differences": "source_differences",
     "ExecutionOptions": "plan.options",
     "Finish": "out_of_core.run",
     "MergeReport": "out_of_core.run",
+    "LoadVerification": "verification",
     "Method": "methods",
     "OutputOptions": "plan.options",
     "ReadingOptions": "plan.options",
     "Reproduction": "reproduce",
+    "SourceDifferences": "source_differences",
+    "build_moe": "moe.build",
     "interpolate": "interpolate",
     "merge": "in_memory",
     "merge_adapters": "merge_adapters",
     "merge_files": "merge_files",
     "reproduce": "reproduce",
+    "source_differences": "source_differences",
+    "verify_loading": "verification",
 }
 
 __all__ = [
@@ -45,18 +54,24 @@ __all__ = [
     "METHODS",
     "AdapterMergeReport",
     "Alignment",
+    "Differences",
     "ExecutionOptions",
     "Finish",
+    "LoadVerification",
     "MergeReport",
     "Method",
     "OutputOptions",
     "ReadingOptions",
     "Reproduction",
+    "SourceDifferences",
+    "build_moe",
     "interpolate",
     "merge",
     "merge_adapters",
     "merge_files",
     "reproduce",
+    "source_differences",
+    "verify_loading",
 ]
 
 __getattr__ = resolver(__name__, _HOMES)

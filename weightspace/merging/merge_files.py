@@ -18,6 +18,7 @@ from weightspace.merging.out_of_core.planner import PlanOptions, make_plan
 from weightspace.merging.out_of_core.run import Finish, MergeReport, OnBytes, check_runnable, report, run_plan
 from weightspace.merging.out_of_core.stages import Listeners, merge_documents
 from weightspace.merging.plan.options import ExecutionOptions, OutputOptions, ReadingOptions
+from weightspace.merging.plan.plan import Plan
 from weightspace.merging.recipe.parse import Recipe, Warn, read_recipe, recipe_of
 from weightspace.parallel import EXECUTORS
 from weightspace.progress import Progress
@@ -121,6 +122,45 @@ def _merge(
     return replace(done, warnings=tuple(warnings.lines))
 
 
+def plan_merge(
+    given: str | os.PathLike[str] | Recipe | Sequence[str | os.PathLike[str]],
+    options: Mapping[str, Any],
+    reading: ReadingOptions,
+    output: OutputOptions,
+    *,
+    lenient: bool,
+) -> Plan:
+    """Return the plan of a merge into a folder, in silence and without running a user's code.
+
+    Args:
+        given: as for ``merge_files``.
+        options: those of ``merge_files`` that say what is merged, by name.
+        reading, output, lenient: as there.
+
+    Raises:
+        CheckpointError: as ``merge_files``.
+        WeightspaceError: as ``merge_files``, or the recipe has several documents.
+    """
+    said = dict.fromkeys(("method", "base", "weights", "parameters", "evidence", "dtype", "out_dtype"))
+    for name in options:
+        if name not in said:
+            raise unknown("option", name, said)
+    listeners = Listeners(_drop if lenient else None, _drop, _drop)
+    with running_no_code():
+        recipe = _recipe(given, {**said, **options}, listeners)
+        if recipe.documents:
+            raise WeightspaceError(
+                f"A recipe of {len(recipe.documents) + 1} documents merges what is not there yet. Compare "
+                "the sources of its documents one by one."
+            )
+        planning = _plan_options(output, reading, None, lenient=lenient)
+        return make_plan(recipe, Path("merged"), planning, warn=listeners.warn, notice=_drop, ignored=_drop)
+
+
+def _drop(line: str) -> None:
+    """Take a line that the merge tells."""
+
+
 def _bytes_reporter(on_progress: Callable[[Progress], None] | None) -> OnBytes | None:
     """Return a callback that turns counts of bytes into progress events."""
     if on_progress is None:
@@ -198,8 +238,8 @@ def _merge_plan(
     plan = make_plan(recipe, out, options, warn=listeners.warn, notice=listeners.notice, ignored=listeners.ignored)
     if steps.align is not None and plan.vocabulary is not None:
         raise WeightspaceError(
-            "Models whose rows are moved by token (tokenizer) cannot be aligned in one go. Merge each with itself under "
-            "the common tokenizer first, and align the results."
+            "Models whose rows are moved by token (tokenizer) cannot be aligned in one go. Merge each with itself "
+            "under the common tokenizer first, and align the results."
         )
     if not steps.dry_run:
         return run_plan(plan, out, execution, align=steps.align, finish=steps.finish, progress=steps.progress)

@@ -120,6 +120,8 @@ def _output_options(options: Mapping[str, Any], recorded: Mapping[str, Any], *, 
 
 def _options(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return the options of the merge from its output's metadata."""
+    if metadata.get("method") == "moe":
+        raise CheckpointError(f"{path} is a mixture of experts; run `weightspace moe` with its recipe to reproduce it.")
     try:
         options, inputs = json.loads(metadata["parameters"]), json.loads(metadata["inputs"])
         _digests(inputs)

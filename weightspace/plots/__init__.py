@@ -3,6 +3,7 @@
 from weightspace.plots.calibration import draw_calibration
 from weightspace.plots.curves import draw_curves
 from weightspace.plots.label_spaces import draw_locus, draw_simplex
+from weightspace.plots.layers import draw_differences
 from weightspace.plots.matrices import draw_matrices
 from weightspace.plots.planes import draw_planes
 from weightspace.plots.soups import draw_points, draw_predictions, draw_soups
@@ -12,6 +13,7 @@ __all__ = [
     "draw_alignment",
     "draw_calibration",
     "draw_curves",
+    "draw_differences",
     "draw_heat_maps",
     "draw_locus",
     "draw_matrices",

@@ -1,0 +1,48 @@
+"""Plans and sizes of merges from files to files, as commands print and parse them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from weightspace import WeightspaceError
+from weightspace.reprs import size
+
+if TYPE_CHECKING:
+    from weightspace.merging import MergeReport
+
+#: Units of human-readable sizes, in bytes.
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
+
+
+def plan_rows(report: MergeReport) -> dict[str, str]:
+    """Return the rows of a plan: name and text."""
+    return {
+        "method": report.method,
+        "output": f"{report.out} ({', '.join(report.files)})",
+        "tensors": f"{report.tensors:,}",
+        "reads": size(report.read_bytes),
+        **({"fetches": size(report.fetched_bytes)} if report.fetched_bytes else {}),
+        "writes": size(report.written_bytes),
+        "memory": f"about {size(report.memory)} on top of the interpreter",
+        "time": f"about {report.seconds:,.0f} s" if report.seconds >= 1 else "about a second",
+    }
+
+
+def size_of(text: str) -> int:
+    """Parse a size such as 5GB into bytes.
+
+    Raises:
+        WeightspaceError: the text is not a size.
+    """
+    number, factor = text.upper().strip(), 1
+    for unit, scale in _UNITS.items():
+        if number.endswith(unit):
+            number, factor = number.removesuffix(unit), scale
+            break
+    try:
+        count = int(float(number) * factor)
+    except (ValueError, OverflowError):
+        count = 0
+    if count < 1:
+        raise WeightspaceError(f"--shard-size is a size such as 5GB or 500MB; found {text!r}.")
+    return count

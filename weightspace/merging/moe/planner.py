@@ -1,0 +1,209 @@
+"""From the recipe of a mixture and the headers of its models to a plan, which merges from files carry out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightspace.checkpoints.metadata import read_contents
+from weightspace.checkpoints.provenance import described
+from weightspace.checkpoints.safetensors_header import encode_header, place_entries
+from weightspace.errors import CheckpointError
+from weightspace.merging.config.differences import read_config
+from weightspace.merging.methods import Method
+from weightspace.merging.moe.architectures import Architecture, choose_architecture
+from weightspace.merging.moe.configuration import mixture_configuration
+from weightspace.merging.moe.recipe import MixtureRecipe
+from weightspace.merging.moe.tensors import MixtureTensors, mixture_tensors
+from weightspace.merging.out_of_core.input_checks import check_plain, compare_folders
+from weightspace.merging.plan.inputs import companion_paths, stamps_of
+from weightspace.merging.plan.layout import lay_out
+from weightspace.merging.plan.members import open_members
+from weightspace.merging.plan.options import OutputOptions, ReadingOptions
+from weightspace.merging.plan.plan import Member, Plan
+from weightspace.merging.plan.promotion import FLOATS
+from weightspace.merging.recipe.types import Warn
+
+#: What experts with noise or a scale are made by; all other tensors are copied.
+_METHOD = Method("moe", "_expert:expert", "", "", base="none", models=(1, 1))
+
+#: What routers and zeros are kept as until the output has them.
+ROUTERS = "routers.safetensors"
+
+
+@dataclass(frozen=True)
+class MixtureParts:
+    """What a mixture is put together from, before its routers are known.
+
+    Attributes:
+        recipe: of the mixture.
+        seed: of routers and noise that are drawn.
+        architecture: of the mixture.
+        members: its models, the base first.
+        config: its configuration.
+        tensors: of the output.
+        notices: lines about what was decided.
+        companions: files beside the weights that come from the base.
+    """
+
+    recipe: MixtureRecipe
+    seed: int
+    architecture: Architecture
+    members: tuple[Member, ...]
+    config: Mapping[str, Any]
+    tensors: MixtureTensors
+    notices: tuple[str, ...]
+    companions: tuple[str, ...]
+
+    @property
+    def base(self) -> Member:
+        """The model that everything but the experts comes from."""
+        return self.members[0]
+
+
+def mixture_parts(recipe: MixtureRecipe, seed: int, notice: Warn) -> MixtureParts:
+    """Open the models of a mixture and check that they fit.
+
+    Args:
+        recipe: of the mixture.
+        seed: of what is drawn.
+        notice: takes lines about decisions, and about differences between the models.
+
+    Raises:
+        CheckpointError: a model is missing or damaged, has no configuration, or does not fit.
+        WeightspaceError: no architecture fits.
+    """
+    notices: list[str] = []
+
+    def note(line: str) -> None:
+        notices.append(line)
+        notice(line)
+
+    members = open_members(recipe.models, {}, ReadingOptions(), note)
+    check_plain(members)
+    configs = [_config(member) for member in members]
+    types = {member.source: str(config["model_type"]) for member, config in zip(members, configs, strict=True)}
+    architecture = choose_architecture(recipe, types)
+    base = members[0]
+    dtype = _dtype(recipe, configs[0], base)
+    name = next(name for name, code in FLOATS.items() if code == dtype)
+    config = mixture_configuration(architecture, configs[0], recipe, name, note)
+    if base.untied:
+        config["tie_word_embeddings"] = False
+    tensors = mixture_tensors(architecture, recipe, members, config, dtype, seed)
+    companions = compare_folders(members, base.contents.path, note, sliced=False, copied=True)
+    for line in _advice(recipe, architecture):
+        note(line)
+    return MixtureParts(recipe, seed, architecture, members, config, tensors, tuple(notices), companions.copied)
+
+
+def mixture_plan(
+    parts: MixtureParts, routers: Path, digest: str, out: Path, output: OutputOptions, advice: Sequence[str] = ()
+) -> Plan:
+    """Return the plan of a mixture.
+
+    Args:
+        parts: of the mixture.
+        routers: the file of its computed tensors.
+        digest: SHA-256 of that file.
+        out: the output's folder.
+        output: of the output.
+        advice: further lines for the model card.
+    """
+    members = (*parts.members, Member(ROUTERS, ROUTERS, read_contents(routers)))
+    base = parts.base.contents.path
+    metadata = _metadata(parts, members, output)
+    placed, shards = lay_out(parts.tensors.jobs, parts.tensors.tied, metadata, None, output.shard_size)
+    stamps = stamps_of(members, companion_paths(base, parts.companions, None))
+    known = [(os.path.realpath(file), *stamp) for file, stamp in stamps.items() if file != routers]
+    return Plan(
+        _METHOD,
+        members,
+        placed,
+        parts.tensors.tied,
+        shards,
+        metadata,
+        not output.allow_nonfinite,
+        json.dumps([dict(metadata), known, digest, output.hashes, out.name]),
+        Path(os.path.realpath(out)).name,
+        donor=base,
+        configurations={"config.json": json.dumps(dict(parts.config), indent=2, ensure_ascii=False) + "\n"},
+        companions=parts.companions,
+        notices=(*parts.notices, *advice),
+        stamps=stamps,
+        hashes=output.hashes,
+    )
+
+
+def write_router_skeleton(parts: MixtureParts, path: Path) -> None:
+    """Write a file with the header of the computed tensors and zeros in their places.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    entries = place_entries({name: (info.dtype, info.shape) for name, info in parts.tensors.computed.items()})
+    header = encode_header(entries, {})
+    with open(path, "wb") as file:
+        file.write(header)
+        file.truncate(len(header) + max(entry.end for entry in entries.values()))
+
+
+def _config(member: Member) -> dict[str, Any]:
+    """Return the configuration of a dense model.
+
+    Raises:
+        CheckpointError: it has none, or one without a model type.
+    """
+    path = member.contents.path
+    config = read_config(path) if path.is_dir() else None
+    if config is None or not isinstance(config.get("model_type"), str):
+        lacks = "no config.json" if config is None else "a config.json without a model_type"
+        raise CheckpointError(f"{member.label} has {lacks}; expected the Hugging Face folder of a dense model.")
+    return config
+
+
+def _dtype(recipe: MixtureRecipe, config: Mapping[str, Any], base: Member) -> str:
+    """Return the dtype of the output by the format's name: the recipe's, the base's configuration's or its tensors'."""
+    said = recipe.dtype or config.get("torch_dtype") or config.get("dtype")
+    name = str(said).removeprefix("torch.")
+    if name in FLOATS:
+        return FLOATS[name]
+    stored = {info.dtype for info in base.contents.tensors.values() if info.is_inexact} & set(FLOATS.values())
+    return stored.pop() if len(stored) == 1 else "F32"
+
+
+def _advice(recipe: MixtureRecipe, architecture: Architecture) -> list[str]:
+    """Return lines about mixtures that are seldom what is meant."""
+    lines = []
+    experts = recipe.experts
+    same = {(expert.source, expert.residual_scale) for expert in experts}
+    if len(experts) > 1 and len(same) == 1 and not any(expert.noise_scale for expert in experts):
+        lines.append(
+            f"All experts are {experts[0].source}: until it is trained, the mixture computes what one expert does."
+        )
+    if architecture.name == "DeepSeek MoE" and recipe.experts_per_token == 1:
+        lines.append(
+            "DeepSeek MoE weighs a single expert per token by its probability, which is below 1; with "
+            "experts_per_token of 2 or more the weights sum to 1."
+        )
+    if any(expert.residual_scale is None for expert in recipe.shared):
+        lines.append(
+            "The shared expert adds its output to that of the routed ones, twice as much as the dense models have; "
+            "residual_scale below 1 under shared_experts makes up for it."
+        )
+    return lines
+
+
+def _metadata(parts: MixtureParts, members: Sequence[Member], output: OutputOptions) -> dict[str, str]:
+    """Return the metadata of the output; zeros take the place of the digests of the inputs."""
+    blank = "0" * 64 if output.hashes else ""
+    paths = [entry for member in members for entry in member.inputs]
+    digests = {file: blank for member in members for file in member.files}
+    recorded: dict[str, Any] = {"shard_size": output.shard_size, "architecture": parts.architecture.name}
+    if parts.recipe.draws:
+        recorded["seed"] = parts.seed
+    return {**described(paths, digests, "moe", recorded), "recipe": parts.recipe.to_yaml()}

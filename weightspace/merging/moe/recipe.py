@@ -1,0 +1,249 @@
+"""Recipes of mixtures of experts, in the YAML of mergekit-moe.
+
+Paths are relative to the working directory. An unknown key is an error, or a warning where the caller takes warnings;
+keys of ordinary merges (``tokenizer_source``, say), which mergekit-moe does not read, have no effect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from weightspace.checkpoints.yaml_file import parse_yaml, read_yaml
+from weightspace.errors import WeightspaceError
+from weightspace.merging.recipe.document import Document, join, kind
+from weightspace.merging.recipe.model_reference import model_reference
+from weightspace.merging.recipe.types import DTYPES, Warn
+from weightspace.suggestions import unknown
+
+#: How the routers are made; the last two draw them and need no prompts.
+GATE_MODES = ("hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random")
+RANDOM_MODES = ("random", "uniform_random")
+
+_TOP = ("base_model", "experts", "gate_mode", "dtype", "experts_per_token", "shared_experts", "architecture")
+_EXPERT = ("source_model", "positive_prompts", "negative_prompts", "noise_scale", "residual_scale")
+
+#: Keys of other recipes, which mergekit-moe ignores.
+_ELSEWHERE = (
+    *("name", "merge_method", "models", "slices", "modules", "parameters", "out_dtype", "tokenizer_source"),
+    *("tokenizer", "chat_template"),
+)
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A dense model that becomes an expert in every layer.
+
+    Attributes:
+        source: the model as the recipe has it; ``MODEL+ADAPTER`` adds a LoRA adapter.
+        positive_prompts: text of the kind that is to be routed to it.
+        negative_prompts: text that is not.
+        noise_scale: standard deviation of the noise that is added to its weights, or None.
+        residual_scale: factor of its output, or None.
+    """
+
+    source: str
+    positive_prompts: tuple[str, ...] = ()
+    negative_prompts: tuple[str, ...] = ()
+    noise_scale: float | None = None
+    residual_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class MixtureRecipe:
+    """A mixture of experts as it is written down.
+
+    Attributes:
+        base: the model that everything but the experts comes from.
+        experts: routed to by token, in their order.
+        shared: experts that see every token.
+        gate_mode: one of ``GATE_MODES``.
+        experts_per_token: how many of the experts see a token.
+        dtype: of the output, or None: that of the base.
+        architecture: the beginning of an architecture's name, or None.
+        content: everything, as YAML has it.
+        where: what errors call it.
+    """
+
+    base: str
+    experts: tuple[Expert, ...]
+    shared: tuple[Expert, ...]
+    gate_mode: str
+    experts_per_token: int
+    dtype: str | None
+    architecture: str | None
+    content: Mapping[str, Any]
+    where: str
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every model that is read, the base first, each once."""
+        return tuple(dict.fromkeys([self.base, *(expert.source for expert in (*self.experts, *self.shared))]))
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything depends on the seed."""
+        noisy = any(expert.noise_scale for expert in (*self.experts, *self.shared))
+        return noisy or self.gate_mode in RANDOM_MODES
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML; equal recipes give equal text."""
+        return yaml.safe_dump(dict(self.content), sort_keys=False, allow_unicode=True)
+
+
+def read_mixture_recipe(path: Path, *, warn: Warn | None = None, ignored: Warn | None = None) -> MixtureRecipe:
+    """Read the recipe of a mixture from a file.
+
+    Args:
+        path: a YAML file of one document.
+        warn: takes a line for every key that is not known; None: that is an error.
+        ignored: takes a line for what has no effect, as in mergekit; None: that is an error.
+
+    Raises:
+        WeightspaceError: the file cannot be read, or says something that is not understood; the message names the key.
+    """
+    return _only(read_yaml(path), Document(str(path), warn, ignored))
+
+
+def parse_mixture_recipe(
+    text: str, where: str, *, warn: Warn | None = None, ignored: Warn | None = None
+) -> MixtureRecipe:
+    """Read the recipe of a mixture from text; ``where`` is what errors call it. See ``read_mixture_recipe``."""
+    return _only(parse_yaml(text, where), Document(where, warn, ignored))
+
+
+def _only(contents: list[Any], document: Document) -> MixtureRecipe:
+    """Return the recipe of the one document of a file."""
+    filled = [content for content in contents if content is not None]
+    if len(filled) != 1:
+        raise WeightspaceError(f"{document.where} has {len(filled)} documents; expected one, the recipe of a mixture.")
+    return _recipe(document, document.mapping(filled[0], "the recipe"))
+
+
+def _recipe(document: Document, top: Mapping[str, Any]) -> MixtureRecipe:
+    if "experts" not in top and "merge_method" in top:
+        raise WeightspaceError(f"{document.where} is the recipe of a merge. Run: weightspace merge {document.where}")
+    for key in top:
+        if key in _ELSEWHERE:
+            document.ignore(key, "", "it belongs to recipes of ordinary merges")
+        elif key not in _TOP:
+            document.unknown(key, _TOP, "")
+    base = model_reference(document, top.get("base_model"), "base_model")
+    if base is None:
+        raise document.error("base_model", "is missing: expected the path of a model")
+    recipe = MixtureRecipe(
+        base,
+        _experts(document, top, "experts"),
+        _experts(document, top, "shared_experts") if top.get("shared_experts") else (),
+        _gate_mode(document, top),
+        _whole(document, top, "experts_per_token", 2),
+        _dtype(document, top),
+        document.text(top, "architecture", ""),
+        top,
+        document.where,
+    )
+    document.tell()
+    _check(document, recipe)
+    return recipe
+
+
+def _experts(document: Document, top: Mapping[str, Any], key: str) -> tuple[Expert, ...]:
+    entries = document.entries(top.get(key), key)
+    return tuple(_expert(document, entry, f"{key}[{index}]") for index, entry in enumerate(entries))
+
+
+def _expert(document: Document, content: Any, path: str) -> Expert:
+    entry = document.mapping(content, path)
+    document.known(entry, _EXPERT, path)
+    source = model_reference(document, entry.get("source_model"), join(path, "source_model"))
+    if source is None:
+        raise document.error(join(path, "source_model"), "is missing: expected the path of a model")
+    noise = _number(document, entry, "noise_scale", path)
+    if noise is not None and noise < 0:
+        raise document.error(join(path, "noise_scale"), f"is a standard deviation, 0 or more, found {noise:g}")
+    return Expert(
+        source,
+        _prompts(document, entry, "positive_prompts", path),
+        _prompts(document, entry, "negative_prompts", path),
+        noise,
+        _number(document, entry, "residual_scale", path),
+    )
+
+
+def _prompts(document: Document, entry: Mapping[str, Any], key: str, path: str) -> tuple[str, ...]:
+    """Return a list of prompts; a missing or empty one has none."""
+    prompts = entry.get(key)
+    if prompts is None:
+        return ()
+    if not isinstance(prompts, list):
+        raise document.error(join(path, key), f"is a list of prompts, found {kind(prompts)}")
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise document.error(f"{join(path, key)}[{index}]", f"is a piece of text, found {kind(prompt)}. Quote it")
+    return tuple(prompts)
+
+
+def _number(document: Document, entry: Mapping[str, Any], key: str, path: str) -> float | None:
+    value = entry.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise document.error(join(path, key), f"is a finite number, found {kind(value)}")
+    return float(value)
+
+
+def _whole(document: Document, top: Mapping[str, Any], key: str, default: int) -> int:
+    value = top.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise document.error(key, f"is a whole number of 1 or more, found {kind(value)}")
+    return value
+
+
+def _gate_mode(document: Document, top: Mapping[str, Any]) -> str:
+    mode = document.text(top, "gate_mode", "") or "hidden"
+    if mode not in GATE_MODES:
+        raise unknown(f"gate_mode in {document.where}", mode, GATE_MODES)
+    return mode
+
+
+def _dtype(document: Document, top: Mapping[str, Any]) -> str | None:
+    """Return a dtype without the ``torch.`` that it may begin with."""
+    dtype = document.text(top, "dtype", "")
+    if dtype is None or dtype.removeprefix("torch.") in DTYPES:
+        return dtype and dtype.removeprefix("torch.")
+    raise unknown(f"dtype in {document.where}", dtype, DTYPES)
+
+
+def _check(document: Document, recipe: MixtureRecipe) -> None:
+    """Check that a router can be made of the prompts.
+
+    Raises:
+        WeightspaceError: there are fewer experts than a token needs, or prompts are missing or all the same.
+    """
+    experts = recipe.experts
+    if len(experts) < recipe.experts_per_token:
+        raise document.error(
+            "experts_per_token", f"is {recipe.experts_per_token}, but there are {len(experts)} experts; expected fewer"
+        )
+    with_prompts = [bool(expert.positive_prompts) for expert in recipe.shared]
+    if len(set(with_prompts)) > 1:
+        raise document.error("shared_experts", "have prompts in part; expected prompts for all of them or for none")
+    if recipe.gate_mode in RANDOM_MODES:
+        return
+    for key, entries in (("experts", experts), ("shared_experts", recipe.shared)):
+        for index, expert in enumerate(entries):
+            if not expert.positive_prompts and (key == "experts" or expert.negative_prompts):
+                path = join(f"{key}[{index}]", "positive_prompts")
+                raise document.error(path, f"is missing: gate_mode {recipe.gate_mode} makes the router of them")
+    prompts = {(expert.positive_prompts, expert.negative_prompts) for expert in experts}
+    if len(experts) > 1 and len(prompts) == 1:
+        raise document.error(
+            "experts", "have the same prompts, which route every token to all alike; expected prompts of their own"
+        )
