@@ -95,7 +95,7 @@ def mixture_parts(recipe: MixtureRecipe, seed: int, notice: Warn) -> MixturePart
     if base.untied:
         config["tie_word_embeddings"] = False
     tensors = mixture_tensors(architecture, recipe, members, config, dtype, seed)
-    companions = compare_folders(members, base.contents.path, note, sliced=False, copied=True)
+    companions = compare_folders(members, base.contents.path, note, sliced=False, moved=False, copied=True)
     for line in _advice(recipe, architecture):
         note(line)
     return MixtureParts(recipe, seed, architecture, members, config, tensors, tuple(notices), companions.copied)
