@@ -33,6 +33,16 @@ if TYPE_CHECKING:
 _SIGINT = 130
 
 
+def _print_schema(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Print the JSON Schema of recipes, and end."""
+    if wanted and not context.resilient_parsing:
+        from weightspace.merging.recipe.json_schema import schema_text
+
+        for line in schema_text().splitlines():
+            echo(line)
+        context.exit()
+
+
 @commands.command("merge")
 @click.argument("sources", nargs=-1, metavar="RECIPE.yml | CHECKPOINT…")
 @options.output(
@@ -92,6 +102,14 @@ _SIGINT = 130
 @click.option("--reproduce", metavar="OUT", help="Rerun the merge recorded in OUT's metadata and compare the bytes.")
 @click.option(
     "--allow-code", is_flag=True, help="Let --reproduce run the custom code named in OUT's metadata. Read it first."
+)
+@click.option(
+    "--schema",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_schema,
+    help="Print the JSON Schema of recipes, for editors.",
 )
 @click.option("--lenient", is_flag=True, help="Turn some errors into warnings: unknown keys, missing tensors.")
 @click.option("--strict", is_flag=True, help="Turn some warnings into errors: settings without effect.")

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from weightspace import cli
 from weightspace.merging.recipe.json_schema import recipe_schema, schema_text
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -30,6 +32,11 @@ def test_the_published_schema_is_current() -> None:
     assert PUBLISHED.read_text(encoding="utf-8") == schema_text(), (
         "Run: python -m weightspace.merging.recipe > docs/pages/formats/recipe.schema.json"
     )
+
+
+def test_the_command_prints_the_schema() -> None:
+    result = CliRunner().invoke(cli.main, ["merge", "--schema"])
+    assert (result.exit_code, result.output) == (0, schema_text())
 
 
 def test_every_listed_recipe_agrees_with_the_schema() -> None:

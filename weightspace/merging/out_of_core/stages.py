@@ -80,22 +80,28 @@ def merge_documents(
         with tempfile.TemporaryDirectory(prefix="weightspace-") as drafts:
             plan = _graph(recipe, out, options, Path(drafts), listeners)
             if plan is not None:
+                _tell_of_unrun([plan], listeners)
                 check_runnable(plan, out, execution)
                 planned = report(plan, out, execution)
                 return planned if dry_run else run_plan(plan, out, execution, finish=finish, progress=progress)
-        listeners = _silenced(listeners)
+    told = listeners if folder is not None else _silenced(listeners)
     folders = StageFolders(out, folder)
     with tempfile.TemporaryDirectory(prefix="weightspace-") as drafts:
-        steps = _draft(recipe, documents, out, options, folders, Path(drafts), listeners)
-        for step in steps:
-            if isinstance(step.plan.method, UnrunMethod) and listeners.notice is not None:
-                listeners.notice(step.plan.method.note)
+        steps = _draft(recipe, documents, out, options, folders, Path(drafts), told)
+        _tell_of_unrun([step.plan for step in steps], listeners)
         _check(steps, folders, execution)
         planned = _total([report(step.plan, step.out, execution) for step in steps])
     if dry_run:
         return planned
     with folders.open():
         return _run(steps, options, execution, listeners, folders, finish, progress)
+
+
+def _tell_of_unrun(plans: Sequence[Plan], listeners: Listeners) -> None:
+    """Tell of methods in files of the user's that a dry run does not load."""
+    for plan in plans:
+        if isinstance(plan.method, UnrunMethod) and listeners.notice is not None:
+            listeners.notice(plan.method.note)
 
 
 def _graph(recipe: Recipe, out: Path, options: PlanOptions, drafts: Path, listeners: Listeners) -> Plan | None:
