@@ -198,8 +198,8 @@ def _merge_plan(
     plan = make_plan(recipe, out, options, warn=listeners.warn, notice=listeners.notice, ignored=listeners.ignored)
     if steps.align is not None and plan.vocabulary is not None:
         raise WeightspaceError(
-            "Models whose rows are moved by token (tokenizer) cannot be aligned in one go. Merge each with itself under "
-            "the common tokenizer first, and align the results."
+            "Models whose rows are moved by token (tokenizer) cannot be aligned in one go. Merge each with itself "
+            "under the common tokenizer first, and align the results."
         )
     if not steps.dry_run:
         return run_plan(plan, out, execution, align=steps.align, finish=steps.finish, progress=steps.progress)

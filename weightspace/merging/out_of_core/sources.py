@@ -15,7 +15,7 @@ from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.lora.low_rank import Adapted, Scaled
 from weightspace.merging.methods._tensor_stack import InMemory, TensorReader, TensorStack
 from weightspace.merging.plan.plan import Job, Plan, Ref
-from weightspace.merging.tokenizers.moved_rows import MovedRows, RowSources
+from weightspace.merging.tokenizers.moved_rows import RowSources, moved_rows
 
 
 class Sources:
@@ -47,7 +47,7 @@ class Sources:
             readers[members[-1]] = _flat(CheckpointReader(vocabulary.further, self._files), name)
         if members not in self._row_sources:
             self._row_sources[members] = RowSources(vocabulary, members)
-        return MovedRows(self._row_sources[members], readers, index, vocabulary.tensors[index][name])
+        return moved_rows(self._row_sources[members], readers, index, vocabulary.tensors[index][name])
 
     def flat(self, ref: Ref) -> TensorReader:
         """Return a tensor, with its adapter's part added where it has one."""
