@@ -16,7 +16,7 @@ from weightspace.lora.low_rank import Adapted, Scaled
 from weightspace.merging.methods._tensor_stack import InMemory, TensorReader, TensorStack
 from weightspace.merging.out_of_core.computed_tensor import ComputedTensor
 from weightspace.merging.plan.plan import Job, Plan, Ref
-from weightspace.merging.tokenizers.moved_rows import MovedRows, RowSources
+from weightspace.merging.tokenizers.moved_rows import RowSources, moved_rows
 
 
 class Sources:
@@ -49,7 +49,7 @@ class Sources:
             readers[members[-1]] = _flat(CheckpointReader(vocabulary.further, self._files), name)
         if members not in self._row_sources:
             self._row_sources[members] = RowSources(vocabulary, members)
-        return MovedRows(self._row_sources[members], readers, index, vocabulary.tensors[index][name])
+        return moved_rows(self._row_sources[members], readers, index, vocabulary.tensors[index][name])
 
     def flat(self, ref: Ref) -> TensorReader:
         """Return a tensor, with its adapter's update added if it has one."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from weightspace.checkpoints.reader import StoredTensor
 from weightspace.merging.methods._tensor_stack import TensorReader
 from weightspace.merging.plan.moved_vocabulary import MovedVocabulary
-from weightspace.merging.tokenizers.vocabulary_tensors import row_length, with_rows
+from weightspace.merging.tokenizers.vocabulary_tensors import is_one_row, row_length, with_rows
 
 #: In the place of the number of a checkpoint: the row is the mean of those that have the token, zero, or padding.
 _MEAN, _ZERO, _PADDING = -1, -2, -3
@@ -67,6 +67,17 @@ class RowSources:
         )
 
 
+def moved_rows(
+    sources: RowSources, readers: Mapping[int, TensorReader], member: int, shape: tuple[int, ...]
+) -> TensorReader:
+    """Return a checkpoint's tensor with the rows of the output: as it is, where no row moves; see ``MovedRows``."""
+    donors, rows = sources.of(member)
+    count = shape[-1] if is_one_row(shape) else shape[0]
+    if len(rows) == count and bool((donors == member).all()) and torch.equal(rows, torch.arange(count)):
+        return readers[member]
+    return MovedRows(sources, readers, member, shape)
+
+
 class MovedRows:
     """A ``TensorReader`` of a checkpoint's tensor whose rows have the ids of the output.
 
@@ -90,7 +101,8 @@ class MovedRows:
         self._mean: Tensor | None = None
         self._lock = threading.Lock()
         self.dtype = readers[member].dtype
-        for donor in self._donors.unique().tolist():
+        self._present: list[int] = self._donors.unique().tolist()
+        for donor in self._present:
             donors = readers.values() if donor == _MEAN else [readers[donor]] if donor >= 0 else []
             for reader in donors:
                 self.dtype = torch.promote_types(self.dtype, reader.dtype)
@@ -106,13 +118,16 @@ class MovedRows:
         """Return whole rows."""
         out = torch.empty(end - first, self._length, dtype=self.dtype)
         donors, rows = self._donors[first:end], self._rows[first:end]
-        for donor, reader in self._readers.items():
-            _read_runs(reader, out, *_runs(donors, rows, donor))
-        out[donors == _ZERO] = 0
-        for index in (donors == _MEAN).nonzero().flatten().tolist():
-            out[index] = self._mean_of(first + index)
-        if bool((donors == _PADDING).any()):
-            out[donors == _PADDING] = self._padding()
+        for donor in self._present:
+            if donor >= 0:
+                _read_runs(self._readers[donor], out, *_runs(donors, rows, donor))
+            elif donor == _ZERO:
+                out[donors == _ZERO] = 0
+            elif donor == _MEAN:
+                for index in (donors == _MEAN).nonzero().flatten().tolist():
+                    out[index] = self._mean_of(first + index)
+            elif bool((donors == _PADDING).any()):
+                out[donors == _PADDING] = self._padding()
         return out
 
     def _mean_of(self, token: int) -> Tensor:
