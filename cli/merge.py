@@ -14,6 +14,7 @@ from weightspace.cli.merge_differences import check_reports, report_differences
 from weightspace.cli.merge_methods import check_method, is_recipe, parameter_options, parameters_of
 from weightspace.cli.merge_networks import Scores, advice_on_statistics, network_options
 from weightspace.cli.merge_report import plan_rows, size_of
+from weightspace.cli.merge_schema import schema_option
 from weightspace.cli.merge_verification import check_verifiable, verification_line, verified
 from weightspace.cli.printing import echo, warn
 from weightspace.cli.progress import byte_progress
@@ -31,16 +32,6 @@ if TYPE_CHECKING:
 
 #: Exit status of a command stopped by Ctrl-C, as in shells.
 _SIGINT = 130
-
-
-def _print_schema(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    """Print the JSON Schema of recipes, and end."""
-    if wanted and not context.resilient_parsing:
-        from weightspace.merging.recipe.json_schema import schema_text
-
-        for line in schema_text().splitlines():
-            echo(line)
-        context.exit()
 
 
 @commands.command("merge")
@@ -103,14 +94,7 @@ def _print_schema(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.option(
     "--allow-code", is_flag=True, help="Let --reproduce run the custom code named in OUT's metadata. Read it first."
 )
-@click.option(
-    "--schema",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_print_schema,
-    help="Print the JSON Schema of recipes, for editors.",
-)
+@schema_option
 @click.option("--lenient", is_flag=True, help="Turn some errors into warnings: unknown keys, missing tensors.")
 @click.option("--strict", is_flag=True, help="Turn some warnings into errors: settings without effect.")
 @click.option("--allow-nonfinite", is_flag=True, help="Accept NaN and infinite values.")
