@@ -299,6 +299,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dir", type=Path)
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
     draw, table = random.Random(options.seed), Counter[tuple[str, str, str, str]]()
     problems = []
     with tempfile.TemporaryDirectory(dir=options.dir) as scratch:

@@ -89,6 +89,7 @@ def test_a_merge_survives_whatever_kills_one_of_its_workers(models: Path, tmp_pa
 def start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
     code = "import sys; from weightspace.cli import main; main()"
     environment = {**os.environ, "WEIGHTSPACE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
     return subprocess.Popen(
         [sys.executable, "-c", code, *command],
         cwd=folder,
