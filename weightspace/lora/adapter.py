@@ -234,7 +234,7 @@ def _factors(
     if len(pair) < 2:
         (side,) = pair
         other = f"lora_{'embedding_' if embedding else ''}{'B' if side == 'A' else 'A'}"
-        raise CheckpointError(f"{folder} has {pair[side]!r} without {other}. Expected both; save it again.")
+        raise CheckpointError(f"{folder} has {pair[side]!r} but no {other}. Expected both; save it again.")
     a, b = tensors[pair["A"]], tensors[pair["B"]]
     fits = len(a.shape) == len(b.shape) >= 2 and a.shape[0] == b.shape[1] and set(b.shape[2:]) <= {1}
     if not fits or not a.is_inexact or not b.is_inexact or "C64" in (a.dtype, b.dtype):
