@@ -135,7 +135,7 @@ class Parametrizations:
 
     Attributes:
         weight_norms: name of the direction -> weight norm.
-        spectral_norms: name of the matrix -> spectral norm.
+        spectral_norms: name of the matrix -> its spectral norms.
         masks: name of a pruned tensor (``0.weight_orig``) -> name of its mask.
     """
 

@@ -211,7 +211,7 @@ def _check_cover(path: Path, entries: dict[str, Entry], available: int) -> None:
 
 
 def _quantised(dtype: object) -> str:
-    """Return an explanation of an unsupported dtype: packed 4- and 6-bit numbers or their shared scales."""
+    """Return the end of the error about an unsupported dtype, with advice for quantised formats."""
     if isinstance(dtype, str) and dtype.startswith(_MICROSCALING):
         return ": the model is quantised (MXFP4, NVFP4 or alike). Take the model that it was quantised from."
     return f", expected one of {', '.join(ITEMSIZES)}."

@@ -95,7 +95,7 @@ def _check_archive(file: BinaryIO) -> bool:
 
 
 def _has_order_of_this_machine(file: BinaryIO, record: ZipRecord | None) -> bool:
-    """Return whether numbers are in this machine's byte order; torch before 2.1 always wrote little-endian."""
+    """Return whether numbers are in this machine's byte order; files of torch before 2.1 count as little-endian."""
     order = b"little" if record is None else read_record(file, record, MAX_PICKLE)
     return order == sys.byteorder.encode()
 

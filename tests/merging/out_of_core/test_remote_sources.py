@@ -192,7 +192,7 @@ def test_an_output_is_a_local_path(local: Path) -> None:
     ("url", "message"),
     [
         ("memory://models/none", "there is no such file or folder"),
-        ("nosuch://models/a", "the scheme 'nosuch' is not known"),
+        ("nosuch://models/a", "the scheme 'nosuch' is unknown"),
         ("memory://models/a+memory://models/none", "memory://models/none cannot be read"),
     ],
 )
