@@ -101,6 +101,9 @@ class MovedRows:
         self._mean: Tensor | None = None
         self._lock = threading.Lock()
         self.dtype = readers[member].dtype
+        moved = (self._donors.diff() != 0) | (self._rows.diff() != 1)
+        #: Rows that do not follow the one before in the file of the same checkpoint.
+        self._breaks = moved.nonzero().flatten() + 1
         self._present: list[int] = self._donors.unique().tolist()
         for donor in self._present:
             donors = readers.values() if donor == _MEAN else [readers[donor]] if donor >= 0 else []
@@ -116,19 +119,29 @@ class MovedRows:
 
     def _read_rows(self, first: int, end: int) -> Tensor:
         """Return whole rows."""
+        lower, upper = torch.searchsorted(self._breaks, torch.tensor([first + 1, end])).tolist()
+        breaks = self._breaks[lower:upper]
+        starts = torch.cat([torch.tensor([first]), breaks])
+        ends = torch.cat([breaks, torch.tensor([end])])
+        donors, rows = self._donors[starts], self._rows[starts]
         out = torch.empty(end - first, self._length, dtype=self.dtype)
-        donors, rows = self._donors[first:end], self._rows[first:end]
         for donor in self._present:
+            of = (donors == donor).nonzero().flatten()
+            if not len(of):
+                continue
+            places = starts[of] - first, ends[of] - first
             if donor >= 0:
-                _read_runs(self._readers[donor], out, *_runs(donors, rows, donor))
-            elif donor == _ZERO:
-                out[donors == _ZERO] = 0
-            elif donor == _MEAN:
-                for index in (donors == _MEAN).nonzero().flatten().tolist():
-                    out[index] = self._mean_of(first + index)
-            elif bool((donors == _PADDING).any()):
-                out[donors == _PADDING] = self._padding()
+                _read_runs(self._readers[donor], out, *places, rows[of])
+                continue
+            for start, stop in zip(*(place.tolist() for place in places), strict=True):
+                out[start:stop] = self._made(donor, first + start)
         return out
+
+    def _made(self, donor: int, token: int) -> Tensor | int:
+        """Return the row of a token that is in no file."""
+        if donor == _ZERO:
+            return 0
+        return self._mean_of(token) if donor == _MEAN else self._padding()
 
     def _mean_of(self, token: int) -> Tensor:
         """Return the mean of the rows of a token in all checkpoints that have it."""
@@ -162,16 +175,6 @@ class MovedRows:
         ends = [first, *(first + 1 + (~kept).nonzero().flatten()).tolist(), end + 1]
         parts = [self._read_rows(a, b - 1) for a, b in itertools.pairwise(ends) if a < b - 1]
         return torch.cat(parts) if parts else torch.empty(0, self._length, dtype=self.dtype)
-
-
-def _runs(donors: Tensor, rows: Tensor, donor: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the stretches of rows that lie one after the other in a checkpoint: first ones, ends, rows there."""
-    places = (donors == donor).nonzero().flatten()
-    own = rows[places]
-    breaks = ((places.diff() != 1) | (own.diff() != 1)).nonzero().flatten() + 1
-    starts = torch.cat([torch.zeros(min(1, len(places)), dtype=torch.int64), breaks])
-    ends = torch.cat([breaks, torch.full((min(1, len(places)),), len(places))])
-    return places[starts], places[ends - 1] + 1, own[starts]
 
 
 def _read_runs(reader: TensorReader, out: Tensor, starts: Tensor, ends: Tensor, rows: Tensor) -> None:
