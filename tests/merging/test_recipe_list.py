@@ -1,8 +1,8 @@
 """The list of recipes: every kind that mergekit's documentation and its users write is planned as it stands.
 
-data/recipes/plain.yml and further.yml have recipes without a warning, warned.yml those in which mergekit ignores
-something. They are our own variants. Models are tiny folders: ``base``, ``a``, ``b``, ``c`` with an adapter ``lora``,
-``vision/…`` and ``text/…``, and models of ``org`` in a cache of the Hub.
+data/recipes/plain.yml, further.yml and tokens.yml have recipes without a warning, warned.yml those in which mergekit
+ignores something. They are our own variants. Models are tiny folders: ``base``, ``a``, ``b``, ``c`` with an adapter
+``lora``, ``vision/…`` and ``text/…``, and models of ``org`` in a cache of the Hub.
 """
 
 import shutil
@@ -19,6 +19,7 @@ CONFORMANCE = TESTS / "data" / "conformance"
 PLAIN: dict[str, str] = {
     **yaml.safe_load((DATA / "plain.yml").read_text()),
     **yaml.safe_load((DATA / "further.yml").read_text()),
+    **yaml.safe_load((DATA / "tokens.yml").read_text()),
 }
 WARNED: dict[str, str] = {
     name: entry["recipe"] for name, entry in yaml.safe_load((DATA / "warned.yml").read_text()).items()

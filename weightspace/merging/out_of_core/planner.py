@@ -269,10 +269,11 @@ class _Planner:
             if info.shape != first.shape or other_kind:
                 here, there = self.members[refs[0][0]], self.members[ref[0]]
                 vocabulary = len(info.shape) == 2 and info.shape[1:] == first.shape[1:]
-                hint = " Are the vocabularies different?" if vocabulary and "embed" in output.name else ""
+                is_vocabulary = vocabulary and any(word in output.name for word in ("embed", "head", "wte", "output."))
+                hint = " Do the vocabularies differ? `tokenizer: {source: union}` in a recipe merges them by token."
                 raise CheckpointError(
                     f"{output.name!r} is {first.dtype} {first.shape} in {here.label} and {info.dtype} {info.shape} in "
-                    f"{there.label}; expected one shape, and floats or integers in both.{hint}"
+                    f"{there.label}; expected one shape, and floats or integers in both.{hint if is_vocabulary else ''}"
                 )
 
 
