@@ -147,13 +147,8 @@ def evaluate(
     chosen = {"metric": space, "observed": observed, "outputs": outputs, "exponent": given["exponent"]}
     report = decision_report(p, names, **chosen)
     if output is not None:
-        draw_calibration(
-            read_array(scores, given["key"], header=given["header"]),
-            names,
-            output,
-            temperature=given["temperature"],
-            **chosen,
-        )
+        logits = read_array(scores, given["key"], header=given["header"])
+        draw_calibration(logits, names, output, temperature=given["temperature"], **chosen)
     if as_json:
         content = {**plain(report), "keep_argmax": report.keep_argmax, "advice": report.advice}
         echo_report({**content, "temperature": fit}, output=output, files=files_of(output))

@@ -147,6 +147,7 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
         raise WeightspaceError("--allow-code is for --reproduce; code named by -m or by a recipe needs no flag.")
     _check_effects(sources, output, reproduce, said)
     check_method(sources, said)
+    _check_base(sources, output, said)
     if reproduce is None and not is_recipe(sources):
         options.check_inputs(*sources, said["base"])
     unrun = _unrun(said) if said["dry_run"] else ()
@@ -205,8 +206,6 @@ def _check_effects(
         options.check_effect(["seed"], f"with {method}, which is deterministic, and without --align")
     if not is_recipe(sources):
         options.check_effect(["intermediate_dir"], "without a multi-document recipe")
-    if said["base"] is not None and not recipes and method in METHODS and METHODS[method].base == "none":
-        _check_base(method, output, said)
     if said["executor"] == "threads":
         options.check_effect(["workers"], "with --executor threads; use --threads")
     check_reports(said["reports"], sources, said)
@@ -216,8 +215,11 @@ def _check_effects(
         raise WeightspaceError("--lenient and --strict contradict each other. Give one of the two.")
 
 
-def _check_base(method: str, output: str | None, said: Mapping[str, Any]) -> None:
+def _check_base(sources: tuple[str, ...], output: str | None, said: Mapping[str, Any]) -> None:
     """Refuse a base without effect, or warn of one that only gives the files beside the weights."""
+    method = said["method"] or "linear"
+    if said["base"] is None or is_recipe(sources) or method not in METHODS or METHODS[method].base != "none":
+        return
     if output is not None and Path(output).suffix:
         options.check_effect(["base"], f"with {method}, which has no base; list it among the CHECKPOINTs to merge it")
     line = f"--base {said['base']} only gives configuration, tokenizer and other files: {method} has no base."

@@ -68,7 +68,7 @@ def test_a_zero_matrix_has_an_empty_heat_map(tmp_path: Path) -> None:
         (draw_heat_maps, {}, "a.png", "no heat maps"),
         (draw_heat_maps, {**MAPS, "other": {}}, "a.png", "'other' has heat maps of nothing; expected before"),
         (draw_spectra, {}, "a.png", "no spectra"),
-        (draw_spectra, {"A": A, "B": network(0, 3)}, "a.png", "layers of 'B' are not those of 'A'"),
+        (draw_spectra, {"A": A, "B": network(0, 3)}, "a.png", "layers of 'B' differ from those of 'A'"),
     ],
 )
 def test_invalid_spectra_are_refused(draw: Any, data: Any, name: str, message: str, tmp_path: Path) -> None:

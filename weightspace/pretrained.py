@@ -27,7 +27,8 @@ def load_tokenizer(folder: Path) -> Any:
     """
     transformers = _transformers()
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with _quiet(transformers):
+            return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise WeightspaceError(f"{folder} has no tokenizer that transformers reads: {_said(error)}.") from error
 

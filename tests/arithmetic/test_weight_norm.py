@@ -83,9 +83,7 @@ def test_a_unit_that_comes_out_as_zero_has_a_direction_and_no_magnitude(magnitud
 
 def test_a_direction_of_length_zero_is_refused() -> None:
     state = {"weight_g": torch.ones(2, 1), "weight_v": torch.tensor([[1.0, 1.0], [0.0, 0.0]])}
-    with pytest.raises(
-        WeightspaceError, match=r"'weight_v' is zero in 1 of its 2 slices, of which weight norm makes NaN"
-    ):
+    with pytest.raises(WeightspaceError, match=r"'weight_v' is zero in 1 of its 2 slices, where weight norm gives NaN"):
         mean([state, state])
 
 

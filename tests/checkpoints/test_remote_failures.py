@@ -40,7 +40,7 @@ def test_nothing_is_fetched_where_the_disk_has_no_room(
     path = local_path(sharded)
     before = traffic.read
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100_000}))
-    with pytest.raises(CheckpointError, match=r"needs 0\.00 GB more in .*Make room, or set WEIGHTSPACE_CACHE"):
+    with pytest.raises(CheckpointError, match=r"needs 160\.40 kB more in .*Make room, or set WEIGHTSPACE_CACHE"):
         fetch(weights(path))
     assert traffic.read == before
 

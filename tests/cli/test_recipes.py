@@ -71,6 +71,7 @@ def test_a_merge_that_ctrl_c_stops_says_where_its_results_are_kept(
         return real(plan, out, *args, **options)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(stages, "run_plan", stop)
+    monkeypatch.setattr(stages, "can_be_computed", lambda plan: False)
     result = run()
     assert result.exit_code == 130
     assert ".out.stages: rerun the command to resume" in result.output

@@ -162,7 +162,7 @@ def test_an_adapter_with_new_names_changes_the_tensor_with_the_old_one(
 
 def test_a_target_that_may_be_either_of_two_tensors_is_refused(write: Write, normal: Normal, tmp_path: Path) -> None:
     model = folder(tmp_path, normal, ["x.a.q.weight", "y.a.q.weight"], {})
-    with pytest.raises(CheckpointError, match=r"may be 'x.a.q.weight' or 'y.a.q.weight'") as error:
+    with pytest.raises(CheckpointError, match=r"could be 'x.a.q.weight' or 'y.a.q.weight'") as error:
         merge_files([f"{model}+{write('a', pair(normal, 'a.q'))}"], tmp_path / "out")
     assert "\n" not in str(error.value)
 

@@ -59,7 +59,7 @@ def test_a_method_that_learns_says_that_it_needs_a_task(row: MatchingMethod) -> 
         return
     state = tiny_tasks.trained("mlp", 0)
     networks = [[state, state]] if row.name in MANY_MATCHINGS else [state, state]
-    with pytest.raises(WeightspaceError, match=r"give it the task of the networks|needs a task"):
+    with pytest.raises(WeightspaceError, match=r"pass the task of the networks|needs a task"):
         function_of(row)(tiny_tasks.spec("mlp"), *networks, **row.preset)
 
 

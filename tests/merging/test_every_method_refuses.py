@@ -78,7 +78,7 @@ def test_integers_and_bools_are_copied_where_all_models_agree(variant: Variant) 
 def test_integers_that_differ_between_the_models_are_refused_by_name(variant: Variant) -> None:
     models, base = sample(variant)
     models[-1]["index"] = torch.tensor([0, 1, 3, 2])
-    with pytest.raises(WeightspaceError, match=r"'index' holds torch.int64 .* differ in 2 of the 4 looked at"):
+    with pytest.raises(WeightspaceError, match=r"'index' holds torch.int64 .* differ in 2 of 4 elements"):
         variant(models, base)
 
 
@@ -86,7 +86,7 @@ def test_integers_that_differ_between_the_models_are_refused_by_name(variant: Va
 def test_integers_that_differ_between_the_ends_of_a_line_are_refused_by_name(variant: Variant) -> None:
     models, base = sample(variant)
     base["index"] = torch.tensor([0, 1, 3, 2])
-    with pytest.raises(WeightspaceError, match=r"'index' holds torch.int64 .* differ in 2 of the 4 looked at"):
+    with pytest.raises(WeightspaceError, match=r"'index' holds torch.int64 .* differ in 2 of 4 elements"):
         variant(models, base)
 
 
@@ -207,7 +207,7 @@ def test_a_number_of_models_that_a_method_does_not_take_is_refused(variant: Vari
     low, high = variant.row.models
     for count in {low - 1, *([] if high is None else [high + 1])} - {0}:
         models = [random_state(seed) for seed in range(1, count + 1)]
-        with pytest.raises(WeightspaceError, match=rf"takes {low}.* models.*, found {count}"):
+        with pytest.raises(WeightspaceError, match=rf"takes {low}.* models?.*; found {count}"):
             variant(models, random_state(0))
 
 

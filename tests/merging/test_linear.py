@@ -72,7 +72,7 @@ def test_integer_tensors_that_differ_are_refused_by_name() -> None:
         {"w": torch.ones(1), "steps": torch.tensor([1, 2, 3])},
         {"w": torch.ones(1), "steps": torch.arange(3)},
     )
-    with pytest.raises(WeightspaceError, match=r"'steps' holds torch.int64 .* differ in 3 of the 3 looked at"):
+    with pytest.raises(WeightspaceError, match=r"'steps' holds torch.int64 .* differ in 3 of 3 elements"):
         merge([a, b])
 
 

@@ -117,7 +117,7 @@ def test_scores_that_are_not_numbers_come_last_and_never_in() -> None:
     soup = ws.greedy_soup(states, score)
     assert soup.ingredients == (1,)
     assert equal(soup.state, states[1])
-    with pytest.raises(WeightspaceError, match="all 3 ingredients is NaN"):
+    with pytest.raises(WeightspaceError, match="all 3 ingredients are NaN"):
         ws.greedy_soup(states, lambda state: math.nan)
     with pytest.raises(WeightspaceError, match="returned 'good'; expected a number"):
         ws.greedy_soup(states, lambda state: "good")  # type: ignore[arg-type,return-value]
@@ -131,7 +131,7 @@ def test_invalid_soups_are_refused() -> None:
         ws.greedy_soup(states, PLAIN, statistics="repair")  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="the network of kitchen and 0 do not fit"):
         ws.greedy_soup(states, TASK)
-    with pytest.raises(WeightspaceError, match="a list of one"):
+    with pytest.raises(WeightspaceError, match="a list of at least one"):
         ws.greedy_soup([], PLAIN)
 
 

@@ -289,7 +289,7 @@ def test_unused_neighbouring_files_do_not_count(tmp_path: Path) -> None:
 
 def test_a_file_that_is_missing_is_an_error_that_names_it(tmp_path: Path) -> None:
     task = SimpleNamespace(name="mine", files=[tmp_path / "nowhere.csv"])
-    with pytest.raises(WeightspaceError, match=r"Task 'mine' declares .*nowhere.csv, which is no file"):
+    with pytest.raises(WeightspaceError, match=r"Task 'mine' declares .*nowhere.csv, which isn't a file"):
         fingerprint_of_task(task)  # type: ignore[arg-type]
     for wrong in ([3], 3, [object()]):
         with pytest.raises(WeightspaceError, match="declares files that aren't paths"):

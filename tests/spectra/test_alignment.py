@@ -235,7 +235,7 @@ def test_a_gamma_that_there_are_no_vectors_for_is_refused() -> None:
     a, b = network(0), network(1)
     with pytest.raises(WeightspaceError, match="0 to 1; found 2"):
         singular_alignment(a, b, 2)
-    with pytest.raises(WeightspaceError, match=r"gamma 0\.2, but the spectrum has vectors from 0\.3 on"):
+    with pytest.raises(WeightspaceError, match=r"gamma 0\.2, but the spectrum has vectors from 0\.3 up"):
         alignments(spectrum(a, gamma=0.3), spectrum(b), [0.5, 0.2])
 
 

@@ -71,7 +71,7 @@ def test_grams_that_do_not_fit_are_errors() -> None:
         input_energy(a, {"weight": torch.eye(6)})
     with pytest.raises(CheckpointError, match="No weight matrix has a Gram matrix"):
         input_energy(a, {"other": torch.eye(4)})
-    with pytest.raises(WeightspaceError, match=r"vectors from 0\.3 on"):
+    with pytest.raises(WeightspaceError, match=r"vectors from 0\.3 up"):
         input_energy(a, {"weight": torch.eye(4)}, gamma=0.2)
 
 

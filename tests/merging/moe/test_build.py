@@ -198,7 +198,7 @@ def test_plans_with_the_same_routers_have_one_digest_so_that_a_build_resumes(tmp
 def test_a_mixture_is_not_reproduced() -> None:
     build_moe(tiny.write_recipe(), "out")
     result = run("merge --reproduce out")
-    assert (result.exit_code, "Run `weightspace moe`" in result.output) == (2, True)
+    assert (result.exit_code, "run `weightspace moe`" in result.output) == (2, True)
 
 
 def test_a_dry_run_writes_nothing_and_json_says_what_was_built() -> None:

@@ -86,7 +86,7 @@ def test_a_dry_run_runs_nobodys_code_and_says_so(command: str) -> None:
     result = run(command)
     assert result.exit_code == 0, result.output
     assert not ran()
-    assert "was not loaded: a dry run runs no code" in result.output
+    assert "was not loaded: a dry run runs no custom code" in result.output
     assert json.loads(run(f"{command} --json").stdout)["warnings"]
 
 
@@ -165,7 +165,7 @@ def test_a_method_of_a_file_with_a_star_may_be_anywhere() -> None:
 
 
 def test_nothing_is_loaded_where_no_code_may_run() -> None:
-    with running_no_code(), pytest.raises(WeightspaceError, match=r"mine.py:mean would be run"):
+    with running_no_code(), pytest.raises(WeightspaceError, match=r"mine.py:mean would have to be run"):
         load_object("mine.py:mean")
     assert not ran()
     assert callable(load_object("mine.py:mean"))
