@@ -31,7 +31,7 @@ class UnrunMethod(Method):
     def note(self) -> str:
         """The note to show about it."""
         how = "its parameters were read from its source" if self.known else "its parameters are not checked"
-        return f"{self.name} was not loaded: a dry run runs no code, and {how}."
+        return f"{self.name} was not loaded: a dry run runs no custom code, and {how}."
 
     def arguments(self, values: Mapping[str, Any], models: int) -> dict[str, Any]:
         """Return the keyword arguments of the function, checked if the parameters are known."""
