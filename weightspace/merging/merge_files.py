@@ -19,6 +19,7 @@ from weightspace.merging.out_of_core.run import Finish, MergeReport, OnBytes, ch
 from weightspace.merging.out_of_core.stages import Listeners, merge_documents
 from weightspace.merging.plan.options import ExecutionOptions, OutputOptions, ReadingOptions
 from weightspace.merging.plan.plan import Plan
+from weightspace.merging.plan.warning_log import WarningLog
 from weightspace.merging.recipe.parse import Recipe, Warn, read_recipe, recipe_of
 from weightspace.parallel import EXECUTORS
 from weightspace.progress import Progress
@@ -84,7 +85,7 @@ def merge_files(
     settings |= {"evidence": evidence, "dtype": dtype, "out_dtype": out_dtype}
     groups = (reading or ReadingOptions(), output or OutputOptions(), execution or ExecutionOptions())
     steps = _Steps(align, finish, _bytes_reporter(on_progress), dry_run)
-    return _merge(recipe_or_sources, out, settings, *groups, steps, _Warnings(warn), lenient=lenient, strict=strict)
+    return _merge(recipe_or_sources, out, settings, *groups, steps, WarningLog(warn), lenient=lenient, strict=strict)
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _merge(
     output: OutputOptions,
     execution: ExecutionOptions,
     steps: _Steps,
-    warnings: _Warnings,
+    warnings: WarningLog,
     *,
     lenient: bool,
     strict: bool,
@@ -166,19 +167,6 @@ def _bytes_reporter(on_progress: Callable[[Progress], None] | None) -> OnBytes |
     if on_progress is None:
         return None
     return lambda done, total: on_progress(Progress("bytes", done, total))
-
-
-class _Warnings:
-    """Collector of warnings, which are kept and passed on."""
-
-    def __init__(self, warn: Warn | None) -> None:
-        self.lines: list[str] = []
-        self.warn = warn
-
-    def __call__(self, line: str) -> None:
-        self.lines.append(line)
-        if self.warn is not None:
-            self.warn(line)
 
 
 def _check_options(out: str | os.PathLike[str], execution: ExecutionOptions, *, lenient: bool, strict: bool) -> None:

@@ -21,6 +21,7 @@ from weightspace.merging.out_of_core.run import MergeReport, check_runnable, rep
 from weightspace.merging.out_of_core.staging import is_file_name
 from weightspace.merging.plan.options import ExecutionOptions, OutputOptions
 from weightspace.merging.plan.plan import Plan
+from weightspace.merging.plan.warning_log import WarningLog
 from weightspace.merging.recipe.types import Warn
 from weightspace.progress import Progress
 
@@ -69,7 +70,7 @@ def build_moe(
     """
     if lenient and strict:
         raise WeightspaceError("A mixture is built lenient or strict; expected one of the two at most.")
-    warnings = _Warnings(warn)
+    warnings = WarningLog(warn)
     path, output, execution = Path(out), output or OutputOptions(), execution or ExecutionOptions()
     _check_output(out, path)
     if not isinstance(recipe, MixtureRecipe):
@@ -86,19 +87,6 @@ def build_moe(
         if not dry_run:
             done = _build(parts, plan, path, output, execution, warnings, on_progress)
     return replace(done, warnings=tuple(warnings.lines))
-
-
-class _Warnings:
-    """Warnings as they come: kept, and passed on."""
-
-    def __init__(self, warn: Warn | None) -> None:
-        self.lines: list[str] = []
-        self.warn = warn
-
-    def __call__(self, line: str) -> None:
-        self.lines.append(line)
-        if self.warn is not None:
-            self.warn(line)
 
 
 def _check_output(out: str | os.PathLike[str], path: Path) -> None:
