@@ -123,7 +123,18 @@ def test_archives_that_lie_about_sizes_are_refused(place: int, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\n\n", b"0,1\n1\n", b"\xff\xfe0,1", b"y" * 300_000, b"0,\0", b"\xed\xa0\x80,1", b"a," * 100_000, b"0;1"],
+    [
+        b"",
+        b"\n\n",
+        b"0,1\n1\n",
+        b"\xff\xfe0,1",
+        b"y" * 300_000,
+        b"0,\0",
+        b"\xed\xa0\x80,1",
+        b"a," * 100_000,
+        b"0;1",
+        b'",1,2\n1,0,1\n2,1,0\n',
+    ],
 )
 def test_tables_of_something_else_than_numbers_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes(content)
@@ -142,6 +153,7 @@ def test_tables_of_something_else_than_numbers_are_refused(content: bytes, tmp_p
         b"a," * 100_000,
         b"a,b,foo\n",
         b'"a,b\n',
+        b'a,b\nc,"d\ne,f\n',
     ],
 )
 def test_edges_of_another_form_are_refused(content: bytes, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def header_of_numbers(path: Path, delimiter: str) -> list[str] | None:
     """
     with open(path, encoding="utf-8-sig", newline="") as file:
         try:
-            first = next(csv.reader(file, delimiter=delimiter), [])
+            first = next(csv.reader([file.readline()], delimiter=delimiter, strict=True), [])
         except csv.Error as error:
             raise ValueError(str(error)) from error
     names = [cell.strip() for cell in first]

@@ -187,7 +187,7 @@ def read_pairs(path: str | Path, *, header: bool | None = None, child_first: boo
 def _table(path: Path, delimiter: str) -> Iterator[list[str]]:
     """Yield the rows of a table."""
     try:
-        yield from csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter)
+        yield from csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
     except csv.Error as error:
         raise WeightspaceError(f"{path} isn't a table: {error}.") from error
 
