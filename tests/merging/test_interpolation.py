@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from weightspace.checkpoints import StateDict
@@ -30,9 +30,12 @@ def test_the_ends_are_exact_even_beside_nan_and_unequal_integers() -> None:
         interpolate(a, b, 0.5)
 
 
-@given(position=st.floats(0, 1, exclude_min=True, exclude_max=True))
-def test_the_line_is_the_merge_with_the_weights_of_the_position(position: float) -> None:
+@given(steps=st.integers(1, 2**52 - 1))
+@example(steps=2**51)
+def test_the_line_is_the_merge_with_the_weights_of_the_position(steps: int) -> None:
+    """Both round the exact value once, so they agree wherever the weight 1 − λ is itself a float."""
     a, b = pair()
+    position = steps / 2**52
     merged = merge([a, b], weights=[1 - position, position])
     assert torch.equal(interpolate(a, b, position)["w"], merged["w"])
 
