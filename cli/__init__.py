@@ -6,6 +6,7 @@ Results go to stdout, progress to stderr; a user error is one line and exit stat
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -40,6 +41,10 @@ COMMANDS: Mapping[str, str] = {
 }
 
 
+#: New objects between two garbage collections; by default 700. Commands read files of many small objects, and end soon.
+_COLLECTION_THRESHOLD = 50_000
+
+
 class _Commands(click.Group):
     """Group that imports commands when they are called and prints errors as one line."""
 
@@ -67,7 +72,7 @@ class _Commands(click.Group):
 
         waiting.begin()
         try:
-            with warnings.catch_warnings(), _ending(waiting.end):
+            with _rare_garbage_collection(), warnings.catch_warnings(), _ending(waiting.end):
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except click.UsageError as error:
@@ -85,6 +90,17 @@ class _Commands(click.Group):
             line = WeightspaceError(f"{error.filename or 'The system'}: {error.strerror or error}.")
             click.echo(f"Error: {line}", err=True)
             ctx.exit(2)
+
+
+@contextmanager
+def _rare_garbage_collection() -> Iterator[None]:
+    """Collect cyclic garbage less often within the block: reading vocabularies takes half as long again otherwise."""
+    before = gc.get_threshold()
+    gc.set_threshold(_COLLECTION_THRESHOLD, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 @contextmanager

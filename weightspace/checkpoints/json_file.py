@@ -27,6 +27,10 @@ _MAX_MEMORY = 500_000_000
 #: Maximum number of digits of an integer.
 _MAX_DIGITS = 300
 
+#: Digits as zeros, and more of them than a number may have: a fast way to see that no number is too long.
+_DIGITS_AS_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_LONG_NUMBER = b"0" * (_MAX_DIGITS + 1)
+
 _CONTAINERS = (dict, list)
 
 
@@ -80,7 +84,8 @@ def _parsed(content: bytes) -> Any:
     if _memory_bound(content) > _MAX_MEMORY:
         raise ValueError(f"{len(content):,} bytes with more items than fit in memory")
     text = content.decode("utf-8-sig")
-    parsed = json.loads(text, object_pairs_hook=_unique, parse_int=_whole_number)
+    is_long = _LONG_NUMBER in content.translate(_DIGITS_AS_ZEROS)
+    parsed = json.loads(text, object_pairs_hook=_unique, parse_int=_whole_number if is_long else None)
     _check_depth(parsed)
     if "\\ud" in text or "\\uD" in text:
         _check_unicode(parsed)

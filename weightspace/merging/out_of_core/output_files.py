@@ -13,7 +13,7 @@ from weightspace.checkpoints.hf_folder import CARD
 from weightspace.merging.out_of_core.chat_templates import write_template
 from weightspace.merging.out_of_core.model_card import model_card
 from weightspace.merging.plan.plan import Plan
-from weightspace.merging.tokenizers.tokenizer_files import write_new_tokens
+from weightspace.merging.tokenizers.tokenizer_files import write_extended
 
 
 def finish_folder(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> None:
@@ -32,8 +32,8 @@ def finish_folder(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> None:
         copy_companions(plan.donor, parts, tokenizer=False if own_tokenizer else None)
     if plan.tokenizer is not None and own_tokenizer:
         copy_companions(plan.tokenizer, parts, tokenizer=True)
-    if plan.vocabulary is not None and plan.vocabulary.new is not None:
-        write_new_tokens(parts, plan.vocabulary.folder, plan.vocabulary.new)
+    if plan.vocabulary is not None and plan.vocabulary.extended is not None:
+        write_extended(parts, plan.vocabulary.folder, plan.vocabulary.extended)
     if plan.chat_template is not None:
         write_template(parts, plan.chat_template)
     for name, text in plan.configurations.items():

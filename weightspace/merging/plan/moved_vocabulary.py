@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,16 @@ class ChosenRow:
 
 
 @dataclass(frozen=True)
-class NewTokens:
-    """Tokens that the files of a tokenizer get beside their own.
+class ExtendedTokenizer:
+    """A tokenizer with more tokens than the one that it is made from.
 
     Attributes:
-        ordinary: token -> id, in the order of the ids: part of the vocabulary, no more.
-        added: entries of ``added_tokens`` as ``tokenizer.json`` has them, ids included: found in texts as they are.
-        converted: text of a ``tokenizer.json`` where the folder has none; None: it has one.
+        text: of its ``tokenizer.json``, in UTF-8.
+        added: id -> entry of ``added_tokens_decoder`` in its configuration.
     """
 
-    ordinary: Mapping[str, int] = field(default_factory=dict)
-    added: tuple[Mapping[str, Any], ...] = ()
-    converted: str | None = None
+    text: bytes
+    added: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class MovedVocabulary:
         gaps: ids between those of tokens that no token has; their rows are padding, too.
         tensors: for each checkpoint its tensors with a row per token; the sizes that they have in its files.
         folder: where the output's tokenizer comes from.
-        new: what its files get beside their own.
+        extended: what replaces that tokenizer; None: it is copied as it is.
         files: that the ids are read from.
         further: rows for tokens that no checkpoint has, under the names of the tensors; they count as one more
             checkpoint, the last one of ``own``. None: there are none.
@@ -70,7 +68,7 @@ class MovedVocabulary:
     gaps: tuple[int, ...]
     tensors: tuple[Mapping[str, tuple[int, ...]], ...]
     folder: Path
-    new: NewTokens | None
+    extended: ExtendedTokenizer | None
     files: Collection[Path]
     further: CheckpointMetadata | None = None
 

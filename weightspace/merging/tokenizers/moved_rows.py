@@ -11,6 +11,7 @@ import itertools
 import threading
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,7 +37,7 @@ class RowSources:
 
     def __init__(self, vocabulary: MovedVocabulary, members: tuple[int, ...]) -> None:
         self.vocabulary = vocabulary
-        self.own = {member: torch.tensor(vocabulary.own[member], dtype=torch.int64) for member in members}
+        self.own = {member: torch.from_numpy(np.frombuffer(vocabulary.own[member], np.int64)) for member in members}
         known = torch.stack(list(self.own.values())) >= 0
         numbers = torch.tensor(members)
         count, first = known.sum(0), known.to(torch.uint8).argmax(0)

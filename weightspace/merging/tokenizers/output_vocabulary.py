@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from weightspace.checkpoints.vocabulary import Tokens
-from weightspace.merging.plan.moved_vocabulary import NewTokens
 from weightspace.merging.tokenizers.token_keys import Key, ids_by_key, key, written
 from weightspace.merging.tokenizers.token_table import TokenTable, added_entry
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """Tokens that the files of a tokenizer get beside their own.
+
+    Attributes:
+        ordinary: token -> id, in the order of the ids: part of the vocabulary, no more.
+        added: entries of ``added_tokens`` as ``tokenizer.json`` has them, ids included: found in texts as they are.
+        converted: text of a ``tokenizer.json`` where the folder has none; None: it has one.
+    """
+
+    ordinary: Mapping[str, int] = field(default_factory=dict)
+    added: tuple[Mapping[str, Any], ...] = ()
+    converted: str | None = None
 
 
 @dataclass(frozen=True)

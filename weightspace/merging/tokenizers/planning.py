@@ -22,6 +22,7 @@ from weightspace.merging.recipe.types import Recipe, TokenSource
 from weightspace.merging.tokenizers.output_vocabulary import OutputVocabulary, output_vocabulary
 from weightspace.merging.tokenizers.token_keys import are_alike, ids_by_key
 from weightspace.merging.tokenizers.token_table import TokenTable, is_readable, read_token_table
+from weightspace.merging.tokenizers.tokenizer_files import extended_tokenizer
 from weightspace.merging.tokenizers.vocabulary_tensors import (
     embedding_rows,
     vocabulary_tensors,
@@ -162,7 +163,8 @@ def _moved(recipe: Recipe, members: Sequence[Member], folder: Path, notice: Noti
     gaps = tuple(number for number, key in enumerate(output.keys) if key is None)
     layout = (tokens, -(-tokens // multiple) * multiple, tuple(own), base, chosen, gaps)
     files = _files({folder, *(table.folder for table in everything)})
-    return MovedVocabulary(*layout, tuple(model.tensors for model in models), folder, output.new, files)
+    extended = None if output.new is None else extended_tokenizer(folder, output.new)
+    return MovedVocabulary(*layout, tuple(model.tensors for model in models), folder, extended, files)
 
 
 def _read(folder: Path, tables: dict[Path, TokenTable | None]) -> TokenTable | None:

@@ -15,7 +15,8 @@ from typing import Any
 from weightspace.checkpoints.atomic_write import one_line_errors, synced_file
 from weightspace.checkpoints.json_file import parse_json, read_json_object
 from weightspace.errors import CheckpointError
-from weightspace.merging.plan.moved_vocabulary import NewTokens
+from weightspace.merging.plan.moved_vocabulary import ExtendedTokenizer
+from weightspace.merging.tokenizers.output_vocabulary import NewTokens
 
 _FILE = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
@@ -30,33 +31,49 @@ _STALE = (
 _UNKNOWN = 10
 
 
-def write_new_tokens(folder: Path, source: Path, new: NewTokens) -> None:
-    """Add tokens to a tokenizer.
+def extended_tokenizer(source: Path, new: NewTokens) -> ExtendedTokenizer:
+    """Return a tokenizer with more tokens.
 
     Args:
-        folder: holds a copy of the tokenizer's files.
-        source: the folder that they were copied from.
+        source: the folder of the one that it is made from.
         new: the tokens.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    path = source / _FILE
+    content = read_json_object(path) if new.converted is None else parse_json(new.converted, str(path))
+    text = json.dumps(_extended(content, new, path), ensure_ascii=False, separators=(",", ":")) + "\n"
+    added = {
+        str(entry["id"]): {key: value for key, value in entry.items() if key != "id"}
+        for entry in content["added_tokens"]
+    }
+    return ExtendedTokenizer(text.encode("utf-8", "surrogatepass"), added)
+
+
+def write_extended(folder: Path, source: Path, tokenizer: ExtendedTokenizer) -> None:
+    """Write a tokenizer with more tokens.
+
+    Args:
+        folder: holds a copy of the files of the tokenizer that it is made from.
+        source: the folder that they were copied from.
+        tokenizer: the tokenizer.
 
     Raises:
         CheckpointError: a file is damaged, or the disk refuses.
     """
-    path = source / _FILE
-    content = read_json_object(path) if new.converted is None else parse_json(new.converted, str(path))
     for pattern in _STALE:
         for stale in folder.glob(pattern):
             stale.unlink()
-    _write(folder / _FILE, json.dumps(extended(content, new, path), ensure_ascii=False, separators=(",", ":")) + "\n")
+    _write(folder / _FILE, tokenizer.text)
     config = read_json_object(source / _CONFIG) if (source / _CONFIG).is_file() else {}
     if (folder / _CONFIG).is_file():
         config = read_json_object(folder / _CONFIG)
-    entries = {str(entry["id"]): entry for entry in content["added_tokens"]}
-    decoder = {number: {key: value for key, value in entry.items() if key != "id"} for number, entry in entries.items()}
-    config["added_tokens_decoder"] = {**decoder, **(config.get("added_tokens_decoder") or {})}
-    _write(folder / _CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    config["added_tokens_decoder"] = {**tokenizer.added, **(config.get("added_tokens_decoder") or {})}
+    _write(folder / _CONFIG, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
 
 
-def extended(content: dict[str, Any], new: NewTokens, path: Path) -> dict[str, Any]:
+def _extended(content: dict[str, Any], new: NewTokens, path: Path) -> dict[str, Any]:
     """Return the content of ``tokenizer.json`` with more tokens; it is changed.
 
     Raises:
@@ -94,8 +111,8 @@ def _extend_scored(vocab: list[Any], further: Mapping[str, int], path: Path) -> 
         vocab.append([token, least * (len(token) + 1)])
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: bytes) -> None:
     with one_line_errors(path, "written"):
         path.unlink(missing_ok=True)
         with synced_file(path) as file:
-            file.write(text.encode("utf-8", "surrogatepass"))
+            file.write(content)
