@@ -7,7 +7,7 @@ import logging
 import operator
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
@@ -29,6 +29,7 @@ from weightspace.symmetry.rules import (
     Axes,
     Call,
     Indices,
+    Rule,
     Uniform,
     cat,
     fixed_like,
@@ -59,16 +60,22 @@ def trace_spec(module: nn.Module, inputs: Inputs) -> PermutationSpec:
         SpecError: the network can't be copied, run or traced.
     """
     with keep_random_state(module):
-        walk = _Walk(module, export_graph(module, inputs))
+        walk = Walk(module, export_graph(module, inputs))
     walk.run()
     return walk.spec()
 
 
-class _Walk:
+class Walk:
     """One pass over the graph: the axes of every value so far, and the mixed axes."""
 
-    def __init__(self, module: nn.Module, program: torch.export.ExportedProgram) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        program: torch.export.ExportedProgram,
+        rules: Callable[[fx.Node, Rule], Rule] | None = None,
+    ) -> None:
         self.program = program
+        self.rules = rules or (lambda node, rule: rule)
         self.state = module.state_dict(keep_vars=True)
         self.parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         self.tensors: dict[str, Axes] = {}
@@ -181,9 +188,11 @@ class _Walk:
 
     def _apply(self, node: fx.Node, call: Call) -> Any:
         """Apply the rule of an operator to its traced arguments."""
-        rule = rule_of(node.target)
-        is_laid = call.is_learnt and rule in (cat, stack)
-        if not takes_constants(call.name) and not is_laid and all(is_fixed(resolve(axis)) for axis in call.axes()):
+        general = rule_of(node.target)
+        rule = self.rules(node, general)
+        is_laid = call.is_learnt and general in (cat, stack)
+        is_seen = rule is general
+        if is_seen and not takes_constants(call.name) and not is_laid and all(is_fixed(resolve(axis)) for axis in call.axes()):
             return fixed_like(call.shape, "" if any(call.axes()) else call.name)
         for name, indices in call.named_indices():
             if not looks_up(call.name, name):  # ordinary numbers
@@ -240,7 +249,7 @@ class _Walk:
         names = {atom: groups[atom] for atom in groups}
         return PermutationSpec(
             groups={name: atom.size for atom, name in groups.items()},
-            axes={name: tuple(_pattern(axis, names, outer.keys()) for axis in axes) for name, axes in tensors.items()},
+            axes={name: tuple(pattern_of(axis, names, outer.keys()) for axis in axes) for name, axes in tensors.items()},
             outer={groups[inner]: groups[atom] for inner, atom in outer.items()},
             statistics=frozenset(name for name in self.state if name not in self.parameters),
             frozen=tuple(self.losses.notes),
@@ -285,12 +294,13 @@ def _tensors(values: Iterable[Any]) -> Iterator[Axes]:
             yield from _tensors(value)
 
 
-def _pattern(axis: Axis, names: dict[Atom, str], inner: Any) -> Pattern:
+def pattern_of(axis: Axis, names: Mapping[Atom, str], inner: Container[Atom]) -> Pattern:
+    """Return an axis as data."""
     axis = resolve(axis)
     if isinstance(axis, AxisProduct):
-        return Product(_merged([_pattern(factor, names, inner) for factor in axis.factors], product=True))
+        return Product(_merged([pattern_of(factor, names, inner) for factor in axis.factors], product=True))
     if isinstance(axis, Sum):
-        return Concat(_merged([_pattern(term, names, inner) for term in axis.terms], product=False))
+        return Concat(_merged([pattern_of(term, names, inner) for term in axis.terms], product=False))
     return Units(names[axis], axis in inner) if axis in names else Fixed(axis.size)
 
 

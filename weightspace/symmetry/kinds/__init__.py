@@ -1,0 +1,1 @@
+"""Larger symmetries than permutations: which groups also have signs, rotations, or phases."""

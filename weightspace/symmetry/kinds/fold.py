@@ -1,0 +1,57 @@
+"""Folding: the gains of norms become part of the layers that read them; the function stays the same."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from weightspace.checkpoints import StateDict
+from weightspace.errors import SpecError
+from weightspace.symmetry.kinds.symmetry_spec import Fold, SymmetrySpec
+
+
+def fold(spec: SymmetrySpec, state: StateDict) -> StateDict:
+    """Return a checkpoint in which gains are one and shifts zero wherever the spec folds a norm.
+
+    Args:
+        spec: of the architecture.
+        state: every tensor by name.
+
+    Returns:
+        New tensors; floating-point ones are float64.
+
+    Raises:
+        SpecError: a gain is zero where the shift has to be divided by it.
+    """
+    result = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    for one in spec.folds:
+        _fold(one, result)
+    return result
+
+
+def _fold(one: Fold, state: StateDict) -> None:
+    gain = None if one.gain is None else state[one.gain]
+    shift = None if one.shift is None else state[one.shift]
+    for reader in one.readers:
+        weight = state[reader.weight].movedim(reader.axis, -1)
+        if shift is not None and reader.bias is not None and not one.keeps_shift:
+            state[reader.bias] = state[reader.bias] + weight @ shift
+        if gain is not None:
+            state[reader.weight] = (weight * gain).movedim(-1, reader.axis).contiguous()
+    if shift is not None and one.shift is not None:
+        state[one.shift] = _over(shift, gain, one) if one.keeps_shift else torch.zeros_like(shift)
+    if gain is not None and one.gain is not None:
+        state[one.gain] = torch.ones_like(gain)
+
+
+def _over(shift: Tensor, gain: Tensor | None, one: Fold) -> Tensor:
+    """Return a shift divided by its gain."""
+    if gain is None:
+        return shift
+    if bool(((gain == 0) & (shift != 0)).any()):
+        reader = next(reader.weight for reader in one.readers if reader.bias is None)
+        raise SpecError(
+            f"{one.gain} is 0 where {one.shift} is not, and {reader} has no bias that could take the shift: "
+            "the norm cannot be folded. Expected gains other than 0."
+        )
+    return torch.where(gain == 0, shift, shift / torch.where(gain == 0, 1, gain))

@@ -1,0 +1,58 @@
+"""Verification of symmetry specs: the fold first, then a random element of all groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from weightspace.checkpoints import StateDict
+from weightspace.symmetry.inputs import ExampleInputs, Inputs
+from weightspace.symmetry.kinds.element import Element
+from weightspace.symmetry.kinds.fold import fold
+from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
+from weightspace.symmetry.module_copy import copy_module, keep_random_state
+from weightspace.symmetry.verify import outputs, randomise, relative_change
+
+
+def verify_symmetries(
+    spec: SymmetrySpec, module: nn.Module, example_args: ExampleInputs, *, seed: int = 0
+) -> tuple[float, float]:
+    """Return the relative change of the outputs by folding, and by a random element; float64."""
+    inputs = Inputs.of(example_args).double()
+    with keep_random_state(module):
+        probe = copy_module(module).train().eval()
+        randomise(probe, seed)
+        probe = probe.double()
+        before = _outputs(copy_module(probe), inputs)
+        state = {name: tensor.detach() for name, tensor in probe.state_dict().items()}
+        folded = fold(spec, state)
+        after_fold = _outputs(_with(probe, folded), inputs)
+        moved = Element.random(spec, seed=seed).apply(folded)
+        after = _outputs(_with(probe, moved), inputs)
+    return relative_change(before, after_fold), relative_change(before, after)
+
+
+class _Float64(TorchDispatchMode):
+    """Computes in float64 what a network casts to float32, such as norms and angles."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") == torch.float32:
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
+
+
+def _outputs(module: nn.Module, inputs: Inputs) -> torch.Tensor:
+    with _Float64():
+        return outputs(module, inputs)
+
+
+def _with(module: nn.Module, state: StateDict) -> nn.Module:
+    copied = copy_module(module)
+    with torch.no_grad():
+        for name, tensor in copied.state_dict().items():
+            tensor.copy_(state[name])
+    return copied
