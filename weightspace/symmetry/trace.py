@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import operator
-import re
-import warnings
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
-from typing import Any
+from collections.abc import Container, Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.export.graph_signature import InputKind
 
-from weightspace.errors import SpecError
 from weightspace.symmetry.buffers import moves_with_units
+from weightspace.symmetry.export import export_graph
 from weightspace.symmetry.fused_axes import view_as_parts
 from weightspace.symmetry.inputs import Inputs
 from weightspace.symmetry.lost_symmetries import Losses, free_units
-from weightspace.symmetry.module_copy import copy_module, keep_random_state
+from weightspace.symmetry.module_copy import keep_random_state
 from weightspace.symmetry.nesting import Event, name_groups, nest
 from weightspace.symmetry.outputs import Network
 from weightspace.symmetry.pattern import Concat, Fixed, Pattern, Product, Units
@@ -65,17 +60,50 @@ def trace_spec(module: nn.Module, inputs: Inputs) -> PermutationSpec:
     return walk.spec()
 
 
+class Rules(Protocol):
+    """Chooses the rule of each node, where it isn't that of permutations.
+
+    Attributes:
+        frees_uniform: whether units along which a constant doesn't vary are free.
+    """
+
+    frees_uniform: bool
+
+    def __call__(self, node: fx.Node, rule: Rule) -> Rule:
+        """Return the rule of a node, given that of permutations."""
+        ...
+
+
+class _Permutations:
+    """The rules of permutations as they are."""
+
+    frees_uniform = True
+
+    def __call__(self, node: fx.Node, rule: Rule) -> Rule:
+        return rule
+
+
+#: The default of ``Walk``.
+PERMUTATIONS = _Permutations()
+
+
 class Walk:
-    """One pass over the graph: the axes of every value so far, and the mixed axes."""
+    """One pass over the graph: the axes of every value so far, and the mixed axes.
+
+    Args:
+        module: the network.
+        program: its graph.
+        rules: what the operators do to axes; by default, to axes whose units are permuted.
+    """
 
     def __init__(
         self,
         module: nn.Module,
         program: torch.export.ExportedProgram,
-        rules: Callable[[fx.Node, Rule], Rule] | None = None,
+        rules: Rules = PERMUTATIONS,
     ) -> None:
         self.program = program
-        self.rules = rules or (lambda node, rule: rule)
+        self.rules = rules
         self.state = module.state_dict(keep_vars=True)
         self.parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         self.tensors: dict[str, Axes] = {}
@@ -139,6 +167,8 @@ class Walk:
             value = self.program.constants[source.target]
         if not isinstance(value, Tensor):
             return tuple(fixed(size, cause) for size in shape)
+        if not self.rules.frees_uniform and bool(value.any()):
+            return tuple(fixed(size, cause) for size in shape)
         same = [size and bool((value == value.narrow(dim, 0, 1)).all()) for dim, size in enumerate(shape)]
         axes = (Atom(size) if free else fixed(size, cause) for size, free in zip(shape, same, strict=True))
         return Uniform(axes) if all(same) else tuple(axes)
@@ -191,8 +221,12 @@ class Walk:
         general = rule_of(node.target)
         rule = self.rules(node, general)
         is_laid = call.is_learnt and general in (cat, stack)
-        is_seen = rule is general
-        if is_seen and not takes_constants(call.name) and not is_laid and all(is_fixed(resolve(axis)) for axis in call.axes()):
+        if (
+            rule is general
+            and not takes_constants(call.name)
+            and not is_laid
+            and all(is_fixed(resolve(axis)) for axis in call.axes())
+        ):
             return fixed_like(call.shape, "" if any(call.axes()) else call.name)
         for name, indices in call.named_indices():
             if not looks_up(call.name, name):  # ordinary numbers
@@ -243,20 +277,22 @@ class Walk:
 
     def spec(self) -> PermutationSpec:
         """Convert the resolved axes to data."""
-        tensors = {name: self._axes_of(name) for name in self.state}
+        tensors = {name: self.axes_of(name) for name in self.state}
         groups = name_groups(tensors)
         outer = nest(list(groups), self.events)
         names = {atom: groups[atom] for atom in groups}
         return PermutationSpec(
             groups={name: atom.size for atom, name in groups.items()},
-            axes={name: tuple(pattern_of(axis, names, outer.keys()) for axis in axes) for name, axes in tensors.items()},
+            axes={
+                name: tuple(pattern_of(axis, names, outer.keys()) for axis in axes) for name, axes in tensors.items()
+            },
             outer={groups[inner]: groups[atom] for inner, atom in outer.items()},
             statistics=frozenset(name for name in self.state if name not in self.parameters),
             frozen=tuple(self.losses.notes),
         )
 
-    def _axes_of(self, name: str) -> Axes:
-        """Return the axes of a tensor, which the graph may know by its tied name."""
+    def axes_of(self, name: str) -> Axes:
+        """Return the axes of a tensor of the network, which the graph may know by its tied name."""
         if name in self.tensors:
             return self.tensors[name]
         twin = self._twin(name)
@@ -314,89 +350,3 @@ def _merged(parts: list[Pattern], *, product: bool) -> tuple[Pattern, ...]:
         else:
             result.append(part)
     return tuple(result)
-
-
-#: Lines of the network's code in torch.export's report of a failed trace.
-_CODE = re.compile(r"# File: (.+:\d+) in .*?, code: (.+)")
-
-
-def export_graph(module: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
-    """Trace a copy of a network in eval mode.
-
-    Raises:
-        SpecError: the network can't be copied, run or traced.
-    """
-    _run(module, inputs)
-    wrapped = Network(_with_legible_experts(copy_module(module))).train().eval()  # a call may leave a cache
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # fused kernels are opaque to the graph
-    printed = io.StringIO()
-    try:
-        with _silence(printed), warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(wrapped, inputs.args, inputs.kwargs, strict=False)
-            try:
-                return program.run_decompositions({})
-            except Exception:  # it fails on wrapped blocks (torch.autocast); the rules support composite operators too
-                return program
-    except Exception as error:  # the user's code and dynamo may raise anything
-        raise _untraceable(module, error, printed.getvalue()) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-
-
-@contextmanager
-def _silence(printed: io.StringIO) -> Iterator[None]:
-    """Capture torch.export's report of a failure, which is shown as one line, and suppress its logging."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with redirect_stderr(printed):
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _untraceable(module: nn.Module, error: Exception, printed: str) -> SpecError:
-    """Return the error that says why a network can't be traced, and what to do."""
-    name = type(module).__name__
-    if "data-dependent" not in str(error).lower():
-        return SpecError(f"torch.export cannot trace {name}: {_first_line(error)}")
-    places = _CODE.findall(printed)
-    where = f" ({places[-1][0]}: {places[-1][1].strip()[:60]})" if places else ""
-    return SpecError(
-        f"torch.export cannot trace {name}: it branches on the values of its inputs{where}. Derive the spec "
-        "from a copy of the network without that `if`, then verify it on this one: weightspace spec SPEC --network …, "
-        "or load_spec(path, module, example_args)."
-    )
-
-
-def _run(module: nn.Module, inputs: Inputs) -> None:
-    """Call a copy of the network once: its own errors are clearer than those of tracing."""
-    probe = copy_module(module).eval()
-    try:
-        with torch.no_grad():
-            inputs.call(probe)
-    except Exception as error:
-        raise SpecError(
-            f"{type(module).__name__} cannot run on its example inputs ({inputs.described()}): {type(error).__name__}: "
-            f"{_first_line(error)}"
-        ) from error
-
-
-def _with_legible_experts(module: nn.Module) -> nn.Module:
-    """Make the mixtures of experts of transformers look up the weights of the chosen experts, in place.
-
-    Their other implementations (sorted and grouped products, a loop over the used experts) hide from the graph which
-    weights belong to which expert.
-    """
-    for part in module.modules():
-        config = getattr(part, "config", None)
-        if getattr(config, "_experts_implementation", None) is not None:
-            setattr(config, "_experts_implementation", "batched_mm")  # noqa: B010
-    return module
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 from torch.export.graph_signature import InputKind
 
+from weightspace.symmetry.export import export_graph
 from weightspace.symmetry.inputs import Inputs
 from weightspace.symmetry.kinds.norms import Norm, norms_of
 from weightspace.symmetry.kinds.orthogonal import OrthogonalRules, RotaryRules
@@ -16,8 +18,9 @@ from weightspace.symmetry.kinds.symmetry_spec import Fold, Kind, SymmetrySpec
 from weightspace.symmetry.module_copy import keep_random_state
 from weightspace.symmetry.nesting import name_groups, nest
 from weightspace.symmetry.outputs import Network
-from weightspace.symmetry.rules.axis_algebra import Atom, Axis, Product, Sum, freeze, resolve
-from weightspace.symmetry.trace import Walk, export_graph, pattern_of
+from weightspace.symmetry.pattern import Fixed
+from weightspace.symmetry.rules.axis_algebra import Atom, Axis, Product, freeze, resolve
+from weightspace.symmetry.trace import Walk, pattern_of
 
 #: Tensor, axis, first unit, distance of units, number of units.
 _Place = tuple[str, int, int, int, int]
@@ -39,22 +42,18 @@ def trace_symmetries(module: nn.Module, inputs: Inputs) -> SymmetrySpec:
     }
     norms = {norm.output: norm for norm in norms_of(program.graph, names)}
     rotaries = {node: found for node in program.graph.nodes if (found := rotary_at(node)) is not None}
-    permuting, rotating = RotaryRules(rotaries), OrthogonalRules(norms, rotaries)
-    by_order = _walked(module, program, permuting)
-    by_rotation = _walked(module, program, rotating)
-    kinds, ones = _kinds(by_order, by_rotation, permuting, rotating)
-    for atom in {resolve(axis) for axis in permuting.turned}:
-        if isinstance(atom, Atom) and atom not in kinds:
+    ordering, mixing = RotaryRules(rotaries), OrthogonalRules(norms, rotaries)
+    by_order, by_mixture = _walked(module, program, ordering), _walked(module, program, mixing)
+    foldable = [norm for norm in norms.values() if norm.obstacle is None]
+    kinds = _kinds(by_order, by_mixture, mixing, {name for norm in foldable for name in (norm.gain, norm.shift)})
+    for atom in map(resolve, ordering.turned):
+        if atom not in kinds:
             freeze(atom, "")
-    folded = _folds(norms, kinds, by_order)
-    constant = {fold.gain for fold in folded} | {fold.shift for fold in folded if not fold.keeps_shift}
-    for name in constant - {None}:
-        for axis in by_order.tensors.get(str(name), ()):
-            pass
-    return _spec(by_order, by_rotation, kinds, ones, folded, constant)
+    return _spec(by_order, by_mixture, kinds, _folds(foldable, kinds, by_order))
 
 
-def _walked(module: nn.Module, program: Any, rules: Any) -> Walk:
+def _walked(module: nn.Module, program: Any, rules: RotaryRules) -> Walk:
+    """Walk the graph under some rules."""
     walk = Walk(module, program, rules)
     rules.values = walk.values
     walk.run()
@@ -67,13 +66,10 @@ def places(axis: Axis, start: int = 0, stride: int = 1) -> Iterator[tuple[Atom, 
     if isinstance(axis, Atom):
         yield axis, start, stride
     elif isinstance(axis, Product):
-        for number, factor in enumerate(axis.factors):
-            inner = 1
-            for other in axis.factors[number + 1 :]:
-                inner *= other.size
-            yield from places(factor, start, stride * inner)
+        for factor in reversed(axis.factors):
+            yield from places(factor, start, stride)
+            stride *= factor.size
     else:
-        assert isinstance(axis, Sum)
         for term in axis.terms:
             yield from places(term, start, stride)
             start += term.size * stride
@@ -89,65 +85,68 @@ def _occurrences(walk: Walk) -> dict[_Place, Atom]:
     }
 
 
+@dataclass(frozen=True)
+class _Freedom:
+    """What may move the units of a group beside permutations."""
+
+    kind: Kind
+    fixes_ones: bool
+
+
 def _kinds(
-    by_order: Walk, by_rotation: Walk, permuting: RotaryRules, rotating: OrthogonalRules
-) -> tuple[dict[Atom, Kind], set[Atom]]:
-    """Return the kinds of the groups that have more than permutations, and those that fix the vector of ones."""
-    ordered, rotated = _occurrences(by_order), _occurrences(by_rotation)
-    centred = {resolve(axis) for axis in rotating.centred}
-    turned = {resolve(axis) for axis in rotating.turned}
-    held: dict[Atom, list[_Place]] = {}
-    for place, atom in rotated.items():
-        held.setdefault(atom, []).append(place)
-    kinds: dict[Atom, Kind] = {}
-    ones: set[Atom] = set()
+    by_order: Walk, by_mixture: Walk, mixing: OrthogonalRules, folded: Collection[str | None]
+) -> dict[Axis, _Freedom]:
+    """Return the groups of permutations that more than permutations may move.
+
+    Args:
+        by_order: the walk that has the groups.
+        by_mixture: the walk whose free axes may be mixed.
+        mixing: its rules.
+        folded: tensors that are constant once norms are folded.
+    """
+    ordered, mixed = _occurrences(by_order), _occurrences(by_mixture)
+    held: dict[Atom, set[_Place]] = {}
+    for place, atom in ordered.items():
+        if place[0] not in folded:
+            held.setdefault(atom, set()).add(place)
+    centred, turned = set(map(resolve, mixing.centred)), set(map(resolve, mixing.turned))
+    kinds: dict[Axis, _Freedom] = {}
     for atom, listed in held.items():
-        if atom.fixed or atom.size < 2:
-            continue
-        units = {ordered.get(place) for place in listed}
-        group = next(iter(units))
-        if len(units) > 1 or group is None or group.fixed:
-            continue
-        kinds[group] = "phases" if atom in turned else "orthogonal"
-        if atom in centred:
-            ones.add(group)
-    return kinds, ones
+        found = {mixed.get(place) for place in listed}
+        same = next(iter(found))
+        if len(found) == 1 and same is not None and not atom.fixed and not same.fixed and atom.size > 1:
+            kinds[atom] = _Freedom("phases" if same in turned else "orthogonal", same in centred)
+    return kinds
 
 
-def _folds(norms: Mapping[fx.Node, Norm], kinds: Mapping[Atom, Kind], walk: Walk) -> tuple[Fold, ...]:
-    """Return the folds of the norms over groups that have an orthogonal map."""
-    folds: dict[str, Fold] = {}
-    for norm in norms.values():
-        axis = resolve(walk.values[norm.source][-1])
-        if isinstance(axis, Atom) and axis in kinds and (norm.gain or norm.shift) and norm.readers is not None:
-            folds[norm.gain or norm.shift or ""] = Fold(norm.gain, norm.shift, norm.readers)
+def _folds(norms: Iterable[Norm], kinds: Mapping[Axis, _Freedom], walk: Walk) -> tuple[Fold, ...]:
+    """Return the folds of the norms over groups that may be mixed."""
+    folds: dict[str | None, Fold] = {}
+    for norm in norms:
+        if (norm.gain or norm.shift) and resolve(walk.values[norm.source][-1]) in kinds:
+            folds[norm.gain or norm.shift] = Fold(norm.gain, norm.shift, norm.readers or ())
     return tuple(folds.values())
 
 
-def _spec(
-    by_order: Walk,
-    by_rotation: Walk,
-    kinds: Mapping[Atom, Kind],
-    ones: set[Atom],
-    folds: tuple[Fold, ...],
-    constant: set[str | None],
-) -> SymmetrySpec:
-    tensors = {name: by_order._axes_of(name) for name in by_order.state}
+def _spec(by_order: Walk, by_mixture: Walk, kinds: Mapping[Axis, _Freedom], folds: tuple[Fold, ...]) -> SymmetrySpec:
+    """Convert the axes to data."""
+    tensors = {name: by_order.axes_of(name) for name in by_order.state}
+    constant = {fold.gain for fold in folds} | {fold.shift for fold in folds if not fold.keeps_shift}
     groups = name_groups(tensors)
     outer = nest(list(groups), by_order.events)
-    patterns = {name: tuple(pattern_of(axis, groups, outer.keys()) for axis in axes) for name, axes in tensors.items()}
-    from weightspace.symmetry.pattern import Fixed
-
-    for name in constant:
-        if name is not None:
-            patterns[name] = tuple(Fixed(axis.size) for axis in tensors[name])
+    freedoms = {name: kinds.get(atom) for atom, name in groups.items()}
     return SymmetrySpec(
         groups={name: atom.size for atom, name in groups.items()},
-        kinds={name: kinds.get(atom, "permutation") for atom, name in groups.items()},
-        axes=patterns,
+        kinds={name: freedom.kind if freedom else "permutation" for name, freedom in freedoms.items()},
+        axes={
+            name: tuple(
+                Fixed(axis.size) if name in constant else pattern_of(axis, groups, outer.keys()) for axis in axes
+            )
+            for name, axes in tensors.items()
+        },
         outer={groups[inner]: groups[atom] for inner, atom in outer.items()},
-        fixes_ones=frozenset(groups[atom] for atom in ones if atom in groups),
+        fixes_ones=frozenset(name for name, freedom in freedoms.items() if freedom and freedom.fixes_ones),
         folds=folds,
         statistics=frozenset(name for name in by_order.state if name not in by_order.parameters),
-        frozen=tuple(by_rotation.losses.notes),
+        frozen=tuple(by_mixture.losses.notes),
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from weightspace.symmetry.kinds.symmetry_spec import Reader
-from weightspace.symmetry.rules import name_of
+from weightspace.symmetry.rules import Axes, Call, name_of
 from weightspace.symmetry.rules.operators import PASS_THROUGH, RANGES, REARRANGEMENTS, TRANSPOSES, VIEWS
 from weightspace.symmetry.shapes import shape_of
 
@@ -45,6 +45,10 @@ class Norm:
     shift: str | None
     centred: bool
     readers: tuple[Reader, ...] | None
+
+    def parameters(self, call: Call) -> Iterator[Axes]:
+        """Yield the axes of gain and shift among the arguments of the call that has the result."""
+        yield from (axes for axes in call.tensors() if len(axes) == 1)
 
     @property
     def obstacle(self) -> str | None:

@@ -37,7 +37,8 @@ def rotary_at(node: fx.Node) -> Rotary | None:
     if any(part is None or name_of(part.target) != "mul" for part in parts):
         return None
     for plain, turned in (parts, parts[::-1]):
-        assert plain is not None and turned is not None
+        assert plain is not None
+        assert turned is not None
         for joined in turned.args:
             half = _halves(joined)
             if half is None:
