@@ -14,7 +14,19 @@ from torch import fx
 
 from weightspace.symmetry.kinds.norms import Norm
 from weightspace.symmetry.kinds.rotary import Rotary
-from weightspace.symmetry.rules import Axes, Call, Rule, cat, dims_of, freeze_all, is_axes, name_of, pointwise, stack
+from weightspace.symmetry.rules import (
+    Axes,
+    Call,
+    Rule,
+    cat,
+    dims_of,
+    freeze_all,
+    is_axes,
+    name_of,
+    ordered,
+    pointwise,
+    stack,
+)
 from weightspace.symmetry.rules import reduce as reduction
 from weightspace.symmetry.rules.axis_algebra import Axis, freeze, split
 from weightspace.symmetry.rules.call import create, fixed_like, identity, one_shape, results
@@ -92,6 +104,8 @@ class OrthogonalRules(RotaryRules):
             return _POINTWISE.get(name_of(node.target), freeze_all)
         if rule is reduction:
             return _average if name_of(node.target) in ("mean", "sum") else freeze_all
+        if rule is ordered:
+            return rule if name_of(node.target) in ("cumsum", "flip", "roll") else freeze_all
         return _RULES.get(rule, freeze_all)
 
     def _normalise(self, norm: Norm) -> Rule:
