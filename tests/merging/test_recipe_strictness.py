@@ -98,7 +98,7 @@ def test_places_of_an_ignored_key_are_gathered_in_one_line() -> None:
     parse_recipe(f"merge_method: model_stock\nbase_model: b\nmodels: [{models}]", "r.yml", ignored=lines.append)
     assert lines == [
         "r.yml: models[0].parameters.weight, models[1].parameters.weight, models[2].parameters.weight and 3 more have "
-        "no effect: it is no parameter of method 'model_stock'."
+        "no effect: it is not a parameter of method 'model_stock'."
     ]
 
 
@@ -113,7 +113,7 @@ def test_a_base_without_a_weight_for_all_models_is_no_model_of_linear() -> None:
 
 
 def test_a_base_given_beside_models_of_a_method_without_one_is_refused(models: Path) -> None:
-    with pytest.raises(WeightspaceError, match="'karcher' has no base"):
+    with pytest.raises(WeightspaceError, match="'karcher' takes no base"):
         merge_files(["a", "b"], "out", method="karcher", base="c", dry_run=True)
 
 

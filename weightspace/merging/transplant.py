@@ -91,7 +91,7 @@ def transplant(
     if method not in TRANSPLANT_METHODS:
         raise unknown("method", method, TRANSPLANT_METHODS)
     if type(neighbours) is not int or neighbours < 1:
-        raise WeightspaceError(f"neighbours is a whole number of at least 1, found {neighbours!r}.")
+        raise WeightspaceError(f"neighbours must be an integer of at least 1, found {neighbours!r}.")
     other, warnings = local_path(str(tokenizer), weights=method != "subword"), list[str]()
     recipe = _recipe(str(model), str(other))
     recorded = {"transplant": method, **({} if method == "subword" else {"neighbours": neighbours})}

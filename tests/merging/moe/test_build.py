@@ -141,7 +141,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"architecture": "qwen"}, "exactly one shared expert, found 0"),
     ({"expert": []}, "Did you mean 'experts'?"),
     ({"base_model": None}, "base_model is missing"),
-    ({"experts": []}, "a list with an entry or more"),
+    ({"experts": []}, "a non-empty list"),
     ({"experts": [{"source_model": "a"}, {"source_model": "b"}], "gate_mode": "hidden"}, "positive_prompts is missing"),
     ({"experts": [{"source_model": "a", "positive_prompts": ["x"]}] * 2, "gate_mode": "hidden"}, "the same prompts"),
     ({"experts": [{"source_model": "a", "positive_prompts": [3]}, {"source_model": "b"}]}, "Quote it"),

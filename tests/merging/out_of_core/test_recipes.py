@@ -143,5 +143,7 @@ def test_vocabularies_that_differ_are_refused_where_no_embedding_is_known(tmp_pa
     models = [{"model": str(tmp_path / name)} for name in "ab"]
     recipe = {"merge_method": "linear", "models": models, "tokenizer_source": "union"}
     (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
-    with pytest.raises(WeightspaceError, match=r"b has a different vocabulary from .*none of its tensors is recognised"):
+    with pytest.raises(
+        WeightspaceError, match=r"b has a different vocabulary from .*none of its tensors is recognised"
+    ):
         merge_files(tmp_path / "recipe.yml", tmp_path / "out")
