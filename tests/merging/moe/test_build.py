@@ -134,7 +134,7 @@ def test_a_lora_adapter_may_be_an_expert() -> None:
 #: What is changed in a recipe -> a part of the line that refuses it.
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"experts_per_token": 3}, "there are 2 experts"),
-    ({"experts_per_token": 0}, "whole number of 1 or more"),
+    ({"experts_per_token": 0}, "integer of at least 1"),
     ({"gate_mode": "hiden"}, "Did you mean 'hidden'?"),
     ({"dtype": "bfloat"}, "Did you mean 'bfloat16'?"),
     ({"architecture": "mixtrall"}, "expected the beginning of one of Mixtral"),
@@ -169,7 +169,7 @@ def test_models_that_do_not_fit_are_told_apart() -> None:
     for base, expert, said in (
         ("a", "wide", "expected floats of shape (20, 16)"),
         ("a", "other", "expected models of one type"),
-        ("biased", "a", "for which Mixtral has no place"),
+        ("biased", "a", "does not exist in Mixtral"),
         ("a", "a.safetensors", "no config.json"),
     ):
         with pytest.raises(WeightspaceError, match=said.replace("(", r"\(").replace(")", r"\)")):

@@ -358,7 +358,7 @@ def test_evidence_that_does_not_fit_a_tensor_is_refused_while_planning(
 
 def test_evidence_for_a_method_that_reads_none_is_refused(tmp_path: Path) -> None:
     a, b = files(tmp_path, a=network(1.0), b=network(3.0))
-    with pytest.raises(WeightspaceError, match="'linear' has no use for evidence"):
+    with pytest.raises(WeightspaceError, match="'linear' does not use evidence"):
         merge_files([a, b], tmp_path / "out.safetensors", evidence=[a, b])
 
 
