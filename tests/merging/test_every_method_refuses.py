@@ -230,7 +230,9 @@ def test_weights_are_one_finite_number_a_model_and_only_where_models_have_weight
 def test_evidence_is_needed_by_the_methods_that_have_it_and_refused_by_the_others(variant: Variant) -> None:
     models, base = sample(variant)
     wrong = None if variant.row.evidence else [copied(model) for model in models]
-    with pytest.raises(WeightspaceError, match="needs .* evidence" if variant.row.evidence else "does not use evidence"):
+    with pytest.raises(
+        WeightspaceError, match="needs .* evidence" if variant.row.evidence else "does not use evidence"
+    ):
         merge(
             models,
             variant.method,
