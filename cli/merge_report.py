@@ -1,4 +1,4 @@
-"""Plans and sizes of merges from files to files, as commands print and parse them."""
+"""Format the plans of merges for printing, and parse sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
 
 
 def plan_rows(report: MergeReport) -> dict[str, str]:
-    """Return the rows of a plan: name and text."""
+    """Return the rows to print for a plan: name -> text."""
     return {
         "method": report.method,
         "output": f"{report.out} ({', '.join(report.files)})",
@@ -44,5 +44,5 @@ def size_of(text: str) -> int:
     except (ValueError, OverflowError):
         count = 0
     if count < 1:
-        raise WeightspaceError(f"--shard-size is a size such as 5GB or 500MB; found {text!r}.")
+        raise WeightspaceError(f"--shard-size must be a size such as 5GB or 500MB; found {text!r}.")
     return count

@@ -107,7 +107,7 @@ def test_a_hub_that_does_not_answer_is_as_no_network(hub: LocalHub, monkeypatch:
     huggingface_hub.snapshot_download("org/model")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert equal(ws.load_checkpoint("org/model"), state(0))
-    with pytest.raises(CheckpointError, match=r"does not answer .*`hf download org/lora` fetches it"):
+    with pytest.raises(CheckpointError, match=r"does not answer .*`hf download org/lora` downloads it"):
         local_path("org/lora")
 
 
@@ -123,14 +123,14 @@ def test_a_model_that_is_there_in_part_is_read_by_range(hub: LocalHub, monkeypat
     assert local_path("org/model") != folder
     assert equal(ws.load_checkpoint("org/model"), state(0))
     offline(monkeypatch)
-    with pytest.raises(CheckpointError, match="org/model is here only in part, and HF_HUB_OFFLINE is set"):
+    with pytest.raises(CheckpointError, match="org/model is only partly cached, and HF_HUB_OFFLINE is set"):
         local_path("org/model")
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("org/model", "org/model is not here, and HF_HUB_OFFLINE is set.*`hf download org/model` fetches it"),
+        ("org/model", "org/model is not cached, and HF_HUB_OFFLINE is set.*`hf download org/model` downloads it"),
         ("org/model@v1", "`hf download org/model --revision v1`"),
     ],
 )
@@ -147,8 +147,8 @@ def test_what_is_absent_offline_comes_with_the_command_that_fetches_it(
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("org/none", "org/none does not exist here, and the Hugging Face Hub has no such model; is the path right"),
-        ("org/model@v9", "org/model at the revision 'v9' does not exist here"),
+        ("org/none", "org/none is not a local path, and the Hugging Face Hub has no such model; is the path right"),
+        ("org/model@v9", "org/model at the revision 'v9' is not a local path"),
         ("org/x--y", r"org/x--y does not exist. Is the path right\?"),
     ],
 )

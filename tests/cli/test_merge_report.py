@@ -125,7 +125,7 @@ def test_verify_needs_a_network_that_transformers_knows() -> None:
         Path(folder, "config.json").write_text(json.dumps({**config, "model_type": "of_nobody"}), encoding="utf-8")
     result = run("merge x y -o merged --verify")
     assert result.exit_code == 2
-    assert "transformers does not load merged" in result.output
+    assert "transformers cannot load merged" in result.output
     shutil.rmtree("merged")
     for folder in "xy":
         Path(folder, "config.json").unlink()

@@ -161,7 +161,7 @@ def test_a_lenient_recipe_is_reproduced(models: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "advice"),
     [
-        ("org/model", r"`hf download org/model` fetches it; or is the path right"),
+        ("org/model", r"`hf download org/model` downloads it; or is the path right"),
         ("org/model@v1.0", r"`hf download org/model --revision v1.0`"),
         ("org/model+lora", r"`hf download org/model`"),
         ("a/nowhere", "is the path right"),
