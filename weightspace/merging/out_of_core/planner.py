@@ -124,26 +124,9 @@ def make_plan(
     stamps = stamps_of(members, [*companion_files, *(() if vocabulary is None else vocabulary.files)])
     identity = _identity(metadata, stamps, options.output, out)
     configurations = _configurations(named, members, placed, None if is_file_name(out) else donor, vocabulary)
-    return Plan(
-        method=row,
-        members=members,
-        jobs=placed,
-        tied=named.tied,
-        shards=shards,
-        metadata=metadata,
-        finite=not options.output.allow_nonfinite,
-        identity=identity,
-        title=_title(out),
-        donor=donor,
-        tokenizer=tokenizer,
-        configurations=configurations,
-        companions=companions.copied,
-        notices=tuple(notices),
-        chat_template=template,
-        stamps=stamps,
-        hashes=options.output.hashes,
-        vocabulary=vocabulary,
-    )
+    placement = (placed, named.tied, shards, metadata, not options.output.allow_nonfinite, identity, _title(out))
+    files = (donor, tokenizer, configurations, companions.copied, tuple(notices), template, stamps)
+    return Plan(row, members, *placement, *files, hashes=options.output.hashes, vocabulary=vocabulary)
 
 
 def _outputs(recipe: Recipe, row: Method, members: Sequence[Member], warn: Warn | None, *, partial: bool) -> Outputs:

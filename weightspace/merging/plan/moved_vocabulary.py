@@ -1,4 +1,4 @@
-"""How the embedding rows of the models map to the output's token ids."""
+"""Mapping from the models' embedding rows to the output's token ids."""
 
 from __future__ import annotations
 
