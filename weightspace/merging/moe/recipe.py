@@ -1,7 +1,8 @@
 """Recipes of mixtures of experts, in the YAML of mergekit-moe.
 
-Paths are relative to the working directory. An unknown key is an error, or a warning where the caller takes warnings;
-keys of ordinary merges (``tokenizer_source``, say), which mergekit-moe does not read, have no effect.
+Paths are relative to the working directory. A misspelled key is an error, or a warning where the caller takes warnings;
+other unknown keys and those of ordinary merges (``tokenizer_source``, say), which mergekit-moe does not read, have no
+effect.
 """
 
 from __future__ import annotations
@@ -128,6 +129,7 @@ def _only(contents: list[Any], document: Document) -> MixtureRecipe:
 def _recipe(document: Document, top: Mapping[str, Any]) -> MixtureRecipe:
     if "experts" not in top and "merge_method" in top:
         raise WeightspaceError(f"{document.where} is the recipe of a merge. Run: weightspace merge {document.where}")
+    document.is_mergekits = True
     for key in top:
         if key in _ELSEWHERE:
             document.ignore(key, "", "it belongs to recipes of ordinary merges")

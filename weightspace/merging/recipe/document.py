@@ -1,6 +1,7 @@
 """The structure of a recipe's YAML document: mappings, lists, text and known keys, with errors that name the key.
 
 What mergekit ignores is collected and told once per key, where the caller takes such lines; otherwise it is an error.
+So are keys that are known nowhere, except those that are probably misspelled: they are errors.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from typing import Any
 
 from weightspace.errors import WeightspaceError
 from weightspace.merging.recipe.types import Warn
-from weightspace.suggestions import unknown
+from weightspace.suggestions import closest, unknown
 
 #: Places of one ignored key that a line lists, at most.
 _SHOWN = 3
+
+#: The share of characters that a misspelled key has in common with the right one.
+_MISSPELLED = 0.7
 
 
 class Document:
@@ -22,6 +26,7 @@ class Document:
     Attributes:
         where: what errors call the document.
         ignored: takes a line about what mergekit ignores; None: that is an error.
+        is_mergekits: whether mergekit could run the document: it ignores all keys that it does not know.
     """
 
     def __init__(self, where: str, warn: Warn | None, ignored: Warn | None) -> None:
@@ -34,11 +39,12 @@ class Document:
         """
         self.where = where
         self.ignored = ignored
+        self.is_mergekits = False
         self._warn = warn
         self._places: dict[tuple[str, str], list[str]] = {}
 
     def known(self, content: Mapping[str, Any], keys: Sequence[str], path: str, of: str = "") -> None:
-        """Refuse keys that are not known, or warn of them.
+        """Refuse keys that are not known, or tell of them; see ``unknown``.
 
         Args:
             content: a mapping of the document.
@@ -50,8 +56,20 @@ class Document:
             if key not in keys:
                 self.unknown(key, keys, path, of)
 
-    def unknown(self, key: str, keys: Sequence[str], path: str, of: str = "") -> None:
-        """Refuse a key that is not known, or warn of it; see ``known``."""
+    def unknown(self, key: str, keys: Sequence[str], path: str, of: str = "", *, needed: bool = False) -> None:
+        """Refuse a key that is not known; tell of one that mergekit ignores and that resembles no known key.
+
+        Args:
+            key: the key.
+            keys: the names that are known in its place.
+            path: where it stands.
+            of: whose keys they are, for the error.
+            needed: it is missed where it belongs, so that mergekit refuses the recipe.
+        """
+        ignores = self.is_mergekits and not needed and not _is_misspelled(key, keys)
+        if ignores and self.ignored is not None:
+            self.ignore(key, path, f"it is no parameter{of}" if of else "it is not known, and mergekit ignores it")
+            return
         error = unknown(f"key in {self.where}:", join(path, key), [join(path, name) for name in keys])
         if self._warn is None:
             raise WeightspaceError(f"{error}{_owner(of)}")
@@ -127,6 +145,11 @@ def kind(value: Any) -> str:
     if value is None:
         return "nothing"
     return repr(value)[:60] if isinstance(value, bool | int | float | str) else f"a {type(value).__name__}"
+
+
+def _is_misspelled(key: str, keys: Sequence[str]) -> bool:
+    """Return whether a key was probably meant to be one of the known ones."""
+    return closest(key.lower(), keys, similarity=_MISSPELLED) is not None
 
 
 def _owner(of: str) -> str:
