@@ -15,12 +15,18 @@ _SHOWN = 12
 _COMPARED, _LONGEST = 2_000, 120
 
 
-def closest(name: str, known: Iterable[str]) -> str | None:
-    """Return the name that was probably meant, or None if none is similar."""
+def closest(name: str, known: Iterable[str], *, similarity: float = 0.6) -> str | None:
+    """Return the name that was probably meant, or None if none is similar.
+
+    Args:
+        name: the name given by the user.
+        known: the existing names.
+        similarity: the least share of characters in common, 0 to 1.
+    """
     if len(name) > _LONGEST:
         return None
     names = islice((other for other in known if len(other) <= _LONGEST), _COMPARED)
-    return next(iter(get_close_matches(name, names, n=1)), None)
+    return next(iter(get_close_matches(name, names, n=1, cutoff=similarity)), None)
 
 
 def unknown(kind: str, found: str, known: Iterable[str]) -> WeightspaceError:

@@ -63,7 +63,7 @@ def test_json_has_the_differences() -> None:
         ("--report r.txt", ".png"),
         ("--report-threshold .1", "--report-threshold has no effect without --report"),
         ("--report r.png --report-threshold nan", ""),
-        ("--verify", "one file"),
+        ("--verify", "single file"),
         ("--verify --dry-run", "has no effect with --dry-run"),
         ("--report - --align weight-matching --task digits-mlp", "Leave one out"),
     ],

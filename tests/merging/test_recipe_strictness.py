@@ -15,7 +15,10 @@ from weightspace.merging.recipe.schedule import resolve
 
 DATA = Path(__file__).parents[1] / "data" / "recipes"
 PLAIN: dict[str, str] = yaml.safe_load((DATA / "plain.yml").read_text())
-WARNED: dict[str, dict[str, str]] = yaml.safe_load((DATA / "warned.yml").read_text())
+WARNED: dict[str, dict[str, str]] = {
+    **yaml.safe_load((DATA / "warned.yml").read_text()),
+    **yaml.safe_load((DATA / "unknown.yml").read_text()),
+}
 
 
 @pytest.fixture
@@ -78,6 +81,55 @@ def test_keys_that_mergekit_ignores_are_one_warning_that_names_them_or_an_error(
 )
 def test_an_unknown_key_is_an_error_with_a_suggestion(text: str, message: str, models: Path) -> None:
     with pytest.raises(WeightspaceError, match=message):
+        plan(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\ndype: float16", "'dtype'"),
+        ("merge_method: linear\nmodels: [{model: a}, {model: b}]\noutput_dtype: float16", "'out_dtype'"),
+        (
+            "merge_method: wise_ft\nbase_model: a\nmodels: [{model: b}]\ncolour: red",
+            "Unknown key in recipe.yml: 'colour'",
+        ),
+        ("merge_method: slerp\nbase_model: a\nmodels: [{model: b}]\nt: 0.5", "Unknown key in recipe.yml: 't'"),
+        ("merge_method: slerp\nbase_model: a\nmodels: [{model: b, t: 0.5}]", r"Unknown key.*models\[0\].t"),
+    ],
+)
+def test_keys_that_are_misspelled_needed_or_of_no_method_of_mergekit_stay_errors(
+    text: str, message: str, models: Path
+) -> None:
+    with pytest.raises(WeightspaceError, match=message):
+        plan(text)
+
+
+def test_a_misspelled_key_is_left_out_where_a_reading_is_lenient_and_any_unknown_one_an_error_where_it_is_strict(
+    models: Path,
+) -> None:
+    assert plan(f"{PLAIN['linear']}\ndype: red\n", lenient=True) == (
+        "recipe.yml: dype is not a known key and is ignored.",
+    )
+    with pytest.raises(WeightspaceError, match=r"Unknown key in recipe.yml: 'colour'"):
+        plan(f"{PLAIN['linear']}\ncolour: red\n", strict=True)
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties", "breadcrumbs", "della", "sce", "ram"])
+def test_a_base_without_models_beside_it_is_the_output(method: str, models: Path) -> None:
+    Path("recipe.yml").write_text(f"merge_method: {method}\nbase_model: a+lora\nmodels: [{{model: a+lora}}]\n")
+    merge_files("recipe.yml", "out")
+    Path("plain.yml").write_text("merge_method: passthrough\nmodels: [{model: a+lora}]\n")
+    merge_files("plain.yml", "plain")
+    merged, adapted = ws.load_checkpoint("out"), ws.load_checkpoint("plain")
+    assert merged.keys() == adapted.keys()
+    assert all(torch.equal(tensor, adapted[name]) for name, tensor in merged.items())
+    assert not all(torch.equal(tensor, merged[name]) for name, tensor in ws.load_checkpoint("a").items())
+
+
+@pytest.mark.parametrize("method", ["slerp", "model_stock", "arcee_fusion", "multislerp", "wise_ft"])
+def test_a_base_without_models_beside_it_is_refused_where_mergekit_refuses_it(method: str, models: Path) -> None:
+    text = f"merge_method: {method}\nbase_model: a\nmodels: [{{model: a}}]\nparameters: {{t: 0.5}}\n"
+    with pytest.raises(WeightspaceError, match=r"in addition to the base; found 0|not a parameter|Unknown key"):
         plan(text)
 
 

@@ -1,7 +1,7 @@
 """Mixture-of-experts recipes in mergekit-moe's YAML format.
 
-Paths are relative to the working directory. Unknown keys are errors, or warnings if the caller accepts warnings. Keys
-of ordinary merges (such as ``tokenizer_source``), which mergekit-moe does not read, have no effect.
+Paths are relative to the working directory. Misspelled keys are errors, or warnings if the caller accepts warnings.
+Other unknown keys, and keys of ordinary merges (such as ``tokenizer_source``), have no effect, as in mergekit-moe.
 """
 
 from __future__ import annotations
@@ -130,6 +130,7 @@ def _recipe(document: Document, top: Mapping[str, Any]) -> MixtureRecipe:
         raise WeightspaceError(
             f"{document.where} is a merge recipe; expected a mixture recipe. Run: weightspace merge {document.where}"
         )
+    document.is_mergekits = True
     for key in top:
         if key in _ELSEWHERE:
             document.ignore(key, "", "it belongs to ordinary merge recipes")

@@ -35,7 +35,7 @@ from weightspace.merging.plan.parametrized import with_parametrizations
 from weightspace.merging.plan.plan import Job, Kind, Member, Plan, Ref, inputs_of
 from weightspace.merging.plan.promotion import FLOATS, promoted
 from weightspace.merging.recipe.merge_roles import find_method, split_base
-from weightspace.merging.recipe.parameters import is_mergekits
+from weightspace.merging.recipe.parameters import gives_base, is_mergekits
 from weightspace.merging.recipe.parse import Recipe, Warn
 from weightspace.merging.recipe.schedule import resolve
 from weightspace.merging.slices.configuration import adapted_configurations
@@ -210,6 +210,8 @@ class _Planner:
             endpoint = [base] if self.row.base == "end" and base is not None and base not in refs else []
             kind = "largest" if counts else "agree"
             return self._job(kind, output, [*refs, *endpoint], None, [1.0] * len([*refs, *endpoint]), {})
+        if base is not None and all(ref == base for ref in refs) and self.recipe.is_document and gives_base(self.row):
+            return self._job("copy", output, [base], None, [1.0], {})
         weights, values = _only_present(output, *resolve(self.recipe, output.slice, output.name, output.position))
         origin = base if self.row.base != "none" else None
         listed = [index for index, ref in enumerate(refs) if ref == base]

@@ -1,7 +1,7 @@
 """Validate the structure of a recipe's YAML document; errors name the key.
 
 Keys that mergekit ignores are collected and reported once per key if the caller accepts warnings; otherwise they are
-errors.
+errors. The same applies to unknown keys, except probable misspellings, which are errors.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from typing import Any
 
 from weightspace.errors import WeightspaceError
 from weightspace.merging.recipe.types import Warn
-from weightspace.suggestions import unknown
+from weightspace.suggestions import closest, unknown
 
 #: Maximum number of occurrences of an ignored key that a message lists.
 _SHOWN = 3
+
+#: Minimum similarity of a misspelled key to a known key.
+_MISSPELLED = 0.7
 
 
 class Document:
@@ -23,6 +26,7 @@ class Document:
     Attributes:
         where: name of the document in errors.
         ignored: called with a one-line message about a key that mergekit ignores; None makes it an error.
+        is_mergekits: whether mergekit could run the document; mergekit ignores all unknown keys.
     """
 
     def __init__(self, where: str, warn: Warn | None, ignored: Warn | None) -> None:
@@ -35,11 +39,12 @@ class Document:
         """
         self.where = where
         self.ignored = ignored
+        self.is_mergekits = False
         self._warn = warn
         self._places: dict[tuple[str, str], list[str]] = {}
 
     def known(self, content: Mapping[str, Any], keys: Sequence[str], path: str, owner: str = "") -> None:
-        """Refuse unknown keys, or warn about them.
+        """Refuse unknown keys, or warn about them; see ``unknown``.
 
         Args:
             content: a mapping of the document.
@@ -51,8 +56,21 @@ class Document:
             if key not in keys:
                 self.unknown(key, keys, path, owner)
 
-    def unknown(self, key: str, keys: Sequence[str], path: str, owner: str = "") -> None:
-        """Refuse an unknown key, or warn about it; see ``known``."""
+    def unknown(self, key: str, keys: Sequence[str], path: str, owner: str = "", *, needed: bool = False) -> None:
+        """Refuse an unknown key, or report that mergekit ignores it if it does not resemble a known key.
+
+        Args:
+            key: the key.
+            keys: the known keys.
+            path: path of the mapping that contains the key.
+            owner: phrase that says whose keys they are, for the error.
+            needed: whether the key is required in another place, so that mergekit refuses the recipe.
+        """
+        ignores = self.is_mergekits and not needed and not _is_misspelled(key, keys)
+        if ignores and self.ignored is not None:
+            reason = f"it is not a parameter{owner}" if owner else "it is not a known key, and mergekit ignores it"
+            self.ignore(key, path, reason)
+            return
         error = unknown(f"key in {self.where}:", join(path, key), [join(path, name) for name in keys])
         if self._warn is None:
             raise WeightspaceError(f"{error}{_parameters_hint(owner)}")
@@ -129,6 +147,11 @@ def kind(value: Any) -> str:
     if value is None:
         return "nothing"
     return repr(value)[:60] if isinstance(value, bool | int | float | str) else f"a {type(value).__name__}"
+
+
+def _is_misspelled(key: str, keys: Sequence[str]) -> bool:
+    """Return whether a key is probably a misspelling of a known one."""
+    return closest(key.lower(), keys, similarity=_MISSPELLED) is not None
 
 
 def _parameters_hint(owner: str) -> str:

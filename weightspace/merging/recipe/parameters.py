@@ -72,9 +72,14 @@ def read_parameters(
     }
 
 
-def is_mergekits(method: str) -> bool:
+def is_mergekits(method: object) -> bool:
     """Return whether mergekit has a method of this name."""
-    return method in _MERGEKIT
+    return isinstance(method, str) and method in _MERGEKIT
+
+
+def gives_base(row: Method) -> bool:
+    """Return whether mergekit returns the base itself if there are no other models."""
+    return row.name in _MERGEKIT and row.base == "required" and row.models == (1, None)
 
 
 def takes_base_as_model(row: Method, parameters: Mapping[str, Any]) -> bool:

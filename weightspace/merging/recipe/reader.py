@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from weightspace.errors import WeightspaceError
 from weightspace.merging.recipe.document import Document, join, kind
 from weightspace.merging.recipe.merge_roles import find_method
 from weightspace.merging.recipe.model_reference import model_reference
-from weightspace.merging.recipe.parameters import PARAMETERS, read_parameters, takes_base_as_model
+from weightspace.merging.recipe.parameters import (
+    PARAMETERS,
+    gives_base,
+    is_mergekits,
+    read_parameters,
+    takes_base_as_model,
+)
 from weightspace.merging.recipe.tokens import tokenizer_keys
 from weightspace.merging.recipe.types import DTYPES, Recipe, Slice, Source
 from weightspace.suggestions import unknown
@@ -27,7 +34,15 @@ MISPLACED = {
     **{name: "parameters belong under `parameters`" for name in sorted(PARAMETERS - {"weight", "t"})},
     "layer_range": "`models` merges whole models; select layers under `slices`",
     "residual_weight": "mergekit reads it but does not use it",
+    "revision": "revisions are written as MODEL@REVISION",
+    "lora": "adapters are written as MODEL+ADAPTER",
+    "pad_to_multiple_of": "it belongs under `tokenizer`",
+    "random_seed": "it is an option of the command, here --seed",
 }
+
+
+#: Parameters without a default, which mergekit requires.
+_REQUIRED = ("weight", "t")
 
 
 class RecipeReader:
@@ -45,6 +60,7 @@ class RecipeReader:
         """
         self.document = document
         self.top = document.mapping(content, "the recipe")
+        document.is_mergekits = is_mergekits(self.top.get("merge_method"))
         self._known(self.top, _TOP, "")
         name = document.text(self.top, "merge_method", "")
         if name is None:
@@ -71,8 +87,23 @@ class RecipeReader:
             name=self._name(),
             chat_template=self.document.text(self.top, "chat_template", ""),
         )
+        self._report_bases_alone(recipe)
         self.document.tell()
         return recipe
+
+    def _report_bases_alone(self, recipe: Recipe) -> None:
+        """Report slices without models other than the base; the output is then the base itself."""
+        alone = [
+            base
+            for part, base in zip(recipe.slices, recipe.bases, strict=True)
+            if base is not None and "+" not in base and all(source.model == base for source in part.sources)
+        ]
+        if not alone or not gives_base(self.row):
+            return
+        line = f"{self.document.where}: nothing is merged into {alone[0]}: there are no models other than the base"
+        if self.document.ignored is None:
+            raise WeightspaceError(f"{line}. Expected one that differs from it.")
+        self.document.ignored(f"{line}, which is the output.")
 
     def _name(self) -> str | None:
         """Return the document's name as a string, even if YAML reads it as a number."""
@@ -181,4 +212,11 @@ class RecipeReader:
             if key in MISPLACED and self.document.ignored is not None:
                 self.document.ignore(key, path, MISPLACED[key])
             else:
-                self.document.unknown(key, keys, path)
+                self.document.unknown(key, keys, path, needed=key in _REQUIRED and not self._can_miss(key, path))
+
+    def _can_miss(self, key: str, path: str) -> bool:
+        """Return whether a part of the recipe needs no value of its own of a parameter without a default."""
+        if not path:
+            return False
+        has = self.row.weighted if key == "weight" else any(one.name == key for one in self.row.parameters)
+        return not has or key in self.parameters
