@@ -45,6 +45,22 @@ class Whole(click.ParamType):
         return number
 
 
+class Choice(click.Choice[str]):
+    """One of several words, with the one that was probably meant in the error."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check the word."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            from weightspace.suggestions import closest
+
+            close = closest(str(value), self.choices)
+            if close is None:
+                raise
+            self.fail(f"{error.message} Did you mean {close!r}?", param, ctx)
+
+
 class Command(click.Command):
     """A command with grouped options, ``--quiet`` and ``-v``."""
 
