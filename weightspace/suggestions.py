@@ -14,13 +14,17 @@ _SHOWN = 12
 #: Maximum number and length of names to compare, since comparing takes quadratic time.
 _COMPARED, _LONGEST = 2_000, 120
 
+#: Minimum length of the beginning of a name that is taken for the name.
+_SHORTEST = 4
+
 
 def closest(name: str, known: Iterable[str]) -> str | None:
     """Return the name that was probably meant, or None if none is similar."""
     if len(name) > _LONGEST:
         return None
-    names = islice((other for other in known if len(other) <= _LONGEST), _COMPARED)
-    return next(iter(get_close_matches(name, names, n=1)), None)
+    names = list(islice((other for other in known if len(other) <= _LONGEST), _COMPARED))
+    beginning = (other for other in names if len(name) >= _SHORTEST and other.lower().startswith(name.lower()))
+    return next(iter(get_close_matches(name, names, n=1)), None) or next(beginning, None)
 
 
 def unknown(kind: str, found: str, known: Iterable[str]) -> WeightspaceError:
