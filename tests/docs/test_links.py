@@ -52,5 +52,5 @@ def test_a_link_to_a_source_file_leads_to_its_page_on_the_site(link: str, expect
 
 
 def test_a_link_to_a_file_without_a_page_is_an_error() -> None:
-    with pytest.raises(ValueError, match="how-to/page.md links to setup.cfg"):
+    with pytest.raises(ValueError, match=r"how-to/page\.md links to setup\.cfg"):
         links.on_the_site("[this](../../../setup.cfg)", "how-to/page.md")
