@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -45,7 +45,13 @@ class Whole(click.ParamType):
         return number
 
 
-class Choice(click.Choice[str]):
+if TYPE_CHECKING:
+    _Choice = click.Choice[str]
+else:  # click 8.1 has no type parameter
+    _Choice = click.Choice
+
+
+class Choice(_Choice):
     """One of several words, with the one that was probably meant in the error."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
