@@ -133,8 +133,7 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
 
     MODEL+ADAPTER applies a LoRA adapter to a model. A CHECKPOINT may be a URL (hf://org/model, s3://bucket/model); it
     is downloaded to $WEIGHTSPACE_CACHE and kept there. Independently trained networks need --align, and --network,
-    --task or --spec for their architecture. With --task, models and result are scored on its test data, and the
-    result's BatchNorm statistics are recomputed.
+    --task or --spec for their architecture. --task scores models and result, and recomputes BatchNorm statistics.
 
     \b
     Examples:

@@ -116,8 +116,7 @@ def extract_lora(
     Raises:
         CheckpointError: names or shapes differ.
         WeightspaceError: the rank is below 1, no matrix differs, a tensor differs that can neither have factors nor
-            be kept whole, or a
-            difference contains NaN or infinity.
+            be kept whole, or a difference contains NaN or infinity.
 
     Source:
         Eckart and Young 1936, https://doi.org/10.1007/BF02288367; if the smaller side exceeds 8 times the rank, Halko
