@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightspace import WeightspaceError
@@ -46,3 +47,16 @@ def size_of(text: str) -> int:
     if count < 1:
         raise WeightspaceError(f"--shard-size must be a size such as 5GB or 500MB; found {text!r}.")
     return count
+
+
+def interrupted_line(output: str) -> str:
+    """Return the line that says what an interrupted merge has kept."""
+    from weightspace.merging.out_of_core.stage_folders import hidden_folder
+    from weightspace.merging.out_of_core.staging import staging_folder
+
+    kept = [str(path) for path in (staging_folder(Path(output)), hidden_folder(Path(output))) if path.exists()]
+    if not kept:
+        return "Stopped before anything was written."
+    them = "it" if len(kept) == 1 else "them"
+    places = " and ".join(kept)
+    return f"Stopped. Progress is kept in {places}: rerun the command to resume, or delete {them} to discard it."

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import click
 from weightspace.cli import commands, options
+from weightspace.cli.commands import Choice
 from weightspace.cli.printing import echo, warn
 from weightspace.cli.reports import echo_files, echo_report, files_of
 
@@ -20,7 +21,7 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
 )
 @click.option(
     "--method",
-    type=click.Choice(["omp", "nearest", "subword"]),
+    type=Choice(["omp", "nearest", "subword"]),
     default="omp",
     show_default=True,
     help="How to compute rows for tokens that MODEL lacks: orthogonal matching pursuit or nearest neighbours among "

@@ -4,8 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
+from weightspace.cli.commands import Choice
 
 from weightspace import cli
 
@@ -35,6 +37,14 @@ MISTAKES = {
     "barrier a.pt nowhere.pt --task digits-mlp": "nowhere.pt does not exist",
     "barrier a.pt b.pt --task digits-mpl": "Did you mean 'digits-mlp'?",
     "barier a.pt b.pt": "Did you mean 'barrier'?",
+    "match a.pt b.pt c.pt --method merge-mny -o out": "Did you mean 'merge-many'?",
+    "match nowhere.pt b.pt --method activation -o out": "Did you mean 'activation-matching'?",
+    "barrier a.pt b.pt --task digits-mlp --matching weight": "Did you mean 'weight-matching'?",
+    "barrier a.pt b.pt --task digits-mlp --statistics rest": "Did you mean 'reset'?",
+    "barrier a.pt b.pt --task digits-mlp --executor process": "Did you mean 'processes'?",
+    "soup a.pt b.pt --recipe greed -o out.pt": "Did you mean 'greedy'?",
+    "soup a.pt b.pt --per layers -o out.pt": "Did you mean 'layer'?",
+    "merge a.pt b.pt --executor threds -o out.pt": "Did you mean 'threads'?",
 }
 
 CODE = """
@@ -69,3 +79,12 @@ def test_they_are_a_line_that_says_what_was_meant(line: str) -> None:
     assert MISTAKES[line] in result.output
     assert "Traceback" not in result.output
     assert not list(Path().glob("out*"))
+
+
+def test_every_option_with_choices_suggests_the_one_that_was_meant() -> None:
+    context = click.Context(cli.main)
+    groups = [command for name in cli.COMMANDS if (command := cli.main.get_command(context, name)) is not None]
+    groups += [inner for group in groups if isinstance(group, click.Group) for inner in group.commands.values()]
+    choices = [option.type for command in groups for option in command.params if isinstance(option.type, click.Choice)]
+    assert len(choices) > 10
+    assert {type(choice) for choice in choices} == {Choice}
