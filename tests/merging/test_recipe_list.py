@@ -1,8 +1,8 @@
 """The list of recipes: every kind that mergekit's documentation and its users write is planned as it stands.
 
 data/recipes/plain.yml, further.yml and tokens.yml have recipes without a warning, warned.yml and unknown.yml those in
-which mergekit ignores something. They are our own variants. Models are tiny folders: ``base``, ``a``, ``b``, ``c`` with an adapter
-``lora``, ``vision/…`` and ``text/…``, and models of ``org`` in a cache of the Hub.
+which mergekit ignores something. They are our own variants. Models are tiny folders: ``base``, ``a``, ``b``, ``c`` with
+an adapter ``lora``, ``vision/…`` and ``text/…``, and models of ``org`` in a cache of the Hub.
 """
 
 import shutil

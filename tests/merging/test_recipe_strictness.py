@@ -89,7 +89,10 @@ def test_an_unknown_key_is_an_error_with_a_suggestion(text: str, message: str, m
     [
         ("merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\ndype: float16", "'dtype'"),
         ("merge_method: linear\nmodels: [{model: a}, {model: b}]\noutput_dtype: float16", "'out_dtype'"),
-        ("merge_method: wise_ft\nbase_model: a\nmodels: [{model: b}]\ncolour: red", "Unknown key in recipe.yml: 'colour'"),
+        (
+            "merge_method: wise_ft\nbase_model: a\nmodels: [{model: b}]\ncolour: red",
+            "Unknown key in recipe.yml: 'colour'",
+        ),
         ("merge_method: slerp\nbase_model: a\nmodels: [{model: b}]\nt: 0.5", "Unknown key in recipe.yml: 't'"),
         ("merge_method: slerp\nbase_model: a\nmodels: [{model: b, t: 0.5}]", r"Unknown key.*models\[0\].t"),
     ],
@@ -104,16 +107,16 @@ def test_keys_that_are_misspelled_needed_or_of_no_method_of_mergekit_stay_errors
 def test_a_misspelled_key_is_left_out_where_a_reading_is_lenient_and_any_unknown_one_an_error_where_it_is_strict(
     models: Path,
 ) -> None:
-    assert plan(f"{PLAIN['linear']}\ndype: red\n", lenient=True) == ("dype in recipe.yml is not known and is left out.",)
-    with pytest.raises(WeightspaceError, match="Unknown key in recipe.yml: 'colour'"):
+    assert plan(f"{PLAIN['linear']}\ndype: red\n", lenient=True) == (
+        "dype in recipe.yml is not known and is left out.",
+    )
+    with pytest.raises(WeightspaceError, match=r"Unknown key in recipe.yml: 'colour'"):
         plan(f"{PLAIN['linear']}\ncolour: red\n", strict=True)
 
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties", "breadcrumbs", "della", "sce", "ram"])
 def test_a_base_without_models_beside_it_is_the_output(method: str, models: Path) -> None:
-    Path("recipe.yml").write_text(
-        f"merge_method: {method}\nbase_model: a+lora\nmodels: [{{model: a+lora}}]\n"
-    )
+    Path("recipe.yml").write_text(f"merge_method: {method}\nbase_model: a+lora\nmodels: [{{model: a+lora}}]\n")
     merge_files("recipe.yml", "out")
     Path("plain.yml").write_text("merge_method: passthrough\nmodels: [{model: a+lora}]\n")
     merge_files("plain.yml", "plain")
@@ -126,7 +129,7 @@ def test_a_base_without_models_beside_it_is_the_output(method: str, models: Path
 @pytest.mark.parametrize("method", ["slerp", "model_stock", "arcee_fusion", "multislerp", "wise_ft"])
 def test_a_base_without_models_beside_it_is_refused_where_mergekit_refuses_it(method: str, models: Path) -> None:
     text = f"merge_method: {method}\nbase_model: a\nmodels: [{{model: a}}]\nparameters: {{t: 0.5}}\n"
-    with pytest.raises(WeightspaceError, match="beside the base; found 0|no parameter|Unknown key"):
+    with pytest.raises(WeightspaceError, match=r"beside the base; found 0|no parameter|Unknown key"):
         plan(text)
 
 
