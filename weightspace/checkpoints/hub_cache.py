@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,20 @@ def check_available(model: HubModel) -> None:
 
     if constants.HF_HUB_OFFLINE:
         cached_folder(model)
+
+
+def full_name(model: HubModel) -> HubModel:
+    """Return a model under the name ``ORG/MODEL`` that the Hub has for one of one word, such as ``gpt2``.
+
+    Raises:
+        CheckpointError: as ``cached_folder``.
+    """
+    if "/" in model.name:
+        return model
+    info, error = _query_hub(model)
+    if info is None:
+        raise _not_cached(model, None, error)
+    return replace(model, name=str(info.id))
 
 
 def folder_name(path: Path) -> str:
@@ -184,6 +199,11 @@ def _download_companions(model: HubModel, folder: Path, sizes: Mapping[str, int]
 def _not_cached(model: HubModel, folder: Path | None, error: Exception | None) -> CheckpointError:
     """Return the error for a model that is not cached while the Hub cannot be reached."""
     why = "HF_HUB_OFFLINE is set" if error is None else f"the Hugging Face Hub does not answer ({_first_line(error)})"
+    if "/" not in model.name and folder is None:  # rather a path than one of the Hub's oldest models
+        return CheckpointError(
+            f"{model.name} does not exist here, and {why}; is the path right? For a model on the Hugging Face Hub, "
+            f"`{model.command}` downloads it with network access."
+        )
     state = "is not cached" if folder is None or not folder.is_dir() else "is only partly cached"
     return CheckpointError(
         f"{model.name} {state}, and {why}. With network access, `{model.command}` downloads it; or is the path right?"

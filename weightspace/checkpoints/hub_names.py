@@ -1,4 +1,7 @@
-"""Hugging Face Hub names: ``ORG/MODEL`` and ``ORG/MODEL@REVISION``, unless a local path has that name."""
+"""Hugging Face Hub names: ``ORG/MODEL`` and ``ORG/MODEL@REVISION``, unless a local path has that name.
+
+The Hub's oldest models have names of one word, such as ``gpt2``. None of them has a dot, so ``modle.bni`` is a file.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import os
 import re
 from dataclasses import dataclass
 
-_NAME = re.compile(r"(?P<model>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>[\w./-]{1,80}))?")
+_NAME = re.compile(r"(?P<model>\w[\w.-]{0,95}/\w[\w.-]{0,95}|\w[\w-]{0,95})(@(?P<revision>[\w./-]{1,80}))?")
 _WORD = re.compile(r"\w[\w.-]{0,95}(@[\w./-]{1,80})?")
 
 #: Suffixes of file names; model names do not end with them.
@@ -21,7 +24,7 @@ class HubModel:
     """A model or adapter on the Hub.
 
     Attributes:
-        name: ``ORG/MODEL``.
+        name: ``ORG/MODEL``, or ``MODEL`` alone.
         revision: a branch, tag or commit; None for the main branch.
     """
 
@@ -43,10 +46,12 @@ def hub_model(source: str | os.PathLike[str]) -> HubModel | None:
     """Return the Hub model that a source names; None for existing paths, URLs and anything else.
 
     Args:
-        source: the source as written by the user.
+        source: the source as written by the user; a ``Path`` of one word is not a model.
     """
     text = os.fspath(source)
     match = _NAME.fullmatch(text)
+    if match is not None and "/" not in match["model"] and not isinstance(source, str):
+        return None
     if match is None or match["model"].lower().endswith(_FILES) or os.path.lexists(text):
         return None
     if match["revision"] and os.path.lexists(match["model"]):
@@ -61,6 +66,6 @@ def missing_checkpoint(path: str) -> str:
         path: the missing path, as the user wrote it; not a name on the Hub.
     """
     hint = ""
-    if _WORD.fullmatch(path) and not path.lower().endswith(_FILES):
+    if _WORD.fullmatch(path) and not _NAME.fullmatch(path) and not path.lower().endswith(_FILES):
         hint = " Models on the Hugging Face Hub are written as ORG/MODEL."
     return f"{path} does not exist. Expected a checkpoint file or folder; is the path right?{hint}"

@@ -120,7 +120,8 @@ def test_stacked_slices_are_renumbered_and_the_configuration_counts_them(folder:
     [
         ({"slices": [{"sources": [{"model": "inputs/fp32/a", "layer_range": [2, 6]}]}]}, r"no layer 4"),
         ({"parameters": {"scale": [{"filter": "mpl", "value": 2}]}}, "'mpl' of 'scale' matches no tensor"),
-        ({"tokenizer_source": "nowhere"}, "tokenizer_source 'nowhere'"),
+        ({"tokenizer_source": "nowhere.json"}, "tokenizer_source 'nowhere.json'"),
+        ({"tokenizer_source": "nowhere"}, "nowhere does not exist"),
         ({"base_model": "nowhere"}, "nowhere does not exist"),
     ],
 )
