@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli import commands, loss_paths, networks, options
+from weightspace.cli.commands import Choice
 from weightspace.cli.printing import echo
 from weightspace.cli.reports import echo_files, echo_report
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--statistics",
-    type=click.Choice(["auto", "none", "reset", "repair"]),
+    type=Choice(["auto", "none", "reset", "repair"]),
     default="auto",
     show_default=True,
     help="Statistics of interpolated networks: recompute BatchNorm's (reset), match those of all hidden units to the "
@@ -40,14 +41,14 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--baseline",
-    type=click.Choice(["linear", "mean"]),
+    type=Choice(["linear", "mean"]),
     default="linear",
     show_default=True,
     help="Baseline of the barrier: linear interpolation of the endpoint losses, or their mean.",
 )
 @click.option(
     "--split",
-    type=click.Choice(["train", "validation", "test"]),
+    type=Choice(["train", "validation", "test"]),
     default="test",
     show_default=True,
     help="Data to score.",

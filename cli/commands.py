@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -43,6 +43,28 @@ class Whole(click.ParamType):
         if not self.least <= number <= self.most:
             self.fail(f"{value} is not between {self.least} and {self.most}.", param, ctx)
         return number
+
+
+if TYPE_CHECKING:
+    _Choice = click.Choice[str]
+else:  # click 8.1 has no type parameter
+    _Choice = click.Choice
+
+
+class Choice(_Choice):
+    """One of several words, with the one that was probably meant in the error."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check the word."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            from weightspace.suggestions import closest
+
+            close = closest(str(value), self.choices)
+            if close is None:
+                raise
+            self.fail(f"{error.message} Did you mean {close!r}?", param, ctx)
 
 
 class Command(click.Command):

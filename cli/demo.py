@@ -39,7 +39,11 @@ def command(output: str, as_json: bool) -> None:
         return
     rows = (
         ("", "naive", "matched"),
-        ("barrier of the test loss (nats)", f"{report.naive_barrier:.3f}", f"{report.matched_barrier:.3f}"),
+        (
+            f"barrier of the test loss (nats, {report.points} points)",
+            f"{report.naive_barrier:.3f}",
+            f"{report.matched_barrier:.3f}",
+        ),
         (
             "accuracy at the midpoint",
             f"{report.naive_midpoint_accuracy:.1%}",
@@ -48,7 +52,7 @@ def command(output: str, as_json: bool) -> None:
         ("accuracy of the endpoints", *(f"{share:.1%}" for share in report.end_accuracies)),
     )
     for name, *cells in rows:
-        echo(f"{name:34s}" + "".join(f"{cell:>12s}" for cell in cells))
+        echo(f"{name:44s}" + "".join(f"{cell:>12s}" for cell in cells))
     echo(
         f"distance reduced by {report.l2_reduction:.1%}; "
         f"{report.groups} groups, spec verified to {report.spec_error:.1e}"

@@ -23,7 +23,7 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
 @click.option(
     "--lenient",
     is_flag=True,
-    help="Leave out differences that PEFT cannot factorise (norms, biases); keep the files' names for model families "
+    help="Leave out differences that have no factors, norms and biases too; keep the files' names for model families "
     "whose module renaming in transformers is unknown.",
 )
 @options.seed("Seed of the iterative SVD of large matrices.")
@@ -42,6 +42,9 @@ def command(
     as_json: bool,
 ) -> None:
     """Extract the LoRA adapter that best approximates the difference MODEL − BASE.
+
+    Norms that moved, and biases beside factors, are kept whole and exact in the adapter (PEFT's modules_to_save and
+    bias). `merge-adapters` and some other programs refuse such adapters; --lenient writes factors alone, without them.
 
     \b
     Examples:
@@ -72,6 +75,8 @@ def command(
     worst = max(report.errors, key=lambda name: report.errors[name])
     echo(f"{len(report.errors):,} tensors, {report.energy:.2%} of the squared norm of the difference")
     echo(f"relative error {report.error:.4g}; largest {report.errors[worst]:.4g} ({worst})")
+    if report.saved:
+        echo(f"kept whole: {len(report.saved):,} norms and biases ({report.saved[0]}{', …' * (len(report.saved) > 1)})")
     if report.left_out:
         echo(f"left out: {', '.join(report.left_out)}")
     echo_files(files_of(output))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli import commands, options
+from weightspace.cli.commands import Choice
 from weightspace.cli.printing import echo
 from weightspace.cli.reports import echo_files, echo_report
 
@@ -38,7 +39,7 @@ _BELONGING = {
 @click.option("--labels", metavar="NAMES", help="Names of the rows, or of all nodes in numerical order.")
 @click.option(
     "--metric",
-    type=click.Choice(["euclidean", "cosine"]),
+    type=Choice(["euclidean", "cosine"]),
     default="euclidean",
     show_default=True,
     help="Distance between embeddings.",

@@ -94,8 +94,9 @@ def curves(
         rise = barrier(curve, baseline=baseline)
         fall = curve.accuracy and barrier(curve, baseline=baseline, score="accuracy")
         results[label] = curve
-        figures[label] = {**asdict(curve), "barrier": rise, "accuracy_barrier": fall}
-        lines.append(f"{label}: barrier {rise:.4f} nats" + ("" if fall is None else f", {fall:.2%} of accuracy"))
+        figures[label] = {**asdict(curve), "barrier": rise, "accuracy_barrier": fall, "points": points}
+        of_accuracy = "" if fall is None else f", {fall:.2%} of accuracy"
+        lines.append(f"{label}: barrier {rise:.4f} nats{of_accuracy} ({points} points)")
         if taylor:
             estimate = taylor_barrier(models.task, a, b, split=split)
             figures[label]["taylor"] = estimate
@@ -167,7 +168,7 @@ def _table(label: str, matrix: BarrierMatrix) -> list[str]:
     falls = matrix.accuracy_barrier
     width = max(9, *(len(name) + 2 for name in matrix.models))
     below = "" if falls is None else ", of the accuracy below the diagonal"
-    lines = [f"{label}: barriers of the loss (nats){below}"]
+    lines = [f"{label}: barriers of the loss (nats, {matrix.points} points){below}"]
     lines.append(" " * width + "".join(f"{name:>{width}s}" for name in matrix.models))
     for i, name in enumerate(matrix.models):
         cells = [f"{value:.4f}" for value in matrix.barrier[i]]

@@ -104,12 +104,12 @@ def command(
     """
     from weightspace.suggestions import unknown
 
-    options.check_inputs(target, source, *others, spec_file)
-    if task is None:
-        options.check_effect(("data", "device"), "without --task")
     method = method or ("merge-many" if others else "weight-matching")
     if method not in _ALL:
         raise unknown("matching method", method, _ALL)
+    options.check_inputs(target, source, *others, spec_file)
+    if task is None:
+        options.check_effect(("data", "device"), "without --task")
     from weightspace import load_checkpoint
     from weightspace.matching import match
     from weightspace.symmetry import check_permutation_path

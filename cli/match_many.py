@@ -11,7 +11,7 @@ from weightspace.cli.networks import name_of
 from weightspace.cli.options import check_apart, check_writable
 from weightspace.cli.printing import echo
 from weightspace.cli.progress import Update, progress
-from weightspace.cli.reports import echo_files, echo_report, files_of
+from weightspace.cli.reports import echo_files, echo_report, files_of, note_flat
 
 from weightspace import WeightspaceError
 from weightspace.matching import registry
@@ -56,6 +56,7 @@ def match_many(
     if merged is not None:
         metadata = provenance(paths, method, {"seed": seed, "spec": spec.digest})
         save_checkpoint(found.merged, merged, metadata=metadata, companions_from=paths[0])
+        note_flat(merged, paths[0])
     written = [*map(str, files), *files_of(merged)]
     if as_json:
         report = {

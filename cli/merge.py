@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli import commands, options
-from weightspace.cli.commands import Whole
+from weightspace.cli.commands import Choice, Whole
 from weightspace.cli.merge_differences import check_reports, report_differences
 from weightspace.cli.merge_methods import check_method, is_recipe, parameter_options, parameters_of
-from weightspace.cli.merge_networks import Scores, advice_on_statistics, network_options
-from weightspace.cli.merge_report import plan_rows, size_of
+from weightspace.cli.merge_networks import advice_on_statistics, network_options
+from weightspace.cli.merge_report import interrupted_line, plan_rows, size_of
 from weightspace.cli.merge_schema import schema_option
+from weightspace.cli.merge_scores import Scores
 from weightspace.cli.merge_verification import check_verifiable, verification_line, verified
 from weightspace.cli.printing import echo, warn
 from weightspace.cli.progress import byte_progress
-from weightspace.cli.reports import echo_files, echo_report, files_of
+from weightspace.cli.reports import echo_files, echo_report, files_of, note_flat
 
 from weightspace import WeightspaceError
 from weightspace.matching.registry import MATCHINGS
@@ -37,7 +38,8 @@ _SIGINT = 130
 @commands.command("merge")
 @click.argument("sources", nargs=-1, metavar="RECIPE.yml | CHECKPOINT…")
 @options.output(
-    "Output: OUT.safetensors is one file, OUT.pt a torch file, anything else a Hugging Face folder.",
+    "Output: OUT.safetensors is one file, OUT.pt a torch file (a flat state dict), anything else a Hugging "
+    "Face folder.",
     required=False,
     kind=None,
 )
@@ -113,7 +115,7 @@ _SIGINT = 130
 @click.option("--fsync/--no-fsync", default=True, help="Flush the output to disk before finishing.")
 @click.option(
     "--executor",
-    type=click.Choice(["auto", "threads", "processes", "ray"]),
+    type=Choice(["auto", "threads", "processes", "ray"]),
     default="auto",
     show_default=True,
     help="Execution backend; auto starts processes only if the merge is large enough to benefit.",
@@ -131,7 +133,7 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
 
     MODEL+ADAPTER applies a LoRA adapter to a model. A CHECKPOINT may be a URL (hf://org/model, s3://bucket/model); it
     is downloaded to $WEIGHTSPACE_CACHE and kept there. Independently trained networks need --align, and --network,
-    --task or --spec for their architecture; with --task, the result's BatchNorm statistics are recomputed.
+    --task or --spec for their architecture. --task scores models and result, and recomputes BatchNorm statistics.
 
     \b
     Examples:
@@ -162,12 +164,16 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
     if not sources or output is None:
         raise click.UsageError("Expected a recipe or checkpoints, and -o OUT.")
     differences, written = _differences(sources, said, shown=not as_json)
+    if scores is not None and align is None:
+        scores.of_models(sources[0] if is_recipe(sources) else sources, _planned(sources, said))
     with byte_progress(f"merging into {output}", shown=not said["dry_run"]) as update:
         try:
             report = _merge(sources, output, align, finish, recorded, said, update)
         except KeyboardInterrupt:
-            echo(_interrupted(output), err=True)
+            echo(interrupted_line(output), err=True)
             raise SystemExit(_SIGINT) from None
+    if not (said["dry_run"] or is_recipe(sources) or said["key"]):
+        note_flat(output, sources[0])
     advice = unrun
     if finish is None and not said["dry_run"]:
         advice = advice_on_statistics(output, report.method, 0 if is_recipe(sources) else len(sources))
@@ -291,14 +297,15 @@ def _differences(
     """Report how the sources differ where that is asked for; return it with the files."""
     if not said["reports"]:
         return None, []
-    given = {
-        **_given(sources, said),
-        "reading": _reading(said),
-        "allow_nonfinite": said["allow_nonfinite"],
-        "lenient": said["lenient"],
-    }
     of = sources[0] if is_recipe(sources) else sources
+    given = _planned(sources, said)
     return report_differences(of, said["reports"], said["report_threshold"], given, shown=shown)
+
+
+def _planned(sources: tuple[str, ...], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that say what is merged and how it is read."""
+    strictness = {name: said[name] for name in ("allow_nonfinite", "lenient")}
+    return {**_given(sources, said), "reading": _reading(said), **strictness}
 
 
 def _execution_options(said: Mapping[str, Any]) -> ExecutionOptions:
@@ -369,7 +376,7 @@ def _show(
         figures |= found
         of_task: dict[str, Any] = {}
         if scores is not None:
-            figures |= {"scores": scores.scores, "barriers": scores.barriers}
+            figures |= {"scores": scores.scores} | ({"barriers": scores.barriers} if scores.target else {})
             of_task = {"task": scores.task.name, "split": scores.split}
         echo_report(figures, output=figures.pop("out"), files=files, **of_task)
         return
@@ -383,15 +390,3 @@ def _show(
     for name, value in plan_rows(report).items():
         echo(f"{name:8} {value}")
     echo_files(files)
-
-
-def _interrupted(output: str) -> str:
-    from weightspace.merging.out_of_core.stage_folders import hidden_folder
-    from weightspace.merging.out_of_core.staging import staging_folder
-
-    kept = [str(path) for path in (staging_folder(Path(output)), hidden_folder(Path(output))) if path.exists()]
-    if not kept:
-        return "Stopped before anything was written."
-    them = "it" if len(kept) == 1 else "them"
-    places = " and ".join(kept)
-    return f"Stopped. Progress is kept in {places}: rerun the command to resume, or delete {them} to discard it."

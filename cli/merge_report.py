@@ -1,7 +1,8 @@
-"""Plans and sizes of merges from files to files, as commands print and parse them."""
+"""Format the plans of merges for printing, and parse sizes."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightspace import WeightspaceError
@@ -15,7 +16,7 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
 
 
 def plan_rows(report: MergeReport) -> dict[str, str]:
-    """Return the rows of a plan: name and text."""
+    """Return the rows to print for a plan: name -> text."""
     return {
         "method": report.method,
         "output": f"{report.out} ({', '.join(report.files)})",
@@ -44,5 +45,18 @@ def size_of(text: str) -> int:
     except (ValueError, OverflowError):
         count = 0
     if count < 1:
-        raise WeightspaceError(f"--shard-size is a size such as 5GB or 500MB; found {text!r}.")
+        raise WeightspaceError(f"--shard-size must be a size such as 5GB or 500MB; found {text!r}.")
     return count
+
+
+def interrupted_line(output: str) -> str:
+    """Return the line that says what an interrupted merge has kept."""
+    from weightspace.merging.out_of_core.stage_folders import hidden_folder
+    from weightspace.merging.out_of_core.staging import staging_folder
+
+    kept = [str(path) for path in (staging_folder(Path(output)), hidden_folder(Path(output))) if path.exists()]
+    if not kept:
+        return "Stopped before anything was written."
+    them = "it" if len(kept) == 1 else "them"
+    places = " and ".join(kept)
+    return f"Stopped. Progress is kept in {places}: rerun the command to resume, or delete {them} to discard it."

@@ -7,7 +7,7 @@ from weightspace.cli.printing import echo
 
 
 def _print_schema(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    """Print the JSON Schema of recipes, and end."""
+    """Print the JSON Schema of recipes and exit."""
     if wanted and not context.resilient_parsing:
         from weightspace.merging.recipe.json_schema import schema_text
 

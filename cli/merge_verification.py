@@ -1,4 +1,4 @@
-"""``--verify``: the output of a merge, loaded and run by transformers."""
+"""``--verify``: load and run the output of a merge with transformers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def check_verifiable(output: str, *, dry_run: bool) -> None:
-    """Check that an output is a folder that will be there.
+    """Check that the output can be verified.
 
     Raises:
-        WeightspaceError: it is one file, or nothing is written.
+        WeightspaceError: the output is a single file, or a dry run writes nothing.
     """
     from pathlib import Path
 
@@ -23,14 +23,16 @@ def check_verifiable(output: str, *, dry_run: bool) -> None:
     if dry_run:
         raise WeightspaceError("--verify has no effect with --dry-run, which writes nothing to load. Leave it out.")
     if is_file_name(Path(output)):
-        raise WeightspaceError(f"--verify loads a folder with its config.json, and {output} is one file. Leave it out.")
+        raise WeightspaceError(
+            f"--verify needs a folder with a config.json, but {output} is a single file. Leave it out."
+        )
 
 
 def verified(output: str) -> LoadVerification:
-    """Return what transformers makes of the output.
+    """Load the output with transformers and return the verification.
 
     Raises:
-        WeightspaceError: it does not load; the message says that the output stands all the same.
+        WeightspaceError: the output does not load; the message says that it was written nevertheless.
     """
     from weightspace.cli.progress import progress
 
@@ -44,6 +46,6 @@ def verified(output: str) -> LoadVerification:
 
 
 def verification_line(found: LoadVerification) -> str:
-    """Return what to say of a verification."""
+    """Return the line to print for a verification."""
     ran = "one forward pass, finite outputs" if found.forward else found.note
     return f"transformers loads it: {found.network}, {found.parameters:,} weights, all in place; {ran}"

@@ -1,4 +1,4 @@
-"""``weightspace moe``: a mixture of experts from dense models, from files to files."""
+"""``weightspace moe``: build a mixture of experts from dense models, from files to files."""
 
 from __future__ import annotations
 
@@ -25,29 +25,31 @@ if TYPE_CHECKING:
 @commands.command("moe")
 @click.argument("recipe", metavar="RECIPE.yml")
 @options.output("Hugging Face folder to write.", kind="checkpoint")
-@options.seed("Seed of random routers and of noise.")
+@options.seed("Seed for random routers and noise.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
-@click.option("--verify", is_flag=True, help="Load the output in transformers, compare names and shapes, and run it.")
-@click.option("--lenient", is_flag=True, help="Warn of unknown keys instead of refusing them.")
-@click.option("--strict", is_flag=True, help="Refuse keys without effect instead of warning.")
-@click.option("--allow-nonfinite", is_flag=True, help="Take NaN and infinity too.")
+@click.option("--verify", is_flag=True, help="Load the output in transformers, check names and shapes, and run it.")
+@click.option("--lenient", is_flag=True, help="Warn about unknown keys instead of refusing them.")
+@click.option("--strict", is_flag=True, help="Refuse keys without effect instead of warning about them.")
+@click.option("--allow-nonfinite", is_flag=True, help="Accept NaN and infinity.")
 @click.option(
-    "--shard-size", metavar="SIZE", default="5GB", show_default=True, help="Size of the folder's files, at most."
+    "--shard-size", metavar="SIZE", default="5GB", show_default=True, help="Maximum size of each weight file."
 )
 @click.option(
     "--memory", metavar="MB", type=Whole(1, 2**40), default=256, show_default=True, help="Private memory to use, in MB."
 )
-@click.option("--threads", metavar="N", type=Whole(1, 1024), help="Tensors made at a time. [one per core, at most 4]")
-@click.option("--hash/--no-hash", "hashes", default=True, help="Keep the inputs' SHA-256 in the metadata.")
-@click.option("--fsync/--no-fsync", default=True, help="Force the output to the disk.")
+@click.option(
+    "--threads", metavar="N", type=Whole(1, 1024), help="Tensors computed in parallel. [one per core, at most 4]"
+)
+@click.option("--hash/--no-hash", "hashes", default=True, help="Record the inputs' SHA-256 in the metadata.")
+@click.option("--fsync/--no-fsync", default=True, help="Flush the output to disk.")
 @options.as_json
 def command(recipe: str, output: str, as_json: bool, **said: Any) -> None:
-    """Build a mixture of experts from dense models: RECIPE.yml is one of mergekit-moe, as it is.
+    """Build a mixture of experts from dense models, given a mergekit-moe recipe.
 
-    The base gives everything but the experts; the MLPs of each expert's model become one expert per layer. Mixtral,
-    DeepSeek MoE, Qwen MoE and Qwen3 MoE can be built, from Llama, Mistral, Qwen2 and Qwen3. Prompts are run through the
-    base layer by layer (pip install 'weightspace[transformers]'); nothing is held in memory whole. An interrupted build
-    goes on when it is called again.
+    All tensors except the experts come from the base; the MLPs of each expert's model become one expert per layer.
+    Supported outputs are Mixtral, DeepSeek MoE, Qwen MoE and Qwen3 MoE, built from Llama, Mistral, Qwen2 and Qwen3.
+    Prompts run through the base layer by layer (pip install 'weightspace[transformers]'); no model is loaded into
+    memory as a whole. Run the command again to resume an interrupted build.
 
     \b
     Examples:
@@ -81,7 +83,7 @@ def command(recipe: str, output: str, as_json: bool, **said: Any) -> None:
 
 
 def _check_seed(recipe: str) -> None:
-    """Refuse a seed that nothing is drawn with."""
+    """Refuse --seed if nothing is random."""
     from weightspace.merging.moe.recipe import read_mixture_recipe
 
     if options.was_given("seed") and not read_mixture_recipe(Path(recipe), warn=_drop, ignored=_drop).draws:
@@ -89,11 +91,11 @@ def _check_seed(recipe: str) -> None:
 
 
 def _drop(line: str) -> None:
-    """Take a warning that the build gives."""
+    """Ignore a warning that the build reports again."""
 
 
 def _show(report: MergeReport, found: LoadVerification | None, *, dry_run: bool, as_json: bool) -> None:
-    """Print what was done, or what would be."""
+    """Print the report of a build or a dry run."""
     files = [] if dry_run else files_of(report.out)
     if as_json:
         figures = asdict(report)

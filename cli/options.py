@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from weightspace.cli.commands import Whole
+from weightspace.cli.commands import Choice, Whole
 
 from weightspace import WeightspaceError
 from weightspace.matching.registry import MATCHINGS
@@ -242,7 +242,7 @@ def spec_source(command: Command) -> Command:
 def matching(help_text: str) -> Callable[[Command], Command]:
     """Add ``--matching METHOD``; ``networks.matched`` applies it."""
     listed = f"{help_text} METHOD: {', '.join(MATCHINGS)}."
-    return click.option("--matching", type=click.Choice(list(MATCHINGS)), metavar="METHOD", help=listed)
+    return click.option("--matching", type=Choice(list(MATCHINGS)), metavar="METHOD", help=listed)
 
 
 def ray_address(command: Command) -> Command:
@@ -261,7 +261,7 @@ def execution(help_text: str) -> Callable[[Command], Command]:
         )
         executor = click.option(
             "--executor",
-            type=click.Choice(list(EXECUTORS)),
+            type=Choice(list(EXECUTORS)),
             default="processes",
             show_default=True,
             help="Execution backend; a single worker runs in this process.",
@@ -293,7 +293,7 @@ def mode(command: Command) -> Command:
     """Add ``--mode``, the direction of a task's objective."""
     return click.option(
         "--mode",
-        type=click.Choice(["min", "max"]),
+        type=Choice(["min", "max"]),
         help="Whether to minimise or maximise the task's objective.  [default: inferred from the task or the "
         "objective's name]",
     )(command)
@@ -312,7 +312,7 @@ def soup_statistics(command: Command) -> Command:
     """Add ``--statistics``, the BatchNorm statistics of averaged networks."""
     return click.option(
         "--statistics",
-        type=click.Choice(["auto", "none", "reset"]),
+        type=Choice(["auto", "none", "reset"]),
         default="auto",
         show_default=True,
         help="BatchNorm statistics of averaged networks: recomputed (reset) or averaged (none); auto resets if there "

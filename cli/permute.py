@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 from weightspace.cli import commands, networks, options
-from weightspace.cli.reports import echo_files, echo_report, files_of
+from weightspace.cli.reports import echo_files, echo_report, files_of, note_flat
 
 
 @commands.command("permute")
@@ -54,6 +54,7 @@ def command(
     state = permute(spec, moved.inverse() if inverse else moved, load_checkpoint(checkpoint))
     metadata = provenance([checkpoint, permutation], "permute", {"inverse": inverse, "spec": spec.digest})
     save_checkpoint(state, output, metadata=metadata, companions_from=checkpoint)
+    note_flat(output, checkpoint)
     files = files_of(output)
     if as_json:
         echo_report({"groups": len(spec.groups)}, output=output, files=files, task=networks.name_of(found))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from weightspace.cli.commands import is_quiet
 from weightspace.cli.printing import echo, echo_json, plain
 
 #: Version of the keys.
@@ -60,6 +61,30 @@ def echo_files(files: Iterable[str | Path]) -> None:
     """Print the files that were written, one per line, at the end of a command's output."""
     for file in files:
         echo(file)
+
+
+def note_flat(output: str | Path | None, source: str | Path) -> None:
+    """Say on stderr that a torch file is a flat state dict where the first input has its own in an entry."""
+    from weightspace.checkpoints.fetching import local_path
+    from weightspace.checkpoints.file_format import TORCH_SUFFIXES, file_format
+
+    if output is None or Path(output).suffix.lower() not in TORCH_SUFFIXES or is_quiet() or "+" in str(source):
+        return
+    path = local_path(source)
+    if not path.is_file() or file_format(path) != "torch":
+        return
+    from weightspace.checkpoints.torch_file import nesting_of
+
+    nesting = nesting_of(path)
+    if nesting is not None:
+        entry, others = nesting
+        beside = f" beside {', '.join(map(repr, others[:3]))}{', …' * (len(others) > 3)}" if others else ""
+        left = ", and nothing else is copied" if others else ""
+        echo(
+            f"{output} is a flat state dict: {source} has its own under {entry!r}{beside}{left}. Give it to "
+            "load_state_dict as it is.",
+            err=True,
+        )
 
 
 def _command() -> str:

@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli import commands, networks, options
+from weightspace.cli.commands import Choice
 from weightspace.cli.printing import echo, plain, print_table
 from weightspace.cli.progress import live_table
-from weightspace.cli.reports import echo_files, echo_report, files_of
+from weightspace.cli.reports import echo_files, echo_report, files_of, note_flat
 from weightspace.cli.soup_table import (
+    advice_of,
     check_reports,
     lines_of,
     notes_of,
     objective_of,
     table_of,
     trial_row,
+    worse_than_single,
     write_reports,
 )
 
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 @options.task(required=False)
 @click.option(
     "--recipe",
-    type=click.Choice(["uniform", "greedy", "learned", "model_stock", "wise-ft"]),
+    type=Choice(["uniform", "greedy", "learned", "model_stock", "wise-ft"]),
     default="greedy",
     show_default=True,
     help="Mean of all (uniform) or of those that help (greedy), learned coefficients, Model Stock (between --base and "
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
 @click.option("--compare", is_flag=True, help="Score all recipes and the logit ensemble, not only the one written.")
 @click.option(
     "--tie",
-    type=click.Choice(["accept", "reject"]),
+    type=Choice(["accept", "reject"]),
     default="accept",
     show_default=True,
     help="Whether to accept an ingredient that doesn't change the score (greedy).",
@@ -50,7 +53,7 @@ if TYPE_CHECKING:
 @click.option("--base", metavar="CKPT", help="Pretrained model of the fine-tunes (model_stock).")
 @click.option(
     "--per",
-    type=click.Choice(["tensor", "layer", "model"]),
+    type=Choice(["tensor", "layer", "model"]),
     default="tensor",
     show_default=True,
     help="Granularity of the coefficients (learned).",
@@ -122,7 +125,8 @@ def command(
     write_reports(report, reports)
     files = files_of(output, *reports)
     if as_json:
-        echo_report({"recipe": recipe, **plain(report)}, output=output, files=files, task=found.name)
+        told = {"worse_than_single": worse_than_single(report, recipe), "advice": advice_of(report, recipe)}
+        echo_report({"recipe": recipe, **plain(report), **told}, output=output, files=files, task=found.name)
         return
     print_table(*table_of(report))
     for line in (*notes_of(report), *lines_of(report, recipe)):
@@ -260,4 +264,5 @@ def _save(state: StateDict, output: str, checkpoints: tuple[str, ...], recipe: s
     from weightspace.checkpoints.fetching import fetched_path
 
     inputs = [fetched_path(path) for path in checkpoints]
+    note_flat(output, inputs[0])
     save_checkpoint(state, output, metadata=provenance(inputs, f"{recipe}-soup", parameters), companions_from=inputs[0])

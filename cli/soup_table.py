@@ -85,8 +85,35 @@ def lines_of(report: SoupReport, recipe: str) -> list[str]:
     if recipe == "greedy":
         lines[0] += f", in this order: {', '.join(report.names[number] for number in soup.chosen)}"
     lines.append(f"best single model: {report.names[best.chosen[0]]}")
+    for split, (ours, theirs) in worse_than_single(report, recipe).items():
+        lines.append(f"on {split} the soup is worse than the best single model: {ours:.4f} versus {theirs:.4f}")
+    advice = advice_of(report, recipe)
+    return lines if advice is None else [*lines, advice]
+
+
+def worse_than_single(report: SoupReport, recipe: str) -> dict[str, tuple[float, float]]:
+    """Return split -> scores of a soup and of the best single model, for the splits on which the soup is worse."""
+    rows = {row.name: row for row in report.rows}
+    worse = {}
     for split in ("validation", "test", *report.shifts):
-        ours, theirs = (row.scores[split][report.objective] for row in (soup, best))
+        ours, theirs = (_score(report, rows[name], split) for name in (recipe, "best single"))
         if ours > theirs if report.mode == "min" else ours < theirs:
-            lines.append(f"on {split} the soup is worse than the best single model: {ours:.4f} versus {theirs:.4f}")
-    return lines
+            worse[split] = (ours, theirs)
+    return worse
+
+
+def advice_of(report: SoupReport, recipe: str) -> str | None:
+    """Return what to do about a soup that is worse than the best single model, or None if it isn't."""
+    worse = worse_than_single(report, recipe)
+    if not worse:
+        return None
+    if recipe == "greedy" or "validation" not in worse:
+        return "only validation data decides, and other data may disagree: --compare shows all recipes on both"
+    why = f"{recipe} doesn't select models"
+    if recipe == "learned":
+        why = f"learned coefficients lower the loss on validation, not {report.objective}, and drop no model"
+    return f"{why}: --recipe greedy does, and on validation it is never worse than the best single model"
+
+
+def _score(report: SoupReport, row: Row, split: str) -> float:
+    return row.scores[split][report.objective]

@@ -1,4 +1,4 @@
-"""``weightspace transplant``: another model's vocabulary on a model."""
+"""``weightspace transplant``: replace a model's vocabulary with that of another model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import click
 from weightspace.cli import commands, options
+from weightspace.cli.commands import Choice
 from weightspace.cli.printing import echo, warn
 from weightspace.cli.reports import echo_files, echo_report, files_of
 
@@ -16,15 +17,15 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
     "--tokenizer",
     required=True,
     metavar="OTHER",
-    help="Folder of the model whose vocabulary MODEL gets; for --method subword, that of a tokenizer suffices.",
+    help="Folder of the donor model; --method subword needs only its tokenizer.",
 )
 @click.option(
     "--method",
-    type=click.Choice(["omp", "nearest", "subword"]),
+    type=Choice(["omp", "nearest", "subword"]),
     default="omp",
     show_default=True,
-    help="Rows of tokens that MODEL lacks: orthogonal matching pursuit or nearest neighbours among the tokens of both "
-    "in OTHER's embedding, or the mean of the subwords that MODEL splits the token into.",
+    help="How to compute rows for tokens that MODEL lacks: orthogonal matching pursuit or nearest neighbours among "
+    "shared tokens in OTHER's embedding, or the mean of the subwords into which MODEL splits the token.",
 )
 @click.option(
     "--neighbours",
@@ -32,12 +33,12 @@ from weightspace.cli.reports import echo_files, echo_report, files_of
     type=click.IntRange(min=1),
     default=64,
     show_default=True,
-    help="Tokens of both that a row is made from, at most; not with --method subword.",
+    help="Maximum number of shared tokens per approximated row; not with --method subword.",
 )
 @options.output("Folder to write.", kind="checkpoint")
 @options.as_json
 def command(model: str, tokenizer: str, method: str, neighbours: int, output: str, as_json: bool) -> None:
-    """Give MODEL the vocabulary of OTHER: tokens of both keep their rows, the others are approximated.
+    """Replace MODEL's vocabulary with OTHER's: shared tokens keep their rows, new tokens get approximated ones.
 
     \b
     Examples:

@@ -19,7 +19,7 @@ DOCS = ROOT / "docs"
 BUILD = ROOT / "build" / "docs"
 sys.path.insert(0, str(DOCS))
 
-from generators import command_line, matching_methods, measurements, merge_methods, reference  # noqa: E402
+from generators import command_line, links, matching_methods, measurements, merge_methods, reference  # noqa: E402
 
 #: Folder of generated pages -> its generator.
 GENERATORS = {
@@ -34,6 +34,9 @@ GENERATORS = {
 def assemble(target: Path) -> dict[str, list[str]]:
     """Write all pages to a folder, and return the generated ones by subfolder."""
     shutil.copytree(DOCS / "pages", target, ignore=shutil.ignore_patterns("*.toml", ".*"), dirs_exist_ok=True)
+    for page in target.rglob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(links.on_the_site(text, page.relative_to(target).as_posix()), encoding="utf-8")
     pictures = target / "pictures"
     pictures.mkdir(exist_ok=True)
     for picture in [DOCS / "demo.png", *sorted((ROOT / "analyses" / "figures").glob("*.png"))]:

@@ -21,6 +21,7 @@ class LocalHub:
         url: of the server.
         sent: bytes of files that were sent.
         private: models that need the token ``secret``.
+        short: names of one word -> the models that they redirect to.
         asked: paths of all requests.
     """
 
@@ -29,6 +30,7 @@ class LocalHub:
         self.url = ""
         self.sent = 0
         self.private: set[str] = set()
+        self.short: dict[str, str] = {}
         self.asked: list[str] = []
 
     def folder(self, name: str, revision: str) -> Path | None:
@@ -51,6 +53,9 @@ def _handler(hub: LocalHub) -> type[http.server.BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             path = self.path.split("?")[0].replace("%2F", "/")
             hub.asked.append(path)
+            found = re.fullmatch(r"(/api/models/|/)([^/]+)((?:/.+)?)", path)
+            if found and found[2] in hub.short:
+                return self._redirect(f"{found[1]}{hub.short[found[2]]}{found[3]}")
             if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
                 return self._model(found[1], found[2] or "main")
             if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/(.+))?", path):
@@ -64,6 +69,12 @@ def _handler(hub: LocalHub) -> type[http.server.BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             self._json([])
+
+        def _redirect(self, path: str) -> None:
+            self.send_response(307)
+            self.send_header("Location", path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
         def _folder(self, name: str, revision: str) -> Path | None:
             hidden = name in hub.private and self.headers.get("Authorization") != "Bearer secret"

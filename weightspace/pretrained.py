@@ -1,7 +1,7 @@
-"""Networks and tokenizers of Hugging Face folders, as the transformers library has them: its only door.
+"""Load networks and tokenizers from Hugging Face folders. The only module that imports transformers.
 
-Networks are built without weights, on torch's ``meta`` device; weights are brought when a module runs, and forgotten
-behind it, so that a network of any size runs in the memory of its largest layer.
+Networks are built without weights, on torch's ``meta`` device. Each module's weights are loaded when it runs and
+released afterwards, so that a network of any size runs in the memory of its largest module.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from weightspace.errors import WeightspaceError
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Return the tokenizer of a folder; no code that comes with it is run.
+    """Return the tokenizer of a folder; code in the folder is never run.
 
     Raises:
-        WeightspaceError: transformers isn't installed, or the folder has no tokenizer that it reads.
+        WeightspaceError: transformers isn't installed, or cannot read a tokenizer from the folder.
     """
     transformers = _transformers()
     try:
         with _quiet(transformers):
             return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise WeightspaceError(f"{folder} has no tokenizer that transformers reads: {_said(error)}.") from error
+        raise WeightspaceError(f"transformers cannot read a tokenizer from {folder}: {_first_line(error)}.") from error
 
 
 def build_empty(folder: Path) -> nn.Module:
-    """Return the network of a folder's configuration without its head, on ``meta``, in evaluation mode.
+    """Build the network of a folder's configuration without its head, on ``meta``, in evaluation mode.
 
     Raises:
-        WeightspaceError: transformers isn't installed, or does not build this network.
+        WeightspaceError: transformers isn't installed, or cannot build this network.
     """
     transformers = _transformers()
     try:
@@ -46,20 +46,20 @@ def build_empty(folder: Path) -> nn.Module:
             network = transformers.AutoModel.from_config(config, trust_remote_code=False)
         _compute_buffers(network)
     except Exception as error:
-        raise WeightspaceError(f"transformers does not build the network of {folder}: {_said(error)}.") from error
+        raise WeightspaceError(f"transformers cannot build the network of {folder}: {_first_line(error)}.") from error
     return network.eval()
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What transformers says of a folder that it loads.
+    """The loading report of transformers for a folder.
 
     Attributes:
-        network: the class.
-        parameters: tensors of weights that it has.
-        missing: names of the network that the folder lacks.
-        unexpected: names of the folder that the network has no place for.
-        mismatched: names whose shapes differ.
+        network: name of the network's class.
+        parameters: number of its parameter tensors.
+        missing: names of the network's tensors that the folder lacks.
+        unexpected: names of the folder's tensors that the network lacks.
+        mismatched: names of tensors whose shapes differ.
     """
 
     network: str
@@ -70,28 +70,28 @@ class Loaded:
 
 
 def load_on_meta(folder: Path) -> Loaded:
-    """Load a folder on ``meta``, where weights take no memory, as the class that its configuration names.
+    """Load a folder on ``meta``, without allocating weights, as the class named in its configuration.
 
     Raises:
-        WeightspaceError: transformers isn't installed, or does not load the folder.
+        WeightspaceError: transformers isn't installed, or cannot load the folder.
     """
-    network, found = _loaded(folder, device_map="meta", ignore_mismatched_sizes=True, output_loading_info=True)
+    network, info = _loaded(folder, device_map="meta", ignore_mismatched_sizes=True, output_loading_info=True)
     return Loaded(
         type(network).__name__,
         sum(1 for _ in network.parameters()),
-        *(tuple(map(_name_of, found.get(f"{key}_keys", ()))) for key in ("missing", "unexpected", "mismatched")),
+        *(tuple(map(_name_of, info.get(f"{key}_keys", ()))) for key in ("missing", "unexpected", "mismatched")),
     )
 
 
 def run_once(folder: Path, name: str) -> tuple[bool | None, str]:
-    """Run a folder's network on a few tokens; return whether its outputs are finite.
+    """Run a folder's network on a few tokens and check that its outputs are finite.
 
     Args:
         folder: the folder.
-        name: of the network's class, for the note.
+        name: name of the network's class, for the message.
 
     Returns:
-        Whether all outputs are finite, None where it was not run; and why not.
+        Whether all outputs are finite, or None if the network was not run; and the reason why it was not run.
     """
     network = _loaded(folder)
     try:
@@ -101,13 +101,13 @@ def run_once(folder: Path, name: str) -> tuple[bool | None, str]:
         with torch.no_grad():
             outputs = network.eval()(**inputs)
     except Exception as error:
-        return None, f"not run: {name} takes other inputs than tokens ({type(error).__name__})"
+        return None, f"not run: {name} takes inputs other than tokens ({type(error).__name__})"
     tensors = [value for value in outputs.values() if isinstance(value, Tensor) and value.is_floating_point()]
     return all(bool(value.isfinite().all()) for value in tensors), ""
 
 
 def _loaded(folder: Path, **options: Any) -> Any:
-    """Load a folder as the class that its configuration names, and run no code that comes with it."""
+    """Load a folder as the class named in its configuration; code in the folder is never run."""
     transformers = _transformers()
     try:
         with _quiet(transformers):
@@ -117,17 +117,17 @@ def _loaded(folder: Path, **options: Any) -> Any:
             options[_dtype_option(transformers)] = "auto"
             return network.from_pretrained(folder, config=config, local_files_only=True, **options)
     except Exception as error:
-        raise WeightspaceError(f"transformers does not load {folder}: {_said(error)}.") from error
+        raise WeightspaceError(f"transformers cannot load {folder}: {_first_line(error)}.") from error
 
 
 def _dtype_option(transformers: ModuleType) -> str:
-    """Return what ``from_pretrained`` calls the dtype."""
+    """Return the name of ``from_pretrained``'s dtype argument in this release."""
     return "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
 
 
 @contextmanager
 def _quiet(transformers: ModuleType) -> Iterator[None]:
-    """Let transformers say nothing and draw no bars."""
+    """Silence the logging and progress bars of transformers."""
     logging = transformers.utils.logging
     level = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -142,7 +142,7 @@ def _quiet(transformers: ModuleType) -> Iterator[None]:
 
 
 def _name_of(key: Any) -> str:
-    """Return the name of a key that transformers lists, with the shapes where it gives them."""
+    """Return a key listed by transformers as text, with its shapes if they are given."""
     if isinstance(key, str):
         return key
     name, *shapes = key
@@ -151,10 +151,10 @@ def _name_of(key: Any) -> str:
 
 @contextmanager
 def streamed_weights(network: nn.Module, read: Callable[[str], Tensor]) -> Iterator[None]:
-    """Bring the parameters of each module when it runs, and forget them behind it.
+    """Load the parameters of each module when it runs, and release them afterwards.
 
     Args:
-        network: on ``meta``.
+        network: a network on ``meta``.
         read: returns a parameter by its name in the network.
     """
     handles = []
@@ -162,8 +162,8 @@ def streamed_weights(network: nn.Module, read: Callable[[str], Tensor]) -> Itera
         empty = dict(module.named_parameters(recurse=False))
         if empty:
             names = {name: f"{prefix}.{name}" if prefix else name for name in empty}
-            handles.append(module.register_forward_pre_hook(_bringing(names, read)))
-            handles.append(module.register_forward_hook(_forgetting(empty), always_call=True))
+            handles.append(module.register_forward_pre_hook(_load_hook(names, read)))
+            handles.append(module.register_forward_hook(_release_hook(empty), always_call=True))
     try:
         yield
     finally:
@@ -171,23 +171,23 @@ def streamed_weights(network: nn.Module, read: Callable[[str], Tensor]) -> Itera
             handle.remove()
 
 
-def _bringing(names: dict[str, str], read: Callable[[str], Tensor]) -> Callable[..., None]:
-    def bring(module: nn.Module, _: object) -> None:
+def _load_hook(names: dict[str, str], read: Callable[[str], Tensor]) -> Callable[..., None]:
+    def load(module: nn.Module, _: object) -> None:
         for name, full in names.items():
             module._parameters[name] = nn.Parameter(read(full), requires_grad=False)
 
-    return bring
+    return load
 
 
-def _forgetting(empty: dict[str, nn.Parameter]) -> Callable[..., None]:
-    def forget(module: nn.Module, *_: object) -> None:
+def _release_hook(empty: dict[str, nn.Parameter]) -> Callable[..., None]:
+    def release(module: nn.Module, *_: object) -> None:
         module._parameters.update(empty)
 
-    return forget
+    return release
 
 
 def _compute_buffers(network: nn.Module) -> None:
-    """Compute the buffers that no file holds, rotary frequencies, by building their modules again off ``meta``."""
+    """Compute buffers that are not stored in files (rotary frequencies) by rebuilding their modules off ``meta``."""
     for name, module in list(network.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             config = getattr(module, "config", None)
@@ -206,6 +206,6 @@ def _transformers() -> ModuleType:
     return transformers
 
 
-def _said(error: BaseException) -> str:
-    """Return an error's first line without its full stop."""
+def _first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, without its full stop."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:300]

@@ -14,13 +14,23 @@ _SHOWN = 12
 #: Maximum number and length of names to compare, since comparing takes quadratic time.
 _COMPARED, _LONGEST = 2_000, 120
 
+#: Minimum length of the beginning of a name that is taken for the name.
+_SHORTEST = 4
 
-def closest(name: str, known: Iterable[str]) -> str | None:
-    """Return the name that was probably meant, or None if none is similar."""
+
+def closest(name: str, known: Iterable[str], *, similarity: float = 0.6) -> str | None:
+    """Return the name that was probably meant, or None if none is similar.
+
+    Args:
+        name: the name given by the user.
+        known: the existing names.
+        similarity: the least share of characters in common, 0 to 1.
+    """
     if len(name) > _LONGEST:
         return None
-    names = islice((other for other in known if len(other) <= _LONGEST), _COMPARED)
-    return next(iter(get_close_matches(name, names, n=1)), None)
+    names = list(islice((other for other in known if len(other) <= _LONGEST), _COMPARED))
+    beginning = (other for other in names if len(name) >= _SHORTEST and other.lower().startswith(name.lower()))
+    return next(iter(get_close_matches(name, names, n=1, cutoff=similarity)), None) or next(beginning, None)
 
 
 def unknown(kind: str, found: str, known: Iterable[str]) -> WeightspaceError:

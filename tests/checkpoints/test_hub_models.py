@@ -20,7 +20,7 @@ huggingface_hub = pytest.importorskip("huggingface_hub")
 
 @pytest.fixture
 def hub(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    """Serve ``org/model``, its revision ``v1``, and an adapter ``org/lora``; the working directory is empty."""
+    """Serve ``org/model``, short ``word``, its revision ``v1``, and an adapter ``org/lora``; nothing is here."""
     for seed, name in enumerate(("model", "model@v1")):
         folder = tmp_path / "served" / "org" / name
         ws.save_checkpoint(state(seed), folder)
@@ -32,6 +32,7 @@ def hub(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     with local_hub(tmp_path / "served", tmp_path / "hub", monkeypatch) as found:
+        found.short["word"] = "org/model"
         yield found
 
 
@@ -44,7 +45,15 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("org/model", HubModel("org/model", None)),
         ("org/model-v0.1_x@refs/pr/1", HubModel("org/model-v0.1_x", "refs/pr/1")),
-        ("model", None),
+        ("model", HubModel("model", None)),
+        ("bert-base-uncased@v1", HubModel("bert-base-uncased", "v1")),
+        ("modle.safetensors", None),
+        ("modle.safetensor", None),
+        ("model.v2", None),
+        ("./model", None),
+        ("model/", None),
+        ("a", None),
+        ("a@main", None),
         ("./org/model", None),
         ("/org/model", None),
         ("org/sub/model", None),
@@ -107,7 +116,7 @@ def test_a_hub_that_does_not_answer_is_as_no_network(hub: LocalHub, monkeypatch:
     huggingface_hub.snapshot_download("org/model")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert equal(ws.load_checkpoint("org/model"), state(0))
-    with pytest.raises(CheckpointError, match=r"does not answer .*`hf download org/lora` fetches it"):
+    with pytest.raises(CheckpointError, match=r"does not answer .*`hf download org/lora` downloads it"):
         local_path("org/lora")
 
 
@@ -123,14 +132,42 @@ def test_a_model_that_is_there_in_part_is_read_by_range(hub: LocalHub, monkeypat
     assert local_path("org/model") != folder
     assert equal(ws.load_checkpoint("org/model"), state(0))
     offline(monkeypatch)
-    with pytest.raises(CheckpointError, match="org/model is here only in part, and HF_HUB_OFFLINE is set"):
+    with pytest.raises(CheckpointError, match="org/model is only partly cached, and HF_HUB_OFFLINE is set"):
         local_path("org/model")
+
+
+def test_a_model_of_one_word_is_a_path_or_in_the_cache_or_on_the_hub(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert equal(ws.load_checkpoint("word"), state(0))
+    assert equal(ws.load_checkpoint("word@v1"), state(1))
+    folder = Path(huggingface_hub.snapshot_download("word"))
+    assert folder.parents[1].name == "models--word"
+    assert local_path("word") == folder
+    offline(monkeypatch)
+    assert equal(ws.load_checkpoint("word"), state(0))
+    ws.save_checkpoint(state(7), "word")
+    assert equal(ws.load_checkpoint("word"), state(7))
+
+
+def test_a_model_of_one_word_is_found_in_the_cache_by_its_full_name(hub: LocalHub) -> None:
+    folder = Path(huggingface_hub.snapshot_download("org/model"))
+    sent = hub.sent
+    assert local_path("word") == folder
+    assert hub.sent == sent
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("org/model", "org/model is not here, and HF_HUB_OFFLINE is set.*`hf download org/model` fetches it"),
+        (
+            "word",
+            r"^word does not exist here, and HF_HUB_OFFLINE is set; is the path right.*`hf download word` downloads it",
+        ),
+        ("modle.safetensors", r"^modle.safetensors does not exist. Expected a checkpoint file or folder; is the path"),
+        ("./modle", r"modle does not exist. Expected a checkpoint file or folder; is the path right\?$"),
+        ("word.v2", r"^word.v2 does not exist.* Models on the Hugging Face Hub are written as ORG/MODEL.$"),
+        ("org/model", "org/model is not cached, and HF_HUB_OFFLINE is set.*`hf download org/model` downloads it"),
         ("org/model@v1", "`hf download org/model --revision v1`"),
     ],
 )
@@ -147,8 +184,9 @@ def test_what_is_absent_offline_comes_with_the_command_that_fetches_it(
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("org/none", "org/none does not exist here, and the Hugging Face Hub has no such model; is the path right"),
-        ("org/model@v9", "org/model at the revision 'v9' does not exist here"),
+        ("none", "^none is not a local path, and the Hugging Face Hub has no such model; is the path right"),
+        ("org/none", "org/none is not a local path, and the Hugging Face Hub has no such model; is the path right"),
+        ("org/model@v9", "org/model at the revision 'v9' is not a local path"),
         ("org/x--y", r"org/x--y does not exist. Is the path right\?"),
     ],
 )

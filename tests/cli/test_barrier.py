@@ -42,6 +42,7 @@ def test_three_networks_have_a_matrix_before_and_after_matching() -> None:
     assert abs(matrix["barrier"][1][2]) < 1e-6  # the copies are matched to a, and so to each other
     assert matrix["barrier"][0][1] < 0.1 * naive["barrier"][0][1]
     assert BarrierMatrix.load("m-naive.csv").barrier[1][2] == naive["barrier"][1][2]
+    assert matrix["points"] == BarrierMatrix.load("m-naive.csv").points == 3
     assert Path("m-weight-matching.csv").is_file()
     assert Path("m.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -52,7 +53,7 @@ MATCHED = ("--matching", "weight-matching")
 @pytest.mark.usefixtures("models")
 def test_the_matrix_is_printed_as_a_table() -> None:
     lines = run("a.pt", "b.pt", "c.pt", *TASK, "--points", "3").stdout.splitlines()
-    assert lines[0] == "linear: barriers of the loss (nats), of the accuracy below the diagonal"
+    assert lines[0] == "linear: barriers of the loss (nats, 3 points), of the accuracy below the diagonal"
     assert lines[1].split() == ["a", "b", "c"]
     a, b, c = (ws.load_checkpoint(f"{name}.pt") for name in "abc")
     curve = ws.loss_curve(ws.load_task("digits-mlp"), a, b, 3)
@@ -69,6 +70,13 @@ def test_the_plane_through_three_networks_is_scored_saved_and_drawn() -> None:
     assert Plane.load("p.json").loss == tuple(map(tuple, plane["loss"]))
     assert "test loss (nats)" in Path("p.svg").read_text()
     assert "nats on the plane" in run("a.pt", "b.pt", "c.pt", *TASK, *options).stdout
+
+
+@pytest.mark.usefixtures("models")
+def test_a_barrier_says_at_how_many_points_it_was_measured() -> None:
+    arguments = ("a.pt", "b.pt", *TASK, "--points", "3")
+    assert run(*arguments).stdout.splitlines()[0].endswith(" (3 points)")
+    assert json.loads(run(*arguments, "--json").stdout)["curves"]["linear"]["points"] == 3
 
 
 @pytest.mark.usefixtures("models")

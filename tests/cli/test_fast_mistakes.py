@@ -4,8 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
+from weightspace.cli.commands import Choice
 
 from weightspace import cli
 
@@ -15,26 +17,34 @@ MISTAKES = {
     "train --task there.py -o out.pt": "doesn't name a task in it. Expected there.py:object",
     "match a.pt nowhere.pt --task digits-mlp -o out.safetensors": "nowhere.pt does not exist",
     "match a.pt b.pt --task digits-mlp --method weight-mathing -o out.safetensors": "Did you mean 'weight-matching'?",
-    "match a.pt org/model --task digits-mlp -o out.safetensors": "`hf download org/model` fetches it",
+    "match a.pt org/model --task digits-mlp -o out.safetensors": "`hf download org/model` downloads it",
     "permute a.pt nowhere.safetensors --task digits-mlp -o out.pt": "nowhere.safetensors does not exist",
     "spec nowhere.yaml": "nowhere.yaml does not exist",
     "spec --network torchvison:resnet18": "Did you mean 'torchvision:NAME'?",
     "spec --network own.py:build,width=3": "There is no file own.py",
     "evidence nowhere.pt --kind gram --task digits-mlp -o out.safetensors": "nowhere.pt does not exist",
     "merge a.pt nowhere.pt -o out.pt": "nowhere.pt does not exist",
-    "merge a.pt org/model -o out.pt": "`hf download org/model` fetches it",
+    "merge a.pt org/model -o out.pt": "`hf download org/model` downloads it",
     "merge a.pt b.pt -m slurp -o out.pt": "Did you mean 'slerp'?",
     "merge a.pt b.pt --align weight-match --task digits-mlp -o out.pt": "Did you mean 'weight-matching'?",
     "merge a.pt b.pt --align weight-matching --task digit-mlp -o out.pt": "Did you mean 'digits-mlp'?",
     "extract-lora a.pt nowhere.pt -o out": "nowhere.pt does not exist",
     "merge-adapters a nowhere -o out": "does not exist",
     "spectrum nowhere.pt": "nowhere.pt does not exist",
-    "soup a.pt org/model --task digits-mlp -o out.pt": "`hf download org/model` fetches it",
+    "soup a.pt org/model --task digits-mlp -o out.pt": "`hf download org/model` downloads it",
     "soup a.pt b.pt --task digits -o out.pt": "Did you mean 'digits-",
     "ensemble a.pt nowhere.pt --task digits-mlp": "nowhere.pt does not exist",
     "barrier a.pt nowhere.pt --task digits-mlp": "nowhere.pt does not exist",
     "barrier a.pt b.pt --task digits-mpl": "Did you mean 'digits-mlp'?",
     "barier a.pt b.pt": "Did you mean 'barrier'?",
+    "match a.pt b.pt c.pt --method merge-mny -o out": "Did you mean 'merge-many'?",
+    "match nowhere.pt b.pt --method activation -o out": "Did you mean 'activation-matching'?",
+    "barrier a.pt b.pt --task digits-mlp --matching weight": "Did you mean 'weight-matching'?",
+    "barrier a.pt b.pt --task digits-mlp --statistics rest": "Did you mean 'reset'?",
+    "barrier a.pt b.pt --task digits-mlp --executor process": "Did you mean 'processes'?",
+    "soup a.pt b.pt --recipe greed -o out.pt": "Did you mean 'greedy'?",
+    "soup a.pt b.pt --per layers -o out.pt": "Did you mean 'layer'?",
+    "merge a.pt b.pt --executor threds -o out.pt": "Did you mean 'threads'?",
 }
 
 CODE = """
@@ -69,3 +79,12 @@ def test_they_are_a_line_that_says_what_was_meant(line: str) -> None:
     assert MISTAKES[line] in result.output
     assert "Traceback" not in result.output
     assert not list(Path().glob("out*"))
+
+
+def test_every_option_with_choices_suggests_the_one_that_was_meant() -> None:
+    context = click.Context(cli.main)
+    groups = [command for name in cli.COMMANDS if (command := cli.main.get_command(context, name)) is not None]
+    groups += [inner for group in groups if isinstance(group, click.Group) for inner in group.commands.values()]
+    choices = [option.type for command in groups for option in command.params if isinstance(option.type, click.Choice)]
+    assert len(choices) > 10
+    assert {type(choice) for choice in choices} == {Choice}

@@ -63,7 +63,7 @@ def test_json_has_the_differences() -> None:
         ("--report r.txt", ".png"),
         ("--report-threshold .1", "--report-threshold has no effect without --report"),
         ("--report r.png --report-threshold nan", ""),
-        ("--verify", "one file"),
+        ("--verify", "single file"),
         ("--verify --dry-run", "has no effect with --dry-run"),
         ("--report - --align weight-matching --task digits-mlp", "Leave one out"),
     ],
@@ -125,7 +125,7 @@ def test_verify_needs_a_network_that_transformers_knows() -> None:
         Path(folder, "config.json").write_text(json.dumps({**config, "model_type": "of_nobody"}), encoding="utf-8")
     result = run("merge x y -o merged --verify")
     assert result.exit_code == 2
-    assert "transformers does not load merged" in result.output
+    assert "transformers cannot load merged" in result.output
     shutil.rmtree("merged")
     for folder in "xy":
         Path(folder, "config.json").unlink()

@@ -1,4 +1,4 @@
-"""``weightspace merge --align --task`` says how parents and result score, and whether a barrier is left."""
+"""``weightspace merge --task`` says how models and result score and, with ``--align``, whether a barrier is left."""
 
 import json
 from collections.abc import Callable
@@ -6,11 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 import weightspace as ws
 from weightspace import cli
 from weightspace.checkpoints import StateDict
+from weightspace.lora import extract_lora_files
 
 TASK = ("--task", "digits-mlp")
 
@@ -38,6 +40,7 @@ def test_the_scores_of_parents_and_result_and_the_barrier_are_those_of_the_libra
     spec = ws.derive_spec(task.network(), task.example_args)
     matched = ws.permute(spec, ws.weight_matching(spec, a, b).permutation, b)
     assert found["barriers"]["b.pt"]["loss"] == ws.barrier(ws.loss_curve(task, a, matched, 5))
+    assert found["barriers"]["b.pt"]["points"] == 5
     assert (found["task"], found["split"]) == ("digits-mlp", "test")
 
 
@@ -47,6 +50,7 @@ def test_they_are_printed_and_a_small_barrier_is_no_warning() -> None:
     assert head.split() == ["network", "test", "loss", "test", "accuracy"]
     assert [row.split()[0] for row in rows] == ["a.pt", "b.pt", "merged"]
     assert left.startswith("remaining barrier between a.pt and b.pt: 0.0")
+    assert left.endswith(" of accuracy (5 points)")
     assert written == "m.pt"
     assert "Warning" not in result.stderr
 
@@ -61,6 +65,77 @@ def test_a_barrier_that_is_left_is_a_warning(monkeypatch: pytest.MonkeyPatch) ->
     assert "Warning: The remaining barrier between a.pt and b.pt is large: " in result.stderr
 
 
-def test_nothing_is_scored_without_both_or_in_a_dry_run() -> None:
-    for arguments in (TASK, ("--align", "weight-matching", *TASK, "--dry-run")):
+def test_nothing_is_scored_without_a_task_or_in_a_dry_run() -> None:
+    for arguments in ((), (*TASK, "--dry-run"), ("--align", "weight-matching", *TASK, "--dry-run")):
         assert "scores" not in json.loads(run(*arguments, "-o", "m.pt", "--json").stdout)
+
+
+def score_of(path: str) -> dict[str, float]:
+    task = ws.load_task("digits-mlp")
+    network = task.network()
+    network.load_state_dict(ws.load_checkpoint(path))
+    return {name: pytest.approx(value, abs=1e-5) for name, value in task.score(network, "test").items()}
+
+
+def test_models_and_result_are_scored_without_an_alignment_too() -> None:
+    found = json.loads(run(*TASK, "-o", "m.pt", "--json").stdout)
+    assert found["scores"] == {
+        name: score_of(path) for name, path in {"a.pt": "a.pt", "b.pt": "b.pt", "merged": "m.pt"}.items()
+    }
+    assert "barriers" not in found
+    assert (found["task"], found["split"]) == ("digits-mlp", "test")
+    head, *rows, written = run(*TASK, "-o", "m.pt").stdout.splitlines()
+    assert head.split() == ["network", "test", "loss", "test", "accuracy"]
+    assert [row.split()[0] for row in rows] == ["a.pt", "b.pt", "merged"]
+    assert written == "m.pt"
+
+
+def test_the_models_of_a_recipe_are_scored_with_their_base_and_adapters(adapted: dict[str, torch.Tensor]) -> None:
+    Path("r.yml").write_text(
+        "merge_method: task_arithmetic\nbase_model: a.pt\nmodels: [{model: b.pt}, {model: a.pt+adapter}]\n"
+    )
+    result = CliRunner().invoke(cli.main, ["merge", "r.yml", *TASK, "-o", "m.pt", "--json"], catch_exceptions=False)
+    scores = json.loads(result.stdout)["scores"]
+    assert set(scores) == {"a.pt", "b.pt", "a.pt+adapter", "merged"}
+    ws.save_checkpoint(adapted, "adapted.pt")
+    assert scores["a.pt+adapter"] == score_of("adapted.pt")
+    assert scores["a.pt+adapter"] != score_of("a.pt")
+
+
+@pytest.fixture
+def adapted() -> dict[str, torch.Tensor]:
+    """Write an adapter of ``a.pt`` and return the tensors of the two together."""
+    a = ws.load_checkpoint("a.pt")
+    name = next(name for name in a if a[name].ndim == 2)
+    state = {**a, name: a[name] + 0.1 * torch.ones(a[name].shape)}
+    ws.save_checkpoint(state, "tuned.pt")
+    extract_lora_files("a.pt", "tuned.pt", "adapter", rank=1)
+    return state
+
+
+def test_a_model_that_the_task_cannot_score_is_a_warning() -> None:
+    Path("blind.py").write_text(BLIND)
+    result = run("--task", "blind.py:task", "-o", "m.pt", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["scores"] == {}
+    for name in ("a.pt", "b.pt", "merged"):
+        assert (
+            f"Warning: {name} was not scored. Task 'blind' failed when it scored a network on its test" in result.stderr
+        )
+    assert Path("m.pt").is_file()
+
+
+#: A task without test data.
+BLIND = """
+import weightspace as ws
+
+class Blind:
+    name, objective = "blind", "accuracy"
+    inner = ws.load_task("digits-mlp")
+    example_args, network, batches, loss = inner.example_args, inner.network, inner.batches, inner.loss
+
+    def score(self, network, split):
+        raise KeyError(split)
+
+task = Blind()
+"""

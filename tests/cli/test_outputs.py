@@ -216,3 +216,32 @@ def test_names_that_are_too_long_are_one_line(name: str, folder: Path) -> None:
         assert result.exit_code == 2, (command[:30], result.output, result.exception)
         (line,) = result.output.splitlines()
         assert len(line) < 500
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "merge a.pt b.pt -o out.pt",
+        "soup a.pt b.pt --recipe uniform -o out.pt",
+        "match a.pt b.pt --method merge-many --spec spec.yaml -o folder --merged out.pt",
+        "permute a.pt p.safetensors --spec spec.yaml -o out.pt",
+    ],
+)
+def test_a_flat_output_of_a_nested_input_says_so_once(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    spec = ws.derive_spec(network, (torch.zeros(1, 3),))
+    spec.save("spec.yaml")
+    ws.Permutation.identity(spec).save("p.safetensors")
+    for name in "ab":
+        torch.save({"epoch": 3, "state_dict": network.state_dict(), "optimizer": {"state": {}}}, f"{name}.pt")
+    said = "out.pt is a flat state dict: a.pt has its own under 'state_dict' beside 'epoch', 'optimizer', and nothing"
+    result = CliRunner().invoke(cli.main, command.split())
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count(said) == 1
+    network.load_state_dict(torch.load("out.pt"))
+    for others in ("--quiet", "--force"):
+        flat = CliRunner().invoke(cli.main, ["merge", "out.pt", "out.pt", "-o", "o.pt", others])
+        assert "flat" not in flat.stderr

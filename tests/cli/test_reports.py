@@ -146,4 +146,4 @@ def test_a_curve_has_the_same_keys_on_stdout_and_in_its_file() -> None:
     printed = json.loads(run(f"barrier a.pt b.pt {ON} --points 3 --json").stdout)["curves"]["linear"]
     saved = json.loads(Path("way.json").read_text())
     assert {key: printed[key] for key in saved} == saved
-    assert printed.keys() - saved.keys() == {"barrier", "accuracy_barrier"}
+    assert printed.keys() - saved.keys() == {"barrier", "accuracy_barrier", "points"}

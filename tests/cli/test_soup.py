@@ -75,6 +75,29 @@ def test_where_a_soup_is_worse_than_the_best_model_a_line_says_so(models: list[s
     said = f"on test the soup is worse than the best single model: {uniform:.4f} versus {best:.4f}"
     assert (said in run("soup", *models, *TASK, "--recipe", "uniform", "-o", "u.pt").stdout) == (uniform < best)
     assert uniform < best  # these fine-tunes are such
+    assert report["worse_than_single"]["test"] == [uniform, best]
+
+
+@pytest.mark.parametrize("recipe", ["uniform", "learned"])
+def test_a_soup_that_is_worse_on_validation_says_why_and_what_to_do(models: list[str], recipe: str) -> None:
+    task = ws.load_task(TASK[1])
+    ws.save_checkpoint(ws.train(task, seed=1), "apart.pt")
+    arguments = ("soup", models[0], "apart.pt", *TASK, "--recipe", recipe, "-o", "soup.pt")
+    found = json.loads(run(*arguments, "--json").stdout)
+    ours, best = found["worse_than_single"]["validation"]
+    assert ours < best
+    assert found["advice"].endswith(
+        "--recipe greedy does, and on validation it is never worse than the best single model"
+    )
+    assert ("learned coefficients lower the loss on validation, not accuracy" in found["advice"]) == (
+        recipe == "learned"
+    )
+    assert found["advice"] in run(*arguments).stdout.splitlines()
+
+
+def test_a_soup_that_is_not_worse_has_no_advice(models: list[str]) -> None:
+    found = json.loads(run("soup", models[0], *TASK, "--recipe", "greedy", "-o", "g.pt", "--json").stdout)
+    assert (found["worse_than_single"], found["advice"]) == ({}, None)
 
 
 def test_the_uniform_soup_needs_no_task(models: list[str]) -> None:

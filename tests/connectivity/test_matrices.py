@@ -73,9 +73,21 @@ def test_a_saved_matrix_loads_as_an_equal_one(tmp_path: Path, suffix: str, accur
         split="validation",
         statistics="reset",
         task="t",
+        points=5,
     )
     matrix.save(tmp_path / f"matrix{suffix}")
     assert BarrierMatrix.load(tmp_path / f"matrix{suffix}") == matrix
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_a_matrix_of_an_older_version_has_no_number_of_points(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"matrix{suffix}"
+    matrix = BarrierMatrix(("a", "b"), ((0.0, 1.0), (1.0, 0.0)), (0.1, 0.2))
+    matrix.save(path)
+    written = path.read_text()
+    path.write_text(written.replace(',\n  "points": null', "").replace(",points\n", "\n").replace(",,\n", ",\n"))
+    assert "points" not in path.read_text()
+    assert BarrierMatrix.load(path) == matrix
 
 
 @pytest.mark.parametrize("missing", [1, 2, 3])

@@ -20,14 +20,15 @@ def run(*arguments: str) -> Result:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, normal: Callable[..., Tensor]) -> Path:
-    """Return the working directory: a base and two fine-tunes of it, each of rank 2 away, and one with a norm."""
+    """Return the working directory: a base, two fine-tunes of rank 2, one with a norm, and one with a counter."""
     monkeypatch.chdir(tmp_path)
-    base = {"q.weight": normal(12, 10), "norm.weight": normal(12)}
+    base = {"q.weight": normal(12, 10), "norm.weight": normal(12), "steps": torch.tensor(1)}
     ws.save_checkpoint(base, "base.safetensors")
     for name in "ab":
         tuned = base["q.weight"] + normal(12, 2) @ normal(2, 10)
         ws.save_checkpoint({**base, "q.weight": tuned}, f"{name}.safetensors")
-    ws.save_checkpoint({"q.weight": normal(12, 10), "norm.weight": normal(12)}, "norm.safetensors")
+    ws.save_checkpoint({**base, "q.weight": normal(12, 10), "norm.weight": normal(12)}, "norm.safetensors")
+    ws.save_checkpoint({**base, "q.weight": normal(12, 10), "steps": torch.tensor(2)}, "counter.safetensors")
     return tmp_path
 
 
@@ -67,10 +68,21 @@ def test_omitted_tensors_are_reported(folder: Path) -> None:
     result = run("extract-lora", "base.safetensors", "norm.safetensors", "--lenient", "-o", "n")
     assert result.exit_code == 0, result.output
     assert "left out: norm.weight" in result.stdout
+    assert "kept whole" not in result.stdout
+
+
+def test_norms_that_are_kept_whole_are_reported(folder: Path) -> None:
+    result = run("extract-lora", "base.safetensors", "norm.safetensors", "-o", str(folder / "n"))
+    assert result.exit_code == 0, result.output
+    assert "kept whole: 1 norms and biases (norm.weight)" in result.stdout
+    found = json.loads(run("extract-lora", "base.safetensors", "norm.safetensors", "-o", "n", "--json").stdout)
+    assert (found["saved"], found["left_out"]) == (["norm.weight"], [])
+    refused = run("merge-adapters", "n", "-o", "m")
+    assert "modules_to_save" in refused.stderr
 
 
 MISTAKES = {
-    "a norm that differs": ("extract-lora", "base.safetensors", "norm.safetensors", "-o", "out"),
+    "a counter that differs": ("extract-lora", "base.safetensors", "counter.safetensors", "-o", "out"),
     "nothing differs": ("extract-lora", "base.safetensors", "base.safetensors", "-o", "out"),
     "no such checkpoint": ("extract-lora", "base.safetensors", "nowhere.safetensors", "-o", "out"),
     "no such adapter": ("merge-adapters", "nowhere", "-o", "out"),

@@ -95,15 +95,50 @@ def test_equal_tensors_have_no_factors_and_equal_models_are_an_error(normal: Nor
         extract_lora(base, base, rank=2)
 
 
-@pytest.mark.parametrize("name", ["norm.weight", "q.bias", "steps"])
-def test_tensors_other_than_matrices_are_refused_or_left_out(name: str, normal: Normal) -> None:
-    base = {"q.weight": normal(4, 4), "norm.weight": normal(4), "q.bias": normal(4), "steps": torch.tensor(3)}
+def small_model(normal: Normal) -> StateDict:
+    matrices = {name: normal(4, 4) for name in ("q.weight", "k.weight")}
+    vectors = {name: normal(4) for name in ("q.bias", "k.bias", "norm.weight", "norm.bias", "block.gain", "steps")}
+    return {**matrices, **vectors, "block.in.norm.weight": normal(4), "steps": torch.tensor(3)}
+
+
+#: A counter, a parameter beside modules, the bias of a layer without factors, a norm whose name ends another's.
+@pytest.mark.parametrize("name", ["steps", "block.gain", "k.bias"])
+def test_tensors_that_an_adapter_cannot_have_are_refused_or_left_out(name: str, normal: Normal) -> None:
+    base = small_model(normal)
     model = {**base, "q.weight": normal(4, 4), name: base[name] + 1}
-    with pytest.raises(WeightspaceError, match=f"no factors for: '{name}'"):
+    with pytest.raises(WeightspaceError, match=f"no factors for: '{name}'.*--lenient.*differ from the model there"):
         extract_lora(base, model, rank=2)
     report = extract_lora(base, model, rank=2, lenient=True).report
-    assert report.left_out == (name,)
+    assert (report.left_out, report.saved) == ((name,), ())
     assert list(report.errors) == ["q.weight"]
+
+
+def test_a_norm_whose_name_ends_that_of_another_is_refused(normal: Normal) -> None:
+    base = {"q.weight": normal(4, 4), "norm.weight": normal(4), "block.norm.weight": normal(4)}
+    with pytest.raises(WeightspaceError, match=r"no factors for: 'norm\.weight'"):
+        extract_lora(base, {**base, "q.weight": normal(4, 4), "norm.weight": normal(4)}, rank=2)
+    found = extract_lora(base, {**base, "q.weight": normal(4, 4), "block.norm.weight": normal(4)}, rank=2)
+    assert found.config["modules_to_save"] == ["block.norm"]
+
+
+def test_norms_and_biases_beside_factors_are_kept_whole_unless_lenient(normal: Normal, tmp_path: Path) -> None:
+    base = {name: tensor for name, tensor in small_model(normal).items() if "block" not in name}
+    moved = ("q.weight", "q.bias", "norm.weight")
+    tuned = {name: tensor + normal(*tensor.shape) if name in moved else tensor for name, tensor in base.items()}
+    for name, state in (("base", base), ("tuned", tuned)):
+        ws.save_checkpoint(state, tmp_path / f"{name}.safetensors")
+    files = (tmp_path / "base.safetensors", tmp_path / "tuned.safetensors")
+    report = extract_lora_files(*files, tmp_path / "adapter", rank=4)
+    assert (report.left_out, report.saved) == ((), ("q.bias", "norm.weight"))
+    out = tmp_path / "again.safetensors"
+    merge_files([f"{files[0]}+{tmp_path / 'adapter'}"], out, execution=ExecutionOptions(fsync=False))
+    again = ws.load_checkpoint(out)
+    for name, tensor in tuned.items():
+        torch.testing.assert_close(again[name], tensor, rtol=1e-5, atol=1e-5 if name == "q.weight" else 0)
+    plain = extract_lora(base, tuned, rank=4, lenient=True)
+    assert set(plain.report.left_out) == {"q.bias", "norm.weight"}
+    assert all("lora_" in name for name in plain.state)
+    assert (plain.config["bias"], plain.config.get("modules_to_save")) == ("none", None)
 
 
 def test_mistakes_are_errors(normal: Normal) -> None:

@@ -285,7 +285,7 @@ def test_an_adapter_that_does_not_fit_its_model_is_refused(
     ws.save_checkpoint({"q.weight": torch.zeros(4, 4, dtype=torch.uint8)}, tmp_path / "quantised.safetensors")
     mistakes = {
         "Did you mean 'layers.1.q.weight'": ("model", pair("layers.1.qq", 24, 16)),
-        "Is this adapter for that model": ("model", pair("layers.1.q", 24, 17)),
+        "Does this adapter belong to that model": ("model", pair("layers.1.q", 24, 17)),
         "fan_in_fan_out": ("model", pair("layers.1.q", 16, 24)),
         "quantised": ("quantised", pair("q", 4, 4)),
     }

@@ -241,7 +241,7 @@ def test_a_head_on_the_scale_of_a_tied_one_is_not_averaged_with_another(
 ) -> None:
     shapes = {"shared.weight": (6, 4), "encoder.block.0.layer.0.SelfAttention.q.weight": (4, 4)}
     sources = [folder("a", shapes, **fields), folder("b", {**shapes, "lm_head.weight": (6, 4)}, **fields)]
-    with pytest.raises(CheckpointError, match="on the scale of a tied head"):
+    with pytest.raises(CheckpointError, match="scales tied and untied heads differently"):
         merge_files(sources, tmp_path / "out")
 
 
@@ -326,16 +326,22 @@ def test_the_head_of_t5_is_put_on_the_scale_of_a_head_of_its_own(
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]], str, bool, str]] = {
-    "a scale that is not known": ({**T5, "model_type": "mt5"}, STACKS, "lm_head", False, "a scale of its own"),
+    "a scale that is not known": (
+        {**T5, "model_type": "mt5"},
+        STACKS,
+        "lm_head",
+        False,
+        "scales tied heads by an unknown factor",
+    ),
     "one of the stacks": (T5, STACKS, "encoder.embed_tokens", True, "and not 'decoder.embed_tokens.weight'"),
     "code of its own": (
         {"architectures": ["MyForCausalLM"], "auto_map": {}, "tie_word_embeddings": True},
         TIED,
         "model.embed_tokens",
         True,
-        "tied to it without a tensor of its own",
+        "tied to it and has no tensor",
     ),
-    "a head that is denied": ({**LLAMA, "tie_word_embeddings": False}, TIED, "lm_head", False, "no tensor of"),
+    "a head that is denied": ({**LLAMA, "tie_word_embeddings": False}, TIED, "lm_head", False, "lacks"),
 }
 
 

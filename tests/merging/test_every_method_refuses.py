@@ -133,10 +133,12 @@ def test_numbers_that_only_overflow_are_refused(variant: Variant, value: float) 
     models, base = sample(variant)
     for parameter in variant.row.parameters:
         if not parameter.choices and not isinstance(parameter.default, bool | str):
-            with pytest.raises(WeightspaceError, match=rf"'{parameter.name}' is a number of at most 1e\+30"):
+            with pytest.raises(
+                WeightspaceError, match=rf"'{parameter.name}' must be a number of magnitude at most 1e\+30"
+            ):
                 variant(models, base, parameters={parameter.name: value})
     if variant.row.weighted:
-        with pytest.raises(WeightspaceError, match=r"Weights are finite numbers of at most 1e\+30 in size"):
+        with pytest.raises(WeightspaceError, match=r"Weights must be finite numbers of magnitude at most 1e\+30"):
             variant(models, base, weights=[value, *[1.0] * (variant.count - 1)])
 
 
@@ -179,7 +181,7 @@ def test_a_base_is_taken_by_the_methods_that_have_one_and_by_no_others(variant: 
     models, base = sample(variant)
     arguments: dict[str, Any] = {"parameters": variant.parameters, "evidence": evidence_of(variant.row, models)}
     if variant.row.base == "none":
-        with pytest.raises(WeightspaceError, match="has no base"):
+        with pytest.raises(WeightspaceError, match="takes no base"):
             merge(models, variant.method, base=base, **arguments)
     elif variant.row.base in ("required", "end"):
         with pytest.raises(WeightspaceError, match="needs a base"):
@@ -216,11 +218,11 @@ def test_weights_are_one_finite_number_a_model_and_only_where_models_have_weight
     models, base = sample(variant)
     wrong = {
         "4 weights for": [1.0] * 4,
-        "Weights are finite": [math.nan, *[1.0] * (variant.count - 1)],
+        "Weights must be finite": [math.nan, *[1.0] * (variant.count - 1)],
         "finite numbers": [math.inf, *[1.0] * (variant.count - 1)],
     }
     for message, weights in wrong.items():
-        with pytest.raises(WeightspaceError, match=message if variant.row.weighted else "has no weights"):
+        with pytest.raises(WeightspaceError, match=message if variant.row.weighted else "takes no weights"):
             variant(models, base, weights=weights)
 
 
@@ -228,7 +230,9 @@ def test_weights_are_one_finite_number_a_model_and_only_where_models_have_weight
 def test_evidence_is_needed_by_the_methods_that_have_it_and_refused_by_the_others(variant: Variant) -> None:
     models, base = sample(variant)
     wrong = None if variant.row.evidence else [copied(model) for model in models]
-    with pytest.raises(WeightspaceError, match="needs .* evidence" if variant.row.evidence else "no use for evidence"):
+    with pytest.raises(
+        WeightspaceError, match="needs .* evidence" if variant.row.evidence else "does not use evidence"
+    ):
         merge(
             models,
             variant.method,

@@ -95,5 +95,5 @@ def test_something_else_than_a_list_of_models_is_refused(states) -> None:
 
 
 def test_a_base_is_refused() -> None:
-    with pytest.raises(WeightspaceError, match="has no base"):
+    with pytest.raises(WeightspaceError, match="takes no base"):
         merge([{"w": torch.ones(1)}], base={"w": torch.ones(1)})

@@ -72,12 +72,12 @@ def test_documents_come_back_from_their_own_text() -> None:
     ("documents", "message"),
     [
         ([document(None, "a"), document(None, "b")], "2 of 2 documents have no name"),
-        ([document("x", "a"), document("x", "b")], "two documents have the name 'x'"),
-        ([document("x", "y"), document("y", "x")], "a document is made from itself: (x → y → x|y → x → y)"),
-        ([document("x", "x"), document(None, "x")], "a document is made from itself: x → x"),
-        ([document("x", "a"), "merge_method: linear"], "r.yml, document 2: models or slices"),
+        ([document("x", "a"), document("x", "b")], "two documents are named 'x'"),
+        ([document("x", "y"), document("y", "x")], "a document uses its own result as a model: (x → y → x|y → x → y)"),
+        ([document("x", "x"), document(None, "x")], "a document uses its own result as a model: x → x"),
+        ([document("x", "a"), "merge_method: linear"], "r.yml, document 2: the recipe must have exactly one of"),
         ([document("x", "a"), document(None, "a").replace("weight", "wieght")], "document 2: .*wieght"),
-        ([document("x", "a"), "just text"], "document 2: the recipe is a mapping"),
+        ([document("x", "a"), "just text"], "document 2: the recipe must be a mapping"),
     ],
 )
 def test_documents_that_make_no_sense_are_refused_in_one_line(documents: list[str], message: str) -> None:
@@ -96,6 +96,6 @@ def test_a_long_chain_of_documents_is_ordered() -> None:
 
 
 def test_a_long_circle_of_documents_is_refused() -> None:
-    with pytest.raises(WeightspaceError, match="made from itself") as error:
+    with pytest.raises(WeightspaceError, match="uses its own result") as error:
         read(*(document(f"d{i}", f"d{(i + 1) % 1500}") for i in range(1500)))
     assert len(str(error.value)) < 500

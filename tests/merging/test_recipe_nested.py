@@ -74,7 +74,7 @@ def test_recipes_come_back_from_their_own_text() -> None:
 def test_a_file_that_is_made_from_itself_is_refused(folder: Path) -> None:
     Path("inner.yml").write_text("merge_method: passthrough\nmodels: [{model: other.yml}]\n")
     Path("other.yml").write_text("merge_method: passthrough\nmodels: [{model: ./inner.yml}]\n")
-    with pytest.raises(WeightspaceError, match="the recipe is made from itself"):
+    with pytest.raises(WeightspaceError, match="the recipe uses itself as a model"):
         read(OUTER % "inner.yml")
 
 
@@ -89,7 +89,7 @@ def test_a_mistake_inside_names_its_place(folder: Path) -> None:
 @pytest.mark.parametrize("text", ["", "text", "- a\n- b"])
 def test_a_file_without_a_recipe_is_refused(text: str, folder: Path) -> None:
     Path("inner.yml").write_text(text)
-    with pytest.raises(WeightspaceError, match=r"inner.yml is no recipe"):
+    with pytest.raises(WeightspaceError, match=r"inner.yml is not a recipe"):
         read(OUTER % "inner.yml")
 
 

@@ -18,10 +18,13 @@ DATA = ROOT / "tests" / "data"
 PUBLISHED = ROOT / "docs" / "pages" / "formats" / "recipe.schema.json"
 
 
+UNKNOWN: dict[str, dict[str, str]] = yaml.safe_load((DATA / "recipes" / "unknown.yml").read_text())
+
+
 def listed() -> dict[str, str]:
-    """Return all recipes of the lists and of the conformance cases."""
+    """Return all recipes of the lists, without those with unknown keys, and of the conformance cases."""
     texts: dict[str, str] = {}
-    for file in sorted((DATA / "recipes").glob("*.yml")):
+    for file in sorted({*(DATA / "recipes").glob("*.yml")} - {DATA / "recipes" / "unknown.yml"}):
         content: dict[str, Any] = yaml.safe_load(file.read_text())
         texts |= {n: value if isinstance(value, str) else value["recipe"] for n, value in content.items()}
     cases = yaml.safe_load((DATA / "conformance" / "recipes" / "cases.yml").read_text())
@@ -50,6 +53,11 @@ def test_every_listed_recipe_agrees_with_the_schema() -> None:
         for error in validator.iter_errors(json.loads(json.dumps(document)))
     }
     assert not wrong
+
+
+@pytest.mark.parametrize("recipe", UNKNOWN)
+def test_an_unknown_key_that_is_only_a_warning_is_seen_by_an_editor(recipe: str) -> None:
+    assert not jsonschema.Draft7Validator(recipe_schema()).is_valid(yaml.safe_load(UNKNOWN[recipe]["recipe"]))
 
 
 def test_parameters_of_a_users_method_are_not_known_to_the_schema() -> None:

@@ -15,7 +15,10 @@ from weightspace.merging.recipe.schedule import resolve
 
 DATA = Path(__file__).parents[1] / "data" / "recipes"
 PLAIN: dict[str, str] = yaml.safe_load((DATA / "plain.yml").read_text())
-WARNED: dict[str, dict[str, str]] = yaml.safe_load((DATA / "warned.yml").read_text())
+WARNED: dict[str, dict[str, str]] = {
+    **yaml.safe_load((DATA / "warned.yml").read_text()),
+    **yaml.safe_load((DATA / "unknown.yml").read_text()),
+}
 
 
 @pytest.fixture
@@ -81,6 +84,55 @@ def test_an_unknown_key_is_an_error_with_a_suggestion(text: str, message: str, m
         plan(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\ndype: float16", "'dtype'"),
+        ("merge_method: linear\nmodels: [{model: a}, {model: b}]\noutput_dtype: float16", "'out_dtype'"),
+        (
+            "merge_method: wise_ft\nbase_model: a\nmodels: [{model: b}]\ncolour: red",
+            "Unknown key in recipe.yml: 'colour'",
+        ),
+        ("merge_method: slerp\nbase_model: a\nmodels: [{model: b}]\nt: 0.5", "Unknown key in recipe.yml: 't'"),
+        ("merge_method: slerp\nbase_model: a\nmodels: [{model: b, t: 0.5}]", r"Unknown key.*models\[0\].t"),
+    ],
+)
+def test_keys_that_are_misspelled_needed_or_of_no_method_of_mergekit_stay_errors(
+    text: str, message: str, models: Path
+) -> None:
+    with pytest.raises(WeightspaceError, match=message):
+        plan(text)
+
+
+def test_a_misspelled_key_is_left_out_where_a_reading_is_lenient_and_any_unknown_one_an_error_where_it_is_strict(
+    models: Path,
+) -> None:
+    assert plan(f"{PLAIN['linear']}\ndype: red\n", lenient=True) == (
+        "recipe.yml: dype is not a known key and is ignored.",
+    )
+    with pytest.raises(WeightspaceError, match=r"Unknown key in recipe.yml: 'colour'"):
+        plan(f"{PLAIN['linear']}\ncolour: red\n", strict=True)
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties", "breadcrumbs", "della", "sce", "ram"])
+def test_a_base_without_models_beside_it_is_the_output(method: str, models: Path) -> None:
+    Path("recipe.yml").write_text(f"merge_method: {method}\nbase_model: a+lora\nmodels: [{{model: a+lora}}]\n")
+    merge_files("recipe.yml", "out")
+    Path("plain.yml").write_text("merge_method: passthrough\nmodels: [{model: a+lora}]\n")
+    merge_files("plain.yml", "plain")
+    merged, adapted = ws.load_checkpoint("out"), ws.load_checkpoint("plain")
+    assert merged.keys() == adapted.keys()
+    assert all(torch.equal(tensor, adapted[name]) for name, tensor in merged.items())
+    assert not all(torch.equal(tensor, merged[name]) for name, tensor in ws.load_checkpoint("a").items())
+
+
+@pytest.mark.parametrize("method", ["slerp", "model_stock", "arcee_fusion", "multislerp", "wise_ft"])
+def test_a_base_without_models_beside_it_is_refused_where_mergekit_refuses_it(method: str, models: Path) -> None:
+    text = f"merge_method: {method}\nbase_model: a\nmodels: [{{model: a}}]\nparameters: {{t: 0.5}}\n"
+    with pytest.raises(WeightspaceError, match=r"in addition to the base; found 0|not a parameter|Unknown key"):
+        plan(text)
+
+
 def test_a_merge_is_lenient_or_strict(models: Path) -> None:
     with pytest.raises(WeightspaceError, match="lenient and strict exclude each other"):
         plan(PLAIN["linear"], lenient=True, strict=True)
@@ -98,7 +150,7 @@ def test_places_of_an_ignored_key_are_gathered_in_one_line() -> None:
     parse_recipe(f"merge_method: model_stock\nbase_model: b\nmodels: [{models}]", "r.yml", ignored=lines.append)
     assert lines == [
         "r.yml: models[0].parameters.weight, models[1].parameters.weight, models[2].parameters.weight and 3 more have "
-        "no effect: it is no parameter of method 'model_stock'."
+        "no effect: it is not a parameter of method 'model_stock'."
     ]
 
 
@@ -113,7 +165,7 @@ def test_a_base_without_a_weight_for_all_models_is_no_model_of_linear() -> None:
 
 
 def test_a_base_given_beside_models_of_a_method_without_one_is_refused(models: Path) -> None:
-    with pytest.raises(WeightspaceError, match="'karcher' has no base"):
+    with pytest.raises(WeightspaceError, match="'karcher' takes no base"):
         merge_files(["a", "b"], "out", method="karcher", base="c", dry_run=True)
 
 
@@ -161,7 +213,7 @@ def test_a_lenient_recipe_is_reproduced(models: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "advice"),
     [
-        ("org/model", r"`hf download org/model` fetches it; or is the path right"),
+        ("org/model", r"`hf download org/model` downloads it; or is the path right"),
         ("org/model@v1.0", r"`hf download org/model --revision v1.0`"),
         ("org/model+lora", r"`hf download org/model`"),
         ("a/nowhere", "is the path right"),

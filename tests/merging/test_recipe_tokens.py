@@ -26,13 +26,13 @@ UNDERSTOOD = {
 }
 
 MISTAKEN = {
-    "tokenizer: {pad_to_multiple_of: some}": "pad_to_multiple_of is a whole number, found 'some'",
+    "tokenizer: {pad_to_multiple_of: some}": "pad_to_multiple_of must be an integer from 0 to 1048576, found 'some'",
     "tokenizer: {tokens: {x: {sauce: a}}}": r"tokenizer.tokens\['x'\].sauce.*Did you mean",
-    "tokenizer: {tokens: {x: {force: perhaps}}}": "force is true or false",
+    "tokenizer: {tokens: {x: {force: perhaps}}}": "force must be true or false",
     "tokenizer: {tokens: {x: {source: {kind: model_token, token: y}}}}": "source.model is missing",
-    "tokenizer: {tokens: {x: {source: {kind: model_token, model: b}}}}": "names a token or a token_id",
-    "tokenizer: {tokens: {x: {source: {kind: model_token, model: b, token_id: -1}}}}": "is the number of a row",
-    "tokenizer: {tokens: {x: {source: {kind: mean}}}}": "kind is zero or model_token, found 'mean'",
+    "tokenizer: {tokens: {x: {source: {kind: model_token, model: b}}}}": "must have either token or token_id",
+    "tokenizer: {tokens: {x: {source: {kind: model_token, model: b, token_id: -1}}}}": "must be the index of a row",
+    "tokenizer: {tokens: {x: {source: {kind: mean}}}}": "kind must be zero or model_token, found 'mean'",
 }
 
 

@@ -93,7 +93,7 @@ def test_equal_models_have_no_cosine_and_no_conflicts() -> None:
 def test_what_one_model_alone_gives_is_refused() -> None:
     with pytest.raises(WeightspaceError, match="nothing to compare"):
         source_differences(["a.safetensors"], method="passthrough")
-    with pytest.raises(WeightspaceError, match="threshold is a finite number"):
+    with pytest.raises(WeightspaceError, match="threshold must be a finite number"):
         source_differences(["a.safetensors", "b.safetensors"], threshold=-1.0)
 
 

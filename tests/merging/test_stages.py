@@ -175,7 +175,7 @@ def test_a_dry_run_plans_all_and_leaves_nothing(folder: Path) -> None:
     ("change", "message"),
     [
         (("model: c,", "model: nowhere,"), "nowhere does not exist"),
-        (("density: 0.6", "density: 6"), "'density' is a finite number from 0 to 1"),
+        (("density: 0.6", "density: 6"), "'density' must be a finite number from 0 to 1"),
         (("model: second}]", "model: second}, {model: c}, {model: a}]"), "'slerp' takes 1 model "),
         (("base_model: first", "base_model: frist"), "frist does not exist"),
     ],

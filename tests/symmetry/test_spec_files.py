@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import weightspace as ws
 from weightspace.errors import SpecError
 from weightspace.symmetry import Permutation, PermutationSpec, derive_spec, load_spec
 from weightspace.symmetry.pattern import Concat, Fixed, Product, Units, format_axes, parse_axes
@@ -167,3 +168,11 @@ def test_a_file_without_a_digest_is_no_permutation(tmp_path: Path, derived: Any)
     save_checkpoint({"a": torch.arange(3)}, tmp_path / "p.safetensors")
     with pytest.raises(SpecError, match="no spec digest"):
         Permutation.load(tmp_path / "p.safetensors", derived("mlp"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pt", "folder"])
+def test_a_checkpoint_in_the_place_of_a_spec_is_named(name: str, tmp_path: Path) -> None:
+    ws.save_checkpoint({"w": torch.ones(2)}, tmp_path / name)
+    with pytest.raises(SpecError, match=f"{name} is a checkpoint, not a permutation spec; expected the YAML") as caught:
+        PermutationSpec.load(tmp_path / name)
+    assert "--network" in str(caught.value)

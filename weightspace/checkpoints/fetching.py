@@ -15,7 +15,7 @@ from weightspace.checkpoints.companion_files import is_companion, is_in_companio
 from weightspace.checkpoints.file_format import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
 from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.hf_folder import ENTRANCES, read_index
-from weightspace.checkpoints.hub_cache import cached_folder
+from weightspace.checkpoints.hub_cache import cached_folder, full_name
 from weightspace.checkpoints.hub_names import hub_model
 from weightspace.checkpoints.mirror import Mirror, incomplete, locked, mirror_home, write_record
 from weightspace.checkpoints.remote import Remote, RemoteFile, is_url
@@ -37,8 +37,9 @@ def local_path(source: str | os.PathLike[str], *, weights: bool = True) -> Path:
     """Return a local path with the names, sizes and headers of a checkpoint; a local source is returned as it is.
 
     Args:
-        source: a path, a URL of a file or folder that fsspec can read, or ``ORG/MODEL``, ``ORG/MODEL@REVISION`` on the
-            Hugging Face Hub: a path that exists takes precedence, then the Hub's cache, then the Hub by ``hf://``.
+        source: a path, a URL of a file or folder that fsspec can read, or ``ORG/MODEL``, ``ORG/MODEL@REVISION`` (or
+            ``MODEL`` alone, such as ``gpt2``) on the Hugging Face Hub: a path that exists takes precedence, then the
+            Hub's cache, then the Hub by ``hf://``.
         weights: if False, only configuration and tokenizer are needed.
 
     Returns:
@@ -51,7 +52,10 @@ def local_path(source: str | os.PathLike[str], *, weights: bool = True) -> Path:
     url = os.fspath(source)
     model = hub_model(url)
     if model is not None:
-        if (cached := cached_folder(model, weights=weights)) is not None:
+        cached = cached_folder(model, weights=weights)
+        if cached is None and (full := full_name(model)) != model:
+            model, cached = full, cached_folder(full, weights=weights)
+        if cached is not None:
             return cached
         url = model.url
     if not is_url(url):

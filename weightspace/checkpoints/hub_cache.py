@@ -1,8 +1,8 @@
-"""The cache of the Hugging Face Hub: models that were downloaded before, as ``huggingface_hub`` finds them.
+"""Find models in the local cache of the Hugging Face Hub, as ``huggingface_hub`` does.
 
-``HF_HOME``, ``HF_HUB_CACHE``, ``HF_HUB_OFFLINE``, ``HF_ENDPOINT`` and ``HF_TOKEN`` mean what they mean there. A model
-is looked for by the commit that its revision has on the Hub now, or, where the Hub cannot be asked, had when it was
-downloaded. A model that is there only in part is not taken; files beside the weights that it lacks are brought.
+``HF_HOME``, ``HF_HUB_CACHE``, ``HF_HUB_OFFLINE``, ``HF_ENDPOINT`` and ``HF_TOKEN`` have their usual meaning. A revision
+resolves to its current commit on the Hub or, if the Hub cannot be reached, to its commit at the time of download.
+Models with missing weights are not used; other missing files are downloaded.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,15 @@ from weightspace.checkpoints.hf_folder import find_weights
 from weightspace.checkpoints.hub_names import HubModel
 from weightspace.errors import CheckpointError
 
-#: Seconds that the Hub has to say which commit a revision is.
+#: Timeout in seconds of a query for a model's current commit.
 _TIMEOUT = 10.0
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 
-#: The name of a folder of the cache.
+#: Name of a model's folder in the cache.
 _FOLDER = re.compile(r"models--(.+--)?(?P<model>.+)")
 
-#: Largest file beside the weights that is brought, in bytes.
+#: Maximum size in bytes of a non-weight file to download.
 _LARGEST_COMPANION = 2**28
 
 
@@ -34,35 +35,35 @@ def cached_folder(model: HubModel, *, weights: bool = True) -> Path | None:
     """Return the folder of a model in the Hub's cache.
 
     Args:
-        model: a model or an adapter.
-        weights: False: configuration and tokenizer suffice.
+        model: a model or adapter.
+        weights: whether the weights are needed; if False, configuration and tokenizer suffice.
 
     Returns:
-        The folder, or None where the model is not there, or not whole, and the Hub has it.
+        The folder, or None if the model is not or only partly cached and can be downloaded from the Hub.
 
     Raises:
-        CheckpointError: it is not there, and the Hub cannot be asked; or ``huggingface_hub`` is not installed.
+        CheckpointError: the model is not cached and the Hub cannot be reached, or ``huggingface_hub`` is not installed.
     """
     _check_library(model)
     home = _home(model)
-    info, error = _asked(model)
+    info, error = _query_hub(model)
     commit = _known_commit(home, model) if info is None else str(info.sha)
     folder = None if commit is None else home / "snapshots" / commit
     if folder is not None and folder.is_dir():
         if info is not None:
-            _bring_companions(model, folder, {file.rfilename: file.size or 0 for file in info.siblings or ()})
-        if _is_whole(folder, weights):
+            _download_companions(model, folder, {file.rfilename: file.size or 0 for file in info.siblings or ()})
+        if _is_complete(folder, weights):
             return folder
     if info is None:
-        raise _absent(model, folder, error)
+        raise _not_cached(model, folder, error)
     return None
 
 
 def check_available(model: HubModel) -> None:
-    """Check that a model is in the cache, where the Hub is not to be asked.
+    """In offline mode, check that a model is in the cache.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: the model is not in the cache.
     """
     _check_library(model)
     from huggingface_hub import constants
@@ -71,8 +72,22 @@ def check_available(model: HubModel) -> None:
         cached_folder(model)
 
 
+def full_name(model: HubModel) -> HubModel:
+    """Return a model under the name ``ORG/MODEL`` that the Hub has for one of one word, such as ``gpt2``.
+
+    Raises:
+        CheckpointError: as ``cached_folder``.
+    """
+    if "/" in model.name:
+        return model
+    info, error = _query_hub(model)
+    if info is None:
+        raise _not_cached(model, None, error)
+    return replace(model, name=str(info.id))
+
+
 def folder_name(path: Path) -> str:
-    """Return the name of a folder; of one in the Hub's cache that of the model, not of the commit."""
+    """Return the name of a folder; for a snapshot in the Hub's cache, the name of the model."""
     resolved = path.resolve()
     if resolved.parent.name == "snapshots" and (match := _FOLDER.fullmatch(resolved.parent.parent.name)):
         return match["model"]
@@ -80,13 +95,13 @@ def folder_name(path: Path) -> str:
 
 
 def _check_library(model: HubModel) -> None:
-    """Check that the Hub's library is there."""
+    """Check that ``huggingface_hub`` is installed."""
     try:
         import huggingface_hub  # noqa: F401 # pyright: ignore[reportUnusedImport]
     except ImportError as error:
         raise CheckpointError(
-            f"{model.name} does not exist here, and models of the Hugging Face Hub need the library huggingface_hub, "
-            "which is not installed: is the path right? Else run: pip install huggingface_hub"
+            f"{model.name} is not a local path, and Hugging Face Hub models need the package huggingface_hub, which "
+            "is not installed. Is the path right? Otherwise run: pip install huggingface_hub"
         ) from error
 
 
@@ -97,11 +112,11 @@ def _home(model: HubModel) -> Path:
     return Path(constants.HF_HUB_CACHE) / f"models--{model.name.replace('/', '--')}"
 
 
-def _asked(model: HubModel) -> tuple[Any | None, Exception | None]:
-    """Return what the Hub says of a model, or why it does not answer.
+def _query_hub(model: HubModel) -> tuple[Any | None, Exception | None]:
+    """Return the Hub's information about a model, or the error that prevented the query.
 
     Raises:
-        CheckpointError: there is no such model, or it may not be read; and it is not in the cache.
+        CheckpointError: the model does not exist or access is denied, and it is not in the cache.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -115,25 +130,28 @@ def _asked(model: HubModel) -> tuple[Any | None, Exception | None]:
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", 500)
         if status < 500 and _known_commit(_home(model), model) is None:
-            raise CheckpointError(_refused(model, status)) from error
+            raise CheckpointError(_not_found(model, status)) from error
         return None, error
-    except Exception as error:  # of the network: the library's own depend on its version
+    except Exception as error:  # network errors, whose classes depend on the library's version
         return None, error
 
 
-def _refused(model: HubModel, status: int) -> str:
-    """Return what to say of a model that the Hub has not, or does not give."""
+def _not_found(model: HubModel, status: int) -> str:
+    """Return the error message for a model that does not exist on the Hub or that access is denied to."""
     where = model.name if model.revision is None else f"{model.name} at the revision {model.revision!r}"
     if status == 403:
-        return f"{where} does not exist here, and the Hub denies access to it. Ask for access on its page, and log in."
+        return (
+            f"{where} is not a local path, and the Hugging Face Hub denies access to it. Request access on its page "
+            "and log in (hf auth login, or HF_TOKEN)."
+        )
     return (
-        f"{where} does not exist here, and the Hugging Face Hub has no such model; is the path right? "
-        "A private one needs a login (hf auth login, or HF_TOKEN)."
+        f"{where} is not a local path, and the Hugging Face Hub has no such model; is the path right? "
+        "Private models need a login (hf auth login, or HF_TOKEN)."
     )
 
 
 def _known_commit(home: Path, model: HubModel) -> str | None:
-    """Return the commit that a revision had when it was downloaded, None where it was not."""
+    """Return the commit of a revision at the time of its download, or None if it was not downloaded."""
     revision = model.revision or "main"
     if _COMMIT.fullmatch(revision):
         return revision if (home / "snapshots" / revision).is_dir() else None
@@ -143,8 +161,8 @@ def _known_commit(home: Path, model: HubModel) -> str | None:
         return None
 
 
-def _is_whole(folder: Path, weights: bool) -> bool:
-    """Return whether a folder holds a model or an adapter, or else a tokenizer."""
+def _is_complete(folder: Path, weights: bool) -> bool:
+    """Return whether a folder holds a complete model or adapter, or, without weights, a configuration or tokenizer."""
     names = os.listdir(folder)
     if "adapter_config.json" in names:
         return "adapter_model.safetensors" in names or "adapter_model.bin" in names
@@ -157,34 +175,38 @@ def _is_whole(folder: Path, weights: bool) -> bool:
     return True
 
 
-def _bring_companions(model: HubModel, folder: Path, sizes: Mapping[str, int]) -> None:
-    """Bring the files beside the weights that a folder of the cache lacks, as loading a tokenizer would.
+def _download_companions(model: HubModel, folder: Path, sizes: Mapping[str, int]) -> None:
+    """Download the non-weight files that a cached folder lacks, as loading a tokenizer would.
 
     Raises:
-        CheckpointError: one cannot be brought.
+        CheckpointError: a file cannot be downloaded.
     """
     from huggingface_hub import hf_hub_download
 
     for name, size in sizes.items():
-        beside = is_companion(name) if "/" not in name else is_in_companion_folder(name, sizes.keys())
-        if not beside or size > _LARGEST_COMPANION or (folder / name).exists():
+        wanted = is_companion(name) if "/" not in name else is_in_companion_folder(name, sizes.keys())
+        if not wanted or size > _LARGEST_COMPANION or (folder / name).exists():
             continue
         try:
             hf_hub_download(model.name, name, revision=folder.name)
         except Exception as error:
             raise CheckpointError(
-                f"{name} of {model.name} cannot be read ({_first_line(error)}). Is there a network? "
-                f"`{model.command}` brings the whole model."
+                f"{name} of {model.name} cannot be downloaded ({_first_line(error)}). Is the network available? "
+                f"`{model.command}` downloads the whole model."
             ) from error
 
 
-def _absent(model: HubModel, folder: Path | None, error: Exception | None) -> CheckpointError:
-    """Return the error for a model that is not in the cache while the Hub cannot be asked."""
+def _not_cached(model: HubModel, folder: Path | None, error: Exception | None) -> CheckpointError:
+    """Return the error for a model that is not cached while the Hub cannot be reached."""
     why = "HF_HUB_OFFLINE is set" if error is None else f"the Hugging Face Hub does not answer ({_first_line(error)})"
-    there = "is not here" if folder is None or not folder.is_dir() else "is here only in part"
+    if "/" not in model.name and folder is None:  # rather a path than one of the Hub's oldest models
+        return CheckpointError(
+            f"{model.name} does not exist here, and {why}; is the path right? For a model on the Hugging Face Hub, "
+            f"`{model.command}` downloads it with network access."
+        )
+    state = "is not cached" if folder is None or not folder.is_dir() else "is only partly cached"
     return CheckpointError(
-        f"{model.name} {there}, and {why}. Where there is a network, `{model.command}` fetches it; or is the path "
-        "right?"
+        f"{model.name} {state}, and {why}. With network access, `{model.command}` downloads it; or is the path right?"
     )
 
 

@@ -63,6 +63,23 @@ def read_torch(path: Path, key: str | None = None) -> tuple[StateDict, tuple[str
     return state, tuple(notes)
 
 
+def nesting_of(path: Path) -> tuple[str, tuple[str, ...]] | None:
+    """Return the entry of a torch file that ``read_torch`` takes, and the names beside it; None if it takes all.
+
+    Raises:
+        CheckpointError: as ``read_torch``.
+    """
+    content = _unpickle(path)
+    taken = _unwrap(content, path, [])
+    keys: list[str] = []
+    inside = content
+    while inside is not taken:
+        name = next(name for name in WRAPPERS if name in inside and _holds_tensors(inside[name]))
+        keys, inside = [*keys, name], inside[name]
+    beside = tuple(str(name) for name in content if str(name) != keys[0]) if keys else ()
+    return (".".join(keys), beside) if keys else None
+
+
 def read_torch_metadata(path: Path) -> dict[str, str]:
     """Return the metadata stored by ``save_checkpoint``; empty for other files.
 

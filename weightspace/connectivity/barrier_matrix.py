@@ -21,7 +21,7 @@ from weightspace.reprs import brief
 from weightspace.tasks.protocol import Split, Task
 
 _LABELS = ("baseline", "split", "statistics", "task")
-_COLUMNS = ("a", "b", "barrier", "accuracy_barrier", "loss_a", "loss_b", "accuracy_a", "accuracy_b", *_LABELS)
+_COLUMNS = ("a", "b", "barrier", "accuracy_barrier", "loss_a", "loss_b", "accuracy_a", "accuracy_b", *_LABELS, "points")
 
 Square: TypeAlias = tuple[tuple[float, ...], ...]
 
@@ -41,6 +41,7 @@ class BarrierMatrix:
         split: the scored data: train, validation or test.
         statistics: the correction of interpolated models: ``"none"``, ``"reset"`` or ``"repair"``.
         task: name of the task.
+        points: positions on each line, endpoints included; None in files of older versions.
 
     Raises:
         WeightspaceError: fewer than two models, duplicate names, or a wrong number of scores.
@@ -55,6 +56,7 @@ class BarrierMatrix:
     split: str = "test"
     statistics: str = "none"
     task: str = ""
+    points: int | None = None
 
     def __post_init__(self) -> None:
         count = len(self.models)
@@ -92,7 +94,7 @@ class BarrierMatrix:
             fall = self.accuracy_barrier[i][j] if self.accuracy_barrier else None
             shares = (self.accuracy[i], self.accuracy[j]) if self.accuracy else (None, None)
             pair = (self.models[i], self.models[j], self.barrier[i][j], fall, self.loss[i], self.loss[j], *shares)
-            rows.append([*pair, self.baseline, self.split, self.statistics, self.task])
+            rows.append([*pair, self.baseline, self.split, self.statistics, self.task, self.points])
         return table_of(_COLUMNS, rows)
 
 
@@ -111,6 +113,7 @@ def _from_fields(fields: Mapping[str, Any]) -> BarrierMatrix:
         loss=numbers(fields["loss"]),
         accuracy_barrier=None if falls is None else tuple(map(numbers, falls)),
         accuracy=numbers_or_none(fields["accuracy"]),
+        points=_whole_or_none(fields.get("points")),
         **{name: str(fields[name]) for name in _LABELS},
     )
 
@@ -134,8 +137,14 @@ def _from_rows(rows: list[dict[str, str]]) -> BarrierMatrix:
         loss=numbers(row[f"loss_{end}"] for row, end in ends),
         accuracy_barrier=None if accuracy is None else values("accuracy_barrier"),
         accuracy=accuracy,
+        points=_whole_or_none(rows[0].get("points")),
         **{name: rows[0][name] for name in _LABELS},
     )
+
+
+def _whole_or_none(value: Any) -> int | None:
+    """Read a number of points, which may be missing."""
+    return None if value in (None, "") else int(value)
 
 
 @checked
@@ -239,4 +248,5 @@ def _matrix(models: tuple[str, ...], curves: Mapping[tuple[int, int], Curve], ba
         split=first.split,
         statistics=first.statistics,
         task=first.task,
+        points=len(first.positions),
     )

@@ -28,6 +28,7 @@ from weightspace.lora.low_rank import filled_up, nearest_factors, wide_dtype
 from weightspace.lora.model_config import read_config
 from weightspace.lora.module_names import is_renamed
 from weightspace.lora.tied_weights import head_scale, is_head, is_token_embedding, tied_counterpart
+from weightspace.lora.whole_tensors import whole_tensors
 from weightspace.lora.write import check_adapter_replaceable, factor_names, shaped, write_adapter
 from weightspace.progress import Progress
 from weightspace.reprs import brief
@@ -42,13 +43,15 @@ class ExtractionReport:
         errors: tensor -> ``‖Δ − BA‖ / ‖Δ‖`` (Frobenius), between 0 and 1.
         ranks: tensor -> rank of its factors.
         error: the same ratio over all tensors with factors.
-        left_out: differing tensors without factors (norms, biases, counters), which the adapter doesn't change.
+        left_out: differing tensors without factors, which the adapter doesn't change.
+        saved: differing norms and biases, which the adapter keeps whole.
     """
 
     errors: dict[str, float]
     ranks: dict[str, int]
     error: float
     left_out: tuple[str, ...]
+    saved: tuple[str, ...] = ()
 
     @property
     def energy(self) -> float:
@@ -89,6 +92,9 @@ def extract_lora(
 ) -> Extraction:
     """Return the LoRA adapter of a given rank that best approximates a model's difference from its base.
 
+    Norms that moved, and biases beside factors, are kept whole (``modules_to_save``, and ``bias`` set to ``all``). PEFT
+    and ``MODEL+ADAPTER`` apply them exactly.
+
     Args:
         base: the pretrained model.
         model: a fine-tune of it, with the same names and shapes; one of the two may have a separate head that the other
@@ -96,7 +102,7 @@ def extract_lora(
         rank: rank of the factors; smaller for a matrix with fewer rows or columns. If transformers fuses experts, those
             of the experts, their router and layers with their names have one rank, padded with zeros.
         fan_in_fan_out: linear weights are stored as ``(in, out)``, if the configuration doesn't say.
-        lenient: leave out differing tensors that PEFT has no factors for, instead of refusing them.
+        lenient: leave out all differing tensors that PEFT has no factors for, instead of keeping or refusing them.
         seed: seed of the subspace iteration.
         device: where the decompositions run.
         config: configuration of the base (``config.json``); it determines the names of transformers' modules, the
@@ -109,8 +115,8 @@ def extract_lora(
 
     Raises:
         CheckpointError: names or shapes differ.
-        WeightspaceError: the rank is below 1, no matrix differs, a tensor that can't have factors differs, or a
-            difference contains NaN or infinity.
+        WeightspaceError: the rank is below 1, no matrix differs, a tensor differs that can neither have factors nor
+            be kept whole, or a difference contains NaN or infinity.
 
     Source:
         Eckart and Young 1936, https://doi.org/10.1007/BF02288367; if the smaller side exceeds 8 times the rank, Halko
@@ -131,7 +137,7 @@ def extract_lora(
             on_progress(Progress("tensor", number, len(base), name=name))
     for alias, owner in {**ties, **layout.ties}.items():
         work.repeat(alias, owner)
-    return work.extraction(lenient=lenient)
+    return work.extraction(model, lenient=lenient)
 
 
 def extract_lora_files(
@@ -242,27 +248,32 @@ class _Work:
         self.factors[alias] = (b.T, a.T) if turned else (a, b)
         self.repeated.append(alias)
 
-    def extraction(self, *, lenient: bool) -> Extraction:
+    def extraction(self, model: StateDict, *, lenient: bool) -> Extraction:
         """Return the extracted adapter."""
-        if self.left_out and not lenient:
-            names = ", ".join(map(repr, self.left_out[:3])) + (", …" if len(self.left_out) > 3 else "")
+        adapted = {name for name in self.factors if not self.layout.is_fused(name)}
+        whole = whole_tensors([] if lenient else self.left_out, model, adapted, self.layout.module)
+        left_out = tuple(name for name in self.left_out if name not in whole.names)
+        if left_out and not lenient:
+            names = ", ".join(map(repr, left_out[:3])) + (", …" if len(left_out) > 3 else "")
             raise WeightspaceError(
-                f"{len(self.left_out):,} tensors differ that PEFT has no factors for: {names}. An adapter cannot have "
-                "them; lenient (--lenient) leaves them out."
+                f"{len(left_out):,} tensors differ that PEFT has no factors for: {names}. An adapter keeps only norms "
+                "and biases beside factors whole; lenient (--lenient) leaves out all of them, so that base and adapter "
+                "differ from the model there."
             )
         if not self.factors:
             raise WeightspaceError("No matrix of the model differs from the base: there is nothing to extract.")
         self._fill_up()
-        state: StateDict = {}
+        state: StateDict = dict(whole.state)
         for name, (a, b) in self.factors.items():
             names = factor_names(self.layout.module(name), embedding=self.kinds[name] == "embedding")
             state |= dict(zip(names, shaped(a, b, self.shapes[name]), strict=True))
         ranks = {name: len(a) for name, (a, _) in self.factors.items()}
         errors = {name: self.rests[name] / whole for name, whole in self.wholes.items()}
         total = math.hypot(*self.rests.values()) / math.hypot(*self.wholes.values())
-        report = ExtractionReport(errors, ranks, total, tuple(self.left_out))
+        report = ExtractionReport(errors, ranks, total, left_out, tuple(whole.names))
         repeated = tuple(f"{self.layout.module(name)}.weight" for name in self.repeated)
-        return Extraction(state, self.layout.configuration(ranks, self.kinds), report, repeated)
+        config = {**self.layout.configuration(ranks, self.kinds), **whole.configuration}
+        return Extraction(state, config, report, repeated)
 
     def _fill_up(self) -> None:
         """Pad the factors of experts, and of the modules that PEFT fuses with them, to one rank."""

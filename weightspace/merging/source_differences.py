@@ -133,7 +133,7 @@ def source_differences(
         ((1.0, 1.0), 0.5, -1.0)
     """
     if not (math.isfinite(threshold) and threshold >= 0):
-        raise WeightspaceError(f"threshold is a finite number of 0 or more, found {threshold!r}.")
+        raise WeightspaceError(f"threshold must be a finite number of at least 0, found {threshold!r}.")
     output = OutputOptions(allow_nonfinite=allow_nonfinite, hashes=False)
     plan = plan_merge(recipe_or_sources, options, reading or ReadingOptions(), output, lenient=lenient)
     return _Measuring(plan, threshold).measured(on_progress)

@@ -1,8 +1,8 @@
-"""Another model's vocabulary on a model: tokens that both know keep their rows, the others get approximations.
+"""Transplant another model's vocabulary: shared tokens keep their embedding rows, new tokens get approximated ones.
 
-Everything else of the model stays as it is. Three methods give rows to tokens that the model lacks, as in mergekit's
-tokensurgeon: the mean of the subwords that the model splits the token into; the nearest tokens of both in the other
-model's embedding; and orthogonal matching pursuit of the token's row there by rows of tokens of both.
+All other tensors are copied unchanged. As in mergekit's tokensurgeon, there are three methods for new tokens: the mean
+of the subwords into which the model splits the token; the nearest shared tokens in the donor model's embedding; and
+orthogonal matching pursuit, which approximates the token's row in the donor by rows of shared tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from weightspace.merging.tokenizers.token_table import TokenTable, read_token_ta
 from weightspace.reprs import brief
 from weightspace.suggestions import unknown
 
-#: How rows are found for tokens that the model lacks.
+#: Methods to compute rows for tokens that the model lacks.
 TransplantMethod = Literal["omp", "nearest", "subword"]
 TRANSPLANT_METHODS: tuple[TransplantMethod, ...] = ("omp", "nearest", "subword")
 
@@ -39,12 +39,12 @@ class TransplantReport:
     """The result of a transplant.
 
     Attributes:
-        out: the folder that it made.
-        tokens: of the new vocabulary.
-        shared: those that keep their rows.
-        approximated: those that got new ones.
-        method: how.
-        warnings: lines about what was assumed.
+        out: the output folder.
+        tokens: number of tokens of the new vocabulary.
+        shared: number of tokens that both models share; they keep their rows.
+        approximated: number of tokens with approximated rows.
+        method: the method used to approximate them.
+        warnings: one-line messages about assumptions that were made.
 
     Example:
         >>> from weightspace.merging.transplant import TransplantReport
@@ -70,20 +70,20 @@ def transplant(
     output: OutputOptions | None = None,
     execution: ExecutionOptions | None = None,
 ) -> TransplantReport:
-    """Give a model another model's vocabulary.
+    """Replace a model's vocabulary with that of another model.
 
     Args:
-        model: the folder of a language model.
-        tokenizer: the folder of another one; for ``"subword"`` that of a tokenizer suffices.
-        out: the folder to write; it loads in transformers.
-        method: how tokens that the model lacks get rows: ``"omp"``, ``"nearest"`` or ``"subword"``.
-        neighbours: tokens of both models that a row is made from, at most; not for ``"subword"``.
-        output: what the output is.
-        execution: how the tensors are copied.
+        model: folder of the language model.
+        tokenizer: folder of the donor model; ``"subword"`` needs only its tokenizer.
+        out: folder to write; it can be loaded with transformers.
+        method: how to compute rows for new tokens: ``"omp"``, ``"nearest"`` or ``"subword"``.
+        neighbours: maximum number of shared tokens per approximated row; ignored by ``"subword"``.
+        output: options of the output.
+        execution: options of the run.
 
     Raises:
         CheckpointError: a folder is damaged, or ``out`` cannot be written.
-        WeightspaceError: a tokenizer cannot be read, the models have no token in common, or an option does not fit.
+        WeightspaceError: a tokenizer cannot be read, the models share no token, or an option is invalid.
 
     Source:
         Goddard, Fernandes Neto 2025, https://arxiv.org/abs/2506.06607.
@@ -91,7 +91,7 @@ def transplant(
     if method not in TRANSPLANT_METHODS:
         raise unknown("method", method, TRANSPLANT_METHODS)
     if type(neighbours) is not int or neighbours < 1:
-        raise WeightspaceError(f"neighbours is a whole number of at least 1, found {neighbours!r}.")
+        raise WeightspaceError(f"neighbours must be an integer of at least 1, found {neighbours!r}.")
     other, warnings = local_path(str(tokenizer), weights=method != "subword"), list[str]()
     recipe = _recipe(str(model), str(other))
     recorded = {"transplant": method, **({} if method == "subword" else {"neighbours": neighbours})}
@@ -109,14 +109,17 @@ def transplant(
         options = PlanOptions(output, further_rows=further)
         plan = make_plan(recipe, Path(out), options, notice=warnings.append, ignored=warnings.append)
         if plan.vocabulary is None:
-            raise WeightspaceError(f"{model} has no embedding of tokens, or no tokenizer that can be read.")
+            raise WeightspaceError(
+                f"{model} has no token embedding, or no tokenizer that can be read; expected the folder of a language "
+                "model."
+            )
         run_plan(plan, Path(out), execution or ExecutionOptions())
     shared = counts["tokens"] - counts["lacking"]
     return TransplantReport(str(out), counts["tokens"], shared, counts["lacking"], method, tuple(warnings))
 
 
 def _recipe(model: str, tokenizer: str) -> Recipe:
-    """Return the recipe that copies a model, its rows in the order of another tokenizer."""
+    """Return the recipe that copies a model with its rows in the order of another tokenizer."""
     source = Source(model, {}, None, None)
     keys = TokenizerKeys(tokenizer)
     content: Mapping[str, Any] = {
@@ -136,7 +139,7 @@ def _with_rows(
     neighbours: int,
     place: Path,
 ) -> MovedVocabulary:
-    """Return the vocabulary with rows for tokens that the model lacks, which are written to a file."""
+    """Compute rows for the tokens that the model lacks, save them to a file, and return the extended vocabulary."""
     from weightspace.checkpoints import save_checkpoint
     from weightspace.merging.tokenizers.new_rows import NewRows
 
@@ -158,10 +161,10 @@ def _table(folder: Path) -> TokenTable:
     """Return the tokens of a folder."""
     table = read_token_table(folder) if folder.is_dir() else None
     if table is None:
-        raise WeightspaceError(f"{folder} has no tokenizer; expected the folder of a language model.")
+        raise WeightspaceError(f"{folder} has no tokenizer; expected the folder of a language model with one.")
     return table
 
 
 def _weights(folder: Path) -> CheckpointMetadata:
-    """Return the headers of the other model."""
+    """Return the donor model's metadata."""
     return read_contents(folder)

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from weightspace.checkpoints.atomic_write import replacing_file
+from weightspace.checkpoints.file_format import is_checkpoint
 from weightspace.checkpoints.yaml_file import read_yaml
 from weightspace.errors import SpecError, WeightspaceError
 from weightspace.reprs import brief
@@ -189,6 +190,11 @@ def _sha256(content: Mapping[str, Any]) -> str:
 
 
 def _read(path: str | Path) -> dict[str, Any]:
+    if is_checkpoint(Path(path)):
+        raise SpecError(
+            f"{path} is a checkpoint, not a permutation spec; expected the YAML that `weightspace spec` or "
+            "PermutationSpec.save wrote. Without one, derive it from the network (--network, --task, or derive_spec)."
+        )
     try:
         documents = read_yaml(Path(path))
     except WeightspaceError as error:

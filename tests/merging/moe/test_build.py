@@ -134,14 +134,14 @@ def test_a_lora_adapter_may_be_an_expert() -> None:
 #: What is changed in a recipe -> a part of the line that refuses it.
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"experts_per_token": 3}, "there are 2 experts"),
-    ({"experts_per_token": 0}, "whole number of 1 or more"),
+    ({"experts_per_token": 0}, "integer of at least 1"),
     ({"gate_mode": "hiden"}, "Did you mean 'hidden'?"),
     ({"dtype": "bfloat"}, "Did you mean 'bfloat16'?"),
     ({"architecture": "mixtrall"}, "expected the beginning of one of Mixtral"),
     ({"architecture": "qwen"}, "exactly one shared expert, found 0"),
     ({"expert": []}, "Did you mean 'experts'?"),
     ({"base_model": None}, "base_model is missing"),
-    ({"experts": []}, "a list with an entry or more"),
+    ({"experts": []}, "a non-empty list"),
     ({"experts": [{"source_model": "a"}, {"source_model": "b"}], "gate_mode": "hidden"}, "positive_prompts is missing"),
     ({"experts": [{"source_model": "a", "positive_prompts": ["x"]}] * 2, "gate_mode": "hidden"}, "the same prompts"),
     ({"experts": [{"source_model": "a", "positive_prompts": [3]}, {"source_model": "b"}]}, "Quote it"),
@@ -169,7 +169,7 @@ def test_models_that_do_not_fit_are_told_apart() -> None:
     for base, expert, said in (
         ("a", "wide", "expected floats of shape (20, 16)"),
         ("a", "other", "expected models of one type"),
-        ("biased", "a", "for which Mixtral has no place"),
+        ("biased", "a", "does not exist in Mixtral"),
         ("a", "a.safetensors", "no config.json"),
     ):
         with pytest.raises(WeightspaceError, match=said.replace("(", r"\(").replace(")", r"\)")):

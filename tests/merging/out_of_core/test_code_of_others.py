@@ -94,9 +94,9 @@ def test_a_dry_run_runs_nobodys_code_and_says_so(command: str) -> None:
     ("parameters", "message"),
     [
         ("{powr: 2}", "powr"),
-        ("{mode: 3}", "mode is a word"),
-        ("{steps: .5}", "'steps' is a whole number"),
-        ("{sharp: 2}", "sharp is true or false"),
+        ("{mode: 3}", "mode must be a string"),
+        ("{steps: .5}", "'steps' must be an integer"),
+        ("{sharp: 2}", "sharp must be true or false"),
     ],
 )
 def test_a_dry_run_checks_parameters_by_the_source(parameters: str, message: str) -> None:

@@ -111,7 +111,7 @@ def test_what_is_absent_offline_is_refused_before_anything_is_written(
     hub: LocalHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match=r"`hf download org/math --revision v2` fetches it") as error:
+    with pytest.raises(CheckpointError, match=r"`hf download org/math --revision v2` downloads it") as error:
         merge()
     assert "\n" not in str(error.value)
     assert not Path("out").exists()
@@ -137,7 +137,7 @@ def test_every_command_that_takes_a_checkpoint_takes_one_of_the_hub(
     monkeypatch.setenv("WEIGHTSPACE_CACHE", str(hub.root))
     result = CliRunner().invoke(cli.main, arguments)
     assert result.exit_code == 2
-    assert "fetches it" in result.stderr
+    assert "downloads it" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 

@@ -233,7 +233,7 @@ def test_differing_configurations_are_warned_about_with_field_and_values(case: s
     paths = folders(tmp_path, {"a": {"config.json": LLAMA}, "b": {"config.json": config}})
     report = merge_files(paths, tmp_path / "out")
     (line,) = report.warnings
-    assert re.search(f"b was made for another configuration than a.*{message}", line), line
+    assert re.search(f"The configuration of b differs from that of a.*{message}", line), line
     assert line in (tmp_path / "out" / "README.md").read_text().replace("\\", "")  # Markdown's own characters escaped
     assert merge_files(paths, tmp_path / "out", dry_run=True).warnings == (line,)
 
@@ -358,7 +358,7 @@ def test_evidence_that_does_not_fit_a_tensor_is_refused_while_planning(
 
 def test_evidence_for_a_method_that_reads_none_is_refused(tmp_path: Path) -> None:
     a, b = files(tmp_path, a=network(1.0), b=network(3.0))
-    with pytest.raises(WeightspaceError, match="'linear' has no use for evidence"):
+    with pytest.raises(WeightspaceError, match="'linear' does not use evidence"):
         merge_files([a, b], tmp_path / "out.safetensors", evidence=[a, b])
 
 

@@ -90,7 +90,7 @@ def test_a_file_that_becomes_shorter_is_one_line_in_every_executor(
     executor: str, name: str, merge: Callable[..., None], tmp_path: Path
 ) -> None:
     before = sorted(path.name for path in tmp_path.iterdir())
-    with pytest.raises(CheckpointError, match=rf"{name} has changed while it was merged, from .* to .* bytes") as found:
+    with pytest.raises(CheckpointError, match=rf"{name} changed during the merge, from .* to .* bytes") as found:
         merge(shorten, tmp_path / name, executor=executor)
     assert "\n" not in str(found.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -102,14 +102,14 @@ def test_the_old_output_stays_however_an_input_changes(
     change: Change, out: str, merge: Callable[..., None], tmp_path: Path
 ) -> None:
     ws.save_checkpoint({"old": torch.ones(3)}, tmp_path / out)
-    with pytest.raises(CheckpointError, match=r"a\.safetensors has changed while it was merged"):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors changed during the merge"):
         merge(change, tmp_path / "a.safetensors", out=out)
     assert list(ws.load_checkpoint(tmp_path / out)) == ["old"]
     assert not list(tmp_path.glob(".*"))
 
 
 def test_a_file_that_goes_is_named(merge: Callable[..., None], tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"model.safetensors has gone while it was merged \(No such file"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors disappeared during the merge \(No such file"):
         merge(Path.unlink, tmp_path / "c" / "model.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -120,7 +120,7 @@ def test_bad_values_of_a_changed_input_are_reported_as_the_change(merge: Callabl
             file.seek(-4, os.SEEK_END)
             file.write(b"\0\0\xc0\x7f")  # NaN
 
-    with pytest.raises(CheckpointError, match=r"a\.safetensors has changed while it was merged, at its old size"):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors changed during the merge, at its old size"):
         merge(spoil, tmp_path / "a.safetensors")
 
 
@@ -148,11 +148,11 @@ def test_evidence_and_adapters_are_watched_too(tmp_path: Path, monkeypatch: pyte
         return lambda event: None if event.index else shorten(Path(path))
 
     evidence = ["a-fisher.safetensors", "b-fisher.safetensors"]
-    with pytest.raises(CheckpointError, match=r"b-fisher\.safetensors has changed"):
+    with pytest.raises(CheckpointError, match=r"b-fisher\.safetensors changed"):
         merge_files(["a", "b"], "out", method="fisher", evidence=evidence, on_progress=changing(evidence[1]))
     for name in ("lora/adapter_model.safetensors", "lora/adapter_config.json"):
         content = Path(name).read_bytes()
-        with pytest.raises(CheckpointError, match=f"{name} has changed"):
+        with pytest.raises(CheckpointError, match=f"{name} changed"):
             merge_files(["base+lora", "b"], "out", on_progress=changing(name))
         Path(name).write_bytes(content)
 
@@ -172,7 +172,7 @@ def test_files_beside_the_weights_are_watched_too(
         if not event.index:
             change(tmp_path / "d" / name)
 
-    with pytest.raises(CheckpointError, match=f"d/{name} has (changed|gone) while it was merged"):
+    with pytest.raises(CheckpointError, match=f"d/{name} (changed|disappeared) during the merge"):
         merge_files([tmp_path / "d", tmp_path / "e"], tmp_path / "out", on_progress=changing)
     assert not (tmp_path / "out").exists()
 
@@ -197,5 +197,5 @@ def test_the_command_line_ends_with_one_line_and_status_2(tmp_path: Path, monkey
     result = CliRunner().invoke(cli.main, ["merge", "a.safetensors", "b.safetensors", "-o", "out"])
     assert result.exit_code == 2
     (line,) = (line for line in result.output.splitlines() if line.startswith("Error: "))
-    assert "b.safetensors has changed while it was merged" in line
+    assert "b.safetensors changed during the merge" in line
     assert sorted(os.listdir()) == ["a.safetensors", "b.safetensors"]

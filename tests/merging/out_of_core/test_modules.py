@@ -249,9 +249,9 @@ def test_a_filter_is_matched_in_all_modules(folder: Path) -> None:
         ("  multi_modal_projector: {slices: [{sources: [{model: a, layer_range: [0, 1]}]}]}", "stack of numbered"),
         (
             "  text_decoder: {models: [{model: a}, {model: b}], slices: [{sources: []}]}",
-            "modules.text_decoder.models or",
+            "modules.text_decoder must have exactly one of",
         ),
-        ("  text_decoder: [a]", "modules.text_decoder is a mapping"),
+        ("  text_decoder: [a]", "modules.text_decoder must be a mapping"),
     ],
 )
 def test_a_module_that_makes_no_sense_is_refused_before_anything_is_written(

@@ -222,7 +222,7 @@ def test_unmergeable_parametrizations_are_refused_while_planning(tmp_path: Path)
     refused = {
         r"'b.weight_v' shares its memory with 'a.weight_v'": shared,
         r"on top of another parametrization": {name: tensor.detach() for name, tensor in layer.state_dict().items()},
-        r"'weight_v' is a part of the weight 'weight' .* in real numbers": complex_pair,
+        r"'weight_v' is a part of the weight 'weight' .* as real numbers": complex_pair,
     }
     for message, state in refused.items():
         ws.save_checkpoint(state, tmp_path / "a.pt")

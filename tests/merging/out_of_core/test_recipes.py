@@ -120,7 +120,8 @@ def test_stacked_slices_are_renumbered_and_the_configuration_counts_them(folder:
     [
         ({"slices": [{"sources": [{"model": "inputs/fp32/a", "layer_range": [2, 6]}]}]}, r"no layer 4"),
         ({"parameters": {"scale": [{"filter": "mpl", "value": 2}]}}, "'mpl' of 'scale' matches no tensor"),
-        ({"tokenizer_source": "nowhere"}, "tokenizer_source 'nowhere'"),
+        ({"tokenizer_source": "nowhere.json"}, "tokenizer_source 'nowhere.json'"),
+        ({"tokenizer_source": "nowhere"}, "nowhere does not exist"),
         ({"base_model": "nowhere"}, "nowhere does not exist"),
     ],
 )
@@ -143,5 +144,7 @@ def test_vocabularies_that_differ_are_refused_where_no_embedding_is_known(tmp_pa
     models = [{"model": str(tmp_path / name)} for name in "ab"]
     recipe = {"merge_method": "linear", "models": models, "tokenizer_source": "union"}
     (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
-    with pytest.raises(WeightspaceError, match=r"tokens of b are not those of .*no tensor that is known"):
+    with pytest.raises(
+        WeightspaceError, match=r"b has a different vocabulary from .*none of its tensors is recognised"
+    ):
         merge_files(tmp_path / "recipe.yml", tmp_path / "out")

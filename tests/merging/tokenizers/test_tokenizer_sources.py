@@ -218,12 +218,12 @@ def test_a_model_without_a_tokenizer_has_that_of_the_source(content: dict[str, A
     a = save(llama(count + 7), content, tmp_path / "a")
     b = save(llama(count, seed=1), None, tmp_path / "b")
     told = merge_files(recipe(tmp_path, "linear", [a, b], UNION), tmp_path / "out").warnings
-    assert any("b has no tokenizer; its tokens are taken to be those of a" in line for line in told)
+    assert any("b has no tokenizer; assuming the vocabulary of a" in line for line in told)
     assert len(ws.load_checkpoint(tmp_path / "out")["lm_head.weight"]) == count
 
 
 REFUSED = {
-    "a model that has no part": ("tokens: {'<s>': {source: nowhere}}", "is none of the recipe's models"),
+    "a model that has no part": ("tokens: {'<s>': {source: nowhere}}", "is not a model of the recipe"),
     "a token that the model lacks": ("tokens: {'<|b|>': {source: MODEL}}", "MODEL has no row for '<|b|>'"),
     "another token that it lacks": (
         "tokens: {'<s>': {source: {kind: model_token, model: MODEL, token: '<t>'}}}",

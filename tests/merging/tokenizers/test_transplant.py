@@ -146,7 +146,7 @@ def test_mistakes_are_one_line(models: tuple[Path, Path], tmp_path: Path) -> Non
     a, b = models
     with pytest.raises(WeightspaceError, match="Unknown method"):
         transplant(a, b, tmp_path / "out", method="best")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(WeightspaceError, match="neighbours is a whole number"):
+    with pytest.raises(WeightspaceError, match="neighbours must be an integer"):
         transplant(a, b, tmp_path / "out", neighbours=0)
     (tmp_path / "empty").mkdir()
     with pytest.raises(WeightspaceError):

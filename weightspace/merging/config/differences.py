@@ -1,6 +1,6 @@
-"""Configurations that say different functions for equal shapes: another rope_theta, another activation.
+"""Find configurations that define different functions for tensors of equal shapes, such as another rope_theta.
 
-A merge takes the configuration of one model; the weights of the others were trained under theirs.
+A merge keeps the configuration of one model, but the other models' weights were trained with their own.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 from weightspace.checkpoints.json_file import read_json_object
 
-#: Keys that do not change what the weights compute: where they come from, how they are stored, trained and generated
-#: with. A head that only some models tie to their embedding is merged as what it is.
+#: Keys that do not change the function of the weights: provenance, storage, training and generation. Models may differ
+#: in whether they tie the head to the embedding.
 _HARMLESS = (
     *("_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "*_version", "auto_map"),
     *("torch_dtype", "dtype", "use_cache", "*attn_implementation*", "use_flash_attn", "return_dict", "output_*"),
@@ -24,24 +24,24 @@ _HARMLESS = (
     *("num_beams", "*_penalty", "no_repeat_ngram_size", "early_stopping", "task_specific_params"),
 )
 
-#: Keys that count layers, or have an entry for each: slices write them anew.
+#: Keys that count layers or have one entry per layer; slices rewrite them.
 _LAYERS = ("*layers*", "n_layer", "layer_types", "*layer_idx*", "*_block_types", "attention_types", "depths")
 
-#: Keys that count tokens or name their ids: where rows are moved by token, they are written anew.
+#: Keys with vocabulary sizes or token ids; they are rewritten if rows are reordered by token.
 _TOKENS = ("*vocab_size*", "n_vocab", "*_token_id", "*_token_ids", "*_token_index")
 
-#: Fields that a line names, characters of a value, and of those how many before a difference.
+#: Maximum number of fields in a message, of characters per value, and of characters before the first difference.
 _LISTED, _WIDTH, _BEFORE = 6, 60, 20
 
-#: How deep objects are looked into.
+#: Maximum nesting depth of objects that are compared.
 _DEPTH = 6
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """Return the ``config.json`` of a folder, None where there is none.
+    """Return the ``config.json`` of a folder, or None if it has none.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: the file is damaged.
     """
     path = folder / "config.json"
     return read_json_object(path) if path.exists() else None
@@ -55,14 +55,14 @@ def config_differences(
     sliced: bool,
     moved: bool = False,
 ) -> list[str]:
-    """Return a line for each model whose configuration says another function than the output's.
+    """Return a message for each model whose configuration defines another function than the output's.
 
     Args:
-        label: how lines call the model whose configuration the output gets.
-        config: of that model.
+        label: label of the model whose configuration the output uses.
+        config: that model's configuration.
         others: label and configuration of each other model.
-        sliced: layers are put together anew, so that their number may differ.
-        moved: rows are moved by token, so that numbers and ids of tokens may differ.
+        sliced: whether layers are stacked from slices, so that their numbers may differ.
+        moved: whether rows are reordered by token, so that vocabulary sizes and token ids may differ.
     """
     written = (*(_LAYERS if sliced else ()), *(_TOKENS if moved else ()))
     own = _fields(config)
@@ -76,13 +76,14 @@ def config_differences(
             )
             more = f"; and {len(keys) - _LISTED:,} more" if len(keys) > _LISTED else ""
             lines.append(
-                f"{other_label} was made for another configuration than {label}, whose the output gets: {listed}{more}."
+                f"The configuration of {other_label} differs from that of {label}, which the output uses: "
+                f"{listed}{more}."
             )
     return lines
 
 
 def _fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the fields that are set by their paths; what is null or false counts as not set."""
+    """Return path -> value for all fields that are set; null, false and empty values count as unset."""
     fields: dict[str, Any] = {}
     for key, value in _plain_rope(config).items():
         if isinstance(value, Mapping) and prefix.count(".") < _DEPTH:
@@ -93,7 +94,7 @@ def _fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _plain_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a configuration with ``rope_parameters`` as transformers before 5 wrote them."""
+    """Return a configuration with ``rope_parameters`` converted to the keys of transformers before version 5."""
     parameters = config.get("rope_parameters")
     if not isinstance(parameters, Mapping):
         return _without_default_rope(config)
@@ -110,7 +111,7 @@ def _plain_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _without_default_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a configuration without a ``rope_scaling`` that scales nothing, and with one key for its type."""
+    """Return a configuration without a ``rope_scaling`` of the default type, and with a single key for its type."""
     scaling = config.get("rope_scaling")
     if not isinstance(scaling, Mapping):
         return config
@@ -132,7 +133,7 @@ def _matters(path: str, written: Sequence[str]) -> bool:
 
 
 def _values(fields: Mapping[str, Any], others: Mapping[str, Any], key: str) -> tuple[str, str]:
-    """Return a field of two configurations as texts, of long ones the part in which they differ first."""
+    """Return a field of two configurations as texts, shortened to the part around the first difference."""
     texts = [json.dumps(own[key], ensure_ascii=False) if key in own else "unset" for own in (fields, others)]
     first = next((at for at, (one, two) in enumerate(zip(*texts, strict=False)) if one != two), min(map(len, texts)))
     if max(map(len, texts)) <= _WIDTH:
@@ -142,6 +143,6 @@ def _values(fields: Mapping[str, Any], others: Mapping[str, Any], key: str) -> t
 
 
 def _window(text: str, start: int) -> str:
-    """Return a part of a text that begins at a character."""
+    """Return the part of a text that starts at an index, with ellipses."""
     end = start + _WIDTH
     return f"{'…' if start else ''}{text[start:end]}{'…' if end < len(text) else ''}"

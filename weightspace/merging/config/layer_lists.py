@@ -1,7 +1,7 @@
-"""Lists in a configuration that follow the layers: one entry per layer, or the numbers of certain layers.
+"""Lists in a configuration that refer to layers: one entry per layer, or the indices of certain layers.
 
-Lists are known by their keys and lengths. A list that could be one per layer, and that nothing says it is, is a rule
-that cannot be rewritten: slices which would change it are refused.
+Lists are recognised by their keys and lengths. A list that may have one entry per layer, without evidence from its key,
+cannot be rewritten: slices that would change it are refused.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from weightspace.merging.config.towers import words
 
 @dataclass(frozen=True)
 class LayerRule:
-    """What a configuration says of each layer under one key.
+    """A key of a configuration that determines a property of each layer.
 
     Attributes:
-        key: the key, as errors name it.
-        values: configuration and number of layers -> one value per layer; None where it says nothing.
-        rewrite: configuration and the values wanted -> the keys to change; None where it cannot say this.
-        optional: a list says the same and stands above it: where it cannot be said, nothing is lost.
+        key: the key, as named in errors.
+        values: (configuration, number of layers) -> one value per layer, or None if the key does not apply.
+        rewrite: (configuration, new values per layer) -> keys to change, or None if the key cannot express the values.
+        optional: whether another list takes precedence, so that the rule may be dropped if it cannot be rewritten.
     """
 
     key: str
@@ -32,7 +32,7 @@ class LayerRule:
     optional: bool = False
 
 
-#: Words of keys whose lists are one per layer, and of those that never are.
+#: Words in keys of lists with one entry per layer, and words in keys of other lists.
 _PER_LAYER = frozenset(
     {
         *("layer", "layers", "block", "blocks", "attn", "attention", "mlp", "moe", "expert", "experts", "ffn", "rope"),
@@ -48,13 +48,13 @@ _NEVER = frozenset(
     }
 )
 
-#: Keys that list the numbers of certain layers, from 0.
+#: Keys that list indices of layers, counted from 0.
 _NUMBERS = re.compile(
     r"(\w*_)?(layers?|blocks?|attn|attention)_(ids?|idxs?|indices|indexes)|(mlp_only|moe|dense|skip|cross_attention)_layers"
     r"|rope_scaling_layers|look_(ahead|backward)_layers|fullatt_block_indexes"
 )
 
-#: Keys that list layers whose outputs are read, each by a module of its own or in this order.
+#: Keys that list layers whose outputs are used elsewhere, in order.
 _READ = re.compile(
     r"deepstack_visual_indexes|intermediate_layers_indices|extract_layers|vision_(feature|aux)_layers?"
     r"|(spatial_target|cat_hidden|subsample)_layers|intermediate_hidden_state_indices|insert_layer_id"
@@ -62,12 +62,12 @@ _READ = re.compile(
 
 
 def list_rules(section: Config, count: int, side: Side | None = None) -> Iterator[LayerRule]:
-    """Yield the rules of the lists in a part of a configuration.
+    """Yield the rules of the lists in a section of a configuration.
 
     Args:
-        section: the part.
-        count: how many layers the stack has.
-        side: the side that the stack is, of an encoder with a decoder.
+        section: the section.
+        count: number of layers of the stack.
+        side: whether the stack is the encoder or decoder of an encoder-decoder model.
     """
     other = {"encoder": "decoder", "decoder": "encoder"}.get(side or "")
     for key, value in section.items():
@@ -86,7 +86,7 @@ def list_rules(section: Config, count: int, side: Side | None = None) -> Iterato
 
 
 def wrong_length(section: Config, count: int) -> str | None:
-    """Return a key whose list should have one entry per layer and has not; None where there is none."""
+    """Return a key whose list should have one entry per layer but has another length, or None."""
     for key in ("layer_types", "mlp_layer_types", "attention_layers", "no_rope_layers", "layers_block_type"):
         if isinstance(section.get(key), list) and section[key] and len(section[key]) != count:
             return key
@@ -94,7 +94,7 @@ def wrong_length(section: Config, count: int) -> str | None:
 
 
 def _numbers(key: str) -> LayerRule:
-    """Return the rule of a key that lists the numbers of certain layers, from 0."""
+    """Return the rule of a key that lists indices of layers, counted from 0."""
 
     def values(config: Config, count: int) -> list[Any] | None:
         listed = config.get(key)
@@ -128,7 +128,7 @@ def _entries(key: str) -> Callable[[Config, int], list[Any] | None]:
 
 
 def _reads(key: str) -> Callable[[Config, int], list[Any] | None]:
-    """Return a function that gives each layer the places at which a list of layers that are read names it."""
+    """Return a function that gives, for each layer, its positions in a list of layers whose outputs are used."""
 
     def values(config: Config, count: int) -> list[Any] | None:
         listed = config.get(key)
@@ -141,7 +141,7 @@ def _reads(key: str) -> Callable[[Config, int], list[Any] | None]:
 
 
 def _rewrite_reads(key: str) -> Callable[[Config, list[Any]], dict[str, Any] | None]:
-    """Return a function that lists the layers anew, where each one that is read is there once."""
+    """Return a function that rewrites such a list if each listed layer occurs exactly once in the output."""
 
     def rewrite(config: Config, wanted: list[Sequence[int]]) -> dict[str, Any] | None:
         listed = config[key] if isinstance(config[key], list) else [config[key]]

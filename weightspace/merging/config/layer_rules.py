@@ -1,7 +1,8 @@
-"""Everything in a configuration that tells what each layer of a stack is, as rules that can be read and written anew.
+"""Rules for all keys of a configuration that determine properties of individual layers.
 
-A rule gives one value per layer, so that slices can be asked what each of their layers was. What cannot be said of the
-layers in their new order (a period that slices break, code that reads the layer's number) is refused by the caller.
+A rule gives one value per layer, so that slices know the properties of each of their layers. If the properties cannot
+be expressed for the new order of layers (a period that slices break, code that uses the layer index), the caller
+refuses the slices.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from weightspace.merging.config.layer_types import layer_types, layer_types_rule
 from weightspace.merging.config.sections import Config, Side
 from weightspace.merging.config.sparse_layers import sparse_rules
 
-#: Keys of periods, unless a rule knows them better or a list of layers stands above them.
+#: Keys of periods, unless a more specific rule applies or a list of layers takes precedence.
 _PERIOD = re.compile(
     r"(?=\w*(layer|attn|attention|block|moe|expert|sparse|window))(\w+_)?"
     r"(interval|period|freq|frequency|every_n_layers|step|pattern)"
@@ -32,7 +33,7 @@ _BELOW = {
     "num_sparse_decoder_layers": ("decoder_sparse_step",),
 }
 
-#: Model types whose code depends on a layer's number, and those where it depends on how many layers there are too.
+#: Model types whose code depends on the layer index, and those whose code also depends on the number of layers.
 _BY_NUMBER = ("beam", "diffllama", "evolla", "zamba", "zamba2")
 _BY_NUMBER_AND_COUNT = (
     *("esmc", "granite_speech_encoder", "granite_speech_plus_encoder", "granite_speech5_encoder"),
@@ -41,12 +42,12 @@ _BY_NUMBER_AND_COUNT = (
 
 
 def layer_rules(section: Config, count: int, side: Side | None = None) -> list[LayerRule]:
-    """Return the rules of a part of a configuration that describes a stack.
+    """Return the rules of a configuration section that describes a stack of layers.
 
     Args:
-        section: the part.
-        count: how many layers the stack has.
-        side: the side that the stack is, of an encoder with a decoder.
+        section: the section.
+        count: number of layers of the stack.
+        side: whether the stack is the encoder or decoder of an encoder-decoder model.
     """
     rules = {rule.key: rule for rule in _special(section)}
     rules = {rule.key: rule for rule in list_rules(section, count, side)} | rules
@@ -68,7 +69,7 @@ def layer_rules(section: Config, count: int, side: Side | None = None) -> list[L
 
 
 def _special(section: Config) -> Iterator[LayerRule]:
-    """Yield the rules that are no lists with one entry per layer."""
+    """Yield the rules that are not lists with one entry per layer."""
     if isinstance(section.get("layer_types"), list) or layer_types(section, 1) is not None:
         yield layer_types_rule()
     yield from (rule for rule in (sliding_rule(section), rope_rule(section)) if rule is not None)
@@ -101,17 +102,17 @@ def _special(section: Config) -> Iterator[LayerRule]:
 
 
 def _number(_: Config, count: int) -> list[Any]:
-    """Return a layer's number: nothing else can stand in its place."""
+    """Return the layer indices: layers cannot be reordered."""
     return list(range(count))
 
 
 def _number_and_count(_: Config, count: int) -> list[Any]:
-    """Return a layer's number and how many there are."""
+    """Return layer index and number of layers: the stack cannot be changed."""
     return [(layer, count) for layer in range(count)]
 
 
 def _phase(key: str) -> Callable[[Config, int], list[Any] | None]:
-    """Return a function that gives a layer its place in a period."""
+    """Return a function that gives each layer's position in its period."""
 
     def values(config: Config, count: int) -> list[Any] | None:
         period = config.get(key)
@@ -142,7 +143,7 @@ def _letters(config: Config, count: int) -> list[Any] | None:
 
 
 def _numbered(config: Config, count: int) -> list[Any] | None:
-    """Return what an object says under the numbers of layers."""
+    """Return the entries of an object that is keyed by layer index."""
     own = config.get("per_layer_config")
     return [own.get(str(layer)) for layer in range(count)] if isinstance(own, dict) else None
 
@@ -152,7 +153,7 @@ def _rewrite_numbered(_: Config, wanted: list[Any]) -> dict[str, Any]:
 
 
 def _counted_from_1(config: Config, count: int) -> list[Any] | None:
-    """Return which layers are of full attention by Kimi Linear's lists, which count from 1."""
+    """Return whether each layer has full attention, from Kimi Linear's lists, which count from 1."""
     own = config.get("linear_attn_config")
     listed = own.get("full_attn_layers") if isinstance(own, dict) else None
     return [layer + 1 in listed for layer in range(count)] if isinstance(listed, list) else None
@@ -165,7 +166,7 @@ def _rewrite_counted_from_1(config: Config, wanted: list[Any]) -> dict[str, Any]
 
 
 def _stages(config: Config, count: int) -> list[Any] | None:
-    """Return which layers a backbone gives out, as places in ``out_indices``; 0 there is the stem."""
+    """Return, for each layer, its positions in a backbone's ``out_indices``, where 0 is the stem."""
     names, listed = config.get("stage_names"), config.get("out_indices")
     if not isinstance(names, list) or len(names) != count + 1 or not isinstance(listed, list):
         return None

@@ -1,7 +1,7 @@
-"""Attention types of layers that a configuration leaves to its model type: sliding windows, linear attention, rotary.
+"""Attention types of layers that are implied by the model type: sliding windows, linear attention, rotary embeddings.
 
-Configurations written by older releases of transformers, and many on the Hub, give a period or nothing at all; the
-period is then the default of the model type. Where slices break it, the types are written as ``layer_types``.
+Configurations of older releases of transformers, and many on the Hub, state only a period or nothing at all; the period
+then defaults to that of the model type. If slices break the period, the types are written out as ``layer_types``.
 
 Source: the configuration classes of transformers (``__post_init__``).
 """
@@ -16,7 +16,7 @@ from weightspace.merging.config.sections import Config
 
 _FULL, _SLIDING, _LINEAR = "full_attention", "sliding_attention", "linear_attention"
 
-#: Model type -> the type of most layers, the key of the period after which a layer is of full attention, its default.
+#: Model type -> type of most layers, key of the period of full-attention layers, default period.
 _PERIODS: Mapping[str, tuple[str, str | None, int]] = {
     "gemma2": (_SLIDING, None, 2),
     "vaultgemma": (_SLIDING, None, 2),
@@ -36,7 +36,7 @@ _PERIODS: Mapping[str, tuple[str, str | None, int]] = {
     "qwen3_5_moe_text": (_LINEAR, "full_attention_interval", 4),
 }
 
-#: Model types whose first layer, and every n-th one after it, is of full attention.
+#: Model types whose first layer, and every n-th layer after it, has full attention.
 _FIRST_FULL: Mapping[str, tuple[str, int]] = {
     "modernbert": ("global_attn_every_n_layers", 3),
     "modernbert-decoder": ("global_attn_every_n_layers", 3),
@@ -45,25 +45,25 @@ _FIRST_FULL: Mapping[str, tuple[str, int]] = {
     "granitemoe_swa": ("", 4),
 }
 
-#: Model types of which the layers from ``max_window_layers`` on have a sliding window.
+#: Model types whose layers from ``max_window_layers`` on have a sliding window.
 _UPPER_SLIDING = ("qwen2", "qwen3", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "qwen2_5_omni_text")
 
-#: Model types that make full attention of their last layer, whatever the configuration says.
+#: Model types whose last layer always has full attention.
 _LAST_IS_FULL = ("gemma4", "gemma4_text", "gemma4_unified_text")
 
-#: Model types of which every layer has the sliding window that the configuration gives.
+#: Model types whose layers all use the configured sliding window.
 _ALL_SLIDING = (
     *("mistral", "mixtral", "ministral", "ministral3", "phi3", "phi4_multimodal", "phimoe", "starcoder2", "dots1"),
     *("kyutai_speech_to_text", "mimi", "moshi", "moshi_depth", "voxtral_realtime_text", "voxtral_realtime_encoder"),
     *("openai_privacy_filter", "cohere_compass_text", "laguna", "mellum"),
 )
 
-#: Model types without rotary embedding in every n-th layer, and the default of n.
+#: Model types without rotary embedding in every n-th layer -> default of n.
 _ROPE_INTERVALS = {"smollm3": 4, "llama4_text": 4}
 
 
 def layer_types(config: Config, count: int) -> list[str] | None:
-    """Return the attention type of each layer by the list of a configuration, or by its model type; None without."""
+    """Return the attention type of each layer, from ``layer_types`` or the model type; None if neither gives one."""
     listed = config.get("layer_types")
     if isinstance(listed, list):
         return list(listed) if len(listed) == count else None
@@ -86,7 +86,7 @@ def layer_types(config: Config, count: int) -> list[str] | None:
 
 
 def _every(period: Any, most: str, count: int, *, first: bool) -> list[str] | None:
-    """Return full attention in every n-th layer, from the first one on or before each next; None without a period."""
+    """Return types with full attention in every n-th layer, starting at the first or n-th; None without a period."""
     length = len(period) if isinstance(period, str) else period  # "LLLG"
     if type(length) is not int or length < 1:
         return None
@@ -104,7 +104,7 @@ def layer_types_rule() -> LayerRule:
 
 
 def sliding_rule(config: Config) -> LayerRule | None:
-    """Return the rule of a sliding window of which it is not known what layers have it; None where that is known."""
+    """Return the rule of a sliding window if it is unknown which layers use it, or None if it is known."""
     window, kind = config.get("sliding_window"), config.get("model_type")
     if type(window) is not int or window < 1 or config.get("use_sliding_window") is False or not kind:
         return None
@@ -114,7 +114,7 @@ def sliding_rule(config: Config) -> LayerRule | None:
 
 
 def rope_rule(config: Config) -> LayerRule | None:
-    """Return the rule of the layers without rotary embedding; None for model types without such layers."""
+    """Return the rule of layers without rotary embedding; None for model types without such layers."""
     default = _ROPE_INTERVALS.get(str(config.get("model_type")))
     if default is None:
         return None

@@ -1,7 +1,7 @@
-"""The part of a configuration that describes one stack of layers, and the keys that count its layers.
+"""Find the section of a configuration that describes a stack of layers, and the keys that count its layers.
 
-A configuration is one object for a language model, nested objects for towers (``text_config``, ``vision_config``), and
-one object with two sets of keys for an encoder with its decoder (``encoder_layers``, ``decoder_layers``).
+Language models have a single object, multi-tower models have nested objects (``text_config``, ``vision_config``), and
+encoder-decoder models have one object with two sets of keys (``encoder_layers``, ``decoder_layers``).
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any, Literal, TypeAlias
 from weightspace.checkpoints.json_file import read_json_object
 from weightspace.merging.config.towers import named_tower, tower, words
 
-#: A configuration, or a part of it.
+#: A configuration or a section of it.
 Config: TypeAlias = Mapping[str, Any]
 
-#: The keys that lead from the configuration to a part of it.
+#: The keys that lead from a configuration to a section.
 KeyPath: TypeAlias = tuple[str, ...]
 
-#: The side of a model with an encoder and a decoder.
+#: A side of an encoder-decoder model.
 Side: TypeAlias = Literal["encoder", "decoder"]
 
-#: Keys of the number of layers, of a model with one stack and of the two sides of one.
+#: Keys with the number of layers: of a single stack, and of the sides of an encoder-decoder model.
 _COUNTS = (
     "num_hidden_layers",
     "n_layer",
@@ -38,26 +38,26 @@ _SIDE_COUNTS: Mapping[Side, tuple[str, ...]] = {
     "decoder": ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers"),
 }
 
-#: Words of keys that may hold a number of layers, and those in the names of stacks that tell them from no other.
+#: Words in keys that may hold a number of layers, and words in stack names that do not distinguish stacks.
 _COUNTED = frozenset({"layer", "layers", "block", "blocks", "depth"})
 _USUAL = _COUNTED | {"transformer", "encoder", "decoder", "num", "hidden", "h"}
 
-#: How deep configurations are nested.
+#: Maximum nesting depth of configurations.
 _DEPTH = 3
 
 
 def read_configuration(folder: Path, name: str = "config.json") -> dict[str, Any] | None:
-    """Return a configuration of a folder; None where there is none.
+    """Return a configuration file of a folder, or None if it does not exist.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: the file is damaged.
     """
     path = folder / name
     return read_json_object(path) if path.exists() else None
 
 
 def sections(config: Config, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Config]]:
-    """Yield the configuration and the parts of it that describe a tower or a side, the outer ones first."""
+    """Yield the configuration and its sections that describe a tower or a side, outermost first."""
     yield path, config
     for key, value in config.items():
         nested = isinstance(value, dict) and key != "quantization_config" and len(path) < _DEPTH
@@ -66,7 +66,7 @@ def sections(config: Config, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Conf
 
 
 def part_of(config: Config, path: KeyPath) -> Config:
-    """Return the part of a configuration at a path, empty where it has none."""
+    """Return the section of a configuration at a path; empty if there is none."""
     for key in path:
         inner = config.get(key)
         config = inner if isinstance(inner, dict) else {}
@@ -95,7 +95,7 @@ def section_of(config: Config, stack: str) -> KeyPath:
 
 
 def text_layers(config: Config) -> int | None:
-    """Return how many layers the text model has, where the configuration has a part of its own for it."""
+    """Return the number of layers of the text model, if the configuration has a section for it."""
     for path, content in sections(config):
         if named_tower(path) == "text":
             keys = count_keys(content, None)
@@ -107,10 +107,10 @@ def count_keys(section: Config, side: Side | None, count: int | None = None, sta
     """Return the keys that hold the number of layers of a stack.
 
     Args:
-        section: the part of the configuration that describes the stack.
-        side: the side that it is of a model with two; None where it is the only one.
-        count: how many layers the stack has; where a key says so, the others mean something else.
-        stack: its path; a key that has a word of its name (``num_single_layers``) goes before the usual ones.
+        section: the section that describes the stack.
+        side: the stack's side in an encoder-decoder model, or None.
+        count: number of layers of the stack; keys with this value are preferred.
+        stack: path of the stack; keys that contain a word of its name (``num_single_layers``) take precedence.
     """
     known = [key for key, value in section.items() if type(value) is int]
     plain = [key for key in _COUNTS if key in known]
@@ -134,7 +134,7 @@ def count_keys(section: Config, side: Side | None, count: int | None = None, sta
 
 
 def maybe_counts(section: Config, count: int | None) -> list[str]:
-    """Return the keys that seem to hold a number of layers, and hold this one."""
+    """Return the keys that appear to count layers and have the given value."""
     return [
         key
         for key, value in section.items()
@@ -143,25 +143,25 @@ def maybe_counts(section: Config, count: int | None) -> list[str]:
 
 
 def side_of(stack: str, others: Iterable[str], *, flat: bool = False) -> Side | None:
-    """Return the side of an encoder with a decoder that a stack is; None where its model has no other side.
+    """Return the side of a stack in an encoder-decoder model; None if the model does not have both sides.
 
     Args:
-        stack: the path of the stack.
-        others: all stacks of the model.
-        flat: one object describes all of them, so that a vision encoder and a decoder of no tower are sides, too.
+        stack: path of the stack.
+        others: paths of all stacks of the model.
+        flat: whether one object describes all stacks, so that a vision encoder and a decoder outside towers are sides.
     """
     sides = {_side(other) for other in others if tower(other) == tower(stack) or (flat and _are_halves(stack, other))}
     return _side(stack) if {"encoder", "decoder"} <= sides else None
 
 
 def _are_halves(stack: str, other: str) -> bool:
-    """Return whether a stack and another one are the encoder of a tower and a decoder that names none."""
+    """Return whether two stacks are the encoder of a tower and a decoder outside towers."""
     towers = {_side(own): named_tower(own.split(".")) for own in (stack, other)}
     return len(towers) == 2 and towers.get("encoder", "text") != "text" and towers.get("decoder", "text") is None
 
 
 def _side(stack: str) -> Side | None:
-    """Return the side that the outermost component which tells one belongs to."""
+    """Return the side named by the outermost component that names one."""
     for component in stack.split("."):
         own = words(component)
         if "encoder" in own or "decoder" in own:

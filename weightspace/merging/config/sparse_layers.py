@@ -1,4 +1,4 @@
-"""Rules that say which layers are mixtures of experts, have attention among state spaces, or share their keys."""
+"""Rules for which layers are mixtures of experts, have attention in hybrid models, or share keys and values."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 from weightspace.merging.config.layer_lists import LayerRule
 from weightspace.merging.config.sections import Config, Side
 
-#: Keys of the number of dense layers in front of those of experts.
+#: Keys with the number of dense layers before the first mixture-of-experts layer.
 _DENSE = ("first_k_dense_replace", "num_dense_layers")
 
-#: Sparse layers that are tried, at most.
+#: Maximum number of sparse layers to try.
 _MOST = 100
 
 
 def sparse_rules(section: Config, side: Side | None) -> Iterator[LayerRule]:
-    """Yield the rules of a part of a configuration that are no lists.
+    """Yield the rules of a configuration section that are not lists.
 
     Args:
-        section: the part.
-        side: the side that the stack is, of an encoder with a decoder.
+        section: the section.
+        side: whether the stack is the encoder or decoder of an encoder-decoder model.
     """
     above = isinstance(section.get("mlp_layer_types"), list)
     for key in _DENSE:
@@ -44,7 +44,7 @@ def sparse_rules(section: Config, side: Side | None) -> Iterator[LayerRule]:
 
 
 def _dense_first(key: str) -> LayerRule:
-    """Return the rule of a key that counts the dense layers in front."""
+    """Return the rule of a key that counts leading dense layers."""
 
     def values(config: Config, count: int) -> list[bool] | None:
         dense, step = config.get(key), config.get("moe_layer_freq", 1)
@@ -60,7 +60,7 @@ def _dense_first(key: str) -> LayerRule:
 
 
 def _stepped(config: Config, count: int) -> list[bool] | None:
-    """Return which layers are sparse by the rule of Qwen2-MoE."""
+    """Return whether each layer is sparse, by the rule of Qwen2-MoE."""
     step, dense = config.get("decoder_sparse_step"), config.get("mlp_only_layers") or []
     if type(step) is not int or step < 1:
         return None
@@ -74,7 +74,7 @@ def _rewrite_stepped(config: Config, wanted: list[bool]) -> dict[str, Any] | Non
 
 
 def _periodic(period: str, offset: str) -> LayerRule:
-    """Return the rule of a period with an offset, as Jamba has it."""
+    """Return the rule of a period with an offset, as in Jamba."""
 
     def values(config: Config, count: int) -> list[bool] | None:
         length, start = config.get(period), config.get(offset, 0)
@@ -91,7 +91,7 @@ def _periodic(period: str, offset: str) -> LayerRule:
 
 
 def _interval(config: Config, count: int) -> list[bool] | None:
-    """Return which layers are sparse by the rule of ERNIE 4.5."""
+    """Return whether each layer is sparse, by the rule of ERNIE 4.5."""
     step, start = config["moe_layer_interval"], config.get("moe_layer_start_index") or 0
     end = config.get("moe_layer_end_index", -1)
     end = count if end == -1 else end
@@ -107,7 +107,7 @@ def _rewrite_interval(config: Config, wanted: list[bool]) -> dict[str, Any] | No
 
 
 def _interleaved(config: Config, count: int) -> list[bool] | None:
-    """Return which layers are sparse by the rule of Llama 4."""
+    """Return whether each layer is sparse, by the rule of Llama 4."""
     step, listed = config.get("interleave_moe_layer_step"), config.get("moe_layers")
     if isinstance(listed, list):
         return [layer in listed for layer in range(count)]
@@ -119,7 +119,7 @@ def _rewrite_interleaved(_: Config, wanted: list[bool]) -> dict[str, Any] | None
 
 
 def _switch(key: str) -> LayerRule:
-    """Return the rule of Switch Transformers, whose sparse layers are spread over the stack."""
+    """Return the rule of Switch Transformers, whose sparse layers are evenly spaced."""
 
     def values(config: Config, count: int) -> list[bool] | None:
         sparse = config.get(key)
@@ -136,7 +136,7 @@ def _switch(key: str) -> LayerRule:
 
 
 def _sharing(config: Config, count: int) -> list[bool] | None:
-    """Return which layers take the keys and values of an earlier one, as in Gemma 3n."""
+    """Return whether each layer reuses the keys and values of an earlier layer, as in Gemma 3n."""
     shared = config.get("num_kv_shared_layers")
     return [layer >= count - shared for layer in range(count)] if type(shared) is int else None
 
@@ -148,5 +148,5 @@ def _rewrite_sharing(config: Config, wanted: list[bool]) -> dict[str, Any] | Non
 def _checked(
     config: Config, changes: dict[str, Any], values: Callable[[Config, int], list[bool] | None], wanted: list[bool]
 ) -> dict[str, Any] | None:
-    """Return changes to a configuration if they say what is wanted; else None."""
+    """Return changes to a configuration if they give the wanted values, else None."""
     return changes if values({**config, **changes}, len(wanted)) == wanted else None

@@ -1,7 +1,7 @@
-"""Towers of a model, told by the words in the names of its tensors: vision, audio, connector, text, output.
+"""Identify the tower of a tensor (vision, audio, connector, text, output) by the words in its name.
 
-A tower is the first module of a path whose name says what it is: ``vision_tower.vision_model.encoder.layers.0`` is
-vision, ``thinker.audio_tower.layers.0`` is audio. What says nothing belongs to the text model, the trunk of most.
+The first component of a path that names a tower decides: ``vision_tower.vision_model.encoder.layers.0`` belongs to
+vision, ``thinker.audio_tower.layers.0`` to audio. Names without such a component belong to the text model.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
-#: What a tower is for, in the order in which data flows through a model.
+#: Kinds of towers, in the order in which data flows through a model.
 Tower: TypeAlias = Literal["stem", "vision", "audio", "connector", "text", "output"]
 
-#: Tower -> the words that tell it.
+#: Tower -> words that identify it.
 _WORDS: dict[Tower, frozenset[str]] = {
     "connector": frozenset(
         {"projector", "connector", "resampler", "perceiver", "qformer", "aligner", "merger", "abstractor", "bridge"}
@@ -41,10 +41,10 @@ _WORDS: dict[Tower, frozenset[str]] = {
     "text": frozenset({"text", "language", "llm"}),
 }
 
-#: Convolutions in front of audio encoders, which are numbered too.
+#: Convolutions before audio encoders, which are numbered like layers.
 _STEMS = ("feature_extractor", "feature_projection", "conv_layers")
 
-#: Modules that make sound of tokens.
+#: Modules that generate audio from tokens.
 _VOCODERS = ("code2wav", "token2wav")
 
 _ORDER: tuple[Tower, ...] = ("stem", "vision", "audio", "connector", "text", "output")
@@ -52,16 +52,16 @@ _ORDER: tuple[Tower, ...] = ("stem", "vision", "audio", "connector", "text", "ou
 
 @lru_cache(maxsize=4096)
 def words(component: str) -> tuple[str, ...]:
-    """Return the words of one component of a name: ``visionTower_2`` gives ``vision`` and ``tower``."""
+    """Return the words in a component of a name: ``visionTower_2`` gives ``vision`` and ``tower``."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", component)
     return tuple(word for word in re.split(r"[^a-z]+", spaced.lower()) if word)
 
 
 def named_tower(components: Iterable[str]) -> Tower | None:
-    """Return the tower that a path names; None where it names none.
+    """Return the tower that a path names, or None.
 
     Args:
-        components: of a tensor's or a stack's name, or keys of a configuration, from the outermost.
+        components: components of a tensor's or stack's name, or keys of a configuration, outermost first.
     """
     components = list(components)
     if any(component in _STEMS for component in components):
@@ -74,24 +74,24 @@ def named_tower(components: Iterable[str]) -> Tower | None:
 
 
 def tower(name: str) -> Tower:
-    """Return the tower that a tensor or a stack belongs to by its name: the text model's where nothing is said."""
+    """Return the tower of a tensor or stack by its name; the text model by default."""
     return named_tower(name.split(".")) or "text"
 
 
 def is_language_model(stack: str) -> bool:
-    """Return whether a stack's path names a language model, not only an encoder of text."""
+    """Return whether a stack's path names a language model instead of just a text encoder."""
     parts = stack.split(".")
     return any(part == "text_model" or not {"language", "llm"}.isdisjoint(words(part)) for part in parts)
 
 
 def precedes(tower: Tower, other: Tower) -> bool:
-    """Return whether data flows through a tower before it flows through the other one."""
+    """Return whether data flows through a tower before the other one."""
     return _ORDER.index(tower) < _ORDER.index(other)
 
 
 @lru_cache(maxsize=4096)
 def _tower_of_component(component: str) -> Tower | None:
-    """Return the tower that one component names."""
+    """Return the tower that a component names, or None."""
     if component.lower() in _VOCODERS:
         return "output"
     own = set(words(component))

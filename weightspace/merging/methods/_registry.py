@@ -71,25 +71,25 @@ class Parameter:
             return word
         if isinstance(self.default, bool):
             if not isinstance(value, bool):
-                raise WeightspaceError(f"Parameter {self.name!r} is true or false; found {value!r}.")
+                raise WeightspaceError(f"Parameter {self.name!r} must be true or false; found {value!r}.")
             return value
         if isinstance(self.default, str):
             if not isinstance(value, str):
-                raise WeightspaceError(f"Parameter {self.name!r} is a word; found {value!r}.")
+                raise WeightspaceError(f"Parameter {self.name!r} must be a string; found {value!r}.")
             return value
         return self._number(value)
 
     def _number(self, value: Any) -> int | float:
         whole = isinstance(self.default, int)
-        kind = "a whole number" if whole else "a finite number"
+        kind = "an integer" if whole else "a finite number"
         bounds = f" from {self.low:g} to {self.high:g}" if (self.low, self.high) != (-math.inf, math.inf) else ""
         number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
         if LARGEST < abs(number) < math.inf:
             raise WeightspaceError(
-                f"Parameter {self.name!r} is a number of at most {LARGEST:g}; found {shown(number)}."
+                f"Parameter {self.name!r} must be a number of magnitude at most {LARGEST:g}; found {shown(number)}."
             )
         if not math.isfinite(number) or not self.low <= number <= self.high or (whole and number != int(number)):
-            raise WeightspaceError(f"Parameter {self.name!r} is {kind}{bounds}; found {value!r}.")
+            raise WeightspaceError(f"Parameter {self.name!r} must be {kind}{bounds}; found {value!r}.")
         return int(number) if whole else float(number)
 
 

@@ -1,4 +1,4 @@
-"""Architectures of mixtures of experts, as data: the names of their tensors, and the dense models that fit."""
+"""Mixture-of-experts architectures as data: tensor names, and the dense models that they accept."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from dataclasses import dataclass, field
 from weightspace.errors import WeightspaceError
 from weightspace.merging.moe.recipe import RANDOM_MODES, MixtureRecipe
 
-#: Parts of a dense layer's MLP, as Llama, Mistral and Qwen call them.
+#: Projections of a dense layer's MLP in Llama, Mistral and Qwen.
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
-#: Linear layers of attention whose bias a mixture may have.
+#: Attention projections that may have a bias.
 _QKV = ("q_proj", "k_proj", "v_proj")
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A mixture of experts.
+    """A mixture-of-experts architecture.
 
     Attributes:
-        name: as ``architecture`` in recipes begins; mergekit's.
-        model_type: of its configuration.
-        class_name: of the network in transformers.
-        dense: model types of the dense models that it takes.
-        router: name of the router in a layer, without ``.weight``.
+        name: mergekit's name, matched by the recipe's ``architecture``.
+        model_type: model type in its configuration.
+        class_name: name of its class in transformers.
+        dense: model types of the dense models that it accepts.
+        router: name of a layer's router, without ``.weight``.
         expert: name of an expert's part, with ``{expert}`` and ``{part}``.
         parts: projection of the dense MLP -> part.
         shared: prefix of the shared expert's parts, or "".
-        shared_router: name of what weighs the shared expert, or "".
-        shared_experts: the least and the largest number of shared experts.
-        biases: linear layers of attention that may have a bias.
-        zero_biases: those that must have one, of zeros where the dense model has none.
-        head_norms: queries and keys are normalised.
+        shared_router: name of the shared expert's gate, or "".
+        shared_experts: minimum and maximum number of shared experts.
+        biases: attention projections that may have a bias.
+        zero_biases: attention projections that always have a bias; zero if the dense model has none.
+        head_norms: whether queries and keys are normalised.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Architecture:
     head_norms: bool = False
 
     def refusal(self, recipe: MixtureRecipe, model_types: Sequence[str]) -> str | None:
-        """Return why the mixture cannot be built in this architecture; None where it can."""
+        """Return the reason why this architecture cannot represent the mixture, or None if it can."""
         least, most = self.shared_experts
         shared = len(recipe.shared)
         if not least <= shared <= most:
@@ -58,16 +58,16 @@ class Architecture:
             return f"it takes {wanted} shared {'expert' if most else 'experts'}, found {shared}"
         wrong = [model_type for model_type in model_types if model_type not in self.dense]
         if wrong:
-            return f"it takes models of type {', '.join(self.dense)}, found {wrong[0]}"
+            return f"it takes models of type {' or '.join(self.dense)}, found {wrong[0]}"
         prompted = any(expert.positive_prompts for expert in recipe.shared)
         if self.shared_router and shared and not prompted and recipe.gate_mode not in RANDOM_MODES:
             return "its shared expert needs positive_prompts"
         if shared and not self.shared_router and prompted:
-            return "its shared expert is added to every token and takes no prompts"
+            return "its shared expert processes every token and takes no prompts"
         return None
 
 
-#: In mergekit's order; the first that fits is taken where the recipe names none.
+#: In mergekit's order; unless the recipe names one, the first that matches is used.
 ARCHITECTURES = (
     Architecture(
         "Mixtral",
@@ -110,14 +110,14 @@ ARCHITECTURES = (
 
 
 def choose_architecture(recipe: MixtureRecipe, model_types: Mapping[str, str]) -> Architecture:
-    """Return the architecture that a recipe names, or the first that fits.
+    """Return the architecture that the recipe names, or the first that matches.
 
     Args:
-        recipe: of the mixture.
-        model_types: of its models, by source.
+        recipe: the mixture's recipe.
+        model_types: source -> model type.
 
     Raises:
-        WeightspaceError: none fits; the message says why each does not.
+        WeightspaceError: no architecture matches; the message gives the reason for each.
     """
     asked = (recipe.architecture or "").lower()
     named = [one for one in ARCHITECTURES if one.name.lower().startswith(asked)]
@@ -127,7 +127,10 @@ def choose_architecture(recipe: MixtureRecipe, model_types: Mapping[str, str]) -
             f"{recipe.where}: architecture is {recipe.architecture!r}, expected the beginning of one of {names}."
         )
     if len(types := dict.fromkeys(model_types.values())) > 1:
-        first, other = [next(source for source, of in model_types.items() if of == one) for one in list(types)[:2]]
+        first, other = [
+            next(source for source, own_type in model_types.items() if own_type == model_type)
+            for model_type in list(types)[:2]
+        ]
         raise WeightspaceError(
             f"{recipe.where}: {first} is of type {model_types[first]} and {other} of type {model_types[other]}; "
             "expected models of one type."

@@ -1,4 +1,4 @@
-"""``build_moe``: dense models in, a mixture of experts out, from files to files."""
+"""``build_moe``: build a mixture of experts from dense models, from files to files."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ def build_moe(
     warn: Warn | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> MergeReport:
-    """Build a mixture of experts from dense models, as mergekit-moe does, without holding a model in memory.
+    """Build a mixture of experts from dense models, as mergekit-moe does, without loading whole models into memory.
 
-    Everything but the experts comes from the base; the MLPs of the other models become experts in every layer.
+    All tensors except the experts come from the base; the MLPs of each expert's model become one expert per layer.
 
     Args:
-        recipe: a recipe of mergekit-moe (``.yml``).
+        recipe: a mergekit-moe recipe (``.yml``).
         out: the Hugging Face folder to write.
-        seed: of random routers and of noise.
-        output, execution: what the output is, and how the mixture is built.
-        dry_run: plan and check; write nothing.
-        lenient, strict: warn of unknown keys instead of refusing them; refuse what has no effect instead of warning.
-        warn: called with each warning; the report has them too.
-        on_progress: told of the ``"bytes"`` of the output written so far, of how many.
+        seed: seed for random routers and noise.
+        output, execution: options of the output and of the run.
+        dry_run: plan and check, but write nothing.
+        lenient, strict: warn about unknown keys instead of refusing them; refuse keys without effect.
+        warn: called with each warning; the report lists them, too.
+        on_progress: called with ``"bytes"`` events: bytes of the output written so far, and their total.
 
     Raises:
-        CheckpointError: a model is missing, damaged or does not fit; ``out`` cannot be written or replaced.
-        WeightspaceError: the recipe does not fit, or transformers, which runs the prompts, is not installed.
+        CheckpointError: a model is missing, damaged or incompatible, or ``out`` cannot be written or replaced.
+        WeightspaceError: the recipe is invalid, or transformers, which runs the prompts, is not installed.
 
     Source:
         Komatsuzaki et al. 2022 (upcycling), https://arxiv.org/abs/2212.05055; mergekit's ``mergekit-moe``.
@@ -69,7 +69,7 @@ def build_moe(
         weightspace.errors.CheckpointError: experts.yml cannot be read: No such file or directory.
     """
     if lenient and strict:
-        raise WeightspaceError("A mixture is built lenient or strict; expected one of the two at most.")
+        raise WeightspaceError("lenient and strict exclude each other; expected at most one of them.")
     warnings = WarningLog(warn)
     path, output, execution = Path(out), output or OutputOptions(), execution or ExecutionOptions()
     _check_output(out, path)
@@ -94,7 +94,7 @@ def _check_output(out: str | os.PathLike[str], path: Path) -> None:
         raise CheckpointError(f"{out} is a URL; expected a local path to write to.")
     check_named(out)
     if is_file_name(path):
-        raise CheckpointError(f"{path} is the name of a file; a mixture is a folder, with its config.json.")
+        raise CheckpointError(f"{path} is a file name; expected a folder, which gets a config.json and weights.")
 
 
 def _build(
@@ -103,31 +103,31 @@ def _build(
     out: Path,
     output: OutputOptions,
     execution: ExecutionOptions,
-    tell: Warn,
+    warn: Warn,
     on_progress: Callable[[Progress], None] | None,
 ) -> MergeReport:
-    """Compute the routers beside the output, and write it."""
+    """Compute the routers in a temporary folder next to the output, and write the mixture."""
     from weightspace.checkpoints import save_checkpoint
     from weightspace.merging.moe.routers import router_state
     from weightspace.merging.out_of_core.sources import Sources
 
     fetch(parts.base.files)
     sources = Sources(draft)
-    state, doubts = router_state(parts, lambda name: sources.flat((0, name)))
-    for line in doubts:
-        tell(line)
+    state, router_warnings = router_state(parts, lambda name: sources.flat((0, name)))
+    for line in router_warnings:
+        warn(line)
     with one_line_errors(out, "written"):
         target = final_target(out)
         target.parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(target) as folder:
             routers = folder / ROUTERS
             save_checkpoint(state, routers)
-            plan = mixture_plan(parts, routers, sha256_of(routers), out, output, doubts)
+            plan = mixture_plan(parts, routers, sha256_of(routers), out, output, router_warnings)
             return run_plan(plan, out, execution, progress=_bytes_reporter(on_progress))
 
 
 def _bytes_reporter(on_progress: Callable[[Progress], None] | None) -> Callable[[int, int], None] | None:
-    """Return a callback that turns counts of bytes into progress events."""
+    """Return a callback that reports byte counts as progress events."""
     if on_progress is None:
         return None
     return lambda done, total: on_progress(Progress("bytes", done, total))

@@ -1,6 +1,6 @@
-"""The ``config.json`` of a mixture of experts, from that of its dense base.
+"""Derive a mixture's ``config.json`` from that of its dense base.
 
-What the dense model leaves to the defaults of its class is written out, since the mixture's class has others.
+Defaults of the dense model's class are written out explicitly, since the mixture's class has different defaults.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from weightspace.errors import CheckpointError
 from weightspace.merging.moe.architectures import Architecture
 from weightspace.merging.moe.recipe import MixtureRecipe
 
-#: Keys that every dense configuration needs.
+#: Required keys of a dense configuration.
 _NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
-#: Model type -> what its class in transformers assumes. A window of None is no window.
+#: Model type -> defaults of its class in transformers. A window of None means full attention.
 _COMMON = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "rope_theta": 10000.0}
 _QWEN: dict[str, Any] = {
     **{"max_position_embeddings": 32768, "num_key_value_heads": 32, "bos_token_id": None, "eos_token_id": None},
@@ -32,13 +32,13 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "qwen3": {**_COMMON, **_QWEN, "head_dim": 128},
 }
 
-#: Keys of the dense model that say nothing of the mixture.
+#: Keys of the dense model that do not apply to the mixture.
 _DROPPED = (
     *("auto_map", "pretraining_tp", "mlp_bias", "layer_types", "sliding_window", "use_sliding_window"),
     *("max_window_layers", "_name_or_path"),
 )
 
-#: Where DeepSeek's own code is found.
+#: Hub repository of DeepSeek's model code.
 _DEEPSEEK = "deepseek-ai/deepseek-moe-16b-base--"
 
 
@@ -52,20 +52,19 @@ def mixture_configuration(
     """Return the configuration of a mixture.
 
     Args:
-        architecture: of the mixture.
-        dense: the configuration of the base.
-        recipe: of the mixture.
-        dtype: of its tensors.
-        note: takes a line about what the mixture cannot have of its base.
+        architecture: the mixture's architecture.
+        dense: the base's configuration.
+        recipe: the mixture's recipe.
+        dtype: dtype of its tensors.
+        note: called with a one-line message about each property of the base that the mixture cannot keep.
 
     Raises:
-        CheckpointError: the base's configuration lacks a size, or says something that the mixture's class cannot do.
+        CheckpointError: the base's configuration lacks a size, or has a setting that the mixture's class does not
+            support.
     """
     for key in _NEEDED:
         if not isinstance(dense.get(key), int) or isinstance(dense.get(key), bool):
-            raise CheckpointError(
-                f"config.json of {recipe.base}: {key} is {dense.get(key)!r}, expected a whole number."
-            )
+            raise CheckpointError(f"config.json of {recipe.base}: {key} is {dense.get(key)!r}, expected an integer.")
     filled = _filled(dense)
     config = {key: value for key, value in filled.items() if key not in _DROPPED}
     if architecture.name in ("Mixtral", "Qwen MoE"):
@@ -82,7 +81,7 @@ def mixture_configuration(
 
 
 def _filled(dense: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a dense configuration with the defaults of its class."""
+    """Return a dense configuration completed by the defaults of its class."""
     filled = {key: value for key, value in dense.items() if not (key == "head_dim" and value is None)}
     for key, default in _DEFAULTS[str(dense["model_type"])].items():
         if key == "rope_theta" and isinstance(filled.get("rope_parameters"), dict):
@@ -94,7 +93,7 @@ def _filled(dense: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _windows(dense: Mapping[str, Any]) -> tuple[int | None, list[bool]]:
-    """Return the length of the sliding window of a dense model, and which of its layers have one."""
+    """Return the length of a dense model's sliding window, and whether each layer uses it."""
     layers, window = int(dense["num_hidden_layers"]), dense.get("sliding_window")
     if dense["model_type"] == "mistral":
         return window, [window is not None] * layers
@@ -108,16 +107,16 @@ def _windows(dense: Mapping[str, Any]) -> tuple[int | None, list[bool]]:
 
 
 def _one_window(dense: Mapping[str, Any], note: Callable[[str], None], name: str) -> int | None:
-    """Return the window that all layers have; where only some have one it is lost, which is told."""
+    """Return the sliding window if all layers use it; if only some do, drop it with a message."""
     window, layers = _windows(dense)
     if any(layers) and not all(layers):
-        _tell_of_window(window, note, f"{name} has one window for all layers, and the base one for some")
+        _note_dropped_window(window, note, f"{name} uses one window for all layers, but only some layers have it")
         return None
     return window if all(layers) else None
 
 
-def _tell_of_window(window: int | None, note: Callable[[str], None], why: str) -> None:
-    note(f"The sliding window of the base, {window:,} tokens, is left out: {why}. Longer texts are seen as a whole.")
+def _note_dropped_window(window: int | None, note: Callable[[str], None], reason: str) -> None:
+    note(f"The base's sliding window of {window:,} tokens is dropped: {reason}. All layers use full attention.")
 
 
 def _mixtral(dense: Mapping[str, Any], recipe: MixtureRecipe, note: Callable[[str], None]) -> dict[str, Any]:
@@ -156,7 +155,7 @@ def _qwen_experts(dense: Mapping[str, Any], recipe: MixtureRecipe) -> dict[str, 
 
 
 def _deepseek(dense: Mapping[str, Any], recipe: MixtureRecipe, note: Callable[[str], None]) -> dict[str, Any]:
-    """Return DeepSeek's keys, for its own code: that of the first DeepSeek MoE, of a Llama's attention."""
+    """Return the keys of the first DeepSeek MoE, which has Llama's attention, for DeepSeek's own model code."""
     rope = dense.get("rope_parameters")
     if not isinstance(rope, dict):
         rope = {"rope_theta": dense["rope_theta"], **(dense.get("rope_scaling") or {})}
@@ -164,17 +163,18 @@ def _deepseek(dense: Mapping[str, Any], recipe: MixtureRecipe, note: Callable[[s
     theta, kind = rope.pop("rope_theta", 10000.0), rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "linear", "dynamic"):
         raise CheckpointError(
-            f"{recipe.base} scales its rotary embedding by {kind!r}, which DeepSeek MoE cannot; expected another "
-            "architecture (`architecture: mixtral`), or a base without."
+            f"{recipe.base} uses rope scaling {kind!r}, which DeepSeek MoE does not support; expected 'linear' or "
+            "'dynamic'. Choose another architecture (`architecture: mixtral`)."
         )
     size = dense["hidden_size"] // dense["num_attention_heads"]
     if dense.get("head_dim", size) != size:
         raise CheckpointError(
-            f"{recipe.base} has heads of {dense['head_dim']}; DeepSeek MoE expects hidden_size / heads, {size}."
+            f"{recipe.base} has head_dim {dense['head_dim']}; DeepSeek MoE expects hidden_size / num_attention_heads, "
+            f"{size}."
         )
     window, layers = _windows(dense)
     if any(layers):
-        _tell_of_window(window, note, "DeepSeek MoE has none")
+        _note_dropped_window(window, note, "DeepSeek MoE does not support one")
     return {
         "rope_theta": theta,
         "rope_scaling": None if kind == "default" else {"type": kind, "factor": rope["factor"]},

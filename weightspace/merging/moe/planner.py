@@ -1,4 +1,4 @@
-"""From the recipe of a mixture and the headers of its models to a plan, which merges from files carry out."""
+"""Plan a mixture of experts from its recipe and the headers of its models; the plan is run like a merge's."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from weightspace.merging.plan.plan import Member, Plan
 from weightspace.merging.plan.promotion import FLOATS
 from weightspace.merging.recipe.types import Warn
 
-#: What experts with noise or a scale are made by; all other tensors are copied.
+#: Method for experts with noise or a scale; all other tensors are copied.
 _METHOD = Method("moe", "_expert:expert", "", "", base="none", models=(1, 1))
 
-#: What routers and zeros are kept as until the output has them.
+#: Name of the temporary file with the computed tensors: routers and zero biases.
 ROUTERS = "routers.safetensors"
 
 
 @dataclass(frozen=True)
 class MixtureParts:
-    """What a mixture is put together from, before its routers are known.
+    """The components of a mixture, before its routers are computed.
 
     Attributes:
-        recipe: of the mixture.
-        seed: of routers and noise that are drawn.
-        architecture: of the mixture.
-        members: its models, the base first.
+        recipe: the mixture's recipe.
+        seed: seed for random routers and noise.
+        architecture: the mixture's architecture.
+        members: its models, base first.
         config: its configuration.
-        tensors: of the output.
-        notices: lines about what was decided.
-        companions: files beside the weights that come from the base.
+        tensors: its tensors.
+        notices: one-line messages about decisions.
+        companions: names of the non-weight files copied from the base.
     """
 
     recipe: MixtureRecipe
@@ -61,21 +61,21 @@ class MixtureParts:
 
     @property
     def base(self) -> Member:
-        """The model that everything but the experts comes from."""
+        """The model that supplies all tensors except the experts."""
         return self.members[0]
 
 
 def mixture_parts(recipe: MixtureRecipe, seed: int, notice: Warn) -> MixtureParts:
-    """Open the models of a mixture and check that they fit.
+    """Open the models of a mixture and check that they are compatible.
 
     Args:
-        recipe: of the mixture.
-        seed: of what is drawn.
-        notice: takes lines about decisions, and about differences between the models.
+        recipe: the mixture's recipe.
+        seed: seed for random routers and noise.
+        notice: called with a one-line message about each decision and each difference between the models.
 
     Raises:
-        CheckpointError: a model is missing or damaged, has no configuration, or does not fit.
-        WeightspaceError: no architecture fits.
+        CheckpointError: a model is missing or damaged, has no configuration, or is incompatible with the others.
+        WeightspaceError: no supported architecture matches.
     """
     notices: list[str] = []
 
@@ -107,12 +107,12 @@ def mixture_plan(
     """Return the plan of a mixture.
 
     Args:
-        parts: of the mixture.
-        routers: the file of its computed tensors.
+        parts: the mixture's components.
+        routers: path of the file with its computed tensors.
         digest: SHA-256 of that file.
-        out: the output's folder.
-        output: of the output.
-        advice: further lines for the model card.
+        out: the output folder.
+        output: options of the output.
+        advice: further notices for the model card.
     """
     members = (*parts.members, Member(ROUTERS, ROUTERS, read_contents(routers)))
     base = parts.base.contents.path
@@ -140,10 +140,10 @@ def mixture_plan(
 
 
 def write_router_skeleton(parts: MixtureParts, path: Path) -> None:
-    """Write a file with the header of the computed tensors and zeros in their places.
+    """Write a file with the header of the computed tensors and zeros as their content.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: writing fails.
     """
     entries = place_entries({name: (info.dtype, info.shape) for name, info in parts.tensors.computed.items()})
     header = encode_header(entries, {})
@@ -156,7 +156,7 @@ def _config(member: Member) -> dict[str, Any]:
     """Return the configuration of a dense model.
 
     Raises:
-        CheckpointError: it has none, or one without a model type.
+        CheckpointError: the model has no configuration, or one without a model type.
     """
     path = member.contents.path
     config = read_config(path) if path.is_dir() else None
@@ -167,7 +167,7 @@ def _config(member: Member) -> dict[str, Any]:
 
 
 def _dtype(recipe: MixtureRecipe, config: Mapping[str, Any], base: Member) -> str:
-    """Return the dtype of the output by the format's name: the recipe's, the base's configuration's or its tensors'."""
+    """Return the safetensors name of the output's dtype: the recipe's, the base configuration's or its tensors'."""
     said = recipe.dtype or config.get("torch_dtype") or config.get("dtype")
     name = str(said).removeprefix("torch.")
     if name in FLOATS:
@@ -177,29 +177,29 @@ def _dtype(recipe: MixtureRecipe, config: Mapping[str, Any], base: Member) -> st
 
 
 def _advice(recipe: MixtureRecipe, architecture: Architecture) -> list[str]:
-    """Return lines about mixtures that are seldom what is meant."""
+    """Return warnings about mixtures that are unlikely to be intended."""
     lines = []
     experts = recipe.experts
     same = {(expert.source, expert.residual_scale) for expert in experts}
     if len(experts) > 1 and len(same) == 1 and not any(expert.noise_scale for expert in experts):
         lines.append(
-            f"All experts are {experts[0].source}: until it is trained, the mixture computes what one expert does."
+            f"All experts are {experts[0].source}: until it is trained, the mixture is equivalent to a single expert."
         )
     if architecture.name == "DeepSeek MoE" and recipe.experts_per_token == 1:
         lines.append(
-            "DeepSeek MoE weighs a single expert per token by its probability, which is below 1; with "
-            "experts_per_token of 2 or more the weights sum to 1."
+            "With one expert per token, DeepSeek MoE scales its output by the router's probability, which is below 1; "
+            "with experts_per_token of 2 or more, the weights sum to 1."
         )
     if any(expert.residual_scale is None for expert in recipe.shared):
         lines.append(
-            "The shared expert adds its output to that of the routed ones, twice as much as the dense models have; "
-            "residual_scale below 1 under shared_experts makes up for it."
+            "The shared expert's output is added to that of the routed experts, about twice the output of a dense MLP; "
+            "set residual_scale below 1 under shared_experts to compensate."
         )
     return lines
 
 
 def _metadata(parts: MixtureParts, members: Sequence[Member], output: OutputOptions) -> dict[str, str]:
-    """Return the metadata of the output; zeros take the place of the digests of the inputs."""
+    """Return the metadata of the output, with zeros in place of the digests of the inputs."""
     blank = "0" * 64 if output.hashes else ""
     paths = [entry for member in members for entry in member.inputs]
     digests = {file: blank for member in members for file in member.files}

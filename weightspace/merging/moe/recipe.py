@@ -1,7 +1,7 @@
-"""Recipes of mixtures of experts, in the YAML of mergekit-moe.
+"""Mixture-of-experts recipes in mergekit-moe's YAML format.
 
-Paths are relative to the working directory. An unknown key is an error, or a warning where the caller takes warnings;
-keys of ordinary merges (``tokenizer_source``, say), which mergekit-moe does not read, have no effect.
+Paths are relative to the working directory. Misspelled keys are errors, or warnings if the caller accepts warnings.
+Other unknown keys, and keys of ordinary merges (such as ``tokenizer_source``), have no effect, as in mergekit-moe.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from weightspace.merging.recipe.model_reference import model_reference
 from weightspace.merging.recipe.types import DTYPES, Warn
 from weightspace.suggestions import unknown
 
-#: How the routers are made; the last two draw them and need no prompts.
+#: Methods to initialise the routers; the last two are random and need no prompts.
 GATE_MODES = ("hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random")
 RANDOM_MODES = ("random", "uniform_random")
 
 _TOP = ("base_model", "experts", "gate_mode", "dtype", "experts_per_token", "shared_experts", "architecture")
 _EXPERT = ("source_model", "positive_prompts", "negative_prompts", "noise_scale", "residual_scale")
 
-#: Keys of other recipes, which mergekit-moe ignores.
+#: Keys of ordinary merge recipes, which mergekit-moe ignores.
 _ELSEWHERE = (
     *("name", "merge_method", "models", "slices", "modules", "parameters", "out_dtype", "tokenizer_source"),
     *("tokenizer", "chat_template"),
@@ -37,14 +37,14 @@ _ELSEWHERE = (
 
 @dataclass(frozen=True)
 class Expert:
-    """A dense model that becomes an expert in every layer.
+    """A dense model whose MLPs become an expert in every layer.
 
     Attributes:
-        source: the model as the recipe has it; ``MODEL+ADAPTER`` adds a LoRA adapter.
-        positive_prompts: text of the kind that is to be routed to it.
-        negative_prompts: text that is not.
-        noise_scale: standard deviation of the noise that is added to its weights, or None.
-        residual_scale: factor of its output, or None.
+        source: the model as written in the recipe; ``MODEL+ADAPTER`` adds a LoRA adapter.
+        positive_prompts: examples of text to route to the expert.
+        negative_prompts: examples of text not to route to it.
+        noise_scale: standard deviation of noise added to its weights, or None.
+        residual_scale: factor applied to its output, or None.
     """
 
     source: str
@@ -56,18 +56,18 @@ class Expert:
 
 @dataclass(frozen=True)
 class MixtureRecipe:
-    """A mixture of experts as it is written down.
+    """The description of a mixture of experts.
 
     Attributes:
-        base: the model that everything but the experts comes from.
-        experts: routed to by token, in their order.
-        shared: experts that see every token.
+        base: the model that supplies all tensors except the experts.
+        experts: the routed experts, in order.
+        shared: shared experts, which process every token.
         gate_mode: one of ``GATE_MODES``.
-        experts_per_token: how many of the experts see a token.
-        dtype: of the output, or None: that of the base.
-        architecture: the beginning of an architecture's name, or None.
-        content: everything, as YAML has it.
-        where: what errors call it.
+        experts_per_token: number of routed experts per token.
+        dtype: dtype of the output, or None for that of the base.
+        architecture: prefix of an architecture's name, or None.
+        content: the whole document as parsed YAML.
+        where: name of the recipe in errors.
     """
 
     base: str
@@ -82,12 +82,12 @@ class MixtureRecipe:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Every model that is read, the base first, each once."""
+        """All models that are read, without duplicates, base first."""
         return tuple(dict.fromkeys([self.base, *(expert.source for expert in (*self.experts, *self.shared))]))
 
     @property
     def draws(self) -> bool:
-        """Whether anything depends on the seed."""
+        """Whether the result depends on the seed."""
         noisy = any(expert.noise_scale for expert in (*self.experts, *self.shared))
         return noisy or self.gate_mode in RANDOM_MODES
 
@@ -97,15 +97,15 @@ class MixtureRecipe:
 
 
 def read_mixture_recipe(path: Path, *, warn: Warn | None = None, ignored: Warn | None = None) -> MixtureRecipe:
-    """Read the recipe of a mixture from a file.
+    """Read a mixture's recipe from a file.
 
     Args:
-        path: a YAML file of one document.
-        warn: takes a line for every key that is not known; None: that is an error.
-        ignored: takes a line for what has no effect, as in mergekit; None: that is an error.
+        path: a YAML file with one document.
+        warn: called with a one-line message about each unknown key; None makes them errors.
+        ignored: called with a one-line message about each key without effect; None makes them errors.
 
     Raises:
-        WeightspaceError: the file cannot be read, or says something that is not understood; the message names the key.
+        WeightspaceError: the file cannot be read or is not a valid recipe; the message names the key.
     """
     return _only(read_yaml(path), Document(str(path), warn, ignored))
 
@@ -113,24 +113,27 @@ def read_mixture_recipe(path: Path, *, warn: Warn | None = None, ignored: Warn |
 def parse_mixture_recipe(
     text: str, where: str, *, warn: Warn | None = None, ignored: Warn | None = None
 ) -> MixtureRecipe:
-    """Read the recipe of a mixture from text; ``where`` is what errors call it. See ``read_mixture_recipe``."""
+    """Read a mixture's recipe from text, named ``where`` in errors; see ``read_mixture_recipe``."""
     return _only(parse_yaml(text, where), Document(where, warn, ignored))
 
 
 def _only(contents: list[Any], document: Document) -> MixtureRecipe:
-    """Return the recipe of the one document of a file."""
+    """Return the recipe in a file's only document."""
     filled = [content for content in contents if content is not None]
     if len(filled) != 1:
-        raise WeightspaceError(f"{document.where} has {len(filled)} documents; expected one, the recipe of a mixture.")
+        raise WeightspaceError(f"{document.where} has {len(filled)} documents; expected one mixture recipe.")
     return _recipe(document, document.mapping(filled[0], "the recipe"))
 
 
 def _recipe(document: Document, top: Mapping[str, Any]) -> MixtureRecipe:
     if "experts" not in top and "merge_method" in top:
-        raise WeightspaceError(f"{document.where} is the recipe of a merge. Run: weightspace merge {document.where}")
+        raise WeightspaceError(
+            f"{document.where} is a merge recipe; expected a mixture recipe. Run: weightspace merge {document.where}"
+        )
+    document.is_mergekits = True
     for key in top:
         if key in _ELSEWHERE:
-            document.ignore(key, "", "it belongs to recipes of ordinary merges")
+            document.ignore(key, "", "it belongs to ordinary merge recipes")
         elif key not in _TOP:
             document.unknown(key, _TOP, "")
     base = model_reference(document, top.get("base_model"), "base_model")
@@ -141,7 +144,7 @@ def _recipe(document: Document, top: Mapping[str, Any]) -> MixtureRecipe:
         _experts(document, top, "experts"),
         _experts(document, top, "shared_experts") if top.get("shared_experts") else (),
         _gate_mode(document, top),
-        _whole(document, top, "experts_per_token", 2),
+        _positive_integer(document, top, "experts_per_token", 2),
         _dtype(document, top),
         document.text(top, "architecture", ""),
         top,
@@ -165,7 +168,7 @@ def _expert(document: Document, content: Any, path: str) -> Expert:
         raise document.error(join(path, "source_model"), "is missing: expected the path of a model")
     noise = _number(document, entry, "noise_scale", path)
     if noise is not None and noise < 0:
-        raise document.error(join(path, "noise_scale"), f"is a standard deviation, 0 or more, found {noise:g}")
+        raise document.error(join(path, "noise_scale"), f"must be a standard deviation, 0 or more, found {noise:g}")
     return Expert(
         source,
         _prompts(document, entry, "positive_prompts", path),
@@ -176,15 +179,15 @@ def _expert(document: Document, content: Any, path: str) -> Expert:
 
 
 def _prompts(document: Document, entry: Mapping[str, Any], key: str, path: str) -> tuple[str, ...]:
-    """Return a list of prompts; a missing or empty one has none."""
+    """Return a list of prompts; empty if the key is missing."""
     prompts = entry.get(key)
     if prompts is None:
         return ()
     if not isinstance(prompts, list):
-        raise document.error(join(path, key), f"is a list of prompts, found {kind(prompts)}")
+        raise document.error(join(path, key), f"must be a list of prompts, found {kind(prompts)}")
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
-            raise document.error(f"{join(path, key)}[{index}]", f"is a piece of text, found {kind(prompt)}. Quote it")
+            raise document.error(f"{join(path, key)}[{index}]", f"must be a string, found {kind(prompt)}. Quote it")
     return tuple(prompts)
 
 
@@ -193,16 +196,16 @@ def _number(document: Document, entry: Mapping[str, Any], key: str, path: str) -
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise document.error(join(path, key), f"is a finite number, found {kind(value)}")
+        raise document.error(join(path, key), f"must be a finite number, found {kind(value)}")
     return float(value)
 
 
-def _whole(document: Document, top: Mapping[str, Any], key: str, default: int) -> int:
+def _positive_integer(document: Document, top: Mapping[str, Any], key: str, default: int) -> int:
     value = top.get(key)
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise document.error(key, f"is a whole number of 1 or more, found {kind(value)}")
+        raise document.error(key, f"must be an integer of at least 1, found {kind(value)}")
     return value
 
 
@@ -214,7 +217,7 @@ def _gate_mode(document: Document, top: Mapping[str, Any]) -> str:
 
 
 def _dtype(document: Document, top: Mapping[str, Any]) -> str | None:
-    """Return a dtype without the ``torch.`` that it may begin with."""
+    """Return a dtype without an optional ``torch.`` prefix."""
     dtype = document.text(top, "dtype", "")
     if dtype is None or dtype.removeprefix("torch.") in DTYPES:
         return dtype and dtype.removeprefix("torch.")
@@ -222,28 +225,29 @@ def _dtype(document: Document, top: Mapping[str, Any]) -> str | None:
 
 
 def _check(document: Document, recipe: MixtureRecipe) -> None:
-    """Check that a router can be made of the prompts.
+    """Check that the prompts determine a router.
 
     Raises:
-        WeightspaceError: there are fewer experts than a token needs, or prompts are missing or all the same.
+        WeightspaceError: there are fewer experts than ``experts_per_token``, or prompts are missing or identical.
     """
     experts = recipe.experts
     if len(experts) < recipe.experts_per_token:
         raise document.error(
-            "experts_per_token", f"is {recipe.experts_per_token}, but there are {len(experts)} experts; expected fewer"
+            "experts_per_token",
+            f"is {recipe.experts_per_token}, but there are {len(experts)} experts; expected at most that many",
         )
     with_prompts = [bool(expert.positive_prompts) for expert in recipe.shared]
     if len(set(with_prompts)) > 1:
-        raise document.error("shared_experts", "have prompts in part; expected prompts for all of them or for none")
+        raise document.error("shared_experts", "must all have prompts or all have none; found some with prompts")
     if recipe.gate_mode in RANDOM_MODES:
         return
     for key, entries in (("experts", experts), ("shared_experts", recipe.shared)):
         for index, expert in enumerate(entries):
             if not expert.positive_prompts and (key == "experts" or expert.negative_prompts):
                 path = join(f"{key}[{index}]", "positive_prompts")
-                raise document.error(path, f"is missing: gate_mode {recipe.gate_mode} makes the router of them")
+                raise document.error(path, f"is missing: gate_mode {recipe.gate_mode} computes the router from prompts")
     prompts = {(expert.positive_prompts, expert.negative_prompts) for expert in experts}
     if len(experts) > 1 and len(prompts) == 1:
         raise document.error(
-            "experts", "have the same prompts, which route every token to all alike; expected prompts of their own"
+            "experts", "all have the same prompts, so the router cannot distinguish them; expected distinct prompts"
         )

@@ -1,7 +1,8 @@
-"""Routers of a mixture: a row per expert and layer, from prompts or drawn.
+"""Initialise the routers of a mixture: one row per expert and layer, computed from prompts or random.
 
-A router's logit is the inner product of a token's hidden state with the expert's row. Rows from prompts have length 1:
-the hidden states, or the embeddings, of the positive prompts less those of the negative ones.
+An expert's router logit is the inner product of a token's hidden state with the expert's row. Rows computed from
+prompts are unit vectors: the normalised difference between the hidden states (or embeddings) of positive and negative
+prompts.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from weightspace.merging.moe.hidden_states import PromptEncoder
 from weightspace.merging.moe.planner import MixtureParts
 from weightspace.merging.moe.recipe import RANDOM_MODES, Expert
 
-#: A condition number from which experts are told apart badly; mergekit's.
+#: Condition number above which the router distinguishes experts poorly, as in mergekit.
 _CONDITION = 5.0
 
 
 def router_state(parts: MixtureParts, read: Callable[[str], TensorReader]) -> tuple[StateDict, list[str]]:
-    """Return the computed tensors of a mixture in float32, routers and zeros, and lines about what is doubtful.
+    """Return a mixture's computed tensors (routers and zero biases) in float32, and warnings about the routers.
 
     Args:
-        parts: of the mixture.
-        read: returns a tensor of the base by its name in the files.
+        parts: the mixture's components.
+        read: returns a tensor of the base by its name in the checkpoint.
 
     Raises:
-        WeightspaceError: transformers isn't installed, or cannot run the base; a prompt has no tokens.
+        WeightspaceError: transformers isn't installed or cannot run the base, or a prompt has no tokens.
     """
     recipe, architecture = parts.recipe, parts.architecture
     rows = _rows(parts, read)
@@ -39,11 +40,11 @@ def router_state(parts: MixtureParts, read: Callable[[str], TensorReader]) -> tu
         state[f"model.layers.{layer}.{architecture.router}.weight"] = routed.contiguous()
         if architecture.shared_router:
             state[f"model.layers.{layer}.{architecture.shared_router}.weight"] = shared.contiguous()
-    return state, _doubts(rows)
+    return state, _router_warnings(rows)
 
 
 def _rows(parts: MixtureParts, read: Callable[[str], TensorReader]) -> Tensor:
-    """Return the rows of all routers, ``(layers, experts and shared experts, width)``."""
+    """Return the rows of all routers, ``(layers, experts + shared experts, width)``."""
     recipe = parts.recipe
     layers, width = int(parts.config["num_hidden_layers"]), int(parts.config["hidden_size"])
     prompted = any(expert.positive_prompts for expert in recipe.shared)
@@ -51,7 +52,7 @@ def _rows(parts: MixtureParts, read: Callable[[str], TensorReader]) -> Tensor:
     generator = torch.Generator().manual_seed(parts.seed)
     if recipe.gate_mode == "random":
         return torch.randn(layers, len(experts), width, generator=generator)
-    if recipe.gate_mode == "uniform_random":  # as torch.nn.Linear begins
+    if recipe.gate_mode == "uniform_random":  # the initialisation of torch.nn.Linear
         bound = width**-0.5
         return torch.rand(layers, len(experts), width, generator=generator) * 2 * bound - bound
     encoder = PromptEncoder(parts.base.contents.path, read)
@@ -61,18 +62,18 @@ def _rows(parts: MixtureParts, read: Callable[[str], TensorReader]) -> Tensor:
 
 
 def _cheap_rows(encoder: PromptEncoder, experts: Sequence[Expert]) -> Tensor:
-    """Return rows from embeddings, ``(experts, width)``, the same for all layers."""
+    """Return rows computed from embeddings, ``(experts, width)``, shared by all layers."""
     positive = encoder.embedded([expert.positive_prompts for expert in experts])
     negative = encoder.embedded([expert.negative_prompts for expert in experts])
     rows = [
-        _normalised(with_) - _normalised(without) if expert.negative_prompts else _normalised(with_)
-        for expert, with_, without in zip(experts, positive, negative, strict=True)
+        _normalised(plus) - _normalised(minus) if expert.negative_prompts else _normalised(plus)
+        for expert, plus, minus in zip(experts, positive, negative, strict=True)
     ]
     return _normalised(torch.stack(rows))
 
 
 def _hidden_rows(encoder: PromptEncoder, experts: Sequence[Expert], *, average: bool) -> Tensor:
-    """Return rows from hidden states, ``(layers, experts, width)``."""
+    """Return rows computed from hidden states, ``(layers, experts, width)``."""
     lists = [prompts for expert in experts for prompts in (expert.positive_prompts, expert.negative_prompts) if prompts]
     states = iter(encoder.hidden(lists, average=average))
     rows = []
@@ -83,17 +84,17 @@ def _hidden_rows(encoder: PromptEncoder, experts: Sequence[Expert], *, average: 
 
 
 def _normalised(vectors: Tensor) -> Tensor:
-    """Return vectors of length 1, those of length 0 as they are."""
+    """Return vectors scaled to unit length; zero vectors stay zero."""
     return vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-8)
 
 
-def _doubts(rows: Tensor) -> list[str]:
-    """Return a line where the routers of some layers tell experts apart badly."""
+def _router_warnings(rows: Tensor) -> list[str]:
+    """Return a warning if some layers' routers distinguish the experts poorly."""
     bad = [layer for layer, of_layer in enumerate(rows) if not torch.linalg.cond(of_layer) <= _CONDITION]
     if not bad:
         return []
     shown = "all layers" if len(bad) == len(rows) else f"{len(bad):,} of {len(rows):,} layers"
     return [
-        f"The routers of {shown} have rows that are much alike (condition number above {_CONDITION:g}): some experts "
-        "will be used little. Are the prompts similar, or the same in part?"
+        f"The routers of {shown} have nearly parallel rows (condition number above {_CONDITION:g}): some experts "
+        "will rarely be used. Are the prompts of different experts similar?"
     ]

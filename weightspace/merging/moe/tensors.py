@@ -1,4 +1,4 @@
-"""The tensors of a mixture of experts: what each is copied or computed from, checked against the configuration."""
+"""List the tensors of a mixture and what each is copied or computed from, checked against the configuration."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from weightspace.merging.moe.architectures import PROJECTIONS, Architecture
 from weightspace.merging.moe.recipe import Expert, MixtureRecipe
 from weightspace.merging.plan.plan import Job, Kind, Member, Ref
 
-#: A tensor of a layer, and the layers' norms; names outside the layers, the head last.
+#: Names of tensors in a layer, norms of a layer, tensors outside the layers, and the head.
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
 _OUTSIDE = ("model.embed_tokens.weight", "model.norm.weight")
 _HEAD = "lm_head.weight"
 
-#: Tables that old files have, and networks compute.
+#: Buffers in old checkpoints that networks compute themselves.
 _COMPUTED = re.compile(r".*rotary_emb\.inv_freq")
 
 
 @dataclass(frozen=True)
 class MixtureTensors:
-    """The output's tensors, and those of them that are computed before.
+    """The tensors of a mixture.
 
     Attributes:
-        jobs: of the output.
-        computed: routers and zeros, which stand in a file of their own under the names of the output.
-        tied: name -> name that it shares memory with.
+        jobs: the tensors of the output.
+        computed: routers and zero biases, stored in a temporary file under their output names.
+        tied: name -> name of the tensor that it shares memory with.
     """
 
     jobs: tuple[Job, ...]
@@ -49,21 +49,22 @@ def mixture_tensors(
     """Return the tensors of a mixture.
 
     Args:
-        architecture: of the mixture.
-        recipe: of the mixture.
-        members: its models in the order of ``recipe.models``; the file of computed tensors will come behind them.
-        config: of the mixture.
-        dtype: of the output, by the format's name.
-        seed: of the noise.
+        architecture: the mixture's architecture.
+        recipe: the mixture's recipe.
+        members: its models in the order of ``recipe.models``; the file of computed tensors is appended later.
+        config: the mixture's configuration.
+        dtype: safetensors name of the output's dtype.
+        seed: seed for noise.
 
     Raises:
-        CheckpointError: a model lacks a tensor or has it in another shape, or the base has one that the mixture lacks.
+        CheckpointError: a model lacks a tensor or has it in another shape, or the base has a tensor that does not exist
+            in the mixture.
     """
-    return _Tensors(architecture, recipe, members, config, dtype, seed).made()
+    return _TensorPlanner(architecture, recipe, members, config, dtype, seed).tensors()
 
 
-class _Tensors:
-    """Makes the jobs of a mixture."""
+class _TensorPlanner:
+    """Builds the jobs of a mixture."""
 
     def __init__(
         self,
@@ -83,13 +84,13 @@ class _Tensors:
         self.layers = int(config["num_hidden_layers"])
         self.computed: dict[str, TensorInfo] = {}
 
-    def made(self) -> MixtureTensors:
+    def tensors(self) -> MixtureTensors:
         """Return all tensors."""
         base = self.members[0]
         tied = {name: owner for name, owner in base.contents.tied.items() if name == _HEAD}
         jobs = [self._copy(name, (0, name)) for name in self._outside(tied)]
         for layer in range(self.layers):
-            jobs += [self._copy(name, (0, name)) for name in self._of_base(layer)]
+            jobs += [self._copy(name, (0, name)) for name in self._base_tensors(layer)]
             jobs += self._zeros(layer)
             jobs += self._routers(layer)
             jobs += self._experts(layer)
@@ -107,8 +108,8 @@ class _Tensors:
             inside = match is not None and int(match[1]) < self.layers and match[2] in allowed
             if not inside and name not in (*_OUTSIDE, _HEAD) and not _COMPUTED.fullmatch(name):
                 raise CheckpointError(
-                    f"{base.label} has {name!r}, for which {self.architecture.name} has no place; expected tensors of "
-                    f"a {' or '.join(self.architecture.dense)} model alone."
+                    f"{base.label} has {name!r}, which does not exist in {self.architecture.name}; expected only "
+                    f"tensors of a {' or '.join(self.architecture.dense)} model."
                 )
         size = int(self.config["hidden_size"])
         shapes = {_OUTSIDE[0]: (None, size), _OUTSIDE[1]: (size,), _HEAD: (None, size)}
@@ -119,20 +120,20 @@ class _Tensors:
             yield name
 
     def _allowed(self) -> Iterator[str]:
-        """Yield the names that a tensor in a layer of the base may have."""
+        """Yield the allowed names of tensors in a layer of the base."""
         yield from self._attention()
         yield from (f"self_attn.{projection}.bias" for projection in self.architecture.biases)
         yield from (f"mlp.{projection}.weight" for projection in PROJECTIONS)
 
     def _attention(self) -> Iterator[str]:
-        """Yield the names that a layer of the base must have, its MLP aside."""
+        """Yield the required names in a layer of the base, except its MLP."""
         yield from _NORMS
         yield from (f"self_attn.{projection}.weight" for projection in ("q_proj", "k_proj", "v_proj", "o_proj"))
         if self.architecture.head_norms:
             yield from ("self_attn.q_norm.weight", "self_attn.k_norm.weight")
 
-    def _of_base(self, layer: int) -> Iterator[str]:
-        """Yield the tensors of a layer that the base gives."""
+    def _base_tensors(self, layer: int) -> Iterator[str]:
+        """Yield the tensors of a layer that are copied from the base."""
         prefix = f"model.layers.{layer}."
         for name in self._attention():
             self._info(0, prefix + name)
@@ -141,7 +142,7 @@ class _Tensors:
         yield from (name for name in optional if self._has(name))
 
     def _zeros(self, layer: int) -> Iterator[Job]:
-        """Yield the biases that the base lacks and the mixture's class always has."""
+        """Yield zero biases that the mixture's class requires and the base lacks."""
         for projection in self.architecture.zero_biases:
             name = f"model.layers.{layer}.self_attn.{projection}"
             if not self._has(f"{name}.bias"):
@@ -154,7 +155,7 @@ class _Tensors:
             yield self._compute(f"{prefix}{self.architecture.shared_router}.weight", (len(self.recipe.shared), size))
 
     def _experts(self, layer: int) -> Iterator[Job]:
-        """Yield the experts' weights of a layer."""
+        """Yield the weights of a layer's experts."""
         prefix = f"model.layers.{layer}."
         for projection in PROJECTIONS:
             source, part = f"{prefix}mlp.{projection}.weight", self.architecture.parts[projection]
@@ -165,7 +166,7 @@ class _Tensors:
                 yield self._expert(f"{prefix}{self.architecture.shared}.{part}.weight", expert, source, projection)
 
     def _expert(self, name: str, expert: Expert, source: str, projection: str) -> Job:
-        """Return one weight of an expert."""
+        """Return the job of one weight of an expert."""
         inner, outer = int(self.config["intermediate_size"]), int(self.config["hidden_size"])
         member = self.recipe.models.index(expert.source)
         info = self._info(member, source, (outer, inner) if projection == "down_proj" else (inner, outer))
@@ -180,7 +181,7 @@ class _Tensors:
         return self._job(name, "copy", ref, 1.0, {}, self.members[ref[0]].contents.tensors[ref[1]].shape)
 
     def _compute(self, name: str, shape: tuple[int, ...]) -> Job:
-        """Return a tensor that is computed before."""
+        """Register a computed tensor and return the job that copies it."""
         self.computed[name] = TensorInfo("F32", shape)
         return self._job(name, "copy", (len(self.members), name), 1.0, {}, shape)
 
@@ -193,16 +194,16 @@ class _Tensors:
         return name in self.members[0].contents.tensors
 
     def _info(self, member: int, name: str, shape: tuple[int | None, ...] | None = None) -> TensorInfo:
-        """Return dtype and shape of a model's tensor.
+        """Return the dtype and shape of a model's tensor.
 
         Raises:
-            CheckpointError: it has none, or one of another shape.
+            CheckpointError: the tensor is missing, has another shape, or is not floating point.
         """
         label, tensors = self.members[member].label, self.members[member].contents.tensors
         if name not in tensors:
             raise CheckpointError(
-                f"{label} has no {name!r}; expected a {', '.join(self.architecture.dense)} model of "
-                f"{self.layers} layers with its head, as the config.json of {self.members[0].label} says."
+                f"{label} has no {name!r}; expected a {' or '.join(self.architecture.dense)} model with "
+                f"{self.layers} layers and an output head, according to the config.json of {self.members[0].label}."
             )
         found = tensors[name]
         fits = shape is None or (
@@ -212,8 +213,8 @@ class _Tensors:
         if not fits or not found.is_inexact:
             wanted = "floats" if shape is None else f"floats of shape {_shown(shape)}"
             raise CheckpointError(
-                f"{name!r} of {label} is {found.dtype} {_shown(found.shape)}; expected {wanted}, as the config.json of "
-                f"{self.members[0].label} says."
+                f"{name!r} of {label} is {found.dtype} {_shown(found.shape)}; expected {wanted}, according to the "
+                f"config.json of {self.members[0].label}."
             )
         return found
 

@@ -1,4 +1,4 @@
-"""A tensor of an intermediate result, computed range by range whenever it is read: nothing of it is ever written."""
+"""Tensors of intermediate results that are computed in ranges on reading and never written."""
 
 from __future__ import annotations
 
@@ -33,17 +33,16 @@ class JobSources(Protocol):
 
 
 class ComputedTensor:
-    """A ``TensorReader`` of what a job makes; one chunk of it is kept, since chunks are read in order.
+    """A ``TensorReader`` for a job's result. It caches one chunk, since chunks are read in order.
 
-    Its bits are those that the job would write: chunks begin where they begin in a merge to files.
+    The result is bit-identical to what the job would write: chunks have the same boundaries as in a merge to files.
     """
 
     def __init__(self, job: Job, sources: JobSources) -> None:
         """Prepare to compute.
 
         Args:
-            job: a tensor of a plan without a pass over the whole model, of the kinds ``merge``, ``copy`` and ``agree``,
-                or a counter of whole numbers.
+            job: a job of kind ``merge``, ``copy`` or ``agree``, or an integer counter, of a plan without global pass.
             sources: the plan's checkpoints.
         """
         dtype = DTYPES[job.info.dtype]
@@ -55,10 +54,10 @@ class ComputedTensor:
         self._start, self._values = 0, torch.empty(0, dtype=self.dtype)
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Return the elements from ``start`` up to ``stop``, 1-D; not to be modified.
+        """Return the elements ``start:stop`` as a 1-D tensor, which must not be modified.
 
         Raises:
-            WeightspaceError: as the method; integers differ; a tensor holds NaN or infinity.
+            WeightspaceError: integers differ, a tensor holds NaN or infinity, or the method raises it.
         """
         parts: list[Tensor] = []
         at = start
@@ -70,7 +69,7 @@ class ComputedTensor:
         return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else self._values[:0]
 
     def _advance(self, at: int) -> None:
-        """Compute chunks up to the one that holds an element; begin anew where that isn't the next one."""
+        """Compute chunks up to the one that holds element ``at``; restart if that isn't the next one."""
         if at != self._start + len(self._values) or at == 0:
             self._chunks = self._chunks_from(at)
         while True:
@@ -80,31 +79,31 @@ class ComputedTensor:
                 return
 
     def _chunks_from(self, at: int) -> Iterator[tuple[int, Tensor]]:
-        """Return the chunks from the one on that holds an element, or from one before it."""
+        """Return the chunks starting with the one that holds element ``at``, or an earlier one."""
         job, sources = self._job, self._sources
         if job.kind != "merge":
-            return self._kept(at - at % CHUNK)
+            return self._unmerged(at - at % CHUNK)
         stack = sources.stack(job)
         if self._merged is None:
             self._merged = MergedTensor(sources.plan.method, stack, job.weights, job.arguments, self.dtype)
         return sound_chunks(stack, self._merged.chunks(at - at % self._merged.span))
 
-    def _kept(self, first: int) -> Iterator[tuple[int, Tensor]]:
-        """Yield what is no merge: the largest counter, a copy, or what all models agree on."""
+    def _unmerged(self, first: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield chunks of a tensor that the method does not merge: a counter, a copy, or equal integers."""
         job, plan = self._job, self._sources.plan
         refs = job.models if job.kind == "largest" and plan.method.base == "end" else job.inputs
         flats = [self._sources.flat(ref) for ref in refs]
         labels = [plan.members[index].label for index, _ in refs]
-        combined: Callable[[list[Tensor]], Tensor] = {
+        combine: Callable[[list[Tensor]], Tensor] = {
             "agree": lambda chunks: agreed(job.name, chunks, models=labels),
             "largest": lambda chunks: _largest(chunks),
         }.get(job.kind, lambda chunks: chunks[0])
         count = math.prod(flats[0].shape)
         for start in range(first, count, CHUNK):
-            yield start, combined([flat.read(start, min(start + CHUNK, count)) for flat in flats])
+            yield start, combine([flat.read(start, min(start + CHUNK, count)) for flat in flats])
 
 
 def _largest(counts: list[Tensor]) -> Tensor:
-    """Return the largest of counters that are whole numbers."""
-    found = largest(counts)
-    return counts[0] if found is None else found
+    """Return the elementwise maximum of integer counters."""
+    maximum = largest(counts)
+    return counts[0] if maximum is None else maximum

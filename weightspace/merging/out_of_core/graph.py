@@ -1,7 +1,7 @@
-"""Recipes as graphs: whether results in between can be computed chunk by chunk, whenever a later document reads them.
+"""Decide whether the intermediate results of a recipe can be computed chunk by chunk, whenever they are read.
 
-They cannot where a method passes over the whole model first, where a network's weights are stored in parts that follow
-from a merged one, or where a chunk would be computed too often or take too much memory.
+They cannot if a method needs a global pass over the model, if tensors are derived from a merged weight (weight norm,
+spectral norm), or if chunks would be recomputed too often or need too much memory.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from weightspace.merging.plan.options import MEMORY
 from weightspace.merging.plan.plan import Plan
 from weightspace.user_code import is_user_code
 
-#: How often a chunk of one result may be computed for one chunk of the output, and how many results there may be.
-_OFTEN, _MANY = 16, 16
+#: Maximum number of times a chunk is computed per chunk of the output, and maximum number of intermediate results.
+_MAX_USES, _MAX_STAGES = 16, 16
 
-#: Kinds of jobs whose tensors can be computed range by range.
+#: Kinds of jobs whose tensors can be computed in ranges.
 _COMPUTED = ("merge", "copy", "agree")
 
 
 def can_be_computed(plan: Plan) -> bool:
-    """Return whether the results that a plan reads can be computed when they are read.
+    """Return whether the intermediate results of a plan can be computed on reading.
 
-    The answer depends on nothing but the recipe and the headers, so that a merge is reproduced in the same way.
+    The answer depends only on the recipe and the headers, so that a merge is reproduced in the same way.
     """
     uses = _uses(plan)
     stages = {id(stage): stage for stage in _stages(plan)}
-    if len(stages) > _MANY or any(count > _OFTEN for count in uses.values()):
+    if len(stages) > _MAX_STAGES or any(count > _MAX_USES for count in uses.values()):
         return False
     if not all(map(_is_computable, stages.values())):
         return False
@@ -35,26 +35,26 @@ def can_be_computed(plan: Plan) -> bool:
 
 
 def _is_computable(plan: Plan) -> bool:
-    """Return whether the tensors of a result can be computed when they are read."""
+    """Return whether the tensors of an intermediate result can be computed on reading."""
     if is_user_code(plan.method.name) or any(plan.method.needs_global_pass(job.arguments) for job in plan.jobs):
         return False
     return all(job.kind in _COMPUTED or (job.kind == "largest" and not job.info.is_inexact) for job in plan.jobs)
 
 
 def _stages(plan: Plan) -> list[Plan]:
-    """Return the results that a plan is computed from, each before those that it is computed from."""
-    found: dict[int, Plan] = {}
+    """Return the plans of all intermediate results that a plan depends on, without duplicates."""
+    stages: dict[int, Plan] = {}
     waiting = [plan]
     while waiting:
         for member in waiting.pop().members:
-            if member.plan is not None and id(member.plan) not in found:
-                found[id(member.plan)] = member.plan
+            if member.plan is not None and id(member.plan) not in stages:
+                stages[id(member.plan)] = member.plan
                 waiting.append(member.plan)
-    return list(found.values())
+    return list(stages.values())
 
 
 def _uses(plan: Plan) -> Counter[int]:
-    """Return how often each result is computed for one use of the plan, by the identity of its plan."""
+    """Return id of a plan -> number of times its result is computed for one use of the output."""
     order: list[Plan] = []
     state: dict[int, bool] = {}
     waiting: list[tuple[Plan, bool]] = [(plan, False)]

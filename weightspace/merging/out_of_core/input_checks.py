@@ -82,7 +82,7 @@ def check_evidence(row: Method, members: Sequence[Member], sources: Sequence[Mem
     having = [member.label for member in sources if member.evidence is not None]
     if not row.evidence:
         if having:
-            raise WeightspaceError(f"Method {row.name!r} has no use for evidence; found some for {having[0]}.")
+            raise WeightspaceError(f"Method {row.name!r} does not use evidence; found some for {having[0]}.")
         return
     lacking = [member.label for member in sources if member.evidence is None]
     if lacking:

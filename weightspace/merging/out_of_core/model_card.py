@@ -1,4 +1,4 @@
-"""Model card of a merged folder: a header for the Hub; recipe, notices and inputs for people."""
+"""Write the model card of a merged folder: Hub metadata, recipe, notices and inputs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from weightspace.errors import WeightspaceError
 from weightspace.escaping import markdown_block, markdown_code, markdown_text, one_line
 from weightspace.merging.plan.plan import Member, Plan
 
-#: A model of the Hub in a URL, and in the name under which a configuration was loaded.
+#: A Hub model in a URL, and in the ``_name_or_path`` of a configuration.
 _URL = re.compile(r"hf://(?:models/)?([\w.-]+/[\w.-]+?)(?:@[^/]+)?(?:/.*)?")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
-#: A file beside the weights, a key in it -> the library that reads such folders.
+#: Non-weight file, key in it, and library that reads folders with this file and key.
 _LIBRARIES = (
     ("model_index.json", "_diffusers_version", "diffusers"),
     ("modules.json", None, "sentence-transformers"),
@@ -65,7 +65,7 @@ def model_card(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> str:
 
 
 def _header(plan: Plan, parts: Path) -> Iterator[str]:
-    """Yield what the Hub reads: the models that went in by their names there, and the library, where they are known."""
+    """Yield the Hub metadata: names of the merged models and the library, as far as known."""
     known = (_hub_name(member.source, member.contents.path) for member in _models(plan))
     names = list(dict.fromkeys(name for name in known if name is not None))
     if names:
@@ -76,13 +76,13 @@ def _header(plan: Plan, parts: Path) -> Iterator[str]:
 
 
 def _models(plan: Plan) -> Iterator[Member]:
-    """Yield the checkpoints that went in, in the place of results that were computed from them."""
+    """Yield the merged checkpoints; intermediate results are replaced by the checkpoints they are computed from."""
     for member in plan.members:
         yield from (member,) if member.plan is None else _models(member.plan)
 
 
 def _hub_name(source: str, path: Path) -> str | None:
-    """Return the name of a model on the Hub: the recipe's, else what its configuration says; None if unknown."""
+    """Return a model's name on the Hub, from the recipe or else from its configuration; None if unknown."""
     if (model := hub_model(source.partition("+")[0])) is not None:
         return model.name
     if (match := _URL.fullmatch(source.partition("+")[0])) is not None:

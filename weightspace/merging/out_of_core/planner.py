@@ -1,4 +1,4 @@
-"""Planning of a merge from a recipe and the headers of its checkpoints; every mistake visible there is an error."""
+"""Plan a merge from a recipe and the headers of its checkpoints; mistakes visible there are errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from weightspace.merging.plan.parametrized import with_parametrizations
 from weightspace.merging.plan.plan import Job, Kind, Member, Plan, Ref, inputs_of
 from weightspace.merging.plan.promotion import FLOATS, promoted
 from weightspace.merging.recipe.merge_roles import find_method, split_base
-from weightspace.merging.recipe.parameters import is_mergekits
+from weightspace.merging.recipe.parameters import gives_base, is_mergekits
 from weightspace.merging.recipe.parse import Recipe, Warn
 from weightspace.merging.recipe.schedule import resolve
 from weightspace.merging.slices.configuration import adapted_configurations
@@ -57,8 +57,8 @@ class PlanOptions:
     Attributes:
         output: options of the output.
         reading: options for reading the inputs.
-        lenient: some refusals were warnings.
-        further_rows: completes the vocabulary with rows for tokens that no checkpoint has.
+        lenient: whether the recipe was read leniently; recorded in the metadata.
+        further_rows: adds rows to the vocabulary for tokens that no checkpoint has.
     """
 
     output: OutputOptions = field(default_factory=OutputOptions)
@@ -115,22 +115,22 @@ def make_plan(
     _check_tokens(source, members, jobs, donor, note)
     tokenizer = None if source is None else source.folder
     file = _weights_file(out)
-    written_anew = {"sliced": bool(named.stackings), "moved": vocabulary is not None}
-    companions = compare_folders(members, donor, note, **written_anew, copied=file is None)
+    rewritten = {"sliced": bool(named.stackings), "moved": vocabulary is not None}
+    companions = compare_folders(members, donor, note, **rewritten, copied=file is None)
     metadata = _metadata(recipe, members, options)
     placed, shards = lay_out(jobs, named.tied, metadata, file, options.output.shard_size)
     template = chat_template(recipe, members, None if file else tokenizer or donor, ignored)
-    beside = [] if file or donor is None else companion_paths(donor, companions.copied, tokenizer)
-    stamps = stamps_of(members, [*beside, *(() if vocabulary is None else vocabulary.files)])
+    companion_files = [] if file or donor is None else companion_paths(donor, companions.copied, tokenizer)
+    stamps = stamps_of(members, [*companion_files, *(() if vocabulary is None else vocabulary.files)])
     identity = _identity(metadata, stamps, options.output, out)
     configurations = _configurations(named, members, placed, None if is_file_name(out) else donor, vocabulary)
-    layout = (placed, named.tied, shards, metadata, not options.output.allow_nonfinite, identity, _title(out))
-    folder = (donor, tokenizer, configurations, companions.copied, tuple(notices), template, stamps)
-    return Plan(row, members, *layout, *folder, hashes=options.output.hashes, vocabulary=vocabulary)
+    placement = (placed, named.tied, shards, metadata, not options.output.allow_nonfinite, identity, _title(out))
+    files = (donor, tokenizer, configurations, companions.copied, tuple(notices), template, stamps)
+    return Plan(row, members, *placement, *files, hashes=options.output.hashes, vocabulary=vocabulary)
 
 
 def _outputs(recipe: Recipe, row: Method, members: Sequence[Member], warn: Warn | None, *, partial: bool) -> Outputs:
-    """Return the tensors of the output, after a look at whether the models have any in common."""
+    """Return the tensors of the output, after checking that the models have tensors in common."""
     has_base = row.base != "none"
     if recipe.slices[0].sources[0].layer_range is None:
         whole = _models(recipe, members)
@@ -145,7 +145,7 @@ def _outputs(recipe: Recipe, row: Method, members: Sequence[Member], warn: Warn 
 def _tokenizer_source(
     recipe: Recipe, members: Sequence[Member], donor: Path | None, options: PlanOptions, note: Warn
 ) -> TokenizerSource | None:
-    """Return where the output's tokenizer comes from, and how rows are moved; None where the recipe names none."""
+    """Return the source of the output's tokenizer and how rows are reordered; None if the recipe names none."""
     source = plan_vocabulary(recipe, members, donor, options.reading, note)
     if source is None or source.vocabulary is None or options.further_rows is None:
         return source
@@ -155,7 +155,7 @@ def _tokenizer_source(
 def _check_tokens(
     source: TokenizerSource | None, members: Sequence[Member], jobs: Sequence[Job], donor: Path | None, note: Warn
 ) -> None:
-    """Check that rows can be moved by token; without a source of the tokenizer, that the models share their tokens."""
+    """Check that rows can be reordered by token, or, if the recipe names no tokenizer, that the models share tokens."""
     if source is None:
         check_tokens(members, donor, note)
     elif source.vocabulary is not None:
@@ -169,7 +169,7 @@ def _configurations(
     donor: Path | None,
     vocabulary: MovedVocabulary | None,
 ) -> dict[str, str]:
-    """Return what the donor's configurations say in the output, where that is something else."""
+    """Return the donor's configuration files whose text changes in the output."""
     if donor is None:
         return {}
     untied = named.untied or any(member.untied for member in members)
@@ -178,7 +178,7 @@ def _configurations(
 
 
 def _models(recipe: Recipe, members: Sequence[Member]) -> list[Member]:
-    """Return the models of a recipe, without the base unless it is one of them."""
+    """Return the models of a recipe; includes the base only if it is listed as a model."""
     sources = {source.model for part in recipe.slices for source in part.sources}
     return [member for member in members if member.source in sources]
 
@@ -190,7 +190,7 @@ def _with_layers(jobs: Sequence[Job]) -> list[Job]:
 
 
 class _Planner:
-    """Builder of a recipe's jobs; arguments that many tensors share are checked once."""
+    """Builds a recipe's jobs; arguments that many tensors share are checked only once."""
 
     def __init__(self, recipe: Recipe, row: Method, members: Sequence[Member]) -> None:
         self.recipe = recipe
@@ -199,7 +199,7 @@ class _Planner:
         self.checked: dict[str, dict[str, Any]] = {}
 
     def job(self, output: Output) -> Job:
-        """Return the job of one tensor of the output, without its place in a file."""
+        """Return the job of an output tensor, without its offset in a file."""
         refs, base = output.inputs, output.base
         if output.copied:
             return self._job("copy", output, refs[:1], None, [1.0], {})
@@ -207,10 +207,12 @@ class _Planner:
         self._check_fit(output, [*refs, *([] if base is None else [base])])
         floats, counts = all(info.is_inexact for info in infos), is_counter(output.name, infos[0].shape)
         if not floats or is_fixed(output.name):
-            ends = [base] if self.row.base == "end" and base is not None and base not in refs else []
+            endpoint = [base] if self.row.base == "end" and base is not None and base not in refs else []
             kind = "largest" if counts else "agree"
-            return self._job(kind, output, [*refs, *ends], None, [1.0] * len([*refs, *ends]), {})
-        weights, values = _of_present(output, *resolve(self.recipe, output.slice, output.name, output.position))
+            return self._job(kind, output, [*refs, *endpoint], None, [1.0] * len([*refs, *endpoint]), {})
+        if base is not None and all(ref == base for ref in refs) and self.recipe.is_document and gives_base(self.row):
+            return self._job("copy", output, [base], None, [1.0], {})
+        weights, values = _only_present(output, *resolve(self.recipe, output.slice, output.name, output.position))
         origin = base if self.row.base != "none" else None
         listed = [index for index, ref in enumerate(refs) if ref == base]
         models, origin, factors = split_base(self.row, refs, origin, listed, weights)
@@ -253,7 +255,7 @@ class _Planner:
         return Job(output.name, kind, tuple(inputs), base, tuple(weights), arguments, info)
 
     def _dtype(self, ref: Ref) -> str:
-        """Return the dtype that a source counts as."""
+        """Return the dtype to use for a source in promotion."""
         member, name = ref
         return self.members[member].dtypes.get(name, self._info(ref).dtype)
 
@@ -277,10 +279,10 @@ class _Planner:
                 )
 
 
-def _of_present(
+def _only_present(
     output: Output, weights: Sequence[float] | None, values: Mapping[str, Any]
 ) -> tuple[Sequence[float] | None, Mapping[str, Any]]:
-    """Return weights and parameters of those sources that have a tensor."""
+    """Return weights and parameters of the sources that have the tensor."""
     present = output.present
     if present is None:
         return weights, values
@@ -289,7 +291,7 @@ def _of_present(
 
 
 def _sources(recipe: Recipe) -> tuple[list[str], dict[str, str]]:
-    """Return the checkpoints of a recipe, each once, and the evidence by checkpoint."""
+    """Return the checkpoints of a recipe without duplicates, and checkpoint -> evidence."""
     sources = [source for part in recipe.slices for source in part.sources]
     return list(recipe.models), {source.model: source.evidence for source in sources if source.evidence is not None}
 
@@ -317,13 +319,13 @@ def _metadata(recipe: Recipe, members: Sequence[Member], options: PlanOptions) -
 def _identity(
     metadata: Mapping[str, str], stamps: Mapping[Path, tuple[int, int]], output: OutputOptions, out: Path
 ) -> str:
-    """Return everything that determines the bytes, with the inputs by size and modification time."""
+    """Return a string that identifies the output's bytes; inputs enter by size and modification time."""
     files = [(os.path.realpath(file), *stamp) for file, stamp in stamps.items()]
     return json.dumps([dict(metadata), files, output.hashes, out.name])
 
 
 def _weights_file(out: Path) -> str | None:
-    """Return the name of the single file of weights, None for a folder; torch files are made from safetensors."""
+    """Return the name of a single safetensors file, from which torch files are converted; None for a folder."""
     if not is_file_name(out):
         return None
     name = f"{out.stem}.safetensors"

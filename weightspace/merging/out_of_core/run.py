@@ -1,4 +1,4 @@
-"""Execution of a merge plan: out of core, and resumable after an interruption."""
+"""Run a merge plan out of core; interrupted runs resume."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ class MergeReport:
     Attributes:
         out: the output checkpoint.
         method: the method's name.
-        files: names of its files of weights.
+        files: names of its weight files.
         tensors: number of its tensors, without tied names.
-        resumed: number of them that an interrupted run had already made.
+        resumed: number of tensors that an interrupted run had already completed.
         read_bytes: bytes of all sources of all tensors.
-        written_bytes: bytes of the files of weights.
-        memory: approximate peak of private bytes, in addition to the interpreter and its libraries.
-        seconds: from the plan to the last rename; a rough estimate for a dry run.
-        warnings: lines that a strict reading would have refused.
-        fetched_bytes: bytes fetched from URLs, or to be fetched.
+        written_bytes: bytes of the weight files.
+        memory: approximate peak memory in bytes, in addition to the interpreter and its libraries.
+        seconds: run time without planning; a rough estimate for a dry run.
+        warnings: one-line warnings; a strict merge refuses most of them.
+        fetched_bytes: bytes that were, or for a dry run would be, downloaded.
 
     Example:
         >>> import torch
@@ -94,11 +94,11 @@ def run_plan(
     finish: Finish | None = None,
     progress: OnBytes | None = None,
 ) -> MergeReport:
-    """Execute a plan.
+    """Run a plan.
 
     Args:
         plan: the plan.
-        out: path of the output; a checkpoint there is replaced at the end.
+        out: path of the output; an existing checkpoint is replaced at the end.
         execution: execution options.
         align: alignment of the sources before the merge.
         finish: function to apply to the merged network.
@@ -106,8 +106,9 @@ def run_plan(
 
     Raises:
         CheckpointError: ``out`` holds something other than a checkpoint, the disk is full or writing fails, another
-            merge is writing there, or an input changes meanwhile.
-        WeightspaceError: memory is too small; integers differ; a tensor holds NaN or infinity; as the method.
+            merge is writing there, or an input changes during the merge.
+        WeightspaceError: the memory limit is too low, integers differ, a tensor holds NaN or infinity, or the method
+            raises it.
     """
     start = time.perf_counter()
     _log.info("%s, %d tensors, %d bytes into %s", plan.method.name, len(plan.jobs), plan.written_bytes, out)
@@ -130,7 +131,7 @@ def run_plan(
 def report(
     plan: Plan, out: Path, execution: ExecutionOptions, *, resumed: int = 0, seconds: float | None = None
 ) -> MergeReport:
-    """Return the report of a plan; if it was not executed, ``seconds`` is None and is estimated."""
+    """Return the report of a plan. If ``seconds`` is None, the run time is estimated."""
     return MergeReport(
         str(out),
         plan.method.name,
@@ -146,11 +147,11 @@ def report(
 
 
 def check_runnable(plan: Plan, out: Path, execution: ExecutionOptions) -> None:
-    """Check output, memory and disk before a byte is written.
+    """Check output path, memory and disk space before anything is written.
 
     Raises:
-        CheckpointError: ``out`` cannot be replaced, or the disk has no room.
-        WeightspaceError: a tensor needs more memory than is allowed.
+        CheckpointError: ``out`` cannot be replaced, or the disk is too small.
+        WeightspaceError: a tensor needs more memory than the limit.
     """
     check_checkpoint_output(out, again=plan.companions, force=execution.force)
     with one_line_errors(out, "written"):
@@ -168,7 +169,7 @@ def check_runnable(plan: Plan, out: Path, execution: ExecutionOptions) -> None:
 
 
 def _check_room(plan: Plan, out: Path) -> None:
-    """Check that the disk has room for the output, in addition to what an interrupted run has written."""
+    """Check that the disk has space for the output, counting what an interrupted run has already written."""
     with one_line_errors(out, "written"):
         parts = staging_folder(out) / "parts"
         existing = next(folder for folder in parts.parents if folder.exists())
@@ -185,7 +186,7 @@ def _check_room(plan: Plan, out: Path) -> None:
 
 
 def _fetched_beside(plan: Plan, folder: Path) -> int:
-    """Return the bytes that are still to be fetched onto the disk of a folder."""
+    """Return the bytes that are still to be downloaded to the disk of a folder."""
     cache = cache_folder()
     if not cache.exists() or os.stat(cache).st_dev != os.stat(folder).st_dev:
         return 0
@@ -193,7 +194,7 @@ def _fetched_beside(plan: Plan, folder: Path) -> int:
 
 
 def _fetch(plan: Plan, missing: int, progress: OnBytes | None) -> OnBytes | None:
-    """Fetch the tensors at URLs; return a progress callback that continues from there."""
+    """Download the tensors at URLs; return a progress callback that continues from there."""
     if not missing or progress is None:
         fetch(plan.input_files)
         return progress
@@ -209,7 +210,7 @@ def _fetch(plan: Plan, missing: int, progress: OnBytes | None) -> OnBytes | None
 
 
 def _make_tensors(plan: Plan, staging: Staging, execution: ExecutionOptions, progress: OnBytes | None) -> int:
-    """Make the missing tensors; return how many were there already."""
+    """Compute the missing tensors; return the number of tensors that were already complete."""
     from weightspace.merging.out_of_core.staging import read_journals
 
     done = [read_journals(staging.journals(number, shard.name, shard.size)) for number, shard in enumerate(plan.shards)]
@@ -254,7 +255,7 @@ def _make(
 
 
 def _hashing(plan: Plan) -> Hashing:
-    """Return a hasher that computes the digests of the inputs while the merge reads them."""
+    """Return a hasher that computes the inputs' digests during the merge."""
     return Hashing([member.files for member in plan.members] if plan.hashes else ())
 
 
@@ -264,7 +265,7 @@ def _inputs(plan: Plan, digests: Mapping[Path, str]) -> dict[str, str]:
 
 
 def _aligned(plan: Plan, align: Alignment | None, staging: Staging) -> Plan:
-    """Return the plan, with aligned copies of the checkpoints if an alignment is given."""
+    """Return the plan, reading aligned copies of the checkpoints if an alignment is given."""
     if align is None:
         return plan
     from weightspace.merging.out_of_core.aligning import aligned
@@ -274,7 +275,7 @@ def _aligned(plan: Plan, align: Alignment | None, staging: Staging) -> Plan:
 
 @contextmanager
 def _reporting_changed_inputs(plan: Plan) -> Iterator[None]:
-    """Report a changed input instead of the error that it caused, if an input has changed meanwhile."""
+    """Raise an error about a changed input instead of the error that it caused."""
     try:
         yield
     except WeightspaceError as error:
@@ -288,9 +289,10 @@ def _reporting_changed_inputs(plan: Plan) -> Iterator[None]:
 def _finish(
     plan: Plan, staging: Staging, metadata: Mapping[str, str], finish: Finish | None, execution: ExecutionOptions
 ) -> str | None:
-    """Add the final metadata and the files beside the weights; return the name of the file if the output is one.
+    """Write the final metadata and the non-weight files.
 
-    The name is that of a file in ``Staging.parts``; None: the output is the folder.
+    Returns:
+        The name in ``Staging.parts`` of the output file, or None if the output is a folder.
     """
     if finish is not None:
         from weightspace.merging.out_of_core.executor import rewrite

@@ -1,4 +1,4 @@
-"""Tensors of a plan's members, read from their files by range."""
+"""Read the tensors of a plan's members from their files, in ranges."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from weightspace.merging.tokenizers.moved_rows import RowSources, moved_rows
 
 
 class Sources:
-    """Checkpoints of a plan, each opened once, and the stacks of its jobs."""
+    """The opened checkpoints of a plan, and the tensor stacks of its jobs."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -31,13 +31,13 @@ class Sources:
         self.stages = [None if member.plan is None else Sources(member.plan) for member in members]
         self.adapters = [contents and CheckpointReader(contents, files) for contents in adapters]
         self.evidence = [member.evidence and CheckpointReader(member.evidence, files) for member in members]
-        #: Results that several jobs share: merged weights in magnitude and direction, and singular vectors, by tensor.
+        #: Results shared by several jobs, by tensor: magnitude and direction of merged weights, and singular vectors.
         self.splits: dict[str, Split] = {}
         self.vectors: dict[str, SpectralModel] = {}
         self._row_sources: dict[tuple[int, ...], RowSources] = {}
 
     def moved(self, job: Job, ref: Ref) -> TensorReader:
-        """Return a tensor of a job as ``flat``, with the rows of its tokens where they are in the output."""
+        """Return a tensor as ``flat`` does, with embedding rows reordered to the output's token ids."""
         vocabulary, (index, name) = self.plan.vocabulary, ref
         if vocabulary is None or not vocabulary.moves(index, name):
             return self.flat(ref)
@@ -52,7 +52,7 @@ class Sources:
         return moved_rows(self._row_sources[members], readers, index, vocabulary.tensors[index][name])
 
     def flat(self, ref: Ref) -> TensorReader:
-        """Return a tensor, with its adapter's update added if it has one."""
+        """Return a reader of a tensor, with the adapter's update added if there is one."""
         index, name = ref
         member, state = self.plan.members[index], self.adapters[index]
         if member.adapter is None or state is None:
@@ -66,7 +66,7 @@ class Sources:
         return Scaled(flat, member.scales[name]) if name in member.scales else flat
 
     def _own(self, index: int, name: str) -> TensorReader:
-        """Return a tensor of a member without its adapter: of its files, or computed."""
+        """Return a reader of a member's tensor without its adapter, stored or computed."""
         stage, plan = self.stages[index], self.plan.members[index].plan
         if stage is None or plan is None:
             return _flat(self.states[index], name)
@@ -74,7 +74,7 @@ class Sources:
         return ComputedTensor(plan.made(made), stage)
 
     def weights(self, job: Job) -> list[TensorReader]:
-        """Return the tensors of the models and the base as they are merged: weights in the place of directions."""
+        """Return readers of the models' and the base's tensors to merge; directions are replaced by full weights."""
         flats = [self.moved(job, ref) for ref in job.models]
         mask = self.plan.by_name.get(mask_of(job.name))
         if mask is not None and mask.kind == "mask" and job.info.dtype != "C64":
@@ -89,7 +89,7 @@ class Sources:
         ]
 
     def stack(self, job: Job) -> TensorStack:
-        """Return the stack of a job."""
+        """Return the tensor stack of a job."""
         everything = self.weights(job)
         flats, base = everything[: len(job.inputs)], everything[-1] if job.base is not None else None
         out = DTYPES[job.info.dtype]
@@ -115,7 +115,7 @@ class Sources:
         return [self._evidence_of(job, index, name) for index, name in job.inputs]
 
     def _evidence_of(self, job: Job, index: int, name: str) -> TensorReader | None:
-        """Return a model's evidence, by the name of the tensor or of the weight whose main part it is."""
+        """Return a model's evidence for a tensor, or for the parametrized weight that the tensor is part of."""
         state = self.evidence[index]
         names = (name, effective_name(name)) if job.name in self.plan.parametrized else (name,)
         known = next((known for known in names if state is not None and known in state), None)
@@ -123,5 +123,5 @@ class Sources:
 
 
 def _flat(reader: CheckpointReader, name: str) -> TensorReader:
-    """Return a tensor that is read by range, or whole if its elements are not in order in the file."""
+    """Return a reader of a tensor; tensors whose elements are not contiguous in the file are loaded whole."""
     return reader.stored(name) or InMemory(reader[name])

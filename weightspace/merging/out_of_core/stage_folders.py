@@ -1,7 +1,7 @@
-"""Folders for the intermediate results of multi-document recipes: hidden beside the output, or given by the user.
+"""Folders for the intermediate results of multi-document recipes: hidden next to the output, or chosen by the user.
 
-Beside each result, ``.NAME.plan`` holds the digest of its plan, and the sizes and modification times of its files. A
-result is reused only if both match; in a user's folder, only results of such merges are replaced.
+Next to each result, ``.NAME.plan`` records the digest of its plan and the sizes and modification times of its files. A
+result is reused only if both match. In a user's folder, only such results are replaced.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def hidden_folder(out: Path) -> Path:
 
 
 class StageFolders:
-    """Folder of the intermediate results.
+    """Folder that holds intermediate results.
 
     Attributes:
         out: the output.
         home: the folder.
-        kept: whether it is kept at the end.
+        kept: whether it is kept after the merge.
     """
 
     def __init__(self, out: Path, kept_in: Path | None) -> None:
@@ -51,7 +51,7 @@ class StageFolders:
 
     @staticmethod
     def name(document: str) -> str:
-        """Return the name of a document's folder: its own where that is plain, else a digest of it."""
+        """Return the folder name for a document: its own name if that is a plain name, else a digest of it."""
         is_file = is_file_name(Path(document)) or document.lower().endswith((".yml", ".yaml"))
         if _PLAIN.fullmatch(document) and not is_file:
             return document
@@ -62,7 +62,7 @@ class StageFolders:
         return self.home / self.name(document)
 
     def check(self, document: str) -> None:
-        """Check that a result replaces nothing else.
+        """Check that a result does not replace anything else.
 
         Raises:
             CheckpointError: its path overlaps the output, or holds something that is not the result of a document.
@@ -82,13 +82,13 @@ class StageFolders:
             )
 
     def check_room(self, needed: int) -> None:
-        """Check that the disk has room for all results and the output, in addition to what is already there.
+        """Check that the disk has space for all results and the output, counting what is already written.
 
         Args:
-            needed: bytes of all of them.
+            needed: total number of bytes.
 
         Raises:
-            CheckpointError: it does not, or cannot be read.
+            CheckpointError: there is not enough space, or the disk cannot be queried.
         """
         with one_line_errors(self.home, "written"):
             existing = next(path for path in (self.home, *self.home.absolute().parents) if path.exists())
@@ -102,10 +102,10 @@ class StageFolders:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Hold the folder; remove a hidden one at the end, and after an error that another run cannot fix.
+        """Lock the folder. A hidden folder is removed at the end, and after errors that a rerun cannot fix.
 
         Raises:
-            CheckpointError: another process holds it, something else is in its place, or writing fails.
+            CheckpointError: another process has locked it, the path is taken, or writing fails.
         """
         with one_line_errors(self.home, "written"):
             if self.home.is_symlink() and not self.kept:
@@ -124,7 +124,7 @@ class StageFolders:
             shutil.rmtree(self.home, ignore_errors=True)
 
     def holds(self, document: str, digest: str) -> bool:
-        """Return whether the result of a plan is there and unchanged."""
+        """Return whether the result of a plan exists and is unchanged."""
         return self._noted(document) == [digest, *self._stamps(document)]
 
     def note(self, document: str, digest: str) -> None:
@@ -148,7 +148,7 @@ class StageFolders:
         return content if isinstance(content, list) else None
 
     def _stamps(self, document: str) -> list[object]:
-        """Return names, sizes and modification times of a result's files of weights."""
+        """Return names, sizes and modification times of a result's weight files."""
         try:
             files = find_weights(self.place(document)).files
             return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -1,9 +1,9 @@
-"""Merging of multi-document recipes: the results of earlier documents, in float32, are models of later ones.
+"""Merge multi-document recipes: the results of earlier documents, in float32, are models of later documents.
 
-A recipe is a graph, evaluated chunk by chunk where its methods allow it (``graph.py``). Where they don't, the results
-in between grow in a hidden folder beside the output, ``.OUT.stages/``; where the user says so they are kept, in a
-folder of the user's. Each is a checkpoint of its own: an interrupted merge takes those that are whole and goes on with
-the next. All are planned before a byte is written beside the output, from headers of what will be there.
+If its methods allow it, a recipe is evaluated chunk by chunk (``graph.py``). Otherwise, intermediate results are
+written to a hidden folder next to the output, ``.OUT.stages/``, or to a folder of the user's, where they are kept. Each
+is a complete checkpoint, so that an interrupted merge resumes after the last complete result. All documents are planned
+from headers before anything is written.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from weightspace.merging.recipe.types import Recipe, Warn
 
 @dataclass(frozen=True)
 class Listeners:
-    """Callbacks for lines that planning reports; see ``make_plan``."""
+    """Callbacks for messages of the planner; see ``make_plan``."""
 
     warn: Warn | None = None
     notice: Warn | None = None
@@ -39,7 +39,7 @@ class Listeners:
 
 @dataclass(frozen=True)
 class Step:
-    """A document with its plan and the path of its result."""
+    """A document, its plan, and the path of its result."""
 
     recipe: Recipe
     plan: Plan
@@ -57,7 +57,7 @@ def merge_documents(
     finish: Finish | None = None,
     progress: OnBytes | None = None,
 ) -> MergeReport:
-    """Merge the documents of a recipe, one after the other.
+    """Merge the documents of a recipe in order.
 
     Args:
         recipe: the recipe of the output, with the other documents in an order in which they can be merged.
@@ -65,7 +65,7 @@ def merge_documents(
         options: further options of the plans.
         execution: execution options.
         listeners: callbacks for warnings.
-        dry_run: plan and check, but write nothing beside the output.
+        dry_run: plan and check, but write nothing.
         finish: function to apply to the merged network of the output.
         progress: called with the bytes done and their total, over all documents.
 
@@ -75,12 +75,12 @@ def merge_documents(
     """
     folder = None if execution.intermediate_dir is None else Path(execution.intermediate_dir)
     documents = recipe.documents if folder is not None else used_documents(recipe)
-    _tell_of_unused(recipe, documents, listeners)
+    _report_unused(recipe, documents, listeners)
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="weightspace-") as drafts:
             plan = _graph(recipe, out, options, Path(drafts), listeners)
             if plan is not None:
-                _tell_of_unrun([plan], listeners)
+                _report_unrun_methods([plan], listeners)
                 check_runnable(plan, out, execution)
                 planned = report(plan, out, execution)
                 return planned if dry_run else run_plan(plan, out, execution, finish=finish, progress=progress)
@@ -88,7 +88,7 @@ def merge_documents(
     folders = StageFolders(out, folder)
     with tempfile.TemporaryDirectory(prefix="weightspace-") as drafts:
         steps = _draft(recipe, documents, out, options, folders, Path(drafts), told)
-        _tell_of_unrun([step.plan for step in steps], listeners)
+        _report_unrun_methods([step.plan for step in steps], listeners)
         _check(steps, folders, execution)
         planned = _total([report(step.plan, step.out, execution) for step in steps])
     if dry_run:
@@ -97,15 +97,15 @@ def merge_documents(
         return _run(steps, options, execution, listeners, folders, finish, progress)
 
 
-def _tell_of_unrun(plans: Sequence[Plan], listeners: Listeners) -> None:
-    """Tell of methods in files of the user's that a dry run does not load."""
+def _report_unrun_methods(plans: Sequence[Plan], listeners: Listeners) -> None:
+    """Report user-defined methods that a dry run does not load."""
     for plan in plans:
         if isinstance(plan.method, UnrunMethod) and listeners.notice is not None:
             listeners.notice(plan.method.note)
 
 
 def _graph(recipe: Recipe, out: Path, options: PlanOptions, drafts: Path, listeners: Listeners) -> Plan | None:
-    """Return the plan that computes the results in between chunk by chunk; None where they must be on the disk."""
+    """Return the plan that computes intermediate results chunk by chunk; None if they must be written to disk."""
     done: dict[str, Intermediate] = {}
     for document in used_documents(recipe):
         name = str(document.name)
@@ -126,7 +126,7 @@ def _draft(
     drafts: Path,
     listeners: Listeners,
 ) -> list[Step]:
-    """Return the steps, planned on files with the right headers and sizes but no content."""
+    """Return the steps, planned on draft files that have the right headers and sizes but no content."""
     steps: list[Step] = []
     done: dict[str, Intermediate] = {}
     for document in documents:
@@ -139,11 +139,11 @@ def _draft(
 
 
 def _check(steps: Sequence[Step], folders: StageFolders, execution: ExecutionOptions) -> None:
-    """Check paths, memory and disk before a byte is written.
+    """Check paths, memory and disk space before anything is written.
 
     Raises:
-        CheckpointError: a result would replace something else, or the disk has no room for all.
-        WeightspaceError: a tensor needs more memory than is allowed.
+        CheckpointError: a result would replace something else, or the disk is too small.
+        WeightspaceError: a tensor needs more memory than the limit.
     """
     for step in steps[:-1]:
         folders.check(str(step.recipe.name))
@@ -161,7 +161,7 @@ def _run(
     finish: Finish | None,
     progress: OnBytes | None,
 ) -> MergeReport:
-    """Make all missing results, and the output."""
+    """Compute all missing results and the output."""
     recipe, silent = steps[-1].recipe, _silenced(listeners)
     done: dict[str, Intermediate] = {}
     reports: list[MergeReport] = []
@@ -188,9 +188,9 @@ def _plan_stage(
     done: Mapping[str, Intermediate],
     listeners: Listeners,
 ) -> tuple[Plan, Intermediate]:
-    """Return the plan of a result in float32 (float64 if the document has any), and its description for later ones.
+    """Return the plan of an intermediate result in float32 (or float64 if it has such tensors), and its description.
 
-    Later documents promote the dtype that the document asks for, not that of its file.
+    Later documents use the dtype that the document requests for promotion, not that of its file.
     """
     own = replace(document, documents=used_documents(replace(document, documents=recipe.documents)))
     plain = replace(options, output=replace(options.output, recorded=None))
@@ -214,7 +214,7 @@ def _plan(recipe: Recipe, out: Path, options: PlanOptions, listeners: Listeners)
 
 
 def _with_stages(options: PlanOptions, recipe: Recipe, done: Mapping[str, Intermediate]) -> PlanOptions:
-    """Return the options with the results that a document may use, and with their inputs in the metadata."""
+    """Return the options with the results that a document may use, recording their inputs in the metadata."""
     used = {str(document.name): done[str(document.name)] for document in used_documents(recipe)}
     stored = {name: stage for name, stage in used.items() if stage.plan is None}
     made_from = {name: _made_from(_metadata(stage.folder)) for name, stage in stored.items()}
@@ -239,15 +239,15 @@ def _metadata(folder: Path) -> Mapping[str, str]:
 
 
 def _silenced(listeners: Listeners) -> Listeners:
-    """Return listeners that allow the same but ignore all lines, which were reported before."""
+    """Return listeners that accept the same messages but drop them, since they were reported before."""
     return Listeners(*(None if listener is None else _skip for listener in (listeners.warn, _skip, listeners.ignored)))
 
 
 def _skip(line: str) -> None:
-    """Ignore a line that was reported before."""
+    """Drop a message that was reported before."""
 
 
-def _tell_of_unused(recipe: Recipe, documents: Sequence[Recipe], listeners: Listeners) -> None:
+def _report_unused(recipe: Recipe, documents: Sequence[Recipe], listeners: Listeners) -> None:
     unused = [repr(document.name) for document in recipe.documents if document not in documents]
     if unused and listeners.notice is not None:
         names = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")
@@ -255,27 +255,27 @@ def _tell_of_unused(recipe: Recipe, documents: Sequence[Recipe], listeners: List
 
 
 class _Parts:
-    """Progress of successive merges, reported as that of one."""
+    """Progress of successive merges, reported as a single one."""
 
     def __init__(self, sizes: Sequence[int], progress: OnBytes | None) -> None:
         self.sizes = list(sizes)
         self.index = 0
         self.listener = progress
-        self.progress = None if progress is None else self.tell
+        self.progress = None if progress is None else self.report
 
     def next(self) -> None:
         """Move on to the next merge."""
         self.index += 1
 
-    def tell(self, done: int, total: int) -> None:
-        """Report the progress of the current merge, whose total exceeds the planned one if it fetches."""
+    def report(self, done: int, total: int) -> None:
+        """Report the progress of the current merge; its total exceeds the planned one if it downloads files."""
         self.sizes[self.index] = max(total, self.sizes[self.index])
         if self.listener is not None:
             self.listener(sum(self.sizes[: self.index]) + done, sum(self.sizes))
 
 
 def _total(reports: Sequence[MergeReport]) -> MergeReport:
-    """Return the report of the last merge, with the costs of all."""
+    """Return the report of the last merge with the total costs of all merges."""
     return replace(
         reports[-1],
         resumed=sum(each.resumed for each in reports),

@@ -1,4 +1,4 @@
-"""Names of the output's tensors, and the tensors that each is merged from."""
+"""Determine the output's tensors and the tensors that each is merged from."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class Outputs:
 
     Attributes:
         outputs: the tensors, in order.
-        tied: name -> the name that it shares memory with.
-        stackings: the stacked slices, one per module; none if models are merged whole.
-        untied: whether the output has a separate head where some model tied it to the embedding.
-        beside: names of tensors that are in none of the recipe's modules, and copied.
-        computed: names of tables that networks compute, which some models lack, and which are copied.
-        lacking: model -> names of tensors that it lacks, and that are merged without it.
+        tied: name -> name of the tensor that it shares memory with.
+        stackings: the stacked slices, one per module; empty if whole models are merged.
+        untied: whether the output has a separate head although some model ties it to the embedding.
+        outside_modules: names of tensors that belong to none of the recipe's modules and are copied.
+        computed: names of buffers that networks compute and some models lack; they are copied.
+        lacking: model -> names of tensors that it lacks and that are merged without it.
     """
 
     outputs: tuple[Output, ...]
     tied: Mapping[str, str]
     stackings: tuple[Stacking, ...]
     untied: bool
-    beside: tuple[str, ...] = ()
+    outside_modules: tuple[str, ...] = ()
     computed: tuple[str, ...] = ()
     lacking: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
@@ -53,16 +53,16 @@ def outputs(
     """Return the tensors of the output.
 
     Args:
-        recipe: models that are merged whole, or stacked slices of their layers; all tensors or by modules.
-        members: its checkpoints.
-        base: whether the method reads the recipe's base.
-        warn: takes a line about tensors that some models lack; None: they are an error.
-        partial: merge them without these models, as mergekit does, where the method can.
+        recipe: the recipe: whole models or slices, for all tensors or by module.
+        members: the checkpoints of the merge.
+        base: whether the method uses the recipe's base.
+        warn: called with a one-line message about each tensor that some models lack; None makes them errors.
+        partial: merge tensors that some models lack without those models if the method can, as mergekit does.
 
     Raises:
-        CheckpointError: models lack tensors or layers that others have, or slices do not fit together.
-        WeightspaceError: the names do not identify the layers, a slice's sources have different numbers of them, or
-            there is no such module.
+        CheckpointError: models lack tensors or layers that others have, or slices are incompatible.
+        WeightspaceError: layers cannot be identified by name, a slice's sources have different numbers of layers, or a
+            module does not exist.
     """
     names = dict.fromkeys(name for member in members for name in member.contents.tensors)
     modules = divide(names, recipe.modules)
@@ -83,16 +83,16 @@ def outputs(
         computed += finder.computed
         for index, own in finder.lacking.items():
             lacking.setdefault(members[index].label, []).extend(own)
-    beside = list(_beside(recipe, members, modules))
-    named += beside
+    outside = list(_outside_modules(recipe, members, modules))
+    named += outside
     tied = _tied(members, named, stackings)
     untied = untied or has_own_head([output.name for output in named], tied, members)
-    if untied:  # transformers 5 ties nothing then, so that every name needs a tensor
+    if untied:  # transformers 5 then ties no weights, so every name needs a tensor
         own = {output.name: output for output in named}
         named += [replace(own[owner], name=alias) for alias, owner in missing_aliases(own).items()]
     kept = tuple(output for output in named if output.name not in tied)
-    beside_names = tuple(output.name for output in beside)
-    return Outputs(kept, tied, tuple(stackings), untied, beside_names, tuple(computed), lacking)
+    outside_names = tuple(output.name for output in outside)
+    return Outputs(kept, tied, tuple(stackings), untied, outside_names, tuple(computed), lacking)
 
 
 def _has_no_layers(recipe: Recipe, names: Collection[str]) -> bool:
@@ -101,10 +101,10 @@ def _has_no_layers(recipe: Recipe, names: Collection[str]) -> bool:
     return len(recipe.slices) == 1 and ranges == [(0, 0)] * len(ranges) and not Layers(names).stacks
 
 
-def _beside(
+def _outside_modules(
     recipe: Recipe, members: Sequence[Member], modules: Mapping[str | None, Collection[str]]
 ) -> Iterator[Output]:
-    """Yield the tensors outside all modules, copied from the donor of the configuration if it has them."""
+    """Yield the tensors outside all modules, copied from the configuration's model if it has them."""
     donor = next(number for number, member in enumerate(members) if member.source == recipe.donor)
     order = [donor, *(number for number in range(len(members)) if number != donor)]
     if None not in modules:
@@ -116,7 +116,7 @@ def _beside(
 
 
 def _whole(finder: TensorFinder) -> Iterator[Output]:
-    """Yield the tensors of models that are merged whole."""
+    """Yield the output's tensors if whole models are merged."""
     sources, base = finder.sources(finder.recipe.slices[0]), finder.bases[0]
     holders = sources if base is None else [*sources, base]
     names = dict.fromkeys(name for index in holders for name in finder.members[index].contents.tensors)
@@ -126,7 +126,7 @@ def _whole(finder: TensorFinder) -> Iterator[Output]:
 
 
 def _tied(members: Sequence[Member], outputs: Sequence[Output], stackings: Sequence[Stacking]) -> dict[str, str]:
-    """Return the names in the output that share memory with another one in every model."""
+    """Return the names in the output that share memory with another tensor in every model."""
     shared = set.intersection(*(set(member.contents.tied.items()) for member in members))
     known = {output.name: output for output in outputs}
     return {
@@ -139,7 +139,7 @@ def _tied(members: Sequence[Member], outputs: Sequence[Output], stackings: Seque
 
 
 def _stay_tied(output: Output, owner: Output, stacking: Stacking) -> bool:
-    """Return whether tensors that are tied in the models stay tied in slices, whose layers may come from elsewhere."""
+    """Return whether tensors that are tied in the models stay tied when layers are stacked."""
     inside = stacking.models[stacking.donor].inside
     if output.name not in inside and owner.name not in inside:
         return True  # a head and its embedding
@@ -153,48 +153,46 @@ def check_effects(recipe: Recipe, named: Outputs, reading: ReadingOptions, ignor
     Args:
         recipe: the recipe.
         named: the output's tensors.
-        reading: how the checkpoints are read.
-        ignored: called with a line for each; None: they are errors.
+        reading: options for reading the inputs.
+        ignored: called with a one-line message for each; None makes them errors.
 
     Raises:
-        WeightspaceError: there is one, and ``ignored`` is None.
+        WeightspaceError: a setting has no effect, and ``ignored`` is None.
     """
     sources = [source for source in recipe.models if source not in reading.intermediates]
     for part in dict.fromkeys(filter(None, map(ignored_revision, sources))):
         path, _, revision = part.rpartition("@")
-        line = f"The revision {revision!r} of {path} has no effect: it is a path on this machine."
-        _tell(line, "Leave it out.", ignored)
+        line = f"The revision {revision!r} of {path} has no effect: it is a local path."
+        _report(line, "Remove it.", ignored)
     names = [output.name for output in named.outputs]
-    if named.beside:
-        more = f" and {len(named.beside) - 1:,} more tensors" if named.beside[1:] else ""
-        line = f"{named.beside[0]!r}{more} belong to none of the recipe's modules: copied from {recipe.donor}."
-        _tell(line, "Expected all modules of the model.", ignored)
+    if outside := named.outside_modules:
+        more = f" and {len(outside) - 1:,} more tensors" if outside[1:] else ""
+        line = f"{outside[0]!r}{more} belong to none of the recipe's modules: copied from {recipe.donor}."
+        _report(line, "Expected all modules of the model.", ignored)
     if named.computed:
         more = f" and {len(named.computed) - 1:,} like it" if named.computed[1:] else ""
-        line = (
-            f"Not all models have {named.computed[0]!r}{more}: copied, since networks compute them when they are built."
-        )
-        _tell(line, "Expected the same tensors in all.", ignored)
+        line = f"Not all models have {named.computed[0]!r}{more}: copied, since networks compute them on construction."
+        _report(line, "Expected the same tensors in all.", ignored)
     for label, lacking in named.lacking.items():
         more = f" and {len(lacking) - 1:,} more tensors" if lacking[1:] else ""
         line = (
             f"{label} has no {lacking[0]!r}{more}, which other models have: merged without {label}, as mergekit does."
         )
-        _tell(line, "Expected the same tensors in all.", ignored)
+        _report(line, "Expected the same tensors in all.", ignored)
     for key, text in unmatched_filters(recipe, names):
         line = f"The filter {text!r} of {key!r} matches no tensor among {names[0]!r} and {len(names) - 1:,} more."
-        _tell(line, "Is it misspelt?", ignored)
+        _report(line, "Is it misspelt?", ignored)
 
 
 def check_mostly_common(named: Outputs, tensors: int) -> None:
-    """Check that no model lacks most of the output's tensors, which is then another network.
+    """Check that no model lacks most of the output's tensors, which suggests another architecture.
 
     Args:
         named: the output's tensors.
-        tensors: how many there are.
+        tensors: their number.
 
     Raises:
-        CheckpointError: one does.
+        CheckpointError: a model lacks more than half of them.
     """
     for label, lacking in named.lacking.items():
         if 2 * len(lacking) > tensors:
@@ -204,7 +202,7 @@ def check_mostly_common(named: Outputs, tensors: int) -> None:
             )
 
 
-def _tell(line: str, advice: str, ignored: Warn | None) -> None:
+def _report(line: str, advice: str, ignored: Warn | None) -> None:
     if ignored is None:
         raise WeightspaceError(f"{line} {advice}")
     ignored(line)

@@ -1,6 +1,6 @@
-"""Vocabularies of a merge whose recipe names no tokenizer: do the models share their tokens?
+"""Check that the models of a merge share their token ids, when the recipe names no tokenizer.
 
-Rows of embeddings are merged by their index: the same token at another index would be averaged with a stranger.
+Embedding rows are merged by index, so a token with different ids would be averaged with an unrelated token.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from weightspace.checkpoints.vocabulary import Tokens, Vocabulary, has_tokenizer
 from weightspace.errors import WeightspaceError
 from weightspace.merging.plan.plan import Member
 
-#: Number of tokens that a line names.
+#: Maximum number of tokens listed in a message.
 _LISTED = 3
 
 
@@ -22,7 +22,8 @@ def check_tokens(members: Sequence[Member], donor: Path | None, notice: Callable
     Args:
         members: the models.
         donor: the folder whose tokenizer the output gets.
-        notice: called with lines about tokens that only some models have, and vocabularies that cannot be compared.
+        notice: called with a one-line message about tokens that only some models have, and about vocabularies that
+            cannot be compared.
 
     Raises:
         CheckpointError: a file of a tokenizer is damaged.
@@ -45,7 +46,7 @@ def check_tokens(members: Sequence[Member], donor: Path | None, notice: Callable
 
 
 def _folders(members: Sequence[Member]) -> Iterator[tuple[str, Path]]:
-    """Yield the folders that may hold a tokenizer: those of models, and of adapters saved with one."""
+    """Yield the folders that may hold a tokenizer: those of models, and those of adapters saved with a tokenizer."""
     for member in members:
         if member.contents.path.is_dir():
             yield member.label, member.contents.path
@@ -54,12 +55,12 @@ def _folders(members: Sequence[Member]) -> Iterator[tuple[str, Path]]:
 
 
 def _comparable(one: Vocabulary, other: Vocabulary, *, whole: bool = True) -> Iterator[tuple[str, Tokens, Tokens]]:
-    """Yield the comparable tokens of two vocabularies, and the files that they are from.
+    """Yield the comparable tokens of two vocabularies, with the files that they come from.
 
     Args:
-        one: a vocabulary.
-        other: another one.
-        whole: only if both have all tokens, or both only the added ones.
+        one: the first vocabulary.
+        other: the second vocabulary.
+        whole: compare embedding rows only if both vocabularies are complete, or both list only added tokens.
     """
     if one.row_files and other.row_files and (not whole or one.is_whole == other.is_whole):
         yield ", ".join(sorted({*one.row_files, *other.row_files})), one.rows, other.rows
@@ -77,30 +78,30 @@ def _check_ids(label: str, one: Vocabulary, other_label: str, other: Vocabulary)
             token = moved[0]
             raise WeightspaceError(
                 f"{token!r} has id {ids[token]} in {label} and {other_ids[token]} in {other_label} ({kind}; "
-                f"{len(moved):,} tokens differ so). Embeddings are merged row by row: expected one id for each token. "
-                "`tokenizer: {source: union}` in a recipe moves rows by token first."
+                f"{len(moved):,} tokens have different ids). Embeddings are merged row by row: expected one id for "
+                "each token. `tokenizer: {source: union}` in a recipe merges them by token."
             )
 
 
 def _differences(label: str, one: Vocabulary, other_label: str, other: Vocabulary) -> list[str]:
-    """Return lines about differences other than ids."""
+    """Return one-line messages about differences other than ids."""
     lines: list[str] = []
     pairs = list(_comparable(one, other))
     both = "tokenizer.json" in one.tokens and "tokenizer.json" in other.tokens
     if one.is_empty != other.is_empty or (not pairs and (one.tokens or other.tokens)):
         lines.append(
-            f"The tokens of {label} ({_files(one)}) and of {other_label} ({_files(other)}) cannot be compared; rows of "
-            "embeddings are merged by their index."
+            f"The vocabularies of {label} ({_files(one)}) and {other_label} ({_files(other)}) cannot be compared; "
+            "embedding rows are merged by index."
         )
     for kind, tokens, others in pairs:
         lines.extend(_only_in(label, tokens, other_label, others, kind))
         lines.extend(_only_in(other_label, others, label, tokens, kind))
     for kind in sorted(one.merges.keys() & other.merges.keys()):
         if one.merges[kind] != other.merges[kind]:
-            lines.append(f"{kind} of {other_label} splits text into other tokens than that of {label}: merges differ.")
+            lines.append(f"{kind} of {other_label} and {label} tokenize text differently: their merges differ.")
     for key in sorted(one.rules.keys() | other.rules.keys()):
         if both and one.rules.get(key) != other.rules.get(key):
-            lines.append(f"tokenizer.json of {other_label} splits text differently from that of {label}: {key}.")
+            lines.append(f"tokenizer.json of {other_label} and {label} tokenize text differently: {key} differs.")
     for name in sorted(one.others.keys() & other.others.keys()):
         if one.others[name] != other.others[name]:
             lines.append(f"{name} differs between {label} and {other_label} and cannot be compared token by token.")
@@ -108,7 +109,7 @@ def _differences(label: str, one: Vocabulary, other_label: str, other: Vocabular
 
 
 def _only_in(label: str, tokens: Tokens, other_label: str, others: Tokens, kind: str) -> list[str]:
-    """Return a line about tokens that one model has and the other lacks."""
+    """Return a message about tokens that one model has and the other lacks, if any."""
     extra = [token for token in tokens if token not in others]
     if not extra:
         return []

@@ -1,4 +1,4 @@
-"""Estimates of a merge's memory and time, from shapes alone."""
+"""Estimate the memory and time of a merge from shapes."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from weightspace.merging.methods._registry import CHUNK
 from weightspace.merging.plan.options import ExecutionOptions
 from weightspace.merging.plan.plan import Job, Plan, Ref
 
-#: Copies of a chunk that a method holds at a time, beside two a model: the widened base, moves, masks, the result, and
-#: results that wait for others.
+#: Copies of a chunk that a method holds in addition to two per model: the widened base, task vectors, masks, the
+#: result, and results that wait to be written.
 _COPIES = 14
 
-#: Elements of a model that linear combinations read at a time.
+#: Number of elements per model that linear combinations read at a time.
 _BLOCK = 4 * CHUNK
 
-#: Elements of a computed source that are kept at a time, at most.
+#: Maximum number of elements of a computed source that are cached.
 _KEPT = 8 * CHUNK
 
-#: Copies of the whole tensor that a method of singular vectors holds for each model: factors, and workspace.
+#: Copies of a whole tensor that SVD methods hold per model: factors and workspace.
 _WHOLE_COPIES = 5
 
-#: What is computed in float64, from whole weights under weight norm or spectral norm; copies of a chunk for that, and
-#: of a matrix whose singular vectors are looked for.
+#: Kinds computed in float64 from whole weights under weight norm or spectral norm; copies of a chunk that they hold,
+#: and copies of a matrix whose singular vectors are computed.
 _DERIVED, _DERIVED_COPIES, _MATRIX_COPIES = ("direction", "magnitude", "vector"), 8, 3
 
-#: Nanoseconds of a singular value decomposition, by elements of the matrix and its smaller side.
+#: Nanoseconds of an SVD per element of the matrix times its smaller dimension.
 _SVD = 1.0
 
-#: How often a source that is computed is read, roughly.
+#: Approximate number of times that a computed source is read.
 _PASSES = 2
 
-#: Seconds before the first tensor, in every process: importing torch.
+#: Seconds to import torch in each process.
 _START = 2.0
 
-#: Seconds that starting worker processes takes beside that.
+#: Further seconds to start worker processes.
 _WORKERS = 0.8
 
 
 def job_memory(plan: Plan, job: Job) -> int:
-    """Return the bytes that a job takes, roughly and rather too many."""
+    """Return a conservative estimate of the bytes that a job needs."""
     own = _job_memory(plan, job) + sum(_factor_memory(plan, ref) for ref in job.refs)
     return own + sum(_computed_memory(plan, ref) for ref in job.refs)
 
 
 def _computed_memory(plan: Plan, ref: Ref) -> int:
-    """Return the bytes that computing a source takes, and the chunk of it that is kept."""
+    """Return the bytes needed to compute a source and cache a chunk of it."""
     index, name = ref
     stage = plan.members[index].plan
     if stage is None:
@@ -58,7 +58,7 @@ def _computed_memory(plan: Plan, ref: Ref) -> int:
 
 
 def _factor_memory(plan: Plan, ref: Ref) -> int:
-    """Return the bytes of an adapter's factors, widened, and of a block of their product."""
+    """Return the bytes of an adapter's widened factors and of a block of their product."""
     factors = plan.factors(ref)
     if factors is None:
         return 0
@@ -68,7 +68,7 @@ def _factor_memory(plan: Plan, ref: Ref) -> int:
 
 
 def _job_memory(plan: Plan, job: Job) -> int:
-    """Return the bytes that a job takes beside the factors of adapters."""
+    """Return the bytes that a job needs, without the factors of adapters."""
     shape = plan.info(job.inputs[0]).shape
     if job.kind not in _DERIVED:
         itemsize = max(4, *(ITEMSIZES[plan.info(ref).dtype] for ref in job.refs))
@@ -80,7 +80,7 @@ def _job_memory(plan: Plan, job: Job) -> int:
 
 
 def _merge_memory(plan: Plan, job: Job, shape: tuple[int, ...], itemsize: int) -> int:
-    """Return the bytes that merging a tensor takes."""
+    """Return the bytes needed to merge a tensor."""
     models, numel = len(job.models), math.prod(shape)
     if plan.method.evidence == "gram" and len(shape) > 1:
         width = numel // max(1, shape[0])
@@ -94,27 +94,27 @@ def _merge_memory(plan: Plan, job: Job, shape: tuple[int, ...], itemsize: int) -
 
 
 def _by_slices(plan: Plan, job: Job) -> bool:
-    """Return whether a job takes its tensor slice by slice."""
+    """Return whether a job processes its tensor slice by slice."""
     return job.merges and plan.method.granularity_of(job.arguments) == "slices"
 
 
 def plan_memory(plan: Plan, threads: int) -> int:
-    """Return the bytes that the largest jobs take together, one a thread."""
+    """Return the bytes that the largest jobs need together, one per thread."""
     return sum(sorted((job_memory(plan, job) for job in plan.jobs), reverse=True)[:threads])
 
 
 def estimated_seconds(plan: Plan, threads: int) -> float:
-    """Return about how long the tensors take, from what the method costs an element on a laptop's core."""
+    """Return the approximate run time, from the method's cost per element on a laptop's core."""
     return _START + _work(plan, plan.jobs) / threads
 
 
 def chosen_executor(plan: Plan, jobs: Iterable[Job], execution: ExecutionOptions) -> str:
-    """Return the executor of a merge; of ``auto`` processes only where they save more than it takes to start them.
+    """Return the executor of a merge; ``auto`` selects processes only if they save more time than they take to start.
 
     Args:
-        plan: what the tensors belong to.
-        jobs: the tensors that are missing; their bytes decide, and what the method costs an element.
-        execution: a number of workers asks for processes, the address of a cluster for Ray.
+        plan: the plan.
+        jobs: the tensors that are still to be computed.
+        execution: execution options; ``workers`` selects processes, and ``ray_address`` selects Ray.
     """
     if execution.executor != "auto":
         return execution.executor
@@ -127,7 +127,7 @@ def chosen_executor(plan: Plan, jobs: Iterable[Job], execution: ExecutionOptions
 
 
 def _work(plan: Plan, jobs: Iterable[Job]) -> float:
-    """Return the seconds of one core that tensors take."""
+    """Return the core seconds that the jobs need."""
     nanoseconds = 0.0
     for job in jobs:
         info = plan.info(job.inputs[0])

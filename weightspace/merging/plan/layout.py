@@ -1,4 +1,4 @@
-"""Layout of the output: shards of bounded size, and the offset of every tensor in its shard."""
+"""Lay out the output: assign tensors to shards of bounded size, with offsets."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from weightspace.merging.plan.plan import Job, Shard
 def lay_out(
     jobs: Sequence[Job], tied: Mapping[str, str], metadata: Mapping[str, str], file: str | None, shard_size: int
 ) -> tuple[tuple[Job, ...], tuple[Shard, ...]]:
-    """Return the jobs with their places, and the files that they go to.
+    """Return the jobs with their shards and offsets, and the shards.
 
     Args:
         jobs: the tensors in the order of the output.
-        tied: name -> the name of the job whose memory it shares.
-        metadata: of the file; shards carry none, their index does.
-        file: the name of the one file; None: a folder, sharded if need be.
-        shard_size: bytes of tensors in a shard, at most; one tensor may be larger.
+        tied: name -> name of the tensor that it shares memory with.
+        metadata: metadata of a single file; with several shards, the index holds it instead.
+        file: name of the single output file, or None for a folder, which is sharded if necessary.
+        shard_size: maximum number of tensor bytes per shard; a larger tensor gets a shard of its own.
     """
     groups = [list(range(len(jobs)))] if file is not None else _groups([job.info for job in jobs], shard_size)
     single = len(groups) == 1
@@ -43,7 +43,7 @@ def lay_out(
 
 
 def _groups(infos: Sequence[TensorInfo], shard_size: int) -> list[list[int]]:
-    """Fill shard after shard in order."""
+    """Assign tensors to shards greedily, in order."""
     groups: list[list[int]] = [[]]
     filled = 0
     for index, info in enumerate(infos):

@@ -1,7 +1,7 @@
-"""A LoRA adapter on top of a checkpoint, from headers: whether it fits, and what the two together hold.
+"""Check from headers that a LoRA adapter matches a checkpoint, and list the tensors of the two combined.
 
-Tensors that share memory in the model are set apart where the adapter changes only one of them, as PEFT has it when
-a network runs.
+If the adapter changes only one of several tensors that share memory in the model, they are untied, which is how PEFT
+runs the network.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from weightspace.suggestions import closest
 
 
 def adapted(member: Member, adapter: Adapter) -> Member:
-    """Return the member with the adapter on top.
+    """Return the member with the adapter applied.
 
     Args:
         member: a model.
-        adapter: for it.
+        adapter: an adapter for the model.
 
     Raises:
-        CheckpointError: the model lacks a tensor that the adapter changes, has several that it may be, or has it in
-            another shape or of another kind; or it is not known which tensor is tied to one that the adapter changes.
+        CheckpointError: a target of the adapter is missing from the model, is ambiguous, or has another shape or kind;
+            or it is unknown which tensor is tied to a target.
     """
     stored = member.contents
     shapes, config = shapes_of(stored), read_config(stored.path)
@@ -60,27 +60,27 @@ def adapted(member: Member, adapter: Adapter) -> Member:
 
 
 def _without_repeated(adapter: Adapter, hidden: Mapping[str, str]) -> Adapter:
-    """Return an adapter without the factors that repeat those of an embedding, for weights without a tensor.
+    """Return an adapter without factors for tied weights that repeat those of the embedding.
 
     Args:
-        adapter: an extracted one says which those are.
-        hidden: weights of the model that have no tensor -> the one that they share.
+        adapter: the adapter; extracted adapters record which factors are repeated.
+        hidden: weight that the model's files lack -> tensor that it is tied to.
     """
     left_out = {name for name in adapter.repeated if hidden.get(name) in adapter.factors}
     return replace(adapter, factors={name: own for name, own in adapter.factors.items() if name not in left_out})
 
 
 def _borrowed(member: Member, adapter: Adapter, hidden: Mapping[str, str], config: dict[str, Any]) -> dict[str, str]:
-    """Return the weights that get a tensor of their own -> the one that they start from.
+    """Return, for each weight that the adapter unties, the tensor that it is initialised from.
 
     Args:
         member: the model.
-        adapter: changes some of its weights, but not what is tied to them.
-        hidden: weights of the model that have no tensor -> the one that they share.
-        config: of the model.
+        adapter: the adapter.
+        hidden: weight that the model's files lack -> tensor that it is tied to.
+        config: the model's configuration.
 
     Raises:
-        CheckpointError: what is tied to a changed weight is not known, or cannot be set apart.
+        CheckpointError: the weights tied to a target are unknown, or cannot be untied.
     """
     stored, shapes = member.contents, shapes_of(member.contents)
     targets = set(adapter.targets)
@@ -94,49 +94,49 @@ def _borrowed(member: Member, adapter: Adapter, hidden: Mapping[str, str], confi
         if targets & names and not _is_repeated(adapter, targets & names, name):
             _check_tying(adapter, sorted(targets & names), sorted(names - targets))
             _check_stacks(member, adapter, targets, names)
-            borrowed |= hidden  # nothing is tied any more, so that every name needs a tensor
+            borrowed |= hidden  # nothing stays tied, so every name needs a tensor
     embeddings = [target for target in adapter.targets if is_token_embedding(target)]
     if embeddings and not any(map(is_head, borrowed)) and has_unknown_head(config, shapes):
         raise CheckpointError(
             f"{member.source}: {adapter.path} changes {embeddings[0]!r}, and the head of {stored.path} is tied to it "
-            "without a tensor of its own; expected one. Save the model with tie_word_embeddings false first."
+            "and has no tensor; expected one. Save the model with tie_word_embeddings false first."
         )
     return borrowed
 
 
 def _is_repeated(adapter: Adapter, changed: set[str], owner: str) -> bool:
-    """Return whether an adapter changes tied weights together: their owner, and the others by the same factors."""
+    """Return whether an adapter changes tied weights jointly, by the same factors."""
     return owner in changed and bool(adapter.repeated) and changed - {owner} <= adapter.repeated
 
 
 def _scales(member: Member, adapter: Adapter, borrowed: Mapping[str, str], config: dict[str, Any]) -> dict[str, float]:
-    """Return what the heads that are set apart are multiplied by, where that isn't 1.
+    """Return head -> factor for heads that the adapter unties, if the factor isn't 1.
 
     Raises:
-        CheckpointError: it isn't known.
+        CheckpointError: the factor is unknown.
     """
     heads = [name for name in borrowed if is_head(name)]
     scale = head_scale(config, member.contents.tensors) if heads else 1.0
     if scale is None:
         raise CheckpointError(
-            f"{member.source}: {adapter.path} sets {heads[0]!r} apart from {borrowed[heads[0]]!r}, but "
-            f"a tied head of {member.contents.path} works on a scale of its own, which isn't known. Merge it into its "
-            "model with PEFT first."
+            f"{member.source}: {adapter.path} unties {heads[0]!r} from {borrowed[heads[0]]!r}, but "
+            f"{member.contents.path} scales tied heads by an unknown factor. Merge the adapter into its model with "
+            "PEFT first."
         )
     return {} if scale == 1 else dict.fromkeys(heads, scale)
 
 
 def _check_stacks(member: Member, adapter: Adapter, targets: set[str], names: set[str]) -> None:
-    """Refuse an embedding that encoder and decoder share, where the adapter changes it for one of them alone.
+    """Refuse an adapter that changes a shared embedding only for the encoder or only for the decoder.
 
-    Older transformers have one module for both, so that two tensors would not be two there.
+    Older releases of transformers have a single module for both, so two tensors would not be loaded separately.
     """
     stacks = set(filter(is_token_embedding, names))
     if len(stacks) > 1 and targets & stacks and not targets >= stacks:
         raise CheckpointError(
             f"{member.source}: {adapter.path} changes {min(targets & stacks)!r} and not {min(stacks - targets)!r}, "
-            f"which share a tensor in {member.contents.path}; expected all of them. Merge it into its model with PEFT "
-            "first."
+            f"which share a tensor in {member.contents.path}; expected all of them. Merge the adapter into its model "
+            "with PEFT first."
         )
 
 
@@ -145,18 +145,18 @@ def _missing(member: Member, adapter: Adapter, target: str) -> CheckpointError:
     close = closest(target, member.contents.tensors)
     guess = "" if close is None else f" Did you mean {close!r}?"
     return CheckpointError(
-        f"{member.source}: {adapter.path} changes {target!r}, which {member.contents.path} has no tensor of.{guess} Is "
-        "this adapter for that model?"
+        f"{member.source}: {adapter.path} changes {target!r}, which {member.contents.path} lacks.{guess} Does this "
+        "adapter belong to that model?"
     )
 
 
 def _fitted(member: Member, adapter: Adapter, target: str, info: TensorInfo) -> TensorInfo:
-    """Return dtype and shape of a tensor that the adapter changes, checked."""
+    """Return the dtype and shape of a tensor that the adapter changes, after checking them."""
     shapes = adapter.shapes(target)
     for shape in shapes:
         if shape != info.shape:
             turned = shape[::-1] == info.shape and len(shape) == 2
-            hint = f" Is fan_in_fan_out in {CONFIG} right?" if turned else " Is this adapter for that model?"
+            hint = f" Is fan_in_fan_out in {CONFIG} right?" if turned else " Does this adapter belong to that model?"
             raise CheckpointError(
                 f"{member.source}: {adapter.path} expects {target!r} of shape {shape}, but {member.contents.path} has "
                 f"it of shape {info.shape}.{hint}"
@@ -166,14 +166,14 @@ def _fitted(member: Member, adapter: Adapter, target: str, info: TensorInfo) -> 
         return TensorInfo(promoted(target, [info.dtype, adapter.contents.tensors[saved].dtype]), info.shape)
     if not info.is_inexact or info.dtype == "C64":
         raise CheckpointError(
-            f"{member.source}: {target!r} is {info.dtype} in {member.contents.path}, expected floats to add an adapter "
-            "to. Is the model quantised? Take the original one."
+            f"{member.source}: {target!r} is {info.dtype} in {member.contents.path}, expected a floating-point tensor "
+            "to apply an adapter to. Is the model quantised? Use the original model."
         )
     return info
 
 
 def _kept_ties(stored: CheckpointMetadata, adapter: Adapter) -> dict[str, str]:
-    """Return the tied names of a model, without those that the adapter changes alone."""
+    """Return a model's ties without those that the adapter breaks."""
     targets = set(adapter.targets)
     owners = _groups(stored.tied)
     changed = {owner for owner, names in owners.items() if targets & names}
@@ -188,7 +188,7 @@ def _kept_ties(stored: CheckpointMetadata, adapter: Adapter) -> dict[str, str]:
 
 
 def _groups(tied: Mapping[str, str]) -> dict[str, set[str]]:
-    """Return owner -> all names that share its memory."""
+    """Return owner -> all names that share memory with it."""
     groups: dict[str, set[str]] = {}
     for name, owner in tied.items():
         groups.setdefault(owner, {owner}).add(name)
@@ -196,10 +196,10 @@ def _groups(tied: Mapping[str, str]) -> dict[str, set[str]]:
 
 
 def _check_tying(adapter: Adapter, changed: Iterable[str], rest: Iterable[str]) -> None:
-    """Refuse an adapter that was trained on tied weights together and holds only one of them."""
+    """Refuse an adapter that was trained with tied weights but holds only some of them."""
     left = list(rest)
     if adapter.configuration.tying and left:
         raise CheckpointError(
             f"{adapter.path} was trained with ensure_weight_tying, but changes {', '.join(changed)} without {left[0]}; "
-            "expected both. Merge it into its model with PEFT first."
+            "expected both. Merge the adapter into its model with PEFT first."
         )

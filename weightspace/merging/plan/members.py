@@ -1,4 +1,4 @@
-"""The checkpoints of a recipe: found, their headers read, and given the names that errors call them by."""
+"""Open the checkpoints of a recipe: locate them, read their headers, and choose short labels for messages."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def open_members(
     """Return one member per source.
 
     Args:
-        sources: paths or URLs as the recipe has them, each once; ``MODEL+ADAPTER`` adds a LoRA adapter to a model.
-        evidence: path of the statistics of data, by source.
-        reading: how they are read.
-        notice: takes lines about what was chosen in the files.
+        sources: distinct paths or URLs as written in the recipe; ``MODEL+ADAPTER`` adds a LoRA adapter to a model.
+        evidence: source -> path of its data statistics.
+        reading: options for reading the inputs.
+        notice: called with a one-line message about each choice made while reading.
 
     Raises:
-        CheckpointError: a checkpoint or adapter is missing or damaged, or an adapter does not fit its model.
+        CheckpointError: a checkpoint or adapter is missing or damaged, or an adapter does not match its model.
     """
     labels = _labels(sources)
     paths = [split_adapter(source, reading.intermediates) for source in sources]
@@ -41,7 +41,7 @@ def open_members(
         check_no_adapter_folder(path)
     read = {path: read_contents(path, key=reading.key) for path in folders}
     if reading.key and all(contents.key is None for contents in read.values()):
-        notice(f"--key {reading.key} (key=…) chooses an entry of torch files, and no model is one: it has no effect.")
+        notice(f"--key {reading.key} (key=…) has no effect: it selects an entry of torch files, and no model is one.")
     for path, contents in read.items():
         check_is_model(contents.tensors, path)
         for note in contents.notes:
@@ -58,7 +58,7 @@ def open_members(
 
 
 def _evidence(path: str, contents: CheckpointMetadata) -> CheckpointMetadata:
-    """Return the statistics of a model under the names that its tensors go by."""
+    """Return a model's data statistics under the names that its tensors have in the merge."""
     statistics = read_contents(local_path(path))
     if any(without_inner_wrappers(name) != name for name in contents.renamed.values()):
         names = {name: without_inner_wrappers(name) for name in statistics.tensors}
@@ -69,10 +69,10 @@ def _evidence(path: str, contents: CheckpointMetadata) -> CheckpointMetadata:
 
 
 def split_adapter(source: str, intermediates: Mapping[str, Intermediate]) -> tuple[Path, Path | None]:
-    """Return the model and the adapter of a source ``MODEL+ADAPTER``; a path that exists as it is has no adapter.
+    """Return the model and the adapter of a source ``MODEL+ADAPTER``; an existing path is a model without adapter.
 
     Args:
-        source: as the recipe has it.
+        source: the source as written in the recipe.
         intermediates: results of other documents by name.
 
     Raises:
@@ -97,19 +97,19 @@ def _adapter_folder(source: str, adapter: str) -> Path:
     folder = local_path(adapter)
     if not folder.is_dir():
         raise CheckpointError(
-            f"{source}: {adapter} is no folder. Expected MODEL+ADAPTER with the folder of a LoRA adapter."
+            f"{source}: {adapter} is not a folder. Expected MODEL+ADAPTER with the folder of a LoRA adapter."
         )
     return folder
 
 
 def ignored_revision(source: str) -> str | None:
-    """Return the part of a source that names a revision of a path on this machine, which has none; or None."""
+    """Return the part of a source that gives a revision for a local path, where revisions are ignored; or None."""
     parts = (source,) if Path(source).exists() or "+" not in source else _divided(source)
     return next((part for part in parts if _located(part) != part), None)
 
 
 def _divided(source: str) -> tuple[str, str]:
-    """Return the parts at the ``+`` that has a model before it and a folder behind it, at the last one by default."""
+    """Split at the ``+`` that separates an existing model from an existing folder, or else at the last one."""
     signs = [index for index, character in enumerate(source) if character == "+"]
     splits = [(source[:sign], source[sign + 1 :]) for sign in reversed(signs)]
     for model, adapter in splits:
@@ -119,7 +119,7 @@ def _divided(source: str) -> tuple[str, str]:
 
 
 def _located(source: str) -> str:
-    """Return a source without the revision that it names, where that is a path on this machine."""
+    """Return a source without its revision if the rest is a local path."""
     path, separator, _ = source.rpartition("@")
     if not separator or is_url(source) or Path(source).exists() or not Path(path).exists():
         return source
@@ -127,7 +127,7 @@ def _located(source: str) -> str:
 
 
 def _labels(sources: Sequence[str]) -> list[str]:
-    """Return for each source the shortest end of its path that no other source ends with."""
+    """Return, for each source, the shortest suffix of its path that is unique among the sources."""
     parts = [Path(source).parts for source in sources]
     labels = []
     for own in parts:

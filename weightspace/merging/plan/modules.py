@@ -1,8 +1,8 @@
-"""The modules of a model that a recipe merges one by one, told by how the names of their tensors begin.
+"""Modules of a model that a recipe merges separately, identified by the prefixes of their tensor names.
 
-They have mergekit's names: ``text_decoder``, ``vision_tower``, ``multi_modal_projector`` of models of vision and text,
-``encoder``, ``decoder``, ``shared`` of an encoder with a decoder; ``default`` is all that belongs to no other. A module
-may also be called by the beginning of its names itself: ``model.vision_tower``, ``audio_tower.layers``.
+Modules have mergekit's names: ``text_decoder``, ``vision_tower`` and ``multi_modal_projector`` in vision-language
+models; ``encoder``, ``decoder`` and ``shared`` in encoder-decoder models; ``default`` contains all other tensors. A
+module may also be given by a prefix itself: ``model.vision_tower``, ``audio_tower.layers``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from weightspace.merging.plan.plan import Member
 from weightspace.merging.recipe.parse import Recipe
 from weightspace.suggestions import unknown
 
-#: Module -> how the names of its tensors begin, in files of older and newer releases of transformers.
-_BEGINNINGS: Mapping[str, tuple[str, ...]] = {
+#: Module -> prefixes of its tensor names, in older and newer releases of transformers.
+_PREFIXES: Mapping[str, tuple[str, ...]] = {
     "text_decoder": (
         *("language_model", "model.language_model", "model.embed_tokens", "model.layers", "model.norm", "lm_head"),
     ),
@@ -31,7 +31,7 @@ _BEGINNINGS: Mapping[str, tuple[str, ...]] = {
     "shared": ("shared", "model.shared", "lm_head"),
 }
 
-#: The module of everything that belongs to no other.
+#: The module of all tensors that belong to no other module.
 _DEFAULT = "default"
 
 
@@ -39,14 +39,15 @@ def divide(names: Collection[str], modules: Sequence[str]) -> dict[str | None, C
     """Return the names of the tensors of each module.
 
     Args:
-        names: of all tensors of all models.
-        modules: those that the recipe names.
+        names: names of all tensors of all models.
+        modules: modules of the recipe.
 
     Returns:
-        Names by module, in the recipe's order; all of them under None where it names none, or nothing but ``default``.
+        Module -> names of its tensors, in the recipe's order. Without modules, or with ``default`` alone, all names
+        belong to a single entry.
 
     Raises:
-        WeightspaceError: a module is not known, or has no tensors in these models.
+        WeightspaceError: a module is unknown, or has no tensors in these models.
     """
     if not modules or tuple(modules) == (_DEFAULT,):
         return {modules[0] if modules else None: names} if modules else {None: names}
@@ -57,24 +58,24 @@ def divide(names: Collection[str], modules: Sequence[str]) -> dict[str | None, C
     for module, inside in divided.items():
         if not inside:
             present = dict.fromkeys(owner for owner in owners.values() if owner is not None)
-            beginnings = dict.fromkeys(name.partition(".")[0] for name in names)
-            raise unknown("module of these models", str(module), [*present, *beginnings, _DEFAULT])
+            prefixes = dict.fromkeys(name.partition(".")[0] for name in names)
+            raise unknown("module of these models", str(module), [*present, *prefixes, _DEFAULT])
     return divided
 
 
 def module_recipe(recipe: Recipe, module: str | None) -> tuple[int, Recipe]:
-    """Return the recipe of one module, and the index that its first slice has in the whole."""
+    """Return the index of a module's first slice in the recipe, and the recipe of that module alone."""
     indices = [index for index, part in enumerate(recipe.slices) if module is None or part.module == module]
     return indices[0], replace(recipe, slices=tuple(recipe.slices[index] for index in indices))
 
 
 def within(members: Sequence[Member], inside: Collection[str], names: Collection[str]) -> Sequence[Member]:
-    """Return members that hold only the tensors of a module.
+    """Return the members restricted to the tensors of a module.
 
     Args:
         members: the checkpoints.
-        inside: the tensors of the module.
-        names: those of all modules.
+        inside: names of the module's tensors.
+        names: names of all tensors.
     """
     if len(inside) == len(names):
         return members
@@ -83,7 +84,7 @@ def within(members: Sequence[Member], inside: Collection[str], names: Collection
 
 
 def _cut(member: Member, wanted: set[str]) -> Member:
-    """Return a member that holds only some tensors."""
+    """Return a member restricted to the given tensors."""
     contents = member.contents
     tensors = {name: info for name, info in contents.tensors.items() if name in wanted}
     tied = {name: owner for name, owner in contents.tied.items() if name in wanted and owner in wanted}
@@ -91,15 +92,15 @@ def _cut(member: Member, wanted: set[str]) -> Member:
 
 
 def _owners(names: Collection[str], modules: Sequence[str]) -> dict[str, str | None]:
-    """Return the module of each tensor: that of the longest beginning, of two the one that the recipe names."""
-    beginnings: dict[str, str] = {}
-    for module in (*(known for known in _BEGINNINGS if known not in modules), *modules):
-        beginnings |= dict.fromkeys(_BEGINNINGS.get(module, (module,)), module)
+    """Return the module of each tensor: the longest matching prefix wins, and modules of the recipe win ties."""
+    prefixes: dict[str, str] = {}
+    for module in (*(known for known in _PREFIXES if known not in modules), *modules):
+        prefixes |= dict.fromkeys(_PREFIXES.get(module, (module,)), module)
     rest = _DEFAULT if _DEFAULT in modules else None
     owners: dict[str, str | None] = {}
     for name in names:
         parts = name.split(".")
         starts = (".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1))
-        owner = next((beginnings[start] for start in starts if start in beginnings), rest)
+        owner = next((prefixes[start] for start in starts if start in prefixes), rest)
         owners[name] = rest if rest is not None and owner not in modules else owner
     return owners

@@ -1,4 +1,4 @@
-"""The vocabulary of an output whose tokens have other ids in its models: which row of which model each token has."""
+"""Mapping from the models' embedding rows to the output's token ids."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class ChosenRow:
     """The row that a recipe chooses for a token.
 
     Attributes:
-        member: the checkpoint that it comes from, by its place in ``Plan.members``; None: the row is zero.
-        row: in that checkpoint's tensors.
-        force: checkpoints that have the token get it, too.
-        default: none is chosen, but all checkpoints get what those that lack the token would.
+        member: index in ``Plan.members`` of the checkpoint that the row comes from, or None for a zero row.
+        row: the row's index in that checkpoint's tensors.
+        force: whether it also replaces the row in checkpoints that have the token.
+        default: whether the recipe chooses no row, so that the default row for missing tokens is used.
     """
 
     member: int | None
@@ -30,10 +30,10 @@ class ChosenRow:
 
 @dataclass(frozen=True)
 class ExtendedTokenizer:
-    """A tokenizer with more tokens than the one that it is made from.
+    """A tokenizer extended by new tokens.
 
     Attributes:
-        text: of its ``tokenizer.json``, in UTF-8.
+        text: content of its ``tokenizer.json``, in UTF-8.
         added: id -> entry of ``added_tokens_decoder`` in its configuration.
     """
 
@@ -43,21 +43,21 @@ class ExtendedTokenizer:
 
 @dataclass(frozen=True)
 class MovedVocabulary:
-    """How rows by tokens are moved before the checkpoints are merged.
+    """How embedding rows are reordered before the checkpoints are merged.
 
     Attributes:
-        tokens: rows that belong to tokens, or lie between them; those behind are padding, the mean of these.
-        rows: of the output.
-        own: for each checkpoint its row of each token, by the output's ids; -1 where it lacks the token.
-        base: the checkpoint whose row those get that lack a token, where it has it; None: the mean of those that do.
-        chosen: id in the output -> its row, where the recipe chooses.
-        gaps: ids between those of tokens that no token has; their rows are padding, too.
-        tensors: for each checkpoint its tensors with a row per token; the sizes that they have in its files.
-        folder: where the output's tokenizer comes from.
-        extended: what replaces that tokenizer; None: it is copied as it is.
-        files: that the ids are read from.
-        further: rows for tokens that no checkpoint has, under the names of the tensors; they count as one more
-            checkpoint, the last one of ``own``. None: there are none.
+        tokens: number of output ids, including unused ids between tokens; rows after them are padding.
+        rows: number of rows of the output, including padding.
+        own: for each checkpoint, its row of each token, indexed by output id; -1 if it lacks the token.
+        base: index of the checkpoint that supplies rows for missing tokens; None: the mean of those that have them.
+        chosen: output id -> row, for tokens whose row the recipe chooses.
+        gaps: unused ids between those of tokens; their rows are padding, too.
+        tensors: for each checkpoint, the tensors with a row per token and their shapes in its files.
+        folder: folder of the output's tokenizer.
+        extended: extended tokenizer that replaces it, or None to copy it unchanged.
+        files: the files that the ids are read from.
+        further: rows for tokens that no checkpoint has, by tensor name, or None. They count as an additional
+            checkpoint, the last one in ``own``.
     """
 
     tokens: int
@@ -73,5 +73,5 @@ class MovedVocabulary:
     further: CheckpointMetadata | None = None
 
     def moves(self, member: int, name: str) -> bool:
-        """Return whether the rows of a tensor are moved."""
+        """Return whether the rows of a tensor are reordered."""
         return name in self.tensors[member]

@@ -1,4 +1,4 @@
-"""Options of merges from files, in groups: how inputs are read, what the output is, how the merge runs."""
+"""Option groups of merges from files: reading the inputs, the output, and execution."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 from weightspace.merging.plan.plan import Plan
 from weightspace.reprs import brief
 
-#: Private bytes that a merge may take beside the interpreter and its libraries.
+#: Default memory limit in bytes, in addition to the interpreter and its libraries.
 MEMORY = 2**28
 
-#: Bytes of tensors in a shard.
+#: Default maximum number of tensor bytes per shard.
 SHARD_SIZE = 5 * 10**9
 
 
@@ -23,9 +23,9 @@ class Intermediate:
     """The result of another document of a recipe.
 
     Attributes:
-        folder: its folder, in float32 at least.
-        dtypes: tensor -> the dtype that its document asks for.
-        plan: how its tensors are computed when they are read, where the folder has headers alone; None: it is whole.
+        folder: the folder of the result, in float32 or float64.
+        dtypes: tensor name -> dtype that the document requests.
+        plan: plan to compute its tensors on reading, if the folder holds only headers; None: the folder is complete.
     """
 
     folder: Path
@@ -36,14 +36,13 @@ class Intermediate:
 @brief
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How the inputs of a merge are read.
+    """Options for reading the inputs of a merge.
 
     Attributes:
-        key: the entry of torch files that holds the state dict (``state_dict_ema``); None: as ``load_checkpoint``.
-        strip_prefix: taken off every name that begins with it; ``""`` takes nothing off. None: a prefix that all names
-            of a model have and those of the others lack (``module.``, ``_orig_mod.``) is taken off with a warning;
-            a lenient merge takes names as they are.
-        intermediates: results of other documents of a recipe by their names, which come before paths.
+        key: entry of torch files that holds the state dict (such as ``state_dict_ema``); None: as ``load_checkpoint``.
+        strip_prefix: prefix to remove from all names that start with it; ``""`` removes none. None: remove a prefix
+            that all names of one model have and the other models lack (``module.``, ``_orig_mod.``), with a warning.
+        intermediates: results of other documents of a recipe by name; names take precedence over paths.
 
     Example:
         >>> import torch
@@ -64,13 +63,13 @@ class ReadingOptions:
 @brief
 @dataclass(frozen=True)
 class OutputOptions:
-    """What the output of a merge is, beside what the recipe says; all of it may change the bytes.
+    """Options of a merge's output, in addition to the recipe. All of them may change the output's bytes.
 
     Attributes:
-        shard_size: the largest number of bytes of tensors in a shard of a folder.
-        allow_nonfinite: merge NaN and infinity too.
-        hashes: keep the SHA-256 of the inputs in the metadata.
-        recorded: kept in the metadata (what ``finish`` does, say): anything that JSON can hold.
+        shard_size: maximum number of tensor bytes per shard of a folder.
+        allow_nonfinite: accept NaN and infinity.
+        hashes: record the SHA-256 of the inputs in the metadata.
+        recorded: JSON-serialisable values to record in the metadata, such as a description of ``finish``.
 
     Example:
         >>> import torch
@@ -91,21 +90,21 @@ class OutputOptions:
 @brief
 @dataclass(frozen=True)
 class ExecutionOptions:
-    """How a merge runs; none of it changes the bytes.
+    """Options for running a merge. None of them changes the output's bytes.
 
     Attributes:
-        memory: private bytes that it may take beside the interpreter and its libraries.
-        threads: tensors merged at a time; None: one per core, at most 4.
-        fsync: force the output to the disk, so that it survives a crash of the machine.
-        executor: ``threads`` of this process; ``processes`` of this machine (a script that asks for them needs
-            ``if __name__ == "__main__":``); ``ray``, over a file system that all workers see; or ``auto``, processes
-            if there is enough to merge to make up for starting them.
-        workers: the number of processes, or of jobs at a time on Ray; None: as many processes as threads, two on Ray.
-        ray_address: of a running Ray cluster; None: ``$RAY_ADDRESS``, else one of this machine.
+        memory: memory limit in bytes, in addition to the interpreter and its libraries.
+        threads: number of tensors merged in parallel; None: one per core, at most 4.
+        fsync: flush the output to disk, so that it survives a crash of the machine.
+        executor: ``threads`` in this process; ``processes`` on this machine (scripts that use them need
+            ``if __name__ == "__main__":``); ``ray``, with a file system that all workers share; or ``auto``, processes
+            if the merge is large enough to make up for starting them.
+        workers: number of processes, or of concurrent jobs on Ray; None: as many processes as threads, two on Ray.
+        ray_address: address of a running Ray cluster; None: ``$RAY_ADDRESS``, else a cluster on this machine.
         force: replace a file that is not a checkpoint.
-        intermediate_dir: keep the results of a recipe's named documents there, in float32; None: they are computed
-            chunk by chunk, or where a method does not allow that grow beside the output and are removed at the end.
-        reads: further files that are read, and may not be written over: the recipe, a user's code.
+        intermediate_dir: folder in which to keep the results of a recipe's named documents, in float32. None: compute
+            them chunk by chunk, or, if a method does not allow that, in a temporary folder next to the output.
+        reads: further files that are read and must not be overwritten: the recipe, a user's code.
 
     Example:
         >>> import torch
@@ -129,5 +128,5 @@ class ExecutionOptions:
 
     @property
     def concurrency(self) -> int:
-        """Tensors merged at a time on one machine."""
+        """Number of tensors merged in parallel on one machine."""
         return self.threads or min(4, os.cpu_count() or 1)

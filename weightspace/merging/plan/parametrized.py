@@ -1,4 +1,4 @@
-"""Jobs of weights that are kept in parts, and of the parts: weight norm's pairs, spectral norm's vectors."""
+"""Jobs of parametrized weights: weight norm's magnitude and direction, spectral norm's vectors, pruning masks."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from weightspace.merging.plan.plan import Job, Kind, Member, Ref
 
 
 def with_parametrizations(jobs: Sequence[Job], tied: Mapping[str, str], members: Sequence[Member]) -> list[Job]:
-    """Return the jobs in which what follows from a weight is made from it.
+    """Return the jobs with the parts of parametrized weights derived from the merged weight.
 
     Args:
-        jobs: every tensor as if it stood for itself.
-        tied: name in the output -> the name that it shares memory with.
-        members: the checkpoints that take part.
+        jobs: one job per tensor, as if all tensors were independent.
+        tied: name in the output -> name of the tensor that it shares memory with.
+        members: the checkpoints of the merge.
 
     Raises:
-        CheckpointError: the parts of a weight come from different models, only some of them are tied, or not every
-            model that a weight comes from has its mask.
-        WeightspaceError: a parametrization cannot be understood, or evidence speaks of a part of a weight.
+        CheckpointError: the parts of a weight come from different models, only some of them are tied, or a model that
+            a weight comes from lacks its mask.
+        WeightspaceError: a parametrization is not supported, or evidence refers to a part of a weight.
     """
     made = {job.name: job for job in jobs}
     shapes = {name: job.info.shape for name, job in made.items()}
@@ -48,7 +48,7 @@ def with_parametrizations(jobs: Sequence[Job], tied: Mapping[str, str], members:
 
 
 def _join(made: dict[str, Job], name: str, norm: WeightNorm | SpectralNorm) -> None:
-    """Put the jobs of a weight and of its parts in the place of those of plain tensors."""
+    """Replace the jobs of a weight and its parts by jobs that derive the parts from the merged weight."""
     weight, parts = made[name], [made[part] for part in norm.functions]
     if {job.kind for job in (weight, *parts)} == {"copy"} and len({job.inputs[0][0] for job in (weight, *parts)}) == 1:
         return
@@ -56,7 +56,7 @@ def _join(made: dict[str, Job], name: str, norm: WeightNorm | SpectralNorm) -> N
         if not job.merges or job.info.dtype == "C64" or _owners(job) != _owners(weight):
             raise CheckpointError(
                 f"{job.name!r} is a part of the weight {effective_name(name)!r} under weight norm or spectral norm, "
-                f"and not every model has that in real numbers. Expected {', '.join((name, *norm.functions))} in all."
+                f"and not every model has it as real numbers. Expected {', '.join((name, *norm.functions))} in all."
             )
     if isinstance(norm, WeightNorm):
         companions = (parts[0].models,)
@@ -71,13 +71,13 @@ def _join(made: dict[str, Job], name: str, norm: WeightNorm | SpectralNorm) -> N
 
 
 def _mask(job: Job, pruned: Job, members: Sequence[Member], *, alone: bool) -> Job:
-    """Return the job of the mask of a pruned tensor: that of all models, the base too, which agree on it.
+    """Return the job of a pruned tensor's mask, on which all models and the base must agree.
 
     Args:
-        job: of the mask as if it stood for itself.
-        pruned: of the pruned tensor.
-        members: the checkpoints that take part.
-        alone: the pruned tensor shares memory with another one, and the mask does not.
+        job: the mask's job, as if the mask were an independent tensor.
+        pruned: the job of the pruned tensor.
+        members: the checkpoints of the merge.
+        alone: whether the pruned tensor shares memory with another tensor while the mask does not.
 
     Raises:
         CheckpointError: a model or the base has no such mask.
@@ -89,13 +89,13 @@ def _mask(job: Job, pruned: Job, members: Sequence[Member], *, alone: bool) -> J
         if name not in members[index].contents.tensors:
             raise CheckpointError(
                 f"{job.name!r} is a pruning mask that {members[index].label} lacks, and only networks with the same "
-                "masks can be merged. Expected torch.nn.utils.prune.remove on every pruned model first."
+                "masks can be merged. Call torch.nn.utils.prune.remove on every pruned model first."
             )
     return replace(job, kind="mask", inputs=refs, base=None, weights=(1.0,) * len(refs), arguments={})
 
 
 def _following(job: Job, weight: Job, kind: Kind, companions: tuple[tuple[Ref, ...], ...]) -> Job:
-    """Return the job of a tensor that follows from a weight: merged as the weight is."""
+    """Return the job of a tensor that is derived from a merged weight."""
     return replace(
         job,
         kind=kind,

@@ -1,6 +1,6 @@
 """Merge plans: every output tensor with its sources, weights, parameters and file offset, as data.
 
-A plan is made from headers, holds no tensor and needs no torch; it can be printed, compared and sent elsewhere.
+A plan is built from headers, holds no tensors and needs no torch; it can be printed, compared and pickled.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ from weightspace.merging.plan.moved_vocabulary import MovedVocabulary
 if TYPE_CHECKING:
     from weightspace.lora.adapter import Adapter, Factors
 
-#: A tensor of a member: its index in ``Plan.members``, and the tensor's name there.
+#: A tensor of a member: the member's index in ``Plan.members`` and the tensor's name.
 Ref: TypeAlias = tuple[int, str]
 
-#: ``merge``: by the method. ``agree``: integers, copied where all models have the same. ``copy``: of the first one.
-#: ``largest``: a counter. ``direction`` and ``magnitude``: of a merged weight under weight norm. ``vector``: a singular
-#: vector of a merged weight under spectral norm. ``mask``: of pruned weights, copied where all models have the same.
+#: ``merge``: merged by the method. ``agree``: integers that must be equal in all models. ``copy``: copied from the
+#: first model. ``largest``: the maximum of counters. ``direction`` and ``magnitude``: parts of a merged weight under
+#: weight norm. ``vector``: singular vector of a merged weight under spectral norm. ``mask``: pruning mask that must
+#: be equal in all models.
 Kind: TypeAlias = Literal["merge", "agree", "copy", "largest", "direction", "magnitude", "vector", "mask"]
 
 
 @dataclass(frozen=True)
 class Member:
-    """A checkpoint that takes part.
+    """A checkpoint of a merge.
 
     Attributes:
-        source: as the user wrote it.
-        label: the shortest end of its path that no other member has; errors and random masks know it by this.
-        contents: its tensors, the adapter on top.
-        adapter: a LoRA adapter that is added on the fly, or None.
-        evidence: statistics of data for it, or None.
-        stored: its tensors as they are in its files, where the adapter makes others of them; else None.
-        borrowed: tensor without one of its own in the files -> the one that it was tied to, and starts from.
-        scales: those of them that are multiplied by a number, because a tied head works on another scale.
-        dtypes: tensor -> the dtype that it counts as where dtypes are promoted, where that is not the one of its file.
-        plan: how its tensors are computed when they are read, where it is a result that lies in no file; else None.
+        source: the source as written by the user.
+        label: the shortest unique suffix of its path, used in messages and to seed random masks.
+        contents: its tensors, including the adapter's changes.
+        adapter: a LoRA adapter that is applied on reading, or None.
+        evidence: data statistics for the model, or None.
+        stored: its tensors as stored in its files, if the adapter or moved rows change them; else None.
+        borrowed: tensor that the files lack -> tensor that it was tied to and is initialised from.
+        scales: name -> factor of borrowed tensors, if tied heads are scaled differently.
+        dtypes: name -> dtype to use for promotion, if it differs from that of the file.
+        plan: plan to compute its tensors on reading, if it is an intermediate result without files; else None.
     """
 
     source: str
@@ -58,19 +59,19 @@ class Member:
 
     @property
     def inputs(self) -> tuple[tuple[Path, tuple[Path, ...]], ...]:
-        """What it is read from: a path and its files, of the model, of the adapter and of the evidence."""
+        """Paths that it is read from, each with its files: the model, the adapter and the evidence."""
         own = (None if self.plan is not None else self.contents, self.adapter, self.evidence)
         below = () if self.plan is None else self.plan.inputs
         return (*below, *((part.path, part.files) for part in own if part is not None))
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files of all of these."""
+        """All files that it is read from."""
         return tuple(file for _, files in self.inputs for file in files)
 
     @property
     def untied(self) -> bool:
-        """Whether the adapter sets tensors apart that share memory in the model."""
+        """Whether the adapter separates tensors that share memory in the model."""
         return bool(self.borrowed) or (self.stored is not None and self.stored.tied != self.contents.tied)
 
 
@@ -79,20 +80,20 @@ class Job:
     """One tensor of the output.
 
     Attributes:
-        name: its name there.
-        kind: how it is made.
+        name: name in the output.
+        kind: how it is computed.
         inputs: the models' tensors.
-        base: the base's, or None.
+        base: the base's tensor, or None.
         weights: one per model.
         arguments: keyword arguments of the method.
         info: dtype and shape in the output.
-        shard: the file that it goes to.
-        offset: its first byte there.
-        follows: the tensor of the output that it follows from, for magnitudes and vectors; ``inputs`` are that one's.
-        companions: tensors beside the inputs, one per model, the base last: the magnitudes of directions; of vectors
-            all left ones, all right ones and all values, as far as there are any.
-        layer: its layer in its stack, counted from 0, and their number; None outside the layers.
-        part: which of a spectral norm's tensors a vector is: ``left``, ``right`` or ``value``.
+        shard: index of its shard.
+        offset: offset of its first byte in the shard.
+        follows: for magnitudes and vectors, the output tensor that they are derived from; it has the same ``inputs``.
+        companions: further tensors that are read, one per model with the base last: magnitudes for directions; left
+            vectors, right vectors and values for vectors, as far as they exist.
+        layer: index of its layer and number of layers in its stack; None outside the layers.
+        part: which of spectral norm's tensors a vector is: ``left``, ``right`` or ``value``.
     """
 
     name: str
@@ -111,23 +112,23 @@ class Job:
 
     @property
     def models(self) -> tuple[Ref, ...]:
-        """The models' tensors, and the base's behind them."""
+        """The models' tensors, followed by the base's."""
         return self.inputs if self.base is None else (*self.inputs, self.base)
 
     @property
     def refs(self) -> tuple[Ref, ...]:
-        """Everything that is read for it."""
+        """All tensors that are read for it."""
         return (*self.models, *(ref for refs in self.companions for ref in refs))
 
     @property
     def merges(self) -> bool:
-        """Whether the method is used for it."""
+        """Whether it is computed by the merge method."""
         return self.kind in ("merge", "largest", "direction", "magnitude", "vector")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of the output: its name, its header without digests, and its size in bytes."""
+    """An output file: its name, its header without digests, and its size in bytes."""
 
     name: str
     header: bytes
@@ -139,24 +140,24 @@ class Plan:
     """A merge from files to files.
 
     Attributes:
-        method: the row of the table.
-        members: the checkpoints that take part.
-        jobs: the tensors of the output, in its order.
-        tied: name in the output -> the name that it shares memory with; no jobs of their own.
+        method: the merge method.
+        members: the checkpoints of the merge.
+        jobs: the tensors of the output, in order.
+        tied: name in the output -> name of the tensor that it shares memory with; tied names have no jobs.
         shards: the files of the output.
-        metadata: where the output comes from, without the digests of the inputs.
+        metadata: provenance of the output, without the digests of the inputs.
         finite: refuse NaN and infinity.
-        title: what the output is called.
-        donor: the folder that configuration and tokenizer come from, or None.
-        tokenizer: another folder that the tokenizer comes from, or None.
-        configurations: what files of the donor say in the output, by name, where that is something else.
-        companions: files beside the weights that come from donor and tokenizer, as paths relative to the folder.
-        notices: lines about what was decided on the way; the model card repeats them.
-        chat_template: Jinja in the place of the tokenizer's own template, or None.
-        identity: everything that decides the output's bytes; an unfinished run goes on only where it is the same.
-        stamps: size and time of change, in nanoseconds, of every file that is read.
-        hashes: keep the SHA-256 of the inputs in the metadata.
-        vocabulary: how rows are moved by token before they are merged; None: they are merged by their index.
+        title: title of the output's model card.
+        donor: folder that the configuration and tokenizer are copied from, or None.
+        tokenizer: folder that the tokenizer is copied from instead, or None.
+        configurations: file name -> new text, for configuration files of the donor that change in the output.
+        companions: non-weight files copied from donor and tokenizer, as paths relative to the folder.
+        notices: one-line messages about decisions, repeated in the model card.
+        chat_template: Jinja template that replaces that of the tokenizer, or None.
+        identity: everything that determines the output's bytes; an interrupted run resumes only if it is unchanged.
+        stamps: size and modification time, in nanoseconds, of every file that is read.
+        hashes: record the SHA-256 of the inputs in the metadata.
+        vocabulary: how embedding rows are reordered by token before merging; None: rows are merged by index.
     """
 
     method: Method
@@ -180,12 +181,12 @@ class Plan:
 
     @cached_property
     def by_name(self) -> Mapping[str, Job]:
-        """The jobs by the name of their tensor."""
+        """Tensor name -> job."""
         return {job.name: job for job in self.jobs}
 
     @cached_property
     def parametrized(self) -> frozenset[str]:
-        """The names of the weights that other tensors of the output follow from."""
+        """Names of the weights that other output tensors are derived from."""
         return frozenset(job.follows for job in self.jobs if job.follows)
 
     @property
@@ -195,23 +196,23 @@ class Plan:
 
     @property
     def inputs(self) -> tuple[tuple[Path, tuple[Path, ...]], ...]:
-        """What all members are read from; each once, where some of them are computed."""
+        """Paths that all members are read from, each with its files; without duplicates if some are computed."""
         return inputs_of(self.members)
 
     @property
     def input_files(self) -> tuple[Path, ...]:
-        """The files that are read, each once."""
+        """All files that are read, without duplicates."""
         files = [file for member in self.members for file in member.files]
         return tuple(dict.fromkeys(files))
 
     @property
     def read_bytes(self) -> int:
-        """Bytes of all sources of all tensors, each counted once a use."""
+        """Bytes of all sources of all tensors, counted once per use."""
         return sum(self._source_bytes(ref) for job in self.jobs for ref in job.refs)
 
     @property
     def written_bytes(self) -> int:
-        """Bytes of the output's files of weights."""
+        """Bytes of the output's weight files."""
         return sum(shard.size for shard in self.shards)
 
     @property
@@ -220,22 +221,22 @@ class Plan:
         return sum(job.info.nbytes for job in self.jobs)
 
     def made(self, name: str) -> Job:
-        """Return the job of a tensor of the output, of the one that it is tied to where it has none of its own."""
+        """Return the job of an output tensor, or of the tensor that it is tied to."""
         return self.by_name[self.tied.get(name, name)]
 
     def info(self, ref: Ref) -> TensorInfo:
-        """Return dtype and shape of a source."""
+        """Return the dtype and shape of a source."""
         member, name = ref
         return self.members[member].contents.tensors[name]
 
     def factors(self, ref: Ref) -> Factors | None:
-        """Return what an adapter adds to a source, if one does."""
+        """Return the factors that an adapter adds to a source, or None."""
         member, name = ref
         adapter = self.members[member].adapter
         return None if adapter is None else adapter.factors.get(name)
 
     def _source_bytes(self, ref: Ref) -> int:
-        """Return the bytes that are read for a source: its elements, and an adapter's factors."""
+        """Return the bytes that are read for a source, including an adapter's factors."""
         factors, member = self.factors(ref), self.members[ref[0]]
         adapter = member.adapter
         if adapter is None and member.plan is not None:
@@ -248,7 +249,7 @@ class Plan:
 
 
 def inputs_of(members: Iterable[Member]) -> tuple[tuple[Path, tuple[Path, ...]], ...]:
-    """Return what members are read from, a path and its files each; each once, where some members are computed."""
+    """Return the paths that members are read from, each with its files; without duplicates if some are computed."""
     known = list(members)
     entries = [entry for member in known for entry in member.inputs]
     return tuple(dict.fromkeys(entries) if any(member.plan is not None for member in known) else entries)

@@ -1,8 +1,8 @@
-"""Prefixes before every name of a model (``module.``, ``_orig_mod.``, ``model.``), taken off where others lack them.
+"""Remove prefixes (``module.``, ``_orig_mod.``, ``model.``) that all names of a model have and other models lack.
 
-The same network is saved as ``layers.0.weight``, as ``module.layers.0.weight`` from ``DistributedDataParallel``, as
-``_orig_mod.layers.0.weight`` from ``torch.compile``, or as ``model.layers.0.weight`` from a class that wraps it. Where
-only parts of a network are compiled or wrapped, ``_orig_mod`` stands inside the names.
+The same network may be saved as ``layers.0.weight``; as ``module.layers.0.weight`` by ``DistributedDataParallel``; as
+``_orig_mod.layers.0.weight`` by ``torch.compile``; or as ``model.layers.0.weight`` by a wrapper class. If only parts of
+a network are compiled or wrapped, ``_orig_mod`` appears inside the names.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from weightspace.checkpoints.metadata import CheckpointMetadata
 
-#: Wrappers of training, which no network is built of.
+#: Prefixes added by training wrappers.
 _WRAPPERS = ("module.", "_orig_mod.")
 
-#: Those of them that no part of a network is called either: of ``torch.compile``, sharding, activation checkpointing.
+#: Training wrappers inside names: ``torch.compile``, sharding and activation checkpointing.
 _INNER = re.compile(r"(?<=\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")
 
 
@@ -26,27 +26,27 @@ def strip_prefixes(
     strip: str | None,
     notice: Callable[[str], None],
 ) -> list[CheckpointMetadata]:
-    """Return checkpoints whose names agree.
+    """Return the checkpoints with prefixes removed so that their names agree.
 
     Args:
-        contents: of the models.
-        labels: how lines about them call them.
-        strip: a prefix to take off every name that begins with it; ``""`` takes none off; None takes off what all
-            names of a model have and those of the others lack.
-        notice: takes a line about each prefix that was taken off.
+        contents: metadata of the models.
+        labels: names of the models in messages.
+        strip: prefix to remove from all names that start with it; ``""`` removes none; None removes prefixes that all
+            names of one model have and the other models lack.
+        notice: called with a one-line message about each prefix that is removed.
 
     Raises:
-        CheckpointError: two names of a model become one.
+        CheckpointError: two names of a model become the same.
     """
     if strip and not any(name.startswith(strip) for model in contents for name in model.tensors):
-        notice(f"No name of any model begins with {strip!r}: --strip-prefix takes nothing off.")
+        notice(f"--strip-prefix has no effect: no name of any model starts with {strip!r}.")
     if strip is not None:
         return [model.without_prefix(strip) if strip else model for model in contents]
     prefixes = _prefixes([list(model.tensors) for model in contents])
     for prefix, label in zip(prefixes, labels, strict=True):
         if prefix:
             notice(
-                f"{label}: all names begin with {prefix!r}, which those of the other models lack; it is taken off. "
+                f"{label}: all names start with {prefix!r}, unlike those of the other models; the prefix is removed. "
                 "--no-strip keeps it."
             )
     bare = [model.without_prefix(prefix) if prefix else model for model, prefix in zip(contents, prefixes, strict=True)]
@@ -54,14 +54,14 @@ def strip_prefixes(
 
 
 def without_inner_wrappers(name: str) -> str:
-    """Return a name without the wrappers of training inside it, as ``0.weight`` of ``0._orig_mod.weight``."""
+    """Return a name without training wrappers inside it: ``0.weight`` for ``0._orig_mod.weight``."""
     return _INNER.sub("", name)
 
 
 def _without_inner_wrappers(
     models: Sequence[CheckpointMetadata], labels: Sequence[str], notice: Callable[[str], None]
 ) -> list[CheckpointMetadata]:
-    """Return models without wrappers inside names, where a tensor has them in one model and not in another."""
+    """Remove training wrappers inside names if some models have them and others lack them."""
     short = [{name: without_inner_wrappers(name) for name in model.tensors} for model in models]
     wrapped = {bare for names in short for name, bare in names.items() if bare != name}
     if not wrapped or not any(not wrapped.isdisjoint(model.tensors) for model in models):
@@ -70,13 +70,13 @@ def _without_inner_wrappers(
     for model, label, names in zip(models, labels, short, strict=True):
         inside = next((name for name, bare in names.items() if bare != name), None)
         if inside is not None:
-            notice(f"{label}: {inside!r} is {names[inside]!r} in other models; what wraps it is taken off all names.")
+            notice(f"{label}: {inside!r} is {names[inside]!r} in other models; the wrapper is removed from all names.")
         result.append(model if inside is None else model.under_names(names, "the wrappers of training"))
     return result
 
 
 def suggested_prefix(name: str, names: Iterable[str]) -> str:
-    """Return the prefix by which a name of another model differs from one of ``names``, or ``""``."""
+    """Return the prefix by which a name differs from one of ``names``, or ``""``."""
     for other in names:
         longer, shorter = (other, name) if len(other) > len(name) else (name, other)
         if longer.endswith(f".{shorter}"):
@@ -85,7 +85,7 @@ def suggested_prefix(name: str, names: Iterable[str]) -> str:
 
 
 def _prefixes(models: Sequence[Sequence[str]]) -> list[str]:
-    """Return the prefix to take off the names of each model."""
+    """Return the prefix to remove from the names of each model."""
     if len({frozenset(names) for names in models}) < 2:
         return [""] * len(models)
     wrappers = [_wrapper(names) for names in models]
@@ -96,7 +96,7 @@ def _prefixes(models: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _wrapper(names: Sequence[str]) -> str:
-    """Return the wrappers of training that all names begin with."""
+    """Return the training wrappers that all names start with."""
     prefix = ""
     while wrapper := next((one for one in _WRAPPERS if all(name.startswith(prefix + one) for name in names)), ""):
         prefix += wrapper
@@ -104,7 +104,7 @@ def _wrapper(names: Sequence[str]) -> str:
 
 
 def _lacking(index: int, models: Sequence[set[str]]) -> str:
-    """Return the prefix that all names of one model have, no name of the others has, and that makes names agree."""
+    """Return the prefix that all names of a model have, no other name has, and whose removal makes names agree."""
     others = [names for number, names in enumerate(models) if number != index]
     best, agreeing = "", _agreeing(models[index], others)
     for prefix in _common_prefixes(models[index]):
@@ -118,7 +118,7 @@ def _lacking(index: int, models: Sequence[set[str]]) -> str:
 
 
 def _common_prefixes(names: Collection[str]) -> list[str]:
-    """Return the dotted prefixes that all names begin with, the shortest first."""
+    """Return the dotted prefixes that all names share, shortest first."""
     prefixes: list[str] = []
     parts = [name.split(".") for name in names]
     for depth in range(min(map(len, parts)) - 1):
@@ -133,5 +133,5 @@ def _stripped(names: Collection[str], prefix: str) -> set[str]:
 
 
 def _agreeing(names: set[str], others: Sequence[set[str]]) -> int:
-    """Return how many names another model has as well."""
+    """Return the largest number of names shared with another model."""
     return max((len(names & other) for other in others), default=0)

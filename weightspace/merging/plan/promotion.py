@@ -1,4 +1,4 @@
-"""The dtype of a merge by the format's names, as torch promotes: two that differ become one that holds both."""
+"""Dtype promotion by safetensors names, following torch's promotion rules."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from weightspace.checkpoints.safetensors_header import ITEMSIZES
 from weightspace.errors import CheckpointError
 
-#: What recipes and the command line call the float dtypes that can be written -> the format's name.
+#: Name of an output dtype in recipes and on the command line -> safetensors name.
 FLOATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 
 
 def promoted(name: str, dtypes: Sequence[str]) -> str:
-    """Return the dtype that holds the values of all of them.
+    """Return the dtype that can represent the values of all given dtypes.
 
     Args:
-        name: the tensor, for the error.
-        dtypes: the format's names, all of float or complex numbers, or all of integers and bools.
+        name: name of the tensor, for errors.
+        dtypes: safetensors names, either all floating point or complex, or all integers and bools.
 
     Raises:
-        CheckpointError: no dtype holds them all (unsigned and signed 64-bit integers, say).
+        CheckpointError: no dtype can represent all values (such as unsigned and signed 64-bit integers).
     """
     distinct = list(dict.fromkeys(dtypes))
     if len(distinct) == 1:
@@ -27,7 +27,7 @@ def promoted(name: str, dtypes: Sequence[str]) -> str:
     if "C64" in distinct:
         if "F64" in distinct:
             raise CheckpointError(
-                f"{name!r} is C64 in one model and F64 in another, which safetensors cannot hold as one."
+                f"{name!r} is C64 in one model and F64 in another; safetensors has no dtype that can represent both."
             )
         return "C64"
     if any(dtype[0] == "F" or dtype == "BF16" for dtype in distinct):
@@ -36,5 +36,5 @@ def promoted(name: str, dtypes: Sequence[str]) -> str:
     unsigned = [ITEMSIZES[dtype] for dtype in distinct if dtype[0] == "U"]
     size = max([*signed, *(2 * width if signed else width for width in unsigned)], default=1)
     if size > 8:
-        raise CheckpointError(f"{name!r} is {' and '.join(distinct)}, which no integer dtype holds together.")
+        raise CheckpointError(f"{name!r} is {' and '.join(distinct)}; no integer dtype can represent all of them.")
     return f"{'I' if signed else 'U'}{8 * size}"

@@ -1,4 +1,4 @@
-"""A tensor of the output found in the models by its name, or in the embedding that a model's head is tied to."""
+"""Find the sources of an output tensor in the models, by name or through a tied embedding."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from weightspace.merging.recipe.merge_roles import find_method
 from weightspace.merging.recipe.parse import Recipe, Slice
 from weightspace.suggestions import closest
 
-#: What the names of a layer's tensors begin with.
+#: Prefix of the names of a layer's tensors.
 _LAYER = re.compile(r".*?\.\d+\.")
 
-#: Methods of two models of which mergekit copies a tensor that one of them alone has.
-_ALONE = ("slerp", "nuslerp", "arcee_fusion")
+#: Two-model methods for which mergekit copies a tensor that only one model has.
+_COPYING_METHODS = ("slerp", "nuslerp", "arcee_fusion")
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Output:
     Attributes:
         name: its name.
         slice: index of the recipe's slice that it belongs to.
-        position: in [0, 1], how deep its layer lies in the slice; 0 outside the layers.
-        inputs: its sources, one a source of the slice, those that are the base included.
+        position: relative depth of its layer in the slice, in [0, 1]; 0 outside the layers.
+        inputs: one tensor per source of the slice, including sources that are the base.
         base: the base's tensor, or None.
-        copied: some models lack it, and it is copied from the first of ``inputs``.
-        present: the places in the slice of those of its sources that have it, where some lack it; None: all have it.
+        copied: whether some models lack it and it is copied from the first of ``inputs``.
+        present: indices of the slice's sources that have it, if some lack it; None: all have it.
     """
 
     name: str
@@ -50,14 +50,14 @@ class TensorFinder:
     """Finds the sources of tensors by name.
 
     Attributes:
-        recipe: the models that are merged.
-        members: its checkpoints.
-        index: source as written in the recipe -> its place in ``members``.
-        bases: for each slice the place of its base, where the method reads one; else None.
-        warn: takes a line about tensors that some models lack; None: they are an error.
-        untied: a head was found in the embedding that it is tied to.
-        computed: names of tables that some models lack because networks compute them.
-        lacking: member -> names of tensors that it lacks and that are merged without it.
+        recipe: the recipe.
+        members: the checkpoints of the merge.
+        index: source as written in the recipe -> index in ``members``.
+        bases: for each slice, the index of its base if the method uses one, or None.
+        warn: called with a one-line message about each tensor that some models lack; None makes them errors.
+        untied: whether a head was found through a tied embedding.
+        computed: names of buffers that some models lack because networks compute them.
+        lacking: member index -> names of tensors that it lacks and that are merged without it.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class TensorFinder:
         *,
         partial: bool = False,
     ) -> None:
-        """Prepare to look for tensors.
+        """Prepare to find tensors.
 
         Args:
-            recipe: the models that are merged.
-            members: its checkpoints.
-            base: whether the method reads the recipe's base.
-            warn: takes a line about tensors that some models lack; None: they are an error.
-            partial: tensors that some models lack are merged without them, as mergekit does, where the method can.
+            recipe: the recipe.
+            members: the checkpoints of the merge.
+            base: whether the method uses the recipe's base.
+            warn: called with a one-line message about each tensor that some models lack; None makes them errors.
+            partial: merge tensors that some models lack without those models if the method can, as mergekit does.
         """
         self.recipe = recipe
         self.members = members
@@ -89,7 +89,7 @@ class TensorFinder:
         self.lacking: dict[int, list[str]] = {}
 
     def sources(self, part: Slice) -> list[int]:
-        """Return the members that are the sources of a slice."""
+        """Return the member indices of a slice's sources."""
         return [self.index[source.model] for source in part.sources]
 
     def output(
@@ -102,18 +102,18 @@ class TensorFinder:
         *,
         shape: tuple[int, ...] | None = None,
     ) -> Output:
-        """Return one tensor of the output.
+        """Return an output tensor with its sources.
 
         Args:
-            name: its name there.
+            name: name in the output.
             part: index of its slice.
-            position: how deep its layer lies in the slice.
-            wanted: its sources if the models have them.
+            position: relative depth of its layer in the slice.
+            wanted: its expected sources.
             in_base: its name in the base.
-            shape: of the tensor, where all of these may lack it and use another one in its place.
+            shape: its shape, needed if all sources may lack the tensor and use a tied one instead.
 
         Raises:
-            CheckpointError: a model lacks it.
+            CheckpointError: a model lacks the tensor.
         """
         base, number = None, self.bases[part]
         asked = [*wanted, *([] if number is None else [(number, in_base)])]
@@ -137,21 +137,21 @@ class TensorFinder:
         return Output(name, part, position, tuple(present[:1]), None, copied=True)
 
     def has(self, ref: Ref, shape: tuple[int, ...]) -> bool:
-        """Return whether a member has a tensor of a shape, or one that it is tied to."""
+        """Return whether a member has a tensor of the given shape, or one that it is tied to."""
         index, name = ref
         return self._info(ref) is not None or counterpart(self.members[index], name, shape) is not None
 
     def _without(
         self, name: str, part: int, position: float, asked: Sequence[Ref], refs: Sequence[Ref | None]
     ) -> Output | None:
-        """Return a tensor merged without the models that lack it; None where the method cannot, or a layer is missing.
+        """Return a tensor merged without the models that lack it; None if the method cannot or a layer is missing.
 
         Args:
-            name: of the tensor.
+            name: name of the tensor.
             part: index of its slice.
-            position: how deep its layer lies in the slice.
-            asked: its sources if the models had them, the base's behind them where there is one.
-            refs: where they are found.
+            position: relative depth of its layer in the slice.
+            asked: its expected sources, followed by the base's tensor if there is a base.
+            refs: the tensors that were found, in the same order.
         """
         lacking = [ref for ref, own in zip(asked, refs, strict=True) if own is None]
         if any(_lacks_layer(self.members[index], other) for index, other in lacking):
@@ -162,11 +162,10 @@ class TensorFinder:
         present = tuple(place for place, ref in enumerate(inputs) if ref is not None)
         found = [ref for ref in inputs if ref is not None]
         models = [ref for ref in found if ref != base]
-        alone = [ref for ref in (*models, base) if ref is not None]
-        if len(alone) == 1 and (number is None or base is not None or row.name in _ALONE):
-            output = Output(
-                name, part, position, (alone[0],), None, copied=bool(base is not None or row.name in _ALONE)
-            )
+        distinct = [ref for ref in (*models, base) if ref is not None]
+        if len(distinct) == 1 and (number is None or base is not None or row.name in _COPYING_METHODS):
+            copied = base is not None or row.name in _COPYING_METHODS
+            output = Output(name, part, position, (distinct[0],), None, copied=copied)
             output = output if output.copied else replace(output, present=present)
         elif (number is None or base is not None) and len(models) >= row.models[0]:
             output = Output(name, part, position, tuple(found), base, present=present)
@@ -180,7 +179,7 @@ class TensorFinder:
         return self.members[ref[0]].contents.tensors.get(ref[1])
 
     def _find(self, ref: Ref, shape: tuple[int, ...]) -> Ref | None:
-        """Return where a member has a tensor of a shape: under its name, or as the one that it is tied to."""
+        """Return a member's tensor of the given name and shape, or the one that it is tied to, or None."""
         index, name = ref
         if name in self.members[index].contents.tensors:
             return ref
@@ -191,25 +190,23 @@ class TensorFinder:
         return index, tied
 
     def _lacking(self, lacking: Sequence[Ref], present: Ref) -> None:
-        """Refuse, or warn of, a tensor that some models lack."""
+        """Refuse a tensor that some models lack, or warn about it."""
         index, name = lacking[0]
         own, known = self.members[index].contents.tensors, self.members[present[0]].contents.tensors
         close = closest(name, (other for other in own if other not in known))
         has, lacks = self.members[present[0]].label, self.members[index].label
         line = f"{lacks} has no tensor {name!r}, which {has} has."
         if is_pruned_in_one(name, own, known):
-            raise CheckpointError(
-                f"{line} One of them alone is pruned: make that permanent first, by torch.nn.utils.prune.remove."
-            )
+            raise CheckpointError(f"{line} Only one of them is pruned: call torch.nn.utils.prune.remove on it first.")
         if self.warn is None:
             hint = "" if close is None else f" Did you mean {close!r}?"
             if prefix := suggested_prefix(name, () if close is None else (close,)):
-                hint += f" --strip-prefix {prefix} takes the prefix off."
+                hint += f" --strip-prefix {prefix} removes the prefix."
             raise CheckpointError(f"{line}{hint} Expected the same tensors in all; --lenient copies it from {has}.")
         self.warn(f"{line} It is copied from {has}.")
 
 
 def _lacks_layer(member: Member, name: str) -> bool:
-    """Return whether a model has no tensor of the layer that a name belongs to."""
+    """Return whether a model lacks the whole layer that a tensor belongs to."""
     layer = _LAYER.match(name)
     return layer is not None and not any(own.startswith(layer[0]) for own in member.contents.tensors)

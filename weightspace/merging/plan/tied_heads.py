@@ -1,4 +1,4 @@
-"""Language models whose head is their embedding: the head has no tensor of its own in their files."""
+"""Language models with tied embeddings, whose output head has no tensor of its own in the checkpoint."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from weightspace.lora.tied_weights import (
 )
 from weightspace.merging.plan.plan import Member
 
-#: Names of embeddings, of tokens and of positions.
+#: Names of token and position embeddings.
 _EMBEDDINGS = ("wte", "word_embeddings", "tok_embeddings", "shared", "wpe")
 
 
 def shapes_of(contents: CheckpointMetadata) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a checkpoint's tensors by name."""
+    """Return name -> shape for a checkpoint's tensors."""
     return {name: info.shape for name, info in contents.tensors.items()}
 
 
 def counterpart(member: Member, name: str, shape: tuple[int, ...]) -> str | None:
-    """Return the tensor that a model uses where others have one of that name, which it lacks.
+    """Return the tensor that a model uses in place of a tied tensor that it lacks, or None.
 
     Args:
         member: the model.
-        name: of the tensor.
-        shape: of the tensor in another model.
+        name: name of the missing tensor.
+        shape: shape of the tensor in another model.
 
     Raises:
-        CheckpointError: it is a head that works on another scale when it is tied.
+        CheckpointError: the tensor is a head that is scaled differently if it is tied.
     """
     contents = member.contents
     found = tied_counterpart(shapes_of(contents), name, shape)
@@ -46,18 +46,18 @@ def counterpart(member: Member, name: str, shape: tuple[int, ...]) -> str | None
         return None
     if (is_head(name) or is_head(found)) and head_scale(config, contents.tensors) != 1:
         raise CheckpointError(
-            f"{member.label} has no tensor {name!r}: its head is {found!r} on the scale of a tied head, which is not "
-            "that of a head of its own. Expected heads in all models, or in none."
+            f"{member.label} has no tensor {name!r}: its head is tied to {found!r}, and this architecture scales tied "
+            "and untied heads differently. Expected separate heads in all models, or in none."
         )
     return found
 
 
 def has_own_head(names: Collection[str], tied: Mapping[str, str], members: Sequence[Member]) -> bool:
-    """Return whether the head of a merge has a tensor of its own, which a configuration must say.
+    """Return whether the output has a separate head, which its configuration must state.
 
     Args:
-        names: of all tensors of the output.
-        tied: those of them that share memory with another one.
+        names: names of all tensors of the output.
+        tied: name -> name of the tensor that it shares memory with.
         members: the models.
     """
     shared = {*tied, *tied.values()}
@@ -67,5 +67,5 @@ def has_own_head(names: Collection[str], tied: Mapping[str, str], members: Seque
 
 
 def is_embedding(name: str) -> bool:
-    """Return whether a tensor outside the layers stands before them, by its name: ``model.embed_tokens.weight``."""
+    """Return whether a tensor's name is that of an embedding, such as ``model.embed_tokens.weight``."""
     return any(part in _EMBEDDINGS or "embed" in part for part in name.split("."))

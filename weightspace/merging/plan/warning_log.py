@@ -1,4 +1,4 @@
-"""Collector of the warnings of a merge, for its report and for a caller's callback."""
+"""Collect the warnings of a merge for its report, and forward them to a callback."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from weightspace.merging.recipe.types import Warn
 
 
 class WarningLog:
-    """Callable that keeps every line in ``lines`` and passes it on."""
+    """Callable that appends each line to ``lines`` and forwards it to ``warn``."""
 
     def __init__(self, warn: Warn | None) -> None:
         self.lines: list[str] = []
         self.warn = warn
 
     def __call__(self, line: str) -> None:
-        """Keep a line and pass it on."""
+        """Append a line and forward it."""
         self.lines.append(line)
         if self.warn is not None:
             self.warn(line)

@@ -1,6 +1,7 @@
-"""The structure of a recipe's YAML document: mappings, lists, text and known keys, with errors that name the key.
+"""Validate the structure of a recipe's YAML document; errors name the key.
 
-What mergekit ignores is collected and told once per key, where the caller takes such lines; otherwise it is an error.
+Keys that mergekit ignores are collected and reported once per key if the caller accepts warnings; otherwise they are
+errors. The same applies to unknown keys, except probable misspellings, which are errors.
 """
 
 from __future__ import annotations
@@ -10,70 +11,89 @@ from typing import Any
 
 from weightspace.errors import WeightspaceError
 from weightspace.merging.recipe.types import Warn
-from weightspace.suggestions import unknown
+from weightspace.suggestions import closest, unknown
 
-#: Places of one ignored key that a line lists, at most.
+#: Maximum number of occurrences of an ignored key that a message lists.
 _SHOWN = 3
+
+#: Minimum similarity of a misspelled key to a known key.
+_MISSPELLED = 0.7
 
 
 class Document:
-    """A YAML document, and what becomes of keys that are unknown or ignored.
+    """A YAML document, and how to report its unknown and ignored keys.
 
     Attributes:
-        where: what errors call the document.
-        ignored: takes a line about what mergekit ignores; None: that is an error.
+        where: name of the document in errors.
+        ignored: called with a one-line message about a key that mergekit ignores; None makes it an error.
+        is_mergekits: whether mergekit could run the document; mergekit ignores all unknown keys.
     """
 
     def __init__(self, where: str, warn: Warn | None, ignored: Warn | None) -> None:
         """Prepare to read a document.
 
         Args:
-            where: what errors call it.
-            warn: takes a line for every key that is not known; None: that is an error.
-            ignored: takes a line about what mergekit ignores; None: that is an error.
+            where: name of the document in errors.
+            warn: called with a one-line message about an unknown key; None makes it an error.
+            ignored: called with a one-line message about a key that mergekit ignores; None makes it an error.
         """
         self.where = where
         self.ignored = ignored
+        self.is_mergekits = False
         self._warn = warn
         self._places: dict[tuple[str, str], list[str]] = {}
 
-    def known(self, content: Mapping[str, Any], keys: Sequence[str], path: str, of: str = "") -> None:
-        """Refuse keys that are not known, or warn of them.
+    def known(self, content: Mapping[str, Any], keys: Sequence[str], path: str, owner: str = "") -> None:
+        """Refuse unknown keys, or warn about them; see ``unknown``.
 
         Args:
             content: a mapping of the document.
-            keys: the names that are known there.
-            path: where it stands.
-            of: whose keys they are, for the error.
+            keys: the known keys.
+            path: path of the mapping in the document.
+            owner: phrase that says whose keys they are, for the error: `` of method 'ties'``.
         """
         for key in content:
             if key not in keys:
-                self.unknown(key, keys, path, of)
+                self.unknown(key, keys, path, owner)
 
-    def unknown(self, key: str, keys: Sequence[str], path: str, of: str = "") -> None:
-        """Refuse a key that is not known, or warn of it; see ``known``."""
-        error = unknown(f"key in {self.where}:", join(path, key), [join(path, name) for name in keys])
-        if self._warn is None:
-            raise WeightspaceError(f"{error}{_owner(of)}")
-        self._warn(f"{join(path, key)} in {self.where} is not known{of} and is left out.")
-
-    def ignore(self, key: str, path: str, reason: str) -> None:
-        """Remember that a key has no effect.
+    def unknown(self, key: str, keys: Sequence[str], path: str, owner: str = "", *, needed: bool = False) -> None:
+        """Refuse an unknown key, or report that mergekit ignores it if it does not resemble a known key.
 
         Args:
             key: the key.
-            path: where it stands.
-            reason: why, as it follows a colon.
+            keys: the known keys.
+            path: path of the mapping that contains the key.
+            owner: phrase that says whose keys they are, for the error.
+            needed: whether the key is required in another place, so that mergekit refuses the recipe.
+        """
+        ignores = self.is_mergekits and not needed and not _is_misspelled(key, keys)
+        if ignores and self.ignored is not None:
+            reason = f"it is not a parameter{owner}" if owner else "it is not a known key, and mergekit ignores it"
+            self.ignore(key, path, reason)
+            return
+        error = unknown(f"key in {self.where}:", join(path, key), [join(path, name) for name in keys])
+        if self._warn is None:
+            raise WeightspaceError(f"{error}{_parameters_hint(owner)}")
+        kind_of_key = f"parameter{owner}" if owner else "key"
+        self._warn(f"{self.where}: {join(path, key)} is not a known {kind_of_key} and is ignored.")
+
+    def ignore(self, key: str, path: str, reason: str) -> None:
+        """Record that a key has no effect.
+
+        Args:
+            key: the key.
+            path: path of the mapping that contains it.
+            reason: the reason, which follows a colon in the message.
 
         Raises:
-            WeightspaceError: that is an error here.
+            WeightspaceError: keys without effect are errors.
         """
         if self.ignored is None:
-            raise self.error(join(path, key), f"has no effect: {reason}. Leave it out")
+            raise self.error(join(path, key), f"has no effect: {reason}. Remove it")
         self._places.setdefault((key, reason), []).append(join(path, key))
 
     def tell(self) -> None:
-        """Tell of the ignored keys, a line for all places of one key."""
+        """Report the ignored keys, one message per key."""
         for (_, reason), places in self._places.items():
             more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
             verb = "has" if len(places) == 1 else "have"
@@ -82,38 +102,38 @@ class Document:
         self._places.clear()
 
     def mapping(self, value: Any, path: str) -> Mapping[str, Any]:
-        """Return a mapping of text to values.
+        """Return a value as a mapping with string keys.
 
         Raises:
-            WeightspaceError: it is something else.
+            WeightspaceError: the value is not such a mapping.
         """
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise self.error(path, f"is a mapping of keys to values, found {kind(value)}")
+            raise self.error(path, f"must be a mapping of keys to values, found {kind(value)}")
         return value
 
     def entries(self, value: Any, path: str) -> list[Any]:
-        """Return a list that is not empty.
+        """Return a value as a non-empty list.
 
         Raises:
-            WeightspaceError: it is something else.
+            WeightspaceError: the value is not a non-empty list.
         """
         if not isinstance(value, list) or not value:
-            raise self.error(path, f"is a list with an entry or more, found {kind(value)}")
+            raise self.error(path, f"must be a non-empty list, found {kind(value)}")
         return value
 
     def text(self, holder: Mapping[str, Any], key: str, path: str) -> str | None:
-        """Return the text under a key, None where there is none.
+        """Return the string at a key, or None if the key is missing.
 
         Raises:
-            WeightspaceError: it is something else, or empty.
+            WeightspaceError: the value is not a non-empty string.
         """
         value = holder.get(key)
         if value is not None and (not isinstance(value, str) or not value):
-            raise self.error(join(path, key), f"is a piece of text, found {kind(value)}")
+            raise self.error(join(path, key), f"must be a non-empty string, found {kind(value)}")
         return value
 
     def error(self, path: str, problem: str) -> WeightspaceError:
-        """Return the error that names the document and the key."""
+        """Return an error that names the document and the key."""
         return WeightspaceError(f"{self.where}: {path} {problem}.")
 
 
@@ -123,11 +143,16 @@ def join(path: str, key: str) -> str:
 
 
 def kind(value: Any) -> str:
-    """Return what a value is, briefly."""
+    """Return a short description of a value."""
     if value is None:
         return "nothing"
     return repr(value)[:60] if isinstance(value, bool | int | float | str) else f"a {type(value).__name__}"
 
 
-def _owner(of: str) -> str:
-    return f" These are the parameters{of}." if of else ""
+def _is_misspelled(key: str, keys: Sequence[str]) -> bool:
+    """Return whether a key is probably a misspelling of a known one."""
+    return closest(key.lower(), keys, similarity=_MISSPELLED) is not None
+
+
+def _parameters_hint(owner: str) -> str:
+    return f" These are the parameters{owner}." if owner else ""

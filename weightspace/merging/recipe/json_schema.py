@@ -1,7 +1,7 @@
-"""The JSON Schema of recipes, for editors: generated from the declarations of the merge methods.
+"""Generate the JSON Schema of recipes, for editors, from the declarations of the merge methods.
 
-It accepts what a reading that isn't strict accepts: keys that mergekit ignores are in it, and say that they have no
-effect. Each document of a file is checked on its own.
+The schema accepts what non-strict reading accepts: keys that mergekit ignores are included and described as having no
+effect. Each document of a file is validated separately.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from weightspace.merging.recipe.types import DTYPES
 
 Schema = dict[str, Any]
 
-#: Parameters of recipes that are no parameters of a method's function.
-_BESIDE = {
+#: Recipe parameters that are not parameters of a method's function.
+_RECIPE_ONLY = {
     "weight": "Weight of a model.",
-    "int8_mask": "How mergekit stores its masks; changes no result.",
-    "eps": "Of mergekit; has no effect.",
+    "int8_mask": "How mergekit stores masks; does not change the result.",
+    "eps": "A parameter of mergekit; has no effect.",
 }
 
-#: Names of chat templates, beside Jinja.
+#: Names of chat templates.
 _TEMPLATES = "auto, alpaca, chatml, exaone, llama3, mistral, or a Jinja template"
 
 
@@ -33,7 +33,7 @@ def recipe_schema() -> Schema:
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "weightspace merge recipe",
-        "description": "A merge of checkpoints, as mergekit writes it: https://github.com/arcee-ai/mergekit",
+        "description": "A merge of checkpoints, in the format of mergekit: https://github.com/arcee-ai/mergekit",
         **_mapping(_top(), required=("merge_method",)),
         "allOf": [_known_parameters()],
         "definitions": {
@@ -41,7 +41,7 @@ def recipe_schema() -> Schema:
             "path": _path(),
             "parameters": _parameters(METHODS.values()),
             "number": _setting(_number()),
-            "truth": _setting(_truth()),
+            "truth": _setting(_boolean()),
             "models": _listed(_model()),
             "slices": _listed(_slice()),
             "token": _token(),
@@ -50,27 +50,30 @@ def recipe_schema() -> Schema:
 
 
 def schema_text() -> str:
-    """Return the schema as it is published."""
+    """Return the schema as JSON text."""
     return json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 def _top() -> Schema:
-    """Return the keys of a document."""
+    """Return the schemas of a document's keys."""
     dtype = {"enum": [*DTYPES, *(f"torch.{name}" for name in DTYPES), None]}
     forms = {"models": _ref("models"), "slices": _ref("slices")}
     module = _mapping({**forms, "parameters": _ref("parameters"), **_misplaced()})
     return {
         **_misplaced(),
         "name": _described(
-            _type("string", "number", "null"), "By this name later documents use the result as a model."
+            _type("string", "number", "null"), "Name by which later documents use the result as a model."
         ),
         "merge_method": _method(),
-        "base_model": _described(_nullable(_ref("reference")), "The model that the others are fine-tunes of."),
-        **{name: _described(_nullable(form), f"The models, by {name}.") for name, form in forms.items()},
-        "modules": _described(_nullable({"type": "object", "additionalProperties": module}), "The models, by tower."),
+        "base_model": _described(_nullable(_ref("reference")), "The pretrained model that the others are tuned from."),
+        "models": _described(_nullable(forms["models"]), "The models, each merged as a whole."),
+        "slices": _described(_nullable(forms["slices"]), "Slices of layers; the output stacks them in order."),
+        "modules": _described(
+            _nullable({"type": "object", "additionalProperties": module}), "Models or slices for each module."
+        ),
         "parameters": _ref("parameters"),
         "dtype": _described(dtype, "Dtype of the output."),
-        "out_dtype": _described(dtype, "Dtype of the output; comes before dtype."),
+        "out_dtype": _described(dtype, "Dtype of the output; overrides dtype."),
         "tokenizer_source": _described(_nullable(_ref("reference")), "base, union, or a model."),
         "tokenizer": _nullable(_tokenizer()),
         "chat_template": _described(_type("string", "null"), f"{_TEMPLATES}."),
@@ -78,7 +81,7 @@ def _top() -> Schema:
 
 
 def _known_parameters() -> Schema:
-    """Return the schema that refuses unknown parameters, except those of a method in a file of the user's."""
+    """Return the schema that rejects unknown parameters, unless the method is defined in a user's file."""
     known = {
         "propertyNames": {"enum": sorted({one.name for row in METHODS.values() for one in row.parameters} | PARAMETERS)}
     }
@@ -92,19 +95,19 @@ def _known_parameters() -> Schema:
 
 
 def _method() -> Schema:
-    """Return the schema of the method's name."""
+    """Return the schema of the merge method."""
     named = [{"const": name, "description": row.formula} for name, row in METHODS.items()]
     return {"anyOf": [*named, {"type": "string", "pattern": r"\.py:\w+$", "description": "A method of your own."}]}
 
 
 def _parameters(rows: Iterable[Method]) -> Schema:
-    """Return the schema of all parameters, with the methods that have each."""
+    """Return the schema of all parameters; descriptions list the methods that have them."""
     by_name: dict[str, list[tuple[Method, Parameter]]] = {}
     for row in rows:
         for parameter in row.parameters:
             by_name.setdefault(parameter.name, []).append((row, parameter))
-    keys = {name: _described(_ref("number"), text) for name, text in _BESIDE.items()}
-    keys["int8_mask"] = _described(_ref("truth"), _BESIDE["int8_mask"])
+    keys = {name: _described(_ref("number"), text) for name, text in _RECIPE_ONLY.items()}
+    keys["int8_mask"] = _described(_ref("truth"), _RECIPE_ONLY["int8_mask"])
     for name in sorted(PARAMETERS & by_name.keys()):
         keys[name] = _parameter(by_name[name])
     own = {name: _parameter(owners) for name, owners in sorted(by_name.items()) if name not in keys}
@@ -112,16 +115,18 @@ def _parameters(rows: Iterable[Method]) -> Schema:
 
 
 def _parameter(owners: list[tuple[Method, Parameter]]) -> Schema:
-    """Return the schema of a parameter that some methods have."""
+    """Return the schema of a parameter, given the methods that have it."""
     kinds = [_kind(parameter) for _, parameter in owners]
     unique = [kind for index, kind in enumerate(kinds) if kind not in kinds[:index]]
     text = owners[0][1].help
     defaults = ", ".join(f"{row.name} ({_default(parameter)})" for row, parameter in owners)
-    return _described(unique[0] if len(unique) == 1 else {"anyOf": unique}, f"{text} Of {defaults}.")
+    return _described(
+        unique[0] if len(unique) == 1 else {"anyOf": unique}, f"{text} Methods and their defaults: {defaults}."
+    )
 
 
 def _kind(parameter: Parameter) -> Schema:
-    """Return the schema of a parameter's values, by the same rules that read them."""
+    """Return the schema of a parameter's values, following the rules by which recipes are read."""
     if parameter.choices or isinstance(parameter.default, str):
         return _setting({"enum": [*parameter.choices, True, False]} if parameter.choices else {"type": "string"})
     return _ref("truth") if isinstance(parameter.default, bool) else _ref("number")
@@ -134,7 +139,7 @@ def _default(parameter: Parameter) -> str:
 
 
 def _setting(scalar: Schema) -> Schema:
-    """Return the schema of a scalar, a gradient, or filters with values."""
+    """Return the schema of a setting: a scalar, a gradient, or filters with values."""
     plain = {"anyOf": [scalar, {"type": "array", "items": scalar}]}
     inner = {"anyOf": [plain, {"type": "array", "items": {"type": "object"}}]}
     choice = _mapping({"filter": _type("string", "null"), "value": inner}, required=("value",))
@@ -146,38 +151,38 @@ def _number() -> Schema:
     return {"anyOf": [_type("number", "boolean"), text]}
 
 
-def _truth() -> Schema:
+def _boolean() -> Schema:
     return {"anyOf": [{"type": "boolean"}, {"enum": [0, 1]}, {"type": "string", "enum": [*TRUE, *FALSE]}]}
 
 
 def _model() -> Schema:
-    return _mapping({**_of_source(), **_misplaced()}, required=("model",))
+    return _mapping({**_source_keys(), **_misplaced()}, required=("model",))
 
 
 def _slice() -> Schema:
     bounds = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2}
-    layers = _described(bounds, "The first layer, and the one behind the last.")
-    stack = _described(_type("string", "null"), "The stack of layers that is counted, where a model has several.")
+    layers = _described(bounds, "The layers [start, end), counted from 0.")
+    stack = _described(_type("string", "null"), "Path of the stack of layers, if the model has several.")
     misplaced = {name: text for name, text in _misplaced().items() if name != "layer_range"}
     source = _mapping(
-        {**_of_source(), **misplaced, "layer_range": layers, "stack": stack}, required=("model", "layer_range")
+        {**_source_keys(), **misplaced, "layer_range": layers, "stack": stack}, required=("model", "layer_range")
     )
     keys = {"sources": _listed(source), "base_model": _nullable(_ref("reference")), "parameters": _ref("parameters")}
     return _mapping({**keys, **_misplaced()}, required=("sources",))
 
 
-def _of_source() -> Schema:
-    """Return the keys that every model has."""
-    evidence = _described(_type("string", "null"), "Statistics of data, of `weightspace evidence`.")
+def _source_keys() -> Schema:
+    """Return the schemas of the keys that every model has."""
+    evidence = _described(_type("string", "null"), "Path of data statistics computed by `weightspace evidence`.")
     return {"model": _ref("reference"), "parameters": _ref("parameters"), "evidence": evidence}
 
 
 def _reference() -> Schema:
-    """Return the schema of a model: text, a mapping, or a recipe."""
-    beside = {"lora": _nullable(_ref("path")), "override_architecture": _type("string", "null")}
-    text = "A path, ORG/MODEL@REVISION of the Hub, MODEL+ADAPTER, another document's name, or a recipe's file."
-    by_model = _mapping({"model": _ref("path"), **beside}, required=("model",))
-    by_path = _mapping({"path": _type("string"), "revision": _type("string", "null"), **beside}, required=("path",))
+    """Return the schema of a model reference: a string, a mapping, or a nested recipe."""
+    extra = {"lora": _nullable(_ref("path")), "override_architecture": _type("string", "null")}
+    text = "A path, ORG/MODEL[@REVISION] on the Hub, MODEL+ADAPTER, another document's name, or a recipe file."
+    by_model = _mapping({"model": _ref("path"), **extra}, required=("model",))
+    by_path = _mapping({"path": _type("string"), "revision": _type("string", "null"), **extra}, required=("path",))
     return {"anyOf": [_described({"type": "string"}, text), by_model, by_path, {"$ref": "#"}]}
 
 
@@ -187,7 +192,7 @@ def _path() -> Schema:
 
 
 def _tokenizer() -> Schema:
-    """Return the schema of the tokenizer's section."""
+    """Return the schema of the tokenizer section."""
     tokens = _nullable({"type": "object", "additionalProperties": _ref("token")})
     multiple = {"type": ["integer", "null"], "minimum": 0}
     source = _described(_nullable(_ref("reference")), "union, base, or a model.")
@@ -195,7 +200,7 @@ def _tokenizer() -> Schema:
 
 
 def _token() -> Schema:
-    """Return the schema of one token."""
+    """Return the schema of a token's row."""
     row = {"model": _ref("reference"), "token": _type("string"), "token_id": {"type": "integer", "minimum": 0}}
     kinds = [
         _mapping({"kind": {"const": "model_token"}, **row}, required=("kind", "model")),

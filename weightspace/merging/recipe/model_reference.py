@@ -1,8 +1,8 @@
-"""Model references of recipes: ``MODEL``, ``MODEL@REVISION``, ``MODEL+ADAPTER``, and mergekit's mapping of these.
+"""Model references in recipes: ``MODEL``, ``MODEL@REVISION``, ``MODEL+ADAPTER``, and mergekit's mapping form.
 
 The mapping is ``{model: {path: …, revision: …}, lora: {path: …, revision: …}, override_architecture: …}``, or the same
-with ``path`` and ``revision`` in the place of ``model``. ``override_architecture`` is accepted and needs nothing:
-tensors are found by their names, not by a list of architectures.
+with ``path`` and ``revision`` instead of ``model``. ``override_architecture`` is accepted and has no effect: tensors
+are found by name, not by a list of architectures.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from typing import Any
 
 from weightspace.merging.recipe.document import Document, join, kind
 
-#: Keys of a path, and those beside a model in a mapping.
+#: Keys that locate a model, and further keys of a model's mapping.
 PATH_KEYS = ("path", "revision")
 REFERENCE_KEYS = ("lora", "override_architecture")
 
 
 def model_reference(document: Document, value: Any, path: str) -> str | None:
-    """Return a reference as text.
+    """Return a model reference as a string.
 
     Args:
-        document: what the reference stands in.
-        value: text, a mapping, or None.
-        path: where it stands.
+        document: the document that contains the reference.
+        value: a string, a mapping, or None.
+        path: path of the reference in the document.
 
     Returns:
-        ``MODEL``, ``MODEL@REVISION``, with ``+ADAPTER`` where it has one; None for None.
+        ``MODEL`` or ``MODEL@REVISION``, followed by ``+ADAPTER`` if the reference has an adapter; None for None.
 
     Raises:
-        WeightspaceError: it is something else, or has an unknown key.
+        WeightspaceError: the value has another type, or an unknown key.
     """
     if value is None:
         return None
@@ -50,15 +50,15 @@ def model_reference(document: Document, value: Any, path: str) -> str | None:
 
 
 def without_adapter(reference: str) -> str:
-    """Return the model of a reference by name: what precedes the adapter."""
+    """Return a reference without its adapter."""
     return reference.partition("+")[0]
 
 
 def _located(document: Document, value: Any, path: str) -> str:
-    """Return a path with its revision, from text or from ``{path: …, revision: …}``."""
+    """Return a path with its revision, given a string or ``{path: …, revision: …}``."""
     if not isinstance(value, dict):
         if not isinstance(value, str) or not value:
-            raise document.error(path, f"is a path, or a mapping of path and revision, found {kind(value)}")
+            raise document.error(path, f"must be a path or a mapping of path and revision, found {kind(value)}")
         return value
     content = document.mapping(value, path)
     document.known(content, PATH_KEYS, path)

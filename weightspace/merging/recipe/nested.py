@@ -1,6 +1,7 @@
-"""Models that are recipes themselves: the path of a recipe's file, or a recipe in the place of a model.
+"""Nested recipes: models given as a recipe file's path or as an inline recipe.
 
-Each becomes a document of its own, and its name takes its place: from there on, all is as with several documents.
+Each nested recipe becomes a separate document and is replaced by that document's name, so that it is handled like the
+documents of a multi-document file.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from weightspace.errors import WeightspaceError
 #: Keys whose values are models.
 _MODELS = ("model", "base_model", "path")
 
-#: How the names of recipes' files end.
+#: Suffixes of recipe files.
 _SUFFIXES = (".yml", ".yaml")
 
 
 @dataclass
 class Flattened:
-    """Documents without recipes inside them.
+    """Documents without nested recipes.
 
     Attributes:
-        documents: what errors call each, and its content.
-        files: recipes' files that were read -> the name of the document that each became.
+        documents: pairs of a document's name in errors and its content.
+        files: path of a recipe file that was read -> name of its document.
     """
 
     documents: list[tuple[str, Any]] = field(default_factory=list)
@@ -35,17 +36,17 @@ class Flattened:
 
 
 def flattened(contents: Sequence[Any], where: str) -> list[tuple[str, Any]]:
-    """Return the documents of a file, and behind them those that their models are.
+    """Return the documents of a file, followed by their nested recipes.
 
     Args:
-        contents: the documents as YAML has them; empty ones are left out.
-        where: what errors call the file.
+        contents: the parsed documents; empty ones are skipped.
+        where: name of the file in errors.
 
     Returns:
-        What errors call each document, and its content.
+        Pairs of a document's name in errors and its content.
 
     Raises:
-        WeightspaceError: a recipe's file cannot be read, has no documents, or is made from itself.
+        WeightspaceError: a recipe file cannot be read, has no documents, or uses itself as a model.
     """
     found = Flattened()
     _add(found, contents, where, ())
@@ -53,7 +54,7 @@ def flattened(contents: Sequence[Any], where: str) -> list[tuple[str, Any]]:
 
 
 def _add(found: Flattened, contents: Sequence[Any], where: str, open_files: tuple[str, ...]) -> None:
-    """Add the documents of a file, and what their models are."""
+    """Add the documents of a file and their nested recipes."""
     filled = [content for content in contents if content is not None] or [None]
     for number, content in enumerate(filled, start=1):
         place = where if len(filled) == 1 else f"{where}, document {number}"
@@ -63,7 +64,7 @@ def _add(found: Flattened, contents: Sequence[Any], where: str, open_files: tupl
 
 
 def _without_recipes(found: Flattened, value: Any, where: str, path: str, open_files: tuple[str, ...]) -> Any:
-    """Return a part of a document, a name in the place of every recipe in it."""
+    """Return a part of a document with every nested recipe replaced by its name."""
     if isinstance(value, list):
         return [_without_recipes(found, one, where, f"{path}[{i}]", open_files) for i, one in enumerate(value)]
     if not isinstance(value, dict):
@@ -72,34 +73,34 @@ def _without_recipes(found: Flattened, value: Any, where: str, path: str, open_f
 
 
 def _resolved(found: Flattened, key: Any, value: Any, where: str, path: str, open_files: tuple[str, ...]) -> Any:
-    """Return the value of a key, the name of its document where it is a recipe."""
+    """Return the value of a key; a nested recipe is replaced by the name of its document."""
     if key in _MODELS and isinstance(value, dict) and "merge_method" in value:
         name = value.get("name") or f"{path} of {where}"
         _add(found, [{**value, "name": name}], f"{where}, {path}", open_files)
         return name
     if key in _MODELS and isinstance(value, str) and value.lower().endswith(_SUFFIXES) and Path(value).is_file():
-        return _of_file(found, value, open_files)
+        return _add_file(found, value, open_files)
     return _without_recipes(found, value, where, path, open_files)
 
 
-def _of_file(found: Flattened, path: str, open_files: tuple[str, ...]) -> str:
-    """Return the name of the document that a recipe's file is."""
+def _add_file(found: Flattened, path: str, open_files: tuple[str, ...]) -> str:
+    """Add the documents of a recipe file unless it was read before; return the name of its output."""
     real = os.path.realpath(path)
     if real in open_files:
-        raise WeightspaceError(f"{path}: the recipe is made from itself.")
+        raise WeightspaceError(f"{path}: the recipe uses itself as a model.")
     if real not in found.files:
         found.files[real] = path
         contents = [content for content in read_yaml(Path(path)) if content is not None]
         output = next(_outputs(contents), None)
         if output is None:
-            raise WeightspaceError(f"{path} is no recipe: expected a document of keys and values.")
+            raise WeightspaceError(f"{path} is not a recipe: expected a mapping of keys to values.")
         named = [{**content, "name": path} if content is output else content for content in contents]
         _add(found, named, path, (*open_files, real))
     return found.files[real]
 
 
 def _outputs(contents: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """Yield the document that is a file's output: the one without a name, else the last one."""
+    """Yield the candidates for a file's output, best first: documents without a name, then the last one."""
     mappings = [content for content in contents if isinstance(content, dict)]
     yield from (content for content in mappings if content.get("name") is None)
     yield from reversed(mappings)

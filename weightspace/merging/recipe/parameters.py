@@ -1,7 +1,7 @@
-"""The parameters of a recipe: scalars, gradients over the layers, filters with values; and which have an effect.
+"""Read a recipe's parameters: scalars, gradients over layers, and filters with values.
 
-mergekit reads the parameters that a method declares and ignores all others; one that the method has once for all
-models it ignores in a single model. The same is done here, and told.
+mergekit reads the parameters that a method declares and ignores all others. It also ignores a parameter of a single
+model if the method has one value for all models. The same applies here, with a warning.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from weightspace.merging.methods import METHODS, Method, Parameter
 from weightspace.merging.recipe.document import Document, join, kind
 
-#: Methods of mergekit that take ``int8_mask``, which changes how its masks are stored and no result.
+#: Methods of mergekit that take ``int8_mask``, which changes how masks are stored but not the result.
 _MASKED = frozenset(
     (
         *("task_arithmetic", "ties", "dare_linear", "dare_ties", "della", "della_linear"),
@@ -21,7 +21,7 @@ _MASKED = frozenset(
     )
 )
 
-#: The methods that mergekit has: what it ignores in them is ignored here.
+#: Methods of mergekit: parameters that it ignores for them are ignored here, too.
 _MERGEKIT = _MASKED | frozenset(
     (
         *("linear", "slerp", "nuslerp", "multislerp", "karcher", "passthrough"),
@@ -29,15 +29,15 @@ _MERGEKIT = _MASKED | frozenset(
     )
 )
 
-#: Parameters that some method has, here or in mergekit.
+#: Parameters of any method, of this library or of mergekit.
 PARAMETERS = frozenset(
     {parameter.name for row in METHODS.values() for parameter in row.parameters} | {"weight", "int8_mask", "eps"}
 )
 
-#: Parameters of ours alone: they may stand in a model of a method that has them once, where all models agree.
+#: Parameters that mergekit lacks: a single model may set them, as long as all models agree.
 _OWN = frozenset(("seed", "scope"))
 
-#: Words for true and false that mergekit takes, and numbers.
+#: Strings that mergekit accepts as booleans.
 TRUE = ("true", "yes", "on", "t", "y", "1")
 FALSE = ("false", "no", "off", "f", "n", "0")
 
@@ -49,13 +49,13 @@ def read_parameters(
 
     Args:
         document: the recipe.
-        holder: the recipe, a module, a slice or a model of it.
+        holder: the recipe itself, or one of its modules, slices or models.
         row: the method.
-        path: where ``holder`` stands.
-        single: whether it is a model.
+        path: path of ``holder`` in the document.
+        single: whether ``holder`` is a single model.
 
     Raises:
-        WeightspaceError: a parameter is not known, or its value is none; or as ``Document.ignore``.
+        WeightspaceError: a parameter is unknown or has an invalid value; or as in ``Document.ignore``.
     """
     path = join(path, "parameters")
     content = document.mapping(holder.get("parameters") or {}, path)
@@ -64,7 +64,7 @@ def read_parameters(
     for key, value in content.items():
         _check(document, key, names, row, path, single=single)
         if value == []:
-            document.ignore(key, path, "it is an empty list, neither a gradient of numbers nor filters")
+            document.ignore(key, path, "it is an empty list; expected a gradient of numbers or filters")
     return {
         key: _setting(document, content[key], join(path, key), known.get(key))
         for key in names
@@ -72,15 +72,20 @@ def read_parameters(
     }
 
 
-def is_mergekits(method: str) -> bool:
-    """Return whether a method is one of mergekit."""
-    return method in _MERGEKIT
+def is_mergekits(method: object) -> bool:
+    """Return whether mergekit has a method of this name."""
+    return isinstance(method, str) and method in _MERGEKIT
+
+
+def gives_base(row: Method) -> bool:
+    """Return whether mergekit returns the base itself if there are no other models."""
+    return row.name in _MERGEKIT and row.base == "required" and row.models == (1, None)
 
 
 def takes_base_as_model(row: Method, parameters: Mapping[str, Any]) -> bool:
-    """Return whether mergekit merges a base that is none of the models as one more of them.
+    """Return whether mergekit merges a base that is not listed among the models as an additional model.
 
-    It does where the method has no base and the settings for all models say what the base weighs.
+    It does so if the method takes no base and the parameters for all models determine the base's weight.
     """
     if row.name not in _MERGEKIT or row.base != "none" or row.models[1] is not None:
         return False
@@ -88,29 +93,31 @@ def takes_base_as_model(row: Method, parameters: Mapping[str, Any]) -> bool:
 
 
 def _check(document: Document, key: str, names: list[str], row: Method, path: str, *, single: bool) -> None:
-    """Refuse a parameter that is not known, and tell of one without effect."""
+    """Refuse an unknown parameter, and report one without effect."""
     if key in names:
         if single and _is_shared(row, key):
-            document.ignore(key, path, f"method {row.name!r} has one for all models, under the recipe's parameters")
+            document.ignore(
+                key, path, f"method {row.name!r} has one value for all models; set it in the recipe's parameters"
+            )
         return
     if key == "int8_mask" and (row.name in _MASKED or row.name not in _MERGEKIT):
         return
     owner = f" of method {row.name!r}"
     if document.ignored is not None and row.name in _MERGEKIT and key in PARAMETERS:
-        document.ignore(key, path, f"it is no parameter{owner}")
+        document.ignore(key, path, f"it is not a parameter{owner}")
     else:
         document.unknown(key, [*names, "int8_mask"], path, owner)
 
 
 def _is_shared(row: Method, key: str) -> bool:
-    """Return whether mergekit has one value of a parameter for all models, and a default for it."""
+    """Return whether mergekit has a single value of the parameter for all models, with a default."""
     if row.name not in _MERGEKIT or key in _OWN or row.models == (1, 1):
         return False
     return any(one.name == key and not one.per_model and one.default is not None for one in row.parameters)
 
 
 def _setting(document: Document, value: Any, path: str, parameter: Parameter | None) -> Any:
-    """Return a scalar, a gradient or a list of filters with values."""
+    """Return a parameter's setting: a scalar, a gradient or a list of filters with values."""
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
@@ -132,10 +139,10 @@ def _setting(document: Document, value: Any, path: str, parameter: Parameter | N
 def _scalar(
     document: Document, value: Any, path: str, parameter: Parameter | None, *, in_gradient: bool = False
 ) -> bool | int | float | str:
-    """Return a scalar of the parameter's type; YAML takes 1e-5, without a point, for a word.
+    """Return a scalar of the parameter's type. Numeric strings are accepted, since YAML reads 1e-5 as a string.
 
     Raises:
-        WeightspaceError: it is of another type.
+        WeightspaceError: the value has another type.
     """
     default = None if parameter is None else parameter.default
     words = () if parameter is None else parameter.choices
@@ -143,27 +150,27 @@ def _scalar(
         if isinstance(value, bool | str):
             return value
         if "true" not in words:
-            raise document.error(path, f"is a word, found {kind(value)}")
+            raise document.error(path, f"must be a string, found {kind(value)}")
     if words or isinstance(default, bool):
         return _boolean(document, value, path)
     number = _number(value)
     if number is None:
         expected, place = ("a gradient of numbers", " in it") if in_gradient else ("a number", "")
-        raise document.error(path, f"is {expected}, found {kind(value)}{place}")
+        raise document.error(path, f"must be {expected}, found {kind(value)}{place}")
     return number
 
 
 def _boolean(document: Document, value: Any, path: str) -> bool:
-    """Return true or false, as mergekit takes them: words and the numbers 0 and 1 as well."""
+    """Return a boolean. As in mergekit, strings such as ``yes`` and the numbers 0 and 1 are accepted."""
     if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
     if isinstance(value, str) and value.lower() in (*TRUE, *FALSE):
         return value.lower() in TRUE
-    raise document.error(path, f"is true or false, found {kind(value)}")
+    raise document.error(path, f"must be true or false, found {kind(value)}")
 
 
 def _number(value: Any) -> int | float | None:
-    """Return a number, None for anything else."""
+    """Return a value as a finite number, or None if it is not one."""
     if not isinstance(value, bool | int | float | str):
         return None
     try:

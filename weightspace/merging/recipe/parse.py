@@ -1,8 +1,8 @@
-"""Recipes: what to merge and how, in mergekit's YAML.
+"""Parse merge recipes in mergekit's YAML format.
 
-Paths are relative to the working directory. What is not known is an error that names the key, or a warning where the
-caller takes warnings, and so is what mergekit ignores. Beyond mergekit are ``evidence`` and
-``stack`` of a source, and more methods.
+Paths are relative to the working directory. Unknown keys, and keys that mergekit ignores, are errors that name the
+key, or warnings if the caller accepts warnings. Extensions of mergekit's format are ``evidence`` and ``stack`` of a
+source, and further methods.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ def read_recipe(path: Path, *, warn: Warn | None = None, ignored: Warn | None = 
     """Read a recipe from a file.
 
     Args:
-        path: a YAML file, of one document or of several that use each other's names.
-        warn: takes a line for every key that is not known; None: that is an error.
-        ignored: takes a line for what has no effect, as in mergekit; None: that is an error.
+        path: a YAML file with one document, or several that refer to each other by name.
+        warn: called with a one-line message about each unknown key; None makes them errors.
+        ignored: called with a one-line message about each key without effect; None makes them errors.
 
     Raises:
-        WeightspaceError: the file cannot be read, or says something that is not understood; the message names the key.
+        WeightspaceError: the file cannot be read or is not a valid recipe; the message names the key.
     """
     return _recipe_in(read_yaml(path), str(path), warn, ignored)
 
 
 def parse_recipe(text: str, where: str, *, warn: Warn | None = None, ignored: Warn | None = None) -> Recipe:
-    """Read a recipe from text; ``where`` is what errors call it. See ``read_recipe``."""
+    """Read a recipe from text, named ``where`` in errors; see ``read_recipe``."""
     return _recipe_in(parse_yaml(text, where), where, warn, ignored)
 
 
 def _recipe_in(contents: Sequence[Any], where: str, warn: Warn | None, ignored: Warn | None) -> Recipe:
-    """Return the recipe of the documents of a file."""
+    """Return the recipe given by the documents of a file."""
     documents = flattened(contents, where)
     recipes = [RecipeReader(Document(name, warn, ignored), content).recipe() for name, content in documents]
     written = [replace(recipe, is_document=True) for recipe in recipes]
@@ -64,20 +64,20 @@ def recipe_of(
     out_dtype: str | None = None,
     warn: Warn | None = None,
 ) -> Recipe:
-    """Return the recipe of models that are merged whole.
+    """Return the recipe that merges whole models.
 
     Args:
-        sources: their paths.
+        sources: paths of the models.
         method: name of the method.
         base: path of the base.
         weights: one per model.
-        parameters: of the method by name; those that may differ by model take a list, one value a model.
-        evidence: paths of statistics of data, one per model.
-        dtype, out_dtype: of the output.
+        parameters: the method's parameters by name; per-model parameters take a list with one value per model.
+        evidence: paths of data statistics, one per model.
+        dtype, out_dtype: dtype of the output.
         warn: see ``read_recipe``.
 
     Raises:
-        WeightspaceError: a list has not one value a model, or as ``read_recipe``.
+        WeightspaceError: a list does not have one value per model; or as in ``read_recipe``.
     """
     row = find_method(method)
     if weights is not None and not row.weighted:
@@ -97,7 +97,7 @@ def recipe_of(
         if path is not None:
             model["evidence"] = path
     if base is not None and base not in sources and takes_base_as_model(row, shared):
-        raise WeightspaceError(f"Method {method!r} has no base, but one was given. List it among the models.")
+        raise WeightspaceError(f"Method {method!r} takes no base, but one was given. List it among the models.")
     content = {"merge_method": method, "models": models, "base_model": base, "parameters": shared}
     content |= {"dtype": dtype, "out_dtype": out_dtype}
     given = {key: value for key, value in content.items() if value}

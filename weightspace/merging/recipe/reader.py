@@ -1,50 +1,66 @@
-"""From a YAML document to a recipe: the keys of mergekit, with models whole, in slices or by modules."""
+"""Convert a YAML document in mergekit's format to a recipe with whole models, slices or modules."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from weightspace.errors import WeightspaceError
 from weightspace.merging.recipe.document import Document, join, kind
 from weightspace.merging.recipe.merge_roles import find_method
 from weightspace.merging.recipe.model_reference import model_reference
-from weightspace.merging.recipe.parameters import PARAMETERS, read_parameters, takes_base_as_model
+from weightspace.merging.recipe.parameters import (
+    PARAMETERS,
+    gives_base,
+    is_mergekits,
+    read_parameters,
+    takes_base_as_model,
+)
 from weightspace.merging.recipe.tokens import tokenizer_keys
 from weightspace.merging.recipe.types import DTYPES, Recipe, Slice, Source
 from weightspace.suggestions import unknown
 
-#: The keys of a document.
+#: Top-level keys of a document.
 _TOP = (
     *("name", "merge_method", "base_model", "models", "slices", "modules", "parameters"),
     *("dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template"),
 )
 
-#: The keys that name the models of a recipe; a module has the first two.
+#: The keys under which a recipe lists its models; modules have only the first two.
 _FORMS = ("models", "slices", "modules")
 
-#: Keys that mergekit ignores where they are not known -> where they belong.
+#: Keys that mergekit ignores outside their place -> where they belong.
 MISPLACED = {
-    **{name: "parameters stand under `parameters`" for name in sorted(PARAMETERS - {"weight", "t"})},
-    "layer_range": "models are merged whole, layers of them are given under `slices`",
-    "residual_weight": "mergekit reads it and does nothing with it",
+    **{name: "parameters belong under `parameters`" for name in sorted(PARAMETERS - {"weight", "t"})},
+    "layer_range": "`models` merges whole models; select layers under `slices`",
+    "residual_weight": "mergekit reads it but does not use it",
+    "revision": "revisions are written as MODEL@REVISION",
+    "lora": "adapters are written as MODEL+ADAPTER",
+    "pad_to_multiple_of": "it belongs under `tokenizer`",
+    "random_seed": "it is an option of the command, here --seed",
 }
 
 
+#: Parameters without a default, which mergekit requires.
+_REQUIRED = ("weight", "t")
+
+
 class RecipeReader:
-    """Reads one document."""
+    """Reads one document of a recipe."""
 
     def __init__(self, document: Document, content: Any) -> None:
-        """Prepare to read.
+        """Prepare to read a document.
 
         Args:
-            document: errors and warnings go by it.
-            content: what YAML makes of it.
+            document: reports errors and warnings.
+            content: the parsed YAML.
 
         Raises:
-            WeightspaceError: it is no mapping, or names no method that there is.
+            WeightspaceError: the content is not a mapping, or does not name a known method.
         """
         self.document = document
         self.top = document.mapping(content, "the recipe")
+        document.is_mergekits = is_mergekits(self.top.get("merge_method"))
         self._known(self.top, _TOP, "")
         name = document.text(self.top, "merge_method", "")
         if name is None:
@@ -57,7 +73,7 @@ class RecipeReader:
         """Return the recipe.
 
         Raises:
-            WeightspaceError: something is not understood; the message names the key.
+            WeightspaceError: the document is not a valid recipe; the message names the key.
         """
         recipe = Recipe(
             method=self.row.name,
@@ -71,18 +87,33 @@ class RecipeReader:
             name=self._name(),
             chat_template=self.document.text(self.top, "chat_template", ""),
         )
+        self._report_bases_alone(recipe)
         self.document.tell()
         return recipe
 
+    def _report_bases_alone(self, recipe: Recipe) -> None:
+        """Report slices without models other than the base; the output is then the base itself."""
+        alone = [
+            base
+            for part, base in zip(recipe.slices, recipe.bases, strict=True)
+            if base is not None and "+" not in base and all(source.model == base for source in part.sources)
+        ]
+        if not alone or not gives_base(self.row):
+            return
+        line = f"{self.document.where}: nothing is merged into {alone[0]}: there are no models other than the base"
+        if self.document.ignored is None:
+            raise WeightspaceError(f"{line}. Expected one that differs from it.")
+        self.document.ignored(f"{line}, which is the output.")
+
     def _name(self) -> str | None:
-        """Return the name, which YAML takes for a number where it looks like one."""
+        """Return the document's name as a string, even if YAML reads it as a number."""
         name = self.top.get("name")
         if name is not None and (not isinstance(name, str | int | float) or not str(name)):
-            raise self.document.error("name", f"is a piece of text, found {kind(name)}")
+            raise self.document.error("name", f"must be a non-empty string, found {kind(name)}")
         return None if name is None else str(name)
 
     def _slices(self) -> tuple[Slice, ...]:
-        """Return the slices of the recipe, those of its modules one after the other."""
+        """Return the slices of the recipe; those of its modules are concatenated."""
         form = self._form(self.top, "", _FORMS)
         if form != "modules":
             return self._parts(self.top, form, "", {})
@@ -99,21 +130,20 @@ class RecipeReader:
         return tuple(Slice(part.sources, part.parameters, part.base, name, parameters) for part in parts)
 
     def _form(self, holder: Mapping[str, Any], path: str, forms: Sequence[str]) -> str:
-        """Return which of the keys names the models; an empty one beside it has no effect."""
+        """Return the key that lists the models; report further keys that are empty as having no effect."""
         present = [form for form in forms if holder.get(form) is not None]
         filled = [form for form in present if holder[form]] or present
         if len(filled) != 1:
-            third = ", or modules" if "modules" in forms else ""
-            raise self.document.error(join(path, "models or slices:"), f"expected one of the two{third}")
+            raise self.document.error(path or "the recipe", f"must have exactly one of {', '.join(forms)}")
         for form in present:
             if form != filled[0]:
-                self.document.ignore(form, path, f"it is empty, and {filled[0]} are there")
+                self.document.ignore(form, path, f"it is empty, and {filled[0]} is given")
         return filled[0]
 
     def _parts(
         self, holder: Mapping[str, Any], form: str, path: str, module_parameters: Mapping[str, Any]
     ) -> tuple[Slice, ...]:
-        """Return the slices of the recipe or of a module, by ``models`` or by ``slices``."""
+        """Return the slices of the recipe or of a module, given its ``models`` or ``slices``."""
         path = join(path, form)
         entries = self.document.entries(holder[form], path)
         if form == "slices":
@@ -124,15 +154,15 @@ class RecipeReader:
         return (Slice(tuple(sources), {}),)
 
     def _takes_base(self, sources: Sequence[Source], module_parameters: Mapping[str, Any]) -> bool:
-        """Return whether the base is merged as one more model, and say so."""
+        """Return whether the base is merged as an additional model, and report it."""
         if self.base is None or any(source.model == self.base for source in sources):
             return False
         if not takes_base_as_model(self.row, {**self.parameters, **module_parameters}):
             return False
-        line = f"base_model is merged as one more model, as mergekit does: method {self.row.name!r} has no base"
+        line = f"base_model is merged as an additional model, as in mergekit: method {self.row.name!r} takes no base"
         if self.document.ignored is None:
-            raise self.document.error(f"{line}. List it under models, or leave base_model", "out")
-        self.document.ignored(f"{self.document.where}: {line}. Leave base_model out if that is not meant.")
+            raise self.document.error(f"{line}. List it under models, or remove", "base_model")
+        self.document.ignored(f"{self.document.where}: {line}. Remove base_model if this is not intended.")
         return True
 
     def _slice(self, content: Any, path: str) -> Slice:
@@ -155,29 +185,38 @@ class RecipeReader:
         return Source(model, parameters, layers, self.document.text(source, "evidence", path), stack)
 
     def _layer_range(self, source: Mapping[str, Any], path: str) -> tuple[int, int]:
-        """Return the first layer and the one behind the last; they are the same where there is none between them."""
+        """Return the start and end of the layer range; they are equal if the range is empty."""
         bounds = source.get("layer_range")
         if not isinstance(bounds, list) or len(bounds) != 2 or not all(type(bound) is int for bound in bounds):
-            raise self.document.error(f"{path}.layer_range", f"is two whole numbers, [first, end), found {bounds!r}")
+            raise self.document.error(f"{path}.layer_range", f"must be two integers [start, end), found {bounds!r}")
         if not 0 <= bounds[0] <= bounds[1]:
-            raise self.document.error(f"{path}.layer_range", f"is empty or negative: {bounds}")
+            raise self.document.error(
+                f"{path}.layer_range", f"must satisfy 0 <= start <= end in [start, end), found {bounds}"
+            )
         if bounds[0] == bounds[1] and not (path.startswith("modules.") and bounds == [0, 0]):  # a module without layers
-            self.document.ignore("layer_range", path, "it is empty and gives no layers")
+            self.document.ignore("layer_range", path, "it is empty and selects no layers")
         return bounds[0], bounds[1]
 
     def _dtype(self, key: str) -> str | None:
-        """Return a dtype without the ``torch.`` that it may begin with."""
+        """Return a dtype without an optional ``torch.`` prefix."""
         dtype = self.document.text(self.top, key, "")
         if dtype is None or dtype.removeprefix("torch.") in DTYPES:
             return dtype and dtype.removeprefix("torch.")
         raise unknown(f"{key} in {self.document.where}", dtype, DTYPES)
 
     def _known(self, content: Mapping[str, Any], keys: Sequence[str], path: str) -> None:
-        """Refuse keys that are not known; tell of those that mergekit reads elsewhere and ignores here."""
+        """Refuse unknown keys; report misplaced keys that mergekit ignores."""
         for key in content:
             if key in keys:
                 continue
             if key in MISPLACED and self.document.ignored is not None:
                 self.document.ignore(key, path, MISPLACED[key])
             else:
-                self.document.unknown(key, keys, path)
+                self.document.unknown(key, keys, path, needed=key in _REQUIRED and not self._can_miss(key, path))
+
+    def _can_miss(self, key: str, path: str) -> bool:
+        """Return whether a part of the recipe needs no value of its own of a parameter without a default."""
+        if not path:
+            return False
+        has = self.row.weighted if key == "weight" else any(one.name == key for one in self.row.parameters)
+        return not has or key in self.parameters

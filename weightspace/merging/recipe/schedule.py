@@ -1,4 +1,4 @@
-"""A recipe's parameters for one tensor: scalars, gradients over the layers, and values chosen by filters."""
+"""Resolve a recipe's parameters for a tensor: scalars, gradients over layers, and values selected by filters."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _ANY = (None, "*")
 
 
 def resolve(recipe: Recipe, part: int, name: str, position: float) -> tuple[list[float] | None, dict[str, Any]]:
-    """Return weights and parameters for one tensor of the output.
+    """Return weights and parameters for one output tensor.
 
-    A source's own parameter beats that of its slice, which beats that of the recipe.
+    Parameters of a source override those of its slice, which override those of the recipe.
 
     Args:
         recipe: the recipe.
         part: index of the slice that the tensor belongs to.
-        name: the tensor's.
-        position: how deep in the slice its layer lies, 0 to 1; 0 outside the layers.
+        name: name of the tensor.
+        position: relative depth of the tensor's layer in the slice, from 0 to 1; 0 outside the layers.
 
     Returns:
-        One weight a source, or None where no source has one; and the values by name, for parameters that may differ by
-        model a list of one a source.
+        One weight per source, or None if no source has a weight; and the parameters by name, where per-model parameters
+        are lists with one value per source.
 
     Raises:
-        WeightspaceError: sources differ in a parameter that the method has once, or a source alone lacks one.
+        WeightspaceError: sources disagree on a parameter that has one value for all models, or only some set it.
     """
     piece = recipe.slices[part]
     levels = (piece.parameters, piece.module_parameters, recipe.parameters)
@@ -46,7 +46,7 @@ def resolve(recipe: Recipe, part: int, name: str, position: float) -> tuple[list
         elif given := [value for value in found if value is not None]:
             if any(value != given[0] for value in given):
                 raise WeightspaceError(
-                    f"Method {recipe.method!r} has one {key!r} for all models, but the sources of {name!r} say "
+                    f"Method {recipe.method!r} takes one {key!r} for all models, but the sources of {name!r} set "
                     f"{', '.join(map(str, found))}. Expected one value."
                 )
             values[key] = given[0]
@@ -54,11 +54,11 @@ def resolve(recipe: Recipe, part: int, name: str, position: float) -> tuple[list
 
 
 def unmatched_filters(recipe: Recipe, names: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the filters that match no tensor, each with the parameter that it belongs to.
+    """Return the filters that match no tensor, as pairs of parameter and filter.
 
     Args:
         recipe: the recipe.
-        names: of all float tensors of the output.
+        names: names of all float tensors of the output.
     """
     known = list(names)
     return [
@@ -69,7 +69,7 @@ def unmatched_filters(recipe: Recipe, names: Iterable[str]) -> list[tuple[str, s
 
 
 def _filters(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Yield every filter with the parameter that it belongs to."""
+    """Yield every filter as a pair of parameter and filter."""
     for piece in recipe.slices:
         levels = (piece.parameters, piece.module_parameters, recipe.parameters)
         for level in (*(source.parameters for source in piece.sources), *levels):
@@ -84,7 +84,7 @@ def is_filtered(setting: Any) -> bool:
 
 
 def _first(key: str, name: str, position: float, levels: Iterable[Mapping[str, Any]]) -> Any:
-    """Return the value of the first level that has one for the tensor; None where none has."""
+    """Return the value at the first level that defines one for the tensor, or None."""
     for level in levels:
         if key in level:
             value = _value(level[key], name, position)
@@ -94,7 +94,7 @@ def _first(key: str, name: str, position: float, levels: Iterable[Mapping[str, A
 
 
 def _value(setting: Any, name: str, position: float) -> Any:
-    """Return the value of a setting for one tensor, None where its filters match nothing."""
+    """Return the value of a setting for a tensor, or None if no filter matches."""
     if is_filtered(setting):
         for choice in setting:
             if choice.get("filter") in _ANY or choice["filter"] in name:
@@ -104,7 +104,7 @@ def _value(setting: Any, name: str, position: float) -> Any:
 
 
 def _interpolated(anchors: list[Any], position: float) -> Any:
-    """Return the value at a position of the straight lines through equally spaced anchors; words are not mixed."""
+    """Interpolate linearly between equally spaced anchors; strings and booleans take the anchor before the position."""
     place = position * (len(anchors) - 1)
     if any(isinstance(anchor, bool | str) for anchor in anchors):
         return anchors[int(place)]

@@ -1,4 +1,4 @@
-"""Recipes as data: the models of a merge, slices of their layers, and parameters."""
+"""Data classes of recipes: models, slices of layers, and parameters."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-#: Takes a line about something in a recipe that is questionable.
+#: Called with a one-line message about a questionable setting of a recipe.
 Warn = Callable[[str], None]
 
-#: What the output's dtype can be.
+#: Supported dtypes of the output.
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -20,12 +20,12 @@ class Source:
     """A model of a slice.
 
     Attributes:
-        model: ``MODEL``, a path as written or the name of another document; ``MODEL+ADAPTER`` adds a LoRA adapter.
-        parameters: its own settings.
-        layer_range: the layers that it gives, from the first up to the second; None: the whole model.
-        evidence: path of its statistics of data, or None.
-        stack: path of the stack of layers that ``layer_range`` counts, where the model has several; None: the text
-            model's.
+        model: a path as written, or the name of another document; ``MODEL+ADAPTER`` adds a LoRA adapter.
+        parameters: parameters of this model.
+        layer_range: the layers ``[start, end)`` that it contributes, or None for the whole model.
+        evidence: path of its data statistics, or None.
+        stack: path of the stack of layers that ``layer_range`` refers to, if the model has several; None: that of the
+            text model.
     """
 
     model: str
@@ -37,14 +37,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Slice:
-    """Sources that are merged into some layers, or into a whole model or module.
+    """Sources that are merged into a range of layers, or into a whole model or module.
 
     Attributes:
         sources: the models.
-        parameters: settings for all of them.
-        base: path of the base of these layers, where it is not that of the recipe.
-        module: the part of the model that the slice belongs to; None: the recipe has no modules.
-        module_parameters: settings of that module.
+        parameters: parameters for all sources.
+        base: path of the slice's base, or None for that of the recipe.
+        module: the module that the slice belongs to, or None if the recipe has no modules.
+        module_parameters: parameters of that module.
     """
 
     sources: tuple[Source, ...]
@@ -56,14 +56,14 @@ class Slice:
 
 @dataclass(frozen=True)
 class TokenSource:
-    """The row that models get which lack a token, or all of them.
+    """Where the row of a token comes from, for models that lack the token or for all models.
 
     Attributes:
-        model: the model that it is a row of, as the recipe writes it; None: see ``zero``.
-        token: the token of that model whose row it is; None: see ``id``.
-        id: the row itself; None, and no token: the row of the same token.
-        zero: it is zero; without that and without a model, it is what models get that lack any token.
-        force: models that have the token get it, too.
+        model: the model that the row is taken from, as written in the recipe; None: see ``zero``.
+        token: token of that model whose row is taken; None: see ``id``.
+        id: index of the row; if ``token`` is None, too, the row of the same token.
+        zero: use a zero row. If False and ``model`` is None, use the default row for missing tokens.
+        force: whether it also replaces the row in models that have the token.
     """
 
     model: str | None = None
@@ -75,12 +75,12 @@ class TokenSource:
 
 @dataclass(frozen=True)
 class TokenizerKeys:
-    """The keys of a recipe about the tokenizer.
+    """A recipe's settings for the tokenizer.
 
     Attributes:
-        source: ``union``, ``base``, a model, or None where the recipe says nothing.
-        tokens: rows of single tokens.
-        multiple: the number of rows is a multiple of it; None: it is that of the tokens.
+        source: ``union``, ``base``, a model, or None if the recipe does not set it.
+        tokens: token -> where its row comes from.
+        multiple: the number of rows is rounded up to a multiple of it; None: no padding.
     """
 
     source: str | None = None
@@ -90,20 +90,20 @@ class TokenizerKeys:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A merge as it is written down.
+    """The description of a merge.
 
     Attributes:
         method: name of the method.
         base: path of the base, or None.
-        slices: from the first layers to the last; one without layer ranges merges models whole.
-        parameters: settings of all slices.
-        dtype, out_dtype: of the output; the latter has the last word. None: that of the inputs.
+        slices: slices in order of layers; a single slice without layer ranges merges whole models.
+        parameters: parameters for all slices.
+        dtype, out_dtype: dtype of the output; ``out_dtype`` takes precedence. None: that of the inputs.
         tokenizer: where the output's tokenizer and the rows of its tokens come from.
-        content: everything, as YAML has it.
-        name: what other documents of the file call the result, or None.
-        chat_template: ``auto``, the name of a template, a Jinja template, or None: that of the base is kept.
+        content: the whole document as parsed YAML.
+        name: name by which other documents refer to the result, or None.
+        chat_template: ``auto``, the name of a template, a Jinja template, or None to keep that of the base.
         documents: the other documents of the file, each after those that it uses as models.
-        is_document: it was written as YAML, not given by options.
+        is_document: whether the recipe was read from YAML instead of built from options.
     """
 
     method: str
@@ -120,7 +120,7 @@ class Recipe:
     is_document: bool = field(default=False, compare=False)
 
     def to_yaml(self) -> str:
-        """Return the recipe as YAML, one document or several; equal recipes give equal text."""
+        """Return the recipe as YAML with one or more documents; equal recipes give equal text."""
         contents = [dict(recipe.content) for recipe in (*self.documents, self)]
         return yaml.safe_dump_all(contents, sort_keys=False, allow_unicode=True)
 
@@ -131,21 +131,21 @@ class Recipe:
 
     @property
     def bases(self) -> tuple[str | None, ...]:
-        """The base of every slice."""
+        """The base of each slice."""
         return tuple(part.base or self.base for part in self.slices)
 
     @property
     def donor(self) -> str:
-        """The model that configuration and tokenizer come from: the base, else the first one."""
+        """The model that the configuration and tokenizer come from: the base if there is one, else the first model."""
         return self.base or self.bases[0] or self.slices[0].sources[0].model
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The modules that it names, each once."""
+        """Names of the modules, without duplicates."""
         return tuple(dict.fromkeys(part.module for part in self.slices if part.module is not None))
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Every model that is read, the bases last, each once."""
+        """All models that are read, without duplicates, bases last."""
         sources = [source.model for part in self.slices for source in part.sources]
         return tuple(dict.fromkeys([*sources, *(base for base in (*self.bases, self.base) if base)]))

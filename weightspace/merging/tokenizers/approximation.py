@@ -1,7 +1,7 @@
-"""Rows for tokens that a model has never seen, as linear combinations of rows of its own tokens.
+"""Embedding rows for tokens that a model lacks, as linear combinations of its existing rows.
 
-The coefficients are found where both models are known: the subwords that the model splits the token's text into, or
-the tokens that both models share and that approximate the token in the other model's embedding.
+The coefficients come either from the subwords into which the model splits the token's text, or from approximating the
+token's row in the donor model's embedding by rows of tokens that both models share.
 """
 
 from __future__ import annotations
@@ -11,42 +11,42 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-#: Tokens whose coefficients are found at a time.
+#: Number of tokens per batch.
 _BATCH = 64
 
-#: The smallest norm that is divided by.
+#: Lower bound of the norms and distances that are divided by.
 _TINY = 1e-8
 
 
 def mean_coefficients(splits: Sequence[Sequence[int]], rows: int) -> tuple[Tensor, Tensor]:
-    """Return the rows of the subwords of each token, with equal weights.
+    """Return the rows of each token's subwords, weighted equally.
 
     Args:
-        splits: the ids of the subwords of each token; none: the token gets the mean of all rows, told by index -1.
-        rows: of the model's embedding; ids beyond them count as none.
+        splits: the subword ids of each token. A token without subwords gets the mean of all rows, encoded as index -1.
+        rows: number of rows of the model's embedding; larger ids are ignored.
 
     Returns:
-        Indices, int64 ``(n, k)``, and coefficients, float32 ``(n, k)``; those behind the last subword are 0.
+        Indices, int64 ``(n, k)``, and coefficients, float32 ``(n, k)``, padded with 0 after the last subword.
     """
     known = [[number for number in split if number < rows] for split in splits]
     width = max([1, *map(len, known)])
     indices, weights = torch.zeros(len(known), width, dtype=torch.int64), torch.zeros(len(known), width)
-    for place, own in enumerate(known):
-        if own:
-            indices[place, : len(own)] = torch.tensor(own)
-            weights[place, : len(own)] = 1 / len(own)
+    for token, subwords in enumerate(known):
+        if subwords:
+            indices[token, : len(subwords)] = torch.tensor(subwords)
+            weights[token, : len(subwords)] = 1 / len(subwords)
         else:
-            indices[place, 0], weights[place, 0] = -1, 1
+            indices[token, 0], weights[token, 0] = -1, 1
     return indices, weights
 
 
 def nearest_coefficients(targets: Tensor, shared: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the nearest shared tokens of each token, weighted by their inverse distances.
+    """Return each token's nearest shared tokens, weighted by inverse distance.
 
     Args:
-        targets: rows of the tokens in the other model, float32 ``(n, d)``.
-        shared: rows of the shared tokens there, float32 ``(m, d)``.
-        count: how many shared tokens, at most.
+        targets: rows of the tokens in the donor's embedding, float32 ``(n, d)``.
+        shared: rows of the shared tokens in the donor's embedding, float32 ``(m, d)``.
+        count: maximum number of shared tokens per token.
 
     Returns:
         Indices into the shared tokens, int64 ``(n, k)``, and coefficients that sum to 1, float32 ``(n, k)``.
@@ -61,21 +61,21 @@ def nearest_coefficients(targets: Tensor, shared: Tensor, count: int) -> tuple[T
 
 
 def pursuit_coefficients(targets: Tensor, shared: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the shared tokens that orthogonal matching pursuit chooses for each token.
+    """Return the shared tokens that orthogonal matching pursuit selects for each token.
 
-    Each step takes the shared token whose row has the largest inner product with the residual of the target,
-    and projects the target anew onto all that were taken.
+    Each step selects the shared token whose row has the largest inner product with the target's residual, then
+    projects the target onto the span of all rows selected so far.
 
     Args:
-        targets: rows of the tokens in the other model, float32 ``(n, d)``.
-        shared: rows of the shared tokens there, float32 ``(m, d)``.
-        count: how many shared tokens, at most; more than ``d`` change nothing.
+        targets: rows of the tokens in the donor's embedding, float32 ``(n, d)``.
+        shared: rows of the shared tokens in the donor's embedding, float32 ``(m, d)``.
+        count: maximum number of shared tokens per token; values above ``d`` have no further effect.
 
     Returns:
         Indices into the shared tokens, int64 ``(n, k)``, and least-squares coefficients, float32 ``(n, k)``.
 
     Source:
-        Goddard, Fernandes Neto 2025, https://arxiv.org/abs/2506.06607; Pati et al. 1993 for the pursuit.
+        Goddard, Fernandes Neto 2025, https://arxiv.org/abs/2506.06607; orthogonal matching pursuit: Pati et al. 1993.
     """
     steps = min(count, len(shared), shared.shape[1])
     parts = [_pursue(batch, shared, steps) for batch in targets.split(_BATCH)]
@@ -83,17 +83,17 @@ def pursuit_coefficients(targets: Tensor, shared: Tensor, count: int) -> tuple[T
 
 
 def _pursue(targets: Tensor, shared: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Return indices and coefficients of one batch."""
+    """Run orthogonal matching pursuit on one batch; return indices and coefficients."""
     count, width = targets.shape
     chosen = torch.zeros(count, steps, dtype=torch.int64)
     basis = torch.zeros(count, width, steps)
     factors = torch.zeros(count, steps, steps)
-    residual, open_ = targets.clone(), torch.ones(count, len(shared), dtype=torch.bool)
-    places = torch.arange(count)
+    residual, available = targets.clone(), torch.ones(count, len(shared), dtype=torch.bool)
+    batch = torch.arange(count)
     for step in range(steps):
-        products = (residual @ shared.T).abs().masked_fill_(~open_, -1.0)
+        products = (residual @ shared.T).abs().masked_fill_(~available, -1.0)
         chosen[:, step] = products.argmax(1)
-        open_[places, chosen[:, step]] = False
+        available[batch, chosen[:, step]] = False
         atom = shared[chosen[:, step]]
         known = basis[:, :, :step]
         along = torch.bmm(known.transpose(1, 2), atom.unsqueeze(-1)).squeeze(-1)
@@ -109,21 +109,21 @@ def _pursue(targets: Tensor, shared: Tensor, steps: int) -> tuple[Tensor, Tensor
     return chosen, torch.linalg.solve_triangular(factors, projected, upper=True).squeeze(-1)
 
 
-def combined(rows: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+def combine_rows(rows: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
     """Return linear combinations of rows.
 
     Args:
-        rows: of the model, ``(V, d)`` in any float dtype.
-        indices: of rows, int64 ``(n, k)``; -1 is the mean of all.
-        weights: float32 ``(n, k)``.
+        rows: the model's embedding matrix, ``(V, d)`` in any float dtype.
+        indices: row indices, int64 ``(n, k)``; -1 stands for the mean of all rows.
+        weights: coefficients, float32 ``(n, k)``.
 
     Returns:
         float32 ``(n, d)``.
     """
     parts = []
     mean = rows.to(torch.float64).mean(0).to(torch.float32)
-    for own, factors in zip(indices.split(_BATCH), weights.split(_BATCH), strict=True):
-        picked = rows[own.clamp_min(0)].to(torch.float32)
-        picked[own < 0] = mean
+    for selected, factors in zip(indices.split(_BATCH), weights.split(_BATCH), strict=True):
+        picked = rows[selected.clamp_min(0)].to(torch.float32)
+        picked[selected < 0] = mean
         parts.append(torch.bmm(factors.unsqueeze(1), picked).squeeze(1))
     return torch.cat(parts) if parts else torch.empty(0, rows.shape[1])

@@ -1,4 +1,4 @@
-"""Tokenizers without a ``tokenizer.json`` (SentencePiece, tiktoken) converted by transformers, which is optional."""
+"""Convert tokenizers without a ``tokenizer.json`` (SentencePiece, tiktoken) using the optional transformers package."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from weightspace.errors import WeightspaceError
 
 
 def converted(folder: Path) -> str:
-    """Return the text of a ``tokenizer.json``, converted by transformers from a folder's tokenizer.
+    """Return the text of a ``tokenizer.json`` that transformers converts from a folder's tokenizer.
 
     Args:
-        folder: of the tokenizer. Code that comes with it is not run.
+        folder: the tokenizer's folder. Code in it is never run.
 
     Raises:
-        WeightspaceError: transformers is not installed or cannot read the tokenizer, or has no fast one for it.
+        WeightspaceError: transformers is not installed, cannot read the tokenizer, or has no fast version of it.
     """
     from weightspace.pretrained import load_tokenizer
 
@@ -22,14 +22,14 @@ def converted(folder: Path) -> str:
         tokenizer = load_tokenizer(folder)
     except WeightspaceError as error:
         raise WeightspaceError(
-            f"{folder} has no tokenizer.json, and transformers cannot read its tokenizer: {error} SentencePiece models "
-            "need the packages sentencepiece and protobuf, tiktoken's need tiktoken; else save the tokenizer with a "
-            "tokenizer.json."
+            f"{folder} has no tokenizer.json, and transformers cannot read its tokenizer: {error} SentencePiece "
+            "models need the packages sentencepiece and protobuf, tiktoken models need tiktoken; otherwise save the "
+            "tokenizer as a tokenizer.json."
         ) from None
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise WeightspaceError(
-            f"{folder} has a tokenizer ({type(tokenizer).__name__}) that transformers cannot turn into a "
+            f"transformers cannot convert the tokenizer of {folder} ({type(tokenizer).__name__}) to a "
             "tokenizer.json. Expected a fast tokenizer."
         )
     return backend.to_str()

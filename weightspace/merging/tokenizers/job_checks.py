@@ -1,4 +1,4 @@
-"""Checks of the tensors of a merge whose rows are moved by token: are all rows there that they are to get?"""
+"""Check that every row that a recipe assigns to a token is available in the models that are merged."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from weightspace.merging.plan.plan import Job, Member
 def check_moved_jobs(
     vocabulary: MovedVocabulary, members: Sequence[Member], jobs: Sequence[Job], notice: Callable[[str], None]
 ) -> None:
-    """Check the tensors of the output that have a row per token.
+    """Check the output tensors that have a row per token.
 
     Args:
-        vocabulary: of the merge.
-        members: the checkpoints.
+        vocabulary: the output's vocabulary.
+        members: the checkpoints of the merge.
         jobs: the tensors of the output.
-        notice: takes a line about tokens that no model has.
+        notice: called with a one-line message about tokens that no model has.
 
     Raises:
-        WeightspaceError: a row that the recipe chooses is of a model that lacks the tensor; or a checkpoint has
-            evidence with an element per weight, which is not moved.
+        WeightspaceError: the recipe chooses a row of a model that lacks the tensor, or a checkpoint has evidence with
+            one element per weight, which cannot be reordered.
     """
-    looked: set[tuple[int, ...]] = set()
+    checked: set[tuple[int, ...]] = set()
     for job in jobs:
         moved = [(member, name) for member, name in job.models if vocabulary.moves(member, name)]
         if not moved:
@@ -33,37 +33,37 @@ def check_moved_jobs(
         for token, chosen in vocabulary.chosen.items():
             if chosen.member is not None and chosen.member not in present:
                 raise WeightspaceError(
-                    f"The row of the token with id {token} is to come from {members[chosen.member].label}, which has "
-                    f"no part in {job.name!r}. Expected a model whose embedding is merged."
+                    f"The recipe takes the row of token {token} from {members[chosen.member].label}, which does not "
+                    f"contribute to {job.name!r}. Expected a model whose embedding is merged."
                 )
         for member, name in moved:
             _check_evidence(vocabulary, members[member], member, name)
         if vocabulary.further is not None:
             present = (*present, len(members))
-        if present not in looked:
-            looked.add(present)
-            _tell_unknown(vocabulary, present, job.name, notice)
+        if present not in checked:
+            checked.add(present)
+            _warn_zero_rows(vocabulary, present, job.name, notice)
 
 
 def _check_evidence(vocabulary: MovedVocabulary, member: Member, index: int, name: str) -> None:
-    """Refuse evidence about rows that are moved."""
+    """Refuse evidence for a tensor whose rows are reordered."""
     evidence = None if member.evidence is None else member.evidence.tensors.get(name)
     if evidence is not None and evidence.shape == vocabulary.tensors[index][name]:
         raise WeightspaceError(
-            f"The evidence of {member.label} for {name!r} has a row per token, and is not moved with them. Expected "
-            "models with one vocabulary: leave the tokenizer's source out of the recipe."
+            f"The evidence of {member.label} for {name!r} has a row per token and cannot be reordered. Expected "
+            "models that share one vocabulary: leave the tokenizer's source out of the recipe."
         )
 
 
-def _tell_unknown(
+def _warn_zero_rows(
     vocabulary: MovedVocabulary, present: Sequence[int], name: str, notice: Callable[[str], None]
 ) -> None:
-    """Tell of tokens whose rows are zero, because none of the models of a tensor has them."""
-    aside = {number for number, chosen in vocabulary.chosen.items() if not chosen.default} | set(vocabulary.gaps)
+    """Warn of tokens whose rows are zero because no model of the tensor has them."""
+    exempt = {number for number, chosen in vocabulary.chosen.items() if not chosen.default} | set(vocabulary.gaps)
     columns = zip(*(vocabulary.own[member] for member in present), strict=True)
-    unknown = [number for number, rows in enumerate(columns) if max(rows) < 0 and number not in aside]
+    unknown = [number for number, rows in enumerate(columns) if max(rows) < 0 and number not in exempt]
     if unknown:
         notice(
-            f"{len(unknown):,} tokens of the output (the first has id {unknown[0]}) are in none of the models that "
-            f"{name!r} is merged from: their rows are zero."
+            f"{len(unknown):,} tokens of the output (the first has id {unknown[0]}) are missing from all models "
+            f"that {name!r} is merged from; their rows are zero."
         )

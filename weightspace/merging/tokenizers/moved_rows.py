@@ -1,8 +1,9 @@
-"""Tensors by tokens, read as if their rows had the ids of the output.
+"""Read embedding-like tensors with their rows reordered to the output's token ids.
 
-A checkpoint that lacks a token gets a row for it, as in mergekit: that of the only one that has it; else that of the
-base; else the mean of all that have it; zeros where none has. Rows behind the tokens, and of ids without a token, are
-the mean of all others. Means are summed in float64 and rounded once to the dtype of the tensor.
+A checkpoint that lacks a token gets a row for it, following mergekit: the row of the only checkpoint that has the
+token; otherwise the base's row; otherwise the mean over all checkpoints that have it; zeros if none has it. Padding
+rows and rows of unused ids are the mean of all other rows. Means are accumulated in float64 and rounded once to the
+tensor's dtype.
 """
 
 from __future__ import annotations
@@ -20,28 +21,28 @@ from weightspace.merging.methods._tensor_stack import TensorReader
 from weightspace.merging.plan.moved_vocabulary import MovedVocabulary
 from weightspace.merging.tokenizers.vocabulary_tensors import is_one_row, row_length, with_rows
 
-#: In the place of the number of a checkpoint: the row is the mean of those that have the token, zero, or padding.
+#: Special donor values: the mean of the checkpoints that have the token, a zero row, or a padding row.
 _MEAN, _ZERO, _PADDING = -1, -2, -3
 
-#: Elements of a block of rows whose mean is taken.
+#: Number of elements read at a time when computing the mean of all rows.
 _BLOCK = 2**18
 
 
 class RowSources:
-    """The rows of the output, by checkpoint and row, for tensors that some checkpoints have.
+    """For each output row, the checkpoint and row that it is read from.
 
     Args:
-        vocabulary: of the merge.
-        members: numbers of the checkpoints.
+        vocabulary: the output's vocabulary.
+        members: indices of the checkpoints that have the tensor.
     """
 
     def __init__(self, vocabulary: MovedVocabulary, members: tuple[int, ...]) -> None:
         self.vocabulary = vocabulary
         self.own = {member: torch.from_numpy(np.frombuffer(vocabulary.own[member], np.int64)) for member in members}
         known = torch.stack(list(self.own.values())) >= 0
-        numbers = torch.tensor(members)
+        indices = torch.tensor(members)
         count, first = known.sum(0), known.to(torch.uint8).argmax(0)
-        self.donors = torch.where(count == 1, numbers[first], torch.where(count == 0, _ZERO, _MEAN))
+        self.donors = torch.where(count == 1, indices[first], torch.where(count == 0, _ZERO, _MEAN))
         base = vocabulary.base
         if base in self.own:
             self.donors = torch.where((count > 1) & (self.own[base] >= 0), base, self.donors)
@@ -56,8 +57,8 @@ class RowSources:
                 self.rows[token] = chosen.row
         self.donors[list(vocabulary.gaps)] = _PADDING
 
-    def of(self, member: int) -> tuple[Tensor, Tensor]:
-        """Return the checkpoint and the row there of every row of a checkpoint's tensor, padding included."""
+    def rows_for(self, member: int) -> tuple[Tensor, Tensor]:
+        """Return the donor checkpoint and the donor's row for each row of a checkpoint's tensor, including padding."""
         own = self.own[member]
         is_own = (own >= 0) & ~self.forced
         donors, rows = torch.where(is_own, member, self.donors), torch.where(is_own, own, self.rows)
@@ -71,8 +72,8 @@ class RowSources:
 def moved_rows(
     sources: RowSources, readers: Mapping[int, TensorReader], member: int, shape: tuple[int, ...]
 ) -> TensorReader:
-    """Return a checkpoint's tensor with the rows of the output: as it is, where no row moves; see ``MovedRows``."""
-    donors, rows = sources.of(member)
+    """Return a checkpoint's tensor with the output's rows; its own reader if all rows stay in place."""
+    donors, rows = sources.rows_for(member)
     count = shape[-1] if is_one_row(shape) else shape[0]
     if len(rows) == count and bool((donors == member).all()) and torch.equal(rows, torch.arange(count)):
         return readers[member]
@@ -80,13 +81,13 @@ def moved_rows(
 
 
 class MovedRows:
-    """A ``TensorReader`` of a checkpoint's tensor whose rows have the ids of the output.
+    """A ``TensorReader`` for a checkpoint's tensor with its rows reordered to the output's token ids.
 
     Args:
-        sources: the rows of the output.
-        readers: of the tensor of each checkpoint that has it.
-        member: the number of the checkpoint.
-        shape: of the tensor in the files.
+        sources: where each output row is read from.
+        readers: readers of the tensor, for each checkpoint that has it.
+        member: index of the checkpoint.
+        shape: the tensor's shape in the file.
     """
 
     def __init__(
@@ -97,14 +98,14 @@ class MovedRows:
         shape: tuple[int, ...],
     ) -> None:
         self._sources, self._readers = sources, readers
-        self._donors, self._rows = sources.of(member)
+        self._donors, self._rows = sources.rows_for(member)
         self._length = row_length(shape)
         self._mean: Tensor | None = None
         self._lock = threading.Lock()
         self.dtype = readers[member].dtype
-        moved = (self._donors.diff() != 0) | (self._rows.diff() != 1)
-        #: Rows that do not follow the one before in the file of the same checkpoint.
-        self._breaks = moved.nonzero().flatten() + 1
+        is_break = (self._donors.diff() != 0) | (self._rows.diff() != 1)
+        #: Rows that do not directly follow the preceding row in the same checkpoint's file.
+        self._breaks = is_break.nonzero().flatten() + 1
         self._present: list[int] = self._donors.unique().tolist()
         for donor in self._present:
             donors = readers.values() if donor == _MEAN else [readers[donor]] if donor >= 0 else []
@@ -113,13 +114,13 @@ class MovedRows:
         self.shape = with_rows(shape, len(self._rows))
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Return the elements from ``start`` up to ``stop``, 1-D."""
+        """Return the elements ``start:stop`` as a 1-D tensor."""
         first, end = start // self._length, -(-stop // self._length)
         rows = self._read_rows(first, end)
         return rows.view(-1)[start - first * self._length : stop - first * self._length]
 
     def _read_rows(self, first: int, end: int) -> Tensor:
-        """Return whole rows."""
+        """Return the rows ``first:end``."""
         lower, upper = torch.searchsorted(self._breaks, torch.tensor([first + 1, end])).tolist()
         breaks = self._breaks[lower:upper]
         starts = torch.cat([torch.tensor([first]), breaks])
@@ -127,25 +128,25 @@ class MovedRows:
         donors, rows = self._donors[starts], self._rows[starts]
         out = torch.empty(end - first, self._length, dtype=self.dtype)
         for donor in self._present:
-            of = (donors == donor).nonzero().flatten()
-            if not len(of):
+            runs = (donors == donor).nonzero().flatten()
+            if not len(runs):
                 continue
-            places = starts[of] - first, ends[of] - first
+            bounds = starts[runs] - first, ends[runs] - first
             if donor >= 0:
-                _read_runs(self._readers[donor], out, *places, rows[of])
+                _read_runs(self._readers[donor], out, *bounds, rows[runs])
                 continue
-            for start, stop in zip(*(place.tolist() for place in places), strict=True):
-                out[start:stop] = self._made(donor, first + start)
+            for start, stop in zip(*(bound.tolist() for bound in bounds), strict=True):
+                out[start:stop] = self._computed_row(donor, first + start)
         return out
 
-    def _made(self, donor: int, token: int) -> Tensor | int:
-        """Return the row of a token that is in no file."""
+    def _computed_row(self, donor: int, token: int) -> Tensor | int:
+        """Return a row that no checkpoint holds: zero, a mean over checkpoints, or padding."""
         if donor == _ZERO:
             return 0
-        return self._mean_of(token) if donor == _MEAN else self._padding()
+        return self._mean_of(token) if donor == _MEAN else self._padding_row()
 
     def _mean_of(self, token: int) -> Tensor:
-        """Return the mean of the rows of a token in all checkpoints that have it."""
+        """Return the mean of a token's rows over all checkpoints that have it."""
         total, count = torch.zeros(self._length, dtype=torch.float64), 0
         for member, own in self._sources.own.items():
             row = int(own[token])
@@ -154,8 +155,8 @@ class MovedRows:
                 count += 1
         return (total / count).to(self.dtype)
 
-    def _padding(self) -> Tensor:
-        """Return the mean of the rows that are no padding."""
+    def _padding_row(self) -> Tensor:
+        """Return the mean of all rows that are not padding."""
         with self._lock:
             if self._mean is None:
                 step = max(1, _BLOCK // self._length)
@@ -172,14 +173,14 @@ class MovedRows:
             return self._mean
 
     def _token_rows(self, first: int, end: int, kept: Tensor) -> Tensor:
-        """Return those of some rows that are no padding."""
+        """Return the rows ``first:end`` that are not padding."""
         ends = [first, *(first + 1 + (~kept).nonzero().flatten()).tolist(), end + 1]
         parts = [self._read_rows(a, b - 1) for a, b in itertools.pairwise(ends) if a < b - 1]
         return torch.cat(parts) if parts else torch.empty(0, self._length, dtype=self.dtype)
 
 
 def _read_runs(reader: TensorReader, out: Tensor, starts: Tensor, ends: Tensor, rows: Tensor) -> None:
-    """Fill stretches of rows of ``out``."""
+    """Read runs of consecutive rows into ``out``."""
     length = out.shape[1]
     if isinstance(reader, StoredTensor) and reader.dtype == out.dtype:
         reader.read_runs_into(out, starts * length, ends * length, rows * length)

@@ -1,4 +1,4 @@
-"""The tokens of the output with their ids: those of one tokenizer, and behind them those that only others have."""
+"""The output's vocabulary: the tokens of one tokenizer, followed by those that only other tokenizers have."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from weightspace.merging.tokenizers.token_table import TokenTable, added_entry
 
 @dataclass(frozen=True)
 class NewTokens:
-    """Tokens that the files of a tokenizer get beside their own.
+    """Tokens to append to a tokenizer's files.
 
     Attributes:
-        ordinary: token -> id, in the order of the ids: part of the vocabulary, no more.
-        added: entries of ``added_tokens`` as ``tokenizer.json`` has them, ids included: found in texts as they are.
-        converted: text of a ``tokenizer.json`` where the folder has none; None: it has one.
+        ordinary: token -> id, in order of id; entries of the vocabulary only.
+        added: entries for ``added_tokens`` in ``tokenizer.json``, including ids; matched verbatim in texts.
+        converted: text of a converted ``tokenizer.json``, or None if the folder has one.
     """
 
     ordinary: Mapping[str, int] = field(default_factory=dict)
@@ -31,11 +31,11 @@ class OutputVocabulary:
     """The tokens of the output.
 
     Attributes:
-        source: the tokenizer that it is made from.
+        source: the tokenizer that it extends.
         ids: token -> id.
-        keys: of the tokens by id; None where no token has the id.
-        new: tokens that the source gets beside its own, or None.
-        unwritten: tokens of other kinds of tokenizers that this one cannot write, and that are left out.
+        keys: key of each token, indexed by id; None for unused ids.
+        new: tokens to append to the source, or None.
+        unwritten: number of tokens left out because this kind of tokenizer cannot spell them.
     """
 
     source: TokenTable
@@ -48,13 +48,13 @@ class OutputVocabulary:
 def output_vocabulary(
     source: TokenTable, others: Sequence[tuple[TokenTable, int]], extra: Collection[str], *, alike: bool
 ) -> OutputVocabulary:
-    """Return the tokens of the output.
+    """Return the output's vocabulary.
 
     Args:
-        source: the tokenizer that the output's is made from.
-        others: tokenizers whose tokens are added, with the number of rows that their models have.
-        extra: further tokens.
-        alike: all tokenizers of the merge write tokens in the same way.
+        source: the tokenizer that the output extends.
+        others: tokenizers whose tokens are appended, each with the number of embedding rows of its model.
+        extra: further tokens to append.
+        alike: whether all tokenizers of the merge spell tokens in the same way.
     """
     union = _Union(source, alike=alike)
     for table, rows in others:
@@ -68,15 +68,15 @@ def output_vocabulary(
             union.add_added(token, added_entry(token, 0))
     count = 1 + max(union.known.values(), default=-1)
     keys: list[Key | None] = [None] * count
-    for own, number in union.known.items():
-        keys[number] = own
+    for token_key, number in union.known.items():
+        keys[number] = token_key
     changed = bool(union.ordinary or union.added)
     new = NewTokens(union.ordinary, tuple(union.added.values()), source.converted) if changed else None
     return OutputVocabulary(source, union.ids, keys, new, union.unwritten)
 
 
 class _Union:
-    """Tokens that are added to those of a tokenizer, one after the other."""
+    """A growing vocabulary: a tokenizer's tokens, and those appended to them."""
 
     def __init__(self, source: TokenTable, *, alike: bool) -> None:
         self.source = source
@@ -89,31 +89,31 @@ class _Union:
         self.unwritten = 0
 
     def add_ordinary(self, table: TokenTable, rows: int) -> None:
-        """Add the tokens of another tokenizer which are part of its vocabulary, no more."""
+        """Append another tokenizer's ordinary tokens."""
         for token in _by_id(table, rows, self.known if self.alike else ()):
-            own = key(table, token, alike=self.alike)
-            if token in table.added or own in self.known:
+            token_key = key(table, token, alike=self.alike)
+            if token in table.added or token_key in self.known:
                 continue
-            text = token if isinstance(own, str) else written(own, self.source.writing)
+            text = token if isinstance(token_key, str) else written(token_key, self.source.writing)
             if text is None or text in self.ids:
                 self.unwritten += 1
                 continue
-            self.ordinary[text] = self._new(text, own)
+            self.ordinary[text] = self._append(text, token_key)
 
     def add_added(self, token: str, entry: Mapping[str, Any]) -> None:
-        """Add a token that is found in texts as it is; one that is an ordinary one of the tokenizer becomes one."""
+        """Append an added token; an ordinary token of the tokenizer with the same text becomes an added token."""
         if token in self.source.added or token in self.added:
             return
-        number = self.ids[token] if token in self.ids else self._new(token, token)
+        number = self.ids[token] if token in self.ids else self._append(token, token)
         self.added[token] = {**entry, "id": number}
 
-    def _new(self, token: str, own: Key) -> int:
+    def _append(self, token: str, token_key: Key) -> int:
         number, self.next = self.next, self.next + 1
-        self.ids[token] = self.known[own] = number
+        self.ids[token] = self.known[token_key] = number
         return number
 
 
-def _by_id(table: TokenTable, rows: int, aside: Container[Key] = ()) -> Iterator[str]:
-    """Yield the tokens that have a row, in the order of their ids, some left aside."""
-    found = (token for token, number in table.ids.items() if number < rows and token not in aside)
-    yield from sorted(found, key=table.ids.__getitem__)
+def _by_id(table: TokenTable, rows: int, excluded: Container[Key] = ()) -> Iterator[str]:
+    """Yield the tokens that have an embedding row, in order of id, without the excluded ones."""
+    tokens = (token for token, number in table.ids.items() if number < rows and token not in excluded)
+    yield from sorted(tokens, key=table.ids.__getitem__)

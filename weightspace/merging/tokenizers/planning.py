@@ -1,6 +1,6 @@
-"""Tokenizers in planning: from a recipe's ``tokenizer`` to the row of every token in every model.
+"""Plan the output vocabulary: from a recipe's ``tokenizer`` section to the embedding row of each token in each model.
 
-Nothing here reads a tensor, and nothing imports torch.
+Reads no tensors and does not import torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from weightspace.merging.tokenizers.vocabulary_tensors import (
     with_rows,
 )
 
-#: Takes a line about a decision.
+#: Called with a one-line message about a decision.
 Notice = Callable[[str], None]
 
 
@@ -38,8 +38,8 @@ class TokenizerSource:
     """Where the output's tokenizer comes from.
 
     Attributes:
-        folder: of the tokenizer.
-        vocabulary: how rows are moved; None: they stay where they are.
+        folder: the tokenizer's folder.
+        vocabulary: how embedding rows are reordered; None leaves them in place.
     """
 
     folder: Path
@@ -48,12 +48,12 @@ class TokenizerSource:
 
 @dataclass(frozen=True)
 class _Model:
-    """A checkpoint of the merge, with its tokens.
+    """A checkpoint of the merge and its tokens.
 
     Attributes:
         member: the checkpoint.
-        tensors: those with a row per token, with their shapes.
-        table: its tokens; None: it has no tokenizer.
+        tensors: shapes of the tensors that have a row per token.
+        table: its tokens, or None if it has no tokenizer.
     """
 
     member: Member
@@ -62,47 +62,48 @@ class _Model:
 
     @property
     def rows(self) -> int:
-        """Rows of its embedding."""
+        """Number of rows of its embedding."""
         return embedding_rows(self.tensors) if self.tensors else 0
 
 
 def plan_vocabulary(
     recipe: Recipe, members: Sequence[Member], donor: Path | None, reading: ReadingOptions, notice: Notice
 ) -> TokenizerSource | None:
-    """Return where the output's tokenizer comes from, and the rows of its tokens; None where the recipe says nothing.
+    """Return the source of the output's tokenizer and the rows of its tokens; None if the recipe names no tokenizer.
 
     Args:
-        recipe: names the source.
-        members: its checkpoints.
-        donor: the folder that the configuration comes from.
+        recipe: the recipe, which names the tokenizer's source.
+        members: the checkpoints of the merge.
+        donor: the folder that the configuration is copied from.
         reading: how sources are read.
-        notice: takes lines about what is assumed.
+        notice: called with a one-line message for each assumption.
 
     Raises:
-        CheckpointError: the source is no folder, a file of a tokenizer is damaged, or rows cannot be told.
-        WeightspaceError: a tokenizer cannot be read, or a token or model that the recipe names is not there.
+        CheckpointError: the source is not a folder, a tokenizer file is damaged, or it is ambiguous which tensors have
+            a row per token.
+        WeightspaceError: a tokenizer cannot be read, or the recipe names a token or model that does not exist.
     """
     source = recipe.tokenizer_source
     if source is None:
         return None
-    folder = donor if source in ("base", "union") else _named(source, reading)
+    folder = donor if source in ("base", "union") else _source_folder(source, reading)
     if folder is None or not folder.is_dir():
         raise CheckpointError(
-            f"tokenizer_source {source!r}: there is no such folder. Expected that of a model, or base."
+            f"tokenizer_source {source!r}: no such folder. Expected the folder of a model, 'base' or 'union'."
         )
     folders = [member.contents.path for member in members if member.contents.path.is_dir()]
     if not any(map(has_tokenizer, {folder, *folders})):
         if recipe.tokenizer.tokens:
             raise WeightspaceError("The recipe names tokens, but none of its models has a tokenizer.")
         return TokenizerSource(folder, None)
-    if _is_unread(folder, folders) and not (recipe.tokenizer.tokens or recipe.tokenizer.multiple):
-        notice(f"The tokenizer of {folder.name} is that of all models; it is copied, and no row is moved.")
+    if _is_shared_unreadable(folder, folders) and not (recipe.tokenizer.tokens or recipe.tokenizer.multiple):
+        notice(f"All models share the tokenizer of {folder.name}: it is copied and embedding rows keep their order.")
         return TokenizerSource(folder, None)
-    return TokenizerSource(folder, _moved(recipe, members, folder, notice))
+    return TokenizerSource(folder, _moved_vocabulary(recipe, members, folder, notice))
 
 
 def with_moved_rows(members: Sequence[Member], vocabulary: MovedVocabulary) -> tuple[Member, ...]:
-    """Return the checkpoints with the shapes that their tensors have once their rows are moved."""
+    """Return the checkpoints with the tensor shapes that they have after their rows are reordered."""
     return tuple(
         _with_shapes(member, tensors, vocabulary.rows)
         for member, tensors in zip(members, vocabulary.tensors, strict=True)
@@ -117,58 +118,72 @@ def _with_shapes(member: Member, tensors: Mapping[str, tuple[int, ...]], rows: i
     return replace(member, contents=contents, stored=member.stored or member.contents)
 
 
-def _named(source: str, reading: ReadingOptions) -> Path:
-    """Return the folder that a recipe names, by its path or as the result of another document."""
+def _source_folder(source: str, reading: ReadingOptions) -> Path:
+    """Return the folder that a recipe names, either by path or as the result of another document."""
     intermediate = reading.intermediates.get(source)
     return local_path(source, weights=False) if intermediate is None else intermediate.folder
 
 
-def _is_unread(folder: Path, folders: Sequence[Path]) -> bool:
-    """Return whether all have one tokenizer whose ids cannot be read without transformers."""
-    alone = all(other == folder or same_tokenizer(folder, other) for other in folders)
-    return alone and not is_readable(folder)
+def _is_shared_unreadable(folder: Path, folders: Sequence[Path]) -> bool:
+    """Return whether all folders have the same tokenizer and its ids cannot be read without transformers."""
+    is_shared = all(other == folder or same_tokenizer(folder, other) for other in folders)
+    return is_shared and not is_readable(folder)
 
 
-def _moved(recipe: Recipe, members: Sequence[Member], folder: Path, notice: Notice) -> MovedVocabulary | None:
-    """Return how rows are moved; None where no model has an embedding of tokens."""
+def _moved_vocabulary(
+    recipe: Recipe, members: Sequence[Member], folder: Path, notice: Notice
+) -> MovedVocabulary | None:
+    """Return how embedding rows are reordered; None if no model has a token embedding."""
     tables: dict[Path, TokenTable | None] = {}
     models = [_model(member, tables) for member in members]
     source = _read(folder, tables)
     if source is None:
-        raise WeightspaceError(f"{folder} has no tokenizer, expected one: the recipe takes the output's from there.")
+        raise WeightspaceError(f"{folder} has no tokenizer, but the recipe takes the output's tokenizer from there.")
     _check_embeddings(models, source)
     if not any(model.tensors for model in models):
         return None
     models = [_with_table(model, source, notice) for model in models]
-    everything = [source, *(model.table for model in models if model.table is not None)]
-    alike = are_alike(everything)
+    tables_read = [source, *(model.table for model in models if model.table is not None)]
+    alike = are_alike(tables_read)
     others = [(model.table, model.rows) for model in models if model.table is not None and model.table is not source]
     union = recipe.tokenizer_source == "union"
     output = output_vocabulary(source, others if union else [], recipe.tokenizer.tokens, alike=alike)
     if output.new is not None and output.new.converted is None and not (folder / "tokenizer.json").is_file():
-        source = read_token_table(folder, convert=True) or source  # tokens can be added to a tokenizer.json alone
+        source = read_token_table(folder, convert=True) or source  # only a tokenizer.json can be extended
         output = output_vocabulary(source, others if union else [], recipe.tokenizer.tokens, alike=alike)
     if output.unwritten:
         notice(
-            f"{output.unwritten:,} tokens of other models cannot be written as those of {folder.name} are; left out."
+            f"{output.unwritten:,} tokens of other models cannot be spelled in the tokenizer of {folder.name} "
+            "and are left out."
         )
     own = [_own_rows(model, output, alike=alike, notice=notice) for model in models]
     tokens = len(output.keys)
     multiple = recipe.tokenizer.multiple or 1
     base = next((index for index, member in enumerate(members) if member.source == recipe.base), None)
     chosen = {
-        output.ids[token]: _chosen(token, choice, output.ids[token], models, own)
+        output.ids[token]: _chosen_row(token, choice, output.ids[token], models, own)
         for token, choice in recipe.tokenizer.tokens.items()
     }
     gaps = tuple(number for number, key in enumerate(output.keys) if key is None)
-    layout = (tokens, -(-tokens // multiple) * multiple, tuple(own), base, chosen, gaps)
-    files = _files({folder, *(table.folder for table in everything)})
+    padded_rows = -(-tokens // multiple) * multiple
+    files = _tokenizer_files({folder, *(table.folder for table in tables_read)})
     extended = None if output.new is None else extended_tokenizer(folder, output.new)
-    return MovedVocabulary(*layout, tuple(model.tensors for model in models), folder, extended, files)
+    return MovedVocabulary(
+        tokens,
+        padded_rows,
+        tuple(own),
+        base,
+        chosen,
+        gaps,
+        tuple(model.tensors for model in models),
+        folder,
+        extended,
+        files,
+    )
 
 
 def _read(folder: Path, tables: dict[Path, TokenTable | None]) -> TokenTable | None:
-    """Return the tokens of a folder, those of files that are the same only once."""
+    """Return the tokens of a folder; identical tokenizer files are read only once."""
     if folder not in tables:
         same = next((other for other in tables if tables[other] and same_tokenizer(folder, other)), None)
         tables[folder] = read_token_table(folder) if same is None else tables[same]
@@ -176,68 +191,68 @@ def _read(folder: Path, tables: dict[Path, TokenTable | None]) -> TokenTable | N
 
 
 def _model(member: Member, tables: dict[Path, TokenTable | None]) -> _Model:
-    """Return a checkpoint with its tokens."""
+    """Return a checkpoint together with its tokens."""
     path = member.contents.path
     table = _read(path, tables) if path.is_dir() else None
     if member.adapter is not None and has_tokenizer(member.adapter.path):
         own = _read(member.adapter.path, tables)
         if own is not None and (table is None or own.ids != table.ids):
             raise WeightspaceError(
-                f"The tokenizer of the adapter {member.adapter.path} has other tokens than that of {path}. Expected "
-                "one for both: merge the adapter into its model with PEFT first."
+                f"The adapter {member.adapter.path} has a different vocabulary from its model {path}; expected the "
+                "same one. Merge the adapter into its model with PEFT first."
             )
     return _Model(member, vocabulary_tensors(member.label, member.contents), table)
 
 
 def _check_embeddings(models: Sequence[_Model], source: TokenTable) -> None:
-    """Refuse a model whose rows would have to be moved and which has no embedding that is known as one."""
+    """Refuse a model whose vocabulary differs and whose token embedding cannot be identified."""
     for model in models:
         if not model.tensors and model.table is not None and model.table.ids != source.ids:
             raise WeightspaceError(
-                f"The tokens of {model.member.label} are not those of {source.folder}, and it has no tensor that is "
-                "known as an embedding of tokens (model.embed_tokens.weight, say), so that none can be moved. Expected "
-                "models with one vocabulary."
+                f"{model.member.label} has a different vocabulary from {source.folder}, and none of its tensors is "
+                "recognised as a token embedding (such as model.embed_tokens.weight), so its rows cannot be "
+                "reordered. Expected models that share one vocabulary."
             )
 
 
 def _with_table(model: _Model, source: TokenTable, notice: Notice) -> _Model:
-    """Return a model with tokens: those of the output's source where it has no tokenizer, as mergekit has it."""
+    """Return a model with tokens; without a tokenizer, assume the tokens of the output's source, as mergekit does."""
     if model.table is not None or not model.tensors:
         return model
-    notice(f"{model.member.label} has no tokenizer; its tokens are taken to be those of {source.folder.name}.")
+    notice(f"{model.member.label} has no tokenizer; assuming the vocabulary of {source.folder.name}.")
     return replace(model, table=source)
 
 
 def _own_rows(model: _Model, output: OutputVocabulary, *, alike: bool, notice: Notice) -> array[int]:
-    """Return the row of each token of the output in a model, -1 where it has none."""
+    """Return the row of each output token in a model's embedding, or -1 if the model lacks the token."""
     if model.table is None:
         return array("q")
     ids, count = ids_by_key(model.table, alike=alike), model.rows
-    get = ids.get
-    rows = array("q", [get(key, -1) if key is not None else -1 for key in output.keys])
+    id_of = ids.get
+    rows = array("q", [id_of(key, -1) if key is not None else -1 for key in output.keys])
     beyond = [number for number in ids.values() if number >= count] if model.table.rows > count else []
     if beyond:
         token = next(token for token, number in model.table.ids.items() if number >= count)
         more = f" and {len(beyond) - 1:,} more tokens" if beyond[1:] else ""
         notice(
-            f"{token!r}{more} of {model.member.label} have no row in its embedding of {count:,}: "
-            "the model is taken to lack them."
+            f"{token!r}{more} of {model.member.label} have no row in its embedding of {count:,} rows; "
+            "treating them as missing from the model."
         )
         rows = array("q", [row if row < count else -1 for row in rows])
     return rows
 
 
-def _chosen(
+def _chosen_row(
     token: str, choice: TokenSource, number: int, models: Sequence[_Model], own: Sequence[array[int]]
 ) -> ChosenRow:
-    """Return the row that a recipe chooses for a token."""
+    """Return the row that the recipe chooses for a token."""
     if choice.model is None:
         return ChosenRow(None, 0, choice.force, default=not choice.zero)
     where = f"tokenizer.tokens[{token!r}]"
     index = next((index for index, model in enumerate(models) if model.member.source == choice.model), None)
     if index is None:
         known = ", ".join(model.member.source for model in models[:3])
-        raise WeightspaceError(f"{where}: {choice.model!r} is none of the recipe's models. Expected one of {known}.")
+        raise WeightspaceError(f"{where}: {choice.model!r} is not a model of the recipe. Expected one of {known}.")
     table = models[index].table
     row = own[index][number] if table is not None else -1
     if choice.token is not None:
@@ -247,13 +262,13 @@ def _chosen(
     if not 0 <= row < models[index].rows:
         name = choice.id if choice.id is not None else repr(choice.token or token)
         raise WeightspaceError(
-            f"{where}: {choice.model} has no row for {name}. Expected a token that it has, or a row below "
+            f"{where}: {choice.model} has no row for {name}. Expected a token of its vocabulary, or a row below "
             f"{models[index].rows:,}."
         )
     return ChosenRow(index, row, choice.force)
 
 
-def _files(folders: set[Path]) -> tuple[Path, ...]:
-    """Return the files of the tokenizers of some folders."""
+def _tokenizer_files(folders: set[Path]) -> tuple[Path, ...]:
+    """Return the tokenizer files of the given folders."""
     names = ((folder, name) for folder in sorted(folders) for name in find_companions(folder).copied)
     return tuple(folder / name for folder, name in names if is_tokenizer(name))

@@ -1,4 +1,4 @@
-"""Texts split into tokens by a model's own tokenizer. The door to tokenizers for merges."""
+"""Split texts into token ids with a model's own tokenizer. The only module that imports tokenizers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from weightspace.merging.tokenizers.token_table import TokenTable
 
 
 def split(table: TokenTable, texts: Sequence[str]) -> list[list[int]]:
-    """Return the ids of the tokens of texts, special ones not added.
+    """Return the token ids of each text, without special tokens.
 
     Raises:
-        WeightspaceError: tokenizers isn't installed, or cannot read the tokenizer.
+        WeightspaceError: the tokenizers package isn't installed, or cannot read the tokenizer.
     """
     try:
         from tokenizers import Tokenizer
-    except Exception as error:  # a package can be there and broken
+    except Exception as error:  # a package can be installed but broken
         raise WeightspaceError(
             f'tokenizers cannot be imported ({type(error).__name__}: {error}); pip install "weightspace[transformers]"'
         ) from error
@@ -30,5 +30,7 @@ def split(table: TokenTable, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
     except WeightspaceError:
         raise
-    except Exception as error:  # its errors have no class of their own
-        raise WeightspaceError(f"{path} cannot be read by tokenizers ({error}). Copy it again.") from error
+    except Exception as error:  # tokenizers raises plain Exception
+        raise WeightspaceError(
+            f"The tokenizers package cannot read {path} ({error}). Is the file damaged? Copy it again."
+        ) from error

@@ -1,7 +1,8 @@
-"""Keys by which tokens of two tokenizers are the same: the tokens themselves, or the text that they stand for.
+"""Keys that identify a token across tokenizers: the token itself, or the bytes that it encodes.
 
-Tokenizers of one kind write tokens alike and are compared as they are. Between kinds, ``Ġthe`` (bytes) and ``▁the``
-(metaspace) are the same text, as is ``<0x0A>`` and ``Ċ``; ``the`` of WordPiece begins a word, ``##the`` does not.
+Tokenizers of the same kind spell tokens alike, so their tokens are compared directly. Across kinds, ``Ġthe``
+(byte-level) and ``▁the`` (metaspace) encode the same text, as do ``<0x0A>`` and ``Ċ``; in WordPiece, ``the`` starts a
+word and ``##the`` continues one.
 """
 
 from __future__ import annotations
@@ -13,41 +14,41 @@ from typing import TypeAlias, cast
 
 from weightspace.merging.tokenizers.token_table import TokenTable, Writing
 
-#: A token as it is written, or the bytes that it stands for.
+#: A token as spelled in the vocabulary, or the bytes that it encodes.
 Key: TypeAlias = str | bytes
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def are_alike(tables: Collection[TokenTable]) -> bool:
-    """Return whether all write their tokens in the same way."""
+    """Return whether all tokenizers spell their tokens in the same way."""
     return len({table.writing for table in tables}) < 2
 
 
 def ids_by_key(table: TokenTable, *, alike: bool) -> Mapping[Key, int]:
-    """Return the ids of a tokenizer's tokens by their keys.
+    """Return key -> id for a tokenizer's tokens.
 
     Args:
         table: the tokens.
-        alike: all tokenizers that are compared write tokens in the same way.
+        alike: whether all compared tokenizers spell tokens in the same way.
     """
     if alike:
         return cast("Mapping[Key, int]", table.ids)
-    found: dict[Key, int] = {}
-    for token in sorted(table.ids, key=lambda token: _BYTE.fullmatch(token) is None):  # a piece counts before a byte
-        found[key(table, token, alike=False)] = table.ids[token]
-    return found
+    ids: dict[Key, int] = {}
+    for token in sorted(table.ids, key=lambda token: _BYTE.fullmatch(token) is None):  # pieces override byte tokens
+        ids[key(table, token, alike=False)] = table.ids[token]
+    return ids
 
 
 def key(table: TokenTable, token: str, *, alike: bool) -> Key:
-    """Return the key of one token; see ``ids_by_key``."""
+    """Return the key of a token; see ``ids_by_key``."""
     if alike or token in table.added:
         return token
     return text_of(token, table.writing)
 
 
 def text_of(token: str, writing: Writing) -> bytes:
-    """Return the bytes that a token stands for.
+    """Return the bytes that a token encodes.
 
     Example:
         >>> text_of("Ġthe", "bytes"), text_of("▁the", "metaspace"), text_of("the", "wordpiece")
@@ -64,7 +65,7 @@ def text_of(token: str, writing: Writing) -> bytes:
 
 
 def written(text: bytes, writing: Writing) -> str | None:
-    """Return the token that stands for bytes, None where it cannot be written so.
+    """Return the token that encodes the given bytes, or None if the vocabulary's spelling cannot express them.
 
     Example:
         >>> written(b" the", "bytes"), written(b" the", "metaspace"), written(b"the", "wordpiece")
@@ -86,11 +87,11 @@ def written(text: bytes, writing: Writing) -> str | None:
 
 @cache
 def _bytes() -> Mapping[str, int]:
-    """Return the byte that each character stands for in byte-level vocabularies.
+    """Return character -> byte for byte-level vocabularies.
 
     Source:
-        Radford et al. 2019, https://github.com/openai/gpt-2/blob/master/src/encoder.py: printable bytes are their own
-        characters, the others follow from 256 on.
+        Radford et al. 2019, https://github.com/openai/gpt-2/blob/master/src/encoder.py: printable bytes map to
+        themselves, all others to code points from 256 on.
     """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -1,7 +1,7 @@
-"""The tokens of one model with their ids, and the way in which they are written.
+"""A tokenizer's tokens with their ids, and how the tokens are spelled.
 
-They are read from ``tokenizer.json``, or from the files of older tokenizers whose ids are known without it
-(``vocab.json``, ``vocab.txt``). All others are converted by transformers.
+Tokens are read from ``tokenizer.json``, or from older files that list ids directly (``vocab.json``, ``vocab.txt``).
+Other formats are converted by transformers.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from weightspace.checkpoints.vocabulary import (
 from weightspace.errors import CheckpointError
 from weightspace.merging.tokenizers.conversion import converted
 
-#: How tokens are written: byte by byte, with ``▁`` for a blank, with ``##`` within words, or as they are.
+#: How tokens spell text: byte-level characters, ``▁`` for a space, ``##`` for word continuations, or plain text.
 Writing: TypeAlias = Literal["bytes", "metaspace", "wordpiece", "plain"]
 
-#: How far ids may lie above the number of tokens.
+#: Maximum excess of the largest id over the number of tokens.
 _GAP = 2**20
 
-#: What entries of special tokens say beside what others say.
+#: Fields of special tokens' entries that differ from the default.
 _SPECIAL = {"normalized": False, "special": True}
 
 _FILE = "tokenizer.json"
@@ -39,14 +39,14 @@ _CONFIG = "tokenizer_config.json"
 
 @dataclass(frozen=True)
 class TokenTable:
-    """The tokens of a model.
+    """The tokens of a tokenizer.
 
     Attributes:
-        folder: where they are from.
+        folder: the tokenizer's folder.
         ids: token -> id.
-        added: those that are found in texts as they are -> their entry in ``added_tokens`` of ``tokenizer.json``.
-        writing: how the others are written.
-        converted: text of a ``tokenizer.json`` that transformers made; None: the files sufficed.
+        added: added token -> its entry in ``added_tokens`` of ``tokenizer.json``; matched verbatim in texts.
+        writing: how the ordinary tokens are spelled.
+        converted: text of the ``tokenizer.json`` that transformers created, or None if no conversion was needed.
     """
 
     folder: Path
@@ -57,20 +57,20 @@ class TokenTable:
 
     @cached_property
     def rows(self) -> int:
-        """Rows that the tokens need."""
+        """Number of embedding rows that the tokens need."""
         return 1 + max(self.ids.values(), default=-1)
 
 
 def read_token_table(folder: Path, *, convert: bool = False) -> TokenTable | None:
-    """Return the tokens of a folder; None where it has no tokenizer.
+    """Return the tokens of a folder, or None if it has no tokenizer.
 
     Args:
-        folder: of the tokenizer.
-        convert: have transformers make a ``tokenizer.json``, even where the files suffice to tell the ids.
+        folder: the tokenizer's folder.
+        convert: convert to a ``tokenizer.json`` with transformers, even if the ids can be read without it.
 
     Raises:
         CheckpointError: a file is damaged.
-        WeightspaceError: transformers is needed to read it, and is missing or cannot.
+        WeightspaceError: transformers is needed but is missing or cannot read the tokenizer.
     """
     if not has_tokenizer(folder):
         return None
@@ -90,7 +90,7 @@ def read_token_table(folder: Path, *, convert: bool = False) -> TokenTable | Non
 
 
 def is_readable(folder: Path) -> bool:
-    """Return whether the tokens of a folder can be read without transformers.
+    """Return whether the token ids of a folder can be read without transformers.
 
     Raises:
         CheckpointError: a file is damaged.
@@ -99,19 +99,19 @@ def is_readable(folder: Path) -> bool:
 
 
 def added_entry(token: str, number: int, **further: Any) -> dict[str, Any]:
-    """Return an entry of ``added_tokens`` as tokenizers has it by default.
+    """Return an entry of ``added_tokens`` with the defaults of the tokenizers package.
 
     Args:
-        token: its text.
-        number: its id.
-        further: what is not as it is by default.
+        token: the token's text.
+        number: the token's id.
+        further: fields that differ from the default.
     """
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
     return {"id": number, "content": token, **plain, **further}
 
 
 def _of_files(folder: Path, ids: Tokens) -> TokenTable:
-    """Return the tokens of files whose ids are known."""
+    """Return the tokens of a folder without ``tokenizer.json``, given their ids."""
     path = folder / "added_tokens.json"
     listed = read_json_object(path) if path.is_file() else {}
     specials = {token: added_entry(token, ids[token], **_SPECIAL) for token in _specials(folder) if token in ids}
@@ -124,7 +124,7 @@ def _of_files(folder: Path, ids: Tokens) -> TokenTable:
 
 
 def _specials(folder: Path) -> Iterator[str]:
-    """Yield the special tokens that a tokenizer's settings name."""
+    """Yield the special tokens named in a tokenizer's settings."""
     for name in (_CONFIG, "special_tokens_map.json"):
         content = read_json_object(folder / name) if (folder / name).is_file() else {}
         for key, value in content.items():
@@ -134,7 +134,7 @@ def _specials(folder: Path) -> Iterator[str]:
 
 
 def _of_configuration(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the tokens that the tokenizer's configuration adds."""
+    """Return the added tokens listed in the tokenizer's configuration."""
     path = folder / _CONFIG
     if not path.is_file():
         return {}
@@ -149,7 +149,7 @@ def _of_configuration(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _writing(content: Mapping[str, Any]) -> Writing:
-    """Return how the tokens of a ``tokenizer.json`` are written."""
+    """Return how the tokens of a ``tokenizer.json`` are spelled."""
     model = content.get("model")
     model = model if isinstance(model, dict) else {}
     if model.get("type") == "WordPiece":
@@ -163,11 +163,11 @@ def _writing(content: Mapping[str, Any]) -> Writing:
 
 
 def _checked(table: TokenTable) -> TokenTable:
-    """Return the tokens, all ids within bounds."""
+    """Return the tokens after checking that all ids are within bounds."""
     if table.ids and not (min(table.ids.values()) >= 0 and table.rows <= len(table.ids) + _GAP):
         token = max(table.ids, key=lambda token: abs(table.ids[token]))
         raise CheckpointError(
-            f"{table.folder}: token {token[:40]!r} has id {table.ids[token]:,}, expected one up to about the number "
-            f"of tokens ({len(table.ids):,}). Is the tokenizer damaged?"
+            f"{table.folder}: token {token[:40]!r} has id {table.ids[token]:,}, expected ids between 0 and about the "
+            f"number of tokens ({len(table.ids):,}). Is the tokenizer damaged?"
         )
     return table

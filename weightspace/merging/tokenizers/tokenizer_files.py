@@ -1,8 +1,8 @@
-"""The files of a tokenizer that has more tokens than the one that it is made from.
+"""Write the files of a tokenizer extended by new tokens.
 
-New tokens follow the others in ``tokenizer.json``. Ordinary ones become part of its vocabulary without merges or with
-a score that no other way to split a text is below, so that texts are split as before; those that were added to a
-tokenizer are found in texts as they are. Files that keep the old vocabulary beside it are left out.
+New tokens are appended in ``tokenizer.json``. Ordinary tokens enter the vocabulary without merges, or with a score
+below that of every other segmentation, so that texts are split as before. Added tokens are matched verbatim in texts.
+Files that hold the old vocabulary in another format are left out.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from weightspace.merging.tokenizers.output_vocabulary import NewTokens
 _FILE = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
 
-#: Files of the same vocabulary in other forms.
+#: Files that hold the vocabulary in another format.
 _STALE = (
     *("vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "encoder.json", "bpe.codes", "tekken.json"),
     *("*.model", "tokenizer.model*", "*.spm", "*.tiktoken"),
 )
 
-#: What an unknown character costs below the least score of a unigram model.
+#: Penalty of an unknown character in a unigram model, below its lowest score.
 _UNKNOWN = 10
 
 
 def extended_tokenizer(source: Path, new: NewTokens) -> ExtendedTokenizer:
-    """Return a tokenizer with more tokens.
+    """Return a tokenizer extended by new tokens.
 
     Args:
-        source: the folder of the one that it is made from.
-        new: the tokens.
+        source: folder of the tokenizer to extend.
+        new: the new tokens.
 
     Raises:
         CheckpointError: a file is damaged.
@@ -52,15 +52,15 @@ def extended_tokenizer(source: Path, new: NewTokens) -> ExtendedTokenizer:
 
 
 def write_extended(folder: Path, source: Path, tokenizer: ExtendedTokenizer) -> None:
-    """Write a tokenizer with more tokens.
+    """Write an extended tokenizer.
 
     Args:
-        folder: holds a copy of the files of the tokenizer that it is made from.
-        source: the folder that they were copied from.
-        tokenizer: the tokenizer.
+        folder: the output folder, which holds a copy of the original tokenizer's files.
+        source: folder of the original tokenizer.
+        tokenizer: the extended tokenizer.
 
     Raises:
-        CheckpointError: a file is damaged, or the disk refuses.
+        CheckpointError: a file is damaged or cannot be written.
     """
     for pattern in _STALE:
         for stale in folder.glob(pattern):
@@ -74,19 +74,19 @@ def write_extended(folder: Path, source: Path, tokenizer: ExtendedTokenizer) -> 
 
 
 def _extended(content: dict[str, Any], new: NewTokens, path: Path) -> dict[str, Any]:
-    """Return the content of ``tokenizer.json`` with more tokens; it is changed.
+    """Add new tokens to the content of a ``tokenizer.json``, in place, and return it.
 
     Raises:
-        CheckpointError: it is no tokenizer.
+        CheckpointError: the content is not that of a tokenizer.
     """
     added = {int(entry["id"]): entry for entry in content.get("added_tokens") or []}
     added |= {int(entry["id"]): dict(entry) for entry in new.added}
     content["added_tokens"] = [added[number] for number in sorted(added)]
     model = content.get("model")
     if new.ordinary and not isinstance(model, dict):
-        raise CheckpointError(f"{path} is no tokenizer: it has no model. Copy it again.")
+        raise CheckpointError(f"{path} is not a tokenizer: expected a model in it. Copy it again.")
     if new.ordinary and isinstance(model, dict):
-        # All ids stand in the vocabulary then: a library that adds a token takes the size of it as the next id.
+        # List added tokens in the vocabulary, too: libraries take its size as the id of the next token.
         further = {str(entry["content"]): number for number, entry in added.items()} | dict(new.ordinary)
         vocab = model.get("vocab")
         if isinstance(vocab, list):
@@ -97,7 +97,7 @@ def _extended(content: dict[str, Any], new: NewTokens, path: Path) -> dict[str, 
 
 
 def _extend_scored(vocab: list[Any], further: Mapping[str, int], path: Path) -> None:
-    """Add tokens to the list of a unigram model, whose ids are places."""
+    """Append tokens to the vocabulary of a unigram model, in which a token's id is its position."""
     least = min((float(score) for _, score in vocab), default=0.0) - _UNKNOWN
     known = {token for token, _ in vocab}
     for token, number in sorted(further.items(), key=lambda pair: pair[1]):
@@ -105,8 +105,8 @@ def _extend_scored(vocab: list[Any], further: Mapping[str, int], path: Path) -> 
             continue
         if number != len(vocab):
             raise CheckpointError(
-                f"{path}: no token has id {len(vocab)}, so that none can follow as {token!r} with id {number}. "
-                "Expected ids without gaps."
+                f"{path}: no token has id {len(vocab)}, so {token!r} cannot be appended with id {number}. Expected "
+                "ids without gaps."
             )
         vocab.append([token, least * (len(token) + 1)])
 
