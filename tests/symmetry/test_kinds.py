@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from weightspace.errors import SpecError
 from weightspace.symmetry.inputs import Inputs
 from weightspace.symmetry.kinds.derive import trace_symmetries
 from weightspace.symmetry.kinds.element import Element
@@ -233,5 +234,5 @@ def test_a_gain_of_zero_under_a_kept_shift_is_refused() -> None:
     with torch.no_grad():
         network.transformer.ln_f.weight[3] = 0
         network.transformer.ln_f.bias[3] = 1
-    with pytest.raises(ValueError, match="gains other than 0"):
+    with pytest.raises(SpecError, match="gains other than 0"):
         fold(spec, network.state_dict())

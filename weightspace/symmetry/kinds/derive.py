@@ -124,7 +124,9 @@ def _folds(norms: Iterable[Norm], kinds: Mapping[Axis, _Freedom], walk: Walk) ->
     folds: dict[str | None, Fold] = {}
     for norm in norms:
         if (norm.gain or norm.shift) and resolve(walk.values[norm.source][-1]) in kinds:
-            folds[norm.gain or norm.shift] = Fold(norm.gain, norm.shift, norm.readers or ())
+            before = folds.get(norm.gain or norm.shift)
+            readers = (*(before.readers if before else ()), *(norm.readers or ()))
+            folds[norm.gain or norm.shift] = Fold(norm.gain, norm.shift, readers)
     return tuple(folds.values())
 
 

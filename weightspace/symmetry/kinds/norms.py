@@ -7,21 +7,19 @@ complement of ``1``, if it subtracts the mean).
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import fx
 
 from weightspace.symmetry.kinds.symmetry_spec import Reader
-from weightspace.symmetry.rules import Axes, Call, name_of
-from weightspace.symmetry.rules.operators import PASS_THROUGH, RANGES, REARRANGEMENTS, TRANSPOSES, VIEWS
+from weightspace.symmetry.rules import Axes, Call, dims_of, name_of
+from weightspace.symmetry.rules.operators import CUTS, PASS_THROUGH, SPLITS, TRANSPOSES, VIEWS
 from weightspace.symmetry.shapes import shape_of
 
-#: Operators that keep the last axis as it is.
-_KEEPS_LAST = PASS_THROUGH | VIEWS | REARRANGEMENTS | RANGES | {"select", "unbind", "expand", "mean", "index", "cat"}
-
-#: Reciprocal square roots.
-_ROOTS = {"rsqrt", "sqrt"}
+#: A square root, and the operator by which it scales.
+_ROOTS = {"rsqrt": "mul", "sqrt": "div"}
 
 
 @dataclass(frozen=True)
@@ -91,15 +89,14 @@ def _fused(node: fx.Node, names: Mapping[fx.Node, str], *, centred: bool) -> Nor
 
 def _written_out(root: fx.Node, names: Mapping[fx.Node, str]) -> Iterator[Norm]:
     """Yield the norm that is written out as ``γ ⊙ x · rsqrt(mean(x²) + ε)``."""
-    mean = _up(root.args[0], {"add"})
-    if mean is None or name_of(mean.target) not in ("mean", "sum"):
-        return
-    square = _up(mean.args[0], set())
-    if square is None or not _is_square(square):
+    mean = _mean_below(root)
+    square = None if mean is None else cast_from(mean.args[0])
+    if mean is None or square is None or not _is_square(square) or len(list(_users(square))) > 1:
         return
     source = _origin(square.args[0])
-    scaled = next((user for user in _users(root) if name_of(user.target) in ("mul", "div")), None)
-    if scaled is None or not any(_origin(arg) is source for arg in scaled.args if isinstance(arg, fx.Node)):
+    scaled = next((user for user in _users(root) if name_of(user.target) == _ROOTS[name_of(root.target)]), None)
+    factors = [] if scaled is None else [_origin(arg) for arg in scaled.args if isinstance(arg, fx.Node)]
+    if scaled is None or source not in (factors[:1] if name_of(scaled.target) == "div" else factors):
         return
     inside, output, gain = {square, mean, root, scaled}, scaled, None
     users = list(_users(scaled))
@@ -110,6 +107,17 @@ def _written_out(root: fx.Node, names: Mapping[fx.Node, str]) -> Iterator[Norm]:
     yield Norm(output, source, frozenset(inside - {output}), gain, None, False, _readers(output, names))
 
 
+def _mean_below(root: fx.Node) -> fx.Node | None:
+    """Return the mean or sum over the last axis that a root is taken of, a small number added."""
+    node = cast_from(root.args[0])
+    if node is not None and name_of(node.target) == "add" and isinstance(node.args[1], int | float):
+        node = cast_from(node.args[0])
+    if node is None or name_of(node.target) not in ("mean", "sum") or len(node.args) < 3 or node.args[2] is not True:
+        return None
+    rank = len(shape_of(node.meta["val"]))
+    return node if dims_of(node.args[1], rank) == [rank - 1] else None
+
+
 def _is_square(node: fx.Node) -> bool:
     name = name_of(node.target)
     if name == "pow":
@@ -117,15 +125,15 @@ def _is_square(node: fx.Node) -> bool:
     return name == "square" or (name == "mul" and node.args[0] is node.args[1])
 
 
-def _up(node: object, through: set[str]) -> fx.Node | None:
-    """Return the node that this one comes from through casts and other operators."""
-    while isinstance(node, fx.Node) and name_of(node.target) in PASS_THROUGH | through:
+def cast_from(node: object) -> fx.Node | None:
+    """Return the node that this one is a cast or copy of."""
+    while isinstance(node, fx.Node) and name_of(node.target) in PASS_THROUGH:
         node = node.args[0]
     return node if isinstance(node, fx.Node) else None
 
 
 def _origin(node: object) -> fx.Node:
-    found = _up(node, set())
+    found = cast_from(node)
     assert found is not None
     return found
 
@@ -140,44 +148,59 @@ def _users(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _readers(node: fx.Node, names: Mapping[fx.Node, str]) -> tuple[Reader, ...] | None:
-    """Return the linear layers that all end in, or None."""
+    """Return the linear layers that are all that reads a value, and that read nothing else; else None."""
     found: dict[str, Reader] = {}
-    used: set[fx.Node] = set()
-    pending, seen = [node], {node}
-    while pending:
-        here = pending.pop()
+    reading: set[fx.Node] = set()
+    pending = [node]
+    for here in pending:
         for user in here.users:
-            name = name_of(user.target)
             if user.op != "output" and user.meta.get("val") is None:  # an assertion
                 continue
             reader = _reader(user, here, names)
             if reader is not None:
                 found[reader.weight] = reader
-                used.add(user)
-            elif user.target.__name__ == "getitem" if callable(user.target) and not name else name in _KEEPS_LAST:  # type: ignore[union-attr]
-                if name in _KEEPS_LAST and not _keeps_last(user, here):
-                    return None
-                if user not in seen:
-                    seen.add(user)
-                    pending.append(user)
+                reading.add(user)
+            elif _keeps_last(user, here):
+                pending += [user] if user not in pending else []
             else:
                 return None
-    weights = [node for node, name in names.items() if name in found]
-    return tuple(found.values()) if all(set(_users(weight)) <= used | _turned(weight) for weight in weights) else None
+    owned = {name for reader in found.values() for name in (reader.weight, reader.bias)}
+    shared = any(not _ends(node) <= reading for node, name in names.items() if name in owned)
+    return None if shared else tuple(found.values())
 
 
-def _turned(weight: fx.Node) -> set[fx.Node]:
-    """Return the transposes of a weight."""
-    return {user for user in _users(weight) if name_of(user.target) in TRANSPOSES}
+def _ends(weight: fx.Node) -> set[fx.Node]:
+    """Return the operators that use a weight, or its transpose."""
+    ends: set[fx.Node] = set()
+    for user in _users(weight):
+        ends |= set(_users(user)) if name_of(user.target) in TRANSPOSES else {user}
+    return ends
 
 
 def _keeps_last(user: fx.Node, node: fx.Node) -> bool:
-    """Return whether an operator leaves the last axis, which is the norm's, as it is and where it is."""
-    value = user.meta.get("val")
-    if isinstance(value, list | tuple):
-        value = value[0]
-    before, after = shape_of(node.meta["val"]), shape_of(value)
-    return bool(after) and before[-1:] == after[-1:]
+    """Return whether an operator leaves each row along the last axis as it is, or averages whole rows."""
+    if user.target is operator.getitem:
+        return True
+    name, rank = name_of(user.target), len(shape_of(node.meta["val"]))
+    if name in PASS_THROUGH:
+        return True
+    if name in VIEWS or name in ("expand", "unsqueeze", "squeeze"):
+        return shape_of(user.meta["val"])[-1:] == shape_of(node.meta["val"])[-1:]
+    if name == "permute":
+        return _order(user, rank)[-1] == rank - 1
+    if name in ("transpose", "swapaxes"):
+        return rank - 1 not in dims_of(list(user.args[1:3]), rank)
+    if name in CUTS:
+        place = user.args[2] if name in SPLITS and len(user.args) > 2 else user.args[1] if len(user.args) > 1 else 0
+        return isinstance(place, int) and place % rank != rank - 1
+    if name == "mean":
+        return len(user.args) > 1 and rank - 1 not in dims_of(user.args[1], rank)
+    return name == "index" and len(user.args[1]) < rank  # type: ignore[arg-type]
+
+
+def _order(user: fx.Node, rank: int) -> list[int]:
+    """Return the order of axes of a ``permute``."""
+    return [dim % rank for dim in user.args[1]]  # type: ignore[union-attr]
 
 
 def _reader(user: fx.Node, node: fx.Node, names: Mapping[fx.Node, str]) -> Reader | None:

@@ -28,7 +28,7 @@ from weightspace.symmetry.rules import (
     stack,
 )
 from weightspace.symmetry.rules import reduce as reduction
-from weightspace.symmetry.rules.axis_algebra import Axis, freeze, split
+from weightspace.symmetry.rules.axis_algebra import Atom, Axis, freeze, resolve, split
 from weightspace.symmetry.rules.call import create, fixed_like, identity, one_shape, results
 from weightspace.symmetry.rules.contractions import attention, convolution, einsum, linear, matmul
 from weightspace.symmetry.rules.selection import embedding, index
@@ -114,7 +114,7 @@ class OrthogonalRules(RotaryRules):
             _freeze(x[:-1])
             for name in norm.parameters(call):
                 _freeze(name, "")
-            if norm.obstacle is not None:
+            if norm.obstacle is not None or not isinstance(resolve(x[-1]), Atom):
                 freeze(x[-1], norm.obstacle)
             elif norm.centred:
                 self.centred.append(x[-1])
@@ -133,7 +133,7 @@ def _freeze(axes: Iterable[Axis], cause: str | None = None) -> None:
 
 
 def _along(tensors: Sequence[Axes], shape: Sequence[int]) -> list[list[Axis]]:
-    """Return for each axis of a result those of the tensors that are broadcast to it; None becomes an axis of one."""
+    """Return for each axis of a result those of the tensors that are broadcast to it."""
     return [[x[place - len(shape)] for x in tensors if len(x) >= len(shape) - place] for place in range(len(shape))]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from weightspace.symmetry.kinds.norms import _up
+from weightspace.symmetry.kinds.norms import cast_from
 from weightspace.symmetry.rules import name_of
 
 
@@ -33,7 +33,7 @@ def rotary_at(node: fx.Node) -> Rotary | None:
     """Return the rotary embedding whose result a node is, or None."""
     if name_of(node.target) != "add":
         return None
-    parts = [_up(arg, set()) for arg in node.args[:2]]
+    parts = [cast_from(arg) for arg in node.args[:2]]
     if any(part is None or name_of(part.target) != "mul" for part in parts):
         return None
     for plain, turned in (parts, parts[::-1]):
@@ -44,7 +44,7 @@ def rotary_at(node: fx.Node) -> Rotary | None:
             if half is None:
                 continue
             source, inside = half
-            if any(_up(arg, set()) is source for arg in plain.args):
+            if any(cast_from(arg) is source for arg in plain.args):
                 return Rotary(node, source, frozenset({plain, turned, *inside}))
     return None
 
@@ -60,9 +60,9 @@ def _halves(joined: object) -> tuple[fx.Node, set[fx.Node]] | None:
     if name_of(second.target) != "slice" or name_of(first.target) != "slice":
         return None
     size = first.args[0].meta["val"].shape[-1]
-    same = _up(first.args[0], set()) is _up(second.args[0], set())
+    same = cast_from(first.args[0]) is cast_from(second.args[0])
     if same and list(first.args[2:4]) == [0, size // 2] and second.args[2] == size // 2:
-        source = _up(first.args[0], set())
+        source = cast_from(first.args[0])
         assert source is not None
         return source, {joined, parts[0], first, second}
     return None
