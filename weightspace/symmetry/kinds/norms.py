@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from weightspace.symmetry.kinds.graph import operand, operands, users
 from weightspace.symmetry.kinds.symmetry_spec import Reader
 from weightspace.symmetry.rules import Axes, Call, dims_of, name_of
 from weightspace.symmetry.rules.operators import CUTS, PASS_THROUGH, SPLITS, TRANSPOSES, VIEWS
@@ -90,61 +91,39 @@ def _fused(node: fx.Node, names: Mapping[fx.Node, str], *, centred: bool) -> Nor
 def _written_out(root: fx.Node, names: Mapping[fx.Node, str]) -> Iterator[Norm]:
     """Yield the norm that is written out as ``γ ⊙ x · rsqrt(mean(x²) + ε)``."""
     mean = _mean_below(root)
-    square = None if mean is None else cast_from(mean.args[0])
-    if mean is None or square is None or not _is_square(square) or len(list(_users(square))) > 1:
+    square = None if mean is None else operand(mean, 0)
+    source = None if square is None else _squared(square)
+    if mean is None or square is None or source is None or len(list(users(square))) > 1:
         return
-    source = _origin(square.args[0])
-    scaled = next((user for user in _users(root) if name_of(user.target) == _ROOTS[name_of(root.target)]), None)
-    factors = [] if scaled is None else [_origin(arg) for arg in scaled.args if isinstance(arg, fx.Node)]
-    if scaled is None or source not in (factors[:1] if name_of(scaled.target) == "div" else factors):
+    scaled = next((user for user in users(root) if name_of(user.target) == _ROOTS[name_of(root.target)]), None)
+    if scaled is None or source not in operands(scaled)[: 1 if name_of(scaled.target) == "div" else 2]:
         return
     inside, output, gain = {square, mean, root, scaled}, scaled, None
-    users = list(_users(scaled))
-    if len(users) == 1 and name_of(users[0].target) == "mul":
-        other = next((arg for arg in users[0].args if isinstance(arg, fx.Node) and _origin(arg) in names), None)
-        if other is not None:
-            output, gain = users[0], names[_origin(other)]
+    after = list(users(scaled))
+    if len(after) == 1 and name_of(after[0].target) == "mul":
+        vectors = (node for node in operands(after[0]) if node in names and len(shape_of(node.meta["val"])) == 1)
+        parameter = next(vectors, None)
+        if parameter is not None:
+            output, gain = after[0], names[parameter]
     yield Norm(output, source, frozenset(inside - {output}), gain, None, False, _readers(output, names))
 
 
 def _mean_below(root: fx.Node) -> fx.Node | None:
     """Return the mean or sum over the last axis that a root is taken of, a small number added."""
-    node = cast_from(root.args[0])
+    node = operand(root, 0)
     if node is not None and name_of(node.target) == "add" and isinstance(node.args[1], int | float):
-        node = cast_from(node.args[0])
+        node = operand(node, 0)
     if node is None or name_of(node.target) not in ("mean", "sum") or len(node.args) < 3 or node.args[2] is not True:
         return None
     rank = len(shape_of(node.meta["val"]))
     return node if dims_of(node.args[1], rank) == [rank - 1] else None
 
 
-def _is_square(node: fx.Node) -> bool:
-    name = name_of(node.target)
-    if name == "pow":
-        return node.args[1] == 2
-    return name == "square" or (name == "mul" and node.args[0] is node.args[1])
-
-
-def cast_from(node: object) -> fx.Node | None:
-    """Return the node that this one is a cast or copy of."""
-    while isinstance(node, fx.Node) and name_of(node.target) in PASS_THROUGH:
-        node = node.args[0]
-    return node if isinstance(node, fx.Node) else None
-
-
-def _origin(node: object) -> fx.Node:
-    found = cast_from(node)
-    assert found is not None
-    return found
-
-
-def _users(node: fx.Node) -> Iterator[fx.Node]:
-    """Yield the users of a value, casts followed."""
-    for user in node.users:
-        if name_of(user.target) in PASS_THROUGH:
-            yield from _users(user)
-        elif user.op == "output" or user.meta.get("val") is not None:  # no assertion
-            yield user
+def _squared(node: fx.Node) -> fx.Node | None:
+    """Return what a node is the square of, or None."""
+    name, base = name_of(node.target), operand(node, 0)
+    is_square = (name == "pow" and bool(node.args[1] == 2)) or name == "square"
+    return base if is_square or (name == "mul" and base is operand(node, 1)) else None
 
 
 def _readers(node: fx.Node, names: Mapping[fx.Node, str]) -> tuple[Reader, ...] | None:
@@ -172,8 +151,8 @@ def _readers(node: fx.Node, names: Mapping[fx.Node, str]) -> tuple[Reader, ...] 
 def _ends(weight: fx.Node) -> set[fx.Node]:
     """Return the operators that use a weight, or its transpose."""
     ends: set[fx.Node] = set()
-    for user in _users(weight):
-        ends |= set(_users(user)) if name_of(user.target) in TRANSPOSES else {user}
+    for user in users(weight):
+        ends |= set(users(user)) if name_of(user.target) in TRANSPOSES else {user}
     return ends
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from weightspace.symmetry.kinds.norms import cast_from
+from weightspace.symmetry.kinds.graph import cast_from, operand, operands
 from weightspace.symmetry.rules import name_of
+from weightspace.symmetry.shapes import shape_of
 
 
 @dataclass(frozen=True)
@@ -33,36 +34,31 @@ def rotary_at(node: fx.Node) -> Rotary | None:
     """Return the rotary embedding whose result a node is, or None."""
     if name_of(node.target) != "add":
         return None
-    parts = [cast_from(arg) for arg in node.args[:2]]
-    if any(part is None or name_of(part.target) != "mul" for part in parts):
+    first, second = operand(node, 0, "mul"), operand(node, 1, "mul")
+    if first is None or second is None:
         return None
-    for plain, turned in (parts, parts[::-1]):
-        assert plain is not None
-        assert turned is not None
-        for joined in turned.args:
-            half = _halves(joined)
-            if half is None:
-                continue
-            source, inside = half
-            if any(cast_from(arg) is source for arg in plain.args):
+    for plain, turned in ((first, second), (second, first)):
+        for joined in operands(turned):
+            source, inside = _halves(joined)
+            if source is not None and source in operands(plain):
                 return Rotary(node, source, frozenset({plain, turned, *inside}))
     return None
 
 
-def _halves(joined: object) -> tuple[fx.Node, set[fx.Node]] | None:
-    """Return what ``cat(−x[d/2:], x[:d/2])`` is made from."""
-    if not isinstance(joined, fx.Node) or name_of(joined.target) != "cat":
-        return None
-    parts = joined.args[0]
-    if not isinstance(parts, list | tuple) or len(parts) != 2 or name_of(parts[0].target) != "neg":
-        return None
-    second, first = parts[0].args[0], parts[1]
-    if name_of(second.target) != "slice" or name_of(first.target) != "slice":
-        return None
-    size = first.args[0].meta["val"].shape[-1]
-    same = cast_from(first.args[0]) is cast_from(second.args[0])
-    if same and list(first.args[2:4]) == [0, size // 2] and second.args[2] == size // 2:
-        source = cast_from(first.args[0])
-        assert source is not None
-        return source, {joined, parts[0], first, second}
-    return None
+def _halves(joined: fx.Node) -> tuple[fx.Node | None, set[fx.Node]]:
+    """Return what ``cat(−x[d/2:], x[:d/2])`` is made from, and the nodes between."""
+    parts = joined.args[0] if name_of(joined.target) == "cat" else ()
+    if not isinstance(parts, list | tuple) or len(parts) != 2:
+        return None, set()
+    negative, first = map(cast_from, parts)
+    second = None if negative is None or name_of(negative.target) != "neg" else operand(negative, 0, "slice")
+    if negative is None or second is None or first is None or name_of(first.target) != "slice":
+        return None, set()
+    source = operand(first, 0)
+    if source is None or source is not operand(second, 0):
+        return None, set()
+    size = shape_of(source.meta["val"])[-1]
+    rank = len(shape_of(source.meta["val"]))
+    halves = [first.args[2:4] == (0, size // 2), second.args[2] == size // 2]
+    along = {dim % rank for dim in (first.args[1], second.args[1]) if isinstance(dim, int)} == {rank - 1}
+    return (source, {joined, negative, first, second}) if all(halves) and along else (None, set())
