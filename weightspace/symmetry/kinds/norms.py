@@ -1,8 +1,8 @@
 """Norms whose gain and shift can be folded into the linear layers that read them.
 
-A norm ``γ ⊙ n(x) + β`` distinguishes units by its gain. If all that reads it is linear layers, the gain can move into
-their weights, and the shift into their biases; what is left, ``n``, commutes with every orthogonal map (of the
-complement of ``1``, if it subtracts the mean).
+A norm ``γ ⊙ n(x) + β`` distinguishes units by its gain. If it is read by linear layers only, the gain can move into
+their weights and the shift into their biases; the remaining ``n`` commutes with every orthogonal map (one that fixes
+the vector of ones, if ``n`` subtracts the mean).
 """
 
 from __future__ import annotations
