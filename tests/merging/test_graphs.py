@@ -76,7 +76,7 @@ def both(text: str, monkeypatch: pytest.MonkeyPatch) -> tuple[StateDict, StateDi
     assert plans
     merge(text, "computed")
     with monkeypatch.context() as patch:
-        patch.setattr(graph, "_MANY", 0)
+        patch.setattr(graph, "_MAX_STAGES", 0)
         merge(text, "stored")
     return ws.load_checkpoint("computed"), ws.load_checkpoint("stored")
 

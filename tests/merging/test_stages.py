@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     Results in between are on the disk, as of methods that need it; test_graphs.py has those that are computed.
     """
-    monkeypatch.setattr(graph, "_MANY", 0)
+    monkeypatch.setattr(graph, "_MAX_STAGES", 0)
     generator = torch.Generator().manual_seed(0)
     (tmp_path / "temporary").mkdir()
     (tmp_path / "work").mkdir()

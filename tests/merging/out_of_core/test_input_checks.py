@@ -44,7 +44,7 @@ def test_a_prefix_that_one_model_alone_has_is_taken_off(prefix: str, first: bool
     assert ws.load_checkpoint(tmp_path / "out.safetensors").keys() == network(2.0).keys()
     assert ws.load_checkpoint(tmp_path / "out.safetensors")["embed.weight"][0, 0] == 2.0
     (line,) = report.warnings
-    assert f"begin with {prefix!r}" in line
+    assert f"start with {prefix!r}" in line
 
 
 def test_two_wrappers_are_both_taken_off(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_evidence_follows_a_model_without_its_wrappers(tmp_path: Path) -> None:
 def test_the_prefix_of_most_names_is_suggested(tmp_path: Path) -> None:
     scale = {"logit_scale": torch.ones(1)}
     paths = files(tmp_path, a={**network(1.0, "net."), **scale}, b={**network(3.0), **scale})
-    with pytest.raises(CheckpointError, match=r"no tensor 'net\.embed\.weight'.* --strip-prefix net\. takes"):
+    with pytest.raises(CheckpointError, match=r"no tensor 'net\.embed\.weight'.* --strip-prefix net\. removes"):
         merge_files(paths, tmp_path / "out.safetensors")
     merge_files(paths, tmp_path / "out.safetensors", reading=ReadingOptions(strip_prefix="net."))
 
