@@ -11,7 +11,7 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -45,6 +45,22 @@ COMMANDS: Mapping[str, str] = {
 _COLLECTION_THRESHOLD = 50_000
 
 
+class _OneLineUsageError(click.UsageError):
+    """A usage error that prints as one line: the message, which repeats arguments, and the command that helps."""
+
+    def __init__(self, error: click.UsageError) -> None:
+        super().__init__(_short(one_line(error.format_message()).strip()), ctx=error.ctx)
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        end = "" if self.message.endswith((".", "?", "!", "…", ")")) else "."
+        hint = f" Try '{self.ctx.command_path} --help'." if self.ctx else ""
+        click.echo(f"Error: {self.message}{end}{hint}", file=file, err=file is None)
+
+
+#: Raised where a group needs a command, to show its help; in click 8.1 that is no error.
+_ShowsHelp: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
+
 class _Commands(click.Group):
     """Group that imports commands when they are called and prints errors as one line."""
 
@@ -64,20 +80,26 @@ class _Commands(click.Group):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             from weightspace.suggestions import unknown
 
-            raise click.UsageError(str(unknown("command", args[0], COMMANDS)))
+            raise click.UsageError(str(unknown("command", args[0], COMMANDS)), ctx=ctx)
         return super().resolve_command(ctx, args)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _one_line_usage_errors():
+            return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         from weightspace.cli import waiting
 
         waiting.begin()
         try:
-            with _rare_garbage_collection(), warnings.catch_warnings(), _ending(waiting.end):
+            with (
+                _one_line_usage_errors(),
+                _rare_garbage_collection(),
+                warnings.catch_warnings(),
+                _ending(waiting.end),
+            ):
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
-        except click.UsageError as error:
-            # The message repeats arguments, which may be file names.
-            raise click.UsageError(_short(one_line(error.format_message())), ctx=error.ctx) from None
         except WeightspaceError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(2)
@@ -90,6 +112,17 @@ class _Commands(click.Group):
             line = WeightspaceError(f"{error.filename or 'The system'}: {error.strerror or error}.")
             click.echo(f"Error: {line}", err=True)
             ctx.exit(2)
+
+
+@contextmanager
+def _one_line_usage_errors() -> Iterator[None]:
+    """Make usage errors within the block print as one line."""
+    try:
+        yield
+    except _ShowsHelp:
+        raise
+    except click.UsageError as error:
+        raise _OneLineUsageError(error) from None
 
 
 @contextmanager

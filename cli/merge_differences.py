@@ -93,7 +93,11 @@ def _write(found: SourceDifferences, path: Path) -> None:
 def _table(found: SourceDifferences) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of the table of layers, all tensors together in the last row."""
     several = len(found.models) > 1
-    head = ["layer", *(f"|d|/|r| {name}" for name in found.models), *(f"changed {name}" for name in found.models)]
+    head = [
+        "layer",
+        *(f"‖Δ‖/‖reference‖ {name}" for name in found.models),
+        *(f"changed {name}" for name in found.models),
+    ]
     head += ["cosine", "sign conflicts"] if several else []
     return head, [_cells(row, several=several) for row in (*found.layers, found.total)]
 

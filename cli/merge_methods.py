@@ -48,19 +48,25 @@ def check_method(sources: Sequence[str], said: Mapping[str, Any]) -> None:
     """Check the name of the method, or guess it if ``-m`` is missing, before anything is read.
 
     Raises:
-        WeightspaceError: there is no such method; a method is listed among the checkpoints; or ``-m`` is missing and
-            ``linear``, the default, lacks some of the parameters.
+        WeightspaceError: there is no such method; it lacks some of the parameters, or one is no number; a method is
+            listed among the checkpoints; or ``-m`` is missing and ``linear``, the default, lacks some of the
+            parameters.
     """
     method = said["method"]
     if method is not None:
         if method not in METHODS and not is_user_code(method):
             raise unknown("merging method", method, METHODS)
+        if method in METHODS and not is_recipe(sources):
+            _check_parameters(method, said)
         return
     for source in sources:
         if source in METHODS and not os.path.lexists(source):
             raise WeightspaceError(f"{source!r} is a method, not a checkpoint. Did you mean -m {source}?")
     given = set(parameters_of(said))
-    if is_recipe(sources) or given <= _names("linear"):
+    if is_recipe(sources):
+        return
+    if given <= _names("linear"):
+        _check_parameters("linear", said)
         return
     wanted = [name for name in METHODS if given <= _names(name)]
     fitting = [name for name in wanted if (METHODS[name].base == "required") == (said["base"] is not None)] or wanted
@@ -72,6 +78,30 @@ def check_method(sources: Sequence[str], said: Mapping[str, Any]) -> None:
         f"{flags}: not an option of linear, the default method. Did you mean -m {guess}? Methods with this option: "
         f"{', '.join(wanted)}."
     )
+
+
+def _check_parameters(method: str, said: Mapping[str, Any]) -> None:
+    """Check that a method has the parameters that were given as options, and that numbers are numbers.
+
+    Raises:
+        WeightspaceError: the method lacks a parameter, unless ``--lenient`` ignores it; or a value is no number.
+    """
+    given = parameters_of(said)
+    for name in given:
+        users = [other for other in METHODS if name in _names(other)]
+        if method not in users and not said["lenient"]:
+            raise WeightspaceError(f"{method} has no {_flag(name)}; {_listed(users)} it.")
+    for parameter in METHODS[method].parameters:
+        value = given.get(parameter.name)
+        words = [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, str)]
+        if words and not parameter.choices and not isinstance(parameter.default, bool | str):
+            raise WeightspaceError(f"{_flag(parameter.name)} takes a number, found {words[0][:60]!r}.")
+
+
+def _listed(methods: Sequence[str]) -> str:
+    """Return ``a, b and c have``."""
+    *others, last = methods
+    return f"{', '.join(others)} and {last} have" if others else f"{last} has"
 
 
 def _names(method: str) -> set[str]:

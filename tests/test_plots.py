@@ -184,6 +184,10 @@ def test_names_of_a_locus_can_be_read_where_they_cross_edges(tmp_path: Path) -> 
     names = [text for text in figure.axes[0].texts if text.get_text() in metric.labels]
     assert len(names) == 5
     assert all(text.get_path_effects() for text in names)
+    legend = figure.legends[0]
+    counts = [text.get_text() for text in legend.get_texts()]
+    assert counts == ["observed: 2", "others that can be predicted: 2", "cannot: 1"]
+    assert legend.get_window_extent().width <= figure.bbox.width
 
 
 @pytest.mark.parametrize("chain", [1, 6])

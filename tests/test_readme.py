@@ -15,7 +15,7 @@ from weightspace.merging.recipe.parse import parse_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^```(\w+)(?: title=\"[\w.]+\")?\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def blocks(language: str) -> list[str]:
@@ -37,16 +37,12 @@ def run_command(line: str) -> None:
 def test_all_blocks_run_in_their_order_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WEIGHTSPACE_CACHE", str(tmp_path / "cache"))
-    for seed, model in enumerate(("base", "math", "code")):
-        generator = torch.Generator().manual_seed(seed)
-        layers = [f"layers.{layer}.{part}.weight" for layer in range(4) for part in ("attention", "mlp")]
-        ws.save_checkpoint({name: torch.randn(8, 8, generator=generator) for name in layers}, model)
     names: dict[str, Any] = {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for language, block in BLOCK.findall(README):
             if language == "yaml":
-                Path("recipe.yml").write_text(block)
+                Path(re.findall(r'^```yaml title="(\S+)"', README, flags=re.MULTILINE)[0]).write_text(block)
             elif language == "python":
                 exec(compile(block, "README.md", "exec"), names)
             elif language == "sh":
@@ -62,7 +58,7 @@ def test_no_block_of_the_readme_is_left_out() -> None:
     # yaml, sh and python run above; bash is what CI runs.
     languages = [language for language, _ in BLOCK.findall(README)]
     assert set(languages) <= {"sh", "python", "yaml", "bash"}
-    assert [languages.count(language) for language in ("yaml", "python", "sh", "bash")] == [1, 3, 2, 2]
+    assert [languages.count(language) for language in ("yaml", "python", "sh", "bash")] == [1, 4, 2, 2]
     assert README.count("```") == 2 * len(languages)
 
 

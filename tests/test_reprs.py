@@ -9,6 +9,7 @@ from torch import nn
 
 import weightspace as ws
 from weightspace.connectivity import BarrierMatrix, Plane
+from weightspace.labels import LabelSets, NodeSets, TemperatureFit, conformal_nodes
 from weightspace.networks import Network
 from weightspace.spectra import SpectralDistances, spectral_distances
 
@@ -27,6 +28,13 @@ def row(count: int) -> tuple[float, ...]:
     return tuple(position / count for position in range(count))
 
 
+def node_sets() -> NodeSets:
+    names = [f"label {number}" for number in range(500)]
+    metric = ws.LabelMetric.from_tree(dict.fromkeys(names, "root"))
+    probabilities = torch.full((20, 500), 1 / 500)
+    return conformal_nodes(probabilities, names[:20], metric=metric, observed=names, coverage=0.8)
+
+
 RESULTS: dict[str, Callable[[], Any]] = {
     "curve": lambda: ws.Curve(row(25), row(25), row(25), task="digits-mlp"),
     "short curve": lambda: ws.Curve((0.0, 1.0), (0.1, float("nan"))),
@@ -41,6 +49,9 @@ RESULTS: dict[str, Callable[[], Any]] = {
     "distances": lambda: spectral_distances(ws.spectrum(state(0)), ws.spectrum(state(1))),
     "network": lambda: Network(nn.Sequential(*[nn.Linear(3, 3)] * 50), (torch.ones(100, 3),)),
     "metric": lambda: ws.LabelMetric.discrete([f"label {number}" for number in range(1000)]),
+    "temperature": lambda: TemperatureFit(1.5, "distance", 0.4, 0.3, 0.5, False, ((0.05, 0.4),) * 41),
+    "label sets": lambda: LabelSets(tuple(f"label {number}" for number in range(1000)), 0.9, 0.1, 200),
+    "node sets": node_sets,
     "names": lambda: ws.MergeReport(
         "x" * 1000, "linear", ("a\nb",) * 1000, 3, 0, 1, 1, 1, 0.123456789, ("w" * 300,) * 9
     ),

@@ -39,9 +39,9 @@ def unknown(kind: str, found: str, known: Iterable[str]) -> WeightspaceError:
     Args:
         kind: kind of name, used in the message: ``"task"``, ``"merging method"``.
         found: the name given by the user.
-        known: the existing names, in display order.
+        known: the existing names, in display order; repeats are left out.
     """
-    names = list(known)
+    names = list(dict.fromkeys(known))
     close = closest(found, names)
     guess = "" if close is None else f" Did you mean {close!r}?"
     more = f", … ({len(names):,} in total)" if len(names) > _SHOWN else ""

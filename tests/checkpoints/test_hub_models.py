@@ -181,6 +181,21 @@ def test_what_is_absent_offline_comes_with_the_command_that_fetches_it(
     assert not hub.asked
 
 
+def test_a_revision_that_is_absent_offline_is_told_from_those_that_are_there(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huggingface_hub.snapshot_download("org/model", revision="v1")
+    offline(monkeypatch)
+    with pytest.raises(CheckpointError, match=r"org/model has no revision main in the cache \(v1 is there\), and"):
+        local_path("org/model")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    huggingface_hub.snapshot_download("org/model")
+    offline(monkeypatch)
+    message = r"no revision v3 in the cache \(main and v1 are there\).*`hf download org/model --revision v3`"
+    with pytest.raises(CheckpointError, match=message):
+        local_path("org/model@v3")
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -1,6 +1,7 @@
 """The command line: help with examples, one line and exit status 2 on a mistake, results that scripts can read."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -255,3 +256,29 @@ def test_entry_point_is_the_cli() -> None:
     (entry,) = [e for e in entry_points(group="console_scripts") if e.name == "weightspace"]
     loaded: Any = entry.load()
     assert loaded is cli.main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["merge"], "Error: Expected a recipe or checkpoints, and -o OUT. Try 'weightspace merge --help'."),
+        (["--bogus"], "Error: No such option"),
+        (["match", "a"], "Error: Missing argument 'SOURCE'. Try 'weightspace match --help'."),
+        (["labels", "locu"], "Error: No such command 'locu'."),
+        (["barrier", "a", "b", "--points", "x\ny"], "--points"),
+        (["bogus"], "Error: Unknown command 'bogus'"),
+    ],
+)
+def test_a_usage_error_is_one_line(arguments: list[str], line: str) -> None:
+    result = CliRunner().invoke(cli.main, arguments, prog_name="weightspace")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert line in result.stderr
+    assert re.search(r" Try 'weightspace( [a-z-]+)? --help'\.\n$", result.stderr)
+
+
+def test_a_group_without_a_command_shows_its_help() -> None:
+    result = run("labels")
+    assert "Commands:" in result.output
+    assert "Error" not in result.output

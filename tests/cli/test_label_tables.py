@@ -26,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("build", "--edges", "edges.csv", "-o", "tree.safetensors").exit_code == 0
 
 
-@pytest.mark.parametrize("head", ["parent,child", "source,target", "Parent, Child", "from,to", "u,v"])
+@pytest.mark.parametrize("head", ["source,target", "from,to", "u,v", "Class,Superclass"])
 def test_a_header_of_edges_is_skipped_with_a_warning(head: str) -> None:
     Path("headed.csv").write_text(f"{head}\n{EDGES}")
     result = run("build", "--edges", "headed.csv", "-o", "headed.safetensors")
@@ -37,6 +37,16 @@ def test_a_header_of_edges_is_skipped_with_a_warning(head: str) -> None:
     assert kept.exit_code == 2  # two trees
     assert "2 components" in kept.stderr
     assert run("build", "--edges", "headed.csv", "--header", "-o", "h.safetensors").stderr == ""
+
+
+@pytest.mark.parametrize("head", ["name,parent", "child,parent", "parent,child", "Parent, Child"])
+def test_a_documented_header_is_skipped_silently(head: str) -> None:
+    Path("headed.csv").write_text(f"{head}\n{EDGES}")
+    for option in ("--edges", "--parents"):
+        result = run("build", option, "headed.csv", "-o", "headed.safetensors")
+        assert (result.exit_code, result.stderr) == (0, "")
+        headed, tree = (set(ws.LabelMetric.load(f"{name}.safetensors").labels) for name in ("headed", "tree"))
+        assert headed == tree
 
 
 def test_a_third_column_that_is_named_makes_a_header() -> None:

@@ -196,3 +196,19 @@ def test_wordnet_keeps_several_parents_and_takes_ids_synsets_and_words(tmp_path:
     read_wordnet.cache_clear()
     with pytest.raises(ws.WeightspaceError, match="isn't WordNet"):
         ws.LabelMetric.from_wordnet(folder=tmp_path)
+
+
+@pytest.mark.parametrize("metric", SPACES.values(), ids=SPACES)
+def test_distances_without_names_are_those_of_all_labels(metric: ws.LabelMetric) -> None:
+    assert np.array_equal(metric.distances(), metric.distances(metric.labels))
+    few = metric.labels[:2]
+    assert np.array_equal(metric.distances(targets=few), metric.distances(metric.labels, few))
+
+
+def test_a_table_of_all_labels_that_is_too_large_is_refused() -> None:
+    metric = ws.LabelMetric.discrete(range(20_000))
+    message = r"from all 20,000 labels take 3\.20 GB; expected at most 1\.07 GB\. Name the sources"
+    with pytest.raises(ws.WeightspaceError, match=message):
+        metric.distances()
+    assert metric.distances(targets=[3]).shape == (20_000, 1)
+    assert metric.distances([3]).shape == (1, 20_000)

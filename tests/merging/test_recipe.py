@@ -143,6 +143,14 @@ MISTAKES = {
         TIES.replace("model: b\n", "model: 3\n"),
         "must be a path or a mapping of path and revision, found 3",
     ),
+    "model without its key": (
+        "merge_method: linear\nmodels: [../m1, {model: b}]\n",
+        r"models\[0\] is '../m1'; write {model: ../m1}\.",
+    ),
+    "tokenizer without its key": (
+        TIES + "tokenizer: union\n",
+        r"tokenizer is 'union'; write {source: union}\.",
+    ),
     "word for a number": (
         TIES.replace("weight: 0.6", "weight: high"),
         r"models\[1\].parameters.weight must be a number",

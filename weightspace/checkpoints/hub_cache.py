@@ -55,7 +55,7 @@ def cached_folder(model: HubModel, *, weights: bool = True) -> Path | None:
         if _is_complete(folder, weights):
             return folder
     if info is None:
-        raise _not_cached(model, folder, error)
+        raise _not_cached(model, home, folder, error)
     return None
 
 
@@ -196,8 +196,8 @@ def _download_companions(model: HubModel, folder: Path, sizes: Mapping[str, int]
             ) from error
 
 
-def _not_cached(model: HubModel, folder: Path | None, error: Exception | None) -> CheckpointError:
-    """Return the error for a model that is not cached while the Hub cannot be reached."""
+def _not_cached(model: HubModel, home: Path, folder: Path | None, error: Exception | None) -> CheckpointError:
+    """Return the error for a model or a revision that is not cached while the Hub cannot be reached."""
     why = "HF_HUB_OFFLINE is set" if error is None else f"the Hugging Face Hub does not answer ({_first_line(error)})"
     if "/" not in model.name and folder is None:  # rather a path than one of the Hub's oldest models
         return CheckpointError(
@@ -205,9 +205,21 @@ def _not_cached(model: HubModel, folder: Path | None, error: Exception | None) -
             f"`{model.command}` downloads it with network access."
         )
     state = "is not cached" if folder is None or not folder.is_dir() else "is only partly cached"
+    if state == "is not cached" and (others := _cached_revisions(home)):
+        verb = "are" if others[1:] else "is"
+        there = " and ".join(filter(None, (", ".join(others[:-1]), others[-1])))
+        state = f"has no revision {model.revision or 'main'} in the cache ({there} {verb} there)"
     return CheckpointError(
         f"{model.name} {state}, and {why}. With network access, `{model.command}` downloads it; or is the path right?"
     )
+
+
+def _cached_revisions(home: Path) -> list[str]:
+    """Return the first names of branches and tags of a model whose snapshots are in the cache."""
+    refs = home / "refs"
+    names = sorted(path.relative_to(refs).as_posix() for path in refs.rglob("*") if path.is_file())
+    commits = {name: _known_commit(home, HubModel(home.name, name)) for name in names}
+    return [name for name, commit in commits.items() if commit and (home / "snapshots" / commit).is_dir()][:5]
 
 
 def _first_line(error: Exception) -> str:

@@ -20,6 +20,7 @@ from weightspace.labels.names import Label
 from weightspace.labels.pairs import pair_distances
 from weightspace.labels.probabilities import as_tensor
 from weightspace.labels.rules.chunked import KEPT
+from weightspace.reprs import brief
 
 if TYPE_CHECKING:
     from weightspace.labels.decision import Decision
@@ -45,6 +46,7 @@ def best_temperature(loss: Callable[[float], float]) -> float:
     return math.exp(found.x)
 
 
+@brief
 @dataclass(frozen=True)
 class TemperatureFit:
     """A fitted temperature and its effect on the data that it was fitted to.

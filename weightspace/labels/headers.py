@@ -44,6 +44,8 @@ _WORDS = frozenset(
     ]
 )
 
+#: Headings that the documentation names: skipped without a warning.
+_DOCUMENTED = (("name", "parent"), ("child", "parent"), ("parent", "child"))
 
 #: Those of the parent.
 _PARENTS = frozenset(["parent", "parents", "parent_id", "superclass", "hypernym"])
@@ -51,7 +53,12 @@ _PARENTS = frozenset(["parent", "parents", "parent_id", "superclass", "hypernym"
 
 def is_head_word(cell: str) -> bool:
     """Return whether a cell is a usual heading of a column of names."""
-    return cell.strip().lower().replace(" ", "_").replace("-", "_") in _WORDS
+    return _word(cell) in _WORDS
+
+
+def _word(cell: str) -> str:
+    """Return a heading in the spelling of the lists above."""
+    return cell.strip().lower().replace(" ", "_").replace("-", "_")
 
 
 def is_number(cell: str) -> bool:
@@ -82,8 +89,13 @@ def is_header_of_pairs(rows: Sequence[Sequence[str]]) -> bool:
 
 def names_the_parent_first(header: Sequence[str]) -> bool:
     """Return whether a header of pairs says that the first column is the parent of the second."""
-    first, second = (cell.strip().lower().replace(" ", "_").replace("-", "_") for cell in header[:2])
+    first, second = map(_word, header[:2])
     return first in _PARENTS and second not in _PARENTS and is_head_word(second)
+
+
+def is_documented(header: Sequence[str]) -> bool:
+    """Return whether the documentation names a header of pairs, so that skipping it needs no warning."""
+    return tuple(map(_word, header[:2])) in _DOCUMENTED
 
 
 def header_of_numbers(path: Path, delimiter: str) -> list[str] | None:

@@ -27,6 +27,7 @@ from weightspace.checkpoints.zip_records import ZipError, read_directory
 from weightspace.errors import WeightspaceError
 from weightspace.labels.headers import (
     header_of_numbers,
+    is_documented,
     is_header_of_pairs,
     names_the_parent_first,
     warn_skipped,
@@ -167,7 +168,8 @@ def read_pairs(path: str | Path, *, header: bool | None = None, child_first: boo
     delimiter = _delimiter(path)
     table = [(number, row) for number, row in enumerate(_table(path, delimiter), start=1) if row]
     if header is None and is_header_of_pairs([row for _, row in table]):
-        warn_skipped(path, delimiter.join(table[0][1]))
+        if not is_documented(table[0][1]):
+            warn_skipped(path, delimiter.join(table[0][1]))
         header = True
     for number, row in table[int(bool(header)) :]:
         try:

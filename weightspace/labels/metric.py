@@ -21,6 +21,7 @@ from weightspace.labels.geometry import (
 )
 from weightspace.labels.label_space import Outputs
 from weightspace.labels.names import Label, Names
+from weightspace.labels.pairs import distance_table
 
 if TYPE_CHECKING:
     from weightspace.labels.cover import Cover
@@ -329,11 +330,9 @@ class LabelMetric:
 
         return kept_decision(self, self._decisions, observed, outputs, exponent)
 
-    def distances(self, sources: Sequence[Label], targets: Sequence[Label] | None = None) -> np.ndarray:
-        """Return the distances from sources to targets (all if None), float64 (sources, targets); both may repeat."""
-        places, where = np.unique(self.nodes[self.names.positions_of(sources, "sources")], return_inverse=True)
-        goals = self.nodes if targets is None else self.nodes[self.names.positions_of(targets, "targets")]
-        return self.geometry.distances(places, goals)[where]
+    def distances(self, sources: Sequence[Label] | None = None, targets: Sequence[Label] | None = None) -> np.ndarray:
+        """Return the distances from sources (all labels if None, up to 1 GiB) to targets (all if None), float64."""
+        return distance_table(self, sources, targets)
 
     def locus(self, observed: Sequence[Label], *, unique: bool = False) -> list[Any]:
         """Return the labels that are a Fréchet mean under some weights of the observed ones, in order of position.

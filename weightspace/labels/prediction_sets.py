@@ -19,11 +19,13 @@ from weightspace.errors import WeightspaceError
 from weightspace.labels.hierarchy import Hierarchy
 from weightspace.labels.names import Label, Names
 from weightspace.labels.probabilities import checked_rows
+from weightspace.reprs import brief
 
 if TYPE_CHECKING:
     from weightspace.labels.metric import LabelMetric
 
 
+@brief
 @dataclass(frozen=True)
 class LabelSets:
     """Calibrated prediction sets of observed labels.
@@ -93,6 +95,7 @@ def conformal_labels(
     return LabelSets(tuple(names), coverage, 0.0 if threshold == math.inf else -threshold, len(rows))
 
 
+@brief
 @dataclass(frozen=True)
 class NodeSets:
     """Calibrated prediction sets that are nodes of a tree, each standing for all labels below it.

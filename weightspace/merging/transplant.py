@@ -93,7 +93,7 @@ def transplant(
     if type(neighbours) is not int or neighbours < 1:
         raise WeightspaceError(f"neighbours must be an integer of at least 1, found {neighbours!r}.")
     other, warnings = local_path(str(tokenizer), weights=method != "subword"), list[str]()
-    recipe = _recipe(str(model), str(other))
+    recipe = _recipe(str(model), str(tokenizer))
     recorded = {"transplant": method, **({} if method == "subword" else {"neighbours": neighbours})}
     output = replace(output or OutputOptions(), recorded={**((output and output.recorded) or {}), **recorded})
     counts: dict[str, int] = {}
@@ -119,8 +119,12 @@ def transplant(
 
 
 def _recipe(model: str, tokenizer: str) -> Recipe:
-    """Return the recipe that copies a model with its rows in the order of another tokenizer."""
+    """Return the recipe that copies a model with its rows in the order of another tokenizer, both named as by the user.
+
+    The tokenizer is a folder, even if it is named like a key word of recipes.
+    """
     source = Source(model, {}, None, None)
+    tokenizer = f"./{tokenizer}" if tokenizer in ("base", "union") else tokenizer
     keys = TokenizerKeys(tokenizer)
     content: Mapping[str, Any] = {
         "merge_method": "passthrough",

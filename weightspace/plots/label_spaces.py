@@ -60,7 +60,7 @@ def _locus_figure(metric: LabelMetric, seen: np.ndarray, inside: np.ndarray, tit
     predicted[seen] = False
     kinds = (
         ("observed", seen, COLOURS[0], 52),
-        ("can be predicted", np.flatnonzero(predicted), COLOURS[1], 36),
+        ("others that can be predicted", np.flatnonzero(predicted), COLOURS[1], 36),
         ("cannot", np.flatnonzero(others), _OUTSIDE, 26),
     )
     for label, members, colour, size in kinds:
@@ -69,7 +69,7 @@ def _locus_figure(metric: LabelMetric, seen: np.ndarray, inside: np.ndarray, tit
         _write_names(axes, metric, places)
     axes.set_axis_off()
     axes.margins(0.08, 0.12)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure

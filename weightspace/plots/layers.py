@@ -40,7 +40,7 @@ def _figure(found: SourceDifferences, title: str | None) -> Figure:
     several = len(found.models) > 1
     norms, above = [layer.relative for layer in found.layers], [layer.above for layer in found.layers]
     panels = [
-        ("‖Δ‖ / ‖reference‖", _square(norms), found.models, SIZES),
+        ("‖Δ‖/‖reference‖", _square(norms), found.models, SIZES),
         (f"changed by > {found.threshold:g} RMS", _square(above), found.models, SIZES),
     ]
     if several:

@@ -133,7 +133,7 @@ def test_a_lora_adapter_may_be_an_expert() -> None:
 
 #: What is changed in a recipe -> a part of the line that refuses it.
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"experts_per_token": 3}, "there are 2 experts"),
+    ({"experts_per_token": 3}, "there are 2 experts; expected at most 2"),
     ({"experts_per_token": 0}, "integer of at least 1"),
     ({"gate_mode": "hiden"}, "Did you mean 'hidden'?"),
     ({"dtype": "bfloat"}, "Did you mean 'bfloat16'?"),

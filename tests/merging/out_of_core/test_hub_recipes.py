@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from local_hub import LocalHub, local_hub
+from moe_models import save_model, write_recipe
 
 import weightspace as ws
 from weightspace import cli
@@ -139,6 +140,62 @@ def test_every_command_that_takes_a_checkpoint_takes_one_of_the_hub(
     assert result.exit_code == 2
     assert "downloads it" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.fixture
+def language_models(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have ``tiny/a``, ``tiny/b`` with one more token, and the adapter ``tiny/lora`` in the Hub's cache only."""
+    pytest.importorskip("transformers")
+    for seed, name in enumerate("ab"):
+        save_model("llama", seed, str(hub.root / "tiny" / name))
+    tokenizer = hub.root / "tiny" / "b" / "tokenizer.json"
+    tokens = json.loads(tokenizer.read_text())
+    tokens["model"]["vocab"]["lemma"] = max(tokens["model"]["vocab"].values()) + 1
+    tokenizer.write_text(json.dumps(tokens))
+    lora = hub.root / "tiny" / "lora"
+    name = "base_model.model.model.layers.0.mlp.up_proj"
+    factors = {f"{name}.lora_A.weight": torch.ones(1, 16), f"{name}.lora_B.weight": torch.ones(20, 1)}
+    ws.save_checkpoint(factors, lora / "adapter_model.safetensors")
+    (lora / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["up_proj"]}'
+    )
+    for model in ("a", "b", "lora"):
+        huggingface_hub.snapshot_download(f"tiny/{model}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    write_recipe("moe.yml", experts=("tiny/a", "tiny/b"), base_model="tiny/a")
+    Path("union.yml").write_text(
+        "merge_method: linear\nmodels: [{model: tiny/a}, {model: tiny/b+tiny/lora}]\nparameters: {weight: 0.5}\n"
+        "tokenizer_source: tiny/b\n"
+    )
+    return hub.root.parent / "hub"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "transplant tiny/a --tokenizer tiny/b -k 4",
+        "transplant tiny/a --tokenizer tiny/b --method subword",
+        "merge union.yml",
+        "merge tiny/a tiny/b+tiny/lora",
+        "moe moe.yml",
+        "extract-lora tiny/a tiny/b --rank 2 --lenient",
+        "merge-adapters tiny/lora tiny/lora",
+    ],
+)
+def test_outputs_name_models_of_the_hub_and_no_path_of_its_cache(command: str, language_models: Path) -> None:
+    result = CliRunner().invoke(cli.main, [*command.split(), "-o", "out"])
+    assert result.exit_code == 0, result.output
+    assert str(language_models) not in result.output
+    written = [path for path in Path("out").rglob("*") if path.is_file()]
+    assert written
+    for path in written:
+        assert b"snapshots" not in path.read_bytes(), path
+        assert str(language_models).encode() not in path.read_bytes(), path
+    if command.startswith("transplant"):
+        assert "tokenizer_source: tiny/b" in Path("out/README.md").read_text()
+        assert "tokenizer_source: tiny/b" in load_metadata("out")["recipe"]
+    if command.startswith(("transplant", "merge union")):
+        assert "lemma" in Path("out/tokenizer.json").read_text()
 
 
 def test_a_recipe_of_a_model_card_gives_a_model_that_generates(hub: LocalHub) -> None:

@@ -64,7 +64,7 @@ def test_a_module_may_be_called_by_the_beginning_of_its_names() -> None:
     [
         (["text_decodr"], "Unknown module of these models 'text_decodr'.*Did you mean 'text_decoder'"),
         (["text_decoder", "encoder"], "'encoder'; expected one of text_decoder, vision_tower, multi_modal_projector"),
-        (["audio"], "'audio'.*lm_head, vision_tower.*default"),
+        (["audio"], "'audio'.*vision_tower.*lm_head, default"),
         (["default", "text_decoder", "x" * 3000], "Unknown module"),
     ],
 )
@@ -74,6 +74,14 @@ def test_a_module_that_no_tensor_belongs_to_is_refused(modules: list[str], messa
         divide(names, modules)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500
+
+
+def test_the_modules_of_the_models_are_listed_once_each() -> None:
+    names = [name for inside in OLD.values() for name in inside]
+    with pytest.raises(WeightspaceError) as error:
+        divide(names, ["language"])
+    listed = str(error.value).partition("expected one of ")[2].partition(". Did")[0].split(", ")
+    assert sorted(listed) == sorted([*OLD, "shared", "language_model", "lm_head", "default"])
 
 
 @pytest.fixture
@@ -133,6 +141,19 @@ def test_each_module_has_models_and_settings_of_its_own(folder: Path) -> None:
         "multi_modal_projector.weight": 1.5,
     }
     assert counts() == (3, 2)
+
+
+def test_the_example_of_the_documentation_merges_each_module_as_the_page_says(folder: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs/pages/how-to/recipes.md").read_text(encoding="utf-8")
+    recipe = page.partition("## Modules of a model")[2].partition("```yaml\n")[2].partition("```")[0]
+    (folder / "a").rename("chat")
+    (folder / "b").rename("ocr")
+    Path("recipe.yml").write_text(recipe)
+    assert not merge_files("recipe.yml", "out", execution=ExecutionOptions(fsync=False)).warnings
+    merged = ws.load_checkpoint("out")
+    assert merged["language_model.model.layers.1.w"][0, 0].item() == pytest.approx(0.7 * 1 + 0.3 * 2)
+    assert merged["vision_tower.encoder.layers.1.w"][0, 0] == 2
+    assert merged["multi_modal_projector.weight"][0, 0] == 1
 
 
 def test_modules_are_sliced_each_by_its_own_layers(folder: Path) -> None:

@@ -298,3 +298,11 @@ def test_models_whose_rows_move_are_not_aligned_in_one_go(content: dict[str, Any
     alignment = ws.Alignment(ws.PermutationSpec({}, {}))
     with pytest.raises(WeightspaceError, match="cannot be aligned in one go"):
         merge_files(recipe(tmp_path, "linear", [a, b], UNION), tmp_path / "out", align=alignment, dry_run=True)
+
+
+def test_a_misspelt_union_is_suggested(tmp_path: Path) -> None:
+    ws.save_checkpoint({"x.weight": torch.ones(2, 2)}, tmp_path / "a")
+    text = f"merge_method: linear\nmodels: [{{model: {tmp_path / 'a'}}}]\ntokenizer_source: unoin\n"
+    (tmp_path / "recipe.yml").write_text(text + "parameters: {weight: 1}\n")
+    with pytest.raises(CheckpointError, match=r"'unoin': no such folder. Expected 'union'.*Did you mean 'union'"):
+        merge_files(tmp_path / "recipe.yml", tmp_path / "out")

@@ -1,6 +1,7 @@
 """Another model's vocabulary on a model: exact where both know a token, and judged by the loss where they do not."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,16 @@ def test_a_model_with_its_own_vocabulary_stays_as_it_is(models: tuple[Path, Path
     assert report.approximated == 0
     states = ws.load_checkpoint(models[0]), ws.load_checkpoint(tmp_path / "out")
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("name", ["base", "union"])
+def test_a_donor_may_be_named_like_a_key_word(
+    name: str, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(models[1], name)
+    transplant(models[0], name, "out", method="subword")
+    assert rows_of(tmp_path / "out").keys() == rows_of(models[1]).keys()
 
 
 def test_subwords_are_those_of_the_model(models: tuple[Path, Path], tmp_path: Path) -> None:

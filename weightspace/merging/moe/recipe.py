@@ -234,7 +234,7 @@ def _check(document: Document, recipe: MixtureRecipe) -> None:
     if len(experts) < recipe.experts_per_token:
         raise document.error(
             "experts_per_token",
-            f"is {recipe.experts_per_token}, but there are {len(experts)} experts; expected at most that many",
+            f"is {recipe.experts_per_token}, but there are {len(experts)} experts; expected at most {len(experts)}",
         )
     with_prompts = [bool(expert.positive_prompts) for expert in recipe.shared]
     if len(set(with_prompts)) > 1:

@@ -174,6 +174,8 @@ class RecipeReader:
         return Slice(tuple(sources), read_parameters(self.document, part, self.row, path), base)
 
     def _source(self, content: Any, path: str, *, sliced: bool) -> Source:
+        if isinstance(content, str):
+            raise self.document.error(path, f"is {kind(content)}; write {{model: {content[:60]}}}")
         source = self.document.mapping(content, path)
         self._known(source, ("model", "parameters", "evidence", *(("layer_range", "stack") if sliced else ())), path)
         model = model_reference(self.document, source.get("model"), f"{path}.model")

@@ -29,6 +29,8 @@ def tokenizer_keys(document: Document, top: Mapping[str, Any]) -> TokenizerKeys:
     source = model_reference(document, top.get("tokenizer_source"), "tokenizer_source")
     if top.get("tokenizer") is None:
         return TokenizerKeys(source)
+    if isinstance(top["tokenizer"], str):
+        raise document.error("tokenizer", f"is {kind(top['tokenizer'])}; write {{source: {top['tokenizer'][:60]}}}")
     content = document.mapping(top["tokenizer"], "tokenizer")
     document.known(content, ("source", "tokens", "pad_to_multiple_of"), "tokenizer")
     if source is not None:

@@ -28,6 +28,7 @@ from weightspace.merging.tokenizers.vocabulary_tensors import (
     vocabulary_tensors,
     with_rows,
 )
+from weightspace.suggestions import closest
 
 #: Called with a one-line message about a decision.
 Notice = Callable[[str], None]
@@ -88,8 +89,10 @@ def plan_vocabulary(
         return None
     folder = donor if source in ("base", "union") else _source_folder(source, reading)
     if folder is None or not folder.is_dir():
+        guess = closest(source, ("union", "base"))
         raise CheckpointError(
-            f"tokenizer_source {source!r}: no such folder. Expected the folder of a model, 'base' or 'union'."
+            f"tokenizer_source {source!r}: no such folder. Expected 'union', 'base' or the folder of a model."
+            + ("" if guess is None else f" Did you mean {guess!r}?")
         )
     folders = [member.contents.path for member in members if member.contents.path.is_dir()]
     if not any(map(has_tokenizer, {folder, *folders})):
