@@ -260,9 +260,7 @@ def _expert_with_swapped_ids(models: Path) -> None:
 def test_an_expert_with_other_token_ids_is_refused(models: Path) -> None:
     _expert_with_swapped_ids(models)
     recipe = tiny.write_recipe(experts=("b", "c"))
-    with pytest.raises(
-        WeightspaceError, match=r"'maths' has id 5 in a and 13 in c .*2 tokens.*fine-tunes of that base"
-    ):
+    with pytest.raises(WeightspaceError, match=r"'maths' has id 5 in a and 13 in c .*2 tokens.*fine-tunes of"):
         build_moe(recipe, "out", dry_run=True)
     assert not Path("out").exists()
     warnings = build_moe(recipe, "out", lenient=True).warnings

@@ -34,8 +34,8 @@ _METHOD = Method("moe", "_expert:expert", "", "", base="none", models=(1, 1))
 
 #: The output has the base's tokenizer and embeddings; a model with other ids was fine-tuned from another base.
 _TOKENS = UseOfTokens(
-    "The mixture has the base's tokenizer and embeddings, and its experts must be fine-tunes of that base: expected one "
-    "id for each token. Use the model that the experts were fine-tuned from as base_model.",
+    "The mixture has the base's tokenizer and embeddings, and its experts must be fine-tunes of that base: expected "
+    "one id for each token. Use the model that the experts were fine-tuned from as base_model.",
     "the mixture has the base's tokenizer and embeddings",
 )
 

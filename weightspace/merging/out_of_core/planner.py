@@ -24,6 +24,7 @@ from weightspace.merging.out_of_core.input_checks import (
     compare_folders,
 )
 from weightspace.merging.out_of_core.staging import is_file_name
+from weightspace.merging.out_of_core.template_tokens import template_warnings
 from weightspace.merging.out_of_core.tensor_names import Output, Outputs, check_effects, check_mostly_common, outputs
 from weightspace.merging.out_of_core.vocabularies import check_tokens
 from weightspace.merging.plan.inputs import companion_paths, stamps_of
@@ -124,6 +125,8 @@ def make_plan(
     stamps = stamps_of(members, [*companion_files, *(() if vocabulary is None else vocabulary.files)])
     identity = _identity(metadata, stamps, options.output, out)
     configurations = _configurations(named, members, placed, None if is_file_name(out) else donor, vocabulary)
+    for line in _template_warnings(template, tokenizer or donor, donor, vocabulary, configurations):
+        note(line)
     placement = (placed, named.tied, shards, metadata, not options.output.allow_nonfinite, identity, _title(out))
     files = (donor, tokenizer, configurations, companions.copied, tuple(notices), template, stamps)
     return Plan(row, members, *placement, *files, hashes=options.output.hashes, vocabulary=vocabulary)
@@ -175,6 +178,19 @@ def _configurations(
     untied = named.untied or any(member.untied for member in members)
     adapted = adapted_configurations(donor, jobs, untied=untied, stackings=named.stackings)
     return adapted if vocabulary is None else vocabulary_configurations(donor, adapted, vocabulary, members)
+
+
+def _template_warnings(
+    template: str | None,
+    tokenizer: Path | None,
+    donor: Path | None,
+    vocabulary: MovedVocabulary | None,
+    configurations: Mapping[str, str],
+) -> list[str]:
+    """Return messages about a chat template that does not fit the output's tokenizer."""
+    if template is None or tokenizer is None:
+        return []
+    return list(template_warnings(template, tokenizer, donor, vocabulary, configurations))
 
 
 def _models(recipe: Recipe, members: Sequence[Member]) -> list[Member]:
