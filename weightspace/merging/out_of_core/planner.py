@@ -14,7 +14,7 @@ from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.hf_folder import WEIGHTS
 from weightspace.checkpoints.metadata import TensorInfo
 from weightspace.checkpoints.provenance import described
-from weightspace.errors import CheckpointError
+from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.methods import Method
 from weightspace.merging.out_of_core.chat_templates import chat_template
 from weightspace.merging.out_of_core.input_checks import (
@@ -213,6 +213,7 @@ class _Planner:
         self.row = row
         self.members = members
         self.checked: dict[str, dict[str, Any]] = {}
+        self.weighed: set[str] = set()
 
     def job(self, output: Output) -> Job:
         """Return the job of an output tensor, without its offset in a file."""
@@ -234,7 +235,20 @@ class _Planner:
         models, origin, factors = split_base(self.row, refs, origin, listed, weights)
         kept = [index for index, ref in enumerate(refs) if ref in models]
         kind = "largest" if counts and infos[0].numel == 1 else "merge"
-        return self._job(kind, output, models, origin, factors, self._arguments(values, kept, len(refs)))
+        arguments = self._arguments(values, kept, len(refs))
+        self._check_weights(output, factors, arguments)
+        return self._job(kind, output, models, origin, factors, arguments)
+
+    def _check_weights(self, output: Output, factors: Sequence[float], arguments: Mapping[str, Any]) -> None:
+        """Check that a mean of the tensor is defined; each set of weights is checked once."""
+        key = json.dumps([factors, arguments], sort_keys=True)
+        if key in self.weighed:
+            return
+        try:
+            self.row.check_weights(factors, arguments)
+        except WeightspaceError as error:
+            raise WeightspaceError(f"{output.name!r}: {str(error)[0].lower()}{str(error)[1:]}") from error
+        self.weighed.add(key)
 
     def _arguments(self, values: Mapping[str, Any], kept: Sequence[int], sources: int) -> dict[str, Any]:
         """Return the method's arguments for these values, without those of sources that are the base."""
