@@ -282,13 +282,12 @@ def test_the_table_says_what_its_rows_do() -> None:
         assert all(parameter.help for parameter in row.parameters)
 
 
-@pytest.mark.parametrize(
-    "row", [row for row in METHODS.values() if row.divides_if and not row.evidence], ids=lambda row: row.name
-)
+@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.divides_if and not row.evidence])
 @pytest.mark.parametrize("weights", [(1, -1), (0, 0)])
 def test_weights_that_sum_to_0_are_refused_while_planning(
-    row: Method, weights: tuple[float, float], tmp_path: Path
+    method: str, weights: tuple[float, float], tmp_path: Path
 ) -> None:
+    row = METHODS[method]
     for number, name in enumerate(("base", "a", "b")):
         ws.save_checkpoint({"v": torch.ones(2), "w": torch.full((2,), float(number))}, tmp_path / f"{name}.safetensors")
     models = [
