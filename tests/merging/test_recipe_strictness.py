@@ -20,6 +20,7 @@ WARNED: dict[str, dict[str, str]] = {
     **yaml.safe_load((DATA / "unknown.yml").read_text()),
 }
 
+
 @pytest.fixture
 def models(conformance: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder with models ``base``, ``a``, ``b``, ``c`` of four layers, and an adapter ``lora`` of ``a``."""
@@ -307,3 +308,50 @@ def test_a_model_without_a_weight_beside_weights_is_a_warning_or_an_error(text: 
 )
 def test_models_that_need_no_weight_of_their_own_are_not_reported(text: str, models: Path) -> None:
     assert plan(text, strict=True) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "place"),
+    [
+        (
+            "merge_method: ties\nbase_model: base\nmodels: [{model: a}]\ndensity: .5",
+            "density",
+            "parameters: {density: 0.5}",
+        ),
+        ("merge_method: linear\nmodels: [{model: a}]\nnormalize: false", "normalize", "parameters: {normalize: false}"),
+        ("merge_method: linear\nmodels: [{model: a}]\nweight: [0, 1]", "weight", "parameters: {weight: …}"),
+        ("merge_method: linear\nmodels: [{model: a, weight: 1}]", "models[0].weight", "models[0].parameters.weight"),
+        (
+            "merge_method: linear\nmodels: [{model: a, weight: 0.7}, {model: b}]\nparameters: {weight: 0.5}",
+            "models[0].weight",
+            "models[0].parameters.weight",
+        ),
+        (
+            "merge_method: ties\nbase_model: base\nmodels: [{model: a, normalize: true}]",
+            "models[0].normalize",
+            "parameters: {normalize: true}",
+        ),
+        (
+            "merge_method: slerp\nbase_model: a\n"
+            "slices: [{sources: [{model: a, layer_range: [0, 4]}, {model: b, layer_range: [0, 4]}], t: 0.5}]",
+            "slices[0].t",
+            "slices[0].parameters.t",
+        ),
+        (
+            "merge_method: wise_ft\nbase_model: a\nmodels: [{model: b}]\nalpha: 0.5",
+            "alpha",
+            "parameters: {alpha: 0.5}",
+        ),
+    ],
+)
+def test_a_parameter_of_the_method_outside_parameters_is_an_error_that_says_where_it_belongs(
+    text: str, key: str, place: str, models: Path
+) -> None:
+    for strict in (False, True):
+        with pytest.raises(WeightspaceError) as error:
+            plan(text, strict=strict)
+        assert f"Unknown key in recipe.yml: {key!r}; it is a parameter of method" in str(error.value)
+        assert str(error.value).endswith(f"Expected `{place}`.")
+    lines: list[str] = []
+    parse_recipe(text, "r.yml", warn=lines.append)
+    assert [line for line in lines if f"r.yml: {key} is ignored" in line and f"Expected `{place}`." in line]

@@ -50,8 +50,7 @@ def build_moe(
         seed: seed for random routers and noise.
         output, execution: options of the output and of the run.
         dry_run: plan and check, but write nothing.
-        lenient, strict: warn about unknown keys and about tokens whose ids differ between models instead of refusing
-            them; refuse keys without effect.
+        lenient, strict: warn about unknown keys and tokens of several ids, instead of refusing; refuse idle keys.
         warn: called with each warning; the report lists them, too.
         on_progress: called with ``"bytes"`` events: bytes of the output written so far, and their total.
 

@@ -110,23 +110,21 @@ def make_plan(
         note(line)
     check_effects(recipe, named, options.reading, ignored)
     planner = _Planner(recipe, row, members)
-    jobs = with_parametrizations([planner.job(tensor) for tensor in named.outputs], named.tied, members)
-    jobs = _with_layers(jobs)
+    jobs = _with_layers(with_parametrizations([planner.job(tensor) for tensor in named.outputs], named.tied, members))
     check_evidence(row, members, _models(recipe, members), jobs)
     _check_tokens(source, members, jobs, donor, note)
     tokenizer = None if source is None else source.folder
     file = _weights_file(out)
-    rewritten = {"sliced": bool(named.stackings), "moved": vocabulary is not None}
-    companions = compare_folders(members, donor, note, **rewritten, copied=file is None)
+    sliced, moved = bool(named.stackings), vocabulary is not None
+    companions = compare_folders(members, donor, note, sliced=sliced, moved=moved, copied=file is None)
     metadata = _metadata(recipe, members, options)
     placed, shards = lay_out(jobs, named.tied, metadata, file, options.output.shard_size)
-    template = chat_template(recipe, members, None if file else tokenizer or donor, ignored)
     companion_files = [] if file or donor is None else companion_paths(donor, companions.copied, tokenizer)
     stamps = stamps_of(members, [*companion_files, *(() if vocabulary is None else vocabulary.files)])
     identity = _identity(metadata, stamps, options.output, out)
     configurations = _configurations(named, members, placed, None if is_file_name(out) else donor, vocabulary)
-    for line in _template_warnings(template, tokenizer or donor, donor, vocabulary, configurations):
-        note(line)
+    template = chat_template(recipe, members, None if file else tokenizer or donor, ignored)
+    _check_template(template, tokenizer or donor, donor, vocabulary, configurations, note)
     placement = (placed, named.tied, shards, metadata, not options.output.allow_nonfinite, identity, _title(out))
     files = (donor, tokenizer, configurations, companions.copied, tuple(notices), template, stamps)
     return Plan(row, members, *placement, *files, hashes=options.output.hashes, vocabulary=vocabulary)
@@ -180,17 +178,18 @@ def _configurations(
     return adapted if vocabulary is None else vocabulary_configurations(donor, adapted, vocabulary, members)
 
 
-def _template_warnings(
+def _check_template(
     template: str | None,
     tokenizer: Path | None,
     donor: Path | None,
     vocabulary: MovedVocabulary | None,
     configurations: Mapping[str, str],
-) -> list[str]:
-    """Return messages about a chat template that does not fit the output's tokenizer."""
-    if template is None or tokenizer is None:
-        return []
-    return list(template_warnings(template, tokenizer, donor, vocabulary, configurations))
+    note: Warn,
+) -> None:
+    """Report a chat template that does not fit the output's tokenizer."""
+    if template is not None and tokenizer is not None:
+        for line in template_warnings(template, tokenizer, donor, vocabulary, configurations):
+            note(line)
 
 
 def _models(recipe: Recipe, members: Sequence[Member]) -> list[Member]:
