@@ -18,7 +18,7 @@ from weightspace.merging import ExecutionOptions, merge_files
 DATA = Path(__file__).parents[2] / "data" / "conformance" / "recipes"
 CASES: dict[str, dict[str, str]] = yaml.safe_load((DATA / "cases.yml").read_text())
 
-#: A case that is refused, since its parameter stands where mergekit does not read it; a lenient reading ignores it, too.
+#: A case that is refused, since mergekit does not read its parameter there; a lenient reading ignores it, too.
 REFUSED = "a parameter beside the parameters"
 
 
