@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @options.seed("Seed for random routers and noise.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
 @click.option("--verify", is_flag=True, help="Load the output in transformers, check names and shapes, and run it.")
-@click.option("--lenient", is_flag=True, help="Warn about unknown keys instead of refusing them.")
+@click.option("--lenient", is_flag=True, help="Warn about unknown keys and differing token ids instead of refusing.")
 @click.option("--strict", is_flag=True, help="Refuse keys without effect instead of warning about them.")
 @click.option("--allow-nonfinite", is_flag=True, help="Accept NaN and infinity.")
 @click.option(

@@ -167,3 +167,26 @@ def test_with_a_file_a_summary_is_printed() -> None:
     assert result.stdout.splitlines()[1:] == ["most frequent: dog 100.0%", "out.csv"]
     assert len(Path("out.csv").read_text().splitlines()) == 301
     assert len(run(*PREDICT, "p.npy", "--observed", "dog,cat,car").stdout.splitlines()) == 301
+
+
+@pytest.mark.parametrize("source", ["edges", "graph", "parents"])
+@pytest.mark.parametrize("row", ["a,", ",a", "a,  ", "a,,2", ",a,2", ", "])
+def test_an_empty_name_in_a_table_is_refused_with_its_line(source: str, row: str) -> None:
+    Path("blank.csv").write_text(f"parent,child\na,b\n{row}\n")
+    result = run("build", f"--{source}", "blank.csv", "-o", "blank.safetensors")
+    if source == "parents" and row.startswith(",a"):  # the first column is the parent: a is a root
+        assert result.exit_code == 0
+        assert "" not in ws.LabelMetric.load("blank.safetensors").labels
+        return
+    assert result.exit_code == 2
+    assert f"blank.csv, line 3: found {row!r}, with an empty name; expected two names" in result.stderr
+    assert ("parent of a root may be empty" in result.stderr) == (source == "parents")
+    assert not Path("blank.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_a_blank_name_in_a_list_of_json_is_refused_with_its_position(name: str) -> None:
+    Path("names.json").write_text(json.dumps(["a", name, "b"]))
+    result = run("build", "--discrete", "names.json", "-o", "blank.safetensors")
+    assert result.exit_code == 2
+    assert f"names.json: the name at position 1 is {name!r}; expected a label" in result.stderr

@@ -1,5 +1,7 @@
 """Conformal sets hold the truth as often as they say, on seeded data, whatever the classifier, and are small."""
 
+import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -95,14 +97,30 @@ def test_nodes_are_those_of_the_definition(unseen: float) -> None:
         assert found == next((node for node, mass in path(row) if mass > nodes.mass), "thing")
 
 
-def test_few_rows_give_sets_of_everything() -> None:
+@pytest.mark.parametrize(("coverage", "needed"), [(0.9, 9), (0.95, 19), (0.99, 99), (0.8, 4), (0.5, 1), (0.85, 6)])
+def test_few_rows_give_sets_of_everything_with_a_warning(coverage: float, needed: int) -> None:
+    assert needed == math.ceil(round(coverage / (1 - coverage), 9))
+    p, truth = drawn(needed, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert conformal_labels(p, truth, observed=OBSERVED, coverage=coverage).least > 0
+        conformal_nodes(p, truth, metric=TREE, observed=OBSERVED, coverage=coverage)
+    p, truth = p[:-1], truth[:-1]
+    if not truth:
+        return
+    message = rf"Coverage {coverage:g} needs at least {needed} calibration rows; found {needed - 1}: .* all labels"
+    with pytest.warns(ws.WeightspaceWarning, match=message):
+        sets = conformal_labels(p, truth, observed=OBSERVED, coverage=coverage)
+    assert sets.predict(p)[0] == [OBSERVED[i] for i in np.argsort(-p[0])]
+    with pytest.warns(ws.WeightspaceWarning, match=message):
+        nodes = conformal_nodes(p, truth, metric=TREE, observed=OBSERVED, coverage=coverage)
+    assert set(nodes.predict(p)) == {"thing"}
+
+
+def test_a_coverage_next_to_1_needs_rows_without_end() -> None:
     p, truth = drawn(8, 0)
-    assert conformal_labels(p, truth, observed=OBSERVED, coverage=0.9).predict(p)[0] == [
-        OBSERVED[i] for i in np.argsort(-p[0])
-    ]
-    assert set(conformal_nodes(p, truth, metric=TREE, observed=OBSERVED, coverage=0.9).predict(p)) == {"thing"}
-    nine, more = drawn(9, 0)
-    assert conformal_labels(nine, more, observed=OBSERVED, coverage=0.9).least > 0
+    with pytest.warns(ws.WeightspaceWarning, match="needs at least"):
+        conformal_labels(p, truth, observed=OBSERVED, coverage=math.nextafter(1, 0))
 
 
 def test_sets_are_never_empty_and_smaller_for_less_coverage() -> None:

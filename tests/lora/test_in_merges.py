@@ -308,3 +308,30 @@ def test_the_factors_count_as_memory(model: StateDict, write: Write, normal: Nor
         execution=ExecutionOptions(threads=1),
     )
     assert more.memory >= plain.memory + 4 * 2 * (300 + 500)
+
+
+@pytest.mark.parametrize(
+    ("model_folder", "base", "reported"),
+    [
+        ("base", "tiny/math", True),
+        ("base", "/models/other-base/", True),
+        ("base", "org/Base", False),
+        ("Llama_3-8B", "/root/.cache/huggingface/hub/models--org--llama-3-8b/snapshots/0123abc", False),
+        ("llama-3-8b", "unsloth/llama-3-8b-unsloth-bnb-4bit", False),
+        ("base", None, False),
+        ("base", "", False),
+        ("moved", "tiny/named", False),
+    ],
+)
+def test_an_adapter_of_another_model_is_reported(
+    model_folder: str, base: str | None, reported: bool, write: Write, normal: Normal, tmp_path: Path
+) -> None:
+    state = {"layers.1.q.weight": normal(24, 16)}
+    ws.save_checkpoint(state, tmp_path / model_folder)
+    (tmp_path / model_folder / "config.json").write_text('{"_name_or_path": "tiny/named"}')
+    adapter = write("lora", factors(normal, "layers.1.q"), base_model_name_or_path=base)
+    source = f"{tmp_path / model_folder}+{adapter}"
+    lines = merge_files([source], tmp_path / "out", method="passthrough", dry_run=True).warnings
+    found = [line for line in lines if "was trained on" in line]
+    assert len(found) == reported
+    assert all(f"{adapter} was trained on {base} (base_model_name_or_path" in line for line in found)

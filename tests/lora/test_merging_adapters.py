@@ -214,3 +214,14 @@ def test_a_target_that_other_modules_end_with_stays_the_only_one(
     merge_adapters(folders, tmp_path / "out", method="linear")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["target_modules"] == expected
+
+
+def test_adapters_of_different_models_are_reported(write: Write, normal: Normal, tmp_path: Path) -> None:
+    bases = ("tiny/math", "/models/Math", None, "tiny/code")
+    several = [
+        write(str(number), pair(normal, "q", 2, 6, 5), base_model_name_or_path=base)
+        for number, base in enumerate(bases)
+    ]
+    with pytest.warns(ws.WeightspaceWarning, match=r"3 was trained on tiny/code, but .*0 on tiny/math") as found:
+        merge_adapters(several, tmp_path / "out")
+    assert len(found) == 1

@@ -1,6 +1,8 @@
 """What every row of the table of merging methods refuses, and what it says; what the table says of its rows."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +20,9 @@ from samples import (
     sample,
 )
 
+import weightspace as ws
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging import METHODS, merge
+from weightspace.merging import METHODS, merge, merge_files
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 every_row = pytest.mark.parametrize("variant", ROWS, ids=str)
@@ -277,3 +280,32 @@ def test_the_table_says_what_its_rows_do() -> None:
         assert high is None or low <= high
         assert len({parameter.name for parameter in row.parameters}) == len(row.parameters)
         assert all(parameter.help for parameter in row.parameters)
+
+
+@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.divides_if and not row.evidence])
+@pytest.mark.parametrize("weights", [(1, -1), (0, 0)])
+def test_weights_that_sum_to_0_are_refused_while_planning(
+    method: str, weights: tuple[float, float], tmp_path: Path
+) -> None:
+    row = METHODS[method]
+    for number, name in enumerate(("base", "a", "b")):
+        ws.save_checkpoint({"v": torch.ones(2), "w": torch.full((2,), float(number))}, tmp_path / f"{name}.safetensors")
+    models = [
+        {
+            "model": f"{tmp_path}/{name}.safetensors",
+            "parameters": {"weight": [{"filter": "w", "value": weight}, {"value": 1}]},
+        }
+        for name, weight in zip("ab", weights, strict=True)
+    ]
+    content: dict[str, Any] = {"merge_method": row.name, "models": models, "parameters": {row.divides_if: True}}
+    inner = {"inner": "task_arithmetic"} if row.name in ("knots", "core_space") else {}
+    content["parameters"] |= inner
+    if row.base == "required":
+        content["base_model"] = f"{tmp_path}/base.safetensors"
+    (tmp_path / "recipe.yml").write_text(json.dumps(content))
+    expected = rf"'w': weights .* sum to 0.*{row.divides_if}=False"
+    with pytest.raises(WeightspaceError, match=expected):
+        merge_files(tmp_path / "recipe.yml", tmp_path / "out.safetensors", dry_run=True)
+    content["parameters"] = {**inner, row.divides_if: False}
+    (tmp_path / "recipe.yml").write_text(json.dumps(content))
+    merge_files(tmp_path / "recipe.yml", tmp_path / "out.safetensors", dry_run=True)

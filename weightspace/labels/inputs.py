@@ -130,6 +130,9 @@ def read_names(source: str | Path) -> list[str]:
     names = parse_json(text, str(path))
     if not isinstance(names, list) or not all(isinstance(name, str | int | float) for name in names):
         raise WeightspaceError(f"{path} isn't a JSON list of names.")
+    blank = next((position for position, name in enumerate(names) if not str(name).strip()), None)
+    if blank is not None:
+        raise WeightspaceError(f"{path}: the name at position {blank:,} is {names[blank]!r}; expected a label.")
     return [str(name) for name in names]
 
 
@@ -159,10 +162,11 @@ def read_pairs(path: str | Path, *, header: bool | None = None, child_first: boo
         path: path of the file.
         header: whether the first line is a header; by default, a line that looks like one is (``child,parent``; a
             length that isn't a number), with a warning.
-        child_first: swap the columns if the header says ``parent,child``.
+        child_first: the first column is the child; swap the columns if the header says ``parent,child``. The parent of
+            a root may be empty.
 
     Raises:
-        WeightspaceError: the file cannot be read, or a row has another form.
+        WeightspaceError: the file cannot be read, a row has another form, or a name is empty.
     """
     path, rows = Path(path), []
     delimiter = _delimiter(path)
@@ -171,19 +175,28 @@ def read_pairs(path: str | Path, *, header: bool | None = None, child_first: boo
         if not is_documented(table[0][1]):
             warn_skipped(path, delimiter.join(table[0][1]))
         header = True
+    swapped = child_first and bool(header) and names_the_parent_first(table[0][1])
     for number, row in table[int(bool(header)) :]:
         try:
             if len(row) not in (2, 3):
                 raise ValueError
-            rows.append((*(cell.strip() for cell in row[:2]), *map(float, row[2:])))
+            a, b = (cell.strip() for cell in row[:2])
+            length = tuple(map(float, row[2:]))
         except ValueError:
             raise WeightspaceError(
                 f"{path}, line {number}: found {delimiter.join(row)[:80]!r}; expected two names and an optional length."
             ) from None
+        first, second = (b, a) if swapped else (a, b)
+        if not first or not (second or child_first):
+            root = " Only the parent of a root may be empty." if child_first else ""
+            shown = delimiter.join(row)[:80]
+            raise WeightspaceError(
+                f"{path}, line {number}: found {shown!r}, with an empty name; expected two names.{root}"
+            )
+        rows.append((first, second, *length))
     if not rows:
         raise WeightspaceError(f"{path} is empty; expected one line per edge.")
-    swapped = child_first and header and names_the_parent_first(table[0][1])
-    return [(b, a, *length) for a, b, *length in rows] if swapped else rows
+    return rows
 
 
 def _table(path: Path, delimiter: str) -> Iterator[list[str]]:

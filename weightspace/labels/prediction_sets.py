@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weightspace.errors import WeightspaceError
+from weightspace.errors import WeightspaceError, warn_caller
 from weightspace.labels.hierarchy import Hierarchy
 from weightspace.labels.names import Label, Names
 from weightspace.labels.probabilities import checked_rows
@@ -70,6 +70,9 @@ def conformal_labels(
 
     Raises:
         WeightspaceError: shapes do not match, a true label was not observed, or the coverage is invalid.
+
+    Warns:
+        WeightspaceWarning: there are too few rows for the coverage, so that sets contain all labels.
 
     Source:
         Sadinle, Lei and Wasserman 2019, https://arxiv.org/abs/1609.00451, theorem 1, for the smallest sets;
@@ -162,6 +165,9 @@ def conformal_nodes(
         WeightspaceError: shapes do not match, a label is unknown, the coverage is invalid, or the metric isn't that of
             a rooted tree.
 
+    Warns:
+        WeightspaceWarning: there are too few rows for the coverage, so that the root is always predicted.
+
     Source:
         Gupta, Kuchibhotla and Ramdas 2022, https://arxiv.org/abs/1910.10562, section 2, for nested sets; nested
         subtrees along a path are our derivation.
@@ -213,9 +219,28 @@ def _normalised(probabilities: Any, columns: int) -> np.ndarray:
 
 
 def _threshold(scores: np.ndarray, coverage: float) -> float:
-    """Return the ⌈(n + 1) coverage⌉-th smallest score; infinity if there are fewer."""
-    rank = math.ceil((len(scores) + 1) * coverage - 1e-9)  # .9 · 10 is 9 despite rounding
-    return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else math.inf
+    """Return the ⌈(n + 1) coverage⌉-th smallest score; infinity, with a warning, if there are fewer."""
+    rank = _rank(len(scores), coverage)
+    if rank > len(scores):
+        warn_caller(
+            f"Coverage {coverage:g} needs at least {_fewest_rows(coverage):,} calibration rows; found {len(scores):,}: "
+            "every prediction stands for all labels. Use more rows, or a lower coverage."
+        )
+        return math.inf
+    return float(np.sort(scores)[rank - 1])
+
+
+def _rank(rows: int, coverage: float) -> int:
+    """Return ⌈(n + 1) coverage⌉."""
+    return math.ceil((rows + 1) * coverage - 1e-9)  # .9 · 10 is 9 despite rounding
+
+
+def _fewest_rows(coverage: float) -> int:
+    """Return the smallest ``n`` with ⌈(n + 1) coverage⌉ ≤ n, that is ⌈coverage / (1 − coverage)⌉, as rounded above."""
+    rows = max(1, math.floor(coverage / (1 - coverage)) - 1)
+    while _rank(rows, coverage) > rows:
+        rows += 1
+    return rows
 
 
 def _check(rows: int, truth: int, coverage: float) -> None:

@@ -25,8 +25,10 @@ from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.provenance import described
 from weightspace.checkpoints.reader import CheckpointReader
-from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.errors import CheckpointError, WeightspaceError, warn_caller
 from weightspace.lora.adapter import Adapter, Factors, read_adapter
+from weightspace.lora.base_names import model_name, trained_on
+from weightspace.lora.config import CONFIG
 from weightspace.lora.layout import fused_names
 from weightspace.lora.low_rank import filled_up, matrices, wide_dtype
 from weightspace.lora.write import (
@@ -127,6 +129,7 @@ def merge_adapters(
     merging = _Merging(method, inner, weights, options, len(folders))
     check_adapter_replaceable(out)
     adapters = [read_adapter(local_path(folder)) for folder in folders]
+    _warn_of_other_bases(adapters)
     targets = _targets(adapters)
     states = [CheckpointReader(adapter.contents) for adapter in adapters]
     merged: dict[str, tuple[Tensor, Tensor]] = {}
@@ -143,6 +146,18 @@ def merge_adapters(
     recorded = {"inner": merging.inner, "weights": list(merging.weights), "parameters": options}
     write_adapter(state, _config(adapters, ranks, common), out, metadata=_metadata(adapters, method, recorded))
     return AdapterMergeReport(os.fspath(out), method, merging.inner, ranks)
+
+
+def _warn_of_other_bases(adapters: Sequence[Adapter]) -> None:
+    """Warn of an adapter that was trained on another model than the first."""
+    bases = [(adapter.path, name) for adapter in adapters if (name := trained_on(adapter.configuration)) is not None]
+    for path, base in bases[1:]:
+        first, other = bases[0]
+        if model_name(base) != model_name(other):
+            warn_caller(
+                f"The adapter {path} was trained on {base}, but {first} on {other} (base_model_name_or_path in "
+                f"{CONFIG}). Are they adapters of one model?"
+            )
 
 
 def _fill_up_experts(merged: dict[str, tuple[Tensor, Tensor]]) -> int | None:

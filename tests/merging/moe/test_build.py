@@ -1,6 +1,7 @@
 """Recipes of mixtures as mergekit-moe takes them: what is built, what is told, and what is refused in one line."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +246,29 @@ def test_all_keys_of_mergekits_documentation_are_read() -> None:
     assert recipe.base == "org/model@main"
     assert recipe.dtype == "bfloat16"
     assert recipe.models == ("org/model@main", "org/one", "org/two")
+
+
+def _expert_with_swapped_ids(models: Path) -> None:
+    """Write a model ``c`` that is ``b`` with the ids of two tokens exchanged."""
+    shutil.copytree(models / "b", "c")
+    tokenizer = json.loads(Path("c/tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["maths"], vocab["poem"] = vocab["poem"], vocab["maths"]
+    Path("c/tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def test_an_expert_with_other_token_ids_is_refused(models: Path) -> None:
+    _expert_with_swapped_ids(models)
+    recipe = tiny.write_recipe(experts=("b", "c"))
+    with pytest.raises(WeightspaceError, match=r"'maths' has id 5 in a and 13 in c .*2 tokens.*fine-tunes of"):
+        build_moe(recipe, "out", dry_run=True)
+    assert not Path("out").exists()
+    warnings = build_moe(recipe, "out", lenient=True).warnings
+    assert sum("'maths' has id 5 in a and 13 in c" in line for line in warnings) == 1
+    assert Path("out/model.safetensors").exists()
+
+
+def test_an_expert_with_another_vocabulary_size_is_reported() -> None:
+    tiny.save_model("llama", 2, "c", vocab_size=30)
+    warnings = build_moe(tiny.write_recipe(experts=("b", "c")), "out", dry_run=True).warnings
+    assert "The configuration of c differs from that of a, which the output uses: vocab_size 30 (not 24)." in warnings

@@ -75,7 +75,7 @@ def rendered(talk: list[dict[str, str]]) -> str:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_built_in_template_gives_the_format_of_its_models(name: str, folders: Path) -> None:
-    assert merge(name) == ()
+    merge(name)
     assert rendered(TALK) == FORMATS[name]
     configuration = json.loads(Path("out/tokenizer_config.json").read_text())
     assert configuration["chat_template"] == Path("out/chat_template.jinja").read_text()
@@ -183,3 +183,66 @@ def test_a_damaged_configuration_is_one_line_before_anything_is_written(content:
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json is"):
         merge("auto")
     assert not Path("out").exists()
+
+
+#: Template -> the special tokens that it spells out.
+SPECIALS = {
+    "alpaca": (),
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "exaone": ("[|system|]", "[|endofturn|]", "[|assistant|]"),
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "mistral": (),
+    "{# <|not_used|> #}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}<|end|>{% endfor %}": (
+        "<|end|>",
+    ),
+}
+
+
+def add_tokens(*tokens: str) -> None:
+    """Give the tokenizers of all models further tokens."""
+    for name in "abc":
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(name)
+        tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
+        tokenizer.save_pretrained(name)
+
+
+@pytest.mark.parametrize("template", SPECIALS)
+def test_a_template_whose_tokens_the_tokenizer_lacks_is_reported(template: str, folders: Path) -> None:
+    lines = [line for line in merge(template) if "chat_template uses" in line]
+    assert len(lines) == bool(SPECIALS[template])
+    for line in lines:
+        listed = ", ".join(map(repr, SPECIALS[template]))
+        assert f"chat_template uses {listed}, which the output's tokenizer does not have" in line
+        assert "`tokenizer.tokens`" in line
+
+
+def test_an_end_of_turn_that_does_not_end_the_text_is_reported(folders: Path) -> None:
+    add_tokens("<|im_start|>", "<|im_end|>")
+    (line,) = merge("chatml")
+    assert "ends turns with '<|im_end|>', but eos_token is '</s>'" in line
+    Path("a/generation_config.json").write_text('{"eos_token_id": [1, 3]}')
+    assert merge("chatml") == ()
+    Path("a/generation_config.json").write_text('{"eos_token_id": 1}')
+    assert len(merge("chatml")) == 1
+    for name in "abc":
+        configuration = json.loads(Path(name, "tokenizer_config.json").read_text())
+        Path(name, "tokenizer_config.json").write_text(json.dumps({**configuration, "eos_token": "<|im_end|>"}))
+    assert merge("chatml") == ()
+
+
+def test_tokens_that_the_recipe_adds_are_those_of_the_output(folders: Path) -> None:
+    Path("recipe.yml").write_text(
+        json.dumps(
+            {
+                "merge_method": "linear",
+                "models": [{"model": name} for name in "abc"],
+                "base_model": "a",
+                "parameters": {"weight": 1},
+                "chat_template": "chatml",
+                "tokenizer": {"source": "base", "tokens": {token: {} for token in SPECIALS["chatml"]}},
+            }
+        )
+    )
+    lines = merge_files("recipe.yml", "out", execution=ExecutionOptions(fsync=False)).warnings
+    assert not [line for line in lines if "chat_template uses" in line]
+    assert [line for line in lines if "ends turns with '<|im_end|>'" in line]

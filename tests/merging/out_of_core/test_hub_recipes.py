@@ -78,7 +78,8 @@ def assert_merged(out: str) -> None:
 
 
 def test_a_recipe_of_the_hub_is_planned_from_headers_and_merged(hub: LocalHub) -> None:
-    assert merge(dry_run=True).warnings == ()
+    (warning,) = merge(dry_run=True).warnings  # the tokenizers have none of the template's tokens
+    assert "chat_template uses '<|im_start|>', '<|im_end|>'" in warning
     assert hub.sent < 10_000
     merge()
     assert_merged("out")

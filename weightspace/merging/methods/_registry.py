@@ -16,6 +16,9 @@ Granularity: TypeAlias = Literal["elements", "slices", "whole"]
 #: The largest weight or parameter, far below the limit of float32: anything beyond it would overflow.
 LARGEST = 1e30
 
+#: Weights whose sum is below this fraction of their size cancel; the remainder is rounding.
+_CANCELLED = 1e-12
+
 #: Elements in a chunk: few enough to keep some float32 copies in the cache, enough to outweigh the call overhead.
 CHUNK = 2**17
 
@@ -111,6 +114,7 @@ class Method:
         elementwise_if: a parameter and the value for which granularity ``elements`` suffices.
         weighted: whether the models have weights.
         normalised: equal models without a base give that model, whatever the weights.
+        divides_if: the parameter with which it divides by the sum of the weights, ``always``, or "" for never.
         scale_free: multiplying all models and the base by a number multiplies the result by it.
         doubles: float32 results are computed in float64; otherwise they are unchanged elements of a model.
         global_pass: ``file:function`` of a pass over the whole model before the first tensor, or "".
@@ -131,6 +135,7 @@ class Method:
     elementwise_if: tuple[str, bool] | None = None
     weighted: bool = True
     normalised: bool = False
+    divides_if: str = ""
     scale_free: bool = True
     doubles: bool = True
     global_pass: str = ""
@@ -150,6 +155,16 @@ class Method:
         if self.global_pass_if is None:
             return bool(self.global_pass)
         return arguments.get(self.global_pass_if[0]) == self.global_pass_if[1]
+
+    def check_weights(self, weights: Sequence[float], arguments: Mapping[str, Any]) -> None:
+        """Check that the method can divide by the sum of the weights, if it does with these arguments.
+
+        Raises:
+            WeightspaceError: they sum to 0.
+        """
+        inner = arguments.get("inner", "task_arithmetic")  # TIES divides by the weights of models that agree in sign
+        if self.divides_if == "always" or (arguments.get(self.divides_if) is True and inner == "task_arithmetic"):
+            check_sum(weights, self.divides_if)
 
     def arguments(self, values: Mapping[str, Any], models: int) -> dict[str, Any]:
         """Return the keyword arguments of the function, checked and with all defaults.
@@ -181,6 +196,24 @@ class Method:
                 f"Parameter {parameter.name!r} has {len(several)} values for {models} models; expected one per model."
             )
         return [parameter.checked(parameter.default if one is None else one) for one in several]
+
+
+def check_sum(weights: Sequence[float], parameter: str = "normalize") -> None:
+    """Check that weights can be divided by their sum.
+
+    Args:
+        weights: the weights.
+        parameter: the parameter that asks for it, or ``always``, for the message.
+
+    Raises:
+        WeightspaceError: they cancel.
+    """
+    if abs(math.fsum(weights)) <= _CANCELLED * math.fsum(abs(weight) for weight in weights):
+        hint = "" if parameter == "always" else f", or {parameter}=False (--{parameter.replace('_', '-')} false)"
+        raise WeightspaceError(
+            f"Weights {', '.join(f'{weight:g}' for weight in weights)} sum to 0, so a mean is undefined. "
+            f"Expected weights with another sum{hint}."
+        )
 
 
 def shown(number: float) -> str:

@@ -27,6 +27,7 @@ Gamma: TypeAlias = Annotated[
     formula="task arithmetic without the largest and the smallest differences",
     source="Davari and Belilovsky 2024, https://arxiv.org/abs/2312.06795",
     base="required",
+    divides_if="normalize",
     cost=11,
 )
 def breadcrumbs(

@@ -26,6 +26,7 @@ from weightspace.merging.methods._tensor_stack import Formula, TensorStack
     source="Panariello et al. 2025, https://arxiv.org/abs/2509.17786",
     base="required",
     granularity="whole",
+    divides_if="normalize",
 )
 def core_space(
     stack: TensorStack,

@@ -23,6 +23,7 @@ from weightspace.merging.methods.linear import normalised
     formula="task arithmetic on randomly dropped and rescaled differences",
     source="Yu et al. 2024, https://arxiv.org/abs/2311.03099",
     base="required",
+    divides_if="normalize",
     cost=8,
 )
 def dare_linear(

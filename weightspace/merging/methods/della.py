@@ -60,6 +60,7 @@ def della(
     source="Deep et al. 2024, https://arxiv.org/abs/2406.11617",
     base="required",
     granularity="slices",
+    divides_if="normalize",
     cost=40,
 )
 def della_linear(

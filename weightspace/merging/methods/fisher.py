@@ -26,6 +26,7 @@ from weightspace.merging.methods.linear import normalised
     formula="Σ w_i F_i x_i / Σ w_i F_i, with F_i the diagonal Fisher information",
     source="Matena and Raffel 2022, https://arxiv.org/abs/2111.09832",
     normalised=True,
+    divides_if="always",
     evidence="fisher",
     cost=6,
 )
@@ -43,7 +44,7 @@ def fisher(
     """
     if min(weights) < 0:
         raise WeightspaceError(f"Method 'fisher' takes non-negative weights; found {min(weights):g}.")
-    shares = normalised(weights)
+    shares = normalised(weights, "always")
     evidence = known_evidence(stack, stack.shape)
     if not evidence:
         return LinearFormula(exact_shares(tuple(weights)))

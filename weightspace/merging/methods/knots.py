@@ -24,6 +24,7 @@ from weightspace.merging.methods._tensor_stack import Formula, TensorStack
     source="Stoica et al. 2025, https://arxiv.org/abs/2410.19735",
     base="required",
     granularity="whole",
+    divides_if="normalize",
 )
 def knots(
     stack: TensorStack,

@@ -9,20 +9,18 @@ import math
 from collections.abc import Sequence
 
 from weightspace.arithmetic.coefficients import ratios, shares
-from weightspace.errors import WeightspaceError
 from weightspace.merging.methods._declaration import merge_method
 from weightspace.merging.methods._linear_combination import LinearFormula
 from weightspace.merging.methods._parameters import Normalize
+from weightspace.merging.methods._registry import check_sum
 from weightspace.merging.methods._tensor_stack import Formula, TensorStack
-
-#: Weights whose sum is below this fraction of their size cancel; the remainder is rounding.
-_CANCELLED = 1e-12
 
 
 @merge_method(
     formula="Σ w_i x_i / Σ w_i",
     source="Wortsman et al. 2022, https://arxiv.org/abs/2203.05482",
     normalised=True,
+    divides_if="normalize",
 )
 def linear(
     stack: TensorStack,
@@ -41,25 +39,12 @@ def linear(
     return LinearFormula(shares(tuple(weights)))
 
 
-def normalised(weights: Sequence[float]) -> list[float]:
-    """Return the weights divided by their sum.
+def normalised(weights: Sequence[float], parameter: str = "normalize") -> list[float]:
+    """Return the weights divided by their sum, as ``parameter`` asks for.
 
     Raises:
         WeightspaceError: they cancel.
     """
-    check_sum(weights)
+    check_sum(weights, parameter)
     total = math.fsum(weights)
     return [weight / total for weight in weights]
-
-
-def check_sum(weights: Sequence[float]) -> None:
-    """Check that weights can be divided by their sum.
-
-    Raises:
-        WeightspaceError: they cancel.
-    """
-    if abs(math.fsum(weights)) <= _CANCELLED * math.fsum(abs(weight) for weight in weights):
-        raise WeightspaceError(
-            f"Weights {', '.join(f'{weight:g}' for weight in weights)} sum to 0, so a mean is undefined. "
-            "Expected weights with another sum, or normalize=False (--normalize false)."
-        )

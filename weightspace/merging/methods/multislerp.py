@@ -24,6 +24,7 @@ from weightspace.merging.methods.linear import normalised
     source="mergekit, https://arxiv.org/abs/2403.13257",
     base="optional",
     normalised=True,
+    divides_if="normalize_weights",
     cost=4,
 )
 def multislerp(
@@ -40,7 +41,7 @@ def multislerp(
     Raises:
         WeightspaceError: with ``normalize_weights``, the weights sum to zero.
     """
-    shares = normalised(weights) if normalize_weights else list(weights)
+    shares = normalised(weights, "normalize_weights") if normalize_weights else list(weights)
     deltas = stack.base is not None
     directions = Directions(gram(stack, deltas=deltas))
     length = math.fsum(share * norm for share, norm in zip(shares, directions.norms, strict=True))

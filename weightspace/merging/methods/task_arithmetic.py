@@ -13,15 +13,15 @@ from weightspace.arithmetic.coefficients import shifts
 from weightspace.merging.methods._declaration import merge_method
 from weightspace.merging.methods._linear_combination import LinearFormula
 from weightspace.merging.methods._parameters import Lambda, Normalize
-from weightspace.merging.methods._registry import Parameter
+from weightspace.merging.methods._registry import Parameter, check_sum
 from weightspace.merging.methods._tensor_stack import Formula, TensorStack
-from weightspace.merging.methods.linear import check_sum
 
 
 @merge_method(
     formula="b + λ Σ w_i (x_i − b)",
     source="Ilharco et al. 2023, https://arxiv.org/abs/2212.04089",
     base="required",
+    divides_if="normalize",
 )
 def task_arithmetic(
     stack: TensorStack,

@@ -50,7 +50,7 @@ def build_moe(
         seed: seed for random routers and noise.
         output, execution: options of the output and of the run.
         dry_run: plan and check, but write nothing.
-        lenient, strict: warn about unknown keys instead of refusing them; refuse keys without effect.
+        lenient, strict: warn about unknown keys and tokens of several ids, instead of refusing; refuse idle keys.
         warn: called with each warning; the report lists them, too.
         on_progress: called with ``"bytes"`` events: bytes of the output written so far, and their total.
 
@@ -77,7 +77,7 @@ def build_moe(
         execution = replace(execution, reads=(*execution.reads, Path(recipe)))
         listeners = (warnings if lenient else None, None if strict else warnings)
         recipe = read_mixture_recipe(Path(recipe), warn=listeners[0], ignored=listeners[1])
-    parts = mixture_parts(recipe, seed, warnings)
+    parts = mixture_parts(recipe, seed, warnings, lenient=lenient)
     with tempfile.TemporaryDirectory(prefix="weightspace-") as drafts:
         routers = Path(drafts, ROUTERS)
         write_router_skeleton(parts, routers)

@@ -20,6 +20,7 @@ from weightspace.merging.moe.configuration import mixture_configuration
 from weightspace.merging.moe.recipe import MixtureRecipe
 from weightspace.merging.moe.tensors import MixtureTensors, mixture_tensors
 from weightspace.merging.out_of_core.input_checks import check_plain, compare_folders
+from weightspace.merging.out_of_core.vocabularies import UseOfTokens, check_tokens
 from weightspace.merging.plan.inputs import companion_paths, stamps_of
 from weightspace.merging.plan.layout import lay_out
 from weightspace.merging.plan.members import open_members
@@ -30,6 +31,13 @@ from weightspace.merging.recipe.types import Warn
 
 #: Method for experts with noise or a scale; all other tensors are copied.
 _METHOD = Method("moe", "_expert:expert", "", "", base="none", models=(1, 1))
+
+#: The output has the base's tokenizer and embeddings; a model with other ids was fine-tuned from another base.
+_TOKENS = UseOfTokens(
+    "The mixture has the base's tokenizer and embeddings, and its experts must be fine-tunes of that base: expected "
+    "one id for each token. Use the model that the experts were fine-tuned from as base_model.",
+    "the mixture has the base's tokenizer and embeddings",
+)
 
 #: Name of the temporary file with the computed tensors: routers and zero biases.
 ROUTERS = "routers.safetensors"
@@ -65,17 +73,18 @@ class MixtureParts:
         return self.members[0]
 
 
-def mixture_parts(recipe: MixtureRecipe, seed: int, notice: Warn) -> MixtureParts:
+def mixture_parts(recipe: MixtureRecipe, seed: int, notice: Warn, *, lenient: bool = False) -> MixtureParts:
     """Open the models of a mixture and check that they are compatible.
 
     Args:
         recipe: the mixture's recipe.
         seed: seed for random routers and noise.
         notice: called with a one-line message about each decision and each difference between the models.
+        lenient: warn about tokens whose ids differ between models instead of refusing them.
 
     Raises:
         CheckpointError: a model is missing or damaged, has no configuration, or is incompatible with the others.
-        WeightspaceError: no supported architecture matches.
+        WeightspaceError: no supported architecture matches, or a token has different ids.
     """
     notices: list[str] = []
 
@@ -95,6 +104,7 @@ def mixture_parts(recipe: MixtureRecipe, seed: int, notice: Warn) -> MixturePart
     if base.untied:
         config["tie_word_embeddings"] = False
     tensors = mixture_tensors(architecture, recipe, members, config, dtype, seed)
+    check_tokens(members, base.contents.path, note, use=_TOKENS, lenient=lenient)
     companions = compare_folders(members, base.contents.path, note, sliced=False, moved=False, copied=True)
     for line in _advice(recipe, architecture):
         note(line)

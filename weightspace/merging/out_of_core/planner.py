@@ -14,7 +14,7 @@ from weightspace.checkpoints.hashing import sha256_of
 from weightspace.checkpoints.hf_folder import WEIGHTS
 from weightspace.checkpoints.metadata import TensorInfo
 from weightspace.checkpoints.provenance import described
-from weightspace.errors import CheckpointError
+from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.methods import Method
 from weightspace.merging.out_of_core.chat_templates import chat_template
 from weightspace.merging.out_of_core.input_checks import (
@@ -24,6 +24,7 @@ from weightspace.merging.out_of_core.input_checks import (
     compare_folders,
 )
 from weightspace.merging.out_of_core.staging import is_file_name
+from weightspace.merging.out_of_core.template_tokens import template_warnings
 from weightspace.merging.out_of_core.tensor_names import Output, Outputs, check_effects, check_mostly_common, outputs
 from weightspace.merging.out_of_core.vocabularies import check_tokens
 from weightspace.merging.plan.inputs import companion_paths, stamps_of
@@ -109,21 +110,21 @@ def make_plan(
         note(line)
     check_effects(recipe, named, options.reading, ignored)
     planner = _Planner(recipe, row, members)
-    jobs = with_parametrizations([planner.job(tensor) for tensor in named.outputs], named.tied, members)
-    jobs = _with_layers(jobs)
+    jobs = _with_layers(with_parametrizations([planner.job(tensor) for tensor in named.outputs], named.tied, members))
     check_evidence(row, members, _models(recipe, members), jobs)
     _check_tokens(source, members, jobs, donor, note)
     tokenizer = None if source is None else source.folder
     file = _weights_file(out)
-    rewritten = {"sliced": bool(named.stackings), "moved": vocabulary is not None}
-    companions = compare_folders(members, donor, note, **rewritten, copied=file is None)
+    sliced, moved = bool(named.stackings), vocabulary is not None
+    companions = compare_folders(members, donor, note, sliced=sliced, moved=moved, copied=file is None)
     metadata = _metadata(recipe, members, options)
     placed, shards = lay_out(jobs, named.tied, metadata, file, options.output.shard_size)
-    template = chat_template(recipe, members, None if file else tokenizer or donor, ignored)
     companion_files = [] if file or donor is None else companion_paths(donor, companions.copied, tokenizer)
     stamps = stamps_of(members, [*companion_files, *(() if vocabulary is None else vocabulary.files)])
     identity = _identity(metadata, stamps, options.output, out)
     configurations = _configurations(named, members, placed, None if is_file_name(out) else donor, vocabulary)
+    template = chat_template(recipe, members, None if file else tokenizer or donor, ignored)
+    _check_template(template, tokenizer or donor, donor, vocabulary, configurations, note)
     placement = (placed, named.tied, shards, metadata, not options.output.allow_nonfinite, identity, _title(out))
     files = (donor, tokenizer, configurations, companions.copied, tuple(notices), template, stamps)
     return Plan(row, members, *placement, *files, hashes=options.output.hashes, vocabulary=vocabulary)
@@ -177,6 +178,20 @@ def _configurations(
     return adapted if vocabulary is None else vocabulary_configurations(donor, adapted, vocabulary, members)
 
 
+def _check_template(
+    template: str | None,
+    tokenizer: Path | None,
+    donor: Path | None,
+    vocabulary: MovedVocabulary | None,
+    configurations: Mapping[str, str],
+    note: Warn,
+) -> None:
+    """Report a chat template that does not fit the output's tokenizer."""
+    if template is not None and tokenizer is not None:
+        for line in template_warnings(template, tokenizer, donor, vocabulary, configurations):
+            note(line)
+
+
 def _models(recipe: Recipe, members: Sequence[Member]) -> list[Member]:
     """Return the models of a recipe; includes the base only if it is listed as a model."""
     sources = {source.model for part in recipe.slices for source in part.sources}
@@ -197,6 +212,7 @@ class _Planner:
         self.row = row
         self.members = members
         self.checked: dict[str, dict[str, Any]] = {}
+        self.weighed: set[str] = set()
 
     def job(self, output: Output) -> Job:
         """Return the job of an output tensor, without its offset in a file."""
@@ -218,7 +234,20 @@ class _Planner:
         models, origin, factors = split_base(self.row, refs, origin, listed, weights)
         kept = [index for index, ref in enumerate(refs) if ref in models]
         kind = "largest" if counts and infos[0].numel == 1 else "merge"
-        return self._job(kind, output, models, origin, factors, self._arguments(values, kept, len(refs)))
+        arguments = self._arguments(values, kept, len(refs))
+        self._check_weights(output, factors, arguments)
+        return self._job(kind, output, models, origin, factors, arguments)
+
+    def _check_weights(self, output: Output, factors: Sequence[float], arguments: Mapping[str, Any]) -> None:
+        """Check that a mean of the tensor is defined; each set of weights is checked once."""
+        key = json.dumps([factors, arguments], sort_keys=True)
+        if key in self.weighed:
+            return
+        try:
+            self.row.check_weights(factors, arguments)
+        except WeightspaceError as error:
+            raise WeightspaceError(f"{output.name!r}: {str(error)[0].lower()}{str(error)[1:]}") from error
+        self.weighed.add(key)
 
     def _arguments(self, values: Mapping[str, Any], kept: Sequence[int], sources: int) -> dict[str, Any]:
         """Return the method's arguments for these values, without those of sources that are the base."""

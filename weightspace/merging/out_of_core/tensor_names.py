@@ -12,8 +12,9 @@ from weightspace.merging.plan.modules import divide, module_recipe, within
 from weightspace.merging.plan.plan import Member
 from weightspace.merging.plan.tensor_finder import Output, TensorFinder
 from weightspace.merging.plan.tied_heads import has_own_head
+from weightspace.merging.recipe.merge_roles import find_method
 from weightspace.merging.recipe.parse import Recipe, Warn
-from weightspace.merging.recipe.schedule import unmatched_filters
+from weightspace.merging.recipe.schedule import unmatched_filters, unweighted
 from weightspace.merging.slices.layer_index import Layers
 from weightspace.merging.slices.stacking import Stacking
 from weightspace.merging.slices.tensors import stack_slices
@@ -179,9 +180,25 @@ def check_effects(recipe: Recipe, named: Outputs, reading: ReadingOptions, ignor
             f"{label} has no {lacking[0]!r}{more}, which other models have: merged without {label}, as mergekit does."
         )
         _report(line, "Expected the same tensors in all.", ignored)
+    for model, without in _unweighted(recipe, named.outputs).items():
+        more = f" and {len(without) - 1:,} more tensors" if without[1:] else ""
+        line = f"{model} has no weight for {without[0]!r}{more}, although the recipe sets weights: it counts as 1."
+        _report(line, "Expected a weight for every model, as in mergekit.", ignored)
     for key, text in unmatched_filters(recipe, names):
         line = f"The filter {text!r} of {key!r} matches no tensor among {names[0]!r} and {len(names) - 1:,} more."
         _report(line, "Is it misspelt?", ignored)
+
+
+def _unweighted(recipe: Recipe, tensors: Sequence[Output]) -> dict[str, list[str]]:
+    """Return model -> tensors for which a document gives it no weight, although it sets weights."""
+    found: dict[str, list[str]] = {}
+    if not recipe.is_document or not find_method(recipe.method).weighted:
+        return found
+    for output in tensors:
+        if not output.copied:
+            for model in unweighted(recipe, output.slice, output.name, output.position):
+                found.setdefault(model, []).append(output.name)
+    return found
 
 
 def check_mostly_common(named: Outputs, tensors: int) -> None:

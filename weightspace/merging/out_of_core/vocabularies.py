@@ -6,6 +6,7 @@ Embedding rows are merged by index, so a token with different ids would be avera
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from weightspace.checkpoints.vocabulary import Tokens, Vocabulary, has_tokenizer, read_vocabulary, same_tokenizer
@@ -16,7 +17,35 @@ from weightspace.merging.plan.plan import Member
 _LISTED = 3
 
 
-def check_tokens(members: Sequence[Member], donor: Path | None, notice: Callable[[str], None]) -> None:
+@dataclass(frozen=True)
+class UseOfTokens:
+    """What becomes of the models' token ids, for messages.
+
+    Attributes:
+        conflict: reason why a token needs one id, and what to do.
+        unknown: consequence of vocabularies that cannot be compared.
+    """
+
+    conflict: str
+    unknown: str
+
+
+#: A merge averages embeddings by index.
+MERGED = UseOfTokens(
+    "Embeddings are merged row by row: expected one id for each token. `tokenizer: {source: union}` in a recipe merges "
+    "them by token.",
+    "embedding rows are merged by index",
+)
+
+
+def check_tokens(
+    members: Sequence[Member],
+    donor: Path | None,
+    notice: Callable[[str], None],
+    *,
+    use: UseOfTokens = MERGED,
+    lenient: bool = False,
+) -> None:
     """Check that no token has different ids in different models.
 
     Args:
@@ -24,6 +53,8 @@ def check_tokens(members: Sequence[Member], donor: Path | None, notice: Callable
         donor: the folder whose tokenizer the output gets.
         notice: called with a one-line message about tokens that only some models have, and about vocabularies that
             cannot be compared.
+        use: what becomes of the ids, for the messages.
+        lenient: report a token with different ids through ``notice``, too.
 
     Raises:
         CheckpointError: a file of a tokenizer is damaged.
@@ -39,8 +70,12 @@ def check_tokens(members: Sequence[Member], donor: Path | None, notice: Callable
     for other, path in others:
         vocabulary = read_vocabulary(path)
         for known_label, known_vocabulary in known:
-            _check_ids(known_label, known_vocabulary, other, vocabulary)
-        for line in _differences(label, known[0][1], other, vocabulary):
+            conflict = _conflict(known_label, known_vocabulary, other, vocabulary)
+            if conflict is not None and not lenient:
+                raise WeightspaceError(f"{conflict}. {use.conflict}")
+            if conflict is not None:
+                notice(f"{conflict}. {use.conflict}")
+        for line in _differences(label, known[0][1], other, vocabulary, use):
             notice(line)
         known.append((other, vocabulary))
 
@@ -69,21 +104,21 @@ def _comparable(one: Vocabulary, other: Vocabulary, *, whole: bool = True) -> It
             yield kind, one.tokens[kind], other.tokens[kind]
 
 
-def _check_ids(label: str, one: Vocabulary, other_label: str, other: Vocabulary) -> None:
-    """Refuse a token that has different ids in two models."""
+def _conflict(label: str, one: Vocabulary, other_label: str, other: Vocabulary) -> str | None:
+    """Return a phrase about a token that has different ids in two models, if there is one."""
     files = [(kind, one.tokens[kind], other.tokens[kind]) for kind in one.row_files if kind in other.tokens]
     for kind, ids, other_ids in [*files, *_comparable(one, other, whole=False)]:
         moved = [token for token, number in ids.items() if other_ids.get(token, number) != number]
         if moved:
             token = moved[0]
-            raise WeightspaceError(
+            return (
                 f"{token!r} has id {ids[token]} in {label} and {other_ids[token]} in {other_label} ({kind}; "
-                f"{len(moved):,} tokens have different ids). Embeddings are merged row by row: expected one id for "
-                "each token. `tokenizer: {source: union}` in a recipe merges them by token."
+                f"{len(moved):,} tokens have different ids)"
             )
+    return None
 
 
-def _differences(label: str, one: Vocabulary, other_label: str, other: Vocabulary) -> list[str]:
+def _differences(label: str, one: Vocabulary, other_label: str, other: Vocabulary, use: UseOfTokens) -> list[str]:
     """Return one-line messages about differences other than ids."""
     lines: list[str] = []
     pairs = list(_comparable(one, other))
@@ -91,7 +126,7 @@ def _differences(label: str, one: Vocabulary, other_label: str, other: Vocabular
     if one.is_empty != other.is_empty or (not pairs and (one.tokens or other.tokens)):
         lines.append(
             f"The vocabularies of {label} ({_files(one)}) and {other_label} ({_files(other)}) cannot be compared; "
-            "embedding rows are merged by index."
+            f"{use.unknown}."
         )
     for kind, tokens, others in pairs:
         lines.extend(_only_in(label, tokens, other_label, others, kind))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from weightspace.checkpoints.hub_names import hub_model
 from weightspace.checkpoints.metadata import CheckpointMetadata, read_contents
 from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError
-from weightspace.lora.adapter import read_adapter
+from weightspace.lora.adapter import Adapter, read_adapter
+from weightspace.lora.base_names import other_base
 from weightspace.lora.factor_files import check_is_model, check_no_adapter_folder
+from weightspace.lora.model_config import read_config
 from weightspace.merging.plan.lora_inputs import adapted
 from weightspace.merging.plan.options import Intermediate, ReadingOptions
 from weightspace.merging.plan.plan import Member
@@ -53,8 +56,33 @@ def open_members(
         intermediate = reading.intermediates.get(without_adapter(source))
         dtypes, plan = ({}, None) if intermediate is None else (intermediate.dtypes, intermediate.plan)
         member = Member(source, label, contents, evidence=statistics, dtypes=dtypes, plan=plan)
-        members.append(member if adapter is None else adapted(member, read_adapter(adapter)))
+        if adapter is None:
+            members.append(member)
+            continue
+        lora = read_adapter(adapter)
+        if intermediate is None:
+            _report_other_base(source, contents.path, lora, notice)
+        members.append(adapted(member, lora))
     return tuple(members)
+
+
+def _report_other_base(source: str, path: Path, adapter: Adapter, notice: Callable[[str], None]) -> None:
+    """Report an adapter that was trained on a model of another name.
+
+    Args:
+        source: the source as written in the recipe.
+        path: the model's file or folder.
+        adapter: the adapter.
+        notice: called with the message.
+    """
+    model, name = _divided(source)
+    names = [_located(model), os.path.realpath(_located(model)), os.path.realpath(path)]
+    if not path.is_dir():
+        names += [path.stem, os.path.realpath(path.parent)]
+    configured = read_config(path).get("_name_or_path")
+    names += [configured] if isinstance(configured, str) else []
+    if (line := other_base(adapter.configuration, names, name, model)) is not None:
+        notice(line)
 
 
 def _evidence(path: str, contents: CheckpointMetadata) -> CheckpointMetadata:

@@ -77,6 +77,24 @@ class Document:
         kind_of_key = f"parameter{owner}" if owner else "key"
         self._warn(f"{self.where}: {join(path, key)} is not a known {kind_of_key} and is ignored.")
 
+    def misplaced(self, key: str, path: str, method: str, place: str) -> None:
+        """Refuse a parameter of the method outside ``parameters``, or warn about it where a reading is lenient.
+
+        Args:
+            key: the key.
+            path: path of the mapping that contains the key.
+            method: name of the method.
+            place: where the parameter belongs.
+        """
+        if self._warn is None:
+            raise WeightspaceError(
+                f"Unknown key in {self.where}: {join(path, key)!r}; it is a parameter of method {method!r}. "
+                f"Expected `{place}`."
+            )
+        self._warn(
+            f"{self.where}: {join(path, key)} is ignored: it is a parameter of method {method!r}. Expected `{place}`."
+        )
+
     def ignore(self, key: str, path: str, reason: str) -> None:
         """Record that a key has no effect.
 

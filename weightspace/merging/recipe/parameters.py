@@ -60,7 +60,7 @@ def read_parameters(
     path = join(path, "parameters")
     content = document.mapping(holder.get("parameters") or {}, path)
     known = {parameter.name: parameter for parameter in row.parameters}
-    names = [*known, *(["weight"] if row.weighted else [])]
+    names = parameter_names(row)
     for key, value in content.items():
         _check(document, key, names, row, path, single=single)
         if value == []:
@@ -68,8 +68,13 @@ def read_parameters(
     return {
         key: _setting(document, content[key], join(path, key), known.get(key))
         for key in names
-        if key in content and not (single and _is_shared(row, key)) and content[key] != []
+        if key in content and not (single and is_shared(row, key)) and content[key] != []
     }
+
+
+def parameter_names(row: Method) -> list[str]:
+    """Return the names of a method's parameters, including the weight if its models have weights."""
+    return [*(parameter.name for parameter in row.parameters), *(["weight"] if row.weighted else [])]
 
 
 def is_mergekits(method: object) -> bool:
@@ -95,7 +100,7 @@ def takes_base_as_model(row: Method, parameters: Mapping[str, Any]) -> bool:
 def _check(document: Document, key: str, names: list[str], row: Method, path: str, *, single: bool) -> None:
     """Refuse an unknown parameter, and report one without effect."""
     if key in names:
-        if single and _is_shared(row, key):
+        if single and is_shared(row, key):
             document.ignore(
                 key, path, f"method {row.name!r} has one value for all models; set it in the recipe's parameters"
             )
@@ -109,7 +114,7 @@ def _check(document: Document, key: str, names: list[str], row: Method, path: st
         document.unknown(key, [*names, "int8_mask"], path, owner)
 
 
-def _is_shared(row: Method, key: str) -> bool:
+def is_shared(row: Method, key: str) -> bool:
     """Return whether mergekit has a single value of the parameter for all models, with a default."""
     if row.name not in _MERGEKIT or key in _OWN or row.models == (1, 1):
         return False

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightspace.errors import WeightspaceError
+from weightspace.merging.methods import METHODS, Method
 from weightspace.merging.recipe.document import Document, join, kind
 from weightspace.merging.recipe.merge_roles import find_method
 from weightspace.merging.recipe.model_reference import model_reference
@@ -13,6 +14,8 @@ from weightspace.merging.recipe.parameters import (
     PARAMETERS,
     gives_base,
     is_mergekits,
+    is_shared,
+    parameter_names,
     read_parameters,
     takes_base_as_model,
 )
@@ -61,11 +64,12 @@ class RecipeReader:
         self.document = document
         self.top = document.mapping(content, "the recipe")
         document.is_mergekits = is_mergekits(self.top.get("merge_method"))
+        self._row = METHODS.get(str(self.top.get("merge_method")))
         self._known(self.top, _TOP, "")
         name = document.text(self.top, "merge_method", "")
         if name is None:
             raise document.error("merge_method", "is missing: expected the name of a method")
-        self.row = find_method(name)
+        self.row = self._row = find_method(name)
         self.base = model_reference(document, self.top.get("base_model"), "base_model")
         self.parameters = read_parameters(document, self.top, self.row, "")
 
@@ -207,14 +211,25 @@ class RecipeReader:
         raise unknown(f"{key} in {self.document.where}", dtype, DTYPES)
 
     def _known(self, content: Mapping[str, Any], keys: Sequence[str], path: str) -> None:
-        """Refuse unknown keys; report misplaced keys that mergekit ignores."""
+        """Refuse unknown keys and parameters of the method; report other misplaced keys that mergekit ignores."""
         for key in content:
             if key in keys:
                 continue
-            if key in MISPLACED and self.document.ignored is not None:
+            if self._row is not None and key in parameter_names(self._row):
+                self.document.misplaced(key, path, self._row.name, self._place(self._row, content, key, path))
+            elif key in MISPLACED and self.document.ignored is not None:
                 self.document.ignore(key, path, MISPLACED[key])
             else:
                 self.document.unknown(key, keys, path, needed=key in _REQUIRED and not self._can_miss(key, path))
+
+    def _place(self, row: Method, content: Mapping[str, Any], key: str, path: str) -> str:
+        """Return where a parameter of the method belongs that stands beside the other keys of a mapping."""
+        if path and not ("model" in content and is_shared(row, key)):
+            return join(join(path, "parameters"), key)
+        value = content[key]
+        if isinstance(value, bool | int | float | str):
+            return f"parameters: {{{key}: {str(value).lower() if isinstance(value, bool) else value}}}"
+        return f"parameters: {{{key}: …}}"
 
     def _can_miss(self, key: str, path: str) -> bool:
         """Return whether a part of the recipe needs no value of its own of a parameter without a default."""

@@ -53,6 +53,27 @@ def resolve(recipe: Recipe, part: int, name: str, position: float) -> tuple[list
     return weights, values
 
 
+def unweighted(recipe: Recipe, part: int, name: str, position: float) -> list[str]:
+    """Return the models without a weight for a tensor, in a slice that sets weights; they count as 1.
+
+    Args:
+        recipe: the recipe; its method has weights.
+        part: index of the slice that the tensor belongs to.
+        name: name of the tensor.
+        position: relative depth of the tensor's layer in the slice.
+    """
+    piece = recipe.slices[part]
+    levels = (piece.parameters, piece.module_parameters, recipe.parameters)
+    if not any("weight" in level for level in (*(source.parameters for source in piece.sources), *levels)):
+        return []
+    base = recipe.bases[part] if find_method(recipe.method).base != "none" else None
+    return [
+        source.model
+        for source in piece.sources
+        if source.model != base and _first("weight", name, position, (source.parameters, *levels)) is None
+    ]
+
+
 def unmatched_filters(recipe: Recipe, names: Iterable[str]) -> list[tuple[str, str]]:
     """Return the filters that match no tensor, as pairs of parameter and filter.
 
