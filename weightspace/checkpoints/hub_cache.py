@@ -82,7 +82,7 @@ def full_name(model: HubModel) -> HubModel:
         return model
     info, error = _query_hub(model)
     if info is None:
-        raise _not_cached(model, None, error)
+        raise _not_cached(model, _home(model), None, error)
     return replace(model, name=str(info.id))
 
 
