@@ -94,7 +94,7 @@ def test_building_leaves_the_global_generator_alone() -> None:
         ("torchvision:resnet18,num_classes", "name=value"),
         ("torchvision:resnet18,clases=3", "cannot be built"),
         ("torchvision:resnet-18", "Did you mean 'resnet18'"),
-        ("transformers:nowhere", "config.json"),
+        ("transformers:nowhere", "nowhere does not exist here"),
     ],
 )
 def test_a_wrong_source_says_what_is_wrong(source: str, message: str) -> None:

@@ -149,7 +149,8 @@ def split_folders(folder: Path) -> Mapping[str, Path]:
     """
     if not folder.is_dir():
         raise WeightspaceError(f"There is no folder {folder}. Expected one with train/CLASS/…, test/CLASS/….")
-    splits = {place.name: place for place in sorted(folder.iterdir()) if place.is_dir()}
+    folders = (place for place in sorted(folder.iterdir()) if place.is_dir())
+    splits = {place.name: place for place in folders if not place.name.startswith((".", "__"))}  # caches
     if "val" in splits and "validation" not in splits:
         splits["validation"] = splits.pop("val")
     if missing := [name for name in ("train", "test") if name not in splits]:

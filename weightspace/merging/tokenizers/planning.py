@@ -87,9 +87,14 @@ def plan_vocabulary(
     source = recipe.tokenizer_source
     if source is None:
         return None
-    folder = donor if source in ("base", "union") else _source_folder(source, reading)
+    guess = closest(source, ("union", "base"))
+    try:
+        folder = donor if source in ("base", "union") else _source_folder(source, reading)
+    except CheckpointError:
+        if guess is None:
+            raise
+        folder = None
     if folder is None or not folder.is_dir():
-        guess = closest(source, ("union", "base"))
         raise CheckpointError(
             f"tokenizer_source {source!r}: no such folder. Expected 'union', 'base' or the folder of a model."
             + ("" if guess is None else f" Did you mean {guess!r}?")
