@@ -5,6 +5,7 @@ Reads no tensors and does not import torch.
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -94,7 +95,7 @@ def plan_vocabulary(
         if guess is None:
             raise
         folder = None
-    if folder is None or not folder.is_dir():
+    if folder is None or not os.path.isdir(folder):  # also false for names that are too long
         raise CheckpointError(
             f"tokenizer_source {source!r}: no such folder. Expected 'union', 'base' or the folder of a model."
             + ("" if guess is None else f" Did you mean {guess!r}?")
