@@ -36,7 +36,6 @@ class Fold:
         gain: name of the gain, or None.
         shift: name of the shift, or None.
         readers: the layers.
-        keeps_shift: a reader has no bias: the shift stays, divided by the gain.
     """
 
     gain: str | None

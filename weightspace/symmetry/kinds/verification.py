@@ -20,7 +20,20 @@ from weightspace.symmetry.verify import outputs, randomise, relative_change
 def verify_symmetries(
     spec: SymmetrySpec, module: nn.Module, example_args: ExampleInputs, *, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the relative change of the outputs by folding, and by a random element; float64."""
+    """Return how much folding, and a random element after it, change the outputs of a network, computed in float64.
+
+    Args:
+        spec: the spec to test.
+        module: a network that it should be valid for; not modified.
+        example_args: example inputs, as for ``derive_spec``.
+        seed: seed of the element and of the randomised weights.
+
+    Returns:
+        The two relative changes, ‖f(θ') − f(θ)‖ / ‖f(θ)‖.
+
+    Raises:
+        SpecError: the network has no floating-point output, or a non-finite one; or a norm cannot be folded.
+    """
     inputs = Inputs.of(example_args).double()
     with keep_random_state(module):
         probe = copy_module(module).train().eval()
