@@ -5,6 +5,8 @@
 ``(conv1 49)``       a row-major product: 49 consecutive positions for each unit of ``conv1``
 ``(a + b + 3)``      a concatenation: the units of ``a``, those of ``b``, three fixed ones
 ``(heads [inner])``  a separate permutation of ``inner`` for each unit of ``heads``
+``±mlp``             units of a signed group, whose signs change with it; without ``±`` they are only permuted
+``mlp*``             units that a map ``M`` of the group moves by ``M⁻ᵀ``, the inverse transpose
 """
 
 from __future__ import annotations
@@ -27,10 +29,19 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Units:
-    """All units of a group; ``inner`` groups have a permutation for each unit of their outer group."""
+    """All units of a group; ``inner`` groups have a permutation for each unit of their outer group.
+
+    Attributes:
+        group: name of the group.
+        inner: whether it is inside the group before it.
+        signed: whether the units change their signs with the group.
+        dual: whether a map moves the units by its inverse transpose; no difference for orthogonal maps.
+    """
 
     group: str
     inner: bool = False
+    signed: bool = False
+    dual: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,8 @@ _MAX_TOKENS = 10_000
 #: Maximum units of an axis, the limit of a tensor.
 MAX_UNITS = 2**63 - 1
 
-_TOKEN = re.compile(r"\s*([()+]|\[[^\s()+\[\]]+\]|[^\s()+\[\]]+)")
+_TOKEN = re.compile(r"\s*([()+]|±?\[[^\s()+\[\]]+\]\*?|[^\s()+\[\]]+)")
+_UNITS = re.compile(r"(±?)(\[?)([^±\[\]*]+)\]?(\*?)")
 
 
 def size_of(pattern: Pattern, groups: Mapping[str, int]) -> int:
@@ -91,7 +103,8 @@ def _format(pattern: Pattern) -> str:
     if isinstance(pattern, Fixed):
         return str(pattern.size)
     if isinstance(pattern, Units):
-        return f"[{pattern.group}]" if pattern.inner else pattern.group
+        name = f"[{pattern.group}]" if pattern.inner else pattern.group
+        return "±" * pattern.signed + name + "*" * pattern.dual
     if isinstance(pattern, Product):
         return "(" + " ".join(_format(factor) for factor in pattern.factors) + ")"
     bare = (
@@ -138,8 +151,19 @@ def _parse_terms(tokens: list[str], at: int, text: str, depth: int) -> tuple[lis
         elif token.isdecimal():
             terms[-1].append(Fixed(_number(token, text)))
         else:
-            terms[-1].append(Units(token.strip("[]"), inner=token.startswith("[")))
+            terms[-1].append(_units(token, text))
     return terms, at
+
+
+def _units(token: str, text: str) -> Units:
+    """Return the units of a group with their marks."""
+    found = _UNITS.fullmatch(token)
+    if found is None:
+        raise SpecError(
+            f"The pattern {text!r} has {token!r}; expected the name of a group, with ± before or * after it."
+        )
+    sign, bracket, group, star = found.groups()
+    return Units(group, inner=bool(bracket), signed=bool(sign), dual=bool(star))
 
 
 def _number(token: str, text: str) -> int:
