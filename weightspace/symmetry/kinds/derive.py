@@ -11,7 +11,8 @@ from torch.export.graph_signature import InputKind
 
 from weightspace.symmetry.export import export_graph
 from weightspace.symmetry.inputs import Inputs
-from weightspace.symmetry.kinds.norms import Norm, norms_of
+from weightspace.symmetry.kinds.duals import mark_duals
+from weightspace.symmetry.kinds.norms import Norm, linears_of, norms_of
 from weightspace.symmetry.kinds.orthogonal import OrthogonalRules, RotaryRules
 from weightspace.symmetry.kinds.rotary import rotary_at
 from weightspace.symmetry.kinds.symmetry_spec import Fold, Kind, SymmetrySpec
@@ -49,7 +50,8 @@ def trace_symmetries(module: nn.Module, inputs: Inputs) -> SymmetrySpec:
     for atom in map(resolve, ordering.turned):
         if atom not in kinds:
             freeze(atom, "")
-    return _spec(by_order, by_mixture, kinds, _folds(foldable, kinds, by_order))
+    spec = _spec(by_order, by_mixture, kinds, _folds(foldable, kinds, by_order))
+    return mark_duals(spec, module, inputs, linears_of(program.graph, names))
 
 
 def _walked(module: nn.Module, program: Any, rules: RotaryRules) -> Walk:

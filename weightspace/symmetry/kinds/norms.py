@@ -197,3 +197,14 @@ def _reader(user: fx.Node, node: fx.Node, names: Mapping[fx.Node, str]) -> Reade
         if origin in names:
             return Reader(names[origin], int(transposed), None if bias is None else names.get(bias))  # type: ignore[index, arg-type]
     return None
+
+
+def linears_of(graph: fx.Graph, names: Mapping[fx.Node, str]) -> list[tuple[str, str]]:
+    """Return weight and bias of every linear layer that has both.
+
+    Args:
+        graph: of the network.
+        names: placeholder -> name of the parameter.
+    """
+    readers = (_reader(node, source, names) for node in graph.nodes for source in node.all_input_nodes)
+    return [(reader.weight, reader.bias) for reader in readers if reader is not None and reader.bias is not None]

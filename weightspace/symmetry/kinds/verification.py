@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from weightspace.checkpoints import StateDict
 from weightspace.symmetry.inputs import ExampleInputs, Inputs
 from weightspace.symmetry.kinds.element import Element
 from weightspace.symmetry.kinds.fold import fold
+from weightspace.symmetry.kinds.in_float64 import InFloat64
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
 from weightspace.symmetry.module_copy import copy_module, keep_random_state
 from weightspace.symmetry.verify import outputs, randomise, relative_change
@@ -48,18 +46,8 @@ def verify_symmetries(
     return relative_change(before, after_fold), relative_change(before, after)
 
 
-class _Float64(TorchDispatchMode):
-    """Computes in float64 what a network casts to float32, such as norms and angles."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if kwargs.get("dtype") == torch.float32:
-            kwargs["dtype"] = torch.float64
-        return func(*args, **kwargs)
-
-
 def _outputs(module: nn.Module, inputs: Inputs) -> torch.Tensor:
-    with _Float64():
+    with InFloat64():
         return outputs(module, inputs)
 
 
