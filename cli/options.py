@@ -186,7 +186,7 @@ def task(*, required: bool = True) -> Callable[[Command], Command]:
             "--data",
             type=click.Path(path_type=Path),
             metavar="DIR",
-            help="Data folder of the fashion-* tasks.",
+            help="Folder of Fashion-MNIST or, for llama-glosses, of WordNet.",
         )
         return named(folder(command))
 

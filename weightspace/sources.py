@@ -11,7 +11,7 @@ from weightspace.user_code import is_user_code
 #: Built-in tasks whose data comes with a library.
 BUNDLED_TASKS = ("digits-mlp", "digits-cnn")
 #: Built-in tasks that read a folder of data.
-FOLDER_TASKS = ("fashion-mlp", "fashion-cnn", "fashion-clip")
+FOLDER_TASKS = ("fashion-mlp", "fashion-cnn", "fashion-clip", "vit-fashion", "llama-glosses")
 #: All built-in tasks.
 TASK_NAMES = (*BUNDLED_TASKS, *FOLDER_TASKS)
 

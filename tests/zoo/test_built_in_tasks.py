@@ -83,7 +83,7 @@ def test_the_folder_given_comes_before_the_environment_before_debian(tmp_path, m
     not DEBIAN_FOLDER.exists() and os.environ.get("WEIGHTSPACE_CI") != "1",
     reason="apt-get install dataset-fashion-mnist",
 )
-@pytest.mark.parametrize("name", ["fashion-mlp", "fashion-cnn"])
+@pytest.mark.parametrize("name", ["fashion-mlp", "fashion-cnn", "vit-fashion"])
 def test_fashion_networks_build_and_score_on_the_real_images(name: str) -> None:
     task = load_task(name, data=DEBIAN_FOLDER)
     scores = task.score(task.network(), "validation")

