@@ -39,6 +39,23 @@ class Element:
         generator = torch.Generator().manual_seed(seed)
         return cls(spec, {group: _drawn(spec, group, generator) for group in spec.groups})
 
+    @classmethod
+    def identity(cls, spec: SymmetrySpec) -> Element:
+        """Return the map of every group that leaves all units in place."""
+        return cls(spec, {group: _still(spec, group) for group in spec.groups})
+
+    def compose(self, earlier: Element) -> Element:
+        """Return the element that moves as ``earlier`` does, and then as this one does."""
+        return Element(self.spec, {group: self._composed(group, earlier) for group in self.maps})
+
+    def _composed(self, group: str, earlier: Element) -> Tensor:
+        later, before, kind = self.maps[group], earlier.maps[group], self.spec.kinds[group]
+        if group in self.spec.outer:
+            before = before[self.maps[self.spec.outer[group]]]
+        if kind == "permutation":
+            return before.gather(-1, later)
+        return later + before if kind == "phases" else later @ before
+
     def apply(self, state: StateDict) -> StateDict:
         """Move the units of a folded checkpoint without changing its function."""
         return {name: self.apply_to(name, tensor) for name, tensor in state.items()}
@@ -47,15 +64,19 @@ class Element:
         """Return one tensor with its units moved."""
         axes, groups = self.spec.axes[name], self.spec.groups
         result = torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        indices = {group: index for group, index in self.maps.items() if self.spec.kinds[group] == "permutation"}
         for source, target in zip(blocks(tensor, axes, groups), blocks(result, axes, groups), strict=True):
-            target.view.copy_(self._rotated(source, permute_block(source, indices, self.spec.outer)))
+            target.view.copy_(self.move(source))
         return result
+
+    def move(self, block: Block) -> Tensor:
+        """Return a part of a tensor with its units moved; groups without a map stay in place."""
+        indices = {group: index for group, index in self.maps.items() if self.spec.kinds[group] == "permutation"}
+        return self._rotated(block, permute_block(block, indices, self.spec.outer))
 
     def _rotated(self, block: Block, moved: Tensor) -> Tensor:
         groups = [dim.group if isinstance(dim, Units) else None for dim in block.dims]
         for place, group in enumerate(groups):
-            if group is None or self.spec.kinds[group] == "permutation":
+            if group not in self.maps or self.spec.kinds[group] == "permutation":
                 continue
             matrix = self.matrix(group).to(moved.dtype)
             last = moved.movedim(place, -1)
@@ -80,6 +101,16 @@ def rotations(angles: Tensor) -> Tensor:
     """Return the matrices that turn each pair ``(i, i + d/2)`` by its angle, of shape ``(..., d, d)``."""
     cos, sin = torch.diag_embed(angles.cos()), torch.diag_embed(angles.sin())
     return torch.cat([torch.cat([cos, -sin], -1), torch.cat([sin, cos], -1)], -2)
+
+
+def _still(spec: SymmetrySpec, group: str) -> Tensor:
+    size, kind, outer = spec.groups[group], spec.kinds[group], spec.outer.get(group)
+    lead = () if outer is None else (spec.groups[outer],)
+    if kind == "permutation":
+        return torch.arange(size).expand(*lead, size).clone()
+    if kind == "phases":
+        return torch.zeros(*lead, size // 2, dtype=torch.float64)
+    return torch.eye(size, dtype=torch.float64).expand(*lead, size, size).clone()
 
 
 def _drawn(spec: SymmetrySpec, group: str, generator: torch.Generator) -> Tensor:

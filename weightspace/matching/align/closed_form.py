@@ -1,0 +1,81 @@
+"""Alignment in closed form: each group in turn gets the map that fits the weights best, with all others held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from weightspace.matching.align.families import Family, inner_product
+from weightspace.progress import Progress
+from weightspace.symmetry.kinds.element import Element
+
+#: Relative gain of a sweep below which the ascent has converged.
+_TOLERANCE = 1e-10
+
+
+class Ascent(NamedTuple):
+    """Maps of all groups.
+
+    Attributes:
+        maps: group -> map.
+        objective: ``⟨A, g·B⟩``.
+        sweeps: number of sweeps.
+        converged: whether the last sweep improved nothing.
+    """
+
+    maps: dict[str, Tensor]
+    objective: float
+    sweeps: int
+    converged: bool
+
+
+def ascend(
+    listed: Sequence[Family],
+    held: Mapping[str, Tensor],
+    *,
+    max_sweeps: int,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Ascent:
+    """Maximise ``⟨A, g·B⟩`` over the maps that are not held.
+
+    The first sweep starts from the weights between fixed units and a group (embeddings, positions and the head for the
+    stream of a transformer) and goes on with whatever lies next to groups that have maps.
+
+    Args:
+        listed: the families of all groups.
+        held: maps that stay as they are.
+        max_sweeps: after the first one.
+        on_progress: called after every ``"sweep"``, with the objective.
+    """
+    free = [family for family in listed if family.group not in held]
+    maps = _outward(free, held)
+    spec, pairs = listed[0].spec, {pair for family in listed for pair in family.pairs}
+    values = [0.0]
+    for sweep in range(1, max_sweeps + 1):
+        for family in free:
+            candidate = {**maps, **family.best(maps)}
+            if family.objective(candidate) > family.objective(maps):
+                maps = candidate
+        values.append(inner_product(spec, pairs, maps))
+        if on_progress is not None:
+            on_progress(Progress("sweep", sweep, max_sweeps, values[-1]))
+        if sweep > 1 and values[-1] - values[-2] <= _TOLERANCE * abs(values[-1]):
+            return Ascent(maps, values[-1], sweep, converged=True)
+    return Ascent(maps, values[-1], max_sweeps, converged=False)
+
+
+def _outward(free: Sequence[Family], held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a map for every group: those next to fixed units or held groups first."""
+    maps, left = dict(held), list(free)
+    while left:
+        family = next((family for family in left if family.is_seen(maps)), None)
+        maps |= family.best(maps) if family else _identity(left[0])
+        left.remove(family or left[0])
+    return maps
+
+
+def _identity(family: Family) -> dict[str, Tensor]:
+    maps = Element.identity(family.spec).maps
+    return {group: maps[group] for group in family.members}
