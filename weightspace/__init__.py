@@ -43,8 +43,10 @@ if TYPE_CHECKING:
     from weightspace.soups import Soup, greedy_soup, learned_soup, uniform_soup, wise_ft
     from weightspace.spectra import SingularAlignment, Spectrum, singular_alignment, spectrum
     from weightspace.symmetry import (
+        Element,
         Permutation,
         PermutationSpec,
+        SymmetrySpec,
         Verification,
         derive_spec,
         load_spec,
@@ -62,6 +64,8 @@ _HOMES = {
     "load_network": "networks",
     "PermutationSpec": "symmetry",
     "Permutation": "symmetry",
+    "SymmetrySpec": "symmetry",
+    "Element": "symmetry",
     "Verification": "symmetry",
     "derive_spec": "symmetry",
     "verify_spec": "symmetry",
@@ -112,6 +116,7 @@ __all__ = [
     "Alignment",
     "CheckpointError",
     "Curve",
+    "Element",
     "FrechetClassifier",
     "LabelMetric",
     "Matching",
@@ -123,6 +128,7 @@ __all__ = [
     "SpecError",
     "Spectrum",
     "StateDict",
+    "SymmetrySpec",
     "Task",
     "Verification",
     "WeightspaceError",

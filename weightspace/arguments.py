@@ -18,6 +18,7 @@ from weightspace.errors import CheckpointError, WeightspaceError
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _STATE, _STATES, _TASK, _SPEC = "a state dict", "a list of state dicts", "a task", "a permutation spec"
+_SYMMETRY, _ANY_SPEC, _ELEMENT = "a symmetry spec", "a spec", "an element of a symmetry"
 _PERMUTATION, _CURVE, _MODULE, _PATH, _TEXT = "a permutation", "a curve", "a module", "a path", "a name"
 _SOURCE, _SOURCES = "a path or a state dict", "a list of paths or state dicts"
 _SCORE = "a task, or a function of a state dict"
@@ -31,6 +32,8 @@ _KINDS: Mapping[str, str] = {
     "Sequence[StateDict]": _STATES,
     "Task": _TASK,
     "PermutationSpec": _SPEC,
+    "SymmetrySpec": _SYMMETRY,
+    "PermutationSpec | SymmetrySpec": _ANY_SPEC,
     "Permutation": _PERMUTATION,
     "Curve": _CURVE,
     "Mapping[str, Curve]": _CURVES,
@@ -45,7 +48,12 @@ _KINDS: Mapping[str, str] = {
 }
 
 #: Kind -> the kinds accepted for it.
-_SERVING: Mapping[str, tuple[str, ...]] = {_SOURCE: (_PATH, _STATE), _TEXT: (_PATH,), _SCORE: (_TASK,)}
+_SERVING: Mapping[str, tuple[str, ...]] = {
+    _SOURCE: (_PATH, _STATE),
+    _TEXT: (_PATH,),
+    _SCORE: (_TASK,),
+    _ANY_SPEC: (_SPEC, _SYMMETRY),
+}
 
 #: Kind of a list -> kind of its items.
 _PARTS: Mapping[str, str] = {_STATES: _STATE, _SOURCES: _SOURCE}
@@ -69,6 +77,12 @@ _CURES: Mapping[tuple[str, str], str] = {
     (_MODULE, _STATE): "Load it into a network first: module.load_state_dict(state).",
     (_CURVES, _CURVE): 'Give it a label: {{"linear": curve}}.',
     (_SPEC, _MODULE): "Derive it first: ws.derive_spec(module, example_args).",
+    (_SPEC, _SYMMETRY): "Derive one with permutations only, ws.derive_spec(module, example_args) without symmetry=….",
+    (_SYMMETRY, _SPEC): 'Derive one with ws.derive_spec(module, example_args, symmetry="full").',
+    (_SYMMETRY, _MODULE): 'Derive it first: ws.derive_spec(module, example_args, symmetry="full").',
+    (_SYMMETRY, _PATH): "Load it first: ws.SymmetrySpec.load({value}).",
+    (_ANY_SPEC, _MODULE): "Derive it first: ws.derive_spec(module, example_args).",
+    (_PERMUTATION, _ELEMENT): "Its apply moves a folded checkpoint.",
 }
 
 
@@ -163,6 +177,8 @@ def _kind_of(value: Any) -> str:
         return _STATES if value and all(isinstance(one, Mapping) for one in value) else f"a {type(value).__name__}"
     parts = (
         (_PERMUTATION, ("indices", "spec")),
+        (_ELEMENT, ("maps", "spec")),
+        (_SYMMETRY, ("groups", "axes", "kinds")),
         (_SPEC, ("groups", "axes")),
         (_CURVE, ("positions", "loss", "split")),
         (_TASK, ("network", "score")),

@@ -15,7 +15,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Networks and tasks": ("load_network", "Task", "load_task", "train"),
     "Symmetry": (
         *("derive_spec", "verify_spec", "load_spec", "permute"),
-        *("PermutationSpec", "Permutation", "Verification"),
+        *("PermutationSpec", "Permutation", "SymmetrySpec", "Element", "Verification"),
     ),
     "Matching": (
         *("match", "weight_matching", "activation_matching", "straight_through", "sinkhorn_rebasin"),

@@ -170,7 +170,7 @@ def _with_numbered_storages(content: bytes) -> bytes:
 def spec_file(path: Path) -> Path:
     """Write a spec that was verified."""
     (path.parent / "draft.yaml").write_text(SPEC)
-    from weightspace.symmetry.spec import read_spec
+    from weightspace.symmetry.kinds.verified import read_spec
 
     read_spec(path.parent / "draft.yaml")[0].save(path)
     (path.parent / "draft.yaml").unlink()

@@ -104,7 +104,7 @@ def test_fold_and_random_element_leave_the_function_as_it_is(make: Callable[[], 
     by_fold, by_element = verify_symmetries(spec, network, inputs)
     assert by_fold < 1e-10
     assert by_element < 1e-10
-    width = max(spec.groups[group] for group in spec.groups if spec.kinds[group] != "permutation")
+    width = max(spec.groups[group] for group in spec.groups if spec.kinds[group] in ("orthogonal", "phases"))
     assert spec.kinds[next(iter(spec.groups))] == stream
     assert (width > 8) == (stream == "orthogonal")  # heads may be turned in any case
 
@@ -174,11 +174,11 @@ class Mixture(nn.Module):
         (lambda x: x * 3 - x / 2, "orthogonal"),
         (lambda x: x + x.flip(0), "orthogonal"),
         (lambda x: -x + 0.0, "orthogonal"),
-        (lambda x: x / x.square().sum((0, 1), keepdim=True), "permutation"),
+        (lambda x: x / x.square().sum((0, 1), keepdim=True), "signed"),
         (lambda x: x.relu(), "permutation"),
         (lambda x: x + 1, "permutation"),
         (lambda x: x + x.mean(-1, keepdim=True), "permutation"),
-        (lambda x: x * x, "permutation"),
+        (lambda x: x * x, "signed"),
         (lambda x: x.softmax(-1), "permutation"),
         (lambda x: x + torch.ones(8), "permutation"),
         (lambda x: x + torch.zeros(8), "orthogonal"),

@@ -1,5 +1,9 @@
-"""Permutation symmetry: specs derived from a network and verified, permutations, and their application to tensors."""
+"""Symmetries of networks: specs derived from a network and verified, and maps of units, applied to tensors."""
 
+from weightspace.symmetry.kinds.element import Element
+from weightspace.symmetry.kinds.fold import fold
+from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
+from weightspace.symmetry.kinds.verified import derive_spec, load_spec, verify_spec
 from weightspace.symmetry.permutation import (
     Permutation,
     check_fits,
@@ -7,17 +11,20 @@ from weightspace.symmetry.permutation import (
     check_permutation_path,
     permute,
 )
-from weightspace.symmetry.spec import PermutationSpec, Verification
-from weightspace.symmetry.verify import derive_spec, load_spec, verify_spec
+from weightspace.symmetry.spec import PermutationSpec
+from weightspace.symmetry.verification import Verification
 
 __all__ = [
+    "Element",
     "Permutation",
     "PermutationSpec",
+    "SymmetrySpec",
     "Verification",
     "check_fits",
     "check_named_tensors",
     "check_permutation_path",
     "derive_spec",
+    "fold",
     "load_spec",
     "permute",
     "verify_spec",

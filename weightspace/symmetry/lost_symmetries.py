@@ -25,6 +25,8 @@ class Losses:
     def __init__(self, tensors: Mapping[str, Axes]) -> None:
         self.tensors = tensors
         self.notes: list[str] = []
+        #: Lost unit -> its cause, in the order of the graph.
+        self.causes: dict[Atom, str] = {}
 
     def settle(self, call: Call, free: Iterable[Atom]) -> None:
         """Record which previously free atoms a call froze, and name it as their cause."""
@@ -36,6 +38,7 @@ class Losses:
         for unit in (unit for atom in free for unit in leaves(atom)):
             if unit.fixed and unit.cause != "":
                 lost.setdefault(unit.cause or call.name, []).append(unit)
+                self.causes.setdefault(unit, unit.cause or call.name)
         for cause, units in lost.items():
             names = self._holders(units)
             self.add(cause, names)

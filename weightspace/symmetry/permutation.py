@@ -19,9 +19,13 @@ from weightspace.errors import CheckpointError, SpecError
 from weightspace.reprs import brief
 from weightspace.symmetry.pattern import Block, Units, blocks
 from weightspace.symmetry.spec import PermutationSpec
+from weightspace.symmetry.spec_file import Spec
 
 #: Metadata key of the spec's digest in a file.
 _DIGEST = "weightspace_spec_digest"
+
+#: The same in the file of an element of a larger symmetry, with the digest of its symmetry spec.
+SYMMETRY_DIGEST = "weightspace_symmetry_digest"
 
 
 @brief
@@ -146,7 +150,13 @@ class Permutation:
         Raises:
             SpecError: the file was saved for another spec.
         """
-        digest = load_metadata(path).get(_DIGEST)
+        metadata = load_metadata(path)
+        if SYMMETRY_DIGEST in metadata:
+            raise SpecError(
+                f"{path} holds an element of a larger symmetry (with signs or orthogonal maps), but only permutations "
+                "can be used here. Element.load reads it, and its apply moves a folded checkpoint."
+            )
+        digest = metadata.get(_DIGEST)
         if digest != spec.digest:
             found = "has no spec digest" if digest is None else f"was made for the spec {digest[:12]}…"
             raise SpecError(f"{path}: {found}, not for the given one ({spec.digest[:12]}…).")
@@ -214,7 +224,7 @@ def permute(spec: PermutationSpec, permutation: Permutation, state: StateDict) -
     return result
 
 
-def check_fits(spec: PermutationSpec, state: Mapping[str, Tensor], label: str = "The checkpoint") -> None:
+def check_fits(spec: Spec, state: Mapping[str, Tensor], label: str = "The checkpoint") -> None:
     """Raise a CheckpointError that names the first tensor in which a checkpoint and a spec differ."""
     check_named_tensors(state, label)
     if missing := [name for name in spec.axes if name not in state]:

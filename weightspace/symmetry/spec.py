@@ -6,60 +6,32 @@ digest no longer matches its content is refused until it is verified against a n
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from weightspace.checkpoints.atomic_write import replacing_file
-from weightspace.checkpoints.file_format import is_checkpoint
-from weightspace.checkpoints.yaml_file import read_yaml
-from weightspace.errors import SpecError, WeightspaceError
+from weightspace.errors import SpecError
 from weightspace.reprs import brief
-from weightspace.symmetry.pattern import MAX_UNITS, Pattern, format_axes, parse_axes, size_of, units_in
+from weightspace.symmetry.pattern import Pattern, size_of, units_in
+from weightspace.symmetry.spec_file import (
+    check_groups,
+    check_sizes,
+    check_trusted,
+    digest_of,
+    naming,
+    read_document,
+    shared_content,
+    shared_fields,
+    write_spec,
+)
+from weightspace.symmetry.verification import Verification
 
-_FORMAT = 1
 _HEADER = """\
 # Which axes of which tensors share a hidden permutation. An axis is a group, a number of fixed units, a product
 # (group 49), a concatenation (a + b), or (outer [inner]): a separate permutation of inner for each unit of outer.
 """
-
-
-@brief
-@dataclass(frozen=True)
-class Verification:
-    """The result of permuting every group at random.
-
-    Attributes:
-        error: relative change of the outputs, ‖f(π(θ)) − f(θ)‖ / ‖f(θ)‖.
-        groups: number of permuted groups.
-        frozen: as in the spec.
-        tolerance: the largest error that passes.
-
-    Example:
-        >>> import torch
-        >>> import weightspace as ws
-        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> verification = ws.derive_spec(network, (torch.zeros(1, 4),)).verification
-        >>> verification.passed, verification.groups, verification.error < verification.tolerance
-        (True, 1, True)
-    """
-
-    error: float
-    groups: int
-    frozen: tuple[str, ...]
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether the function stayed the same."""
-        return self.error <= self.tolerance
 
 
 @brief
@@ -97,21 +69,14 @@ class PermutationSpec:
     verification: Verification | None = None
 
     def __post_init__(self) -> None:
+        check_groups(self)
         for tensor, axes in self.axes.items():
-            for axis in axes:
-                for units in units_in(axis):
-                    if units.group not in self.groups:
-                        raise SpecError(f"{tensor!r} names group {units.group!r}, which isn't in the spec.")
-                    if units.inner != (units.group in self.outer):
-                        raise SpecError(
-                            f"{tensor!r} writes group {units.group!r} {'with' if units.inner else 'without'} "
-                            "square brackets; only inner groups must have them."
-                        )
-        for inner, outer in self.outer.items():
-            if inner not in self.groups or outer not in self.groups or outer in self.outer:
-                raise SpecError(
-                    f"Group {inner!r} cannot be inside {outer!r}: both must be groups, nested one level deep."
-                )
+            for units in (units for axis in axes for units in units_in(axis)):
+                if units.signed or units.dual:
+                    raise SpecError(
+                        f"{tensor!r} marks group {units.group!r} with {'±' if units.signed else '*'}, but the units of "
+                        "a permutation spec are only permuted. Leave the mark out, or give the groups their kinds."
+                    )
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """Return the expected shape of a tensor."""
@@ -120,153 +85,58 @@ class PermutationSpec:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of names, shapes and patterns; the same for every derivation of an architecture."""
-        return _sha256(_content(self))
+        return digest_of(shared_content(self))
 
     def save(self, path: str | Path) -> None:
         """Write the spec as YAML, atomically."""
-        document = _content(self) | {"frozen": list(self.frozen), "verification": _record(self.verification)}
-        document["digest"] = _sha256(document)
-        text = _HEADER + yaml.safe_dump(document, sort_keys=False, width=110)
-        with replacing_file(Path(path)) as file:
-            file.write(text.encode())
+        write_spec(path, _HEADER, shared_content(self), self)
 
     @classmethod
     def load(cls, path: str | Path) -> PermutationSpec:
         """Read a spec that was verified and not modified since; ``load_spec`` reads any other.
 
         Raises:
-            SpecError: the file isn't a spec, or it was edited, comes from elsewhere or was never verified.
+            SpecError: the file isn't a spec, or it was edited, comes from elsewhere or was never verified; or it
+                holds groups that are more than permuted.
         """
-        spec, untouched = read_spec(path)
-        if not untouched:
-            raise SpecError(
-                f"{path}: the digest doesn't match the content, so the file was edited or comes from elsewhere. "
-                "Give the network to verify it on (--network, or load_spec(path, module, example_args))."
-            )
-        if spec.verification is None or not spec.verification.passed:
-            raise SpecError(
-                f"{path}: this spec was never verified. Give the network to verify it on (--network, or "
-                "load_spec(path, module, example_args))."
-            )
+        document, untouched = read_document(path)
+        check_permutations(document, path)
+        spec = permutations_in(document, path)
+        check_trusted(spec, path, untouched=untouched)
         return spec
 
 
-def read_spec(path: str | Path) -> tuple[PermutationSpec, bool]:
-    """Read a spec as is, and whether its digest matches.
+def permutations_in(document: Mapping[str, Any], path: str | Path) -> PermutationSpec:
+    """Return the permutation spec that the document of a file describes.
 
     Raises:
-        SpecError: the file isn't a spec.
+        SpecError: it makes no sense.
     """
-    document = _read(path)
-    seal = document.pop("digest", None)
-    return _build(document, path), seal is not None and seal == _seal(document)
-
-
-def _content(spec: PermutationSpec) -> dict[str, Any]:
-    groups = {
-        name: {"size": size, "inside": spec.outer[name]} if name in spec.outer else size
-        for name, size in spec.groups.items()
-    }
-    return {
-        "weightspace_spec": _FORMAT,
-        "groups": groups,
-        "tensors": {name: format_axes(axes) for name, axes in spec.axes.items()},
-        "statistics": sorted(spec.statistics),
-    }
-
-
-def _record(verification: Verification | None) -> dict[str, Any] | None:
-    if verification is None:
-        return None
-    return {
-        "error": verification.error,
-        "tolerance": verification.tolerance,
-        "groups": verification.groups,
-    }
-
-
-def _sha256(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _read(path: str | Path) -> dict[str, Any]:
-    if is_checkpoint(Path(path)):
-        raise SpecError(
-            f"{path} is a checkpoint, not a permutation spec; expected the YAML that `weightspace spec` or "
-            "PermutationSpec.save wrote. Without one, derive it from the network (--network, --task, or derive_spec)."
-        )
-    try:
-        documents = read_yaml(Path(path))
-    except WeightspaceError as error:
-        raise SpecError(str(error)) from error
-    document = documents[0] if len(documents) == 1 else None
-    if not isinstance(document, dict) or document.get("weightspace_spec") != _FORMAT:
-        raise SpecError(f"{path}: not a permutation spec (it lacks 'weightspace_spec: {_FORMAT}').")
-    return document
-
-
-def _seal(document: Mapping[str, Any]) -> str | None:
-    """Return the digest of a document, or None if it isn't a saved spec."""
-    try:
-        return _sha256(document)
-    except (TypeError, ValueError):
-        return None
-
-
-def _build(document: Mapping[str, Any], path: str | Path) -> PermutationSpec:
-    try:
-        listed = _mapping(document, "groups")
-        sizes = {name: entry["size"] if isinstance(entry, dict) else entry for name, entry in listed.items()}
-        if bad := [name for name, size in sizes.items() if type(size) is not int or not 1 <= size <= MAX_UNITS]:
-            raise SpecError(f"group {bad[0]!r} must have a positive number of units.")
-        frozen = _names(document, "frozen")
-        spec = PermutationSpec(
-            groups=sizes,
-            axes={name: parse_axes(str(text)) for name, text in _mapping(document, "tensors").items()},
-            outer={name: str(entry["inside"]) for name, entry in listed.items() if isinstance(entry, dict)},
-            statistics=frozenset(_names(document, "statistics")),
-            frozen=frozen,
-            verification=_verification(document.get("verification"), frozen),
-        )
-        _check_sizes(spec)
+    with naming(path):
+        spec = PermutationSpec(**shared_fields(document))
+        check_sizes(spec)
         return spec
-    except SpecError as error:
-        raise SpecError(f"{path}: {error}") from None
-    except KeyError as error:
-        raise SpecError(f"{path}: not a permutation spec ({error} is missing).") from error
 
 
-def _mapping(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return a section of the document that is a mapping."""
-    found = document[key]
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise SpecError(f"not a permutation spec: {key!r} is a {type(found).__name__}, expected a mapping.")
-    return found
+def more_than_permuted(document: Mapping[str, Any]) -> bool:
+    """Return whether the document of a file gives groups their kinds, or has folds."""
+    groups = document.get("groups")
+    entries = groups.values() if isinstance(groups, dict) else ()
+    return "folds" in document or any(isinstance(entry, dict) and "kind" in entry for entry in entries)
 
 
-def _names(document: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """Return a section of the document that is a list of names; empty if it is missing."""
-    found = document.get(key, ())
-    if not isinstance(found, list | tuple) or not all(isinstance(name, str) for name in found):
-        raise SpecError(f"not a permutation spec: {key!r} is a {type(found).__name__}, expected a list of names.")
-    return tuple(found)
+def check_permutations(document: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse the document of a file whose groups are more than permuted.
 
-
-def _verification(record: Any, frozen: tuple[str, ...]) -> Verification | None:
-    if record is None:
-        return None
-    fields: dict[str, Any] = record if isinstance(record, dict) else {}
-    error, tolerance, groups = fields.get("error"), fields.get("tolerance"), fields.get("groups")
-    if not isinstance(error, int | float) or not isinstance(tolerance, int | float) or not isinstance(groups, int):
-        raise SpecError("not a permutation spec: 'verification' must have the numbers error, tolerance and groups.")
-    return Verification(float(error), groups, frozen, float(tolerance))
-
-
-def _check_sizes(spec: PermutationSpec) -> None:
-    """Check that the shapes are possible for tensors, and that each group is on some axis."""
-    for name in spec.axes:
-        if math.prod(size or 1 for size in spec.shape(name)) > MAX_UNITS:
-            raise SpecError(f"{name!r} has more units than a tensor can have.")
-    used = {units.group for axes in spec.axes.values() for axis in axes for units in units_in(axis)}
-    if unused := [group for group in spec.groups if group not in used]:
-        raise SpecError(f"group {unused[0]!r} is on no axis of a tensor.")
+    Raises:
+        SpecError: it has groups of other kinds.
+    """
+    if not more_than_permuted(document):
+        return
+    groups = document.get("groups")
+    entries = groups.values() if isinstance(groups, dict) else ()
+    kinds = dict.fromkeys(str(entry["kind"]) for entry in entries if isinstance(entry, dict) and "kind" in entry)
+    raise SpecError(
+        f"{path} holds {' and '.join(kinds) + ' groups' if kinds else 'folds'}, but only permutations can be used here. "
+        "Derive a spec without --symmetry (derive_spec without symmetry=…)."
+    )

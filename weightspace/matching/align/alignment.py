@@ -113,14 +113,14 @@ def align(
     values, converged = [inner_product(spec, pairs, Element.identity(spec).maps)], True
     if task is None or chosen == "weights":
         found = ascend(listed, {}, max_sweeps=max_sweeps, on_progress=on_progress)
-        element, converged = Element(spec, found.maps), found.converged
+        element, converged = Element.of(spec, found.maps), found.converged
     else:
         element = by_activations(listed, a, b, task, seed=seed, on_progress=on_progress)
-    values.append(inner_product(spec, pairs, element.maps))
+    values.append(inner_product(spec, pairs, element.moves))
     if task is not None and chosen == "learned":
         descent = Descent(steps, learning_rate, by_labels=by_labels, seed=seed)
         element = learned(element, a, b, task, descent, on_progress=on_progress).compose(element)
-        values.append(inner_product(spec, pairs, element.maps))
+        values.append(inner_product(spec, pairs, element.moves))
     return Alignment(element, tuple(values), l2_reduction(spec, a, b, element.apply(b)), converged)
 
 

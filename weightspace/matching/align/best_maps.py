@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weightspace.matching.coordinate_ascent import assign
-from weightspace.symmetry.kinds.element import rotations
+from weightspace.symmetry.kinds.action import matrices
 from weightspace.symmetry.kinds.symmetry_spec import Kind
 
 
@@ -37,7 +37,7 @@ def best_maps(kind: Kind, products: Tensor, *, fixes_ones: bool = False) -> Best
         products: ``A Bᵀ``, float64 of shape ``(..., n, n)``.
         fixes_ones: whether an orthogonal map has to keep the vector of ones.
     """
-    if kind == "permutation":
+    if kind in ("permutation", "signed"):
         flat = products.flatten(0, -3) if products.ndim > 2 else products[None]
         maps = torch.stack([assign(one) for one in flat]).view(products.shape[:-1])
         return Best(maps, products.gather(-1, maps[..., None]).sum((-2, -1)))
@@ -56,9 +56,9 @@ def best_gains(kind: Kind, products: Tensor) -> Tensor:
 
 def as_matrices(kind: Kind, maps: Tensor) -> Tensor:
     """Return maps as matrices, float64 of shape ``(..., n, n)``."""
-    if kind == "permutation":
+    if kind in ("permutation", "signed"):
         return torch.nn.functional.one_hot(maps, maps.shape[-1]).double()
-    return rotations(maps) if kind == "phases" else maps
+    return matrices(kind, maps)
 
 
 def _best_phases(products: Tensor) -> Best:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from weightspace.matching.align.families import Family, inner_product
 from weightspace.progress import Progress
+from weightspace.symmetry.kinds.action import SIGN
 from weightspace.symmetry.kinds.element import Element
 
 #: Relative gain of a sweep below which the ascent has converged.
@@ -77,5 +78,5 @@ def _outward(free: Sequence[Family], held: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _identity(family: Family) -> dict[str, Tensor]:
-    maps = Element.identity(family.spec).maps
-    return {group: maps[group] for group in family.members}
+    moves = Element.identity(family.spec).moves
+    return {name: value for name, value in moves.items() if name.removeprefix(SIGN) in family.members}

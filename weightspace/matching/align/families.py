@@ -11,12 +11,9 @@ from torch import Tensor
 
 from weightspace.checkpoints import StateDict
 from weightspace.matching.align.best_maps import Best, as_matrices, best_gains, best_maps
-from weightspace.symmetry.kinds.element import Element
+from weightspace.symmetry.kinds.action import SIGN, Maps, act
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
 from weightspace.symmetry.pattern import Block, Units, blocks
-
-#: Map of each group so far.
-Maps = Mapping[str, Tensor]
 
 #: Maximum number of rounds in which groups that are inside the same group and share a tensor are matched in turn.
 _ROUNDS = 10
@@ -41,8 +38,7 @@ class Pair:
 
 def inner_product(spec: SymmetrySpec, pairs: Iterable[Pair], maps: Maps) -> float:
     """Return ``⟨A, g·B⟩`` over some blocks."""
-    element = Element(spec, maps)
-    return sum(float((pair.target * element.move(pair.source)).sum()) for pair in pairs)
+    return sum(float((pair.target * act(spec, maps, pair.source)).sum()) for pair in pairs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +80,20 @@ class Family:
             maps: of other groups; blocks with a group that has none are left out.
         """
         if not self.inner:
-            products = self._products(maps)[()]
-            kind, fixes_ones = self.spec.kinds[self.group], self.group in self.spec.fixes_ones
-            return {self.group: best_maps(kind, products, fixes_ones=fixes_ones).maps}
+            return self._best_alone(self._products(maps))
         inside, gains = self.best_inside(maps)
         order = best_maps("permutation", gains).maps
         return {self.group: order, **chosen_inside(inside, order)}
+
+    def _best_alone(self, products: Mapping[tuple[str, ...], Tensor]) -> dict[str, Tensor]:
+        """Return the best map of a group without inner groups, and its signs."""
+        kind, fixes_ones = self.spec.kinds[self.group], self.group in self.spec.fixes_ones
+        signed = products.get((SIGN,))
+        if signed is None:
+            return {self.group: best_maps(kind, products[()], fixes_ones=fixes_ones).maps}
+        order = best_maps("permutation", signed.abs() + products.get((), 0)).maps
+        signs = torch.where(signed.gather(1, order[:, None]).flatten() < 0, -1, 1)
+        return {self.group: order, SIGN + self.group: signs.to(torch.int8)}
 
     def best_inside(self, maps: Maps) -> tuple[dict[str, Tensor], Tensor]:
         """Return the best maps of the inner groups for every pair of units of the outer group.
@@ -110,7 +114,7 @@ class Family:
 
         Returns:
             Inner groups of a block -> shape ``(n, n, …)``, followed by the sizes of the inner groups, in the target and
-            then in the source.
+            then in the source; ``±`` -> those of a signed group where its signs matter.
         """
         total: dict[tuple[str, ...], Tensor] = {}
         others = {group: one for group, one in maps.items() if group not in self.members}
@@ -131,11 +135,13 @@ class Family:
 
     def _pair_products(self, pair: Pair, places: tuple[int, ...], maps: Maps) -> tuple[tuple[str, ...], Tensor]:
         dims = tuple(None if place in places else dim for place, dim in enumerate(pair.source.dims))
-        moved = Element(self.spec, maps).move(Block(pair.source.view, dims))  # type: ignore[arg-type]
+        moved = act(self.spec, maps, Block(pair.source.view, dims))  # type: ignore[arg-type]
         order = [*places, *(place for place in range(moved.ndim) if place not in places)]
         sizes = [moved.shape[place] for place in places]
         a, b = (one.permute(order).reshape(math.prod(sizes), -1) for one in (pair.target, moved))
         inner = tuple(str(pair.groups[place]) for place in places[1:])
+        if not self.inner and getattr(pair.source.dims[places[0]], "signed", False):
+            inner = (SIGN,)
         products = (a @ b.T).view(*sizes, *sizes)
         return inner, products.movedim(len(sizes), 1)
 

@@ -12,9 +12,10 @@ from itertools import combinations, permutations
 import torch
 from torch import Tensor
 
-from weightspace.matching.align.families import Family, Maps, chosen_inside
+from weightspace.matching.align.families import Family, chosen_inside
 from weightspace.matching.align.midpoint import Midpoint
 from weightspace.progress import Progress
+from weightspace.symmetry.kinds.action import Maps
 
 #: Largest number of heads of which all orders are tried; of more, exchanges of two.
 _ALL_ORDERS = 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn.functional import kl_div, log_softmax, softmax
 
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
-from weightspace.symmetry.kinds.element import Element
+from weightspace.symmetry.kinds.action import Maps, act_on
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
 from weightspace.symmetry.outputs import tensors_in
 
@@ -80,18 +80,17 @@ class Midpoint:
         return [softmax((a + b) / 2, dim=-1) for a, b in zip(*logits, strict=True)]
 
     @torch.no_grad()
-    def move(self, maps: Mapping[str, Tensor], names: Sequence[str] | None = None) -> None:
+    def move(self, maps: Maps, names: Sequence[str] | None = None) -> None:
         """Write the mean of the target and the source moved by maps of all groups.
 
         Args:
             maps: group -> map.
             names: tensors to write, by default all.
         """
-        element = Element(self.spec, maps)
         for name in self.tensors if names is None else names:
             mean = self.target[name]
             if mean.is_floating_point():
-                mean = (mean + element.apply_to(name, self.source[name])) / 2
+                mean = (mean + act_on(self.spec, maps, name, self.source[name])) / 2
             self.tensors[name].copy_(mean)
 
     @torch.no_grad()

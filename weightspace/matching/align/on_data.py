@@ -58,7 +58,7 @@ def by_activations(
         streams = match_streams(spec, ends[0], ends[1], batches, task.loss)
         maps = ascend(listed, streams, max_sweeps=1, on_progress=on_progress).maps
         midpoint = Midpoint(spec, network, target, source, batches, task.loss)
-        return Element(spec, choose_heads(listed, maps, midpoint, on_progress=on_progress))
+        return Element.of(spec, choose_heads(listed, maps, midpoint, on_progress=on_progress))
 
 
 def learned(

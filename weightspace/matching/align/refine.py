@@ -21,6 +21,7 @@ from weightspace.matching.align.best_maps import as_matrices
 from weightspace.matching.align.midpoint import Forward, divergence, logits_of
 from weightspace.matching.coordinate_ascent import assign
 from weightspace.progress import Progress
+from weightspace.symmetry.kinds.action import act_on
 from weightspace.symmetry.kinds.element import Element
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
 
@@ -78,10 +79,12 @@ def refine(
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * _schedule(step, options.steps)
         position = _POSITIONS[0] + (_POSITIONS[1] - _POSITIONS[0]) * float(torch.rand((), generator=generator))
-        moved = Element(turns.spec, turns.matrices()).apply(ends[1])
+        matrices = turns.matrices()
         mixed = {
-            name: torch.lerp(tensor, moved[name], position) if tensor.is_floating_point() else tensor
-            for name, tensor in ends[0].items()
+            name: torch.lerp(one, act_on(turns.spec, matrices, name, ends[1][name]), position)
+            if one.is_floating_point()
+            else one
+            for name, one in ends[0].items()
         }
         loss = _loss(network, ends, mixed, batch, forward, by_labels=options.by_labels)
         optimizer.zero_grad()
@@ -172,25 +175,25 @@ class _Turns(nn.Module):
     def _map(self, group: str, value: Tensor) -> Tensor:
         if self.kinds[group] == "phases":
             return value
-        if self.kinds[group] == "permutation":
+        if self.kinds[group] in ("permutation", "signed"):
             return assign(value)
         return _exponential(value, fixes_ones=group in self.fixes_ones)
 
     def _matrix(self, group: str, value: Tensor) -> Tensor:
         maps = self._map(group, value)
-        if self.kinds[group] != "permutation":
+        if self.kinds[group] in ("orthogonal", "phases"):
             return as_matrices(self.kinds[group], maps)
         return as_matrices("permutation", maps).to(value) + value - value.detach()
 
 
 def _is_held(spec: SymmetrySpec, group: str) -> bool:
     """Return whether the order of a group is held: it has groups inside it, or is inside another one."""
-    return spec.kinds[group] == "permutation" and (group in spec.outer or group in spec.outer.values())
+    return spec.kinds[group] in ("permutation", "signed") and (group in spec.outer or group in spec.outer.values())
 
 
 def _start(kind: str, identity: Tensor) -> Tensor:
     """Return the parameters of the identity."""
-    if kind == "permutation":
+    if kind in ("permutation", "signed"):
         return torch.eye(identity.shape[-1])
     return torch.zeros_like(identity)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from weightspace.errors import WeightspaceError
 from weightspace.matching.activation_sites import ActivationHook, Forward, Recorder
 from weightspace.matching.align.best_maps import best_maps
+from weightspace.symmetry.kinds.action import act_on
 from weightspace.symmetry.kinds.element import Element
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
 from weightspace.symmetry.module_copy import copy_module
@@ -48,7 +49,7 @@ def match_streams(
         wanted = {tap for taps in sites.values() for tap in taps}
         ends = [Recorder(network, wanted).run(forward, batch) for network in (target, source)]
         for tap in wanted:
-            a, b = (end[tap].double().flatten(0, -2) for end in ends)
+            a, b = (end[tap].double().flatten(0, -2).cpu() for end in ends)
             new = [a.T @ b, a.square().sum(), b.square().sum()]
             sums[tap] = [old + one for old, one in zip(sums[tap], new, strict=True)] if tap in sums else new
     if streams and not sites:
@@ -72,7 +73,8 @@ def _sites(
     sites = {}
     for group in streams:
         turn = Element.random(spec, seed=0).maps[group]
-        turned = with_weights(network, Element(spec, {group: turn}).apply(_double(network)))
+        state = {name: tensor.detach() for name, tensor in network.state_dict().items()}
+        turned = with_weights(network, {name: act_on(spec, {group: turn}, name, one) for name, one in state.items()})
         readers = set(_readers(spec, group, network))
         candidates = {tap for tap in before if tap.side == "input" and tap.module in readers}
         after = Recorder(turned, candidates).run(forward, batch)
@@ -96,11 +98,6 @@ def _is_turned(before: Tensor, after: Tensor, turn: Tensor) -> bool:
         return False
     expected = before @ turn.to(before.dtype).T
     return float((after - expected).norm()) <= _ROUNDING * float(after.norm()) < float("inf")
-
-
-def _double(network: nn.Module) -> dict[str, Tensor]:
-    state = {name: tensor.detach() for name, tensor in network.state_dict().items()}
-    return {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
 def with_weights(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:

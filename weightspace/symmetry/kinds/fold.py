@@ -29,6 +29,23 @@ def fold(spec: SymmetrySpec, state: StateDict) -> StateDict:
     return result
 
 
+def check_folded(spec: SymmetrySpec, state: StateDict) -> None:
+    """Check that gains are one and shifts zero wherever the spec folds a norm.
+
+    Raises:
+        SpecError: they are not.
+    """
+    for one in spec.folds:
+        gain = None if one.gain is None else state[one.gain]
+        shift = None if one.shift is None or one.keeps_shift else state[one.shift]
+        for name, tensor, value in ((one.gain, gain, 1), (one.shift, shift, 0)):
+            if tensor is not None and not bool((tensor == value).all()):
+                raise SpecError(
+                    f"{name} is not {value} everywhere, so the checkpoint is not folded; elements act on folded "
+                    "checkpoints. Fold it first: weightspace.symmetry.fold(spec, state)."
+                )
+
+
 def _fold(one: Fold, state: StateDict) -> None:
     gain = None if one.gain is None else state[one.gain]
     shift = None if one.shift is None else state[one.shift]

@@ -8,7 +8,7 @@ the vector of ones, if ``n`` subtracts the mean).
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -35,6 +35,7 @@ class Norm:
         shift: name of its shift, or None.
         centred: whether it subtracts the mean.
         readers: the linear layers that read it; None: something else does.
+        other: a clause that says what else does, empty if nothing does.
     """
 
     output: fx.Node
@@ -44,6 +45,7 @@ class Norm:
     shift: str | None
     centred: bool
     readers: tuple[Reader, ...] | None
+    other: str = ""
 
     def parameters(self, call: Call) -> Iterator[Axes]:
         """Yield the axes of gain and shift among the arguments of the call that has the result."""
@@ -51,13 +53,8 @@ class Norm:
 
     @property
     def obstacle(self) -> str | None:
-        """Why it cannot be folded, or None."""
-        if self.gain is None and self.shift is None:
-            return None
-        name = (self.gain or self.shift or "").rpartition(".")[0]
-        if self.readers is None:
-            return f"{name}: its output is read by more than linear layers"
-        return None
+        """A clause that says why it cannot be folded, or None."""
+        return self.other if self.readers is None and (self.gain or self.shift) else None
 
 
 def norms_of(graph: fx.Graph, names: Mapping[fx.Node, str]) -> Iterator[Norm]:
@@ -84,8 +81,16 @@ def _fused(node: fx.Node, names: Mapping[fx.Node, str], *, centred: bool) -> Nor
     gain, shift = (names.get(arguments.get(key)) for key in ("weight", "bias"))  # type: ignore[arg-type]
     source = arguments["input"]
     assert isinstance(source, fx.Node)
-    readers = _readers(node, names) if len(arguments["normalized_shape"]) == 1 else None  # type: ignore[arg-type]
-    return Norm(node, source, frozenset(), gain, shift, centred, readers)
+    if len(arguments["normalized_shape"]) != 1:  # type: ignore[arg-type]
+        several = f"{_layer(gain, shift)} normalises over several axes"
+        return Norm(node, source, frozenset(), gain, shift, centred, None, several)
+    return Norm(node, source, frozenset(), gain, shift, centred, *_readers(node, names, _layer(gain, shift)))
+
+
+def _layer(gain: str | None, shift: str | None) -> str:
+    """Return the name of the layer that has a norm's parameters."""
+    name = gain or shift or "the norm"
+    return name.rpartition(".")[0] or name
 
 
 def _written_out(root: fx.Node, names: Mapping[fx.Node, str]) -> Iterator[Norm]:
@@ -105,7 +110,8 @@ def _written_out(root: fx.Node, names: Mapping[fx.Node, str]) -> Iterator[Norm]:
         parameter = next(vectors, None)
         if parameter is not None:
             output, gain = after[0], names[parameter]
-    yield Norm(output, source, frozenset(inside - {output}), gain, None, False, _readers(output, names))
+    readers, other = _readers(output, names, _layer(gain, None))
+    yield Norm(output, source, frozenset(inside - {output}), gain, None, False, readers, other)
 
 
 def _mean_below(root: fx.Node) -> fx.Node | None:
@@ -126,10 +132,13 @@ def _squared(node: fx.Node) -> fx.Node | None:
     return base if is_square or (name == "mul" and base is operand(node, 1)) else None
 
 
-def _readers(node: fx.Node, names: Mapping[fx.Node, str]) -> tuple[Reader, ...] | None:
-    """Return the linear layers that are all that reads a value, and that read nothing else; else None."""
+def _readers(
+    node: fx.Node, names: Mapping[fx.Node, str], norm: str
+) -> tuple[tuple[Reader, ...], str] | tuple[None, str]:
+    """Return the linear layers that are all that reads a norm, and that read nothing else; else None and why not."""
     found: dict[str, Reader] = {}
     reading: set[fx.Node] = set()
+    others: list[fx.Node] = []
     pending = [node]
     for here in pending:
         for user in here.users:
@@ -142,10 +151,23 @@ def _readers(node: fx.Node, names: Mapping[fx.Node, str]) -> tuple[Reader, ...] 
             elif _keeps_last(user, here):
                 pending += [user] if user not in pending else []
             else:
-                return None
-    owned = {name for reader in found.values() for name in (reader.weight, reader.bias)}
-    shared = any(not _ends(node) <= reading for node, name in names.items() if name in owned)
-    return None if shared else tuple(found.values())
+                others.append(user)
+    if others:
+        return None, _other(others, norm)
+    for origin, name in names.items():
+        if any(name in (reader.weight, reader.bias) for reader in found.values()) and not _ends(origin) <= reading:
+            return None, f"{name}, which reads the output of {norm}, is tied: it is used elsewhere as well"
+    return tuple(found.values()), ""
+
+
+def _other(others: Sequence[fx.Node], norm: str) -> str:
+    """Return a clause about what reads a norm and is no linear layer."""
+    names = [name_of(user.target) or user.op for user in others]
+    if "output" in names:
+        return f"the output of {norm} is an output of the network"
+    if "add" in names or "add_" in names:
+        return f"the output of {norm} enters the residual stream, and is read by more than linear layers"
+    return f"the output of {norm} is read by {names[0]}, not only by linear layers"
 
 
 def _ends(weight: fx.Node) -> set[fx.Node]:

@@ -103,10 +103,10 @@ class OrthogonalRules(RotaryRules):
         if rule is pointwise:
             return _POINTWISE.get(name_of(node.target), freeze_all)
         if rule is reduction:
-            return _average if name_of(node.target) in ("mean", "sum") else freeze_all
+            return average if name_of(node.target) in ("mean", "sum") else freeze_all
         if rule is ordered:
             return rule if name_of(node.target) in ("cumsum", "flip", "roll") else freeze_all
-        return _RULES.get(rule, freeze_all)
+        return LINEAR.get(rule, freeze_all)
 
     def _normalise(self, norm: Norm) -> Rule:
         def normalise(call: Call) -> Any:
@@ -137,7 +137,7 @@ def _along(tensors: Sequence[Axes], shape: Sequence[int]) -> list[list[Axis]]:
     return [[x[place - len(shape)] for x in tensors if len(x) >= len(shape) - place] for place in range(len(shape))]
 
 
-def _add(call: Call) -> Any:
+def add(call: Call) -> Any:
     """Add tensors; what is the same for all units of an axis distinguishes mixtures."""
     numbers = (call.args[key] for key in ("self", "other") if key in call.args)
     if any(isinstance(number, int | float) and number != 0 for number in numbers):
@@ -174,7 +174,7 @@ def _divide(call: Call) -> Any:
     return _multiply(call) if is_axes(call.args.get("self")) else freeze_all(call)
 
 
-def _average(call: Call) -> Any:
+def average(call: Call) -> Any:
     """Sum over some axes; the others are kept."""
     x = call.tensors()[0]
     _freeze(x[dim] for dim in dims_of(call.get("dim"), len(x)))
@@ -272,7 +272,7 @@ def _pass(call: Call) -> Any:
 
 
 _POINTWISE: Mapping[str, Rule] = {
-    **dict.fromkeys(("add", "add_", "sub", "sub_", "rsub", "neg", "neg_"), _add),
+    **dict.fromkeys(("add", "add_", "sub", "sub_", "rsub", "neg", "neg_"), add),
     **dict.fromkeys(("mul", "mul_"), _multiply),
     **dict.fromkeys(("div", "div_"), _divide),
 }
@@ -283,7 +283,7 @@ _KEPT: tuple[Callable[[Call], Any], ...] = (
 )
 
 #: Rule for permutations -> rule for mixtures; all others freeze what they touch.
-_RULES: Mapping[Rule, Rule] = {
+LINEAR: Mapping[Rule, Rule] = {
     **{rule: rule for rule in _KEPT},
     **{rule: _repeated(rule) for rule in (expand, repeat, repeat_interleave)},
     linear: _linear,

@@ -6,12 +6,14 @@ import torch
 from torch import nn
 
 from weightspace.checkpoints import StateDict
+from weightspace.errors import SpecError
 from weightspace.symmetry.inputs import ExampleInputs, Inputs
 from weightspace.symmetry.kinds.element import Element
 from weightspace.symmetry.kinds.fold import fold
 from weightspace.symmetry.kinds.in_float64 import InFloat64
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
 from weightspace.symmetry.module_copy import copy_module, keep_random_state
+from weightspace.symmetry.permutation import check_fits
 from weightspace.symmetry.verify import outputs, randomise, relative_change
 
 
@@ -30,25 +32,35 @@ def verify_symmetries(
         The two relative changes, ‖f(θ') − f(θ)‖ / ‖f(θ)‖.
 
     Raises:
-        SpecError: the network has no floating-point output, or a non-finite one; or a norm cannot be folded.
+        SpecError: the network has no floating-point output, or a non-finite one; it cannot be run in float64; or a
+            norm cannot be folded.
+        CheckpointError: the network's tensors don't fit the spec.
     """
     inputs = Inputs.of(example_args).double()
     with keep_random_state(module):
         probe = copy_module(module).train().eval()
         randomise(probe, seed)
         probe = probe.double()
-        before = _outputs(copy_module(probe), inputs)
+        before = _outputs(copy_module(probe), inputs, seed)
         state = {name: tensor.detach() for name, tensor in probe.state_dict().items()}
+        check_fits(spec, state, "The network")
         folded = fold(spec, state)
-        after_fold = _outputs(_with(probe, folded), inputs)
+        after_fold = _outputs(_with(probe, folded), inputs, seed)
         moved = Element.random(spec, seed=seed).apply(folded)
-        after = _outputs(_with(probe, moved), inputs)
+        after = _outputs(_with(probe, moved), inputs, seed)
     return relative_change(before, after_fold), relative_change(before, after)
 
 
-def _outputs(module: nn.Module, inputs: Inputs) -> torch.Tensor:
-    with InFloat64():
-        return outputs(module, inputs)
+def _outputs(module: nn.Module, inputs: Inputs, seed: int) -> torch.Tensor:
+    torch.default_generator.manual_seed(seed)  # a network with noise draws the same each time
+    try:
+        with InFloat64():
+            return outputs(module, inputs)
+    except RuntimeError as error:
+        raise SpecError(
+            f"{type(module).__name__} cannot be run in float64, in which signs and rotations are verified: "
+            f"{str(error).splitlines()[0]}. verify=False skips the check."
+        ) from error
 
 
 def _with(module: nn.Module, state: StateDict) -> nn.Module:

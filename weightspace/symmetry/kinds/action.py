@@ -1,0 +1,83 @@
+"""The action of maps on tensors: units are put in order, change their signs, or are mixed by matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
+from weightspace.symmetry.pattern import Block, Units, blocks
+from weightspace.symmetry.permutation import outer_place, permute_block
+
+#: Group -> its map, as an ``Element`` has them; the signs of a signed group under ``±`` and its name.
+Maps: TypeAlias = Mapping[str, Tensor]
+
+#: Precedes the name of a group in the key of its signs.
+SIGN = "±"
+
+
+def act_on(spec: SymmetrySpec, maps: Maps, name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor with its units moved; groups without a map stay in place.
+
+    Args:
+        spec: of the architecture.
+        maps: of some or all groups.
+        name: of the tensor.
+        tensor: its values.
+    """
+    axes, groups = spec.axes[name], spec.groups
+    result = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    for source, target in zip(blocks(tensor, axes, groups), blocks(result, axes, groups), strict=True):
+        target.view.copy_(act(spec, maps, source))
+    return result
+
+
+def act(spec: SymmetrySpec, maps: Maps, block: Block) -> Tensor:
+    """Return a part of a tensor with its units moved; groups without a map stay in place."""
+    orders = {group: value for group, value in maps.items() if spec.kinds.get(group) in ("permutation", "signed")}
+    moved = permute_block(block, orders, spec.outer)
+    groups = [dim.group if isinstance(dim, Units) else None for dim in block.dims]
+    for place, dim in enumerate(block.dims):
+        if not isinstance(dim, Units) or dim.group not in maps:
+            continue
+        above = outer_place(groups, place, spec.outer[dim.group]) if dim.group in spec.outer else None
+        if dim.group not in orders:
+            moved = _mixed(moved, place, above, matrices(spec.kinds[dim.group], maps[dim.group]))
+        elif dim.signed and SIGN + dim.group in maps:
+            moved = _signed(moved, place, above, maps[SIGN + dim.group])
+    return moved
+
+
+def matrices(kind: str, maps: Tensor) -> Tensor:
+    """Return orthogonal maps or phases as matrices, of shape ``(..., n, n)``."""
+    return maps if kind == "orthogonal" else rotations(maps)
+
+
+def rotations(angles: Tensor) -> Tensor:
+    """Return the matrices that turn each pair ``(i, i + d/2)`` by its angle, of shape ``(..., d, d)``."""
+    cos, sin = torch.diag_embed(angles.cos()), torch.diag_embed(angles.sin())
+    return torch.cat([torch.cat([cos, -sin], -1), torch.cat([sin, cos], -1)], -2)
+
+
+def _mixed(moved: Tensor, place: int, above: int | None, matrix: Tensor) -> Tensor:
+    """Return a block whose units along one dimension are mixed, by one matrix or by one for each outer unit."""
+    matrix, last = matrix.to(moved), moved.movedim(place, -1)
+    if above is None:
+        return (last @ matrix.T).movedim(-1, place)
+    above -= above > place
+    rows = last.movedim(above, 0)
+    turned = rows.reshape(len(rows), -1, rows.shape[-1]) @ matrix.mT
+    return turned.view(rows.shape).movedim(0, above).movedim(-1, place)
+
+
+def _signed(moved: Tensor, place: int, above: int | None, signs: Tensor) -> Tensor:
+    """Return a block, in order, with signs along one dimension."""
+    signs, shape = signs.to(moved), [1] * moved.ndim
+    if above is None:
+        shape[place] = len(signs)
+        return moved * signs.view(shape)
+    shape[above], shape[place] = signs.shape
+    return moved * (signs if above < place else signs.T).reshape(shape)
