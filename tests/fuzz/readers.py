@@ -21,8 +21,8 @@ from weightspace.labels.wordnet import read_wordnet
 from weightspace.lora import read_adapter
 from weightspace.merging import ExecutionOptions, merge_files, reproduce
 from weightspace.symmetry import Permutation, PermutationSpec
-from weightspace.symmetry.permutation import check_fits
 from weightspace.symmetry.kinds.verified import read_spec
+from weightspace.symmetry.permutation import check_fits
 
 #: What a merge may say that was planned: its values, which a plan does not see, are to blame.
 _OF_VALUES = ("NaN", "infinit", "overflow", "differ", "negative", "--memory")

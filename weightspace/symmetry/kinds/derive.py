@@ -12,8 +12,8 @@ from torch.export.graph_signature import InputKind
 from weightspace.symmetry.export import export_graph
 from weightspace.symmetry.inputs import Inputs
 from weightspace.symmetry.kinds.norms import Norm, norms_of
+from weightspace.symmetry.kinds.occurrences import Place, occurrences
 from weightspace.symmetry.kinds.orthogonal import OrthogonalRules, RotaryRules
-from weightspace.symmetry.kinds.places import Place, occurrences
 from weightspace.symmetry.kinds.reasons import Reasons
 from weightspace.symmetry.kinds.rotary import rotary_at
 from weightspace.symmetry.kinds.signed import SignedRules
@@ -192,7 +192,9 @@ def _spec(
     known = {id(axes): name for name, axes in by_order.tensors.items()}
     groups = name_groups(tensors)
     outer = nest(list(groups), by_order.events)
-    freedoms = {atom: kinds[atom] for atom in groups if atom in kinds and atom not in outer.values()}
+    freedoms: dict[Axis, _Freedom] = {
+        atom: kinds[atom] for atom in groups if atom in kinds and atom not in outer.values()
+    }
     folds = _folds(norms, freedoms, by_order)
     constant = {fold.gain for fold in folds} | {fold.shift for fold in folds if not fold.keeps_shift}
     signed, marks = _signed_places(by_order, by_sign, freedoms)
