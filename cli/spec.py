@@ -34,7 +34,7 @@ _KINDS = {
     type=Choice(["permutations", "signed", "full"]),
     default="permutations",
     show_default=True,
-    help="signed: permutations with signs. full: orthogonal maps and phases as well, after norms are folded.",
+    help="Symmetries to look for: permutations, with signs, or orthogonal maps after norms are folded.",
 )
 @options.output("Spec to write (YAML).", required=False, kind="spec")
 @options.as_json

@@ -143,6 +143,6 @@ def _check(document: Mapping[str, Any], path: str | Path) -> None:
     kinds = dict.fromkeys(str(entry["kind"]) for entry in entries if isinstance(entry, dict) and "kind" in entry)
     larger = [kind for kind in kinds if kind != "permutation"]
     raise SpecError(
-        f"{path} holds {' and '.join(larger) + ' groups' if larger else 'a symmetry spec'}, but only permutations can be "
-        "used here. Derive a spec without --symmetry (derive_spec without symmetry=…)."
+        f"{path} holds {' and '.join(larger) + ' groups' if larger else 'a symmetry spec'}, but only permutations can "
+        "be used here. Derive a spec without --symmetry (derive_spec without symmetry=…)."
     )
