@@ -11,7 +11,7 @@ from weightspace import WeightspaceError
 if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict
     from weightspace.networks import Network
-    from weightspace.symmetry import PermutationSpec
+    from weightspace.symmetry import PermutationSpec, SymmetrySpec
     from weightspace.tasks import Task
 
 
@@ -62,23 +62,28 @@ def spec_of(
     spec_file: str | None, source: str | None, inputs: tuple[str, ...], found: Task | None = None
 ) -> PermutationSpec:
     """Return a verified spec: read from a file, or derived from the network of the options."""
-    from weightspace import derive_spec
+    from weightspace import PermutationSpec, derive_spec
+    from weightspace.symmetry.spec import check_permutations
 
     if inputs and source is None and found is None:
         raise WeightspaceError("--input needs --network or --task, which was not given. Leave it out.")
     built = network_of(source, inputs, found)
     if spec_file is not None:
-        return load_any_spec(spec_file, built if source is not None else None)
+        check_permutations(spec_file)
+        spec = load_any_spec(spec_file, built if source is not None else None)
+        assert isinstance(spec, PermutationSpec)
+        return spec
     if built is None:
         raise WeightspaceError("The network is unknown. Give --network, --task, or --spec with a spec file.")
     return derive_spec(built.module, built.example_args)
 
 
-def load_any_spec(path: str, built: Network | None) -> PermutationSpec:
+def load_any_spec(path: str, built: Network | None) -> PermutationSpec | SymmetrySpec:
     """Read a spec file; an edited one needs the network."""
-    from weightspace import PermutationSpec, load_spec
+    from weightspace import load_spec
+    from weightspace.symmetry.kinds.verified import load_verified
 
-    return PermutationSpec.load(path) if built is None else load_spec(path, built.module, built.example_args)
+    return load_verified(path) if built is None else load_spec(path, built.module, built.example_args)
 
 
 def matched(

@@ -35,6 +35,7 @@ IDLE = [
     ("permute a b --network torchvision:resnet18 --data here -o p.safetensors", "--data"),
     ("permute a b --spec c --input 1,2 -o p.safetensors", "--input"),
     ("spec --network torchvision:resnet18 --data here", "--data"),
+    ("spec c --symmetry full", "--symmetry"),
     ("merge a b --device cuda -o m", "--device"),
     ("merge a b --seed 3 -o m", "--seed"),
     ("merge a b --base c -o m.pt", "--base"),

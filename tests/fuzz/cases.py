@@ -20,7 +20,7 @@ from weightspace.connectivity import BarrierMatrix, Curve, Plane
 from weightspace.labels import LabelMetric
 from weightspace.labels.inputs import read_array, read_names, read_pairs
 from weightspace.soups import SoupReport
-from weightspace.symmetry import PermutationSpec
+from weightspace.symmetry import PermutationSpec, SymmetrySpec
 from weightspace.zoo.idx import read_idx
 
 
@@ -63,6 +63,16 @@ KINDS_OF_FILES: dict[str, Kind] = {
     "slices": Kind(makers.recipe_of(documents.SLICES), (readers.recipe,), (changed_json, changed_yaml), 4),
     "spec": Kind(beside("spec.yaml", documents.spec_file), SPEC, (*BLIND, changed_yaml), 6),
     "spec as JSON": Kind(beside("spec.yaml", documents.spec_file), SPEC, (changed_json,), 6),
+    "symmetry spec": Kind(
+        beside("spec.yaml", documents.symmetries_file),
+        (SymmetrySpec.load, readers.moved),
+        (*BLIND, changed_yaml),
+        4,
+    ),
+    "symmetry spec as JSON": Kind(
+        beside("spec.yaml", documents.symmetries_file), (SymmetrySpec.load, readers.moved), (changed_json,), 4
+    ),
+    "element": Kind(beside("e.safetensors", documents.element_file), (readers.element,), HEADER, 3),
     "permutation": Kind(beside("p.safetensors", documents.permutation_file), (readers.permutation,), HEADER, 4),
     "config": Kind(makers.of_model("config.json"), _MERGED, JSON, 7),
     "tokenizer": Kind(makers.of_model("tokenizer.json"), _MERGED, JSON, 5),

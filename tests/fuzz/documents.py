@@ -20,7 +20,7 @@ from weightspace.checkpoints import StateDict
 from weightspace.connectivity import BarrierMatrix, Curve, Plane
 from weightspace.labels import LabelMetric
 from weightspace.soups import Row, SoupReport
-from weightspace.symmetry import Permutation, PermutationSpec
+from weightspace.symmetry import Element, Permutation, PermutationSpec, SymmetrySpec
 
 SPEC = """\
 weightspace_spec: 1
@@ -36,6 +36,28 @@ tensors:
 statistics: [n.mean]
 frozen: []
 verification: {error: 0.0, tolerance: 0.001, groups: 3}
+"""
+
+SYMMETRIES = """\
+weightspace_spec: 1
+groups:
+  g: {size: 4, kind: orthogonal, fixes: ones}
+  heads: {size: 2, kind: permutation}
+  inner: {size: 2, inside: heads, kind: phases}
+  m: {size: 3, kind: signed}
+tensors:
+  a.weight: ±m g
+  b.weight: (heads [inner]) g*
+  b.bias: (heads [inner])
+  n.weight: '4'
+statistics: []
+folds:
+- gain: n.weight
+  shift: null
+  readers:
+  - {weight: b.weight, axis: 1, bias: b.bias}
+frozen: []
+verification: {error: 0.0, tolerance: 0.001, groups: 4}
 """
 
 CONFIG = {
@@ -167,13 +189,25 @@ def _with_numbered_storages(content: bytes) -> bytes:
     return re.sub(rb"X.\0\0\0(\d{9,20})", renamed, content)
 
 
-def spec_file(path: Path) -> Path:
+def spec_file(path: Path, text: str = SPEC) -> Path:
     """Write a spec that was verified."""
-    (path.parent / "draft.yaml").write_text(SPEC)
+    (path.parent / "draft.yaml").write_text(text)
     from weightspace.symmetry.kinds.verified import read_spec
 
     read_spec(path.parent / "draft.yaml")[0].save(path)
     (path.parent / "draft.yaml").unlink()
+    return path
+
+
+def symmetries_file(path: Path) -> Path:
+    """Write a spec of a larger symmetry that was verified."""
+    return spec_file(path, SYMMETRIES)
+
+
+def element_file(path: Path) -> Path:
+    """Write an element for ``spec.yaml`` beside it."""
+    spec = SymmetrySpec.load(symmetries_file(path.with_name("spec.yaml")))
+    Element.random(spec, seed=0).save(path)
     return path
 
 

@@ -20,9 +20,9 @@ from weightspace.labels.inputs import read_array
 from weightspace.labels.wordnet import read_wordnet
 from weightspace.lora import read_adapter
 from weightspace.merging import ExecutionOptions, merge_files, reproduce
-from weightspace.symmetry import Permutation, PermutationSpec
-from weightspace.symmetry.permutation import check_fits
+from weightspace.symmetry import Element, Permutation, PermutationSpec, SymmetrySpec, fold
 from weightspace.symmetry.kinds.verified import read_spec
+from weightspace.symmetry.permutation import check_fits
 
 #: What a merge may say that was planned: its values, which a plan does not see, are to blame.
 _OF_VALUES = ("NaN", "infinit", "overflow", "differ", "negative", "--memory")
@@ -135,6 +135,21 @@ def permuted(path: Path) -> None:
     state = {name: torch.zeros(shape) for name, shape in shapes.items()}
     check_fits(spec, state)  # as every use of a spec does first
     ws.permute(spec, Permutation.identity(spec), state)
+
+
+def moved(path: Path) -> None:
+    """Fold a checkpoint that fits the good symmetry spec, and move its units, by what a spec says."""
+    spec, _ = read_spec(path)
+    shapes = {"a.weight": (3, 4), "b.weight": (4, 4), "b.bias": (4,), "n.weight": (4,)}
+    state = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    check_fits(spec, state)
+    if isinstance(spec, SymmetrySpec):
+        Element.random(spec, seed=0).apply(fold(spec, state))
+
+
+def element(path: Path) -> None:
+    """Load an element for the spec beside it."""
+    Element.load(path, SymmetrySpec.load(path.with_name("spec.yaml")))
 
 
 def permutation(path: Path) -> None:

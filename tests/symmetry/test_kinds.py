@@ -109,6 +109,34 @@ def test_fold_and_random_element_leave_the_function_as_it_is(make: Callable[[], 
     assert (width > 8) == (stream == "orthogonal")  # heads may be turned in any case
 
 
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (
+            lambda: gpt2(tied=True),
+            "transformer.wte: only permuted, because lm_head.weight, which reads the output of transformer.ln_f, is "
+            "tied: it is used elsewhere as well",
+        ),
+        (
+            bert,
+            "bert.embeddings.word_embeddings: only permuted, because the output of bert.embeddings.LayerNorm enters "
+            "the residual stream, and is read by more than linear layers",
+        ),
+        (
+            lambda: clip(image=True),
+            "class_embedding: only permuted, because the output of ln_pre enters the residual stream, and is read by "
+            "more than linear layers",
+        ),
+    ],
+    ids=["gpt2-tied", "bert", "clip-image"],
+)
+def test_a_stream_that_falls_back_has_its_reason(make: Callable[[], Case], sentence: str) -> None:
+    spec = derived(make())
+    assert sentence in spec.frozen
+    told = {note.partition(": ")[0] for note in spec.frozen}
+    assert told == {group for group, kind in spec.kinds.items() if kind in ("permutation", "signed")}
+
+
 def test_rotary_dimensions_have_phases_and_values_rotations() -> None:
     spec = derived(llama())
     heads = "model.layers.0.self_attn.q_proj"

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import weightspace as ws
-from weightspace.symmetry.pattern import Units, format_axes, parse_axes
 from weightspace.symmetry.kinds.verification import verify_symmetries
+from weightspace.symmetry.pattern import Units, format_axes, parse_axes
 
 
 class Between(nn.Module):
@@ -139,8 +139,18 @@ class Decoder(nn.Module):
         return self.norms[2](x) @ self.embed.weight.T
 
 
+class SwiGLU(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(4, 12), nn.Linear(4, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
 CASES: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "decoder": lambda: (Decoder(), torch.arange(7)[None]),
+    "swiglu": lambda: (SwiGLU(), torch.randn(5, 4)),
     "tanh": lambda: (nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), torch.randn(5, 4)),
 }
 

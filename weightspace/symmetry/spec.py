@@ -100,7 +100,7 @@ class PermutationSpec:
                 holds groups that are more than permuted.
         """
         document, untouched = read_document(path)
-        check_permutations(document, path)
+        _check(document, path)
         spec = permutations_in(document, path)
         check_trusted(spec, path, untouched=untouched)
         return spec
@@ -125,18 +125,24 @@ def more_than_permuted(document: Mapping[str, Any]) -> bool:
     return "folds" in document or any(isinstance(entry, dict) and "kind" in entry for entry in entries)
 
 
-def check_permutations(document: Mapping[str, Any], path: str | Path) -> None:
-    """Refuse the document of a file whose groups are more than permuted.
+def check_permutations(path: str | Path) -> None:
+    """Refuse a file whose groups are more than permuted.
 
     Raises:
-        SpecError: it has groups of other kinds.
+        SpecError: the file isn't a spec, or it has groups of other kinds.
     """
+    _check(read_document(path)[0], path)
+
+
+def _check(document: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse the document of a file whose groups are more than permuted."""
     if not more_than_permuted(document):
         return
     groups = document.get("groups")
     entries = groups.values() if isinstance(groups, dict) else ()
     kinds = dict.fromkeys(str(entry["kind"]) for entry in entries if isinstance(entry, dict) and "kind" in entry)
+    larger = [kind for kind in kinds if kind != "permutation"]
     raise SpecError(
-        f"{path} holds {' and '.join(kinds) + ' groups' if kinds else 'folds'}, but only permutations can be used here. "
-        "Derive a spec without --symmetry (derive_spec without symmetry=…)."
+        f"{path} holds {' and '.join(larger) + ' groups' if larger else 'a symmetry spec'}, but only permutations can "
+        "be used here. Derive a spec without --symmetry (derive_spec without symmetry=…)."
     )

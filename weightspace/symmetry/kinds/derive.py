@@ -13,8 +13,8 @@ from weightspace.symmetry.export import export_graph
 from weightspace.symmetry.inputs import Inputs
 from weightspace.symmetry.kinds.duals import mark_duals
 from weightspace.symmetry.kinds.norms import Norm, linears_of, norms_of
+from weightspace.symmetry.kinds.occurrences import Place, occurrences
 from weightspace.symmetry.kinds.orthogonal import OrthogonalRules, RotaryRules
-from weightspace.symmetry.kinds.places import Place, occurrences
 from weightspace.symmetry.kinds.reasons import Reasons
 from weightspace.symmetry.kinds.rotary import rotary_at
 from weightspace.symmetry.kinds.signed import SignedRules
@@ -194,7 +194,8 @@ def _spec(
     known = {id(axes): name for name, axes in by_order.tensors.items()}
     groups = name_groups(tensors)
     outer = nest(list(groups), by_order.events)
-    freedoms = {atom: kinds[atom] for atom in groups if atom in kinds and atom not in outer.values()}
+    free = [atom for atom in groups if atom in kinds and atom not in outer.values()]
+    freedoms: dict[Axis, _Freedom] = {atom: kinds[atom] for atom in free}
     folds = _folds(norms, freedoms, by_order)
     constant = {fold.gain for fold in folds} | {fold.shift for fold in folds if not fold.keeps_shift}
     signed, marks = _signed_places(by_order, by_sign, freedoms)
@@ -217,7 +218,7 @@ def _spec(
             for name, axes in tensors.items()
         },
         outer={groups[inner]: groups[atom] for inner, atom in outer.items()},
-        fixes_ones=frozenset(groups[atom] for atom, freedom in freedoms.items() if freedom.fixes_ones),
+        fixes_ones=frozenset(groups[atom] for atom in free if kinds[atom].fixes_ones),
         folds=folds,
         statistics=frozenset(name for name in by_order.state if name not in by_order.parameters),
         frozen=(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from weightspace.symmetry.kinds.places import Place, leaf_places, occurrences
+from weightspace.symmetry.kinds.occurrences import Place, leaf_places, occurrences
 from weightspace.symmetry.kinds.symmetry_spec import Kind
 from weightspace.symmetry.rules.axis_algebra import Atom
 from weightspace.symmetry.trace import Walk

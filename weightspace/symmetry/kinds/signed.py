@@ -23,13 +23,13 @@ from weightspace.symmetry.rules.slicing import glu, pad
 from weightspace.symmetry.rules.spatial import spatial
 
 #: Functions with f(−x) = −f(x), unit by unit.
-_ODD = frozenset(
-    "tanh sin tan asin atan sinh asinh atanh erf erfinv reciprocal sign sgn round trunc fix "
-    "hardshrink softshrink tanh_ sin_".split()
+_ODD = (
+    *("tanh", "tanh_", "sin", "sin_", "tan", "asin", "atan", "sinh", "asinh", "atanh", "erf", "erfinv"),
+    *("reciprocal", "sign", "sgn", "round", "trunc", "fix", "hardshrink", "softshrink"),
 )
 
 #: Functions with f(−x) = f(x).
-_EVEN = frozenset("abs abs_ square cos cosh".split())
+_EVEN = ("abs", "abs_", "square", "cos", "cosh")
 
 
 class SignedRules:

@@ -17,7 +17,7 @@ from weightspace.symmetry.kinds.derive import trace_signs, trace_symmetries
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec, symmetries_in
 from weightspace.symmetry.kinds.verification import verify_symmetries
 from weightspace.symmetry.spec import PermutationSpec, more_than_permuted, permutations_in
-from weightspace.symmetry.spec_file import read_document
+from weightspace.symmetry.spec_file import check_trusted, read_document
 from weightspace.symmetry.trace import trace_spec
 from weightspace.symmetry.verification import Verification
 from weightspace.symmetry.verify import TOLERANCE, verify_permutations
@@ -107,6 +107,17 @@ def read_spec(path: str | Path) -> tuple[PermutationSpec | SymmetrySpec, bool]:
     document, untouched = read_document(path)
     read = symmetries_in if more_than_permuted(document) else permutations_in
     return read(document, path), untouched
+
+
+def load_verified(path: str | Path) -> PermutationSpec | SymmetrySpec:
+    """Read a spec of either kind that was verified and not modified since.
+
+    Raises:
+        SpecError: the file isn't a spec, or it was edited, comes from elsewhere or was never verified.
+    """
+    spec, untouched = read_spec(path)
+    check_trusted(spec, path, untouched=untouched)
+    return spec
 
 
 @checked
