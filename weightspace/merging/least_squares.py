@@ -44,13 +44,13 @@ def least_squares(
     examples: int = 2048,
     ridge: float = 0.01,
     seed: int = 0,
-    device: str = "cpu",
+    device: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> StateDict:
     """Merge aligned networks layer by layer by least squares on the training data of a task.
 
-    Every linear layer and 2-d convolution is fitted, biases included. All other parameters (embeddings, positions, norms)
-    are means, and so is what the data leave open. Networks that were trained apart must be aligned first.
+    Every linear layer and 2-d convolution is fitted, biases included. All other parameters (embeddings, positions,
+    norms) are means, and so is what the data leave open. Networks that were trained apart must be aligned first.
 
     Args:
         task: builds the network and provides the data; labels are not used.
@@ -59,7 +59,7 @@ def least_squares(
         examples: maximum number of training examples.
         ridge: penalty on the distance from the mean, at least 1e-10: a fraction of the mean square of each input.
         seed: seed of the task's batches.
-        device: where the networks run.
+        device: where the networks run, by default where the task builds them.
         on_progress: called after every ``"example"``.
 
     Returns:
@@ -70,9 +70,9 @@ def least_squares(
         WeightspaceError: the weights are invalid, there are no examples, or the inputs of a layer are not finite.
 
     Warns:
-        WeightspaceWarning: some layers are means: other layers share their weights, or hooks cannot see their inputs, as
-            inside ``nn.MultiheadAttention``. Or the running statistics of BatchNorm are means, which
-            ``reset_statistics`` recomputes.
+        WeightspaceWarning: some layers are means, since others share their weights or hooks cannot see their inputs, as
+            inside ``nn.MultiheadAttention``; or BatchNorm's running statistics are, which ``reset_statistics``
+            recomputes.
 
     Source:
         Nasery et al. 2025 (PLeaS), https://arxiv.org/abs/2407.02447, section 3.2.
@@ -85,14 +85,33 @@ def least_squares(
         >>> aligned = ws.permute(spec, ws.weight_matching(spec, a, b).permutation, b)
         >>> merged = ws.least_squares(task, [a, aligned], examples=256)
     """
+    merged = merge(states, weights=weights)
+    options = {"examples": examples, "ridge": ridge, "seed": seed, "device": device, "on_progress": on_progress}
+    return fit_layers(task, states, merged, weights, **options)
+
+
+def fit_layers(
+    task: Task,
+    states: Sequence[StateDict],
+    merged: StateDict,
+    weights: Sequence[float] | None = None,
+    *,
+    examples: int = 2048,
+    ridge: float = 0.01,
+    seed: int = 0,
+    device: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> StateDict:
+    """Return the mean ``merged`` of networks with its layers fitted, as ``least_squares`` does."""
     if examples < 1:
         raise WeightspaceError(f"Least squares need at least one example; found examples={examples}.")
     if not 0 <= ridge < float("inf"):
         raise WeightspaceError(f"Found a ridge of {ridge}; expected a small number that is not negative, such as 0.01.")
-    merged = merge(states, weights=weights)
-    networks = [network_with(task, state, f"network {index}").to(device) for index, state in enumerate(states, start=1)]
+    networks = [network_with(task, state, f"network {index}") for index, state in enumerate(states, start=1)]
+    if device is not None:
+        networks = [network.to(device) for network in networks]
     layers = {name: layer for name, layer in networks[0].named_modules() if _can_be_fitted(name, layer, networks[0])}
-    found = _Products(layers, shares(tuple(weights or (1.0,) * len(states))).values)
+    merged, found = dict(merged), _Products(layers, shares(tuple(weights or (1.0,) * len(states))).values)
     with torch_threads(threads_of(task)), torch.no_grad(), task_errors(task, "on its training batches"):
         used = 0
         for batch in first_examples(task.batches("train", seed), examples):
@@ -104,8 +123,8 @@ def least_squares(
             merged |= _fitted(name, layers[name], products, states, merged, max(ridge, _SMALLEST_RIDGE))
     if left := _left_as_means(networks[0], found.products):
         warn_caller(
-            f"{len(left)} layers are means, not fitted by least squares, since their inputs can't be seen or their weights "
-            f"are shared: {', '.join(left[:3])}{', …' if len(left) > 3 else ''}."
+            f"{len(left)} layers are means, not fitted by least squares, since their inputs cannot be seen or their "
+            f"weights are shared: {', '.join(left[:3])}{', …' if len(left) > 3 else ''}."
         )
     return merged
 
