@@ -41,7 +41,7 @@ def llama_glosses(data: Path | None = None, *, width: int = 96) -> LanguageTask:
         load=partial(gloss_sequences, wordnet_folder(data)),
         batch_size=48,
         epoch=150,
-        recipe=TrainConfig(epochs=8, learning_rate=3e-3, cooldown=True),
+        recipe=TrainConfig(epochs=10, learning_rate=2e-3, cooldown=True),
     )  # fmt: skip
 
 
