@@ -11,6 +11,7 @@ import click
 from weightspace.cli import commands, options
 from weightspace.cli.commands import Choice, Whole
 from weightspace.cli.merge_differences import check_reports, report_differences
+from weightspace.cli.merge_least_squares import check_least_squares, least_squares_option
 from weightspace.cli.merge_methods import check_method, is_recipe, parameter_options, parameters_of
 from weightspace.cli.merge_networks import advice_on_statistics, network_options
 from weightspace.cli.merge_report import interrupted_line, plan_rows, size_of
@@ -67,6 +68,7 @@ _SIGINT = 130
     help=f"Align independently trained networks to the first one, or to the base, by METHOD: "
     f"{', '.join(MATCHINGS)} (`weightspace match --method`).",
 )
+@least_squares_option
 @options.spec_source
 @options.task(required=False)
 @options.device("Device that the networks of --task run on (tensors are merged on the CPU)")
@@ -154,7 +156,7 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
         options.check_inputs(*sources, said["base"])
     unrun = _unrun(said) if said["dry_run"] else ()
     align, finish, recorded, scores = network_options(
-        said, run=not unrun, scored=reproduce is None and not said["dry_run"]
+        said, run=not unrun, scored=reproduce is None and not said["dry_run"], reproduced=reproduce
     )
     if reproduce is not None:
         if sources or output is not None:
@@ -189,7 +191,7 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
 #: Options that ``--reproduce`` shares with an ordinary merge.
 _OF_REPRODUCTION = (
     *("sources", "output", "reproduce", "allow_code", "align", "spec_file", "network", "example_inputs"),
-    *("task", "data", "device", "seed", "memory", "threads", "as_json"),
+    *("task", "data", "device", "seed", "memory", "threads", "as_json", "least_squares"),
 )
 
 
@@ -215,6 +217,7 @@ def _check_effects(
     if said["executor"] == "threads":
         options.check_effect(["workers"], "with --executor threads; use --threads")
     check_reports(said["reports"], sources, said)
+    check_least_squares(sources, reproduce, said)
     if said["verify"]:
         check_verifiable(output or "", dry_run=said["dry_run"])
     if said["lenient"] and said["strict"]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightspace.cli import networks
+from weightspace.cli import networks, options
+from weightspace.cli.merge_least_squares import LeastSquares, recorded_weights
 from weightspace.cli.merge_scores import Scores
 
 from weightspace import WeightspaceError
@@ -36,7 +38,7 @@ def advice_on_statistics(out: str, method: str, models: int) -> tuple[str, ...]:
 
 
 def network_options(
-    said: dict[str, Any], *, run: bool, scored: bool
+    said: dict[str, Any], *, run: bool, scored: bool, reproduced: str | None
 ) -> tuple[Alignment | None, Finish | None, dict[str, Any], Scores | None]:
     """Return the alignment, the final step of the merge, its metadata, and the scores.
 
@@ -44,9 +46,11 @@ def network_options(
         said: the options; those about networks are removed.
         run: whether custom code may run; if not, all results are empty.
         scored: whether to score models and result on the task, if there is one.
+        reproduced: a merge whose recorded weights least squares are to use.
     """
     network = (said.pop("spec_file"), said.pop("network"), said.pop("example_inputs"))
     method, task, data, device = said.pop("align"), said.pop("task"), said.pop("data"), said.pop("device")
+    by_least_squares = said.pop("least_squares")
     if method is None and any(network):
         raise WeightspaceError("--spec, --network and --input are for --align, which was not given.")
     if method is not None and method not in MATCHINGS:
@@ -62,13 +66,30 @@ def network_options(
     if found is None:
         return align, None, {}, None
     scores = Scores(found) if scored else None
-    if align is not None and scores is not None:
-        align = replace(align, on_matched=scores.on_matched)
+    recorded: dict[str, Any] = {"statistics": "reset", "task": task}
+    fit = None
+    if by_least_squares:
+        weights = recorded_weights(reproduced) if reproduced else options.numbers("--weights", said["weights"])
+        fit = LeastSquares(found, weights or (), said["seed"])
+        recorded["least_squares"] = list(fit.weights)
+    if align is not None:
+        align = replace(align, on_matched=_each(scores, fit))
 
     def finish(state: StateDict) -> StateDict:
-        measured = reset_statistics(found, state)
+        measured = reset_statistics(found, state if fit is None else fit.merged(state))
         if scores is not None:
             scores.of_result(measured)
         return measured
 
-    return align, finish, {"statistics": "reset", "task": task}, scores
+    return align, finish, recorded, scores
+
+
+def _each(*listeners: Scores | LeastSquares | None) -> Callable[[str, StateDict, str, StateDict], None]:
+    """Return a function that tells listeners about a matched network."""
+
+    def on_matched(target: str, a: StateDict, source: str, b: StateDict) -> None:
+        for listener in listeners:
+            if listener is not None:
+                listener.on_matched(target, a, source, b)
+
+    return on_matched

@@ -12,6 +12,7 @@ from weightspace.lazy import resolver
 if TYPE_CHECKING:
     from weightspace.merging.in_memory import merge
     from weightspace.merging.interpolate import interpolate
+    from weightspace.merging.least_squares import least_squares
     from weightspace.merging.merge_adapters import ADAPTER_METHODS, AdapterMergeReport, merge_adapters
     from weightspace.merging.merge_files import merge_files
     from weightspace.merging.methods import METHODS, Method
@@ -41,6 +42,7 @@ _HOMES = {
     "SourceDifferences": "source_differences",
     "build_moe": "moe.build",
     "interpolate": "interpolate",
+    "least_squares": "least_squares",
     "merge": "in_memory",
     "merge_adapters": "merge_adapters",
     "merge_files": "merge_files",
@@ -66,6 +68,7 @@ __all__ = [
     "SourceDifferences",
     "build_moe",
     "interpolate",
+    "least_squares",
     "merge",
     "merge_adapters",
     "merge_files",
