@@ -164,5 +164,6 @@ def _models(paths: tuple[str, ...], found: Task, matching: str | None, seed: int
     stems = tuple(Path(path).stem for path in paths)
     labelled = {"naive" if matching else "linear": states}
     if matching:
-        labelled[matching] = networks.matched(matching, networks.spec_of(None, None, (), found), states, seed, found)
+        spec = networks.spec_of(None, None, (), found, method=matching)
+        labelled[matching] = networks.matched(matching, spec, states, seed, found)
     return loss_paths.Models(found, stems if len(set(stems)) == len(stems) else paths, labelled)

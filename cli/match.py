@@ -17,6 +17,7 @@ from weightspace.matching.registry import MANY_MATCHINGS, MATCHINGS, MatchingMet
 
 if TYPE_CHECKING:
     from weightspace.matching import Matching
+    from weightspace.matching.aligning import SymmetryMatching
 
 _ALL = {**MATCHINGS, **MANY_MATCHINGS}
 
@@ -123,7 +124,7 @@ def command(
     for path in (output, merged):
         options.check_apart(path, target, source, *others, spec_file, network, task)
     found = networks.load_any_task(task, data, device=device, source=network, inputs=example_inputs)
-    spec = networks.spec_of(spec_file, network, example_inputs, found)
+    spec = networks.spec_of(spec_file, network, example_inputs, found, method=method)
     if method in MANY_MATCHINGS:
         paths = (target, source, *others)
         match_many(method, spec, paths, found, seed=seed, given=given, output=output, merged=merged, as_json=as_json)
@@ -133,12 +134,21 @@ def command(
     with progress(method) as update:
         matching = match(spec, a, b, method, task=found, seed=seed, on_progress=shown(update), **given)
     seconds = time.perf_counter() - begin
-    matching.permutation.save(output)
-    _report(matching, method, output, task=networks.name_of(found), seed=seed, seconds=seconds, as_json=as_json)
+    matching.save(output)
+    named = networks.name_of(found)
+    _report(matching, method, output, len(spec.groups), task=named, seed=seed, seconds=seconds, as_json=as_json)
 
 
 def _report(
-    matching: Matching, method: str, output: str, *, task: str | None, seed: int, seconds: float, as_json: bool
+    matching: Matching | SymmetryMatching,
+    method: str,
+    output: str,
+    groups: int,
+    *,
+    task: str | None,
+    seed: int,
+    seconds: float,
+    as_json: bool,
 ) -> None:
     """Print the result of a matching."""
     if as_json:
@@ -148,7 +158,7 @@ def _report(
             "objective": list(matching.objective),
             "l2_reduction": matching.l2_reduction,
             "converged": matching.converged,
-            "groups": len(matching.permutation.spec.groups),
+            "groups": groups,
             "seconds": seconds,
         }
         echo_report(report, output=output, files=[output], task=task)

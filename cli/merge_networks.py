@@ -62,7 +62,11 @@ def network_options(
 
     _, source, inputs = network
     found = networks.load_any_task(task, data, device=device, source=source, inputs=inputs)
-    align = None if method is None else Alignment(networks.spec_of(*network, found), method, said["seed"], found)
+    align = (
+        None
+        if method is None
+        else Alignment(networks.spec_of(*network, found, method=method), method, said["seed"], found)
+    )
     if found is None:
         return align, None, {}, None
     scores = Scores(found) if scored else None

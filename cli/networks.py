@@ -59,23 +59,37 @@ def network_of(source: str | None, inputs: tuple[str, ...], found: Task | None) 
 
 
 def spec_of(
-    spec_file: str | None, source: str | None, inputs: tuple[str, ...], found: Task | None = None
-) -> PermutationSpec:
-    """Return a verified spec: read from a file, or derived from the network of the options."""
-    from weightspace import PermutationSpec, derive_spec
+    spec_file: str | None,
+    source: str | None,
+    inputs: tuple[str, ...],
+    found: Task | None = None,
+    *,
+    method: str | None = None,
+) -> PermutationSpec | SymmetrySpec:
+    """Return a verified spec: read from a file, or derived from the network of the options.
+
+    Args:
+        spec_file: the file, or None.
+        source: the network of ``--network``, or None.
+        inputs: its example inputs.
+        found: the task, or None.
+        method: the matching method, which needs permutations or all symmetries; by default permutations.
+    """
+    from weightspace import derive_spec
+    from weightspace.matching.registry import MATCHINGS
     from weightspace.symmetry.spec import check_permutations
 
     if inputs and source is None and found is None:
         raise WeightspaceError("--input needs --network or --task, which was not given. Leave it out.")
     built = network_of(source, inputs, found)
+    symmetry = MATCHINGS[method].symmetry if method and method in MATCHINGS else "permutations"
     if spec_file is not None:
-        check_permutations(spec_file)
-        spec = load_any_spec(spec_file, built if source is not None else None)
-        assert isinstance(spec, PermutationSpec)
-        return spec
+        if symmetry == "permutations":
+            check_permutations(spec_file)
+        return load_any_spec(spec_file, built if source is not None else None)
     if built is None:
         raise WeightspaceError("The network is unknown. Give --network, --task, or --spec with a spec file.")
-    return derive_spec(built.module, built.example_args)
+    return derive_spec(built.module, built.example_args, symmetry=symmetry)
 
 
 def load_any_spec(path: str, built: Network | None) -> PermutationSpec | SymmetrySpec:
@@ -87,12 +101,11 @@ def load_any_spec(path: str, built: Network | None) -> PermutationSpec | Symmetr
 
 
 def matched(
-    method: str, spec: PermutationSpec, states: Sequence[StateDict], seed: int, found: Task | None
+    method: str, spec: PermutationSpec | SymmetrySpec, states: Sequence[StateDict], seed: int, found: Task | None
 ) -> list[StateDict]:
-    """Return the first state as is, and the others matched to it by a method of ``--matching``."""
-    from weightspace import permute
+    """Return the first state, and the others matched to it by a method of ``--matching``; no function changes."""
     from weightspace.matching import match
 
     target, *sources = states
-    matchings = (match(spec, target, one, method, task=found, seed=seed) for one in sources)
-    return [target, *(permute(spec, one.permutation, state) for one, state in zip(matchings, sources, strict=True))]
+    ends = [match(spec, target, one, method, task=found, seed=seed).apply(target, one) for one in sources]
+    return [ends[0][0] if ends else target, *(moved for _, moved in ends)]

@@ -115,8 +115,9 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
     """Load, match and decompose the networks."""
     import torch
 
-    from weightspace import interpolate, load_checkpoint, spectrum
+    from weightspace import SymmetrySpec, interpolate, load_checkpoint, spectrum
     from weightspace.checkpoints import check_compatible
+    from weightspace.symmetry import canonicalise
     from weightspace.tasks import check_device
 
     place = {"device": said["device"], "source": said["network"], "inputs": said["example_inputs"]}
@@ -130,7 +131,10 @@ def _found(a: str, b: str | None, gammas: tuple[float, ...], drawn: bool, said: 
         check_compatible(states["a"], states[label], names=(a, path))
     spec = None
     if said["matching"]:
-        spec = networks.spec_of(said["spec_file"], said["network"], said["example_inputs"], task)
+        place = (said["spec_file"], said["network"], said["example_inputs"])
+        spec = networks.spec_of(*place, task, method=said["matching"])
+        if isinstance(spec, SymmetrySpec):  # distances and vectors compare canonical weights
+            states |= {label: canonicalise(spec, states[label]) for label in ("a", "b")}
     least = 0.0 if drawn and b is not None else min(gammas)
 
     def decomposed(label: str, state: StateDict) -> Spectrum:

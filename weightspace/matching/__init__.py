@@ -8,6 +8,7 @@ from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
     from weightspace.matching.activation_matching import activation_matching, match_activations
+    from weightspace.matching.aligning import SymmetryMatching, align
     from weightspace.matching.cycle_consistent import cycle_consistent
     from weightspace.matching.loss_driven import Losses
     from weightspace.matching.merge_many import merge_many
@@ -27,7 +28,9 @@ _HOMES = {
     "ManyMatching": "multi_model",
     "Matching": "result",
     "MatchingMethod": "registry",
+    "SymmetryMatching": "aligning",
     "activation_matching": "activation_matching",
+    "align": "aligning",
     "cycle_consistent": "cycle_consistent",
     "l2_reduction": "result",
     "match": "registry",
@@ -47,7 +50,9 @@ __all__ = [
     "ManyMatching",
     "Matching",
     "MatchingMethod",
+    "SymmetryMatching",
     "activation_matching",
+    "align",
     "cycle_consistent",
     "l2_reduction",
     "match",

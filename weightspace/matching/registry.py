@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from weightspace.errors import WeightspaceError
 from weightspace.matching.attention import warn_of_attention
@@ -14,12 +14,14 @@ from weightspace.suggestions import unknown
 
 if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict
+    from weightspace.matching.aligning import SymmetryMatching
     from weightspace.matching.multi_model import ManyMatching
     from weightspace.matching.result import Matching
-    from weightspace.symmetry import PermutationSpec
+    from weightspace.symmetry import PermutationSpec, SymmetrySpec
     from weightspace.tasks.protocol import Task
 
 _GIT_REBASIN = "Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836"
+_THEUS = "symmetries as in Theus et al. 2025, https://arxiv.org/abs/2506.22712, in the original architecture"
 _PENA = "Peña et al. 2023, https://arxiv.org/abs/2212.12042"
 
 
@@ -37,6 +39,7 @@ class MatchingMethod:
             for several networks ``function(spec, states, *, task, seed, on_progress, …)``.
         preset: keywords of the function that select this method.
         options: keywords of the function that users may set.
+        symmetry: what ``derive_spec`` has to look for.
     """
 
     name: str
@@ -47,6 +50,7 @@ class MatchingMethod:
     function: str
     preset: Mapping[str, Any] = field(default_factory=dict)
     options: tuple[str, ...] = ("steps", "learning_rate", "start")
+    symmetry: Literal["permutations", "full"] = "permutations"
 
 
 _ROWS = (
@@ -123,6 +127,38 @@ _ROWS = (
         function="sinkhorn_rebasin:sinkhorn_rebasin",
         preset={"loss": "l2"},
     ),
+    MatchingMethod(
+        "full",
+        "turn streams and heads and permute units; by activations and outputs if there is a task, else by weights",
+        _THEUS,
+        "inner product of the canonical weights",
+        needs_task=False,
+        function="aligning.alignment:align",
+        options=("max_sweeps",),
+        symmetry="full",
+    ),
+    MatchingMethod(
+        "full-weights",
+        "turn streams and heads and permute units, by weights alone",
+        _THEUS,
+        "inner product of the canonical weights",
+        needs_task=False,
+        function="aligning.alignment:align",
+        preset={"method": "weights"},
+        options=("max_sweeps",),
+        symmetry="full",
+    ),
+    MatchingMethod(
+        "full-learned",
+        "turn streams and heads and permute units by activations, then learn by the outputs between the networks",
+        _THEUS,
+        "inner product of the canonical weights",
+        needs_task=True,
+        function="aligning.alignment:align",
+        preset={"method": "learned"},
+        options=("steps", "learning_rate"),
+        symmetry="full",
+    ),
 )
 
 _MANY_ROWS = (
@@ -162,7 +198,7 @@ MANY_MATCHINGS: Mapping[str, MatchingMethod] = {row.name: row for row in _MANY_R
 
 
 def match(
-    spec: PermutationSpec,
+    spec: PermutationSpec | SymmetrySpec,
     target: StateDict,
     source: StateDict,
     method: str = "weight-matching",
@@ -171,21 +207,25 @@ def match(
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
     **options: Any,
-) -> Matching:
-    """Permute a source towards a target by any method.
+) -> Matching | SymmetryMatching:
+    """Bring a source into the basin of a target by any method.
 
     Args:
-        spec: the architecture's spec.
+        spec: the architecture's spec; a ``SymmetrySpec`` for the methods whose row says so (``symmetry``).
         target: the checkpoint to match; not modified.
-        source: the checkpoint to permute; not modified.
+        source: the checkpoint to move; not modified.
         method: a name in ``weightspace.matching.MATCHINGS``, as on the command line.
         task: the task of both networks; required by some methods (``needs_task``).
         seed: seed of the method's randomness.
         on_progress: called after every ``"sweep"``, ``"step"`` or ``"trial"``.
         options: options of the method (``options`` in its row); None means the default.
 
+    Returns:
+        A permutation of the source, or for ``"full"`` and its variants an alignment. Both have ``apply``.
+
     Raises:
         CheckpointError: a checkpoint doesn't fit the spec or the task, or has non-finite weights.
+        SpecError: the spec has other symmetries than the method needs.
         WeightspaceError: unknown method or option, or no task for a method that needs one.
 
     Warns:
@@ -197,11 +237,12 @@ def match(
         >>> a, b = (ws.train(task, seed, epochs=1) for seed in (0, 1))
         >>> spec = ws.derive_spec(task.network(), task.example_args)
         >>> matching = ws.match(spec, a, b, "activation-matching", task=task)
-        >>> aligned = ws.permute(spec, matching.permutation, b)
+        >>> target, aligned = matching.apply(a, b)
     """
     if method not in MATCHINGS:
         raise unknown("matching method", method, MATCHINGS)
-    _warn_of_attention(MATCHINGS[method], spec)
+    if MATCHINGS[method].symmetry == "permutations":
+        _warn_of_attention(MATCHINGS[method], spec)
     function, keywords = _prepared(MATCHINGS[method], task, options)
     return function(spec, target, source, task=task, seed=seed, on_progress=on_progress, **keywords)
 
@@ -252,7 +293,7 @@ def check_task(row: MatchingMethod, task: Task | None) -> None:
         raise WeightspaceError(f"The method {row.name!r} uses data: give it the task of the networks (--task).")
 
 
-def _warn_of_attention(row: MatchingMethod, spec: PermutationSpec) -> None:
+def _warn_of_attention(row: MatchingMethod, spec: PermutationSpec | SymmetrySpec) -> None:
     """Warn of attention if a method uses only weights; ``weight_matching`` warns by itself."""
     if not row.needs_task and row.name != "weight-matching":
         warn_of_attention(row.name, spec.axes)

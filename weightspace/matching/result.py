@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from weightspace.checkpoints import StateDict, check_compatible, check_finite
 from weightspace.errors import SpecError
 from weightspace.reprs import brief
-from weightspace.symmetry import Permutation, PermutationSpec, check_fits, check_named_tensors, permute
+from weightspace.symmetry import Permutation, PermutationSpec, SymmetrySpec, check_fits, check_named_tensors, permute
 
 
 @brief
@@ -39,8 +40,18 @@ class Matching:
     l2_reduction: float
     converged: bool
 
+    def apply(self, target: StateDict, source: StateDict) -> tuple[StateDict, StateDict]:
+        """Return the target as it is, and the permuted source."""
+        return target, permute(self.permutation.spec, self.permutation, source)
 
-def l2_reduction(spec: PermutationSpec, target: StateDict, source: StateDict, permuted: StateDict) -> float:
+    def save(self, path: str | Path) -> None:
+        """Write the permutation, as ``Permutation.save``."""
+        self.permutation.save(path)
+
+
+def l2_reduction(
+    spec: PermutationSpec | SymmetrySpec, target: StateDict, source: StateDict, permuted: StateDict
+) -> float:
     """Return 1 − ‖a − π(b)‖ / ‖a − b‖ over the parameters; 0 if the networks were equal initially."""
 
     def distance(other: StateDict) -> float:
@@ -70,7 +81,7 @@ def matched(
 
 
 def check_matchable(
-    spec: PermutationSpec, target: StateDict, source: StateDict, start: Permutation | None = None
+    spec: PermutationSpec | SymmetrySpec, target: StateDict, source: StateDict, start: Permutation | None = None
 ) -> None:
     """Check the requirements of all matching methods.
 

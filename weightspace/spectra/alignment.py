@@ -18,7 +18,7 @@ from weightspace.checkpoints import StateDict, check_compatible, check_finite
 from weightspace.reprs import brief
 from weightspace.spectra.decomposition import LayerSpectrum, Spectrum, check_gamma, layer_spectrum, paired
 from weightspace.spectra.matrices import side_by_side, weight_matrices
-from weightspace.symmetry import PermutationSpec
+from weightspace.symmetry import PermutationSpec, SymmetrySpec
 
 #: A threshold is near-degenerate if the values next to it are closer than this, relative to the largest: rounding of
 #: float32 weights then rotates the vectors by a percent.
@@ -61,7 +61,7 @@ def singular_alignment(
     gamma: float = 0.3,
     *,
     names: Iterable[str] | None = None,
-    spec: PermutationSpec | None = None,
+    spec: PermutationSpec | SymmetrySpec | None = None,
 ) -> SingularAlignment:
     """Return R_γ of two networks, the alignment of the singular vectors of their large singular values.
 

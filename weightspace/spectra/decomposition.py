@@ -18,7 +18,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.spectra.matrices import WeightMatrix, side_by_side, weight_matrices
-from weightspace.symmetry import PermutationSpec
+from weightspace.symmetry import PermutationSpec, SymmetrySpec
 
 #: Thresholds below this, relative to σ_max, need a singular value decomposition; see ``_decomposed``.
 _GRAM = 1e-2
@@ -107,7 +107,7 @@ def spectrum(
     *,
     gamma: float = 0.0,
     names: Iterable[str] | None = None,
-    spec: PermutationSpec | None = None,
+    spec: PermutationSpec | SymmetrySpec | None = None,
     label: str = "The network",
     device: str = "cpu",
     on_progress: Callable[[Progress], None] | None = None,

@@ -18,7 +18,7 @@ from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.checkpoints.state_dict import tied_names
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import unknown
-from weightspace.symmetry import PermutationSpec
+from weightspace.symmetry import PermutationSpec, SymmetrySpec
 
 #: Names of tensors in which queries, keys and values are stacked, in this order.
 _FUSED = ("in_proj_weight", "qkv.weight", "qkv_proj.weight", "Wqkv.weight", "c_attn.weight")
@@ -49,7 +49,7 @@ def weight_matrices(
     state: StateDict,
     *,
     names: Iterable[str] | None = None,
-    spec: PermutationSpec | None = None,
+    spec: PermutationSpec | SymmetrySpec | None = None,
     label: str = "The network",
 ) -> dict[str, WeightMatrix]:
     """Return the weight matrices of a network by name, in the order of the state dict.

@@ -1,5 +1,6 @@
 """Symmetries of networks: specs derived from a network and verified, and maps of units, applied to tensors."""
 
+from weightspace.symmetry.kinds.canonicalise import canonicalise
 from weightspace.symmetry.kinds.element import Element
 from weightspace.symmetry.kinds.fold import fold
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
@@ -20,6 +21,7 @@ __all__ = [
     "PermutationSpec",
     "SymmetrySpec",
     "Verification",
+    "canonicalise",
     "check_fits",
     "check_named_tensors",
     "check_permutation_path",

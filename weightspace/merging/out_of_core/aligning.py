@@ -1,4 +1,4 @@
-"""Alignment of independently trained networks before a merge, by permuted copies of the sources."""
+"""Alignment of independently trained networks before a merge, by copies of the sources that are moved."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from weightspace.checkpoints.metadata import read_contents
 from weightspace.errors import WeightspaceError
 from weightspace.matching.registry import MATCHINGS, check_task
-from weightspace.merging.plan.plan import Plan
+from weightspace.merging.plan.plan import Member, Plan
 from weightspace.suggestions import unknown
 
 if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict
-    from weightspace.symmetry import PermutationSpec
+    from weightspace.symmetry import PermutationSpec, SymmetrySpec
     from weightspace.tasks.protocol import Task
 
 
@@ -24,11 +24,11 @@ class Alignment:
     """Alignment of the networks of a merge.
 
     Attributes:
-        spec: permutation spec, verified for their architecture.
+        spec: verified for their architecture; a ``SymmetrySpec`` for methods that use all symmetries.
         method: a name in ``weightspace.matching.MATCHINGS``: a method that matches two networks.
         seed: seed of the matching.
         task: the task that the networks were trained for; some methods need it.
-        on_matched: called for every matched network with the target's source and weights, then its own, permuted.
+        on_matched: called for every matched network with the target's source and weights, then its own, moved.
 
     Raises:
         WeightspaceError: the method does not exist, or needs a task and has none.
@@ -45,7 +45,7 @@ class Alignment:
         8
     """
 
-    spec: PermutationSpec
+    spec: PermutationSpec | SymmetrySpec
     method: str = "weight-matching"
     seed: int = 0
     task: Task | None = None
@@ -65,7 +65,7 @@ class Alignment:
 
 
 def aligned(plan: Plan, alignment: Alignment, folder: Path) -> Plan:
-    """Return the plan with permuted copies of its checkpoints; the base, or else the first model, stays.
+    """Return the plan with moved copies of its checkpoints; the function of the base, or of the first model, stays.
 
     Args:
         plan: a plan of models that are merged whole.
@@ -76,10 +76,8 @@ def aligned(plan: Plan, alignment: Alignment, folder: Path) -> Plan:
         CheckpointError: a checkpoint cannot be read or does not fit the spec, or writing fails.
         WeightspaceError: a model has an adapter, or evidence that was collected before it was permuted.
     """
-    from weightspace.checkpoints import save_checkpoint
     from weightspace.checkpoints.reader import CheckpointReader
     from weightspace.matching import match
-    from weightspace.symmetry import permute
 
     first = next(job.base or job.inputs[0] for job in plan.jobs if job.merges)[0]
     target = CheckpointReader(plan.members[first].contents).state()
@@ -95,9 +93,18 @@ def aligned(plan: Plan, alignment: Alignment, folder: Path) -> Plan:
         if index != first:
             source = CheckpointReader(member.contents).state()
             found = match(alignment.spec, target, source, alignment.method, task=alignment.task, seed=alignment.seed)
-            copy, moved = folder / f"{index}.safetensors", permute(alignment.spec, found.permutation, source)
-            save_checkpoint(moved, copy)
+            canonical, moved = found.apply(target, source)
+            members[index] = _copied(member, moved, folder / f"{index}.safetensors")
+            if canonical is not target and members[first] is plan.members[first]:
+                members[first] = _copied(members[first], canonical, folder / f"{first}.safetensors")
             if alignment.on_matched is not None:
-                alignment.on_matched(members[first].source, target, member.source, moved)
-            members[index] = replace(member, contents=replace(read_contents(copy), tied=member.contents.tied))
+                alignment.on_matched(members[first].source, canonical, member.source, moved)
     return replace(plan, members=tuple(members))
+
+
+def _copied(member: Member, state: StateDict, path: Path) -> Member:
+    """Return a member that is read from a copy with other weights."""
+    from weightspace.checkpoints import save_checkpoint
+
+    save_checkpoint(state, path)
+    return replace(member, contents=replace(read_contents(path), tied=member.contents.tied))

@@ -157,7 +157,7 @@ def _signs(sums: Sequence[Tensor], kind: Kind) -> tuple[int, ...]:
 
 
 def _of_kind(products: Tensor, kind: Kind) -> Tensor:
-    """Return the part of ``W Gᵀ`` that matters for the maps of a kind: all, or that for a scale of each unit or pair."""
+    """Return the part of ``W Gᵀ`` that the maps of a kind see: all of it, or that for a scale of each unit or pair."""
     if kind == "orthogonal":
         return products
     diagonal = products.diagonal(dim1=-2, dim2=-1)

@@ -1,8 +1,8 @@
 """Refinement of an alignment by gradient descent on the loss between the two networks.
 
-Streams and heads are turned further by the exponentials of skew matrices; units are assigned by the scores of all pairs,
-through whose assignment gradients go straight; the order of heads is held. Only the source moves: the action is linear,
-so moving both networks reaches nothing more.
+Streams and heads are turned further by the exponentials of skew matrices. Units are assigned by the scores of all
+pairs, and gradients go straight through the assignment. The order of heads is held. Only the source moves: the action
+is linear, so moving both networks reaches nothing more.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.func import functional_call
 from torch.nn.functional import softmax
 
 from weightspace.checkpoints import StateDict
-from weightspace.matching.align.best_maps import as_matrices
-from weightspace.matching.align.midpoint import Forward, divergence, logits_of
+from weightspace.matching.aligning.best_maps import as_matrices
+from weightspace.matching.aligning.midpoint import Forward, divergence, logits_of
 from weightspace.matching.coordinate_ascent import assign
 from weightspace.progress import Progress
 from weightspace.symmetry.kinds.action import act_on

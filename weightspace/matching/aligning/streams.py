@@ -1,7 +1,7 @@
 """Rotations of streams from activations: what the norms of two networks return is brought together.
 
-The best judge of a stream's rotation are the vectors that the layers read, not the weights: in every layer that reads the
-stream, the inputs of the two networks on the same data are compared, ``M = Σ XₐᵀX_b / (‖Xₐ‖ ‖X_b‖)``.
+Activations judge the rotation of a stream better than weights do. In every layer that reads the stream, the inputs of
+the two networks on the same data are compared; the rotation is the orthogonal factor of ``Σ XₐᵀX_b / (‖Xₐ‖ ‖X_b‖)``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from weightspace.errors import WeightspaceError
 from weightspace.matching.activation_sites import ActivationHook, Forward, Recorder
-from weightspace.matching.align.best_maps import best_maps
+from weightspace.matching.aligning.best_maps import best_maps
 from weightspace.symmetry.kinds.action import act_on
 from weightspace.symmetry.kinds.element import Element
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec

@@ -1,18 +1,19 @@
-"""Alignment of two networks by the full symmetry of their architecture: in closed form, then learned if asked."""
+"""SymmetryMatching of two networks by the full symmetry of their architecture: in closed form, then learned if asked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import SpecError, WeightspaceError
-from weightspace.matching.align.closed_form import ascend
-from weightspace.matching.align.families import families, inner_product
-from weightspace.matching.align.on_data import by_activations, learned
-from weightspace.matching.align.refine import Descent
+from weightspace.matching.aligning.closed_form import ascend
+from weightspace.matching.aligning.families import families, inner_product
+from weightspace.matching.aligning.on_data import by_activations, learned
+from weightspace.matching.aligning.refine import Descent
 from weightspace.matching.result import check_matchable, l2_reduction
 from weightspace.progress import Progress
 from weightspace.reprs import brief
@@ -28,7 +29,7 @@ AlignMethod: TypeAlias = Literal["activations", "weights", "learned"]
 
 @brief
 @dataclass(frozen=True)
-class Alignment:
+class SymmetryMatching:
     """Maps that bring a source into the basin of a target, and how good they are.
 
     Attributes:
@@ -42,6 +43,10 @@ class Alignment:
     objective: tuple[float, ...]
     l2_reduction: float
     converged: bool
+
+    def save(self, path: str | Path) -> None:
+        """Write the element, as ``Element.save``."""
+        self.element.save(path)
 
     def apply(self, target: StateDict, source: StateDict) -> tuple[StateDict, StateDict]:
         """Return the canonical weights of the target, and those of the source moved to it; their functions stay.
@@ -76,7 +81,7 @@ def align(
     learning_rate: float = 1e-2,
     by_labels: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
-) -> Alignment:
+) -> SymmetryMatching:
     """Bring a source into the basin of a target by all symmetries of their architecture.
 
     Both networks are made canonical first: norms folded, and queries and keys, values and outputs, and the linear
@@ -121,7 +126,7 @@ def align(
         descent = Descent(steps, learning_rate, by_labels=by_labels, seed=seed)
         element = learned(element, a, b, task, descent, on_progress=on_progress).compose(element)
         values.append(inner_product(spec, pairs, element.moves))
-    return Alignment(element, tuple(values), l2_reduction(spec, a, b, element.apply(b)), converged)
+    return SymmetryMatching(element, tuple(values), l2_reduction(spec, a, b, element.apply(b)), converged)
 
 
 def _method(method: AlignMethod | None, spec: SymmetrySpec, task: Task | None) -> AlignMethod:
@@ -139,5 +144,5 @@ def _method(method: AlignMethod | None, spec: SymmetrySpec, task: Task | None) -
     if chosen not in get_args(AlignMethod):
         raise unknown("method of alignment", chosen, get_args(AlignMethod))
     if task is None and chosen != "weights":
-        raise WeightspaceError(f"Alignment by {chosen!r} uses data: give it the task of the networks (--task).")
+        raise WeightspaceError(f"SymmetryMatching by {chosen!r} uses data: give it the task of the networks (--task).")
     return chosen

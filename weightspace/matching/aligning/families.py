@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weightspace.checkpoints import StateDict
-from weightspace.matching.align.best_maps import Best, as_matrices, best_gains, best_maps
+from weightspace.matching.aligning.best_maps import Best, as_matrices, best_gains, best_maps
 from weightspace.symmetry.kinds.action import SIGN, Maps, act
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
 from weightspace.symmetry.pattern import Block, Units, blocks

@@ -1,4 +1,4 @@
-"""Alignment on the data of a task: streams by activations, heads by outputs, and learning."""
+"""SymmetryMatching on the data of a task: streams by activations, heads by outputs, and learning."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import nn
 
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.errors import WeightspaceError
-from weightspace.matching.align.closed_form import ascend
-from weightspace.matching.align.families import Family
-from weightspace.matching.align.heads import choose_heads
-from weightspace.matching.align.midpoint import Midpoint, logits_of
-from weightspace.matching.align.refine import Descent, refine
-from weightspace.matching.align.streams import match_streams, with_weights
+from weightspace.matching.aligning.closed_form import ascend
+from weightspace.matching.aligning.families import Family
+from weightspace.matching.aligning.heads import choose_heads
+from weightspace.matching.aligning.midpoint import Midpoint, logits_of
+from weightspace.matching.aligning.refine import Descent, refine
+from weightspace.matching.aligning.streams import match_streams, with_weights
 from weightspace.progress import Progress
 from weightspace.symmetry.kinds.element import Element
 from weightspace.tasks.failures import task_errors

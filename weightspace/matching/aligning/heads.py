@@ -12,8 +12,8 @@ from itertools import combinations, permutations
 import torch
 from torch import Tensor
 
-from weightspace.matching.align.families import Family, chosen_inside
-from weightspace.matching.align.midpoint import Midpoint
+from weightspace.matching.aligning.families import Family, chosen_inside
+from weightspace.matching.aligning.midpoint import Midpoint
 from weightspace.progress import Progress
 from weightspace.symmetry.kinds.action import Maps
 

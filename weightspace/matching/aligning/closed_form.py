@@ -1,4 +1,4 @@
-"""Alignment in closed form: each group in turn gets the map that fits the weights best, with all others held."""
+"""SymmetryMatching in closed form: each group in turn gets the map that fits the weights best, with all others held."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from weightspace.matching.align.families import Family, inner_product
+from weightspace.matching.aligning.families import Family, inner_product
 from weightspace.progress import Progress
 from weightspace.symmetry.kinds.action import SIGN
 from weightspace.symmetry.kinds.element import Element
