@@ -1,11 +1,11 @@
-"""SymmetryMatching of two networks by the full symmetry of their architecture: in closed form, then learned if asked."""
+"""Alignment of two networks by all symmetries of their architecture: in closed form, then learned if asked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
@@ -84,12 +84,12 @@ def align(
 ) -> SymmetryMatching:
     """Bring a source into the basin of a target by all symmetries of their architecture.
 
-    Both networks are made canonical first: norms folded, and queries and keys, values and outputs, and the linear
-    branches of gated units balanced. By ``"weights"``, each group in turn gets the map that fits the weights best, until
-    nothing moves. By ``"activations"``, residual streams are turned such that what their layers read fits best on some
-    training batches, all else is fitted to the weights, and the order of heads is the one whose midpoint has outputs
-    nearest to those of the two networks. ``"learned"`` refines that by gradient descent on the divergence of the outputs
-    between the networks from their mean logits. No method but ``by_labels`` uses labels.
+    Both networks are made canonical first: norms are folded; queries and keys, values and outputs, and the linear
+    branches of gated units are balanced. By ``"weights"``, each group in turn gets the map that fits the weights best,
+    until nothing moves. By ``"activations"``, residual streams are turned such that what their layers read fits best on
+    some training batches, all else is fitted to the weights, and the order of heads is the one whose midpoint has
+    outputs nearest to those of the two networks. ``"learned"`` refines that by gradient descent: the outputs of networks
+    between the two are brought nearer to the mean logits of the two. Labels are used only with ``by_labels``.
 
     Args:
         spec: of the architecture, from ``derive_spec(…, symmetry="full")``.
@@ -127,6 +127,14 @@ def align(
         element = learned(element, a, b, task, descent, on_progress=on_progress).compose(element)
         values.append(inner_product(spec, pairs, element.moves))
     return SymmetryMatching(element, tuple(values), l2_reduction(spec, a, b, element.apply(b)), converged)
+
+
+def align_fully(
+    spec: SymmetrySpec, target: StateDict, source: StateDict, *, task: Task | None = None, **options: Any
+) -> SymmetryMatching:
+    """Return the result of ``align``, whose options these are: learned if there is a task, otherwise by weights."""
+    method: AlignMethod = "weights" if task is None else "learned"
+    return align(spec, target, source, task=task, method=method, **options)
 
 
 def _method(method: AlignMethod | None, spec: SymmetrySpec, task: Task | None) -> AlignMethod:

@@ -1,7 +1,7 @@
 """The best map of a kind for given inner products of units.
 
-For weights ``A`` and ``B`` with a row per unit, ``⟨A, M B⟩ = ⟨M, A Bᵀ⟩`` is largest for the orthogonal factor of ``A Bᵀ``, the
-solution of its assignment problem, or an angle for each pair of rotary dimensions.
+For weights ``A`` and ``B`` with a row per unit, ``⟨A, M B⟩ = ⟨M, A Bᵀ⟩`` is largest for the orthogonal factor of
+``A Bᵀ``, the solution of its assignment problem, or an angle for each pair of rotary dimensions.
 """
 
 from __future__ import annotations
