@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weightspace.matching.coordinate_ascent import assign
-from weightspace.symmetry.kinds.action import matrices
+from weightspace.symmetry.kinds import action
 from weightspace.symmetry.kinds.symmetry_spec import Kind
 
 
@@ -58,7 +58,7 @@ def as_matrices(kind: Kind, maps: Tensor) -> Tensor:
     """Return maps as matrices, float64 of shape ``(..., n, n)``."""
     if kind in ("permutation", "signed"):
         return torch.nn.functional.one_hot(maps, maps.shape[-1]).double()
-    return matrices(kind, maps)
+    return action.as_matrices(maps, 2 * maps.shape[-1] if kind == "phases" else maps.shape[-1])
 
 
 def _best_phases(products: Tensor) -> Best:

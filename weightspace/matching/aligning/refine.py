@@ -8,7 +8,7 @@ is linear, so moving both networks reaches nothing more.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ def refine(
         position = _POSITIONS[0] + (_POSITIONS[1] - _POSITIONS[0]) * float(torch.rand((), generator=generator))
         matrices = turns.matrices()
         mixed = {
-            name: torch.lerp(one, act_on(turns.spec, matrices, name, ends[1][name]), position)
+            name: torch.lerp(one, act_on(spec, matrices, name, ends[1][name]), position)
             if one.is_floating_point()
             else one
             for name, one in ends[0].items()
@@ -153,8 +153,6 @@ class _Turns(nn.Module):
         self.kinds = spec.kinds
         self.still = {group: maps for group, maps in Element.identity(spec).maps.items() if _is_held(spec, group)}
         self.learned = [group for group in spec.groups if group not in self.still]
-        kinds = {group: "permutation" if group in self.still else "orthogonal" for group in spec.groups}
-        self.spec = replace(spec, kinds=kinds)
         self.fixes_ones = spec.fixes_ones
         identity = Element.identity(spec).maps
         starts = (_start(spec.kinds[group], identity[group]).float() for group in self.learned)

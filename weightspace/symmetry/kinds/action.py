@@ -36,8 +36,11 @@ def act_on(spec: SymmetrySpec, maps: Maps, name: str, tensor: Tensor) -> Tensor:
 
 
 def act(spec: SymmetrySpec, maps: Maps, block: Block) -> Tensor:
-    """Return a part of a tensor with its units moved; groups without a map stay in place."""
-    orders = {group: value for group, value in maps.items() if spec.kinds.get(group) in ("permutation", "signed")}
+    """Return a part of a tensor with its units moved; groups without a map stay in place.
+
+    Integers are orders of units; any other map is a matrix for all units, or an angle for each pair of them.
+    """
+    orders = {group: value for group, value in maps.items() if group in spec.groups and value.dtype == torch.int64}
     moved = permute_block(block, orders, spec.outer)
     groups = [dim.group if isinstance(dim, Units) else None for dim in block.dims]
     for place, dim in enumerate(block.dims):
@@ -45,20 +48,17 @@ def act(spec: SymmetrySpec, maps: Maps, block: Block) -> Tensor:
             continue
         above = outer_place(groups, place, spec.outer[dim.group]) if dim.group in spec.outer else None
         if dim.group not in orders:
-            moved = _mixed(moved, place, above, matrices(spec.kinds[dim.group], maps[dim.group]))
+            moved = _mixed(moved, place, above, as_matrices(maps[dim.group], spec.groups[dim.group]))
         elif dim.signed and SIGN + dim.group in maps:
             moved = _signed(moved, place, above, maps[SIGN + dim.group])
     return moved
 
 
-def matrices(kind: str, maps: Tensor) -> Tensor:
-    """Return orthogonal maps or phases as matrices, of shape ``(..., n, n)``."""
-    return maps if kind == "orthogonal" else rotations(maps)
-
-
-def rotations(angles: Tensor) -> Tensor:
-    """Return the matrices that turn each pair ``(i, i + d/2)`` by its angle, of shape ``(..., d, d)``."""
-    cos, sin = torch.diag_embed(angles.cos()), torch.diag_embed(angles.sin())
+def as_matrices(maps: Tensor, units: int) -> Tensor:
+    """Return orthogonal maps, or the turns of each pair ``(i, i + units/2)`` by its angle, as matrices."""
+    if maps.shape[-1] == units:
+        return maps
+    cos, sin = torch.diag_embed(maps.cos()), torch.diag_embed(maps.sin())
     return torch.cat([torch.cat([cos, -sin], -1), torch.cat([sin, cos], -1)], -2)
 
 

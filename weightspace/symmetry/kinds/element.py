@@ -17,7 +17,7 @@ from torch import Tensor
 from weightspace.checkpoints import StateDict, load_checkpoint, load_metadata, save_checkpoint
 from weightspace.errors import SpecError
 from weightspace.reprs import brief
-from weightspace.symmetry.kinds.action import SIGN, Maps, act_on, matrices
+from weightspace.symmetry.kinds.action import SIGN, Maps, act_on, as_matrices
 from weightspace.symmetry.kinds.fold import check_folded
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
 from weightspace.symmetry.permutation import SYMMETRY_DIGEST, check_fits
@@ -206,7 +206,7 @@ class Element:
 
     def matrix(self, group: str) -> Tensor:
         """Return the map of a group as orthogonal matrices, float64."""
-        return matrices(self.spec.kinds[group], self.maps[group])
+        return as_matrices(self.maps[group], self.spec.groups[group])
 
 
 def _signed(spec: SymmetrySpec) -> list[str]:
