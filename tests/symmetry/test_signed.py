@@ -177,7 +177,7 @@ def test_a_copy_with_flipped_signs_is_the_same_network(name: str) -> None:
 def test_the_stream_of_a_tied_decoder_has_signs_everywhere_but_at_gains() -> None:
     torch.manual_seed(0)
     spec = ws.derive_spec(Decoder().eval(), torch.arange(7)[None], symmetry="full")
-    texts = {name: format_axes(axes) for name, axes in spec.axes.items()}
+    texts = {name: format_axes(axes).replace("*", "") for name, axes in spec.axes.items()}
     assert spec.kinds["embed"] == "signed"
     assert texts["embed.weight"] == "11 ±embed"
     assert {texts[f"norms.{number}.weight"] for number in range(3)} == {"embed"}
