@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from weightspace.checkpoints import StateDict
-from weightspace.symmetry import PermutationSpec, derive_spec
+from weightspace.symmetry import derive_spec
 from weightspace.tasks import ClassificationTask, Examples, Split, TrainConfig, train
 
 
@@ -80,8 +81,8 @@ def clouds() -> Mapping[Split, Examples]:
 
 
 @lru_cache
-def spec(kind: str) -> PermutationSpec:
-    return derive_spec(task(kind).network(), task(kind).example_args)
+def spec(kind: str, symmetry: str = "permutations") -> Any:
+    return derive_spec(task(kind).network(), task(kind).example_args, symmetry=symmetry)  # type: ignore[call-overload]
 
 
 @lru_cache

@@ -21,14 +21,12 @@ class Ascent(NamedTuple):
 
     Attributes:
         maps: group -> map.
-        objective: ``⟨A, g·B⟩``.
-        sweeps: number of sweeps.
+        objective: ``⟨A, g·B⟩``, initially and after every sweep.
         converged: whether the last sweep improved nothing.
     """
 
     maps: dict[str, Tensor]
-    objective: float
-    sweeps: int
+    objective: tuple[float, ...]
     converged: bool
 
 
@@ -47,13 +45,16 @@ def ascend(
     Args:
         listed: the families of all groups.
         held: maps that stay as they are.
-        max_sweeps: after the first one.
+        max_sweeps: maximum passes over all groups.
         on_progress: called after every ``"sweep"``, with the objective.
     """
     free = [family for family in listed if family.group not in held]
+    pairs = {pair for family in listed for pair in family.pairs}
+    if not listed:
+        return Ascent({}, (0.0,), converged=True)
+    spec = listed[0].spec
+    values = [inner_product(spec, pairs, {})]
     maps = _outward(free, held)
-    spec, pairs = listed[0].spec, {pair for family in listed for pair in family.pairs}
-    values = [0.0]
     for sweep in range(1, max_sweeps + 1):
         for family in free:
             candidate = {**maps, **family.best(maps)}
@@ -63,8 +64,8 @@ def ascend(
         if on_progress is not None:
             on_progress(Progress("sweep", sweep, max_sweeps, values[-1]))
         if sweep > 1 and values[-1] - values[-2] <= _TOLERANCE * abs(values[-1]):
-            return Ascent(maps, values[-1], sweep, converged=True)
-    return Ascent(maps, values[-1], max_sweeps, converged=False)
+            return Ascent(maps, tuple(values), converged=True)
+    return Ascent(maps, tuple(values), converged=False)
 
 
 def _outward(free: Sequence[Family], held: Mapping[str, Tensor]) -> dict[str, Tensor]:

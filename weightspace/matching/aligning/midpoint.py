@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.functional import kl_div, log_softmax, softmax
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.symmetry.kinds.action import Maps, act_on
+from weightspace.symmetry.kinds.element import Element
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
 from weightspace.symmetry.outputs import tensors_in
 
@@ -44,54 +46,37 @@ def divergence(targets: Tensor, logits: Tensor) -> Tensor:
     return kl_div(log_softmax(logits, dim=-1), targets, reduction="batchmean")
 
 
-class Midpoint:
-    """The network midway, and its divergence from the mean logits of its parents.
+class Outputs:
+    """The divergence of a network's outputs from the mean logits of its parents.
 
     Args:
-        spec: of the architecture.
         network: any network of the architecture; its weights are overwritten.
-        target: canonical weights.
-        source: canonical weights.
+        parents: weights of the parents.
         batches: inputs.
         forward: runs a network on a batch.
     """
 
     def __init__(
-        self,
-        spec: SymmetrySpec,
-        network: nn.Module,
-        target: StateDict,
-        source: StateDict,
-        batches: Iterable[Any],
-        forward: Forward,
+        self, network: nn.Module, parents: Sequence[StateDict], batches: Sequence[Any], forward: Forward
     ) -> None:
-        self.spec, self.target, self.source, self.forward = spec, target, source, forward
-        self.network, self.batches = network.eval(), list(batches)
+        self.network, self.batches, self.forward = network.eval(), batches, forward
         self.tensors = network.state_dict()
-        self.targets = self._mean_predictions()
+        self.targets = self._mean_predictions(parents)
 
     @torch.no_grad()
-    def _mean_predictions(self) -> list[Tensor]:
-        logits = []
-        for state in (self.target, self.source):
-            for name, tensor in self.tensors.items():
-                tensor.copy_(state[name])
-            logits.append([logits_of(self.network, self.forward, batch) for batch in self.batches])
-        return [softmax((a + b) / 2, dim=-1) for a, b in zip(*logits, strict=True)]
+    def _mean_predictions(self, parents: Sequence[StateDict]) -> list[Tensor]:
+        totals: list[Tensor] = []
+        for number, state in enumerate(parents):
+            self.write(state)
+            logits = [logits_of(self.network, self.forward, batch) for batch in self.batches]
+            totals = [a + b for a, b in zip(totals, logits, strict=True)] if number else logits
+        return [softmax(total / len(parents), dim=-1) for total in totals]
 
     @torch.no_grad()
-    def move(self, maps: Maps, names: Sequence[str] | None = None) -> None:
-        """Write the mean of the target and the source moved by maps of all groups.
-
-        Args:
-            maps: group -> map.
-            names: tensors to write, by default all.
-        """
-        for name in self.tensors if names is None else names:
-            mean = self.target[name]
-            if mean.is_floating_point():
-                mean = (mean + act_on(self.spec, maps, name, self.source[name])) / 2
-            self.tensors[name].copy_(mean)
+    def write(self, state: StateDict) -> None:
+        """Overwrite some of the network's tensors."""
+        for name, tensor in state.items():
+            self.tensors[name].copy_(tensor)
 
     @torch.no_grad()
     def divergence(self) -> float:
@@ -102,3 +87,42 @@ class Midpoint:
             total += float(divergence(targets, logits)) * len(targets)
             rows += len(targets)
         return total / rows
+
+
+@dataclass(frozen=True)
+class Midpoint:
+    """The network midway between a target and a moved source.
+
+    Attributes:
+        spec: of the architecture.
+        target: canonical weights.
+        source: canonical weights.
+        outputs: measures a network whose parents are the two.
+    """
+
+    spec: SymmetrySpec
+    target: StateDict
+    source: StateDict
+    outputs: Outputs
+
+    def move(self, maps: Maps, names: Iterable[str] | None = None) -> None:
+        """Write the mean of the target and of the source moved by maps of all groups.
+
+        Args:
+            maps: group -> map.
+            names: tensors to write, by default all.
+        """
+        self.outputs.write({name: self._mean(name, maps) for name in (self.target if names is None else names)})
+
+    def _mean(self, name: str, maps: Maps) -> Tensor:
+        mean = self.target[name]
+        return (mean + act_on(self.spec, maps, name, self.source[name])) / 2 if mean.is_floating_point() else mean
+
+    def divergence(self) -> float:
+        """Return the divergence of its outputs, in nats."""
+        return self.outputs.divergence()
+
+    def of(self, element: Element) -> float:
+        """Return the divergence with the source moved by an element, in nats."""
+        self.move(element.moves)
+        return self.divergence()

@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from weightspace.arithmetic.mean import mean
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.errors import WeightspaceError
 from weightspace.matching.aligning.closed_form import ascend
-from weightspace.matching.aligning.families import Family
+from weightspace.matching.aligning.families import families
 from weightspace.matching.aligning.heads import choose_heads
-from weightspace.matching.aligning.midpoint import Midpoint, logits_of
+from weightspace.matching.aligning.midpoint import Midpoint, Outputs, logits_of
 from weightspace.matching.aligning.refine import Descent, refine
 from weightspace.matching.aligning.streams import match_streams, with_weights
 from weightspace.progress import Progress
 from weightspace.symmetry.kinds.element import Element
+from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
 from weightspace.tasks.failures import task_errors
 from weightspace.tasks.protocol import Task, threads_of
 from weightspace.threads import torch_threads
@@ -27,63 +29,83 @@ from weightspace.threads import torch_threads
 _ROWS, _LEAST, _MOST = 600, 2, 100
 
 
-def by_activations(
-    listed: Sequence[Family],
+def align_on_data(
+    spec: SymmetrySpec,
     target: StateDict,
     source: StateDict,
     task: Task,
     *,
     seed: int,
+    descent: Descent | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-) -> Element:
-    """Turn streams by activations, fit everything else to the weights, and choose the order of heads by outputs.
+) -> tuple[Element, list[float]]:
+    """Turn streams by activations, fit all else to the weights, choose the order of heads by outputs, and learn.
+
+    A step is kept if it lowers the divergence of the midpoint's outputs from the mean logits of the two networks.
 
     Args:
-        listed: the families of all groups.
+        spec: of the architecture.
         target: canonical weights.
         source: canonical weights.
         task: builds the network, and provides training batches.
         seed: determines the order of the batches.
-        on_progress: called after every ``"sweep"`` and every ``"heads"`` of a layer.
+        descent: options of learning; None for the closed form.
+        on_progress: called after every ``"sweep"``, ``"heads"`` of a layer, and ``"step"``.
+
+    Returns:
+        The element, and the divergence in nats initially and after each step.
 
     Raises:
         CheckpointError: the weights aren't those of the task's network.
         WeightspaceError: the task has no training batches, or activations aren't finite.
     """
-    spec, network = listed[0].spec, _network(task)
+    network = _network(task)
     check_compatible(network.state_dict(), target, names=(f"the network of {task.name}", "the target"))
     with torch_threads(threads_of(task)), task_errors(task, "on its training batches"):
         ends = [with_weights(network, state) for state in (target, source)]
         batches = _sample(task, ends[0], seed)
+        midpoint = Midpoint(spec, target, source, Outputs(network, (target, source), batches, task.loss))
+        listed = families(spec, target, source)
+        best = Element.identity(spec)
+        values = [midpoint.of(best)]
         streams = match_streams(spec, ends[0], ends[1], batches, task.loss)
         maps = ascend(listed, streams, max_sweeps=1, on_progress=on_progress).maps
-        midpoint = Midpoint(spec, network, target, source, batches, task.loss)
-        return Element.of(spec, choose_heads(listed, maps, midpoint, on_progress=on_progress))
+        found = Element.of(spec, choose_heads(listed, maps, midpoint, on_progress=on_progress))
+        best = _better(found, best, midpoint, values)
+        if descent is not None:
+            moved, epochs = best.apply(source), (batch for epoch in count(seed) for batch in _shuffled(task, epoch))
+            more = refine(spec, _network(task), target, moved, epochs, task.loss, descent, on_progress=on_progress)
+            best = _better(more.compose(best), best, midpoint, values)
+    return best, values
 
 
-def learned(
-    element: Element,
-    target: StateDict,
-    source: StateDict,
-    task: Task,
-    descent: Descent,
-    *,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> Element:
-    """Return the element, found by gradient descent, that moves an aligned source further.
+def _better(found: Element, best: Element, midpoint: Midpoint, values: list[float]) -> Element:
+    """Return what was found if its divergence is lower than the last one, and append the lower one."""
+    value = midpoint.of(found)
+    values.append(min(value, values[-1]))
+    return found if value < values[-2] else best
+
+
+class ByOutputs:
+    """The objective of an alignment of several networks: the outputs of their mean.
 
     Args:
-        element: brings the source near the target.
-        target: canonical weights.
-        source: canonical weights, not moved yet.
-        task: builds the network, and provides training batches and the loss.
-        descent: options.
-        on_progress: called after every ``"step"``, with the divergence or loss in nats.
+        task: builds the network, and provides training batches.
+        parents: weights of the networks.
+        seed: determines the order of the batches.
     """
-    with torch_threads(threads_of(task)), task_errors(task, "on its training batches"):
-        batches = (batch for epoch in count(descent.seed) for batch in _shuffled(task, epoch))
-        moved = element.apply(source)
-        return refine(element.spec, _network(task), target, moved, batches, task.loss, descent, on_progress=on_progress)
+
+    def __init__(self, task: Task, parents: Sequence[StateDict], *, seed: int) -> None:
+        self.task, network = task, _network(task)
+        with torch_threads(threads_of(task)), task_errors(task, "on its training batches"):
+            batches = _sample(task, with_weights(network, parents[0]), seed)
+            self.outputs = Outputs(network, parents, batches, task.loss)
+
+    def objective(self, moved: Sequence[StateDict]) -> float:
+        """Return minus the divergence of the mean's outputs from the mean logits of the networks, in nats."""
+        with torch_threads(threads_of(self.task)), task_errors(self.task, "on its training batches"):
+            self.outputs.write(mean(moved))
+            return -self.outputs.divergence()
 
 
 def _network(task: Task) -> nn.Module:

@@ -7,7 +7,7 @@ is linear, so moving both networks reaches nothing more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from weightspace.matching.aligning.best_maps import as_matrices
 from weightspace.matching.aligning.midpoint import Forward, divergence, logits_of
 from weightspace.matching.coordinate_ascent import assign
 from weightspace.progress import Progress
-from weightspace.symmetry.kinds.action import act_on
+from weightspace.symmetry.kinds.action import Maps, act_on
 from weightspace.symmetry.kinds.element import Element
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
 
@@ -72,6 +72,8 @@ def refine(
         on_progress: called after every ``"step"``, with the loss in nats.
     """
     turns = _Turns(spec).to(next(network.parameters()).device)
+    if not turns.learned:
+        return Element.identity(spec)
     optimizer = torch.optim.Adam(turns.parameters(), lr=options.learning_rate, betas=_BETAS)
     generator = torch.Generator().manual_seed(options.seed)
     ends = [_as_in(network, state) for state in (target, source)]
@@ -79,13 +81,7 @@ def refine(
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * _schedule(step, options.steps)
         position = _POSITIONS[0] + (_POSITIONS[1] - _POSITIONS[0]) * float(torch.rand((), generator=generator))
-        matrices = turns.matrices()
-        mixed = {
-            name: torch.lerp(one, act_on(spec, matrices, name, ends[1][name]), position)
-            if one.is_floating_point()
-            else one
-            for name, one in ends[0].items()
-        }
+        mixed = _mixed(spec, turns.matrices(), ends, position)
         loss = _loss(network, ends, mixed, batch, forward, by_labels=options.by_labels)
         optimizer.zero_grad()
         loss.backward()
@@ -93,6 +89,19 @@ def refine(
         if on_progress is not None:
             on_progress(Progress("step", step + 1, options.steps, float(loss.detach())))
     return Element(spec, turns.maps())
+
+
+def _mixed(spec: SymmetrySpec, matrices: Maps, ends: Sequence[StateDict], position: float) -> StateDict:
+    """Return weights between the target and the moved source; statistics without gradients."""
+    mixed: StateDict = {}
+    for name, one in ends[0].items():
+        if not one.is_floating_point():
+            mixed[name] = one
+            continue
+        mixed[name] = torch.lerp(one, act_on(spec, matrices, name, ends[1][name]), position)
+        if name in spec.statistics:
+            mixed[name] = mixed[name].detach()
+    return mixed
 
 
 def _schedule(step: int, steps: int) -> float:

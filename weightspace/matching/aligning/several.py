@@ -1,0 +1,122 @@
+"""Alignment of several networks: each in turn to the mean of the others, in the basin of the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+
+from weightspace.arguments import checked
+from weightspace.arithmetic.mean import mean
+from weightspace.checkpoints import StateDict
+from weightspace.errors import WeightspaceError
+from weightspace.matching.aligning.alignment import align
+from weightspace.matching.aligning.closed_form import ascend
+from weightspace.matching.aligning.families import families, inner_product
+from weightspace.matching.aligning.on_data import ByOutputs, align_on_data
+from weightspace.progress import Progress
+from weightspace.reprs import brief
+from weightspace.symmetry.kinds.canonicalise import canonicalise
+from weightspace.symmetry.kinds.element import Element
+from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
+from weightspace.tasks.protocol import Task
+
+#: Maximum passes over all groups when a network is aligned to the mean of the others.
+_SWEEPS = 100
+
+
+@brief
+@dataclass(frozen=True)
+class ManySymmetryMatching:
+    """Elements that bring several networks into one basin, and the mean of the moved networks.
+
+    Attributes:
+        elements: one per network, for its canonical weights; that of the first is the identity.
+        merged: the mean of the moved canonical weights.
+        objective: with a task, minus the divergence of the mean's outputs from the mean logits of all networks, in
+            nats; otherwise Σ_{i<j} ⟨g_i θ_i, g_j θ_j⟩; initially and after every sweep. It never decreases.
+    """
+
+    elements: tuple[Element, ...]
+    merged: StateDict
+    objective: tuple[float, ...]
+
+
+@checked
+def align_many(
+    spec: SymmetrySpec,
+    states: Sequence[StateDict],
+    *,
+    task: Task | None = None,
+    seed: int = 0,
+    max_sweeps: int = 10,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> ManySymmetryMatching:
+    """Bring two or more networks into one basin by all symmetries of their architecture.
+
+    All are aligned to the first one, in closed form. Then each in turn is aligned to the mean of the others, which is
+    kept if it raises the objective, until no network moves.
+
+    Args:
+        spec: of the architecture, from ``derive_spec(…, symmetry="full")``.
+        states: at least two networks; not modified.
+        task: builds the network and provides training batches; without one, alignment is by weights.
+        seed: determines the order of the batches, and of the networks in each sweep.
+        max_sweeps: maximum turns of every network.
+        on_progress: called after every ``"sweep"``, with the objective.
+
+    Raises:
+        CheckpointError: a network doesn't fit the spec or the task, or has non-finite weights.
+        SpecError: the spec has only permutations, or a norm of a network cannot be folded.
+        WeightspaceError: there are fewer than two networks.
+    """
+    if len(states) < 2:
+        raise WeightspaceError(f"Expected at least two networks to bring into one basin; found {len(states)}.")
+    aligned = [align(spec, states[0], state, task=task, seed=seed).element for state in states[1:]]
+    elements = [Element.identity(spec), *aligned]
+    canonical = [canonicalise(spec, state) for state in states]
+    moved = [element.apply(state) for element, state in zip(elements, canonical, strict=True)]
+    judge = _ByWeights(spec) if task is None else ByOutputs(task, canonical, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    values = [judge.objective(moved)]
+    for sweep in range(1, max_sweeps + 1):
+        before = values[-1]
+        best = before
+        for index in torch.randperm(len(states), generator=generator).tolist():
+            change = _turn(spec, moved, index, task, seed)
+            candidate = [change.apply(one) if other == index else one for other, one in enumerate(moved)]
+            value = judge.objective(candidate)
+            if value > best:
+                elements[index], moved, best = change.compose(elements[index]), candidate, value
+        values.append(best)
+        if on_progress is not None:
+            on_progress(Progress("sweep", sweep, max_sweeps, best))
+        if best == before:
+            break
+    back = elements[0].inverse()
+    elements = [back.compose(element) for element in elements]
+    moved = [element.apply(state) for element, state in zip(elements, canonical, strict=True)]
+    merged = {name: one.to(states[0][name].dtype) for name, one in mean(moved).items()}
+    return ManySymmetryMatching(tuple(elements), merged, tuple(values))
+
+
+def _turn(spec: SymmetrySpec, moved: Sequence[StateDict], index: int, task: Task | None, seed: int) -> Element:
+    """Return the element that brings a network to the mean of the others."""
+    target = mean([state for other, state in enumerate(moved) if other != index])
+    if task is None:
+        return Element.of(spec, ascend(families(spec, target, moved[index]), {}, max_sweeps=_SWEEPS).maps)
+    return align_on_data(spec, target, moved[index], task, seed=seed)[0]
+
+
+@dataclass(frozen=True)
+class _ByWeights:
+    """The objective of an alignment by weights: the inner products of all pairs of networks."""
+
+    spec: SymmetrySpec
+
+    def objective(self, moved: Sequence[StateDict]) -> float:
+        """Return Σ_{i<j} ⟨θ_i, θ_j⟩."""
+        pairs = (families(self.spec, a, b) for a, b in combinations(moved, 2))
+        return sum(inner_product(self.spec, {one for family in listed for one in family.pairs}, {}) for listed in pairs)
