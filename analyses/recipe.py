@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -23,6 +23,9 @@ from weightspace.tasks import ClassificationTask, Examples, Split, TrainConfig, 
 from weightspace.tasks.classification import add_noise
 from weightspace.zoo.architectures import mlp
 from weightspace.zoo.digits import digits_examples
+from weightspace.zoo.language_task import LanguageTask
+
+BuiltInTask: TypeAlias = ClassificationTask | LanguageTask
 
 #: Units of each hidden layer, if nothing else is said.
 WIDTH = 128
@@ -79,7 +82,7 @@ def label_of(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
 
 
-def trained(task: ClassificationTask, seed: int, *, cache: Path = CACHE) -> ws.StateDict:
+def trained(task: BuiltInTask, seed: int, *, cache: Path = CACHE) -> ws.StateDict:
     """Return the network of a task and a seed: from the cache, or trained now and kept there.
 
     Several processes may ask at once: one trains, the others wait for it.
@@ -92,28 +95,32 @@ def trained(task: ClassificationTask, seed: int, *, cache: Path = CACHE) -> ws.S
     return ws.load_checkpoint(path)
 
 
-def description(task: ClassificationTask) -> dict[str, Any]:
+def description(task: BuiltInTask) -> dict[str, Any]:
     """Return what decides the weights of a task's networks, but data and seed, as plain data for the output."""
     return {
         "task": task.name,
         "network": str(blank_network(task)).splitlines(),
         "batch_size": task.batch_size,
-        "augmentation": _named(task.augment),
+        "augmentation": _named(_augmentation(task)),
         **asdict(task.recipe),
         "torch": torch.__version__,
         "weightspace": ws.__version__,
     }
 
 
-def summary(task: ClassificationTask) -> str:
+def summary(task: BuiltInTask) -> str:
     """Return the recipe as one line, for the head of a table."""
     recipe = task.recipe
     rate = f"{recipe.learning_rate:g}" + (", falling" if recipe.cooldown else "")
     return (
         f"{task.name}: {recipe.optimizer}, learning rate {rate}, weight decay {recipe.weight_decay:g}, "
-        f"{recipe.epochs} epochs, batches of {task.batch_size}, augmentation {_named(task.augment)}, "
+        f"{recipe.epochs} epochs, batches of {task.batch_size}, augmentation {_named(_augmentation(task))}, "
         f"{recipe.threads} torch thread"
     )
+
+
+def _augmentation(task: BuiltInTask) -> Callable[..., Any] | None:
+    return task.augment if isinstance(task, ClassificationTask) else None
 
 
 def _named(function: Callable[..., Any] | None) -> str:
@@ -124,10 +131,11 @@ def _named(function: Callable[..., Any] | None) -> str:
     return f"{function.func.__qualname__}({', '.join(bound)})"
 
 
-def _data_digest(task: ClassificationTask) -> str:
+def _data_digest(task: BuiltInTask) -> str:
     """Return a digest of the examples that are trained on."""
     digest = hashlib.sha256()
-    for part in task.examples["train"]:
+    parts = task.examples["train"] if isinstance(task, ClassificationTask) else [task.sequences["train"]]
+    for part in parts:
         digest.update(part[:].contiguous().numpy().data)
     return digest.hexdigest()
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from weightspace.cli.merge_methods import is_recipe, parameters_of
-from weightspace.cli.progress import progress
 
 from weightspace import WeightspaceError
 
@@ -50,15 +49,7 @@ class LeastSquares:
         """Return the mean of the networks with its layers fitted."""
         from weightspace.merging.least_squares import fit_layers
 
-        with progress("least squares") as update:
-            return fit_layers(
-                self.task,
-                self.states,
-                state,
-                self.weights or None,
-                seed=self.seed,
-                on_progress=lambda at: update(at.index, at.total, f"{at.index:,} examples"),
-            )
+        return fit_layers(self.task, self.states, state, self.weights or None, seed=self.seed)
 
 
 def check_least_squares(sources: Sequence[str], reproduce: str | None, said: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import weightspace as ws
 from weightspace import cli
 from weightspace.checkpoints import StateDict
 from weightspace.connectivity import reset_statistics
+from weightspace.merging import least_squares
 
 ALIGNED = ("--align", "activation-matching", "--task", "digits-cnn", "--least-squares")
 
@@ -35,7 +36,7 @@ def test_the_result_is_the_library_s_and_is_reproduced() -> None:
     spec = ws.derive_spec(task.network(), task.example_args)
     aligned = ws.permute(spec, ws.activation_matching(spec, a, b, task=task).permutation, b)
     with pytest.warns(ws.WeightspaceWarning, match="running statistics"):
-        fitted = ws.least_squares(task, [a, aligned], weights=[1, 3])
+        fitted = least_squares(task, [a, aligned], weights=[1, 3])
     merged = ws.load_checkpoint("m.safetensors")
     for name, tensor in reset_statistics(task, fitted).items():
         torch.testing.assert_close(merged[name], tensor, rtol=1e-4, atol=1e-5)

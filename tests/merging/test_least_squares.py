@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import weightspace as ws
 from weightspace.checkpoints import StateDict
 from weightspace.connectivity import reset_statistics
+from weightspace.merging import least_squares
 from weightspace.tasks import Task
 
 
@@ -52,7 +53,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def test_copies_give_the_copy_bit_for_bit(kind: str) -> None:
     build, shape = LAYERS[kind]
     (state,) = states_of(build, 1)
-    merged = ws.least_squares(Forward(build, torch.randn(shape)), [state] * 3, weights=[0.2, 0.5, 0.3])
+    merged = least_squares(Forward(build, torch.randn(shape)), [state] * 3, weights=[0.2, 0.5, 0.3])
     assert list(merged) == list(state)
     assert all(torch.equal(merged[name], tensor) for name, tensor in state.items())
 
@@ -62,20 +63,20 @@ def test_copies_give_the_copy_bit_for_bit(kind: str) -> None:
 def test_the_first_layer_is_the_mean_since_its_inputs_are_shared(kind: str, weights: list[float] | None) -> None:
     build, shape = LAYERS[kind]
     states = states_of(build)
-    merged = ws.least_squares(Forward(build, torch.randn(shape)), states, weights=weights)
+    merged = least_squares(Forward(build, torch.randn(shape)), states, weights=weights)
     mean = ws.merge(states, weights=weights)
     first = next(iter(mean))
     torch.testing.assert_close(merged[first], mean[first], rtol=1e-5, atol=1e-6)
 
 
-def test_a_later_layer_maps_the_mean_input_to_the_mean_output() -> None:
+def test_a_later_layer_maps_what_it_will_read_to_the_mean_output() -> None:
     states, factors = states_of(two_layers, 3), [0.5, 0.2, 0.3]
     inputs = torch.randn(64, 4)
-    merged = ws.least_squares(Forward(two_layers, inputs), states, weights=[5, 2, 3], ridge=0, examples=64)
-    hidden = [torch.tanh(inputs @ state["0.weight"].T + state["0.bias"]).double() for state in states]
-    outputs = [part @ state["2.weight"].double().T for part, state in zip(hidden, states, strict=True)]
-    x, y = (sum(f * part for f, part in zip(factors, parts, strict=True)) for parts in (hidden, outputs))
-    expected = torch.linalg.lstsq(x, y).solution.T
+    merged = least_squares(Forward(two_layers, inputs), states, weights=[5, 2, 3], ridge=0, examples=64)
+    hidden = [torch.tanh(inputs @ state["0.weight"].T + state["0.bias"]).double() for state in [merged, *states]]
+    outputs = [part @ state["2.weight"].double().T for part, state in zip(hidden[1:], states, strict=True)]
+    target = sum(factor * part for factor, part in zip(factors, outputs, strict=True))
+    expected = torch.linalg.lstsq(hidden[0], target).solution.T
     torch.testing.assert_close(merged["2.weight"], expected.float(), rtol=1e-4, atol=1e-5)
 
 
@@ -85,14 +86,15 @@ def grouped() -> nn.Module:
 
 def test_a_grouped_convolution_with_a_bias_leaves_a_residual_orthogonal_to_its_inputs() -> None:
     states, images = states_of(grouped), torch.randn(16, 2, 7, 7)
-    merged = ws.least_squares(Forward(grouped, images), states, ridge=0)
+    merged = least_squares(Forward(grouped, images), states, ridge=0)
     nets = [grouped() for _ in states]
     for net, state in zip(nets, states, strict=True):
         net.load_state_dict(state)
-    middle = sum(net[:2](images) for net in nets) / 2
+    net = grouped()
+    net.load_state_dict(merged)
+    middle = net[:2](images).detach()
     target = sum(net(images) for net in nets) / 2
-    layer = grouped()[2]
-    layer.load_state_dict({"weight": merged["2.weight"], "bias": merged["2.bias"]})
+    layer = net[2]
     (layer(middle) - target.detach()).square().mean().backward()
     assert max(float(parameter.grad.abs().max()) for parameter in layer.parameters()) < 1e-5
     mean = ws.merge(states)
@@ -105,7 +107,7 @@ def test_what_data_leave_open_is_the_mean() -> None:
     states, inputs = states_of(lambda: nn.Sequential(nn.Linear(4, 3))), torch.randn(16, 4)
     inputs[:, 1:] = 0
     task = Forward(lambda: nn.Sequential(nn.Linear(4, 3)), inputs)
-    merged, mean = ws.least_squares(task, states), ws.merge(states)
+    merged, mean = least_squares(task, states), ws.merge(states)
     torch.testing.assert_close(merged["0.weight"], mean["0.weight"])
 
 
@@ -124,7 +126,7 @@ def test_it_lowers_the_loss_halfway_between_matched_networks(
         network.load_state_dict(reset_statistics(task, state))
         return task.score(network)["loss"]
 
-    fitted, mean = ws.least_squares(task, [a, aligned]), ws.merge([a, aligned])
+    fitted, mean = least_squares(task, [a, aligned]), ws.merge([a, aligned])
     assert loss(fitted) < 0.9 * loss(mean)
 
 
@@ -142,8 +144,8 @@ class Shared(nn.Module):
 
 def test_layers_that_cannot_be_fitted_are_means_and_named() -> None:
     states, task = states_of(Shared), Forward(Shared, torch.arange(24).view(8, 3) % 7)
-    with pytest.warns(ws.WeightspaceWarning, match=r"3 layers .*: attention, attention\.out_proj, head\."):
-        merged = ws.least_squares(task, states)
+    with pytest.warns(ws.WeightspaceWarning, match=r"left 3 layers .*: attention, attention\.out_proj, head\."):
+        merged = least_squares(task, states)
     mean = ws.merge(states)
     differing = {name for name in mean if not torch.equal(mean[name], merged[name])}
     assert differing <= {"mlp.weight", "mlp.bias"}
@@ -162,14 +164,61 @@ def test_layers_that_cannot_be_fitted_are_means_and_named() -> None:
 )
 def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ws.WeightspaceError, match=message):
-        ws.least_squares(Forward(two_layers, torch.randn(8, 4)), states_of(two_layers), **options)
+        least_squares(Forward(two_layers, torch.randn(8, 4)), states_of(two_layers), **options)
 
 
 def test_inputs_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ws.WeightspaceError, match="layer '0' are not finite"):
-        ws.least_squares(Forward(two_layers, torch.full((8, 4), torch.inf)), states_of(two_layers))
+        least_squares(Forward(two_layers, torch.full((8, 4), torch.inf)), states_of(two_layers))
 
 
 def test_networks_of_another_architecture_are_refused(digits_mlp: Task) -> None:
     with pytest.raises(ws.CheckpointError, match="the network of digits-mlp"):
-        ws.least_squares(digits_mlp, states_of(two_layers))
+        least_squares(digits_mlp, states_of(two_layers))
+
+
+class Twice(nn.Module):
+    """Layers that read the same tensor, one that runs twice, and one that never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(5, 3)
+        self.idle = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.first(x), self.second(x)
+        return self.last(first.tanh()) + self.last(second.tanh())
+
+
+def test_layers_that_read_the_same_tensor_are_one_step_and_calls_add_up() -> None:
+    states, inputs = states_of(Twice), torch.randn(32, 4)
+    steps: list[str] = []
+    with pytest.warns(ws.WeightspaceWarning, match="left 1 layers .*: idle"):
+        merged = least_squares(Forward(Twice, inputs), states, ridge=0, on_progress=lambda at: steps.append(at.name))
+    assert steps == ["first", "last"]
+
+    def read_and_written(state: StateDict) -> tuple[Tensor, Tensor]:
+        hidden = [(inputs @ state[f"{name}.weight"].T + state[f"{name}.bias"]).tanh() for name in ("first", "second")]
+        rows = nn.functional.pad(torch.cat(hidden), (0, 1), value=1.0).double()
+        return rows, rows @ torch.cat([state["last.weight"], state["last.bias"][:, None]], 1).double().T
+
+    target = sum(read_and_written(state)[1] for state in states) / 2
+    expected = torch.linalg.lstsq(read_and_written(merged)[0], target).solution.T
+    torch.testing.assert_close(merged["last.weight"], expected[:, :-1].float(), rtol=1e-4, atol=1e-5)
+
+
+def test_networks_that_run_a_layer_differently_often_are_refused() -> None:
+    class Looping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.times = nn.Linear(4, 4), nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(int(self.times) + 1):
+                x = self.layer(x)
+            return x
+
+    states = states_of(Looping)
+    states[1]["times"] += 2
+    with pytest.raises(ws.WeightspaceError, match="layer 'layer' on different numbers of inputs"):
+        least_squares(Forward(Looping, torch.randn(8, 4)), states)
