@@ -1,7 +1,8 @@
 """Transformers trained apart: the barrier between them after each kind of alignment, all methods side by side.
 
 Every pair of three networks is aligned by every method, a row of ``METHODS``: permutations by weights or by
-activations, and least squares after them. The barrier is that of the test loss; the accuracy is that of the midpoint.
+activations; all symmetries by weights, by activations, or learned in 250 steps; and least squares after them. The
+barrier is that of the test loss; the accuracy is that of the midpoint.
 
     python analyses/transformers.py                                              # both tasks, three seeds each
     python analyses/transformers.py --tasks vit-fashion --methods none   # a quick look
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from time import process_time
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import click
 import torch
@@ -61,6 +62,16 @@ def permuted(method: str) -> Method:
     return align
 
 
+def aligned(**options: Any) -> Method:
+    """Return an alignment by all symmetries of the architecture, with the options of ``ws.align``."""
+
+    def align(task: BuiltInTask, a: ws.StateDict, b: ws.StateDict) -> Aligned:
+        spec = ws.derive_spec(task.network(), task.example_args, symmetry="full")
+        return Aligned(*ws.align(spec, a, b, task=task, **options).apply(a, b))
+
+    return align
+
+
 def then_least_squares(method: Method) -> Method:
     """Return a method whose merge is fitted by least squares on 1,024 training examples."""
 
@@ -78,6 +89,11 @@ METHODS: Mapping[str, Method] = {
     "activation matching": permuted("activation-matching"),
     "none, least squares": then_least_squares(unaligned),
     "activation matching, least squares": then_least_squares(permuted("activation-matching")),
+    "full, weights": aligned(method="weights"),
+    "full, activations": aligned(),
+    "full, activations, least squares": then_least_squares(aligned()),
+    "full, learned": aligned(method="learned"),
+    "full, learned with labels": aligned(method="learned", by_labels=True),
 }
 
 
