@@ -18,13 +18,13 @@ from weightspace.matching import registry
 
 if TYPE_CHECKING:
     from weightspace.progress import Progress
-    from weightspace.symmetry import PermutationSpec
+    from weightspace.symmetry import PermutationSpec, SymmetrySpec
     from weightspace.tasks import Task
 
 
 def match_many(
     method: str,
-    spec: PermutationSpec,
+    spec: PermutationSpec | SymmetrySpec,
     paths: Sequence[str],
     task: Task | None,
     *,
@@ -37,6 +37,7 @@ def match_many(
     """Match checkpoints, write their permutations as ``1-name.safetensors`` … to a folder, and print the result."""
     from weightspace import load_checkpoint, save_checkpoint
     from weightspace.checkpoints import provenance
+    from weightspace.matching import ManyMatching
 
     folder = Path(output)
     if folder.suffix or folder.is_file():
@@ -51,8 +52,8 @@ def match_many(
         found = registry.match_many(spec, states, method, task=task, seed=seed, on_progress=shown(update), **given)
     seconds = time.perf_counter() - begin
     folder.mkdir(parents=True, exist_ok=True)
-    for permutation, file in zip(found.permutations, files, strict=True):
-        permutation.save(file)
+    for one, file in zip(found.permutations if isinstance(found, ManyMatching) else found.elements, files, strict=True):
+        one.save(file)
     if merged is not None:
         metadata = provenance(paths, method, {"seed": seed, "spec": spec.digest})
         save_checkpoint(found.merged, merged, metadata=metadata, companions_from=paths[0])

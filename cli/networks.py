@@ -76,13 +76,14 @@ def spec_of(
         method: the matching method, which needs permutations or all symmetries; by default permutations.
     """
     from weightspace import derive_spec
-    from weightspace.matching.registry import MATCHINGS
+    from weightspace.matching.registry import MANY_MATCHINGS, MATCHINGS
     from weightspace.symmetry.spec import check_permutations
 
     if inputs and source is None and found is None:
         raise WeightspaceError("--input needs --network or --task, which was not given. Leave it out.")
     built = network_of(source, inputs, found)
-    symmetry = MATCHINGS[method].symmetry if method and method in MATCHINGS else "permutations"
+    row = {**MATCHINGS, **MANY_MATCHINGS}.get(method or "")
+    symmetry = "permutations" if row is None else row.symmetry
     if spec_file is not None:
         if symmetry == "permutations":
             check_permutations(spec_file)

@@ -14,7 +14,7 @@ from weightspace.suggestions import unknown
 
 if TYPE_CHECKING:
     from weightspace.checkpoints import StateDict
-    from weightspace.matching.aligning import SymmetryMatching
+    from weightspace.matching.aligning import ManySymmetryMatching, SymmetryMatching
     from weightspace.matching.multi_model import ManyMatching
     from weightspace.matching.result import Matching
     from weightspace.symmetry import PermutationSpec, SymmetrySpec
@@ -182,6 +182,16 @@ _MANY_ROWS = (
         options=("max_sweeps",),
     ),
     MatchingMethod(
+        "full-many",
+        "turn streams and heads and permute units of each network in turn towards the mean of the others",
+        _THEUS,
+        "inner product of the canonical weights, or with a task minus the divergence of the mean's outputs in nats",
+        needs_task=False,
+        function="aligning.several:align_many",
+        options=("max_sweeps",),
+        symmetry="full",
+    ),
+    MatchingMethod(
         "straight-through-many",
         "straight-through estimation by the loss of random mixtures",
         "Ito et al. 2025, https://proceedings.mlr.press/v267/ito25a.html",
@@ -249,7 +259,7 @@ def match(
 
 
 def match_many(
-    spec: PermutationSpec,
+    spec: PermutationSpec | SymmetrySpec,
     states: Sequence[StateDict],
     method: str = "merge-many",
     *,
@@ -257,11 +267,11 @@ def match_many(
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
     **options: Any,
-) -> ManyMatching:
+) -> ManyMatching | ManySymmetryMatching:
     """Bring two or more networks into one basin by any method for several networks.
 
     Args:
-        spec: the architecture's spec.
+        spec: the architecture's spec; a ``SymmetrySpec`` for the methods whose row says so (``symmetry``).
         states: the networks; not modified.
         method: a name in ``weightspace.matching.MANY_MATCHINGS``, as on the command line.
         task: the task of all networks; required by some methods (``needs_task``).
@@ -279,7 +289,8 @@ def match_many(
     if method not in MANY_MATCHINGS:
         raise unknown("matching method for several networks", method, MANY_MATCHINGS)
     row = MANY_MATCHINGS[method]
-    _warn_of_attention(row, spec)
+    if row.symmetry == "permutations":
+        _warn_of_attention(row, spec)
     function, keywords = _prepared(row, task, options)
     return function(spec, states, task=task, seed=seed, on_progress=on_progress, **keywords)
 

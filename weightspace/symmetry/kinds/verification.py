@@ -8,6 +8,7 @@ from torch import nn
 from weightspace.checkpoints import StateDict
 from weightspace.errors import SpecError
 from weightspace.symmetry.inputs import ExampleInputs, Inputs
+from weightspace.symmetry.kinds.balance import balance
 from weightspace.symmetry.kinds.element import Element
 from weightspace.symmetry.kinds.fold import fold
 from weightspace.symmetry.kinds.in_float64 import InFloat64
@@ -20,7 +21,7 @@ from weightspace.symmetry.verify import outputs, randomise, relative_change
 def verify_symmetries(
     spec: SymmetrySpec, module: nn.Module, example_args: ExampleInputs, *, seed: int = 0
 ) -> tuple[float, float]:
-    """Return how much folding, and a random element after it, change the outputs of a network, computed in float64.
+    """Return how much folding, and balancing and a random element after it, change the outputs, computed in float64.
 
     Args:
         spec: the spec to test.
@@ -46,7 +47,7 @@ def verify_symmetries(
         check_fits(spec, state, "The network")
         folded = fold(spec, state)
         after_fold = _outputs(_with(probe, folded), inputs, seed)
-        moved = Element.random(spec, seed=seed).apply(folded)
+        moved = Element.random(spec, seed=seed).apply(balance(spec, folded))
         after = _outputs(_with(probe, moved), inputs, seed)
     return relative_change(before, after_fold), relative_change(before, after)
 
