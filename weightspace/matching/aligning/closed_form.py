@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from weightspace.matching.aligning.families import Family, inner_product
+from weightspace.matching.aligning.families import Family, all_pairs, inner_product
 from weightspace.progress import Progress
 from weightspace.symmetry.kinds.action import SIGN
 from weightspace.symmetry.kinds.element import Element
@@ -49,7 +49,7 @@ def ascend(
         on_progress: called after every ``"sweep"``, with the objective.
     """
     free = [family for family in listed if family.group not in held]
-    pairs = {pair for family in listed for pair in family.pairs}
+    pairs = all_pairs(listed)
     if not listed:
         return Ascent({}, (0.0,), converged=True)
     spec = listed[0].spec

@@ -189,6 +189,11 @@ def _seen(spec: SymmetrySpec, pair: tuple[str, str], products: Tensor, name: str
     return best_gains(spec.kinds[other], products.movedim(dims, (-2, -1)))
 
 
+def all_pairs(listed: Iterable[Family]) -> list[Pair]:
+    """Return the blocks of some families, each once."""
+    return list(dict.fromkeys(pair for family in listed for pair in family.pairs))
+
+
 def families(spec: SymmetrySpec, target: StateDict, source: StateDict) -> list[Family]:
     """Return the families of two canonical networks; tied tensors count once, and running statistics don't."""
     pairs, seen = [], set()

@@ -14,7 +14,7 @@ from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.matching.aligning.alignment import align
 from weightspace.matching.aligning.closed_form import ascend
-from weightspace.matching.aligning.families import families, inner_product
+from weightspace.matching.aligning.families import all_pairs, families, inner_product
 from weightspace.matching.aligning.on_data import ByOutputs, align_on_data
 from weightspace.progress import Progress
 from weightspace.reprs import brief
@@ -118,5 +118,5 @@ class _ByWeights:
 
     def objective(self, moved: Sequence[StateDict]) -> float:
         """Return Σ_{i<j} ⟨θ_i, θ_j⟩."""
-        pairs = (families(self.spec, a, b) for a, b in combinations(moved, 2))
-        return sum(inner_product(self.spec, {one for family in listed for one in family.pairs}, {}) for listed in pairs)
+        listed = (all_pairs(families(self.spec, a, b)) for a, b in combinations(moved, 2))
+        return sum(inner_product(self.spec, pairs, {}) for pairs in listed)
