@@ -143,6 +143,7 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
       weightspace merge a b -m slerp --t 0.3 -o merged
       weightspace merge a b -m ties --base pretrained --density 0.5 --weights .6,.4 -o merged
       weightspace merge a.safetensors b.safetensors --align weight-matching --task digits-mlp -o merged.safetensors
+      weightspace merge a.safetensors b.safetensors --align full --task vit-fashion -o merged.safetensors
       weightspace merge hf://org/a hf://org/b -o merged --dry-run
       weightspace merge recipe.yml -o merged --report layers.png --verify
       weightspace merge --reproduce merged

@@ -14,12 +14,12 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Checkpoints": ("StateDict", "load_checkpoint", "save_checkpoint"),
     "Networks and tasks": ("load_network", "Task", "load_task", "train"),
     "Symmetry": (
-        *("derive_spec", "verify_spec", "load_spec", "permute"),
+        *("derive_spec", "verify_spec", "load_spec", "permute", "canonicalise"),
         *("PermutationSpec", "Permutation", "SymmetrySpec", "Element", "Verification"),
     ),
     "Matching": (
         *("match", "weight_matching", "activation_matching", "straight_through", "sinkhorn_rebasin"),
-        *("merge_many", "cycle_consistent", "straight_through_many", "Matching"),
+        *("align", "merge_many", "cycle_consistent", "straight_through_many", "Matching"),
     ),
     "Merging": (
         *("merge", "merge_files", "interpolate", "reproduce", "collect_evidence"),

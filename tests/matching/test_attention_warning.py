@@ -63,7 +63,9 @@ BY_WEIGHTS = [row.name for row in ROWS if not row.needs_task and row.symmetry ==
 def test_methods_that_look_at_weights_alone_say_so(method: str) -> None:
     networks = [transformer() for _ in range(2)]
     spec = derive_spec(networks[0], (torch.randn(2, 5, 3),))
-    with pytest.warns(WeightspaceWarning, match=rf"attention \('1\.self_attn.*{method} can make.*activation-matching"):
+    with pytest.warns(
+        WeightspaceWarning, match=rf"attention \('1\.self_attn.*{method} can make.*prefer full, .* activation-matching"
+    ):
         run(method, spec, networks)
 
 

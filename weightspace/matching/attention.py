@@ -34,5 +34,6 @@ def warn_of_attention(method: str, names: Iterable[str]) -> None:
     if name is not None:
         warn_caller(
             f"The network has attention ({name!r}), where {method} can make the barrier higher than without matching. "
-            "Measure it (weightspace barrier), and prefer activation-matching, which needs a task (--task)."
+            "Measure it (weightspace barrier). With a task (--task), prefer full, which uses all symmetries (full-many "
+            "for several networks), or else activation-matching."
         )

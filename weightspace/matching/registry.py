@@ -221,6 +221,10 @@ def match(
 ) -> Matching | SymmetryMatching:
     """Bring a source into the basin of a target by any method.
 
+    Permutations suffice for MLPs and convolutional networks. Transformers trained apart need all symmetries of their
+    architecture: use ``"full"``, ``"full-activations"`` (faster), or without data ``"full-weights"``, with a spec from
+    ``derive_spec(…, symmetry="full")``.
+
     Args:
         spec: the architecture's spec; a ``SymmetrySpec`` for the methods whose row says so (``symmetry``).
         target: the checkpoint to match; not modified.
@@ -240,7 +244,7 @@ def match(
         WeightspaceError: unknown method or option, or no task for a method that needs one.
 
     Warns:
-        WeightspaceWarning: the network has attention, and the method uses only weights.
+        WeightspaceWarning: the network has attention, and the method matches permutations by weights alone.
 
     Example:
         >>> import weightspace as ws
@@ -284,7 +288,15 @@ def match_many(
         WeightspaceError: unknown method or option, no task for a method that needs one, or too few networks.
 
     Warns:
-        WeightspaceWarning: the networks have attention, and the method uses only weights.
+        WeightspaceWarning: the networks have attention, and the method matches permutations by weights alone.
+
+    Example:
+        >>> import weightspace as ws
+        >>> from weightspace.matching import match_many
+        >>> task = ws.load_task("digits-mlp")
+        >>> states = [ws.train(task, seed, epochs=1) for seed in range(3)]
+        >>> spec = ws.derive_spec(task.network(), task.example_args)
+        >>> merged = match_many(spec, states, "merge-many", seed=0).merged
     """
     if method not in MANY_MATCHINGS:
         raise unknown("matching method for several networks", method, MANY_MATCHINGS)

@@ -39,6 +39,20 @@ class SymmetryMatching:
             nats, initially, after the closed form, and after learning; it never increases.
         l2_reduction: 1 − ‖a − g·b‖ / ‖a − b‖ of the canonical weights.
         converged: whether the closed form converged before reaching its step limit.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+        >>> spec = ws.derive_spec(network, (torch.randn(3, 4),), symmetry="full")  # orders and signs of the units
+        >>> a = network.state_dict()
+        >>> b = {name: torch.randn_like(tensor) for name, tensor in a.items()}
+        >>> matching = ws.align(spec, a, b)
+        >>> target, source = matching.apply(a, b)  # float32, like the given ones
+        >>> matching.save("b_to_a.safetensors")
+        >>> element = ws.Element.load("b_to_a.safetensors", spec)
+        >>> torch.equal(element.signs["layer.0"], matching.element.signs["layer.0"])
+        True
     """
 
     element: Element
@@ -111,6 +125,22 @@ def align(
         CheckpointError: a checkpoint doesn't fit the spec or the task, or has non-finite weights.
         SpecError: the spec has only permutations, or a norm of a checkpoint cannot be folded.
         WeightspaceError: unknown method, or no task for a method that needs one.
+
+    Source:
+        The symmetries are those of Theus et al. 2025, https://arxiv.org/abs/2506.22712, here in the original
+        architecture, with rotary phases, grouped queries and gated units. Learning goes straight through assignments as
+        in Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, section 3.3.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
+        >>> spec = ws.derive_spec(network, (torch.randn(3, 4),), symmetry="full")
+        >>> a = ws.canonicalise(spec, network.state_dict())
+        >>> b = ws.Element.random(spec, seed=0).apply(a)  # the same function with other weights
+        >>> target, source = ws.align(spec, a, b).apply(a, b)
+        >>> all(torch.allclose(target[name], source[name]) for name in target)
+        True
     """
     chosen = _method(method, task)
     check_matchable(spec, target, source)

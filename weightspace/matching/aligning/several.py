@@ -37,6 +37,18 @@ class ManySymmetryMatching:
         merged: the mean of the moved canonical weights.
         objective: with a task, minus the divergence of the mean's outputs from the mean logits of all networks, in
             nats; otherwise Σ_{i<j} ⟨g_i θ_i, g_j θ_j⟩; initially and after every sweep. It never decreases.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> from weightspace.matching import match_many
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+        >>> spec = ws.derive_spec(network, (torch.randn(3, 4),), symmetry="full")  # orders and signs of the units
+        >>> a = network.state_dict()
+        >>> others = [{name: torch.randn_like(tensor) for name, tensor in a.items()} for _ in range(2)]
+        >>> matching = match_many(spec, [a, *others], "full-many")
+        >>> len(matching.elements), sorted(matching.merged)
+        (3, ['0.bias', '0.weight', '2.bias', '2.weight'])
     """
 
     elements: tuple[Element, ...]
@@ -71,6 +83,23 @@ def align_many(
         CheckpointError: a network doesn't fit the spec or the task, or has non-finite weights.
         SpecError: the spec has only permutations, or a norm of a network cannot be folded.
         WeightspaceError: there are fewer than two networks.
+
+    Source:
+        The symmetries are those of Theus et al. 2025, https://arxiv.org/abs/2506.22712, in the original architecture;
+        each network in turn to the mean of the others as in Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836,
+        algorithm 3.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> from weightspace.matching import align_many
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
+        >>> spec = ws.derive_spec(network, (torch.randn(3, 4),), symmetry="full")
+        >>> a = ws.canonicalise(spec, network.state_dict())
+        >>> copies = [ws.Element.random(spec, seed=seed).apply(a) for seed in range(2)]  # the same function
+        >>> merged = align_many(spec, [a, *copies]).merged
+        >>> all(torch.allclose(merged[name], a[name]) for name in a)
+        True
     """
     if len(states) < 2:
         raise WeightspaceError(f"Expected at least two networks to bring into one basin; found {len(states)}.")
