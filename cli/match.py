@@ -74,7 +74,7 @@ def _list_methods(context: click.Context, _: click.Parameter, method: str | None
 @click.option("--steps", type=click.IntRange(min=0), help=f"Steps of Adam ({_users('steps')}). [200]")
 @click.option("--learning-rate", type=float, help=f"Learning rate of Adam ({_users('learning_rate')}).")
 @click.option("--start", metavar="START", help=f"Initialisation: noise or identity ({_users('start')}).")
-@options.output("Permutation to write (.safetensors); of several checkpoints, a folder of permutations.", kind=None)
+@options.output("Permutation or element to write (.safetensors); of several checkpoints, a folder of them.", kind=None)
 @click.option("--merged", metavar="OUT", help="Also write the mean of the permuted checkpoints.")
 @options.as_json
 def command(
@@ -95,6 +95,9 @@ def command(
     **given: Any,
 ) -> None:
     """Find the permutation that aligns SOURCE to TARGET, or those that bring all checkpoints into one basin.
+
+    The methods full, full-activations, full-weights and full-many find an element of all symmetries of the network
+    instead, which acts on canonical weights (ws.Element, ws.canonicalise); `merge --align` applies it.
 
     \b
     Examples:

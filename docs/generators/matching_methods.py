@@ -164,7 +164,7 @@ def _overview() -> str:
         has attention, matching permutations by weights alone can raise the barrier (two small ViTs from two seeds: 1.44
         nats at the midpoint unmatched, 1.48 by `weight-matching`, 0.47 by `activation-matching`), and `match` warns of
         it. Use `full` there, or `full-weights` without data:
-        [Merge two transformers trained apart](../tutorials/transformers.md). How the methods compare on three tasks is measured under
-        [Claims of the papers](../claims.md).
+        [Merge two transformers trained apart](../tutorials/transformers.md). How the methods compare on three tasks is
+        measured under [Claims of the papers](../claims.md).
         """
     ).format(two=rows(MATCHINGS), many=rows(MANY_MATCHINGS))
