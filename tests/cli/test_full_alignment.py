@@ -76,7 +76,9 @@ def test_a_merge_by_weights_needs_no_task(folder: Path) -> None:
     options = ("--align", "full-weights", "--network", "task.py:build", "--input", "2,1,8,8")
     result = run("merge", "a.safetensors", "b.safetensors", *options, "-o", "merged.safetensors")
     assert result.exit_code == 0, result.output
-    again = run("merge", "a.safetensors", "b.safetensors", "--align", "full-weights", "--spec", "full.yaml", "-o", "two")
+    again = run(
+        "merge", "a.safetensors", "b.safetensors", "--align", "full-weights", "--spec", "full.yaml", "-o", "two"
+    )
     assert again.exit_code == 0, again.output
 
 
