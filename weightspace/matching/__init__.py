@@ -8,7 +8,7 @@ from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
     from weightspace.matching.activation_matching import activation_matching, match_activations
-    from weightspace.matching.aligning import SymmetryMatching, align
+    from weightspace.matching.aligning import ManySymmetryMatching, SymmetryMatching, align, align_many
     from weightspace.matching.cycle_consistent import cycle_consistent
     from weightspace.matching.loss_driven import Losses
     from weightspace.matching.merge_many import merge_many
@@ -27,10 +27,12 @@ _HOMES = {
     "Losses": "loss_driven",
     "ManyMatching": "multi_model",
     "Matching": "result",
+    "ManySymmetryMatching": "aligning",
     "MatchingMethod": "registry",
     "SymmetryMatching": "aligning",
     "activation_matching": "activation_matching",
     "align": "aligning",
+    "align_many": "aligning",
     "cycle_consistent": "cycle_consistent",
     "l2_reduction": "result",
     "match": "registry",
@@ -48,11 +50,13 @@ __all__ = [
     "MATCHINGS",
     "Losses",
     "ManyMatching",
+    "ManySymmetryMatching",
     "Matching",
     "MatchingMethod",
     "SymmetryMatching",
     "activation_matching",
     "align",
+    "align_many",
     "cycle_consistent",
     "l2_reduction",
     "match",

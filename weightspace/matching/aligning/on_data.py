@@ -13,8 +13,8 @@ from weightspace.arithmetic.mean import mean
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.errors import WeightspaceError
 from weightspace.matching.aligning.closed_form import ascend
-from weightspace.matching.aligning.families import families
 from weightspace.matching.aligning.heads import choose_heads
+from weightspace.matching.aligning.inner_products import families
 from weightspace.matching.aligning.midpoint import Midpoint, Outputs, logits_of
 from weightspace.matching.aligning.refine import Descent, refine
 from weightspace.matching.aligning.streams import match_streams, with_weights
