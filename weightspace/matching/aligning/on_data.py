@@ -82,8 +82,9 @@ def align_on_data(
 def _better(found: Element, best: Element, midpoint: Midpoint, values: list[float]) -> Element:
     """Return what was found if its divergence is lower than the last one, and append the lower one."""
     value = midpoint.of(found)
-    values.append(min(value, values[-1]))
-    return found if value < values[-2] else best
+    is_better = value < values[-1]
+    values.append(value if is_better else values[-1])
+    return found if is_better else best
 
 
 class ByOutputs:
