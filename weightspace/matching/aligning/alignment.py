@@ -11,7 +11,7 @@ from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.matching.aligning.closed_form import ascend
-from weightspace.matching.aligning.families import families
+from weightspace.matching.aligning.inner_products import families
 from weightspace.matching.aligning.on_data import align_on_data
 from weightspace.matching.aligning.refine import Descent
 from weightspace.matching.result import check_matchable, l2_reduction

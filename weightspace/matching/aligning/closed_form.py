@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from weightspace.matching.aligning.families import Family, all_pairs, inner_product
+from weightspace.matching.aligning.inner_products import Family, all_pairs, inner_product
 from weightspace.progress import Progress
 from weightspace.symmetry.kinds.action import SIGN
 from weightspace.symmetry.kinds.element import Element

@@ -12,7 +12,7 @@ from itertools import combinations, permutations
 import torch
 from torch import Tensor
 
-from weightspace.matching.aligning.families import Family, chosen_inside
+from weightspace.matching.aligning.inner_products import Family, chosen_inside
 from weightspace.matching.aligning.midpoint import Midpoint
 from weightspace.progress import Progress
 from weightspace.symmetry.kinds.action import Maps

@@ -13,8 +13,8 @@ from weightspace.arithmetic.mean import mean
 from weightspace.checkpoints import StateDict, check_compatible
 from weightspace.errors import WeightspaceError
 from weightspace.matching.aligning.closed_form import ascend
-from weightspace.matching.aligning.families import families
 from weightspace.matching.aligning.heads import choose_heads
+from weightspace.matching.aligning.inner_products import families
 from weightspace.matching.aligning.midpoint import Midpoint, Outputs, logits_of
 from weightspace.matching.aligning.refine import Descent, refine
 from weightspace.matching.aligning.streams import match_streams, with_weights
@@ -82,8 +82,9 @@ def align_on_data(
 def _better(found: Element, best: Element, midpoint: Midpoint, values: list[float]) -> Element:
     """Return what was found if its divergence is lower than the last one, and append the lower one."""
     value = midpoint.of(found)
-    values.append(min(value, values[-1]))
-    return found if value < values[-2] else best
+    is_better = value < values[-1]
+    values.append(value if is_better else values[-1])
+    return found if is_better else best
 
 
 class ByOutputs:

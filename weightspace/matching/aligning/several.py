@@ -14,7 +14,7 @@ from weightspace.checkpoints import StateDict
 from weightspace.errors import WeightspaceError
 from weightspace.matching.aligning.alignment import align
 from weightspace.matching.aligning.closed_form import ascend
-from weightspace.matching.aligning.families import all_pairs, families, inner_product
+from weightspace.matching.aligning.inner_products import all_pairs, families, inner_product
 from weightspace.matching.aligning.on_data import ByOutputs, align_on_data
 from weightspace.progress import Progress
 from weightspace.reprs import brief

@@ -1,7 +1,7 @@
 """Balancing: of all equivalent weights between two linear maps, those of least norm are chosen.
 
 If ``P`` holds the weights that a group moves by ``M``, and ``D`` those that it moves by ``M⁻ᵀ``, each with a row per
-unit, ``‖MP‖² + ‖M⁻ᵀD‖²`` is least where ``MPPᵀMᵀ = M⁻ᵀDDᵀM⁻¹``. What is left of the group are its orthogonal maps.
+unit, ``‖MP‖² + ‖M⁻ᵀD‖²`` is least where ``MPPᵀMᵀ = M⁻ᵀDDᵀM⁻¹``. Of the group, only its orthogonal maps remain.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Canonical weights: norms folded and groups balanced, so that what is left of the symmetries is orthogonal."""
+"""Canonical weights: norms folded and groups balanced, so that all remaining symmetries are orthogonal."""
 
 from __future__ import annotations
 
