@@ -96,9 +96,6 @@ def command(
 ) -> None:
     """Find the permutation that aligns SOURCE to TARGET, or those that bring all checkpoints into one basin.
 
-    The methods full, full-activations, full-weights and full-many find an element of all symmetries of the network
-    instead, which acts on canonical weights (ws.Element, ws.canonicalise); `merge --align` applies it.
-
     \b
     Examples:
       weightspace match a.safetensors b.safetensors --task digits-mlp -o b_to_a.safetensors

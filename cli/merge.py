@@ -140,7 +140,6 @@ def command(sources: tuple[str, ...], output: str | None, reproduce: str | None,
     \b
     Examples:
       weightspace merge recipe.yml -o merged
-      weightspace merge a b -m slerp --t 0.3 -o merged
       weightspace merge a b -m ties --base pretrained --density 0.5 --weights .6,.4 -o merged
       weightspace merge a.safetensors b.safetensors --align weight-matching --task digits-mlp -o merged.safetensors
       weightspace merge a.safetensors b.safetensors --align full --task vit-fashion -o merged.safetensors

@@ -28,7 +28,6 @@ _HOMES = {
     "ManyMatching": "multi_model",
     "ManySymmetryMatching": "aligning",
     "Matching": "result",
-    "ManySymmetryMatching": "aligning",
     "MatchingMethod": "registry",
     "SymmetryMatching": "aligning",
     "activation_matching": "activation_matching",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import torch
@@ -85,9 +86,7 @@ def align_many(
         WeightspaceError: there are fewer than two networks.
 
     Source:
-        The symmetries are those of Theus et al. 2025, https://arxiv.org/abs/2506.22712, in the original architecture;
-        each network in turn to the mean of the others as in Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836,
-        algorithm 3.
+        Ainsworth et al. 2023, https://arxiv.org/abs/2209.04836, algorithm 3, with the symmetries of ``align``.
 
     Example:
         >>> import torch
@@ -96,9 +95,8 @@ def align_many(
         >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
         >>> spec = ws.derive_spec(network, (torch.randn(3, 4),), symmetry="full")
         >>> a = ws.canonicalise(spec, network.state_dict())
-        >>> copies = [ws.Element.random(spec, seed=seed).apply(a) for seed in range(2)]  # the same function
-        >>> merged = align_many(spec, [a, *copies]).merged
-        >>> all(torch.allclose(merged[name], a[name]) for name in a)
+        >>> b, c = (ws.Element.random(spec, seed=seed).apply(a) for seed in range(2))  # the same function
+        >>> torch.allclose(align_many(spec, [a, b, c]).merged["0.weight"], a["0.weight"])
         True
     """
     if len(states) < 2:
@@ -108,30 +106,46 @@ def align_many(
     canonical = [canonicalise(spec, state) for state in states]
     moved = [element.apply(state) for element, state in zip(elements, canonical, strict=True)]
     judge = _ByWeights(spec) if task is None else ByOutputs(task, canonical, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
+    turn, generator = partial(_turn, spec, task, seed), torch.Generator().manual_seed(seed)
     values = [judge.objective(moved)]
     for sweep in range(1, max_sweeps + 1):
-        before = values[-1]
-        best = before
-        for index in torch.randperm(len(states), generator=generator).tolist():
-            change = _turn(spec, moved, index, task, seed)
-            candidate = [change.apply(one) if other == index else one for other, one in enumerate(moved)]
-            value = judge.objective(candidate)
-            if value > best:
-                elements[index], moved, best = change.compose(elements[index]), candidate, value
-        values.append(best)
+        order = torch.randperm(len(states), generator=generator).tolist()
+        elements, moved, value = _sweep(elements, moved, values[-1], order, judge, turn)
+        values.append(value)
         if on_progress is not None:
-            on_progress(Progress("sweep", sweep, max_sweeps, best))
-        if best == before:
+            on_progress(Progress("sweep", sweep, max_sweeps, value))
+        if value == values[-2]:
             break
-    back = elements[0].inverse()
-    elements = [back.compose(element) for element in elements]
+    elements = [elements[0].inverse().compose(element) for element in elements]
+    return ManySymmetryMatching(tuple(elements), _merged(elements, canonical, states[0]), tuple(values))
+
+
+def _sweep(
+    elements: Sequence[Element],
+    moved: Sequence[StateDict],
+    best: float,
+    order: Iterable[int],
+    judge: ByOutputs | _ByWeights,
+    turn: Callable[[Sequence[StateDict], int], Element],
+) -> tuple[list[Element], list[StateDict], float]:
+    """Return elements, moved networks and objective after each network in turn was moved, if that is better."""
+    elements, moved = list(elements), list(moved)
+    for index in order:
+        change = turn(moved, index)
+        candidate = [change.apply(state) if other == index else state for other, state in enumerate(moved)]
+        value = judge.objective(candidate)
+        if value > best:
+            elements[index], moved, best = change.compose(elements[index]), candidate, value
+    return elements, moved, best
+
+
+def _merged(elements: Sequence[Element], canonical: Sequence[StateDict], first: StateDict) -> StateDict:
+    """Return the mean of the moved networks, in the dtypes of the first one."""
     moved = [element.apply(state) for element, state in zip(elements, canonical, strict=True)]
-    merged = {name: one.to(states[0][name].dtype) for name, one in mean(moved).items()}
-    return ManySymmetryMatching(tuple(elements), merged, tuple(values))
+    return {name: tensor.to(first[name].dtype) for name, tensor in mean(moved).items()}
 
 
-def _turn(spec: SymmetrySpec, moved: Sequence[StateDict], index: int, task: Task | None, seed: int) -> Element:
+def _turn(spec: SymmetrySpec, task: Task | None, seed: int, moved: Sequence[StateDict], index: int) -> Element:
     """Return the element that brings a network to the mean of the others."""
     target = mean([state for other, state in enumerate(moved) if other != index])
     if task is None:
