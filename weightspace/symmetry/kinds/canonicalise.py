@@ -26,9 +26,9 @@ def canonicalise(spec: SymmetrySpec, state: StateDict) -> StateDict:
         SpecError: a norm cannot be folded because its gain is zero where its shift has to be divided by it.
 
     Source:
-        Folding as in Ashkboos et al. 2024, https://arxiv.org/abs/2401.15024, without deleting the norms;
-        balancing is derived: for factors ``A`` and ``B`` of a product ``BᵀA = U Σ Vᵀ``, the least norm is at
-        ``A = Σ^½ Vᵀ`` and ``B = Σ^½ Uᵀ``.
+        Folding as in SliceGPT (Ashkboos et al. 2024, https://arxiv.org/abs/2401.15024), but LayerNorm stays. Balancing
+        is derived: of all factors with the product ``BᵀA = U Σ Vᵀ``, ``A = Σ^½ Vᵀ`` and ``B = Σ^½ Uᵀ`` have the least
+        norm.
 
     Example:
         >>> import torch
