@@ -28,7 +28,8 @@ def export_graph(module: nn.Module, inputs: Inputs) -> torch.export.ExportedProg
         SpecError: the network can't be copied, run or traced.
     """
     _run(module, inputs)
-    wrapped = Network(_with_legible_experts(copy_module(module))).train().eval()  # a call may leave a cache
+    copied = copy_module(module, share_parameters=True)  # tracing computes with shapes and leaves values alone
+    wrapped = Network(_with_legible_experts(copied)).train().eval()  # a call may leave a cache
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused kernels are opaque to the graph
     printed = io.StringIO()

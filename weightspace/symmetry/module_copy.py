@@ -13,23 +13,33 @@ from torch import Tensor, nn
 from weightspace.errors import SpecError
 
 
-def copy_module(module: nn.Module) -> nn.Module:
+def copy_module(module: nn.Module, *, share_parameters: bool = False) -> nn.Module:
     """Return a deep copy of a module.
 
     Tensors that it computed from its parameters and keeps (``weight`` of the old ``weight_norm``, caches) can't be
     copied with their autograd history; the copy has their values.
 
+    Args:
+        module: the module; not modified.
+        share_parameters: whether the parameters of the copy use the memory of the module's; buffers never do.
+
     Raises:
         SpecError: the module holds something else that can't be copied.
     """
-    computed = {id(tensor): tensor.detach().clone() for tensor in _attributes(module) if not tensor.is_leaf}
+    known = {id(tensor): tensor.detach().clone() for tensor in _attributes(module) if not tensor.is_leaf}
+    if share_parameters:
+        known |= {id(one): nn.Parameter(one.data, one.requires_grad) for one in module.parameters() if _is_plain(one)}
     try:
-        return copy.deepcopy(module, computed)
+        return copy.deepcopy(module, known)
     except Exception as error:  # objects held by a module may raise anything
         line = (str(error).strip().splitlines() or [""])[0][:200]
         raise SpecError(
             f"{type(module).__name__} cannot be copied, which tracing requires: {type(error).__name__}: {line}"
         ) from error
+
+
+def _is_plain(parameter: nn.Parameter) -> bool:
+    return type(parameter) is nn.Parameter  # subclasses may keep more than their values
 
 
 def keep_random_state(module: nn.Module) -> AbstractContextManager[None]:

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from weightspace.checkpoints import StateDict
 from weightspace.errors import SpecError
 from weightspace.symmetry.buffers import moves_with_units
 from weightspace.symmetry.inputs import Inputs
 from weightspace.symmetry.module_copy import copy_module, keep_random_state
 from weightspace.symmetry.outputs import tensors_in
-from weightspace.symmetry.permutation import Permutation, permute
+from weightspace.symmetry.permutation import Permutation, check_fits, permute_tensor
 from weightspace.symmetry.spec import PermutationSpec
 from weightspace.symmetry.verification import Verification
 
@@ -38,14 +39,24 @@ def verify_permutations(spec: PermutationSpec, module: nn.Module, inputs: Inputs
 def _change(spec: PermutationSpec, probe: nn.Module, inputs: Inputs, seed: int) -> tuple[float, torch.dtype]:
     """Permute a network in place; return how much its outputs change, and their precision."""
     torch.default_generator.manual_seed(seed)  # a network with noise draws the same before and after
-    before = outputs(copy_module(probe), inputs)  # a copy, since the first call may leave a cache
+    before = outputs(copy_module(probe, share_parameters=True), inputs)  # a copy: the first call may leave a cache
     state = {name: tensor.detach() for name, tensor in probe.state_dict().items()}
-    permuted = permute(spec, Permutation.random(spec, seed=seed), state)
-    with torch.no_grad():  # in place, since load_state_dict may be overridden or versioned
-        for name, tensor in probe.state_dict().items():
-            tensor.copy_(permuted[name])
+    check_fits(spec, state, "The network")
+    indices = Permutation.random(spec, seed=seed).indices
+    for names in _by_memory(state):  # in place, since load_state_dict may be overridden or versioned
+        moved = [permute_tensor(spec, indices, name, state[name]) for name in names]
+        for name, tensor in zip(names, moved, strict=True):
+            state[name].copy_(tensor)
     torch.default_generator.manual_seed(seed)
     return relative_change(before, outputs(probe, inputs)), before.dtype
+
+
+def _by_memory(state: StateDict) -> list[list[str]]:
+    """Return the names of the tensors, those that share memory together."""
+    held: dict[int, list[str]] = {}
+    for name, tensor in state.items():
+        held.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
+    return list(held.values())
 
 
 def _in_float64(spec: PermutationSpec, probe: nn.Module, inputs: Inputs, seed: int) -> tuple[float, torch.dtype] | None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
-from weightspace.symmetry.pattern import Block, Units, blocks
+from weightspace.symmetry.pattern import Block, Fixed, Units, blocks
 from weightspace.symmetry.permutation import outer_place, permute_block
 
 #: Group -> its map, as an ``Element`` has them; the signs of a signed group under ``±`` and its name.
 Maps: TypeAlias = Mapping[str, Tensor]
+
+#: Largest number of values that are moved at a time.
+_PART = 2**22
 
 #: Precedes the name of a group in the key of its signs.
 SIGN = "±"
@@ -33,6 +36,24 @@ def act_on(spec: SymmetrySpec, maps: Maps, name: str, tensor: Tensor) -> Tensor:
     for source, target in zip(blocks(tensor, axes, groups), blocks(result, axes, groups), strict=True):
         target.view.copy_(act(spec, maps, source))
     return result
+
+
+def act_in_place(spec: SymmetrySpec, maps: Maps, name: str, tensor: Tensor) -> None:
+    """Move the units of a tensor as ``act_on`` does, in its own memory and part by part."""
+    for block in blocks(tensor, spec.axes[name], spec.groups):
+        for part in _parts(block):
+            part.view.copy_(act(spec, maps, part))
+
+
+def _parts(block: Block) -> Iterator[Block]:
+    """Yield a block in parts along its largest fixed dimension, which nothing moves."""
+    fixed = [(size, dim) for dim, size in enumerate(block.view.shape) if not isinstance(block.dims[dim], Units)]
+    if not fixed or block.view.numel() <= _PART:
+        yield block
+        return
+    size, dim = max(fixed)
+    for view in block.view.split(max(1, size * _PART // block.view.numel()), dim):
+        yield Block(view, (*block.dims[:dim], Fixed(view.shape[dim]), *block.dims[dim + 1 :]))
 
 
 def act(spec: SymmetrySpec, maps: Maps, block: Block) -> Tensor:

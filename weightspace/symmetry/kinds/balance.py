@@ -28,11 +28,16 @@ def balance(spec: SymmetrySpec, state: StateDict) -> StateDict:
         state: every tensor by name; floating-point ones are float64.
     """
     result = {name: tensor.clone() for name, tensor in state.items()}
+    balance_in_place(spec, result)
+    return result
+
+
+def balance_in_place(spec: SymmetrySpec, state: StateDict) -> None:
+    """Balance weights as ``balance`` does, in their own memory; no two of them may share any."""
     dual = {units.group for axes in spec.axes.values() for axis in axes for units in units_in(axis) if units.dual}
     for group in spec.groups:
         if group in dual:
-            _balance(spec, group, result)
-    return result
+            _balance(spec, group, state)
 
 
 def _balance(spec: SymmetrySpec, group: str, state: StateDict) -> None:

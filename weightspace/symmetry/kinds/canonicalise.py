@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from weightspace.checkpoints import StateDict
-from weightspace.symmetry.kinds.balance import balance
+from weightspace.symmetry.kinds.balance import balance_in_place
 from weightspace.symmetry.kinds.fold import fold
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
 
@@ -45,4 +45,6 @@ def canonicalise(spec: SymmetrySpec, state: StateDict) -> StateDict:
         >>> torch.allclose(network(x), before, atol=1e-5)
         True
     """
-    return balance(spec, fold(spec, state))
+    canonical = fold(spec, state)
+    balance_in_place(spec, canonical)
+    return canonical

@@ -9,14 +9,13 @@ matrices with a row per unit, the function stays the same iff the sums of ``W G�
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
 from torch import Tensor, nn
 
-from weightspace.checkpoints import StateDict
 from weightspace.symmetry.inputs import Inputs
 from weightspace.symmetry.kinds.in_float64 import InFloat64
 from weightspace.symmetry.kinds.rows import rows_of
@@ -53,17 +52,18 @@ def mark_duals(
         seed: of the weights and of the function of the outputs.
     """
     placed = {name: _placed(name, axes) for name, axes in spec.axes.items() if name not in spec.statistics}
-    weights, gradients = _gradients(module, inputs, seed)
-    products: dict[_Place, Tensor] = {}
-    for name in placed.keys() & gradients.keys():
-        for place, value in _products(spec, placed[name], weights[name], gradients[name]):
-            products[place] = products[place] + value if place in products else value
+    candidates = {
+        group: layers
+        for group, kind in spec.kinds.items()
+        if 2 <= len(layers := _layers(group, placed, linears, kind)) <= _MAX_LAYERS
+    }
+    wanted = {place for layers in candidates.values() for layer in layers for place in layer}
+    products = _products(spec, module, inputs, {place.tensor: placed[place.tensor] for place in wanted}, wanted, seed)
     marked: set[_Place] = set()
-    for group, kind in spec.kinds.items():
-        layers = _layers(group, placed, linears, kind)
-        if 2 <= len(layers) <= _MAX_LAYERS and all(place in products for layer in layers for place in layer):
+    for group, layers in candidates.items():
+        if all(place in products for layer in layers for place in layer):
             sums = [torch.stack([products[place] for place in layer]).sum(0) for layer in layers]
-            signs = _signs(sums, kind)
+            signs = _signs(sums, spec.kinds[group])
             marked |= {place for sign, layer in zip(signs, layers, strict=False) if sign < 0 for place in layer}
     axes = {name: tuple(_unplaced(axis, marked) for axis in axes) for name, axes in placed.items()}
     return replace(spec, axes={**spec.axes, **axes})
@@ -100,29 +100,63 @@ def _places(axis: Pattern) -> Iterator[_Place]:
             yield from _places(part)
 
 
-def _gradients(module: nn.Module, inputs: Inputs, seed: int) -> tuple[StateDict, StateDict]:
-    """Return random weights of a network, and the gradients there of a random linear function of its outputs."""
+def _products(
+    spec: SymmetrySpec,
+    module: nn.Module,
+    inputs: Inputs,
+    axes: Mapping[str, tuple[Pattern, ...]],
+    wanted: Container[_Place],
+    seed: int,
+) -> dict[_Place, Tensor]:
+    """Return what a group sees of ``W Gᵀ`` for the units of places, at random weights, of a random linear function of the outputs.
+
+    The gradient of a tensor is dropped as soon as it has been used, so that no two are held at a time.
+
+    Args:
+        spec: the spec.
+        module: the network.
+        inputs: example inputs.
+        axes: of the tensors that have the places.
+        wanted: the places; those that the outputs don't depend on have no result.
+        seed: of the weights and of the function.
+    """
+    products: dict[_Place, Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
     with keep_random_state(module), torch.enable_grad(), InFloat64():
         probe = copy_module(module).train().eval()
         randomise(probe, seed)
-        probe = probe.double().requires_grad_(True)
-        listed = [tensor for tensor in tensors_in(inputs.double().call(probe)) if tensor.is_floating_point()]
-        total = sum((torch.randn(t.shape, generator=generator, dtype=t.dtype) * t).sum() for t in listed)
-        parameters = dict(probe.named_parameters(remove_duplicate=False))
-        found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)  # type: ignore[arg-type]
-    gradients = {name: grad for name, grad in zip(parameters, found, strict=True) if grad is not None}
-    return {name: parameter.detach() for name, parameter in parameters.items()}, gradients
+        probe = probe.double().requires_grad_(False)
+        names: dict[nn.Parameter, list[str]] = {}
+        for name, parameter in probe.named_parameters(remove_duplicate=False):
+            if name in axes:
+                names.setdefault(parameter, []).append(name)
+
+        def use(parameter: Tensor) -> None:
+            gradient, parameter.grad = parameter.grad, None
+            for name in names[parameter]:  # type: ignore[index]
+                for place, value in _products_of(spec, axes[name], parameter.detach(), gradient, wanted):  # type: ignore[arg-type]
+                    products[place] = products[place] + value if place in products else value
+
+        hooks = [parameter.requires_grad_().register_post_accumulate_grad_hook(use) for parameter in names]
+        if names:
+            listed = [tensor for tensor in tensors_in(inputs.double().call(probe)) if tensor.is_floating_point()]
+            total = sum((torch.randn(t.shape, generator=generator, dtype=t.dtype) * t).sum() for t in listed)
+            if isinstance(total, Tensor) and total.requires_grad:
+                total.backward()
+        for hook in hooks:  # parameters and hooks hold each other, so their memory would be kept for a while
+            hook.remove()
+    return products
 
 
-def _products(
-    spec: SymmetrySpec, axes: tuple[Pattern, ...], weights: Tensor, gradients: Tensor
+def _products_of(
+    spec: SymmetrySpec, axes: tuple[Pattern, ...], weights: Tensor, gradient: Tensor, wanted: Container[_Place]
 ) -> Iterator[tuple[_Place, Tensor]]:
-    """Yield ``W Gᵀ`` for the units of every place, for inner groups one for each unit of the outer group."""
-    for a, b in zip(blocks(weights, axes, spec.groups), blocks(gradients, axes, spec.groups), strict=True):
+    """Yield the part of ``W Gᵀ`` for the units of wanted places, for inner groups one for each unit of the outer one."""
+    for a, b in zip(blocks(weights, axes, spec.groups), blocks(gradient, axes, spec.groups), strict=True):
         for place, dim in enumerate(a.dims):
-            if isinstance(dim, _Place):
-                yield dim, rows_of(a, place, spec.outer) @ rows_of(b, place, spec.outer).mT
+            if isinstance(dim, _Place) and dim in wanted:
+                weight, slope = rows_of(a, place, spec.outer), rows_of(b, place, spec.outer)
+                yield dim, _of_kind(weight, slope, spec.kinds[dim.group])
 
 
 def _layers(
@@ -147,21 +181,21 @@ def _layers(
 
 def _signs(sums: Sequence[Tensor], kind: Kind) -> tuple[int, ...]:
     """Return 1 for each layer that moves with the group and −1 for each that moves inversely; empty: no such signs."""
-    kept = [_of_kind(one, kind) for one in sums]
-    size = max(float(one.norm()) for one in kept)
-    for signs in product((1, -1), repeat=len(kept) - 1):
-        sides = [one if sign > 0 else -one.mT for sign, one in zip((1, *signs), kept, strict=True)]
+    size = max(float(one.norm()) for one in sums)
+    for signs in product((1, -1), repeat=len(sums) - 1):
+        inverse = [-one.mT if kind == "orthogonal" else -one for one in sums]
+        sides = [one if sign > 0 else other for sign, one, other in zip((1, *signs), sums, inverse, strict=True)]
         if -1 in signs and float(torch.stack(sides).sum(0).norm()) <= _ROUNDING * size:
             return (1, *signs)
     return ()
 
 
-def _of_kind(products: Tensor, kind: Kind) -> Tensor:
-    """Return the part of ``W Gᵀ`` that the maps of a kind see: all of it, or that for a scale of each unit or pair."""
+def _of_kind(weights: Tensor, gradient: Tensor, kind: Kind) -> Tensor:
+    """Return what the maps of a kind see of ``W Gᵀ``: all of it, or its diagonal, a scale of each unit or pair."""
     if kind == "orthogonal":
-        return products
-    diagonal = products.diagonal(dim1=-2, dim2=-1)
+        return weights @ gradient.mT
+    diagonal = (weights * gradient).sum(-1)
     if kind == "phases":
         half = diagonal.shape[-1] // 2
-        diagonal = diagonal[..., :half] + diagonal[..., half:]
-    return torch.diag_embed(diagonal)
+        return diagonal[..., :half] + diagonal[..., half:]
+    return diagonal

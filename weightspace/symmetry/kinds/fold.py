@@ -23,10 +23,22 @@ def fold(spec: SymmetrySpec, state: StateDict) -> StateDict:
     Raises:
         SpecError: a gain is zero where the shift has to be divided by it.
     """
-    result = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    for one in spec.folds:
-        _fold(one, result)
+    result = {
+        name: tensor.to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
+        for name, tensor in state.items()
+    }
+    fold_in_place(spec, result)
     return result
+
+
+def fold_in_place(spec: SymmetrySpec, state: StateDict) -> None:
+    """Fold a float64 checkpoint as ``fold`` does, in its own memory; no two of its tensors may share any.
+
+    Raises:
+        SpecError: a gain is zero where the shift has to be divided by it.
+    """
+    for one in spec.folds:
+        _fold(one, state)
 
 
 def check_folded(spec: SymmetrySpec, state: StateDict) -> None:
@@ -52,13 +64,13 @@ def _fold(one: Fold, state: StateDict) -> None:
     for reader in one.readers:
         weight = state[reader.weight].movedim(reader.axis, -1)
         if shift is not None and reader.bias is not None and not one.keeps_shift:
-            state[reader.bias] = state[reader.bias] + weight @ shift
+            state[reader.bias].add_(weight @ shift)
         if gain is not None:
-            state[reader.weight] = (weight * gain).movedim(-1, reader.axis).contiguous()
-    if shift is not None and one.shift is not None:
-        state[one.shift] = _over(shift, gain, one) if one.keeps_shift else torch.zeros_like(shift)
-    if gain is not None and one.gain is not None:
-        state[one.gain] = torch.ones_like(gain)
+            weight.mul_(gain)
+    if shift is not None:
+        shift.copy_(_over(shift, gain, one) if one.keeps_shift else torch.zeros_like(shift))
+    if gain is not None:
+        gain.fill_(1)
 
 
 def _over(shift: Tensor, gain: Tensor | None, one: Fold) -> Tensor:

@@ -8,9 +8,10 @@ from torch import nn
 from weightspace.checkpoints import StateDict
 from weightspace.errors import SpecError
 from weightspace.symmetry.inputs import ExampleInputs, Inputs
-from weightspace.symmetry.kinds.balance import balance
+from weightspace.symmetry.kinds.action import act_in_place
+from weightspace.symmetry.kinds.balance import balance_in_place
 from weightspace.symmetry.kinds.element import Element
-from weightspace.symmetry.kinds.fold import fold
+from weightspace.symmetry.kinds.fold import check_folded, fold_in_place
 from weightspace.symmetry.kinds.in_float64 import InFloat64
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
 from weightspace.symmetry.module_copy import copy_module, keep_random_state
@@ -42,13 +43,18 @@ def verify_symmetries(
         probe = copy_module(module).train().eval()
         randomise(probe, seed)
         probe = probe.double()
-        before = _outputs(copy_module(probe), inputs, seed)
-        state = {name: tensor.detach() for name, tensor in probe.state_dict().items()}
-        check_fits(spec, state, "The network")
-        folded = fold(spec, state)
-        after_fold = _outputs(_with(probe, folded), inputs, seed)
-        moved = Element.random(spec, seed=seed).apply(balance(spec, folded))
-        after = _outputs(_with(probe, moved), inputs, seed)
+        before = _outputs(probe, inputs, seed)
+        state = _taken(probe, spec)
+        fold_in_place(spec, state)
+        _put(probe, state)
+        after_fold = _outputs(probe, inputs, seed)
+        check_folded(spec, state)
+        balance_in_place(spec, state)
+        moves = Element.random(spec, seed=seed).moves
+        for name, tensor in state.items():
+            act_in_place(spec, moves, name, tensor)
+        _put(probe, state)
+        after = _outputs(probe, inputs, seed)
     return relative_change(before, after_fold), relative_change(before, after)
 
 
@@ -56,7 +62,7 @@ def _outputs(module: nn.Module, inputs: Inputs, seed: int) -> torch.Tensor:
     torch.default_generator.manual_seed(seed)  # a network with noise draws the same each time
     try:
         with InFloat64():
-            return outputs(module, inputs)
+            return outputs(copy_module(module, share_parameters=True), inputs)  # a copy: a call may leave a cache
     except RuntimeError as error:
         raise SpecError(
             f"{type(module).__name__} cannot be run in float64, in which signs and rotations are verified: "
@@ -64,9 +70,26 @@ def _outputs(module: nn.Module, inputs: Inputs, seed: int) -> torch.Tensor:
         ) from error
 
 
-def _with(module: nn.Module, state: StateDict) -> nn.Module:
-    copied = copy_module(module)
-    with torch.no_grad():
-        for name, tensor in copied.state_dict().items():
-            tensor.copy_(state[name])
-    return copied
+def _taken(module: nn.Module, spec: SymmetrySpec) -> StateDict:
+    """Return the tensors of a network by name, none of which share memory; its parameters are left without values."""
+    named = module.state_dict(keep_vars=True)
+    check_fits(spec, named, "The network")
+    state: StateDict = {}
+    seen: set[int] = set()
+    for name, tensor in named.items():
+        is_own = type(tensor) is nn.Parameter and id(tensor) not in seen
+        state[name] = tensor.data if is_own else tensor.detach().clone()
+        seen.add(id(tensor))
+    for tensor in named.values():
+        if type(tensor) is nn.Parameter:
+            tensor.data = tensor.new_empty(0)
+    return state
+
+
+def _put(module: nn.Module, state: StateDict) -> None:
+    """Give a network back the tensors that were taken from it; of tied ones the last counts."""
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if type(tensor) is nn.Parameter:
+            tensor.data = state[name]
+        else:
+            tensor.detach().copy_(state[name])
