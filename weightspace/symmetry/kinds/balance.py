@@ -20,20 +20,13 @@ from weightspace.symmetry.pattern import Block, Units, blocks, units_in
 _RANK = 1e-12
 
 
-def balance(spec: SymmetrySpec, state: StateDict) -> StateDict:
-    """Return equivalent weights in which every group with inverse tensors is balanced.
+def balance_in_place(spec: SymmetrySpec, state: StateDict) -> None:
+    """Replace weights by equivalent ones in which every group with inverse tensors is balanced, in their own memory.
 
     Args:
         spec: of the architecture.
-        state: every tensor by name; floating-point ones are float64.
+        state: every tensor by name; floating-point ones are float64, and no two share memory.
     """
-    result = {name: tensor.clone() for name, tensor in state.items()}
-    balance_in_place(spec, result)
-    return result
-
-
-def balance_in_place(spec: SymmetrySpec, state: StateDict) -> None:
-    """Balance weights as ``balance`` does, in their own memory; no two of them may share any."""
     dual = {units.group for axes in spec.axes.values() for axis in axes for units in units_in(axis) if units.dual}
     for group in spec.groups:
         if group in dual:
