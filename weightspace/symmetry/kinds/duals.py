@@ -110,7 +110,8 @@ def _products(
 ) -> dict[_Place, Tensor]:
     """Return what groups see of ``W Gᵀ`` for the units of places.
 
-    ``W`` are random weights, ``G`` the gradients there of a random linear function of the outputs. The gradient of a tensor is dropped as soon as it has been used, so that no two are held at a time.
+    ``W`` are random weights, ``G`` the gradients there of a random linear function of the outputs. The gradient of a
+    tensor is dropped as soon as it has been used, so that no two are held at a time.
 
     Args:
         spec: the spec.
