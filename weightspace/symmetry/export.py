@@ -25,8 +25,9 @@ def export_graph(module: nn.Module, inputs: Inputs) -> torch.export.ExportedProg
     """Trace a copy of a network in eval mode.
 
     Raises:
-        SpecError: the network can't be copied, run or traced.
+        SpecError: the network can't be copied, run or traced, or has tensors without values.
     """
+    _check_values(module)
     _run(module, inputs)
     copied = copy_module(module, share_parameters=True)  # tracing computes with shapes and leaves values alone
     wrapped = Network(_with_legible_experts(copied)).train().eval()  # a call may leave a cache
@@ -72,6 +73,16 @@ def _untraceable(module: nn.Module, error: Exception, printed: str) -> SpecError
         "from a copy of the network without that `if`, then verify it on this one: weightspace spec SPEC --network …, "
         "or load_spec(path, module, example_args)."
     )
+
+
+def _check_values(module: nn.Module) -> None:
+    """Raise a SpecError if a tensor of a network is on the meta device: constants decide what may be moved."""
+    name = next((name for name, tensor in module.state_dict(keep_vars=True).items() if tensor.is_meta), None)
+    if name is not None:
+        raise SpecError(
+            f"{name} of {type(module).__name__} is on the meta device, which has no values; expected a network with "
+            "values, random ones for example: module.to_empty(device='cpu') leaves constants unset, so build it there."
+        )
 
 
 def _run(module: nn.Module, inputs: Inputs) -> None:

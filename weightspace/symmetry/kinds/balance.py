@@ -20,20 +20,13 @@ from weightspace.symmetry.pattern import Block, Units, blocks, units_in
 _RANK = 1e-12
 
 
-def balance(spec: SymmetrySpec, state: StateDict) -> StateDict:
-    """Return equivalent weights in which every group with inverse tensors is balanced.
+def balance_in_place(spec: SymmetrySpec, state: StateDict) -> None:
+    """Replace weights by equivalent ones in which every group with inverse tensors is balanced, in their own memory.
 
     Args:
         spec: of the architecture.
-        state: every tensor by name; floating-point ones are float64.
+        state: every tensor by name; floating-point ones are float64, and no two share memory.
     """
-    result = {name: tensor.clone() for name, tensor in state.items()}
-    balance_in_place(spec, result)
-    return result
-
-
-def balance_in_place(spec: SymmetrySpec, state: StateDict) -> None:
-    """Balance weights as ``balance`` does, in their own memory; no two of them may share any."""
     dual = {units.group for axes in spec.axes.values() for axis in axes for units in units_in(axis) if units.dual}
     for group in spec.groups:
         if group in dual:
@@ -46,7 +39,7 @@ def _balance(spec: SymmetrySpec, group: str, state: StateDict) -> None:
     held = list(_held(spec, group, state))
     for block, place, units in held:
         rows = rows_of(block, place, spec.outer)
-        gram = rows @ rows.mT
+        gram = rows @ rows.mT if spec.kinds[group] == "orthogonal" else (rows * rows).sum(-1)
         sides[units.dual] = sides[units.dual] + gram if units.dual in sides else gram
     forward, inverse = _maps(sides[False], sides[True], spec.kinds[group])
     for block, place, units in held:
@@ -68,16 +61,19 @@ def _held(spec: SymmetrySpec, group: str, state: StateDict) -> Iterator[tuple[Bl
 
 
 def _move(spec: SymmetrySpec, block: Block, place: int, maps: Tensor) -> None:
-    """Apply maps to the units of a block in place."""
+    """Apply matrices, or a scale for each unit, to the units of a block in place."""
     moved = block.view.permute(units_first(block, place, spec.outer))
-    moved.copy_((maps @ rows_of(block, place, spec.outer)).reshape(moved.shape))
+    if spec.kinds[getattr(block.dims[place], "group")] == "orthogonal":  # noqa: B009
+        moved.copy_((maps @ rows_of(block, place, spec.outer)).reshape(moved.shape))
+    else:
+        moved.mul_(maps.view(*maps.shape, *[1] * (moved.ndim - maps.ndim)))
 
 
 def _maps(plain: Tensor, dual: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """Return the map that balances two sides, and its inverse transpose.
+    """Return the map that balances two sides, and its inverse transpose: matrices, or a scale for each unit.
 
     Args:
-        plain: ``PPᵀ``, of shape ``(..., n, n)``.
+        plain: ``PPᵀ``, of shape ``(..., n, n)``; its diagonal unless the kind is orthogonal.
         dual: ``DDᵀ``.
         kind: of the group.
     """
@@ -98,10 +94,10 @@ def _powers(matrix: Tensor, first: float, second: float) -> tuple[Tensor, Tensor
 
 def _scales(plain: Tensor, dual: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """Return the scales that balance each unit, or each pair of rotary dimensions; 1 where a side is zero."""
-    norms = [one.diagonal(dim1=-2, dim2=-1) for one in (plain, dual)]
+    norms = [plain, dual]
     if kind == "phases":
         half = norms[0].shape[-1] // 2
         norms = [(one[..., :half] + one[..., half:]).repeat(*[1] * (one.ndim - 1), 2) for one in norms]
     is_dead = (norms[0] == 0) | (norms[1] == 0)
     scale = torch.where(is_dead, 1, (norms[1] / norms[0].where(~is_dead, torch.ones_like(norms[0]))) ** 0.25)
-    return torch.diag_embed(scale), torch.diag_embed(1 / scale)
+    return scale, 1 / scale

@@ -108,9 +108,10 @@ def _products(
     wanted: Container[_Place],
     seed: int,
 ) -> dict[_Place, Tensor]:
-    """Return what a group sees of ``W Gᵀ`` at random weights, for the gradient of a random function of the outputs.
+    """Return what groups see of ``W Gᵀ`` for the units of places.
 
-    The gradient of a tensor is dropped as soon as it has been used, so that no two are held at a time.
+    ``W`` are random weights, ``G`` the gradients there of a random linear function of the outputs. The gradient of a
+    tensor is dropped as soon as it has been used, so that no two are held at a time.
 
     Args:
         spec: the spec.
@@ -151,7 +152,7 @@ def _products(
 def _products_of(
     spec: SymmetrySpec, axes: tuple[Pattern, ...], weights: Tensor, gradient: Tensor, wanted: Container[_Place]
 ) -> Iterator[tuple[_Place, Tensor]]:
-    """Yield the part of ``W Gᵀ`` for wanted places; for inner groups, one for each unit of the outer one."""
+    """Yield the part of ``W Gᵀ`` for wanted places, for inner groups one for each unit of the outer group."""
     for a, b in zip(blocks(weights, axes, spec.groups), blocks(gradient, axes, spec.groups), strict=True):
         for place, dim in enumerate(a.dims):
             if isinstance(dim, _Place) and dim in wanted:
