@@ -69,7 +69,7 @@ def network_options(
     )
     if found is None:
         return align, None, {}, None
-    scores = Scores(found) if scored else None
+    scores = Scores(found, then_fitted=by_least_squares) if scored else None
     recorded: dict[str, Any] = {"statistics": "reset", "task": task}
     fit = None
     if by_least_squares:

@@ -33,6 +33,7 @@ class Scores:
     Attributes:
         task: the task of the networks.
         split: the data that is scored.
+        then_fitted: whether the mean of the networks is only the start of a fit by least squares.
         scores: network -> its scores on the task, for aligned networks the loss in nats and any accuracy; the result is
             ``merged``.
         barriers: source -> the barrier that remains between the matched source and the target, measured at ``points``.
@@ -41,6 +42,7 @@ class Scores:
 
     task: Task
     split: str = "test"
+    then_fitted: bool = False
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     barriers: dict[str, dict[str, float | None]] = field(default_factory=dict)
     target: str = ""
@@ -99,12 +101,13 @@ class Scores:
         ]
         print_table(("network", *(f"{self.split} {name}" for name in names)), rows)
         for source, left in self.barriers.items():
-            echo(f"remaining barrier between {self.target} and {source}: {_said(left)}")
+            when = "barrier before least squares" if self.then_fitted else "remaining barrier"
+            echo(f"{when} between {self.target} and {source}: {_said(left)}")
 
     def warn(self) -> None:
         """Warn of large barriers on stderr."""
         for source, left in self.barriers.items():
-            if not _is_small(left):
+            if not _is_small(left) and not self.then_fitted:
                 warn(
                     f"The remaining barrier between {self.target} and {source} is large: {_said(left)}. The merged "
                     "network is worse than its parents; try another --align, or wider networks."

@@ -48,6 +48,13 @@ def test_the_result_is_the_library_s_and_is_reproduced() -> None:
     assert "m.safetensors was made with --least-squares: do the same." in other.stderr
 
 
+def test_the_barrier_of_the_start_is_no_reason_for_a_warning() -> None:
+    result = run("a.pt", "b.pt", *ALIGNED, "-o", "m.safetensors")
+    assert result.exit_code == 0, result.output
+    assert "barrier before least squares between a.pt and b.pt" in result.stdout
+    assert "worse than its parents" not in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

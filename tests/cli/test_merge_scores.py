@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -57,7 +56,7 @@ def test_they_are_printed_and_a_small_barrier_is_no_warning() -> None:
 
 def test_a_barrier_that_is_left_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(spec: ws.PermutationSpec, *_: object, **__: object) -> object:
-        return SimpleNamespace(permutation=ws.Permutation.identity(spec))
+        return ws.Matching(ws.Permutation.identity(spec), (0.0, 0.0), 0.0, converged=True)
 
     monkeypatch.setattr("weightspace.matching.match", fails)
     result = run("--align", "weight-matching", *TASK, "-o", "m.pt")
