@@ -89,7 +89,7 @@ def test_without_a_base_all_tensors_with_rows_of_zeros_are_named() -> None:
     Path("a2").symlink_to("a")
     told = merge(f"merge_method: linear\nmodels: {models}\ntokenizer_source: b")
     line = next(line for line in told if "rows are zero" in line)
-    assert repr(EMBEDDING) in line and repr(HEAD) in line
+    assert all(repr(name) in line for name in (EMBEDDING, HEAD))
 
 
 def test_a_base_that_the_method_does_not_merge_is_reported() -> None:
