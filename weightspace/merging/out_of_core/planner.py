@@ -315,9 +315,16 @@ class _Planner:
                 vocabulary = len(info.shape) == 2 and info.shape[1:] == first.shape[1:]
                 is_vocabulary = vocabulary and any(word in output.name for word in ("embed", "head", "wte", "output."))
                 hint = " Do the vocabularies differ? `tokenizer: {source: union}` in a recipe merges them by token."
+                found, other, wanted = first.shape, info.shape, "one shape"
+                if other_kind:
+                    found, other, wanted = (
+                        f"{first.dtype} {found}",
+                        f"{info.dtype} {other}",
+                        "floats in both, or integers",
+                    )
                 raise CheckpointError(
-                    f"{output.name!r} is {first.dtype} {first.shape} in {here.label} and {info.dtype} {info.shape} in "
-                    f"{there.label}; expected one shape, and floats or integers in both.{hint if is_vocabulary else ''}"
+                    f"{output.name!r} is {found} in {here.title} and {other} in {there.title}; expected {wanted}."
+                    f"{hint if is_vocabulary else ''}"
                 )
 
 

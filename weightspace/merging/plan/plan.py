@@ -58,6 +58,11 @@ class Member:
     plan: Plan | None = None
 
     @property
+    def title(self) -> str:
+        """Name for messages: the label, or the whole source of a model with an adapter."""
+        return self.label if self.adapter is None else self.source
+
+    @property
     def inputs(self) -> tuple[tuple[Path, tuple[Path, ...]], ...]:
         """Paths that it is read from, each with its files: the model, the adapter and the evidence."""
         own = (None if self.plan is not None else self.contents, self.adapter, self.evidence)

@@ -70,7 +70,7 @@ def _tensor(job: Job, base: int, members: Sequence[Member]) -> Ref | None:
 def _check_shape(job: Job, fallback: Ref, members: Sequence[Member]) -> None:
     """Refuse rows of the base that do not fit those of the models."""
     base, name = fallback
-    first, other = members[job.inputs[0][0]].label, members[base].label
+    first, other = members[job.inputs[0][0]].title, members[base].title
     found = members[base].contents.tensors[name].shape
     if found != job.info.shape:
         raise CheckpointError(
