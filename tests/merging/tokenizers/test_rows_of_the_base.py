@@ -84,6 +84,14 @@ def test_a_base_of_another_width_is_refused() -> None:
         merge(f"merge_method: linear\nbase_model: base\nmodels: {LISTED}\ntokenizer_source: union")
 
 
+def test_biases_of_heads_take_the_value_of_the_base() -> None:
+    for name in ("a", "b", "base"):
+        state = ws.load_checkpoint(name)
+        ws.save_checkpoint({**state, "lm_head.bias": state[HEAD][:, 0].clone()}, f"{name}/model.safetensors")
+    merge(f"merge_method: linear\nbase_model: base\nmodels: {LISTED}\n{UNION}")
+    assert torch.equal(rows_of(Path("out"), "lm_head.bias")["<|c|>"], rows_of(Path("base"), "lm_head.bias")["<|c|>"])
+
+
 def test_without_a_base_all_tensors_with_rows_of_zeros_are_named() -> None:
     models = "[{model: a, parameters: {weight: 0.5}}, {model: a2, parameters: {weight: 0.5}}]"
     Path("a2").symlink_to("a")
@@ -93,7 +101,7 @@ def test_without_a_base_all_tensors_with_rows_of_zeros_are_named() -> None:
 
 
 def test_a_base_that_the_method_does_not_merge_is_reported() -> None:
-    line = "base_model base is not merged: method 'linear' takes no base"
+    line = "base_model base is not merged: method 'linear' takes no base. It only supplies the configuration, the tokenizer"
     assert any(line in told for told in merge(f"merge_method: linear\nbase_model: base\nmodels: {LISTED}\n{UNION}"))
     listed = LISTED.replace("]", ", {model: base, parameters: {weight: 0}}]")
     assert not any(line in told for told in merge(f"merge_method: linear\nbase_model: base\nmodels: {listed}\n{UNION}"))

@@ -62,9 +62,10 @@ def report_unmerged_base(recipe: Recipe, row: Method, notice: Callable[[str], No
     bases = dict.fromkeys(filter(None, (recipe.base, *recipe.bases)))
     for base in bases if row.base == "none" and recipe.is_document else ():
         if base not in sources:
-            given = [*(("configuration",) if base == recipe.donor else ())]
-            given += [] if recipe.tokenizer_source is None else ["rows of tokens that a model lacks"]
-            use = f"only supplies the {' and the '.join(given)}" if given else "has no effect"
+            given = ["configuration"] if base == recipe.donor else []
+            given += ["tokenizer"] if given and recipe.tokenizer_source in (None, "base", "union") else []
+            given += ["rows of tokens that a model lacks"] if recipe.tokenizer_source is not None else []
+            use = f"only supplies {', '.join(f'the {part}' for part in given)}" if given else "has no effect"
             notice(f"base_model {base} is not merged: method {row.name!r} takes no base. It {use}.")
 
 
