@@ -101,7 +101,7 @@ def test_without_a_base_all_tensors_with_rows_of_zeros_are_named() -> None:
 
 
 def test_a_base_that_the_method_does_not_merge_is_reported() -> None:
-    line = "base_model base is not merged: method 'linear' takes no base. It only supplies the configuration, the tokenizer"
+    line = "base_model base is not merged: method 'linear' takes no base. It only supplies the configuration, the"
     assert any(line in told for told in merge(f"merge_method: linear\nbase_model: base\nmodels: {LISTED}\n{UNION}"))
     listed = LISTED.replace("]", ", {model: base, parameters: {weight: 0}}]")
     assert not any(line in told for told in merge(f"merge_method: linear\nbase_model: base\nmodels: {listed}\n{UNION}"))
