@@ -55,7 +55,9 @@ _SIGINT = 130
 @click.option("--weights", metavar="W,…", help="One weight per checkpoint, such as .6,.4. [equal]")
 @click.option("--evidence", metavar="FILE,…", help="Data statistics, one file per checkpoint (`weightspace evidence`).")
 @click.option(
-    "--dtype", metavar="DTYPE", help="Dtype of the output: float32, float16 or bfloat16; by default that of the inputs."
+    "--dtype",
+    metavar="DTYPE",
+    help="Dtype of the output: float32, float16 or bfloat16; by default that of the inputs. Recipes set it themselves.",
 )
 @click.option("--out-dtype", metavar="DTYPE", help="Dtype of the output, by the name used in recipes.")
 @click.option("--key", metavar="NAME", help='Entry of the torch files that holds the state dict ("" is the top level).')

@@ -168,6 +168,7 @@ def test_a_model_of_one_word_is_found_in_the_cache_by_its_full_name(hub: LocalHu
         ("./modle", r"modle does not exist. Expected a checkpoint file or folder; is the path right\?$"),
         ("word.v2", r"^word.v2 does not exist.* Models on the Hugging Face Hub are written as ORG/MODEL.$"),
         ("org/model", "org/model is not cached, and HF_HUB_OFFLINE is set.*`hf download org/model` downloads it"),
+        ("org/model", r"The cache that was searched is /.*hub\.$"),
         ("org/model@v1", "`hf download org/model --revision v1`"),
     ],
 )

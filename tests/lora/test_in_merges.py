@@ -187,6 +187,17 @@ def test_the_output_says_which_adapter_it_has_and_can_be_made_again(
     assert again.changed == ("adapter/adapter_config.json",)
 
 
+def test_shapes_that_differ_name_the_model_with_its_adapter(
+    model: StateDict, write: Write, normal: Normal, tmp_path: Path
+) -> None:
+    source = f"{tmp_path}/model.safetensors+{write('adapter', factors(normal, 'layers.1.q'))}"
+    ws.save_checkpoint({**model, "embed_tokens.weight": normal(41, 16)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError) as error:
+        merge_files([source, str(tmp_path / "other.safetensors")], tmp_path / "out.safetensors")
+    said = f"'embed_tokens.weight' is (40, 16) in {source} and (41, 16) in other.safetensors; expected one shape."
+    assert str(error.value).startswith(said)
+
+
 def test_a_dry_run_reads_no_factor(model: StateDict, write: Write, normal: Normal, tmp_path: Path) -> None:
     folder = write("adapter", factors(normal, "layers.1.q"))
     weights = folder / "adapter_model.safetensors"

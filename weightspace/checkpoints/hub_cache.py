@@ -199,10 +199,11 @@ def _download_companions(model: HubModel, folder: Path, sizes: Mapping[str, int]
 def _not_cached(model: HubModel, home: Path, folder: Path | None, error: Exception | None) -> CheckpointError:
     """Return the error for a model or a revision that is not cached while the Hub cannot be reached."""
     why = "HF_HUB_OFFLINE is set" if error is None else f"the Hugging Face Hub does not answer ({_first_line(error)})"
+    searched = f"The cache that was searched is {home.parent}."
     if "/" not in model.name and folder is None:  # rather a path than one of the Hub's oldest models
         return CheckpointError(
             f"{model.name} does not exist here, and {why}; is the path right? For a model on the Hugging Face Hub, "
-            f"`{model.command}` downloads it with network access."
+            f"`{model.command}` downloads it with network access. {searched}"
         )
     state = "is not cached" if folder is None or not folder.is_dir() else "is only partly cached"
     if state == "is not cached" and (others := _cached_revisions(home)):
@@ -210,7 +211,8 @@ def _not_cached(model: HubModel, home: Path, folder: Path | None, error: Excepti
         there = " and ".join(filter(None, (", ".join(others[:-1]), others[-1])))
         state = f"has no revision {model.revision or 'main'} in the cache ({there} {verb} there)"
     return CheckpointError(
-        f"{model.name} {state}, and {why}. With network access, `{model.command}` downloads it; or is the path right?"
+        f"{model.name} {state}, and {why}. With network access, `{model.command}` downloads it; or is the path right? "
+        f"{searched}"
     )
 
 

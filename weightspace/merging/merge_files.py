@@ -237,6 +237,18 @@ def _merge_plan(
     return report(plan, out, execution)
 
 
+#: Option -> what to write in a recipe instead.
+_IN_RECIPES = {
+    "method": "add `merge_method: {0}`",
+    "base": "add `base_model: {0}`",
+    "weights": "give each model its `parameters: {{weight: …}}`",
+    "parameters": "add them under `parameters`",
+    "evidence": "give each model its `evidence`",
+    "dtype": "add `dtype: {0}`",
+    "out_dtype": "add `out_dtype: {0}`",
+}
+
+
 def _recipe(
     inputs: str | os.PathLike[str] | Recipe | Sequence[str | os.PathLike[str]],
     settings: Mapping[str, Any],
@@ -246,8 +258,10 @@ def _recipe(
     if isinstance(inputs, Recipe) or (isinstance(inputs, str | os.PathLike) and is_recipe(inputs)):
         for name, value in settings.items():
             if value is not None:
+                option = {"parameters": "the method's parameters"}.get(name, f"--{name.replace('_', '-')}")
                 raise WeightspaceError(
-                    f"A recipe sets {name!r} itself, but {value!r} was passed along with it. Edit the recipe."
+                    f"{name!r} ({option}) cannot be combined with a recipe; found {value!r}. Expected it in the "
+                    f"recipe: {_IN_RECIPES[name].format(value)}."
                 )
         if isinstance(inputs, Recipe):
             return inputs

@@ -11,6 +11,8 @@ from weightspace.arguments import checked
 from weightspace.checkpoints.hf_folder import weight_files
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.config.differences import read_config
+from weightspace.merging.out_of_core.chat_templates import read_template
+from weightspace.merging.out_of_core.template_syntax import check_syntax
 from weightspace.pretrained import load_on_meta, run_once
 from weightspace.reprs import brief
 
@@ -48,13 +50,16 @@ class LoadVerification:
 def verify_loading(folder: str | os.PathLike[str]) -> LoadVerification:
     """Check that transformers loads a folder: names and shapes on ``meta``, then one forward pass where memory allows.
 
+    The syntax of its chat template is checked, too.
+
     Args:
         folder: a Hugging Face folder.
 
     Raises:
         CheckpointError: the folder has no configuration; a weight is missing, has no place or another shape; or the
             outputs are not finite.
-        WeightspaceError: transformers isn't installed, or does not know the network.
+        WeightspaceError: transformers isn't installed, or does not know the network; or the chat template is no valid
+            Jinja.
 
     Example:
         >>> from weightspace.merging import verify_loading
@@ -66,6 +71,8 @@ def verify_loading(folder: str | os.PathLike[str]) -> LoadVerification:
     path = Path(folder)
     if not path.is_dir() or read_config(path) is None:
         raise CheckpointError(f"{path} has no config.json: transformers loads folders that have one.")
+    if (template := read_template(path)) is not None:
+        check_syntax(template, f"The chat template of {path}")
     loaded = load_on_meta(path)
     for names, said in (
         (loaded.missing, "lacks weights of the network"),

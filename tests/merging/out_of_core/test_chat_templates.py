@@ -9,7 +9,7 @@ import torch
 
 import weightspace as ws
 from weightspace.errors import CheckpointError, WeightspaceError
-from weightspace.merging import ExecutionOptions, merge_files
+from weightspace.merging import ExecutionOptions, merge_files, verify_loading
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -168,6 +168,13 @@ def test_a_template_that_nothing_can_hold_is_a_warning_or_an_error(folders: Path
         ("llama-3", "Did you mean 'llama3'"),
         ("{{ x }}", "too short for a Jinja template"),
         ("x" * 4000, r"Unknown chat_template '.{100}'"),
+        ("mytemplate.jinja", "is a path, and paths are not read. Expected the text of the template itself"),
+        ("a/config.json", "is a path, and paths are not read"),
+        ("{{ messages[0].content }        ", "chat_template is not a valid Jinja template, line 1: unexpected"),
+        ("{% for m in messages %}\n{{ m.content }}", "not a valid Jinja template, line 2: Unexpected end of template"),
+        ("{{ messages[0].content | strip }}", "no filter named 'strip'"),
+        ("{% if messages[0] is filled %}{% endif %}", "no test named 'filled'"),
+        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "nested too deeply"),
     ],
 )
 def test_a_template_that_is_none_is_refused_with_what_there_is(template: str, message: str, folders: Path) -> None:
@@ -175,6 +182,21 @@ def test_a_template_that_is_none_is_refused_with_what_there_is(template: str, me
         merge(template)
     assert len(str(error.value)) < 500
     assert not Path("out").exists()
+
+
+def test_the_tags_of_transformers_are_parsed_and_nothing_is_run(folders: Path) -> None:
+    template = (
+        "{% for m in messages %}{% generation %}{{ m.content | tojson }}{% endgeneration %}{% break %}{% endfor %}"
+        "{{ raise_exception(strftime_now('%Y')) }}{% set x = 9 ** 9 ** 9 ** 9 %}"
+    )
+    merge(template)
+    assert Path("out/chat_template.jinja").read_text() == template
+
+
+def test_a_folder_whose_template_is_damaged_does_not_pass_verification(folders: Path) -> None:
+    Path("a/chat_template.jinja").write_text("{% for message in messages %}")
+    with pytest.raises(WeightspaceError, match="The chat template of a is not a valid Jinja template"):
+        verify_loading("a")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000])

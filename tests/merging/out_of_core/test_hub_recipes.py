@@ -85,8 +85,15 @@ def test_a_recipe_of_the_hub_is_planned_from_headers_and_merged(hub: LocalHub) -
     assert_merged("out")
     assert reproduce("out").equal
     card = Path("out/README.md").read_text()
-    assert "base_model:\n- org/math\n- org/code\n- org/base\n" in card
+    assert "base_model:\n- org/math\n- org/lora\n- org/code\n- org/base\n" in card
     assert "im_start" in Path("out/chat_template.jinja").read_text()
+
+
+def test_a_model_card_lists_every_file_once(hub: LocalHub) -> None:
+    merge("merge_method: linear\nmodels: [{model: org/base}, {model: org/base+org/lora}]\nparameters: {weight: 1}\n")
+    rows = [line for line in Path("out/README.md").read_text().splitlines() if line.startswith("| `")]
+    assert len(rows) == len(set(rows))
+    assert sum("base/model.safetensors" in row for row in rows) == 1
 
 
 def test_models_in_the_cache_give_the_same_bytes(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:

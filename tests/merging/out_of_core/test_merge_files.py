@@ -188,6 +188,24 @@ def test_shapes_that_differ_are_refused_by_name_before_anything_is_written(tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("option", "advice"),
+    [
+        ({"dtype": "float32"}, r"'dtype' \(--dtype\) cannot be combined with a recipe.*add `dtype: float32`"),
+        ({"out_dtype": "bfloat16"}, "--out-dtype.*add `out_dtype: bfloat16`"),
+        ({"base": "b"}, "add `base_model: b`"),
+        ({"weights": [1, 2]}, r"give each model its `parameters: \{weight: …\}`"),
+        ({"parameters": {"density": 0.5}}, "the method's parameters.*add them under `parameters`"),
+    ],
+)
+def test_options_beside_a_recipe_are_refused_with_the_key_to_write(
+    option: dict[str, Any], advice: str, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.yml").write_text("merge_method: linear\nmodels: [{model: a}, {model: b}]\n")
+    with pytest.raises(WeightspaceError, match=advice):
+        merge_files(tmp_path / "recipe.yml", tmp_path / "out", **option)
+
+
 def test_integers_that_differ_are_refused_and_nothing_stays(models: list[StateDict], tmp_path: Path) -> None:
     models[1]["position_ids"] = torch.arange(7) + 1
     ws.save_checkpoint(models[1], tmp_path / "b.safetensors")

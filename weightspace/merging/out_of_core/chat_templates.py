@@ -1,6 +1,6 @@
 """Chat template of the output: a built-in one, the models' most frequent one, or Jinja; and the files that hold it.
 
-The built-in ones have the names of mergekit's but the formats that the models were trained on: mergekit's own files
+The built-in ones have the names of mergekit's but the formats documented for their models: mergekit's own files
 put line breaks and blanks between the messages of ``llama3`` and ``exaone``, and none before the last
 ``### Response:`` of ``alpaca``.
 """
@@ -8,6 +8,7 @@ put line breaks and blanks between the messages of ``llama3`` and ``exaone``, an
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from weightspace.checkpoints.atomic_write import one_line_errors, synced_file
 from weightspace.checkpoints.companion_files import is_tokenizer
 from weightspace.checkpoints.json_file import read_json_object
 from weightspace.errors import WeightspaceError
+from weightspace.merging.out_of_core.template_syntax import check_syntax
 from weightspace.merging.plan.plan import Member
 from weightspace.merging.recipe.types import Recipe, Warn
 from weightspace.suggestions import unknown
@@ -32,6 +34,9 @@ _FURTHER = "additional_chat_templates"
 
 #: Minimum number of characters of a template, so that a misspelt name is not taken for one.
 _SHORTEST = 20
+
+#: Suffixes of files that hold a template.
+_SUFFIXES = (".jinja", ".jinja2", ".j2", ".json", ".txt")
 
 _ALPACA = (
     "{% set parts = namespace(any=false) %}"
@@ -100,15 +105,22 @@ def chat_template(
 
     Raises:
         CheckpointError: a tokenizer's configuration is damaged.
-        WeightspaceError: there is no template of that name.
+        WeightspaceError: there is no template of that name, or the text is no valid Jinja.
     """
     wanted = recipe.chat_template
     if wanted is None:
         return None
     if "{" not in wanted and wanted not in (*TEMPLATES, "auto"):
+        if wanted.endswith(_SUFFIXES) or os.path.isfile(wanted):
+            raise WeightspaceError(
+                f"chat_template {wanted[:100]!r} is a path, and paths are not read. Expected the text of the template "
+                f"itself (chat_template: |), or one of {', '.join(('auto', *TEMPLATES))}."
+            )
         raise unknown("chat_template", wanted[:100], ("auto", *TEMPLATES))
     if "{" in wanted and len(wanted) < _SHORTEST:
         raise WeightspaceError(f"chat_template {wanted!r} is too short for a Jinja template over the messages.")
+    if "{" in wanted:
+        check_syntax(wanted, "chat_template")
     if tokenizer is None or not any(is_tokenizer(path.name) for path in tokenizer.iterdir()):
         _without_effect("the output has no tokenizer that it could belong to", ignored)
         return None

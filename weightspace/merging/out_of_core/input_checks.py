@@ -17,6 +17,7 @@ from weightspace.merging.config.differences import config_differences, read_conf
 from weightspace.merging.methods import Method
 from weightspace.merging.plan.plan import Job, Member
 from weightspace.merging.plan.prefixes import suggested_prefix
+from weightspace.merging.recipe.types import Recipe
 
 #: Number of files that a line names.
 _LISTED = 8
@@ -47,6 +48,25 @@ def check_plain(members: Sequence[Member]) -> None:
         if quantised is None and contents.path.is_dir():
             quantised = find_quantised_folder(contents.path, read_config(contents.path) or {})
         check_not_quantised(member.label if member.adapter is None else contents.path.name, quantised)
+
+
+def report_unmerged_base(recipe: Recipe, row: Method, notice: Callable[[str], None]) -> None:
+    """Report a base that is not merged because the method takes none.
+
+    Args:
+        recipe: the recipe.
+        row: its method.
+        notice: called with a one-line message.
+    """
+    sources = {source.model for part in recipe.slices for source in part.sources}
+    bases = dict.fromkeys(filter(None, (recipe.base, *recipe.bases)))
+    for base in bases if row.base == "none" and recipe.is_document else ():
+        if base not in sources:
+            given = ["configuration"] if base == recipe.donor else []
+            given += ["tokenizer"] if given and recipe.tokenizer_source in (None, "base", "union") else []
+            given += ["rows of tokens that a model lacks"] if recipe.tokenizer_source is not None else []
+            use = f"only supplies {', '.join(f'the {part}' for part in given)}" if given else "has no effect"
+            notice(f"base_model {base} is not merged: method {row.name!r} takes no base. It {use}.")
 
 
 def check_something_in_common(sources: Sequence[Member]) -> None:

@@ -38,7 +38,7 @@ def model_card(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> str:
         metadata: provenance of the weights.
     """
     row = plan.method
-    inputs = json.loads(metadata["inputs"])
+    inputs = dict.fromkeys((entry["name"], entry["sha256"]) for entry in json.loads(metadata["inputs"]))
     lines = [
         "---",
         *_header(plan, parts),
@@ -58,15 +58,15 @@ def model_card(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> str:
         "",
         "| file | SHA-256 |",
         "|---|---|",
-        *(f"| {markdown_code(entry['name'])} | `{entry['sha256'] or 'not taken'}` |" for entry in inputs),
+        *(f"| {markdown_code(name)} | `{digest or 'not taken'}` |" for name, digest in inputs),
         "",
     ]
     return "\n".join(lines)
 
 
 def _header(plan: Plan, parts: Path) -> Iterator[str]:
-    """Yield the Hub metadata: names of the merged models and the library, as far as known."""
-    known = (_hub_name(member.source, member.contents.path) for member in _models(plan))
+    """Yield the Hub metadata: names of the merged models and adapters, and the library, as far as known."""
+    known = (name for member in _models(plan) for name in _hub_names(member))
     names = list(dict.fromkeys(name for name in known if name is not None))
     if names:
         yield from ("base_model:", *(f"- {name}" for name in names), "base_model_relation: merge")
@@ -79,6 +79,14 @@ def _models(plan: Plan) -> Iterator[Member]:
     """Yield the merged checkpoints; intermediate results are replaced by the checkpoints they are computed from."""
     for member in plan.members:
         yield from (member,) if member.plan is None else _models(member.plan)
+
+
+def _hub_names(member: Member) -> Iterator[str | None]:
+    """Yield the names of a model and its adapter on the Hub; None if unknown."""
+    yield _hub_name(member.source, member.contents.path)
+    if member.adapter is not None:
+        adapter = hub_model(member.source.partition("+")[2])
+        yield None if adapter is None else adapter.name
 
 
 def _hub_name(source: str, path: Path) -> str | None:

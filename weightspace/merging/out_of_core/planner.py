@@ -22,6 +22,7 @@ from weightspace.merging.out_of_core.input_checks import (
     check_plain,
     check_something_in_common,
     compare_folders,
+    report_unmerged_base,
 )
 from weightspace.merging.out_of_core.staging import is_file_name
 from weightspace.merging.out_of_core.template_tokens import template_warnings
@@ -43,6 +44,7 @@ from weightspace.merging.slices.configuration import adapted_configurations
 from weightspace.merging.slices.layer_index import Layers
 from weightspace.merging.slices.notices import slice_notices
 from weightspace.merging.tokenizers.configuration import vocabulary_configurations
+from weightspace.merging.tokenizers.fallback_rows import with_fallbacks
 from weightspace.merging.tokenizers.job_checks import check_moved_jobs
 from weightspace.merging.tokenizers.planning import TokenizerSource, plan_vocabulary, with_moved_rows
 from weightspace.user_code import is_user_code
@@ -109,8 +111,8 @@ def make_plan(
     for line in (line for stacking in named.stackings for line in slice_notices(stacking)):
         note(line)
     check_effects(recipe, named, options.reading, ignored)
-    planner = _Planner(recipe, row, members)
-    jobs = _with_layers(with_parametrizations([planner.job(tensor) for tensor in named.outputs], named.tied, members))
+    report_unmerged_base(recipe, row, note)
+    jobs = _jobs(recipe, row, members, named, vocabulary)
     check_evidence(row, members, _models(recipe, members), jobs)
     _check_tokens(source, members, jobs, donor, note)
     tokenizer = None if source is None else source.folder
@@ -196,6 +198,17 @@ def _models(recipe: Recipe, members: Sequence[Member]) -> list[Member]:
     """Return the models of a recipe; includes the base only if it is listed as a model."""
     sources = {source.model for part in recipe.slices for source in part.sources}
     return [member for member in members if member.source in sources]
+
+
+def _jobs(
+    recipe: Recipe, row: Method, members: Sequence[Member], named: Outputs, vocabulary: MovedVocabulary | None
+) -> list[Job]:
+    """Return the jobs of the output's tensors, without their offsets in files."""
+    planner = _Planner(recipe, row, members)
+    jobs = [planner.job(tensor) for tensor in named.outputs]
+    if vocabulary is not None:
+        jobs = with_fallbacks(jobs, [recipe.bases[tensor.slice] for tensor in named.outputs], vocabulary, members)
+    return _with_layers(with_parametrizations(jobs, named.tied, members))
 
 
 def _with_layers(jobs: Sequence[Job]) -> list[Job]:
@@ -302,9 +315,16 @@ class _Planner:
                 vocabulary = len(info.shape) == 2 and info.shape[1:] == first.shape[1:]
                 is_vocabulary = vocabulary and any(word in output.name for word in ("embed", "head", "wte", "output."))
                 hint = " Do the vocabularies differ? `tokenizer: {source: union}` in a recipe merges them by token."
+                found, other, wanted = first.shape, info.shape, "one shape"
+                if other_kind:
+                    found, other, wanted = (
+                        f"{first.dtype} {found}",
+                        f"{info.dtype} {other}",
+                        "floats in both, or integers",
+                    )
                 raise CheckpointError(
-                    f"{output.name!r} is {first.dtype} {first.shape} in {here.label} and {info.dtype} {info.shape} in "
-                    f"{there.label}; expected one shape, and floats or integers in both.{hint if is_vocabulary else ''}"
+                    f"{output.name!r} is {found} in {here.title} and {other} in {there.title}; expected {wanted}."
+                    f"{hint if is_vocabulary else ''}"
                 )
 
 

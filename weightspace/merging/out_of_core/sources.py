@@ -34,22 +34,24 @@ class Sources:
         #: Results shared by several jobs, by tensor: magnitude and direction of merged weights, and singular vectors.
         self.splits: dict[str, Split] = {}
         self.vectors: dict[str, SpectralModel] = {}
-        self._row_sources: dict[tuple[int, ...], RowSources] = {}
+        self._row_sources: dict[tuple[tuple[int, ...], int | None], RowSources] = {}
 
     def moved(self, job: Job, ref: Ref) -> TensorReader:
         """Return a tensor as ``flat`` does, with embedding rows reordered to the output's token ids."""
         vocabulary, (index, name) = self.plan.vocabulary, ref
         if vocabulary is None or not vocabulary.moves(index, name):
             return self.flat(ref)
-        refs = {own: (own, other) for own, other in job.models}
+        fallback = job.fallback
+        refs = {own: (own, other) for own, other in (*((fallback,) if fallback else ()), *job.models)}
         members = tuple(sorted(refs))
         readers = {own: self.flat(refs[own]) for own in members} | {index: self.flat(ref)}
         if vocabulary.further is not None:
             members = (*members, len(self.plan.members))
             readers[members[-1]] = _flat(CheckpointReader(vocabulary.further, self._files), name)
-        if members not in self._row_sources:
-            self._row_sources[members] = RowSources(vocabulary, members)
-        return moved_rows(self._row_sources[members], readers, index, vocabulary.tensors[index][name])
+        base = None if fallback is None else fallback[0]
+        if (members, base) not in self._row_sources:
+            self._row_sources[members, base] = RowSources(vocabulary, members, base)
+        return moved_rows(self._row_sources[members, base], readers, index, vocabulary.tensors[index][name])
 
     def flat(self, ref: Ref) -> TensorReader:
         """Return a reader of a tensor, with the adapter's update added if there is one."""

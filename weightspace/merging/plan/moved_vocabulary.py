@@ -49,7 +49,6 @@ class MovedVocabulary:
         tokens: number of output ids, including unused ids between tokens; rows after them are padding.
         rows: number of rows of the output, including padding.
         own: for each checkpoint, its row of each token, indexed by output id; -1 if it lacks the token.
-        base: index of the checkpoint that supplies rows for missing tokens; None: the mean of those that have them.
         chosen: output id -> row, for tokens whose row the recipe chooses.
         gaps: unused ids between those of tokens; their rows are padding, too.
         tensors: for each checkpoint, the tensors with a row per token and their shapes in its files.
@@ -63,7 +62,6 @@ class MovedVocabulary:
     tokens: int
     rows: int
     own: tuple[array[int], ...]
-    base: int | None
     chosen: Mapping[int, ChosenRow]
     gaps: tuple[int, ...]
     tensors: tuple[Mapping[str, tuple[int, ...]], ...]

@@ -58,6 +58,11 @@ class Member:
     plan: Plan | None = None
 
     @property
+    def title(self) -> str:
+        """Name for messages: the label, or the whole source of a model with an adapter."""
+        return self.label if self.adapter is None else self.source
+
+    @property
     def inputs(self) -> tuple[tuple[Path, tuple[Path, ...]], ...]:
         """Paths that it is read from, each with its files: the model, the adapter and the evidence."""
         own = (None if self.plan is not None else self.contents, self.adapter, self.evidence)
@@ -94,6 +99,7 @@ class Job:
             vectors, right vectors and values for vectors, as far as they exist.
         layer: index of its layer and number of layers in its stack; None outside the layers.
         part: which of spectral norm's tensors a vector is: ``left``, ``right`` or ``value``.
+        fallback: the base's tensor with rows for tokens that a model lacks, also if the method takes no base; or None.
     """
 
     name: str
@@ -109,6 +115,7 @@ class Job:
     companions: tuple[tuple[Ref, ...], ...] = ()
     part: str = ""
     layer: tuple[int, int] | None = None
+    fallback: Ref | None = None
 
     @property
     def models(self) -> tuple[Ref, ...]:
@@ -118,7 +125,8 @@ class Job:
     @property
     def refs(self) -> tuple[Ref, ...]:
         """All tensors that are read for it."""
-        return (*self.models, *(ref for refs in self.companions for ref in refs))
+        rows = () if self.fallback is None or self.fallback in self.models else (self.fallback,)
+        return (*self.models, *rows, *(ref for refs in self.companions for ref in refs))
 
     @property
     def merges(self) -> bool:

@@ -24,12 +24,13 @@ def check_moved_jobs(
         WeightspaceError: the recipe chooses a row of a model that lacks the tensor, or a checkpoint has evidence with
             one element per weight, which cannot be reordered.
     """
-    checked: set[tuple[int, ...]] = set()
+    named: dict[tuple[int, ...], list[str]] = {}
     for job in jobs:
         moved = [(member, name) for member, name in job.models if vocabulary.moves(member, name)]
         if not moved:
             continue
-        present = tuple(sorted({member for member, _ in job.models}))
+        rows = job.models if job.fallback is None else (*job.models, job.fallback)
+        present = tuple(sorted({member for member, _ in rows}))
         for token, chosen in vocabulary.chosen.items():
             if chosen.member is not None and chosen.member not in present:
                 raise WeightspaceError(
@@ -40,9 +41,9 @@ def check_moved_jobs(
             _check_evidence(vocabulary, members[member], member, name)
         if vocabulary.further is not None:
             present = (*present, len(members))
-        if present not in checked:
-            checked.add(present)
-            _warn_zero_rows(vocabulary, present, job.name, notice)
+        named.setdefault(present, []).append(job.name)
+    for present, names in named.items():
+        _warn_zero_rows(vocabulary, present, names, notice)
 
 
 def _check_evidence(vocabulary: MovedVocabulary, member: Member, index: int, name: str) -> None:
@@ -56,7 +57,7 @@ def _check_evidence(vocabulary: MovedVocabulary, member: Member, index: int, nam
 
 
 def _warn_zero_rows(
-    vocabulary: MovedVocabulary, present: Sequence[int], name: str, notice: Callable[[str], None]
+    vocabulary: MovedVocabulary, present: Sequence[int], names: Sequence[str], notice: Callable[[str], None]
 ) -> None:
     """Warn of tokens whose rows are zero because no model of the tensor has them."""
     exempt = {number for number, chosen in vocabulary.chosen.items() if not chosen.default} | set(vocabulary.gaps)
@@ -65,5 +66,5 @@ def _warn_zero_rows(
     if unknown:
         notice(
             f"{len(unknown):,} tokens of the output (the first has id {unknown[0]}) are missing from all models "
-            f"that {name!r} is merged from; their rows are zero."
+            f"that {', '.join(map(repr, names))} {'are' if names[1:] else 'is'} merged from; their rows are zero."
         )

@@ -34,17 +34,17 @@ class RowSources:
     Args:
         vocabulary: the output's vocabulary.
         members: indices of the checkpoints that have the tensor.
+        base: index of the one that supplies rows for missing tokens; None: the mean of those that have them.
     """
 
-    def __init__(self, vocabulary: MovedVocabulary, members: tuple[int, ...]) -> None:
+    def __init__(self, vocabulary: MovedVocabulary, members: tuple[int, ...], base: int | None) -> None:
         self.vocabulary = vocabulary
         self.own = {member: torch.from_numpy(np.frombuffer(vocabulary.own[member], np.int64)) for member in members}
         known = torch.stack(list(self.own.values())) >= 0
         indices = torch.tensor(members)
         count, first = known.sum(0), known.to(torch.uint8).argmax(0)
         self.donors = torch.where(count == 1, indices[first], torch.where(count == 0, _ZERO, _MEAN))
-        base = vocabulary.base
-        if base in self.own:
+        if base is not None:
             self.donors = torch.where((count > 1) & (self.own[base] >= 0), base, self.donors)
         self.rows = torch.zeros_like(self.donors)
         for member, own in self.own.items():

@@ -168,7 +168,6 @@ def _moved_vocabulary(
     own = [_own_rows(model, output, alike=alike, notice=notice) for model in models]
     tokens = len(output.keys)
     multiple = recipe.tokenizer.multiple or 1
-    base = next((index for index, member in enumerate(members) if member.source == recipe.base), None)
     chosen = {
         output.ids[token]: _chosen_row(token, choice, output.ids[token], models, own)
         for token, choice in recipe.tokenizer.tokens.items()
@@ -181,7 +180,6 @@ def _moved_vocabulary(
         tokens,
         padded_rows,
         tuple(own),
-        base,
         chosen,
         gaps,
         tuple(model.tensors for model in models),
