@@ -1,8 +1,8 @@
 """Comparison of all matching methods, on pairs of networks of every built-in task.
 
-The methods are the rows of ``weightspace.matching.MATCHINGS``, each with its paper, and those of ``MANY_MATCHINGS``,
-which take several networks and get the two; ``weightspace match --method`` runs them. Each gets its own default number
-of steps, and for a pair a process of its own, which is ended when its time is up: then the table says so instead of the
+The methods are the rows of ``weightspace.matching.MATCHINGS`` that permute, each with its paper, and those of
+``MANY_MATCHINGS``, which take several networks and get the two; ``weightspace match --method`` runs them. Each gets its
+own default number of steps, and for a pair a process of its own, which is ended when its time is up: then the table says so instead of the
 medians.
 
     python analyses/methods.py                                           # all tasks, five pairs, about an hour
@@ -36,7 +36,7 @@ TASKS: Mapping[str, Callable[[], ClassificationTask]] = {
     "digits-cnn": digits_cnn,
     "fashion-mlp": fashion_mlp,
 }
-METHODS = {**MATCHINGS, **MANY_MATCHINGS}
+METHODS = {name: row for name, row in {**MATCHINGS, **MANY_MATCHINGS}.items() if row.symmetry == "permutations"}
 POINTS = 11
 COLUMNS = ("naive", "matched", "matched / naive", "L2 reduction", "R_.3 before", "R_.3", "seconds")
 

@@ -29,8 +29,9 @@ def closest(name: str, known: Iterable[str], *, similarity: float = 0.6) -> str 
     if len(name) > _LONGEST:
         return None
     names = list(islice((other for other in known if len(other) <= _LONGEST), _COMPARED))
-    beginning = (other for other in names if len(name) >= _SHORTEST and other.lower().startswith(name.lower()))
-    return next(iter(get_close_matches(name, names, n=1, cutoff=similarity)), None) or next(beginning, None)
+    begun = [other for other in names if len(name) >= _SHORTEST and other.lower().startswith(name.lower())]
+    similar = get_close_matches(name, begun or names, n=1, cutoff=0.0 if begun else similarity)
+    return next(iter(similar), None)
 
 
 def unknown(kind: str, found: str, known: Iterable[str]) -> WeightspaceError:
