@@ -2,8 +2,8 @@
 
 The methods are the rows of ``weightspace.matching.MATCHINGS`` that permute, each with its paper, and those of
 ``MANY_MATCHINGS``, which take several networks and get the two; ``weightspace match --method`` runs them. Each gets its
-own default number of steps, and for a pair a process of its own, which is ended when its time is up: then the table says so instead of the
-medians.
+own default number of steps, and for a pair a process of its own, which is ended when its time is up: then the table
+says so instead of the medians.
 
     python analyses/methods.py                                           # all tasks, five pairs, about an hour
     python analyses/methods.py --tasks digits-cnn --pairs 1              # a quick look
