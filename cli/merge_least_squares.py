@@ -88,5 +88,5 @@ def recorded_weights(out: str) -> list[float] | None:
 
     try:
         return json.loads(load_metadata(Path(out))["parameters"])["least_squares"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
