@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from weightspace.errors import WeightspaceError, WeightspaceWarning
+from weightspace.escaping import escaped
 
 #: Usual headings of columns of names.
 _WORDS = frozenset(
@@ -124,7 +125,8 @@ def without_header(names: list[str], known: Collection[str], source: str | Path)
 
 def warn_skipped(source: str | Path, line: str) -> None:
     """Warn that the first line was skipped."""
-    warnings.warn(f"{source}: line 1 looks like a header ({line[:60]}): skipped.", WeightspaceWarning, stacklevel=3)
+    shown = escaped(line[:60])
+    warnings.warn(f"{source}: line 1 looks like a header ({shown}): skipped.", WeightspaceWarning, stacklevel=3)
 
 
 def check_columns(header: Sequence[str] | None, observed: Sequence[object], source: str | Path) -> None:
