@@ -104,15 +104,27 @@ def header_of_numbers(path: Path, delimiter: str) -> list[str] | None:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the file isn't text, or isn't a table.
+        ValueError: the file isn't text, isn't a table, or its first line is neither numbers nor a header: a name holds
+            no letter or a control character, or the next line has another number of cells.
     """
     with open(path, encoding="utf-8-sig", newline="") as file:
-        try:
-            first = next(csv.reader([file.readline()], delimiter=delimiter, strict=True), [])
-        except csv.Error as error:
-            raise ValueError(str(error)) from error
-    names = [cell.strip() for cell in first]
-    return names if any(names) and not any(map(is_number, names)) else None  # a line of empty cells has no names
+        first, second = (_cells(file.readline(), delimiter) for _ in range(2))
+    if not any(first) or any(map(is_number, first)):  # a line of empty cells has no names
+        return None
+    for name in filter(None, first):
+        if not (name.isprintable() and any(map(str.isalpha, name))):
+            raise ValueError(f"line 1 is neither numbers nor names: found '{escaped(name[:60])}'; --header skips it")
+    if second and len(second) != len(first):
+        raise ValueError(f"lines 1 and 2 differ in their number of cells: {len(first)} and {len(second)}")
+    return first
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    """Return the cells of one line of a table."""
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, strict=True), [])]
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
 
 
 def without_header(names: list[str], known: Collection[str], source: str | Path) -> list[str]:
