@@ -7,8 +7,11 @@ them (``"time_step_limit": [0.0, Infinity]``).
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +43,31 @@ def read_json(path: Path) -> Any:
     Raises:
         CheckpointError: it cannot be read, isn't a regular file, or as for ``parse_json``.
     """
+    return parse_json(_content(path), str(path))
+
+
+def read_json_text(path: Path) -> str:
+    """Return the text of a JSON file without parsing it.
+
+    Raises:
+        CheckpointError: it cannot be read, isn't a regular file, is too large, or isn't in UTF-8.
+    """
+    content = _content(path)
+    if len(content) > MAX_BYTES:
+        raise CheckpointError(f"{path} is not valid JSON (more than {MAX_BYTES:,} bytes).")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}).") from None
+
+
+def _content(path: Path) -> bytes:
+    """Return at most one byte more than a JSON file may have."""
     with one_line_errors(path, "read"):
         if path.exists() and not path.is_file():
             raise CheckpointError(f"{path} is not a regular file; expected a JSON file.")
         with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    return parse_json(content, str(path))
+            return file.read(MAX_BYTES + 1)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -85,11 +107,24 @@ def _parsed(content: bytes) -> Any:
         raise ValueError(f"{len(content):,} bytes with more items than fit in memory")
     text = content.decode("utf-8-sig")
     is_long = _LONG_NUMBER in content.translate(_DIGITS_AS_ZEROS)
-    parsed = json.loads(text, object_pairs_hook=_unique, parse_int=_whole_number if is_long else None)
-    _check_depth(parsed)
+    with _no_collection():
+        parsed = json.loads(text, object_pairs_hook=_unique, parse_int=_whole_number if is_long else None)
+        _check_depth(parsed)
     if "\\ud" in text or "\\uD" in text:
         _check_unicode(parsed)
     return parsed
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from traversing the many new objects, of which none is garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _memory_bound(content: bytes) -> int:
@@ -120,14 +155,11 @@ def _check_depth(content: Any) -> None:
     """Reject nesting too deep for recursive code."""
     level = [content] if type(content) in _CONTAINERS else []
     for _ in range(MAX_DEPTH):
-        level = [item for container in level for item in _items(container) if type(item) in _CONTAINERS]
+        contents = chain.from_iterable(one.values() if type(one) is dict else one for one in level)
+        level = [item for item in contents if type(item) in _CONTAINERS]
         if not level:
             return
     raise ValueError(f"lists and objects are nested more than {MAX_DEPTH} deep")
-
-
-def _items(container: dict[str, Any] | list[Any]) -> Iterable[Any]:
-    return container.values() if isinstance(container, dict) else container
 
 
 def _check_unicode(content: Any) -> None:

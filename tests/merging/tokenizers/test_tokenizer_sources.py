@@ -25,6 +25,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import weightspace as ws
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging import merge_files
+from weightspace.merging.tokenizers.output_vocabulary import NewTokens
+from weightspace.merging.tokenizers.token_table import added_entry
+from weightspace.merging.tokenizers.tokenizer_files import extended_tokenizer
 
 UNION = "tokenizer: {source: union}"
 
@@ -306,3 +309,38 @@ def test_a_misspelt_union_is_suggested(tmp_path: Path) -> None:
     (tmp_path / "recipe.yml").write_text(text + "parameters: {weight: 1}\n")
     with pytest.raises(CheckpointError, match=r"'unoin': no such folder. Expected 'union'.*Did you mean 'union'"):
         merge_files(tmp_path / "recipe.yml", tmp_path / "out")
+
+
+def test_a_union_changes_nothing_but_the_vocabulary_in_the_text_of_the_tokenizer(tmp_path: Path) -> None:
+    """Numbers, escapes and spaces of the file stay as they are, in whatever order its keys come."""
+    content = {
+        "model": {"type": "BPE", "vocab": {"a": 0, "é": 1}, "dropout": 1.0, "merges": [["a", "é"]]},
+        "added_tokens": [added_entry("<s>", 2, special=True)],
+        "note": "tab\t",
+    }
+    text = json.dumps(content, indent=1).replace("1.0", "1.00")
+    (tmp_path / "tokenizer.json").write_text(text)
+    new = NewTokens({"b": 4}, (added_entry("<pad>", 3),))
+    written = extended_tokenizer(tmp_path, new).text.decode()
+    assert json.loads(written) == {
+        **content,
+        "model": {**content["model"], "vocab": {"a": 0, "é": 1, "<s>": 2, "<pad>": 3, "b": 4}},
+        "added_tokens": [added_entry("<s>", 2, special=True), added_entry("<pad>", 3)],
+    }
+    lines = written.splitlines()
+    for kept in ('  "dropout": 1.00,', '    "\\u00e9"', ' "note": "tab\\t"'):
+        assert kept in lines
+
+
+@pytest.mark.parametrize("model", [None, [], {"type": "BPE"}, {"type": "BPE", "vocab": None}])
+def test_a_tokenizer_without_a_vocabulary_is_not_extended(model: object, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model, "added_tokens": None}))
+    with pytest.raises(ws.CheckpointError, match=r"tokenizer\.json is not a tokenizer: expected a model with a vocab"):
+        extended_tokenizer(tmp_path, NewTokens({"b": 0}))
+
+
+def test_a_tokenizer_without_a_list_of_added_tokens_gets_one(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {}}}')
+    extended = extended_tokenizer(tmp_path, NewTokens({}, (added_entry("<pad>", 0),)))
+    assert json.loads(extended.text)["added_tokens"] == [added_entry("<pad>", 0)]
+    assert list(extended.added) == ["0"]

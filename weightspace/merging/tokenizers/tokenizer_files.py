@@ -8,12 +8,13 @@ Files that hold the old vocabulary in another format are left out.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from weightspace.checkpoints.atomic_write import one_line_errors, synced_file
-from weightspace.checkpoints.json_file import parse_json, read_json_object
+from weightspace.checkpoints.json_file import read_json_object, read_json_text
+from weightspace.checkpoints.json_text import find_value
 from weightspace.errors import CheckpointError
 from weightspace.merging.plan.moved_vocabulary import ExtendedTokenizer
 from weightspace.merging.tokenizers.output_vocabulary import NewTokens
@@ -42,13 +43,16 @@ def extended_tokenizer(source: Path, new: NewTokens) -> ExtendedTokenizer:
         CheckpointError: a file is damaged.
     """
     path = source / _FILE
-    content = read_json_object(path) if new.converted is None else parse_json(new.converted, str(path))
-    text = json.dumps(_extended(content, new, path), ensure_ascii=False, separators=(",", ":")) + "\n"
-    added = {
-        str(entry["id"]): {key: value for key, value in entry.items() if key != "id"}
-        for entry in content["added_tokens"]
+    text = read_json_text(path) if new.converted is None else new.converted
+    try:
+        added = _added_tokens(text, new)
+        text = _with_added_tokens(_with_vocabulary(text, added, new, path), added)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}).") from None
+    entries = {
+        str(number): {key: value for key, value in entry.items() if key != "id"} for number, entry in added.items()
     }
-    return ExtendedTokenizer(text.encode("utf-8", "surrogatepass"), added)
+    return ExtendedTokenizer(text.encode("utf-8", "surrogatepass"), entries)
 
 
 def write_extended(folder: Path, source: Path, tokenizer: ExtendedTokenizer) -> None:
@@ -73,42 +77,69 @@ def write_extended(folder: Path, source: Path, tokenizer: ExtendedTokenizer) -> 
     _write(folder / _CONFIG, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
 
 
-def _extended(content: dict[str, Any], new: NewTokens, path: Path) -> dict[str, Any]:
-    """Add new tokens to the content of a ``tokenizer.json``, in place, and return it.
+def _added_tokens(text: str, new: NewTokens) -> dict[int, Mapping[str, Any]]:
+    """Return the entries of ``added_tokens``, those of new tokens included, by id and in its order."""
+    found = find_value(text, "added_tokens")
+    entries = [*((found[2] if found else None) or []), *new.added]
+    added: dict[int, Mapping[str, Any]] = {int(entry["id"]): entry for entry in entries}
+    return dict(sorted(added.items()))
+
+
+def _with_added_tokens(text: str, added: Mapping[int, Mapping[str, Any]]) -> str:
+    """Return the text of a ``tokenizer.json`` with the entries as its ``added_tokens``."""
+    written = _dumped(list(added.values()))
+    found = find_value(text, "added_tokens")
+    if found is not None:
+        return text[: found[0]] + written + text[found[1] :]
+    start = text.index("{") + 1
+    return f'{text[:start]}"added_tokens":{written},{text[start:]}'
+
+
+def _with_vocabulary(text: str, added: Mapping[int, Mapping[str, Any]], new: NewTokens, path: Path) -> str:
+    """Return the text of a ``tokenizer.json`` with new tokens appended to the vocabulary of its model.
 
     Raises:
-        CheckpointError: the content is not that of a tokenizer.
+        CheckpointError: it has no model, or the new ids don't follow those of its model.
+        JSONDecodeError: it isn't valid JSON.
     """
-    added = {int(entry["id"]): entry for entry in content.get("added_tokens") or []}
-    added |= {int(entry["id"]): dict(entry) for entry in new.added}
-    content["added_tokens"] = [added[number] for number in sorted(added)]
-    model = content.get("model")
-    if new.ordinary and not isinstance(model, dict):
-        raise CheckpointError(f"{path} is not a tokenizer: expected a model in it. Copy it again.")
-    if new.ordinary and isinstance(model, dict):
-        # List added tokens in the vocabulary, too: libraries take its size as the id of the next token.
-        further = {str(entry["content"]): number for number, entry in added.items()} | dict(new.ordinary)
-        vocab = model.get("vocab")
-        if isinstance(vocab, list):
-            _extend_scored(vocab, further, path)
-        else:
-            model["vocab"] = {**(vocab or {}), **{t: n for t, n in further.items() if t not in (vocab or {})}}
-    return content
+    if not new.ordinary:
+        return text
+    # List added tokens in the vocabulary, too: libraries take its size as the id of the next token.
+    tokens = {str(entry["content"]): number for number, entry in added.items()} | dict(new.ordinary)
+    found = find_value(text, "model", "vocab")
+    if found is None or not isinstance(found[2], (dict, list)):
+        raise CheckpointError(f"{path} is not a tokenizer: expected a model with a vocab in it. Copy it again.")
+    _, end, vocab = found
+    further = _scored(vocab, tokens, path) if isinstance(vocab, list) else _unlisted(vocab, tokens)
+    comma = "," if vocab and further else ""
+    last = len(text[: end - 1].rstrip())
+    return f"{text[:last]}{comma}{_dumped(further)[1:-1]}{text[last:]}"
 
 
-def _extend_scored(vocab: list[Any], further: Mapping[str, int], path: Path) -> None:
-    """Append tokens to the vocabulary of a unigram model, in which a token's id is its position."""
+def _unlisted(vocab: Mapping[str, int], tokens: Mapping[str, int]) -> dict[str, int]:
+    """Return the tokens that a vocabulary lacks."""
+    return {token: number for token, number in tokens.items() if token not in vocab}
+
+
+def _scored(vocab: Sequence[Sequence[Any]], tokens: Mapping[str, int], path: Path) -> list[tuple[str, float]]:
+    """Return the tokens that the vocabulary of a unigram model lacks, with scores; a token's id is its position.
+
+    Raises:
+        CheckpointError: there are unused ids between them.
+    """
     least = min((float(score) for _, score in vocab), default=0.0) - _UNKNOWN
-    known = {token for token, _ in vocab}
-    for token, number in sorted(further.items(), key=lambda pair: pair[1]):
-        if token in known:
-            continue
-        if number != len(vocab):
+    further = sorted(_unlisted({token: 0 for token, _ in vocab}, tokens).items(), key=lambda pair: pair[1])
+    for expected, (token, number) in enumerate(further, start=len(vocab)):
+        if number != expected:
             raise CheckpointError(
-                f"{path}: no token has id {len(vocab)}, so {token!r} cannot be appended with id {number}. Expected "
+                f"{path}: no token has id {expected}, so {token!r} cannot be appended with id {number}. Expected "
                 "ids without gaps."
             )
-        vocab.append([token, least * (len(token) + 1)])
+    return [(token, least * (len(token) + 1)) for token, _ in further]
+
+
+def _dumped(content: Any) -> str:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
 def _write(path: Path, content: bytes) -> None:
