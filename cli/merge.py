@@ -254,6 +254,8 @@ def _merge(
     if is_recipe(sources) and align is None and options.was_given("seed"):
         raise WeightspaceError("--seed doesn't apply to a recipe: put `seed` under its parameters.")
     given = _given(sources, said)
+    if align is not None:
+        align = replace(align, on_progress=update)
     return merge_files(
         sources[0] if is_recipe(sources) else sources,
         output,

@@ -79,15 +79,25 @@ def live_table(head: Sequence[str]) -> Iterator[Callable[[Sequence[str]], None]]
         yield lambda row: table.add_row(*(Text(escaped(cell)) for cell in row))
 
 
+def _at(event: Progress) -> str:
+    """Return how far an alignment is, such as ``b.safetensors, step 20/250``."""
+    total = f"/{event.total}" if event.total else ""
+    return f"{event.name}, {event.stage} {event.index}{total}"
+
+
 @contextmanager
 def byte_progress(label: str, *, shown: bool = True) -> Iterator[Callable[[Progress], None]]:
-    """Show bytes, rate and remaining time: live on a terminal, otherwise in one final line."""
+    """Show bytes, rate and remaining time: live on a terminal, otherwise in one final line.
+
+    On a terminal, events of other stages (the sweeps or steps of an alignment) are shown beside the label.
+    """
     waiting.end()
     shown = shown and not is_quiet()
     start, seen = time.perf_counter(), [0, 0]
 
     def note(event: Progress) -> None:
-        seen[:] = event.index, event.total
+        if event.stage == "bytes":
+            seen[:] = event.index, event.total
 
     if not shown or not sys.stderr.isatty():
         yield note
@@ -108,7 +118,10 @@ def byte_progress(label: str, *, shown: bool = True) -> Iterator[Callable[[Progr
 
             def update(event: Progress) -> None:
                 note(event)
-                bar.update(task, completed=event.index, total=event.total)
+                if event.stage == "bytes":
+                    bar.update(task, completed=event.index, total=event.total, description=escaped(label))
+                else:
+                    bar.update(task, description=escaped(f"{label}: {_at(event)}"))
 
             yield update
     if shown:

@@ -14,11 +14,12 @@ import torch
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from weightspace.cli import waiting
-from weightspace.cli.progress import progress
+from weightspace.cli.progress import byte_progress, progress
 
 import weightspace as ws
 from weightspace import cli
 from weightspace.merging import METHODS
+from weightspace.progress import Progress
 
 
 def run(command: str) -> Result:
@@ -162,6 +163,18 @@ def test_progress_on_a_terminal_says_when_it_will_be_done(monkeypatch: pytest.Mo
         for step in range(1, 4):
             update(step, 4, f"step {step}/4")
     assert re.search(r"step 3/4.* left .*\d:\d\d", screen.getvalue())
+
+
+def test_a_merge_on_a_terminal_shows_how_far_the_alignment_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with byte_progress("merging into out") as update:
+        update(Progress("bytes", 2_000, 4_000))
+        update(Progress("step", 20, 250, name="b.safetensors"))  # the bar is drawn once more at the end
+    assert "merging into out: b.safetensors, step 20/250" in screen.getvalue()
+    assert re.search(r"merging into out: 4\.00 kB \(.* s, .*B/s\)\n$", screen.getvalue())
 
 
 def test_no_progress_is_shown_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Networks that were trained apart, merged from files in one call: aligned first, statistics measured after."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from weightspace.connectivity import reset_statistics
 from weightspace.errors import WeightspaceError
 from weightspace.matching import match
 from weightspace.merging import Alignment, OutputOptions, merge_files, reproduce
+from weightspace.progress import Progress
 from weightspace.tasks import Task
 
 
@@ -41,6 +43,16 @@ def test_aligned_sources_merge_to_what_the_steps_one_by_one_give(
     expected, found = ws.merge([a, moved], weights=[0.6, 0.4]), ws.load_checkpoint(tmp_path / "out.safetensors")
     assert all(found[name].equal(tensor) for name, tensor in expected.items())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", "out.safetensors"]
+
+
+def test_an_alignment_tells_its_progress(
+    digits_mlp: Task, mlp_states: tuple[StateDict, StateDict], tmp_path: Path
+) -> None:
+    events: list[Progress] = []
+    align = replace(alignment(digits_mlp), on_progress=events.append)
+    paths = saved(mlp_states, tmp_path)
+    merge_files(paths, tmp_path / "out.safetensors", align=align)
+    assert {(event.stage, event.name) for event in events} == {("sweep", str(paths[1]))}
 
 
 @pytest.mark.parametrize("method", ["activation-matching", "activation-then-weights", "sinkhorn-l2"])

@@ -11,6 +11,7 @@ from weightspace.checkpoints.metadata import read_contents
 from weightspace.errors import WeightspaceError
 from weightspace.matching.registry import MATCHINGS, check_task
 from weightspace.merging.plan.plan import Member, Plan
+from weightspace.progress import Progress
 from weightspace.suggestions import unknown
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Alignment:
         seed: seed of the matching.
         task: the task that the networks were trained for; some methods need it.
         on_matched: called for every matched network with the target's source and weights, then its own, moved.
+        on_progress: called as by ``match``; ``name`` is the network that is matched.
 
     Raises:
         WeightspaceError: the method does not exist, or needs a task and has none.
@@ -50,6 +52,7 @@ class Alignment:
     seed: int = 0
     task: Task | None = None
     on_matched: Callable[[str, StateDict, str, StateDict], None] | None = None
+    on_progress: Callable[[Progress], None] | None = None
 
     def __post_init__(self) -> None:
         if self.method not in MATCHINGS:
@@ -92,7 +95,15 @@ def aligned(plan: Plan, alignment: Alignment, folder: Path) -> Plan:
             )
         if index != first:
             source = CheckpointReader(member.contents).state()
-            found = match(alignment.spec, target, source, alignment.method, task=alignment.task, seed=alignment.seed)
+            found = match(
+                alignment.spec,
+                target,
+                source,
+                alignment.method,
+                task=alignment.task,
+                seed=alignment.seed,
+                on_progress=_named(alignment.on_progress, member.source),
+            )
             canonical, moved = found.apply(target, source)
             members[index] = _copied(member, moved, folder / f"{index}.safetensors")
             if canonical is not target and members[first] is plan.members[first]:
@@ -100,6 +111,11 @@ def aligned(plan: Plan, alignment: Alignment, folder: Path) -> Plan:
             if alignment.on_matched is not None:
                 alignment.on_matched(members[first].source, canonical, member.source, moved)
     return replace(plan, members=tuple(members))
+
+
+def _named(on_progress: Callable[[Progress], None] | None, name: str) -> Callable[[Progress], None] | None:
+    """Return a callback whose events have a name."""
+    return None if on_progress is None else lambda event: on_progress(replace(event, name=name))
 
 
 def _copied(member: Member, state: StateDict, path: Path) -> Member:
