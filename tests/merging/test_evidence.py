@@ -1,13 +1,15 @@
 """Methods that read statistics of data: RegMean and Fisher merging."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from samples import error, normals, same_bits
 from torch import Tensor
 
-from weightspace.checkpoints import StateDict
+from weightspace.checkpoints import StateDict, save_checkpoint
 from weightspace.errors import WeightspaceError
-from weightspace.merging import merge
+from weightspace.merging import merge, merge_files
 
 
 def gram(inputs: Tensor) -> Tensor:
@@ -104,6 +106,16 @@ def test_fisher_refuses_negative_weights() -> None:
     models = [{"w": torch.ones(2)}, {"w": torch.ones(2)}]
     with pytest.raises(WeightspaceError, match="non-negative weights"):
         merge(models, "fisher", evidence=models, weights=[1, -0.5])
+
+
+def test_a_dry_run_of_fisher_refuses_negative_weights(tmp_path: Path) -> None:
+    for name in ("a", "b", "a_fisher", "b_fisher"):
+        save_checkpoint({"w": torch.ones(2)}, tmp_path / f"{name}.safetensors")
+    models, evidence = ([tmp_path / f"{name}{end}.safetensors" for name in "ab"] for end in ("", "_fisher"))
+    with pytest.raises(WeightspaceError, match=r"'w': method 'fisher' takes non-negative weights; found -0\.5"):
+        merge_files(
+            models, tmp_path / "out.safetensors", method="fisher", evidence=evidence, weights=[1, -0.5], dry_run=True
+        )
 
 
 @pytest.mark.parametrize("scale", [2.0**-60, 2.0**60])

@@ -115,6 +115,7 @@ class Method:
         weighted: whether the models have weights.
         normalised: equal models without a base give that model, whatever the weights.
         divides_if: the parameter with which it divides by the sum of the weights, ``always``, or "" for never.
+        nonnegative: whether negative weights are refused.
         scale_free: multiplying all models and the base by a number multiplies the result by it.
         doubles: float32 results are computed in float64; otherwise they are unchanged elements of a model.
         global_pass: ``file:function`` of a pass over the whole model before the first tensor, or "".
@@ -136,6 +137,7 @@ class Method:
     weighted: bool = True
     normalised: bool = False
     divides_if: str = ""
+    nonnegative: bool = False
     scale_free: bool = True
     doubles: bool = True
     global_pass: str = ""
@@ -157,11 +159,13 @@ class Method:
         return arguments.get(self.global_pass_if[0]) == self.global_pass_if[1]
 
     def check_weights(self, weights: Sequence[float], arguments: Mapping[str, Any]) -> None:
-        """Check that the method can divide by the sum of the weights, if it does with these arguments.
+        """Check that the method can use the weights with these arguments.
 
         Raises:
-            WeightspaceError: they sum to 0.
+            WeightspaceError: they sum to 0 and it divides by their sum, or one is negative and it refuses that.
         """
+        if self.nonnegative:
+            check_nonnegative(weights, self.name)
         inner = arguments.get("inner", "task_arithmetic")  # TIES divides by the weights of models that agree in sign
         if self.divides_if == "always" or (arguments.get(self.divides_if) is True and inner == "task_arithmetic"):
             check_sum(weights, self.divides_if)
@@ -196,6 +200,16 @@ class Method:
                 f"Parameter {parameter.name!r} has {len(several)} values for {models} models; expected one per model."
             )
         return [parameter.checked(parameter.default if one is None else one) for one in several]
+
+
+def check_nonnegative(weights: Sequence[float], method: str) -> None:
+    """Check that no weight is negative.
+
+    Raises:
+        WeightspaceError: one is.
+    """
+    if min(weights) < 0:
+        raise WeightspaceError(f"Method {method!r} takes non-negative weights; found {min(weights):g}.")
 
 
 def check_sum(weights: Sequence[float], parameter: str = "normalize") -> None:

@@ -18,6 +18,7 @@ from weightspace.errors import WeightspaceError
 from weightspace.merging.methods._data_statistics import known_evidence
 from weightspace.merging.methods._declaration import merge_method
 from weightspace.merging.methods._linear_combination import LinearFormula
+from weightspace.merging.methods._registry import check_nonnegative
 from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorStack
 from weightspace.merging.methods.linear import normalised
 
@@ -27,6 +28,7 @@ from weightspace.merging.methods.linear import normalised
     source="Matena and Raffel 2022, https://arxiv.org/abs/2111.09832",
     normalised=True,
     divides_if="always",
+    nonnegative=True,
     evidence="fisher",
     cost=6,
 )
@@ -42,8 +44,7 @@ def fisher(
     Raises:
         WeightspaceError: a weight or an information is negative, or only some models have evidence of a tensor.
     """
-    if min(weights) < 0:
-        raise WeightspaceError(f"Method 'fisher' takes non-negative weights; found {min(weights):g}.")
+    check_nonnegative(weights, "fisher")
     shares = normalised(weights, "always")
     evidence = known_evidence(stack, stack.shape)
     if not evidence:
