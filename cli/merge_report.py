@@ -21,12 +21,18 @@ def plan_rows(report: MergeReport) -> dict[str, str]:
         "method": report.method,
         "output": f"{report.out} ({', '.join(report.files)})",
         "tensors": f"{report.tensors:,}",
+        **({"tokens": _tokens(report)} if report.tokens else {}),
         "reads": size(report.read_bytes),
         **({"fetches": size(report.fetched_bytes)} if report.fetched_bytes else {}),
         "writes": size(report.written_bytes),
         "memory": f"about {size(report.memory)} on top of the interpreter",
         "time": f"about {report.seconds:,.0f} s" if report.seconds >= 1 else "about a second",
     }
+
+
+def _tokens(report: MergeReport) -> str:
+    new = f", {report.new_tokens:,} of them added to the tokenizer" if report.new_tokens else ""
+    return f"{report.tokens:,}{new}"
 
 
 def size_of(text: str) -> int:

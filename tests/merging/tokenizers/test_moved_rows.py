@@ -49,7 +49,8 @@ def test_a_union_has_the_tokens_of_all_with_their_rows(tmp_path: Path) -> None:
     count = len(ids(content))
     a = save(llama(count + 1), with_tokens(content, "<|a|>"), tmp_path / "a")
     b = save(llama(count + 2, seed=1), with_tokens(moved, "<|b|>", "<|a|>"), tmp_path / "b")
-    merge_files(recipe(tmp_path, "linear", [a, b], UNION), tmp_path / "out")
+    report = merge_files(recipe(tmp_path, "linear", [a, b], UNION), tmp_path / "out")
+    assert (report.tokens, report.new_tokens) == (count + 2, 1)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         first, second, merged = (rows_of(folder, name) for folder in (a, b, tmp_path / "out"))
         assert merged.keys() == first.keys() | second.keys()

@@ -60,6 +60,8 @@ class MergeReport:
         seconds: run time without planning; a rough estimate for a dry run.
         warnings: one-line warnings; a strict merge refuses most of them.
         fetched_bytes: bytes that were, or for a dry run would be, downloaded.
+        tokens: number of the output's tokens if rows are moved by token, otherwise 0.
+        new_tokens: number of them that are added to the tokenizer.
 
     Example:
         >>> import torch
@@ -83,6 +85,8 @@ class MergeReport:
     seconds: float
     warnings: tuple[str, ...] = ()
     fetched_bytes: int = 0
+    tokens: int = 0
+    new_tokens: int = 0
 
 
 def run_plan(
@@ -132,6 +136,8 @@ def report(
     plan: Plan, out: Path, execution: ExecutionOptions, *, resumed: int = 0, seconds: float | None = None
 ) -> MergeReport:
     """Return the report of a plan. If ``seconds`` is None, the run time is estimated."""
+    vocabulary = plan.vocabulary
+    extended = None if vocabulary is None else vocabulary.extended
     return MergeReport(
         str(out),
         plan.method.name,
@@ -143,6 +149,8 @@ def report(
         plan_memory(plan, execution.concurrency),
         estimated_seconds(plan, execution.concurrency) if seconds is None else seconds,
         fetched_bytes=missing_bytes(plan.input_files),
+        tokens=0 if vocabulary is None else vocabulary.tokens - len(vocabulary.gaps),
+        new_tokens=0 if extended is None else extended.new,
     )
 
 

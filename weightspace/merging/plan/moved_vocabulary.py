@@ -35,10 +35,12 @@ class ExtendedTokenizer:
     Attributes:
         text: content of its ``tokenizer.json``, in UTF-8.
         added: id -> entry of ``added_tokens_decoder`` in its configuration.
+        new: number of new tokens.
     """
 
     text: bytes
     added: Mapping[str, Mapping[str, Any]]
+    new: int
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,15 @@ class NewTokens:
 
     Attributes:
         ordinary: token -> id, in order of id; entries of the vocabulary only.
-        added: entries for ``added_tokens`` in ``tokenizer.json``, including ids; matched verbatim in texts.
+        added: entries for ``added_tokens`` in ``tokenizer.json``, including ids; matched verbatim in texts. Some may be
+            ordinary tokens of the tokenizer.
+        count: number of tokens that the tokenizer lacks.
         converted: text of a converted ``tokenizer.json``, or None if the folder has one.
     """
 
     ordinary: Mapping[str, int] = field(default_factory=dict)
     added: tuple[Mapping[str, Any], ...] = ()
+    count: int = 0
     converted: str | None = None
 
 
@@ -71,7 +74,8 @@ def output_vocabulary(
     for token_key, number in union.known.items():
         keys[number] = token_key
     changed = bool(union.ordinary or union.added)
-    new = NewTokens(union.ordinary, tuple(union.added.values()), source.converted) if changed else None
+    lacking = len(union.ids) - len(source.ids)
+    new = NewTokens(union.ordinary, tuple(union.added.values()), lacking, source.converted) if changed else None
     return OutputVocabulary(source, union.ids, keys, new, union.unwritten)
 
 

@@ -52,7 +52,7 @@ def extended_tokenizer(source: Path, new: NewTokens) -> ExtendedTokenizer:
     entries = {
         str(number): {key: value for key, value in entry.items() if key != "id"} for number, entry in added.items()
     }
-    return ExtendedTokenizer(text.encode("utf-8", "surrogatepass"), entries)
+    return ExtendedTokenizer(text.encode("utf-8", "surrogatepass"), entries, new.count)
 
 
 def write_extended(folder: Path, source: Path, tokenizer: ExtendedTokenizer) -> None:
