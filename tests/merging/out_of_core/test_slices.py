@@ -396,3 +396,21 @@ def test_gaps_in_the_numbers_of_layers_are_refused(workshop: Workshop) -> None:
 def test_a_model_of_one_layer_is_stacked(workshop: Workshop) -> None:
     workshop.model("a", llama(0.0, 1))
     assert order(workshop.merge(("a", 0, 1), ("a", 0, 1)), "model.layers") == [0, 0]
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "passthrough", "linear"])
+def test_a_head_that_only_the_base_has_is_written(workshop: Workshop, method: str) -> None:
+    """The models tie it to their embedding, and the configuration is the base's."""
+    generator = torch.Generator().manual_seed(0)
+    names = ("model.embed_tokens.weight", "model.layers.0.w", "model.layers.1.w", "model.norm.weight")
+    model = {name: torch.randn(4, 4, generator=generator) for name in names}
+    base = {name: torch.randn(4, 4, generator=generator) for name in (*names, "lm_head.weight")}
+    for name, state in (("m", model), ("b", base)):
+        workshop.model(name, state, {"model_type": "llama", "num_hidden_layers": 2, "tie_word_embeddings": name == "m"})
+    parameters = {} if method == "passthrough" else {"weight": 0.5}
+    keys = {"merge_method": method, "base_model": workshop.path("b"), "parameters": parameters}
+    merged = workshop.merge(("m", 0, 1), ("m", 1, 2), out="out", **keys)
+    tied = model["model.embed_tokens.weight"]
+    expected = torch.lerp(base["lm_head.weight"], tied, 0.5) if method == "task_arithmetic" else tied
+    torch.testing.assert_close(merged["lm_head.weight"], expected)
+    assert workshop.config()["tie_word_embeddings"] is False

@@ -7,7 +7,7 @@ tower in front of a language model); tensors after the layers belong to the last
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from weightspace.errors import CheckpointError
 from weightspace.lora.tied_weights import is_head
@@ -70,7 +70,7 @@ class _Slicer:
         last = len(self.parts) - 1
         before = [self._outside(name, 0, "before") for name, early in sides.items() if early]
         after = [self._outside(name, last, "after") for name, early in sides.items() if not early]
-        return before, [*after, *self._further()]
+        return before, [*after, *self._heads(sides), *self._further()]
 
     def inside(self) -> Iterator[Output]:
         """Yield the tensors of the layers."""
@@ -145,6 +145,15 @@ class _Slicer:
         refs = [(number, name) for number in sources]
         own = any(self._shape(ref) is not None for ref in refs)
         return self.finder.output(name, part, position, refs, name, shape=None if own else shape)
+
+    def _heads(self, known: Collection[str]) -> Iterator[Output]:
+        """Yield the heads that only the base, or the donor of the configuration, has: the models tied them."""
+        last = len(self.parts) - 1
+        for number in {self.finder.bases[last], self.stacking.donor} - {None, *self.outer}:
+            for name, info in self.finder.members[number].contents.tensors.items():
+                refs = [(source, name) for source in self.parts[last]]
+                if is_head(name) and name not in known and all(self.finder.has(ref, info.shape) for ref in refs):
+                    yield self.finder.output(name, last, 0.0, refs, name, shape=info.shape)
 
     def _further(self) -> Iterator[Output]:
         """Yield the multi-token prediction layers, which follow the last layer whatever its number."""

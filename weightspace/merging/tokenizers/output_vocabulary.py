@@ -17,8 +17,8 @@ class NewTokens:
 
     Attributes:
         ordinary: token -> id, in order of id; entries of the vocabulary only.
-        added: entries for ``added_tokens`` in ``tokenizer.json``, including ids; matched verbatim in texts. Some may be
-            ordinary tokens of the tokenizer.
+        added: entries of all added tokens, those of the tokenizer included, with ids; matched verbatim in texts. Some
+            may be ordinary tokens of the tokenizer.
         count: number of tokens that the tokenizer lacks.
         converted: text of a converted ``tokenizer.json``, or None if the folder has one.
     """
@@ -49,7 +49,10 @@ class OutputVocabulary:
 
 
 def output_vocabulary(
-    source: TokenTable, others: Sequence[tuple[TokenTable, int]], extra: Collection[str], *, alike: bool
+    source: TokenTable,
+    others: Sequence[tuple[TokenTable, int]],
+    extra: Collection[str],
+    verbatim: frozenset[str] | None,
 ) -> OutputVocabulary:
     """Return the output's vocabulary.
 
@@ -57,9 +60,9 @@ def output_vocabulary(
         source: the tokenizer that the output extends.
         others: tokenizers whose tokens are appended, each with the number of embedding rows of its model.
         extra: further tokens to append.
-        alike: whether all tokenizers of the merge spell tokens in the same way.
+        verbatim: the tokens of all tokenizers of the merge that are compared as they are spelled; None for all.
     """
-    union = _Union(source, alike=alike)
+    union = _Union(source, verbatim)
     for table, rows in others:
         union.add_ordinary(table, rows)
     for table, rows in others:
@@ -68,25 +71,27 @@ def output_vocabulary(
                 union.add_added(token, table.added[token])
     for token in extra:
         if token not in union.ids:
-            union.add_added(token, added_entry(token, 0))
+            union.add_added(token, added_entry(token, 0, normalized=False))
     count = 1 + max(union.known.values(), default=-1)
     keys: list[Key | None] = [None] * count
     for token_key, number in union.known.items():
         keys[number] = token_key
     changed = bool(union.ordinary or union.added)
     lacking = len(union.ids) - len(source.ids)
-    new = NewTokens(union.ordinary, tuple(union.added.values()), lacking, source.converted) if changed else None
+    added = [{**entry, "id": source.ids[token]} for token, entry in source.added.items()]
+    added += union.added.values()
+    new = NewTokens(union.ordinary, tuple(added), lacking, source.converted) if changed else None
     return OutputVocabulary(source, union.ids, keys, new, union.unwritten)
 
 
 class _Union:
     """A growing vocabulary: a tokenizer's tokens, and those appended to them."""
 
-    def __init__(self, source: TokenTable, *, alike: bool) -> None:
+    def __init__(self, source: TokenTable, verbatim: frozenset[str] | None) -> None:
         self.source = source
-        self.alike = alike
+        self.verbatim = verbatim
         self.ids = dict(source.ids)
-        self.known = dict(ids_by_key(source, alike=alike))
+        self.known = dict(ids_by_key(source, verbatim))
         self.next = source.rows
         self.ordinary: Tokens = {}
         self.added: dict[str, dict[str, Any]] = {}
@@ -94,8 +99,8 @@ class _Union:
 
     def add_ordinary(self, table: TokenTable, rows: int) -> None:
         """Append another tokenizer's ordinary tokens."""
-        for token in _by_id(table, rows, self.known if self.alike else ()):
-            token_key = key(table, token, alike=self.alike)
+        for token in _by_id(table, rows, self.known if self.verbatim is None else ()):
+            token_key = key(table, token, self.verbatim)
             if token in table.added or token_key in self.known:
                 continue
             text = token if isinstance(token_key, str) else written(token_key, self.source.writing)

@@ -21,7 +21,7 @@ from weightspace.merging.plan.options import ReadingOptions
 from weightspace.merging.plan.plan import Member
 from weightspace.merging.recipe.types import Recipe, TokenSource
 from weightspace.merging.tokenizers.output_vocabulary import OutputVocabulary, output_vocabulary
-from weightspace.merging.tokenizers.token_keys import are_alike, ids_by_key
+from weightspace.merging.tokenizers.token_keys import ids_by_key, verbatim_tokens
 from weightspace.merging.tokenizers.token_table import TokenTable, is_readable, read_token_table
 from weightspace.merging.tokenizers.tokenizer_files import extended_tokenizer
 from weightspace.merging.tokenizers.vocabulary_tensors import (
@@ -153,19 +153,19 @@ def _moved_vocabulary(
         return None
     models = [_with_table(model, source, notice) for model in models]
     tables_read = [source, *(model.table for model in models if model.table is not None)]
-    alike = are_alike(tables_read)
+    verbatim = verbatim_tokens(tables_read, recipe.tokenizer.tokens)
     others = [(model.table, model.rows) for model in models if model.table is not None and model.table is not source]
     union = recipe.tokenizer_source == "union"
-    output = output_vocabulary(source, others if union else [], recipe.tokenizer.tokens, alike=alike)
+    output = output_vocabulary(source, others if union else [], recipe.tokenizer.tokens, verbatim)
     if output.new is not None and output.new.converted is None and not (folder / "tokenizer.json").is_file():
         source = read_token_table(folder, convert=True) or source  # only a tokenizer.json can be extended
-        output = output_vocabulary(source, others if union else [], recipe.tokenizer.tokens, alike=alike)
+        output = output_vocabulary(source, others if union else [], recipe.tokenizer.tokens, verbatim)
     if output.unwritten:
         notice(
             f"{output.unwritten:,} tokens of other models cannot be spelled in the tokenizer of {folder.name} "
             "and are left out."
         )
-    own = [_own_rows(model, output, alike=alike, notice=notice) for model in models]
+    own = [_own_rows(model, output, verbatim, notice) for model in models]
     tokens = len(output.keys)
     multiple = recipe.tokenizer.multiple or 1
     chosen = {
@@ -230,11 +230,11 @@ def _with_table(model: _Model, source: TokenTable, notice: Notice) -> _Model:
     return replace(model, table=source)
 
 
-def _own_rows(model: _Model, output: OutputVocabulary, *, alike: bool, notice: Notice) -> array[int]:
+def _own_rows(model: _Model, output: OutputVocabulary, verbatim: frozenset[str] | None, notice: Notice) -> array[int]:
     """Return the row of each output token in a model's embedding, or -1 if the model lacks the token."""
     if model.table is None:
         return array("q")
-    ids, count = ids_by_key(model.table, alike=alike), model.rows
+    ids, count = ids_by_key(model.table, verbatim), model.rows
     id_of = ids.get
     rows = array("q", [id_of(key, -1) if key is not None else -1 for key in output.keys])
     beyond = [number for number in ids.values() if number >= count] if model.table.rows > count else []

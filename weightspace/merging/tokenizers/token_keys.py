@@ -1,6 +1,7 @@
 """Keys that identify a token across tokenizers: the token itself, or the bytes that it encodes.
 
-Tokenizers of the same kind spell tokens alike, so their tokens are compared directly. Across kinds, ``Ġthe``
+Tokenizers of the same kind spell tokens alike, so their tokens are compared directly. Across kinds, tokens that one of
+them has as added tokens are compared directly, too; of the others, ``Ġthe``
 (byte-level) and ``▁the`` (metaspace) encode the same text, as do ``<0x0A>`` and ``Ċ``; in WordPiece, ``the`` starts a
 word and ``##the`` continues one.
 """
@@ -8,7 +9,7 @@ word and ``##the`` continues one.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from typing import TypeAlias, cast
 
@@ -20,31 +21,36 @@ Key: TypeAlias = str | bytes
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-def are_alike(tables: Collection[TokenTable]) -> bool:
-    """Return whether all tokenizers spell their tokens in the same way."""
-    return len({table.writing for table in tables}) < 2
+def verbatim_tokens(tables: Collection[TokenTable], further: Iterable[str]) -> frozenset[str] | None:
+    """Return the tokens that are compared as they are spelled; None for all.
+
+    Args:
+        tables: the tokenizers that are compared.
+        further: more added tokens of the output.
+    """
+    if len({table.writing for table in tables}) < 2:
+        return None
+    return frozenset(further).union(*(table.added for table in tables))
 
 
-def ids_by_key(table: TokenTable, *, alike: bool) -> Mapping[Key, int]:
+def ids_by_key(table: TokenTable, verbatim: frozenset[str] | None) -> Mapping[Key, int]:
     """Return key -> id for a tokenizer's tokens.
 
     Args:
         table: the tokens.
-        alike: whether all compared tokenizers spell tokens in the same way.
+        verbatim: from ``verbatim_tokens``.
     """
-    if alike:
+    if verbatim is None:
         return cast("Mapping[Key, int]", table.ids)
     ids: dict[Key, int] = {}
     for token in sorted(table.ids, key=lambda token: _BYTE.fullmatch(token) is None):  # pieces override byte tokens
-        ids[key(table, token, alike=False)] = table.ids[token]
+        ids[key(table, token, verbatim)] = table.ids[token]
     return ids
 
 
-def key(table: TokenTable, token: str, *, alike: bool) -> Key:
+def key(table: TokenTable, token: str, verbatim: frozenset[str] | None) -> Key:
     """Return the key of a token; see ``ids_by_key``."""
-    if alike or token in table.added:
-        return token
-    return text_of(token, table.writing)
+    return token if verbatim is None or token in verbatim else text_of(token, table.writing)
 
 
 def text_of(token: str, writing: Writing) -> bytes:

@@ -6,8 +6,9 @@ Other formats are converted by transformers.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,9 +84,10 @@ def read_token_table(folder: Path, *, convert: bool = False) -> TokenTable | Non
     content = read_json_object(path) if text is None else parse_json(text, str(path))
     added = {str(entry["content"]): entry for entry in content.get("added_tokens") or [] if entry.get("content")}
     ids = tokens_of_json(content, path)
-    for token, entry in _of_configuration(folder).items():
+    for token, entry in sorted(_of_configuration(folder).items(), key=lambda pair: pair[1]["id"]):
         if ids.setdefault(token, entry["id"]) == entry["id"]:
             added.setdefault(token, entry)
+    _check_added(content, added, ids, path)
     return _checked(TokenTable(folder, ids, added, _writing(content), text))
 
 
@@ -121,6 +123,25 @@ def _of_files(folder: Path, ids: Tokens) -> TokenTable:
     if writing == "bytes" and any(token.endswith("</w>") for token in ids):
         writing = "plain"
     return TokenTable(folder, ids, added, writing)
+
+
+def _check_added(content: Mapping[str, Any], added: Collection[str], ids: Tokens, path: Path) -> None:
+    """Check that added tokens have the ids that they get on loading, whatever the file says.
+
+    Libraries give an added token the id that it has in the vocabulary; otherwise those after the vocabulary in turn.
+
+    Raises:
+        CheckpointError: a token gets another id.
+    """
+    vocabulary = tokens_of_json({"model": content.get("model")}, path)
+    following = itertools.count(len(vocabulary))
+    for token in added:
+        loaded = vocabulary[token] if token in vocabulary else next(following)
+        if loaded != ids[token]:
+            raise CheckpointError(
+                f"{path}: the added token {token[:40]!r} has id {ids[token]}, but the tokenizers package loads it with "
+                f"id {loaded}. Expected ids that follow those of the vocabulary, in order."
+            )
 
 
 def _specials(folder: Path) -> Iterator[str]:

@@ -102,18 +102,25 @@ def _with_vocabulary(text: str, added: Mapping[int, Mapping[str, Any]], new: New
         CheckpointError: it has no model, or the new ids don't follow those of its model.
         JSONDecodeError: it isn't valid JSON.
     """
-    if not new.ordinary:
-        return text
-    # List added tokens in the vocabulary, too: libraries take its size as the id of the next token.
     tokens = {str(entry["content"]): number for number, entry in added.items()} | dict(new.ordinary)
     found = find_value(text, "model", "vocab")
     if found is None or not isinstance(found[2], (dict, list)):
         raise CheckpointError(f"{path} is not a tokenizer: expected a model with a vocab in it. Copy it again.")
     _, end, vocab = found
+    if not new.ordinary and _follow(vocab, tokens):
+        return text
+    # List added tokens in the vocabulary, too: libraries number those that aren't there from its size on.
     further = _scored(vocab, tokens, path) if isinstance(vocab, list) else _unlisted(vocab, tokens)
     comma = "," if vocab and further else ""
     last = len(text[: end - 1].rstrip())
     return f"{text[:last]}{comma}{_dumped(further)[1:-1]}{text[last:]}"
+
+
+def _follow(vocab: Sequence[Sequence[Any]] | Mapping[str, int], tokens: Mapping[str, int]) -> bool:
+    """Return whether the ids of the tokens that a vocabulary lacks follow its size."""
+    known = {token for token, _ in vocab} if isinstance(vocab, list) else vocab
+    ids = sorted(number for token, number in tokens.items() if token not in known)
+    return ids == list(range(len(vocab), len(vocab) + len(ids)))
 
 
 def _unlisted(vocab: Mapping[str, int], tokens: Mapping[str, int]) -> dict[str, int]:
