@@ -153,7 +153,7 @@ def _moved_vocabulary(
         return None
     models = [_with_table(model, source, notice) for model in models]
     tables_read = [source, *(model.table for model in models if model.table is not None)]
-    verbatim = verbatim_tokens(tables_read, recipe.tokenizer.tokens)
+    verbatim = verbatim_tokens(tables_read)
     others = [(model.table, model.rows) for model in models if model.table is not None and model.table is not source]
     union = recipe.tokenizer_source == "union"
     output = output_vocabulary(source, others if union else [], recipe.tokenizer.tokens, verbatim)

@@ -9,7 +9,7 @@ word and ``##the`` continues one.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import TypeAlias, cast
 
@@ -21,16 +21,11 @@ Key: TypeAlias = str | bytes
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-def verbatim_tokens(tables: Collection[TokenTable], further: Iterable[str]) -> frozenset[str] | None:
-    """Return the tokens that are compared as they are spelled; None for all.
-
-    Args:
-        tables: the tokenizers that are compared.
-        further: more added tokens of the output.
-    """
+def verbatim_tokens(tables: Collection[TokenTable]) -> frozenset[str] | None:
+    """Return the tokens that are compared as they are spelled, given the tokenizers that are compared; None for all."""
     if len({table.writing for table in tables}) < 2:
         return None
-    return frozenset(further).union(*(table.added for table in tables))
+    return frozenset().union(*(table.added for table in tables))
 
 
 def ids_by_key(table: TokenTable, verbatim: frozenset[str] | None) -> Mapping[Key, int]:
