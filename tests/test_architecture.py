@@ -45,6 +45,7 @@ LAYERS = (
     "evidence",
     "connectivity",
     "soups",
+    "runs",
     "plots",
     "demo",
     "cli",

@@ -6,6 +6,7 @@ from weightspace.plots.label_spaces import draw_locus, draw_simplex
 from weightspace.plots.layers import draw_differences
 from weightspace.plots.matrices import draw_matrices
 from weightspace.plots.planes import draw_planes
+from weightspace.plots.run_windows import draw_windows
 from weightspace.plots.soups import draw_points, draw_predictions, draw_soups
 from weightspace.plots.spectra import draw_alignment, draw_heat_maps, draw_spectra
 
@@ -23,4 +24,5 @@ __all__ = [
     "draw_simplex",
     "draw_soups",
     "draw_spectra",
+    "draw_windows",
 ]

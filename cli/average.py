@@ -1,0 +1,273 @@
+"""``weightspace average``: average the last checkpoints of a training run."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from weightspace.cli import commands, networks, options
+from weightspace.cli.commands import Choice, Whole
+from weightspace.cli.merge_report import interrupted_line, plan_rows, size_of
+from weightspace.cli.printing import echo, plain, print_table, warn
+from weightspace.cli.progress import byte_progress, live_table
+from weightspace.cli.reports import echo_files, echo_report, files_of
+from weightspace.cli.soup_table import check_reports
+
+from weightspace import WeightspaceError
+
+if TYPE_CHECKING:
+    from weightspace.merging import MergeReport
+    from weightspace.runs import RunCheckpoint, WindowScores
+    from weightspace.tasks.protocol import Task
+
+#: Placeholder of the checkpoint in a command that scores it.
+_MODEL = "{model}"
+
+
+@commands.command("average")
+@click.argument("run", metavar="RUN")
+@click.option("--last", type=Whole(1, 10**6), metavar="N", help="Average the last N checkpoints. [all]")
+@click.option("--window", metavar="A:B", help="Average those of steps A to B; leave one out for an open end.")
+@click.option(
+    "--every", type=Whole(1, 10**18), metavar="N", help="Leave out those less than N steps from the next one."
+)
+@click.option(
+    "--schedule",
+    metavar="SCHEDULE",
+    default="uniform",
+    show_default=True,
+    help="Weights: uniform, ema:DECAY, wsm:linear, wsm:cosine, wsm:1-sqrt (the decay of the learning rate that the "
+    "average stands for), or a file with a number per checkpoint.",
+)
+@click.option("--pattern", metavar="NAME", help="Names to take, such as 'epoch=*-step={step}.ckpt'. [any with a step]")
+@options.task(required=False)
+@click.option(
+    "--score",
+    metavar="COMMAND",
+    help=f"Command that prints the score of {_MODEL}, a checkpoint, as the last number of its output.",
+)
+@options.mode
+@click.option("--best", is_flag=True, help="Write the window with the best score, not the whole.")
+@options.device("Device that the networks of --task run on")
+@options.cache
+@click.option(
+    "--report", "reports", multiple=True, metavar="FILE", help="Score against window: .png, .svg, .pdf or .json."
+)
+@options.output("Checkpoint to write (.safetensors, .pt, or a Hugging Face folder).")
+@click.option("--dtype", metavar="DTYPE", help="Dtype of the output. [that of the checkpoints]")
+@click.option("--key", metavar="NAME", help="Entry of the torch files that holds the state dict.")
+@click.option("--dry-run", is_flag=True, help="Print the plan; write and score nothing.")
+@click.option("--shard-size", metavar="SIZE", default="5GB", show_default=True, help="Maximum size of an output file.")
+@click.option(
+    "--memory", metavar="MB", type=Whole(1, 2**40), default=256, show_default=True, help="Memory budget, in MB."
+)
+@click.option(
+    "--threads", metavar="N", type=Whole(1, 1024), help="Tensors averaged at a time. [one per core, at most 4]"
+)
+@click.option(
+    "--executor",
+    type=Choice(["auto", "threads", "processes"]),
+    default="auto",
+    show_default=True,
+    help="Execution backend; auto starts processes only if the run is large enough to benefit.",
+)
+@options.as_json
+def command(run: str, task: str | None, data: Path | None, output: str, as_json: bool, **said: Any) -> None:
+    """Average the last checkpoints of the training run in the folder RUN, out of core.
+
+    The steps are read from the names: step_1000.safetensors, checkpoint-1000, epoch=3-step=1200.ckpt, iter_0001000.
+    With --task or --score the averages of the last one, two, three … checkpoints are scored, --report draws them, and
+    --best writes the best one. --task also recomputes BatchNorm statistics. Rerun an interrupted call to resume it.
+
+    \b
+    Examples:
+      weightspace average run --last 10 -o average.safetensors
+      weightspace average run --window 10000:20000 --every 1000 --schedule wsm:1-sqrt -o averaged
+      weightspace average run --last 8 --task digits-mlp --best --report windows.png -o best.safetensors
+      weightspace average run --score 'python score.py {model}' --mode min --best -o best.safetensors
+    """
+    scores = _check(task, said)
+    check_reports(said["reports"])
+    window = _window(said["window"])
+    options.check_inputs(run)
+    for path in (output, *said["reports"]):
+        options.check_apart(path, task)
+    from weightspace.runs import find_checkpoints, schedule_weights
+
+    found = find_checkpoints(run, last=said["last"], window=window, every=said["every"], pattern=said["pattern"])
+    schedule_weights(said["schedule"], len(found))
+    for path in (output, *said["reports"]):
+        options.check_apart(path, *(checkpoint.path for checkpoint in find_checkpoints(run, pattern=said["pattern"])))
+    judge = None if said["dry_run"] else networks.load_any_task(task, data, device=said["device"])
+    windows = None
+    if scores and not said["dry_run"]:
+        windows = _scored(found, judge or command_score(said["score"]), said)
+        found = found[-windows.best :] if said["best"] else found
+    report = _averaged(found, output, judge, said)
+    _show(report, found, windows, said, as_json=as_json)
+
+
+def _averaged(found: Sequence[RunCheckpoint], output: str, task: Task | None, said: dict[str, Any]) -> MergeReport:
+    """Write the average."""
+    from weightspace.runs import average_run
+
+    with byte_progress(f"averaging into {output}", shown=not said["dry_run"]) as update:
+        try:
+            return average_run(
+                found,
+                output,
+                schedule=said["schedule"],
+                task=task,
+                dtype=said["dtype"],
+                **_groups(said),
+                dry_run=said["dry_run"],
+                warn=warn,
+                on_progress=update,
+            )
+        except KeyboardInterrupt:
+            echo(interrupted_line(output), err=True)
+            raise SystemExit(130) from None
+
+
+def _check(task: str | None, said: dict[str, Any]) -> bool:
+    """Check that the options fit together; return whether windows are scored."""
+    if task is not None and said["score"] is not None:
+        raise WeightspaceError("--task and --score both score the averages. Give one of the two.")
+    if said["score"] is not None and _MODEL not in said["score"]:
+        raise WeightspaceError(f"--score needs {_MODEL} in place of the checkpoint; found {said['score']!r}.")
+    if said["score"] is not None:
+        options.check_effect(["cache"], "with --score, whose scores are not cached")
+    if task is None:
+        options.check_effect(["device", "data", "cache"], "without --task")
+    if task is None and said["score"] is None:
+        options.check_effect(["best", "reports", "mode"], "without --task or --score")
+        return False
+    return True
+
+
+def _window(text: str | None) -> tuple[int | None, int | None]:
+    """Return the bounds of ``A:B``."""
+    if text is None:
+        return None, None
+    match = re.fullmatch(r"(\d{0,18}):(\d{0,18})", text)
+    if match is None or text == ":":
+        raise WeightspaceError(f"--window must be two steps such as 1000:2000, 1000: or :2000; found {text!r}.")
+    first, end = (int(part) if part else None for part in match.groups())
+    if first is not None and end is not None and first > end:
+        raise WeightspaceError(f"--window {text}: the first step is after the last one.")
+    return first, end
+
+
+def _groups(said: dict[str, Any]) -> dict[str, Any]:
+    """Return the option groups of a merge."""
+    from weightspace.merging.plan.options import ExecutionOptions, OutputOptions, ReadingOptions
+
+    memory = said["memory"] * 2**20
+    return {
+        "reading": ReadingOptions(said["key"]),
+        "output": OutputOptions(size_of(said["shard_size"])),
+        "execution": ExecutionOptions(memory, said["threads"], executor=said["executor"], force=options.forced()),
+    }
+
+
+def _scored(
+    found: Sequence[RunCheckpoint], score: Task | Callable[[Path], float], said: dict[str, Any]
+) -> WindowScores:
+    """Score the windows, and draw or save the scores."""
+    from weightspace.merging.plan.options import ReadingOptions
+    from weightspace.runs import score_windows
+
+    with live_table(("checkpoints", "score")) as show:
+        windows = score_windows(
+            found,
+            score,
+            schedule=said["schedule"],
+            mode=said["mode"],
+            cache=said["cache"],
+            reading=ReadingOptions(said["key"]),
+            on_progress=lambda at: show((f"{at.index}/{at.total}", f"{at.value:.4f}")),
+        )
+    for path in said["reports"]:
+        if Path(path).suffix.lower() == ".json":
+            windows.save(path)
+        else:
+            from weightspace.plots import draw_windows
+
+            draw_windows(windows, path)
+    return windows
+
+
+def command_score(command: str) -> Callable[[Path], float]:
+    """Return a function that runs a command on a checkpoint and returns the last number that it prints."""
+
+    def score(path: Path) -> float:
+        words = [word.replace(_MODEL, str(path)) for word in shlex.split(command)]
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
+        except OSError as error:
+            raise WeightspaceError(f"--score: {words[0]} cannot be run: {error.strerror or error}.") from error
+        if done.returncode:
+            last = next(reversed(done.stderr.strip().splitlines()), "nothing on stderr")
+            raise WeightspaceError(f"--score: the command ended with status {done.returncode}: {last[:200]}")
+        numbers = re.findall(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", done.stdout)
+        value = float(numbers[-1]) if numbers else math.nan
+        if not math.isfinite(value):
+            raise WeightspaceError(f"--score: expected a number at the end of the output; found {done.stdout[-80:]!r}.")
+        return value
+
+    return score
+
+
+def _show(
+    report: MergeReport,
+    found: Sequence[RunCheckpoint],
+    windows: WindowScores | None,
+    said: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    """Print the report of an average, or its plan."""
+    from weightspace.runs import schedule_weights
+
+    steps = [checkpoint.step for checkpoint in found]
+    weights = schedule_weights(said["schedule"], len(found))
+    files = [] if said["dry_run"] else [*files_of(report.out), *(said["reports"] if windows is not None else ())]
+    if as_json:
+        figures = asdict(report)
+        figures["dry_run"], figures["weight_files"] = said["dry_run"], figures.pop("files")
+        figures |= {"steps": steps, "weights": weights, "schedule": said["schedule"]}
+        figures |= {} if windows is None else {"windows": {**plain(windows), "best": windows.best}}
+        echo_report(figures, output=figures.pop("out"), files=files)
+        return
+    if windows is not None:
+        _print_windows(windows)
+    if said["dry_run"]:
+        for name, value in plan_rows(report).items():
+            echo(f"{name:8} {value}")
+    echo(f"{len(steps)} checkpoints, from step {steps[0]} to {steps[-1]}, weights {_listed(weights)}")
+    echo_files(files)
+
+
+def _print_windows(windows: WindowScores) -> None:
+    """Print the scores of all windows, and the best one."""
+    rows = [
+        (str(number), str(step), *(f"{values[number - 1]:.4f}" for values in windows.scores.values()))
+        for number, step in enumerate(windows.first_steps, start=1)
+    ]
+    print_table(("checkpoints", "from step", *(f"{split} {windows.objective}" for split in windows.scores)), rows)
+    echo(f"best: the last {windows.best}")
+
+
+def _listed(weights: Sequence[float]) -> str:
+    """Return weights as text."""
+    if min(weights) == max(weights):
+        return f"{weights[0]:.4g} each"
+    shown = [f"{weight:.4g}" for weight in weights]
+    return ", ".join(shown if len(shown) <= 8 else [*shown[:3], "…", *shown[-3:]])

@@ -1,0 +1,186 @@
+"""The checkpoints of a training run, in the order of their steps."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from weightspace.checkpoints.atomic_write import one_line_errors
+from weightspace.checkpoints.file_format import is_checkpoint
+from weightspace.errors import CheckpointError, WeightspaceError
+
+#: Counters in names, the most precise first: what is counted, and how names spell it.
+_COUNTERS = {
+    "step": "(?:global_?)?steps?",
+    "iteration": "iter(?:ation)?s?",
+    "checkpoint": "checkpoints?|ckpt",
+    "epoch": "epochs?",
+}
+
+#: Names of the parts of one checkpoint.
+_SHARD = re.compile(r"\d+-of-\d+")
+
+#: Placeholder of the number in a pattern.
+_STEP = "{step}"
+
+#: Maximum number of digits of a step.
+_DIGITS = 18
+
+
+@dataclass(frozen=True)
+class RunCheckpoint:
+    """A checkpoint of a run.
+
+    Attributes:
+        path: a file or a folder.
+        step: the number in its name: of steps, iterations or epochs.
+    """
+
+    path: Path
+    step: int
+
+
+def find_checkpoints(
+    run: str | os.PathLike[str],
+    *,
+    last: int | None = None,
+    window: tuple[int | None, int | None] = (None, None),
+    every: int | None = None,
+    pattern: str | None = None,
+) -> tuple[RunCheckpoint, ...]:
+    """Return checkpoints in a folder by increasing step.
+
+    The step is the number after ``step`` in a name (``epoch=3-step=1200.ckpt``, ``global_step1200``), else after
+    ``iter``, ``checkpoint`` or ``epoch`` (``iter_0001200``, ``checkpoint-1200``), else the only number in it. Files and
+    folders that are no checkpoints, and names without a number (``last.ckpt``), are left out.
+
+    Args:
+        run: the folder.
+        last: number of checkpoints to take, from the end; by default all.
+        window: first and last step, both included; None for an open end.
+        every: minimum distance between steps, from the end.
+        pattern: names to take, such as ``epoch=*-step={step}.ckpt``; ``*`` stands for any text.
+
+    Raises:
+        CheckpointError: the folder cannot be read, holds no such checkpoint or is a checkpoint itself.
+        WeightspaceError: the pattern has no ``{step}``, names count different things, two checkpoints have the same
+            step, a number is too small, or there are fewer checkpoints than ``last``.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> from weightspace.runs import find_checkpoints
+        >>> for step in (100, 1000, 200):
+        ...     ws.save_checkpoint({"w": torch.zeros(2)}, f"run/step_{step}.safetensors")
+        >>> [checkpoint.step for checkpoint in find_checkpoints("run")]
+        [100, 200, 1000]
+        >>> [checkpoint.step for checkpoint in find_checkpoints("run", last=2)]
+        [200, 1000]
+    """
+    found = _all_in(Path(run), pattern)
+    for name, value in (("last", last), ("every", every)):
+        if value is not None and value < 1:
+            raise WeightspaceError(f"{name} (--{name}) must be at least 1; found {value}.")
+    first, end = window
+    kept: list[RunCheckpoint] = []
+    for one in reversed(found):
+        is_inside = (first is None or one.step >= first) and (end is None or one.step <= end)
+        if is_inside and (every is None or not kept or kept[-1].step - one.step >= every):
+            kept.append(one)
+    if len(kept) < (last or 1):
+        raise WeightspaceError(
+            f"Found {len(kept)} checkpoints that fit, expected at least {last or 1}. {run} has {len(found)}, from step "
+            f"{found[0].step} to {found[-1].step}."
+        )
+    return tuple(reversed(kept[:last]))
+
+
+def _all_in(folder: Path, pattern: str | None) -> tuple[RunCheckpoint, ...]:
+    """Return all checkpoints of a run by increasing step."""
+    wanted = None if pattern is None else _compiled(pattern)
+    if folder.is_file():
+        raise CheckpointError(_nothing(folder, (), None))
+    with one_line_errors(folder, "read"):
+        names = sorted(entry.name for entry in folder.iterdir())
+    found: dict[str, list[RunCheckpoint]] = {}
+    for name in names:
+        numbered = _numbered(name) if wanted is None else _matched(name, wanted)
+        if numbered is not None and is_checkpoint(folder / name):
+            found.setdefault(numbered[0], []).append(RunCheckpoint(folder / name, numbered[1]))
+    if not found:
+        raise CheckpointError(_nothing(folder, names, pattern))
+    if len(found) > 1:
+        examples = ", ".join(f"{several[0].path.name} ({counter})" for counter, several in found.items())
+        raise WeightspaceError(
+            f"The names in {folder} count different things: {examples}. Choose by a pattern (--pattern), such as "
+            f"{_example(next(iter(found.values()))[0])}."
+        )
+    return _in_order(next(iter(found.values())))
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Return a pattern of names as a regular expression with the step as its group."""
+    if pattern.count(_STEP) != 1:
+        raise WeightspaceError(
+            f"A pattern needs {_STEP} once, in place of the number, such as checkpoint-{_STEP}; found {pattern!r}."
+        )
+    before, after = (".*".join(map(re.escape, part.split("*"))) for part in pattern.split(_STEP))
+    return re.compile(rf"{before}(\d{{1,{_DIGITS}}}){after}", re.DOTALL)
+
+
+def _matched(name: str, wanted: re.Pattern[str]) -> tuple[str, int] | None:
+    match = wanted.fullmatch(name)
+    return None if match is None else ("", int(match[1]))
+
+
+def _numbered(name: str) -> tuple[str, int] | None:
+    """Return what a name counts, and the number; None if that isn't clear."""
+    if _SHARD.search(name):
+        return None
+    for counter, word in _COUNTERS.items():
+        numbers = re.findall(rf"(?<![a-z])(?:{word})[-_=. ]*(\d{{1,{_DIGITS}}})(?!\d)", name, re.IGNORECASE)
+        if len(numbers) == 1:
+            return counter, int(numbers[0])
+    numbers = re.findall(rf"(?<!\d)\d{{1,{_DIGITS}}}(?!\d)", name)
+    if len(numbers) == 1:
+        return "number", int(numbers[0])
+    return None
+
+
+def _in_order(found: Sequence[RunCheckpoint]) -> tuple[RunCheckpoint, ...]:
+    """Return checkpoints by step.
+
+    Raises:
+        WeightspaceError: two have the same step.
+    """
+    by_step: dict[int, RunCheckpoint] = {}
+    for checkpoint in found:
+        other = by_step.setdefault(checkpoint.step, checkpoint)
+        if other is not checkpoint:
+            raise WeightspaceError(
+                f"{other.path.name} and {checkpoint.path.name} have the same step, {checkpoint.step}. Expected one "
+                f"checkpoint per step: choose by a pattern (--pattern), such as {_example(other)}."
+            )
+    return tuple(by_step[step] for step in sorted(by_step))
+
+
+def _example(checkpoint: RunCheckpoint) -> str:
+    """Return a pattern that a checkpoint's name fits."""
+    name = checkpoint.path.name
+    return re.sub(rf"0*{checkpoint.step}(?!\d)", _STEP, name, count=1)
+
+
+def _nothing(folder: Path, names: Sequence[str], pattern: str | None) -> str:
+    """Return the message for a folder without numbered checkpoints."""
+    if pattern is not None:
+        shown = ", ".join(names[:3]) or "nothing"
+        return f"{folder} has no checkpoint whose name fits {pattern!r}; it holds {shown}."
+    if is_checkpoint(folder):
+        return f"{folder} is one checkpoint. Expected a folder of several, such as step_1000 and step_2000."
+    return (
+        f"{folder} has no checkpoints with steps in their names. Expected names such as checkpoint-500, "
+        "step_1000.safetensors or epoch=3-step=1200.ckpt, or a pattern (--pattern)."
+    )
