@@ -27,14 +27,18 @@ def balance_in_place(spec: SymmetrySpec, state: StateDict) -> None:
         spec: of the architecture.
         state: every tensor by name; floating-point ones are float64, and no two share memory.
     """
+    for group in balanced_groups(spec):
+        balance_group(spec, group, state)
+
+
+def balanced_groups(spec: SymmetrySpec) -> list[str]:
+    """Return the groups with inverse tensors."""
     dual = {units.group for axes in spec.axes.values() for axis in axes for units in units_in(axis) if units.dual}
-    for group in spec.groups:
-        if group in dual:
-            _balance(spec, group, state)
+    return [group for group in spec.groups if group in dual]
 
 
-def _balance(spec: SymmetrySpec, group: str, state: StateDict) -> None:
-    """Balance one group in place."""
+def balance_group(spec: SymmetrySpec, group: str, state: StateDict) -> None:
+    """Balance one group in place; only the tensors that have it are needed."""
     sides: dict[bool, Tensor] = {}
     held = list(_held(spec, group, state))
     for block, place, units in held:
@@ -50,7 +54,7 @@ def _held(spec: SymmetrySpec, group: str, state: StateDict) -> Iterator[tuple[Bl
     """Yield the blocks that a group scales, with the dimension of its units; tied tensors count once."""
     seen: set[int] = set()
     for name, axes in spec.axes.items():
-        if name in spec.statistics or state[name].data_ptr() in seen:
+        if name in spec.statistics or name not in state or state[name].data_ptr() in seen:
             continue
         seen.add(state[name].data_ptr())
         for block in blocks(state[name], axes, spec.groups):

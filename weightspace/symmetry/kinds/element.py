@@ -112,7 +112,7 @@ class Element:
             SpecError: the checkpoint isn't folded.
         """
         check_fits(self.spec, state)
-        check_folded(self.spec, state)
+        check_folded(self.spec.folds, state)
         return {name: self.apply_to(name, tensor) for name, tensor in state.items()}
 
     def apply_to(self, name: str, tensor: Tensor) -> Tensor:
