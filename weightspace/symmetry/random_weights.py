@@ -63,7 +63,7 @@ def draw(name: str, tensor: Tensor, seed: int) -> Tensor:
 
 def seeded(name: str, seed: int) -> torch.Generator:
     """Return a generator for one tensor, whatever is drawn for others."""
-    return torch.Generator().manual_seed(zlib.crc32(name.encode()) + (seed << 32))
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
 
 
 def _distinct(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -20,17 +20,6 @@ from weightspace.symmetry.pattern import Block, Units, blocks, units_in
 _RANK = 1e-12
 
 
-def balance_in_place(spec: SymmetrySpec, state: StateDict) -> None:
-    """Replace weights by equivalent ones in which every group with inverse tensors is balanced, in their own memory.
-
-    Args:
-        spec: of the architecture.
-        state: every tensor by name; floating-point ones are float64, and no two share memory.
-    """
-    for group in balanced_groups(spec):
-        balance_group(spec, group, state)
-
-
 def balanced_groups(spec: SymmetrySpec) -> list[str]:
     """Return the groups with inverse tensors."""
     dual = {units.group for axes in spec.axes.values() for axis in axes for units in units_in(axis) if units.dual}
@@ -38,7 +27,13 @@ def balanced_groups(spec: SymmetrySpec) -> list[str]:
 
 
 def balance_group(spec: SymmetrySpec, group: str, state: StateDict) -> None:
-    """Balance one group in place; only the tensors that have it are needed."""
+    """Replace weights by equivalent ones in which a group is balanced, in their own memory.
+
+    Args:
+        spec: of the architecture.
+        group: with inverse tensors.
+        state: the tensors that have the group by name; floating-point ones are float64, and no two share memory.
+    """
     sides: dict[bool, Tensor] = {}
     held = list(_held(spec, group, state))
     for block, place, units in held:

@@ -41,8 +41,7 @@ class CanonicalWeights(Mapping[str, Tensor]):
     Args:
         spec: of the architecture.
         values: returns a tensor of the checkpoint by its name.
-        keep: bytes of weights to keep once they are computed; the others are computed at each use, and the last ones
-            kept until others are used.
+        keep: bytes of weights to keep once they are computed; others are computed again after two more parts were.
         balance: whether to balance groups, or only to fold norms.
         moves: maps by which the weights are moved then.
     """
@@ -60,7 +59,7 @@ class CanonicalWeights(Mapping[str, Tensor]):
         self.left = keep
         self.parts = {name: part for part in parts_of(spec) for name in part.names}
         self.kept: StateDict = {}
-        self.last: StateDict = {}
+        self.last: list[StateDict] = []
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a tensor; not to be modified.
@@ -68,28 +67,33 @@ class CanonicalWeights(Mapping[str, Tensor]):
         Raises:
             SpecError: a norm cannot be folded because its gain is zero where its shift has to be divided by it.
         """
-        if name in self.kept:
-            return self.kept[name]
-        if name not in self.last:
-            self.last = {}  # before others are computed
-            self.last = self.compute(self.parts[name])
-            size = sum(tensor.nbytes for tensor in self.last.values())
-            if size <= self.left:
-                self.left -= size
-                self.kept |= self.last
-        return self.last[name]
+        for held in (self.kept, *self.last):
+            if name in held:
+                return held[name]
+        self.last = self.last[-1:]
+        computed = self._computed(self.parts[name])
+        size = sum(tensor.nbytes for tensor in computed.values())
+        if size <= self.left:
+            self.left -= size
+            self.kept |= computed
+        else:
+            self.last.append(computed)
+        return computed[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the names."""
+        """Iterate over the names, those of a part together."""
         return iter(self.parts)
 
     def __len__(self) -> int:
         """Return the number of tensors."""
         return len(self.parts)
 
-    def compute(self, part: Part) -> StateDict:
-        """Return the canonical weights of a part."""
-        state = {name: copied(self.values(name)) for name in part.names}
+    def is_floating(self, name: str) -> bool:
+        """Return whether a tensor is one of weights, without computing it."""
+        return self.values(name).is_floating_point()
+
+    def _computed(self, part: Part) -> StateDict:
+        state = {name: _copied(self.values(name)) for name in part.names}
         for fold in part.folds:
             fold_norm(fold, state)
         check_folded(part.folds, state)
@@ -102,7 +106,12 @@ class CanonicalWeights(Mapping[str, Tensor]):
         return state
 
 
-def copied(tensor: Tensor) -> Tensor:
+def is_floating(weights: Mapping[str, Tensor], name: str) -> bool:
+    """Return whether a tensor is a floating-point one, without computing it."""
+    return weights.is_floating(name) if isinstance(weights, CanonicalWeights) else weights[name].is_floating_point()
+
+
+def _copied(tensor: Tensor) -> Tensor:
     """Return a copy of a tensor, in float64 if it is a floating-point one."""
     return tensor.to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
 

@@ -29,18 +29,9 @@ def fold(spec: SymmetrySpec, state: StateDict) -> StateDict:
         name: tensor.to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
         for name, tensor in state.items()
     }
-    fold_in_place(spec, result)
-    return result
-
-
-def fold_in_place(spec: SymmetrySpec, state: StateDict) -> None:
-    """Fold a float64 checkpoint as ``fold`` does, in its own memory; no two of its tensors may share any.
-
-    Raises:
-        SpecError: a gain is zero where the shift has to be divided by it.
-    """
     for one in spec.folds:
-        fold_norm(one, state)
+        fold_norm(one, result)
+    return result
 
 
 def check_folded(folds: Iterable[Fold], state: StateDict) -> None:
