@@ -1,4 +1,4 @@
-"""Memory and time of deriving a spec and aligning by weights, to a billion parameters: ``python benchmarks/alignment.py``.
+"""Memory and time of deriving a spec and aligning by weights, for Llamas of up to a billion parameters.
 
 The spec is derived from a Llama on the meta device. Two checkpoints with random weights are on disk in bfloat16. Each
 step is a process of its own, and memory is its largest resident size, mapped files included.

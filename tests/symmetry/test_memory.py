@@ -36,8 +36,8 @@ def test_few_copies_of_the_network_are_held_at_a_time(options: dict[str, Any], m
     assert 1 <= _most_allocated("cpu", **options) < most
 
 
-def test_a_network_on_the_meta_device_holds_a_layer_of_six_in_float64_at_a_time() -> None:
-    assert 0.2 < _most_allocated("meta", symmetry="full") < 0.6
+def test_few_weights_of_a_network_on_the_meta_device_are_held_at_a_time() -> None:
+    assert 0.2 < _most_allocated("meta", symmetry="full") < 1  # all of them would be 2
 
 
 def test_shared_parameters_are_those_of_the_module_and_ties_stay() -> None:

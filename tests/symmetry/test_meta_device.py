@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils._python_dispatch import _disable_current_modes
 
 from weightspace.errors import SpecError
 from weightspace.symmetry import derive_spec, verify_spec
@@ -147,6 +148,8 @@ def test_streamed_outputs_and_gradients_are_those_of_the_network() -> None:
         running(TOKENS).square().sum().backward()
     for parameter, expected in zip(running.parameters(), network.parameters(), strict=True):
         assert parameter.untyped_storage().nbytes() == 8  # holds one value
+        assert parameter.grad is not None
+        assert expected.grad is not None
         assert torch.allclose(parameter.grad, expected.grad)
 
 
@@ -157,6 +160,14 @@ def test_random_weights_are_seeded_by_name_and_ties_are_equal() -> None:
         assert torch.equal(weights("head.weight"), weights("embedding.weight"))
         assert weights("norm.running_var").min() > 0
         assert weights("norm.num_batches_tracked").dtype == torch.int64
-    assert not torch.equal(drawn.random_weights("mixing"), StreamedNetwork(on_meta(Everything), 1).random_weights("mixing"))
+    assert not torch.equal(
+        drawn.random_weights("mixing"), StreamedNetwork(on_meta(Everything), 1).random_weights("mixing")
+    )
     assert torch.equal(real.random_weights("mixing"), network.mixing.double())  # not constant along an axis
     assert real.random_weights("norm.weight").std() > 0.1
+
+
+def test_stand_ins_are_nan_where_they_are_not_replaced() -> None:
+    network = nn.Linear(4, 4)
+    with StreamedNetwork(network, 0).running(network.state_dict().__getitem__) as running, _disable_current_modes():
+        assert running.get_parameter("weight").isnan().all()

@@ -84,10 +84,11 @@ def _run(module: nn.Module, inputs: Inputs) -> None:
     """Call a copy of the network once: its own errors are clearer than those of tracing."""
     if lacks_values(module):
         probe, mode = shape_copy(module)
+        quiet = _silence(io.StringIO())
     else:
-        probe, mode = copy_module(module), nullcontext()
+        probe, mode, quiet = copy_module(module), nullcontext(), nullcontext()
     try:
-        with torch.no_grad(), _silence(io.StringIO()), mode:
+        with torch.no_grad(), quiet, mode:
             inputs.call(probe.eval())
     except (DataDependentOutputException, DynamicOutputShapeException):
         return  # on shapes alone; torch.export may know how to trace it

@@ -1,7 +1,7 @@
 """Random weights that show what a symmetry moves.
 
-Weights that are constant along an axis (unit norms, zero biases, layer scales) would hide a tensor that should have been
-moved, so they are perturbed, running statistics included. Tensors without values are drawn.
+Weights that are constant along an axis (unit norms, zero biases, layer scales) would hide a tensor that should have
+been moved, so they are perturbed, running statistics included. Tensors without values are drawn.
 """
 
 from __future__ import annotations

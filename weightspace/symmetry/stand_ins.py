@@ -63,7 +63,7 @@ def shape_copy(module: nn.Module) -> tuple[nn.Module, FakeTensorMode]:
 
 
 def stand_in_copy(module: nn.Module, seed: int) -> nn.Module:
-    """Return a copy of a network in float64, whose parameters hold one value each, and whose constants are known.
+    """Return a copy of a network in float64, whose parameters hold one NaN each, and whose constants are known.
 
     Args:
         module: the network; not modified.
@@ -78,8 +78,9 @@ def stand_in_copy(module: nn.Module, seed: int) -> nn.Module:
         if is_plain(parameter):
             dtype = torch.float64 if parameter.is_floating_point() else parameter.dtype
             device = "cpu" if parameter.is_meta else parameter.device
-            one = torch.zeros((), dtype=dtype, device=device).expand(parameter.shape)
-            substitutes[id(parameter)] = nn.Parameter(one, requires_grad=False)
+            missing = torch.nan if parameter.is_floating_point() else 0  # which shows wherever it is used as it is
+            one = torch.full((), missing, dtype=dtype, device=device)
+            substitutes[id(parameter)] = nn.Parameter(one.expand(parameter.shape), requires_grad=False)
     return with_legible_experts(copy_module(module, substitutes=substitutes)).double()
 
 
@@ -115,6 +116,6 @@ def _on_meta(module: nn.Module) -> Iterator[Tensor]:
 def _drawn(tensor: Tensor, seed: int) -> Tensor:
     """Return values for a constant whose values are unknown."""
     if tensor.is_floating_point():
-        drawn = torch.rand(tensor.shape, generator=seeded(str(tuple(tensor.shape)), seed), dtype=torch.float64, device="cpu")
-        return drawn.to(tensor.dtype)
+        generator = seeded(str(tuple(tensor.shape)), seed)
+        return torch.rand(tensor.shape, generator=generator, device="cpu").to(tensor.dtype)
     return torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu")

@@ -1,6 +1,6 @@
 """Running a network in float64 whose parameters are computed when an operator uses them, one at a time.
 
-The network's own code runs, on a copy whose parameters are stand-ins of one value each. An operator that is given a
+The network's own code runs, on a copy whose parameters are stand-ins of one NaN each. An operator that is given a
 stand-in gets the parameter's values instead, which are dropped when the operator and its views no longer need them. For
 gradients, too, only the name of a parameter is kept, and its values are computed again.
 """
@@ -43,8 +43,9 @@ class StreamedNetwork:
 
     def __init__(self, module: nn.Module, seed: int) -> None:
         self.label, self.seed = type(module).__name__, seed
-        self.tensors = module.state_dict(keep_vars=True)
-        self._owners = {id(tensor): name for name, tensor in reversed(self.tensors.items())}
+        self.state = module.state_dict(keep_vars=True)
+        self._tensors = {**dict(module.named_parameters(remove_duplicate=False)), **self.state}
+        self._owners = {id(tensor): name for name, tensor in reversed(self._tensors.items())}
         self._copy = stand_in_copy(module, seed)
         #: Parameter's storage -> its name; of tied ones the last.
         self._names = {
@@ -55,13 +56,13 @@ class StreamedNetwork:
 
     def random_weights(self, name: str) -> Tensor:
         """Return the tensor of a name in float64, perturbed where it's constant, or drawn if it has no values."""
-        tensor = self.tensors[name]
+        tensor = self._tensors[name]
         owner = self._owners[id(tensor)]
         if tensor.is_meta:
             return draw(owner, tensor, self.seed)
         is_float = tensor.is_floating_point()
         values = tensor.detach().to(torch.float64 if is_float else tensor.dtype, copy=True)
-        if is_float and (isinstance(tensor, nn.Parameter) or moves_with_units(name, self.tensors)):
+        if is_float and (isinstance(tensor, nn.Parameter) or moves_with_units(name, self.state)):
             generator = seeded(owner, self.seed)
             perturb(owner, values, lambda: torch.randn(values.shape, generator=generator, dtype=torch.float64))
         return values
@@ -87,7 +88,7 @@ class StreamedNetwork:
         for name, tensor in network.state_dict(keep_vars=True).items():
             if not _is_stand_in(tensor):
                 tensor.detach().copy_(values(name))
-        streaming = _Streaming(self._names, values)
+        streaming = _Streaming(self._names, lambda name: (values if name in self.state else self.random_weights)(name))
         kept = torch.autograd.graph.saved_tensors_hooks(streaming.pack, streaming.unpack)
         try:
             with kept, streaming, InFloat64():
@@ -96,7 +97,7 @@ class StreamedNetwork:
         except RuntimeError as error:
             raise SpecError(
                 f"{self.label} cannot be run in float64, in which signs, rotations and networks on the meta device are "
-                f"verified: {str(error).splitlines()[0]}. verify=False skips the check."
+                f"found and verified: {str(error).splitlines()[0]}"
             ) from error
 
 
@@ -139,7 +140,7 @@ class _Streaming(TorchDispatchMode):
             return self.names[key]
         if key not in self.given:
             return tensor
-        return _View(self.given[key][1], tensor.shape, tensor.stride(), tensor.storage_offset())
+        return _View(self.given[key][1], tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
     def unpack(self, packed: Tensor | _View | str) -> Tensor:
         """Return what was packed."""

@@ -6,7 +6,7 @@ Networks without values, on the meta device, are tested in float64 with random w
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from weightspace.checkpoints import StateDict
 from weightspace.symmetry.inputs import Inputs
@@ -41,20 +41,18 @@ def _verify_streamed(spec: PermutationSpec, module: nn.Module, inputs: Inputs, s
     indices = Permutation.random(spec, seed=seed).indices
     with keep_random_state(module):
         network = StreamedNetwork(module, seed)
-        check_fits(spec, network.tensors, "The network")
+        check_fits(spec, network.state, "The network")
         before = network.outputs(network.random_weights, inputs)
-        after = network.outputs(
-            lambda name: permute_tensor(spec, indices, name, network.random_weights(name)), inputs
-        )
-    return Verification(
-        relative_change(before, after), len(spec.groups), spec.frozen, TOLERANCE[torch.float64]
-    )
+        after = network.outputs(lambda name: permute_tensor(spec, indices, name, network.random_weights(name)), inputs)
+    return Verification(relative_change(before, after), len(spec.groups), spec.frozen, TOLERANCE[torch.float64])
 
 
 def _change(spec: PermutationSpec, probe: nn.Module, inputs: Inputs, seed: int) -> tuple[float, torch.dtype]:
     """Permute a network in place; return how much its outputs change, and their precision."""
     torch.default_generator.manual_seed(seed)  # a network with noise draws the same before and after
-    before = output_vector(copy_module(probe, share_parameters=True), inputs)  # a copy: the first call may leave a cache
+    before = output_vector(
+        copy_module(probe, share_parameters=True), inputs
+    )  # a copy: the first call may leave a cache
     state = {name: tensor.detach() for name, tensor in probe.state_dict().items()}
     check_fits(spec, state, "The network")
     indices = Permutation.random(spec, seed=seed).indices

@@ -116,7 +116,7 @@ def align(
         task: builds the network and provides training batches; needed by all methods but ``"weights"``.
         seed: determines the order of the batches, and the positions between the networks in learning.
         method: by default ``"activations"`` if there is a task, otherwise ``"weights"``.
-        max_sweeps: maximum passes over all groups, by weights.
+        max_sweeps: maximum passes over all groups, by weights, after a first one outward from the fixed units.
         steps: steps of Adam, when learned.
         learning_rate: its learning rate, when learned.
         by_labels: whether to learn by the loss of the task instead.
@@ -143,8 +143,7 @@ def align(
     chosen = _method(method, task)
     check_matchable(spec, target, source)
     if task is None or chosen == "weights":
-        weights = (CanonicalWeights(spec, state.__getitem__, keep=_KEPT) for state in (target, source))
-        return _by_weights(spec, *weights, max_sweeps, on_progress)
+        return _by_weights(spec, target, source, max_sweeps, on_progress)
     a, b = (canonicalise(spec, state) for state in (target, source))
     descent = Descent(steps, learning_rate, by_labels=by_labels, seed=seed) if chosen == "learned" else None
     element, history = align_on_data(spec, a, b, task, seed=seed, descent=descent, on_progress=on_progress)
@@ -153,12 +152,13 @@ def align(
 
 def _by_weights(
     spec: SymmetrySpec,
-    a: Mapping[str, Tensor],
-    b: Mapping[str, Tensor],
+    target: StateDict,
+    source: StateDict,
     max_sweeps: int,
     on_progress: Callable[[Progress], None] | None,
 ) -> SymmetryMatching:
-    """Return the alignment of canonical weights by their inner product."""
+    """Return the alignment by the inner product of canonical weights."""
+    a, b = (CanonicalWeights(spec, state.__getitem__, keep=_KEPT) for state in (target, source))
     ascent = ascend(families(spec, a, b), {}, max_sweeps=max_sweeps, on_progress=on_progress)
     element = Element.of(spec, ascent.maps)
     reduction = l2_reduction(spec, a, b, element.applied(b))

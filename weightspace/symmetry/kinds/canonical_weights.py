@@ -40,7 +40,7 @@ class CanonicalWeights(Mapping[str, Tensor]):
 
     Args:
         spec: of the architecture.
-        values: returns a tensor of the checkpoint by its name.
+        given: returns a tensor of the checkpoint by its name.
         keep: bytes of weights to keep once they are computed; others are computed again after two more parts were.
         balance: whether to balance groups, or only to fold norms.
         moves: maps by which the weights are moved then.
@@ -49,13 +49,13 @@ class CanonicalWeights(Mapping[str, Tensor]):
     def __init__(
         self,
         spec: SymmetrySpec,
-        values: Callable[[str], Tensor],
+        given: Callable[[str], Tensor],
         *,
         keep: int = 0,
         balance: bool = True,
         moves: Maps | None = None,
     ) -> None:
-        self.spec, self.values, self.moves, self.balance = spec, values, moves or {}, balance
+        self.spec, self.given, self.moves, self.balance = spec, given, moves or {}, balance
         self.left = keep
         self.parts = {name: part for part in parts_of(spec) for name in part.names}
         self.kept: StateDict = {}
@@ -90,10 +90,10 @@ class CanonicalWeights(Mapping[str, Tensor]):
 
     def is_floating(self, name: str) -> bool:
         """Return whether a tensor is one of weights, without computing it."""
-        return self.values(name).is_floating_point()
+        return self.given(name).is_floating_point()
 
     def _computed(self, part: Part) -> StateDict:
-        state = {name: _copied(self.values(name)) for name in part.names}
+        state = {name: _copied(self.given(name)) for name in part.names}
         for fold in part.folds:
             fold_norm(fold, state)
         check_folded(part.folds, state)
@@ -118,8 +118,7 @@ def _copied(tensor: Tensor) -> Tensor:
 
 def parts_of(spec: SymmetrySpec) -> list[Part]:
     """Return the parts of a checkpoint that are made canonical separately."""
-    balanced = balanced_groups(spec)
-    names_of = {group: [] for group in balanced}
+    names_of: dict[str, list[str]] = {group: [] for group in balanced_groups(spec)}
     for name, axes in spec.axes.items():
         for group in {units.group for axis in axes for units in units_in(axis)} & names_of.keys():
             names_of[group].append(name)
@@ -135,11 +134,15 @@ def parts_of(spec: SymmetrySpec) -> list[Part]:
         for name in names[1:]:
             lowest[root(name)] = root(names[0])
     members: dict[str, list[str]] = {}
+    folds: dict[str, list[Fold]] = {}
+    groups: dict[str, list[str]] = {}
     for name in spec.axes:
         members.setdefault(root(name), []).append(name)
-    folds = {first: [fold for fold in spec.folds if root(next(_names(fold))) == first] for first in members}
-    groups = {first: [group for group in balanced if root(names_of[group][0]) == first] for first in members}
-    return [Part(tuple(names), tuple(folds[first]), tuple(groups[first])) for first, names in members.items()]
+    for fold in spec.folds:
+        folds.setdefault(root(next(_names(fold))), []).append(fold)
+    for group, names in names_of.items():
+        groups.setdefault(root(names[0]), []).append(group)
+    return [Part(tuple(names), tuple(folds.get(key, ())), tuple(groups.get(key, ()))) for key, names in members.items()]
 
 
 def _names(fold: Fold) -> Iterator[str]:

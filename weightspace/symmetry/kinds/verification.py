@@ -39,7 +39,7 @@ def verify_symmetries(
     inputs = Inputs.of(example_args).double()
     with keep_random_state(module):
         network = StreamedNetwork(module, seed)
-        check_fits(spec, network.tensors, "The network")
+        check_fits(spec, network.state, "The network")
         weights = network.random_weights
         before = network.outputs(weights, inputs)
         folded = CanonicalWeights(spec, weights, balance=False)
