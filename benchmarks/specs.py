@@ -24,6 +24,7 @@ SIZES = {
     10: {"vocabulary": 8_000, "width": 256, "depth": 8, "heads": 4, "groups": 2, "hidden": 704},
     40: {"vocabulary": 16_000, "width": 512, "depth": 8, "heads": 8, "groups": 4, "hidden": 1_376},
     125: {"vocabulary": 32_000, "width": 768, "depth": 12, "heads": 12, "groups": 4, "hidden": 2_048},
+    1_000: {"vocabulary": 32_000, "width": 2_048, "depth": 20, "heads": 32, "groups": 8, "hidden": 5_632},
 }
 SYMMETRIES = ("permutations", "signed", "full")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from torch import nn
 import weightspace as ws
 from weightspace.checkpoints import StateDict
 from weightspace.errors import CheckpointError, SpecError, WeightspaceError
-from weightspace.matching.aligning import align_many
+from weightspace.matching.aligning import align_many, alignment
 from weightspace.matching.aligning.best_maps import best_maps
+from weightspace.symmetry.kinds.canonical_weights import CanonicalWeights, parts_of
+from weightspace.symmetry.pattern import units_in
 from weightspace.tasks import ClassificationTask, TrainConfig
 from weightspace.zoo.digits import digits_examples
 from weightspace.zoo.llama import Llama
@@ -252,3 +255,52 @@ def test_a_network_of_permutations_alone_is_matched_as_by_weight_matching() -> N
     full = ws.align(ws.derive_spec(task.network(), inputs, symmetry="full"), a, b)
     plain = ws.weight_matching(ws.derive_spec(task.network(), inputs), a, b)
     assert full.objective[-1] > 0.99 * plain.objective[-1]
+
+
+def test_parts_of_a_transformer_are_its_layers() -> None:
+    spec = case("llama")[0]
+    layer = "model.layers.0"
+    attention = [f"{layer}.self_attn.{name}_proj.weight" for name in "qkvo"]
+    mlp = [f"{layer}.mlp.{name}_proj.weight" for name in ("gate", "up", "down")]
+    parts = {part.names[0]: part for part in parts_of(spec)}
+    assert parts["model.embed_tokens.weight"].names == ("model.embed_tokens.weight",)
+    assert parts[f"{layer}.input_layernorm.weight"].names == (f"{layer}.input_layernorm.weight", *attention)
+    assert set(parts[f"{layer}.post_attention_layernorm.weight"].names[1:]) == set(mlp)
+    assert parts["lm_head.weight" if "lm_head.weight" in parts else "model.norm.weight"].folds
+    assert sorted(name for part in parts.values() for name in part.names) == sorted(spec.axes)
+    assert sorted(group for part in parts.values() for group in part.groups) == sorted(
+        {units.group for axes in spec.axes.values() for axis in axes for units in units_in(axis) if units.dual}
+    )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_canonical_weights_that_are_not_kept_are_the_same_and_few_are_held(name: str) -> None:
+    spec, state, _, _ = case(name)
+    expected, lazy = ws.canonicalise(spec, state), CanonicalWeights(spec, state.__getitem__)
+    kept = CanonicalWeights(spec, state.__getitem__, keep=2**30)
+    for key in (*state, *reversed(state)):
+        assert torch.equal(lazy[key], expected[key])
+        assert len(lazy.last) <= 2
+        assert not lazy.kept
+        assert kept[key] is kept[key]
+    assert kept.kept.keys() == state.keys()
+
+
+def test_an_alignment_that_keeps_no_weights_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, a, _, _ = case("llama")
+    generator = torch.Generator().manual_seed(1)
+    b = {key: tensor + torch.randn(tensor.shape, generator=generator) for key, tensor in a.items()}
+    for label, state in (("a", a), ("b", b)):
+        ws.save_checkpoint({key: one.bfloat16() for key, one in state.items()}, tmp_path / f"{label}.safetensors")
+    a, b = (ws.load_checkpoint(tmp_path / f"{label}.safetensors") for label in "ab")
+    expected = ws.align(spec, a, b, max_sweeps=5)
+    monkeypatch.setattr(alignment, "_KEPT", 0)
+    found = ws.align(spec, a, b, max_sweeps=5)
+    assert found.objective == expected.objective
+    assert found.l2_reduction == expected.l2_reduction
+    assert all(torch.equal(found.element.maps[group], value) for group, value in expected.element.maps.items())
+    target, source = found.apply(a, b)
+    moved = expected.element.apply(ws.canonicalise(spec, b))
+    assert list(source) == list(b)
+    assert all(torch.equal(source[key], moved[key].bfloat16()) for key in b)
+    assert all(torch.equal(target[key], one.bfloat16()) for key, one in ws.canonicalise(spec, a).items())

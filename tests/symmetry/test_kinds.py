@@ -18,7 +18,7 @@ from weightspace.symmetry.kinds.element import Element
 from weightspace.symmetry.kinds.fold import fold
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
 from weightspace.symmetry.kinds.verification import verify_symmetries
-from weightspace.symmetry.verify import randomise
+from weightspace.symmetry.random_weights import randomise
 
 Case = tuple[nn.Module, Any]
 

@@ -9,7 +9,7 @@ from zoo import BUILDERS
 from zoo_experts import NORMED, ROUTED
 
 from weightspace.symmetry import Permutation, PermutationSpec, derive_spec, permute
-from weightspace.symmetry.verify import randomise
+from weightspace.symmetry.random_weights import randomise
 
 #: Network -> number of free groups, and of those that are inside another. Fewer is a lost symmetry, more a wrong one.
 GROUPS = {

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from weightspace.checkpoints import StateDict, check_compatible, check_finite
 from weightspace.errors import SpecError
@@ -50,20 +53,31 @@ class Matching:
 
 
 def l2_reduction(
-    spec: PermutationSpec | SymmetrySpec, target: StateDict, source: StateDict, permuted: StateDict
+    spec: PermutationSpec | SymmetrySpec,
+    target: Mapping[str, Tensor],
+    source: Mapping[str, Tensor],
+    permuted: Mapping[str, Tensor],
 ) -> float:
-    """Return 1 − ‖a − π(b)‖ / ‖a − b‖ over the parameters; 0 if the networks were equal initially."""
+    """Return 1 − ‖a − π(b)‖ / ‖a − b‖ over the parameters; 0 if the networks were equal initially.
 
-    def distance(other: StateDict) -> float:
-        names = [name for name in spec.axes if name not in spec.statistics and target[name].is_floating_point()]
-        return math.sqrt(
-            math.fsum(
-                float((target[name].cpu().double() - other[name].cpu().double()).square().sum()) for name in names
-            )
-        )
+    Args:
+        spec: of the architecture.
+        target: ``a``.
+        source: ``b``.
+        permuted: ``π(b)``.
+    """
+    squares: list[tuple[float, float]] = []
+    for name in target:  # some of which may be computed here
+        if name in spec.axes and name not in spec.statistics and target[name].is_floating_point():
+            a = target[name].cpu().double()
+            squares.append((_squared(a, source[name]), _squared(a, permuted[name])))
+    before, after = (math.sqrt(math.fsum(listed)) for listed in zip(*squares, strict=True)) if squares else (0, 0)
+    return 1 - after / before if before else 0.0
 
-    before = distance(source)
-    return 1 - distance(permuted) / before if before else 0.0
+
+def _squared(a: Tensor, b: Tensor) -> float:
+    """Return the squared distance of two tensors."""
+    return float((a - b.cpu().double()).square_().sum())
 
 
 def matched(

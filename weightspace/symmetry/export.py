@@ -7,30 +7,33 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from weightspace.errors import SpecError
 from weightspace.symmetry.inputs import Inputs
 from weightspace.symmetry.module_copy import copy_module
 from weightspace.symmetry.outputs import Network
+from weightspace.symmetry.stand_ins import lacks_values, shape_copy, with_legible_experts
 
 #: Lines of the network's code in torch.export's report of a failed trace.
 _CODE = re.compile(r"# File: (.+:\d+) in .*?, code: (.+)")
+
+#: What torch logs where an error is raised as well.
+_LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
 
 
 def export_graph(module: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     """Trace a copy of a network in eval mode.
 
     Raises:
-        SpecError: the network can't be copied, run or traced, or has tensors without values.
+        SpecError: the network can't be copied, run or traced.
     """
-    _check_values(module)
     _run(module, inputs)
-    copied = copy_module(module, share_parameters=True)  # tracing computes with shapes and leaves values alone
-    wrapped = Network(_with_legible_experts(copied)).train().eval()  # a call may leave a cache
+    wrapped = Network(_traceable_copy(module)).train().eval()  # a call may leave a cache
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused kernels are opaque to the graph
     printed = io.StringIO()
@@ -51,14 +54,16 @@ def export_graph(module: nn.Module, inputs: Inputs) -> torch.export.ExportedProg
 @contextmanager
 def _silence(printed: io.StringIO) -> Iterator[None]:
     """Capture torch.export's report of a failure, which is shown as one line, and suppress its logging."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         with redirect_stderr(printed):
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _untraceable(module: nn.Module, error: Exception, printed: str) -> SpecError:
@@ -75,22 +80,18 @@ def _untraceable(module: nn.Module, error: Exception, printed: str) -> SpecError
     )
 
 
-def _check_values(module: nn.Module) -> None:
-    """Raise a SpecError if a tensor of a network is on the meta device: constants decide what may be moved."""
-    name = next((name for name, tensor in module.state_dict(keep_vars=True).items() if tensor.is_meta), None)
-    if name is not None:
-        raise SpecError(
-            f"{name} of {type(module).__name__} is on the meta device, which has no values; expected a network with "
-            "values, random ones for example: module.to_empty(device='cpu') leaves constants unset, so build it there."
-        )
-
-
 def _run(module: nn.Module, inputs: Inputs) -> None:
     """Call a copy of the network once: its own errors are clearer than those of tracing."""
-    probe = copy_module(module).eval()
+    if lacks_values(module):
+        probe, mode = shape_copy(module)
+        quiet = _silence(io.StringIO())
+    else:
+        probe, mode, quiet = copy_module(module), nullcontext(), nullcontext()
     try:
-        with torch.no_grad():
-            inputs.call(probe)
+        with torch.no_grad(), quiet, mode:
+            inputs.call(probe.eval())
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        return  # on shapes alone; torch.export may know how to trace it
     except Exception as error:
         raise SpecError(
             f"{type(module).__name__} cannot run on its example inputs ({inputs.described()}): {type(error).__name__}: "
@@ -98,17 +99,11 @@ def _run(module: nn.Module, inputs: Inputs) -> None:
         ) from error
 
 
-def _with_legible_experts(module: nn.Module) -> nn.Module:
-    """Make the mixtures of experts of transformers look up the weights of the chosen experts, in place.
-
-    Their other implementations (sorted and grouped products, a loop over the used experts) hide from the graph which
-    weights belong to which expert.
-    """
-    for part in module.modules():
-        config = getattr(part, "config", None)
-        if getattr(config, "_experts_implementation", None) is not None:
-            setattr(config, "_experts_implementation", "batched_mm")  # noqa: B010
-    return module
+def _traceable_copy(module: nn.Module) -> nn.Module:
+    """Return a copy that computes with shapes and leaves values alone."""
+    if lacks_values(module):
+        return shape_copy(module)[0]
+    return with_legible_experts(copy_module(module, share_parameters=True))
 
 
 def _first_line(error: Exception) -> str:

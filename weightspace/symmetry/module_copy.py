@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from weightspace.errors import SpecError
 
 
-def copy_module(module: nn.Module, *, share_parameters: bool = False) -> nn.Module:
+def copy_module(
+    module: nn.Module, *, share_parameters: bool = False, substitutes: Mapping[int, Tensor] | None = None
+) -> nn.Module:
     """Return a deep copy of a module.
 
     Tensors that it computed from its parameters and keeps (``weight`` of the old ``weight_norm``, caches) can't be
@@ -22,13 +24,15 @@ def copy_module(module: nn.Module, *, share_parameters: bool = False) -> nn.Modu
     Args:
         module: the module; not modified.
         share_parameters: whether the parameters of the copy use the memory of the module's; buffers never do.
+        substitutes: ``id`` of a tensor of the module -> the tensor that the copy has instead of it.
 
     Raises:
         SpecError: the module holds something else that can't be copied.
     """
-    known = {id(tensor): tensor.detach().clone() for tensor in _attributes(module) if not tensor.is_leaf}
+    known = {id(tensor): tensor.detach().clone() for tensor in attributes(module) if not tensor.is_leaf}
     if share_parameters:
-        known |= {id(one): nn.Parameter(one.data, one.requires_grad) for one in module.parameters() if _is_plain(one)}
+        known |= {id(one): nn.Parameter(one.data, one.requires_grad) for one in module.parameters() if is_plain(one)}
+    known |= substitutes or {}
     try:
         return copy.deepcopy(module, known)
     except Exception as error:  # objects held by a module may raise anything
@@ -38,7 +42,8 @@ def copy_module(module: nn.Module, *, share_parameters: bool = False) -> nn.Modu
         ) from error
 
 
-def _is_plain(parameter: nn.Parameter) -> bool:
+def is_plain(parameter: Tensor) -> bool:
+    """Return whether a parameter is nothing but its values."""
     return type(parameter) is nn.Parameter  # subclasses may keep more than their values
 
 
@@ -52,7 +57,7 @@ def keep_random_state(module: nn.Module) -> AbstractContextManager[None]:
 _DEPTH = 6
 
 
-def _attributes(module: nn.Module) -> Iterator[Tensor]:
+def attributes(module: nn.Module) -> Iterator[Tensor]:
     """Yield the tensors among the attributes of all submodules, including those in containers and plain objects."""
     seen: set[int] = set()
     for part in module.modules():

@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from weightspace.errors import SpecError
+from weightspace.symmetry.inputs import Inputs
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -36,3 +40,22 @@ class Network(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """Call the network."""
         return tuple(tensors_in(self.network(*args, **kwargs)))
+
+
+def relative_change(before: Tensor, after: Tensor) -> float:
+    """Return ‖after − before‖ / ‖before‖ in float64."""
+    difference = (after.double() - before.double()).norm()
+    return float((difference / before.double().norm().clamp_min(1e-300)).detach())
+
+
+def output_vector(module: nn.Module, inputs: Inputs) -> Tensor:
+    """Return all floating-point outputs of a network as one vector."""
+    with torch.no_grad():
+        listed = list(tensors_in(inputs.call(module)))
+    flat = [tensor.flatten() for tensor in listed if tensor.is_floating_point()]
+    if not flat:
+        raise SpecError(f"{type(module).__name__} returns no floating-point tensor to verify a spec with.")
+    joined = torch.cat(flat)
+    if not bool(joined.isfinite().all()):
+        raise SpecError(f"{type(module).__name__} returns non-finite values, so no spec can be verified.")
+    return joined

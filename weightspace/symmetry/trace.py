@@ -43,6 +43,7 @@ from weightspace.symmetry.rules.call import Parts
 from weightspace.symmetry.rules.operators import KEEPS_INDICES, PICKS_INDICES, VIEWS
 from weightspace.symmetry.shapes import shapes_of
 from weightspace.symmetry.spec import PermutationSpec
+from weightspace.symmetry.stand_ins import is_unknown
 
 #: Exceptions of rules on axes that they don't support.
 _MISFITS = (ValueError, IndexError, KeyError, TypeError, AttributeError)
@@ -165,7 +166,7 @@ class Walk:
         value = self.program.constants[source.target] if never_saved else None
         if source.kind == InputKind.CONSTANT_TENSOR:
             value = self.program.constants[source.target]
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or is_unknown(value):
             return tuple(fixed(size, cause) for size in shape)
         if not self.rules.frees_uniform and bool(value.any()):
             return tuple(fixed(size, cause) for size in shape)

@@ -1,24 +1,22 @@
 """Verification of specs: permute every group at random and compare the outputs.
 
-Weights that are constant along a permuted axis (unit norms, zero biases, layer scales) would hide a tensor that should
-have been permuted, so they are randomised first, including running statistics.
+Networks without values, on the meta device, are tested in float64 with random weights, one tensor at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from weightspace.checkpoints import StateDict
-from weightspace.errors import SpecError
-from weightspace.symmetry.buffers import moves_with_units
 from weightspace.symmetry.inputs import Inputs
 from weightspace.symmetry.module_copy import copy_module, keep_random_state
-from weightspace.symmetry.outputs import tensors_in
+from weightspace.symmetry.outputs import output_vector, relative_change
 from weightspace.symmetry.permutation import Permutation, check_fits, permute_tensor
+from weightspace.symmetry.random_weights import randomise
 from weightspace.symmetry.spec import PermutationSpec
+from weightspace.symmetry.stand_ins import lacks_values
+from weightspace.symmetry.streamed import StreamedNetwork
 from weightspace.symmetry.verification import Verification
 
 #: Largest relative change of the outputs that rounding can explain, by precision.
@@ -27,6 +25,8 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 def verify_permutations(spec: PermutationSpec, module: nn.Module, inputs: Inputs, *, seed: int = 0) -> Verification:
     """Permute every group of a network at random and measure how much its outputs change; see ``verify_spec``."""
+    if lacks_values(module):
+        return _verify_streamed(spec, module, inputs.double(), seed)
     with keep_random_state(module):
         probe = copy_module(module).train().eval()  # networks that cache derived tables in eval mode drop them here
         randomise(probe, seed)
@@ -36,10 +36,23 @@ def verify_permutations(spec: PermutationSpec, module: nn.Module, inputs: Inputs
     return Verification(error, len(spec.groups), spec.frozen, TOLERANCE.get(dtype, 1e-5))
 
 
+def _verify_streamed(spec: PermutationSpec, module: nn.Module, inputs: Inputs, seed: int) -> Verification:
+    """Verify the spec of a network that lacks values."""
+    indices = Permutation.random(spec, seed=seed).indices
+    with keep_random_state(module):
+        network = StreamedNetwork(module, seed)
+        check_fits(spec, network.state, "The network")
+        before = network.outputs(network.random_weights, inputs)
+        after = network.outputs(lambda name: permute_tensor(spec, indices, name, network.random_weights(name)), inputs)
+    return Verification(relative_change(before, after), len(spec.groups), spec.frozen, TOLERANCE[torch.float64])
+
+
 def _change(spec: PermutationSpec, probe: nn.Module, inputs: Inputs, seed: int) -> tuple[float, torch.dtype]:
     """Permute a network in place; return how much its outputs change, and their precision."""
     torch.default_generator.manual_seed(seed)  # a network with noise draws the same before and after
-    before = outputs(copy_module(probe, share_parameters=True), inputs)  # a copy: the first call may leave a cache
+    before = output_vector(
+        copy_module(probe, share_parameters=True), inputs
+    )  # a copy: the first call may leave a cache
     state = {name: tensor.detach() for name, tensor in probe.state_dict().items()}
     check_fits(spec, state, "The network")
     indices = Permutation.random(spec, seed=seed).indices
@@ -48,7 +61,7 @@ def _change(spec: PermutationSpec, probe: nn.Module, inputs: Inputs, seed: int) 
         for name, tensor in zip(names, moved, strict=True):
             state[name].copy_(tensor)
     torch.default_generator.manual_seed(seed)
-    return relative_change(before, outputs(probe, inputs)), before.dtype
+    return relative_change(before, output_vector(probe, inputs)), before.dtype
 
 
 def _by_memory(state: StateDict) -> list[list[str]]:
@@ -65,49 +78,3 @@ def _in_float64(spec: PermutationSpec, probe: nn.Module, inputs: Inputs, seed: i
         return _change(spec, probe.double(), inputs.double(), seed)
     except RuntimeError:  # part of the network requires float32
         return None
-
-
-def relative_change(before: Tensor, after: Tensor) -> float:
-    """Return ‖after − before‖ / ‖before‖ in float64."""
-    difference = (after.double() - before.double()).norm()
-    return float((difference / before.double().norm().clamp_min(1e-300)).detach())
-
-
-def outputs(module: nn.Module, inputs: Inputs) -> Tensor:
-    """Return all floating-point outputs of a network as one vector."""
-    with torch.no_grad():
-        listed = list(tensors_in(inputs.call(module)))
-    flat = [tensor.flatten() for tensor in listed if tensor.is_floating_point()]
-    if not flat:
-        raise SpecError(f"{type(module).__name__} returns no floating-point tensor to verify a spec with.")
-    joined = torch.cat(flat)
-    if not bool(joined.isfinite().all()):
-        raise SpecError(f"{type(module).__name__} returns non-finite values, so no spec can be verified.")
-    return joined
-
-
-def randomise(module: nn.Module, seed: int) -> None:
-    """Randomise every tensor that is constant along an axis, and all running statistics, in place."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in _distinct(module):
-            if not tensor.is_floating_point():
-                continue
-            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-            if name.endswith("running_var"):
-                tensor.copy_(noise.abs() + 0.5)
-            elif name.endswith("running_mean"):
-                tensor.copy_(noise * 0.1)
-            elif _is_constant_somewhere(tensor):
-                typical = tensor.abs().mean() or torch.tensor(0.1)
-                tensor.add_(noise * 0.3 * typical.clamp_min(0.1).double())
-
-
-def _distinct(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    parameters = dict(module.named_parameters())
-    yield from parameters.items()
-    yield from ((name, buffer) for name, buffer in module.named_buffers() if moves_with_units(name, parameters))
-
-
-def _is_constant_somewhere(tensor: Tensor) -> bool:
-    return any(size > 1 and bool((tensor == tensor.narrow(axis, 0, 1)).all()) for axis, size in enumerate(tensor.shape))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
+
+from torch import Tensor
 
 from weightspace.arguments import checked
 from weightspace.checkpoints import StateDict
@@ -18,13 +20,18 @@ from weightspace.matching.result import check_matchable, l2_reduction
 from weightspace.progress import Progress
 from weightspace.reprs import brief
 from weightspace.suggestions import unknown
+from weightspace.symmetry.kinds.canonical_weights import CanonicalWeights
 from weightspace.symmetry.kinds.canonicalise import canonicalise
 from weightspace.symmetry.kinds.element import Element
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
+from weightspace.symmetry.permutation import check_fits
 from weightspace.tasks.protocol import Task
 
 #: Closed form with streams turned by activations, closed form by weights alone, or the first one refined by descent.
 AlignMethod: TypeAlias = Literal["activations", "weights", "learned"]
+
+#: Bytes of canonical weights of each network that are kept; of larger ones some are computed at each use.
+_KEPT = 2**31
 
 
 @brief
@@ -74,13 +81,10 @@ class SymmetryMatching:
         Returns:
             New tensors of the dtypes of the given ones.
         """
-        spec = self.element.spec
-        a, b = (canonicalise(spec, state) for state in (target, source))
-        moved = self.element.apply(b)
-        return (
-            {name: tensor.to(target[name].dtype) for name, tensor in a.items()},
-            {name: tensor.to(source[name].dtype) for name, tensor in moved.items()},
-        )
+        a, b = (CanonicalWeights(self.element.spec, state.__getitem__) for state in (target, source))
+        check_fits(self.element.spec, target)
+        check_fits(self.element.spec, source)
+        return _in_dtypes_of(target, a), _in_dtypes_of(source, self.element.applied(b))
 
 
 @checked
@@ -112,7 +116,7 @@ def align(
         task: builds the network and provides training batches; needed by all methods but ``"weights"``.
         seed: determines the order of the batches, and the positions between the networks in learning.
         method: by default ``"activations"`` if there is a task, otherwise ``"weights"``.
-        max_sweeps: maximum passes over all groups, by weights.
+        max_sweeps: maximum passes over all groups, by weights, after a first one outward from the fixed units.
         steps: steps of Adam, when learned.
         learning_rate: its learning rate, when learned.
         by_labels: whether to learn by the loss of the task instead.
@@ -138,21 +142,33 @@ def align(
     """
     chosen = _method(method, task)
     check_matchable(spec, target, source)
-    a, b = (canonicalise(spec, state) for state in (target, source))
     if task is None or chosen == "weights":
-        return _by_weights(spec, a, b, max_sweeps, on_progress)
+        return _by_weights(spec, target, source, max_sweeps, on_progress)
+    a, b = (canonicalise(spec, state) for state in (target, source))
     descent = Descent(steps, learning_rate, by_labels=by_labels, seed=seed) if chosen == "learned" else None
     element, history = align_on_data(spec, a, b, task, seed=seed, descent=descent, on_progress=on_progress)
     return SymmetryMatching(element, tuple(history), l2_reduction(spec, a, b, element.apply(b)), converged=True)
 
 
 def _by_weights(
-    spec: SymmetrySpec, a: StateDict, b: StateDict, max_sweeps: int, on_progress: Callable[[Progress], None] | None
+    spec: SymmetrySpec,
+    target: StateDict,
+    source: StateDict,
+    max_sweeps: int,
+    on_progress: Callable[[Progress], None] | None,
 ) -> SymmetryMatching:
-    """Return the alignment of canonical weights by their inner product."""
+    """Return the alignment by the inner product of canonical weights."""
+    a, b = (CanonicalWeights(spec, state.__getitem__, keep=_KEPT) for state in (target, source))
     ascent = ascend(families(spec, a, b), {}, max_sweeps=max_sweeps, on_progress=on_progress)
     element = Element.of(spec, ascent.maps)
-    return SymmetryMatching(element, ascent.objective, l2_reduction(spec, a, b, element.apply(b)), ascent.converged)
+    reduction = l2_reduction(spec, a, b, element.applied(b))
+    return SymmetryMatching(element, ascent.objective, reduction, ascent.converged)
+
+
+def _in_dtypes_of(given: StateDict, weights: Mapping[str, Tensor]) -> StateDict:
+    """Return weights in the dtypes and order of given ones, few of which are held in float64 at a time."""
+    converted = {name: tensor.to(given[name].dtype) for name, tensor in weights.items()}
+    return {name: converted[name] for name in given}
 
 
 def _method(method: AlignMethod | None, task: Task | None) -> AlignMethod:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from weightspace.matching.aligning.inner_products import Family, all_pairs, inner_product
+from weightspace.matching.aligning.inner_products import Family, InnerProducts, all_pairs, inner_product
 from weightspace.progress import Progress
 from weightspace.symmetry.kinds.action import SIGN
 from weightspace.symmetry.kinds.element import Element
@@ -53,14 +53,15 @@ def ascend(
     if not listed:
         return Ascent({}, (0.0,), converged=True)
     spec = listed[0].spec
+    products = InnerProducts()
     values = [inner_product(spec, pairs, {})]
     maps = _outward(free, held)
     for sweep in range(1, max_sweeps + 1):
         for family in free:
             candidate = {**maps, **family.best(maps)}
-            if family.objective(candidate) > family.objective(maps):
+            if products.total(family.known(candidate), candidate) > products.total(family.known(maps), maps):
                 maps = candidate
-        values.append(inner_product(spec, pairs, maps))
+        values.append(products.total(pairs, maps))
         if on_progress is not None:
             on_progress(Progress("sweep", sweep, max_sweeps, values[-1]))
         if sweep > 1 and values[-1] - values[-2] <= _TOLERANCE * abs(values[-1]):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from weightspace.checkpoints import StateDict
 from weightspace.matching.aligning.best_maps import Best, as_matrices, best_gains, best_maps
 from weightspace.symmetry.kinds.action import SIGN, Maps, act
+from weightspace.symmetry.kinds.canonical_weights import is_floating
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
-from weightspace.symmetry.pattern import Block, Units, blocks
+from weightspace.symmetry.pattern import Block, Fixed, Units, blocks
 
 #: Maximum number of rounds in which groups that are inside the same group and share a tensor are matched in turn.
 _ROUNDS = 10
@@ -24,21 +25,67 @@ class Pair:
     """A block of the target with that of the source; every dimension is one group or fixed.
 
     Attributes:
+        spec: of the architecture.
         tensor: name of the tensor that it is a part of.
-        target: the block.
-        source: the block with its dimensions.
-        groups: of each dimension, None for a fixed one.
+        number: of the block among those of the tensor.
+        dims: its dimensions.
+        weights: of the target and the source, which may be computed when they are used.
     """
 
+    spec: SymmetrySpec
     tensor: str
-    target: Tensor
-    source: Block
-    groups: tuple[str | None, ...]
+    number: int
+    dims: tuple[Fixed | Units, ...]
+    weights: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+
+    @property
+    def groups(self) -> tuple[str | None, ...]:
+        """The group of each dimension, None for a fixed one."""
+        return tuple(dim.group if isinstance(dim, Units) else None for dim in self.dims)
+
+    @property
+    def target(self) -> Tensor:
+        """The block of the target."""
+        return self._block(self.weights[0]).view
+
+    @property
+    def source(self) -> Block:
+        """The block of the source, with its dimensions."""
+        return self._block(self.weights[1])
+
+    def _block(self, weights: Mapping[str, Tensor]) -> Block:
+        every = blocks(weights[self.tensor], self.spec.axes[self.tensor], self.spec.groups)
+        return next(islice(every, self.number, None))
 
 
 def inner_product(spec: SymmetrySpec, pairs: Iterable[Pair], maps: Maps) -> float:
     """Return ``⟨A, g·B⟩`` over some blocks."""
-    return sum(float((pair.target * act(spec, maps, pair.source)).sum()) for pair in pairs)
+    return sum(_inner_product(spec, pair, maps) for pair in pairs)
+
+
+def _inner_product(spec: SymmetrySpec, pair: Pair, maps: Maps) -> float:
+    return float((pair.target * act(spec, maps, pair.source)).sum())
+
+
+class InnerProducts:
+    """Inner products of blocks, each of which is computed once while the maps of its groups are the same tensors."""
+
+    def __init__(self) -> None:
+        #: Block -> the last two tuples of maps, and the inner products.
+        self._known: dict[Pair, list[tuple[tuple[Tensor | None, ...], float]]] = {}
+
+    def total(self, pairs: Iterable[Pair], maps: Maps) -> float:
+        """Return ``⟨A, g·B⟩`` over some blocks."""
+        return sum(self._of(pair, maps) for pair in pairs)
+
+    def _of(self, pair: Pair, maps: Maps) -> float:
+        own = tuple(maps.get(name) for group in pair.groups if group for name in (group, SIGN + group))
+        for held, value in self._known.get(pair, []):
+            if all(one is other for one, other in zip(own, held, strict=True)):
+                return value
+        value = _inner_product(pair.spec, pair, maps)
+        self._known[pair] = [*self._known.get(pair, [])[-1:], (own, value)]
+        return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,16 +109,13 @@ class Family:
         """The group and those inside it."""
         return (self.group, *self.inner)
 
-    def objective(self, maps: Maps) -> float:
-        """Return the inner product of the blocks in which all groups have maps."""
-        return inner_product(self.spec, self._known(self.pairs, maps), maps)
-
     def is_seen(self, maps: Maps) -> bool:
         """Return whether some block has the group beside groups that have maps."""
-        return bool(self._known(self.pairs, {**maps, **dict.fromkeys(self.members, torch.empty(0))}))
+        return bool(self.known({**maps, **dict.fromkeys(self.members, torch.empty(0))}))
 
-    def _known(self, pairs: Sequence[Pair], maps: Maps) -> list[Pair]:
-        return [pair for pair in pairs if all(group in maps for group in pair.groups if group)]
+    def known(self, maps: Maps) -> list[Pair]:
+        """Return the blocks in which all groups have maps."""
+        return [pair for pair in self.pairs if all(group in maps for group in pair.groups if group)]
 
     def best(self, maps: Maps) -> dict[str, Tensor]:
         """Return the best maps of the group and of those inside it, with all others held.
@@ -118,7 +162,7 @@ class Family:
         """
         total: dict[tuple[str, ...], Tensor] = {}
         others = {group: one for group, one in maps.items() if group not in self.members}
-        known = self._known(self.pairs, {**others, **dict.fromkeys(self.members, torch.empty(0))})
+        known = self.known({**others, **dict.fromkeys(self.members, torch.empty(0))})
         for pair in known:
             for places in self._places(pair, maps):
                 held = others if len(places) > 1 or self.inner else maps
@@ -134,13 +178,13 @@ class Family:
         return [(place,) for place in own if len(own) == 1 or self.group in maps]
 
     def _pair_products(self, pair: Pair, places: tuple[int, ...], maps: Maps) -> tuple[tuple[str, ...], Tensor]:
-        dims = tuple(None if place in places else dim for place, dim in enumerate(pair.source.dims))
+        dims = tuple(None if place in places else dim for place, dim in enumerate(pair.dims))
         moved = act(self.spec, maps, Block(pair.source.view, dims))  # type: ignore[arg-type]
         order = [*places, *(place for place in range(moved.ndim) if place not in places)]
         sizes = [moved.shape[place] for place in places]
         a, b = (one.permute(order).reshape(math.prod(sizes), -1) for one in (pair.target, moved))
         inner = tuple(str(pair.groups[place]) for place in places[1:])
-        if not self.inner and getattr(pair.source.dims[places[0]], "signed", False):
+        if not self.inner and getattr(pair.dims[places[0]], "signed", False):
             inner = (SIGN,)
         products = (a @ b.T).view(*sizes, *sizes)
         return inner, products.movedim(len(sizes), 1)
@@ -194,17 +238,22 @@ def all_pairs(listed: Iterable[Family]) -> list[Pair]:
     return list(dict.fromkeys(pair for family in listed for pair in family.pairs))
 
 
-def families(spec: SymmetrySpec, target: StateDict, source: StateDict) -> list[Family]:
-    """Return the families of two canonical networks; tied tensors count once, and running statistics don't."""
-    pairs, seen = [], set()
+def families(spec: SymmetrySpec, target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> list[Family]:
+    """Return the families of two canonical networks; running statistics don't count.
+
+    Args:
+        spec: of the architecture.
+        target: canonical weights, which may be computed when they are used.
+        source: canonical weights.
+    """
+    pairs = []
     for name, axes in spec.axes.items():
-        if name in spec.statistics or source[name].data_ptr() in seen or not source[name].is_floating_point():
+        if name in spec.statistics or not is_floating(source, name):
             continue
-        seen.add(source[name].data_ptr())
-        for a, b in zip(blocks(target[name], axes, spec.groups), blocks(source[name], axes, spec.groups), strict=True):
-            groups = tuple(dim.group if isinstance(dim, Units) else None for dim in a.dims)
-            if any(groups):
-                pairs.append(Pair(name, a.view, b, groups))
+        shaped = torch.empty(spec.shape(name), device="meta")
+        for number, block in enumerate(blocks(shaped, axes, spec.groups)):
+            if any(isinstance(dim, Units) for dim in block.dims):
+                pairs.append(Pair(spec, name, number, block.dims, (target, source)))
     outermost = {group: spec.outer.get(group, group) for group in spec.groups}
     return [
         Family(

@@ -20,21 +20,20 @@ from weightspace.symmetry.pattern import Block, Units, blocks, units_in
 _RANK = 1e-12
 
 
-def balance_in_place(spec: SymmetrySpec, state: StateDict) -> None:
-    """Replace weights by equivalent ones in which every group with inverse tensors is balanced, in their own memory.
+def balanced_groups(spec: SymmetrySpec) -> list[str]:
+    """Return the groups with inverse tensors."""
+    dual = {units.group for axes in spec.axes.values() for axis in axes for units in units_in(axis) if units.dual}
+    return [group for group in spec.groups if group in dual]
+
+
+def balance_group(spec: SymmetrySpec, group: str, state: StateDict) -> None:
+    """Replace weights by equivalent ones in which a group is balanced, in their own memory.
 
     Args:
         spec: of the architecture.
-        state: every tensor by name; floating-point ones are float64, and no two share memory.
+        group: with inverse tensors.
+        state: the tensors that have the group by name; floating-point ones are float64, and no two share memory.
     """
-    dual = {units.group for axes in spec.axes.values() for axis in axes for units in units_in(axis) if units.dual}
-    for group in spec.groups:
-        if group in dual:
-            _balance(spec, group, state)
-
-
-def _balance(spec: SymmetrySpec, group: str, state: StateDict) -> None:
-    """Balance one group in place."""
     sides: dict[bool, Tensor] = {}
     held = list(_held(spec, group, state))
     for block, place, units in held:
@@ -50,7 +49,7 @@ def _held(spec: SymmetrySpec, group: str, state: StateDict) -> Iterator[tuple[Bl
     """Yield the blocks that a group scales, with the dimension of its units; tied tensors count once."""
     seen: set[int] = set()
     for name, axes in spec.axes.items():
-        if name in spec.statistics or state[name].data_ptr() in seen:
+        if name in spec.statistics or name not in state or state[name].data_ptr() in seen:
             continue
         seen.add(state[name].data_ptr())
         for block in blocks(state[name], axes, spec.groups):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from weightspace.checkpoints import StateDict
-from weightspace.symmetry.kinds.balance import balance_in_place
-from weightspace.symmetry.kinds.fold import fold
+from weightspace.symmetry.kinds.canonical_weights import CanonicalWeights
 from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec
 
 
@@ -45,6 +44,6 @@ def canonicalise(spec: SymmetrySpec, state: StateDict) -> StateDict:
         >>> torch.allclose(network(x), before, atol=1e-5)
         True
     """
-    canonical = fold(spec, state)
-    balance_in_place(spec, canonical)
-    return canonical
+    weights = CanonicalWeights(spec, state.__getitem__)
+    canonical = dict(weights.items())
+    return {name: canonical[name] for name in state}

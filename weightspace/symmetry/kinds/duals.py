@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.symmetry.inputs import Inputs
-from weightspace.symmetry.kinds.in_float64 import InFloat64
 from weightspace.symmetry.kinds.rows import rows_of
 from weightspace.symmetry.kinds.symmetry_spec import Kind, SymmetrySpec
-from weightspace.symmetry.module_copy import copy_module, keep_random_state
+from weightspace.symmetry.module_copy import keep_random_state
 from weightspace.symmetry.outputs import tensors_in
 from weightspace.symmetry.pattern import Concat, Pattern, Product, Units, blocks
-from weightspace.symmetry.verify import randomise
+from weightspace.symmetry.streamed import StreamedNetwork
 
 #: Largest number of layers that share a group for it to be balanced; others have a norm between them.
 _MAX_LAYERS = 6
@@ -123,29 +122,29 @@ def _products(
     """
     products: dict[_Place, Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
-    with keep_random_state(module), torch.enable_grad(), InFloat64():
-        probe = copy_module(module).train().eval()
-        randomise(probe, seed)
-        probe = probe.double().requires_grad_(False)
-        names: dict[nn.Parameter, list[str]] = {}
-        for name, parameter in probe.named_parameters(remove_duplicate=False):
-            if name in axes:
-                names.setdefault(parameter, []).append(name)
+    with keep_random_state(module), torch.enable_grad():
+        network = StreamedNetwork(module, seed)
+        with network.running(network.random_weights) as probe:
+            names: dict[nn.Parameter, list[str]] = {}
+            for name, parameter in probe.named_parameters(remove_duplicate=False):
+                if name in axes:
+                    names.setdefault(parameter, []).append(name)
 
-        def use(parameter: Tensor) -> None:
-            gradient, parameter.grad = parameter.grad, None
-            for name in names[parameter]:  # type: ignore[index]
-                for place, value in _products_of(spec, axes[name], parameter.detach(), gradient, wanted):  # type: ignore[arg-type]
-                    products[place] = products[place] + value if place in products else value
+            def use(parameter: Tensor) -> None:
+                gradient, parameter.grad = parameter.grad, None
+                for name in names[parameter]:  # type: ignore[index]
+                    weights = network.random_weights(name)
+                    for place, value in _products_of(spec, axes[name], weights, gradient, wanted):  # type: ignore[arg-type]
+                        products[place] = products[place] + value if place in products else value
 
-        hooks = [parameter.requires_grad_().register_post_accumulate_grad_hook(use) for parameter in names]
-        if names:
-            listed = [tensor for tensor in tensors_in(inputs.double().call(probe)) if tensor.is_floating_point()]
-            total = sum((torch.randn(t.shape, generator=generator, dtype=t.dtype) * t).sum() for t in listed)
-            if isinstance(total, Tensor) and total.requires_grad:
-                total.backward()
-        for hook in hooks:  # parameters and hooks hold each other, so their memory would be kept for a while
-            hook.remove()
+            hooks = [parameter.requires_grad_().register_post_accumulate_grad_hook(use) for parameter in names]
+            if names:
+                listed = [tensor for tensor in tensors_in(inputs.double().call(probe)) if tensor.is_floating_point()]
+                total = sum((torch.randn(t.shape, generator=generator, dtype=t.dtype) * t).sum() for t in listed)
+                if isinstance(total, Tensor) and total.requires_grad:
+                    total.backward()
+            for hook in hooks:  # parameters and hooks hold each other, so their memory would be kept for a while
+                hook.remove()
     return products
 
 

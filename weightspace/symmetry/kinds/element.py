@@ -7,7 +7,7 @@ with ``±``), by an orthogonal matrix (``w' = Q w``), or, for rotary dimensions,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,8 +112,12 @@ class Element:
             SpecError: the checkpoint isn't folded.
         """
         check_fits(self.spec, state)
-        check_folded(self.spec, state)
+        check_folded(self.spec.folds, state)
         return {name: self.apply_to(name, tensor) for name, tensor in state.items()}
+
+    def applied(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return folded weights with their units moved, each tensor when it is used; ``apply`` returns all of them."""
+        return _Applied(self, weights)
 
     def apply_to(self, name: str, tensor: Tensor) -> Tensor:
         """Return one tensor with its units moved."""
@@ -207,6 +211,23 @@ class Element:
     def matrix(self, group: str) -> Tensor:
         """Return the map of a group as orthogonal matrices, float64."""
         return as_matrices(self.maps[group], self.spec.groups[group])
+
+
+@dataclass(frozen=True, eq=False)
+class _Applied(Mapping[str, Tensor]):
+    """Weights that an element moves when they are used."""
+
+    element: Element
+    weights: Mapping[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.element.apply_to(name, self.weights[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
 
 
 def _signed(spec: SymmetrySpec) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -27,27 +29,18 @@ def fold(spec: SymmetrySpec, state: StateDict) -> StateDict:
         name: tensor.to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
         for name, tensor in state.items()
     }
-    fold_in_place(spec, result)
+    for one in spec.folds:
+        fold_norm(one, result)
     return result
 
 
-def fold_in_place(spec: SymmetrySpec, state: StateDict) -> None:
-    """Fold a float64 checkpoint as ``fold`` does, in its own memory; no two of its tensors may share any.
-
-    Raises:
-        SpecError: a gain is zero where the shift has to be divided by it.
-    """
-    for one in spec.folds:
-        _fold(one, state)
-
-
-def check_folded(spec: SymmetrySpec, state: StateDict) -> None:
-    """Check that gains are one and shifts zero wherever the spec folds a norm.
+def check_folded(folds: Iterable[Fold], state: StateDict) -> None:
+    """Check that gains are one and shifts zero wherever norms are folded.
 
     Raises:
         SpecError: they are not.
     """
-    for one in spec.folds:
+    for one in folds:
         gain = None if one.gain is None else state[one.gain]
         shift = None if one.shift is None or one.keeps_shift else state[one.shift]
         for name, tensor, value in ((one.gain, gain, 1), (one.shift, shift, 0)):
@@ -58,7 +51,12 @@ def check_folded(spec: SymmetrySpec, state: StateDict) -> None:
                 )
 
 
-def _fold(one: Fold, state: StateDict) -> None:
+def fold_norm(one: Fold, state: StateDict) -> None:
+    """Fold one norm of a float64 checkpoint in its own memory; only the tensors that take part are needed.
+
+    Raises:
+        SpecError: a gain is zero where the shift has to be divided by it.
+    """
     gain = None if one.gain is None else state[one.gain]
     shift = None if one.shift is None else state[one.shift]
     for reader in one.readers:

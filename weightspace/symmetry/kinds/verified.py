@@ -18,6 +18,7 @@ from weightspace.symmetry.kinds.symmetry_spec import SymmetrySpec, symmetries_in
 from weightspace.symmetry.kinds.verification import verify_symmetries
 from weightspace.symmetry.spec import PermutationSpec, more_than_permuted, permutations_in
 from weightspace.symmetry.spec_file import check_trusted, read_document
+from weightspace.symmetry.stand_ins import check_constants
 from weightspace.symmetry.trace import trace_spec
 from weightspace.symmetry.verification import Verification
 from weightspace.symmetry.verify import TOLERANCE, verify_permutations
@@ -49,7 +50,8 @@ def derive_spec(
     """Derive how the hidden units of a network may be moved without changing its function, and verify it.
 
     Args:
-        module: any network that ``torch.export`` can trace; not modified.
+        module: any network that ``torch.export`` can trace; not modified. It may be on the meta device, with shapes
+            and no values: it is then verified with random weights, of which few are held at a time.
         example_args: example inputs: a tuple of positional arguments, a mapping of keyword arguments (such as a batch
             of a Hugging Face tokenizer), or one tensor.
         symmetry: ``"permutations"``; ``"signed"``: permutations with signs, where odd activations, RMSNorm or products
@@ -90,6 +92,7 @@ def derive_spec(
         return spec
     verification = verify_spec(spec, module, inputs)
     if not verification.passed:
+        check_constants(module)
         raise SpecError(
             f"The spec derived for {type(module).__name__} changes its output by {verification.error:.2g} (relative; "
             f"at most {verification.tolerance:g} is allowed). Please report this network; verify=False skips the check."
@@ -126,7 +129,7 @@ def load_spec(path: str | Path, module: nn.Module, example_args: ExampleInputs) 
 
     Args:
         path: a YAML file.
-        module: a network that the spec should be valid for; not modified.
+        module: a network that the spec should be valid for, which may be on the meta device; not modified.
         example_args: example inputs: a tuple of positional arguments, a mapping of keyword arguments (such as a batch
             of a Hugging Face tokenizer), or one tensor.
 
@@ -149,6 +152,7 @@ def load_spec(path: str | Path, module: nn.Module, example_args: ExampleInputs) 
     spec, _ = read_spec(path)
     verification = verify_spec(spec, module, example_args)
     if not verification.passed:
+        check_constants(module)
         moving = "permuting by this spec" if isinstance(spec, PermutationSpec) else "moving units by this spec"
         raise SpecError(
             f"{path}: {moving} changes the network's output by {verification.error:.2g} "
@@ -165,7 +169,7 @@ def verify_spec(
 
     Args:
         spec: the spec to test. Of a ``SymmetrySpec``, the folds are tested first, then a random element after them.
-        module: a network that it should be valid for; not modified.
+        module: a network that it should be valid for, which may be on the meta device; not modified.
         example_args: example inputs: a tuple of positional arguments, a mapping of keyword arguments (such as a batch
             of a Hugging Face tokenizer), or one tensor.
         seed: seed of the random maps and of the randomised weights.
