@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from recipe import BuiltInTask
@@ -171,17 +171,17 @@ def glosses(*, norm_first: bool) -> ClassificationTask:
     )
 
 
-#: Name -> task.
-TASKS: Mapping[str, Callable[[], Any]] = {
-    "vit-fashion": partial(ws.load_task, "vit-fashion"),
+#: Name -> task that the library does not have.
+FURTHER: Mapping[str, Callable[[], ClassificationTask]] = {
     "clip-fashion": partial(clip_fashion, ln_pre=False),
     "clip-fashion-ln-pre": partial(clip_fashion, ln_pre=True),
     "glosses-pre-norm": partial(glosses, norm_first=True),
     "glosses-post-norm": partial(glosses, norm_first=False),
-    "llama-glosses": partial(ws.load_task, "llama-glosses"),
 }
+#: The tasks of all transformers.
+TASKS = ("vit-fashion", *FURTHER, "llama-glosses")
 
 
 def task_of(name: str) -> BuiltInTask:
-    """Return a task of ``TASKS``, or a built-in one."""
-    return TASKS[name]() if name in TASKS else ws.load_task(name)
+    """Return a task of ``FURTHER``, or a built-in one."""
+    return FURTHER[name]() if name in FURTHER else cast(BuiltInTask, ws.load_task(name))
