@@ -24,8 +24,10 @@ from weightspace.clip import tokens
 from weightspace.labels.wordnet import read_wordnet, wordnet_folder
 from weightspace.tasks import ClassificationTask, Examples, Split, TrainConfig
 from weightspace.zoo.fashion import fashion_examples, fashion_folder
-from weightspace.zoo.fashion_clip import CLASS_NAMES, TEMPLATES
+from weightspace.zoo.fashion_clip import CLASS_NAMES
 
+#: The texts of a class.
+TEMPLATES = ("a photo of a {}.", "a picture of a {}.")
 #: A model of open_clip, whose tokenizer is used.
 _TOKENIZER = "ViT-B-32"
 _WORDS, _LENGTH, _FILES = 4_000, 16, 26
@@ -50,7 +52,7 @@ class Clip(nn.Module):
         self.model = CLIP(
             embed_dim=64,
             vision_cfg=CLIPVisionCfg(
-                image_size=28, patch_size=7, width=64, layers=3, head_width=16, mlp_ratio=2, no_ln_pre=not ln_pre
+                image_size=28, patch_size=7, width=64, layers=2, head_width=16, mlp_ratio=2, no_ln_pre=not ln_pre
             ),
             text_cfg=CLIPTextCfg(
                 context_length=texts.shape[-1], vocab_size=int(texts.max()) + 1, width=64, heads=4, layers=2,
@@ -150,13 +152,13 @@ def _files(folder: Path) -> list[int]:
 
 
 def clip_fashion(*, ln_pre: bool) -> ClassificationTask:
-    """Return the task of a tiny CLIP trained from scratch on Fashion-MNIST and six texts of each class."""
+    """Return the task of a tiny CLIP trained from scratch on Fashion-MNIST and two texts of each class."""
     return ClassificationTask(
         name="clip-fashion-ln-pre" if ln_pre else "clip-fashion",
         build=partial(Clip, ln_pre=ln_pre),
         load=partial(fashion_examples, fashion_folder()),
         batch_size=128,
-        recipe=TrainConfig(epochs=3, learning_rate=1e-3, cooldown=True),
+        recipe=TrainConfig(epochs=2, learning_rate=1e-3, cooldown=True),
     )
 
 
@@ -167,7 +169,7 @@ def glosses(*, norm_first: bool) -> ClassificationTask:
         build=partial(Encoder, norm_first=norm_first),
         load=partial(gloss_words, wordnet_folder()),
         batch_size=128,
-        recipe=TrainConfig(epochs=3, learning_rate=1e-3, cooldown=True),
+        recipe=TrainConfig(epochs=2, learning_rate=1e-3, cooldown=True),
     )
 
 

@@ -13,22 +13,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from alignments import Method, aligned, alignment_script, permuted, then_least_squares, unaligned
+from alignments import Method, aligned, alignment_script, permuted, remembered, then_least_squares, unaligned
 from transformer_tasks import TASKS
 
 from weightspace.connectivity import Curve
 from weightspace.plots import draw_curves
 
+ACTIVATION_MATCHING = remembered(permuted("activation-matching"))
+FULL_ACTIVATIONS = remembered(aligned())
 #: Name in tables -> method.
 METHODS: Mapping[str, Method] = {
     "none": unaligned,
     "weight matching": permuted("weight-matching"),
-    "activation matching": permuted("activation-matching"),
+    "activation matching": ACTIVATION_MATCHING,
     "none, least squares": then_least_squares(unaligned),
-    "activation matching, least squares": then_least_squares(permuted("activation-matching")),
+    "activation matching, least squares": then_least_squares(ACTIVATION_MATCHING),
     "full, weights": aligned(method="weights"),
-    "full, activations": aligned(),
-    "full, activations, least squares": then_least_squares(aligned()),
+    "full, activations": FULL_ACTIVATIONS,
+    "full, activations, least squares": then_least_squares(FULL_ACTIVATIONS),
     "full, learned": aligned(method="learned"),
     "full, learned with labels": aligned(method="learned", by_labels=True),
 }
