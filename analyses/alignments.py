@@ -26,6 +26,8 @@ from weightspace.plots.picture import COLOURS, Figure, write_picture
 FIRST_SEED = 31
 SEEDS = 3
 POINTS = 11
+#: Positions from which on a path is drawn.
+LEAST_DRAWN = 5
 
 
 class Aligned(NamedTuple):
@@ -130,7 +132,10 @@ def scores_of(task: BuiltInTask, state: ws.StateDict | None) -> Mapping[str, flo
 def rows(
     task: BuiltInTask, methods: Mapping[str, Method], seeds: Sequence[int], cache: Path, points: int = POINTS
 ) -> Iterator[tuple[str, dict[str, Row], dict[str, Curve]]]:
-    """Yield for every pair of networks its label, the figures of every method, and the curves."""
+    """Yield for every pair of networks its label, the figures of every method, and the curves.
+
+    The seconds are of a processor; those of methods that go on from a remembered one are in addition to its.
+    """
     for pair in combinations(seeds, 2):
         a, b = (trained(task, seed, cache=cache) for seed in pair)
         found: dict[str, Row] = {}
@@ -211,7 +216,8 @@ def alignment_script(
         methods: name -> alignment.
         tasks: names of the tasks, if nothing else is said.
         draw: makes the picture, of the tables of all tasks.
-        draw_pair: makes a picture of the first pair of a task, from its name, the label of the pair and the curves.
+        draw_pair: makes a picture of the first pair of a task, from its name, the label of the pair and the curves, if
+            they have enough points.
         points: positions along the linear path.
     """
 
@@ -239,7 +245,7 @@ def alignment_script(
             found = {label: row for label, row, _ in measured}
             results[task_name] = {"recipe": description(task), "points": points, "parents": parents, "rows": found}
             results[task_name]["median"] = table(found)
-            if draw_pair is not None:
+            if draw_pair is not None and points >= LEAST_DRAWN:
                 label, _, curves = measured[0]
                 draw_pair(task_name, label, curves, output / "figures")
             save(name, {"tasks": results}, output)
