@@ -236,6 +236,43 @@ def test_only_linear_operators_leave_mixtures_free(between: Callable[[Tensor], T
     assert verify_symmetries(spec, network, x)[1] < 1e-10
 
 
+class Similarities(nn.Module):
+    """Two linear layers whose results are compared, as the towers of CLIP are."""
+
+    def __init__(self, normalise: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.image, self.text = nn.Linear(5, 8), nn.Linear(4, 8)
+        self.normalise = normalise
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.normalise(self.image(x)) @ self.normalise(self.text(y)).T
+
+
+@pytest.mark.parametrize(
+    ("normalise", "kind"),
+    [
+        (lambda x: nn.functional.normalize(x, dim=-1), "orthogonal"),
+        (lambda x: x / x.norm(dim=-1, keepdim=True), "orthogonal"),
+        (lambda x: x / torch.linalg.norm(x, dim=-1, keepdim=True), "orthogonal"),
+        (lambda x: x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-6), "orthogonal"),
+        (lambda x: nn.functional.normalize(x, p=1, dim=-1), "signed"),
+        (lambda x: nn.functional.normalize(x, dim=0), "signed"),
+        (lambda x: x / x.norm(), "signed"),
+        (lambda x: x * x.norm(dim=-1, keepdim=True), "signed"),
+        (lambda x: x / x.norm(dim=-1, keepdim=True) + x.norm(dim=-1, keepdim=True), "permutation"),
+        (lambda x: x / (x.norm(dim=-1, keepdim=True) + torch.arange(1.0, 9.0)), None),
+        (lambda x: x / x.norm(dim=-1, keepdim=True).clamp_min(torch.arange(1.0, 9.0)), None),
+    ],
+)
+def test_a_joint_space_whose_rows_are_divided_by_their_lengths_may_be_mixed(
+    normalise: Callable[[Tensor], Tensor], kind: str | None
+) -> None:
+    network, inputs = Similarities(normalise).eval(), (torch.randn(3, 5), torch.randn(2, 4))
+    spec = derived((network, inputs))
+    assert list(spec.kinds.values()) == ([kind] if kind else [])
+    assert verify_symmetries(spec, network, inputs)[1] < 1e-10
+
+
 class Repeated(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -72,6 +72,8 @@ def norms_of(graph: fx.Graph, names: Mapping[fx.Node, str]) -> Iterator[Norm]:
             yield _fused(node, names, centred=False)
         elif name in _ROOTS:
             yield from _written_out(node, names)
+        elif name in ("linalg_norm", "linalg_vector_norm", "norm"):
+            yield from _by_length(node, names)
 
 
 def _fused(node: fx.Node, names: Mapping[fx.Node, str], *, centred: bool) -> Norm:
@@ -112,6 +114,30 @@ def _written_out(root: fx.Node, names: Mapping[fx.Node, str]) -> Iterator[Norm]:
             output, gain = after[0], names[parameter]
     readers, other = _readers(output, names, _layer(gain, None))
     yield Norm(output, source, frozenset(inside - {output}), gain, None, False, readers, other)
+
+
+def _by_length(length: fx.Node, names: Mapping[fx.Node, str]) -> Iterator[Norm]:
+    """Yield the division of each row by its Euclidean length, as in ``torch.nn.functional.normalize``."""
+    source = operand(length, 0)
+    order, dims, keepdim = (*length.args[1:4], *(2, None, False)[len(length.args) - 1 :])
+    rank = 0 if source is None else len(shape_of(source.meta["val"]))
+    if source is None or order not in (2, None) or dims is None or keepdim is not True:
+        return
+    inside, divisor = {length}, length
+    while dims_of(dims, rank) == [rank - 1] and len(after := list(users(divisor))) == 1:
+        if name_of(after[0].target) == "div" and operand(after[0], 0) is source:
+            yield Norm(after[0], source, frozenset(inside), None, None, False, *_readers(after[0], names, "the norm"))
+            return
+        if not _bounds_or_repeats(after[0]):
+            return
+        divisor = after[0]
+        inside.add(divisor)
+
+
+def _bounds_or_repeats(node: fx.Node) -> bool:
+    """Return whether an operator bounds lengths, or adds a number to them, or repeats them for each unit."""
+    numbers = not any(isinstance(arg, fx.Node) for arg in node.args[1:])
+    return name_of(node.target) in (("clamp", "clamp_min", "add", "expand") if numbers else ("expand_as",))
 
 
 def _mean_below(root: fx.Node) -> fx.Node | None:

@@ -214,6 +214,7 @@ _REDUCTIONS: dict[str, Rule] = {
     "mean": average,
     "sum": average,
     "norm": _norm,
+    "linalg_norm": _norm,
     "linalg_vector_norm": _norm,
     "var": _variance,
     "std": _variance,

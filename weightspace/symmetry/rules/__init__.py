@@ -167,7 +167,7 @@ RULES: Mapping[str, Rule] = {
     **_table(prelu, "prelu"),
     **_table(
         reduce,
-        "mean sum amax amin max min var std norm linalg_vector_norm logsumexp prod any all var_mean "
+        "mean sum amax amin max min var std norm linalg_norm linalg_vector_norm logsumexp prod any all var_mean "
         "count_nonzero median nanmedian",
     ),
     **_table(choose, "topk sort argsort argmax argmin kthvalue mode"),
