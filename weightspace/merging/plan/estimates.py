@@ -20,6 +20,9 @@ _BLOCK = 4 * CHUNK
 #: Maximum number of elements of a computed source that are cached.
 _KEPT = 8 * CHUNK
 
+#: Bytes of temporary copies per element of a quantised source: its parts, wider integers, and scales.
+_DEQUANTISING = 16
+
 #: Copies of a whole tensor that SVD methods hold per model: factors and workspace.
 _WHOLE_COPIES = 5
 
@@ -43,7 +46,19 @@ _WORKERS = 0.8
 def job_memory(plan: Plan, job: Job) -> int:
     """Return a conservative estimate of the bytes that a job needs."""
     own = _job_memory(plan, job) + sum(_factor_memory(plan, ref) for ref in job.refs)
+    own += sum(_dequantising_memory(plan, job, ref) for ref in job.refs)
     return own + sum(_computed_memory(plan, ref) for ref in job.refs)
+
+
+def _dequantising_memory(plan: Plan, job: Job, ref: Ref) -> int:
+    """Return the bytes of the temporary copies of a range of a quantised source."""
+    quantised = plan.members[ref[0]].contents.quantised.get(ref[1])
+    if quantised is None:
+        return 0
+    numel = math.prod(quantised.shape)
+    row = math.prod(quantised.shape[1:])
+    whole = plan.method.granularity_of(job.arguments) == "whole"
+    return quantised.overhead + _DEQUANTISING * (numel if whole else min(numel, max(row, _BLOCK)))
 
 
 def _computed_memory(plan: Plan, ref: Ref) -> int:

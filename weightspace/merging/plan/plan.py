@@ -249,11 +249,11 @@ class Plan:
         adapter = member.adapter
         if adapter is None and member.plan is not None:
             return sum(member.plan._source_bytes(below) for below in member.plan.made(ref[1]).refs)
+        contents = member.stored or member.contents
+        own = contents.stored_bytes(ref[1]) if ref[1] in contents.tensors else self.info(ref).nbytes
         if factors is None or adapter is None:
-            return self.info(ref).nbytes
-        return self.info(ref).nbytes + sum(
-            adapter.contents.tensors[name].nbytes for name in (factors.a_name, factors.b_name)
-        )
+            return own
+        return own + sum(adapter.contents.tensors[name].nbytes for name in (factors.a_name, factors.b_name))
 
 
 def inputs_of(members: Iterable[Member]) -> tuple[tuple[Path, tuple[Path, ...]], ...]:
