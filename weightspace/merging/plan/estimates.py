@@ -23,6 +23,9 @@ _KEPT = 8 * CHUNK
 #: Bytes of temporary copies per element of a quantised source: its parts, wider integers, and scales.
 _DEQUANTISING = 16
 
+#: Bytes of copies per element of a range that is quantised.
+_QUANTISING = 20
+
 #: Copies of a whole tensor that SVD methods hold per model: factors and workspace.
 _WHOLE_COPIES = 5
 
@@ -46,6 +49,7 @@ _WORKERS = 0.8
 def job_memory(plan: Plan, job: Job) -> int:
     """Return a conservative estimate of the bytes that a job needs."""
     own = _job_memory(plan, job) + sum(_factor_memory(plan, ref) for ref in job.refs)
+    own += 0 if job.scales is None else _quantising_memory(job)
     own += sum(_dequantising_memory(plan, job, ref) for ref in job.refs)
     return own + sum(_computed_memory(plan, ref) for ref in job.refs)
 
@@ -59,6 +63,13 @@ def _dequantising_memory(plan: Plan, job: Job, ref: Ref) -> int:
     row = math.prod(quantised.shape[1:])
     whole = plan.method.granularity_of(job.arguments) == "whole"
     return quantised.overhead + _DEQUANTISING * (numel if whole else min(numel, max(row, _BLOCK)))
+
+
+def _quantising_memory(job: Job) -> int:
+    """Return the bytes needed to quantise ranges of a tensor: whole rows of blocks, in several copies."""
+    block, shape = (0, 0) if job.scales is None else job.scales.block, job.info.shape
+    rows = 0 if block == shape else block[0]
+    return _QUANTISING * min(job.info.numel, rows * shape[1] + _BLOCK)
 
 
 def _computed_memory(plan: Plan, ref: Ref) -> int:
@@ -87,7 +98,8 @@ def _job_memory(plan: Plan, job: Job) -> int:
     shape = plan.info(job.inputs[0]).shape
     if job.kind not in _DERIVED:
         itemsize = max(4, *(ITEMSIZES[plan.info(ref).dtype] for ref in job.refs))
-        if job.info.dtype == "F32" and plan.method.doubles and plan.method.granularity != "whole":
+        wide = job.info.dtype == "F32" or job.scales is not None
+        if wide and plan.method.doubles and plan.method.granularity != "whole":
             itemsize = 8  # computed in float64
         return _merge_memory(plan, job, shape, itemsize)
     chunks = _merge_memory(plan, job, shape, 8) + 8 * CHUNK * _DERIVED_COPIES

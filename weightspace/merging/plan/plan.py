@@ -81,6 +81,23 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class Scales:
+    """The scales of a quantised tensor of the output, written beside it.
+
+    Attributes:
+        name: name of their tensor.
+        info: its dtype and shape.
+        block: rows and columns of a block that has a scale.
+        offset: offset of its first byte in the shard.
+    """
+
+    name: str
+    info: TensorInfo
+    block: tuple[int, int]
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One tensor of the output.
 
@@ -100,6 +117,7 @@ class Job:
         layer: index of its layer and number of layers in its stack; None outside the layers.
         part: which of spectral norm's tensors a vector is: ``left``, ``right`` or ``value``.
         fallback: the base's tensor with rows for tokens that a model lacks, also if the method takes no base; or None.
+        scales: the scales that it is quantised with, in the same shard; None: it is not quantised.
     """
 
     name: str
@@ -116,6 +134,12 @@ class Job:
     part: str = ""
     layer: tuple[int, int] | None = None
     fallback: Ref | None = None
+    scales: Scales | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it writes, including scales."""
+        return self.info.nbytes + (0 if self.scales is None else self.scales.info.nbytes)
 
     @property
     def models(self) -> tuple[Ref, ...]:
@@ -226,7 +250,7 @@ class Plan:
     @property
     def tensor_bytes(self) -> int:
         """Bytes of the output's tensors."""
-        return sum(job.info.nbytes for job in self.jobs)
+        return sum(job.nbytes for job in self.jobs)
 
     def made(self, name: str) -> Job:
         """Return the job of an output tensor, or of the tensor that it is tied to."""

@@ -80,7 +80,9 @@ def adapted_configurations(
 
 def _set_dtypes(config: dict[str, Any], jobs: Sequence[Job]) -> None:
     """Set the dtypes of a configuration and its sections to those of the largest tensors that they describe."""
-    inexact = sorted((job for job in jobs if job.info.is_inexact), key=lambda job: -job.info.nbytes)
+    inexact = sorted(
+        (job for job in jobs if job.info.is_inexact and job.scales is None), key=lambda job: -job.info.nbytes
+    )
     largest = {}
     for job in inexact:
         largest.setdefault(tower(job.name), job.info.dtype)
