@@ -28,6 +28,10 @@ class Settings(NamedTuple):
     evidence: str = ""
 
 
+def _nothing(name: str) -> None:
+    """Return no bytes of any tensor."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """The stored tensors of a checkpoint.
@@ -35,11 +39,13 @@ class Stored:
     Attributes:
         tensors: name -> dtype and shape.
         settings: description of the quantisation.
+        content: returns the bytes of a small tensor, or None if they aren't at hand.
         modules: name of a module -> last part of the name -> full name of its tensors.
     """
 
     tensors: Mapping[str, TensorInfo]
     settings: Settings
+    content: Callable[[str], bytes | None] = _nothing
     modules: Mapping[str, Mapping[str, str]] = field(init=False)
 
     def __post_init__(self) -> None:

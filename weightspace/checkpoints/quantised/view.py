@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.fetching import fetched_path
 from weightspace.checkpoints.metadata import (
     CheckpointMetadata,
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from weightspace.checkpoints.load_save import StrPath
     from weightspace.checkpoints.state_dict import StateDict
 
+#: Most bytes of a tensor that planning reads, such as a description in JSON.
+_SMALL = 2**16
+
 
 def dequantised(contents: CheckpointMetadata) -> CheckpointMetadata:
     """Return the metadata of a checkpoint with one float32 tensor for each quantised one, in place of its parts.
@@ -36,7 +40,7 @@ def dequantised(contents: CheckpointMetadata) -> CheckpointMetadata:
     """
     folder = contents.path
     settings = read_settings(folder) if folder.is_dir() else Settings()
-    stored = Stored(contents.tensors, settings)
+    stored = Stored(contents.tensors, settings, lambda name: _content(contents, name))
     found = {own.name: (form, own) for form in FORMATS for own in form.find(stored)}
     if not found:
         return contents
@@ -58,6 +62,16 @@ def dequantised(contents: CheckpointMetadata) -> CheckpointMetadata:
     places = {name: place for name, place in contents.places.items() if name not in gone}
     notes = (*contents.notes, *_notes(contents, quantised.values()))
     return replace(contents, tensors=tensors, tied=tied, places=places, quantised=quantised, notes=notes)
+
+
+def _content(contents: CheckpointMetadata, name: str) -> bytes | None:
+    """Return the bytes of a small tensor, or None if it isn't stored in order in a file of this machine."""
+    place, size = contents.places.get(name), contents.tensors[name].nbytes
+    if place is None or place.strides is not None or size > _SMALL:
+        return None
+    with one_line_errors(place.file, "read"), open(place.file, "rb") as file:
+        file.seek(place.start)
+        return file.read(size)
 
 
 def _are_same(tensor: QuantisedTensor | None, other: QuantisedTensor | None) -> bool:
