@@ -1,15 +1,16 @@
 """bitsandbytes: NF4 and FP4 in blocks of a flattened matrix, with scales that may be quantised too, and LLM.int8.
 
 A 4-bit element is its number in the table ``quant_map`` times the scale of its block. Scales that are quantised too are
-their number in ``nested_quant_map`` times a scale, plus an offset. An 8-bit element is an integer times the scale of its
-row over 127. All as the library computes them in float32, before it rounds to the dtype of the model.
+their number in ``nested_quant_map`` times a scale, plus an offset. An 8-bit element is an integer times the scale of
+its row over 127. All as the library computes them in float32, before it rounds to the dtype of the model.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from weightspace.checkpoints.metadata import QuantisedTensor
 from weightspace.checkpoints.quantised.companions import is_understood
@@ -45,7 +46,7 @@ def _four_bit(stored: Stored, state: str) -> Found | None:
     """Return the matrix of a description."""
     name, _, kind = state.partition(_STATE)
     described = _description(stored.content(state))
-    shape, block = described.get("shape"), described.get("blocksize")
+    shape, block = described.get("shape"), described.get("blocksize", 0)
     if kind not in _KINDS or not _sizes(shape) or not _sizes([block]) or block % 2:
         return None
     count, blocks = math.prod(shape), -(-math.prod(shape) // block)
@@ -78,7 +79,7 @@ def _description(content: bytes | None) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _sizes(values: Any) -> bool:
+def _sizes(values: Any) -> TypeGuard[list[int]]:
     """Return whether a value is a list of positive integers."""
     return isinstance(values, list) and bool(values) and all(type(one) is int and one > 0 for one in values)
 

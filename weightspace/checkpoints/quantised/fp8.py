@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 from weightspace.checkpoints.metadata import QuantisedTensor, TensorInfo
 from weightspace.checkpoints.quantised.companions import activation_scales, is_fp8, is_understood
 from weightspace.checkpoints.quantised.format import Format, Found, Settings, Stored
-from weightspace.checkpoints.quantised.scaling import Grid, float32, grid_of, multiply
+from weightspace.checkpoints.quantised.scaling import Grid, ScaledTensor, grid_of
 from weightspace.checkpoints.quantised.settings import transforms
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from weightspace.checkpoints.reader import RangeReader
 
 #: Last part of a matrix's name -> last parts of the names that its scales may have.
@@ -107,21 +105,6 @@ def _refusal(settings: Settings) -> str | None:
     if options.get("expert_dtype") not in (None, "fp8"):
         return f"expert_dtype {options['expert_dtype']!r}"
     return transforms(settings)
-
-
-class ScaledTensor:
-    """A tensor of narrow numbers times the scales of their blocks, read by ranges, in float32."""
-
-    def __init__(self, values: RangeReader, scales: RangeReader, shape: tuple[int, ...], grid: Grid) -> None:
-        import torch
-
-        self.dtype = torch.float32
-        self.shape = shape
-        self._values, self._scales, self._grid = values, scales, grid
-
-    def read(self, start: int, stop: int) -> Tensor:
-        """Return the elements from ``start`` up to ``stop``, 1-D."""
-        return multiply(float32(self._values.read(start, stop)), start, self._grid, self._scales)
 
 
 def decoder(parts: Mapping[str, RangeReader], tensor: QuantisedTensor) -> ScaledTensor:

@@ -132,3 +132,18 @@ def float32(elements: Tensor) -> Tensor:
     wide = bits.bitwise_left_shift_(7).bitwise_and_(~0x4000).view(torch.float16).to(torch.float32).mul_(2.0**8)
     magnitudes = elements.view(torch.int8).bitwise_and(0x7F)
     return wide.masked_fill_(magnitudes == 0x7F, torch.nan) if bool((magnitudes == 0x7F).any()) else wide
+
+
+class ScaledTensor:
+    """A tensor of narrow numbers times the scales of their blocks, read by ranges, in float32."""
+
+    def __init__(self, values: RangeReader, scales: RangeReader, shape: tuple[int, ...], grid: Grid) -> None:
+        import torch
+
+        self.dtype = torch.float32
+        self.shape = shape
+        self._values, self._scales, self._grid = values, scales, grid
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return the elements from ``start`` up to ``stop``, 1-D."""
+        return multiply(float32(self._values.read(start, stop)), start, self._grid, self._scales)
