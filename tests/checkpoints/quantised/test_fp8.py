@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import weightspace as ws
-from weightspace.checkpoints import load_dequantised
+from weightspace.checkpoints import load_dequantised, summarise
 from weightspace.checkpoints.fetching import fetched_path
 from weightspace.checkpoints.metadata import read_contents
 from weightspace.checkpoints.quantised.scaling import float32
@@ -193,3 +193,10 @@ assert dequantised(read_contents(Path({str(model)!r}))).quantised
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_summary_names_the_format(tmp_path: Path) -> None:
+    ws.save_checkpoint({"q.weight": fp8(4, 4), "q.weight_scale_inv": scales(1, 1)}, tmp_path / "a.safetensors")
+    assert summarise(tmp_path / "a.safetensors").quantised == "FP8 with block scales"
+    ws.save_checkpoint({"q.weight": fp8(4, 4)}, tmp_path / "a.safetensors")
+    assert summarise(tmp_path / "a.safetensors").quantised is None
