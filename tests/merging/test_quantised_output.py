@@ -12,6 +12,7 @@ import weightspace as ws
 from weightspace.checkpoints import StateDict, load_dequantised
 from weightspace.errors import WeightspaceError
 from weightspace.merging import ExecutionOptions, OutputOptions, merge_files, reproduce
+from weightspace.merging.out_of_core import quantising
 
 SHAPES = {"embed_tokens": (40, 256), "layers.0.q_proj": (600, 256), "layers.0.down_proj": (128, 1280)}
 SCHEMES = ("fp8-tensor", "fp8-channel", "fp8-block")
@@ -88,6 +89,16 @@ def test_what_is_written_is_read_again(scheme: str, sources: list[Path], tmp_pat
     for name, tensor in wide.items():
         assert (found[name] - tensor.float()).norm() <= 0.03 * tensor.float().norm()
     assert reproduce(tmp_path / "out").equal
+
+
+def test_a_large_matrix_with_one_scale_is_merged_twice(
+    sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for held in (2**23, 0):
+        monkeypatch.setattr(quantising, "HELD", held)
+        merge_files(sources, tmp_path / f"{held}" / "out.safetensors", quantise="fp8-tensor")
+    outs = [(tmp_path / f"{held}" / "out.safetensors").read_bytes() for held in (2**23, 0)]
+    assert outs[0] == outs[1]
 
 
 def test_matrices_that_are_quantised_in_a_model_are_quantised_in_the_output(

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from weightspace.checkpoints.reader import RangeReader
+
+#: Elements that are looked up at a time, whose indices stay in the cache.
+_PIECE = 2**15
 
 
 class Grid(NamedTuple):
@@ -120,18 +125,27 @@ def _rectangles(values: Tensor, start: int, columns: int) -> Iterator[tuple[int,
 
 
 def float32(elements: Tensor) -> Tensor:
-    """Return elements of any dtype as float32, in memory of their own; FP8 numbers faster than torch does."""
+    """Return elements of any dtype as float32, 1-D, in memory of their own; FP8 numbers by a table, which is faster."""
     import torch
 
     if elements.dtype not in (torch.float8_e4m3fn, torch.float8_e5m2):
         return elements.to(torch.float32, copy=True)
-    bits = elements.view(torch.int8).to(torch.int16)
-    if elements.dtype == torch.float8_e5m2:
-        return bits.bitwise_left_shift_(8).view(torch.float16).to(torch.float32)
-    # As float16, whose exponents are larger by 8; without the copy of the sign in the highest bit of the exponent.
-    wide = bits.bitwise_left_shift_(7).bitwise_and_(~0x4000).view(torch.float16).to(torch.float32).mul_(2.0**8)
-    magnitudes = elements.view(torch.int8).bitwise_and(0x7F)
-    return wide.masked_fill_(magnitudes == 0x7F, torch.nan) if bool((magnitudes == 0x7F).any()) else wide
+    codes, table = elements.view(torch.uint8), _table(elements.dtype)
+    found = torch.empty(len(codes), dtype=torch.float32)
+    indices = torch.empty(min(_PIECE, len(codes)), dtype=torch.int32)
+    for start in range(0, len(codes), _PIECE):
+        piece = codes[start : start + _PIECE]
+        own = indices[: len(piece)].copy_(piece)
+        torch.index_select(table, 0, own, out=found[start : start + len(piece)])
+    return found
+
+
+@cache
+def _table(dtype: torch.dtype) -> Tensor:
+    """Return the numbers of an FP8 dtype by their codes."""
+    import torch
+
+    return torch.arange(256, dtype=torch.uint8).view(dtype).to(torch.float32)
 
 
 class ScaledTensor:

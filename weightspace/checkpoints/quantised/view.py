@@ -124,7 +124,7 @@ def _dtype(contents: CheckpointMetadata, gone: set[str]) -> str:
 
 
 def _notes(contents: CheckpointMetadata, tensors: Iterable[QuantisedTensor]) -> list[str]:
-    """Return lines on what is dequantised, and on what is left out."""
+    """Return lines on what is dequantised, and on on the tensors left out."""
     counts: Mapping[str, int] = Counter(tensor.format for tensor in tensors)
     listed = "; ".join(f"{format} ({_tensors(count)})" for format, count in counts.items())
     lines = [f"{contents.path} is dequantised while it is read, to float32: {listed}. Its rounding errors are merged."]

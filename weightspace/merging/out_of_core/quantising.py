@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from weightspace.merging.plan.plan import Scales
+from weightspace.merging.plan.plan import HELD, Scales
 
 #: The FP8 dtype that is written, its largest number, and the smallest scale: that of zeros.
 FP8 = torch.float8_e4m3fn
@@ -30,16 +30,17 @@ def quantised(
     Args:
         shape: rows and columns of the matrix.
         scales: the blocks that have a scale each; they divide the matrix.
-        chunks: returns the chunks of the matrix; called twice if all of it has one scale.
+        chunks: returns the chunks of the matrix; called twice for a large one of which all has one scale.
 
     Yields:
         Index of the first element, FP8 elements, index of the first scale, and scales, float32; all 1-D.
     """
     rows, columns = scales.block
     if scales.block == shape:
-        scale = _scale(_largest(elements for _, elements in chunks()))
-        for start, elements in chunks():
-            yield start, _divided(elements.clone(), scale), 0, scale.view(1)
+        held = [(start, elements.clone()) for start, elements in chunks()] if rows * columns <= HELD else None
+        scale = _scale(_largest(elements for _, elements in held or chunks()))
+        for start, elements in held or chunks():
+            yield start, _divided(elements if held else elements.clone(), scale), 0, scale.view(1)
         return
     start, width = 0, shape[1] // columns
     for elements in _grouped(chunks(), rows * shape[1]):

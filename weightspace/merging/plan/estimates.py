@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from weightspace.checkpoints.safetensors_header import ITEMSIZES
 from weightspace.merging.methods._registry import CHUNK
 from weightspace.merging.plan.options import ExecutionOptions
-from weightspace.merging.plan.plan import Job, Plan, Ref
+from weightspace.merging.plan.plan import HELD, Job, Plan, Ref
 
 #: Copies of a chunk that a method holds in addition to two per model: the widened base, task vectors, masks, the
 #: result, and results that wait to be written.
@@ -67,9 +67,11 @@ def _dequantising_memory(plan: Plan, job: Job, ref: Ref) -> int:
 
 def _quantising_memory(job: Job) -> int:
     """Return the bytes needed to quantise ranges of a tensor: whole rows of blocks, in several copies."""
-    block, shape = (0, 0) if job.scales is None else job.scales.block, job.info.shape
-    rows = 0 if block == shape else block[0]
-    return _QUANTISING * min(job.info.numel, rows * shape[1] + _BLOCK)
+    numel, shape = job.info.numel, job.info.shape
+    if job.scales is None or job.scales.block == shape:
+        held = 4 * numel if numel <= HELD else 0
+        return held + _QUANTISING * min(numel, _BLOCK)
+    return _QUANTISING * min(numel, job.scales.block[0] * shape[1] + _BLOCK)
 
 
 def _computed_memory(plan: Plan, ref: Ref) -> int:

@@ -28,6 +28,9 @@ Ref: TypeAlias = tuple[int, str]
 #: be equal in all models.
 Kind: TypeAlias = Literal["merge", "agree", "copy", "largest", "direction", "magnitude", "vector", "mask"]
 
+#: Elements up to which a merged matrix is held in memory until its only scale is known; larger ones are merged twice.
+HELD = 2**23
+
 
 @dataclass(frozen=True)
 class Member:
