@@ -18,7 +18,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
         *("intermediate_dir", "reproduce", "allow_code", "verify", "dry_run"),
     ),
     "Output": (
-        *("output", "outputs", "reports", "report_threshold", "merged", "out_dtype", "shard_size", "force"),
+        *("output", "outputs", "reports", "report_threshold", "merged", "out_dtype", "quantise", "shard_size", "force"),
         *("as_json", "quiet", "verbose", "help", "_click_default_help"),
     ),
 }

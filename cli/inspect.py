@@ -80,9 +80,10 @@ def _show_two(a: CheckpointSummary, b: CheckpointSummary, comparison: Comparison
 def _print_totals(summary: CheckpointSummary, label: str = "") -> None:
     """Print the totals of a checkpoint, and its metadata."""
     bad = f", {summary.non_finite:,} NaN or infinite values" if summary.non_finite else ""
+    quantised = "" if summary.quantised is None else f", quantised: {summary.quantised}"
     echo(
         f"{label}{summary.path}: {len(summary.tensors):,} tensors, {summary.parameters:,} parameters, "
-        f"{summary.bytes:,} bytes, norm {_number(summary.norm)}{bad}"
+        f"{summary.bytes:,} bytes, norm {_number(summary.norm)}{bad}{quantised}"
     )
     for name, value in summary.metadata.items():
         _print_metadata(name, value)

@@ -12,7 +12,7 @@ from weightspace.cli import commands, options
 from weightspace.cli.commands import Choice, Whole
 from weightspace.cli.merge_differences import check_reports, report_differences
 from weightspace.cli.merge_least_squares import check_least_squares, least_squares_option
-from weightspace.cli.merge_methods import check_method, is_recipe, parameter_options, parameters_of
+from weightspace.cli.merge_methods import check_method, dtype_options, is_recipe, parameter_options, parameters_of
 from weightspace.cli.merge_networks import advice_on_statistics, network_options
 from weightspace.cli.merge_report import interrupted_line, plan_rows, size_of
 from weightspace.cli.merge_schema import schema_option
@@ -54,12 +54,7 @@ _SIGINT = 130
 @click.option("--base", metavar="CHECKPOINT", help="The pretrained model that the others were fine-tuned from.")
 @click.option("--weights", metavar="W,…", help="One weight per checkpoint, such as .6,.4. [equal]")
 @click.option("--evidence", metavar="FILE,…", help="Data statistics, one file per checkpoint (`weightspace evidence`).")
-@click.option(
-    "--dtype",
-    metavar="DTYPE",
-    help="Dtype of the output: float32, float16 or bfloat16; by default that of the inputs. Recipes set it themselves.",
-)
-@click.option("--out-dtype", metavar="DTYPE", help="Dtype of the output, by the name used in recipes.")
+@dtype_options
 @click.option("--key", metavar="NAME", help='Entry of the torch files that holds the state dict ("" is the top level).')
 @click.option("--strip-prefix", metavar="PREFIX", help="Strip PREFIX (module.) from tensor names that start with it.")
 @click.option("--no-strip", is_flag=True, help="Don't strip a prefix that only one model has.")
@@ -287,6 +282,7 @@ def _given(sources: tuple[str, ...], said: Mapping[str, Any]) -> dict[str, Any]:
         "evidence": None if said["evidence"] is None else said["evidence"].split(","),
         "dtype": said["dtype"],
         "out_dtype": said["out_dtype"],
+        "quantise": said["quantise"],
     }
     return {name: value for name, value in given.items() if value is not None}
 

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
+from weightspace.cli import options
 
 from weightspace import WeightspaceError
 from weightspace.merging import METHODS
+from weightspace.merging.recipe.types import SCHEMES
 from weightspace.suggestions import unknown
 from weightspace.user_code import is_user_code
 
@@ -30,6 +32,29 @@ def parameter_options(command: Command) -> Command:
         text = "; ".join(f"{meaning} ({', '.join(methods)})" for meaning, methods in users[name].items())
         text = f"{text[0].upper()}{text[1:]}."
         command = click.option(_flag(name), f"{_PREFIX}{name}", metavar="VALUE", help=text)(command)
+    return command
+
+
+def dtype_options(command: Command) -> Command:
+    """Add the options for the numbers that the output holds."""
+    decorators = (
+        click.option(
+            "--dtype",
+            metavar="DTYPE",
+            help="Dtype of the output: float32, float16 or bfloat16; by default that of the inputs. Recipes set it "
+            "themselves.",
+        ),
+        click.option("--out-dtype", metavar="DTYPE", help="Dtype of the output, by the name used in recipes."),
+        click.option(
+            "--quantise",
+            metavar="SCHEME",
+            shell_complete=options.completing(SCHEMES),
+            help="Write the matrices of linear layers as FP8 numbers with a scale per "
+            f"{', '.join(f'{unit} ({name})' for name, unit in SCHEMES.items())}.",
+        ),
+    )
+    for decorator in reversed(decorators):
+        command = decorator(command)
     return command
 
 

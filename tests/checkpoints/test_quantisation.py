@@ -127,12 +127,13 @@ def fp8_state(value: float, scale: float) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("place", ["model", "base"])
 def test_a_quantised_file_is_refused_in_every_role(place: str, tmp_path: Path) -> None:
-    paths = {name: tmp_path / f"{name}.safetensors" for name in ("fp8", "plain")}
-    ws.save_checkpoint(fp8_state(4.0, 0.25), paths["fp8"])
+    paths = {name: tmp_path / f"{name}.safetensors" for name in ("packed", "plain")}
+    packed = {"q.W_q": torch.ones(1, 2, dtype=torch.uint8), "q.scale": torch.ones(2), "q.zero": torch.zeros(2)}
+    ws.save_checkpoint({**packed, "b": torch.ones(2)}, paths["packed"])
     ws.save_checkpoint({"q.weight": torch.ones(2, 2), "b": torch.ones(2)}, paths["plain"])
-    base = paths["fp8"] if place == "base" else paths["plain"]
-    model = paths["plain"] if place == "base" else paths["fp8"]
-    with pytest.raises(CheckpointError, match=r"fp8\.safetensors is quantised: FP8 with scales"):
+    base = paths["packed"] if place == "base" else paths["plain"]
+    model = paths["plain"] if place == "base" else paths["packed"]
+    with pytest.raises(CheckpointError, match=r"packed\.safetensors is quantised: HQQ"):
         ws.merge_files([model], tmp_path / "out.safetensors", method="ties", base=base)
     assert sorted(tmp_path.iterdir()) == sorted(paths.values())
 

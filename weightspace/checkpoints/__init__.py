@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from weightspace.checkpoints.comparison import Comparison, Difference, TensorDistance, compare
     from weightspace.checkpoints.load_save import load_checkpoint, load_metadata, save_checkpoint
     from weightspace.checkpoints.provenance import provenance
+    from weightspace.checkpoints.quantised.view import load_dequantised
     from weightspace.checkpoints.state_dict import StateDict, check_compatible, check_finite
     from weightspace.checkpoints.summary import CheckpointSummary, TensorSummary, summarise
 
@@ -29,6 +30,7 @@ _HOMES = {
     "check_finite": "state_dict",
     "compare": "comparison",
     "load_checkpoint": "load_save",
+    "load_dequantised": "quantised.view",
     "load_metadata": "load_save",
     "provenance": "provenance",
     "save_checkpoint": "load_save",
@@ -46,6 +48,7 @@ __all__ = [
     "check_finite",
     "compare",
     "load_checkpoint",
+    "load_dequantised",
     "load_metadata",
     "provenance",
     "save_checkpoint",

@@ -6,9 +6,10 @@ Safetensors headers need no torch; the tensors of a torch file are listed in its
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.file_format import file_format
@@ -55,6 +56,49 @@ class Place:
     strides: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class StoredPart:
+    """A stored tensor that is part of a quantised one: its name in the files, its dtype and shape, and its location.
+
+    ``place`` is None for tensors that only torch can read.
+    """
+
+    name: str
+    info: TensorInfo
+    place: Place | None
+
+
+@dataclass(frozen=True, slots=True)
+class QuantisedTensor:
+    """A tensor that is stored as several ones, such as FP8 numbers and their scales.
+
+    Attributes:
+        format: the format, for messages: ``FP8, a scale per tensor``.
+        shape: shape of the values.
+        parts: role -> stored tensor: ``values``, ``scales``.
+        decoder: a function of a module that returns a reader of the values, ``decoder(parts, tensor)`` with readers of
+            the parts by role; it may import torch, which planning does not.
+        settings: further arguments of the format.
+        left_out: names of stored tensors that belong to it and don't enter its values, such as scales of activations.
+        dtype: safetensors name of the dtype that the network computes in, which the result of a merge gets.
+        overhead: bytes that reading a range needs in addition to its elements as float32.
+    """
+
+    format: str
+    shape: tuple[int, ...]
+    parts: Mapping[str, StoredPart]
+    decoder: Callable[..., Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    dtype: str = "F32"
+    overhead: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """The stored bytes of its parts."""
+        return sum(part.info.nbytes for part in self.parts.values())
+
+
 @dataclass(frozen=True)
 class CheckpointMetadata:
     """The tensors of a checkpoint, in its order.
@@ -68,6 +112,7 @@ class CheckpointMetadata:
         key: the requested entry of a torch file that holds the tensors, if any.
         renamed: name -> name in the file, if they differ.
         notes: notes on choices made while reading, one line each.
+        quantised: name -> parts of the tensors that are dequantised on reading; their dtype in ``tensors`` is F32.
     """
 
     path: Path
@@ -78,6 +123,12 @@ class CheckpointMetadata:
     key: str | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    quantised: Mapping[str, QuantisedTensor] = field(default_factory=dict)
+
+    def stored_bytes(self, name: str) -> int:
+        """Return the bytes of a tensor in the files: those of all its parts if it is quantised."""
+        quantised = self.quantised.get(name)
+        return self.tensors[name].nbytes if quantised is None else quantised.nbytes
 
     def without_prefix(self, prefix: str) -> CheckpointMetadata:
         """Return the same tensors with a prefix removed from all names that start with it.
@@ -109,6 +160,7 @@ class CheckpointMetadata:
             tied={names[name]: names[owner] for name, owner in self.tied.items()},
             places={names[name]: place for name, place in self.places.items()},
             renamed={short: self.renamed.get(name, name) for short, name in shorts.items()},
+            quantised={names[name]: quantised for name, quantised in self.quantised.items()},
         )
 
 

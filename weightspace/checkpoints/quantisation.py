@@ -70,7 +70,7 @@ _PAIRS: Mapping[tuple[str, str], str] = {
 }
 
 #: Files beside the weights of a folder that indicate quantisation.
-_FILES: Mapping[str, str] = {
+QUANTISATION_FILES: Mapping[str, str] = {
     "hf_quant_config.json": "ModelOpt (FP8 or NVFP4)",
     "quantize_config.json": "GPTQ",
     "quant_config.json": "AWQ",
@@ -192,16 +192,27 @@ def find_quantised_folder(folder: Path, config: Mapping[str, Any]) -> Quantised 
         folder: a model's folder.
         config: content of its ``config.json``.
     """
+    for key, settings in quantisation_settings(config):
+        method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+        return Quantised(str(method or _METHODS.get(key, "an unnamed format"))[:80], f"{key} in config.json")
+    for name, kind in QUANTISATION_FILES.items():
+        if (folder / name).is_file():
+            return Quantised(kind, name)
+    return None
+
+
+def quantisation_settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield key and value of the descriptions of a quantisation in a configuration or in its parts."""
+    yield from ((key, part[key]) for part, key in quantised_parts(config))
+
+
+def quantised_parts(config: Mapping[str, Any]) -> Iterator[tuple[Any, str]]:
+    """Yield the parts of a configuration that describe a quantisation, each with the key of the description."""
     for part in _parts(config):
         for key in _KEYS:
             settings = part.get(key)
             if settings and (key != "quantization" or (isinstance(settings, Mapping) and "bits" in settings)):
-                method = settings.get("quant_method") if isinstance(settings, Mapping) else None
-                return Quantised(str(method or _METHODS.get(key, "an unnamed format"))[:80], f"{key} in config.json")
-    for name, kind in _FILES.items():
-        if (folder / name).is_file():
-            return Quantised(kind, name)
-    return None
+                yield part, key
 
 
 def _parts(config: Mapping[str, Any], depth: int = _DEPTH) -> Iterator[Mapping[str, Any]]:

@@ -6,7 +6,9 @@ Tensors are read, not memory-mapped: if a mapped file is truncated, accessing th
 
 from __future__ import annotations
 
+import math
 import warnings
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,10 +17,28 @@ from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.dtypes import DTYPES
 from weightspace.checkpoints.fetching import fetched_path
 from weightspace.checkpoints.load_save import StrPath, read_state
-from weightspace.checkpoints.metadata import CheckpointMetadata, Place, TensorInfo, read_contents
+from weightspace.checkpoints.metadata import CheckpointMetadata, Place, StoredPart, TensorInfo, read_contents
 from weightspace.checkpoints.open_files import OpenFiles
 from weightspace.checkpoints.state_dict import StateDict
 from weightspace.errors import CheckpointError, WeightspaceWarning
+
+
+class RangeReader(Protocol):
+    """A tensor read by ranges of its elements in row-major order."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its dtype."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        ...
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return the elements from ``start`` up to ``stop``, 1-D."""
+        ...
 
 
 class StoredTensor:
@@ -71,8 +91,20 @@ class StoredTensor:
         self._files(self._place.file).read_runs_into(elements, (starts * size).tolist(), (ends * size).tolist(), places)
 
 
+class LoadedTensor:
+    """A tensor in memory, read by range of elements like one in a file."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.dtype, self.shape = tensor.dtype, tuple(tensor.shape)
+        self._elements = tensor.reshape(-1)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return a copy of the elements from ``start`` up to ``stop``, 1-D."""
+        return self._elements[start:stop].clone()
+
+
 class CheckpointReader:
-    """The tensors of a checkpoint, located by its headers.
+    """The tensors of a checkpoint, located by its headers; quantised ones are dequantised, in float32.
 
     Tensors of torch files with unknown locations are loaded all at once.
 
@@ -95,22 +127,41 @@ class CheckpointReader:
         Raises:
             CheckpointError: the file is missing, has become shorter, or cannot be read.
         """
+        info = self.contents.tensors[name]
+        if name in self.contents.quantised:
+            return self._dequantised(name).read(0, math.prod(info.shape)).view(info.shape)
         place = self.contents.places.get(name)
         if place is None:
-            if self._loaded is None:
-                self._loaded, _ = read_state(self.contents.path, self.contents.key)
-            return self._loaded[self.contents.renamed.get(name, name)]
-        info = self.contents.tensors[name]
+            return self._in_memory(self.contents.renamed.get(name, name))
         elements = torch.empty(_extent(place, info), dtype=DTYPES[info.dtype])
         self._files(place.file).read_into(elements, place.start)
         return elements.view(info.shape) if place.strides is None else elements.as_strided(info.shape, place.strides)
 
-    def stored(self, name: str) -> StoredTensor | None:
+    def stored(self, name: str) -> RangeReader | None:
         """Return a tensor to be read by range, or None if its elements aren't stored in order in a file."""
+        if name in self.contents.quantised:
+            return self._dequantised(name)
         place = self.contents.places.get(name)
         if place is None or place.strides is not None:
             return None
         return StoredTensor(self._files, place, self.contents.tensors[name])
+
+    def _dequantised(self, name: str) -> RangeReader:
+        """Return a reader of a quantised tensor's values."""
+        quantised = self.contents.quantised[name]
+        return quantised.decoder({role: self._part(part) for role, part in quantised.parts.items()}, quantised)
+
+    def _part(self, part: StoredPart) -> RangeReader:
+        """Return a reader of a part of a quantised tensor."""
+        if part.place is None or part.place.strides is not None:
+            return LoadedTensor(self._in_memory(part.name))
+        return StoredTensor(self._files, part.place, part.info)
+
+    def _in_memory(self, name: str) -> Tensor:
+        """Return a tensor by its name in the files, after loading all of them."""
+        if self._loaded is None:
+            self._loaded, _ = read_state(self.contents.path, self.contents.key)
+        return self._loaded[name]
 
     def state(self) -> StateDict:
         """Return copies of all tensors; tied ones stay tied."""

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
+from weightspace.checkpoints.dtypes import NAMES
 from weightspace.checkpoints.load_save import StrPath, load_checkpoint, load_metadata
 from weightspace.checkpoints.measure import count_non_finite, is_inexact, norm
+from weightspace.checkpoints.quantisation import find_quantised
 from weightspace.checkpoints.state_dict import StateDict, dtype_name, tied_names
 from weightspace.reprs import brief
 
@@ -45,6 +47,7 @@ class CheckpointSummary:
         parameters: number of elements of all tensors, including buffers and counters, which files don't distinguish.
         bytes: size of all tensors.
         norm: Euclidean norm over the float tensors.
+        quantised: the format of quantised weights, whose stored numbers and scales are listed as they are; or None.
     """
 
     path: str
@@ -54,6 +57,7 @@ class CheckpointSummary:
     norm: float
     non_finite: int
     metadata: dict[str, str]
+    quantised: str | None = None
 
 
 def summarise(path: StrPath, *, strip_prefix: str | None = None, key: str | None = None) -> CheckpointSummary:
@@ -69,6 +73,7 @@ def summarise(path: StrPath, *, strip_prefix: str | None = None, key: str | None
     """
     state = load_checkpoint(path, strip_prefix=strip_prefix, key=key)
     tensors = _summaries(state)
+    marks = find_quantised({name: (NAMES.get(own.dtype, "F32"), own.ndim) for name, own in state.items()})
     stored = [tensor for tensor in tensors if tensor.tied_to is None]
     return CheckpointSummary(
         path=str(path),
@@ -78,6 +83,7 @@ def summarise(path: StrPath, *, strip_prefix: str | None = None, key: str | None
         norm=math.hypot(*(tensor.norm for tensor in stored if tensor.norm is not None)),
         non_finite=sum(tensor.non_finite for tensor in stored),
         metadata=load_metadata(path),
+        quantised=None if marks is None else marks.format,
     )
 
 

@@ -42,6 +42,7 @@ def merge_files(
     evidence: Sequence[str | os.PathLike[str]] | None = None,
     dtype: str | None = None,
     out_dtype: str | None = None,
+    quantise: str | Mapping[str, Any] | None = None,
     reading: ReadingOptions | None = None,
     output: OutputOptions | None = None,
     execution: ExecutionOptions | None = None,
@@ -62,6 +63,7 @@ def merge_files(
         out: ``OUT.safetensors`` or ``OUT.pt`` is one file, anything else a Hugging Face folder.
         method, base, weights, parameters, evidence: as in ``merge``, for sources; a recipe has its own.
         dtype, out_dtype: float dtype of the output, such as ``bfloat16``; the second overrides the first.
+        quantise: write matrices as FP8 with scales: ``fp8-tensor``, ``fp8-channel`` or ``fp8-block``.
         reading, output, execution: options for reading the inputs, for the output, and for running the merge.
         align: align independently trained networks first.
         finish: maps the merged state dict to one of the same names and shapes, which replaces it.
@@ -82,7 +84,7 @@ def merge_files(
         1
     """
     settings = {"method": method, "base": base, "weights": weights, "parameters": parameters}
-    settings |= {"evidence": evidence, "dtype": dtype, "out_dtype": out_dtype}
+    settings |= {"evidence": evidence, "dtype": dtype, "out_dtype": out_dtype, "quantise": quantise}
     groups = (reading or ReadingOptions(), output or OutputOptions(), execution or ExecutionOptions())
     steps = _Steps(align, finish, _bytes_reporter(on_progress), dry_run)
     return _merge(recipe_or_sources, out, settings, *groups, steps, WarningLog(warn), lenient=lenient, strict=strict)
@@ -142,7 +144,7 @@ def plan_merge(
         CheckpointError: as ``merge_files``.
         WeightspaceError: as ``merge_files``, or the recipe has several documents.
     """
-    said = dict.fromkeys(("method", "base", "weights", "parameters", "evidence", "dtype", "out_dtype"))
+    said = dict.fromkeys(("method", "base", "weights", "parameters", "evidence", "dtype", "out_dtype", "quantise"))
     for name in options:
         if name not in said:
             raise unknown("option", name, said)
@@ -246,6 +248,7 @@ _IN_RECIPES = {
     "evidence": "give each model its `evidence`",
     "dtype": "add `dtype: {0}`",
     "out_dtype": "add `out_dtype: {0}`",
+    "quantise": "add `quantise: {0}`",
 }
 
 

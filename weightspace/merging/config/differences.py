@@ -24,6 +24,9 @@ _HARMLESS = (
     *("num_beams", "*_penalty", "no_repeat_ngram_size", "early_stopping", "task_specific_params"),
 )
 
+#: Parts of a configuration that don't describe the merged network: quantised weights are dequantised on reading.
+_APART = frozenset({"task_specific_params", "quantization_config", "compression_config", "quantization"})
+
 #: Keys that count layers or have one entry per layer; slices rewrite them.
 _LAYERS = ("*layers*", "n_layer", "layer_types", "*layer_idx*", "*_block_types", "attention_types", "depths")
 
@@ -129,7 +132,7 @@ def _is_default(rope: Mapping[str, Any]) -> bool:
 def _matters(path: str, written: Sequence[str]) -> bool:
     *parents, key = path.split(".")
     patterns = (*_HARMLESS, *written)
-    return "task_specific_params" not in parents and not any(fnmatch(key, pattern) for pattern in patterns)
+    return _APART.isdisjoint(parents) and not any(fnmatch(key, pattern) for pattern in patterns)
 
 
 def _values(fields: Mapping[str, Any], others: Mapping[str, Any], key: str) -> tuple[str, str]:

@@ -35,7 +35,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 #: Keys of the dense model that do not apply to the mixture.
 _DROPPED = (
     *("auto_map", "pretraining_tp", "mlp_bias", "layer_types", "sliding_window", "use_sliding_window"),
-    *("max_window_layers", "_name_or_path"),
+    *("max_window_layers", "_name_or_path", "quantization_config", "compression_config"),
 )
 
 #: Hub repository of DeepSeek's model code.

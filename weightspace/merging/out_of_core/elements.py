@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from weightspace.checkpoints.dtypes import DTYPES
 from weightspace.merging.methods._apply import merged_chunks, sound_chunks
 from weightspace.merging.methods._registry import CHUNK
 from weightspace.merging.methods._tensor_stack import TensorReader
+from weightspace.merging.out_of_core.quantising import quantised
 from weightspace.merging.out_of_core.sources import Sources
 from weightspace.merging.plan.plan import Job
 
@@ -51,6 +53,19 @@ def elements_of(job: Job, sources: Sources, global_arguments: GlobalArguments) -
         yield from _merged(job, sources, global_arguments, dtype)
     else:
         yield from ((start, elements.to(dtype)) for start, elements in _kept(job, sources))
+
+
+def written_elements(job: Job, sources: Sources, global_arguments: GlobalArguments) -> Iterator[tuple[int, Tensor]]:
+    """Yield what a job writes into its shard, scales included: byte offsets and 1-D elements; see ``elements_of``."""
+    if job.scales is None:
+        for start, elements in elements_of(job, sources, global_arguments):
+            yield job.offset + start * elements.itemsize, elements
+        return
+    wide = replace(job, info=replace(job.info, dtype="F32"), scales=None)
+    ranges = quantised(job.info.shape, job.scales, lambda: elements_of(wide, sources, global_arguments))
+    for start, elements, first, scales in ranges:
+        yield job.offset + start, elements
+        yield job.scales.offset + first * scales.itemsize, scales
 
 
 def check_masks(jobs: Iterable[Job], sources: Sources) -> None:

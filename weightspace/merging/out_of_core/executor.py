@@ -13,7 +13,7 @@ import torch
 
 from weightspace.checkpoints import StateDict, load_checkpoint
 from weightspace.merging.methods._loading import load_global_pass
-from weightspace.merging.out_of_core.elements import elements_of, is_merged
+from weightspace.merging.out_of_core.elements import is_merged, written_elements
 from weightspace.merging.out_of_core.output import ShardFile, open_shards
 from weightspace.merging.out_of_core.sources import Sources
 from weightspace.merging.out_of_core.staging import Staging
@@ -187,10 +187,10 @@ class WorkerPool:
     def _do(self, job: Job) -> bool:
         """Run one job; return whether its tensor is complete."""
         file = self.files[job.shard]
-        for start, elements in elements_of(job, self.sources, self.global_arguments):
+        for offset, elements in written_elements(job, self.sources, self.global_arguments):
             if self.stop.is_set():
                 return False
-            file.write(job.offset + start * elements.itemsize, elements)
+            file.write(offset, elements)
             with self.lock:
                 self.written += elements.nbytes
         return True

@@ -11,7 +11,8 @@ from pathlib import Path
 from weightspace.checkpoints.buffers import effective_name
 from weightspace.checkpoints.companion_files import Companions, find_companions, is_head, is_other_copy, is_tokenizer
 from weightspace.checkpoints.json_file import parse_json
-from weightspace.checkpoints.quantisation import check_not_quantised, find_quantised, find_quantised_folder
+from weightspace.checkpoints.quantisation import QUANTISATION_FILES
+from weightspace.checkpoints.quantised.view import check_dequantised
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.merging.config.differences import config_differences, read_config
 from weightspace.merging.methods import Method
@@ -36,18 +37,14 @@ _WRITERS = ("transformers_version", "_name_or_path", "__version__", "_commit_has
 
 
 def check_plain(members: Sequence[Member]) -> None:
-    """Check that no model is quantised.
+    """Check that no model has quantised tensors besides those that are dequantised on reading.
 
     Raises:
-        CheckpointError: one is (the message names the format), or a configuration is damaged.
+        CheckpointError: one has (the message names the format), or a configuration is damaged.
     """
     for member in members:
         contents = member.stored or member.contents
-        tensors = {name: (info.dtype, len(info.shape)) for name, info in contents.tensors.items()}
-        quantised = find_quantised(tensors)
-        if quantised is None and contents.path.is_dir():
-            quantised = find_quantised_folder(contents.path, read_config(contents.path) or {})
-        check_not_quantised(member.label if member.adapter is None else contents.path.name, quantised)
+        check_dequantised(member.label if member.adapter is None else contents.path.name, contents)
 
 
 def report_unmerged_base(recipe: Recipe, row: Method, notice: Callable[[str], None]) -> None:
@@ -193,6 +190,8 @@ def compare_folders(
     if not copied:
         return Companions((), ())
     companions = find_companions(donor, [file.name for file in own.contents.files])
+    copied_files = tuple(name for name in companions.copied if name not in QUANTISATION_FILES)
+    companions = Companions(copied_files, companions.left)
     if companions.left:
         left = sorted(companions.left, key=is_other_copy)  # the least expected first
         names = ", ".join(left[:_LISTED]) + (f", and {len(left) - _LISTED:,} more" if len(left) > _LISTED else "")

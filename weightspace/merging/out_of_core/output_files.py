@@ -10,6 +10,7 @@ from typing import Any
 from weightspace.checkpoints.atomic_write import one_line_errors, synced_file
 from weightspace.checkpoints.companion_files import copy_companions
 from weightspace.checkpoints.hf_folder import CARD
+from weightspace.checkpoints.quantisation import QUANTISATION_FILES
 from weightspace.merging.out_of_core.chat_templates import write_template
 from weightspace.merging.out_of_core.model_card import model_card
 from weightspace.merging.plan.plan import Plan
@@ -30,6 +31,8 @@ def finish_folder(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> None:
     own_tokenizer = plan.tokenizer is not None and plan.tokenizer != plan.donor
     if plan.donor is not None:
         copy_companions(plan.donor, parts, tokenizer=False if own_tokenizer else None)
+        for name in QUANTISATION_FILES:  # of a donor that is dequantised
+            (parts / name).unlink(missing_ok=True)
     if plan.tokenizer is not None and own_tokenizer:
         copy_companions(plan.tokenizer, parts, tokenizer=True)
     if plan.vocabulary is not None and plan.vocabulary.extended is not None:
@@ -47,9 +50,9 @@ def finish_folder(plan: Plan, parts: Path, metadata: Mapping[str, str]) -> None:
 def _index(plan: Plan, metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return the index of the shards."""
     places = {job.name: plan.shards[job.shard].name for job in plan.jobs}
+    places |= {job.scales.name: plan.shards[job.shard].name for job in plan.jobs if job.scales is not None}
     places |= {alias: places[owner] for alias, owner in plan.tied.items()}
-    total = sum(job.info.nbytes for job in plan.jobs)
-    return {"metadata": {"total_size": total, **metadata}, "weight_map": places}
+    return {"metadata": {"total_size": plan.tensor_bytes, **metadata}, "weight_map": places}
 
 
 def _json(content: object) -> str:

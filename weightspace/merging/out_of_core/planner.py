@@ -36,6 +36,7 @@ from weightspace.merging.plan.options import OutputOptions, ReadingOptions
 from weightspace.merging.plan.parametrized import with_parametrizations
 from weightspace.merging.plan.plan import Job, Kind, Member, Plan, Ref, inputs_of
 from weightspace.merging.plan.promotion import FLOATS, promoted
+from weightspace.merging.plan.quantised_output import with_quantisation, with_settings
 from weightspace.merging.recipe.merge_roles import find_method, split_base
 from weightspace.merging.recipe.parameters import gives_base, is_mergekits
 from weightspace.merging.recipe.parse import Recipe, Warn
@@ -115,8 +116,8 @@ def make_plan(
     jobs = _jobs(recipe, row, members, named, vocabulary)
     check_evidence(row, members, _models(recipe, members), jobs)
     _check_tokens(source, members, jobs, donor, note)
-    tokenizer = None if source is None else source.folder
-    file = _weights_file(out)
+    jobs = with_quantisation(jobs, named.tied, members, recipe.quantise, options.output, out, note)
+    tokenizer, file = None if source is None else source.folder, _weights_file(out)
     sliced, moved = bool(named.stackings), vocabulary is not None
     companions = compare_folders(members, donor, note, sliced=sliced, moved=moved, copied=file is None)
     metadata = _metadata(recipe, members, options)
@@ -124,7 +125,7 @@ def make_plan(
     companion_files = [] if file or donor is None else companion_paths(donor, companions.copied, tokenizer)
     stamps = stamps_of(members, [*companion_files, *(() if vocabulary is None else vocabulary.files)])
     identity = _identity(metadata, stamps, options.output, out)
-    configurations = _configurations(named, members, placed, None if is_file_name(out) else donor, vocabulary)
+    configurations = _configurations(named, members, placed, None if is_file_name(out) else donor, vocabulary, recipe)
     template = chat_template(recipe, members, None if file else tokenizer or donor, ignored)
     _check_template(template, tokenizer or donor, donor, vocabulary, configurations, note)
     placement = (placed, named.tied, shards, metadata, not options.output.allow_nonfinite, identity, _title(out))
@@ -171,13 +172,15 @@ def _configurations(
     jobs: Sequence[Job],
     donor: Path | None,
     vocabulary: MovedVocabulary | None,
+    recipe: Recipe,
 ) -> dict[str, str]:
     """Return the donor's configuration files whose text changes in the output."""
     if donor is None:
         return {}
     untied = named.untied or any(member.untied for member in members)
     adapted = adapted_configurations(donor, jobs, untied=untied, stackings=named.stackings)
-    return adapted if vocabulary is None else vocabulary_configurations(donor, adapted, vocabulary, members)
+    adapted = adapted if vocabulary is None else vocabulary_configurations(donor, adapted, vocabulary, members)
+    return with_settings(donor, adapted, jobs, named.tied, recipe.quantise)
 
 
 def _check_template(

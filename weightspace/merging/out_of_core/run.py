@@ -117,6 +117,7 @@ def run_plan(
     start = time.perf_counter()
     _log.info("%s, %d tensors, %d bytes into %s", plan.method.name, len(plan.jobs), plan.written_bytes, out)
     check_runnable(plan, out, execution)
+    _check_finish(plan, finish)
     fetched = missing_bytes(plan.input_files)
     progress = _fetch(plan, fetched, progress)
     with open_staging(out, plan.digest, fsync=execution.fsync) as staging, _hashing(plan) as hashing:
@@ -132,6 +133,19 @@ def run_plan(
     return replace(done, fetched_bytes=fetched)
 
 
+def _check_finish(plan: Plan, finish: Finish | None) -> None:
+    """Check that the merged network can be changed at the end.
+
+    Raises:
+        WeightspaceError: it is written quantised.
+    """
+    if finish is not None and any(job.scales is not None for job in plan.jobs):
+        raise WeightspaceError(
+            "The statistics of a quantised network cannot be recomputed. Merge without quantise first, and "
+            "quantise the result with `merge -m passthrough`."
+        )
+
+
 def report(
     plan: Plan, out: Path, execution: ExecutionOptions, *, resumed: int = 0, seconds: float | None = None
 ) -> MergeReport:
@@ -142,7 +156,7 @@ def report(
         str(out),
         plan.method.name,
         (out.name,) if _is_torch(out) else tuple(shard.name for shard in plan.shards),
-        len(plan.jobs),
+        len(plan.jobs) + sum(job.scales is not None for job in plan.jobs),
         resumed,
         plan.read_bytes,
         plan.written_bytes,
@@ -223,7 +237,7 @@ def _make_tensors(plan: Plan, staging: Staging, execution: ExecutionOptions, pro
 
     done = [read_journals(staging.journals(number, shard.name, shard.size)) for number, shard in enumerate(plan.shards)]
     pending = [job for job in plan.jobs if job.name not in done[job.shard]]
-    written = plan.tensor_bytes - sum(job.info.nbytes for job in pending)
+    written = plan.tensor_bytes - sum(job.nbytes for job in pending)
 
     def count(more: int) -> None:
         nonlocal written

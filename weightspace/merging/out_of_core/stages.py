@@ -16,6 +16,7 @@ from pathlib import Path
 
 from weightspace.checkpoints.hf_folder import find_weights, index_metadata
 from weightspace.checkpoints.safetensors_header import read_header
+from weightspace.errors import WeightspaceError
 from weightspace.merging.methods._unrun import UnrunMethod
 from weightspace.merging.out_of_core.graph import can_be_computed
 from weightspace.merging.out_of_core.output_files import write_skeleton
@@ -73,6 +74,7 @@ def merge_documents(
         CheckpointError: as ``run_plan``, for any of the documents; or a result would replace something else.
         WeightspaceError: as ``run_plan``.
     """
+    _check_not_quantised(recipe)
     folder = None if execution.intermediate_dir is None else Path(execution.intermediate_dir)
     documents = recipe.documents if folder is not None else used_documents(recipe)
     _report_unused(recipe, documents, listeners)
@@ -95,6 +97,19 @@ def merge_documents(
         return planned
     with folders.open():
         return _run(steps, options, execution, listeners, folders, finish, progress)
+
+
+def _check_not_quantised(recipe: Recipe) -> None:
+    """Check that only the output is quantised.
+
+    Raises:
+        WeightspaceError: an intermediate result is.
+    """
+    for document in recipe.documents:
+        if document.quantise is not None:
+            raise WeightspaceError(
+                f"{document.name!r} is an intermediate result, which is not quantised. Leave it out."
+            )
 
 
 def _report_unrun_methods(plans: Sequence[Plan], listeners: Listeners) -> None:

@@ -66,7 +66,7 @@ class PartMaker:
             lambda _: None,
             part.number,
         )
-        return sum(job.info.nbytes for job in jobs)
+        return sum(job.nbytes for job in jobs)
 
     @cached_property
     def sources(self) -> Sources:
@@ -150,4 +150,4 @@ def _runs(plan: Plan, indices: Sequence[int], bound: int) -> list[list[int]]:
 
 
 def _cost(job: Job) -> int:
-    return job.info.nbytes + _OVERHEAD
+    return job.nbytes + _OVERHEAD

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from weightspace.checkpoints.safetensors_header import ITEMSIZES
 from weightspace.merging.methods._registry import CHUNK
 from weightspace.merging.plan.options import ExecutionOptions
-from weightspace.merging.plan.plan import Job, Plan, Ref
+from weightspace.merging.plan.plan import HELD, Job, Plan, Ref
 
 #: Copies of a chunk that a method holds in addition to two per model: the widened base, task vectors, masks, the
 #: result, and results that wait to be written.
@@ -19,6 +19,12 @@ _BLOCK = 4 * CHUNK
 
 #: Maximum number of elements of a computed source that are cached.
 _KEPT = 8 * CHUNK
+
+#: Bytes of temporary copies per element of a quantised source: its parts, wider integers, and scales.
+_DEQUANTISING = 16
+
+#: Bytes of copies per element of a range that is quantised.
+_QUANTISING = 20
 
 #: Copies of a whole tensor that SVD methods hold per model: factors and workspace.
 _WHOLE_COPIES = 5
@@ -43,7 +49,29 @@ _WORKERS = 0.8
 def job_memory(plan: Plan, job: Job) -> int:
     """Return a conservative estimate of the bytes that a job needs."""
     own = _job_memory(plan, job) + sum(_factor_memory(plan, ref) for ref in job.refs)
+    own += 0 if job.scales is None else _quantising_memory(job)
+    own += sum(_dequantising_memory(plan, job, ref) for ref in job.refs)
     return own + sum(_computed_memory(plan, ref) for ref in job.refs)
+
+
+def _dequantising_memory(plan: Plan, job: Job, ref: Ref) -> int:
+    """Return the bytes of the temporary copies of a range of a quantised source."""
+    quantised = plan.members[ref[0]].contents.quantised.get(ref[1])
+    if quantised is None:
+        return 0
+    numel = math.prod(quantised.shape)
+    row = math.prod(quantised.shape[1:])
+    whole = plan.method.granularity_of(job.arguments) == "whole"
+    return quantised.overhead + _DEQUANTISING * (numel if whole else min(numel, max(row, _BLOCK)))
+
+
+def _quantising_memory(job: Job) -> int:
+    """Return the bytes needed to quantise ranges of a tensor: whole rows of blocks, in several copies."""
+    numel, shape = job.info.numel, job.info.shape
+    if job.scales is None or job.scales.block == shape:
+        held = 4 * numel if numel <= HELD else 0
+        return held + _QUANTISING * min(numel, _BLOCK)
+    return _QUANTISING * min(numel, job.scales.block[0] * shape[1] + _BLOCK)
 
 
 def _computed_memory(plan: Plan, ref: Ref) -> int:
@@ -72,7 +100,8 @@ def _job_memory(plan: Plan, job: Job) -> int:
     shape = plan.info(job.inputs[0]).shape
     if job.kind not in _DERIVED:
         itemsize = max(4, *(ITEMSIZES[plan.info(ref).dtype] for ref in job.refs))
-        if job.info.dtype == "F32" and plan.method.doubles and plan.method.granularity != "whole":
+        wide = job.info.dtype == "F32" or job.scales is not None
+        if wide and plan.method.doubles and plan.method.granularity != "whole":
             itemsize = 8  # computed in float64
         return _merge_memory(plan, job, shape, itemsize)
     chunks = _merge_memory(plan, job, shape, 8) + 8 * CHUNK * _DERIVED_COPIES

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from weightspace.checkpoints.hf_folder import WEIGHTS
 from weightspace.checkpoints.metadata import TensorInfo
-from weightspace.checkpoints.safetensors_header import TIED, encode_header, place_entries
+from weightspace.checkpoints.safetensors_header import TIED, Entry, encode_header, place_entries
 from weightspace.merging.plan.plan import Job, Shard
 
 
@@ -24,32 +24,45 @@ def lay_out(
         file: name of the single output file, or None for a folder, which is sharded if necessary.
         shard_size: maximum number of tensor bytes per shard; a larger tensor gets a shard of its own.
     """
-    groups = [list(range(len(jobs)))] if file is not None else _groups([job.info for job in jobs], shard_size)
+    groups = [list(range(len(jobs)))] if file is not None else _groups(jobs, shard_size)
     single = len(groups) == 1
     placed, shards = list(jobs), []
     for number, group in enumerate(groups):
         name = file or (WEIGHTS if single else f"model-{number + 1:05}-of-{len(groups):05}.safetensors")
-        entries = place_entries({jobs[index].name: (jobs[index].info.dtype, jobs[index].info.shape) for index in group})
+        entries = place_entries(
+            {name: (info.dtype, info.shape) for index in group for name, info in _tensors(jobs[index])}
+        )
         record = {alias: owner for alias, owner in tied.items() if owner in entries}
         header = encode_header(
             entries,
             {"format": "pt", **(metadata if single else {}), **({TIED: json.dumps(record)} if record else {})},
         )
         for index in group:
-            placed[index] = replace(jobs[index], shard=number, offset=len(header) + entries[jobs[index].name].start)
+            placed[index] = _placed(jobs[index], number, len(header), entries)
         size = len(header) + max((entry.end for entry in entries.values()), default=0)
         shards.append(Shard(name, header, size))
     return tuple(placed), tuple(shards)
 
 
-def _groups(infos: Sequence[TensorInfo], shard_size: int) -> list[list[int]]:
+def _tensors(job: Job) -> list[tuple[str, TensorInfo]]:
+    """Return name and type of a job's tensor and of its scales."""
+    return [(job.name, job.info), *([] if job.scales is None else [(job.scales.name, job.scales.info)])]
+
+
+def _placed(job: Job, shard: int, start: int, entries: Mapping[str, Entry]) -> Job:
+    """Return a job with its place in a shard whose data start at a byte."""
+    scales = job.scales and replace(job.scales, offset=start + entries[job.scales.name].start)
+    return replace(job, shard=shard, offset=start + entries[job.name].start, scales=scales)
+
+
+def _groups(jobs: Sequence[Job], shard_size: int) -> list[list[int]]:
     """Assign tensors to shards greedily, in order."""
     groups: list[list[int]] = [[]]
     filled = 0
-    for index, info in enumerate(infos):
-        if groups[-1] and filled + info.nbytes > shard_size:
+    for index, job in enumerate(jobs):
+        if groups[-1] and filled + job.nbytes > shard_size:
             groups.append([])
             filled = 0
         groups[-1].append(index)
-        filled += info.nbytes
+        filled += job.nbytes
     return groups

@@ -10,6 +10,7 @@ from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.fetching import local_path
 from weightspace.checkpoints.hub_names import hub_model
 from weightspace.checkpoints.metadata import CheckpointMetadata, read_contents
+from weightspace.checkpoints.quantised.view import dequantised
 from weightspace.checkpoints.remote import is_url
 from weightspace.errors import CheckpointError
 from weightspace.lora.adapter import Adapter, read_adapter
@@ -42,7 +43,7 @@ def open_members(
     folders = dict.fromkeys(path for path, _ in paths)
     for path in folders:
         check_no_adapter_folder(path)
-    read = {path: read_contents(path, key=reading.key) for path in folders}
+    read = {path: dequantised(read_contents(path, key=reading.key)) for path in folders}
     if reading.key and all(contents.key is None for contents in read.values()):
         notice(f"--key {reading.key} (key=…) has no effect: it selects an entry of torch files, and no model is one.")
     for path, contents in read.items():
@@ -54,7 +55,9 @@ def open_members(
     for source, label, contents, (_, adapter) in zip(sources, labels, models, paths, strict=True):
         statistics = _evidence(evidence[source], contents) if source in evidence else None
         intermediate = reading.intermediates.get(without_adapter(source))
-        dtypes, plan = ({}, None) if intermediate is None else (intermediate.dtypes, intermediate.plan)
+        dtypes, plan = {name: tensor.dtype for name, tensor in contents.quantised.items()}, None
+        if intermediate is not None:
+            dtypes, plan = intermediate.dtypes, intermediate.plan
         member = Member(source, label, contents, evidence=statistics, dtypes=dtypes, plan=plan)
         if adapter is None:
             members.append(member)

@@ -28,6 +28,9 @@ Ref: TypeAlias = tuple[int, str]
 #: be equal in all models.
 Kind: TypeAlias = Literal["merge", "agree", "copy", "largest", "direction", "magnitude", "vector", "mask"]
 
+#: Elements up to which a merged matrix is held in memory until its only scale is known; larger ones are merged twice.
+HELD = 2**23
+
 
 @dataclass(frozen=True)
 class Member:
@@ -81,6 +84,23 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class Scales:
+    """The scales of a quantised tensor of the output, written beside it.
+
+    Attributes:
+        name: name of their tensor.
+        info: its dtype and shape.
+        block: rows and columns of a block that has a scale.
+        offset: offset of its first byte in the shard.
+    """
+
+    name: str
+    info: TensorInfo
+    block: tuple[int, int]
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One tensor of the output.
 
@@ -100,6 +120,7 @@ class Job:
         layer: index of its layer and number of layers in its stack; None outside the layers.
         part: which of spectral norm's tensors a vector is: ``left``, ``right`` or ``value``.
         fallback: the base's tensor with rows for tokens that a model lacks, also if the method takes no base; or None.
+        scales: the scales that it is quantised with, in the same shard; None: it is not quantised.
     """
 
     name: str
@@ -116,6 +137,12 @@ class Job:
     part: str = ""
     layer: tuple[int, int] | None = None
     fallback: Ref | None = None
+    scales: Scales | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it writes, including scales."""
+        return self.info.nbytes + (0 if self.scales is None else self.scales.info.nbytes)
 
     @property
     def models(self) -> tuple[Ref, ...]:
@@ -226,7 +253,7 @@ class Plan:
     @property
     def tensor_bytes(self) -> int:
         """Bytes of the output's tensors."""
-        return sum(job.info.nbytes for job in self.jobs)
+        return sum(job.nbytes for job in self.jobs)
 
     def made(self, name: str) -> Job:
         """Return the job of an output tensor, or of the tensor that it is tied to."""
@@ -249,11 +276,11 @@ class Plan:
         adapter = member.adapter
         if adapter is None and member.plan is not None:
             return sum(member.plan._source_bytes(below) for below in member.plan.made(ref[1]).refs)
+        contents = member.stored or member.contents
+        own = contents.stored_bytes(ref[1]) if ref[1] in contents.tensors else self.info(ref).nbytes
         if factors is None or adapter is None:
-            return self.info(ref).nbytes
-        return self.info(ref).nbytes + sum(
-            adapter.contents.tensors[name].nbytes for name in (factors.a_name, factors.b_name)
-        )
+            return own
+        return own + sum(adapter.contents.tensors[name].nbytes for name in (factors.a_name, factors.b_name))
 
 
 def inputs_of(members: Iterable[Member]) -> tuple[tuple[Path, tuple[Path, ...]], ...]:

@@ -13,7 +13,7 @@ from typing import Any
 from weightspace.merging.methods import METHODS, Method, Parameter
 from weightspace.merging.recipe.parameters import FALSE, PARAMETERS, TRUE
 from weightspace.merging.recipe.reader import MISPLACED
-from weightspace.merging.recipe.types import DTYPES
+from weightspace.merging.recipe.types import DTYPES, SCHEMES
 
 Schema = dict[str, Any]
 
@@ -74,10 +74,18 @@ def _top() -> Schema:
         "parameters": _ref("parameters"),
         "dtype": _described(dtype, "Dtype of the output."),
         "out_dtype": _described(dtype, "Dtype of the output; overrides dtype."),
+        "quantise": _described(_nullable(_quantise()), "Write matrices as FP8 numbers with scales."),
         "tokenizer_source": _described(_nullable(_ref("reference")), "base, union, or a model."),
         "tokenizer": _nullable(_tokenizer()),
         "chat_template": _described(_type("string", "null"), f"{_TEMPLATES}."),
     }
+
+
+def _quantise() -> Schema:
+    """Return the schema of a quantised output."""
+    scheme = {"enum": list(SCHEMES), "description": "The scheme, by the unit that has a scale."}
+    ignore = {"type": "array", "items": {"type": "string"}, "description": "Parts of names that are not quantised."}
+    return {"anyOf": [scheme, {**_mapping({"scheme": scheme, "ignore": ignore}), "required": ["scheme"]}]}
 
 
 def _known_parameters() -> Schema:

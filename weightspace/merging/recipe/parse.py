@@ -62,6 +62,7 @@ def recipe_of(
     evidence: Sequence[str] | None = None,
     dtype: str | None = None,
     out_dtype: str | None = None,
+    quantise: str | Mapping[str, Any] | None = None,
     warn: Warn | None = None,
 ) -> Recipe:
     """Return the recipe that merges whole models.
@@ -74,6 +75,7 @@ def recipe_of(
         parameters: the method's parameters by name; per-model parameters take a list with one value per model.
         evidence: paths of data statistics, one per model.
         dtype, out_dtype: dtype of the output.
+        quantise: scheme of a quantised output, or the mapping of recipes.
         warn: see ``read_recipe``.
 
     Raises:
@@ -99,7 +101,7 @@ def recipe_of(
     if base is not None and base not in sources and takes_base_as_model(row, shared):
         raise WeightspaceError(f"Method {method!r} takes no base, but one was given. List it among the models.")
     content = {"merge_method": method, "models": models, "base_model": base, "parameters": shared}
-    content |= {"dtype": dtype, "out_dtype": out_dtype}
+    content |= {"dtype": dtype, "out_dtype": out_dtype, "quantise": quantise}
     given = {key: value for key, value in content.items() if value}
     return RecipeReader(Document("the options", warn, None), given).recipe()
 

@@ -19,6 +19,7 @@ from weightspace.merging.recipe.parameters import (
     read_parameters,
     takes_base_as_model,
 )
+from weightspace.merging.recipe.quantise import quantise_key
 from weightspace.merging.recipe.tokens import tokenizer_keys
 from weightspace.merging.recipe.types import DTYPES, Recipe, Slice, Source
 from weightspace.suggestions import unknown
@@ -26,7 +27,7 @@ from weightspace.suggestions import unknown
 #: Top-level keys of a document.
 _TOP = (
     *("name", "merge_method", "base_model", "models", "slices", "modules", "parameters"),
-    *("dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template"),
+    *("dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template", "quantise"),
 )
 
 #: The keys under which a recipe lists its models; modules have only the first two.
@@ -90,6 +91,7 @@ class RecipeReader:
             content=self.top,
             name=self._name(),
             chat_template=self.document.text(self.top, "chat_template", ""),
+            quantise=quantise_key(self.document, self.top),
         )
         self._report_bases_alone(recipe)
         self.document.tell()

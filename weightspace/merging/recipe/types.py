@@ -88,6 +88,23 @@ class TokenizerKeys:
     multiple: int | None = None
 
 
+#: Schemes of quantised outputs -> the unit that has a scale.
+SCHEMES = {"fp8-tensor": "matrix", "fp8-channel": "row, an output channel", "fp8-block": "block of 128 × 128"}
+
+
+@dataclass(frozen=True)
+class Quantise:
+    """A recipe's settings for a quantised output.
+
+    Attributes:
+        scheme: one of ``SCHEMES``.
+        ignore: parts of names of tensors that are not quantised.
+    """
+
+    scheme: str
+    ignore: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The description of a merge.
@@ -102,6 +119,7 @@ class Recipe:
         content: the whole document as parsed YAML.
         name: name by which other documents refer to the result, or None.
         chat_template: ``auto``, the name of a template, a Jinja template, or None to keep that of the base.
+        quantise: how matrices of the output are quantised, or None.
         documents: the other documents of the file, each after those that it uses as models.
         is_document: whether the recipe was read from YAML instead of built from options.
     """
@@ -116,6 +134,7 @@ class Recipe:
     content: Mapping[str, Any]
     name: str | None = None
     chat_template: str | None = None
+    quantise: Quantise | None = None
     documents: tuple[Recipe, ...] = ()
     is_document: bool = field(default=False, compare=False)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from weightspace.errors import WeightspaceError
 from weightspace.lora.tied_weights import untied as with_own_head
+from weightspace.merging.config.quantisation import remove_quantisation
 from weightspace.merging.config.sections import (
     KeyPath,
     count_keys,
@@ -59,6 +60,7 @@ def adapted_configurations(
     if config is not None:
         before = copy.deepcopy(config)
         _set_dtypes(config, jobs)
+        remove_quantisation(config)
         if untied:
             config = with_own_head(config)
         for stacking in stackings:
@@ -78,7 +80,9 @@ def adapted_configurations(
 
 def _set_dtypes(config: dict[str, Any], jobs: Sequence[Job]) -> None:
     """Set the dtypes of a configuration and its sections to those of the largest tensors that they describe."""
-    inexact = sorted((job for job in jobs if job.info.is_inexact), key=lambda job: -job.info.nbytes)
+    inexact = sorted(
+        (job for job in jobs if job.info.is_inexact and job.scales is None), key=lambda job: -job.info.nbytes
+    )
     largest = {}
     for job in inexact:
         largest.setdefault(tower(job.name), job.info.dtype)

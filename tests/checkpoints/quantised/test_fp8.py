@@ -1,0 +1,202 @@
+"""FP8 matrices are read as their numbers times their scales, in every layout; what would change them is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import weightspace as ws
+from weightspace.checkpoints import load_dequantised, summarise
+from weightspace.checkpoints.fetching import fetched_path
+from weightspace.checkpoints.metadata import read_contents
+from weightspace.checkpoints.quantised.scaling import float32
+from weightspace.checkpoints.quantised.view import dequantised
+from weightspace.checkpoints.reader import CheckpointReader
+from weightspace.errors import CheckpointError
+
+FP8 = torch.float8_e4m3fn
+
+
+def fp8(*shape: int, seed: int = 0, dtype: torch.dtype = FP8) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).mul(20).to(dtype)
+
+
+def scales(*shape: int, seed: int = 1) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) + 0.01
+
+
+def by_element(values: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
+    """Return the values one by one, as the definition says: number (i, j) times the scale (i // rows, j // columns)."""
+    out = torch.empty(values.shape)
+    for i in range(values.shape[0]):
+        for j in range(values.shape[1]):
+            out[i, j] = values[i, j].float() * scale[i // block[0], j // block[1]].float()
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_every_fp8_number_becomes_the_float_that_torch_makes_of_it(dtype: torch.dtype) -> None:
+    codes = torch.arange(256, dtype=torch.uint8).view(dtype)
+    found, expected = float32(codes), codes.float()
+    assert torch.equal(found.isnan(), expected.isnan())
+    numbers = ~expected.isnan()
+    assert torch.equal(found[numbers].view(torch.int32), expected[numbers].view(torch.int32))
+
+
+BLOCKS = {
+    "tensor": ((), (70, 300)),
+    "tensor, with an axis": ((1,), (70, 300)),
+    "channel": ((70, 1), (1, 300)),
+    "channel, without an axis": ((70,), (1, 300)),
+    "block": ((1, 3), (128, 128)),
+}
+
+
+@pytest.mark.parametrize("name", ["weight_scale_inv", "weight_scale", "scale_weight", "qscale_weight"])
+@pytest.mark.parametrize("case", BLOCKS)
+def test_a_matrix_is_its_numbers_times_the_scales_of_their_blocks(case: str, name: str, tmp_path: Path) -> None:
+    shape, block = BLOCKS[case]
+    values, scale = fp8(70, 300), scales(*shape)
+    ws.save_checkpoint({"q.weight": values, f"q.{name}": scale}, tmp_path / "a.safetensors")
+    grid = scale.reshape(-(-70 // block[0]), -(-300 // block[1]))
+    found = load_dequantised(tmp_path / "a.safetensors")
+    assert found.keys() == {"q.weight"}
+    assert torch.equal(found["q.weight"], by_element(values, grid, block))
+
+
+def test_experts_have_scales_per_matrix_column_or_block(tmp_path: Path) -> None:
+    values = fp8(3, 40, 260)
+    for shape, expected in {
+        (3,): lambda scale: scale[:, None, None],
+        (3, 1, 1): lambda scale: scale,
+        (3, 1, 260): lambda scale: scale,
+        (3, 40, 1): lambda scale: scale,
+        (3, 1, 3): lambda scale: scale.repeat_interleave(128, 2)[:, :, :260],
+    }.items():
+        scale = scales(*shape)
+        ws.save_checkpoint({"e.down_proj": values, "e.down_proj_scale": scale}, tmp_path / "a.safetensors")
+        found = load_dequantised(tmp_path / "a.safetensors")["e.down_proj"]
+        assert torch.equal(found, values.float() * expected(scale))
+
+
+def test_a_range_is_the_same_wherever_it_starts(tmp_path: Path) -> None:
+    state = {"q.weight": fp8(300, 270), "q.weight_scale_inv": scales(3, 3)}
+    ws.save_checkpoint(state, tmp_path / "a.safetensors")
+    reader = CheckpointReader(dequantised(read_contents(fetched_path(tmp_path / "a.safetensors"))))
+    stored, whole = reader.stored("q.weight"), reader["q.weight"].flatten()
+    assert stored is not None
+    for start, stop in [(0, 0), (5, 6), (0, 270), (269, 271), (100, 40_000), (34_559, 34_561), (70_000, 81_000)]:
+        assert torch.equal(stored.read(start, stop), whole[start:stop])
+
+
+def test_torch_files_are_read_too(tmp_path: Path) -> None:
+    state = {"q.weight": fp8(30, 20), "q.weight_scale": scales(30, 1), "turned": torch.randn(4, 3).T}
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "a.pt")
+    found = load_dequantised(tmp_path / "a.pt")
+    assert torch.equal(found["module.q.weight"], state["q.weight"].float() * state["q.weight_scale"])
+    torch.save({"w": fp8(9, 6).T, "w.T": torch.ones(1)}, tmp_path / "b.pt")
+    assert load_dequantised(tmp_path / "b.pt").keys() == {"w", "w.T"}
+
+
+def test_tied_matrices_stay_tied_if_their_scales_are(tmp_path: Path) -> None:
+    values, scale = fp8(4, 4), scales(4, 1)
+    for other, tied in ((scale, {"b.weight": "a.weight"}), (scale + 1, {})):
+        state = {"a.weight": values, "a.weight_scale": scale, "b.weight": values, "b.weight_scale": other}
+        ws.save_checkpoint(state, tmp_path / "a.safetensors")
+        contents = dequantised(read_contents(tmp_path / "a.safetensors"))
+        assert contents.tied == tied
+        assert torch.equal(load_dequantised(tmp_path / "a.safetensors")["b.weight"], values.float() * other)
+    ws.save_checkpoint({"a.weight": values, "a.weight_scale": scale, "b": values}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="is quantised"):
+        load_dequantised(tmp_path / "a.safetensors")
+
+
+def test_scales_of_activations_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    scale = torch.tensor(0.5)
+    state = {"q.weight": fp8(4, 4), "q.weight_scale": scale, "q.input_scale": scale, "scaled_fp8": fp8(1)}
+    ws.save_checkpoint(state, tmp_path / "a.safetensors")
+    report = ws.merge_files([tmp_path / "a.safetensors"] * 2, tmp_path / "out.safetensors")
+    assert ws.load_checkpoint(tmp_path / "out.safetensors").keys() == {"q.weight"}
+    assert any("dequantised while it is read" in line for line in report.warnings)
+    assert any(
+        "2 tensors beside the weights (input_scale, scaled_fp8) are left out" in line for line in report.warnings
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("q.pre_quant_scale", (4,)),
+        ("q.weight_zero_point", (4,)),
+        ("q.smooth_factor", (4,)),
+        ("q.weight_scale_2", ()),
+        ("q.weight_g_idx", (4,)),
+    ],
+)
+def test_what_changes_the_values_and_is_not_read_is_refused(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    state = {"q.weight": fp8(4, 4), "q.weight_scale": scales(4, 1), name: scales(*shape)}
+    ws.save_checkpoint(state, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="is quantised"):
+        load_dequantised(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 1), (5, 4), (1, 1, 2)])
+def test_scales_that_do_not_fit_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    ws.save_checkpoint({"q.weight": fp8(4, 4), "q.weight_scale_inv": scales(*shape)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="is quantised: FP8 with block scales"):
+        load_dequantised(tmp_path / "a.safetensors")
+
+
+def folder(path: Path, settings: object, **state: Tensor) -> Path:
+    ws.save_checkpoint(state or {"q.weight": fp8(64, 96), "q.weight_scale_inv": scales(2, 3)}, path)
+    (path / "config.json").write_text(json.dumps({"torch_dtype": "bfloat16", "quantization_config": settings}))
+    return path
+
+
+def test_the_size_of_blocks_comes_from_the_configuration(tmp_path: Path) -> None:
+    model = folder(tmp_path / "a", {"quant_method": "fp8", "weight_block_size": [32, 32]})
+    expected = by_element(fp8(64, 96), scales(2, 3), (32, 32))
+    assert torch.equal(load_dequantised(model)["q.weight"], expected)
+
+
+SETTINGS = {
+    "another block": {"quant_method": "fp8", "weight_block_size": [64, 64]},
+    "no method": {"weight_block_size": [32, 32]},
+    "another method": {"quant_method": "gptq", "weight_block_size": [32, 32]},
+    "FP4 experts": {"quant_method": "fp8", "weight_block_size": [32, 32], "expert_dtype": "fp4"},
+    "rotated": {"quant_method": "compressed-tensors", "weight_block_size": [32, 32], "transform_config": {"a": 1}},
+    "sparse": {
+        **{"quant_method": "compressed-tensors", "weight_block_size": [32, 32]},
+        "sparsity_config": {"format": "sparse-24-bitmask"},
+    },
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_settings_that_are_not_followed_are_refused(case: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is quantised"):
+        load_dequantised(folder(tmp_path / "a", SETTINGS[case]))
+
+
+def test_planning_imports_no_torch(tmp_path: Path) -> None:
+    model = folder(tmp_path / "a", {"quant_method": "fp8", "weight_block_size": [32, 32]})
+    code = f"""
+import sys
+from pathlib import Path
+from weightspace.checkpoints.metadata import read_contents
+from weightspace.checkpoints.quantised.view import dequantised
+assert dequantised(read_contents(Path({str(model)!r}))).quantised
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_summary_names_the_format(tmp_path: Path) -> None:
+    ws.save_checkpoint({"q.weight": fp8(4, 4), "q.weight_scale_inv": scales(1, 1)}, tmp_path / "a.safetensors")
+    assert summarise(tmp_path / "a.safetensors").quantised == "FP8 with block scales"
+    ws.save_checkpoint({"q.weight": fp8(4, 4)}, tmp_path / "a.safetensors")
+    assert summarise(tmp_path / "a.safetensors").quantised is None

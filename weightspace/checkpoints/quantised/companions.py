@@ -1,0 +1,71 @@
+"""The other tensors of a quantised matrix's module: those that don't matter to its values, and those that do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+from weightspace.checkpoints.metadata import TensorInfo
+
+#: Scales of activations, of the cache of keys and values, and marks: they don't enter the weights.
+LEFT_OUT = frozenset(
+    {
+        *("input_scale", "scale_input", "activation_scale", "input_activation_scale", "output_scale", "qscale_act"),
+        *("k_scale", "v_scale", "q_scale", "kv_scale", "prob_scale", "input_global_scale", "input_scale_ub"),
+    }
+)
+
+#: Words in the names of tensors that would change the values of a matrix beside them.
+_WORDS = frozenset(
+    {
+        *(
+            "scale",
+            "scales",
+            "scaling",
+            "scb",
+            "absmax",
+            "amax",
+            "zero",
+            "zeros",
+            "qzeros",
+            "zp",
+            "perm",
+            "idx",
+            "shape",
+        ),
+        *(
+            "smooth",
+            "hadamard",
+            "rotation",
+            "quant",
+            "prequant",
+            "codebook",
+            "quantizer",
+            "svd",
+            "low",
+            "lut",
+            "smoother",
+        ),
+    }
+)
+
+
+def activation_scales(parts: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the names of a module's tensors that don't enter its weights."""
+    return tuple(name for last, name in parts.items() if last in LEFT_OUT)
+
+
+def is_understood(parts: Mapping[str, str], known: Collection[str]) -> bool:
+    """Return whether no other tensor of a module may change the values of its matrix.
+
+    Args:
+        parts: last part of the name -> name, for the tensors of the module.
+        known: last parts of the names that a format reads.
+    """
+    others = [last for last in parts if last not in known and last not in LEFT_OUT]
+    return all(_WORDS.isdisjoint(filter(None, re.split(r"[^a-z]+", last.lower()))) for last in others)
+
+
+def is_fp8(info: TensorInfo) -> bool:
+    """Return whether a tensor holds FP8 numbers with a sign."""
+    return info.dtype in ("F8_E4M3", "F8_E5M2")

@@ -1,0 +1,108 @@
+"""Integers of compressed-tensors: 4 or 8 bits packed along the inputs (pack-quantized), or one byte each.
+
+They are symmetric, times a scale per matrix, row, or group of a row. Packed ones are stored plus half their range.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from weightspace.checkpoints.metadata import QuantisedTensor, TensorInfo
+from weightspace.checkpoints.quantised.companions import activation_scales, is_understood
+from weightspace.checkpoints.quantised.format import Format, Found, Stored
+from weightspace.checkpoints.quantised.integers import BITS, SCALES, numbers
+from weightspace.checkpoints.quantised.panels import PanelReader, panel_bytes
+from weightspace.checkpoints.quantised.scaling import Grid, ScaledTensor, multiply
+from weightspace.checkpoints.quantised.settings import transforms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from weightspace.checkpoints.reader import RangeReader
+
+_METHOD = "compressed-tensors"
+
+
+def find(stored: Stored) -> list[Found]:
+    """Return the integer matrices of a model that its configuration describes as compressed-tensors'."""
+    if stored.settings.method != _METHOD:
+        return []
+    found = [_packed(stored, parts) for parts in stored.modules.values() if "weight_packed" in parts]
+    found += [_bytes(parts, stored.tensors) for parts in stored.modules.values() if "weight" in parts]
+    return [own for own in found if own is not None]
+
+
+def _packed(stored: Stored, parts: Mapping[str, str]) -> Found | None:
+    """Return the matrix of packed integers of a module."""
+    known = {"weight_packed", "weight_scale", "weight_shape"}
+    if not known <= parts.keys() or not is_understood(parts, known) or "weight" in parts:
+        return None
+    packed, scales = stored.tensors[parts["weight_packed"]], stored.tensors[parts["weight_scale"]]
+    shape = _shape(stored, parts["weight_shape"])
+    if packed.dtype != "I32" or len(packed.shape) != 2 or shape is None or shape[0] != packed.shape[0]:
+        return None
+    bits = next((bits for bits in BITS if -(-shape[1] * bits // 32) == packed.shape[1]), None)
+    grid = _grid(shape, scales)
+    if bits is None or grid is None:
+        return None
+    roles = {"values": parts["weight_packed"], "scales": parts["weight_scale"]}
+    left_out = (*activation_scales(parts), parts["weight_shape"])
+    name, own = parts["weight_packed"].removesuffix("_packed"), {"bits": bits, "grid": grid, "width": packed.shape[1]}
+    title = f"integers of {bits} bits (compressed-tensors)"
+    return Found(name, title, shape, roles, own, left_out, 2 * panel_bytes(shape, shape[1], 1))
+
+
+def _shape(stored: Stored, name: str) -> tuple[int, int] | None:
+    """Return the shape that a small tensor holds."""
+    content, dtype = stored.content(name), stored.tensors[name].dtype
+    size = {"I64": 8, "I32": 4}.get(dtype, 0)
+    if content is None or not size or len(content) != 2 * size:
+        return None
+    rows, columns = struct.unpack("<qq" if size == 8 else "<ii", content)
+    return (rows, columns) if rows > 0 and columns > 0 else None
+
+
+def _bytes(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> Found | None:
+    """Return the matrix of bytes of a module."""
+    if "weight_scale" not in parts or not is_understood(parts, {"weight", "weight_scale"}):
+        return None
+    info = tensors[parts["weight"]]
+    grid = None if len(info.shape) != 2 or not info.numel else _grid(info.shape, tensors[parts["weight_scale"]])
+    if info.dtype != "I8" or grid is None:
+        return None
+    roles = {"values": parts["weight"], "scales": parts["weight_scale"]}
+    title = "integers of 8 bits (compressed-tensors)"
+    return Found(parts["weight"], title, info.shape, roles, {"grid": grid}, activation_scales(parts))
+
+
+def _grid(shape: tuple[int, ...], scales: TensorInfo) -> Grid | None:
+    """Return the blocks of a matrix: all of it, rows, or groups of a row; None if the scales don't fit."""
+    rows, columns = shape
+    if scales.dtype not in SCALES:
+        return None
+    if scales.numel == 1:
+        return Grid(rows, columns, rows, columns)
+    groups = scales.shape[-1] if len(scales.shape) == 2 else 1
+    if scales.shape not in ((rows,), (rows, groups)) or columns % groups:
+        return None
+    return Grid(rows, columns, 1, columns // groups)
+
+
+def decoder(parts: Mapping[str, RangeReader], tensor: QuantisedTensor) -> PanelReader | ScaledTensor:
+    """Return a reader of a matrix of integers."""
+    values, scales, grid, (rows, columns) = parts["values"], parts["scales"], tensor.settings["grid"], tensor.shape
+    if "bits" not in tensor.settings:
+        return ScaledTensor(values, scales, tensor.shape, grid)
+    bits, width = tensor.settings["bits"], tensor.settings["width"]
+
+    def decode(first: int, last: int) -> Tensor:
+        words = values.read(first * width, last * width).view(-1, width)
+        codes = numbers(words, bits).view(last - first, -1)[:, :columns].contiguous().sub_(2 ** (bits - 1))
+        return multiply(codes.view(-1), first * columns, grid, scales)
+
+    return PanelReader(tensor.shape, rows, columns, 1, decode)
+
+
+FORMAT = Format("integers", frozenset({_METHOD}), find, decoder, transforms)

@@ -1,0 +1,121 @@
+"""FP8 numbers with a scale per tensor, channel, group or block, in the layouts of transformers, DeepSeek,
+compressed-tensors, ModelOpt, FBGEMM, Mistral and ComfyUI.
+
+The value of an element is its FP8 number times the scale of its block, in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from weightspace.checkpoints.metadata import QuantisedTensor, TensorInfo
+from weightspace.checkpoints.quantised.companions import activation_scales, is_fp8, is_understood
+from weightspace.checkpoints.quantised.format import Format, Found, Settings, Stored
+from weightspace.checkpoints.quantised.scaling import Grid, ScaledTensor, grid_of
+from weightspace.checkpoints.quantised.settings import transforms
+
+if TYPE_CHECKING:
+    from weightspace.checkpoints.reader import RangeReader
+
+#: Last part of a matrix's name -> last parts of the names that its scales may have.
+_SCALES = {
+    "weight": ("weight_scale_inv", "weight_scale", "scale_weight", "qscale_weight"),
+    "gate_up_proj": ("gate_up_proj_scale_inv", "gate_up_proj_scale", "gate_up_proj_weight_scale"),
+    "down_proj": ("down_proj_scale_inv", "down_proj_scale", "down_proj_weight_scale"),
+}
+
+#: ComfyUI's mark of a file with scales.
+_MARK = "scaled_fp8"
+
+#: Shape of a block if nothing says it: DeepSeek's.
+_BLOCK = (128, 128)
+
+_DTYPES = ("F32", "BF16", "F16")
+
+
+def find(stored: Stored) -> list[Found]:
+    """Return the matrices of FP8 numbers that have scales."""
+    block = _block(stored.settings)
+    found = [own for parts in stored.modules.values() for own in _in_module(parts, stored.tensors, block)]
+    marks = tuple(name for name in stored.tensors if name.rpartition(".")[2] == _MARK)
+    if found and marks:
+        found[0] = found[0]._replace(left_out=(*found[0].left_out, *marks))
+    return found
+
+
+def _in_module(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo], block: tuple[int, int]) -> Iterator[Found]:
+    """Yield the matrices of a module."""
+    pairs = {
+        matrix: next((scale for scale in scales if scale in parts), None)
+        for matrix, scales in _SCALES.items()
+        if matrix in parts and is_fp8(tensors[parts[matrix]])
+    }
+    known = {*pairs, *filter(None, pairs.values())}
+    if not is_understood(parts, known):
+        return
+    left_out = activation_scales(parts)
+    for matrix, scale in pairs.items():
+        if scale is None or tensors[parts[scale]].dtype not in _DTYPES:
+            continue
+        shape = tensors[parts[matrix]].shape
+        grid = grid_of(shape, tensors[parts[scale]].shape, block)
+        if grid is not None:
+            roles = {"values": parts[matrix], "scales": parts[scale]}
+            title = f"FP8, {_granularity(grid, shape)}"
+            yield Found(parts[matrix], title, shape, roles, {"grid": grid}, left_out)
+            left_out = ()
+
+
+def _granularity(grid: Grid, shape: tuple[int, ...]) -> str:
+    """Return the unit that has a scale."""
+    whole = grid.block_columns == grid.columns
+    if whole and grid.block_rows == grid.rows:
+        return "a scale per tensor"
+    if whole and grid.block_rows == 1:
+        return "a scale per matrix" if len(shape) == 3 and grid.rows == shape[0] else "a scale per channel"
+    return f"a scale per {grid.block_rows} × {grid.block_columns} block"
+
+
+def _block(settings: Settings) -> tuple[int, int]:
+    """Return the shape of a block from the settings."""
+    sizes = settings.options.get("weight_block_size")
+    for group in _weights(settings):
+        sizes = group.get("block_structure") or sizes
+        if group.get("strategy") in ("group", "tensor_group") and isinstance(group.get("group_size"), int):
+            sizes = [1, group["group_size"]]
+    if isinstance(sizes, list) and len(sizes) == 2 and all(isinstance(size, int) and size > 0 for size in sizes):
+        return sizes[0], sizes[1]
+    return _BLOCK
+
+
+def _weights(settings: Settings) -> list[Mapping[str, Any]]:
+    """Return the description of the weights in the groups of compressed-tensors."""
+    groups = settings.options.get("config_groups")
+    values = groups.values() if isinstance(groups, Mapping) else ()
+    weights = [value.get("weights") for value in values if isinstance(value, Mapping)]
+    return [weight for weight in weights if isinstance(weight, Mapping)]
+
+
+def _refusal(settings: Settings) -> str | None:
+    """Return the reason why settings cannot be followed, or None."""
+    options = settings.options
+    if options.get("scale_fmt") not in (None, "float", "ue8m0"):
+        return f"scale_fmt {options['scale_fmt']!r}"
+    if options.get("expert_dtype") not in (None, "fp8"):
+        return f"expert_dtype {options['expert_dtype']!r}"
+    return transforms(settings)
+
+
+def decoder(parts: Mapping[str, RangeReader], tensor: QuantisedTensor) -> ScaledTensor:
+    """Return a reader of a matrix of FP8 numbers."""
+    return ScaledTensor(parts["values"], parts["scales"], tensor.shape, tensor.settings["grid"])
+
+
+FORMAT = Format(
+    "FP8 with scales",
+    frozenset({"", "fp8", "fbgemm_fp8", "compressed-tensors", "modelopt"}),
+    find,
+    decoder,
+    _refusal,
+)

@@ -1,0 +1,124 @@
+"""GPTQ: integers of 4 or 8 bits packed along the inputs, with scales and zero points by group of inputs, in any order.
+
+``qweight`` has shape ``(inputs · bits / 32, outputs)``, ``qzeros`` ``(groups, outputs · bits / 32)``, ``scales``
+``(groups, outputs)``, and ``g_idx``, the group of each input, ``(inputs,)``. Element ``(o, i)`` of the matrix is
+``scales[g, o] · (q[i, o] − z[g, o])`` with ``g = g_idx[i]``, exact in float32. Files store ``z − 1``, except in the
+format ``gptq_v2``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from weightspace.checkpoints.metadata import QuantisedTensor, TensorInfo
+from weightspace.checkpoints.quantised.companions import is_understood
+from weightspace.checkpoints.quantised.format import Format, Found, Settings, Stored
+from weightspace.checkpoints.quantised.integers import BITS, SCALES, numbers
+from weightspace.checkpoints.quantised.panels import PanelReader, panel_bytes, read_columns
+from weightspace.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from weightspace.checkpoints.reader import RangeReader
+
+_METHOD = "gptq"
+
+#: Roles of the tensors by the last parts of their names; the last one may be missing.
+_PARTS = {"values": "qweight", "zeros": "qzeros", "scales": "scales", "groups": "g_idx"}
+
+#: Formats that are read, and whether zero points are stored less one.
+_FORMATS = {"gptq": True, "gptq_v2": False}
+
+
+def find(stored: Stored) -> list[Found]:
+    """Return the matrices of a model that its configuration describes as GPTQ's."""
+    if stored.settings.method != _METHOD:
+        return []
+    found = (_matrix(parts, stored.tensors, stored.settings) for parts in stored.modules.values() if "qweight" in parts)
+    return [own for own in found if own is not None]
+
+
+def _matrix(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo], settings: Settings) -> Found | None:
+    """Return the matrix of a module."""
+    if not {"qweight", "qzeros", "scales"} <= parts.keys() or not is_understood(parts, set(_PARTS.values())):
+        return None
+    roles = {role: parts[last] for role, last in _PARTS.items() if last in parts}
+    infos = {role: tensors[name] for role, name in roles.items()}
+    if [len(info.shape) for info in infos.values()] != [2, 2, 2, 1][: len(infos)] or not infos["values"].numel:
+        return None
+    groups, outputs = infos["scales"].shape
+    bits = 32 * infos["zeros"].shape[1] // max(1, outputs)
+    if bits not in BITS or infos["scales"].dtype not in SCALES or "weight" in parts:
+        return None
+    inputs = infos["values"].shape[0] * 32 // bits
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {
+        "values": ("I32", (inputs * bits // 32, outputs)),
+        "zeros": ("I32", (groups, outputs * bits // 32)),
+        "scales": (infos["scales"].dtype, (groups, outputs)),
+    }
+    if "groups" in roles:
+        expected["groups"] = "I32", (inputs,)
+    elif inputs % groups or settings.options.get("desc_act"):
+        return None
+    if {role: (info.dtype, info.shape) for role, info in infos.items()} != expected or outputs * bits % 32:
+        return None
+    shape, step = (outputs, inputs), 32 // bits
+    own = {"bits": bits, "groups": groups, "less_one": _FORMATS.get(_format(settings), True)}
+    name = f"{parts['qweight'].removesuffix('qweight')}weight"
+    return Found(name, f"GPTQ, {bits} bits", shape, roles, own, overhead=2 * panel_bytes(shape, inputs, step))
+
+
+def _format(settings: Settings) -> str:
+    return str(settings.options.get("checkpoint_format") or settings.options.get("format") or "gptq")
+
+
+def decoder(parts: Mapping[str, RangeReader], tensor: QuantisedTensor) -> PanelReader:
+    """Return a reader of a matrix of GPTQ."""
+    import torch
+
+    (outputs, inputs), bits, groups = tensor.shape, tensor.settings["bits"], tensor.settings["groups"]
+    per_word = 32 // bits
+
+    def decode(first: int, last: int) -> Tensor:
+        count = last - first
+        packed = read_columns(parts["values"], 0, inputs // per_word, outputs, first, last)
+        codes = numbers(packed, bits).permute(1, 0, 2).reshape(count, inputs)
+        words = read_columns(parts["zeros"], 0, groups, outputs // per_word, first // per_word, last // per_word)
+        zeros = numbers(words, bits).view(groups, count)
+        if tensor.settings["less_one"]:
+            zeros = (zeros + 1).remainder_(2**bits)
+        scales = read_columns(parts["scales"], 0, groups, outputs, first, last).to(torch.float32)
+        order = _order(parts.get("groups"), inputs, groups)
+        return codes.sub_(zeros.T[:, order]).mul_(scales.T[:, order])
+
+    return PanelReader(tensor.shape, outputs, inputs, per_word, decode)
+
+
+def _order(stored: RangeReader | None, inputs: int, groups: int) -> Tensor:
+    """Return the group of each input.
+
+    Raises:
+        CheckpointError: a stored one doesn't exist.
+    """
+    import torch
+
+    if stored is None:
+        return torch.arange(inputs) // (inputs // groups)
+    order = stored.read(0, inputs).long()
+    if int(order.min()) < 0 or int(order.max()) >= groups:
+        raise CheckpointError(
+            f"g_idx of a GPTQ matrix names group {int(order.max())}; expected 0 to {groups - 1}. The file is damaged."
+        )
+    return order
+
+
+def _refusal(settings: Settings) -> str | None:
+    """Return the reason why settings cannot be followed, or None."""
+    if _format(settings) not in _FORMATS:
+        return f"checkpoint_format {_format(settings)[:80]!r}"
+    return "rotation" if settings.options.get("rotation") else None
+
+
+FORMAT = Format("GPTQ", frozenset({_METHOD}), find, decoder, _refusal)

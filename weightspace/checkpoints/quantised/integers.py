@@ -1,0 +1,35 @@
+"""Integers of 4 or 8 bits packed into 32-bit words, the lowest bits first."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from weightspace.checkpoints.quantised.four_bit import looked_up, pairs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Numbers of bits that are read, and the dtypes of scales.
+BITS = (4, 8)
+SCALES = ("F16", "BF16", "F32")
+
+
+def numbers(words: Tensor, bits: int) -> Tensor:
+    """Return the unsigned integers in words as float32; a last axis of ``32 / bits`` is added.
+
+    Args:
+        words: int32, contiguous, of any shape.
+        bits: bits of an integer, 4 or 8.
+    """
+    import torch
+
+    parts = words.contiguous().view(torch.uint8).view(*words.shape, 4)
+    return looked_up(parts, _table()) if bits == 4 else parts.to(torch.float32)
+
+
+@cache
+def _table() -> Tensor:
+    import torch
+
+    return pairs(torch.arange(16, dtype=torch.float32), low_first=True)

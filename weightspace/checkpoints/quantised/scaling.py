@@ -1,0 +1,163 @@
+"""Scales of the blocks of matrices, multiplied with ranges of their elements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from weightspace.checkpoints.reader import RangeReader
+
+#: Elements that are looked up at a time, whose indices stay in the cache.
+_PIECE = 2**15
+
+
+class Grid(NamedTuple):
+    """The blocks of a stack of matrices that have a scale each, in row-major order.
+
+    Attributes:
+        rows, columns: shape of a matrix.
+        block_rows, block_columns: shape of a block; the last ones may be smaller.
+    """
+
+    rows: int
+    columns: int
+    block_rows: int
+    block_columns: int
+
+    @property
+    def scale_rows(self) -> int:
+        """Number of blocks along the rows of a matrix."""
+        return -(-self.rows // self.block_rows)
+
+    @property
+    def scale_columns(self) -> int:
+        """Number of blocks along the columns."""
+        return -(-self.columns // self.block_columns)
+
+    def block_row(self, row: int) -> int:
+        """Return the row of blocks of a row of the stack."""
+        matrix, own = divmod(row, self.rows)
+        return matrix * self.scale_rows + own // self.block_rows
+
+    def end(self, row: int) -> int:
+        """Return the first row of the stack after the block of a row."""
+        matrix, own = divmod(row, self.rows)
+        return matrix * self.rows + min(self.rows, (own // self.block_rows + 1) * self.block_rows)
+
+
+def grid_of(shape: tuple[int, ...], scales: tuple[int, ...], block: tuple[int, int]) -> Grid | None:
+    """Return the blocks of a tensor by the shape of its scales, or None if the shapes don't fit.
+
+    Args:
+        shape: of the tensor; all axes but the last two are a stack of matrices.
+        scales: shape of the scales: one per tensor; one per index of the first axes, such as a row or a matrix; or one
+            per block of each matrix, in which an axis of one block is not cut, and one of a block per index is cut
+            into single ones.
+        block: shape of the other blocks.
+    """
+    leading = scales
+    while leading and leading[-1] == 1:
+        leading = leading[:-1]
+    if math.prod(shape) == 0 or not shape:
+        return None
+    if not leading:
+        matrix = math.prod(shape[:-1]), shape[-1]
+        return Grid(*matrix, *matrix)
+    if leading == shape[: len(leading)]:
+        rest = math.prod(shape[len(leading) :])
+        return Grid(math.prod(leading), rest, 1, rest)
+    if len(shape) < 2 or len(scales) != len(shape) or scales[:-2] != shape[:-2]:
+        return None
+    sizes = [_block_size(*axis) for axis in zip(shape[-2:], scales[-2:], block, strict=True)]
+    return Grid(*shape[-2:], *sizes) if all(sizes) else None
+
+
+def _block_size(size: int, count: int, block: int) -> int:
+    """Return the size of blocks along an axis: all of it, 1 or ``block``; 0 if ``count`` blocks are none of these."""
+    if count == 1:
+        return size
+    if count == size:
+        return 1
+    return block if count == -(-size // block) else 0
+
+
+def multiply(values: Tensor, start: int, grid: Grid, scales: RangeReader) -> Tensor:
+    """Multiply a range of elements by the scales of their blocks, in place.
+
+    Args:
+        values: the elements from ``start`` on, 1-D, float32, in memory that may be overwritten.
+        start: index of the first one in the tensor.
+        grid: the blocks.
+        scales: their scales.
+    """
+    for row, column, part in _rectangles(values, start, grid.columns):
+        first, last = grid.block_row(row), grid.block_row(row + len(part) - 1) + 1
+        width = grid.scale_columns
+        own = float32(scales.read(first * width, last * width)).view(-1, width)
+        if width > 1:
+            own = own.repeat_interleave(grid.block_columns, dim=1)[:, column : column + part.shape[1]]
+        if grid.block_rows == 1:
+            part.mul_(own)
+            continue
+        at = row
+        while at < row + len(part):
+            end = min(grid.end(at), row + len(part))
+            part[at - row : end - row].mul_(own[grid.block_row(at) - first])
+            at = end
+    return values
+
+
+def _rectangles(values: Tensor, start: int, columns: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield the parts of a range that are rectangles of the matrix: first row, first column, elements."""
+    at, end = start, start + len(values)
+    while at < end:
+        row, column = divmod(at, columns)
+        whole = 0 if column else (end - at) // columns
+        count = whole * columns if whole else min(end, (row + 1) * columns) - at
+        yield row, column, values[at - start : at - start + count].view(max(1, whole), -1)
+        at += count
+
+
+def float32(elements: Tensor) -> Tensor:
+    """Return elements of any dtype as float32, 1-D, in memory of their own; FP8 numbers by a table, which is faster."""
+    import torch
+
+    if elements.dtype not in (torch.float8_e4m3fn, torch.float8_e5m2):
+        return elements.to(torch.float32, copy=True)
+    codes, table = elements.view(torch.uint8), _table(elements.dtype)
+    found = torch.empty(len(codes), dtype=torch.float32)
+    indices = torch.empty(min(_PIECE, len(codes)), dtype=torch.int32)
+    for start in range(0, len(codes), _PIECE):
+        piece = codes[start : start + _PIECE]
+        own = indices[: len(piece)].copy_(piece)
+        torch.index_select(table, 0, own, out=found[start : start + len(piece)])
+    return found
+
+
+@cache
+def _table(dtype: torch.dtype) -> Tensor:
+    """Return the numbers of an FP8 dtype by their codes."""
+    import torch
+
+    return torch.arange(256, dtype=torch.uint8).view(dtype).to(torch.float32)
+
+
+class ScaledTensor:
+    """A tensor of narrow numbers times the scales of their blocks, read by ranges, in float32."""
+
+    def __init__(self, values: RangeReader, scales: RangeReader, shape: tuple[int, ...], grid: Grid) -> None:
+        import torch
+
+        self.dtype = torch.float32
+        self.shape = shape
+        self._values, self._scales, self._grid = values, scales, grid
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return the elements from ``start`` up to ``stop``, 1-D."""
+        return multiply(float32(self._values.read(start, stop)), start, self._grid, self._scales)

@@ -1,0 +1,68 @@
+"""The description of the quantisation of a model's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from weightspace.checkpoints.json_file import read_json_object
+from weightspace.checkpoints.quantisation import quantisation_settings
+from weightspace.checkpoints.quantised.format import Settings
+
+#: Files that describe a quantisation beside a configuration without one -> its name.
+_FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
+
+#: Keys of a configuration with the dtype that the network computes in -> its safetensors name.
+_DTYPE_KEYS = ("dtype", "torch_dtype")
+_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def read_settings(folder: Path) -> Settings:
+    """Return the description of a folder's quantisation; without a method if there is none.
+
+    Raises:
+        CheckpointError: a configuration is damaged.
+    """
+    for key, value in quantisation_settings(read_config(folder)):
+        options = value if isinstance(value, Mapping) else {}
+        method = options.get("quant_method")
+        known = isinstance(method, str) and bool(method)
+        return Settings(str(method) if known else "unnamed", options, f"{key} in config.json")
+    for name, method in _FILES.items():
+        if (folder / name).is_file():
+            content = read_json_object(folder / name)
+            inner = content.get("quantization")
+            return Settings(method, inner if isinstance(inner, Mapping) else content, name)
+    return Settings()
+
+
+def computing_dtype(folder: Path) -> str | None:
+    """Return the safetensors name of the dtype that a folder's network computes in, if its configuration names it."""
+    config = read_config(folder)
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, Mapping) else {}):
+        for key in _DTYPE_KEYS:
+            if part.get(key) in _DTYPES:
+                return _DTYPES[part[key]]
+    return None
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """Return the configuration of a folder, empty if it has none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = folder / "config.json"
+    return read_json_object(path) if path.is_file() else {}
+
+
+def transforms(settings: Settings) -> str | None:
+    """Return the part of the settings of compressed-tensors that changes weights besides quantising them, or None."""
+    if settings.options.get("transform_config"):
+        return "transform_config"
+    sparsity = settings.options.get("sparsity_config")
+    if isinstance(sparsity, Mapping) and sparsity.get("format") not in (None, "dense"):
+        return f"sparsity_config of format {str(sparsity['format'])[:80]!r}"
+    return None

@@ -1,0 +1,182 @@
+"""A checkpoint of quantised tensors, seen as the float tensors that they represent."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from weightspace.checkpoints.atomic_write import one_line_errors
+from weightspace.checkpoints.fetching import fetched_path
+from weightspace.checkpoints.metadata import (
+    CheckpointMetadata,
+    QuantisedTensor,
+    StoredPart,
+    TensorInfo,
+    read_contents,
+)
+from weightspace.checkpoints.quantisation import check_not_quantised, find_quantised, find_quantised_folder
+from weightspace.checkpoints.quantised.format import Format, Found, Settings, Stored
+from weightspace.checkpoints.quantised.formats import FORMATS
+from weightspace.checkpoints.quantised.settings import computing_dtype, read_config, read_settings
+from weightspace.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from weightspace.checkpoints.load_save import StrPath
+    from weightspace.checkpoints.state_dict import StateDict
+
+#: Most bytes of a tensor that planning reads, such as a description in JSON.
+_SMALL = 2**16
+
+
+def dequantised(contents: CheckpointMetadata) -> CheckpointMetadata:
+    """Return the metadata of a checkpoint with one float32 tensor for each quantised one, in place of its parts.
+
+    Tensors in formats that aren't read stay as they are.
+
+    Raises:
+        CheckpointError: the configuration describes a variant of a format that isn't read.
+    """
+    folder = contents.path
+    settings = read_settings(folder) if folder.is_dir() else Settings()
+    stored = Stored(contents.tensors, settings, lambda name: _content(contents, name))
+    found = {own.name: (form, own) for form in FORMATS for own in form.find(stored)}
+    if not found:
+        return contents
+    _check(contents, settings, dict.fromkeys(form for form, _ in found.values()))
+    gone = {name for _, own in found.values() for name in (*own.parts.values(), *own.left_out)}
+    if any((name in gone) != (owner in gone) for name, owner in contents.tied.items()):
+        return contents  # refused: a part is shared with a tensor that isn't quantised
+    dtype = _dtype(contents, gone)
+    quantised = {name: _tensor(contents, form, own, dtype) for name, (form, own) in found.items()}
+    first = {next(iter(own.parts.values())): name for name, (_, own) in found.items()}
+    tensors: dict[str, TensorInfo] = {}
+    for name, info in contents.tensors.items():
+        if name in first:
+            tensors[first[name]] = TensorInfo("F32", quantised[first[name]].shape)
+        elif name not in gone:
+            tensors[name] = info
+    tied = {name: owner for name, owner in contents.tied.items() if name in tensors and owner in tensors}
+    tied = {name: owner for name, owner in tied.items() if _are_same(quantised.get(name), quantised.get(owner))}
+    places = {name: place for name, place in contents.places.items() if name not in gone}
+    notes = (*contents.notes, *_notes(contents, quantised.values()))
+    return replace(contents, tensors=tensors, tied=tied, places=places, quantised=quantised, notes=notes)
+
+
+def _content(contents: CheckpointMetadata, name: str) -> bytes | None:
+    """Return the bytes of a small tensor, or None if it isn't stored in order in a file of this machine."""
+    place, size = contents.places.get(name), contents.tensors[name].nbytes
+    if place is None or place.strides is not None or size > _SMALL:
+        return None
+    with one_line_errors(place.file, "read"), open(place.file, "rb") as file:
+        file.seek(place.start)
+        return file.read(size)
+
+
+def _are_same(tensor: QuantisedTensor | None, other: QuantisedTensor | None) -> bool:
+    """Return whether two tensors of the same memory are both plain, or are stored in the same parts."""
+    if tensor is None or other is None:
+        return tensor is other
+    places = [{role: part.place for role, part in one.parts.items()} for one in (tensor, other)]
+    return places[0] == places[1] and None not in places[0].values()
+
+
+def _check(contents: CheckpointMetadata, settings: Settings, formats: Iterable[Format]) -> None:
+    """Check that the settings go with the formats of the tensors.
+
+    Raises:
+        CheckpointError: they don't, or they say what isn't followed.
+    """
+    for form in formats:
+        reason = None
+        if settings.method not in form.methods:
+            reason = f"quant_method {settings.method[:80]!r} with tensors of another format"
+        reason = reason or form.refusal(settings)
+        if reason is not None:
+            raise CheckpointError(
+                f"{contents.path} is quantised: {form.title} with {reason} ({settings.evidence}), which is not read. "
+                "Use the model that it was quantised from, or dequantise it first."
+            )
+
+
+def _tensor(contents: CheckpointMetadata, form: Format, found: Found, dtype: str) -> QuantisedTensor:
+    """Return a quantised tensor with the locations of its parts."""
+    parts = {
+        role: StoredPart(contents.renamed.get(name, name), contents.tensors[name], contents.places.get(name))
+        for role, name in found.parts.items()
+    }
+    return QuantisedTensor(
+        found.format, found.shape, parts, form.decoder, found.settings, found.left_out, dtype, found.overhead
+    )
+
+
+def _dtype(contents: CheckpointMetadata, gone: set[str]) -> str:
+    """Return the dtype that the network computes in: the configuration's, else that of most other matrices, or F32."""
+    known = computing_dtype(contents.path) if contents.path.is_dir() else None
+    if known is not None:
+        return known
+    sizes: Counter[str] = Counter()
+    for name, info in contents.tensors.items():
+        if name not in gone and info.dtype in ("F32", "F16", "BF16"):
+            sizes[info.dtype] += info.numel
+    return max(sizes, key=lambda dtype: sizes[dtype], default="F32")
+
+
+def _notes(contents: CheckpointMetadata, tensors: Iterable[QuantisedTensor]) -> list[str]:
+    """Return lines on what is dequantised, and on on the tensors left out."""
+    counts: Mapping[str, int] = Counter(tensor.format for tensor in tensors)
+    listed = "; ".join(f"{format} ({_tensors(count)})" for format, count in counts.items())
+    lines = [f"{contents.path} is dequantised while it is read, to float32: {listed}. Its rounding errors are merged."]
+    left = [name for tensor in tensors for name in tensor.left_out]
+    if left:
+        kinds = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in left))
+        lines.append(f"{contents.path}: {_tensors(len(left))} beside the weights ({kinds}) are left out of the merge.")
+    return lines
+
+
+def _tensors(count: int) -> str:
+    return f"{count:,} tensor{'' if count == 1 else 's'}"
+
+
+def load_dequantised(path: StrPath, *, key: str | None = None) -> StateDict:
+    """Read the tensors of a checkpoint into memory; quantised ones become float32, as a merge reads them.
+
+    Args:
+        path: as for ``load_checkpoint``.
+        key: as for ``load_checkpoint``.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged, or is quantised in a way that isn't read.
+
+    Example:
+        >>> import torch
+        >>> import weightspace as ws
+        >>> from weightspace.checkpoints import load_dequantised
+        >>> weight = torch.tensor([[1.0, -2.0]]).to(torch.float8_e4m3fn)
+        >>> ws.save_checkpoint({"q.weight": weight, "q.weight_scale": torch.tensor(0.5)}, "model.safetensors")
+        >>> load_dequantised("model.safetensors")
+        {'q.weight': tensor([[ 0.5000, -1.0000]])}
+    """
+    from weightspace.checkpoints.reader import CheckpointReader
+
+    contents = dequantised(read_contents(fetched_path(path), key=key))
+    check_dequantised(str(path), contents)
+    return CheckpointReader(contents).state()
+
+
+def check_dequantised(label: str, contents: CheckpointMetadata) -> None:
+    """Check that a checkpoint has no quantised tensors besides those that are dequantised on reading.
+
+    Args:
+        label: its name in errors.
+        contents: its metadata, as ``dequantised`` returns it.
+
+    Raises:
+        CheckpointError: it has (the message names the format), or a configuration is damaged.
+    """
+    plain = {name: info for name, info in contents.tensors.items() if name not in contents.quantised}
+    quantised = find_quantised({name: (info.dtype, len(info.shape)) for name, info in plain.items()})
+    if quantised is None and contents.path.is_dir() and not contents.quantised:
+        quantised = find_quantised_folder(contents.path, read_config(contents.path))
+    check_not_quantised(label, quantised)

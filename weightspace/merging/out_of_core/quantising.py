@@ -1,0 +1,79 @@
+"""Quantisation of merged matrices to FP8 numbers with scales, in the order in which their chunks are computed.
+
+The scale of a block is its largest absolute value over the largest FP8 number, so that no value is out of range; an
+element is divided by its scale and rounded to nearest, ties to even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from weightspace.merging.plan.plan import HELD, Scales
+
+#: The FP8 dtype that is written, its largest number, and the smallest scale: that of zeros.
+FP8 = torch.float8_e4m3fn
+_LARGEST = torch.finfo(FP8).max
+_SMALLEST = torch.finfo(torch.float32).tiny
+
+#: Chunks of a tensor in order: index of the first element, and 1-D elements in float32.
+Chunks = Iterator[tuple[int, Tensor]]
+
+
+def quantised(
+    shape: tuple[int, ...], scales: Scales, chunks: Callable[[], Chunks]
+) -> Iterator[tuple[int, Tensor, int, Tensor]]:
+    """Yield ranges of a quantised matrix with the scales of their blocks.
+
+    Args:
+        shape: rows and columns of the matrix.
+        scales: the blocks that have a scale each; they divide the matrix.
+        chunks: returns the chunks of the matrix; called twice for a large one of which all has one scale.
+
+    Yields:
+        Index of the first element, FP8 elements, index of the first scale, and scales, float32; all 1-D.
+    """
+    rows, columns = scales.block
+    if scales.block == shape:
+        held = [(start, elements.clone()) for start, elements in chunks()] if rows * columns <= HELD else None
+        scale = _scale(_largest(elements for _, elements in held or chunks()))
+        for start, elements in held or chunks():
+            yield start, _divided(elements if held else elements.clone(), scale), 0, scale.view(1)
+        return
+    start, width = 0, shape[1] // columns
+    for elements in _grouped(chunks(), rows * shape[1]):
+        blocks = elements.view(-1, rows, width, columns)
+        scale = _scale(blocks.abs().amax((1, 3), keepdim=True))
+        yield start, _divided(blocks, scale).flatten(), start // (rows * columns), scale.flatten()
+        start += len(elements)
+
+
+def _grouped(chunks: Chunks, size: int) -> Iterator[Tensor]:
+    """Yield consecutive elements whose number is a multiple of ``size``, in memory that may be overwritten."""
+    held: list[Tensor] = []
+    count = 0
+    for _, elements in chunks:
+        held.append(elements.clone())  # chunks share their memory
+        count += len(elements)
+        if count >= size:
+            joined = torch.cat(held) if len(held) > 1 else held[0]
+            count %= size
+            yield joined[: len(joined) - count]
+            held = [joined[len(joined) - count :].clone()]
+
+
+def _largest(parts: Iterator[Tensor]) -> Tensor:
+    """Return the largest absolute value."""
+    return torch.tensor(max((float(bound.abs()) for part in parts for bound in part.aminmax()), default=0.0))
+
+
+def _scale(largest: Tensor) -> Tensor:
+    """Return the scales of blocks with these largest absolute values."""
+    return (largest / _LARGEST).clamp_(min=_SMALLEST)
+
+
+def _divided(elements: Tensor, scale: Tensor) -> Tensor:
+    """Return elements as FP8 numbers, overwriting them."""
+    return elements.div_(scale).clamp_(-_LARGEST, _LARGEST).to(FP8)
