@@ -135,6 +135,7 @@ def test_scales_of_activations_are_left_out_with_a_warning(tmp_path: Path) -> No
         ("q.smooth_factor", (4,)),
         ("q.weight_scale_2", ()),
         ("q.weight_g_idx", (4,)),
+        ("q.input_quantizer._pre_quant_scale", (4,)),
     ],
 )
 def test_what_changes_the_values_and_is_not_read_is_refused(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:

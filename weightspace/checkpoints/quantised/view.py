@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from weightspace.checkpoints.atomic_write import one_line_errors
-from weightspace.checkpoints.fetching import fetched_path
+from weightspace.checkpoints.fetching import fetched_path, missing_bytes
 from weightspace.checkpoints.metadata import (
     CheckpointMetadata,
     QuantisedTensor,
@@ -42,6 +42,7 @@ def dequantised(contents: CheckpointMetadata) -> CheckpointMetadata:
     settings = read_settings(folder) if folder.is_dir() else Settings()
     stored = Stored(contents.tensors, settings, lambda name: _content(contents, name))
     found = {own.name: (form, own) for form in FORMATS for own in form.find(stored)}
+    found = _without_nested(contents, found)
     if not found:
         return contents
     _check(contents, settings, dict.fromkeys(form for form, _ in found.values()))
@@ -67,7 +68,7 @@ def dequantised(contents: CheckpointMetadata) -> CheckpointMetadata:
 def _content(contents: CheckpointMetadata, name: str) -> bytes | None:
     """Return the bytes of a small tensor, or None if it isn't stored in order in a file of this machine."""
     place, size = contents.places.get(name), contents.tensors[name].nbytes
-    if place is None or place.strides is not None or size > _SMALL:
+    if place is None or place.strides is not None or size > _SMALL or missing_bytes((place.file,)):
         return None
     with one_line_errors(place.file, "read"), open(place.file, "rb") as file:
         file.seek(place.start)
@@ -80,6 +81,19 @@ def _are_same(tensor: QuantisedTensor | None, other: QuantisedTensor | None) -> 
         return tensor is other
     places = [{role: part.place for role, part in one.parts.items()} for one in (tensor, other)]
     return places[0] == places[1] and None not in places[0].values()
+
+
+def _without_nested(
+    contents: CheckpointMetadata, found: Mapping[str, tuple[Format, Found]]
+) -> dict[str, tuple[Format, Found]]:
+    """Return the tensors without those whose modules have modules inside, such as quantisers with scales of their own.
+
+    A linear layer has none, so it is unknown what they do to its weight.
+    """
+    gone = {name for _, own in found.values() for name in (*own.parts.values(), *own.left_out)}
+    outer = {name.rpartition(".")[0].rpartition(".")[0] for name in contents.tensors if name not in gone} - {""}
+    nested = {name for name in found if name.endswith(".weight") and name.rpartition(".")[0] in outer}
+    return {name: own for name, own in found.items() if name not in nested}
 
 
 def _check(contents: CheckpointMetadata, settings: Settings, formats: Iterable[Format]) -> None:
@@ -124,7 +138,7 @@ def _dtype(contents: CheckpointMetadata, gone: set[str]) -> str:
 
 
 def _notes(contents: CheckpointMetadata, tensors: Iterable[QuantisedTensor]) -> list[str]:
-    """Return lines on what is dequantised, and on on the tensors left out."""
+    """Return lines on what is dequantised, and on the tensors left out."""
     counts: Mapping[str, int] = Counter(tensor.format for tensor in tensors)
     listed = "; ".join(f"{format} ({_tensors(count)})" for format, count in counts.items())
     lines = [f"{contents.path} is dequantised while it is read, to float32: {listed}. Its rounding errors are merged."]
