@@ -51,14 +51,15 @@ def measure(step: str, millions: int, folder: Path, *, sweeps: int) -> dict[str,
     figures["millions"] = round(sum(one.numel() for one in network.parameters()) / 1e6, 1)
 
     def timed(label: str, work: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         result = work()
-        figures[label] = round(time.perf_counter() - start, 1)
+        figures[f"{label}_s"] = round(time.perf_counter() - start, 1)
+        figures[f"{label}_processor_s"] = round(time.process_time() - processor, 1)
         return result
 
     if step == "derive":
         tokens = torch.arange(8)[None]
-        spec = timed("derive_s", lambda: ws.derive_spec(network, (tokens,), symmetry="full"))
+        spec = timed("derive", lambda: ws.derive_spec(network, (tokens,), symmetry="full"))
         figures["error"] = spec.verification.error
         spec.save(folder / "spec.yaml")
     elif step.startswith("write"):
@@ -66,10 +67,10 @@ def measure(step: str, millions: int, folder: Path, *, sweeps: int) -> dict[str,
     else:
         spec = ws.SymmetrySpec.load(folder / "spec.yaml")
         a, b = (ws.load_checkpoint(folder / f"{name}.safetensors") for name in "ab")
-        matching = timed("align_s", lambda: ws.align(spec, a, b, max_sweeps=sweeps))
+        matching = timed("align", lambda: ws.align(spec, a, b, max_sweeps=sweeps))
         figures |= {"align_gb": gigabytes(), "sweeps": len(matching.objective) - 1}
         figures |= {"l2_reduction": matching.l2_reduction, "objective": matching.objective}
-        timed("apply_s", lambda: matching.apply(a, b))
+        timed("apply", lambda: matching.apply(a, b))
     return figures | {"step": step, "gb": gigabytes()}
 
 
@@ -81,8 +82,8 @@ def gigabytes() -> float:
 def main() -> None:
     """Take every step in a process of its own, and print a line of JSON for each."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", default="10,40,125", help="millions of parameters; 1000 takes half an hour")
-    parser.add_argument("--sweeps", type=int, default=1)
+    parser.add_argument("--sizes", default="10,40,125", help="millions of parameters; 1000 takes an hour")
+    parser.add_argument("--sweeps", type=int, default=0, help="after the first pass, outward from the embeddings")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="of the files, on a disk (a RAM disk counts as memory)")
     parser.add_argument("--step", help=argparse.SUPPRESS)
