@@ -214,3 +214,18 @@ def test_transformers_loads_a_merge_of_an_fp8_and_a_bfloat16_model_into_fp8(
     for name, tensor in network.state_dict().items():
         if name in ours:
             assert torch.equal(tensor.bfloat16(), ours[name].bfloat16()), name
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_heads_and_embeddings_of_quantised_models_are_not_quantised(scheme: str, tmp_path: Path) -> None:
+    weight, scale = torch.randn(256, 256).to(torch.float8_e4m3fn), torch.tensor([0.5])
+    names = ("model.embed_tokens", "model.layers.0.q_proj", "lm_head")
+    parts = {"weight": weight, "weight_scale": scale}
+    state = {f"{name}.{part}": one.clone() for name in names for part, one in parts.items()}
+    ws.save_checkpoint(state, tmp_path / "a")
+    (tmp_path / "a" / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "fp8"}}))
+    merge_files([tmp_path / "a"], tmp_path / "out", quantise=scheme, dtype="bfloat16")
+    found = {name: tensor.dtype for name, tensor in ws.load_checkpoint(tmp_path / "out").items()}
+    assert [name for name, dtype in found.items() if dtype == torch.float8_e4m3fn] == ["model.layers.0.q_proj.weight"]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert {"lm_head", "model.embed_tokens"} <= set(config.get("ignore") or config["modules_to_not_convert"])

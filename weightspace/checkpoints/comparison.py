@@ -13,8 +13,12 @@ from typing import Generic, TypeVar
 
 import torch
 
+from weightspace.checkpoints.fetching import fetched_path
 from weightspace.checkpoints.load_save import StrPath, load_checkpoint
 from weightspace.checkpoints.measure import distance, is_inexact, norm
+from weightspace.checkpoints.metadata import read_contents
+from weightspace.checkpoints.quantised.view import dequantised
+from weightspace.checkpoints.reader import CheckpointReader
 from weightspace.checkpoints.state_dict import StateDict, dtype_name, tied_names
 from weightspace.reprs import brief
 
@@ -67,7 +71,7 @@ class Comparison:
 
 
 def compare(path_a: StrPath, path_b: StrPath, *, strip_prefix: str | None = None, key: str | None = None) -> Comparison:
-    """Compare the tensors of the same name in two checkpoints.
+    """Compare the tensors of the same name in two checkpoints; quantised ones by their values in float32.
 
     Args:
         path_a: as for ``load_checkpoint``, like the options; distances are relative to this one.
@@ -78,8 +82,7 @@ def compare(path_a: StrPath, path_b: StrPath, *, strip_prefix: str | None = None
     Raises:
         CheckpointError: a checkpoint cannot be read.
     """
-    a = load_checkpoint(path_a, strip_prefix=strip_prefix, key=key)
-    b = load_checkpoint(path_b, strip_prefix=strip_prefix, key=key)
+    a, b = (_values(path, strip_prefix, key) for path in (path_a, path_b))
     aligned = [name for name in a if name in b and a[name].shape == b[name].shape]
     floats = [name for name in aligned if is_inexact(a[name]) and is_inexact(b[name])]
     tensors = tuple(_distance(name, a[name], b[name]) for name in floats)
@@ -124,3 +127,12 @@ def _relative(apart: float, length: float) -> float:
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Return whether two tensors of the same shape, not both float, hold the same values."""
     return torch.equal(a, b) if a.dtype == b.dtype else torch.equal(a.double(), b.double())
+
+
+def _values(path: StrPath, strip_prefix: str | None, key: str | None) -> StateDict:
+    """Return the tensors of a checkpoint, quantised ones dequantised if their format is read."""
+    contents = dequantised(read_contents(fetched_path(path), key=key))
+    if not contents.quantised:
+        return load_checkpoint(path, strip_prefix=strip_prefix, key=key)
+    state = CheckpointReader(contents).state()
+    return {name.removeprefix(strip_prefix or ""): tensor for name, tensor in state.items()}

@@ -8,12 +8,12 @@ the matrix is ``scales[g, o] · (q[i, o] − z[g, o])``, exact in float32.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weightspace.checkpoints.metadata import QuantisedTensor, TensorInfo
 from weightspace.checkpoints.quantised.companions import is_understood
 from weightspace.checkpoints.quantised.format import Format, Found, Settings, Stored
-from weightspace.checkpoints.quantised.integers import SCALES, numbers
+from weightspace.checkpoints.quantised.integers import SCALES, is_grouped_by, numbers
 from weightspace.checkpoints.quantised.panels import PanelReader, panel_bytes, read_columns
 
 if TYPE_CHECKING:
@@ -33,11 +33,12 @@ def find(stored: Stored) -> list[Found]:
     """Return the matrices of a model that its configuration describes as AWQ's."""
     if stored.settings.method != _METHOD:
         return []
-    found = (_matrix(parts, stored.tensors) for parts in stored.modules.values() if "qweight" in parts)
+    size = stored.settings.options.get("group_size", stored.settings.options.get("q_group_size"))
+    found = (_matrix(parts, stored.tensors, size) for parts in stored.modules.values() if "qweight" in parts)
     return [own for own in found if own is not None]
 
 
-def _matrix(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> Found | None:
+def _matrix(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo], size: Any) -> Found | None:
     """Return the matrix of a module."""
     if not set(_PARTS.values()) <= parts.keys() or not is_understood(parts, set(_PARTS.values())) or "weight" in parts:
         return None
@@ -48,6 +49,8 @@ def _matrix(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> Foun
     inputs, (groups, outputs) = values.shape[0], scales.shape
     expected = ("I32", (inputs, outputs // _WORD)), ("I32", (groups, outputs // _WORD))
     if ((values.dtype, values.shape), (zeros.dtype, zeros.shape)) != expected or outputs % _WORD or inputs % groups:
+        return None
+    if not is_grouped_by(size, inputs, groups):
         return None
     shape, name = (outputs, inputs), f"{parts['qweight'].removesuffix('qweight')}weight"
     return Found(name, "AWQ, 4 bits", shape, roles, {"groups": groups}, overhead=2 * panel_bytes(shape, inputs, _WORD))
@@ -74,9 +77,11 @@ def decoder(parts: Mapping[str, RangeReader], tensor: QuantisedTensor) -> PanelR
 def _refusal(settings: Settings) -> str | None:
     """Return the reason why settings cannot be followed, or None."""
     options = settings.options
-    version, bits = str(options.get("version") or "gemm").lower(), options.get("bits") or options.get("w_bit") or 4
-    if version != "gemm":
-        return f"version {version[:80]!r}"
+    bits = options.get("bits") or options.get("w_bit") or 4
+    for key in ("version", "checkpoint_format", "format"):
+        version = str(options.get(key) or "gemm").lower()
+        if version not in ("gemm", "awq"):
+            return f"{key} {version[:80]!r}"
     return None if bits == 4 else f"{bits} bits"
 
 

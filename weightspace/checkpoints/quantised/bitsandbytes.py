@@ -47,6 +47,8 @@ def _four_bit(stored: Stored, state: str) -> Found | None:
     name, _, kind = state.partition(_STATE)
     described = _description(stored.content(state))
     shape, block = described.get("shape"), described.get("blocksize", 0)
+    if described.get("quant_type", kind) != kind:
+        return None
     if kind not in _KINDS or not _sizes(shape) or not _sizes([block]) or block % 2:
         return None
     count, blocks = math.prod(shape), -(-math.prod(shape) // block)

@@ -50,6 +50,11 @@ _WORDS = frozenset(
 )
 
 
+def is_activation_scale(name: str) -> bool:
+    """Return whether a tensor is a scale of activations or of the cache, by its name."""
+    return name.rpartition(".")[2] in LEFT_OUT or name.endswith("kv_cache.scale")
+
+
 def activation_scales(parts: Mapping[str, str]) -> tuple[str, ...]:
     """Return the names of a module's tensors that don't enter its weights."""
     return tuple(name for last, name in parts.items() if last in LEFT_OUT)

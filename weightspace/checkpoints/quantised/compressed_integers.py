@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from weightspace.checkpoints.metadata import QuantisedTensor, TensorInfo
 from weightspace.checkpoints.quantised.companions import activation_scales, is_understood
-from weightspace.checkpoints.quantised.format import Format, Found, Stored
-from weightspace.checkpoints.quantised.integers import BITS, SCALES, numbers
+from weightspace.checkpoints.quantised.format import Format, Found, Settings, Stored
+from weightspace.checkpoints.quantised.integers import BITS, SCALES, is_grouped_by, numbers
 from weightspace.checkpoints.quantised.panels import PanelReader, panel_bytes
 from weightspace.checkpoints.quantised.scaling import Grid, ScaledTensor, multiply
-from weightspace.checkpoints.quantised.settings import transforms
+from weightspace.checkpoints.quantised.settings import described_weights, transforms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ def find(stored: Stored) -> list[Found]:
     if stored.settings.method != _METHOD:
         return []
     found = [_packed(stored, parts) for parts in stored.modules.values() if "weight_packed" in parts]
-    found += [_bytes(parts, stored.tensors) for parts in stored.modules.values() if "weight" in parts]
+    found += [_bytes(stored, parts) for parts in stored.modules.values() if "weight" in parts]
     return [own for own in found if own is not None]
 
 
@@ -43,8 +43,8 @@ def _packed(stored: Stored, parts: Mapping[str, str]) -> Found | None:
     shape = _shape(stored, parts["weight_shape"])
     if packed.dtype != "I32" or len(packed.shape) != 2 or shape is None or shape[0] != packed.shape[0]:
         return None
-    bits = next((bits for bits in BITS if -(-shape[1] * bits // 32) == packed.shape[1]), None)
-    grid = _grid(shape, scales)
+    bits = next((bits for bits in _bits(stored) if -(-shape[1] * bits // 32) == packed.shape[1]), None)
+    grid = _grid(shape, scales, stored.settings)
     if bits is None or grid is None:
         return None
     roles = {"values": parts["weight_packed"], "scales": parts["weight_scale"]}
@@ -52,6 +52,12 @@ def _packed(stored: Stored, parts: Mapping[str, str]) -> Found | None:
     name, own = parts["weight_packed"].removesuffix("_packed"), {"bits": bits, "grid": grid, "width": packed.shape[1]}
     title = f"integers of {bits} bits (compressed-tensors)"
     return Found(name, title, shape, roles, own, left_out, 2 * panel_bytes(shape, shape[1], 1))
+
+
+def _bits(stored: Stored) -> list[int]:
+    """Return the numbers of bits that the settings name, or all that are read."""
+    declared = [weights.get("num_bits") for weights in described_weights(stored.settings)]
+    return [bits for bits in BITS if not declared or bits in declared]
 
 
 def _shape(stored: Stored, name: str) -> tuple[int, int] | None:
@@ -64,12 +70,17 @@ def _shape(stored: Stored, name: str) -> tuple[int, int] | None:
     return (rows, columns) if rows > 0 and columns > 0 else None
 
 
-def _bytes(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> Found | None:
+def _bytes(stored: Stored, parts: Mapping[str, str]) -> Found | None:
     """Return the matrix of bytes of a module."""
-    if "weight_scale" not in parts or not is_understood(parts, {"weight", "weight_scale"}):
+    tensors = stored.tensors
+    if 8 not in _bits(stored) or "weight_scale" not in parts or not is_understood(parts, {"weight", "weight_scale"}):
         return None
     info = tensors[parts["weight"]]
-    grid = None if len(info.shape) != 2 or not info.numel else _grid(info.shape, tensors[parts["weight_scale"]])
+    grid = (
+        None
+        if len(info.shape) != 2 or not info.numel
+        else _grid(info.shape, tensors[parts["weight_scale"]], stored.settings)
+    )
     if info.dtype != "I8" or grid is None:
         return None
     roles = {"values": parts["weight"], "scales": parts["weight_scale"]}
@@ -77,7 +88,7 @@ def _bytes(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> Found
     return Found(parts["weight"], title, info.shape, roles, {"grid": grid}, activation_scales(parts))
 
 
-def _grid(shape: tuple[int, ...], scales: TensorInfo) -> Grid | None:
+def _grid(shape: tuple[int, ...], scales: TensorInfo, settings: Settings) -> Grid | None:
     """Return the blocks of a matrix: all of it, rows, or groups of a row; None if the scales don't fit."""
     rows, columns = shape
     if scales.dtype not in SCALES:
@@ -86,6 +97,9 @@ def _grid(shape: tuple[int, ...], scales: TensorInfo) -> Grid | None:
         return Grid(rows, columns, rows, columns)
     groups = scales.shape[-1] if len(scales.shape) == 2 else 1
     if scales.shape not in ((rows,), (rows, groups)) or columns % groups:
+        return None
+    sizes = [weights.get("group_size") for weights in described_weights(settings)]
+    if sizes and not any(is_grouped_by(size, columns, groups) for size in sizes):
         return None
     return Grid(rows, columns, 1, columns // groups)
 
@@ -105,4 +119,14 @@ def decoder(parts: Mapping[str, RangeReader], tensor: QuantisedTensor) -> PanelR
     return PanelReader(tensor.shape, rows, columns, 1, decode)
 
 
-FORMAT = Format("integers", frozenset({_METHOD}), find, decoder, transforms)
+def _refusal(settings: Settings) -> str | None:
+    """Return the reason why settings cannot be followed, or None."""
+    for weights in described_weights(settings):
+        if weights.get("symmetric") is False:
+            return "zero points (symmetric: false)"
+        if weights.get("actorder") in ("group", "dynamic", True):
+            return f"actorder {weights['actorder']!r}"
+    return transforms(settings)
+
+
+FORMAT = Format("integers", frozenset({_METHOD}), find, decoder, _refusal)

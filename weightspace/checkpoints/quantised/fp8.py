@@ -7,13 +7,13 @@ The value of an element is its FP8 number times the scale of its block, in float
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from weightspace.checkpoints.metadata import QuantisedTensor, TensorInfo
 from weightspace.checkpoints.quantised.companions import activation_scales, is_fp8, is_understood
 from weightspace.checkpoints.quantised.format import Format, Found, Settings, Stored
 from weightspace.checkpoints.quantised.scaling import Grid, ScaledTensor, grid_of
-from weightspace.checkpoints.quantised.settings import transforms
+from weightspace.checkpoints.quantised.settings import described_weights, transforms
 
 if TYPE_CHECKING:
     from weightspace.checkpoints.reader import RangeReader
@@ -80,21 +80,13 @@ def _granularity(grid: Grid, shape: tuple[int, ...]) -> str:
 def _block(settings: Settings) -> tuple[int, int]:
     """Return the shape of a block from the settings."""
     sizes = settings.options.get("weight_block_size")
-    for group in _weights(settings):
+    for group in described_weights(settings):
         sizes = group.get("block_structure") or sizes
         if group.get("strategy") in ("group", "tensor_group") and isinstance(group.get("group_size"), int):
             sizes = [1, group["group_size"]]
     if isinstance(sizes, list) and len(sizes) == 2 and all(isinstance(size, int) and size > 0 for size in sizes):
         return sizes[0], sizes[1]
     return _BLOCK
-
-
-def _weights(settings: Settings) -> list[Mapping[str, Any]]:
-    """Return the description of the weights in the groups of compressed-tensors."""
-    groups = settings.options.get("config_groups")
-    values = groups.values() if isinstance(groups, Mapping) else ()
-    weights = [value.get("weights") for value in values if isinstance(value, Mapping)]
-    return [weight for weight in weights if isinstance(weight, Mapping)]
 
 
 def _refusal(settings: Settings) -> str | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from weightspace.checkpoints.metadata import QuantisedTensor, TensorInfo
 from weightspace.checkpoints.quantised.companions import is_understood
 from weightspace.checkpoints.quantised.format import Format, Found, Settings, Stored
-from weightspace.checkpoints.quantised.integers import BITS, SCALES, numbers
+from weightspace.checkpoints.quantised.integers import BITS, SCALES, is_grouped_by, numbers
 from weightspace.checkpoints.quantised.panels import PanelReader, panel_bytes, read_columns
 from weightspace.errors import CheckpointError
 
@@ -53,6 +53,8 @@ def _matrix(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo], setting
     if bits not in BITS or infos["scales"].dtype not in SCALES or "weight" in parts:
         return None
     inputs = infos["values"].shape[0] * 32 // bits
+    if not _is_declared(settings, bits, inputs, groups):
+        return None
     expected: dict[str, tuple[str, tuple[int, ...]]] = {
         "values": ("I32", (inputs * bits // 32, outputs)),
         "zeros": ("I32", (groups, outputs * bits // 32)),
@@ -68,6 +70,14 @@ def _matrix(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo], setting
     own = {"bits": bits, "groups": groups, "less_one": _FORMATS.get(_format(settings), True)}
     name = f"{parts['qweight'].removesuffix('qweight')}weight"
     return Found(name, f"GPTQ, {bits} bits", shape, roles, own, overhead=2 * panel_bytes(shape, inputs, step))
+
+
+def _is_declared(settings: Settings, bits: int, inputs: int, groups: int) -> bool:
+    """Return whether bits and groups are those of the settings, unless these differ from module to module."""
+    if settings.options.get("dynamic"):
+        return True
+    size = settings.options.get("group_size")
+    return settings.options.get("bits") in (None, bits) and is_grouped_by(size, inputs, groups)
 
 
 def _format(settings: Settings) -> str:
@@ -107,9 +117,10 @@ def _order(stored: RangeReader | None, inputs: int, groups: int) -> Tensor:
     if stored is None:
         return torch.arange(inputs) // (inputs // groups)
     order = stored.read(0, inputs).long()
-    if int(order.min()) < 0 or int(order.max()) >= groups:
+    beyond = order[(order < 0) | (order >= groups)]
+    if len(beyond):
         raise CheckpointError(
-            f"g_idx of a GPTQ matrix names group {int(order.max())}; expected 0 to {groups - 1}. The file is damaged."
+            f"g_idx of a GPTQ matrix names group {int(beyond[0])}; expected 0 to {groups - 1}. The file is damaged."
         )
     return order
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weightspace.checkpoints.quantised.four_bit import looked_up, pairs
 
@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 #: Numbers of bits that are read, and the dtypes of scales.
 BITS = (4, 8)
 SCALES = ("F16", "BF16", "F32")
+
+
+def is_grouped_by(size: Any, inputs: int, groups: int) -> bool:
+    """Return whether inputs are in groups of a declared size; -1 and None stand for one group or any."""
+    if type(size) is not int or size <= 0:
+        return size is None or groups == 1
+    return groups == -(-inputs // size)
 
 
 def numbers(words: Tensor, bits: int) -> Tensor:

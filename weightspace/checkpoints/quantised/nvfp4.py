@@ -36,7 +36,8 @@ def find(stored: Stored) -> list[Found]:
     for parts in stored.modules.values():
         for packed, whole, divides in _LAYOUTS:
             known = {packed, "weight_scale", whole}
-            if not known <= parts.keys() or not is_understood(parts, known):
+            is_twice = packed != "weight" and "weight" in parts
+            if is_twice or not known <= parts.keys() or not is_understood(parts, known):
                 continue
             numbers, scales, one = (stored.tensors[parts[last]] for last in (packed, "weight_scale", whole))
             if (numbers.dtype, scales.dtype, one.dtype, one.numel) != ("U8", "F8_E4M3", "F32", 1):

@@ -58,6 +58,14 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     return read_json_object(path) if path.is_file() else {}
 
 
+def described_weights(settings: Settings) -> list[Mapping[str, Any]]:
+    """Return the description of the weights in the groups of compressed-tensors."""
+    groups = settings.options.get("config_groups")
+    values = groups.values() if isinstance(groups, Mapping) else ()
+    weights = [value.get("weights") for value in values if isinstance(value, Mapping)]
+    return [weight for weight in weights if isinstance(weight, Mapping)]
+
+
 def transforms(settings: Settings) -> str | None:
     """Return the part of the settings of compressed-tensors that changes weights besides quantising them, or None."""
     if settings.options.get("transform_config"):

@@ -16,7 +16,13 @@ from weightspace.checkpoints.metadata import (
     TensorInfo,
     read_contents,
 )
-from weightspace.checkpoints.quantisation import check_not_quantised, find_quantised, find_quantised_folder
+from weightspace.checkpoints.quantisation import (
+    Quantised,
+    check_not_quantised,
+    find_quantised,
+    find_quantised_folder,
+)
+from weightspace.checkpoints.quantised.companions import is_activation_scale
 from weightspace.checkpoints.quantised.format import Format, Found, Settings, Stored
 from weightspace.checkpoints.quantised.formats import FORMATS
 from weightspace.checkpoints.quantised.settings import computing_dtype, read_config, read_settings
@@ -25,6 +31,13 @@ from weightspace.errors import CheckpointError
 if TYPE_CHECKING:
     from weightspace.checkpoints.load_save import StrPath
     from weightspace.checkpoints.state_dict import StateDict
+
+#: Networks whose matrices are transposed, and their modules; quantised ones are stored as those of linear layers.
+_TRANSPOSED = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "ctrl", "clvp"})
+_TRANSPOSED_MODULES = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
+
+#: Last parts of the names of scales of a matrix, which are refused beside a plain one.
+_SCALES = ("weight_scale", "scale_weight", "weight_scale_inv")
 
 #: Most bytes of a tensor that planning reads, such as a description in JSON.
 _SMALL = 2**16
@@ -38,15 +51,17 @@ def dequantised(contents: CheckpointMetadata) -> CheckpointMetadata:
     Raises:
         CheckpointError: the configuration describes a variant of a format that isn't read.
     """
-    folder = contents.path
-    settings = read_settings(folder) if folder.is_dir() else Settings()
+    settings = _settings(contents)
     stored = Stored(contents.tensors, settings, lambda name: _content(contents, name))
     found = {own.name: (form, own) for form in FORMATS for own in form.find(stored)}
     found = _without_nested(contents, found)
     if not found:
         return contents
     _check(contents, settings, dict.fromkeys(form for form, _ in found.values()))
-    gone = {name for _, own in found.values() for name in (*own.parts.values(), *own.left_out)}
+    _check_orientation(contents, [own.name for form, own in found.values() if not form.title.startswith("FP8")])
+    left = [name for name, info in contents.tensors.items() if is_activation_scale(name) and info.numel == 1]
+    left += [name for _, own in found.values() for name in own.left_out]
+    gone = {*left, *(name for _, own in found.values() for name in own.parts.values())}
     if any((name in gone) != (owner in gone) for name, owner in contents.tied.items()):
         return contents  # refused: a part is shared with a tensor that isn't quantised
     dtype = _dtype(contents, gone)
@@ -61,8 +76,35 @@ def dequantised(contents: CheckpointMetadata) -> CheckpointMetadata:
     tied = {name: owner for name, owner in contents.tied.items() if name in tensors and owner in tensors}
     tied = {name: owner for name, owner in tied.items() if _are_same(quantised.get(name), quantised.get(owner))}
     places = {name: place for name, place in contents.places.items() if name not in gone}
-    notes = (*contents.notes, *_notes(contents, quantised.values()))
+    notes = (*contents.notes, *_notes(contents, quantised.values(), dict.fromkeys(left)))
     return replace(contents, tensors=tensors, tied=tied, places=places, quantised=quantised, notes=notes)
+
+
+def _settings(contents: CheckpointMetadata) -> Settings:
+    """Return the description of a checkpoint's quantisation: its own, or for narrow numbers that beside the file."""
+    path = contents.path
+    if path.is_dir():
+        return read_settings(path)
+    is_narrow = any(info.dtype.startswith(("F8", "U8", "I8", "I32")) for info in contents.tensors.values())
+    return read_settings(path.parent) if is_narrow else Settings()
+
+
+def _check_orientation(contents: CheckpointMetadata, names: Iterable[str]) -> None:
+    """Refuse quantised matrices of networks that have them transposed.
+
+    Raises:
+        CheckpointError: a matrix may have to be transposed.
+    """
+    named = next((name for name in names if {*name.split(".")[-2:-1]} <= _TRANSPOSED_MODULES and "." in name), None)
+    if named is None:
+        return
+    path = contents.path
+    kind = read_config(path if path.is_dir() else path.parent).get("model_type")
+    if kind is None or kind in _TRANSPOSED:
+        raise CheckpointError(
+            f"{path} is quantised, and {named!r} is the matrix of a Conv1D layer, which is transposed when it is "
+            "quantised; this is not read. Use the model that it was quantised from, or dequantise it first."
+        )
 
 
 def _content(contents: CheckpointMetadata, name: str) -> bytes | None:
@@ -137,15 +179,15 @@ def _dtype(contents: CheckpointMetadata, gone: set[str]) -> str:
     return max(sizes, key=lambda dtype: sizes[dtype], default="F32")
 
 
-def _notes(contents: CheckpointMetadata, tensors: Iterable[QuantisedTensor]) -> list[str]:
-    """Return lines on what is dequantised, and on the tensors left out."""
+def _notes(contents: CheckpointMetadata, tensors: Iterable[QuantisedTensor], left: Iterable[str]) -> list[str]:
+    """Return lines on what is dequantised, and on the tensors left out, besides descriptions of the format."""
     counts: Mapping[str, int] = Counter(tensor.format for tensor in tensors)
     listed = "; ".join(f"{format} ({_tensors(count)})" for format, count in counts.items())
     lines = [f"{contents.path} is dequantised while it is read, to float32: {listed}. Its rounding errors are merged."]
-    left = [name for tensor in tensors for name in tensor.left_out]
-    if left:
-        kinds = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in left))
-        lines.append(f"{contents.path}: {_tensors(len(left))} beside the weights ({kinds}) are left out of the merge.")
+    scales = [name for name in left if is_activation_scale(name)]
+    if scales:
+        kinds = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in scales))
+        lines.append(f"{contents.path}: left out of the merge: {_tensors(len(scales))} beside the weights ({kinds}).")
     return lines
 
 
@@ -190,7 +232,26 @@ def check_dequantised(label: str, contents: CheckpointMetadata) -> None:
         CheckpointError: it has (the message names the format), or a configuration is damaged.
     """
     plain = {name: info for name, info in contents.tensors.items() if name not in contents.quantised}
+    check_not_quantised(label, _without_scales(contents, plain))
     quantised = find_quantised({name: (info.dtype, len(info.shape)) for name, info in plain.items()})
     if quantised is None and contents.path.is_dir() and not contents.quantised:
         quantised = find_quantised_folder(contents.path, read_config(contents.path))
     check_not_quantised(label, quantised)
+
+
+def _without_scales(contents: CheckpointMetadata, plain: Mapping[str, TensorInfo]) -> Quantised | None:
+    """Return a plain tensor that stands beside quantised ones and must be a part of one itself, or None.
+
+    Args:
+        contents: the metadata.
+        plain: the tensors that aren't dequantised.
+    """
+    if not (contents.quantised or _settings(contents).method):
+        return None
+    for name, info in plain.items():
+        module, _, last = name.rpartition(".")
+        if info.dtype.startswith("F8") and len(info.shape) > 1:
+            return Quantised("FP8 without its scale", name)
+        if last in _SCALES and f"{module}.weight" in plain:
+            return Quantised("a scale beside a matrix that is not in FP8", name)
+    return None

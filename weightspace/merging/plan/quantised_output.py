@@ -1,7 +1,7 @@
 """Choose the matrices of the output that are written as FP8 numbers with scales, and plan the tensors of scales.
 
-Only weights of linear layers are quantised: if a model is quantised itself, the matrices that are quantised in it;
-otherwise all matrices called ``weight`` except embeddings, heads and routers.
+Only weights of linear layers are quantised, never those of embeddings, heads and routers: if a model is quantised
+itself, the ones that are quantised in it; otherwise all of them.
 """
 
 from __future__ import annotations
@@ -145,12 +145,12 @@ def _chosen(jobs: Sequence[Job], tied: Collection[str], members: Sequence[Member
         job
         for job in jobs
         if job.kind in _KINDS and job.info.dtype in _DTYPES and len(job.info.shape) == 2 and job.info.numel
-        if job.name.endswith(".weight") and job.name not in tied
+        if job.name.endswith(".weight") and job.name not in tied and _is_linear(job.name)
         if not any(part in job.name for part in quantise.ignore)
     ]
     if any(member.contents.quantised for member in members):
         return [job for job in possible if any(_is_quantised(members[index], name) for index, name in job.models)]
-    return [job for job in possible if _is_linear(job.name)]
+    return possible
 
 
 def _is_quantised(member: Member, name: str) -> bool:
