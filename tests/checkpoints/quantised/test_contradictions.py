@@ -66,9 +66,8 @@ def test_a_scale_beside_a_plain_matrix_of_a_quantised_model_is_refused(name: str
 def test_scales_of_caches_outside_quantised_modules_are_left_out(tmp_path: Path) -> None:
     scales = {f"l.0.attn.{name}": torch.tensor(0.5) for name in ("k_scale", "v_scale", "kv_cache.scale")}
     path = folder(tmp_path / "a", {**fp8("l.0.attn.q"), **scales, "l.0.norm.weight": torch.ones(8)}, SETTINGS)
-    ws.save_checkpoint(
-        {"l.0.attn.q.weight": matrix(4, 8), "l.0.norm.weight": torch.ones(8)}, tmp_path / "b.safetensors"
-    )
+    plain = {"l.0.attn.q.weight": matrix(4, 8), "l.0.norm.weight": torch.ones(8)}
+    ws.save_checkpoint(plain, tmp_path / "b.safetensors")
     report = ws.merge_files([path, tmp_path / "b.safetensors"], tmp_path / "out")
     assert ws.load_checkpoint(tmp_path / "out").keys() == plain.keys()
     assert any("3 tensors beside the weights (k_scale, v_scale, scale)" in line for line in report.warnings)
