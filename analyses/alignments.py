@@ -178,8 +178,8 @@ def _bars(found: Mapping[str, Table]) -> Figure:
     columns = min(2, len(found))
     lines = -(-len(found) // columns)
     bars = max(len(middles(pairs)) for pairs in found.values())
-    figure = Figure(figsize=(4.2 * columns + 1.5, (0.2 * bars + 0.8) * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False, sharey="row")
+    figure = Figure(figsize=(5.4 * columns, (0.2 * bars + 0.8) * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
     for axes in grid.flat[len(found) :]:
         axes.set_visible(False)
     for axes, (task, pairs) in zip(grid.flat, found.items(), strict=False):
@@ -190,7 +190,6 @@ def _bars(found: Mapping[str, Table]) -> Figure:
             axes.plot([by_method[name]["barrier"] for name in names], names, "o", color=COLOURS[0], fillstyle="none")
         axes.set_title(task, loc="left")
         axes.set_xlim(left=0)
-    for axes in grid[:, 0]:
         axes.invert_yaxis()
     for column in range(columns):
         last = [axes for axes in grid[:, column] if axes.get_visible()][-1]

@@ -180,8 +180,8 @@ FURTHER: Mapping[str, Callable[[], ClassificationTask]] = {
     "glosses-pre-norm": partial(glosses, norm_first=True),
     "glosses-post-norm": partial(glosses, norm_first=False),
 }
-#: The tasks of all transformers.
-TASKS = ("vit-fashion", *FURTHER, "llama-glosses")
+#: The tasks that results are kept of.
+TASKS = ("vit-fashion", "clip-fashion", "clip-fashion-ln-pre", "glosses-post-norm", "llama-glosses")
 
 
 def task_of(name: str) -> BuiltInTask:

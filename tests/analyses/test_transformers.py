@@ -130,3 +130,17 @@ def test_glosses_become_numbers_of_frequent_words(script: Script) -> None:
     numbered = script("transformer_tasks")._numbered
     assert numbered(["a", "rare", "dog"], {"a": 2, "dog": 7}) == [2, 1, 7] + [0] * 13
     assert len(numbered(["a"] * 40, {"a": 2})) == 16
+
+
+def test_in_the_kept_results_learning_brings_all_transformers_together() -> None:
+    tasks = kept("transformers")
+    for name, result in tasks.items():
+        median = {method: row["barrier"] for method, row in result["median"].items()}
+        assert median["full, learned"] < 0.3 * median["none"], name
+        assert median["full, activations"] < median["activation matching"], name
+
+
+def test_in_the_kept_results_a_norm_that_writes_into_the_stream_costs_the_closed_form() -> None:
+    median = {name: result["median"] for name, result in kept("transformers").items()}
+    free, held = (median[name]["full, activations"]["barrier"] for name in ("clip-fashion", "clip-fashion-ln-pre"))
+    assert free < 0.5 * held
