@@ -21,10 +21,10 @@ _BLOCK = 4 * CHUNK
 _KEPT = 8 * CHUNK
 
 #: Bytes of temporary copies per element of a quantised source: its parts, wider integers, and scales.
-_DEQUANTISING = 16
+_DEQUANTISING = 24
 
 #: Bytes of copies per element of a range that is quantised.
-_QUANTISING = 20
+_QUANTISING = 32
 
 #: Copies of a whole tensor that SVD methods hold per model: factors and workspace.
 _WHOLE_COPIES = 5
