@@ -155,10 +155,10 @@ def _check_depth(content: Any) -> None:
     """Reject nesting too deep for recursive code."""
     level = [content] if type(content) in _CONTAINERS else []
     for _ in range(MAX_DEPTH):
-        contents = chain.from_iterable(one.values() if type(one) is dict else one for one in level)
-        level = [item for item in contents if type(item) in _CONTAINERS]
-        if not level:
+        contents = list(chain.from_iterable(one.values() if type(one) is dict else one for one in level))
+        if not (types := set(map(type, contents)) & {*_CONTAINERS}):
             return
+        level = [item for item in contents if type(item) in types]
     raise ValueError(f"lists and objects are nested more than {MAX_DEPTH} deep")
 
 

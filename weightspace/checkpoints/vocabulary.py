@@ -334,9 +334,9 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 
 def _checked(pairs: Mapping[str, Any], path: Path) -> Tokens:
     """Return token -> id after checking that all ids are integers."""
-    for token, number in pairs.items():
-        if type(number) is not int:
-            raise CheckpointError(f"{path}: the id of token {token[:40]!r} is {str(number)[:40]!r}, expected a number.")
+    if not {int}.issuperset(map(type, pairs.values())):
+        token, number = next((token, number) for token, number in pairs.items() if type(number) is not int)
+        raise CheckpointError(f"{path}: the id of token {token[:40]!r} is {str(number)[:40]!r}, expected a number.")
     return dict(pairs)
 
 

@@ -61,8 +61,10 @@ def _warn_zero_rows(
 ) -> None:
     """Warn of tokens whose rows are zero because no model of the tensor has them."""
     exempt = {number for number, chosen in vocabulary.chosen.items() if not chosen.default} | set(vocabulary.gaps)
-    columns = zip(*(vocabulary.own[member] for member in present), strict=True)
-    unknown = [number for number, rows in enumerate(columns) if max(rows) < 0 and number not in exempt]
+    best = vocabulary.own[present[0]]
+    for member in present[1:]:
+        best = list(map(max, best, vocabulary.own[member]))
+    unknown = [number for number, row in enumerate(best) if row < 0 and number not in exempt] if -1 in best else []
     if unknown:
         notice(
             f"{len(unknown):,} tokens of the output (the first has id {unknown[0]}) are missing from all models "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,7 +99,7 @@ class _Union:
 
     def add_ordinary(self, table: TokenTable, rows: int) -> None:
         """Append another tokenizer's ordinary tokens."""
-        for token in _by_id(table, rows, self.known if self.verbatim is None else ()):
+        for token in _by_id(table, rows, self.known.keys() if self.verbatim is None else frozenset()):
             token_key = key(table, token, self.verbatim)
             if token in table.added or token_key in self.known:
                 continue
@@ -122,7 +122,7 @@ class _Union:
         return number
 
 
-def _by_id(table: TokenTable, rows: int, excluded: Container[Key] = ()) -> Iterator[str]:
-    """Yield the tokens that have an embedding row, in order of id, without the excluded ones."""
-    tokens = (token for token, number in table.ids.items() if number < rows and token not in excluded)
-    yield from sorted(tokens, key=table.ids.__getitem__)
+def _by_id(table: TokenTable, rows: int, excluded: Set[Key] = frozenset()) -> list[str]:
+    """Return the tokens that have an embedding row, in order of id, without the excluded ones."""
+    tokens = table.ids.keys() - excluded
+    return sorted((token for token in tokens if table.ids[token] < rows), key=table.ids.__getitem__)

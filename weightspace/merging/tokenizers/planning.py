@@ -5,11 +5,13 @@ Reads no tensors and does not import torch.
 
 from __future__ import annotations
 
+import itertools
 import os
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from weightspace.checkpoints.companion_files import find_companions, is_tokenizer
 from weightspace.checkpoints.fetching import local_path
@@ -235,8 +237,8 @@ def _own_rows(model: _Model, output: OutputVocabulary, verbatim: frozenset[str] 
     if model.table is None:
         return array("q")
     ids, count = ids_by_key(model.table, verbatim), model.rows
-    id_of = ids.get
-    rows = array("q", [id_of(key, -1) if key is not None else -1 for key in output.keys])
+    id_of: Callable[[Any, int], int] = ids.get
+    rows = array("q", list(map(id_of, output.keys, itertools.repeat(-1))))  # None, an unused id, is no key
     beyond = [number for number in ids.values() if number >= count] if model.table.rows > count else []
     if beyond:
         token = next(token for token, number in model.table.ids.items() if number >= count)
