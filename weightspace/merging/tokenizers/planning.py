@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from weightspace.checkpoints.companion_files import find_companions, is_tokenizer
 from weightspace.checkpoints.fetching import local_path
@@ -237,8 +237,8 @@ def _own_rows(model: _Model, output: OutputVocabulary, verbatim: frozenset[str] 
     if model.table is None:
         return array("q")
     ids, count = ids_by_key(model.table, verbatim), model.rows
-    id_of: Callable[[Any, int], int] = ids.get
-    rows = array("q", list(map(id_of, output.keys, itertools.repeat(-1))))  # None, an unused id, is no key
+    found = map(cast("Any", ids).get, output.keys, itertools.repeat(-1))  # None, an unused id, is no key
+    rows = array("q", list(found))
     beyond = [number for number in ids.values() if number >= count] if model.table.rows > count else []
     if beyond:
         token = next(token for token, number in model.table.ids.items() if number >= count)
