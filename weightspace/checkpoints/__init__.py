@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from weightspace.lazy import resolver
 
 if TYPE_CHECKING:
-    from weightspace.checkpoints.comparison import Comparison, Difference, TensorDistance, compare
+    from weightspace.checkpoints.comparison.compare import Comparison, Difference, TensorDistance, compare
     from weightspace.checkpoints.load_save import load_checkpoint, load_metadata, save_checkpoint
     from weightspace.checkpoints.provenance import provenance
     from weightspace.checkpoints.quantised.view import load_dequantised
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 #: Public name -> the module that defines it.
 _HOMES = {
     "CheckpointSummary": "summary",
-    "Comparison": "comparison",
-    "Difference": "comparison",
+    "Comparison": "comparison.compare",
+    "Difference": "comparison.compare",
     "StateDict": "state_dict",
-    "TensorDistance": "comparison",
+    "TensorDistance": "comparison.compare",
     "TensorSummary": "summary",
     "check_compatible": "state_dict",
     "check_finite": "state_dict",
-    "compare": "comparison",
+    "compare": "comparison.compare",
     "load_checkpoint": "load_save",
     "load_dequantised": "quantised.view",
     "load_metadata": "load_save",

@@ -1,0 +1,1 @@
+"""Comparison of two checkpoints, whatever they are stored in."""
