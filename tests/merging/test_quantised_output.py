@@ -229,3 +229,73 @@ def test_heads_and_embeddings_of_quantised_models_are_not_quantised(scheme: str,
     assert [name for name, dtype in found.items() if dtype == torch.float8_e4m3fn] == ["model.layers.0.q_proj.weight"]
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert {"lm_head", "model.embed_tokens"} <= set(config.get("ignore") or config["modules_to_not_convert"])
+
+
+def fp8_folder(folder: Path, seed: int, scheme: str, **settings: Any) -> Path:
+    """Write a quantised model with its configuration, which ``settings`` change."""
+    wide = folder.parent / f"wide-{seed}"
+    ws.save_checkpoint(plain(seed), wide)
+    (wide / "config.json").write_text(json.dumps({"dtype": "bfloat16"}))
+    merge_files([wide], folder, method="passthrough", quantise=scheme)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= settings
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_models_of_one_scheme_are_merged_into_it(scheme: str, tmp_path: Path) -> None:
+    models = [fp8_folder(tmp_path / f"fp8-{seed}", seed, scheme) for seed in (0, 1)]
+    report = merge_files(models, tmp_path / "out")
+    merge_files(models, tmp_path / "asked", quantise=scheme)
+    assert any("as in the models (for plain weights, name a dtype)" in line for line in report.warnings)
+    assert (tmp_path / "out" / "config.json").read_bytes() == (tmp_path / "asked" / "config.json").read_bytes()
+    found, asked = (ws.load_checkpoint(tmp_path / name) for name in ("out", "asked"))
+    assert found.keys() == asked.keys()
+    assert all(torch.equal(found[name].float(), asked[name].float()) for name in found)
+    assert reproduce(tmp_path / "out").equal
+
+
+PLAIN: dict[str, dict[str, Any]] = {
+    "a dtype": {"dtype": "bfloat16"},
+    "infinities": {"output": OutputOptions(allow_nonfinite=True)},
+    "another scheme": {"second": "fp8-tensor"},
+    "a plain model": {"second": None},
+    "scales of activations that are stored": {"settings": {"activation_scheme": "static"}},
+    "blocks of another size": {"settings": {"weight_block_size": [64, 128]}},
+}
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_other_models_are_merged_into_plain_weights(case: str, tmp_path: Path) -> None:
+    options = dict(PLAIN[case])
+    second, settings = options.pop("second", "fp8-block"), options.pop("settings", {})
+    models = [fp8_folder(tmp_path / "first", 0, "fp8-block", **settings)]
+    models.append(tmp_path / "wide-0" if second is None else fp8_folder(tmp_path / "second", 1, second, **settings))
+    merge_files(models, tmp_path / "out", **options)
+    assert {tensor.dtype for tensor in ws.load_checkpoint(tmp_path / "out").values()} == {torch.bfloat16}
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+def test_a_torch_file_of_fp8_models_has_plain_weights(tmp_path: Path) -> None:
+    models = [fp8_folder(tmp_path / f"fp8-{seed}", seed, "fp8-block") for seed in (0, 1)]
+    merge_files(models, tmp_path / "out.pt")
+    assert {tensor.dtype for tensor in ws.load_checkpoint(tmp_path / "out.pt").values()} == {torch.bfloat16}
+
+
+def test_intermediate_results_of_fp8_models_are_not_rounded(tmp_path: Path) -> None:
+    models = [fp8_folder(tmp_path / f"fp8-{seed}", seed, "fp8-channel") for seed in (0, 1)]
+    listed = "\n".join(f"  - model: {model}" for model in models)
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(
+        f"name: half\nmerge_method: linear\nmodels:\n{listed}\n---\nmerge_method: linear\n"
+        f"models:\n  - model: half\n  - model: {models[0]}\ndtype: float32\n"
+    )
+    merge_files(recipe, tmp_path / "graph.safetensors")
+    stages = ExecutionOptions(intermediate_dir=tmp_path / "stages")
+    merge_files(recipe, tmp_path / "stored.safetensors", execution=stages)
+    first, second = ({name: tensor.float() for name, tensor in load_dequantised(model).items()} for model in models)
+    expected = ws.merge([ws.merge([first, second]), first])
+    for name in ("graph", "stored"):
+        found = ws.load_checkpoint(tmp_path / f"{name}.safetensors")
+        assert all(torch.equal(found[key], expected[key]) for key in expected)

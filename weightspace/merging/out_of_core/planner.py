@@ -36,11 +36,14 @@ from weightspace.merging.plan.options import OutputOptions, ReadingOptions
 from weightspace.merging.plan.parametrized import with_parametrizations
 from weightspace.merging.plan.plan import Job, Kind, Member, Plan, Ref, inputs_of
 from weightspace.merging.plan.promotion import FLOATS, promoted
+from weightspace.merging.plan.quantised_inputs import output_quantisation
 from weightspace.merging.plan.quantised_output import with_quantisation, with_settings
+from weightspace.merging.plan.warning_log import WarningLog
 from weightspace.merging.recipe.merge_roles import find_method, split_base
 from weightspace.merging.recipe.parameters import gives_base, is_mergekits
 from weightspace.merging.recipe.parse import Recipe, Warn
 from weightspace.merging.recipe.schedule import resolve
+from weightspace.merging.recipe.types import Quantise
 from weightspace.merging.slices.configuration import adapted_configurations
 from weightspace.merging.slices.layer_index import Layers
 from weightspace.merging.slices.notices import slice_notices
@@ -63,12 +66,14 @@ class PlanOptions:
         reading: options for reading the inputs.
         lenient: whether the recipe was read leniently; recorded in the metadata.
         further_rows: adds rows to the vocabulary for tokens that no checkpoint has.
+        intermediate: whether the output is an intermediate result, which is never quantised.
     """
 
     output: OutputOptions = field(default_factory=OutputOptions)
     reading: ReadingOptions = field(default_factory=ReadingOptions)
     lenient: bool = False
     further_rows: Callable[[MovedVocabulary, Sequence[Member]], MovedVocabulary] | None = None
+    intermediate: bool = False
 
 
 def make_plan(
@@ -94,13 +99,7 @@ def make_plan(
         CheckpointError: a checkpoint is missing or damaged, or names, shapes or kinds of tensors do not fit together.
         WeightspaceError: the method, its parameters or the weights are invalid.
     """
-    notices: list[str] = []
-
-    def note(line: str) -> None:
-        notices.append(line)
-        if notice is not None:
-            notice(line)
-
+    note = WarningLog(notice)
     row = find_method(recipe.method)
     members = open_members(*_sources(recipe), options.reading, note)
     check_plain(members)
@@ -116,7 +115,8 @@ def make_plan(
     jobs = _jobs(recipe, row, members, named, vocabulary)
     check_evidence(row, members, _models(recipe, members), jobs)
     _check_tokens(source, members, jobs, donor, note)
-    jobs = with_quantisation(jobs, named.tied, members, recipe.quantise, options.output, out, note)
+    quantise = None if options.intermediate else output_quantisation(recipe, members, options.output, out)
+    jobs = with_quantisation(jobs, named.tied, members, quantise, options.output, out, note)
     tokenizer, file = None if source is None else source.folder, _weights_file(out)
     sliced, moved = bool(named.stackings), vocabulary is not None
     companions = compare_folders(members, donor, note, sliced=sliced, moved=moved, copied=file is None)
@@ -125,11 +125,11 @@ def make_plan(
     companion_files = [] if file or donor is None else companion_paths(donor, companions.copied, tokenizer)
     stamps = stamps_of(members, [*companion_files, *(() if vocabulary is None else vocabulary.files)])
     identity = _identity(metadata, stamps, options.output, out)
-    configurations = _configurations(named, members, placed, None if is_file_name(out) else donor, vocabulary, recipe)
+    configurations = _configurations(named, members, placed, None if is_file_name(out) else donor, vocabulary, quantise)
     template = chat_template(recipe, members, None if file else tokenizer or donor, ignored)
     _check_template(template, tokenizer or donor, donor, vocabulary, configurations, note)
     placement = (placed, named.tied, shards, metadata, not options.output.allow_nonfinite, identity, _title(out))
-    files = (donor, tokenizer, configurations, companions.copied, tuple(notices), template, stamps)
+    files = (donor, tokenizer, configurations, companions.copied, tuple(note.lines), template, stamps)
     return Plan(row, members, *placement, *files, hashes=options.output.hashes, vocabulary=vocabulary)
 
 
@@ -172,7 +172,7 @@ def _configurations(
     jobs: Sequence[Job],
     donor: Path | None,
     vocabulary: MovedVocabulary | None,
-    recipe: Recipe,
+    quantise: Quantise | None,
 ) -> dict[str, str]:
     """Return the donor's configuration files whose text changes in the output."""
     if donor is None:
@@ -180,7 +180,7 @@ def _configurations(
     untied = named.untied or any(member.untied for member in members)
     adapted = adapted_configurations(donor, jobs, untied=untied, stackings=named.stackings)
     adapted = adapted if vocabulary is None else vocabulary_configurations(donor, adapted, vocabulary, members)
-    return with_settings(donor, adapted, jobs, named.tied, recipe.quantise)
+    return with_settings(donor, adapted, jobs, named.tied, quantise)
 
 
 def _check_template(

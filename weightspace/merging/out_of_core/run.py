@@ -141,8 +141,8 @@ def _check_finish(plan: Plan, finish: Finish | None) -> None:
     """
     if finish is not None and any(job.scales is not None for job in plan.jobs):
         raise WeightspaceError(
-            "The statistics of a quantised network cannot be recomputed. Merge without quantise first, and "
-            "quantise the result with `merge -m passthrough`."
+            "The statistics of a quantised network cannot be recomputed. Merge with a dtype (--dtype) and "
+            "without quantise first, and quantise the result with `merge -m passthrough`."
         )
 
 

@@ -208,7 +208,7 @@ def _plan_stage(
     Later documents use the dtype that the document requests for promotion, not that of its file.
     """
     own = replace(document, documents=used_documents(replace(document, documents=recipe.documents)))
-    plain = replace(options, output=replace(options.output, recorded=None))
+    plain = replace(options, output=replace(options.output, recorded=None), intermediate=True)
     options = _with_stages(plain, own, done)
     asked = _plan(own, out, options, listeners)
     wide = "float64" if any(job.info.dtype == "F64" for job in asked.jobs) else "float32"

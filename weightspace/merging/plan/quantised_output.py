@@ -20,13 +20,11 @@ from weightspace.merging.config.quantisation import described
 from weightspace.merging.config.sections import read_configuration
 from weightspace.merging.plan.options import OutputOptions
 from weightspace.merging.plan.plan import Job, Member, Scales
+from weightspace.merging.plan.quantised_inputs import BLOCK
 from weightspace.merging.recipe.types import Quantise
 
 #: Dtypes that are quantised, and the kinds of jobs.
 _DTYPES, _KINDS = ("F64", "F32", "BF16", "F16"), ("merge", "copy")
-
-#: Shape of a block of DeepSeek's scheme, the only one that its kernels have.
-_BLOCK = 128
 
 #: Words in the names of modules with matrices that are no linear layers of a block, or that lose more than they save.
 _OTHERS = frozenset(
@@ -84,6 +82,8 @@ def with_quantisation(
         raise WeightspaceError(f"{out}: quantised weights are written as safetensors; expected a folder.")
     chosen = _chosen(jobs, {*tied, *tied.values()}, members, quantise)
     fitting = {job.name for job in chosen if quantise.scheme != "fp8-block" or _has_blocks(job)}
+    if not fitting and quantise.inherited:
+        return list(jobs)
     if not fitting:
         raise WeightspaceError(
             f"quantise ({quantise.scheme}) finds no matrix to quantise: expected weights of linear layers, called "
@@ -94,18 +94,30 @@ def with_quantisation(
     for job in quantised:
         if job.scales is not None and job.scales.name in taken:
             raise WeightspaceError(f"{job.name!r} cannot be quantised: the models have a tensor {job.scales.name!r}.")
+    _report(jobs, chosen, fitting, quantise, note)
+    return quantised
+
+
+def _report(
+    jobs: Sequence[Job],
+    chosen: Sequence[Job],
+    fitting: Collection[str],
+    quantise: Quantise,
+    note: Callable[[str], None],
+) -> None:
+    """Report which matrices are quantised."""
     others = Counter(job.info.dtype for job in jobs if job.name not in fitting and job.info.is_inexact)
     rest = ", ".join(f"{count:,} in {dtype}" for dtype, count in others.items())
+    origin = ", as in the models (for plain weights, name a dtype)" if quantise.inherited else ""
     note(
-        f"{len(fitting):,} matrices are written as FP8 numbers ({quantise.scheme}), which have 4 significant bits; the "
-        f"other tensors are not quantised: {rest or 'none'}."
+        f"{len(fitting):,} matrices are written as FP8 numbers ({quantise.scheme}), which have 4 significant bits"
+        f"{origin}; the other tensors are not quantised: {rest or 'none'}."
     )
     if left := [job.name for job in chosen if job.name not in fitting]:
         note(
-            f"Not quantised, since their sides are no multiples of {_BLOCK}: {', '.join(left[:3])}"
+            f"Not quantised, since their sides are no multiples of {BLOCK}: {', '.join(left[:3])}"
             f"{f', and {len(left) - 3:,} more' if len(left) > 3 else ''}."
         )
-    return quantised
 
 
 def with_settings(
@@ -124,7 +136,8 @@ def with_settings(
         tied: name -> name of the tensor that it shares memory with.
         quantise: the scheme, or None.
     """
-    config = None if quantise is None else read_configuration(donor)
+    is_quantised = any(job.scales is not None for job in jobs)
+    config = read_configuration(donor) if is_quantised else None
     if config is None or quantise is None:
         return dict(configurations)
     if "config.json" in configurations:
@@ -172,7 +185,7 @@ def _is_linear(name: str) -> bool:
 
 def _has_blocks(job: Job) -> bool:
     """Return whether the blocks of a matrix are whole: transformers derives their size from the number of scales."""
-    return all(size <= _BLOCK or size % _BLOCK == 0 for size in job.info.shape)
+    return all(size <= BLOCK or size % BLOCK == 0 for size in job.info.shape)
 
 
 def _quantised(job: Job, scheme: str) -> Job:
@@ -180,7 +193,7 @@ def _quantised(job: Job, scheme: str) -> Job:
     rows, columns = job.info.shape
     module = job.name.rpartition(".")[0]
     if scheme == "fp8-block":
-        block = min(rows, _BLOCK), min(columns, _BLOCK)
+        block = min(rows, BLOCK), min(columns, BLOCK)
         name, shape = f"{module}.weight_scale_inv", (rows // block[0], columns // block[1])
     elif scheme == "fp8-channel":
         block, name, shape = (1, columns), f"{module}.weight_scale", (rows, 1)

@@ -99,10 +99,12 @@ class Quantise:
     Attributes:
         scheme: one of ``SCHEMES``.
         ignore: parts of names of tensors that are not quantised.
+        inherited: whether it is the scheme of all models, and the recipe names none.
     """
 
     scheme: str
     ignore: tuple[str, ...] = ()
+    inherited: bool = False
 
 
 @dataclass(frozen=True)

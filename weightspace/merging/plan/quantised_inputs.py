@@ -1,0 +1,83 @@
+"""Find the scheme that all models of a merge are quantised in, which their merge keeps as it keeps a common dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from weightspace.checkpoints.file_format import TORCH_SUFFIXES
+from weightspace.checkpoints.metadata import QuantisedTensor
+from weightspace.checkpoints.quantised.settings import read_settings
+from weightspace.merging.config.quantisation import described
+from weightspace.merging.plan.options import OutputOptions
+from weightspace.merging.plan.plan import Member
+from weightspace.merging.recipe.parse import Recipe
+from weightspace.merging.recipe.types import Quantise
+
+#: Side of a block of ``fp8-block``.
+BLOCK = 128
+
+
+def output_quantisation(
+    recipe: Recipe, members: Sequence[Member], options: OutputOptions, out: Path
+) -> Quantise | None:
+    """Return how the output is quantised: as the recipe says or, if it names no dtype either, as all models are.
+
+    Models are alike if they have the same scheme, one that is written, and no scales of activations.
+
+    Args:
+        recipe: the recipe.
+        members: the checkpoints of the merge.
+        options: options of the output.
+        out: the output.
+    """
+    if recipe.quantise is not None:
+        return recipe.quantise
+    is_plain = options.allow_nonfinite or out.suffix.lower() in TORCH_SUFFIXES
+    if is_plain or recipe.dtype is not None or recipe.out_dtype is not None:
+        return None
+    schemes = {_scheme(member) for member in members}
+    scheme = schemes.pop() if len(schemes) == 1 else None
+    return None if scheme is None else Quantise(scheme, inherited=True)
+
+
+def _scheme(member: Member) -> str | None:
+    """Return the scheme that a model's matrices are quantised in; None if it is none that is written."""
+    contents = member.contents
+    if member.adapter is not None or not contents.quantised:
+        return None
+    found = {_tensor_scheme(tensor) for tensor in contents.quantised.values()}
+    scheme = found.pop() if len(found) == 1 else None
+    folder = contents.path if contents.path.is_dir() else contents.path.parent
+    return scheme if scheme is not None and _agrees(read_settings(folder).options, described(scheme, ())) else None
+
+
+def _tensor_scheme(tensor: QuantisedTensor) -> str | None:
+    """Return the scheme of a quantised matrix, or None."""
+    scales, grid = tensor.parts.get("scales"), tensor.settings.get("grid")
+    is_fp8 = "values" in tensor.parts and tensor.parts["values"].info.dtype == "F8_E4M3"
+    if not is_fp8 or scales is None or grid is None or tensor.left_out or len(tensor.shape) != 2:
+        return None
+    last = scales.name.rpartition(".")[2]
+    block = grid.block_rows, grid.block_columns
+    if last == "weight_scale_inv":
+        return "fp8-block" if block == (min(grid.rows, BLOCK), min(grid.columns, BLOCK)) else None
+    if last != "weight_scale" or grid.block_columns != grid.columns:
+        return None
+    return {grid.rows: "fp8-tensor", 1: "fp8-channel"}.get(grid.block_rows)
+
+
+def _agrees(options: Mapping[str, Any], written: Mapping[str, Any]) -> bool:
+    """Return whether a model's description of its quantisation, if any, says what that of the output would say."""
+    if not options:
+        return True
+    keys = ("quant_method", "activation_scheme", "weight_block_size", "config_groups")
+    return all(_is_part(written[key], options.get(key)) for key in keys if key in written)
+
+
+def _is_part(written: Any, found: Any) -> bool:
+    """Return whether all that is written is found: equal values at the same keys."""
+    if isinstance(written, Mapping):
+        return isinstance(found, Mapping) and all(_is_part(value, found.get(key)) for key, value in written.items())
+    return bool(written == found)
