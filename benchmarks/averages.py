@@ -47,6 +47,7 @@ def main() -> None:
         average = (sys.executable, "-m", "weightspace", "average", "run", "-o", "average.safetensors")
         commands = {
             "floor": (sys.executable, "-c", FLOOR),
+            f"average of {options.checkpoints}, --no-hash --no-fsync": (*average, "--no-hash", "--no-fsync"),
             f"average of {options.checkpoints}": average,
             "average of 2": (*average, "--last", "2"),
         }

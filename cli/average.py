@@ -71,6 +71,8 @@ _MODEL = "{model}"
 @click.option(
     "--threads", metavar="N", type=Whole(1, 1024), help="Tensors averaged at a time. [one per core, at most 4]"
 )
+@click.option("--hash/--no-hash", "hashes", default=True, help="Record the checkpoints' SHA-256 in the metadata.")
+@click.option("--fsync/--no-fsync", default=True, help="Flush the output to disk before finishing.")
 @click.option(
     "--executor",
     type=Choice(["auto", "threads", "processes"]),
@@ -172,8 +174,8 @@ def _groups(said: dict[str, Any]) -> dict[str, Any]:
     memory = said["memory"] * 2**20
     return {
         "reading": ReadingOptions(said["key"]),
-        "output": OutputOptions(size_of(said["shard_size"])),
-        "execution": ExecutionOptions(memory, said["threads"], executor=said["executor"], force=options.forced()),
+        "output": OutputOptions(size_of(said["shard_size"]), hashes=said["hashes"]),
+        "execution": ExecutionOptions(memory, said["threads"], said["fsync"], said["executor"], force=options.forced()),
     }
 
 

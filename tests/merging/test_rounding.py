@@ -312,3 +312,11 @@ def test_a_part_that_cancels_is_seen_in_a_large_tensor() -> None:
     found = merged("linear", [a, b], **options)[rows]
     exactly = [exact.fractions(one[rows]) for one in (a, b)]
     assert exact.share_right(found, exact.linear(exactly, [0.123, 0.4567], normalize=False)) >= 0.999
+
+
+@pytest.mark.parametrize("count", [3, 20, 40])
+def test_means_of_many_tensors_are_rounded_once_in_every_block(count: int) -> None:
+    models = [torch.randn(300_000, generator=torch.Generator().manual_seed(i)).bfloat16() for i in range(count)]
+    expected = torch.stack([model.double() for model in models]).sum(0).div(count).bfloat16()
+    found = merged("linear", models)
+    assert (found != expected).sum() <= 300  # a float64 sum of few bits is exact, and is rounded through float32

@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weightspace.arithmetic.blocks import block_size, piece_size
 from weightspace.arithmetic.coefficients import Coefficients
 from weightspace.arithmetic.double_word import narrowed, quotient, rounded_once, weighted_sum
 from weightspace.arithmetic.dtypes import significand_bits
 from weightspace.arithmetic.nonfinite import is_finite, replace_nonfinite
 from weightspace.arithmetic.precision_choice import PrecisionChoice, nudge
 
-#: Number of elements judged together, combined at a time (which bounds memory), and combined by double words.
-BLOCK, _PIECE, _SMALL = 2**20, 2**17, 2**16
+#: Number of elements combined by double words at a time.
+_SMALL = 2**16
 
 #: Up to this many elements are faster to combine one by one.
 _FEW = 32
@@ -53,8 +54,9 @@ def combine(tensors: Sequence[Tensor], coefficients: Coefficients, dtype: torch.
     out = torch.empty(tensors[0].shape, dtype=dtype, device=tensors[0].device)
     combiner = LinearCombiner(coefficients, dtype)
     flat, flats = out.view(-1), [tensor.detach().reshape(-1) for tensor in tensors]
-    for start in range(0, len(flat), BLOCK):
-        combiner.into(flat[start : start + BLOCK], _ranges(flats, start, start + BLOCK))
+    for start in range(0, len(flat), combiner.block):
+        stop = start + combiner.block
+        combiner.into(flat[start:stop], _ranges(flats, start, stop))
     return out
 
 
@@ -69,11 +71,15 @@ class LinearCombiner:
     Args:
         coefficients: coefficients of all tensors.
         dtype: dtype of the results, a real one.
+
+    Attributes:
+        block: number of elements of a block.
     """
 
     def __init__(self, coefficients: Coefficients, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._used = coefficients.used
+        self.block, self._piece = block_size(len(self._used)), piece_size(len(self._used))
         coefficients = self._coefficients = coefficients.without_zeros
         self._copies = coefficients.exact == (1,)
         self._of_two = coefficients.integers in _OF_TWO and not coefficients.deviating
@@ -86,7 +92,7 @@ class LinearCombiner:
         self._factors: Sequence[float] | None = None
         self._cancelling, self._small = False, 0.0
         self._rooms: dict[torch.dtype, list[Tensor]] = {}
-        self._bits = None if self._keeps_zeros else room_for(_PIECE, dtype)
+        self._bits = None if self._keeps_zeros else room_for(self._piece, dtype)
 
     def _judge_block(self, used: Sequence[Tensor]) -> None:
         """Choose the arithmetic for a block."""
@@ -129,7 +135,7 @@ class LinearCombiner:
         """Combine one block.
 
         Args:
-            out: receives the result, 1-D and contiguous; of ``BLOCK`` elements unless it is the last one.
+            out: receives the result, 1-D and contiguous; of ``block`` elements unless it is the last one.
             tensors: one per coefficient, of the size of ``out``; not modified.
 
         Returns:
@@ -161,9 +167,9 @@ class LinearCombiner:
         # From narrow tensors to a narrow one, lerp computes in float32 and rounds once.
         narrow = dtype == torch.float32 and all(tensor.dtype == self.dtype for tensor in tensors)
         factors = self._factors if self._line and narrow and self.dtype in _NARROW else None
-        for start in range(0, len(out), _PIECE):
-            piece = out[start : start + _PIECE]
-            parts = _ranges(tensors, start, start + _PIECE)
+        for start in range(0, len(out), self._piece):
+            piece = out[start : start + self._piece]
+            parts = _ranges(tensors, start, start + self._piece)
             if factors is not None:
                 self._plain_sum(parts, factors, piece)
             else:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from weightspace.arguments import checked
-from weightspace.connectivity import reset_statistics
 from weightspace.errors import WeightspaceError
 from weightspace.merging import ExecutionOptions, MergeReport, OutputOptions, ReadingOptions, merge_files
 from weightspace.progress import Progress
 from weightspace.runs.checkpoints import RunCheckpoint
 from weightspace.runs.schedules import schedule_weights
-from weightspace.tasks.protocol import Task
+
+if TYPE_CHECKING:
+    from weightspace.checkpoints import StateDict
+    from weightspace.tasks.protocol import Task
 
 
 @checked
@@ -70,8 +73,15 @@ def average_run(
         reading=reading,
         output=output,
         execution=execution,
-        finish=None if task is None else lambda state: reset_statistics(task, state),
+        finish=None if task is None else lambda state: _reset_statistics(task, state),
         dry_run=dry_run,
         warn=warn,
         on_progress=on_progress,
     )
+
+
+def _reset_statistics(task: Task, state: StateDict) -> StateDict:
+    """Return the average with its BatchNorm statistics computed anew; only here is torch needed in this process."""
+    from weightspace.connectivity import reset_statistics
+
+    return reset_statistics(task, state)

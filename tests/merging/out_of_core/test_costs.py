@@ -82,3 +82,20 @@ def test_methods_without_slices_are_planned_and_read_in_chunks(folder: Path, tmp
     for method in ("nuslerp", "model_stock"):
         report = merge_files(sources, tmp_path / "out", method=method, base=folder / "base.safetensors", dry_run=True)
         assert report.memory < 36 * 2**20  # 48 MiB of inputs in float64
+
+
+def test_a_mean_of_many_models_takes_about_the_memory_of_that_of_a_few(tmp_path: Path) -> None:
+    for index in range(40):
+        ws.save_checkpoint({"w": torch.full((2**19,), float(index)).bfloat16()}, tmp_path / f"{index}.safetensors")
+    options: dict[str, Any] = {
+        "output": OutputOptions(hashes=False),
+        "execution": ExecutionOptions(threads=1, fsync=False),
+    }
+    taken = {}
+    for count in (8, 8, 40):  # the first one imports what it needs
+        before, peak = private_memory(), [0]
+        with sampled(peak):
+            merge_files([tmp_path / f"{index}.safetensors" for index in range(count)], tmp_path / "out", **options)
+        taken[count] = peak[0] - before
+    assert taken[40] < taken[8] + 2**25
+    assert torch.equal(ws.load_checkpoint(tmp_path / "out")["w"].unique(), torch.tensor([19.5]).bfloat16())

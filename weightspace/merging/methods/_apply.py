@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightspace.arithmetic.linear_combination import BLOCK
+from weightspace.arithmetic.blocks import block_size
 from weightspace.arithmetic.nonfinite import is_finite
 from weightspace.arithmetic.running_variances import not_negative
 from weightspace.checkpoints.buffers import is_variance
@@ -89,7 +89,7 @@ class MergedTensor:
 
     def _span(self) -> int:
         if isinstance(self._formula, LinearFormula):
-            return BLOCK
+            return block_size(len(self._formula.coefficients.used))
         return refined_span(self._stack) if self._is_refined() else self._stack.span
 
     def _formula_chunks(self, first: int) -> Iterator[tuple[int, Tensor]]:

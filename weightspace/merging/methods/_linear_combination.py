@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weightspace.arithmetic.coefficients import Coefficients, ratios, shifts, simplest
-from weightspace.arithmetic.linear_combination import BLOCK, LinearCombiner, combine
+from weightspace.arithmetic.linear_combination import LinearCombiner, combine
 from weightspace.merging.methods._tensor_stack import Chunk, Formula, TensorReader, TensorStack, check_finite
 
 
@@ -56,7 +56,7 @@ def combined_chunks(
         formula: formula of the method.
         stack: the models' tensors.
         dtype: dtype of the output, a real one.
-        first: first element, a multiple of ``BLOCK``.
+        first: first element, a multiple of the combination's block.
 
     Raises:
         WeightspaceError: the stack or the result contains NaN or infinity (``stack.finite``).
@@ -67,11 +67,11 @@ def combined_chunks(
     # NaN and infinity show in the sum, except in tensors that aren't part of it.
     silent = [*(set(range(len(sources))) - set(formula.coefficients.used)), *range(len(sources), len(stack.labels) + 1)]
     unseen = silent if stack.finite and True not in stack.passes else []
-    out = torch.empty(min(BLOCK, stack.numel), dtype=dtype)
-    for start in range(first, stack.numel, BLOCK):
-        parts = [source.read(start, min(start + BLOCK, stack.numel)) for source in sources]
-        merged = out[: len(parts[0])]
-        whole = combiner.into(merged, parts)
+    out = torch.empty(min(combiner.block, stack.numel), dtype=dtype)
+    for start in range(first, stack.numel, combiner.block):
+        merged = out[: stack.numel - start]
+        # Unnamed, so that their memory is free before the next ones are read.
+        whole = combiner.into(merged, [source.read(start, start + len(merged)) for source in sources])
         if stack.finite and (unseen or not whole):
             _check(stack, start, merged, unseen if whole else None)
         yield start, merged

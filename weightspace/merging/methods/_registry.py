@@ -143,7 +143,7 @@ class Method:
     global_pass: str = ""
     global_pass_if: tuple[str, str] | None = None
     evidence: str = ""
-    cost: float = 1.5
+    cost: float = 0.7
     copies: int = 6
 
     def granularity_of(self, arguments: Mapping[str, Any]) -> Granularity:

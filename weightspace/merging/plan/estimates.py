@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from weightspace.arithmetic.blocks import block_size
 from weightspace.checkpoints.safetensors_header import ITEMSIZES
 from weightspace.merging.methods._registry import CHUNK
 from weightspace.merging.plan.options import ExecutionOptions
@@ -14,7 +15,7 @@ from weightspace.merging.plan.plan import HELD, Job, Plan, Ref
 #: result, and results that wait to be written.
 _COPIES = 14
 
-#: Number of elements per model that linear combinations read at a time.
+#: Number of elements of a quantised source, or of a tensor to quantise, in memory at a time.
 _BLOCK = 4 * CHUNK
 
 #: Maximum number of elements of a computed source that are cached.
@@ -119,7 +120,7 @@ def _merge_memory(plan: Plan, job: Job, shape: tuple[int, ...], itemsize: int) -
     if _by_slices(plan, job):
         row = math.prod(shape[1:]) if len(shape) > 1 else numel
         return itemsize * min(numel, max(row, CHUNK)) * (2 * models + plan.method.copies)
-    return itemsize * (min(numel, CHUNK) * (2 * models + _COPIES) + min(numel, _BLOCK) * (models + 1))
+    return itemsize * (min(numel, CHUNK) * (2 * models + _COPIES) + min(numel, block_size(models)) * (models + 1))
 
 
 def _by_slices(plan: Plan, job: Job) -> bool:
