@@ -62,7 +62,7 @@ def read_json_text(path: Path) -> str:
 
 
 def _content(path: Path) -> bytes:
-    """Return at most one byte more than a JSON file may have."""
+    """Return the content of a JSON file, up to one byte beyond the maximum size."""
     with one_line_errors(path, "read"):
         if path.exists() and not path.is_file():
             raise CheckpointError(f"{path} is not a regular file; expected a JSON file.")
@@ -117,7 +117,7 @@ def _parsed(content: bytes) -> Any:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector from traversing the many new objects, of which none is garbage."""
+    """Keep the garbage collector from traversing many new objects, none of which is garbage."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Find values in JSON text, so that a part of a large file can be changed while the rest keeps its bytes."""
+"""Positions of values in JSON text, so that part of a large file can be changed while the rest keeps its bytes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _DECODER = json.JSONDecoder()
 
 
 def find_value(text: str, *keys: str) -> tuple[int, int, Any] | None:
-    """Return the start and the end of a value in JSON text, and the value itself; None if there is none.
+    """Return the start and end of a value in JSON text and the value itself, or None if there is none.
 
-    Values that come later than the one sought are not read.
+    Values after the one sought are not read.
 
     Args:
         text: valid JSON.
-        keys: key in the object, key in the value of that key, and so on.
+        keys: the path to the value: a key of the object, a key of that key's value, and so on.
 
     Raises:
         JSONDecodeError: a value that was read isn't valid JSON.

@@ -70,17 +70,17 @@ class StoredPart:
 
 @dataclass(frozen=True, slots=True)
 class QuantisedTensor:
-    """A tensor that is stored as several ones, such as FP8 numbers and their scales.
+    """A tensor that is stored in several parts, such as FP8 numbers and their scales.
 
     Attributes:
         format: the format, for messages: ``FP8, a scale per tensor``.
         shape: shape of the values.
         parts: role -> stored tensor: ``values``, ``scales``.
-        decoder: a function of a module that returns a reader of the values, ``decoder(parts, tensor)`` with readers of
-            the parts by role; it may import torch, which planning does not.
-        settings: further arguments of the format.
-        left_out: names of stored tensors that belong to it and don't enter its values, such as scales of activations.
-        dtype: safetensors name of the dtype that the network computes in, which the result of a merge gets.
+        decoder: ``decoder(parts, tensor)``, a module-level function, returns a reader of the values from readers of the
+            parts by role; it may import torch, which planning does not.
+        settings: further arguments of the decoder.
+        left_out: names of stored tensors that belong to it but don't affect its values, such as activation scales.
+        dtype: safetensors name of the dtype that the network computes in, which is also that of a merged tensor.
         overhead: bytes that reading a range needs in addition to its elements as float32.
     """
 
@@ -95,7 +95,7 @@ class QuantisedTensor:
 
     @property
     def nbytes(self) -> int:
-        """The stored bytes of its parts."""
+        """The number of bytes of its parts in the files."""
         return sum(part.info.nbytes for part in self.parts.values())
 
 

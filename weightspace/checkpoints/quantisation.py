@@ -202,12 +202,12 @@ def find_quantised_folder(folder: Path, config: Mapping[str, Any]) -> Quantised 
 
 
 def quantisation_settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield key and value of the descriptions of a quantisation in a configuration or in its parts."""
+    """Yield the key and value of every quantisation entry of a configuration and its parts."""
     yield from ((key, part[key]) for part, key in quantised_parts(config))
 
 
 def quantised_parts(config: Mapping[str, Any]) -> Iterator[tuple[Any, str]]:
-    """Yield the parts of a configuration that describe a quantisation, each with the key of the description."""
+    """Yield the parts of a configuration that have a quantisation entry, each with the key of the entry."""
     for part in _parts(config):
         for key in _KEYS:
             settings = part.get(key)

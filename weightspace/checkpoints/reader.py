@@ -92,7 +92,7 @@ class StoredTensor:
 
 
 class LoadedTensor:
-    """A tensor in memory, read by range of elements like one in a file."""
+    """A tensor in memory, read by ranges of elements like one in a file."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.dtype, self.shape = tensor.dtype, tuple(tensor.shape)

@@ -47,7 +47,7 @@ class CheckpointSummary:
         parameters: number of elements of all tensors, including buffers and counters, which files don't distinguish.
         bytes: size of all tensors.
         norm: Euclidean norm over the float tensors.
-        quantised: the format of quantised weights, whose stored numbers and scales are listed as they are; or None.
+        quantised: the format of quantised weights, or None; their stored numbers and scales are listed as they are.
     """
 
     path: str

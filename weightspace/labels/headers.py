@@ -104,8 +104,8 @@ def header_of_numbers(path: Path, delimiter: str) -> list[str] | None:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the file isn't text, isn't a table, or its first line is neither numbers nor a header: a name holds
-            no letter or a control character, or the next line has another number of cells.
+        ValueError: the file isn't text, isn't a table, or its first line is neither numbers nor a header: a name has no
+            letter or contains a control character, or the next line has another number of cells.
     """
     with open(path, encoding="utf-8-sig", newline="") as file:
         first, second = (_cells(file.readline(), delimiter) for _ in range(2))

@@ -1,1 +1,1 @@
-"""Comparison of two checkpoints, whatever they are stored in."""
+"""Comparison of two checkpoints of any format."""

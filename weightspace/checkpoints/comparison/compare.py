@@ -71,7 +71,7 @@ class Comparison:
 
 
 def compare(path_a: StrPath, path_b: StrPath, *, strip_prefix: str | None = None, key: str | None = None) -> Comparison:
-    """Compare the tensors of the same name in two checkpoints; quantised ones by their values in float32.
+    """Compare the tensors of the same name in two checkpoints; quantised ones by their float32 values.
 
     Args:
         path_a: as for ``load_checkpoint``, like the options; distances are relative to this one.
@@ -130,7 +130,7 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _values(path: StrPath, strip_prefix: str | None, key: str | None) -> StateDict:
-    """Return the tensors of a checkpoint, quantised ones dequantised if their format is read."""
+    """Return the tensors of a checkpoint, dequantised if their format is read."""
     contents = dequantised(read_contents(fetched_path(path), key=key))
     if not contents.quantised:
         return load_checkpoint(path, strip_prefix=strip_prefix, key=key)

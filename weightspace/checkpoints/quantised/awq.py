@@ -1,4 +1,4 @@
-"""AWQ in the layout GEMM: integers of 4 bits packed along the outputs, with scales and zero points by group of inputs.
+"""AWQ in the GEMM layout: 4-bit integers packed along the outputs, with scales and zero points per group of inputs.
 
 ``qweight`` has shape ``(inputs, outputs / 8)``, ``qzeros`` ``(groups, outputs / 8)`` and ``scales``
 ``(groups, outputs)``. The eight numbers of a word are those of outputs 0, 2, 4, 6, 1, 3, 5, 7. Element ``(o, i)`` of
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 _METHOD = "awq"
 
-#: Numbers of a word, and the place of each output's number in it.
+#: Numbers per word, and the position of each output's number in it.
 _WORD, _PLACES = 8, (0, 4, 1, 5, 2, 6, 3, 7)
 
 _PARTS = {"values": "qweight", "zeros": "qzeros", "scales": "scales"}
 
 
 def find(stored: Stored) -> list[Found]:
-    """Return the matrices of a model that its configuration describes as AWQ's."""
+    """Return the matrices of a model whose configuration names AWQ."""
     if stored.settings.method != _METHOD:
         return []
     size = stored.settings.options.get("group_size", stored.settings.options.get("q_group_size"))
@@ -57,7 +57,7 @@ def _matrix(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo], size: A
 
 
 def decoder(parts: Mapping[str, RangeReader], tensor: QuantisedTensor) -> PanelReader:
-    """Return a reader of a matrix of AWQ."""
+    """Return a reader of an AWQ matrix."""
     import torch
 
     (outputs, inputs), groups = tensor.shape, tensor.settings["groups"]
@@ -75,7 +75,7 @@ def decoder(parts: Mapping[str, RangeReader], tensor: QuantisedTensor) -> PanelR
 
 
 def _refusal(settings: Settings) -> str | None:
-    """Return the reason why settings cannot be followed, or None."""
+    """Return why the settings are not supported, or None."""
     options = settings.options
     bits = options.get("bits") or options.get("w_bit") or 4
     for key in ("version", "checkpoint_format", "format"):

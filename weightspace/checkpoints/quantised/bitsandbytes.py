@@ -1,8 +1,8 @@
 """bitsandbytes: NF4 and FP4 in blocks of a flattened matrix, with scales that may be quantised too, and LLM.int8.
 
-A 4-bit element is its number in the table ``quant_map`` times the scale of its block. Scales that are quantised too are
-their number in ``nested_quant_map`` times a scale, plus an offset. An 8-bit element is an integer times the scale of
-its row over 127. All as the library computes them in float32, before it rounds to the dtype of the model.
+A 4-bit element is its entry in the table ``quant_map`` times the scale of its block. A scale that is quantised too is
+its entry in ``nested_quant_map`` times a scale, plus an offset. An 8-bit element is an integer times the scale of its
+row over 127. Values are those that the library computes in float32, before it rounds to the dtype of the model.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
     from weightspace.checkpoints.reader import RangeReader
 
-#: What stands between a matrix's name and the kind of its 4-bit numbers, in the name of the description in JSON.
+#: Part of the name of a matrix's JSON description, between the name of the matrix and the kind of its 4-bit numbers.
 _STATE = ".quant_state.bitsandbytes__"
 _KINDS = ("nf4", "fp4")
 
-#: Role -> what follows the name of a 4-bit matrix.
+#: Role -> suffix of the name of a 4-bit matrix.
 _PARTS = {"values": "", "scales": ".absmax", "table": ".quant_map"}
 _NESTED = {"nested_scales": ".nested_absmax", "nested_table": ".nested_quant_map"}
 
-#: One over 127, as the library multiplies by it in float32.
+#: 1/127 in float32, by which the library multiplies.
 _INVERSE = 7.874015718698502e-3
 
 
@@ -43,7 +43,7 @@ def find(stored: Stored) -> list[Found]:
 
 
 def _four_bit(stored: Stored, state: str) -> Found | None:
-    """Return the matrix of a description."""
+    """Return the 4-bit matrix of a JSON description."""
     name, _, kind = state.partition(_STATE)
     described = _description(stored.content(state))
     shape, block = described.get("shape"), described.get("blocksize", 0)
@@ -73,7 +73,7 @@ def _four_bit(stored: Stored, state: str) -> Found | None:
 
 
 def _description(content: bytes | None) -> Mapping[str, Any]:
-    """Return the description of a matrix, empty if it isn't JSON or not on this machine."""
+    """Return the JSON description of a matrix; empty if it is damaged or not on this machine."""
     try:
         found = json.loads(content or b"{}")
     except (ValueError, RecursionError):
@@ -87,7 +87,7 @@ def _sizes(values: Any) -> TypeGuard[list[int]]:
 
 
 def _eight_bit(stored: Stored, parts: Mapping[str, str]) -> Found | None:
-    """Return the matrix of a module of LLM.int8, in the order of rows."""
+    """Return the LLM.int8 matrix of a module, if it is in row-major layout."""
     known = {"weight", "SCB", "weight_format"}
     if "weight" not in parts or not is_understood(parts, known):
         return None
@@ -109,7 +109,7 @@ def _eight_bit(stored: Stored, parts: Mapping[str, str]) -> Found | None:
 
 
 def decoder(parts: Mapping[str, RangeReader], tensor: QuantisedTensor) -> PanelReader:
-    """Return a reader of a matrix of bitsandbytes."""
+    """Return a reader of a bitsandbytes matrix."""
     if "table" not in parts:
         return _eight_bit_reader(parts["values"], parts["scales"], tensor.shape)
     count, block = math.prod(tensor.shape), tensor.settings["block"]
@@ -138,7 +138,7 @@ def _block_scales(parts: Mapping[str, RangeReader], settings: Mapping[str, Any],
 
 
 def _eight_bit_reader(values: RangeReader, scales: RangeReader, shape: tuple[int, ...]) -> PanelReader:
-    """Return a reader of a matrix of LLM.int8."""
+    """Return a reader of an LLM.int8 matrix."""
     import torch
 
     rows, columns = shape
@@ -151,7 +151,7 @@ def _eight_bit_reader(values: RangeReader, scales: RangeReader, shape: tuple[int
 
 
 def _refusal(settings: Settings) -> str | None:
-    """Return the reason why settings cannot be followed, or None."""
+    """Return why the settings are not supported, or None."""
     return None
 
 

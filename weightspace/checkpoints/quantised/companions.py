@@ -1,4 +1,4 @@
-"""The other tensors of a quantised matrix's module: those that don't matter to its values, and those that do."""
+"""The tensors beside a quantised matrix in its module: those that don't affect its values, and those that might."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 from weightspace.checkpoints.metadata import TensorInfo
 
-#: Scales of activations, of the cache of keys and values, and marks: they don't enter the weights.
+#: Scales of activations and of the KV cache, which don't affect the weights.
 LEFT_OUT = frozenset(
     {
         *("input_scale", "scale_input", "activation_scale", "input_activation_scale", "output_scale", "qscale_act"),
@@ -15,7 +15,7 @@ LEFT_OUT = frozenset(
     }
 )
 
-#: Words in the names of tensors that would change the values of a matrix beside them.
+#: Words in the names of tensors that might change the values of a matrix beside them.
 _WORDS = frozenset(
     {
         *(
@@ -51,17 +51,17 @@ _WORDS = frozenset(
 
 
 def is_activation_scale(name: str) -> bool:
-    """Return whether a tensor is a scale of activations or of the cache, by its name."""
+    """Return whether a tensor is a scale of activations or of the KV cache, by its name."""
     return name.rpartition(".")[2] in LEFT_OUT or name.endswith("kv_cache.scale")
 
 
 def activation_scales(parts: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the names of a module's tensors that don't enter its weights."""
+    """Return the names of a module's scales of activations and of the KV cache."""
     return tuple(name for last, name in parts.items() if last in LEFT_OUT)
 
 
 def is_understood(parts: Mapping[str, str], known: Collection[str]) -> bool:
-    """Return whether no other tensor of a module may change the values of its matrix.
+    """Return whether a module has no further tensor that might change the values of its matrix.
 
     Args:
         parts: last part of the name -> name, for the tensors of the module.
@@ -72,5 +72,5 @@ def is_understood(parts: Mapping[str, str], known: Collection[str]) -> bool:
 
 
 def is_fp8(info: TensorInfo) -> bool:
-    """Return whether a tensor holds FP8 numbers with a sign."""
+    """Return whether a tensor holds E4M3 or E5M2 numbers."""
     return info.dtype in ("F8_E4M3", "F8_E5M2")

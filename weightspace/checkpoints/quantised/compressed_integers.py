@@ -1,6 +1,7 @@
 """Integers of compressed-tensors: 4 or 8 bits packed along the inputs (pack-quantized), or one byte each.
 
-They are symmetric, times a scale per matrix, row, or group of a row. Packed ones are stored plus half their range.
+Values are symmetric integers times a scale per matrix, row, or group within a row. Packed integers are stored with an
+offset of half their range.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _METHOD = "compressed-tensors"
 
 
 def find(stored: Stored) -> list[Found]:
-    """Return the integer matrices of a model that its configuration describes as compressed-tensors'."""
+    """Return the integer matrices of a model whose configuration names compressed-tensors."""
     if stored.settings.method != _METHOD:
         return []
     found = [_packed(stored, parts) for parts in stored.modules.values() if "weight_packed" in parts]
@@ -35,7 +36,7 @@ def find(stored: Stored) -> list[Found]:
 
 
 def _packed(stored: Stored, parts: Mapping[str, str]) -> Found | None:
-    """Return the matrix of packed integers of a module."""
+    """Return the packed matrix of a module."""
     known = {"weight_packed", "weight_scale", "weight_shape"}
     if not known <= parts.keys() or not is_understood(parts, known) or "weight" in parts:
         return None
@@ -55,7 +56,7 @@ def _packed(stored: Stored, parts: Mapping[str, str]) -> Found | None:
 
 
 def _bits(stored: Stored) -> list[int]:
-    """Return the numbers of bits that the settings name, or all that are read."""
+    """Return the bit widths that the settings name, or all that are read."""
     declared = [weights.get("num_bits") for weights in described_weights(stored.settings)]
     return [bits for bits in BITS if not declared or bits in declared]
 
@@ -71,7 +72,7 @@ def _shape(stored: Stored, name: str) -> tuple[int, int] | None:
 
 
 def _bytes(stored: Stored, parts: Mapping[str, str]) -> Found | None:
-    """Return the matrix of bytes of a module."""
+    """Return the matrix of a module with one byte per integer."""
     tensors = stored.tensors
     if 8 not in _bits(stored) or "weight_scale" not in parts or not is_understood(parts, {"weight", "weight_scale"}):
         return None
@@ -89,7 +90,7 @@ def _bytes(stored: Stored, parts: Mapping[str, str]) -> Found | None:
 
 
 def _grid(shape: tuple[int, ...], scales: TensorInfo, settings: Settings) -> Grid | None:
-    """Return the blocks of a matrix: all of it, rows, or groups of a row; None if the scales don't fit."""
+    """Return the blocks of a matrix: all of it, rows, or groups within rows; None if the scales don't fit."""
     rows, columns = shape
     if scales.dtype not in SCALES:
         return None
@@ -120,7 +121,7 @@ def decoder(parts: Mapping[str, RangeReader], tensor: QuantisedTensor) -> PanelR
 
 
 def _refusal(settings: Settings) -> str | None:
-    """Return the reason why settings cannot be followed, or None."""
+    """Return why the settings are not supported, or None."""
     for weights in described_weights(settings):
         if weights.get("symmetric") is False:
             return "zero points (symmetric: false)"

@@ -1,8 +1,7 @@
-"""Declaration of a quantised format: how it is recognised in headers, and what it is called.
+"""Declaration of a quantised format.
 
 A format is one file. Its ``find`` sees names, dtypes and shapes, and returns the tensors that are stored in the format;
-what it doesn't return stays as it is, and is refused if it looks quantised. It imports no torch; the decoders that it
-names do.
+all others stay as they are, and are refused if they look quantised. It imports no torch; the decoders do.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from weightspace.checkpoints.metadata import QuantisedTensor, TensorInfo
 
 
 class Settings(NamedTuple):
-    """The description of the quantisation beside the weights.
+    """The description of a checkpoint's quantisation in its configuration.
 
     Attributes:
         method: its name, such as ``fp8``; "" if nothing describes it.
@@ -29,7 +28,7 @@ class Settings(NamedTuple):
 
 
 def _nothing(name: str) -> None:
-    """Return no bytes of any tensor."""
+    """Return None: no content is available."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Stored:
     Attributes:
         tensors: name -> dtype and shape.
         settings: description of the quantisation.
-        content: returns the bytes of a small tensor, or None if they aren't at hand.
+        content: returns the bytes of a small tensor, or None if they aren't available.
         modules: name of a module -> last part of the name -> full name of its tensors.
     """
 
@@ -65,8 +64,8 @@ class Found(NamedTuple):
         format: the format, for messages: ``FP8, a scale per tensor``.
         shape: its shape.
         parts: role -> name of the stored tensor.
-        settings: what the decoder must know besides.
-        left_out: stored tensors that belong to it and don't enter its values.
+        settings: further arguments of the decoder.
+        left_out: names of stored tensors that belong to it but don't affect its values.
         overhead: bytes that reading a range needs in addition to its elements as float32.
     """
 
@@ -84,10 +83,10 @@ class Format(NamedTuple):
 
     Attributes:
         title: its name, for messages.
-        methods: names of the quantisation in configurations that go with it.
+        methods: values of ``quant_method`` in configurations that go with it; "" is a checkpoint without one.
         find: returns the tensors of a checkpoint that are stored in the format.
         decoder: returns a reader of a tensor's values in float32, from readers of its parts by role.
-        refusal: returns the reason why settings cannot be followed, or None.
+        refusal: returns why settings are not supported, or None.
     """
 
     title: str

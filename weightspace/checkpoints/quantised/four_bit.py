@@ -1,4 +1,4 @@
-"""Bytes of two 4-bit numbers, looked up in a table of their values."""
+"""Decoding of bytes that hold two 4-bit numbers, by a lookup table."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3
 
 
 def e2m1(packed: Tensor) -> Tensor:
-    """Return the FP4 numbers in bytes, the lower half of each first; the last axis is twice as long."""
+    """Return the FP4 numbers in bytes, low half first, as float32; the last axis is twice as long."""
     return looked_up(packed, _e2m1_pairs())
 
 
 def pairs(table: Tensor, *, low_first: bool) -> Tensor:
-    """Return the values of both halves of each byte, 256 pairs in the memory of one 64-bit number each.
+    """Return the two values in each possible byte: 256 float32 pairs, viewed as int64 of shape ``(256,)``.
 
     Args:
-        table: the values of the 16 codes, float32.
+        table: the values of the 16 codes, float32 of shape ``(16,)``.
         low_first: whether the lower half of a byte is the first number.
     """
     import torch
@@ -32,7 +32,7 @@ def pairs(table: Tensor, *, low_first: bool) -> Tensor:
 
 
 def looked_up(packed: Tensor, table: Tensor) -> Tensor:
-    """Return the numbers in bytes by a table of ``pairs``; the last axis is twice as long."""
+    """Decode bytes to float32 by a table of ``pairs``; the last axis is twice as long."""
     import torch
 
     found = torch.index_select(table, 0, packed.reshape(-1).to(torch.int32))
@@ -41,7 +41,7 @@ def looked_up(packed: Tensor, table: Tensor) -> Tensor:
 
 @cache
 def powers() -> Tensor:
-    """Return the values of E8M0, powers of two by their biased exponents; the last one is NaN."""
+    """Return the values of E8M0 by code: powers of two with biased exponents, and NaN for the last one."""
     import torch
 
     exponents: Sequence[float] = [*(2.0 ** (code - 127) for code in range(255)), torch.nan]

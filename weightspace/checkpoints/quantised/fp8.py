@@ -25,10 +25,10 @@ _SCALES = {
     "down_proj": ("down_proj_scale_inv", "down_proj_scale", "down_proj_weight_scale"),
 }
 
-#: ComfyUI's mark of a file with scales.
+#: ComfyUI's marker of a file with scales.
 _MARK = "scaled_fp8"
 
-#: Shape of a block if nothing says it: DeepSeek's.
+#: Default shape of a block: DeepSeek's.
 _BLOCK = (128, 128)
 
 _DTYPES = ("F32", "BF16", "F16")
@@ -68,7 +68,7 @@ def _in_module(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo], bloc
 
 
 def _granularity(grid: Grid, shape: tuple[int, ...]) -> str:
-    """Return the unit that has a scale."""
+    """Return the unit that has a scale, in words."""
     whole = grid.block_columns == grid.columns
     if whole and grid.block_rows == grid.rows:
         return "a scale per tensor"
@@ -90,7 +90,7 @@ def _block(settings: Settings) -> tuple[int, int]:
 
 
 def _refusal(settings: Settings) -> str | None:
-    """Return the reason why settings cannot be followed, or None."""
+    """Return why the settings are not supported, or None."""
     options = settings.options
     if options.get("scale_fmt") not in (None, "float", "ue8m0"):
         return f"scale_fmt {options['scale_fmt']!r}"
@@ -100,7 +100,7 @@ def _refusal(settings: Settings) -> str | None:
 
 
 def decoder(parts: Mapping[str, RangeReader], tensor: QuantisedTensor) -> ScaledTensor:
-    """Return a reader of a matrix of FP8 numbers."""
+    """Return a reader of an FP8 matrix."""
     return ScaledTensor(parts["values"], parts["scales"], tensor.shape, tensor.settings["grid"])
 
 

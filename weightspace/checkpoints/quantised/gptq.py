@@ -1,4 +1,4 @@
-"""GPTQ: integers of 4 or 8 bits packed along the inputs, with scales and zero points by group of inputs, in any order.
+"""GPTQ: 4- or 8-bit integers packed along the inputs, with scales and zero points per group of inputs.
 
 ``qweight`` has shape ``(inputs · bits / 32, outputs)``, ``qzeros`` ``(groups, outputs · bits / 32)``, ``scales``
 ``(groups, outputs)``, and ``g_idx``, the group of each input, ``(inputs,)``. Element ``(o, i)`` of the matrix is
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 _METHOD = "gptq"
 
-#: Roles of the tensors by the last parts of their names; the last one may be missing.
+#: Role -> last part of the tensor's name; ``groups`` may be missing.
 _PARTS = {"values": "qweight", "zeros": "qzeros", "scales": "scales", "groups": "g_idx"}
 
-#: Formats that are read, and whether zero points are stored less one.
+#: Format -> whether its zero points are stored minus one.
 _FORMATS = {"gptq": True, "gptq_v2": False}
 
 
 def find(stored: Stored) -> list[Found]:
-    """Return the matrices of a model that its configuration describes as GPTQ's."""
+    """Return the matrices of a model whose configuration names GPTQ."""
     if stored.settings.method != _METHOD:
         return []
     found = (_matrix(parts, stored.tensors, stored.settings) for parts in stored.modules.values() if "qweight" in parts)
@@ -73,7 +73,7 @@ def _matrix(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo], setting
 
 
 def _is_declared(settings: Settings, bits: int, inputs: int, groups: int) -> bool:
-    """Return whether bits and groups are those of the settings, unless these differ from module to module."""
+    """Return whether bits and groups match the settings; always if these differ between modules."""
     if settings.options.get("dynamic"):
         return True
     size = settings.options.get("group_size")
@@ -85,7 +85,7 @@ def _format(settings: Settings) -> str:
 
 
 def decoder(parts: Mapping[str, RangeReader], tensor: QuantisedTensor) -> PanelReader:
-    """Return a reader of a matrix of GPTQ."""
+    """Return a reader of a GPTQ matrix."""
     import torch
 
     (outputs, inputs), bits, groups = tensor.shape, tensor.settings["bits"], tensor.settings["groups"]
@@ -110,7 +110,7 @@ def _order(stored: RangeReader | None, inputs: int, groups: int) -> Tensor:
     """Return the group of each input.
 
     Raises:
-        CheckpointError: a stored one doesn't exist.
+        CheckpointError: the file names a group that doesn't exist.
     """
     import torch
 
@@ -126,7 +126,7 @@ def _order(stored: RangeReader | None, inputs: int, groups: int) -> Tensor:
 
 
 def _refusal(settings: Settings) -> str | None:
-    """Return the reason why settings cannot be followed, or None."""
+    """Return why the settings are not supported, or None."""
     if _format(settings) not in _FORMATS:
         return f"checkpoint_format {_format(settings)[:80]!r}"
     return "rotation" if settings.options.get("rotation") else None

@@ -10,20 +10,20 @@ from weightspace.checkpoints.quantised.four_bit import looked_up, pairs
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Numbers of bits that are read, and the dtypes of scales.
+#: Bit widths that are read, and dtypes of scales.
 BITS = (4, 8)
 SCALES = ("F16", "BF16", "F32")
 
 
 def is_grouped_by(size: Any, inputs: int, groups: int) -> bool:
-    """Return whether inputs are in groups of a declared size; -1 and None stand for one group or any."""
+    """Return whether inputs form groups of a declared size; -1 stands for one group, None for any number."""
     if type(size) is not int or size <= 0:
         return size is None or groups == 1
     return groups == -(-inputs // size)
 
 
 def numbers(words: Tensor, bits: int) -> Tensor:
-    """Return the unsigned integers in words as float32; a last axis of ``32 / bits`` is added.
+    """Return the unsigned integers in words as float32, with a new last axis of ``32 / bits``.
 
     Args:
         words: int32, contiguous, of any shape.

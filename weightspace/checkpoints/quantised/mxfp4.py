@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from weightspace.checkpoints.reader import RangeReader
 
-#: Numbers of a block, and the bytes that hold them.
+#: Numbers per block, and the bytes that hold them.
 _BLOCK, _BYTES = 32, 16
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
@@ -86,7 +86,7 @@ def decoder(parts: Mapping[str, RangeReader], tensor: QuantisedTensor) -> PanelR
 
 
 def _rows(values: RangeReader, scales: RangeReader, first: int, last: int, columns: int) -> Tensor:
-    """Return rows of a matrix of which each row is stored in one piece."""
+    """Return rows of a matrix that is stored row by row."""
     width, groups = columns // 2, columns // _BLOCK
     numbers = e2m1(values.read(first * width, last * width).view(-1, _BYTES))
     numbers *= powers()[scales.read(first * groups, last * groups).int()][:, None]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from weightspace.checkpoints.reader import RangeReader
 
-#: Numbers of a block.
+#: Numbers per block.
 _BLOCK = 16
 
 #: Last parts of the names of packed numbers and of the matrix's scale, and whether blocks' scales are divided by it.

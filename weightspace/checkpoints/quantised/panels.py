@@ -1,4 +1,4 @@
-"""Tensors that are decoded by panels: some consecutive rows at a time, the last of which are kept for the next read."""
+"""Tensors decoded in panels of consecutive rows, the last of which is kept for the next read."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
     from weightspace.checkpoints.reader import RangeReader
 
-#: Elements of a panel, unless a row or a step has more; and bytes that decoding takes per element.
+#: Elements per panel, unless a row or a step has more; and bytes that decoding takes per element.
 PANEL, _COPIES = 2**19, 20
 
 
 class PanelReader:
-    """A stack of matrices decoded by panels, read by ranges, in float32.
+    """A stack of matrices decoded in panels, read by ranges of elements, in float32.
 
     Args:
         shape: shape of the tensor.
         rows: rows of a matrix, in the decoder's view.
         columns: elements of a row.
-        step: panels begin at multiples of as many rows of a matrix.
+        step: panels begin at multiples of this many rows of a matrix.
         decode: returns rows ``first:last`` of the stack, which lie in one matrix, of shape ``(last − first, columns)``.
     """
 
@@ -65,7 +65,7 @@ def panel_height(columns: int, step: int) -> int:
 
 
 def panel_bytes(shape: tuple[int, ...], columns: int, step: int) -> int:
-    """Return the bytes that decoding a panel takes, and the panel."""
+    """Return the bytes that decoding a panel takes, including the panel itself."""
     return _COPIES * min(math.prod(shape), panel_height(columns, step) * columns)
 
 

@@ -1,4 +1,4 @@
-"""Scales of the blocks of matrices, multiplied with ranges of their elements."""
+"""Multiplication of ranges of a matrix's elements by the scales of their blocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from weightspace.checkpoints.reader import RangeReader
 
-#: Elements that are looked up at a time, whose indices stay in the cache.
+#: Number of elements that are looked up at a time, small enough for their indices to stay in the cache.
 _PIECE = 2**15
 
 
@@ -57,9 +57,9 @@ def grid_of(shape: tuple[int, ...], scales: tuple[int, ...], block: tuple[int, i
     Args:
         shape: of the tensor; all axes but the last two are a stack of matrices.
         scales: shape of the scales: one per tensor; one per index of the first axes, such as a row or a matrix; or one
-            per block of each matrix, in which an axis of one block is not cut, and one of a block per index is cut
-            into single ones.
-        block: shape of the other blocks.
+            per block of each matrix, where an axis with one scale is not divided, and an axis with one scale per index
+            has blocks of size 1.
+        block: size of the blocks along any other axis, for rows and columns.
     """
     leading = scales
     while leading and leading[-1] == 1:
@@ -88,7 +88,7 @@ def _block_size(size: int, count: int, block: int) -> int:
 
 
 def multiply(values: Tensor, start: int, grid: Grid, scales: RangeReader) -> Tensor:
-    """Multiply a range of elements by the scales of their blocks, in place.
+    """Multiply a range of elements by the scales of their blocks in place, and return them.
 
     Args:
         values: the elements from ``start`` on, 1-D, float32, in memory that may be overwritten.
@@ -125,7 +125,7 @@ def _rectangles(values: Tensor, start: int, columns: int) -> Iterator[tuple[int,
 
 
 def float32(elements: Tensor) -> Tensor:
-    """Return elements of any dtype as float32, 1-D, in memory of their own; FP8 numbers by a table, which is faster."""
+    """Return a float32 copy of 1-D elements of any dtype; FP8 numbers are looked up in a table, which is faster."""
     import torch
 
     if elements.dtype not in (torch.float8_e4m3fn, torch.float8_e5m2):
@@ -149,7 +149,7 @@ def _table(dtype: torch.dtype) -> Tensor:
 
 
 class ScaledTensor:
-    """A tensor of narrow numbers times the scales of their blocks, read by ranges, in float32."""
+    """A tensor of narrow numbers times the scales of their blocks, read by ranges of elements, in float32."""
 
     def __init__(self, values: RangeReader, scales: RangeReader, shape: tuple[int, ...], grid: Grid) -> None:
         import torch

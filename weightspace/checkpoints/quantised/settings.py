@@ -1,4 +1,4 @@
-"""The description of the quantisation of a model's folder."""
+"""Descriptions of the quantisation in the configuration of a model folder."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from weightspace.checkpoints.json_file import read_json_object
 from weightspace.checkpoints.quantisation import quantisation_settings
 from weightspace.checkpoints.quantised.format import Settings
 
-#: Files that describe a quantisation beside a configuration without one -> its name.
+#: Files that describe the quantisation if ``config.json`` doesn't -> its method.
 _FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
 
-#: Keys of a configuration with the dtype that the network computes in -> its safetensors name.
+#: Keys of the dtype that the network computes in; and its name in configurations -> its safetensors name.
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def read_settings(folder: Path) -> Settings:
-    """Return the description of a folder's quantisation; without a method if there is none.
+    """Return the description of a folder's quantisation; its method is empty if there is none.
 
     Raises:
         CheckpointError: a configuration is damaged.
@@ -67,7 +67,7 @@ def described_weights(settings: Settings) -> list[Mapping[str, Any]]:
 
 
 def transforms(settings: Settings) -> str | None:
-    """Return the part of the settings of compressed-tensors that changes weights besides quantising them, or None."""
+    """Return the setting of compressed-tensors that transforms weights besides quantising them, or None."""
     if settings.options.get("transform_config"):
         return "transform_config"
     sparsity = settings.options.get("sparsity_config")

@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from weightspace.checkpoints.load_save import StrPath
     from weightspace.checkpoints.state_dict import StateDict
 
-#: Networks whose matrices are transposed, and their modules; quantised ones are stored as those of linear layers.
+#: Networks with transposed matrices (Conv1D), and their modules; quantised, they are stored like linear layers'.
 _TRANSPOSED = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "ctrl", "clvp"})
 _TRANSPOSED_MODULES = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
 
-#: Last parts of the names of scales of a matrix, which are refused beside a plain one.
+#: Last parts of the names of a matrix's scales, which are refused beside a plain matrix.
 _SCALES = ("weight_scale", "scale_weight", "weight_scale_inv")
 
-#: Most bytes of a tensor that planning reads, such as a description in JSON.
+#: Maximum number of bytes of a tensor that planning reads, such as a JSON description.
 _SMALL = 2**16
 
 
@@ -81,7 +81,7 @@ def dequantised(contents: CheckpointMetadata) -> CheckpointMetadata:
 
 
 def _settings(contents: CheckpointMetadata) -> Settings:
-    """Return the description of a checkpoint's quantisation: its own, or for narrow numbers that beside the file."""
+    """Return the description of a checkpoint's quantisation; for a file with narrow dtypes, that of its folder."""
     path = contents.path
     if path.is_dir():
         return read_settings(path)
@@ -90,7 +90,7 @@ def _settings(contents: CheckpointMetadata) -> Settings:
 
 
 def _check_orientation(contents: CheckpointMetadata, names: Iterable[str]) -> None:
-    """Refuse quantised matrices of networks that have them transposed.
+    """Refuse quantised matrices of networks whose matrices are transposed.
 
     Raises:
         CheckpointError: a matrix may have to be transposed.
@@ -108,7 +108,7 @@ def _check_orientation(contents: CheckpointMetadata, names: Iterable[str]) -> No
 
 
 def _content(contents: CheckpointMetadata, name: str) -> bytes | None:
-    """Return the bytes of a small tensor, or None if it isn't stored in order in a file of this machine."""
+    """Return the bytes of a small tensor, or None if it isn't stored contiguously in a local file."""
     place, size = contents.places.get(name), contents.tensors[name].nbytes
     if place is None or place.strides is not None or size > _SMALL or missing_bytes((place.file,)):
         return None
@@ -118,7 +118,7 @@ def _content(contents: CheckpointMetadata, name: str) -> bytes | None:
 
 
 def _are_same(tensor: QuantisedTensor | None, other: QuantisedTensor | None) -> bool:
-    """Return whether two tensors of the same memory are both plain, or are stored in the same parts."""
+    """Return whether two tensors that share memory are both plain, or are stored in the same parts."""
     if tensor is None or other is None:
         return tensor is other
     places = [{role: part.place for role, part in one.parts.items()} for one in (tensor, other)]
@@ -128,9 +128,9 @@ def _are_same(tensor: QuantisedTensor | None, other: QuantisedTensor | None) -> 
 def _without_nested(
     contents: CheckpointMetadata, found: Mapping[str, tuple[Format, Found]]
 ) -> dict[str, tuple[Format, Found]]:
-    """Return the tensors without those whose modules have modules inside, such as quantisers with scales of their own.
+    """Return the tensors except those whose modules have submodules, such as quantisers with scales of their own.
 
-    A linear layer has none, so it is unknown what they do to its weight.
+    A linear layer has none, so it is unknown how they affect its weight.
     """
     gone = {name for _, own in found.values() for name in (*own.parts.values(), *own.left_out)}
     outer = {name.rpartition(".")[0].rpartition(".")[0] for name in contents.tensors if name not in gone} - {""}
@@ -139,10 +139,10 @@ def _without_nested(
 
 
 def _check(contents: CheckpointMetadata, settings: Settings, formats: Iterable[Format]) -> None:
-    """Check that the settings go with the formats of the tensors.
+    """Check that the settings fit the formats of the tensors.
 
     Raises:
-        CheckpointError: they don't, or they say what isn't followed.
+        CheckpointError: they don't, or they aren't supported.
     """
     for form in formats:
         reason = None
@@ -168,7 +168,7 @@ def _tensor(contents: CheckpointMetadata, form: Format, found: Found, dtype: str
 
 
 def _dtype(contents: CheckpointMetadata, gone: set[str]) -> str:
-    """Return the dtype that the network computes in: the configuration's, else that of most other matrices, or F32."""
+    """Return the dtype that the network computes in: the configuration's, else that of most other elements, or F32."""
     known = computing_dtype(contents.path) if contents.path.is_dir() else None
     if known is not None:
         return known
@@ -180,7 +180,7 @@ def _dtype(contents: CheckpointMetadata, gone: set[str]) -> str:
 
 
 def _notes(contents: CheckpointMetadata, tensors: Iterable[QuantisedTensor], left: Iterable[str]) -> list[str]:
-    """Return lines on what is dequantised, and on the tensors left out, besides descriptions of the format."""
+    """Return lines on what is dequantised, and on the activation scales that are left out."""
     counts: Mapping[str, int] = Counter(tensor.format for tensor in tensors)
     listed = "; ".join(f"{format} ({_tensors(count)})" for format, count in counts.items())
     lines = [f"{contents.path} is dequantised while it is read, to float32: {listed}. Its rounding errors are merged."]
@@ -201,6 +201,9 @@ def load_dequantised(path: StrPath, *, key: str | None = None) -> StateDict:
     Args:
         path: as for ``load_checkpoint``.
         key: as for ``load_checkpoint``.
+
+    Returns:
+        Name -> tensor; scales and other parts of quantised tensors are not listed.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged, or is quantised in a way that isn't read.
