@@ -67,7 +67,7 @@ def l2_reduction(
         permuted: ``π(b)``.
     """
     squares: list[tuple[float, float]] = []
-    for name in target:  # some of which may be computed here
+    for name in target:  # values may be computed on access
         if name in spec.axes and name not in spec.statistics and target[name].is_floating_point():
             a = target[name].cpu().double()
             squares.append((_squared(a, source[name]), _squared(a, permuted[name])))

@@ -63,7 +63,9 @@ def merge_files(
         out: ``OUT.safetensors`` or ``OUT.pt`` is one file, anything else a Hugging Face folder.
         method, base, weights, parameters, evidence: as in ``merge``, for sources; a recipe has its own.
         dtype, out_dtype: float dtype of the output, such as ``bfloat16``; the second overrides the first.
-        quantise: write matrices as FP8 with scales: ``fp8-tensor``, ``fp8-channel`` or ``fp8-block``.
+        quantise: write the matrices of linear layers as FP8 with scales: ``fp8-tensor``, ``fp8-channel``, ``fp8-block``
+            or a mapping of ``scheme`` and ``ignore`` (parts of names to exclude); by default the scheme that all models
+            share, if no dtype is named.
         reading, output, execution: options for reading the inputs, for the output, and for running the merge.
         align: align independently trained networks first.
         finish: maps the merged state dict to one of the same names and shapes, which replaces it.

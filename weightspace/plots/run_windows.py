@@ -1,4 +1,4 @@
-"""Scores of the averages of a run's last checkpoints against their number."""
+"""Plot of the scores of checkpoint averages against the number of checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from weightspace.runs.windows import WindowScores
 
 
 def draw_windows(windows: WindowScores, path: str | Path, *, title: str | None = None) -> Figure:
-    """Plot the score of the average of the last checkpoints against their number, with the best one marked.
+    """Plot the score of the average of the last checkpoints against their number, with the best average marked.
 
     Args:
         windows: the result of ``score_windows``.

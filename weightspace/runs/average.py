@@ -1,4 +1,4 @@
-"""The average of checkpoints of a run, from files to a file."""
+"""The out-of-core average of the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def average_run(
         checkpoints: from ``find_checkpoints``.
         out: as for ``merge_files``.
         schedule: ``uniform``, ``ema:DECAY``, ``wsm:DECAY`` or a file of weights; see ``schedule_weights``.
-        task: if given, BatchNorm statistics of the average are computed anew on its training data.
+        task: if given, the BatchNorm statistics of the average are recomputed on its training data.
         dtype, reading, output, execution, dry_run, warn, on_progress: as for ``merge_files``.
 
     Raises:
@@ -48,7 +48,7 @@ def average_run(
         WeightspaceError: as ``merge_files``, there are no checkpoints, or the schedule is unknown.
 
     Source:
-        Sanyal et al. 2023, https://arxiv.org/abs/2209.14981; Li et al. 2025, https://arxiv.org/abs/2505.12082.
+        Kaddour 2022, https://arxiv.org/abs/2209.14981; Li et al. 2025, https://arxiv.org/abs/2505.12082.
 
     Example:
         >>> import torch
@@ -81,7 +81,7 @@ def average_run(
 
 
 def _reset_statistics(task: Task, state: StateDict) -> StateDict:
-    """Return the average with its BatchNorm statistics computed anew; only here is torch needed in this process."""
+    """Return the average with its BatchNorm statistics recomputed; only this needs torch in this process."""
     from weightspace.connectivity import reset_statistics
 
     return reset_statistics(task, state)

@@ -12,7 +12,7 @@ from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.file_format import is_checkpoint
 from weightspace.errors import CheckpointError, WeightspaceError
 
-#: Counters in names, the most precise first: what is counted, and how names spell it.
+#: Counters in names, the most precise first: the unit -> the pattern of its spellings.
 _COUNTERS = {
     "step": "(?:global_?)?steps?",
     "iteration": "iter(?:ation)?s?",
@@ -23,7 +23,7 @@ _COUNTERS = {
 #: Names of the parts of one checkpoint.
 _SHARD = re.compile(r"\d+-of-\d+")
 
-#: Placeholder of the number in a pattern.
+#: Placeholder for the step in a pattern.
 _STEP = "{step}"
 
 #: Maximum number of digits of a step.
@@ -36,7 +36,7 @@ class RunCheckpoint:
 
     Attributes:
         path: a file or a folder.
-        step: the number in its name: of steps, iterations or epochs.
+        step: the number in its name, of steps, iterations or epochs.
     """
 
     path: Path
@@ -51,11 +51,11 @@ def find_checkpoints(
     every: int | None = None,
     pattern: str | None = None,
 ) -> tuple[RunCheckpoint, ...]:
-    """Return checkpoints in a folder by increasing step.
+    """Return the checkpoints in a folder by increasing step.
 
     The step is the number after ``step`` in a name (``epoch=3-step=1200.ckpt``, ``global_step1200``), else after
     ``iter``, ``checkpoint`` or ``epoch`` (``iter_0001200``, ``checkpoint-1200``), else the only number in it. Files and
-    folders that are no checkpoints, and names without a number (``last.ckpt``), are left out.
+    folders that aren't checkpoints, and names without a number (``last.ckpt``), are left out.
 
     Args:
         run: the folder.
@@ -137,7 +137,7 @@ def _matched(name: str, wanted: re.Pattern[str]) -> tuple[str, int] | None:
 
 
 def _numbered(name: str) -> tuple[str, int] | None:
-    """Return what a name counts, and the number; None if that isn't clear."""
+    """Return the unit that a name counts in, and the number; None if they aren't clear."""
     if _SHARD.search(name):
         return None
     for counter, word in _COUNTERS.items():

@@ -1,8 +1,8 @@
 """Weights of the checkpoints of a run in their average.
 
-A decay of the learning rate over the last steps has its counterpart among averages: with factors
-``1 ≥ w_1 ≥ … ≥ w_k ≥ 0`` of the updates between ``k + 1`` checkpoints, the decayed run ends at the average with
-weights ``1 − w_1, w_1 − w_2, …, w_k`` (WSM, https://arxiv.org/abs/2507.17634).
+A learning-rate decay over the last steps corresponds to an average: if it multiplies the updates between ``k + 1``
+checkpoints by ``1 ≥ w_1 ≥ … ≥ w_k ≥ 0`` and changes nothing else, the run ends at the average with weights
+``1 − w_1, w_1 − w_2, …, w_k`` (WSM, https://arxiv.org/abs/2507.17634).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from weightspace.checkpoints.json_file import read_json
 from weightspace.errors import WeightspaceError
 from weightspace.suggestions import closest
 
-#: Name of a decay -> its factor after a part of the window, 1 at 0 and 0 at 1.
+#: Name of a decay -> its factor as a function of the position in the window, 1 at 0 and 0 at 1.
 DECAYS: Mapping[str, Callable[[float], float]] = {
     "linear": lambda part: 1 - part,
     "cosine": lambda part: (1 + math.cos(math.pi * part)) / 2,
@@ -27,14 +27,13 @@ FORMS = ("uniform", "ema:DECAY", *(f"wsm:{name}" for name in DECAYS), "FILE")
 
 
 def schedule_weights(schedule: str, count: int) -> tuple[float, ...]:
-    """Return the weights of checkpoints, from the earliest to the latest; they sum to 1, but for those of a file.
+    """Return the weights of checkpoints, from the earliest to the latest; they sum to 1, except those of a file.
 
     Args:
         schedule: ``uniform``; ``ema:DECAY``, the exponential moving average
             ``m ← DECAY · m + (1 − DECAY) · checkpoint`` from the earliest; ``wsm:linear``, ``wsm:cosine`` or
-            ``wsm:1-sqrt``, the average that stands for a decay of the learning rate over the window, whose factor
-            between checkpoints ``j − 1`` and ``j`` is that at ``j / count``; or a ``.json`` or text file with one
-            number for each checkpoint.
+            ``wsm:1-sqrt``, the average that approximates a learning-rate decay over the window, evaluated at
+            ``j / count`` for the ``j``-th update; or a ``.json`` or text file with one number per checkpoint.
         count: number of checkpoints.
 
     Raises:
@@ -42,7 +41,7 @@ def schedule_weights(schedule: str, count: int) -> tuple[float, ...]:
         WeightspaceError: unknown schedule, a decay outside 0 to 1, or a file without one number per checkpoint.
 
     Source:
-        Sanyal et al. 2023, https://arxiv.org/abs/2209.14981 (uniform); Li et al. 2025,
+        Kaddour 2022, https://arxiv.org/abs/2209.14981 (uniform); Li et al. 2025,
         https://arxiv.org/abs/2505.12082 (uniform, exponential); Tian et al. 2025, https://arxiv.org/abs/2507.17634.
 
     Example:
@@ -69,7 +68,7 @@ def schedule_weights(schedule: str, count: int) -> tuple[float, ...]:
 
 
 def decay_weights(factors: Sequence[float]) -> tuple[float, ...]:
-    """Return the weights of ``k + 1`` checkpoints that stand for ``k`` factors of the updates between them."""
+    """Return the weights of ``k + 1`` checkpoints for ``k`` factors of the updates between them."""
     bounds = (1.0, *factors, 0.0)
     return tuple(bounds[at] - bounds[at + 1] for at in range(len(bounds) - 1))
 

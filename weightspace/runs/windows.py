@@ -1,4 +1,4 @@
-"""Scores of the averages of a run's last checkpoints, for every number of them."""
+"""Scores of the averages of the last one, two, three … checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from weightspace.soups.scoring import Statistics
 from weightspace.tasks.objectives import Mode, task_mode
 from weightspace.tasks.protocol import Task
 
-#: Splits of a task; the first one decides.
+#: Splits of a task; the score on the first one decides.
 SPLITS = ("validation", "test")
 
 #: Scores a checkpoint, given its path.
@@ -39,7 +39,7 @@ class WindowScores:
         first_steps: the first step of each window; entry ``n`` is that of the last ``n + 1`` checkpoints.
         last_step: the last step, common to all.
         schedule: the schedule of the weights.
-        scores: split -> score of each window; a function of a path has the one split ``score``.
+        scores: split -> score of each window; for a function of a path, the only split is ``score``.
         objective: name of the score.
         mode: whether a lower (``"min"``) or a higher (``"max"``) score is better.
     """
@@ -53,7 +53,7 @@ class WindowScores:
 
     @property
     def best(self) -> int:
-        """Number of checkpoints of the best window by the first split; of equal ones, the smallest."""
+        """Number of checkpoints of the best window by the first split; of equal ones, the smallest number."""
         values = next(iter(self.scores.values()))
         return 1 + values.index((min if self.mode == "min" else max)(values))
 
@@ -82,11 +82,11 @@ def score_windows(
     reading: ReadingOptions | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> WindowScores:
-    """Score the averages of the last one, two, three … checkpoints, each made in a temporary folder.
+    """Score the averages of the last one, two, three … checkpoints, each written to a temporary folder.
 
     Args:
         checkpoints: from ``find_checkpoints``, by increasing step.
-        score: a task, or a function of a checkpoint's path.
+        score: a task, or a function that maps a checkpoint's path to its score.
         schedule: as for ``average_run``, but no file of weights.
         mode: ``"min"`` or ``"max"`` of the score; by default that of the task, and ``"max"`` for a function.
         statistics: treatment of BatchNorm statistics in averages; see ``greedy_soup``.
@@ -127,7 +127,7 @@ def score_windows(
 
 
 def _check(checkpoints: Sequence[RunCheckpoint], schedule: str) -> None:
-    """Check that there is something to score, and weights for all numbers of checkpoints."""
+    """Check that there are checkpoints, and weights for any number of them."""
     if not checkpoints:
         raise WeightspaceError("Expected at least one checkpoint to score; found none.")
     if os.path.isfile(schedule):
@@ -156,13 +156,13 @@ def _averaged(
 
 @dataclass(frozen=True)
 class _Average(Alone):
-    """The average of several checkpoints, from its file: a mixture, whose activations BatchNorm hasn't seen."""
+    """The average of several checkpoints, read from its file; its BatchNorm statistics don't fit its activations."""
 
     mixed = True
 
 
 class _Task:
-    """A task as a judge, with a cache of its scores."""
+    """Scores by a task, with a cache."""
 
     def __init__(self, task: Task, mode: Mode | None, statistics: Statistics, *, cache: bool) -> None:
         self._judge = Judge(task, statistics, cache=cache, cache_key=None, place=Place(), mode=mode)
@@ -178,7 +178,7 @@ class _Task:
 
 
 class _Function:
-    """A function of a path as a judge."""
+    """Scores by a function of a path."""
 
     objective = "score"
 

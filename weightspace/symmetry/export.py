@@ -22,7 +22,7 @@ from weightspace.symmetry.stand_ins import lacks_values, shape_copy, with_legibl
 #: Lines of the network's code in torch.export's report of a failed trace.
 _CODE = re.compile(r"# File: (.+:\d+) in .*?, code: (.+)")
 
-#: What torch logs where an error is raised as well.
+#: Loggers of torch that repeat an error that is raised.
 _LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
 
 
@@ -91,7 +91,7 @@ def _run(module: nn.Module, inputs: Inputs) -> None:
         with torch.no_grad(), quiet, mode:
             inputs.call(probe.eval())
     except (DataDependentOutputException, DynamicOutputShapeException):
-        return  # on shapes alone; torch.export may know how to trace it
+        return  # needs values, but torch.export may know how to trace it
     except Exception as error:
         raise SpecError(
             f"{type(module).__name__} cannot run on its example inputs ({inputs.described()}): {type(error).__name__}: "
@@ -100,7 +100,7 @@ def _run(module: nn.Module, inputs: Inputs) -> None:
 
 
 def _traceable_copy(module: nn.Module) -> nn.Module:
-    """Return a copy that computes with shapes and leaves values alone."""
+    """Return a copy to be traced with shapes only, whose values are not read or changed."""
     if lacks_values(module):
         return shape_copy(module)[0]
     return with_legible_experts(copy_module(module, share_parameters=True))

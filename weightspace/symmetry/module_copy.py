@@ -24,7 +24,7 @@ def copy_module(
     Args:
         module: the module; not modified.
         share_parameters: whether the parameters of the copy use the memory of the module's; buffers never do.
-        substitutes: ``id`` of a tensor of the module -> the tensor that the copy has instead of it.
+        substitutes: ``id`` of a tensor of the module -> the tensor that replaces it in the copy.
 
     Raises:
         SpecError: the module holds something else that can't be copied.
@@ -43,7 +43,7 @@ def copy_module(
 
 
 def is_plain(parameter: Tensor) -> bool:
-    """Return whether a parameter is nothing but its values."""
+    """Return whether a parameter holds nothing but its values."""
     return type(parameter) is nn.Parameter  # subclasses may keep more than their values
 
 

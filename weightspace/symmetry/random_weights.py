@@ -1,4 +1,4 @@
-"""Random weights that show what a symmetry moves.
+"""Random weights that reveal what a symmetry moves.
 
 Weights that are constant along an axis (unit norms, zero biases, layer scales) would hide a tensor that should have
 been moved, so they are perturbed, running statistics included. Tensors without values are drawn.
@@ -45,7 +45,7 @@ def perturb(name: str, tensor: Tensor, noise: Callable[[], Tensor]) -> None:
 def draw(name: str, tensor: Tensor, seed: int) -> Tensor:
     """Return weights for a tensor without values, float64 on the CPU; integers are zero.
 
-    They are uniformly random and of the size of usual initialisations; vectors named as gains and variances are near 1.
+    They are uniform, on the scale of usual initialisations; vectors named like gains and variances are centred at 1.
 
     Args:
         name: of the tensor.
@@ -62,7 +62,7 @@ def draw(name: str, tensor: Tensor, seed: int) -> Tensor:
 
 
 def seeded(name: str, seed: int) -> torch.Generator:
-    """Return a generator for one tensor, whatever is drawn for others."""
+    """Return a generator for one tensor, independent of what is drawn for others."""
     return torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
 
 

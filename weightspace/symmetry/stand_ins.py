@@ -2,7 +2,7 @@
 
 Tensors on the meta device have shapes and no values. Parameters get theirs one at a time when such a network runs
 (``streamed.py``); its constants (buffers that aren't saved, tables, masks) are unknown, which tracing takes into
-account: floats are drawn at random, integers and truth values are zero.
+account: floats are drawn at random, integers and booleans are zero.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def lacks_values(module: nn.Module) -> bool:
 
 
 def check_constants(module: nn.Module) -> None:
-    """Check that buffers which aren't weights have values: what they do to units depends on them.
+    """Check that buffers that aren't weights have values, since their effect on units depends on them.
 
     Raises:
         SpecError: some are on the meta device.
@@ -47,7 +47,7 @@ def is_unknown(value: Tensor) -> bool:
 
 
 def shape_copy(module: nn.Module) -> tuple[nn.Module, FakeTensorMode]:
-    """Return a copy of a network on the meta device for computing with shapes, as on the CPU, and the mode to do so.
+    """Return a copy of a network on the meta device that computes with shapes, as on the CPU, and the mode for it.
 
     Raises:
         SpecError: the network can't be copied, or has a tensor of unknown shape.
@@ -63,7 +63,7 @@ def shape_copy(module: nn.Module) -> tuple[nn.Module, FakeTensorMode]:
 
 
 def stand_in_copy(module: nn.Module, seed: int) -> nn.Module:
-    """Return a copy of a network in float64, whose parameters hold one NaN each, and whose constants are known.
+    """Return a copy of a network in float64 whose parameters hold one NaN each and whose constants have values.
 
     Args:
         module: the network; not modified.
@@ -78,7 +78,7 @@ def stand_in_copy(module: nn.Module, seed: int) -> nn.Module:
         if is_plain(parameter):
             dtype = torch.float64 if parameter.is_floating_point() else parameter.dtype
             device = "cpu" if parameter.is_meta else parameter.device
-            missing = torch.nan if parameter.is_floating_point() else 0  # which shows wherever it is used as it is
+            missing = torch.nan if parameter.is_floating_point() else 0  # NaN shows wherever a stand-in is not replaced
             one = torch.full((), missing, dtype=dtype, device=device)
             substitutes[id(parameter)] = nn.Parameter(one.expand(parameter.shape), requires_grad=False)
     return with_legible_experts(copy_module(module, substitutes=substitutes)).double()
@@ -88,7 +88,7 @@ def with_legible_experts(module: nn.Module) -> nn.Module:
     """Make the mixtures of experts of transformers look up the weights of the chosen experts, in place.
 
     Their other implementations (sorted and grouped products, a loop over the used experts) hide from the graph which
-    weights belong to which expert, and some don't know float64.
+    weights belong to which expert, and some don't support float64.
     """
     for part in module.modules():
         config = getattr(part, "config", None)
@@ -114,7 +114,7 @@ def _on_meta(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _drawn(tensor: Tensor, seed: int) -> Tensor:
-    """Return values for a constant whose values are unknown."""
+    """Return values for a constant that has none."""
     if tensor.is_floating_point():
         generator = seeded(str(tuple(tensor.shape)), seed)
         return torch.rand(tensor.shape, generator=generator, device="cpu").to(tensor.dtype)

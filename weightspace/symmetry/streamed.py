@@ -1,8 +1,8 @@
-"""Running a network in float64 whose parameters are computed when an operator uses them, one at a time.
+"""Execution of a network in float64 with parameters that are computed one at a time, when an operator uses them.
 
 The network's own code runs, on a copy whose parameters are stand-ins of one NaN each. An operator that is given a
-stand-in gets the parameter's values instead, which are dropped when the operator and its views no longer need them. For
-gradients, too, only the name of a parameter is kept, and its values are computed again.
+stand-in gets the parameter's values instead, which are freed when the operator and its views no longer need them. For
+the backward pass, too, only the name of a parameter is saved, and its values are recomputed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Values = Callable[[str], Tensor]
 
 
 class StreamedNetwork:
-    """A network that runs in float64 with other values for its tensors, few of which are held at a time.
+    """A network that runs in float64 with other values for its tensors, only a few of which are held at a time.
 
     Args:
         module: the network, which may be on the meta device; not modified.
@@ -47,7 +47,7 @@ class StreamedNetwork:
         self._tensors = {**dict(module.named_parameters(remove_duplicate=False)), **self.state}
         self._owners = {id(tensor): name for name, tensor in reversed(self._tensors.items())}
         self._copy = stand_in_copy(module, seed)
-        #: Parameter's storage -> its name; of tied ones the last.
+        #: Storage of a parameter -> its name; for tied ones, the last name.
         self._names = {
             storage_key(parameter): name
             for name, parameter in self._copy.named_parameters(remove_duplicate=False)
@@ -55,7 +55,7 @@ class StreamedNetwork:
         }
 
     def random_weights(self, name: str) -> Tensor:
-        """Return the tensor of a name in float64, perturbed where it's constant, or drawn if it has no values."""
+        """Return a tensor in float64, perturbed if it is constant along an axis, or drawn if it has no values."""
         tensor = self._tensors[name]
         owner = self._owners[id(tensor)]
         if tensor.is_meta:
@@ -68,7 +68,7 @@ class StreamedNetwork:
         return values
 
     def outputs(self, values: Values, inputs: Inputs) -> Tensor:
-        """Return all floating-point outputs with some values of the tensors, as one vector.
+        """Return all floating-point outputs for these values of the tensors, as one vector.
 
         Raises:
             SpecError: the network can't be run in float64, or has no floating-point output, or a non-finite one.
@@ -79,7 +79,7 @@ class StreamedNetwork:
 
     @contextmanager
     def running(self, values: Values) -> Iterator[nn.Module]:
-        """Give a copy of the network that runs with some values of its tensors, and passes gradients to parameters.
+        """Provide a copy of the network that runs with these values of its tensors, and passes gradients to parameters.
 
         Raises:
             SpecError: the network can't be run in float64.
@@ -116,7 +116,7 @@ class _Streaming(TorchDispatchMode):
     def __init__(self, names: dict[int, str], values: Values) -> None:
         super().__init__()
         self.names, self.values = names, values
-        #: Storage of values -> a reference by which it isn't used again while we know it, and the name.
+        #: Storage of values -> a weak reference, which keeps its address from being reused, and the parameter's name.
         self.given: dict[int, tuple[StorageWeakRef, str]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -134,7 +134,7 @@ class _Streaming(TorchDispatchMode):
         return values
 
     def pack(self, tensor: Tensor) -> Tensor | _View | str:
-        """Return the name of a parameter or the description of a view of its values, and any other tensor as it is."""
+        """Return a parameter's name, the description of a view of its values, or any other tensor unchanged."""
         key = storage_key(tensor)
         if key in self.names:
             return self.names[key]
@@ -152,10 +152,10 @@ class _Streaming(TorchDispatchMode):
 
 
 def storage_key(tensor: Tensor) -> int:
-    """Return a number that tensors share while they share memory."""
+    """Return a number that is equal for tensors that share memory."""
     return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else 0
 
 
 def _is_stand_in(tensor: Tensor) -> bool:
-    """Return whether a tensor is a parameter of one value."""
+    """Return whether a tensor is a stand-in: a parameter with a single stored value."""
     return isinstance(tensor, nn.Parameter) and tensor.untyped_storage().nbytes() == tensor.element_size()

@@ -50,9 +50,8 @@ def _verify_streamed(spec: PermutationSpec, module: nn.Module, inputs: Inputs, s
 def _change(spec: PermutationSpec, probe: nn.Module, inputs: Inputs, seed: int) -> tuple[float, torch.dtype]:
     """Permute a network in place; return how much its outputs change, and their precision."""
     torch.default_generator.manual_seed(seed)  # a network with noise draws the same before and after
-    before = output_vector(
-        copy_module(probe, share_parameters=True), inputs
-    )  # a copy: the first call may leave a cache
+    # The first call may leave a cache, hence the copy.
+    before = output_vector(copy_module(probe, share_parameters=True), inputs)
     state = {name: tensor.detach() for name, tensor in probe.state_dict().items()}
     check_fits(spec, state, "The network")
     indices = Permutation.random(spec, seed=seed).indices

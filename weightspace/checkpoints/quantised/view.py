@@ -232,7 +232,7 @@ def check_dequantised(label: str, contents: CheckpointMetadata) -> None:
         contents: its metadata, as ``dequantised`` returns it.
 
     Raises:
-        CheckpointError: it has (the message names the format), or a configuration is damaged.
+        CheckpointError: it has some (the message names the format), or a configuration is damaged.
     """
     plain = {name: info for name, info in contents.tensors.items() if name not in contents.quantised}
     check_not_quantised(label, _without_scales(contents, plain))

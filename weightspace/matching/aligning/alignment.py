@@ -30,7 +30,7 @@ from weightspace.tasks.protocol import Task
 #: Closed form with streams turned by activations, closed form by weights alone, or the first one refined by descent.
 AlignMethod: TypeAlias = Literal["activations", "weights", "learned"]
 
-#: Bytes of canonical weights of each network that are kept; of larger ones some are computed at each use.
+#: Maximum number of bytes of canonical weights that are kept per network; the others are recomputed at each use.
 _KEPT = 2**31
 
 
@@ -116,7 +116,7 @@ def align(
         task: builds the network and provides training batches; needed by all methods but ``"weights"``.
         seed: determines the order of the batches, and the positions between the networks in learning.
         method: by default ``"activations"`` if there is a task, otherwise ``"weights"``.
-        max_sweeps: maximum passes over all groups, by weights, after a first one outward from the fixed units.
+        max_sweeps: maximum passes over all groups, by weights, after a first pass outward from the fixed units.
         steps: steps of Adam, when learned.
         learning_rate: its learning rate, when learned.
         by_labels: whether to learn by the loss of the task instead.
@@ -166,7 +166,7 @@ def _by_weights(
 
 
 def _in_dtypes_of(given: StateDict, weights: Mapping[str, Tensor]) -> StateDict:
-    """Return weights in the dtypes and order of given ones, few of which are held in float64 at a time."""
+    """Return weights in the dtypes and order of a state dict, holding only a few in float64 at a time."""
     converted = {name: tensor.to(given[name].dtype) for name, tensor in weights.items()}
     return {name: converted[name] for name in given}
 

@@ -27,9 +27,9 @@ class Pair:
     Attributes:
         spec: of the architecture.
         tensor: name of the tensor that it is a part of.
-        number: of the block among those of the tensor.
+        number: index of the block in the tensor.
         dims: its dimensions.
-        weights: of the target and the source, which may be computed when they are used.
+        weights: of the target and the source, possibly computed on access.
     """
 
     spec: SymmetrySpec
@@ -68,10 +68,10 @@ def _inner_product(spec: SymmetrySpec, pair: Pair, maps: Maps) -> float:
 
 
 class InnerProducts:
-    """Inner products of blocks, each of which is computed once while the maps of its groups are the same tensors."""
+    """Inner products of blocks, cached as long as the maps of their groups are the same tensors."""
 
     def __init__(self) -> None:
-        #: Block -> the last two tuples of maps, and the inner products.
+        #: Block -> the last two tuples of maps, each with its inner product.
         self._known: dict[Pair, list[tuple[tuple[Tensor | None, ...], float]]] = {}
 
     def total(self, pairs: Iterable[Pair], maps: Maps) -> float:
@@ -243,8 +243,8 @@ def families(spec: SymmetrySpec, target: Mapping[str, Tensor], source: Mapping[s
 
     Args:
         spec: of the architecture.
-        target: canonical weights, which may be computed when they are used.
-        source: canonical weights.
+        target: canonical weights, possibly computed on access.
+        source: canonical weights, likewise.
     """
     pairs = []
     for name, axes in spec.axes.items():

@@ -1,4 +1,4 @@
-"""The description of quantised weights in a configuration: that of inputs is removed, that of the output added."""
+"""Quantisation entries of configurations: those of the inputs are removed, that of the output is added."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from weightspace.checkpoints.quantisation import quantised_parts
 
 
 def remove_quantisation(config: dict[str, Any]) -> None:
-    """Remove the descriptions of quantised weights from a configuration and its parts, in place."""
+    """Remove the quantisation entries from a configuration and its parts, in place."""
     for part, key in list(quantised_parts(config)):
         del part[key]
 
@@ -18,9 +18,9 @@ def described(scheme: str, plain: Sequence[str]) -> dict[str, Any]:
     """Return the ``quantization_config`` of a quantised output.
 
     Args:
-        scheme: ``fp8-block`` is DeepSeek's, which transformers reads itself; the others are compressed-tensors', whose
-            package transformers needs. Activations are quantised by the program that runs the network.
-        plain: modules that are not quantised.
+        scheme: ``fp8-block`` is DeepSeek's, which transformers reads itself; for the others, transformers needs the
+            package compressed-tensors. Activations are quantised at inference.
+        plain: names of the modules that are not quantised.
     """
     if scheme == "fp8-block":
         settings = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}

@@ -162,7 +162,7 @@ class Method:
         """Check that the method can use the weights with these arguments.
 
         Raises:
-            WeightspaceError: they sum to 0 and it divides by their sum, or one is negative and it refuses that.
+            WeightspaceError: they sum to 0 and the method divides by their sum, or one is negative and it refuses that.
         """
         if self.nonnegative:
             check_nonnegative(weights, self.name)

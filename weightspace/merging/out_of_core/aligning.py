@@ -30,7 +30,7 @@ class Alignment:
         seed: seed of the matching.
         task: the task that the networks were trained for; some methods need it.
         on_matched: called for every matched network with the target's source and weights, then its own, moved.
-        on_progress: called as by ``match``; ``name`` is the network that is matched.
+        on_progress: called as by ``match``, with the network that is matched as the event's ``name``.
 
     Raises:
         WeightspaceError: the method does not exist, or needs a task and has none.

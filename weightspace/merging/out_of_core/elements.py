@@ -56,7 +56,7 @@ def elements_of(job: Job, sources: Sources, global_arguments: GlobalArguments) -
 
 
 def written_elements(job: Job, sources: Sources, global_arguments: GlobalArguments) -> Iterator[tuple[int, Tensor]]:
-    """Yield what a job writes into its shard, scales included: byte offsets and 1-D elements; see ``elements_of``."""
+    """Yield what a job writes to its shard, including scales: byte offsets and 1-D elements; see ``elements_of``."""
     if job.scales is None:
         for start, elements in elements_of(job, sources, global_arguments):
             yield job.offset + start * elements.itemsize, elements

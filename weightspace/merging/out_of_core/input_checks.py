@@ -40,7 +40,7 @@ def check_plain(members: Sequence[Member]) -> None:
     """Check that no model has quantised tensors besides those that are dequantised on reading.
 
     Raises:
-        CheckpointError: one has (the message names the format), or a configuration is damaged.
+        CheckpointError: a model has (the message names the format), or a configuration is damaged.
     """
     for member in members:
         contents = member.stored or member.contents

@@ -1,4 +1,4 @@
-"""Quantisation of merged matrices to FP8 numbers with scales, in the order in which their chunks are computed.
+"""Quantisation of merged matrices to FP8 with scales, in the order in which their chunks are computed.
 
 The scale of a block is its largest absolute value over the largest FP8 number, so that no value is out of range; an
 element is divided by its scale and rounded to nearest, ties to even.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from weightspace.merging.plan.plan import HELD, Scales
 
-#: The FP8 dtype that is written, its largest number, and the smallest scale: that of zeros.
+#: The FP8 dtype that is written, its largest number, and the smallest scale, which blocks of zeros have.
 FP8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(FP8).max
 _SMALLEST = torch.finfo(torch.float32).tiny
@@ -30,7 +30,7 @@ def quantised(
     Args:
         shape: rows and columns of the matrix.
         scales: the blocks that have a scale each; they divide the matrix.
-        chunks: returns the chunks of the matrix; called twice for a large one of which all has one scale.
+        chunks: returns the chunks of the matrix; called twice for a large matrix with a single scale.
 
     Yields:
         Index of the first element, FP8 elements, index of the first scale, and scales, float32; all 1-D.

@@ -61,7 +61,7 @@ class MergeReport:
         warnings: one-line warnings; a strict merge refuses most of them.
         fetched_bytes: bytes that were, or for a dry run would be, downloaded.
         tokens: number of the output's tokens if rows are moved by token, otherwise 0.
-        new_tokens: number of them that are added to the tokenizer.
+        new_tokens: number of those that are added to the tokenizer.
 
     Example:
         >>> import torch
@@ -134,10 +134,10 @@ def run_plan(
 
 
 def _check_finish(plan: Plan, finish: Finish | None) -> None:
-    """Check that the merged network can be changed at the end.
+    """Check that ``finish`` can replace the merged network.
 
     Raises:
-        WeightspaceError: it is written quantised.
+        WeightspaceError: the output is quantised.
     """
     if finish is not None and any(job.scales is not None for job in plan.jobs):
         raise WeightspaceError(

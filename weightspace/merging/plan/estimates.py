@@ -21,10 +21,10 @@ _BLOCK = 4 * CHUNK
 #: Maximum number of elements of a computed source that are cached.
 _KEPT = 8 * CHUNK
 
-#: Bytes of temporary copies per element of a quantised source: its parts, wider integers, and scales.
+#: Bytes of temporary copies per element of a quantised source: its parts, widened integers, and scales.
 _DEQUANTISING = 24
 
-#: Bytes of copies per element of a range that is quantised.
+#: Bytes of temporary copies per element of a range that is quantised.
 _QUANTISING = 32
 
 #: Copies of a whole tensor that SVD methods hold per model: factors and workspace.

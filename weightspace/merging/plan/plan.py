@@ -28,7 +28,7 @@ Ref: TypeAlias = tuple[int, str]
 #: be equal in all models.
 Kind: TypeAlias = Literal["merge", "agree", "copy", "largest", "direction", "magnitude", "vector", "mask"]
 
-#: Elements up to which a merged matrix is held in memory until its only scale is known; larger ones are merged twice.
+#: Most elements of a matrix that is held in memory until its single scale is known; larger ones are merged twice.
 HELD = 2**23
 
 
@@ -120,7 +120,7 @@ class Job:
         layer: index of its layer and number of layers in its stack; None outside the layers.
         part: which of spectral norm's tensors a vector is: ``left``, ``right`` or ``value``.
         fallback: the base's tensor with rows for tokens that a model lacks, also if the method takes no base; or None.
-        scales: the scales that it is quantised with, in the same shard; None: it is not quantised.
+        scales: the scales that it is quantised with, in the same shard; None if it is not quantised.
     """
 
     name: str
@@ -141,7 +141,7 @@ class Job:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it writes, including scales."""
+        """Number of bytes that it writes, including scales."""
         return self.info.nbytes + (0 if self.scales is None else self.scales.info.nbytes)
 
     @property

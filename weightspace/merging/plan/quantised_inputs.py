@@ -1,4 +1,4 @@
-"""Find the scheme that all models of a merge are quantised in, which their merge keeps as it keeps a common dtype."""
+"""The quantisation scheme of a merge's output, by default the one that all models share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def output_quantisation(
 ) -> Quantise | None:
     """Return how the output is quantised: as the recipe says or, if it names no dtype either, as all models are.
 
-    Models are alike if they have the same scheme, one that is written, and no scales of activations.
+    A shared scheme is kept if it is one that is written, and no model has activation scales.
 
     Args:
         recipe: the recipe.
@@ -43,7 +43,7 @@ def output_quantisation(
 
 
 def _scheme(member: Member) -> str | None:
-    """Return the scheme that a model's matrices are quantised in; None if it is none that is written."""
+    """Return the scheme of a model's quantised matrices, or None if it isn't one that is written."""
     contents = member.contents
     if member.adapter is not None or not contents.quantised:
         return None
@@ -69,7 +69,7 @@ def _tensor_scheme(tensor: QuantisedTensor) -> str | None:
 
 
 def _agrees(options: Mapping[str, Any], written: Mapping[str, Any]) -> bool:
-    """Return whether a model's description of its quantisation, if any, says what that of the output would say."""
+    """Return whether a model's description of its quantisation, if any, agrees with that of the output."""
     if not options:
         return True
     keys = ("quant_method", "activation_scheme", "weight_block_size", "config_groups")
@@ -77,7 +77,7 @@ def _agrees(options: Mapping[str, Any], written: Mapping[str, Any]) -> bool:
 
 
 def _is_part(written: Any, found: Any) -> bool:
-    """Return whether all that is written is found: equal values at the same keys."""
+    """Return whether every written key is found with an equal value."""
     if isinstance(written, Mapping):
         return isinstance(found, Mapping) and all(_is_part(value, found.get(key)) for key, value in written.items())
     return bool(written == found)

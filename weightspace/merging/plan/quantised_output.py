@@ -1,7 +1,7 @@
-"""Choose the matrices of the output that are written as FP8 numbers with scales, and plan the tensors of scales.
+"""Plan of a quantised output: the matrices that are written as FP8, and the tensors of their scales.
 
-Only weights of linear layers are quantised, never those of embeddings, heads and routers: if a model is quantised
-itself, the ones that are quantised in it; otherwise all of them.
+Only weights of linear layers are quantised, never embeddings, heads or routers. If any model is itself quantised, only
+the matrices that are quantised in a model are quantised, otherwise all.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from weightspace.merging.recipe.types import Quantise
 #: Dtypes that are quantised, and the kinds of jobs.
 _DTYPES, _KINDS = ("F64", "F32", "BF16", "F16"), ("merge", "copy")
 
-#: Words in the names of modules with matrices that are no linear layers of a block, or that lose more than they save.
+#: Words in names of modules that are no linear layers of a block, or whose quantisation costs more than it saves.
 _OTHERS = frozenset(
     {
         *("embed", "embedding", "embeddings", "embedder", "wte", "wpe", "shared", "head", "score", "classifier"),
@@ -58,19 +58,19 @@ def with_quantisation(
     out: Path,
     note: Callable[[str], None],
 ) -> list[Job]:
-    """Return the jobs, those of the matrices to quantise with FP8 as their dtype and with the tensors of their scales.
+    """Return the jobs, in which the matrices to quantise have FP8 as their dtype and the tensors of their scales.
 
     Args:
         jobs: the tensors of the output.
-        tied: name -> name of the tensor that it shares memory with; these are not quantised.
+        tied: name -> name of the tensor that it shares memory with; neither is quantised.
         members: the checkpoints of the merge.
-        quantise: the scheme, and what it leaves out; None: nothing is quantised.
+        quantise: the scheme and its exceptions; None if nothing is quantised.
         options: options of the output.
         out: the output.
         note: called with a line on what is quantised.
 
     Raises:
-        WeightspaceError: there is nothing to quantise, or the output cannot be.
+        WeightspaceError: there is nothing to quantise, or the output cannot be quantised.
     """
     if quantise is None:
         return list(jobs)
@@ -127,7 +127,7 @@ def with_settings(
     tied: Mapping[str, str],
     quantise: Quantise | None,
 ) -> dict[str, str]:
-    """Return the configuration files that change in the output, with the description of the quantisation.
+    """Return the changed configuration files of the output, with the quantisation entry added.
 
     Args:
         donor: the folder that the configuration comes from.
@@ -167,7 +167,7 @@ def _chosen(jobs: Sequence[Job], tied: Collection[str], members: Sequence[Member
 
 
 def _is_quantised(member: Member, name: str) -> bool:
-    """Return whether a model's tensor is quantised, or those that an intermediate result is computed from."""
+    """Return whether a model's tensor is quantised, or any that an intermediate result is computed from."""
     if member.plan is not None:
         made = member.plan.made(member.contents.renamed.get(name, name))
         return any(_is_quantised(member.plan.members[index], below) for index, below in made.models)
@@ -184,7 +184,7 @@ def _is_linear(name: str) -> bool:
 
 
 def _has_blocks(job: Job) -> bool:
-    """Return whether the blocks of a matrix are whole: transformers derives their size from the number of scales."""
+    """Return whether the blocks of a matrix are whole, as transformers derives their size from the number of scales."""
     return all(size <= BLOCK or size % BLOCK == 0 for size in job.info.shape)
 
 

@@ -89,7 +89,7 @@ class TokenizerKeys:
 
 
 #: Schemes of quantised outputs -> the unit that has a scale.
-SCHEMES = {"fp8-tensor": "matrix", "fp8-channel": "row, an output channel", "fp8-block": "block of 128 × 128"}
+SCHEMES = {"fp8-tensor": "matrix", "fp8-channel": "output channel", "fp8-block": "block of 128 × 128"}
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class Quantise:
 
     Attributes:
         scheme: one of ``SCHEMES``.
-        ignore: parts of names of tensors that are not quantised.
-        inherited: whether it is the scheme of all models, and the recipe names none.
+        ignore: parts of the names of tensors that are not quantised.
+        inherited: whether the recipe names no scheme, and this is that of all models.
     """
 
     scheme: str

@@ -147,7 +147,7 @@ class _Slicer:
         return self.finder.output(name, part, position, refs, name, shape=None if own else shape)
 
     def _heads(self, known: Collection[str]) -> Iterator[Output]:
-        """Yield the heads that only the base, or the donor of the configuration, has: the models tied them."""
+        """Yield the heads that only the base or the donor of the configuration has, since the models tie theirs."""
         last = len(self.parts) - 1
         for number in {self.finder.bases[last], self.stacking.donor} - {None, *self.outer}:
             for name, info in self.finder.members[number].contents.tensors.items():

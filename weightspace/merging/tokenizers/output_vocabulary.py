@@ -60,7 +60,7 @@ def output_vocabulary(
         source: the tokenizer that the output extends.
         others: tokenizers whose tokens are appended, each with the number of embedding rows of its model.
         extra: further tokens to append.
-        verbatim: the tokens of all tokenizers of the merge that are compared as they are spelled; None for all.
+        verbatim: from ``verbatim_tokens`` of all tokenizers of the merge.
     """
     union = _Union(source, verbatim)
     for table, rows in others:
@@ -123,6 +123,6 @@ class _Union:
 
 
 def _by_id(table: TokenTable, rows: int, excluded: Set[Key] = frozenset()) -> list[str]:
-    """Return the tokens that have an embedding row, in order of id, without the excluded ones."""
+    """Return the tokens that have an embedding row and are not excluded, in order of id."""
     tokens = table.ids.keys() - excluded
     return sorted((token for token in tokens if table.ids[token] < rows), key=table.ids.__getitem__)

@@ -1,9 +1,8 @@
 """Keys that identify a token across tokenizers: the token itself, or the bytes that it encodes.
 
-Tokenizers of the same kind spell tokens alike, so their tokens are compared directly. Across kinds, tokens that one of
-them has as added tokens are compared directly, too; of the others, ``Ġthe``
-(byte-level) and ``▁the`` (metaspace) encode the same text, as do ``<0x0A>`` and ``Ċ``; in WordPiece, ``the`` starts a
-word and ``##the`` continues one.
+Tokenizers of the same kind spell tokens alike, so their tokens are compared directly. Between kinds, only tokens that
+are added tokens of one of them are; of the others, ``Ġthe`` (byte-level) and ``▁the`` (metaspace) encode the same text,
+as do ``<0x0A>`` and ``Ċ``; in WordPiece, ``the`` starts a word and ``##the`` continues one.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def verbatim_tokens(tables: Collection[TokenTable]) -> frozenset[str] | None:
-    """Return the tokens that are compared as they are spelled, given the tokenizers that are compared; None for all."""
+    """Return the tokens of these tokenizers that are compared as they are spelled, or None if all are."""
     if len({table.writing for table in tables}) < 2:
         return None
     return frozenset().union(*(table.added for table in tables))

@@ -126,9 +126,9 @@ def _of_files(folder: Path, ids: Tokens) -> TokenTable:
 
 
 def _check_added(content: Mapping[str, Any], added: Collection[str], ids: Tokens, path: Path) -> None:
-    """Check that added tokens have the ids that they get on loading, whatever the file says.
+    """Check that the ids of added tokens in their file are those that they get on loading.
 
-    Libraries give an added token the id that it has in the vocabulary; otherwise those after the vocabulary in turn.
+    Libraries give an added token its id in the vocabulary or, if it isn't there, the next one after the vocabulary.
 
     Raises:
         CheckpointError: a token gets another id.

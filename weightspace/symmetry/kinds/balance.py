@@ -27,7 +27,7 @@ def balanced_groups(spec: SymmetrySpec) -> list[str]:
 
 
 def balance_group(spec: SymmetrySpec, group: str, state: StateDict) -> None:
-    """Replace weights by equivalent ones in which a group is balanced, in their own memory.
+    """Replace weights by equivalent ones in which a group is balanced, in place.
 
     Args:
         spec: of the architecture.

@@ -1,7 +1,7 @@
-"""Canonical weights computed when they are used, so that few are held in float64 at a time.
+"""Canonical weights computed on access, so that only a few are held in float64 at a time.
 
-Folds and balanced groups connect tensors (in a transformer, those of an attention or of an MLP with the norm before
-it). Tensors that are connected are computed together.
+Tensors that are connected by folds and balanced groups are computed together (in a transformer, those of an attention
+layer or an MLP with the norm before it).
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class CanonicalWeights(Mapping[str, Tensor]):
     Args:
         spec: of the architecture.
         given: returns a tensor of the checkpoint by its name.
-        keep: bytes of weights to keep once they are computed; others are computed again after two more parts were.
+        keep: maximum number of bytes of computed weights to keep; of the others, the last two parts are held.
         balance: whether to balance groups, or only to fold norms.
-        moves: maps by which the weights are moved then.
+        moves: maps that are applied to the weights afterwards.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class CanonicalWeights(Mapping[str, Tensor]):
         return len(self.parts)
 
     def is_floating(self, name: str) -> bool:
-        """Return whether a tensor is one of weights, without computing it."""
+        """Return whether a tensor is floating-point, without computing it."""
         return self.given(name).is_floating_point()
 
     def _computed(self, part: Part) -> StateDict:
@@ -107,12 +107,12 @@ class CanonicalWeights(Mapping[str, Tensor]):
 
 
 def is_floating(weights: Mapping[str, Tensor], name: str) -> bool:
-    """Return whether a tensor is a floating-point one, without computing it."""
+    """Return whether a tensor of any such mapping is floating-point, without computing it."""
     return weights.is_floating(name) if isinstance(weights, CanonicalWeights) else weights[name].is_floating_point()
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    """Return a copy of a tensor, in float64 if it is a floating-point one."""
+    """Return a copy of a tensor, in float64 if it is floating-point."""
     return tensor.to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 

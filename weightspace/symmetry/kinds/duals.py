@@ -143,7 +143,7 @@ def _products(
                 total = sum((torch.randn(t.shape, generator=generator, dtype=t.dtype) * t).sum() for t in listed)
                 if isinstance(total, Tensor) and total.requires_grad:
                     total.backward()
-            for hook in hooks:  # parameters and hooks hold each other, so their memory would be kept for a while
+            for hook in hooks:  # they and the parameters refer to each other, which would delay freeing their memory
                 hook.remove()
     return products
 

@@ -116,7 +116,7 @@ class Element:
         return {name: self.apply_to(name, tensor) for name, tensor in state.items()}
 
     def applied(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return folded weights with their units moved, each tensor when it is used; ``apply`` returns all of them."""
+        """Return folded weights with their units moved, each tensor on access; ``apply`` computes all of them."""
         return _Applied(self, weights)
 
     def apply_to(self, name: str, tensor: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ class Element:
 
 @dataclass(frozen=True, eq=False)
 class _Applied(Mapping[str, Tensor]):
-    """Weights that an element moves when they are used."""
+    """Weights that an element moves on access."""
 
     element: Element
     weights: Mapping[str, Tensor]

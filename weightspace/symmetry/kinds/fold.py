@@ -52,7 +52,7 @@ def check_folded(folds: Iterable[Fold], state: StateDict) -> None:
 
 
 def fold_norm(one: Fold, state: StateDict) -> None:
-    """Fold one norm of a float64 checkpoint in its own memory; only the tensors that take part are needed.
+    """Fold one norm of a float64 checkpoint in place; only the tensors that take part are needed.
 
     Raises:
         SpecError: a gain is zero where the shift has to be divided by it.

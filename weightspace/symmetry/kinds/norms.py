@@ -135,7 +135,7 @@ def _by_length(length: fx.Node, names: Mapping[fx.Node, str]) -> Iterator[Norm]:
 
 
 def _bounds_or_repeats(node: fx.Node) -> bool:
-    """Return whether an operator bounds lengths, or adds a number to them, or repeats them for each unit."""
+    """Return whether an operator clamps lengths, adds a number to them, or repeats them for each unit."""
     numbers = not any(isinstance(arg, fx.Node) for arg in node.args[1:])
     return name_of(node.target) in (("clamp", "clamp_min", "add", "expand") if numbers else ("expand_as",))
 

@@ -1,6 +1,6 @@
 """Verification of symmetry specs: the fold first, then a random element of all groups.
 
-The network runs in float64, and its weights are computed when they are used, so that few of them are held at a time.
+The network runs in float64 with weights that are computed on use, so that only a few are held at a time.
 """
 
 from __future__ import annotations

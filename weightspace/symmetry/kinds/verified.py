@@ -51,7 +51,7 @@ def derive_spec(
 
     Args:
         module: any network that ``torch.export`` can trace; not modified. It may be on the meta device, with shapes
-            and no values: it is then verified with random weights, of which few are held at a time.
+            but no values; it is then verified with random weights, only a few of which are held at a time.
         example_args: example inputs: a tuple of positional arguments, a mapping of keyword arguments (such as a batch
             of a Hugging Face tokenizer), or one tensor.
         symmetry: ``"permutations"``; ``"signed"``: permutations with signs, where odd activations, RMSNorm or products
