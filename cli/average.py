@@ -27,38 +27,38 @@ if TYPE_CHECKING:
     from weightspace.runs import RunCheckpoint, WindowScores
     from weightspace.tasks.protocol import Task
 
-#: Placeholder of the checkpoint in a command that scores it.
+#: Placeholder for the checkpoint in a command that scores it.
 _MODEL = "{model}"
 
 
 @commands.command("average")
 @click.argument("run", metavar="RUN")
 @click.option("--last", type=Whole(1, 10**6), metavar="N", help="Average the last N checkpoints. [all]")
-@click.option("--window", metavar="A:B", help="Average those of steps A to B; leave one out for an open end.")
+@click.option("--window", metavar="A:B", help="Average those from step A to step B; either may be left out.")
 @click.option(
-    "--every", type=Whole(1, 10**18), metavar="N", help="Leave out those less than N steps from the next one."
+    "--every", type=Whole(1, 10**18), metavar="N", help="Keep those at least N steps apart, back from the last."
 )
 @click.option(
     "--schedule",
     metavar="SCHEDULE",
     default="uniform",
     show_default=True,
-    help="Weights: uniform, ema:DECAY, wsm:linear, wsm:cosine, wsm:1-sqrt (the decay of the learning rate that the "
-    "average stands for), or a file with a number per checkpoint.",
+    help="Weights: uniform, ema:DECAY, wsm:linear, wsm:cosine, wsm:1-sqrt (the learning-rate decay that the average "
+    "approximates), or a file with one number per checkpoint.",
 )
 @click.option("--pattern", metavar="NAME", help="Names to take, such as 'epoch=*-step={step}.ckpt'. [any with a step]")
 @options.task(required=False)
 @click.option(
     "--score",
     metavar="COMMAND",
-    help=f"Command that prints the score of {_MODEL}, a checkpoint, as the last number of its output.",
+    help=f"Command that scores the checkpoint {_MODEL}; the last number that it prints is the score.",
 )
 @options.mode
-@click.option("--best", is_flag=True, help="Write the window with the best score, not the whole.")
+@click.option("--best", is_flag=True, help="Write the average with the best score, not that of all.")
 @options.device("Device that the networks of --task run on")
 @options.cache
 @click.option(
-    "--report", "reports", multiple=True, metavar="FILE", help="Score against window: .png, .svg, .pdf or .json."
+    "--report", "reports", multiple=True, metavar="FILE", help="Plot or save the scores: .png, .svg, .pdf or .json."
 )
 @options.output("Checkpoint to write (.safetensors, .pt, or a Hugging Face folder).")
 @click.option("--dtype", metavar="DTYPE", help="Dtype of the output. [that of the checkpoints]")
@@ -85,8 +85,8 @@ def command(run: str, task: str | None, data: Path | None, output: str, as_json:
     """Average the last checkpoints of the training run in the folder RUN, out of core.
 
     The steps are read from the names: step_1000.safetensors, checkpoint-1000, epoch=3-step=1200.ckpt, iter_0001000.
-    With --task or --score the averages of the last one, two, three … checkpoints are scored, --report draws them, and
-    --best writes the best one. --task also recomputes BatchNorm statistics. Rerun an interrupted call to resume it.
+    With --task or --score, the averages of the last one, two, three … checkpoints are scored; --report plots them,
+    --best writes the best average. --task also recomputes BatchNorm statistics. Rerun an interrupted call to resume it.
 
     \b
     Examples:
@@ -139,7 +139,7 @@ def _averaged(found: Sequence[RunCheckpoint], output: str, task: Task | None, sa
 
 
 def _check(task: str | None, said: dict[str, Any]) -> bool:
-    """Check that the options fit together; return whether windows are scored."""
+    """Check that the options are consistent; return whether windows are scored."""
     if task is not None and said["score"] is not None:
         raise WeightspaceError("--task and --score both score the averages. Give one of the two.")
     if said["score"] is not None and _MODEL not in said["score"]:
@@ -258,7 +258,7 @@ def _show(
 
 
 def _print_windows(windows: WindowScores) -> None:
-    """Print the scores of all windows, and the best one."""
+    """Print the scores of all windows, and the best window."""
     rows = [
         (str(number), str(step), *(f"{values[number - 1]:.4f}" for values in windows.scores.values()))
         for number, step in enumerate(windows.first_steps, start=1)

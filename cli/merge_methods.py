@@ -36,7 +36,7 @@ def parameter_options(command: Command) -> Command:
 
 
 def dtype_options(command: Command) -> Command:
-    """Add the options for the numbers that the output holds."""
+    """Add the options for the output's dtype and quantisation."""
     decorators = (
         click.option(
             "--dtype",
@@ -49,7 +49,7 @@ def dtype_options(command: Command) -> Command:
             "--quantise",
             metavar="SCHEME",
             shell_complete=options.completing(SCHEMES),
-            help="Write the matrices of linear layers as FP8 numbers with a scale per "
+            help="Write the matrices of linear layers as FP8 with one scale per "
             f"{', '.join(f'{unit} ({name})' for name, unit in SCHEMES.items())}.",
         ),
     )

@@ -80,7 +80,7 @@ def live_table(head: Sequence[str]) -> Iterator[Callable[[Sequence[str]], None]]
 
 
 def _at(event: Progress) -> str:
-    """Return how far an alignment is, such as ``b.safetensors, step 20/250``."""
+    """Return the progress of an alignment, such as ``b.safetensors, step 20/250``."""
     total = f"/{event.total}" if event.total else ""
     return f"{event.name}, {event.stage} {event.index}{total}"
 
