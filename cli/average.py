@@ -85,7 +85,7 @@ def command(run: str, task: str | None, data: Path | None, output: str, as_json:
     """Average the last checkpoints of the training run in the folder RUN, out of core.
 
     The steps are read from the names: step_1000.safetensors, checkpoint-1000, epoch=3-step=1200.ckpt, iter_0001000.
-    With --task or --score, the averages of the last one, two, three … checkpoints are scored; --report plots them,
+    With --task or --score, the averages of the last one, two, three … checkpoints are scored; --report plots them and
     --best writes the best average. --task also recomputes BatchNorm statistics. Rerun an interrupted call to resume it.
 
     \b

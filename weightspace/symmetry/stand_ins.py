@@ -36,7 +36,7 @@ def check_constants(module: nn.Module) -> None:
     if unknown:
         raise SpecError(
             f"{type(module).__name__}: what may be moved depends on constants without values, as {unknown[0]} is on "
-            "the meta device. Only parameters may be: build the network with buffers on the CPU (as "
+            "the meta device. Only parameters may be there: build the network with buffers on the CPU (as "
             "accelerate.init_empty_weights does), or set them."
         )
 

@@ -96,8 +96,8 @@ class StreamedNetwork:
                 yield network
         except RuntimeError as error:
             raise SpecError(
-                f"{self.label} cannot be run in float64, in which signs, rotations and networks on the meta device are "
-                f"found and verified: {str(error).splitlines()[0]}"
+                f"{self.label} cannot be run in float64, which signs, rotations and networks on the meta device need: "
+                f"{str(error).splitlines()[0]}"
             ) from error
 
 

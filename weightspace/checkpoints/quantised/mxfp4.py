@@ -45,7 +45,7 @@ def _experts(name: str, tensors: Mapping[str, TensorInfo]) -> Found | None:
     experts, outputs, groups, _ = blocks.shape
     shape = (experts, groups * _BLOCK, outputs)
     parts = {"values": name, "scales": own + _SCALES}
-    return Found(own, "MXFP4", shape, parts, {"turned": True}, overhead=panel_bytes(shape, outputs, _BLOCK))
+    return Found(own, "MXFP4", shape, parts, {"transposed": True}, overhead=panel_bytes(shape, outputs, _BLOCK))
 
 
 def _packed(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> Found | None:
@@ -60,13 +60,13 @@ def _packed(parts: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> Foun
         return None
     roles = {"values": parts["weight_packed"], "scales": parts["weight_scale"]}
     name, overhead = parts["weight_packed"].removesuffix("_packed"), panel_bytes((rows, 2 * width), 2 * width, 1)
-    return Found(name, "MXFP4", (rows, 2 * width), roles, {"turned": False}, activation_scales(parts), overhead)
+    return Found(name, "MXFP4", (rows, 2 * width), roles, {"transposed": False}, activation_scales(parts), overhead)
 
 
 def decoder(parts: Mapping[str, RangeReader], tensor: QuantisedTensor) -> PanelReader:
     """Return a reader of matrices of FP4 numbers with shared powers of two."""
     values, scales, shape = parts["values"], parts["scales"], tensor.shape
-    if not tensor.settings["turned"]:
+    if not tensor.settings["transposed"]:
         return PanelReader(
             shape, shape[0], shape[1], 1, lambda first, last: _rows(values, scales, first, last, shape[1])
         )

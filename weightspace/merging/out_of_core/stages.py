@@ -108,7 +108,7 @@ def _check_not_quantised(recipe: Recipe) -> None:
     for document in recipe.documents:
         if document.quantise is not None:
             raise WeightspaceError(
-                f"{document.name!r} is an intermediate result, which is not quantised. Leave it out."
+                f"{document.name!r} is an intermediate result, which is not quantised. Leave quantise out."
             )
 
 

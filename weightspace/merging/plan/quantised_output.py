@@ -115,7 +115,7 @@ def _report(
     )
     if left := [job.name for job in chosen if job.name not in fitting]:
         note(
-            f"Not quantised, since their sides are no multiples of {BLOCK}: {', '.join(left[:3])}"
+            f"Not quantised, since their sides are not multiples of {BLOCK}: {', '.join(left[:3])}"
             f"{f', and {len(left) - 3:,} more' if len(left) > 3 else ''}."
         )
 
