@@ -86,10 +86,10 @@ def find_checkpoints(
             raise WeightspaceError(f"{name} (--{name}) must be at least 1; found {value}.")
     first, end = window
     kept: list[RunCheckpoint] = []
-    for one in reversed(found):
-        is_inside = (first is None or one.step >= first) and (end is None or one.step <= end)
-        if is_inside and (every is None or not kept or kept[-1].step - one.step >= every):
-            kept.append(one)
+    for checkpoint in reversed(found):
+        is_inside = (first is None or checkpoint.step >= first) and (end is None or checkpoint.step <= end)
+        if is_inside and (every is None or not kept or kept[-1].step - checkpoint.step >= every):
+            kept.append(checkpoint)
     if len(kept) < (last or 1):
         raise WeightspaceError(
             f"Found {len(kept)} checkpoints that fit, expected at least {last or 1}. {run} has {len(found)}, from step "
@@ -113,7 +113,7 @@ def _all_in(folder: Path, pattern: str | None) -> tuple[RunCheckpoint, ...]:
     if not found:
         raise CheckpointError(_nothing(folder, names, pattern))
     if len(found) > 1:
-        examples = ", ".join(f"{several[0].path.name} ({counter})" for counter, several in found.items())
+        examples = ", ".join(f"{checkpoints[0].path.name} ({counter})" for counter, checkpoints in found.items())
         raise WeightspaceError(
             f"The names in {folder} count different things: {examples}. Choose by a pattern (--pattern), such as "
             f"{_example(next(iter(found.values()))[0])}."

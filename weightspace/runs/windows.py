@@ -111,19 +111,21 @@ def score_windows(
     """
     _check(checkpoints, schedule)
     is_task = isinstance(score, Task)
-    judge = _Task(score, mode, statistics, cache=cache) if isinstance(score, Task) else _Function(score, mode)
+    scorer = (
+        _TaskScorer(score, mode, statistics, cache=cache) if isinstance(score, Task) else _FunctionScorer(score, mode)
+    )
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="weightspace-") as folder:
         for size in range(1, len(checkpoints) + 1):
             path = _averaged(checkpoints[-size:], schedule, Path(folder) / str(size), reading, as_file=is_task)
-            values = judge.scores(path, mixed=size > 1)
+            values = scorer.scores(path, mixed=size > 1)
             for split, value in values.items():
                 found.setdefault(split, []).append(value)
             if on_progress is not None:
                 on_progress(Progress("window", size, len(checkpoints), next(iter(values.values()))))
     firsts = tuple(checkpoint.step for checkpoint in reversed(checkpoints))
     scores = {split: tuple(values) for split, values in found.items()}
-    return WindowScores(firsts, checkpoints[-1].step, schedule, scores, judge.objective, judge.mode)
+    return WindowScores(firsts, checkpoints[-1].step, schedule, scores, scorer.objective, scorer.mode)
 
 
 def _check(checkpoints: Sequence[RunCheckpoint], schedule: str) -> None:
@@ -161,7 +163,7 @@ class _Average(Alone):
     mixed = True
 
 
-class _Task:
+class _TaskScorer:
     """Scores by a task, with a cache."""
 
     def __init__(self, task: Task, mode: Mode | None, statistics: Statistics, *, cache: bool) -> None:
@@ -177,7 +179,7 @@ class _Task:
         return {split: float(found[split][self.objective]) for split in SPLITS}
 
 
-class _Function:
+class _FunctionScorer:
     """Scores by a function of a path."""
 
     objective = "score"
