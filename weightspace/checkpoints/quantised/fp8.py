@@ -28,8 +28,8 @@ _SCALES = {
 #: ComfyUI's marker of a file with scales.
 _MARK = "scaled_fp8"
 
-#: Default shape of a block: DeepSeek's.
-_BLOCK = (128, 128)
+#: Default side of a block: DeepSeek's.
+BLOCK = 128
 
 _DTYPES = ("F32", "BF16", "F16")
 
@@ -86,7 +86,7 @@ def _block(settings: Settings) -> tuple[int, int]:
             sizes = [1, group["group_size"]]
     if isinstance(sizes, list) and len(sizes) == 2 and all(isinstance(size, int) and size > 0 for size in sizes):
         return sizes[0], sizes[1]
-    return _BLOCK
+    return BLOCK, BLOCK
 
 
 def _refusal(settings: Settings) -> str | None:

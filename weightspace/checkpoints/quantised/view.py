@@ -144,15 +144,18 @@ def _check(contents: CheckpointMetadata, settings: Settings, formats: Iterable[F
     Raises:
         CheckpointError: they don't, or they aren't supported.
     """
+    advice = "Use the model that it was quantised from, or dequantise it first."
     for form in formats:
-        reason = None
         if settings.method not in form.methods:
-            reason = f"quant_method {settings.method[:80]!r} with tensors of another format"
-        reason = reason or form.refusal(settings)
+            raise CheckpointError(
+                f"{contents.path} is quantised: its tensors are stored as {form.title}, but its quant_method is "
+                f"{settings.method[:80]!r} ({settings.evidence}). {advice}"
+            )
+        reason = form.refusal(settings)
         if reason is not None:
             raise CheckpointError(
                 f"{contents.path} is quantised: {form.title} with {reason} ({settings.evidence}), which is not read. "
-                "Use the model that it was quantised from, or dequantise it first."
+                f"{advice}"
             )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from weightspace.checkpoints.quantisation import quantised_parts
+from weightspace.checkpoints.quantised.fp8 import BLOCK
 
 
 def remove_quantisation(config: dict[str, Any]) -> None:
@@ -23,7 +24,7 @@ def described(scheme: str, plain: Sequence[str]) -> dict[str, Any]:
         plain: names of the modules that are not quantised.
     """
     if scheme == "fp8-block":
-        settings = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+        settings = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [BLOCK, BLOCK]}
         return {**settings, "modules_to_not_convert": list(plain)}
     number = {"num_bits": 8, "type": "float", "symmetric": True}
     group = {

@@ -36,7 +36,7 @@ from weightspace.merging.plan.options import OutputOptions, ReadingOptions
 from weightspace.merging.plan.parametrized import with_parametrizations
 from weightspace.merging.plan.plan import Job, Kind, Member, Plan, Ref, inputs_of
 from weightspace.merging.plan.promotion import FLOATS, promoted
-from weightspace.merging.plan.quantised_inputs import output_quantisation
+from weightspace.merging.plan.quantisation_scheme import output_quantisation
 from weightspace.merging.plan.quantised_output import with_quantisation, with_settings
 from weightspace.merging.plan.warning_log import WarningLog
 from weightspace.merging.recipe.merge_roles import find_method, split_base

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from weightspace.checkpoints.file_format import TORCH_SUFFIXES
 from weightspace.checkpoints.metadata import TensorInfo
+from weightspace.checkpoints.quantised.fp8 import BLOCK
 from weightspace.errors import WeightspaceError
 from weightspace.merging.config.quantisation import described
 from weightspace.merging.config.sections import read_configuration
 from weightspace.merging.plan.options import OutputOptions
 from weightspace.merging.plan.plan import Job, Member, Scales
-from weightspace.merging.plan.quantised_inputs import BLOCK
 from weightspace.merging.recipe.types import Quantise
 
 #: Dtypes that are quantised, and the kinds of jobs.

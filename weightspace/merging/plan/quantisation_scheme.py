@@ -8,15 +8,13 @@ from typing import Any
 
 from weightspace.checkpoints.file_format import TORCH_SUFFIXES
 from weightspace.checkpoints.metadata import QuantisedTensor
+from weightspace.checkpoints.quantised.fp8 import BLOCK
 from weightspace.checkpoints.quantised.settings import read_settings
 from weightspace.merging.config.quantisation import described
 from weightspace.merging.plan.options import OutputOptions
 from weightspace.merging.plan.plan import Member
 from weightspace.merging.recipe.parse import Recipe
 from weightspace.merging.recipe.types import Quantise
-
-#: Side of a block of ``fp8-block``.
-BLOCK = 128
 
 
 def output_quantisation(
