@@ -14,7 +14,8 @@ from samples import same_bits
 from torch import Tensor
 
 import weightspace as ws
-from weightspace.arithmetic.linear_combination import LinearCombiner
+from weightspace.arithmetic.coefficients import shares
+from weightspace.arithmetic.linear_combination import LinearCombiner, combine
 from weightspace.arithmetic.mean import mean
 from weightspace.errors import WeightspaceError
 from weightspace.merging.methods._masked_sum import MaskedSum
@@ -320,3 +321,14 @@ def test_means_of_many_tensors_are_rounded_once_in_every_block(count: int) -> No
     expected = torch.stack([model.double() for model in models]).sum(0).div(count).bfloat16()
     found = merged("linear", models)
     assert (found != expected).sum() <= 300  # a float64 sum of few bits is exact, and is rounded through float32
+
+
+@pytest.mark.parametrize("count", [1000, 300_000])
+def test_means_of_dequantised_numbers_are_rounded_once(count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    numbers = [torch.randn(count, generator=generator).to(torch.float8_e4m3fn).float() for _ in range(2)]
+    models = [number * scale for number, scale in zip(numbers, (3.25 / 448, 3.375 / 448), strict=True)]
+    found = combine(models, shares((1.0, 1.0)), torch.bfloat16)
+    mantissa, exponent = torch.frexp((models[0].double() + models[1].double()) / 2)
+    expected = torch.ldexp((mantissa * 2**8).round(), exponent - 8)
+    assert (found.double() != expected).sum() <= count / 1000

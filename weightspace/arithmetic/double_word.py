@@ -16,6 +16,8 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from weightspace.arithmetic.dtypes import significand_bits
+
 _Number = TypeVar("_Number", float, Tensor)
 
 #: ``(high, low)``, two float64 tensors of one shape.
@@ -23,6 +25,9 @@ DoubleWord: TypeAlias = tuple[Tensor, Tensor]
 
 #: Dekker's constant, which splits 53 bits into 26 and 27.
 _SPLITTER = 2.0**27 + 1
+
+#: Approximate number of elements in a sample.
+_SAMPLED = 2048
 
 #: Number of significant bits of a weight that are used; bits of float64.
 _WEIGHT_BITS, _BITS = 112, 53
@@ -193,6 +198,28 @@ def _to_odd(number: Tensor, rest: Tensor) -> Tensor:
     step = torch.where(outward, 1, -1).to(bits.dtype)
     bits += torch.where((rest != 0) & (number != 0) & (bits & 1 == 0), step, 0).to(bits.dtype)
     return bits.view(number.dtype)
+
+
+def narrowed_once(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return float64 numbers in a dtype of less than 32 bits, rounded to nearest once, unlike ``narrowed``.
+
+    Rounding to float32 first only matters where it gives a number midway between two of the dtype; there, it is moved
+    back towards the value. If a sample has no such number, they are rare, and left as they are.
+    """
+    flat = values.reshape(-1)
+    if len(flat) > _SAMPLED and not bool(_is_midway(flat[:: len(flat) // _SAMPLED], dtype).any()):
+        return narrowed(values, dtype)
+    single, places = flat.to(torch.float32), _is_midway(flat, dtype).nonzero()[:, 0]
+    near, exact = single[places], flat[places]
+    single[places] = torch.nextafter(near, torch.where(exact > near, torch.inf, -torch.inf).to(torch.float32))
+    return narrowed(single.view(values.shape), dtype)
+
+
+def _is_midway(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return which float64 numbers are rounded to a float32 that may be midway between two numbers of a dtype."""
+    single = values.to(torch.float32)
+    midway = single.view(torch.int32) & (2 ** (23 - significand_bits(dtype)) - 1) == 0
+    return midway & (single.to(torch.float64) != values) & ~values.isnan()
 
 
 def narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:

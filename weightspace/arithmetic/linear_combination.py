@@ -19,7 +19,7 @@ from torch import Tensor
 
 from weightspace.arithmetic.blocks import block_size, piece_size
 from weightspace.arithmetic.coefficients import Coefficients
-from weightspace.arithmetic.double_word import narrowed, quotient, rounded_once, weighted_sum
+from weightspace.arithmetic.double_word import narrowed, narrowed_once, quotient, rounded_once, weighted_sum
 from weightspace.arithmetic.dtypes import significand_bits
 from weightspace.arithmetic.nonfinite import is_finite, replace_nonfinite
 from weightspace.arithmetic.precision_choice import PrecisionChoice, nudge
@@ -204,14 +204,15 @@ class LinearCombiner:
     def _compute(self, out: Tensor, tensors: Sequence[Tensor], dtype: torch.dtype) -> None:
         """Combine in one of the two dtypes."""
         *terms, spare = self._read(tensors, dtype)
-        coefficients = self._coefficients
+        coefficients, narrow = self._coefficients, narrowed
         if self._factors is not None:
             total = self._plain_sum(terms, self._factors, terms[0])
         elif coefficients.integers is not None and not coefficients.deviating:
             total = _whole_sum(terms, *coefficients.integers, terms[0])
+            narrow = narrowed if dtype == torch.float32 else narrowed_once
         else:
             total = self._nudged(terms, spare)
-        out.copy_(total if self.dtype.itemsize >= total.itemsize / 2 else narrowed(total, self.dtype))
+        out.copy_(total if self.dtype.itemsize >= total.itemsize / 2 else narrow(total, self.dtype))
 
     def _read(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
         """Return the tensors in a dtype, and a spare row, in reused memory."""
