@@ -63,6 +63,10 @@ _MODEL = "{model}"
 @options.output("Checkpoint to write (.safetensors, .pt, or a Hugging Face folder).")
 @click.option("--dtype", metavar="DTYPE", help="Dtype of the output. [that of the checkpoints]")
 @click.option("--key", metavar="NAME", help="Entry of the torch files that holds the state dict.")
+@click.option(
+    "--lenient", is_flag=True, help="Average tensors that a checkpoint lacks over the others, with a warning."
+)
+@click.option("--allow-nonfinite", is_flag=True, help="Accept NaN and infinite values.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; write and score nothing.")
 @click.option("--shard-size", metavar="SIZE", default="5GB", show_default=True, help="Maximum size of an output file.")
 @click.option(
@@ -130,6 +134,7 @@ def _averaged(found: Sequence[RunCheckpoint], output: str, task: Task | None, sa
                 dtype=said["dtype"],
                 **_groups(said),
                 dry_run=said["dry_run"],
+                lenient=said["lenient"],
                 warn=warn,
                 on_progress=update,
             )
@@ -174,7 +179,9 @@ def _groups(said: dict[str, Any]) -> dict[str, Any]:
     memory = said["memory"] * 2**20
     return {
         "reading": ReadingOptions(said["key"]),
-        "output": OutputOptions(size_of(said["shard_size"]), hashes=said["hashes"]),
+        "output": OutputOptions(
+            size_of(said["shard_size"]), hashes=said["hashes"], allow_nonfinite=said["allow_nonfinite"]
+        ),
         "execution": ExecutionOptions(memory, said["threads"], said["fsync"], said["executor"], force=options.forced()),
     }
 

@@ -299,3 +299,17 @@ def test_intermediate_results_of_fp8_models_are_not_rounded(tmp_path: Path) -> N
     for name in ("graph", "stored"):
         found = ws.load_checkpoint(tmp_path / f"{name}.safetensors")
         assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_what_has_no_effect_is_reported(sources: list[Path], tmp_path: Path) -> None:
+    ignoring: Any = {"scheme": "fp8-channel", "ignore": ["dwn_proj", "q_proj"]}
+    report = merge_files(sources, tmp_path / "fp8.safetensors", quantise=ignoring)
+    assert any("no tensor has 'dwn_proj' in its name" in line for line in report.warnings)
+    report = merge_files([tmp_path / "fp8.safetensors", sources[1]], tmp_path / "out.safetensors")
+    assert any("The output is not quantised: its weights are plain BF16" in line for line in report.warnings)
+
+
+def test_sides_that_blocks_do_not_divide_are_named(tmp_path: Path) -> None:
+    ws.save_checkpoint({"layers.0.q_proj.weight": torch.ones(200, 256)}, tmp_path / "odd.safetensors")
+    with pytest.raises(WeightspaceError, match="with sides that are multiples of 128"):
+        merge_files([tmp_path / "odd.safetensors"] * 2, tmp_path / "out", quantise="fp8-block")

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 import weightspace as ws
 from weightspace import cli
 from weightspace.connectivity import reset_statistics
-from weightspace.errors import WeightspaceError
+from weightspace.errors import WeightspaceError, WeightspaceWarning
 from weightspace.plots import draw_windows
 from weightspace.progress import Progress
 from weightspace.runs import average_run, find_checkpoints, schedule_weights, score_windows
@@ -156,3 +156,19 @@ def test_a_dry_run_scores_and_writes_nothing() -> None:
     assert result.exit_code == 0, result.output
     assert "2 checkpoints, from step 30 to 40, weights 0.5 each" in result.stdout
     assert not Path("out.safetensors").exists()
+
+
+def test_a_folder_without_weights_is_left_out_with_a_warning(run: Path) -> None:
+    (run / "step_50").mkdir()
+    with pytest.warns(WeightspaceWarning, match="no weights in it: step_50"):
+        assert [checkpoint.step for checkpoint in find_checkpoints(run)] == list(STEPS)
+    result = average("run -o out.safetensors")
+    assert result.exit_code == 0
+    assert result.stderr.count("no weights in it") == 1
+
+
+def test_nan_and_lacking_tensors_are_accepted_where_asked_for(run: Path) -> None:
+    ws.save_checkpoint({"w": torch.full((6, 4), torch.nan).bfloat16()}, "run/step_50.safetensors")
+    assert "--lenient" in average("run -o out.safetensors").stderr
+    assert "--allow-nonfinite" in average("run -o out.safetensors --lenient").stderr
+    assert average("run -o out.safetensors --lenient --allow-nonfinite").exit_code == 0

@@ -59,8 +59,9 @@ def test_weights_of_a_file(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("1\n2\n", r"found 2 entries; expected 3 numbers"),
-        ("1\n2\nthree\n", "found 3 entries; expected 3 numbers"),
-        ("1\n2\nnan\n", "found 3 entries; expected 3 numbers"),
+        ("1\n2\nthree\n", "found 'three'; expected 3 numbers"),
+        ("1\n2\nnan\n", "found 'nan'; expected 3 numbers"),
+        ("1\n-2\n1\n", "the weights sum to 0"),
         ("", "found 0 entries; expected 3 numbers"),
     ],
 )

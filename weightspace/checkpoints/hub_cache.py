@@ -144,8 +144,9 @@ def _not_found(model: HubModel, status: int) -> str:
             f"{where} is not a local path, and the Hugging Face Hub denies access to it. Request access on its page "
             "and log in (hf auth login, or HF_TOKEN)."
         )
+    missing = "model" if model.revision is None else "model or no such revision"
     return (
-        f"{where} is not a local path, and the Hugging Face Hub has no such model; is the path right? "
+        f"{where} is not a local path, and the Hugging Face Hub has no such {missing}; is the path right? "
         "Private models need a login (hf auth login, or HF_TOKEN)."
     )
 

@@ -31,6 +31,7 @@ def average_run(
     output: OutputOptions | None = None,
     execution: ExecutionOptions | None = None,
     dry_run: bool = False,
+    lenient: bool = False,
     warn: Callable[[str], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> MergeReport:
@@ -41,7 +42,7 @@ def average_run(
         out: as for ``merge_files``.
         schedule: ``uniform``, ``ema:DECAY``, ``wsm:DECAY`` or a file of weights; see ``schedule_weights``.
         task: if given, the BatchNorm statistics of the average are recomputed on its training data.
-        dtype, reading, output, execution, dry_run, warn, on_progress: as for ``merge_files``.
+        dtype, reading, output, execution, dry_run, lenient, warn, on_progress: as for ``merge_files``.
 
     Raises:
         CheckpointError: as ``merge_files``.
@@ -75,6 +76,7 @@ def average_run(
         execution=execution,
         finish=None if task is None else lambda state: _reset_statistics(task, state),
         dry_run=dry_run,
+        lenient=lenient,
         warn=warn,
         on_progress=on_progress,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from weightspace.checkpoints.atomic_write import one_line_errors
 from weightspace.checkpoints.file_format import is_checkpoint
-from weightspace.errors import CheckpointError, WeightspaceError
+from weightspace.errors import CheckpointError, WeightspaceError, warn_caller
 
 #: Counters in names, the most precise first: the unit -> the pattern of its spellings.
 _COUNTERS = {
@@ -106,10 +106,15 @@ def _all_in(folder: Path, pattern: str | None) -> tuple[RunCheckpoint, ...]:
     with one_line_errors(folder, "read"):
         names = sorted(entry.name for entry in folder.iterdir())
     found: dict[str, list[RunCheckpoint]] = {}
+    empty: list[str] = []
     for name in names:
         numbered = _numbered(name) if wanted is None else _matched(name, wanted)
-        if numbered is not None and is_checkpoint(folder / name):
+        if numbered is None:
+            continue
+        if is_checkpoint(folder / name):
             found.setdefault(numbered[0], []).append(RunCheckpoint(folder / name, numbered[1]))
+        elif (folder / name).is_dir():
+            empty.append(name)
     if not found:
         raise CheckpointError(_nothing(folder, names, pattern))
     if len(found) > 1:
@@ -118,6 +123,9 @@ def _all_in(folder: Path, pattern: str | None) -> tuple[RunCheckpoint, ...]:
             f"The names in {folder} count different things: {examples}. Choose by a pattern (--pattern), such as "
             f"{_example(next(iter(found.values()))[0])}."
         )
+    if empty:
+        listed = ", ".join(empty[:3]) + (f" and {len(empty) - 3:,} more" if len(empty) > 3 else "")
+        warn_caller(f"{folder}: left out, since there are no weights in it: {listed}.")
     return _in_order(next(iter(found.values())))
 
 

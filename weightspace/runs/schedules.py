@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from weightspace.checkpoints.json_file import read_json
 from weightspace.errors import WeightspaceError
@@ -62,7 +63,7 @@ def schedule_weights(schedule: str, count: int) -> tuple[float, ...]:
         return _of_file(Path(schedule), count)
     guess = closest(schedule, FORMS)
     raise WeightspaceError(
-        f"Unknown schedule {schedule!r}: expected {', '.join(FORMS[:-1])} or a file of weights."
+        f"Unknown schedule {schedule!r}: expected {', '.join(FORMS[:-1])} or an existing file of weights."
         + ("" if guess is None else f" Did you mean {guess!r}?")
     )
 
@@ -91,13 +92,22 @@ def _of_file(path: Path, count: int) -> tuple[float, ...]:
     else:
         listed = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
         listed = [line for line in listed if line]
-    try:
-        weights = tuple(float(one) for one in listed if not isinstance(one, bool))
-    except (TypeError, ValueError):
-        weights = ()
-    if len(weights) != count or len(listed) != count or not all(map(math.isfinite, weights)):
+    expected = f"expected {count} numbers, one per checkpoint, from the earliest to the latest"
+    if not isinstance(listed, list) or len(listed) != count:
         found = f"{len(listed)} entries" if isinstance(listed, list) else "no list"
-        raise WeightspaceError(
-            f"{path}: found {found}; expected {count} numbers, one per checkpoint, from the earliest to the latest."
-        )
+        raise WeightspaceError(f"{path}: found {found}; {expected}.")
+    weights = tuple(map(_number, listed))
+    for entry, weight in zip(listed, weights, strict=True):
+        if not math.isfinite(weight):
+            raise WeightspaceError(f"{path}: found {str(entry)[:80]!r}; {expected}.")
+    if abs(sum(weights)) <= 1e-12 * sum(map(abs, weights)):
+        raise WeightspaceError(f"{path}: the weights sum to 0, so the average is undefined.")
     return weights
+
+
+def _number(entry: Any) -> float:
+    """Return an entry of a file of weights as a number, NaN if it is none."""
+    try:
+        return math.nan if isinstance(entry, bool) else float(entry)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan

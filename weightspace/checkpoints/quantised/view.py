@@ -259,5 +259,7 @@ def _without_scales(contents: CheckpointMetadata, plain: Mapping[str, TensorInfo
         if info.dtype.startswith("F8") and len(info.shape) > 1:
             return Quantised("FP8 without its scale", name)
         if last in _SCALES and f"{module}.weight" in plain:
+            if plain[f"{module}.weight"].dtype.startswith("F8"):
+                return Quantised("FP8 whose scales don't fit it, or with zero points", name)
             return Quantised("a scale beside a matrix that is not in FP8", name)
     return None

@@ -73,21 +73,26 @@ def with_quantisation(
         WeightspaceError: there is nothing to quantise, or the output cannot be quantised.
     """
     if quantise is None:
+        _report_plain(jobs, members, note)
         return list(jobs)
     if options.allow_nonfinite:
         raise WeightspaceError(
             "quantise needs finite values: FP8 numbers have no infinity. Leave --allow-nonfinite out."
         )
     if out.suffix.lower() in TORCH_SUFFIXES:
-        raise WeightspaceError(f"{out}: quantised weights are written as safetensors; expected a folder.")
+        raise WeightspaceError(
+            f"{out}: quantised weights are written as safetensors; expected a folder or a .safetensors file."
+        )
     chosen = _chosen(jobs, {*tied, *tied.values()}, members, quantise)
     fitting = {job.name for job in chosen if quantise.scheme != "fp8-block" or _has_blocks(job)}
     if not fitting and quantise.inherited:
+        _report_plain(jobs, members, note)
         return list(jobs)
     if not fitting:
+        blocks = f", with sides that are multiples of {BLOCK}" if chosen else ""
         raise WeightspaceError(
             f"quantise ({quantise.scheme}) finds no matrix to quantise: expected weights of linear layers, called "
-            "MODULE.weight. Leave it out."
+            f"MODULE.weight{blocks}. Leave it out."
         )
     taken = {job.name for job in jobs}
     quantised = [_quantised(job, quantise.scheme) if job.name in fitting else job for job in jobs]
@@ -96,6 +101,13 @@ def with_quantisation(
             raise WeightspaceError(f"{job.name!r} cannot be quantised: the models have a tensor {job.scales.name!r}.")
     _report(jobs, chosen, fitting, quantise, note)
     return quantised
+
+
+def _report_plain(jobs: Sequence[Job], members: Sequence[Member], note: Callable[[str], None]) -> None:
+    """Report that the output of a merge of quantised models is not quantised, and its dtypes."""
+    if any(member.contents.quantised for member in members):
+        dtypes = dict.fromkeys(job.info.dtype for job in jobs if job.info.is_inexact)
+        note(f"The output is not quantised: its weights are plain {' and '.join(dtypes)}.")
 
 
 def _report(
@@ -113,6 +125,8 @@ def _report(
         f"{len(fitting):,} matrices are written as FP8 numbers ({quantise.scheme}), which have 4 significant bits"
         f"{origin}; the other tensors are not quantised: {rest or 'none'}."
     )
+    if unmatched := [part for part in quantise.ignore if not any(part in job.name for job in jobs)]:
+        note(f"quantise.ignore: no tensor has {' or '.join(map(repr, unmatched))} in its name.")
     if left := [job.name for job in chosen if job.name not in fitting]:
         note(
             f"Not quantised, since their sides are not multiples of {BLOCK}: {', '.join(left[:3])}"
