@@ -76,9 +76,9 @@ def only_rotations(spec: ws.SymmetrySpec, *, of_streams: bool) -> ws.SymmetrySpe
 #: Name in tables -> symmetries of a task.
 SYMMETRIES: Mapping[str, Callable[[str], ws.SymmetrySpec]] = {
     "permutations": permutations,
-    "and signs": partial(symmetries_of, symmetry="signed"),
-    "rotations of heads": partial(rotations, of_streams=False),
-    "rotations of streams": partial(rotations, of_streams=True),
+    "permutations and signs": partial(symmetries_of, symmetry="signed"),
+    "with rotations of heads": partial(rotations, of_streams=False),
+    "with rotations of streams": partial(rotations, of_streams=True),
     "all": symmetries_of,
 }
 METHODS: Mapping[str, Method] = {

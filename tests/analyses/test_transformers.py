@@ -144,3 +144,14 @@ def test_in_the_kept_results_a_norm_that_writes_into_the_stream_costs_the_closed
     median = {name: result["median"] for name, result in kept("transformers").items()}
     free, held = (median[name]["full, activations"]["barrier"] for name in ("clip-fashion", "clip-fashion-ln-pre"))
     assert free < 0.5 * held
+
+
+@pytest.mark.parametrize("name", ["symmetries", "learning_steps", "singular_vectors"])
+def test_the_readme_gives_the_kept_medians(name: str) -> None:
+    text = (ANALYSES / "README.md").read_text()
+    section = next(part for part in text.split("\n### ") if f"analyses/{name}.py" in part)
+    for task, result in kept(name).items():
+        for row in [result["median"]] if name == "singular_vectors" else result["median"].values():
+            value = row if name == "singular_vectors" else {"barrier": row["barrier"]}
+            for figure in value.values():
+                assert f"{figure:.3f}".removeprefix("0") in section, (task, figure)
