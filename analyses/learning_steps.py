@@ -1,4 +1,4 @@
-"""How many steps of learning an alignment needs: the barrier by their number, from 0 (the closed form) to 300.
+"""Barriers by the number of learning steps of an alignment, from 0 (the closed form) to 300.
 
 Each number is a run of its own, in which the learning rate falls to zero at the end.
 
@@ -15,7 +15,7 @@ from alignments import Method, Table, aligned, alignment_script, middles
 from weightspace.plots.picture import COLOURS, Figure, write_picture
 
 STEPS = (0, 25, 50, 100, 150, 200, 250, 300)
-#: Positions along the linear path: the barrier is at the midpoint, or next to it.
+#: Positions along the linear path.
 POINTS = 5
 METHODS: Mapping[str, Method] = {
     str(steps): aligned(method="learned", steps=steps) if steps else aligned() for steps in STEPS

@@ -1,7 +1,7 @@
-"""What each symmetry of a transformer is worth: the barrier after alignment by some of them only.
+"""Barriers of transformers after alignment by some of their symmetries only.
 
 The symmetries are restricted to permutations, to permutations with signs, to rotations inside the heads, or to
-rotations of the streams, beside permutations of everything else; at last there are all. Each is matched by the weights,
+rotations of the streams, beside permutations of everything else; or all are used. Each is matched by the weights,
 and learned in 250 steps from the closed form on data.
 
     python analyses/symmetries.py
@@ -20,7 +20,7 @@ import weightspace as ws
 from weightspace.symmetry.kinds.symmetry_spec import Kind
 from weightspace.symmetry.pattern import Concat, Fixed, Pattern, Product, Units
 
-#: Positions along the linear path: the barrier is at the midpoint, or next to it.
+#: Positions along the linear path.
 POINTS = 5
 
 

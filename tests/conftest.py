@@ -1,4 +1,4 @@
-"""What all tests share: one torch thread, and networks that are trained once, also by several workers.
+"""Fixtures of all tests: one torch thread, and networks that are trained once, also by several workers.
 
 This folder is put on the path, which --import-mode=importlib leaves off it, for ``parametrized_networks`` and
 ``local_hub``.

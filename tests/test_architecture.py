@@ -12,6 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+#: First words of docstrings that don't say what a module is.
+RIDDLES = ("What", "Where", "Which", "How", "Whether", "Who")
+
 #: Imports point to the left, or stay within a layer.
 LAYERS = (
     "escaping",
@@ -120,8 +123,17 @@ def test_no_folder_imports_itself_through_others() -> None:
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_module_says_what_it_is(path: Path) -> None:
-    first = (ast.get_docstring(ast.parse(path.read_text())) or "").split()[0]
-    assert first not in ("What", "Where", "Which", "How", "Whether", "Who")
+    assert first_word(path) not in RIDDLES
+
+
+@pytest.mark.parametrize("folder", ["tests", "analyses", "benchmarks", "docs"])
+def test_scripts_and_tests_say_what_they_are(folder: str) -> None:
+    assert [str(path) for path in (ROOT / folder).rglob("*.py") if first_word(path) in RIDDLES] == []
+
+
+def first_word(path: Path) -> str:
+    """Return the first word of a module's docstring."""
+    return next(iter((ast.get_docstring(ast.parse(path.read_text())) or "").split()), "")
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

@@ -1,4 +1,4 @@
-"""What analyses/README.md says of vision transformers, on the networks of its kept results, trained anew."""
+"""Gates of aligned vision transformers, on networks of the seeds of the kept results, trained anew."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Script = Callable[[str], ModuleType]
 
 SEEDS = (31, 32, 33)
 
-#: Positions along the linear path: the barrier is at the midpoint, or next to it.
+#: Positions along the linear path.
 POINTS = 5
 
 

@@ -1,4 +1,4 @@
-"""Where results may go: names that are nearly those of files, files of another kind, what a result is made from."""
+"""Paths of results: names that are nearly those of files, files of another kind, inputs of the result."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What is saved comes back: every dtype, every shape, every format."""
+"""Checkpoints saved and loaded again: every dtype, every shape, every format."""
 
 from pathlib import Path
 

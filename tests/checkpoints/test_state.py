@@ -1,4 +1,4 @@
-"""Whether state dicts are finite, fit together, and lose a prefix safely."""
+"""Checks of state dicts: finite values, fitting shapes, and prefixes that are removed safely."""
 
 from pathlib import Path
 

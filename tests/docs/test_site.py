@@ -1,4 +1,4 @@
-"""What the strict build does not check: pictures, and that the pages need no network."""
+"""Checks of the site beyond the strict build: pictures, and pages that need no network."""
 
 import importlib.util
 import re

@@ -1,4 +1,4 @@
-"""What makes the files of a kind in an empty folder, all of them right; the file that is damaged is returned."""
+"""Makers of valid files of each kind in an empty folder; each returns the file to damage."""
 
 from __future__ import annotations
 

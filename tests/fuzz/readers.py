@@ -1,4 +1,4 @@
-"""What the library reads files with, a function for each kind of file; all of them take its path."""
+"""Readers of the library, one function per kind of file; all of them take its path."""
 
 from __future__ import annotations
 

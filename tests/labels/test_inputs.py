@@ -1,4 +1,4 @@
-"""What metrics are made of, and every way to get it wrong: one line that says what and where."""
+"""Inputs of metrics, and every mistake in them: one line that names the fault and its place."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What PEFT makes of its own adapters is what a merge of MODEL+ADAPTER makes of them."""
+"""Merges of MODEL+ADAPTER against PEFT's own merges of its adapters."""
 
 import copy
 import warnings

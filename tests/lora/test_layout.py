@@ -1,4 +1,4 @@
-"""Which weights an extracted adapter can hold, how PEFT finds them, and what tied weights and experts get."""
+"""Layout of extracted adapters: the weights they can hold, how PEFT finds them, tied weights and experts."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a folder says, from headers alone, and every reason to refuse one."""
+"""Adapter folders read from headers alone, and every reason to refuse one."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What is free in attention, written out: heads, and within each head what positions and shared keys leave.
+"""Permutations of attention written out: heads, and inside each head those that positions and shared keys leave.
 
 Queries and keys without rotary positions share one permutation a head, values and the output projection another.
 Rotary positions turn pairs of dimensions at frequencies of their own, so that queries and keys keep their order; heads

@@ -1,4 +1,4 @@
-"""What holds for every row of the table of matching methods."""
+"""Properties of every row of the table of matching methods."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""What the tests of the merge methods share: random models with odd tensors, and a call for any row of the table."""
+"""Samples for the tests of merge methods: random models with odd tensors, and a call for any row of the table."""
 
 from __future__ import annotations
 

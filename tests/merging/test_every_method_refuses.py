@@ -1,4 +1,4 @@
-"""What every row of the table of merging methods refuses, and what it says; what the table says of its rows."""
+"""Refusals of every row of the table of merge methods, and their messages."""
 
 import json
 import math

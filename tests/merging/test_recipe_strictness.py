@@ -1,4 +1,4 @@
-"""What mergekit ignores in a recipe is a warning, or an error where a reading is strict; unknown keys stay errors."""
+"""Strictness of recipes: settings that mergekit ignores are warnings, or errors if strict; unknown keys are errors."""
 
 import shutil
 from pathlib import Path

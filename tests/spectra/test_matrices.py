@@ -1,4 +1,4 @@
-"""What counts as a weight matrix: decided by names and shapes, the same for every checkpoint of an architecture."""
+"""Choice of weight matrices by names and shapes, the same for every checkpoint of an architecture."""
 
 import pytest
 import torch

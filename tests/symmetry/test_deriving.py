@@ -1,4 +1,4 @@
-"""What the tracer makes of single ideas: fused attention, wrapped blocks, unknown operators, odd outputs."""
+"""Derivation on single operators: fused attention, wrapped blocks, unknown operators, odd outputs."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Whether less or more of an objective is better: said, or told by its name, never guessed."""
+"""The direction of an objective, smaller or larger is better: given, or inferred from its name, never guessed."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is promised of the memory holds, at the grains where a method takes many copies of a slice."""
+"""Memory of merges against the plan, for slices of which a method takes many copies, and for many models."""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What configurations say of each layer: read, and said anew for layers in another order, or refused."""
+"""Per-layer entries of configurations: reordered with the layers, or refused."""
 
 from typing import Any
 
